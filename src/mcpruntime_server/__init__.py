@@ -1,0 +1,3 @@
+"""An MCP server that is itself the runtime: it runs an agent's Python in sandboxes and journals every run."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,87 @@
+"""Every error that this package raises on purpose.
+
+Rule 1: an error says what happened, where, and what to do about it (`remedy`), in full sentences.
+Rule 2: user code that fails is data (a run with status `error`), never one of these; an exception here
+means that the runtime was asked for something it cannot do, or that one of its parts failed.
+Rule 3: no message carries a credential.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class McpRuntimeError(Exception):
+    """Base of all deliberate errors; `code` is stable and safe to match on."""
+
+    code: ClassVar[str] = "runtime_error"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class ConfigError(McpRuntimeError):
+    """The settings are not usable; the message names the file, the line and the key."""
+
+    code = "config_invalid"
+    http_status = 400
+    exit_code = 2
+
+
+class InvalidRequest(McpRuntimeError):
+    """A request is malformed or asks for something that does not apply."""
+
+    code = "invalid_request"
+    http_status = 400
+    exit_code = 2
+
+
+class NotFound(McpRuntimeError):
+    """A session, run or other named thing does not exist, or belongs to somebody else."""
+
+    code = "not_found"
+    http_status = 404
+    exit_code = 2
+
+
+class Unavailable(McpRuntimeError):
+    """Something that the runtime depends on (engine, image, upstream, capacity) is not there now."""
+
+    code = "unavailable"
+    http_status = 503
+    exit_code = 3
+
+
+class SandboxFailed(McpRuntimeError):
+    """A sandbox could not be made, died, or broke the protocol; its session lives on in a new one."""
+
+    code = "sandbox_failed"
+
+
+class JournalFailed(McpRuntimeError):
+    """The journal could not be written or read; nothing that was acknowledged before is lost."""
+
+    code = "journal_failed"
+
+
+class CallFailed(McpRuntimeError):
+    """A call from sandboxed code failed; raised by handlers, and raised again inside the code.
+
+    `kind` names the reason for programs: `tool_error` (the upstream said no), `unavailable`, `timeout`,
+    `unknown_tool`, `invalid_arguments`, `protocol` (the upstream broke its contract), `cancelled`, `internal`.
+    `data` is plain JSON that the code may inspect.
+    """
+
+    code = "call_failed"
+
+    def __init__(self, kind: str, message: str, *, remedy: str = "", data: Any = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.kind = kind
+        self.data = data

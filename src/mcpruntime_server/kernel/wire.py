@@ -1,0 +1,253 @@
+"""Messages between the host and a sandbox, and how they become bytes.
+
+This module is imported by the host and is also shipped, as source, into the sandbox.
+
+Rule 1: every message is a frozen dataclass listed in `KINDS`; nothing else crosses the boundary.
+Rule 2: this module does no I/O. `encode` and `Decoder` turn messages into bytes and back.
+Rule 3: a frame is `length (4 bytes, big endian) | kind (1 byte) | JSON object | newline | payload`, where the length
+counts everything after itself and the payload is the raw bytes of the field `data`. The newline and the payload are
+there only if the message has such a field. JSON is ASCII, so a raw newline cannot occur inside it.
+Rule 4: bytes that are not a message raise `WireError`; the connection cannot be trusted after that.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+
+VERSION = 1
+MAX_FRAME = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a message
+CHUNK = 256 * 1024  # bytes of file content or output in one frame, so that nothing waits long behind it
+HEADER = 5  # bytes: length and kind
+
+
+class WireError(Exception):
+    """The peer sent bytes that are not a message, or a message was too large to send."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base of everything that crosses the boundary."""
+
+
+# host -> sandbox ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup(Message):
+    """The first message: limits (bytes), the workspace folder and the seed of everything random."""
+
+    version: int
+    workspace: str
+    output_limit: int
+    value_limit: int
+    seed: str
+
+
+@dataclass(frozen=True)
+class Execute(Message):
+    """Run `code`; `name` is what tracebacks call it (`<step 3>`)."""
+
+    run: int
+    code: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Reply(Message):
+    """The answer to `Call` number `call`: a value, or the error that the code is to raise."""
+
+    call: int
+    value: Any = None
+    error: Optional[Dict[str, Any]] = None  # keys: kind, message, data
+
+
+@dataclass(frozen=True)
+class Interrupt(Message):
+    """Raise KeyboardInterrupt in run `run`; ignored if that run is over."""
+
+    run: int
+
+
+@dataclass(frozen=True)
+class Kill(Message):
+    """Kill every process of the code's and start a fresh interpreter; ignored if run `run` is over."""
+
+    run: int
+
+
+@dataclass(frozen=True)
+class Put(Message):
+    """Write a piece of a workspace file; the first piece has `offset` 0 and replaces what was there."""
+
+    path: str  # relative to the workspace, with `/`
+    mode: int
+    offset: int
+    last: bool
+    data: bytes
+
+
+# sandbox -> host ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ready(Message):
+    """The kernel stands: sent once, after `Setup`."""
+
+    version: int
+    python: str
+    platform: str
+
+
+@dataclass(frozen=True)
+class Output(Message):
+    """What run `run` printed, as bytes; `dropped` counts the bytes left out before `data`."""
+
+    run: int
+    stream: str  # "stdout" | "stderr"
+    dropped: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Call(Message):
+    """Sandboxed code asks the host for something."""
+
+    id: int
+    run: int
+    target: str
+    args: Dict[str, Any]
+    line: Optional[int] = None  # line of the user's code that made the call, where it is known
+
+
+@dataclass(frozen=True)
+class Files(Message):
+    """Workspace paths that run `run` changed or removed; sent before its `Done`."""
+
+    run: int
+    changed: List[str]
+    removed: List[str]
+    unseen: int = 0  # files that were not looked at because there were too many
+
+
+@dataclass(frozen=True)
+class Done(Message):
+    """Run `run` is over."""
+
+    run: int
+    status: str  # "ok" | "error" | "interrupted" | "died"
+    value: Optional[Dict[str, Any]] = None  # see `present.present`
+    error: Optional[Dict[str, Any]] = None  # keys: type, message, traceback
+    usage: Optional[Dict[str, float]] = None  # keys: wall_ms, cpu_ms, peak_mb
+
+
+@dataclass(frozen=True)
+class FileData(Message):
+    """A piece of a changed workspace file, streamed after `Done`."""
+
+    run: int
+    path: str
+    mode: int
+    last: bool
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Saved(Message):
+    """All `FileData` of run `run` have been sent; `skipped` names files that could not be read or were too large."""
+
+    run: int
+    skipped: List[str]
+
+
+KINDS: Tuple[Type[Message], ...] = (
+    Setup, Execute, Reply, Interrupt, Kill, Put,
+    Ready, Output, Call, Files, Done, FileData, Saved,
+)  # fmt: skip
+KIND_OF: Dict[Type[Message], int] = {cls: kind for kind, cls in enumerate(KINDS)}
+
+CHECKS: Dict[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int,
+    "bool": lambda value: type(value) is bool,
+    "str": lambda value: type(value) is str,
+    "bytes": lambda value: type(value) is bytes,
+    "Any": lambda value: True,
+    "List[str]": lambda value: type(value) is list and all(type(item) is str for item in value),
+    "Dict[str, Any]": lambda value: type(value) is dict,
+    "Optional[int]": lambda value: value is None or type(value) is int,
+    "Optional[Dict[str, Any]]": lambda value: value is None or type(value) is dict,
+    "Optional[Dict[str, float]]": lambda value: (
+        value is None or (type(value) is dict and all(type(item) in (int, float) for item in value.values()))
+    ),
+}
+FIELDS: Dict[Type[Message], Tuple[Tuple[str, Callable[[Any], bool]], ...]] = {
+    cls: tuple((field.name, CHECKS[str(field.type)]) for field in fields(cls)) for cls in KINDS
+}
+CARRIES_DATA = frozenset(cls for cls in KINDS if any(name == "data" for name, _ in FIELDS[cls]))
+
+
+def encode(message: Message) -> bytes:
+    """Return `message` as one frame; raises `WireError` if it is not JSON or too large."""
+    cls = type(message)
+    head = dict(message.__dict__)
+    payload = b"\n" + head.pop("data") if cls in CARRIES_DATA else b""
+    try:
+        text = json.dumps(head, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise WireError(f"{cls.__name__} cannot be sent: {exc}") from exc
+    size = 1 + len(text) + len(payload)
+    if size > MAX_FRAME:
+        raise WireError(f"{cls.__name__} is {size} bytes; the limit is {MAX_FRAME}")
+    return size.to_bytes(4, "big") + bytes((KIND_OF[cls],)) + text.encode("ascii") + payload
+
+
+def decode(kind: int, body: bytes) -> Message:
+    """Return the message whose kind byte is `kind` and whose remaining bytes are `body`."""
+    if kind >= len(KINDS):
+        raise WireError(f"no message has the kind {kind}")
+    cls = KINDS[kind]
+    try:
+        if cls in CARRIES_DATA:
+            text, _, payload = body.partition(b"\n")
+            head = json.loads(text)
+            head["data"] = payload
+        else:
+            head = json.loads(body)
+        message = cls(**head)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise WireError(f"not a {cls.__name__}: {body[:80]!r}") from exc
+    for name, fits in FIELDS[cls]:
+        if not fits(getattr(message, name)):
+            raise WireError(f"{cls.__name__}.{name} has the wrong type: {getattr(message, name)!r:.80}")
+    return message
+
+
+class Decoder:
+    """Bytes in, messages out; holds at most one partial frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> List[Message]:
+        """Return the messages that `data` completes; raises `WireError` on bytes that are not a message."""
+        buffer = self._buffer
+        buffer += data
+        messages = []
+        start = 0
+        while len(buffer) - start >= HEADER:
+            end = start + 4 + frame_size(buffer[start : start + 4])
+            if len(buffer) < end:
+                break
+            messages.append(decode(buffer[start + 4], bytes(buffer[start + HEADER : end])))
+            start = end
+        del buffer[:start]
+        return messages
+
+
+def frame_size(prefix: bytes) -> int:
+    """Return the size that a frame's first four bytes announce; raises `WireError` if it is out of bounds."""
+    size = int.from_bytes(prefix, "big")
+    if not 1 <= size <= MAX_FRAME:
+        raise WireError(f"a frame of {size} bytes; the limit is {MAX_FRAME}")
+    return size

@@ -1,0 +1,77 @@
+"""Where Python runs: the interface that every backend implements.
+
+A backend starts an isolated Python process and hands over its stdin and stdout as one stream of bytes, a `Channel`.
+Everything above bytes (the wire, runs, calls, files) is in `link` and the same for all backends.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class SandboxInfo:
+    """What a started sandbox is: `image` is a content digest where the backend has one."""
+
+    id: str
+    backend: str
+    image: str
+
+
+class Channel(Protocol):
+    """The host's end of the bytes that go in and out of one sandbox."""
+
+    @property
+    def info(self) -> SandboxInfo:
+        """What this sandbox is."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`; raises `SandboxFailed` when the sandbox is gone. One sender at a time."""
+        ...
+
+    async def receive(self) -> bytes:
+        """Return the next bytes of the sandbox's stdout, or b"" when it is gone. One receiver at a time."""
+        ...
+
+    async def memory(self) -> int | None:
+        """Return the sandbox's memory in bytes, without page cache; None where the backend cannot tell."""
+        ...
+
+    async def cause_of_death(self) -> str:
+        """Return one sentence on why the sandbox is gone ("it ran out of memory", "exit code 3", ...)."""
+        ...
+
+
+class Backend(Protocol):
+    """Makes sandboxes. `isolated` says whether code inside is kept from the host."""
+
+    name: str
+    isolated: bool
+
+    def open(self) -> AbstractAsyncContextManager[Channel]:
+        """Start a sandbox running the kernel's bootstrap; leaving the context kills and removes it, within seconds.
+
+        Raises `Unavailable` where there is no engine or image, `SandboxFailed` where this one could not start.
+        """
+        ...
+
+    async def check(self) -> list[Check]:
+        """Examine what this backend depends on, for `doctor`."""
+        ...
+
+    async def sweep(self) -> int:
+        """Remove what servers that are gone have left behind; return how many sandboxes that were."""
+        ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `doctor`: what was looked at, whether it is in order, and what to do if it is not."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
