@@ -1,0 +1,351 @@
+"""What sandboxed code sees of the host: the package `tools` and its errors.
+
+`install` puts `tools` into `sys.modules`. A server's module is made at its first import, from source (a *shim*) that
+the host generates; the shim's functions are plain `def`s under the decorator `shim`, which turns them into calls.
+
+Rule 1: standard library only, Python >= 3.9, and few imports: this module is part of every sandbox's start.
+Rule 2: nothing here knows how a call travels; `install` is handed two functions, a blocking one and its async twin.
+Rule 3: names that cannot be right (a server, a tool, a parameter) fail here, with the names that would be.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Awaitable, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
+
+from .results import Slot, did_you_mean, map_concurrently, record
+
+PACKAGE = "tools"
+VARKEYWORDS = 0x08  # code flag: the function takes `**kwargs`
+
+# errors -------------------------------------------------------------------------------------------
+
+
+class HostError(Exception):
+    """The host's answer to a call was an error; `kind` is for programs, `data` is plain JSON."""
+
+    def __init__(self, kind: str, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.data = data
+
+
+class ToolError(Exception):
+    """A tool call failed: `tool` ("git.git_log"), `arguments` as sent, `message`, `kind`, `data` (plain JSON)."""
+
+    __module__ = PACKAGE
+
+    def __init__(
+        self, message: str, *, tool: str = "", arguments: Any = None, kind: str = "tool_error", data: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.tool = tool
+        self.arguments = arguments
+        self.kind = kind
+        self.data = data
+
+    def __str__(self) -> str:
+        return f"{self.tool}: {self.message}" if self.tool else self.message
+
+
+class ToolArgumentError(ToolError, TypeError):
+    """A tool was called with parameters that it does not have, or without one that it needs."""
+
+    __module__ = PACKAGE
+
+
+class ToolUnavailableError(ToolError, ImportError):
+    """A server's module cannot be made because the server does not answer."""
+
+    __module__ = PACKAGE
+
+
+def raise_tool_error(error: HostError, tool: str, arguments: Any) -> NoReturn:
+    """Raise the `ToolError` that sandboxed code is to see instead of `error`."""
+    cls = ToolArgumentError if error.kind == "invalid_arguments" else ToolError
+    raise cls(error.message, tool=tool, arguments=arguments, kind=error.kind, data=record(error.data)) from None
+
+
+# calls --------------------------------------------------------------------------------------------
+
+
+class Host:
+    """The two functions through which everything leaves the sandbox; replaced by `install`."""
+
+    call: Callable[[str, dict[str, Any]], Any]
+    acall: Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+
+host = Host()
+
+
+def ask(target: str, arguments: dict[str, Any], tool: str) -> Any:
+    """Call the host; raises `ToolError`, in the name of `tool`."""
+    try:
+        return record(host.call(target, arguments))
+    except HostError as error:
+        raise_tool_error(error, tool, arguments)
+
+
+async def aask(target: str, arguments: dict[str, Any], tool: str) -> Any:
+    """Call the host from asyncio; raises `ToolError`, in the name of `tool`."""
+    try:
+        return record(await host.acall(target, arguments))
+    except HostError as error:
+        raise_tool_error(error, tool, arguments)
+
+
+class Parameters:
+    """What a shim's function takes, read off its code; turns a Python call into a tool's arguments."""
+
+    def __init__(
+        self, function: Callable[..., Any], tool: str, renamed: Mapping[str, str], unset: Sequence[str]
+    ) -> None:
+        code = function.__code__
+        defaults = len(function.__defaults__ or ())
+        self.tool = tool
+        self.names = code.co_varnames[: code.co_argcount]
+        self.required = self.names[: code.co_argcount - defaults]
+        self.open = bool(code.co_flags & VARKEYWORDS)
+        self.wire = {name: renamed.get(name, name) for name in self.names}
+        self.python = {wire: name for name, wire in self.wire.items()}
+        self.unset = frozenset(unset)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments to send, without those left out; raises `ToolArgumentError`."""
+        if len(args) > len(self.names):
+            self.refuse(f"takes at most {len(self.names)} positional arguments, got {len(args)}.")
+        given = dict(zip(self.names, args))  # noqa: B905 - Python 3.9 has no `strict`
+        for key, value in kwargs.items():
+            name = key if key in self.wire else self.python.get(key, key)
+            if name in given:
+                self.refuse(f"got two values for {name!r}.")
+            if name not in self.wire and not self.open:
+                self.refuse(f"has no parameter {key!r}. {did_you_mean(key, self.names)}".rstrip())
+            given[name] = value
+        missing = [name for name in self.required if name not in given]
+        if missing:
+            self.refuse(f"needs {', '.join(map(repr, missing))}.")
+        return {self.wire.get(name, name): sendable(value) for name, value in given.items() if self.sends(name, value)}
+
+    def sends(self, name: str, value: Any) -> bool:
+        """Return whether `value` is sent: None stands for "left out" where the tool does not take null."""
+        return value is not None or name not in self.unset
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raise the error for a call that cannot be right, with the parameters that would be."""
+        listed = ", ".join(name + "*" * (name in self.required) for name in self.names)
+        listing = f"Parameters: {listed} (* = required)." if listed else "It takes no parameters."
+        raise ToolArgumentError(f"{self.tool} {problem} {listing}", kind="invalid_arguments")
+
+
+def sendable(value: Any) -> Any:
+    """Return `value`, or the text of a path: the one type that is not JSON and is passed all the time."""
+    return value.__fspath__() if hasattr(value, "__fspath__") else value
+
+
+def shim(
+    server: str, renamed: Mapping[str, str] = {}, unset: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function of a shim call the tool of its name; `.aio` is its async twin.
+
+    `renamed` maps Python names to the tool's own where they differ; `unset` names the parameters for which None
+    means "left out". The function's body never runs: its signature and docstring are what `help` shows.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        tool = f"{server}.{function.__name__}"
+        target = f"{PACKAGE}.{tool}"
+        bind = Parameters(function, tool, renamed, unset).bind
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return ask(target, bind(args, kwargs), tool)
+
+        @functools.wraps(function)
+        async def aio(*args: Any, **kwargs: Any) -> Any:
+            return await aask(target, bind(args, kwargs), tool)
+
+        aio.__qualname__ = f"{function.__qualname__}.aio"
+        call.aio = aio  # type: ignore[attr-defined] # functions take attributes, and `help` reads functions best
+        return call
+
+    return decorate
+
+
+# finding tools ------------------------------------------------------------------------------------
+
+
+class ToolInfo:
+    """One tool in a listing; `name` is "git.git_log", and its repr is one line."""
+
+    __slots__ = ("effect", "name", "server", "signature", "summary")
+
+    def __init__(self, server: str, tool: str, signature: str, summary: str, effect: str) -> None:
+        self.name = f"{server}.{tool}"
+        self.server = server
+        self.signature = signature
+        self.summary = summary
+        self.effect = effect
+
+    def __repr__(self) -> str:
+        return f"{self.name}{self.signature}" + (f"  # {self.summary}" if self.summary else "")
+
+
+class Listing(list[ToolInfo]):
+    """Tools, one a line in its repr; `problems` says which servers could not be asked, and why."""
+
+    __slots__ = ("problems",)
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        super().__init__(ToolInfo(**tool) for tool in found["tools"])
+        self.problems: list[str] = found["problems"]
+
+    def __repr__(self) -> str:
+        lines = [repr(tool) for tool in self] or ["no tools found"]
+        return "\n".join(lines + [f"! {problem}" for problem in self.problems])
+
+
+def search(query: str, limit: int = 10) -> Listing:
+    """Return the tools whose names, descriptions or parameters match `query`, best first."""
+    return Listing(ask("catalog.search", {"query": query, "limit": limit}, "tools.search"))
+
+
+def list_tools(server: str | None = None) -> Listing:
+    """Return all tools, or those of one server."""
+    return Listing(ask("catalog.list", {} if server is None else {"server": server}, "tools.list"))
+
+
+# the package --------------------------------------------------------------------------------------
+
+PUBLIC: dict[str, Any] = {
+    "search": search,
+    "list": list_tools,
+    "map": map_concurrently,
+    "shim": shim,
+    "Slot": Slot,
+    "ToolError": ToolError,
+    "ToolArgumentError": ToolArgumentError,
+    "ToolUnavailableError": ToolUnavailableError,
+}
+
+
+class Package(ModuleType):
+    """The module `tools`: a server's module is imported when it is first named."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"module {PACKAGE!r} has no attribute {name!r}")
+        try:
+            return importlib.import_module(f"{PACKAGE}.{name}")
+        except ModuleNotFoundError as error:
+            raise AttributeError(str(error)) from None
+
+    def __dir__(self) -> Iterable[str]:
+        return sorted({*PUBLIC, *servers()})
+
+
+class Finder:
+    """Finds and loads `tools.<server>`, and says what is there instead of what is not."""
+
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        """Return the spec of a server's module; a name below one is a tool that it does not have."""
+        parts = fullname.split(".")
+        if parts[0] != PACKAGE or len(parts) < 2:
+            return None
+        if len(parts) > 2:
+            raise ImportError(no_such_tool(sys.modules[".".join(parts[:2])], parts[2]))
+        return ModuleSpec(fullname, self, origin=f"<{fullname}>", is_package=True)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Let the import system make the module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Fetch the shim and run it; its source is kept for tracebacks and `inspect.getsource`."""
+        import linecache
+
+        server = module.__name__.rpartition(".")[2]
+        source = fetch(server)
+        filename = f"<{module.__name__}>"
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        exec(compile(source, filename, "exec", dont_inherit=True), module.__dict__)
+        module.__getattr__ = functools.partial(missing_tool, module)  # type: ignore[method-assign]
+
+
+def fetch(server: str) -> str:
+    """Return the source of a server's shim; raises `ModuleNotFoundError` or `ToolUnavailableError`."""
+    try:
+        source: str = host.call("catalog.shim", {"server": server})["source"]
+    except HostError as error:
+        if error.kind == "unknown_tool":
+            # `name` is not the full name: the import system swallows an error of that name in `from tools import x`.
+            raise ModuleNotFoundError(error.message, name=server) from None
+        raise ToolUnavailableError(error.message, tool=server, kind=error.kind, data=error.data) from None
+    return source
+
+
+def missing_tool(module: ModuleType, name: str) -> NoReturn:
+    """Raise the error for `tools.<server>.<name>` where there is no such tool."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+    raise AttributeError(no_such_tool(module, name))
+
+
+def no_such_tool(module: ModuleType, name: str) -> str:
+    """Return the message that says what `module` has instead of `name`."""
+    names: list[str] = module.__dict__.get("__all__", [])
+    listed = ", ".join(names[:50]) + (", ..." if len(names) > 50 else "")
+    return f"{module.__name__} has no tool {name!r}. {did_you_mean(name, names)}Tools: {listed or 'none'}."
+
+
+def servers() -> Iterator[str]:
+    """Return the names of all servers' modules, or none where the host cannot be asked."""
+    try:
+        return iter(host.call("catalog.servers", {}))
+    except HostError:
+        return iter(())
+
+
+def install(
+    call: Callable[[str, dict[str, Any]], Any], acall: Callable[[str, dict[str, Any]], Awaitable[Any]]
+) -> ModuleType:
+    """Make `import tools` work, with every call going through `call` or `acall`; may be called again.
+
+    Both raise `HostError`. `call` blocks and is called from any thread; `acall` is called on the running event loop.
+    """
+    host.call = call
+    host.acall = acall
+    package = sys.modules.get(PACKAGE)
+    if not isinstance(package, Package):
+        package = sys.modules[PACKAGE] = Package(PACKAGE, DOC)
+        package.__path__ = []
+        package.__dict__.update(PUBLIC, __all__=sorted(PUBLIC))
+        sys.meta_path.insert(0, Finder())
+    return package
+
+
+def refresh(changed: Iterable[str]) -> None:
+    """Forget the modules of these servers, so that the next import sees their new shims.
+
+    Functions that code has already imported go on working: a tool is called by its name.
+    """
+    package = sys.modules[PACKAGE]
+    for server in changed:
+        name = f"{PACKAGE}.{server}"
+        if sys.modules.pop(name, None) is not None:
+            package.__dict__.pop(server, None)
+
+
+DOC = """The MCP servers that this code may use, each a module: `from tools.git import git_log`.
+
+tools.search("words")      the tools that fit, best first      tools.list("git")   all tools of a server
+help(tools.git.git_log)    parameters, types, output           await git_log.aio(...)   the same from asyncio
+tools.map(fn, items)       many calls at once; one slot each: .ok .value .error
+A failed call raises tools.ToolError (.tool .arguments .message .kind .data). Results are JSON data: r["key"] or r.key.
+"""
