@@ -1,0 +1,102 @@
+"""Content-addressed storage: bytes are kept once, in a file named by their SHA-256.
+
+Rule 1: a blob appears whole or not at all: it is written beside its place and renamed into it.
+Rule 2: several threads and processes may store the same content at once; the last rename wins and nothing is lost.
+Rule 3: what is read is verified; a damaged blob is an error that names it, and storing the content again mends it.
+This module is synchronous (call it from a worker thread) and does not know what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import IO
+
+from mcpruntime_server.errors import JournalFailed, NotFound
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobStore:
+    """Blobs under one folder: `ab/abcd...`; `tmp/` holds what is being written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, digest: str) -> Path:
+        """Return where the blob `digest` is kept; raises `NotFound` if that is not a digest."""
+        if not DIGEST.fullmatch(digest):
+            raise NotFound(f"{digest!r} is not the name of a blob.", remedy="A name is 64 hexadecimal digits.")
+        return self.root / digest[:2] / digest
+
+    def put(self, data: bytes) -> str:
+        """Keep `data` and return its digest."""
+        digest = sha256(data).hexdigest()
+        if not self._has(digest, len(data)):
+            with self.writer() as writer:
+                writer.write(data)
+                writer.keep()
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """Return the content of `digest`; raises `NotFound`, or `JournalFailed` if it is damaged or unreadable."""
+        path = self.path(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"The blob {digest} is not in {self.root}.") from None
+        except OSError as exc:
+            raise JournalFailed(f"The blob {path} cannot be read: {exc.strerror}.") from exc
+        if sha256(data).hexdigest() != digest:
+            raise JournalFailed(
+                f"The blob {path} is damaged: its {len(data)} bytes are not the content it is named after.",
+                remedy="Restore the file from a backup; everything that does not use it is unaffected.",
+            )
+        return data
+
+    @contextmanager
+    def writer(self) -> Iterator[BlobWriter]:
+        """Write a blob piece by piece; without `keep()` nothing remains of it."""
+        with tempfile.NamedTemporaryFile(dir=self.root / "tmp", delete=False) as file:
+            try:
+                yield BlobWriter(self, file, Path(file.name))
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+
+    def _has(self, digest: str, size: int) -> bool:
+        try:
+            return self.path(digest).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+
+class BlobWriter:
+    """A blob in the making."""
+
+    def __init__(self, store: BlobStore, file: IO[bytes], draft: Path) -> None:
+        self._store = store
+        self._file = file
+        self._draft = draft
+        self._hash = sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Add `data` at the end."""
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def keep(self) -> str:
+        """Put the blob into its place and return its digest."""
+        self._file.flush()
+        digest = self._hash.hexdigest()
+        path = self._store.path(digest)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        os.replace(self._draft, path)
+        return digest

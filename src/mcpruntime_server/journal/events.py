@@ -1,0 +1,210 @@
+"""The facts that a journal is made of, and how they become text.
+
+Rule 1: everything that happens is one frozen dataclass listed in `KINDS`, written once and never changed.
+Rule 2: this module does no I/O and knows neither SQL nor the sandbox; values are plain JSON data.
+Rule 3: the text is ASCII JSON. A lone surrogate is escaped and comes back as it was; a high and a low one side by side
+come back as the character that they spell. NaN, infinities, cycles and anything that is not JSON raise `ValueError`.
+Rule 4: readers tolerate what a newer version wrote: an unknown kind becomes `Unknown`, an unknown field is left out.
+A field added later therefore needs a default. `VERSION` rises only when the meaning of an existing field changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypedDict
+
+VERSION = 1
+
+
+class Event:
+    """Base of every fact."""
+
+
+@dataclass(frozen=True)
+class SessionOpened(Event):
+    """A session was made; `name` is its owner's own word for it, if any."""
+
+    name: str | None
+    principal: str
+    backend: str
+
+
+@dataclass(frozen=True)
+class SandboxStarted(Event):
+    """The session got a sandbox; `image` is a content digest where the backend has one."""
+
+    sandbox: str
+    image: str
+    python: str
+    platform: str
+    seed: str
+
+
+@dataclass(frozen=True)
+class SandboxEnded(Event):
+    """The session's sandbox is gone; `reason` is one sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """Run `run` began; `parent` is the run whose state it started from and `step` its depth in that line."""
+
+    run: str
+    parent: str | None
+    step: int
+    code: str
+    name: str  # what tracebacks call it
+    timeout_s: float
+    catalog: str = ""  # digest of the tools that the code could import
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Output(Event):
+    """The code printed `text`; `dropped` counts the bytes left out before it."""
+
+    stream: str  # "stdout" | "stderr"
+    text: str
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class CallStarted(Event):
+    """The code asked the host for something; (target, args, nth) names the call in a recording."""
+
+    call: int  # unique in the run
+    target: str
+    args: str  # canonical JSON
+    effect: str  # "read" | "idempotent" | "write"
+    nth: int  # 0 for the run's first call with this target and these arguments
+    line: int | None = None  # of the user's code
+    schema: str = ""  # digest of the schema that the caller knew
+
+
+@dataclass(frozen=True)
+class CallFinished(Event):
+    """Call `call` ended with `value`, or with `error` (keys: kind, message, data) if that is not None."""
+
+    call: int
+    value: Any = None
+    error: Mapping[str, Any] | None = None
+    ms: float = 0.0
+
+
+class FileEntry(TypedDict):
+    """One workspace file: `digest` names its content in the blob store, `size` is in bytes."""
+
+    digest: str
+    size: int
+    mode: int
+
+
+@dataclass(frozen=True)
+class FilesChanged(Event):
+    """The run left these workspace paths changed or removed."""
+
+    changed: Mapping[str, FileEntry]
+    removed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """The run is over; `flags` are facts that limit how its state can be restored (`threads`, `state_lost`, ...)."""
+
+    status: str  # "ok" | "error" | "timeout" | "crashed" | "cancelled"
+    value: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None  # keys: type, message, traceback
+    usage: Mapping[str, float] | None = None  # keys: wall_ms, cpu_ms, peak_mb
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Unknown(Event):
+    """A fact of a kind that only a newer version knows, kept as it was written."""
+
+    kind: str
+    fields: Mapping[str, Any]
+
+
+KINDS: Mapping[str, type[Event]] = {
+    "session_opened": SessionOpened,
+    "sandbox_started": SandboxStarted,
+    "sandbox_ended": SandboxEnded,
+    "run_started": RunStarted,
+    "output": Output,
+    "call_started": CallStarted,
+    "call_finished": CallFinished,
+    "files_changed": FilesChanged,
+    "run_finished": RunFinished,
+}
+NAMES: Mapping[type[Event], str] = {cls: kind for kind, cls in KINDS.items()}
+FIELDS: Mapping[type[Event], Mapping[str, bool]] = {  # field -> whether it must be there
+    cls: {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(cls)}  # type: ignore[arg-type]
+    for cls in KINDS.values()
+}
+
+_plain = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_sorted = json.JSONEncoder(allow_nan=False, separators=(",", ":"), sort_keys=True).encode
+
+
+def kind_of(event: Event) -> str:
+    """Return the name under which `event` is written."""
+    return event.kind if isinstance(event, Unknown) else NAMES[type(event)]
+
+
+def fields_of(event: Event) -> Mapping[str, Any]:
+    """Return the fields of `event` as written."""
+    return event.fields if isinstance(event, Unknown) else vars(event)
+
+
+def text_of(value: Any) -> str:
+    """Return JSON data as text, keys in the order given; raises `ValueError` on anything else."""
+    return _checked(_plain, value)
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON data as the one text that equal data has, keys sorted; raises `ValueError` on anything else.
+
+    Integers and floats stay apart (`1` is not `1.0`); keys are expected to be strings.
+    """
+    return _checked(_sorted, value)
+
+
+def _checked(encode: Any, value: Any) -> str:
+    try:
+        text: str = encode(value)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(f"This is not JSON data: {exc}.") from exc
+    return text
+
+
+def to_json(event: Event) -> str:
+    """Return the fields of `event` as one JSON object; raises `ValueError` if a value is not JSON data."""
+    try:
+        return text_of(fields_of(event))
+    except ValueError as exc:
+        raise ValueError(f"A {kind_of(event)} event cannot be recorded. {exc}") from exc
+
+
+def from_fields(kind: str, found: Mapping[str, Any]) -> Event:
+    """Return the event of `kind` with the fields `found`; raises `ValueError` if one that it needs is missing."""
+    cls = KINDS.get(kind)
+    if cls is None:
+        return Unknown(kind, found)
+    known = FIELDS[cls]
+    missing = [name for name, needed in known.items() if needed and name not in found]
+    if missing:
+        raise ValueError(f"A {kind} event has no {', '.join(missing)}.")
+    return cls(**{name: value for name, value in found.items() if name in known})
+
+
+def from_json(kind: str, text: str) -> Event:
+    """Return the event that `to_json` wrote; raises `ValueError` if `text` is not one."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"A {kind} event is not a JSON object.")
+    return from_fields(kind, found)

@@ -1,0 +1,201 @@
+"""The one thread that writes: it takes what has queued up and commits it together.
+
+Rule 1: jobs are done in the order in which they were given; all that wait when the thread gets to them share a
+transaction, so that a burst costs one commit.
+Rule 2: a job that is `kept` (an event) stays in the queue while the disk refuses, and is tried again with the next job
+and once in a while, so the log never has a hole; any other job is told of the failure at once and forgotten.
+Rule 3: a job that is wrong in itself fails alone; its neighbours are committed without it.
+Rule 4: the event loop is woken once per commit, and only if somebody waits. Checkpoints wait for a quiet moment.
+This module knows transactions, not tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any
+
+import anyio
+
+from mcpruntime_server.errors import JournalFailed
+
+from .schema import failure
+
+IDLE_S = 0.5  # quiet time before a checkpoint: long enough not to fall between the events of one run
+RETRY_S = 1.0  # between tries while the disk refuses
+CHECKPOINT_BYTES = 32 * 1024 * 1024  # written without a quiet moment; then a checkpoint is due all the same
+BATCH = 1000  # jobs in one transaction, so that other servers get their turn
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """Something to do inside a transaction; `size` is about what it holds in memory, in bytes."""
+
+    work: Callable[[sqlite3.Connection], Any]
+    kept: bool = False
+    size: int = 0
+    done: anyio.Event | None = None
+    result: Any = None
+    error: Exception | None = None
+
+
+class Writer:
+    """Owns the thread and its connection; `put` and `call` belong to the event loop's thread."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()  # anyio's own way to call back waits for the answer; this does not
+        self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
+        self._stopped = anyio.Event()
+        self._bytes_in = 0  # counted by the loop
+        self._bytes_out = 0  # counted by the thread, so that neither needs a lock
+        self._refused: Exception | None = None  # why an event was left out; told to the next flush
+        self._since_checkpoint = 0
+        self._ending = False
+        self._thread.start()
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that have been given and not been committed."""
+        return self._bytes_in - self._bytes_out
+
+    def put(self, work: Callable[[sqlite3.Connection], Any], size: int) -> None:
+        """Queue work that must not be lost."""
+        self._bytes_in += size
+        self._queue.put(Job(work, kept=True, size=size))
+
+    async def call(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        """Do `work` after all that was queued before; raises what it raises, or `JournalFailed`."""
+        if self._ending:
+            raise JournalFailed(f"The journal {self._path} is closed.")
+        done = anyio.Event()
+        job = Job(work, done=done)
+        self._queue.put(job)
+        await done.wait()
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    async def flush(self) -> None:
+        """Return when all that was queued before is committed; raises `JournalFailed`."""
+        if self.backlog or self._refused is not None:
+            await self.call(self._report_refusal)
+
+    async def stop(self) -> None:
+        """Commit what can be committed and end the thread."""
+        self._ending = True
+        self._queue.put(None)
+        await self._stopped.wait()
+        self._thread.join()
+
+    def _report_refusal(self, _: sqlite3.Connection) -> None:
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            raise JournalFailed(f"An event could not be recorded: {refused}") from refused
+
+    # the thread -------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        waiting: list[Job] = []
+        while True:
+            stop = self._collect(waiting)
+            waiting = self._commit(waiting) if waiting else self._checkpoint()
+            if stop:
+                break
+            if self._since_checkpoint > CHECKPOINT_BYTES:
+                self._checkpoint()
+        self._connection.close()
+        self._loop.call_soon_threadsafe(self._stopped.set)
+
+    def _collect(self, waiting: list[Job]) -> bool:
+        """Add to `waiting` what is queued, after waiting for something; say whether the end was asked for."""
+        refused = bool(waiting)  # then more events are no reason to try again, but somebody who waits is
+        retry_at = monotonic() + RETRY_S
+        try:
+            job = self._queue.get(timeout=RETRY_S if refused else IDLE_S if self._since_checkpoint else None)
+            while job is not None:
+                waiting.append(job)
+                if refused and job.kept:
+                    job = self._queue.get(timeout=max(0.0, retry_at - monotonic()))
+                elif len(waiting) < BATCH:
+                    job = self._queue.get_nowait()
+                else:
+                    return False
+        except Empty:
+            return False
+        return True
+
+    def _commit(self, jobs: list[Job]) -> list[Job]:
+        """Do `jobs`; return those that are to be tried again."""
+        try:
+            with self._transaction():
+                for job in jobs:
+                    job.result = job.work(self._connection)
+        except (sqlite3.OperationalError, OSError) as exc:
+            return self._postpone(jobs, exc)
+        except Exception as exc:  # noqa: BLE001 - whatever one job raises is that job's own result
+            if type(exc) is sqlite3.DatabaseError:  # a damaged file
+                return self._postpone(jobs, exc)
+            return self._refuse(jobs[0], exc) if len(jobs) == 1 else self._commit_apart(jobs)
+        self._settle(jobs)
+        return []
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _commit_apart(self, jobs: Sequence[Job]) -> list[Job]:
+        for index, job in enumerate(jobs):
+            again = self._commit([job])
+            if again:
+                return again + self._postpone(jobs[index + 1 :], job.error)
+        return []
+
+    def _postpone(self, jobs: Sequence[Job], cause: Exception | None) -> list[Job]:
+        error = failure(cause, self._path) if isinstance(cause, sqlite3.Error | OSError) else cause
+        for job in jobs:
+            job.error = error
+        self._settle([job for job in jobs if not job.kept])
+        return [job for job in jobs if job.kept]
+
+    def _refuse(self, job: Job, cause: Exception) -> list[Job]:
+        job.error = cause
+        if job.kept:
+            self._refused = cause
+        self._settle([job])
+        return []
+
+    def _settle(self, jobs: Sequence[Job]) -> None:
+        size = sum(job.size for job in jobs)
+        self._bytes_out += size
+        self._since_checkpoint += size + 1
+        waited_for = [job.done for job in jobs if job.done is not None]
+        if waited_for:
+            self._loop.call_soon_threadsafe(_set_all, waited_for)
+
+    def _checkpoint(self) -> list[Job]:
+        self._since_checkpoint = 0
+        with suppress(sqlite3.Error):  # a checkpoint is never urgent: the next one does its work
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        return []
+
+
+def _set_all(events: Sequence[anyio.Event]) -> None:
+    for event in events:
+        event.set()
