@@ -1,0 +1,87 @@
+"""How this host reaches its package index: pip's settings and certificates, in a form that travels into a build.
+
+Only what another machine can use is taken: addresses of index servers, not folders or files of this one. The result may
+hold credentials, so it goes into the build's own volume and never into an image, a label, a log or an error.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+URLS = ("index-url", "extra-index-url", "find-links")
+WORDS = ("trusted-host", "timeout", "retries", "proxy", "pre", "prefer-binary", "only-binary")
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
+CA_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # openSUSE
+    "/etc/ssl/cert.pem",  # macOS, BSD
+)
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+
+
+def pip_settings(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+    """Return pip's settings on this host, each file overriding the ones before it and the environment all of them."""
+    found: dict[str, str] = {}
+    for file in pip_files(environ, home):
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read(file, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError):
+            continue  # pip itself would refuse it; a build without it may still succeed
+        for section in ("global", "install"):
+            if parser.has_section(section):
+                found.update(parser.items(section))
+    for name in (*URLS, *WORDS, "cert"):
+        if value := environ.get("PIP_" + name.upper().replace("-", "_")):
+            found[name] = value
+    return found
+
+
+def pip_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
+    """Yield the places of pip's configuration, in the order in which pip reads them."""
+    chosen = environ.get("PIP_CONFIG_FILE")
+    if chosen != "/dev/null":
+        for folder in environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":"):
+            yield Path(folder, "pip", "pip.conf")
+        yield Path("/etc/pip.conf")
+        yield home / ".pip" / "pip.conf"
+        yield Path(environ.get("XDG_CONFIG_HOME") or home / ".config", "pip", "pip.conf")
+        yield Path(sys.prefix, "pip.conf")
+    if chosen:
+        yield Path(chosen)
+
+
+def pip_conf(settings: Mapping[str, str], cert: str) -> str:
+    """Return the text of a pip.conf with what of `settings` another machine can use; `cert` is a path there, or ""."""
+    kept = {name: settings.get(name, "").split() for name in (*URLS, *WORDS)}
+    for name in URLS:
+        kept[name] = [url for url in kept[name] if re.match(r"https?://", url)]
+    lines = ["[global]", *(f"{name} = " + "\n    ".join(values) for name, values in kept.items() if values)]
+    if cert:
+        lines.append(f"cert = {cert}")
+    return "\n".join(lines) + "\n"
+
+
+def ca_bundle(environ: Mapping[str, str], settings: Mapping[str, str]) -> bytes:
+    """Return the certificates that this host trusts, as PEM; empty where it has no bundle."""
+    named = [settings.get("cert", ""), *(environ.get(name, "") for name in CA_VARIABLES), *CA_FILES]
+    for name in filter(None, named):
+        file = Path(name)
+        if file.is_file():
+            return file.read_bytes()
+    return b""
+
+
+def proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that name this host's proxies."""
+    return {name: value for name, value in environ.items() if name.lower() in PROXY_VARIABLES and value}
+
+
+def without_credentials(text: str) -> str:
+    """Return `text` with the user and password of every URL in it blotted out."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
