@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from mcpruntime_server.errors import Unavailable
-
+from ..errors import Unavailable
 from .engine import Engine
 
 MIRROR = "http://deb.debian.org/debian"

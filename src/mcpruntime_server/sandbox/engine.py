@@ -19,7 +19,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from mcpruntime_server.errors import SandboxFailed, Unavailable
+from ..errors import SandboxFailed, Unavailable
 
 if TYPE_CHECKING:
     from docker import APIClient

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from mcpruntime_server.config import SandboxSettings
-from mcpruntime_server.errors import Unavailable
-
+from ..config import SandboxSettings
+from ..errors import Unavailable
 from . import debian, index_access, recipe
 from .engine import Engine
 

@@ -1,0 +1,339 @@
+"""Sandboxes as Docker containers: the backend to use.
+
+Rule 1: a container is known by its name before it exists, so whatever happens in between, it can be removed.
+Rule 2: the stream is attached before the container starts; nothing can have been missed.
+Rule 3: what a sandbox may do is in `hardening`, what the engine is in `engine`; this module is about lifetimes.
+Rule 4: containers carry their server's id. Whoever sweeps removes those whose server is gone, of this data folder only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import ByteStream
+
+from ..config import SandboxSettings
+from ..errors import McpRuntimeError, SandboxFailed, Unavailable
+from . import Check, SandboxInfo, hardening, image
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+log = logging.getLogger(__name__)
+
+OWNER_LABEL = "mcpruntime.owner"
+HOME_LABEL = "mcpruntime.home"
+RECEIVE = 256 * 1024  # bytes taken from the stream at once
+STDERR_TAIL = 4096  # bytes of a container's stderr kept to explain its death
+SHOWN_TAIL = 300  # characters of it that an error shows
+REMOVE_S = 10.0  # a loaded engine needs seconds to remove a container; after that the sweep does it
+DEATH_S = 3  # between the end of the stream and the engine's record of how the container ended
+
+
+class Frames:
+    """Takes the engine's frames apart (8 bytes of head: stream, 0, 0, 0, length), whatever pieces they come in."""
+
+    def __init__(self) -> None:
+        self.stderr = b""  # the last of it
+        self._left = 0  # bytes of the current frame still to come
+        self._is_stdout = True
+        self._head = b""  # of the next frame, as far as it has come
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the stdout bytes that are in `data`; the usual piece, one whole frame, is copied once."""
+        out = []
+        view = memoryview(data)
+        at = 0
+        while at < len(data):
+            if self._left:
+                piece = view[at : at + self._left]
+                at += len(piece)
+                self._left -= len(piece)
+                if self._is_stdout:
+                    out.append(piece)
+                else:
+                    self.stderr = (self.stderr + piece)[-STDERR_TAIL:]
+                continue
+            missing = 8 - len(self._head)
+            self._head += view[at : at + missing]
+            at += missing
+            if len(self._head) == 8:
+                self._is_stdout = self._head[0] != 2
+                self._left = int.from_bytes(self._head[4:], "big")
+                self._head = b""
+        return b"".join(out)
+
+
+class DockerChannel:
+    """The attached stream of one running container."""
+
+    def __init__(self, info: SandboxInfo, engine: Engine, stream: ByteStream, memory_mb: int) -> None:
+        self.info = info
+        self._engine = engine
+        self._stream = stream
+        self._memory_mb = memory_mb
+        self._frames = Frames()
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`; raises `SandboxFailed` when the container or the engine is gone."""
+        try:
+            await self._stream.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            raise SandboxFailed("The sandbox's container is gone.") from exc
+
+    async def receive(self) -> bytes:
+        """Return the next bytes of stdout, or b"" when the stream has ended."""
+        try:
+            while True:
+                if data := self._frames.feed(await self._stream.receive(RECEIVE)):
+                    return data
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return b""
+
+    async def memory(self) -> int | None:
+        """Return the container's memory in bytes, without page cache; None if it is gone."""
+        from docker.errors import APIError
+
+        try:
+            stats = await self._engine.call(lambda client: client.stats(self.info.id, stream=False, one_shot=True))
+        except (APIError, Unavailable):
+            return None
+        return used_memory(stats.get("memory_stats") or {})
+
+    async def cause_of_death(self) -> str:
+        """Return how the container ended, as the engine tells it."""
+        from docker.errors import APIError, NotFound
+
+        try:
+            state = await self._engine.call(self._final_state)
+        except NotFound:
+            return "its container was removed from outside."
+        except (APIError, Unavailable) as exc:
+            return f"the engine does not tell why ({exc})"
+        return describe(state, self._memory_mb) + last_words(self._frames.stderr)
+
+    def _final_state(self, client: APIClient) -> dict[str, Any]:
+        from requests.exceptions import RequestException
+
+        try:
+            client.wait(self.info.id, timeout=DEATH_S)
+        except RequestException:
+            log.debug("The container %s still runs %s s after its stream ended.", self.info.id, DEATH_S)
+        state: dict[str, Any] = client.inspect_container(self.info.id)["State"]
+        return state
+
+
+class DockerBackend:
+    """Starts sandboxes on the engine that DOCKER_HOST or the current Docker context names.
+
+    `home` is the server's data folder: only containers of servers on it are swept, and of those only the ones whose
+    `owner` no longer `is_alive`.
+    """
+
+    name = "docker"
+    isolated = True
+
+    def __init__(
+        self,
+        settings: SandboxSettings,
+        home: Path,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        owner: str,
+        is_alive: Callable[[str], bool],
+    ) -> None:
+        self._settings = settings
+        self._argv = argv
+        self._env = env
+        self._labels = {OWNER_LABEL: owner, HOME_LABEL: home_digest(home)}
+        self._is_alive = is_alive
+        self._engine = Engine()
+        self._facts: dict[str, Any] = {}  # what the engine says of itself
+        self._cpus: dict[str, tuple[int, ...]] = {}  # of the sandboxes that are open
+        for entry in settings.mounts:
+            hardening.mount(entry)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[DockerChannel]:
+        """Start a container; leaving kills and removes it."""
+        name = f"mcpruntime-{self._labels[OWNER_LABEL]}-{secrets.token_hex(6)}"
+        found = await self._engine.call(self._image)
+        try:
+            await self._create(name, found)
+            stream = await self._engine.attach(name)
+            async with stream:
+                await self._start(name)
+                info = SandboxInfo(name, self.name, found)
+                yield DockerChannel(info, self._engine, stream, self._settings.memory_mb)
+        finally:
+            self._cpus.pop(name, None)
+            await self._remove(name)
+
+    def _image(self, client: APIClient) -> str:
+        if not self._facts:
+            self._facts = client.info()
+        tag = image.tag_for(self._settings)
+        found = image.look_up(client, tag)
+        if found is None:
+            raise image.missing(tag)
+        return found.id
+
+    async def _create(self, name: str, image_id: str) -> None:
+        from docker.errors import APIError
+
+        options = self._facts.get("SecurityOptions") or ()
+        mapped = any(option.startswith(("name=userns", "name=rootless")) for option in options)
+        if self._facts.get("CPUSet"):
+            self._cpus[name] = hardening.pick_cpus(self._settings, self._cpus.values(), self._facts["NCPU"])
+        config = hardening.container_config(
+            self._settings,
+            image_id,
+            self._argv,
+            self._env,
+            self._labels,
+            uid=hardening.random_uid(mapped),
+            cpuset=",".join(map(str, self._cpus.get(name, ()))),
+        )
+        try:
+            await self._engine.call(lambda client: client.create_container_from_config(config, name))
+        except APIError as exc:
+            raise SandboxFailed(f"The engine refused to create the sandbox: {exc.explanation or exc}") from exc
+
+    async def _start(self, name: str) -> None:
+        from docker.errors import APIError
+
+        try:
+            await self._engine.call(lambda client: client.start(name))
+        except APIError as exc:
+            raise SandboxFailed(f"The engine refused to start the sandbox: {exc.explanation or exc}") from exc
+
+    async def _remove(self, name: str) -> None:
+        with anyio.move_on_after(REMOVE_S, shield=True) as bound:
+            try:
+                await self._engine.call(lambda client: remove(client, name), abandon=True)
+            except McpRuntimeError as exc:
+                log.warning("The container %s could not be removed: %s", name, exc)
+        if bound.cancelled_caught:
+            log.warning("The container %s was not removed within %s s.", name, REMOVE_S)
+
+    async def check(self) -> list[Check]:
+        """Say whether the engine answers, can enforce the limits, and has the image."""
+        try:
+            facts = await self._engine.call(lambda client: {**client.info(), **client.version()})
+        except Unavailable as exc:
+            return [Check("engine", False, exc.message, exc.remedy)]
+        found = await image.current(self._settings, self._engine)
+        return [*check_engine(facts, self._settings.runtime), check_image(self._settings, found)]
+
+    async def sweep(self) -> int:
+        """Remove the containers of this data folder whose server is gone; return how many."""
+        return await self._engine.call(self._sweep)
+
+    def _sweep(self, client: APIClient) -> int:
+        filters = {"label": f"{HOME_LABEL}={self._labels[HOME_LABEL]}"}
+        listed = client.containers(all=True, filters=filters)
+        left = [each["Id"] for each in listed if not self._is_alive(each["Labels"].get(OWNER_LABEL, ""))]
+        return sum(remove(client, container) for container in left)
+
+    def close(self) -> None:
+        """Close the connections to the engine."""
+        self._engine.close()
+
+
+def remove(client: APIClient, container: str) -> bool:
+    """Kill and remove `container`; say whether this call is what removed it."""
+    from docker.errors import APIError, NotFound
+
+    try:
+        client.remove_container(container, force=True, v=True)
+    except NotFound:
+        return False
+    except APIError as exc:
+        if exc.status_code != 409:  # being removed already
+            raise SandboxFailed(f"The engine did not remove {container}: {exc.explanation or exc}") from exc
+        return False
+    return True
+
+
+def home_digest(home: Path) -> str:
+    """Return a label for the data folder `home` of this machine; an engine may serve several machines."""
+    id_file = Path("/etc/machine-id")
+    machine = id_file.read_text(encoding="ascii").strip() if id_file.exists() else platform.node()
+    return hashlib.sha256(f"{machine}:{home.resolve()}".encode()).hexdigest()[:16]
+
+
+def used_memory(stats: Mapping[str, Any]) -> int | None:
+    """Return the bytes in use without page cache, from the engine's figures for cgroup v1 or v2, if there are any."""
+    if "usage" not in stats:
+        return None
+    detail = stats.get("stats") or {}
+    # Files of a tmpfs count as cache, too, but they are memory that only the sandbox can give back.
+    cache = detail.get("total_cache", detail.get("cache", detail.get("file", 0)))
+    shared = detail.get("total_shmem", detail.get("shmem", 0))
+    return max(0, int(stats["usage"]) - int(cache) + int(shared))
+
+
+def describe(state: Mapping[str, Any], memory_mb: int) -> str:
+    """Return in words how a container with the engine's `state` ended."""
+    code = int(state.get("ExitCode") or 0)
+    if state.get("Running"):
+        return "the engine closed its stream; it may have been restarted."
+    if state.get("OOMKilled") and code == 128 + signal.SIGKILL:
+        return f"it ran out of memory ({memory_mb} MB, `[sandbox] memory_mb`)."
+    ending = f"exit code {code}"
+    if code > 128 and code - 128 in set(signal.Signals):
+        ending = f"it was killed by {signal.Signals(code - 128).name}"
+    also = ", after a process in it was killed for lack of memory" if state.get("OOMKilled") else ""
+    return f"{ending}{also}." + (f" The engine says: {state['Error']}" if state.get("Error") else "")
+
+
+def last_words(stderr: bytes) -> str:
+    """Return the end of what a container wrote to stderr, as part of a sentence that cannot be mistaken for ours."""
+    text = stderr.decode(errors="replace").strip()[-SHOWN_TAIL:]
+    return f" Its last words were {text!r}." if text else ""
+
+
+def check_engine(facts: Mapping[str, Any], runtime: str) -> list[Check]:
+    """Return the checks of what the engine can do, from what it says of itself."""
+    security = " ".join(facts.get("SecurityOptions") or ())
+    limits = ("MemoryLimit", "SwapLimit", "PidsLimit", "CpuCfsQuota")
+    lacking = [name for name in limits if not facts.get(name, facts.get(name.replace("Cpu", "CPU")))]
+    checks = [
+        Check("engine", True, f"Docker {facts['Version']}, API {facts['ApiVersion']}, {facts['OSType']}"),
+        Check(
+            "seccomp",
+            "name=seccomp" in security,
+            "system calls are filtered" if "name=seccomp" in security else "the engine cannot filter system calls",
+            "Use a kernel with CONFIG_SECCOMP_FILTER.",
+        ),
+        Check(
+            "limits",
+            not lacking,
+            f"cgroup v{facts.get('CgroupVersion', 1)}" + (f" without {', '.join(lacking)}" if lacking else ""),
+            "Enable these cgroup controllers on the engine's host (for swap: boot with `swapaccount=1`).",
+        ),
+    ]
+    if runtime:
+        known = sorted(facts.get("Runtimes") or ())
+        checks.append(
+            Check("runtime", runtime in known, f"{runtime}; the engine has {', '.join(known)}", "Install it.")
+        )
+    return checks
+
+
+def check_image(settings: SandboxSettings, found: image.ImageRef | None) -> Check:
+    """Return the check of the sandbox image."""
+    tag = image.tag_for(settings)
+    if found is None:
+        return Check("image", False, f"the engine does not have {tag}", image.BUILD_COMMAND)
+    return Check("image", True, f"{tag} ({found.id.removeprefix('sha256:')[:12]})")

@@ -1,0 +1,159 @@
+"""What a sandbox may do, as the engine's own container configuration.
+
+Pure functions: settings in, dictionaries out. Every restriction is here and nowhere else, and each has a test that
+tries to break it from inside (tests/sandbox/test_docker.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any
+
+from ..config import SandboxSettings
+from ..errors import ConfigError
+
+MB = 1024 * 1024
+WORKSPACE = "/workspace"
+TMP = "/tmp"  # noqa: S108 - the sandbox's own
+FILE_BYTES = 4096  # a tmpfs gets one inode per this many bytes: files cost kernel memory that no size limit counts
+OPEN_FILES = 1024
+LOCKED_MEMORY = 64 * 1024  # bytes: keeps secrets out of swap, does not pin the machine's memory
+OOM_SCORE = 500  # when the host itself runs out of memory, sandboxes die before anything of the host's
+UIDS = range(0x7000_0000, 0x7FFF_0000)  # where distributions allocate neither users nor containers
+MAPPED_UIDS = range(20_000, 60_000)  # an engine with a user namespace of its own has only 65,536 of them
+RESERVED = ("/", "/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin", TMP, WORKSPACE)
+ENVIRONMENT = {"HOME": TMP, "TMPDIR": TMP, "USER": "sandbox", "LOGNAME": "sandbox", "LANG": "C.UTF-8"}
+
+
+def container_config(
+    settings: SandboxSettings,
+    image: str,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    labels: Mapping[str, str],
+    *,
+    uid: int,
+    cpuset: str = "",
+) -> dict[str, Any]:
+    """Return the body of the engine's "create container" request for one sandbox."""
+    return {
+        "Image": image,
+        "Entrypoint": list(argv[:1]),
+        "Cmd": list(argv[1:]),
+        "Env": [f"{name}={value}" for name, value in {**ENVIRONMENT, **env}.items()],
+        "WorkingDir": WORKSPACE,
+        "User": f"{uid}:{uid}",
+        "Hostname": "sandbox",
+        "Labels": dict(labels),
+        "Healthcheck": {"Test": ["NONE"]},
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "OpenStdin": True,
+        "StdinOnce": True,  # a server that is gone, however it went, is an end of file, and the kernel exits
+        "NetworkDisabled": True,
+        "HostConfig": host_config(settings, uid, cpuset),
+    }
+
+
+def host_config(settings: SandboxSettings, uid: int, cpuset: str) -> dict[str, Any]:
+    """Return the restrictions that the engine enforces on one sandbox."""
+    memory = (settings.memory_mb + settings.workspace_mb + settings.tmp_mb) * MB
+    largest_file = max(settings.workspace_mb, settings.tmp_mb) * MB
+    return {
+        "NetworkMode": "none",
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={seccomp()}"],
+        "ReadonlyRootfs": True,
+        "Privileged": False,
+        "Tmpfs": {
+            TMP: tmpfs(settings.tmp_mb, "noexec,mode=1777"),
+            WORKSPACE: tmpfs(settings.workspace_mb, f"exec,mode=0700,uid={uid},gid={uid}"),
+            "/dev/shm": tmpfs(settings.tmp_mb, "noexec,mode=1777"),  # noqa: S108 - the sandbox's own
+        },
+        "Mounts": [mount(entry) for entry in settings.mounts],
+        "Memory": memory,
+        "MemorySwap": memory,
+        "PidsLimit": settings.pids,
+        "NanoCpus": round(settings.cpus * 1e9),
+        "CpusetCpus": cpuset,
+        "OomScoreAdj": OOM_SCORE,
+        "Ulimits": [
+            ulimit("fsize", largest_file),
+            ulimit("nofile", OPEN_FILES),
+            ulimit("memlock", LOCKED_MEMORY),
+            ulimit("msgqueue", 0),
+            ulimit("core", 0),
+        ],
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "Init": True,
+        "LogConfig": {"Type": "none"},
+        "Runtime": settings.runtime or None,
+    }
+
+
+def tmpfs(size_mb: int, options: str) -> str:
+    """Return the mount options of a tmpfs that is bounded in bytes and in files."""
+    return f"rw,nosuid,nodev,{options},size={size_mb}m,nr_inodes={size_mb * MB // FILE_BYTES}"
+
+
+def ulimit(name: str, value: int) -> dict[str, Any]:
+    """Return a resource limit that the sandbox cannot raise."""
+    return {"Name": name, "Soft": value, "Hard": value}
+
+
+@cache
+def seccomp() -> str:
+    """Return the seccomp profile as the one line that the engine's API takes."""
+    text = resources.files(__package__).joinpath("seccomp.json").read_text(encoding="utf-8")
+    return json.dumps(json.loads(text), separators=(",", ":"))
+
+
+def mount(entry: str) -> dict[str, Any]:
+    """Return the bind mount that `/host/folder:/sandbox/folder[:rw]` describes; raises `ConfigError` if none."""
+    source, _, rest = entry.partition(":")
+    target, _, mode = rest.partition(":")
+    if not source.startswith("/") or not target.startswith("/") or mode not in ("", "ro", "rw"):
+        raise ConfigError(
+            f"`[sandbox] mounts` has {entry!r}, which is not a mount.",
+            remedy="Write `/host/folder:/sandbox/folder`, with `:rw` behind it if the sandbox may write there.",
+        )
+    if ".." in PurePosixPath(target).parts or str(PurePosixPath(target)) in RESERVED or source.strip("/") == "":
+        raise ConfigError(
+            f"`[sandbox] mounts` has {entry!r}, which would expose or hide a system folder.",
+            remedy="Name a folder of your own, and a place for it such as `/data`.",
+        )
+    return {
+        "Type": "bind",
+        "Source": source,
+        "Target": target,
+        "ReadOnly": mode != "rw",
+        "BindOptions": {"Propagation": "rprivate"},
+    }
+
+
+def random_uid(mapped: bool) -> int:
+    """Return a user id for one sandbox; `mapped` engines have a user namespace and fewer of them."""
+    return secrets.choice(MAPPED_UIDS if mapped else UIDS)
+
+
+def pick_cpus(settings: SandboxSettings, taken: Iterable[Sequence[int]], available: int) -> tuple[int, ...]:
+    """Return the least used of the engine's cpus, as many as a sandbox may use; none where it may use all of them.
+
+    `nano_cpus` bounds the time; this makes `os.cpu_count()` tell the truth, so that libraries start threads to match.
+    """
+    wanted = math.ceil(settings.cpus)
+    if wanted >= available:
+        return ()
+    uses = [0] * available
+    for cpus in taken:
+        for cpu in cpus:
+            uses[cpu] += 1
+    return tuple(sorted(sorted(range(available), key=lambda cpu: (uses[cpu], secrets.randbits(16)))[:wanted]))
