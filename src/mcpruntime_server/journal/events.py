@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 VERSION = 1
 
 
+@dataclass(frozen=True)
 class Event:
     """Base of every fact."""
 
@@ -143,7 +144,7 @@ KINDS: Mapping[str, type[Event]] = {
 }
 NAMES: Mapping[type[Event], str] = {cls: kind for kind, cls in KINDS.items()}
 FIELDS: Mapping[type[Event], Mapping[str, bool]] = {  # field -> whether it must be there
-    cls: {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(cls)}  # type: ignore[arg-type]
+    cls: {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(cls)}
     for cls in KINDS.values()
 }
 
@@ -187,7 +188,7 @@ def to_json(event: Event) -> str:
     try:
         return text_of(fields_of(event))
     except ValueError as exc:
-        raise ValueError(f"A {kind_of(event)} event cannot be recorded. {exc}") from exc
+        raise ValueError(f"An event of kind {kind_of(event)} cannot be recorded. {exc}") from exc
 
 
 def from_fields(kind: str, found: Mapping[str, Any]) -> Event:
@@ -198,7 +199,7 @@ def from_fields(kind: str, found: Mapping[str, Any]) -> Event:
     known = FIELDS[cls]
     missing = [name for name, needed in known.items() if needed and name not in found]
     if missing:
-        raise ValueError(f"A {kind} event has no {', '.join(missing)}.")
+        raise ValueError(f"An event of kind {kind} has no {', '.join(missing)}.")
     return cls(**{name: value for name, value in found.items() if name in known})
 
 
@@ -206,5 +207,5 @@ def from_json(kind: str, text: str) -> Event:
     """Return the event that `to_json` wrote; raises `ValueError` if `text` is not one."""
     found = json.loads(text)
     if not isinstance(found, dict):
-        raise ValueError(f"A {kind} event is not a JSON object.")
+        raise ValueError(f"An event of kind {kind} is not a JSON object.")
     return from_fields(kind, found)

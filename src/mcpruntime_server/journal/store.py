@@ -162,10 +162,14 @@ class Journal:
             connection.execute("UPDATE sessions SET used = ? WHERE id = ?", (stored.at, stored.session))
 
     def _start_run(self, stored: Stored, event: RunStarted, connection: Connection) -> None:
+        key = event.idempotency_key
+        request = (
+            key and key.encode("utf-8", "backslashreplace").decode()
+        )  # a stranger's text: SQLite takes no surrogates
         connection.execute(
             """INSERT INTO runs (id, session, parent, step, name, status, started, request)
             VALUES (?, ?, ?, ?, ?, 'running', ?, ?)""",
-            (event.run, stored.session, event.parent, event.step, event.name, stored.at, event.idempotency_key),
+            (event.run, stored.session, event.parent, event.step, event.name, stored.at, request),
         )
         connection.execute("UPDATE sessions SET tip = ?, used = ? WHERE id = ?", (event.run, stored.at, stored.session))
 

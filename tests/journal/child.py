@@ -1,0 +1,98 @@
+"""Servers for the tests to kill and to starve: `child.py MODE DATA_DIR SESSION`; each line printed is a promise."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+
+from mcpruntime_server.errors import JournalFailed, NotFound
+from mcpruntime_server.journal import Journal, open_journal
+from mcpruntime_server.journal.events import CallFinished, Output
+
+LARGE = "large" * 10_000
+
+
+def say(text: object) -> None:
+    print(text, flush=True)
+
+
+async def own(journal: Journal, session: str) -> int:
+    try:
+        await journal.claim(session)
+    except NotFound:
+        await journal.create_session(session, None, "me")
+    last = await journal.events(session)
+    return last[-1].n if last else 0
+
+
+async def append_for_ever(journal: Journal, session: str) -> None:
+    """Print the ordinal of each event once it is safe."""
+    n = await own(journal, session)
+    while True:
+        for _ in range(n % 4 + 1):
+            n = journal.append(session, Output("stdout", LARGE if n % 11 == 0 else f"line {n}")).n
+        await journal.flush()
+        say(n)
+
+
+async def append_200(journal: Journal, session: str) -> None:
+    await own(journal, session)
+    for number in range(200):
+        journal.append(session, Output("stdout", str(number)))
+        await journal.flush()
+    say("done")
+
+
+async def hold(journal: Journal, session: str) -> None:
+    """Own a session until killed."""
+    await own(journal, session)
+    say("holding")
+    await anyio.sleep_forever()
+
+
+async def fill_the_disk(journal: Journal, session: str, large: bool) -> None:
+    """Append until the disk refuses, then go on when there is room; print the refusal and the last ordinal."""
+    await own(journal, session)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, unlimited[1]))
+    try:
+        while True:
+            journal.append(session, CallFinished(1, LARGE * 20 if large else "x" * 5000))
+            await journal.flush()
+    except JournalFailed as exc:
+        say(exc)
+    journal.append(session, Output("stdout", "appended while the disk was full"))
+    say(len(await journal.events(session)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    await journal.flush()
+    say(journal.append(session, Output("stdout", "after")).n)
+
+
+async def fill_with_rows(journal: Journal, session: str) -> None:
+    await fill_the_disk(journal, session, large=False)
+
+
+async def fill_with_blobs(journal: Journal, session: str) -> None:
+    await fill_the_disk(journal, session, large=True)
+
+
+MODES: dict[str, Callable[[Journal, str], Awaitable[None]]] = {
+    "append_for_ever": append_for_ever,
+    "append_200": append_200,
+    "hold": hold,
+    "fill_with_rows": fill_with_rows,
+    "fill_with_blobs": fill_with_blobs,
+}
+
+
+async def main(mode: str, data_dir: str, session: str) -> None:
+    async with open_journal(Path(data_dir)) as journal:
+        await MODES[mode](journal, session)
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3])

@@ -1,0 +1,116 @@
+"""The journal among real processes: killed at random moments, sharing a folder, running out of disk."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.abc import Process
+
+from mcpruntime_server.errors import Unavailable
+from mcpruntime_server.journal import open_journal
+from mcpruntime_server.journal.events import Output
+
+CHILD = Path(__file__).with_name("child.py")
+KILLS = 30
+
+
+@asynccontextmanager
+async def child(mode: str, data_dir: Path, session: str = "s_1") -> AsyncIterator[Process]:
+    command = [sys.executable, str(CHILD), mode, str(data_dir), session]
+    async with await anyio.open_process(command, stderr=None) as process:
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+
+async def listen(process: Process, said: bytearray) -> None:
+    assert process.stdout is not None
+    async for data in process.stdout:
+        said += data
+
+
+async def everything_said(running: AbstractAsyncContextManager[Process]) -> list[str]:
+    said = bytearray()
+    with anyio.fail_after(60):
+        async with running as process:
+            await listen(process, said)
+            assert await process.wait() == 0
+    return said.decode().splitlines()
+
+
+async def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path: Path) -> None:
+    acknowledged = 0
+    for _ in range(KILLS):
+        said = bytearray()
+        async with child("append_for_ever", tmp_path) as process:
+            with anyio.move_on_after(random.uniform(0.1, 0.8)):
+                await listen(process, said)
+            process.kill()
+            await listen(process, said)
+            await process.wait()
+        whole_lines = said.decode().split("\n")[:-1]
+        acknowledged = max(acknowledged, *map(int, whole_lines), 0)
+    assert acknowledged > KILLS
+    async with open_journal(tmp_path) as journal:
+        await journal.claim("s_1")
+        found = await journal.events("s_1")
+        assert [stored.n for stored in found] == list(range(1, len(found) + 1))
+        assert len(found) >= acknowledged
+        for stored in found:
+            assert isinstance(stored.event, Output)
+            assert stored.event.text == f"line {stored.n - 1}" or len(stored.event.text) == 50_000
+        assert journal.append("s_1", Output("stdout", "still usable")).n == len(found) + 1
+    connection = sqlite3.connect(tmp_path / "journal.db")
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+async def test_two_servers_write_to_one_folder_at_once(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as group:
+        for session in ("s_1", "s_2", "s_3"):
+            group.start_soon(everything_said, child("append_200", tmp_path, session))
+    async with open_journal(tmp_path) as journal:
+        assert len(await journal.sessions()) == 3
+        for session in ("s_1", "s_2", "s_3"):
+            found = await journal.events(session)
+            assert [stored.event for stored in found] == [Output("stdout", str(number)) for number in range(200)]
+
+
+async def test_a_session_belongs_to_one_living_server_and_to_anyone_after_its_death(tmp_path: Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        with anyio.fail_after(30):
+            async with child("hold", tmp_path) as process:
+                assert process.stdout is not None
+                assert await process.stdout.receive() == b"holding\n"
+                with pytest.raises(Unavailable, match=rf"in use by another server \(process {process.pid}\)"):
+                    await journal.claim("s_1")
+                process.kill()
+                await process.wait()
+                assert (await journal.claim("s_1")).owner == journal.owner
+        assert journal.append("s_1", Output("stdout", "mine now")).n == 1
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("fill_with_rows", "cannot"), ("fill_with_blobs", "the disk is full")])
+async def test_a_full_disk_is_reported_and_nothing_is_lost_once_there_is_room(
+    tmp_path: Path, mode: str, reason: str
+) -> None:
+    refusal, readable, last = await everything_said(child(mode, tmp_path))
+    assert reason in refusal
+    assert "journal.db" in refusal
+    async with open_journal(tmp_path) as journal:
+        found = await journal.events("s_1")
+    assert [stored.n for stored in found] == list(range(1, int(last) + 1))
+    assert int(readable) == int(last) - 3  # without the refused one and the two after it
+    assert [stored.event for stored in found[-2:]] == [
+        Output("stdout", "appended while the disk was full"),
+        Output("stdout", "after"),
+    ]
