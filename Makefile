@@ -1,0 +1,44 @@
+# Everything a fresh machine needs: `make demo` shows the server at work, `make test` proves it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup engine image upstreams demo test lint check bench clean
+
+setup: $(READY)
+
+$(READY): requirements-dev.lock pyproject.toml
+	@scripts/make-venv $(PYTHON) .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+engine:
+	@scripts/docker-engine
+
+image: setup engine
+	@$(BIN)/mcpruntime-server image build
+
+upstreams: setup
+	@scripts/test-upstreams
+
+demo: image upstreams
+	@$(BIN)/mcpruntime-server demo
+
+test: image upstreams lint check
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check: setup
+	$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage report --skip-covered
+
+bench: image upstreams
+	@$(BIN)/python bench/perf.py
+
+clean:
+	rm -rf .venv .venvs .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
