@@ -1,0 +1,65 @@
+"""Where an upstream's stderr goes: a file of its own, bounded, without the credentials that it was given.
+
+Rule 1: a thread reads, because a chatty upstream must not cost the event loop a wake-up per line.
+Rule 2: it always reads on, whatever becomes of the file, because an upstream whose stderr is full stands still.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import anyio
+
+from .results import Credentials
+
+MAX_LOG = 1024 * 1024  # bytes; one older file of the same size is kept
+MAX_LINE = 64 * 1024  # bytes held back until their line ends
+LAST_WORDS_S = 1.0  # for the thread to write what a dead upstream said; one that lives on elsewhere is left to itself
+
+
+def log_path(folder: Path, upstream: str) -> Path:
+    """Return the log file of `upstream`, whatever characters its name has."""
+    return folder / (re.sub(r"[^\w.-]+", "_", upstream).strip(".")[:100] + ".log")
+
+
+@asynccontextmanager
+async def stderr_log(path: Path, credentials: Credentials) -> AsyncIterator[TextIO]:
+    """Yield a file to give a child process as its stderr; what it writes ends up in `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=_drain, args=(reader, path, credentials), name=f"log of {path.stem}", daemon=True)
+    thread.start()
+    try:
+        with os.fdopen(writer, "w") as end:
+            yield end
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(thread.join, LAST_WORDS_S)
+
+
+def _drain(reader: int, path: Path, credentials: Credentials) -> None:
+    """Copy lines from the pipe to the file until every writer is gone."""
+    pending = b""
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while data := pipe.read(MAX_LINE):
+            lines, newline, pending = (pending + data).rpartition(b"\n")
+            if len(pending) > MAX_LINE:
+                lines, newline, pending = lines + newline + pending, b"\n", b""
+            if lines:
+                _append(path, credentials.scrub_bytes(lines + newline))
+    if pending:
+        _append(path, credentials.scrub_bytes(pending + b"\n"))
+
+
+def _append(path: Path, data: bytes) -> None:
+    with suppress(OSError):  # a log that cannot be written (disk full, folder gone) must not stop the upstream
+        if path.exists() and path.stat().st_size + len(data) > MAX_LOG:
+            path.replace(path.with_suffix(".log.1"))
+        with path.open("ab") as file:
+            file.write(data)

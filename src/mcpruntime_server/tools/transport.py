@@ -1,0 +1,117 @@
+"""How bytes get to an upstream and back: a child process's stdin and stdout, or streamable HTTP.
+
+Rule 1: this is the one place where credentials are in the clear, for as long as it takes to hand them over.
+Rule 2: a child process gets a minimal environment plus the `env` of its settings, a process group of its own, and a
+file for its stderr; it never shares the server's own streams.
+Rule 3: the end of a stream is seen at once, by whoever waits for `ended`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import anyio
+import httpx2
+from mcp import StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamable_http_client
+
+from ..config import UpstreamSettings
+from .results import Credentials, secrets_in
+from .stderr_log import stderr_log
+
+CONNECT_S = 10.0  # for a TCP connection, TLS included
+SILENCE_S = 300.0  # of an event stream on which nothing need happen, on top of the upstream's own time-out
+
+
+@dataclass
+class Line:
+    """One connection's line: `ended` is set when nothing more can come; `http_status` is the last refusal's."""
+
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    http_status: int = 0
+
+
+@asynccontextmanager
+async def open_line(
+    line: Line, settings: UpstreamSettings, base_dir: Path, log: Path, credentials: Credentials
+) -> AsyncIterator[tuple[Any, Any]]:
+    """Yield the SDK's pair of streams to the upstream that `settings` describe; leaving ends its process."""
+    opened = _http(line, settings) if settings.command is None else _stdio(line, settings, base_dir, log, credentials)
+    async with opened as streams:
+        yield streams
+
+
+@asynccontextmanager
+async def _stdio(
+    line: Line, settings: UpstreamSettings, base_dir: Path, log: Path, credentials: Credentials
+) -> AsyncIterator[tuple[Any, Any]]:
+    parameters = StdioServerParameters(
+        command=str(settings.command),
+        args=list(settings.args),
+        env=secrets_in(settings.env),
+        cwd=base_dir / (settings.cwd or ""),
+        encoding_error_handler="replace",
+    )
+    async with (
+        stderr_log(log, credentials) as errors,
+        stdio_client(parameters, errors) as (reader, writer),
+    ):
+        yield Watched(reader, line.ended), writer
+
+
+@asynccontextmanager
+async def _http(line: Line, settings: UpstreamSettings) -> AsyncIterator[tuple[Any, Any]]:
+    async def note_refusal(response: httpx2.Response) -> None:
+        if response.is_error:
+            line.http_status = response.status_code
+
+    client = httpx2.AsyncClient(
+        headers=secrets_in(settings.headers),
+        timeout=httpx2.Timeout(CONNECT_S, read=settings.timeout_s + SILENCE_S),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=settings.max_concurrency),
+        event_hooks={"response": [note_refusal]},
+    )
+    async with client, streamable_http_client(str(settings.url), http_client=client) as streams:
+        yield streams
+
+
+class Watched:
+    """A read stream that says when it has ended; everything else is the stream's own."""
+
+    def __init__(self, stream: Any, ended: anyio.Event) -> None:
+        self._stream = stream
+        self._ended = ended
+
+    def __aiter__(self) -> Watched:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self._stream.__anext__()
+        except StopAsyncIteration:
+            self._ended.set()
+            raise
+
+    async def receive(self) -> Any:
+        """Return the next message."""
+        return await self._stream.receive()
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Watched:
+        await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        result: bool | None = await self._stream.__aexit__(cls, error, trace)
+        return result

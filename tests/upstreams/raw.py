@@ -1,0 +1,72 @@
+"""An MCP server of an older protocol revision, by hand, that misbehaves as its first argument says.
+
+fine       lists one tool, `grow`, and pushes a notification when the list has grown
+garbage    says things that are no JSON-RPC, and nothing else
+noisy      says things that are no JSON-RPC between its answers
+silent     reads and never answers
+dies       ends before it is ready
+stubborn   ignores the end of its stdin and SIGTERM, and has a child that does too; its pids go to the file in argv[2]
+shapeless  lists tools that are none
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+mode = sys.argv[1]
+tools: list[Any] = [{"name": "grow", "inputSchema": {"type": "object", "properties": {}}}]
+
+
+def say(message: Any) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def answer(method: str, params: dict[str, Any]) -> Any:
+    if method == "initialize":
+        capabilities = {"tools": {"listChanged": True}}
+        info = {"name": "raw", "version": "1"}
+        return {"protocolVersion": params["protocolVersion"], "capabilities": capabilities, "serverInfo": info}
+    if method == "tools/list":
+        return {"tools": ["not", "tools"] if mode == "shapeless" else tools}
+    if method == "tools/call":
+        tools.append({"name": "grown", "inputSchema": {"type": "object", "properties": {}}})
+        say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+        return {"content": [{"type": "text", "text": "ok"}]}
+    return None
+
+
+def refuse_to_end() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = os.fork()
+    if child:
+        with open(sys.argv[2], "w") as file:
+            file.write(f"{os.getpid()} {child}")
+
+
+def main() -> None:
+    if mode == "dies":
+        sys.exit("I cannot go on")
+    if mode == "stubborn":
+        refuse_to_end()
+    for line in sys.stdin:
+        if mode in ("garbage", "noisy"):
+            print("Starting up... {not json", flush=True)
+        message = json.loads(line)
+        if mode in ("garbage", "silent") or "id" not in message:
+            continue
+        result = answer(message["method"], message.get("params") or {})
+        if result is None:
+            error = {"code": -32601, "message": "Method not found"}
+            say({"jsonrpc": "2.0", "id": message["id"], "error": error})
+        else:
+            say({"jsonrpc": "2.0", "id": message["id"], "result": result})
+    while mode == "stubborn":
+        signal.pause()
+
+
+main()
