@@ -3,7 +3,7 @@
 This module is imported by the host and is also shipped, as source, into the sandbox.
 
 Rule 1: every message is a frozen dataclass listed in `KINDS`; nothing else crosses the boundary.
-Rule 2: this module does no I/O. `encode` and `Decoder` turn messages into bytes and back.
+Rule 2: this module does no I/O. `encode`, `Splitter` and `Decoder` turn messages into bytes and back.
 Rule 3: a frame is `length (4 bytes, big endian) | kind (1 byte) | JSON object | newline | payload`, where the length
 counts everything after itself and the payload is the raw bytes of the field `data`. The newline and the payload are
 there only if the message has such a field. JSON is ASCII, so a raw newline cannot occur inside it.
@@ -36,13 +36,17 @@ class Message:
 
 @dataclass(frozen=True)
 class Setup(Message):
-    """The first message: limits (bytes), the workspace folder and the seed of everything random."""
+    """The first message: whether the sandbox has a process namespace of its own, and its limits (bytes).
+
+    `limits` are resource limits by their name in the module `resource`, for sandboxes where no container sets any.
+    """
 
     version: int
-    workspace: str
+    contained: bool
     output_limit: int
     value_limit: int
-    seed: str
+    workspace_limit: int
+    limits: Dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,18 @@ class Call(Message):
 
 @dataclass(frozen=True)
 class Files(Message):
-    """Workspace paths that run `run` changed or removed; sent before its `Done`."""
+    """Workspace paths that run `run` changed or removed; sent before its `Done`, if there are any."""
 
     run: int
     changed: List[str]
     removed: List[str]
-    unseen: int = 0  # files that were not looked at because there were too many
+
+
+@dataclass(frozen=True)
+class Restarted(Message):
+    """The interpreter died and a fresh one has taken its place: variables are gone, files are not."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,7 @@ class FileData(Message):
 
 @dataclass(frozen=True)
 class Saved(Message):
-    """All `FileData` of run `run` have been sent; `skipped` names files that could not be read or were too large."""
+    """All `FileData` of run `run` have been sent; `skipped` names files that could not be read."""
 
     run: int
     skipped: List[str]
@@ -163,7 +173,7 @@ class Saved(Message):
 
 KINDS: Tuple[Type[Message], ...] = (
     Setup, Execute, Reply, Interrupt, Kill, Put,
-    Ready, Output, Call, Files, Done, FileData, Saved,
+    Ready, Output, Call, Files, Done, Restarted, FileData, Saved,
 )  # fmt: skip
 KIND_OF: Dict[Type[Message], int] = {cls: kind for kind, cls in enumerate(KINDS)}
 
@@ -210,10 +220,13 @@ def decode(kind: int, body: bytes) -> Message:
     try:
         if cls in CARRIES_DATA:
             text, _, payload = body.partition(b"\n")
-            head = json.loads(text)
-            head["data"] = payload
         else:
-            head = json.loads(body)
+            text, payload = body, None
+        head = json.loads(text)
+        if b"\\ud" in text:
+            head = printable(head)
+        if payload is not None:
+            head["data"] = payload
         message = cls(**head)
     except (ValueError, TypeError, RecursionError) as exc:
         raise WireError(f"not a {cls.__name__}: {body[:80]!r}") from exc
@@ -223,26 +236,45 @@ def decode(kind: int, body: bytes) -> Message:
     return message
 
 
-class Decoder:
-    """Bytes in, messages out; holds at most one partial frame."""
+def printable(value: Any) -> Any:
+    """Return JSON data `value` with lone surrogates spelled out, because no UTF-8 text can carry them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, list):
+        return [printable(item) for item in value]
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    return value
+
+
+class Splitter:
+    """Bytes in, whole frames out, unread; holds at most one partial frame."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> List[Message]:
-        """Return the messages that `data` completes; raises `WireError` on bytes that are not a message."""
+    def feed(self, data: bytes) -> List[Tuple[int, bytes]]:
+        """Return (kind, frame) of every frame that `data` completes; raises `WireError` on an impossible size."""
         buffer = self._buffer
         buffer += data
-        messages = []
+        frames = []
         start = 0
         while len(buffer) - start >= HEADER:
             end = start + 4 + frame_size(buffer[start : start + 4])
             if len(buffer) < end:
                 break
-            messages.append(decode(buffer[start + 4], bytes(buffer[start + HEADER : end])))
+            frames.append((buffer[start + 4], bytes(buffer[start:end])))
             start = end
         del buffer[:start]
-        return messages
+        return frames
+
+
+class Decoder(Splitter):
+    """Bytes in, messages out."""
+
+    def messages(self, data: bytes) -> List[Message]:
+        """Return the messages that `data` completes; raises `WireError` on bytes that are not a message."""
+        return [decode(kind, frame[HEADER:]) for kind, frame in self.feed(data)]
 
 
 def frame_size(prefix: bytes) -> int:

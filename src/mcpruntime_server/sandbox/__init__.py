@@ -46,10 +46,15 @@ class Channel(Protocol):
 
 
 class Backend(Protocol):
-    """Makes sandboxes. `isolated` says whether code inside is kept from the host."""
+    """Makes sandboxes. `isolated` says whether code inside is kept from the host, its processes among others."""
 
     name: str
     isolated: bool
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Resource limits for the kernel to set, by their names in the module `resource`; none where a container does."""
+        ...
 
     def open(self) -> AbstractAsyncContextManager[Channel]:
         """Start a sandbox running the kernel's bootstrap; leaving the context kills and removes it, within seconds.

@@ -163,6 +163,11 @@ class DockerBackend:
         for entry in settings.mounts:
             hardening.mount(entry)
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """None for the kernel to set: the container has them."""
+        return {}
+
     @asynccontextmanager
     async def open(self) -> AsyncIterator[DockerChannel]:
         """Start a container; leaving kills and removes it."""

@@ -1,0 +1,247 @@
+"""The worker: one interpreter, one namespace, one run at a time. User code lives in this process.
+
+It is forked from the supervisor and speaks with it over a socket (`channel`). What user code prints goes into pipes on
+fds 1 and 2 that the supervisor drains, so that output of C code and of child processes arrives like everybody's.
+Rule: whatever user code raises, closes or leaves behind, `serve` sends exactly one `Done` a run and waits for the next.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import linecache
+import os
+import resource
+import socket
+import sys
+import time
+import types
+from typing import Any, Dict, Optional, Tuple
+
+from . import guest, wire
+from .channel import USER_FILE, Channel, Interrupts
+from .present import describe_error, present
+
+FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
+DRAIN_S = 1.0  # how long the tasks of an interrupted run get to finish their clean-up
+
+
+class Worker:
+    """Executes runs in the namespace of `__main__`."""
+
+    def __init__(self, sock: socket.socket, stdout: int, stderr: int, value_limit: int) -> None:
+        self.value_limit = value_limit
+        self.pipes = {1: stdout, 2: stderr}
+        self.streams: Dict[str, io.TextIOWrapper] = {}
+        self.interrupts = Interrupts()
+        self.channel = Channel(sock, self.interrupts)
+        self.loop: Any = None
+        self.own_files: Tuple[str, ...] = (USER_FILE, os.getcwd())
+        self.main = types.ModuleType("__main__")
+        sys.modules["__main__"] = self.main
+        guest.install(self.channel.call, self.channel.acall)
+        self.main.__dict__["tools"] = sys.modules["tools"]
+        builtins.input = _no_input
+        sys.stdin = _NoStdin()
+        self.fresh_streams()
+
+    def fresh_streams(self) -> None:
+        """Point fds 1 and 2, sys.stdout and sys.stderr at the supervisor's pipes, whatever earlier code did to them."""
+        for fd, name in ((1, "stdout"), (2, "stderr")):
+            if not _same_file(fd, self.pipes[fd]):
+                os.dup2(self.pipes[fd], fd)
+            stream = self.streams.get(name)
+            if stream is None or stream.closed:
+                raw = io.FileIO(fd, "w", closefd=False)
+                stream = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+                self.streams[name] = stream
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+    def serve(self) -> None:
+        """Run what the host sends until it closes the channel; never returns."""
+        while True:
+            message = self.channel.command()
+            if isinstance(message, wire.Execute):
+                try:
+                    done = self.execute(message)
+                except BaseException as exc:  # noqa: BLE001 - what code left behind must not end the session
+                    self.interrupts.disarm()
+                    done = wire.Done(message.run, "error", None, self.describe(exc))
+                self.channel.send(done)
+
+    # one run --------------------------------------------------------------------------------------
+
+    def execute(self, message: wire.Execute) -> wire.Done:
+        """Run the code of `message` and say how it went; no exception leaves."""
+        self.fresh_streams()
+        self.channel.run = message.run
+        lines = message.code.splitlines(keepends=True)
+        linecache.cache[message.name] = (len(message.code), None, lines, message.name)
+        meter = Meter()
+        status, value, error = self.outcome(message)
+        for stream in self.streams.values():
+            try:
+                stream.flush()
+            except (ValueError, OSError):
+                pass  # closed by the code
+        return wire.Done(message.run, status, value, error, meter.usage())
+
+    def outcome(self, message: wire.Execute) -> Tuple[str, Optional[Dict[str, Any]], Optional[Dict[str, Any]]]:
+        """Return status, value and error of one run; an interrupt strikes between arming and disarming only."""
+        try:
+            try:
+                self.interrupts.armed = True
+                value = self.evaluate(message.code, message.name)
+                shown = None if value is None else present(value, self.value_limit)
+            finally:
+                self.interrupts.disarm()
+            return "ok", shown, None
+        except SystemExit as exc:
+            if exc.code in (None, 0):
+                return "ok", None, None
+            return "error", None, self.describe(exc)
+        except KeyboardInterrupt as exc:
+            self.interrupts.disarm()
+            return "interrupted", None, self.describe(exc)
+        except BaseException as exc:  # noqa: BLE001 - user code may raise anything, and that is its result
+            return "error", None, self.describe(exc)
+        finally:
+            self.settle_loop()
+
+    def describe(self, exc: BaseException) -> Dict[str, Any]:
+        """Return `exc` as the host gets it, even if describing it fails."""
+        try:
+            return describe_error(exc, self.own_files)
+        except BaseException as failure:  # noqa: BLE001 - hostile __str__, or no memory or stack left to format with
+            return {
+                "type": type(exc).__name__,
+                "message": f"(not printable: {type(failure).__name__})",
+                "traceback": "",
+            }
+
+    def evaluate(self, code: str, name: str) -> Any:
+        """Run `code` and return the value of its last expression or last assignment."""
+        tree = compile(code, name, "exec", FLAGS, dont_inherit=True)
+        assert isinstance(tree, ast.Module)
+        last = _last_value(tree)
+        if tree.body:
+            self.run_code(compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
+        if last is None:
+            return None
+        return self.run_code(compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
+
+    def run_code(self, code: types.CodeType) -> Any:
+        """Execute `code`, on the session's own event loop if it awaits something at its top level."""
+        result = eval(code, self.main.__dict__)
+        if not code.co_flags & CO_COROUTINE:
+            return result
+        import asyncio
+
+        if self.loop is None or self.loop.is_closed():
+            self.loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self.loop)
+        return self.loop.run_until_complete(result)
+
+    def settle_loop(self) -> None:
+        """Cancel the top-level coroutine that an interrupt left behind; tasks that code started on purpose stay."""
+        if self.loop is None or self.loop.is_closed():
+            return
+        import asyncio
+
+        left = [task for task in asyncio.all_tasks(self.loop) if _is_top_level(task)]
+        for task in left:
+            task.cancel()
+        if left:
+            self.loop.run_until_complete(asyncio.wait(left, timeout=DRAIN_S))
+
+
+CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the cost of importing inspect
+
+
+def _is_top_level(task: Any) -> bool:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and code.co_name == "<module>" and code.co_filename.startswith(USER_FILE)
+
+
+def _last_value(tree: ast.Module) -> Optional[ast.Expression]:
+    """Return the expression whose value is the run's value, taking it out of `tree` if it stands alone there."""
+    last = tree.body[-1] if tree.body else None
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
+        return ast.Expression(last.value)
+    if isinstance(last, ast.Assign):
+        target: Any = last.targets[-1]
+    elif isinstance(last, (ast.AnnAssign, ast.AugAssign)) and last.value is not None:
+        target = last.target
+    else:
+        return None
+    names = target.elts if isinstance(target, ast.Tuple) else [target]
+    if not all(isinstance(name, ast.Name) for name in names):
+        return None  # reading an attribute or an item again could run code of its own
+    loaded = [ast.copy_location(ast.Name(name.id, ast.Load()), name) for name in names]
+    value = ast.copy_location(ast.Tuple(loaded, ast.Load()), target) if isinstance(target, ast.Tuple) else loaded[0]
+    return ast.Expression(value)
+
+
+def _same_file(fd: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(fd, other)
+    except OSError:
+        return False
+
+
+def _no_input(prompt: object = "") -> str:
+    raise RuntimeError("input() is not available here: nobody can type. Pass the value in the code instead.")
+
+
+class _NoStdin(io.TextIOBase):
+    """A stdin that says why it cannot be read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: Optional[int] = -1, /) -> str:
+        return _no_input()
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        return _no_input()
+
+
+class Meter:
+    """What one run uses, from its making until `usage`."""
+
+    def __init__(self) -> None:
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # forget the peak so far
+        except OSError:
+            pass  # not Linux, or /proc is masked: the peak is then the worker's since its start
+        self.cpu = _cpu_seconds()
+        self.wall = time.perf_counter()
+
+    def usage(self) -> Dict[str, float]:
+        """Return wall and processor time (children included) in milliseconds and peak memory in MB."""
+        wall = time.perf_counter() - self.wall
+        return {
+            "wall_ms": round(wall * 1e3, 3),
+            "cpu_ms": round((_cpu_seconds() - self.cpu) * 1e3, 3),
+            "peak_mb": round(_peak_kb() / 1024, 1),
+        }
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _peak_kb() -> int:
+    try:
+        with open("/proc/self/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"VmHWM:"):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

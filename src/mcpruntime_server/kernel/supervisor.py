@@ -1,0 +1,496 @@
+"""The process that owns the link to the host, starts the worker and outlives it. It never runs user code.
+
+One thread, one `poll` loop. It passes whole frames on without reading them, turns what the worker's pipes carry into
+`Output`, notices the worker's death, and after each run says which workspace files changed and sends their content.
+Rule: nothing that comes from the worker is trusted: only `Call` and `Done` are passed on, a malformed frame ends it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, Dict, List, Optional, Tuple
+
+from . import wire
+from .workspace import Workspace
+
+HIGH_FD = 200  # our own descriptors are kept above the numbers that user code gets or guesses
+COALESCE_S = 0.01  # after one piece of output, the next is held back this long, to be sent together
+READ = 64 * 1024
+IDLE_OUTPUT = 64 * 1024  # bytes kept of what background threads print between two runs
+DEATH_ROUNDS = 100  # milliseconds from a closed socket to a dead process, at most
+FORK_ROUNDS = 500  # times 10 ms: while killed processes are being reaped, none can be made
+KILL_ROUNDS = 200  # passes over a local process tree that may go on forking meanwhile
+FROM_WORKER = frozenset((wire.KIND_OF[wire.Call], wire.KIND_OF[wire.Done]))
+DONE = wire.KIND_OF[wire.Done]
+REPLY = wire.KIND_OF[wire.Reply]
+
+
+class OutputPipe:
+    """One of the worker's output streams: bounded, coalesced, and never lost."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.limit = limit
+        self.read_end, write_end = os.pipe()
+        os.set_blocking(self.read_end, False)
+        self.write_end = _high(write_end)
+        self.held = bytearray()
+        self.dropped = 0
+        self.room = IDLE_OUTPUT
+
+    def drain(self) -> None:
+        """Take what is in the pipe; beyond the limit it is counted and dropped."""
+        while True:
+            try:
+                data = os.read(self.read_end, READ)
+            except BlockingIOError:
+                return
+            kept = data[: max(self.room, 0)]
+            self.held += kept
+            self.room -= len(kept)
+            self.dropped += len(data) - len(kept)
+            if len(data) < READ:
+                return
+
+    def take(self, run: int) -> Optional[wire.Output]:
+        """Return what is held as a message, or None if there is nothing to say."""
+        if not self.held and not self.dropped:
+            return None
+        message = wire.Output(run, self.name, self.dropped, bytes(self.held))
+        self.held.clear()
+        self.dropped = 0
+        return message
+
+
+class Supervisor:
+    """Routes between the host (fds 0 and 1 of this process) and the worker."""
+
+    def __init__(self, setup: wire.Setup, splitter: wire.Splitter, host_in: int, host_out: int) -> None:
+        self.setup = setup
+        self.host_in, self.host_out = host_in, host_out
+        self.splitter = splitter
+        self.workspace = Workspace(os.getcwd(), setup.workspace_limit)
+        self.pipes = [OutputPipe("stdout", setup.output_limit), OutputPipe("stderr", setup.output_limit)]
+        self.poll = select.poll()
+        self.run = 0
+        self.run_started = 0.0
+        self.flush_at = 0.0  # when held output is due; 0 while none is held back
+        self.last_output = 0.0
+        self.unsaved: Optional[int] = None  # the run whose files are still to be sent
+        self.worker = 0
+        self.sock: socket.socket
+        self.kill_reason = ""
+        self.from_worker = wire.Splitter()
+        self.to_worker = bytearray()
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_read, False)
+        os.set_blocking(wake_write, False)
+        self.wake_read, self.wake_write = wake_read, wake_write
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for fd in (host_in, wake_read, *(pipe.read_end for pipe in self.pipes)):
+            self.poll.register(fd, select.POLLIN)
+
+    # the worker -----------------------------------------------------------------------------------
+
+    def start_worker(self) -> None:
+        """Fork an interpreter with an empty namespace."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.worker = _fork()
+        if not self.worker:
+            self._become_worker(theirs)
+        theirs.close()
+        ours.setblocking(False)
+        self.sock = ours
+        self.from_worker = wire.Splitter()
+        self.to_worker.clear()
+        self.poll.register(ours, select.POLLIN)
+
+    def _become_worker(self, sock: socket.socket) -> None:
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for fd in (self.host_in, self.host_out, self.wake_read, self.wake_write):
+                os.close(fd)
+            for pipe in self.pipes:
+                os.close(pipe.read_end)
+            _first_to_die()
+            os.setsid()
+            _limit(self.setup.limits)
+            kept = socket.socket(fileno=_high(sock.detach()))
+            from .kernel import Worker
+
+            Worker(kept, self.pipes[0].write_end, self.pipes[1].write_end, self.setup.value_limit).serve()
+        finally:
+            os._exit(70)  # only reached when the kernel itself is broken; its traceback is on the container's stderr
+
+    def bury_worker(self) -> None:
+        """The worker is dead: say so, clear up after it, start the next."""
+        _, status = os.waitpid(self.worker, 0)
+        reason = self._reason(status)
+        self.poll.unregister(self.sock)
+        self.sock.close()
+        self._kill_rest()
+        if self.run:
+            wall = (time.perf_counter() - self.run_started) * 1e3
+            usage = {"wall_ms": round(wall, 3), "cpu_ms": 0.0, "peak_mb": 0.0}
+            error = {"type": "InterpreterDied", "message": reason, "traceback": "", "line": None}
+            self._finish(wire.encode(wire.Done(self.run, "died", None, error, usage)))
+        self.to_host(wire.encode(wire.Restarted(reason)))
+        self.start_worker()
+
+    def _reason(self, status: int) -> str:
+        if not os.WIFSIGNALED(status):
+            return f"The interpreter exited with code {os.WEXITSTATUS(status)}."
+        number = os.WTERMSIG(status)
+        if number == signal.SIGKILL and self.kill_reason:
+            return f"The interpreter was killed: {self.kill_reason}."
+        if number == signal.SIGKILL:
+            return "The interpreter was killed (SIGKILL): most likely it ran out of memory."
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"The interpreter was ended by {name}."
+
+    def hang_up(self) -> None:
+        """The worker's socket is closed: it is dying (which the loop notices), or user code closed it."""
+        self.poll.modify(self.sock, 0)
+        for _ in range(DEATH_ROUNDS):
+            if _is_dead(self.worker):
+                return
+            time.sleep(0.001)
+        self.kill_worker("code closed a descriptor that is the runtime's own")
+
+    def kill_worker(self, reason: str) -> None:
+        """Kill the interpreter; the loop notices its death."""
+        self.kill_reason = reason
+        os.kill(self.worker, signal.SIGKILL)
+
+    def _kill_rest(self) -> None:
+        """Kill every process that the dead worker has left behind."""
+        self.kill_reason = ""
+        if self.setup.contained:
+            try:
+                os.kill(-1, signal.SIGKILL)  # everything in this process namespace but its init and ourselves
+            except ProcessLookupError:
+                pass
+        else:
+            _kill_descendants()
+        _reap()
+
+    # frames ---------------------------------------------------------------------------------------
+
+    def to_host(self, data: bytes) -> None:
+        """Write all of `data` to the host, waiting for it if need be."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.host_out, view) :]
+
+    def read_worker(self) -> None:
+        """Pass on what the worker sends."""
+        try:
+            data = self.sock.recv(1 << 18)
+        except (BlockingIOError, ConnectionResetError):
+            return
+        if not data:
+            self.hang_up()
+            return
+        self.pass_on(data)
+
+    def pass_on(self, data: bytes) -> None:
+        """Forward the worker's frames that `data` completes."""
+        try:
+            frames = self.from_worker.feed(data)
+        except wire.WireError:
+            frames = [(-1, b"")]
+        for kind, frame in frames:
+            if kind not in FROM_WORKER:
+                self.poll.modify(self.sock, 0)
+                self.kill_worker("code wrote to a descriptor that is the runtime's own")
+                return
+            if kind == DONE:
+                self._finish(frame)
+            elif self.run:
+                self._drain_output()
+                self.to_host(frame)
+
+    def _finish(self, done: bytes) -> None:
+        """Send everything that belongs before a run's `Done`, and that; its files follow while the session is idle."""
+        if not self.run:
+            return  # forged
+        self._drain_output()
+        changed, removed = self.workspace.scan()
+        if changed or removed:
+            self.to_host(wire.encode(wire.Files(self.run, changed, removed)))
+            self.unsaved = self.run
+        self.to_host(done)
+        self.run = 0
+        for pipe in self.pipes:
+            pipe.room = IDLE_OUTPUT
+
+    def save_files(self) -> None:
+        """Send the content of the files that the last run changed."""
+        if self.unsaved is None:
+            return
+        run, self.unsaved = self.unsaved, None
+        skipped: List[str] = []
+        for path in self.workspace.unsaved():
+            if not self._send_file(run, path):
+                skipped.append(path)
+        self.to_host(wire.encode(wire.Saved(run, skipped)))
+
+    def _send_file(self, run: int, path: str) -> bool:
+        try:
+            for mode, last, data in self.workspace.read(path):
+                self.to_host(wire.encode(wire.FileData(run, path, mode, last, data)))
+        except OSError:
+            return False
+        return True
+
+    def read_host(self) -> None:
+        """Act on what the host sends; at its end, so does everything here."""
+        data = os.read(self.host_in, 1 << 18)
+        if not data:
+            self.shut_down()
+        for kind, frame in self.splitter.feed(data):
+            self.on_host(kind, frame)
+
+    def on_host(self, kind: int, frame: bytes) -> None:
+        """Handle one frame of the host's; replies pass unread."""
+        if kind == REPLY:
+            self.to_worker += frame
+            self.write_worker()
+            return
+        message = wire.decode(kind, frame[wire.HEADER :])
+        if isinstance(message, wire.Execute):
+            self.begin(message.run, frame)
+        elif isinstance(message, wire.Interrupt):
+            if message.run == self.run:
+                os.kill(self.worker, signal.SIGINT)
+        elif isinstance(message, wire.Kill):
+            if message.run == self.run:
+                self.kill_worker("it did not stop when it was interrupted")
+        elif isinstance(message, wire.Put):
+            self.workspace.write(message.path, message.mode, message.offset, message.last, message.data)
+
+    def begin(self, run: int, execute: bytes) -> None:
+        """Start a run, after what is left to do for the one before."""
+        self.save_files()
+        self.run = run
+        self.run_started = time.perf_counter()
+        for pipe in self.pipes:
+            pipe.room = pipe.limit
+        self.to_worker += execute
+        self.write_worker()
+
+    def write_worker(self) -> None:
+        """Send what is queued for the worker as far as it takes it."""
+        try:
+            del self.to_worker[: self.sock.send(self.to_worker)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.to_worker.clear()  # it is dead, and will be buried
+            return
+        self.poll.modify(self.sock, select.POLLIN | select.POLLOUT if self.to_worker else select.POLLIN)
+
+    # output ---------------------------------------------------------------------------------------
+
+    def read_output(self, pipe: OutputPipe) -> None:
+        """Take output from `pipe`; the first piece goes out at once, what follows closely is sent together."""
+        pipe.drain()
+        if not self.run:
+            return  # kept for the next run
+        now = time.perf_counter()
+        if now - self.last_output >= COALESCE_S or len(pipe.held) >= READ:
+            self.flush_output()
+        elif not self.flush_at:
+            self.flush_at = self.last_output + COALESCE_S
+
+    def _drain_output(self) -> None:
+        """Send all that was printed up to now."""
+        for pipe in self.pipes:
+            pipe.drain()
+        self.flush_output()
+
+    def flush_output(self) -> None:
+        """Send all output that is held back."""
+        self.flush_at = 0.0
+        for pipe in self.pipes:
+            message = pipe.take(self.run)
+            if message is not None:
+                self.last_output = time.perf_counter()
+                self.to_host(wire.encode(message))
+
+    # the loop -------------------------------------------------------------------------------------
+
+    def serve(self, frames: List[Tuple[int, bytes]]) -> None:
+        """Handle `frames`, which came with the first message, then route until the host closes the link."""
+        self.start_worker()
+        self.to_host(wire.encode(wire.Ready(wire.VERSION, sys.version.split()[0], sys.platform)))
+        for kind, frame in frames:
+            self.on_host(kind, frame)
+        outputs = {pipe.read_end: pipe for pipe in self.pipes}
+        while True:
+            for fd, event in self.poll.poll(self._timeout()):
+                if fd == self.host_in:
+                    self.read_host()
+                elif fd in outputs:
+                    self.read_output(outputs[fd])
+                elif fd == self.wake_read:
+                    self.on_child()
+                elif fd == self.sock.fileno():
+                    if event & select.POLLOUT:
+                        self.write_worker()
+                    if event & ~select.POLLOUT:
+                        self.read_worker()
+            if self.flush_at and time.perf_counter() >= self.flush_at:
+                self.flush_output()
+            if not self.run:
+                self.save_files()
+
+    def _timeout(self) -> Optional[float]:
+        return max((self.flush_at - time.perf_counter()) * 1e3, 0.0) if self.flush_at else None
+
+    def on_child(self) -> None:
+        """A child has died: the worker, or an orphan that was handed to us."""
+        try:
+            os.read(self.wake_read, READ)
+        except BlockingIOError:
+            pass
+        if _is_dead(self.worker):
+            self.bury_worker()
+        else:
+            _reap(self.worker)
+
+    def shut_down(self) -> None:
+        """The host is gone: so is everything here."""
+        self.kill_worker("the host is gone")
+        os.waitpid(self.worker, 0)
+        self._kill_rest()
+        os._exit(0)
+
+
+def _fork() -> int:
+    """Fork, waiting for room where a process limit is reached."""
+    for _ in range(FORK_ROUNDS):
+        try:
+            return os.fork()
+        except BlockingIOError:
+            time.sleep(0.01)
+            _reap()
+    return os.fork()
+
+
+def _high(fd: int) -> int:
+    """Move `fd` above the numbers that user code gets, closed in programs that it starts."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
+    os.close(fd)
+    return high
+
+
+def _first_to_die() -> None:
+    """Make the kernel's OOM killer choose the worker and its children before the supervisor."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass  # not Linux
+
+
+def _is_dead(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _reap(keep: int = 0) -> None:
+    """Collect dead children other than `keep`, which is left to be buried."""
+    while True:
+        try:
+            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if dead is None or dead.si_pid == keep:
+            return
+        os.waitpid(dead.si_pid, 0)
+
+
+def _kill_descendants() -> None:
+    """Kill the processes below this one, which adopts orphans, until none is left."""
+    for _ in range(KILL_ROUNDS):
+        children = _descendants(os.getpid())
+        if not children:
+            return
+        for pid in children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        _reap()
+
+
+def _descendants(root: int) -> List[int]:
+    parents: Dict[int, List[int]] = {}
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
+            parents.setdefault(parent, []).append(int(entry))
+    found: List[int] = []
+    level = parents.get(root, [])
+    while level:
+        found += level
+        level = [child for pid in level for child in parents.get(pid, [])]
+    return found
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent dies, so that none escapes `_kill_descendants`."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+
+
+def _limit(limits: Dict[str, Any]) -> None:
+    """Apply `resource` limits by name, as far as the hard limits allow."""
+    import resource
+
+    for name, value in limits.items():
+        kind = getattr(resource, name, None)
+        if kind is not None:
+            hard = resource.getrlimit(kind)[1]
+            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (bound, bound))
+
+
+def main() -> None:
+    """Take over this process's stdin and stdout as the link, read `Setup`, and serve."""
+    host_in, host_out = _high(os.dup(0)), _high(os.dup(1))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)  # what is printed here by mistake must not reach the link
+    os.close(null)
+    splitter = wire.Splitter()
+    frames: List[Tuple[int, bytes]] = []
+    while not frames:
+        data = os.read(host_in, wire.CHUNK)
+        if not data:
+            os._exit(0)
+        frames = splitter.feed(data)
+    kind, frame = frames[0]
+    setup = wire.decode(kind, frame[wire.HEADER :])
+    if not isinstance(setup, wire.Setup) or setup.version != wire.VERSION:
+        sys.exit(f"the host speaks version {getattr(setup, 'version', '?')} of the wire, this kernel {wire.VERSION}")
+    if not setup.contained:
+        adopt_orphans()
+    Supervisor(setup, splitter, host_in, host_out).serve(frames[1:])

@@ -1,0 +1,99 @@
+"""The workspace as files: what changed since the last look, and moving content in and out in pieces.
+
+Used by the supervisor. Only regular files count; links, sockets and pipes are passed over, and nothing is opened
+that could block. Paths are relative to the workspace, with `/`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Dict, Iterator, List, Tuple
+
+from .wire import CHUNK
+
+HIDDEN = (".mcpruntime", "__pycache__")  # folders that are the runtime's own, or only a cache
+MAX_FILES = 50_000  # more are not looked at, so that a scan stays bounded
+
+Stamp = Tuple[int, int, int, int]  # modified and changed (ns), size, mode
+
+
+class Workspace:
+    """A folder and the state in which it was last seen."""
+
+    def __init__(self, root: str, limit: int) -> None:
+        self.root = root
+        self.limit = limit
+        self._seen: Dict[str, Stamp] = {}
+        self._unsaved: List[str] = []
+
+    def scan(self) -> Tuple[List[str], List[str]]:
+        """Return the paths changed and removed since the last scan; the changed ones become `unsaved`."""
+        found = dict(self._walk())
+        changed = sorted(path for path, stamp in found.items() if self._seen.get(path) != stamp)
+        removed = sorted(path for path in self._seen if path not in found)
+        self._seen = found
+        self._unsaved = sorted({*self._unsaved, *changed} - set(removed)) if self._unsaved else changed
+        return changed, removed
+
+    def unsaved(self) -> List[str]:
+        """Return the paths whose content has not been sent yet, and forget them."""
+        paths, self._unsaved = self._unsaved, []
+        return paths
+
+    def _walk(self) -> Iterator[Tuple[str, Stamp]]:
+        folders = [""]
+        count = 0
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = list(os.scandir(os.path.join(self.root, folder)))
+            except OSError:
+                continue  # removed meanwhile, or made unreadable
+            for entry in entries:
+                path = folder + entry.name
+                try:
+                    path.encode("utf-8")
+                    info = entry.stat(follow_symlinks=False)
+                except (OSError, UnicodeEncodeError):
+                    continue
+                if stat.S_ISDIR(info.st_mode) and entry.name not in HIDDEN:
+                    folders.append(path + "/")
+                elif stat.S_ISREG(info.st_mode):
+                    count += 1
+                    if count > MAX_FILES:
+                        return
+                    yield path, (info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
+
+    def read(self, path: str) -> Iterator[Tuple[int, bool, bytes]]:
+        """Yield (mode, last, bytes) of a file's content, at least once; raises OSError where it cannot be read."""
+        fd = os.open(os.path.join(self.root, path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError(f"{path} is no regular file any more")
+            left = min(info.st_size, self.limit)
+            while True:
+                data = os.read(fd, min(CHUNK, left)) if left else b""
+                left -= len(data)
+                last = not left or not data
+                yield stat.S_IMODE(info.st_mode), last, data
+                if last:
+                    return
+        finally:
+            os.close(fd)
+
+    def write(self, path: str, mode: int, offset: int, last: bool, data: bytes) -> None:
+        """Write a piece of a file that the host restores, and take it as seen."""
+        full = os.path.join(self.root, path)
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if offset else os.O_TRUNC)
+        fd = os.open(full, flags, 0o600)
+        try:
+            os.pwrite(fd, data, offset)
+            if last:
+                os.fchmod(fd, mode)
+                info = os.fstat(fd)
+                self._seen[path] = (info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
+        finally:
+            os.close(fd)

@@ -1,0 +1,139 @@
+"""The router: everything sandboxed code asks of the host passes here, once, and is journaled.
+
+A target is `prefix.rest`; the prefix chooses the route. What the sandbox says of itself (which run, which number) is
+not trusted: the run is the one that the session executes, and numbers only serve to match the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import CallFailed, JournalFailed
+from ..journal.events import CallFinished, CallStarted, canonical_json
+from ..journal.store import Journal
+from ..kernel.wire import Call, Reply
+
+Effect = Literal["read", "idempotent", "write"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Who answers the calls of one prefix; `effect` says what a call may change; unlisted ones stay off the ledger."""
+
+    call: Callable[[str, dict[str, Any]], Awaitable[Any]]
+    effect: Callable[[str], Effect]
+    listed: bool = True
+
+
+@dataclass
+class LedgerEntry:
+    """One line of what a run asked for: `status` is `started` until it is `ok` or `error`."""
+
+    target: str
+    args: dict[str, Any]
+    status: Literal["started", "ok", "error"] = "started"
+    ms: float = 0.0
+    error: str = ""
+
+
+class CallLog:
+    """The calls of one run: their numbers, their ledger, and where they are journaled."""
+
+    def __init__(self, journal: Journal, session: str, run: str) -> None:
+        self.ledger: list[LedgerEntry] = []
+        self._journal = journal
+        self._session = session
+        self._run = run
+        self._count = 0
+        self._seen: Counter[tuple[str, str]] = Counter()
+
+    def start(self, call: Call, effect: Effect) -> int:
+        """Journal that `call` starts; return its number in this run. Raises `ValueError` if it is not JSON data."""
+        args = canonical_json(call.args)
+        nth = self._seen[call.target, args]
+        self._seen[call.target, args] += 1
+        self._count += 1
+        self._append(CallStarted(self._count, call.target, args, effect, nth, call.line))
+        return self._count
+
+    def finish(self, number: int, value: Any, error: Mapping[str, Any] | None, ms: float) -> None:
+        """Journal how call `number` ended."""
+        self._append(CallFinished(number, value, error, round(ms, 3)))
+
+    async def flush(self) -> None:
+        """Wait until all of it is on the disk."""
+        await self._journal.flush()
+
+    def _append(self, event: CallStarted | CallFinished) -> None:
+        self._journal.append(self._session, event, self._run)
+
+
+class Router:
+    """Answers calls by their prefix."""
+
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        self._routes = routes
+
+    async def answer(self, call: Call, log: CallLog) -> Reply:
+        """Return the reply to `call`; failures become errors in it, and only cancellation leaves."""
+        started = time.perf_counter()
+        entry = LedgerEntry(call.target, call.args)
+        number: int | None = None
+        try:
+            route = self._route(call.target)
+            if route.listed:
+                log.ledger.append(entry)
+            number = await _admit(call, route, log)
+            value = await route.call(call.target, call.args)
+            log.finish(number, value, None, (time.perf_counter() - started) * 1e3)
+        except Exception as exc:  # noqa: BLE001 - a handler's failure is the answer, whatever it is
+            error = _describe(call.target, exc)
+            entry.status, entry.error = "error", error["message"]
+            entry.ms = (time.perf_counter() - started) * 1e3
+            if number is not None:
+                log.finish(number, None, error, entry.ms)
+            return Reply(call.id, None, error)
+        entry.status, entry.ms = "ok", (time.perf_counter() - started) * 1e3
+        return Reply(call.id, value)
+
+    def _route(self, target: str) -> Route:
+        prefix, _, rest = target.partition(".")
+        route = self._routes.get(prefix)
+        if route is None or not rest:
+            known = ", ".join(sorted(self._routes))
+            raise CallFailed("unknown_target", f"Nothing answers to {target!r}; the prefixes are {known}.")
+        return route
+
+
+async def _admit(call: Call, route: Route, log: CallLog) -> int:
+    """Journal the start of `call`; what may change something waits until that is on the disk.
+
+    A server that dies right after must know that such a call was made, or it would be made twice.
+    """
+    effect = route.effect(call.target)
+    try:
+        number = log.start(call, effect)
+    except ValueError as exc:
+        raise CallFailed("invalid_arguments", f"{call.target}: the arguments are not JSON data: {exc}") from exc
+    if effect == "write":
+        await log.flush()
+    return number
+
+
+def _describe(target: str, exc: Exception) -> dict[str, Any]:
+    """Return `exc` as the error that code in the sandbox sees; the text of an unforeseen one stays on the host."""
+    if isinstance(exc, CallFailed):
+        return {"kind": exc.kind, "message": str(exc), "data": exc.data}
+    if isinstance(exc, JournalFailed):
+        return {"kind": "unavailable", "message": f"{target} was not called: {exc}", "data": None}
+    if isinstance(exc, ValueError):
+        return {"kind": "protocol", "message": f"{target} answered with something that is not JSON data.", "data": None}
+    logger.error("call of %s failed", target, exc_info=exc)
+    return {"kind": "internal", "message": f"{target} failed inside the server; its log says why.", "data": None}

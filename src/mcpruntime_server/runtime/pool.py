@@ -1,0 +1,104 @@
+"""Sandboxes that stand ready, and those that sessions have taken.
+
+Each sandbox lives in a task of its own, which enters and leaves its contexts; whoever takes it only holds a `Slot`.
+The pool refills in the background and nobody waits for a refill while a sandbox is ready.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..errors import McpRuntimeError
+from ..kernel import wire
+from ..sandbox import Backend
+from ..sandbox.link import Link, open_link
+
+STARTING_AT_ONCE = 4  # more at a time only make each of them slower
+
+logger = logging.getLogger(__name__)
+
+
+class Slot:
+    """A sandbox that stands; its holder gives it back with `release`, after which it is removed."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.released = anyio.Event()
+
+    def release(self) -> None:
+        """Have it removed."""
+        self.released.set()
+
+
+class Pool:
+    """Starts sandboxes and keeps `size` of them ready."""
+
+    def __init__(self, backend: Backend, setup: wire.Setup, size: int, tasks: TaskGroup) -> None:
+        self._backend = backend
+        self._setup = setup
+        self._size = size
+        self._tasks = tasks
+        self._ready: deque[Slot] = deque()
+        self._starting = 0
+        self._waiting = 0
+        self._failures: deque[McpRuntimeError] = deque()
+        self._news = anyio.Event()
+
+    async def acquire(self) -> Slot:
+        """Return a sandbox, a ready one if there is one; raises `Unavailable` or `SandboxFailed` if none can be had."""
+        self._waiting += 1
+        try:
+            while True:
+                self.fill()
+                while self._ready:
+                    slot = self._ready.popleft()
+                    if not slot.link.closed.is_set():
+                        return slot
+                    slot.release()
+                if self._failures:
+                    raise self._failures.popleft()
+                await self._news.wait()
+        finally:
+            self._waiting -= 1
+            self.fill()
+
+    def fill(self) -> None:
+        """Start the sandboxes that are waited for or missing from the ready ones, a few at a time."""
+        missing = self._waiting + self._size - len(self._ready) - self._starting
+        for _ in range(min(missing, STARTING_AT_ONCE - self._starting)):
+            self._starting += 1
+            self._tasks.start_soon(self._keep)
+
+    async def _keep(self) -> None:
+        """Be the task that one sandbox lives in."""
+        stands = False
+        try:
+            async with self._backend.open() as channel, open_link(channel, self._setup) as link:
+                slot = Slot(link)
+                stands = True
+                self._starting -= 1
+                self._ready.append(slot)
+                self._announce()
+                await slot.released.wait()
+        except* McpRuntimeError as group:
+            failure = _first(group)
+            logger.error("a sandbox %s: %s", "could not be removed" if stands else "could not be started", failure)
+            if not stands and self._waiting:
+                self._failures.append(failure)
+        finally:
+            if not stands:
+                self._starting -= 1
+                self._announce()
+
+    def _announce(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+
+def _first(group: BaseExceptionGroup[McpRuntimeError]) -> McpRuntimeError:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

@@ -1,0 +1,311 @@
+"""Sessions: a namespace and a workspace that outlive requests, sandboxes and the server.
+
+Each live session is one task, which executes its runs one after the other and holds the session's sandbox. Where the
+sandbox is gone (idle too long, died, server restarted) the next run gets a new one, with the workspace's files restored
+from the journal; variables do not come back, and the run's notes say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import secrets
+import textwrap
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..config import SandboxSettings, ServerSettings
+from ..errors import InvalidRequest, JournalFailed, NotFound, Unavailable
+from ..journal.events import FileEntry, FilesChanged, RunStarted, SandboxEnded, SandboxStarted, SessionOpened
+from ..journal.rows import SessionRow
+from ..journal.store import Journal
+from ..kernel import wire
+from ..sandbox import Backend
+from ..sandbox.link import Link
+from .calls import Router
+from .pool import Pool, Slot
+from .run import Run, new_run_id
+
+SAVE_S = 10.0  # for the files of the last run to arrive before a sandbox is given up
+FENCE = re.compile(r"\s*(?P<mark>```+|~~~+)[ \t]*(?:python|py|python3)?[ \t]*\n(?P<code>.*?)\n?(?P=mark)\s*", re.DOTALL)
+MB = 1024 * 1024
+VALUE_LIMIT = 256 * 1024  # characters of a value that leave the sandbox; larger ones belong into a file
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+HANDLE = "s_"  # what the handles that the server gives out begin with
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """One session while it is live on this server."""
+
+    def __init__(self, row: SessionRow, files: dict[str, FileEntry], runtime: Runtime) -> None:
+        self.id = row.id
+        self.name = row.name
+        self.principal = row.principal
+        self.used = time.monotonic()
+        self.is_new = row.runs == 0
+        self._runtime = runtime
+        self._files = files
+        self._step = row.runs
+        self._tip = row.tip
+        self._slot: Slot | None = None
+        self._lost = "" if self.is_new else "The session was resumed: variables are gone, workspace files are kept."
+        self._send, self._receive = anyio.create_memory_object_stream[Run](math.inf)
+        self._unfinished: set[Run] = set()
+        self.closed = anyio.Event()
+
+    @property
+    def handle(self) -> str:
+        """What a client calls this session."""
+        return self.name or self.id
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run is under way or waits for its turn."""
+        return bool(self._unfinished)
+
+    def start(self, code: str, timeout_s: float) -> Run:
+        """Queue `code`; it runs when the runs before it are over."""
+        journal, router = self._runtime.journal, self._runtime.router
+        self._step += 1
+        start = RunStarted(new_run_id(), self._tip, self._step, strip_fences(code), f"<step {self._step}>", timeout_s)
+        run = Run(start, self.id, journal, router, self._runtime.file_limit)
+        self._tip = start.run
+        self._unfinished.add(run)
+        self._send.send_nowait(run)
+        return run
+
+    def close(self) -> None:
+        """Take no more runs; the session ends when those that are queued are over."""
+        self._send.close()
+
+    async def serve(self) -> None:
+        """Execute runs until the session has been idle for too long or is closed."""
+        try:
+            async with anyio.create_task_group() as savers:
+                while (run := await self._next_run()) is not None:
+                    await self._execute(run, savers)
+                with anyio.move_on_after(SAVE_S):
+                    await self._until_saved()
+                savers.cancel_scope.deadline = anyio.current_time() + SAVE_S
+        finally:
+            self._give_up_sandbox("The session was idle or was closed.")
+            self.closed.set()
+
+    async def _next_run(self) -> Run | None:
+        with anyio.move_on_after(self._runtime.settings.session_idle_s):
+            try:
+                return await self._receive.receive()
+            except anyio.EndOfStream:
+                return None
+        if self._unfinished:  # one came in the very moment
+            return self._receive.receive_nowait()
+        self._runtime.forget(self)
+        return None
+
+    async def _execute(self, run: Run, savers: TaskGroup) -> None:
+        try:
+            await run.execute(self._link)
+        finally:
+            self._unfinished.discard(run)
+            self.used = time.monotonic()
+        if run.report.changed or run.report.removed:
+            savers.start_soon(self._save, run)
+
+    async def _save(self, run: Run) -> None:
+        """Take the run's files into the journal; they are what a new sandbox gets."""
+        try:
+            changed = await run.store_files()
+        except JournalFailed as exc:
+            logger.error("the files of run %s were not saved: %s", run.start.run, exc)
+            return
+        for path in run.report.removed:
+            self._files.pop(path, None)
+        self._files.update(changed)
+
+    async def _until_saved(self) -> None:
+        if self._slot is not None:
+            await self._slot.link.saved()
+
+    async def _link(self) -> Link:
+        """Return the session's sandbox, a new one with the files restored where there is none that lives."""
+        if self._slot is not None and not self._slot.link.closed.is_set():
+            return self._slot.link
+        if self._slot is not None:
+            self._give_up_sandbox(await self._slot.link.why())
+            self._lost = "The sandbox was replaced: variables are gone, saved files are kept."
+        self._slot = await self._runtime.pool.acquire()
+        link = self._slot.link
+        info = link.info
+        journal = self._runtime.journal
+        journal.append(self.id, SandboxStarted(info.id, info.image, link.python, link.platform, seed=""))
+        for path, entry in self._files.items():
+            link.put(path, entry["mode"], await journal.get_blob(entry["digest"]))
+        return link
+
+    def _give_up_sandbox(self, reason: str) -> None:
+        if self._slot is not None:
+            self._runtime.journal.append(self.id, SandboxEnded(reason))
+            self._slot.release()
+            self._slot = None
+
+    def take_note(self) -> str:
+        """Return, once, what the client should know about this session's state."""
+        note, self._lost = self._lost, ""
+        return note
+
+
+class Runtime:
+    """All live sessions; finds, resumes and opens them."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        journal: Journal,
+        router: Router,
+        pool: Pool,
+        tasks: TaskGroup,
+        *,
+        backend: str,
+        file_limit: int,
+    ) -> None:
+        self.settings = settings
+        self.journal = journal
+        self.router = router
+        self.pool = pool
+        self.backend = backend
+        self.file_limit = file_limit
+        self._tasks = tasks
+        self._live: dict[str, Session] = {}
+        self._opening = anyio.Lock()
+
+    async def session(self, handle: str | None, principal: str) -> Session:
+        """Return the principal's session `handle`; None makes a new one, and so does a name that is not taken.
+
+        Use what is returned without waiting in between, or it may have been closed for being idle. Raises `NotFound`
+        for an unknown `s_...` handle, `InvalidRequest` for a name that is none, `Unavailable` if there are too many
+        sessions or another server has this one.
+        """
+        found = self._find(handle, principal)
+        if found is not None:
+            return found
+        async with self._opening:
+            return self._find(handle, principal) or await self._open(handle, principal)
+
+    def forget(self, session: Session) -> None:
+        """Let `session` be opened anew by whoever asks for it next."""
+        self._live.pop(session.id, None)
+
+    def _find(self, handle: str | None, principal: str) -> Session | None:
+        if handle is not None:
+            for session in self._live.values():
+                if handle in (session.id, session.name) and session.principal == principal:
+                    return session
+        return None
+
+    async def _open(self, handle: str | None, principal: str) -> Session:
+        await self._make_room()
+        if handle is None:
+            row = await self.journal.create_session(new_session_id(), None, principal)
+        else:
+            row = await self._find_or_create(handle, principal)
+        if not row.runs:
+            self.journal.append(row.id, SessionOpened(row.name, principal, self.backend))
+        session = self._live[row.id] = Session(row, await self._files_of(row), self)
+        self._tasks.start_soon(self._serve, session)
+        return session
+
+    async def _serve(self, session: Session) -> None:
+        try:
+            await session.serve()
+        finally:
+            self.forget(session)
+            with anyio.move_on_after(SAVE_S, shield=True):
+                try:
+                    await self.journal.release(session.id)
+                except JournalFailed as exc:
+                    logger.error("session %s could not be released: %s", session.id, exc)
+
+    async def _find_or_create(self, handle: str, principal: str) -> SessionRow:
+        try:
+            row = await self.journal.find_session(handle, principal)
+        except NotFound:
+            if handle.startswith(HANDLE):
+                raise NotFound(
+                    f"There is no session {handle!r:.80}.",
+                    remedy="Leave `session` out to start one, or give a name of your own.",
+                ) from None
+            if not NAME.fullmatch(handle):
+                raise InvalidRequest(
+                    f"{handle!r:.80} cannot name a session.",
+                    remedy="Use up to 64 letters, digits, spaces, dots, dashes and underscores.",
+                ) from None
+            return await self.journal.create_session(new_session_id(), handle, principal)
+        return await self.journal.claim(row.id)
+
+    async def _files_of(self, row: SessionRow) -> dict[str, FileEntry]:
+        """Return the workspace as the session's runs have left it."""
+        files: dict[str, FileEntry] = {}
+        for stored in await self.journal.events(row.id, kind="files_changed") if row.runs else ():
+            if isinstance(stored.event, FilesChanged):
+                for path in stored.event.removed:
+                    files.pop(path, None)
+                files.update(stored.event.changed)
+        return files
+
+    async def _make_room(self) -> None:
+        """Close the session that has been idle longest, if there are as many as there may be."""
+        if len(self._live) < self.settings.max_sessions:
+            return
+        idle = [session for session in self._live.values() if not session.is_busy]
+        if not idle:
+            raise Unavailable(
+                f"All {self.settings.max_sessions} sessions are busy.", remedy="Try again, or raise max_sessions."
+            )
+        oldest = min(idle, key=lambda session: session.used)
+        self.forget(oldest)
+        oldest.close()
+        await oldest.closed.wait()
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: ServerSettings, sandbox: SandboxSettings, journal: Journal, router: Router, backend: Backend
+) -> AsyncIterator[Runtime]:
+    """Run sessions on `backend` until the context is left; then what is under way is cancelled and journaled so."""
+    setup = wire.Setup(
+        version=wire.VERSION,
+        contained=backend.isolated,
+        output_limit=sandbox.output_mb * MB,
+        value_limit=VALUE_LIMIT,
+        workspace_limit=sandbox.workspace_mb * MB,
+        limits=backend.limits,
+    )
+    async with anyio.create_task_group() as pool_tasks:
+        pool = Pool(backend, setup, sandbox.pool_size, pool_tasks)
+        pool.fill()
+        try:
+            async with anyio.create_task_group() as tasks:
+                file_limit = sandbox.workspace_mb * MB
+                yield Runtime(settings, journal, router, pool, tasks, backend=backend.name, file_limit=file_limit)
+                tasks.cancel_scope.cancel()
+        finally:
+            pool_tasks.cancel_scope.cancel()
+
+
+def new_session_id() -> str:
+    """Return a handle that nobody can guess."""
+    return f"{HANDLE}{secrets.token_urlsafe(16)}"
+
+
+def strip_fences(code: str) -> str:
+    """Return `code` without a Markdown fence around it and without a common indentation."""
+    fenced = FENCE.fullmatch(code)
+    inner = fenced["code"] if fenced else code
+    return textwrap.dedent(inner) if inner.lstrip("\n")[:1] in (" ", "\t") else inner

@@ -1,0 +1,319 @@
+"""The host's end of a sandbox: messages instead of bytes, runs instead of messages.
+
+One reader and one writer task per link. The reader routes and never waits for a handler; every call is answered by a
+task of its own in the run's task group. What the sandbox sends is not trusted: bytes that are no message, or a message
+that does not fit the state, close the link (`SandboxFailed`) and never harm the host.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .. import kernel
+from ..errors import SandboxFailed
+from ..kernel import wire
+from . import Channel, SandboxInfo
+
+READY_S = 30.0  # from a started process to a kernel that answers; a loaded machine can be slow
+INTERRUPT_S = 3.0  # code gets this long to clean up after KeyboardInterrupt
+KILL_S = 5.0  # killing all processes and starting a fresh interpreter; far less on a machine that is not overloaded
+MODULES = ("wire", "present", "results", "guest", "channel", "workspace", "kernel", "supervisor")
+
+# The first bytes on stdin are the kernel's modules: a length, then compressed JSON of name to source. They become the
+# package `mcpruntime_kernel`, without a file, so that a read-only image without any of ours can run them.
+BOOTSTRAP = """\
+import sys,os,json,zlib
+def read(n):
+    b=b''
+    while len(b)<n:
+        c=os.read(0,n-len(b))
+        if not c: os._exit(0)
+        b+=c
+    return b
+sources=json.loads(zlib.decompress(read(int.from_bytes(read(4),'big'))))
+class Kernel:
+    @classmethod
+    def find_spec(cls,name,path=None,target=None):
+        package,_,module=name.partition('.')
+        if package=='mcpruntime_kernel' and (not module or module in sources):
+            spec=type(sys.__spec__)(name,cls,origin='<'+name+'>',is_package=not module)
+            return spec
+    @staticmethod
+    def create_module(spec): return None
+    @staticmethod
+    def exec_module(module):
+        name=module.__name__.partition('.')[2]
+        if name: exec(compile(sources[name],'<mcpruntime_kernel.'+name+'>','exec'),module.__dict__)
+sys.meta_path.insert(0,Kernel)
+from mcpruntime_kernel.supervisor import main
+main()
+"""
+
+KERNEL_ARGV = ("python3", "-s", "-u", "-c", BOOTSTRAP)
+KERNEL_ENV = {
+    "PYTHONHASHSEED": "0",  # sets print in the same order when a run is replayed
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUTF8": "1",
+    "OMP_NUM_THREADS": "1",  # threads of numeric libraries would not survive a fork
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": "/tmp/matplotlib",  # noqa: S108 - the sandbox's own /tmp
+}
+
+
+@cache
+def bundle() -> bytes:
+    """Return the kernel's modules as the bytes that `BOOTSTRAP` reads."""
+    folder = resources.files(kernel)
+    sources = {name: folder.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+    data = zlib.compress(json.dumps(sources).encode())
+    return len(data).to_bytes(4, "big") + data
+
+
+class Listener(Protocol):
+    """What a run does with what its sandbox sends. The methods are called in order and must not block."""
+
+    def on_output(self, message: wire.Output) -> None:
+        """Code printed something."""
+        ...
+
+    def on_files(self, message: wire.Files) -> None:
+        """Code changed workspace files."""
+        ...
+
+    def on_file_data(self, message: wire.FileData) -> None:
+        """A piece of a changed file, after the run is over."""
+        ...
+
+    def on_saved(self, message: wire.Saved) -> None:
+        """The last piece of the last changed file has come."""
+        ...
+
+    async def on_call(self, message: wire.Call) -> wire.Reply:
+        """Code asks for something; cancelled if the run ends first."""
+        ...
+
+
+Stopped = Literal["timeout", "cancelled"]
+
+
+@dataclass
+class _Execution:
+    """The run that a link executes now; cancelling `patience` ends the wait for its own end."""
+
+    number: int
+    listener: Listener
+    calls: TaskGroup
+    patience: anyio.CancelScope
+    over: anyio.Event
+    done: wire.Done | None = None
+    stopped: Stopped | None = None
+
+
+class Link:
+    """A sandbox whose kernel answers. `closed` is set when it is gone; `restarts` tells of interpreters that died."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.closed = anyio.Event()
+        self.python = ""
+        self.platform = ""
+        self.restarts: list[str] = []
+        self._channel = channel
+        self._ready = anyio.Event()
+        self._outgoing: list[bytes] = []
+        self._has_outgoing = anyio.Event()
+        self._last_run = 0
+        self._current: _Execution | None = None
+        self._saving: tuple[int, Listener] | None = None
+        self._saved = anyio.Event()
+        self._saved.set()
+        self._failure = ""
+
+    @property
+    def info(self) -> SandboxInfo:
+        """What this sandbox is."""
+        return self._channel.info
+
+    async def memory(self) -> int | None:
+        """Return the sandbox's memory in bytes, where it can be told."""
+        return await self._channel.memory()
+
+    # what others do with a link -------------------------------------------------------------------
+
+    async def execute(
+        self, code: str, name: str, listener: Listener, timeout_s: float
+    ) -> tuple[wire.Done, Stopped | None]:
+        """Run `code`; return how it ended, and why if it was stopped from outside. One run at a time.
+
+        Past `timeout_s` the code is interrupted, then its interpreter is killed. Raises `SandboxFailed` if the sandbox
+        dies, breaks the protocol or does not react.
+        """
+        self._last_run += 1
+        async with anyio.create_task_group() as calls:
+            patience = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
+            current = _Execution(self._last_run, listener, calls, patience, anyio.Event())
+            if not self.closed.is_set():
+                self._current = current
+                try:
+                    self._send(wire.Execute(current.number, code, name))
+                    await self._wait(current)
+                finally:
+                    self._current = None
+                    calls.cancel_scope.cancel()  # calls whose run is over have nobody to answer
+        if current.done is None:
+            raise SandboxFailed(await self.why())
+        return current.done, current.stopped
+
+    async def _wait(self, current: _Execution) -> None:
+        with current.patience:
+            await current.over.wait()
+        if current.over.is_set():
+            return
+        current.stopped = current.stopped or "timeout"
+        for step, grace_s in ((wire.Interrupt, INTERRUPT_S), (wire.Kill, KILL_S)):
+            self._send(step(current.number))
+            with anyio.move_on_after(grace_s):
+                await current.over.wait()
+            if current.over.is_set():
+                return
+        self.fail("it did not react when its code was to be stopped")
+
+    def stop(self, reason: Stopped) -> None:
+        """Stop the run that is under way, if there is one: interrupt it, then kill its interpreter."""
+        if self._current is not None and self._current.stopped is None:
+            self._current.stopped = reason
+            self._current.patience.cancel()
+
+    def put(self, path: str, mode: int, data: bytes) -> None:
+        """Write a file into the workspace, before whatever is executed next."""
+        for offset in range(0, max(len(data), 1), wire.CHUNK):
+            piece = data[offset : offset + wire.CHUNK]
+            self._send(wire.Put(path, mode, offset, offset + len(piece) >= len(data), piece))
+
+    async def saved(self) -> None:
+        """Wait until the files of the last run have arrived, or the sandbox is gone."""
+        await self._saved.wait()
+
+    def fail(self, reason: str) -> None:
+        """Give this sandbox up: everything that waits for it is told `reason`."""
+        if not self.closed.is_set():
+            self._failure = reason
+            self.closed.set()
+            self._saved.set()
+            self._ready.set()
+            self._has_outgoing.set()
+            if self._current is not None:
+                self._current.over.set()
+
+    async def why(self) -> str:
+        """Return one sentence on why this sandbox is gone."""
+        return f"The sandbox is gone: {self._failure or await self._channel.cause_of_death()}"
+
+    # routing --------------------------------------------------------------------------------------
+
+    def _send(self, message: wire.Message) -> None:
+        self._outgoing.append(wire.encode(message))
+        self._has_outgoing.set()
+
+    async def _write(self) -> None:
+        while not self.closed.is_set():
+            await self._has_outgoing.wait()
+            self._has_outgoing = anyio.Event()
+            data, self._outgoing = b"".join(self._outgoing), []
+            if data:
+                try:
+                    await self._channel.send(data)
+                except SandboxFailed:
+                    return  # the reader finds out why
+
+    async def _read(self) -> None:
+        decoder = wire.Decoder()
+        while data := await self._channel.receive():
+            try:
+                for message in decoder.messages(data):
+                    self._route(message)
+            except wire.WireError as exc:
+                self.fail(f"it broke the protocol ({exc})")
+                return
+        self.fail("")
+
+    def _route(self, message: wire.Message) -> None:
+        match message:
+            case wire.Ready():
+                self.python, self.platform = message.python, message.platform
+                self._ready.set()
+            case wire.Restarted():
+                self.restarts.append(message.reason)
+            case wire.FileData() | wire.Saved():
+                self._route_files(message)
+            case wire.Output() | wire.Call() | wire.Files() | wire.Done():
+                if self._current is not None and self._current.done is None:  # else nobody waits for it any more
+                    self._route_to(self._current, message)
+            case _:
+                raise wire.WireError(f"a sandbox does not send {type(message).__name__}")
+
+    def _route_to(self, current: _Execution, message: wire.Output | wire.Call | wire.Files | wire.Done) -> None:
+        match message:
+            case wire.Output():
+                current.listener.on_output(message)
+            case wire.Call():
+                current.calls.start_soon(self._answer, current.listener.on_call, message)
+            case wire.Files():
+                self._saving, self._saved = (current.number, current.listener), anyio.Event()
+                current.listener.on_files(message)
+            case wire.Done():
+                current.done = message
+                current.over.set()
+
+    def _route_files(self, message: wire.FileData | wire.Saved) -> None:
+        if self._saving is None or self._saving[0] != message.run:
+            raise wire.WireError(f"{type(message).__name__} of a run that announced no files")
+        if isinstance(message, wire.FileData):
+            self._saving[1].on_file_data(message)
+        else:
+            self._saving[1].on_saved(message)
+            self._saving = None
+            self._saved.set()
+
+    async def _answer(self, on_call: Callable[[wire.Call], Awaitable[wire.Reply]], call: wire.Call) -> None:
+        reply = await on_call(call)
+        try:
+            self._send(reply)
+        except wire.WireError as exc:
+            error = {
+                "kind": "too_large",
+                "message": f"{call.target}: the result cannot be passed on: {exc}",
+                "data": None,
+            }
+            self._send(wire.Reply(call.id, None, error))
+
+
+@asynccontextmanager
+async def open_link(channel: Channel, setup: wire.Setup) -> AsyncIterator[Link]:
+    """Bring up the kernel behind `channel`; raises `SandboxFailed` if it does not come up."""
+    link = Link(channel)
+    async with anyio.create_task_group() as tasks:
+        link._outgoing.append(bundle())
+        link._send(setup)
+        tasks.start_soon(link._write)
+        tasks.start_soon(link._read)
+        try:
+            with anyio.move_on_after(READY_S):
+                await link._ready.wait()
+            if not link.python:
+                raise SandboxFailed(f"The kernel did not come up. {await link.why()}")
+            yield link
+        finally:
+            link.fail("it was closed")
+            tasks.cancel_scope.cancel()

@@ -1,0 +1,189 @@
+"""Python without a container: the same kernel as a child process, with resource limits and nothing else.
+
+This keeps nothing from the code: files, network and processes of the user are within its reach. It exists for
+machines without Docker and is used only when it is asked for by name.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+from anyio.abc import Process, SocketStream, UNIXSocketStream
+from anyio.to_thread import run_sync
+
+from ..config import SandboxSettings
+from ..errors import SandboxFailed
+from . import Check, SandboxInfo
+
+RECEIVE = 256 * 1024
+EXIT_S = 3.0  # a kernel whose link is closed kills its processes and exits at once; longer means it is stuck
+MARK = "MCPRUNTIME_SANDBOX"  # an environment variable by which every process of a sandbox is found again
+MB = 1024 * 1024
+
+
+class LocalChannel:
+    """The socket that is the kernel's stdin and stdout."""
+
+    def __init__(self, info: SandboxInfo, stream: SocketStream, process: Process) -> None:
+        self.info = info
+        self._stream = stream
+        self._process = process
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`."""
+        try:
+            await self._stream.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            raise SandboxFailed("The sandbox's process is gone.") from exc
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, or b"" at the end."""
+        try:
+            return await self._stream.receive(RECEIVE)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return b""
+
+    async def memory(self) -> int | None:
+        """Return the proportional memory of all its processes."""
+        return await run_sync(lambda: sum(map(_memory_of, _processes(self.info.id))))
+
+    async def cause_of_death(self) -> str:
+        """Return how its first process ended."""
+        with anyio.move_on_after(EXIT_S):
+            code = await self._process.wait()
+            return f"its process was ended by {signal.Signals(-code).name}." if code < 0 else f"exit code {code}."
+        return "its process closed the link."
+
+
+class LocalBackend:
+    """Starts kernels as child processes of the server, each in a folder of its own below `root`."""
+
+    name = "local"
+    isolated = False
+
+    def __init__(
+        self,
+        settings: SandboxSettings,
+        root: Path,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        owner: str,
+        is_alive: Callable[[str], bool],
+    ) -> None:
+        self._settings = settings
+        self._root = root
+        self._argv = (sys.executable, *argv[1:])
+        self._env = env
+        self._owner = owner
+        self._is_alive = is_alive
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Resource limits that each interpreter sets for itself, by their names in the module `resource`."""
+        settings = self._settings
+        return {
+            "RLIMIT_AS": (settings.memory_mb + settings.workspace_mb) * MB,
+            "RLIMIT_FSIZE": settings.workspace_mb * MB,
+            "RLIMIT_CORE": 0,
+        }
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[LocalChannel]:
+        """Start a kernel; leaving kills all its processes and removes its folder."""
+        name = f"{self._owner}-{secrets.token_hex(6)}"
+        workspace = self._root / name / "workspace"
+        workspace.mkdir(parents=True, mode=0o700)
+        try:
+            async with self._process(name, workspace) as channel:
+                yield channel
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_sync(self._remove, name)
+
+    @asynccontextmanager
+    async def _process(self, name: str, workspace: Path) -> AsyncIterator[LocalChannel]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            stream = await UNIXSocketStream.from_socket(ours)
+            process = await anyio.open_process(
+                self._argv,
+                stdin=theirs,
+                stdout=theirs,
+                stderr=subprocess.DEVNULL,
+                cwd=workspace,
+                env=self._environment(name, workspace),
+                start_new_session=True,
+            )
+        try:
+            yield LocalChannel(SandboxInfo(name, self.name, f"python:{sys.version.split()[0]}"), stream, process)
+        finally:
+            with anyio.move_on_after(EXIT_S, shield=True):
+                await stream.aclose()  # the kernel reads the end, kills what it started, and exits
+                await process.wait()
+            with anyio.move_on_after(EXIT_S, shield=True):
+                await run_sync(_kill_all, name)
+                await process.aclose()
+
+    def _environment(self, name: str, workspace: Path) -> dict[str, str]:
+        return {
+            "PATH": os.defpath,
+            "LANG": "C.UTF-8",
+            "HOME": str(workspace),
+            "TMPDIR": str(workspace.parent),
+            **self._env,
+            MARK: name,
+        }
+
+    def _remove(self, name: str) -> None:
+        shutil.rmtree(self._root / name, ignore_errors=True)
+
+    async def check(self) -> list[Check]:
+        """Say what this backend does not do."""
+        warning = "code runs WITHOUT isolation: it can read and change everything that this user can"
+        return [
+            Check("sandbox", True, f"local: {warning}", 'Use `backend = "docker"` for code that you have not read.')
+        ]
+
+    async def sweep(self) -> int:
+        """Kill the processes and remove the folders of servers that are gone."""
+        return await run_sync(self._sweep)
+
+    def _sweep(self) -> int:
+        left = [path.name for path in self._root.glob("*-*") if not self._is_alive(path.name.rpartition("-")[0])]
+        for name in left:
+            _kill_all(name)
+            self._remove(name)
+        return len(left)
+
+
+def _processes(name: str) -> Iterator[int]:
+    """Yield the processes of the sandbox `name`, found by their environment."""
+    mark = f"{MARK}={name}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name)
+
+
+def _kill_all(name: str) -> None:
+    for pid in _processes(name):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _memory_of(pid: int) -> int:
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0

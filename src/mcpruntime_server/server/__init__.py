@@ -1,0 +1,1 @@
+"""What clients see: the MCP tools, and how results are told."""

@@ -1,0 +1,127 @@
+"""The MCP server: its tools, and how a request watches a run.
+
+The list of tools is fixed for the life of the process; what upstream servers offer is learnt from inside the sandbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import Field
+
+from .. import __version__
+from ..config import Config
+from ..errors import McpRuntimeError
+from ..runtime.run import Run
+from ..runtime.session import Runtime
+from .results import RunResult, result_of, text_of
+
+LISTED_PACKAGES = 50  # names of upstream packages in the description; `tools.list()` knows the rest
+HEARTBEAT_S = 15.0  # at least this often a waiting client hears something
+PROGRESS_CHARS = 2_000  # of one progress message
+PRINCIPAL = "local"  # over stdio, whoever started the process
+
+INSTRUCTIONS = """\
+Write Python and run it with run_code; the interpreter keeps variables, imports and files from call to call.
+Inside, MCP servers are packages: `from tools.NAME import FUNCTION`; find them with tools.search("words") and help(FUNCTION).
+Loop, filter and combine in code; print or return only what you need to see."""
+
+WARNING = "\nWARNING: code runs on this machine without isolation (`local` backend)."
+
+
+def description(packages: Sequence[str]) -> str:
+    """Return what the model reads about `run_code`."""
+    named = ", ".join(packages[:LISTED_PACKAGES]) or "none configured"
+    more = f" and {len(packages) - LISTED_PACKAGES} more" if len(packages) > LISTED_PACKAGES else ""
+    return (
+        "Run Python in a persistent sandbox (top-level await works). Returns the last expression's or assignment's "
+        "value, stdout, stderr, the calls made and files changed in the working folder. Variables and files stay for "
+        "the session.\n"
+        f"MCP servers as packages: {named}{more}. Find functions with `tools.search('words')`, read them with "
+        "`help(tools.NAME.FUNCTION)`, call them like `from tools.NAME import FUNCTION`. Results are plain data with "
+        "attribute access; failures raise tools.ToolError; `tools.map(fn, items)` runs many at once."
+    )
+
+
+def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, isolated: bool) -> MCPServer[Any]:
+    """Return the MCP server over `runtime`."""
+    server: MCPServer[Any] = MCPServer(
+        "mcpruntime-server",
+        version=__version__,
+        instructions=INSTRUCTIONS + ("" if isolated else WARNING),
+        log_level="WARNING",
+    )
+    default = DefaultSession(runtime)
+
+    @server.tool(
+        description=description(packages),
+        annotations=ToolAnnotations(title="Run Python", destructive_hint=True, open_world_hint=True),
+    )
+    async def run_code(
+        code: Annotated[str, Field(description="Python source")],
+        ctx: Context[Any],
+        session: Annotated[str | None, Field(description="Handle from a result, or a name of your own")] = None,
+        timeout_s: Annotated[float | None, Field(gt=0, le=86_400, description="Seconds")] = None,
+    ) -> Annotated[CallToolResult, RunResult]:
+        try:
+            found = await (default.get() if session is None else runtime.session(session, PRINCIPAL))
+            run = found.start(code, timeout_s or config.sandbox.timeout_s)
+            await watch(run, ctx)
+        except McpRuntimeError as exc:
+            raise ToolError(f"[{exc.code}] {exc}") from exc
+        result = result_of(run.report, found.handle, config.server)
+        text = TextContent(type="text", text=text_of(result))
+        return CallToolResult(content=[text], structured_content=result.model_dump(mode="json"))
+
+    return server
+
+
+class DefaultSession:
+    """The session of a client that names none: over stdio, one for the life of the process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._handle: str | None = None
+        self._lock = anyio.Lock()
+
+    async def get(self) -> Any:
+        """Return it, made at its first use."""
+        async with self._lock:
+            session = await self._runtime.session(self._handle, PRINCIPAL)
+            self._handle = session.id
+            return session
+
+
+async def watch(run: Run, ctx: Context[Any]) -> None:
+    """Wait for the end of `run`, passing on what it prints as progress; a cancelled request cancels the run."""
+    try:
+        if (ctx.request_context.meta or {}).get("progress_token") is not None:
+            await report_output(run, ctx)
+        await run.finished.wait()
+    except anyio.get_cancelled_exc_class():
+        run.cancel()
+        raise
+
+
+async def report_output(run: Run, ctx: Context[Any]) -> None:
+    """Send each new piece of output as it comes, and a sign of life where there is none for long."""
+    seen: dict[str, int] = {}
+    count = 0
+    while not run.finished.is_set():
+        changed = run.changed
+        text = "".join(run.output_since(seen).values())
+        if text:
+            count += 1
+            await ctx.report_progress(count, None, text.rstrip("\n")[-PROGRESS_CHARS:])
+            continue
+        with anyio.move_on_after(HEARTBEAT_S) as quiet:
+            await changed.wait()
+        if quiet.cancelled_caught:
+            count += 1
+            await ctx.report_progress(count, None, f"still running, {run.elapsed_s():.0f} s")
