@@ -246,17 +246,18 @@ class Journal:
         return RunRow(*rows[0])
 
     async def events(
-        self, session: str, run: str | None = None, after: int = 0, limit: int | None = None
+        self, session: str, run: str | None = None, after: int = 0, limit: int | None = None, kind: str | None = None
     ) -> list[Stored]:
-        """Return at most `limit` events of a session, or of one run in it, that come after number `after`.
+        """Return at most `limit` events of a session, of one run in it or of one kind, that come after number `after`.
 
         Raises `JournalFailed` if one of them is damaged.
         """
         query = """
             SELECT n, run, at, kind, body, large FROM events
-            WHERE session = ?1 AND n > ?2 AND (?3 IS NULL OR run = ?3) ORDER BY n LIMIT ?4"""
+            WHERE session = ?1 AND n > ?2 AND (?3 IS NULL OR run = ?3) AND (?5 IS NULL OR kind = ?5)
+            ORDER BY n LIMIT ?4"""
         return await self._read(
-            partial(self._load, session, query, (session, after, run, -1 if limit is None else limit))
+            partial(self._load, session, query, (session, after, run, -1 if limit is None else limit, kind))
         )
 
     @contextmanager

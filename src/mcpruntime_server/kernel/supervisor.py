@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import wire
 from .workspace import Workspace
@@ -22,10 +22,11 @@ from .workspace import Workspace
 HIGH_FD = 200  # our own descriptors are kept above the numbers that user code gets or guesses
 COALESCE_S = 0.01  # after one piece of output, the next is held back this long, to be sent together
 READ = 64 * 1024
+WHOLE_PIPE = 2  # reads that empty a pipe of the usual size; more would let a child that prints on hold everything up
 IDLE_OUTPUT = 64 * 1024  # bytes kept of what background threads print between two runs
 DEATH_ROUNDS = 100  # milliseconds from a closed socket to a dead process, at most
 FORK_ROUNDS = 500  # times 10 ms: while killed processes are being reaped, none can be made
-KILL_ROUNDS = 200  # passes over a local process tree that may go on forking meanwhile
+KILL_ROUNDS = 200  # passes over processes that may go on forking meanwhile
 FROM_WORKER = frozenset((wire.KIND_OF[wire.Call], wire.KIND_OF[wire.Done]))
 DONE = wire.KIND_OF[wire.Done]
 REPLY = wire.KIND_OF[wire.Reply]
@@ -44,9 +45,9 @@ class OutputPipe:
         self.dropped = 0
         self.room = IDLE_OUTPUT
 
-    def drain(self) -> None:
-        """Take what is in the pipe; beyond the limit it is counted and dropped."""
-        while True:
+    def drain(self, reads: int = 1) -> None:
+        """Take what is in the pipe, with so many reads at most; beyond the limit it is counted and dropped."""
+        for _ in range(reads):
             try:
                 data = os.read(self.read_end, READ)
             except BlockingIOError:
@@ -180,7 +181,7 @@ class Supervisor:
             except ProcessLookupError:
                 pass
         else:
-            _kill_descendants()
+            _kill_all(_descendants)
         _reap()
 
     # frames ---------------------------------------------------------------------------------------
@@ -223,6 +224,7 @@ class Supervisor:
         """Send everything that belongs before a run's `Done`, and that; its files follow while the session is idle."""
         if not self.run:
             return  # forged
+        self._end_fork_bomb()
         self._drain_output()
         changed, removed = self.workspace.scan()
         if changed or removed:
@@ -232,6 +234,12 @@ class Supervisor:
         self.run = 0
         for pipe in self.pipes:
             pipe.room = IDLE_OUTPUT
+
+    def _end_fork_bomb(self) -> None:
+        """Where a run leaves so many processes that nothing else can start, kill all but the interpreter."""
+        limit = self.setup.process_limit
+        if limit and len(_others()) > limit * 3 // 4:
+            _kill_all(_others, keep=self.worker)
 
     def save_files(self) -> None:
         """Send the content of the files that the last run changed."""
@@ -315,7 +323,7 @@ class Supervisor:
     def _drain_output(self) -> None:
         """Send all that was printed up to now."""
         for pipe in self.pipes:
-            pipe.drain()
+            pipe.drain(WHOLE_PIPE)
         self.flush_output()
 
     def flush_output(self) -> None:
@@ -419,21 +427,27 @@ def _reap(keep: int = 0) -> None:
         os.waitpid(dead.si_pid, 0)
 
 
-def _kill_descendants() -> None:
-    """Kill the processes below this one, which adopts orphans, until none is left."""
+def _kill_all(listed: Callable[[], List[int]], keep: int = 0) -> None:
+    """Kill the processes that `listed` finds until none but `keep` is left; they may go on forking meanwhile."""
     for _ in range(KILL_ROUNDS):
-        children = _descendants(os.getpid())
-        if not children:
+        found = [pid for pid in listed() if pid != keep]
+        if not found:
             return
-        for pid in children:
+        for pid in found:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        _reap()
+        _reap(keep)
 
 
-def _descendants(root: int) -> List[int]:
+def _others() -> List[int]:
+    """Return every process of this namespace but its init and this one."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and entry not in ("1", str(os.getpid()))]
+
+
+def _descendants() -> List[int]:
+    """Return every process below this one, which adopts orphans."""
     parents: Dict[int, List[int]] = {}
     for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
         if entry.isdigit():
@@ -444,7 +458,7 @@ def _descendants(root: int) -> List[int]:
                 continue
             parents.setdefault(parent, []).append(int(entry))
     found: List[int] = []
-    level = parents.get(root, [])
+    level = parents.get(os.getpid(), [])
     while level:
         found += level
         level = [child for pid in level for child in parents.get(pid, [])]
@@ -452,7 +466,7 @@ def _descendants(root: int) -> List[int]:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent dies, so that none escapes `_kill_descendants`."""
+    """Become the parent of every descendant whose own parent dies, so that none escapes `_descendants`."""
     if sys.platform != "linux":
         return
     import ctypes

@@ -46,6 +46,7 @@ class Setup(Message):
     output_limit: int
     value_limit: int
     workspace_limit: int
+    process_limit: int  # processes and threads that the container allows; 0 where none does
     limits: Dict[str, Any]
 
 

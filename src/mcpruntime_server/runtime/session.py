@@ -285,6 +285,7 @@ async def open_runtime(
         output_limit=sandbox.output_mb * MB,
         value_limit=VALUE_LIMIT,
         workspace_limit=sandbox.workspace_mb * MB,
+        process_limit=sandbox.pids if backend.isolated else 0,
         limits=backend.limits,
     )
     async with anyio.create_task_group() as pool_tasks:

@@ -294,7 +294,7 @@ def describe(state: Mapping[str, Any], memory_mb: int) -> str:
     if state.get("Running"):
         return "the engine closed its stream; it may have been restarted."
     if state.get("OOMKilled") and code == 128 + signal.SIGKILL:
-        return f"it ran out of memory ({memory_mb} MB, `[sandbox] memory_mb`)."
+        return f"it was killed, and its memory had run out ({memory_mb} MB, `[sandbox] memory_mb`)."
     ending = f"exit code {code}"
     if code > 128 and code - 128 in set(signal.Signals):
         ending = f"it was killed by {signal.Signals(code - 128).name}"

@@ -61,12 +61,18 @@ def name_python() -> None:
         Path("/usr/local/bin/python").symlink_to(sys.executable)
 
 
+def make_workspace() -> None:
+    """Make the folder that the workspace is mounted on; older engines give the mount the folder's mode."""
+    Path("/workspace").mkdir(mode=0o700, exist_ok=True)
+
+
 def main() -> None:
     """Build."""
     os.umask(0o022)  # the sandbox's user is nobody in particular
     if sys.argv[1:]:
         install(sys.argv[1:])
     name_python()
+    make_workspace()
     compile_all()
 
 
