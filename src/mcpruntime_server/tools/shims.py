@@ -34,7 +34,7 @@ MAX_DESCRIPTION = 4_000  # characters of a tool's
 MAX_NOTE = 600  # characters of a parameter's
 MAX_DEFAULT = 80  # characters; a longer default is not spelled out
 MAX_SUMMARY = 160  # characters of the first sentence
-MAX_SIGNATURE = 400  # characters in a listing
+MAX_SIGNATURE = 240  # characters in a listing
 OWN_NAMES = frozenset({"shim", "Any", "Literal", "NotRequired", "TypedDict", "TYPE_CHECKING", "annotations"})
 HEAD = (ast.Expr, ast.ImportFrom, ast.ImportFrom, ast.ImportFrom, ast.If, ast.Assign)
 

@@ -1,0 +1,60 @@
+"""Full-text search over tools: SQLite's FTS5 in memory, ranked by BM25, names counting most.
+
+Rule: text in, rows out. This module knows neither upstreams nor shims, and no query can be a syntax error.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable
+
+MAX_WORDS = 32  # of a query
+MAX_TEXT = 4_000  # characters of a description that are indexed
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+Row = tuple[str, str, str, str]  # server, tool, description, parameters
+
+
+def words(text: str) -> list[str]:
+    """Return the words of `text`; names are taken apart (`gitLog` and `git_log` are two words each)."""
+    return re.findall(r"[^\W_]+", CAMEL.sub(" ", text))
+
+
+class Index:
+    """The tools of all servers as far as they are known; used from one thread."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect(":memory:")
+        self._db.execute(
+            "CREATE VIRTUAL TABLE tools USING fts5("
+            "server UNINDEXED, tool UNINDEXED, name, description, parameters, tokenize = 'porter unicode61')"
+        )
+
+    def replace(self, server: str, rows: Iterable[Row]) -> None:
+        """Make `rows` all that is known of `server`."""
+        with self._db:
+            self._db.execute("DELETE FROM tools WHERE server = ?", (server,))
+            self._db.executemany("INSERT INTO tools VALUES (?, ?, ?, ?, ?)", map(_document, rows))
+
+    def search(self, query: str, limit: int) -> list[tuple[str, str]]:
+        """Return (server, tool) of what matches any word of `query`, best first."""
+        terms = [f'"{word}"*' for word in words(query)[:MAX_WORDS]]
+        if not terms:
+            return []
+        rows = self._db.execute(
+            "SELECT server, tool FROM tools WHERE tools MATCH ? "
+            "ORDER BY bm25(tools, 0, 0, 8, 2, 3), server, tool LIMIT ?",
+            (" OR ".join(terms), limit),
+        )
+        return list(rows)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._db.close()
+
+
+def _document(row: Row) -> tuple[str, str, str, str, str]:
+    server, tool, description, parameters = row
+    name = " ".join(words(server) + words(tool))
+    return server, tool, name, " ".join(words(description[:MAX_TEXT])), " ".join(words(parameters))
