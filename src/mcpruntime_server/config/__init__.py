@@ -1,0 +1,19 @@
+"""The settings: what they are, where they come from, and what is said when one is wrong."""
+
+from __future__ import annotations
+
+from .clients import import_client_json
+from .load import APP, load
+from .models import Config, SandboxSettings, ServerSettings, UpstreamSettings
+from .show import describe
+
+__all__ = [
+    "APP",
+    "Config",
+    "SandboxSettings",
+    "ServerSettings",
+    "UpstreamSettings",
+    "describe",
+    "import_client_json",
+    "load",
+]

@@ -1,0 +1,376 @@
+"""Settings come from where they should, and a mistake in them is explained."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpruntime_server.config import Config, describe, import_client_json, load
+from mcpruntime_server.config.models import SECTIONS, UpstreamSettings
+from mcpruntime_server.config.problems import locate
+from mcpruntime_server.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without settings of its own."""
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings" / "mine.toml"
+
+
+def loaded(file: Path, text: str, environ: Mapping[str, str] | None = None, **flags: Any) -> Config:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return load(file, {name.replace("__", "."): value for name, value in flags.items()}, environ or {})
+
+
+def refusal(file: Path, text: str, environ: Mapping[str, str] | None = None, **flags: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loaded(file, text, environ, **flags)
+    return str(caught.value)
+
+
+# defaults -----------------------------------------------------------------------------------------
+
+
+def test_server_toml_lists_every_setting_with_its_default() -> None:
+    listed = tomllib.loads((ROOT / "server.toml").read_text())
+    for section, model in SECTIONS.items():
+        assert list(listed.pop(section)) == list(model.model_fields)
+    assert listed == {}
+    shown = load(ROOT / "server.toml", environ={})
+    assert shown.sandbox == Config().sandbox
+    assert shown.server.model_copy(update={"data_dir": Path(), "shims_dir": Path()}) == Config().server
+
+
+def test_server_toml_names_every_key_of_an_upstream_with_its_default() -> None:
+    text = (ROOT / "server.toml").read_text()
+    for name, field in UpstreamSettings.model_fields.items():
+        assert f"# {name} = " in text
+        if isinstance(field.default, bool | int | float):
+            assert f"# {name} = {json.dumps(field.default)} " in text
+
+
+def test_every_setting_has_a_reason_beside_it() -> None:
+    lines = (ROOT / "server.toml").read_text().splitlines()
+    settings = [line for line in lines if line[:1].isalpha()]
+    assert len(settings) == sum(len(model.model_fields) for model in SECTIONS.values())
+    assert [line for line in settings if " # " not in line] == []
+
+
+def test_without_a_file_data_lives_in_the_platforms_folder(home: Path) -> None:
+    config = load(environ={})
+    assert config.file is None
+    assert config.server.data_dir == platformdirs.user_data_path("mcpruntime-server", appauthor=False)
+    assert config.server.data_dir.is_relative_to(home)
+    assert config.server.shims_dir == config.server.data_dir / "tool_shims"
+
+
+# where settings come from -------------------------------------------------------------------------
+
+
+def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(file: Path) -> None:
+    text = "[sandbox]\nmemory_mb = 1\npids = 1\ncpus = 1"
+    environ = {"MCPRUNTIME_SANDBOX__MEMORY_MB": "2", "MCPRUNTIME_SANDBOX__PIDS": "2", "HOME": "/nowhere"}
+    sandbox = loaded(file, text, environ, sandbox__memory_mb=3, sandbox__backend=None).sandbox
+    assert (sandbox.memory_mb, sandbox.pids, sandbox.cpus, sandbox.tmp_mb, sandbox.backend) == (3, 2, 1.0, 64, "auto")
+
+
+def test_the_file_is_named_by_flag_or_variable_or_lies_in_the_platforms_folder(home: Path, file: Path) -> None:
+    usual = platformdirs.user_config_path("mcpruntime-server", appauthor=False) / "server.toml"
+    usual.parent.mkdir(parents=True)
+    usual.write_text("[sandbox]\npids = 1")
+    assert loaded(file, "[sandbox]\npids = 2").sandbox.pids == 2
+    assert load(environ={"MCPRUNTIME_CONFIG": str(file)}).sandbox.pids == 2
+    assert load(environ={}).sandbox.pids == 1
+    assert load(environ={}).file == usual
+
+
+def test_a_file_in_the_working_directory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "server.toml").write_text("[sandbox]\npids = 1")
+    monkeypatch.chdir(tmp_path)
+    assert load(environ={}).sandbox.pids == 128
+
+
+def test_paths_are_relative_to_the_file_and_to_the_working_directory_elsewhere(file: Path) -> None:
+    text = """
+        [server]
+        data_dir = "data"
+        [sandbox]
+        mounts = ["docs:/docs", "/abs:/abs:rw"]
+        [mcpServers.x]
+        command = "./tool"
+        cwd = ".."
+        [mcpServers.y]
+        command = "tool"
+    """
+    config = loaded(file, text)
+    here = file.parent
+    assert config.server.data_dir == here / "data"
+    assert config.server.shims_dir == here / "tool_shims"
+    assert config.sandbox.mounts == (f"{here}/docs:/docs", "/abs:/abs:rw")
+    assert (config.mcpServers["x"].command, config.mcpServers["x"].cwd) == (f"{here}/tool", here.parent)
+    assert (config.mcpServers["y"].command, config.mcpServers["y"].cwd) == ("tool", None)
+    assert loaded(file, text, server__data_dir="data").server.data_dir == Path.cwd() / "data"
+
+
+@pytest.mark.parametrize("text", ["a, b", '["a", "b"]', " a,b, "])
+def test_a_list_in_a_variable_is_separated_by_commas_or_json(text: str) -> None:
+    assert load(environ={"MCPRUNTIME_SANDBOX__PACKAGES": text}).sandbox.packages == ("a", "b")
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().sandbox.pids = 3
+
+
+# upstream servers ---------------------------------------------------------------------------------
+
+
+def test_variables_are_filled_in_where_credentials_go(file: Path) -> None:
+    text = """
+        [mcpServers."a b".env]
+        TOKEN = "${TOKEN}"
+        [mcpServers."a b"]
+        command = "${TOOL:-tool}"
+        args = ["--x=${env:TOKEN}-${NOT_SET:-}", "$${TOKEN}"]
+        [mcpServers.web]
+        url = "https://${HOST}/mcp"
+        headers = { Authorization = "Bearer ${TOKEN}" }
+    """
+    servers = loaded(file, text, {"TOKEN": "t0p", "HOST": "example.com"}).mcpServers
+    assert servers["a b"].env["TOKEN"].get_secret_value() == "t0p"
+    assert (servers["a b"].command, servers["a b"].args) == ("tool", ("--x=t0p-", "${TOKEN}"))
+    assert servers["web"].url == "https://example.com/mcp"
+    assert servers["web"].headers["Authorization"].get_secret_value() == "Bearer t0p"
+    assert "t0p" not in repr(servers)
+
+
+def test_a_missing_variable_is_named_with_its_place(file: Path) -> None:
+    said = refusal(file, '[mcpServers.web]\nurl = "https://x"\nheaders = { A = "${TOKEN}" }')
+    assert f"{file}, line 3: mcpServers.web.headers.A needs the environment variable TOKEN" in said
+    assert "${TOKEN:-default}" in said
+
+
+def test_a_disabled_server_needs_no_variables(file: Path) -> None:
+    assert loaded(file, '[mcpServers.web]\nurl = "https://${HOST}"\ndisabled = true').mcpServers["web"].disabled
+
+
+@pytest.mark.parametrize("odd", ["${}", "${1}", "${input:token}", "${a b}", "${OPEN"])
+def test_what_looks_like_a_variable_and_is_none_is_refused(file: Path, odd: str) -> None:
+    assert f"mcpServers.x.args.0 has '{odd}'" in refusal(file, f'[mcpServers.x]\ncommand = "x"\nargs = ["{odd}"]')
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("", "give either `command`"),
+        ('command = "x"\nurl = "https://x"', "give either `command`"),
+        ('command = ""', "not empty"),
+        ('url = "ftp://x"', "begins with http"),
+        ('url = "https://x"\ntype = "sse"', "SSE transport was removed"),
+        ('command = "x"\nenv = { PORT = 8080 }', "must be text in quotes"),
+        ('command = "x"\ntimeout_s = 0', "is 0; it must be a number greater than 0"),
+    ],
+)
+def test_an_upstream_that_cannot_work_is_refused(file: Path, entry: str, reason: str) -> None:
+    assert reason in refusal(file, f"[mcpServers.x]\n{entry}")
+
+
+def test_clients_own_keys_are_let_be(file: Path) -> None:
+    text = '[mcpServers.x]\ncommand = "x"\ntype = "stdio"\nautoApprove = ["y"]'
+    assert loaded(file, text).mcpServers["x"].command == "x"
+
+
+@pytest.mark.parametrize("key", ["mcpServers", "servers"])
+def test_a_clients_own_json_can_be_imported(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "client.json"
+    servers = {
+        "git": {"command": "uvx", "args": ["mcp-server-git"], "type": "stdio", "alwaysAllow": []},
+        "web": {"type": "http", "url": "https://x/mcp", "headers": {"A": "${T}"}},
+    }
+    path.write_text(json.dumps({key: servers, "inputs": []}))
+    found = import_client_json(path, {"T": "t0p"})
+    assert found["git"] == UpstreamSettings(command="uvx", args=("mcp-server-git",))
+    assert found["web"].headers["A"].get_secret_value() == "t0p"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"mcpServers": {', "is not JSON: line 1, column 17"),
+        ("[]", "names no MCP servers"),
+        ('{"mcpServers": {"a": {"url": "https://x", "type": "sse"}}}', "- mcpServers.a: the SSE transport was removed"),
+        ('{"mcpServers": {"a": 5}}', "- mcpServers.a is 5; it must be a table"),
+        ('{"servers": {"a": {"command": "x", "args": ["${input:t}"]}}}', "mcpServers.a.args.0 has '${input:t}'"),
+    ],
+)
+def test_json_that_cannot_be_imported_is_explained(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "client.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        import_client_json(path, {})
+    assert reason in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+# mistakes -----------------------------------------------------------------------------------------
+
+
+def test_a_syntax_error_is_shown_with_line_and_column(file: Path) -> None:
+    assert f"{file} is not TOML: line 2, column 14: Expected newline" in refusal(
+        file, "[sandbox]\nmemory_mb = 5x\nmemory_mb = "
+    )
+    assert "line 2, column" in refusal(file, '[sandbox]\nimage = "abc\n[server]')
+
+
+@pytest.mark.parametrize("what", ["missing", "folder", "bytes"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
+    path = tmp_path / what
+    if what == "folder":
+        path.mkdir()
+    if what == "bytes":
+        path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=str(path)):
+        load(path, environ={})
+
+
+def test_an_unknown_key_is_shown_with_its_place_and_what_was_meant(file: Path) -> None:
+    said = refusal(file, "\n[sandbox]\n\nmemroy_mb = 5\n")
+    assert f"{file}, line 4: sandbox.memroy_mb is not a setting. Did you mean memory_mb?" in said
+    assert "Did you mean mcpServers?" in refusal(file, '[mcpservers.x]\ncommand = "x"')
+    assert "Allowed are: server, sandbox, mcpServers." in refusal(file, "xyz = 1")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("memory_mb = -1", "is -1; it must be a number greater than 0."),
+        ('memory_mb = "lots"', "is 'lots'; it must be a whole number."),
+        ("memory_mb = 1.5", "is 1.5; it must be a whole number."),
+        ("pool_size = -1", "is -1; it must be a number of at least 0."),
+        ("timeout_s = inf", "is inf; it must be a finite number."),
+        ("backend = 'dokcer'", "is 'dokcer'; it must be one of 'auto', 'docker' or 'local'."),
+        ("image = 5", "is 5; it must be text in quotes."),
+        ("packages = 'numpy'", "is 'numpy'; it must be a list: [...]."),
+    ],
+)
+def test_a_wrong_value_is_shown_with_what_is_allowed(file: Path, line: str, reason: str) -> None:
+    said = refusal(file, f"[sandbox]\n{line}")
+    assert f"{file}, line 2: sandbox.{line.split(maxsplit=1)[0]} {reason}" in said
+
+
+def test_a_table_that_is_none_is_refused(file: Path) -> None:
+    assert f"{file}, line 1: sandbox is 5; it must be a table." in refusal(file, "sandbox = 5")
+
+
+def test_a_mistake_in_a_variable_or_a_flag_is_shown_as_that(file: Path) -> None:
+    environ = {"MCPRUNTIME_SANDBOX__PIDS": "many", "MCPRUNTIME_SANDBOX__MEMRY_MB": "5", "MCPRUNTIME_DATA_DIR": "x"}
+    said = refusal(file, "", environ, sandbox__backend="podman", sandbx__pids=1)
+    assert "environment, MCPRUNTIME_SANDBOX__PIDS: sandbox.pids is 'many'; it must be a whole number." in said
+    assert "MCPRUNTIME_SANDBOX__MEMRY_MB is not a setting. Did you mean MCPRUNTIME_SANDBOX__MEMORY_MB?" in said
+    assert "MCPRUNTIME_DATA_DIR is not a setting. Did you mean MCPRUNTIME_SERVER__DATA_DIR?" in said
+    assert "command line: sandbox.backend is 'podman'" in said
+    assert "command line: sandbx is not a setting. Did you mean sandbox?" in said
+
+
+def test_all_mistakes_are_listed_at_once_and_no_secret_among_them(file: Path) -> None:
+    text = """
+        [server]
+        log_level = "loud"
+        [mcpServers.a]
+        command = "x"
+        env = { A = "hush", B = ["hush"] }
+        args = ["hush", 5]
+        [sandbox]
+        packages = [
+            "pids = 0",
+        ]
+        pids = 0
+    """
+    said = refusal(file, text)
+    for line, key in [
+        (3, "server.log_level"),
+        (6, "mcpServers.a.env.B"),
+        (7, "mcpServers.a.args.1"),
+        (12, "sandbox.pids"),
+    ]:
+        assert f"line {line}: {key} " in said
+    assert "hush" not in said
+
+
+def test_statements_over_many_lines_do_not_confuse_the_line_numbers() -> None:
+    text = 'x = """\n[y]\nz = 1\n"""\n# [no]\na.b = { c = 1 }\n["q.r".s]\nt = [\n  1,\n]\n[[u]]\nv = 1\n'
+    assert locate(text) == {
+        ("x",): 1,
+        ("a",): 6,
+        ("a", "b"): 6,
+        ("a", "b", "c"): 6,
+        ("q.r",): 7,
+        ("q.r", "s"): 7,
+        ("q.r", "s", "t"): 8,
+        ("u",): 11,
+        ("u", "v"): 12,
+    }
+
+
+# describe -----------------------------------------------------------------------------------------
+
+
+def test_the_settings_in_force_are_shown_with_their_origin_and_without_secrets(file: Path) -> None:
+    text = """
+        [sandbox]
+        pids = 7
+        [mcpServers."a b"]
+        command = "tool"
+        args = ["--token", "hush", "--api-key=hush", "-v", "https://u:hush@x/hush4hush4hush4hush?k=hush&l=${SHOWN}"]
+        env = { KEY = "hush", OTHER = "${SHOWN:-hush}" }
+        secret_of_a_client = "hush"
+        [mcpServers.web]
+        url = "https://u:hush@example.com/${PART}/mcp?key=hush"
+        headers = { Authorization = "Bearer ${SHOWN}" }
+    """
+    environ = {"SHOWN": "hush", "PART": "hush", "MCPRUNTIME_SANDBOX__TMP_MB": "8"}
+    shown = describe(loaded(file, text, environ, sandbox__backend="local"))
+    assert "hush" not in shown
+    assert "pids = 7  # file" in shown
+    assert "tmp_mb = 8  # environment, MCPRUNTIME_SANDBOX__TMP_MB" in shown
+    assert 'backend = "local"  # command line' in shown
+    assert "memory_mb = 512  # default" in shown
+    assert 'headers = { Authorization = "${SHOWN}" }' in shown
+    assert 'url = "https://********@example.com/${PART}/mcp?key=********"' in shown
+    tree = tomllib.loads(shown)
+    assert tree["mcpServers"]["a b"]["args"][0::3] == ["--token", "-v"]
+    assert tree["sandbox"]["packages"] == ["numpy", "pandas", "matplotlib"]
+
+
+def test_what_is_shown_of_the_defaults_can_be_read_back(file: Path) -> None:
+    config = load(environ={})
+    again = loaded(file, describe(config))
+    assert (again.server, again.sandbox) == (config.server, config.sandbox)
+
+
+names = st.text(st.characters(codec="utf-8"), min_size=1)
+
+
+@given(names, names)
+def test_any_server_name_and_text_can_be_shown(name: str, text: str) -> None:
+    given = {name: {"command": text, "args": [text], "disabled": True}}
+    config = Config().with_sources(None, {}, given)
+    assert tomllib.loads(describe(config))["mcpServers"][name]["command"] == text
