@@ -44,6 +44,7 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     list[str]: st.lists(texts, max_size=4),
     Mapping[str, Any] | None: st.none() | objects,
     Mapping[str, float] | None: st.none() | st.dictionaries(texts, floats, max_size=4),
+    Mapping[str, list[float]]: st.dictionaries(texts, st.lists(floats, max_size=4), max_size=4),
     Mapping[str, FileEntry]: st.dictionaries(texts, st.from_type(FileEntry), max_size=4),
 }
 

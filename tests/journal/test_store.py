@@ -38,6 +38,7 @@ async def test_events_can_be_asked_for_by_run_and_by_place(journal: Journal) -> 
     assert [stored.n for stored in await journal.events("s_1", run="r_1")] == [1, 2, 4]
     assert [stored.n for stored in await journal.events("s_1", run="r_1", after=1)] == [2, 4]
     assert [stored.n for stored in await journal.events("s_1", after=1, limit=2)] == [2, 3]
+    assert [stored.n for stored in await journal.events("s_1", kind="output")] == [2, 3]
     assert await journal.events("s_2") == []
 
 

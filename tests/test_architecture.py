@@ -1,0 +1,150 @@
+"""The rooms of the package import only what they may, as ARCHITECTURE.md says."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "mcpruntime_server"
+SOURCE = ROOT / "src" / PACKAGE
+
+BASE = frozenset({"errors", "kernel"})
+RECORDS = BASE | {"config", "journal"}
+TABLE: Mapping[str, frozenset[str]] = {
+    "errors": frozenset(),
+    "kernel": frozenset(),
+    "config": BASE,
+    "journal": BASE,
+    "sandbox": RECORDS,
+    "tools": RECORDS,
+    "runtime": RECORDS | {"sandbox"},
+    "server": RECORDS | {"runtime"},
+    "app": RECORDS | {"sandbox", "tools", "runtime", "server"},
+    "cli": RECORDS | {"sandbox", "tools", "runtime", "server", "app"},
+}
+NEWER_THAN_39 = {"tomllib"}
+
+Imported = tuple[int, str]  # line, dotted name
+
+
+def room_of(module: str) -> str:
+    """Return the room of a module of ours, given by its dotted name; the package itself has the room ""."""
+    return (*module.split(".")[1:], "")[0]
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(tree: ast.AST, package: str) -> Iterator[Imported]:
+    """Yield what a module of `package` imports anywhere in it, relative names resolved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}"
+
+
+def modules() -> Iterator[tuple[Path, str, ast.AST]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        module = module_of(path)
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        yield path, package, ast.parse(path.read_text("utf-8"))
+
+
+def rooms() -> set[str]:
+    return {room_of(module_of(path)) for path in SOURCE.rglob("*.py")} - {""}
+
+
+def offences(table: Mapping[str, frozenset[str]]) -> list[str]:
+    found = []
+    for path, package, tree in modules():
+        room = room_of(module_of(path))
+        for line, name in imports_of(tree, package):
+            other = room_of(name) if name.split(".")[0] == PACKAGE else room
+            if other in rooms() - {room} - table[room or "errors"]:
+                found.append(f"{path.relative_to(ROOT)}:{line}: {room or 'the package itself'} imports {other}")
+    return found
+
+
+def written_table(text: str) -> Mapping[str, frozenset[str]] | None:
+    """Return the table under the header `| room | may import |`; None if there is none."""
+    found = re.search(r"^\| *room *\| *may import *\|.*\n\|[-:| ]+\n((?:\|.*\n?)*)", text, re.MULTILINE | re.IGNORECASE)
+    if found is None:
+        return None
+    rows = [line.split("|")[1:3] for line in found[1].splitlines()]
+    names = re.compile(r"[a-z_]+")
+    return {
+        room: frozenset(names.findall(allowed)) - {"nothing"} for left, allowed in rows for room in names.findall(left)
+    }
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert rooms() - set(TABLE) == set()
+
+
+def test_no_room_imports_what_it_may_not() -> None:
+    assert offences(TABLE) == []
+
+
+def test_an_import_that_is_not_allowed_is_named_with_its_line() -> None:
+    found = offences(dict.fromkeys(TABLE, frozenset()))
+    assert any(
+        re.fullmatch(r"src/mcpruntime_server/journal/store\.py:\d+: journal imports errors", line) for line in found
+    )
+
+
+def test_the_table_goes_one_way() -> None:
+    order = list(TABLE)
+    for room, allowed in TABLE.items():
+        assert allowed <= set(order[: order.index(room)])
+
+
+def test_architecture_md_has_the_same_table() -> None:
+    written = written_table((ROOT / "ARCHITECTURE.md").read_text("utf-8"))
+    if written is None:
+        pytest.skip("ARCHITECTURE.md has no table of rooms yet")
+    assert written == TABLE
+
+
+def test_a_table_in_markdown_is_read() -> None:
+    text = "# A\n\n| Room | May import |\n|---|:--|\n| `a`, b | nothing |\n| c | `a`, `b` |\n\nmore | text |\n"
+    assert written_table(text) == {"a": frozenset(), "b": frozenset(), "c": frozenset("ab")}
+    assert written_table("no table") is None
+
+
+def test_relative_and_hidden_imports_are_seen() -> None:
+    code = "import x.y\nfrom .. import errors\ndef f():\n    from ..runtime.run import Run\n    from . import a\n"
+    assert [name for _, name in imports_of(ast.parse(code), "mcpruntime_server.tools")] == [
+        "x.y",
+        "mcpruntime_server.errors",
+        "mcpruntime_server.runtime.run.Run",
+        "mcpruntime_server.tools.a",
+    ]
+
+
+def kernel_sources() -> list[Path]:
+    return sorted((SOURCE / "kernel").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", kernel_sources(), ids=lambda path: path.stem)
+def test_the_kernel_is_standard_library_python_39(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"), feature_version=(3, 9))
+    available = set(sys.stdlib_module_names) - NEWER_THAN_39
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1, f"line {node.lineno} leaves the kernel"
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert {name.split(".")[0] for name in names} <= available, f"line {node.lineno}"
