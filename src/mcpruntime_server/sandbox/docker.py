@@ -98,6 +98,8 @@ class DockerChannel:
                 if data := self._frames.feed(await self._stream.receive(RECEIVE)):
                     return data
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            # The engine may go on holding its half open without reading it: a sender would wait for ever.
+            await anyio.aclose_forcefully(self._stream)
             return b""
 
     async def memory(self) -> int | None:
@@ -282,10 +284,9 @@ def used_memory(stats: Mapping[str, Any]) -> int | None:
     if "usage" not in stats:
         return None
     detail = stats.get("stats") or {}
-    # Files of a tmpfs count as cache, too, but they are memory that only the sandbox can give back.
-    cache = detail.get("total_cache", detail.get("cache", detail.get("file", 0)))
-    shared = detail.get("total_shmem", detail.get("shmem", 0))
-    return max(0, int(stats["usage"]) - int(cache) + int(shared))
+    # Only pages of real files are cache; those of a tmpfs are memory, and the engine's lists know the difference.
+    files = (detail.get(f"total_{name}", detail.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return max(0, int(stats["usage"]) - sum(map(int, files)))
 
 
 def describe(state: Mapping[str, Any], memory_mb: int) -> str:

@@ -9,6 +9,7 @@ This module must not know what a sandbox is.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 API_TIMEOUT = 60  # seconds: an engine under load takes seconds; one that takes a minute is not going to answer
+CONNECT_TIMEOUT = 10  # seconds
 MINIMUM_API = (1, 41)  # engine 20.10: private cgroup namespaces, one-shot statistics
 PARALLEL_CALLS = 8  # worker threads: the engine itself creates containers hardly faster in parallel
 MAX_HEAD = 16 * 1024  # bytes of HTTP response head that we are ready to read
@@ -85,10 +87,10 @@ class Engine:
         from docker.errors import DockerException
         from requests.exceptions import RequestException
 
-        from_docker = (DockerException, RequestException)
+        not_there = (OSError, DockerException, RequestException)
         try:
             client = self._idle.pop() if self._idle else self._connect()
-        except from_docker as exc:
+        except not_there as exc:
             raise self._unavailable(exc) from exc
         try:
             return function(client)
@@ -109,6 +111,7 @@ class Engine:
             options = {**ContextAPI.kwargs_from_context(), **options}
         self._tls = options.get("tls")
         self._address = Address.parse(parse_host(options.get("base_url"), tls=bool(self._tls)))
+        probe(self._address)
         client = APIClient(version=self._version, timeout=self._timeout, **options)
         self._version = client.api_version
         if tuple(map(int, self._version.split("."))) < MINIMUM_API:
@@ -175,6 +178,16 @@ class Engine:
         """Close all idle connections."""
         while self._idle:
             self._idle.pop().close()
+
+
+def probe(address: Address) -> None:
+    """Raise `OSError` unless something listens at `address`: docker-py would leak a socket and bury the reason."""
+    if address.scheme == "unix":
+        with socket.socket(socket.AF_UNIX) as unix:
+            unix.settimeout(CONNECT_TIMEOUT)
+            unix.connect(address.path)
+    else:
+        socket.create_connection((address.host, address.port), CONNECT_TIMEOUT).close()
 
 
 def tls_context(tls: TLSConfig | None) -> ssl.SSLContext:

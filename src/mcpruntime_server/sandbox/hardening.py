@@ -28,7 +28,6 @@ OOM_SCORE = 500  # when the host itself runs out of memory, sandboxes die before
 UIDS = range(0x7000_0000, 0x7FFF_0000)  # where distributions allocate neither users nor containers
 MAPPED_UIDS = range(20_000, 60_000)  # an engine with a user namespace of its own has only 65,536 of them
 RESERVED = ("/", "/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin", TMP, WORKSPACE)
-ENVIRONMENT = {"HOME": TMP, "TMPDIR": TMP, "USER": "sandbox", "LOGNAME": "sandbox", "LANG": "C.UTF-8"}
 
 
 def container_config(
@@ -46,7 +45,7 @@ def container_config(
         "Image": image,
         "Entrypoint": list(argv[:1]),
         "Cmd": list(argv[1:]),
-        "Env": [f"{name}={value}" for name, value in {**ENVIRONMENT, **env}.items()],
+        "Env": [f"{name}={value}" for name, value in {**environment(settings), **env}.items()],
         "WorkingDir": WORKSPACE,
         "User": f"{uid}:{uid}",
         "Hostname": "sandbox",
@@ -59,6 +58,18 @@ def container_config(
         "StdinOnce": True,  # a server that is gone, however it went, is an end of file, and the kernel exits
         "NetworkDisabled": True,
         "HostConfig": host_config(settings, uid, cpuset),
+    }
+
+
+def environment(settings: SandboxSettings) -> dict[str, str]:
+    """Return the variables that programs expect; the user has no entry in the image's list of users."""
+    return {
+        "HOME": TMP,
+        "TMPDIR": TMP,
+        "USER": "sandbox",
+        "LOGNAME": "sandbox",
+        "LANG": "C.UTF-8",
+        "PYTHON_CPU_COUNT": str(math.ceil(settings.cpus)),  # Python >= 3.13; older ones tell the host's number
     }
 
 
@@ -147,7 +158,7 @@ def random_uid(mapped: bool) -> int:
 def pick_cpus(settings: SandboxSettings, taken: Iterable[Sequence[int]], available: int) -> tuple[int, ...]:
     """Return the least used of the engine's cpus, as many as a sandbox may use; none where it may use all of them.
 
-    `nano_cpus` bounds the time; this makes `os.cpu_count()` tell the truth, so that libraries start threads to match.
+    `nano_cpus` bounds the time; this bounds the affinity, which numeric libraries take for the number of threads.
     """
     wanted = math.ceil(settings.cpus)
     if wanted >= available:
