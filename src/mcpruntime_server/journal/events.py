@@ -113,6 +113,16 @@ class FilesChanged(Event):
 
 
 @dataclass(frozen=True)
+class ClocksRead(Event):
+    """What the clocks told the code during the run: name of the clock to its readings, in order.
+
+    Everything random that code draws follows from `SandboxStarted.seed`.
+    """
+
+    readings: Mapping[str, list[float]]
+
+
+@dataclass(frozen=True)
 class RunFinished(Event):
     """The run is over; `flags` are facts that limit how its state can be restored (`threads`, `state_lost`, ...)."""
 
@@ -140,6 +150,7 @@ KINDS: Mapping[str, type[Event]] = {
     "call_started": CallStarted,
     "call_finished": CallFinished,
     "files_changed": FilesChanged,
+    "clocks_read": ClocksRead,
     "run_finished": RunFinished,
 }
 NAMES: Mapping[type[Event], str] = {cls: kind for kind, cls in KINDS.items()}

@@ -57,9 +57,9 @@ async def open_journal(data_dir: Path, lease: Lease | None = None) -> AsyncItera
 
     Raises `JournalFailed` if it is damaged, not writable, or written by a newer version.
     """
-    own, connection = await to_thread.run_sync(_open_files, data_dir, lease)
+    own, blobs, connection = await to_thread.run_sync(_open_files, data_dir, lease)
     try:
-        journal = Journal(data_dir, own, connection)
+        journal = Journal(data_dir, own, blobs, connection)
         try:
             yield journal
         finally:
@@ -69,15 +69,16 @@ async def open_journal(data_dir: Path, lease: Lease | None = None) -> AsyncItera
             own.close()
 
 
-def _open_files(data_dir: Path, lease: Lease | None) -> tuple[Lease, Connection]:
+def _open_files(data_dir: Path, lease: Lease | None) -> tuple[Lease, BlobStore, Connection]:
     path = data_dir / "journal.db"
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        blobs = BlobStore(data_dir / "blobs")
         own = lease or Lease(data_dir)
     except OSError as exc:
         raise failure(exc, path) from exc
     try:
-        return own, prepare(path)
+        return own, blobs, prepare(path)
     except BaseException:
         if lease is None:
             own.close()
@@ -87,10 +88,10 @@ def _open_files(data_dir: Path, lease: Lease | None) -> tuple[Lease, Connection]
 class Journal:
     """The record of all sessions in one data folder, as one server sees it; made by `open_journal`."""
 
-    def __init__(self, data_dir: Path, lease: Lease, connection: Connection) -> None:
+    def __init__(self, data_dir: Path, lease: Lease, blobs: BlobStore, connection: Connection) -> None:
         self.data_dir = data_dir
         self.owner = lease.owner
-        self.blobs = BlobStore(data_dir / "blobs")
+        self.blobs = blobs
         self._path = data_dir / "journal.db"
         self._writer = Writer(connection, self._path)
         self._readers: list[Connection] = []  # idle ones
@@ -278,7 +279,10 @@ class Journal:
 
     async def put_blob(self, data: bytes) -> str:
         """Keep `data` and return its digest; raises `JournalFailed` if there is no room."""
-        return await to_thread.run_sync(self.blobs.put, data)
+        try:
+            return await to_thread.run_sync(self.blobs.put, data)
+        except OSError as exc:
+            raise failure(exc, self.blobs.root) from exc
 
     async def get_blob(self, digest: str) -> bytes:
         """Return the content of `digest`; raises `NotFound`, or `JournalFailed` if it is damaged."""
@@ -332,6 +336,6 @@ class Journal:
                     await self.release(session)
                 except JournalFailed as exc:
                     logger.error("The last events of session %s were not recorded: %s", session, exc)
+            while self._readers:  # before the writer: the last to leave puts the write-ahead log away
+                self._readers.pop().close()
             await self._writer.stop()
-        for connection in self._readers:
-            connection.close()

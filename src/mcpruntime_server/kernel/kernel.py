@@ -15,11 +15,11 @@ import os
 import resource
 import socket
 import sys
-import time
 import types
-from typing import Any, Dict, Optional, Tuple
+from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
+from typing import Any, Dict, List, Optional, Tuple
 
-from . import guest, wire
+from . import guest, observe, wire
 from .channel import USER_FILE, Channel, Interrupts
 from .present import describe_error, present
 
@@ -30,14 +30,16 @@ DRAIN_S = 1.0  # how long the tasks of an interrupted run get to finish their cl
 class Worker:
     """Executes runs in the namespace of `__main__`."""
 
-    def __init__(self, sock: socket.socket, stdout: int, stderr: int, value_limit: int) -> None:
+    def __init__(self, sock: socket.socket, stdout: int, stderr: int, value_limit: int, seed: str) -> None:
         self.pid = os.getpid()
         self.value_limit = value_limit
         self.pipes = {1: stdout, 2: stderr}
         self.streams: Dict[str, io.TextIOWrapper] = {}
+        self.clocks = observe.install(seed)
         self.interrupts = Interrupts()
         self.channel = Channel(sock, self.interrupts)
         self.loop: Any = None
+        self.task: Any = None  # the run's, while it awaits something
         self.own_files: Tuple[str, ...] = (USER_FILE, os.getcwd())
         self.main = types.ModuleType("__main__")
         sys.modules["__main__"] = self.main
@@ -80,6 +82,7 @@ class Worker:
         self.channel.run = message.run
         lines = message.code.splitlines(keepends=True)
         linecache.cache[message.name] = (len(message.code), None, lines, message.name)
+        self.clocks.take()  # of background threads, since the last run
         meter = Meter()
         status, value, error = self.outcome(message)
         for stream in self.streams.values():
@@ -89,7 +92,7 @@ class Worker:
                 pass  # closed by the code
         if os.getpid() != self.pid:
             os._exit(status != "ok")  # a copy that code made with `fork`: the result is its parent's to tell
-        return wire.Done(message.run, status, value, error, meter.usage())
+        return wire.Done(message.run, status, value, error, meter.usage(), self.clocks.take())
 
     def outcome(self, message: wire.Execute) -> Tuple[str, Optional[Dict[str, Any]], Optional[Dict[str, Any]]]:
         """Return status, value and error of one run; an interrupt strikes between arming and disarming only."""
@@ -129,50 +132,52 @@ class Worker:
         tree = compile(code, name, "exec", FLAGS, dont_inherit=True)
         assert isinstance(tree, ast.Module)
         last = _last_value(tree)
-        if tree.body:
-            self.run_code(compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
-        if last is None:
-            return None
-        return self.run_code(compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
+        parts = [compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)]
+        if last is not None:
+            parts.append(compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
+        if any(part.co_flags & CO_COROUTINE for part in parts):
+            return self.run_in_loop(parts)
+        for part in parts:
+            value = eval(part, self.main.__dict__)
+        return value
 
-    def run_code(self, code: types.CodeType) -> Any:
-        """Execute `code`, on the session's own event loop if it awaits something at its top level."""
-        result = eval(code, self.main.__dict__)
-        if not code.co_flags & CO_COROUTINE:
-            return result
+    def run_in_loop(self, parts: List[types.CodeType]) -> Any:
+        """Run code that awaits something at its top level on the session's own event loop, which stays."""
         import asyncio
 
         if self.loop is None or self.loop.is_closed():
             self.loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self.loop)
-        return self.loop.run_until_complete(result)
+        self.task = self.loop.create_task(self.run_parts(parts))
+        return self.loop.run_until_complete(self.task)
+
+    async def run_parts(self, parts: List[types.CodeType]) -> Any:
+        """Run pieces of code one after the other and return the value of the last."""
+        for part in parts:
+            value = eval(part, self.main.__dict__)
+            if part.co_flags & CO_COROUTINE:
+                value = await value
+        return value
 
     def settle_loop(self) -> None:
-        """Cancel the top-level coroutine that an interrupt left behind; tasks that code started on purpose stay."""
-        if self.loop is None or self.loop.is_closed():
+        """Cancel the code that an interrupt left waiting; tasks that it started on purpose stay."""
+        task, self.task = self.task, None
+        if task is None or task.done() or self.loop.is_closed():
             return
         import asyncio
 
-        left = [task for task in asyncio.all_tasks(self.loop) if _is_top_level(task)]
-        for task in left:
-            task.cancel()
-        if left:
-            self.loop.run_until_complete(asyncio.wait(left, timeout=DRAIN_S))
+        task.cancel()
+        self.loop.run_until_complete(asyncio.wait([task], timeout=DRAIN_S))
 
 
 CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the cost of importing inspect
-
-
-def _is_top_level(task: Any) -> bool:
-    code = getattr(task.get_coro(), "cr_code", None)
-    return code is not None and code.co_name == "<module>" and code.co_filename.startswith(USER_FILE)
 
 
 def _last_value(tree: ast.Module) -> Optional[ast.Expression]:
     """Return the expression whose value is the run's value, taking it out of `tree` if it stands alone there."""
     last = tree.body[-1] if tree.body else None
     if isinstance(last, ast.Expr):
-        tree.body.pop()
+        del tree.body[-1]
         return ast.Expression(last.value)
     if isinstance(last, ast.Assign):
         target: Any = last.targets[-1]
@@ -222,11 +227,11 @@ class Meter:
         except OSError:
             pass  # not Linux, or /proc is masked: the peak is then the worker's since its start
         self.cpu = _cpu_seconds()
-        self.wall = time.perf_counter()
+        self.wall = perf_counter()
 
     def usage(self) -> Dict[str, float]:
         """Return wall and processor time (children included) in milliseconds and peak memory in MB."""
-        wall = time.perf_counter() - self.wall
+        wall = perf_counter() - self.wall
         return {
             "wall_ms": round(wall * 1e3, 3),
             "cpu_ms": round((_cpu_seconds() - self.cpu) * 1e3, 3),
@@ -236,7 +241,7 @@ class Meter:
 
 def _cpu_seconds() -> float:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    return process_time() + children.ru_utime + children.ru_stime
 
 
 def _peak_kb() -> int:

@@ -6,10 +6,14 @@ Rule: what is cut keeps its shape. JSON stays JSON, long text keeps head and tai
 
 from __future__ import annotations
 
+import builtins
 import json
+import sys
 import traceback
 from itertools import islice
 from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from .results import did_you_mean
 
 MAX_DEPTH = 64  # deeper data is shown by `repr`, which also ends cycles
 MORE = "\u2026"  # the key under which a cut object says how many entries are missing
@@ -59,7 +63,7 @@ class _Cutter:
         if kind is str:
             text, was_cut = shorten(value, self.characters)
             self.has_cut |= was_cut
-            return text
+            return text if text.isascii() else printable(text)
         if kind is float and value - value == 0:  # neither NaN nor infinite
             return value
         if depth >= MAX_DEPTH or hasattr(value, "_fields"):
@@ -93,6 +97,11 @@ class _Cutter:
             self.has_cut = True
             shown[MORE] = f"{len(value) - len(shown):,} more keys"
         return shown
+
+
+def printable(text: str) -> str:
+    """Return `text` with lone surrogates spelled out, because no UTF-8 text can carry them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def type_name(value: Any) -> str:
@@ -129,12 +138,30 @@ def describe_error(exc: BaseException, own: Tuple[str, ...], limit: int = 8_000)
     line: Optional[int] = lines[-1] if lines else None
     if isinstance(exc, SyntaxError):
         line = exc.lineno
+    hint = _suggestion(exc)
     return {
         "type": type_name(exc),
-        "message": shorten(_message(exc), limit // 2)[0],
-        "traceback": shorten("".join(shown.format()).rstrip(), limit)[0],
+        "message": shorten(_message(exc), limit // 2)[0] + hint,
+        "traceback": shorten("".join(shown.format()).rstrip(), limit)[0] + hint,
         "line": line,
     }
+
+
+def _suggestion(exc: BaseException) -> str:
+    """Return the name that was probably meant, where this Python's own traceback does not say it."""
+    if sys.version_info >= (3, 12) or not isinstance(exc, (NameError, AttributeError)):
+        return ""
+    name = getattr(exc, "name", None)
+    if not isinstance(name, str):
+        return ""
+    if isinstance(exc, AttributeError):
+        hint = did_you_mean(name, dir(exc.obj))  # type: ignore[attr-defined, unused-ignore]
+    else:
+        at = exc.__traceback__
+        while at is not None and at.tb_next is not None:
+            at = at.tb_next
+        hint = did_you_mean(name, [*at.tb_frame.f_locals, *at.tb_frame.f_globals, *dir(builtins)]) if at else ""
+    return f". {hint.rstrip()}" if hint else ""
 
 
 def _message(exc: BaseException) -> str:

@@ -85,6 +85,7 @@ class Supervisor:
         self.last_output = 0.0
         self.unsaved: Optional[int] = None  # the run whose files are still to be sent
         self.worker = 0
+        self.generation = 0  # how many workers there were before this one
         self.sock: socket.socket
         self.kill_reason = ""
         self.from_worker = wire.Splitter()
@@ -128,7 +129,8 @@ class Supervisor:
             kept = socket.socket(fileno=_high(sock.detach()))
             from .kernel import Worker
 
-            Worker(kept, self.pipes[0].write_end, self.pipes[1].write_end, self.setup.value_limit).serve()
+            seed = f"{self.setup.seed}:{self.generation}"
+            Worker(kept, self.pipes[0].write_end, self.pipes[1].write_end, self.setup.value_limit, seed).serve()
         finally:
             os._exit(70)  # only reached when the kernel itself is broken; its traceback is on the container's stderr
 
@@ -139,12 +141,13 @@ class Supervisor:
         self.poll.unregister(self.sock)
         self.sock.close()
         self._kill_rest()
+        self.to_host(wire.encode(wire.Restarted(reason)))
         if self.run:
             wall = (time.perf_counter() - self.run_started) * 1e3
             usage = {"wall_ms": round(wall, 3), "cpu_ms": 0.0, "peak_mb": 0.0}
             error = {"type": "InterpreterDied", "message": reason, "traceback": "", "line": None}
             self._finish(wire.encode(wire.Done(self.run, "died", None, error, usage)))
-        self.to_host(wire.encode(wire.Restarted(reason)))
+        self.generation += 1
         self.start_worker()
 
     def _reason(self, status: int) -> str:

@@ -16,6 +16,8 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
+from .present import printable
+
 VERSION = 1
 MAX_FRAME = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a message
 CHUNK = 256 * 1024  # bytes of file content or output in one frame, so that nothing waits long behind it
@@ -47,6 +49,7 @@ class Setup(Message):
     value_limit: int
     workspace_limit: int
     process_limit: int  # processes and threads that the container allows; 0 where none does
+    seed: str  # of everything random that code draws
     limits: Dict[str, Any]
 
 
@@ -151,6 +154,7 @@ class Done(Message):
     value: Optional[Dict[str, Any]] = None  # see `present.present`
     error: Optional[Dict[str, Any]] = None  # keys: type, message, traceback
     usage: Optional[Dict[str, float]] = None  # keys: wall_ms, cpu_ms, peak_mb
+    clocks: Optional[Dict[str, Any]] = None  # what clocks told the code: name to list of readings
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def decode(kind: int, body: bytes) -> Message:
             text, payload = body, None
         head = json.loads(text)
         if b"\\ud" in text:
-            head = printable(head)
+            head = spelled_out(head)
         if payload is not None:
             head["data"] = payload
         message = cls(**head)
@@ -237,14 +241,14 @@ def decode(kind: int, body: bytes) -> Message:
     return message
 
 
-def printable(value: Any) -> Any:
-    """Return JSON data `value` with lone surrogates spelled out, because no UTF-8 text can carry them."""
+def spelled_out(value: Any) -> Any:
+    """Return JSON data with lone surrogates spelled out in all its strings."""
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return printable(value)
     if isinstance(value, list):
-        return [printable(item) for item in value]
+        return [spelled_out(item) for item in value]
     if isinstance(value, dict):
-        return {printable(key): printable(item) for key, item in value.items()}
+        return {spelled_out(key): spelled_out(item) for key, item in value.items()}
     return value
 
 

@@ -7,7 +7,9 @@ The pool refills in the background and nobody waits for a refill while a sandbox
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
+from dataclasses import replace
 
 import anyio
 from anyio.abc import TaskGroup
@@ -77,7 +79,7 @@ class Pool:
         """Be the task that one sandbox lives in."""
         stands = False
         try:
-            async with self._backend.open() as channel, open_link(channel, self._setup) as link:
+            async with self._backend.open() as channel, open_link(channel, self._new_setup()) as link:
                 slot = Slot(link)
                 stands = True
                 self._starting -= 1
@@ -93,6 +95,9 @@ class Pool:
             if not stands:
                 self._starting -= 1
                 self._announce()
+
+    def _new_setup(self) -> wire.Setup:
+        return replace(self._setup, seed=secrets.token_hex(16))
 
     def _announce(self) -> None:
         self._news.set()

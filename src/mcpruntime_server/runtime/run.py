@@ -16,7 +16,7 @@ from typing import Any, Literal
 import anyio
 
 from ..errors import JournalFailed, SandboxFailed
-from ..journal.events import FileEntry, FilesChanged, Output, RunFinished, RunStarted, canonical_json
+from ..journal.events import ClocksRead, FileEntry, FilesChanged, Output, RunFinished, RunStarted, canonical_json
 from ..journal.store import Journal
 from ..kernel import wire
 from ..sandbox.link import Link
@@ -130,6 +130,8 @@ class Run:
         report.usage |= {
             name: done.usage[name] for name in ("wall_ms", "cpu_ms", "peak_mb") if name in (done.usage or ())
         }
+        if done.clocks:
+            self._journal.append(self._session, ClocksRead(_checked_readings(done.clocks)), self.start.run)
         if stopped is not None:
             report.status = "timeout" if stopped == "timeout" else "cancelled"
         elif done.status == "ok":
@@ -231,7 +233,7 @@ def shown_value(value: Mapping[str, Any] | None) -> Any:
     """Return a run's value as a client gets it: JSON data as itself, everything else as its text."""
     if value is None:
         return None
-    return json.loads(value["text"]) if value["kind"] == "json" else value["text"]
+    return wire.spelled_out(json.loads(value["text"])) if value["kind"] == "json" else value["text"]
 
 
 def _checked_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -249,6 +251,12 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _checked_readings(clocks: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return what a sandbox says its clocks told the code, made sure to be lists of numbers."""
+    lists = {str(name): values for name, values in clocks.items() if isinstance(values, list)}
+    return {name: [value for value in values if type(value) in (int, float)] for name, values in lists.items()}
 
 
 def _checked_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -144,7 +144,7 @@ class Session:
         link = self._slot.link
         info = link.info
         journal = self._runtime.journal
-        journal.append(self.id, SandboxStarted(info.id, info.image, link.python, link.platform, seed=""))
+        journal.append(self.id, SandboxStarted(info.id, info.image, link.python, link.platform, link.seed))
         for path, entry in self._files.items():
             link.put(path, entry["mode"], await journal.get_blob(entry["digest"]))
         return link
@@ -286,6 +286,7 @@ async def open_runtime(
         value_limit=VALUE_LIMIT,
         workspace_limit=sandbox.workspace_mb * MB,
         process_limit=sandbox.pids if backend.isolated else 0,
+        seed="",  # each sandbox gets its own
         limits=backend.limits,
     )
     async with anyio.create_task_group() as pool_tasks:

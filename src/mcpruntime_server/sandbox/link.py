@@ -27,7 +27,7 @@ from . import Channel, SandboxInfo
 READY_S = 30.0  # from a started process to a kernel that answers; a loaded machine can be slow
 INTERRUPT_S = 3.0  # code gets this long to clean up after KeyboardInterrupt
 KILL_S = 5.0  # killing all processes and starting a fresh interpreter; far less on a machine that is not overloaded
-MODULES = ("wire", "present", "results", "guest", "channel", "workspace", "kernel", "supervisor")
+MODULES = ("wire", "present", "results", "guest", "channel", "workspace", "observe", "kernel", "supervisor")
 
 # The first bytes on stdin are the kernel's modules: a length, then compressed JSON of name to source. They become the
 # package `mcpruntime_kernel`, without a file, so that a read-only image without any of ours can run them.
@@ -124,7 +124,8 @@ class _Execution:
 class Link:
     """A sandbox whose kernel answers. `closed` is set when it is gone; `restarts` tells of interpreters that died."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, seed: str) -> None:
+        self.seed = seed
         self.closed = anyio.Event()
         self.python = ""
         self.platform = ""
@@ -302,7 +303,7 @@ class Link:
 @asynccontextmanager
 async def open_link(channel: Channel, setup: wire.Setup) -> AsyncIterator[Link]:
     """Bring up the kernel behind `channel`; raises `SandboxFailed` if it does not come up."""
-    link = Link(channel)
+    link = Link(channel, setup.seed)
     async with anyio.create_task_group() as tasks:
         link._outgoing.append(bundle())
         link._send(setup)

@@ -29,6 +29,9 @@ RECEIVE = 256 * 1024
 EXIT_S = 3.0  # a kernel whose link is closed kills its processes and exits at once; longer means it is stuck
 MARK = "MCPRUNTIME_SANDBOX"  # an environment variable by which every process of a sandbox is found again
 MB = 1024 * 1024
+MAPPED_MB = (
+    1024  # libraries and the stacks of threads are mapped, and count as address space, long before they are used
+)
 
 
 class LocalChannel:
@@ -92,7 +95,7 @@ class LocalBackend:
         """Resource limits that each interpreter sets for itself, by their names in the module `resource`."""
         settings = self._settings
         return {
-            "RLIMIT_AS": (settings.memory_mb + settings.workspace_mb) * MB,
+            "RLIMIT_AS": (settings.memory_mb + MAPPED_MB) * MB,
             "RLIMIT_FSIZE": settings.workspace_mb * MB,
             "RLIMIT_CORE": 0,
         }

@@ -1,0 +1,199 @@
+"""What code observes of chance and of time, so that a run can be replayed.
+
+Chance: everything that Python code can draw from (`os.urandom`, `random`, `secrets`, `uuid`, numpy's generators, which
+seed themselves from `secrets`) comes from one stream that a seed determines. Recording the seed records it all.
+Time: what the clocks of `time` and `datetime` told the code is recorded by clock, up to a limit.
+Rule: the runtime's own machinery and the parts of the standard library that only wait see the real clocks.
+What this cannot see: C code that reads the system's clock or its randomness by itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import sys
+import threading
+import time
+from types import ModuleType
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+LIMIT = 10_000  # readings kept of one run; code that reads a clock in a loop is not told apart any further
+CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
+WAITERS = ("asyncio", "threading", "queue", "selectors", "subprocess", "concurrent", "multiprocessing", "socket")
+real = {name: getattr(time, name) for clock in CLOCKS for name in (clock, clock + "_ns")}
+
+
+class Chance:
+    """A stream of bytes that a seed determines."""
+
+    def __init__(self, seed: str) -> None:
+        self._key = hashlib.sha256(seed.encode()).digest()
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def urandom(self, size: int, /) -> bytes:
+        """Return the next `size` bytes."""
+        if size < 0:
+            raise ValueError("negative argument not allowed")
+        with self._lock:
+            self._count += 1
+            block = self._count.to_bytes(8, "big")
+        return hashlib.shake_256(self._key + block).digest(size)
+
+
+class Clocks:
+    """The clocks that code reads, and what they told it in this run."""
+
+    def __init__(self) -> None:
+        self.readings: Dict[str, List[float]] = {}
+        self.left = LIMIT
+
+    def take(self) -> Dict[str, List[float]]:
+        """Return what was read since the last time, by clock."""
+        readings, self.readings, self.left = self.readings, {}, LIMIT
+        return readings
+
+    def read(self, name: str, depth: int = 2) -> Any:
+        """Return what the clock `name` says; it is recorded unless the caller only waits."""
+        value = real[name]()
+        if self.left > 0 and not _is_waiter(sys._getframe(depth).f_globals.get("__name__")):
+            self.left -= 1
+            self.readings.setdefault(name, []).append(value)
+        return value
+
+
+def _is_waiter(module: Optional[str]) -> bool:
+    return module is not None and module.partition(".")[0] in WAITERS
+
+
+def install(seed: str) -> Clocks:
+    """Put this process's chance and clocks under observation; before user code, once."""
+    chance, clocks = Chance(seed), Clocks()
+    os.urandom = chance.urandom
+    if hasattr(os, "getrandom"):
+        os.getrandom = lambda size, flags=0: chance.urandom(size)
+    _observe_time(clocks)
+    AfterImport.add("random", _observe_random)
+    AfterImport.add("uuid", _observe_uuid)
+    AfterImport.add("datetime", lambda module: _observe_datetime(module, clocks))
+    return clocks
+
+
+def _observe_time(clocks: Clocks) -> None:
+    for name in real:
+        setattr(time, name, _clock(clocks, name))
+    for name in ("localtime", "gmtime"):
+        setattr(time, name, _of_seconds(clocks, getattr(time, name)))
+    ctime, strftime, localtime = time.ctime, time.strftime, time.localtime
+    time.ctime = lambda seconds=None, /: ctime(clocks.read("time") if seconds is None else seconds)
+    time.strftime = lambda format, when=None, /: strftime(format, localtime() if when is None else when)
+
+
+def _clock(clocks: Clocks, name: str) -> Callable[[], Any]:
+    def read() -> Any:
+        return clocks.read(name)
+
+    read.__name__ = read.__qualname__ = name
+    read.__module__ = "time"
+    return read
+
+
+def _of_seconds(clocks: Clocks, function: Callable[[float], Any]) -> Callable[..., Any]:
+    def convert(seconds: Optional[float] = None, /) -> Any:
+        return function(clocks.read("time") if seconds is None else seconds)
+
+    convert.__name__ = convert.__qualname__ = function.__name__
+    convert.__module__ = "time"
+    return convert
+
+
+def _observe_random(module: ModuleType) -> None:
+    seed = module.Random.seed
+
+    def seeded(self: Any, a: Any = None, version: int = 2) -> None:
+        seed(self, int.from_bytes(os.urandom(32), "big") if a is None else a, version)
+
+    module.Random.seed = seeded  # type: ignore[attr-defined]
+    module.seed = module._inst.seed  # type: ignore[attr-defined]
+    module.seed()
+
+
+def _observe_uuid(module: ModuleType) -> None:
+    module._generate_time_safe = None  # type: ignore[attr-defined]  # uuid1 then reads `time` and `random`
+    module._UuidCreate = None  # type: ignore[attr-defined]
+
+
+def _observe_datetime(module: ModuleType, clocks: Clocks) -> None:
+    """Replace the methods that read the clock in the types themselves, which stay what they are."""
+    utc = module.timezone.utc
+
+    def now(cls: Any, tz: Any = None) -> Any:
+        return cls.fromtimestamp(clocks.read("time"), tz)
+
+    def utcnow(cls: Any) -> Any:
+        return cls.fromtimestamp(clocks.read("time"), utc).replace(tzinfo=None)
+
+    def today(cls: Any) -> Any:
+        return cls.fromtimestamp(clocks.read("time"))
+
+    _replace(module.datetime, {"now": classmethod(now), "utcnow": classmethod(utcnow), "today": classmethod(today)})
+    _replace(module.date, {"today": classmethod(today)})
+
+
+def _replace(cls: type, methods: Dict[str, Any]) -> None:
+    """Set attributes of a built-in type, which has no other way to be told."""
+    import ctypes
+
+    namespace = gc.get_referents(cls.__dict__)[0]
+    namespace.update(methods)
+    ctypes.pythonapi.PyType_Modified(ctypes.py_object(cls))
+
+
+class AfterImport:
+    """Runs a function right after a module is first imported, or now if it has been."""
+
+    waiting: Dict[str, Callable[[ModuleType], None]] = {}
+
+    @classmethod
+    def add(cls, name: str, function: Callable[[ModuleType], None]) -> None:
+        """Have `function(module)` run as soon as there is a module `name`."""
+        if name in sys.modules:
+            function(sys.modules[name])
+            return
+        if cls not in sys.meta_path:
+            sys.meta_path.insert(0, cls)  # type: ignore[arg-type]
+        cls.waiting[name] = function
+
+    @classmethod
+    def find_spec(cls, name: str, path: Optional[Sequence[str]] = None, target: Optional[ModuleType] = None) -> Any:
+        """Find the module as the others would, and have its loader call the function afterwards."""
+        function = cls.waiting.pop(name, None)
+        if function is None:
+            return None
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target) if finder is not cls else None
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Loader(spec.loader, function)  # type: ignore[assignment]
+                return spec
+        return None
+
+
+class _Loader:
+    """A loader that runs a function after the module's own code."""
+
+    def __init__(self, loader: Any, function: Callable[[ModuleType], None]) -> None:
+        self._loader = loader
+        self._function = function
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: Any) -> Any:
+        """Make the module as its own loader does."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module's code, then the function."""
+        self._loader.exec_module(module)
+        self._function(module)

@@ -1,0 +1,112 @@
+"""A sandbox of each kind, and something that listens to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from mcpruntime_server.config import SandboxSettings
+from mcpruntime_server.kernel import wire
+from mcpruntime_server.sandbox import Backend
+from mcpruntime_server.sandbox.docker import DockerBackend
+from mcpruntime_server.sandbox.link import KERNEL_ARGV, KERNEL_ENV, Link, Stopped, open_link
+from mcpruntime_server.sandbox.local import LocalBackend
+
+SMALL = SandboxSettings(memory_mb=256, workspace_mb=32, tmp_mb=16, output_mb=1, pids=64)
+
+
+@pytest.fixture(params=["docker", "local"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """Each backend in turn, with small limits."""
+    return make_backend(request.param, tmp_path)
+
+
+def make_backend(name: str, folder: Path) -> Backend:
+    kind = {"docker": DockerBackend, "local": LocalBackend}[name]
+    return kind(SMALL, folder, KERNEL_ARGV, KERNEL_ENV, "tester", lambda owner: owner == "tester")
+
+
+def make_setup(backend: Backend, seed: str = "seed") -> wire.Setup:
+    return wire.Setup(
+        version=wire.VERSION,
+        contained=backend.isolated,
+        output_limit=SMALL.output_mb << 20,
+        value_limit=10_000,
+        workspace_limit=SMALL.workspace_mb << 20,
+        process_limit=SMALL.pids if backend.isolated else 0,
+        seed=seed,
+        limits=backend.limits,
+    )
+
+
+@dataclass
+class Recorder:
+    """Keeps what a sandbox sends during one run, and answers its calls with `answer`."""
+
+    answer: Callable[[wire.Call], Any] = lambda call: call.args
+    output: list[wire.Output] = field(default_factory=list)
+    files: wire.Files | None = None
+    contents: dict[str, bytes] = field(default_factory=dict)
+    calls: list[wire.Call] = field(default_factory=list)
+    printed: anyio.Event = field(default_factory=anyio.Event)
+
+    def on_output(self, message: wire.Output) -> None:
+        self.output.append(message)
+        self.printed.set()
+
+    def on_files(self, message: wire.Files) -> None:
+        self.files = message
+
+    def on_file_data(self, message: wire.FileData) -> None:
+        self.contents[message.path] = self.contents.get(message.path, b"") + message.data
+
+    def on_saved(self, message: wire.Saved) -> None:
+        pass
+
+    async def on_call(self, message: wire.Call) -> wire.Reply:
+        self.calls.append(message)
+        if message.target == "test.nap":
+            await anyio.sleep(message.args["seconds"])
+        if message.target == "test.fail":
+            return wire.Reply(message.id, None, {"kind": "tool_error", "message": "no", "data": {"why": 1}})
+        return wire.Reply(message.id, self.answer(message))
+
+    def text(self, stream: str = "stdout") -> str:
+        return b"".join(message.data for message in self.output if message.stream == stream).decode()
+
+    @property
+    def dropped(self) -> int:
+        return sum(message.dropped for message in self.output)
+
+
+class Driver:
+    """Runs code in one sandbox."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.heard = Recorder()
+        self.stopped: Stopped | None = None
+        self.count = 0
+
+    async def __call__(self, code: str, timeout_s: float = 30.0, heard: Recorder | None = None) -> wire.Done:
+        self.heard = heard or Recorder()
+        self.count += 1
+        done, self.stopped = await self.link.execute(code, f"<step {self.count}>", self.heard, timeout_s)
+        return done
+
+    async def value(self, code: str) -> Any:
+        done = await self(code)
+        assert done.status == "ok", done.error
+        return done.value and done.value["text"]
+
+
+@pytest.fixture
+async def run(backend: Backend) -> AsyncIterator[Driver]:
+    """Something that runs code in a fresh sandbox of the backend."""
+    async with backend.open() as channel, open_link(channel, make_setup(backend)) as link:
+        yield Driver(link)
