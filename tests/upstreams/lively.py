@@ -15,8 +15,7 @@ from pydantic import BaseModel
 
 server = MCPServer("lively", log_level="ERROR")
 gate = anyio.Event()
-waiting = 0
-crowd = anyio.Event()
+here: list[None] = []
 
 
 class Bug(BaseModel):
@@ -96,12 +95,22 @@ async def hang() -> str:
 @server.tool()
 async def meet(number: int) -> str:
     """Answer once `number` calls are here at the same time."""
-    global waiting
-    waiting += 1
-    if waiting >= number:
-        crowd.set()
-    await crowd.wait()
+    here.append(None)
+    if len(here) >= number:
+        gate.set()
+    await gate.wait()
     return "met"
+
+
+@server.tool()
+async def crowd() -> int:
+    """Return how many calls of this tool are here at the same time."""
+    here.append(None)
+    for _ in range(100):
+        await anyio.lowlevel.checkpoint()
+    size = len(here)
+    here.pop()
+    return size
 
 
 @server.tool(structured_output=False)

@@ -334,6 +334,7 @@ class Upstream:
             try:
                 async with client.listen(tools_list_changed=True) as events:
                     delay = FIRST_DELAY_S
+                    await self._refresh(client)  # what changed while nobody listened
                     async for _ in events:
                         await self._refresh(client)
             except ListenNotSupportedError:
@@ -342,7 +343,6 @@ class Upstream:
                 pass
             await anyio.sleep(delay)
             delay = min(delay * 2, LAST_DELAY_S)
-            await self._refresh(client)  # what changed while nobody listened
 
 
 def innermost(error: BaseException) -> BaseException:
