@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 from mcpruntime_server.errors import Unavailable
 from mcpruntime_server.journal import open_journal
@@ -90,7 +91,7 @@ async def test_a_session_belongs_to_one_living_server_and_to_anyone_after_its_de
         with anyio.fail_after(30):
             async with child("hold", tmp_path) as process:
                 assert process.stdout is not None
-                assert await process.stdout.receive() == b"holding\n"
+                assert await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 100) == b"holding"
                 with pytest.raises(Unavailable, match=rf"in use by another server \(process {process.pid}\)"):
                     await journal.claim("s_1")
                 process.kill()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from hashlib import sha256
 from pathlib import Path
 
 import anyio
@@ -60,6 +62,7 @@ async def test_leaving_the_journal_records_what_was_never_flushed(tmp_path: Path
     async with open_journal(tmp_path) as journal:
         assert len(await journal.events("s_1")) == 5000
         assert (await journal.sessions())[0].owner is None
+    assert sorted(os.listdir(tmp_path)) == ["blobs", "journal.db", "servers"]
 
 
 async def test_long_fields_are_kept_beside_the_rows_and_equal_ones_once(journal: Journal, tmp_path: Path) -> None:
@@ -278,6 +281,13 @@ async def test_a_damaged_page_is_reported_with_a_remedy(tmp_path: Path) -> None:
         with pytest.raises(JournalFailed, match=r"journal.db is damaged. Restore it from a backup"):
             await journal.events("s_1")
         assert [row.id for row in await journal.sessions()] == ["s_1"]
+
+
+async def test_a_blob_that_cannot_be_kept_is_an_error_of_the_journal(journal: Journal) -> None:
+    folder = journal.blobs.path(sha256(b"x").hexdigest()).parent
+    folder.touch()
+    with pytest.raises(JournalFailed, match="blobs failed: Not a directory"):
+        await journal.put_blob(b"x")
 
 
 async def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:

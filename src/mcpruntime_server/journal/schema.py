@@ -40,24 +40,23 @@ MIGRATIONS: tuple[str, ...] = (
         status     TEXT NOT NULL,                 -- 'running' until the run has finished
         started    REAL NOT NULL,
         finished   REAL,
-        request    TEXT                           -- idempotency key of the request that started it
+        request    TEXT,                          -- idempotency key of the request that started it
+        first      INTEGER NOT NULL               -- ordinal of its first event
     );
     CREATE INDEX runs_of_session ON runs (session, started);
     CREATE INDEX runs_of_parent ON runs (parent) WHERE parent IS NOT NULL;
     CREATE INDEX runs_of_request ON runs (session, request) WHERE request IS NOT NULL;
     CREATE TABLE events (
-        id         INTEGER PRIMARY KEY,
         session    TEXT NOT NULL REFERENCES sessions (id),
         n          INTEGER NOT NULL,              -- ordinal in the session, from 1
-        run        TEXT REFERENCES runs (id),
+        run        TEXT,                          -- undeclared reference: it would cost every event an index
         at         REAL NOT NULL,
         kind       TEXT NOT NULL,
         version    INTEGER NOT NULL,
         body       TEXT NOT NULL,                 -- the fields as JSON, without those in `large`
         large      TEXT,                          -- {field: digest of its JSON in the blob store}
-        UNIQUE (session, n)
-    );
-    CREATE INDEX events_of_run ON events (run, n) WHERE run IS NOT NULL;
+        PRIMARY KEY (session, n)
+    ) WITHOUT ROWID;                              -- one tree, so that an event dirties one page
     """,
 )
 

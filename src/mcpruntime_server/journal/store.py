@@ -168,9 +168,9 @@ class Journal:
             key and key.encode("utf-8", "backslashreplace").decode()
         )  # a stranger's text: SQLite takes no surrogates
         connection.execute(
-            """INSERT INTO runs (id, session, parent, step, name, status, started, request)
-            VALUES (?, ?, ?, ?, ?, 'running', ?, ?)""",
-            (event.run, stored.session, event.parent, event.step, event.name, stored.at, request),
+            """INSERT INTO runs (id, session, parent, step, name, status, started, request, first)
+            VALUES (?, ?, ?, ?, ?, 'running', ?, ?, ?)""",
+            (event.run, stored.session, event.parent, event.step, event.name, stored.at, request, stored.n),
         )
         connection.execute("UPDATE sessions SET tip = ?, used = ? WHERE id = ?", (event.run, stored.at, stored.session))
 
@@ -255,7 +255,8 @@ class Journal:
         """
         query = """
             SELECT n, run, at, kind, body, large FROM events
-            WHERE session = ?1 AND n > ?2 AND (?3 IS NULL OR run = ?3) AND (?5 IS NULL OR kind = ?5)
+            WHERE session = ?1 AND n > max(?2, coalesce((SELECT first - 1 FROM runs WHERE id = ?3), 0))
+            AND (?3 IS NULL OR run = ?3) AND (?5 IS NULL OR kind = ?5)
             ORDER BY n LIMIT ?4"""
         return await self._read(
             partial(self._load, session, query, (session, after, run, -1 if limit is None else limit, kind))
