@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
 
 from .config import Config
-from .errors import McpRuntimeError
+from .errors import McpRuntimeError, NotFound
 from .journal import lease
 from .journal.lease import Lease
+from .journal.rows import RunRow, Stored
 from .journal.store import Journal, open_journal
 from .runtime.calls import Route, Router
 from .runtime.session import Runtime, open_runtime
-from .sandbox import Backend
+from .sandbox import Backend, Check
 from .sandbox.docker import DockerBackend
 from .sandbox.link import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.local import LocalBackend
 from .server.mcp import build_server
-from .tools.catalog import Catalog
+from .tools.catalog import Catalog, open_catalog
 from .tools.upstream import open_upstreams
 
 SWEEP_S = 300.0  # a crashed server's containers end by themselves; what is left of them can wait
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -53,28 +57,36 @@ class App:
 
 
 @asynccontextmanager
+async def open_tools(config: Config) -> AsyncIterator[Catalog]:
+    """Have the user's MCP servers ready to be started by whoever needs them."""
+    base = config.file.parent if config.file else Path.cwd()
+    async with (
+        open_upstreams(config.mcpServers, base, config.server.data_dir / "logs") as upstreams,
+        open_catalog(upstreams, config.server.shims_dir) as catalog,
+    ):
+        yield catalog
+
+
+@asynccontextmanager
 async def open_app(config: Config) -> AsyncIterator[App]:
     """Bring everything up; leaving takes it down in the opposite order, sandboxes included."""
     folder = config.server.data_dir
-    folder.mkdir(parents=True, exist_ok=True)
     with Lease(folder) as held:
-        async with (
-            open_journal(folder, held) as journal,
-            open_upstreams(config.mcpServers, folder / "logs") as upstreams,
-            anyio.create_task_group() as background,
-        ):
-            catalog = Catalog(upstreams, config.server.shims_dir)
+        async with open_journal(folder, held) as journal, open_tools(config) as catalog:
             router = Router(
                 {
                     "tools": Route(catalog.call, catalog.effect),
-                    "catalog": Route(catalog.call, catalog.effect, listed=False),
+                    "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                 }
             )
             backend = make_backend(config, held.owner)
-            background.start_soon(sweep, backend)
-            async with open_runtime(config.server, config.sandbox, journal, router, backend) as runtime:
+            async with (
+                anyio.create_task_group() as background,
+                open_runtime(config.server, config.sandbox, journal, router, backend) as runtime,
+            ):
+                background.start_soon(sweep, backend)
                 yield App(config, journal, catalog, backend, runtime)
-            background.cancel_scope.cancel()
+                background.cancel_scope.cancel()
 
 
 async def sweep(backend: Backend) -> None:
@@ -105,3 +117,66 @@ async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[Non
             logger.info("stopping: %s", number.name)
             scope.cancel()
             return
+
+
+# for the command line -------------------------------------------------------------------------------
+
+
+async def examine(config: Config) -> list[Check]:
+    """Check everything that a server with these settings depends on."""
+    checks = [check_data_folder(config.server.data_dir)]
+    with Lease(config.server.data_dir) as held:
+        checks += await make_backend(config, held.owner).check()
+    async with open_tools(config) as catalog:
+        checks += [Check("upstreams", False, problem, "Rename one of them.") for problem in catalog.problems]
+        for report in await catalog.examine():
+            detail = report.error or f"{report.tools} tools, importable as tools.{report.server}"
+            checks.append(Check(f"upstream {report.upstream}", not report.error, detail, report.remedy))
+            checks += [Check(f"upstream {report.upstream}", True, problem) for problem in report.problems]
+    return checks
+
+
+def check_data_folder(folder: Path) -> Check:
+    """Say whether the journal can be kept in `folder`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Lease(folder):
+            return Check("data folder", True, str(folder))
+    except OSError as exc:
+        remedy = "Make it writable, or name another with --data-dir."
+        return Check("data folder", False, f"{folder}: {exc.strerror}", remedy)
+
+
+async def read_journal(config: Config, read: Callable[[Journal], Awaitable[T]]) -> T:
+    """Return what `read` finds in the journal."""
+    async with open_journal(config.server.data_dir) as journal:
+        return await read(journal)
+
+
+async def read_runs(journal: Journal, handle: str) -> list[RunRow]:
+    """Return the runs of the session `handle`, whoever it belongs to."""
+    return await journal.runs(await _session_id(journal, handle))
+
+
+async def read_run(journal: Journal, handle: str, run: str) -> list[Stored]:
+    """Return the events of one run."""
+    return await journal.events(await _session_id(journal, handle), run=run)
+
+
+async def _session_id(journal: Journal, handle: str) -> str:
+    for row in await journal.sessions():
+        if handle in (row.id, row.name):
+            return row.id
+    raise NotFound(f"There is no session {handle!r}.", remedy="`mcpruntime-server sessions` lists them.")
+
+
+async def list_tools(config: Config) -> dict[str, Any]:
+    """Return {"tools", "problems"} of all upstreams, which are started for it."""
+    async with open_tools(config) as catalog:
+        return await catalog.listing()
+
+
+async def show_module(config: Config, package: str) -> str:
+    """Return the source of one upstream's generated module."""
+    async with open_tools(config) as catalog:
+        return (await catalog.shim(package))["source"]

@@ -3,22 +3,220 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import logging.handlers
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 
 from . import __version__
+from .config import APP, Config, describe, load
 from .errors import McpRuntimeError
+
+LOG_BYTES = 5_000_000  # of one log file; one older one is kept
+
+Options = argparse.Namespace
+Verb = Callable[[Config, Options], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb that `argv` names; return the exit code."""
     options = parser().parse_args(argv)
+    verb: Verb | None = serve_stdio if options.stdio else options.verb
+    if verb is None:
+        parser().print_help()
+        return 2
+    code = 0
     try:
-        return int(options.verb(options) or 0)
-    except McpRuntimeError as exc:
-        print(f"mcpruntime-server: {exc}", file=sys.stderr)
-        return exc.exit_code
+        overrides = {"server.data_dir": options.data_dir, "sandbox.backend": options.backend}
+        code = verb(load(options.config, overrides), options)
+    except* McpRuntimeError as group:
+        for failure in leaves(group):
+            print(f"{APP}: {failure}", file=sys.stderr)
+            code = failure.exit_code
+    except* BrokenPipeError:  # the reader of our output has seen enough
+        sys.stdout = None  # type: ignore[assignment]  # or the interpreter would try to flush it
+    return code
+
+
+def leaves(group: BaseExceptionGroup[McpRuntimeError]) -> Iterator[McpRuntimeError]:
+    """Yield the errors in `group`, out of all nesting."""
+    for inner in group.exceptions:
+        if isinstance(inner, BaseExceptionGroup):
+            yield from leaves(inner)
+        else:
+            yield inner
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog=APP, description="An MCP server that runs Python in a sandbox.")
+    top.add_argument("--version", action="version", version=f"{APP} {__version__}")
+    top.add_argument("--stdio", action="store_true", help="serve MCP on stdin and stdout; what an MCP client starts")
+    top.add_argument("--config", type=Path, metavar="FILE", help="settings file")
+    top.add_argument("--data-dir", metavar="DIR", help="journal, logs and sandbox state")
+    top.add_argument("--backend", metavar="NAME", help="auto, docker, or local (no isolation)")
+    top.set_defaults(verb=None)
+    verbs = top.add_subparsers(title="verbs", metavar="")
+
+    def add(name: str, verb: Verb, text: str, *, to_json: bool = False) -> argparse.ArgumentParser:
+        found = verbs.add_parser(name, help=text, description=text)
+        found.set_defaults(verb=verb)
+        if to_json:
+            found.add_argument("--json", action="store_true", help="for programs")
+        return found
+
+    add("demo", demo, "show the main job on real servers, step by step")
+    add("doctor", doctor, "check the engine, the image, the upstreams and the data folder", to_json=True)
+    image = add("image", image_build, "build the sandbox image (`image build`)")
+    image.add_argument("action", choices=["build"])
+    image.add_argument("--force", action="store_true", help="even if it is up to date")
+    add("sessions", sessions, "list the sessions in the journal", to_json=True)
+    runs = add("runs", runs_of, "list the runs of a session, or show one", to_json=True)
+    runs.add_argument("session", help="session id or name")
+    runs.add_argument("run", nargs="?", help="run id: show its code, calls and output")
+    tools = add("tools", tools_of, "list the tools that code can import, or show one server's module", to_json=True)
+    tools.add_argument("server", nargs="?", help="package name: print its generated module")
+    config = add("config", config_show, "show the settings in force and where each comes from (`config show`)")
+    config.add_argument("action", choices=["show"])
+    return top
+
+
+# verbs ----------------------------------------------------------------------------------------------
+
+
+def serve_stdio(config: Config, options: Options) -> int:
+    """Serve MCP on stdin and stdout."""
+    from .app import serve_stdio as serve
+
+    log_to(config)
+    anyio.run(serve, config)
+    return 0
+
+
+def demo(config: Config, options: Options) -> int:
+    """Run the demonstration."""
+    from .demo import run_demo
+
+    return anyio.run(run_demo, config)
+
+
+def doctor(config: Config, options: Options) -> int:
+    """Print what was checked; exit 1 if something is broken."""
+    from .app import examine
+
+    checks = anyio.run(examine, config)
+    if options.json:
+        print_json([vars(check) for check in checks])
+    for check in checks if not options.json else ():
+        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
+        if not check.ok and check.remedy:
+            print(f"      -> {check.remedy}")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def image_build(config: Config, options: Options) -> int:
+    """Build the sandbox image if it is not up to date."""
+    from .sandbox.image import build
+
+    reference = anyio.run(build, config.sandbox, lambda line: print(line, flush=True), options.force)
+    print(f"{reference.tag} is ready")
+    return 0
+
+
+def sessions(config: Config, options: Options) -> int:
+    """List the sessions, the last used first."""
+    from .app import read_journal
+
+    rows = anyio.run(read_journal, config, lambda journal: journal.sessions())
+    if options.json:
+        print_json([vars_of(row) for row in rows])
+        return 0
+    for row in rows:
+        print(f"{when(row.used)}  {row.runs:5} runs  {row.id}  {row.name or ''}")
+    return 0
+
+
+def runs_of(config: Config, options: Options) -> int:
+    """List the runs of a session, or the events of one run."""
+    from .app import read_journal, read_run, read_runs
+
+    if options.run is None:
+        rows = anyio.run(read_journal, config, lambda journal: read_runs(journal, options.session))
+        if options.json:
+            print_json([vars_of(row) for row in rows])
+            return 0
+        for row in rows:
+            took = f"{row.finished - row.started:8.3f} s" if row.finished else " " * 10
+            print(f"{when(row.started)}  step {row.step:4}  {row.status:9}  {took}  {row.id}")
+        return 0
+    events = anyio.run(read_journal, config, lambda journal: read_run(journal, options.session, options.run))
+    for stored in events:
+        kind, fields = type(stored.event).__name__, vars_of(stored.event)
+        if options.json:
+            print(json.dumps({"n": stored.n, "at": stored.at, "kind": kind, **fields}))
+        else:
+            shown = "\n".join(
+                f"    {name}: {value}" for name, value in fields.items() if value not in (None, "", {}, [])
+            )
+            print(f"{when(stored.at)}  {kind}\n{shown}")
+    return 0
+
+
+def tools_of(config: Config, options: Options) -> int:
+    """List all tools, or print one server's module."""
+    from .app import list_tools, show_module
+
+    if options.server is not None:
+        print(anyio.run(show_module, config, options.server))
+        return 0
+    found = anyio.run(list_tools, config)
+    if options.json:
+        print_json(found)
+        return 0
+    for tool in found["tools"]:
+        print(f"tools.{tool['server']}.{tool['tool']}{tool['signature']}\n    {tool['summary']}")
+    for problem in found["problems"]:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if found["problems"] else 0
+
+
+def config_show(config: Config, options: Options) -> int:
+    """Print the settings in force, credentials masked."""
+    print(describe(config))
+    return 0
+
+
+# printing -------------------------------------------------------------------------------------------
+
+
+def print_json(value: Any) -> None:
+    """Print for programs."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def vars_of(row: Any) -> dict[str, Any]:
+    """Return the fields of a frozen dataclass, with slots or without."""
+    return {name: getattr(row, name) for name in row.__dataclass_fields__}
+
+
+def when(seconds: float) -> str:
+    """Return a time as a person reads it."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def log_to(config: Config) -> None:
+    """Log to stderr and to a file in the data folder; stdout is the protocol's alone."""
+    folder = config.server.data_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    to_file = logging.handlers.RotatingFileHandler(folder / "server.log", maxBytes=LOG_BYTES, backupCount=1)
+    layout = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for handler in (to_file, logging.StreamHandler(sys.stderr)):
+        handler.setFormatter(layout)
+        logging.getLogger("mcpruntime_server").addHandler(handler)
+    logging.getLogger("mcpruntime_server").setLevel(config.server.log_level.upper())

@@ -152,7 +152,7 @@ def _suggestion(exc: BaseException) -> str:
     if sys.version_info >= (3, 12) or not isinstance(exc, (NameError, AttributeError)):
         return ""
     name = getattr(exc, "name", None)
-    if not isinstance(name, str):
+    if not isinstance(name, str) or "Did you mean" in str(exc):
         return ""
     if isinstance(exc, AttributeError):
         hint = did_you_mean(name, dir(exc.obj))  # type: ignore[attr-defined, unused-ignore]
