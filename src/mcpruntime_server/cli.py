@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{APP}: {failure}", file=sys.stderr)
             code = failure.exit_code
     except* BrokenPipeError:  # the reader of our output has seen enough
-        sys.stdout = None  # type: ignore[assignment]  # or the interpreter would try to flush it
+        sys.stdout = None  # or the interpreter would try to flush it
     return code
 
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
 from mcpruntime_server.errors import JournalFailed, NotFound
 
+ABANDONED_S = 24 * 3600  # seconds without a write after which a draft is what a killed server left
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -27,7 +29,12 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        (root / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
+        drafts = root / "tmp"
+        drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for draft in drafts.iterdir():
+            with suppress(FileNotFoundError):  # another server may be clearing up too
+                if draft.stat().st_mtime < time.time() - ABANDONED_S:
+                    draft.unlink()
 
     def path(self, digest: str) -> Path:
         """Return where the blob `digest` is kept; raises `NotFound` if that is not a digest."""

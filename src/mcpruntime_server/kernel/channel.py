@@ -1,7 +1,7 @@
 """The worker's end of its socket to the supervisor: whole frames, whatever is interrupted, from any thread or task.
 
-Rule 1: SIGINT is held while a frame moves, else half a frame would stay on the socket and make all later ones unreadable.
-It is let in only while this process waits.
+Rule 1: SIGINT is held while a frame moves, else half a frame would stay on the socket and make all later ones
+unreadable. It is let in only while this process waits.
 Rule 2: reads are exact (header, then body). A byte read ahead would be duplicated by `fork`.
 Rule 3: there is no reader thread, because threads do not survive a fork. Whoever waits for an answer reads for
 everybody (holds `_reader`); when it has its own answer, it hands the reading to another waiter.
@@ -20,7 +20,6 @@ from typing import Any, Deque, Dict, List, Optional
 
 from . import wire
 from .guest import HostError
-
 
 MAIN_THREAD = threading.main_thread().ident
 USER_FILE = "<step "  # what the names of executed code start with

@@ -185,10 +185,11 @@ def _last_value(tree: ast.Module) -> Optional[ast.Expression]:
         target = last.target
     else:
         return None
-    names = target.elts if isinstance(target, ast.Tuple) else [target]
-    if not all(isinstance(name, ast.Name) for name in names):
+    targets = target.elts if isinstance(target, ast.Tuple) else [target]
+    names = [name for name in targets if isinstance(name, ast.Name)]
+    if len(names) < len(targets):
         return None  # reading an attribute or an item again could run code of its own
-    loaded = [ast.copy_location(ast.Name(name.id, ast.Load()), name) for name in names]
+    loaded: List[ast.expr] = [ast.copy_location(ast.Name(name.id, ast.Load()), name) for name in names]
     value = ast.copy_location(ast.Tuple(loaded, ast.Load()), target) if isinstance(target, ast.Tuple) else loaded[0]
     return ast.Expression(value)
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from types import ModuleType
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence
 
 LIMIT = 10_000  # readings kept of one run; code that reads a clock in a loop is not told apart any further
 CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
@@ -153,7 +153,7 @@ def _replace(cls: type, methods: Dict[str, Any]) -> None:
 class AfterImport:
     """Runs a function right after a module is first imported, or now if it has been."""
 
-    waiting: Dict[str, Callable[[ModuleType], None]] = {}
+    waiting: ClassVar[Dict[str, Callable[[ModuleType], None]]] = {}
 
     @classmethod
     def add(cls, name: str, function: Callable[[ModuleType], None]) -> None:

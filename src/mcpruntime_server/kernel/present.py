@@ -1,7 +1,7 @@
 """How values, texts and exceptions are shown to somebody who has little room.
 
 Used inside the sandbox (to bound what is sent) and on the host (to bound what a client is shown).
-Rule: what is cut keeps its shape. JSON stays JSON, long text keeps head and tail, and each cut says how much is missing.
+Rule: what is cut keeps its shape. JSON stays JSON, long text keeps head and tail, and each cut says how much is gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MORE = "\u2026"  # the key under which a cut object says how many entries are mi
 
 
 def present(value: Any, limit: int) -> Dict[str, Any]:
-    """Return `value` as {"kind": "json" | "repr", "text", "type", "cut"} with a text of about `limit` characters at most.
+    """Return `value` as {"kind": "json" | "repr", "text", "type", "cut"}, the text about `limit` characters at most.
 
     JSON data is given as JSON (tuples as arrays); everything else, including NaN, by its `repr`.
     """
@@ -131,7 +131,7 @@ def shorten(text: str, limit: int) -> Tuple[str, bool]:
 
 
 def describe_error(exc: BaseException, own: Tuple[str, ...], limit: int = 8_000) -> Dict[str, Any]:
-    """Return {"type", "message", "traceback", "line"} of `exc`, with frames only from files that start with one of `own`."""
+    """Return {"type", "message", "traceback", "line"} of `exc`, with frames of files that start with one of `own`."""
     shown = traceback.TracebackException.from_exception(exc, lookup_lines=False)
     _keep_frames(shown, own, set())
     lines = [frame.lineno for frame in shown.stack if frame.lineno]

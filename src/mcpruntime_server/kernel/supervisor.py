@@ -249,10 +249,7 @@ class Supervisor:
         if self.unsaved is None:
             return
         run, self.unsaved = self.unsaved, None
-        skipped: List[str] = []
-        for path in self.workspace.unsaved():
-            if not self._send_file(run, path):
-                skipped.append(path)
+        skipped = [path for path in self.workspace.unsaved() if not self._send_file(run, path)]
         self.to_host(wire.encode(wire.Saved(run, skipped)))
 
     def _send_file(self, run: int, path: str) -> bool:

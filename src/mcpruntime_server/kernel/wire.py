@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
 
 from .present import printable
 
@@ -282,7 +282,7 @@ class Decoder(Splitter):
         return [decode(kind, frame[HEADER:]) for kind, frame in self.feed(data)]
 
 
-def frame_size(prefix: bytes) -> int:
+def frame_size(prefix: Union[bytes, bytearray]) -> int:
     """Return the size that a frame's first four bytes announce; raises `WireError` if it is out of bounds."""
     size = int.from_bytes(prefix, "big")
     if not 1 <= size <= MAX_FRAME:

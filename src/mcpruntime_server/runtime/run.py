@@ -127,9 +127,8 @@ class Run:
     def _conclude(self, done: wire.Done, stopped: str | None, restarts: list[str]) -> None:
         report = self.report
         report.value, report.error = _checked_value(done.value), _checked_error(done.error)
-        report.usage |= {
-            name: done.usage[name] for name in ("wall_ms", "cpu_ms", "peak_mb") if name in (done.usage or ())
-        }
+        used = done.usage or {}
+        report.usage |= {name: used[name] for name in ("wall_ms", "cpu_ms", "peak_mb") if name in used}
         if done.clocks:
             self._journal.append(self._session, ClocksRead(_checked_readings(done.clocks)), self.start.run)
         if stopped is not None:

@@ -53,7 +53,7 @@ class Backend(Protocol):
 
     @property
     def limits(self) -> dict[str, int]:
-        """Resource limits for the kernel to set, by their names in the module `resource`; none where a container does."""
+        """Resource limits for the kernel to set, by their names in the module `resource`."""
         ...
 
     def open(self) -> AbstractAsyncContextManager[Channel]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 API_TIMEOUT = 60  # seconds: an engine under load takes seconds; one that takes a minute is not going to answer
 CONNECT_TIMEOUT = 10  # seconds
-MINIMUM_API = (1, 41)  # engine 20.10: private cgroup namespaces, one-shot statistics
+MINIMUM_API = "1.41"  # engine 20.10: private cgroup namespaces, one-shot statistics
 PARALLEL_CALLS = 8  # worker threads: the engine itself creates containers hardly faster in parallel
 MAX_HEAD = 16 * 1024  # bytes of HTTP response head that we are ready to read
 
@@ -69,7 +69,7 @@ class Engine:
         self._timeout = timeout  # seconds without a byte from the engine
         self._idle: list[APIClient] = []
         self._limiter = anyio.CapacityLimiter(PARALLEL_CALLS)
-        self._version = "auto"  # negotiated by the first client
+        self._version = ""  # negotiated by the first client
         self._address: Address | None = None
         self._tls: TLSConfig | None = None
 
@@ -102,7 +102,6 @@ class Engine:
             self._idle.append(client)
 
     def _connect(self) -> APIClient:
-        from docker import APIClient
         from docker.context import ContextAPI
         from docker.utils import kwargs_from_env, parse_host
 
@@ -111,16 +110,31 @@ class Engine:
             options = {**ContextAPI.kwargs_from_context(), **options}
         self._tls = options.get("tls")
         self._address = Address.parse(parse_host(options.get("base_url"), tls=bool(self._tls)))
-        probe(self._address)
-        client = APIClient(version=self._version, timeout=self._timeout, **options)
-        self._version = client.api_version
-        if tuple(map(int, self._version.split("."))) < MINIMUM_API:
+        if self._address.scheme == "unix":
+            probe(self._address.path)
+        if not self._version:
+            self._version = self._negotiate(options)
+        return self._client(options, self._version)
+
+    def _client(self, options: Mapping[str, Any], version: str) -> APIClient:
+        from docker import APIClient
+
+        client = APIClient(version=version, timeout=self._timeout, **options)
+        client.trust_env = False  # else REQUESTS_CA_BUNDLE would replace the engine's own authority
+        return client
+
+    def _negotiate(self, options: Mapping[str, Any]) -> str:
+        client = self._client(options, MINIMUM_API)
+        try:
+            found = str(client.version(api_version=False)["ApiVersion"])
+        finally:
             client.close()
+        if version_key(found) < version_key(MINIMUM_API):
             raise Unavailable(
-                f"The Docker engine speaks API version {self._version}; this server needs at least 1.41.",
+                f"The Docker engine speaks API version {found}; this server needs at least {MINIMUM_API}.",
                 remedy="Update Docker to 20.10 or newer.",
             )
-        return client
+        return found
 
     def _unavailable(self, exc: Exception) -> Unavailable:
         where = f" at {self._address.path or self._address.host}" if self._address else ""
@@ -180,14 +194,16 @@ class Engine:
             self._idle.pop().close()
 
 
-def probe(address: Address) -> None:
-    """Raise `OSError` unless something listens at `address`: docker-py would leak a socket and bury the reason."""
-    if address.scheme == "unix":
-        with socket.socket(socket.AF_UNIX) as unix:
-            unix.settimeout(CONNECT_TIMEOUT)
-            unix.connect(address.path)
-    else:
-        socket.create_connection((address.host, address.port), CONNECT_TIMEOUT).close()
+def version_key(version: str) -> tuple[int, ...]:
+    """Return what orders API versions."""
+    return tuple(map(int, version.split(".")))
+
+
+def probe(path: str) -> None:
+    """Raise `OSError` unless something listens on the socket `path`; docker-py buries the reason and leaks a socket."""
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.settimeout(CONNECT_TIMEOUT)
+        unix.connect(path)
 
 
 def tls_context(tls: TLSConfig | None) -> ssl.SSLContext:

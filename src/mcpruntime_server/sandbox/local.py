@@ -120,8 +120,8 @@ class LocalBackend:
             stream = await UNIXSocketStream.from_socket(ours)
             process = await anyio.open_process(
                 self._argv,
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,
                 cwd=workspace,
                 env=self._environment(name, workspace),

@@ -29,7 +29,7 @@ PRINCIPAL = "local"  # over stdio, whoever started the process
 
 INSTRUCTIONS = """\
 Write Python and run it with run_code; the interpreter keeps variables, imports and files from call to call.
-Inside, MCP servers are packages: `from tools.NAME import FUNCTION`; find them with tools.search("words") and help(FUNCTION).
+MCP servers are packages there: `from tools.NAME import FUNCTION`; tools.search("words") finds, help(FUNCTION) explains.
 Loop, filter and combine in code; print or return only what you need to see."""
 
 WARNING = "\nWARNING: code runs on this machine without isolation (`local` backend)."

@@ -42,6 +42,12 @@ def unique(texts: Iterable[str], kind: str, reserved: Collection[str] = ()) -> d
     return {text: given[text] for text in wanted}
 
 
+def is_name(text: str) -> bool:
+    """Return whether `text` is a name such as this module makes."""
+    public = text.isidentifier() and not keyword.iskeyword(text) and not text.startswith("_")
+    return public and unicodedata.normalize("NFKC", text) == text
+
+
 def collisions(names: dict[str, str], kind: str, reserved: Collection[str] = ()) -> list[str]:
     """Return one sentence for each of `names` (as `unique` made them) that had to give way to another."""
     moved = {text: name for text, name in names.items() if name != identifier(text, kind, reserved)}

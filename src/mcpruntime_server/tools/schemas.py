@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import unquote
 
-from .names import camel, identifier
+from .names import camel, identifier, is_name
 
 MAX_DEPTH = 8  # of a value's description
 MAX_NODES = 20_000  # schemas looked at for one server
@@ -71,7 +71,7 @@ class Record:
     @property
     def is_plain(self) -> bool:
         """Whether the fields can be written as a class body."""
-        return all(identifier(field, "field") == field for field in self.fields)
+        return all(map(is_name, self.fields))
 
     @property
     def quoted(self) -> dict[str, str]:
@@ -272,39 +272,46 @@ class Types:
 
 def shape(document: Document, schema: Any) -> str:
     """Return what a value of `schema` looks like: `{"name": str, "tags"?: [str]}`; `?` marks what may be absent."""
-    text = _shape(document, schema, 0, [MAX_FIELDS * 2])
+    text = _Sketch(document).of(schema, ())
     return text if len(text) <= MAX_SHAPE else text[:MAX_SHAPE] + " ..."
 
 
-def _shape(document: Document, schema: Any, depth: int, left: list[int]) -> str:
-    left[0] -= 1
-    if depth > MAX_DEPTH or left[0] < 0:
-        return "..."
-    flat = document.flat(schema)
-    allowed = choices(flat)
-    if allowed:
-        return " | ".join(json.dumps(value, ensure_ascii=False) for value in allowed)
-    for key in ("anyOf", "oneOf"):
-        if as_list(flat.get(key)) and not as_dict(flat.get("properties")):
-            return union([_shape(document, branch, depth + 1, left) for branch in flat[key][:MAX_BRANCHES]])
-    return union([_shape_of_kind(kind, document, flat, depth, left) for kind in kinds(flat)])
+class _Sketch:
+    """One shape in the making; `path` holds the schemas that the current one is part of, so that it ends."""
 
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._left = MAX_FIELDS * 2
 
-def _shape_of_kind(kind: str, document: Document, flat: dict[str, Any], depth: int, left: list[int]) -> str:
-    if kind == "array":
-        return f"[{_shape(document, flat.get('items'), depth + 1, left)}]"
-    if kind != "object":
-        return SIMPLE.get(kind, "Any")
-    if as_dict(flat.get("properties")):
-        parts = document.parts(flat)
-        fields = (
-            f"{json.dumps(key, ensure_ascii=False)}{'' if key in parts.required else '?'}: "
-            f"{_shape(document, value, depth + 1, left)}"
-            for key, value in parts.properties.items()
-        )
-        return "{" + ", ".join(fields) + "}"
-    extra = flat.get("additionalProperties")
-    return f"{{str: {_shape(document, extra, depth + 1, left) if isinstance(extra, dict) else 'Any'}}}"
+    def of(self, schema: Any, path: tuple[int, ...]) -> str:
+        """Return the shape of one value."""
+        self._left -= 1
+        followed, _ = self._document.follow(schema)
+        if len(path) > MAX_DEPTH or self._left < 0 or id(followed) in path:
+            return "..."
+        flat, path = self._document.flat(followed), (*path, id(followed))
+        allowed = choices(flat)
+        if allowed:
+            return " | ".join(json.dumps(value, ensure_ascii=False) for value in allowed)
+        for key in ("anyOf", "oneOf"):
+            if as_list(flat.get(key)) and not as_dict(flat.get("properties")):
+                return union([self.of(branch, path) for branch in flat[key][:MAX_BRANCHES]])
+        return union([self._of_kind(kind, flat, path) for kind in kinds(flat)])
+
+    def _of_kind(self, kind: str, flat: dict[str, Any], path: tuple[int, ...]) -> str:
+        if kind == "array":
+            return f"[{self.of(flat.get('items'), path)}]"
+        if kind != "object":
+            return SIMPLE.get(kind, "Any")
+        if as_dict(flat.get("properties")):
+            parts = self._document.parts(flat)
+            fields = (
+                f"{json.dumps(key, ensure_ascii=False)}{'' if key in parts.required else '?'}: {self.of(value, path)}"
+                for key, value in parts.properties.items()
+            )
+            return "{" + ", ".join(fields) + "}"
+        extra = flat.get("additionalProperties")
+        return f"{{str: {self.of(extra, path) if isinstance(extra, dict) else 'Any'}}}"
 
 
 def constraints(schema: dict[str, Any]) -> Iterator[str]:

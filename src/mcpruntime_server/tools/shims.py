@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcp import types
 
-from .names import camel, collisions, identifier, unique
+from .names import camel, collisions, identifier, is_name, unique
 from .results import is_wrapper
 from .schemas import Code, Document, ObjectParts, Record, Types, constraints, shape
 
@@ -223,7 +223,7 @@ def literal(value: Any) -> str:
 
 def name_only(value: str) -> str:
     """Return `value` if it is a name that `names` made: the filter `name`."""
-    if identifier(value, "name") != value:
+    if not is_name(value):
         raise ValueError(f"{value!r} is not a sanitised name")
     return value
 
