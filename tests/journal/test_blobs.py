@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -78,6 +79,15 @@ def test_a_damaged_blob_is_named_and_putting_it_again_mends_a_truncated_one(stor
 def test_a_blob_that_is_not_there_is_not_found(store: BlobStore) -> None:
     with pytest.raises(NotFound, match="is not in"):
         store.get("0" * 64)
+
+
+def test_drafts_of_killed_servers_are_cleared_after_a_day(store: BlobStore) -> None:
+    abandoned, fresh = store.root / "tmp" / "abandoned", store.root / "tmp" / "fresh"
+    abandoned.touch()
+    fresh.touch()
+    os.utime(abandoned, (0, 0))
+    BlobStore(store.root)
+    assert drafts(store) == [fresh]
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "0" * 63, "G" * 64, "0" * 64 + "\n"])
