@@ -89,7 +89,7 @@ class Engine:
 
         not_there = (OSError, DockerException, RequestException)
         try:
-            client = self._idle.pop() if self._idle else self._connect()
+            client = self._take()
         except not_there as exc:
             raise self._unavailable(exc) from exc
         try:
@@ -101,6 +101,24 @@ class Engine:
         finally:
             self._idle.append(client)
 
+    def _take(self) -> APIClient:
+        if not self._idle:
+            return self._connect()
+        client = self._idle.pop()
+        try:
+            self._probe()
+        except OSError:
+            client.close()
+            raise
+        return client
+
+    def _probe(self) -> None:
+        """Raise `OSError` unless the engine's socket is listened on; docker-py buries the reason and leaks a socket."""
+        if self._address and self._address.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as unix:
+                unix.settimeout(CONNECT_TIMEOUT)
+                unix.connect(self._address.path)
+
     def _connect(self) -> APIClient:
         from docker.context import ContextAPI
         from docker.utils import kwargs_from_env, parse_host
@@ -110,8 +128,7 @@ class Engine:
             options = {**ContextAPI.kwargs_from_context(), **options}
         self._tls = options.get("tls")
         self._address = Address.parse(parse_host(options.get("base_url"), tls=bool(self._tls)))
-        if self._address.scheme == "unix":
-            probe(self._address.path)
+        self._probe()
         if not self._version:
             self._version = self._negotiate(options)
         return self._client(options, self._version)
@@ -197,13 +214,6 @@ class Engine:
 def version_key(version: str) -> tuple[int, ...]:
     """Return what orders API versions."""
     return tuple(map(int, version.split(".")))
-
-
-def probe(path: str) -> None:
-    """Raise `OSError` unless something listens on the socket `path`; docker-py buries the reason and leaks a socket."""
-    with socket.socket(socket.AF_UNIX) as unix:
-        unix.settimeout(CONNECT_TIMEOUT)
-        unix.connect(path)
 
 
 def tls_context(tls: TLSConfig | None) -> ssl.SSLContext:
