@@ -87,7 +87,7 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(1000)}},
     {"type": "object", "properties": {"a": {"$ref": "file:///etc/passwd"}, "b": {"$ref": "#/a/b/~"}, "c": {"$ref": 4}}},
     {"properties": {"a": {"$ref": "#/$defs/Wide"}}, "$defs": RECURSIVE["$defs"]},
-    {"type": "object", "properties": {"a": wide(7)}},
+    {"type": "object", "properties": {"a": wide(4)}},
     {"type": "object", "properties": {"a": deep(60)}},
     RECURSIVE,
 ]
@@ -100,8 +100,14 @@ TOOLS = [
 
 
 async def list_tools(_: ServerRequestContext[Any], __: PaginatedRequestParams | None) -> ListToolsResult:
-    sendable = [tool for tool in TOOLS if tool.name.isprintable() and "surrogate" not in tool.model_dump_json()]
-    return ListToolsResult(tools=sendable)
+    return ListToolsResult(tools=[as_sent(tool) for tool in TOOLS if "surrogate" not in repr(tool)])
+
+
+def as_sent(tool: Tool) -> Tool:
+    """Return `tool` as near to itself as the protocol lets it pass."""
+    schemas = {"input_schema": tool.input_schema, "output_schema": tool.output_schema}
+    typed = {key: {**schema, "type": "object"} for key, schema in schemas.items() if schema is not None}
+    return tool.model_copy(update=typed)
 
 
 async def call_tool(_: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:

@@ -89,5 +89,5 @@ def is_shape(value: Any) -> bool:
     kinds, properties = value.get("type", []), value.get("properties", {})
     if not isinstance(kinds, list) or not isinstance(properties, dict) or bool(kinds) != bool(value):
         return False
-    parts = [value.get("items", {}), value.get("additionalProperties", {}), *properties.values()]
+    parts = [*properties.values(), *(value[key] for key in ("items", "additionalProperties") if key in value)]
     return all(isinstance(kind, str) for kind in kinds) and all(map(is_shape, parts))
