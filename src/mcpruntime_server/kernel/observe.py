@@ -114,14 +114,14 @@ def _observe_random(module: ModuleType) -> None:
     def seeded(self: Any, a: Any = None, version: int = 2) -> None:
         seed(self, int.from_bytes(os.urandom(32), "big") if a is None else a, version)
 
-    module.Random.seed = seeded  # type: ignore[attr-defined]
-    module.seed = module._inst.seed  # type: ignore[attr-defined]
+    module.Random.seed = seeded
+    module.seed = module._inst.seed
     module.seed()
 
 
 def _observe_uuid(module: ModuleType) -> None:
     module._generate_time_safe = None  # type: ignore[attr-defined]  # uuid1 then reads `time` and `random`
-    module._UuidCreate = None  # type: ignore[attr-defined]
+    module._UuidCreate = None
 
 
 def _observe_datetime(module: ModuleType, clocks: Clocks) -> None:
@@ -162,7 +162,7 @@ class AfterImport:
             function(sys.modules[name])
             return
         if cls not in sys.meta_path:
-            sys.meta_path.insert(0, cls)  # type: ignore[arg-type]
+            sys.meta_path.insert(0, cls)
         cls.waiting[name] = function
 
     @classmethod

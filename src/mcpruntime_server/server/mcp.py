@@ -5,13 +5,14 @@ The list of tools is fixed for the life of the process; what upstream servers of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
@@ -51,24 +52,14 @@ def description(packages: Sequence[str]) -> str:
 
 def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, isolated: bool) -> MCPServer[Any]:
     """Return the MCP server over `runtime`."""
-    server: MCPServer[Any] = MCPServer(
-        "mcpruntime-server",
-        version=__version__,
-        instructions=INSTRUCTIONS + ("" if isolated else WARNING),
-        log_level="WARNING",
-    )
     default = DefaultSession(runtime)
 
-    @server.tool(
-        description=description(packages),
-        annotations=ToolAnnotations(title="Run Python", destructive_hint=True, open_world_hint=True),
-    )
     async def run_code(
         code: Annotated[str, Field(description="Python source")],
         ctx: Context[Any],
         session: Annotated[str | None, Field(description="Handle from a result, or a name of your own")] = None,
         timeout_s: Annotated[float | None, Field(gt=0, le=86_400, description="Seconds")] = None,
-    ) -> Annotated[CallToolResult, RunResult]:
+    ) -> CallToolResult:
         try:
             found = await (default.get() if session is None else runtime.session(session, PRINCIPAL))
             run = found.start(code, timeout_s or config.sandbox.timeout_s)
@@ -77,9 +68,38 @@ def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, i
             raise ToolError(f"[{exc.code}] {exc}") from exc
         result = result_of(run.report, found.handle, config.server)
         text = TextContent(type="text", text=text_of(result))
-        return CallToolResult(content=[text], structured_content=result.model_dump(mode="json"))
+        return CallToolResult(content=[text], structured_content=result.model_dump(mode="json", exclude_defaults=True))
 
-    return server
+    run_python = Tool.from_function(
+        run_code,
+        description=description(packages),
+        annotations=ToolAnnotations(title="Run Python", destructive_hint=True, open_world_hint=True),
+    )
+    run_python.parameters = compact(run_python.parameters)
+    run_python.fn_metadata.output_schema = compact(RunResult.model_json_schema(), nested=False)
+    return MCPServer(
+        "mcpruntime-server",
+        version=__version__,
+        instructions=INSTRUCTIONS + ("" if isolated else WARNING),
+        log_level="WARNING",
+        tools=[run_python],
+    )
+
+
+def compact(schema: Mapping[str, Any], *, nested: bool = True) -> dict[str, Any]:
+    """Return an object schema without what costs tokens and time: titles, null alternatives, defaults.
+
+    With `nested` false, what is inside arrays and objects is left to the description; clients check results against
+    this on every call.
+    """
+    properties = {}
+    for name, given in schema["properties"].items():
+        kind = next((each for each in given.get("anyOf", ()) if each.get("type") != "null"), {})
+        kept = {key: value for key, value in {**kind, **given}.items() if key not in ("title", "default", "anyOf")}
+        if not nested:
+            kept = {key: value for key, value in kept.items() if key in ("type", "description", "enum")}
+        properties[name] = kept
+    return {"type": "object", "properties": properties, "required": list(schema["required"])}
 
 
 class DefaultSession:
