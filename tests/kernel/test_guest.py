@@ -7,8 +7,10 @@ import copy
 import importlib
 import inspect
 import json
+import os
 import pickle
 import pydoc
+import signal
 import subprocess
 import sys
 import threading
@@ -147,8 +149,17 @@ class TestImports:
         assert len(other.sent) == 1
         assert sum(isinstance(finder, guest.Finder) for finder in sys.meta_path) == 1
 
-    def test_dir_lists_servers_and_tools(self, bench: Bench) -> None:
-        assert {"git", "search", "list", "map", "ToolError"} <= set(dir(sys.modules["tools"]))
+    def test_help_on_the_package_names_the_servers_and_starts_none(self, bench: Bench) -> None:
+        bench.shims["down"] = ""
+        text = pydoc.plain(pydoc.render_doc(sys.modules["tools"]))
+        assert "Servers: git, down." in text
+        assert "tools.search" in text
+        assert {call[0] for call in bench.calls} == {"catalog.servers"}
+
+    def test_a_star_import_leaves_pythons_own_names_alone(self, bench: Bench) -> None:
+        names = run("from tools import *")
+        assert "ToolError" in names
+        assert not {"list", "map"} & names.keys()
 
     def test_the_source_of_a_shim_can_be_read(self, git: Any) -> None:
         assert "Shows the commit logs" in inspect.getsource(git.git_log)
@@ -311,6 +322,24 @@ class TestMap:
         assert isinstance(slots, Slots)
         assert len(repr(slots)) < 10_000
         assert repr(slots).endswith("... and 480 more")
+
+    def test_an_interrupt_ends_the_wait_and_starts_nothing_more(self) -> None:
+        started: list[int] = []
+        interrupted = threading.Event()
+
+        def work(number: int) -> None:
+            started.append(number)
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            interrupted.wait(timeout=30)
+
+        with pytest.raises(KeyboardInterrupt):
+            map_concurrently(work, range(100), max_concurrency=2)
+        interrupted.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith("tools.map"):
+                thread.join(timeout=30)
+        assert len(started) <= 2
 
 
 class TestListings:

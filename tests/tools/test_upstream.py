@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,19 @@ class TestConnecting:
                 tasks.start_soon(ask)
         assert len({id(failure) for failure in failures}) == 5
 
+    async def test_whoever_waits_when_everything_ends_is_told(self, tmp_path: Path) -> None:
+        failures: list[str] = []
+
+        async def ask(upstream: Upstream) -> None:
+            with pytest.raises(CallFailed) as caught:
+                await upstream.tools()
+            failures.append(caught.value.message)
+
+        async with anyio.create_task_group() as tasks, one(own("raw", "silent"), tmp_path) as upstream:
+            tasks.start_soon(ask, upstream)
+            await anyio.wait_all_tasks_blocked()
+        assert failures == ["The upstream up is being shut down."]
+
     async def test_lines_that_are_no_messages_are_passed_over(self, tmp_path: Path) -> None:
         async with one(own("raw", "noisy"), tmp_path) as upstream:
             assert await upstream.call("grow", {}) == "ok"
@@ -277,6 +290,7 @@ class WebServer:
             self.port = probe.getsockname()[1]
         self.headers: list[dict[bytes, bytes]] = []
         self.status = 0
+        self.legacy = False
 
     @property
     def url(self) -> str:
@@ -297,6 +311,14 @@ class WebServer:
                     await send({"type": "http.response.start", "status": self.status, "headers": []})
                     await send({"type": "http.response.body", "body": b""})
                     return
+                body = (await receive())["body"]
+                if self.legacy and b"server/discover" in body:
+                    await send({"type": "http.response.start", "status": 404, "headers": []})
+                    await send({"type": "http.response.body", "body": b""})
+                    return
+                first = iter([{"type": "http.request", "body": body, "more_body": False}])
+                await inner(scope, lambda: replay(first, receive), send)
+                return
             await inner(scope, receive, send)
 
         listener = socket.socket()
@@ -307,6 +329,11 @@ class WebServer:
             tasks.start_soon(web.serve, [listener])
             yield
             web.should_exit = True
+
+
+async def replay(first: Iterator[Any], receive: Any) -> Any:
+    """Return the message that was already taken, and then those that follow."""
+    return next(first, None) or await receive()
 
 
 class TestHttp:
@@ -348,3 +375,14 @@ class TestHttp:
                     with suppress(CallFailed):
                         answer = await upstream.call("echo", {"text": "y"})
             assert answer == "y"
+
+    async def test_a_session_that_an_older_server_has_forgotten_is_made_anew_unnoticed(self, tmp_path: Path) -> None:
+        web = WebServer()
+        web.legacy = True
+        async with one(UpstreamSettings.model_validate({"url": web.url}), tmp_path) as upstream:
+            async with web.running():
+                assert await upstream.call("echo", {"text": "x"}) == "x"
+                session = web.headers[-1][b"mcp-session-id"]
+            async with web.running():
+                assert await upstream.call("echo", {"text": "y"}) == "y"
+                assert web.headers[-1][b"mcp-session-id"] != session

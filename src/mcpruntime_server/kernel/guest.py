@@ -15,7 +15,7 @@ import importlib
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, Awaitable, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
+from typing import Any, Awaitable, Callable, Iterable, Mapping, NoReturn, Sequence
 
 from .results import Slot, did_you_mean, map_concurrently, record
 
@@ -247,8 +247,10 @@ class Package(ModuleType):
         except ModuleNotFoundError as error:
             raise AttributeError(str(error)) from None
 
-    def __dir__(self) -> Iterable[str]:
-        return sorted({*PUBLIC, *servers()})
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        # The servers are listed here and not by `dir`: `help` gets every name that `dir` lists, which would start them.
+        return f"{DOC}\nServers: {', '.join(servers()) or 'none'}.\n"
 
 
 class Finder:
@@ -304,12 +306,12 @@ def no_such_tool(module: ModuleType, name: str) -> str:
     return f"{module.__name__} has no tool {name!r}. {did_you_mean(name, names)}Tools: {listed or 'none'}."
 
 
-def servers() -> Iterator[str]:
+def servers() -> list[str]:
     """Return the names of all servers' modules, or none where the host cannot be asked."""
     try:
-        return iter(host.call("catalog.servers", {}))
+        return list(host.call("catalog.servers", {}))
     except HostError:
-        return iter(())
+        return []
 
 
 def install(
@@ -323,9 +325,9 @@ def install(
     host.acall = acall
     package = sys.modules.get(PACKAGE)
     if not isinstance(package, Package):
-        package = sys.modules[PACKAGE] = Package(PACKAGE, DOC)
+        package = sys.modules[PACKAGE] = Package(PACKAGE)
         package.__path__ = []
-        package.__dict__.update(PUBLIC, __all__=sorted(PUBLIC))
+        package.__dict__.update(PUBLIC, __all__=sorted(PUBLIC.keys() - {"list", "map"}))  # a star import keeps Python's
         sys.meta_path.insert(0, Finder())
     return package
 

@@ -16,7 +16,7 @@ MAX_KEYS = 40  # of one object; one with more is a mapping
 MAX_ITEMS = 20  # of one array that are looked at
 MAX_NODES = 2_000  # values looked at in one result
 MAX_RESULTS = 20  # of one tool that are looked at
-KEY = re.compile(r"(?!.*\d{3})[A-Za-z_$][\w$ -]{0,39}", re.ASCII)
+KEY = re.compile(r"(?!.{0,40}\d{3})[A-Za-z_$][\w$ -]{0,39}", re.ASCII)
 KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 Shape = dict[str, Any]

@@ -26,15 +26,20 @@ from .results import Credentials, secrets_in
 from .stderr_log import stderr_log
 
 CONNECT_S = 10.0  # for a TCP connection, TLS included
+SESSION_HEADER = "mcp-session-id"
 SILENCE_S = 300.0  # of an event stream on which nothing need happen, on top of the upstream's own time-out
 
 
 @dataclass
 class Line:
-    """One connection's line: `ended` is set when nothing more can come; `http_status` is the last refusal's."""
+    """One connection's line: `ended` is set when nothing more can come; `http_status` is the last refusal's.
+
+    `forgotten` says that an HTTP server no longer knows the session; the protocol then asks for a new one.
+    """
 
     ended: anyio.Event = field(default_factory=anyio.Event)
     http_status: int = 0
+    forgotten: bool = False
 
 
 @asynccontextmanager
@@ -70,6 +75,7 @@ async def _http(line: Line, settings: UpstreamSettings) -> AsyncIterator[tuple[A
     async def note_refusal(response: httpx2.Response) -> None:
         if response.is_error:
             line.http_status = response.status_code
+            line.forgotten |= response.status_code == 404 and SESSION_HEADER in response.request.headers
 
     client = httpx2.AsyncClient(
         headers=secrets_in(settings.headers),

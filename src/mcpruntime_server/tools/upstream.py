@@ -33,7 +33,6 @@ MAX_MESSAGE = 2_000  # characters that an upstream may contribute to an error
 FIRST_DELAY_S = 0.2  # before the next connection after one that failed or did not last
 LAST_DELAY_S = 30.0
 LASTING_S = 10.0  # a connection that lived so long was sound: its end is no reason to hold back
-SESSION_GONE = "Session terminated"  # the SDK's words where an HTTP server has forgotten the session
 CLOSED = "Connection closed"  # the SDK's words where the connection is over
 BROKEN_OFF = "SSE stream"  # how the SDK's words begin where only this call's stream is over
 
@@ -50,10 +49,14 @@ class Status:
 
 @dataclass(frozen=True)
 class Connection:
-    """One live connection; `lost` is set when the other end is gone."""
+    """One live connection, and the line that it stands on."""
 
     client: Client
-    lost: anyio.Event
+    line: Line
+
+    def turned_away(self, error: MCPError) -> bool:
+        """Return whether `error` says that the session is forgotten: the request went no further than the door."""
+        return self.line.forgotten and "session" in error.message.lower()
 
 
 class Attempt:
@@ -139,19 +142,22 @@ class Upstream:
     # calls ----------------------------------------------------------------------------------------
 
     async def _send(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
-        while True:
-            connection = self._connection or await self._connect()
+        connection = self._connection or await self._connect()
+        try:
             try:
                 return await connection.client.call_tool(tool, arguments, self.settings.timeout_s)
             except MCPError as error:
-                if error.code == types.INVALID_REQUEST and error.message == SESSION_GONE:
-                    self._disconnected(connection)  # the call was turned away at the door, so sending it again is safe
-                    continue
-                self._refuse(tool, connection, error)
-            except (ValidationError, RuntimeError, ValueError) as error:
-                self._broke_contract(tool, error)
-            except (OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
-                self._went_away(tool, type(error).__name__)
+                if not connection.turned_away(error):
+                    raise
+                self._disconnected(connection)
+                connection = await self._connect()
+                return await connection.client.call_tool(tool, arguments, self.settings.timeout_s)
+        except MCPError as error:
+            self._refuse(tool, connection, error)
+        except (ValidationError, RuntimeError, ValueError) as error:
+            self._broke_contract(tool, error)
+        except (OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            self._went_away(tool, type(error).__name__)
 
     def _refuse(self, tool: str, connection: Connection, error: MCPError) -> NoReturn:
         """Raise what `error` means to the caller of `tool`."""
@@ -255,7 +261,7 @@ class Upstream:
 
     def _disconnected(self, connection: Connection) -> None:
         """Note that `connection` is over; the next caller asks for a new one."""
-        connection.lost.set()
+        connection.line.ended.set()
         if self._connection is connection:
             self._connection = None
 
@@ -268,7 +274,7 @@ class Upstream:
             client = await stack.enter_async_context(self._client(transport, changed))
             await self._list_tools(client)
             start.deadline = math.inf
-            connection = self._connection = Connection(client, line.ended)
+            connection = self._connection = Connection(client, line)
             stack.callback(self._disconnected, connection)
             self._attempted(None)
             async with anyio.create_task_group() as tasks:
