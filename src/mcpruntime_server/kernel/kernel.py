@@ -36,6 +36,7 @@ class Worker:
         self.pipes = {1: stdout, 2: stderr}
         self.streams: Dict[str, io.TextIOWrapper] = {}
         self.clocks = observe.install(seed)
+        self.meter = Meter()
         self.interrupts = Interrupts()
         self.channel = Channel(sock, self.interrupts)
         self.loop: Any = None
@@ -83,7 +84,7 @@ class Worker:
         lines = message.code.splitlines(keepends=True)
         linecache.cache[message.name] = (len(message.code), None, lines, message.name)
         self.clocks.take()  # of background threads, since the last run
-        meter = Meter()
+        self.meter.start()
         status, value, error = self.outcome(message)
         for stream in self.streams.values():
             try:
@@ -92,7 +93,7 @@ class Worker:
                 pass  # closed by the code
         if os.getpid() != self.pid:
             os._exit(status != "ok")  # a copy that code made with `fork`: the result is its parent's to tell
-        return wire.Done(message.run, status, value, error, meter.usage(), self.clocks.take())
+        return wire.Done(message.run, status, value, error, self.meter.usage(), self.clocks.take())
 
     def outcome(self, message: wire.Execute) -> Tuple[str, Optional[Dict[str, Any]], Optional[Dict[str, Any]]]:
         """Return status, value and error of one run; an interrupt strikes between arming and disarming only."""
@@ -132,11 +133,14 @@ class Worker:
         tree = compile(code, name, "exec", FLAGS, dont_inherit=True)
         assert isinstance(tree, ast.Module)
         last = _last_value(tree)
-        parts = [compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)]
+        parts = []
+        if tree.body:
+            parts.append(compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
         if last is not None:
             parts.append(compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
         if any(part.co_flags & CO_COROUTINE for part in parts):
             return self.run_in_loop(parts)
+        value = None
         for part in parts:
             value = eval(part, self.main.__dict__)
         return value
@@ -153,6 +157,7 @@ class Worker:
 
     async def run_parts(self, parts: List[types.CodeType]) -> Any:
         """Run pieces of code one after the other and return the value of the last."""
+        value = None
         for part in parts:
             value = eval(part, self.main.__dict__)
             if part.co_flags & CO_COROUTINE:
@@ -219,38 +224,34 @@ class _NoStdin(io.TextIOBase):
 
 
 class Meter:
-    """What one run uses, from its making until `usage`."""
+    """What one run uses, from `start` until `usage`."""
 
     def __init__(self) -> None:
+        self.cpu = self.wall = 0.0
         try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # forget the peak so far
+            self.peak = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
-            pass  # not Linux, or /proc is masked: the peak is then the worker's since its start
+            self.peak = -1  # not Linux, or /proc is masked: the peak is then the worker's since its start
+
+    def start(self) -> None:
+        """Begin to count."""
+        if self.peak >= 0:
+            try:
+                os.pwrite(self.peak, b"5", 0)  # forget the peak so far
+            except OSError:
+                self.peak = -1  # closed by user code
         self.cpu = _cpu_seconds()
         self.wall = perf_counter()
 
     def usage(self) -> Dict[str, float]:
         """Return wall and processor time (children included) in milliseconds and peak memory in MB."""
-        wall = perf_counter() - self.wall
         return {
-            "wall_ms": round(wall * 1e3, 3),
+            "wall_ms": round((perf_counter() - self.wall) * 1e3, 3),
             "cpu_ms": round((_cpu_seconds() - self.cpu) * 1e3, 3),
-            "peak_mb": round(_peak_kb() / 1024, 1),
+            "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
 
 
 def _cpu_seconds() -> float:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return process_time() + children.ru_utime + children.ru_stime
-
-
-def _peak_kb() -> int:
-    try:
-        with open("/proc/self/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"VmHWM:"):
-                    return int(line.split()[1])
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

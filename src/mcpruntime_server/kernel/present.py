@@ -33,6 +33,9 @@ def present(value: Any, limit: int) -> Dict[str, Any]:
     return {"kind": kind, "text": text, "type": type_name(value), "cut": cut}
 
 
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
 class NotJson(Exception):
     """A value is not JSON data, or is nested too deeply to be shown as such."""
 
@@ -42,7 +45,7 @@ def json_text(value: Any, limit: int) -> Tuple[str, bool]:
     items = characters = limit
     while True:
         cutter = _Cutter(items, characters, limit)
-        text = json.dumps(cutter.cut(value), ensure_ascii=False)
+        text = _json(cutter.cut(value))
         if len(text) <= limit or items + characters <= 16:
             return text, cutter.has_cut
         items, characters = max(items // 2, 1), max(characters // 2, 15)

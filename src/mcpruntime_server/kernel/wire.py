@@ -202,13 +202,16 @@ FIELDS: Dict[Type[Message], Tuple[Tuple[str, Callable[[Any], bool]], ...]] = {
 CARRIES_DATA = frozenset(cls for cls in KINDS if any(name == "data" for name, _ in FIELDS[cls]))
 
 
+_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
 def encode(message: Message) -> bytes:
     """Return `message` as one frame; raises `WireError` if it is not JSON or too large."""
     cls = type(message)
     head = dict(message.__dict__)
     payload = b"\n" + head.pop("data") if cls in CARRIES_DATA else b""
     try:
-        text = json.dumps(head, allow_nan=False, separators=(",", ":"))
+        text = _json(head)
     except (TypeError, ValueError, RecursionError) as exc:
         raise WireError(f"{cls.__name__} cannot be sent: {exc}") from exc
     size = 1 + len(text) + len(payload)

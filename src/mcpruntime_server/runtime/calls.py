@@ -67,6 +67,13 @@ class CallLog:
         """Journal how call `number` ended."""
         self._append(CallFinished(number, value, error, round(ms, 3)))
 
+    def fail(self, number: int, error: Mapping[str, Any], ms: float) -> None:
+        """Journal that call `number` failed; where the journal refuses, the code must still hear of it."""
+        try:
+            self.finish(number, None, error, ms)
+        except (JournalFailed, ValueError) as exc:
+            logger.error("the end of a call in run %s was not journaled: %s", self._run, exc)
+
     async def flush(self) -> None:
         """Wait until all of it is on the disk."""
         await self._journal.flush()
@@ -98,7 +105,7 @@ class Router:
             entry.status, entry.error = "error", error["message"]
             entry.ms = (time.perf_counter() - started) * 1e3
             if number is not None:
-                log.finish(number, None, error, entry.ms)
+                log.fail(number, error, entry.ms)
             return Reply(call.id, None, error)
         entry.status, entry.ms = "ok", (time.perf_counter() - started) * 1e3
         return Reply(call.id, value)
@@ -120,10 +127,12 @@ async def _admit(call: Call, route: Route, log: CallLog) -> int:
     effect = route.effect(call.target)
     try:
         number = log.start(call, effect)
+        if effect == "write":
+            await log.flush()
     except ValueError as exc:
         raise CallFailed("invalid_arguments", f"{call.target}: the arguments are not JSON data: {exc}") from exc
-    if effect == "write":
-        await log.flush()
+    except JournalFailed as exc:
+        raise CallFailed("unavailable", f"{call.target} was not called: {exc}") from exc
     return number
 
 
@@ -132,7 +141,8 @@ def _describe(target: str, exc: Exception) -> dict[str, Any]:
     if isinstance(exc, CallFailed):
         return {"kind": exc.kind, "message": str(exc), "data": exc.data}
     if isinstance(exc, JournalFailed):
-        return {"kind": "unavailable", "message": f"{target} was not called: {exc}", "data": None}
+        message = f"{target} was called, but its answer could not be journaled: {exc}"
+        return {"kind": "unavailable", "message": message, "data": None}
     if isinstance(exc, ValueError):
         return {"kind": "protocol", "message": f"{target} answered with something that is not JSON data.", "data": None}
     logger.error("call of %s failed", target, exc_info=exc)

@@ -28,6 +28,10 @@ class Channel(Protocol):
         """What this sandbox is."""
         ...
 
+    def send_now(self, data: bytes) -> int:
+        """Write as much of `data` as goes without waiting, if anything; return how many bytes that were."""
+        ...
+
     async def send(self, data: bytes) -> None:
         """Write all of `data`; raises `SandboxFailed` when the sandbox is gone. One sender at a time."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 from ..errors import Unavailable
 from .engine import Engine
 
+REPOSITORY = "mcpruntime-base"
 MIRROR = "http://deb.debian.org/debian"
 SUITE = "bookworm"
 INCLUDE = "python3,python3-venv"
@@ -48,8 +51,6 @@ def make_base(engine: Engine, tag: str, report: Report) -> str:
 
 def require_root() -> None:
     """Raise `Unavailable` unless this host and user can run debootstrap."""
-    import os
-
     if platform.system() != "Linux" or not shutil.which("apt-get"):
         raise Unavailable(
             "The base image cannot be pulled, and only Debian and Ubuntu can make one from packages.",
@@ -71,9 +72,23 @@ def debootstrap(report: Report) -> str:
     return shutil.which("debootstrap") or "/usr/sbin/debootstrap"
 
 
+def host_suite() -> str:
+    """Return the code name of this host's release."""
+    try:
+        return platform.freedesktop_os_release().get("VERSION_CODENAME", SUITE)
+    except OSError:  # not Linux
+        return SUITE
+
+
+def base_tag() -> str:
+    """Return the name of the base image that this host makes; it changes with whatever determines the content."""
+    parts = "\n".join([INCLUDE, *LEAVE_OUT])
+    return f"{REPOSITORY}:{host_suite()}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
+
+
 def release() -> tuple[str, str]:
     """Return the suite and the mirror to take packages from: this host's own where it names them."""
-    suite = platform.freedesktop_os_release().get("VERSION_CODENAME", SUITE)
+    suite = host_suite()
     command = ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(CREATED_BY) $(REPO_URI)"]
     listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     for line in listed.splitlines():

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import ByteStream
 
 from ..config import SandboxSettings
 from ..errors import McpRuntimeError, SandboxFailed, Unavailable
 from . import Check, SandboxInfo, hardening, image
 from .engine import Engine
+from .stream import SandboxStream
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 OWNER_LABEL = "mcpruntime.owner"
 HOME_LABEL = "mcpruntime.home"
-RECEIVE = 256 * 1024  # bytes taken from the stream at once
 STDERR_TAIL = 4096  # bytes of a container's stderr kept to explain its death
 SHOWN_TAIL = 300  # characters of it that an error shows
 REMOVE_S = 10.0  # a loaded engine needs seconds to remove a container; after that the sweep does it
@@ -77,30 +76,20 @@ class Frames:
 class DockerChannel:
     """The attached stream of one running container."""
 
-    def __init__(self, info: SandboxInfo, engine: Engine, stream: ByteStream, memory_mb: int) -> None:
+    def __init__(self, info: SandboxInfo, engine: Engine, stream: SandboxStream, memory_mb: int) -> None:
         self.info = info
+        self.send_now, self.send = stream.send_now, stream.send
         self._engine = engine
         self._stream = stream
         self._memory_mb = memory_mb
         self._frames = Frames()
 
-    async def send(self, data: bytes) -> None:
-        """Write all of `data`; raises `SandboxFailed` when the container or the engine is gone."""
-        try:
-            await self._stream.send(data)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
-            raise SandboxFailed("The sandbox's container is gone.") from exc
-
     async def receive(self) -> bytes:
         """Return the next bytes of stdout, or b"" when the stream has ended."""
-        try:
-            while True:
-                if data := self._frames.feed(await self._stream.receive(RECEIVE)):
-                    return data
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            # The engine may go on holding its half open without reading it: a sender would wait for ever.
-            await anyio.aclose_forcefully(self._stream)
-            return b""
+        while framed := await self._stream.receive():
+            if data := self._frames.feed(framed):
+                return data
+        return b""
 
     async def memory(self) -> int | None:
         """Return the container's memory in bytes, without page cache; None if it is gone."""
@@ -181,7 +170,7 @@ class DockerBackend:
             async with stream:
                 await self._start(name)
                 info = SandboxInfo(name, self.name, found)
-                yield DockerChannel(info, self._engine, stream, self._settings.memory_mb)
+                yield DockerChannel(info, self._engine, SandboxStream(stream), self._settings.memory_mb)
         finally:
             self._cpus.pop(name, None)
             await self._remove(name)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from docker import APIClient
 
 REPOSITORY = "mcpruntime-sandbox"
-BASE_TAG = "mcpruntime-base:debian"
 RECIPE_LABEL = "mcpruntime.recipe"
 BASE_LABEL = "mcpruntime.base"
 BUILD_COMMAND = "Run `mcpruntime-server image build`."
@@ -123,7 +122,7 @@ def base_image(engine: Engine, name: str, report: Report) -> str:
         return pull(engine, name, report)
     except Unavailable as exc:
         report(exc.message)
-    return debian.make_base(engine, BASE_TAG, report)
+    return debian.make_base(engine, debian.base_tag(), report)
 
 
 def pull(engine: Engine, name: str, report: Report) -> str:

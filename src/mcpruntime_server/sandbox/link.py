@@ -1,17 +1,17 @@
 """The host's end of a sandbox: messages instead of bytes, runs instead of messages.
 
 One reader and one writer task per link. The reader routes and never waits for a handler; every call is answered by a
-task of its own in the run's task group. What the sandbox sends is not trusted: bytes that are no message, or a message
-that does not fit the state, close the link (`SandboxFailed`) and never harm the host.
+task of its own, which is cancelled when its run is over. What the sandbox sends is not trusted: bytes that are no
+message, or a message that does not fit the state, close the link (`SandboxFailed`) and never harm the host.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Literal, Protocol
@@ -114,9 +114,9 @@ class _Execution:
 
     number: int
     listener: Listener
-    calls: TaskGroup
     patience: anyio.CancelScope
-    over: anyio.Event
+    over: anyio.Event = field(default_factory=anyio.Event)
+    calls: set[anyio.CancelScope] = field(default_factory=set)  # that are being answered
     done: wire.Done | None = None
     stopped: Stopped | None = None
 
@@ -124,8 +124,9 @@ class _Execution:
 class Link:
     """A sandbox whose kernel answers. `closed` is set when it is gone; `restarts` tells of interpreters that died."""
 
-    def __init__(self, channel: Channel, seed: str) -> None:
+    def __init__(self, channel: Channel, seed: str, tasks: TaskGroup) -> None:
         self.seed = seed
+        self._tasks = tasks
         self.closed = anyio.Event()
         self.python = ""
         self.platform = ""
@@ -133,6 +134,7 @@ class Link:
         self._channel = channel
         self._ready = anyio.Event()
         self._outgoing: list[bytes] = []
+        self._is_idle = False  # nothing is on its way, so that a message may be sent at once
         self._has_outgoing = anyio.Event()
         self._last_run = 0
         self._current: _Execution | None = None
@@ -161,17 +163,17 @@ class Link:
         dies, breaks the protocol or does not react.
         """
         self._last_run += 1
-        async with anyio.create_task_group() as calls:
-            patience = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
-            current = _Execution(self._last_run, listener, calls, patience, anyio.Event())
-            if not self.closed.is_set():
-                self._current = current
-                try:
-                    self._send(wire.Execute(current.number, code, name))
-                    await self._wait(current)
-                finally:
-                    self._current = None
-                    calls.cancel_scope.cancel()  # calls whose run is over have nobody to answer
+        patience = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
+        current = _Execution(self._last_run, listener, patience)
+        if not self.closed.is_set():
+            self._current = current
+            try:
+                self._send(wire.Execute(current.number, code, name))
+                await self._wait(current)
+            finally:
+                self._current = None
+                for scope in list(current.calls):
+                    scope.cancel()  # calls whose run is over have nobody to answer
         if current.done is None:
             raise SandboxFailed(await self.why())
         return current.done, current.stopped
@@ -224,19 +226,26 @@ class Link:
     # routing --------------------------------------------------------------------------------------
 
     def _send(self, message: wire.Message) -> None:
-        self._outgoing.append(wire.encode(message))
-        self._has_outgoing.set()
+        data = wire.encode(message)
+        if self._is_idle:
+            data = data[self._channel.send_now(data) :]
+        if data:
+            self._outgoing.append(data)
+            self._is_idle = False
+            self._has_outgoing.set()
 
     async def _write(self) -> None:
+        """Send what could not be sent at once."""
         while not self.closed.is_set():
             await self._has_outgoing.wait()
             self._has_outgoing = anyio.Event()
-            data, self._outgoing = b"".join(self._outgoing), []
-            if data:
+            while self._outgoing:
+                data, self._outgoing = b"".join(self._outgoing), []
                 try:
                     await self._channel.send(data)
                 except SandboxFailed:
                     return  # the reader finds out why
+            self._is_idle = True
 
     async def _read(self) -> None:
         decoder = wire.Decoder()
@@ -269,7 +278,7 @@ class Link:
             case wire.Output():
                 current.listener.on_output(message)
             case wire.Call():
-                current.calls.start_soon(self._answer, current.listener.on_call, message)
+                self._tasks.start_soon(self._answer, current, message)
             case wire.Files():
                 self._saving, self._saved = (current.number, current.listener), anyio.Event()
                 current.listener.on_files(message)
@@ -287,24 +296,31 @@ class Link:
             self._saving = None
             self._saved.set()
 
-    async def _answer(self, on_call: Callable[[wire.Call], Awaitable[wire.Reply]], call: wire.Call) -> None:
-        reply = await on_call(call)
+    async def _answer(self, current: _Execution, call: wire.Call) -> None:
+        if self._current is not current:
+            return  # it was over before this task began
+        with anyio.CancelScope() as scope:
+            current.calls.add(scope)
+            try:
+                reply = await current.listener.on_call(call)
+            finally:
+                current.calls.discard(scope)
+            if self._current is current:
+                self._reply(call, reply)
+
+    def _reply(self, call: wire.Call, reply: wire.Reply) -> None:
         try:
             self._send(reply)
         except wire.WireError as exc:
-            error = {
-                "kind": "too_large",
-                "message": f"{call.target}: the result cannot be passed on: {exc}",
-                "data": None,
-            }
-            self._send(wire.Reply(call.id, None, error))
+            message = f"{call.target}: the result cannot be passed on: {exc}"
+            self._send(wire.Reply(call.id, None, {"kind": "too_large", "message": message, "data": None}))
 
 
 @asynccontextmanager
 async def open_link(channel: Channel, setup: wire.Setup) -> AsyncIterator[Link]:
     """Bring up the kernel behind `channel`; raises `SandboxFailed` if it does not come up."""
-    link = Link(channel, setup.seed)
     async with anyio.create_task_group() as tasks:
+        link = Link(channel, setup.seed, tasks)
         link._outgoing.append(bundle())
         link._send(setup)
         tasks.start_soon(link._write)

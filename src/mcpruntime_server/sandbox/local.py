@@ -18,14 +18,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
-from anyio.abc import Process, SocketStream, UNIXSocketStream
+from anyio.abc import Process, UNIXSocketStream
 from anyio.to_thread import run_sync
 
 from ..config import SandboxSettings
-from ..errors import SandboxFailed
 from . import Check, SandboxInfo
+from .stream import SandboxStream
 
-RECEIVE = 256 * 1024
 EXIT_S = 3.0  # a kernel whose link is closed kills its processes and exits at once; longer means it is stuck
 MARK = "MCPRUNTIME_SANDBOX"  # an environment variable by which every process of a sandbox is found again
 MB = 1024 * 1024
@@ -37,24 +36,10 @@ MAPPED_MB = (
 class LocalChannel:
     """The socket that is the kernel's stdin and stdout."""
 
-    def __init__(self, info: SandboxInfo, stream: SocketStream, process: Process) -> None:
+    def __init__(self, info: SandboxInfo, stream: SandboxStream, process: Process) -> None:
         self.info = info
-        self._stream = stream
+        self.send_now, self.send, self.receive = stream.send_now, stream.send, stream.receive
         self._process = process
-
-    async def send(self, data: bytes) -> None:
-        """Write all of `data`."""
-        try:
-            await self._stream.send(data)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
-            raise SandboxFailed("The sandbox's process is gone.") from exc
-
-    async def receive(self) -> bytes:
-        """Return the next bytes, or b"" at the end."""
-        try:
-            return await self._stream.receive(RECEIVE)
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            return b""
 
     async def memory(self) -> int | None:
         """Return the proportional memory of all its processes."""
@@ -128,7 +113,9 @@ class LocalBackend:
                 start_new_session=True,
             )
         try:
-            yield LocalChannel(SandboxInfo(name, self.name, f"python:{sys.version.split()[0]}"), stream, process)
+            yield LocalChannel(
+                SandboxInfo(name, self.name, f"python:{sys.version.split()[0]}"), SandboxStream(stream), process
+            )
         finally:
             with anyio.move_on_after(EXIT_S, shield=True):
                 await stream.aclose()  # the kernel reads the end, kills what it started, and exits
