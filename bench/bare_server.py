@@ -1,0 +1,32 @@
+"""The least MCP server that the SDK makes: what others are measured against, and the upstream that both sides call."""
+
+from __future__ import annotations
+
+import anyio
+from mcp.server import MCPServer
+from pydantic import BaseModel
+
+server = MCPServer("bare")
+
+
+class Answer(BaseModel):
+    """A typed result, as tools of our day have it."""
+
+    n: int
+
+
+@server.tool()
+async def noop(n: int = 0) -> Answer:
+    """Do nothing."""
+    return Answer(n=n)
+
+
+@server.tool()
+async def nap(n: int, ms: int) -> Answer:
+    """Do nothing for `ms` milliseconds."""
+    await anyio.sleep(ms / 1e3)
+    return Answer(n=n)
+
+
+if __name__ == "__main__":
+    server.run()

@@ -1,0 +1,154 @@
+"""What every row is made of: samples of two things, taken in turns, so that a noisy machine is noisy for both.
+
+The server is only ever spoken to as an MCP client would; `engine` looks at its containers from outside.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from mcp import Client, StdioServerParameters
+
+from engine import Containers
+
+BARE = (sys.executable, str(Path(__file__).with_name("bare_server.py")))
+OURS = str(Path(sys.executable).with_name("mcpruntime-server"))
+
+Sample = Callable[[], Awaitable[float]]  # does the thing once and returns what it measured
+Kind = Literal["ratio", "difference", "value"]
+
+
+@dataclass
+class Row:
+    """One line of the table: p50 of both sides in `unit`, and a bound on their ratio, their difference or on ours."""
+
+    name: str
+    title: str
+    baseline_is: str
+    kind: Kind
+    bound: float | None
+    unit: str = "ms"
+    ours: list[float] = field(default_factory=list)
+    baseline: list[float] = field(default_factory=list)
+
+    @property
+    def figure(self) -> float:
+        """What the bound is about."""
+        ours = statistics.median(self.ours)
+        if self.kind == "value" or not self.baseline:
+            return ours
+        base = statistics.median(self.baseline)
+        return ours / base if self.kind == "ratio" else ours - base
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the figure is within its bound; None where there is no bound."""
+        return None if self.bound is None else self.figure <= self.bound
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything that is known of the row."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "unit": self.unit,
+            "ours": summary(self.ours),
+            "baseline_is": self.baseline_is,
+            "baseline": summary(self.baseline),
+            "kind": self.kind,
+            "figure": round(self.figure, 4),
+            "bound": self.bound,
+            "met": self.met,
+        }
+
+
+def summary(samples: Sequence[float]) -> dict[str, float] | None:
+    """Return p50, p90, least and number of `samples`."""
+    if not samples:
+        return None
+    ordered = sorted(samples)
+    p90 = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
+    return {
+        "p50": round(statistics.median(ordered), 4),
+        "p90": round(p90, 4),
+        "min": round(ordered[0], 4),
+        "n": len(ordered),
+    }
+
+
+async def in_turns(row: Row, ours: Sample, baseline: Sample, samples: int, warm_up: int = 1) -> Row:
+    """Fill `row` with `samples` of each side; who goes first changes every time."""
+    for n in range(-warm_up, samples):
+        first, second = (ours, baseline) if n % 2 else (baseline, ours)
+        values = {first: await first(), second: await second()}
+        if n >= 0:
+            row.ours.append(values[ours])
+            row.baseline.append(values[baseline])
+    return row
+
+
+async def timed(call: Callable[..., Awaitable[object]], *args: Any, **options: Any) -> float:
+    """Return the milliseconds that `call` takes."""
+    started = time.perf_counter()
+    await call(*args, **options)
+    return (time.perf_counter() - started) * 1e3
+
+
+class Ours:
+    """A running server of ours, and its containers."""
+
+    def __init__(self, client: Client, containers: Containers) -> None:
+        self.client = client
+        self.containers = containers
+
+    async def run(self, code: str, session: str | None = None, **options: Any) -> dict[str, Any]:
+        """Return the result of `code`; raises `RuntimeError` unless it ran well."""
+        arguments = {"code": code} | ({"session": session} if session else {})
+        answer = await self.client.call_tool("run_code", arguments, **options)
+        result: dict[str, Any] = answer.structured_content or {}
+        if answer.is_error or result.get("status") != "ok":
+            raise RuntimeError(f"run_code failed: {result or answer.content}")
+        return result
+
+
+def settings(folder: Path, **sandbox: Any) -> Path:
+    """Write a settings file with the bare server as the upstream `bare`; return its path."""
+    command, *args = BARE
+    file = folder / "server.toml"
+    table: Mapping[str, Any] = {
+        "server": {"data_dir": "data"},
+        "sandbox": sandbox,
+        "mcpServers": {"bare": {"command": command, "args": args}},
+    }
+    file.write_text(tomli_w.dumps(table), encoding="utf-8")
+    return file
+
+
+@asynccontextmanager
+async def our_server(**sandbox: Any) -> AsyncIterator[Ours]:
+    """Run our server over stdio with these `[sandbox]` settings; whatever it leaves behind is removed."""
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+        file = settings(Path(folder), **sandbox)
+        containers = Containers(Path(folder) / "data")
+        try:
+            async with Client(StdioServerParameters(command=OURS, args=["--config", str(file), "--stdio"])) as client:
+                containers.adopt()
+                yield Ours(client, containers)
+        finally:
+            await containers.close()
+
+
+@asynccontextmanager
+async def bare_server() -> AsyncIterator[Client]:
+    """Run the bare server over stdio."""
+    command, *args = BARE
+    async with Client(StdioServerParameters(command=command, args=args)) as client:
+        yield client
