@@ -1,7 +1,7 @@
 """The one thread that writes: it takes what has queued up and commits it together.
 
 Rule 1: jobs are done in the order in which they were given; all that wait when the thread gets to them share a
-transaction, so that a burst costs one commit.
+transaction, so that a burst costs one commit. Somebody who waits wakes the thread at once, an event alone a little later.
 Rule 2: a job that is `kept` (an event) stays in the queue while the disk refuses, and is tried again with the next job
 and once in a while, so the log never has a hole; any other job is told of the failure at once and forgotten.
 Rule 3: a job that is wrong in itself fails alone; its neighbours are committed without it.
@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from time import monotonic
 from typing import Any
 
 import anyio
@@ -31,6 +31,8 @@ from .schema import failure
 IDLE_S = 0.5  # quiet time before a checkpoint: long enough not to fall between the events of one run
 RETRY_S = 1.0  # between tries while the disk refuses
 CHECKPOINT_BYTES = 32 * 1024 * 1024  # written without a quiet moment; then a checkpoint is due all the same
+LINGER_S = 0.01  # an event that nobody waits for is written so much later: a thread at work slows the event loop down
+URGENT_BYTES = 1024 * 1024  # of events, which are written at once
 BATCH = 1000  # jobs in one transaction, so that other servers get their turn
 
 
@@ -52,7 +54,9 @@ class Writer:
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
         self._path = path
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: deque[Job] = deque()
+        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self._alarm: asyncio.TimerHandle | None = None  # wakes the thread for events that nobody waits for
         self._loop = asyncio.get_running_loop()  # anyio's own way to call back waits for the answer; this does not
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._stopped = anyio.Event()
@@ -71,7 +75,11 @@ class Writer:
     def put(self, work: Callable[[sqlite3.Connection], Any], size: int) -> None:
         """Queue work that must not be lost."""
         self._bytes_in += size
-        self._queue.put(Job(work, kept=True, size=size))
+        self._jobs.append(Job(work, kept=True, size=size))
+        if self.backlog > URGENT_BYTES:
+            self._wake()
+        elif self._alarm is None:
+            self._alarm = self._loop.call_later(LINGER_S, self._wake)
 
     async def call(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do `work` after all that was queued before; raises what it raises, or `JournalFailed`."""
@@ -79,7 +87,8 @@ class Writer:
             raise JournalFailed(f"The journal {self._path} is closed.")
         done = anyio.Event()
         job = Job(work, done=done)
-        self._queue.put(job)
+        self._jobs.append(job)
+        self._wake()
         await done.wait()
         if job.error is not None:
             raise job.error
@@ -93,9 +102,15 @@ class Writer:
     async def stop(self) -> None:
         """Commit what can be committed and end the thread."""
         self._ending = True
-        self._queue.put(None)
+        self._wake()
         await self._stopped.wait()
         self._thread.join()
+
+    def _wake(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._wakes.put(None)
 
     def _report_refusal(self, _: sqlite3.Connection) -> None:
         refused, self._refused = self._refused, None
@@ -107,32 +122,30 @@ class Writer:
     def _serve(self) -> None:
         waiting: list[Job] = []
         while True:
-            stop = self._collect(waiting)
-            waiting = self._commit(waiting) if waiting else self._checkpoint()
-            if stop:
-                break
-            if self._since_checkpoint > CHECKPOINT_BYTES:
+            is_quiet = self._collect(waiting)
+            if waiting:
+                waiting = self._commit(waiting)
+            if is_quiet or self._since_checkpoint > CHECKPOINT_BYTES:
                 self._checkpoint()
+            if self._ending and not self._jobs:
+                break
         self._connection.close()
         self._loop.call_soon_threadsafe(self._stopped.set)
 
     def _collect(self, waiting: list[Job]) -> bool:
-        """Add to `waiting` what is queued, after waiting for something; say whether the end was asked for."""
-        refused = bool(waiting)  # then more events are no reason to try again, but somebody who waits is
-        retry_at = monotonic() + RETRY_S
-        try:
-            job = self._queue.get(timeout=RETRY_S if refused else IDLE_S if self._since_checkpoint else None)
-            while job is not None:
-                waiting.append(job)
-                if refused and job.kept:
-                    job = self._queue.get(timeout=max(0.0, retry_at - monotonic()))
-                elif len(waiting) < BATCH:
-                    job = self._queue.get_nowait()
-                else:
-                    return False
-        except Empty:
-            return False
-        return True
+        """Add to `waiting` what is queued, after waiting to be woken; say whether it is time for a checkpoint."""
+        is_quiet = False
+        if len(self._jobs) < BATCH:
+            try:
+                self._wakes.get(timeout=RETRY_S if waiting else IDLE_S if self._since_checkpoint else None)
+            except Empty:
+                is_quiet = True
+            with suppress(Empty):
+                while True:  # several wake-ups for the same jobs are one
+                    self._wakes.get(block=False)
+        while self._jobs and len(waiting) < BATCH:
+            waiting.append(self._jobs.popleft())
+        return is_quiet
 
     def _commit(self, jobs: list[Job]) -> list[Job]:
         """Do `jobs`; return those that are to be tried again."""
@@ -189,11 +202,10 @@ class Writer:
         if waited_for:
             self._loop.call_soon_threadsafe(_set_all, waited_for)
 
-    def _checkpoint(self) -> list[Job]:
+    def _checkpoint(self) -> None:
         self._since_checkpoint = 0
         with suppress(sqlite3.Error):  # a checkpoint is never urgent: the next one does its work
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        return []
 
 
 def _set_all(events: Sequence[anyio.Event]) -> None:

@@ -1,0 +1,57 @@
+"""The bytes between the host and a sandbox, with as few trips through the event loop as can be.
+
+A general stream yields before it reads and before it writes, which is fair and costs a third of a call's time. Here
+every read waits for readiness, which yields as well, and a write that fits goes out at once.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute, UNIXSocketStream
+
+from ..errors import SandboxFailed
+
+RECEIVE = 256 * 1024  # bytes taken at once
+ENDED = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+
+class SandboxStream:
+    """A connected stream; a unix socket is used directly, anything else (TLS) through its own methods."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._socket: socket.socket | None = None
+        if isinstance(stream, UNIXSocketStream):
+            self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+
+    def send_now(self, data: bytes) -> int:
+        """Write as much of `data` as goes without waiting; return how many bytes that were."""
+        if self._socket is None:
+            return 0
+        try:
+            return self._socket.send(data)
+        except OSError:  # full, which passes; or closed, which the next `send` reports
+            return 0
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`; raises `SandboxFailed` when the other end is gone."""
+        try:
+            await self._stream.send(data)
+        except ENDED as exc:
+            raise SandboxFailed("The sandbox is gone.") from exc
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, or b"" at the end."""
+        try:
+            if self._socket is None:
+                return await self._stream.receive(RECEIVE)
+            await anyio.wait_readable(self._socket)
+            if data := self._socket.recv(RECEIVE):
+                return data
+        except (*ENDED, OSError):
+            pass
+        # The other end may go on holding its half open without reading it: a sender would wait for ever.
+        await anyio.aclose_forcefully(self._stream)
+        return b""
