@@ -141,6 +141,20 @@ class TestImports:
         assert run("from tools.git import grown")["grown"]().target == "tools.git.grown"
         assert old("x").target == "tools.git.git_log"
 
+    def test_a_tool_that_is_new_since_the_import_is_found(self, bench: Bench, git: Any) -> None:
+        bench.shims["git"] = GIT.replace('"echo"]', '"echo", "grown", "later"]').replace("def echo", "def grown") + (
+            '\n@shim("git")\ndef later() -> Any:\n    "New too."\n'
+        )
+        assert git.grown().target == "tools.git.grown"
+        assert run("from tools.git import later")["later"]().target == "tools.git.later"
+        with pytest.raises(AttributeError, match="Did you mean 'later'"):
+            _ = git.latre
+
+    def test_a_server_that_has_gone_still_says_which_tool_was_meant(self, bench: Bench, git: Any) -> None:
+        bench.shims["git"] = ""
+        with pytest.raises(AttributeError, match="Did you mean 'git_log'"):
+            _ = git.git_lgo
+
     def test_installing_again_replaces_the_way_out_and_keeps_the_modules(self, bench: Bench, git: Any) -> None:
         other = Bench()
         guest.install(other.call, other.acall)

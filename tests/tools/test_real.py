@@ -167,6 +167,16 @@ async def test_calls_go_on_from_threads_and_from_asyncio_at_the_same_time(tmp_pa
     assert [slot.value for slot in slots] == ["met"] * 3
 
 
+async def test_a_tool_that_a_server_has_just_got_is_there_at_once(tmp_path: Path) -> None:
+    def code() -> Any:
+        lively = importlib.import_module("tools.lively")
+        lively.grow()
+        return lively.grown()
+
+    async with sandboxed(tmp_path, "lively") as (run, _):
+        assert await run(code) == "grown"
+
+
 async def test_a_hostile_server_is_imported_and_runs_nothing(tmp_path: Path) -> None:
     async with sandboxed(tmp_path, "hostile") as (run, _):
         module = await run(lambda: importlib.import_module("tools.hostile"))

@@ -269,21 +269,30 @@ class Finder:
         """Let the import system make the module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fetch the shim and run it; its source is kept for tracebacks and `inspect.getsource`."""
-        import linecache
-
-        server = module.__name__.rpartition(".")[2]
-        source = fetch(server)
-        filename = f"<{module.__name__}>"
-        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-        exec(compile(source, filename, "exec", dont_inherit=True), module.__dict__)
+        """Fetch the shim and run it."""
         module.__getattr__ = functools.partial(missing_tool, module)  # type: ignore[method-assign]
+        define(module, fetch(server_of(module)))
 
 
-def fetch(server: str) -> str:
+def server_of(module: ModuleType) -> str:
+    """Return the name of the server whose module this is."""
+    return module.__name__.rpartition(".")[2]
+
+
+def define(module: ModuleType, source: str) -> None:
+    """Run a shim in its module; the source is kept for tracebacks and `inspect.getsource`."""
+    import linecache
+
+    filename = f"<{module.__name__}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec", dont_inherit=True), module.__dict__)
+    module.__dict__["_source"] = source
+
+
+def fetch(server: str, fresh: bool = False) -> str:
     """Return the source of a server's shim; raises `ModuleNotFoundError` or `ToolUnavailableError`."""
     try:
-        source: str = host.call("catalog.shim", {"server": server})["source"]
+        source: str = host.call("catalog.shim", {"server": server, "fresh": fresh})["source"]
     except HostError as error:
         if error.kind == "unknown_tool":
             # `name` is not the full name: the import system swallows an error of that name in `from tools import x`.
@@ -292,10 +301,18 @@ def fetch(server: str) -> str:
     return source
 
 
-def missing_tool(module: ModuleType, name: str) -> NoReturn:
-    """Raise the error for `tools.<server>.<name>` where there is no such tool."""
-    if name.startswith("__"):
+def missing_tool(module: ModuleType, name: str) -> Any:
+    """Return the tool `name` if the server has got it since its module was made; raises `AttributeError`."""
+    if name.startswith("_"):
         raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+    try:
+        source = fetch(server_of(module), fresh=True)
+    except ImportError:
+        source = module.__dict__.get("_source", "")
+    if source != module.__dict__.get("_source"):
+        define(module, source)
+        if name in module.__dict__:
+            return module.__dict__[name]
     raise AttributeError(no_such_tool(module, name))
 
 

@@ -143,7 +143,7 @@ class Catalog:
         return value
 
     async def answer(self, target: str, args: dict[str, Any]) -> Any:
-        """Answer `catalog.search {query, limit}`, `.list {server}`, `.shim {server}` or `.servers {}`."""
+        """Answer `catalog.search {query, limit}`, `.list {server}`, `.shim {server, fresh}` or `.servers {}`."""
         if target == "catalog.servers":
             return self.package_names()
         if target == "catalog.search":
@@ -151,7 +151,7 @@ class Catalog:
         if target == "catalog.list":
             return await self.listing(_argument(args, "server", str, None))
         if target == "catalog.shim":
-            return await self.shim(_argument(args, "server", str, ""))
+            return await self.shim(_argument(args, "server", str, ""), _argument(args, "fresh", bool, False))
         raise CallFailed("unknown_tool", f"The catalogue does not know {target!r}.")
 
     async def search(self, query: str, limit: int = 10) -> dict[str, Any]:
@@ -168,8 +168,10 @@ class Catalog:
         tools = [entry(name, tool) for name, view in views.items() for tool in view.tools.values()]
         return {"tools": tools, "problems": problems}
 
-    async def shim(self, server: str) -> dict[str, str]:
-        """Return {"server", "source", "digest"} of one server's module; raises `CallFailed`."""
+    async def shim(self, server: str, fresh: bool = False) -> dict[str, str]:
+        """Return {"server", "source", "digest"} of one server's module, listed anew if `fresh`; raises `CallFailed`."""
+        if fresh:
+            await self._server(server).upstream.relist()
         view = await self._view(self._server(server))
         return {"server": server, "source": view.source, "digest": view.digest}
 

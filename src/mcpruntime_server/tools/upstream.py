@@ -129,6 +129,11 @@ class Upstream:
             await self._connect()
         return self._tools or ()
 
+    async def relist(self) -> None:
+        """Ask a connected upstream for its tools now, where somebody misses one; its notice of a change may be late."""
+        if self._connection:
+            await self._refresh(self._connection.client)
+
     async def call(self, tool: str, arguments: dict[str, Any]) -> Any:
         """Call `tool` (the upstream's own name for it) and return plain JSON data; raises `CallFailed`."""
         async with self._slots:
