@@ -51,7 +51,9 @@ async def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None
     await say(path, b"lost\n" * 100_000)
 
 
-def test_every_upstream_has_a_file_in_the_folder(tmp_path: Path) -> None:
-    for name in ("git", "../../etc/passwd", "", "a/b", "." * 10, "x" * 1000):
-        assert log_path(tmp_path, name).parent == tmp_path
-        assert len(log_path(tmp_path, name).name) < 120
+def test_every_upstream_has_a_file_of_its_own_in_the_folder(tmp_path: Path) -> None:
+    names = ("git", "server", "../../etc/passwd", "", "a/b", "a b", "a_b", "." * 10, "x" * 1000, "x" * 1001, "\ud800")
+    paths = [log_path(tmp_path, name) for name in names]
+    assert len(set(paths)) == len(names)
+    assert all(path.parent == tmp_path and len(path.name) < 120 for path in paths)
+    assert paths[0].name == "upstream-git.log"

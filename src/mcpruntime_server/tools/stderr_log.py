@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -24,8 +25,11 @@ LAST_WORDS_S = 1.0  # for the thread to write what a dead upstream said; one tha
 
 
 def log_path(folder: Path, upstream: str) -> Path:
-    """Return the log file of `upstream`, whatever characters its name has."""
-    return folder / (re.sub(r"[^\w.-]+", "_", upstream).strip(".")[:100] + ".log")
+    """Return the log file of `upstream`, whatever characters its name has; no two share one."""
+    name = re.sub(r"[^\w-]+", "_", upstream, flags=re.ASCII)[:60]
+    if name != upstream:
+        name = f"{name}-{zlib.crc32(upstream.encode(errors='surrogatepass')):08x}"
+    return folder / f"upstream-{name}.log"
 
 
 @asynccontextmanager
