@@ -219,4 +219,6 @@ def log_to(config: Config) -> None:
     for handler in (to_file, logging.StreamHandler(sys.stderr)):
         handler.setFormatter(layout)
         logging.getLogger("mcpruntime_server").addHandler(handler)
-    logging.getLogger("mcpruntime_server").setLevel(config.server.log_level.upper())
+    logger = logging.getLogger("mcpruntime_server")
+    logger.setLevel(config.server.log_level.upper())
+    logger.propagate = False  # the SDK gives the root a handler of its own

@@ -24,13 +24,17 @@ def present(value: Any, limit: int) -> Dict[str, Any]:
 
     JSON data is given as JSON (tuples as arrays); everything else, including NaN, by its `repr`.
     """
+    kind, shown = "json", _as_json(value, limit)
+    if shown is None:
+        kind, shown = "repr", shorten(safe_repr(value), limit)
+    return {"kind": kind, "text": shown[0], "type": type_name(value), "cut": shown[1]}
+
+
+def _as_json(value: Any, limit: int) -> Optional[Tuple[str, bool]]:
     try:
-        kind = "json"
-        text, cut = json_text(value, limit)
-    except (NotJson, RuntimeError):  # RuntimeError: a container that another thread changes meanwhile
-        kind = "repr"
-        text, cut = shorten(safe_repr(value), limit)
-    return {"kind": kind, "text": text, "type": type_name(value), "cut": cut}
+        return json_text(value, limit)
+    except (NotJson, RuntimeError, ValueError):  # changed by a thread meanwhile, or an integer of too many digits
+        return None
 
 
 _json = json.JSONEncoder(ensure_ascii=False).encode
@@ -40,9 +44,13 @@ class NotJson(Exception):
     """A value is not JSON data, or is nested too deeply to be shown as such."""
 
 
-def json_text(value: Any, limit: int) -> Tuple[str, bool]:
-    """Return JSON data as JSON text of the same shape, of about `limit` characters, and whether anything was cut."""
-    items = characters = limit
+def json_text(value: Any, limit: int, max_items: Optional[int] = None) -> Tuple[str, bool]:
+    """Return JSON data as JSON text of the same shape, of about `limit` characters, and whether anything was cut.
+
+    No list or object in it has more than `max_items` items, if that is given.
+    """
+    items = limit if max_items is None else min(limit, max_items)
+    characters = limit
     while True:
         cutter = _Cutter(items, characters, limit)
         text = _json(cutter.cut(value))

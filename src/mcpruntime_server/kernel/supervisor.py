@@ -287,7 +287,16 @@ class Supervisor:
             if message.run == self.run:
                 self.kill_worker("it did not stop when it was interrupted")
         elif isinstance(message, wire.Put):
+            self.put(message)
+
+    def put(self, message: wire.Put) -> None:
+        """Write a piece of a file of the host's; where there is no room for it, the next run's stderr says so."""
+        try:
             self.workspace.write(message.path, message.mode, message.offset, message.last, message.data)
+        except (OSError, ValueError) as exc:
+            if message.last:
+                text = f"mcpruntime: {message.path!r} could not be written into the workspace: {exc}\n"
+                self.pipes[1].held += text.encode("utf-8", "backslashreplace")
 
     def begin(self, run: int, execute: bytes) -> None:
         """Start a run, after what is left to do for the one before."""

@@ -94,6 +94,7 @@ class Workspace:
             if last:
                 os.fchmod(fd, mode)
                 info = os.fstat(fd)
-                self._seen[path] = (info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
+                if HIDDEN[0] not in path.split("/"):  # else the next scan would take it for removed
+                    self._seen[path] = (info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
         finally:
             os.close(fd)

@@ -52,6 +52,8 @@ class Pool:
 
     async def acquire(self) -> Slot:
         """Return a sandbox, a ready one if there is one; raises `Unavailable` or `SandboxFailed` if none can be had."""
+        if not self._waiting:
+            self._failures.clear()  # of an engine that was away before
         self._waiting += 1
         try:
             while True:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,16 +17,35 @@ from typing import Any, Literal
 
 import anyio
 
-from ..errors import JournalFailed, SandboxFailed
+from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
 from ..journal.events import ClocksRead, FileEntry, FilesChanged, Output, RunFinished, RunStarted, canonical_json
 from ..journal.store import Journal
 from ..kernel import wire
+from ..kernel.present import NotJson, json_text, shorten
 from ..sandbox.link import Link
 from .calls import CallLog, LedgerEntry, Router
+from .overflow import Overflow
 
 Status = Literal["running", "ok", "error", "timeout", "crashed", "cancelled"]
 
+RECORD_S = 10.0  # for a disk to take the end of a run; the run is told all the same, with a note
 FILE_OVERHEAD = 64 * 1024 * 1024  # bytes of file content that a sandbox may send beyond its workspace's size
+OUTPUT_OVERHEAD = 1024 * 1024  # bytes that a sandbox may send beyond the limit that its own kernel keeps
+USAGE = ("wall_ms", "cpu_ms", "peak_mb")
+MAX_FIGURE = 1e15  # of usage; more is not a measurement
+TEXT_CHARS = 16_000  # of an error's message or traceback; the kernel sends half of that at most
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may leave behind: bytes of files and of output; characters and items of what a client is shown."""
+
+    files: int
+    output: int
+    shown: int
+    items: int
 
 
 def new_run_id() -> str:
@@ -49,15 +70,20 @@ class Report:
     removed: list[str] = field(default_factory=list)
     usage: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)  # field that is too long to show -> file that holds it whole
 
 
 class Run:
     """Code on its way through a sandbox."""
 
-    def __init__(self, start: RunStarted, session: str, journal: Journal, router: Router, file_limit: int) -> None:
+    def __init__(
+        self, start: RunStarted, session: str, journal: Journal, router: Router, limits: Limits, overflow: Overflow
+    ) -> None:
         self.start = start
         self.report = Report(start.run, session, start.step)
-        self.finished = anyio.Event()
+        self.failure: McpRuntimeError | None = None  # why the code never ran
+        self.finished = anyio.Event()  # its report is whole
+        self.recorded = anyio.Event()  # its report can be told: a crash of the server would not lose it
         self.changed = anyio.Event()
         self._session = session
         self._journal = journal
@@ -67,12 +93,13 @@ class Run:
             name: codecs.getincrementaldecoder("utf-8")("backslashreplace") for name in ("stdout", "stderr")
         }
         self._texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        self._printed = {"stdout": 0, "stderr": 0}
+        self._limits = limits
+        self._overflow = overflow
+        self._output_room = 2 * (limits.output + OUTPUT_OVERHEAD)  # of both streams
         self._link: Link | None = None
         self._cancelled = False
         self._asked = time.perf_counter()
-        self._files = Files(file_limit + FILE_OVERHEAD)
-        self.saved = anyio.Event()
+        self._files = Files(limits.files + FILE_OVERHEAD)
 
     # what a request may do ------------------------------------------------------------------------
 
@@ -102,33 +129,52 @@ class Run:
 
     async def execute(self, get_link: Callable[[], Awaitable[Link]]) -> None:
         """Run the code to its end; whatever happens, the run is finished, journaled and told afterwards."""
-        report = self.report
-        self._journal.append(self._session, self.start, self.start.run)
         try:
-            if self._cancelled:
-                report.status = "cancelled"
-                return
-            link = self._link = await get_link()
-            report.usage["setup_ms"] = (time.perf_counter() - self._asked) * 1e3
-            restarts = len(link.restarts)
+            self._journal.append(self._session, self.start, self.start.run)
+            if not self._cancelled:
+                self._link = await get_link()
+            if self._link is None or self._cancelled:
+                self.report.status = "cancelled"
+            else:
+                await self._execute_in(self._link)
+        except McpRuntimeError as exc:  # it never ran
+            self._fail(exc)
+        except BaseException:
+            self.report.status = "cancelled"
+            raise
+        finally:
+            self._finish()
+            self._link = None
+            with anyio.move_on_after(RECORD_S, shield=True):
+                await self._record()
+            self.recorded.set()
+
+    async def _execute_in(self, link: Link) -> None:
+        report = self.report
+        report.usage["setup_ms"] = (time.perf_counter() - self._asked) * 1e3
+        try:
             done, stopped = await link.execute(self.start.code, self.start.name, self, self.start.timeout_s)
-            self._conclude(done, stopped, link.restarts[restarts:])
+            self._conclude(done, stopped, link)
         except SandboxFailed as exc:
             report.status = "cancelled" if self._cancelled else "crashed"
             report.error = {"type": "SandboxFailed", "message": str(exc), "traceback": "", "line": None}
             report.notes.append("The session goes on in a new sandbox: variables are gone, saved files are kept.")
-        except BaseException:
-            report.status = "cancelled"
-            raise
-        finally:
-            self._link = None
-            self._finish()
+        except JournalFailed as exc:
+            self._fail(exc)
+        except Exception:  # a mistake of ours must not take the other sessions with it
+            logger.exception("run %s failed inside the server", self.start.run)
+            link.fail("the server made a mistake, which its log describes")
+            self._fail(McpRuntimeError("The run failed inside the server; its log says why."))
 
-    def _conclude(self, done: wire.Done, stopped: str | None, restarts: list[str]) -> None:
+    def _fail(self, failure: McpRuntimeError) -> None:
+        self.failure = failure
+        self.report.status = "crashed"
+        self.report.error = {"type": type(failure).__name__, "message": str(failure), "traceback": "", "line": None}
+
+    def _conclude(self, done: wire.Done, stopped: str | None, link: Link) -> None:
         report = self.report
         report.value, report.error = _checked_value(done.value), _checked_error(done.error)
-        used = done.usage or {}
-        report.usage |= {name: used[name] for name in ("wall_ms", "cpu_ms", "peak_mb") if name in used}
+        report.usage |= _checked_usage(done.usage)
         if done.clocks:
             self._journal.append(self._session, ClocksRead(_checked_readings(done.clocks)), self.start.run)
         if stopped is not None:
@@ -137,27 +183,47 @@ class Run:
             report.status = "ok"
         else:
             report.status = "crashed" if done.status == "died" else "error"
-        if restarts:
-            report.notes.append(f"{restarts[-1]} Variables are gone; workspace files are kept.")
+        if stopped == "timeout":
+            report.notes.append(f"Stopped after {self.start.timeout_s:g} s; pass a larger timeout_s if it needs more.")
+        if link.restarts:  # in this run or since the last one
+            report.notes.append(f"{link.restarts[-1]} Variables are gone; workspace files are kept.")
+            link.restarts.clear()
+        elif stopped is not None:
+            report.notes.append("Variables and files are kept as they were when the code stopped.")
 
     def _finish(self) -> None:
         report = self.report
-        for name, decoder in self._decoders.items():
-            self._print(name, decoder.decode(b"", final=True), 0)
-        report.stdout, report.stderr = "".join(self._texts["stdout"]), "".join(self._texts["stderr"])
         report.calls = self._log.ledger
         report.usage["total_ms"] = (time.perf_counter() - self._asked) * 1e3
         report.usage = {name: round(value, 3) for name, value in report.usage.items()}
         flags = ["state_lost"] if report.status == "crashed" else []
         try:
+            for name, decoder in self._decoders.items():
+                self._print(name, decoder.decode(b"", final=True), 0)
             event = RunFinished(report.status, report.value, report.error, report.usage, flags)
             self._journal.append(self._session, event, self.start.run)
         except (JournalFailed, ValueError) as exc:
             report.notes.append(f"The end of this run could not be journaled: {exc}")
-        if not report.changed:
-            self.saved.set()
+        report.stdout, report.stderr = "".join(self._texts["stdout"]), "".join(self._texts["stderr"])
+        self._keep_what_is_cut()
         self.finished.set()
         self._notify()
+
+    def _keep_what_is_cut(self) -> None:
+        """Have the code find what is too long to be shown whole."""
+        report, link, limits = self.report, self._link, self._limits
+        long = {name: text for name in ("stdout", "stderr") if len(text := getattr(report, name)) > limits.shown}
+        if report.value is not None and shown_value(report.value, limits.shown, limits.items)[1]:
+            long["value"] = report.value["text"]
+        if link is not None and not link.closed.is_set():
+            kept = {name: self._overflow.keep(link, f"{report.run}.{name}", text) for name, text in long.items()}
+            report.kept = {name: path for name, path in kept.items() if path}
+
+    async def _record(self) -> None:
+        try:
+            await self._journal.flush()
+        except JournalFailed as exc:
+            self.report.notes.append(f"This run could not be recorded: {exc}")
 
     # what the sandbox sends -----------------------------------------------------------------------
 
@@ -166,7 +232,10 @@ class Run:
         decoder = self._decoders.get(message.stream)
         if decoder is None:
             return  # a stream that no kernel of ours has
-        if message.dropped:
+        self._output_room -= len(message.data)
+        if self._output_room < 0:
+            raise wire.WireError("more output than its kernel lets through")
+        if message.dropped > 0:
             self._print(
                 message.stream, f"\n[{message.dropped:,} bytes of output dropped: limit reached]\n", message.dropped
             )
@@ -187,16 +256,14 @@ class Run:
         self._files.take(message)
 
     def on_saved(self, message: wire.Saved) -> None:
-        """All files are here."""
-        self.saved.set()
+        """All files are here; whoever wants them has waited for the link."""
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
         """Answer what the code asks for."""
         return await self._router.answer(message, self._log)
 
     async def store_files(self) -> dict[str, FileEntry]:
-        """Keep the content of the changed files, once it is here; return what changed, by path."""
-        await self.saved.wait()
+        """Keep the content of the changed files that has come; return what changed, by path."""
         changed = {}
         for path, (mode, data) in self._files.complete.items():
             digest = await self._journal.put_blob(data)
@@ -217,8 +284,8 @@ class Files:
 
     def take(self, message: wire.FileData) -> None:
         """Take one piece; raises `WireError` beyond the limit."""
-        if message.path.startswith("/") or ".." in message.path.split("/"):
-            raise wire.WireError(f"a path outside the workspace: {message.path!r:.80}")
+        if "\0" in message.path or not {"", ".", ".."}.isdisjoint(message.path.split("/")):
+            raise wire.WireError(f"not a path in the workspace: {message.path!r:.80}")
         self._room -= len(message.data)
         if self._room < 0:
             raise wire.WireError("more file content than the workspace can hold")
@@ -228,11 +295,22 @@ class Files:
             self._pieces = []
 
 
-def shown_value(value: Mapping[str, Any] | None) -> Any:
-    """Return a run's value as a client gets it: JSON data as itself, everything else as its text."""
-    if value is None:
-        return None
-    return wire.spelled_out(json.loads(value["text"])) if value["kind"] == "json" else value["text"]
+def shown_value(value: Mapping[str, Any], limit: int, items: int) -> tuple[Any, bool]:
+    """Return a run's value as a client gets it, and whether these limits cut it.
+
+    JSON data is given as itself, with at most `items` items a list or object, everything else as text.
+    """
+    text = value["text"]
+    if value["kind"] == "json":
+        data = wire.spelled_out(json.loads(text))
+        if len(text) <= limit and text.count(",") < items:
+            return data, False
+        try:
+            text, cut = json_text(data, limit, items)
+        except NotJson:  # nested deeper than any kernel of ours sends
+            return shorten(text, limit)
+        return json.loads(text), cut
+    return shorten(text, limit)
 
 
 def _checked_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -241,7 +319,7 @@ def _checked_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     text = str(value.get("text"))
     kind = "json" if value.get("kind") == "json" and _is_json(text) else "repr"
-    return {"kind": kind, "text": text, "type": str(value.get("type")), "cut": bool(value.get("cut"))}
+    return {"kind": kind, "text": text, "type": str(value.get("type"))[:200], "cut": bool(value.get("cut"))}
 
 
 def _is_json(text: str) -> bool:
@@ -252,10 +330,20 @@ def _is_json(text: str) -> bool:
     return True
 
 
+def _checked_usage(usage: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return what a sandbox says it used, made sure to be figures that can be written down."""
+    found = ((name, (usage or {}).get(name)) for name in USAGE)
+    return {name: value for name, value in found if isinstance(value, (int, float)) and 0 <= value <= MAX_FIGURE}
+
+
 def _checked_readings(clocks: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return what a sandbox says its clocks told the code, made sure to be lists of numbers."""
     lists = {str(name): values for name, values in clocks.items() if isinstance(values, list)}
-    return {name: [value for value in values if type(value) in (int, float)] for name, values in lists.items()}
+    return {name: [value for value in values if _is_figure(value)] for name, values in lists.items()}
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _checked_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -263,5 +351,5 @@ def _checked_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if error is None:
         return None
     line = error.get("line")
-    texts = {name: str(error.get(name, "")) for name in ("type", "message", "traceback")}
-    return {**texts, "line": line if isinstance(line, int) else None}
+    texts = {name: shorten(str(error.get(name, "")), TEXT_CHARS)[0] for name in ("type", "message", "traceback")}
+    return {**texts, "line": line if type(line) is int else None}

@@ -15,6 +15,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -28,15 +29,22 @@ from ..kernel import wire
 from ..sandbox import Backend
 from ..sandbox.link import Link
 from .calls import Router
+from .overflow import Overflow
 from .pool import Pool, Slot
-from .run import Run, new_run_id
+from .run import Limits, Run, new_run_id
 
 SAVE_S = 10.0  # for the files of the last run to arrive before a sandbox is given up
+CLOSE_S = 2.5  # for the same when the server ends, interrupted code included: a client kills it after a few seconds
+MAX_CODE = 16 * 1024 * 1024  # characters of one run's code; larger things are data, and belong in a file
 FENCE = re.compile(r"\s*(?P<mark>```+|~~~+)[ \t]*(?:python|py|python3)?[ \t]*\n(?P<code>.*?)\n?(?P=mark)\s*", re.DOTALL)
 MB = 1024 * 1024
 VALUE_LIMIT = 256 * 1024  # characters of a value that leave the sandbox; larger ones belong into a file
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 HANDLE = "s_"  # what the handles that the server gives out begin with
+
+NEW = "The session {!r} is new."
+RESUMED = "The session was resumed in a new sandbox: variables are gone, workspace files are kept."
+REPLACED = "The sandbox was replaced: variables are gone, saved files are kept."
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +57,13 @@ class Session:
         self.name = row.name
         self.principal = row.principal
         self.used = time.monotonic()
-        self.is_new = row.runs == 0
         self._runtime = runtime
         self._files = files
         self._step = row.runs
         self._tip = row.tip
         self._slot: Slot | None = None
-        self._lost = "" if self.is_new else "The session was resumed: variables are gone, workspace files are kept."
+        self._overflow = Overflow(runtime.limits.files)
+        self._note = RESUMED if row.runs else NEW.format(row.name) if row.name else ""
         self._send, self._receive = anyio.create_memory_object_stream[Run](math.inf)
         self._unfinished: set[Run] = set()
         self.closed = anyio.Event()
@@ -72,10 +80,15 @@ class Session:
 
     def start(self, code: str, timeout_s: float) -> Run:
         """Queue `code`; it runs when the runs before it are over."""
+        if len(code) > MAX_CODE:
+            raise InvalidRequest(
+                f"The code has {len(code):,} characters; the limit is {MAX_CODE:,}.",
+                remedy="Have the code read large data from a file or a tool.",
+            )
         journal, router = self._runtime.journal, self._runtime.router
         self._step += 1
         start = RunStarted(new_run_id(), self._tip, self._step, strip_fences(code), f"<step {self._step}>", timeout_s)
-        run = Run(start, self.id, journal, router, self._runtime.file_limit)
+        run = Run(start, self.id, journal, router, self._runtime.limits, self._overflow)
         self._tip = start.run
         self._unfinished.add(run)
         self._send.send_nowait(run)
@@ -84,6 +97,12 @@ class Session:
     def close(self) -> None:
         """Take no more runs; the session ends when those that are queued are over."""
         self._send.close()
+
+    def cancel(self) -> None:
+        """Close, and stop what runs or is queued."""
+        self.close()
+        for run in self._unfinished:
+            run.cancel()
 
     async def serve(self) -> None:
         """Execute runs until the session has been idle for too long or is closed."""
@@ -96,7 +115,6 @@ class Session:
                 savers.cancel_scope.deadline = anyio.current_time() + SAVE_S
         finally:
             self._give_up_sandbox("The session was idle or was closed.")
-            self.closed.set()
 
     async def _next_run(self) -> Run | None:
         with anyio.move_on_after(self._runtime.settings.session_idle_s):
@@ -111,15 +129,16 @@ class Session:
 
     async def _execute(self, run: Run, savers: TaskGroup) -> None:
         try:
-            await run.execute(self._link)
+            await run.execute(partial(self._link, run))
         finally:
             self._unfinished.discard(run)
             self.used = time.monotonic()
-        if run.report.changed or run.report.removed:
-            savers.start_soon(self._save, run)
+        if self._slot is not None and (run.report.changed or run.report.removed):
+            savers.start_soon(self._save, run, self._slot.link)
 
-    async def _save(self, run: Run) -> None:
+    async def _save(self, run: Run, link: Link) -> None:
         """Take the run's files into the journal; they are what a new sandbox gets."""
+        await link.saved()
         try:
             changed = await run.store_files()
         except JournalFailed as exc:
@@ -133,32 +152,43 @@ class Session:
         if self._slot is not None:
             await self._slot.link.saved()
 
-    async def _link(self) -> Link:
-        """Return the session's sandbox, a new one with the files restored where there is none that lives."""
+    async def _link(self, run: Run) -> Link:
+        """Return the sandbox for `run`, a new one with the files restored where there is none that lives."""
         if self._slot is not None and not self._slot.link.closed.is_set():
             return self._slot.link
         if self._slot is not None:
             self._give_up_sandbox(await self._slot.link.why())
-            self._lost = "The sandbox was replaced: variables are gone, saved files are kept."
-        self._slot = await self._runtime.pool.acquire()
-        link = self._slot.link
-        info = link.info
-        journal = self._runtime.journal
+            self._note = REPLACED
+        slot = await self._runtime.pool.acquire()
+        try:
+            await self._move_into(slot.link, run)
+        except BaseException:
+            slot.release()
+            raise
+        self._slot = slot
+        return slot.link
+
+    async def _move_into(self, link: Link, run: Run) -> None:
+        """Journal the new sandbox, say what it means for the session, and restore its files."""
+        info, journal = link.info, self._runtime.journal
         journal.append(self.id, SandboxStarted(info.id, info.image, link.python, link.platform, link.seed))
         for path, entry in self._files.items():
-            link.put(path, entry["mode"], await journal.get_blob(entry["digest"]))
-        return link
+            try:
+                link.put(path, entry["mode"], await journal.get_blob(entry["digest"]))
+            except (JournalFailed, NotFound) as exc:
+                run.report.notes.append(f"The file {path!r} is not restored: {exc}")
+        if self._note:
+            run.report.notes.append(self._note)
+            self._note = ""
 
     def _give_up_sandbox(self, reason: str) -> None:
         if self._slot is not None:
-            self._runtime.journal.append(self.id, SandboxEnded(reason))
             self._slot.release()
             self._slot = None
-
-    def take_note(self) -> str:
-        """Return, once, what the client should know about this session's state."""
-        note, self._lost = self._lost, ""
-        return note
+            try:
+                self._runtime.journal.append(self.id, SandboxEnded(reason))
+            except JournalFailed as exc:
+                logger.error("the end of a sandbox of session %s was not journaled: %s", self.id, exc)
 
 
 class Runtime:
@@ -173,16 +203,17 @@ class Runtime:
         tasks: TaskGroup,
         *,
         backend: str,
-        file_limit: int,
+        limits: Limits,
     ) -> None:
         self.settings = settings
         self.journal = journal
         self.router = router
         self.pool = pool
         self.backend = backend
-        self.file_limit = file_limit
+        self.limits = limits
         self._tasks = tasks
         self._live: dict[str, Session] = {}
+        self._leaving: dict[str, Session] = {}  # closed, and not yet ready to be opened anew
         self._opening = anyio.Lock()
 
     async def session(self, handle: str | None, principal: str) -> Session:
@@ -199,8 +230,18 @@ class Runtime:
             return self._find(handle, principal) or await self._open(handle, principal)
 
     def forget(self, session: Session) -> None:
-        """Let `session` be opened anew by whoever asks for it next."""
-        self._live.pop(session.id, None)
+        """Let `session` be opened anew by whoever asks for it next, once it has ended."""
+        if self._live.pop(session.id, None) is not None:
+            self._leaving[session.id] = session
+
+    async def close(self) -> None:
+        """Stop what runs and save the files of all sessions, as far as that is done in time."""
+        sessions = [*self._live.values(), *self._leaving.values()]
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            for session in sessions:
+                session.cancel()
+            for session in sessions:
+                await session.closed.wait()
 
     def _find(self, handle: str | None, principal: str) -> Session | None:
         if handle is not None:
@@ -214,6 +255,7 @@ class Runtime:
         if handle is None:
             row = await self.journal.create_session(new_session_id(), None, principal)
         else:
+            await self._until_left(handle)
             row = await self._find_or_create(handle, principal)
         if not row.runs:
             self.journal.append(row.id, SessionOpened(row.name, principal, self.backend))
@@ -231,6 +273,14 @@ class Runtime:
                     await self.journal.release(session.id)
                 except JournalFailed as exc:
                     logger.error("session %s could not be released: %s", session.id, exc)
+            self._leaving.pop(session.id, None)
+            session.closed.set()
+
+    async def _until_left(self, handle: str) -> None:
+        """Wait for a session that is being closed: its last files belong to whoever opens it anew."""
+        for session in list(self._leaving.values()):
+            if handle in (session.id, session.name):
+                await session.closed.wait()
 
     async def _find_or_create(self, handle: str, principal: str) -> SessionRow:
         try:
@@ -294,9 +344,18 @@ async def open_runtime(
         pool.fill()
         try:
             async with anyio.create_task_group() as tasks:
-                file_limit = sandbox.workspace_mb * MB
-                yield Runtime(settings, journal, router, pool, tasks, backend=backend.name, file_limit=file_limit)
-                tasks.cancel_scope.cancel()
+                limits = Limits(
+                    files=sandbox.workspace_mb * MB,
+                    output=sandbox.output_mb * MB,
+                    shown=settings.result_chars,
+                    items=settings.result_items,
+                )
+                runtime = Runtime(settings, journal, router, pool, tasks, backend=backend.name, limits=limits)
+                try:
+                    yield runtime
+                finally:
+                    await runtime.close()
+                    tasks.cancel_scope.cancel()
         finally:
             pool_tasks.cancel_scope.cancel()
 
@@ -309,5 +368,5 @@ def new_session_id() -> str:
 def strip_fences(code: str) -> str:
     """Return `code` without a Markdown fence around it and without a common indentation."""
     fenced = FENCE.fullmatch(code)
-    inner = fenced["code"] if fenced else code
+    inner = fenced["code"] if fenced else code.removeprefix("\ufeff")
     return textwrap.dedent(inner) if inner.lstrip("\n")[:1] in (" ", "\t") else inner

@@ -14,11 +14,12 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from .. import __version__
 from ..config import Config
 from ..errors import McpRuntimeError
+from ..kernel.results import did_you_mean
 from ..runtime.run import Run
 from ..runtime.session import Runtime
 from .results import RunResult, result_of, text_of
@@ -64,9 +65,12 @@ def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, i
             found = await (default.get() if session is None else runtime.session(session, PRINCIPAL))
             run = found.start(code, timeout_s or config.sandbox.timeout_s)
             await watch(run, ctx)
+            if run.failure is not None:
+                raise run.failure
         except McpRuntimeError as exc:
-            raise ToolError(f"[{exc.code}] {exc}") from exc
-        result = result_of(run.report, found.handle, config.server)
+            return CallToolResult(content=[TextContent(type="text", text=f"[{exc.code}] {exc}")], is_error=True)
+        result = result_of(run.report, found.handle, config.server)  # while the journal is being written
+        await run.recorded.wait()
         text = TextContent(type="text", text=text_of(result))
         return CallToolResult(content=[text], structured_content=result.model_dump(mode="json", exclude_defaults=True))
 
@@ -77,7 +81,7 @@ def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, i
     )
     run_python.parameters = compact(run_python.parameters)
     run_python.fn_metadata.output_schema = compact(RunResult.model_json_schema(), nested=False)
-    return MCPServer(
+    return Server(
         "mcpruntime-server",
         version=__version__,
         instructions=INSTRUCTIONS + ("" if isolated else WARNING),
@@ -100,6 +104,34 @@ def compact(schema: Mapping[str, Any], *, nested: bool = True) -> dict[str, Any]
             kept = {key: value for key, value in kept.items() if key in ("type", "description", "enum")}
         properties[name] = kept
     return {"type": "object", "properties": properties, "required": list(schema["required"])}
+
+
+class Server(MCPServer[Any]):
+    """The SDK's server, whose refusals name the parameters that would be right."""
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Context[Any] | None = None) -> Any:
+        """Call a tool; raises `ToolError` for arguments that it does not take, instead of passing over them."""
+        tool = self._tool_manager.get_tool(name)
+        if tool is None:
+            names = ", ".join(known.name for known in self._tool_manager.list_tools())
+            raise ToolError(f"[not_found] There is no tool {name!r:.80}. The tools are {names}.")
+        for key in arguments.keys() - tool.parameters["properties"].keys():
+            hint = did_you_mean(key, tool.parameters["properties"])
+            raise ToolError(f"[invalid_request] {name} has no parameter {key!r:.80}. {hint}{parameters(tool)}")
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as exc:
+            if isinstance(exc.__cause__, ValidationError):
+                problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}." for each in exc.__cause__.errors()]
+                raise ToolError(f"[invalid_request] {' '.join(problems)} {parameters(tool)}") from exc
+            raise
+
+
+def parameters(tool: Tool) -> str:
+    """Return the sentence that lists what `tool` takes."""
+    required = tool.parameters["required"]
+    listed = ", ".join(name + "*" * (name in required) for name in tool.parameters["properties"])
+    return f"Parameters: {listed} (* = required)."
 
 
 class DefaultSession:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from ..config import ServerSettings
-from ..kernel.present import json_text, shorten
+from ..kernel.present import present, shorten
 from ..runtime.calls import LedgerEntry
 from ..runtime.run import Report, shown_value
 
 LISTED_CALLS = 50  # of a ledger; the journal has them all
 LISTED_FILES = 50
 CALL_CHARS = 300  # of one call's arguments, and of its error
+NAME_CHARS = 200  # of one call's target, and of a file's path
+EXACT = 2**53  # beyond it, clients that keep numbers as doubles would show the model another number
 
 
 class CallLine(BaseModel):
@@ -54,24 +57,27 @@ class RunResult(BaseModel):
 
 def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResult:
     """Return `report` cut to the configured size; what was cut is said in the note."""
-    notes = list(report.notes)
-    stdout, stdout_cut = shorten(report.stdout, settings.result_chars)
-    stderr, stderr_cut = shorten(report.stderr, settings.result_chars)
-    value, value_cut = _value(report.value, settings.result_chars)
-    cut = [name for name, was in (("value", value_cut), ("stdout", stdout_cut), ("stderr", stderr_cut)) if was]
-    if cut:
-        notes.append(f"Cut to fit: {', '.join(cut)}. Print or return less; the variables still hold everything.")
-    if len(report.calls) > LISTED_CALLS:
-        notes.append(f"{len(report.calls)} calls were made; the last {LISTED_CALLS} are listed.")
-    files = [*report.changed, *(f"-{path}" for path in report.removed)]
-    if len(files) > LISTED_FILES:
-        notes.append(f"{len(files)} files changed; {LISTED_FILES} are listed.")
+    limit = settings.result_chars
+    stdout, stdout_cut = shorten(report.stdout, limit)
+    stderr, stderr_cut = shorten(report.stderr, limit)
+    value, value_cut = None, False
+    if report.value is not None:
+        value, value_cut = shown_value(report.value, limit, settings.result_items)
+        value_cut = value_cut or report.value["cut"]
+    cut = {"value": value_cut, "stdout": stdout_cut, "stderr": stderr_cut}
+    files = [shorten_name(path) for path in report.changed] + [f"-{shorten_name(path)}" for path in report.removed]
+    notes = [
+        *report.notes,
+        *(note_of(name, report) for name, was_cut in cut.items() if was_cut),
+        *note_of_rest("calls", len(report.calls), f"the last {LISTED_CALLS}", LISTED_CALLS),
+        *note_of_rest("changed files", len(files), f"the first {LISTED_FILES}", LISTED_FILES),
+    ]
     return RunResult(
         run=report.run,
         session=handle,
         step=report.step,
         status=report.status,
-        value=value,
+        value=exact(value),
         stdout=stdout,
         stderr=stderr,
         error=ErrorInfo(**report.error) if report.error else None,
@@ -82,19 +88,44 @@ def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResul
     )
 
 
-def _value(value: dict[str, Any] | None, limit: int) -> tuple[Any, bool]:
-    shown = shown_value(value)
-    if value is None or len(value["text"]) <= limit:
-        return shown, bool(value and value["cut"])
-    if value["kind"] == "repr":
-        return shorten(shown, limit)
-    return json.loads(json_text(shown, limit)[0]), True
+def note_of(name: str, report: Report) -> str:
+    """Return where the rest of the field `name` is, which is shown only in part."""
+    if name in report.kept:
+        whole = "as much of it as left the interpreter" if name == "value" and _is_partial(report) else "all of it"
+        return f"{name} is cut; code can read {whole} in {report.kept[name]!r}."
+    if name == "value":
+        return "value is cut; return less of it, or write it to a file."
+    return f"{name} is cut, and is too large to be kept as a file; print less."
+
+
+def _is_partial(report: Report) -> bool:
+    return report.value is not None and report.value["cut"]
+
+
+def note_of_rest(what: str, count: int, listed: str, limit: int) -> Sequence[str]:
+    """Return the note that not all of `count` are listed, if so."""
+    return (f"{count:,} {what}; {listed} are listed.",) if count > limit else ()
+
+
+def exact(value: Any) -> Any:
+    """Return JSON data with the integers as text that a client might not keep exactly."""
+    if isinstance(value, list):
+        return [exact(item) for item in value]
+    if isinstance(value, dict):
+        return {key: exact(item) for key, item in value.items()}
+    return str(value) if type(value) is int and abs(value) > EXACT else value
+
+
+def shorten_name(name: str) -> str:
+    """Return `name` on one line and of bearable length."""
+    name = name if name.isprintable() else repr(name)
+    return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS // 2]}…{name[-NAME_CHARS // 2 :]}"
 
 
 def call_line(entry: LedgerEntry) -> CallLine:
     """Return one line of a ledger, with the arguments as a caller would write them."""
-    name = entry.target.removeprefix("tools.")
-    args = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in entry.args.items())
+    name = shorten_name(entry.target.removeprefix("tools."))
+    args = ", ".join(f"{shorten_name(key)}={present(value, CALL_CHARS)['text']}" for key, value in entry.args.items())
     error = shorten(entry.error, CALL_CHARS)[0] if entry.error else None
     return CallLine(
         call=f"{name}({shorten(args, CALL_CHARS)[0]})", status=entry.status, ms=round(entry.ms, 1), error=error
@@ -115,7 +146,7 @@ def text_of(result: RunResult) -> str:
         lines.append(f"error:\n{error.traceback or f'{error.type}: {error.message}'}")
     if result.calls:
         lines.append("calls:")
-        lines += [f"  {line.call} -> {line.status}{f': {line.error}' if line.error else ''}" for line in result.calls]
+        lines += [f"  {told(line)}" for line in result.calls]
     if result.files:
         lines.append(f"files: {', '.join(result.files)}")
     if result.usage:
@@ -123,3 +154,8 @@ def text_of(result: RunResult) -> str:
     if result.note:
         lines.append(f"note: {result.note}")
     return "\n".join(lines)
+
+
+def told(line: CallLine) -> str:
+    """Return one line of the ledger as text."""
+    return f"{line.call} -> {line.status}, {line.ms:g} ms{f': {line.error}' if line.error else ''}"
