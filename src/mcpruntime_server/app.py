@@ -27,6 +27,7 @@ from .sandbox.docker import DockerBackend
 from .sandbox.link import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.local import LocalBackend
 from .server.mcp import build_server
+from .server.stdio import stdio_streams
 from .tools.catalog import Catalog, open_catalog
 from .tools.upstream import open_upstreams
 
@@ -106,7 +107,9 @@ async def serve_stdio(config: Config) -> None:
         server = build_server(config, app.runtime, app.catalog.package_names(), isolated=app.backend.isolated)
         async with anyio.create_task_group() as tasks:
             await tasks.start(_until_signal, tasks.cancel_scope)
-            await server.run_stdio_async()
+            async with stdio_streams() as (incoming, outgoing):
+                lowlevel = server._lowlevel_server  # the SDK has no public way to run on streams of one's own
+                await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
             tasks.cancel_scope.cancel()
 
 

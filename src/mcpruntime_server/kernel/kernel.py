@@ -47,6 +47,8 @@ class Worker:
         guest.install(self.channel.call, self.channel.acall)
         self.main.__dict__["tools"] = sys.modules["tools"]
         builtins.input = _no_input
+        if hasattr(os, "sched_getaffinity"):
+            os.cpu_count = lambda: len(os.sched_getaffinity(0))  # the host's, else, whatever the container may use
         sys.stdin = _NoStdin()
         self.fresh_streams()
 

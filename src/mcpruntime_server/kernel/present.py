@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .results import did_you_mean
+from .wire import printable
 
 MAX_DEPTH = 64  # deeper data is shown by `repr`, which also ends cycles
 MORE = "\u2026"  # the key under which a cut object says how many entries are missing
@@ -108,11 +109,6 @@ class _Cutter:
             self.has_cut = True
             shown[MORE] = f"{len(value) - len(shown):,} more keys"
         return shown
-
-
-def printable(text: str) -> str:
-    """Return `text` with lone surrogates spelled out, because no UTF-8 text can carry them."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def type_name(value: Any) -> str:

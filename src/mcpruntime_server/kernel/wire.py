@@ -16,8 +16,6 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
 
-from .present import printable
-
 VERSION = 1
 MAX_FRAME = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a message
 CHUNK = 256 * 1024  # bytes of file content or output in one frame, so that nothing waits long behind it
@@ -242,6 +240,11 @@ def decode(kind: int, body: bytes) -> Message:
         if not fits(getattr(message, name)):
             raise WireError(f"{cls.__name__}.{name} has the wrong type: {getattr(message, name)!r:.80}")
     return message
+
+
+def printable(text: str) -> str:
+    """Return `text` with lone surrogates spelled out, because no UTF-8 text can carry them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def spelled_out(value: Any) -> Any:

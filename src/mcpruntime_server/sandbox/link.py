@@ -7,7 +7,8 @@ message, or a message that does not fit the state, close the link (`SandboxFaile
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import marshal
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,12 +28,15 @@ from . import Channel, SandboxInfo
 READY_S = 30.0  # from a started process to a kernel that answers; a loaded machine can be slow
 INTERRUPT_S = 3.0  # code gets this long to clean up after KeyboardInterrupt
 KILL_S = 5.0  # killing all processes and starting a fresh interpreter; far less on a machine that is not overloaded
+PLAIN_MARSHAL = 2  # a version of the format that every Python reads, for text, bytes and tuples
 MODULES = ("wire", "present", "results", "guest", "channel", "workspace", "observe", "kernel", "supervisor")
 
-# The first bytes on stdin are the kernel's modules: a length, then compressed JSON of name to source. They become the
-# package `mcpruntime_kernel`, without a file, so that a read-only image without any of ours can run them.
+# The first bytes on stdin are the kernel's modules: a length, then compressed marshal data, a magic number and name to
+# (source, code compiled for the Python of that number). They become the package `mcpruntime_kernel`, without a file, so
+# that a read-only image without any of ours can run them, and need not compile them if its Python is the host's.
 BOOTSTRAP = """\
-import sys,os,json,zlib
+import sys,os,marshal,zlib
+from _frozen_importlib_external import MAGIC_NUMBER
 def read(n):
     b=b''
     while len(b)<n:
@@ -40,12 +44,12 @@ def read(n):
         if not c: os._exit(0)
         b+=c
     return b
-sources=json.loads(zlib.decompress(read(int.from_bytes(read(4),'big'))))
+magic,modules=marshal.loads(zlib.decompress(read(int.from_bytes(read(4),'big'))))
 class Kernel:
     @classmethod
     def find_spec(cls,name,path=None,target=None):
         package,_,module=name.partition('.')
-        if package=='mcpruntime_kernel' and (not module or module in sources):
+        if package=='mcpruntime_kernel' and (not module or module in modules):
             spec=type(sys.__spec__)(name,cls,origin='<'+name+'>',is_package=not module)
             return spec
     @staticmethod
@@ -53,7 +57,10 @@ class Kernel:
     @staticmethod
     def exec_module(module):
         name=module.__name__.partition('.')[2]
-        if name: exec(compile(sources[name],'<mcpruntime_kernel.'+name+'>','exec'),module.__dict__)
+        if name:
+            source,code=modules[name]
+            code=marshal.loads(code) if magic==MAGIC_NUMBER else compile(source,'<mcpruntime_kernel.'+name+'>','exec')
+            exec(code,module.__dict__)
 sys.meta_path.insert(0,Kernel)
 from mcpruntime_kernel.supervisor import main
 main()
@@ -76,8 +83,11 @@ KERNEL_ENV = {
 def bundle() -> bytes:
     """Return the kernel's modules as the bytes that `BOOTSTRAP` reads."""
     folder = resources.files(kernel)
-    sources = {name: folder.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
-    data = zlib.compress(json.dumps(sources).encode())
+    modules = {}
+    for name in MODULES:
+        source = folder.joinpath(f"{name}.py").read_text(encoding="utf-8")
+        modules[name] = (source, marshal.dumps(compile(source, f"<mcpruntime_kernel.{name}>", "exec")))
+    data = zlib.compress(marshal.dumps((importlib.util.MAGIC_NUMBER, modules), PLAIN_MARSHAL))
     return len(data).to_bytes(4, "big") + data
 
 

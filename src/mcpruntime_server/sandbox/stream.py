@@ -7,6 +7,7 @@ every read waits for readiness, which yields as well, and a write that fits goes
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute, UNIXSocketStream
@@ -47,9 +48,12 @@ class SandboxStream:
         try:
             if self._socket is None:
                 return await self._stream.receive(RECEIVE)
-            await anyio.wait_readable(self._socket)
-            if data := self._socket.recv(RECEIVE):
-                return data
+            while True:
+                await anyio.wait_readable(self._socket)
+                with suppress(BlockingIOError):  # woken for nothing
+                    if data := self._socket.recv(RECEIVE):
+                        return data
+                    break
         except (*ENDED, OSError):
             pass
         # The other end may go on holding its half open without reading it: a sender would wait for ever.
