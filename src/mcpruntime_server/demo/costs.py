@@ -1,0 +1,125 @@
+"""What a run cost, and what the same calls would have put before a model, had each been a turn of its own.
+
+Nothing is estimated: times, arguments and results are those in the journal. One call a turn is counted as the call
+(its name and arguments, which the model writes) and its result; code is counted as the program and the text that
+`run_code` answered with. What each further turn costs on top (the whole conversation is read again), and the
+definitions of the tools, are left out on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import Unavailable
+from ..journal.events import CallFinished, CallStarted
+from ..journal.rows import Stored
+from .tokens import count_tokens
+
+TOOLS = "tools."
+Interval = tuple[float, float]  # seconds
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that a run made: when it was under way, and what it says as a turn of its own."""
+
+    target: str
+    span: Interval
+    text: str
+
+    @property
+    def is_tool(self) -> bool:
+        """Whether an upstream answered it; the others ask the runtime which tools there are."""
+        return self.target.startswith(TOOLS)
+
+
+@dataclass(frozen=True)
+class Text:
+    """An amount of text; `tokens` is None where they cannot be counted."""
+
+    characters: int
+    tokens: int | None
+
+    def __sub__(self, other: Text) -> Text:
+        """Return by how much this is more."""
+        tokens = None if self.tokens is None or other.tokens is None else self.tokens - other.tokens
+        return Text(self.characters - other.characters, tokens)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One step: milliseconds by phase, and both ways of counting what it put before the model."""
+
+    session_ms: float
+    tools_ms: float
+    calls_ms: float
+    code_ms: float
+    total_ms: float
+    calls: int
+    as_turns: Text
+    as_code: Text
+
+
+def calls_of(events: Sequence[Stored]) -> list[Call]:
+    """Return the calls of a run from its journal."""
+    started = {
+        stored.event.call: (stored.at, stored.event) for stored in events if isinstance(stored.event, CallStarted)
+    }
+    found = []
+    for event in (stored.event for stored in events):
+        if isinstance(event, CallFinished) and event.call in started:
+            at, start = started[event.call]
+            text = f"{start.target.removeprefix(TOOLS)} {start.args}\n{shown(event)}"
+            found.append(Call(start.target, (at, at + event.ms / 1e3), text))
+    return found
+
+
+def shown(event: CallFinished) -> str:
+    """Return a result as a model would be shown it: text as it is, data as JSON."""
+    value: Any = event.error["message"] if event.error else event.value
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def cost_of(calls: Sequence[Call], usage: dict[str, float], total_ms: float, program: str, answer: str) -> Cost:
+    """Return the cost of a run with this `usage` that answered `program` with `answer`."""
+    session = usage["setup_ms"]
+    tools = covered_ms([call.span for call in calls if not call.is_tool])
+    working = covered_ms([call.span for call in calls if call.is_tool])
+    turns = [call.text for call in calls if call.is_tool]
+    return Cost(
+        session_ms=session,
+        tools_ms=tools,
+        calls_ms=working,
+        code_ms=max(0.0, total_ms - session - tools - working),
+        total_ms=total_ms,
+        calls=len(turns),
+        as_turns=amount(turns),
+        as_code=amount([program, answer]),
+    )
+
+
+def amount(texts: Sequence[str]) -> Text:
+    """Return how much `texts` are."""
+    try:
+        tokens = sum(map(count_tokens, texts))
+    except Unavailable:
+        return Text(sum(map(len, texts)), None)
+    return Text(sum(map(len, texts)), tokens)
+
+
+def total(texts: Sequence[Text]) -> Text:
+    """Return several amounts together."""
+    tokens = [text.tokens for text in texts if text.tokens is not None]
+    return Text(sum(text.characters for text in texts), sum(tokens) if len(tokens) == len(texts) else None)
+
+
+def covered_ms(spans: Sequence[Interval]) -> float:
+    """Return for how long at least one of `spans` was under way; what overlaps counts once."""
+    total, reached = 0.0, 0.0
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total * 1e3

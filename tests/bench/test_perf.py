@@ -1,0 +1,40 @@
+"""The benchmark measures for real; its figures are the machine's and are not looked at here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PERF = Path(__file__).parents[2] / "bench" / "perf.py"
+
+
+def perf(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PERF), "--quick", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_rows_are_measured_printed_and_written_as_json(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "perf.json"
+    done = perf("--json", str(file), "--only", "warm_run", "--only", "cold_session", "--only", "tool_list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "left behind" not in done.stdout
+    report = json.loads(file.read_text())
+    assert list(report["rows"]) == ["warm", "cold", "tools-list"]
+    for row in report["rows"].values():
+        assert row["title"] in done.stdout
+        assert row["ours"]["p50"] > 0
+    warm = report["rows"]["warm"]
+    assert warm["figure"] == pytest.approx(warm["ours"]["p50"] / warm["baseline"]["p50"], rel=0.01)
+    assert warm["met"] is (warm["figure"] <= warm["bound"])
+    assert report["quick"] is True
+    assert report["failures"] == {}
+
+
+def test_a_row_that_is_not_there_is_told_with_those_that_are() -> None:
+    done = perf("--only", "nonsense")
+    assert done.returncode == 2
+    assert "warm_run" in done.stderr

@@ -1,0 +1,181 @@
+"""The demo, run for real, and its parts."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from mcpruntime_server.cli import main
+from mcpruntime_server.config import Config, load
+from mcpruntime_server.demo import programs, servers
+from mcpruntime_server.demo.costs import Text, calls_of, cost_of, covered_ms, total
+from mcpruntime_server.demo.history import COMMITS, make_repository
+from mcpruntime_server.demo.screen import Screen
+from mcpruntime_server.demo.tokens import count_tokens
+from mcpruntime_server.errors import Unavailable
+from mcpruntime_server.journal.events import CallFinished, CallStarted, Event
+from mcpruntime_server.journal.rows import Stored
+
+DEMO_S = 120  # starting five processes on a machine that is busy takes its time
+ESCAPE = re.compile(r"\033\[\d+m")
+PROGRAMS = (programs.collect(Path("/r")), programs.answer(Path("/report.md")), programs.answer(None))
+
+
+def missing() -> str:
+    """Return why the demo cannot run here, or nothing."""
+    try:
+        servers.find_servers(Path("/r"), Path("/w"))
+    except Unavailable as exc:
+        return str(exc)
+    return ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run_demo(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("mcpruntime-server")), *options, "demo"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEMO_S, check=False)
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_the_demo_asks_real_servers_and_shows_what_it_cost() -> None:
+    done = run_demo()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\033" not in done.stdout
+    quarters = re.findall(r" s │ (\d{4}) Q\d +(\d+) commits", done.stdout)
+    assert len(quarters) == 12
+    assert sum(int(commits) for _, commits in quarters) == COMMITS
+    answer = re.findall(r"┃ ?(.*)", done.stdout)[1:]
+    assert len(answer) == 10
+    assert re.fullmatch(r"\d+ of \d+ hotfixes were made while Tokyo slept .*", answer[0])
+    before, after = (
+        int(re.search(rf"{way} .* ([\d,]+)\n", done.stdout)[1].replace(",", ""))  # type: ignore[index]
+        for way in ("one call a turn", "2 programs")
+    )
+    assert before > 10 * after > 0
+
+
+def test_a_demo_that_fails_says_why_and_exits_with_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text('[sandbox]\nimage = "no-such-image:here"\n')
+    done = run_demo("--config", str(file))
+    assert done.returncode == 1
+    assert "no-such-image:here" in done.stdout
+
+
+def test_a_demo_without_git_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("uvx", "npx", "node"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["--data-dir", str(tmp_path), "demo"]) == Unavailable.exit_code
+    assert "apt-get install git" in capsys.readouterr().err
+
+
+def test_servers_that_cannot_be_had_are_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match=r"mcp-server-git.*scripts/test-upstreams"):
+        servers.find_servers(Path("/r"), Path("/w"), tmp_path)
+
+
+def test_servers_that_are_not_installed_are_run_by_uvx_and_npx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "uvx").touch(mode=0o755)
+    found = servers.find_servers(Path("/r"), Path("/w"), tmp_path)
+    assert list(found) == ["git", "time"]
+    assert found["time"] == {"command": str(tmp_path / "uvx"), "args": ["mcp-server-time"]}
+    for name in ("npx", "node"):
+        (tmp_path / name).touch(mode=0o755)
+    found = servers.find_servers(Path("/r"), Path("/w"), tmp_path)
+    assert found["files"]["args"] == ["-y", "@modelcontextprotocol/server-filesystem", "/w"]
+
+
+def test_without_a_filesystem_server_the_report_goes_into_the_workspace() -> None:
+    assert "tools.files" not in programs.answer(None)
+    assert 'open("report.md", "w")' in programs.answer(None)
+
+
+def test_the_demo_uses_the_sandbox_that_the_user_has_set_up(tmp_path: Path) -> None:
+    mine = Config.model_validate({"sandbox": {"memory_mb": 99, "packages": ["attrs"]}, "server": {"max_sessions": 1}})
+    servers.write_settings(tmp_path / "server.toml", mine, {"time": {"command": "x", "args": []}})
+    found = load(tmp_path / "server.toml", environ={})
+    assert found.sandbox == mine.sandbox
+    assert found.server.data_dir == tmp_path / "data"
+    assert list(found.mcpServers) == ["time"]
+
+
+async def test_the_history_is_the_same_to_the_byte_each_time_it_is_made(tmp_path: Path) -> None:
+    heads = set()
+    for name in ("one", "two"):
+        assert await make_repository(tmp_path / name) == COMMITS
+        head = await anyio.run_process(("git", "-C", str(tmp_path / name), "rev-parse", "HEAD"))
+        heads.add(head.stdout)
+    assert len(heads) == 1
+    await anyio.run_process(("git", "-C", str(tmp_path / "one"), "fsck", "--strict"))
+    status = await anyio.run_process(("git", "-C", str(tmp_path / "one"), "status", "--porcelain"))
+    assert status.stdout == b""
+
+
+def test_colour_never_changes_the_text_of_a_program() -> None:
+    for code in (*PROGRAMS, 'f"{{x}} {1:{2}}"  # y\nif x: """a\n b"""\n', ""):
+        marked = Screen(Terminal()).marked(code)
+        assert ESCAPE.sub("", marked) == code
+        assert Screen(io.StringIO()).marked(code) == code
+
+
+def test_the_programs_are_python_and_fit_a_terminal() -> None:
+    for code in PROGRAMS:
+        compile(code, "<step>", "exec")
+        assert max(map(len, code.splitlines())) <= 120
+
+
+def test_a_table_puts_figures_below_each_other() -> None:
+    out = io.StringIO()
+    Screen(out).table(["", "n"], [("a", "1"), ("long", "1,000")])
+    assert out.getvalue() == f"  {'':<4}       n\n  a          1\n  long   1,000\n"
+
+
+def test_time_in_which_several_calls_are_under_way_counts_once() -> None:
+    assert covered_ms([(2.0, 4.0), (1.0, 3.0), (1.5, 2.0), (6.0, 6.5)]) == pytest.approx(3500)
+    assert covered_ms([]) == 0
+
+
+def stored(*events: Event) -> list[Stored]:
+    return [Stored("s", n, "r", 100.0 + n, event) for n, event in enumerate(events)]
+
+
+def test_calls_are_counted_as_the_turns_that_they_would_have_been() -> None:
+    calls = calls_of(
+        stored(
+            CallStarted(1, "catalog.shim", '{"server":"git"}', "read", 0),
+            CallFinished(1, {"source": "x" * 999}, None, 500.0),
+            CallStarted(2, "tools.git.git_log", '{"n":1}', "read", 0),
+            CallStarted(3, "tools.git.git_log", '{"n":2}', "read", 0),
+            CallFinished(2, "a commit", None, 1000.0),
+            CallFinished(3, None, {"kind": "tool_error", "message": "no", "data": None}, 1500.0),
+        )
+    )
+    cost = cost_of(calls, {"setup_ms": 10.0}, 4000.0, "program", "answer")
+    assert cost.calls == 2
+    assert (cost.session_ms, cost.tools_ms, cost.calls_ms) == (10.0, 500.0, 2500.0)
+    assert cost.code_ms == pytest.approx(990)
+    turns = 'git.git_log {"n":1}\na commit', 'git.git_log {"n":2}\nno'
+    assert cost.as_turns == Text(sum(map(len, turns)), sum(map(count_tokens, turns)))
+    assert cost.as_code.characters == len("programanswer")
+
+
+def test_tokens_are_those_of_cl100k_and_may_be_unknown() -> None:
+    assert count_tokens("hello world") == 2
+    assert count_tokens("<|endoftext|>") > 1
+    assert total([Text(1, 2), Text(3, 4)]) - Text(1, 1) == Text(3, 5)
+    assert total([Text(1, None), Text(3, 4)]) == Text(4, None)
