@@ -16,7 +16,7 @@ import logging
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -122,7 +122,11 @@ class Journal:
 
         Raises `JournalFailed` if it could not be; it stays queued and is tried again.
         """
-        await self._writer.flush()
+        await self._writer.flush().outcome()
+
+    def begin_flush(self) -> Callable[[], Awaitable[Any]]:
+        """Do what `flush` does, and return at once; whoever wants to know how it went calls and awaits the result."""
+        return self._writer.flush().outcome
 
     async def create_session(self, session: str, name: str | None, principal: str) -> SessionRow:
         """Make and claim a session; raises `InvalidRequest` if the principal has one of that name already."""

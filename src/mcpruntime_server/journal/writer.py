@@ -47,6 +47,14 @@ class Job:
     result: Any = None
     error: Exception | None = None
 
+    async def outcome(self) -> Any:
+        """Wait until it is done, if it was queued, and return what `work` returned, or raise what it raised."""
+        if self.done is not None:
+            await self.done.wait()
+        if self.error is not None:
+            raise self.error
+        return self.result
+
 
 class Writer:
     """Owns the thread and its connection; `put` and `call` belong to the event loop's thread."""
@@ -83,21 +91,21 @@ class Writer:
 
     async def call(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do `work` after all that was queued before; raises what it raises, or `JournalFailed`."""
+        return await self._submit(work).outcome()
+
+    def flush(self) -> Job:
+        """Commit all that was queued before; the job's `outcome` raises `JournalFailed` if it could not be."""
+        if self.backlog or self._refused is not None:
+            return self._submit(self._report_refusal)
+        return Job(self._report_refusal)
+
+    def _submit(self, work: Callable[[sqlite3.Connection], Any]) -> Job:
         if self._ending:
             raise JournalFailed(f"The journal {self._path} is closed.")
-        done = anyio.Event()
-        job = Job(work, done=done)
+        job = Job(work, done=anyio.Event())
         self._jobs.append(job)
         self._wake()
-        await done.wait()
-        if job.error is not None:
-            raise job.error
-        return job.result
-
-    async def flush(self) -> None:
-        """Return when all that was queued before is committed; raises `JournalFailed`."""
-        if self.backlog or self._refused is not None:
-            await self.call(self._report_refusal)
+        return job
 
     async def stop(self) -> None:
         """Commit what can be committed and end the thread."""

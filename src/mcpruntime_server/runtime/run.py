@@ -18,7 +18,7 @@ from typing import Any, Literal
 import anyio
 
 from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
-from ..journal.events import ClocksRead, FileEntry, FilesChanged, Output, RunFinished, RunStarted, canonical_json
+from ..journal.events import ClocksRead, FileEntry, FilesChanged, Output, RunFinished, RunStarted
 from ..journal.store import Journal
 from ..kernel import wire
 from ..kernel.present import NotJson, json_text, shorten
@@ -33,6 +33,7 @@ FILE_OVERHEAD = 64 * 1024 * 1024  # bytes of file content that a sandbox may sen
 OUTPUT_OVERHEAD = 1024 * 1024  # bytes that a sandbox may send beyond the limit that its own kernel keeps
 USAGE = ("wall_ms", "cpu_ms", "peak_mb")
 MAX_FIGURE = 1e15  # of usage; more is not a measurement
+REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
 TEXT_CHARS = 16_000  # of an error's message or traceback; the kernel sends half of that at most
 
 logger = logging.getLogger(__name__)
@@ -81,9 +82,9 @@ class Run:
     ) -> None:
         self.start = start
         self.report = Report(start.run, session, start.step)
-        self.failure: McpRuntimeError | None = None  # why the code never ran
+        self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.finished = anyio.Event()  # its report is whole
-        self.recorded = anyio.Event()  # its report can be told: a crash of the server would not lose it
+        self._recording: Callable[[], Awaitable[Any]] | None = None
         self.changed = anyio.Event()
         self._session = session
         self._journal = journal
@@ -137,17 +138,13 @@ class Run:
                 self.report.status = "cancelled"
             else:
                 await self._execute_in(self._link)
-        except McpRuntimeError as exc:  # it never ran
+        except McpRuntimeError as exc:
             self._fail(exc)
         except BaseException:
             self.report.status = "cancelled"
             raise
         finally:
             self._finish()
-            self._link = None
-            with anyio.move_on_after(RECORD_S, shield=True):
-                await self._record()
-            self.recorded.set()
 
     async def _execute_in(self, link: Link) -> None:
         report = self.report
@@ -186,7 +183,8 @@ class Run:
         if stopped == "timeout":
             report.notes.append(f"Stopped after {self.start.timeout_s:g} s; pass a larger timeout_s if it needs more.")
         if link.restarts:  # in this run or since the last one
-            report.notes.append(f"{link.restarts[-1]} Variables are gone; workspace files are kept.")
+            reason = shorten(link.restarts[-1], REASON_CHARS)[0]
+            report.notes.append(f"{reason} Variables are gone; workspace files are kept.")
             link.restarts.clear()
         elif stopped is not None:
             report.notes.append("Variables and files are kept as they were when the code stopped.")
@@ -202,10 +200,12 @@ class Run:
                 self._print(name, decoder.decode(b"", final=True), 0)
             event = RunFinished(report.status, report.value, report.error, report.usage, flags)
             self._journal.append(self._session, event, self.start.run)
+            self._recording = self._journal.begin_flush()
         except (JournalFailed, ValueError) as exc:
             report.notes.append(f"The end of this run could not be journaled: {exc}")
         report.stdout, report.stderr = "".join(self._texts["stdout"]), "".join(self._texts["stderr"])
         self._keep_what_is_cut()
+        self._link = None
         self.finished.set()
         self._notify()
 
@@ -219,11 +219,15 @@ class Run:
             kept = {name: self._overflow.keep(link, f"{report.run}.{name}", text) for name, text in long.items()}
             report.kept = {name: path for name, path in kept.items() if path}
 
-    async def _record(self) -> None:
+    async def recorded(self) -> str:
+        """Wait until a crash of the server would not lose this run; return what to tell the client if it would."""
         try:
-            await self._journal.flush()
+            with anyio.move_on_after(RECORD_S) as bound:
+                if self._recording is not None:
+                    await self._recording()
         except JournalFailed as exc:
-            self.report.notes.append(f"This run could not be recorded: {exc}")
+            return f"This run could not be recorded: {exc}"
+        return "This run is not recorded yet: the disk is slow." if bound.cancelled_caught else ""
 
     # what the sandbox sends -----------------------------------------------------------------------
 
@@ -305,10 +309,7 @@ def shown_value(value: Mapping[str, Any], limit: int, items: int) -> tuple[Any, 
         data = wire.spelled_out(json.loads(text))
         if len(text) <= limit and text.count(",") < items:
             return data, False
-        try:
-            text, cut = json_text(data, limit, items)
-        except NotJson:  # nested deeper than any kernel of ours sends
-            return shorten(text, limit)
+        text, cut = json_text(data, limit, items)
         return json.loads(text), cut
     return shorten(text, limit)
 
@@ -324,8 +325,8 @@ def _checked_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _is_json(text: str) -> bool:
     try:
-        canonical_json(json.loads(text))
-    except (ValueError, RecursionError):
+        json_text(json.loads(text), len(text))
+    except (NotJson, ValueError, RecursionError):
         return False
     return True
 

@@ -266,6 +266,8 @@ class Runtime:
     async def _serve(self, session: Session) -> None:
         try:
             await session.serve()
+        except Exception:  # a mistake of ours costs one session its sandbox, and no other anything
+            logger.exception("session %s failed inside the server", session.id)
         finally:
             self.forget(session)
             with anyio.move_on_after(SAVE_S, shield=True):

@@ -70,7 +70,7 @@ def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, i
         except McpRuntimeError as exc:
             return CallToolResult(content=[TextContent(type="text", text=f"[{exc.code}] {exc}")], is_error=True)
         result = result_of(run.report, found.handle, config.server)  # while the journal is being written
-        await run.recorded.wait()
+        result.note = " ".join(filter(None, (result.note, await run.recorded())))
         text = TextContent(type="text", text=text_of(result))
         return CallToolResult(content=[text], structured_content=result.model_dump(mode="json", exclude_defaults=True))
 
