@@ -19,8 +19,6 @@ from mcpruntime_server.demo.history import COMMITS, make_repository
 from mcpruntime_server.demo.screen import Screen
 from mcpruntime_server.demo.tokens import count_tokens
 from mcpruntime_server.errors import Unavailable
-from mcpruntime_server.journal.events import CallFinished, CallStarted, Event
-from mcpruntime_server.journal.rows import Stored
 
 DEMO_S = 120  # starting five processes on a machine that is busy takes its time
 ESCAPE = re.compile(r"\033\[\d+m")
@@ -150,21 +148,17 @@ def test_time_in_which_several_calls_are_under_way_counts_once() -> None:
     assert covered_ms([]) == 0
 
 
-def stored(*events: Event) -> list[Stored]:
-    return [Stored("s", n, "r", 100.0 + n, event) for n, event in enumerate(events)]
-
-
 def test_calls_are_counted_as_the_turns_that_they_would_have_been() -> None:
-    calls = calls_of(
-        stored(
-            CallStarted(1, "catalog.shim", '{"server":"git"}', "read", 0),
-            CallFinished(1, {"source": "x" * 999}, None, 500.0),
-            CallStarted(2, "tools.git.git_log", '{"n":1}', "read", 0),
-            CallStarted(3, "tools.git.git_log", '{"n":2}', "read", 0),
-            CallFinished(2, "a commit", None, 1000.0),
-            CallFinished(3, None, {"kind": "tool_error", "message": "no", "data": None}, 1500.0),
-        )
-    )
+    events = [
+        {"kind": "RunStarted", "run": "r"},
+        {"kind": "CallStarted", "at": 100.0, "call": 1, "target": "catalog.shim", "args": '{"server":"git"}'},
+        {"kind": "CallFinished", "at": 100.5, "call": 1, "value": {"source": "x" * 999}, "error": None, "ms": 500.0},
+        {"kind": "CallStarted", "at": 102.0, "call": 2, "target": "tools.git.git_log", "args": '{"n":1}'},
+        {"kind": "CallStarted", "at": 103.0, "call": 3, "target": "tools.git.git_log", "args": '{"n":2}'},
+        {"kind": "CallFinished", "at": 103.0, "call": 2, "value": "a commit", "error": None, "ms": 1000.0},
+        {"kind": "CallFinished", "at": 104.5, "call": 3, "value": None, "error": {"message": "no"}, "ms": 1500.0},
+    ]
+    calls = calls_of(events)
     cost = cost_of(calls, {"setup_ms": 10.0}, 4000.0, "program", "answer")
     assert cost.calls == 2
     assert (cost.session_ms, cost.tools_ms, cost.calls_ms) == (10.0, 500.0, 2500.0)

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from .config import Config
-from .errors import McpRuntimeError, NotFound
+from .errors import McpRuntimeError, NotFound, Unavailable
 from .journal import lease
 from .journal.lease import Lease
 from .journal.rows import RunRow, Stored
@@ -37,13 +37,30 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def make_backend(config: Config, owner: str) -> Backend:
-    """Return the backend that the settings name; `auto` is Docker, because nothing else isolates."""
+def take_lease(folder: Path) -> Lease:
+    """Return the lock by which other servers on the data folder know that this one is alive."""
+    try:
+        return Lease(folder)
+    except OSError as exc:
+        raise Unavailable(
+            f"The data folder {folder} cannot be used: {exc.strerror}.",
+            remedy="Make it writable, or name another with --data-dir.",
+        ) from exc
+
+
+@asynccontextmanager
+async def make_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
+    """Yield the backend that the settings name; `auto` is Docker, because nothing else isolates."""
     is_alive = partial(lease.alive, config.server.data_dir)
     if config.sandbox.backend == "local":
         root = config.server.data_dir / "sandboxes"
-        return LocalBackend(config.sandbox, root, KERNEL_ARGV, KERNEL_ENV, owner, is_alive)
-    return DockerBackend(config.sandbox, config.server.data_dir, KERNEL_ARGV, KERNEL_ENV, owner, is_alive)
+        yield LocalBackend(config.sandbox, root, KERNEL_ARGV, KERNEL_ENV, owner, is_alive)
+        return
+    docker = DockerBackend(config.sandbox, config.server.data_dir, KERNEL_ARGV, KERNEL_ENV, owner, is_alive)
+    try:
+        yield docker
+    finally:
+        docker.close()
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,7 @@ async def open_tools(config: Config) -> AsyncIterator[Catalog]:
 async def open_app(config: Config) -> AsyncIterator[App]:
     """Bring everything up; leaving takes it down in the opposite order, sandboxes included."""
     folder = config.server.data_dir
-    with Lease(folder) as held:
+    with take_lease(folder) as held:
         async with open_journal(folder, held) as journal, open_tools(config) as catalog:
             router = Router(
                 {
@@ -80,11 +97,12 @@ async def open_app(config: Config) -> AsyncIterator[App]:
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                 }
             )
-            backend = make_backend(config, held.owner)
             async with (
+                make_backend(config, held.owner) as backend,
                 anyio.create_task_group() as background,
                 open_runtime(config.server, config.sandbox, journal, router, backend) as runtime,
             ):
+                catalog.on_change = runtime.package_changed
                 background.start_soon(sweep, backend)
                 yield App(config, journal, catalog, backend, runtime)
                 background.cancel_scope.cancel()
@@ -128,8 +146,11 @@ async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[Non
 async def examine(config: Config) -> list[Check]:
     """Check everything that a server with these settings depends on."""
     checks = [check_data_folder(config.server.data_dir)]
-    with Lease(config.server.data_dir) as held:
-        checks += await make_backend(config, held.owner).check()
+    if not checks[0].ok:
+        return checks
+    with take_lease(config.server.data_dir) as held:
+        async with make_backend(config, held.owner) as backend:
+            checks += await backend.check()
     async with open_tools(config) as catalog:
         checks += [Check("upstreams", False, problem, "Rename one of them.") for problem in catalog.problems]
         for report in await catalog.examine():
@@ -142,12 +163,10 @@ async def examine(config: Config) -> list[Check]:
 def check_data_folder(folder: Path) -> Check:
     """Say whether the journal can be kept in `folder`."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with Lease(folder):
+        with take_lease(folder):
             return Check("data folder", True, str(folder))
-    except OSError as exc:
-        remedy = "Make it writable, or name another with --data-dir."
-        return Check("data folder", False, f"{folder}: {exc.strerror}", remedy)
+    except Unavailable as exc:
+        return Check("data folder", False, exc.message, exc.remedy)
 
 
 async def read_journal(config: Config, read: Callable[[Journal], Awaitable[T]]) -> T:

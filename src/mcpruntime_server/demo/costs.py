@@ -9,13 +9,11 @@ definitions of the tools, are left out on both sides.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Unavailable
-from ..journal.events import CallFinished, CallStarted
-from ..journal.rows import Stored
 from .tokens import count_tokens
 
 TOOLS = "tools."
@@ -63,23 +61,23 @@ class Cost:
     as_code: Text
 
 
-def calls_of(events: Sequence[Stored]) -> list[Call]:
-    """Return the calls of a run from its journal."""
-    started = {
-        stored.event.call: (stored.at, stored.event) for stored in events if isinstance(stored.event, CallStarted)
-    }
+def calls_of(events: Iterable[Mapping[str, Any]]) -> list[Call]:
+    """Return the calls of a run from its events, as `mcpruntime-server runs SESSION RUN --json` prints them."""
+    started: dict[int, Mapping[str, Any]] = {}
     found = []
-    for event in (stored.event for stored in events):
-        if isinstance(event, CallFinished) and event.call in started:
-            at, start = started[event.call]
-            text = f"{start.target.removeprefix(TOOLS)} {start.args}\n{shown(event)}"
-            found.append(Call(start.target, (at, at + event.ms / 1e3), text))
+    for event in events:
+        if event["kind"] == "CallStarted":
+            started[event["call"]] = event
+        elif event["kind"] == "CallFinished":
+            start = started[event["call"]]
+            text = f"{start['target'].removeprefix(TOOLS)} {start['args']}\n{shown(event)}"
+            found.append(Call(start["target"], (start["at"], start["at"] + event["ms"] / 1e3), text))
     return found
 
 
-def shown(event: CallFinished) -> str:
-    """Return a result as a model would be shown it: text as it is, data as JSON."""
-    value: Any = event.error["message"] if event.error else event.value
+def shown(finished: Mapping[str, Any]) -> str:
+    """Return a call's result as a model would be shown it: text as it is, data as JSON."""
+    value = finished["error"]["message"] if finished["error"] else finished["value"]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -1,11 +1,12 @@
 """The demonstration: a client over stdio, real upstream servers, two programs, and what they cost.
 
-It is an MCP client like any other and knows of the server only what a client is told; the costs alone are read from
-the journal that the server leaves.
+It is an MCP client like any other and knows of the server only what a client is told; the costs alone come from the
+journal, as the command line prints it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -20,8 +21,7 @@ import anyio
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.types import TextContent
 
-from ..app import read_journal, read_run
-from ..config import APP, Config, load
+from ..config import APP, Config
 from ..errors import Unavailable
 from . import programs
 from .costs import Cost, Text, calls_of, cost_of, total
@@ -57,6 +57,10 @@ class Stage:
     def settings(self) -> Path:
         """The settings of the demo's server."""
         return self.folder / "server.toml"
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line of our own program on these settings."""
+        return [str(Path(sys.executable).with_name(APP)), "--config", str(self.settings), *arguments]
 
 
 @dataclass(frozen=True)
@@ -131,9 +135,8 @@ async def play(screen: Screen, stage: Stage, report: Path | None) -> list[Step]:
 @asynccontextmanager
 async def connected(screen: Screen, stage: Stage) -> AsyncIterator[Client]:
     """Start the server as an MCP client would, and yield the client."""
-    command = Path(sys.executable).with_name(APP)
-    arguments = ["--config", str(stage.settings), "--stdio"]
-    parameters = StdioServerParameters(command=str(command), args=arguments, env=dict(os.environ))
+    command, *arguments = stage.command("--stdio")
+    parameters = StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
     began = time.perf_counter()
     async with Client(parameters) as client:
         tools = (await client.list_tools()).tools
@@ -165,17 +168,17 @@ async def perform(screen: Screen, client: Client, program: str) -> Step:
 
 async def account(screen: Screen, stage: Stage, steps: list[Step]) -> None:
     """Show what the steps cost."""
-    config = load(stage.settings)
-    costs = [await cost_of_step(config, step) for step in steps]
+    costs = [await cost_of_step(stage, step) for step in steps]
     screen.heading("what it cost")
     show_times(screen, costs)
     screen.line()
     show_text(screen, costs)
 
 
-async def cost_of_step(config: Config, step: Step) -> Cost:
-    """Return what one step cost, from the journal."""
-    events = await read_journal(config, lambda journal: read_run(journal, SESSION, step.result["run"]))
+async def cost_of_step(stage: Stage, step: Step) -> Cost:
+    """Return what one step cost, by the journal, which the command line prints."""
+    printed = await anyio.run_process(stage.command("runs", SESSION, step.result["run"], "--json"), stderr=None)
+    events = map(json.loads, printed.stdout.splitlines())
     return cost_of(calls_of(events), step.result["usage"], step.total_ms, step.program, step.text)
 
 

@@ -83,6 +83,8 @@ class Worker:
         """Run the code of `message` and say how it went; no exception leaves."""
         self.fresh_streams()
         self.channel.run = message.run
+        if message.stale:
+            guest.refresh(message.stale)
         lines = message.code.splitlines(keepends=True)
         linecache.cache[message.name] = (len(message.code), None, lines, message.name)
         self.clocks.take()  # of background threads, since the last run

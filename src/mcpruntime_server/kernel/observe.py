@@ -108,7 +108,7 @@ def _of_seconds(clocks: Clocks, function: Callable[[float], Any]) -> Callable[..
     return convert
 
 
-def _observe_random(module: ModuleType) -> None:
+def _observe_random(module: Any) -> None:
     seed = module.Random.seed
 
     def seeded(self: Any, a: Any = None, version: int = 2) -> None:
@@ -119,12 +119,12 @@ def _observe_random(module: ModuleType) -> None:
     module.seed()
 
 
-def _observe_uuid(module: ModuleType) -> None:
-    module._generate_time_safe = None  # type: ignore[attr-defined]  # uuid1 then reads `time` and `random`
+def _observe_uuid(module: Any) -> None:
+    module._generate_time_safe = None  # uuid1 then reads `time` and `random`
     module._UuidCreate = None
 
 
-def _observe_datetime(module: ModuleType, clocks: Clocks) -> None:
+def _observe_datetime(module: Any, clocks: Clocks) -> None:
     """Replace the methods that read the clock in the types themselves, which stay what they are."""
     utc = module.timezone.utc
 

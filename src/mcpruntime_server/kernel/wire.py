@@ -53,11 +53,12 @@ class Setup(Message):
 
 @dataclass(frozen=True)
 class Execute(Message):
-    """Run `code`; `name` is what tracebacks call it (`<step 3>`)."""
+    """Run `code`; `name` is what tracebacks call it (`<step 3>`); the packages in `stale` are imported anew."""
 
     run: int
     code: str
     name: str
+    stale: List[str]
 
 
 @dataclass(frozen=True)

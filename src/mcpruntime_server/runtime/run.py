@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,9 +78,17 @@ class Run:
     """Code on its way through a sandbox."""
 
     def __init__(
-        self, start: RunStarted, session: str, journal: Journal, router: Router, limits: Limits, overflow: Overflow
+        self,
+        start: RunStarted,
+        session: str,
+        journal: Journal,
+        router: Router,
+        limits: Limits,
+        overflow: Overflow,
+        stale: Collection[str] = (),
     ) -> None:
         self.start = start
+        self._stale = sorted(stale)
         self.report = Report(start.run, session, start.step)
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.finished = anyio.Event()  # its report is whole
@@ -150,7 +158,8 @@ class Run:
         report = self.report
         report.usage["setup_ms"] = (time.perf_counter() - self._asked) * 1e3
         try:
-            done, stopped = await link.execute(self.start.code, self.start.name, self, self.start.timeout_s)
+            start = self.start
+            done, stopped = await link.execute(start.code, start.name, self, start.timeout_s, self._stale)
             self._conclude(done, stopped, link)
         except SandboxFailed as exc:
             report.status = "cancelled" if self._cancelled else "crashed"

@@ -66,6 +66,7 @@ class Session:
         self._note = RESUMED if row.runs else NEW.format(row.name) if row.name else ""
         self._send, self._receive = anyio.create_memory_object_stream[Run](math.inf)
         self._unfinished: set[Run] = set()
+        self.stale: set[str] = set()  # packages of tools that have changed since the last run was asked for
         self.closed = anyio.Event()
 
     @property
@@ -88,7 +89,8 @@ class Session:
         journal, router = self._runtime.journal, self._runtime.router
         self._step += 1
         start = RunStarted(new_run_id(), self._tip, self._step, strip_fences(code), f"<step {self._step}>", timeout_s)
-        run = Run(start, self.id, journal, router, self._runtime.limits, self._overflow)
+        run = Run(start, self.id, journal, router, self._runtime.limits, self._overflow, self.stale)
+        self.stale = set()
         self._tip = start.run
         self._unfinished.add(run)
         self._send.send_nowait(run)
@@ -228,6 +230,11 @@ class Runtime:
             return found
         async with self._opening:
             return self._find(handle, principal) or await self._open(handle, principal)
+
+    def package_changed(self, name: str) -> None:
+        """Have every session import the tools of package `name` anew."""
+        for session in self._live.values():
+            session.stale.add(name)
 
     def forget(self, session: Session) -> None:
         """Let `session` be opened anew by whoever asks for it next, once it has ended."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import marshal
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -165,9 +165,11 @@ class Link:
     # what others do with a link -------------------------------------------------------------------
 
     async def execute(
-        self, code: str, name: str, listener: Listener, timeout_s: float
+        self, code: str, name: str, listener: Listener, timeout_s: float, stale: Sequence[str] = ()
     ) -> tuple[wire.Done, Stopped | None]:
         """Run `code`; return how it ended, and why if it was stopped from outside. One run at a time.
+
+        The packages of tools named in `stale` have changed since they were imported.
 
         Past `timeout_s` the code is interrupted, then its interpreter is killed. Raises `SandboxFailed` if the sandbox
         dies, breaks the protocol or does not react.
@@ -178,7 +180,7 @@ class Link:
         if not self.closed.is_set():
             self._current = current
             try:
-                self._send(wire.Execute(current.number, code, name))
+                self._send(wire.Execute(current.number, code, name, list(stale)))
                 await self._wait(current)
             finally:
                 self._current = None
