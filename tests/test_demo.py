@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -149,7 +150,7 @@ def test_time_in_which_several_calls_are_under_way_counts_once() -> None:
 
 
 def test_calls_are_counted_as_the_turns_that_they_would_have_been() -> None:
-    events = [
+    events: list[dict[str, Any]] = [
         {"kind": "RunStarted", "run": "r"},
         {"kind": "CallStarted", "at": 100.0, "call": 1, "target": "catalog.shim", "args": '{"server":"git"}'},
         {"kind": "CallFinished", "at": 100.5, "call": 1, "value": {"source": "x" * 999}, "error": None, "ms": 500.0},
