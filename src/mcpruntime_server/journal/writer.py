@@ -1,7 +1,7 @@
 """The one thread that writes: it takes what has queued up and commits it together.
 
 Rule 1: jobs are done in the order in which they were given; all that wait when the thread gets to them share a
-transaction, so that a burst costs one commit. Somebody who waits wakes the thread at once, an event alone a little later.
+transaction, so that a burst costs one commit. Who waits wakes the thread at once, an event alone a little later.
 Rule 2: a job that is `kept` (an event) stays in the queue while the disk refuses, and is tried again with the next job
 and once in a while, so the log never has a hole; any other job is told of the failure at once and forgotten.
 Rule 3: a job that is wrong in itself fails alone; its neighbours are committed without it.

@@ -108,6 +108,7 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.worker = _fork()
         if not self.worker:
+            ours.close()  # else the worker would neither see our end nor be alone with its own
             self._become_worker(theirs)
         theirs.close()
         ours.setblocking(False)
