@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import anyio
 from mcp.server import MCPServer
+from mcp.types import ToolAnnotations
 from pydantic import BaseModel
 
 server = MCPServer("bare")
+READS = ToolAnnotations(read_only_hint=True)
 
 
 class Answer(BaseModel):
@@ -15,13 +17,19 @@ class Answer(BaseModel):
     n: int
 
 
-@server.tool()
+@server.tool(annotations=READS)
 async def noop(n: int = 0) -> Answer:
     """Do nothing."""
     return Answer(n=n)
 
 
 @server.tool()
+async def unsaid(n: int) -> Answer:
+    """Do nothing, without telling anybody that it changes nothing."""
+    return Answer(n=n)
+
+
+@server.tool(annotations=READS)
 async def nap(n: int, ms: int) -> Answer:
     """Do nothing for `ms` milliseconds."""
     await anyio.sleep(ms / 1e3)

@@ -60,29 +60,38 @@ async def warm_run(bench: Bench) -> Row:
     """A run in a session that is warm, against a tool that does nothing."""
     row = Row("warm", 'warm run_code("1+1") over stdio', "no-op tool of a bare SDK server", "ratio", 1.25)
     ours = partial(timed, bench.ours.run, "1+1")
-    baseline = partial(_noop, bench)
+    baseline = partial(_direct, bench, "noop")
     return await in_turns(row, ours, baseline, bench.samples(300, 80), warm_up=20)
 
 
-async def _noop(bench: Bench) -> float:
-    return await timed(bench.bare.call_tool, "noop", {"n": next(numbers)})
-
-
 async def inside_call(bench: Bench) -> Row:
-    """A call from inside to an upstream tool, against the same call by a client of its own."""
-    row = Row("inside-call", "call from inside to an upstream tool", "the same by a direct SDK client", "ratio", 1.3)
+    """A call from inside to an upstream tool that says it only reads, against the same call by a direct client."""
+    row = Row("inside-call", "call from inside to a reading tool", "the same by a direct SDK client", "ratio", 1.3)
+    return await _calls(bench, row, "noop")
+
+
+async def inside_write(bench: Bench) -> Row:
+    """The same to a tool that may write, which waits until the journal has the call on the disk."""
+    row = Row("inside-write", "the same to a tool that may write", "the same by a direct SDK client", "ratio", 1.3)
+    return await _calls(bench, row, "unsaid")
+
+
+async def _calls(bench: Bench, row: Row, tool: str) -> Row:
     for _ in range(bench.samples(8, 3)):
-        first = next(numbers)
+        first = next(numbers) * 1000
         code = (
-            "import time\nfrom tools.bare import noop\ntook = []\n"
-            f"for n in range({first * 1000}, {first * 1000 + LOOP}):\n"
-            "    started = time.perf_counter()\n    noop(n=n)\n"
+            f"import time\nfrom tools.bare import {tool}\ntook = []\n"
+            f"for n in range({first}, {first + LOOP}):\n"
+            f"    started = time.perf_counter()\n    {tool}(n=n)\n"
             "    took.append((time.perf_counter() - started) * 1e3)\ntook"
         )
         row.ours += (await bench.ours.run(code))["value"]
-        for _ in range(LOOP):
-            row.baseline.append(await _noop(bench))
+        row.baseline += [await _direct(bench, tool) for _ in range(LOOP)]
     return row
+
+
+async def _direct(bench: Bench, tool: str) -> float:
+    return await timed(bench.bare.call_tool, tool, {"n": next(numbers)})
 
 
 async def fan_out_threads(bench: Bench) -> Row:
@@ -232,6 +241,7 @@ async def tool_list(bench: Bench) -> Row:
 ROWS: Sequence[Callable[[Bench], Awaitable[Row]]] = (
     warm_run,
     inside_call,
+    inside_write,
     fan_out_threads,
     fan_out_asyncio,
     pool_hit,

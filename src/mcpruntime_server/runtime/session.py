@@ -35,6 +35,7 @@ from .run import Limits, Run, new_run_id
 
 SAVE_S = 10.0  # for the files of the last run to arrive before a sandbox is given up
 CLOSE_S = 2.5  # for the same when the server ends, interrupted code included: a client kills it after a few seconds
+IDLE_CHECK_S = 0.05  # between looks for idle sessions, at least
 MAX_CODE = 16 * 1024 * 1024  # characters of one run's code; larger things are data, and belong in a file
 FENCE = re.compile(r"\s*(?P<mark>```+|~~~+)[ \t]*(?:python|py|python3)?[ \t]*\n(?P<code>.*?)\n?(?P=mark)\s*", re.DOTALL)
 MB = 1024 * 1024
@@ -107,27 +108,16 @@ class Session:
             run.cancel()
 
     async def serve(self) -> None:
-        """Execute runs until the session has been idle for too long or is closed."""
+        """Execute runs until the session is closed."""
         try:
             async with anyio.create_task_group() as savers:
-                while (run := await self._next_run()) is not None:
+                async for run in self._receive:
                     await self._execute(run, savers)
                 with anyio.move_on_after(SAVE_S):
                     await self._until_saved()
                 savers.cancel_scope.deadline = anyio.current_time() + SAVE_S
         finally:
             self._give_up_sandbox("The session was idle or was closed.")
-
-    async def _next_run(self) -> Run | None:
-        with anyio.move_on_after(self._runtime.settings.session_idle_s):
-            try:
-                return await self._receive.receive()
-            except anyio.EndOfStream:
-                return None
-        if self._unfinished:  # one came in the very moment
-            return self._receive.receive_nowait()
-        self._runtime.forget(self)
-        return None
 
     async def _execute(self, run: Run, savers: TaskGroup) -> None:
         try:
@@ -328,9 +318,23 @@ class Runtime:
                 f"All {self.settings.max_sessions} sessions are busy.", remedy="Try again, or raise max_sessions."
             )
         oldest = min(idle, key=lambda session: session.used)
-        self.forget(oldest)
-        oldest.close()
+        self._retire(oldest)
         await oldest.closed.wait()
+
+    async def retire_idle(self) -> None:
+        """Close sessions that have been idle for too long, for as long as the server runs."""
+        while True:
+            due = time.monotonic() - self.settings.session_idle_s
+            idle = [session for session in self._live.values() if not session.is_busy]
+            for session in idle:
+                if session.used <= due:
+                    self._retire(session)
+            left = [session.used - due for session in self._live.values()]
+            await anyio.sleep(max(min(left, default=self.settings.session_idle_s), IDLE_CHECK_S))
+
+    def _retire(self, session: Session) -> None:
+        self.forget(session)
+        session.close()
 
 
 @asynccontextmanager
@@ -360,6 +364,7 @@ async def open_runtime(
                     items=settings.result_items,
                 )
                 runtime = Runtime(settings, journal, router, pool, tasks, backend=backend.name, limits=limits)
+                tasks.start_soon(runtime.retire_idle)
                 try:
                     yield runtime
                 finally:

@@ -144,6 +144,8 @@ class DefaultSession:
 
     async def get(self) -> Any:
         """Return it, made at its first use."""
+        if self._handle is not None:
+            return await self._runtime.session(self._handle, PRINCIPAL)
         async with self._lock:
             session = await self._runtime.session(self._handle, PRINCIPAL)
             self._handle = session.id
@@ -166,14 +168,13 @@ async def report_output(run: Run, ctx: Context[Any]) -> None:
     seen: dict[str, int] = {}
     count = 0
     while not run.finished.is_set():
-        changed = run.changed
         text = "".join(run.output_since(seen).values())
         if text:
             count += 1
             await ctx.report_progress(count, None, text.rstrip("\n")[-PROGRESS_CHARS:])
             continue
         with anyio.move_on_after(HEARTBEAT_S) as quiet:
-            await changed.wait()
+            await run.news()
         if quiet.cancelled_caught:
             count += 1
             await ctx.report_progress(count, None, f"still running, {run.elapsed_s():.0f} s")
