@@ -168,10 +168,10 @@ async def report_output(run: Run, ctx: Context[Any]) -> None:
     seen: dict[str, int] = {}
     count = 0
     while not run.finished.is_set():
-        text = "".join(run.output_since(seen).values())
+        text = "".join(run.output_since(seen).values()).strip("\n")
         if text:
             count += 1
-            await ctx.report_progress(count, None, text.rstrip("\n")[-PROGRESS_CHARS:])
+            await ctx.report_progress(count, None, text[-PROGRESS_CHARS:])
             continue
         with anyio.move_on_after(HEARTBEAT_S) as quiet:
             await run.news()
