@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 from docker import APIClient
+from docker.utils import kwargs_from_env
 
+API = "1.41"
 OWNER = "mcpruntime.owner"
 SETTLE_S = 30.0  # for the pool to refill on a machine that is busy
 POLL_S = 0.02
@@ -25,7 +27,7 @@ class Containers:
 
     def __init__(self, data_dir: Path) -> None:
         self._servers = data_dir / "servers"
-        self._client = APIClient(version="1.41", timeout=60)
+        self._client = APIClient(version=API, timeout=60, **kwargs_from_env())
         self._owner = ""
 
     def adopt(self) -> None:

@@ -5,6 +5,7 @@ The server is only ever spoken to as an MCP client would; `engine` looks at its 
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -132,6 +133,11 @@ def settings(folder: Path, **sandbox: Any) -> Path:
     return file
 
 
+def launch(command: str, *args: str) -> StdioServerParameters:
+    """Return how a server is started: in our own environment, which knows where the engine is."""
+    return StdioServerParameters(command=command, args=list(args), env=dict(os.environ))
+
+
 @asynccontextmanager
 async def our_server(**sandbox: Any) -> AsyncIterator[Ours]:
     """Run our server over stdio with these `[sandbox]` settings; whatever it leaves behind is removed."""
@@ -139,7 +145,7 @@ async def our_server(**sandbox: Any) -> AsyncIterator[Ours]:
         file = settings(Path(folder), **sandbox)
         containers = Containers(Path(folder) / "data")
         try:
-            async with Client(StdioServerParameters(command=OURS, args=["--config", str(file), "--stdio"])) as client:
+            async with Client(launch(OURS, "--config", str(file), "--stdio")) as client:
                 containers.adopt()
                 yield Ours(client, containers)
         finally:
@@ -149,6 +155,5 @@ async def our_server(**sandbox: Any) -> AsyncIterator[Ours]:
 @asynccontextmanager
 async def bare_server() -> AsyncIterator[Client]:
     """Run the bare server over stdio."""
-    command, *args = BARE
-    async with Client(StdioServerParameters(command=command, args=args)) as client:
+    async with Client(launch(*BARE)) as client:
         yield client
