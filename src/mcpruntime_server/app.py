@@ -97,14 +97,11 @@ async def open_app(config: Config) -> AsyncIterator[App]:
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                 }
             )
-            async with (
-                make_backend(config, held.owner) as backend,
-                anyio.create_task_group() as background,
-                open_runtime(config.server, config.sandbox, journal, router, backend) as runtime,
-            ):
-                catalog.on_change = runtime.package_changed
+            async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
                 background.start_soon(sweep, backend)
-                yield App(config, journal, catalog, backend, runtime)
+                async with open_runtime(config.server, config.sandbox, journal, router, backend) as runtime:
+                    catalog.on_change = runtime.package_changed
+                    yield App(config, journal, catalog, backend, runtime)
                 background.cancel_scope.cancel()
 
 

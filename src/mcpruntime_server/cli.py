@@ -16,7 +16,7 @@ import anyio
 
 from . import __version__
 from .config import APP, Config, describe, load
-from .errors import McpRuntimeError
+from .errors import ConfigError, McpRuntimeError
 
 LOG_BYTES = 5_000_000  # of one log file; one older one is kept
 
@@ -213,8 +213,12 @@ def when(seconds: float) -> str:
 def log_to(config: Config) -> None:
     """Log to stderr and to a file in the data folder; stdout is the protocol's alone."""
     folder = config.server.data_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.handlers.RotatingFileHandler(folder / "server.log", maxBytes=LOG_BYTES, backupCount=1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        to_file = logging.handlers.RotatingFileHandler(folder / "server.log", maxBytes=LOG_BYTES, backupCount=1)
+    except OSError as exc:
+        remedy = "Make it writable, or name another data folder with --data-dir."
+        raise ConfigError(f"The log cannot be written to {folder}: {exc.strerror}.", remedy=remedy) from exc
     layout = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     for handler in (to_file, logging.StreamHandler(sys.stderr)):
         handler.setFormatter(layout)

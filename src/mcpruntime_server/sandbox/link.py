@@ -295,6 +295,8 @@ class Link:
                 self._saving, self._saved = (current.number, current.listener), anyio.Event()
                 current.listener.on_files(message)
             case wire.Done():
+                if message.run != current.number:  # code forged the end of a run, and here is the true one
+                    raise wire.WireError(f"the end of run {message.run} while run {current.number} is under way")
                 current.done = message
                 current.over.set()
 

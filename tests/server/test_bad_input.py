@@ -1,0 +1,397 @@
+"""Hostile and unlucky code, sent by a real client: the answer is clear, the session goes on, the others notice nothing.
+
+The fixture `server` checks, after every test, that another session has kept its variables and files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from .client import Answer, Connection, write_settings
+from .client import connect as connect_to
+
+STATUSES = {"ok", "error", "timeout", "crashed"}
+
+
+async def attack(server: Connection, code: str, timeout_s: float = 2.0) -> tuple[Answer, Answer]:
+    """Run `code` in a session of its own; return its answer and that of an innocent run after it."""
+    session = f"victim {abs(hash(code))}"
+    await server.run("before = 1; open('file', 'w').write('kept')", session=session)
+    with anyio.fail_after(60):
+        answer = await server.run(code, session=session, timeout_s=timeout_s)
+        after = await server.run("print('alive')\nimport os\nos.stat('file').st_size", session=session)
+    assert (after.data.get("status"), after.data.get("stdout"), after.value) == ("ok", "alive\n", 4), after.text
+    return answer, after
+
+
+# code that is wrong, or ends in an unusual way --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "word"),
+    [
+        ("def", "error", "SyntaxError"),
+        ("x = 1\x00", "error", "null bytes"),
+        ("", "ok", ""),
+        ("\ufeffx = 1", "ok", "value: 1"),
+        ("raise SystemExit", "ok", ""),
+        ("raise GeneratorExit", "error", "GeneratorExit"),
+        ("raise KeyboardInterrupt", "error", "KeyboardInterrupt"),
+        ("class B(BaseException): pass\nraise B('base')", "error", "B: base"),
+        ("raise BaseExceptionGroup('g', [KeyboardInterrupt(), SystemExit(3)])", "error", "BaseExceptionGroup"),
+        ("import sys, threading\nt = threading.Thread(target=sys.exit); t.start(); t.join()", "ok", ""),
+        ("def f(): f()\nf()", "error", "RecursionError"),
+        ("class E(Exception):\n    def __str__(self): raise SystemExit\nraise E", "error", "E"),
+        ("raise ValueError('\\ud800')", "error", "\\ud800"),
+        ("class A:\n    def __del__(self): raise SystemExit\na = A()\ndel a\n1", "ok", "value: 1"),
+        ("import os; os._exit(3)", "crashed", "code 3"),
+        ("import os; os.abort()", "crashed", "SIGABRT"),
+        ("import ctypes; ctypes.string_at(0)", "crashed", "SIGSEGV"),
+        ("import signal; signal.alarm(1)\nwhile True: pass", "crashed", "SIGALRM"),
+        ("import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()", "crashed", "interpreter"),
+        ("import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict): o.clear()", "crashed", "interpreter"),
+    ],
+)
+async def test_an_unusual_end_is_told_as_it_was(server: Connection, code: str, status: str, word: str) -> None:
+    answer, _ = await attack(server, code, timeout_s=10)
+    assert (answer.status, word in answer.text) == (status, True), answer.text
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import json\njson.dumps = json.loads = None",
+        "import builtins\nfor name in ('len', 'type', 'str', 'repr', 'eval', 'int'): setattr(builtins, name, None)",
+        "import sys\nsys.modules.clear()",
+        "import traceback, ast, select\ntraceback.TracebackException = ast.parse = select.select = None",
+        "import sys\nsys.settrace(lambda *a: 1 / 0)\nx = 1",
+        "import sys\nsys.stdout = sys.stderr = sys.excepthook = sys.displayhook = None\n1 / 0",
+        "from resource import RLIMIT_NOFILE, setrlimit\nsetrlimit(RLIMIT_NOFILE, (0, 0))",
+        "import sys\ndel sys.modules['__main__']\nglobals().clear()",
+        "import os\nos.makedirs('/tmp/gone')\nos.chdir('/tmp/gone')\nos.rmdir('/tmp/gone')\nos.chdir('/workspace')",
+    ],
+)
+async def test_code_that_breaks_its_own_interpreter_harms_no_later_run(server: Connection, code: str) -> None:
+    answer, _ = await attack(server, code)
+    assert answer.status in STATUSES
+
+
+# code that takes too much -----------------------------------------------------------------------------
+
+
+async def test_a_gigabyte_of_output_is_cut_and_counted(server: Connection) -> None:
+    code = "line = 'x' * 9_999\nprint('first')\nfor _ in range(100_000): print(line)"
+    answer, _ = await attack(server, code, timeout_s=60)
+    assert answer.status == "ok"
+    assert answer.stdout.startswith("first\n")
+    assert "bytes of output dropped" in answer.stdout
+    assert "stdout is cut" in answer.note
+    assert len(answer.text) < 25_000
+
+
+@pytest.mark.parametrize(
+    ("code", "statuses"),
+    [
+        ("x = []\nwhile True: x.append(bytearray(10_000_000))", {"crashed"}),
+        ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"timeout"}),
+        ("import os\nwhile True:\n    try: os.fork() or os.setsid()\n    except OSError: pass", {"timeout"}),
+        ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()", {"error"}),
+        ("with open('big', 'wb') as f:\n    while True: f.write(bytes(1_000_000))", {"error"}),
+        ("with open('/tmp/big', 'wb') as f:\n    while True: f.write(bytes(1_000_000))", {"error"}),
+        ("import itertools\nfor n in itertools.count(): open(f'many{n}', 'w').close()", {"error"}),
+        ("import os\nopen_files = []\nwhile True: open_files.append(os.open('/', 0))", {"error"}),
+    ],
+)
+async def test_code_that_takes_all_there_is_of_something_gets_no_more(
+    server: Connection, code: str, statuses: set[str]
+) -> None:
+    answer, _ = await attack(server, code)
+    assert answer.status in statuses, answer.text
+
+
+@pytest.mark.parametrize(
+    ("code", "keeps_variables"),
+    [
+        ("while True: pass", True),
+        ("import time\ntime.sleep(600)", True),
+        ("import asyncio\nawait asyncio.sleep(600)", True),
+        ("import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass", False),
+        ("import time\nwhile True:\n    try: time.sleep(9)\n    except BaseException: pass", False),
+        ("class A:\n    def __repr__(self):\n        while True: pass\nA()", True),
+        ("class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E", False),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", False),
+    ],
+)
+async def test_endless_code_is_stopped_at_its_time_limit(server: Connection, code: str, keeps_variables: bool) -> None:
+    session = f"endless {abs(hash(code))}"
+    await server.run("before = 7", session=session)
+    answer = await server.run(code, session=session, timeout_s=0.5)
+    assert answer.status == "timeout"
+    assert "Stopped after 0.5 s" in answer.note
+    assert ("are kept as they were" in answer.note) is keeps_variables
+    assert ("Variables are gone" in answer.note) is not keeps_variables
+    assert (await server.value("'before' in globals()", session=session)) is keeps_variables
+
+
+# code that attacks what it runs in ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nfor fd in (0, 1, 2): os.close(fd)",
+        "import os\nos.closerange(3, 1024)",
+        "import os\nfor fd in range(99, 1024):\n    try: os.write(fd, bytes(99))\n    except OSError: pass\nwhile 1: pass",
+        "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nwhile True: pass",
+        "import os, signal\nos.kill(-1, signal.SIGKILL)",
+        "import os, signal\nos.kill(1, signal.SIGTERM)",
+    ],
+)
+async def test_code_that_attacks_its_surroundings_loses_its_variables_at_most(server: Connection, code: str) -> None:
+    answer, _ = await attack(server, code)
+    assert answer.status in STATUSES
+
+
+async def test_a_stopped_supervisor_costs_the_sandbox_and_not_the_session(server: Connection) -> None:
+    answer, _ = await attack(
+        server, "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nwhile True: pass", timeout_s=0.5
+    )
+    assert "did not react" in answer.text
+
+
+FORGE = """
+import json, os, stat, time
+from mcpruntime_kernel import wire
+def frame(name, head, data=None):
+    kind = [cls.__name__ for cls in wire.KINDS].index(name)
+    head = head if isinstance(head, bytes) else json.dumps(head).encode()
+    body = bytes([kind]) + head + (b'' if data is None else b'\\n' + data)
+    return len(body).to_bytes(4, 'big') + body
+def say(data):
+    for fd in range(3, 1024):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode): os.write(fd, data)
+        except OSError: pass
+def say_outside(data):
+    parent = f'/proc/{os.getppid()}/fd'
+    for entry in os.listdir(parent):
+        try:
+            if int(entry) >= 200: os.write(os.open(f'{parent}/{entry}', os.O_WRONLY), data)
+        except OSError: pass
+run = 2
+"""
+ODD = (
+    b'{"run":2,"status":"?","value":{"kind":"json","text":"NaN","type":5},"error":{"line":"x","message":[1]},'
+    b'"usage":{"wall_ms":NaN,"cpu_ms":1e999},"clocks":{"time":[NaN,1,"x"]}}'
+)
+NAN = b'{"id":9,"run":2,"target":"tools.lively.echo","args":{"a":NaN}}'
+BIG = "{'type': 'e' * 9_000_000, 'message': 'm' * 9_000_000, 'traceback': 't', 'line': 10 ** 30}"
+FORGERIES = {
+    "types": "say(frame('Done', {'run': 'x'}))",
+    "huge length": "say(b'\\xff' * 9)",
+    "no length": "say(bytes(9))",
+    "half a frame": "say(frame('Done', {'run': run, 'status': 'ok'})[:10])",
+    "a kind of the host's": "say(frame('Execute', {'run': 9, 'code': '1', 'name': 'x'}))",
+    "a kind of the supervisor's": "say(frame('Restarted', {'reason': 'x'}))",
+    "twice": "say(frame('Done', {'run': run, 'status': 'ok'}) * 2)",
+    "another run": "say(frame('Done', {'run': 99, 'status': 'ok'}))",
+    "odd fields": f"say(frame('Done', {ODD!r}))",
+    "huge figures": "say(frame('Done', {'run': run, 'status': 'ok', 'usage': {'wall_ms': 10 ** 400}}))",
+    "deep": "text = '[' * 500 + ']' * 500\nsay(frame('Done', {'run': run, 'status': 'ok', 'value': "
+    "{'kind': 'json', 'text': text}}))",
+    "huge texts": "text = json.dumps('x' * 9_000_000)\nsay(frame('Done', {'run': run, 'status': 'ok', 'value': "
+    "{'kind': 'json', 'text': text}, 'error': " + BIG + "}))",
+    "a call with odd types": "say(frame('Call', {'id': 'x', 'run': run, 'target': 'tools.a.b', 'args': {}}))",
+    "a call of nothing": "long = 't' * 999_999\n"
+    "say(frame('Call', {'id': -1, 'run': 9, 'target': long, 'args': {long: 1}}))",
+    "a call with NaN": f"say(frame('Call', {NAN!r}))",
+    "one id a thousand times": "call = {'id': 1, 'run': 2, 'target': 'catalog.servers', 'args': {}}\n"
+    "say(frame('Call', call) * 1000)",
+    "garbage outside": "say_outside(b'\\xff' * 99)",
+    "files outside": "say_outside(frame('Files', {'run': run, 'changed': ['../x'], 'removed': ['y' * 99_999]})"
+    " + frame('FileData', {'run': run, 'path': '../../x', 'mode': 511, 'last': True}, b'evil'))",
+    "NUL in a path": "say_outside(frame('Files', {'run': run, 'changed': ['x'], 'removed': []})"
+    " + frame('FileData', {'run': run, 'path': 'a\\0b', 'mode': 511, 'last': True}, b'evil'))",
+    "endless output": "head = {'run': run, 'stream': 'stdout', 'dropped': -5}\n"
+    "for _ in range(300): say_outside(frame('Output', head, b'y' * 99_999))",
+    "deaths": "say_outside(frame('Restarted', {'reason': 'r' * 999_999}))",
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+async def test_forged_frames_cost_their_own_sandbox_at_most(server: Connection, forgery: str) -> None:
+    session = f"forger {forgery.replace(chr(39), '')}"
+    await server.run("open('file', 'w').write('kept')", session=session)
+    code = f"{FORGE}{FORGERIES[forgery]}\ntime.sleep(0.2)"
+    with anyio.fail_after(60):
+        answer = await server.run(code, session=session, timeout_s=2)
+        assert answer.status in STATUSES, answer.text
+        assert len(answer.text) < 60_000
+        await server.run("1", session=session)  # which may have to hear what the forger's interpreter says belatedly
+        assert await server.value("open('file').read()", session=session) == "kept"
+
+
+# values that are hard to show -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("class A:\n    def __repr__(self): raise ValueError\nA()", "<A whose repr failed with ValueError>"),
+        ("class A:\n    def __repr__(self): return 3\nA()", "<A whose repr failed with TypeError>"),
+        ("x = []\nfor _ in range(10**6): x = [x]\nx", "<list whose repr failed with RecursionError>"),
+        ("2 ** 20_000", "<int whose repr failed with ValueError>"),
+        ("[float('nan'), float('inf'), 1.5]", "[nan, inf, 1.5]"),
+        ("b'\\xff\\x00'", "b'\\xff\\x00'"),
+        ("x = {}\nx['a'] = x\nx", "{'a': {...}}"),
+        ("{'\\ud800': '\\udfff'}", {"\\ud800": "\\udfff"}),
+        ("[2 ** 64, -(2 ** 64), 2 ** 53]", ["18446744073709551616", "-18446744073709551616", 2**53]),
+        ("{1: 2}", "{1: 2}"),
+        ("[[], {}, '', 0, False, None]", [[], {}, "", 0, False, None]),
+        ("0", 0),
+        ("False", False),
+        ("''", ""),
+    ],
+)
+async def test_every_value_is_shown_as_json_or_as_its_repr(server: Connection, code: str, value: Any) -> None:
+    answer = await server.run(code, session="values")
+    assert (answer.status, answer.value) == ("ok", value)
+
+
+@pytest.mark.parametrize("made", ["'x' * 100_000_000", "type('A', (), {'__repr__': lambda self: 'x' * 100_000_000})()"])
+async def test_a_value_of_100_mb_is_cut(server: Connection, made: str) -> None:
+    answer = await server.run(made, session="huge values")
+    assert answer.status == "ok"
+    assert "characters left out" in answer.value
+    assert "value is cut" in answer.note
+
+
+async def test_lone_surrogates_in_output_names_and_arguments_do_no_harm(server: Connection) -> None:
+    code = """
+import sys
+from tools.lively import echo
+print('\\udc80'); print('\\udc81', file=sys.stderr)
+open('\\udc80name', 'w').close(); open('good', 'w').close()
+echo(text='\\ud83d')
+"""
+    answer = await server.run(code, session="surrogates")
+    assert (answer.stdout, answer.stderr, answer.files) == ("\\udc80\n", "\\udc81\n", ["good"])
+    assert (answer.status, answer.value) == ("ok", "\\ud83d")
+
+
+async def test_file_names_stay_on_one_line_and_of_bearable_length(server: Connection) -> None:
+    code = "import os\nd = 'd' * 250\nos.makedirs(d)\nopen(f'{d}/{d}', 'w').close()\nopen('two\\nlines', 'w').close()"
+    answer = await server.run(code, session="names")
+    assert answer.files[1] == "'two\\nlines'"
+    assert len(answer.files[0]) <= 201
+
+
+# upstreams that are not well --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["missing", "garbage", "silent", "dies", "shapeless"])
+async def test_an_upstream_that_cannot_be_used_is_a_clear_error_in_the_code(server: Connection, name: str) -> None:
+    answer = await server.run(f"from tools.{name} import anything", session="upstreams", timeout_s=30)
+    assert answer.status == "error"
+    assert name in answer.error["message"]
+    assert (await server.run("1", session="upstreams")).value == 1
+
+
+async def test_an_upstream_that_says_garbage_between_its_answers_is_used_all_the_same(server: Connection) -> None:
+    assert await server.value("tools.noisy.grow()", session="upstreams") == "ok"
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        ("lively.crash()", "crash"),
+        ("slow.hang()", "0.5 s"),
+        ("lively.fail(reason='because')", "because"),
+        ("lively.lies()", "schema"),
+        ("lively.echo(txt='x')", "Did you mean 'text'?"),
+        ("lively.ecko(text='x')", "Did you mean 'echo'?"),
+        ("livly.echo(text='x')", "Did you mean 'lively'?"),
+        ("lively.echo(text=float('nan'))", "not JSON"),
+    ],
+)
+async def test_a_call_that_fails_is_an_error_that_names_it(server: Connection, call: str, word: str) -> None:
+    answer = await server.run(f"tools.{call}", session="calls", timeout_s=30)
+    assert answer.status == "error"
+    assert word in answer.text
+    after = await server.run("tools.lively.echo(text='well')", session="calls", timeout_s=30)
+    assert (after.value, [call["status"] for call in after.calls]) == ("well", ["ok"]), after.text
+
+
+async def test_hostile_tools_can_be_listed_and_called(server: Connection) -> None:
+    answer = await server.run("found = tools.list('hostile')\nlen(found)", session="hostile", timeout_s=60)
+    assert answer.value > 20
+    assert not await anyio.Path("/tmp/pwned").exists()
+    assert await server.value("tools.hostile.class_()", session="hostile") == "class"
+
+
+# requests that are wrong ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, ["[invalid_request]", "code", "code*, session, timeout_s"]),
+        ({"code": 5}, ["[invalid_request]", "valid string"]),
+        ({"code": "1", "sesion": "x"}, ["[invalid_request]", "Did you mean 'session'?"]),
+        ({"code": "1", "timeout_s": -1}, ["[invalid_request]", "greater than 0"]),
+        ({"code": "1", "timeout_s": 1e9}, ["[invalid_request]", "86400"]),
+        ({"code": "1", "session": "s_unknown"}, ["[not_found]", "Leave `session` out"]),
+        ({"code": "1", "session": "../up"}, ["[invalid_request]", "letters, digits"]),
+        ({"code": "1", "session": ""}, ["[invalid_request]", "letters, digits"]),
+        ({"code": "1", "session": "x" * 65}, ["[invalid_request]", "letters, digits"]),
+        ({"code": "#" * 17_000_000}, ["[invalid_request]", "the limit is"]),
+    ],
+)
+async def test_a_wrong_request_is_refused_with_what_would_be_right(
+    server: Connection, arguments: dict[str, Any], words: list[str]
+) -> None:
+    result = await server.client.call_tool("run_code", arguments)
+    assert result.is_error
+    text = result.content[0].text  # type: ignore[union-attr]
+    assert all(word in text for word in words), text
+    assert "pydantic" not in text
+
+
+async def test_a_tool_that_is_none_is_refused_with_the_names_of_those_that_are(server: Connection) -> None:
+    result = await server.client.call_tool("run_codes", {})
+    assert result.is_error
+    assert "run_code" in result.content[0].text  # type: ignore[union-attr]
+
+
+async def test_five_megabytes_of_code_run(server: Connection) -> None:
+    code = "data = '" + "x" * 5_000_000 + "'\nlen(data)"
+    assert await server.value(code, session="large code") == 5_000_000
+
+
+# no engine, no image ----------------------------------------------------------------------------------------
+
+
+async def test_without_an_image_the_answer_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    async with connect_to(write_settings(tmp_path, sandbox={"image": "mcpruntime-no-such:image"})) as server:
+        for _ in range(2):
+            answer = await server.run("1")
+            assert answer.failed
+            assert "mcpruntime-no-such:image" in answer.text
+
+
+async def test_without_an_engine_the_answer_names_the_remedy_and_once_it_answers_code_runs(tmp_path: Path) -> None:
+    address = tmp_path / "engine.sock"
+    env = {"DOCKER_HOST": f"unix://{address}"}
+    async with connect_to(write_settings(tmp_path), env) as server:
+        for _ in range(3):
+            answer = await server.run("1", session="patient")
+            assert answer.failed
+            assert "[unavailable]" in answer.text
+            assert "scripts/docker-engine" in answer.text
+        address.symlink_to("/var/run/docker.sock")
+        answer = await server.run("1 + 1", session="patient")
+        assert (answer.status, answer.value) == ("ok", 2), answer.text
