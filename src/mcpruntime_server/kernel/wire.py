@@ -2,7 +2,7 @@
 
 This module is imported by the host and is also shipped, as source, into the sandbox.
 
-Rule 1: every message is a frozen dataclass listed in `KINDS`; nothing else crosses the boundary.
+Rule 1: every message is an immutable class listed in `KINDS`; nothing else crosses the boundary.
 Rule 2: this module does no I/O. `encode`, `Splitter` and `Decoder` turn messages into bytes and back.
 Rule 3: a frame is `length (4 bytes, big endian) | kind (1 byte) | JSON object | newline | payload`, where the length
 counts everything after itself and the payload is the raw bytes of the field `data`. The newline and the payload are
@@ -13,8 +13,15 @@ Rule 4: bytes that are not a message raise `WireError`; the connection cannot be
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, List, Optional, Tuple, Type, TypeVar, Union
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        return lambda cls: cls
+
 
 VERSION = 1
 MAX_FRAME = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a message
@@ -22,19 +29,80 @@ CHUNK = 256 * 1024  # bytes of file content or output in one frame, so that noth
 HEADER = 5  # bytes: length and kind
 
 
+CHECKS: Dict[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int,
+    "bool": lambda value: type(value) is bool,
+    "str": lambda value: type(value) is str,
+    "bytes": lambda value: type(value) is bytes,
+    "Any": lambda value: True,
+    "List[str]": lambda value: type(value) is list and all(type(item) is str for item in value),
+    "Dict[str, Any]": lambda value: type(value) is dict,
+    "Optional[int]": lambda value: value is None or type(value) is int,
+    "Optional[Dict[str, Any]]": lambda value: value is None or type(value) is dict,
+    "Optional[Dict[str, float]]": lambda value: (
+        value is None or (type(value) is dict and all(type(item) in (int, float) for item in value.values()))
+    ),
+}
+
+
+M = TypeVar("M", bound="Message")
+
+
 class WireError(Exception):
     """The peer sent bytes that are not a message, or a message was too large to send."""
 
 
-@dataclass(frozen=True)
+@dataclass_transform(frozen_default=True)
 class Message:
-    """Base of everything that crosses the boundary."""
+    """Base of everything that crosses the boundary: its subclasses behave like frozen dataclasses.
+
+    They are not, because importing `dataclasses` and running it over them is a fifth of a sandbox's start.
+    """
+
+    FIELDS: ClassVar[Tuple[Tuple[str, Callable[[Any], bool]], ...]] = ()  # name, and whether a value fits
+    NAMES: ClassVar[Tuple[str, ...]] = ()
+    CARRIES_DATA: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.FIELDS = tuple((name, CHECKS[kind]) for name, kind in cls.__annotations__.items())
+        cls.NAMES = tuple(name for name, _ in cls.FIELDS)
+        cls.CARRIES_DATA = "data" in cls.NAMES
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if len(args) > len(self.NAMES):
+            raise TypeError(f"{type(self).__name__} has {len(self.NAMES)} fields, not {len(args)}")
+        values = dict(zip(self.NAMES, args))  # noqa: B905 - `strict` is newer than Python 3.9
+        for name in self.NAMES[len(args) :]:
+            if name in kwargs:
+                values[name] = kwargs.pop(name)
+            elif not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} needs {name}")
+            else:
+                values[name] = getattr(type(self), name)
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(kwargs)}")
+        self.__dict__.update(values)
+
+    def but(self: M, **changes: Any) -> M:
+        """Return a copy with some fields changed."""
+        return type(self)(**{**self.__dict__, **changes})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
 
 
 # host -> sandbox ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Setup(Message):
     """The first message: whether the sandbox has a process namespace of its own, and its limits (bytes).
 
@@ -51,7 +119,6 @@ class Setup(Message):
     limits: Dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Execute(Message):
     """Run `code`; `name` is what tracebacks call it (`<step 3>`); the packages in `stale` are imported anew."""
 
@@ -61,7 +128,6 @@ class Execute(Message):
     stale: List[str]
 
 
-@dataclass(frozen=True)
 class Reply(Message):
     """The answer to `Call` number `call`: a value, or the error that the code is to raise."""
 
@@ -70,21 +136,18 @@ class Reply(Message):
     error: Optional[Dict[str, Any]] = None  # keys: kind, message, data
 
 
-@dataclass(frozen=True)
 class Interrupt(Message):
     """Raise KeyboardInterrupt in run `run`; ignored if that run is over."""
 
     run: int
 
 
-@dataclass(frozen=True)
 class Kill(Message):
     """Kill every process of the code's and start a fresh interpreter; ignored if run `run` is over."""
 
     run: int
 
 
-@dataclass(frozen=True)
 class Put(Message):
     """Write a piece of a workspace file; the first piece has `offset` 0 and replaces what was there."""
 
@@ -98,7 +161,6 @@ class Put(Message):
 # sandbox -> host ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Ready(Message):
     """The kernel stands: sent once, after `Setup`."""
 
@@ -107,7 +169,6 @@ class Ready(Message):
     platform: str
 
 
-@dataclass(frozen=True)
 class Output(Message):
     """What run `run` printed, as bytes; `dropped` counts the bytes left out before `data`."""
 
@@ -117,7 +178,6 @@ class Output(Message):
     data: bytes
 
 
-@dataclass(frozen=True)
 class Call(Message):
     """Sandboxed code asks the host for something."""
 
@@ -128,7 +188,6 @@ class Call(Message):
     line: Optional[int] = None  # line of the user's code that made the call, where it is known
 
 
-@dataclass(frozen=True)
 class Files(Message):
     """Workspace paths that run `run` changed or removed; sent before its `Done`, if there are any."""
 
@@ -137,14 +196,12 @@ class Files(Message):
     removed: List[str]
 
 
-@dataclass(frozen=True)
 class Restarted(Message):
     """The interpreter died and a fresh one has taken its place: variables are gone, files are not."""
 
     reason: str
 
 
-@dataclass(frozen=True)
 class Done(Message):
     """Run `run` is over."""
 
@@ -156,7 +213,6 @@ class Done(Message):
     clocks: Optional[Dict[str, Any]] = None  # what clocks told the code: name to list of readings
 
 
-@dataclass(frozen=True)
 class FileData(Message):
     """A piece of a changed workspace file, streamed after `Done`."""
 
@@ -167,7 +223,6 @@ class FileData(Message):
     data: bytes
 
 
-@dataclass(frozen=True)
 class Saved(Message):
     """All `FileData` of run `run` have been sent; `skipped` names files that could not be read."""
 
@@ -181,25 +236,6 @@ KINDS: Tuple[Type[Message], ...] = (
 )  # fmt: skip
 KIND_OF: Dict[Type[Message], int] = {cls: kind for kind, cls in enumerate(KINDS)}
 
-CHECKS: Dict[str, Callable[[Any], bool]] = {
-    "int": lambda value: type(value) is int,
-    "bool": lambda value: type(value) is bool,
-    "str": lambda value: type(value) is str,
-    "bytes": lambda value: type(value) is bytes,
-    "Any": lambda value: True,
-    "List[str]": lambda value: type(value) is list and all(type(item) is str for item in value),
-    "Dict[str, Any]": lambda value: type(value) is dict,
-    "Optional[int]": lambda value: value is None or type(value) is int,
-    "Optional[Dict[str, Any]]": lambda value: value is None or type(value) is dict,
-    "Optional[Dict[str, float]]": lambda value: (
-        value is None or (type(value) is dict and all(type(item) in (int, float) for item in value.values()))
-    ),
-}
-FIELDS: Dict[Type[Message], Tuple[Tuple[str, Callable[[Any], bool]], ...]] = {
-    cls: tuple((field.name, CHECKS[str(field.type)]) for field in fields(cls)) for cls in KINDS
-}
-CARRIES_DATA = frozenset(cls for cls in KINDS if any(name == "data" for name, _ in FIELDS[cls]))
-
 
 _json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _parse = json.JSONDecoder().decode  # bound here, so that code which replaces `json.loads` stops nothing of ours
@@ -209,7 +245,7 @@ def encode(message: Message) -> bytes:
     """Return `message` as one frame; raises `WireError` if it is not JSON or too large."""
     cls = type(message)
     head = dict(message.__dict__)
-    payload = b"\n" + head.pop("data") if cls in CARRIES_DATA else b""
+    payload = b"\n" + head.pop("data") if cls.CARRIES_DATA else b""
     try:
         text = _json(head)
     except (TypeError, ValueError, RecursionError) as exc:
@@ -226,7 +262,7 @@ def decode(kind: int, body: bytes) -> Message:
         raise WireError(f"no message has the kind {kind}")
     cls = KINDS[kind]
     try:
-        if cls in CARRIES_DATA:
+        if cls.CARRIES_DATA:
             text, _, payload = body.partition(b"\n")
         else:
             text, payload = body, None
@@ -238,7 +274,7 @@ def decode(kind: int, body: bytes) -> Message:
         message = cls(**head)
     except (ValueError, TypeError, RecursionError) as exc:
         raise WireError(f"not a {cls.__name__}: {body[:80]!r}") from exc
-    for name, fits in FIELDS[cls]:
+    for name, fits in cls.FIELDS:
         if not fits(getattr(message, name)):
             raise WireError(f"{cls.__name__}.{name} has the wrong type: {getattr(message, name)!r:.80}")
     return message

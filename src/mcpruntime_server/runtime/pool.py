@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from dataclasses import replace
 
 import anyio
 from anyio.abc import TaskGroup
@@ -99,7 +98,7 @@ class Pool:
                 self._announce()
 
     def _new_setup(self) -> wire.Setup:
-        return replace(self._setup, seed=secrets.token_hex(16))
+        return self._setup.but(seed=secrets.token_hex(16))
 
     def _announce(self) -> None:
         self._news.set()

@@ -7,6 +7,7 @@ descriptors themselves. Whoever else writes to fd 1 or reads fd 0 in this proces
 
 from __future__ import annotations
 
+import json
 import os
 import select
 from collections.abc import AsyncIterator
@@ -15,8 +16,10 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
-from mcp.types import jsonrpc_message_adapter
+from mcp.types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
 from pydantic import ValidationError
+
+from ..kernel.wire import spelled_out
 
 READ = 64 * 1024
 PIECE = select.PIPE_BUF  # what a pipe that is writable takes without blocking
@@ -39,7 +42,7 @@ async def stdio_streams() -> AsyncIterator[
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage]()
     try:
         async with anyio.create_task_group() as tasks, incoming, outgoing:
-            tasks.start_soon(_read, source, to_server)
+            tasks.start_soon(_read, source, to_server, outgoing.clone())
             tasks.start_soon(_write, from_server, sink)
             yield incoming, outgoing
             tasks.cancel_scope.cancel()
@@ -48,15 +51,42 @@ async def stdio_streams() -> AsyncIterator[
         os.close(sink)
 
 
-async def _read(source: int, to_server: MemoryObjectSendStream[Incoming]) -> None:
-    """Pass on each line of `source` as a message, and what is none as the exception that says so."""
-    async with to_server:
+async def _read(
+    source: int, to_server: MemoryObjectSendStream[Incoming], outgoing: MemoryObjectSendStream[SessionMessage]
+) -> None:
+    """Pass on each line of `source` as a message; what is none is answered with an error, so that nobody waits."""
+    async with to_server, outgoing:
         with suppress(anyio.BrokenResourceError):  # the server has stopped listening
             async for line in _lines(source):
-                try:
-                    await to_server.send(SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False)))
-                except ValidationError as exc:
-                    await to_server.send(exc)
+                message = parse(line)
+                if isinstance(message, SessionMessage):
+                    await to_server.send(message)
+                else:
+                    await outgoing.send(SessionMessage(message))
+
+
+def parse(line: bytes) -> SessionMessage | JSONRPCError:
+    """Return the message in `line`, or the error that answers it.
+
+    JSON can spell half a character (a lone surrogate), which the SDK refuses; here it stays visible as an escape.
+    """
+    try:
+        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
+    except ValidationError:
+        pass
+    try:
+        found = spelled_out(json.loads(line))
+    except (ValueError, RecursionError) as exc:
+        return _error(None, PARSE_ERROR, f"A line is not JSON: {exc}")
+    try:
+        return SessionMessage(jsonrpc_message_adapter.validate_python(found, by_name=False))
+    except ValidationError:
+        number = found.get("id") if isinstance(found, dict) else None
+        return _error(number if isinstance(number, int | str) else None, INVALID_REQUEST, "A line is not JSON-RPC.")
+
+
+def _error(number: int | str | None, code: int, text: str) -> JSONRPCError:
+    return JSONRPCError(jsonrpc="2.0", id=number, error=ErrorData(code=code, message=text))
 
 
 async def _lines(source: int) -> AsyncIterator[bytes]:
