@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("steady", deadline=None)  # the machine may be busy with something else
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
