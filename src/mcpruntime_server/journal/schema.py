@@ -70,10 +70,8 @@ def prepare(path: Path) -> sqlite3.Connection:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise JournalFailed(f"The file system of {path} cannot hold a journal.", remedy="Use a local disk.")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when it is idle
+            set_up_writing(connection)
             connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT}")
-            connection.execute("PRAGMA foreign_keys = ON")
             migrate(connection, path)
         except BaseException:
             connection.close()
@@ -81,6 +79,21 @@ def prepare(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as exc:
         raise failure(exc, path) from exc
     return connection
+
+
+def connect_quick(path: Path) -> sqlite3.Connection:
+    """Return a second connection that writes to `path`, which has been prepared, and never waits for another writer."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA busy_timeout = 0")
+    set_up_writing(connection)
+    return connection
+
+
+def set_up_writing(connection: sqlite3.Connection) -> None:
+    """Have commits reach the system and not wait for the disk, and leave checkpoints to the writer."""
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:

@@ -33,7 +33,7 @@ from .blobs import BlobStore
 from .events import VERSION, Event, RunFinished, RunStarted, fields_of, from_fields, kind_of, text_of, to_json
 from .lease import Lease
 from .rows import RunRow, SessionRow, Stored
-from .schema import connect_reader, failure, prepare
+from .schema import connect_quick, connect_reader, failure, prepare
 from .watch import Watch, offer_all
 from .writer import Writer
 
@@ -93,7 +93,7 @@ class Journal:
         self.owner = lease.owner
         self.blobs = blobs
         self._path = data_dir / "journal.db"
-        self._writer = Writer(connection, self._path)
+        self._writer = Writer(connection, connect_quick(self._path), self._path)
         self._readers: list[Connection] = []  # idle ones
         self._last: dict[str, int] = {}  # claimed session -> ordinal of its last event
         self._watches: defaultdict[str, set[Watch]] = defaultdict(set)

@@ -1,11 +1,15 @@
 """The one thread that writes: it takes what has queued up and commits it together.
 
+There is one exception. Waking a thread and being woken by it takes five times as long as committing two small rows, and
+every run ends by waiting for that; so a flush of little, while nobody else writes, is done where it is asked for.
+
 Rule 1: jobs are done in the order in which they were given; all that wait when the thread gets to them share a
 transaction, so that a burst costs one commit. Who waits wakes the thread at once, an event alone a little later.
 Rule 2: a job that is `kept` (an event) stays in the queue while the disk refuses, and is tried again with the next job
 and once in a while, so the log never has a hole; any other job is told of the failure at once and forgotten.
 Rule 3: a job that is wrong in itself fails alone; its neighbours are committed without it.
-Rule 4: the event loop is woken once per commit, and only if somebody waits. Checkpoints wait for a quiet moment.
+Rule 4: the event loop is never kept waiting for a disk or another writer: what cannot be done at once is the thread's.
+Rule 5: the event loop is woken once per commit, and only if somebody waits. Checkpoints wait for a quiet moment.
 This module knows transactions, not tables.
 """
 
@@ -33,6 +37,9 @@ RETRY_S = 1.0  # between tries while the disk refuses
 CHECKPOINT_BYTES = 32 * 1024 * 1024  # written without a quiet moment; then a checkpoint is due all the same
 LINGER_S = 0.01  # an event that nobody waits for is written so much later: a thread at work slows the event loop down
 URGENT_BYTES = 1024 * 1024  # of events, which are written at once
+AT_ONCE_BYTES = (
+    12 * 1024
+)  # so little is committed without the thread: into the page cache, in less than waking it takes
 BATCH = 1000  # jobs in one transaction, so that other servers get their turn
 
 
@@ -59,17 +66,21 @@ class Job:
 class Writer:
     """Owns the thread and its connection; `put` and `call` belong to the event loop's thread."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, quick: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
+        self._quick = quick  # of the event loop's thread; it never waits for another writer
         self._path = path
         self._jobs: deque[Job] = deque()
         self._wakes: SimpleQueue[None] = SimpleQueue()
-        self._alarm: asyncio.TimerHandle | None = None  # wakes the thread for events that nobody waits for
+        self._alarm: asyncio.TimerHandle | None = None  # wakes the thread for what nobody waits for
+        self._lingers = False  # the alarm is for an event, not for a checkpoint
+        self._turn = threading.Lock()  # held by whoever takes jobs, until they are committed
+        self._postponed = False  # the thread holds jobs that the disk has refused
         self._loop = asyncio.get_running_loop()  # anyio's own way to call back waits for the answer; this does not
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._stopped = anyio.Event()
         self._bytes_in = 0  # counted by the loop
-        self._bytes_out = 0  # counted by the thread, so that neither needs a lock
+        self._bytes_out = 0  # counted by whoever commits, in its turn
         self._refused: Exception | None = None  # why an event was left out; told to the next flush
         self._since_checkpoint = 0
         self._ending = False
@@ -86,8 +97,9 @@ class Writer:
         self._jobs.append(Job(work, kept=True, size=size))
         if self.backlog > URGENT_BYTES:
             self._wake()
-        elif self._alarm is None:
-            self._alarm = self._loop.call_later(LINGER_S, self._wake)
+        elif self._alarm is None or not self._lingers:
+            self._wake_in(LINGER_S)
+            self._lingers = True
 
     async def call(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do `work` after all that was queued before; raises what it raises, or `JournalFailed`."""
@@ -95,9 +107,29 @@ class Writer:
 
     def flush(self) -> Job:
         """Commit all that was queued before; the job's `outcome` raises `JournalFailed` if it could not be."""
-        if self.backlog or self._refused is not None:
+        if (self.backlog or self._refused is not None) and not self._commit_at_once():
             return self._submit(self._report_refusal)
         return Job(self._report_refusal)
+
+    def _commit_at_once(self) -> bool:
+        """Commit here and now if that is a matter of microseconds; say whether it was done."""
+        if self.backlog > AT_ONCE_BYTES or self._refused is not None or not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self._postponed:
+                return False
+            jobs = list(self._jobs)
+            with transaction(self._quick):
+                for job in jobs:
+                    job.result = job.work(self._quick)
+            self._jobs.clear()
+            self._settle(jobs)
+        except Exception:  # noqa: BLE001 - another writer's turn, a full disk, a wrong job: the thread deals with it
+            return False
+        finally:
+            self._turn.release()
+        self._wake_in(IDLE_S)  # for a checkpoint
+        return True
 
     def _submit(self, work: Callable[[sqlite3.Connection], Any]) -> Job:
         if self._ending:
@@ -120,6 +152,12 @@ class Writer:
             self._alarm = None
         self._wakes.put(None)
 
+    def _wake_in(self, seconds: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_later(seconds, self._wake)
+        self._lingers = False
+
     def _report_refusal(self, _: sqlite3.Connection) -> None:
         refused, self._refused = self._refused, None
         if refused is not None:
@@ -130,35 +168,38 @@ class Writer:
     def _serve(self) -> None:
         waiting: list[Job] = []
         while True:
-            is_quiet = self._collect(waiting)
-            if waiting:
-                waiting = self._commit(waiting)
+            is_quiet = self._wait(RETRY_S if waiting else IDLE_S if self._since_checkpoint else None)
+            with self._turn:
+                while self._jobs and len(waiting) < BATCH:
+                    waiting.append(self._jobs.popleft())
+                if waiting:
+                    waiting = self._commit(waiting)
+                self._postponed = bool(waiting)
             if is_quiet or self._since_checkpoint > CHECKPOINT_BYTES:
                 self._checkpoint()
             if self._ending and not self._jobs:
                 break
-        self._connection.close()
+        for connection in (self._connection, self._quick):
+            connection.close()
         self._loop.call_soon_threadsafe(self._stopped.set)
 
-    def _collect(self, waiting: list[Job]) -> bool:
-        """Add to `waiting` what is queued, after waiting to be woken; say whether it is time for a checkpoint."""
+    def _wait(self, timeout: float | None) -> bool:
+        """Wait to be woken, unless there is more to do; say whether nobody did in time."""
         is_quiet = False
         if len(self._jobs) < BATCH:
             try:
-                self._wakes.get(timeout=RETRY_S if waiting else IDLE_S if self._since_checkpoint else None)
+                self._wakes.get(timeout=timeout)
             except Empty:
                 is_quiet = True
             with suppress(Empty):
                 while True:  # several wake-ups for the same jobs are one
                     self._wakes.get(block=False)
-        while self._jobs and len(waiting) < BATCH:
-            waiting.append(self._jobs.popleft())
         return is_quiet
 
     def _commit(self, jobs: list[Job]) -> list[Job]:
         """Do `jobs`; return those that are to be tried again."""
         try:
-            with self._transaction():
+            with transaction(self._connection):
                 for job in jobs:
                     job.result = job.work(self._connection)
         except (sqlite3.OperationalError, OSError) as exc:
@@ -169,17 +210,6 @@ class Writer:
             return self._refuse(jobs[0], exc) if len(jobs) == 1 else self._commit_apart(jobs)
         self._settle(jobs)
         return []
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            raise
 
     def _commit_apart(self, jobs: Sequence[Job]) -> list[Job]:
         for index, job in enumerate(jobs):
@@ -214,6 +244,19 @@ class Writer:
         self._since_checkpoint = 0
         with suppress(sqlite3.Error):  # a checkpoint is never urgent: the next one does its work
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what is done in the context, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _set_all(events: Sequence[anyio.Event]) -> None:
