@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,17 +16,19 @@ from ..runtime.run import Report, shown_value
 
 LISTED_CALLS = 50  # of a ledger; the journal has them all
 LISTED_FILES = 50
+FOLDED_CALLS = 4  # like ones from which on they share a line
 CALL_CHARS = 300  # of one call's arguments, and of its error
 NAME_CHARS = 200  # of one call's target, and of a file's path
 EXACT = 2**53  # beyond it, clients that keep numbers as doubles would show the model another number
 
 
 class CallLine(BaseModel):
-    """One call that the code made: where a retry must not repeat a write, this says what was done."""
+    """One call that the code made, or `times` like ones: it tells a retry which writes are not to be repeated."""
 
     call: str
     status: Literal["started", "ok", "error"]
     ms: float
+    times: int = 1
     error: str | None = None
 
 
@@ -66,10 +69,11 @@ def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResul
         value_cut = value_cut or report.value["cut"]
     cut = {"value": value_cut, "stdout": stdout_cut, "stderr": stderr_cut}
     files = [shorten_name(path) for path in report.changed] + [f"-{shorten_name(path)}" for path in report.removed]
+    calls = ledger(report)
     notes = [
         *report.notes,
         *(note_of(name, report) for name, was_cut in cut.items() if was_cut),
-        *note_of_rest("calls", len(report.calls), f"the last {LISTED_CALLS}", LISTED_CALLS),
+        *note_of_rest("lines of calls", len(calls), f"the last {LISTED_CALLS}", LISTED_CALLS),
         *note_of_rest("changed files", len(files), f"the first {LISTED_FILES}", LISTED_FILES),
     ]
     return RunResult(
@@ -81,7 +85,7 @@ def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResul
         stdout=stdout,
         stderr=stderr,
         error=ErrorInfo(**report.error) if report.error else None,
-        calls=[call_line(entry) for entry in report.calls[-LISTED_CALLS:]],
+        calls=calls[-LISTED_CALLS:],
         files=files[:LISTED_FILES],
         usage=report.usage,
         note=" ".join(notes),
@@ -122,6 +126,28 @@ def shorten_name(name: str) -> str:
     return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS // 2]}…{name[-NAME_CHARS // 2 :]}"
 
 
+def ledger(report: Report) -> list[CallLine]:
+    """Return the calls of a run, one line each; where the run went well, many like ones that did too share a line.
+
+    After a run that went well nothing is to be retried, and a model should not pay for a hundred lines to read so.
+    """
+    if report.status != "ok":
+        return [call_line(entry) for entry in report.calls]
+    lines: list[CallLine] = []
+    like = Counter(entry.target for entry in report.calls if entry.status == "ok")
+    folded: dict[str, CallLine] = {}
+    for entry in report.calls:
+        if entry.status != "ok" or like[entry.target] < FOLDED_CALLS:
+            lines.append(call_line(entry))
+        elif entry.target not in folded:
+            name = shorten_name(entry.target.removeprefix("tools."))
+            folded[entry.target] = CallLine(call=f"{name}(...)", status="ok", ms=0.0, times=like[entry.target])
+            lines.append(folded[entry.target])
+        if entry.target in folded and entry.status == "ok":
+            folded[entry.target].ms = round(folded[entry.target].ms + entry.ms, 1)
+    return lines
+
+
 def call_line(entry: LedgerEntry) -> CallLine:
     """Return one line of a ledger, with the arguments as a caller would write them."""
     name = shorten_name(entry.target.removeprefix("tools."))
@@ -158,4 +184,5 @@ def text_of(result: RunResult) -> str:
 
 def told(line: CallLine) -> str:
     """Return one line of the ledger as text."""
-    return f"{line.call} -> {line.status}, {line.ms:g} ms{f': {line.error}' if line.error else ''}"
+    times = f", {line.times} times" if line.times > 1 else ""
+    return f"{line.call} -> {line.status}{times}, {line.ms:g} ms{f': {line.error}' if line.error else ''}"
