@@ -1,0 +1,152 @@
+"""The command line: what each verb prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.server.client import COMMAND, SOON, connect, write_settings
+from tests.upstreams import own
+
+
+def command(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line with `words`, away from every settings file that is not named."""
+    quiet = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **env}
+    return subprocess.run(
+        [COMMAND, *map(str, words)], capture_output=True, text=True, timeout=SOON, check=False, env=quiet
+    )
+
+
+def lively() -> dict[str, object]:
+    return own("lively").model_dump(mode="json", include={"command", "args"})
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """Settings of a server that has run something in the session `report`."""
+    settings = write_settings(tmp_path, sandbox={"backend": "local"}, mcpServers={"lively": lively()})
+
+    async def use() -> None:
+        async with connect(settings) as server:
+            await server.run("x = 1\nprint('hello')", session="report")
+            await server.run("tools.lively.echo(text='said')", session="report")
+            await server.run("1 / 0", session="report")
+
+    anyio.run(use)
+    return settings
+
+
+def test_without_a_verb_the_help_is_printed() -> None:
+    done = command()
+    assert (done.returncode, "doctor" in done.stdout) == (2, True)
+
+
+def test_the_version_is_printed() -> None:
+    assert command("--version").stdout.startswith("mcpruntime-server ")
+
+
+def test_an_unknown_verb_is_refused() -> None:
+    done = command("dance")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "dance" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--stdio"], ["doctor"], ["sessions"], ["config", "show"]])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[sandbox]\nmemory_mb = 'much'\n", "memory_mb"),
+        ("[sandbox]\nmemroy_mb = 5\n", "memory_mb"),
+        ("[sandbox\n", "line 1"),
+        ("[mcpServers.x]\n", "command"),
+        ("[server]\nresult_chars = 0\n", "result_chars"),
+    ],
+)
+def test_broken_settings_are_explained_and_nothing_is_printed(
+    tmp_path: Path, words: list[str], text: str, word: str
+) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(text)
+    done = command("--config", path, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert str(path) in done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = command("--config", tmp_path / "absent.toml", "--stdio")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "absent.toml" in done.stderr
+
+
+def test_sessions_and_runs_are_listed_for_people_and_for_programs(used: Path) -> None:
+    assert "report" in command("--config", used, "sessions").stdout
+    [session] = json.loads(command("--config", used, "sessions", "--json").stdout)
+    assert (session["name"], session["runs"]) == ("report", 3)
+    listed = command("--config", used, "runs", "report").stdout
+    assert [line.split()[4] for line in listed.splitlines()] == ["ok", "ok", "error"]
+    runs = json.loads(command("--config", used, "runs", session["id"], "--json").stdout)
+    assert [run["step"] for run in runs] == [1, 2, 3]
+
+
+def test_a_run_is_shown_event_by_event(used: Path) -> None:
+    runs = json.loads(command("--config", used, "runs", "report", "--json").stdout)
+    lines = command("--config", used, "runs", "report", runs[1]["id"], "--json").stdout.splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert kinds[0] == "RunStarted"
+    assert kinds[-1] == "RunFinished"
+    assert kinds.count("CallStarted") == kinds.count("CallFinished") >= 1
+    shown = command("--config", used, "runs", "report", runs[0]["id"]).stdout
+    assert "print('hello')" in shown
+    assert "hello" in shown
+
+
+@pytest.mark.parametrize("words", [["runs", "nobody"], ["runs", "report", "r_none"]])
+def test_what_is_not_in_the_journal_is_said_so(used: Path, words: list[str]) -> None:
+    done = command("--config", used, *words)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2 or done.stdout == ""
+
+
+def test_tools_and_their_module_are_listed(used: Path) -> None:
+    assert "tools.lively.echo(" in command("--config", used, "tools").stdout
+    listed = json.loads(command("--config", used, "tools", "--json").stdout)
+    assert "echo" in [tool["tool"] for tool in listed["tools"]]
+    module = command("--config", used, "tools", "lively").stdout
+    compile(module, "lively", "exec")
+    absent = command("--config", used, "tools", "livly")
+    assert absent.returncode != 0
+    assert "Did you mean 'lively'?" in absent.stderr
+
+
+def test_doctor_finds_nothing_wrong_or_names_the_remedy(used: Path, tmp_path: Path) -> None:
+    well = command("--config", used, "doctor")
+    assert well.returncode == 0, well.stdout + well.stderr
+    assert "WITHOUT isolation" in well.stdout
+    broken = write_settings(tmp_path / "broken", sandbox={"backend": "docker"}, mcpServers={"x": {"command": "/no"}})
+    ill = command("--config", broken, "doctor", DOCKER_HOST="unix:///nonexistent.sock")
+    assert ill.returncode == 1
+    failing = [line for line in ill.stdout.splitlines() if line.startswith("FAIL")]
+    assert len(failing) == ill.stdout.count("      -> ") >= 2
+    listed = json.loads(command("--config", broken, "doctor", "--json", DOCKER_HOST="unix:///nonexistent.sock").stdout)
+    assert {"name", "ok", "detail", "remedy"} <= set(listed[0])
+
+
+def test_settings_are_shown_with_their_origin_and_without_secrets(tmp_path: Path) -> None:
+    server = {**lively(), "env": {"TOKEN": "${SECRET_TOKEN}"}}
+    path = write_settings(tmp_path, mcpServers={"lively": server})
+    done = command("--config", path, "config", "show", SECRET_TOKEN="hunter2")
+    assert done.returncode == 0, done.stderr
+    assert "memory_mb" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(used: Path) -> None:
+    script = f"{COMMAND} --config {used} config show | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
