@@ -27,7 +27,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
 
 
 def make_backend(name: str, folder: Path) -> Backend:
-    kind = {"docker": DockerBackend, "local": LocalBackend}[name]
+    kind = DockerBackend if name == "docker" else LocalBackend
     return kind(SMALL, folder, KERNEL_ARGV, KERNEL_ENV, "tester", lambda owner: owner == "tester")
 
 
@@ -108,5 +108,5 @@ class Driver:
 @pytest.fixture
 async def run(backend: Backend) -> AsyncIterator[Driver]:
     """Something that runs code in a fresh sandbox of the backend."""
-    async with backend.open() as channel, open_link(channel, make_setup(backend)) as link:
+    async with open_link(backend, make_setup(backend)) as link:
         yield Driver(link)

@@ -68,7 +68,8 @@ async def test_top_level_await_works_and_its_loop_stays(run: Driver) -> None:
 
 async def test_threads_go_on_between_runs(run: Driver) -> None:
     await run(
-        "import threading\ngo, seen = threading.Event(), []\nt = threading.Thread(target=lambda: (go.wait(), seen.append(1)))\nt.start()"
+        "import threading\ngo, seen = threading.Event(), []\n"
+        "t = threading.Thread(target=lambda: (go.wait(), seen.append(1)))\nt.start()"
     )
     assert await run.value("go.set(); t.join(); seen") == "[1]"
 
@@ -163,7 +164,8 @@ async def test_a_run_that_closes_its_descriptors_does_not_silence_the_next(run: 
 
 async def test_what_a_thread_prints_between_runs_is_in_the_next(run: Driver) -> None:
     await run(
-        "import threading\ngo, said = threading.Event(), threading.Event()\nthreading.Thread(target=lambda: (go.wait(), print('late'), said.set())).start()"
+        "import threading\ngo, said = threading.Event(), threading.Event()\n"
+        "threading.Thread(target=lambda: (go.wait(), print('late'), said.set())).start()"
     )
     await run("threading.Timer(0, go.set).start()")
     await run("said.wait()")
@@ -262,7 +264,10 @@ async def test_a_child_process_that_outlives_a_killed_run_is_killed_too(run: Dri
         "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\nopen('pid', 'w').write(str(child.pid))\n"
     )
     await run(code + "time.sleep(60)", timeout_s=0.5)
-    alive = "import os\npid = int(open('pid').read())\nos.path.exists(f'/proc/{pid}') and 'Z' not in open(f'/proc/{pid}/stat').read().split()[2]"
+    alive = (
+        "import os\npid = int(open('pid').read())\n"
+        "os.path.exists(f'/proc/{pid}') and 'Z' not in open(f'/proc/{pid}/stat').read().split()[2]"
+    )
     assert await run.value(alive) == "false"
 
 
@@ -276,7 +281,10 @@ async def test_a_child_process_that_outlives_a_killed_run_is_killed_too(run: Dri
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
         ("import os; os.closerange(3, 1000)\nimport time; time.sleep(60)", "closed a descriptor"),
-        ("import os\nfor fd in range(3, 1000):\n    try: os.write(fd, b'garbage' * 9)\n    except OSError: pass\nimport time; time.sleep(60)", "wrote to a descriptor"),
+        ((
+            "import os\nfor fd in range(3, 1000):\n    try: os.write(fd, b'garbage' * 9)\n"
+            "    except OSError: pass\nimport time; time.sleep(60)"
+        ), "wrote to a descriptor"),
     ],
 )  # fmt: skip
 async def test_an_interpreter_that_dies_is_replaced(run: Driver, code: str, word: str) -> None:
@@ -323,14 +331,19 @@ async def test_changed_and_removed_files_are_told_and_their_content_arrives(run:
 async def test_restored_files_are_there_and_do_not_count_as_changed(run: Driver) -> None:
     run.link.put("data/x.bin", 0o640, bytes(range(256)) * 4000)
     run.link.put("empty", 0o600, b"")
-    code = "import os\nopen('data/x.bin', 'rb').read() == bytes(range(256)) * 4000, os.stat('data/x.bin').st_mode & 0o777, os.path.getsize('empty')"
+    code = (
+        "import os\n"
+        "open('data/x.bin', 'rb').read() == bytes(range(256)) * 4000, "
+        "os.stat('data/x.bin').st_mode & 0o777, os.path.getsize('empty')"
+    )
     assert await run.value(code) == "[true, 416, 0]"
     assert run.heard.files is None
 
 
 async def test_pipes_links_and_sockets_in_the_workspace_do_no_harm(run: Driver) -> None:
     await run(
-        "import os, socket\nos.mkfifo('pipe')\nos.symlink('/etc/passwd', 'link')\nos.symlink('.', 'loop')\nsocket.socket(socket.AF_UNIX).bind('sock')"
+        "import os, socket\nos.mkfifo('pipe')\nos.symlink('/etc/passwd', 'link')\n"
+        "os.symlink('.', 'loop')\nsocket.socket(socket.AF_UNIX).bind('sock')"
     )
     assert run.heard.files is None
     assert await run.value("1") == "1"
@@ -345,13 +358,16 @@ async def test_a_full_disk_is_an_error_in_the_code(run: Driver) -> None:
 
 # chance and time --------------------------------------------------------------------------------------
 
-DRAW = "import random, secrets, uuid, os\nstr((random.random(), secrets.token_hex(4), uuid.uuid4(), os.urandom(4), {'b', 'a', 'c'}))"
+DRAW = (
+    "import random, secrets, uuid, os\n"
+    "str((random.random(), secrets.token_hex(4), uuid.uuid4(), os.urandom(4), {'b', 'a', 'c'}))"
+)
 
 
 async def test_the_same_seed_gives_the_same_chance(backend: Backend) -> None:
     seen = []
     for seed in ("one", "one", "two"):
-        async with backend.open() as channel, open_link(channel, make_setup(backend, seed)) as link:
+        async with open_link(backend, make_setup(backend, seed)) as link:
             seen.append(await Driver(link).value(DRAW))
     assert seen[0] == seen[1] != seen[2]
 
@@ -380,6 +396,6 @@ async def test_a_kernel_of_another_version_does_not_come_up(backend: Backend) ->
     setup = make_setup(backend)
     other = wire.Setup(**{**setup.__dict__, "version": wire.VERSION + 1})
     with pytest.raises(ExceptionGroup) as failed:
-        async with backend.open() as channel, open_link(channel, other):
+        async with open_link(backend, other):
             raise AssertionError("it came up")
     assert failed.group_contains(SandboxFailed, match="did not come up")

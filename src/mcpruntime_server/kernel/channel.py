@@ -10,16 +10,19 @@ everybody (holds `_reader`); when it has its own answer, it hands the reading to
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
 import threading
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional
+from select import select
 
 from . import wire
 from .guest import HostError
+
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Deque, Dict, List, Optional
 
 MAIN_THREAD = threading.main_thread().ident
 USER_FILE = "<step "  # what the names of executed code start with
@@ -29,7 +32,7 @@ class Interrupts:
     """SIGINT as a KeyboardInterrupt that only ever strikes user code, or the kernel where it waits for the host."""
 
     def __init__(self) -> None:
-        self.armed = False  # user code runs
+        self.armed = False  # user code runs, and has not been struck yet
         self.held = 0  # how many `Hold` are entered
         self.open = False  # inside a `LetIn`
         self.pending = False
@@ -47,6 +50,7 @@ class Interrupts:
         """Raise KeyboardInterrupt; what it passes through in the kernel is not struck a second time."""
         self.open = self.pending = False
         if self.armed:
+            self.armed = False  # the supervisor signals until the run is over; its clean-up is to be left alone
             raise KeyboardInterrupt
 
     def disarm(self) -> None:
@@ -128,7 +132,7 @@ def _resolve(future: Any, reply: Any) -> None:
 class Channel:
     """Sends frames to and receives frames from the supervisor; makes calls to the host."""
 
-    def __init__(self, sock: socket.socket, interrupts: Interrupts) -> None:
+    def __init__(self, sock: socket.socket, interrupts: Interrupts, generation: int) -> None:
         self.run = 0
         self._sock = sock
         self._interrupts = interrupts
@@ -136,7 +140,7 @@ class Channel:
         self._writer = threading.Lock()
         self._reader = threading.Lock()
         self._ids = threading.Lock()
-        self._last_call = 0
+        self._last_call = generation << 32  # so that no late reply to a dead interpreter answers a call of this one
         self._pending: Dict[int, Pending] = {}
         self._commands: Deque[wire.Message] = deque()
         self._idle: Optional[Pending] = None  # the main thread, waiting for its next command
@@ -190,7 +194,7 @@ class Channel:
                     try:
                         while not ready():
                             with LetIn(self._interrupts):
-                                select.select([self._sock], [], [])
+                                select([self._sock], [], [])
                             self._read_one()
                     finally:
                         self._reader.release()
@@ -226,20 +230,27 @@ class Channel:
 
         loop = asyncio.get_running_loop()
         pending = Pending(loop.create_future())
-        number = self._start(target, args, pending)
-        waiting = self._loops.get(loop, 0)
-        self._loops[loop] = waiting + 1
-        if not waiting:
-            loop.add_reader(self._sock, self._on_readable)
+        number = 0
         try:
+            with Hold(self._interrupts):
+                number = self._start(target, args, pending)
+                self._loops[loop] = self._loops.get(loop, 0) + 1
+                if self._loops[loop] == 1:
+                    loop.add_reader(self._sock, self._on_readable)
             return _value(await pending.future)
         finally:
-            self._pending.pop(number, None)
-            self._loops[loop] -= 1
-            if not self._loops[loop]:
-                del self._loops[loop]
-                loop.remove_reader(self._sock)
-                self._hand_over()
+            with Hold(self._interrupts):
+                if number:
+                    self._forget(number, loop)
+
+    def _forget(self, number: int, loop: Any) -> None:
+        """Wait no longer for the reply to call `number` on `loop`."""
+        self._pending.pop(number, None)
+        self._loops[loop] -= 1
+        if not self._loops[loop]:
+            del self._loops[loop]
+            loop.remove_reader(self._sock)
+            self._hand_over()
 
     def _start(self, target: str, args: Dict[str, Any], pending: Pending) -> int:
         if os.getpid() != self._pid:
@@ -260,7 +271,7 @@ class Channel:
             if not self._reader.acquire(blocking=False):
                 return  # a thread reads already
             try:
-                while select.select([self._sock], [], [], 0)[0]:
+                while select([self._sock], [], [], 0)[0]:
                     self._read_one()
             finally:
                 self._reader.release()

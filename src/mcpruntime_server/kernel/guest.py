@@ -15,9 +15,12 @@ import importlib
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, Awaitable, Callable, Iterable, Mapping, NoReturn, Sequence
 
 from .results import Slot, did_you_mean, map_concurrently, record
+
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Awaitable, Callable, Iterable, Mapping, NoReturn, Sequence
 
 PACKAGE = "tools"
 VARKEYWORDS = 0x08  # code flag: the function takes `**kwargs`

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import ast
 import builtins
+import gc
 import io
-import linecache
 import os
 import resource
 import socket
 import sys
 import types
 from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
-from typing import Any, Dict, List, Optional, Tuple
 
 from . import guest, observe, wire
 from .channel import USER_FILE, Channel, Interrupts
 from .present import describe_error, present
+
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Tuple
 
 FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
 DRAIN_S = 1.0  # how long the tasks of an interrupted run get to finish their clean-up
@@ -30,15 +33,19 @@ DRAIN_S = 1.0  # how long the tasks of an interrupted run get to finish their cl
 class Worker:
     """Executes runs in the namespace of `__main__`."""
 
-    def __init__(self, sock: socket.socket, stdout: int, stderr: int, value_limit: int, seed: str) -> None:
+    def __init__(
+        self, sock: socket.socket, stdout: int, stderr: int, value_limit: int, seed: str, generation: int
+    ) -> None:
         self.pid = os.getpid()
         self.value_limit = value_limit
         self.pipes = {1: stdout, 2: stderr}
         self.streams: Dict[str, io.TextIOWrapper] = {}
-        self.clocks = observe.install(seed)
+        self.clocks = observe.install(f"{seed}:{generation}")
         self.meter = Meter()
         self.interrupts = Interrupts()
-        self.channel = Channel(sock, self.interrupts)
+        self.channel = Channel(sock, self.interrupts, generation)
+        self.sources: Dict[str, Any] = {}  # of code, until `linecache` is imported
+        observe.AfterImport.add("linecache", lambda module: module.cache.update(self.sources))
         self.loop: Any = None
         self.task: Any = None  # the run's, while it awaits something
         self.own_files: Tuple[str, ...] = (USER_FILE, os.getcwd())
@@ -85,8 +92,7 @@ class Worker:
         self.channel.run = message.run
         if message.stale:
             guest.refresh(message.stale)
-        lines = message.code.splitlines(keepends=True)
-        linecache.cache[message.name] = (len(message.code), None, lines, message.name)
+        self.remember_source(message.name, message.code)
         self.clocks.take()  # of background threads, since the last run
         self.meter.start()
         status, value, error = self.outcome(message)
@@ -98,6 +104,13 @@ class Worker:
         if os.getpid() != self.pid:
             os._exit(status != "ok")  # a copy that code made with `fork`: the result is its parent's to tell
         return wire.Done(message.run, status, value, error, self.meter.usage(), self.clocks.take())
+
+    def remember_source(self, name: str, code: str) -> None:
+        """Have tracebacks and `inspect` find the lines of `code`, once somebody imports what looks for them."""
+        self.sources[name] = (len(code), None, code.splitlines(keepends=True), name)
+        if "linecache" in sys.modules:
+            sys.modules["linecache"].cache.update(self.sources)
+            self.sources.clear()
 
     def outcome(self, message: wire.Execute) -> Tuple[str, Optional[Dict[str, Any]], Optional[Dict[str, Any]]]:
         """Return status, value and error of one run; an interrupt strikes between arming and disarming only."""
@@ -134,8 +147,7 @@ class Worker:
 
     def evaluate(self, code: str, name: str) -> Any:
         """Run `code` and return the value of its last expression or last assignment."""
-        tree = compile(code, name, "exec", FLAGS, dont_inherit=True)
-        assert isinstance(tree, ast.Module)
+        tree = _parsed(code, name)
         last = _last_value(tree)
         parts = []
         if tree.body:
@@ -176,10 +188,29 @@ class Worker:
         import asyncio
 
         task.cancel()
-        self.loop.run_until_complete(asyncio.wait([task], timeout=DRAIN_S))
+        try:
+            self.loop.run_until_complete(asyncio.wait([task], timeout=DRAIN_S))
+        except BaseException:  # noqa: BLE001, S110 - the interrupt again, out of a task that it struck
+            pass
 
 
 CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the cost of importing inspect
+
+
+def _parsed(code: str, name: str) -> ast.Module:
+    """Return the syntax tree of `code`.
+
+    Finalisers wait meanwhile: one that reports an error parses source too, and CPython 3.11 then fails the outer parse.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        tree = compile(code, name, "exec", FLAGS, dont_inherit=True)
+    finally:
+        if collects:
+            gc.enable()
+    assert isinstance(tree, ast.Module)
+    return tree
 
 
 def _last_value(tree: ast.Module) -> Optional[ast.Expression]:

@@ -10,13 +10,15 @@ What this cannot see: C code that reads the system's clock or its randomness by 
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import sys
 import threading
 import time
 from types import ModuleType
-from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence
+
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence
 
 LIMIT = 10_000  # readings kept of one run; code that reads a clock in a loop is not told apart any further
 CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
@@ -28,7 +30,7 @@ class Chance:
     """A stream of bytes that a seed determines."""
 
     def __init__(self, seed: str) -> None:
-        self._key = hashlib.sha256(seed.encode()).digest()
+        self._seed = seed.encode()
         self._count = 0
         self._lock = threading.Lock()
 
@@ -36,10 +38,12 @@ class Chance:
         """Return the next `size` bytes."""
         if size < 0:
             raise ValueError("negative argument not allowed")
+        import hashlib  # only now: it loads a cryptographic library, which most runs do not need
+
         with self._lock:
             self._count += 1
-            block = self._count.to_bytes(8, "big")
-        return hashlib.shake_256(self._key + block).digest(size)
+            block = b"%d:%s" % (self._count, self._seed)
+        return hashlib.shake_256(block).digest(size)
 
 
 class Clocks:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import builtins
 import json
 import sys
-import traceback
 from itertools import islice
-from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .results import did_you_mean
 from .wire import printable
+
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    import traceback
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 MAX_DEPTH = 64  # deeper data is shown by `repr`, which also ends cycles
 MORE = "\u2026"  # the key under which a cut object says how many entries are missing
@@ -139,6 +142,8 @@ def shorten(text: str, limit: int) -> Tuple[str, bool]:
 
 def describe_error(exc: BaseException, own: Tuple[str, ...], limit: int = 8_000) -> Dict[str, Any]:
     """Return {"type", "message", "traceback", "line"} of `exc`, with frames of files that start with one of `own`."""
+    import traceback  # only now: most runs need none
+
     shown = traceback.TracebackException.from_exception(exc, lookup_lines=False)
     _keep_frames(shown, own, set())
     lines = [frame.lineno for frame in shown.stack if frame.lineno]
@@ -183,7 +188,7 @@ def _keep_frames(shown: Optional[traceback.TracebackException], own: Tuple[str, 
         return
     seen.add(id(shown))
     frames: List[traceback.FrameSummary] = [frame for frame in shown.stack if frame.filename.startswith(own)]
-    shown.stack = traceback.StackSummary.from_list(frames)
+    shown.stack = type(shown.stack).from_list(frames)
     _keep_frames(shown.__cause__, own, seen)
     _keep_frames(shown.__context__, own, seen)
     for inner in getattr(shown, "exceptions", None) or ():

@@ -7,7 +7,10 @@ Rule 3: nothing here knows where results come from.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Callable, Iterable
+
 
 MAX_THREADS = 256  # of one `map_concurrently`; a sandbox's process limit counts threads too
 REPR_SLOTS = 20  # slots that the repr of a batch spells out
@@ -22,7 +25,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}? " if close else ""
 
 
-class Record(dict[str, Any]):
+class Record(dict[str, "Any"]):
     """A dict whose keys are attributes too; a key that is also a dict method is reachable by `[]` alone."""
 
     __slots__ = ()
@@ -87,7 +90,7 @@ class Slot:
         return f"<ok {text}>" if self.ok else f"<failed {text}>"
 
 
-class Slots(list[Any]):
+class Slots(list["Any"]):
     """The outcomes of a batch, in the order of its items."""
 
     __slots__ = ()

@@ -14,12 +14,16 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import wire
 from .workspace import Workspace
 
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Tuple
+
 HIGH_FD = 200  # our own descriptors are kept above the numbers that user code gets or guesses
+AGAIN_S = 0.05  # between two signals for one interrupt
 COALESCE_S = 0.01  # after one piece of output, the next is held back this long, to be sent together
 READ = 64 * 1024
 WHOLE_PIPE = 2  # reads that empty a pipe of the usual size; more would let a child that prints on hold everything up
@@ -84,6 +88,7 @@ class Supervisor:
         self.run_started = 0.0
         self.flush_at = 0.0  # when held output is due; 0 while none is held back
         self.last_output = 0.0
+        self.interrupt_at = 0.0  # when the worker is signalled again; 0 while it is not to be interrupted
         self.unsaved: Optional[int] = None  # the run whose files are still to be sent
         self.worker = 0
         self.generation = 0  # how many workers there were before this one
@@ -131,8 +136,8 @@ class Supervisor:
             kept = socket.socket(fileno=_high(sock.detach()))
             from .kernel import Worker
 
-            seed = f"{self.setup.seed}:{self.generation}"
-            Worker(kept, self.pipes[0].write_end, self.pipes[1].write_end, self.setup.value_limit, seed).serve()
+            out, err = (pipe.write_end for pipe in self.pipes)
+            Worker(kept, out, err, self.setup.value_limit, self.setup.seed, self.generation).serve()
         finally:
             os._exit(70)  # only reached when the kernel itself is broken; its traceback is on the container's stderr
 
@@ -224,6 +229,18 @@ class Supervisor:
             elif self.run:
                 self._drain_output()
                 self.to_host(frame)
+            else:
+                self.refuse(frame)
+
+    def refuse(self, frame: bytes) -> None:
+        """Answer a call that a background thread makes between two runs."""
+        try:
+            call = wire.decode(frame[4], frame[wire.HEADER :])
+        except wire.WireError:
+            return
+        assert isinstance(call, wire.Call)
+        self.to_worker += wire.encode(wire.Reply(call.id, None, wire.too_late(call.target)))
+        self.write_worker()
 
     def _finish(self, done: bytes) -> None:
         """Send everything that belongs before a run's `Done`, and that; its files follow while the session is idle."""
@@ -237,6 +254,7 @@ class Supervisor:
             self.unsaved = self.run
         self.to_host(done)
         self.run = 0
+        self.interrupt_at = 0.0
         for pipe in self.pipes:
             pipe.room = IDLE_OUTPUT
 
@@ -283,12 +301,20 @@ class Supervisor:
             self.begin(message.run, frame)
         elif isinstance(message, wire.Interrupt):
             if message.run == self.run:
-                os.kill(self.worker, signal.SIGINT)
+                self.interrupt()
         elif isinstance(message, wire.Kill):
             if message.run == self.run:
                 self.kill_worker("it did not stop when it was interrupted")
         elif isinstance(message, wire.Put):
             self.put(message)
+
+    def interrupt(self) -> None:
+        """Signal the worker, and again until its run is over; it is struck once.
+
+        One signal can get lost: before the code begins, or in C code that is just about to wait.
+        """
+        os.kill(self.worker, signal.SIGINT)
+        self.interrupt_at = time.perf_counter() + AGAIN_S
 
     def put(self, message: wire.Put) -> None:
         """Write a piece of a file of the host's; where there is no room for it, the next run's stderr says so."""
@@ -372,11 +398,14 @@ class Supervisor:
                         self.read_worker()
             if self.flush_at and time.perf_counter() >= self.flush_at:
                 self.flush_output()
+            if self.interrupt_at and time.perf_counter() >= self.interrupt_at:
+                self.interrupt()
             if not self.run:
                 self.save_files()
 
     def _timeout(self) -> Optional[float]:
-        return max((self.flush_at - time.perf_counter()) * 1e3, 0.0) if self.flush_at else None
+        due = [at for at in (self.flush_at, self.interrupt_at) if at]
+        return max((min(due) - time.perf_counter()) * 1e3, 0.0) if due else None
 
     def on_child(self) -> None:
         """A child has died: the worker, or an orphan that was handed to us."""

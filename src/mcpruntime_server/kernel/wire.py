@@ -13,10 +13,14 @@ Rule 4: bytes that are not a message raise `WireError`; the connection cannot be
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, List, Optional, Tuple, Type, TypeVar, Union
 
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
+    from typing import Any, Callable, ClassVar, Dict, List, Optional, Tuple, Type, TypeVar, Union
+
     from typing_extensions import dataclass_transform
+
+    M = TypeVar("M", bound="Message")
 else:
 
     def dataclass_transform(**_):
@@ -43,9 +47,6 @@ CHECKS: Dict[str, Callable[[Any], bool]] = {
         value is None or (type(value) is dict and all(type(item) in (int, float) for item in value.values()))
     ),
 }
-
-
-M = TypeVar("M", bound="Message")
 
 
 class WireError(Exception):
@@ -278,6 +279,11 @@ def decode(kind: int, body: bytes) -> Message:
         if not fits(getattr(message, name)):
             raise WireError(f"{cls.__name__}.{name} has the wrong type: {getattr(message, name)!r:.80}")
     return message
+
+
+def too_late(target: str) -> Dict[str, Any]:
+    """Return the error for a call that has no run: background threads go on when theirs is over."""
+    return {"kind": "cancelled", "message": f"{target}: no run is under way that could make this call", "data": None}
 
 
 def printable(text: str) -> str:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Dict, Iterator, List, Tuple
 
 from .wire import CHUNK
 
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Dict, Iterator, List, Tuple
+
+    Stamp = Tuple[int, int, int, int]  # modified and changed (ns), size, mode
+
 HIDDEN = (".mcpruntime", "__pycache__")  # folders that are the runtime's own, or only a cache
 MAX_FILES = 50_000  # more are not looked at, so that a scan stays bounded
-
-Stamp = Tuple[int, int, int, int]  # modified and changed (ns), size, mode
 
 
 class Workspace:

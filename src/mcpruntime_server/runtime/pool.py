@@ -80,7 +80,7 @@ class Pool:
         """Be the task that one sandbox lives in."""
         stands = False
         try:
-            async with self._backend.open() as channel, open_link(channel, self._new_setup()) as link:
+            async with open_link(self._backend, self._new_setup()) as link:
                 slot = Slot(link)
                 stands = True
                 self._starting -= 1

@@ -63,6 +63,7 @@ class Session:
         self._step = row.runs
         self._tip = row.tip
         self._slot: Slot | None = None
+        self._saving = anyio.Lock()
         self._overflow = Overflow(runtime.limits.files)
         self._note = RESUMED if row.runs else NEW.format(row.name) if row.name else ""
         self._send, self._receive = anyio.create_memory_object_stream[Run](math.inf)
@@ -117,6 +118,8 @@ class Session:
                     await self._until_saved()
                 savers.cancel_scope.deadline = anyio.current_time() + SAVE_S
         finally:
+            self._send.close()
+            self._receive.close()
             self._give_up_sandbox("The session was idle or was closed.")
 
     async def _execute(self, run: Run, savers: TaskGroup) -> None:
@@ -130,15 +133,16 @@ class Session:
 
     async def _save(self, run: Run, link: Link) -> None:
         """Take the run's files into the journal; they are what a new sandbox gets."""
-        await link.saved()
-        try:
-            changed = await run.store_files()
-        except JournalFailed as exc:
-            logger.error("the files of run %s were not saved: %s", run.start.run, exc)
-            return
-        for path in run.report.removed:
-            self._files.pop(path, None)
-        self._files.update(changed)
+        async with self._saving:  # in the order of the runs, or an older state of a file would win
+            await link.saved()
+            try:
+                changed = await run.store_files()
+            except JournalFailed as exc:
+                logger.error("the files of run %s were not saved: %s", run.start.run, exc)
+                return
+            for path in run.report.removed:
+                self._files.pop(path, None)
+            self._files.update(changed)
 
     async def _until_saved(self) -> None:
         if self._slot is not None:

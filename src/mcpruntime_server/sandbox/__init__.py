@@ -60,8 +60,10 @@ class Backend(Protocol):
         """Resource limits for the kernel to set, by their names in the module `resource`."""
         ...
 
-    def open(self) -> AbstractAsyncContextManager[Channel]:
+    def open(self, greeting: bytes = b"") -> AbstractAsyncContextManager[Channel]:
         """Start a sandbox running the kernel's bootstrap; leaving the context kills and removes it, within seconds.
+
+        `greeting` is the first that it finds on its stdin, sent before it starts, so that none waits for the other.
 
         Raises `Unavailable` where there is no engine or image, `SandboxFailed` where this one could not start.
         """

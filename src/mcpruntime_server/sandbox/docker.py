@@ -160,7 +160,7 @@ class DockerBackend:
         return {}
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[DockerChannel]:
+    async def open(self, greeting: bytes = b"") -> AsyncIterator[DockerChannel]:
         """Start a container; leaving kills and removes it."""
         name = f"mcpruntime-{self._labels[OWNER_LABEL]}-{secrets.token_hex(6)}"
         found = await self._engine.call(self._image)
@@ -168,9 +168,13 @@ class DockerBackend:
             await self._create(name, found)
             stream = await self._engine.attach(name)
             async with stream:
+                sandbox = SandboxStream(stream)
+                sent = sandbox.send_now(greeting)
                 await self._start(name)
-                info = SandboxInfo(name, self.name, found)
-                yield DockerChannel(info, self._engine, SandboxStream(stream), self._settings.memory_mb)
+                await sandbox.send(greeting[sent:])
+                yield DockerChannel(
+                    SandboxInfo(name, self.name, found), self._engine, sandbox, self._settings.memory_mb
+                )
         finally:
             self._cpus.pop(name, None)
             await self._remove(name)

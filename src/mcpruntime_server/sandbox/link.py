@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup
 from .. import kernel
 from ..errors import SandboxFailed
 from ..kernel import wire
-from . import Channel, SandboxInfo
+from . import Backend, Channel, SandboxInfo
 
 READY_S = 30.0  # from a started process to a kernel that answers; a loaded machine can be slow
 INTERRUPT_S = 3.0  # code gets this long to clean up after KeyboardInterrupt
@@ -144,7 +144,7 @@ class Link:
         self._channel = channel
         self._ready = anyio.Event()
         self._outgoing: list[bytes] = []
-        self._is_idle = False  # nothing is on its way, so that a message may be sent at once
+        self._is_idle = True  # nothing is on its way, so that a message may be sent at once
         self._has_outgoing = anyio.Event()
         self._last_run = 0
         self._current: _Execution | None = None
@@ -311,16 +311,15 @@ class Link:
             self._saved.set()
 
     async def _answer(self, current: _Execution, call: wire.Call) -> None:
-        if self._current is not current:
-            return  # it was over before this task began
-        with anyio.CancelScope() as scope:
-            current.calls.add(scope)
-            try:
-                reply = await current.listener.on_call(call)
-            finally:
-                current.calls.discard(scope)
-            if self._current is current:
-                self._reply(call, reply)
+        reply = wire.Reply(call.id, None, wire.too_late(call.target))
+        if self._current is current:  # else it was over before this task began
+            with anyio.CancelScope() as scope:
+                current.calls.add(scope)
+                try:
+                    reply = await current.listener.on_call(call)
+                finally:
+                    current.calls.discard(scope)
+        self._reply(call, reply)
 
     def _reply(self, call: wire.Call, reply: wire.Reply) -> None:
         try:
@@ -331,12 +330,10 @@ class Link:
 
 
 @asynccontextmanager
-async def open_link(channel: Channel, setup: wire.Setup) -> AsyncIterator[Link]:
-    """Bring up the kernel behind `channel`; raises `SandboxFailed` if it does not come up."""
-    async with anyio.create_task_group() as tasks:
+async def open_link(backend: Backend, setup: wire.Setup) -> AsyncIterator[Link]:
+    """Start a sandbox and bring up the kernel in it; raises what `Backend.open` raises, and `SandboxFailed`."""
+    async with backend.open(bundle() + wire.encode(setup)) as channel, anyio.create_task_group() as tasks:
         link = Link(channel, setup.seed, tasks)
-        link._outgoing.append(bundle())
-        link._send(setup)
         tasks.start_soon(link._write)
         tasks.start_soon(link._read)
         try:

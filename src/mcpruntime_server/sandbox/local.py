@@ -86,13 +86,14 @@ class LocalBackend:
         }
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[LocalChannel]:
+    async def open(self, greeting: bytes = b"") -> AsyncIterator[LocalChannel]:
         """Start a kernel; leaving kills all its processes and removes its folder."""
         name = f"{self._owner}-{secrets.token_hex(6)}"
         workspace = self._root / name / "workspace"
         workspace.mkdir(parents=True, mode=0o700)
         try:
             async with self._process(name, workspace) as channel:
+                await channel.send(greeting)
                 yield channel
         finally:
             with anyio.CancelScope(shield=True):
