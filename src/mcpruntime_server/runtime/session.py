@@ -168,11 +168,12 @@ class Session:
         """Journal the new sandbox, say what it means for the session, and restore its files."""
         info, journal = link.info, self._runtime.journal
         journal.append(self.id, SandboxStarted(info.id, info.image, link.python, link.platform, link.seed))
-        for path, entry in self._files.items():
-            try:
-                link.put(path, entry["mode"], await journal.get_blob(entry["digest"]))
-            except (JournalFailed, NotFound) as exc:
-                run.report.notes.append(f"The file {path!r} is not restored: {exc}")
+        async with self._saving:  # the last sandbox's files first
+            for path, entry in self._files.items():
+                try:
+                    link.put(path, entry["mode"], await journal.get_blob(entry["digest"]))
+                except (JournalFailed, NotFound) as exc:
+                    run.report.notes.append(f"The file {path!r} is not restored: {exc}")
         if self._note:
             run.report.notes.append(self._note)
             self._note = ""
