@@ -36,6 +36,7 @@ HOME_LABEL = "mcpruntime.home"
 STDERR_TAIL = 4096  # bytes of a container's stderr kept to explain its death
 SHOWN_TAIL = 300  # characters of it that an error shows
 REMOVE_S = 10.0  # a loaded engine needs seconds to remove a container; after that the sweep does it
+NOT_FOUND = 404
 DEATH_S = 3  # between the end of the stream and the engine's record of how the container ended
 
 
@@ -150,6 +151,7 @@ class DockerBackend:
         self._is_alive = is_alive
         self._engine = Engine()
         self._facts: dict[str, Any] = {}  # what the engine says of itself
+        self._image_id = ""  # of the image in use
         self._cpus: dict[str, tuple[int, ...]] = {}  # of the sandboxes that are open
         for entry in settings.mounts:
             hardening.mount(entry)
@@ -163,9 +165,8 @@ class DockerBackend:
     async def open(self, greeting: bytes = b"") -> AsyncIterator[DockerChannel]:
         """Start a container; leaving kills and removes it."""
         name = f"mcpruntime-{self._labels[OWNER_LABEL]}-{secrets.token_hex(6)}"
-        found = await self._engine.call(self._image)
         try:
-            await self._create(name, found)
+            found = await self._create(name)
             stream = await self._engine.attach(name)
             async with stream:
                 sandbox = SandboxStream(stream)
@@ -188,7 +189,20 @@ class DockerBackend:
             raise image.missing(tag)
         return found.id
 
-    async def _create(self, name: str, image_id: str) -> None:
+    async def _create(self, name: str) -> str:
+        """Create the container `name`; return its image, which is looked up once and again when it is gone."""
+        known = self._image_id
+        self._image_id = known or await self._engine.call(self._image)
+        try:
+            await self._create_from(name, self._image_id)
+        except Unavailable:
+            self._image_id = ""
+            if not known:
+                raise
+            return await self._create(name)
+        return self._image_id
+
+    async def _create_from(self, name: str, image_id: str) -> None:
         from docker.errors import APIError
 
         options = self._facts.get("SecurityOptions") or ()
@@ -207,6 +221,8 @@ class DockerBackend:
         try:
             await self._engine.call(lambda client: client.create_container_from_config(config, name))
         except APIError as exc:
+            if exc.status_code == NOT_FOUND:
+                raise image.missing(image.tag_for(self._settings)) from exc
             raise SandboxFailed(f"The engine refused to create the sandbox: {exc.explanation or exc}") from exc
 
     async def _start(self, name: str) -> None:
