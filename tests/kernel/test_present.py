@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter, OrderedDict, namedtuple
-from typing import Any
+from collections import Counter, OrderedDict
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
     max_leaves=60,
 )  # fmt: skip
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
 
 
 @given(JSON)
@@ -103,7 +108,7 @@ def test_a_long_text_keeps_head_and_tail_and_counts_the_rest(text: str, limit: i
         ((1, 2), "json"),
         (OrderedDict(a=1), "json"),
         (Counter("aab"), "json"),
-        (namedtuple("Point", "x y")(1, 2), "repr"),
+        (Point(1, 2), "repr"),
         ({1: 2}, "repr"),
         ({"a": {1, 2}}, "repr"),
         (float("nan"), "repr"),

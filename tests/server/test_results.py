@@ -77,12 +77,26 @@ def test_integers_that_a_client_would_round_are_text() -> None:
 
 
 def test_a_long_ledger_and_many_files_are_counted() -> None:
-    calls = [LedgerEntry("tools.a.b", {"n": n}, "ok") for n in range(LISTED_CALLS + 7)]
+    calls = [LedgerEntry("tools.a.b", {"n": n}, "error", error="no") for n in range(LISTED_CALLS + 7)]
     result, text = told(report(calls=calls, changed=[f"f{n}" for n in range(LISTED_FILES + 1)]))
     assert (len(result.calls), len(result.files)) == (LISTED_CALLS, LISTED_FILES)
     assert result.calls[-1].call == f"a.b(n={LISTED_CALLS + 6})"
-    assert f"{LISTED_CALLS + 7} calls" in text
+    assert f"{LISTED_CALLS + 7} lines of calls" in text
     assert f"{LISTED_FILES + 1} changed files" in text
+
+
+def test_many_like_calls_share_a_line_where_the_run_went_well_and_only_there() -> None:
+    calls = [LedgerEntry("tools.a.b", {"n": n}, "ok", ms=1.0) for n in range(30)]
+    failed = LedgerEntry("tools.a.b", {"n": 99}, "error", error="no")
+    given = report(calls=[*calls, failed])
+    result, text = told(given)
+    assert [(line.call, line.times, line.ms) for line in result.calls] == [
+        ("a.b(...)", 30, 30.0),
+        ("a.b(n=99)", 1, 0.0),
+    ]
+    assert "a.b(...) -> ok, 30 times, 30 ms" in text
+    given.status = "error"
+    assert len(told(given)[0].calls) == 31
 
 
 @pytest.mark.parametrize("args", [{"x": "y" * 9999}, {"x" * 9999: 1}, {"x": [1] * 9999}, {"x": {"y": float("nan")}}])

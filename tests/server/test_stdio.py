@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ async def test_a_cancelled_request_interrupts_its_code_and_keeps_the_session(ser
     for _ in range(5):
         progress = Progress()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda heard=progress: server.run(ENDLESS, session="cancelled", progress_callback=heard))
+            tasks.start_soon(partial(server.run, ENDLESS, session="cancelled", progress_callback=progress))
             with anyio.fail_after(SOON):
                 await progress.first.wait()
             tasks.cancel_scope.cancel()
@@ -133,7 +134,7 @@ async def test_a_cancelled_request_interrupts_its_code_and_keeps_the_session(ser
 async def test_a_request_that_is_cancelled_in_the_queue_never_runs(server: Connection) -> None:
     progress = Progress()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: server.run(ENDLESS, session="queue", timeout_s=2, progress_callback=progress))
+        tasks.start_soon(partial(server.run, ENDLESS, session="queue", timeout_s=2, progress_callback=progress))
         with anyio.fail_after(SOON):
             await progress.first.wait()
         with anyio.move_on_after(0.2):
