@@ -296,6 +296,22 @@ async def test_an_interpreter_that_dies_is_replaced(run: Driver, code: str, word
     assert run.link.restarts
 
 
+async def test_code_that_breaks_what_the_kernel_needs_gets_a_fresh_interpreter(run: Driver) -> None:
+    assert (await run("import os\nos.getpid = None")).status == "died"
+    assert await run.value("1") == "1"
+    assert "modules that it needs" in run.link.restarts[-1]
+
+
+async def test_calls_without_end_are_refused_and_do_not_pile_up(run: Driver) -> None:
+    code = (
+        f"{CALL}import asyncio\n"
+        "naps = [host.acall('test.nap', {'seconds': 0.5}) for _ in range(1200)]\n"
+        "ended = await asyncio.gather(*naps, return_exceptions=True)\n"
+        "sum(isinstance(each, HostError) for each in ended)"
+    )
+    assert await run.value(code) == "176"
+
+
 async def test_code_that_takes_all_memory_does_not_take_the_session(run: Driver) -> None:
     done = await run("x = []\nwhile True: x.append(bytearray(10_000_000))")
     assert done.status in ("died", "error")  # killed where a container counts, MemoryError where a limit refuses

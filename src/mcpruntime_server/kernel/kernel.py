@@ -79,9 +79,8 @@ class Worker:
             if isinstance(message, wire.Execute):
                 try:
                     done = self.execute(message)
-                except BaseException as exc:  # noqa: BLE001 - what code left behind must not end the session
-                    self.interrupts.disarm()
-                    done = wire.Done(message.run, "error", None, self.describe(exc))
+                except BaseException:  # noqa: BLE001 - code broke what this module needs: a fresh start helps
+                    os._exit(wire.BROKEN)
                 self.channel.send(done)
 
     # one run --------------------------------------------------------------------------------------

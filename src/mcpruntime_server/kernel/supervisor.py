@@ -139,7 +139,9 @@ class Supervisor:
             out, err = (pipe.write_end for pipe in self.pipes)
             Worker(kept, out, err, self.setup.value_limit, self.setup.seed, self.generation).serve()
         finally:
-            os._exit(70)  # only reached when the kernel itself is broken; its traceback is on the container's stderr
+            os._exit(
+                wire.BROKEN
+            )  # only reached when the kernel itself is broken; its traceback is on the container's stderr
 
     def bury_worker(self) -> None:
         """The worker is dead: say so, clear up after it, start the next."""
@@ -159,7 +161,9 @@ class Supervisor:
 
     def _reason(self, status: int) -> str:
         if not os.WIFSIGNALED(status):
-            return f"The interpreter exited with code {os.WEXITSTATUS(status)}."
+            code = os.WEXITSTATUS(status)
+            why = ": code changed modules that it needs itself" if code == wire.BROKEN else ""
+            return f"The interpreter exited with code {code}{why}."
         number = os.WTERMSIG(status)
         if number == signal.SIGKILL and self.kill_reason:
             return f"The interpreter was killed: {self.kill_reason}."

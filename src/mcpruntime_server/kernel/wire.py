@@ -16,9 +16,7 @@ import json
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Any, Callable, ClassVar, Dict, List, Optional, Tuple, Type, TypeVar, Union
-
-    from typing_extensions import dataclass_transform
+    from typing import Any, Callable, ClassVar, Dict, List, Optional, Tuple, Type, TypeVar, Union, dataclass_transform
 
     M = TypeVar("M", bound="Message")
 else:
@@ -31,6 +29,7 @@ VERSION = 1
 MAX_FRAME = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a message
 CHUNK = 256 * 1024  # bytes of file content or output in one frame, so that nothing waits long behind it
 HEADER = 5  # bytes: length and kind
+BROKEN = 70  # the exit code of an interpreter whose own modules were changed until they failed
 
 
 CHECKS: Dict[str, Callable[[Any], bool]] = {

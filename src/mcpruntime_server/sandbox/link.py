@@ -25,6 +25,7 @@ from ..errors import SandboxFailed
 from ..kernel import wire
 from . import Backend, Channel, SandboxInfo
 
+MAX_CALLS = 1024  # of one run at once: each waits in the host's memory
 READY_S = 30.0  # from a started process to a kernel that answers; a loaded machine can be slow
 INTERRUPT_S = 3.0  # code gets this long to clean up after KeyboardInterrupt
 KILL_S = 5.0  # killing all processes and starting a fresh interpreter; far less on a machine that is not overloaded
@@ -127,6 +128,7 @@ class _Execution:
     patience: anyio.CancelScope
     over: anyio.Event = field(default_factory=anyio.Event)
     calls: set[anyio.CancelScope] = field(default_factory=set)  # that are being answered
+    open_calls: int = 0  # that have come and have not been answered
     done: wire.Done | None = None
     stopped: Stopped | None = None
 
@@ -289,7 +291,11 @@ class Link:
         match message:
             case wire.Output():
                 current.listener.on_output(message)
+            case wire.Call() if current.open_calls >= MAX_CALLS:
+                error = {"kind": "unavailable", "message": f"{MAX_CALLS:,} calls are under way already", "data": None}
+                self._reply(message, wire.Reply(message.id, None, error))
             case wire.Call():
+                current.open_calls += 1
                 self._tasks.start_soon(self._answer, current, message)
             case wire.Files():
                 self._saving, self._saved = (current.number, current.listener), anyio.Event()
@@ -319,6 +325,7 @@ class Link:
                     reply = await current.listener.on_call(call)
                 finally:
                     current.calls.discard(scope)
+        current.open_calls -= 1
         self._reply(call, reply)
 
     def _reply(self, call: wire.Call, reply: wire.Reply) -> None:

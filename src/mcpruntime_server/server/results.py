@@ -69,11 +69,11 @@ def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResul
         value_cut = value_cut or report.value["cut"]
     cut = {"value": value_cut, "stdout": stdout_cut, "stderr": stderr_cut}
     files = [shorten_name(path) for path in report.changed] + [f"-{shorten_name(path)}" for path in report.removed]
-    calls = ledger(report)
+    calls, lines = ledger(report)
     notes = [
         *report.notes,
         *(note_of(name, report) for name, was_cut in cut.items() if was_cut),
-        *note_of_rest("lines of calls", len(calls), f"the last {LISTED_CALLS}", LISTED_CALLS),
+        *note_of_rest("lines of calls", lines, f"the last {LISTED_CALLS}", LISTED_CALLS),
         *note_of_rest("changed files", len(files), f"the first {LISTED_FILES}", LISTED_FILES),
     ]
     return RunResult(
@@ -85,7 +85,7 @@ def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResul
         stdout=stdout,
         stderr=stderr,
         error=ErrorInfo(**report.error) if report.error else None,
-        calls=calls[-LISTED_CALLS:],
+        calls=calls,
         files=files[:LISTED_FILES],
         usage=report.usage,
         note=" ".join(notes),
@@ -126,13 +126,19 @@ def shorten_name(name: str) -> str:
     return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS // 2]}…{name[-NAME_CHARS // 2 :]}"
 
 
-def ledger(report: Report) -> list[CallLine]:
-    """Return the calls of a run, one line each; where the run went well, many like ones that did too share a line.
+def ledger(report: Report) -> tuple[list[CallLine], int]:
+    """Return the last lines of a run's ledger, and how many it has; where all went well, like calls share a line.
 
     After a run that went well nothing is to be retried, and a model should not pay for a hundred lines to read so.
     """
     if report.status != "ok":
-        return [call_line(entry) for entry in report.calls]
+        return [call_line(entry) for entry in report.calls[-LISTED_CALLS:]], len(report.calls)
+    lines = folded_lines(report)
+    return lines[-LISTED_CALLS:], len(lines)
+
+
+def folded_lines(report: Report) -> list[CallLine]:
+    """Return one line for each call, and one for many like calls that went well."""
     lines: list[CallLine] = []
     like = Counter(entry.target for entry in report.calls if entry.status == "ok")
     folded: dict[str, CallLine] = {}
