@@ -60,7 +60,6 @@ class RunStarted(Event):
     code: str
     name: str  # what tracebacks call it
     timeout_s: float
-    catalog: str = ""  # digest of the tools that the code could import
     idempotency_key: str | None = None
 
 
@@ -83,7 +82,6 @@ class CallStarted(Event):
     effect: str  # "read" | "idempotent" | "write"
     nth: int  # 0 for the run's first call with this target and these arguments
     line: int | None = None  # of the user's code
-    schema: str = ""  # digest of the schema that the caller knew
 
 
 @dataclass(frozen=True)

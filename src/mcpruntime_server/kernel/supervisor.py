@@ -7,7 +7,6 @@ Rule: nothing that comes from the worker is trusted: only `Call` and `Done` are 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
@@ -15,22 +14,19 @@ import socket
 import sys
 import time
 
-from . import wire
+from . import processes, wire
 from .workspace import Workspace
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple
+    from typing import List, Optional, Tuple
 
-HIGH_FD = 200  # our own descriptors are kept above the numbers that user code gets or guesses
 AGAIN_S = 0.05  # between two signals for one interrupt
 COALESCE_S = 0.01  # after one piece of output, the next is held back this long, to be sent together
 READ = 64 * 1024
 WHOLE_PIPE = 2  # reads that empty a pipe of the usual size; more would let a child that prints on hold everything up
 IDLE_OUTPUT = 64 * 1024  # bytes kept of what background threads print between two runs
 DEATH_ROUNDS = 100  # milliseconds from a closed socket to a dead process, at most
-FORK_ROUNDS = 500  # times 10 ms: while killed processes are being reaped, none can be made
-KILL_ROUNDS = 200  # passes over processes that may go on forking meanwhile
 BOMB_S = 0.05  # no bomb has filled a sandbox sooner, and looking costs more than most short runs
 FROM_WORKER = frozenset((wire.KIND_OF[wire.Call], wire.KIND_OF[wire.Done]))
 DONE = wire.KIND_OF[wire.Done]
@@ -45,7 +41,7 @@ class OutputPipe:
         self.limit = limit
         self.read_end, write_end = os.pipe()
         os.set_blocking(self.read_end, False)
-        self.write_end = _high(write_end)
+        self.write_end = processes.high(write_end)
         self.held = bytearray()
         self.dropped = 0
         self.room = IDLE_OUTPUT
@@ -111,7 +107,7 @@ class Supervisor:
     def start_worker(self) -> None:
         """Fork an interpreter with an empty namespace."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.worker = _fork()
+        self.worker = processes.fork()
         if not self.worker:
             ours.close()  # else the worker would neither see our end nor be alone with its own
             self._become_worker(theirs)
@@ -130,18 +126,16 @@ class Supervisor:
                 os.close(fd)
             for pipe in self.pipes:
                 os.close(pipe.read_end)
-            _first_to_die()
+            processes.first_to_die()
             os.setsid()
-            _limit(self.setup.limits)
-            kept = socket.socket(fileno=_high(sock.detach()))
+            processes.limit(self.setup.limits)
+            kept = socket.socket(fileno=processes.high(sock.detach()))
             from .kernel import Worker
 
             out, err = (pipe.write_end for pipe in self.pipes)
             Worker(kept, out, err, self.setup.value_limit, self.setup.seed, self.generation).serve()
-        finally:
-            os._exit(
-                wire.BROKEN
-            )  # only reached when the kernel itself is broken; its traceback is on the container's stderr
+        finally:  # only reached when the kernel itself is broken; its traceback is on the container's stderr
+            os._exit(wire.BROKEN)
 
     def bury_worker(self) -> None:
         """The worker is dead: say so, clear up after it, start the next."""
@@ -176,7 +170,7 @@ class Supervisor:
         """The worker's socket is closed: it is dying (which the loop notices), or user code closed it."""
         self.poll.modify(self.sock, 0)
         for _ in range(DEATH_ROUNDS):
-            if _is_dead(self.worker):
+            if processes.is_dead(self.worker):
                 return
             time.sleep(0.001)
         self.kill_worker("code closed a descriptor that is the runtime's own")
@@ -195,8 +189,8 @@ class Supervisor:
             except ProcessLookupError:
                 pass
         else:
-            _kill_all(_descendants)
-        _reap()
+            processes.kill_all(processes.descendants)
+        processes.reap()
 
     # frames ---------------------------------------------------------------------------------------
 
@@ -267,8 +261,8 @@ class Supervisor:
         limit = self.setup.process_limit
         if time.perf_counter() - self.run_started < BOMB_S:
             return
-        if limit and len(_others()) > limit * 3 // 4:
-            _kill_all(_others, keep=self.worker)
+        if limit and len(processes.others()) > limit * 3 // 4:
+            processes.kill_all(processes.others, keep=self.worker)
 
     def save_files(self) -> None:
         """Send the content of the files that the last run changed."""
@@ -417,10 +411,10 @@ class Supervisor:
             os.read(self.wake_read, READ)
         except BlockingIOError:
             pass
-        if _is_dead(self.worker):
+        if processes.is_dead(self.worker):
             self.bury_worker()
         else:
-            _reap(self.worker)
+            processes.reap(self.worker)
 
     def shut_down(self) -> None:
         """The host is gone: so is everything here."""
@@ -430,112 +424,9 @@ class Supervisor:
         os._exit(0)
 
 
-def _fork() -> int:
-    """Fork, waiting for room where a process limit is reached."""
-    for _ in range(FORK_ROUNDS):
-        try:
-            return os.fork()
-        except BlockingIOError:
-            time.sleep(0.01)
-            _reap()
-    return os.fork()
-
-
-def _high(fd: int) -> int:
-    """Move `fd` above the numbers that user code gets, closed in programs that it starts."""
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
-    os.close(fd)
-    return high
-
-
-def _first_to_die() -> None:
-    """Make the kernel's OOM killer choose the worker and its children before the supervisor."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass  # not Linux
-
-
-def _is_dead(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _reap(keep: int = 0) -> None:
-    """Collect dead children other than `keep`, which is left to be buried."""
-    while True:
-        try:
-            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if dead is None or dead.si_pid == keep:
-            return
-        os.waitpid(dead.si_pid, 0)
-
-
-def _kill_all(listed: Callable[[], List[int]], keep: int = 0) -> None:
-    """Kill the processes that `listed` finds until none but `keep` is left; they may go on forking meanwhile."""
-    for _ in range(KILL_ROUNDS):
-        found = [pid for pid in listed() if pid != keep]
-        if not found:
-            return
-        for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        _reap(keep)
-
-
-def _others() -> List[int]:
-    """Return every process of this namespace but its init and this one."""
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and entry not in ("1", str(os.getpid()))]
-
-
-def _descendants() -> List[int]:
-    """Return every process below this one, which adopts orphans."""
-    parents: Dict[int, List[int]] = {}
-    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue
-            parents.setdefault(parent, []).append(int(entry))
-    found: List[int] = []
-    level = parents.get(os.getpid(), [])
-    while level:
-        found += level
-        level = [child for pid in level for child in parents.get(pid, [])]
-    return found
-
-
-def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent dies, so that none escapes `_descendants`."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    pr_set_child_subreaper = 36
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
-
-
-def _limit(limits: Dict[str, Any]) -> None:
-    """Apply `resource` limits by name, as far as the hard limits allow."""
-    import resource
-
-    for name, value in limits.items():
-        kind = getattr(resource, name, None)
-        if kind is not None:
-            hard = resource.getrlimit(kind)[1]
-            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (bound, bound))
-
-
 def main() -> None:
     """Take over this process's stdin and stdout as the link, read `Setup`, and serve."""
-    host_in, host_out = _high(os.dup(0)), _high(os.dup(1))
+    host_in, host_out = processes.high(os.dup(0)), processes.high(os.dup(1))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)  # what is printed here by mistake must not reach the link
@@ -552,5 +443,5 @@ def main() -> None:
     if not isinstance(setup, wire.Setup) or setup.version != wire.VERSION:
         sys.exit(f"the host speaks version {getattr(setup, 'version', '?')} of the wire, this kernel {wire.VERSION}")
     if not setup.contained:
-        adopt_orphans()
+        processes.adopt_orphans()
     Supervisor(setup, splitter, host_in, host_out).serve(frames[1:])
