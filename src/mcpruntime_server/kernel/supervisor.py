@@ -21,6 +21,7 @@ TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
     from typing import List, Optional, Tuple
 
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # which code can have init pass on to us
 AGAIN_S = 0.05  # between two signals for one interrupt
 COALESCE_S = 0.01  # after one piece of output, the next is held back this long, to be sent together
 READ = 64 * 1024
@@ -98,7 +99,8 @@ class Supervisor:
         self.wake_read, self.wake_write = wake_read, wake_write
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
         for fd in (host_in, wake_read, *(pipe.read_end for pipe in self.pipes)):
             self.poll.register(fd, select.POLLIN)
 
@@ -121,7 +123,8 @@ class Supervisor:
     def _become_worker(self, sock: socket.socket) -> None:
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, *IGNORED):
+                signal.signal(number, signal.SIG_DFL)
             for fd in (self.host_in, self.host_out, self.wake_read, self.wake_write):
                 os.close(fd)
             for pipe in self.pipes:
