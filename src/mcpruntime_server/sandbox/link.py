@@ -30,9 +30,18 @@ READY_S = 30.0  # from a started process to a kernel that answers; a loaded mach
 INTERRUPT_S = 3.0  # code gets this long to clean up after KeyboardInterrupt
 KILL_S = 5.0  # killing all processes and starting a fresh interpreter; far less on a machine that is not overloaded
 PLAIN_MARSHAL = 2  # a version of the format that every Python reads, for text, bytes and tuples
-MODULES = tuple(
-    "wire present results guest channel workspace processes observe kernel supervisor".split()
-)  # of the kernel, each after those that it imports
+MODULES = (  # of the kernel
+    "wire",
+    "present",
+    "results",
+    "guest",
+    "channel",
+    "workspace",
+    "processes",
+    "observe",
+    "kernel",
+    "supervisor",
+)
 
 # The first bytes on stdin are the kernel's modules: a length, then compressed marshal data, a magic number and name to
 # (source, code compiled for the Python of that number). They become the package `mcpruntime_kernel`, without a file, so
