@@ -13,7 +13,7 @@ from collections import deque
 import anyio
 from anyio.abc import TaskGroup
 
-from ..errors import McpRuntimeError
+from ..errors import McpRuntimeError, SandboxFailed
 from ..kernel import wire
 from ..sandbox import Backend
 from ..sandbox.link import Link, open_link
@@ -88,14 +88,19 @@ class Pool:
                 self._announce()
                 await slot.released.wait()
         except* McpRuntimeError as group:
-            failure = _first(group)
-            logger.error("a sandbox %s: %s", "could not be removed" if stands else "could not be started", failure)
-            if not stands and self._waiting:
-                self._failures.append(failure)
+            self._fail(_first(group), stands=stands)
+        except* Exception as mistake:  # ours: it must not take the server with it
+            logger.error("a sandbox failed inside the server", exc_info=mistake)
+            self._fail(SandboxFailed("The sandbox failed inside the server; its log says why."), stands=stands)
         finally:
             if not stands:
                 self._starting -= 1
                 self._announce()
+
+    def _fail(self, failure: McpRuntimeError, *, stands: bool) -> None:
+        logger.error("a sandbox %s: %s", "could not be removed" if stands else "could not be started", failure)
+        if not stands and self._waiting:
+            self._failures.append(failure)
 
     def _new_setup(self) -> wire.Setup:
         return self._setup.but(seed=secrets.token_hex(16))
