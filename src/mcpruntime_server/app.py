@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from .config import Config
 from .errors import McpRuntimeError, NotFound, Unavailable
@@ -101,8 +101,23 @@ async def open_app(config: Config) -> AsyncIterator[App]:
                 background.start_soon(sweep, backend)
                 async with open_runtime(config.server, config.sandbox, journal, router, backend) as runtime:
                     catalog.on_change = runtime.package_changed
+                    runtime.on_code = partial(anticipate, catalog, background)
                     yield App(config, journal, catalog, backend, runtime)
                 background.cancel_scope.cancel()
+
+
+def anticipate(catalog: Catalog, background: TaskGroup, code: str) -> None:
+    """Start the upstreams that `code` is going to import, while it is on its way."""
+    if names := catalog.named_in(code):
+        background.start_soon(start_upstreams, catalog, names)
+
+
+async def start_upstreams(catalog: Catalog, names: Sequence[str]) -> None:
+    """Start upstreams ahead of their use; a failure is told to the code that imports them."""
+    try:
+        await catalog.start(names)
+    except Exception:  # a mistake of ours in what is only a head start must not end the server
+        logger.exception("the upstreams %s could not be started ahead", ", ".join(names))
 
 
 async def sweep(backend: Backend) -> None:

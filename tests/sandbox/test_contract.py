@@ -356,6 +356,15 @@ async def test_restored_files_are_there_and_do_not_count_as_changed(run: Driver)
     assert run.heard.files is None
 
 
+async def test_files_that_cannot_be_kept_are_counted(run: Driver) -> None:
+    await run("import os\nopen(b'\\xff', 'w').close()\nopen('named', 'w').close()")
+    assert run.heard.files is not None
+    assert (run.heard.files.changed, run.heard.files.passed_over) == (["named"], 1)
+    await run("os.remove(b'\\xff')")
+    assert run.heard.files is not None
+    assert (run.heard.files.removed, run.heard.files.passed_over) == ([], 0)
+
+
 async def test_pipes_links_and_sockets_in_the_workspace_do_no_harm(run: Driver) -> None:
     await run(
         "import os, socket\nos.mkfifo('pipe')\nos.symlink('/etc/passwd', 'link')\n"

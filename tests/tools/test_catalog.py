@@ -57,6 +57,21 @@ class TestNames:
         assert [lively.effect(target) for target in ("", "tools", "tools.x", "tools.x.y.z")] == ["write"] * 4
 
 
+class TestHeadStart:
+    async def test_code_names_what_it_will_import_and_only_that_is_started(self, tmp_path: Path) -> None:
+        async with catalogue(tmp_path, lively=own("lively"), missing=missing()) as catalog:
+            assert catalog.named_in("from tools.lively import echo") == ["lively"]
+            assert catalog.named_in("livelyhood = 1") == []
+            await catalog.start(["lively"])
+            assert catalog.named_in("tools.lively.echo, tools.missing") == ["missing"]
+
+    async def test_what_cannot_be_started_is_told_when_it_is_imported(self, tmp_path: Path) -> None:
+        async with catalogue(tmp_path, missing=missing()) as catalog:
+            await catalog.start(["missing"])
+            with pytest.raises(CallFailed, match="missing"):
+                await catalog.answer("catalog.shim", {"server": "missing"})
+
+
 class TestCalls:
     async def test_a_call_reaches_the_tool(self, lively: Catalog) -> None:
         assert await lively.call("tools.lively.echo", {"text": "a", "times": 3}) == "aaa"

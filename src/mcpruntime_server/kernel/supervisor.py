@@ -249,9 +249,11 @@ class Supervisor:
             return  # forged
         self._end_fork_bomb()
         self._drain_output()
+        before = self.workspace.passed_over
         changed, removed = self.workspace.scan()
-        if changed or removed:
-            self.to_host(wire.encode(wire.Files(self.run, changed, removed)))
+        passed_over = self.workspace.passed_over
+        if changed or removed or passed_over != before:
+            self.to_host(wire.encode(wire.Files(self.run, changed, removed, passed_over)))
             self.unsaved = self.run
         self.to_host(done)
         self.run = 0

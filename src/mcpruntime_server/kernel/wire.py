@@ -189,11 +189,12 @@ class Call(Message):
 
 
 class Files(Message):
-    """Workspace paths that run `run` changed or removed; sent before its `Done`, if there are any."""
+    """Workspace paths that run `run` changed or removed; sent before its `Done`, if there is anything to tell."""
 
     run: int
     changed: List[str]
     removed: List[str]
+    passed_over: int = 0  # files that are not kept: there are too many, or their names are no text
 
 
 class Restarted(Message):

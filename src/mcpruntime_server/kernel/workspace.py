@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Stamp = Tuple[int, int, int, int]  # modified and changed (ns), size, mode
 
 HIDDEN = (".mcpruntime", "__pycache__")  # folders that are the runtime's own, or only a cache
-MAX_FILES = 50_000  # more are not looked at, so that a scan stays bounded
+MAX_FILES = 50_000  # more are counted and not kept, so that what is told and saved stays bounded
 
 
 class Workspace:
@@ -27,14 +27,17 @@ class Workspace:
     def __init__(self, root: str, limit: int) -> None:
         self.root = root
         self.limit = limit
+        self.passed_over = 0  # files that the last scan did not look at: too many, or named in bytes that are no text
         self._seen: Dict[str, Stamp] = {}
         self._unsaved: List[str] = []
 
     def scan(self) -> Tuple[List[str], List[str]]:
         """Return the paths changed and removed since the last scan; the changed ones become `unsaved`."""
+        self.passed_over = 0
         found = dict(self._walk())
         changed = sorted(path for path, stamp in found.items() if self._seen.get(path) != stamp)
-        removed = sorted(path for path in self._seen if path not in found)
+        gone = (path for path in self._seen if path not in found)
+        removed = sorted(path for path in gone if not os.path.lexists(os.path.join(self.root, path)))
         self._seen = found
         self._unsaved = sorted({*self._unsaved, *changed} - set(removed)) if self._unsaved else changed
         return changed, removed
@@ -56,16 +59,20 @@ class Workspace:
             for entry in entries:
                 path = folder + entry.name
                 try:
-                    path.encode("utf-8")
                     info = entry.stat(follow_symlinks=False)
-                except (OSError, UnicodeEncodeError):
+                    path.encode("utf-8")
+                except OSError:
+                    continue
+                except UnicodeEncodeError:
+                    self.passed_over += 1
                     continue
                 if stat.S_ISDIR(info.st_mode) and entry.name not in HIDDEN:
                     folders.append(path + "/")
                 elif stat.S_ISREG(info.st_mode):
                     count += 1
                     if count > MAX_FILES:
-                        return
+                        self.passed_over += 1
+                        continue
                     yield path, (info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
 
     def read(self, path: str) -> Iterator[Tuple[int, bool, bytes]]:

@@ -268,6 +268,10 @@ class Run:
     def on_files(self, message: wire.Files) -> None:
         """Note which files changed; their content follows."""
         self.report.changed, self.report.removed = message.changed, message.removed
+        if message.passed_over > 0:
+            self.report.notes.append(
+                f"{message.passed_over:,} files in the workspace are not kept: too many, or their names are not UTF-8."
+            )
 
     def on_file_data(self, message: wire.FileData) -> None:
         """Take a piece of a changed file."""

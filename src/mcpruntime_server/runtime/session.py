@@ -13,7 +13,7 @@ import re
 import secrets
 import textwrap
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -96,6 +96,7 @@ class Session:
         self._tip = start.run
         self._unfinished.add(run)
         self._send.send_nowait(run)
+        self._runtime.on_code(start.code)
         return run
 
     def close(self) -> None:
@@ -209,6 +210,7 @@ class Runtime:
         self.backend = backend
         self.limits = limits
         self._tasks = tasks
+        self.on_code: Callable[[str], None] = lambda _: None  # told of every run's code, before it runs
         self._live: dict[str, Session] = {}
         self._leaving: dict[str, Session] = {}  # closed, and not yet ready to be opened anew
         self._opening = anyio.Lock()

@@ -9,8 +9,10 @@ This module must not know what a sandbox is.
 
 from __future__ import annotations
 
+import importlib
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +34,7 @@ API_TIMEOUT = 60  # seconds: an engine under load takes seconds; one that takes 
 CONNECT_TIMEOUT = 10  # seconds
 MINIMUM_API = "1.41"  # engine 20.10: private cgroup namespaces, one-shot statistics
 PARALLEL_CALLS = 8  # worker threads: the engine itself creates containers hardly faster in parallel
+LOADING = threading.Lock()
 MAX_HEAD = 16 * 1024  # bytes of HTTP response head that we are ready to read
 
 NOT_RUNNING = "Start it (`sudo systemctl start docker`), or run `scripts/docker-engine`, which installs and starts one."
@@ -62,6 +65,12 @@ class Address:
         )
 
 
+def load_docker() -> None:
+    """Import docker-py before anybody uses a part of it: threads that import parts at once see each other's halves."""
+    with LOADING:
+        importlib.import_module("docker.context")
+
+
 class Engine:
     """The engine that DOCKER_HOST, or else the current Docker context, names."""
 
@@ -84,6 +93,7 @@ class Engine:
 
     def call_here(self, function: Callable[[APIClient], Result]) -> Result:
         """Do what `call` does in the calling thread, which must not be the event loop's."""
+        load_docker()
         from docker.errors import DockerException
         from requests.exceptions import RequestException
 

@@ -7,7 +7,8 @@ Rule 3: whatever is asked comes from sandboxed code, so it is checked; what is a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,18 @@ class Catalog:
     def package_names(self) -> list[str]:
         """Return the names under which upstreams are importable; starts none of them."""
         return list(self._servers)
+
+    def named_in(self, code: str) -> list[str]:
+        """Return the packages that `code` seems to use and that have not been started yet."""
+        idle = (name for name, server in self._servers.items() if server.upstream.status.state == "idle")
+        return [name for name in idle if re.search(rf"\b{name}\b", code)]
+
+    async def start(self, names: Iterable[str]) -> None:
+        """Start upstreams all at once, so that code which imports them waits for the slowest and not for each.
+
+        What goes wrong is told when they are imported.
+        """
+        await self._views({name: self._servers[name] for name in names})
 
     def effect(self, target: str) -> Effect:
         """Return what a call of `tools.<server>.<tool>` may do, as far as the tool says; what is unknown may write."""
