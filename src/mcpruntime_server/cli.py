@@ -114,8 +114,8 @@ def doctor(config: Config, options: Options) -> int:
     if options.json:
         print_json([vars(check) for check in checks])
     for check in checks if not options.json else ():
-        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
-        if not check.ok and check.remedy:
+        print(f"{'FAIL' if not check.ok else 'warn' if check.warning else 'ok  '}  {check.name}: {check.detail}")
+        if (check.warning or not check.ok) and check.remedy:
             print(f"      -> {check.remedy}")
     return 0 if all(check.ok for check in checks) else 1
 
@@ -124,8 +124,7 @@ def image_build(config: Config, options: Options) -> int:
     """Build the sandbox image if it is not up to date."""
     from .sandbox.image import build
 
-    reference = anyio.run(build, config.sandbox, lambda line: print(line, flush=True), options.force)
-    print(f"{reference.tag} is ready")
+    anyio.run(build, config.sandbox, lambda line: print(line, flush=True), options.force)
     return 0
 
 

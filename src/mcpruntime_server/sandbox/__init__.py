@@ -80,9 +80,10 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `doctor`: what was looked at, whether it is in order, and what to do if it is not."""
+    """One line of `doctor`: what was looked at, whether it is in order or only works, and what to do if not."""
 
     name: str
     ok: bool
     detail: str
     remedy: str = ""
+    warning: bool = False

@@ -140,9 +140,9 @@ class LocalBackend:
 
     async def check(self) -> list[Check]:
         """Say what this backend does not do."""
-        warning = "code runs WITHOUT isolation: it can read and change everything that this user can"
+        detail = "local: code runs WITHOUT isolation: it can read and change everything that this user can"
         return [
-            Check("sandbox", True, f"local: {warning}", 'Use `backend = "docker"` for code that you have not read.')
+            Check("sandbox", True, detail, 'Use `backend = "docker"` for code that you have not read.', warning=True)
         ]
 
     async def sweep(self) -> int:
