@@ -46,37 +46,51 @@ class Pool:
         self._ready: deque[Slot] = deque()
         self._starting = 0
         self._waiting = 0
-        self._failures: deque[McpRuntimeError] = deque()
+        self._attempts = 0  # to start a sandbox, so far
+        self._failures: deque[tuple[int, McpRuntimeError]] = deque()  # of which attempts, for those who wait
         self._news = anyio.Event()
 
     async def acquire(self) -> Slot:
         """Return a sandbox, a ready one if there is one; raises `Unavailable` or `SandboxFailed` if none can be had."""
-        if not self._waiting:
-            self._failures.clear()  # of an engine that was away before
         self._waiting += 1
         try:
-            while True:
-                self.fill()
-                while self._ready:
-                    slot = self._ready.popleft()
-                    if not slot.link.closed.is_set():
-                        return slot
-                    slot.release()
-                if self._failures:
-                    raise self._failures.popleft()
-                await self._news.wait()
+            slot = await self._next_slot()
         finally:
             self._waiting -= 1
+            if not self._waiting:
+                self._failures.clear()
+        self.fill()
+        return slot
+
+    async def _next_slot(self) -> Slot:
+        before = self._attempts  # failures of earlier ones say nothing of now: the engine may be back
+        while True:
             self.fill()
+            while self._ready:
+                slot = self._ready.popleft()
+                if not slot.link.closed.is_set():
+                    return slot
+                slot.release()
+            if (failure := self._failure_after(before)) is not None:
+                raise failure
+            await self._news.wait()
+
+    def _failure_after(self, attempt: int) -> McpRuntimeError | None:
+        for found in self._failures:
+            if found[0] > attempt:
+                self._failures.remove(found)
+                return found[1]
+        return None
 
     def fill(self) -> None:
         """Start the sandboxes that are waited for or missing from the ready ones, a few at a time."""
         missing = self._waiting + self._size - len(self._ready) - self._starting
         for _ in range(min(missing, STARTING_AT_ONCE - self._starting)):
             self._starting += 1
-            self._tasks.start_soon(self._keep)
+            self._attempts += 1
+            self._tasks.start_soon(self._keep, self._attempts)
 
-    async def _keep(self) -> None:
+    async def _keep(self, attempt: int) -> None:
         """Be the task that one sandbox lives in."""
         stands = False
         try:
@@ -88,19 +102,20 @@ class Pool:
                 self._announce()
                 await slot.released.wait()
         except* McpRuntimeError as group:
-            self._fail(_first(group), stands=stands)
+            self._fail(attempt, _first(group), stands=stands)
         except* Exception as mistake:  # ours: it must not take the server with it
             logger.error("a sandbox failed inside the server", exc_info=mistake)
-            self._fail(SandboxFailed("The sandbox failed inside the server; its log says why."), stands=stands)
+            failure = SandboxFailed("The sandbox failed inside the server; its log says why.")
+            self._fail(attempt, failure, stands=stands)
         finally:
             if not stands:
                 self._starting -= 1
                 self._announce()
 
-    def _fail(self, failure: McpRuntimeError, *, stands: bool) -> None:
+    def _fail(self, attempt: int, failure: McpRuntimeError, *, stands: bool) -> None:
         logger.error("a sandbox %s: %s", "could not be removed" if stands else "could not be started", failure)
         if not stands and self._waiting:
-            self._failures.append(failure)
+            self._failures.append((attempt, failure))
 
     def _new_setup(self) -> wire.Setup:
         return self._setup.but(seed=secrets.token_hex(16))
