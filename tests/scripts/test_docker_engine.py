@@ -108,3 +108,21 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
     )
     assert done.returncode == 1
     assert "usermod -aG docker" in done.stderr or "No Docker engine answers" in done.stderr
+
+
+def test_the_pid_file_of_a_daemon_that_was_killed_is_removed_and_a_living_ones_is_not(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    file = tmp_path / "daemon.pid"
+    with subprocess.Popen(["sleep", "60"]) as daemon:
+        file.write_text(str(daemon.pid))
+        script.forget_dead(file, "sleep")
+        assert file.exists()
+        script.forget_dead(file, "dockerd")  # another program has the number now
+        assert not file.exists()
+        file.write_text(str(daemon.pid))
+        daemon.kill()
+        os.waitid(os.P_PID, daemon.pid, os.WEXITED | os.WNOWAIT)  # a zombie, until it is waited for
+        script.forget_dead(file, "sleep")
+        assert not file.exists()
+    script.forget_dead(file, "sleep")  # nothing there
