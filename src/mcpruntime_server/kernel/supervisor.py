@@ -93,15 +93,14 @@ class Supervisor:
         self.kill_reason = ""
         self.from_worker = wire.Splitter()
         self.to_worker = bytearray()
-        wake_read, wake_write = os.pipe()
-        os.set_blocking(wake_read, False)
-        os.set_blocking(wake_write, False)
-        self.wake_read, self.wake_write = wake_read, wake_write
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        os.set_blocking(self.wake_write, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        for fd in (host_in, wake_read, *(pipe.read_end for pipe in self.pipes)):
+        for fd in (host_in, self.wake_read, *(pipe.read_end for pipe in self.pipes)):
             self.poll.register(fd, select.POLLIN)
 
     # the worker -----------------------------------------------------------------------------------
