@@ -50,6 +50,8 @@ class SandboxSettings(Settings):
     output_mb: Positive = 16
     timeout_s: Seconds = 120.0
     pool_size: Annotated[int, Field(ge=0)] = 1
+    checkpoints: Annotated[int, Field(ge=0)] = 16
+    checkpoint_mb: Positive = 256
     mounts: tuple[str, ...] = ()  # "/host/folder:/sandbox/folder[:rw]", read-only unless it says rw
 
 
