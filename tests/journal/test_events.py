@@ -37,6 +37,7 @@ objects = st.dictionaries(texts, data, max_size=4)
 OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     str: texts,
     int: st.integers(),
+    bool: st.booleans(),
     float: floats,
     Any: data,
     str | None: st.none() | texts,

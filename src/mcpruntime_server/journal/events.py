@@ -25,11 +25,16 @@ class Event:
 
 @dataclass(frozen=True)
 class SessionOpened(Event):
-    """A session was made; `name` is its owner's own word for it, if any."""
+    """A session was made; `name` is its owner's own word for it, if any.
+
+    `origin` is the run that it was forked at. `purpose` is "" (to work in), "fork", "rerun" (scratch) or "import".
+    """
 
     name: str | None
     principal: str
     backend: str
+    origin: str | None = None
+    purpose: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,6 @@ class SandboxStarted(Event):
     image: str
     python: str
     platform: str
-    seed: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class SandboxEnded(Event):
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """Run `run` began; `parent` is the run whose state it started from and `step` its depth in that line."""
+    """Run `run` began; `parent` is the run whose state it started from and `step` its depth in that line.
+
+    All chance that its code draws follows from `seed`; `replays` is the run whose recorded answers its calls get.
+    """
 
     run: str
     parent: str | None
@@ -61,6 +68,23 @@ class RunStarted(Event):
     name: str  # what tracebacks call it
     timeout_s: float
     idempotency_key: str | None = None
+    seed: str = ""
+    replays: str | None = None
+
+
+@dataclass(frozen=True)
+class RunResumed(Event):
+    """The run goes on in another server, its first one having died; `calls` recorded calls are answered again."""
+
+    calls: int
+
+
+@dataclass(frozen=True)
+class TipMoved(Event):
+    """The session's state is now the end of run `tip` (None: empty); `left` was the tip before."""
+
+    tip: str | None
+    left: str | None
 
 
 @dataclass(frozen=True)
@@ -82,6 +106,7 @@ class CallStarted(Event):
     effect: str  # "read" | "idempotent" | "write"
     nth: int  # 0 for the run's first call with this target and these arguments
     line: int | None = None  # of the user's code
+    listed: bool = True  # on the ledger
 
 
 @dataclass(frozen=True)
@@ -112,17 +137,19 @@ class FilesChanged(Event):
 
 @dataclass(frozen=True)
 class ClocksRead(Event):
-    """What the clocks told the code during the run: name of the clock to its readings, in order.
-
-    Everything random that code draws follows from `SandboxStarted.seed`.
-    """
+    """What the clocks told the code since the run's last such event: name of the clock to its readings, in order."""
 
     readings: Mapping[str, list[float]]
 
 
 @dataclass(frozen=True)
 class RunFinished(Event):
-    """The run is over; `flags` are facts that limit how its state can be restored (`threads`, `state_lost`, ...)."""
+    """The run is over; `flags` are words that say what became of its state and how that can be restored.
+
+    `undone`: its interpreter died, and the tip is its parent again. `interrupted`: it was stopped in its middle, so its
+    end cannot be rebuilt. `files`: files were announced, and a `FilesChanged` follows; where none does, a crash cost
+    them. `threads`, `state_lost`: variables could not be kept.
+    """
 
     status: str  # "ok" | "error" | "timeout" | "crashed" | "cancelled"
     value: Mapping[str, Any] | None = None
@@ -143,7 +170,9 @@ KINDS: Mapping[str, type[Event]] = {
     "session_opened": SessionOpened,
     "sandbox_started": SandboxStarted,
     "sandbox_ended": SandboxEnded,
+    "tip_moved": TipMoved,
     "run_started": RunStarted,
+    "run_resumed": RunResumed,
     "output": Output,
     "call_started": CallStarted,
     "call_finished": CallFinished,

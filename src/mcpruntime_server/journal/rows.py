@@ -24,7 +24,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A session; `tip` is the run that the next one starts from, `owner` the server that holds it, `runs` a count."""
+    """A session; `tip` is the run that the next one starts from, `owner` the server that holds it, `runs` a count.
+
+    `origin` is the run that it was forked at and `purpose` what it is for, as in `SessionOpened`.
+    """
 
     id: str
     name: str | None
@@ -34,11 +37,16 @@ class SessionRow:
     owner: str | None
     tip: str | None
     runs: int
+    origin: str | None
+    purpose: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run; `status` is `running` until it has finished, whether or not its server still lives."""
+    """A run; `status` is `running` until it has finished, whether or not its server still lives.
+
+    `flags` are those of its `RunFinished`.
+    """
 
     id: str
     session: str
@@ -49,3 +57,4 @@ class RunRow:
     started: float
     finished: float | None
     request: str | None  # idempotency key
+    flags: frozenset[str]

@@ -58,6 +58,31 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (session, n)
     ) WITHOUT ROWID;                              -- one tree, so that an event dirties one page
     """,
+    """
+    -- those of its RunFinished, with spaces between
+    ALTER TABLE runs ADD COLUMN flags TEXT NOT NULL DEFAULT '';
+    -- ordinal of its RunFinished
+    ALTER TABLE runs ADD COLUMN last INTEGER;
+    -- ordinal of its newest FilesChanged
+    ALTER TABLE runs ADD COLUMN files INTEGER;
+    -- the run that it was forked at
+    ALTER TABLE sessions ADD COLUMN origin TEXT;
+    ALTER TABLE sessions ADD COLUMN purpose TEXT NOT NULL DEFAULT '';
+    CREATE TABLE pins (
+        run        TEXT PRIMARY KEY REFERENCES runs (id),
+        reason     TEXT NOT NULL,
+        at         REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX files_of_run ON events (session, run) WHERE kind = 'files_changed';
+    UPDATE runs SET last = found.n, flags = found.flags FROM (
+        SELECT session, run, max(n) AS n, CASE WHEN json_valid(body)
+            THEN (SELECT coalesce(group_concat(value, ' '), '') FROM json_each(body, '$.flags')) ELSE '' END AS flags
+        FROM events WHERE kind = 'run_finished' GROUP BY session, run
+    ) AS found WHERE found.run = runs.id AND found.session = runs.session;
+    UPDATE runs SET files = found.n FROM (
+        SELECT session, run, max(n) AS n FROM events WHERE kind = 'files_changed' GROUP BY session, run
+    ) AS found WHERE found.run = runs.id AND found.session = runs.session;
+    """,
 )
 
 

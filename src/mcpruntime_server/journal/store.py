@@ -1,6 +1,6 @@
 """The journal: the only source of truth, in one SQLite file with a blob store beside it.
 
-Rule 1: every statement that reads or writes rows is in this module; the tables themselves are in `schema`.
+Rule 1: the tables are in `schema`; the statements that write rows are in `changes`, those that read them in `queries`.
 Rule 2: only the server that has claimed a session appends to it, so it numbers the events itself and `append` needs no
 answer from the disk. An event counts as recorded when a `flush` that came after it has returned.
 Rule 3: events go through the one writer thread. Reads use connections of their own, in worker threads, and see
@@ -11,44 +11,36 @@ It does not know sandboxes, tools or requests.
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 from anyio import to_thread
 
-from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound, Unavailable
+from mcpruntime_server.errors import JournalFailed, NotFound
 
+from . import changes, queries
 from . import lease as leases
 from .blobs import BlobStore
-from .events import VERSION, Event, RunFinished, RunStarted, fields_of, from_fields, kind_of, text_of, to_json
+from .events import Event, FileEntry, to_json
 from .lease import Lease
 from .rows import RunRow, SessionRow, Stored
 from .schema import connect_quick, connect_reader, failure, prepare
 from .watch import Watch, offer_all
 from .writer import Writer
 
-INLINE = 16 * 1024  # characters; longer fields go to the blob store, where equal ones are kept once
 MAX_BACKLOG = 64 * 1024 * 1024  # bytes that may wait for the disk before `append` refuses more
 CLOSE_S = 5.0  # for the last events at the end; a disk that takes longer is not going to
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
 logger = logging.getLogger(__name__)
-
-SESSIONS = """
-    SELECT id, name, principal, created, used, owner, tip, (SELECT count(*) FROM runs WHERE session = sessions.id)
-    FROM sessions"""
-RUNS = "SELECT id, session, parent, step, name, status, started, finished, request FROM runs"
 
 
 @asynccontextmanager
@@ -113,7 +105,7 @@ class Journal:
         text = to_json(event)
         n = self._last[session] = self._last[session] + 1
         stored = Stored(session, n, run, time.time(), event)
-        self._writer.put(partial(self._write_event, stored, text), len(text) + 100)
+        self._writer.put(lambda rows: changes.write_event(rows, self.blobs, stored, text), len(text) + 100)
         offer_all(self._watches.get(session, ()), stored)
         return stored
 
@@ -128,15 +120,22 @@ class Journal:
         """Do what `flush` does, and return at once; whoever wants to know how it went calls and awaits the result."""
         return self._writer.flush().outcome
 
-    async def create_session(self, session: str, name: str | None, principal: str) -> SessionRow:
-        """Make and claim a session; raises `InvalidRequest` if the principal has one of that name already."""
-        row: SessionRow = await self._writer.call(partial(self._create, session, name, principal))
+    async def create_session(
+        self, session: str, name: str | None, principal: str, tip: str | None = None, purpose: str = ""
+    ) -> SessionRow:
+        """Make and claim a session, with `tip` a fork of that run.
+
+        Raises `InvalidRequest` if the principal has one of that name already, `NotFound` if there is no run `tip`.
+        """
+        now = time.time()
+        row = SessionRow(session, name, principal, now, now, self.owner, tip, 0, tip, purpose)
+        made: SessionRow = await self._writer.call(lambda rows: changes.create_session(rows, self.owner, row))
         self._last.setdefault(session, 0)
-        return row
+        return made
 
     async def claim(self, session: str) -> SessionRow:
         """Make this server the one that may append; raises `NotFound`, or `Unavailable` if another live one is that."""
-        row, last = await self._writer.call(partial(self._claim, session))
+        row, last = await self._writer.call(lambda rows: changes.claim(rows, self.data_dir, self.owner, session))
         self._last.setdefault(session, last)
         claimed: SessionRow = row
         return claimed
@@ -147,108 +146,69 @@ class Journal:
         if last is None:
             return
         try:
-            await self._writer.call(partial(self._release, session))
+            await self._writer.call(lambda rows: changes.release(rows, self.owner, session))
         except JournalFailed:
             self._last[session] = last
             raise
 
-    def _write_event(self, stored: Stored, text: str, connection: Connection) -> None:
-        event = stored.event
-        if isinstance(event, RunStarted):
-            self._start_run(stored, event, connection)
-        body, large = self._split(event, text) if len(text) > INLINE else (text, None)
-        connection.execute(
-            "INSERT INTO events (session, n, run, at, kind, version, body, large) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (stored.session, stored.n, stored.run, stored.at, kind_of(event), VERSION, body, large),
-        )
-        if isinstance(event, RunFinished):
-            change = "UPDATE runs SET status = ?, finished = ? WHERE id = ?"
-            connection.execute(change, (event.status, stored.at, stored.run))
-            connection.execute("UPDATE sessions SET used = ? WHERE id = ?", (stored.at, stored.session))
+    async def pin(self, run: str, reason: str) -> None:
+        """Keep a run, and with it its session, from being collected; raises `NotFound`."""
+        await self._writer.call(lambda rows: changes.pin(rows, run, reason))
 
-    def _start_run(self, stored: Stored, event: RunStarted, connection: Connection) -> None:
-        key = event.idempotency_key
-        request = (
-            key and key.encode("utf-8", "backslashreplace").decode()
-        )  # a stranger's text: SQLite takes no surrogates
-        connection.execute(
-            """INSERT INTO runs (id, session, parent, step, name, status, started, request, first)
-            VALUES (?, ?, ?, ?, ?, 'running', ?, ?, ?)""",
-            (event.run, stored.session, event.parent, event.step, event.name, stored.at, request, stored.n),
-        )
-        connection.execute("UPDATE sessions SET tip = ?, used = ? WHERE id = ?", (event.run, stored.at, stored.session))
-
-    def _split(self, event: Event, text: str) -> tuple[str, str | None]:
-        """Return the row's `body` and `large` for an event whose text is long."""
-        fields = dict(fields_of(event))
-        large = {}
-        for name, value in list(fields.items()):
-            part = text_of(value)
-            if len(part) > INLINE:
-                large[name] = self.blobs.put(part.encode("ascii"))
-                del fields[name]
-        return (text_of(fields), text_of(large)) if large else (text, None)
-
-    def _create(self, session: str, name: str | None, principal: str, connection: Connection) -> SessionRow:
-        now = time.time()
-        try:
-            connection.execute(
-                "INSERT INTO sessions (id, name, principal, created, used, owner) VALUES (?, ?, ?, ?, ?, ?)",
-                (session, name, principal, now, now, self.owner),
-            )
-        except sqlite3.IntegrityError:
-            raise InvalidRequest(
-                f"There is a session {name or session!r} already.", remedy="Use it, or another name."
-            ) from None
-        except UnicodeEncodeError:
-            raise InvalidRequest(f"The session name {name!r} is not valid text.", remedy="Use another name.") from None
-        return SessionRow(session, name, principal, now, now, self.owner, None, 0)
-
-    def _claim(self, session: str, connection: Connection) -> tuple[SessionRow, int]:
-        found = connection.execute(f"{SESSIONS} WHERE id = ?", (session,)).fetchone()
-        if found is None:
-            raise NotFound(f"There is no session {session!r}.")
-        row = SessionRow(*found)
-        if row.owner not in (None, self.owner) and leases.alive(self.data_dir, str(row.owner)):
-            pid = leases.process_id(self.data_dir, str(row.owner))
-            raise Unavailable(
-                f"The session {row.name or row.id!r} is in use by another server (process {pid}).",
-                remedy="Use that server, end it, or work in a session of another name.",
-            )
-        connection.execute("UPDATE sessions SET owner = ? WHERE id = ?", (self.owner, session))
-        query = "SELECT coalesce(max(n), 0) FROM events WHERE session = ?"
-        (last,) = connection.execute(query, (session,)).fetchone()
-        return replace(row, owner=self.owner), last
-
-    def _release(self, session: str, connection: Connection) -> None:
-        connection.execute("UPDATE sessions SET owner = NULL WHERE id = ? AND owner = ?", (session, self.owner))
+    async def unpin(self, run: str) -> None:
+        """Let a run be collected again."""
+        await self._writer.call(lambda rows: changes.unpin(rows, run))
 
     # reading ----------------------------------------------------------------------------------
 
     async def find_session(self, name_or_id: str, principal: str) -> SessionRow:
         """Return the principal's session of that id or name; raises `NotFound`."""
-        query = f"{SESSIONS} WHERE principal = ? AND (id = ? OR name = ?) ORDER BY id = ? DESC"
-        rows = await self._rows(query, (principal, name_or_id, name_or_id, name_or_id))
-        if not rows:
-            raise NotFound(f"There is no session {name_or_id!r}.")
-        return SessionRow(*rows[0])
+        return await self._read(lambda rows: queries.find_session(rows, name_or_id, principal))
 
     async def sessions(self, principal: str | None = None) -> list[SessionRow]:
         """Return the sessions of one principal, or of all, the last used first."""
-        query = f"{SESSIONS} WHERE ?1 IS NULL OR principal = ?1 ORDER BY used DESC"
-        return [SessionRow(*row) for row in await self._rows(query, (principal,))]
+        return await self._read(lambda rows: queries.sessions(rows, principal))
 
     async def runs(self, session: str) -> list[RunRow]:
         """Return the runs that a session has made, the first first."""
-        query = f"{RUNS} WHERE session = ? ORDER BY started, rowid"
-        return [RunRow(*row) for row in await self._rows(query, (session,))]
+        return await self._read(lambda rows: queries.runs(rows, session))
 
     async def run(self, run: str) -> RunRow:
         """Return one run; raises `NotFound`."""
-        rows = await self._rows(f"{RUNS} WHERE id = ?", (run,))
-        if not rows:
-            raise NotFound(f"There is no run {run!r}.")
-        return RunRow(*rows[0])
+        return await self._read(lambda rows: queries.run_row(rows, run))
+
+    async def line(self, run: str | None) -> list[RunRow]:
+        """Return the runs that led to the end of `run`, the first first, whichever sessions they lie in.
+
+        None is the beginning, to which no run led. Raises `NotFound`.
+        """
+        return [] if run is None else await self._read(lambda rows: queries.line(rows, run))
+
+    async def files_at(self, run: str | None) -> tuple[dict[str, FileEntry], list[str]]:
+        """Return the workspace at the end of `run`, and the runs of its line whose files were announced and never came.
+
+        Raises `NotFound`, or `JournalFailed` if one of the events is damaged.
+        """
+        return ({}, []) if run is None else await self._read(lambda rows: queries.files_at(rows, self.blobs, run))
+
+    async def find_request(self, session: str, key: str) -> RunRow | None:
+        """Return the session's newest run that was started under the idempotency key `key`."""
+        return await self._read(lambda rows: queries.run_of_request(rows, session, key))
+
+    async def interrupted(self, principal: str | None = None) -> list[tuple[SessionRow, RunRow]]:
+        """Return the unfinished runs of sessions that no live server has, the newest first."""
+
+        def left(rows: Connection) -> list[tuple[SessionRow, RunRow]]:
+            found = queries.running(rows, principal)
+            owners = {session.owner for session, _ in found if session.owner is not None}
+            live = {owner for owner in owners if leases.alive(self.data_dir, owner)}
+            return [(session, run) for session, run in found if session.owner not in live]
+
+        return await self._read(left)
+
+    async def pins(self) -> dict[str, str]:
+        """Return the runs that are kept from being collected, each with the reason."""
+        return await self._read(queries.pins)
 
     async def events(
         self, session: str, run: str | None = None, after: int = 0, limit: int | None = None, kind: str | None = None
@@ -257,14 +217,8 @@ class Journal:
 
         Raises `JournalFailed` if one of them is damaged.
         """
-        query = """
-            SELECT n, run, at, kind, body, large FROM events
-            WHERE session = ?1 AND n > max(?2, coalesce((SELECT first - 1 FROM runs WHERE id = ?3), 0))
-            AND (?3 IS NULL OR run = ?3) AND (?5 IS NULL OR kind = ?5)
-            ORDER BY n LIMIT ?4"""
-        return await self._read(
-            partial(self._load, session, query, (session, after, run, -1 if limit is None else limit, kind))
-        )
+        values = (session, after, run, -1 if limit is None else limit, kind)
+        return await self._read(lambda rows: queries.load(rows, self.blobs, queries.EVENTS_OF, values))
 
     @contextmanager
     def watch(self, session: str, after: int | None = None) -> Iterator[Watch]:
@@ -293,9 +247,6 @@ class Journal:
         """Return the content of `digest`; raises `NotFound`, or `JournalFailed` if it is damaged."""
         return await to_thread.run_sync(self.blobs.get, digest)
 
-    async def _rows(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        return await self._read(lambda connection: connection.execute(query, values).fetchall())
-
     async def _read(self, work: Callable[[Connection], T]) -> T:
         with suppress(JournalFailed):  # what cannot be written does not keep anybody from reading the rest
             await self.flush()
@@ -305,30 +256,16 @@ class Journal:
         try:
             connection = self._readers.pop() if self._readers else connect_reader(self._path)
             try:
+                connection.execute("BEGIN")  # all that is read is of one moment
                 return work(connection)
             finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 self._readers.append(connection)
         except sqlite3.Error as exc:
             raise failure(exc, self._path) from exc
         except UnicodeEncodeError:
             raise NotFound("There is nothing of that name: it is not valid text.") from None
-
-    def _load(self, session: str, query: str, values: tuple[Any, ...], connection: Connection) -> list[Stored]:
-        loaded = []
-        for n, run, at, kind, body, large in connection.execute(query, values):
-            try:
-                event = from_fields(kind, self._join(body, large))
-            except (ValueError, NotFound) as exc:
-                message = f"Event {n} of session {session!r} in {self._path} is damaged: {exc}"
-                raise JournalFailed(message, remedy="The other events can still be read.") from exc
-            loaded.append(Stored(session, n, run, at, event))
-        return loaded
-
-    def _join(self, body: str, large: str | None) -> Mapping[str, Any]:
-        fields: dict[str, Any] = json.loads(body)
-        for name, digest in json.loads(large).items() if large else ():
-            fields[name] = json.loads(self.blobs.get(digest))
-        return fields
 
     # the end ----------------------------------------------------------------------------------
 

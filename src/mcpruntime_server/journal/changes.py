@@ -1,0 +1,154 @@
+"""What each event and each request changes in the tables: every statement that writes rows, bar the collector's.
+
+Rule 1: each function is one step of a transaction that the writer has begun; what it raises undoes that step's job.
+Rule 2: `sessions` and `runs` follow the events in the same transaction, so that they never contradict them.
+A stranger's text is kept with its lone surrogates escaped, because SQLite takes none.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from sqlite3 import Connection, IntegrityError
+
+from ..errors import InvalidRequest, JournalFailed, NotFound, Unavailable
+from . import lease as leases
+from .blobs import BlobStore
+from .events import (
+    VERSION,
+    Event,
+    FilesChanged,
+    RunFinished,
+    RunStarted,
+    TipMoved,
+    fields_of,
+    kind_of,
+    text_of,
+)
+from .queries import has_run, last_event, plain, session_row
+from .rows import SessionRow, Stored
+
+INLINE = 16 * 1024  # characters; longer fields go to the blob store, where equal ones are kept once
+UNDONE = "undone"  # the flag of a run whose end is not a state of its session
+
+
+def write_event(connection: Connection, blobs: BlobStore, stored: Stored, text: str) -> None:
+    """Add `stored`, whose fields are `text`, and have the rows that sum events up follow it."""
+    event = stored.event
+    if isinstance(event, RunStarted):
+        _start_run(connection, stored, event)
+    insert_event(connection, blobs, stored, text)
+    if isinstance(event, RunFinished):
+        _finish_run(connection, stored, event)
+    elif isinstance(event, FilesChanged):
+        connection.execute("UPDATE runs SET files = ? WHERE id = ?", (stored.n, stored.run))
+    elif isinstance(event, TipMoved):
+        _move_tip(connection, stored, event)
+
+
+def insert_event(connection: Connection, blobs: BlobStore, stored: Stored, text: str) -> None:
+    """Add the row of an event, its long fields as blobs."""
+    body, large = _split(blobs, stored.event, text) if len(text) > INLINE else (text, None)
+    connection.execute(
+        "INSERT INTO events (session, n, run, at, kind, version, body, large) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (stored.session, stored.n, stored.run, stored.at, kind_of(stored.event), VERSION, body, large),
+    )
+
+
+def _split(blobs: BlobStore, event: Event, text: str) -> tuple[str, str | None]:
+    """Return the row's `body` and `large` for an event whose text is long."""
+    fields = dict(fields_of(event))
+    large = {}
+    for name, value in list(fields.items()):
+        part = text_of(value)
+        if len(part) > INLINE:
+            large[name] = blobs.put(part.encode("ascii"))
+            del fields[name]
+    return (text_of(fields), text_of(large)) if large else (text, None)
+
+
+def _start_run(connection: Connection, stored: Stored, event: RunStarted) -> None:
+    if event.parent == event.run:  # any other parent is there already, so lines have no cycles
+        raise JournalFailed(f"The run {event.run!r} cannot start from its own end.")
+    key = event.idempotency_key
+    connection.execute(
+        """INSERT INTO runs (id, session, parent, step, name, status, started, request, first)
+        VALUES (?, ?, ?, ?, ?, 'running', ?, ?, ?)""",
+        (event.run, stored.session, event.parent, event.step, event.name, stored.at, key and plain(key), stored.n),
+    )
+    _set_tip(connection, stored, event.run)
+
+
+def _finish_run(connection: Connection, stored: Stored, event: RunFinished) -> None:
+    flags = plain(" ".join(event.flags)).split()
+    change = "UPDATE runs SET status = ?, finished = ?, flags = ?, last = ? WHERE id = ?"
+    connection.execute(change, (event.status, stored.at, " ".join(flags), stored.n, stored.run))
+    connection.execute("UPDATE sessions SET used = ? WHERE id = ?", (stored.at, stored.session))
+    if UNDONE in flags:  # the tip may have been moved since; then that holds
+        back = "UPDATE sessions SET tip = (SELECT parent FROM runs WHERE id = ?1) WHERE id = ?2 AND tip = ?1"
+        connection.execute(back, (stored.run, stored.session))
+
+
+def _move_tip(connection: Connection, stored: Stored, event: TipMoved) -> None:
+    if event.tip is not None and not has_run(connection, event.tip):
+        raise NotFound(f"The session {stored.session!r} cannot go to run {event.tip!r}: there is none.")
+    _set_tip(connection, stored, event.tip)
+
+
+def _set_tip(connection: Connection, stored: Stored, tip: str | None) -> None:
+    connection.execute("UPDATE sessions SET tip = ?, used = ? WHERE id = ?", (tip, stored.at, stored.session))
+
+
+def create_session(connection: Connection, owner: str, row: SessionRow) -> SessionRow:
+    """Make `row` a session of server `owner`; with a tip it is a fork, and that run its origin, too.
+
+    Raises `InvalidRequest` if the id or the name is taken, `NotFound` if the tip is not there.
+    """
+    if row.tip is not None and not has_run(connection, row.tip):
+        raise NotFound(f"There is no run {row.tip!r}.")
+    try:
+        connection.execute(
+            """INSERT INTO sessions (id, name, principal, created, used, owner, tip, origin, purpose)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            (row.id, row.name, row.principal, row.created, row.used, owner, row.tip, row.tip, row.purpose),
+        )
+    except IntegrityError:
+        message = f"There is a session {row.name or row.id!r} already."
+        raise InvalidRequest(message, remedy="Use it, or another name.") from None
+    except UnicodeEncodeError:
+        message = f"The session name {row.name!r} is not valid text."
+        raise InvalidRequest(message, remedy="Use another name.") from None
+    return session_row(connection, row.id)
+
+
+def claim(connection: Connection, data_dir: Path, owner: str, session: str) -> tuple[SessionRow, int]:
+    """Have server `owner` append to `session`; return it and the number of its last event.
+
+    Raises `NotFound`, or `Unavailable` if another live server has it.
+    """
+    row = session_row(connection, session)
+    if row.owner not in (None, owner) and leases.alive(data_dir, str(row.owner)):
+        pid = leases.process_id(data_dir, str(row.owner))
+        raise Unavailable(
+            f"The session {row.name or row.id!r} is in use by another server (process {pid}).",
+            remedy="Use that server, end it, or work in a session of another name.",
+        )
+    connection.execute("UPDATE sessions SET owner = ? WHERE id = ?", (owner, session))
+    return session_row(connection, session), last_event(connection, session)
+
+
+def release(connection: Connection, owner: str, session: str) -> None:
+    """Let any server have `session`, if `owner` has it now."""
+    connection.execute("UPDATE sessions SET owner = NULL WHERE id = ? AND owner = ?", (session, owner))
+
+
+def pin(connection: Connection, run: str, reason: str) -> None:
+    """Keep `run` from the collector, for `reason`; raises `NotFound`."""
+    if not has_run(connection, run):
+        raise NotFound(f"There is no run {run!r}.")
+    connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (run, plain(reason), time.time()))
+
+
+def unpin(connection: Connection, run: str) -> None:
+    """Let the collector have `run` again."""
+    connection.execute("DELETE FROM pins WHERE run = ?", (run,))

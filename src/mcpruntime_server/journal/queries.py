@@ -1,0 +1,168 @@
+"""What is asked of the tables: every statement that reads rows, bar the collector's.
+
+Each function takes a connection, blocks until it has the answer, and raises `sqlite3.Error` as it comes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from sqlite3 import Connection
+from typing import Any
+
+from ..errors import JournalFailed, NotFound
+from .blobs import BlobStore
+from .events import FileEntry, FilesChanged, from_fields
+from .rows import RunRow, SessionRow, Stored
+
+SESSIONS = """
+    SELECT id, name, principal, created, used, owner, tip, (SELECT count(*) FROM runs WHERE session = sessions.id),
+        origin, purpose
+    FROM sessions"""
+RUNS = """
+    SELECT runs.id, runs.session, runs.parent, step, name, status, started, finished, request, flags
+    FROM runs"""
+EVENTS = """
+    SELECT events.session, n, run, at, kind, body, large
+    FROM events"""
+LINE = """
+    WITH RECURSIVE line (id, parent, back) AS (
+        SELECT id, parent, 0 FROM runs WHERE id = ?1
+        UNION ALL
+        SELECT runs.id, runs.parent, back + 1 FROM line JOIN runs ON runs.id = line.parent
+    )"""
+BOUNDS = """
+    WITH bounds (first, last) AS (
+        SELECT first, CASE WHEN last IS NOT NULL THEN max(last, coalesce(files, 0)) END FROM runs WHERE id = ?3
+    )"""
+EVENTS_OF = f"""{BOUNDS} {EVENTS}
+    WHERE session = ?1 AND n > max(?2, coalesce((SELECT first - 1 FROM bounds), 0))
+    AND n <= coalesce((SELECT last FROM bounds), 9223372036854775807)
+    AND (?3 IS NULL OR run = ?3) AND (?5 IS NULL OR kind = ?5)
+    ORDER BY n LIMIT ?4"""  # noqa: S608 - made of constants
+FILES_OF_LINE = f"""{LINE} {EVENTS}
+    JOIN runs ON events.session = runs.session AND events.run = runs.id AND kind = 'files_changed'
+    JOIN line ON runs.id = line.id
+    WHERE ' ' || runs.flags || ' ' NOT LIKE '% undone %'
+    ORDER BY back DESC, n"""
+
+
+def plain(text: str) -> str:
+    """Return a stranger's text as SQLite takes it: with lone surrogates escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def last_event(connection: Connection, session: str) -> int:
+    """Return the number of a session's last event, 0 if it has none."""
+    query = "SELECT coalesce(max(n), 0) FROM events WHERE session = ?"
+    last: int = connection.execute(query, (session,)).fetchone()[0]
+    return last
+
+
+def has_run(connection: Connection, run: str) -> bool:
+    """Say whether there is a run of that id."""
+    return connection.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone() is not None
+
+
+def session_row(connection: Connection, session: str) -> SessionRow:
+    """Return a session by its id; raises `NotFound`."""
+    found = connection.execute(f"{SESSIONS} WHERE id = ?", (session,)).fetchone()
+    if found is None:
+        raise NotFound(f"There is no session {session!r}.")
+    return SessionRow(*found)
+
+
+def find_session(connection: Connection, name_or_id: str, principal: str) -> SessionRow:
+    """Return the principal's session of that id or name; raises `NotFound`."""
+    query = f"{SESSIONS} WHERE principal = ?2 AND (id = ?1 OR name = ?1) ORDER BY id = ?1 DESC"
+    found = connection.execute(query, (name_or_id, principal)).fetchone()
+    if found is None:
+        raise NotFound(f"There is no session {name_or_id!r}.")
+    return SessionRow(*found)
+
+
+def sessions(connection: Connection, principal: str | None) -> list[SessionRow]:
+    """Return the sessions of one principal, or of all, the last used first."""
+    query = f"{SESSIONS} WHERE ?1 IS NULL OR principal = ?1 ORDER BY used DESC"
+    return [SessionRow(*row) for row in connection.execute(query, (principal,))]
+
+
+def run_row(connection: Connection, run: str) -> RunRow:
+    """Return one run; raises `NotFound`."""
+    for row in _runs(connection, f"{RUNS} WHERE id = ?", run):
+        return row
+    raise NotFound(f"There is no run {run!r}.")
+
+
+def runs(connection: Connection, session: str) -> list[RunRow]:
+    """Return the runs that a session has made, the first first."""
+    return list(_runs(connection, f"{RUNS} WHERE session = ? ORDER BY started, rowid", session))
+
+
+def run_of_request(connection: Connection, session: str, key: str) -> RunRow | None:
+    """Return the session's newest run that was started under the idempotency key `key`."""
+    query = f"{RUNS} WHERE session = ? AND request = ? ORDER BY first DESC LIMIT 1"
+    return next(_runs(connection, query, session, plain(key)), None)
+
+
+def running(connection: Connection, principal: str | None) -> list[tuple[SessionRow, RunRow]]:
+    """Return the runs that have not finished, with their sessions, the newest first."""
+    query = f"{RUNS} WHERE status = 'running' ORDER BY started DESC, rowid DESC"
+    found = [(session_row(connection, run.session), run) for run in _runs(connection, query)]
+    return [(session, run) for session, run in found if principal in (None, session.principal)]
+
+
+def line(connection: Connection, run: str) -> list[RunRow]:
+    """Return the runs from the first of its line to `run`, whichever sessions they lie in; raises `NotFound`."""
+    found = list(_runs(connection, f"{LINE} {RUNS} JOIN line ON runs.id = line.id ORDER BY back DESC", run))
+    if not found:
+        raise NotFound(f"There is no run {run!r}.")
+    return found
+
+
+def files_at(connection: Connection, blobs: BlobStore, run: str) -> tuple[dict[str, FileEntry], list[str]]:
+    """Return the workspace at the end of `run`, and the runs of its line whose files were announced and never came."""
+    files: dict[str, FileEntry] = {}
+    arrived = set()
+    passed = line(connection, run)
+    for stored in load(connection, blobs, FILES_OF_LINE, (run,)):
+        if isinstance(stored.event, FilesChanged):
+            for path in stored.event.removed:
+                files.pop(path, None)
+            files.update(stored.event.changed)
+        arrived.add(stored.run)
+    due = [row.id for row in passed if "files" in row.flags and "undone" not in row.flags]
+    return files, [each for each in due if each not in arrived]
+
+
+def pins(connection: Connection) -> dict[str, str]:
+    """Return the runs that are to be kept, each with the reason."""
+    return dict(connection.execute("SELECT run, reason FROM pins ORDER BY at").fetchall())
+
+
+def load(connection: Connection, blobs: BlobStore, query: str, values: tuple[Any, ...]) -> list[Stored]:
+    """Return the events that `query` finds; raises `JournalFailed` if one of them is damaged."""
+    loaded = []
+    for session, n, run, at, kind, body, large in connection.execute(query, values):
+        try:
+            event = from_fields(kind, _join(blobs, body, large))
+        except (ValueError, NotFound) as exc:
+            message = f"Event {n} of session {session!r} in {blobs.root.parent} is damaged: {exc}"
+            raise JournalFailed(message, remedy="The other events can still be read.") from exc
+        loaded.append(Stored(session, n, run, at, event))
+    return loaded
+
+
+def _join(blobs: BlobStore, body: str, large: str | None) -> Mapping[str, Any]:
+    fields = json.loads(body)
+    if not isinstance(fields, dict):
+        raise ValueError("it is not a JSON object.")
+    for name, digest in json.loads(large).items() if large else ():
+        fields[name] = json.loads(blobs.get(digest))
+    return fields
+
+
+def _runs(connection: Connection, query: str, *values: str) -> Iterator[RunRow]:
+    for *columns, flags in connection.execute(query, values):
+        columns.append(frozenset(flags.split()))
+        yield RunRow(*columns)
