@@ -168,7 +168,7 @@ class Session:
     async def _move_into(self, link: Link, run: Run) -> None:
         """Journal the new sandbox, say what it means for the session, and restore its files."""
         info, journal = link.info, self._runtime.journal
-        journal.append(self.id, SandboxStarted(info.id, info.image, link.python, link.platform, link.seed))
+        journal.append(self.id, SandboxStarted(info.id, info.image, link.python, link.platform))
         async with self._saving:  # the last sandbox's files first
             for path, entry in self._files.items():
                 try:
