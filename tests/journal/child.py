@@ -11,7 +11,15 @@ import anyio
 
 from mcpruntime_server.errors import JournalFailed, NotFound
 from mcpruntime_server.journal import Journal, open_journal
-from mcpruntime_server.journal.events import CallFinished, Output
+from mcpruntime_server.journal.events import (
+    CallFinished,
+    Event,
+    FilesChanged,
+    Output,
+    RunFinished,
+    RunStarted,
+    TipMoved,
+)
 
 LARGE = "large" * 10_000
 
@@ -47,6 +55,28 @@ async def append_200(journal: Journal, session: str) -> None:
     say("done")
 
 
+async def wander_for_ever(journal: Journal, session: str) -> None:
+    """Run, rewind and lose runs; print the ordinal of each event once it is safe."""
+    n = await own(journal, session)
+    runs: list[str | None] = [None, *(row.id for row in await journal.runs(session) if "undone" not in row.flags)]
+    tip = (await journal.sessions())[0].tip
+    while True:
+        run = f"r_{n}"
+        journal.append(session, RunStarted(run, tip, n + 1, "1", "<step>", 1.0), run)
+        flags = [["files"], ["undone"]][n % 5 == 0]
+        ends: list[Event] = [RunFinished("ok", flags=flags), FilesChanged({run: {"digest": "", "size": n, "mode": 0}})]
+        for event in ends:
+            n = journal.append(session, event, run).n
+        if "files" in flags:
+            runs.append(run)
+            tip = run
+        if n % 4 == 0:
+            left, tip = tip, runs[n % len(runs)]
+            n = journal.append(session, TipMoved(tip, left)).n
+        await journal.flush()
+        say(n)
+
+
 async def hold(journal: Journal, session: str) -> None:
     """Own a session until killed."""
     await own(journal, session)
@@ -72,6 +102,32 @@ async def fill_the_disk(journal: Journal, session: str, large: bool) -> None:
     say(journal.append(session, Output("stdout", "after")).n)
 
 
+async def rewind_on_a_full_disk(journal: Journal, session: str) -> None:
+    """Move the tip while the disk refuses; print what cannot be done, and the tip before and after there is room."""
+    await own(journal, session)
+    for run, parent in (("r_1", None), ("r_2", "r_1")):
+        journal.append(session, RunStarted(run, parent, 1, "1", "<step>", 1.0), run)
+    await journal.flush()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (journal.data_dir.joinpath("journal.db-wal").stat().st_size, unlimited[1])
+    )
+    journal.append(session, TipMoved("r_1", "r_2"))
+    for attempt in (
+        journal.flush(),
+        journal.create_session("s_2", None, "me", tip="r_1"),
+        journal.pin("r_1", "kept"),
+    ):
+        try:
+            await attempt
+        except JournalFailed as exc:
+            say(exc)
+    say([(await journal.sessions())[0].tip, len(await journal.line("r_2")), await journal.files_at("r_2")])
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    await journal.create_session("s_2", None, "me", tip="r_1")
+    say((await journal.find_session(session, "me")).tip)
+
+
 async def fill_with_rows(journal: Journal, session: str) -> None:
     await fill_the_disk(journal, session, large=False)
 
@@ -83,6 +139,8 @@ async def fill_with_blobs(journal: Journal, session: str) -> None:
 MODES: dict[str, Callable[[Journal, str], Awaitable[None]]] = {
     "append_for_ever": append_for_ever,
     "append_200": append_200,
+    "wander_for_ever": wander_for_ever,
+    "rewind_on_a_full_disk": rewind_on_a_full_disk,
     "hold": hold,
     "fill_with_rows": fill_with_rows,
     "fill_with_blobs": fill_with_blobs,

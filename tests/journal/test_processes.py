@@ -16,7 +16,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from mcpruntime_server.errors import Unavailable
 from mcpruntime_server.journal import open_journal
-from mcpruntime_server.journal.events import Output
+from mcpruntime_server.journal.events import FilesChanged, Output, RunFinished, RunStarted, TipMoved
 
 CHILD = Path(__file__).with_name("child.py")
 KILLS = 30
@@ -48,11 +48,12 @@ async def everything_said(running: AbstractAsyncContextManager[Process]) -> list
     return said.decode().splitlines()
 
 
-async def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path: Path) -> None:
+async def killed_again_and_again(mode: str, data_dir: Path) -> int:
+    """Return the ordinal of the last event that a server acknowledged before one of its deaths."""
     acknowledged = 0
     for _ in range(KILLS):
         said = bytearray()
-        async with child("append_for_ever", tmp_path) as process:
+        async with child(mode, data_dir) as process:
             with anyio.move_on_after(random.uniform(0.1, 0.8)):
                 await listen(process, said)
             process.kill()
@@ -60,6 +61,11 @@ async def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path: Pat
             await process.wait()
         whole_lines = said.decode().split("\n")[:-1]
         acknowledged = max(acknowledged, *map(int, whole_lines), 0)
+    return acknowledged
+
+
+async def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path: Path) -> None:
+    acknowledged = await killed_again_and_again("append_for_ever", tmp_path)
     assert acknowledged > KILLS
     async with open_journal(tmp_path) as journal:
         await journal.claim("s_1")
@@ -73,6 +79,45 @@ async def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path: Pat
     connection = sqlite3.connect(tmp_path / "journal.db")
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
+
+
+async def test_tips_and_runs_are_what_the_events_say_after_a_kill_at_any_moment(tmp_path: Path) -> None:
+    acknowledged = await killed_again_and_again("wander_for_ever", tmp_path)
+    async with open_journal(tmp_path) as journal:
+        found = await journal.events("s_1")
+        assert len(found) >= acknowledged > KILLS
+        tip, parents, flags, files = None, dict[str, str | None](), dict[str, list[str]](), set[str]()
+        for stored in found:
+            match stored.event:
+                case RunStarted(run=run, parent=parent):
+                    parents[run], tip = parent, run
+                case RunFinished(flags=[*words]):
+                    assert stored.run is not None
+                    flags[stored.run], tip = words, parents[stored.run] if "undone" in words else tip
+                case TipMoved(tip=moved):
+                    tip = moved
+                case FilesChanged(changed=changed):
+                    files.update(changed)
+        assert (await journal.sessions())[0].tip == tip
+        rows = await journal.runs("s_1")
+        assert {row.id: (row.parent, row.flags) for row in rows} == {
+            run: (parents[run], frozenset(flags.get(run, []))) for run in parents
+        }
+        line = [row.id for row in await journal.line(tip)]
+        kept = {run for run in line if "undone" not in flags.get(run, ["undone"])}
+        assert set((await journal.files_at(tip))[0]) == kept & files
+
+
+async def test_a_rewind_while_the_disk_is_full_takes_effect_once_there_is_room(tmp_path: Path) -> None:
+    *refusals, while_full, after = await everything_said(child("rewind_on_a_full_disk", tmp_path))
+    assert len(refusals) == 3
+    for refusal in refusals:
+        assert "journal.db cannot" in refusal
+    assert while_full == "['r_2', 2, ({}, [])]"
+    assert after == "r_1"
+    async with open_journal(tmp_path) as journal:
+        assert [(row.id, row.tip) for row in await journal.sessions()] == [("s_2", "r_1"), ("s_1", "r_1")]
+        assert await journal.pins() == {}
 
 
 async def test_two_servers_write_to_one_folder_at_once(tmp_path: Path) -> None:
