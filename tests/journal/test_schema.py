@@ -51,7 +51,7 @@ async def test_a_journal_of_schema_1_is_summed_up_as_if_it_were_written_today(ol
     async with open_journal(old) as journal:
         session = await journal.find_session("report", "me")
         assert (session.tip, session.origin, session.purpose, session.runs) == ("r_3", None, "", 3)
-        assert [row.flags for row in await journal.line("r_3")] == [set(), {"state_lost", "threads"}, set()]
+        assert [row.flags for row in await journal.line("r_3")] == [{"unseeded"}, {"unseeded", "state_lost", "threads"}, {"unseeded"}]
         assert await journal.files_at("r_3") == ({"a": FILE}, [])
         assert [run.id for _, run in await journal.interrupted()] == ["r_3"]
         assert [stored.n for stored in await journal.events("s_1", run="r_1")] == [3, 4, 5, 6]
@@ -77,4 +77,4 @@ async def test_a_damaged_event_does_not_keep_an_old_journal_from_being_opened(ol
     rows.execute('UPDATE events SET body = \'{"status":"ok","flags":"text"}\' WHERE n = 5')
     rows.close()
     async with open_journal(old) as journal:
-        assert [row.flags for row in await journal.runs("s_1")] == [{"text"}, set(), set()]
+        assert [row.flags for row in await journal.runs("s_1")] == [{"unseeded", "text"}, {"unseeded"}, {"unseeded"}]

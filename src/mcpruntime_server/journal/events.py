@@ -70,6 +70,7 @@ class RunStarted(Event):
     idempotency_key: str | None = None
     seed: str = ""
     replays: str | None = None
+    stale: list[str] = field(default_factory=list)  # packages of tools that it imports anew
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class RunFinished(Event):
 
     `undone`: its interpreter died, and the tip is its parent again. `interrupted`: it was stopped in its middle, so its
     end cannot be rebuilt. `files`: files were announced, and a `FilesChanged` follows; where none does, a crash cost
-    them. `threads`, `state_lost`: variables could not be kept.
+    them. `fresh`: it began without the variables of the step before it. `unseeded`, `state_lost`: an older version wrote
+    it, without the seed of its chance, or with the interpreter that it lost.
     """
 
     status: str  # "ok" | "error" | "timeout" | "crashed" | "cancelled"

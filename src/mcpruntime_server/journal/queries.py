@@ -140,25 +140,41 @@ def pins(connection: Connection) -> dict[str, str]:
     return dict(connection.execute("SELECT run, reason FROM pins ORDER BY at").fetchall())
 
 
-def load(connection: Connection, blobs: BlobStore, query: str, values: tuple[Any, ...]) -> list[Stored]:
-    """Return the events that `query` finds; raises `JournalFailed` if one of them is damaged."""
+def load(
+    connection: Connection, blobs: BlobStore, query: str, values: tuple[Any, ...], damage: list[str] | None = None
+) -> list[Stored]:
+    """Return the events that `query` finds.
+
+    Raises `JournalFailed` if one of them is damaged; with `damage`, that is told there instead, and of such an event
+    what can be read is returned, if that makes an event.
+    """
     loaded = []
     for session, n, run, at, kind, body, large in connection.execute(query, values):
+        where = f"Event {n} of session {session!r} in {blobs.root.parent}"
         try:
-            event = from_fields(kind, _join(blobs, body, large))
+            event = from_fields(kind, _join(blobs, body, large, where, damage))
         except (ValueError, NotFound) as exc:
-            message = f"Event {n} of session {session!r} in {blobs.root.parent} is damaged: {exc}"
-            raise JournalFailed(message, remedy="The other events can still be read.") from exc
-        loaded.append(Stored(session, n, run, at, event))
+            message = f"{where} is damaged: {exc}"
+            if damage is None:
+                raise JournalFailed(message, remedy="The other events can still be read.") from exc
+            damage.append(message)
+        else:
+            loaded.append(Stored(session, n, run, at, event))
     return loaded
 
 
-def _join(blobs: BlobStore, body: str, large: str | None) -> Mapping[str, Any]:
+def _join(blobs: BlobStore, body: str, large: str | None, where: str, damage: list[str] | None) -> Mapping[str, Any]:
+    """Return an event's fields; with `damage`, those that cannot be read are told there and left out."""
     fields = json.loads(body)
     if not isinstance(fields, dict):
         raise ValueError("it is not a JSON object.")
     for name, digest in json.loads(large).items() if large else ():
-        fields[name] = json.loads(blobs.get(digest))
+        try:
+            fields[name] = json.loads(blobs.get(digest))
+        except (ValueError, NotFound, JournalFailed) as exc:
+            if damage is None:
+                raise
+            damage.append(f"{where} has lost its {name}: {exc}")
     return fields
 
 

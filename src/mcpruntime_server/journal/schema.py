@@ -79,6 +79,7 @@ MIGRATIONS: tuple[str, ...] = (
             THEN (SELECT coalesce(group_concat(value, ' '), '') FROM json_each(body, '$.flags')) ELSE '' END AS flags
         FROM events WHERE kind = 'run_finished' GROUP BY session, run
     ) AS found WHERE found.run = runs.id AND found.session = runs.session;
+    UPDATE runs SET flags = trim('unseeded ' || flags);
     UPDATE runs SET files = found.n FROM (
         SELECT session, run, max(n) AS n FROM events WHERE kind = 'files_changed' GROUP BY session, run
     ) AS found WHERE found.run = runs.id AND found.session = runs.session;

@@ -211,14 +211,20 @@ class Journal:
         return await self._read(queries.pins)
 
     async def events(
-        self, session: str, run: str | None = None, after: int = 0, limit: int | None = None, kind: str | None = None
+        self,
+        session: str,
+        run: str | None = None,
+        after: int = 0,
+        limit: int | None = None,
+        kind: str | None = None,
+        damage: list[str] | None = None,
     ) -> list[Stored]:
         """Return at most `limit` events of a session, of one run in it or of one kind, that come after number `after`.
 
-        Raises `JournalFailed` if one of them is damaged.
+        Raises `JournalFailed` if one of them is damaged; with `damage`, that is told there, and the rest is returned.
         """
         values = (session, after, run, -1 if limit is None else limit, kind)
-        return await self._read(lambda rows: queries.load(rows, self.blobs, queries.EVENTS_OF, values))
+        return await self._read(lambda rows: queries.load(rows, self.blobs, queries.EVENTS_OF, values, damage))
 
     @contextmanager
     def watch(self, session: str, after: int | None = None) -> Iterator[Watch]:
