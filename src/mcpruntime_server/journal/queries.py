@@ -1,6 +1,7 @@
 """What is asked of the tables: every statement that reads rows, bar the collector's.
 
-Each function takes a connection, blocks until it has the answer, and raises `sqlite3.Error` as it comes.
+Each function takes a connection, blocks until it has the answer, and raises `sqlite3.Error` as it comes. A session that
+is not all there, because it is being imported or removed, has the purpose `partial` and is seen by nobody.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .rows import RunRow, SessionRow, Stored
 SESSIONS = """
     SELECT id, name, principal, created, used, owner, tip, (SELECT count(*) FROM runs WHERE session = sessions.id),
         origin, purpose
-    FROM sessions"""
+    FROM sessions WHERE purpose <> 'partial'"""
 RUNS = """
     SELECT runs.id, runs.session, runs.parent, step, name, status, started, finished, request, flags
     FROM runs"""
@@ -66,7 +67,7 @@ def has_run(connection: Connection, run: str) -> bool:
 
 def session_row(connection: Connection, session: str) -> SessionRow:
     """Return a session by its id; raises `NotFound`."""
-    found = connection.execute(f"{SESSIONS} WHERE id = ?", (session,)).fetchone()
+    found = connection.execute(f"{SESSIONS} AND id = ?", (session,)).fetchone()
     if found is None:
         raise NotFound(f"There is no session {session!r}.")
     return SessionRow(*found)
@@ -74,7 +75,7 @@ def session_row(connection: Connection, session: str) -> SessionRow:
 
 def find_session(connection: Connection, name_or_id: str, principal: str) -> SessionRow:
     """Return the principal's session of that id or name; raises `NotFound`."""
-    query = f"{SESSIONS} WHERE principal = ?2 AND (id = ?1 OR name = ?1) ORDER BY id = ?1 DESC"
+    query = f"{SESSIONS} AND principal = ?2 AND (id = ?1 OR name = ?1) ORDER BY id = ?1 DESC"
     found = connection.execute(query, (name_or_id, principal)).fetchone()
     if found is None:
         raise NotFound(f"There is no session {name_or_id!r}.")
@@ -83,7 +84,7 @@ def find_session(connection: Connection, name_or_id: str, principal: str) -> Ses
 
 def sessions(connection: Connection, principal: str | None) -> list[SessionRow]:
     """Return the sessions of one principal, or of all, the last used first."""
-    query = f"{SESSIONS} WHERE ?1 IS NULL OR principal = ?1 ORDER BY used DESC"
+    query = f"{SESSIONS} AND (?1 IS NULL OR principal = ?1) ORDER BY used DESC"
     return [SessionRow(*row) for row in connection.execute(query, (principal,))]
 
 
@@ -108,8 +109,8 @@ def run_of_request(connection: Connection, session: str, key: str) -> RunRow | N
 def running(connection: Connection, principal: str | None) -> list[tuple[SessionRow, RunRow]]:
     """Return the runs that have not finished, with their sessions, the newest first."""
     query = f"{RUNS} WHERE status = 'running' ORDER BY started DESC, rowid DESC"
-    found = [(session_row(connection, run.session), run) for run in _runs(connection, query)]
-    return [(session, run) for session, run in found if principal in (None, session.principal)]
+    mine = {row.id: row for row in sessions(connection, principal)}
+    return [(mine[run.session], run) for run in _runs(connection, query) if run.session in mine]
 
 
 def line(connection: Connection, run: str) -> list[RunRow]:

@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,7 +106,7 @@ class Journal:
         text = to_json(event)
         n = self._last[session] = self._last[session] + 1
         stored = Stored(session, n, run, time.time(), event)
-        self._writer.put(lambda rows: changes.write_event(rows, self.blobs, stored, text), len(text) + 100)
+        self._writer.put(partial(self._write, stored, text), len(text) + 100)
         offer_all(self._watches.get(session, ()), stored)
         return stored
 
@@ -129,16 +130,15 @@ class Journal:
         """
         now = time.time()
         row = SessionRow(session, name, principal, now, now, self.owner, tip, 0, tip, purpose)
-        made: SessionRow = await self._writer.call(lambda rows: changes.create_session(rows, self.owner, row))
+        made = await self.change(lambda rows: changes.create_session(rows, self.owner, row))
         self._last.setdefault(session, 0)
         return made
 
     async def claim(self, session: str) -> SessionRow:
         """Make this server the one that may append; raises `NotFound`, or `Unavailable` if another live one is that."""
-        row, last = await self._writer.call(lambda rows: changes.claim(rows, self.data_dir, self.owner, session))
+        row, last = await self.change(lambda rows: changes.claim(rows, self.data_dir, self.owner, session))
         self._last.setdefault(session, last)
-        claimed: SessionRow = row
-        return claimed
+        return row
 
     async def release(self, session: str) -> None:
         """Let another server have the session once its events are committed; raises `JournalFailed`."""
@@ -146,54 +146,65 @@ class Journal:
         if last is None:
             return
         try:
-            await self._writer.call(lambda rows: changes.release(rows, self.owner, session))
+            await self.change(lambda rows: changes.release(rows, self.owner, session))
         except JournalFailed:
             self._last[session] = last
             raise
 
     async def pin(self, run: str, reason: str) -> None:
         """Keep a run, and with it its session, from being collected; raises `NotFound`."""
-        await self._writer.call(lambda rows: changes.pin(rows, run, reason))
+        await self.change(lambda rows: changes.pin(rows, run, reason))
 
     async def unpin(self, run: str) -> None:
         """Let a run be collected again."""
-        await self._writer.call(lambda rows: changes.unpin(rows, run))
+        await self.change(lambda rows: changes.unpin(rows, run))
+
+    async def change(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in a transaction of its own, or with others, after all that was appended before; return its result.
+
+        It is to be a matter of milliseconds, because others wait. Raises what it raises, or `JournalFailed`.
+        """
+        result: T = await self._writer.call(work)
+        return result
+
+    def _write(self, stored: Stored, text: str, rows: Connection) -> None:
+        changes.write_event(rows, stored, *changes.split(self.blobs, stored.event, text))
 
     # reading ----------------------------------------------------------------------------------
 
     async def find_session(self, name_or_id: str, principal: str) -> SessionRow:
         """Return the principal's session of that id or name; raises `NotFound`."""
-        return await self._read(lambda rows: queries.find_session(rows, name_or_id, principal))
+        return await self.read(lambda rows: queries.find_session(rows, name_or_id, principal))
 
     async def sessions(self, principal: str | None = None) -> list[SessionRow]:
         """Return the sessions of one principal, or of all, the last used first."""
-        return await self._read(lambda rows: queries.sessions(rows, principal))
+        return await self.read(lambda rows: queries.sessions(rows, principal))
 
     async def runs(self, session: str) -> list[RunRow]:
         """Return the runs that a session has made, the first first."""
-        return await self._read(lambda rows: queries.runs(rows, session))
+        return await self.read(lambda rows: queries.runs(rows, session))
 
     async def run(self, run: str) -> RunRow:
         """Return one run; raises `NotFound`."""
-        return await self._read(lambda rows: queries.run_row(rows, run))
+        return await self.read(lambda rows: queries.run_row(rows, run))
 
     async def line(self, run: str | None) -> list[RunRow]:
         """Return the runs that led to the end of `run`, the first first, whichever sessions they lie in.
 
         None is the beginning, to which no run led. Raises `NotFound`.
         """
-        return [] if run is None else await self._read(lambda rows: queries.line(rows, run))
+        return [] if run is None else await self.read(lambda rows: queries.line(rows, run))
 
     async def files_at(self, run: str | None) -> tuple[dict[str, FileEntry], list[str]]:
         """Return the workspace at the end of `run`, and the runs of its line whose files were announced and never came.
 
         Raises `NotFound`, or `JournalFailed` if one of the events is damaged.
         """
-        return ({}, []) if run is None else await self._read(lambda rows: queries.files_at(rows, self.blobs, run))
+        return ({}, []) if run is None else await self.read(lambda rows: queries.files_at(rows, self.blobs, run))
 
     async def find_request(self, session: str, key: str) -> RunRow | None:
         """Return the session's newest run that was started under the idempotency key `key`."""
-        return await self._read(lambda rows: queries.run_of_request(rows, session, key))
+        return await self.read(lambda rows: queries.run_of_request(rows, session, key))
 
     async def interrupted(self, principal: str | None = None) -> list[tuple[SessionRow, RunRow]]:
         """Return the unfinished runs of sessions that no live server has, the newest first."""
@@ -204,11 +215,11 @@ class Journal:
             live = {owner for owner in owners if leases.alive(self.data_dir, owner)}
             return [(session, run) for session, run in found if session.owner not in live]
 
-        return await self._read(left)
+        return await self.read(left)
 
     async def pins(self) -> dict[str, str]:
         """Return the runs that are kept from being collected, each with the reason."""
-        return await self._read(queries.pins)
+        return await self.read(queries.pins)
 
     async def events(
         self,
@@ -224,7 +235,7 @@ class Journal:
         Raises `JournalFailed` if one of them is damaged; with `damage`, that is told there, and the rest is returned.
         """
         values = (session, after, run, -1 if limit is None else limit, kind)
-        return await self._read(lambda rows: queries.load(rows, self.blobs, queries.EVENTS_OF, values, damage))
+        return await self.read(lambda rows: queries.load(rows, self.blobs, queries.EVENTS_OF, values, damage))
 
     @contextmanager
     def watch(self, session: str, after: int | None = None) -> Iterator[Watch]:
@@ -253,7 +264,8 @@ class Journal:
         """Return the content of `digest`; raises `NotFound`, or `JournalFailed` if it is damaged."""
         return await to_thread.run_sync(self.blobs.get, digest)
 
-    async def _read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in a worker thread, with a connection that sees one moment and all that was appended before."""
         with suppress(JournalFailed):  # what cannot be written does not keep anybody from reading the rest
             await self.flush()
         return await to_thread.run_sync(self._with_reader, work)
