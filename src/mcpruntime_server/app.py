@@ -21,7 +21,7 @@ from .journal.lease import Lease
 from .journal.rows import RunRow, Stored
 from .journal.store import Journal, open_journal
 from .runtime.calls import Route, Router
-from .runtime.session import Runtime, open_runtime
+from .runtime.sessions import Runtime, open_runtime
 from .sandbox import Backend, Check
 from .sandbox.docker import DockerBackend
 from .sandbox.link import KERNEL_ARGV, KERNEL_ENV

@@ -71,6 +71,27 @@ class JournalFailed(McpRuntimeError):
     code = "journal_failed"
 
 
+class ReplayDiverged(McpRuntimeError):
+    """Code that is executed again asked for something else than it did when it was recorded."""
+
+    code = "replay_diverged"
+    http_status = 409
+
+    def __init__(self, step: int, call: int, expected: str, got: str) -> None:
+        super().__init__(f"Step {step}, call {call}: the recording expects {expected}; the code came to {got}.")
+        self.step = step
+        self.call = call
+        self.expected = expected
+        self.got = got
+
+
+class CallInDoubt(McpRuntimeError):
+    """A run cannot go on after a crash: a call was under way, may have taken effect, and must not be made twice."""
+
+    code = "call_in_doubt"
+    http_status = 409
+
+
 class CallFailed(McpRuntimeError):
     """A call from sandboxed code failed; raised by handlers, and raised again inside the code.
 

@@ -16,7 +16,8 @@ from mcpruntime_server.journal import events
 from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.runtime.calls import Route, Router
 from mcpruntime_server.runtime.run import Run
-from mcpruntime_server.runtime.session import Runtime, Session, open_runtime, strip_fences
+from mcpruntime_server.runtime.session import Session, strip_fences
+from mcpruntime_server.runtime.sessions import Runtime, open_runtime
 from mcpruntime_server.sandbox.link import KERNEL_ARGV, KERNEL_ENV
 from mcpruntime_server.sandbox.local import LocalBackend
 
@@ -67,7 +68,7 @@ async def finish(session: Session, code: str, timeout_s: float = 30.0) -> Run:
 
 
 async def journaled(journal: Journal, run: Run) -> list[events.Event]:
-    return [stored.event for stored in await journal.events(run.report.session, run=run.start.run)]
+    return [stored.event for stored in await journal.events(run.report.session, run=run.id)]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ async def test_runs_under_way_at_the_end_are_journaled_as_cancelled(tmp_path: Pa
         await finish(await runtime.session("other", "me"), "1")
     async with open_journal(tmp_path / "data") as journal:
         for each in (run, queued):
-            assert (await journal.run(each.start.run)).status == "cancelled"
+            assert (await journal.run(each.id)).status == "cancelled"
 
 
 @pytest.mark.parametrize(

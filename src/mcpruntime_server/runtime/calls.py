@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..errors import CallFailed, JournalFailed
 from ..journal.events import CallFinished, CallStarted, canonical_json
@@ -43,6 +43,14 @@ class LedgerEntry:
     error: str = ""
 
 
+class Answers(Protocol):
+    """Whoever answers the calls of a run: the router, or a recording."""
+
+    async def answer(self, call: Call, log: CallLog) -> Reply:
+        """Return the reply to `call`, which goes on the run's `log`."""
+        ...
+
+
 class CallLog:
     """The calls of one run: their numbers, their ledger, and where they are journaled."""
 
@@ -54,14 +62,19 @@ class CallLog:
         self._count = 0
         self._seen: Counter[tuple[str, str]] = Counter()
 
-    def start(self, call: Call, effect: Effect) -> int:
+    def start(self, call: Call, effect: str, *, listed: bool) -> int:
         """Journal that `call` starts; return its number in this run. Raises `ValueError` if it is not JSON data."""
         args = canonical_json(call.args)
         nth = self._seen[call.target, args]
         self._seen[call.target, args] += 1
         self._count += 1
-        self._append(CallStarted(self._count, call.target, args, effect, nth, call.line))
+        self._append(CallStarted(self._count, call.target, args, effect, nth, call.line, listed))
         return self._count
+
+    def recall(self, call: Call) -> None:
+        """Count a call that the journal has already, so that the next ones are numbered after it."""
+        self._count += 1
+        self._seen[call.target, canonical_json(call.args)] += 1
 
     def finish(self, number: int, value: Any, error: Mapping[str, Any] | None, ms: float) -> None:
         """Journal how call `number` ended."""
@@ -88,16 +101,33 @@ class Router:
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
 
+    def effect(self, target: str) -> Effect:
+        """Return what a call of `target` may change."""
+        route = self._routes.get(target.partition(".")[0])
+        return route.effect(target) if route else "write"
+
+    def is_listed(self, target: str) -> bool:
+        """Return whether calls of `target` are told to the client."""
+        route = self._routes.get(target.partition(".")[0])
+        return route is None or route.listed
+
     async def answer(self, call: Call, log: CallLog) -> Reply:
         """Return the reply to `call`; failures become errors in it, and only cancellation leaves."""
-        started = time.perf_counter()
         entry = LedgerEntry(call.target, call.args)
-        number: int | None = None
+        if self.is_listed(call.target):
+            log.ledger.append(entry)
+        return await self._make(call, entry, log, None)
+
+    async def answer_again(self, call: Call, number: int, entry: LedgerEntry, log: CallLog) -> Reply:
+        """Make a call whose start is in the journal, and on the ledger, as number `number`, and whose end is not."""
+        return await self._make(call, entry, log, number)
+
+    async def _make(self, call: Call, entry: LedgerEntry, log: CallLog, number: int | None) -> Reply:
+        started = time.perf_counter()
         try:
             route = self._route(call.target)
-            if route.listed:
-                log.ledger.append(entry)
-            number = await _admit(call, route, log)
+            if number is None:
+                number = await _admit(call, route, log)
             value = await route.call(call.target, call.args)
             log.finish(number, value, None, (time.perf_counter() - started) * 1e3)
         except Exception as exc:  # noqa: BLE001 - a handler's failure is the answer, whatever it is
@@ -126,7 +156,7 @@ async def _admit(call: Call, route: Route, log: CallLog) -> int:
     """
     effect = route.effect(call.target)
     try:
-        number = log.start(call, effect)
+        number = log.start(call, effect, listed=route.listed)
         if effect == "write":
             await log.flush()
     except ValueError as exc:

@@ -7,7 +7,6 @@ The pool refills in the background and nobody waits for a refill while a sandbox
 from __future__ import annotations
 
 import logging
-import secrets
 from collections import deque
 
 import anyio
@@ -94,7 +93,7 @@ class Pool:
         """Be the task that one sandbox lives in."""
         stands = False
         try:
-            async with open_link(self._backend, self._new_setup()) as link:
+            async with open_link(self._backend, self._setup) as link:
                 slot = Slot(link)
                 stands = True
                 self._starting -= 1
@@ -116,9 +115,6 @@ class Pool:
         logger.error("a sandbox %s: %s", "could not be removed" if stands else "could not be started", failure)
         if not stands and self._waiting:
             self._failures.append((attempt, failure))
-
-    def _new_setup(self) -> wire.Setup:
-        return self._setup.but(seed=secrets.token_hex(16))
 
     def _announce(self) -> None:
         self._news.set()

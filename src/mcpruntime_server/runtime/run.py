@@ -1,39 +1,37 @@
 """One execution of code: it listens to the sandbox, writes the journal, and knows its result.
 
-A run belongs to its session. Whoever asked for it only watches: `news` waits for something new.
+A run belongs to its session. Whoever asked for it only watches: `news` waits for something new. Most runs meet the
+world; one that is given a recording meets the calls, the chance and the clocks of that (`replayer`).
 """
 
 from __future__ import annotations
 
 import codecs
-import json
 import logging
-import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
 
 from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
-from ..journal.events import ClocksRead, FileEntry, FilesChanged, Output, RunFinished, RunStarted
+from ..journal.events import ClocksRead, FileEntry, FilesChanged, Output, RunFinished, RunResumed, RunStarted
+from ..journal.replay import FILES, FRESH, INTERRUPTED, UNDONE, Recording
 from ..journal.store import Journal
 from ..kernel import wire
-from ..kernel.present import NotJson, json_text, shorten
+from ..kernel.present import shorten
 from ..sandbox.link import Link
-from .calls import CallLog, LedgerEntry, Router
+from .calls import Answers, CallLog, Router
+from .files import Files
 from .overflow import Overflow
-
-Status = Literal["running", "ok", "error", "timeout", "crashed", "cancelled"]
+from .replayer import Replayer
+from .report import Report, checked_error, checked_readings, checked_usage, checked_value
 
 FILE_OVERHEAD = 64 * 1024 * 1024  # bytes of file content that a sandbox may send beyond its workspace's size
 OUTPUT_OVERHEAD = 1024 * 1024  # bytes that a sandbox may send beyond the limit that its own kernel keeps
-USAGE = ("wall_ms", "cpu_ms", "peak_mb")
-MAX_FIGURE = 1e15  # of usage; more is not a measurement
 REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
-TEXT_CHARS = 16_000  # of an error's message or traceback; the kernel sends half of that at most
 
 logger = logging.getLogger(__name__)
 
@@ -48,29 +46,26 @@ class Limits:
     items: int
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, and in which world: with a recording, in that one, but for what is `live`.
+
+    `key` is the client's name for the request. A run that `resumes` is the recording's own, goes on where that ends,
+    and meets the world from there. A `fresh` one begins without variables whatever came before it.
+    """
+
+    code: str
+    timeout_s: float
+    key: str | None = None
+    recording: Recording | None = None
+    live: frozenset[str] = frozenset()
+    resumes: bool = False
+    fresh: bool = False
+
+
 def new_run_id() -> str:
     """Return an id that nobody can guess."""
     return f"r_{secrets.token_urlsafe(9)}"
-
-
-@dataclass
-class Report:
-    """What is known of a run so far; the same for a run under way and one read back from the journal."""
-
-    run: str
-    session: str
-    step: int
-    status: Status = "running"
-    value: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
-    stdout: str = ""
-    stderr: str = ""
-    calls: list[LedgerEntry] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    usage: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    kept: dict[str, str] = field(default_factory=dict)  # field that is too long to show -> file that holds it whole
 
 
 class Run:
@@ -78,7 +73,7 @@ class Run:
 
     def __init__(
         self,
-        start: RunStarted,
+        request: Request,
         session: str,
         journal: Journal,
         router: Router,
@@ -86,26 +81,47 @@ class Run:
         overflow: Overflow,
         stale: Collection[str] = (),
     ) -> None:
-        self.start = start
-        self._stale = sorted(stale)
-        self.report = Report(start.run, session, start.step)
+        recording = request.recording
+        resumed = recording if request.resumes else None
+        self.request = request
+        self.id = resumed.start.run if resumed else new_run_id()
+        self.seed = recording.start.seed if recording else secrets.token_hex(16)
+        self.fresh = request.fresh  # whether it begins without the variables of the run before it
+        self.undone = False  # whether the session's state is that of before it
+        self.stage = ""  # what is done before the code can begin, for people
+        self.watchers = 0  # requests that wait for it
+        self.state_after_death: Callable[[], str] = str  # says what the next run begins with, should this one die
+        self._stale = sorted(recording.start.stale if recording else stale)
+        self.report = Report(self.id, session, 0)
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.finished = anyio.Event()  # its report is whole
+        self.files_stored = anyio.Event()  # the content of the files that it changed is in the journal, or lost
         self._recording: Callable[[], Awaitable[Any]] | None = None
         self._news: anyio.Event | None = None  # set at the next piece of output, if somebody waits for it
         self._session = session
         self._journal = journal
-        self._router = router
-        self._log = CallLog(journal, session, start.run)
+        self._log = CallLog(journal, session, self.id)
+        self._answers: Answers = router
+        self.replayer: Replayer | None = None
+        if recording is not None:
+            self.replayer = Replayer(recording, router, live=request.live, resumes=request.resumes)
+            self.replayer.halt = self._halt
+            self._answers = self.replayer
         self._decoders = {
             name: codecs.getincrementaldecoder("utf-8")("backslashreplace") for name in ("stdout", "stderr")
         }
         self._texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self._printed_before = dict(resumed.printed) if resumed else {}  # what the journal has of the output already
+        self._read_before = {name: len(read) for name, read in resumed.readings.items()} if resumed else {}
         self._limits = limits
-        self._overflow = overflow
+        self.overflow = overflow
         self._output_room = 2 * (limits.output + OUTPUT_OVERHEAD)  # of both streams
         self._link: Link | None = None
+        self._parent: str | None = None
+        self._flags: set[str] = set()
+        self._begun = False
         self._cancelled = False
+        self._halted: McpRuntimeError | None = None
         self._asked = time.perf_counter()
         self._files = Files(limits.files + FILE_OVERHEAD)
 
@@ -116,6 +132,15 @@ class Run:
         self._cancelled = True
         if self._link is not None:
             self._link.stop("cancelled")
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it is to stop, or not to start."""
+        return self._cancelled
+
+    def prepare_in(self, link: Link) -> None:
+        """What `link` executes from here on is for this run: stopping the run stops it."""
+        self._link = link
 
     def output_since(self, seen: dict[str, int]) -> dict[str, str]:
         """Return what each stream printed since `seen` (stream to pieces), and bring `seen` up to date."""
@@ -130,10 +155,15 @@ class Run:
         return time.perf_counter() - self._asked
 
     async def news(self) -> None:
-        """Wait until it has printed something more, or is finished."""
+        """Wait until it has printed something more, has come to another stage, or is finished."""
         if not self.finished.is_set():
             self._news = self._news or anyio.Event()
             await self._news.wait()
+
+    def enter_stage(self, stage: str) -> None:
+        """Tell who waits what is being done before the code can begin; "" when nothing more is."""
+        self.stage = stage
+        self._notify()
 
     def _notify(self) -> None:
         if self._news is not None:
@@ -142,97 +172,163 @@ class Run:
 
     # its way through a sandbox --------------------------------------------------------------------
 
-    async def execute(self, get_link: Callable[[], Awaitable[Link]]) -> None:
-        """Run the code to its end; whatever happens, the run is finished, journaled and told afterwards."""
+    async def execute(self, parent: str | None, step: int, get_link: Callable[[], Awaitable[Link]]) -> None:
+        """Run the code to its end as step `step`, after run `parent`.
+
+        Whatever happens, the run is finished, journaled and told afterwards.
+        """
+        self._parent = parent
+        self.report.step = step
         try:
-            self._journal.append(self._session, self.start, self.start.run)
             if not self._cancelled:
                 self._link = await get_link()
+            self._begin()
             if self._link is None or self._cancelled:
-                self.report.status = "cancelled"
+                self.report.status, self.undone = "cancelled", True
             else:
                 await self._execute_in(self._link)
         except McpRuntimeError as exc:
             self._fail(exc)
         except BaseException:
             self.report.status = "cancelled"
+            self._flags.add(INTERRUPTED)
             raise
         finally:
             self._finish()
 
+    def _begin(self) -> None:
+        """Journal that it starts, or goes on."""
+        self._begun = True
+        request, recording = self.request, self.request.recording
+        if request.resumes and recording is not None:
+            answered = sum(call.finished is not None for call in recording.calls)
+            self._append(RunResumed(answered))
+            return
+        start = RunStarted(
+            run=self.id,
+            parent=self._parent,
+            step=self.report.step,
+            code=request.code,
+            name=self.code_name,
+            timeout_s=request.timeout_s,
+            idempotency_key=request.key,
+            seed=self.seed,
+            replays=recording.start.run if recording else None,
+            stale=self._stale,
+        )
+        self._append(start)
+
+    @property
+    def code_name(self) -> str:
+        """What tracebacks call its code."""
+        return f"<step {self.report.step}>"
+
+    def _append(self, event: RunStarted | RunResumed | ClocksRead | Output | RunFinished | FilesChanged) -> None:
+        self._journal.append(self._session, event, self.id)
+
     async def _execute_in(self, link: Link) -> None:
-        report = self.report
+        report, request = self.report, self.request
         report.usage["setup_ms"] = (time.perf_counter() - self._asked) * 1e3
+        readings = dict(request.recording.readings) if request.recording else None
         try:
-            start = self.start
-            done, stopped = await link.execute(start.code, start.name, self, start.timeout_s, self._stale)
+            done, stopped = await link.execute(
+                request.code, self.code_name, self, request.timeout_s, self._stale, seed=self.seed, clocks=readings
+            )
             self._conclude(done, stopped, link)
         except SandboxFailed as exc:
-            report.status = "cancelled" if self._cancelled else "crashed"
+            report.status, self.undone = "cancelled" if self._cancelled else "crashed", True
             report.error = {"type": "SandboxFailed", "message": str(exc), "traceback": "", "line": None}
-            report.notes.append("The session goes on in a new sandbox: variables are gone, saved files are kept.")
+            report.notes.append(f"The session goes on in a new sandbox. {self.state_after_death()}".strip())
         except JournalFailed as exc:
             self._fail(exc)
         except Exception:  # a mistake of ours must not take the other sessions with it
-            logger.exception("run %s failed inside the server", self.start.run)
+            logger.exception("run %s failed inside the server", self.id)
             link.fail("the server made a mistake, which its log describes")
             self._fail(McpRuntimeError("The run failed inside the server; its log says why."))
 
     def _fail(self, failure: McpRuntimeError) -> None:
         self.failure = failure
+        self.undone = True
         self.report.status = "crashed"
         self.report.error = {"type": type(failure).__name__, "message": str(failure), "traceback": "", "line": None}
 
+    def _halt(self, reason: McpRuntimeError) -> None:
+        """End it for a reason of the host's."""
+        self._halted = reason
+        if self._link is not None:
+            self._link.stop("cancelled")
+
     def _conclude(self, done: wire.Done, stopped: str | None, link: Link) -> None:
         report = self.report
-        report.value, report.error = _checked_value(done.value), _checked_error(done.error)
-        report.usage |= _checked_usage(done.usage)
-        if done.clocks:
-            self._journal.append(self._session, ClocksRead(_checked_readings(done.clocks)), self.start.run)
-        if stopped is not None:
+        report.value, report.error = checked_value(done.value), checked_error(done.error)
+        report.usage |= checked_usage(done.usage)
+        self._note_clocks(done.clocks)
+        died, self.undone = done.status == "died", done.status == "died" or self._halted is not None
+        if self._halted is not None:
+            report.status, report.value = "error", None
+            message = f"[{self._halted.code}] {self._halted}"
+            report.error = {"type": type(self._halted).__name__, "message": message, "traceback": "", "line": None}
+        elif stopped is not None:
             report.status = "timeout" if stopped == "timeout" else "cancelled"
         elif done.status == "ok":
             report.status = "ok"
         else:
-            report.status = "crashed" if done.status == "died" else "error"
+            report.status = "crashed" if died else "error"
+        if stopped is not None or done.status == "interrupted":
+            self._flags.add(INTERRUPTED)
+        self._note_state(stopped, link)
+
+    def _note_state(self, stopped: str | None, link: Link) -> None:
+        """Say how the run was stopped, and what the next one begins with."""
+        notes = self.report.notes
         if stopped == "timeout":
-            report.notes.append(f"Stopped after {self.start.timeout_s:g} s; pass a larger timeout_s if it needs more.")
+            notes.append(f"Stopped after {self.request.timeout_s:g} s; pass a larger timeout_s if it needs more.")
         if link.restarts:  # in this run or since the last one
-            reason = shorten(link.restarts[-1], REASON_CHARS)[0]
-            report.notes.append(f"{reason} Variables are gone; workspace files are kept.")
+            notes.append(shorten(link.restarts[-1], REASON_CHARS)[0])
             link.restarts.clear()
+        if self.undone:
+            notes.append(self.state_after_death())
         elif stopped is not None:
-            report.notes.append("Variables and files are kept as they were when the code stopped.")
+            notes.append("Variables and files are kept as they were when the code stopped.")
+
+    def _note_clocks(self, clocks: Any) -> None:
+        """Journal what clocks have told the code, without what the journal has already."""
+        if not clocks:
+            return
+        readings = {}
+        for name, values in checked_readings(clocks).items():
+            known = min(self._read_before.get(name, 0), len(values))
+            if known:
+                self._read_before[name] -= known
+            if values[known:]:
+                readings[name] = values[known:]
+        if readings:
+            self._append(ClocksRead(readings))
 
     def _finish(self) -> None:
         report = self.report
         report.calls = self._log.ledger
         report.usage["total_ms"] = (time.perf_counter() - self._asked) * 1e3
         report.usage = {name: round(value, 3) for name, value in report.usage.items()}
-        flags = ["state_lost"] if report.status == "crashed" else []
+        flags = {UNDONE} if self.undone else self._flags | ({FRESH} if self.fresh else set())
         try:
+            if not self._begun:
+                self._begin()
             for name, decoder in self._decoders.items():
                 self._print(name, decoder.decode(b"", final=True), 0)
-            event = RunFinished(report.status, report.value, report.error, report.usage, flags)
-            self._journal.append(self._session, event, self.start.run)
+            self._append(RunFinished(report.status, report.value, report.error, report.usage, sorted(flags)))
             self._recording = self._journal.begin_flush()
         except (JournalFailed, ValueError) as exc:
             report.notes.append(f"The end of this run could not be journaled: {exc}")
         report.stdout, report.stderr = "".join(self._texts["stdout"]), "".join(self._texts["stderr"])
-        self._keep_what_is_cut()
+        if self._link is not None:
+            texts = {"stdout": report.stdout, "stderr": report.stderr}
+            report.kept = self.overflow.keep(self._link, self.id, texts, report.value)
+        if self.undone or FILES not in self._flags:
+            self.files_stored.set()
         self._link = None
         self.finished.set()
         self._notify()
-
-    def _keep_what_is_cut(self) -> None:
-        """Have the code find what is too long to be shown whole."""
-        report, link, limits = self.report, self._link, self._limits
-        long = {name: text for name in ("stdout", "stderr") if len(text := getattr(report, name)) > limits.shown}
-        if report.value is not None and shown_value(report.value, limits.shown, limits.items)[1]:
-            long["value"] = report.value["text"]
-        if link is not None and not link.closed.is_set():
-            kept = {name: self._overflow.keep(link, f"{report.run}.{name}", text) for name, text in long.items()}
-            report.kept = {name: path for name, path in kept.items() if path}
 
     async def recorded(self) -> str:
         """Wait until a crash of the server would not lose this run; return what to tell the client if it would."""
@@ -261,12 +357,25 @@ class Run:
         self._notify()
 
     def _print(self, stream: str, text: str, dropped: int) -> None:
+        """Take printed text, and journal what of it the journal does not have."""
+        if not text:
+            return
+        self._texts[stream].append(text)
+        before = self._printed_before.get(stream, "")
+        if before:
+            if not before.startswith(text[: len(before)]):
+                self.report.notes.append(
+                    "After the crash of the server the code printed something else than before it."
+                )
+                before = ""
+            self._printed_before[stream] = before[len(text) :]
+            text = text[len(before) :]
         if text:
-            self._texts[stream].append(text)
-            self._journal.append(self._session, Output(stream, text, dropped), self.start.run)
+            self._append(Output(stream, text, dropped))
 
     def on_files(self, message: wire.Files) -> None:
         """Note which files changed; their content follows."""
+        self._flags.add(FILES)
         self.report.changed, self.report.removed = message.changed, message.removed
         if message.passed_over > 0:
             self.report.notes.append(
@@ -281,94 +390,17 @@ class Run:
         """All files are here; whoever wants them has waited for the link."""
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
-        """Answer what the code asks for."""
-        return await self._router.answer(message, self._log)
+        """Answer what the code asks for; what clocks told it before is journaled before."""
+        self._note_clocks(message.clocks)
+        return await self._answers.answer(message, self._log)
 
-    async def store_files(self) -> dict[str, FileEntry]:
-        """Keep the content of the changed files that has come; return what changed, by path."""
-        changed = {}
+    async def store_files(self) -> FilesChanged:
+        """Keep the content of the changed files that has come; return what changed."""
+        stored = {}
         for path, (mode, data) in self._files.complete.items():
             digest = await self._journal.put_blob(data)
-            changed[path] = FileEntry(digest=digest, size=len(data), mode=mode)
+            stored[path] = FileEntry(digest=digest, size=len(data), mode=mode)
         self._files.complete.clear()
-        if changed or self.report.removed:
-            self._journal.append(self._session, FilesChanged(changed, self.report.removed), self.start.run)
+        changed = FilesChanged(stored, self.report.removed)
+        self._append(changed)
         return changed
-
-
-class Files:
-    """Puts the pieces of files together; a sandbox that sends too much breaks the protocol."""
-
-    def __init__(self, limit: int) -> None:
-        self.complete: dict[str, tuple[int, bytes]] = {}
-        self._room = limit
-        self._pieces: list[bytes] = []
-
-    def take(self, message: wire.FileData) -> None:
-        """Take one piece; raises `WireError` beyond the limit."""
-        if "\0" in message.path or not {"", ".", ".."}.isdisjoint(message.path.split("/")):
-            raise wire.WireError(f"not a path in the workspace: {message.path!r:.80}")
-        self._room -= len(message.data)
-        if self._room < 0:
-            raise wire.WireError("more file content than the workspace can hold")
-        self._pieces.append(message.data)
-        if message.last:
-            self.complete[message.path] = (message.mode & 0o777, b"".join(self._pieces))
-            self._pieces = []
-
-
-def shown_value(value: Mapping[str, Any], limit: int, items: int) -> tuple[Any, bool]:
-    """Return a run's value as a client gets it, and whether these limits cut it.
-
-    JSON data is given as itself, with at most `items` items a list or object, everything else as text.
-    """
-    text = value["text"]
-    if value["kind"] == "json":
-        data = wire.spelled_out(json.loads(text))
-        if len(text) <= limit and text.count(",") < items:
-            return data, False
-        text, cut = json_text(data, limit, items)
-        return json.loads(text), cut
-    return shorten(text, limit)
-
-
-def _checked_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a sandbox says is the value, made sure to be what `present` returns."""
-    if value is None:
-        return None
-    text = str(value.get("text"))
-    kind = "json" if value.get("kind") == "json" and _is_json(text) else "repr"
-    return {"kind": kind, "text": text, "type": str(value.get("type"))[:200], "cut": bool(value.get("cut"))}
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json_text(json.loads(text), len(text))
-    except (NotJson, ValueError, RecursionError):
-        return False
-    return True
-
-
-def _checked_usage(usage: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return what a sandbox says it used, made sure to be figures that can be written down."""
-    found = ((name, (usage or {}).get(name)) for name in USAGE)
-    return {name: value for name, value in found if isinstance(value, (int, float)) and 0 <= value <= MAX_FIGURE}
-
-
-def _checked_readings(clocks: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Return what a sandbox says its clocks told the code, made sure to be lists of numbers."""
-    lists = {str(name): values for name, values in clocks.items() if isinstance(values, list)}
-    return {name: [value for value in values if _is_figure(value)] for name, values in lists.items()}
-
-
-def _is_figure(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
-
-
-def _checked_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a sandbox says is the error, made sure to be what `describe_error` returns."""
-    if error is None:
-        return None
-    line = error.get("line")
-    texts = {name: shorten(str(error.get(name, "")), TEXT_CHARS)[0] for name in ("type", "message", "traceback")}
-    return {**texts, "line": line if type(line) is int else None}

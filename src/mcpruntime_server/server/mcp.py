@@ -21,7 +21,7 @@ from ..config import Config
 from ..errors import McpRuntimeError
 from ..kernel.results import did_you_mean
 from ..runtime.run import Run
-from ..runtime.session import Runtime
+from ..runtime.sessions import Runtime
 from .results import RunResult, result_of, text_of
 
 LISTED_PACKAGES = 50  # names of upstream packages in the description; `tools.list()` knows the rest

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from ..config import ServerSettings
 from ..kernel.present import present, shorten
 from ..runtime.calls import LedgerEntry
-from ..runtime.run import Report, shown_value
+from ..runtime.report import Report, shown_value
 
 LISTED_CALLS = 50  # of a ledger; the journal has them all
 LISTED_FILES = 50

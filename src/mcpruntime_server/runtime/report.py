@@ -1,0 +1,99 @@
+"""What is known of a run: the same for one under way and for one read back from the journal.
+
+What a sandbox says of itself is made sure here to be what it should be; it is hostile, and all of it goes to a client.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..kernel import wire
+from ..kernel.present import NotJson, json_text, shorten
+from .calls import LedgerEntry
+
+Status = Literal["running", "ok", "error", "timeout", "crashed", "cancelled"]
+
+USAGE = ("wall_ms", "cpu_ms", "peak_mb")
+MAX_FIGURE = 1e15  # of usage; more is not a measurement
+TEXT_CHARS = 16_000  # of an error's message or traceback; the kernel sends half of that at most
+
+
+@dataclass
+class Report:
+    """What is known of a run so far; the same for a run under way and one read back from the journal."""
+
+    run: str
+    session: str
+    step: int
+    status: Status = "running"
+    value: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    stdout: str = ""
+    stderr: str = ""
+    calls: list[LedgerEntry] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    usage: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)  # field that is too long to show -> file that holds it whole
+
+
+def shown_value(value: Mapping[str, Any], limit: int, items: int) -> tuple[Any, bool]:
+    """Return a run's value as a client gets it, and whether these limits cut it.
+
+    JSON data is given as itself, with at most `items` items a list or object, everything else as text.
+    """
+    text = value["text"]
+    if value["kind"] == "json":
+        data = wire.spelled_out(json.loads(text))
+        if len(text) <= limit and text.count(",") < items:
+            return data, False
+        text, cut = json_text(data, limit, items)
+        return json.loads(text), cut
+    return shorten(text, limit)
+
+
+def checked_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a sandbox says is the value, made sure to be what `present` returns."""
+    if value is None:
+        return None
+    text = str(value.get("text"))
+    kind = "json" if value.get("kind") == "json" and _is_json(text) else "repr"
+    return {"kind": kind, "text": text, "type": str(value.get("type"))[:200], "cut": bool(value.get("cut"))}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json_text(json.loads(text), len(text))
+    except (NotJson, ValueError, RecursionError):
+        return False
+    return True
+
+
+def checked_usage(usage: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return what a sandbox says it used, made sure to be figures that can be written down."""
+    found = ((name, (usage or {}).get(name)) for name in USAGE)
+    return {name: value for name, value in found if isinstance(value, (int, float)) and 0 <= value <= MAX_FIGURE}
+
+
+def checked_readings(clocks: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return what a sandbox says its clocks told the code, made sure to be lists of numbers."""
+    lists = {str(name): values for name, values in clocks.items() if isinstance(values, list)}
+    return {name: [value for value in values if _is_figure(value)] for name, values in lists.items()}
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def checked_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a sandbox says is the error, made sure to be what `describe_error` returns."""
+    if error is None:
+        return None
+    line = error.get("line")
+    texts = {name: shorten(str(error.get(name, "")), TEXT_CHARS)[0] for name in ("type", "message", "traceback")}
+    return {**texts, "line": line if type(line) is int else None}

@@ -1,0 +1,215 @@
+"""Moving in time: to an earlier step, into a new session, and through recorded runs once more.
+
+Everything here is a change of the journal (a tip that moves, a session that begins at a run) or a run like any other;
+how a sandbox gets into the state that is asked for is `home`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import InvalidRequest, NotFound
+from ..journal.events import FileEntry
+from ..journal.replay import INTERRUPTED, UNDONE, Recording, load_recording
+from ..journal.rows import RunRow, SessionRow
+from ..journal.store import Journal
+from .home import is_exact
+from .report import Report
+from .run import Request, Run
+from .session import Session, strip_fences
+from .sessions import Runtime
+
+Tier = Literal["parked", "rebuild", "files-only"]
+RERUN_EXTRA_S = 10.0  # a run may take so much longer than its time limit when it is executed again
+
+
+@dataclass
+class Rerun:
+    """What became of runs that were executed again, in the scratch session `session`.
+
+    `reports` are of the new runs, in order; `differences` says, by recorded run, which fields came out otherwise.
+    """
+
+    session: Session
+    reports: list[Report] = field(default_factory=list)
+    differences: dict[str, list[str]] = field(default_factory=dict)
+
+
+async def find_session(journal: Journal, handle: str, principal: str | None) -> SessionRow:
+    """Return the session `handle` of the principal, or of anybody; raises `NotFound`."""
+    for row in await journal.sessions(principal):
+        if handle in (row.id, row.name):
+            return row
+    raise NotFound(f"There is no session {handle!r:.80}.", remedy="`replay` with action `list` shows what there is.")
+
+
+async def find_run(journal: Journal, session: SessionRow, step: int | None, run: str | None) -> RunRow | None:
+    """Return the run that `run` or, on the session's line, `step` names; None for step 0, the beginning.
+
+    Without either it is the tip. Raises `NotFound`.
+    """
+    if run is not None:
+        found = next((row for row in await journal.runs(session.id) if row.id == run), None)
+        line = await journal.line(session.tip)
+        found = found or next((row for row in line if row.id == run), None)
+        if found is None:
+            raise NotFound(f"The session {session.name or session.id} has no run {run!r:.80}.")
+        return found
+    line = await journal.line(session.tip)
+    if step is None:
+        return line[-1] if line else None
+    if not 0 <= step <= len(line):
+        raise NotFound(
+            f"The session {session.name or session.id} has no step {step}; it is at step {len(line)}.",
+            remedy="Steps of a line that was left are named by their run ids.",
+        )
+    return line[step - 1] if step else None
+
+
+def check_end(run: RunRow | None) -> None:
+    """Raise `InvalidRequest` if a run has no end state that a session could begin from."""
+    if run is not None and run.status == "running":
+        raise InvalidRequest(f"Run {run.id} is under way.", remedy="Wait for its end, or cancel it.")
+    if run is not None and UNDONE in run.flags:
+        raise InvalidRequest(
+            f"Run {run.id} has left no state: its interpreter died, and what it did was undone.",
+            remedy=f"Use the step before it, {run.step - 1}.",
+        )
+
+
+async def tiers(runtime: Runtime | None, journal: Journal, rows: Sequence[RunRow]) -> dict[str, Tier]:
+    """Return how the variables at the end of each run can be had back; the lines of all `rows` are looked at."""
+    found: dict[str, Tier] = {}
+    for row in rows:
+        if runtime is not None and runtime.holds(row.id):
+            found[row.id] = "parked"
+            continue
+        lost = runtime.lost if runtime is not None else {}
+        known = is_exact(await journal.line(row.id)) and row.id not in lost
+        found[row.id] = "rebuild" if known and UNDONE not in row.flags else "files-only"
+    return found
+
+
+async def rewind(
+    runtime: Runtime, session: Session, step: int | None, run: str | None, *, cancel: bool
+) -> RunRow | None:
+    """Have the session go on from an earlier step, or from a run that it left; return that run (None: the beginning).
+
+    Raises `InvalidRequest` while a run is under way, which `cancel` stops first, and `NotFound`.
+    """
+    row = await find_session(runtime.journal, session.id, session.principal)
+    if session.is_busy and not cancel:
+        raise InvalidRequest(
+            f"The session {session.handle} has a run under way.", remedy="Wait for its end, or rewind with cancel=true."
+        )
+    await session.stop()
+    row = await find_session(runtime.journal, session.id, session.principal)
+    target = await find_run(runtime.journal, row, step, run)
+    check_end(target)
+    if session.is_busy:
+        raise InvalidRequest(f"The session {session.handle} has got another run meanwhile.", remedy="Try again.")
+    await session.move_tip(target)
+    return target
+
+
+async def fork(
+    runtime: Runtime, session: SessionRow, step: int | None, run: str | None, name: str | None, principal: str
+) -> Session:
+    """Make a session that goes on from the end of a run of another; raises `NotFound`, `InvalidRequest`."""
+    target = await find_run(runtime.journal, session, step, run)
+    if target is None:
+        raise InvalidRequest("There is nothing to fork before the first step.", remedy="Start a new session instead.")
+    check_end(target)
+    live = runtime.live_session(target.session)
+    if live is not None and live.home is not None:
+        await live.home.settle()
+    return await runtime.fork(target, name, principal)
+
+
+async def rerun(
+    runtime: Runtime,
+    targets: Sequence[RunRow],
+    principal: str,
+    *,
+    code: str | None = None,
+    live: Collection[str] = (),
+    on_start: Callable[[Run], None] = lambda _: None,
+) -> Rerun:
+    """Execute recorded runs again, one after the other, in a fresh sandbox; calls are answered from the recordings.
+
+    With `code`, that is executed instead of the (last) run's own; calls to servers or tools named in `live` are made.
+    What came before the first is rebuilt. Nothing of the session that the runs belong to changes.
+    """
+    check_repeatable(targets)
+    journal = runtime.journal
+    parent = await journal.run(targets[0].parent) if targets[0].parent else None
+    made = Rerun(await runtime.scratch(parent, principal))
+    try:
+        for target in targets:
+            recording = await load_recording(journal, target)
+            is_last = target is targets[-1]
+            run = made.session.submit(_request(recording, code if is_last else None, live))
+            on_start(run)
+            await run.finished.wait()
+            if run.failure is not None:
+                raise run.failure
+            await run.files_stored.wait()
+            made.reports.append(run.report)
+            made.differences[target.id] = await compare(journal, recording, run)
+    finally:
+        runtime.retire(made.session)
+    return made
+
+
+def check_repeatable(targets: Sequence[RunRow]) -> None:
+    """Raise `InvalidRequest` if one of the runs cannot be executed again as it was."""
+    for row in targets:
+        if row.status == "running":
+            raise InvalidRequest(f"Run {row.id} is under way.", remedy="Wait for its end, or cancel it.")
+        if INTERRUPTED in row.flags:
+            raise InvalidRequest(
+                f"Step {row.step} was stopped in its middle, where nothing can stop it again.",
+                remedy="Execute another step again, or this one with code of your own.",
+            )
+
+
+def _request(recording: Recording, code: str | None, live: Collection[str]) -> Request:
+    start = recording.start
+    fresh = "fresh" in recording.flags
+    own = strip_fences(code) if code is not None else start.code
+    return Request(own, start.timeout_s + RERUN_EXTRA_S, None, recording, frozenset(live), fresh=fresh)
+
+
+async def compare(journal: Journal, recording: Recording, run: Run) -> list[str]:
+    """Return the fields of a run that was executed again that differ from the recording."""
+    report, end, replayer = run.report, recording.end, run.replayer
+    assert end is not None, "only runs that have ended are executed again"
+    assert replayer is not None, "it was given a recording"
+    then = {
+        "status": end.status,
+        "value": end.value,
+        "error": end.error,
+        "stdout": "",
+        "stderr": "",
+        **recording.printed,
+    }
+    differences = [name for name, was in then.items() if getattr(report, name) != was]
+    if replayer.divergence is not None or replayer.missing() is not None:
+        differences.append("calls")
+    if contents(recording.files.changed if recording.files else {}) != contents(await _files_of(journal, run)):
+        differences.append("files")
+    return differences
+
+
+async def _files_of(journal: Journal, run: Run) -> dict[str, FileEntry]:
+    row = await journal.run(run.id)
+    files = (await load_recording(journal, row)).files
+    return dict(files.changed) if files else {}
+
+
+def contents(files: object) -> dict[str, str]:
+    """Return path to digest of files that a run changed."""
+    assert isinstance(files, dict)
+    return {path: entry["digest"] for path, entry in files.items()}
