@@ -7,7 +7,7 @@ everything that can be compared afterwards: output, value, error, files. It does
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mcpruntime_server.errors import JournalFailed
@@ -37,6 +37,8 @@ class RecordedCall:
     value: Any = None
     error: Mapping[str, Any] | None = None
     ms: float = 0.0
+    line: int | None = None  # of the code
+    listed: bool = True  # on the ledger
 
 
 @dataclass(frozen=True)
@@ -111,26 +113,11 @@ class Recorder:
             case ClocksRead(readings):
                 for clock, values in readings.items():
                     self.readings.setdefault(clock, []).extend(values)
-            case CallStarted(call, target, args, effect, nth):
-                self.calls[call] = RecordedCall(call, target, args, nth, effect, stored.n)
-            case CallFinished() as end if end.call in self.calls:
-                self._end_call(end, stored.n)
+            case CallStarted(call, target, args, effect, nth, line, listed):
+                self.calls[call] = RecordedCall(call, target, args, nth, effect, stored.n, line=line, listed=listed)
+            case CallFinished(call, value, error, ms) if call in self.calls:
+                self.calls[call] = replace(self.calls[call], finished=stored.n, value=value, error=error, ms=ms)
             case FilesChanged() as files:
                 self.files = files
             case RunFinished() as end_of_run:
                 self.end = end_of_run
-
-    def _end_call(self, end: CallFinished, n: int) -> None:
-        begun = self.calls[end.call]
-        self.calls[end.call] = RecordedCall(
-            begun.call,
-            begun.target,
-            begun.args,
-            begun.nth,
-            begun.effect,
-            begun.started,
-            n,
-            end.value,
-            end.error,
-            end.ms,
-        )
