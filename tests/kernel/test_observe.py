@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-START = "import json, sys\nfrom mcpruntime_server.kernel import observe\nclocks = observe.install({seed!r})\n"
+START = """
+import json, sys
+from mcpruntime_server.kernel import observe
+chance, clocks = observe.install()
+chance.reseed({seed!r})
+"""
 
 
 def observed(code: str, seed: str = "seed") -> Any:
@@ -114,7 +119,8 @@ def test_types_stay_what_they_are() -> None:
 
 def test_a_loop_that_reads_a_clock_is_recorded_up_to_a_limit() -> None:
     code = "import time\nfor _ in range(30_000): time.time()\nfirst = len(clocks.take()['time'])\ntime.time()\n"
-    assert observed(f"{code}answer = [first, len(clocks.take()['time'])]") == [10_000, 1]
+    code += "rest = clocks.take()\nclocks.begin()\ntime.time()\n"
+    assert observed(f"{code}answer = [first, rest, len(clocks.take()['time'])]") == [10_000, {}, 1]
 
 
 def test_an_import_that_fails_is_the_same_error_as_ever() -> None:

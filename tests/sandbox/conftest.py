@@ -17,7 +17,9 @@ from mcpruntime_server.sandbox.docker import DockerBackend
 from mcpruntime_server.sandbox.link import KERNEL_ARGV, KERNEL_ENV, Link, Stopped, open_link
 from mcpruntime_server.sandbox.local import LocalBackend
 
-SMALL = SandboxSettings(memory_mb=256, workspace_mb=32, tmp_mb=16, output_mb=1, pids=64)
+SMALL = SandboxSettings(
+    memory_mb=256, workspace_mb=32, tmp_mb=16, output_mb=1, pids=64, checkpoints=6, checkpoint_mb=96
+)
 
 
 @pytest.fixture(params=["docker", "local"])
@@ -31,7 +33,7 @@ def make_backend(name: str, folder: Path) -> Backend:
     return kind(SMALL, folder, KERNEL_ARGV, KERNEL_ENV, "tester", lambda owner: owner == "tester")
 
 
-def make_setup(backend: Backend, seed: str = "seed") -> wire.Setup:
+def make_setup(backend: Backend) -> wire.Setup:
     return wire.Setup(
         version=wire.VERSION,
         contained=backend.isolated,
@@ -39,7 +41,8 @@ def make_setup(backend: Backend, seed: str = "seed") -> wire.Setup:
         value_limit=10_000,
         workspace_limit=SMALL.workspace_mb << 20,
         process_limit=SMALL.pids if backend.isolated else 0,
-        seed=seed,
+        checkpoints=SMALL.checkpoints,
+        checkpoint_bytes=SMALL.checkpoint_mb << 20,
         limits=backend.limits,
     )
 
@@ -93,10 +96,14 @@ class Driver:
         self.stopped: Stopped | None = None
         self.count = 0
 
-    async def __call__(self, code: str, timeout_s: float = 30.0, heard: Recorder | None = None) -> wire.Done:
+    async def __call__(
+        self, code: str, timeout_s: float = 30.0, heard: Recorder | None = None, **options: Any
+    ) -> wire.Done:
         self.heard = heard or Recorder()
         self.count += 1
-        done, self.stopped = await self.link.execute(code, f"<step {self.count}>", self.heard, timeout_s)
+        options.setdefault("seed", str(self.count))
+        name = f"<step {self.count}>"
+        done, self.stopped = await self.link.execute(code, name, self.heard, timeout_s, **options)
         return done
 
     async def value(self, code: str) -> Any:

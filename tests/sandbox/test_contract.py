@@ -8,7 +8,7 @@ import pytest
 from mcpruntime_server.errors import SandboxFailed
 from mcpruntime_server.kernel import wire
 from mcpruntime_server.sandbox import Backend
-from mcpruntime_server.sandbox.link import open_link
+from mcpruntime_server.sandbox.link import Link, open_link
 
 from .conftest import Driver, Recorder, make_setup
 
@@ -390,11 +390,21 @@ DRAW = (
 
 
 async def test_the_same_seed_gives_the_same_chance(backend: Backend) -> None:
-    seen = []
-    for seed in ("one", "one", "two"):
-        async with open_link(backend, make_setup(backend, seed)) as link:
-            seen.append(await Driver(link).value(DRAW))
-    assert seen[0] == seen[1] != seen[2]
+    async def drawn(link: Link, seed: str) -> str:
+        done = await Driver(link)(DRAW, seed=seed)
+        assert done.value is not None
+        return str(done.value["text"])
+
+    async with open_link(backend, make_setup(backend)) as one, open_link(backend, make_setup(backend)) as other:
+        assert await drawn(one, "one") == await drawn(other, "one")
+        assert await drawn(one, "two") != await drawn(other, "three")
+
+
+async def test_chance_of_a_run_follows_from_its_own_seed_alone(run: Driver) -> None:
+    await run("import os, secrets, uuid")  # `random` keeps a generator, which its import draws
+    fresh = "str((os.urandom(4), secrets.token_hex(4), uuid.uuid4()))"
+    first, other, again = [(await run(fresh, seed=seed)).value for seed in ("one", "two", "one")]
+    assert first == again != other
 
 
 async def test_what_clocks_tell_the_code_is_recorded(run: Driver) -> None:
@@ -404,6 +414,26 @@ async def test_what_clocks_tell_the_code_is_recorded(run: Driver) -> None:
     told = [round(reading, 3) for reading in done.clocks["time"]]
     assert told == [round(float(part), 3) for part in done.value["text"].strip("[]").split(",")]
     assert (await run("1")).clocks == {}
+
+
+async def test_what_clocks_tell_the_code_before_a_call_comes_with_the_call(run: Driver) -> None:
+    read = "seen.append(time.time()); "
+    done = await run(f"{CALL}import time; seen = []; {read}{read}host.call('test.echo', {{}}); {read}\nseen")
+    assert done.value is not None
+    assert done.clocks is not None
+    clocks = [call.clocks for call in run.heard.calls]
+    assert clocks[0] is not None
+    told = [round(reading, 2) for reading in clocks[0]["time"] + done.clocks["time"]]
+    assert [round(float(part), 2) for part in done.value["text"].strip("[]").split(",")] == told
+
+
+async def test_recorded_readings_are_told_again_and_then_the_real_clocks_go_on(run: Driver) -> None:
+    code = "import time\na, b, c = time.monotonic(), time.monotonic(), time.time()\n(a, b > a, c > 1e9)"
+    ahead = 1e7
+    done = await run(code, clocks={"monotonic": [ahead]})
+    assert done.value is not None
+    assert done.value["text"] == "[10000000.0, true, true]"
+    assert await run.value("time.monotonic() > 1e7") == "true"
 
 
 # the link ---------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
     from typing import Any, Deque, Dict, List, Optional
 
+    from .observe import Clocks
+
 MAIN_THREAD = threading.main_thread().ident
 USER_FILE = "<step "  # what the names of executed code start with
 
@@ -105,9 +107,10 @@ class LetIn:
 class Pending:
     """A call that waits for its reply: `lock` wakes a thread, `future` a task."""
 
-    __slots__ = ("future", "lock", "reply")
+    __slots__ = ("future", "lock", "reply", "target")
 
-    def __init__(self, future: Any = None) -> None:
+    def __init__(self, target: str = "", future: Any = None) -> None:
+        self.target = target
         self.future = future
         self.reply: Optional[wire.Reply] = None
         self.lock = threading.Lock()
@@ -132,10 +135,11 @@ def _resolve(future: Any, reply: Any) -> None:
 class Channel:
     """Sends frames to and receives frames from the supervisor; makes calls to the host."""
 
-    def __init__(self, sock: socket.socket, interrupts: Interrupts, generation: int) -> None:
+    def __init__(self, sock: socket.socket, interrupts: Interrupts, generation: int, clocks: Clocks) -> None:
         self.run = 0
-        self._sock = sock
+        self.sock = sock
         self._interrupts = interrupts
+        self._clocks = clocks
         self._pid = os.getpid()
         self._writer = threading.Lock()
         self._reader = threading.Lock()
@@ -146,13 +150,24 @@ class Channel:
         self._idle: Optional[Pending] = None  # the main thread, waiting for its next command
         self._loops: Dict[Any, int] = {}  # event loops that wait for replies, and how many
 
+    def revive(self, generation: int) -> None:
+        """Go on as the channel of a copy of this process: the calls under way were the other's, and fail here."""
+        self._pid = os.getpid()
+        self._last_call = generation << 32
+        for loop in self._loops:
+            loop.add_reader(self.sock, self._on_readable)
+        pending, self._pending = self._pending, {}
+        for number, each in pending.items():
+            each.reply = wire.Reply(number, None, wire.too_late(each.target))
+            each.wake()
+
     # frames ---------------------------------------------------------------------------------------
 
     def send(self, message: wire.Message) -> None:
         """Send `message` whole; raises `wire.WireError` if it is not JSON or too large."""
         data = wire.encode(message)
         with Hold(self._interrupts), self._writer:
-            self._sock.sendall(data)
+            self.sock.sendall(data)
 
     def _read_one(self) -> None:
         header = self._exactly(wire.HEADER)
@@ -170,7 +185,7 @@ class Channel:
     def _exactly(self, size: int) -> bytes:
         chunks: List[bytes] = []
         while size:
-            chunk = self._sock.recv(min(size, 1 << 20))
+            chunk = self.sock.recv(min(size, 1 << 20))
             if not chunk:
                 os._exit(0)  # the supervisor is gone
             chunks.append(chunk)
@@ -194,7 +209,7 @@ class Channel:
                     try:
                         while not ready():
                             with LetIn(self._interrupts):
-                                select([self._sock], [], [])
+                                select([self.sock], [], [])
                             self._read_one()
                     finally:
                         self._reader.release()
@@ -216,7 +231,7 @@ class Channel:
     def call(self, target: str, args: Dict[str, Any]) -> Any:
         """Ask the host for `target` and wait for its answer; raises `HostError`. Safe from any thread."""
         with Hold(self._interrupts):
-            pending = Pending()
+            pending = Pending(target)
             number = self._start(target, args, pending)
             try:
                 self._wait(pending, lambda: pending.reply is not None)
@@ -229,14 +244,14 @@ class Channel:
         import asyncio
 
         loop = asyncio.get_running_loop()
-        pending = Pending(loop.create_future())
+        pending = Pending(target, loop.create_future())
         number = 0
         try:
             with Hold(self._interrupts):
                 number = self._start(target, args, pending)
                 self._loops[loop] = self._loops.get(loop, 0) + 1
                 if self._loops[loop] == 1:
-                    loop.add_reader(self._sock, self._on_readable)
+                    loop.add_reader(self.sock, self._on_readable)
             return _value(await pending.future)
         finally:
             with Hold(self._interrupts):
@@ -249,7 +264,7 @@ class Channel:
         self._loops[loop] -= 1
         if not self._loops[loop]:
             del self._loops[loop]
-            loop.remove_reader(self._sock)
+            loop.remove_reader(self.sock)
             self._hand_over()
 
     def _start(self, target: str, args: Dict[str, Any], pending: Pending) -> int:
@@ -260,7 +275,7 @@ class Channel:
             number = self._last_call
         self._pending[number] = pending
         try:
-            self.send(wire.Call(number, self.run, target, args, _user_line()))
+            self.send(wire.Call(number, self.run, target, args, _user_line(), self._clocks.take() or None))
         except wire.WireError as exc:
             del self._pending[number]
             raise HostError("invalid_arguments", f"{target}: the arguments are not JSON data: {exc}", None) from None
@@ -271,7 +286,7 @@ class Channel:
             if not self._reader.acquire(blocking=False):
                 return  # a thread reads already
             try:
-                while select([self._sock], [], [], 0)[0]:
+                while select([self.sock], [], [], 0)[0]:
                     self._read_one()
             finally:
                 self._reader.release()

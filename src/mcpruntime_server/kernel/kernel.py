@@ -18,13 +18,13 @@ import sys
 import types
 from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
 
-from . import guest, observe, wire
+from . import forks, guest, observe, wire
 from .channel import USER_FILE, Channel, Interrupts
 from .present import describe_error, present
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Set, Tuple
 
 FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
 DRAIN_S = 1.0  # how long the tasks of an interrupted run get to finish their clean-up
@@ -34,21 +34,24 @@ class Worker:
     """Executes runs in the namespace of `__main__`."""
 
     def __init__(
-        self, sock: socket.socket, stdout: int, stderr: int, value_limit: int, seed: str, generation: int
+        self, sock: socket.socket, stdout: int, stderr: int, setup: wire.Setup, generation: int, parked_score: int
     ) -> None:
         self.pid = os.getpid()
-        self.value_limit = value_limit
+        self.value_limit = setup.value_limit
+        self.parks = setup.checkpoints > 0
+        self.parked_score = parked_score
         self.pipes = {1: stdout, 2: stderr}
         self.streams: Dict[str, io.TextIOWrapper] = {}
-        self.clocks = observe.install(f"{seed}:{generation}")
+        self.chance, self.clocks = observe.install()
         self.meter = Meter()
         self.interrupts = Interrupts()
-        self.channel = Channel(sock, self.interrupts, generation)
+        self.channel = Channel(sock, self.interrupts, generation, self.clocks)
         self.sources: Dict[str, Any] = {}  # of code, until `linecache` is imported
         observe.AfterImport.add("linecache", lambda module: module.cache.update(self.sources))
         self.loop: Any = None
         self.task: Any = None  # the run's, while it awaits something
-        self.own_files: Tuple[str, ...] = (USER_FILE, os.getcwd())
+        self.workspace = os.getcwd()
+        self.own_files = (USER_FILE, self.workspace)
         self.main = types.ModuleType("__main__")
         sys.modules["__main__"] = self.main
         guest.install(self.channel.call, self.channel.acall)
@@ -57,6 +60,7 @@ class Worker:
         if hasattr(os, "sched_getaffinity"):
             os.cpu_count = lambda: len(os.sched_getaffinity(0))  # the host's, else, whatever the container may use
         sys.stdin = _NoStdin()
+        forks.pass_over_hooks()
         self.fresh_streams()
 
     def fresh_streams(self) -> None:
@@ -82,6 +86,45 @@ class Worker:
                 except BaseException:  # noqa: BLE001 - code broke what this module needs: a fresh start helps
                     os._exit(wire.BROKEN)
                 self.channel.send(done)
+                if message.park and self.parks:
+                    self.park(message.run)
+
+    def park(self, run: int) -> None:
+        """Leave a copy of this process behind, or say why there is none; the copies of it that are woken return too."""
+        generation = 0
+        try:
+            reason, places = forks.survey(self.own_descriptors(), self.workspace)
+            if not reason:
+                self.clocks.hold()
+                generation = forks.park(self.channel.sock, run, self.parked_score)
+        except Exception as exc:  # noqa: BLE001 - code may have changed anything; its run is over and told
+            reason = f"the interpreter could not be copied: {exc}"
+        if reason:
+            self.channel.send(wire.Unparkable(run, reason))
+        elif generation:
+            try:
+                self.revive(generation, places)
+            except BaseException:  # noqa: BLE001 - half a worker is none
+                os._exit(wire.BROKEN)
+
+    def own_descriptors(self) -> Set[int]:
+        """Return the descriptors of this process that are the runtime's."""
+        return {
+            1,
+            2,
+            self.channel.sock.fileno(),
+            *self.pipes.values(),
+            self.meter.peak,
+            *forks.loop_descriptors(self.loop),
+        }
+
+    def revive(self, generation: int, places: Dict[int, int]) -> None:
+        """Go on as worker number `generation` in a copy of the process that this was."""
+        self.pid = os.getpid()
+        self.meter.revive()
+        forks.reopen(places)
+        forks.renew_loop(self.loop)
+        self.channel.revive(generation)
 
     # one run --------------------------------------------------------------------------------------
 
@@ -92,7 +135,8 @@ class Worker:
         if message.stale:
             guest.refresh(message.stale)
         self.remember_source(message.name, message.code)
-        self.clocks.take()  # of background threads, since the last run
+        self.chance.reseed(message.seed)
+        self.clocks.begin(message.clocks)
         self.meter.start()
         status, value, error = self.outcome(message)
         for stream in self.streams.values():
@@ -266,6 +310,13 @@ class Meter:
             self.peak = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
             self.peak = -1  # not Linux, or /proc is masked: the peak is then the worker's since its start
+
+    def revive(self) -> None:
+        """Measure the process that this one has become, through the same descriptor."""
+        if self.peak >= 0:
+            own = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(own, self.peak, inheritable=False)
+            os.close(own)
 
     def start(self) -> None:
         """Begin to count."""

@@ -1,8 +1,9 @@
 """What code observes of chance and of time, so that a run can be replayed.
 
 Chance: everything that Python code can draw from (`os.urandom`, `random`, `secrets`, `uuid`, numpy's generators, which
-seed themselves from `secrets`) comes from one stream that a seed determines. Recording the seed records it all.
-Time: what the clocks of `time` and `datetime` told the code is recorded by clock, up to a limit.
+seed themselves from `secrets`) comes from one stream that a run's seed determines. Recording the seed records it all.
+Time: what the clocks of `time` and `datetime` told the code is recorded by clock, up to a limit; and a recording can be
+told again.
 Rule: the runtime's own machinery and the parts of the standard library that only wait see the real clocks.
 What this cannot see: C code that reads the system's clock or its randomness by itself.
 """
@@ -18,10 +19,13 @@ from types import ModuleType
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence
+    from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence, Tuple
 
 LIMIT = 10_000  # readings kept of one run; code that reads a clock in a loop is not told apart any further
 CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
+STEADY = ("monotonic", "perf_counter", "process_time", "thread_time")  # never run backwards
+OF_PROCESS = ("process_time", "thread_time")  # begin anew in a copy of the process
+ROUNDING_NS = 1_000  # more than floats of seconds lose
 WAITERS = ("asyncio", "threading", "queue", "selectors", "subprocess", "concurrent", "multiprocessing", "socket")
 real = {name: getattr(time, name) for clock in CLOCKS for name in (clock, clock + "_ns")}
 
@@ -29,10 +33,15 @@ real = {name: getattr(time, name) for clock in CLOCKS for name in (clock, clock 
 class Chance:
     """A stream of bytes that a seed determines."""
 
-    def __init__(self, seed: str) -> None:
-        self._seed = seed.encode()
+    def __init__(self) -> None:
+        self._seed = b""
         self._count = 0
         self._lock = threading.Lock()
+
+    def reseed(self, seed: str) -> None:
+        """Begin the stream of `seed`; what objects have drawn already stays theirs."""
+        with self._lock:
+            self._seed, self._count = seed.encode(), 0
 
     def urandom(self, size: int, /) -> bytes:
         """Return the next `size` bytes."""
@@ -47,33 +56,73 @@ class Chance:
 
 
 class Clocks:
-    """The clocks that code reads, and what they told it in this run."""
+    """The clocks that code reads, and what they told it since the last `take`."""
 
     def __init__(self) -> None:
         self.readings: Dict[str, List[float]] = {}
         self.left = LIMIT
+        self._recorded: Dict[str, List[float]] = {}  # still to be told, the next one last
+        self._told: Dict[str, int] = {}  # nanoseconds before which a steady clock must not fall back
+        self._ahead: Dict[str, int] = {}  # nanoseconds by which a steady clock runs before the real one
+
+    def begin(self, recorded: Optional[Dict[str, Any]] = None) -> None:
+        """Begin a run: tell it what is `recorded` (name to readings) and then go on with the real clocks."""
+        self.readings, self.left = {}, LIMIT
+        known = ((name, told) for name, told in (recorded or {}).items() if name in real and type(told) is list)
+        self._recorded = {name: told[::-1] for name, told in known if told}
 
     def take(self) -> Dict[str, List[float]]:
         """Return what was read since the last time, by clock."""
-        readings, self.readings, self.left = self.readings, {}, LIMIT
+        readings, self.readings = self.readings, {}
         return readings
+
+    def hold(self) -> None:
+        """Have a copy of this process go on with the process's own clocks where they stand now."""
+        for clock in OF_PROCESS:
+            self._told[clock] = max(self._told.get(clock, 0), real[clock + "_ns"]() + self._ahead.get(clock, 0))
 
     def read(self, name: str, depth: int = 2) -> Any:
         """Return what the clock `name` says; it is recorded unless the caller only waits."""
-        value = real[name]()
-        if self.left > 0 and not _is_waiter(sys._getframe(depth).f_globals.get("__name__")):
+        if (self.left <= 0 and not self._recorded) or _is_waiter(sys._getframe(depth).f_globals.get("__name__")):
+            return self._now(name)
+        recorded = self._recorded.get(name)
+        value = self._retell(name, recorded.pop()) if recorded else self._now(name)
+        if self.left > 0:
             self.left -= 1
             self.readings.setdefault(name, []).append(value)
         return value
+
+    def _retell(self, name: str, value: Any) -> Any:
+        clock, is_ns = _parts(name)
+        if clock in STEADY:
+            self._told[clock] = int(value if is_ns else value * 1e9)
+        return value
+
+    def _now(self, name: str) -> Any:
+        """Return what the real clock says, or what it would if it had run from what was told last."""
+        value = real[name]()
+        if not self._told and not self._ahead:
+            return value
+        clock, is_ns = _parts(name)
+        ahead = self._ahead.get(clock, 0)
+        missing = self._told.pop(clock, 0) - int(value if is_ns else value * 1e9)
+        if missing > ahead:
+            ahead = self._ahead[clock] = missing + ROUNDING_NS
+        return value + (ahead if is_ns else ahead / 1e9)
+
+
+def _parts(name: str) -> Tuple[str, bool]:
+    """Return the clock that the function `name` reads, and whether it does so in nanoseconds."""
+    return (name[:-3], True) if name.endswith("_ns") else (name, False)
 
 
 def _is_waiter(module: Optional[str]) -> bool:
     return module is not None and module.partition(".")[0] in WAITERS
 
 
-def install(seed: str) -> Clocks:
+def install() -> Tuple[Chance, Clocks]:
     """Put this process's chance and clocks under observation; before user code, once."""
-    chance, clocks = Chance(seed), Clocks()
+    chance, clocks = Chance(), Clocks()
     os.urandom = chance.urandom
     if hasattr(os, "getrandom"):
         os.getrandom = lambda size, flags=0: chance.urandom(size)
@@ -81,7 +130,7 @@ def install(seed: str) -> Clocks:
     AfterImport.add("random", _observe_random)
     AfterImport.add("uuid", _observe_uuid)
     AfterImport.add("datetime", lambda module: _observe_datetime(module, clocks))
-    return clocks
+    return chance, clocks
 
 
 def _observe_time(clocks: Clocks) -> None:

@@ -13,15 +13,16 @@ import time
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
+    from typing import Any, Callable, Dict, List, Set
 
 HIGH_FD = 200  # our own descriptors are kept above the numbers that user code gets or guesses
 FORK_ROUNDS = 500  # times 10 ms: while killed processes are being reaped, none can be made
 KILL_ROUNDS = 200  # passes over processes that may go on forking meanwhile
+FIRST_TO_DIE = 1000  # the OOM score that no other exceeds
 
 
-def fork() -> int:
-    """Fork, waiting for room where a process limit is reached."""
+def fork(reap: Callable[[], Any]) -> int:
+    """Fork, waiting for room where a process limit is reached; `reap` makes some."""
     for _ in range(FORK_ROUNDS):
         try:
             return os.fork()
@@ -38,43 +39,78 @@ def high(fd: int) -> int:
     return high
 
 
-def first_to_die() -> None:
-    """Make the kernel's OOM killer choose the worker and its children before the supervisor."""
+def oom_score() -> int:
+    """Return how readily the kernel's OOM killer chooses this process."""
+    try:
+        with open("/proc/self/oom_score_adj") as file:
+            return int(file.read())
+    except OSError:
+        return 0
+
+
+def set_oom_score(score: int) -> None:
+    """Say how readily the OOM killer is to choose this process: the worker first, then copies, then the supervisor."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+            file.write(str(score))
     except OSError:
         pass  # not Linux
+
+
+def is_child(pid: int) -> bool:
+    """Return whether `pid` is a child of this process, alive or not collected: nobody else can have its number."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return False
+    return True
 
 
 def is_dead(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def reap(keep: int = 0) -> None:
-    """Collect dead children other than `keep`, which is left to be buried."""
+def reap(keep: int = 0) -> List[int]:
+    """Collect dead children other than `keep`, which is left to be buried; return which."""
+    collected: List[int] = []
     while True:
         try:
             dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            return
+            return collected
         if dead is None or dead.si_pid == keep:
-            return
+            return collected
         os.waitpid(dead.si_pid, 0)
+        collected.append(dead.si_pid)
 
 
-def kill_all(listed: Callable[[], List[int]], keep: int = 0) -> None:
-    """Kill the processes that `listed` finds until none but `keep` is left; they may go on forking meanwhile."""
+def kill_all(listed: Callable[[], List[int]], reap: Callable[[], Any], spared: Set[int]) -> None:
+    """Kill the processes that `listed` finds until only `spared` ones are left; they may go on forking meanwhile."""
     for _ in range(KILL_ROUNDS):
-        found = [pid for pid in listed() if pid != keep]
+        found = [pid for pid in listed() if pid not in spared]
         if not found:
             return
         for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        reap(keep)
+            send(pid, signal.SIGKILL)
+        reap()
+
+
+def kill_others(spared: Set[int]) -> None:
+    """Kill every process of this namespace but its init, this one and `spared` ones."""
+    if not spared:
+        send(-1, signal.SIGKILL)
+        return
+    send(-1, signal.SIGSTOP)  # all at once, so that none forks while they are listed
+    for pid in others():
+        send(pid, signal.SIGCONT if pid in spared else signal.SIGKILL)
+
+
+def send(pid: int, number: int) -> None:
+    """Send a signal, whether or not there is anybody to get it."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 
 
 def others() -> List[int]:

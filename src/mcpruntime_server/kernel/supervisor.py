@@ -2,7 +2,9 @@
 
 One thread, one `poll` loop. It passes whole frames on without reading them, turns what the worker's pipes carry into
 `Output`, notices the worker's death, and after each run says which workspace files changed and sends their content.
-Rule: nothing that comes from the worker is trusted: only `Call` and `Done` are passed on, a malformed frame ends it.
+It holds the parked copies of the worker (`checkpoints`) and makes one of them the worker when the host wants it.
+Rule: nothing that comes from the worker is trusted: only what it may say when it may say it is passed on, anything else
+ends it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import sys
 import time
 
 from . import processes, wire
+from .checkpoints import BUSY_S, Checkpoints, close_all, descriptors_in
+from .output import IDLE_OUTPUT, READ, OutputPipe
 from .workspace import Workspace
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
@@ -24,51 +28,18 @@ if TYPE_CHECKING:
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # which code can have init pass on to us
 AGAIN_S = 0.05  # between two signals for one interrupt
 COALESCE_S = 0.01  # after one piece of output, the next is held back this long, to be sent together
-READ = 64 * 1024
 WHOLE_PIPE = 2  # reads that empty a pipe of the usual size; more would let a child that prints on hold everything up
-IDLE_OUTPUT = 64 * 1024  # bytes kept of what background threads print between two runs
+LAST_WORDS = 8  # reads that empty a dead worker's socket; others may go on writing into it
 DEATH_ROUNDS = 100  # milliseconds from a closed socket to a dead process, at most
+REASON = 200  # characters of why a run cannot be parked
 BOMB_S = 0.05  # no bomb has filled a sandbox sooner, and looking costs more than most short runs
-FROM_WORKER = frozenset((wire.KIND_OF[wire.Call], wire.KIND_OF[wire.Done]))
+PARKING_S = 5.0  # for a worker to park its copy before another takes its place; as long as for a copy to come up
+DESCRIPTORS = socket.CMSG_SPACE(8)  # room for more than the one that comes with `Parked`
+CALL = wire.KIND_OF[wire.Call]
 DONE = wire.KIND_OF[wire.Done]
+PARKED = wire.KIND_OF[wire.Parked]
+UNPARKABLE = wire.KIND_OF[wire.Unparkable]
 REPLY = wire.KIND_OF[wire.Reply]
-
-
-class OutputPipe:
-    """One of the worker's output streams: bounded, coalesced, and never lost."""
-
-    def __init__(self, name: str, limit: int) -> None:
-        self.name = name
-        self.limit = limit
-        self.read_end, write_end = os.pipe()
-        os.set_blocking(self.read_end, False)
-        self.write_end = processes.high(write_end)
-        self.held = bytearray()
-        self.dropped = 0
-        self.room = IDLE_OUTPUT
-
-    def drain(self, reads: int = 1) -> None:
-        """Take what is in the pipe, with so many reads at most; beyond the limit it is counted and dropped."""
-        for _ in range(reads):
-            try:
-                data = os.read(self.read_end, READ)
-            except BlockingIOError:
-                return
-            kept = data[: max(self.room, 0)]
-            self.held += kept
-            self.room -= len(kept)
-            self.dropped += len(data) - len(kept)
-            if len(data) < READ:
-                return
-
-    def take(self, run: int) -> Optional[wire.Output]:
-        """Return what is held as a message, or None if there is nothing to say."""
-        if not self.held and not self.dropped:
-            return None
-        message = wire.Output(run, self.name, self.dropped, bytes(self.held))
-        self.held.clear()
-        self.dropped = 0
-        return message
 
 
 class Supervisor:
@@ -87,6 +58,9 @@ class Supervisor:
         self.last_output = 0.0
         self.interrupt_at = 0.0  # when the worker is signalled again; 0 while it is not to be interrupted
         self.unsaved: Optional[int] = None  # the run whose files are still to be sent
+        self.parks = False  # whether the run is to be parked
+        self.parking = 0  # the run that is over and of which the worker is about to say whether it is parked
+        self.descriptors: List[int] = []  # that came with what the worker said
         self.worker = 0
         self.generation = 0  # how many workers there were before this one
         self.sock: socket.socket
@@ -100,6 +74,7 @@ class Supervisor:
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
+        self.copies = Checkpoints(setup.checkpoints, setup.checkpoint_bytes, self.poll, self.tell)
         for fd in (host_in, self.wake_read, *(pipe.read_end for pipe in self.pipes)):
             self.poll.register(fd, select.POLLIN)
 
@@ -108,16 +83,22 @@ class Supervisor:
     def start_worker(self) -> None:
         """Fork an interpreter with an empty namespace."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.worker = processes.fork()
-        if not self.worker:
+        worker = processes.fork(self.reap)
+        if not worker:
             ours.close()  # else the worker would neither see our end nor be alone with its own
             self._become_worker(theirs)
         theirs.close()
-        ours.setblocking(False)
-        self.sock = ours
+        self.take_worker(worker, ours)
+
+    def take_worker(self, worker: int, sock: socket.socket) -> None:
+        """Have `worker`, at the other end of `sock`, be the live interpreter."""
+        self.worker = self.copies.worker = worker
+        self.kill_reason = ""
+        self.sock = sock
+        self.sock.setblocking(False)
         self.from_worker = wire.Splitter()
         self.to_worker.clear()
-        self.poll.register(ours, select.POLLIN)
+        self.poll.register(sock, select.POLLIN)
 
     def _become_worker(self, sock: socket.socket) -> None:
         try:
@@ -128,32 +109,47 @@ class Supervisor:
                 os.close(fd)
             for pipe in self.pipes:
                 os.close(pipe.read_end)
-            processes.first_to_die()
+            self.copies.close()
+            parked_score = (processes.oom_score() + processes.FIRST_TO_DIE) // 2  # parked copies die after the worker
+            processes.set_oom_score(processes.FIRST_TO_DIE)
             os.setsid()
             processes.limit(self.setup.limits)
             kept = socket.socket(fileno=processes.high(sock.detach()))
             from .kernel import Worker
 
             out, err = (pipe.write_end for pipe in self.pipes)
-            Worker(kept, out, err, self.setup.value_limit, self.setup.seed, self.generation).serve()
+            Worker(kept, out, err, self.setup, self.generation, parked_score).serve()
         finally:  # only reached when the kernel itself is broken; its traceback is on the container's stderr
             os._exit(wire.BROKEN)
 
     def bury_worker(self) -> None:
-        """The worker is dead: say so, clear up after it, start the next."""
-        _, status = os.waitpid(self.worker, 0)
-        reason = self._reason(status)
-        self.poll.unregister(self.sock)
-        self.sock.close()
-        self._kill_rest()
-        self.to_host(wire.encode(wire.Restarted(reason)))
+        """The worker is dead: hear its last words, say so, clear up after it, start the next."""
+        for _ in range(LAST_WORDS):
+            if not self.read_worker():
+                break
+        reason = self._reason(self.remove_worker())
+        self.tell(wire.Restarted(reason))
         if self.run:
             wall = (time.perf_counter() - self.run_started) * 1e3
             usage = {"wall_ms": round(wall, 3), "cpu_ms": 0.0, "peak_mb": 0.0}
             error = {"type": "InterpreterDied", "message": reason, "traceback": "", "line": None}
-            self._finish(wire.encode(wire.Done(self.run, "died", None, error, usage)))
-        self.generation += 1
+            self._drain_output()
+            self._end_run(wire.encode(wire.Done(self.run, "died", None, error, usage)))
         self.start_worker()
+
+    def remove_worker(self) -> int:
+        """Collect the worker, which is dead or dying, and what it has left behind; return how it ended."""
+        _, status = os.waitpid(self.worker, 0)
+        self.poll.unregister(self.sock)
+        self.sock.close()
+        self._kill_rest()
+        self.generation += 1
+        self.parked_or_not("the interpreter died")
+        return status
+
+    def reap(self) -> None:
+        """Collect dead children; the worker is left to be buried."""
+        self.copies.died(processes.reap(self.worker))
 
     def _reason(self, status: int) -> str:
         if not os.WIFSIGNALED(status):
@@ -183,16 +179,65 @@ class Supervisor:
         os.kill(self.worker, signal.SIGKILL)
 
     def _kill_rest(self) -> None:
-        """Kill every process that the dead worker has left behind."""
-        self.kill_reason = ""
+        """Kill every process that the dead worker has left behind, but parked copies."""
+        self.copies.await_hellos()
+        self.worker = self.copies.worker = 0
         if self.setup.contained:
-            try:
-                os.kill(-1, signal.SIGKILL)  # everything in this process namespace but its init and ourselves
-            except ProcessLookupError:
-                pass
+            processes.kill_others(self.copies.pids())
         else:
-            processes.kill_all(processes.descendants)
-        processes.reap()
+            processes.kill_all(processes.descendants, self.reap, self.copies.pids())
+        self.reap()
+
+    # parked copies --------------------------------------------------------------------------------
+
+    def parked_or_not(self, reason: str) -> None:
+        """The worker will not say any more whether it has parked the last run."""
+        if self.parking:
+            self.tell(wire.Unparkable(self.parking, reason))
+            self.parking = 0
+
+    def on_parking(self, kind: int, frame: bytes) -> bool:
+        """The worker says whether it has parked its last run; return whether it may."""
+        try:
+            message = wire.decode(kind, frame[wire.HEADER :])
+        except wire.WireError:
+            return False
+        if not self.parking or message.__dict__["run"] != self.parking:
+            return False
+        if isinstance(message, wire.Unparkable):
+            self.parked_or_not(message.reason[:REASON])
+            return True
+        if len(self.descriptors) != 1:
+            return False
+        self.parking = 0
+        self.copies.add(message.__dict__["run"], self.descriptors.pop())
+        return True
+
+    def promote(self, run: int) -> None:
+        """Make the parked copy of run `run` the worker, or an empty interpreter, and say what files have changed."""
+        self.save_files()
+        due = time.perf_counter() + PARKING_S
+        while self.parking and time.perf_counter() < due and not processes.is_dead(self.worker):
+            select.select([self.sock], [], [], AGAIN_S)
+            self.read_worker()
+        self.kill_worker("another takes its place")
+        self.remove_worker()
+        ok = run == 0 or self._wake(run)
+        if run == 0 or not ok:
+            self.start_worker()
+        changed, removed = self.workspace.look()
+        self.tell(wire.Promoted(run, ok, changed, removed))
+
+    def _wake(self, run: int) -> bool:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        copy = self.copies.order(run, self.generation, theirs)
+        theirs.close()
+        worker = self.copies.woken(copy) if copy is not None else 0
+        if not worker:
+            ours.close()
+            return False
+        self.take_worker(worker, ours)
+        return True
 
     # frames ---------------------------------------------------------------------------------------
 
@@ -202,16 +247,27 @@ class Supervisor:
         while view:
             view = view[os.write(self.host_out, view) :]
 
-    def read_worker(self) -> None:
-        """Pass on what the worker sends."""
+    def tell(self, message: wire.Message) -> None:
+        """Say something of our own to the host."""
+        self.to_host(wire.encode(message))
+
+    def read_worker(self) -> bool:
+        """Pass on what the worker sends; return whether there was anything."""
         try:
-            data = self.sock.recv(1 << 18)
-        except (BlockingIOError, ConnectionResetError):
-            return
-        if not data:
+            data, ancillary, _, _ = self.sock.recvmsg(1 << 18, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return False
+        self.descriptors = [
+            fd for _, kind, content in ancillary if kind == socket.SCM_RIGHTS for fd in descriptors_in(content)
+        ]
+        if data:
+            self.pass_on(data)
+        else:
             self.hang_up()
-            return
-        self.pass_on(data)
+        if self.descriptors:  # unasked for
+            close_all(self.descriptors)
+            self.expel()
+        return bool(data)
 
     def pass_on(self, data: bytes) -> None:
         """Forward the worker's frames that `data` completes."""
@@ -220,17 +276,23 @@ class Supervisor:
         except wire.WireError:
             frames = [(-1, b"")]
         for kind, frame in frames:
-            if kind not in FROM_WORKER:
-                self.poll.modify(self.sock, 0)
-                self.kill_worker("code wrote to a descriptor that is the runtime's own")
-                return
             if kind == DONE:
                 self._finish(frame)
+            elif kind in (PARKED, UNPARKABLE) and self.on_parking(kind, frame):
+                pass
+            elif kind != CALL:
+                self.expel()
+                return
             elif self.run:
                 self._drain_output()
                 self.to_host(frame)
             else:
                 self.refuse(frame)
+
+    def expel(self) -> None:
+        """Kill a worker that said what it may not say."""
+        self.poll.modify(self.sock, 0)
+        self.kill_worker("code wrote to a descriptor that is the runtime's own")
 
     def refuse(self, frame: bytes) -> None:
         """Answer a call that a background thread makes between two runs."""
@@ -252,8 +314,13 @@ class Supervisor:
         changed, removed = self.workspace.scan()
         passed_over = self.workspace.passed_over
         if changed or removed or passed_over != before:
-            self.to_host(wire.encode(wire.Files(self.run, changed, removed, passed_over)))
+            self.tell(wire.Files(self.run, changed, removed, passed_over))
             self.unsaved = self.run
+        if self.parks:
+            self.parking = self.run
+        self._end_run(done)
+
+    def _end_run(self, done: bytes) -> None:
         self.to_host(done)
         self.run = 0
         self.interrupt_at = 0.0
@@ -265,8 +332,9 @@ class Supervisor:
         limit = self.setup.process_limit
         if time.perf_counter() - self.run_started < BOMB_S:
             return
-        if limit and len(processes.others()) > limit * 3 // 4:
-            processes.kill_all(processes.others, keep=self.worker)
+        spared = {self.worker} | self.copies.pids()
+        if limit and len(set(processes.others()) - spared) > limit * 3 // 4:
+            processes.kill_all(processes.others, self.reap, spared)
 
     def save_files(self) -> None:
         """Send the content of the files that the last run changed."""
@@ -300,7 +368,7 @@ class Supervisor:
             return
         message = wire.decode(kind, frame[wire.HEADER :])
         if isinstance(message, wire.Execute):
-            self.begin(message.run, frame)
+            self.begin(message, frame)
         elif isinstance(message, wire.Interrupt):
             if message.run == self.run:
                 self.interrupt()
@@ -309,6 +377,10 @@ class Supervisor:
                 self.kill_worker("it did not stop when it was interrupted")
         elif isinstance(message, wire.Put):
             self.put(message)
+        elif isinstance(message, wire.Remove):
+            self.remove(message)
+        elif isinstance(message, wire.Promote):
+            self.promote(message.run)
 
     def interrupt(self) -> None:
         """Signal the worker, and again until its run is over; it is struck once.
@@ -324,18 +396,30 @@ class Supervisor:
             self.workspace.write(message.path, message.mode, message.offset, message.last, message.data)
         except (OSError, ValueError) as exc:
             if message.last:
-                text = f"mcpruntime: {message.path!r} could not be written into the workspace: {exc}\n"
-                self.pipes[1].held += text.encode("utf-8", "backslashreplace")
+                self.complain(f"{message.path!r} could not be written into the workspace: {exc}")
 
-    def begin(self, run: int, execute: bytes) -> None:
+    def remove(self, message: wire.Remove) -> None:
+        """Delete a file for the host."""
+        try:
+            self.workspace.remove(message.path)
+        except (OSError, ValueError) as exc:
+            self.complain(f"{message.path!r} could not be removed from the workspace: {exc}")
+
+    def complain(self, problem: str) -> None:
+        """Have the next run's stderr begin with `problem`."""
+        self.pipes[1].held += f"mcpruntime: {problem}\n".encode("utf-8", "backslashreplace")
+
+    def begin(self, message: wire.Execute, frame: bytes) -> None:
         """Start a run, after what is left to do for the one before."""
         self.save_files()
-        self.run = run
+        self.run = message.run
+        self.parks = message.park and self.setup.checkpoints > 0
         self.run_started = time.perf_counter()
         for pipe in self.pipes:
             pipe.room = pipe.limit
-        self.to_worker += execute
+        self.to_worker += frame
         self.write_worker()
+        self.copies.measure_in(BUSY_S)
 
     def write_worker(self) -> None:
         """Send what is queued for the worker as far as it takes it."""
@@ -381,7 +465,9 @@ class Supervisor:
     def serve(self, frames: List[Tuple[int, bytes]]) -> None:
         """Handle `frames`, which came with the first message, then route until the host closes the link."""
         self.start_worker()
-        self.to_host(wire.encode(wire.Ready(wire.VERSION, sys.version.split()[0], sys.platform)))
+        self.tell(wire.Ready(wire.VERSION, sys.version.split()[0], sys.platform))
+        if self.setup.contained and self.setup.checkpoints:
+            processes.adopt_orphans()  # only now: it loads a library, and the host waits no more
         for kind, frame in frames:
             self.on_host(kind, frame)
         outputs = {pipe.read_end: pipe for pipe in self.pipes}
@@ -393,11 +479,18 @@ class Supervisor:
                     self.read_output(outputs[fd])
                 elif fd == self.wake_read:
                     self.on_child()
+                elif fd in self.copies.by_descriptor:
+                    self.copies.on_readable(fd)
                 elif fd == self.sock.fileno():
                     if event & select.POLLOUT:
                         self.write_worker()
                     if event & ~select.POLLOUT:
                         self.read_worker()
+            self.copies.end_overdue()
+            if self.copies.measure_at and time.perf_counter() >= self.copies.measure_at:
+                self.copies.measure()
+                if self.run:
+                    self.copies.measure_in(BUSY_S)
             if self.flush_at and time.perf_counter() >= self.flush_at:
                 self.flush_output()
             if self.interrupt_at and time.perf_counter() >= self.interrupt_at:
@@ -406,7 +499,7 @@ class Supervisor:
                 self.save_files()
 
     def _timeout(self) -> Optional[float]:
-        due = [at for at in (self.flush_at, self.interrupt_at) if at]
+        due = [at for at in (self.flush_at, self.interrupt_at, *self.copies.due()) if at]
         return max((min(due) - time.perf_counter()) * 1e3, 0.0) if due else None
 
     def on_child(self) -> None:
@@ -418,12 +511,13 @@ class Supervisor:
         if processes.is_dead(self.worker):
             self.bury_worker()
         else:
-            processes.reap(self.worker)
+            self.reap()
 
     def shut_down(self) -> None:
         """The host is gone: so is everything here."""
         self.kill_worker("the host is gone")
         os.waitpid(self.worker, 0)
+        self.copies.close()
         self._kill_rest()
         os._exit(0)
 

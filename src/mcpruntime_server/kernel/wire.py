@@ -25,7 +25,7 @@ else:
         return lambda cls: cls
 
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a message
 CHUNK = 256 * 1024  # bytes of file content or output in one frame, so that nothing waits long behind it
 HEADER = 5  # bytes: length and kind
@@ -114,18 +114,26 @@ class Setup(Message):
     output_limit: int
     value_limit: int
     workspace_limit: int
-    process_limit: int  # processes and threads that the container allows; 0 where none does
-    seed: str  # of everything random that code draws
+    process_limit: int  # processes and threads of the code's that the container allows; 0 where none does
+    checkpoints: int  # parked copies at most; 0: none
+    checkpoint_bytes: int  # memory that the parked copies together may take beyond the worker's own
     limits: Dict[str, Any]
 
 
 class Execute(Message):
-    """Run `code`; `name` is what tracebacks call it (`<step 3>`); the packages in `stale` are imported anew."""
+    """Run `code`; `name` is what tracebacks call it (`<step 3>`); the packages in `stale` are imported anew.
+
+    All chance that the run draws follows from `seed`. `clocks` (name to readings) is told to the code before any real
+    clock is asked. `park`: whether a copy of the interpreter is to be parked when the run is over.
+    """
 
     run: int
     code: str
     name: str
     stale: List[str]
+    seed: str
+    clocks: Optional[Dict[str, Any]] = None
+    park: bool = True
 
 
 class Reply(Message):
@@ -158,6 +166,18 @@ class Put(Message):
     data: bytes
 
 
+class Remove(Message):
+    """Delete a workspace file, and the folders that become empty by that."""
+
+    path: str
+
+
+class Promote(Message):
+    """Make the parked copy of run `run` the live interpreter, in place of the one that is; 0: an empty one."""
+
+    run: int
+
+
 # sandbox -> host ----------------------------------------------------------------------------------
 
 
@@ -186,10 +206,11 @@ class Call(Message):
     target: str
     args: Dict[str, Any]
     line: Optional[int] = None  # line of the user's code that made the call, where it is known
+    clocks: Optional[Dict[str, Any]] = None  # what clocks told the code since the run's last call
 
 
 class Files(Message):
-    """Workspace paths that run `run` changed or removed; sent before its `Done`, if there is anything to tell."""
+    """Workspace paths that run `run` changed or removed; sent before its `Done`, unless it died."""
 
     run: int
     changed: List[str]
@@ -198,7 +219,7 @@ class Files(Message):
 
 
 class Restarted(Message):
-    """The interpreter died and a fresh one has taken its place: variables are gone, files are not."""
+    """The interpreter died and an empty one has taken its place; what it did to files, the next `Promoted` tells."""
 
     reason: str
 
@@ -211,7 +232,7 @@ class Done(Message):
     value: Optional[Dict[str, Any]] = None  # see `present.present`
     error: Optional[Dict[str, Any]] = None  # keys: type, message, traceback
     usage: Optional[Dict[str, float]] = None  # keys: wall_ms, cpu_ms, peak_mb
-    clocks: Optional[Dict[str, Any]] = None  # what clocks told the code: name to list of readings
+    clocks: Optional[Dict[str, Any]] = None  # what clocks told the code since its last call: name to list of readings
 
 
 class FileData(Message):
@@ -231,9 +252,41 @@ class Saved(Message):
     skipped: List[str]
 
 
+class Parked(Message):
+    """A copy of the interpreter as it was at the end of run `run` stands ready to be promoted."""
+
+    run: int
+
+
+class Unparkable(Message):
+    """No copy could be parked at the end of run `run`, for a reason in people's words."""
+
+    run: int
+    reason: str
+
+
+class Dropped(Message):
+    """The parked copy of run `run` is gone: it had to make room, or it died."""
+
+    run: int
+
+
+class Promoted(Message):
+    """The answer to `Promote`; where it is not `ok`, that copy is not there and an empty interpreter is live.
+
+    `changed` and `removed` are the workspace paths that differ from what the last `Files` told: traces of runs that
+    died, and of background processes.
+    """
+
+    run: int
+    ok: bool
+    changed: List[str]
+    removed: List[str]
+
+
 KINDS: Tuple[Type[Message], ...] = (
-    Setup, Execute, Reply, Interrupt, Kill, Put,
-    Ready, Output, Call, Files, Done, Restarted, FileData, Saved,
+    Setup, Execute, Reply, Interrupt, Kill, Put, Remove, Promote,
+    Ready, Output, Call, Files, Done, Restarted, FileData, Saved, Parked, Unparkable, Dropped, Promoted,
 )  # fmt: skip
 KIND_OF: Dict[Type[Message], int] = {cls: kind for kind, cls in enumerate(KINDS)}
 

@@ -32,15 +32,26 @@ class Workspace:
         self._unsaved: List[str] = []
 
     def scan(self) -> Tuple[List[str], List[str]]:
-        """Return the paths changed and removed since the last scan; the changed ones become `unsaved`."""
+        """Return the paths changed and removed since the last look; the changed ones become `unsaved`."""
+        changed, removed = self.look()
+        self._unsaved = sorted({*self._unsaved, *changed} - set(removed)) if self._unsaved else changed
+        return changed, removed
+
+    def look(self) -> Tuple[List[str], List[str]]:
+        """Return the paths changed and removed since the last look."""
         self.passed_over = 0
         found = dict(self._walk())
         changed = sorted(path for path, stamp in found.items() if self._seen.get(path) != stamp)
         gone = (path for path in self._seen if path not in found)
-        removed = sorted(path for path in gone if not os.path.lexists(os.path.join(self.root, path)))
+        removed = sorted(path for path in gone if not self._is_file(path))  # others are beyond the limit
         self._seen = found
-        self._unsaved = sorted({*self._unsaved, *changed} - set(removed)) if self._unsaved else changed
         return changed, removed
+
+    def _is_file(self, path: str) -> bool:
+        try:
+            return stat.S_ISREG(os.lstat(os.path.join(self.root, path)).st_mode)
+        except OSError:
+            return False
 
     def unsaved(self) -> List[str]:
         """Return the paths whose content has not been sent yet, and forget them."""
@@ -96,8 +107,9 @@ class Workspace:
     def write(self, path: str, mode: int, offset: int, last: bool, data: bytes) -> None:
         """Write a piece of a file that the host restores, and take it as seen."""
         full = os.path.join(self.root, path)
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if offset else os.O_TRUNC)
+        if not offset:
+            self._make_way(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (0 if offset else os.O_TRUNC)
         fd = os.open(full, flags, 0o600)
         try:
             os.pwrite(fd, data, offset)
@@ -108,3 +120,57 @@ class Workspace:
                     self._seen[path] = (info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
         finally:
             os.close(fd)
+
+    def _make_way(self, path: str) -> None:
+        """Have folders lead to `path`, and nothing be there but a file that may be written and is this path's alone."""
+        full = self.root
+        *folders, name = path.split("/")
+        for folder in folders:
+            full = os.path.join(full, folder)
+            if not _is_folder(full):
+                _delete(full)
+                os.mkdir(full)
+            elif not os.access(full, os.R_OK | os.W_OK | os.X_OK):
+                os.chmod(full, 0o700)
+        full = os.path.join(full, name)
+        try:
+            info = os.lstat(full)
+        except OSError:
+            return
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+            _delete(full)
+        elif not os.access(full, os.W_OK):
+            os.chmod(full, 0o600)
+
+    def remove(self, path: str) -> None:
+        """Delete what is at `path`, and the folders that become empty by that."""
+        _delete(os.path.join(self.root, path))
+        self._seen.pop(path, None)
+        folder = os.path.dirname(path)
+        while folder:
+            try:
+                os.rmdir(os.path.join(self.root, folder))
+            except OSError:
+                return  # not empty
+            folder = os.path.dirname(folder)
+
+
+def _is_folder(full: str) -> bool:
+    """Return whether a folder is there, and no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(full).st_mode)
+    except OSError:
+        return False
+
+
+def _delete(full: str) -> None:
+    """Delete whatever is there, a folder with all that it holds."""
+    if not _is_folder(full):
+        try:
+            os.unlink(full)
+        except FileNotFoundError:
+            pass
+        return
+    for entry in os.listdir(full):
+        _delete(os.path.join(full, entry))
+    os.rmdir(full)

@@ -24,6 +24,7 @@ TMP = "/tmp"  # noqa: S108 - the sandbox's own
 FILE_BYTES = 4096  # a tmpfs gets one inode per this many bytes: files cost kernel memory that no size limit counts
 OPEN_FILES = 1024
 LOCKED_MEMORY = 64 * 1024  # bytes: keeps secrets out of swap, does not pin the machine's memory
+FORKING = 2  # processes that are there for a moment while a checkpoint is parked or promoted
 OOM_SCORE = 500  # when the host itself runs out of memory, sandboxes die before anything of the host's
 UIDS = range(0x7000_0000, 0x7FFF_0000)  # where distributions allocate neither users nor containers
 MAPPED_UIDS = range(20_000, 60_000)  # an engine with a user namespace of its own has only 65,536 of them
@@ -75,7 +76,8 @@ def environment(settings: SandboxSettings) -> dict[str, str]:
 
 def host_config(settings: SandboxSettings, uid: int, cpuset: str) -> dict[str, Any]:
     """Return the restrictions that the engine enforces on one sandbox."""
-    memory = (settings.memory_mb + settings.workspace_mb + settings.tmp_mb) * MB
+    parked_mb = settings.checkpoint_mb if settings.checkpoints else 0
+    memory = (settings.memory_mb + settings.workspace_mb + settings.tmp_mb + parked_mb) * MB
     largest_file = max(settings.workspace_mb, settings.tmp_mb) * MB
     return {
         "NetworkMode": "none",
@@ -91,7 +93,7 @@ def host_config(settings: SandboxSettings, uid: int, cpuset: str) -> dict[str, A
         "Mounts": [mount(entry) for entry in settings.mounts],
         "Memory": memory,
         "MemorySwap": memory,
-        "PidsLimit": settings.pids,
+        "PidsLimit": settings.pids + (settings.checkpoints + FORKING if settings.checkpoints else 0),
         "NanoCpus": round(settings.cpus * 1e9),
         "CpusetCpus": cpuset,
         "OomScoreAdj": OOM_SCORE,

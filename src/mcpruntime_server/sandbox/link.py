@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import marshal
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,6 +28,8 @@ from . import Backend, Channel, SandboxInfo
 MAX_CALLS = 1024  # of one run at once: each waits in the host's memory
 READY_S = 30.0  # from a started process to a kernel that answers; a loaded machine can be slow
 INTERRUPT_S = 3.0  # code gets this long to clean up after KeyboardInterrupt
+PROMOTE_S = 20.0  # three waits of the supervisor's, each far longer than a fork takes on a loaded machine
+UNPARKABLE_KEPT = 64  # reasons why runs are not parked; more of them are of no use to anybody
 KILL_S = 5.0  # killing all processes and starting a fresh interpreter; far less on a machine that is not overloaded
 PLAIN_MARSHAL = 2  # a version of the format that every Python reads, for text, bytes and tuples
 MODULES = (  # of the kernel
@@ -39,7 +41,10 @@ MODULES = (  # of the kernel
     "workspace",
     "processes",
     "observe",
+    "forks",
     "kernel",
+    "output",
+    "checkpoints",
     "supervisor",
 )
 
@@ -144,22 +149,35 @@ class _Execution:
     stopped: Stopped | None = None
 
 
+@dataclass
+class _Promotion:
+    """The wait for a parked copy to be the interpreter."""
+
+    number: int
+    over: anyio.Event = field(default_factory=anyio.Event)
+    answer: wire.Promoted | None = None
+
+
 class Link:
     """A sandbox whose kernel answers. `closed` is set when it is gone; `restarts` tells of interpreters that died."""
 
-    def __init__(self, channel: Channel, seed: str, tasks: TaskGroup) -> None:
-        self.seed = seed
+    def __init__(self, channel: Channel, checkpoints: int, tasks: TaskGroup) -> None:
         self._tasks = tasks
+        self._checkpoints = checkpoints
         self.closed = anyio.Event()
         self.python = ""
         self.platform = ""
         self.restarts: list[str] = []
+        self.last_run = 0  # the number of the last execution
+        self.live = 0  # the run whose end state the interpreter is in; 0: it is empty
+        self.parked: set[int] = set()  # runs whose end states can be promoted
+        self.unparkable: dict[int, str] = {}  # why others cannot
         self._channel = channel
         self._ready = anyio.Event()
         self._outgoing: list[bytes] = []
         self._is_idle = True  # nothing is on its way, so that a message may be sent at once
         self._has_outgoing = anyio.Event()
-        self._last_run = 0
+        self._promotion: _Promotion | None = None
         self._current: _Execution | None = None
         self._saving: tuple[int, Listener] | None = None
         self._saved = anyio.Event()
@@ -178,22 +196,33 @@ class Link:
     # what others do with a link -------------------------------------------------------------------
 
     async def execute(
-        self, code: str, name: str, listener: Listener, timeout_s: float, stale: Sequence[str] = ()
+        self,
+        code: str,
+        name: str,
+        listener: Listener,
+        timeout_s: float,
+        stale: Sequence[str] = (),
+        *,
+        seed: str = "",
+        clocks: Mapping[str, list[float]] | None = None,
+        park: bool = True,
     ) -> tuple[wire.Done, Stopped | None]:
         """Run `code`; return how it ended, and why if it was stopped from outside. One run at a time.
 
-        The packages of tools named in `stale` have changed since they were imported.
+        The packages of tools named in `stale` have changed since they were imported. All chance follows from `seed`;
+        `clocks` are readings that the code is told again. `park`: keep the state at its end, to be promoted.
 
         Past `timeout_s` the code is interrupted, then its interpreter is killed. Raises `SandboxFailed` if the sandbox
         dies, breaks the protocol or does not react.
         """
-        self._last_run += 1
+        self.last_run += 1
         patience = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
-        current = _Execution(self._last_run, listener, patience)
+        current = _Execution(self.last_run, listener, patience)
         if not self.closed.is_set():
             self._current = current
             try:
-                self._send(wire.Execute(current.number, code, name, list(stale)))
+                told = None if clocks is None else dict(clocks)
+                self._send(wire.Execute(current.number, code, name, list(stale), seed, told, park))
                 await self._wait(current)
             finally:
                 self._current = None
@@ -223,6 +252,31 @@ class Link:
             self._current.stopped = reason
             self._current.patience.cancel()
 
+    async def promote(self, number: int) -> wire.Promoted:
+        """Make the parked end state of run `number` the interpreter's (0: an empty one); not while a run is under way.
+
+        Where the answer is not `ok`, it is parked no more and the interpreter is empty. What the answer says of files
+        is not undone here. Raises `SandboxFailed` if the sandbox is gone, or does not answer in time.
+        """
+        promotion = _Promotion(number)
+        if not self.closed.is_set():
+            self._promotion = promotion
+            try:
+                self._send(wire.Promote(number))
+                with anyio.move_on_after(PROMOTE_S) as patience:
+                    await promotion.over.wait()
+                if patience.cancelled_caught:
+                    self.fail("it did not promote a checkpoint in time")
+            finally:
+                self._promotion = None
+        if promotion.answer is None:
+            raise SandboxFailed(await self.why())
+        return promotion.answer
+
+    def remove(self, path: str) -> None:
+        """Delete a workspace file, before whatever is executed next."""
+        self._send(wire.Remove(path))
+
     def put(self, path: str, mode: int, data: bytes) -> None:
         """Write a file into the workspace, before whatever is executed next."""
         for offset in range(0, max(len(data), 1), wire.CHUNK):
@@ -241,8 +295,9 @@ class Link:
             self._saved.set()
             self._ready.set()
             self._has_outgoing.set()
-            if self._current is not None:
-                self._current.over.set()
+            for waiting in (self._current, self._promotion):
+                if waiting is not None:
+                    waiting.over.set()
 
     async def why(self) -> str:
         """Return one sentence on why this sandbox is gone."""
@@ -290,6 +345,11 @@ class Link:
                 self._ready.set()
             case wire.Restarted():
                 self.restarts.append(message.reason)
+                self.live = 0
+            case wire.Parked() | wire.Unparkable() | wire.Dropped():
+                self._route_parking(message)
+            case wire.Promoted():
+                self._route_promoted(message)
             case wire.FileData() | wire.Saved():
                 self._route_files(message)
             case wire.Output() | wire.Call() | wire.Files() | wire.Done():
@@ -315,7 +375,32 @@ class Link:
                 if message.run != current.number:  # code forged the end of a run, and here is the true one
                     raise wire.WireError(f"the end of run {message.run} while run {current.number} is under way")
                 current.done = message
+                self.live = 0 if message.status == "died" else current.number
                 current.over.set()
+
+    def _route_parking(self, message: wire.Parked | wire.Unparkable | wire.Dropped) -> None:
+        number = message.run
+        if not 0 < number <= self.last_run:
+            raise wire.WireError(f"{type(message).__name__} of run {number}, which there has not been")
+        match message:
+            case wire.Parked():
+                self.parked.add(number)
+            case wire.Unparkable():
+                self.unparkable[number] = message.reason
+            case wire.Dropped():
+                self.parked.discard(number)
+        if len(self.parked) > self._checkpoints + 1:  # the oldest goes when the newest stands
+            raise wire.WireError(f"more than {self._checkpoints} checkpoints")
+        while len(self.unparkable) > UNPARKABLE_KEPT:
+            del self.unparkable[next(iter(self.unparkable))]
+
+    def _route_promoted(self, message: wire.Promoted) -> None:
+        promotion = self._promotion
+        if promotion is None or promotion.answer is not None or message.run != promotion.number:
+            raise wire.WireError(f"the promotion of run {message.run}, which nobody waits for")
+        self.live = message.run if message.ok else 0
+        promotion.answer = message
+        promotion.over.set()
 
     def _route_files(self, message: wire.FileData | wire.Saved) -> None:
         if self._saving is None or self._saving[0] != message.run:
@@ -351,7 +436,7 @@ class Link:
 async def open_link(backend: Backend, setup: wire.Setup) -> AsyncIterator[Link]:
     """Start a sandbox and bring up the kernel in it; raises what `Backend.open` raises, and `SandboxFailed`."""
     async with backend.open(bundle() + wire.encode(setup)) as channel, anyio.create_task_group() as tasks:
-        link = Link(channel, setup.seed, tasks)
+        link = Link(channel, setup.checkpoints, tasks)
         tasks.start_soon(link._write)
         tasks.start_soon(link._read)
         try:

@@ -1,0 +1,327 @@
+"""Copies of the worker: parked beside it as it was at the end of a run, and woken to be the worker themselves.
+
+Worker -> intermediate -> parked copy: the intermediate ends at once, so that the copy is no child of the worker's. A
+parked copy runs nothing. It waits on its control socket, whose other end the supervisor holds; each time it is woken
+it copies itself in the same way, and so stays what it is. The end of its socket is its own end.
+Rule 1: what cannot be in two processes at once (threads, children, pipes, locks) keeps a worker from being parked.
+Rule 2: no code of the user's runs because of a fork of ours: signals are held, hooks are passed over.
+Rule 3: what is needed of `os` is bound before user code can change it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SO_PASSCRED,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)  # fmt: skip
+from fcntl import F_GETFL, fcntl
+from os import (
+    O_ACCMODE,
+    O_APPEND,
+    O_CLOEXEC,
+    O_NONBLOCK,
+    O_SYNC,
+    P_ALL,
+    SEEK_CUR,
+    SEEK_SET,
+    WEXITED,
+    WNOHANG,
+    WNOWAIT,
+    _exit,
+    close,
+    dup2,
+    fork,
+    get_inheritable,
+    getpid,
+    getppid,
+    listdir,
+    lseek,
+    open,
+    read,
+    readlink,
+    setsid,
+    waitid,
+    waitpid,
+)  # fmt: skip
+from signal import SIG_IGN, SIG_SETMASK, SIGCHLD, getsignal, pthread_sigmask, set_wakeup_fd, signal, sigpending
+from time import sleep
+
+from . import wire
+from .processes import FIRST_TO_DIE, set_oom_score
+
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Set, Tuple
+
+HELLO = b"\n"  # what a copy says when it stands; the supervisor takes its process number from the socket, not from it
+ORDER = 8  # bytes of the order to wake: the number of the new worker; its socket comes with it
+EVERY_SIGNAL = [number for number in range(1, 65) if number not in (32, 33)]  # those two are the C library's own
+REOPENED = O_ACCMODE | O_APPEND | O_NONBLOCK | O_SYNC  # what a descriptor opened anew keeps of its flags
+ORPHAN_S = 0.0001  # between two looks whether the intermediate is gone
+
+# what can be parked -------------------------------------------------------------------------------
+
+
+def survey(own: Set[int], workspace: str) -> Tuple[str, Dict[int, int]]:
+    """Return what keeps this process from being parked ("": nothing), and where it is in its open files.
+
+    `own` are the descriptors that are the runtime's.
+    """
+    places: Dict[int, int] = {}
+    if len(listdir("/proc/self/task")) > 1:
+        return "threads are running", places
+    if _has_children():
+        return "child processes are running, or have not been waited for", places
+    targets = _descriptors()
+    ours = {targets.get(fd) for fd in own}
+    for fd, target in targets.items():
+        if fd in own or (target in ours and not target.startswith("anon_inode")):
+            continue
+        reason = _obstacle(fd, target)
+        if reason:
+            return f"{reason} (descriptor {fd})", places
+        places[fd] = lseek(fd, 0, SEEK_CUR)
+    return "memory is shared with other processes" if _shares_memory(workspace) else "", places
+
+
+def _has_children() -> bool:
+    try:
+        waitid(P_ALL, 0, WEXITED | WNOHANG | WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _descriptors() -> Dict[int, str]:
+    """Return what each open descriptor refers to, as the system names it."""
+    found = {}
+    for name in listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = readlink("/proc/self/fd/" + name)
+        except OSError:
+            pass  # the one that listed them
+    return found
+
+
+def _obstacle(fd: int, target: str) -> str:
+    """Return why a descriptor of the code's cannot be in two processes, or nothing.
+
+    A copy would keep the other end of a pipe from its end of file, and a lock from being free.
+    """
+    if not target.startswith("/"):
+        kind, _, detail = target.partition(":")
+        return f"a {detail.strip('[]') if kind == 'anon_inode' else kind} is open"
+    if target.startswith("/memfd:"):
+        return "shared memory is open"
+    try:
+        lseek(fd, 0, SEEK_CUR)
+    except OSError:
+        return "a pipe or device is open"
+    return "a file is locked" if b"\nlock:" in _content(f"/proc/self/fdinfo/{fd}") else ""
+
+
+def _shares_memory(workspace: str) -> bool:
+    """Return whether memory that can be written is shared, other than workspace files, which are restored."""
+    if "mmap" not in sys.modules:
+        return False
+    allowed = workspace.encode() + b"/"
+    mappings = (line.split(None, 5) for line in _content("/proc/self/maps").splitlines())
+    return any(mapping[1][1:4:2] == b"ws" and not mapping[-1].startswith(allowed) for mapping in mappings)
+
+
+def _content(path: str) -> bytes:
+    fd = open(path, os.O_RDONLY | O_CLOEXEC)
+    try:
+        pieces: List[bytes] = []
+        while True:
+            piece = read(fd, 1 << 16)
+            if not piece:
+                return b"".join(pieces)
+            pieces.append(piece)
+    finally:
+        close(fd)
+
+
+# parking and waking -------------------------------------------------------------------------------
+
+
+class _Forking:
+    """Whether a fork of ours is under way."""
+
+    now = False
+
+
+def pass_over_hooks() -> None:
+    """Have what code registers with `os.register_at_fork` be called at its own forks, and not at ours.
+
+    `random` for one registers itself, and would be seeded anew in a copy.
+    """
+    register = os.register_at_fork
+
+    def register_at_fork(**hooks: Any) -> None:
+        register(**{name: _unless_ours(hook) if callable(hook) else hook for name, hook in hooks.items()})
+
+    os.register_at_fork = register_at_fork
+
+
+def _unless_ours(hook: Callable[[], Any]) -> Callable[[], None]:
+    def call() -> None:
+        if not _Forking.now:
+            hook()
+
+    return call
+
+
+def park(sock: Any, run: int, score: int) -> int:
+    """Park a copy of this process and tell the supervisor, which `sock` leads to; raises OSError where none can be.
+
+    Returns 0 in this process. In each process that the copy is later woken as, which has `sock` lead to the
+    supervisor anew, it returns that worker's number.
+    """
+    theirs, ours = socketpair()
+    theirs.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)  # so that the kernel says who speaks
+    collects = gc.isenabled()
+    gc.disable()  # no finaliser of the code's is to run in a parked copy
+    mask = pthread_sigmask(SIG_SETMASK, EVERY_SIGNAL)
+    try:
+        if _split():
+            theirs.close()
+            return _parked(ours, sock.fileno(), score)
+        _tell(sock, run, theirs)
+        return 0
+    finally:
+        theirs.close()
+        ours.close()
+        _forget_child()
+        pthread_sigmask(SIG_SETMASK, mask)
+        if collects:
+            gc.enable()
+
+
+def _tell(sock: Any, run: int, theirs: socket) -> None:
+    frame = wire.encode(wire.Parked(run))
+    rights = theirs.fileno().to_bytes(4, sys.byteorder)
+    sent = sock.sendmsg([frame], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+    sock.sendall(frame[sent:])
+
+
+def _split() -> bool:
+    """Copy this process so that the copy is the supervisor's child; return whether this is the copy."""
+    _Forking.now = True
+    try:
+        intermediate = fork()
+        if intermediate:
+            _wait_for(intermediate)
+            return False
+        try:
+            intermediate = getpid()
+            if fork():
+                _exit(0)
+        except BaseException:  # noqa: BLE001 - this process must go no further
+            _exit(1)
+        while getppid() == intermediate:
+            sleep(ORPHAN_S)
+        return True
+    finally:
+        _Forking.now = False
+
+
+def _wait_for(intermediate: int) -> None:
+    try:
+        _, status = waitpid(intermediate, 0)
+    except ChildProcessError:
+        return  # the code ignores SIGCHLD, and the system has collected it
+    if status:
+        raise OSError("there is no room for another process")
+
+
+def _forget_child() -> None:
+    """Keep a handler of the code's from hearing of a child that was ours."""
+    handler = getsignal(SIGCHLD)
+    if callable(handler) and SIGCHLD in sigpending():
+        signal(SIGCHLD, SIG_IGN)
+        signal(SIGCHLD, handler)
+
+
+def _parked(control: socket, number: int, score: int) -> int:
+    """Be a parked copy, with the control socket as descriptor `number`; returns in the copies of it that are woken."""
+    try:
+        setsid()
+        set_oom_score(score)
+        dup2(control.fileno(), number, False)
+        control.close()
+        control = socket(AF_UNIX, SOCK_STREAM, 0, number)
+        control.sendall(HELLO)
+        while True:
+            generation, fd = _order(control)
+            if _split():
+                break
+            close(fd)
+        setsid()
+        set_oom_score(FIRST_TO_DIE)
+        control.sendall(HELLO)
+        control.detach()
+        dup2(fd, number, False)
+        close(fd)
+        return generation
+    except BaseException:  # noqa: BLE001 - a copy that fails must not go on as the worker
+        _exit(wire.BROKEN)
+
+
+def _order(control: socket) -> Tuple[int, int]:
+    """Wait for the order to wake; return the number of the new worker and the socket that it is to have."""
+    data, ancillary, _, _ = control.recvmsg(ORDER, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+    if len(data) < ORDER or not ancillary:
+        _exit(0)
+    return int.from_bytes(data, "big"), int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+
+
+# being the worker again ---------------------------------------------------------------------------
+
+
+def reopen(places: Dict[int, int]) -> None:
+    """Open each file anew where it was, so that reading on in one copy moves no other."""
+    for fd, place in places.items():
+        try:
+            own = open(f"/proc/self/fd/{fd}", (fcntl(fd, F_GETFL) & REOPENED) | O_CLOEXEC)
+            dup2(own, fd, get_inheritable(fd))
+            close(own)
+        except OSError:
+            pass  # it may not be opened any more: what it shares has to do
+        try:
+            lseek(fd, place, SEEK_SET)
+        except OSError:
+            pass
+
+
+def loop_descriptors(loop: Any) -> Set[int]:
+    """Return the descriptors that an event loop needs for itself."""
+    try:
+        return {loop._selector.fileno(), loop._ssock.fileno(), loop._csock.fileno()}
+    except AttributeError:
+        return set()  # none, or of another make
+
+
+def renew_loop(loop: Any) -> None:
+    """Give an event loop a selector and a pipe to itself of its own: those that it has are shared by all copies."""
+    if not loop_descriptors(loop) or loop.is_closed():
+        return
+    heard = loop._csock.fileno()
+    selector, loop._selector = loop._selector, type(loop._selector)()
+    selector.close()
+    loop._ssock.close()
+    loop._csock.close()
+    loop._internal_fds -= 1
+    loop._make_self_pipe()
+    wakeup = set_wakeup_fd(-1)
+    set_wakeup_fd(loop._csock.fileno() if wakeup == heard else wakeup)
