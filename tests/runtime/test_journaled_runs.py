@@ -41,11 +41,17 @@ async def answer(target: str, args: dict[str, Any]) -> Any:
 
 
 @asynccontextmanager
-async def running(folder: Path, **settings: Any) -> AsyncIterator[tuple[Runtime, Journal]]:
+async def running(folder: Path, heard: list[str] | None = None, **settings: Any) -> AsyncIterator[tuple[Runtime, Journal]]:
     """Bring up a runtime on local sandboxes."""
     owner = "tester"
     backend = LocalBackend(SANDBOX, folder / "boxes", KERNEL_ARGV, KERNEL_ENV, owner, lambda each: each == owner)
-    router = Router({"t": Route(answer, lambda _: "write"), "quiet": Route(answer, lambda _: "read", listed=False)})
+
+    async def listen(target: str, args: dict[str, Any]) -> Any:
+        if heard is not None:
+            heard.append(target)
+        return await answer(target, args)
+
+    router = Router({"t": Route(listen, lambda _: "write"), "quiet": Route(answer, lambda _: "read", listed=False)})
     async with (
         open_journal(folder / "data") as journal,
         open_runtime(ServerSettings(**settings), SANDBOX, journal, router, backend) as runtime,
