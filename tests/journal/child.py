@@ -62,7 +62,7 @@ async def wander_for_ever(journal: Journal, session: str) -> None:
     tip = (await journal.sessions())[0].tip
     while True:
         run = f"r_{n}"
-        journal.append(session, RunStarted(run, tip, n + 1, "1", "<step>", 1.0), run)
+        journal.append(session, RunStarted(run, tip, n + 1, "1", "<step>", 1.0, seed="s"), run)
         flags = [["files"], ["undone"]][n % 5 == 0]
         ends: list[Event] = [RunFinished("ok", flags=flags), FilesChanged({run: {"digest": "", "size": n, "mode": 0}})]
         for event in ends:
@@ -106,7 +106,7 @@ async def rewind_on_a_full_disk(journal: Journal, session: str) -> None:
     """Move the tip while the disk refuses; print what cannot be done, and the tip before and after there is room."""
     await own(journal, session)
     for run, parent in (("r_1", None), ("r_2", "r_1")):
-        journal.append(session, RunStarted(run, parent, 1, "1", "<step>", 1.0), run)
+        journal.append(session, RunStarted(run, parent, 1, "1", "<step>", 1.0, seed="s"), run)
     await journal.flush()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(

@@ -25,7 +25,7 @@ from mcpruntime_server.journal.events import (
 
 
 def started(run: str, step: int = 1, parent: str | None = None, key: str | None = None) -> RunStarted:
-    return RunStarted(run, parent, step, "1 + 1", f"<step {step}>", 120.0, idempotency_key=key)
+    return RunStarted(run, parent, step, "1 + 1", f"<step {step}>", 120.0, idempotency_key=key, seed="s")
 
 
 def entry(number: int) -> FileEntry:

@@ -51,7 +51,12 @@ async def test_a_journal_of_schema_1_is_summed_up_as_if_it_were_written_today(ol
     async with open_journal(old) as journal:
         session = await journal.find_session("report", "me")
         assert (session.tip, session.origin, session.purpose, session.runs) == ("r_3", None, "", 3)
-        assert [row.flags for row in await journal.line("r_3")] == [{"unseeded"}, {"unseeded", "state_lost", "threads"}, {"unseeded"}]
+        flags = [{"unseeded"}, {"unseeded", "state_lost", "threads"}, {"unseeded"}]
+        assert [row.flags for row in await journal.line("r_3")] == flags
+            {"unseeded"},
+            {"unseeded", "state_lost", "threads"},
+            {"unseeded"},
+        ]
         assert await journal.files_at("r_3") == ({"a": FILE}, [])
         assert [run.id for _, run in await journal.interrupted()] == ["r_3"]
         assert [stored.n for stored in await journal.events("s_1", run="r_1")] == [3, 4, 5, 6]
@@ -69,6 +74,7 @@ async def test_a_session_of_schema_1_goes_on_and_can_be_rewound_and_forked(old: 
         journal.append("s_1", TipMoved("r_1", "r_2"))
         assert (await journal.create_session("s_2", None, "me", tip="r_1", purpose="fork")).origin == "r_1"
         assert (await journal.find_session("s_1", "me")).tip == "r_1"
+        assert (await journal.run("r_3")).flags == {"unseeded", "undone"}
 
 
 async def test_a_damaged_event_does_not_keep_an_old_journal_from_being_opened(old: Path) -> None:

@@ -45,7 +45,7 @@ class BlobStore:
     def put(self, data: bytes) -> str:
         """Keep `data` and return its digest."""
         digest = sha256(data).hexdigest()
-        if not self._has(digest, len(data)):
+        if not self.refresh(digest, len(data)):
             with self.writer() as writer:
                 writer.write(data)
                 writer.keep()
@@ -76,11 +76,16 @@ class BlobStore:
             finally:
                 Path(file.name).unlink(missing_ok=True)
 
-    def _has(self, digest: str, size: int) -> bool:
+    def refresh(self, digest: str, size: int) -> bool:
+        """Say whether content of that size is kept as `digest`; then it is as safe from `discard` as if it were new."""
+        path = self.path(digest)
         try:
-            return self.path(digest).stat().st_size == size
+            if path.stat().st_size != size:
+                return False
+            os.utime(path)
         except FileNotFoundError:
             return False
+        return True
 
 
 class BlobWriter:

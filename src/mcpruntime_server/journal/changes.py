@@ -30,15 +30,19 @@ from .rows import SessionRow, Stored
 
 INLINE = 16 * 1024  # characters; longer fields go to the blob store, where equal ones are kept once
 UNDONE = "undone"  # the flag of a run whose end is not a state of its session
+UNSEEDED = "unseeded"  # the flag of a run whose chance was not recorded
 
 
-def write_event(connection: Connection, blobs: BlobStore, stored: Stored, text: str) -> None:
-    """Add `stored`, whose fields are `text`, and have the rows that sum events up follow it."""
+def write_event(connection: Connection, stored: Stored, body: str, large: str | None) -> None:
+    """Add the row of `stored`, and have the rows that sum events up follow it."""
     event = stored.event
+    connection.execute(
+        "INSERT INTO events (session, n, run, at, kind, version, body, large) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (stored.session, stored.n, stored.run, stored.at, kind_of(event), VERSION, body, large),
+    )
     if isinstance(event, RunStarted):
         _start_run(connection, stored, event)
-    insert_event(connection, blobs, stored, text)
-    if isinstance(event, RunFinished):
+    elif isinstance(event, RunFinished):
         _finish_run(connection, stored, event)
     elif isinstance(event, FilesChanged):
         connection.execute("UPDATE runs SET files = ? WHERE id = ?", (stored.n, stored.run))
@@ -46,17 +50,10 @@ def write_event(connection: Connection, blobs: BlobStore, stored: Stored, text: 
         _move_tip(connection, stored, event)
 
 
-def insert_event(connection: Connection, blobs: BlobStore, stored: Stored, text: str) -> None:
-    """Add the row of an event, its long fields as blobs."""
-    body, large = _split(blobs, stored.event, text) if len(text) > INLINE else (text, None)
-    connection.execute(
-        "INSERT INTO events (session, n, run, at, kind, version, body, large) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (stored.session, stored.n, stored.run, stored.at, kind_of(stored.event), VERSION, body, large),
-    )
-
-
-def _split(blobs: BlobStore, event: Event, text: str) -> tuple[str, str | None]:
-    """Return the row's `body` and `large` for an event whose text is long."""
+def split(blobs: BlobStore, event: Event, text: str) -> tuple[str, str | None]:
+    """Return the `body` and `large` of an event whose fields are `text`, and keep those that are long as blobs."""
+    if len(text) <= INLINE:
+        return text, None
     fields = dict(fields_of(event))
     large = {}
     for name, value in list(fields.items()):
@@ -72,16 +69,19 @@ def _start_run(connection: Connection, stored: Stored, event: RunStarted) -> Non
         raise JournalFailed(f"The run {event.run!r} cannot start from its own end.")
     key = event.idempotency_key
     connection.execute(
-        """INSERT INTO runs (id, session, parent, step, name, status, started, request, first)
-        VALUES (?, ?, ?, ?, ?, 'running', ?, ?, ?)""",
-        (event.run, stored.session, event.parent, event.step, event.name, stored.at, key and plain(key), stored.n),
+        """INSERT INTO runs (id, session, parent, step, name, status, started, request, first, flags)
+        VALUES (?1, ?2, ?3, ?4, ?5, 'running', ?6, ?7, ?8, ?9)""",
+        (
+            *(event.run, stored.session, event.parent, event.step, event.name, stored.at),
+            *(key and plain(key), stored.n, "" if event.seed else UNSEEDED),
+        ),
     )
     _set_tip(connection, stored, event.run)
 
 
 def _finish_run(connection: Connection, stored: Stored, event: RunFinished) -> None:
     flags = plain(" ".join(event.flags)).split()
-    change = "UPDATE runs SET status = ?, finished = ?, flags = ?, last = ? WHERE id = ?"
+    change = "UPDATE runs SET status = ?, finished = ?, flags = trim(flags || ' ' || ?), last = ? WHERE id = ?"
     connection.execute(change, (event.status, stored.at, " ".join(flags), stored.n, stored.run))
     connection.execute("UPDATE sessions SET used = ? WHERE id = ?", (stored.at, stored.session))
     if UNDONE in flags:  # the tip may have been moved since; then that holds

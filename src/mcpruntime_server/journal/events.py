@@ -149,8 +149,8 @@ class RunFinished(Event):
 
     `undone`: its interpreter died, and the tip is its parent again. `interrupted`: it was stopped in its middle, so its
     end cannot be rebuilt. `files`: files were announced, and a `FilesChanged` follows; where none does, a crash cost
-    them. `fresh`: it began without the variables of the step before it. `unseeded`, `state_lost`: an older version wrote
-    it, without the seed of its chance, or with the interpreter that it lost.
+    them. `fresh`: it began without the variables of the step before it. `state_lost`: an older version wrote it, and
+    its interpreter died.
     """
 
     status: str  # "ok" | "error" | "timeout" | "crashed" | "cancelled"

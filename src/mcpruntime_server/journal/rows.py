@@ -45,7 +45,7 @@ class SessionRow:
 class RunRow:
     """A run; `status` is `running` until it has finished, whether or not its server still lives.
 
-    `flags` are those of its `RunFinished`.
+    `flags` are those of its `RunFinished`, and `unseeded` if its chance was not recorded.
     """
 
     id: str
