@@ -53,10 +53,6 @@ async def test_a_journal_of_schema_1_is_summed_up_as_if_it_were_written_today(ol
         assert (session.tip, session.origin, session.purpose, session.runs) == ("r_3", None, "", 3)
         flags = [{"unseeded"}, {"unseeded", "state_lost", "threads"}, {"unseeded"}]
         assert [row.flags for row in await journal.line("r_3")] == flags
-            {"unseeded"},
-            {"unseeded", "state_lost", "threads"},
-            {"unseeded"},
-        ]
         assert await journal.files_at("r_3") == ({"a": FILE}, [])
         assert [run.id for _, run in await journal.interrupted()] == ["r_3"]
         assert [stored.n for stored in await journal.events("s_1", run="r_1")] == [3, 4, 5, 6]
