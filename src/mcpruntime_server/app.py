@@ -102,6 +102,7 @@ async def open_app(config: Config) -> AsyncIterator[App]:
                 async with open_runtime(config.server, config.sandbox, journal, router, backend) as runtime:
                     catalog.on_change = runtime.package_changed
                     runtime.on_code = partial(anticipate, catalog, background)
+                    background.start_soon(resume, runtime)
                     yield App(config, journal, catalog, backend, runtime)
                 background.cancel_scope.cancel()
 
@@ -120,6 +121,14 @@ async def start_upstreams(catalog: Catalog, names: Sequence[str]) -> None:
         logger.exception("the upstreams %s could not be started ahead", ", ".join(names))
 
 
+async def resume(runtime: Runtime) -> None:
+    """Have runs go on that servers left under way when they died; failures are told to whoever asks for the session."""
+    try:
+        await runtime.resume_interrupted()
+    except McpRuntimeError as exc:
+        logger.error("runs of dead servers do not go on: %s", exc)
+
+
 async def sweep(backend: Backend) -> None:
     """Remove what dead servers left behind, now and from time to time."""
     while True:
@@ -134,10 +143,12 @@ async def sweep(backend: Backend) -> None:
 async def serve_stdio(config: Config) -> None:
     """Serve MCP on stdin and stdout until stdin ends or the process is told to stop."""
     async with open_app(config) as app:
-        server = build_server(config, app.runtime, app.catalog.package_names(), isolated=app.backend.isolated)
+        timed_out: set[str] = set()
+        packages = app.catalog.package_names()
+        server = build_server(config, app.runtime, packages, timed_out, isolated=app.backend.isolated)
         async with anyio.create_task_group() as tasks:
             await tasks.start(_until_signal, tasks.cancel_scope)
-            async with stdio_streams() as (incoming, outgoing):
+            async with stdio_streams(timed_out) as (incoming, outgoing):
                 lowlevel = server._lowlevel_server  # the SDK has no public way to run on streams of one's own
                 await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
             tasks.cancel_scope.cancel()

@@ -41,7 +41,9 @@ async def answer(target: str, args: dict[str, Any]) -> Any:
 
 
 @asynccontextmanager
-async def running(folder: Path, heard: list[str] | None = None, **settings: Any) -> AsyncIterator[tuple[Runtime, Journal]]:
+async def running(
+    folder: Path, heard: list[str] | None = None, **settings: Any
+) -> AsyncIterator[tuple[Runtime, Journal]]:
     """Bring up a runtime on local sandboxes."""
     owner = "tester"
     backend = LocalBackend(SANDBOX, folder / "boxes", KERNEL_ARGV, KERNEL_ENV, owner, lambda each: each == owner)

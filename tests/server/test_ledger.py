@@ -6,7 +6,7 @@ from typing import Literal
 
 from mcpruntime_server.config import ServerSettings
 from mcpruntime_server.runtime.calls import LedgerEntry
-from mcpruntime_server.runtime.run import Report, Status
+from mcpruntime_server.runtime.report import Report, Status
 from mcpruntime_server.server.results import result_of, text_of
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mcpruntime_server.config import ServerSettings
 from mcpruntime_server.kernel.present import present
 from mcpruntime_server.runtime.calls import LedgerEntry
-from mcpruntime_server.runtime.run import Report
+from mcpruntime_server.runtime.report import Report
 from mcpruntime_server.server.results import EXACT, LISTED_CALLS, LISTED_FILES, RunResult, result_of, text_of
 
 from .client import Connection, connect, write_settings

@@ -160,6 +160,10 @@ class Run:
             self._news = self._news or anyio.Event()
             await self._news.wait()
 
+    async def over(self) -> None:
+        """Wait for its end."""
+        await self.finished.wait()
+
     def enter_stage(self, stage: str) -> None:
         """Tell who waits what is being done before the code can begin; "" when nothing more is."""
         self.stage = stage

@@ -6,15 +6,16 @@ how a sandbox gets into the state that is asked for is `home`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..errors import InvalidRequest, NotFound
+from ..errors import InvalidRequest
 from ..journal.events import FileEntry
 from ..journal.replay import INTERRUPTED, UNDONE, Recording, load_recording
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
+from .history import find_run, find_session
 from .home import is_exact
 from .report import Report
 from .run import Request, Run
@@ -37,35 +38,14 @@ class Rerun:
     differences: dict[str, list[str]] = field(default_factory=dict)
 
 
-async def find_session(journal: Journal, handle: str, principal: str | None) -> SessionRow:
-    """Return the session `handle` of the principal, or of anybody; raises `NotFound`."""
-    for row in await journal.sessions(principal):
-        if handle in (row.id, row.name):
-            return row
-    raise NotFound(f"There is no session {handle!r:.80}.", remedy="`replay` with action `list` shows what there is.")
+async def target_of(journal: Journal, session: SessionRow, step: int | None, run: str | None) -> RunRow | None:
+    """Return the run that `run` or, on the session's line, `step` names, or else its tip; None is step 0.
 
-
-async def find_run(journal: Journal, session: SessionRow, step: int | None, run: str | None) -> RunRow | None:
-    """Return the run that `run` or, on the session's line, `step` names; None for step 0, the beginning.
-
-    Without either it is the tip. Raises `NotFound`.
+    Raises `NotFound`.
     """
-    if run is not None:
-        found = next((row for row in await journal.runs(session.id) if row.id == run), None)
-        line = await journal.line(session.tip)
-        found = found or next((row for row in line if row.id == run), None)
-        if found is None:
-            raise NotFound(f"The session {session.name or session.id} has no run {run!r:.80}.")
-        return found
-    line = await journal.line(session.tip)
-    if step is None:
-        return line[-1] if line else None
-    if not 0 <= step <= len(line):
-        raise NotFound(
-            f"The session {session.name or session.id} has no step {step}; it is at step {len(line)}.",
-            remedy="Steps of a line that was left are named by their run ids.",
-        )
-    return line[step - 1] if step else None
+    if run is None and step is None:
+        return await journal.run(session.tip) if session.tip else None
+    return None if run is None and step == 0 else await find_run(journal, session, run or str(step))
 
 
 def check_end(run: RunRow | None) -> None:
@@ -99,14 +79,13 @@ async def rewind(
 
     Raises `InvalidRequest` while a run is under way, which `cancel` stops first, and `NotFound`.
     """
-    row = await find_session(runtime.journal, session.id, session.principal)
     if session.is_busy and not cancel:
         raise InvalidRequest(
             f"The session {session.handle} has a run under way.", remedy="Wait for its end, or rewind with cancel=true."
         )
     await session.stop()
-    row = await find_session(runtime.journal, session.id, session.principal)
-    target = await find_run(runtime.journal, row, step, run)
+    row = await find_session(runtime.journal, session.id)
+    target = await target_of(runtime.journal, row, step, run)
     check_end(target)
     if session.is_busy:
         raise InvalidRequest(f"The session {session.handle} has got another run meanwhile.", remedy="Try again.")
@@ -118,7 +97,7 @@ async def fork(
     runtime: Runtime, session: SessionRow, step: int | None, run: str | None, name: str | None, principal: str
 ) -> Session:
     """Make a session that goes on from the end of a run of another; raises `NotFound`, `InvalidRequest`."""
-    target = await find_run(runtime.journal, session, step, run)
+    target = await target_of(runtime.journal, session, step, run)
     if target is None:
         raise InvalidRequest("There is nothing to fork before the first step.", remedy="Start a new session instead.")
     check_end(target)
@@ -135,7 +114,7 @@ async def rerun(
     *,
     code: str | None = None,
     live: Collection[str] = (),
-    on_start: Callable[[Run], None] = lambda _: None,
+    watch: Callable[[Run], Awaitable[None]] = Run.over,
 ) -> Rerun:
     """Execute recorded runs again, one after the other, in a fresh sandbox; calls are answered from the recordings.
 
@@ -151,8 +130,7 @@ async def rerun(
             recording = await load_recording(journal, target)
             is_last = target is targets[-1]
             run = made.session.submit(_request(recording, code if is_last else None, live))
-            on_start(run)
-            await run.finished.wait()
+            await watch(run)
             if run.failure is not None:
                 raise run.failure
             await run.files_stored.wait()

@@ -5,7 +5,8 @@ The list of tools is fixed for the life of the process; what upstream servers of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -13,20 +14,24 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field, ValidationError
 
 from .. import __version__
 from ..config import Config
 from ..errors import McpRuntimeError
 from ..kernel.results import did_you_mean
-from ..runtime.run import Run
+from ..runtime.history import load_report
+from ..runtime.session import Session
 from ..runtime.sessions import Runtime
-from .results import RunResult, result_of, text_of
+from .replay import DESCRIPTION as REPLAY
+from .replay import Action, Replay
+from .results import RunResult, answer_of, refusal, result_of
+from .watch import watch
 
 LISTED_PACKAGES = 50  # names of upstream packages in the description; `tools.list()` knows the rest
-HEARTBEAT_S = 15.0  # at least this often a waiting client hears something
-PROGRESS_CHARS = 2_000  # of one progress message
+KEY_CHARS = 200
+KEY = "mcpruntime/idempotency-key"  # in a request's _meta: the same key again is the same request
 PRINCIPAL = "local"  # over stdio, whoever started the process
 
 INSTRUCTIONS = """\
@@ -51,8 +56,10 @@ def description(packages: Sequence[str]) -> str:
     )
 
 
-def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, isolated: bool) -> MCPServer[Any]:
-    """Return the MCP server over `runtime`."""
+def build_server(
+    config: Config, runtime: Runtime, packages: Sequence[str], timed_out: Container[str], *, isolated: bool
+) -> MCPServer[Any]:
+    """Return the MCP server over `runtime`; `timed_out` holds the ids of requests that clients do not wait for."""
     default = DefaultSession(runtime)
 
     async def run_code(
@@ -62,18 +69,59 @@ def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, i
         timeout_s: Annotated[float | None, Field(gt=0, le=86_400, description="Seconds")] = None,
     ) -> CallToolResult:
         try:
-            found = await (default.get() if session is None else runtime.session(session, PRINCIPAL))
-            run = found.start(code, timeout_s or config.sandbox.timeout_s)
-            await watch(run, ctx)
+            key = key_of(ctx)
+            if key is not None and (again := await answered(await default.find(session), key)) is not None:
+                return again
+            found = await default.find(session)
+            run = found.start(code, timeout_s or config.sandbox.timeout_s, key)
+            await watch(run, ctx, timed_out)
             if run.failure is not None:
                 raise run.failure
         except McpRuntimeError as exc:
-            return CallToolResult(content=[TextContent(type="text", text=f"[{exc.code}] {exc}")], is_error=True)
+            return refusal(exc)
         result = result_of(run.report, found.handle, config.server)  # while the journal is being written
         result.note = " ".join(filter(None, (result.note, await run.recorded())))
-        text = TextContent(type="text", text=text_of(result))
-        return CallToolResult(content=[text], structured_content=result.model_dump(mode="json", exclude_defaults=True))
+        return answer_of(result)
 
+    async def answered(found: Session, key: str) -> CallToolResult | None:
+        """Return what was answered to the same request before, if that is over."""
+        row = await runtime.journal.find_request(found.id, key)
+        if row is None or row.status == "running":
+            return None
+        return answer_of(result_of(await load_report(runtime.journal, row.id), found.handle, config.server))
+
+    async def replay(
+        action: Action,
+        ctx: Context[Any],
+        session: str | None = None,
+        step: Annotated[int | None, Field(ge=0)] = None,
+        run: Annotated[str | None, Field(description="Instead of step")] = None,
+        name: Annotated[str | None, Field(description="For the fork")] = None,
+        other: Annotated[str | None, Field(description="Run or session to compare with")] = None,
+        code: str | None = None,
+        live: list[str] | None = None,
+        cancel: Annotated[bool, Field(description="Rewind even if a run is under way")] = False,
+    ) -> CallToolResult:
+        try:
+            handle = session or (await default.find(None)).handle
+            match action:
+                case "list":
+                    return await actions.list(handle)
+                case "show":
+                    return await actions.show(handle, step, run)
+                case "rewind":
+                    return await actions.rewind(handle, step, run, cancel=cancel)
+                case "fork":
+                    return await actions.fork(handle, step, run, name)
+                case "rerun":
+                    watcher = partial(watch, ctx=ctx, timed_out=timed_out)
+                    return await actions.rerun(handle, step, run, code, live or (), watcher)
+                case "diff":
+                    return await actions.diff(handle, step, run, other)
+        except McpRuntimeError as exc:
+            return refusal(exc)
+
+    actions = Replay(config, runtime, PRINCIPAL)
     run_python = Tool.from_function(
         run_code,
         description=description(packages),
@@ -81,13 +129,25 @@ def build_server(config: Config, runtime: Runtime, packages: Sequence[str], *, i
     )
     run_python.parameters = compact(run_python.parameters)
     run_python.fn_metadata.output_schema = compact(RunResult.model_json_schema(), nested=False)
+    move_in_time = Tool.from_function(
+        replay,
+        description=REPLAY,
+        annotations=ToolAnnotations(title="Replay", destructive_hint=False, open_world_hint=True),
+    )
+    move_in_time.parameters = compact(move_in_time.parameters)
     return Server(
         "mcpruntime-server",
         version=__version__,
         instructions=INSTRUCTIONS + ("" if isolated else WARNING),
         log_level="WARNING",
-        tools=[run_python],
+        tools=[run_python, move_in_time],
     )
+
+
+def key_of(ctx: Context[Any]) -> str | None:
+    """Return the idempotency key of a request, if its client gave one."""
+    key = dict(ctx.request_context.meta or {}).get(KEY)
+    return None if key is None else str(key)[:KEY_CHARS]
 
 
 def compact(schema: Mapping[str, Any], *, nested: bool = True) -> dict[str, Any]:
@@ -142,39 +202,11 @@ class DefaultSession:
         self._handle: str | None = None
         self._lock = anyio.Lock()
 
-    async def get(self) -> Any:
-        """Return it, made at its first use."""
-        if self._handle is not None:
-            return await self._runtime.session(self._handle, PRINCIPAL)
+    async def find(self, handle: str | None) -> Session:
+        """Return the session `handle`, or without one the default, made at its first use."""
+        if handle is not None or self._handle is not None:
+            return await self._runtime.session(handle or self._handle, PRINCIPAL)
         async with self._lock:
             session = await self._runtime.session(self._handle, PRINCIPAL)
             self._handle = session.id
             return session
-
-
-async def watch(run: Run, ctx: Context[Any]) -> None:
-    """Wait for the end of `run`, passing on what it prints as progress; a cancelled request cancels the run."""
-    try:
-        if (ctx.request_context.meta or {}).get("progress_token") is not None:
-            await report_output(run, ctx)
-        await run.finished.wait()
-    except anyio.get_cancelled_exc_class():
-        run.cancel()
-        raise
-
-
-async def report_output(run: Run, ctx: Context[Any]) -> None:
-    """Send each new piece of output as it comes, and a sign of life where there is none for long."""
-    seen: dict[str, int] = {}
-    count = 0
-    while not run.finished.is_set():
-        text = "".join(run.output_since(seen).values()).strip("\n")
-        if text:
-            count += 1
-            await ctx.report_progress(count, None, text[-PROGRESS_CHARS:])
-            continue
-        with anyio.move_on_after(HEARTBEAT_S) as quiet:
-            await run.news()
-        if quiet.cancelled_caught:
-            count += 1
-            await ctx.report_progress(count, None, f"still running, {run.elapsed_s():.0f} s")

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel, Field
 
 from ..config import ServerSettings
+from ..errors import McpRuntimeError
 from ..kernel.present import present, shorten
 from ..runtime.calls import LedgerEntry
 from ..runtime.report import Report, shown_value
@@ -56,6 +58,26 @@ class RunResult(BaseModel):
     files: list[str] = Field([], description="Workspace files that changed; a removed one has a minus before it.")
     usage: dict[str, float] = {}
     note: str = ""
+
+
+def refusal(exc: McpRuntimeError) -> CallToolResult:
+    """Return `exc` as a client gets it."""
+    return CallToolResult(content=[TextContent(type="text", text=f"[{exc.code}] {exc}")], is_error=True)
+
+
+def answer_of(result: RunResult, code: str = "") -> CallToolResult:
+    """Return a run's result as a client gets it, with the code if it is to be shown."""
+    data = result.model_dump(mode="json", exclude_defaults=True)
+    text = text_of(result)
+    if code:
+        data["code"] = code
+        text = f"{text}\ncode:\n{code}"
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=data)
+
+
+def plain(text: str, data: dict[str, Any]) -> CallToolResult:
+    """Return an answer that is no run's."""
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=data)
 
 
 def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResult:

@@ -16,7 +16,14 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
-from mcp.types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
+from mcp.types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    ErrorData,
+    JSONRPCError,
+    JSONRPCNotification,
+    jsonrpc_message_adapter,
+)
 from pydantic import ValidationError
 
 from ..kernel.wire import spelled_out
@@ -29,10 +36,13 @@ Incoming = SessionMessage | Exception
 
 
 @asynccontextmanager
-async def stdio_streams() -> AsyncIterator[
-    tuple[MemoryObjectReceiveStream[Incoming], MemoryObjectSendStream[SessionMessage]]
-]:
-    """Take over fds 0 and 1 and yield the streams that an MCP server runs on; the first ends when stdin does."""
+async def stdio_streams(
+    timed_out: set[str],
+) -> AsyncIterator[tuple[MemoryObjectReceiveStream[Incoming], MemoryObjectSendStream[SessionMessage]]]:
+    """Take over fds 0 and 1 and yield the streams that an MCP server runs on; the first ends when stdin does.
+
+    The ids of requests that the client cancels because it has waited too long go into `timed_out`.
+    """
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -42,7 +52,7 @@ async def stdio_streams() -> AsyncIterator[
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage]()
     try:
         async with anyio.create_task_group() as tasks, incoming, outgoing:
-            tasks.start_soon(_read, source, to_server, outgoing.clone())
+            tasks.start_soon(_read, source, to_server, outgoing.clone(), timed_out)
             tasks.start_soon(_write, from_server, sink)
             yield incoming, outgoing
             tasks.cancel_scope.cancel()
@@ -52,7 +62,10 @@ async def stdio_streams() -> AsyncIterator[
 
 
 async def _read(
-    source: int, to_server: MemoryObjectSendStream[Incoming], outgoing: MemoryObjectSendStream[SessionMessage]
+    source: int,
+    to_server: MemoryObjectSendStream[Incoming],
+    outgoing: MemoryObjectSendStream[SessionMessage],
+    timed_out: set[str],
 ) -> None:
     """Pass on each line of `source` as a message; what is none is answered with an error, so that nobody waits."""
     async with to_server, outgoing:
@@ -60,9 +73,23 @@ async def _read(
             async for line in _lines(source):
                 message = parse(line)
                 if isinstance(message, SessionMessage):
+                    if request := timed_out_request(message):
+                        timed_out.add(request)
                     await to_server.send(message)
                 else:
                     await outgoing.send(SessionMessage(message))
+
+
+def timed_out_request(message: SessionMessage) -> str | None:
+    """Return the id of the request that `message` cancels because the client has waited too long, if it does so.
+
+    The protocol has no other sign of that than the reason's wording; the SDKs all say "timed out".
+    """
+    found = message.message
+    if not isinstance(found, JSONRPCNotification) or found.method != "notifications/cancelled":
+        return None
+    params = found.params or {}
+    return str(params.get("requestId")) if "timed out" in str(params.get("reason")).lower() else None
 
 
 def parse(line: bytes) -> SessionMessage | JSONRPCError:
