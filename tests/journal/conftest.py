@@ -15,3 +15,10 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
     async with open_journal(tmp_path) as opened:
         await opened.create_session("s_1", "report", "me")
         yield opened
+
+
+@pytest.fixture
+async def there(tmp_path: Path) -> AsyncIterator[Journal]:
+    """Another journal, empty."""
+    async with open_journal(tmp_path / "there") as opened:
+        yield opened

@@ -8,6 +8,7 @@ A stranger's text is kept with its lone surrogates escaped, because SQLite takes
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from sqlite3 import Connection, IntegrityError
 
@@ -29,6 +30,7 @@ from .queries import has_run, last_event, plain, session_row
 from .rows import SessionRow, Stored
 
 INLINE = 16 * 1024  # characters; longer fields go to the blob store, where equal ones are kept once
+PARTIAL = "partial"  # the purpose of a session that is not all there
 UNDONE = "undone"  # the flag of a run whose end is not a state of its session
 UNSEEDED = "unseeded"  # the flag of a run whose chance was not recorded
 
@@ -72,7 +74,7 @@ def _start_run(connection: Connection, stored: Stored, event: RunStarted) -> Non
         """INSERT INTO runs (id, session, parent, step, name, status, started, request, first, flags)
         VALUES (?1, ?2, ?3, ?4, ?5, 'running', ?6, ?7, ?8, ?9)""",
         (
-            *(event.run, stored.session, event.parent, event.step, event.name, stored.at),
+            *(event.run, stored.session, event.parent, event.step, plain(event.name), stored.at),
             *(key and plain(key), stored.n, "" if event.seed else UNSEEDED),
         ),
     )
@@ -82,7 +84,7 @@ def _start_run(connection: Connection, stored: Stored, event: RunStarted) -> Non
 def _finish_run(connection: Connection, stored: Stored, event: RunFinished) -> None:
     flags = plain(" ".join(event.flags)).split()
     change = "UPDATE runs SET status = ?, finished = ?, flags = trim(flags || ' ' || ?), last = ? WHERE id = ?"
-    connection.execute(change, (event.status, stored.at, " ".join(flags), stored.n, stored.run))
+    connection.execute(change, (plain(event.status), stored.at, " ".join(flags), stored.n, stored.run))
     connection.execute("UPDATE sessions SET used = ? WHERE id = ?", (stored.at, stored.session))
     if UNDONE in flags:  # the tip may have been moved since; then that holds
         back = "UPDATE sessions SET tip = (SELECT parent FROM runs WHERE id = ?1) WHERE id = ?2 AND tip = ?1"
@@ -99,7 +101,7 @@ def _set_tip(connection: Connection, stored: Stored, tip: str | None) -> None:
     connection.execute("UPDATE sessions SET tip = ?, used = ? WHERE id = ?", (tip, stored.at, stored.session))
 
 
-def create_session(connection: Connection, owner: str, row: SessionRow) -> SessionRow:
+def create_session(connection: Connection, owner: str, row: SessionRow) -> None:
     """Make `row` a session of server `owner`; with a tip it is a fork, and that run its origin, too.
 
     Raises `InvalidRequest` if the id or the name is taken, `NotFound` if the tip is not there.
@@ -118,7 +120,43 @@ def create_session(connection: Connection, owner: str, row: SessionRow) -> Sessi
     except UnicodeEncodeError:
         message = f"The session name {row.name!r} is not valid text."
         raise InvalidRequest(message, remedy="Use another name.") from None
+
+
+def complete_session(connection: Connection, row: SessionRow) -> SessionRow:
+    """Let everybody see a session of purpose `partial`, as `row` says, and any server have it; return it.
+
+    Where its principal has one of that name already, a number is added.
+    """
+    number, name = 1, row.name
+    query = "SELECT 1 FROM sessions WHERE principal = ? AND name = ?"
+    while connection.execute(query, (row.principal, name)).fetchone():
+        number += 1
+        name = f"{row.name} {number}"
+    connection.execute(
+        """UPDATE sessions SET name = ?, tip = coalesce(tip, ?), origin = ?, purpose = ?, used = ?, owner = NULL
+        WHERE id = ?""",
+        (name, row.tip, row.origin, row.purpose, row.used, row.id),
+    )
     return session_row(connection, row.id)
+
+
+def hide_sessions(connection: Connection, sessions: Iterable[str]) -> None:
+    """Make sessions partial, without runs; they must be all whose lines pass through one another's runs."""
+    connection.execute("PRAGMA defer_foreign_keys = ON")
+    for session in sessions:
+        connection.execute(
+            "UPDATE sessions SET purpose = ?, name = NULL, tip = NULL, owner = NULL WHERE id = ?", (PARTIAL, session)
+        )
+        connection.execute("DELETE FROM runs WHERE session = ?", (session,))
+
+
+def erase(connection: Connection, session: str, limit: int) -> int:
+    """Erase at most `limit` events of a hidden session and return their number; with the last, the session is gone."""
+    query = "DELETE FROM events WHERE session = ?1 AND n IN (SELECT n FROM events WHERE session = ?1 LIMIT ?2)"
+    erased = connection.execute(query, (session, limit)).rowcount
+    if erased < limit:
+        connection.execute("DELETE FROM sessions WHERE id = ? AND purpose = ?", (session, PARTIAL))
+    return erased
 
 
 def claim(connection: Connection, data_dir: Path, owner: str, session: str) -> tuple[SessionRow, int]:

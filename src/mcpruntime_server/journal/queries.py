@@ -7,14 +7,14 @@ is not all there, because it is being imported or removed, has the purpose `part
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from sqlite3 import Connection
 from typing import Any
 
 from ..errors import JournalFailed, NotFound
 from .blobs import BlobStore
 from .events import FileEntry, FilesChanged, from_fields
-from .rows import RunRow, SessionRow, Stored
+from .rows import Row, RunRow, SessionRow, Stored
 
 SESSIONS = """
     SELECT id, name, principal, created, used, owner, tip, (SELECT count(*) FROM runs WHERE session = sessions.id),
@@ -46,6 +46,17 @@ FILES_OF_LINE = f"""{LINE} {EVENTS}
     JOIN line ON runs.id = line.id
     WHERE ' ' || runs.flags || ' ' NOT LIKE '% undone %'
     ORDER BY back DESC, n"""
+
+RUNS_PASSED = """
+    WITH RECURSIVE passed (id) AS (
+        SELECT id FROM runs WHERE session = ?1
+        UNION SELECT origin FROM sessions WHERE id = ?1
+        UNION SELECT tip FROM sessions WHERE id = ?1
+        UNION SELECT json_extract(body, '$.tip') FROM events WHERE session = ?1 AND kind = 'tip_moved'
+        UNION SELECT json_extract(body, '$.left') FROM events WHERE session = ?1 AND kind = 'tip_moved'
+        UNION SELECT runs.parent FROM passed JOIN runs ON runs.id = passed.id
+    )
+    SELECT runs.id, runs.session FROM passed JOIN runs ON runs.id = passed.id ORDER BY runs.rowid"""
 
 
 def plain(text: str) -> str:
@@ -134,6 +145,26 @@ def files_at(connection: Connection, blobs: BlobStore, run: str) -> tuple[dict[s
         arrived.add(stored.run)
     due = [row.id for row in passed if "files" in row.flags and "undone" not in row.flags]
     return files, [each for each in due if each not in arrived]
+
+
+def passed(connection: Connection, session: str) -> list[tuple[str, str]]:
+    """Return the runs that a session's lines pass through, those that it has left included, with their sessions.
+
+    No run comes before its parent.
+    """
+    return connection.execute(RUNS_PASSED, (session,)).fetchall()
+
+
+def raw_events(connection: Connection, session: str) -> Iterator[Row]:
+    """Return the events of a session as they are kept, in order."""
+    query = "SELECT n, run, at, kind, version, body, large FROM events WHERE session = ? ORDER BY n"
+    return connection.execute(query, (session,))
+
+
+def taken(connection: Connection, sessions: Iterable[str], runs: Iterable[str]) -> bool:
+    """Say whether one of these ids is in use."""
+    asked = (("SELECT 1 FROM sessions WHERE id = ?", sessions), ("SELECT 1 FROM runs WHERE id = ?", runs))
+    return any(connection.execute(query, (each,)).fetchone() for query, ids in asked for each in ids)
 
 
 def pins(connection: Connection) -> dict[str, str]:

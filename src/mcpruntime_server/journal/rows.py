@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from .events import Event
 
+Row = tuple[int, str | None, float, str, int, str, str | None]  # n, run, at, kind, version, body, large of an event
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:

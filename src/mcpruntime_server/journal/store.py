@@ -130,9 +130,9 @@ class Journal:
         """
         now = time.time()
         row = SessionRow(session, name, principal, now, now, self.owner, tip, 0, tip, purpose)
-        made = await self.change(lambda rows: changes.create_session(rows, self.owner, row))
+        await self.change(lambda rows: changes.create_session(rows, self.owner, row))
         self._last.setdefault(session, 0)
-        return made
+        return row
 
     async def claim(self, session: str) -> SessionRow:
         """Make this server the one that may append; raises `NotFound`, or `Unavailable` if another live one is that."""

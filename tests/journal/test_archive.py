@@ -1,0 +1,260 @@
+"""A session goes from one journal to another in one file, whole, and nothing else comes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
+from mcpruntime_server.journal import Journal, open_journal
+from mcpruntime_server.journal.archive import export_session, import_session
+from mcpruntime_server.journal.events import (
+    CallFinished,
+    CallStarted,
+    ClocksRead,
+    Event,
+    FileEntry,
+    FilesChanged,
+    Output,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    SandboxStarted,
+    SessionOpened,
+    TipMoved,
+    Unknown,
+)
+
+LONG = "long ä\ud800 " * 5000
+
+
+def started(run: str, step: int, parent: str | None) -> RunStarted:
+    return RunStarted(run, parent, step, f"# {run}\n{LONG}", f"<step {step}>", 120.0, idempotency_key="k", seed="s")
+
+
+async def a_file(journal: Journal, data: bytes) -> FileEntry:
+    return {"digest": await journal.put_blob(data), "size": len(data), "mode": 0o644}
+
+
+async def ran(journal: Journal, session: str, run: str, step: int, parent: str | None, *events: Event) -> None:
+    entry = await a_file(journal, run.encode() * 1000)
+    for event in (
+        started(run, step, parent),
+        ClocksRead({"time": [1.5, 2.0]}),
+        CallStarted(1, "t.echo", "{}", "write", 0),
+        CallFinished(1, {"value": [LONG, 1, None]}, None, 1.5),
+        Output("stdout", LONG),
+        *events,
+        RunFinished("ok", {"text": run}, usage={"wall_ms": 1.0}, flags=["files"]),
+        FilesChanged({f"{run}.txt": entry, "folder/last": entry}, []),
+    ):
+        journal.append(session, event, run)
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    """A journal with a session `s_2` that was forked from `s_1`, rewound, crashed in, resumed and left under way."""
+    async with open_journal(tmp_path / "here") as opened:
+        await opened.create_session("s_1", "base", "me")
+        opened.append("s_1", SessionOpened("base", "me", "local"))
+        opened.append("s_1", SandboxStarted("box", "sha256:1", "3.12", "linux"))
+        await ran(opened, "s_1", "r_1", 1, None)
+        await ran(opened, "s_1", "r_2", 2, "r_1")
+        await ran(opened, "s_1", "r_private", 3, "r_2")
+        await opened.create_session("s_2", "idea", "me", tip="r_2", purpose="fork")
+        opened.append("s_2", SessionOpened("idea", "me", "local", "r_2", "fork"))
+        await ran(opened, "s_2", "r_3", 3, "r_2", RunResumed(1), Unknown("tea_served", {"cups": 2}))
+        await ran(opened, "s_2", "r_4", 4, "r_3")
+        opened.append("s_2", TipMoved("r_2", "r_4"))
+        opened.append("s_2", started("r_5", 3, "r_2"), "r_5")
+        opened.append("s_2", RunFinished("crashed", flags=["undone"]), "r_5")
+        many = {f"file{number}": await a_file(opened, b"%d" % number) for number in range(300)}
+        await ran(opened, "s_2", "r_6", 3, "r_2", FilesChanged(many))
+        yield opened
+
+
+async def told(journal: Journal, session: str) -> list[Any]:
+    """Return what an export keeps of a session's events."""
+    return [
+        (stored.n, stored.run, stored.at, vars(stored.event) | {"principal": "", "idempotency_key": None})
+        for stored in await journal.events(session)
+    ]
+
+
+# there and back -----------------------------------------------------------------------------------
+
+
+async def test_a_session_arrives_as_it_was_with_the_runs_of_others_that_it_builds_on(
+    journal: Journal, there: Journal, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    manifest = await export_session(journal, "s_2", tmp_path / "idea.zip", progress=said.append)
+    assert (manifest.runs, manifest.skipped) == (6, [])
+    row = await import_session(there, tmp_path / "idea.zip", "you", progress=said.append)
+    assert (row.id, row.name, row.principal, row.purpose) == ("s_2", "idea", "you", "import")
+    assert (row.tip, row.origin, row.owner) == ("r_6", "r_2", None)
+    assert await told(there, "s_2") == await told(journal, "s_2")
+    kept = [each for each in await told(journal, "s_1") if each[1] != "r_private"]
+    assert await told(there, "s_1") == kept
+    for run in ("r_2", "r_4", "r_5", "r_6"):
+        assert [each.id for each in await there.line(run)] == [each.id for each in await journal.line(run)]
+        assert await there.files_at(run) == await journal.files_at(run)
+    files, _ = await there.files_at("r_6")
+    assert len(files) == 304
+    for entry in files.values():
+        assert len(await there.get_blob(entry["digest"])) == entry["size"]
+    assert any("blobs are checked" in text for text in said)
+    assert not [stored for stored in await there.events("s_2") if "me" in vars(stored.event).values()]
+
+
+async def test_an_imported_session_can_be_rewound_forked_run_in_and_exported_again(
+    journal: Journal, there: Journal, tmp_path: Path
+) -> None:
+    await export_session(journal, "s_2", tmp_path / "idea.zip")
+    row = await import_session(there, tmp_path / "idea.zip", "you")
+    await there.claim(row.id)
+    there.append(row.id, TipMoved("r_4", row.tip))
+    await ran(there, row.id, "r_9", 5, "r_4")
+    await there.create_session("s_9", None, "you", tip="r_1", purpose="fork")
+    await there.flush()
+    await export_session(there, row.id, tmp_path / "again.zip")
+    again = await import_session(journal, tmp_path / "again.zip", "me")
+    line = await journal.line(again.tip)
+    assert [each.step for each in line] == [1, 2, 3, 4, 5]
+    assert {each.session for each in line}.isdisjoint({"s_1", "s_2"})
+    assert (again.name, again.id != "s_2") == ("idea 2", True)
+
+
+async def test_where_an_id_is_taken_all_are_new_and_fit_together(journal: Journal, tmp_path: Path) -> None:
+    await export_session(journal, "s_2", tmp_path / "idea.zip")
+    first = await import_session(journal, tmp_path / "idea.zip", "me")
+    second = await import_session(journal, tmp_path / "idea.zip", "me")
+    assert [first.name, second.name] == ["idea 2", "idea 3"]
+    rows = await journal.runs(first.id)
+    assert [row.status for row in rows] == ["ok", "ok", "crashed", "ok"]
+    assert not {row.id for row in rows} & {f"r_{number}" for number in range(9)}
+    assert [row.request for row in rows] == [None] * 4
+    (moved,) = await journal.events(first.id, kind="tip_moved")
+    assert moved.event == TipMoved(first.origin, rows[1].id)
+    opened, *_ = await journal.events(first.id)
+    assert opened.event == SessionOpened("idea", "me", "local", first.origin, "fork")
+    for stored in await journal.events(first.id, kind="run_started"):
+        assert isinstance(stored.event, RunStarted)
+        assert (stored.event.run, stored.event.idempotency_key) == (stored.run, None)
+    assert (await journal.files_at(first.tip))[0] == (await journal.files_at("r_6"))[0]
+
+
+async def test_a_fork_without_runs_of_its_own_and_an_empty_session_travel_too(
+    journal: Journal, there: Journal, tmp_path: Path
+) -> None:
+    await journal.create_session("s_3", None, "me", tip="r_4", purpose="fork")
+    await journal.create_session("s_4", "empty", "me")
+    for session in ("s_3", "s_4"):
+        await export_session(journal, session, tmp_path / f"{session}.zip")
+        await import_session(there, tmp_path / f"{session}.zip", "you")
+    assert [row.id for row in await there.line((await there.find_session("s_3", "you")).tip)] == [
+        "r_1",
+        "r_2",
+        "r_3",
+        "r_4",
+    ]
+    assert (await there.find_session("empty", "you")).tip is None
+
+
+async def test_a_line_that_goes_back_and_forth_between_sessions_arrives(
+    journal: Journal, there: Journal, tmp_path: Path
+) -> None:
+    journal.append("s_1", TipMoved("r_4", "r_private"))
+    await ran(journal, "s_1", "r_7", 5, "r_4")
+    await export_session(journal, "s_1", tmp_path / "base.zip")
+    row = await import_session(there, tmp_path / "base.zip", "you")
+    assert [each.id for each in await there.line(row.tip)] == ["r_1", "r_2", "r_3", "r_4", "r_7"]
+
+
+async def test_a_run_that_was_under_way_is_ended_and_does_not_go_on_elsewhere(
+    journal: Journal, there: Journal, tmp_path: Path
+) -> None:
+    journal.append("s_2", started("r_7", 4, "r_6"), "r_7")
+    await export_session(journal, "s_2", tmp_path / "idea.zip")
+    row = await import_session(there, tmp_path / "idea.zip", "you")
+    assert await there.interrupted() == []
+    assert row.tip == "r_6"
+    run = await there.run("r_7")
+    assert (run.status, run.flags) == ("cancelled", frozenset({"interrupted", "undone"}))
+
+
+async def test_a_file_is_replaced_only_if_that_is_said(journal: Journal, tmp_path: Path) -> None:
+    path = tmp_path / "idea.zip"
+    path.write_text("precious")
+    with pytest.raises(InvalidRequest, match=r"There is a file .*idea.zip already"):
+        await export_session(journal, "s_2", path)
+    assert path.read_text() == "precious"
+    await export_session(journal, "s_2", path, force=True)
+    assert zipfile.is_zipfile(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["here", "idea.zip"]
+
+
+async def test_equal_sessions_make_equal_files(journal: Journal, tmp_path: Path) -> None:
+    for name in ("a.zip", "b.zip"):
+        await export_session(journal, "s_2", tmp_path / name)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+async def test_an_export_that_cannot_be_written_leaves_nothing(journal: Journal, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"The archive .* cannot be written: No such file or directory"):
+        await export_session(journal, "s_2", tmp_path / "nowhere" / "idea.zip")
+    with pytest.raises(NotFound, match="There is no session 's_9'"):
+        await export_session(journal, "s_9", tmp_path / "idea.zip")
+    assert os.listdir(tmp_path) == ["here"]
+
+
+@pytest.mark.parametrize("which", ["file", "list of files", "output"])
+async def test_damage_is_named_and_left_out_only_if_that_is_said(
+    journal: Journal, there: Journal, tmp_path: Path, which: str
+) -> None:
+    files, _ = await journal.files_at("r_6")
+    file = files["file7"]["digest"]
+    listed = {name: await a_file(journal, b"%d" % int(name[4:])) for name in files if name[:4] == "file"}
+    listing = json.dumps(listed, separators=(",", ":")).encode()
+    output = json.dumps(LONG).encode()
+    digest = {"file": file, "list of files": sha256(listing).hexdigest(), "output": sha256(output).hexdigest()}[which]
+    journal.blobs.path(digest).write_bytes(b"damaged")
+    with pytest.raises(JournalFailed, match=f"cannot be exported whole. The blob .*{digest} is damaged"):
+        await export_session(journal, "s_2", tmp_path / "idea.zip")
+    assert not (tmp_path / "idea.zip").exists()
+    assert (await export_session(journal, "s_2", tmp_path / "idea.zip", skip_damaged=True)).skipped == [digest]
+    row = await import_session(there, tmp_path / "idea.zip", "you")
+    assert [each.id for each in await there.line(row.tip)] == ["r_1", "r_2", "r_6"]
+    with pytest.raises(NotFound, match=f"The blob {digest} is not in"):
+        await there.get_blob(digest)
+    if which != "file":
+        with pytest.raises(JournalFailed, match=f"is damaged: The blob {digest} is not in"):
+            await there.events("s_2")
+
+
+async def test_giving_up_an_export_or_an_import_leaves_nothing(
+    journal: Journal, there: Journal, tmp_path: Path
+) -> None:
+    await export_session(journal, "s_2", tmp_path / "idea.zip")
+
+    async def until(word: str, act: Callable[..., Any], *args: Any) -> None:
+        with anyio.CancelScope() as scope:
+            await act(*args, progress=lambda text: scope.cancel() if word in text else None)
+        assert scope.cancelled_caught
+
+    await until("blobs are written", export_session, journal, "s_2", tmp_path / "again.zip")
+    await until("events are checked", import_session, there, tmp_path / "idea.zip", "you")
+    await until("events are taken in", import_session, there, tmp_path / "idea.zip", "you")
+    assert sorted(os.listdir(tmp_path)) == ["here", "idea.zip", "there"]
+    assert await there.read(lambda rows: rows.execute("SELECT * FROM sessions, events").fetchall()) == []
+    assert (await import_session(there, tmp_path / "idea.zip", "you")).id == "s_2"

@@ -1,0 +1,293 @@
+"""An archive is a stranger's: what is wrong with it is named, and nothing of it stays."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import struct
+import zipfile
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from mcpruntime_server.errors import InvalidRequest
+from mcpruntime_server.journal import Journal, archive_events, archive_file
+from mcpruntime_server.journal.archive import import_session
+from mcpruntime_server.journal.events import RunStarted
+
+Members = dict[str, bytes]
+
+
+def blob_of(data: bytes) -> tuple[str, bytes]:
+    return f"blobs/{sha256(data).hexdigest()}", data
+
+
+FILE = blob_of(b"content")
+DIGEST = FILE[0][6:]
+GOOD_MANIFEST: dict[str, Any] = {
+    "format": "mcpruntime-server session",
+    "version": 1,
+    "sessions": [{"id": "s_1", "name": "x", "created": 1.0, "origin": None}],
+    "runs": 1,
+    "events": 3,
+    "skipped": [],
+}
+START = {"run": "r_1", "parent": None, "step": 1, "code": "1", "name": "<step 1>", "timeout_s": 1, "seed": "s"}
+
+
+def event(n: int, kind: str, body: Any, run: str | None = "r_1", **more: Any) -> dict[str, Any]:
+    return {"session": 0, "n": n, "run": run, "at": 1.0, "kind": kind, "version": 1, "body": body, **more}
+
+
+def good_events() -> list[Any]:
+    entry = {"digest": DIGEST, "size": 7, "mode": 0o644}
+    return [
+        event(1, "run_started", dict(START)),
+        event(2, "run_finished", {"status": "ok"}),
+        event(3, "files_changed", {"changed": {"a/b.txt": entry}, "removed": []}),
+    ]
+
+
+def packed(
+    events: list[Any] | None = None, manifest: dict[str, Any] | None = None, blobs: Members | None = None
+) -> Members:
+    found = good_events() if events is None else events
+    told = {**GOOD_MANIFEST, "events": len(found), **(manifest or {})}
+    lines = b"".join(json.dumps(each).encode() + b"\n" for each in found)
+    given = dict([FILE]) if blobs is None else blobs
+    return {"manifest.json": json.dumps(told).encode(), "events.jsonl": lines, **given}
+
+
+def with_member(name: str, data: bytes) -> Members:
+    return {**packed(), name: data}
+
+
+def with_event(place: int, **changes: Any) -> Members:
+    events = good_events()
+    events[place] = {**events[place], **changes}
+    return packed(events)
+
+
+def with_body(place: int, **changes: Any) -> Members:
+    events = good_events()
+    events[place]["body"] |= changes
+    return packed(events)
+
+
+def with_file(path: str = "a", **changes: Any) -> Members:
+    return with_body(2, changed={path: {"digest": DIGEST, "size": 7, "mode": 0o644, **changes}})
+
+
+def zipped(members: Members, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", method) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return made.getvalue()
+
+
+async def count_rows(journal: Journal) -> int:
+    tables = ("sessions", "runs", "events")
+    count = "SELECT count(*) FROM "
+    return sum(await journal.read(lambda rows: [rows.execute(count + each).fetchone()[0] for each in tables]))
+
+
+async def refused(journal: Journal, tmp_path: Path, data: bytes, reason: str) -> str:
+    path = tmp_path / "hostile.zip"
+    path.write_bytes(data)
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        await import_session(journal, path, "you")
+    assert await count_rows(journal) == 0
+    assert [found for found in journal.blobs.root.rglob("*") if found.is_file()] == []
+    return str(caught.value)
+
+
+async def test_the_good_archive_of_these_tests_is_taken(there: Journal, tmp_path: Path) -> None:
+    (tmp_path / "good.zip").write_bytes(zipped(packed()))
+    row = await import_session(there, tmp_path / "good.zip", "you")
+    assert (await there.files_at(row.tip))[0] == {"a/b.txt": {"digest": DIGEST, "size": 7, "mode": 0o644}}
+
+
+TWO_RUNS = {"runs": 2}
+HOSTILE: dict[str, tuple[Members, str]] = {
+    "traversal": (with_member("../../evil", b""), r"'../../evil' does not belong"),
+    "absolute": (with_member("/etc/passwd", b""), r"'/etc/passwd' does not belong"),
+    "folder": (with_member("blobs/", b""), r"'blobs/' does not belong"),
+    "blob that is no digest": (with_member("blobs/../x", b""), "does not belong"),
+    "wrong digest": (packed(blobs={FILE[0]: b"other"}), "is not the content that it is named after"),
+    "no manifest": ({"events.jsonl": b""}, r"'manifest.json' is missing"),
+    "no events": ({"manifest.json": packed()["manifest.json"]}, r"'events.jsonl' is missing"),
+    "manifest that is no JSON": (with_member("manifest.json", b"{"), r"'manifest.json' is not JSON"),
+    "manifest of something else": (with_member("manifest.json", b"[]"), "is not that of a session"),
+    "manifest with a number for text": (packed(manifest={"skipped": [1]}), "has no right 'skipped'"),
+    "manifest without a session": (packed(manifest={"sessions": []}), "names no session"),
+    "manifest with a broken session": (packed(manifest={"sessions": [{"id": 1}]}), "has no right 'id'"),
+    "manifest with an odd name": (
+        packed(manifest={"sessions": [{**GOOD_MANIFEST["sessions"][0], "name": "s_secret"}]}),
+        "which is none",
+    ),
+    "manifest with an unknown origin": (
+        packed(manifest={"sessions": [{**GOOD_MANIFEST["sessions"][0], "origin": "r_9"}]}),
+        "names an unknown run 'r_9'",
+    ),
+    "newer archive": (packed(manifest={"version": 2}), "has version 2.*Use the newer"),
+    "wrong counts": (packed(manifest={"events": 9}), "has 3 events of 1 runs, which is not what was sent"),
+    "line that is no JSON": (with_member("events.jsonl", b"{]\n"), r"'events.jsonl, line 1' is not JSON"),
+    "line that is no event": (packed([1]), "line 1' is not an event"),
+    "nested too deeply": (with_member("events.jsonl", b"[" * 100_000), "line 1' is not JSON"),
+    "infinity": (with_member("events.jsonl", b"[1e999]\n"), "is too large"),
+    "not a number": (with_member("events.jsonl", b"[NaN]\n"), "NaN is not a number"),
+    "endless integer": (with_member("events.jsonl", b"[" + b"9" * 9999 + b"]\n"), "is not JSON"),
+    "event of a session that is not there": (with_event(1, session=7), "line 2' is out of order"),
+    "event twice": (with_event(1, n=1), "line 2' is out of order"),
+    "event with a huge number": (with_event(1, n=2**80), "line 2' is out of order"),
+    "event of a newer version": (with_event(1, version=2), "written by a newer version. Use that version"),
+    "event with an odd kind": (with_event(1, kind="\ud800"), "has no right kind"),
+    "event of another run": (with_event(1, run="r_9"), "belongs to run 'r_9', which the session has not started"),
+    "event with a missing field": (with_event(1, body={}), "has no status"),
+    "event with a field of a wrong type": (with_body(0, timeout_s="1"), "has no right 'timeout_s'"),
+    "event with a truth for a number": (with_body(0, step=True), "has no right 'step'"),
+    "list for an object": (with_body(2, changed=[]), "has no right 'changed'"),
+    "file entry of a wrong shape": (with_body(2, changed={"a": {"digest": DIGEST}}), "has no right 'changed'"),
+    "run that is its own parent": (with_body(0, parent="r_1"), "whose parent 'r_1' is missing"),
+    "run without its parent": (with_body(0, parent="r_9"), "whose parent 'r_9' is missing"),
+    "cycle of runs": (
+        packed([event(1, "run_started", {**START, "parent": "r_2", "step": 2}), good_events()[0]], TWO_RUNS),
+        "whose parent 'r_2' is missing or comes later",
+    ),
+    "step that does not follow": (with_body(0, step=0), "does not follow"),
+    "huge step": (with_body(0, step=2**40), "does not follow"),
+    "run twice": (packed([good_events()[0], event(2, "run_started", START)]), "a second time"),
+    "run of two names": (with_body(0, run="r_2"), "under two names"),
+    "end twice": (
+        packed([*good_events()[:2], event(3, "run_finished", {"status": "ok"})]),
+        "ends a run that is not under way",
+    ),
+    "tip that is not there": (
+        packed([*good_events(), event(4, "tip_moved", {"tip": "r_9", "left": None}, None)]),
+        "moves the tip from or to an unknown run",
+    ),
+    "blob that is not there": (packed(blobs={}), f"needs blob '{DIGEST}', which is missing"),
+    "large field that is not there": (with_event(1, large={"value": "0" * 64}), "which is missing"),
+    "large field that is no digest": (with_event(1, large={"value": "../x"}), "which is missing"),
+    "large field that is no JSON": (with_event(1, large={"value": DIGEST}), "is not JSON"),
+    "name of a run in a blob": (with_event(0, large={"parent": DIGEST}), "has 'parent' where it does not belong"),
+    "file outside": (with_file("../../.bashrc"), "names a file '../../.bashrc' outside the workspace"),
+    "file at the root": (with_file("/etc/passwd"), "outside the workspace"),
+    "file with a detour": (with_file("a/../b"), "outside the workspace"),
+    "file with a zero": (with_file("a\0b"), "outside the workspace"),
+    "removed file outside": (with_body(2, removed=["/"]), "outside the workspace"),
+    "file of a wrong size": (with_file(size=8), "has a wrong size"),
+    "file of a wrong mode": (with_file(mode=0o170000), "has a wrong file mode"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+async def test_a_hostile_archive_is_refused_and_leaves_nothing(there: Journal, tmp_path: Path, what: str) -> None:
+    members, reason = HOSTILE[what]
+    assert "hostile.zip is refused" in await refused(there, tmp_path, zipped(members), reason)
+
+
+async def test_links_are_refused(there: Journal, tmp_path: Path) -> None:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        for name, data in packed().items():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16
+            file.writestr(member, data)
+    await refused(there, tmp_path, made.getvalue(), "is not a regular file")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+async def test_a_name_that_is_there_twice_is_refused(there: Journal, tmp_path: Path) -> None:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        for name, data in [*packed().items(), ("manifest.json", b"{}")]:
+            file.writestr(name, data)
+    await refused(there, tmp_path, made.getvalue(), "'manifest.json' is there twice")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+async def test_other_ways_to_compress_are_refused(there: Journal, tmp_path: Path, method: int) -> None:
+    await refused(there, tmp_path, zipped(packed(), method), "is compressed in another way than deflate")
+
+
+async def test_bombs_are_refused_while_they_are_read(
+    there: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = bytes(8 * 1024 * 1024)
+    for name in ("MAX_BLOB", "MAX_MANIFEST"):
+        monkeypatch.setattr(archive_file, name, 1024 * 1024)
+    monkeypatch.setattr(archive_file.ArchiveReader.chunks, "__defaults__", (1024 * 1024,))
+    await refused(there, tmp_path, zipped(packed(blobs=dict([FILE, blob_of(zeros)]))), "is larger than 1 MB")
+    await refused(there, tmp_path, zipped(with_member("manifest.json", zeros)), "'manifest.json' is larger than 1 MB")
+    await refused(there, tmp_path, zipped(with_member("events.jsonl", zeros)), "line 1' is longer than 4 MB")
+    monkeypatch.setattr(archive_file, "MAX_TOTAL", 2 * 1024 * 1024)
+    several = dict(blob_of(bytes([number]) * 900_000) for number in range(3))
+    await refused(there, tmp_path, zipped(packed(blobs=several)), "takes the whole beyond 2 MB")
+    lines = b"".join(json.dumps(event(n, "tea", {"x": "y" * 1000}, None)).encode() + b"\n" for n in range(1, 3000))
+    await refused(
+        there, tmp_path, zipped(with_member("events.jsonl", lines)), "'events.jsonl' takes the whole beyond 2 MB"
+    )
+    monkeypatch.setattr(archive_file, "MAX_MEMBERS", 3)
+    await refused(there, tmp_path, zipped(packed(blobs=several)), "is one more than 3 members")
+    monkeypatch.setattr(archive_events, "MAX_RUNS", 1)
+    two = [event(n, "run_started", {**START, "run": f"r_{n}"}, f"r_{n}") for n in (1, 2)]
+    await refused(there, tmp_path, zipped(packed(two, TWO_RUNS)), "starts one run more than 1")
+
+
+async def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
+    there: Journal, tmp_path: Path
+) -> None:
+    whole = zipped(packed())
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 500_000_000, 0, 0)
+    await refused(there, tmp_path, whole[:-22] + end, "its directory is larger than 40 MB")
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 9, 9, 500_000_000, 0)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(whole) - 22, 1)
+    await refused(there, tmp_path, whole[:-22] + end64 + locator + whole[-22:], "its directory is larger than 40 MB")
+    elsewhere = struct.pack("<4sLQL", b"PK\6\7", 0, 5, 1)
+    await refused(there, tmp_path, whole[:-22] + end64 + elsewhere + whole[-22:], "its end is not where it says")
+
+
+async def test_what_is_no_whole_zip_is_refused(there: Journal, tmp_path: Path) -> None:
+    whole = zipped(packed())
+    for data in (b"", b"PK", b"not a zip at all" * 100, whole[: len(whole) // 2], whole[:-1], whole + b"x"):
+        assert "Export the session again" in await refused(there, tmp_path, data, "is not a whole zip")
+    for place in range(0, len(whole), 7):  # any damage is refused or harmless, and never another error
+        broken = bytearray(whole)
+        broken[place] ^= 0x5A
+        (tmp_path / "broken.zip").write_bytes(broken)
+        with suppress(InvalidRequest):
+            await import_session(there, tmp_path / "broken.zip", "you")
+
+
+async def test_pipes_folders_and_what_is_not_there_are_no_archives(there: Journal, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with anyio.fail_after(5):
+        for name, reason in (
+            ("pipe", "is not a file"),
+            (".", "is not a file"),
+            ("none", "No such file"),
+        ):
+            with pytest.raises(InvalidRequest, match=reason):
+                await import_session(there, tmp_path / name, "you")
+
+
+async def test_ids_of_another_form_are_replaced(there: Journal, tmp_path: Path) -> None:
+    odd = [{**each, "run": "--force"} for each in good_events()]
+    odd[0]["body"] = {**START, "run": "--force", "replays": "r_of_somebody"}
+    sessions = [{"id": "report\ud800", "name": None, "created": 1.0, "origin": None}]
+    (tmp_path / "odd.zip").write_bytes(zipped(packed(odd, {"sessions": sessions})))
+    row = await import_session(there, tmp_path / "odd.zip", "you")
+    assert row.id.startswith("s_")
+    (run,) = await there.runs(row.id)
+    assert run.id.startswith("r_")
+    started, *_ = await there.events(row.id)
+    assert isinstance(started.event, RunStarted)
+    assert (started.event.run, started.event.replays) == (run.id, None)
