@@ -36,11 +36,11 @@ class Progress:
 # the tool -------------------------------------------------------------------------------------------------
 
 
-async def test_the_only_tool_is_run_code_and_it_costs_few_tokens(server: Connection) -> None:
-    [tool] = (await server.client.list_tools()).tools
-    assert tool.name == "run_code"
+async def test_the_tools_are_run_code_and_replay_and_cost_few_tokens(server: Connection) -> None:
+    tool, replay = (await server.client.list_tools()).tools
+    assert (tool.name, replay.name) == ("run_code", "replay")
     assert set(tool.input_schema["properties"]) == {"code", "session", "timeout_s"}
-    listed = json.dumps([tool.name, tool.description, tool.input_schema])
+    listed = json.dumps([[each.name, each.description, each.input_schema] for each in (tool, replay)])
     tokens = count_tokens(listed)
     assert tokens is not None
     assert tokens <= TOKENS

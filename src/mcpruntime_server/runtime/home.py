@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from anyio import Lock
 
-from ..errors import JournalFailed, NotFound
+from ..errors import JournalFailed, NotFound, SandboxFailed
 from ..journal.events import FileEntry, FilesChanged
 from ..journal.replay import FRESH, INTERRUPTED, UNSEEDED, Recording, load_recording
 from ..journal.rows import RunRow
@@ -61,6 +61,7 @@ class Home:
         self._lost = lost  # runs whose variables cannot be had back, and why; of all homes
         self._numbers: dict[str | None, int] = {None: 0}  # run -> the link's number for it
         self._state: str | None = None  # the run whose end state interpreter and workspace are in
+        self._rebuilt: str | None = None  # the last state that was come to by executing steps again
         self._runs = 0  # that the link had executed when that became so
         self._files: dict[str, FileEntry] = {}
         self._unsaved: list[Run] = []
@@ -90,6 +91,8 @@ class Home:
     def ran(self, run: Run) -> None:
         """Take note that `run`, for which this was brought to a state, is over."""
         if run.undone:
+            if self.is_gone and self._rebuilt == self._state and self._state is not None:
+                self._lost[self._state] = "The sandbox did not survive what was executed again."
             if self.link.last_run != self._runs:
                 self._state = UNSETTLED
             return
@@ -197,14 +200,18 @@ class Home:
                 continue
             run.enter_stage(f"executing step {row.step} of {line[-1].step} again, with recorded answers")
             recording = await load_recording(self._journal, row)
-            rebuilt = await rebuild_step(
-                self.link, recording, self._router, self._limits.files + FILE_OVERHEAD, park=row is line[-1]
-            )
+            limit = self._limits.files + FILE_OVERHEAD
+            try:
+                rebuilt = await rebuild_step(self.link, recording, self._router, limit, park=row is line[-1])
+            except SandboxFailed:
+                self._lost[line[-1].id] = f"The sandbox did not survive step {row.step} when it was executed again."
+                raise
             check(recording, rebuilt, strictly=bool(skipped))
             await self._take_rebuilt(recording, rebuilt, run, arrival)
         run.enter_stage("")
         arrival.rebuilt = len(line) - done - len(skipped)
         self._remember(line[-1].id)
+        self._rebuilt = line[-1].id
         if skipped:
             listed = ", ".join(map(str, skipped))
             arrival.notes.append(f"What step {listed} did to variables before it was interrupted is not among them.")

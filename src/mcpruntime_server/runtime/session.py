@@ -19,7 +19,7 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from ..errors import InvalidRequest, JournalFailed
+from ..errors import InvalidRequest, JournalFailed, SandboxFailed
 from ..journal.events import SandboxEnded, SandboxStarted, TipMoved
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
@@ -179,18 +179,26 @@ class Session:
     async def _link(self, parent: str | None, run: Run) -> Link:
         """Return the sandbox for `run`, in the state that run `parent` has left."""
         home = await self._take_turn()
-        run.prepare_in(home.link)
-        run.state_after_death = partial(self._state_after_death, home, parent)
-        arrival = await home.bring(parent, run)
+        try:
+            arrival = await self._bring(home, parent, run)
+        except SandboxFailed:  # it was gone, or did not survive what was executed again, which is not tried twice
+            home = await self._take_turn()
+            arrival = await self._bring(home, parent, run)
         run.fresh = arrival.fresh and parent is not None
         self._tell(arrival, run)
         return home.link
+
+    async def _bring(self, home: Home, parent: str | None, run: Run) -> Arrival:
+        run.prepare_in(home.link)
+        run.state_after_death = partial(self._state_after_death, home, parent)
+        return await home.bring(parent, run)
 
     async def _take_turn(self) -> Home:
         """Return the home whose turn this session has: its family's if that is free, else one of its own."""
         if self.home is not None and self.home.is_gone:
             self._leave_home(await self.home.link.why())
             self._note = REPLACED
+            self._has_turn = False
         if self.home is not None:
             try:
                 self.home.turn.acquire_nowait()
@@ -212,7 +220,8 @@ class Session:
     def _tell(self, arrival: Arrival, run: Run) -> None:
         notes = [self._note, REBUILT.format(arrival.rebuilt) if arrival.rebuilt else "", *arrival.notes]
         run.report.notes += [note for note in notes if note]
-        self._note = ""
+        if not run.request.resumes:  # nobody may be there to read what that one says
+            self._note = ""
 
     def _state_after_death(self, home: Home, parent: str | None) -> str:
         """Return what the next run begins with if this one dies."""

@@ -205,7 +205,7 @@ class DefaultSession:
     async def find(self, handle: str | None) -> Session:
         """Return the session `handle`, or without one the default, made at its first use."""
         if handle is not None or self._handle is not None:
-            return await self._runtime.session(handle or self._handle, PRINCIPAL)
+            return await self._runtime.session(self._handle if handle is None else handle, PRINCIPAL)
         async with self._lock:
             session = await self._runtime.session(self._handle, PRINCIPAL)
             self._handle = session.id

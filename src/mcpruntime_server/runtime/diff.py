@@ -1,0 +1,290 @@
+"""Comparing the past: two runs, or two lines of them.
+
+What is compared may be large, and hostile: each text is compared in a bounded part, and each difference that is told is
+bounded. Times and figures of use are not compared, because they never agree.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+from ..errors import JournalFailed, NotFound
+from ..journal.events import FileEntry
+from ..journal.replay import RecordedCall
+from ..journal.rows import RunRow
+from ..journal.store import Journal
+from .history import PastRun, load_run
+
+LINE_CHARS = 400  # longer lines are compared in pieces
+DIFF_LINES = 1000  # of each text, from the first one that differs: difflib takes the square of it
+TOLD_LINES = 400  # of a difference
+CONTEXT = 2  # lines around what differs
+FILE_BYTES = 256 * 1024  # larger files are told apart by their digests only
+DIFFED_FILES = 100  # whose texts are compared
+NO_NEWLINE = "\\ No newline at end"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing in both states; None where there is none."""
+
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class CallChange:
+    """A call that only one of two runs made (the other side is None), or that ended otherwise."""
+
+    target: str
+    args: str  # canonical JSON
+    nth: int
+    a: Mapping[str, Any] | None  # keys: status, value, error
+    b: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """A file that differs; `text` is the unified difference where both are text of bearable size."""
+
+    path: str
+    a: FileEntry | None
+    b: FileEntry | None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class RunDiff:
+    """How run `b` differs from run `a`; what is the same is empty. `files` are of the workspaces at their ends."""
+
+    a: RunRow
+    b: RunRow
+    code: str = ""  # this and the next two as unified differences
+    stdout: str = ""
+    stderr: str = ""
+    calls: tuple[CallChange, ...] = ()
+    value: Change | None = None
+    error: Change | None = None
+    status: Change | None = None
+    files: tuple[FileChange, ...] = ()
+    damage: tuple[str, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs, as far as that can be read."""
+        texts, ends = (self.code, self.stdout, self.stderr), (self.value, self.error, self.status)
+        return not any((*texts, *ends, self.calls, self.files))
+
+
+@dataclass(frozen=True)
+class LineDiff:
+    """How line `b` differs from line `a`: runs that both have, then pairs of steps, then steps without a partner."""
+
+    a: str | None  # the tips
+    b: str | None
+    common: tuple[str, ...] = ()
+    steps: tuple[RunDiff, ...] = ()
+    only_a: tuple[RunRow, ...] = ()
+    only_b: tuple[RunRow, ...] = ()
+    files: tuple[FileChange, ...] = ()  # of the workspaces at the tips
+    damage: tuple[str, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs, as far as that can be read."""
+        return not (self.only_a or self.only_b or self.files) and all(step.equal for step in self.steps)
+
+
+async def diff_runs(journal: Journal, a: RunRow, b: RunRow, *, files: bool = True) -> RunDiff:
+    """Compare two runs, and with `files` the workspaces at their ends."""
+    one, other = await load_run(journal, a), await load_run(journal, b)
+    damage = [*one.damage, *other.damage]
+    changed = await diff_files(journal, a.id, b.id, damage) if files else ()
+    before, after = one.report, other.report
+    return RunDiff(
+        a,
+        b,
+        unified(one.code, other.code),
+        unified(before.stdout, after.stdout),
+        unified(before.stderr, after.stderr),
+        diff_calls(one.calls, other.calls),
+        change(before.value, after.value),
+        change(before.error, after.error),
+        change(ending(one), ending(other)),
+        changed,
+        tuple(dict.fromkeys(damage)),
+    )
+
+
+async def diff_lines(journal: Journal, a: str | None, b: str | None) -> LineDiff:
+    """Compare the lines that lead to two runs."""
+    one, other = await journal.line(a), await journal.line(b)
+    shared = 0
+    while shared < min(len(one), len(other)) and one[shared].id == other[shared].id:
+        shared += 1
+    pairs = list(zip_longest(one[shared:], other[shared:]))
+    steps = [await diff_runs(journal, left, right, files=False) for left, right in pairs if left and right]
+    damage = [text for step in steps for text in step.damage]
+    return LineDiff(
+        a,
+        b,
+        tuple(row.id for row in one[:shared]),
+        tuple(steps),
+        tuple(left for left, right in pairs if left and not right),
+        tuple(right for left, right in pairs if right and not left),
+        await diff_files(journal, a, b, damage),
+        tuple(dict.fromkeys(damage)),
+    )
+
+
+def change(a: Any, b: Any) -> Change | None:
+    """Return both, if they are not the same."""
+    return Change(a, b) if a != b else None
+
+
+def ending(run: PastRun) -> str:
+    """Return how a run ended."""
+    return f"{run.report.status}, undone" if "undone" in run.row.flags else run.report.status
+
+
+# calls ----------------------------------------------------------------------------------------------
+
+
+def diff_calls(a: Sequence[RecordedCall], b: Sequence[RecordedCall]) -> tuple[CallChange, ...]:
+    """Return the listed calls that differ, in order; the order itself is not compared: calls may be concurrent."""
+    before = {(call.target, call.args, call.nth): outcome(call) for call in a if call.listed}
+    after = {(call.target, call.args, call.nth): outcome(call) for call in b if call.listed}
+    changes = [CallChange(*key, before.get(key), after.get(key)) for key in merged(list(before), list(after))]
+    return tuple(each for each in changes if each.a != each.b)
+
+
+def outcome(call: RecordedCall) -> Mapping[str, Any]:
+    """Return how a call ended."""
+    if call.finished is None:
+        return {"status": "started", "value": None, "error": None}
+    return {"status": "error" if call.error else "ok", "value": call.value, "error": call.error}
+
+
+def merged(a: Sequence[T], b: Sequence[T]) -> list[T]:
+    """Return the items of both in the order of `a`, with those of `b` alone after what they follow there."""
+    in_a, seen, order = set(a), set(), []
+    rest = iter(a)
+    for item in b:
+        if item in in_a and item not in seen:
+            for earlier in rest:
+                seen.add(earlier)
+                order.append(earlier)
+                if earlier == item:
+                    break
+        elif item not in in_a:
+            order.append(item)
+    return [*order, *rest]
+
+
+# files ----------------------------------------------------------------------------------------------
+
+
+async def diff_files(journal: Journal, a: str | None, b: str | None, damage: list[str]) -> tuple[FileChange, ...]:
+    """Return how the workspaces at the ends of two runs differ."""
+    try:
+        (before, _), (after, _) = await journal.files_at(a), await journal.files_at(b)
+    except JournalFailed as exc:
+        damage.append(f"Files are not compared: {exc}")
+        return ()
+    paths = [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
+    changes = []
+    for number, path in enumerate(paths):
+        old, new = before.get(path), after.get(path)
+        text = await _diff_contents(journal, old, new, damage) if number < DIFFED_FILES else ""
+        changes.append(FileChange(path, old, new, text))
+    return tuple(changes)
+
+
+async def _diff_contents(journal: Journal, a: FileEntry | None, b: FileEntry | None, damage: list[str]) -> str:
+    """Return the unified difference of two files, "" if one of them is no text, too large or damaged."""
+    texts = []
+    for entry in (a, b):
+        if entry is not None and entry["size"] > FILE_BYTES:
+            return ""
+        try:
+            data = b"" if entry is None else await journal.get_blob(entry["digest"])
+            texts.append(data.decode())
+        except (JournalFailed, NotFound) as exc:
+            damage.append(str(exc))
+            return ""
+        except UnicodeDecodeError:
+            return ""
+    return "" if any("\0" in text for text in texts) else unified(*texts)
+
+
+# texts ----------------------------------------------------------------------------------------------
+
+
+def unified(a: str, b: str) -> str:
+    """Return the unified difference of two texts, bounded; "" only if they are the same.
+
+    Line numbers count the pieces of long lines.
+    """
+    if a == b:
+        return ""
+    before, after = _pieces(a), _pieces(b)
+    start = max(0, _common(before, after) - CONTEXT)
+    left, right = before[start:], after[start:]
+    end = max(0, _common(left[::-1], right[::-1]) - CONTEXT)
+    left, right = left[: len(left) - end], right[: len(right) - end]
+    lines = list(_hunks(left[:DIFF_LINES], right[:DIFF_LINES], start))
+    told = lines[:TOLD_LINES]
+    if len(lines) > TOLD_LINES or max(len(left), len(right)) > DIFF_LINES:
+        told.append("… more differs than is told")
+    return "\n".join(told) or "… only line ends differ"
+
+
+def _pieces(text: str) -> list[str]:
+    """Return the lines of a text, long ones in pieces; that the last one does not end counts as a line."""
+    lines = text.split("\n")
+    lines[-1:] = [lines[-1], NO_NEWLINE] if lines[-1] else []
+    return [line[at : at + LINE_CHARS] for line in lines for at in range(0, max(len(line), 1), LINE_CHARS)]
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return how many lines two texts begin with that are the same."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((number for number, (one, other) in pairs if one != other), min(len(a), len(b)))
+
+
+def _hunks(a: Sequence[str], b: Sequence[str], start: int) -> Iterator[str]:
+    """Yield the lines of a unified difference of texts that begin after line `start`."""
+    for group in difflib.SequenceMatcher(None, a, b).get_grouped_opcodes(CONTEXT):
+        (_, left, _, right, _), (_, _, left_end, _, right_end) = group[0], group[-1]
+        yield f"@@ -{_range(start + left, left_end - left)} +{_range(start + right, right_end - right)} @@"
+        for tag, i, i_end, j, j_end in group:
+            if tag == "equal":
+                yield from (f" {line}" for line in a[i:i_end])
+            else:
+                yield from (f"-{line}" for line in a[i:i_end])
+                yield from (f"+{line}" for line in b[j:j_end])
+
+
+def _range(start: int, length: int) -> str:
+    return f"{start + 1 if length else start},{length}"
+
+
+# for programs ---------------------------------------------------------------------------------------
+
+
+def as_data(found: Any) -> Any:
+    """Return a difference, or a part of one, as JSON data; runs by their ids."""
+    if isinstance(found, RunRow):
+        return found.id
+    if isinstance(found, tuple):
+        return [as_data(item) for item in found]
+    if not is_dataclass(found):
+        return found
+    data = {item.name: as_data(getattr(found, item.name)) for item in fields(found)}
+    return {"equal": found.equal, **data} if isinstance(found, RunDiff | LineDiff) else data

@@ -1,0 +1,234 @@
+"""Reading the past: runs, lines and sessions as the journal has them.
+
+Nothing here needs a sandbox, and the journal is all that is read. What is damaged there is named in `damage`, and the
+rest is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from ..errors import InvalidRequest, NotFound
+from ..journal.events import CallStarted, FileEntry, FilesChanged, RunFinished, RunStarted
+from ..journal.replay import RecordedCall, Recorder
+from ..journal.rows import RunRow, SessionRow, Stored
+from ..journal.store import Journal
+from .calls import LedgerEntry
+from .report import Report, Status
+
+NAMED = 5  # of the sessions that an error names
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """One run as the journal has it: `start` is None where that is damaged, `end` where the run has not ended."""
+
+    row: RunRow
+    start: RunStarted | None
+    calls: tuple[RecordedCall, ...]
+    printed: Mapping[str, str]
+    end: RunFinished | None
+    files: FilesChanged | None
+    damage: tuple[str, ...] = ()
+
+    @property
+    def code(self) -> str:
+        """What was executed; "" where that is lost."""
+        return self.start.code if self.start else ""
+
+    @property
+    def changed(self) -> Mapping[str, FileEntry]:
+        """The files that it left changed."""
+        return self.files.changed if self.files else {}
+
+    @property
+    def report(self) -> Report:
+        """The same facts as were told when it ran, bar the notes, which were of that moment."""
+        row, end, files = self.row, self.end, self.files
+        report = Report(row.id, row.session, row.step, stdout=self.printed["stdout"], stderr=self.printed["stderr"])
+        report.calls = [entry_of(call) for call in self.calls if call.listed]
+        if files is not None:
+            report.changed, report.removed = list(files.changed), list(files.removed)
+        if end is not None:
+            report.status = cast(Status, end.status)
+            report.value = None if end.value is None else dict(end.value)
+            report.error = None if end.error is None else dict(end.error)
+            report.usage = dict(end.usage or {})
+        return report
+
+
+def past_run(row: RunRow, stored: Iterable[Stored], damage: Sequence[str] = ()) -> PastRun:
+    """Return the run that these events make up."""
+    found = Recorder()
+    for each in stored:
+        found.take(each)
+    printed = {stream: "".join(pieces) for stream, pieces in found.printed.items()}
+    return PastRun(row, found.start, tuple(found.calls.values()), printed, found.end, found.files, tuple(damage))
+
+
+def report_of(row: RunRow, stored: Sequence[Stored]) -> Report:
+    """Return the report of a run from its events; one that has not ended is `running`, with what it has done so far."""
+    return past_run(row, stored).report
+
+
+def entry_of(call: RecordedCall) -> LedgerEntry:
+    """Return a recorded call as a line of the ledger."""
+    entry = LedgerEntry(call.target, json.loads(call.args), ms=call.ms)
+    if call.error is not None:
+        entry.status, entry.error = "error", str(call.error.get("message", ""))
+    elif call.finished is not None:
+        entry.status = "ok"
+    return entry
+
+
+async def load_run(journal: Journal, row: RunRow) -> PastRun:
+    """Return a run from the journal."""
+    damage: list[str] = []
+    stored = await journal.events(row.session, run=row.id, damage=damage)
+    return past_run(row, stored, damage)
+
+
+async def load_report(journal: Journal, run: str) -> Report:
+    """Return the report of a run; raises `NotFound`."""
+    return (await load_run(journal, await journal.run(run))).report
+
+
+async def load_line(journal: Journal, run: str | None) -> list[Report]:
+    """Return the reports of the runs that led to the end of `run`, the first first; raises `NotFound`."""
+    return [(await load_run(journal, row)).report for row in await journal.line(run)]
+
+
+# a session as a whole -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run in a list: the first line of its code, and how many calls it made and files it changed."""
+
+    row: RunRow
+    code: str = ""
+    calls: int = 0
+    files: int = 0
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The runs of a session, parents first, with those of other sessions that they go back to.
+
+    `line` leads to the tip; every other run is on a line that was left, or is undone. `forks` are the sessions that
+    begin at a run.
+    """
+
+    session: SessionRow
+    runs: tuple[Summary, ...]
+    line: tuple[str, ...]
+    forks: Mapping[str, tuple[SessionRow, ...]] = field(default_factory=dict)
+    damage: tuple[str, ...] = ()
+
+    def children(self) -> Mapping[str | None, list[Summary]]:
+        """Return the runs that each run was followed by, None being the beginning; later ones last."""
+        known = {each.row.id for each in self.runs}
+        children = defaultdict(list)
+        for each in self.runs:
+            children[each.row.parent if each.row.parent in known else None].append(each)
+        return children
+
+
+async def load_tree(journal: Journal, session: SessionRow) -> Tree:
+    """Return what there is of a session."""
+    line = await journal.line(session.tip)
+    rows = {row.id: row for row in line if row.session != session.id}
+    for row in await journal.runs(session.id):
+        if row.parent is not None and row.parent not in rows:  # a line that was left in another session
+            rows |= {older.id: older for older in await journal.line(row.parent) if older.id not in rows}
+        rows[row.id] = row
+    damage: list[str] = []
+    summaries: dict[str, Summary] = {}
+    for each in dict.fromkeys(row.session for row in rows.values()):
+        summaries |= await _summaries(journal, each, rows, damage)
+    forks = defaultdict(list)
+    for other in reversed(await journal.sessions()):
+        if other.origin in rows and other.id != session.id:
+            forks[other.origin].append(other)
+    return Tree(
+        session,
+        tuple(summaries[run] for run in rows),
+        tuple(row.id for row in line),
+        {run: tuple(others) for run, others in forks.items()},
+        tuple(damage),
+    )
+
+
+async def _summaries(
+    journal: Journal, session: str, rows: Mapping[str, RunRow], damage: list[str]
+) -> Mapping[str, Summary]:
+    """Return those of `rows` that are runs of `session`, summed up."""
+    code = {}
+    for stored in await journal.events(session, kind="run_started", damage=damage):
+        if isinstance(stored.event, RunStarted):
+            code[stored.event.run] = first_line(stored.event.code)
+    calls: Counter[str | None] = Counter()
+    for stored in await journal.events(session, kind="call_started", damage=damage):
+        if isinstance(stored.event, CallStarted) and stored.event.listed:
+            calls[stored.run] += 1
+    files: dict[str | None, int] = {}
+    for stored in await journal.events(session, kind="files_changed", damage=damage):
+        if isinstance(stored.event, FilesChanged):
+            files[stored.run] = len(stored.event.changed) + len(stored.event.removed)
+    return {
+        row.id: Summary(row, code.get(row.id, ""), calls[row.id], files.get(row.id, 0))
+        for row in rows.values()
+        if row.session == session
+    }
+
+
+def first_line(code: str) -> str:
+    """Return the first line of code that has something on it."""
+    return next((line.strip() for line in code.splitlines() if line.strip()), "")
+
+
+# what people call things ----------------------------------------------------------------------------
+
+
+async def find_session(journal: Journal, handle: str, principal: str | None = None) -> SessionRow:
+    """Return the principal's, or anybody's, session of that id or name.
+
+    Raises `NotFound`, or `InvalidRequest` if it is several.
+    """
+    sessions = await journal.sessions(principal)
+    found = [row for row in sessions if row.id == handle] or [row for row in sessions if row.name == handle]
+    if not found:
+        known = ", ".join(row.name or row.id for row in sessions[:NAMED])
+        remedy = f"Last used: {known}." if known else "There are no sessions here yet; is this the right data folder?"
+        raise NotFound(f"There is no session {handle!r}.", remedy=remedy)
+    if len(found) > 1:
+        ids = ", ".join(row.id for row in found)
+        raise InvalidRequest(f"{len(found)} sessions are called {handle!r}.", remedy=f"Use an id: {ids}.")
+    return found[0]
+
+
+async def find_run(journal: Journal, session: SessionRow, which: str) -> RunRow:
+    """Return a run of `session`: by its id, or by its step on the session's line; raises `NotFound`."""
+    line = await journal.line(session.tip)
+    handle = session.name or session.id
+    if which.isdecimal():
+        for row in line:
+            if row.step == int(which):
+                return row
+        steps = f"has the steps 1 to {line[-1].step}" if line else "is empty"
+        raise NotFound(f"There is no step {which}: the session {handle!r} {steps}.")
+    for row in [*line, *await journal.runs(session.id)]:
+        if row.id == which:
+            return row
+    remedy = f"`mcpruntime-server replay list {handle}` shows its runs."
+    raise NotFound(f"The session {handle!r} has no run {which!r}.", remedy=remedy)
+
+
+def fields_of(row: Any) -> dict[str, Any]:
+    """Return the fields of a row as JSON data."""
+    found = {name: getattr(row, name) for name in row.__dataclass_fields__}
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in found.items()}
