@@ -30,6 +30,8 @@ class ServerSettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_sessions: Positive = 32
     session_idle_s: Seconds = 900.0
+    keep_days: Annotated[int, Field(ge=0)] = 90
+    keep_mb: Annotated[int, Field(ge=0)] = 4096
     result_chars: Positive = 20_000
     result_items: Positive = 200
 
