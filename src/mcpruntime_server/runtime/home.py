@@ -91,8 +91,10 @@ class Home:
     def ran(self, run: Run) -> None:
         """Take note that `run`, for which this was brought to a state, is over."""
         if run.undone:
-            if self.is_gone and self._rebuilt == self._state and self._state is not None:
-                self._lost[self._state] = "The sandbox did not survive what was executed again."
+            if self._state is not None and (
+                self.link.broke_protocol or (self.is_gone and self._rebuilt == self._state)
+            ):
+                self._lost[self._state] = "A sandbox does not survive it."
             if self.link.last_run != self._runs:
                 self._state = UNSETTLED
             return

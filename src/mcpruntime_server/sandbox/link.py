@@ -183,6 +183,7 @@ class Link:
         self._saved = anyio.Event()
         self._saved.set()
         self._failure = ""
+        self.broke_protocol = False  # it is gone because of what it sent
 
     @property
     def info(self) -> SandboxInfo:
@@ -334,6 +335,7 @@ class Link:
                 for message in decoder.messages(data):
                     self._route(message)
             except wire.WireError as exc:
+                self.broke_protocol = True
                 self.fail(f"it broke the protocol ({exc})")
                 return
         self.fail("")
