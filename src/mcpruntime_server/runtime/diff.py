@@ -172,19 +172,19 @@ def outcome(call: RecordedCall) -> Mapping[str, Any]:
 
 
 def merged(a: Sequence[T], b: Sequence[T]) -> list[T]:
-    """Return the items of both in the order of `a`, with those of `b` alone after what they follow there."""
-    in_a, seen, order = set(a), set(), []
-    rest = iter(a)
+    """Return the items of both, none twice, in the order of `a`; those of `b` alone come after what they follow."""
+    where, in_b, place = {item: at for at, item in enumerate(a)}, set(b), 0
+    order: list[T] = []
     for item in b:
-        if item in in_a and item not in seen:
-            for earlier in rest:
-                seen.add(earlier)
-                order.append(earlier)
-                if earlier == item:
-                    break
-        elif item not in in_a:
+        at = where.get(item)
+        end = max(place, place if at is None else at + 1)
+        while at is None and end < len(a) and a[end] not in in_b:
+            end += 1
+        order += a[place:end]
+        place = end
+        if at is None:
             order.append(item)
-    return [*order, *rest]
+    return [*order, *a[place:]]
 
 
 # files ----------------------------------------------------------------------------------------------
