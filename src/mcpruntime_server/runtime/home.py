@@ -106,7 +106,9 @@ class Home:
         """Take the files that `run` changed into the journal, when they have come."""
         try:
             await self.link.saved()
-            self._note_files(await run.store_files())
+            stored = await run.store_files()
+            if stored is not None:
+                self._note_files(stored)
         except JournalFailed as exc:
             logger.error("the files of run %s were not saved: %s", run.id, exc)
         finally:

@@ -124,6 +124,7 @@ class Run:
         self._halted: McpRuntimeError | None = None
         self._asked = time.perf_counter()
         self._files = Files(limits.files + FILE_OVERHEAD)
+        self._files_came = False
 
     # what a request may do ------------------------------------------------------------------------
 
@@ -391,15 +392,21 @@ class Run:
         self._files.take(message)
 
     def on_saved(self, message: wire.Saved) -> None:
-        """All files are here; whoever wants them has waited for the link."""
+        """All files are here."""
+        self._files_came = True
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
         """Answer what the code asks for; what clocks told it before is journaled before."""
         self._note_clocks(message.clocks)
         return await self._answers.answer(message, self._log)
 
-    async def store_files(self) -> FilesChanged:
-        """Keep the content of the changed files that has come; return what changed."""
+    async def store_files(self) -> FilesChanged | None:
+        """Keep the content of the changed files; return what changed, or None if not all of it has come.
+
+        The journal then says that they were lost, and a rebuild can mend that.
+        """
+        if not self._files_came:
+            return None
         stored = {}
         for path, (mode, data) in self._files.complete.items():
             digest = await self._journal.put_blob(data)

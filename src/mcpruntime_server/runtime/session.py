@@ -123,10 +123,11 @@ class Session:
 
     async def stop(self) -> None:
         """Cancel what runs or is queued, and wait until it is over."""
-        for run in list(self._unfinished):
+        runs = list(self._unfinished)
+        for run in runs:
             run.cancel()
-            await run.finished.wait()
-        await anyio.lowlevel.checkpoint()
+        for run in runs:
+            await run.over()
 
     def close(self) -> None:
         """Take no more runs; the session ends when those that are queued are over."""

@@ -128,13 +128,16 @@ class Runtime:
         return self._serve(Session(row, None, self))
 
     async def _take_over(self, row: SessionRow) -> Session:
-        """Go on with a session that is in the journal, and with its last run if that has no end."""
+        """Go on with a session that is in the journal, and with its last run if that has no end.
+
+        What an older version recorded cannot go on, and what was executed again with recorded answers must not.
+        """
         tip = await self.journal.run(row.tip) if row.tip else None
         if tip is None or tip.status != "running" or tip.session != row.id:
             return self._serve(Session(row, tip, self))
         recording = await load_recording(self.journal, tip)
         parent = await self.journal.run(tip.parent) if tip.parent else None
-        if recording.resumed >= MAX_RESUMED or not recording.start.seed:
+        if recording.resumed >= MAX_RESUMED or not recording.start.seed or recording.start.replays:
             reason = "Its server died while it ran, and it cannot go on."
             error = {"type": "ServerDied", "message": reason, "traceback": "", "line": None}
             self.journal.append(row.id, RunFinished("crashed", None, error, None, [UNDONE]), tip.id)
