@@ -18,7 +18,7 @@ from anyio import Lock
 
 from ..errors import JournalFailed, NotFound, SandboxFailed
 from ..journal.events import FileEntry, FilesChanged
-from ..journal.replay import FRESH, INTERRUPTED, UNSEEDED, Recording, load_recording
+from ..journal.replay import FRESH, INTERRUPTED, UNSEEDED, Recording, load_recording, repeats
 from ..journal.rows import RunRow
 from ..journal.store import Journal
 from ..sandbox.link import Link
@@ -74,7 +74,7 @@ class Home:
     def holds(self, run: str | None) -> bool:
         """Return whether the end state of `run` is a matter of milliseconds here."""
         number = self._numbers.get(run)
-        return not self.is_gone and number is not None and (number == self.link.live or number in self.link.parked)
+        return not self.is_gone and number is not None and self.link.holds(number)
 
     def enter(self, user: object) -> None:
         """Be used by `user`, too."""
@@ -272,8 +272,7 @@ def is_exact(line: Iterable[RunRow]) -> bool:
     """Return whether executing `line` again is sure to repeat all that its steps did to variables."""
     exact = True
     for row in line:
-        exact = exact or FRESH in row.flags
-        exact = exact and row.status != "running" and row.flags.isdisjoint((UNSEEDED, INTERRUPTED))
+        exact = repeats(row, exact)
     return exact
 
 

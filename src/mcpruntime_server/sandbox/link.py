@@ -91,6 +91,7 @@ KERNEL_ENV = {
     "OMP_NUM_THREADS": "1",  # threads of numeric libraries would not survive a fork
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large blocks in huge pages: forks, and so checkpoints, cost far less
     "MPLBACKEND": "Agg",
     "MPLCONFIGDIR": "/tmp/matplotlib",  # noqa: S108 - the sandbox's own /tmp
 }
@@ -142,6 +143,7 @@ class _Execution:
     number: int
     listener: Listener
     patience: anyio.CancelScope
+    parks: bool
     over: anyio.Event = field(default_factory=anyio.Event)
     calls: set[anyio.CancelScope] = field(default_factory=set)  # that are being answered
     open_calls: int = 0  # that have come and have not been answered
@@ -171,6 +173,7 @@ class Link:
         self.last_run = 0  # the number of the last execution
         self.live = 0  # the run whose end state the interpreter is in; 0: it is empty
         self.parked: set[int] = set()  # runs whose end states can be promoted
+        self.parking: set[int] = set()  # runs of which the sandbox has not said yet whether they are parked
         self.unparkable: dict[int, str] = {}  # why others cannot
         self._channel = channel
         self._ready = anyio.Event()
@@ -218,7 +221,7 @@ class Link:
         """
         self.last_run += 1
         patience = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
-        current = _Execution(self.last_run, listener, patience)
+        current = _Execution(self.last_run, listener, patience, park and self._checkpoints > 0)
         if not self.closed.is_set():
             self._current = current
             try:
@@ -252,6 +255,10 @@ class Link:
         if self._current is not None and self._current.stopped is None:
             self._current.stopped = reason
             self._current.patience.cancel()
+
+    def holds(self, number: int) -> bool:
+        """Return whether the end state of run `number` is here, as far as can be told."""
+        return number == self.live or number in self.parked or number in self.parking
 
     async def promote(self, number: int) -> wire.Promoted:
         """Make the parked end state of run `number` the interpreter's (0: an empty one); not while a run is under way.
@@ -378,12 +385,15 @@ class Link:
                     raise wire.WireError(f"the end of run {message.run} while run {current.number} is under way")
                 current.done = message
                 self.live = 0 if message.status == "died" else current.number
+                if current.parks and self.live:
+                    self.parking.add(self.live)
                 current.over.set()
 
     def _route_parking(self, message: wire.Parked | wire.Unparkable | wire.Dropped) -> None:
         number = message.run
         if not 0 < number <= self.last_run:
             raise wire.WireError(f"{type(message).__name__} of run {number}, which there has not been")
+        self.parking.discard(number)
         match message:
             case wire.Parked():
                 self.parked.add(number)
@@ -401,6 +411,9 @@ class Link:
         if promotion is None or promotion.answer is not None or message.run != promotion.number:
             raise wire.WireError(f"the promotion of run {message.run}, which nobody waits for")
         self.live = message.run if message.ok else 0
+        if not message.ok:
+            self.parked.discard(message.run)
+            self.parking.discard(message.run)
         promotion.answer = message
         promotion.over.set()
 
