@@ -65,6 +65,15 @@ class Recording:
         return FILES in self.flags and self.files is None
 
 
+def repeats(row: RunRow, before: bool) -> bool:
+    """Return whether the state at the end of a run is sure to come back by executing its line again.
+
+    `before` is that for its parent.
+    """
+    starts = before or FRESH in row.flags
+    return starts and row.status != "running" and row.flags.isdisjoint((UNSEEDED, INTERRUPTED))
+
+
 async def load_recording(journal: Journal, row: RunRow) -> Recording:
     """Return the recording of a run; raises `JournalFailed` if a part of it is damaged."""
     return recording_of(row, await journal.events(row.session, run=row.id))

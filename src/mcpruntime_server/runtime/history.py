@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from ..errors import InvalidRequest, NotFound
 from ..journal.events import CallStarted, FileEntry, FilesChanged, RunFinished, RunStarted
-from ..journal.replay import RecordedCall, Recorder
+from ..journal.replay import UNDONE, RecordedCall, Recorder, repeats
 from ..journal.rows import RunRow, SessionRow, Stored
 from ..journal.store import Journal
 from .calls import LedgerEntry
@@ -77,7 +77,11 @@ def report_of(row: RunRow, stored: Sequence[Stored]) -> Report:
 
 def entry_of(call: RecordedCall) -> LedgerEntry:
     """Return a recorded call as a line of the ledger."""
-    entry = LedgerEntry(call.target, json.loads(call.args), ms=call.ms)
+    try:
+        args = json.loads(call.args)
+    except ValueError:  # in an archive of a stranger's
+        args = None
+    entry = LedgerEntry(call.target, args if isinstance(args, dict) else {}, ms=call.ms)
     if call.error is not None:
         entry.status, entry.error = "error", str(call.error.get("message", ""))
     elif call.finished is not None:
@@ -107,12 +111,17 @@ async def load_line(journal: Journal, run: str | None) -> list[Report]:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run in a list: the first line of its code, and how many calls it made and files it changed."""
+    """One run in a list: the first line of its code, and how many calls it made and files it changed.
+
+    `tier` is how the variables at its end come back where no copy of the interpreter is parked: `rebuild`, `files-only`,
+    or "" for a run that has left no state.
+    """
 
     row: RunRow
     code: str = ""
     calls: int = 0
     files: int = 0
+    tier: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,17 +159,27 @@ async def load_tree(journal: Journal, session: SessionRow) -> Tree:
     summaries: dict[str, Summary] = {}
     for each in dict.fromkeys(row.session for row in rows.values()):
         summaries |= await _summaries(journal, each, rows, damage)
+    tiers = _tiers(rows)
     forks = defaultdict(list)
     for other in reversed(await journal.sessions()):
         if other.origin in rows and other.id != session.id:
             forks[other.origin].append(other)
     return Tree(
         session,
-        tuple(summaries[run] for run in rows),
+        tuple(replace(summaries[run], tier=tier) for run, tier in tiers.items()),
         tuple(row.id for row in line),
         {run: tuple(others) for run, others in forks.items()},
         tuple(damage),
     )
+
+
+def _tiers(rows: Mapping[str, RunRow]) -> Mapping[str, str]:
+    """Return the tier of each run, parents being first."""
+    exact: dict[str, bool] = {}
+    for run, row in rows.items():
+        exact[run] = repeats(row, exact.get(row.parent or "", True))
+    has_end = {run: row.status != "running" and UNDONE not in row.flags for run, row in rows.items()}
+    return {run: ("rebuild" if exact[run] else "files-only") if has_end[run] else "" for run in rows}
 
 
 async def _summaries(
