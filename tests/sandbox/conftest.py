@@ -107,7 +107,8 @@ class Driver:
         return done
 
     async def value(self, code: str) -> Any:
-        done = await self(code)
+        """Look at something, which is worth no checkpoint."""
+        done = await self(code, park=False)
         assert done.status == "ok", done.error
         return done.value and done.value["text"]
 

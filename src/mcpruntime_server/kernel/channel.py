@@ -5,6 +5,8 @@ unreadable. It is let in only while this process waits.
 Rule 2: reads are exact (header, then body). A byte read ahead would be duplicated by `fork`.
 Rule 3: there is no reader thread, because threads do not survive a fork. Whoever waits for an answer reads for
 everybody (holds `_reader`); when it has its own answer, it hands the reading to another waiter.
+Rule 4: answers reach the code one at a time, in the order in which they came: the next one is read when what the last
+one was for has taken it and goes no further by itself. Else a replay could not repeat who came first.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     from .observe import Clocks
 
+TAKEN_S = 1.0  # for a thread to take its answer, which it does as soon as it is let run; what kills it is rare
+QUIET_ROUNDS = 32  # of an event loop that is never quiet, before the next answer is read all the same
 MAIN_THREAD = threading.main_thread().ident
 USER_FILE = "<step "  # what the names of executed code start with
 
@@ -105,22 +109,28 @@ class LetIn:
 
 
 class Pending:
-    """A call that waits for its reply: `lock` wakes a thread, `future` a task."""
+    """A call that waits for its reply: `lock` wakes a thread, which then opens `taken`; `future` wakes a task."""
 
-    __slots__ = ("future", "lock", "reply", "target")
+    __slots__ = ("future", "lock", "reply", "taken", "target")
 
     def __init__(self, target: str = "", future: Any = None) -> None:
         self.target = target
         self.future = future
         self.reply: Optional[wire.Reply] = None
         self.lock = threading.Lock()
+        self.taken = threading.Lock()
         if future is None:
             self.lock.acquire()
+            self.taken.acquire()
 
     def wake(self) -> None:
         try:
             if self.future is not None:
-                self.future.get_loop().call_soon_threadsafe(_resolve, self.future, self.reply)
+                loop = self.future.get_loop()
+                if loop is sys.modules["asyncio"]._get_running_loop():
+                    _resolve(self.future, self.reply)
+                else:
+                    loop.call_soon_threadsafe(_resolve, self.future, self.reply)
             else:
                 self.lock.release()
         except RuntimeError:
@@ -149,13 +159,14 @@ class Channel:
         self._commands: Deque[wire.Message] = deque()
         self._idle: Optional[Pending] = None  # the main thread, waiting for its next command
         self._loops: Dict[Any, int] = {}  # event loops that wait for replies, and how many
+        self._rounds = 0  # of an event loop, since it read a message
 
     def revive(self, generation: int) -> None:
         """Go on as the channel of a copy of this process: the calls under way were the other's, and fail here."""
         self._pid = os.getpid()
         self._last_call = generation << 32
         for loop in self._loops:
-            loop.add_reader(self.sock, self._on_readable)
+            loop.add_reader(self.sock, self._on_readable, loop)
         pending, self._pending = self._pending, {}
         for number, each in pending.items():
             each.reply = wire.Reply(number, None, wire.too_late(each.target))
@@ -169,7 +180,8 @@ class Channel:
         with Hold(self._interrupts), self._writer:
             self.sock.sendall(data)
 
-    def _read_one(self) -> None:
+    def _read_one(self, mine: Optional[Pending] = None) -> None:
+        """Read one message and pass it to whoever waits for it; `mine` is the reader's own."""
         header = self._exactly(wire.HEADER)
         message = wire.decode(header[4], self._exactly(wire.frame_size(header[:4]) - 1))
         if not isinstance(message, wire.Reply):
@@ -181,6 +193,8 @@ class Channel:
         if pending is not None:  # else its run was interrupted and nobody waits any more
             pending.reply = message
             pending.wake()
+            if pending is not mine and pending.future is None:
+                pending.taken.acquire(timeout=TAKEN_S)
 
     def _exactly(self, size: int) -> bytes:
         chunks: List[bytes] = []
@@ -210,7 +224,7 @@ class Channel:
                         while not ready():
                             with LetIn(self._interrupts):
                                 select([self.sock], [], [])
-                            self._read_one()
+                            self._read_one(mine)
                     finally:
                         self._reader.release()
                 else:
@@ -237,6 +251,7 @@ class Channel:
                 self._wait(pending, lambda: pending.reply is not None)
             finally:
                 self._pending.pop(number, None)
+                pending.taken.release()
         return _value(pending.reply)
 
     async def acall(self, target: str, args: Dict[str, Any]) -> Any:
@@ -251,12 +266,21 @@ class Channel:
                 number = self._start(target, args, pending)
                 self._loops[loop] = self._loops.get(loop, 0) + 1
                 if self._loops[loop] == 1:
-                    loop.add_reader(self.sock, self._on_readable)
+                    loop.add_reader(self.sock, self._on_readable, loop)
             return _value(await pending.future)
         finally:
             with Hold(self._interrupts):
                 if number:
+                    if pending.reply is None:
+                        self._abandon(number)
                     self._forget(number, loop)
+
+    def _abandon(self, call: int) -> None:
+        """Tell the host that the code waits no more for the reply to `call`: time-outs are a part of what it observes."""
+        with self._ids:
+            self._last_call += 1
+            number = self._last_call
+        self.send(wire.Call(number, self.run, wire.ABANDON, {"call": call}))
 
     def _forget(self, number: int, loop: Any) -> None:
         """Wait no longer for the reply to call `number` on `loop`."""
@@ -281,12 +305,17 @@ class Channel:
             raise HostError("invalid_arguments", f"{target}: the arguments are not JSON data: {exc}", None) from None
         return number
 
-    def _on_readable(self) -> None:
+    def _on_readable(self, loop: Any) -> None:
+        """Read the next message, when `loop` has nothing left to do about the last one."""
+        self._rounds += 1
+        if getattr(loop, "_ready", None) and self._rounds < QUIET_ROUNDS:
+            return  # it will call again
+        self._rounds = 0
         with Hold(self._interrupts):
             if not self._reader.acquire(blocking=False):
                 return  # a thread reads already
             try:
-                while select([self.sock], [], [], 0)[0]:
+                if select([self.sock], [], [], 0)[0]:
                     self._read_one()
             finally:
                 self._reader.release()

@@ -69,10 +69,17 @@ class Checkpoints:
     # coming and going -----------------------------------------------------------------------------
 
     def add(self, run: int, descriptor: int) -> None:
-        """Take the control socket of a copy of run `run`'s end; raises OSError if it is no socket."""
-        control = socket.socket(fileno=descriptor)
-        control.setblocking(False)
+        """Take the control socket of a copy of run `run`'s end, if it is one."""
+        try:
+            control = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)
+            control = None
+        if control is None or control.family != socket.AF_UNIX:
+            self._tell(wire.Unparkable(run, "the copy did not come up"))
+            return
         control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        control.setblocking(False)
         coming = self._coming()
         if len(coming) >= COMING:
             self.drop(coming[0], "the copy did not come up")

@@ -1,6 +1,7 @@
 """Copies of the worker: parked beside it as it was at the end of a run, and woken to be the worker themselves.
 
-Worker -> intermediate -> parked copy: the intermediate ends at once, so that the copy is no child of the worker's. A
+Worker -> intermediate -> parked copy: the intermediate ends at once, so that the copy is no child of the worker's; the
+worker does not wait for it, but collects it before any code of the user's could. A
 parked copy runs nothing. It waits on its control socket, whose other end the supervisor holds; each time it is woken
 it copies itself in the same way, and so stays what it is. The end of its socket is its own end.
 Rule 1: what cannot be in two processes at once (threads, children, pipes, locks) keeps a worker from being parked.
@@ -53,7 +54,7 @@ from os import (
     waitid,
     waitpid,
 )  # fmt: skip
-from signal import SIG_IGN, SIG_SETMASK, SIGCHLD, getsignal, pthread_sigmask, set_wakeup_fd, signal, sigpending
+from signal import SIG_IGN, SIG_SETMASK, SIGCHLD, getsignal, pthread_sigmask, set_wakeup_fd, signal
 from time import sleep
 
 from . import wire
@@ -80,7 +81,7 @@ def survey(own: Set[int], workspace: str) -> Tuple[str, Dict[int, int]]:
     places: Dict[int, int] = {}
     if len(listdir("/proc/self/task")) > 1:
         return "threads are running", places
-    if _has_children():
+    if settled() and _has_children():
         return "child processes are running, or have not been waited for", places
     targets = _descriptors()
     ours = {targets.get(fd) for fd in own}
@@ -155,14 +156,15 @@ def _content(path: str) -> bytes:
 # parking and waking -------------------------------------------------------------------------------
 
 
-class _Forking:
-    """Whether a fork of ours is under way."""
+class _State:
+    """What is under way: a fork of ours, and the end of an intermediate, by its process number."""
 
-    now = False
+    forking = False
+    intermediate = 0
 
 
-def pass_over_hooks() -> None:
-    """Have what code registers with `os.register_at_fork` be called at its own forks, and not at ours.
+def guard() -> None:
+    """Keep what is done here from code of the user's: hooks that it registers for forks, and waiting for any child.
 
     `random` for one registers itself, and would be seeded anew in a copy.
     """
@@ -172,14 +174,38 @@ def pass_over_hooks() -> None:
         register(**{name: _unless_ours(hook) if callable(hook) else hook for name, hook in hooks.items()})
 
     os.register_at_fork = register_at_fork
+    for name in ("wait", "wait3", "wait4", "waitid", "waitpid"):
+        setattr(os, name, _once_settled(getattr(os, name)))
 
 
 def _unless_ours(hook: Callable[[], Any]) -> Callable[[], None]:
     def call() -> None:
-        if not _Forking.now:
+        if not _State.forking:
             hook()
 
     return call
+
+
+def _once_settled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        settled()
+        return function(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = function.__name__
+    call.__doc__ = function.__doc__
+    return call
+
+
+def settled(options: int = 0) -> bool:
+    """Collect the intermediate; with WNOHANG, return whether that is done."""
+    if _State.intermediate:
+        try:
+            if waitpid(_State.intermediate, options)[0] == 0:
+                return False
+        except ChildProcessError:
+            pass  # the code ignores SIGCHLD, and the system has collected it
+        _State.intermediate = 0
+    return True
 
 
 def park(sock: Any, run: int, score: int) -> int:
@@ -202,7 +228,7 @@ def park(sock: Any, run: int, score: int) -> int:
     finally:
         theirs.close()
         ours.close()
-        _forget_child()
+        _hush()
         pthread_sigmask(SIG_SETMASK, mask)
         if collects:
             gc.enable()
@@ -217,11 +243,10 @@ def _tell(sock: Any, run: int, theirs: socket) -> None:
 
 def _split() -> bool:
     """Copy this process so that the copy is the supervisor's child; return whether this is the copy."""
-    _Forking.now = True
+    _State.forking = True
     try:
-        intermediate = fork()
-        if intermediate:
-            _wait_for(intermediate)
+        _State.intermediate = fork()
+        if _State.intermediate:
             return False
         try:
             intermediate = getpid()
@@ -233,23 +258,15 @@ def _split() -> bool:
             sleep(ORPHAN_S)
         return True
     finally:
-        _Forking.now = False
+        _State.forking = False
 
 
-def _wait_for(intermediate: int) -> None:
-    try:
-        _, status = waitpid(intermediate, 0)
-    except ChildProcessError:
-        return  # the code ignores SIGCHLD, and the system has collected it
-    if status:
-        raise OSError("there is no room for another process")
-
-
-def _forget_child() -> None:
+def _hush() -> None:
     """Keep a handler of the code's from hearing of a child that was ours."""
     handler = getsignal(SIGCHLD)
-    if callable(handler) and SIGCHLD in sigpending():
-        signal(SIGCHLD, SIG_IGN)
+    if callable(handler):
+        settled()
+        signal(SIGCHLD, SIG_IGN)  # drops the signal that waits
         signal(SIGCHLD, handler)
 
 
@@ -266,6 +283,7 @@ def _parked(control: socket, number: int, score: int) -> int:
             generation, fd = _order(control)
             if _split():
                 break
+            settled()
             close(fd)
         setsid()
         set_oom_score(FIRST_TO_DIE)

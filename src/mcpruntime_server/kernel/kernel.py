@@ -16,6 +16,7 @@ import resource
 import socket
 import sys
 import types
+from select import select
 from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
 
 from . import forks, guest, observe, wire
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Set, Tuple
 
 FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
+SETTLE_S = 0.002  # between two looks whether a process that has little left to do is gone
 DRAIN_S = 1.0  # how long the tasks of an interrupted run get to finish their clean-up
 
 
@@ -60,7 +62,7 @@ class Worker:
         if hasattr(os, "sched_getaffinity"):
             os.cpu_count = lambda: len(os.sched_getaffinity(0))  # the host's, else, whatever the container may use
         sys.stdin = _NoStdin()
-        forks.pass_over_hooks()
+        forks.guard()
         self.fresh_streams()
 
     def fresh_streams(self) -> None:
@@ -79,6 +81,7 @@ class Worker:
     def serve(self) -> None:
         """Run what the host sends until it closes the channel; never returns."""
         while True:
+            self.settle()
             message = self.channel.command()
             if isinstance(message, wire.Execute):
                 try:
@@ -88,6 +91,11 @@ class Worker:
                 self.channel.send(done)
                 if message.park and self.parks:
                     self.park(message.run)
+
+    def settle(self) -> None:
+        """Clear up after a fork, unless a command comes first."""
+        while not forks.settled(os.WNOHANG) and not select([self.channel.sock], [], [], SETTLE_S)[0]:
+            pass
 
     def park(self, run: int) -> None:
         """Leave a copy of this process behind, or say why there is none; the copies of it that are woken return too."""

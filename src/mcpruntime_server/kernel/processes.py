@@ -157,3 +157,21 @@ def limit(limits: Dict[str, Any]) -> None:
             hard = resource.getrlimit(kind)[1]
             bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(kind, (bound, bound))
+
+
+def described_end(status: int, kill_reason: str, broken: int) -> str:
+    """Return one sentence on how an interpreter ended; `kill_reason` is why it was killed, if it was by us.
+
+    `broken` is the exit code by which one says that it cannot go on.
+    """
+    if not os.WIFSIGNALED(status):
+        code = os.WEXITSTATUS(status)
+        why = ": code changed modules that it needs itself" if code == broken else ""
+        return f"The interpreter exited with code {code}{why}."
+    number = os.WTERMSIG(status)
+    if number == signal.SIGKILL and kill_reason:
+        return f"The interpreter was killed: {kill_reason}."
+    if number == signal.SIGKILL:
+        return "The interpreter was killed (SIGKILL): most likely it ran out of memory."
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    return f"The interpreter was ended by {name}."

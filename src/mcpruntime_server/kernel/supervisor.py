@@ -18,8 +18,8 @@ import time
 
 from . import processes, wire
 from .checkpoints import BUSY_S, Checkpoints, close_all, descriptors_in
-from .output import IDLE_OUTPUT, READ, OutputPipe
-from .workspace import Workspace
+from .output import Outputs
+from .workspace import Transfer, Workspace
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # which code can have init pass on to us
 AGAIN_S = 0.05  # between two signals for one interrupt
-COALESCE_S = 0.01  # after one piece of output, the next is held back this long, to be sent together
-WHOLE_PIPE = 2  # reads that empty a pipe of the usual size; more would let a child that prints on hold everything up
+WAKES = 4096  # bytes of the wake-up pipe read at once; what is left wakes again
 LAST_WORDS = 8  # reads that empty a dead worker's socket; others may go on writing into it
 DEATH_ROUNDS = 100  # milliseconds from a closed socket to a dead process, at most
 REASON = 200  # characters of why a run cannot be parked
@@ -50,14 +49,12 @@ class Supervisor:
         self.host_in, self.host_out = host_in, host_out
         self.splitter = splitter
         self.workspace = Workspace(os.getcwd(), setup.workspace_limit)
-        self.pipes = [OutputPipe("stdout", setup.output_limit), OutputPipe("stderr", setup.output_limit)]
+        self.files = Transfer(self.workspace, self.tell)
+        self.output = Outputs(setup.output_limit, self.tell)
         self.poll = select.poll()
         self.run = 0
         self.run_started = 0.0
-        self.flush_at = 0.0  # when held output is due; 0 while none is held back
-        self.last_output = 0.0
         self.interrupt_at = 0.0  # when the worker is signalled again; 0 while it is not to be interrupted
-        self.unsaved: Optional[int] = None  # the run whose files are still to be sent
         self.parks = False  # whether the run is to be parked
         self.parking = 0  # the run that is over and of which the worker is about to say whether it is parked
         self.descriptors: List[int] = []  # that came with what the worker said
@@ -75,7 +72,7 @@ class Supervisor:
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         self.copies = Checkpoints(setup.checkpoints, setup.checkpoint_bytes, self.poll, self.tell)
-        for fd in (host_in, self.wake_read, *(pipe.read_end for pipe in self.pipes)):
+        for fd in (host_in, self.wake_read, *self.output.by_descriptor):
             self.poll.register(fd, select.POLLIN)
 
     # the worker -----------------------------------------------------------------------------------
@@ -107,8 +104,8 @@ class Supervisor:
                 signal.signal(number, signal.SIG_DFL)
             for fd in (self.host_in, self.host_out, self.wake_read, self.wake_write):
                 os.close(fd)
-            for pipe in self.pipes:
-                os.close(pipe.read_end)
+            for fd in self.output.by_descriptor:
+                os.close(fd)
             self.copies.close()
             parked_score = (processes.oom_score() + processes.FIRST_TO_DIE) // 2  # parked copies die after the worker
             processes.set_oom_score(processes.FIRST_TO_DIE)
@@ -117,7 +114,7 @@ class Supervisor:
             kept = socket.socket(fileno=processes.high(sock.detach()))
             from .kernel import Worker
 
-            out, err = (pipe.write_end for pipe in self.pipes)
+            out, err = (pipe.write_end for pipe in self.output.pipes)
             Worker(kept, out, err, self.setup, self.generation, parked_score).serve()
         finally:  # only reached when the kernel itself is broken; its traceback is on the container's stderr
             os._exit(wire.BROKEN)
@@ -127,42 +124,29 @@ class Supervisor:
         for _ in range(LAST_WORDS):
             if not self.read_worker():
                 break
-        reason = self._reason(self.remove_worker())
+        reason = self.remove_worker()
         self.tell(wire.Restarted(reason))
         if self.run:
-            wall = (time.perf_counter() - self.run_started) * 1e3
-            usage = {"wall_ms": round(wall, 3), "cpu_ms": 0.0, "peak_mb": 0.0}
+            wall_ms = round((time.perf_counter() - self.run_started) * 1e3, 3)
+            usage = {"wall_ms": wall_ms, "cpu_ms": 0.0, "peak_mb": 0.0}
             error = {"type": "InterpreterDied", "message": reason, "traceback": "", "line": None}
-            self._drain_output()
+            self.output.drain()
             self._end_run(wire.encode(wire.Done(self.run, "died", None, error, usage)))
         self.start_worker()
 
-    def remove_worker(self) -> int:
-        """Collect the worker, which is dead or dying, and what it has left behind; return how it ended."""
+    def remove_worker(self) -> str:
+        """Collect the worker, which is dead or dying, and what it has left behind; return how it ended, for people."""
         _, status = os.waitpid(self.worker, 0)
         self.poll.unregister(self.sock)
         self.sock.close()
         self._kill_rest()
         self.generation += 1
         self.parked_or_not("the interpreter died")
-        return status
+        return processes.described_end(status, self.kill_reason, wire.BROKEN)
 
     def reap(self) -> None:
         """Collect dead children; the worker is left to be buried."""
         self.copies.died(processes.reap(self.worker))
-
-    def _reason(self, status: int) -> str:
-        if not os.WIFSIGNALED(status):
-            code = os.WEXITSTATUS(status)
-            why = ": code changed modules that it needs itself" if code == wire.BROKEN else ""
-            return f"The interpreter exited with code {code}{why}."
-        number = os.WTERMSIG(status)
-        if number == signal.SIGKILL and self.kill_reason:
-            return f"The interpreter was killed: {self.kill_reason}."
-        if number == signal.SIGKILL:
-            return "The interpreter was killed (SIGKILL): most likely it ran out of memory."
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        return f"The interpreter was ended by {name}."
 
     def hang_up(self) -> None:
         """The worker's socket is closed: it is dying (which the loop notices), or user code closed it."""
@@ -209,13 +193,13 @@ class Supervisor:
             return True
         if len(self.descriptors) != 1:
             return False
+        self.copies.add(self.parking, self.descriptors.pop())
         self.parking = 0
-        self.copies.add(message.__dict__["run"], self.descriptors.pop())
         return True
 
     def promote(self, run: int) -> None:
         """Make the parked copy of run `run` the worker, or an empty interpreter, and say what files have changed."""
-        self.save_files()
+        self.files.save()
         due = time.perf_counter() + PARKING_S
         while self.parking and time.perf_counter() < due and not processes.is_dead(self.worker):
             select.select([self.sock], [], [], AGAIN_S)
@@ -284,7 +268,7 @@ class Supervisor:
                 self.expel()
                 return
             elif self.run:
-                self._drain_output()
+                self.output.drain()
                 self.to_host(frame)
             else:
                 self.refuse(frame)
@@ -309,13 +293,8 @@ class Supervisor:
         if not self.run:
             return  # forged
         self._end_fork_bomb()
-        self._drain_output()
-        before = self.workspace.passed_over
-        changed, removed = self.workspace.scan()
-        passed_over = self.workspace.passed_over
-        if changed or removed or passed_over != before:
-            self.tell(wire.Files(self.run, changed, removed, passed_over))
-            self.unsaved = self.run
+        self.output.drain()
+        self.files.announce(self.run)
         if self.parks:
             self.parking = self.run
         self._end_run(done)
@@ -324,8 +303,7 @@ class Supervisor:
         self.to_host(done)
         self.run = 0
         self.interrupt_at = 0.0
-        for pipe in self.pipes:
-            pipe.room = IDLE_OUTPUT
+        self.output.end()
 
     def _end_fork_bomb(self) -> None:
         """Where a run leaves so many processes that nothing else can start, kill all but the interpreter."""
@@ -335,22 +313,6 @@ class Supervisor:
         spared = {self.worker} | self.copies.pids()
         if limit and len(set(processes.others()) - spared) > limit * 3 // 4:
             processes.kill_all(processes.others, self.reap, spared)
-
-    def save_files(self) -> None:
-        """Send the content of the files that the last run changed."""
-        if self.unsaved is None:
-            return
-        run, self.unsaved = self.unsaved, None
-        skipped = [path for path in self.workspace.unsaved() if not self._send_file(run, path)]
-        self.to_host(wire.encode(wire.Saved(run, skipped)))
-
-    def _send_file(self, run: int, path: str) -> bool:
-        try:
-            for mode, last, data in self.workspace.read(path):
-                self.to_host(wire.encode(wire.FileData(run, path, mode, last, data)))
-        except OSError:
-            return False
-        return True
 
     def read_host(self) -> None:
         """Act on what the host sends; at its end, so does everything here."""
@@ -375,10 +337,10 @@ class Supervisor:
         elif isinstance(message, wire.Kill):
             if message.run == self.run:
                 self.kill_worker("it did not stop when it was interrupted")
-        elif isinstance(message, wire.Put):
-            self.put(message)
-        elif isinstance(message, wire.Remove):
-            self.remove(message)
+        elif isinstance(message, (wire.Put, wire.Remove)):
+            problem = self.files.take(message)
+            if problem:
+                self.output.complain(problem)
         elif isinstance(message, wire.Promote):
             self.promote(message.run)
 
@@ -390,33 +352,13 @@ class Supervisor:
         os.kill(self.worker, signal.SIGINT)
         self.interrupt_at = time.perf_counter() + AGAIN_S
 
-    def put(self, message: wire.Put) -> None:
-        """Write a piece of a file of the host's; where there is no room for it, the next run's stderr says so."""
-        try:
-            self.workspace.write(message.path, message.mode, message.offset, message.last, message.data)
-        except (OSError, ValueError) as exc:
-            if message.last:
-                self.complain(f"{message.path!r} could not be written into the workspace: {exc}")
-
-    def remove(self, message: wire.Remove) -> None:
-        """Delete a file for the host."""
-        try:
-            self.workspace.remove(message.path)
-        except (OSError, ValueError) as exc:
-            self.complain(f"{message.path!r} could not be removed from the workspace: {exc}")
-
-    def complain(self, problem: str) -> None:
-        """Have the next run's stderr begin with `problem`."""
-        self.pipes[1].held += f"mcpruntime: {problem}\n".encode("utf-8", "backslashreplace")
-
     def begin(self, message: wire.Execute, frame: bytes) -> None:
         """Start a run, after what is left to do for the one before."""
-        self.save_files()
+        self.files.save()
         self.run = message.run
         self.parks = message.park and self.setup.checkpoints > 0
         self.run_started = time.perf_counter()
-        for pipe in self.pipes:
-            pipe.room = pipe.limit
+        self.output.begin(message.run)
         self.to_worker += frame
         self.write_worker()
         self.copies.measure_in(BUSY_S)
@@ -432,34 +374,6 @@ class Supervisor:
             return
         self.poll.modify(self.sock, select.POLLIN | select.POLLOUT if self.to_worker else select.POLLIN)
 
-    # output ---------------------------------------------------------------------------------------
-
-    def read_output(self, pipe: OutputPipe) -> None:
-        """Take output from `pipe`; the first piece goes out at once, what follows closely is sent together."""
-        pipe.drain()
-        if not self.run:
-            return  # kept for the next run
-        now = time.perf_counter()
-        if now - self.last_output >= COALESCE_S or len(pipe.held) >= READ:
-            self.flush_output()
-        elif not self.flush_at:
-            self.flush_at = self.last_output + COALESCE_S
-
-    def _drain_output(self) -> None:
-        """Send all that was printed up to now."""
-        for pipe in self.pipes:
-            pipe.drain(WHOLE_PIPE)
-        self.flush_output()
-
-    def flush_output(self) -> None:
-        """Send all output that is held back."""
-        self.flush_at = 0.0
-        for pipe in self.pipes:
-            message = pipe.take(self.run)
-            if message is not None:
-                self.last_output = time.perf_counter()
-                self.to_host(wire.encode(message))
-
     # the loop -------------------------------------------------------------------------------------
 
     def serve(self, frames: List[Tuple[int, bytes]]) -> None:
@@ -470,13 +384,12 @@ class Supervisor:
             processes.adopt_orphans()  # only now: it loads a library, and the host waits no more
         for kind, frame in frames:
             self.on_host(kind, frame)
-        outputs = {pipe.read_end: pipe for pipe in self.pipes}
         while True:
             for fd, event in self.poll.poll(self._timeout()):
                 if fd == self.host_in:
                     self.read_host()
-                elif fd in outputs:
-                    self.read_output(outputs[fd])
+                elif fd in self.output.by_descriptor:
+                    self.output.read(fd)
                 elif fd == self.wake_read:
                     self.on_child()
                 elif fd in self.copies.by_descriptor:
@@ -491,21 +404,21 @@ class Supervisor:
                 self.copies.measure()
                 if self.run:
                     self.copies.measure_in(BUSY_S)
-            if self.flush_at and time.perf_counter() >= self.flush_at:
-                self.flush_output()
+            if self.output.flush_at and time.perf_counter() >= self.output.flush_at:
+                self.output.flush()
             if self.interrupt_at and time.perf_counter() >= self.interrupt_at:
                 self.interrupt()
             if not self.run:
-                self.save_files()
+                self.files.save()
 
     def _timeout(self) -> Optional[float]:
-        due = [at for at in (self.flush_at, self.interrupt_at, *self.copies.due()) if at]
+        due = [at for at in (self.output.flush_at, self.interrupt_at, *self.copies.due()) if at]
         return max((min(due) - time.perf_counter()) * 1e3, 0.0) if due else None
 
     def on_child(self) -> None:
         """A child has died: the worker, or an orphan that was handed to us."""
         try:
-            os.read(self.wake_read, READ)
+            os.read(self.wake_read, WAKES)
         except BlockingIOError:
             pass
         if processes.is_dead(self.worker):

@@ -29,6 +29,7 @@ VERSION = 2
 MAX_FRAME = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a message
 CHUNK = 256 * 1024  # bytes of file content or output in one frame, so that nothing waits long behind it
 HEADER = 5  # bytes: length and kind
+ABANDON = "runtime.abandon"  # the target by which code tells that it waits no more for the reply to the call `call`
 BROKEN = 70  # the exit code of an interpreter whose own modules were changed until they failed
 
 

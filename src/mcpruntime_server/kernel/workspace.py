@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import stat
 
-from .wire import CHUNK
+from . import wire
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Dict, Iterator, List, Tuple
+    from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
     Stamp = Tuple[int, int, int, int]  # modified and changed (ns), size, mode
 
@@ -95,7 +95,7 @@ class Workspace:
                 raise OSError(f"{path} is no regular file any more")
             left = min(info.st_size, self.limit)
             while True:
-                data = os.read(fd, min(CHUNK, left)) if left else b""
+                data = os.read(fd, min(wire.CHUNK, left)) if left else b""
                 left -= len(data)
                 last = not left or not data
                 yield stat.S_IMODE(info.st_mode), last, data
@@ -153,6 +153,52 @@ class Workspace:
             except OSError:
                 return  # not empty
             folder = os.path.dirname(folder)
+
+
+class Transfer:
+    """The workspace's files on their way between here and the host."""
+
+    def __init__(self, workspace: Workspace, tell: Callable[[wire.Message], None]) -> None:
+        self._workspace = workspace
+        self._tell = tell
+        self._unsaved: Optional[int] = None  # the run whose files are still to be sent
+
+    def announce(self, run: int) -> None:
+        """Say what run `run` has changed, if anything; the content follows with `save`."""
+        before = self._workspace.passed_over
+        changed, removed = self._workspace.scan()
+        passed_over = self._workspace.passed_over
+        if changed or removed or passed_over != before:
+            self._tell(wire.Files(run, changed, removed, passed_over))
+            self._unsaved = run
+
+    def save(self) -> None:
+        """Send the content of the files that were announced last."""
+        if self._unsaved is None:
+            return
+        run, self._unsaved = self._unsaved, None
+        skipped = [path for path in self._workspace.unsaved() if not self._send(run, path)]
+        self._tell(wire.Saved(run, skipped))
+
+    def _send(self, run: int, path: str) -> bool:
+        try:
+            for mode, last, data in self._workspace.read(path):
+                self._tell(wire.FileData(run, path, mode, last, data))
+        except OSError:
+            return False
+        return True
+
+    def take(self, message: Union[wire.Put, wire.Remove]) -> str:
+        """Write or delete a file for the host; return what went wrong, or nothing."""
+        try:
+            if isinstance(message, wire.Remove):
+                self._workspace.remove(message.path)
+            else:
+                self._workspace.write(message.path, message.mode, message.offset, message.last, message.data)
+        except (OSError, ValueError) as exc:
+            if isinstance(message, wire.Remove) or message.last:
+                return f"{message.path!r} could not be restored in the workspace: {exc}"
+        return ""
 
 
 def _is_folder(full: str) -> bool:
