@@ -276,7 +276,9 @@ class Channel:
                     self._forget(number, loop)
 
     def _abandon(self, call: int) -> None:
-        """Tell the host that the code waits no more for the reply to `call`: time-outs are a part of what it observes."""
+        """Tell the host that the code waits no more for the reply to `call`, so that a replay can repeat that."""
+        if os.getpid() != self._pid:
+            return  # a copy that code made with `fork`
         with self._ids:
             self._last_call += 1
             number = self._last_call

@@ -16,9 +16,14 @@ from typing import Any, Literal, Protocol
 from ..errors import CallFailed, JournalFailed
 from ..journal.events import CallFinished, CallStarted, canonical_json
 from ..journal.store import Journal
-from ..kernel.wire import Call, Reply
+from ..kernel.wire import ABANDON, Call, Reply
 
 Effect = Literal["read", "idempotent", "write"]
+ABANDONED: Mapping[str, Any] = {
+    "kind": "abandoned",
+    "message": "The code did not wait for the answer; what was asked for may have been done.",
+    "data": None,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +66,15 @@ class CallLog:
         self._run = run
         self._count = 0
         self._seen: Counter[tuple[str, str]] = Counter()
+        self._entries: dict[int, LedgerEntry] = {}  # this and the next by the sandbox's number of the call
+        self._numbers: dict[int, int] = {}  # in the journal, of calls that have no end there
+        self._abandoned: set[int] = set()  # by their numbers in the journal
+
+    def list(self, call: Call) -> LedgerEntry:
+        """Put `call` on the ledger."""
+        entry = self._entries[call.id] = LedgerEntry(call.target, call.args)
+        self.ledger.append(entry)
+        return entry
 
     def start(self, call: Call, effect: str, *, listed: bool) -> int:
         """Journal that `call` starts; return its number in this run. Raises `ValueError` if it is not JSON data."""
@@ -68,17 +82,39 @@ class CallLog:
         nth = self._seen[call.target, args]
         self._seen[call.target, args] += 1
         self._count += 1
+        self._numbers[call.id] = self._count
         self._append(CallStarted(self._count, call.target, args, effect, nth, call.line, listed))
         return self._count
 
-    def recall(self, call: Call) -> None:
-        """Count a call that the journal has already, so that the next ones are numbered after it."""
+    def recall(self, call: Call, number: int | None) -> None:
+        """Count a call that the journal has already, so that the next ones are numbered after it.
+
+        `number` is its own, if it has no end there.
+        """
+        if number is not None:
+            self._numbers[call.id] = number
         self._count += 1
         self._seen[call.target, canonical_json(call.args)] += 1
 
     def finish(self, number: int, value: Any, error: Mapping[str, Any] | None, ms: float) -> None:
-        """Journal how call `number` ended."""
-        self._append(CallFinished(number, value, error, round(ms, 3)))
+        """Journal how call `number` ended, unless that is of no matter to the code any more."""
+        if not self.is_abandoned(number):
+            self._append(CallFinished(number, value, error, round(ms, 3)))
+
+    def abandon(self, call: Call) -> None:
+        """Journal that the code waits no more for the answer to the call that `call` names."""
+        own = abandoned_by(call)
+        number = self._numbers.pop(own, None)
+        if number is None:
+            return
+        self.fail(number, ABANDONED, 0.0)
+        self._abandoned.add(number)
+        if own in self._entries:
+            self._entries[own].status, self._entries[own].error = "error", ABANDONED["message"]
+
+    def is_abandoned(self, number: int | None) -> bool:
+        """Return whether the code waits no more for the answer to call `number`."""
+        return number in self._abandoned
 
     def fail(self, number: int, error: Mapping[str, Any], ms: float) -> None:
         """Journal that call `number` failed; where the journal refuses, the code must still hear of it."""
@@ -113,9 +149,10 @@ class Router:
 
     async def answer(self, call: Call, log: CallLog) -> Reply:
         """Return the reply to `call`; failures become errors in it, and only cancellation leaves."""
-        entry = LedgerEntry(call.target, call.args)
-        if self.is_listed(call.target):
-            log.ledger.append(entry)
+        if call.target == ABANDON:
+            log.abandon(call)
+            return Reply(call.id)
+        entry = log.list(call) if self.is_listed(call.target) else LedgerEntry(call.target, call.args)
         return await self._make(call, entry, log, None)
 
     async def answer_again(self, call: Call, number: int, entry: LedgerEntry, log: CallLog) -> Reply:
@@ -132,12 +169,15 @@ class Router:
             log.finish(number, value, None, (time.perf_counter() - started) * 1e3)
         except Exception as exc:  # noqa: BLE001 - a handler's failure is the answer, whatever it is
             error = _describe(call.target, exc)
-            entry.status, entry.error = "error", error["message"]
             entry.ms = (time.perf_counter() - started) * 1e3
             if number is not None:
                 log.fail(number, error, entry.ms)
+            if not log.is_abandoned(number):
+                entry.status, entry.error = "error", error["message"]
             return Reply(call.id, None, error)
-        entry.status, entry.ms = "ok", (time.perf_counter() - started) * 1e3
+        entry.ms = (time.perf_counter() - started) * 1e3
+        if not log.is_abandoned(number):
+            entry.status = "ok"
         return Reply(call.id, value)
 
     def _route(self, target: str) -> Route:
@@ -147,6 +187,17 @@ class Router:
             known = ", ".join(sorted(self._routes))
             raise CallFailed("unknown_target", f"Nothing answers to {target!r}; the prefixes are {known}.")
         return route
+
+
+def abandoned_by(call: Call) -> int:
+    """Return the sandbox's number of the call that its code waits no more for; -1 if it names none."""
+    number = call.args.get("call")
+    return number if type(number) is int else -1
+
+
+def is_abandoned(error: Mapping[str, Any] | None) -> bool:
+    """Return whether a call ended because the code did not wait for its answer."""
+    return error is not None and error.get("kind") == ABANDONED["kind"]
 
 
 async def _admit(call: Call, route: Route, log: CallLog) -> int:

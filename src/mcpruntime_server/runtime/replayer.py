@@ -22,10 +22,11 @@ from ..errors import CallInDoubt, McpRuntimeError, ReplayDiverged
 from ..journal.events import canonical_json
 from ..journal.replay import RecordedCall, Recording
 from ..kernel.present import shorten
-from ..kernel.wire import Call, Reply
-from .calls import CallLog, LedgerEntry, Router
+from ..kernel.wire import ABANDON, Call, Reply
+from .calls import CallLog, LedgerEntry, Router, abandoned_by, is_abandoned
 
 PATIENCE_S = 1.0  # for what came before an answer to happen again; threads may do it in another order, or never
+LITTLE_PATIENCE_S = 0.05  # the same, once something has not come: the code goes its own way
 ARGS_CHARS = 300  # of a call's arguments in a message
 
 
@@ -45,6 +46,7 @@ class Replayer:
             (call.target, call.args, call.nth): call for call in recording.calls if not self._is_live(call.target, {})
         }
         self._asked: Counter[tuple[str, str]] = Counter()
+        self._repeated: dict[int, RecordedCall] = {}  # by the sandbox's number of the call
         self._count = 0
         self._sequence = Sequence(list(self._known.values()))
         self._is_halted = False
@@ -53,6 +55,8 @@ class Replayer:
         """Return the recorded reply to `call`; `log`, if there is one, gets it like any other."""
         if self._is_halted:
             await anyio.sleep_forever()  # until the run is over
+        if call.target == ABANDON:
+            return self._abandon(call, log)
         if self._is_live(call.target, call.args):
             return await self._go_live(call, log)
         self._count += 1
@@ -66,6 +70,7 @@ class Replayer:
         if recorded is None:
             return await self._answer_unknown(call, args, log)
         self._sequence.ask(recorded)
+        self._repeated[call.id] = recorded
         return await (self._resume(call, recorded, log) if self._resumes else self._repeat(call, recorded, log))
 
     def never_asked(self) -> list[RecordedCall]:
@@ -103,7 +108,7 @@ class Replayer:
     async def _resume(self, call: Call, recorded: RecordedCall, log: CallLog | None) -> Reply:
         """Answer as recorded in the journal of this very run; what has no end there is made again if it is harmless."""
         assert log is not None
-        log.recall(call)
+        log.recall(call, recorded.call if recorded.finished is None else None)
         entry = self._entry(call, log)
         if recorded.finished is not None:
             await self._turn(recorded)
@@ -119,15 +124,23 @@ class Replayer:
         return await self._router.answer_again(call, recorded.call, entry, log)
 
     def _entry(self, call: Call, log: CallLog | None) -> LedgerEntry:
-        entry = LedgerEntry(call.target, call.args)
         if log is not None and self._router.is_listed(call.target):
-            log.ledger.append(entry)
-        return entry
+            return log.list(call)
+        return LedgerEntry(call.target, call.args)
 
     async def _turn(self, recorded: RecordedCall) -> None:
-        if recorded.finished is None:
+        if recorded.finished is None or is_abandoned(recorded.error):
             await anyio.sleep_forever()  # as it did then
         await self._sequence.turn(recorded)
+
+    def _abandon(self, call: Call, log: CallLog | None) -> Reply:
+        """The code waits no more for the answer to a call: what came after that then may come now."""
+        recorded = self._repeated.get(abandoned_by(call))
+        if recorded is not None and is_abandoned(recorded.error):
+            self._sequence.take(recorded)
+        if log is not None:
+            log.abandon(call)
+        return Reply(call.id)
 
     # a call that the recording does not have --------------------------------------------------------
 
@@ -164,7 +177,10 @@ class Replayer:
 
 
 class Sequence:
-    """The recorded order in which calls began and ended, and how far it has been gone through again."""
+    """The recorded order in which calls began and ended, and how far it has been gone through again.
+
+    Ends are handed out one at a time: whoever takes its turn lets the next one go on, after its own answer.
+    """
 
     def __init__(self, calls: list[RecordedCall]) -> None:
         moments = [(call.started, call.call, False) for call in calls]
@@ -173,8 +189,11 @@ class Sequence:
         self._place = {number: place for place, (number, is_end) in enumerate(self._moments) if is_end}
         self._calls = {call.call: call for call in calls}
         self._asked: set[int] = set()
+        self._waiting: set[int] = set()
+        self._taken: set[int] = set()
         self._released = {call.call: anyio.Event() for call in calls}
         self._next = 0
+        self._has_left = False  # something has not come again in its time
         self._news = anyio.Event()
 
     def ask(self, call: RecordedCall) -> None:
@@ -195,20 +214,37 @@ class Sequence:
 
     async def turn(self, call: RecordedCall) -> None:
         """Wait until all that came before the end of `call` has come again; what does not come is passed over."""
-        released, patience = self._released[call.call], max(PATIENCE_S, 2 * call.ms / 1e3)
+        released = self._released[call.call]
+        self._waiting.add(call.call)
         while not released.is_set() and self._place[call.call] >= self._next:
             before = self._next
-            with anyio.move_on_after(patience):
+            with anyio.move_on_after(LITTLE_PATIENCE_S if self._has_left else max(PATIENCE_S, 2 * call.ms / 1e3)):
                 await released.wait()
-            if self._next == before:
-                self._next += 1
-                self._advance()
+            if self._next == before and not released.is_set():
+                self._pass_over()
+        self.take(call)
+
+    def _pass_over(self) -> None:
+        """Go on to the first end that can come: what was to be before it seems not to come again."""
+        self._has_left = True
+        places = (self._place[number] for number in self._waiting)
+        self._next = min(place for place in places if place >= self._next)
+        self._advance()
+
+    def take(self, call: RecordedCall) -> None:
+        """Note that the end of `call` has come again."""
+        self._waiting.discard(call.call)
+        self._taken.add(call.call)
+        self._advance()
 
     def _advance(self) -> None:
-        while self._next < len(self._moments) and self._moments[self._next][0] in self._asked:
+        """Go through what has come again, and release the end whose turn it is."""
+        while self._next < len(self._moments):
             number, is_end = self._moments[self._next]
-            if is_end:
+            if is_end and number in self._asked:
                 self._released[number].set()
+            if number not in (self._taken if is_end else self._asked):
+                return
             self._next += 1
 
 
