@@ -97,6 +97,7 @@ class Home:
                 self._lost[self._state] = "A sandbox does not survive it."
             if self.link.last_run != self._runs:
                 self._state = UNSETTLED
+                self._note_files(dict.fromkeys(run.report.changed, UNKNOWN), run.report.removed)
             return
         self._remember(run.id)
         if not run.files_stored.is_set():
@@ -107,8 +108,8 @@ class Home:
         try:
             await self.link.saved()
             stored = await run.store_files()
-            if stored is not None:
-                self._note_files(stored)
+            if stored is not None:  # what could not be read is in the workspace all the same
+                self._note_files({**dict.fromkeys(run.report.changed, UNKNOWN), **stored.changed}, stored.removed)
         except JournalFailed as exc:
             logger.error("the files of run %s were not saved: %s", run.id, exc)
         finally:
@@ -120,15 +121,15 @@ class Home:
         for run in list(self._unsaved):
             await run.files_stored.wait()
 
-    def _note_files(self, stored: FilesChanged) -> None:
-        for path in stored.removed:
+    def _note_files(self, changed: Mapping[str, FileEntry], removed: Iterable[str]) -> None:
+        for path in removed:
             self._files.pop(path, None)
-        self._files.update(stored.changed)
+        self._files.update(changed)
 
     def _remember(self, run: str) -> None:
         """The interpreter is in the end state of `run`, which it has just executed."""
         self._state, self._runs = run, self.link.last_run
-        self._numbers[run] = self._runs
+        self._numbers[run] = self.link.live
         if len(self._numbers) > MAX_NUMBERS:
             del self._numbers[next(name for name in self._numbers if name is not None)]
 
@@ -190,9 +191,7 @@ class Home:
         if self._is_live(run) and (run is not None or self._state is None):
             return True
         promoted = await self.link.promote(self._numbers[run])
-        self._files.update(dict.fromkeys(promoted.changed, UNKNOWN))
-        for path in promoted.removed:
-            self._files.pop(path, None)
+        self._note_files(dict.fromkeys(promoted.changed, UNKNOWN), promoted.removed)
         self._state = UNSETTLED  # until the files are right, too
         return promoted.ok
 
@@ -210,6 +209,7 @@ class Home:
             except SandboxFailed:
                 self._lost[line[-1].id] = f"The sandbox did not survive step {row.step} when it was executed again."
                 raise
+            self._note_files({path: entry for path, (entry, _) in rebuilt.files.items()}, rebuilt.removed)
             check(recording, rebuilt, strictly=bool(skipped))
             await self._take_rebuilt(recording, rebuilt, run, arrival)
         run.enter_stage("")
@@ -221,9 +221,7 @@ class Home:
             arrival.notes.append(f"What step {listed} did to variables before it was interrupted is not among them.")
 
     async def _take_rebuilt(self, recording: Recording, rebuilt: Rebuilt, run: Run, arrival: Arrival) -> None:
-        """Note what a step has left that was executed again; mend what a crash kept from being journaled then."""
-        entries = {path: entry for path, (entry, _) in rebuilt.files.items()}
-        self._note_files(FilesChanged(entries, rebuilt.removed))
+        """Tell what a step has left that was executed again; mend what a crash kept from being journaled then."""
         assert recording.end is not None, "only what has ended is rebuilt"
         run.overflow.keep(self.link, recording.start.run, rebuilt.texts, recording.end.value)
         if rebuilt.differences:
@@ -232,6 +230,7 @@ class Home:
         if recording.lacks_files and recording.session == run.report.session:
             for _, data in rebuilt.files.values():
                 await self._journal.put_blob(data)
+            entries = {path: entry for path, (entry, _) in rebuilt.files.items()}
             self._journal.append(recording.session, FilesChanged(entries, rebuilt.removed), recording.start.run)
 
     # files ------------------------------------------------------------------------------------------
@@ -247,6 +246,7 @@ class Home:
                 self.link.put(path, entry["mode"], await self._journal.get_blob(entry["digest"]))
             except (JournalFailed, NotFound) as exc:
                 arrival.notes.append(f"The file {path!r} is not restored: {exc}")
+                files[path] = UNKNOWN
         self._files = files
         if lacking:
             arrival.notes.append(f"Files that {', '.join(lacking)} changed were lost when the server died.")
