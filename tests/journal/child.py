@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
+import secrets
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import anyio
 
 from mcpruntime_server.errors import JournalFailed, NotFound
 from mcpruntime_server.journal import Journal, open_journal
+from mcpruntime_server.journal.archive import import_session
 from mcpruntime_server.journal.events import (
     CallFinished,
     Event,
@@ -20,6 +24,7 @@ from mcpruntime_server.journal.events import (
     RunStarted,
     TipMoved,
 )
+from mcpruntime_server.journal.retention import collect
 
 LARGE = "large" * 10_000
 
@@ -75,6 +80,30 @@ async def wander_for_ever(journal: Journal, session: str) -> None:
             n = journal.append(session, TipMoved(tip, left)).n
         await journal.flush()
         say(n)
+
+
+async def collect_for_ever(journal: Journal, _: str) -> None:
+    """Make sessions and have all but the last of them collected; print how many there have been."""
+    later = time.time() + 100 * 24 * 3600
+    for number in itertools.count():
+        session, run = f"s_{secrets.token_hex(8)}", f"r_{secrets.token_hex(8)}"
+        await journal.create_session(session, None, "me")
+        digest = await journal.put_blob(run.encode())
+        journal.append(session, RunStarted(run, None, 1, "1", "<step>", 1.0, seed="s"), run)
+        for line in range(600):
+            journal.append(session, Output("stdout", f"line {line}"), run)
+        journal.append(session, RunFinished("ok", {"long": LARGE + run}, flags=["files"]), run)
+        journal.append(session, FilesChanged({"a": {"digest": digest, "size": len(run), "mode": 0o644}}), run)
+        await collect(journal, 1, 0, now=later)
+        await journal.release(session)
+        say(number)
+
+
+async def import_for_ever(journal: Journal, archive: str) -> None:
+    """Take in the same archive again and again; print how many times."""
+    for number in itertools.count():
+        await import_session(journal, Path(archive), "me")
+        say(number)
 
 
 async def hold(journal: Journal, session: str) -> None:
@@ -140,6 +169,8 @@ MODES: dict[str, Callable[[Journal, str], Awaitable[None]]] = {
     "append_for_ever": append_for_ever,
     "append_200": append_200,
     "wander_for_ever": wander_for_ever,
+    "collect_for_ever": collect_for_ever,
+    "import_for_ever": import_for_ever,
     "rewind_on_a_full_disk": rewind_on_a_full_disk,
     "hold": hold,
     "fill_with_rows": fill_with_rows,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -94,3 +97,38 @@ def test_drafts_of_killed_servers_are_cleared_after_a_day(store: BlobStore) -> N
 def test_only_digests_are_names(store: BlobStore, name: str) -> None:
     with pytest.raises(NotFound, match="is not the name of a blob"):
         store.get(name)
+
+
+def test_what_is_put_again_is_never_lost_to_collectors_at_work(store: BlobStore) -> None:
+    data, begun, over = b"wanted again", time.time() - 1, threading.Event()
+    path = store.path(store.put(data))
+
+    def discard() -> int:
+        gone = 0
+        while not over.is_set():
+            gone += store.discard(path.name, begun)
+        return gone
+
+    def found(digest: str) -> bool:
+        with suppress(NotFound):
+            return store.get(digest) == data
+        return False
+
+    def read() -> None:
+        while not over.is_set():
+            found(path.name)
+
+    with ThreadPoolExecutor(3) as pool:
+        discarded = pool.submit(discard)
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for _ in range(3000):
+                with suppress(FileNotFoundError):
+                    os.utime(path, (0, 0))
+                store.put(data)
+                assert any(found(path.name) for _ in range(1000))  # a real collector looks at a blob once, not for ever
+        finally:
+            over.set()
+    assert discarded.result() >= 0
+    assert [each.result() for each in readers] == [None, None]
+    assert drafts(store) == []

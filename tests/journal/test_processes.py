@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from mcpruntime_server.errors import Unavailable
 from mcpruntime_server.journal import open_journal
-from mcpruntime_server.journal.events import FilesChanged, Output, RunFinished, RunStarted, TipMoved
+from mcpruntime_server.journal.archive import export_session
+from mcpruntime_server.journal.events import FileEntry, FilesChanged, Output, RunFinished, RunStarted, TipMoved
+from mcpruntime_server.journal.retention import collect
 
 CHILD = Path(__file__).with_name("child.py")
 KILLS = 30
@@ -48,12 +51,12 @@ async def everything_said(running: AbstractAsyncContextManager[Process]) -> list
     return said.decode().splitlines()
 
 
-async def killed_again_and_again(mode: str, data_dir: Path) -> int:
-    """Return the ordinal of the last event that a server acknowledged before one of its deaths."""
+async def killed_again_and_again(mode: str, data_dir: Path, session: str = "s_1", kills: int = KILLS) -> int:
+    """Return the highest number that a server printed before one of its deaths."""
     acknowledged = 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         said = bytearray()
-        async with child(mode, data_dir) as process:
+        async with child(mode, data_dir, session) as process:
             with anyio.move_on_after(random.uniform(0.1, 0.8)):
                 await listen(process, said)
             process.kill()
@@ -118,6 +121,52 @@ async def test_a_rewind_while_the_disk_is_full_takes_effect_once_there_is_room(t
     async with open_journal(tmp_path) as journal:
         assert [(row.id, row.tip) for row in await journal.sessions()] == [("s_2", "r_1"), ("s_1", "r_1")]
         assert await journal.pins() == {}
+
+
+async def check_what_is_seen(data_dir: Path) -> int:
+    """Read all that can be seen, collect the rest, and return the number of sessions."""
+    async with open_journal(data_dir) as journal:
+        for seen in range(2):
+            rows = await journal.sessions()
+            for row in rows:
+                await journal.events(row.id)
+                for run in await journal.runs(row.id):
+                    files, _ = await journal.files_at(run.id)
+                    for entry in files.values():
+                        assert len(await journal.get_blob(entry["digest"])) == entry["size"]
+            found = await collect(journal, 0, 0, now=time.time() + 4000)
+            assert (found.sessions, found.kept, seen and found.blobs) == ((), {}, 0)
+        hidden = "SELECT count(*) FROM sessions WHERE purpose = 'partial'"
+        assert await journal.read(lambda connection: connection.execute(hidden).fetchall()) == [(0,)]
+    connection = sqlite3.connect(data_dir / "journal.db")
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    connection.close()
+    return len(rows)
+
+
+async def test_a_collector_that_is_killed_at_any_moment_leaves_whole_sessions(tmp_path: Path) -> None:
+    assert await killed_again_and_again("collect_for_ever", tmp_path, kills=15) > 1
+    assert await check_what_is_seen(tmp_path) <= 15
+
+
+async def test_an_import_that_is_killed_at_any_moment_leaves_whole_sessions_or_nothing(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "from") as journal:
+        await journal.create_session("s_1", None, "me")
+        entry = FileEntry(digest=await journal.put_blob(b"x"), size=1, mode=0o644)
+        for run, parent in (("r_1", None), ("r_2", "r_1")):
+            journal.append("s_1", RunStarted(run, parent, int(run[2:]), "1", "<step>", 1.0, seed="s"), run)
+            for number in range(2000):
+                journal.append("s_1", Output("stdout", f"{number}"), run)
+            journal.append("s_1", RunFinished("ok", flags=["files"]), run)
+            journal.append("s_1", FilesChanged({run: entry}), run)
+        await export_session(journal, "s_1", tmp_path / "session.zip")
+    data_dir = tmp_path / "to"
+    await killed_again_and_again("import_for_ever", data_dir, str(tmp_path / "session.zip"), kills=15)
+    assert await check_what_is_seen(data_dir) > 0
+    async with open_journal(data_dir) as journal:
+        for row in await journal.sessions():
+            assert len(await journal.events(row.id)) == 4006
 
 
 async def test_two_servers_write_to_one_folder_at_once(tmp_path: Path) -> None:

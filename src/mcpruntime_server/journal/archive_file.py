@@ -120,13 +120,17 @@ def write_archive(path: Path, force: bool) -> Iterator[ArchiveWriter]:
 
 
 def _put_into_place(draft: str, path: Path, force: bool) -> None:
-    if force:
-        os.replace(draft, path)
-        return
-    try:
-        os.link(draft, path)  # unlike a rename, never over what somebody else has put there
-    except FileExistsError:
-        raise _exists(path) from None
+    if not force:
+        try:
+            os.link(draft, path)  # unlike a rename, never over what somebody else has put there
+        except FileExistsError:
+            raise _exists(path) from None
+        except OSError:  # a file system without links
+            if os.path.lexists(path):
+                raise _exists(path) from None
+        else:
+            return
+    os.replace(draft, path)
 
 
 def _exists(path: Path) -> InvalidRequest:

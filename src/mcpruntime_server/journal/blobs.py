@@ -2,7 +2,8 @@
 
 Rule 1: a blob appears whole or not at all: it is written beside its place and renamed into it.
 Rule 2: several threads and processes may store the same content at once; the last rename wins and nothing is lost.
-Rule 3: what is read is verified; a damaged blob is an error that names it, and storing the content again mends it.
+Rule 3: a blob that is put or refreshed is safe from being discarded for as long as `discard` is told.
+Rule 4: what is read is verified; a damaged blob is an error that names it, and storing the content again mends it.
 This module is synchronous (call it from a worker thread) and does not know what the bytes mean.
 """
 
@@ -21,6 +22,8 @@ from typing import IO
 from mcpruntime_server.errors import JournalFailed, NotFound
 
 ABANDONED_S = 24 * 3600  # seconds without a write after which a draft is what a killed server left
+TRIES = 10  # to read a blob that a collector has put aside for a moment
+ASIDE = "aside-"  # begins the name of a blob that a collector is about to remove
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -33,7 +36,10 @@ class BlobStore:
         drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
         for draft in drafts.iterdir():
             with suppress(FileNotFoundError):  # another server may be clearing up too
-                if draft.stat().st_mtime < time.time() - ABANDONED_S:
+                if draft.name.startswith(ASIDE):
+                    self._put_back(self.path(draft.name.removeprefix(ASIDE)))
+                    draft.unlink()
+                elif draft.stat().st_mtime < time.time() - ABANDONED_S:
                     draft.unlink()
 
     def path(self, digest: str) -> Path:
@@ -55,7 +61,7 @@ class BlobStore:
         """Return the content of `digest`; raises `NotFound`, or `JournalFailed` if it is damaged or unreadable."""
         path = self.path(digest)
         try:
-            data = path.read_bytes()
+            data = self._read(path)
         except FileNotFoundError:
             raise NotFound(f"The blob {digest} is not in {self.root}.") from None
         except OSError as exc:
@@ -76,16 +82,56 @@ class BlobStore:
             finally:
                 Path(file.name).unlink(missing_ok=True)
 
+    def _read(self, path: Path) -> bytes:
+        for _ in range(TRIES):
+            with suppress(FileNotFoundError):
+                return path.read_bytes()
+            self._put_back(path)
+        return path.read_bytes()
+
+    def _put_back(self, path: Path) -> None:
+        """Restore what a collector has put aside and may not come to restore, unless it is there again."""
+        with suppress(FileNotFoundError, FileExistsError):
+            os.link(self._aside(path), path)
+
+    def _aside(self, path: Path) -> Path:
+        return self.root / "tmp" / f"{ASIDE}{path.name}"
+
+    def listed(self) -> Iterator[tuple[str, int, float]]:
+        """Yield the digest of every blob, its size in bytes, and when it was put or refreshed last."""
+        for folder in self.root.glob("??"):
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        if DIGEST.fullmatch(entry.name):
+                            info = entry.stat()
+                            yield entry.name, info.st_size, info.st_mtime
+
+    def discard(self, digest: str, before: float) -> bool:
+        """Remove a blob, unless it was put or refreshed after `before`; say whether that was done.
+
+        It is put aside first, so that whoever refreshes it at this moment is seen, or finds it missing and puts it.
+        Only one at a time may do this.
+        """
+        path = self.path(digest)
+        aside = self._aside(path)
+        with suppress(FileNotFoundError):  # it is gone, or a server that starts has put it back
+            path.rename(aside)
+            is_old = aside.stat().st_mtime < before
+            if not is_old:
+                self._put_back(path)
+            aside.unlink()
+            return is_old
+        return False
+
     def refresh(self, digest: str, size: int) -> bool:
         """Say whether content of that size is kept as `digest`; then it is as safe from `discard` as if it were new."""
         path = self.path(digest)
         try:
-            if path.stat().st_size != size:
-                return False
             os.utime(path)
+            return path.stat().st_size == size  # afterwards: a collector may have missed the new time, but not the blob
         except FileNotFoundError:
             return False
-        return True
 
 
 class BlobWriter:

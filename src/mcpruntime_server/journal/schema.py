@@ -93,6 +93,7 @@ def prepare(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file; an old one's pages are used again
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise JournalFailed(f"The file system of {path} cannot hold a journal.", remedy="Use a local disk.")
