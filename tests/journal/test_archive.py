@@ -180,6 +180,29 @@ async def test_a_line_that_goes_back_and_forth_between_sessions_arrives(
     assert [each.id for each in await there.line(row.tip)] == ["r_1", "r_2", "r_3", "r_4", "r_7"]
 
 
+async def test_imports_at_once_do_not_take_back_what_another_has_brought(
+    journal: Journal, there: Journal, tmp_path: Path
+) -> None:
+    await export_session(journal, "s_2", tmp_path / "idea.zip")
+    refused = []
+
+    async def take_in() -> None:
+        try:
+            await import_session(there, tmp_path / "idea.zip", "you")
+        except InvalidRequest as exc:
+            refused.append(exc.message)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(take_in)
+    assert len(refused) < 4
+    rows = [row for row in await there.sessions() if row.name and row.name.startswith("idea")]
+    assert len(rows) == 4 - len(refused)
+    for row in rows:
+        assert len(await there.events(row.id)) == len(await journal.events("s_2"))
+        assert len((await there.files_at(row.tip))[0]) == 304
+
+
 async def test_a_run_that_was_under_way_is_ended_and_does_not_go_on_elsewhere(
     journal: Journal, there: Journal, tmp_path: Path
 ) -> None:

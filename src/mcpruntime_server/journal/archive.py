@@ -204,9 +204,8 @@ def _import(journal: Journal, path: Path, principal: str, arriving: list[str], p
         lines = _checked(archive, principal, progress)
         names = from_thread.run(journal.read, lambda rows: _names(rows, archive.manifest, lines))
         _keep_blobs(journal.blobs, archive, lines.blobs, progress)
-        arriving += names.sessions
         travelling = list(zip(names.sessions, archive.manifest.sessions, strict=True))
-        from_thread.run(journal.change, lambda rows: _begin(rows, journal.owner, principal, travelling))
+        from_thread.run(journal.change, lambda rows: _begin(rows, journal.owner, principal, travelling, arriving))
         lines = Lines(archive, names)
         arrivals = iter(lines)
         while batch := list(islice(arrivals, BATCH)):
@@ -255,10 +254,13 @@ def _keep_blobs(blobs: BlobStore, archive: ArchiveReader, digests: set[str], pro
         raise failure(exc, blobs.root) from exc
 
 
-def _begin(rows: Connection, owner: str, principal: str, travelling: Sequence[tuple[str, Travelling]]) -> None:
+def _begin(
+    rows: Connection, owner: str, principal: str, travelling: Sequence[tuple[str, Travelling]], arriving: list[str]
+) -> None:
     for session, told in travelling:
         row = SessionRow(session, None, principal, told.created, told.created, owner, None, 0, None, changes.PARTIAL)
         changes.create_session(rows, owner, row)
+    arriving[:] = [session for session, _ in travelling]  # not before: the ids might be somebody else's
 
 
 def _record(batch: Sequence[Arrival], rows: Connection) -> None:
@@ -288,8 +290,14 @@ def _complete(
 
 async def _take_back(journal: Journal, sessions: Sequence[str]) -> None:
     """Remove what a failed import has left; what cannot be removed now is hidden, and the collector's."""
+    query = "SELECT 1 FROM sessions WHERE id = ? AND owner = ? AND purpose = ?"
+
+    def hide(rows: Connection) -> list[str]:
+        ours = [each for each in sessions if rows.execute(query, (each, journal.owner, changes.PARTIAL)).fetchone()]
+        changes.hide_sessions(rows, ours)
+        return ours
+
     with suppress(JournalFailed):
-        await journal.change(lambda rows: changes.hide_sessions(rows, sessions))
-        for session in sessions:
+        for session in await journal.change(hide):
             while await journal.change(partial(changes.erase, session=session, limit=BATCH)) == BATCH:
                 pass

@@ -152,8 +152,10 @@ def hide_sessions(connection: Connection, sessions: Iterable[str]) -> None:
 
 def erase(connection: Connection, session: str, limit: int) -> int:
     """Erase at most `limit` events of a hidden session and return their number; with the last, the session is gone."""
-    query = "DELETE FROM events WHERE session = ?1 AND n IN (SELECT n FROM events WHERE session = ?1 LIMIT ?2)"
-    erased = connection.execute(query, (session, limit)).rowcount
+    query = """
+        DELETE FROM events WHERE session = ?1 AND n IN (SELECT n FROM events WHERE session = ?1 LIMIT ?2)
+        AND EXISTS (SELECT 1 FROM sessions WHERE id = ?1 AND purpose = ?3)"""
+    erased = connection.execute(query, (session, limit, PARTIAL)).rowcount
     if erased < limit:
         connection.execute("DELETE FROM sessions WHERE id = ? AND purpose = ?", (session, PARTIAL))
     return erased
