@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from ..errors import CallFailed, JournalFailed
 from ..journal.events import CallFinished, CallStarted, canonical_json
+from ..journal.replay import RecordedCall
 from ..journal.store import Journal
 from ..kernel.wire import ABANDON, Call, Reply
 
@@ -66,6 +67,7 @@ class CallLog:
         self._run = run
         self._count = 0
         self._seen: Counter[tuple[str, str]] = Counter()
+        self._recorded: dict[int, LedgerEntry] = {}  # by their numbers in the journal
         self._entries: dict[int, LedgerEntry] = {}  # this and the next by the sandbox's number of the call
         self._numbers: dict[int, int] = {}  # in the journal, of calls that have no end there
         self._abandoned: set[int] = set()  # by their numbers in the journal
@@ -86,15 +88,20 @@ class CallLog:
         self._append(CallStarted(self._count, call.target, args, effect, nth, call.line, listed))
         return self._count
 
-    def recall(self, call: Call, number: int | None) -> None:
-        """Count a call that the journal has already, so that the next ones are numbered after it.
+    def remember(self, recorded: RecordedCall, entry: LedgerEntry) -> None:
+        """Count a call that the run has made before its server died; whether the code makes it again or not, it was."""
+        self._count = max(self._count, recorded.call)
+        self._recorded[recorded.call] = entry
+        if recorded.listed:
+            self.ledger.append(entry)
 
-        `number` is its own, if it has no end there.
-        """
-        if number is not None:
-            self._numbers[call.id] = number
-        self._count += 1
-        self._seen[call.target, canonical_json(call.args)] += 1
+    def recall(self, call: Call, recorded: RecordedCall) -> LedgerEntry:
+        """The code makes a call again that the journal has already: return its line of the ledger."""
+        if recorded.finished is None:
+            self._numbers[call.id] = recorded.call
+        self._seen[call.target, recorded.args] += 1
+        entry = self._entries[call.id] = self._recorded[recorded.call]
+        return entry
 
     def finish(self, number: int, value: Any, error: Mapping[str, Any] | None, ms: float) -> None:
         """Journal how call `number` ended, unless that is of no matter to the code any more."""

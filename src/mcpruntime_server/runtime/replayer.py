@@ -26,8 +26,10 @@ from ..kernel.wire import ABANDON, Call, Reply
 from .calls import CallLog, LedgerEntry, Router, abandoned_by, is_abandoned
 
 PATIENCE_S = 1.0  # for what came before an answer to happen again; threads may do it in another order, or never
+CATCH_UP_S = 10.0  # for another thread to make a call again, on a loaded machine; then the code has gone another way
 LITTLE_PATIENCE_S = 0.05  # the same, once something has not come: the code goes its own way
 ARGS_CHARS = 300  # of a call's arguments in a message
+NAMED_CALLS = 10  # in a message; the ledger has them all
 
 
 class Replayer:
@@ -108,19 +110,12 @@ class Replayer:
     async def _resume(self, call: Call, recorded: RecordedCall, log: CallLog | None) -> Reply:
         """Answer as recorded in the journal of this very run; what has no end there is made again if it is harmless."""
         assert log is not None
-        log.recall(call, recorded.call if recorded.finished is None else None)
-        entry = self._entry(call, log)
+        entry = log.recall(call, recorded)
         if recorded.finished is not None:
             await self._turn(recorded)
             return _told_again(call, recorded, entry)
         if recorded.effect == "write":
-            await self._stop(
-                CallInDoubt(
-                    f"The server died while the call {told(call.target, recorded.args)} was under way, and the journal "
-                    "cannot say whether it took effect.",
-                    remedy="Find out whether it did, then run the code again, without that call if so.",
-                )
-            )
+            await self._stop(in_doubt(self._recording))
         return await self._router.answer_again(call, recorded.call, entry, log)
 
     def _entry(self, call: Call, log: CallLog | None) -> LedgerEntry:
@@ -148,6 +143,8 @@ class Replayer:
         if self._resumes:
             assert log is not None
             await self._until_caught_up(call, args)
+            if self._is_halted:
+                await anyio.sleep_forever()
             return await self._router.answer(call, log)
         left = self.never_asked()
         expected = told(left[0].target, left[0].args) if left else "no further call"
@@ -161,10 +158,10 @@ class Replayer:
             return
         waited_from = time.monotonic()
         while left := [each for each in self._sequence.unasked() if each.effect == "write"]:
-            if time.monotonic() - waited_from > PATIENCE_S:
+            if time.monotonic() - waited_from > CATCH_UP_S:
                 divergence = self._diverged(told(left[0].target, left[0].args), told(call.target, args))
                 await self._stop(divergence)
-            await self._sequence.news(PATIENCE_S)
+            await self._sequence.news(CATCH_UP_S)
 
     def _diverged(self, expected: str, got: str) -> ReplayDiverged:
         return ReplayDiverged(self._recording.start.step, self._count, expected, got)
@@ -246,6 +243,23 @@ class Sequence:
             if number not in (self._taken if is_end else self._asked):
                 return
             self._next += 1
+
+
+def in_doubt(recording: Recording) -> CallInDoubt:
+    """Return the error that names the calls of which the journal cannot say whether they took effect."""
+    calls = [call for call in recording.calls if call.finished is None and call.effect == "write"]
+    named = ", ".join(told(call.target, call.args) for call in calls[:NAMED_CALLS])
+    rest = f" and {len(calls) - NAMED_CALLS} more" if len(calls) > NAMED_CALLS else ""
+    if len(calls) == 1:
+        return CallInDoubt(
+            f"The server died while the call {named} was under way, and the journal cannot say whether it took effect.",
+            remedy="Find out whether it did, then run the code again, without that call if so.",
+        )
+    return CallInDoubt(
+        f"The server died while {len(calls)} calls were under way, and the journal cannot say whether they took "
+        f"effect: {named}{rest}.",
+        remedy="Find out which ones did, then run the code again, without those.",
+    )
 
 
 def told(target: str, args: str) -> str:

@@ -25,6 +25,7 @@ from ..kernel.present import shorten
 from ..sandbox.link import Link
 from .calls import Answers, CallLog, Router
 from .files import Files
+from .history import entry_of
 from .overflow import Overflow
 from .replayer import Replayer
 from .report import Report, checked_error, checked_readings, checked_usage, checked_value
@@ -101,6 +102,8 @@ class Run:
         self._session = session
         self._journal = journal
         self._log = CallLog(journal, session, self.id)
+        for call in resumed.calls if resumed else ():
+            self._log.remember(call, entry_of(call))
         self._answers: Answers = router
         self.replayer: Replayer | None = None
         if recording is not None:
