@@ -127,6 +127,9 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "manifest of something else": (with_member("manifest.json", b"[]"), "is not that of a session"),
     "manifest with a number for text": (packed(manifest={"skipped": [1]}), "has no right 'skipped'"),
     "manifest without a session": (packed(manifest={"sessions": []}), "names no session"),
+    "manifest with a number for sessions": (packed(manifest={"sessions": 1.5}), "names no session"),
+    "manifest with a text for a session": (packed(manifest={"sessions": ["s_1"]}), "names no session"),
+    "manifest without a version": (packed(manifest={"version": None}), "has no version"),
     "manifest with a broken session": (packed(manifest={"sessions": [{"id": 1}]}), "has no right 'id'"),
     "manifest with an odd name": (
         packed(manifest={"sessions": [{**GOOD_MANIFEST["sessions"][0], "name": "s_secret"}]}),
@@ -140,6 +143,10 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "wrong counts": (packed(manifest={"events": 9}), "has 3 events of 1 runs, which is not what was sent"),
     "line that is no JSON": (with_member("events.jsonl", b"{]\n"), r"'events.jsonl, line 1' is not JSON"),
     "line that is no event": (packed([1]), "line 1' is not an event"),
+    "line without a run": (
+        packed([{key: each for key, each in good_events()[0].items() if key != "run"}]),
+        "is not an",
+    ),
     "nested too deeply": (with_member("events.jsonl", b"[" * 100_000), "line 1' is not JSON"),
     "infinity": (with_member("events.jsonl", b"[1e999]\n"), "is too large"),
     "not a number": (with_member("events.jsonl", b"[NaN]\n"), "NaN is not a number"),

@@ -97,7 +97,9 @@ class Lines:
                 self._refuse("manifest.json", f"names an unknown run {session.origin!r:.80}")
 
     def _arrival(self, where: str, told: Any) -> Arrival:
-        if not isinstance(told, dict) or any(not _fits_line(told.get(key), kind) for key, kind in LINE.items()):
+        if not isinstance(told, dict) or any(
+            key not in told or not _fits_line(told[key], kind) for key, kind in LINE.items()
+        ):
             self._refuse(where, "is not an event")
         if not KIND.fullmatch(told["kind"]):
             self._refuse(where, f"has no right kind {told['kind']!r:.80}")

@@ -250,12 +250,15 @@ class ArchiveReader:
         told = self.json(MANIFEST, text)
         if not isinstance(told, dict) or told.get("format") != FORMAT:
             raise self.refusal(MANIFEST, "is not that of a session")
-        if isinstance(told.get("version"), int) and told["version"] > VERSION:
+        if not isinstance(told.get("version"), int):
+            raise self.refusal(MANIFEST, "has no version")
+        if told["version"] > VERSION:
             reason = f"has version {told['version']}; this program knows up to {VERSION}"
             raise self.refusal(MANIFEST, reason, remedy="Use the newer mcpruntime-server that wrote it.")
-        sessions = [self._made(Travelling, each) for each in told.get("sessions") or () if isinstance(each, dict)]
-        if not sessions:
+        given = told.get("sessions")
+        if not isinstance(given, list) or not given or not all(isinstance(each, dict) for each in given):
             raise self.refusal(MANIFEST, "names no session")
+        sessions = [self._made(Travelling, each) for each in given]
         manifest: Manifest = self._made(Manifest, {**told, "sessions": sessions})
         return manifest
 
