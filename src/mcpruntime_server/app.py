@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from .config import Config
-from .errors import McpRuntimeError, NotFound, Unavailable
+from .config import Config, ServerSettings
+from .errors import McpRuntimeError, Unavailable
 from .journal import lease
 from .journal.lease import Lease
-from .journal.rows import RunRow, Stored
+from .journal.retention import collect
 from .journal.store import Journal, open_journal
 from .runtime.calls import Route, Router
 from .runtime.sessions import Runtime, open_runtime
@@ -31,9 +31,10 @@ from .server.stdio import stdio_streams
 from .tools.catalog import Catalog, open_catalog
 from .tools.upstream import open_upstreams
 
+SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
+CLEAR_UP_S = 3600.0  # between looks at what the journal need not keep any more
 SWEEP_S = 300.0  # a crashed server's containers end by themselves; what is left of them can wait
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -86,8 +87,11 @@ async def open_tools(config: Config) -> AsyncIterator[Catalog]:
 
 
 @asynccontextmanager
-async def open_app(config: Config) -> AsyncIterator[App]:
-    """Bring everything up; leaving takes it down in the opposite order, sandboxes included."""
+async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App]:
+    """Bring everything up; leaving takes it down in the opposite order, sandboxes included.
+
+    One that `resumes` goes on with the runs that dead servers left under way.
+    """
     folder = config.server.data_dir
     with take_lease(folder) as held:
         async with open_journal(folder, held) as journal, open_tools(config) as catalog:
@@ -99,10 +103,12 @@ async def open_app(config: Config) -> AsyncIterator[App]:
             )
             async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
                 background.start_soon(sweep, backend)
+                background.start_soon(clear_up, journal, config.server)
                 async with open_runtime(config.server, config.sandbox, journal, router, backend) as runtime:
                     catalog.on_change = runtime.package_changed
                     runtime.on_code = partial(anticipate, catalog, background)
-                    background.start_soon(resume, runtime)
+                    if resumes:
+                        background.start_soon(resume, runtime)
                     yield App(config, journal, catalog, backend, runtime)
                 background.cancel_scope.cancel()
 
@@ -127,6 +133,19 @@ async def resume(runtime: Runtime) -> None:
         await runtime.resume_interrupted()
     except McpRuntimeError as exc:
         logger.error("runs of dead servers do not go on: %s", exc)
+
+
+async def clear_up(journal: Journal, settings: ServerSettings) -> None:
+    """Keep the journal within its limits of age and size, from a while after the start on."""
+    await anyio.sleep(SETTLED_S)
+    while True:
+        try:
+            cleared = await collect(journal, settings.keep_days, settings.keep_mb)
+            if cleared.sessions:
+                logger.info("removed %d sessions from the journal, %d bytes", len(cleared.sessions), cleared.bytes)
+        except McpRuntimeError as exc:
+            logger.warning("the journal was not cleared up: %s", exc)
+        await anyio.sleep(CLEAR_UP_S)
 
 
 async def sweep(backend: Backend) -> None:
@@ -190,29 +209,6 @@ def check_data_folder(folder: Path) -> Check:
             return Check("data folder", True, str(folder))
     except Unavailable as exc:
         return Check("data folder", False, exc.message, exc.remedy)
-
-
-async def read_journal(config: Config, read: Callable[[Journal], Awaitable[T]]) -> T:
-    """Return what `read` finds in the journal."""
-    async with open_journal(config.server.data_dir) as journal:
-        return await read(journal)
-
-
-async def read_runs(journal: Journal, handle: str) -> list[RunRow]:
-    """Return the runs of the session `handle`, whoever it belongs to."""
-    return await journal.runs(await _session_id(journal, handle))
-
-
-async def read_run(journal: Journal, handle: str, run: str) -> list[Stored]:
-    """Return the events of one run."""
-    return await journal.events(await _session_id(journal, handle), run=run)
-
-
-async def _session_id(journal: Journal, handle: str) -> str:
-    for row in await journal.sessions():
-        if handle in (row.id, row.name):
-            return row.id
-    raise NotFound(f"There is no session {handle!r}.", remedy="`mcpruntime-server sessions` lists them.")
 
 
 async def list_tools(config: Config) -> dict[str, Any]:

@@ -92,7 +92,7 @@ async def test_all_that_differs_between_two_runs_is_told(runtime: tuple[Runtime,
     assert list(files) == ["f", "gone", "new"]
     assert files["f"].text.splitlines() == ["@@ -1,2 +1,3 @@", " 1", " 2", "+3"]
     assert files["gone"].b is None
-    assert files["gone"].text == "@@ -1,2 +0,0 @@\n-g\n-\\ No newline at end"
+    assert files["gone"].text == "@@ -1,1 +0,0 @@\n-g"
     assert (files["new"].a, files["new"].text) == (None, "")
     assert json.loads(json.dumps(as_data(found)))["files"][0]["a"]["size"] == 4
 

@@ -233,7 +233,8 @@ def unified(a: str, b: str) -> str:
     """
     if a == b:
         return ""
-    before, after = _pieces(a), _pieces(b)
+    one_ends = bool(a and b) and a.endswith("\n") != b.endswith("\n")
+    before, after = _pieces(a, mark=one_ends), _pieces(b, mark=one_ends)
     start = max(0, _common(before, after) - CONTEXT)
     left, right = before[start:], after[start:]
     end = max(0, _common(left[::-1], right[::-1]) - CONTEXT)
@@ -245,10 +246,10 @@ def unified(a: str, b: str) -> str:
     return "\n".join(told) or "… only line ends differ"
 
 
-def _pieces(text: str) -> list[str]:
-    """Return the lines of a text, long ones in pieces; that the last one does not end counts as a line."""
+def _pieces(text: str, *, mark: bool) -> list[str]:
+    """Return the lines of a text, long ones in pieces; with `mark`, that the last one does not end counts as a line."""
     lines = text.split("\n")
-    lines[-1:] = [lines[-1], NO_NEWLINE] if lines[-1] else []
+    lines[-1:] = [lines[-1], *([NO_NEWLINE] if mark else [])] if lines[-1] else []
     return [line[at : at + LINE_CHARS] for line in lines for at in range(0, max(len(line), 1), LINE_CHARS)]
 
 

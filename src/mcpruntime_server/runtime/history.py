@@ -113,8 +113,8 @@ async def load_line(journal: Journal, run: str | None) -> list[Report]:
 class Summary:
     """One run in a list: the first line of its code, and how many calls it made and files it changed.
 
-    `tier` is how the variables at its end come back where no copy of the interpreter is parked: `rebuild`, `files-only`,
-    or "" for a run that has left no state.
+    `tier` is how the variables at its end come back where no copy of the interpreter is parked: `rebuild`, `files-only`
+    (or "" for a run that has left no state).
     """
 
     row: RunRow
@@ -239,7 +239,8 @@ async def find_run(journal: Journal, session: SessionRow, which: str) -> RunRow:
             if row.step == int(which):
                 return row
         steps = f"has the steps 1 to {line[-1].step}" if line else "is empty"
-        raise NotFound(f"There is no step {which}: the session {handle!r} {steps}.")
+        remedy = f"A run beside them is named by its id; `mcpruntime-server replay list {handle}` shows all."
+        raise NotFound(f"There is no step {which}: the session {handle!r} {steps}.", remedy=remedy)
     for row in [*line, *await journal.runs(session.id)]:
         if row.id == which:
             return row

@@ -6,19 +6,24 @@ import argparse
 import json
 import logging
 import logging.handlers
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import anyio
 
-from . import __version__
-from .config import APP, Config, describe, load
-from .errors import ConfigError, McpRuntimeError
+from .. import __version__
+from ..config import APP, Config, describe, load
+from ..errors import ConfigError, McpRuntimeError
+from ..journal.rows import Stored
+from ..journal.store import Journal
+from ..runtime.history import fields_of, find_run, find_session
+from . import replay
+from .printing import Screen, print_json, printer, safe, when
 
 LOG_BYTES = 5_000_000  # of one log file; one older one is kept
+INTERRUPTED = 130  # exit code: what shells give for SIGINT
 
 Options = argparse.Namespace
 Verb = Callable[[Config, Options], int]
@@ -35,12 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         overrides = {"server.data_dir": options.data_dir, "sandbox.backend": options.backend}
         code = verb(load(options.config, overrides), options)
+        sys.stdout.flush()
     except* McpRuntimeError as group:
         for failure in leaves(group):
-            print(f"{APP}: {failure}", file=sys.stderr)
+            print(f"{APP}: {safe(str(failure))}", file=sys.stderr)
             code = failure.exit_code
     except* BrokenPipeError:  # the reader of our output has seen enough
-        sys.stdout = None  # or the interpreter would try to flush it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would flush what is left
+    except* KeyboardInterrupt:
+        code = INTERRUPTED
     return code
 
 
@@ -62,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--data-dir", metavar="DIR", help="journal, logs and sandbox state")
     top.add_argument("--backend", metavar="NAME", help="auto, docker, or local (no isolation)")
     top.set_defaults(verb=None)
-    verbs = top.add_subparsers(title="verbs", metavar="")
+    verbs = top.add_subparsers(title="verbs", metavar="", parser_class=replay.Parser)
 
     def add(name: str, verb: Verb, text: str, *, to_json: bool = False) -> argparse.ArgumentParser:
         found = verbs.add_parser(name, help=text, description=text)
@@ -76,10 +84,15 @@ def parser() -> argparse.ArgumentParser:
     image = add("image", image_build, "build the sandbox image (`image build`)")
     image.add_argument("action", choices=["build"])
     image.add_argument("--force", action="store_true", help="even if it is up to date")
-    add("sessions", sessions, "list the sessions in the journal", to_json=True)
-    runs = add("runs", runs_of, "list the runs of a session, or show one", to_json=True)
+    replay.add_replay(verbs)
+    replay.add_gc(verbs)
+    listing = add("sessions", replay.list_sessions, "list the sessions; the same as `replay list`", to_json=True)
+    listing.add_argument("--all", action="store_true", help="those too that only served to run something again")
+    listing.set_defaults(full=False)
+    runs = add("runs", runs_of, "draw the runs of a session, or show the events of one", to_json=True)
     runs.add_argument("session", help="session id or name")
-    runs.add_argument("run", nargs="?", help="run id: show its code, calls and output")
+    runs.add_argument("run", nargs="?", help="run id, or step: its events, as they are in the journal")
+    runs.set_defaults(full=False)
     tools = add("tools", tools_of, "list the tools that code can import, or show one server's module", to_json=True)
     tools.add_argument("server", nargs="?", help="package name: print its generated module")
     config = add("config", config_show, "show the settings in force and where each comes from (`config show`)")
@@ -92,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 
 def serve_stdio(config: Config, options: Options) -> int:
     """Serve MCP on stdin and stdout."""
-    from .app import serve_stdio as serve
+    from ..app import serve_stdio as serve
 
     log_to(config)
     anyio.run(serve, config)
@@ -101,14 +114,14 @@ def serve_stdio(config: Config, options: Options) -> int:
 
 def demo(config: Config, options: Options) -> int:
     """Run the demonstration."""
-    from .demo import run_demo
+    from ..demo import run_demo
 
     return anyio.run(run_demo, config)
 
 
 def doctor(config: Config, options: Options) -> int:
     """Print what was checked; exit 1 if something is broken."""
-    from .app import examine
+    from ..app import examine
 
     checks = anyio.run(examine, config)
     if options.json:
@@ -122,54 +135,41 @@ def doctor(config: Config, options: Options) -> int:
 
 def image_build(config: Config, options: Options) -> int:
     """Build the sandbox image if it is not up to date."""
-    from .sandbox.image import build
+    from ..sandbox.image import build
 
     anyio.run(build, config.sandbox, lambda line: print(line, flush=True), options.force)
     return 0
 
 
-def sessions(config: Config, options: Options) -> int:
-    """List the sessions, the last used first."""
-    from .app import read_journal
-
-    rows = anyio.run(read_journal, config, lambda journal: journal.sessions())
-    if options.json:
-        print_json([vars_of(row) for row in rows])
-        return 0
-    for row in rows:
-        print(f"{when(row.used)}  {row.runs:5} runs  {row.id}  {row.name or ''}")
-    return 0
-
-
 def runs_of(config: Config, options: Options) -> int:
-    """List the runs of a session, or the events of one run."""
-    from .app import read_journal, read_run, read_runs
-
+    """Draw the runs of a session, or print the events of one run, those that are damaged on stderr."""
     if options.run is None:
-        rows = anyio.run(read_journal, config, lambda journal: read_runs(journal, options.session))
-        if options.json:
-            print_json([vars_of(row) for row in rows])
-            return 0
-        for row in rows:
-            took = f"{row.finished - row.started:8.3f} s" if row.finished else " " * 10
-            print(f"{when(row.started)}  step {row.step:4}  {row.status:9}  {took}  {row.id}")
-        return 0
-    events = anyio.run(read_journal, config, lambda journal: read_run(journal, options.session, options.run))
-    for stored in events:
-        kind, fields = type(stored.event).__name__, vars_of(stored.event)
+        return replay.list_steps(config, options)
+    damage: list[str] = []
+
+    async def find(journal: Journal) -> list[Stored]:
+        row = await find_run(journal, await find_session(journal, options.session), options.run)
+        return await journal.events(row.session, run=row.id, damage=damage)
+
+    screen = Screen(printer())
+    for stored in replay.read(config, find):
+        kind, fields = type(stored.event).__name__, fields_of(stored.event)
         if options.json:
             print(json.dumps({"n": stored.n, "at": stored.at, "kind": kind, **fields}))
-        else:
-            shown = "\n".join(
-                f"    {name}: {value}" for name, value in fields.items() if value not in (None, "", {}, [])
-            )
-            print(f"{when(stored.at)}  {kind}\n{shown}")
+            continue
+        screen.line(f"{when(stored.at)}  {screen.paint(kind, 'bold')}")
+        for name, value in fields.items():
+            if value not in (None, "", {}, []):
+                screen.block(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    for text in damage:
+        print(f"damaged: {safe(text)}", file=sys.stderr)
+    screen.end()
     return 0
 
 
 def tools_of(config: Config, options: Options) -> int:
     """List all tools, or print one server's module."""
-    from .app import list_tools, show_module
+    from ..app import list_tools, show_module
 
     if options.server is not None:
         print(anyio.run(show_module, config, options.server))
@@ -189,24 +189,6 @@ def config_show(config: Config, options: Options) -> int:
     """Print the settings in force, credentials masked."""
     print(describe(config))
     return 0
-
-
-# printing -------------------------------------------------------------------------------------------
-
-
-def print_json(value: Any) -> None:
-    """Print for programs."""
-    print(json.dumps(value, indent=2, default=str))
-
-
-def vars_of(row: Any) -> dict[str, Any]:
-    """Return the fields of a frozen dataclass, with slots or without."""
-    return {name: getattr(row, name) for name in row.__dataclass_fields__}
-
-
-def when(seconds: float) -> str:
-    """Return a time as a person reads it."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def log_to(config: Config) -> None:
