@@ -1,0 +1,403 @@
+"""Servers that can be killed at any moment, and a client that asks each of them for the next step of its sessions.
+
+The client keeps a plain model of what variables, files and the upstream must be, and checks it against all it is told.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import Process
+
+from .client import COMMAND, SOON
+
+KEY = "mcpruntime/idempotency-key"
+LANES = 2  # sessions at once
+STEPS = 6  # of a session, before the next one begins: all of them are executed again after each kill
+TOLD = ("run", "step", "status", "value", "stdout", "stderr", "error")  # what must be the same whenever it is told
+
+FIRST = """\
+import asyncio, json, os, random, time, uuid
+import tools
+from tools.counted import add, count
+n, seen = 0, []
+def item(tag, i):
+    return f"{tag}:{i}:{n}:{time.time_ns()}:{uuid.uuid4().hex}:{random.random()}"
+"""
+CODE = {
+    "loop": """\
+made = []
+for i in range(5):
+    made.append(item(TAG, i))
+    add(item=made[-1])
+    print(made[-1], flush=True)
+with open("log", "a") as file:
+    file.write(made[0])
+""",
+    "chain": """\
+made, last = [], 0
+for i in range(4):
+    made.append(item(TAG, f"{count(item=TAG).result}-{last}"))
+    last = add(item=made[-1]).result
+print(last)
+""",
+    "threads": """\
+made = [item(TAG, i) for i in range(8)]
+assert all(slot.ok for slot in tools.map(lambda each: add(item=each), made))
+""",
+    "gather": """\
+made = [item(TAG, i) for i in range(8)]
+print(sorted(set(map(str, await asyncio.gather(*(add.aio(item=each) for each in made))))))
+""",
+    "files": """\
+made = [item(TAG, i) for i in range(2)]
+os.makedirs(f"d{n}/deep")
+with open(f"d{n}/deep/f", "w") as file:
+    file.write(made[0])
+add(item=made[0])
+with open("big", "w") as file:
+    file.write(made[1] * 5000)
+for name in os.listdir():
+    if name.startswith("d") and name != f"d{n}":
+        os.remove(f"{name}/deep/f")
+        os.rmdir(f"{name}/deep")
+        os.rmdir(name)
+add(item=made[1])
+""",
+}
+LAST = "n, seen = n + 1, seen + made\nmade"
+LOOK = """\
+found = {}
+for folder, _, names in os.walk("."):
+    if ".mcpruntime" not in folder:
+        for name in names:
+            with open(os.path.join(folder, name)) as file:
+                found[os.path.relpath(os.path.join(folder, name))] = file.read()
+import hashlib
+[n, seen, {name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()}]
+"""
+
+
+class Killed(Exception):
+    """The server is gone."""
+
+
+class Server:
+    """One server process, spoken to line by line."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.asked = anyio.Event()
+        self._answers = 0
+        self._replies: dict[int, dict[str, Any]] = {}
+        self._news = anyio.Event()
+        self._count = 0
+        self._is_gone = False
+
+    async def listen(self) -> None:
+        """Take what it says until it is gone."""
+        assert self.process.stdout is not None
+        heard = b""
+        try:
+            async for data in self.process.stdout:
+                *lines, heard = (heard + data).split(b"\n")
+                for line in lines:
+                    message = json.loads(line)
+                    if "id" in message:
+                        self._replies[message["id"]] = message
+                self._tell()
+        finally:
+            self._is_gone = True
+            self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+    def note_told(self) -> None:
+        """One more step is over."""
+        self._answers += 1
+        self._tell()
+
+    async def until_told(self, times: int) -> None:
+        """Wait until so many steps are over."""
+        while self._answers < times:
+            await self._news.wait()
+
+    async def say(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            await self.process.stdin.send(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+        except (BrokenPipeError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise Killed from None
+
+    async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the result of a request; raises `Killed`."""
+        self._count += 1
+        number = self._count
+        await self.say({"id": number, "method": method, "params": params})
+        with anyio.fail_after(SOON):
+            while number not in self._replies:
+                if self._is_gone:
+                    raise Killed
+                await self._news.wait()
+        reply = self._replies.pop(number)
+        assert "result" in reply, reply
+        result: dict[str, Any] = reply["result"]
+        return result
+
+    async def greet(self) -> None:
+        client = {"name": "killer", "version": "1"}
+        params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client}
+        await self.request("initialize", params)
+        await self.say({"method": "notifications/initialized"})
+
+    async def run(self, code: str, session: str, key: str | None = None) -> dict[str, Any]:
+        """Run code and return the result's data; a refusal fails the test."""
+        self.asked.set()
+        meta = {} if key is None else {KEY: key}
+        params = {"name": "run_code", "arguments": {"code": code, "session": session}, "_meta": meta}
+        result = await self.request("tools/call", params)
+        assert "structuredContent" in result, result
+        data: dict[str, Any] = result["structuredContent"]
+        return data
+
+    async def end(self) -> None:
+        """Have it end by itself, as a client does."""
+        assert self.process.stdin is not None
+        await self.process.stdin.aclose()
+        with anyio.fail_after(SOON):
+            await self.process.wait()
+
+
+@asynccontextmanager
+async def serve(settings: Path) -> AsyncIterator[Server]:
+    """Start a server; it is gone afterwards."""
+    command = [COMMAND, "--config", str(settings), "--stdio"]
+    with settings.with_suffix(".log").open("ab") as log:
+        async with await anyio.open_process(command, stderr=log) as process, anyio.create_task_group() as tasks:
+            server = Server(process)
+            tasks.start_soon(server.listen)
+            try:
+                yield server
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                with anyio.CancelScope(shield=True):
+                    await process.wait()
+                tasks.cancel_scope.cancel()
+
+
+@dataclass
+class Step:
+    """Something that a session is asked to do, until its client knows what became of it."""
+
+    kind: str
+    tag: str
+
+    @property
+    def code(self) -> str:
+        return FIRST if self.kind == "first" else f"TAG = {self.tag!r}\n{CODE[self.kind]}{LAST}"
+
+
+@dataclass
+class Model:
+    """What a session's state should be."""
+
+    session: str
+    n: int = 0
+    seen: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+    pending: Step | None = None
+    may_be_cancelled: bool = False  # the step that is pending: a server was told to end meanwhile
+    is_unsure: bool = False  # a step was cancelled, and the model does not know where
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The files as `LOOK` tells them."""
+        return {name: sha256(text.encode()).hexdigest() for name, text in self.files.items()}
+
+    def take(self, kind: str, made: list[str]) -> None:
+        """Do what a step of that kind does, which has made these items."""
+        self.steps += 1
+        if kind == "first":
+            return
+        if kind == "loop":
+            self.files["log"] = self.files.get("log", "") + made[0]
+        if kind == "files":
+            self.files = {name: text for name, text in self.files.items() if not name.startswith("d")}
+            self.files |= {f"d{self.n}/deep/f": made[0], "big": made[1] * 5000}
+        self.n, self.seen = self.n + 1, self.seen + made
+
+
+class Client:
+    """Works on one data folder, in several sessions at once, through servers that are killed under it."""
+
+    def __init__(self, settings: Path, upstream: Path, seed: str) -> None:
+        self.settings = settings
+        self.upstream = upstream
+        self.random = random.Random(seed)
+        self.lanes: list[list[Model]] = [[] for _ in range(LANES)]
+        self.told: dict[str, dict[str, Any]] = {}  # run -> what was told of it
+        self.ends: Counter[str] = Counter()  # how steps ended
+        self.moments: Counter[str] = Counter()  # when servers were killed
+        self.ledgers: dict[str, str] = {}  # step that went wrong -> the calls that were told of it
+        self.kills = 0
+        self._is_stopping = False  # the server has been told to end
+
+    # a server's life ----------------------------------------------------------------------------------
+
+    async def live_and_die(self) -> None:
+        """Start a server, work with it, and kill it at a random moment."""
+        self._is_stopping = False
+        async with serve(self.settings) as server, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._kill, server)
+            with suppress(Killed):
+                await server.greet()
+                async with anyio.create_task_group() as works:
+                    for lane in self.lanes:
+                        works.start_soon(self._work_on, server, lane)
+            with anyio.fail_after(SOON):
+                await server.process.wait()
+            assert self._is_stopping or server.process.returncode == -signal.SIGKILL
+            self.kills += 1
+            tasks.cancel_scope.cancel()
+
+    async def _kill(self, server: Server) -> None:
+        draw = self.random.uniform
+        moment = self.random.choices(("start", "asked", "called", "told", "shutdown"), (2, 4, 5, 4, 2))[0]
+        self.moments[moment] += 1
+        if moment == "start":
+            await anyio.sleep(draw(0, 1.5))
+        elif moment == "asked":
+            await server.asked.wait()
+            await anyio.sleep(draw(0, 1.2))
+        elif moment == "called":
+            await self._until_called(self.random.randint(1, 30))
+            await anyio.sleep(draw(0, 0.02))
+        else:
+            with anyio.move_on_after(10):
+                await server.until_told(self.random.randint(1, 6))
+            await anyio.sleep(draw(0, 0.05))
+        if moment == "shutdown":
+            self._is_stopping = True
+            for model in self._pending():
+                model.may_be_cancelled = True
+            server.process.send_signal(signal.SIGTERM)
+            await anyio.sleep(draw(0, 0.5))
+        if server.process.returncode is None:
+            server.process.kill()
+
+    async def _until_called(self, times: int) -> None:
+        """Wait until the upstream has been called so often, or for so long that it is not going to be."""
+        before = len(self.lines())
+        with anyio.move_on_after(5):
+            while len(self.lines()) < before + times:  # noqa: ASYNC110 - the upstream is another process
+                await anyio.sleep(0.002)
+
+    def lines(self) -> list[str]:
+        return self.upstream.read_text().splitlines() if self.upstream.exists() else []
+
+    # its work -----------------------------------------------------------------------------------------
+
+    async def _work_on(self, server: Server, models: list[Model]) -> None:
+        with suppress(Killed):
+            while True:
+                await self._work(server, models)
+
+    async def _work(self, server: Server, models: list[Model]) -> None:
+        """Ask for one more step of a session, or again for one of which nothing was heard; now and then look."""
+        model = self._model(models)
+        if self.random.random() < 0.3 and model.steps:
+            await self.look(server, model)
+        if model.pending is None:
+            kind = self.random.choice(list(CODE)) if model.steps else "first"
+            model.pending = Step(kind, f"{model.session}-{self.random.getrandbits(32):08x}")
+            model.may_be_cancelled = self._is_stopping
+        await self._finish(server, model, model.pending)
+
+    async def _finish(self, server: Server, model: Model, step: Step) -> None:
+        data = await server.run(step.code, model.session, step.tag)
+        server.note_told()
+        self._note(model, step, data)
+        model.pending = None
+        if data["status"] == "ok":
+            model.take(step.kind, data.get("value") or [])
+        elif data["status"] == "cancelled":  # what it has changed stays as it was then
+            model.is_unsure = True
+        elif model.steps:
+            await self.look(server, model)
+
+    def _model(self, models: list[Model]) -> Model:
+        if not models or models[-1].is_unsure or (models[-1].steps >= STEPS and models[-1].pending is None):
+            lane = self.lanes.index(models)
+            models.append(Model(f"{self.settings.parent.name} {lane} {len(models)}"))
+        return models[-1]
+
+    def _pending(self) -> list[Model]:
+        return [model for lane in self.lanes for model in lane if model.pending is not None]
+
+    def _note(self, model: Model, step: Step, data: dict[str, Any]) -> None:
+        """Check what is told of a step against what may be told, and what was told before."""
+        facts = {name: data.get(name) for name in TOLD}
+        assert self.told.setdefault(data["run"], facts) == facts
+        status, error = data["status"], data.get("error") or {}
+        if status == "cancelled":
+            assert model.may_be_cancelled, data
+        elif status != "ok":
+            assert (status, error["type"]) in {("error", "CallInDoubt"), ("crashed", "ServerDied")}, data
+            assert status == "crashed" or error["message"].startswith("[call_in_doubt] "), data
+        self.ends[error.get("type", status)] += 1
+        if status != "ok":
+            self.ledgers[step.tag] = json.dumps(data.get("calls", []))
+
+    async def look(self, server: Server, model: Model) -> None:
+        """Compare a session's state with the model; a step of which nothing was heard may be done or not."""
+        data = await server.run(LOOK, model.session)
+        if data["status"] == "cancelled" and self._is_stopping:
+            return
+        if "value" not in data and model.may_be_cancelled:
+            model.is_unsure = True  # a step that was cancelled is not executed again: variables may be missing
+            return
+        assert data["status"] == "ok", data
+        n, seen, files = data["value"]
+        step = model.pending
+        if n == model.n + 1 and step is not None:
+            await self._finish(server, model, step)
+        assert (n, seen) == (model.n, model.seen), data
+        assert files == model.digests, (data, sorted(model.files))
+
+    # the end ------------------------------------------------------------------------------------------
+
+    async def settle(self, server: Server) -> None:
+        """With a server that is left alone: every session is as it should be and goes on."""
+        for models in self.lanes:
+            while any(model.pending for model in models):
+                await self._work(server, models)
+            for model in models:
+                if model.is_unsure:
+                    assert (await server.run("1 + 1", model.session))["value"] == 2
+                elif model.steps:
+                    await self.look(server, model)
+
+    def check_calls(self) -> None:
+        """Nothing was done twice; what was done is part of a step that went well, or was told of one that did not."""
+        done = Counter(line.removeprefix("add ") for line in self.lines() if line.startswith("add "))
+        twice = [item for item, times in done.items() if times > 1]
+        assert not twice, twice
+        acknowledged = {item for facts in self.told.values() for item in facts["value"] or () if isinstance(item, str)}
+        assert acknowledged <= done.keys()
+        for item in done.keys() - acknowledged:
+            tag = item.partition(":")[0]
+            assert item in self.ledgers.get(tag, ""), f"{item} was done, and nobody was told"

@@ -1,0 +1,62 @@
+"""Servers are killed at random moments while code calls an upstream: nothing is done twice, lost, or left behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import Counter
+from pathlib import Path
+
+import anyio
+
+from mcpruntime_server.journal.store import open_journal
+from mcpruntime_server.runtime.history import load_report
+
+from .client import write_settings
+from .conftest import entry
+from .killing import Client, serve
+from .test_lifecycle import containers
+
+KILLS = int(os.environ.get("KILLS", "40"))  # 200 take some minutes
+SEED = os.environ.get("KILL_SEED") or secrets.token_hex(4)
+AT_ONCE = 3  # data folders, each with a server of its own
+
+
+async def test_killed_servers_double_no_call_and_lose_nothing_that_they_told(tmp_path: Path) -> None:
+    print(f"KILL_SEED={SEED}")  # shown where it fails
+    clients = [make_client(tmp_path / f"c{number}", number) for number in range(AT_ONCE)]
+    async with anyio.create_task_group() as tasks:
+        for client in clients:
+            tasks.start_soon(kill_and_check, client, -(-KILLS // AT_ONCE))
+    ends = sum((client.ends for client in clients), Counter())
+    moments = sum((client.moments for client in clients), Counter())
+    calls = sum(len(client.lines()) for client in clients)
+    print(f"{sum(client.kills for client in clients)} kills {dict(moments)}, {calls} calls, steps {dict(ends)}")
+
+
+def make_client(folder: Path, number: int) -> Client:
+    upstream = folder / "done"
+    settings = write_settings(
+        folder,
+        mcpServers={"counted": entry("counted", str(upstream), "6")},
+        sandbox={"pool_size": int(number == 0)},
+    )
+    return Client(settings, upstream, f"{SEED} {number}")
+
+
+async def kill_and_check(client: Client, kills: int) -> None:
+    while client.kills < kills:
+        await client.live_and_die()
+    async with serve(client.settings) as server:
+        await server.greet()
+        await client.settle(server)
+        await server.end()
+    assert containers(client.settings) == []
+    client.check_calls()
+    async with open_journal(client.settings.parent / "data") as journal:
+        for run, told in client.told.items():
+            report = await load_report(journal, run)
+            assert {name: getattr(report, name) for name in ("run", "step", "status")} == {
+                name: told[name] for name in ("run", "step", "status")
+            }
+            assert (report.stdout, report.stderr) == (told["stdout"] or "", told["stderr"] or "")
