@@ -43,7 +43,7 @@ class RecordedCall:
 
 @dataclass(frozen=True)
 class Recording:
-    """One run as it was: `end` is None for a run that has not ended, `files` for one that changed none that are kept."""
+    """One run as it was: `end` is None for a run that has not ended, `files` for one that changed none."""
 
     session: str
     start: RunStarted

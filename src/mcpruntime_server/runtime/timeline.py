@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ..errors import InvalidRequest
 from ..journal.events import FileEntry
@@ -22,7 +21,6 @@ from .run import Request, Run
 from .session import Session, strip_fences
 from .sessions import Runtime
 
-Tier = Literal["parked", "rebuild", "files-only"]
 RERUN_EXTRA_S = 10.0  # a run may take so much longer than its time limit when it is executed again
 
 
@@ -59,17 +57,17 @@ def check_end(run: RunRow | None) -> None:
         )
 
 
-async def tiers(runtime: Runtime | None, journal: Journal, rows: Sequence[RunRow]) -> dict[str, Tier]:
-    """Return how the variables at the end of each run can be had back; the lines of all `rows` are looked at."""
-    found: dict[str, Tier] = {}
-    for row in rows:
-        if runtime is not None and runtime.holds(row.id):
-            found[row.id] = "parked"
-            continue
-        lost = runtime.lost if runtime is not None else {}
-        known = is_exact(await journal.line(row.id)) and row.id not in lost
-        found[row.id] = "rebuild" if known and UNDONE not in row.flags else "files-only"
-    return found
+async def tier_of(runtime: Runtime, run: RunRow) -> str:
+    """Return how the variables at the end of a run can be had back."""
+    exact = is_exact(await runtime.journal.line(run.id))
+    return known_tier(runtime, run.id, "rebuild" if exact else "files-only")
+
+
+def known_tier(runtime: Runtime, run: str, recorded: str) -> str:
+    """Return the tier of a run here and now, given the one that follows from the journal."""
+    if recorded and runtime.holds(run):
+        return "parked"
+    return "files-only" if recorded and run in runtime.lost else recorded
 
 
 async def rewind(

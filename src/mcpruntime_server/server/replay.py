@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from mcp.types import CallToolResult
@@ -22,14 +22,14 @@ Action = Literal["list", "show", "rewind", "fork", "rerun", "diff"]
 LISTED_STEPS = 50  # the last ones; the command line lists them all
 
 DESCRIPTION = (
-    "A session's recorded steps. list; show (code, calls, output of one); rewind (go on from an earlier step, variables "
-    "and files as they were then; calls made since are not undone); fork (a step into a new session); rerun (one step, "
+    "A session's recorded steps. list; show (code, calls, output of one); rewind (go on from an earlier step with its "
+    "variables and files; calls made since are not undone); fork (a step into a new session); rerun (one step, "
     "or all, again with recorded answers, touching nothing outside; code= other code, live= servers to really call); "
     "diff (with other)."
 )
 
 
-NOTES: Mapping[timeline.Tier, str] = {
+NOTES: Mapping[str, str] = {
     "parked": "The next run begins from there.",
     "rebuild": "The next run begins from there, after the steps up to it have been executed again from the journal.",
     "files-only": "The files are there; whether variables can be had back is not certain.",
@@ -39,8 +39,9 @@ NOTES: Mapping[timeline.Tier, str] = {
 class Replay:
     """Carries out the actions, each a method of its name."""
 
-    def __init__(self, config: Config, runtime: Runtime, principal: str) -> None:
+    def __init__(self, config: Config, runtime: Runtime, packages: Collection[str], principal: str) -> None:
         self._config = config
+        self._packages = packages
         self._runtime = runtime
         self._journal = runtime.journal
         self._principal = principal
@@ -49,13 +50,12 @@ class Replay:
         """Tell the last steps of the session's line, and the runs beside it that can be returned to."""
         session = await history.find_session(self._journal, handle, self._principal)
         tree = await history.load_tree(self._journal, session)
-        tiers = await timeline.tiers(self._runtime, self._journal, [each.row for each in tree.runs[-LISTED_STEPS:]])
         steps = [
             {
                 "step": each.row.step,
                 "run": each.row.id,
                 "status": each.row.status,
-                "tier": tiers[each.row.id],
+                "tier": timeline.known_tier(self._runtime, each.row.id, each.tier) or "undone",
                 "code": each.code[:80],
                 **({} if each.row.id in tree.line else {"left": True}),
             }
@@ -93,7 +93,7 @@ class Replay:
         return await self._arrival(forked.handle, await self._journal.run(str(forked.tip)))
 
     async def _arrival(self, handle: str, at: RunRow | None) -> CallToolResult:
-        tier = (await timeline.tiers(self._runtime, self._journal, [at]))[at.id] if at else "parked"
+        tier = await timeline.tier_of(self._runtime, at) if at else "parked"
         told = {"session": handle, "step": at.step if at else 0, "run": at.id if at else None, "tier": tier}
         text = f"session {handle} | at step {told['step']} | {tier}: {NOTES[tier]}"
         return plain(text, {**told, "note": NOTES[tier]})
@@ -108,6 +108,7 @@ class Replay:
         watch: Callable[[Run], Awaitable[None]],
     ) -> CallToolResult:
         """Execute one run again, or the session's whole line."""
+        check_live(live, self._packages)
         session = await history.find_session(self._journal, handle, self._principal)
         if step is None and run is None and code is None:
             targets = await self._journal.line(session.tip)
@@ -149,6 +150,14 @@ class Replay:
         if target is None:
             raise InvalidRequest("Nothing was executed in step 0.")
         return target
+
+
+def check_live(live: Sequence[str], packages: Collection[str]) -> None:
+    """Raise `InvalidRequest` if a name in `live` is neither a server nor a tool of one."""
+    for name in live:
+        if name.partition(".")[0] not in packages:
+            known = ", ".join(packages) or "none"
+            raise InvalidRequest(f"live names {name!r:.80}, which is no server.", remedy=f"The servers are {known}.")
 
 
 def verdict(targets: Sequence[RunRow], differences: Mapping[str, list[str]]) -> str:
