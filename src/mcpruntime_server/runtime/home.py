@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from anyio import Lock
+from anyio import Lock, move_on_after
 
 from ..errors import JournalFailed, NotFound, SandboxFailed
 from ..journal.events import FileEntry, FilesChanged
@@ -29,6 +29,7 @@ from .run import FILE_OVERHEAD, Limits, Run
 
 UNSETTLED = "?"  # no run's end state: one that died has left something behind
 UNKNOWN = FileEntry(digest="", size=0, mode=0)  # a file of which nobody knows the content
+FILES_S = 60.0  # for a run's files to arrive: a full workspace takes seconds, on a loaded machine some more
 MAX_NUMBERS = 10_000  # runs that a home remembers; far more than it holds the states of
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Arrival:
 
     notes: list[str] = field(default_factory=list)
     rebuilt: int = 0  # steps that were executed again
+    mended: dict[str, set[str]] = field(default_factory=dict)  # run whose files were lost -> paths that are here again
     fresh: bool = False
 
 
@@ -65,6 +67,7 @@ class Home:
         self._runs = 0  # that the link had executed when that became so
         self._files: dict[str, FileEntry] = {}
         self._unsaved: list[Run] = []
+        self._saving = Lock()  # held by the run whose files are saved
 
     @property
     def is_gone(self) -> bool:
@@ -100,16 +103,21 @@ class Home:
                 self._note_files(dict.fromkeys(run.report.changed, UNKNOWN), run.report.removed)
             return
         self._remember(run.id)
+        self._note_files(dict.fromkeys(run.report.changed, UNKNOWN), run.report.removed)
         if not run.files_stored.is_set():
             self._unsaved.append(run)
 
     async def save(self, run: Run) -> None:
-        """Take the files that `run` changed into the journal, when they have come."""
+        """Take the files that `run` changed into the journal, when they have come; run by run, in their order."""
         try:
-            await self.link.saved()
-            stored = await run.store_files()
-            if stored is not None:  # what could not be read is in the workspace all the same
-                self._note_files({**dict.fromkeys(run.report.changed, UNKNOWN), **stored.changed}, stored.removed)
+            async with self._saving:
+                with move_on_after(FILES_S):
+                    await self.link.saved()
+                if not run.files_came:
+                    self.link.fail("it did not send the files of its last run in time")
+                stored = await run.store_files()
+                if stored is not None:
+                    self._note_stored(run, stored)
         except JournalFailed as exc:
             logger.error("the files of run %s were not saved: %s", run.id, exc)
         finally:
@@ -120,6 +128,12 @@ class Home:
         """Wait until the files of all runs are in the journal."""
         for run in list(self._unsaved):
             await run.files_stored.wait()
+
+    def _note_stored(self, run: Run, stored: FilesChanged) -> None:
+        """Note the content of the files that `run` has changed and no later run has changed again."""
+        later = self._unsaved[self._unsaved.index(run) + 1 :]
+        passed = {path for other in later for path in (*other.report.changed, *other.report.removed)}
+        self._files.update({path: entry for path, entry in stored.changed.items() if path not in passed})
 
     def _note_files(self, changed: Mapping[str, FileEntry], removed: Iterable[str]) -> None:
         for path in removed:
@@ -227,7 +241,10 @@ class Home:
         if rebuilt.differences:
             what = ", ".join(rebuilt.differences)
             arrival.notes.append(f"Step {recording.start.step}, executed again, differs from the recording in: {what}.")
-        if recording.lacks_files and recording.session == run.report.session:
+        if not recording.lacks_files:
+            return
+        arrival.mended[recording.start.run] = {*rebuilt.files, *rebuilt.removed}
+        if recording.session == run.report.session:
             for _, data in rebuilt.files.values():
                 await self._journal.put_blob(data)
             entries = {path: entry for path, (entry, _) in rebuilt.files.items()}
@@ -238,6 +255,11 @@ class Home:
     async def _restore(self, tip: str | None, arrival: Arrival) -> None:
         """Have the workspace as it was at the end of run `tip`."""
         files, lacking = await self._journal.files_at(tip)
+        for path in set().union(*arrival.mended.values()):  # here they are as they should be
+            files.pop(path, None)
+            if path in self._files:
+                files[path] = self._files[path]
+        lacking = [each for each in lacking if each not in arrival.mended]
         for path in self._files.keys() - files.keys():
             self.link.remove(path)
         missing = {path: entry for path, entry in files.items() if not same(self._files.get(path), entry)}

@@ -127,7 +127,7 @@ class Run:
         self._halted: McpRuntimeError | None = None
         self._asked = time.perf_counter()
         self._files = Files(limits.files + FILE_OVERHEAD)
-        self._files_came = False
+        self.files_came = False  # the content of the files that it changed, as far as it can be read
 
     # what a request may do ------------------------------------------------------------------------
 
@@ -396,7 +396,7 @@ class Run:
 
     def on_saved(self, message: wire.Saved) -> None:
         """All files are here."""
-        self._files_came = True
+        self.files_came = True
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
         """Answer what the code asks for; what clocks told it before is journaled before."""
@@ -408,7 +408,7 @@ class Run:
 
         The journal then says that they were lost, and a rebuild can mend that.
         """
-        if not self._files_came:
+        if not self.files_came:
             return None
         stored = {}
         for path, (mode, data) in self._files.complete.items():

@@ -12,7 +12,8 @@ import re
 import secrets
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -32,6 +33,7 @@ from .run import Limits, Request, Run
 
 SAVE_S = 10.0  # for the files of the last run to arrive before a sandbox is given up
 MAX_CODE = 16 * 1024 * 1024  # characters of one run's code; larger things are data, and belong in a file
+MAX_KEYS = 10_000  # idempotency keys that a live session remembers; the journal knows them all
 FENCE = re.compile(r"\s*(?P<mark>```+|~~~+)[ \t]*(?:python|py|python3)?[ \t]*\n(?P<code>.*?)\n?(?P=mark)\s*", re.DOTALL)
 HANDLE = "s_"  # what the handles that the server gives out begin with
 
@@ -70,6 +72,8 @@ class Session:
         self._note = RESUMED if row.runs else NEW.format(row.name) if row.name else ""
         self._send, self._receive = anyio.create_memory_object_stream[Run](math.inf)
         self._unfinished: list[Run] = []
+        self._asked: dict[str, str] = {}  # idempotency key -> the run that it has started
+        self._holders = 0  # requests during which it must not be closed for being idle
         self._has_turn = False  # in its home
         self.stale: set[str] = set()  # packages of tools that have changed since the last run was asked for
         self.closed = anyio.Event()
@@ -86,7 +90,30 @@ class Session:
         """Whether a run is under way or waits for its turn."""
         return bool(self._unfinished)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may be closed without anybody noticing."""
+        return not self._unfinished and not self._holders
+
     # what requests may do -------------------------------------------------------------------------
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it from being closed for being idle."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            self.used = time.monotonic()
+
+    def run_of(self, key: str) -> str | None:
+        """Return the run that the request `key` has started since this session is live."""
+        return self._asked.get(key)
+
+    def is_under_way(self, run: str) -> bool:
+        """Return whether that run runs or waits for its turn."""
+        return any(each.id == run for each in self._unfinished)
 
     def start(self, code: str, timeout_s: float, key: str | None = None) -> Run:
         """Queue `code`; it runs when the runs before it are over.
@@ -110,6 +137,10 @@ class Session:
         run = Run(request, self.id, around.journal, around.router, around.limits, self._overflow, self.stale)
         self.stale = set()
         self._unfinished.append(run)
+        if request.key is not None:
+            self._asked[request.key] = run.id
+            if len(self._asked) > MAX_KEYS:
+                del self._asked[next(iter(self._asked))]
         self._send.send_nowait(run)
         around.on_code(request.code)
         return run

@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from ..config import SandboxSettings, ServerSettings
 from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
 from ..journal.events import RunFinished, SessionOpened
-from ..journal.replay import UNDONE, load_recording
+from ..journal.replay import UNDONE, Recording, load_recording
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from ..kernel import wire
@@ -135,11 +135,15 @@ class Runtime:
         tip = await self.journal.run(row.tip) if row.tip else None
         if tip is None or tip.status != "running" or tip.session != row.id:
             return self._serve(Session(row, tip, self))
-        recording = await load_recording(self.journal, tip)
         parent = await self.journal.run(tip.parent) if tip.parent else None
-        if recording.resumed >= MAX_RESUMED or not recording.start.seed or recording.start.replays:
-            reason = "Its server died while it ran, and it cannot go on."
-            error = {"type": "ServerDied", "message": reason, "traceback": "", "line": None}
+        try:
+            recording = await load_recording(self.journal, tip)
+            problem = why_not_resumable(recording)
+        except JournalFailed as exc:
+            problem = str(exc)
+        if problem:
+            message = f"Its server died while it ran, and it cannot go on. {problem}"
+            error = {"type": "ServerDied", "message": message, "traceback": "", "line": None}
             self.journal.append(row.id, RunFinished("crashed", None, error, None, [UNDONE]), tip.id)
             return self._serve(Session(row, parent, self))
         session = self._serve(Session(row, parent, self))
@@ -222,7 +226,7 @@ class Runtime:
         """Close the session that has been idle longest, if there are as many as there may be."""
         if len(self._live) < self.settings.max_sessions:
             return
-        idle = [session for session in self._live.values() if not session.is_busy]
+        idle = [session for session in self._live.values() if session.is_idle]
         if not idle:
             raise Unavailable(
                 f"All {self.settings.max_sessions} sessions are busy.", remedy="Try again, or raise max_sessions."
@@ -235,7 +239,7 @@ class Runtime:
         """Close sessions that have been idle for too long, for as long as the server runs."""
         while True:
             due = time.monotonic() - self.settings.session_idle_s
-            idle = [session for session in self._live.values() if not session.is_busy]
+            idle = [session for session in self._live.values() if session.is_idle]
             for session in idle:
                 if session.used <= due:
                     self.retire(session)
@@ -255,6 +259,15 @@ class Runtime:
                 session.cancel()
             for session in sessions:
                 await session.closed.wait()
+
+
+def why_not_resumable(recording: Recording) -> str:
+    """Return why a run does not go on after the death of its server; "" if it does."""
+    if recording.resumed >= MAX_RESUMED:
+        return f"It has gone on {recording.resumed} times, and its server has died each time."
+    if recording.start.replays:
+        return "It only executed another run again."
+    return "" if recording.start.seed else "It was recorded by an older version, without what it drew of chance."
 
 
 def check_name(name: str | None) -> None:

@@ -81,13 +81,14 @@ async def rewind(
         raise InvalidRequest(
             f"The session {session.handle} has a run under way.", remedy="Wait for its end, or rewind with cancel=true."
         )
-    await session.stop()
-    row = await find_session(runtime.journal, session.id)
-    target = await target_of(runtime.journal, row, step, run)
-    check_end(target)
-    if session.is_busy:
-        raise InvalidRequest(f"The session {session.handle} has got another run meanwhile.", remedy="Try again.")
-    await session.move_tip(target)
+    with session.held():
+        await session.stop()
+        row = await find_session(runtime.journal, session.id)
+        target = await target_of(runtime.journal, row, step, run)
+        check_end(target)
+        if session.is_busy:
+            raise InvalidRequest(f"The session {session.handle} has got another run meanwhile.", remedy="Try again.")
+        await session.move_tip(target)
     return target
 
 

@@ -70,7 +70,7 @@ def build_server(
     ) -> CallToolResult:
         try:
             key = key_of(ctx)
-            if key is not None and (again := await answered(await default.find(session), key)) is not None:
+            if key is not None and (again := await answered(session, key)) is not None:
                 return again
             found = await default.find(session)
             run = found.start(code, timeout_s or config.sandbox.timeout_s, key)
@@ -83,12 +83,20 @@ def build_server(
         result.note = " ".join(filter(None, (result.note, await run.recorded())))
         return answer_of(result)
 
-    async def answered(found: Session, key: str) -> CallToolResult | None:
-        """Return what was answered to the same request before, if that is over."""
-        row = await runtime.journal.find_request(found.id, key)
-        if row is None or row.status == "running":
+    async def answered(session: str | None, key: str) -> CallToolResult | None:
+        """Return what was answered to the same request before, if that is over.
+
+        Between the last look at the session and the return nothing else happens: the caller may start the run.
+        """
+        found = await default.find(session)
+        run = found.run_of(key)
+        if run is None:
+            row = await runtime.journal.find_request(found.id, key)
+            found = await default.find(session)
+            run = found.run_of(key) or (row.id if row and row.status != "running" else None)
+        if run is None or found.is_under_way(run):
             return None
-        return answer_of(result_of(await load_report(runtime.journal, row.id), found.handle, config.server))
+        return answer_of(result_of(await load_report(runtime.journal, run), found.handle, config.server))
 
     async def replay(
         action: Action,
@@ -121,7 +129,7 @@ def build_server(
         except McpRuntimeError as exc:
             return refusal(exc)
 
-    actions = Replay(config, runtime, PRINCIPAL)
+    actions = Replay(config, runtime, packages, PRINCIPAL)
     run_python = Tool.from_function(
         run_code,
         description=description(packages),
