@@ -10,7 +10,7 @@ from mcp.types import CallToolResult
 
 from ..config import Config
 from ..errors import InvalidRequest
-from ..journal.rows import RunRow
+from ..journal.rows import RunRow, SessionRow
 from ..kernel.present import json_text, shorten
 from ..runtime import history, timeline
 from ..runtime.diff import as_data, diff_lines, diff_runs
@@ -48,7 +48,7 @@ class Replay:
 
     async def list(self, handle: str) -> CallToolResult:
         """Tell the last steps of the session's line, and the runs beside it that can be returned to."""
-        session = await history.find_session(self._journal, handle, self._principal)
+        session = await self._session(handle)
         tree = await history.load_tree(self._journal, session)
         steps = [
             {
@@ -88,7 +88,7 @@ class Replay:
 
     async def fork(self, handle: str, step: int | None, run: str | None, name: str | None) -> CallToolResult:
         """Make a new session that goes on from a step."""
-        row = await history.find_session(self._journal, handle, self._principal)
+        row = await self._session(handle)
         forked = await timeline.fork(self._runtime, row, step, run, name, self._principal)
         return await self._arrival(forked.handle, await self._journal.run(str(forked.tip)))
 
@@ -109,7 +109,7 @@ class Replay:
     ) -> CallToolResult:
         """Execute one run again, or the session's whole line."""
         check_live(live, self._packages)
-        session = await history.find_session(self._journal, handle, self._principal)
+        session = await self._session(handle)
         if step is None and run is None and code is None:
             targets = await self._journal.line(session.tip)
         else:
@@ -130,8 +130,8 @@ class Replay:
             await self._check_mine(second)
             found: Any = await diff_runs(self._journal, await self._target(handle, step, run), second)
         else:
-            a = await history.find_session(self._journal, handle, self._principal)
-            b = await history.find_session(self._journal, other, self._principal)
+            a = await self._session(handle)
+            b = await self._session(other)
             found = await diff_lines(self._journal, a.tip, b.tip)
         return self._told(as_data(found))
 
@@ -141,11 +141,19 @@ class Replay:
         text, cut = json_text(data, limit, self._config.server.result_items)
         return plain(text, json.loads(text) if cut else data)
 
+    async def _session(self, handle: str) -> SessionRow:
+        """Return a session of the principal's, with all that its runs have left in the journal."""
+        row = await history.find_session(self._journal, handle, self._principal)
+        live = self._runtime.live_session(row.id)
+        if live is not None and live.home is not None:
+            await live.home.settle()
+        return row
+
     async def _check_mine(self, run: RunRow) -> None:
-        await history.find_session(self._journal, run.session, self._principal)
+        await self._session(run.session)
 
     async def _target(self, handle: str, step: int | None, run: str | None) -> RunRow:
-        session = await history.find_session(self._journal, handle, self._principal)
+        session = await self._session(handle)
         target = await timeline.target_of(self._journal, session, step, run)
         if target is None:
             raise InvalidRequest("Nothing was executed in step 0.")
