@@ -14,6 +14,7 @@ import anyio
 import tomli_w
 from mcp import StdioServerParameters
 from mcp.client.client import Client
+from mcp.types import CallToolResult
 
 COMMAND = str(Path(sys.executable).parent / "mcpruntime-server")
 SOON = 60.0  # seconds; only a test that fails waits so long
@@ -35,6 +36,13 @@ class Answer:
             raise AttributeError(f"{name} is not in the answer: {self.text}") from None
 
 
+def answer_of(result: CallToolResult) -> Answer:
+    """Return what a request was answered with."""
+    [content] = result.content
+    assert content.type == "text"
+    return Answer(result.structured_content or {}, content.text, bool(result.is_error))
+
+
 class Connection:
     """A client that has one server of its own."""
 
@@ -52,9 +60,12 @@ class Connection:
         progress = more.pop("progress_callback", None)
         arguments = {"code": code, **({} if session is None else {"session": session}), **more}
         result = await self.client.call_tool("run_code", arguments, progress_callback=progress)
-        [content] = result.content
-        assert content.type == "text"
-        return Answer(result.structured_content or {}, content.text, bool(result.is_error))
+        return answer_of(result)
+
+    async def replay(self, action: str, session: str | None = None, **more: Any) -> Answer:
+        """Use the tool `replay` and return the answer."""
+        arguments = {"action": action, **({} if session is None else {"session": session}), **more}
+        return answer_of(await self.client.call_tool("replay", arguments))
 
     async def value(self, code: str, session: str | None = None) -> Any:
         """Run `code`, which must succeed, and return its value."""
