@@ -126,3 +126,30 @@ def test_a_loop_that_reads_a_clock_is_recorded_up_to_a_limit() -> None:
 def test_an_import_that_fails_is_the_same_error_as_ever() -> None:
     code = "try: import no_such_module_at_all\nexcept ModuleNotFoundError as exc: answer = exc.name"
     assert observed(code) == "no_such_module_at_all"
+
+
+def test_recorded_readings_are_told_in_order_and_recorded_again() -> None:
+    code = "import time\nclocks.begin({'time': [1.5, 2.5], 'perf_counter_ns': [7]})\n"
+    code += "seen = [time.time(), time.perf_counter_ns(), time.time()]\nlater = time.time()\nread = clocks.take()\n"
+    seen, read, later = observed(f"{code}answer = [seen, read, later]")
+    assert seen == [1.5, 7, 2.5]
+    assert read == {"time": [1.5, 2.5, later], "perf_counter_ns": [7]}
+    assert later > 1e9
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "perf_counter", "process_time", "thread_time"])
+@pytest.mark.parametrize("after", ["", "_ns"])
+def test_a_steady_clock_goes_on_from_what_was_told(clock: str, after: str) -> None:
+    code = f"import time\nclocks.begin({{'{clock}': [1e8]}})\ntime.{clock}()\nclocks.begin()\n"
+    one, two = observed(f"{code}answer = [time.{clock}{after}(), time.{clock}{after}()]")
+    unit = 1e9 if after else 1
+    assert 1e8 * unit <= one <= two < 1.001e8 * unit
+
+
+def test_recorded_readings_of_the_past_turn_no_steady_clock_back() -> None:
+    code = "import time\nfirst = time.monotonic()\nclocks.begin({'monotonic': [1.0]})\ntime.monotonic()\n"
+    assert observed(f"{code}answer = time.monotonic() >= first") is True
+
+
+def test_what_is_not_a_recording_is_passed_over() -> None:
+    assert observed("import time\nclocks.begin({'time': 'x', 'no clock': [1]})\nanswer = time.time() > 1e9") is True

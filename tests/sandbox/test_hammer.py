@@ -45,7 +45,7 @@ BODIES = {  # each says only `{n}` and calls only with `{n}`, for about `{s}` se
 async def hammer(driver: Driver, times: int, chance: random.Random) -> Counter[str]:
     """Interrupt `times` runs of one session at random moments; return how the runs ended."""
     ends: Counter[str] = Counter()
-    left: set[int] = set()  # runs whose threads may still call, or whose processes print: these go on by design
+    left: set[int] = set()  # runs whose threads or tasks may still call, or whose processes print: by design
     await driver(PRELUDE)
     for number in range(1, times + 1):
         name = chance.choice(list(BODIES))
@@ -63,7 +63,7 @@ async def hammer(driver: Driver, times: int, chance: random.Random) -> Counter[s
             tasks.cancel_scope.cancel()
         ends[done.status] += 1
         check_only(name, done, heard, left | {number})
-        if name in ("threads", "processes"):
+        if name in ("threads", "processes", "gathers"):
             left.add(number)
     return ends
 

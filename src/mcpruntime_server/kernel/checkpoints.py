@@ -168,6 +168,7 @@ class Checkpoints:
             return None
         rights = worker_end.fileno().to_bytes(4, sys.byteorder)
         data = generation.to_bytes(ORDER, "big")
+        processes.send(copy.pid, signal.SIGCONT)  # code may have stopped it
         try:
             if copy.control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]) == len(data):
                 return copy
