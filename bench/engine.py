@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 from docker import APIClient
+from docker.errors import APIError
 from docker.utils import kwargs_from_env
 
 API = "1.41"
@@ -123,7 +124,10 @@ def statistics_of(client: APIClient, container: str) -> dict[str, Any]:
 
 def waits(client: APIClient, container: str) -> bool:
     """Say whether `container` has all its processes (init, supervisor, worker) and none of them has anything to do."""
-    states = [row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"]]
+    try:
+        states = [row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"]]
+    except APIError:
+        return False  # it has just been removed
     return len(states) >= 3 and all(state.startswith("S") for state in states)
 
 

@@ -119,6 +119,14 @@ class Ours:
             raise RuntimeError(f"run_code failed: {result or answer.content}")
         return result
 
+    async def replay(self, action: str, session: str, **more: Any) -> dict[str, Any]:
+        """Return what the tool `replay` answers; raises `RuntimeError` unless it went well."""
+        answer = await self.client.call_tool("replay", {"action": action, "session": session, **more})
+        result: dict[str, Any] = answer.structured_content or {}
+        if answer.is_error or result.get("status", "ok") != "ok":
+            raise RuntimeError(f"replay failed: {result or answer.content}")
+        return result
+
 
 def settings(folder: Path, **sandbox: Any) -> Path:
     """Write a settings file with the bare server as the upstream `bare`; return its path."""
@@ -139,11 +147,15 @@ def launch(command: str, *args: str) -> StdioServerParameters:
 
 
 @asynccontextmanager
-async def our_server(**sandbox: Any) -> AsyncIterator[Ours]:
-    """Run our server over stdio with these `[sandbox]` settings; whatever it leaves behind is removed."""
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-        file = settings(Path(folder), **sandbox)
-        containers = Containers(Path(folder) / "data")
+async def our_server(folder: Path | None = None, **sandbox: Any) -> AsyncIterator[Ours]:
+    """Run our server over stdio with these `[sandbox]` settings; whatever it leaves behind is removed.
+
+    Its data is in `folder`, which then stays.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as temporary:
+        folder = folder or Path(temporary)
+        file = settings(folder, **sandbox)
+        containers = Containers(folder / "data")
         try:
             async with Client(launch(OURS, "--config", str(file), "--stdio")) as client:
                 containers.adopt()

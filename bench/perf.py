@@ -22,7 +22,11 @@ import anyio
 
 from harness import Row, bare_server, our_server
 from rows import ROWS, Bench
+from time_rows import TIME_ROWS
 
+Measure = Callable[[Bench], Awaitable[Row | list[Row]]]
+
+EVERY: Sequence[Measure] = (*ROWS, *TIME_ROWS)
 DEFAULT = Path(__file__).parent / "results" / "perf.json"
 LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"
 ROW_S = 120.0  # no row takes so long; one that does has hung
@@ -31,7 +35,7 @@ ROW_S = 120.0  # no row takes so long; one that does has hung
 def main() -> int:
     """Measure what was asked for; return 0 unless a row could not be measured."""
     options = parser().parse_args()
-    wanted = [row for row in ROWS if not options.only or any(word in row.__name__ for word in options.only)]
+    wanted = [row for row in EVERY if not options.only or any(word in row.__name__ for word in options.only)]
     if not wanted:
         print(f"no row is called {' or '.join(options.only)}; there are {', '.join(names())}", file=sys.stderr)
         return 2
@@ -55,10 +59,10 @@ def parser() -> argparse.ArgumentParser:
 
 def names() -> Iterable[str]:
     """Return the names that `--only` takes."""
-    return (row.__name__ for row in ROWS)
+    return (row.__name__ for row in EVERY)
 
 
-async def measure(wanted: Sequence[Callable[[Bench], Awaitable[Row]]], quick: bool) -> tuple[list[Row], dict[str, str]]:
+async def measure(wanted: Sequence[Measure], quick: bool) -> tuple[list[Row], dict[str, str]]:
     """Return the rows that could be measured, and why others could not; each is printed when it is done."""
     rows: list[Row] = []
     failures: dict[str, str] = {}
@@ -68,13 +72,14 @@ async def measure(wanted: Sequence[Callable[[Bench], Awaitable[Row]]], quick: bo
         for measure_row in wanted:
             try:
                 with anyio.fail_after(ROW_S):
-                    row = await measure_row(bench)
+                    measured = await measure_row(bench)
             except Exception as exc:  # noqa: BLE001 - whatever went wrong, the other rows are measured
                 failures[measure_row.__name__] = repr(exc)
                 print(f"{measure_row.__name__}: could not be measured: {exc!r}", file=sys.stderr)
                 continue
-            rows.append(row)
-            print(line(row), flush=True)
+            for row in measured if isinstance(measured, list) else [measured]:
+                rows.append(row)
+                print(line(row), flush=True)
     return rows, failures
 
 
