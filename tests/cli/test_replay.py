@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import sqlite3
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from anyio import to_thread
+from mcp import MCPError
 
-from tests.server.client import COMMAND
+from tests.server.client import COMMAND, connect
 
 from .conftest import Run, command, data, settings_in
 
@@ -260,6 +265,47 @@ def test_damage_is_named_and_the_rest_is_shown(run: Run, used: Path) -> None:
     assert "damaged" in run("runs", "report", "2").stderr
     exported = run("replay", "export", "report", used.parent / "x.zip")
     assert (exported.returncode, "Traceback" in exported.stderr) == (1, False)
+
+
+async def test_a_session_that_a_server_has_is_read_and_left_alone(used: Path, run: Run) -> None:
+    async with connect(used) as server:
+        await server.run("y = 1", session="report")
+        gone = await to_thread.run_sync(run, "replay", "rewind", "report", "1")
+        assert (gone.returncode, "in use by another server" in gone.stderr) == (3, True)
+        assert "y = 1" in (await to_thread.run_sync(run, "replay", "report", "4")).stdout
+        assert (await to_thread.run_sync(run, "replay", "fork", "report", "--name", "beside")).returncode == 0
+        assert await server.value("y", session="beside") == 1
+
+
+async def killed_in_a_run(settings: Path, pipe: Path) -> None:
+    """Kill a server while it executes something in the session `report`."""
+    wait = "import time\nprint('begun', flush=True)\ntime.sleep(0.3)  # it is in the journal by then"
+    code = f"{wait}\nopen({str(pipe)!r}).read()"
+    with suppress(BaseExceptionGroup, MCPError):
+        async with connect(settings) as server, anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, code, "report")
+            with anyio.fail_after(60):
+                end = await to_thread.run_sync(open, pipe, "w", abandon_on_cancel=True)  # when the code reads
+            with end:
+                [pid] = server.pids
+                os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_run_that_a_killed_server_left_is_shown_and_given_up_only_when_told(
+    used: Path, run: Run, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    await killed_in_a_run(used, pipe)
+    shown = run("replay", "report", "4").stdout
+    assert "· running ·" in shown
+    assert "│ begun" in shown
+    for words in (["rewind", "report", "1"], ["fork", "report"], ["rerun", "report", "4"]):
+        done = run("replay", *words)
+        assert (done.returncode, "under way" in done.stderr) == (2, True), done.stderr
+    assert "· running ·" in run("replay", "report", "4").stdout
+    assert run("replay", "rewind", "report", "1", "--cancel").returncode == 0
+    assert [step["step"] for step in data(run("replay", "report", "--json"))] == [1]
 
 
 def test_a_folder_without_sessions_is_said_to_be_empty(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ PIPE_COLUMNS = 120  # where there is no terminal to ask
 MIN_COLUMNS = 40
 HEAD_LINES, TAIL_LINES = 30, 10  # of a long text
 FOLDED_CHARS = 2_000  # of one line
+MAX_PASSED_S = 1e10  # told of a time; one that is longer ago comes from an archive that lies
 TAB = "    "
 STYLES = {
     "bold": "1",
@@ -222,12 +223,15 @@ def pad(text: str, room: int) -> str:
 
 def when(seconds: float) -> str:
     """Return a time as a person reads it."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # an archive may say anything
+        return f"{seconds:g}"
 
 
 def ago(seconds: float) -> str:
     """Return how long ago a time was, in one unit."""
-    passed = max(0.0, time.time() - seconds)
+    passed = min(max(0.0, time.time() - seconds), MAX_PASSED_S)
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if (count := int(passed // length)) >= 1:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"

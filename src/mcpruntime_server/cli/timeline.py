@@ -15,7 +15,7 @@ from ..errors import InvalidRequest
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from ..runtime.diff import RunDiff, as_data, diff_runs
-from ..runtime.history import find_run, find_session
+from ..runtime.history import find_run, find_session, is_step
 from . import views
 from .printing import Screen, print_json, printer, safe
 
@@ -37,7 +37,7 @@ async def opened(config: Config) -> AsyncIterator[App]:
 
 def split(which: str | None) -> tuple[int | None, str | None]:
     """Return what people type as a step or a run as either."""
-    return (int(which), None) if which is not None and which.isdecimal() else (None, which)
+    return (int(which), None) if which is not None and is_step(which) else (None, which)
 
 
 def rewind(config: Config, options: Options) -> int:

@@ -21,6 +21,7 @@ from .calls import LedgerEntry
 from .report import Report, Status
 
 NAMED = 5  # of the sessions that an error names
+STEP_DIGITS = 9  # of a step's number
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ async def find_session(journal: Journal, handle: str, principal: str | None = No
     if not found:
         known = ", ".join(row.name or row.id for row in sessions[:NAMED])
         remedy = f"Last used: {known}." if known else "There are no sessions here yet; is this the right data folder?"
-        raise NotFound(f"There is no session {handle!r}.", remedy=remedy)
+        raise NotFound(f"There is no session {handle!r:.80}.", remedy=remedy)
     if len(found) > 1:
         ids = ", ".join(row.id for row in found)
         raise InvalidRequest(f"{len(found)} sessions are called {handle!r}.", remedy=f"Use an id: {ids}.")
@@ -234,7 +235,7 @@ async def find_run(journal: Journal, session: SessionRow, which: str) -> RunRow:
     """Return a run of `session`: by its id, or by its step on the session's line; raises `NotFound`."""
     line = await journal.line(session.tip)
     handle = session.name or session.id
-    if which.isdecimal():
+    if is_step(which):
         for row in line:
             if row.step == int(which):
                 return row
@@ -245,7 +246,12 @@ async def find_run(journal: Journal, session: SessionRow, which: str) -> RunRow:
         if row.id == which:
             return row
     remedy = f"`mcpruntime-server replay list {handle}` shows its runs."
-    raise NotFound(f"The session {handle!r} has no run {which!r}.", remedy=remedy)
+    raise NotFound(f"The session {handle!r} has no run {which!r:.80}.", remedy=remedy)
+
+
+def is_step(which: str) -> bool:
+    """Return whether what people typed is the number of a step."""
+    return which.isdecimal() and len(which) <= STEP_DIGITS
 
 
 def fields_of(row: Any) -> dict[str, Any]:
