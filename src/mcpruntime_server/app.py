@@ -23,8 +23,8 @@ from .journal.store import Journal, open_journal
 from .runtime.calls import Route, Router
 from .runtime.sessions import Runtime, open_runtime
 from .sandbox import Backend, Check
+from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.docker import DockerBackend
-from .sandbox.link import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.local import LocalBackend
 from .server.mcp import build_server
 from .server.stdio import stdio_streams

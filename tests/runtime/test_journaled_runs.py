@@ -18,7 +18,7 @@ from mcpruntime_server.runtime.calls import Route, Router
 from mcpruntime_server.runtime.run import Run
 from mcpruntime_server.runtime.session import Session, strip_fences
 from mcpruntime_server.runtime.sessions import Runtime, open_runtime
-from mcpruntime_server.sandbox.link import KERNEL_ARGV, KERNEL_ENV
+from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from mcpruntime_server.sandbox.local import LocalBackend
 
 SANDBOX = SandboxSettings(memory_mb=256, workspace_mb=32, output_mb=1, pool_size=1)

@@ -13,8 +13,9 @@ import pytest
 from mcpruntime_server.config import SandboxSettings
 from mcpruntime_server.kernel import wire
 from mcpruntime_server.sandbox import Backend
+from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from mcpruntime_server.sandbox.docker import DockerBackend
-from mcpruntime_server.sandbox.link import KERNEL_ARGV, KERNEL_ENV, Link, Stopped, open_link
+from mcpruntime_server.sandbox.link import Link, Stopped, open_link
 from mcpruntime_server.sandbox.local import LocalBackend
 
 SMALL = SandboxSettings(

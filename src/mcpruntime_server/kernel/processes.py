@@ -95,6 +95,12 @@ def kill_all(listed: Callable[[], List[int]], reap: Callable[[], Any], spared: S
         reap()
 
 
+def end_fork_bomb(limit: int, reap: Callable[[], Any], spared: Set[int]) -> None:
+    """Where there are so many processes besides `spared` that nothing else can start, kill those."""
+    if len(set(others()) - spared) > limit * 3 // 4:
+        kill_all(others, reap, spared)
+
+
 def kill_others(spared: Set[int]) -> None:
     """Kill every process of this namespace but its init, this one and `spared` ones."""
     if not spared:

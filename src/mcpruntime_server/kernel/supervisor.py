@@ -36,8 +36,7 @@ PARKING_S = 5.0  # for a worker to park its copy before another takes its place;
 DESCRIPTORS = socket.CMSG_SPACE(8)  # room for more than the one that comes with `Parked`
 CALL = wire.KIND_OF[wire.Call]
 DONE = wire.KIND_OF[wire.Done]
-PARKED = wire.KIND_OF[wire.Parked]
-UNPARKABLE = wire.KIND_OF[wire.Unparkable]
+PARKING = (wire.KIND_OF[wire.Parked], wire.KIND_OF[wire.Unparkable])
 REPLY = wire.KIND_OF[wire.Reply]
 
 
@@ -186,7 +185,8 @@ class Supervisor:
             message = wire.decode(kind, frame[wire.HEADER :])
         except wire.WireError:
             return False
-        if not self.parking or message.__dict__["run"] != self.parking:
+        assert isinstance(message, (wire.Parked, wire.Unparkable))
+        if not self.parking or message.run != self.parking:
             return False
         if isinstance(message, wire.Unparkable):
             self.parked_or_not(message.reason[:REASON])
@@ -262,7 +262,7 @@ class Supervisor:
         for kind, frame in frames:
             if kind == DONE:
                 self._finish(frame)
-            elif kind in (PARKED, UNPARKABLE) and self.on_parking(kind, frame):
+            elif kind in PARKING and self.on_parking(kind, frame):
                 pass
             elif kind != CALL:
                 self.expel()
@@ -292,7 +292,8 @@ class Supervisor:
         """Send everything that belongs before a run's `Done`, and that; its files follow while the session is idle."""
         if not self.run:
             return  # forged
-        self._end_fork_bomb()
+        if self.setup.process_limit and time.perf_counter() - self.run_started >= BOMB_S:
+            processes.end_fork_bomb(self.setup.process_limit, self.reap, {self.worker} | self.copies.pids())
         self.output.drain()
         self.files.announce(self.run)
         if self.parks:
@@ -304,15 +305,6 @@ class Supervisor:
         self.run = 0
         self.interrupt_at = 0.0
         self.output.end()
-
-    def _end_fork_bomb(self) -> None:
-        """Where a run leaves so many processes that nothing else can start, kill all but the interpreter."""
-        limit = self.setup.process_limit
-        if time.perf_counter() - self.run_started < BOMB_S:
-            return
-        spared = {self.worker} | self.copies.pids()
-        if limit and len(set(processes.others()) - spared) > limit * 3 // 4:
-            processes.kill_all(processes.others, self.reap, spared)
 
     def read_host(self) -> None:
         """Act on what the host sends; at its end, so does everything here."""
