@@ -23,7 +23,12 @@ from mcpruntime_server.errors import Unavailable
 
 DEMO_S = 120  # starting five processes on a machine that is busy takes its time
 ESCAPE = re.compile(r"\033\[\d+m")
-PROGRAMS = (programs.collect(Path("/r")), programs.answer(Path("/report.md")), programs.answer(None))
+PROGRAMS = (
+    programs.collect(Path("/r")),
+    programs.answer(Path("/report.md")),
+    programs.answer(None),
+    *(programs.SAVE, programs.SPOIL, programs.LOOK, programs.BY_HOUR, programs.BY_AUTHOR),
+)
 
 
 def missing() -> str:
@@ -53,14 +58,27 @@ def test_the_demo_asks_real_servers_and_shows_what_it_cost() -> None:
     quarters = re.findall(r" s │ (\d{4}) Q\d +(\d+) commits", done.stdout)
     assert len(quarters) == 12
     assert sum(int(commits) for _, commits in quarters) == COMMITS
-    answer = re.findall(r"┃ ?(.*)", done.stdout)[1:]
-    assert len(answer) == 10
+    told = re.findall(r"┃ ?(.*)", done.stdout)
+    answer = told[1:11]
     assert re.fullmatch(r"\d+ of \d+ hotfixes were made while Tokyo slept .*", answer[0])
     before, after = (
         int(re.search(rf"{way} .* ([\d,]+)\n", done.stdout)[1].replace(",", ""))  # type: ignore[index]
         for way in ("one call a turn", "2 programs")
     )
     assert before > 10 * after > 0
+    check_moves(told[0].split()[0], answer[0].split()[0], told[11:])
+    assert len(re.findall(r"\((?:rewind|fork) [\d.]+ ms, the run after it [\d.]+ ms", done.stdout)) == 3
+
+
+def check_moves(hotfixes: str, asleep: str, told: list[str]) -> None:
+    """Check what the act "rewind and fork" has shown, against the numbers of before it."""
+    saved, spoilt, _, back, _, hour, _, author, same = told
+    assert saved.startswith(f"{hotfixes} hotfixes saved")
+    assert spoilt.startswith("0 hotfixes kept, 0 of them at night")
+    assert back == f"{hotfixes} hotfixes and {asleep} at night in variables, {hotfixes} in hotfixes.json"
+    assert f"of {asleep} hotfixes" in hour
+    assert "while Tokyo was awake" in author
+    assert same == "The same as recorded in step 1: output, value, calls and files."
 
 
 def test_a_demo_that_fails_says_why_and_exits_with_an_error(tmp_path: Path) -> None:

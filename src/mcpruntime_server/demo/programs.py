@@ -66,6 +66,44 @@ report = [
 "\\n".join(report)
 """
 
+SAVE = """\
+import json
+
+with open("hotfixes.json", "w") as file:
+    json.dump(hotfixes, file)
+
+f"{len(hotfixes)} hotfixes saved in hotfixes.json"
+"""
+
+SPOIL = """\
+# Only the parser, from here on. (The mistake: every subject begins with "hotfix".)
+for found in (hotfixes, asleep):
+    found[:] = [commit for commit in found if commit["subject"].startswith("parser")]
+
+with open("hotfixes.json", "w") as file:
+    json.dump(hotfixes, file)
+
+f"{len(hotfixes)} hotfixes kept, {len(asleep)} of them at night; hotfixes.json overwritten"
+"""
+
+LOOK = """\
+saved = json.load(open("hotfixes.json"))
+f"{len(hotfixes)} hotfixes and {len(asleep)} at night in variables, {len(saved)} in hotfixes.json"
+"""
+
+BY_HOUR = """\
+hours = Counter(commit["tokyo"][:2] for commit in asleep)
+hour, count = hours.most_common(1)[0]
+f"worst hour in Tokyo: {hour}:00, with {count} of {len(asleep)} hotfixes"
+"""
+
+BY_AUTHOR = """\
+authors = Counter(commit["author"].split("<")[0].strip() for commit in hotfixes)
+awake = authors - Counter(commit["author"].split("<")[0].strip() for commit in asleep)
+name, count = awake.most_common(1)[0]
+f"best to be on call with: {name}, {count} of {authors[name]} hotfixes while Tokyo was awake"
+"""
+
 
 def collect(repository: Path) -> str:
     """Return the first step: walk through the history, keep what matters."""

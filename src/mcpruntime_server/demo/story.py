@@ -7,19 +7,12 @@ journal, as the command line prints it.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
-from mcp import Client, MCPError, StdioServerParameters
-from mcp.types import TextContent
+from mcp import MCPError
 
 from ..config import APP, Config
 from ..errors import Unavailable
@@ -28,63 +21,14 @@ from .costs import Cost, Text, calls_of, cost_of, total
 from .history import make_repository
 from .screen import Screen
 from .servers import find_servers, write_settings
+from .stage import SESSION, Stage, Step, connected, open_stage, perform
+from .time_travel import rerun, rewind_and_fork
 
-SESSION = "demo"
 METHOD = (
     "one call a turn: each call's name, arguments and result, as the journal has them. As programs: the code and all "
     "that run_code answered. Left out on both sides: the tools' definitions, and that every further turn has the "
     "whole conversation read again."
 )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where the demo plays."""
-
-    folder: Path
-
-    @property
-    def repository(self) -> Path:
-        """The git repository that is asked about."""
-        return self.folder / "lantern"
-
-    @property
-    def reports(self) -> Path:
-        """The only folder that the filesystem server may write to."""
-        return self.folder / "reports"
-
-    @property
-    def settings(self) -> Path:
-        """The settings of the demo's server."""
-        return self.folder / "server.toml"
-
-    def command(self, *arguments: str) -> list[str]:
-        """Return the command line of our own program on these settings."""
-        return [str(Path(sys.executable).with_name(APP)), "--config", str(self.settings), *arguments]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A program that was run: what it answered, as data and as the text that a model reads."""
-
-    program: str
-    result: dict[str, Any]
-    text: str
-    total_ms: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether it ran to its end."""
-        return self.result.get("status") == "ok"
-
-
-@contextmanager
-def open_stage() -> Iterator[Stage]:
-    """Make the folder for it all, which is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix=f"{APP}-demo-", ignore_cleanup_errors=True) as folder:
-        stage = Stage(Path(folder).resolve())
-        stage.reports.mkdir()
-        yield stage
 
 
 async def run_demo(config: Config) -> int:
@@ -98,7 +42,10 @@ async def run_demo(config: Config) -> int:
             steps = await play(screen, stage, stage.reports / "hotfixes.md" if "files" in servers else None)
             if not all(step.ok for step in steps):
                 return 1
-            await account(screen, stage, steps)
+            write_settings(stage.settings, config, {})
+            if not await rerun(screen, stage, steps[0]):
+                return 1
+            await account(screen, stage, steps[:2])
     except* MCPError as group:
         raise Unavailable("The demo's server ended early.", remedy="`mcpruntime-server doctor` may say why.") from group
     return 0
@@ -118,52 +65,20 @@ async def introduce(screen: Screen, stage: Stage, has_files: bool) -> None:
 
 
 async def play(screen: Screen, stage: Stage, report: Path | None) -> list[Step]:
-    """Run both programs in one session; return what became of them."""
+    """Run both programs in one session, then show it moving in time; return what became of the programs."""
     async with connected(screen, stage) as client:
         screen.heading("step 1: walk through the history, keep what matters")
         steps = [await perform(screen, client, programs.collect(stage.repository))]
         if steps[0].ok:
             screen.heading("step 2: the variable `hotfixes` is still there")
             steps.append(await perform(screen, client, programs.answer(report)))
-    if report is not None and steps[-1].ok:
-        screen.line()
-        written = await anyio.Path(report).read_text("utf-8")
-        screen.line(f"(and in {report.name}, written by server-filesystem: {len(written.splitlines())} lines)")
+        if report is not None and steps[-1].ok:
+            screen.line()
+            written = await anyio.Path(report).read_text("utf-8")
+            screen.line(f"(and in {report.name}, written by server-filesystem: {len(written.splitlines())} lines)")
+        if steps[-1].ok:
+            steps += await rewind_and_fork(screen, client)
     return steps
-
-
-@asynccontextmanager
-async def connected(screen: Screen, stage: Stage) -> AsyncIterator[Client]:
-    """Start the server as an MCP client would, and yield the client."""
-    command, *arguments = stage.command("--stdio")
-    parameters = StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
-    began = time.perf_counter()
-    async with Client(parameters) as client:
-        tools = (await client.list_tools()).tools
-        names = ", ".join(tool.name for tool in tools)
-        screen.fact(
-            "client", f"connected over stdio in {time.perf_counter() - began:.2f} s; the model is offered {names}"
-        )
-        yield client
-
-
-async def perform(screen: Screen, client: Client, program: str) -> Step:
-    """Run one program, showing what it prints as it prints it."""
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        screen.streamed(message or "")
-
-    screen.program(program)
-    screen.start_clock()
-    began = time.perf_counter()
-    answer = await client.call_tool("run_code", {"code": program, "session": SESSION}, progress_callback=on_progress)
-    total_ms = (time.perf_counter() - began) * 1e3
-    text = "\n".join(part.text for part in answer.content if isinstance(part, TextContent))
-    step = Step(program, answer.structured_content or {}, text, total_ms)
-    screen.streamed("done" if step.ok else "failed")
-    screen.line()
-    screen.block(str(step.result["value"]) if step.ok else text, "green" if step.ok else "red")
-    return step
 
 
 async def account(screen: Screen, stage: Stage, steps: list[Step]) -> None:
