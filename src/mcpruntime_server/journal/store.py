@@ -121,6 +121,10 @@ class Journal:
         """Do what `flush` does, and return at once; whoever wants to know how it went calls and awaits the result."""
         return self._writer.flush().outcome
 
+    def hurry(self) -> None:
+        """Have what was appended so far committed in a moment, if it cannot wait as long as others may."""
+        self._writer.hurry()
+
     async def create_session(
         self, session: str, name: str | None, principal: str, tip: str | None = None, purpose: str = ""
     ) -> SessionRow:

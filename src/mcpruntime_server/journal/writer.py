@@ -73,6 +73,7 @@ class Writer:
         self._jobs: deque[Job] = deque()
         self._wakes: SimpleQueue[None] = SimpleQueue()
         self._alarm: asyncio.TimerHandle | None = None  # wakes the thread for what nobody waits for
+        self._hurry: asyncio.Handle | None = None  # commits what cannot linger
         self._lingers = False  # the alarm is for an event, not for a checkpoint
         self._turn = threading.Lock()  # held by whoever takes jobs, until they are committed
         self._postponed = False  # the thread holds jobs that the disk has refused
@@ -110,6 +111,16 @@ class Writer:
         if (self.backlog or self._refused is not None) and not self._commit_at_once():
             return self._submit(self._report_refusal)
         return Job(self._report_refusal)
+
+    def hurry(self) -> None:
+        """Commit what is queued as soon as the event loop has done what it is about to do."""
+        if self._hurry is None:
+            self._hurry = self._loop.call_soon(self._commit_soon)
+
+    def _commit_soon(self) -> None:
+        self._hurry = None
+        if self.backlog and not self._commit_at_once():
+            self._wake()
 
     def _commit_at_once(self) -> bool:
         """Commit here and now if that is a matter of microseconds; say whether it was done."""

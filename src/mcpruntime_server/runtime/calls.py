@@ -70,7 +70,8 @@ class CallLog:
         self._recorded: dict[int, LedgerEntry] = {}  # by their numbers in the journal
         self._entries: dict[int, LedgerEntry] = {}  # this and the next by the sandbox's number of the call
         self._numbers: dict[int, int] = {}  # in the journal, of calls that have no end there
-        self._abandoned: set[int] = set()  # by their numbers in the journal
+        self._abandoned: set[int] = set()  # this and the next by their numbers in the journal
+        self._writes: set[int] = set()  # that have no end there
 
     def list(self, call: Call) -> LedgerEntry:
         """Put `call` on the ledger."""
@@ -86,6 +87,8 @@ class CallLog:
         self._count += 1
         self._numbers[call.id] = self._count
         self._append(CallStarted(self._count, call.target, args, effect, nth, call.line, listed))
+        if effect == "write":
+            self._writes.add(self._count)
         return self._count
 
     def remember(self, recorded: RecordedCall, entry: LedgerEntry) -> None:
@@ -106,7 +109,10 @@ class CallLog:
     def finish(self, number: int, value: Any, error: Mapping[str, Any] | None, ms: float) -> None:
         """Journal how call `number` ended, unless that is of no matter to the code any more."""
         if not self.is_abandoned(number):
-            self._append(CallFinished(number, value, error, round(ms, 3)))
+            self._append(CallFinished(number, value, error, ms))
+        if number in self._writes:
+            self._writes.discard(number)
+            self._journal.hurry()  # a server that died now would not know that this has ended
 
     def abandon(self, call: Call) -> None:
         """Journal that the code waits no more for the answer to the call that `call` names."""
@@ -173,16 +179,16 @@ class Router:
             if number is None:
                 number = await _admit(call, route, log)
             value = await route.call(call.target, call.args)
-            log.finish(number, value, None, (time.perf_counter() - started) * 1e3)
+            entry.ms = _ms_since(started)
+            log.finish(number, value, None, entry.ms)
         except Exception as exc:  # noqa: BLE001 - a handler's failure is the answer, whatever it is
             error = _describe(call.target, exc)
-            entry.ms = (time.perf_counter() - started) * 1e3
+            entry.ms = _ms_since(started)
             if number is not None:
                 log.fail(number, error, entry.ms)
             if not log.is_abandoned(number):
                 entry.status, entry.error = "error", error["message"]
             return Reply(call.id, None, error)
-        entry.ms = (time.perf_counter() - started) * 1e3
         if not log.is_abandoned(number):
             entry.status = "ok"
         return Reply(call.id, value)
@@ -205,6 +211,10 @@ def abandoned_by(call: Call) -> int:
 def is_abandoned(error: Mapping[str, Any] | None) -> bool:
     """Return whether a call ended because the code did not wait for its answer."""
     return error is not None and error.get("kind") == ABANDONED["kind"]
+
+
+def _ms_since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1e3, 3)
 
 
 async def _admit(call: Call, route: Route, log: CallLog) -> int:
