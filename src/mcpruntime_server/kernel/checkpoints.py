@@ -97,9 +97,6 @@ class Checkpoints:
             self.drop(copy, "the copy did not come up")
             return
         copy.pid = pid
-        earlier = self.parked.pop(copy.run, None)
-        if earlier is not None:
-            self.drop(earlier)
         self.parked[copy.run] = copy
         self._tell(wire.Parked(copy.run))
         while len(self.parked) > self.most:

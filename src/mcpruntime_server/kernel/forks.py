@@ -1,9 +1,9 @@
 """Copies of the worker: parked beside it as it was at the end of a run, and woken to be the worker themselves.
 
 Worker -> intermediate -> parked copy: the intermediate ends at once, so that the copy is no child of the worker's; the
-worker does not wait for it, but collects it before any code of the user's could. A
-parked copy runs nothing. It waits on its control socket, whose other end the supervisor holds; each time it is woken
-it copies itself in the same way, and so stays what it is. The end of its socket is its own end.
+worker does not wait for it, but collects it before any code of the user's could. A parked copy runs nothing. It waits
+on its control socket, whose other end the supervisor holds; each time it is woken it copies itself in the same way, and
+so stays what it is. The end of its socket is its own end.
 Rule 1: what cannot be in two processes at once (threads, children, pipes, locks) keeps a worker from being parked.
 Rule 2: no code of the user's runs because of a fork of ours: signals are held, hooks are passed over.
 Rule 3: what is needed of `os` is bound before user code can change it.
@@ -24,7 +24,7 @@ from _socket import (
     SOL_SOCKET,
     socket,
     socketpair,
-)  # fmt: skip
+)
 from fcntl import F_GETFL, fcntl
 from os import (
     O_ACCMODE,
@@ -53,7 +53,7 @@ from os import (
     setsid,
     waitid,
     waitpid,
-)  # fmt: skip
+)
 from signal import SIG_IGN, SIG_SETMASK, SIGCHLD, getsignal, pthread_sigmask, set_wakeup_fd, signal
 from time import sleep
 

@@ -4,12 +4,15 @@ Chance: everything that Python code can draw from (`os.urandom`, `random`, `secr
 seed themselves from `secrets`) comes from one stream that a run's seed determines. Recording the seed records it all.
 Time: what the clocks of `time` and `datetime` told the code is recorded by clock, up to a limit; and a recording can be
 told again.
+Both are by thread, as `name@1.2` for the second thread that the first one of the run has started: which of several
+threads comes first is nobody's decision and cannot be repeated.
 Rule: the runtime's own machinery and the parts of the standard library that only wait see the real clocks.
 What this cannot see: C code that reads the system's clock or its randomness by itself.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -35,13 +38,13 @@ class Chance:
 
     def __init__(self) -> None:
         self._seed = b""
-        self._count = 0
+        self._counts: Dict[str, int] = {}  # by thread
         self._lock = threading.Lock()
 
     def reseed(self, seed: str) -> None:
         """Begin the stream of `seed`; what objects have drawn already stays theirs."""
         with self._lock:
-            self._seed, self._count = seed.encode(), 0
+            self._seed, self._counts = seed.encode(), {}
 
     def urandom(self, size: int, /) -> bytes:
         """Return the next `size` bytes."""
@@ -50,9 +53,35 @@ class Chance:
         import hashlib  # only now: it loads a cryptographic library, which most runs do not need
 
         with self._lock:
-            self._count += 1
-            block = b"%d:%s" % (self._count, self._seed)
+            thread = Threads.current()
+            count = self._counts[thread] = self._counts.get(thread, 0) + 1
+            block = b"%d%s:%s" % (count, thread.encode(), self._seed)
         return hashlib.shake_256(block).digest(size)
+
+
+class Threads:
+    """Gives each thread a name by the order in which its parent has started its children; "" is the main thread."""
+
+    started: ClassVar[Dict[str, int]] = {}  # children, by the name of their parent
+
+    @classmethod
+    def current(cls) -> str:
+        """Return the name of the thread that asks."""
+        return getattr(threading._active.get(threading.get_ident()), "_observed", "")  # type: ignore[attr-defined]
+
+    @classmethod
+    def install(cls) -> None:
+        """Name the threads that are started from here on."""
+        start = threading.Thread.start
+
+        @functools.wraps(start)
+        def named(self: Any) -> None:
+            parent = cls.current()
+            number = cls.started[parent] = cls.started.get(parent, 0) + 1
+            self._observed = f"{parent}.{number}" if parent else f"@{number}"
+            start(self)
+
+        threading.Thread.start = named  # type: ignore[method-assign]
 
 
 class Clocks:
@@ -68,7 +97,9 @@ class Clocks:
     def begin(self, recorded: Optional[Dict[str, Any]] = None) -> None:
         """Begin a run: tell it what is `recorded` (name to readings) and then go on with the real clocks."""
         self.readings, self.left = {}, LIMIT
-        known = ((name, told) for name, told in (recorded or {}).items() if name in real and type(told) is list)
+        Threads.started.clear()
+        told_again = ((name, told) for name, told in (recorded or {}).items() if type(told) is list)
+        known = ((name, told) for name, told in told_again if name.partition("@")[0] in real)
         self._recorded = {name: told[::-1] for name, told in known if told}
 
     def take(self) -> Dict[str, List[float]]:
@@ -85,17 +116,18 @@ class Clocks:
         """Return what the clock `name` says; it is recorded unless the caller only waits."""
         if (self.left <= 0 and not self._recorded) or _is_waiter(sys._getframe(depth).f_globals.get("__name__")):
             return self._now(name)
-        recorded = self._recorded.get(name)
+        by_thread = name + Threads.current()
+        recorded = self._recorded.get(by_thread)
         value = self._retell(name, recorded.pop()) if recorded else self._now(name)
         if self.left > 0:
             self.left -= 1
-            self.readings.setdefault(name, []).append(value)
+            self.readings.setdefault(by_thread, []).append(value)
         return value
 
     def _retell(self, name: str, value: Any) -> Any:
         clock, is_ns = _parts(name)
         if clock in STEADY:
-            self._told[clock] = int(value if is_ns else value * 1e9)
+            self._told[clock] = max(self._told.get(clock, 0), int(value if is_ns else value * 1e9))
         return value
 
     def _now(self, name: str) -> Any:
@@ -123,6 +155,7 @@ def _is_waiter(module: Optional[str]) -> bool:
 def install() -> Tuple[Chance, Clocks]:
     """Put this process's chance and clocks under observation; before user code, once."""
     chance, clocks = Chance(), Clocks()
+    Threads.install()
     os.urandom = chance.urandom
     if hasattr(os, "getrandom"):
         os.getrandom = lambda size, flags=0: chance.urandom(size)

@@ -111,6 +111,7 @@ def map_concurrently(fn: Callable[[Any], Any], items: Iterable[Any], max_concurr
     """
     import threading
     from contextvars import copy_context
+    from itertools import chain, islice
 
     if max_concurrency < 1:
         raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}.")
@@ -119,15 +120,15 @@ def map_concurrently(fn: Callable[[Any], Any], items: Iterable[Any], max_concurr
     queue = iter(enumerate(todo))
     stopped = threading.Event()
 
-    def work() -> None:
-        for index, item in queue:
+    def work(first: tuple[int, Any]) -> None:
+        for index, item in chain((first,), queue):
             if stopped.is_set():
                 return
             slots[index] = attempt(fn, item)
 
     threads = [
-        threading.Thread(target=copy_context().run, args=(work,), name=f"tools.map-{number}", daemon=True)
-        for number in range(min(max_concurrency, len(todo), MAX_THREADS))
+        threading.Thread(target=copy_context().run, args=(work, first), name=f"tools.map-{first[0]}", daemon=True)
+        for first in islice(queue, min(max_concurrency, MAX_THREADS))  # so that a replay gives each the same one
     ]
     try:
         for thread in threads:
