@@ -98,7 +98,7 @@ order""",
 import threading
 seen = []
 def work(n):
-    before = time.time()
+    before = time.time(), str(uuid.uuid4())
     answer = nap(f"t{n}", 10 + (n * 31) % 70)
     seen.append((answer, before, time.time(), random.random(), str(uuid.uuid4())))
 tools.map(work, range(10))
