@@ -97,7 +97,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
         async with open_journal(folder, held) as journal, open_tools(config) as catalog:
             router = Router(
                 {
-                    "tools": Route(catalog.call, catalog.effect),
+                    "tools": Route(catalog.call, catalog.effect, prepare=catalog.prepare),
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                 }
             )

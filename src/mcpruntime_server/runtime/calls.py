@@ -31,11 +31,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Route:
-    """Who answers the calls of one prefix; `effect` says what a call may change; unlisted ones stay off the ledger."""
+    """Who answers the calls of one prefix; `effect` says what a call may change, as soon as `prepare` has ended.
+
+    Unlisted ones stay off the ledger.
+    """
 
     call: Callable[[str, dict[str, Any]], Awaitable[Any]]
     effect: Callable[[str], Effect]
     listed: bool = True
+    prepare: Callable[[str], Awaitable[None]] | None = None
 
 
 @dataclass
@@ -222,6 +226,8 @@ async def _admit(call: Call, route: Route, log: CallLog) -> int:
 
     A server that dies right after must know that such a call was made, or it would be made twice.
     """
+    if route.prepare is not None:
+        await route.prepare(call.target)
     effect = route.effect(call.target)
     try:
         number = log.start(call, effect, listed=route.listed)

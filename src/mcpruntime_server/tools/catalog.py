@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -140,6 +140,13 @@ class Catalog:
         _, server, tool = (*target.split(".", 2), "", "")[:3]
         view = self._servers[server].view if server in self._servers else None
         return view.tools[tool].effect if view and tool in view.tools else "write"
+
+    async def prepare(self, target: str) -> None:
+        """Have it known what a call of `target` may do; what goes wrong is told to the call itself."""
+        server = self._servers.get((*target.split(".", 2), "")[1])
+        if server is not None and server.view is None:
+            with suppress(CallFailed):
+                await self._view(server)
 
     async def call(self, target: str, args: dict[str, Any]) -> Any:
         """Call the tool that `target` (`tools.<server>.<tool>`) names; raises `CallFailed`."""
