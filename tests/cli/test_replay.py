@@ -8,6 +8,7 @@ import pty
 import signal
 import sqlite3
 import subprocess
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,40 @@ def test_a_session_is_carried_to_another_data_folder(run: Run, tmp_path: Path) -
     broken = command("--config", elsewhere, "replay", "import", archive)
     assert (broken.returncode, "Traceback" in broken.stderr) == (2, False)
     assert command("--config", elsewhere, "replay", "import", tmp_path / "absent.zip").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("run_finished", {"status": "\x1b[31m", "value": {"text": 5}, "error": {"message": [1], "traceback": 5}}),
+        ("run_finished", {"value": {}, "error": {}, "flags": ["undone", "\x1b"], "usage": {"wall_ms": 1e300}}),
+        ("call_started", {"args": "{", "line": -1}),
+        ("call_started", {"args": "[" * 100_000, "target": "\x1b]0;title\x07"}),
+        ("call_finished", {"error": {"kind": 1, "message": {"a": "\x1b"}}, "ms": -1e300}),
+        ("run_started", {"code": "\0\ud800x = (\n\t'''\x1b"}),
+    ],
+)
+def test_what_an_archive_makes_up_is_shown_and_harms_nobody(
+    run: Run, tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    good, evil = tmp_path / "good.zip", tmp_path / "evil.zip"
+    assert run("replay", "export", "report", good).returncode == 0
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(evil, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "events.jsonl":
+                rows = [json.loads(line) for line in content.splitlines()]
+                for row in rows:
+                    row["body"] |= fields if row["kind"] == kind else {}
+                content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+            target.writestr(name, content)
+    there = ("--config", settings_in(tmp_path / "elsewhere"), "replay")
+    assert command(*there, "import", evil).returncode == 0
+    for words in (["list", "report"], ["report"], ["diff", "report:1", "report:2"]):
+        done = command(*there, *words)
+        assert done.returncode in (0, 1)
+        assert (done.stderr, all(line.isprintable() for line in done.stdout.split("\n"))) == ("", True)
+    assert data(command(*there, "report", "--json"))
 
 
 def test_runs_are_pinned_and_what_is_not_needed_goes(run: Run) -> None:

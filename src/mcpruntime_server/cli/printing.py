@@ -66,7 +66,7 @@ class Screen:
 
     def heading(self, text: str, style: str = "bold") -> None:
         """Write a line that begins something new."""
-        text = fit(text, self.width - 7)
+        text = fit(safe(text), self.width - 7)
         rule = "─" * max(3, self.width - columns_of(text) - 4)
         self.line(f"{self.paint('──', 'dim')} {self.paint(text, style)} {self.paint(rule, 'dim')}")
 

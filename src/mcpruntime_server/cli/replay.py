@@ -75,7 +75,7 @@ def add_replay(verbs: Any) -> None:
         epilog="`replay` alone is `replay list`; `replay SESSION [STEP]` is `replay show SESSION [STEP]`. A session is "
         "named by its id or name, a run by its step on the session's line or by its id, r_...",
     )
-    actions = replay.add_subparsers(title="actions", metavar="", required=True)
+    actions = replay.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     def add(name: str, verb: Verb, text: str, **words: str) -> argparse.ArgumentParser:
         description = f"{text[0].upper()}{text[1:]}."
@@ -98,7 +98,7 @@ def _add_reading(add: Add) -> None:
     listing = add("list", list_of, text, session=OPTIONAL + SESSION)
     listing.add_argument("--all", action="store_true", help="sessions too that only served to run something again")
     text = "show the steps of a session, or one of them: code, calls, output, value, files"
-    shown = add("show", show, text, session=SESSION, run=OPTIONAL + RUN)
+    shown = add("show", show, text, session=SESSION, step=OPTIONAL + RUN)
     text = "compare two runs, or the lines of two sessions; exits with 1 if they differ"
     compared = add("diff", diff, text, a=EITHER, b=EITHER)
     for action in (listing, shown, compared):
@@ -107,13 +107,13 @@ def _add_reading(add: Add) -> None:
 
 def _add_moving(add: Add) -> None:
     text = "have a session go on from an earlier step; nothing is deleted"
-    gone = add("rewind", rewind, text, session=SESSION, run=f"{RUN}; 0 is the beginning")
+    gone = add("rewind", rewind, text, session=SESSION, step=f"{RUN}; 0 is the beginning")
     gone.add_argument("--cancel", action="store_true", help="give up the run that is under way, if there is one")
     text = "make a new session that begins at the end of a step"
-    forked = add("fork", fork, text, session=SESSION, run=f"{OPTIONAL}{RUN}; the last one if left out")
+    forked = add("fork", fork, text, session=SESSION, step=f"{OPTIONAL}{RUN}; the last one if left out")
     forked.add_argument("--name", help="what to call the new session")
     text = "execute a step, or all, again in a fresh sandbox with recorded answers; exits with 1 if something differs"
-    again = add("rerun", rerun, text, session=SESSION, run=f"{OPTIONAL}{RUN}; all steps if left out")
+    again = add("rerun", rerun, text, session=SESSION, step=f"{OPTIONAL}{RUN}; all steps if left out")
     again.add_argument("--code", type=Path, metavar="FILE", help="execute this in place of the (last) step's own code")
     live = "servers, or tools (server.tool), that are really called"
     again.add_argument("--live", nargs="+", action="extend", default=[], metavar="SERVER", help=live)
@@ -234,9 +234,8 @@ def show(config: Config, options: Options) -> int:
 
     async def tell(journal: Journal) -> None:
         session = await find_session(journal, options.session)
-        rows = (
-            await journal.line(session.tip) if options.run is None else [await find_run(journal, session, options.run)]
-        )
+        which = options.step
+        rows = await journal.line(session.tip) if which is None else [await find_run(journal, session, which)]
         if options.json:
             print_json([past_data(await load_run(journal, row)) for row in rows])
             return

@@ -50,7 +50,7 @@ def rewind(config: Config, options: Options) -> int:
             if not options.cancel:
                 await _check_over(app.journal, row)
             session = await app.runtime.known_session(row.id, row.principal)
-            return row, await timeline.rewind(app.runtime, session, *split(options.run), cancel=options.cancel)
+            return row, await timeline.rewind(app.runtime, session, *split(options.step), cancel=options.cancel)
 
     row, at = anyio.run(move)
     if options.json:
@@ -78,7 +78,7 @@ def fork(config: Config, options: Options) -> int:
     async def make() -> tuple[SessionRow, RunRow]:
         async with opened(config) as app:
             row = await find_session(app.journal, options.session)
-            made = await timeline.fork(app.runtime, row, *split(options.run), options.name, row.principal)
+            made = await timeline.fork(app.runtime, row, *split(options.step), options.name, row.principal)
             return await find_session(app.journal, made.id), await app.journal.run(str(made.tip))
 
     row, at = anyio.run(make)
@@ -113,7 +113,7 @@ async def _rerun(config: Config, options: Options, code: str | None) -> list[tup
         journal = app.journal
         check_live(app.catalog.package_names(), options.live)
         session = await find_session(journal, options.session)
-        targets = await _targets(journal, session, options.run, only_last=code is not None)
+        targets = await _targets(journal, session, options.step, only_last=code is not None)
         made = await timeline.rerun(app.runtime, targets, session.principal, code=code, live=options.live)
         again = [await journal.run(report.run) for report in made.reports]
         pairs = zip(targets, again, strict=True)

@@ -91,7 +91,7 @@ def _show_step(screen: Screen, tree: Tree, each: Summary, prefix: str, figures: 
     note = fit(note, room)
     code = screen.one_line(each.code, max(0, room - columns_of(note)))
     on_line = row.id in tree.line
-    shown = facts.format(screen.paint(f"{row.status:9}", colour_of(row.status)))
+    shown = facts.format(screen.paint(pad(safe(row.status), 9), colour_of(row.status)))
     text = f"{screen.paint(note, 'yellow')}{code if on_line else screen.paint(code, 'dim')}"
     screen.line(f"{screen.paint(prefix, 'blue' if on_line else 'dim')} {shown}{text}")
 
@@ -193,7 +193,7 @@ def call_text(target: str, args: str) -> str:
     try:
         found = json.loads(args)
         return f"{target}({', '.join(f'{name}={as_json(value)}' for name, value in found.items())})"
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):  # in an archive of a stranger's
         return f"{target}({args})"
 
 
@@ -304,7 +304,7 @@ def show_line_diff(screen: Screen, found: LineDiff) -> None:
         show_changes(screen, step)
     for mark, rows, style in (("-", found.only_a, "red"), ("+", found.only_b, "green")):
         for row in rows:
-            screen.line(screen.paint(f"{mark} step {row.step} · {row.id} · {row.status}", style))
+            screen.line(screen.paint(f"{mark} step {row.step} · {row.id} · {safe(row.status)}", style))
     if found.files:
         screen.heading("workspaces at the ends")
         show_file_changes(screen, found.files)

@@ -80,7 +80,7 @@ def entry_of(call: RecordedCall) -> LedgerEntry:
     """Return a recorded call as a line of the ledger."""
     try:
         args = json.loads(call.args)
-    except ValueError:  # in an archive of a stranger's
+    except (ValueError, RecursionError):  # in an archive of a stranger's
         args = None
     entry = LedgerEntry(call.target, args if isinstance(args, dict) else {}, ms=call.ms)
     if call.error is not None:
