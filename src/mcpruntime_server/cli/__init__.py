@@ -20,7 +20,7 @@ from ..journal.rows import Stored
 from ..journal.store import Journal
 from ..runtime.history import fields_of, find_run, find_session
 from . import replay
-from .printing import Screen, print_json, printer, safe, when
+from .printing import Screen, lines_of, print_json, printer, safe, when
 
 LOG_BYTES = 5_000_000  # of one log file; one older one is kept
 INTERRUPTED = 130  # exit code: what shells give for SIGINT
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except* McpRuntimeError as group:
         for failure in leaves(group):
-            print(f"{APP}: {safe(str(failure))}", file=sys.stderr)
+            print("\n".join(lines_of(f"{APP}: {failure}")), file=sys.stderr)
             code = failure.exit_code
     except* BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would flush what is left

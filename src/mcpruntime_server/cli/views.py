@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..journal.events import FileEntry
-from ..journal.replay import RecordedCall
+from ..journal.replay import UNDONE, RecordedCall
 from ..journal.rows import RunRow, SessionRow
 from ..runtime.diff import CallChange, Change, FileChange, LineDiff, RunDiff
 from ..runtime.history import PastRun, Summary, Tree
@@ -80,7 +80,7 @@ def _show_step(screen: Screen, tree: Tree, each: Summary, prefix: str, figures: 
     row = each.row
     words = [
         *(("tip",) if tree.line[-1:] == (row.id,) else ()),
-        *(("undone",) if "undone" in row.flags else ()),
+        *(("undone",) if UNDONE in row.flags else ()),
         *(("files only",) if each.tier == "files-only" else ()),
         *((f"pinned: {safe(pin)}" if pin else "pinned",) if pin is not None else ()),
         *(f"fork: {safe(handle_of(other))}" for other in tree.forks.get(row.id, ()) if other.purpose != "rerun"),
@@ -102,7 +102,7 @@ def drawn(tree: Tree) -> Iterator[tuple[str, Summary]]:
     waiting = list(_branches(children.get(None, []), line, 0))
     while waiting:
         each, depth, is_first = waiting.pop()
-        mark = "●" if each.row.id in line else "✗" if "undone" in each.row.flags else "○"
+        mark = "●" if each.row.id in line else "✗" if UNDONE in each.row.flags else "○"
         columns = min(depth, MAX_DEPTH)
         yield ("│ " * (columns - 1) + "├─" if is_first and columns else "│ " * columns) + mark, each
         waiting += _branches(children.get(each.row.id, []), line, depth)
@@ -135,7 +135,7 @@ def duration(row: RunRow) -> str:
 def show_run(screen: Screen, past: PastRun) -> None:
     """Show everything about a run."""
     row, report = past.row, past.report
-    ending = "undone" if "undone" in row.flags else ""
+    ending = "undone" if UNDONE in row.flags else ""
     words = [f"step {row.step}", report.status, ending, duration(row), when(row.started), row.id]
     screen.heading(" · ".join(filter(None, words)), colour_of(report.status))
     screen.program(past.code)

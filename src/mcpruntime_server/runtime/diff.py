@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ..errors import JournalFailed, NotFound
 from ..journal.events import FileEntry
-from ..journal.replay import RecordedCall
+from ..journal.replay import UNDONE, RecordedCall
 from ..journal.rows import RunRow
 from ..journal.store import Journal
 from .history import PastRun, load_run
@@ -150,7 +150,7 @@ def change(a: Any, b: Any) -> Change | None:
 
 def ending(run: PastRun) -> str:
     """Return how a run ended."""
-    return f"{run.report.status}, undone" if "undone" in run.row.flags else run.report.status
+    return f"{run.report.status}, undone" if UNDONE in run.row.flags else run.report.status
 
 
 # calls ----------------------------------------------------------------------------------------------
