@@ -54,9 +54,9 @@ async def _checkpoints(bench: Bench, heap: str) -> list[Row]:
                 at_once.ours += await _burst(ours, f"{mb}")
                 at_once.baseline += await _burst(baseline, f"{mb}")
             for _ in range(bench.samples(15, 4)):
-                await anyio.sleep(PAUSE_S)
-                paused.ours.append(await timed(ours.run, "n += 1", f"{mb}"))
-                paused.baseline.append(await timed(baseline.run, "n += 1", f"{mb}"))
+                for server, samples in ((ours, paused.ours), (baseline, paused.baseline)):
+                    await anyio.sleep(PAUSE_S)
+                    samples.append(await timed(server.run, "n += 1", f"{mb}"))
             rows += [at_once, paused]
             for server in (ours, baseline):
                 await server.run("del heap", f"{mb}")
@@ -121,6 +121,7 @@ async def _move(bench: Bench, name: str, title: str, mb: int, move: Callable[[Ou
             await server.run("n += 1\nopen('kept', 'w').write('x' * 10_000 + str(n))", "line")
             at = (await server.run("n += 1\nopen(f'old{n}', 'w').write('x' * 10_000)", "line"))["run"]
             await server.run("n += 1\nopen(f'new{n}', 'w').write('x' * 10_000)\nopen('kept', 'w').close()", "line")
+            await anyio.sleep(PAUSE_S)  # before both, or one of them pays for the checkpoint of the step before
             row.baseline.append(await timed(server.run, "n += 1", "line"))
             await anyio.sleep(PAUSE_S)
             row.ours.append(await timed(move, server, "line", at))
@@ -160,14 +161,22 @@ async def rerun(bench: Bench) -> list[Row]:
             await server.containers.until_settled(4)  # two sessions, two in the pool
             whole.ours.append(await timed(server.replay, "rerun", "one", step=1))
             await server.containers.until_settled(4)  # two sessions, two in the pool
-            took = await timed(server.replay, "rerun", "many")
+            took = await timed(_told, server.replay("rerun", "many"), f"The same as recorded in all {STEPS + 1} steps")
             again.ours.append((took - whole.ours[-1]) / STEPS)
             await server.run("n", "many")
             await server.replay("rewind", "many", step=STEPS)
-            rebuilt.ours.append((await timed(server.run, "n", "many") - whole.baseline[-1]) / STEPS)
+            took = await timed(_told, server.run("n", "many"), f"{STEPS} of its steps were executed again")
+            rebuilt.ours.append((took - whole.baseline[-1]) / STEPS)
             await server.replay("rewind", "many", step=STEPS + 1)
     again.baseline = rebuilt.baseline = own_ms
     return [again, rebuilt, whole]
+
+
+async def _told(answer: Awaitable[dict[str, Any]], words: str) -> None:
+    """Raise `RuntimeError` unless `answer` says so: what was not done is not to be measured."""
+    note = (await answer).get("note", "")
+    if words not in note:
+        raise RuntimeError(f"the note is {note!r}, not {words!r}")
 
 
 async def journal(bench: Bench) -> Row:
