@@ -159,7 +159,7 @@ print('x' * 3_000_000)
     await small.run(fill, session="no room")
     answer = await small.run("1", session="no room")
     assert (answer.status, answer.value) == ("ok", 1)
-    assert "could not be written into the workspace" in answer.stderr
+    assert "could not be restored in the workspace" in answer.stderr
 
 
 async def test_the_shape_of_a_cut_value_is_kept(small: Connection) -> None:
