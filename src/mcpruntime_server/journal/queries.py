@@ -132,12 +132,17 @@ def line(connection: Connection, run: str) -> list[RunRow]:
     return found
 
 
-def files_at(connection: Connection, blobs: BlobStore, run: str) -> tuple[dict[str, FileEntry], list[str]]:
-    """Return the workspace at the end of `run`, and the runs of its line whose files were announced and never came."""
+def files_at(
+    connection: Connection, blobs: BlobStore, run: str, damage: list[str] | None
+) -> tuple[dict[str, FileEntry], list[str]]:
+    """Return the workspace at the end of `run`, and the runs of its line whose files were announced and never came.
+
+    With `damage`, what cannot be read is told there, and counts as what never came.
+    """
     files: dict[str, FileEntry] = {}
     arrived = set()
     passed = line(connection, run)
-    for stored in load(connection, blobs, FILES_OF_LINE, (run,)):
+    for stored in load(connection, blobs, FILES_OF_LINE, (run,), damage):
         if isinstance(stored.event, FilesChanged):
             for path in stored.event.removed:
                 files.pop(path, None)

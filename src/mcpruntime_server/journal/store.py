@@ -199,12 +199,17 @@ class Journal:
         """
         return [] if run is None else await self.read(lambda rows: queries.line(rows, run))
 
-    async def files_at(self, run: str | None) -> tuple[dict[str, FileEntry], list[str]]:
+    async def files_at(
+        self, run: str | None, damage: list[str] | None = None
+    ) -> tuple[dict[str, FileEntry], list[str]]:
         """Return the workspace at the end of `run`, and the runs of its line whose files were announced and never came.
 
-        Raises `NotFound`, or `JournalFailed` if one of the events is damaged.
+        Raises `NotFound`, or `JournalFailed` if one of the events is damaged; with `damage`, that is told there, and
+        its run's files never came.
         """
-        return ({}, []) if run is None else await self.read(lambda rows: queries.files_at(rows, self.blobs, run))
+        if run is None:
+            return {}, []
+        return await self.read(lambda rows: queries.files_at(rows, self.blobs, run, damage))
 
     async def find_request(self, session: str, key: str) -> RunRow | None:
         """Return the session's newest run that was started under the idempotency key `key`."""

@@ -254,7 +254,7 @@ class Home:
 
     async def _restore(self, tip: str | None, arrival: Arrival) -> None:
         """Have the workspace as it was at the end of run `tip`."""
-        files, lacking = await self._journal.files_at(tip)
+        files, lacking = await self._journal.files_at(tip, arrival.notes)
         for path in set().union(*arrival.mended.values()):  # here they are as they should be
             files.pop(path, None)
             if path in self._files:
@@ -271,7 +271,7 @@ class Home:
                 files[path] = UNKNOWN
         self._files = files
         if lacking:
-            arrival.notes.append(f"Files that {', '.join(lacking)} changed were lost when the server died.")
+            arrival.notes.append(f"Files that {', '.join(lacking)} changed were lost.")
 
 
 def same(here: FileEntry | None, wanted: FileEntry) -> bool:
