@@ -147,10 +147,17 @@ class Session:
 
     async def move_tip(self, tip: RunRow | None) -> None:
         """Go on from the end of another run, of this session's or of any other's; raises `JournalFailed`."""
-        left, self.tip = self.tip, tip.id if tip else None
-        self.step = tip.step if tip else 0
-        self._around.journal.append(self.id, TipMoved(self.tip, left))
-        await self._around.journal.flush()
+        journal, before = self._around.journal, (self.tip, self.step)
+        moved = (tip.id, tip.step) if tip else (None, 0)
+        journal.append(self.id, TipMoved(moved[0], before[0]))
+        self.tip, self.step = moved
+        try:
+            await journal.flush()
+        except JournalFailed:
+            if self.tip == moved[0] and not self.is_busy:  # what is told to have failed has not happened
+                journal.append(self.id, TipMoved(before[0], moved[0]))
+                self.tip, self.step = before
+            raise
 
     async def stop(self) -> None:
         """Cancel what runs or is queued, and wait until it is over."""
