@@ -84,6 +84,19 @@ async def test_a_fork_and_its_origin_go_on_apart(runtime: Runtime) -> None:
     assert forked.home is session.home
 
 
+async def test_a_fork_can_return_to_what_it_began_with(runtime: Runtime) -> None:
+    session = await runtime.session("s", "me")
+    runs = [await finish(session, f"x = {n}") for n in range(3)]
+    forked = await timeline.fork(runtime, await row_of(runtime, session), None, runs[2].id, "other", "me")
+    await timeline.rewind(runtime, forked, 1, None, cancel=False)
+    await timeline.rewind(runtime, forked, None, runs[2].id, cancel=False)
+    assert await value(forked, "x") == "2"
+    left = await finish(forked, "x = 3")
+    await timeline.rewind(runtime, forked, 1, None, cancel=False)
+    tree = await history.load_tree(runtime.journal, await row_of(runtime, forked))
+    assert {run.id for run in runs} | {left.id} <= {each.row.id for each in tree.runs}
+
+
 async def test_branches_that_run_at_once_do_so_in_sandboxes_of_their_own(runtime: Runtime) -> None:
     session = await runtime.session("s", "me")
     await finish(session, "x = 1")

@@ -199,6 +199,14 @@ class Journal:
         """
         return [] if run is None else await self.read(lambda rows: queries.line(rows, run))
 
+    async def passed(self, session: str) -> list[RunRow]:
+        """Return the runs that a session's lines pass through, those that it has left included, parents first."""
+
+        def found(rows: Connection) -> list[RunRow]:
+            return [queries.run_row(rows, run) for run, _ in queries.passed(rows, session)]
+
+        return await self.read(found)
+
     async def files_at(
         self, run: str | None, damage: list[str] | None = None
     ) -> tuple[dict[str, FileEntry], list[str]]:

@@ -151,11 +151,7 @@ class Tree:
 async def load_tree(journal: Journal, session: SessionRow) -> Tree:
     """Return what there is of a session."""
     line = await journal.line(session.tip)
-    rows = {row.id: row for row in line if row.session != session.id}
-    for row in await journal.runs(session.id):
-        if row.parent is not None and row.parent not in rows:  # a line that was left in another session
-            rows |= {older.id: older for older in await journal.line(row.parent) if older.id not in rows}
-        rows[row.id] = row
+    rows = {row.id: row for row in await journal.passed(session.id)}
     damage: list[str] = []
     summaries: dict[str, Summary] = {}
     for each in dict.fromkeys(row.session for row in rows.values()):
@@ -242,7 +238,7 @@ async def find_run(journal: Journal, session: SessionRow, which: str) -> RunRow:
         steps = f"has the steps 1 to {line[-1].step}" if line else "is empty"
         remedy = f"A run beside them is named by its id; `mcpruntime-server replay list {handle}` shows all."
         raise NotFound(f"There is no step {which}: the session {handle!r} {steps}.", remedy=remedy)
-    for row in [*line, *await journal.runs(session.id)]:
+    for row in await journal.passed(session.id):
         if row.id == which:
             return row
     remedy = f"`mcpruntime-server replay list {handle}` shows its runs."
