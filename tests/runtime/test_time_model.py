@@ -62,7 +62,12 @@ deeds: st.SearchStrategy[Deed] = st.one_of(
     st.builds(Crash),
     st.builds(CrashIn, at, changes, changes),
 )
-histories = st.lists(deeds, min_size=2, max_size=12)
+PAST: list[Deed] = [  # so that there is somewhere to go from the beginning
+    Go(0, (Set("x", 1), Write("a", "one", 0o644))),
+    Go(0, (Grow("x"), Write("d/a", "two", 0o600))),
+    Go(0, (Set("y", 2), Delete("a"))),
+]
+histories = st.lists(deeds, min_size=1, max_size=12).map(lambda history: PAST + history)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -87,7 +92,7 @@ def test_local_sessions_are_what_a_plain_model_says(history: list[Deed]) -> None
     play("local", history)
 
 
-@settings(max_examples=6, suppress_health_check=QUIET, print_blob=True, phases=[Phase.generate])
+@settings(max_examples=12, suppress_health_check=QUIET, print_blob=True, phases=[Phase.generate])
 @given(histories)
 def test_contained_sessions_are_what_a_plain_model_says(history: list[Deed]) -> None:
     play("docker", history)
