@@ -254,6 +254,7 @@ class Client:
         self.moments: Counter[str] = Counter()  # when servers were killed
         self.ledgers: dict[str, str] = {}  # step that went wrong -> the calls that were told of it
         self.kills = 0
+        self.resumed = 0  # times that a run went on after that
         self._is_stopping = False  # the server has been told to end
 
     # a server's life ----------------------------------------------------------------------------------
@@ -375,6 +376,10 @@ class Client:
         step = model.pending
         if n == model.n + 1 and step is not None:
             await self._finish(server, model, step)
+        elif files != model.digests and step is not None and model.may_be_cancelled:
+            await self._finish(server, model, step)
+            assert model.is_unsure, data  # it was cancelled in its middle, which the client had not been told
+            return
         assert (n, seen) == (model.n, model.seen), data
         assert files == model.digests, (data, sorted(model.files))
 
