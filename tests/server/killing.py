@@ -322,6 +322,8 @@ class Client:
         model = self._model(models)
         if self.random.random() < 0.3 and model.steps:
             await self.look(server, model)
+            if model.is_unsure:
+                return
         if model.pending is None:
             kind = self.random.choice(list(CODE)) if model.steps else "first"
             model.pending = Step(kind, f"{model.session}-{self.random.getrandbits(32):08x}")
