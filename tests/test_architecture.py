@@ -26,8 +26,9 @@ TABLE: Mapping[str, frozenset[str]] = {
     "runtime": RECORDS | {"sandbox"},
     "server": RECORDS | {"runtime"},
     "app": RECORDS | {"sandbox", "tools", "runtime", "server"},
-    "demo": frozenset({"errors", "config"}),
-    "cli": RECORDS | {"sandbox", "tools", "runtime", "server", "app", "demo"},
+    "terminal": frozenset(),
+    "demo": frozenset({"errors", "config", "terminal"}),
+    "cli": RECORDS | {"sandbox", "tools", "runtime", "server", "app", "terminal", "demo"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

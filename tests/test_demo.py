@@ -145,9 +145,13 @@ async def test_the_history_is_the_same_to_the_byte_each_time_it_is_made(tmp_path
 
 def test_colour_never_changes_the_text_of_a_program() -> None:
     for code in (*PROGRAMS, 'f"{{x}} {1:{2}}"  # y\nif x: """a\n b"""\n', ""):
-        marked = Screen(Terminal()).marked(code)
-        assert ESCAPE.sub("", marked) == code
-        assert Screen(io.StringIO()).marked(code) == code
+        shown, plain = Terminal(), io.StringIO()
+        for out in (shown, plain):
+            Screen(out).program(code)
+        assert ESCAPE.sub("", shown.getvalue()) == plain.getvalue()
+        assert [line[7:] for line in plain.getvalue().splitlines()[:-1]] == [
+            line.rstrip() for line in code.splitlines()
+        ]
 
 
 def test_the_programs_are_python_and_fit_a_terminal() -> None:

@@ -77,7 +77,7 @@ async def test_a_damaged_step_costs_the_variables_after_it_and_nothing_else(tmp_
         assert await told(session, "x, open('f').read()") == ('[[1], "one"]', NOTE_OF_REBUILD)
 
 
-NOTE_OF_REBUILD = "1 of its steps were executed again, with recorded answers; nothing outside was touched."
+NOTE_OF_REBUILD = "1 of its steps was executed again, with recorded answers; nothing outside was touched."
 
 
 async def test_a_damaged_file_is_named_and_all_else_is_there(tmp_path: Path) -> None:

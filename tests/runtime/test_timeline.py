@@ -184,3 +184,70 @@ async def test_an_interrupted_step_is_left_out_of_a_rebuild_and_this_is_said(tmp
         assert "Variables are gone" in " ".join(run.report.notes) or "before it was interrupted" in " ".join(
             run.report.notes
         )
+
+
+async def test_a_stopped_step_can_be_executed_again_with_other_code(runtime: Runtime) -> None:
+    session = await runtime.session("s", "me")
+    await finish(session, "x = 1")
+    await finish(session, "while True: pass", timeout_s=0.2)
+    line = await runtime.journal.line(session.tip)
+    with pytest.raises(InvalidRequest, match="stopped in its middle"):
+        await timeline.rerun(runtime, line[1:], "me")
+    made = await timeline.rerun(runtime, line[1:], "me", code="x + 1")
+    assert made.reports[0].value is not None
+    assert made.reports[0].value["text"] == "2"
+
+
+async def test_a_rerun_that_removes_another_file_differs(runtime: Runtime) -> None:
+    session = await runtime.session("s", "me")
+    await finish(session, "import os\nopen('a', 'w').close()\nopen('b', 'w').close()")
+    await finish(session, "os.remove('a')")
+    line = await runtime.journal.line(session.tip)
+    same = await timeline.rerun(runtime, line[1:], "me", code="os.remove('a')")
+    assert same.differences == {line[1].id: []}
+    other = await timeline.rerun(runtime, line[1:], "me", code="os.remove('b')")
+    assert other.differences == {line[1].id: ["files"]}
+
+
+async def test_calls_with_odd_arguments_are_answered_in_a_rerun(runtime: Runtime) -> None:
+    session = await runtime.session("s", "me")
+    call = "try: print(host.call(target, {'server': [{}]}))\n    except HostError as e: print(e)"
+    await finish(session, f"{CALL}for target in ('catalog.shim', 't.echo', 'x'):\n    {call}")
+    line = await runtime.journal.line(session.tip)
+    made = await timeline.rerun(runtime, line, "me", live=["t"])
+    assert made.differences == {line[0].id: []}
+
+
+async def test_a_run_that_the_servers_end_cancels_is_undone(tmp_path: Path) -> None:
+    async with running(tmp_path) as (runtime, _):
+        session = await runtime.session("s", "me")
+        await finish(session, "x = [1]\nopen('f', 'w').write('before')")
+        run = session.start("import time\nx.append(2)\nopen('f', 'w').write('after')\nprint('on')\ntime.sleep(99)", 99)
+        await run.news()
+    assert (run.report.status, run.undone) == ("cancelled", True)
+    async with running(tmp_path) as (runtime, _):
+        session = await runtime.session("s", "me")
+        assert session.step == 1
+        assert await timeline.tier_of(runtime, (await runtime.journal.line(session.tip))[-1]) == "rebuild"
+        assert await value(session, "x, open('f').read()") == '[[1], "before"]'
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_variables_outlive_one_sandbox_that_dies_when_they_are_brought_back(tmp_path: Path, deaths: int) -> None:
+    """The code kills its own sandbox so many times when it is executed again; a file outside counts."""
+    count = tmp_path / "count"
+    count.write_text("-1")
+    kill = (
+        f"import os, signal\nn = int(open({str(count)!r}).read()) + 1\nopen({str(count)!r}, 'w').write(str(n))\n"
+        f"if 0 < n <= {deaths}: os.kill(os.getppid(), signal.SIGKILL)\nx = 1"
+    )
+    async with running(tmp_path) as (runtime, _):
+        session = await runtime.session("s", "me")
+        await finish(session, kill)
+    async with running(tmp_path) as (runtime, _):
+        session = await runtime.session("s", "me")
+        run = await finish(session, "'x' in globals()")
+        assert run.report.status == "ok"
+        assert run.report.value is not None
+        assert run.report.value["text"] == ("true" if deaths == 1 else "false")
+        assert ("No sandbox survived it" in " ".join(run.report.notes)) is (deaths == 2)

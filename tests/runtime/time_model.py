@@ -403,8 +403,7 @@ class Player:
     # what happens to sandboxes and servers ----------------------------------------------------------
 
     async def _lose_sandbox(self, known: Known) -> None:
-        session = self._runtime.live_session((await self._live(known)).id)
-        home = session.home if session is not None else None
+        home = (await self._live(known)).home
         if home is None:
             return
         name = home.link.info.id

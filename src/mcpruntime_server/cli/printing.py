@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import io
 import json
-import keyword
 import os
 import shutil
 import sys
 import time
-import tokenize
 import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, TextIO
+
+from ..terminal import painted, styled
 
 PIPE_COLUMNS = 120  # where there is no terminal to ask
 MIN_COLUMNS = 40
@@ -26,22 +26,6 @@ HEAD_LINES, TAIL_LINES = 30, 10  # of a long text
 FOLDED_CHARS = 2_000  # of one line
 MAX_PASSED_S = 1e10  # told of a time; one that is longer ago comes from an archive that lies
 TAB = "    "
-STYLES = {
-    "bold": "1",
-    "dim": "2",
-    "red": "31",
-    "green": "32",
-    "yellow": "33",
-    "blue": "34",
-    "magenta": "35",
-    "cyan": "36",
-}
-TOKEN_STYLES = {
-    "STRING": "green",
-    "NUMBER": "yellow",
-    "COMMENT": "dim",
-    **dict.fromkeys(("FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END"), "green"),  # Python >= 3.12 takes them apart
-}
 
 
 class Screen:
@@ -62,7 +46,7 @@ class Screen:
 
     def paint(self, text: str, style: str) -> str:
         """Return `text` in a style."""
-        return f"\033[{STYLES[style]}m{text}\033[0m" if self._coloured and text and style else text
+        return styled(text, style) if self._coloured else text
 
     def heading(self, text: str, style: str = "bold") -> None:
         """Write a line that begins something new."""
@@ -80,7 +64,7 @@ class Screen:
     def program(self, code: str) -> None:
         """Write recorded Python with line numbers, its parts told apart."""
         plain = lines_of(code)
-        marked = self._marked(plain)
+        marked = painted(plain, self.paint) if self._coloured else plain
         figures = max(3, len(str(len(plain))))
         numbered = [(f"{number:{figures}}", line, marked[number - 1]) for number, line in enumerate(plain, 1)]
         for number, line, shown in self.excerpt(numbered, gap=(" " * figures, "", "")):
@@ -136,37 +120,6 @@ class Screen:
             yield part
             line = line[len(part) :]
         yield line
-
-    def _marked(self, lines: Sequence[str]) -> Sequence[str]:
-        """Return lines of Python with their parts in colour; what is no Python stays plain."""
-        if not self._coloured:
-            return lines
-        marks: list[list[tuple[int, int, str]]] = [[] for _ in lines]
-        source = io.StringIO("\n".join(lines) + "\n")
-        try:
-            for token in tokenize.generate_tokens(source.readline):
-                if style := style_of(token):
-                    (row, begin), (last, end) = token.start, token.end
-                    for at in range(row, last + 1):
-                        stop = end if at == last else len(lines[at - 1])
-                        marks[at - 1].append((begin if at == row else 0, stop, style))
-        except (tokenize.TokenError, SyntaxError):
-            pass
-        return [self._painted(line, found) for line, found in zip(lines, marks, strict=True)]
-
-    def _painted(self, line: str, marks: Sequence[tuple[int, int, str]]) -> str:
-        pieces, at = [], 0
-        for begin, end, style in marks:
-            pieces += [line[at:begin], self.paint(line[begin:end], style)]
-            at = end
-        return "".join([*pieces, line[at:]])
-
-
-def style_of(token: tokenize.TokenInfo) -> str:
-    """Return how a token is shown, "" for plainly."""
-    if token.type == tokenize.NAME and keyword.iskeyword(token.string):
-        return "magenta"
-    return TOKEN_STYLES.get(tokenize.tok_name[token.type], "")
 
 
 # recorded text --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from ..errors import InvalidRequest
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from ..runtime.diff import RunDiff, as_data, diff_runs
-from ..runtime.history import find_run, find_session, is_step
+from ..runtime.history import find_session, is_step
 from . import views
 from .printing import Screen, print_json, printer, safe
 
@@ -111,22 +111,14 @@ async def _rerun(config: Config, options: Options, code: str | None) -> list[tup
 
     async with opened(config) as app:
         journal = app.journal
-        check_live(app.catalog.package_names(), options.live)
+        timeline.check_live(options.live, app.catalog.package_names())
         session = await find_session(journal, options.session)
-        targets = await _targets(journal, session, options.step, only_last=code is not None)
+        step, run = split(options.step)
+        targets = await timeline.rerun_targets(journal, session, step, run, only_last=code is not None)
         made = await timeline.rerun(app.runtime, targets, session.principal, code=code, live=options.live)
         again = [await journal.run(report.run) for report in made.reports]
         pairs = zip(targets, again, strict=True)
         return [(await diff_runs(journal, a, b), made.differences[a.id]) for a, b in pairs]
-
-
-async def _targets(journal: Journal, session: SessionRow, which: str | None, *, only_last: bool) -> list[RunRow]:
-    if which is not None:
-        return [await find_run(journal, session, which)]
-    line = await journal.line(session.tip)
-    if not line:
-        raise InvalidRequest(f"The session {views.handle_of(session)} has no steps.", remedy="Name another.")
-    return line[-1:] if only_last else line
 
 
 def show_rerun(screen: Screen, found: RunDiff) -> None:
@@ -145,11 +137,3 @@ def read_code(file: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
         raise InvalidRequest(f"The code in {file} cannot be read: {reason}.", remedy="Name a file of Python.") from exc
-
-
-def check_live(known: Collection[str], names: Collection[str]) -> None:
-    """Raise `InvalidRequest` if one of `names` is none of the `known` servers, nor a tool of one."""
-    for name in names:
-        if name.partition(".")[0] not in known:
-            remedy = f"The settings have: {', '.join(sorted(known))}." if known else "The settings have no servers."
-            raise InvalidRequest(f"{name!r} is none of the servers that code can call.", remedy=remedy)

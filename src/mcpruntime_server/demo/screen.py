@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import keyword
 import shutil
 import textwrap
 import time
-import tokenize
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
+
+from ..terminal import painted, styled
 
 WIDTH = 100  # columns, or what the terminal has if that is less
 MARGIN = "  "
-STYLES: Mapping[str, str] = {
-    "bold": "1",
-    "dim": "2",
-    "red": "31",
-    "green": "32",
-    "yellow": "33",
-    "blue": "34",
-    "magenta": "35",
-    "cyan": "36",
-}
-TOKEN_STYLES: Mapping[str, str] = {
-    "STRING": "green",
-    "NUMBER": "yellow",
-    "COMMENT": "dim",
-    **dict.fromkeys(("FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END"), "green"),  # Python >= 3.12 takes them apart
-}
 
 
 class Screen:
@@ -46,7 +29,7 @@ class Screen:
 
     def paint(self, text: str, style: str) -> str:
         """Return `text` in a style."""
-        return f"\033[{STYLES[style]}m{text}\033[0m" if self._coloured and text else text
+        return styled(text, style) if self._coloured else text
 
     def heading(self, text: str) -> None:
         """Write a line that begins something new."""
@@ -64,7 +47,8 @@ class Screen:
 
     def program(self, code: str) -> None:
         """Write Python with line numbers, its parts told apart."""
-        for number, text in enumerate(self.marked(code).splitlines(), 1):
+        plain = code.splitlines()
+        for number, text in enumerate(painted(plain, self.paint) if self._coloured else plain, 1):
             self.line(f"{self.paint(f'{number:3}', 'dim')}  {text}")
         self.line()
 
@@ -94,39 +78,3 @@ class Screen:
             ]
             text = "   ".join(cells)
             self.line(self.paint(text, "dim") if row is head else text)
-
-    def marked(self, code: str) -> str:
-        """Return Python source with keywords, strings, numbers and comments coloured."""
-        if not self._coloured:
-            return code
-        lines = code.splitlines(keepends=True)
-        pieces: list[str] = []
-        row, column = 1, 0
-        for token in tokenize.generate_tokens(io.StringIO(code).readline):
-            style = style_of(token)
-            if style is None or token.start < (row, column):
-                continue
-            text = between(lines, token.start, token.end)
-            pieces += [between(lines, (row, column), token.start), self._each_line(text, style)]
-            row, column = token.end
-        return "".join([*pieces, between(lines, (row, column), (len(lines) + 1, 0))])
-
-    def _each_line(self, text: str, style: str) -> str:
-        return "\n".join(self.paint(line, style) for line in text.split("\n"))
-
-
-def style_of(token: tokenize.TokenInfo) -> str | None:
-    """Return how a token is shown, None for plainly."""
-    if token.type == tokenize.NAME and keyword.iskeyword(token.string):
-        return "magenta"
-    return TOKEN_STYLES.get(tokenize.tok_name[token.type])
-
-
-def between(lines: Sequence[str], begin: tuple[int, int], end: tuple[int, int]) -> str:
-    """Return the source from one (row, column) to another, rows counted from 1."""
-    (first, left), (last, right) = begin, end
-    if first == last:
-        return lines[first - 1][left:right] if first <= len(lines) else ""
-    tail = lines[last - 1][:right] if last <= len(lines) else ""
-    head = lines[first - 1][left:] if first <= len(lines) else ""
-    return head + "".join(lines[first : last - 1]) + tail

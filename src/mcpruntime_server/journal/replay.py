@@ -60,6 +60,20 @@ class Recording:
         return frozenset(self.end.flags if self.end else ())
 
     @property
+    def outcome(self) -> dict[str, Any]:
+        """What can be told of how it went, by field; without the files."""
+        told = {name: getattr(self.end, name, None) for name in ("status", "value", "error")}
+        return {**told, "stdout": "", "stderr": "", **self.printed}
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """The content that it left in files, by path; None for those that it removed."""
+        if self.files is None:
+            return {}
+        changed = {path: entry["digest"] for path, entry in self.files.changed.items()}
+        return {**changed, **dict.fromkeys(self.files.removed)}
+
+    @property
     def lacks_files(self) -> bool:
         """Whether the server died before the content of the files that it changed had come."""
         return FILES in self.flags and self.files is None

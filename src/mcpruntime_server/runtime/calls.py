@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from ..errors import CallFailed, JournalFailed
 from ..journal.events import CallFinished, CallStarted, canonical_json
@@ -153,16 +153,17 @@ class Router:
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
+        self._nowhere = Route(
+            self._refuse, lambda _: "read"
+        )  # journaled like any other call, so that it can be replayed
 
     def effect(self, target: str) -> Effect:
         """Return what a call of `target` may change."""
-        route = self._routes.get(target.partition(".")[0])
-        return route.effect(target) if route else "write"
+        return self._route(target).effect(target)
 
     def is_listed(self, target: str) -> bool:
         """Return whether calls of `target` are told to the client."""
-        route = self._routes.get(target.partition(".")[0])
-        return route is None or route.listed
+        return self._route(target).listed
 
     async def answer(self, call: Call, log: CallLog) -> Reply:
         """Return the reply to `call`; failures become errors in it, and only cancellation leaves."""
@@ -199,11 +200,11 @@ class Router:
 
     def _route(self, target: str) -> Route:
         prefix, _, rest = target.partition(".")
-        route = self._routes.get(prefix)
-        if route is None or not rest:
-            known = ", ".join(sorted(self._routes))
-            raise CallFailed("unknown_target", f"Nothing answers to {target!r}; the prefixes are {known}.")
-        return route
+        return self._routes[prefix] if rest and prefix in self._routes else self._nowhere
+
+    async def _refuse(self, target: str, args: dict[str, Any]) -> NoReturn:
+        known = ", ".join(sorted(self._routes))
+        raise CallFailed("unknown_target", f"Nothing answers to {target!r:.80}; the prefixes are {known}.")
 
 
 def abandoned_by(call: Call) -> int:

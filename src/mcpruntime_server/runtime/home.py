@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from anyio import Lock, move_on_after
 
-from ..errors import JournalFailed, NotFound, SandboxFailed
+from ..errors import JournalFailed, NotFound
 from ..journal.events import FileEntry, FilesChanged
 from ..journal.replay import FRESH, INTERRUPTED, UNSEEDED, Recording, load_recording, repeats
 from ..journal.rows import RunRow
@@ -218,11 +218,7 @@ class Home:
             run.enter_stage(f"executing step {row.step} of {line[-1].step} again, with recorded answers")
             recording = await load_recording(self._journal, row)
             limit = self._limits.files + FILE_OVERHEAD
-            try:
-                rebuilt = await rebuild_step(self.link, recording, self._router, limit, park=row is line[-1])
-            except SandboxFailed:
-                self._lost[line[-1].id] = f"The sandbox did not survive step {row.step} when it was executed again."
-                raise
+            rebuilt = await rebuild_step(self.link, recording, self._router, limit, park=row is line[-1])
             self._note_files({path: entry for path, (entry, _) in rebuilt.files.items()}, rebuilt.removed)
             check(recording, rebuilt, strictly=bool(skipped))
             await self._take_rebuilt(recording, rebuilt, run, arrival)

@@ -104,8 +104,6 @@ async def rebuild_step(link: Link, recording: Recording, router: Router, limit: 
 
 def differences(recording: Recording, done: wire.Done, texts: Mapping[str, str]) -> list[str]:
     """Return the names of what came out otherwise than recorded."""
-    end = recording.end
-    assert end is not None, "only what has ended is rebuilt"
-    then = {"status": end.status, "value": end.value, "error": end.error, **recording.printed}
-    now = {"status": STATUS.get(done.status), "value": checked_value(done.value), "error": checked_error(done.error)}
-    return [name for name, was in then.items() if {**now, **texts}.get(name) != was]
+    ends = {"status": STATUS.get(done.status), "value": checked_value(done.value), "error": checked_error(done.error)}
+    now = {**ends, **texts}
+    return [name for name, was in recording.outcome.items() if now.get(name) != was]

@@ -88,7 +88,7 @@ class Replayer:
 
     def _is_live(self, target: str, args: dict[str, Any]) -> bool:
         prefix, _, rest = target.partition(".")
-        server = args.get("server") if prefix == "catalog" else rest.partition(".")[0]
+        server = str(args.get("server")) if prefix == "catalog" else rest.partition(".")[0]
         return server in self._live or rest in self._live
 
     async def _go_live(self, call: Call, log: CallLog | None) -> Reply:

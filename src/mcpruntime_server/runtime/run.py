@@ -124,6 +124,7 @@ class Run:
         self._flags: set[str] = set()
         self._begun = False
         self._cancelled = False
+        self._undo = False
         self._halted: McpRuntimeError | None = None
         self._asked = time.perf_counter()
         self._files = Files(limits.files + FILE_OVERHEAD)
@@ -131,9 +132,13 @@ class Run:
 
     # what a request may do ------------------------------------------------------------------------
 
-    def cancel(self) -> None:
-        """Interrupt the code, or keep it from starting; the session stays."""
+    def cancel(self, *, undo: bool = False) -> None:
+        """Interrupt the code, or keep it from starting; the session stays.
+
+        What it has done to variables and files until then stays too, unless it is to be undone.
+        """
         self._cancelled = True
+        self._undo = undo
         if self._link is not None:
             self._link.stop("cancelled")
 
@@ -198,8 +203,7 @@ class Run:
         except McpRuntimeError as exc:
             self._fail(exc)
         except BaseException:
-            self.report.status = "cancelled"
-            self._flags.add(INTERRUPTED)
+            self.report.status, self.undone = "cancelled", True
             raise
         finally:
             self._finish()
@@ -271,7 +275,8 @@ class Run:
         report.value, report.error = checked_value(done.value), checked_error(done.error)
         report.usage |= checked_usage(done.usage)
         self._note_clocks(done.clocks)
-        died, self.undone = done.status == "died", done.status == "died" or self._halted is not None
+        died = done.status == "died"
+        self.undone = died or self._halted is not None or (self._undo and stopped is not None)
         if self._halted is not None:
             report.status, report.value = "error", None
             message = f"[{self._halted.code}] {self._halted}"
@@ -400,8 +405,12 @@ class Run:
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
         """Answer what the code asks for; what clocks told it before is journaled before."""
-        self._note_clocks(message.clocks)
-        return await self._answers.answer(message, self._log)
+        try:
+            self._note_clocks(message.clocks)
+            return await self._answers.answer(message, self._log)
+        except JournalFailed as exc:
+            text = f"{message.target} was not called: {exc}"
+            return wire.Reply(message.id, None, {"kind": "unavailable", "message": text, "data": None})
 
     async def store_files(self) -> FilesChanged | None:
         """Keep the content of the changed files; return what changed, or None if not all of it has come.

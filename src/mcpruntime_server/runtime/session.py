@@ -13,7 +13,7 @@ import secrets
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
@@ -33,6 +33,7 @@ from .run import Limits, Request, Run
 
 SAVE_S = 10.0  # for the files of the last run to arrive before a sandbox is given up
 MAX_CODE = 16 * 1024 * 1024  # characters of one run's code; larger things are data, and belong in a file
+TRIES = 2  # to bring variables back: one sandbox may be killed from outside, two are killed by what is executed again
 MAX_KEYS = 10_000  # idempotency keys that a live session remembers; the journal knows them all
 FENCE = re.compile(r"\s*(?P<mark>```+|~~~+)[ \t]*(?:python|py|python3)?[ \t]*\n(?P<code>.*?)\n?(?P=mark)\s*", re.DOTALL)
 HANDLE = "s_"  # what the handles that the server gives out begin with
@@ -40,7 +41,7 @@ HANDLE = "s_"  # what the handles that the server gives out begin with
 NEW = "The session {!r} is new."
 RESUMED = "The session was resumed in a new sandbox."
 REPLACED = "The sandbox was replaced."
-REBUILT = "{} of its steps were executed again, with recorded answers; nothing outside was touched."
+REBUILT = "{} of its steps {} executed again, with recorded answers; nothing outside was touched."
 
 logger = logging.getLogger(__name__)
 
@@ -172,10 +173,10 @@ class Session:
         self._send.close()
 
     def cancel(self) -> None:
-        """Close, and stop what runs or is queued."""
+        """Close, and undo what runs or is queued: half a step could not be had back in another sandbox."""
         self.close()
         for run in self._unfinished:
-            run.cancel()
+            run.cancel(undo=True)
 
     # its task ---------------------------------------------------------------------------------------
 
@@ -217,20 +218,21 @@ class Session:
 
     async def _link(self, parent: str | None, run: Run) -> Link:
         """Return the sandbox for `run`, in the state that run `parent` has left."""
-        home = await self._take_turn()
-        try:
-            arrival = await self._bring(home, parent, run)
-        except SandboxFailed:  # it was gone, or did not survive what was executed again, which is not tried twice
+        for _ in range(TRIES):
             home = await self._take_turn()
-            arrival = await self._bring(home, parent, run)
+            with suppress(SandboxFailed):
+                return await self._bring(home, parent, run)
+        if parent is not None:
+            self._around.lost[parent] = "No sandbox survived it when it was brought back."
+        return await self._bring(await self._take_turn(), parent, run)
+
+    async def _bring(self, home: Home, parent: str | None, run: Run) -> Link:
+        run.prepare_in(home.link)
+        run.state_after_death = partial(self._state_after_death, home, parent)
+        arrival = await home.bring(parent, run)
         run.fresh = arrival.fresh and parent is not None
         self._tell(arrival, run)
         return home.link
-
-    async def _bring(self, home: Home, parent: str | None, run: Run) -> Arrival:
-        run.prepare_in(home.link)
-        run.state_after_death = partial(self._state_after_death, home, parent)
-        return await home.bring(parent, run)
 
     async def _take_turn(self) -> Home:
         """Return the home whose turn this session has: its family's if that is free, else one of its own."""
@@ -257,7 +259,9 @@ class Session:
         return self.home
 
     def _tell(self, arrival: Arrival, run: Run) -> None:
-        notes = [self._note, REBUILT.format(arrival.rebuilt) if arrival.rebuilt else "", *arrival.notes]
+        steps = arrival.rebuilt
+        rebuilt = REBUILT.format(steps, "was" if steps == 1 else "were") if steps else ""
+        notes = [self._note, rebuilt, *arrival.notes]
         run.report.notes += [note for note in notes if note]
         if not run.request.resumes:  # nobody may be there to read what that one says
             self._note = ""

@@ -83,9 +83,11 @@ class Runtime:
         """Return the principal's session `handle`, which must be there; raises what `session` raises."""
         return await self._get(handle, principal, make=False)
 
-    def live_session(self, session: str) -> Session | None:
-        """Return the session of that id if it is live on this server."""
-        return self._live.get(session)
+    async def settle(self, session: str) -> None:
+        """Wait until all that the runs of a session have left is in the journal, if it is live on this server."""
+        live = self._live.get(session)
+        if live is not None and live.home is not None:
+            await live.home.settle()
 
     def holds(self, run: str) -> bool:
         """Return whether the end state of `run` is parked, or live, in one of this server's sandboxes."""

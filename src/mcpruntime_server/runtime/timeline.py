@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InvalidRequest
-from ..journal.events import FileEntry
-from ..journal.replay import INTERRUPTED, UNDONE, Recording, load_recording
+from ..journal.replay import FRESH, INTERRUPTED, UNDONE, Recording, load_recording
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from .history import find_run, find_session
@@ -100,9 +99,7 @@ async def fork(
     if target is None:
         raise InvalidRequest("There is nothing to fork before the first step.", remedy="Start a new session instead.")
     check_end(target)
-    live = runtime.live_session(target.session)
-    if live is not None and live.home is not None:
-        await live.home.settle()
+    await runtime.settle(target.session)
     return await runtime.fork(target, name, principal)
 
 
@@ -120,7 +117,9 @@ async def rerun(
     With `code`, that is executed instead of the (last) run's own; calls to servers or tools named in `live` are made.
     What came before the first is rebuilt. Nothing of the session that the runs belong to changes.
     """
-    check_repeatable(targets)
+    check_repeatable(targets if code is None else targets[:-1])
+    for session in {target.session for target in targets}:
+        await runtime.settle(session)
     journal = runtime.journal
     parent = await journal.run(targets[0].parent) if targets[0].parent else None
     made = Rerun(await runtime.scratch(parent, principal))
@@ -140,6 +139,33 @@ async def rerun(
     return made
 
 
+async def rerun_targets(
+    journal: Journal, session: SessionRow, step: int | None, run: str | None, *, only_last: bool
+) -> list[RunRow]:
+    """Return the runs that a rerun of a step or run of a session is to execute; without either, the whole line.
+
+    With `only_last` that is its last step. Raises `NotFound`, `InvalidRequest`.
+    """
+    if step is None and run is None and not only_last:
+        targets = await journal.line(session.tip)
+    else:
+        target = await target_of(journal, session, step, run)
+        targets = [] if target is None else [target]
+    if not targets:
+        raise InvalidRequest(f"The session {session.name or session.id} has no such step to execute.")
+    return targets
+
+
+def check_live(live: Collection[str], packages: Collection[str]) -> None:
+    """Raise `InvalidRequest` if a name in `live` is neither a server nor a tool of one."""
+    for name in live:
+        if name.partition(".")[0] not in packages:
+            known = ", ".join(sorted(packages)) or "none"
+            raise InvalidRequest(
+                f"{name!r:.80} is none of the servers that code can call.", remedy=f"These are: {known}."
+            )
+
+
 def check_repeatable(targets: Sequence[RunRow]) -> None:
     """Raise `InvalidRequest` if one of the runs cannot be executed again as it was."""
     for row in targets:
@@ -154,39 +180,19 @@ def check_repeatable(targets: Sequence[RunRow]) -> None:
 
 def _request(recording: Recording, code: str | None, live: Collection[str]) -> Request:
     start = recording.start
-    fresh = "fresh" in recording.flags
     own = strip_fences(code) if code is not None else start.code
-    return Request(own, start.timeout_s + RERUN_EXTRA_S, None, recording, frozenset(live), fresh=fresh)
+    return Request(
+        own, start.timeout_s + RERUN_EXTRA_S, None, recording, frozenset(live), fresh=FRESH in recording.flags
+    )
 
 
 async def compare(journal: Journal, recording: Recording, run: Run) -> list[str]:
     """Return the fields of a run that was executed again that differ from the recording."""
-    report, end, replayer = run.report, recording.end, run.replayer
-    assert end is not None, "only runs that have ended are executed again"
-    assert replayer is not None, "it was given a recording"
-    then = {
-        "status": end.status,
-        "value": end.value,
-        "error": end.error,
-        "stdout": "",
-        "stderr": "",
-        **recording.printed,
-    }
-    differences = [name for name, was in then.items() if getattr(report, name) != was]
-    if replayer.divergence is not None or replayer.missing() is not None:
+    assert run.replayer is not None, "it was given a recording"
+    again = await load_recording(journal, await journal.run(run.id))
+    differences = [name for name, was in recording.outcome.items() if again.outcome.get(name) != was]
+    if run.replayer.divergence is not None or run.replayer.missing() is not None:
         differences.append("calls")
-    if contents(recording.files.changed if recording.files else {}) != contents(await _files_of(journal, run)):
+    if recording.digests != again.digests:
         differences.append("files")
     return differences
-
-
-async def _files_of(journal: Journal, run: Run) -> dict[str, FileEntry]:
-    row = await journal.run(run.id)
-    files = (await load_recording(journal, row)).files
-    return dict(files.changed) if files else {}
-
-
-def contents(files: object) -> dict[str, str]:
-    """Return path to digest of files that a run changed."""
-    assert isinstance(files, dict)
-    return {path: entry["digest"] for path, entry in files.items()}

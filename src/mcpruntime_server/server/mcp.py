@@ -1,11 +1,11 @@
-"""The MCP server: its tools, and how a request watches a run.
+"""The MCP server and its tools.
 
 The list of tools is fixed for the life of the process; what upstream servers offer is learnt from inside the sandbox.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from ..runtime.sessions import Runtime
 from .replay import DESCRIPTION as REPLAY
 from .replay import Action, Replay
 from .results import RunResult, answer_of, refusal, result_of
+from .schemas import compact, parameters
 from .watch import watch
 
 LISTED_PACKAGES = 50  # names of upstream packages in the description; `tools.list()` knows the rest
@@ -61,6 +62,20 @@ def build_server(
 ) -> MCPServer[Any]:
     """Return the MCP server over `runtime`; `timed_out` holds the ids of requests that clients do not wait for."""
     default = DefaultSession(runtime)
+    actions = Replay(config, runtime, packages, PRINCIPAL)
+    return Server(
+        "mcpruntime-server",
+        version=__version__,
+        instructions=INSTRUCTIONS + ("" if isolated else WARNING),
+        log_level="WARNING",
+        tools=[run_tool(config, runtime, default, packages, timed_out), replay_tool(actions, default, timed_out)],
+    )
+
+
+def run_tool(
+    config: Config, runtime: Runtime, default: DefaultSession, packages: Sequence[str], timed_out: Container[str]
+) -> Tool:
+    """Return the tool `run_code`."""
 
     async def run_code(
         code: Annotated[str, Field(description="Python source")],
@@ -98,6 +113,19 @@ def build_server(
             return None
         return answer_of(result_of(await load_report(runtime.journal, run), found.handle, config.server))
 
+    tool = Tool.from_function(
+        run_code,
+        description=description(packages),
+        annotations=ToolAnnotations(title="Run Python", destructive_hint=True, open_world_hint=True),
+    )
+    tool.parameters = compact(tool.parameters)
+    tool.fn_metadata.output_schema = compact(RunResult.model_json_schema(), nested=False)
+    return tool
+
+
+def replay_tool(actions: Replay, default: DefaultSession, timed_out: Container[str]) -> Tool:
+    """Return the tool `replay`."""
+
     async def replay(
         action: Action,
         ctx: Context[Any],
@@ -111,7 +139,7 @@ def build_server(
         cancel: Annotated[bool, Field(description="Rewind even if a run is under way")] = False,
     ) -> CallToolResult:
         try:
-            handle = session or (await default.find(None)).handle
+            handle = (await default.find(None)).handle if session is None else session
             match action:
                 case "list":
                     return await actions.list(handle)
@@ -129,49 +157,19 @@ def build_server(
         except McpRuntimeError as exc:
             return refusal(exc)
 
-    actions = Replay(config, runtime, packages, PRINCIPAL)
-    run_python = Tool.from_function(
-        run_code,
-        description=description(packages),
-        annotations=ToolAnnotations(title="Run Python", destructive_hint=True, open_world_hint=True),
-    )
-    run_python.parameters = compact(run_python.parameters)
-    run_python.fn_metadata.output_schema = compact(RunResult.model_json_schema(), nested=False)
-    move_in_time = Tool.from_function(
+    tool = Tool.from_function(
         replay,
         description=REPLAY,
         annotations=ToolAnnotations(title="Replay", destructive_hint=False, open_world_hint=True),
     )
-    move_in_time.parameters = compact(move_in_time.parameters)
-    return Server(
-        "mcpruntime-server",
-        version=__version__,
-        instructions=INSTRUCTIONS + ("" if isolated else WARNING),
-        log_level="WARNING",
-        tools=[run_python, move_in_time],
-    )
+    tool.parameters = compact(tool.parameters)
+    return tool
 
 
 def key_of(ctx: Context[Any]) -> str | None:
     """Return the idempotency key of a request, if its client gave one."""
     key = dict(ctx.request_context.meta or {}).get(KEY)
     return None if key is None else str(key)[:KEY_CHARS]
-
-
-def compact(schema: Mapping[str, Any], *, nested: bool = True) -> dict[str, Any]:
-    """Return an object schema without what costs tokens and time: titles, null alternatives, defaults.
-
-    With `nested` false, what is inside arrays and objects is left to the description; clients check results against
-    this on every call.
-    """
-    properties = {}
-    for name, given in schema["properties"].items():
-        kind: dict[str, Any] = next((each for each in given.get("anyOf", ()) if each.get("type") != "null"), {})
-        kept = {key: value for key, value in {**kind, **given}.items() if key not in ("title", "default", "anyOf")}
-        if not nested:
-            kept = {key: value for key, value in kept.items() if key in ("type", "description", "enum")}
-        properties[name] = kept
-    return {"type": "object", "properties": properties, "required": list(schema["required"])}
 
 
 class Server(MCPServer[Any]):
@@ -193,13 +191,6 @@ class Server(MCPServer[Any]):
                 problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}." for each in exc.__cause__.errors()]
                 raise ToolError(f"[invalid_request] {' '.join(problems)} {parameters(tool)}") from exc
             raise
-
-
-def parameters(tool: Tool) -> str:
-    """Return the sentence that lists what `tool` takes."""
-    required = tool.parameters["required"]
-    listed = ", ".join(name + "*" * (name in required) for name in tool.parameters["properties"])
-    return f"Parameters: {listed} (* = required)."
 
 
 class DefaultSession:

@@ -108,14 +108,9 @@ class Replay:
         watch: Callable[[Run], Awaitable[None]],
     ) -> CallToolResult:
         """Execute one run again, or the session's whole line."""
-        check_live(live, self._packages)
+        timeline.check_live(live, self._packages)
         session = await self._session(handle)
-        if step is None and run is None and code is None:
-            targets = await self._journal.line(session.tip)
-        else:
-            targets = [await self._target(handle, step, run)]
-        if not targets:
-            raise InvalidRequest(f"The session {handle} has no steps.")
+        targets = await timeline.rerun_targets(self._journal, session, step, run, only_last=code is not None)
         made = await timeline.rerun(self._runtime, targets, self._principal, code=code, live=live, watch=watch)
         result = result_of(made.reports[-1], made.session.handle, self._config.server)
         result.note = " ".join(filter(None, (result.note, verdict(targets, made.differences))))
@@ -144,9 +139,7 @@ class Replay:
     async def _session(self, handle: str) -> SessionRow:
         """Return a session of the principal's, with all that its runs have left in the journal."""
         row = await history.find_session(self._journal, handle, self._principal)
-        live = self._runtime.live_session(row.id)
-        if live is not None and live.home is not None:
-            await live.home.settle()
+        await self._runtime.settle(row.id)
         return row
 
     async def _check_mine(self, run: RunRow) -> None:
@@ -158,14 +151,6 @@ class Replay:
         if target is None:
             raise InvalidRequest("Nothing was executed in step 0.")
         return target
-
-
-def check_live(live: Sequence[str], packages: Collection[str]) -> None:
-    """Raise `InvalidRequest` if a name in `live` is neither a server nor a tool of one."""
-    for name in live:
-        if name.partition(".")[0] not in packages:
-            known = ", ".join(packages) or "none"
-            raise InvalidRequest(f"live names {name!r:.80}, which is no server.", remedy=f"The servers are {known}.")
 
 
 def verdict(targets: Sequence[RunRow], differences: Mapping[str, list[str]]) -> str:
