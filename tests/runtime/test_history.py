@@ -56,7 +56,7 @@ async def finished(session: Session, code: str, timeout_s: float = 30.0) -> Run:
 
 
 def comparable(report: Report) -> Report:
-    """Return what a report tells of the run, without what it told of the moment, and of calls that reached nobody."""
+    """Return what a report tells of the run, without what it told of the moment."""
     calls = [replace(entry, ms=0.0) for entry in report.calls]
     return replace(report, calls=calls, notes=[], kept={}, changed=sorted(report.changed))
 
