@@ -288,3 +288,17 @@ async def test_a_damaged_page_is_named_and_nothing_is_removed(tmp_path: Path) ->
             await collect(journal, 1, 0, now=later())
         assert await left(journal) == {"a", "1"}
         assert blobs(journal) == 2
+
+
+@pytest.mark.parametrize("broken", ["collect.lock", "blobs/ab"])
+async def test_a_data_folder_that_cannot_be_read_or_written_is_an_error_that_says_so(
+    empty: Journal, broken: str
+) -> None:
+    path = empty.data_dir / broken
+    path.unlink(missing_ok=True)
+    if broken == "collect.lock":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+    with pytest.raises(JournalFailed, match=str(empty.data_dir)):
+        await collect(empty, 1, 0, now=later())

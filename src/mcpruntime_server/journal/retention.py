@@ -29,6 +29,7 @@ from ..errors import JournalFailed, NotFound, Unavailable
 from . import changes
 from . import lease as leases
 from .blobs import BlobStore
+from .schema import failure
 from .store import Journal
 
 DAY_S = 24 * 3600
@@ -96,8 +97,11 @@ async def collect(
     With `dry_run` nothing is changed. Raises `Unavailable` while another collection is under way, and `JournalFailed`
     if the journal cannot be read or written.
     """
-    with _alone(journal.data_dir):
-        return await _collect(journal, keep_days, keep_mb, dry_run, time.time() if now is None else now)
+    try:
+        with _alone(journal.data_dir):
+            return await _collect(journal, keep_days, keep_mb, dry_run, time.time() if now is None else now)
+    except OSError as exc:
+        raise failure(exc, journal.data_dir) from exc
 
 
 @contextmanager
