@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mcpruntime_server.journal.events import (
     KINDS,
+    Approval,
     CallFinished,
     Event,
     FileEntry,
@@ -43,6 +44,7 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     str | None: st.none() | texts,
     int | None: st.none() | st.integers(),
     list[str]: st.lists(texts, max_size=4),
+    list[Approval]: st.lists(st.from_type(Approval), max_size=2),
     Mapping[str, Any] | None: st.none() | objects,
     Mapping[str, float] | None: st.none() | st.dictionaries(texts, floats, max_size=4),
     Mapping[str, list[float]]: st.dictionaries(texts, st.lists(floats, max_size=4), max_size=4),

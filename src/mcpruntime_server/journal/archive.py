@@ -41,6 +41,7 @@ IMPORT = "import"
 BATCH = 200  # events in one transaction, so that others get their turn
 TICK = 500  # blobs or events between two words of progress
 UNDO_S = 30.0  # to take back what was imported; what is left then is the collector's
+QUEUED = "run_queued"
 OF_SESSION = ("session_opened", "sandbox_started", "sandbox_ended")  # what an ancestor's runs need besides their own
 STOPPED = {"type": "Interrupted", "message": "The run was under way when its session was exported.", "traceback": ""}
 
@@ -120,6 +121,8 @@ def _travelling(row: SessionRow, runs: set[str]) -> Travelling:
 def _of_archive(rows: Connection, session: str, runs: set[str] | None) -> Iterator[Row]:
     """Yield the events of a session; with `runs`, only theirs and what these need besides."""
     for row in queries.raw_events(rows, session):
+        if row[3] == QUEUED:  # which nobody waits for where it comes to
+            continue
         if runs is None or (row[3] in OF_SESSION if row[1] is None else row[1] in runs):
             yield row
 

@@ -22,6 +22,7 @@ from .events import (
     Event,
     FilesChanged,
     RunFinished,
+    RunQueued,
     RunStarted,
     SessionOpened,
     TipMoved,
@@ -157,6 +158,8 @@ class Lines:
             self._refuse(where, f"needs blob {digest!r:.80}, which is missing")
 
     def _follow(self, where: str, number: int, run: str | None, event: Event) -> None:
+        if isinstance(event, RunQueued):
+            self._refuse(where, "queues a run, which an archive cannot")
         if isinstance(event, RunStarted):
             self._start(where, number, run, event)
         elif run is not None and self.runs.get(run) != number:
@@ -200,7 +203,9 @@ class Lines:
             case RunStarted():
                 body |= {name: self._here(body.get(name)) for name in ("run", "parent", "replays")}
                 body["idempotency_key"] = None  # of a client of another server
-                large.pop("idempotency_key", None)
+                body["approved"] = []  # what people have allowed there is not allowed here
+                for name in ("idempotency_key", "approved"):
+                    large.pop(name, None)
             case TipMoved():
                 body |= {name: self._here(body.get(name)) for name in ("tip", "left")}
             case SessionOpened():

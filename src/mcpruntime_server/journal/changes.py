@@ -17,9 +17,12 @@ from . import lease as leases
 from .blobs import BlobStore
 from .events import (
     VERSION,
+    Answered,
+    Asked,
     Event,
     FilesChanged,
     RunFinished,
+    RunQueued,
     RunStarted,
     TipMoved,
     fields_of,
@@ -44,6 +47,14 @@ def write_event(connection: Connection, stored: Stored, body: str, large: str | 
     )
     if isinstance(event, RunStarted):
         _start_run(connection, stored, event)
+    elif isinstance(event, RunQueued):
+        _queue_run(connection, stored, event)
+    elif isinstance(event, Asked):
+        values = (stored.run, plain(event.question), stored.session, stored.n, event.expires)
+        connection.execute("INSERT OR REPLACE INTO questions VALUES (?, ?, ?, ?, ?, NULL)", values)
+    elif isinstance(event, Answered):
+        gone = "DELETE FROM questions WHERE run = ? AND question = ?"
+        connection.execute(gone, (stored.run, plain(event.question)))
     elif isinstance(event, RunFinished):
         _finish_run(connection, stored, event)
     elif isinstance(event, FilesChanged):
@@ -66,18 +77,31 @@ def split(blobs: BlobStore, event: Event, text: str) -> tuple[str, str | None]:
     return (text_of(fields), text_of(large)) if large else (text, None)
 
 
+def _queue_run(connection: Connection, stored: Stored, event: RunQueued) -> None:
+    key = event.idempotency_key
+    connection.execute(
+        """INSERT INTO runs (id, session, step, name, status, started, request, first)
+        VALUES (?, ?, 0, '', 'queued', ?, ?, ?)""",
+        (event.run, stored.session, stored.at, key and plain(key), stored.n),
+    )
+
+
 def _start_run(connection: Connection, stored: Stored, event: RunStarted) -> None:
     if event.parent == event.run:  # any other parent is there already, so lines have no cycles
         raise JournalFailed(f"The run {event.run!r} cannot start from its own end.")
     key = event.idempotency_key
-    connection.execute(
+    started = connection.execute(
         """INSERT INTO runs (id, session, parent, step, name, status, started, request, first, flags)
-        VALUES (?1, ?2, ?3, ?4, ?5, 'running', ?6, ?7, ?8, ?9)""",
+        VALUES (?1, ?2, ?3, ?4, ?5, 'running', ?6, ?7, ?8, ?9)
+        ON CONFLICT (id) DO UPDATE SET parent = ?3, step = ?4, name = ?5, status = 'running', started = ?6, flags = ?9
+        WHERE session = ?2 AND status = 'queued'""",
         (
             *(event.run, stored.session, event.parent, event.step, plain(event.name), stored.at),
             *(key and plain(key), stored.n, "" if event.seed else UNSEEDED),
         ),
     )
+    if not started.rowcount:
+        raise JournalFailed(f"There is a run {event.run!r} already.")
     _set_tip(connection, stored, event.run)
 
 
@@ -86,6 +110,7 @@ def _finish_run(connection: Connection, stored: Stored, event: RunFinished) -> N
     change = "UPDATE runs SET status = ?, finished = ?, flags = trim(flags || ' ' || ?), last = ? WHERE id = ?"
     connection.execute(change, (plain(event.status), stored.at, " ".join(flags), stored.n, stored.run))
     connection.execute("UPDATE sessions SET used = ? WHERE id = ?", (stored.at, stored.session))
+    connection.execute("DELETE FROM questions WHERE run = ?", (stored.run,))
     if UNDONE in flags:  # the tip may have been moved since; then that holds
         back = "UPDATE sessions SET tip = (SELECT parent FROM runs WHERE id = ?1) WHERE id = ?2 AND tip = ?1"
         connection.execute(back, (stored.run, stored.session))
@@ -148,6 +173,7 @@ def hide_sessions(connection: Connection, sessions: Iterable[str]) -> None:
             "UPDATE sessions SET purpose = ?, name = NULL, tip = NULL, owner = NULL WHERE id = ?", (PARTIAL, session)
         )
         connection.execute("DELETE FROM runs WHERE session = ?", (session,))
+        connection.execute("DELETE FROM questions WHERE session = ?", (session,))
 
 
 def erase(connection: Connection, session: str, limit: int) -> int:
@@ -180,6 +206,16 @@ def claim(connection: Connection, data_dir: Path, owner: str, session: str) -> t
 def release(connection: Connection, owner: str, session: str) -> None:
     """Let any server have `session`, if `owner` has it now."""
     connection.execute("UPDATE sessions SET owner = NULL WHERE id = ? AND owner = ?", (session, owner))
+
+
+def reply(connection: Connection, run: str, question: str, text: str) -> None:
+    """Leave an answer for the server that has the session; raises `NotFound`, `InvalidRequest` if there is one."""
+    found = connection.execute("SELECT reply FROM questions WHERE run = ? AND question = ?", (run, question)).fetchone()
+    if found is None:
+        raise NotFound(f"Run {run!r:.80} does not wait for an answer to {question!r:.80}.")
+    if found[0] is not None:
+        raise InvalidRequest(f"The question {question!r} of run {run!r} has been answered already.")
+    connection.execute("UPDATE questions SET reply = ? WHERE run = ? AND question = ?", (text, run, question))
 
 
 def pin(connection: Connection, run: str, reason: str) -> None:

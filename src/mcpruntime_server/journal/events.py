@@ -54,11 +54,36 @@ class SandboxEnded(Event):
     reason: str
 
 
+class Approval(TypedDict):
+    """A planned call that may be made: (target, args, nth) names it; `sent` are the arguments to make it with.
+
+    `person` says whether a person has allowed it, and not only the model.
+    """
+
+    target: str
+    args: str  # canonical JSON, as `sent`
+    nth: int
+    sent: str
+    person: bool
+
+
+@dataclass(frozen=True)
+class RunQueued(Event):
+    """Run `run` was asked for and told of, and waits for its turn; a `RunStarted` of it follows."""
+
+    run: str
+    code: str
+    timeout_s: float
+    idempotency_key: str | None = None
+    dry_run: bool = False
+
+
 @dataclass(frozen=True)
 class RunStarted(Event):
     """Run `run` began; `parent` is the run whose state it started from and `step` its depth in that line.
 
     All chance that its code draws follows from `seed`; `replays` is the run whose recorded answers its calls get.
+    A `dry_run` plans its calls that may write, but for those that are `approved`.
     """
 
     run: str
@@ -71,6 +96,9 @@ class RunStarted(Event):
     seed: str = ""
     replays: str | None = None
     stale: list[str] = field(default_factory=list)  # packages of tools that it imports anew
+    dry_run: bool = False
+    approved: list[Approval] = field(default_factory=list)
+    detached: bool = False  # nobody waits for it: it goes on when its server has ended
 
 
 @dataclass(frozen=True)
@@ -108,6 +136,37 @@ class CallStarted(Event):
     nth: int  # 0 for the run's first call with this target and these arguments
     line: int | None = None  # of the user's code
     listed: bool = True  # on the ledger
+
+
+@dataclass(frozen=True)
+class Asked(Event):
+    """The run waits for an answer to `question` ("q1", ...) before call `call` is made, until `expires` at most.
+
+    `kind` is "approval" (may it be made?) or "in_doubt" (it may have been made before a crash: again?). The answer
+    holds for the planned calls `covers`, too. `hints` say where text in the arguments may have come from.
+    """
+
+    question: str
+    kind: str
+    call: int
+    expires: float  # seconds since the epoch
+    covers: list[Approval] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answered(Event):
+    """`question` has its answer: `decision` is "allow", "deny", "again", "fail", "result" (then `value`) or "expired".
+
+    `scope` is what an approval holds for: "once", "run" or "session". `by` says who answered, and how.
+    """
+
+    question: str
+    decision: str
+    scope: str = "once"
+    by: str = ""
+    target: str = ""  # that an approval for a run or a session holds for
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -150,10 +209,10 @@ class RunFinished(Event):
     `undone`: its interpreter died, and the tip is its parent again. `interrupted`: it was stopped in its middle, so its
     end cannot be rebuilt. `files`: files were announced, and a `FilesChanged` follows; where none does, a crash cost
     them. `fresh`: it began without the variables of the step before it. `state_lost`: an older version wrote it, and
-    its interpreter died.
+    its interpreter died. A dry run whose status is `waiting` has planned calls, and was undone.
     """
 
-    status: str  # "ok" | "error" | "timeout" | "crashed" | "cancelled"
+    status: str  # "ok" | "error" | "timeout" | "crashed" | "cancelled" | "waiting"
     value: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None  # keys: type, message, traceback
     usage: Mapping[str, float] | None = None  # keys: wall_ms, cpu_ms, peak_mb
@@ -173,10 +232,13 @@ KINDS: Mapping[str, type[Event]] = {
     "sandbox_started": SandboxStarted,
     "sandbox_ended": SandboxEnded,
     "tip_moved": TipMoved,
+    "run_queued": RunQueued,
     "run_started": RunStarted,
     "run_resumed": RunResumed,
     "output": Output,
     "call_started": CallStarted,
+    "asked": Asked,
+    "answered": Answered,
     "call_finished": CallFinished,
     "files_changed": FilesChanged,
     "clocks_read": ClocksRead,

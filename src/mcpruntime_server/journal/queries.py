@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import JournalFailed, NotFound
 from .blobs import BlobStore
 from .events import FileEntry, FilesChanged, from_fields
-from .rows import Row, RunRow, SessionRow, Stored
+from .rows import QuestionRow, Reply, Row, RunRow, SessionRow, Stored
 
 SESSIONS = """
     SELECT id, name, principal, created, used, owner, tip, (SELECT count(*) FROM runs WHERE session = sessions.id),
@@ -49,7 +49,7 @@ FILES_OF_LINE = f"""{LINE} {EVENTS}
 
 RUNS_PASSED = """
     WITH RECURSIVE passed (id) AS (
-        SELECT id FROM runs WHERE session = ?1
+        SELECT id FROM runs WHERE session = ?1 AND status <> 'queued'
         UNION SELECT origin FROM sessions WHERE id = ?1
         UNION SELECT tip FROM sessions WHERE id = ?1
         UNION SELECT json_extract(body, '$.tip') FROM events WHERE session = ?1 AND kind = 'tip_moved'
@@ -117,11 +117,32 @@ def run_of_request(connection: Connection, session: str, key: str) -> RunRow | N
     return next(_runs(connection, query, session, plain(key)), None)
 
 
-def running(connection: Connection, principal: str | None) -> list[tuple[SessionRow, RunRow]]:
-    """Return the runs that have not finished, with their sessions, the newest first."""
-    query = f"{RUNS} WHERE status = 'running' ORDER BY started DESC, rowid DESC"
+def unfinished(connection: Connection, principal: str | None) -> list[tuple[SessionRow, RunRow]]:
+    """Return the runs that have not finished, or not begun, with their sessions, the newest first."""
+    query = f"{RUNS} WHERE status IN ('running', 'queued') ORDER BY started DESC, rowid DESC"
     mine = {row.id: row for row in sessions(connection, principal)}
     return [(mine[run.session], run) for run in _runs(connection, query) if run.session in mine]
+
+
+def queued(connection: Connection, session: str) -> list[RunRow]:
+    """Return the runs of a session that have been told of and have not begun, the first first."""
+    return list(_runs(connection, f"{RUNS} WHERE session = ? AND status = 'queued' ORDER BY first", session))
+
+
+def questions(connection: Connection, principal: str | None) -> list[QuestionRow]:
+    """Return what runs wait for, the oldest first."""
+    query = f"""
+        SELECT questions.run, question, questions.session, n, expires, reply IS NOT NULL
+        FROM questions JOIN runs ON runs.id = questions.run AND runs.status = 'running'
+        WHERE questions.session IN (SELECT id FROM ({SESSIONS} AND (?1 IS NULL OR principal = ?1)))
+        ORDER BY questions.expires, questions.run, n"""  # noqa: S608 - made of constants
+    return [QuestionRow(*row) for row in connection.execute(query, (principal,))]
+
+
+def replies(connection: Connection) -> list[Reply]:
+    """Return the answers that other processes have left; an `Answered` removes them."""
+    found = connection.execute("SELECT session, run, question, reply FROM questions WHERE reply IS NOT NULL")
+    return [Reply(*row) for row in found]
 
 
 def line(connection: Connection, run: str) -> list[RunRow]:

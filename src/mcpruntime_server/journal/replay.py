@@ -12,7 +12,18 @@ from typing import Any
 
 from mcpruntime_server.errors import JournalFailed
 
-from .events import CallFinished, CallStarted, ClocksRead, FilesChanged, Output, RunFinished, RunResumed, RunStarted
+from .events import (
+    Answered,
+    Asked,
+    CallFinished,
+    CallStarted,
+    ClocksRead,
+    FilesChanged,
+    Output,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+)
 from .rows import RunRow, Stored
 from .store import Journal
 
@@ -52,7 +63,14 @@ class Recording:
     printed: Mapping[str, str] = field(default_factory=dict)
     end: RunFinished | None = None
     files: FilesChanged | None = None
-    resumed: int = 0  # how often it has gone on after the death of a server
+    resumed: int = 0  # how often it has gone on after the death of a server, without having come to wait since
+    asked: tuple[Asked, ...] = ()
+    answered: Mapping[str, Answered] = field(default_factory=dict)  # by question
+
+    @property
+    def open_questions(self) -> dict[int, Asked]:
+        """What it waits for, by call."""
+        return {asked.call: asked for asked in self.asked if asked.question not in self.answered}
 
     @property
     def flags(self) -> frozenset[str]:
@@ -85,7 +103,7 @@ def repeats(row: RunRow, before: bool) -> bool:
     `before` is that for its parent.
     """
     starts = before or FRESH in row.flags
-    return starts and row.status != "running" and row.flags.isdisjoint((UNSEEDED, INTERRUPTED))
+    return starts and row.is_over and row.flags.isdisjoint((UNSEEDED, INTERRUPTED))
 
 
 async def load_recording(journal: Journal, row: RunRow) -> Recording:
@@ -109,6 +127,8 @@ def recording_of(row: RunRow, stored: Sequence[Stored]) -> Recording:
         found.end,
         found.files,
         found.resumed,
+        tuple(found.asked),
+        found.answered,
     )
 
 
@@ -123,6 +143,8 @@ class Recorder:
         self.end: RunFinished | None = None
         self.files: FilesChanged | None = None
         self.resumed = 0
+        self.asked: list[Asked] = []
+        self.answered: dict[str, Answered] = {}
 
     def take(self, stored: Stored) -> None:
         """Take the next event of the run."""
@@ -140,6 +162,11 @@ class Recorder:
                 self.calls[call] = RecordedCall(call, target, args, nth, effect, stored.n, line=line, listed=listed)
             case CallFinished(call, value, error, ms) if call in self.calls:
                 self.calls[call] = replace(self.calls[call], finished=stored.n, value=value, error=error, ms=ms)
+            case Asked() as asked:
+                self.asked.append(asked)
+                self.resumed = 0  # it has come this far
+            case Answered() as answered:
+                self.answered[answered.question] = answered
             case FilesChanged() as files:
                 self.files = files
             case RunFinished() as end_of_run:

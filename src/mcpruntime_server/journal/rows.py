@@ -45,7 +45,7 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run; `status` is `running` until it has finished, whether or not its server still lives.
+    """A run; `status` is `queued` or `running` until it has finished, whether or not its server still lives.
 
     `flags` are those of its `RunFinished`, and `unseeded` if its chance was not recorded.
     """
@@ -60,3 +60,30 @@ class RunRow:
     finished: float | None
     request: str | None  # idempotency key
     flags: frozenset[str]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has finished."""
+        return self.status not in ("queued", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionRow:
+    """What a run waits for: `n` is the ordinal of its `Asked`; `is_answered` by another process, and not heard yet."""
+
+    run: str
+    question: str
+    session: str
+    n: int
+    expires: float
+    is_answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that another process has left for the server that has the session; `text` is JSON."""
+
+    session: str
+    run: str
+    question: str
+    text: str

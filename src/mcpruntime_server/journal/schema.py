@@ -37,7 +37,7 @@ MIGRATIONS: tuple[str, ...] = (
         parent     TEXT REFERENCES runs (id),     -- may lie in another session: a fork copies nothing
         step       INTEGER NOT NULL,              -- depth in the line of parents
         name       TEXT NOT NULL,
-        status     TEXT NOT NULL,                 -- 'running' until the run has finished
+        status     TEXT NOT NULL,                 -- 'queued', 'running' until the run has finished
         started    REAL NOT NULL,
         finished   REAL,
         request    TEXT,                          -- idempotency key of the request that started it
@@ -83,6 +83,19 @@ MIGRATIONS: tuple[str, ...] = (
     UPDATE runs SET files = found.n FROM (
         SELECT session, run, max(n) AS n FROM events WHERE kind = 'files_changed' GROUP BY session, run
     ) AS found WHERE found.run = runs.id AND found.session = runs.session;
+    """,
+    """
+    -- what runs wait for, from the question to its answer
+    CREATE TABLE questions (
+        run        TEXT NOT NULL,
+        question   TEXT NOT NULL,
+        session    TEXT NOT NULL,
+        n          INTEGER NOT NULL,              -- ordinal of its Asked
+        expires    REAL NOT NULL,
+        reply      TEXT,                          -- another process's answer, for the server that has the session
+        PRIMARY KEY (run, question)
+    ) WITHOUT ROWID;
+    CREATE INDEX runs_unfinished ON runs (status) WHERE status IN ('running', 'queued');
     """,
 )
 

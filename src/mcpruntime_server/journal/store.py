@@ -31,7 +31,7 @@ from . import lease as leases
 from .blobs import BlobStore
 from .events import Event, FileEntry, to_json
 from .lease import Lease
-from .rows import RunRow, SessionRow, Stored
+from .rows import QuestionRow, Reply, RunRow, SessionRow, Stored
 from .schema import connect_quick, connect_reader, failure, prepare
 from .watch import Watch, offer_all
 from .writer import Writer
@@ -227,12 +227,28 @@ class Journal:
         """Return the unfinished runs of sessions that no live server has, the newest first."""
 
         def left(rows: Connection) -> list[tuple[SessionRow, RunRow]]:
-            found = queries.running(rows, principal)
+            found = queries.unfinished(rows, principal)
             owners = {session.owner for session, _ in found if session.owner is not None}
             live = {owner for owner in owners if leases.alive(self.data_dir, owner)}
             return [(session, run) for session, run in found if session.owner not in live]
 
         return await self.read(left)
+
+    async def queued(self, session: str) -> list[RunRow]:
+        """Return the runs of a session that have been told of and have not begun, the first first."""
+        return await self.read(lambda rows: queries.queued(rows, session))
+
+    async def questions(self, principal: str | None = None) -> list[QuestionRow]:
+        """Return what the runs of one principal wait for, or those of all, the oldest first."""
+        return await self.read(lambda rows: queries.questions(rows, principal))
+
+    async def reply(self, run: str, question: str, text: str) -> None:
+        """Leave an answer for whichever server has the run's session; raises `NotFound`, `InvalidRequest`."""
+        await self.change(lambda rows: changes.reply(rows, run, question, text))
+
+    async def replies(self) -> list[Reply]:
+        """Return the answers that other processes have left and that no server has taken yet."""
+        return await to_thread.run_sync(self._with_reader, queries.replies)
 
     async def pins(self) -> dict[str, str]:
         """Return the runs that are kept from being collected, each with the reason."""
