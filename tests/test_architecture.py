@@ -23,12 +23,13 @@ TABLE: Mapping[str, frozenset[str]] = {
     "journal": BASE,
     "sandbox": RECORDS,
     "tools": RECORDS,
+    "policy": RECORDS,
     "runtime": RECORDS | {"sandbox"},
     "server": RECORDS | {"runtime"},
-    "app": RECORDS | {"sandbox", "tools", "runtime", "server"},
+    "app": RECORDS | {"sandbox", "tools", "policy", "runtime", "server"},
     "terminal": frozenset(),
     "demo": frozenset({"errors", "config", "terminal"}),
-    "cli": RECORDS | {"sandbox", "tools", "runtime", "server", "app", "terminal", "demo"},
+    "cli": RECORDS | {"sandbox", "tools", "policy", "runtime", "server", "app", "terminal", "demo"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

@@ -14,12 +14,13 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from .config import Config, ServerSettings
+from .config import Config, ServerSettings, Verdict
 from .errors import McpRuntimeError, Unavailable
 from .journal import lease
 from .journal.lease import Lease
 from .journal.retention import collect
 from .journal.store import Journal, open_journal
+from .policy import Policy
 from .runtime.calls import Route, Router
 from .runtime.sessions import Runtime, open_runtime
 from .sandbox import Backend, Check
@@ -97,20 +98,32 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
         async with open_journal(folder, held) as journal, open_tools(config) as catalog:
             router = Router(
                 {
-                    "tools": Route(catalog.call, catalog.effect, prepare=catalog.prepare),
+                    "tools": tools_route(catalog, Policy(config.policy)),
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                 }
             )
             async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
                 background.start_soon(sweep, backend)
                 background.start_soon(clear_up, journal, config.server)
-                async with open_runtime(config.server, config.sandbox, journal, router, backend) as runtime:
+                settings = config.server, config.sandbox
+                waits_s = config.policy.expires_s
+                async with open_runtime(*settings, journal, router, backend, waits_s=waits_s) as runtime:
                     catalog.on_change = runtime.package_changed
                     runtime.on_code = partial(anticipate, catalog, background)
                     if resumes:
                         background.start_soon(resume, runtime)
                     yield App(config, journal, catalog, backend, runtime)
                 background.cancel_scope.cancel()
+
+
+def tools_route(catalog: Catalog, policy: Policy) -> Route:
+    """Return the way to the user's MCP servers: what may be called is the policy's matter."""
+
+    def verdict(target: str) -> Verdict:
+        effect, destructive = catalog.effect(target), catalog.is_destructive(target)
+        return policy.verdict(target.removeprefix("tools."), effect=effect, destructive=destructive)
+
+    return Route(catalog.call, catalog.effect, prepare=catalog.prepare, verdict=verdict, is_open=catalog.is_open)
 
 
 def anticipate(catalog: Catalog, background: TaskGroup, code: str) -> None:

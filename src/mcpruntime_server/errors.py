@@ -51,6 +51,14 @@ class NotFound(McpRuntimeError):
     exit_code = 2
 
 
+class Forbidden(McpRuntimeError):
+    """A request asks for what only a person may decide."""
+
+    code = "forbidden"
+    http_status = 403
+    exit_code = 2
+
+
 class Unavailable(McpRuntimeError):
     """Something that the runtime depends on (engine, image, upstream, capacity) is not there now."""
 
@@ -83,13 +91,6 @@ class ReplayDiverged(McpRuntimeError):
         self.call = call
         self.expected = expected
         self.got = got
-
-
-class CallInDoubt(McpRuntimeError):
-    """A run cannot go on after a crash: a call was under way, may have taken effect, and must not be made twice."""
-
-    code = "call_in_doubt"
-    http_status = 409
 
 
 class CallFailed(McpRuntimeError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 
-from mcpruntime_server.config import ServerSettings
+from mcpruntime_server.config import Config
 from mcpruntime_server.journal.store import open_journal
 from mcpruntime_server.runtime.history import load_report
 from mcpruntime_server.server.results import result_of
@@ -61,6 +61,6 @@ async def kill_and_check(client: Client, kills: int) -> None:
         for session in await journal.sessions():
             client.resumed += len(await journal.events(session.id, kind="run_resumed"))
         for run, told in client.told.items():
-            found = result_of(await load_report(journal, run), "", ServerSettings())
+            found = result_of(await load_report(journal, run), "", Config())
             journaled = found.model_dump(mode="json", exclude_defaults=True)
             assert {name: journaled.get(name) for name in TOLD} == told

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpruntime_server.config import ServerSettings
+from mcpruntime_server.config import Config, ServerSettings
 from mcpruntime_server.kernel.present import present
 from mcpruntime_server.runtime.calls import LedgerEntry
 from mcpruntime_server.runtime.report import Report
@@ -18,7 +18,7 @@ from mcpruntime_server.server.results import EXACT, LISTED_CALLS, LISTED_FILES, 
 
 from .client import Connection, connect, write_settings
 
-SETTINGS = ServerSettings(result_chars=200, result_items=5)
+SETTINGS = Config(server=ServerSettings(result_chars=200, result_items=5))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -30,7 +30,7 @@ def report(**fields: Any) -> Report:
     return Report(run="r_1", session="s_1", step=1, status="ok", **fields)
 
 
-def told(given: Report, settings: ServerSettings = SETTINGS) -> tuple[RunResult, str]:
+def told(given: Report, settings: Config = SETTINGS) -> tuple[RunResult, str]:
     result = result_of(given, "report", settings)
     return result, text_of(result)
 
@@ -48,8 +48,8 @@ def sizes(value: Any) -> list[int]:
 def test_a_shown_value_is_json_within_the_limits(value: Any) -> None:
     result, text = told(report(value=present(value, 100_000)))
     shown = json.dumps(result.value, ensure_ascii=False)
-    assert len(shown) <= 3 * SETTINGS.result_chars
-    assert max(sizes(result.value), default=0) <= SETTINGS.result_items + 1  # and the item that counts the rest
+    assert len(shown) <= 3 * SETTINGS.server.result_chars
+    assert max(sizes(result.value), default=0) <= SETTINGS.server.result_items + 1  # and the item that counts the rest
     if isinstance(result.value, str):
         assert result.value.rstrip("\n") in text
     elif result.value is not None:

@@ -319,7 +319,7 @@ def export(config: Config, options: Options) -> int:
 
 def import_from(config: Config, options: Options) -> int:
     """Take in a session from a file."""
-    from ..server.mcp import PRINCIPAL
+    from ..server.default import PRINCIPAL
 
     row = read(config, lambda journal: import_session(journal, Path(options.file), PRINCIPAL))
     if options.json:

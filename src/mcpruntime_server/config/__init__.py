@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from .clients import import_client_json
 from .load import APP, load
-from .models import Config, SandboxSettings, ServerSettings, UpstreamSettings
+from .models import Config, PolicySettings, SandboxSettings, ServerSettings, UpstreamSettings, Verdict
 from .show import describe
 
 __all__ = [
     "APP",
     "Config",
+    "PolicySettings",
     "SandboxSettings",
     "ServerSettings",
     "UpstreamSettings",
+    "Verdict",
     "describe",
     "import_client_json",
     "load",

@@ -35,6 +35,7 @@ ENV_KEYS: Mapping[str, Key] = {
     f"{ENV_PREFIX}{section}__{name}".upper(): (section, name)
     for section, model in SECTIONS.items()
     for name in model.model_fields
+    if (section, name) != ("policy", "tools")  # a table, which a variable cannot hold
 }
 LISTS = {("sandbox", "packages"), ("sandbox", "mounts")}
 PATHS = {("server", "data_dir"), ("server", "shims_dir")}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Verdict = Literal["allow", "ask", "deny"]
 Key = tuple[str | int, ...]  # ("sandbox", "memory_mb"): a setting's place in the tree
 
 
@@ -28,6 +29,10 @@ class ServerSettings(Settings):
     data_dir: Path = Path()  # the platform's own data folder unless given
     shims_dir: Path = Path()  # `tool_shims` beside the settings file, else in the data folder
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    wait_s: Seconds = 45.0
+    wait_progress_s: Seconds = 280.0
+    max_runs: Positive = 32
+    max_runs_per_principal: Positive = 16
     max_sessions: Positive = 32
     session_idle_s: Seconds = 900.0
     keep_days: Annotated[int, Field(ge=0)] = 90
@@ -55,6 +60,17 @@ class SandboxSettings(Settings):
     checkpoints: Annotated[int, Field(ge=0)] = 16
     checkpoint_mb: Positive = 256
     mounts: tuple[str, ...] = ()  # "/host/folder:/sandbox/folder[:rw]", read-only unless it says rw
+
+
+class PolicySettings(Settings):
+    """`[policy]`: which calls of the user's MCP servers code may make, and who is asked."""
+
+    read: Verdict = "allow"
+    write: Verdict = "allow"
+    destructive: Verdict = "ask"
+    approver: Literal["person", "model"] = "person"
+    expires_s: Seconds = 86_400.0
+    tools: Mapping[str, Verdict] = {}  # by patterns of "server" or "server.tool"
 
 
 class UpstreamSettings(Settings):
@@ -93,6 +109,7 @@ class Config(Settings):
 
     server: ServerSettings = ServerSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    policy: PolicySettings = PolicySettings()
     mcpServers: Mapping[str, UpstreamSettings] = {}  # noqa: N815 - the ecosystem's own name
 
     _file: Path | None = PrivateAttr(default=None)
@@ -123,4 +140,8 @@ class Config(Settings):
         return made
 
 
-SECTIONS: Mapping[str, type[Settings]] = {"server": ServerSettings, "sandbox": SandboxSettings}
+SECTIONS: Mapping[str, type[Settings]] = {
+    "server": ServerSettings,
+    "sandbox": SandboxSettings,
+    "policy": PolicySettings,
+}

@@ -180,6 +180,10 @@ class Journal:
         """Return the principal's session of that id or name; raises `NotFound`."""
         return await self.read(lambda rows: queries.find_session(rows, name_or_id, principal))
 
+    async def session(self, session: str) -> SessionRow:
+        """Return a session, whoever's it is; raises `NotFound`."""
+        return await self.read(lambda rows: queries.session_row(rows, session))
+
     async def sessions(self, principal: str | None = None) -> list[SessionRow]:
         """Return the sessions of one principal, or of all, the last used first."""
         return await self.read(lambda rows: queries.sessions(rows, principal))

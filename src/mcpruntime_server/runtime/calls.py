@@ -1,11 +1,13 @@
 """The router: everything sandboxed code asks of the host passes here, once, and is journaled.
 
-A target is `prefix.rest`; the prefix chooses the route. What the sandbox says of itself (which run, which number) is
-not trusted: the run is the one that the session executes, and numbers only serve to match the answer.
+A target is `prefix.rest`; the prefix chooses the route. The settings may allow a call, refuse it, or want a person to
+be asked; a dry run plans what may change something. What the sandbox says of itself (which run, which number) is not
+trusted: the run is the one that the session executes, and numbers only serve to match the answer.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
@@ -13,11 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol
 
+from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
-from ..journal.events import CallFinished, CallStarted, canonical_json
+from ..journal.events import Answered, Approval, CallFinished, CallStarted, canonical_json
 from ..journal.replay import RecordedCall
 from ..journal.store import Journal
 from ..kernel.wire import ABANDON, Call, Reply
+from .plan import PLANNED, Key, Plan, PlannedCall
+from .questions import APPROVAL, IN_DOUBT, Questions
 
 Effect = Literal["read", "idempotent", "write"]
 ABANDONED: Mapping[str, Any] = {
@@ -40,15 +45,24 @@ class Route:
     effect: Callable[[str], Effect]
     listed: bool = True
     prepare: Callable[[str], Awaitable[None]] | None = None
+    verdict: Callable[[str], Verdict] = lambda _: "allow"
+    is_open: Callable[[str], bool] = lambda _: False  # whether answers may hold what strangers wrote
+
+
+CallStatus = Literal["started", "waiting", "ok", "error", "denied", "planned"]
+STATUS_OF: Mapping[str, CallStatus] = {"denied": "denied", PLANNED: "planned"}  # by kind of error; others are errors
 
 
 @dataclass
 class LedgerEntry:
-    """One line of what a run asked for: `status` is `started` until it is `ok` or `error`."""
+    """One line of what a run asked for.
+
+    `started` (and `waiting` while a question about it is open) until it is `ok`, `error`, `denied` or `planned`.
+    """
 
     target: str
     args: dict[str, Any]
-    status: Literal["started", "ok", "error"] = "started"
+    status: CallStatus = "started"
     ms: float = 0.0
     error: str = ""
 
@@ -64,7 +78,11 @@ class Answers(Protocol):
 class CallLog:
     """The calls of one run: their numbers, their ledger, and where they are journaled."""
 
-    def __init__(self, journal: Journal, session: str, run: str) -> None:
+    def __init__(
+        self, journal: Journal, session: str, run: str, questions: Questions, plan: Plan | None = None
+    ) -> None:
+        self.questions = questions
+        self.plan = plan  # of a dry run
         self.ledger: list[LedgerEntry] = []
         self._journal = journal
         self._session = session
@@ -76,6 +94,7 @@ class CallLog:
         self._numbers: dict[int, int] = {}  # in the journal, of calls that have no end there
         self._abandoned: set[int] = set()  # this and the next by their numbers in the journal
         self._writes: set[int] = set()  # that have no end there
+        self._keys: dict[int, Key] = {}  # of calls that have no end there
 
     def list(self, call: Call) -> LedgerEntry:
         """Put `call` on the ledger."""
@@ -90,6 +109,7 @@ class CallLog:
         self._seen[call.target, args] += 1
         self._count += 1
         self._numbers[call.id] = self._count
+        self._keys[self._count] = call.target, args, nth
         self._append(CallStarted(self._count, call.target, args, effect, nth, call.line, listed))
         if effect == "write":
             self._writes.add(self._count)
@@ -106,14 +126,20 @@ class CallLog:
         """The code makes a call again that the journal has already: return its line of the ledger."""
         if recorded.finished is None:
             self._numbers[call.id] = recorded.call
+            self._keys[recorded.call] = recorded.target, recorded.args, recorded.nth
         self._seen[call.target, recorded.args] += 1
         entry = self._entries[call.id] = self._recorded[recorded.call]
         return entry
+
+    def key(self, number: int) -> Key:
+        """Return what names call `number`, which has not ended, in a recording."""
+        return self._keys[number]
 
     def finish(self, number: int, value: Any, error: Mapping[str, Any] | None, ms: float) -> None:
         """Journal how call `number` ended, unless that is of no matter to the code any more."""
         if not self.is_abandoned(number):
             self._append(CallFinished(number, value, error, ms))
+        self._keys.pop(number, None)
         if number in self._writes:
             self._writes.discard(number)
             self._journal.hurry()  # a server that died now would not know that this has ended
@@ -124,6 +150,7 @@ class CallLog:
         number = self._numbers.pop(own, None)
         if number is None:
             return
+        self.questions.withdraw(number)
         self.fail(number, ABANDONED, 0.0)
         self._abandoned.add(number)
         if own in self._entries:
@@ -173,17 +200,33 @@ class Router:
         entry = log.list(call) if self.is_listed(call.target) else LedgerEntry(call.target, call.args)
         return await self._make(call, entry, log, None)
 
-    async def answer_again(self, call: Call, number: int, entry: LedgerEntry, log: CallLog) -> Reply:
-        """Make a call whose start is in the journal, and on the ledger, as number `number`, and whose end is not."""
-        return await self._make(call, entry, log, number)
+    async def answer_again(
+        self, call: Call, number: int, entry: LedgerEntry, log: CallLog, *, in_doubt: bool = False
+    ) -> Reply:
+        """Make a call whose start is in the journal, and on the ledger, as number `number`, and whose end is not.
 
-    async def _make(self, call: Call, entry: LedgerEntry, log: CallLog, number: int | None) -> Reply:
+        One that is `in_doubt` may have been made: whether it is to be made again is asked first.
+        """
+        return await self._make(call, entry, log, number, in_doubt=in_doubt)
+
+    async def _make(
+        self, call: Call, entry: LedgerEntry, log: CallLog, number: int | None, *, in_doubt: bool = False
+    ) -> Reply:
         started = time.perf_counter()
         try:
             route = self._route(call.target)
             if number is None:
                 number = await _admit(call, route, log)
-            value = await route.call(call.target, call.args)
+            doubt = await self._clear_up(call, number, entry, log) if in_doubt else None
+            if doubt is not None and doubt.decision == "result":
+                value = doubt.value
+            else:
+                args = call.args if doubt is not None else await self._permit(call, route, number, entry, log)
+                entry.status = "started"
+                started = time.perf_counter()
+                if route.effect(call.target) == "write":
+                    await _flush(call, log)
+                value = await route.call(call.target, args)
             entry.ms = _ms_since(started)
             log.finish(number, value, None, entry.ms)
         except Exception as exc:  # noqa: BLE001 - a handler's failure is the answer, whatever it is
@@ -192,11 +235,69 @@ class Router:
             if number is not None:
                 log.fail(number, error, entry.ms)
             if not log.is_abandoned(number):
-                entry.status, entry.error = "error", error["message"]
+                entry.status = STATUS_OF.get(error["kind"], "error")
+                entry.error = "" if entry.status == "planned" else error["message"]
             return Reply(call.id, None, error)
         if not log.is_abandoned(number):
             entry.status = "ok"
         return Reply(call.id, value)
+
+    # what may be called ---------------------------------------------------------------------------
+
+    async def _permit(self, call: Call, route: Route, number: int, entry: LedgerEntry, log: CallLog) -> dict[str, Any]:
+        """Return the arguments with which a call may be made; raises `CallFailed` where it may not, or not now."""
+        target, verdict, args = call.target, route.verdict(call.target), call.args
+        if verdict == "deny":
+            raise CallFailed(
+                "denied", f"{target} is not allowed here.", remedy="The settings of the server say so, under [policy]."
+            )
+        approval = None
+        if log.plan is not None and route.effect(target) != "read":
+            approval = await self._planned(call, number, log, log.plan)
+            args = json.loads(approval["sent"])
+        by_person = approval is not None and approval["person"]
+        if verdict == "ask" and not by_person and not log.questions.is_granted(target):
+            covers = self._to_be_asked(log, number)
+            entry.status = "waiting"
+            answer = await log.questions.ask(APPROVAL, number, target, args, call.line, covers)
+            if log.plan is not None:
+                (log.plan.allow if answer.decision == "allow" else log.plan.refuse)(covers)
+            if answer.decision != "allow":
+                raise CallFailed("denied", _refused(target, answer))
+        return args
+
+    async def _planned(self, call: Call, number: int, log: CallLog, plan: Plan) -> Approval:
+        """Return what was approved of a planned call; raises `CallFailed` where that is nothing."""
+        approval = plan.approval(log.key(number))
+        if approval is None:
+            message = f"{call.target} may change something: it is planned, and not made."
+            hints = await log.questions.hints_for(call.args)
+            plan.add(PlannedCall(number, call.target, call.args, call.line, tuple(hints)))
+            raise CallFailed(PLANNED, message, data={"call": number, "hints": hints})
+        if not approval["sent"]:
+            raise CallFailed("denied", f"{call.target} was planned with these arguments, and was not approved.")
+        return approval
+
+    def _to_be_asked(self, log: CallLog, number: int) -> list[Approval]:
+        """Return the other calls of a plan that a person has to allow, too, so that they are asked once."""
+        if log.plan is None:
+            return []
+        return [
+            each
+            for each in log.plan.approved
+            if not each["person"]
+            and self._route(each["target"]).verdict(each["target"]) == "ask"
+            and (each["target"], each["args"], each["nth"]) != log.key(number)
+        ]
+
+    async def _clear_up(self, call: Call, number: int, entry: LedgerEntry, log: CallLog) -> Answered:
+        """Ask what is to be done about a call that may have been made before the server died."""
+        entry.status = "waiting"
+        answer = await log.questions.ask(IN_DOUBT, number, call.target, call.args, call.line)
+        if answer.decision not in ("again", "result"):
+            message = f"The server died while {call.target} was called; whether that took effect is not known."
+            raise CallFailed("in_doubt", message)
+        return answer
 
     def _route(self, target: str) -> Route:
         prefix, _, rest = target.partition(".")
@@ -223,22 +324,32 @@ def _ms_since(started: float) -> float:
 
 
 async def _admit(call: Call, route: Route, log: CallLog) -> int:
-    """Journal the start of `call`; what may change something waits until that is on the disk.
-
-    A server that dies right after must know that such a call was made, or it would be made twice.
-    """
+    """Journal the start of `call` and return its number."""
     if route.prepare is not None:
         await route.prepare(call.target)
-    effect = route.effect(call.target)
     try:
-        number = log.start(call, effect, listed=route.listed)
-        if effect == "write":
-            await log.flush()
+        return log.start(call, route.effect(call.target), listed=route.listed)
     except ValueError as exc:
         raise CallFailed("invalid_arguments", f"{call.target}: the arguments are not JSON data: {exc}") from exc
     except JournalFailed as exc:
         raise CallFailed("unavailable", f"{call.target} was not called: {exc}") from exc
-    return number
+
+
+async def _flush(call: Call, log: CallLog) -> None:
+    """Wait until the start of a call that may change something is on the disk.
+
+    A server that dies right after must know that such a call was made, or it would be made twice.
+    """
+    try:
+        await log.flush()
+    except JournalFailed as exc:
+        raise CallFailed("unavailable", f"{call.target} was not called: {exc}") from exc
+
+
+def _refused(target: str, answer: Answered) -> str:
+    if answer.decision == "expired":
+        return f"{target} was not called: nobody has answered whether it may be."
+    return f"{target} was not called: it was refused ({answer.by or 'nobody said why'})."
 
 
 def _describe(target: str, exc: Exception) -> dict[str, Any]:

@@ -6,19 +6,19 @@ rest is told.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from ..errors import InvalidRequest, NotFound
-from ..journal.events import CallStarted, FileEntry, FilesChanged, RunFinished, RunStarted
+from ..journal.events import Asked, CallStarted, FileEntry, FilesChanged, RunFinished, RunStarted
 from ..journal.replay import UNDONE, RecordedCall, Recorder, repeats
 from ..journal.rows import RunRow, SessionRow, Stored
 from ..journal.store import Journal
-from .calls import LedgerEntry
-from .report import Report, Status
+from .calls import STATUS_OF, LedgerEntry
+from .plan import PlannedCall, args_of, is_planned, name_of, planned_call
+from .report import Report, Status, Wait
 
 NAMED = 5  # of the sessions that an error names
 STEP_DIGITS = 9  # of a step's number
@@ -34,6 +34,7 @@ class PastRun:
     printed: Mapping[str, str]
     end: RunFinished | None
     files: FilesChanged | None
+    asked: tuple[Asked, ...] = ()  # and not answered
     damage: tuple[str, ...] = ()
 
     @property
@@ -54,12 +55,38 @@ class PastRun:
         report.calls = [entry_of(call) for call in self.calls if call.listed]
         if files is not None:
             report.changed, report.removed = list(files.changed), list(files.removed)
+        planned = [planned_call(call) for call in self.calls if is_planned(call)]
+        report.waiting_for = self.open_waits if end is None else plan_waits(planned) if end.status == "waiting" else []
+        if end is None and report.waiting_for:
+            report.status = "waiting"
         if end is not None:
             report.status = cast(Status, end.status)
             report.value = None if end.value is None else dict(end.value)
             report.error = None if end.error is None else dict(end.error)
             report.usage = dict(end.usage or {})
         return report
+
+    @property
+    def open_waits(self) -> list[Wait]:
+        """What it waits for before it can go on, if it has not ended."""
+        calls = {call.call: call for call in self.calls}
+        return [
+            Wait(
+                asked.question,
+                asked.kind,
+                tuple((call.target, args_of(call)) for call in [calls[asked.call]]),
+                calls[asked.call].line,
+                tuple(asked.hints),
+                asked.expires,
+            )
+            for asked in self.asked
+            if asked.call in calls
+        ]
+
+
+def plan_waits(calls: Iterable[PlannedCall]) -> list[Wait]:
+    """Return what a dry run waits for: that its planned calls are committed."""
+    return [Wait(name_of(each.call), "plan", ((each.target, each.args),), each.line, each.hints) for each in calls]
 
 
 def past_run(row: RunRow, stored: Iterable[Stored], damage: Sequence[str] = ()) -> PastRun:
@@ -68,7 +95,16 @@ def past_run(row: RunRow, stored: Iterable[Stored], damage: Sequence[str] = ()) 
     for each in stored:
         found.take(each)
     printed = {stream: "".join(pieces) for stream, pieces in found.printed.items()}
-    return PastRun(row, found.start, tuple(found.calls.values()), printed, found.end, found.files, tuple(damage))
+    return PastRun(
+        row,
+        found.start,
+        tuple(found.calls.values()),
+        printed,
+        found.end,
+        found.files,
+        tuple(each for each in found.asked if each.question not in found.answered),
+        tuple(damage),
+    )
 
 
 def report_of(row: RunRow, stored: Sequence[Stored]) -> Report:
@@ -78,13 +114,10 @@ def report_of(row: RunRow, stored: Sequence[Stored]) -> Report:
 
 def entry_of(call: RecordedCall) -> LedgerEntry:
     """Return a recorded call as a line of the ledger."""
-    try:
-        args = json.loads(call.args)
-    except (ValueError, RecursionError):  # in an archive of a stranger's
-        args = None
-    entry = LedgerEntry(call.target, args if isinstance(args, dict) else {}, ms=call.ms)
+    entry = LedgerEntry(call.target, args_of(call), ms=call.ms)
     if call.error is not None:
-        entry.status, entry.error = "error", str(call.error.get("message", ""))
+        entry.status = STATUS_OF.get(str(call.error.get("kind")), "error")
+        entry.error = str(call.error.get("message", ""))
     elif call.finished is not None:
         entry.status = "ok"
     return entry
@@ -175,7 +208,7 @@ def _tiers(rows: Mapping[str, RunRow]) -> Mapping[str, str]:
     exact: dict[str, bool] = {}
     for run, row in rows.items():
         exact[run] = repeats(row, exact.get(row.parent or "", True))
-    has_end = {run: row.status != "running" and UNDONE not in row.flags for run, row in rows.items()}
+    has_end = {run: row.is_over and UNDONE not in row.flags for run, row in rows.items()}
     return {run: ("rebuild" if exact[run] else "files-only") if has_end[run] else "" for run in rows}
 
 

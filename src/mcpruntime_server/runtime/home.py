@@ -25,7 +25,8 @@ from ..sandbox.link import Link
 from .calls import Router
 from .pool import Slot
 from .rebuild import Rebuilt, rebuild_step
-from .run import FILE_OVERHEAD, Limits, Run
+from .request import Limits
+from .run import FILE_OVERHEAD, Run
 
 UNSETTLED = "?"  # no run's end state: one that died has left something behind
 UNKNOWN = FileEntry(digest="", size=0, mode=0)  # a file of which nobody knows the content
@@ -282,7 +283,7 @@ def check_rebuildable(line: Sequence[RunRow], done: int, lost: Mapping[str, str]
     for row in line[done:]:
         if UNSEEDED in row.flags:
             raise CannotRebuild(f"Step {row.step} was recorded by an older version, without what it drew of chance.")
-        if row.status == "running":
+        if not row.is_over:
             raise CannotRebuild(f"Step {row.step} has no end in the journal.")
 
 

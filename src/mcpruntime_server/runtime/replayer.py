@@ -5,7 +5,8 @@ their answers too. An answer is held until everything that came before it in the
 acts on whatever ends first sees it end first.
 
 Rule 1: nothing outside is touched but what is named as live, and what a resumed run does after its recording's end.
-Rule 2: a resumed run never makes a call again of which the journal cannot say how it ended, unless that is harmless.
+Rule 2: a resumed run never makes a call again of which the journal cannot say how it ended, unless that is harmless or
+somebody says so.
 Rule 3: a call that the recording does not have is a divergence, told to the code and kept for whoever compares.
 """
 
@@ -18,25 +19,34 @@ from typing import Any
 
 import anyio
 
-from ..errors import CallInDoubt, McpRuntimeError, ReplayDiverged
+from ..errors import McpRuntimeError, ReplayDiverged
 from ..journal.events import canonical_json
 from ..journal.replay import RecordedCall, Recording
 from ..kernel.present import shorten
 from ..kernel.wire import ABANDON, Call, Reply
-from .calls import CallLog, LedgerEntry, Router, abandoned_by, is_abandoned
+from .calls import STATUS_OF, CallLog, LedgerEntry, Router, abandoned_by, is_abandoned
+from .plan import is_planned
 
 PATIENCE_S = 1.0  # for what came before an answer to happen again; threads may do it in another order, or never
 CATCH_UP_S = 10.0  # for another thread to make a call again, on a loaded machine; then the code has gone another way
 LITTLE_PATIENCE_S = 0.05  # the same, once something has not come: the code goes its own way
 ARGS_CHARS = 300  # of a call's arguments in a message
-NAMED_CALLS = 10  # in a message; the ledger has them all
 
 
 class Replayer:
-    """Stands where the router stands; `halt` is called with the reason when the run must not go on."""
+    """Stands where the router stands; `halt` is called with the reason when the run must not go on.
+
+    One that `commits` has what was planned go to the router, and all that follows from it.
+    """
 
     def __init__(
-        self, recording: Recording, router: Router, *, live: Collection[str] = (), resumes: bool = False
+        self,
+        recording: Recording,
+        router: Router,
+        *,
+        live: Collection[str] = (),
+        resumes: bool = False,
+        commits: bool = False,
     ) -> None:
         self.divergence: ReplayDiverged | None = None
         self.halt: Callable[[McpRuntimeError], None] = lambda _: None
@@ -44,8 +54,11 @@ class Replayer:
         self._router = router
         self._live = frozenset(live)
         self._resumes = resumes
+        self._commits = commits
         self._known = {
-            (call.target, call.args, call.nth): call for call in recording.calls if not self._is_live(call.target, {})
+            (call.target, call.args, call.nth): call
+            for call in recording.calls
+            if not self._is_live(call.target, {}) and not (commits and is_planned(call))
         }
         self._asked: Counter[tuple[str, str]] = Counter()
         self._repeated: dict[int, RecordedCall] = {}  # by the sandbox's number of the call
@@ -114,9 +127,16 @@ class Replayer:
         if recorded.finished is not None:
             await self._turn(recorded)
             return _told_again(call, recorded, entry)
-        if recorded.effect == "write":
-            await self._stop(in_doubt(self._recording))
-        return await self._router.answer_again(call, recorded.call, entry, log)
+        in_doubt = recorded.effect == "write" and not self._is_unmade(recorded, log)
+        return await self._router.answer_again(call, recorded.call, entry, log, in_doubt=in_doubt)
+
+    @staticmethod
+    def _is_unmade(recorded: RecordedCall, log: CallLog) -> bool:
+        """Return whether a call without an end is known not to have been made."""
+        if log.questions.is_unmade(recorded):
+            return True
+        approval = log.plan.approval((recorded.target, recorded.args, recorded.nth)) if log.plan else None
+        return log.plan is not None and (approval is None or not approval["sent"])
 
     def _entry(self, call: Call, log: CallLog | None) -> LedgerEntry:
         if log is not None and self._router.is_listed(call.target):
@@ -145,6 +165,9 @@ class Replayer:
             await self._until_caught_up(call, args)
             if self._is_halted:
                 await anyio.sleep_forever()
+            return await self._router.answer(call, log)
+        if self._commits:
+            assert log is not None
             return await self._router.answer(call, log)
         left = self.never_asked()
         expected = told(left[0].target, left[0].args) if left else "no further call"
@@ -245,23 +268,6 @@ class Sequence:
             self._next += 1
 
 
-def in_doubt(recording: Recording) -> CallInDoubt:
-    """Return the error that names the calls of which the journal cannot say whether they took effect."""
-    calls = [call for call in recording.calls if call.finished is None and call.effect == "write"]
-    named = ", ".join(told(call.target, call.args) for call in calls[:NAMED_CALLS])
-    rest = f" and {len(calls) - NAMED_CALLS} more" if len(calls) > NAMED_CALLS else ""
-    if len(calls) == 1:
-        return CallInDoubt(
-            f"The server died while the call {named} was under way, and the journal cannot say whether it took effect.",
-            remedy="Find out whether it did, then run the code again, without that call if so.",
-        )
-    return CallInDoubt(
-        f"The server died while {len(calls)} calls were under way, and the journal cannot say whether they took "
-        f"effect: {named}{rest}.",
-        remedy="Find out which ones did, then run the code again, without those.",
-    )
-
-
 def told(target: str, args: str) -> str:
     """Return a call as a message names it."""
     return f"{target}({shorten(args, ARGS_CHARS)[0]})"
@@ -272,5 +278,6 @@ def _told_again(call: Call, recorded: RecordedCall, entry: LedgerEntry) -> Reply
     if recorded.error is None:
         entry.status = "ok"
         return Reply(call.id, recorded.value)
-    entry.status, entry.error = "error", str(recorded.error.get("message", ""))
+    entry.status = STATUS_OF.get(str(recorded.error.get("kind")), "error")
+    entry.error = str(recorded.error.get("message", ""))
     return Reply(call.id, None, dict(recorded.error))

@@ -15,11 +15,26 @@ from ..kernel import wire
 from ..kernel.present import NotJson, json_text, shorten
 from .calls import LedgerEntry
 
-Status = Literal["running", "ok", "error", "timeout", "crashed", "cancelled"]
+Status = Literal["queued", "running", "waiting", "ok", "error", "timeout", "crashed", "cancelled"]
 
 USAGE = ("wall_ms", "cpu_ms", "peak_mb")
 MAX_FIGURE = 1e15  # of usage; more is not a measurement
 TEXT_CHARS = 16_000  # of an error's message or traceback; the kernel sends half of that at most
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a run waits for, under the name `id`.
+
+    That its `calls` are allowed ("approval"), decided on after a crash ("in_doubt"), or committed ("plan").
+    """
+
+    id: str
+    kind: str
+    calls: tuple[tuple[str, Mapping[str, Any]], ...]  # target and arguments
+    line: int | None = None
+    hints: tuple[str, ...] = ()
+    expires: float | None = None  # seconds since the epoch
 
 
 @dataclass
@@ -39,6 +54,7 @@ class Report:
     removed: list[str] = field(default_factory=list)
     usage: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    waiting_for: list[Wait] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)  # field that is too long to show -> file that holds it whole
 
 

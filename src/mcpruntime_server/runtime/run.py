@@ -6,18 +6,26 @@ world; one that is given a recording meets the calls, the chance and the clocks 
 
 from __future__ import annotations
 
-import codecs
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
 
 from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
-from ..journal.events import ClocksRead, FileEntry, FilesChanged, Output, RunFinished, RunResumed, RunStarted
+from ..journal.events import (
+    ClocksRead,
+    FileEntry,
+    FilesChanged,
+    Output,
+    RunFinished,
+    RunQueued,
+    RunResumed,
+    RunStarted,
+)
 from ..journal.replay import FILES, FRESH, INTERRUPTED, UNDONE, Recording
 from ..journal.store import Journal
 from ..kernel import wire
@@ -25,52 +33,34 @@ from ..kernel.present import shorten
 from ..sandbox.link import Link
 from .calls import Answers, CallLog, Router
 from .files import Files
-from .history import entry_of
+from .history import entry_of, plan_waits
 from .overflow import Overflow
+from .plan import Plan, PlannedCall, is_planned, planned_call
+from .printed import Printed
+from .questions import Questions
 from .replayer import Replayer
-from .report import Report, checked_error, checked_readings, checked_usage, checked_value
+from .report import Report, Status, Wait, checked_error, checked_readings, checked_usage, checked_value
+from .request import Limits, Request, new_run_id
+from .turns import Turn
 
 FILE_OVERHEAD = 64 * 1024 * 1024  # bytes of file content that a sandbox may send beyond its workspace's size
-OUTPUT_OVERHEAD = 1024 * 1024  # bytes that a sandbox may send beyond the limit that its own kernel keeps
 REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a run may leave behind: bytes of files and of output; characters and items of what a client is shown."""
-
-    files: int
-    output: int
-    shown: int
-    items: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be run, and in which world: with a recording, in that one, but for what is `live`.
-
-    `key` is the client's name for the request. A run that `resumes` is the recording's own, goes on where that ends,
-    and meets the world from there. A `fresh` one begins without variables whatever came before it.
-    """
-
-    code: str
-    timeout_s: float
-    key: str | None = None
-    recording: Recording | None = None
-    live: frozenset[str] = frozenset()
-    resumes: bool = False
-    fresh: bool = False
-
-
-def new_run_id() -> str:
-    """Return an id that nobody can guess."""
-    return f"r_{secrets.token_urlsafe(9)}"
-
-
 class Run:
     """Code on its way through a sandbox."""
+
+    stage = ""  # what is done before the code can begin, for people
+    watchers = 0  # requests that wait for it
+    undone = False  # whether the session's state is that of before it
+    files_came = False  # the content of the files that it changed, as far as it can be read
+    _is_next = False  # of its session's runs
+    _begun = False
+    _cancelled = False
+    _undo = False
+    _is_suspended = False
 
     def __init__(
         self,
@@ -81,16 +71,18 @@ class Run:
         limits: Limits,
         overflow: Overflow,
         stale: Collection[str] = (),
+        *,
+        turn: Turn,
+        granted: set[str],
     ) -> None:
         recording = request.recording
         resumed = recording if request.resumes else None
         self.request = request
-        self.id = resumed.start.run if resumed else new_run_id()
+        self.id = resumed.start.run if resumed else request.id or new_run_id()
         self.seed = recording.start.seed if recording else secrets.token_hex(16)
         self.fresh = request.fresh  # whether it begins without the variables of the run before it
-        self.undone = False  # whether the session's state is that of before it
-        self.stage = ""  # what is done before the code can begin, for people
-        self.watchers = 0  # requests that wait for it
+        self.detached = request.detached  # it goes on when nobody waits for it
+        self.told: dict[str, int] = {}  # what clients have been told of its output
         self.state_after_death: Callable[[], str] = str  # says what the next run begins with, should this one die
         self._stale = sorted(recording.start.stale if recording else stale)
         self.report = Report(self.id, session, 0)
@@ -101,34 +93,32 @@ class Run:
         self._news: anyio.Event | None = None  # set at the next piece of output, if somebody waits for it
         self._session = session
         self._journal = journal
-        self._log = CallLog(journal, session, self.id)
-        for call in resumed.calls if resumed else ():
-            self._log.remember(call, entry_of(call))
+        self.questions = Questions(journal, session, self.id, self, expires_s=limits.waits_s, granted=granted)
+        self._plan = Plan(request.approved) if request.dry_run else None
+        self._log = CallLog(journal, session, self.id, self.questions, self._plan)
+        if resumed:
+            self._remember(resumed)
+        self._turn = turn
+        self._turning = anyio.Lock()
+        self._waiting = anyio.CancelScope()  # for its turn
+        self._is_announced = request.id is not None
         self._answers: Answers = router
         self.replayer: Replayer | None = None
         if recording is not None:
-            self.replayer = Replayer(recording, router, live=request.live, resumes=request.resumes)
+            commits = request.dry_run and not request.resumes
+            self.replayer = Replayer(recording, router, live=request.live, resumes=request.resumes, commits=commits)
             self.replayer.halt = self._halt
             self._answers = self.replayer
-        self._decoders = {
-            name: codecs.getincrementaldecoder("utf-8")("backslashreplace") for name in ("stdout", "stderr")
-        }
-        self._texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        self._printed_before = dict(resumed.printed) if resumed else {}  # what the journal has of the output already
+        self._printed = Printed(self._append, limits.output, resumed.printed if resumed else {})
         self._read_before = {name: len(read) for name, read in resumed.readings.items()} if resumed else {}
         self._limits = limits
         self.overflow = overflow
-        self._output_room = 2 * (limits.output + OUTPUT_OVERHEAD)  # of both streams
         self._link: Link | None = None
         self._parent: str | None = None
         self._flags: set[str] = set()
-        self._begun = False
-        self._cancelled = False
-        self._undo = False
         self._halted: McpRuntimeError | None = None
         self._asked = time.perf_counter()
         self._files = Files(limits.files + FILE_OVERHEAD)
-        self.files_came = False  # the content of the files that it changed, as far as it can be read
 
     # what a request may do ------------------------------------------------------------------------
 
@@ -139,8 +129,16 @@ class Run:
         """
         self._cancelled = True
         self._undo = undo
+        self._waiting.cancel()
         if self._link is not None:
             self._link.stop("cancelled")
+
+    def suspend(self) -> None:
+        """Leave it as it is in the journal, where another server finds it and goes on with it."""
+        self._is_suspended = self._cancelled = True
+        self._waiting.cancel()
+        if self._link is not None:
+            self._link.fail("its server ends, and the run goes on in the next")
 
     @property
     def is_cancelled(self) -> bool:
@@ -151,13 +149,68 @@ class Run:
         """What `link` executes from here on is for this run: stopping the run stops it."""
         self._link = link
 
+    @property
+    def state(self) -> Status:
+        """What it does, in the word that clients are told."""
+        if self.finished.is_set():
+            return self.report.status
+        if not self._is_next or (self._turn.is_waiting and not self._begun):
+            return "queued"
+        return "waiting" if self.questions.open else "running"
+
+    @property
+    def goes_on_elsewhere(self) -> bool:
+        """Whether it is to outlive this server: it waits for an answer, or nobody waits for it."""
+        return bool(self.questions.open) or self.detached
+
+    async def announce(self) -> None:
+        """Have it survive the death of the server from here on, though it has not begun; raises `JournalFailed`."""
+        if not self._begun and not self._is_announced and self.request.recording is None:
+            self._is_announced = True
+            request = self.request
+            self._append(RunQueued(self.id, request.code, request.timeout_s, request.key, request.dry_run))
+        await self._journal.flush()
+
+    def snapshot(self) -> Report:
+        """Return what is known of it by now; of its output, what no client has been told yet."""
+        news = self.output_since(self.told)
+        report = replace(self.report, stdout=news["stdout"], stderr=news["stderr"], notes=list(self.report.notes))
+        if not self.finished.is_set():
+            report.status, report.calls = self.state, list(self._log.ledger)
+            report.waiting_for = [
+                Wait(
+                    each.id, each.asked.kind, tuple(each.calls), each.line, tuple(each.asked.hints), each.asked.expires
+                )
+                for each in self.questions.open.values()
+            ]
+            if self.stage and report.status == "running":
+                report.notes.append(f"{self.stage[:1].upper()}{self.stage[1:]}.")
+        return report
+
     def output_since(self, seen: dict[str, int]) -> dict[str, str]:
         """Return what each stream printed since `seen` (stream to pieces), and bring `seen` up to date."""
-        news = {}
-        for name, pieces in self._texts.items():
-            news[name] = "".join(pieces[seen.get(name, 0) :])
-            seen[name] = len(pieces)
-        return news
+        return self._printed.since(seen)
+
+    def has_output_since(self, seen: Mapping[str, int]) -> bool:
+        """Return whether it has printed something since `seen`."""
+        return self._printed.has_since(seen)
+
+    def last_report(self) -> Report:
+        """Return what became of it, with the output that no client has been told yet."""
+        if not self.told:
+            return self.report
+        news = self.output_since(dict(self.told))
+        return replace(self.report, stdout=news["stdout"], stderr=news["stderr"])
+
+    async def heard(self) -> None:
+        """Wait until an answer that it was given has reached the code, or it asks, prints or ends otherwise."""
+        while any(question.answer is not None for question in self.questions.open.values()):
+            await self.news()
+
+    @property
+    def runs_ahead(self) -> int:
+        """How many runs of the server go before it can."""
+        return self._turn.ahead
 
     def elapsed_s(self) -> float:
         """Return the seconds since it was asked for."""
@@ -176,9 +229,26 @@ class Run:
     def enter_stage(self, stage: str) -> None:
         """Tell who waits what is being done before the code can begin; "" when nothing more is."""
         self.stage = stage
-        self._notify()
+        self.notify()
 
-    def _notify(self) -> None:
+    # waiting for an answer --------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Have its time limit stand still, and let others execute."""
+        self._turn.give_back()
+        if self._link is not None:
+            self._link.pause()
+
+    async def go_on(self) -> None:
+        """End the pause, as soon as it may execute again."""
+        async with self._turning:
+            if not self._turn.is_taken:
+                await self._turn.take()
+        if self._link is not None and not self.questions.open:
+            self._link.go_on()
+
+    def notify(self) -> None:
+        """Tell who watches it that something has changed."""
         if self._news is not None:
             self._news.set()
             self._news = None
@@ -192,10 +262,15 @@ class Run:
         """
         self._parent = parent
         self.report.step = step
+        self._is_next = True
+        self.notify()
         try:
+            with self._waiting:
+                await self._turn.take()
             if not self._cancelled:
                 self._link = await get_link()
-            self._begin()
+            if not self._is_suspended:
+                self._begin()
             if self._link is None or self._cancelled:
                 self.report.status, self.undone = "cancelled", True
             else:
@@ -227,16 +302,35 @@ class Run:
             seed=self.seed,
             replays=recording.start.run if recording else None,
             stale=self._stale,
+            dry_run=request.dry_run,
+            approved=list(request.approved),
+            detached=self.detached,
         )
         self._append(start)
+        self.notify()
 
     @property
     def code_name(self) -> str:
         """What tracebacks call its code."""
         return f"<step {self.report.step}>"
 
-    def _append(self, event: RunStarted | RunResumed | ClocksRead | Output | RunFinished | FilesChanged) -> None:
+    def _append(
+        self, event: RunQueued | RunStarted | RunResumed | ClocksRead | Output | RunFinished | FilesChanged
+    ) -> None:
         self._journal.append(self._session, event, self.id)
+
+    def _remember(self, recording: Recording) -> None:
+        """Go on with what it has done in another server."""
+        self.questions.restore(recording)
+        for call in recording.calls:
+            self._log.remember(call, entry_of(call))
+            if self._plan is not None and is_planned(call):
+                self._plan.add(planned_call(call))
+        if self._plan is not None:
+            for asked in recording.asked:
+                answer = recording.answered.get(asked.question)
+                if answer is not None:
+                    (self._plan.allow if answer.decision == "allow" else self._plan.refuse)(asked.covers)
 
     async def _execute_in(self, link: Link) -> None:
         report, request = self.report, self.request
@@ -287,9 +381,21 @@ class Run:
             report.status = "ok"
         else:
             report.status = "crashed" if died else "error"
+        if self._plan is not None and self._plan.calls and report.status in ("ok", "error"):
+            self._conclude_plan(self._plan.calls)
         if stopped is not None or done.status == "interrupted":
             self._flags.add(INTERRUPTED)
         self._note_state(stopped, link)
+
+    def _conclude_plan(self, calls: Sequence[PlannedCall]) -> None:
+        """It has ended, and waits for its plan to be committed; what it did to variables and files is undone."""
+        report = self.report
+        report.status, self.undone = "waiting", True
+        report.waiting_for = plan_waits(calls)
+        if report.error is not None:
+            report.notes.append(
+                "The plan ends where the code could not go on; what follows is planned in another round."
+            )
 
     def _note_state(self, stopped: str | None, link: Link) -> None:
         """Say how the run was stopped, and what the next one begins with."""
@@ -299,7 +405,11 @@ class Run:
         if link.restarts:  # in this run or since the last one
             notes.append(shorten(link.restarts[-1], REASON_CHARS)[0])
             link.restarts.clear()
-        if self.undone:
+        if self.report.status == "waiting":
+            made = sum(entry.status == "ok" for entry in self._log.ledger) if self.request.approved else 0
+            done = "The calls that were committed were made" if made else "Nothing of the plan was done"
+            notes.append(f"{done}; variables and files are as before.")
+        elif self.undone:
             notes.append(self.state_after_death())
         elif stopped is not None:
             notes.append("Variables and files are kept as they were when the code stopped.")
@@ -320,20 +430,17 @@ class Run:
 
     def _finish(self) -> None:
         report = self.report
+        self._turn.give_back()
         report.calls = self._log.ledger
         report.usage["total_ms"] = (time.perf_counter() - self._asked) * 1e3
         report.usage = {name: round(value, 3) for name, value in report.usage.items()}
         flags = {UNDONE} if self.undone else self._flags | ({FRESH} if self.fresh else set())
         try:
-            if not self._begun:
-                self._begin()
-            for name, decoder in self._decoders.items():
-                self._print(name, decoder.decode(b"", final=True), 0)
-            self._append(RunFinished(report.status, report.value, report.error, report.usage, sorted(flags)))
-            self._recording = self._journal.begin_flush()
+            if not self._is_suspended:
+                self._record_end(sorted(flags))
         except (JournalFailed, ValueError) as exc:
             report.notes.append(f"The end of this run could not be journaled: {exc}")
-        report.stdout, report.stderr = "".join(self._texts["stdout"]), "".join(self._texts["stderr"])
+        report.stdout, report.stderr = self._printed.text("stdout"), self._printed.text("stderr")
         if self._link is not None:
             texts = {"stdout": report.stdout, "stderr": report.stderr}
             report.kept = self.overflow.keep(self._link, self.id, texts, report.value)
@@ -341,7 +448,17 @@ class Run:
             self.files_stored.set()
         self._link = None
         self.finished.set()
-        self._notify()
+        self.notify()
+
+    def _record_end(self, flags: list[str]) -> None:
+        report = self.report
+        if not self._begun:
+            self._begin()
+        self._printed.close()
+        if self._printed.differs:
+            report.notes.append("After the crash of the server the code printed something else than before it.")
+        self._append(RunFinished(report.status, report.value, report.error, report.usage, flags))
+        self._recording = self._journal.begin_flush()
 
     async def recorded(self) -> str:
         """Wait until a crash of the server would not lose this run; return what to tell the client if it would."""
@@ -355,36 +472,10 @@ class Run:
     # what the sandbox sends -----------------------------------------------------------------------
 
     def on_output(self, message: wire.Output) -> None:
-        """Take printed bytes; a character that is split between two messages is put together."""
-        decoder = self._decoders.get(message.stream)
-        if decoder is None:
-            return  # a stream that no kernel of ours has
-        self._output_room -= len(message.data)
-        if self._output_room < 0:
-            raise wire.WireError("more output than its kernel lets through")
-        if message.dropped > 0:
-            self._print(
-                message.stream, f"\n[{message.dropped:,} bytes of output dropped: limit reached]\n", message.dropped
-            )
-        self._print(message.stream, decoder.decode(message.data), 0)
-        self._notify()
-
-    def _print(self, stream: str, text: str, dropped: int) -> None:
-        """Take printed text, and journal what of it the journal does not have."""
-        if not text:
-            return
-        self._texts[stream].append(text)
-        before = self._printed_before.get(stream, "")
-        if before:
-            if not before.startswith(text[: len(before)]):
-                self.report.notes.append(
-                    "After the crash of the server the code printed something else than before it."
-                )
-                before = ""
-            self._printed_before[stream] = before[len(text) :]
-            text = text[len(before) :]
-        if text:
-            self._append(Output(stream, text, dropped))
+        """Take what was printed."""
+        if not self._is_suspended:
+            self._printed.take(message)
+            self.notify()
 
     def on_files(self, message: wire.Files) -> None:
         """Note which files changed; their content follows."""
@@ -405,6 +496,8 @@ class Run:
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
         """Answer what the code asks for; what clocks told it before is journaled before."""
+        if self._is_suspended:
+            await anyio.sleep_forever()  # until its sandbox is gone
         try:
             self._note_clocks(message.clocks)
             return await self._answers.answer(message, self._log)

@@ -12,7 +12,7 @@ import re
 import secrets
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Protocol
@@ -21,7 +21,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..errors import InvalidRequest, JournalFailed, SandboxFailed
-from ..journal.events import SandboxEnded, SandboxStarted, TipMoved
+from ..journal.events import Approval, SandboxEnded, SandboxStarted, TipMoved
+from ..journal.replay import Recording
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from ..sandbox.link import Link
@@ -29,7 +30,9 @@ from .calls import Router
 from .home import Arrival, Home
 from .overflow import Overflow
 from .pool import Pool
-from .run import Limits, Request, Run
+from .request import Limits, Request
+from .run import Run
+from .turns import Turns
 
 SAVE_S = 10.0  # for the files of the last run to arrive before a sandbox is given up
 MAX_CODE = 16 * 1024 * 1024  # characters of one run's code; larger things are data, and belong in a file
@@ -53,6 +56,7 @@ class Surroundings(Protocol):
     router: Router
     pool: Pool
     limits: Limits
+    turns: Turns
     lost: dict[str, str]  # runs whose variables cannot be had back, and why
     on_code: Callable[[str], None]
 
@@ -76,6 +80,7 @@ class Session:
         self._asked: dict[str, str] = {}  # idempotency key -> the run that it has started
         self._holders = 0  # requests during which it must not be closed for being idle
         self._has_turn = False  # in its home
+        self.granted: set[str] = set()  # targets of calls that a person has allowed for as long as it lasts
         self.stale: set[str] = set()  # packages of tools that have changed since the last run was asked for
         self.closed = anyio.Event()
         if home is not None:
@@ -112,14 +117,26 @@ class Session:
         """Return the run that the request `key` has started since this session is live."""
         return self._asked.get(key)
 
-    def is_under_way(self, run: str) -> bool:
-        """Return whether that run runs or waits for its turn."""
-        return any(each.id == run for each in self._unfinished)
+    @property
+    def waiting(self) -> list[Run]:
+        """The runs that wait for an answer."""
+        return [run for run in self._unfinished if run.questions.open]
 
-    def start(self, code: str, timeout_s: float, key: str | None = None) -> Run:
+    def under_way(self, run: str) -> Run | None:
+        """Return that run if it runs or waits for its turn."""
+        return next((each for each in self._unfinished if each.id == run), None)
+
+    def runs_before(self, run: Run) -> int:
+        """Return how many of its runs are to end before `run` begins."""
+        return self._unfinished.index(run) if run in self._unfinished else 0
+
+    def start(
+        self, code: str, timeout_s: float, key: str | None = None, *, detached: bool = False, dry_run: bool = False
+    ) -> Run:
         """Queue `code`; it runs when the runs before it are over.
 
-        The same request again, by its key or by its code, is the run that it has started, while that is not over.
+        The same request again, by its key or by its code, is the run that it has started, while that is not over; by
+        its code alone only if somebody is to wait for it.
         """
         if len(code) > MAX_CODE:
             raise InvalidRequest(
@@ -128,14 +145,39 @@ class Session:
             )
         code = strip_fences(code)
         for run in self._unfinished:
-            if run.request.key == key and (key is not None or run.request.code == code) and not run.is_cancelled:
+            is_same = run.request.code == code and run.request.dry_run == dry_run and not detached
+            if run.request.key == key and (key is not None or is_same) and not run.is_cancelled:
                 return run
-        return self.submit(Request(code, timeout_s, key))
+        return self.submit(Request(code, timeout_s, key, dry_run=dry_run, detached=detached))
+
+    def commit(self, plan: Recording, approvals: Sequence[Approval], timeout_s: float) -> Run:
+        """Execute the code of a dry run again, and make those of its planned calls that are approved.
+
+        Raises `InvalidRequest` if the session is not in the state any more that it was planned in.
+        """
+        start = plan.start
+        if self.is_busy or self.tip != start.parent:
+            raise InvalidRequest(
+                f"The session {self.handle} has gone on since run {start.run} was planned.",
+                remedy=f"Plan it again, or go back with replay(action='rewind', step={start.step - 1}) first.",
+            )
+        key = commit_key(start.run)
+        return self.submit(Request(start.code, timeout_s, key, plan, dry_run=True, approved=tuple(approvals)))
 
     def submit(self, request: Request) -> Run:
         """Queue a run."""
         around = self._around
-        run = Run(request, self.id, around.journal, around.router, around.limits, self._overflow, self.stale)
+        run = Run(
+            request,
+            self.id,
+            around.journal,
+            around.router,
+            around.limits,
+            self._overflow,
+            self.stale,
+            turn=around.turns.turn(self.principal),
+            granted=self.granted,
+        )
         self.stale = set()
         self._unfinished.append(run)
         if request.key is not None:
@@ -173,10 +215,16 @@ class Session:
         self._send.close()
 
     def cancel(self) -> None:
-        """Close, and undo what runs or is queued: half a step could not be had back in another sandbox."""
+        """Close; what somebody waits for is undone, for half a step could not be had back in another sandbox.
+
+        What nobody waits for, and what waits for an answer, is left to the next server.
+        """
         self.close()
         for run in self._unfinished:
-            run.cancel(undo=True)
+            if run.goes_on_elsewhere:
+                run.suspend()
+            else:
+                run.cancel(undo=True)
 
     # its task ---------------------------------------------------------------------------------------
 
@@ -282,6 +330,11 @@ class Session:
                 self._around.journal.append(self.id, SandboxEnded(reason))
             except JournalFailed as exc:
                 logger.error("the end of a sandbox of session %s was not journaled: %s", self.id, exc)
+
+
+def commit_key(plan: str) -> str:
+    """Return the idempotency key of the run that commits the dry run `plan`: it is committed once."""
+    return f"commit:{plan}"
 
 
 def new_session_id() -> str:

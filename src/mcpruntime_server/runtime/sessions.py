@@ -5,6 +5,7 @@ A session whose server died is taken over by whoever is asked for it, and a run 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -16,24 +17,29 @@ from anyio.abc import TaskGroup
 
 from ..config import SandboxSettings, ServerSettings
 from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
-from ..journal.events import RunFinished, SessionOpened
+from ..journal.events import Answered, RunFinished, RunQueued, SessionOpened
 from ..journal.replay import UNDONE, Recording, load_recording
-from ..journal.rows import RunRow, SessionRow
+from ..journal.rows import Reply, RunRow, SessionRow
 from ..journal.store import Journal
 from ..kernel import wire
 from ..sandbox import Backend
 from .calls import Router
 from .home import Home
 from .pool import Pool
-from .run import Limits, Request
+from .request import Limits, Request
+from .run import Run
 from .session import HANDLE, SAVE_S, Session, new_session_id
+from .turns import Turns
 
 CLOSE_S = (
     2.5  # for files to arrive when the server ends, interrupted code included: a client kills it after a few seconds
 )
+DAY_S = 86_400.0
 IDLE_CHECK_S = 0.05  # between looks for idle sessions, at least
 RESUME_S = 3600.0  # older runs that a dead server has left go on only when somebody asks for their session
 MAX_RESUMED = 3  # times that a run goes on after the death of its server: it may be what kills it
+MAIL_S = 0.5  # between looks for answers that other processes have left, while a run waits for one
+IDLE_MAIL_S = 5.0  # the same while none does: it may be for a run that a dead server has left
 MB = 1024 * 1024
 VALUE_LIMIT = 256 * 1024  # characters of a value that leave the sandbox; larger ones belong into a file
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
@@ -61,6 +67,7 @@ class Runtime:
         self.pool = pool
         self.backend = backend
         self.limits = limits
+        self.turns = Turns(settings.max_runs, settings.max_runs_per_principal)
         self.lost: dict[str, str] = {}  # runs whose variables cannot be had back, and why
         self.on_code: Callable[[str], None] = lambda _: None  # told of every run's code, before it runs
         self._tasks = tasks
@@ -92,6 +99,14 @@ class Runtime:
     def holds(self, run: str) -> bool:
         """Return whether the end state of `run` is parked, or live, in one of this server's sandboxes."""
         return any(session.home is not None and session.home.holds(run) for session in self._live.values())
+
+    def live_run(self, run: str, principal: str) -> tuple[Session, Run] | None:
+        """Return a run of the principal's that is under way, with its session."""
+        for session in self._live.values():
+            found = session.under_way(run) if session.principal == principal else None
+            if found is not None:
+                return session, found
+        return None
 
     async def _get(self, handle: str | None, principal: str, *, make: bool) -> Session:
         found = self._find(handle, principal)
@@ -134,8 +149,19 @@ class Runtime:
 
         What an older version recorded cannot go on, and what was executed again with recorded answers must not.
         """
+        session = await self._go_on(row)
+        for stored in await self.journal.events(row.id, kind="answered"):
+            if isinstance(stored.event, Answered) and stored.event.scope == "session":
+                session.granted.add(stored.event.target)
+        for queued in await self.journal.queued(row.id):
+            for stored in await self.journal.events(row.id, run=queued.id, kind="run_queued"):
+                if isinstance(stored.event, RunQueued) and session.under_way(queued.id) is None:
+                    session.submit(request_of(stored.event))
+        return session
+
+    async def _go_on(self, row: SessionRow) -> Session:
         tip = await self.journal.run(row.tip) if row.tip else None
-        if tip is None or tip.status != "running" or tip.session != row.id:
+        if tip is None or tip.is_over or tip.session != row.id:
             return self._serve(Session(row, tip, self))
         parent = await self.journal.run(tip.parent) if tip.parent else None
         try:
@@ -150,7 +176,17 @@ class Runtime:
             return self._serve(Session(row, parent, self))
         session = self._serve(Session(row, parent, self))
         start = recording.start
-        session.submit(Request(start.code, start.timeout_s, start.idempotency_key, recording, resumes=True))
+        resumed = Request(
+            start.code,
+            start.timeout_s,
+            start.idempotency_key,
+            recording,
+            resumes=True,
+            dry_run=start.dry_run,
+            approved=tuple(start.approved),
+            detached=True,
+        )
+        session.submit(resumed)
         return session
 
     async def fork(self, at: RunRow, name: str | None, principal: str, purpose: str = "fork") -> Session:
@@ -190,6 +226,32 @@ class Runtime:
                     await self.session(row.id, row.principal)
                 except McpRuntimeError as exc:
                     logger.error("run %s of a dead server does not go on: %s", run.id, exc)
+
+    # answers from elsewhere -----------------------------------------------------------------------
+
+    async def hear_replies(self) -> None:
+        """Take the answers that other processes leave in the journal, for as long as the server runs.
+
+        They are looked for, because a file tells no other process that it has changed; seldom while no run waits.
+        """
+        while True:
+            waits = any(session.waiting for session in self._live.values())
+            await anyio.sleep(MAIL_S if waits else IDLE_MAIL_S)
+            try:
+                for reply in await self.journal.replies():
+                    await self._hear(reply)
+            except McpRuntimeError as exc:
+                logger.error("an answer could not be taken: %s", exc)
+
+    async def _hear(self, reply: Reply) -> None:
+        session = self._live.get(reply.session)
+        if session is None:
+            row = await self.journal.session(reply.session)
+            session = await self.session(row.id, row.principal)  # in which the run goes on, and comes to wait again
+        run = session.under_way(reply.run)
+        if run is not None and reply.question in run.questions.open:
+            told = json.loads(reply.text)
+            run.questions.answer({reply.question: told["answer"]}, told["by"], may_approve=True)
 
     # the lives of sessions ------------------------------------------------------------------------
 
@@ -265,11 +327,17 @@ class Runtime:
 
 def why_not_resumable(recording: Recording) -> str:
     """Return why a run does not go on after the death of its server; "" if it does."""
-    if recording.resumed >= MAX_RESUMED:
+    if recording.resumed >= MAX_RESUMED and not recording.open_questions:
         return f"It has gone on {recording.resumed} times, and its server has died each time."
-    if recording.start.replays:
+    if recording.start.replays and not recording.start.dry_run:
         return "It only executed another run again."
     return "" if recording.start.seed else "It was recorded by an older version, without what it drew of chance."
+
+
+def request_of(queued: RunQueued) -> Request:
+    """Return the request of a run that another server was told of, and has not begun."""
+    key = queued.idempotency_key
+    return Request(queued.code, queued.timeout_s, key, id=queued.run, dry_run=queued.dry_run, detached=True)
 
 
 def check_name(name: str | None) -> None:
@@ -283,9 +351,18 @@ def check_name(name: str | None) -> None:
 
 @asynccontextmanager
 async def open_runtime(
-    settings: ServerSettings, sandbox: SandboxSettings, journal: Journal, router: Router, backend: Backend
+    settings: ServerSettings,
+    sandbox: SandboxSettings,
+    journal: Journal,
+    router: Router,
+    backend: Backend,
+    *,
+    waits_s: float = DAY_S,
 ) -> AsyncIterator[Runtime]:
-    """Run sessions on `backend` until the context is left; then what is under way is cancelled and journaled so."""
+    """Run sessions on `backend` until the context is left; then they are closed, as `Session.cancel` says.
+
+    A question that a run waits for is open for `waits_s`.
+    """
     setup = wire.Setup(
         version=wire.VERSION,
         contained=backend.isolated,
@@ -307,9 +384,11 @@ async def open_runtime(
                     output=sandbox.output_mb * MB,
                     shown=settings.result_chars,
                     items=settings.result_items,
+                    waits_s=waits_s,
                 )
                 runtime = Runtime(settings, journal, router, pool, tasks, backend=backend.name, limits=limits)
                 tasks.start_soon(runtime.retire_idle)
+                tasks.start_soon(runtime.hear_replies)
                 try:
                     yield runtime
                 finally:

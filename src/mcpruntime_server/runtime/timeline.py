@@ -16,7 +16,8 @@ from ..journal.store import Journal
 from .history import find_run, find_session
 from .home import is_exact
 from .report import Report
-from .run import Request, Run
+from .request import Request
+from .run import Run
 from .session import Session, strip_fences
 from .sessions import Runtime
 
@@ -47,7 +48,7 @@ async def target_of(journal: Journal, session: SessionRow, step: int | None, run
 
 def check_end(run: RunRow | None) -> None:
     """Raise `InvalidRequest` if a run has no end state that a session could begin from."""
-    if run is not None and run.status == "running":
+    if run is not None and not run.is_over:
         raise InvalidRequest(f"Run {run.id} is under way.", remedy="Wait for its end, or cancel it.")
     if run is not None and UNDONE in run.flags:
         raise InvalidRequest(
@@ -169,7 +170,7 @@ def check_live(live: Collection[str], packages: Collection[str]) -> None:
 def check_repeatable(targets: Sequence[RunRow]) -> None:
     """Raise `InvalidRequest` if one of the runs cannot be executed again as it was."""
     for row in targets:
-        if row.status == "running":
+        if not row.is_over:
             raise InvalidRequest(f"Run {row.id} is under way.", remedy="Wait for its end, or cancel it.")
         if INTERRUPTED in row.flags:
             raise InvalidRequest(

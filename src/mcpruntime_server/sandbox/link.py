@@ -7,6 +7,7 @@ message, or a message that does not fit the state, close the link (`SandboxFaile
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class _Execution:
     patience: anyio.CancelScope
     parks: bool
     over: anyio.Event = field(default_factory=anyio.Event)
+    left_s: float | None = None  # of its time, while it is paused
     calls: set[anyio.CancelScope] = field(default_factory=set)  # that are being answered
     open_calls: int = 0  # that have come and have not been answered
     done: wire.Done | None = None
@@ -174,6 +176,20 @@ class Link:
         if self._current is not None and self._current.stopped is None:
             self._current.stopped = reason
             self._current.patience.cancel()
+
+    def pause(self) -> None:
+        """Have the time limit of the run that is under way stand still."""
+        current = self._current
+        if current is not None and current.left_s is None:
+            current.left_s = current.patience.deadline - anyio.current_time()
+            current.patience.deadline = math.inf
+
+    def go_on(self) -> None:
+        """End a pause."""
+        current = self._current
+        if current is not None and current.left_s is not None:
+            current.patience.deadline = anyio.current_time() + current.left_s
+            current.left_s = None
 
     def holds(self, number: int) -> bool:
         """Return whether the end state of run `number` is here, as far as can be told."""

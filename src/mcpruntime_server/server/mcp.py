@@ -9,31 +9,28 @@ from collections.abc import Container, Sequence
 from functools import partial
 from typing import Annotated, Any
 
-import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp.types import CallToolResult, ToolAnnotations
+from mcp.types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import Field, ValidationError
 
 from .. import __version__
 from ..config import Config
-from ..errors import McpRuntimeError
+from ..errors import InvalidRequest, McpRuntimeError
 from ..kernel.results import did_you_mean
-from ..runtime.history import load_report
-from ..runtime.session import Session
 from ..runtime.sessions import Runtime
+from .default import PRINCIPAL, DefaultSession
 from .replay import DESCRIPTION as REPLAY
 from .replay import Action, Replay
-from .results import RunResult, answer_of, refusal, result_of
+from .results import RunResult, refusal
+from .runs import Runs
 from .schemas import compact, parameters
 from .watch import watch
 
 LISTED_PACKAGES = 50  # names of upstream packages in the description; `tools.list()` knows the rest
-KEY_CHARS = 200
-KEY = "mcpruntime/idempotency-key"  # in a request's _meta: the same key again is the same request
-PRINCIPAL = "local"  # over stdio, whoever started the process
+MAX_S = 86_400  # that a request may ask for
 
 INSTRUCTIONS = """\
 Write Python and run it with run_code; the interpreter keeps variables, imports and files from call to call.
@@ -53,7 +50,9 @@ def description(packages: Sequence[str]) -> str:
         "the session.\n"
         f"MCP servers as packages: {named}{more}. Find functions with `tools.search('words')`, read them with "
         "`help(tools.NAME.FUNCTION)`, call them like `from tools.NAME import FUNCTION`. Results are plain data with "
-        "attribute access; failures raise tools.ToolError; `tools.map(fn, items)` runs many at once."
+        "attribute access; failures raise tools.ToolError; `tools.map(fn, items)` runs many at once.\n"
+        "Long work goes on when wait_s is over or with background=true: `run` waits for more. dry_run=true plans calls "
+        "that write instead of making them; `answers` commits."
     )
 
 
@@ -68,50 +67,42 @@ def build_server(
         version=__version__,
         instructions=INSTRUCTIONS + ("" if isolated else WARNING),
         log_level="WARNING",
-        tools=[run_tool(config, runtime, default, packages, timed_out), replay_tool(actions, default, timed_out)],
+        tools=[
+            run_tool(Runs(config, runtime, default, timed_out), packages),
+            replay_tool(actions, default, timed_out),
+        ],
     )
 
 
-def run_tool(
-    config: Config, runtime: Runtime, default: DefaultSession, packages: Sequence[str], timed_out: Container[str]
-) -> Tool:
+def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
     """Return the tool `run_code`."""
 
     async def run_code(
-        code: Annotated[str, Field(description="Python source")],
         ctx: Context[Any],
+        code: Annotated[str | None, Field(description="Python source")] = None,
         session: Annotated[str | None, Field(description="Handle from a result, or a name of your own")] = None,
-        timeout_s: Annotated[float | None, Field(gt=0, le=86_400, description="Seconds")] = None,
-    ) -> CallToolResult:
+        timeout_s: Annotated[float | None, Field(gt=0, le=MAX_S)] = None,
+        wait_s: Annotated[float | None, Field(ge=0, le=MAX_S)] = None,
+        background: bool = False,
+        dry_run: bool = False,
+        run: Annotated[str | None, Field(description="Attach to it instead of running code")] = None,
+        answers: Annotated[dict[str, Any] | None, Field(description="To what that run waits for")] = None,
+        cancel: bool = False,
+    ) -> CallToolResult | InputRequiredResult:
         try:
-            key = key_of(ctx)
-            if key is not None and (again := await answered(session, key)) is not None:
-                return again
-            found = await default.find(session)
-            run = found.start(code, timeout_s or config.sandbox.timeout_s, key)
-            await watch(run, ctx, timed_out)
-            if run.failure is not None:
-                raise run.failure
+            if ctx.request_state is not None:
+                return await runs.answer_form(ctx, ctx.request_state, wait_s)
+            if run is not None:
+                if code is not None:
+                    raise InvalidRequest("`code` starts a run and `run` attaches to one.", remedy="Give one of them.")
+                return await runs.attach(ctx, run, answers, wait_s, cancel=cancel)
+            if code is None:
+                raise InvalidRequest("There is nothing to run.", remedy="Give `code`, or `run` to attach to one.")
+            if answers is not None or cancel:
+                raise InvalidRequest("`answers` and `cancel` are about a run.", remedy="Name it with `run`.")
+            return await runs.start(ctx, code, session, timeout_s, wait_s, background=background, dry_run=dry_run)
         except McpRuntimeError as exc:
             return refusal(exc)
-        result = result_of(run.report, found.handle, config.server)  # while the journal is being written
-        result.note = " ".join(filter(None, (result.note, await run.recorded())))
-        return answer_of(result)
-
-    async def answered(session: str | None, key: str) -> CallToolResult | None:
-        """Return what was answered to the same request before, if that is over.
-
-        Between the last look at the session and the return nothing else happens: the caller may start the run.
-        """
-        found = await default.find(session)
-        run = found.run_of(key)
-        if run is None:
-            row = await runtime.journal.find_request(found.id, key)
-            found = await default.find(session)
-            run = found.run_of(key) or (row.id if row and row.status != "running" else None)
-        if run is None or found.is_under_way(run):
-            return None
-        return answer_of(result_of(await load_report(runtime.journal, run), found.handle, config.server))
 
     tool = Tool.from_function(
         run_code,
@@ -166,12 +157,6 @@ def replay_tool(actions: Replay, default: DefaultSession, timed_out: Container[s
     return tool
 
 
-def key_of(ctx: Context[Any]) -> str | None:
-    """Return the idempotency key of a request, if its client gave one."""
-    key = dict(ctx.request_context.meta or {}).get(KEY)
-    return None if key is None else str(key)[:KEY_CHARS]
-
-
 class Server(MCPServer[Any]):
     """The SDK's server, whose refusals name the parameters that would be right."""
 
@@ -191,21 +176,3 @@ class Server(MCPServer[Any]):
                 problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}." for each in exc.__cause__.errors()]
                 raise ToolError(f"[invalid_request] {' '.join(problems)} {parameters(tool)}") from exc
             raise
-
-
-class DefaultSession:
-    """The session of a client that names none: over stdio, one for the life of the process."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._handle: str | None = None
-        self._lock = anyio.Lock()
-
-    async def find(self, handle: str | None) -> Session:
-        """Return the session `handle`, or without one the default, made at its first use."""
-        if handle is not None or self._handle is not None:
-            return await self._runtime.session(self._handle if handle is None else handle, PRINCIPAL)
-        async with self._lock:
-            session = await self._runtime.session(self._handle, PRINCIPAL)
-            self._handle = session.id
-            return session

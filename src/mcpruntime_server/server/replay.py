@@ -75,7 +75,7 @@ class Replay:
         past = await history.load_run(self._journal, target)
         report = past.report
         report.notes += past.damage
-        result = result_of(report, handle, self._config.server)
+        result = result_of(report, handle, self._config)
         return answer_of(result, code=shorten(past.code, self._config.server.result_chars)[0])
 
     async def rewind(self, handle: str, step: int | None, run: str | None, *, cancel: bool) -> CallToolResult:
@@ -112,7 +112,7 @@ class Replay:
         session = await self._session(handle)
         targets = await timeline.rerun_targets(self._journal, session, step, run, only_last=code is not None)
         made = await timeline.rerun(self._runtime, targets, self._principal, code=code, live=live, watch=watch)
-        result = result_of(made.reports[-1], made.session.handle, self._config.server)
+        result = result_of(made.reports[-1], made.session.handle, self._config)
         result.note = " ".join(filter(None, (result.note, verdict(targets, made.differences))))
         return answer_of(result)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel, Field
 
-from ..config import ServerSettings
+from ..config import Config
 from ..errors import McpRuntimeError
 from ..kernel.present import present, shorten
-from ..runtime.calls import LedgerEntry
-from ..runtime.report import Report, shown_value
+from ..runtime.calls import CallStatus, LedgerEntry
+from ..runtime.questions import MODEL
+from ..runtime.report import Report, Status, Wait, shown_value
 
 LISTED_CALLS = 50  # of a ledger; the journal has them all
 LISTED_FILES = 50
@@ -28,7 +29,7 @@ class CallLine(BaseModel):
     """One call that the code made, or `times` like ones: it tells a retry which writes are not to be repeated."""
 
     call: str
-    status: Literal["started", "ok", "error"]
+    status: CallStatus
     ms: float
     times: int = 1
     error: str | None = None
@@ -43,18 +44,30 @@ class ErrorInfo(BaseModel):
     line: int | None = None
 
 
+class WaitLine(BaseModel):
+    """One thing that a run waits for: the decision on `call`, and on `more` like it."""
+
+    id: str
+    kind: str
+    call: str
+    more: list[str] = []
+    line: int | None = None
+    hints: list[str] = []
+
+
 class RunResult(BaseModel):
     """What became of a run."""
 
     run: str
     session: str = Field(description="Pass this back to keep variables and files.")
     step: int
-    status: Literal["running", "ok", "error", "timeout", "crashed", "cancelled"]
+    status: Status
     value: Any = Field(None, description="Last expression or assignment: JSON data, or its repr as text.")
     stdout: str = ""
     stderr: str = ""
     error: ErrorInfo | None = None
     calls: list[CallLine] = []
+    waiting_for: list[WaitLine] = []
     files: list[str] = Field([], description="Workspace files that changed; a removed one has a minus before it.")
     usage: dict[str, float] = {}
     note: str = ""
@@ -80,8 +93,9 @@ def plain(text: str, data: dict[str, Any]) -> CallToolResult:
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=data)
 
 
-def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResult:
+def result_of(report: Report, handle: str, config: Config) -> RunResult:
     """Return `report` cut to the configured size; what was cut is said in the note."""
+    settings = config.server
     limit = settings.result_chars
     stdout, stdout_cut = shorten(report.stdout, limit)
     stderr, stderr_cut = shorten(report.stderr, limit)
@@ -96,6 +110,10 @@ def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResul
         *report.notes,
         *(note_of(name, report) for name, was_cut in cut.items() if was_cut),
         *note_of_rest("lines of calls", lines, f"the last {LISTED_CALLS}", LISTED_CALLS),
+        *note_of_rest(
+            "calls to decide on", len(report.waiting_for), f"the first {settings.result_items}", settings.result_items
+        ),
+        *what_to_do(report, config.policy.approver == MODEL),
         *note_of_rest("changed files", len(files), f"the first {LISTED_FILES}", LISTED_FILES),
     ]
     return RunResult(
@@ -108,10 +126,44 @@ def result_of(report: Report, handle: str, settings: ServerSettings) -> RunResul
         stderr=stderr,
         error=ErrorInfo(**report.error) if report.error else None,
         calls=calls,
+        waiting_for=[wait_line(wait) for wait in report.waiting_for[: settings.result_items]],
         files=files[:LISTED_FILES],
         usage=report.usage,
         note=" ".join(notes),
     )
+
+
+def wait_line(wait: Wait) -> WaitLine:
+    """Return what a run waits for as a client is told."""
+    first, *more = (called(target, args) for target, args in wait.calls)
+    return WaitLine(id=wait.id, kind=wait.kind, call=first, more=more, line=wait.line, hints=list(wait.hints))
+
+
+def what_to_do(report: Report, model_approves: bool) -> list[str]:
+    """Return how a run that is not over is gone on with."""
+    again = f"run_code(run='{report.run}'"
+    if report.status in ("queued", "running"):
+        return [f"{again}) waits for more."]
+    kinds = {wait.kind for wait in report.waiting_for} if report.status == "waiting" else set()
+    notes = []
+    if "approval" in kinds and model_approves:
+        notes.append(f"Answer with {again}, answers={{'q1': 'allow' | 'allow_run' | 'allow_session' | 'deny'}}).")
+    elif "approval" in kinds:
+        notes.append(
+            "A person has to allow this: in the client, where it can ask, or with `mcpruntime-server approvals`. "
+            f"{again}) waits for it."
+        )
+    if "in_doubt" in kinds:
+        notes.append(
+            "The server died while this was called, and it may have been done. Find out, then answer with "
+            f"{again}, answers={{'q1': 'again' | 'fail' | {{'result': ...}}}})."
+        )
+    if "plan" in kinds:
+        notes.append(
+            f"Commit all with {again}, answers={{'*': 'allow'}}), or some by their names; "
+            "{'c1': {'args': {...}}} changes one. What is not named is not done."
+        )
+    return notes
 
 
 def note_of(name: str, report: Report) -> str:
@@ -178,12 +230,14 @@ def folded_lines(report: Report) -> list[CallLine]:
 
 def call_line(entry: LedgerEntry) -> CallLine:
     """Return one line of a ledger, with the arguments as a caller would write them."""
-    name = shorten_name(entry.target.removeprefix("tools."))
-    args = ", ".join(f"{shorten_name(key)}={present(value, CALL_CHARS)['text']}" for key, value in entry.args.items())
     error = shorten(entry.error, CALL_CHARS)[0] if entry.error else None
-    return CallLine(
-        call=f"{name}({shorten(args, CALL_CHARS)[0]})", status=entry.status, ms=round(entry.ms, 1), error=error
-    )
+    return CallLine(call=called(entry.target, entry.args), status=entry.status, ms=round(entry.ms, 1), error=error)
+
+
+def called(target: str, args: Mapping[str, Any]) -> str:
+    """Return a call as its caller would write it."""
+    told = ", ".join(f"{shorten_name(key)}={present(value, CALL_CHARS)['text']}" for key, value in args.items())
+    return f"{shorten_name(target.removeprefix('tools.'))}({shorten(told, CALL_CHARS)[0]})"
 
 
 def text_of(result: RunResult) -> str:
@@ -201,6 +255,9 @@ def text_of(result: RunResult) -> str:
     if result.calls:
         lines.append("calls:")
         lines += [f"  {told(line)}" for line in result.calls]
+    if result.waiting_for:
+        lines.append("waiting for:")
+        lines += [told_wait(wait) for wait in result.waiting_for]
     if result.files:
         lines.append(f"files: {', '.join(result.files)}")
     if result.usage:
@@ -208,6 +265,15 @@ def text_of(result: RunResult) -> str:
     if result.note:
         lines.append(f"note: {result.note}")
     return "\n".join(lines)
+
+
+def told_wait(wait: WaitLine) -> str:
+    """Return what a run waits for as text."""
+    line = f" (line {wait.line})" if wait.line is not None else ""
+    more = [f"    and {call}" for call in wait.more]
+    return "\n".join(
+        [f"  {wait.id} {wait.kind}: {wait.call}{line}", *more, *(f"    hint: {hint}" for hint in wait.hints)]
+    )
 
 
 def told(line: CallLine) -> str:

@@ -21,7 +21,7 @@ def compact(schema: Mapping[str, Any], *, nested: bool = True) -> dict[str, Any]
         if not nested:
             kept = {key: value for key, value in kept.items() if key in ("type", "description", "enum")}
         properties[name] = kept
-    return {"type": "object", "properties": properties, "required": list(schema["required"])}
+    return {"type": "object", "properties": properties, "required": list(schema.get("required", ()))}
 
 
 def parameters(tool: Tool) -> str:

@@ -1,11 +1,12 @@
 """How a request watches a run: progress while it lasts, and what becomes of the run when the request is given up.
 
-A request that its client cancels takes the run with it, if nobody else watches. One that a client has let time out does
-not: such a client asks again, and finds the run.
+A request that its client cancels takes the run that it has started with it, if nobody else watches. One that a client
+has let time out does not: such a client asks again, and finds the run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from typing import Any
 
@@ -16,26 +17,69 @@ from ..runtime.run import Run
 
 HEARTBEAT_S = 15.0  # at least this often a waiting client hears something
 PROGRESS_CHARS = 2_000  # of one progress message
+GATHER_S = 0.1  # for questions that are asked at once to be told at once
+MORE_S = 2.0  # for what comes right after something new to be told with it
 
 
-async def watch(run: Run, ctx: Context[Any], timed_out: Container[str]) -> None:
-    """Wait for the end of `run`; `timed_out` holds the ids of requests that clients have given up waiting for."""
+async def watch(
+    run: Run,
+    ctx: Context[Any],
+    timed_out: Container[str],
+    wait_s: float = math.inf,
+    *,
+    owns: bool = True,
+    until_news: bool = False,
+) -> None:
+    """Wait until `run` is over or waits for an answer, so long at most; with `until_news`, for something new, too.
+
+    `timed_out` holds the ids of requests that clients have given up waiting for. A request that `owns` the run has
+    started it.
+    """
     run.watchers += 1
     try:
-        if (ctx.request_context.meta or {}).get("progress_token") is not None:
-            await report_output(run, ctx)
-        await run.over()
+        with anyio.move_on_after(wait_s):
+            if asks_for_progress(ctx):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(report_output, run, ctx)
+                    await settled(run, until_news=until_news)
+                    tasks.cancel_scope.cancel()
+            else:
+                await settled(run, until_news=until_news)
     except anyio.get_cancelled_exc_class():
-        if run.watchers == 1 and ctx.request_id not in timed_out:
-            run.cancel()
+        if owns and run.watchers == 1 and not run.detached:
+            if ctx.request_id in timed_out:
+                run.detached = True
+            else:
+                run.cancel()
         raise
     finally:
         run.watchers -= 1
 
 
+def asks_for_progress(ctx: Context[Any]) -> bool:
+    """Return whether the client wants to be told of progress."""
+    return (ctx.request_context.meta or {}).get("progress_token") is not None
+
+
+async def settled(run: Run, *, until_news: bool) -> None:
+    """Wait until `run` is over or waits for an answer; with `until_news`, for something new, too."""
+    while not run.finished.is_set():
+        if run.questions.open:
+            with anyio.move_on_after(GATHER_S):
+                await run.over()
+            if run.questions.open:
+                return
+        elif until_news and run.has_output_since(run.told):
+            with anyio.move_on_after(MORE_S):
+                await settled(run, until_news=False)
+            return
+        else:
+            await run.news()
+
+
 async def report_output(run: Run, ctx: Context[Any]) -> None:
     """Send each new piece of output as it comes, and a sign of life where there is none for long."""
-    seen: dict[str, int] = {}
+    seen = dict(run.told)
     count = 0
     stage = ""
     while not run.finished.is_set():
@@ -51,4 +95,4 @@ async def report_output(run: Run, ctx: Context[Any]) -> None:
             await run.news()
         if quiet.cancelled_caught:
             count += 1
-            await ctx.report_progress(count, None, f"still running, {run.elapsed_s():.0f} s")
+            await ctx.report_progress(count, None, f"still {run.state}, {run.elapsed_s():.0f} s")

@@ -45,6 +45,8 @@ class Tool:
     required: frozenset[str]
     open: bool
     effect: Effect
+    destructive: bool  # as it says itself
+    closed: bool  # its answers hold nothing that strangers wrote, as it says itself
     learns: bool
 
     def check(self, server: str, arguments: Mapping[str, Any]) -> None:
@@ -137,9 +139,23 @@ class Catalog:
 
     def effect(self, target: str) -> Effect:
         """Return what a call of `tools.<server>.<tool>` may do, as far as the tool says; what is unknown may write."""
+        tool = self._known(target)
+        return tool.effect if tool else "write"
+
+    def is_destructive(self, target: str) -> bool:
+        """Return whether a tool says that a call of it may destroy something."""
+        tool = self._known(target)
+        return tool is not None and tool.destructive
+
+    def is_open(self, target: str) -> bool:
+        """Return whether the answer to a call may hold what strangers wrote: unless the tool says that it does not."""
+        tool = self._known(target)
+        return tool is None or not tool.closed
+
+    def _known(self, target: str) -> Tool | None:
         _, server, tool = (*target.split(".", 2), "", "")[:3]
         view = self._servers[server].view if server in self._servers else None
-        return view.tools[tool].effect if view and tool in view.tools else "write"
+        return view.tools.get(tool) if view else None
 
     async def prepare(self, target: str) -> None:
         """Have it known what a call of `target` may do; what goes wrong is told to the call itself."""
@@ -291,7 +307,10 @@ def ready_tool(tool: types.Tool, shim: ToolShim) -> Tool:
     """Return `tool` with what a call of it needs to be checked."""
     parts = Document(tool.input_schema).parts(tool.input_schema)
     names, learns = frozenset(parts.properties), not tool.output_schema
-    return Tool(tool.name, shim, names, parts.required, parts.open, effect_of(tool), learns)
+    hints = tool.annotations
+    destructive = hints is not None and hints.destructive_hint is True and not hints.read_only_hint
+    closed = hints is not None and hints.open_world_hint is False
+    return Tool(tool.name, shim, names, parts.required, parts.open, effect_of(tool), destructive, closed, learns)
 
 
 def effect_of(tool: types.Tool) -> Effect:

@@ -1,0 +1,236 @@
+"""What a run waits for: questions that must be answered before a call of its code is made.
+
+A question is in the journal before anybody hears of it, so that it outlives the server. While a run waits, its time
+limit stands still and its turn to execute is somebody else's.
+
+Rule 1: an answer comes once. What it permits is journaled before it is acted on.
+Rule 2: an approval holds for the arguments that it was asked for, unless the person says more.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import anyio
+
+from ..errors import Forbidden, InvalidRequest
+from ..journal.events import Answered, Approval, Asked, canonical_json
+from ..journal.replay import RecordedCall, Recording
+from ..journal.store import Journal
+
+SCOPES: Mapping[str, str] = {"allow": "once", "allow_run": "run", "allow_session": "session"}
+APPROVAL = "approval"
+IN_DOUBT = "in_doubt"
+WORDS: Mapping[str, tuple[str, ...]] = {APPROVAL: (*SCOPES, "deny"), IN_DOUBT: ("again", "fail")}
+MODEL = "model"
+KEPT = 10_000  # answered questions that a live run remembers, to tell who answers twice
+
+
+@dataclass
+class Question:
+    """One thing that a run waits for; `args` are those of the call as it would be made."""
+
+    run: str
+    asked: Asked
+    target: str
+    args: Mapping[str, Any]
+    line: int | None
+    answer: Answered | None = None
+    over: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def id(self) -> str:
+        """Its name, unique in the run."""
+        return self.asked.question
+
+    @property
+    def calls(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """All calls that the answer holds for: targets and arguments."""
+        covered = [(each["target"], json.loads(each["sent"])) for each in self.asked.covers]
+        return [(self.target, self.args), *covered]
+
+
+class Waiting(Protocol):
+    """The run, as its questions know it."""
+
+    def pause(self) -> None:
+        """Have its time limit stand still, and let others execute."""
+        ...
+
+    async def go_on(self) -> None:
+        """End the pause, as soon as it may execute again."""
+        ...
+
+    def notify(self) -> None:
+        """Tell who watches it that something has changed."""
+        ...
+
+
+class Questions:
+    """The questions of one run; `granted` are the targets that were allowed for the whole session."""
+
+    def __init__(
+        self, journal: Journal, session: str, run: str, host: Waiting, *, expires_s: float, granted: set[str]
+    ) -> None:
+        self.open: dict[str, Question] = {}
+        self.find_hints: Callable[[Mapping[str, Any]], Awaitable[list[str]]] | None = None
+        self._journal = journal
+        self._session = session
+        self._run = run
+        self._host = host
+        self._expires_s = expires_s
+        self._granted = granted
+        self._granted_here: set[str] = set()
+        self._count = 0
+        self._answered: dict[str, Answered] = {}
+        self._left_open: dict[int, Asked] = {}  # by call: asked before the server died, and not answered
+        self._unheard: dict[int, tuple[str, Answered]] = {}  # by call: kind and answer that the code was not told of
+
+    def restore(self, recording: Recording) -> None:
+        """Go on with the questions of a run that has begun in another server."""
+        self._count = len(recording.asked)
+        self._answered = dict(recording.answered)
+        self._left_open = dict(recording.open_questions)
+        for asked in recording.asked:
+            answer = recording.answered.get(asked.question)
+            if answer is not None and answer.scope == "run":
+                self._granted_here.add(answer.target)
+            if answer is not None and answer.decision not in ("allow", "again"):
+                self._unheard[asked.call] = asked.kind, answer
+
+    def is_granted(self, target: str) -> bool:
+        """Return whether a person has allowed all calls of `target`."""
+        return target in self._granted or target in self._granted_here
+
+    def is_unmade(self, recorded: RecordedCall) -> bool:
+        """Return whether a recorded call without an end was not made: a person had not allowed it yet, or refused."""
+        asked = self._left_open.get(recorded.call)
+        kind = asked.kind if asked is not None else self._unheard.get(recorded.call, ("",))[0]
+        return kind == APPROVAL
+
+    async def ask(
+        self,
+        kind: str,
+        number: int,
+        target: str,
+        args: Mapping[str, Any],
+        line: int | None,
+        covers: Iterable[Approval] = (),
+    ) -> Answered:
+        """Ask whether call `number` is to be made, and wait for the answer."""
+        unheard = self._unheard.pop(number, None)
+        if unheard is not None:
+            return unheard[1]
+        asked = self._left_open.pop(number, None)
+        if asked is None:
+            asked = await self._ask(kind, number, args, list(covers))
+        question = Question(self._run, asked, target, args, line)
+        if not self.open:
+            self._host.pause()
+        self.open[question.id] = question
+        self._host.notify()
+        try:
+            with anyio.move_on_after(asked.expires - time.time()):
+                await question.over.wait()
+            if question.answer is None:
+                self._settle(question, Answered(question.id, "expired"))
+        finally:
+            self.open.pop(question.id, None)
+            self._host.notify()
+        if not self.open:
+            await self._host.go_on()
+        assert question.answer is not None, "it has just been settled"
+        return question.answer
+
+    async def _ask(self, kind: str, number: int, args: Mapping[str, Any], covers: list[Approval]) -> Asked:
+        self._count += 1
+        name = f"q{self._count}"
+        asked = Asked(name, kind, number, time.time() + self._expires_s, covers, await self.hints_for(args))
+        self._journal.append(self._session, asked, self._run)
+        await self._journal.flush()
+        return asked
+
+    async def hints_for(self, args: Mapping[str, Any]) -> list[str]:
+        """Return where text in the arguments of a call may have come from."""
+        return await self.find_hints(args) if self.find_hints is not None else []
+
+    def withdraw(self, number: int) -> None:
+        """The code waits no more for call `number`."""
+        for question in list(self.open.values()):
+            if question.asked.call == number:
+                self._settle(question, Answered(question.id, "deny", by="code that did not wait"))
+
+    def answer(self, given: Mapping[str, Any], by: str, *, may_approve: bool) -> None:
+        """Answer questions, all of them or none; `*` answers those that are not named.
+
+        Raises `InvalidRequest` for what is not open or is no answer, `Forbidden` where a person has to answer.
+        """
+        rest = {name: given["*"] for name in self.open if name not in given} if "*" in given else {}
+        chosen = {name: value for name, value in {**rest, **given}.items() if name != "*"}
+        if not chosen:
+            raise InvalidRequest(
+                f"Run {self._run} does not wait for an answer.", remedy="Attach to it without answers."
+            )
+        settled = [(self._question(name), value) for name, value in chosen.items()]
+        answers = [(question, parse_answer(question, value, by)) for question, value in settled]
+        for question, _ in answers:
+            if question.asked.kind == APPROVAL and not may_approve:
+                raise Forbidden(
+                    f"Question {question.id} of run {self._run} is for a person: may {question.target} be called?",
+                    remedy=(
+                        "They can answer with `mcpruntime-server approvals`, or in the client where that can ask them."
+                    ),
+                )
+        for question, answer in answers:
+            self._settle(question, answer)
+
+    def _question(self, name: str) -> Question:
+        question = self.open.get(name)
+        if question is None or question.answer is not None:
+            known = self._answered.get(name)
+            if known is not None:
+                raise InvalidRequest(f"Question {name} of run {self._run} was answered already: {known.decision}.")
+            listed = f"Its questions are {', '.join(self.open)}." if self.open else "It does not wait for an answer."
+            raise InvalidRequest(f"Run {self._run} has no question {name!r:.80}.", remedy=listed)
+        return question
+
+    def _settle(self, question: Question, answer: Answered) -> None:
+        """Journal the answer and let the call go on."""
+        self._journal.append(self._session, answer, self._run)
+        question.answer = answer
+        self._answered[question.id] = answer
+        if len(self._answered) > KEPT:
+            del self._answered[next(iter(self._answered))]
+        if answer.scope == "session":
+            self._granted.add(answer.target)
+        if answer.scope == "run":
+            self._granted_here.add(answer.target)
+        if answer.scope != "once":
+            for other in self.open.values():
+                if other.answer is None and other.target == answer.target and other.asked.kind == APPROVAL:
+                    self._settle(other, Answered(other.id, "allow", "once", answer.by))
+        question.over.set()
+
+
+def parse_answer(question: Question, value: Any, by: str) -> Answered:
+    """Return an answer as the journal has it; raises `InvalidRequest` if it is none to this question."""
+    kind = question.asked.kind
+    words = WORDS[kind]
+    if isinstance(value, str) and value in words:
+        decision = "allow" if value in SCOPES else value
+        return Answered(question.id, decision, SCOPES.get(value, "once"), by, question.target)
+    if kind == IN_DOUBT and isinstance(value, dict) and value.keys() == {"result"}:
+        try:
+            canonical_json(value)
+        except ValueError as exc:
+            raise InvalidRequest(f"The result given for {question.id} cannot be kept. {exc}") from exc
+        return Answered(question.id, "result", "once", by, question.target, value["result"])
+    more = ' or {"result": ...}' if kind == IN_DOUBT else ""
+    raise InvalidRequest(
+        f"{json.dumps(value, default=str)[:80]} is no answer to question {question.id}.",
+        remedy=f"Answer with {', '.join(map(repr, words))}{more}.",
+    )

@@ -1,0 +1,51 @@
+"""What is asked of the runtime: code to run, in which world, and within which limits."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from ..journal.events import Approval
+from ..journal.replay import Recording
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may leave behind: bytes of files and of output; characters and items of what a client is shown.
+
+    A question that it waits for is open for `waits_s` seconds.
+    """
+
+    files: int
+    output: int
+    shown: int
+    items: int
+    waits_s: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, and in which world: with a recording, in that one, but for what is `live`.
+
+    `key` is the client's name for the request, `id` the run's if it has one already. A `dry_run` plans what may change
+    something, but for what is `approved`. A `detached` one goes on without anybody waiting for it. A run that
+    `resumes` is the recording's own, goes on where that ends, and meets the world from there. A `fresh` one begins
+    without variables whatever came before it.
+    """
+
+    code: str
+    timeout_s: float
+    key: str | None = None
+    recording: Recording | None = None
+    live: frozenset[str] = frozenset()
+    resumes: bool = False
+    fresh: bool = False
+    id: str | None = None
+    dry_run: bool = False
+    approved: tuple[Approval, ...] = ()
+    detached: bool = False
+
+
+def new_run_id() -> str:
+    """Return an id that nobody can guess."""
+    return f"r_{secrets.token_urlsafe(9)}"

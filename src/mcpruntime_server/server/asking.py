@@ -1,0 +1,98 @@
+"""How a person is asked, through the client, whether calls may be made.
+
+What code wants to call, and with which arguments, comes from a sandbox: it is shown as ASCII JSON, so that nothing in
+it can pass for our own words or hide.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mcp.server.mcpserver import Context
+from mcp.types import ElicitRequestFormParams, ElicitResult
+
+from ..runtime.questions import APPROVAL, SCOPES, Question
+from ..runtime.run import Run
+
+MESSAGE_CHARS = 60_000  # of one form: 200 calls with some arguments each
+CALL_CHARS = 2_000  # of one call's arguments
+FIELD = "decision"
+CHOICES = (*SCOPES, "deny")
+CHOICE_NAMES = ("Allow once", "Allow for this run", "Allow for this session", "Deny")
+CHOICES_OF_MANY = "; what is allowed holds for all calls listed"
+
+
+def can_ask(ctx: Context[Any]) -> bool:
+    """Return whether the client can show a form to a person."""
+    capabilities = ctx.client_capabilities
+    found = capabilities.elicitation if capabilities is not None else None
+    return found is not None and (found.form is not None or found.url is None)
+
+
+def for_person(run: Run) -> list[Question]:
+    """Return what a person has to answer before `run` goes on."""
+    return [question for question in run.questions.open.values() if question.asked.kind == APPROVAL]
+
+
+def grouped(questions: Sequence[Question]) -> dict[str, list[Question]]:
+    """Return questions by the target of the calls."""
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.target, []).append(question)
+    return groups
+
+
+def form(run: Run, handle: str, questions: Sequence[Question]) -> ElicitRequestFormParams:
+    """Return the form that asks for a decision on each tool that is to be called."""
+    lines = [f"Code in the session {json.dumps(handle)} (run {run.id}) wants to make these calls."]
+    properties: dict[str, Any] = {}
+    for number, (target, group) in enumerate(grouped(questions).items(), 1):
+        calls = [(question, called, args) for question in group for called, args in question.calls]
+        shown = target.removeprefix("tools.")
+        lines.append(f"\n{number}. {json.dumps(shown)[1:-1]}, {len(calls)} {'call' if len(calls) == 1 else 'calls'}:")
+        for question, called, args in calls:
+            lines += told_call(question, called, args, target)
+        properties[f"{FIELD}_{number}"] = {
+            "type": "string",
+            "title": f"{number}. {json.dumps(shown)[1:-1]}",
+            "description": f"{len(calls)} calls{CHOICES_OF_MANY}" if len(calls) > 1 else "1 call",
+            "enum": list(CHOICES),
+            "enumNames": list(CHOICE_NAMES),
+        }
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return ElicitRequestFormParams(message=bounded(lines), requested_schema=schema)
+
+
+def told_call(question: Question, target: str, args: Mapping[str, Any], group: str) -> list[str]:
+    """Return one call as lines of the form."""
+    text = json.dumps(args, sort_keys=True)
+    text = text if len(text) <= CALL_CHARS else f"{text[:CALL_CHARS]}... ({len(text):,} characters)"
+    name = "" if target == group else f"{json.dumps(target)[1:-1]} "
+    line = f" (line {question.line})" if question.line else ""
+    return [f"   {name}{text}{line}", *(f"     hint: {json.dumps(hint)[1:-1]}" for hint in question.asked.hints)]
+
+
+def bounded(lines: Sequence[str]) -> str:
+    """Return as many of `lines` as a form can hold, and how many are left out."""
+    size = 0
+    for count, line in enumerate(lines):
+        size += len(line) + 1
+        if size > MESSAGE_CHARS:
+            rest = len(lines) - count
+            return "\n".join([*lines[:count], f"... and {rest} more lines: `mcpruntime-server approvals` shows all."])
+    return "\n".join(lines)
+
+
+def decisions(questions: Sequence[Question], result: ElicitResult) -> dict[str, str]:
+    """Return the answers that a form came back with, by question; none if it was put aside or filled in wrongly."""
+    if result.action == "cancel":
+        return {}
+    content = result.content or {}
+    answers: dict[str, str] = {}
+    for number, group in enumerate(grouped(questions).values(), 1):
+        chosen = "deny" if result.action == "decline" else content.get(f"{FIELD}_{number}")
+        if chosen in CHOICES:
+            answers |= {question.id: str(chosen) for question in group}
+    return answers

@@ -1,0 +1,276 @@
+"""The tool `run_code`: it starts runs, waits for them, and hands them what they wait for.
+
+A run belongs to its session; a request only looks at it. So a request may be over long before its run is, and another
+one goes on looking where it left off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Mapping
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from mcp import MCPError
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult, ElicitRequest, ElicitResult, InputRequiredResult
+
+from ..config import Config
+from ..errors import InvalidRequest, NotFound, Unavailable
+from ..journal.replay import load_recording
+from ..journal.rows import RunRow, SessionRow
+from ..runtime.history import load_report
+from ..runtime.plan import decide
+from ..runtime.questions import MODEL, Question
+from ..runtime.report import Report
+from ..runtime.run import Run
+from ..runtime.session import Session, commit_key
+from ..runtime.sessions import Runtime
+from . import asking
+from .default import PRINCIPAL, DefaultSession
+from .results import RunResult, answer_of, result_of
+from .watch import asks_for_progress, watch
+
+MODERN = "2026-07-28"  # the first protocol in which a result can ask for input
+ROUNDS = 8  # of questions in one request; the SDK's clients give up after ten
+KEY = "mcpruntime/idempotency-key"  # in a request's _meta: the same key again is the same request
+KEY_CHARS = 200
+CANCEL_S = 30.0  # for a cancelled run to end: it is interrupted, then killed
+
+Answer = CallToolResult | InputRequiredResult
+
+
+class Runs:
+    """Starts runs, and finds those that were started."""
+
+    def __init__(self, config: Config, runtime: Runtime, default: DefaultSession, timed_out: Container[str]) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._default = default
+        self._timed_out = timed_out
+
+    async def start(
+        self,
+        ctx: Context[Any],
+        code: str,
+        session: str | None,
+        timeout_s: float | None,
+        wait_s: float | None,
+        *,
+        background: bool,
+        dry_run: bool,
+    ) -> Answer:
+        """Start a run, or find the one that the same request has started before, and wait for it."""
+        key = key_of(ctx)
+        if key is not None and (again := await self._answered(session, key)) is not None:
+            return again
+        found = await self._default.find(session)
+        run = found.start(code, timeout_s or self._config.sandbox.timeout_s, key, detached=background, dry_run=dry_run)
+        return await self._follow(ctx, found, run, 0.0 if background else wait_s)
+
+    async def attach(
+        self, ctx: Context[Any], run: str, answers: Mapping[str, Any] | None, wait_s: float | None, *, cancel: bool
+    ) -> Answer:
+        """Wait for something new of a run, having answered what it waits for, or cancelled it."""
+        found = await self._find(run)
+        if isinstance(found, Report):
+            return await self._past(ctx, found, answers, wait_s, cancel=cancel)
+        session, live = found
+        if cancel:
+            live.cancel()
+            with anyio.move_on_after(CANCEL_S):
+                await live.over()
+        if answers is not None:
+            by_model = self._config.policy.approver == MODEL
+            live.questions.answer(answers, MODEL, may_approve=by_model)
+            with anyio.move_on_after(CANCEL_S):
+                await live.heard()
+        return await self._follow(ctx, session, live, wait_s, owns=False)
+
+    async def answer_form(self, ctx: Context[Any], state: str, wait_s: float | None) -> Answer:
+        """Take the form that a person has filled in, and go on waiting for the run that asked."""
+        name, _, rounds = state.partition(" ")
+        found = await self._find(name)
+        if isinstance(found, Report):
+            return self._told(found, await self._handle_of(found))
+        session, run = found
+        for result in (ctx.input_responses or {}).values():
+            if isinstance(result, ElicitResult):
+                answers = asking.decisions(asking.for_person(run), result)
+                if not answers:
+                    return await self._so_far(session, run)
+                run.questions.answer(answers, "a person, in the client", may_approve=True)
+                await run.heard()
+        return await self._follow(ctx, session, run, wait_s, owns=False, rounds=int(rounds or 0))
+
+    # finding runs -----------------------------------------------------------------------------------
+
+    async def _answered(self, session: str | None, key: str) -> CallToolResult | None:
+        """Return what was answered to the same request before, if that is over.
+
+        Between the last look at the session and the return nothing else happens: the caller may start the run.
+        """
+        journal = self._runtime.journal
+        found = await self._default.find(session)
+        run = found.run_of(key)
+        if run is None:
+            row = await journal.find_request(found.id, key)
+            found = await self._default.find(session)
+            run = found.run_of(key) or (row.id if row and row.is_over else None)
+        if run is None or found.under_way(run) is not None:
+            return None
+        return self._told(await load_report(journal, run), found.handle)
+
+    async def _find(self, run: str) -> tuple[Session, Run] | Report:
+        """Return a run that is under way, with its session, or else what the journal has of it."""
+        live = self._runtime.live_run(run, PRINCIPAL)
+        if live is not None:
+            return live
+        row, session = await self._row_of(run)
+        if not row.is_over:
+            with suppress(Unavailable):  # another server has it: what it has done so far can be told
+                await self._runtime.session(session.id, PRINCIPAL)
+            live = self._runtime.live_run(run, PRINCIPAL)
+        return live or await load_report(self._runtime.journal, run)
+
+    async def _row_of(self, run: str) -> tuple[RunRow, SessionRow]:
+        journal = self._runtime.journal
+        try:
+            row = await journal.run(run)
+            return row, await journal.find_session(row.session, PRINCIPAL)
+        except NotFound:
+            raise NotFound(
+                f"There is no run {run!r:.80}.", remedy="A run's id is in the result that told of it."
+            ) from None
+
+    async def _handle_of(self, report: Report) -> str:
+        row = await self._runtime.journal.session(report.session)
+        return row.name or row.id
+
+    # runs that are over -----------------------------------------------------------------------------
+
+    async def _past(
+        self,
+        ctx: Context[Any],
+        report: Report,
+        answers: Mapping[str, Any] | None,
+        wait_s: float | None,
+        *,
+        cancel: bool,
+    ) -> Answer:
+        """Tell of a run that is not under way here; a plan can be committed."""
+        if cancel:
+            raise InvalidRequest(f"Run {report.run} is not under way here: {report.status}.")
+        if answers is None:
+            return self._told(report, await self._handle_of(report))
+        if report.status != "waiting" or not any(wait.kind == "plan" for wait in report.waiting_for):
+            raise InvalidRequest(f"Run {report.run} waits for no answer: {report.status}.")
+        session, run = await self._commit(report.run, answers)
+        return await self._follow(ctx, session, run, wait_s)
+
+    async def _commit(self, plan: str, answers: Mapping[str, Any]) -> tuple[Session, Run]:
+        """Execute the code of a dry run again, making what is approved of its plan."""
+        row, owner = await self._row_of(plan)
+        journal, policy = self._runtime.journal, self._config.policy
+        recording = await load_recording(journal, row)
+        approvals = decide(recording, answers)
+        if policy.approver == MODEL:
+            approvals = [replace_person(each) for each in approvals]
+        if row.finished is not None and time.time() - row.finished > policy.expires_s:
+            raise InvalidRequest(f"The plan of run {plan} has expired.", remedy="Plan it again.")
+        before = await journal.find_request(owner.id, commit_key(plan))
+        if before is not None:
+            raise InvalidRequest(
+                f"The plan of run {plan} was committed already.", remedy=f"Attach to run {before.id}, which did so."
+            )
+        session = await self._runtime.known_session(owner.id, PRINCIPAL)
+        if session.run_of(commit_key(plan)) is not None:
+            raise InvalidRequest(f"The plan of run {plan} is being committed already.")
+        return session, session.commit(recording, approvals, recording.start.timeout_s)
+
+    # waiting ----------------------------------------------------------------------------------------
+
+    async def _follow(
+        self, ctx: Context[Any], session: Session, run: Run, wait_s: float | None, *, owns: bool = True, rounds: int = 0
+    ) -> Answer:
+        """Wait for a run, asking people what it wants to know, and tell what there is."""
+        settings = self._config.server
+        usual_s = settings.wait_progress_s if asks_for_progress(ctx) else settings.wait_s
+        until = anyio.current_time() + (usual_s if wait_s is None else wait_s)
+        while True:
+            left_s = max(until - anyio.current_time(), 0.0)
+            if left_s or run.finished.is_set():
+                await watch(run, ctx, self._timed_out, left_s, owns=owns, until_news=not owns)
+            questions = asking.for_person(run)
+            if run.finished.is_set() or not questions or not asking.can_ask(ctx) or not left_s:
+                break
+            if ctx.protocol_version is not None and ctx.protocol_version >= MODERN:
+                if rounds >= ROUNDS:
+                    break
+                request = ElicitRequest(params=asking.form(run, session.handle, questions))
+                run.detached = True
+                return InputRequiredResult(input_requests={"approval": request}, request_state=f"{run.id} {rounds + 1}")
+            if not await self._ask(ctx, session, run, questions):
+                break
+            until = max(until, anyio.current_time() + 1.0)  # a person may take longer than a request
+        if not run.finished.is_set():
+            return await self._so_far(session, run)
+        if run.failure is not None:
+            raise run.failure
+        result = self._result(run.last_report(), session.handle)  # while the journal is being written
+        result.note = " ".join(filter(None, (result.note, await run.recorded())))
+        return answer_of(result)
+
+    async def _ask(self, ctx: Context[Any], session: Session, run: Run, questions: list[Question]) -> bool:
+        """Ask a person through a client of the older protocols; return whether something was answered."""
+        params = asking.form(run, session.handle, questions)
+        answers: dict[str, str] = {}
+        async with anyio.create_task_group() as tasks:
+
+            async def elsewhere() -> None:
+                await run.heard()
+                tasks.cancel_scope.cancel()  # the question was answered in another place
+
+            tasks.start_soon(elsewhere)
+            with suppress(MCPError):  # the client cannot ask after all
+                result = await ctx.session.elicit_form(
+                    params.message, params.requested_schema, related_request_id=ctx.request_id
+                )
+                answers = asking.decisions(questions, result)
+            tasks.cancel_scope.cancel()
+        still_open = {name: answer for name, answer in answers.items() if name in run.questions.open}
+        if still_open:
+            run.questions.answer(still_open, "a person, in the client", may_approve=True)
+            await run.heard()
+        return any(question.answer is not None for question in questions)
+
+    async def _so_far(self, session: Session, run: Run) -> CallToolResult:
+        """Tell what there is of a run that goes on without this request."""
+        run.detached = True
+        await run.announce()
+        report = run.snapshot()
+        before = session.runs_before(run)
+        if before:
+            report.notes.append(f"{before} {'run' if before == 1 else 'runs'} of this session come first.")
+        elif report.status == "queued":
+            ahead = run.runs_ahead
+            report.notes.append(f"{ahead} other runs come first." if ahead else "It is about to begin.")
+        return self._told(report, session.handle)
+
+    def _told(self, report: Report, handle: str) -> CallToolResult:
+        return answer_of(self._result(report, handle))
+
+    def _result(self, report: Report, handle: str) -> RunResult:
+        return result_of(report, handle, self._config)
+
+
+def replace_person(approval: Any) -> Any:
+    """Return an approval as if a person had given it."""
+    return {**approval, "person": True}
+
+
+def key_of(ctx: Context[Any]) -> str | None:
+    """Return the idempotency key of a request, if its client gave one."""
+    key = dict(ctx.request_context.meta or {}).get(KEY)
+    return None if key is None else str(key)[:KEY_CHARS]
