@@ -16,6 +16,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from .planned import PlanEnds, Planned, check_known
 from .results import Slot, did_you_mean, map_concurrently, record
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
@@ -63,15 +64,24 @@ class ToolArgumentError(ToolError, TypeError):
     __module__ = PACKAGE
 
 
+class ToolDeniedError(ToolError):
+    """A call is not allowed: by the server's settings, or by the person who was asked."""
+
+    __module__ = PACKAGE
+
+
 class ToolUnavailableError(ToolError, ImportError):
     """A server's module cannot be made because the server does not answer."""
 
     __module__ = PACKAGE
 
 
+ERRORS: dict[str, type[ToolError]] = {"invalid_arguments": ToolArgumentError, "denied": ToolDeniedError}  # by kind
+
+
 def raise_tool_error(error: HostError, tool: str, arguments: Any) -> NoReturn:
     """Raise the `ToolError` that sandboxed code is to see instead of `error`."""
-    cls = ToolArgumentError if error.kind == "invalid_arguments" else ToolError
+    cls = ERRORS.get(error.kind, ToolError)
     raise cls(error.message, tool=tool, arguments=arguments, kind=error.kind, data=record(error.data)) from None
 
 
@@ -93,6 +103,8 @@ def ask(target: str, arguments: dict[str, Any], tool: str) -> Any:
     try:
         return record(host.call(target, arguments))
     except HostError as error:
+        if error.kind == "planned":
+            return Planned(tool, error.data["call"])
         raise_tool_error(error, tool, arguments)
 
 
@@ -101,6 +113,8 @@ async def aask(target: str, arguments: dict[str, Any], tool: str) -> Any:
     try:
         return record(await host.acall(target, arguments))
     except HostError as error:
+        if error.kind == "planned":
+            return Planned(tool, error.data["call"])
         raise_tool_error(error, tool, arguments)
 
 
@@ -135,6 +149,8 @@ class Parameters:
         missing = [name for name in self.required if name not in given]
         if missing:
             self.refuse(f"needs {', '.join(map(repr, missing))}.")
+        if Planned.any_made:
+            check_known(given)
         return {self.wire.get(name, name): sendable(value) for name, value in given.items() if self.sends(name, value)}
 
     def sends(self, name: str, value: Any) -> bool:
@@ -235,7 +251,9 @@ PUBLIC: dict[str, Any] = {
     "Slot": Slot,
     "ToolError": ToolError,
     "ToolArgumentError": ToolArgumentError,
+    "ToolDeniedError": ToolDeniedError,
     "ToolUnavailableError": ToolUnavailableError,
+    "PlanEnds": PlanEnds,
 }
 
 

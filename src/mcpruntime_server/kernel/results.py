@@ -7,6 +7,8 @@ Rule 3: nothing here knows where results come from.
 
 from __future__ import annotations
 
+from .planned import PlanEnds
+
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterable
@@ -137,6 +139,9 @@ def map_concurrently(fn: Callable[[Any], Any], items: Iterable[Any], max_concurr
             thread.join()
     finally:
         stopped.set()  # an interrupted map starts nothing more
+    for slot in slots:
+        if isinstance(slot.error, PlanEnds):  # of the whole run, and no item's outcome
+            raise slot.error
     return slots
 
 

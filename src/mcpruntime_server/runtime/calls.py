@@ -20,6 +20,7 @@ from ..errors import CallFailed, JournalFailed
 from ..journal.events import Answered, Approval, CallFinished, CallStarted, canonical_json
 from ..journal.replay import RecordedCall
 from ..journal.store import Journal
+from ..kernel.planned import TEXT as PLANNED_TEXT
 from ..kernel.wire import ABANDON, Call, Reply
 from .plan import PLANNED, Key, Plan, PlannedCall
 from .questions import APPROVAL, IN_DOUBT, Questions
@@ -50,6 +51,7 @@ class Route:
 
 
 CallStatus = Literal["started", "waiting", "ok", "error", "denied", "planned"]
+USES_PLANNED = PLANNED_TEXT.partition("{")[0]  # in arguments: text that stands for a result that there is not yet
 STATUS_OF: Mapping[str, CallStatus] = {"denied": "denied", PLANNED: "planned"}  # by kind of error; others are errors
 
 
@@ -272,6 +274,8 @@ class Router:
         if approval is None:
             message = f"{call.target} may change something: it is planned, and not made."
             hints = await log.questions.hints_for(call.args)
+            if USES_PLANNED in log.key(number)[1]:
+                hints.append("The arguments hold the result of a planned call: it is planned again when that is known.")
             plan.add(PlannedCall(number, call.target, call.args, call.line, tuple(hints)))
             raise CallFailed(PLANNED, message, data={"call": number, "hints": hints})
         if not approval["sent"]:

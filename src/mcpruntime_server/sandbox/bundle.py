@@ -14,6 +14,7 @@ PLAIN_MARSHAL = 2  # a version of the format that every Python reads, for text, 
 MODULES = (  # of the kernel
     "wire",
     "present",
+    "planned",
     "results",
     "guest",
     "channel",
