@@ -34,8 +34,10 @@ async def test_killed_servers_double_no_call_and_lose_nothing_that_they_told(tmp
     moments = sum((client.moments for client in clients), Counter())
     calls = sum(len(client.lines()) for client in clients)
     resumed = sum(client.resumed for client in clients)
+    doubts = sum(client.doubts for client in clients)
     kills = sum(client.kills for client in clients)
-    print(f"{kills} kills {dict(moments)}, {calls} calls, {resumed} times a run went on, steps {dict(ends)}")
+    print(f"{kills} kills {dict(moments)}, {calls} calls, {doubts} in doubt")
+    print(f"{resumed} times a run went on, steps {dict(ends)}")
 
 
 def make_client(folder: Path, number: int) -> Client:

@@ -83,6 +83,7 @@ class Run:
         self.fresh = request.fresh  # whether it begins without the variables of the run before it
         self.detached = request.detached  # it goes on when nobody waits for it
         self.told: dict[str, int] = {}  # what clients have been told of its output
+        self.told_questions: set[str] = set()
         self.state_after_death: Callable[[], str] = str  # says what the next run begins with, should this one die
         self._stale = sorted(recording.start.stale if recording else stale)
         self.report = Report(self.id, session, 0)

@@ -201,7 +201,8 @@ class Runs:
         while True:
             left_s = max(until - anyio.current_time(), 0.0)
             if left_s or run.finished.is_set():
-                await watch(run, ctx, self._timed_out, left_s, owns=owns, until_news=not owns)
+                known = () if asking.can_ask(ctx) else run.told_questions
+                await watch(run, ctx, self._timed_out, left_s, owns=owns, until_news=not owns, known=known)
             questions = asking.for_person(run)
             if run.finished.is_set() or not questions or not asking.can_ask(ctx) or not left_s:
                 break
@@ -250,6 +251,7 @@ class Runs:
         run.detached = True
         await run.announce()
         report = run.snapshot()
+        run.told_questions.update(run.questions.open)
         before = session.runs_before(run)
         if before:
             report.notes.append(f"{before} {'run' if before == 1 else 'runs'} of this session come first.")

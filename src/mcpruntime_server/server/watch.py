@@ -7,7 +7,7 @@ has let time out does not: such a client asks again, and finds the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Collection, Container
 from typing import Any
 
 import anyio
@@ -29,8 +29,9 @@ async def watch(
     *,
     owns: bool = True,
     until_news: bool = False,
+    known: Collection[str] = (),
 ) -> None:
-    """Wait until `run` is over or waits for an answer, so long at most; with `until_news`, for something new, too.
+    """Wait until `run` is over or asks something that is not `known`, so long at most; `until_news`: or prints something.
 
     `timed_out` holds the ids of requests that clients have given up waiting for. A request that `owns` the run has
     started it.
@@ -41,10 +42,10 @@ async def watch(
             if asks_for_progress(ctx):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(report_output, run, ctx)
-                    await settled(run, until_news=until_news)
+                    await settled(run, known, until_news=until_news)
                     tasks.cancel_scope.cancel()
             else:
-                await settled(run, until_news=until_news)
+                await settled(run, known, until_news=until_news)
     except anyio.get_cancelled_exc_class():
         if owns and run.watchers == 1 and not run.detached:
             if ctx.request_id in timed_out:
@@ -61,17 +62,17 @@ def asks_for_progress(ctx: Context[Any]) -> bool:
     return (ctx.request_context.meta or {}).get("progress_token") is not None
 
 
-async def settled(run: Run, *, until_news: bool) -> None:
-    """Wait until `run` is over or waits for an answer; with `until_news`, for something new, too."""
+async def settled(run: Run, known: Collection[str], *, until_news: bool) -> None:
+    """Wait until `run` is over or asks something that is not `known`; with `until_news`, or prints something."""
     while not run.finished.is_set():
-        if run.questions.open:
+        if run.questions.open.keys() - known:
             with anyio.move_on_after(GATHER_S):
                 await run.over()
-            if run.questions.open:
+            if run.questions.open.keys() - known:
                 return
         elif until_news and run.has_output_since(run.told):
             with anyio.move_on_after(MORE_S):
-                await settled(run, until_news=False)
+                await settled(run, known, until_news=False)
             return
         else:
             await run.news()
