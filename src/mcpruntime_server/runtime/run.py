@@ -37,7 +37,7 @@ from .history import entry_of, plan_waits
 from .overflow import Overflow
 from .plan import Plan, PlannedCall, is_planned, planned_call
 from .printed import Printed
-from .questions import Questions
+from .questions import Question, Questions
 from .replayer import Replayer
 from .report import Report, Status, Wait, checked_error, checked_readings, checked_usage, checked_value
 from .request import Limits, Request, new_run_id
@@ -206,6 +206,11 @@ class Run:
     async def heard(self) -> None:
         """Wait until an answer that it was given has reached the code, or it asks, prints or ends otherwise."""
         while any(question.answer is not None for question in self.questions.open.values()):
+            await self.news()
+
+    async def until_answered(self, questions: Sequence[Question]) -> None:
+        """Wait until one of its questions is answered, or it is over."""
+        while not self.finished.is_set() and all(question.answer is None for question in questions):
             await self.news()
 
     @property

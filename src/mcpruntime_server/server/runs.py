@@ -230,7 +230,7 @@ class Runs:
         async with anyio.create_task_group() as tasks:
 
             async def elsewhere() -> None:
-                await run.heard()
+                await run.until_answered(questions)
                 tasks.cancel_scope.cancel()  # the question was answered in another place
 
             tasks.start_soon(elsewhere)

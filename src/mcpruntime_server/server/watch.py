@@ -31,7 +31,7 @@ async def watch(
     until_news: bool = False,
     known: Collection[str] = (),
 ) -> None:
-    """Wait until `run` is over or asks something that is not `known`, so long at most; `until_news`: or prints something.
+    """Wait until `run` is over or asks what is not `known`, so long at most; with `until_news`, or prints something.
 
     `timed_out` holds the ids of requests that clients have given up waiting for. A request that `owns` the run has
     started it.
