@@ -20,6 +20,7 @@ from ..journal.rows import Stored
 from ..journal.store import Journal
 from ..runtime.history import fields_of, find_run, find_session
 from . import replay
+from .approvals import add_approvals
 from .printing import Screen, lines_of, print_json, printer, safe, when
 
 LOG_BYTES = 5_000_000  # of one log file; one older one is kept
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     image.add_argument("--force", action="store_true", help="even if it is up to date")
     replay.add_replay(verbs)
     replay.add_gc(verbs)
+    add_approvals(verbs)
     listing = add("sessions", replay.list_sessions, "list the sessions; the same as `replay list`", to_json=True)
     listing.add_argument("--all", action="store_true", help="those too that only served to run something again")
     listing.set_defaults(full=False)

@@ -6,6 +6,7 @@ rest is told.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,18 +71,14 @@ class PastRun:
     def open_waits(self) -> list[Wait]:
         """What it waits for before it can go on, if it has not ended."""
         calls = {call.call: call for call in self.calls}
-        return [
-            Wait(
-                asked.question,
-                asked.kind,
-                tuple((call.target, args_of(call)) for call in [calls[asked.call]]),
-                calls[asked.call].line,
-                tuple(asked.hints),
-                asked.expires,
-            )
-            for asked in self.asked
-            if asked.call in calls
-        ]
+        asked_of = [(asked, calls[asked.call]) for asked in self.asked if asked.call in calls]
+        return [wait_of(asked, call.target, args_of(call), call.line) for asked, call in asked_of]
+
+
+def wait_of(asked: Asked, target: str, args: Mapping[str, Any], line: int | None) -> Wait:
+    """Return what a run waits for that has asked about a call, and about those that the answer holds for, too."""
+    covered = ((each["target"], json.loads(each["sent"])) for each in asked.covers)
+    return Wait(asked.question, asked.kind, ((target, args), *covered), line, tuple(asked.hints), asked.expires)
 
 
 def plan_waits(calls: Iterable[PlannedCall]) -> list[Wait]:

@@ -33,13 +33,13 @@ from ..kernel.present import shorten
 from ..sandbox.link import Link
 from .calls import Answers, CallLog, Router
 from .files import Files
-from .history import entry_of, plan_waits
+from .history import entry_of, plan_waits, wait_of
 from .overflow import Overflow
 from .plan import Plan, PlannedCall, is_planned, planned_call
 from .printed import Printed
 from .questions import Question, Questions
 from .replayer import Replayer
-from .report import Report, Status, Wait, checked_error, checked_readings, checked_usage, checked_value
+from .report import Report, Status, checked_error, checked_readings, checked_usage, checked_value
 from .request import Limits, Request, new_run_id
 from .turns import Turn
 
@@ -179,10 +179,7 @@ class Run:
         if not self.finished.is_set():
             report.status, report.calls = self.state, list(self._log.ledger)
             report.waiting_for = [
-                Wait(
-                    each.id, each.asked.kind, tuple(each.calls), each.line, tuple(each.asked.hints), each.asked.expires
-                )
-                for each in self.questions.open.values()
+                wait_of(each.asked, each.target, each.args, each.line) for each in self.questions.open.values()
             ]
             if self.stage and report.status == "running":
                 report.notes.append(f"{self.stage[:1].upper()}{self.stage[1:]}.")

@@ -1,0 +1,137 @@
+"""Answers that are given on the command line, while a server runs and while none does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.server.client import Connection
+from tests.server.killing import serve
+from tests.server.test_approvals import IMPORT, World, attach, choose
+
+from .conftest import HOSTILE, Done, command
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def approvals(world: World, *words: str) -> Done:
+    return await anyio.to_thread.run_sync(lambda: command("--config", world.settings, "approvals", *words))
+
+
+async def run_on(connection: Connection, run: str) -> str:
+    """Return the status of a run at the next thing that it does."""
+    status: str = (await attach(connection.client, run)).status
+    return status
+
+
+async def test_what_is_waited_for_is_listed_in_full_and_nothing_in_it_reaches_the_terminal(world: World) -> None:
+    code = f"{IMPORT}\nadd(item={HOSTILE!r} + 'x' * 5000)"
+    async with world.client() as connection:
+        told = await connection.run(code, session="report")
+        listed = await approvals(world)
+        data = json.loads((await approvals(world, "--json")).stdout)
+    assert listed.returncode == 0
+    assert listed.stdout.isascii()
+    assert "\x1b" not in listed.stdout
+    assert "x" * 5000 in listed.stdout
+    assert f"run {told.run} q1  session report  May this be called?" in listed.stdout
+    assert "counted.add " in listed.stdout
+    assert "(line 4)" in listed.stdout
+    assert "expires in 1440 min" in listed.stdout
+    [question] = data
+    assert question["calls"] == [{"target": "tools.counted.add", "args": {"item": HOSTILE + "x" * 5000}}]
+    assert (question["run"], question["question"], question["session"]) == (told.run, "q1", "report")
+
+
+@pytest.mark.parametrize(("word", "value"), [("allow", 0), ("deny", "denied")])
+async def test_an_answer_reaches_the_server_that_runs(world: World, word: str, value: object) -> None:
+    code = f"{IMPORT}try: r = add(item='a').result\nexcept tools.ToolDeniedError as e: r = e.kind\nr"
+    async with world.client() as connection:
+        told = await connection.run(code)
+        done = await approvals(world, told.run, "q1", word)
+        assert (done.returncode, done.stdout) == (0, "1 answer is left for the server. The run goes on.\n")
+        again = await approvals(world, told.run, "q1", word)
+        assert again.returncode == 2
+        ended = await attach(connection.client, told.run)
+        assert (ended.status, ended.value) == ("ok", value)
+        assert (await approvals(world)).stdout == "No run waits for an answer.\n"
+
+
+async def test_one_answer_allows_a_loop(world: World) -> None:
+    async with world.client() as connection:
+        told = await connection.run(f"{IMPORT}[add(item=str(i)).result for i in range(30)]")
+        await approvals(world, told.run, "q1", "allow_run")
+        ended = await attach(connection.client, told.run)
+    assert ended.value == list(range(30))
+
+
+async def test_all_that_is_asked_at_once_is_answered_at_once(world: World) -> None:
+    code = f"{IMPORT}len(tools.map(lambda i: add(item=str(i)), range(10), max_concurrency=10))"
+    async with world.client() as connection:
+        told = await connection.run(code)
+        while len(json.loads((await approvals(world, "--json")).stdout)) < 10:
+            pass
+        assert "10 answers are left" in (await approvals(world, told.run, "all", "allow")).stdout
+        while (ended := await attach(connection.client, told.run)).status == "waiting":
+            pass
+    assert ended.value == 10
+    assert len(world.done) == 10
+
+
+async def test_an_answer_is_kept_for_a_server_that_is_started_later(world: World) -> None:
+    async with serve(world.settings) as server:
+        await server.greet()
+        told = await server.run(f"{IMPORT}add(item='a').result", "s")
+        server.process.kill()
+    done = await approvals(world, told["run"], "q1", "allow")
+    assert done.stdout.endswith("The run goes on when a server is started on this data folder.\n")
+    assert "(answered, and not heard yet)" in (await approvals(world)).stdout
+    async with world.client() as connection:
+        while (status := await run_on(connection, told["run"])) == "waiting":
+            pass
+        assert status == "ok"
+    assert world.done == ["add a"]
+
+
+async def test_a_person_who_is_asked_in_the_client_can_answer_elsewhere(world: World) -> None:
+    asked = anyio.Event()
+
+    class Slow:
+        async def __call__(self, context: object, params: object) -> object:
+            asked.set()
+            await anyio.sleep_forever()
+            return None
+
+    async with world.client(mode="legacy", elicitation_callback=Slow()) as connection:
+        async with anyio.create_task_group() as tasks:
+
+            async def answer() -> None:
+                await asked.wait()
+                [question] = json.loads((await approvals(world, "--json")).stdout)
+                await approvals(world, question["run"], "q1", "allow")
+
+            tasks.start_soon(answer)
+            told = await connection.run(f"{IMPORT}add(item='a').result")
+        assert (told.status, told.value) == ("ok", 0)
+
+
+async def test_mistakes_are_named(world: World) -> None:
+    async with world.client(elicitation_callback=choose("cancel")) as connection:
+        told = await connection.run(f"{IMPORT}add(item='a')")
+        for words, problem in (
+            (("r_none", "q1", "allow"), "does not wait for an answer"),
+            ((told.run, "q7", "allow"), "does not wait for an answer to 'q7'"),
+            ((told.run, "q1", "again"), "'again' is no answer to question q1"),
+            ((told.run, "q1", "yes"), "Use allow, allow_run, allow_session, deny."),
+            ((told.run, "q1"), "An answer needs a run, a question and the answer."),
+        ):
+            done = await approvals(world, *words)
+            assert (done.returncode, problem in done.stderr) == (2, True), done
+        assert [each["answered"] for each in json.loads((await approvals(world, "--json")).stdout)] == [False]
+    assert world.done == []
