@@ -55,7 +55,7 @@ def test_server_toml_lists_every_setting_with_its_default() -> None:
         assert list(listed.pop(section)) == list(model.model_fields)
     assert listed == {}
     shown = load(ROOT / "server.toml", environ={})
-    assert shown.sandbox == Config().sandbox
+    assert (shown.sandbox, shown.policy) == (Config().sandbox, Config().policy)
     assert shown.server.model_copy(update={"data_dir": Path(), "shims_dir": Path()}) == Config().server
 
 
@@ -230,6 +230,124 @@ def test_json_that_cannot_be_imported_is_explained(tmp_path: Path, text: str, re
     assert str(path) in str(caught.value)
 
 
+# policy -------------------------------------------------------------------------------------------
+
+
+RULES = """
+    [policy]
+    write = "ask"
+    [policy.tools]
+    github = "ask"
+    "github.get_*" = "allow"
+    "*.delete_[a-z]?*" = "deny"
+    "größe.नमस्ते" = "deny"
+"""
+
+
+def test_rules_are_a_table_and_shown_as_they_were_given(file: Path) -> None:
+    config = loaded(file, RULES, {"MCPRUNTIME_POLICY__DESTRUCTIVE": "allow", "MCPRUNTIME_POLICY__EXPIRES_S": "5"})
+    policy = config.policy
+    assert (policy.read, policy.write, policy.destructive) == ("allow", "ask", "allow")
+    assert (policy.approver, policy.expires_s) == ("person", 5.0)
+    assert list(policy.tools.items()) == [
+        ("github", "ask"),
+        ("github.get_*", "allow"),
+        ("*.delete_[a-z]?*", "deny"),
+        ("größe.नमस्ते", "deny"),
+    ]
+    shown = describe(config)
+    assert 'destructive = "allow"  # environment, MCPRUNTIME_POLICY__DESTRUCTIVE' in shown
+    assert '"github.get_*" = "allow", "*.delete_[a-z]?*" = "deny"' in shown
+    assert loaded(file, shown).policy == policy
+
+
+def test_rules_can_be_written_in_one_line(file: Path) -> None:
+    assert loaded(file, '[policy]\ntools = { "a.b" = "deny", c = "ask" }').policy.tools == {"a.b": "deny", "c": "ask"}
+
+
+NO_TOOL = [
+    "",
+    ".",
+    "a.",
+    ".a",
+    "a.b.c",
+    "tools.a.b",
+    "my-server",
+    "a.do-it",
+    "a b",
+    "a.b\n",
+    "[",
+    "a.[",
+    "]",
+    "[]",
+    "[!]",
+    "a.[b",
+    "a.b]",
+    "[a.b]",
+    "a[[]",
+    "a.[*",
+    "a/b",
+    "a\x00",
+    "\uff47it",
+    "ﬁle.x",
+    "e\u0301",
+    "*" * 3 + " ",
+]
+
+
+@pytest.mark.parametrize("name", NO_TOOL)
+def test_a_rule_that_no_tool_can_match_is_refused(file: Path, name: str) -> None:
+    text = f'[policy.tools]\nfine = "deny"\n{json.dumps(name)} = "deny"'
+    said = refusal(file, text)
+    assert f"{file}, line 3: policy.tools." in said
+    assert ": no tool has this name; " in said
+    assert "[key]" not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('my-server = "deny"', 'policy.tools.my-server: no tool has this name; write "server" or "server.tool"'),
+        ('"ﬁle.x" = "deny"', "in code it is 'file.x'."),
+        ('git.push = "ask"', 'policy.tools.git: the whole name of a rule must be in quotes: "server.tool" = "ask".'),
+        ('git = "never"', "policy.tools.git is 'never'; it must be one of 'allow', 'ask' or 'deny'."),
+        ("git = true", "policy.tools.git is True; it must be one of 'allow', 'ask' or 'deny'."),
+        ('git = ["ask"]', "policy.tools.git is ['ask']; it must be one of 'allow', 'ask' or 'deny'."),
+    ],
+)
+def test_what_is_wrong_with_a_rule_is_shown_with_its_line(file: Path, line: str, reason: str) -> None:
+    assert f"{file}, line 2: " in (said := refusal(file, f"[policy.tools]\n{line}"))
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('write = "maybe"', "is 'maybe'; it must be one of 'allow', 'ask' or 'deny'."),
+        ('approver = "nobody"', "is 'nobody'; it must be one of 'person' or 'model'."),
+        ("expires_s = 0", "is 0; it must be a number greater than 0."),
+        ("expires_s = nan", "it must be"),
+        ("tools = 5", "is 5; it must be a table."),
+        ("tool = {}", "is not a setting. Did you mean tools?"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(file: Path, line: str, reason: str) -> None:
+    said = refusal(file, f"[policy]\n{line}")
+    assert f"{file}, line 2: policy.{line.split(maxsplit=1)[0]} " in said
+    assert reason in said
+
+
+def test_rules_cannot_come_from_a_variable(file: Path) -> None:
+    said = refusal(file, "", {"MCPRUNTIME_POLICY__TOOLS": "a.b=deny"})
+    assert "MCPRUNTIME_POLICY__TOOLS is not usable: policy.tools is a table, which belongs in a file." in said
+
+
+def test_how_long_requests_wait_and_how_many_runs_there_are_can_be_set(file: Path) -> None:
+    server = loaded(file, "[server]\nwait_s = 0.5\nmax_runs = 1", {"MCPRUNTIME_SERVER__WAIT_PROGRESS_S": "9"}).server
+    assert (server.wait_s, server.wait_progress_s, server.max_runs, server.max_runs_per_principal) == (0.5, 9, 1, 16)
+    assert "must be a number greater than 0" in refusal(file, "[server]\nmax_runs_per_principal = 0")
+
+
 # mistakes -----------------------------------------------------------------------------------------
 
 
@@ -255,7 +373,7 @@ def test_an_unknown_key_is_shown_with_its_place_and_what_was_meant(file: Path) -
     said = refusal(file, "\n[sandbox]\n\nmemroy_mb = 5\n")
     assert f"{file}, line 4: sandbox.memroy_mb is not a setting. Did you mean memory_mb?" in said
     assert "Did you mean mcpServers?" in refusal(file, '[mcpservers.x]\ncommand = "x"')
-    assert "Allowed are: server, sandbox, mcpServers." in refusal(file, "xyz = 1")
+    assert "Allowed are: server, sandbox, policy, mcpServers." in refusal(file, "xyz = 1")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +481,7 @@ def test_the_settings_in_force_are_shown_with_their_origin_and_without_secrets(f
 def test_what_is_shown_of_the_defaults_can_be_read_back(file: Path) -> None:
     config = load(environ={})
     again = loaded(file, describe(config))
-    assert (again.server, again.sandbox) == (config.server, config.sandbox)
+    assert (again.server, again.sandbox, again.policy) == (config.server, config.sandbox, config.policy)
 
 
 names = st.text(st.characters(codec="utf-8"), min_size=1)

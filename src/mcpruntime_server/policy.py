@@ -1,19 +1,44 @@
 """Which calls code may make: `allow`, `ask` (a person) or `deny`, by the user's rules and by what tools say of it.
 
-Rule 1: the most specific rule decides: an exact name before a pattern, a longer pattern before a shorter one, and of
-two as long the stricter.
+Rule 1: the most specific rule decides: an exact name before a pattern, a pattern with more characters that stand for
+themselves before one with fewer, and of two alike the stricter.
 Rule 2: without a rule, what the tool says of itself decides. That is an upstream's own word; whoever does not trust an
 upstream has a rule for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from .config import PolicySettings, Verdict
+from .config.models import WILD
 
-STRICTNESS: dict[Verdict, int] = {"allow": 0, "ask": 1, "deny": 2}
-WILD = "*?["
+STRICTNESS: Mapping[Verdict, int] = {"allow": 0, "ask": 1, "deny": 2}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of `[policy.tools]`; a name without a dot is about all tools of the servers that have it."""
+
+    name: str
+    verdict: Verdict
+
+    @property
+    def pattern(self) -> str:
+        """What the whole name of a tool has to match."""
+        return self.name if "." in self.name else f"{self.name}.*"
+
+    @property
+    def server(self) -> str:
+        """What the name of a server has to match for the rule to be about it."""
+        return self.name.partition(".")[0]
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        """How much it counts among the rules that match."""
+        return not WILD.search(self.pattern), len(WILD.sub("", self.pattern)), STRICTNESS[self.verdict]
 
 
 class Policy:
@@ -21,25 +46,18 @@ class Policy:
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
+        self._rules = [Rule(name, verdict) for name, verdict in settings.tools.items()]
+        self._ranked = sorted(self._rules, key=lambda rule: rule.rank, reverse=True)
 
     def verdict(self, tool: str, *, effect: str, destructive: bool) -> Verdict:
         """Return what is to be done about a call of `tool` ("server.tool"), which says of itself what it may do."""
-        found = [(_weight(pattern), STRICTNESS[verdict], verdict) for pattern, verdict in self._rules(tool)]
-        if found:
-            return max(found)[2]
+        for rule in self._ranked:
+            if fnmatchcase(tool, rule.pattern):
+                return rule.verdict
         if effect == "read":
             return self._settings.read
         return self._settings.destructive if destructive else self._settings.write
 
-    def _rules(self, tool: str) -> list[tuple[str, Verdict]]:
-        return [(pattern, verdict) for pattern, verdict in self._settings.tools.items() if _fits(pattern, tool)]
-
-
-def _fits(pattern: str, tool: str) -> bool:
-    """Return whether a rule is about `tool`; one without a dot is about all tools of the servers that it names."""
-    return fnmatchcase(tool, pattern if "." in pattern else f"{pattern}.*")
-
-
-def _weight(pattern: str) -> tuple[bool, int]:
-    """Return how specific a pattern is."""
-    return "." in pattern and not any(mark in pattern for mark in WILD), sum(mark not in WILD for mark in pattern)
+    def unused(self, packages: Collection[str]) -> list[str]:
+        """Return the names of rules that are about none of the servers, given by their names in code."""
+        return [rule.name for rule in self._rules if not any(fnmatchcase(name, rule.server) for name in packages)]

@@ -24,7 +24,7 @@ from mcpruntime_server.errors import ConfigError
 
 from .interpolate import interpolate_upstream
 from .models import SECTIONS, Config, Key, ServerSettings
-from .problems import Places, did_you_mean, leaves
+from .problems import Places, did_you_mean, dotted, leaves
 
 APP = "mcpruntime-server"
 ENV_PREFIX = "MCPRUNTIME_"
@@ -35,8 +35,8 @@ ENV_KEYS: Mapping[str, Key] = {
     f"{ENV_PREFIX}{section}__{name}".upper(): (section, name)
     for section, model in SECTIONS.items()
     for name in model.model_fields
-    if (section, name) != ("policy", "tools")  # a table, which a variable cannot hold
 }
+TABLES = {("policy", "tools")}  # which a variable cannot hold
 LISTS = {("sandbox", "packages"), ("sandbox", "mounts")}
 PATHS = {("server", "data_dir"), ("server", "shims_dir")}
 
@@ -127,6 +127,8 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[K
             continue
         if (key := ENV_KEYS.get(name)) is None:
             problems.append(f"environment: {name} is not a setting.{did_you_mean(name, (*ENV_KEYS, FILE_VARIABLE))}")
+        elif key in TABLES:
+            problems.append(f"environment: {name} is not usable: {dotted(key)} is a table, which belongs in a file.")
         else:
             found[key] = _list_of(environ[name]) if key in LISTS else environ[name]
     return found

@@ -5,16 +5,56 @@ These are the defaults too; `server.toml` in the repository lists them all with 
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Verdict = Literal["allow", "ask", "deny"]
+WILD = re.compile(r"\[!?[^]\[.!]+\]|[*?]")  # what stands for any character, or any of some, in the name of a rule
 Key = tuple[str | int, ...]  # ("sandbox", "memory_mb"): a setting's place in the tree
+
+
+def rule_name(name: str) -> str:
+    """Return the name of a rule as it is; raises `ValueError` if no server or tool can have it.
+
+    A rule that never applies would leave allowed what it was to deny.
+    """
+    parts = WILD.sub("_", name).split(".")
+    if len(parts) > 2 or not all(part and f"_{part}".isidentifier() for part in parts):
+        raise ValueError(
+            'no tool has this name; write "server" or "server.tool" as code does, e.g. my_server for my-server; '
+            "*, ? and [...] may stand for other characters"
+        )
+    as_in_code = unicodedata.normalize("NFKC", name)
+    if as_in_code != name:
+        raise ValueError(f"no tool has this name; in code it is {as_in_code!a}")
+    return name
+
+
+def no_table(given: Any) -> Any:
+    """Return the verdict of a rule as it was given; `server.tool = "ask"` is a table within a table in TOML."""
+    if isinstance(given, Mapping):
+        raise ValueError('the whole name of a rule must be in quotes: "server.tool" = "ask"')
+    return given
+
+
+RuleName = Annotated[str, AfterValidator(rule_name)]
+RuleVerdict = Annotated[Verdict, BeforeValidator(no_table)]
 
 
 class Settings(BaseModel):
@@ -70,7 +110,7 @@ class PolicySettings(Settings):
     destructive: Verdict = "ask"
     approver: Literal["person", "model"] = "person"
     expires_s: Seconds = 86_400.0
-    tools: Mapping[str, Verdict] = {}  # by patterns of "server" or "server.tool"
+    tools: Mapping[RuleName, RuleVerdict] = {}  # by patterns of "server" or "server.tool"
 
 
 class UpstreamSettings(Settings):

@@ -54,7 +54,8 @@ class Places:
             allowed = list(model.model_fields) if model else []
             return f"{self.name(key)} is not a setting.{did_you_mean(str(key[-1]), allowed)}"
         if kind == "value_error":
-            return f"{self.name(key)}: {context['error']}."
+            at = key[:-1] if key[-1] == "[key]" else key  # pydantic's mark of a mistake in a name
+            return f"{self.name(at)}: {context['error']}."
         may_be_secret = key[0] == "mcpServers" and key[2:3] != () and key[2] in INTERPOLATED
         given = "is not usable" if may_be_secret else f"is {error['input']!r:.100}"
         wanted = WANTED[kind].format(**context) if kind in WANTED else error["msg"]
