@@ -25,6 +25,7 @@ from .client import COMMAND, SOON
 
 KEY = "mcpruntime/idempotency-key"
 LANES = 2  # sessions at once
+PATIENCE_S = 5  # for a look at a session
 STEPS = 6  # of a session, before the next one begins: all of them are executed again after each kill
 TOLD = ("run", "step", "status", "value", "stdout", "stderr", "error")  # what must be the same whenever it is told
 
@@ -386,7 +387,12 @@ class Client:
 
     async def look(self, server: Server, model: Model) -> None:
         """Compare a session's state with the model; a step of which nothing was heard may be done or not."""
-        data = await server.run(LOOK, model.session)
+        data = await server.call({"code": LOOK, "session": model.session, "wait_s": PATIENCE_S}, {})
+        while data["status"] in ("queued", "running"):
+            if data["status"] == "queued" and model.pending is not None:  # behind a step that may wait for us
+                await server.attach(data["run"], cancel=True)
+                return await self._finish(server, model, model.pending)
+            data = await server.attach(data["run"])
         if data["status"] == "cancelled" and self._is_stopping:
             return
         if "value" not in data and model.may_be_cancelled:

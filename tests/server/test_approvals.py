@@ -477,3 +477,16 @@ async def test_a_commit_that_a_server_dies_in_goes_on_without_repeating_anything
         told = await server.attach(told["run"], answers={"*": {"result": {"result": 3}}})
         assert (told["status"], told["value"]) == ("ok", "end"), told
     assert world.done == [f"add {i}" for i in range(6)]
+
+
+async def test_code_cannot_ask_until_somebody_gives_in(world: World) -> None:
+    code = (
+        f"{IMPORT}n = 0\nwhile n < 50:\n    try: add(item=str(n))\n"
+        "    except tools.ToolDeniedError as e: n += 1; why = str(e)\nwhy"
+    )
+    person = choose("deny")
+    async with world.client(elicitation_callback=person) as connection:
+        told = await connection.run(code)
+    assert (told.status, len(person.shown)) == ("ok", 3)
+    assert "as 3 calls of it in this run were" in told.value
+    assert world.done == []

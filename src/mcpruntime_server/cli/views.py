@@ -13,7 +13,13 @@ from ..runtime.diff import CallChange, Change, FileChange, LineDiff, RunDiff
 from ..runtime.history import PastRun, Summary, Tree
 from .printing import Screen, ago, columns_of, fit, many, pad, safe, size, took, when
 
-COLOURS = {"ok": "green", "running": "cyan", "cancelled": "yellow"}  # of statuses; others are red
+COLOURS = {
+    "ok": "green",
+    "running": "cyan",
+    "queued": "cyan",
+    "waiting": "yellow",
+    "cancelled": "yellow",
+}  # of statuses; others are red
 MARKS = {"ok": "✓", "started": "…"}  # of calls; others have failed
 SIDES = {"-": "red", "+": "green", " ": ""}  # colours of what only one of two runs has
 MAX_DEPTH = 12  # branches of branches that are drawn

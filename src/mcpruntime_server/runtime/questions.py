@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ APPROVAL = "approval"
 IN_DOUBT = "in_doubt"
 WORDS: Mapping[str, tuple[str, ...]] = {APPROVAL: (*SCOPES, "deny"), IN_DOUBT: ("again", "fail")}
 MODEL = "model"
+REFUSALS = 3  # of a tool in one run; its other calls are refused unasked, or code could ask until somebody gives in
 KEPT = 10_000  # answered questions that a live run remembers, to tell who answers twice
 
 
@@ -85,6 +87,7 @@ class Questions:
         self._expires_s = expires_s
         self._granted = granted
         self._granted_here: set[str] = set()
+        self._refused: Counter[str] = Counter()  # targets of calls
         self._count = 0
         self._answered: dict[str, Answered] = {}
         self._left_open: dict[int, Asked] = {}  # by call: asked before the server died, and not answered
@@ -99,6 +102,8 @@ class Questions:
             answer = recording.answered.get(asked.question)
             if answer is not None and answer.scope == "run":
                 self._granted_here.add(answer.target)
+            if answer is not None and answer.decision == "deny":
+                self._refused[answer.target] += 1
             if answer is not None and answer.decision not in ("allow", "again"):
                 self._unheard[asked.call] = asked.kind, answer
 
@@ -126,6 +131,8 @@ class Questions:
         if unheard is not None:
             return unheard[1]
         asked = self._left_open.pop(number, None)
+        if asked is None and kind == APPROVAL and self._refused[target] >= REFUSALS:
+            return Answered("", "deny", by=f"as {REFUSALS} calls of it in this run were")
         if asked is None:
             asked = await self._ask(kind, number, args, list(covers))
         question = Question(self._run, asked, target, args, line)
@@ -162,7 +169,7 @@ class Questions:
         """The code waits no more for call `number`."""
         for question in list(self.open.values()):
             if question.asked.call == number:
-                self._settle(question, Answered(question.id, "deny", by="code that did not wait"))
+                self._settle(question, Answered(question.id, "deny", by="the code, which did not wait"))
 
     def answer(self, given: Mapping[str, Any], by: str, *, may_approve: bool) -> None:
         """Answer questions, all of them or none; `*` answers those that are not named.
@@ -202,6 +209,8 @@ class Questions:
         """Journal the answer and let the call go on."""
         self._journal.append(self._session, answer, self._run)
         question.answer = answer
+        if answer.decision == "deny":
+            self._refused[answer.target] += 1
         self._answered[question.id] = answer
         if len(self._answered) > KEPT:
             del self._answered[next(iter(self._answered))]
