@@ -339,7 +339,17 @@ async def test_hostile_tools_can_be_listed_and_called(server: Connection) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, ["[invalid_request]", "code", "code*, session, timeout_s"]),
+        ({}, ["[invalid_request]", "Give `code`, or `run`"]),
+        ({"code": "1", "run": "r_1"}, ["[invalid_request]", "Give one of them"]),
+        ({"code": "1", "answers": {"q1": "allow"}}, ["[invalid_request]", "Name it with `run`"]),
+        ({"code": "1", "cancel": True}, ["[invalid_request]", "Name it with `run`"]),
+        ({"run": "r_unknown"}, ["[not_found]", "no run 'r_unknown'"]),
+        ({"run": "r_unknown", "answers": {"*": "allow"}}, ["[not_found]"]),
+        ({"run": "x" * 10_000}, ["[not_found]"]),
+        ({"run": "r_1", "answers": "allow"}, ["[invalid_request]", "answers"]),
+        ({"code": "1", "wait_s": -1}, ["[invalid_request]", "greater than or equal to 0"]),
+        ({"code": "1", "wait_s": "soon"}, ["[invalid_request]", "wait_s"]),
+        ({"code": "1", "background": "maybe"}, ["[invalid_request]", "background"]),
         ({"code": 5}, ["[invalid_request]", "valid string"]),
         ({"code": "1", "sesion": "x"}, ["[invalid_request]", "Did you mean 'session'?"]),
         ({"code": "1", "timeout_s": -1}, ["[invalid_request]", "greater than 0"]),

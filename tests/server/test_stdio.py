@@ -39,7 +39,8 @@ class Progress:
 async def test_the_tools_are_run_code_and_replay_and_cost_few_tokens(server: Connection) -> None:
     tool, replay = (await server.client.list_tools()).tools
     assert (tool.name, replay.name) == ("run_code", "replay")
-    assert set(tool.input_schema["properties"]) == {"code", "session", "timeout_s"}
+    starts = {"code", "session", "timeout_s", "wait_s", "background", "dry_run"}
+    assert set(tool.input_schema["properties"]) == {*starts, "run", "answers", "cancel"}
     listed = json.dumps([[each.name, each.description, each.input_schema] for each in (tool, replay)])
     tokens = count_tokens(listed)
     assert tokens is not None
