@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from mcp.server.mcpserver import Context
-from mcp.types import ElicitRequestFormParams, ElicitResult
+from mcp.types import ClientCapabilities, ElicitRequestFormParams, ElicitResult
 
 from ..runtime.questions import APPROVAL, SCOPES, Question
 from ..runtime.run import Run
 
 MESSAGE_CHARS = 60_000  # of one form: 200 calls with some arguments each
 CALL_CHARS = 2_000  # of one call's arguments
+NAME_CHARS = 16  # of a form's name
 FIELD = "decision"
 CHOICES = (*SCOPES, "deny")
 CHOICE_NAMES = ("Allow once", "Allow for this run", "Allow for this session", "Deny")
@@ -26,7 +28,11 @@ CHOICES_OF_MANY = "; what is allowed holds for all calls listed"
 
 def can_ask(ctx: Context[Any]) -> bool:
     """Return whether the client can show a form to a person."""
-    capabilities = ctx.client_capabilities
+    return shows_forms(ctx.client_capabilities)
+
+
+def shows_forms(capabilities: ClientCapabilities | None) -> bool:
+    """Return whether a client with these capabilities can show a form to a person."""
     found = capabilities.elicitation if capabilities is not None else None
     return found is not None and (found.form is not None or found.url is None)
 
@@ -34,6 +40,20 @@ def can_ask(ctx: Context[Any]) -> bool:
 def for_person(run: Run) -> list[Question]:
     """Return what a person has to answer before `run` goes on."""
     return [question for question in run.questions.open.values() if question.asked.kind == APPROVAL]
+
+
+def name_of(questions: Sequence[Question]) -> str:
+    """Return the name of the form that asks these; another form of the run has another name."""
+    return sha256(" ".join(question.id for question in questions).encode()).hexdigest()[:NAME_CHARS]
+
+
+def asked_by(name: str, questions: Sequence[Question]) -> Sequence[Question]:
+    """Return those of the open `questions` that were asked with the form `name`; none if not all of them are open.
+
+    What was asked since then comes after them. It was not shown, and must not be answered with that form.
+    """
+    shown = (questions[:count] for count in range(1, len(questions) + 1))
+    return next((each for each in shown if name_of(each) == name), ())
 
 
 def grouped(questions: Sequence[Question]) -> dict[str, list[Question]]:

@@ -27,6 +27,7 @@ from .replay import Action, Replay
 from .results import RunResult, refusal
 from .runs import Runs
 from .schemas import compact, parameters
+from .tasks import Tasks
 from .watch import watch
 
 LISTED_PACKAGES = 50  # names of upstream packages in the description; `tools.list()` knows the rest
@@ -62,15 +63,17 @@ def build_server(
     """Return the MCP server over `runtime`; `timed_out` holds the ids of requests that clients do not wait for."""
     default = DefaultSession(runtime)
     actions = Replay(config, runtime, packages, PRINCIPAL)
+    runs = Runs(config, runtime, default, timed_out)
     return Server(
         "mcpruntime-server",
         version=__version__,
         instructions=INSTRUCTIONS + ("" if isolated else WARNING),
         log_level="WARNING",
         tools=[
-            run_tool(Runs(config, runtime, default, timed_out), packages),
+            run_tool(runs, packages),
             replay_tool(actions, default, timed_out),
         ],
+        extensions=[Tasks(runs, config.server.keep_days)],
     )
 
 

@@ -7,7 +7,7 @@ one goes on looking where it left off.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +34,7 @@ from .watch import asks_for_progress, watch
 
 MODERN = "2026-07-28"  # the first protocol in which a result can ask for input
 ROUNDS = 8  # of questions in one request; the SDK's clients give up after ten
+FORM = "approval"  # names the form in such a result
 KEY = "mcpruntime/idempotency-key"  # in a request's _meta: the same key again is the same request
 KEY_CHARS = 200
 CANCEL_S = 30.0  # for a cancelled run to end: it is interrupted, then killed
@@ -73,7 +74,7 @@ class Runs:
         self, ctx: Context[Any], run: str, answers: Mapping[str, Any] | None, wait_s: float | None, *, cancel: bool
     ) -> Answer:
         """Wait for something new of a run, having answered what it waits for, or cancelled it."""
-        found = await self._find(run)
+        found = await self.find(run)
         if isinstance(found, Report):
             return await self._past(ctx, found, answers, wait_s, cancel=cancel)
         session, live = found
@@ -90,19 +91,25 @@ class Runs:
 
     async def answer_form(self, ctx: Context[Any], state: str, wait_s: float | None) -> Answer:
         """Take the form that a person has filled in, and go on waiting for the run that asked."""
-        name, _, rounds = state.partition(" ")
-        found = await self._find(name)
+        name, rounds, form = state.split(" ")
+        found = await self.find(name)
         if isinstance(found, Report):
-            return self._told(found, await self._handle_of(found))
+            return self.told(found, await self._handle_of(found))
         session, run = found
-        for result in (ctx.input_responses or {}).values():
-            if isinstance(result, ElicitResult):
-                answers = asking.decisions(asking.for_person(run), result)
-                if not answers:
-                    return await self._so_far(session, run)
-                run.questions.answer(answers, "a person, in the client", may_approve=True)
+        result = (ctx.input_responses or {}).get(FORM)
+        questions = asking.asked_by(form, asking.for_person(run))
+        if questions and isinstance(result, ElicitResult) and not await self.take_form(run, questions, result):
+            return await self.so_far(session, run)
+        return await self._follow(ctx, session, run, wait_s, owns=False, rounds=int(rounds))
+
+    async def take_form(self, run: Run, questions: Sequence[Question], result: ElicitResult) -> bool:
+        """Answer what was asked with a form that a person has filled in; return whether anything was."""
+        answers = asking.decisions(questions, result)
+        if answers:
+            run.questions.answer(answers, "a person, in the client", may_approve=True)
+            with anyio.move_on_after(CANCEL_S):
                 await run.heard()
-        return await self._follow(ctx, session, run, wait_s, owns=False, rounds=int(rounds or 0))
+        return bool(answers)
 
     # finding runs -----------------------------------------------------------------------------------
 
@@ -120,21 +127,22 @@ class Runs:
             run = found.run_of(key) or (row.id if row and row.is_over else None)
         if run is None or found.under_way(run) is not None:
             return None
-        return self._told(await load_report(journal, run), found.handle)
+        return self.told(await load_report(journal, run), found.handle)
 
-    async def _find(self, run: str) -> tuple[Session, Run] | Report:
+    async def find(self, run: str) -> tuple[Session, Run] | Report:
         """Return a run that is under way, with its session, or else what the journal has of it."""
         live = self._runtime.live_run(run, PRINCIPAL)
         if live is not None:
             return live
-        row, session = await self._row_of(run)
+        row, session = await self.row_of(run)
         if not row.is_over:
             with suppress(Unavailable):  # another server has it: what it has done so far can be told
                 await self._runtime.session(session.id, PRINCIPAL)
             live = self._runtime.live_run(run, PRINCIPAL)
         return live or await load_report(self._runtime.journal, run)
 
-    async def _row_of(self, run: str) -> tuple[RunRow, SessionRow]:
+    async def row_of(self, run: str) -> tuple[RunRow, SessionRow]:
+        """Return what the journal has of a run and of its session; raises `NotFound`."""
         journal = self._runtime.journal
         try:
             row = await journal.run(run)
@@ -163,7 +171,7 @@ class Runs:
         if cancel:
             raise InvalidRequest(f"Run {report.run} is not under way here: {report.status}.")
         if answers is None:
-            return self._told(report, await self._handle_of(report))
+            return self.told(report, await self._handle_of(report))
         if report.status != "waiting" or not any(wait.kind == "plan" for wait in report.waiting_for):
             raise InvalidRequest(f"Run {report.run} waits for no answer: {report.status}.")
         session, run = await self._commit(report.run, answers)
@@ -171,7 +179,7 @@ class Runs:
 
     async def _commit(self, plan: str, answers: Mapping[str, Any]) -> tuple[Session, Run]:
         """Execute the code of a dry run again, making what is approved of its plan."""
-        row, owner = await self._row_of(plan)
+        row, owner = await self.row_of(plan)
         journal, policy = self._runtime.journal, self._config.policy
         recording = await load_recording(journal, row)
         approvals = decide(recording, answers)
@@ -211,17 +219,14 @@ class Runs:
                     break
                 request = ElicitRequest(params=asking.form(run, session.handle, questions))
                 run.detached = True
-                return InputRequiredResult(input_requests={"approval": request}, request_state=f"{run.id} {rounds + 1}")
+                state = f"{run.id} {rounds + 1} {asking.name_of(questions)}"
+                return InputRequiredResult(input_requests={FORM: request}, request_state=state)
             if not await self._ask(ctx, session, run, questions):
                 break
             until = max(until, anyio.current_time() + 1.0)  # a person may take longer than a request
         if not run.finished.is_set():
-            return await self._so_far(session, run)
-        if run.failure is not None:
-            raise run.failure
-        result = self._result(run.last_report(), session.handle)  # while the journal is being written
-        result.note = " ".join(filter(None, (result.note, await run.recorded())))
-        return answer_of(result)
+            return await self.so_far(session, run)
+        return await self.end_of(session, run, run.last_report())
 
     async def _ask(self, ctx: Context[Any], session: Session, run: Run, questions: list[Question]) -> bool:
         """Ask a person through a client of the older protocols; return whether something was answered."""
@@ -246,21 +251,33 @@ class Runs:
             await run.heard()
         return any(question.answer is not None for question in questions)
 
-    async def _so_far(self, session: Session, run: Run) -> CallToolResult:
+    async def end_of(self, session: Session, run: Run, report: Report) -> CallToolResult:
+        """Tell what became of a run that is over; raises why, if there is nothing to report."""
+        if run.failure is not None:
+            raise run.failure
+        result = self._result(report, session.handle)  # while the journal is being written
+        result.note = " ".join(filter(None, (result.note, await run.recorded())))
+        return answer_of(result)
+
+    async def so_far(self, session: Session, run: Run) -> CallToolResult:
         """Tell what there is of a run that goes on without this request."""
         run.detached = True
         await run.announce()
         report = run.snapshot()
         run.told_questions.update(run.questions.open)
         before = session.runs_before(run)
-        if before:
+        if before and session.waiting:
+            first = session.waiting[0].id
+            report.notes.append(f"Run {first} of this session comes first, which waits for an answer.")
+        elif before:
             report.notes.append(f"{before} {'run' if before == 1 else 'runs'} of this session come first.")
         elif report.status == "queued":
             ahead = run.runs_ahead
             report.notes.append(f"{ahead} other runs come first." if ahead else "It is about to begin.")
-        return self._told(report, session.handle)
+        return self.told(report, session.handle)
 
-    def _told(self, report: Report, handle: str) -> CallToolResult:
+    def told(self, report: Report, handle: str) -> CallToolResult:
+        """Tell of a run as the journal has it."""
         return answer_of(self._result(report, handle))
 
     def _result(self, report: Report, handle: str) -> RunResult:
