@@ -1,0 +1,250 @@
+"""Runs that outlive the requests that look at them, and the servers that execute them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import MCPError
+
+from .client import Answer, answer_of, connect
+from .killing import KEY, Server, serve
+from .test_approvals import ERAS, IMPORT, World, attach
+
+GIVES_UP_S = 1.0  # after which the client of a long run gives up a request; REQUEST_S=60 RUN_S=600 is the real case
+REQUEST_S = float(os.environ.get("REQUEST_S", str(GIVES_UP_S)))
+RUN_S = float(os.environ.get("RUN_S", "4"))
+SLOWLY = "import time\nfor i in range({n}):\n    print(i, flush=True)\n    time.sleep({s})\n'end'"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def gate(folder: Path) -> str:
+    """Return code that waits for the file `go` in `folder`, which only code without isolation can see."""
+    return f"import os, time\nwhile not os.path.exists({str(folder / 'go')!r}): time.sleep(0.02)\n"
+
+
+# attaching ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_background_run_is_told_of_at_once_and_attaching_tells_what_is_new(
+    world: World, tmp_path: Path, era: str
+) -> None:
+    code = f"print('first', flush=True)\n{gate(tmp_path)}print('second')\n42"
+    async with world.client(mode=era) as connection:
+        told = await connection.run(code, session="s", background=True)
+        assert told.status in ("queued", "running")
+        run = told.run
+        printed = told.data.get("stdout", "")
+        while not printed:
+            printed += (await attach(connection.client, run)).data.get("stdout", "")
+        assert printed == "first\n"
+        still = await attach(connection.client, run, wait_s=0.2)
+        assert (still.status, "stdout" in still.data) == ("running", False)
+        (tmp_path / "go").touch()
+        ended = await attach(connection.client, run)
+        while ended.status == "running":
+            ended = await attach(connection.client, run)
+        assert (ended.status, ended.value) == ("ok", 42)
+        assert "second" in ended.stdout or "second" in still.text
+        assert "first" not in ended.stdout
+        again = await attach(connection.client, run)  # of a run that is over all is told
+        assert (again.status, again.value, again.stdout) == ("ok", 42, "first\nsecond\n")
+
+
+async def test_a_request_returns_after_its_wait_and_the_run_goes_on(world: World, tmp_path: Path) -> None:
+    async with world.client() as connection:
+        told = await connection.run(f"{gate(tmp_path)}'end'", session="s", wait_s=0.3)
+        assert (told.status, told.note) == (
+            "running", f"The session 's' is new. run_code(run='{told.run}') waits for more."
+        )  # fmt: skip
+        (tmp_path / "go").touch()
+        assert (await attach(connection.client, told.run)).value == "end"
+
+
+async def test_progress_goes_on_while_attached(world: World, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    async def listen(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(message or "")
+        (tmp_path / "go").touch()
+
+    code = f"print('first', flush=True)\n{gate(tmp_path)}print('second', flush=True)\ntime.sleep(0.2)"
+    async with world.client() as connection:
+        told = await connection.run(code, background=True)
+        while told.status != "ok":
+            result = await connection.client.call_tool("run_code", {"run": told.run}, progress_callback=listen)
+            told = answer_of(result)
+    assert "second" in "\n".join(heard) or "second" in told.stdout
+    assert heard
+
+
+async def test_runs_of_a_session_queue_and_those_of_others_do_not(world: World, tmp_path: Path) -> None:
+    async with world.client() as connection:
+        first = await connection.run(f"{gate(tmp_path)}x = 1", session="s", background=True)
+        second = await connection.run("x += 1", session="s", background=True)
+        third = await connection.run("x += 1; x", session="s", wait_s=0.1)
+        assert (second.status, third.status) == ("queued", "queued")
+        assert "2 runs of this session come first." in third.note
+        assert await connection.value("'other'", session="other") == "other"
+        (tmp_path / "go").touch()
+        assert (await attach(connection.client, third.run)).value == 3
+        assert [(await attach(connection.client, each.run)).status for each in (first, second)] == ["ok", "ok"]
+
+
+async def test_the_limits_on_runs_are_kept_and_told(world: World, tmp_path: Path) -> None:
+    text = world.settings.read_text()
+    world.settings.write_text(text.replace("[server]", "[server]\nmax_runs = 4\nmax_runs_per_principal = 2"))
+    async with world.client() as connection:
+        runs = [await connection.run(f"{gate(tmp_path)}{n}", session=f"s{n}", background=True) for n in range(5)]
+        told = [await attach(connection.client, each.run, wait_s=0.3) for each in runs]
+        assert [each.status for each in told] == ["running", "running", "queued", "queued", "queued"]
+        assert "2 other runs come first." in told[4].note
+        (tmp_path / "go").touch()
+        assert [await value_of(connection.client, each.run) for each in runs] == list(range(5))
+
+
+async def value_of(client: Any, run: str) -> Any:
+    """Return the value of a run, when it is over."""
+    while (told := await attach(client, run)).status in ("queued", "running"):
+        pass
+    return told.data.get("value")
+
+
+# cancelling -----------------------------------------------------------------------------------------------------
+
+
+async def test_runs_are_cancelled_by_their_ids(world: World, tmp_path: Path) -> None:
+    async with world.client() as connection:
+        await connection.run("x = 0", session="s")
+        running = await connection.run(f"x = 1\n{gate(tmp_path)}", session="s", background=True)
+        queued = await connection.run("x = 2", session="s", background=True)
+        assert (await attach(connection.client, queued.run, cancel=True, wait_s=0)).status == "queued"
+        assert (await attach(connection.client, running.run, cancel=True)).status == "cancelled"
+        assert (await attach(connection.client, queued.run)).status == "cancelled"
+        again = await attach(connection.client, running.run, cancel=True)
+        assert again.text.startswith("[invalid_request] ")
+        assert await connection.value("x", session="s") == 1
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_reader_that_gives_up_takes_no_background_run_with_it(world: World, tmp_path: Path, era: str) -> None:
+    async with world.client(mode=era) as connection:
+        told = await connection.run(f"{gate(tmp_path)}'end'", background=True)
+        for _ in range(3):
+            with anyio.move_on_after(0.2):
+                await attach(connection.client, told.run)
+        (tmp_path / "go").touch()
+        assert await value_of(connection.client, told.run) == "end"
+
+
+async def test_a_long_run_under_a_client_that_gives_up_early(world: World) -> None:
+    code = SLOWLY.format(n=int(RUN_S * 4), s=0.25)
+    printed, begun, given_up = "", time.monotonic(), 0
+    async with world.client(read_timeout_seconds=REQUEST_S) as connection:
+        told = await connection.run(code, background=True, timeout_s=2 * RUN_S + 10)
+        run, status = told.run, told.status
+        while status in ("queued", "running"):
+            try:
+                told = await attach(connection.client, run)
+            except MCPError:  # what it would have been told is told to the next
+                given_up += 1
+                continue
+            status, printed = told.status, printed + told.data.get("stdout", "")
+    assert (status, told.value) == ("ok", "end")
+    assert printed == "".join(f"{i}\n" for i in range(int(RUN_S * 4)))
+    assert time.monotonic() - begun >= RUN_S
+    print(f"{given_up} requests were given up")
+
+
+# servers that end, or die ---------------------------------------------------------------------------------------
+
+
+async def gone(server: Server, how: str) -> None:
+    if how == "killed":
+        server.process.kill()
+        await server.process.wait()
+    else:
+        await server.end()
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+async def test_background_runs_go_on_in_the_next_server(world: World, tmp_path: Path, how: str) -> None:
+    world.settings.write_text(world.settings.read_text().replace('"counted.add" = "ask"\n', ""))
+    first = f"{IMPORT}x = 1\nadd(item='a')\nprint('before', flush=True)\n{gate(tmp_path)}add(item='b')\nprint('after')"
+    async with serve(world.settings) as server:
+        await server.greet()
+        one = await server.call({"code": first, "session": "s", "background": True}, {})
+        two = await server.call({"code": "x += 1\nx", "session": "s", "background": True}, {KEY: "k"})
+        assert two["status"] == "queued"
+        while "before" not in (await server.attach(one["run"])).get("stdout", ""):
+            pass
+        await gone(server, how)
+    (tmp_path / "go").touch()
+    async with serve(world.settings) as server:
+        await server.greet()
+        again = await server.call({"code": "x += 1\nx", "session": "s", "background": True}, {KEY: "k"})
+        assert again["run"] == two["run"]
+        ends = {}
+        for run in (one["run"], two["run"]):
+            while (told := await server.attach(run))["status"] in ("queued", "running"):
+                pass
+            ends[run] = told
+        whole = await server.attach(one["run"])
+        assert (whole["status"], whole["stdout"]) == ("ok", "before\nafter\n")
+        assert (ends[two["run"]]["status"], ends[two["run"]]["value"]) == ("ok", 2)
+    assert world.done == ["add a", "add b"]
+
+
+async def test_results_are_told_by_another_server_to_the_same_principal(world: World, tmp_path: Path) -> None:
+    async with world.client() as connection:
+        told = await connection.run("print('hello')\n6 * 7", session="s", background=True)
+        assert await value_of(connection.client, told.run) == 42
+        waits = await connection.run(gate(tmp_path), session="t", background=True)
+        async with connect(world.settings) as other:  # while the first one has the sessions
+            past = await attach(other.client, told.run)
+            assert (past.status, past.value, past.stdout, past.session) == ("ok", 42, "hello\n", "s")
+            elsewhere: Answer = await attach(other.client, waits.run)
+            assert elsewhere.status == "running"
+            refused = await attach(other.client, waits.run, cancel=True)
+            assert refused.text.startswith("[invalid_request] ")
+        (tmp_path / "go").touch()
+
+
+async def test_the_same_background_request_is_one_run(world: World, tmp_path: Path) -> None:
+    meta: Any = {KEY: "same"}
+    arguments = {"code": f"{gate(tmp_path)}1", "session": "s", "background": True}
+    async with world.client() as connection:
+        runs = {answer_of(await connection.client.call_tool("run_code", arguments, meta=meta)).run for _ in range(3)}
+        other = answer_of(await connection.client.call_tool("run_code", arguments)).run
+        (tmp_path / "go").touch()
+        assert len(runs) == 1
+        assert other not in runs
+        assert await value_of(connection.client, other) == 1
+
+
+# what time does with it -----------------------------------------------------------------------------------------
+
+
+async def test_a_session_can_be_forked_and_not_rewound_while_a_run_waits(tmp_path: Path) -> None:
+    world = World(tmp_path, approver="model")
+    async with world.client() as connection:
+        await connection.run(f"{IMPORT}x = 1", session="s")
+        told = await connection.run("x = 2\nadd(item='a')\nx", session="s")
+        assert told.status == "waiting"
+        refused = await connection.replay("rewind", "s", step=1)
+        assert refused.text.startswith("[invalid_request] ")
+        fork = await connection.replay("fork", "s", step=1)
+        assert await connection.value("x", session=fork.session) == 1
+        told = await attach(connection.client, told.run, answers={"q1": "allow"})
+        assert (told.status, told.value) == ("ok", 2)
+        listed = await connection.replay("list", "s")
+        assert [step["status"] for step in listed.steps] == ["ok", "ok"]
