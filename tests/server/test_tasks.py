@@ -339,12 +339,19 @@ async def test_unknown_tasks_are_refused(world: World, method: str, task: str) -
     assert len(caught.value.error.message) < 300
 
 
-@pytest.mark.parametrize("forms", [1, {"x": 1}, {"x": {"action": "perhaps"}}])
-async def test_what_is_no_form_is_refused(world: World, forms: Any) -> None:
-    async with taking(world) as client:
-        with pytest.raises(MCPError) as caught:
-            await client.about("tasks/update", "r_unknown", forms)
-    assert caught.value.error.code == INVALID_PARAMS
+async def test_what_is_no_form_is_refused_and_what_was_not_asked_passed_over(world: World) -> None:
+    async with taking(world, elicitation_callback=NOBODY) as client:
+        task = await client.begin(f"{IMPORT}add(item='a').result")
+        [name] = (await client.until(task, "input_required")).input_requests or {}
+        for wrong in (1, {name: 1}, {name: {"action": "perhaps"}}, {name: {"ignored": True}}):
+            with pytest.raises(MCPError) as caught:
+                await client.about("tasks/update", task, wrong)
+            assert caught.value.error.code == INVALID_PARAMS
+        await client.update(task, {"x": 1, "y": {"ignored": True}})
+        assert list((await client.get(task)).input_requests or {}) == [name]
+        await client.update(task, {name: {"action": "accept", "content": {"decision_1": "everything"}}})
+        assert (await client.get(task)).answer.status == "waiting"
+    assert world.done == []
 
 
 async def test_the_tasks_of_another_principal_are_unknown(world: World) -> None:

@@ -30,9 +30,9 @@ from mcp.types import (
     ElicitRequest,
     ElicitResult,
     InputRequiredResult,
-    InputResponses,
     RequestParams,
 )
+from pydantic import ValidationError
 
 from ..errors import InvalidRequest, McpRuntimeError, NotFound
 from ..journal.rows import RunRow
@@ -62,9 +62,9 @@ class TaskParams(RequestParams):
 
 
 class UpdateParams(TaskParams):
-    """What a person has answered, by the names of the forms."""
+    """What a person has answered, by the names of the forms; what bears another name may be anything."""
 
-    input_responses: InputResponses
+    input_responses: dict[str, Any]
 
 
 class Tasks(Extension):
@@ -133,9 +133,9 @@ class Tasks(Extension):
         require_client_extension(ctx, self.identifier)
         with protocol_errors():
             found = await self._runs.find(params.task_id)
-            for name, result in params.input_responses.items():
-                if not isinstance(found, Report) and isinstance(result, ElicitResult):
-                    await self._take_form(found[1], name, result)
+            for name, given in params.input_responses.items():
+                if not isinstance(found, Report):
+                    await self._take_form(found[1], name, given)
         return {"resultType": "complete"}
 
     async def _cancel(self, ctx: Context, params: TaskParams) -> HandlerResult:
@@ -215,9 +215,17 @@ class Tasks(Extension):
         put_aside = self._put_aside.get(run, set())
         return [each for each in asking.for_person(run) if each.answer is None and each.id not in put_aside]
 
-    async def _take_form(self, run: Run, name: str, result: ElicitResult) -> None:
+    async def _take_form(self, run: Run, name: str, given: Any) -> None:
         questions = asking.asked_by(name, self._to_ask(run))
-        if questions and not await self._runs.take_form(run, questions, result):
+        if not questions:
+            return
+        try:
+            result = ElicitResult.model_validate(given, by_name=False)
+        except ValidationError as exc:
+            raise InvalidRequest(
+                f"What was given for the form {name} is no answer to one.", remedy="Answer with an elicitation result."
+            ) from exc
+        if not await self._runs.take_form(run, questions, result):
             self._put_aside.setdefault(run, set()).update(question.id for question in questions)
 
 
