@@ -11,11 +11,11 @@ from typing import Any
 import anyio
 import pytest
 from mcp.client.client import Client
-from mcp.types import ElicitRequestFormParams, ElicitResult
+from mcp.types import ElicitRequestFormParams, ElicitResult, InputRequiredResult
 
 from mcpruntime_server.journal.store import open_journal
 
-from .client import Answer, Connection, answer_of, connect, write_settings
+from .client import SOON, Answer, Connection, answer_of, connect, write_settings
 from .conftest import entry
 from .killing import Server, serve
 from .test_resume import until
@@ -142,6 +142,38 @@ async def test_an_allowance_holds_for_what_the_person_says(world: World, era: st
     assert first == {"allow": 6, "allow_run": 2, "allow_session": 1}[word]
     assert len(person.shown) == first + {"allow": 3, "allow_run": 1, "allow_session": 1}[word]
     assert len(world.done) == 9
+
+
+async def test_a_form_allows_what_it_showed_and_not_what_was_asked_since(world: World) -> None:
+    go = world.upstream.with_suffix(".go")
+    code = (
+        f"{IMPORT}import os, threading, time\n"
+        f"def later():\n    while not os.path.exists({str(go)!r}): time.sleep(0.01)\n    add(item='unseen')\n"
+        "thread = threading.Thread(target=later)\nthread.start()\nadd(item='seen')\nthread.join()\n'end'"
+    )
+    async with world.client(elicitation_callback=choose("allow")) as connection:
+        session = connection.client.session
+        first = await session.call_tool("run_code", {"code": code}, allow_input_required=True)
+        assert isinstance(first, InputRequiredResult)
+        go.touch()
+        async with open_journal(world.settings.parent / "data") as journal:
+            with anyio.fail_after(SOON):
+                while len(rows := await journal.questions()) < 2:  # noqa: ASYNC110 - nobody tells of it
+                    await anyio.sleep(0.01)
+            run = rows[0].run
+        answers: Any = {"approval": ElicitResult(action="accept", content={"decision_1": "allow"})}
+        second = await session.call_tool(
+            "run_code",
+            {"code": code},
+            input_responses=answers,
+            request_state=first.request_state,
+            allow_input_required=True,
+        )
+        assert isinstance(second, InputRequiredResult)
+        assert world.done == ["add seen"]
+        told = await attach(connection.client, run)
+        assert (told.status, told.value) == ("ok", "end")
+    assert world.done == ["add seen", "add unseen"]
 
 
 @pytest.mark.parametrize("era", ERAS)
