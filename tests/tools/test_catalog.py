@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from tests.upstreams import own
+from tests.upstreams.hinted import SAYS
 
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed
@@ -55,6 +56,25 @@ class TestNames:
         effects = [lively.effect(f"tools.lively.{tool}") for tool in ("echo", "bug", "fail", "no_such_tool")]
         assert effects == ["read", "idempotent", "write", "write"]
         assert [lively.effect(target) for target in ("", "tools", "tools.x", "tools.x.y.z")] == ["write"] * 4
+
+    async def test_what_destroys_and_what_strangers_write_come_from_what_tools_say_too(self, tmp_path: Path) -> None:
+        async with catalogue(tmp_path, hinted=own("hinted")) as catalog:
+            await catalog.listing()
+            targets = {name: f"tools.hinted.{name}" for name in SAYS}
+            destructive = {name for name, target in targets.items() if catalog.is_destructive(target)}
+            assert destructive == {"destroys", "destroys_again", "closed"}
+            assert {name for name, target in targets.items() if not catalog.is_open(target)} == {"closed"}
+            assert catalog.effect("tools.hinted.reads_and_destroys") == "read"
+
+    async def test_what_is_not_known_may_hold_what_strangers_wrote(self, tmp_path: Path) -> None:
+        async with catalogue(tmp_path, hinted=own("hinted"), lost=missing()) as catalog:
+            closed, unknown = "tools.hinted.closed", ["", "tools", "tools.x", "tools.x.y.z", "tools.lost.closed"]
+            assert (catalog.is_open(closed), catalog.is_destructive(closed)) == (True, False)
+            for target in (closed, *unknown):
+                await catalog.prepare(target)
+            assert (catalog.is_open(closed), catalog.is_destructive(closed)) == (False, True)
+            for target in (*unknown, "tools.hinted", "tools.hinted.no_such_tool", "tools.hinted.closed.x"):
+                assert (catalog.is_open(target), catalog.is_destructive(target)) == (True, False), target
 
 
 class TestHeadStart:
