@@ -127,11 +127,13 @@ async def test_runs_are_cancelled_by_their_ids(world: World, tmp_path: Path) -> 
         await connection.run("x = 0", session="s")
         running = await connection.run(f"x = 1\n{gate(tmp_path)}", session="s", background=True)
         queued = await connection.run("x = 2", session="s", background=True)
-        assert (await attach(connection.client, queued.run, cancel=True, wait_s=0)).status == "queued"
+        assert (await attach(connection.client, queued.run, cancel=True)).status == "cancelled"
         assert (await attach(connection.client, running.run, cancel=True)).status == "cancelled"
         assert (await attach(connection.client, queued.run)).status == "cancelled"
-        again = await attach(connection.client, running.run, cancel=True)
-        assert again.text.startswith("[invalid_request] ")
+        for each in (running, queued):
+            again = await attach(connection.client, each.run, cancel=True)
+            assert again.text.startswith("[invalid_request] ")
+        assert [step["run"] for step in (await connection.replay("list", "s")).steps][1:] == [running.run]
         assert await connection.value("x", session="s") == 1
 
 

@@ -102,7 +102,7 @@ def _write_events(rows: Connection, session: str, lines: IO[bytes]) -> Content:
     runs = {run for run, _ in found}
     ids = list(dict.fromkeys([session, *(owner for _, owner in found)]))
     content = Content([_travelling(queries.session_row(rows, each), runs) for each in ids], len(runs))
-    rest = {each: _of_archive(rows, each, None if each == session else runs) for each in ids}
+    rest = {each: _of_archive(rows, each, runs, whole=each == session) for each in ids}
     for run, owner in found:
         for row in rest[owner]:
             _write_event(owner, ids, row, content, lines)
@@ -118,12 +118,14 @@ def _travelling(row: SessionRow, runs: set[str]) -> Travelling:
     return Travelling(row.id, row.name, row.created, row.origin if row.origin in runs else None)
 
 
-def _of_archive(rows: Connection, session: str, runs: set[str] | None) -> Iterator[Row]:
-    """Yield the events of a session; with `runs`, only theirs and what these need besides."""
+def _of_archive(rows: Connection, session: str, runs: set[str], *, whole: bool) -> Iterator[Row]:
+    """Yield the events of a session's `runs`, and what these need besides; of a `whole` one, all that is its own.
+
+    Nobody waits in a queue where an archive comes to.
+    """
     for row in queries.raw_events(rows, session):
-        if row[3] == QUEUED:  # which nobody waits for where it comes to
-            continue
-        if runs is None or (row[3] in OF_SESSION if row[1] is None else row[1] in runs):
+        is_ours = row[1] in runs and row[3] != QUEUED
+        if is_ours if row[1] is not None else (whole or row[3] in OF_SESSION):
             yield row
 
 

@@ -49,7 +49,7 @@ FILES_OF_LINE = f"""{LINE} {EVENTS}
 
 RUNS_PASSED = """
     WITH RECURSIVE passed (id) AS (
-        SELECT id FROM runs WHERE session = ?1 AND status <> 'queued'
+        SELECT id FROM runs WHERE session = ?1 AND step > 0
         UNION SELECT origin FROM sessions WHERE id = ?1
         UNION SELECT tip FROM sessions WHERE id = ?1
         UNION SELECT json_extract(body, '$.tip') FROM events WHERE session = ?1 AND kind = 'tip_moved'

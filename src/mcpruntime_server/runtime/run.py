@@ -134,6 +134,18 @@ class Run:
         if self._link is not None:
             self._link.stop("cancelled")
 
+    def drop(self) -> None:
+        """End it before its turn has come; raises `JournalFailed`."""
+        self._cancelled = self.undone = True
+        self.report.status = "cancelled"
+        if not self._is_announced:
+            self._announce()
+        self._append(RunFinished("cancelled", flags=[UNDONE]))
+        self._recording = self._journal.begin_flush()
+        self.files_stored.set()
+        self.finished.set()
+        self.notify()
+
     def suspend(self) -> None:
         """Leave it as it is in the journal, where another server finds it and goes on with it."""
         self._is_suspended = self._cancelled = True
@@ -164,13 +176,21 @@ class Run:
         """Whether it is to outlive this server: it waits for an answer, or nobody waits for it."""
         return bool(self.questions.open) or self.detached
 
+    @property
+    def is_next(self) -> bool:
+        """Whether no other run of its session comes before it."""
+        return self._is_next
+
     async def announce(self) -> None:
         """Have it survive the death of the server from here on, though it has not begun; raises `JournalFailed`."""
         if not self._begun and not self._is_announced and self.request.recording is None:
-            self._is_announced = True
-            request = self.request
-            self._append(RunQueued(self.id, request.code, request.timeout_s, request.key, request.dry_run))
+            self._announce()
         await self._journal.flush()
+
+    def _announce(self) -> None:
+        self._is_announced = True
+        request = self.request
+        self._append(RunQueued(self.id, request.code, request.timeout_s, request.key, request.dry_run))
 
     def snapshot(self) -> Report:
         """Return what is known of it by now; of its output, what no client has been told yet."""

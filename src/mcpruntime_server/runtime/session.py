@@ -126,6 +126,14 @@ class Session:
         """Return that run if it runs or waits for its turn."""
         return next((each for each in self._unfinished if each.id == run), None)
 
+    def cancel_run(self, run: Run) -> None:
+        """Stop a run, or take it out of the queue; raises `JournalFailed`."""
+        if run.is_next:
+            run.cancel()
+        else:
+            run.drop()
+            self._unfinished.remove(run)
+
     def runs_before(self, run: Run) -> int:
         """Return how many of its runs are to end before `run` begins."""
         return self._unfinished.index(run) if run in self._unfinished else 0
@@ -233,7 +241,8 @@ class Session:
         try:
             async with anyio.create_task_group() as savers:
                 async for run in self._receive:
-                    await self._execute(run, savers)
+                    if not run.finished.is_set():  # else it was cancelled in the queue
+                        await self._execute(run, savers)
                 with anyio.move_on_after(SAVE_S):
                     if self.home is not None:
                         await self.home.settle()

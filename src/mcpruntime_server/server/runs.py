@@ -79,7 +79,7 @@ class Runs:
             return await self._past(ctx, found, answers, wait_s, cancel=cancel)
         session, live = found
         if cancel:
-            live.cancel()
+            session.cancel_run(live)
             with anyio.move_on_after(CANCEL_S):
                 await live.over()
         if answers is not None:
