@@ -144,7 +144,8 @@ class Tasks(Extension):
         with protocol_errors():
             found = await self._runs.find(params.task_id)
             if not isinstance(found, Report):
-                found[1].cancel()
+                session, run = found
+                session.cancel_run(run)
         return {"resultType": "complete"}
 
     # what there is to tell --------------------------------------------------------------------------
@@ -172,8 +173,6 @@ class Tasks(Extension):
                 await run.over()
         if run.finished.is_set():
             return await self._end(session, run)
-        if run.is_cancelled and run.state == "queued":
-            return "cancelled", {}  # it ends when its turn comes
         if all(question.answer is not None for question in run.questions.open.values()):
             return "working", {"statusMessage": run.stage or run.state}
         questions = self._to_ask(run) if can_ask else []
