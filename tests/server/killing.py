@@ -391,7 +391,8 @@ class Client:
         while data["status"] in ("queued", "running"):
             if data["status"] == "queued" and model.pending is not None:  # behind a step that may wait for us
                 await server.attach(data["run"], cancel=True)
-                return await self._finish(server, model, model.pending)
+                await self._finish(server, model, model.pending)
+                return
             data = await server.attach(data["run"])
         if data["status"] == "cancelled" and self._is_stopping:
             return

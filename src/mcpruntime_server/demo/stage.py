@@ -9,16 +9,18 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mcp import Client, StdioServerParameters
-from mcp.types import CallToolResult, TextContent
+from mcp.types import CallToolResult, ElicitRequestFormParams, ElicitRequestParams, ElicitResult, TextContent
 
 from ..config import APP
 from .screen import Screen
 
 SESSION = "demo"
+ASKED_CHARS = 150  # of a line that a person is asked with
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,21 @@ async def connected(screen: Screen, stage: Stage) -> AsyncIterator[Client]:
     command, *arguments = stage.command("--stdio")
     parameters = StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
     began = time.perf_counter()
-    async with Client(parameters) as client:
+    async with Client(parameters, elicitation_callback=partial(allow, screen)) as client:
         tools = (await client.list_tools()).tools
         names = ", ".join(tool.name for tool in tools)
         screen.fact(
             "client", f"connected over stdio in {time.perf_counter() - began:.2f} s; the model is offered {names}"
         )
         yield client
+
+
+async def allow(screen: Screen, context: Any, asked: ElicitRequestParams) -> ElicitResult:
+    """Show what a person would be asked, and allow it in their stead."""
+    assert isinstance(asked, ElicitRequestFormParams), "the server asks with forms only"
+    screen.streamed("a person is asked, and in this demo always says yes:")
+    screen.streamed("\n".join(f"  {line[:ASKED_CHARS]}" for line in asked.message.splitlines() if line))
+    return ElicitResult(action="accept", content=dict.fromkeys(asked.requested_schema["properties"], "allow"))
 
 
 async def perform(screen: Screen, client: Client, program: str, session: str = SESSION) -> Step:

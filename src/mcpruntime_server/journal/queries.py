@@ -187,6 +187,27 @@ def raw_events(connection: Connection, session: str) -> Iterator[Row]:
     return connection.execute(query, (session,))
 
 
+def answers(connection: Connection, blobs: BlobStore, session: str, last: int) -> Iterator[tuple[str, int, str, Any]]:
+    """Yield run, number, target and value of the calls that ended well among a session's `last` events, newest first.
+
+    What cannot be read is passed over.
+    """
+    since = last_event(connection, session) - last
+    started = "SELECT run, body FROM events WHERE session = ? AND n > ? AND kind = 'call_started'"
+    targets: dict[tuple[str, int], str] = {}
+    for run, body in connection.execute(started, (session, since)):
+        fields = json.loads(body)
+        targets[run, fields["call"]] = fields["target"]
+    finished = """
+        SELECT n, run, body, large FROM events WHERE session = ? AND n > ? AND kind = 'call_finished'
+        ORDER BY n DESC"""
+    for n, run, body, large in connection.execute(finished, (session, since)):
+        fields = dict(_join(blobs, body, large, f"Event {n}", []))
+        call = fields["call"]
+        if fields.get("error") is None and (run, call) in targets:
+            yield run, call, targets[run, call], fields.get("value")
+
+
 def taken(connection: Connection, sessions: Iterable[str], runs: Iterable[str]) -> bool:
     """Say whether one of these ids is in use."""
     asked = (("SELECT 1 FROM sessions WHERE id = ?", sessions), ("SELECT 1 FROM runs WHERE id = ?", runs))

@@ -254,6 +254,15 @@ class Journal:
         """Return the answers that other processes have left and that no server has taken yet."""
         return await to_thread.run_sync(self._with_reader, queries.replies)
 
+    async def look_at_answers(
+        self, session: str, last: int, work: Callable[[Iterator[tuple[str, int, str, Any]]], T]
+    ) -> T:
+        """Have `work` in a worker thread look at the calls that ended well among a session's `last` events.
+
+        It is given run, number, target and value of each, newest first, and loads no more than it takes.
+        """
+        return await self.read(lambda rows: work(queries.answers(rows, self.blobs, session, last)))
+
     async def pins(self) -> dict[str, str]:
         """Return the runs that are kept from being collected, each with the reason."""
         return await self.read(queries.pins)

@@ -194,6 +194,10 @@ class Router:
         """Return whether calls of `target` are told to the client."""
         return self._route(target).listed
 
+    def is_open(self, target: str) -> bool:
+        """Return whether answers to calls of `target` may hold what strangers wrote."""
+        return self._route(target).is_open(target)
+
     async def answer(self, call: Call, log: CallLog) -> Reply:
         """Return the reply to `call`; failures become errors in it, and only cancellation leaves."""
         if call.target == ABANDON:

@@ -14,11 +14,17 @@ and what was left out is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from ..errors import JournalFailed
+from ..journal.store import Journal
+from .calls import Router
+
+LAST_EVENTS = 5_000  # of a session, that are looked through for answers
 SHORTEST = 6  # characters of what is compared: shorter texts are the same by chance all the time
 PIECE = 16  # characters that a longer text has to share; texts shorter than this count as a whole
 STRIDE = PIECE // 2  # any piece covers a whole block of so many characters that begins at a multiple of it
@@ -31,6 +37,24 @@ SHOWN = 60  # characters of a text or of its place that are told
 DIGITS = 64  # of a whole number; a longer one takes the square of its length to be written down
 FEW = 16  # texts; a search for each of so few is faster than a look at every place of a result
 SEPARATOR = "\0"  # between the texts of a result, so that no piece spans two of them
+
+logger = logging.getLogger(__name__)
+
+
+async def find_hints(journal: Journal, router: Router, session: str, args: Mapping[str, Any]) -> list[str]:
+    """Return hints on the arguments of a call, from what tools of the open world have answered in a session."""
+
+    def look(answers: Iterable[tuple[str, int, str, Any]]) -> list[str]:
+        opened = (each for each in answers if each[2].startswith("tools.") and router.is_open(each[2]))
+        return shared_text(
+            args, ((f"{target} (call {call} of run {run})", value) for run, call, target, value in opened)
+        )
+
+    try:
+        return await journal.look_at_answers(session, LAST_EVENTS, look)
+    except (JournalFailed, ValueError, KeyError, TypeError) as exc:  # a person can be asked without
+        logger.warning("no hints on a call in session %s: %s", session, exc)
+        return []
 
 
 @dataclass(frozen=True)

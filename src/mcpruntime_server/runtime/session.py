@@ -27,6 +27,7 @@ from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from ..sandbox.link import Link
 from .calls import Router
+from .hints import find_hints
 from .home import Arrival, Home
 from .overflow import Overflow
 from .pool import Pool
@@ -186,6 +187,7 @@ class Session:
             turn=around.turns.turn(self.principal),
             granted=self.granted,
         )
+        run.questions.find_hints = partial(find_hints, around.journal, around.router, self.id)
         self.stale = set()
         self._unfinished.append(run)
         if request.key is not None:

@@ -19,6 +19,7 @@ from ..runtime.report import Report, Status, Wait, shown_value
 
 LISTED_CALLS = 50  # of a ledger; the journal has them all
 LISTED_FILES = 50
+FOLDING = ("ok", "queued", "running", "waiting")  # statuses of runs that are not to be retried
 FOLDED_CALLS = 4  # like ones from which on they share a line
 CALL_CHARS = 300  # of one call's arguments, and of its error
 NAME_CHARS = 200  # of one call's target, and of a file's path
@@ -203,20 +204,22 @@ def shorten_name(name: str) -> str:
 def ledger(report: Report) -> tuple[list[CallLine], int]:
     """Return the last lines of a run's ledger, and how many it has; where all went well, like calls share a line.
 
-    After a run that went well nothing is to be retried, and a model should not pay for a hundred lines to read so.
+    After a run that went well nothing is to be retried, and a model should not pay for a hundred lines to read so. What
+    is planned is told where it is waited for.
     """
-    if report.status != "ok":
-        return [call_line(entry) for entry in report.calls[-LISTED_CALLS:]], len(report.calls)
-    lines = folded_lines(report)
+    calls = [entry for entry in report.calls if entry.status != "planned" or not report.waiting_for]
+    if report.status not in FOLDING:
+        return [call_line(entry) for entry in calls[-LISTED_CALLS:]], len(calls)
+    lines = folded_lines(calls)
     return lines[-LISTED_CALLS:], len(lines)
 
 
-def folded_lines(report: Report) -> list[CallLine]:
+def folded_lines(calls: Sequence[LedgerEntry]) -> list[CallLine]:
     """Return one line for each call, and one for many like calls that went well."""
     lines: list[CallLine] = []
-    like = Counter(entry.target for entry in report.calls if entry.status == "ok")
+    like = Counter(entry.target for entry in calls if entry.status == "ok")
     folded: dict[str, CallLine] = {}
-    for entry in report.calls:
+    for entry in calls:
         if entry.status != "ok" or like[entry.target] < FOLDED_CALLS:
             lines.append(call_line(entry))
         elif entry.target not in folded:
