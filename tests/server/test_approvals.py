@@ -545,3 +545,23 @@ async def test_text_that_came_from_an_open_world_is_pointed_out(world: World) ->
 def lively() -> str:
     settings = entry("lively")
     return "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+
+
+async def test_a_request_that_is_cancelled_while_a_person_is_asked_takes_its_run_with_it(world: World) -> None:
+    asked = anyio.Event()
+
+    async def never(context: Any, params: Any) -> ElicitResult:
+        asked.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with world.client(mode="legacy", elicitation_callback=never) as connection:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connection.run, f"{IMPORT}x = 1\nadd(item='a')", "s")
+            await asked.wait()
+            tasks.cancel_scope.cancel()
+        with anyio.fail_after(20):
+            while (await connection.replay("list", "s")).steps[0]["status"] != "cancelled":
+                pass
+        assert await connection.value("x", session="s") == 1
+    assert world.done == []

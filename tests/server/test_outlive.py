@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from mcp import MCPError
 
 from .client import Answer, answer_of, connect
-from .killing import KEY, Server, serve
+from .killing import KEY, Killed, Server, serve
 from .test_approvals import ERAS, IMPORT, World, attach
 
 GIVES_UP_S = 1.0  # after which the client of a long run gives up a request; REQUEST_S=60 RUN_S=600 is the real case
@@ -204,6 +205,26 @@ async def test_background_runs_go_on_in_the_next_server(world: World, tmp_path: 
         assert (whole["status"], whole["stdout"]) == ("ok", "before\nafter\n")
         assert (ends[two["run"]]["status"], ends[two["run"]]["value"]) == ("ok", 2)
     assert world.done == ["add a", "add b"]
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+async def test_what_is_queued_behind_a_run_that_waits_does_not_take_its_place(world: World, how: str) -> None:
+    async with serve(world.settings) as server, anyio.create_task_group() as tasks:
+        await server.greet()
+        told = await server.call({"code": f"{IMPORT}x = 1\nadd(item='a')", "session": "s"}, {})
+        assert told["status"] == "waiting"
+        tasks.start_soon(expect_end, server, {"code": "x = 2", "session": "s"})
+        await server.call({"code": "1", "session": "other"}, {})  # the one before has been taken
+        await gone(server, how)
+    async with serve(world.settings) as server:
+        await server.greet()
+        again = await server.attach(told["run"])
+        assert (again["status"], again["waiting_for"][0]["id"]) == ("waiting", "q1")
+
+
+async def expect_end(server: Server, arguments: dict[str, Any]) -> None:
+    with suppress(Killed):
+        await server.call(arguments, {})
 
 
 async def test_results_are_told_by_another_server_to_the_same_principal(world: World, tmp_path: Path) -> None:

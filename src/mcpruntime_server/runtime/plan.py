@@ -105,20 +105,21 @@ def planned_calls(recording: Recording) -> dict[str, RecordedCall]:
     return {name_of(call.call): call for call in recording.calls if is_planned(call)}
 
 
-def decide(recording: Recording, answers: Mapping[str, Any]) -> list[Approval]:
+def decide(recording: Recording, answers: Mapping[str, Any], *, for_person: bool = False) -> list[Approval]:
     """Return what `answers` decide of the planned calls of a dry run; what they do not name is not to be made.
 
-    Raises `InvalidRequest`.
+    They count as a person's if whoever gives them may decide `for_person`. Raises `InvalidRequest`.
     """
     planned = planned_calls(recording)
     unknown = [name for name in answers if name != "*" and name not in planned]
     if unknown:
         names = ", ".join(planned)
         raise InvalidRequest(f"The plan has no call {unknown[0]!r:.80}.", remedy=f"Its calls are {names:.500}.")
-    return [_decided(name, call, answers.get(name, answers.get("*", "deny"))) for name, call in planned.items()]
+    rest = answers.get("*", "deny")
+    return [_decided(name, call, answers.get(name, rest), for_person=for_person) for name, call in planned.items()]
 
 
-def _decided(name: str, call: RecordedCall, answer: Any) -> Approval:
+def _decided(name: str, call: RecordedCall, answer: Any, *, for_person: bool) -> Approval:
     sent: str | None = {"allow": call.args, "deny": ""}.get(answer) if isinstance(answer, str) else None
     if isinstance(answer, dict) and answer.keys() == {"args"} and isinstance(answer["args"], dict):
         try:
@@ -130,4 +131,4 @@ def _decided(name: str, call: RecordedCall, answer: Any) -> Approval:
             f"{json.dumps(answer, default=str)[:80]} is no answer to {name}.",
             remedy="Answer with 'allow', 'deny' or {\"args\": {...}}, which is made instead.",
         )
-    return Approval(target=call.target, args=call.args, nth=call.nth, sent=sent, person=False)
+    return Approval(target=call.target, args=call.args, nth=call.nth, sent=sent, person=for_person)

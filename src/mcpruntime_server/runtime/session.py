@@ -230,11 +230,17 @@ class Session:
         What nobody waits for, and what waits for an answer, is left to the next server.
         """
         self.close()
-        for run in self._unfinished:
+        for run in list(self._unfinished):
             if run.goes_on_elsewhere:
                 run.suspend()
-            else:
+            elif run.is_next:
                 run.cancel(undo=True)
+            else:  # it must not begin any more: the tip may be a run that goes on elsewhere
+                try:
+                    self.cancel_run(run)
+                except JournalFailed as exc:
+                    run.suspend()
+                    logger.error("a queued run of session %s was not cancelled: %s", self.id, exc)
 
     # its task ---------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from ..runtime.sessions import Runtime
 from . import asking
 from .default import PRINCIPAL, DefaultSession
 from .results import RunResult, answer_of, result_of
-from .watch import asks_for_progress, watch
+from .watch import asks_for_progress, wait_for, watching
 
 MODERN = "2026-07-28"  # the first protocol in which a result can ask for input
 ROUNDS = 8  # of questions in one request; the SDK's clients give up after ten
@@ -182,9 +182,7 @@ class Runs:
         row, owner = await self.row_of(plan)
         journal, policy = self._runtime.journal, self._config.policy
         recording = await load_recording(journal, row)
-        approvals = decide(recording, answers)
-        if policy.approver == MODEL:
-            approvals = [replace_person(each) for each in approvals]
+        approvals = decide(recording, answers, for_person=policy.approver == MODEL)
         if row.finished is not None and time.time() - row.finished > policy.expires_s:
             raise InvalidRequest(f"The plan of run {plan} has expired.", remedy="Plan it again.")
         before = await journal.find_request(owner.id, commit_key(plan))
@@ -202,6 +200,13 @@ class Runs:
     async def _follow(
         self, ctx: Context[Any], session: Session, run: Run, wait_s: float | None, *, owns: bool = True, rounds: int = 0
     ) -> Answer:
+        """Wait for a run as one of those who watch it, and tell what there is."""
+        with watching(run, ctx, self._timed_out, owns=owns):
+            return await self._look(ctx, session, run, wait_s, until_news=not owns, rounds=rounds)
+
+    async def _look(
+        self, ctx: Context[Any], session: Session, run: Run, wait_s: float | None, *, until_news: bool, rounds: int
+    ) -> Answer:
         """Wait for a run, asking people what it wants to know, and tell what there is."""
         settings = self._config.server
         usual_s = settings.wait_progress_s if asks_for_progress(ctx) else settings.wait_s
@@ -210,7 +215,7 @@ class Runs:
             left_s = max(until - anyio.current_time(), 0.0)
             if left_s or run.finished.is_set():
                 known = () if asking.can_ask(ctx) else run.told_questions
-                await watch(run, ctx, self._timed_out, left_s, owns=owns, until_news=not owns, known=known)
+                await wait_for(run, ctx, left_s, until_news=until_news, known=known)
             questions = asking.for_person(run)
             if run.finished.is_set() or not questions or not asking.can_ask(ctx) or not left_s:
                 break
@@ -282,11 +287,6 @@ class Runs:
 
     def _result(self, report: Report, handle: str) -> RunResult:
         return result_of(report, handle, self._config)
-
-
-def replace_person(approval: Any) -> Any:
-    """Return an approval as if a person had given it."""
-    return {**approval, "person": True}
 
 
 def key_of(ctx: Context[Any]) -> str | None:

@@ -7,7 +7,8 @@ has let time out does not: such a client asks again, and finds the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -21,31 +22,21 @@ GATHER_S = 0.1  # for questions that are asked at once to be told at once
 MORE_S = 2.0  # for what comes right after something new to be told with it
 
 
-async def watch(
-    run: Run,
-    ctx: Context[Any],
-    timed_out: Container[str],
-    wait_s: float = math.inf,
-    *,
-    owns: bool = True,
-    until_news: bool = False,
-    known: Collection[str] = (),
-) -> None:
-    """Wait until `run` is over or asks what is not `known`, so long at most; with `until_news`, or prints something.
+async def watch(run: Run, ctx: Context[Any], timed_out: Container[str]) -> None:
+    """Wait for the end of a run that this request has started, as one of those who watch it."""
+    with watching(run, ctx, timed_out):
+        await wait_for(run, ctx)
 
-    `timed_out` holds the ids of requests that clients have given up waiting for. A request that `owns` the run has
-    started it.
+
+@contextmanager
+def watching(run: Run, ctx: Context[Any], timed_out: Container[str], *, owns: bool = True) -> Iterator[None]:
+    """Be one of those who wait for `run`; a request that `owns` it has started it.
+
+    `timed_out` holds the ids of requests that clients have given up waiting for.
     """
     run.watchers += 1
     try:
-        with anyio.move_on_after(wait_s):
-            if asks_for_progress(ctx):
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(report_output, run, ctx)
-                    await settled(run, known, until_news=until_news)
-                    tasks.cancel_scope.cancel()
-            else:
-                await settled(run, known, until_news=until_news)
+        yield
     except anyio.get_cancelled_exc_class():
         if owns and run.watchers == 1 and not run.detached:
             if ctx.request_id in timed_out:
@@ -55,6 +46,20 @@ async def watch(
         raise
     finally:
         run.watchers -= 1
+
+
+async def wait_for(
+    run: Run, ctx: Context[Any], wait_s: float = math.inf, *, until_news: bool = False, known: Collection[str] = ()
+) -> None:
+    """Wait until `run` is over or asks what is not `known`, so long at most; with `until_news`, or prints something."""
+    with anyio.move_on_after(wait_s):
+        if asks_for_progress(ctx):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(report_output, run, ctx)
+                await settled(run, known, until_news=until_news)
+                tasks.cancel_scope.cancel()
+        else:
+            await settled(run, known, until_news=until_news)
 
 
 def asks_for_progress(ctx: Context[Any]) -> bool:
