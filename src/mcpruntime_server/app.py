@@ -34,6 +34,7 @@ from .tools.upstream import open_upstreams
 
 SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
 CLEAR_UP_S = 3600.0  # between looks at what the journal need not keep any more
+UNUSED = "Rules name servers as code does: see `mcpruntime-server tools`."
 SWEEP_S = 300.0  # a crashed server's containers end by themselves; what is left of them can wait
 
 logger = logging.getLogger(__name__)
@@ -208,6 +209,8 @@ async def examine(config: Config) -> list[Check]:
             checks += await backend.check()
     async with open_tools(config) as catalog:
         checks += [Check("upstreams", False, problem, "Rename one of them.") for problem in catalog.problems]
+        unused = Policy(config.policy).unused(catalog.package_names())
+        checks += [Check("policy", True, f"{name} is about no server here.", UNUSED, warning=True) for name in unused]
         for report in await catalog.examine():
             detail = report.error or f"{report.tools} tools, importable as tools.{report.server}"
             checks.append(Check(f"upstream {report.upstream}", not report.error, detail, report.remedy))

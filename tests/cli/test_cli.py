@@ -126,3 +126,14 @@ def test_a_reader_that_leaves_early_is_no_error(used: Path, words: str) -> None:
         ["bash", "-c", f"{COMMAND} --config {used} {words} | true"], capture_output=True, check=False
     )
     assert closed.stderr == b""
+
+
+def test_doctor_names_rules_that_are_about_nothing(tmp_path: Path) -> None:
+    settings = tmp_path / "server.toml"
+    settings.write_text(
+        f'[server]\ndata_dir = "{tmp_path / "data"}"\n[sandbox]\nbackend = "local"\n'
+        '[policy.tools]\n"nowhere.*" = "deny"\n'
+    )
+    done = command("--config", settings, "doctor")
+    assert done.returncode == 0
+    assert "warn  policy: nowhere.* is about no server here." in done.stdout

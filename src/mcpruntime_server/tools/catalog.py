@@ -160,7 +160,7 @@ class Catalog:
     async def prepare(self, target: str) -> None:
         """Have it known what a call of `target` may do; what goes wrong is told to the call itself."""
         server = self._servers.get((*target.split(".", 2), "")[1])
-        if server is not None and server.view is None:
+        if server is not None and (server.view is None or server.view.generation != server.upstream.generation):
             with suppress(CallFailed):
                 await self._view(server)
 
