@@ -1,0 +1,95 @@
+"""Queued runs, questions and the answers that other processes leave, as the journal has them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
+from mcpruntime_server.journal.archive import export_session, import_session
+from mcpruntime_server.journal.events import Answered, Asked, CallStarted, RunFinished, RunQueued, RunStarted
+from mcpruntime_server.journal.store import Journal
+
+
+def started(run: str, parent: str | None = None, step: int = 1) -> RunStarted:
+    return RunStarted(run=run, parent=parent, step=step, code="", name="<step>", timeout_s=1.0, seed="00")
+
+
+async def begin(journal: Journal) -> None:
+    await journal.create_session("s_7", "seven", "me")
+    journal.append("s_7", started("r_1"), "r_1")
+    journal.append("s_7", CallStarted(1, "tools.a.b", "{}", "write", 0), "r_1")
+
+
+async def test_a_queued_run_begins_once_and_is_no_step_before(journal: Journal) -> None:
+    await journal.create_session("s_7", "seven", "me")
+    journal.append("s_7", RunQueued("r_1", "1", 1.0, "key"), "r_1")
+    assert [(row.id, row.status, row.is_over) for row in await journal.queued("s_7")] == [("r_1", "queued", False)]
+    assert await journal.passed("s_7") == []
+    found = await journal.find_request("s_7", "key")
+    assert found is not None
+    assert found.id == "r_1"
+    journal.append("s_7", started("r_1"), "r_1")
+    assert await journal.queued("s_7") == []
+    assert [(row.id, row.status) for row in await journal.passed("s_7")] == [("r_1", "running")]
+    journal.append("s_7", RunFinished("ok"), "r_1")
+    assert (await journal.run("r_1")).is_over
+    assert [stored.n for stored in await journal.events("s_7", run="r_1")] == [1, 2, 3]
+
+
+async def test_a_queued_run_that_is_cancelled_moves_no_tip(journal: Journal) -> None:
+    await begin(journal)
+    journal.append("s_7", RunQueued("r_2", "1", 1.0), "r_2")
+    journal.append("s_7", RunFinished("cancelled", flags=["undone"]), "r_2")
+    row = await journal.session("s_7")
+    assert row.tip == "r_1"
+    assert [run.id for run in await journal.passed("s_7")] == ["r_1"]
+
+
+async def test_a_run_that_has_begun_does_not_begin_again(journal: Journal) -> None:
+    await begin(journal)
+    journal.append("s_7", started("r_1"), "r_1")
+    with pytest.raises(JournalFailed, match="already"):
+        await journal.flush()
+
+
+async def test_questions_are_open_until_they_are_answered_or_their_run_is_over(journal: Journal) -> None:
+    await begin(journal)
+    expires = time.time() + 60
+    for name in ("q1", "q2", "q3"):
+        journal.append("s_7", Asked(name, "approval", 1, expires), "r_1")
+    assert [(row.run, row.question, row.session) for row in await journal.questions("me")] == [
+        ("r_1", name, "s_7") for name in ("q1", "q2", "q3")
+    ]
+    assert await journal.questions("somebody else") == []
+    await journal.reply("r_1", "q2", '"allow"')
+    assert [row.is_answered for row in await journal.questions()] == [False, True, False]
+    assert [(reply.run, reply.question, reply.text) for reply in await journal.replies()] == [("r_1", "q2", '"allow"')]
+    with pytest.raises(InvalidRequest, match="answered already"):
+        await journal.reply("r_1", "q2", '"deny"')
+    with pytest.raises(NotFound):
+        await journal.reply("r_1", "q9", '"allow"')
+    journal.append("s_7", Answered("q2", "allow"), "r_1")
+    assert [row.question for row in await journal.questions()] == ["q1", "q3"]
+    assert await journal.replies() == []
+    journal.append("s_7", RunFinished("cancelled"), "r_1")
+    assert await journal.questions() == []
+
+
+async def test_an_archive_carries_no_queue_and_no_leave(journal: Journal, tmp_path: Path) -> None:
+    await journal.create_session("s_7", "seven", "me")
+    approved = {"target": "tools.a.b", "args": "{}", "nth": 0, "sent": "{}", "person": True}
+    begun = started("r_1")
+    journal.append("s_7", RunStarted(**{**vars(begun), "dry_run": True, "approved": [approved]}), "r_1")
+    journal.append("s_7", Asked("q1", "approval", 1, time.time() + 60), "r_1")
+    journal.append("s_7", RunQueued("r_2", "secret", 1.0), "r_2")
+    journal.append("s_7", RunFinished("ok"), "r_1")
+    manifest = await export_session(journal, "s_7", tmp_path / "a.zip")
+    assert (manifest.runs, manifest.events) == (1, 3)
+    imported = await import_session(journal, tmp_path / "a.zip", "other")
+    events = [stored.event for stored in await journal.events(imported.id)]
+    assert [event.approved for event in events if isinstance(event, RunStarted)] == [[]]
+    assert not [event for event in events if isinstance(event, RunQueued)]
+    assert await journal.questions("other") == []
