@@ -152,7 +152,7 @@ def what_to_do(report: Report, model_approves: bool) -> list[str]:
     elif "approval" in kinds:
         notes.append(
             "A person has to allow this: in the client, where it can ask, or with `mcpruntime-server approvals`. "
-            f"{again}) waits for it."
+            f"{again}) waits for it. A loop can be allowed as a whole: cancel it, and plan it with dry_run=true."
         )
     if "in_doubt" in kinds:
         notes.append(
