@@ -93,8 +93,10 @@ def parameters(settings: Path, env: dict[str, str] | None = None) -> StdioServer
 
 
 @asynccontextmanager
-async def connect(settings: Path, env: dict[str, str] | None = None, **options: Any) -> AsyncIterator[Connection]:
-    """Start a server with `settings` and be its client."""
+async def connect(
+    settings: Path, env: dict[str, str] | None = None, *, limit_s: float = 600.0, **options: Any
+) -> AsyncIterator[Connection]:
+    """Start a server with `settings` and be its client, for so long at most."""
     async with Client(parameters(settings, env), **options) as client:
-        with anyio.fail_after(600):
+        with anyio.fail_after(limit_s):
             yield Connection(client, settings.parent / "data")
