@@ -100,6 +100,8 @@ host = Host()
 
 def ask(target: str, arguments: dict[str, Any], tool: str) -> Any:
     """Call the host; raises `ToolError`, in the name of `tool`."""
+    if Planned.any_made:
+        check_known(arguments)
     try:
         return record(host.call(target, arguments))
     except HostError as error:
@@ -110,6 +112,8 @@ def ask(target: str, arguments: dict[str, Any], tool: str) -> Any:
 
 async def aask(target: str, arguments: dict[str, Any], tool: str) -> Any:
     """Call the host from asyncio; raises `ToolError`, in the name of `tool`."""
+    if Planned.any_made:
+        check_known(arguments)
     try:
         return record(await host.acall(target, arguments))
     except HostError as error:
@@ -149,8 +153,6 @@ class Parameters:
         missing = [name for name in self.required if name not in given]
         if missing:
             self.refuse(f"needs {', '.join(map(repr, missing))}.")
-        if Planned.any_made:
-            check_known(given)
         return {self.wire.get(name, name): sendable(value) for name, value in given.items() if self.sends(name, value)}
 
     def sends(self, name: str, value: Any) -> bool:

@@ -19,7 +19,7 @@ import types
 from select import select
 from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
 
-from . import forks, guest, observe, wire
+from . import forks, guest, observe, planned, wire
 from .channel import USER_FILE, Channel, Interrupts
 from .present import describe_error, present
 
@@ -143,6 +143,7 @@ class Worker:
         if message.stale:
             guest.refresh(message.stale)
         self.remember_source(message.name, message.code)
+        planned.Planned.ended = None
         self.chance.reseed(message.seed)
         self.clocks.begin(message.clocks)
         self.meter.start()
@@ -172,16 +173,19 @@ class Worker:
                 shown = None if value is None else present(value, self.value_limit)
             finally:
                 self.interrupts.disarm()
+            if planned.Planned.ended is not None:
+                raise planned.Planned.ended
             return "ok", shown, None
         except SystemExit as exc:
-            if exc.code in (None, 0):
+            end = planned.cause(exc)
+            if end is exc and exc.code in (None, 0):
                 return "ok", None, None
-            return "error", None, self.describe(exc)
+            return "error", None, self.describe(end)
         except KeyboardInterrupt as exc:
             self.interrupts.disarm()
             return "interrupted", None, self.describe(exc)
         except BaseException as exc:  # noqa: BLE001 - user code may raise anything, and that is its result
-            return "error", None, self.describe(exc)
+            return "error", None, self.describe(planned.cause(exc))
         finally:
             self.settle_loop()
 

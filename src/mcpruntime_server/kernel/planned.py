@@ -2,21 +2,24 @@
 
 It can be printed, put into a text and kept. Whatever would need to know what it is ends the run there: what follows
 depends on a result that nobody has yet.
+Rule: a run that has come to its `PlanEnds` ends with it (`cause`), whatever the code makes of it. A plan whose end was
+swallowed would be taken for the whole of what the code does.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, Optional
 
 TEXT = "<result of planned call {}>"
 LOOKS = (
-    *("bool", "len", "iter", "next", "contains", "getitem", "setitem", "delitem", "call", "await", "enter", "aenter"),
+    *("bool", "len", "iter", "next", "contains", "getitem", "setitem", "delitem", "call", "await", "fspath"),
     *("eq", "ne", "lt", "le", "gt", "ge", "int", "float", "complex", "index", "bytes", "neg", "pos", "abs", "invert"),
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod"),
     *("pow", "rpow", "matmul", "rmatmul", "and", "rand", "or", "ror", "xor", "rxor", "lshift", "rshift", "round"),
-    *("reduce_ex", "deepcopy", "copy", "setattr", "delattr", "aiter", "divmod", "rdivmod", "reversed"),
+    *("reduce_ex", "deepcopy", "copy", "setattr", "delattr", "divmod", "rdivmod", "reversed", "trunc"),
+    *("enter", "exit", "aenter", "aexit", "aiter", "anext"),
 )
 
 
@@ -35,6 +38,7 @@ class Planned:
     __slots__ = ("_call", "_tool")
     __module__ = "tools"
     any_made = False
+    ended: Optional[PlanEnds] = None  # the first of the run
 
     def __init__(self, tool: str, call: Any) -> None:
         object.__setattr__(self, "_tool", tool)
@@ -45,28 +49,38 @@ class Planned:
         return TEXT.format(object.__getattribute__(self, "_call"))
 
     def __format__(self, spec: str) -> str:
-        return format(repr(self), spec)
+        try:
+            return format(repr(self), spec)
+        except ValueError:  # a format for numbers, which the result may be
+            return repr(self)
 
     def __hash__(self) -> int:
         return id(self)
 
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):  # what Python itself looks for
-            raise AttributeError(name)
-        ends(self)
+    def __getattribute__(self, name: str) -> Any:
+        if not (name.startswith("__") and name.endswith("__")):  # those are what Python itself looks for
+            ends(self)
+        return object.__getattribute__(self, name)
 
 
 def ends(planned: Planned, *_: Any, **__: Any) -> NoReturn:
     """End the run where its code looks into a result that there is not."""
     tool, call = object.__getattribute__(planned, "_tool"), object.__getattribute__(planned, "_call")
-    raise PlanEnds(
+    end = PlanEnds(
         f"The code needs the result of {tool} (planned call {call}), which is not known before the call is made. "
         "Commit what is planned; the rest is planned in another round."
     )
+    Planned.ended = Planned.ended or end
+    raise end
 
 
 for _name in LOOKS:
     setattr(Planned, f"__{_name}__", ends)
+
+
+def cause(failure: BaseException) -> BaseException:
+    """Return what ended a run that failed with `failure`: code, asyncio or a thread may have put that in its place."""
+    return failure if isinstance(failure, PlanEnds) else Planned.ended or failure
 
 
 def check_known(value: Any) -> None:
@@ -74,7 +88,7 @@ def check_known(value: Any) -> None:
     if isinstance(value, Planned):
         ends(value)
     elif isinstance(value, dict):
-        for item in value.values():
+        for item in (*value, *value.values()):
             check_known(item)
     elif isinstance(value, (list, tuple)):
         for item in value:

@@ -81,7 +81,7 @@ class _Cutter:
             return text if text.isascii() else printable(text)
         if kind is float and value - value == 0:  # neither NaN nor infinite
             return value
-        if depth >= MAX_DEPTH or hasattr(value, "_fields"):
+        if depth >= MAX_DEPTH or hasattr(type(value), "_fields"):
             raise NotJson
         if isinstance(value, dict):
             return self.cut_object(value, depth + 1)
