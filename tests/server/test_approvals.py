@@ -465,6 +465,15 @@ async def test_what_a_person_refuses_of_a_plan_is_not_done(world: World) -> None
     assert world.done == ["put x"]
 
 
+async def test_a_dry_run_that_is_stopped_leaves_nothing(world: World) -> None:
+    code = "x = put(item='a')\nopen('f', 'w').write('new')\nimport time; time.sleep(60)"
+    async with planning(world) as connection:
+        told = await connection.run(code, dry_run=True, timeout_s=1)
+        assert told.status == "timeout"
+        assert await connection.value("[x, open('f').read()]") == [1, "old"]
+    assert world.done == []
+
+
 async def test_a_dry_run_that_only_reads_is_a_run(world: World) -> None:
     async with planning(world) as connection:
         told = await connection.run("x = count(item='x').result + 5", dry_run=True)

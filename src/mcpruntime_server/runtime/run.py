@@ -404,8 +404,10 @@ class Run:
             report.status = "ok"
         else:
             report.status = "crashed" if died else "error"
-        if self._plan is not None and self._plan.calls and report.status in ("ok", "error"):
-            self._conclude_plan(self._plan.calls)
+        if self._plan is not None and self._plan.calls:
+            self.undone = True  # variables may hold what stands for results
+            if report.status in ("ok", "error"):
+                self._conclude_plan(self._plan.calls)
         if stopped is not None or done.status == "interrupted":
             self._flags.add(INTERRUPTED)
         self._note_state(stopped, link)
@@ -413,7 +415,7 @@ class Run:
     def _conclude_plan(self, calls: Sequence[PlannedCall]) -> None:
         """It has ended, and waits for its plan to be committed; what it did to variables and files is undone."""
         report = self.report
-        report.status, self.undone = "waiting", True
+        report.status = "waiting"
         report.waiting_for = plan_waits(calls)
         if report.error is not None:
             report.notes.append(
