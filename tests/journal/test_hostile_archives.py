@@ -16,10 +16,10 @@ from typing import Any
 import anyio
 import pytest
 
-from mcpruntime_server.errors import InvalidRequest
+from mcpruntime_server.errors import InvalidRequest, NotFound
 from mcpruntime_server.journal import Journal, archive_events, archive_file
 from mcpruntime_server.journal.archive import import_session
-from mcpruntime_server.journal.events import RunStarted
+from mcpruntime_server.journal.events import Answered, RunStarted
 
 Members = dict[str, bytes]
 
@@ -39,6 +39,9 @@ GOOD_MANIFEST: dict[str, Any] = {
     "skipped": [],
 }
 START = {"run": "r_1", "parent": None, "step": 1, "code": "1", "name": "<step 1>", "timeout_s": 1, "seed": "s"}
+
+
+ASKED = {"question": "q1", "kind": "approval", "call": 1, "expires": 1e300}
 
 
 def event(n: int, kind: str, body: Any, run: str | None = "r_1", **more: Any) -> dict[str, Any]:
@@ -176,6 +179,18 @@ HOSTILE: dict[str, tuple[Members, str]] = {
         packed([*good_events()[:2], event(3, "run_finished", {"status": "ok"})]),
         "ends a run that is not under way",
     ),
+    "run that waits for its turn": (
+        packed([*good_events(), event(4, "run_queued", {"run": "r_2", "code": "1", "timeout_s": 1}, "r_2")]),
+        "line 4' queues a run, which an archive cannot",
+    ),
+    "run that waits and begins": (
+        packed([event(1, "run_queued", {"run": "r_1", "code": "1", "timeout_s": 1}), event(2, "run_started", START)]),
+        "line 1' queues a run, which an archive cannot",
+    ),
+    "question for no run": (
+        packed([*good_events(), event(4, "asked", ASKED, None)]),
+        "line 4' asks a question for no run",
+    ),
     "tip that is not there": (
         packed([*good_events(), event(4, "tip_moved", {"tip": "r_9", "left": None}, None)]),
         "moves the tip from or to an unknown run",
@@ -199,6 +214,31 @@ HOSTILE: dict[str, tuple[Members, str]] = {
 async def test_a_hostile_archive_is_refused_and_leaves_nothing(there: Journal, tmp_path: Path, what: str) -> None:
     members, reason = HOSTILE[what]
     assert "hostile.zip is refused" in await refused(there, tmp_path, zipped(members), reason)
+
+
+async def test_a_question_or_a_leave_in_an_archive_holds_nowhere(there: Journal, tmp_path: Path) -> None:
+    scope = blob_of(b'"session"')
+    leave = {"decision": "allow", "target": "tools.mail.send"}
+    approved = [{"target": "tools.mail.send", "args": "{}", "nth": 0, "sent": "{}", "person": True}]
+    events = [
+        event(1, "run_started", {**START, "dry_run": True, "approved": approved}),
+        event(2, "asked", ASKED),
+        event(3, "asked", {**ASKED, "question": "q2"}),
+        event(4, "answered", {**leave, "question": "q1", "scope": "session"}),
+        event(5, "answered", {**leave, "question": "q2"}, large={"scope": scope[0][6:]}),
+        event(6, "answered", {**leave, "question": "q3", "scope": "run"}),
+        event(7, "answered", {**leave, "question": "q4", "scope": "session"}, None),
+        event(8, "run_finished", {"status": "ok"}),
+        event(9, "asked", {**ASKED, "question": "q9"}),
+    ]
+    (tmp_path / "leave.zip").write_bytes(zipped(packed(events, blobs=dict([scope]))))
+    row = await import_session(there, tmp_path / "leave.zip", "you")
+    found = [stored.event for stored in await there.events(row.id)]
+    assert [each.scope for each in found if isinstance(each, Answered)] == ["once"] * 4
+    assert [each.approved for each in found if isinstance(each, RunStarted)] == [[]]
+    assert await there.read(lambda rows: rows.execute("SELECT * FROM questions").fetchall()) == []
+    with pytest.raises(NotFound):
+        await there.reply("r_1", "q9", '"allow"')
 
 
 async def test_links_are_refused(there: Journal, tmp_path: Path) -> None:

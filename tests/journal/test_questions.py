@@ -55,6 +55,26 @@ async def test_a_run_that_has_begun_does_not_begin_again(journal: Journal) -> No
         await journal.flush()
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_a_queued_run_begins_in_its_own_session_and_once(journal: Journal, *, is_over: bool) -> None:
+    await begin(journal)
+    journal.append("s_7", RunQueued("r_2", "1", 1.0), "r_2")
+    journal.append("s_1", started("r_2"), "r_2")
+    with pytest.raises(JournalFailed, match="'r_2' already"):
+        await journal.flush()
+    journal.append("s_7", started("r_2", "r_1", 2), "r_2")
+    if is_over:
+        journal.append("s_7", RunFinished("ok"), "r_2")
+    journal.append("s_7", started("r_2", None, 7), "r_2")
+    with pytest.raises(JournalFailed, match="'r_2' already"):
+        await journal.flush()
+    row = await journal.run("r_2")
+    assert (row.session, row.parent, row.step) == ("s_7", "r_1", 2)
+    assert row.status == ("ok" if is_over else "running")
+    assert (await journal.session("s_7")).tip == "r_2"
+    assert await journal.queued("s_7") == []
+
+
 async def test_questions_are_open_until_they_are_answered_or_their_run_is_over(journal: Journal) -> None:
     await begin(journal)
     expires = time.time() + 60
@@ -84,12 +104,15 @@ async def test_an_archive_carries_no_queue_and_no_leave(journal: Journal, tmp_pa
     begun = started("r_1")
     journal.append("s_7", RunStarted(**{**vars(begun), "dry_run": True, "approved": [approved]}), "r_1")
     journal.append("s_7", Asked("q1", "approval", 1, time.time() + 60), "r_1")
+    journal.append("s_7", Answered("q1", "allow", "session", "me", "tools.a.b"), "r_1")
+    journal.append("s_7", Asked("q2", "approval", 1, time.time() + 60), "r_1")
     journal.append("s_7", RunQueued("r_2", "secret", 1.0), "r_2")
     journal.append("s_7", RunFinished("ok"), "r_1")
     manifest = await export_session(journal, "s_7", tmp_path / "a.zip")
-    assert (manifest.runs, manifest.events) == (1, 3)
+    assert (manifest.runs, manifest.events) == (1, 5)
     imported = await import_session(journal, tmp_path / "a.zip", "other")
     events = [stored.event for stored in await journal.events(imported.id)]
     assert [event.approved for event in events if isinstance(event, RunStarted)] == [[]]
+    assert [event.scope for event in events if isinstance(event, Answered)] == ["once"]
     assert not [event for event in events if isinstance(event, RunQueued)]
     assert await journal.questions("other") == []

@@ -19,6 +19,8 @@ from .events import (
     FIELDS,
     KINDS,
     VERSION,
+    Answered,
+    Asked,
     Event,
     FilesChanged,
     RunFinished,
@@ -164,6 +166,8 @@ class Lines:
             self._start(where, number, run, event)
         elif run is not None and self.runs.get(run) != number:
             self._refuse(where, f"belongs to run {run!r:.80}, which the session has not started")
+        if isinstance(event, Asked) and run is None:
+            self._refuse(where, "asks a question for no run")
         if isinstance(event, RunFinished) and self.unfinished.pop(run or "", None) is None:
             self._refuse(where, "ends a run that is not under way")
         if isinstance(event, TipMoved) and any(
@@ -206,6 +210,9 @@ class Lines:
                 body["approved"] = []  # what people have allowed there is not allowed here
                 for name in ("idempotency_key", "approved"):
                     large.pop(name, None)
+            case Answered():
+                body["scope"] = "once"  # the same for other calls of the run or the session
+                large.pop("scope", None)
             case TipMoved():
                 body |= {name: self._here(body.get(name)) for name in ("tip", "left")}
             case SessionOpened():

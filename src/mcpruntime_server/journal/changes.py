@@ -150,8 +150,9 @@ def create_session(connection: Connection, owner: str, row: SessionRow) -> None:
 def complete_session(connection: Connection, row: SessionRow) -> SessionRow:
     """Let everybody see a session of purpose `partial`, as `row` says, and any server have it; return it.
 
-    Where its principal has one of that name already, a number is added.
+    Where its principal has one of that name already, a number is added. Nobody is asked what its runs waited for.
     """
+    connection.execute("DELETE FROM questions WHERE session = ?", (row.id,))
     number, name = 1, row.name
     query = "SELECT 1 FROM sessions WHERE principal = ? AND name = ?"
     while connection.execute(query, (row.principal, name)).fetchone():
