@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from sqlite3 import Connection
 from typing import Any
 
@@ -196,16 +197,22 @@ def answers(connection: Connection, blobs: BlobStore, session: str, last: int) -
     started = "SELECT run, body FROM events WHERE session = ? AND n > ? AND kind = 'call_started'"
     targets: dict[tuple[str, int], str] = {}
     for run, body in connection.execute(started, (session, since)):
-        fields = json.loads(body)
-        targets[run, fields["call"]] = fields["target"]
+        with suppress(ValueError, KeyError, TypeError):  # damage, or a name too long to be a tool's
+            fields = json.loads(body)
+            if isinstance(fields["target"], str):
+                targets[run, fields["call"]] = fields["target"]
     finished = """
         SELECT n, run, body, large FROM events WHERE session = ? AND n > ? AND kind = 'call_finished'
         ORDER BY n DESC"""
     for n, run, body, large in connection.execute(finished, (session, since)):
-        fields = dict(_join(blobs, body, large, f"Event {n}", []))
-        call = fields["call"]
-        if fields.get("error") is None and (run, call) in targets:
-            yield run, call, targets[run, call], fields.get("value")
+        try:
+            fields = _join(blobs, body, large, f"Event {n}", [])
+            call = fields["call"]
+            target = targets.get((run, call))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if target is not None and fields.get("error") is None:
+            yield run, call, target, fields.get("value")
 
 
 def taken(connection: Connection, sessions: Iterable[str], runs: Iterable[str]) -> bool:

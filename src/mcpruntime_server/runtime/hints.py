@@ -9,11 +9,12 @@ the same by chance. Nothing is allowed or refused because of it.
 Rule 1: strings and whole numbers are compared, names of fields too, with case folded and whitespace collapsed. Short
 ones count if they occur as a whole, longer ones if a piece of them does.
 Rule 2: both sides are hostile. What is read, compared and told is bounded, the time for it grows no faster than that,
-and what was left out is told.
+and what was left out is told. Whatever is told is ASCII that can be printed, names that an archive brought, too.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,13 +43,14 @@ logger = logging.getLogger(__name__)
 
 
 async def find_hints(journal: Journal, router: Router, session: str, args: Mapping[str, Any]) -> list[str]:
-    """Return hints on the arguments of a call, from what tools of the open world have answered in a session."""
+    """Return hints on the arguments of a call, from what tools of the open world have answered in a session.
+
+    The runs of the session itself count, the one that makes the call among them, and no more than `LAST_EVENTS`.
+    """
 
     def look(answers: Iterable[tuple[str, int, str, Any]]) -> list[str]:
         opened = (each for each in answers if each[2].startswith("tools.") and router.is_open(each[2]))
-        return shared_text(
-            args, ((f"{target} (call {call} of run {run})", value) for run, call, target, value in opened)
-        )
+        return shared_text(args, ((label_of(run, call, target), value) for run, call, target, value in opened))
 
     try:
         return await journal.look_at_answers(session, LAST_EVENTS, look)
@@ -200,11 +202,26 @@ def sentence(wanted: Wanted, match: Match) -> str:
     """Return what is told of a text that was found."""
     end = end_of_piece(wanted.folded, match)
     piece, size = wanted.shown[match.start : end], end - match.start
-    quoted = repr(piece if size <= SHOWN else f"{piece[: SHOWN - 3]}...")
+    told = quoted(shortened(piece))
     place = wanted.part.place
     where = ("a name in " if wanted.part.is_name else "in ") + (place or "the arguments")
     length = f", {size} characters" if size > SHOWN else ""
-    return f"{quoted} ({where}{length}) also appears in the result of {match.label}."
+    return f"{told} ({where}{length}) also appears in the answer of {match.label}."
+
+
+def label_of(run: str, call: int, target: str) -> str:
+    """Return what is told of a call."""
+    return f"{quoted(shortened(target))[1:-1]} (call {call} of run {run})"
+
+
+def quoted(text: str) -> str:
+    """Return text as JSON in ASCII, all of which can be printed, so that no letter passes for another."""
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+def shortened(text: str) -> str:
+    """Return as much of `text` as is told."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def end_of_piece(text: str, match: Match) -> int:
@@ -266,8 +283,8 @@ def inside(part: Part) -> Iterator[Part]:
         return
     for name, item in part.value.items():
         yield Part(name, part.place, is_name=True)
-        plain = isinstance(name, str) and len(name) <= SHOWN and name.isidentifier()
-        step = (f".{name}" if part.place else name) if plain else f"[{str(name)[:SHOWN]!r}]"
+        plain = isinstance(name, str) and len(name) <= SHOWN and name.isascii() and name.isidentifier()
+        step = (f".{name}" if part.place else name) if plain else f"[{quoted(str(name)[:SHOWN])}]"
         yield Part(item, below(part.place, step))
 
 
@@ -275,4 +292,4 @@ def below(place: str, step: str) -> str:
     """Return the place of a value within another, shortened where it is too long to be read."""
     if place.endswith("..."):
         return place
-    return place + step if len(place) + len(step) <= SHOWN else f"{(place + step)[: SHOWN - 3]}..."
+    return shortened(place + step)

@@ -91,7 +91,7 @@ def told_call(question: Question, target: str, args: Mapping[str, Any], group: s
     text = text if len(text) <= CALL_CHARS else f"{text[:CALL_CHARS]}... ({len(text):,} characters)"
     name = "" if target == group else f"{json.dumps(target)[1:-1]} "
     line = f" (line {question.line})" if question.line else ""
-    return [f"   {name}{text}{line}", *(f"     hint: {json.dumps(hint)[1:-1]}" for hint in question.asked.hints)]
+    return [f"   {name}{text}{line}", *(f"     hint: {hint}" for hint in question.asked.hints)]
 
 
 def bounded(lines: Sequence[str]) -> str:
