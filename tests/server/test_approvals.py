@@ -14,6 +14,7 @@ from mcp.client.client import Client
 from mcp.types import ElicitRequestFormParams, ElicitResult, InputRequiredResult
 
 from mcpruntime_server.journal.store import open_journal
+from mcpruntime_server.runtime.history import load_report
 
 from .client import SOON, Answer, Connection, answer_of, connect, write_settings
 from .conftest import entry
@@ -423,6 +424,38 @@ async def test_code_that_needs_a_result_is_planned_in_rounds(world: World) -> No
         assert (told.status, told.value) == ("ok", [0, [1, 2]]), told.text
     assert [len(each) for each in rounds] == [1, 1, 1, 1]
     assert world.done == ["put first", "put then 0 0", "put then 0 1", "put last [1, 2]"]
+
+
+async def test_what_was_changed_in_a_plan_is_what_is_asked_about_and_made_after_a_crash(world: World) -> None:
+    world.upstream.with_suffix(".hold").touch()
+    async with serve(world.settings) as server:
+        await server.greet()
+        code = f"{IMPORT}add(item='code', hold='before')\nadd(item='second')"
+        plan = await server.call({"code": code, "session": "s", "dry_run": True}, {})
+        answers = {"c2": {"args": {"item": "changed", "hold": "before"}}, "c3": {"args": {"item": "changed too"}}}
+        told = await server.attach(plan["run"], answers=answers)
+        run, asked = told["run"], told["waiting_for"]
+        assert [asked[0]["call"], *asked[0]["more"]] == [
+            'counted.add(hold="before", item="changed")', 'counted.add(item="changed too")'
+        ]  # fmt: skip
+        server.process.kill()
+    async with open_journal(world.settings.parent / "data") as journal:
+        past = await load_report(journal, run)
+        assert [dict(args) for _, args in past.waiting_for[0].calls] == [each["args"] for each in answers.values()]
+        await journal.reply(run, "q1", json.dumps({"answer": "allow", "by": "a test"}))
+    async with serve(world.settings) as server:
+        await server.greet()
+        await server.attach(run, wait_s=0)
+        await until(lambda: world.upstream.with_suffix(".held").exists())
+        server.process.kill()
+    world.upstream.with_suffix(".hold").unlink()
+    async with serve(world.settings) as server:
+        await server.greet()
+        told = await server.attach(run)
+        assert (told["waiting_for"][0]["kind"], told["waiting_for"][0]["call"]) == ("in_doubt", asked[0]["call"])
+        told = await server.attach(run, answers={"*": "again"})
+        assert told["status"] == "ok", told
+    assert world.done == ["add changed", "add changed too"]
 
 
 async def test_what_is_read_after_a_commit_is_what_was_planned_with(world: World) -> None:

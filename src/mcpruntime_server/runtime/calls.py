@@ -7,7 +7,6 @@ trusted: the run is the one that the session executes, and numbers only serve to
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -137,6 +136,10 @@ class CallLog:
         """Return what names call `number`, which has not ended, in a recording."""
         return self._keys[number]
 
+    def sent(self, call: Call, number: int) -> dict[str, Any]:
+        """Return the arguments with which a call is made, which somebody may have changed in a plan."""
+        return call.args if self.plan is None else self.plan.arguments(self.key(number), call.args)
+
     def finish(self, number: int, value: Any, error: Mapping[str, Any] | None, ms: float) -> None:
         """Journal how call `number` ended, unless that is of no matter to the code any more."""
         if not self.is_abandoned(number):
@@ -227,7 +230,7 @@ class Router:
             if doubt is not None and doubt.decision == "result":
                 value = doubt.value
             else:
-                args = call.args if doubt is not None else await self._permit(call, route, number, entry, log)
+                args = await self._permit(call, route, number, entry, log) if doubt is None else log.sent(call, number)
                 entry.status = "started"
                 started = time.perf_counter()
                 if route.effect(call.target) == "write":
@@ -260,7 +263,7 @@ class Router:
         approval = None
         if log.plan is not None and route.effect(target) != "read":
             approval = await self._planned(call, number, log, log.plan)
-            args = json.loads(approval["sent"])
+            args = log.sent(call, number)
         by_person = approval is not None and approval["person"]
         if verdict == "ask" and not by_person and not log.questions.is_granted(target):
             covers = self._to_be_asked(log, number)
@@ -301,7 +304,7 @@ class Router:
     async def _clear_up(self, call: Call, number: int, entry: LedgerEntry, log: CallLog) -> Answered:
         """Ask what is to be done about a call that may have been made before the server died."""
         entry.status = "waiting"
-        answer = await log.questions.ask(IN_DOUBT, number, call.target, call.args, call.line)
+        answer = await log.questions.ask(IN_DOUBT, number, call.target, log.sent(call, number), call.line)
         if answer.decision not in ("again", "result"):
             message = f"The server died while {call.target} was called; whether that took effect is not known."
             raise CallFailed("in_doubt", message)

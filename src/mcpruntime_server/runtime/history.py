@@ -18,7 +18,7 @@ from ..journal.replay import UNDONE, RecordedCall, Recorder, repeats
 from ..journal.rows import RunRow, SessionRow, Stored
 from ..journal.store import Journal
 from .calls import STATUS_OF, LedgerEntry
-from .plan import PlannedCall, args_of, is_planned, name_of, planned_call
+from .plan import Plan, PlannedCall, args_of, is_planned, name_of, planned_call
 from .report import Report, Status, Wait
 
 NAMED = 5  # of the sessions that an error names
@@ -58,9 +58,9 @@ class PastRun:
             report.changed, report.removed = list(files.changed), list(files.removed)
         planned = [planned_call(call) for call in self.calls if is_planned(call)]
         report.waiting_for = self.open_waits if end is None else plan_waits(planned) if end.status == "waiting" else []
-        if end is None and report.waiting_for:
-            report.status = "waiting"
-        if end is not None:
+        if end is None:
+            report.status = "waiting" if report.waiting_for else "queued" if row.status == "queued" else "running"
+        else:
             report.status = cast(Status, end.status)
             report.value = None if end.value is None else dict(end.value)
             report.error = None if end.error is None else dict(end.error)
@@ -72,7 +72,11 @@ class PastRun:
         """What it waits for before it can go on, if it has not ended."""
         calls = {call.call: call for call in self.calls}
         asked_of = [(asked, calls[asked.call]) for asked in self.asked if asked.call in calls]
-        return [wait_of(asked, call.target, args_of(call), call.line) for asked, call in asked_of]
+        plan = Plan(self.start.approved if self.start else ())
+        return [
+            wait_of(asked, call.target, plan.arguments((call.target, call.args, call.nth), args_of(call)), call.line)
+            for asked, call in asked_of
+        ]
 
 
 def wait_of(asked: Asked, target: str, args: Mapping[str, Any], line: int | None) -> Wait:

@@ -44,6 +44,12 @@ class Plan:
         """Return what was decided of a call, or None where nothing was."""
         return self._approvals.get(key)
 
+    def arguments(self, key: Key, args: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments with which a call is made that has `args` in the code: those that were approved."""
+        approval = self.approval(key)
+        found: dict[str, Any] = json.loads(approval["sent"]) if approval is not None and approval["sent"] else args
+        return found
+
     @property
     def calls(self) -> list[PlannedCall]:
         """The calls that were planned in this run, in order."""
