@@ -109,6 +109,11 @@ class RunResumed(Event):
 
 
 @dataclass(frozen=True)
+class RunSuspended(Event):
+    """Its server was told to end, and leaves the run to the next one."""
+
+
+@dataclass(frozen=True)
 class TipMoved(Event):
     """The session's state is now the end of run `tip` (None: empty); `left` was the tip before."""
 
@@ -235,6 +240,7 @@ KINDS: Mapping[str, type[Event]] = {
     "run_queued": RunQueued,
     "run_started": RunStarted,
     "run_resumed": RunResumed,
+    "run_suspended": RunSuspended,
     "output": Output,
     "call_started": CallStarted,
     "asked": Asked,

@@ -23,6 +23,7 @@ from .events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    RunSuspended,
 )
 from .rows import RunRow, Stored
 from .store import Journal
@@ -63,7 +64,7 @@ class Recording:
     printed: Mapping[str, str] = field(default_factory=dict)
     end: RunFinished | None = None
     files: FilesChanged | None = None
-    resumed: int = 0  # how often it has gone on after the death of a server, without having come to wait since
+    resumed: int = 0  # how often it has gone on after the death of a server, without having waited or been handed on
     asked: tuple[Asked, ...] = ()
     answered: Mapping[str, Answered] = field(default_factory=dict)  # by question
 
@@ -153,6 +154,8 @@ class Recorder:
                 self.start = start
             case RunResumed():
                 self.resumed += 1
+            case RunSuspended():
+                self.resumed = 0  # no harm has come to its server
             case Output(stream, text):
                 self.printed.setdefault(stream, []).append(text)
             case ClocksRead(readings):

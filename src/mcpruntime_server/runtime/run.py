@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..journal.events import (
     RunQueued,
     RunResumed,
     RunStarted,
+    RunSuspended,
 )
 from ..journal.replay import FILES, FRESH, INTERRUPTED, UNDONE, Recording
 from ..journal.store import Journal
@@ -70,10 +72,10 @@ class Run:
         router: Router,
         limits: Limits,
         overflow: Overflow,
-        stale: Collection[str] = (),
         *,
         turn: Turn,
         granted: set[str],
+        stale: set[str],
     ) -> None:
         recording = request.recording
         resumed = recording if request.resumes else None
@@ -85,7 +87,8 @@ class Run:
         self.told: dict[str, int] = {}  # what clients have been told of its output
         self.told_questions: set[str] = set()
         self.state_after_death: Callable[[], str] = str  # says what the next run begins with, should this one die
-        self._stale = sorted(recording.start.stale if recording else stale)
+        self._stale = set(recording.start.stale) if recording else stale
+        self._renewed: list[str] = []  # packages of tools that it imports anew
         self.report = Report(self.id, session, 0)
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.finished = anyio.Event()  # its report is whole
@@ -148,6 +151,9 @@ class Run:
 
     def suspend(self) -> None:
         """Leave it as it is in the journal, where another server finds it and goes on with it."""
+        if self._begun and not self._is_suspended:
+            with suppress(JournalFailed):  # then it counts as one that a crash has stopped
+                self._append(RunSuspended())
         self._is_suspended = self._cancelled = True
         self._waiting.cancel()
         if self._link is not None:
@@ -309,6 +315,8 @@ class Run:
     def _begin(self) -> None:
         """Journal that it starts, or goes on."""
         self._begun = True
+        self._renewed = sorted(self._stale)
+        self._stale.clear()
         request, recording = self.request, self.request.recording
         if request.resumes and recording is not None:
             answered = sum(call.finished is not None for call in recording.calls)
@@ -324,7 +332,7 @@ class Run:
             idempotency_key=request.key,
             seed=self.seed,
             replays=recording.start.run if recording else None,
-            stale=self._stale,
+            stale=self._renewed,
             dry_run=request.dry_run,
             approved=list(request.approved),
             detached=self.detached,
@@ -338,7 +346,8 @@ class Run:
         return f"<step {self.report.step}>"
 
     def _append(
-        self, event: RunQueued | RunStarted | RunResumed | ClocksRead | Output | RunFinished | FilesChanged
+        self,
+        event: RunQueued | RunStarted | RunResumed | RunSuspended | ClocksRead | Output | RunFinished | FilesChanged,
     ) -> None:
         self._journal.append(self._session, event, self.id)
 
@@ -361,7 +370,7 @@ class Run:
         readings = dict(request.recording.readings) if request.recording else None
         try:
             done, stopped = await link.execute(
-                request.code, self.code_name, self, request.timeout_s, self._stale, seed=self.seed, clocks=readings
+                request.code, self.code_name, self, request.timeout_s, self._renewed, seed=self.seed, clocks=readings
             )
             self._conclude(done, stopped, link)
         except SandboxFailed as exc:

@@ -59,6 +59,7 @@ class Surroundings(Protocol):
     limits: Limits
     turns: Turns
     lost: dict[str, str]  # runs whose variables cannot be had back, and why
+    changed: set[str]  # packages of tools that have changed since the server started
     on_code: Callable[[str], None]
 
 
@@ -82,7 +83,7 @@ class Session:
         self._holders = 0  # requests during which it must not be closed for being idle
         self._has_turn = False  # in its home
         self.granted: set[str] = set()  # targets of calls that a person has allowed for as long as it lasts
-        self.stale: set[str] = set()  # packages of tools that have changed since the last run was asked for
+        self.stale = set(around.changed)  # packages of tools that may have changed since its state was reached
         self.closed = anyio.Event()
         if home is not None:
             home.enter(self)
@@ -183,12 +184,11 @@ class Session:
             around.router,
             around.limits,
             self._overflow,
-            self.stale,
             turn=around.turns.turn(self.principal),
             granted=self.granted,
+            stale=self.stale,
         )
         run.questions.find_hints = partial(find_hints, around.journal, around.router, self.id)
-        self.stale = set()
         self._unfinished.append(run)
         if request.key is not None:
             self._asked[request.key] = run.id
@@ -204,6 +204,7 @@ class Session:
         moved = (tip.id, tip.step) if tip else (None, 0)
         journal.append(self.id, TipMoved(moved[0], before[0]))
         self.tip, self.step = moved
+        self.stale |= self._around.changed
         try:
             await journal.flush()
         except JournalFailed:
@@ -269,6 +270,8 @@ class Session:
             self._unfinished.remove(run)
             self.used = time.monotonic()
             self.tip, self.step = (parent, step - 1) if run.undone else (run.id, step)
+            if run.undone:
+                self.stale |= self._around.changed
             self._end_turn(run, savers)
 
     def _end_turn(self, run: Run, savers: TaskGroup) -> None:

@@ -34,9 +34,11 @@ from .turns import Turns
 CLOSE_S = (
     2.5  # for files to arrive when the server ends, interrupted code included: a client kills it after a few seconds
 )
+OPEN_S = 0.5  # for a session that is being opened to be there before, so that its runs are handed on, too
 DAY_S = 86_400.0
 IDLE_CHECK_S = 0.05  # between looks for idle sessions, at least
 RESUME_S = 3600.0  # older runs that a dead server has left go on only when somebody asks for their session
+ROOM_S = 0.5  # between looks for room for a session whose run is to go on
 MAX_RESUMED = 3  # times that a run goes on after the death of its server: it may be what kills it
 MAIL_S = 0.5  # between looks for answers that other processes have left, while a run waits for one
 IDLE_MAIL_S = 5.0  # the same while none does: it may be for a run that a dead server has left
@@ -69,11 +71,13 @@ class Runtime:
         self.limits = limits
         self.turns = Turns(settings.max_runs, settings.max_runs_per_principal)
         self.lost: dict[str, str] = {}  # runs whose variables cannot be had back, and why
+        self.changed: set[str] = set()  # packages of tools that have changed since the server started
         self.on_code: Callable[[str], None] = lambda _: None  # told of every run's code, before it runs
         self._tasks = tasks
         self._live: dict[str, Session] = {}
         self._leaving: dict[str, Session] = {}  # closed, and not yet ready to be opened anew
         self._opening = anyio.Lock()
+        self._is_closing = False
 
     # finding sessions -----------------------------------------------------------------------------
 
@@ -123,8 +127,8 @@ class Runtime:
         return None
 
     async def _open(self, handle: str | None, principal: str, *, make: bool) -> Session:
-        await self._make_room()
         if handle is None:
+            await self._make_room()
             return await self._make(None, principal)
         await self._until_left(handle)
         try:
@@ -135,8 +139,16 @@ class Runtime:
                     f"There is no session {handle!r:.80}.",
                     remedy="Leave `session` out to start one, or give a name of your own.",
                 ) from None
+            await self._make_room()
             return await self._make(handle, principal)
-        return await self._take_over(await self.journal.claim(row.id))
+        row = await self.journal.claim(row.id)
+        try:
+            await self._make_room()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.journal.release(row.id)
+            raise
+        return await self._take_over(row)
 
     async def _make(self, name: str | None, principal: str) -> Session:
         check_name(name)
@@ -149,14 +161,15 @@ class Runtime:
 
         What an older version recorded cannot go on, and what was executed again with recorded answers must not.
         """
-        session = await self._go_on(row)
-        for stored in await self.journal.events(row.id, kind="answered"):
-            if isinstance(stored.event, Answered) and stored.event.scope == "session":
-                session.granted.add(stored.event.target)
-        for queued in await self.journal.queued(row.id):
-            for stored in await self.journal.events(row.id, run=queued.id, kind="run_queued"):
-                if isinstance(stored.event, RunQueued) and session.under_way(queued.id) is None:
-                    session.submit(request_of(stored.event))
+        with anyio.CancelScope(shield=True):  # not all runs of half a session would go on
+            session = await self._go_on(row)
+            for stored in await self.journal.events(row.id, kind="answered"):
+                if isinstance(stored.event, Answered) and stored.event.scope == "session":
+                    session.granted.add(stored.event.target)
+            for queued in await self.journal.queued(row.id):
+                for stored in await self.journal.events(row.id, run=queued.id, kind="run_queued"):
+                    if isinstance(stored.event, RunQueued) and session.under_way(queued.id) is None:
+                        session.submit(request_of(stored.event))
         return session
 
     async def _go_on(self, row: SessionRow) -> Session:
@@ -223,9 +236,21 @@ class Runtime:
         for row, run in await self.journal.interrupted():
             if time.time() - run.started < RESUME_S:
                 try:
-                    await self.session(row.id, row.principal)
+                    await self._resume(row)
                 except McpRuntimeError as exc:
                     logger.error("run %s of a dead server does not go on: %s", run.id, exc)
+
+    async def _resume(self, row: SessionRow) -> None:
+        """Have a session live, as soon as there is room for it."""
+        while True:
+            try:
+                await self.session(row.id, row.principal)
+            except Unavailable:
+                if not self._is_full:
+                    raise
+            else:
+                return
+            await anyio.sleep(ROOM_S)
 
     # answers from elsewhere -----------------------------------------------------------------------
 
@@ -257,6 +282,7 @@ class Runtime:
 
     def package_changed(self, name: str) -> None:
         """Have every session import the tools of package `name` anew."""
+        self.changed.add(name)
         for session in self._live.values():
             session.stale.add(name)
 
@@ -286,8 +312,15 @@ class Runtime:
         if self._live.pop(session.id, None) is not None:
             self._leaving[session.id] = session
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether there are as many sessions as there may be, and all of them busy."""
+        return len(self._live) >= self.settings.max_sessions and not any(each.is_idle for each in self._live.values())
+
     async def _make_room(self) -> None:
         """Close the session that has been idle longest, if there are as many as there may be."""
+        if self._is_closing:
+            raise Unavailable("The server is ending.", remedy="Ask the next one.")
         if len(self._live) < self.settings.max_sessions:
             return
         idle = [session for session in self._live.values() if session.is_idle]
@@ -317,6 +350,10 @@ class Runtime:
 
     async def close(self) -> None:
         """Stop what runs and save the files of all sessions, as far as that is done in time."""
+        self._is_closing = True
+        with anyio.move_on_after(OPEN_S, shield=True):
+            async with self._opening:
+                pass
         sessions = [*self._live.values(), *self._leaving.values()]
         with anyio.move_on_after(CLOSE_S, shield=True):
             for session in sessions:

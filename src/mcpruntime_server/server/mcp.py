@@ -96,9 +96,8 @@ def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
             if ctx.request_state is not None:
                 return await runs.answer_form(ctx, ctx.request_state, wait_s)
             if run is not None:
-                if code is not None:
-                    raise InvalidRequest("`code` starts a run and `run` attaches to one.", remedy="Give one of them.")
-                return await runs.attach(ctx, run, answers, wait_s, cancel=cancel)
+                check_about_run(code, answers, dry_run=dry_run, cancel=cancel)
+                return await runs.attach(ctx, run, answers, 0.0 if background else wait_s, cancel=cancel)
             if code is None:
                 raise InvalidRequest("There is nothing to run.", remedy="Give `code`, or `run` to attach to one.")
             if answers is not None or cancel:
@@ -115,6 +114,19 @@ def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
     tool.parameters = compact(tool.parameters)
     tool.fn_metadata.output_schema = compact(RunResult.model_json_schema(), nested=False)
     return tool
+
+
+def check_about_run(code: str | None, answers: Any, *, dry_run: bool, cancel: bool) -> None:
+    """Raise `InvalidRequest` if these do not go with each other, or not with `run`."""
+    if code is not None:
+        raise InvalidRequest("`code` starts a run and `run` attaches to one.", remedy="Give one of them.")
+    if dry_run:
+        raise InvalidRequest(
+            "`dry_run` is about `code`: how a run that there is meets the world is settled.",
+            remedy="Leave it out, or plan the code itself.",
+        )
+    if answers is not None and cancel:
+        raise InvalidRequest("A run goes on with `answers` and ends with `cancel`.", remedy="Give one of them.")
 
 
 def replay_tool(actions: Replay, default: DefaultSession, timed_out: Container[str]) -> Tool:

@@ -37,6 +37,7 @@ ROUNDS = 8  # of questions in one request; the SDK's clients give up after ten
 FORM = "approval"  # names the form in such a result
 KEY = "mcpruntime/idempotency-key"  # in a request's _meta: the same key again is the same request
 KEY_CHARS = 200
+ELSEWHERE_S = 0.5  # between looks at a run that another server has
 CANCEL_S = 30.0  # for a cancelled run to end: it is interrupted, then killed
 
 Answer = CallToolResult | InputRequiredResult
@@ -75,6 +76,8 @@ class Runs:
     ) -> Answer:
         """Wait for something new of a run, having answered what it waits for, or cancelled it."""
         found = await self.find(run)
+        if isinstance(found, Report) and answers is None and not cancel:
+            found = await self._until_over(found, wait_s)
         if isinstance(found, Report):
             return await self._past(ctx, found, answers, wait_s, cancel=cancel)
         session, live = found
@@ -141,6 +144,18 @@ class Runs:
             live = self._runtime.live_run(run, PRINCIPAL)
         return live or await load_report(self._runtime.journal, run)
 
+    async def _until_over(self, report: Report, wait_s: float | None) -> tuple[Session, Run] | Report:
+        """Wait for a run that another server has: until it ends or asks something there, or goes on here.
+
+        It is looked for, as answers are, and there is no progress to tell, so a request waits as if it wanted none.
+        """
+        found: tuple[Session, Run] | Report = report
+        with anyio.move_on_after(self._config.server.wait_s if wait_s is None else wait_s):
+            while isinstance(found, Report) and found.status in ("queued", "running"):
+                await anyio.sleep(ELSEWHERE_S)
+                found = await self.find(report.run)
+        return found
+
     async def row_of(self, run: str) -> tuple[RunRow, SessionRow]:
         """Return what the journal has of a run and of its session; raises `NotFound`."""
         journal = self._runtime.journal
@@ -169,7 +184,9 @@ class Runs:
     ) -> Answer:
         """Tell of a run that is not under way here; a plan can be committed."""
         if cancel:
-            raise InvalidRequest(f"Run {report.run} is not under way here: {report.status}.")
+            elsewhere = report.status in ("queued", "running")
+            remedy = "Cancel it through the server that has its session, or end that." if elsewhere else ""
+            raise InvalidRequest(f"Run {report.run} is not under way here: {report.status}.", remedy=remedy)
         if answers is None:
             return self.told(report, await self._handle_of(report))
         if report.status != "waiting" or not any(wait.kind == "plan" for wait in report.waiting_for):
@@ -275,10 +292,10 @@ class Runs:
             first = session.waiting[0].id
             report.notes.append(f"Run {first} of this session comes first, which waits for an answer.")
         elif before:
-            report.notes.append(f"{before} {'run' if before == 1 else 'runs'} of this session come first.")
+            report.notes.append(come_first(before, "run of this session", "runs of this session"))
         elif report.status == "queued":
             ahead = run.runs_ahead
-            report.notes.append(f"{ahead} other runs come first." if ahead else "It is about to begin.")
+            report.notes.append(come_first(ahead, "other run", "other runs") if ahead else "It is about to begin.")
         return self.told(report, session.handle)
 
     def told(self, report: Report, handle: str) -> CallToolResult:
@@ -287,6 +304,11 @@ class Runs:
 
     def _result(self, report: Report, handle: str) -> RunResult:
         return result_of(report, handle, self._config)
+
+
+def come_first(count: int, one: str, many: str) -> str:
+    """Return the note that so many runs come before another."""
+    return f"1 {one} comes first." if count == 1 else f"{count} {many} come first."
 
 
 def key_of(ctx: Context[Any]) -> str | None:
