@@ -178,6 +178,16 @@ async def test_what_a_run_prints_is_told_once_and_in_order(world: World) -> None
     assert err == "".join(f"{-n}\n" for n in range(40))
 
 
+async def test_a_run_that_ends_between_two_looks_tells_the_rest_and_then_the_whole(world: World) -> None:
+    async with world.client() as connection:
+        told = await connection.run(f"print('a', flush=True)\n{world.gate()}\nprint('b')", background=True, session="s")
+        early = await attach(connection.client, told.run, wait_s=SOON)
+        world.open()
+        assert await connection.value("1", session="s") == 1
+        texts = [(await attach(connection.client, told.run)).stdout for _ in range(2)]
+    assert (early.stdout, texts) == ("a\n", ["b\n", "a\nb\n"])
+
+
 # many at once ---------------------------------------------------------------------------------------------------
 
 

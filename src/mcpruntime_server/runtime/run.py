@@ -193,6 +193,11 @@ class Run:
             self._announce()
         await self._journal.flush()
 
+    async def begun_for_sure(self) -> None:
+        """Wait until the journal has its beginning, as far as it can: what somebody has heard of is not forgotten."""
+        with suppress(JournalFailed):  # which its end tells
+            await self._journal.flush()
+
     def _announce(self) -> None:
         self._is_announced = True
         request = self.request

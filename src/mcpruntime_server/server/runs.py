@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -39,6 +40,7 @@ KEY = "mcpruntime/idempotency-key"  # in a request's _meta: the same key again i
 KEY_CHARS = 200
 ELSEWHERE_S = 0.5  # between looks at a run that another server has
 CANCEL_S = 30.0  # for a cancelled run to end: it is interrupted, then killed
+MAX_TOLD = 1_000  # runs that were told of before their end, of which it is known how much
 
 Answer = CallToolResult | InputRequiredResult
 
@@ -51,6 +53,7 @@ class Runs:
         self._runtime = runtime
         self._default = default
         self._timed_out = timed_out
+        self._told: dict[str, dict[str, int]] = {}  # run to stream to characters, until its end is told, too
 
     async def start(
         self,
@@ -188,7 +191,8 @@ class Runs:
             remedy = "Cancel it through the server that has its session, or end that." if elsewhere else ""
             raise InvalidRequest(f"Run {report.run} is not under way here: {report.status}.", remedy=remedy)
         if answers is None:
-            return self.told(report, await self._handle_of(report))
+            handle = await self._handle_of(report)
+            return self.told(report if report.status in ("queued", "running") else self._rest_of(report), handle)
         if report.status != "waiting" or not any(wait.kind == "plan" for wait in report.waiting_for):
             raise InvalidRequest(f"Run {report.run} waits for no answer: {report.status}.")
         session, run = await self._commit(report.run, answers)
@@ -277,6 +281,7 @@ class Runs:
         """Tell what became of a run that is over; raises why, if there is nothing to report."""
         if run.failure is not None:
             raise run.failure
+        self._told.pop(run.id, None)
         result = self._result(report, session.handle)  # while the journal is being written
         result.note = " ".join(filter(None, (result.note, await run.recorded())))
         return answer_of(result)
@@ -285,7 +290,10 @@ class Runs:
         """Tell what there is of a run that goes on without this request."""
         run.detached = True
         await run.announce()
+        if run.finished.is_set():
+            return await self.end_of(session, run, run.last_report())
         report = run.snapshot()
+        self._note_told(report)
         run.told_questions.update(run.questions.open)
         before = session.runs_before(run)
         if before and session.waiting:
@@ -297,6 +305,24 @@ class Runs:
             ahead = run.runs_ahead
             report.notes.append(come_first(ahead, "other run", "other runs") if ahead else "It is about to begin.")
         return self.told(report, session.handle)
+
+    def _note_told(self, report: Report) -> None:
+        told = self._told.pop(report.run, {})
+        for stream, text in (("stdout", report.stdout), ("stderr", report.stderr)):
+            told[stream] = told.get(stream, 0) + len(text)
+        self._told[report.run] = told
+        if len(self._told) > MAX_TOLD:
+            del self._told[next(iter(self._told))]
+
+    def _rest_of(self, report: Report) -> Report:
+        """Return the report of a run that has ended since it was told of, with the output that was not told yet.
+
+        Once its end was told, it is told whole to whoever asks again.
+        """
+        told = self._told.pop(report.run, {})
+        return replace(
+            report, stdout=report.stdout[told.get("stdout", 0) :], stderr=report.stderr[told.get("stderr", 0) :]
+        )
 
     def told(self, report: Report, handle: str) -> CallToolResult:
         """Tell of a run as the journal has it."""

@@ -94,6 +94,8 @@ async def report_output(run: Run, ctx: Context[Any]) -> None:
             stage = run.stage
             text = f"{stage}\n{text}".strip("\n")
         if text:
+            if count == 0:
+                await run.begun_for_sure()
             count += 1
             await ctx.report_progress(count, None, text[-PROGRESS_CHARS:])
             continue
