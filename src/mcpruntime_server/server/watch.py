@@ -88,14 +88,16 @@ async def report_output(run: Run, ctx: Context[Any]) -> None:
     seen = dict(run.told)
     count = 0
     stage = ""
+    is_heard = False
     while not run.finished.is_set():
         text = "".join(run.output_since(seen).values()).strip("\n")
+        if text and not is_heard:
+            is_heard = True
+            await run.begun_for_sure()
         if run.stage != stage:
             stage = run.stage
             text = f"{stage}\n{text}".strip("\n")
         if text:
-            if count == 0:
-                await run.begun_for_sure()
             count += 1
             await ctx.report_progress(count, None, text[-PROGRESS_CHARS:])
             continue
