@@ -10,6 +10,7 @@ Rule 2: an approval holds for the arguments that it was asked for, unless the pe
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -30,6 +31,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {APPROVAL: (*SCOPES, "deny"), IN_DOUBT: (
 MODEL = "model"
 REFUSALS = 3  # of a tool in one run; its other calls are refused unasked, or code could ask until somebody gives in
 KEPT = 10_000  # answered questions that a live run remembers, to tell who answers twice
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Questions:
         self._count = 0
         self._answered: dict[str, Answered] = {}
         self._left_open: dict[int, Asked] = {}  # by call: asked before the server died, and not answered
+        self._early: dict[str, tuple[Any, str]] = {}  # by question: an answer that came before it is asked again
         self._unheard: dict[int, tuple[str, Answered]] = {}  # by call: kind and answer that the code was not told of
 
     def restore(self, recording: Recording) -> None:
@@ -139,8 +143,10 @@ class Questions:
         if not self.open:
             self._host.pause()
         self.open[question.id] = question
-        self._host.notify()
         try:
+            if question.id in self._early:
+                self.hear(question.id, *self._early.pop(question.id))
+            self._host.notify()
             with anyio.move_on_after(asked.expires - time.time()):
                 await question.over.wait()
             if question.answer is None:
@@ -194,6 +200,16 @@ class Questions:
                 )
         for question, answer in answers:
             self._settle(question, answer)
+
+    def hear(self, name: str, answer: Any, by: str) -> None:
+        """Take what a person has answered elsewhere: now, or when the run comes to ask again."""
+        if name not in self.open:
+            self._early[name] = answer, by
+            return
+        try:
+            self.answer({name: answer}, by, may_approve=True)
+        except InvalidRequest as exc:
+            logger.error("an answer that was left for run %s could not be taken: %s", self._run, exc)
 
     def _question(self, name: str) -> Question:
         question = self.open.get(name)

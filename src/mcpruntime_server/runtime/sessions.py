@@ -163,6 +163,9 @@ class Runtime:
         """
         with anyio.CancelScope(shield=True):  # not all runs of half a session would go on
             session = await self._go_on(row)
+            for reply in await self.journal.replies():
+                if reply.session == row.id:
+                    tell(session, reply)
             for stored in await self.journal.events(row.id, kind="answered"):
                 if isinstance(stored.event, Answered) and stored.event.scope == "session":
                     session.granted.add(stored.event.target)
@@ -273,10 +276,7 @@ class Runtime:
         if session is None:
             row = await self.journal.session(reply.session)
             session = await self.session(row.id, row.principal)  # in which the run goes on, and comes to wait again
-        run = session.under_way(reply.run)
-        if run is not None and reply.question in run.questions.open:
-            told = json.loads(reply.text)
-            run.questions.answer({reply.question: told["answer"]}, told["by"], may_approve=True)
+        tell(session, reply)
 
     # the lives of sessions ------------------------------------------------------------------------
 
@@ -375,6 +375,14 @@ def request_of(queued: RunQueued) -> Request:
     """Return the request of a run that another server was told of, and has not begun."""
     key = queued.idempotency_key
     return Request(queued.code, queued.timeout_s, key, id=queued.run, dry_run=queued.dry_run, detached=True)
+
+
+def tell(session: Session, reply: Reply) -> None:
+    """Have a run know what a person has answered elsewhere, if it is under way."""
+    run = session.under_way(reply.run)
+    if run is not None:
+        told = json.loads(reply.text)
+        run.questions.hear(reply.question, told["answer"], told["by"])
 
 
 def check_name(name: str | None) -> None:
