@@ -207,6 +207,14 @@ async def serve(settings: Path) -> AsyncIterator[Server]:
                 tasks.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def serve_ready(settings: Path) -> AsyncIterator[Server]:
+    """Start a server that takes requests; it is gone afterwards."""
+    async with serve(settings) as server:
+        await server.greet()
+        yield server
+
+
 @dataclass
 class Step:
     """Something that a session is asked to do, until its client knows what became of it."""

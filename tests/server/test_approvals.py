@@ -18,7 +18,7 @@ from mcpruntime_server.runtime.history import load_report
 
 from .client import SOON, Answer, Connection, answer_of, connect, write_settings
 from .conftest import entry
-from .killing import Server, serve
+from .killing import Server, serve_ready
 from .test_resume import until
 
 IMPORT = "import tools\nfrom tools.counted import add, count, put\n"
@@ -308,8 +308,7 @@ async def test_a_run_that_waits_does_so_in_the_next_server(world: World, how: st
     code = f"{IMPORT}x = [1]\nprint('before')\nr = add(item='a').result\nprint('after')\nx.append(r)\nx"
     run = ""
     for _ in range(2):
-        async with serve(world.settings) as server:
-            await server.greet()
+        async with serve_ready(world.settings) as server:
             told = await server.attach(run) if run else await server.run(code, "s")
             assert (told["status"], told["stdout"]) == ("waiting", "before\n"), told
             run = told["run"]
@@ -317,8 +316,7 @@ async def test_a_run_that_waits_does_so_in_the_next_server(world: World, how: st
     async with open_journal(world.settings.parent / "data") as journal:
         [row] = await journal.questions()
         await journal.reply(row.run, row.question, json.dumps({"answer": "allow", "by": "a test"}))
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         told = await server.attach(run)
         while told["status"] == "waiting":
             told = await server.attach(run)
@@ -331,8 +329,7 @@ async def test_200_approvals_across_deaths_of_the_server_are_each_acted_on_once(
     code = f"{IMPORT}made = []\nfor i in range(200):\n    made.append(add(item=f'item {{i}}').result)\nlen(made)"
     run, answered, deaths = "", 0, 0
     while deaths < 3:
-        async with serve(world.settings) as server:
-            await server.greet()
+        async with serve_ready(world.settings) as server:
             told = await server.attach(run) if run else await server.run(code, "s")
             run = told["run"]
             until = answered + 50
@@ -346,8 +343,7 @@ async def test_200_approvals_across_deaths_of_the_server_are_each_acted_on_once(
                 told = await server.attach(run, answers={wait["id"]: answer})
             server.process.kill()
             deaths += 1
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         told = await server.attach(run)
         while told["status"] == "waiting":
             [wait] = told["waiting_for"]
@@ -428,8 +424,7 @@ async def test_code_that_needs_a_result_is_planned_in_rounds(world: World) -> No
 
 async def test_what_was_changed_in_a_plan_is_what_is_asked_about_and_made_after_a_crash(world: World) -> None:
     world.upstream.with_suffix(".hold").touch()
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         code = f"{IMPORT}add(item='code', hold='before')\nadd(item='second')"
         plan = await server.call({"code": code, "session": "s", "dry_run": True}, {})
         answers = {"c2": {"args": {"item": "changed", "hold": "before"}}, "c3": {"args": {"item": "changed too"}}}
@@ -443,14 +438,12 @@ async def test_what_was_changed_in_a_plan_is_what_is_asked_about_and_made_after_
         past = await load_report(journal, run)
         assert [dict(args) for _, args in past.waiting_for[0].calls] == [each["args"] for each in answers.values()]
         await journal.reply(run, "q1", json.dumps({"answer": "allow", "by": "a test"}))
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         await server.attach(run, wait_s=0)
         await until(lambda: world.upstream.with_suffix(".held").exists())
         server.process.kill()
     world.upstream.with_suffix(".hold").unlink()
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         told = await server.attach(run)
         assert (told["waiting_for"][0]["kind"], told["waiting_for"][0]["call"]) == ("in_doubt", asked[0]["call"])
         told = await server.attach(run, answers={"*": "again"})
@@ -536,16 +529,14 @@ async def test_a_commit_that_a_server_dies_in_goes_on_without_repeating_anything
     )
     world.upstream.with_suffix(".hold").touch()
     code = f"{IMPORT}for i in range(6): add(item=str(i), hold='after' if i == 3 else '')\n'end'"
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         plan = await server.call({"code": code, "session": "s", "dry_run": True}, {})
         assert len(plan["waiting_for"]) == 6
         told = await server.attach(plan["run"], answers={"*": "allow"}, wait_s=0)
         await until(lambda: "add 3" in world.done)
         server.process.kill()
     world.upstream.with_suffix(".hold").unlink()
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         told = await server.attach(told["run"])
         assert told["waiting_for"][0]["kind"] == "in_doubt", told
         told = await server.attach(told["run"], answers={"*": {"result": {"result": 3}}})

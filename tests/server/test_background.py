@@ -7,7 +7,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mcp import MCPError
 
 from .client import SOON, Answer, Connection, answer_of, connect, write_settings
 from .conftest import entry
-from .killing import KEY, Killed, Server, serve
+from .killing import KEY, Killed, Server, serve, serve_ready
 from .test_approvals import ERAS, attach
 from .test_resume import until
 
@@ -68,11 +68,8 @@ class World:
         async with connect(self.settings, **options) as connection:
             yield connection
 
-    @asynccontextmanager
-    async def server(self) -> AsyncIterator[Server]:
-        async with serve(self.settings) as server:
-            await server.greet()
-            yield server
+    def server(self) -> AbstractAsyncContextManager[Server]:
+        return serve_ready(self.settings)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mcpruntime_server.server.results import result_of
 
 from .client import write_settings
 from .conftest import entry
-from .killing import TOLD, Client, serve
+from .killing import TOLD, Client, serve_ready
 from .test_lifecycle import containers
 
 KILLS = int(os.environ.get("KILLS", "40"))  # 200 take some minutes
@@ -53,8 +53,7 @@ def make_client(folder: Path, number: int) -> Client:
 async def kill_and_check(client: Client, kills: int) -> None:
     while client.kills < kills:
         await client.live_and_die()
-    async with serve(client.settings) as server:
-        await server.greet()
+    async with serve_ready(client.settings) as server:
         await client.settle(server)
         await server.end()
     assert containers(client.settings) == []

@@ -13,7 +13,7 @@ import pytest
 from mcp import MCPError
 
 from .client import SOON, Answer, answer_of, connect
-from .killing import KEY, Killed, Server, serve
+from .killing import KEY, Killed, Server, serve_ready
 from .test_approvals import ERAS, IMPORT, World, attach
 
 GIVES_UP_S = 1.0  # after which the client of a long run gives up a request; REQUEST_S=60 RUN_S=600 is the real case
@@ -184,8 +184,7 @@ async def gone(server: Server, how: str) -> None:
 async def test_background_runs_go_on_in_the_next_server(world: World, tmp_path: Path, how: str) -> None:
     world.settings.write_text(world.settings.read_text().replace('"counted.add" = "ask"\n', ""))
     first = f"{IMPORT}x = 1\nadd(item='a')\nprint('before', flush=True)\n{gate(tmp_path)}add(item='b')\nprint('after')"
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         one = await server.call({"code": first, "session": "s", "background": True}, {})
         two = await server.call({"code": "x += 1\nx", "session": "s", "background": True}, {KEY: "k"})
         assert two["status"] == "queued"
@@ -193,8 +192,7 @@ async def test_background_runs_go_on_in_the_next_server(world: World, tmp_path: 
             pass
         await gone(server, how)
     (tmp_path / "go").touch()
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         again = await server.call({"code": "x += 1\nx", "session": "s", "background": True}, {KEY: "k"})
         assert again["run"] == two["run"]
         ends = {}
@@ -210,15 +208,13 @@ async def test_background_runs_go_on_in_the_next_server(world: World, tmp_path: 
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
 async def test_what_is_queued_behind_a_run_that_waits_does_not_take_its_place(world: World, how: str) -> None:
-    async with serve(world.settings) as server, anyio.create_task_group() as tasks:
-        await server.greet()
+    async with serve_ready(world.settings) as server, anyio.create_task_group() as tasks:
         told = await server.call({"code": f"{IMPORT}x = 1\nadd(item='a')", "session": "s"}, {})
         assert told["status"] == "waiting"
         tasks.start_soon(expect_end, server, {"code": "x = 2", "session": "s"})
         await server.call({"code": "1", "session": "other"}, {})  # the one before has been taken
         await gone(server, how)
-    async with serve(world.settings) as server:
-        await server.greet()
+    async with serve_ready(world.settings) as server:
         again = await server.attach(told["run"])
         assert (again["status"], again["waiting_for"][0]["id"]) == ("waiting", "q1")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mcp.shared.exceptions import MCPError
 
 from .client import SOON, Connection, connect, write_settings
 from .conftest import entry
-from .killing import KEY, Killed, Server, serve
+from .killing import KEY, Killed, Server, serve_ready
 
 META: Any = {KEY: "the same"}
 IMPORT = "from tools.counted import add, count, put\nimport os, time, uuid"
@@ -49,18 +49,14 @@ class World:
         """Have a server run `code` until so many of its calls hang, and kill it."""
         self.hold()
         before = self.held
-        async with serve(self.settings) as server, anyio.create_task_group() as tasks:
-            await server.greet()
+        async with serve_ready(self.settings) as server, anyio.create_task_group() as tasks:
             tasks.start_soon(expect_death, server, code, session, key)
             await until(lambda: self.held == before + calls)
             server.process.kill()
         self.hold(on=False)
 
-    @asynccontextmanager
-    async def server(self) -> AsyncIterator[Server]:
-        async with serve(self.settings) as server:
-            await server.greet()
-            yield server
+    def server(self) -> AbstractAsyncContextManager[Server]:
+        return serve_ready(self.settings)
 
 
 @pytest.fixture
