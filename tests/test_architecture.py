@@ -24,12 +24,13 @@ TABLE: Mapping[str, frozenset[str]] = {
     "sandbox": RECORDS,
     "tools": RECORDS,
     "policy": RECORDS,
+    "skills": RECORDS,
     "runtime": RECORDS | {"sandbox"},
-    "server": RECORDS | {"runtime"},
-    "app": RECORDS | {"sandbox", "tools", "policy", "runtime", "server"},
+    "server": RECORDS | {"skills", "runtime"},
+    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "runtime", "server"},
     "terminal": frozenset(),
     "demo": frozenset({"errors", "config", "terminal"}),
-    "cli": RECORDS | {"sandbox", "tools", "policy", "runtime", "server", "app", "terminal", "demo"},
+    "cli": RECORDS | {"sandbox", "tools", "policy", "skills", "runtime", "server", "app", "terminal", "demo"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

@@ -51,6 +51,14 @@ class NotFound(McpRuntimeError):
     exit_code = 2
 
 
+class SkillRefused(McpRuntimeError):
+    """Code cannot be kept as a skill; the message names the line where there is one."""
+
+    code = "skill_refused"
+    http_status = 400
+    exit_code = 2
+
+
 class Forbidden(McpRuntimeError):
     """A request asks for what only a person may decide."""
 

@@ -1,0 +1,82 @@
+"""What a skill is: a function with a signature, the cases that it was recorded with, and where it came from.
+
+Everything here is immutable data; how it lies in a folder is `folder`'s, and what becomes of it `library`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mcpruntime_server.journal.replay import RecordedCall
+
+ENTRY = "run"  # the function that a skill's module is asked for
+
+State = Literal["draft", "active", "quarantined", "retired"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a skill; `annotation` and `default` are Python source, a `default` of None is none at all."""
+
+    name: str
+    annotation: str = ""
+    default: str | None = None
+    keyword_only: bool = False
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a skill takes and returns; `returns` is Python source, or "" where it is not known."""
+
+    parameters: tuple[Parameter, ...] = ()
+    returns: str = ""
+    is_async: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a skill did once: `inputs` by parameter, the answers that it got, and how it came out.
+
+    `output` is what a run's value is in the journal (keys: kind, type, text, cut), `printed` what it printed. A case
+    `by_print` came out right if it printed the same, whatever it returned: its code was recorded as printing its
+    result. `seed` and `readings` are the chance and the clocks that it met.
+    """
+
+    inputs: Mapping[str, Any]
+    calls: tuple[RecordedCall, ...] = ()
+    output: Mapping[str, Any] | None = None
+    printed: str = ""
+    by_print: bool = False
+    seed: str = ""
+    readings: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded run that a skill may be made of; `value` is as in `Case.output`."""
+
+    run: str
+    code: str
+    ok: bool
+    calls: tuple[RecordedCall, ...] = ()
+    value: Mapping[str, Any] | None = None
+    printed: str = ""
+    seed: str = ""
+    readings: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A skill as it was read off code: `source` is the whole module, whose function `run` has `signature`.
+
+    `name` is a Python name made of what the code does, `summary` one line, `case` the recording; code that was written
+    as a skill and not run has none.
+    """
+
+    name: str
+    summary: str
+    source: str
+    signature: Signature
+    case: Case | None = None
