@@ -1,0 +1,354 @@
+"""What the source of a skill must not be, and what it depends on, read off its syntax without running it.
+
+Rule: what is refused here is refused with its line and with what to do instead; code is hostile and may be large.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from ..errors import SkillRefused
+from .model import ENTRY, Parameter, Signature
+from .secrets import secret
+
+MAX_SOURCE = 200_000  # characters
+ABSOLUTE = re.compile(r"(?:/(?:[^/\s]+/)+[^/\s]*|/[a-z0-9_.-]+|~/\S*|[A-Za-z]:[\\/]\S*|\\\\\w+\\\S*)", re.IGNORECASE)
+PLACES = re.compile(
+    r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
+)
+PROVIDED = frozenset({"tools", "skills"})  # packages that every sandbox has
+ENVIRONMENT = frozenset({"os.environ", "os.getenv", "os.environb"})
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Source that may be a skill: its tree, its entry, and what it depends on ("git.git_log"; names of skills)."""
+
+    tree: ast.Module
+    entry: Function
+    signature: Signature
+    tools: frozenset[str] = frozenset()
+    skills: frozenset[str] = frozenset()
+    packages: frozenset[str] = field(default_factory=frozenset)
+
+
+def parse(source: str) -> ast.Module:
+    """Return the tree of `source`; raises `SkillRefused` where Python cannot."""
+    if len(source) > MAX_SOURCE:
+        raise SkillRefused(f"The code has {len(source):,} characters.", remedy=f"A skill has {MAX_SOURCE:,} at most.")
+    try:
+        return ast.parse(source)
+    except SyntaxError as exc:
+        raise SkillRefused(f"The code cannot be parsed: line {exc.lineno}: {exc.msg}.") from None
+    except (ValueError, RecursionError, MemoryError) as exc:
+        raise SkillRefused(f"The code cannot be parsed: {exc}.") from None
+
+
+def check(source: str, packages: Collection[str]) -> Checked:
+    """Return what there is to know of a skill's source; raises `SkillRefused`.
+
+    `packages` are what can be imported in a sandbox besides the standard library.
+    """
+    tree = parse(source)
+    try:
+        return _check(tree, packages)
+    except RecursionError:
+        raise SkillRefused("The code is nested too deeply.") from None
+
+
+def _check(tree: ast.Module, packages: Collection[str]) -> Checked:
+    _check_module_level(tree)
+    _check_texts(tree)
+    _check_environment(tree)
+    entry = entry_of(tree)
+    used = imports_of(tree)
+    allowed = sys.stdlib_module_names | PROVIDED | frozenset(packages)
+    for package, line in used:
+        if package.partition(".")[0] not in allowed:
+            raise SkillRefused(
+                f"Line {line} imports {package!r:.80}, which sandboxes do not have.",
+                remedy="Do without it, or have it added to [sandbox] packages.",
+            )
+    return Checked(
+        tree,
+        entry,
+        signature_of(entry),
+        frozenset(tools_in(tree)),
+        frozenset(skills_in(tree)),
+        frozenset(package.partition(".")[0] for package, _ in used) - sys.stdlib_module_names - PROVIDED,
+    )
+
+
+def entry_of(tree: ast.Module) -> Function:
+    """Return the function `run` of a module, also where it is another name of one; raises `SkillRefused`."""
+    functions = {node.name: node for node in tree.body if isinstance(node, Function)}
+    names = {ENTRY: ENTRY}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and len(node.targets) == 1:
+            target = node.targets[0]
+            if isinstance(target, ast.Name):
+                names[target.id] = node.value.id
+    entry = functions.get(names[ENTRY])
+    if entry is None:
+        raise SkillRefused(
+            "The code has no function `run`, and not a single public function.",
+            remedy="Put what it does into `def run(...)`, which returns the result.",
+        )
+    if not any(isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)) and node.value for node in own_nodes(entry)):
+        raise SkillRefused(
+            f"Line {entry.lineno}: {entry.name} returns nothing.",
+            remedy="Have it return its result instead of printing.",
+        )
+    return entry
+
+
+def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a function without those of functions and classes in it."""
+    left = list(ast.iter_child_nodes(function))
+    while left:
+        node = left.pop()
+        yield node
+        if not isinstance(node, (*DEFINITIONS, ast.Lambda)):
+            left.extend(ast.iter_child_nodes(node))
+
+
+def signature_of(function: Function) -> Signature:
+    """Return what a function takes and returns, as it is written."""
+    args = function.args
+    positional = [*args.posonlyargs, *args.args]
+    defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
+    parameters = [_parameter(arg, default) for arg, default in zip(positional, defaults, strict=True)]
+    parameters += [
+        _parameter(arg, default, keyword_only=True)
+        for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    ]
+    returns = ast.unparse(function.returns) if function.returns else ""
+    return Signature(tuple(parameters), returns, isinstance(function, ast.AsyncFunctionDef))
+
+
+def _parameter(arg: ast.arg, default: ast.expr | None, *, keyword_only: bool = False) -> Parameter:
+    annotation = ast.unparse(arg.annotation) if arg.annotation else ""
+    return Parameter(arg.arg, annotation, ast.unparse(default) if default is not None else None, keyword_only)
+
+
+# what it depends on -------------------------------------------------------------------------------
+
+
+def imports_of(tree: ast.AST) -> list[tuple[str, int]]:
+    """Return the modules that code imports anywhere, with their lines."""
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or ".", node.lineno))
+    return found
+
+
+def tools_in(tree: ast.AST) -> set[str]:
+    """Return the tools that code names ("git.git_log"), and the servers ("git") of which it does not say which."""
+    return _members(tree, "tools", {"search", "list", "map", "shim"})
+
+
+def skills_in(tree: ast.AST) -> set[str]:
+    """Return the skills that code names, an exact version as "name@2"."""
+    found = set()
+    for name in _members(tree, "skills", {"search", "list", "load"}):
+        skill, _, member = name.partition(".")
+        exact = re.match(r"v([0-9]+)(?:\.|$)", member)
+        found.add(f"{skill}@{exact[1]}" if exact else skill)
+    return found
+
+
+def _members(tree: ast.AST, package: str, own: Collection[str]) -> set[str]:
+    modules: dict[str, str] = {package: ""}  # what names stand for, below the package
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith(f"{package}."):
+                    below = alias.name.removeprefix(f"{package}.")
+                    found.add(below)
+                    if alias.asname:
+                        modules[alias.asname] = below
+                elif alias.name == package and alias.asname:
+                    modules[alias.asname] = ""
+        elif isinstance(node, ast.ImportFrom) and node.module == package:
+            modules.update({alias.asname or alias.name: alias.name for alias in node.names if alias.name not in own})
+            found.update(alias.name for alias in node.names if alias.name not in own)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+            found.update(f"{(node.module or '').removeprefix(f'{package}.')}.{alias.name}" for alias in node.names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (dotted := dotted_name(node)):
+            first, _, rest = dotted.partition(".")
+            below = ".".join(part for part in (modules.get(first, "?"), rest) if part)
+            if not below.startswith("?") and below.partition(".")[0] not in own and not below.startswith("Tool"):
+                found.add(".".join(below.split(".")[:2]))
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def dotted_name(node: ast.expr) -> str:
+    """Return "a.b.c" for the attribute that it is; "" for anything else."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+# what is refused ----------------------------------------------------------------------------------
+
+
+def _check_module_level(tree: ast.Module) -> None:
+    """Raise `SkillRefused` if importing the module would do anything but define."""
+    for node in tree.body:
+        if isinstance(node, DEFINITIONS) or _is_constant(node):
+            for part in _run_at_import(node):
+                if not _is_harmless(part):
+                    raise SkillRefused(
+                        f"Line {part.lineno} does work when the skill is imported.", remedy="Move it into `run`."
+                    )
+            continue
+        raise SkillRefused(
+            f"Line {node.lineno} does work when the skill is imported.",
+            remedy="A skill's module has imports, functions, classes and constants; move the rest into `run`.",
+        )
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)  # a docstring
+    return isinstance(
+        node, (ast.Assign, ast.AnnAssign, ast.Pass, ast.TypeAlias if sys.version_info >= (3, 12) else ast.Pass)
+    )
+
+
+def _run_at_import(node: ast.stmt) -> list[ast.expr]:
+    """Return the expressions of a definition or an assignment that are evaluated at once."""
+    if isinstance(node, Function):
+        args = node.args
+        return [*node.decorator_list, *args.defaults, *(default for default in args.kw_defaults if default)]
+    if isinstance(node, ast.ClassDef):
+        inner = [part for each in node.body for part in _run_at_import(each)]
+        return [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords), *inner]
+    value = getattr(node, "value", None)
+    return [value] if isinstance(value, ast.expr) else []
+
+
+MAKERS = frozenset(
+    [
+        "re.compile",
+        "frozenset",
+        "set",
+        "dict",
+        "list",
+        "tuple",
+        "range",
+        "dataclass",
+        "dataclasses.dataclass",
+        "field",
+        "dataclasses.field",
+        "functools.lru_cache",
+        "lru_cache",
+        "functools.wraps",
+        "timedelta",
+        "datetime.timedelta",
+        "Decimal",
+        "decimal.Decimal",
+        "Path",
+        "pathlib.PurePosixPath",
+        "PurePosixPath",
+        "namedtuple",
+        "collections.namedtuple",
+        "TypeVar",
+        "typing.TypeVar",
+        "NamedTuple",
+    ]
+)
+
+
+def _is_harmless(expression: ast.expr) -> bool:
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Call) and dotted_name(node.func) not in MAKERS:
+            return False
+        if isinstance(node, (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)):
+            return False
+    return True
+
+
+def _check_texts(tree: ast.AST) -> None:
+    """Raise `SkillRefused` for credentials and absolute paths in the texts of code."""
+    names = dict(_named_texts(tree))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, (str, bytes)):
+            continue
+        text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+        if kind := secret(text, names.get(id(node), "")):
+            raise SkillRefused(
+                f"Line {node.lineno} holds what looks like {kind}.",
+                remedy="A skill holds no credentials: MCP servers have their own, from the settings.",
+            )
+        if id(node) not in docstrings and is_absolute(text):
+            raise SkillRefused(
+                f"Line {node.lineno} holds the absolute path {text!r:.120}, which is not there elsewhere.",
+                remedy="Make it a parameter without a default.",
+            )
+
+
+def is_absolute(text: str) -> bool:
+    """Return whether a text is an absolute path, and not a route, a pattern or a sentence."""
+    if len(text) > 4096 or "\n" in text or not ABSOLUTE.fullmatch(text):
+        return False
+    return not text.startswith("/") or bool(PLACES.match(text)) or text.count("/") > 2
+
+
+def _named_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the nodes of texts that have a name: what is assigned, a keyword, a default, the value of a key."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield id(node.value), _last_name(target)
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            yield id(node.value), _last_name(node.target)
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield id(node.value), node.arg
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    yield id(value), key.value
+        elif isinstance(node, Function):
+            positional = [*node.args.posonlyargs, *node.args.args]
+            for arg, default in zip(reversed(positional), reversed(node.args.defaults), strict=False):
+                yield id(default), arg.arg
+
+
+def _last_name(target: ast.expr) -> str:
+    if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant):
+        return str(target.slice.value)
+    return target.id if isinstance(target, ast.Name) else target.attr if isinstance(target, ast.Attribute) else ""
+
+
+def _check_environment(tree: ast.AST) -> None:
+    """Raise `SkillRefused` if code reads the environment, which holds what belongs to the machine."""
+    from_os = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "os"
+        for alias in node.names
+        if f"os.{alias.name}" in ENVIRONMENT
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.Attribute, ast.Name)):
+            continue
+        name = dotted_name(node) if isinstance(node, ast.Attribute) else node.id
+        if name in ENVIRONMENT or name in from_os:
+            raise SkillRefused(
+                f"Line {node.lineno} reads the environment.", remedy="Make what it needs a parameter of `run`."
+            )
