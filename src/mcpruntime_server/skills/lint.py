@@ -224,9 +224,7 @@ def _check_module_level(tree: ast.Module) -> None:
 def _is_constant(node: ast.stmt) -> bool:
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)  # a docstring
-    return isinstance(
-        node, (ast.Assign, ast.AnnAssign, ast.Pass, ast.TypeAlias if sys.version_info >= (3, 12) else ast.Pass)
-    )
+    return isinstance(node, (ast.Assign, ast.AnnAssign, ast.Pass))
 
 
 def _run_at_import(node: ast.stmt) -> list[ast.expr]:
@@ -242,35 +240,12 @@ def _run_at_import(node: ast.stmt) -> list[ast.expr]:
 
 
 MAKERS = frozenset(
-    [
-        "re.compile",
-        "frozenset",
-        "set",
-        "dict",
-        "list",
-        "tuple",
-        "range",
-        "dataclass",
-        "dataclasses.dataclass",
-        "field",
-        "dataclasses.field",
-        "functools.lru_cache",
-        "lru_cache",
-        "functools.wraps",
-        "timedelta",
-        "datetime.timedelta",
-        "Decimal",
-        "decimal.Decimal",
-        "Path",
-        "pathlib.PurePosixPath",
-        "PurePosixPath",
-        "namedtuple",
-        "collections.namedtuple",
-        "TypeVar",
-        "typing.TypeVar",
-        "NamedTuple",
-    ]
-)
+    {
+        *("re.compile", "frozenset", "set", "dict", "list", "tuple", "range", "field", "dataclass", "TypeVar"),
+        *("dataclasses.dataclass", "dataclasses.field", "lru_cache", "functools.lru_cache", "functools.wraps"),
+        *("timedelta", "datetime.timedelta", "Decimal", "decimal.Decimal", "namedtuple", "collections.namedtuple"),
+    }
+)  # what may be called at import
 
 
 def _is_harmless(expression: ast.expr) -> bool:
