@@ -108,6 +108,11 @@ def entry_of(tree: ast.Module) -> Function:
     return entry
 
 
+def check_entry(tree: ast.Module) -> Signature:
+    """Return the signature of a module's `run`; raises `SkillRefused` if there is none."""
+    return signature_of(entry_of(tree))
+
+
 def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
     """Yield the nodes of a function without those of functions and classes in it."""
     left = list(ast.iter_child_nodes(function))

@@ -80,3 +80,47 @@ class Extraction:
     source: str
     signature: Signature
     case: Case | None = None
+
+
+@dataclass(frozen=True)
+class Skill:
+    """One version of a skill as it lies in the store; `version` counts from 1.
+
+    `reasons` say why it is not active. `tools` maps what it calls ("git.git_log") to the digest of the tool's schemas
+    when it was last checked, `skills` what it uses ("weather_report") to the version's digest. `digest` is that of all
+    its files. `origin` says where it came from: the run, or "code", "edit", "import", with `at` in seconds since the
+    epoch. `signer` is the name of the trusted key that has signed it, if one has.
+    """
+
+    name: str
+    version: int
+    state: State
+    summary: str
+    source: str
+    signature: Signature
+    cases: tuple[Case, ...]
+    digest: str
+    at: float
+    origin: str = ""
+    reasons: tuple[str, ...] = ()
+    tools: Mapping[str, str] = field(default_factory=dict)
+    skills: Mapping[str, str] = field(default_factory=dict)
+    signer: str = ""
+
+    @property
+    def id(self) -> str:
+        """The exact version, as people write it: "weather_report@2"."""
+        return f"{self.name}@{self.version}"
+
+
+def signature_text(signature: Signature) -> str:
+    """Return a signature as Python writes it: `(city: str = "Oslo") -> dict`."""
+    parts: list[str] = []
+    for parameter in signature.parameters:
+        if parameter.keyword_only and "*" not in parts:
+            parts.append("*")
+        text = parameter.name + (f": {parameter.annotation}" if parameter.annotation else "")
+        if parameter.default is not None:
+            text += f" = {parameter.default}" if parameter.annotation else f"={parameter.default}"
+        parts.append(text)
+    return f"({', '.join(parts)})" + (f" -> {signature.returns}" if signature.returns else "")

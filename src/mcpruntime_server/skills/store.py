@@ -1,0 +1,317 @@
+"""The folder of all skills: one folder a skill, which people may read, compare and edit.
+
+    weather-report/            the version in use: a folder of the Agent Skills standard
+        SKILL.md  skill.py  skill.toml  cases/0001.json
+        versions/1/            every version as it was saved, with the same files
+
+Rule 1: a version is made beside the store and renamed into it, so that it is there whole or not at all. Its content is
+never written again; its manifest, which says what became of it, is replaced as a whole.
+Rule 2: what lies outside `versions/` is a copy. One that somebody has edited becomes a new draft version; one that a
+dying process left half-written is mended.
+Rule 3: several processes may use one store: whoever changes it holds its lock.
+Rule 4: what cannot be read is a problem to be told of, and costs no other skill anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused, Unavailable
+from .folder import (
+    MANIFEST,
+    SKILL,
+    SOURCE,
+    Files,
+    Manifest,
+    content_of,
+    digests_of,
+    manifest_bytes,
+    read_content,
+    read_file,
+    read_manifest,
+    skill_of,
+    text_of,
+)
+from .lint import check_entry, parse
+from .model import Skill, State
+from .names import slug, why_not
+
+VERSIONS = "versions"
+LOCK = ".lock"
+STAGING = ".new-"
+STAGED_S = 3600.0  # after which what a dead process was making is removed
+
+
+class Store:
+    """All skills on disk. Blocks; used from worker threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problems: dict[str, str] = {}  # by the name of a folder: what is wrong with it
+        self._known: dict[str, tuple[tuple[object, ...], tuple[Skill, ...]]] = {}
+
+    # reading --------------------------------------------------------------------------------------
+
+    def all(self) -> dict[str, tuple[Skill, ...]]:
+        """Return the versions of every skill, by its name, the first first."""
+        found = {}
+        for name in self.names():
+            if versions := self.versions(name):
+                found[name] = versions
+        for gone in self._known.keys() - found.keys():
+            del self._known[gone]
+        return found
+
+    def names(self) -> list[str]:
+        """Return the names of the folders that may be skills."""
+        try:
+            entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise Unavailable(f"The skills in {self.folder} cannot be read: {exc.strerror}.") from exc
+        names = []
+        for entry in entries:
+            name = entry.name.replace("-", "_")
+            if entry.is_dir(follow_symlinks=False) and slug(name) == entry.name and not why_not(name):
+                names.append(name)
+        return names
+
+    def versions(self, name: str) -> tuple[Skill, ...]:
+        """Return the versions of a skill, the first first; none if there is no such skill."""
+        folder = self.folder / slug(name)
+        state = _state_of(folder)
+        if name in self._known and self._known[name][0] == state:
+            return self._known[name][1]
+        self.problems = {key: value for key, value in self.problems.items() if key.partition("@")[0] != name}
+        if folder.is_symlink() or not folder.is_dir():
+            self._known.pop(name, None)
+            return ()
+        self._take_edits(name, folder)
+        found = tuple(self._read(name, folder))
+        self._known[name] = (_state_of(folder), found)
+        return found
+
+    def version(self, name: str, number: int) -> Skill:
+        """Return an exact version; raises `NotFound`."""
+        for skill in self.versions(name):
+            if skill.version == number:
+                return skill
+        raise NotFound(f"There is no version {number} of the skill {name}.")
+
+    def _read(self, name: str, folder: Path) -> Iterator[Skill]:
+        for number in _numbers(folder):
+            try:
+                content = read_content(folder / VERSIONS / str(number))
+                if MANIFEST not in content:
+                    raise SkillRefused(f"Version {number} of {name} has no {MANIFEST}.")
+                manifest = read_manifest(content[MANIFEST])
+                if (manifest.name, manifest.version) != (name, number):
+                    raise SkillRefused(f"Version {number} of {name} says that it is another.")
+                yield skill_of(content, manifest)
+            except (McpRuntimeError, OSError) as exc:
+                self.problems[f"{name}@{number}"] = str(exc)
+
+    # writing --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only one that changes the store; raises `Unavailable`."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as exc:
+            raise Unavailable(
+                f"The skills in {self.folder} cannot be changed: {exc.strerror}.",
+                remedy="Make the folder writable, or name another with [skills] folder.",
+            ) from exc
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        except OSError as exc:
+            raise Unavailable(f"The skills in {self.folder} cannot be changed: {exc.strerror}.") from exc
+        finally:
+            os.close(handle)
+
+    def add(self, content: Files, manifest: Manifest) -> Skill:
+        """Keep a new version of the skill that `manifest` names, and return it; its number is the next one."""
+        with self.locked():
+            return self._add(content, manifest)
+
+    def _add(self, content: Files, manifest: Manifest) -> Skill:
+        folder = self.folder / slug(manifest.name)
+        if folder.is_symlink():
+            raise SkillRefused(f"The folder of {manifest.name} is a link.", remedy="Put a folder there, or remove it.")
+        number = max(_numbers(folder), default=0) + 1
+        manifest = manifest.model_copy(update={"version": number, "digests": digests_of(content)})
+        skill = skill_of(content, manifest)
+        self._clear_staging()
+        staged = Path(tempfile.mkdtemp(prefix=STAGING, dir=self.folder))
+        try:
+            staged.chmod(0o755)
+            _write(staged, {**content, MANIFEST: manifest_bytes(manifest)})
+            (folder / VERSIONS).mkdir(parents=True, exist_ok=True)
+            staged.rename(folder / VERSIONS / str(number))
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        self._publish(folder)
+        return skill
+
+    def set_state(
+        self, skill: Skill, state: State, reasons: tuple[str, ...] = (), tools: dict[str, str] | None = None
+    ) -> Skill:
+        """Note what has become of a version, and return it as it is now; raises `NotFound`."""
+        with self.locked():
+            return self._change(
+                skill, {"state": state, "reasons": reasons, **({} if tools is None else {"tools": tools})}
+            )
+
+    def _change(self, skill: Skill, changes: dict[str, object]) -> Skill:
+        folder = self.folder / slug(skill.name)
+        path = folder / VERSIONS / str(skill.version) / MANIFEST
+        try:
+            manifest = read_manifest(read_file(path)).model_copy(update=changes)
+        except FileNotFoundError:
+            raise NotFound(f"There is no version {skill.version} of the skill {skill.name}.") from None
+        _replace(path, manifest_bytes(manifest))
+        self._publish(folder)
+        return replace(
+            skill, state=manifest.state, reasons=manifest.reasons, tools=manifest.tools, signer=manifest.signer
+        )
+
+    def _publish(self, folder: Path) -> None:
+        """Have the folder itself show the version in use: the newest active one, or else the newest."""
+        number = _shown(folder)
+        if number is None:
+            return
+        wanted = read_content(folder / VERSIONS / str(number))
+        for path in read_content(folder).keys() - wanted.keys():
+            (folder / path).unlink()
+        _write(folder, wanted)
+
+    def _clear_staging(self) -> None:
+        for path in self.folder.glob(f"{STAGING}*"):
+            if time.time() - path.lstat().st_mtime > STAGED_S and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+
+    # what people do to it ---------------------------------------------------------------------------
+
+    def _take_edits(self, name: str, folder: Path) -> None:
+        """Make a new draft version of a folder that somebody has edited, or put there."""
+        try:
+            found = read_content(folder)
+            if SOURCE not in found or _is_copy(folder, found):
+                return
+            with self.locked():
+                if not _is_copy(folder, found):
+                    self._adopt(name, folder, found)
+        except (McpRuntimeError, OSError, ValueError) as exc:
+            self.problems[name] = str(exc)
+
+    def _adopt(self, name: str, folder: Path, found: Files) -> None:
+        """Keep edited files as a new draft version; files that are all of some version are only mended."""
+        own = {path: data for path, data in found.items() if path != MANIFEST}
+        if _is_mixture(folder, own):
+            self._publish(folder)
+            return
+        before = read_manifest(found[MANIFEST]) if MANIFEST in found else Manifest(name=name, version=0)
+        if SKILL not in own:
+            source = text_of(own, SOURCE)
+            own = {**own, **content_of(name, before.summary or name, source, check_entry(parse(source)), ())}
+        reason = "It was edited by hand, and has not been checked since: `mcpruntime-server skills check`."
+        update = {"name": name, "state": "draft", "reasons": (reason,), "origin": "edit", "at": time.time()}
+        self._add(own, before.model_copy(update={**update, "signature": "", "signer": ""}))
+
+    def remove_draft(self, skill: Skill) -> None:
+        """Forget a draft that nobody was told of; any other version stays for ever."""
+        if skill.state != "draft":
+            raise InvalidRequest(f"{skill.id} is {skill.state}: only drafts can be forgotten.")
+        with self.locked():
+            folder = self.folder / slug(skill.name)
+            shutil.rmtree(folder / VERSIONS / str(skill.version))
+            if _numbers(folder):
+                self._publish(folder)
+            else:
+                shutil.rmtree(folder)
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Return the numbers of the versions in a skill's folder, in order."""
+    try:
+        entries = list(os.scandir(folder / VERSIONS))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0")
+
+
+def _shown(folder: Path) -> int | None:
+    """Return the number of the version that a skill's folder shows."""
+    numbers = _numbers(folder)
+    for number in reversed(numbers):
+        try:
+            if read_manifest(read_file(folder / VERSIONS / str(number) / MANIFEST)).state == "active":
+                return number
+        except (McpRuntimeError, OSError):
+            continue
+    return numbers[-1] if numbers else None
+
+
+def _is_copy(folder: Path, found: Files) -> bool:
+    """Return whether the files of a skill's folder are those of the version that it shows."""
+    number = _shown(folder)
+    if number is None:
+        return False
+    wanted = read_content(folder / VERSIONS / str(number))
+    return all(found.get(path) == data for path, data in wanted.items() if path != MANIFEST)
+
+
+def _is_mixture(folder: Path, own: Files) -> bool:
+    """Return whether every file is as some version has it: then nobody has edited it, but a copy was not finished."""
+    versions = [read_content(folder / VERSIONS / str(number)) for number in _numbers(folder)]
+    return bool(versions) and all(any(each.get(path) == data for each in versions) for path, data in own.items())
+
+
+def _state_of(folder: Path) -> tuple[object, ...]:
+    """Return what changes when any file of a skill does, as far as the file system tells."""
+    state: list[object] = []
+    numbers = _numbers(folder)
+    for part in (folder, *(folder / VERSIONS / str(number) for number in numbers)):
+        for name in (SKILL, SOURCE, MANIFEST, "cases"):
+            try:
+                status = (part / name).lstat()
+            except OSError:
+                state.append(None)
+            else:
+                state.append((status.st_mtime_ns, status.st_size, status.st_ino))
+    return (*numbers, *state)
+
+
+def _write(folder: Path, files: Files) -> None:
+    for path, data in files.items():
+        _replace(folder / path, data)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, all or nothing, unless it does already."""
+    path.parent.mkdir(exist_ok=True)
+    if path.is_file() and not path.is_symlink() and path.read_bytes() == data:
+        return
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
