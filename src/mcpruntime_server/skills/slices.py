@@ -1,0 +1,336 @@
+"""Which statements of a session reach its result.
+
+Statements are looked at whole, as they stand at the top of a run. What a statement binds and reads is Python's own
+answer (`symtable`); what it may change is guessed, and rather too much than too little: a method may change its object,
+a function that code defines its arguments, and whatever two names may share is changed for both.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import symtable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import SkillRefused
+from .lint import DEFINITIONS, dotted_name, parse
+from .model import Step
+
+GIVEN = frozenset(dir(builtins)) | {
+    "tools",
+    "skills",
+    "__name__",
+    "__file__",
+    "__doc__",
+}  # names that need no statement
+DYNAMIC = frozenset({"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"})
+CHANGERS = frozenset(
+    {"heappush", "heappop", "heapify", "heapreplace", "heappushpop", "shuffle", "insort", "insort_left"}
+)
+HARMLESS = frozenset(
+    [
+        "get",
+        "items",
+        "keys",
+        "values",
+        "split",
+        "rsplit",
+        "splitlines",
+        "strip",
+        "lstrip",
+        "rstrip",
+        "lower",
+        "upper",
+        "title",
+        "join",
+        "startswith",
+        "endswith",
+        "format",
+        "replace",
+        "encode",
+        "decode",
+        "copy",
+        "count",
+        "index",
+        "find",
+        "read_text",
+        "mean",
+        "median",
+        "sum",
+        "min",
+        "max",
+        "head",
+        "tail",
+        "groupby",
+        "describe",
+        "to_dict",
+        "tolist",
+        "isoformat",
+        "strftime",
+        "timestamp",
+        "total_seconds",
+        "most_common",
+        "group",
+        "groups",
+        "match",
+        "search",
+        "findall",
+        "casefold",
+        "capitalize",
+        "zfill",
+        "union",
+        "intersection",
+        "difference",
+        "isdigit",
+        "partition",
+        "rpartition",
+        "astype",
+        "merge",
+        "sort_values",
+        "reset_index",
+        "nlargest",
+        "value_counts",
+        "agg",
+        "round",
+        "size",
+        "aio",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement at the top of step `step`'s code, from line `first` to `last`."""
+
+    step: int
+    node: ast.stmt
+    first: int
+    last: int
+    binds: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+    touches: frozenset[str] = frozenset()  # names of what it may change
+    shares: tuple[frozenset[str], ...] = ()  # names that may be of the same thing after it
+    is_total: bool = False  # whatever it binds, it binds always, and anew
+    is_dynamic: bool = False  # what it does cannot be read off it
+
+
+@dataclass
+class Groups:
+    """Names that may be of the same thing."""
+
+    parents: dict[str, str] = field(default_factory=dict)
+
+    def find(self, name: str) -> str:
+        """Return the name that stands for the group of `name`."""
+        while (parent := self.parents.get(name, name)) != name:
+            self.parents[name] = self.parents.get(parent, parent)
+            name = parent
+        return name
+
+    def join(self, names: Iterable[str]) -> None:
+        """Make one group of the groups of `names`."""
+        roots = [self.find(name) for name in names]
+        for root in roots[1:]:
+            self.parents[root] = roots[0]
+
+
+def statements_of(steps: Sequence[Step]) -> list[Statement]:
+    """Return the statements of all steps that ended well; raises `SkillRefused` where code cannot be parsed."""
+    trees = [parse(step.code) if step.ok else ast.Module([], []) for step in steps]
+    own = {node.name for tree in trees for node in tree.body if isinstance(node, DEFINITIONS[:3])}
+    modules = {
+        alias.asname or alias.name.partition(".")[0]
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    found = []
+    for number, tree in enumerate(trees):
+        for node in main_code(tree.body):
+            found.append(statement(number, node, own, modules))
+    return found
+
+
+def main_code(body: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """Return statements with those under `if __name__ == "__main__"` in its place."""
+    found: list[ast.stmt] = []
+    for node in body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
+            found += node.body
+        else:
+            found.append(node)
+    return found
+
+
+def statement(step: int, node: ast.stmt, own: set[str], modules: set[str]) -> Statement:
+    """Return what a statement does, `own` being the functions that code defines and `modules` what it imports."""
+    last = node.end_lineno or node.lineno
+    first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+    if any(isinstance(part, ast.ImportFrom) and part.names[0].name == "*" for part in ast.walk(node)):
+        return Statement(step, node, first, last, is_dynamic=True)
+    binds, reads = names_of(node)
+    touches, shares = changes_of(node, own, modules)
+    dynamic = bool(DYNAMIC & reads)
+    total = isinstance(node, DEFINITIONS) or (
+        isinstance(node, (ast.Assign, ast.AnnAssign)) and not binds & reads and getattr(node, "value", None) is not None
+    )
+    return Statement(step, node, first, last, binds, reads, touches - modules, shares, total, dynamic)
+
+
+def names_of(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names that a statement binds, and those that it reads, now or when what it defines is called."""
+    wrapper = ast.parse("async def _(): pass")
+    function = wrapper.body[0]
+    assert isinstance(function, ast.AsyncFunctionDef)
+    function.body = [node]
+    try:
+        table = symtable.symtable(ast.unparse(wrapper), "<code>", "exec").get_children()[0]
+    except SyntaxError as exc:
+        raise SkillRefused(f"Line {node.lineno} cannot be part of a skill: {exc.msg}.") from None
+    binds = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    binds |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_namespace()} & {
+        getattr(node, "name", "")
+    }
+    return frozenset(binds | _declared(table)), frozenset(_unresolved(table, is_top=True))
+
+
+def _unresolved(table: symtable.SymbolTable, *, is_top: bool = False) -> set[str]:
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_local() or symbol.is_parameter()}
+    found = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()}
+    below: set[str] = set()
+    for child in table.get_children():
+        below |= _unresolved(child)
+    return found | below if is_top else (found | below) - own
+
+
+def _declared(table: symtable.SymbolTable) -> set[str]:
+    """Return the names that functions in it bind outside themselves."""
+    found = {
+        symbol.get_name() for symbol in table.get_symbols() if symbol.is_declared_global() and symbol.is_assigned()
+    }
+    return found.union(*(_declared(child) for child in table.get_children()))
+
+
+def changes_of(node: ast.stmt, own: set[str], modules: set[str]) -> tuple[frozenset[str], tuple[frozenset[str], ...]]:
+    """Return the names of what a statement may change, and the names that may be of the same thing after it."""
+    touches: set[str] = set()
+    shares: list[frozenset[str]] = []
+    if isinstance(node, DEFINITIONS):
+        return frozenset(), ()
+    for part in ast.walk(node):
+        if isinstance(part, (ast.Attribute, ast.Subscript)) and isinstance(part.ctx, (ast.Store, ast.Del)):
+            touches |= roots(part)
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Del):
+            touches.add(part.id)
+        elif isinstance(part, ast.AugAssign):
+            touches |= roots(part.target)
+        elif isinstance(part, ast.Call):
+            touches |= _changed_by(part, own, modules, is_statement=isinstance(node, ast.Expr) and node.value is part)
+        if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
+            targets = part.targets if isinstance(part, ast.Assign) else [part.target]
+            shares.append(frozenset().union(*map(roots, targets), roots(part.value)))
+        elif isinstance(part, (ast.For, ast.AsyncFor, ast.comprehension)):
+            shares.append(frozenset(roots(part.target) | roots(part.iter)))
+    return frozenset(touches), tuple(shares)
+
+
+def _changed_by(call: ast.Call, own: set[str], modules: set[str], *, is_statement: bool) -> set[str]:
+    """Return the names of what a call may change."""
+    changed: set[str] = set()
+    function = call.func
+    name = dotted_name(function) or (function.attr if isinstance(function, ast.Attribute) else "")
+    if isinstance(function, ast.Attribute) and function.attr not in HARMLESS:
+        changed |= roots(function.value) - modules
+    first, last = name.partition(".")[0], name.rpartition(".")[2]
+    is_builtin = isinstance(function, ast.Name) and name in GIVEN and name not in own
+    if not is_builtin and (is_statement or first in own or last in CHANGERS):
+        for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
+            changed |= roots(argument)
+    return changed
+
+
+def roots(node: ast.expr) -> set[str]:
+    """Return the names through which an expression, without what it calls, gets what it is."""
+    if isinstance(node, ast.Name):
+        return {node.id}
+    if isinstance(node, (ast.Attribute, ast.Subscript, ast.Starred, ast.Await)):
+        return roots(node.value)
+    if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        return set().union(*map(roots, node.elts))
+    if isinstance(node, ast.Dict):
+        return set().union(*map(roots, node.values))
+    if isinstance(node, ast.IfExp):
+        return roots(node.body) | roots(node.orelse)
+    if isinstance(node, ast.BoolOp):
+        return set().union(*map(roots, node.values))
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("get", "values", "items")
+    ):
+        return roots(node.func.value)
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("enumerate", "zip", "sorted", "list")
+    ):
+        return set().union(*map(roots, node.args))
+    return set()
+
+
+def slice_of(statements: Sequence[Statement], steps: Sequence[Step], forced: set[int]) -> list[Statement]:
+    """Return the statements that the last one needs, itself included, and those whose numbers are `forced`.
+
+    Raises `SkillRefused` if it needs a name that no statement binds.
+    """
+    if any(each.is_dynamic for each in statements):
+        return list(statements)
+    groups = Groups()
+    free: dict[str, frozenset[str]] = {}  # what functions and classes read when they are called
+    for each in statements:
+        for shared in each.shares:
+            groups.join(shared)
+        if isinstance(each.node, DEFINITIONS[:3]):
+            free[each.node.name] = free.get(each.node.name, frozenset()) | each.reads
+    kept: list[Statement] = []
+    needed: set[str] = set()
+    reader: dict[str, Statement] = {}
+    for number in range(len(statements) - 1, -1, -1):
+        each = statements[number]
+        touched = {groups.find(name) for name in each.touches}
+        if not (
+            number == len(statements) - 1
+            or number in forced
+            or each.binds & needed
+            or touched & {groups.find(name) for name in needed}
+        ):
+            continue
+        kept.append(each)
+        if each.is_total:
+            needed -= each.binds
+        for name in reach(each.reads, free):
+            needed.add(name)
+            reader.setdefault(name, each)
+    missing = sorted(needed - GIVEN - {name for each in kept for name in each.binds})
+    if missing:
+        line = reader[missing[0]].first
+        failed = any(not step.ok and missing[0] in step.code for step in steps)
+        why = "only code that failed has defined" if failed else "no step of this session has defined"
+        raise SkillRefused(
+            f"Line {line} needs {missing[0]!r}, which {why}.", remedy="Run it once more as a whole, and save that run."
+        )
+    return kept[::-1]
+
+
+def reach(names: Iterable[str], free: dict[str, frozenset[str]]) -> set[str]:
+    """Return `names` and all that is read when those of them that are functions are called."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += free.get(name, ())
+    return found
