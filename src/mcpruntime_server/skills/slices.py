@@ -17,86 +17,21 @@ from ..errors import SkillRefused
 from .lint import DEFINITIONS, dotted_name, parse
 from .model import Step
 
-GIVEN = frozenset(dir(builtins)) | {
-    "tools",
-    "skills",
-    "__name__",
-    "__file__",
-    "__doc__",
-}  # names that need no statement
+GIVEN = frozenset(dir(builtins)) | {"tools", "skills", "__name__", "__file__", "__doc__"}  # need no statement
 DYNAMIC = frozenset({"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"})
-CHANGERS = frozenset(
-    {"heappush", "heappop", "heapify", "heapreplace", "heappushpop", "shuffle", "insort", "insort_left"}
-)
+CHANGERS = frozenset({"heappush", "heappop", "heapify", "heapreplace", "heappushpop", "shuffle", "insort"})
 HARMLESS = frozenset(
-    [
-        "get",
-        "items",
-        "keys",
-        "values",
-        "split",
-        "rsplit",
-        "splitlines",
-        "strip",
-        "lstrip",
-        "rstrip",
-        "lower",
-        "upper",
-        "title",
-        "join",
-        "startswith",
-        "endswith",
-        "format",
-        "replace",
-        "encode",
-        "decode",
-        "copy",
-        "count",
-        "index",
-        "find",
-        "read_text",
-        "mean",
-        "median",
-        "sum",
-        "min",
-        "max",
-        "head",
-        "tail",
-        "groupby",
-        "describe",
-        "to_dict",
-        "tolist",
-        "isoformat",
-        "strftime",
-        "timestamp",
-        "total_seconds",
-        "most_common",
-        "group",
-        "groups",
-        "match",
-        "search",
-        "findall",
-        "casefold",
-        "capitalize",
-        "zfill",
-        "union",
-        "intersection",
-        "difference",
-        "isdigit",
-        "partition",
-        "rpartition",
-        "astype",
-        "merge",
-        "sort_values",
-        "reset_index",
-        "nlargest",
-        "value_counts",
-        "agg",
-        "round",
-        "size",
-        "aio",
-    ]
-)
+    {
+        *("get", "items", "keys", "values", "split", "rsplit", "splitlines", "strip", "lstrip", "rstrip", "lower"),
+        *("upper", "title", "join", "startswith", "endswith", "format", "replace", "encode", "decode", "copy", "count"),
+        *("index", "find", "read_text", "mean", "median", "sum", "min", "max", "head", "tail", "groupby", "describe"),
+        *("to_dict", "tolist", "isoformat", "strftime", "timestamp", "total_seconds", "most_common", "group", "groups"),
+        *("match", "search", "findall", "casefold", "capitalize", "zfill", "union", "intersection", "difference"),
+        *("isdigit", "partition", "rpartition", "astype", "merge", "sort_values", "reset_index", "nlargest", "aio"),
+        *("value_counts", "agg", "round", "size"),
+    }
+)  # methods that leave their object as it is
+SAME_ITEMS = frozenset({"enumerate", "zip", "sorted", "list", "reversed", "filter"})  # what they return has these
 
 
 @dataclass(frozen=True)
@@ -146,11 +81,7 @@ def statements_of(steps: Sequence[Step]) -> list[Statement]:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    found = []
-    for number, tree in enumerate(trees):
-        for node in main_code(tree.body):
-            found.append(statement(number, node, own, modules))
-    return found
+    return [statement(number, node, own, modules) for number, tree in enumerate(trees) for node in main_code(tree.body)]
 
 
 def main_code(body: Sequence[ast.stmt]) -> list[ast.stmt]:
@@ -190,9 +121,6 @@ def names_of(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
     except SyntaxError as exc:
         raise SkillRefused(f"Line {node.lineno} cannot be part of a skill: {exc.msg}.") from None
     binds = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-    binds |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_namespace()} & {
-        getattr(node, "name", "")
-    }
     return frozenset(binds | _declared(table)), frozenset(_unresolved(table, is_top=True))
 
 
@@ -207,9 +135,8 @@ def _unresolved(table: symtable.SymbolTable, *, is_top: bool = False) -> set[str
 
 def _declared(table: symtable.SymbolTable) -> set[str]:
     """Return the names that functions in it bind outside themselves."""
-    found = {
-        symbol.get_name() for symbol in table.get_symbols() if symbol.is_declared_global() and symbol.is_assigned()
-    }
+    symbols = table.get_symbols()
+    found = {symbol.get_name() for symbol in symbols if symbol.is_declared_global() and symbol.is_assigned()}
     return found.union(*(_declared(child) for child in table.get_children()))
 
 
@@ -265,17 +192,9 @@ def roots(node: ast.expr) -> set[str]:
         return roots(node.body) | roots(node.orelse)
     if isinstance(node, ast.BoolOp):
         return set().union(*map(roots, node.values))
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("get", "values", "items")
-    ):
-        return roots(node.func.value)
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id in ("enumerate", "zip", "sorted", "list")
-    ):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return roots(node.func.value) if node.func.attr in ("get", "values", "items") else set()
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SAME_ITEMS:
         return set().union(*map(roots, node.args))
     return set()
 

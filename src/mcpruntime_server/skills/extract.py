@@ -1,0 +1,327 @@
+"""Makes a skill of recorded runs, by their syntax: the code is read and never executed.
+
+The last statement of the last run is the result. What reaches it becomes the body of `run`; the literals in it that
+came from the task become its parameters, with what they were as defaults; imports, and functions and classes that need
+nothing else, stay beside it. A function that was written and called for the result is left as it is.
+
+Rule 1: nothing is dropped that the result may need, see `slices`.
+Rule 2: an absolute path becomes a parameter without a default: it is not there elsewhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import SkillRefused
+from ..journal.events import canonical_json
+from ..journal.replay import RecordedCall
+from .annotate import annotation_of
+from .lint import DEFINITIONS, Function, check_entry, entry_of, parse, signature_of
+from .literals import Found, literals_in, value_of
+from .model import ENTRY, Case, Extraction, Step
+from .names import free_name
+from .slices import GIVEN, Statement, slice_of, statements_of
+
+VAGUE = frozenset(
+    {"result", "results", "res", "out", "output", "data", "value", "answer", "x", "y", "r", "ret", "final"}
+)
+POSITIONAL = 3  # parameters that may be given without their names
+
+
+@dataclass(frozen=True)
+class Result:
+    """The last statement of a run: `value` is what it comes to, `name` its variable, if it has one."""
+
+    value: ast.expr
+    name: str = ""
+    is_printed: bool = False
+
+
+def extract(steps: Sequence[Step], fixed: frozenset[str] = frozenset()) -> Extraction:
+    """Return the skill that the last of `steps` is, those before it being what led there; raises `SkillRefused`.
+
+    `fixed` names what is to stay a literal although it could be a parameter.
+    """
+    try:
+        return _extract(steps, fixed)
+    except RecursionError:
+        raise SkillRefused("The code is nested too deeply.") from None
+
+
+def _extract(steps: Sequence[Step], fixed: frozenset[str]) -> Extraction:
+    statements = statements_of(steps)
+    if not statements or statements[-1].step != len(steps) - 1:
+        raise SkillRefused("There is no code in this run that ended well.", remedy="Save a run whose status is ok.")
+    result = result_of(statements[-1])
+    writes = {(step, call.line) for step, each in enumerate(steps) for call in each.calls if call.effect == "write"}
+    forced = {
+        number
+        for number, each in enumerate(statements)
+        if any(step == each.step and line is not None and each.first <= line <= each.last for step, line in writes)
+    }
+    kept = slice_of(statements, steps, forced)
+    calls = calls_of(steps, kept)
+    case = Case({}, calls, steps[-1].value, steps[-1].printed, result.is_printed)
+    if {each.step for each in kept} == {len(steps) - 1}:
+        case = replace(case, seed=steps[-1].seed, readings=steps[-1].readings)
+    return explicit(kept, result, case) or generated(kept, result, case, fixed)
+
+
+def read_skill(code: str) -> Extraction:
+    """Return the skill that somebody has written as one: `run`, or the only public function; raises `SkillRefused`."""
+    tree = parse(code)
+    functions = [node for node in tree.body if isinstance(node, Function)]
+    public = [node.name for node in functions if not node.name.startswith("_")]
+    if len(public) == 1 and public[0] != ENTRY and not any(isinstance(node, ast.Assign) for node in tree.body):
+        code = f"{code.rstrip()}\n\n\n{ENTRY} = {public[0]}\n"
+        tree = parse(code)
+    entry = entry_of(tree)
+    return Extraction(free_name(entry.name, ()), summary_of(entry), code, check_entry(tree))
+
+
+def result_of(statement: Statement) -> Result:
+    """Return what a run's last statement comes to; raises `SkillRefused` if that is nothing."""
+    node = statement.node
+    if isinstance(node, ast.Expr):
+        call = node.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print":
+            if len(call.args) == 1 and not call.keywords and not isinstance(call.args[0], ast.Starred):
+                return Result(call.args[0], is_printed=True)
+        elif not isinstance(call, ast.Constant) or call.value is not None:
+            return Result(call)
+    if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+        target = node.targets[-1] if isinstance(node, ast.Assign) else node.target
+        return Result(node.value, target.id if isinstance(target, ast.Name) else ast.unparse(target))
+    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        return Result(ast.Name(node.target.id, ast.Load()), node.target.id)
+    raise SkillRefused(
+        f"Line {statement.first}: the code has no result.", remedy="End it with an expression, and save that run."
+    )
+
+
+def calls_of(steps: Sequence[Step], kept: Sequence[Statement]) -> tuple[RecordedCall, ...]:
+    """Return the recorded calls that the kept statements made, numbered as those of one run."""
+    lines = {(each.step, line) for each in kept for line in range(each.first, each.last + 1)}
+    found: list[RecordedCall] = []
+    seen: Counter[tuple[str, str]] = Counter()
+    offset = 0
+    for number, step in enumerate(steps):
+        last = 0
+        for call in step.calls:
+            last = max(last, call.started, call.finished or 0)
+            if call.listed and (call.line is None or (number, call.line) in lines):
+                key = call.target, call.args
+                finished = None if call.finished is None else call.finished + offset
+                found.append(
+                    replace(call, call=len(found) + 1, nth=seen[key], started=call.started + offset, finished=finished)
+                )
+                seen[key] += 1
+        offset += last
+    return tuple(found)
+
+
+# a function that was written for it ---------------------------------------------------------------
+
+
+def explicit(kept: Sequence[Statement], result: Result, case: Case) -> Extraction | None:
+    """Return the skill that a function is which was called for the result; None if there is no such function."""
+    call = result.value.value if isinstance(result.value, ast.Await) else result.value
+    beside, inside = parted(kept)
+    functions = {each.name: each for each in beside if isinstance(each, Function)}
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in functions:
+        return None
+    entry = functions[call.func.id]
+    bound = {each.targets[0].id: each.value for each in inside[:-1] if is_literal_assignment(each)}  # type: ignore[attr-defined]
+    if len(bound) != len(inside) - 1 or entry.name.startswith("_") or entry.args.vararg or entry.args.kwarg:
+        return None
+    try:
+        inputs = {
+            name: value_of(bound.get(each.id, each) if isinstance(each, ast.Name) else each)
+            for name, each in arguments_of(call, entry).items()
+        }
+    except ValueError:
+        return None
+    body = [ast.unparse(each) for each in beside]
+    alias = [f"{ENTRY} = {entry.name}"] if entry.name != ENTRY else []
+    summary = summary_of(entry)
+    source = module(summary, body, alias, uses_any=False)
+    inputs = json.loads(canonical_json(inputs))
+    return Extraction(free_name(entry.name, ()), summary, source, signature_of(entry), replace(case, inputs=inputs))
+
+
+def arguments_of(call: ast.Call, function: Function) -> dict[str, ast.expr]:
+    """Return the expressions that the parameters of a function get; raises `ValueError` where that is not plain."""
+    args = function.args
+    positional = [arg.arg for arg in (*args.posonlyargs, *args.args)]
+    if len(call.args) > len(positional) or any(isinstance(each, ast.Starred) for each in call.args):
+        raise ValueError("too many arguments")
+    found: dict[str, ast.expr] = dict(
+        zip(positional[len(positional) - len(args.defaults) :], args.defaults, strict=True)
+    )
+    found |= {arg.arg: each for arg, each in zip(args.kwonlyargs, args.kw_defaults, strict=True) if each is not None}
+    found |= dict(zip(positional, call.args, strict=False))
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise ValueError("arguments of a mapping")
+        found[keyword.arg] = keyword.value
+    return found
+
+
+def is_literal_assignment(node: ast.stmt) -> bool:
+    """Return whether a statement gives a name to a literal."""
+    if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+        return False
+    try:
+        value_of(node.value)
+    except ValueError:
+        return False
+    return True
+
+
+# a function that is made for it -------------------------------------------------------------------
+
+
+def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: frozenset[str]) -> Extraction:
+    """Return the skill whose `run` has the kept statements as its body."""
+    beside, inside = parted(kept)
+    names = {name for each in kept for name in each.binds | each.reads}
+    found = [each for each in literals_in(inside, kept, case.calls, names - GIVEN) if each.name not in fixed]
+    body = [ast.unparse(each) for each in found_replaced(inside[:-1], found)]
+    last = found_replaced([inside[-1]], found)[0]
+    if isinstance(last, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        body += [ast.unparse(last), f"return {result.name}"]
+    else:
+        assert isinstance(last, ast.Expr)
+        value = last.value.args[0] if result.is_printed and isinstance(last.value, ast.Call) else last.value
+        body.append(f"return {ast.unparse(value)}")
+    tools = sorted({call.target.partition(".")[2] for call in case.calls})
+    summary = f"Return {result_words(result, tools)}" + (f", with {', '.join(tools[:4])}" if tools else "") + "."
+    name = free_name(result_words(result, tools).replace(" ", "_")[:40], ())
+    head = header(found, case, is_async=any(awaits(each) for each in inside))
+    docstring = [f'"""{summary}', *described(found), '"""'] if found else [f'"""{summary}"""']
+    function = [head, *(f"    {line}" if line else "" for part in [*docstring, *body] for line in part.split("\n"))]
+    source = module(
+        summary, [ast.unparse(renamed(each)) for each in beside], ["\n".join(function)], uses_any="Any" in head
+    )
+    inputs = json.loads(canonical_json({each.name: each.value for each in found}))
+    return Extraction(name, summary, source, check_entry(parse(source)), replace(case, inputs=inputs))
+
+
+def parted(kept: Sequence[Statement]) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """Return the statements that can stand beside `run`, and those that must be in it."""
+    statements = [each.node for each in kept]
+    imported = [node for node in statements if isinstance(node, (ast.Import, ast.ImportFrom))]
+    beside: set[ast.stmt] = {*imported}
+    allowed = GIVEN | {name for each in kept if each.node in beside for name in each.binds}
+    definitions = [each for each in kept if isinstance(each.node, DEFINITIONS[:3])]
+    count = Counter(name for each in kept for name in each.binds)
+    left = [each for each in definitions if count[each.node.name] == 1]  # type: ignore[attr-defined]
+    while True:
+        own = {each.node.name for each in left}  # type: ignore[attr-defined]
+        fits = [each for each in left if each.reads <= allowed | own]
+        if len(fits) == len(left):
+            break
+        left = fits
+    beside |= {each.node for each in left}
+    imports = {
+        ast.unparse(each.node): each.node for each in kept if isinstance(each.node, (ast.Import, ast.ImportFrom))
+    }
+    first = [node for node in imports.values() if getattr(node, "module", "") != "__future__"]
+    return [*first, *(each.node for each in left)], [node for node in statements if node not in beside]
+
+
+class _Replace(ast.NodeTransformer):
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self._names = names
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        name = self._names.get(id(node))
+        return ast.Name(name, ast.Load()) if name is not None else self.generic_visit(node)
+
+
+def found_replaced(nodes: Sequence[ast.stmt], found: Sequence[Found]) -> list[Any]:
+    """Return statements with parameters where their literals were, without those that gave them their names."""
+    names = {id(node): each.name for each in found for node in each.nodes}
+    gone = {id(each.assignment) for each in found if each.assignment is not None}
+    return [_Replace(names).visit(node) for node in nodes if id(node) not in gone or node is nodes[-1]]
+
+
+class _Rename(ast.NodeTransformer):
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(f"{ENTRY}_", node.ctx) if node.id == ENTRY else node
+
+
+def renamed(node: ast.stmt) -> ast.stmt:
+    """Return a definition in which nothing is called like the skill's own function."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name == ENTRY:
+        raise SkillRefused(
+            f"Line {node.lineno}: `{ENTRY}` is there, but what it is called with is computed.",
+            remedy=f"End the code with a call of `{ENTRY}` with plain values, and save that run.",
+        )
+    return node
+
+
+def awaits(node: ast.stmt) -> bool:
+    """Return whether a statement awaits something itself."""
+    left: list[ast.AST] = [node]
+    while left:
+        part = left.pop()
+        if isinstance(part, (ast.Await, ast.AsyncFor, ast.AsyncWith)) or getattr(part, "is_async", False):
+            return True
+        if not isinstance(part, (*DEFINITIONS, ast.Lambda)):
+            left += ast.iter_child_nodes(part)
+    return False
+
+
+def header(found: Sequence[Found], case: Case, *, is_async: bool) -> str:
+    """Return the line that defines `run`."""
+    ordered = sorted(found, key=lambda each: not each.is_required)
+    parts = [
+        f"{each.name}: {annotation_of(each.value)}" + ("" if each.is_required else f" = {each.value!r}")
+        for each in ordered
+    ]
+    if len(parts) > POSITIONAL:
+        parts.insert(1, "*")
+    output, returns = case.output or {}, ""
+    if output.get("kind") == "json" and not output.get("cut") and not case.by_print:
+        returns = f" -> {annotation_of(json.loads(output['text']))}"
+    return f"{'async ' if is_async else ''}def {ENTRY}({', '.join(parts)}){returns}:"
+
+
+def described(found: Sequence[Found]) -> list[str]:
+    """Return the lines of a docstring that show what the parameters were."""
+    examples = ", ".join(f"{each.name}={each.shown}" for each in found)
+    return ["", f"Recorded with {examples}."] if examples else []
+
+
+def module(summary: str, beside: Sequence[str], rest: Sequence[str], *, uses_any: bool) -> str:
+    """Return the source of a skill's module."""
+    imports = [part for part in beside if re.match(r"(?:import|from) ", part)]
+    if uses_any and "from typing import Any" not in imports:
+        imports.insert(0, "from typing import Any")
+    definitions = [part for part in beside if not re.match(r"(?:import|from) ", part)]
+    head = [f'"""{summary}"""', "", "from __future__ import annotations", *(["", *imports] if imports else [])]
+    return "\n".join(head) + "".join(f"\n\n\n{part}" for part in (*definitions, *rest)) + "\n"
+
+
+def summary_of(function: Function) -> str:
+    """Return one line about a function: its own, or its name in words."""
+    text = (ast.get_docstring(function) or "").strip().partition("\n")[0] or function.name.replace(
+        "_", " "
+    ).strip().capitalize()
+    return text.replace("\\", "/").replace('"', "'").rstrip(".") + "."
+
+
+def result_words(result: Result, tools: Sequence[str]) -> str:
+    """Return what to call a result: by its variable, by what it is made of, or by the tool that it came from."""
+    names = [result.name] if result.name else [each.id for each in ast.walk(result.value) if isinstance(each, ast.Name)]
+    for name in names:
+        if name.isascii() and name.isidentifier() and name.lower() not in VAGUE and name not in GIVEN and len(name) > 2:
+            return name.lower().strip("_").replace("_", " ")
+    return tools[-1].partition(".")[2].replace("_", " ") if tools else "result of code"

@@ -1,0 +1,244 @@
+"""Literals that came from the task, found in code that is to become a skill, with names for them as parameters.
+
+Three kinds: what code gives a name to (`city = "Oslo"`), what it calls tools and skills with (named as the tool's
+parameter), and what it compares with or cuts at (`row["status"] == "open"`, `rows[:5]`).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import keyword
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..journal.replay import RecordedCall
+from .lint import DEFINITIONS, dotted_name, is_absolute
+from .slices import GIVEN, Statement
+
+MAX_PARAMETERS = 8
+MAX_TEXT = 120  # characters of a text that came from the task, and is not code in another language
+PLAIN = (str, int, float, bool)
+SHARED = 3  # characters of a text that is one parameter wherever it stands
+LIMIT, LEAST, MOST = "limit", "min", "max"
+
+
+@dataclass
+class Found:
+    """A parameter: its `name`, the literal's `value`, where it stands, and the assignment that it stood for."""
+
+    name: str
+    value: Any
+    nodes: list[ast.expr] = field(default_factory=list)
+    assignment: ast.stmt | None = None
+
+    @property
+    def is_required(self) -> bool:
+        """Whether it can have no default."""
+        return isinstance(self.value, str) and is_absolute(self.value)
+
+    @property
+    def shown(self) -> str:
+        """The value as a docstring shows it."""
+        text = "..." if self.is_required or "\\" in repr(self.value) else repr(self.value)
+        return text if len(text) <= 60 else "..."
+
+
+def value_of(node: ast.expr) -> Any:
+    """Return the plain value of a literal; raises `ValueError` if it is none."""
+    try:
+        value = ast.literal_eval(node)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as exc:
+        raise ValueError("not a literal") from exc
+    return value
+
+
+def literals_in(
+    body: Sequence[ast.stmt], kept: Sequence[Statement], calls: Sequence[RecordedCall], taken: set[str]
+) -> list[Found]:
+    """Return the parameters that code has, the surest first, at most `MAX_PARAMETERS`; `taken` are its names."""
+    found = [*_named(body, kept)]
+    own = {each.name for each in found}
+    names = {*taken, *own}
+    places = _Places(_packages(kept), calls)
+    for node in body:
+        places.visit(node)
+    for name, each in (*places.arguments, *places.compared):
+        value = value_of(each)
+        same = next((one for one in found if _is_same(one, value, name)), None)
+        if same is not None:
+            same.nodes.append(each)
+            continue
+        base = name if name not in names and not keyword.iskeyword(name) else f"{name}_"
+        while base in names:
+            base += "_"
+        if len(found) < MAX_PARAMETERS:
+            names.add(base)
+            found.append(Found(base, value, [each]))
+    return found
+
+
+def _is_same(one: Found, value: Any, name: str) -> bool:
+    if type(one.value) is not type(value) or one.value != value:
+        return False
+    return one.name.rstrip("_") == name or (isinstance(value, str) and len(value) >= SHARED)
+
+
+def _named(body: Sequence[ast.stmt], kept: Sequence[Statement]) -> list[Found]:
+    """Return what code gives a name to, once, and never changes."""
+    count = Counter(name for each in kept for name in each.binds)
+    touched = {name for each in kept for name in each.touches}
+    found = []
+    for node in body[:-1]:
+        if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+            continue
+        name = node.targets[0].id
+        try:
+            value = value_of(node.value)
+        except ValueError:
+            continue
+        is_plain = isinstance(value, PLAIN) or (isinstance(value, (list, dict)) and bool(value))
+        if is_plain and value != "" and not _is_code(value) and count[name] == 1 and name not in touched:
+            nodes = [
+                each for other in body for each in ast.walk(other) if isinstance(each, ast.Name) and each.id == name
+            ]
+            uses: list[ast.expr] = [each for each in nodes if isinstance(each.ctx, ast.Load)]
+            lower = name.lower().strip("_")
+            found.append(
+                Found(lower if lower.isidentifier() and not keyword.iskeyword(lower) else name, value, uses, node)
+            )
+    return found[:MAX_PARAMETERS]
+
+
+def _uses(name: str, body: Sequence[ast.stmt]) -> list[ast.expr]:
+    nodes = (each for node in body for each in ast.walk(node))
+    return [each for each in nodes if isinstance(each, ast.Name) and each.id == name and isinstance(each.ctx, ast.Load)]
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and (len(value) > MAX_TEXT or "\n" in value)
+
+
+def _packages(kept: Sequence[Statement]) -> Mapping[str, str]:
+    """Return what names stand for in the packages `tools` and `skills`: {"git_log": "tools.git.git_log"}."""
+    found = {"tools": "tools", "skills": "skills"}
+    for each in kept:
+        for node in ast.walk(each.node):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("tools", "skills"):
+                found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.name.partition(".")[0] in ("tools", "skills") and alias.asname:
+                        found[alias.asname] = alias.name
+    return found
+
+
+class _Places(ast.NodeVisitor):
+    """Where literals stand that may have come from the task."""
+
+    def __init__(self, packages: Mapping[str, str], calls: Sequence[RecordedCall]) -> None:
+        self.arguments: list[tuple[str, ast.expr]] = []
+        self.compared: list[tuple[str, ast.expr]] = []
+        self._packages = packages
+        self._calls = calls
+
+    def visit(self, node: ast.AST) -> None:
+        """Look at everything but what functions and classes have inside."""
+        if not isinstance(node, DEFINITIONS):
+            super().visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """Note what tools and skills are called with."""
+        first, _, rest = dotted_name(node.func).partition(".")
+        if first in self._packages:
+            target = ".".join(part for part in (self._packages[first], rest) if part).removesuffix(".aio")
+            for given in node.keywords:
+                if given.arg is not None:
+                    self._note(given.arg, given.value)
+            for argument in node.args:
+                self._note(self._parameter(target, argument, node), argument)
+        self.generic_visit(node)
+
+    def _parameter(self, target: str, node: ast.expr, call: ast.Call) -> str:
+        """Return the name of the parameter that a recorded call of `target` had the literal `node` for."""
+        try:
+            value = value_of(node)
+        except ValueError:
+            return ""
+        for each in self._calls:
+            if each.target == target and (
+                each.line is None or call.lineno <= each.line <= (call.end_lineno or each.line)
+            ):
+                for name, given in json.loads(each.args).items():
+                    if given == value and type(given) is type(value):
+                        return str(name)
+        return ""
+
+    def _note(self, name: str, node: ast.expr) -> None:
+        try:
+            value = value_of(node)
+        except ValueError:
+            return
+        clean = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower().strip("_")
+        if (
+            clean
+            and clean.isidentifier()
+            and (isinstance(value, PLAIN) or value)
+            and value != ""
+            and not _is_code(value)
+        ):
+            self.arguments.append((clean, node))
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        """Note what is compared with something that has a name."""
+        sides = [node.left, *node.comparators]
+        for left, operator, right in zip(sides, node.ops, sides[1:], strict=False):
+            for literal, other, is_right in ((right, left, True), (left, right, False)):
+                name = _name_of(other)
+                if name and _is_telling(literal):
+                    self.compared.append((_bounded(name, operator, is_right=is_right), literal))
+        self.generic_visit(node)
+
+    def visit_Slice(self, node: ast.Slice) -> None:
+        """Note where a list is cut."""
+        if node.lower is None and node.step is None and node.upper is not None and _is_telling(node.upper):
+            self.compared.append((LIMIT, node.upper))
+        self.generic_visit(node)
+
+
+def _is_telling(node: ast.expr) -> bool:
+    """Return whether a literal is more than one of those that all code has."""
+    try:
+        value = value_of(node)
+    except ValueError:
+        return False
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return False
+    return value not in (0, 1, -1, "") and not _is_code(value) and (not isinstance(value, str) or len(value) > 1)
+
+
+def _name_of(node: ast.expr) -> str:
+    """Return what the thing is called that an expression gets: its key, its attribute or its variable."""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
+        name = node.slice.value
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        is_get = node.func.attr == "get" and node.args and isinstance(node.args[0], ast.Constant)
+        return str(node.args[0].value) if is_get else _name_of(node.func.value)  # type: ignore[attr-defined]
+    elif isinstance(node, ast.Attribute):
+        name = node.attr
+    else:
+        name = node.id if isinstance(node, ast.Name) else ""
+    clean = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return clean if clean.isidentifier() and clean not in GIVEN and not keyword.iskeyword(clean) else ""
+
+
+def _bounded(name: str, operator: ast.cmpop, *, is_right: bool) -> str:
+    if isinstance(operator, (ast.Gt, ast.GtE)):
+        return f"{LEAST if is_right else MOST}_{name}"
+    if isinstance(operator, (ast.Lt, ast.LtE)):
+        return f"{MOST if is_right else LEAST}_{name}"
+    return name
