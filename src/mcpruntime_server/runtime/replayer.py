@@ -36,7 +36,8 @@ ARGS_CHARS = 300  # of a call's arguments in a message
 class Replayer:
     """Stands where the router stands; `halt` is called with the reason when the run must not go on.
 
-    One that `commits` has what was planned go to the router, and all that follows from it.
+    One that `commits` has what was planned go to the router, and all that follows from it. One that `looks_up` has the
+    router answer what is on no ledger, if the recording does not have it.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Replayer:
         live: Collection[str] = (),
         resumes: bool = False,
         commits: bool = False,
+        looks_up: bool = False,
     ) -> None:
         self.divergence: ReplayDiverged | None = None
         self.halt: Callable[[McpRuntimeError], None] = lambda _: None
@@ -55,6 +57,7 @@ class Replayer:
         self._live = frozenset(live)
         self._resumes = resumes
         self._commits = commits
+        self._looks_up = looks_up
         self._known = {
             (call.target, call.args, call.nth): call
             for call in recording.calls
@@ -166,7 +169,7 @@ class Replayer:
             if self._is_halted:
                 await anyio.sleep_forever()
             return await self._router.answer(call, log)
-        if self._commits:
+        if self._commits or (self._looks_up and not self._router.is_listed(call.target)):
             assert log is not None
             return await self._router.answer(call, log)
         left = self.never_asked()

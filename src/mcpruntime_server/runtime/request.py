@@ -30,7 +30,8 @@ class Request:
     `key` is the client's name for the request, `id` the run's if it has one already. A `dry_run` plans what may change
     something, but for what is `approved`. A `detached` one goes on without anybody waiting for it. A run that
     `resumes` is the recording's own, goes on where that ends, and meets the world from there. A `fresh` one begins
-    without variables whatever came before it.
+    without variables whatever came before it. One that `looks_up` what its recording does not have gets, of what is on
+    no ledger (modules to import, searches), the world's answers.
     """
 
     code: str
@@ -44,6 +45,7 @@ class Request:
     dry_run: bool = False
     approved: tuple[Approval, ...] = ()
     detached: bool = False
+    looks_up: bool = False
 
 
 def new_run_id() -> str:

@@ -110,7 +110,14 @@ class Run:
         self.replayer: Replayer | None = None
         if recording is not None:
             commits = request.dry_run and not request.resumes
-            self.replayer = Replayer(recording, router, live=request.live, resumes=request.resumes, commits=commits)
+            self.replayer = Replayer(
+                recording,
+                router,
+                live=request.live,
+                resumes=request.resumes,
+                commits=commits,
+                looks_up=request.looks_up,
+            )
             self.replayer.halt = self._halt
             self._answers = self.replayer
         self._printed = Printed(self._append, limits.output, resumed.printed if resumed else {})

@@ -1,0 +1,182 @@
+"""The gate that code must pass to be a skill in use: it proves itself in a clean sandbox, against its recording.
+
+1. It can be imported alone, and importing it does nothing.
+2. Each recorded case comes out again, all calls answered as they were then.
+3. Parameters matter: with another value, the calls or the outcome are others.
+4. It is no constant.
+
+Rule: whether it has passed is decided here, on the host; the sandbox only says what happened.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio
+
+from ..errors import ReplayDiverged
+from ..journal.events import RunStarted
+from ..journal.replay import RecordedCall, Recording
+from ..kernel.present import shorten
+from .model import ENTRY, Case, Signature
+
+TRIAL_S = 30.0  # for one execution
+GATE_S = 180.0  # for all of them
+SHOWN = 300  # characters of a value or an error in a reason
+CANDIDATE = 0  # the version under which code is imported that has none yet
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+
+Tried = tuple[Recording, ReplayDiverged | None]
+Try = Callable[[str, Recording], Awaitable[Tried]]
+OpenTrial = Callable[[], AbstractAsyncContextManager[Try]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of it: `reasons` against it, its `cases` with the calls that they really make, idle parameters."""
+
+    reasons: tuple[str, ...]
+    cases: tuple[Case, ...]
+    idle: tuple[str, ...] = ()
+
+
+async def examine(
+    name: str, signature: Signature, cases: Sequence[Case], open_trial: OpenTrial, version: int = CANDIDATE
+) -> Verdict:
+    """Return what there is to say against a skill that can be imported as `skills.<name>.v<version>`."""
+    gate = Gate(f"skills.{name}.v{version}", signature)
+    with anyio.move_on_after(GATE_S) as scope:
+        async with open_trial() as trial:
+            reasons, kept, idle = await gate.pass_through(trial, cases)
+    if scope.cancelled_caught:
+        return Verdict((f"Its cases did not end within {GATE_S:.0f} seconds.",), tuple(cases))
+    return Verdict(tuple(reasons), tuple(kept), tuple(idle))
+
+
+class Gate:
+    """One skill on its way through the gate; `module` is where it can be imported from."""
+
+    def __init__(self, module: str, signature: Signature) -> None:
+        self._module = module
+        self._signature = signature
+
+    async def pass_through(self, trial: Try, cases: Sequence[Case]) -> tuple[list[str], list[Case], list[str]]:
+        """Return the reasons against it, its cases, and the parameters that do not matter."""
+        if reason := await self._import_alone(trial):
+            return [reason], list(cases), []
+        if not cases:
+            return ["It has no recorded case: run it once, and save that run."], [], []
+        kept, outcomes = [], []
+        for case in cases:
+            outcome, diverged = await trial(self._code(case.inputs, case), recording_of(case))
+            if reason := difference(case, outcome, diverged):
+                return [reason], list(cases), []
+            outcomes.append(outcome)
+            kept.append(replace(case, calls=tuple(call for call in outcome.calls if call.listed)))
+        if not self._signature.parameters and not any(case.calls for case in kept):
+            return ["It is a constant: it takes nothing, and calls nothing."], kept, []
+        return await self._vary(trial, kept[0], outcomes[0], kept)
+
+    async def _import_alone(self, trial: Try) -> str:
+        outcome, _ = await trial(f"from {self._module} import {ENTRY}", recording_of(Case({})))
+        if outcome.outcome["status"] != "ok":
+            return f"It cannot be imported: {error_of(outcome)}"
+        if any(call.listed for call in outcome.calls) or outcome.printed:
+            return "Importing it calls or prints something: move that into `run`."
+        return ""
+
+    async def _vary(
+        self, trial: Try, case: Case, recorded: Recording, kept: list[Case]
+    ) -> tuple[list[str], list[Case], list[str]]:
+        reasons, idle = [], []
+        for name in case.inputs:
+            found = [
+                await trial(self._code({**case.inputs, name: value}, case), recording_of(case))
+                for value in variants(case.inputs[name])
+            ]
+            if not any(diverged or fingerprint(outcome) != fingerprint(recorded) for outcome, diverged in found):
+                idle.append(name)
+            elif all(not diverged and outcome.outcome["status"] == "error" for outcome, diverged in found):
+                reasons.append(f"It works for the recorded value of parameter `{name}` only: {error_of(found[0][0])}")
+        reasons += [f"Parameter `{name}` never reaches a call or the result." for name in idle]
+        return reasons, kept, idle
+
+    def _code(self, inputs: Mapping[str, Any], case: Case) -> str:
+        """Return code that calls the skill."""
+        call = f"{ENTRY}(**{dict(inputs)!r})"
+        call = f"await {call}" if self._signature.is_async else call
+        return f"from {self._module} import {ENTRY}\n" + (f"print({call})" if case.by_print else call)
+
+
+def recording_of(case: Case) -> Recording:
+    """Return the recording that a case is."""
+    seed = case.seed or secrets.token_hex(16)
+    start = RunStarted("", None, 1, "", "<case>", TRIAL_S, seed=seed)
+    return Recording("", start, case.calls, dict(case.readings))
+
+
+def difference(case: Case, outcome: Recording, diverged: ReplayDiverged | None) -> str:
+    """Return how a case came out otherwise than it was recorded; "" if it did not."""
+    if diverged is not None:
+        return f"Its recorded case does not come out again: {diverged.message}"
+    if outcome.outcome["status"] != "ok":
+        return f"Its recorded case does not come out again: {error_of(outcome)}"
+    if case.by_print:
+        was, now = case.printed, outcome.printed.get("stdout", "")
+    else:
+        was, now = text_of(case.output), text_of(outcome.outcome["value"])
+    if was == now:
+        return ""
+    return (
+        "Its recorded case does not come out again: it was "
+        f"{shorten(was, SHOWN)[0]}, and is {shorten(now, SHOWN)[0]} in a clean sandbox. "
+        "It may depend on variables, files, chance or the time."
+    )
+
+
+def text_of(value: Mapping[str, Any] | None) -> str:
+    """Return a run's value as text that equal values share."""
+    if value is None:
+        return "None"
+    return str(value["text"]) if value["kind"] == "json" else ADDRESS.sub("0x", str(value["text"]))
+
+
+def fingerprint(outcome: Recording) -> tuple[object, ...]:
+    """Return what is the same for executions that did and said the same."""
+    calls: list[RecordedCall] = [call for call in outcome.calls if call.listed]
+    error = outcome.outcome["error"] or {}
+    return (
+        outcome.outcome["status"],
+        text_of(outcome.outcome["value"]),
+        error.get("type"),
+        error.get("message"),
+        tuple(sorted(outcome.printed.items())),
+        tuple(sorted((call.target, call.args) for call in calls)),
+    )
+
+
+def error_of(outcome: Recording) -> str:
+    """Return in one line why an execution failed."""
+    error = outcome.outcome["error"] or {}
+    text = f"{error.get('type', outcome.outcome['status'])}: {error.get('message', '')}".strip(": ")
+    return shorten(" ".join(text.split()), SHOWN)[0]
+
+
+def variants(value: Any) -> list[Any]:
+    """Return other values of the kind of `value`, the likeliest to matter first."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, (int, float)):
+        return list(dict.fromkeys(other for other in (value - 1, value + 1, value * 3 + 7, 0) if other != value))
+    if isinstance(value, str):
+        return [other for other in (f"{value}x", value[: len(value) // 2], "zz") if other != value]
+    if isinstance(value, list):
+        return [value[:-1], [*value, *value[:1]], value[::-1]] if value else [["x"], [1]]
+    if isinstance(value, dict):
+        return [{key: each for key, each in value.items() if key != gone} for gone in list(value)[:3]] or [{"x": 1}]
+    return ["x", 1]

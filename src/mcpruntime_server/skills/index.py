@@ -1,0 +1,96 @@
+"""Full-text search over skills: SQLite's FTS5 in memory, by name, summary, signature and code, names counting most.
+
+Rule: no query can be a syntax error, and what matches nothing says so by being empty.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from .model import Skill, signature_text
+
+MAX_WORDS = 32  # of a query
+MAX_BODY = 20_000  # characters of code that are indexed
+CANDIDATES = 50  # that are weighed by how well they have done
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+COMMON = frozenset(
+    {
+        *(
+            "a",
+            "an",
+            "and",
+            "are",
+            "as",
+            "at",
+            "be",
+            "by",
+            "can",
+            "do",
+            "does",
+            "for",
+            "from",
+            "give",
+            "how",
+            "i",
+            "in",
+        ),
+        *("is", "it", "its", "me", "my", "of", "on", "or", "our", "please", "show", "tell", "that", "the", "them"),
+        *("there", "this", "to", "us", "was", "we", "were", "what", "when", "where", "which", "who", "with", "you"),
+    }
+)
+
+
+def words(text: str) -> list[str]:
+    """Return the words of `text`; names are taken apart."""
+    return re.findall(r"[^\W_]+", CAMEL.sub(" ", text))
+
+
+class Index:
+    """The skills in use; used from one thread at a time."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect(":memory:", check_same_thread=False)
+        self._db.execute(
+            "CREATE VIRTUAL TABLE skills USING fts5("
+            "skill UNINDEXED, name, summary, signature, body, tokenize = 'porter unicode61')"
+        )
+
+    def replace(self, skills: Iterable[Skill]) -> None:
+        """Make `skills` all that can be found."""
+        with self._db:
+            self._db.execute("DELETE FROM skills")
+            self._db.executemany("INSERT INTO skills VALUES (?, ?, ?, ?, ?)", map(_document, skills))
+
+    def search(self, query: str, limit: int, weight: Callable[[str], float] = lambda _: 1.0) -> list[str]:
+        """Return the names of what matches any word of `query`, best first; `weight` says how well a skill does."""
+        return [name for name, _ in sorted(self._found(query, weight), key=lambda each: (-each[1], each[0]))[:limit]]
+
+    def _found(self, query: str, weight: Callable[[str], float]) -> Iterator[tuple[str, float]]:
+        asked = [word.lower() for word in words(query)[:MAX_WORDS]]
+        terms = [f'"{word}"*' if len(word) > 3 else f'"{word}"' for word in asked if word not in COMMON]
+        if terms:
+            rows = self._db.execute(
+                "SELECT skill, -bm25(skills, 0, 6, 4, 2, 1) FROM skills WHERE skills MATCH ? "
+                "ORDER BY bm25(skills, 0, 6, 4, 2, 1) LIMIT ?",
+                (" OR ".join(terms), CANDIDATES),
+            )
+            for name, score in rows:
+                yield name, score * weight(name)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._db.close()
+
+
+def _document(skill: Skill) -> tuple[str, str, str, str, str]:
+    signature = signature_text(skill.signature)
+    texts: Mapping[str, str] = {
+        "name": skill.name,
+        "summary": skill.summary,
+        "signature": signature,
+        "body": skill.source[:MAX_BODY],
+    }
+    name, summary, signature, body = (" ".join(words(text)) for text in texts.values())
+    return skill.name, name, summary, signature, body
