@@ -1,6 +1,10 @@
 """The proof set for skills: what agents did once on real servers, and the right answers, known without them."""
 
+from .history import HISTORY
+from .shop import SHOP
 from .task import Task
 from .world import World, make_world, missing_servers
 
-__all__ = ["Task", "World", "make_world", "missing_servers"]
+TASKS: tuple[Task, ...] = (*SHOP, *HISTORY)
+
+__all__ = ["TASKS", "Task", "World", "make_world", "missing_servers"]

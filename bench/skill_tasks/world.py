@@ -144,7 +144,7 @@ def make_repository(folder: Path, name: str, team: tuple[str, ...]) -> None:
 
 
 def _commit(number: int, moment: datetime, author: str, message: str) -> list[str]:
-    who = f"{author} <{author.split()[0].lower()}@example.org> {int(moment.timestamp())} +0000"
+    who = f"{author} <{author.split(maxsplit=1)[0].lower()}@example.org> {int(moment.timestamp())} +0000"
     return [
         "commit refs/heads/main",
         f"mark :{number}",

@@ -65,7 +65,7 @@ FIRST_DAY, DAYS = date(2024, 1, 1), 730
 
 def make_orders(path: Path) -> None:
     """Make the shop's database at `path`, where no file may be."""
-    chance = random.Random("a shop")  # noqa: S311
+    chance = random.Random("a shop")
     with closing(sqlite3.connect(path)) as database, database:
         database.executescript(SCHEMA)
         database.executemany("INSERT INTO customers VALUES (?, ?, ?, ?, ?, ?, ?)", _customers(chance))
