@@ -6,8 +6,8 @@ from .mixed import MIXED
 from .refused import REFUSED
 from .shop import SHOP
 from .task import Task
-from .world import World, make_world, missing_servers
+from .world import POLICY, World, make_world, missing_servers
 
 TASKS: tuple[Task, ...] = (*SHOP, *HISTORY, *FILES, *MIXED, *REFUSED)
 
-__all__ = ["TASKS", "Task", "World", "make_world", "missing_servers"]
+__all__ = ["POLICY", "TASKS", "Task", "World", "make_world", "missing_servers"]

@@ -150,8 +150,9 @@ run("phone", False, "EUR")
 from tools.orders import query
 
 category = "garden"
-best = query("SELECT name FROM products WHERE category = ? ORDER BY stock DESC", [category])
-names = [row.name for row in best]
+seen = set()
+for row in query("SELECT name FROM products WHERE category = ? ORDER BY stock DESC", [category]):
+    seen.add(row.name)
 """,
         why="it neither returns nor prints anything",
     ),
