@@ -1,0 +1,13 @@
+"""The proof set for skills: what agents did once on real servers, and the right answers, known without them."""
+
+from .files import FILES
+from .history import HISTORY
+from .mixed import MIXED
+from .refused import REFUSED
+from .shop import SHOP
+from .task import Task
+from .world import POLICY, World, make_world, missing_servers
+
+TASKS: tuple[Task, ...] = (*SHOP, *HISTORY, *FILES, *MIXED, *REFUSED)
+
+__all__ = ["POLICY", "TASKS", "Task", "World", "make_world", "missing_servers"]

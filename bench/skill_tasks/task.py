@@ -1,0 +1,57 @@
+"""What a task of the proof set is: the code of a session, what may change in it, and the right answer.
+
+Rule 1: `truth` never asks an MCP server and never runs the task's code; it reads the world with plain Python.
+Rule 2: values in `news` are those of literals as they were recorded; a list is given as a tuple.
+Rule 3: texts may hold the world's placeholders ("{repo}"), which `World.fill` replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .world import World
+
+Values = Mapping[Any, Any]
+Truth = Callable[[World, Values], Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One session that an agent had: what it was asked, and the code of its runs.
+
+    `news` are new values by the recorded ones, each mapping a use of the skill; `truth` is given one (or none, for the
+    recording). A task of the kind "refuse" must not become an active skill, and `why` says what is wrong with it.
+    `fails` are the numbers of the steps, from 0, that end with an error.
+    """
+
+    name: str
+    text: str
+    steps: tuple[str, ...]
+    news: tuple[Values, ...] = ()
+    truth: Truth | None = None
+    kind: Literal["skill", "refuse"] = "skill"
+    why: str = ""
+    fails: frozenset[int] = frozenset()
+
+    def code(self, world: World) -> tuple[str, ...]:
+        """Return the steps as they are run in a world."""
+        return tuple(world.fill(step) for step in self.steps)
+
+    def changes(self, world: World) -> tuple[Values, ...]:
+        """Return `news` as they are in a world."""
+        return tuple({fill(world, old): fill(world, new) for old, new in change.items()} for change in self.news)
+
+
+def fill(world: World, value: Any) -> Any:
+    """Return a value with the placeholders in its texts replaced."""
+    if isinstance(value, tuple):
+        return tuple(fill(world, item) for item in value)
+    return world.fill(value) if isinstance(value, str) else value
+
+
+def chosen(world: World, values: Values, recorded: Any) -> Any:
+    """Return what holds instead of a recorded value: the new one if there is one, else itself."""
+    recorded = fill(world, recorded)
+    return values.get(recorded, recorded)
