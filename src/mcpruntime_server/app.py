@@ -23,17 +23,21 @@ from .journal.store import Journal, open_journal
 from .policy import Policy
 from .runtime.calls import Route, Router
 from .runtime.sessions import Runtime, open_runtime
+from .runtime.trial import open_trial
 from .sandbox import Backend, Check
 from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.docker import DockerBackend
 from .sandbox.local import LocalBackend
 from .server.mcp import build_server
 from .server.stdio import stdio_streams
+from .skills.library import Library
+from .skills.store import Store
 from .tools.catalog import Catalog, open_catalog
 from .tools.upstream import open_upstreams
 
 SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
 CLEAR_UP_S = 3600.0  # between looks at what the journal need not keep any more
+GATE = "gate"  # whose sessions those are in which skills are put to the test
 UNUSED = "Rules name servers as code does: see `mcpruntime-server tools`."
 SWEEP_S = 300.0  # a crashed server's containers end by themselves; what is left of them can wait
 
@@ -73,6 +77,7 @@ class App:
     config: Config
     journal: Journal
     catalog: Catalog
+    library: Library
     backend: Backend
     runtime: Runtime
 
@@ -97,10 +102,13 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
     folder = config.server.data_dir
     with take_lease(folder) as held:
         async with open_journal(folder, held) as journal, open_tools(config) as catalog:
+            packages = None if config.sandbox.image else config.sandbox.packages
+            library = Library(Store(config.skills.folder), journal, packages, catalog.schema)
             router = Router(
                 {
                     "tools": tools_route(catalog, Policy(config.policy)),
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
+                    "skills": Route(library.answer, lambda _: "read", listed=False),
                 }
             )
             async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
@@ -110,10 +118,11 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                 waits_s = config.policy.expires_s
                 async with open_runtime(*settings, journal, router, backend, waits_s=waits_s) as runtime:
                     catalog.on_change = runtime.package_changed
+                    library.open_trial = partial(open_trial, runtime, GATE)
                     runtime.on_code = partial(anticipate, catalog, background)
                     if resumes:
                         background.start_soon(resume, runtime)
-                    yield App(config, journal, catalog, backend, runtime)
+                    yield App(config, journal, catalog, library, backend, runtime)
                 background.cancel_scope.cancel()
 
 
@@ -178,7 +187,7 @@ async def serve_stdio(config: Config) -> None:
     async with open_app(config) as app:
         timed_out: set[str] = set()
         packages = app.catalog.package_names()
-        server = build_server(config, app.runtime, packages, timed_out, isolated=app.backend.isolated)
+        server = build_server(config, app.runtime, app.library, packages, timed_out, isolated=app.backend.isolated)
         async with anyio.create_task_group() as tasks:
             await tasks.start(_until_signal, tasks.cancel_scope)
             async with stdio_streams(timed_out) as (incoming, outgoing):

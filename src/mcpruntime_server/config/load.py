@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from mcpruntime_server.errors import ConfigError
 
 from .interpolate import interpolate_upstream
-from .models import SECTIONS, Config, Key, ServerSettings
+from .models import SECTIONS, Config, Key
 from .problems import Places, did_you_mean, dotted, leaves
 
 APP = "mcpruntime-server"
@@ -38,7 +38,7 @@ ENV_KEYS: Mapping[str, Key] = {
 }
 TABLES = {("policy", "tools")}  # which a variable cannot hold
 LISTS = {("sandbox", "packages"), ("sandbox", "mounts")}
-PATHS = {("server", "data_dir"), ("server", "shims_dir")}
+PATHS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}
 
 
 def load(
@@ -72,7 +72,7 @@ def load(
             for name, given in as_given.items()
         }
     config = _validate(tree, places, problems)
-    config = config.model_copy(update={"server": _with_folders(config.server, source)})
+    config = _with_folders(config, source)
     return config.with_sources(source, origins, as_given or {})
 
 
@@ -175,7 +175,15 @@ def _absolute(path: str, base: Path) -> str:
     return os.path.abspath(base / Path(path).expanduser())
 
 
-def _with_folders(server: ServerSettings, file: Path | None) -> ServerSettings:
+def _with_folders(config: Config, file: Path | None) -> Config:
+    server, skills = config.server, config.skills.folder
     data = server.data_dir if server.data_dir != Path() else platformdirs.user_data_path(APP, appauthor=False)
-    shims = server.shims_dir if server.shims_dir != Path() else (file.parent if file else data) / "tool_shims"
-    return server.model_copy(update={"data_dir": data, "shims_dir": shims})
+    base = file.parent if file else data
+    shims = server.shims_dir if server.shims_dir != Path() else base / "tool_shims"
+    folder = skills if skills != Path() else base / "skills_store"
+    return config.model_copy(
+        update={
+            "server": server.model_copy(update={"data_dir": data, "shims_dir": shims}),
+            "skills": config.skills.model_copy(update={"folder": folder}),
+        }
+    )

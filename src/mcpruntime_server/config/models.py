@@ -113,6 +113,12 @@ class PolicySettings(Settings):
     tools: Mapping[RuleName, RuleVerdict] = {}  # by patterns of "server" or "server.tool"
 
 
+class SkillSettings(Settings):
+    """`[skills]`: where skills are kept."""
+
+    folder: Path = Path()  # `skills_store` beside the settings file, else in the data folder
+
+
 class UpstreamSettings(Settings):
     """One entry of `mcpServers`, in the form that the ecosystem's clients use."""
 
@@ -150,6 +156,7 @@ class Config(Settings):
     server: ServerSettings = ServerSettings()
     sandbox: SandboxSettings = SandboxSettings()
     policy: PolicySettings = PolicySettings()
+    skills: SkillSettings = SkillSettings()
     mcpServers: Mapping[str, UpstreamSettings] = {}  # noqa: N815 - the ecosystem's own name
 
     _file: Path | None = PrivateAttr(default=None)
@@ -184,4 +191,5 @@ SECTIONS: Mapping[str, type[Settings]] = {
     "server": ServerSettings,
     "sandbox": SandboxSettings,
     "policy": PolicySettings,
+    "skills": SkillSettings,
 }

@@ -19,7 +19,7 @@ import types
 from select import select
 from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
 
-from . import forks, guest, observe, planned, wire
+from . import forks, guest, observe, planned, skills, wire
 from .channel import USER_FILE, Channel, Interrupts
 from .present import describe_error, present
 
@@ -57,7 +57,8 @@ class Worker:
         self.main = types.ModuleType("__main__")
         sys.modules["__main__"] = self.main
         guest.install(self.channel.call, self.channel.acall)
-        self.main.__dict__["tools"] = sys.modules["tools"]
+        skills.install()
+        self.main.__dict__.update(tools=sys.modules["tools"], skills=sys.modules["skills"])
         builtins.input = _no_input
         if hasattr(os, "sched_getaffinity"):
             os.cpu_count = lambda: len(os.sched_getaffinity(0))  # the host's, else, whatever the container may use
@@ -142,6 +143,7 @@ class Worker:
         self.channel.run = message.run
         if message.stale:
             guest.refresh(message.stale)
+        skills.begin()
         self.remember_source(message.name, message.code)
         planned.Planned.ended = None
         self.chance.reseed(message.seed)

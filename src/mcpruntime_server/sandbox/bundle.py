@@ -17,6 +17,7 @@ MODULES = (  # of the kernel
     "planned",
     "results",
     "guest",
+    "skills",
     "channel",
     "workspace",
     "processes",

@@ -21,12 +21,14 @@ from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from ..kernel.results import did_you_mean
 from ..runtime.sessions import Runtime
+from ..skills.library import Library
 from .default import PRINCIPAL, DefaultSession
 from .replay import DESCRIPTION as REPLAY
 from .replay import Action, Replay
 from .results import RunResult, refusal
 from .runs import Runs
 from .schemas import compact, parameters
+from .skills import Skills, skill_tools
 from .tasks import Tasks
 from .watch import watch
 
@@ -58,7 +60,13 @@ def description(packages: Sequence[str]) -> str:
 
 
 def build_server(
-    config: Config, runtime: Runtime, packages: Sequence[str], timed_out: Container[str], *, isolated: bool
+    config: Config,
+    runtime: Runtime,
+    library: Library,
+    packages: Sequence[str],
+    timed_out: Container[str],
+    *,
+    isolated: bool,
 ) -> MCPServer[Any]:
     """Return the MCP server over `runtime`; `timed_out` holds the ids of requests that clients do not wait for."""
     default = DefaultSession(runtime)
@@ -72,6 +80,7 @@ def build_server(
         tools=[
             run_tool(runs, packages),
             replay_tool(actions, default, timed_out),
+            *skill_tools(Skills(library, runtime.journal, PRINCIPAL)),
         ],
         extensions=[Tasks(runs, config.server.keep_days)],
     )
@@ -83,7 +92,7 @@ def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
     async def run_code(
         ctx: Context[Any],
         code: Annotated[str | None, Field(description="Python source")] = None,
-        session: Annotated[str | None, Field(description="Handle from a result, or a name of your own")] = None,
+        session: Annotated[str | None, Field(description="Handle, or a name of your own")] = None,
         timeout_s: Annotated[float | None, Field(gt=0, le=MAX_S)] = None,
         wait_s: Annotated[float | None, Field(ge=0, le=MAX_S)] = None,
         background: bool = False,
@@ -139,10 +148,10 @@ def replay_tool(actions: Replay, default: DefaultSession, timed_out: Container[s
         step: Annotated[int | None, Field(ge=0)] = None,
         run: Annotated[str | None, Field(description="Instead of step")] = None,
         name: Annotated[str | None, Field(description="For the fork")] = None,
-        other: Annotated[str | None, Field(description="Run or session to compare with")] = None,
+        other: Annotated[str | None, Field(description="Run or session")] = None,
         code: str | None = None,
         live: list[str] | None = None,
-        cancel: Annotated[bool, Field(description="Rewind even if a run is under way")] = False,
+        cancel: Annotated[bool, Field(description="What is under way")] = False,
     ) -> CallToolResult:
         try:
             handle = (await default.find(None)).handle if session is None else session

@@ -22,10 +22,9 @@ Action = Literal["list", "show", "rewind", "fork", "rerun", "diff"]
 LISTED_STEPS = 50  # the last ones; the command line lists them all
 
 DESCRIPTION = (
-    "A session's recorded steps. list; show (code, calls, output of one); rewind (go on from an earlier step with its "
-    "variables and files; calls made since are not undone); fork (a step into a new session); rerun (one step, "
-    "or all, again with recorded answers, touching nothing outside; code= other code, live= servers to really call); "
-    "diff (with other)."
+    "A session's recorded steps: list; show (code, calls, output); rewind (go on from an earlier step; calls since are "
+    "not undone); fork (into a new session); rerun (a step, or all, with recorded answers; code= other code, live= "
+    "servers to really call); diff (with other)."
 )
 
 

@@ -14,7 +14,7 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ def read_skill(code: str) -> Extraction:
         code = f"{code.rstrip()}\n\n\n{ENTRY} = {public[0]}\n"
         tree = parse(code)
     entry = entry_of(tree)
-    return Extraction(free_name(entry.name, ()), summary_of(entry), code, check_entry(tree))
+    return Extraction(free_name(entry.name, ()), summary_of(entry), code, check_entry(tree), is_given=True)
 
 
 def result_of(statement: Statement) -> Result:
@@ -152,7 +152,8 @@ def explicit(kept: Sequence[Statement], result: Result, case: Case) -> Extractio
     summary = summary_of(entry)
     source = module(summary, body, alias, uses_any=False)
     inputs = json.loads(canonical_json(inputs))
-    return Extraction(free_name(entry.name, ()), summary, source, signature_of(entry), replace(case, inputs=inputs))
+    case = replace(case, inputs=inputs)
+    return Extraction(free_name(entry.name, ()), summary, source, signature_of(entry), case, is_given=True)
 
 
 def arguments_of(call: ast.Call, function: Function) -> dict[str, ast.expr]:
@@ -200,9 +201,11 @@ def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: froz
         assert isinstance(last, ast.Expr)
         value = last.value.args[0] if result.is_printed and isinstance(last.value, ast.Call) else last.value
         body.append(f"return {ast.unparse(value)}")
+    imported = {name for each in kept if isinstance(each.node, (ast.Import, ast.ImportFrom)) for name in each.binds}
     tools = sorted({call.target.partition(".")[2] for call in case.calls})
-    summary = f"Return {result_words(result, tools)}" + (f", with {', '.join(tools[:4])}" if tools else "") + "."
-    name = free_name(result_words(result, tools).replace(" ", "_")[:40], ())
+    words = result_words(result, tools, imported)
+    summary = f"Return {words}" + (f", with {', '.join(tools[:4])}" if tools else "") + "."
+    name = free_name(words.replace(" ", "_")[:40], ())
     head = header(found, case, is_async=any(awaits(each) for each in inside))
     docstring = [f'"""{summary}', *described(found), '"""'] if found else [f'"""{summary}"""']
     function = [head, *(f"    {line}" if line else "" for part in [*docstring, *body] for line in part.split("\n"))]
@@ -249,7 +252,7 @@ def found_replaced(nodes: Sequence[ast.stmt], found: Sequence[Found]) -> list[An
     """Return statements with parameters where their literals were, without those that gave them their names."""
     names = {id(node): each.name for each in found for node in each.nodes}
     gone = {id(each.assignment) for each in found if each.assignment is not None}
-    return [_Replace(names).visit(node) for node in nodes if id(node) not in gone or node is nodes[-1]]
+    return [_Replace(names).visit(node) for node in nodes if id(node) not in gone]
 
 
 class _Rename(ast.NodeTransformer):
@@ -318,10 +321,12 @@ def summary_of(function: Function) -> str:
     return text.replace("\\", "/").replace('"', "'").rstrip(".") + "."
 
 
-def result_words(result: Result, tools: Sequence[str]) -> str:
+def result_words(result: Result, tools: Sequence[str], imported: Collection[str]) -> str:
     """Return what to call a result: by its variable, by what it is made of, or by the tool that it came from."""
     names = [result.name] if result.name else [each.id for each in ast.walk(result.value) if isinstance(each, ast.Name)]
     for name in names:
+        if name in imported:
+            continue
         if name.isascii() and name.isidentifier() and name.lower() not in VAGUE and name not in GIVEN and len(name) > 2:
             return name.lower().strip("_").replace("_", " ")
     return tools[-1].partition(".")[2].replace("_", " ") if tools else "result of code"

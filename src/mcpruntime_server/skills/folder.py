@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import SkillRefused
 from ..journal.events import canonical_json
-from .lint import check_entry, parse
+from .lint import check_entry, is_absolute, parse
 from .model import Case, Signature, Skill, State, signature_text
 from .names import skill_name, slug
 
@@ -103,7 +103,6 @@ def content_of(
     signature: Signature,
     recorded: tuple[Case, ...],
     *,
-    description: str = "",
     tools: tuple[str, ...] = (),
     skills: tuple[str, ...] = (),
 ) -> dict[str, bytes]:
@@ -116,7 +115,7 @@ def content_of(
             slug=slug(name),
             name=name,
             title=name.replace("_", " ").capitalize(),
-            description=one_line(description or summary)[:MAX_DESCRIPTION],
+            description=one_line(summary)[:MAX_DESCRIPTION],
             summary=one_line(summary),
             call=f"({', '.join(f'{key}={_shown(value)}' for key, value in example.items())})",
             signature=signature_text(signature),
@@ -138,8 +137,9 @@ def one_line(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    """Return a value as an example has it; paths are the recorder's own."""
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:76]} ..."
+    return '"..."' if len(text) > 80 or (isinstance(value, str) and is_absolute(value)) else text
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

@@ -86,7 +86,7 @@ class Gate:
         outcome, _ = await trial(f"from {self._module} import {ENTRY}", recording_of(Case({})))
         if outcome.outcome["status"] != "ok":
             return f"It cannot be imported: {error_of(outcome)}"
-        if any(call.listed for call in outcome.calls) or outcome.printed:
+        if any(call.listed for call in outcome.calls) or any(outcome.printed.values()):
             return "Importing it calls or prints something: move that into `run`."
         return ""
 

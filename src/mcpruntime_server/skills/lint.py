@@ -21,6 +21,16 @@ PLACES = re.compile(
     r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
 )
 PROVIDED = frozenset({"tools", "skills"})  # packages that every sandbox has
+OTHERS = {  # names that packages are imported by, where those are not their own
+    "pandas": ("dateutil", "pytz", "six"),
+    "matplotlib": ("mpl_toolkits", "PIL", "dateutil"),
+    "scikit_learn": ("sklearn", "scipy", "joblib"),
+    "pillow": ("PIL",),
+    "beautifulsoup4": ("bs4",),
+    "pyyaml": ("yaml",),
+    "python_dateutil": ("dateutil",),
+    "opencv_python": ("cv2",),
+}
 ENVIRONMENT = frozenset({"os.environ", "os.getenv", "os.environb"})
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -50,10 +60,10 @@ def parse(source: str) -> ast.Module:
         raise SkillRefused(f"The code cannot be parsed: {exc}.") from None
 
 
-def check(source: str, packages: Collection[str]) -> Checked:
+def check(source: str, packages: Collection[str] | None) -> Checked:
     """Return what there is to know of a skill's source; raises `SkillRefused`.
 
-    `packages` are what can be imported in a sandbox besides the standard library.
+    `packages` are what is installed in sandboxes, as installers name it; None where that is not known.
     """
     tree = parse(source)
     try:
@@ -62,15 +72,15 @@ def check(source: str, packages: Collection[str]) -> Checked:
         raise SkillRefused("The code is nested too deeply.") from None
 
 
-def _check(tree: ast.Module, packages: Collection[str]) -> Checked:
+def _check(tree: ast.Module, packages: Collection[str] | None) -> Checked:
     _check_module_level(tree)
     _check_texts(tree)
     _check_environment(tree)
     entry = entry_of(tree)
     used = imports_of(tree)
-    allowed = sys.stdlib_module_names | PROVIDED | frozenset(packages)
+    allowed = sys.stdlib_module_names | PROVIDED | import_names(packages or ())
     for package, line in used:
-        if package.partition(".")[0] not in allowed:
+        if packages is not None and package.partition(".")[0] not in allowed:
             raise SkillRefused(
                 f"Line {line} imports {package!r:.80}, which sandboxes do not have.",
                 remedy="Do without it, or have it added to [sandbox] packages.",
@@ -205,6 +215,12 @@ def dotted_name(node: ast.expr) -> str:
         parts.append(node.attr)
         node = node.value
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def import_names(packages: Collection[str]) -> frozenset[str]:
+    """Return the names under which packages, and what is known to come with them, are imported."""
+    names = {re.split(r"[^A-Za-z0-9_.-]", package, maxsplit=1)[0].lower().replace("-", "_") for package in packages}
+    return frozenset(names).union(*(OTHERS.get(name, ()) for name in names))
 
 
 # what is refused ----------------------------------------------------------------------------------

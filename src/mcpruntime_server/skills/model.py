@@ -72,7 +72,7 @@ class Extraction:
     """A skill as it was read off code: `source` is the whole module, whose function `run` has `signature`.
 
     `name` is a Python name made of what the code does, `summary` one line, `case` the recording; code that was written
-    as a skill and not run has none.
+    as a skill and not run has none. One that `is_given` was written as a function, whose parameters are its author's.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Extraction:
     source: str
     signature: Signature
     case: Case | None = None
+    is_given: bool = False
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,9 @@ def names_of(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
         table = symtable.symtable(ast.unparse(wrapper), "<code>", "exec").get_children()[0]
     except SyntaxError as exc:
         raise SkillRefused(f"Line {node.lineno} cannot be part of a skill: {exc.msg}.") from None
+    deleted = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Del)}
     binds = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-    return frozenset(binds | _declared(table)), frozenset(_unresolved(table, is_top=True))
+    return frozenset(binds | _declared(table)), frozenset(_unresolved(table, is_top=True) | deleted)
 
 
 def _unresolved(table: symtable.SymbolTable, *, is_top: bool = False) -> set[str]:
@@ -149,8 +150,6 @@ def changes_of(node: ast.stmt, own: set[str], modules: set[str]) -> tuple[frozen
     for part in ast.walk(node):
         if isinstance(part, (ast.Attribute, ast.Subscript)) and isinstance(part.ctx, (ast.Store, ast.Del)):
             touches |= roots(part)
-        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Del):
-            touches.add(part.id)
         elif isinstance(part, ast.AugAssign):
             touches |= roots(part.target)
         elif isinstance(part, ast.Call):

@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -18,6 +19,7 @@ import anyio
 from mcp import types
 
 from ..errors import CallFailed
+from ..journal.events import canonical_json
 from ..kernel.guest import PUBLIC
 from ..kernel.results import did_you_mean
 from .index import Index, Row
@@ -48,6 +50,7 @@ class Tool:
     destructive: bool  # as it says itself
     closed: bool  # its answers hold nothing that strangers wrote, as it says itself
     learns: bool
+    schema: str  # digest of what it takes and returns
 
     def check(self, server: str, arguments: Mapping[str, Any]) -> None:
         """Raise `CallFailed` if `arguments` lack something or have something that the tool does not know."""
@@ -146,6 +149,11 @@ class Catalog:
         """Return whether a tool says that a call of it may destroy something."""
         tool = self._known(target)
         return tool is not None and tool.destructive
+
+    def schema(self, tool: str) -> str:
+        """Return the digest of what a tool ("git.git_log") takes and returns; "" if that is not known now."""
+        known = self._known(f"tools.{tool}")
+        return f"sha256:{known.schema}" if known else ""
 
     def is_open(self, target: str) -> bool:
         """Return whether the answer to a call may hold what strangers wrote: unless the tool says that it does not."""
@@ -310,7 +318,9 @@ def ready_tool(tool: types.Tool, shim: ToolShim) -> Tool:
     hints = tool.annotations
     destructive = hints is not None and hints.destructive_hint is True and not hints.read_only_hint
     closed = hints is not None and hints.open_world_hint is False
-    return Tool(tool.name, shim, names, parts.required, parts.open, effect_of(tool), destructive, closed, learns)
+    schema = sha256(canonical_json([tool.input_schema, tool.output_schema]).encode()).hexdigest()
+    effect = effect_of(tool)
+    return Tool(tool.name, shim, names, parts.required, parts.open, effect, destructive, closed, learns, schema)
 
 
 def effect_of(tool: types.Tool) -> Effect:

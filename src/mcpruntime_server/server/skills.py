@@ -1,0 +1,131 @@
+"""The tools `list_skills` and `save_skill`."""
+
+from __future__ import annotations
+
+from mcp.server.mcpserver.tools import Tool
+from mcp.types import CallToolResult, ToolAnnotations
+
+from ..errors import InvalidRequest, McpRuntimeError
+from ..journal.rows import RunRow
+from ..journal.store import Journal
+from ..runtime.history import find_run, find_session
+from ..skills.library import Library, a, entry, in_use
+from ..skills.model import Skill, signature_text
+from .results import plain, refusal
+from .schemas import compact
+
+LISTED = 3  # a search tells the best; `name` tells all of one
+SUMMARY = 120  # characters of a summary in a list
+SIGNATURE = 140  # and of a signature
+
+LIST = "Tested code to import: `from skills.NAME import run`. query finds some, name shows one."
+SAVE = (
+    "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run(...). "
+    "Tells whether it is in use, or a draft and why."
+)
+
+
+class Skills:
+    """Carries out the tools."""
+
+    def __init__(self, library: Library, journal: Journal, principal: str) -> None:
+        self._library = library
+        self._journal = journal
+        self._principal = principal
+
+    async def list(self, query: str | None, name: str | None) -> CallToolResult:
+        """Tell the skills that fit best, or all of one."""
+        if name is not None:
+            return told(await self._library.get(name))
+        found = await self._library.find(query or "", LISTED)
+        count = len(in_use(await self._library.all()))
+        lines = [line(skill) for skill in found] or ["No skill fits." if count else "There are no skills yet."]
+        if count > len(found):
+            lines.append(f"{count} skills in all.")
+        return plain("\n".join(lines), {"skills": [entry(skill) for skill in found], "count": count})
+
+    async def save(self, run: str | None, code: str | None, name: str | None) -> CallToolResult:
+        """Keep a run, or code, as a skill, and tell what became of it."""
+        if (run is None) == (code is None):
+            raise InvalidRequest("A skill is made of a run or of code.", remedy="Give `run` or `code`.")
+        if run is not None:
+            row = await self._run(run)
+            saved = await self._library.save_run(row, name or "")
+        else:
+            saved = await self._library.save_code(code or "", name or "")
+        skill = saved.skill
+        lines = [
+            f"{skill.id} is {a(skill.state)}" + (" already." if saved.is_known else "."),
+            *skill.reasons,
+            line(skill),
+            how_to_use(skill),
+        ]
+        return plain("\n".join(lines), {**entry(skill), "reasons": [*skill.reasons]})
+
+    async def _run(self, run: str) -> RunRow:
+        row = await self._journal.run(run)
+        session = await find_session(self._journal, row.session, self._principal)
+        return await find_run(self._journal, session, run)
+
+
+def line(skill: Skill) -> str:
+    """Return a skill in one line, of fewer than 60 tokens."""
+    signature = signature_text(skill.signature)
+    if len(signature) > SIGNATURE:
+        parameters = skill.signature.parameters
+        names = ", ".join(each.name if each.default is None else f"{each.name}=..." for each in parameters)
+        signature = f"({names})"[:SIGNATURE]
+    return f"{skill.name}{signature}  # {skill.summary[:SUMMARY]}"
+
+
+def how_to_use(skill: Skill) -> str:
+    """Return the code that uses a skill."""
+    if skill.state == "active":
+        return f"from skills.{skill.name} import run"
+    exact = f"from skills.{skill.name}.v{skill.version} import run"
+    return f"{exact}  # then save the run that calls run(...) with keywords, to have it checked"
+
+
+def told(skill: Skill) -> CallToolResult:
+    """Tell all of one skill."""
+    used = [f"tools.{tool}" for tool in skill.tools] + [f"skills.{name}" for name in skill.skills]
+    lines = [
+        f"{skill.id} is {a(skill.state)}; {len(skill.cases)} recorded cases.",
+        *skill.reasons,
+        line(skill),
+        how_to_use(skill),
+        *([f"It uses {', '.join(used)}."] if used else []),
+        skill.source,
+    ]
+    data = {**entry(skill), "reasons": [*skill.reasons], "uses": used, "source": skill.source}
+    return plain("\n".join(lines), data)
+
+
+def skill_tools(skills: Skills) -> list[Tool]:
+    """Return the tools."""
+
+    async def list_skills(query: str | None = None, name: str | None = None) -> CallToolResult:
+        try:
+            return await skills.list(query, name)
+        except McpRuntimeError as exc:
+            return refusal(exc)
+
+    async def save_skill(run: str | None = None, code: str | None = None, name: str | None = None) -> CallToolResult:
+        try:
+            return await skills.save(run, code, name)
+        except McpRuntimeError as exc:
+            return refusal(exc)
+
+    tools = [
+        Tool.from_function(
+            list_skills, description=LIST, annotations=ToolAnnotations(title="Skills", read_only_hint=True)
+        ),
+        Tool.from_function(
+            save_skill,
+            description=SAVE,
+            annotations=ToolAnnotations(title="Save a skill", destructive_hint=False, open_world_hint=False),
+        ),
+    ]
+    for tool in tools:
+        tool.parameters = compact(tool.parameters)
+    return tools

@@ -1,0 +1,359 @@
+"""All that is done with skills: kept, found, shown, and handed to the code that imports them.
+
+Rule 1: nothing is in use that has not passed the gate. What has not is a draft, which says why, and which only its
+exact version (`skills.weather_report.v2`) imports.
+Rule 2: a version is never changed; what is learned of it goes into its state.
+Rule 3: what is kept holds no credentials: neither its code nor what it was recorded with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+import anyio
+
+from ..errors import CallFailed, InvalidRequest, McpRuntimeError, NotFound, SkillRefused, Unavailable
+from ..journal.replay import load_recording
+from ..journal.rows import RunRow
+from ..journal.store import Journal
+from ..kernel.results import did_you_mean
+from .extract import extract, read_skill
+from .folder import Manifest, case_bytes, content_of
+from .gate import CANDIDATE, OpenTrial, Verdict, examine
+from .index import Index
+from .lint import check, check_entry, parse
+from .model import Case, Extraction, Skill, Step, signature_text
+from .names import free_name, skill_name, split_version
+from .secrets import known_secret
+from .store import Store
+from .twins import merged, replace_source, twin_of
+from .uses import use_of
+
+MAX_FOUND = 50
+MAX_STEPS = 200  # of a session that a skill is looked for in
+TRIES = 3  # at a skill whose parameters turn out not to matter
+NO_CASE = "It has no recorded case: run it once, and save that run."
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What became of a request to keep something: the version, and whether it was there already."""
+
+    skill: Skill
+    is_known: bool = False
+
+
+class Library:
+    """The skills of one store.
+
+    `packages` are what is installed in sandboxes, None if that is not known; `schema` returns the digest of a tool's
+    schemas, "" if that is not known. `open_trial` is given by whoever has sandboxes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        packages: Collection[str] | None,
+        schema: Callable[[str], str],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self.open_trial: OpenTrial = _nowhere
+        self._packages = packages
+        self._schema = schema
+        self._index = Index()
+        self._indexed: dict[str, str] = {}  # the digest of each skill that can be found
+        self._candidates: dict[str, str] = {}  # source by name, while it is at the gate
+        self._saving = anyio.Lock()
+        self._reading = anyio.Lock()
+
+    # finding --------------------------------------------------------------------------------------
+
+    async def all(self) -> dict[str, tuple[Skill, ...]]:
+        """Return the versions of every skill, by its name; raises `Unavailable`."""
+        async with self._reading:
+            return await anyio.to_thread.run_sync(self._store.all)
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What is wrong in the store, by skill, as far as it has been read."""
+        return self._store.problems
+
+    async def find(self, query: str, limit: int) -> list[Skill]:
+        """Return the skills in use that match any word of `query`, best first; all of them, by name, if it is empty."""
+        found = in_use(await self.all())
+        if not query.strip():
+            return [found[name] for name in sorted(found)][:limit]
+        async with self._reading:
+            digests = {skill.name: skill.id + skill.digest for skill in found.values()}
+            if digests != self._indexed:
+                await anyio.to_thread.run_sync(self._index.replace, list(found.values()))
+                self._indexed = digests
+            names = await anyio.to_thread.run_sync(self._index.search, query, limit)
+        return [found[name] for name in names if name in found]
+
+    async def get(self, name: str) -> Skill:
+        """Return a skill by name, or an exact version ("weather_report@2"); raises `NotFound`, `InvalidRequest`."""
+        skill, number = split_version(name)
+        found = await self.all()
+        if skill not in found:
+            hint = did_you_mean(skill, found)
+            raise NotFound(f"There is no skill {skill!r:.80}. {hint}".rstrip(), remedy="list_skills shows them.")
+        for version in reversed(found[skill]):
+            if number in (None, version.version) and (number is not None or version.state == "active"):
+                return version
+        if number is not None:
+            raise NotFound(
+                f"There is no version {number} of the skill {skill}; the last is {found[skill][-1].version}."
+            )
+        return found[skill][-1]
+
+    # what sandboxes ask -----------------------------------------------------------------------------
+
+    async def answer(self, target: str, args: dict[str, Any]) -> Any:
+        """Answer `skills.source {skill, version}`, `.search {query, limit}`, `.names {}` or `.used {...}`."""
+        if target == "skills.source":
+            return await self._source(args.get("skill"), args.get("version"))
+        if target == "skills.names":
+            return sorted(in_use(await self.all()))
+        if target == "skills.search":
+            query, limit = args.get("query"), args.get("limit")
+            if not isinstance(query, str) or type(limit) is not int:
+                raise CallFailed("invalid_arguments", "skills.search takes a text and a number.")
+            return {"skills": [entry(skill) for skill in await self.find(query, max(1, min(limit, MAX_FOUND)))]}
+        if target == "skills.used":
+            return None  # that it is in the journal is what it is for
+        raise CallFailed("unknown_skill", f"The skills do not know {target!r:.80}.")
+
+    async def _source(self, name: Any, version: Any) -> dict[str, Any]:
+        if not isinstance(name, str) or not (version is None or type(version) is int):
+            raise CallFailed("invalid_arguments", "A skill has a name, and a version that is a number.")
+        if version == CANDIDATE and name in self._candidates:
+            source = self._candidates[name]
+            return {"skill": name, "version": version, "source": source, "state": "draft", "digest": ""}
+        try:
+            skill = await self.get(name if version is None else f"{name}@{version}")
+        except (NotFound, InvalidRequest) as exc:
+            if version is None and name in self._candidates:
+                raise CallFailed("draft", f"The skill {name} is being checked.") from None
+            raise CallFailed("unknown_skill", exc.message) from None
+        if version is None and skill.state == "active":
+            skill = await self._checked(skill)
+        if version is None and skill.state != "active":
+            why = f" {' '.join(skill.reasons)}" if skill.reasons else ""
+            raise CallFailed(
+                skill.state,
+                f"The skill {name} is not in use: it is {a(skill.state)}.{why}",
+                remedy=f"skills.{name}.v{skill.version} imports it all the same.",
+            )
+        return {
+            "skill": skill.name,
+            "version": skill.version,
+            "source": skill.source,
+            "state": skill.state,
+            "digest": skill.digest,
+        }
+
+    async def _checked(self, skill: Skill) -> Skill:
+        """Return a skill in use as it is now that the tools which it calls may have changed."""
+        now = {tool: self._schema(tool) for tool in skill.tools}
+        changed = sorted(tool for tool, was in skill.tools.items() if was and now[tool] and now[tool] != was)
+        if not changed:
+            return skill
+        reason = (
+            f"{', '.join(changed)} has changed since it was checked: `mcpruntime-server skills check {skill.name}`."
+        )
+        return await self._set(skill, "quarantined", (reason,))
+
+    async def _set(self, skill: Skill, state: Any, reasons: tuple[str, ...], tools: Any = None) -> Skill:
+        async with self._reading:
+            return await anyio.to_thread.run_sync(self._store.set_state, skill, state, reasons, tools)
+
+    # keeping --------------------------------------------------------------------------------------
+
+    async def save_run(self, run: RunRow, name: str = "") -> Saved:
+        """Keep what a recorded run did as a skill; raises `SkillRefused`, `InvalidRequest`, `JournalFailed`."""
+        given = skill_name(name) if name else ""
+        if run.status != "ok":
+            raise InvalidRequest(f"Run {run.id} is {run.status}: only what ended well can be kept.")
+        steps = await self._steps(run)
+        async with self._saving:
+            if used := await anyio.to_thread.run_sync(use_of, steps[-1]):
+                return await self._prove(*used)
+            return await self._keep(given, run.id, partial(extract, steps))
+
+    async def save_code(self, code: str, name: str = "") -> Saved:
+        """Keep code that was written as a skill; it is a draft until a run that uses it is saved."""
+        given = skill_name(name) if name else ""
+        async with self._saving:
+            return await self._keep(given, "code", lambda _: read_skill(code))
+
+    async def check(self, skill: Skill) -> Skill:
+        """Have a version prove itself again, and return it as it is now; a retired one stays so if it passes."""
+        async with self._saving:
+            verdict = await self._examine(skill.name, skill, skill.cases, skill.version)
+            if verdict.reasons:
+                state = "draft" if skill.state == "draft" else "quarantined"
+                return await self._set(skill, state, verdict.reasons)
+            tools = {tool: self._schema(tool) or was for tool, was in skill.tools.items()}
+            return await self._set(skill, "retired" if skill.state == "retired" else "active", (), tools)
+
+    async def retire(self, skill: Skill, reason: str) -> Skill:
+        """Take a version out of use; its exact version can still be imported."""
+        async with self._saving:
+            return await self._set(skill, "retired", (reason,))
+
+    async def _steps(self, run: RunRow) -> list[Step]:
+        steps = []
+        for row in (await self._journal.line(run.id))[-MAX_STEPS:]:
+            recording = await load_recording(self._journal, row)
+            end = recording.outcome
+            steps.append(
+                Step(
+                    row.id,
+                    recording.start.code,
+                    end["status"] == "ok",
+                    recording.calls,
+                    end["value"],
+                    end["stdout"],
+                    recording.start.seed,
+                    recording.readings,
+                )
+            )
+        return steps
+
+    async def _prove(self, name: str, version: int | None, case: Case) -> Saved:
+        """Have a skill prove itself with what it was used for."""
+        skill = await self.get(name if version is None else f"{name}@{version}")
+        self._check_case(case)
+        known = [each for each in skill.cases if each.inputs != case.inputs]
+        if len(known) < len(skill.cases) and skill.state == "active":
+            return Saved(skill, is_known=True)
+        extraction = Extraction(skill.name, skill.summary, skill.source, skill.signature, case)
+        return await self._keep(skill.name, skill.origin, lambda _: extraction, tuple(known))
+
+    async def _keep(
+        self,
+        given: str,
+        origin: str,
+        make: Callable[[frozenset[str]], Extraction],
+        others: tuple[Case, ...] = (),
+    ) -> Saved:
+        """Have an extraction pass the gate, and keep it as a new version, active or not."""
+        fixed: frozenset[str] = frozenset()
+        found = await self.all()
+        for attempt in range(TRIES):
+            made = await anyio.to_thread.run_sync(make, fixed)
+            checked = await anyio.to_thread.run_sync(check, made.source, self._packages)
+            if made.case is not None:
+                self._check_case(made.case)
+            name = given or twin_of(made, found) or free_name(made.name, found)
+            self._check_cycle(name, checked.skills, found)
+            cases, source, twin = merged(made, others, found.get(name, ()))
+            if twin is not None and not others and len(cases) == len(twin.cases) and twin.state == "active":
+                return Saved(twin, is_known=True)
+            self._candidates[name] = source
+            try:
+                verdict = await self._examine(name, replace_source(made, source), cases, CANDIDATE)
+            finally:
+                del self._candidates[name]
+            new = frozenset(verdict.idle) - fixed
+            if not new or made.is_given or attempt == TRIES - 1:
+                break
+            fixed |= new
+        signature = check_entry(parse(source))
+        tools = sorted({call.target.removeprefix("tools.") for case in verdict.cases for call in case.calls})
+        tools = sorted({*tools, *(tool for tool in checked.tools if "." in tool)})
+        summary = twin.summary if twin else made.summary
+        content = content_of(
+            name,
+            summary,
+            source,
+            signature,
+            verdict.cases,
+            tools=tuple(tools),
+            skills=tuple(sorted(checked.skills)),
+        )
+        manifest = Manifest(
+            name=name,
+            version=0,
+            state="draft" if verdict.reasons else "active",
+            reasons=verdict.reasons,
+            summary=summary,
+            origin=origin,
+            at=time.time(),
+            tools={tool: self._schema(tool) for tool in tools},
+            skills={used: await self._digest(used) for used in sorted(checked.skills)},
+        )
+        async with self._reading:
+            return Saved(await anyio.to_thread.run_sync(self._store.add, content, manifest))
+
+    async def _examine(self, name: str, made: Extraction | Skill, cases: Sequence[Case], version: int) -> Verdict:
+        if not cases:
+            return Verdict((NO_CASE,), ())
+        return await examine(name, made.signature, cases, self.open_trial, version)
+
+    async def _digest(self, skill: str) -> str:
+        try:
+            return (await self.get(skill)).digest
+        except McpRuntimeError:
+            return ""
+
+    @staticmethod
+    def _check_case(case: Case) -> None:
+        """Raise `SkillRefused` if a recording cannot be kept: it is too large, or holds credentials."""
+        if kind := known_secret(case_bytes(case).decode("utf-8", "replace")):
+            raise SkillRefused(
+                f"What the run got from its calls, or was given, holds what looks like {kind}.",
+                remedy="Skills are kept with what they were recorded with: save a run that does not see credentials.",
+            )
+
+    @staticmethod
+    def _check_cycle(name: str, uses: Collection[str], found: Mapping[str, Sequence[Skill]]) -> None:
+        """Raise `SkillRefused` if a skill would use itself."""
+        left, seen = [each.partition("@")[0] for each in uses], set[str]()
+        while left:
+            each = left.pop()
+            if each == name:
+                raise SkillRefused(
+                    f"{name} would use itself, through {', '.join(sorted(seen | {each}))}.",
+                    remedy="Give it another name, or do without that skill.",
+                )
+            if each not in seen:
+                seen.add(each)
+                left += [below.partition("@")[0] for skill in found.get(each, ()) for below in skill.skills]
+
+    def close(self) -> None:
+        """Let go of the index."""
+        self._index.close()
+
+
+def _nowhere() -> NoReturn:
+    raise Unavailable("Skills cannot be checked without sandboxes.")
+
+
+def in_use(found: Mapping[str, Sequence[Skill]]) -> dict[str, Skill]:
+    """Return the newest active version of every skill that has one."""
+    active = {name: [each for each in versions if each.state == "active"] for name, versions in found.items()}
+    return {name: versions[-1] for name, versions in active.items() if versions}
+
+
+def entry(skill: Skill) -> dict[str, Any]:
+    """Return a skill as listings have it."""
+    return {
+        "name": skill.name,
+        "version": skill.version,
+        "signature": signature_text(skill.signature),
+        "summary": skill.summary,
+        "state": skill.state,
+    }
+
+
+def a(state: str) -> str:
+    """Return a state as a sentence has it."""
+    return {"draft": "a draft", "active": "in use"}.get(state, state)

@@ -1,0 +1,57 @@
+"""Skills that do the same: they become one, with one more case, instead of piling up."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+from .lint import check_entry, parse
+from .model import Case, Extraction, Skill
+
+
+def shape_of(source: str) -> str:
+    """Return what the sources share that do the same: not their texts for people, and not their defaults."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0].value.value = ""
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.args.defaults = [ast.Constant(0) for _ in node.args.defaults]
+            node.args.kw_defaults = [each and ast.Constant(0) for each in node.args.kw_defaults]
+            node.returns = None
+    return sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def twin_of(made: Extraction, found: Mapping[str, Sequence[Skill]]) -> str:
+    """Return the name of a skill that does the same as `made`; "" if there is none."""
+    shape = shape_of(made.source)
+    for name, versions in found.items():
+        if versions[-1].state != "retired" and shape_of(versions[-1].source) == shape:
+            return name
+    return ""
+
+
+def merged(
+    made: Extraction, others: tuple[Case, ...], versions: Sequence[Skill]
+) -> tuple[tuple[Case, ...], str, Skill | None]:
+    """Return the cases and the source that a new version has, and the version that does the same already."""
+    own = (made.case,) if made.case is not None else ()
+    twin = versions[-1] if versions and shape_of(versions[-1].source) == shape_of(made.source) else None
+    if twin is None:
+        return (*others, *own), made.source, None
+    known = tuple(case for case in twin.cases if not own or case.inputs != own[0].inputs)
+    return (*known, *own), twin.source, twin
+
+
+def replace_source(made: Extraction, source: str) -> Extraction:
+    """Return `made` with the source of the skill that it becomes a version of."""
+    return made if source == made.source else replace(made, source=source, signature=check_entry(parse(source)))

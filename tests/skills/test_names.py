@@ -1,0 +1,157 @@
+"""Names of skills, and what is a secret or an absolute path in their code."""
+
+from __future__ import annotations
+
+import pytest
+
+from mcpruntime_server.errors import InvalidRequest, SkillRefused
+from mcpruntime_server.skills.lint import check, is_absolute
+from mcpruntime_server.skills.names import free_name, skill_name, slug, split_version, why_not
+from mcpruntime_server.skills.secrets import known_secret, secret
+
+PACKAGES = ("numpy", "pandas>=2", "scikit-learn")
+RANDOM = "q7Zr2LkP9xWv4TnB" + "8sYd3HfJ6mGc"
+
+
+@pytest.mark.parametrize("name", ["weather_report", "a", "top3_authors", "x" * 64])
+def test_good_names_are_taken(name: str) -> None:
+    assert skill_name(name) == name
+    assert skill_name(slug(name)) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "../etc",
+            "a/b",
+            "a\\b",
+            "a.b",
+            ".",
+            "..",
+            "-a",
+            "a-",
+            "a--b",
+            "_a",
+            "a_",
+            "a__b",
+            "1a",
+            "A",
+            "a b",
+            "a\n",
+        ),
+        *("class", "match", "print", "search", "load", "list", "tools", "skills", "v2", "v10", "x" * 65, "a\0b"),
+        *("p\u0430ssword", "na\u00efve", "\uff57eather", "claude_helper", "my-anthropic", "con\u200bfig", "None"),
+    ],
+)
+def test_other_names_are_refused(name: str) -> None:
+    if name.strip() == "a":
+        return
+    with pytest.raises(InvalidRequest, match="cannot name a skill"):
+        skill_name(name)
+
+
+@pytest.mark.parametrize("wanted", ["", "9 lives", "class", "Ünïcode!", "print", "claude", "v1", "_" * 90, "x" * 900])
+def test_a_name_is_found_for_anything(wanted: str) -> None:
+    first = free_name(wanted, ())
+    assert why_not(first) == ""
+    second = free_name(wanted, {first})
+    assert why_not(second) == ""
+    assert first != second
+
+
+def test_versions_are_told_from_names() -> None:
+    assert split_version("weather-report@2") == ("weather_report", 2)
+    assert split_version("weather_report") == ("weather_report", None)
+    for wrong in ("x@", "x@0", "x@-1", "x@1@2", "@1", "x@1e3"):
+        with pytest.raises(InvalidRequest):
+            split_version(wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("AKIA" + "ABCDEFGHIJKLMNOP", "ghp_" + "a1B2" * 9, "glpat-" + "x" * 20, "sk-" + "proj-" + "Ab1" * 12),
+        *("xoxb-" + "1234567890-abc", "AIza" + "x" * 35, "-----BEGIN " + "RSA PRIVATE KEY-----"),
+        *("postgres://u:" + "hunter22@db/x", "Authorization: Bearer " + "abcdefghijklmnopqrstuv"),
+    ],
+)
+def test_formats_of_credentials_are_known(text: str) -> None:
+    assert known_secret(f"x = {text} ")
+
+
+def test_random_texts_are_secrets_and_hashes_words_and_paths_are_not() -> None:
+    assert secret(RANDOM)
+    assert secret("hunter22", "db_password")
+    for harmless in ("0123456789abcdef" * 4, "a-sentence-with-many-hyphens-in-it", "select_all_customers_by_region"):
+        assert not secret(harmless)
+    assert not secret("6f1ed002-ab55-4e3d-9a1b-0123456789ab")
+    assert not secret("of the next page", "token")
+
+
+@pytest.mark.parametrize(
+    "text", ["/home/ann/x", "/etc", "/tmp/a b"[:6], "~/notes", "C:\\Users\\x", "\\\\host\\share", "/a/b/c"]
+)
+def test_absolute_paths_are_seen(text: str) -> None:
+    assert is_absolute(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a/b", "/", "and/or", "https://x.org/y", "/users", "<a href='/x/y'>", "\\d+/\\d+", ""]
+)
+def test_other_texts_are_no_paths(text: str) -> None:
+    assert not is_absolute(text)
+
+
+RUN = "def run(a: int = 1) -> int:\n    return a\n"
+REFUSED = {
+    f"{RUN}x = open('f')\n": "Line 3 does work",
+    f"print('hello')\n{RUN}": "Line 1 does work",
+    f"import os\nfor x in []: pass\n{RUN}": "Line 2 does work",
+    "def run(a=open('f')):\n    return a\n": "Line 1 does work",
+    "class A:\n    x = [print(1)]\n" + RUN: "Line 2 does work",
+    "def run(:\n": "line 1",
+    "def run(a):\n    print(a)\n": "returns nothing",
+    "def one(a):\n    return a\ndef two(a):\n    return a\n": "no function `run`",
+    "": "no function `run`",
+    f"import requests\n{RUN}": "Line 1 imports 'requests'",
+    "def run():\n    import boto3.session\n    return 1\n": "Line 2 imports 'boto3.session'",
+    "import os\ndef run():\n    return os.environ['HOME']\n": "Line 3 reads the environment",
+    "from os import getenv as g\ndef run():\n    return g('HOME')\n": "Line 3 reads the environment",
+    "def run():\n    return open('/home/ann/data.csv').read()\n": "Line 2 holds the absolute path",
+    f"def run():\n    return '{RANDOM}'\n": "Line 2 holds what looks like a random text",
+    "def run(password='hunter22'):\n    return password\n": "Line 1 holds what looks like the value of 'password'",
+    "x = 1\0\n": "cannot be parsed",
+    "x" * 200_001: "200,001 characters",
+    f"def run():\n    return {'(' * 2000}1{')' * 2000}\n": "cannot be parsed",
+}
+
+
+@pytest.mark.parametrize("source", REFUSED)
+def test_what_cannot_be_a_skill_is_refused_with_its_line(source: str) -> None:
+    with pytest.raises(SkillRefused) as refused:
+        check(source, PACKAGES)
+    assert REFUSED[source] in str(refused.value)
+    assert RANDOM not in str(refused.value)
+    assert "hunter22" not in str(refused.value)
+
+
+def test_dependencies_are_read_off_the_code() -> None:
+    source = (
+        "import re\nimport pandas as pd\nimport tools\nimport tools.time as clock\n"
+        "from tools.git import git_log, git_show\n"
+        "from tools import memory\nfrom skills.top_authors import run as top\nfrom skills.report.v2 import run as old\n"
+        "import skills\nPATTERN = re.compile('x+')\n"
+        "def run(repo: str) -> object:\n"
+        "    tools.search('x')\n"
+        "    return [git_log(repo), git_show(repo), clock.now(), memory.read_graph(), tools.sqlite.query('x'), top(), "
+        "skills.other.run(), old()]\n"
+    )
+    checked = check(source, PACKAGES)
+    assert checked.tools == {"git.git_log", "git.git_show", "time.now", "memory.read_graph", "sqlite.query"}
+    assert checked.skills == {"top_authors", "report@2", "other"}
+    assert checked.packages == {"pandas"}
+    assert [each.annotation for each in checked.signature.parameters] == ["str"]
+    assert check("import sklearn\n" + RUN, PACKAGES).packages == {"sklearn"}
+    assert check("import anything\n" + RUN, None).packages == {"anything"}
