@@ -33,8 +33,8 @@ answer
         """\
 import json
 
-with open("targets.json", "w") as file:
-    json.dump({"EMEA": 300, "APAC": 350, "AMER": 380}, file)
+with open("targets.json", "w") as out:
+    json.dump({"EMEA": 300, "APAC": 350, "AMER": 380}, out)
 """,
         """\
 import json

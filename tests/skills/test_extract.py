@@ -84,7 +84,7 @@ def record(host: Recorder, *codes: str) -> list[Step]:
         if ok and isinstance(last, ast.Expr) and not lines[-1].startswith("print("):
             value = eval(ast.unparse(last), names)
         elif ok and isinstance(last, ast.Assign):
-            value = names[ast.unparse(last.targets[0])]
+            value = eval(ast.unparse(last.targets[0]), names)
         shown = {"kind": "json", "text": json.dumps(value), "type": type(value).__name__, "cut": False}
         steps.append(Step(f"r{number}", code, ok, calls, shown))
     host.calls.clear()

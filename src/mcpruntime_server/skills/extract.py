@@ -14,7 +14,7 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..errors import SkillRefused
 from ..journal.events import canonical_json
 from ..journal.replay import RecordedCall
 from .annotate import annotation_of
-from .lint import DEFINITIONS, Function, check_entry, entry_of, parse, signature_of
+from .lint import DEFINITIONS, Function, check_entry, entry_of, is_harmless, parse, signature_of
 from .literals import Found, literals_in, value_of
 from .model import ENTRY, Case, Extraction, Step
 from .names import free_name
@@ -132,7 +132,7 @@ def calls_of(steps: Sequence[Step], kept: Sequence[Statement]) -> tuple[Recorded
 def explicit(kept: Sequence[Statement], result: Result, case: Case) -> Extraction | None:
     """Return the skill that a function is which was called for the result; None if there is no such function."""
     call = result.value.value if isinstance(result.value, ast.Await) else result.value
-    beside, inside = parted(kept)
+    beside, inside = parted(kept, with_constants=True)
     functions = {each.name: each for each in beside if isinstance(each, Function)}
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in functions:
         return None
@@ -190,9 +190,10 @@ def is_literal_assignment(node: ast.stmt) -> bool:
 
 def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: frozenset[str]) -> Extraction:
     """Return the skill whose `run` has the kept statements as its body."""
-    beside, inside = parted(kept)
-    names = {name for each in kept for name in each.binds | each.reads}
-    found = [each for each in literals_in(inside, kept, case.calls, names - GIVEN) if each.name not in fixed]
+    found = [each for each in literals_in(kept, case.calls) if each.name not in fixed]
+    nodes = {id(node) for each in found for node in each.nodes}
+    beside, inside = parted(kept, changed=lambda node: any(id(part) in nodes for part in ast.walk(node)))
+    check_entry_is_free(inside)
     body = [ast.unparse(each) for each in found_replaced(inside[:-1], found)]
     last = found_replaced([inside[-1]], found)[0]
     if isinstance(last, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
@@ -216,17 +217,26 @@ def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: froz
     return Extraction(name, summary, source, check_entry(parse(source)), replace(case, inputs=inputs))
 
 
-def parted(kept: Sequence[Statement]) -> tuple[list[ast.stmt], list[ast.stmt]]:
-    """Return the statements that can stand beside `run`, and those that must be in it."""
+def parted(
+    kept: Sequence[Statement], *, with_constants: bool = False, changed: Callable[[ast.stmt], bool] = lambda _: False
+) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """Return the statements that can stand beside `run`, and those that must be in it, as those that are `changed`."""
     statements = [each.node for each in kept]
     imported = [node for node in statements if isinstance(node, (ast.Import, ast.ImportFrom))]
     beside: set[ast.stmt] = {*imported}
     allowed = GIVEN | {name for each in kept if each.node in beside for name in each.binds}
-    definitions = [each for each in kept if isinstance(each.node, DEFINITIONS[:3])]
     count = Counter(name for each in kept for name in each.binds)
-    left = [each for each in definitions if count[each.node.name] == 1]  # type: ignore[attr-defined]
+    touched = {name for each in kept for name in each.touches}
+    left = [
+        each
+        for each in kept[:-1]
+        if (isinstance(each.node, DEFINITIONS[:3]) or is_constant(each.node, with_literals=with_constants))
+        and all(count[name] == 1 for name in each.binds)
+        and not (each.binds & touched and not isinstance(each.node, DEFINITIONS[:3]))
+        and not changed(each.node)
+    ]
     while True:
-        own = {each.node.name for each in left}  # type: ignore[attr-defined]
+        own = {name for each in left for name in each.binds}
         fits = [each for each in left if each.reads <= allowed | own]
         if len(fits) == len(left):
             break
@@ -239,13 +249,40 @@ def parted(kept: Sequence[Statement]) -> tuple[list[ast.stmt], list[ast.stmt]]:
     return [*first, *(each.node for each in left)], [node for node in statements if node not in beside]
 
 
+def is_constant(node: ast.stmt, *, with_literals: bool) -> bool:
+    """Return whether a statement names what never changes: a pattern, and, `with_literals`, a literal in capitals."""
+    if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+        return False
+    if isinstance(node.value, ast.Call):
+        return is_harmless(node.value)
+    return with_literals and node.targets[0].id.isupper() and is_literal_assignment(node)
+
+
+def check_entry_is_free(inside: Sequence[ast.stmt]) -> None:
+    """Raise `SkillRefused` if code has a `run` of its own that cannot be the skill."""
+    for node in inside:
+        if isinstance(node, DEFINITIONS[:3]) and node.name == ENTRY:
+            raise SkillRefused(
+                f"Line {node.lineno}: `{ENTRY}` uses what other statements make, which would be done at import.",
+                remedy="Move that into it, and save a run that ends with a call of it.",
+            )
+
+
 class _Replace(ast.NodeTransformer):
     def __init__(self, names: Mapping[int, str]) -> None:
         self._names = names
 
     def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, ast.JoinedStr):
+            return self.visit_JoinedStr(node)
         name = self._names.get(id(node))
         return ast.Name(name, ast.Load()) if name is not None else self.generic_visit(node)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        for place, part in enumerate(node.values):
+            if id(part) in self._names:
+                node.values[place] = ast.FormattedValue(ast.Name(self._names[id(part)], ast.Load()), -1)
+        return self.generic_visit(node)
 
 
 def found_replaced(nodes: Sequence[ast.stmt], found: Sequence[Found]) -> list[Any]:

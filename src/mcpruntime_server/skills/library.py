@@ -223,6 +223,7 @@ class Library:
                     end["stdout"],
                     recording.start.seed,
                     recording.readings,
+                    (end["error"] or {}).get("line") or 0,
                 )
             )
         return steps

@@ -231,7 +231,7 @@ def _check_module_level(tree: ast.Module) -> None:
     for node in tree.body:
         if isinstance(node, DEFINITIONS) or _is_constant(node):
             for part in _run_at_import(node):
-                if not _is_harmless(part):
+                if not is_harmless(part):
                     raise SkillRefused(
                         f"Line {part.lineno} does work when the skill is imported.", remedy="Move it into `run`."
                     )
@@ -269,7 +269,8 @@ MAKERS = frozenset(
 )  # what may be called at import
 
 
-def _is_harmless(expression: ast.expr) -> bool:
+def is_harmless(expression: ast.expr) -> bool:
+    """Return whether an expression only makes something, and may stand where it is evaluated at import."""
     for node in ast.walk(expression):
         if isinstance(node, ast.Call) and dotted_name(node.func) not in MAKERS:
             return False

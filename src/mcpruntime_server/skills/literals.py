@@ -7,6 +7,7 @@ parameter), and what it compares with or cuts at (`row["status"] == "open"`, `ro
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import keyword
 import re
@@ -16,14 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..journal.replay import RecordedCall
-from .lint import DEFINITIONS, dotted_name, is_absolute
-from .slices import GIVEN, Statement
+from .lint import DEFINITIONS, Function, dotted_name, is_absolute
+from .slices import Statement
 
 MAX_PARAMETERS = 8
 MAX_TEXT = 120  # characters of a text that came from the task, and is not code in another language
 PLAIN = (str, int, float, bool)
 SHARED = 3  # characters of a text that is one parameter wherever it stands
 LIMIT, LEAST, MOST = "limit", "min", "max"
+BUILTIN = frozenset(dir(builtins))
+AFFIXES = {"startswith": "prefix", "endswith": "suffix"}
 
 
 @dataclass
@@ -57,18 +60,28 @@ def value_of(node: ast.expr) -> Any:
     return value
 
 
-def literals_in(
-    body: Sequence[ast.stmt], kept: Sequence[Statement], calls: Sequence[RecordedCall], taken: set[str]
-) -> list[Found]:
-    """Return the parameters that code has, the surest first, at most `MAX_PARAMETERS`; `taken` are its names."""
+def literals_in(kept: Sequence[Statement], calls: Sequence[RecordedCall]) -> list[Found]:
+    """Return the parameters that code has, the surest first, at most `MAX_PARAMETERS`."""
+    body = [each.node for each in kept]
+    taken = {each.id for node in body for each in ast.walk(node) if isinstance(each, ast.Name)}
+    taken |= {name for each in kept for name in each.binds}
     found = [*_named(body, kept)]
     own = {each.name for each in found}
     names = {*taken, *own}
-    places = _Places(_packages(kept), calls)
+    places = _Places(_packages(kept), _functions(body), calls)
     for node in body:
-        places.visit(node)
-    for name, each in (*places.arguments, *places.compared):
+        if not isinstance(node, (ast.Import, ast.ImportFrom)) and not any(one.assignment is node for one in found):
+            places.look(node)
+    seen: set[int] = set()
+    for name, each in (*places.arguments, *places.compared, *places.paths):
+        if id(each) in seen:
+            continue
+        seen |= {id(part) for part in ast.walk(each)}
         value = value_of(each)
+        if isinstance(each, (ast.List, ast.Tuple)) and (inner := _shared(each, found)):
+            for item, one in inner:
+                one.nodes.append(item)
+            continue
         same = next((one for one in found if _is_same(one, value, name)), None)
         if same is not None:
             same.nodes.append(each)
@@ -80,6 +93,21 @@ def literals_in(
             names.add(base)
             found.append(Found(base, value, [each]))
     return found
+
+
+def _shared(row: ast.List | ast.Tuple, found: Sequence[Found]) -> list[tuple[ast.expr, Found]]:
+    """Return the items of a list that are parameters already, with these."""
+    texts = {one.value: one for one in found if isinstance(one.value, str) and len(one.value) >= SHARED}
+    return [(each, texts[each.value]) for each in row.elts if isinstance(each, ast.Constant) and each.value in texts]
+
+
+def _functions(body: Sequence[ast.stmt]) -> Mapping[str, Sequence[str]]:
+    """Return the names of the parameters of functions that code defines."""
+    return {
+        node.name: [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
+        for node in body
+        if isinstance(node, Function)
+    }
 
 
 def _is_same(one: Found, value: Any, name: str) -> bool:
@@ -102,7 +130,8 @@ def _named(body: Sequence[ast.stmt], kept: Sequence[Statement]) -> list[Found]:
         except ValueError:
             continue
         is_plain = isinstance(value, PLAIN) or (isinstance(value, (list, dict)) and bool(value))
-        if is_plain and value != "" and not _is_code(value) and count[name] == 1 and name not in touched:
+        is_kept = isinstance(value, PLAIN) or name not in touched  # nothing can change a plain value
+        if is_plain and value != "" and not _is_code(value) and count[name] == 1 and is_kept:
             nodes = [
                 each for other in body for each in ast.walk(other) if isinstance(each, ast.Name) and each.id == name
             ]
@@ -140,16 +169,21 @@ def _packages(kept: Sequence[Statement]) -> Mapping[str, str]:
 class _Places(ast.NodeVisitor):
     """Where literals stand that may have come from the task."""
 
-    def __init__(self, packages: Mapping[str, str], calls: Sequence[RecordedCall]) -> None:
+    def __init__(
+        self, packages: Mapping[str, str], functions: Mapping[str, Sequence[str]], calls: Sequence[RecordedCall]
+    ) -> None:
         self.arguments: list[tuple[str, ast.expr]] = []
         self.compared: list[tuple[str, ast.expr]] = []
+        self.paths: list[tuple[str, ast.expr]] = []
         self._packages = packages
+        self._functions = functions
+        self._is_inside = False  # a function or a class, where only what is asked of tools came from the task
         self._calls = calls
 
-    def visit(self, node: ast.AST) -> None:
-        """Look at everything but what functions and classes have inside."""
-        if not isinstance(node, DEFINITIONS):
-            super().visit(node)
+    def look(self, node: ast.stmt) -> None:
+        """Look at a statement."""
+        self._is_inside = isinstance(node, DEFINITIONS)
+        self.visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
         """Note what tools and skills are called with."""
@@ -161,7 +195,20 @@ class _Places(ast.NodeVisitor):
                     self._note(given.arg, given.value)
             for argument in node.args:
                 self._note(self._parameter(target, argument, node), argument)
+        elif first in self._functions and not rest:
+            for given in node.keywords:
+                self._note(given.arg or "", given.value)
+            for name, argument in zip(self._functions[first], node.args, strict=False):
+                self._note(name, argument)
+        affix = AFFIXES.get(getattr(node.func, "attr", ""))
+        if affix and node.args and not self._is_inside and _is_telling(node.args[0]):
+            self.compared.append((affix, node.args[0]))
         self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        """Note paths, wherever they are."""
+        if not self._is_inside and isinstance(node.value, str) and is_absolute(node.value):
+            self.paths.append(("path", node))
 
     def _parameter(self, target: str, node: ast.expr, call: ast.Call) -> str:
         """Return the name of the parameter that a recorded call of `target` had the literal `node` for."""
@@ -182,6 +229,10 @@ class _Places(ast.NodeVisitor):
         try:
             value = value_of(node)
         except ValueError:
+            if isinstance(node, (ast.List, ast.Tuple)):
+                for each in node.elts:
+                    if isinstance(each, ast.Constant):
+                        self._note(name.removesuffix("s") or "value", each)
             return
         clean = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower().strip("_")
         if (
@@ -195,6 +246,9 @@ class _Places(ast.NodeVisitor):
 
     def visit_Compare(self, node: ast.Compare) -> None:
         """Note what is compared with something that has a name."""
+        if self._is_inside:
+            self.generic_visit(node)
+            return
         sides = [node.left, *node.comparators]
         for left, operator, right in zip(sides, node.ops, sides[1:], strict=False):
             for literal, other, is_right in ((right, left, True), (left, right, False)):
@@ -205,13 +259,17 @@ class _Places(ast.NodeVisitor):
 
     def visit_Slice(self, node: ast.Slice) -> None:
         """Note where a list is cut."""
-        if node.lower is None and node.step is None and node.upper is not None and _is_telling(node.upper):
+        is_head = node.lower is None and node.step is None
+        if is_head and not self._is_inside and _is_telling(node.upper):
+            assert node.upper is not None
             self.compared.append((LIMIT, node.upper))
         self.generic_visit(node)
 
 
-def _is_telling(node: ast.expr) -> bool:
+def _is_telling(node: ast.expr | None) -> bool:
     """Return whether a literal is more than one of those that all code has."""
+    if node is None:
+        return False
     try:
         value = value_of(node)
     except ValueError:
@@ -230,10 +288,12 @@ def _name_of(node: ast.expr) -> str:
         return str(node.args[0].value) if is_get else _name_of(node.func.value)  # type: ignore[attr-defined]
     elif isinstance(node, ast.Attribute):
         name = node.attr
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        name = node.func.id if node.func.id not in BUILTIN else "count" if node.func.id == "len" else ""
     else:
         name = node.id if isinstance(node, ast.Name) else ""
     clean = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    return clean if clean.isidentifier() and clean not in GIVEN and not keyword.iskeyword(clean) else ""
+    return clean if clean.isidentifier() and clean not in BUILTIN and not keyword.iskeyword(clean) else ""
 
 
 def _bounded(name: str, operator: ast.cmpop, *, is_right: bool) -> str:

@@ -55,7 +55,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Step:
-    """One recorded run that a skill may be made of; `value` is as in `Case.output`."""
+    """One recorded run that a skill may be made of; `value` is as in `Case.output`.
+
+    Of one that failed, the lines before `failed_at` are known to have been executed.
+    """
 
     run: str
     code: str
@@ -65,6 +68,7 @@ class Step:
     printed: str = ""
     seed: str = ""
     readings: Mapping[str, list[float]] = field(default_factory=dict)
+    failed_at: int = 0
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ class Groups:
 
 
 def statements_of(steps: Sequence[Step]) -> list[Statement]:
-    """Return the statements of all steps that ended well; raises `SkillRefused` where code cannot be parsed."""
-    trees = [parse(step.code) if step.ok else ast.Module([], []) for step in steps]
+    """Return the statements of all steps that were executed; raises `SkillRefused` where code cannot be parsed."""
+    trees = [executed(step) for step in steps]
     own = {node.name for tree in trees for node in tree.body if isinstance(node, DEFINITIONS[:3])}
     modules = {
         alias.asname or alias.name.partition(".")[0]
@@ -84,15 +84,38 @@ def statements_of(steps: Sequence[Step]) -> list[Statement]:
     return [statement(number, node, own, modules) for number, tree in enumerate(trees) for node in main_code(tree.body)]
 
 
+def executed(step: Step) -> ast.Module:
+    """Return the tree of what a step has executed to its end."""
+    if step.ok:
+        return parse(step.code)
+    try:
+        tree = parse(step.code)
+    except SkillRefused:
+        return ast.Module([], [])
+    return ast.Module([node for node in tree.body if (node.end_lineno or node.lineno) < step.failed_at], [])
+
+
 def main_code(body: Sequence[ast.stmt]) -> list[ast.stmt]:
     """Return statements with those under `if __name__ == "__main__"` in its place."""
     found: list[ast.stmt] = []
     for node in body:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
-            found += node.body
+            found += main_code(node.body)
+        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and _is_row(node.targets[0], node.value):
+            pairs = zip(node.targets[0].elts, node.value.elts, strict=True)  # type: ignore[attr-defined]
+            found += [ast.copy_location(ast.Assign([target], value), node) for target, value in pairs]
         else:
             found.append(node)
     return found
+
+
+def _is_row(target: ast.expr, value: ast.expr) -> bool:
+    """Return whether an assignment gives each of some names a constant."""
+    if not isinstance(target, ast.Tuple) or not isinstance(value, ast.Tuple) or len(target.elts) != len(value.elts):
+        return False
+    return all(isinstance(each, ast.Name) for each in target.elts) and all(
+        isinstance(each, ast.Constant) for each in value.elts
+    )
 
 
 def statement(step: int, node: ast.stmt, own: set[str], modules: set[str]) -> Statement:

@@ -1,0 +1,135 @@
+"""How good the gate is: sessions on real servers, skills made of them, and what these answer to new questions.
+
+Three numbers come out: how many sessions that ought to become skills did, how many of those give the right answer on
+values that they were not recorded with (the truth is computed without them), and how many of the sessions that no skill
+may be made of were refused. Run it with `make bench-skills`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from tests.server.client import Connection, connect, write_settings
+
+from skill_tasks import POLICY, TASKS, Task, World, make_world, missing_servers
+from skill_tasks.task import Values
+
+
+@dataclass
+class Outcome:
+    """What became of one task: `told` is what `save_skill` said; `right` and `asked` count new values."""
+
+    task: Task
+    state: str
+    told: str
+    asked: int = 0
+    right: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+async def judge(server: Connection, world: World, task: Task, store: Path) -> Outcome:
+    """Play a task's session, have its last run saved, and ask the skill for what its session was not asked."""
+    answer = None
+    for step in task.code(world):
+        answer = await server.run(step, session=task.name)
+    assert answer is not None
+    result = await server.client.call_tool("save_skill", {"run": answer.run, "name": task.name})
+    told = getattr(result.content[0], "text", "")
+    data = result.structured_content or {}
+    outcome = Outcome(task, "refused" if result.is_error else str(data.get("state")), told)
+    if outcome.state == "active" and task.truth is not None:
+        case = json.loads((store / task.name.replace("_", "-") / "cases" / "0001.json").read_text())
+        for values in task.changes(world):
+            await ask(server, world, outcome, case["inputs"], values)
+    return outcome
+
+
+async def ask(server: Connection, world: World, outcome: Outcome, inputs: dict[str, Any], values: Values) -> None:
+    """Use the skill with new values in the place of recorded ones, and compare with what is right."""
+    task = outcome.task
+    assert task.truth is not None
+    outcome.asked += 1
+    changed: dict[str, Any] = {}
+    found: set[Any] = set()
+    for name, value in inputs.items():
+        changed[name] = swapped(value, values, found)
+    if found != set(values):
+        outcome.wrong.append(f"no parameter for {sorted(map(repr, set(values) - found))}")
+        return
+    call = f"run(**{changed!r})"
+    source = f"import inspect\nfrom skills.{task.name} import run\nresult = {call}\n"
+    answer = await server.run(
+        f"{source}await result if inspect.isawaitable(result) else result", session="new questions"
+    )
+    value = answer.data.get("value")
+    value = json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+    right = task.truth(world, values)
+    if answer.data.get("status") == "ok" and (value == right or str(value) == str(right)):
+        outcome.right += 1
+    else:
+        outcome.wrong.append(
+            f"{values}: {str(value if value is not None else answer.text)[:300]} is not {str(right)[:200]}"
+        )
+
+
+def swapped(value: Any, values: Values, found: set[Any]) -> Any:
+    """Return a recorded input with new values for old ones, in lists too; `found` gets those that there were."""
+    key = tuple(value) if isinstance(value, list) else value
+    for old, new in values.items():
+        if type(old) is type(key) and old == key:
+            found.add(old)
+            return list(new) if isinstance(new, tuple) else new
+    return [swapped(each, values, found) for each in value] if isinstance(value, list) else value
+
+
+async def measure(folder: Path) -> list[Outcome]:
+    """Return what became of all tasks."""
+    world = make_world(folder / "world")
+    servers = {name: dict(entry) for name, entry in world.servers.items()}
+    settings = write_settings(folder, mcpServers=servers, policy=POLICY)
+    async with connect(settings) as server:
+        return [await judge(server, world, task, folder / "skills_store") for task in TASKS]
+
+
+def summary(outcomes: list[Outcome]) -> dict[str, int]:
+    """Return the three numbers, with what each is out of."""
+    wanted = [each for each in outcomes if each.task.kind == "skill"]
+    active = [each for each in wanted if each.state == "active"]
+    refused = [each for each in outcomes if each.task.kind == "refuse"]
+    return {
+        "sessions": len(outcomes),
+        "ought to be active": len(wanted),
+        "active": len(active),
+        "right on new values": sum(not each.wrong and each.asked > 0 for each in active),
+        "ought to be refused": len(refused),
+        "rightly refused": sum(each.state != "active" for each in refused),
+    }
+
+
+def main() -> None:
+    """Print a line for each task that did not go as it ought to, and the numbers."""
+    if missing := missing_servers():
+        sys.exit(f"{', '.join(missing)} not installed: run scripts/test-upstreams")
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = anyio.run(measure, Path(folder))
+    for each in outcomes:
+        is_wanted = each.task.kind == "skill"
+        if is_wanted == (each.state == "active") and not each.wrong and "-v" not in sys.argv:
+            continue
+        told = " | ".join(each.told.splitlines()[1:2] or each.told.splitlines())
+        print(f"{each.task.kind:7}{each.state:9}{each.task.name}: {'; '.join(each.wrong) or told}")
+    for name, number in summary(outcomes).items():
+        print(f"{number:4} {name}")
+
+
+if __name__ == "__main__":
+    main()
