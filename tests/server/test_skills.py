@@ -1,0 +1,310 @@
+"""Skills as a client meets them: kept, found, imported, refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import skills_ref
+from mcp.types import CallToolResult
+
+from .client import Connection, connect, write_settings
+from .conftest import entry
+
+IMPORT = "from tools.counted import add\n"
+
+
+class World:
+    """A server with an upstream that writes down what it was asked to add, and its store of skills."""
+
+    def __init__(self, server: Connection, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        self.store = folder / "skills_store"
+
+    @property
+    def added(self) -> list[str]:
+        path = self.folder / "added"
+        return path.read_text().splitlines() if path.exists() else []
+
+    async def save(self, **arguments: Any) -> CallToolResult:
+        return await self.server.client.call_tool("save_skill", arguments)
+
+    async def saved(self, code: str, **arguments: Any) -> dict[str, Any]:
+        """Run code in a session of its own, have it kept, and return what is told of it."""
+        run = await self.server.run(code, session=f"s{len(arguments)}{abs(hash(code))}")
+        assert run.data["status"] == "ok", run.text
+        result = await self.save(run=run.run, **arguments)
+        assert not result.is_error, text_of(result)
+        return dict(result.structured_content or {})
+
+    async def listed(self, **arguments: Any) -> CallToolResult:
+        return await self.server.client.call_tool("list_skills", arguments)
+
+
+def text_of(result: CallToolResult) -> str:
+    return getattr(result.content[0], "text", "")
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    upstreams = {"counted": entry("counted", str(tmp_path / "added"))}
+    settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0}, mcpServers=upstreams)
+    async with connect(settings) as server:
+        yield World(server, tmp_path)
+
+
+# keeping and using -----------------------------------------------------------------------------------------------
+
+
+async def test_a_run_becomes_a_skill_that_other_code_imports_with_other_values(world: World) -> None:
+    told = await world.saved(
+        f"{IMPORT}item = 'pears'\nanswer = add(item=item)\n[item, answer.result >= 0]", name="add-one"
+    )
+    assert (told["name"], told["version"], told["state"], told["reasons"]) == ("add_one", 1, "active", [])
+    assert told["signature"].startswith("(item: str = 'pears')")
+    assert world.added == ["add pears"]  # the gate has called nothing
+    server = world.server
+    assert await server.value("from skills.add_one import run\nrun(item='figs')") == ["figs", True]
+    assert await server.value("skills.add_one(item='nuts')[0]") == "nuts"
+    assert await server.value("skills.add_one.v1.run(item='kale')[0]") == "kale"
+    assert await server.value("skills.load('add-one@1')('peas')[0]") == "peas"
+    assert world.added == [f"add {item}" for item in ("pears", "figs", "nuts", "kale", "peas")]
+    shown = await server.run("help(skills.add_one.run)\nskills.search('add item')")
+    assert "Recorded with item='pears'" in shown.stdout
+    assert "add_one(item: str = 'pears')" in str(shown.value)
+
+
+async def test_a_skill_uses_another_and_says_so(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem.upper()", name="shout")
+    told = await world.saved("from skills.shout import run as shout\nword = 'b'\nshout(item=word) + '!'", name="cry")
+    assert told["state"] == "active", told
+    assert await world.server.value("skills.cry('c')") == "C!"
+    data = (await world.listed(name="cry")).structured_content or {}
+    assert "skills.shout" in data["uses"]
+    manifest = (world.store / "cry" / "skill.toml").read_text()
+    assert "[skills]" in manifest
+
+
+async def test_code_is_a_draft_until_a_run_has_proved_it(world: World) -> None:
+    code = f"{IMPORT}def put(item: str) -> str:\n    '''Add an item.'''\n    add(item=item)\n    return item * 2\n"
+    draft = (await world.save(code=code)).structured_content or {}
+    assert (draft["name"], draft["state"]) == ("put", "draft")
+    assert "no recorded case" in draft["reasons"][0]
+    refused = await world.server.run("from skills.put import run")
+    assert "is not in use: it is a draft" in refused.text
+    told = await world.saved("from skills.put.v1 import run\nrun(item='x')")
+    assert (told["name"], told["version"], told["state"]) == ("put", 2, "active")
+    assert await world.server.value("skills.put('y')") == "yy"
+
+
+async def test_what_does_the_same_becomes_one_skill_with_one_more_case(world: World) -> None:
+    first = await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '?'")
+    again = await world.saved(f"{IMPORT}item = 'bb'\nadd(item=item)\nitem + '?'")
+    assert (again["name"], again["version"], again["state"]) == (first["name"], 2, "active")
+    cases = sorted(path.name for path in (world.store / first["name"].replace("_", "-") / "cases").iterdir())
+    assert cases == ["0001.json", "0002.json"]
+    run = await world.server.run(f"{IMPORT}item = 'bb'\nadd(item=item)\nitem + '?'", session="third")
+    result = await world.save(run=run.run)
+    assert "already" in text_of(result)
+
+
+async def test_a_session_keeps_the_version_that_it_imported_first(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
+    assert await world.server.value("import skills\nskills.tag('x')", session="old") == "x1"
+    told = await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '2'", name="tag")
+    assert told["version"] == 2
+    assert await world.server.value("from skills.tag import run\nrun('x')", session="old") == "x1"
+    assert await world.server.value("from skills.tag import run\nrun('x')", session="new") == "x2"
+    assert await world.server.value("from skills.tag.v1 import run\nrun('x')", session="new") == "x1"
+
+
+async def test_two_saves_of_one_name_at_once_are_two_versions(world: World) -> None:
+    runs = [
+        await world.server.run(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '{n}!'", session=f"s{n}") for n in range(4)
+    ]
+    versions: list[int] = []
+
+    async def save(run: str) -> None:
+        told = (await world.save(run=run, name="same")).structured_content or {}
+        versions.append(told["version"])
+
+    async with anyio.create_task_group() as tasks:
+        for run in runs:
+            tasks.start_soon(save, run.run)
+    assert sorted(versions) == [1, 2, 3, 4]
+
+
+async def test_the_folder_is_a_valid_agent_skill(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a: \"b\" # c'\nadd(item=item)\nitem.title()", name="title_of")
+    await world.save(
+        code='def run(a: int) -> int:\n    """Say: "yes" -- {a} # \\\'no\\\'."""\n    return a\n', name="say_yes"
+    )
+    for name in ("title-of", "say-yes"):
+        assert skills_ref.validate(world.store / name) == []
+
+
+async def test_lists_are_short(world: World) -> None:
+    from mcpruntime_server.demo.tokens import count_tokens
+
+    assert "no skills yet" in text_of(await world.listed())
+    for n in range(5):
+        code = f"def run(first_parameter: str = 'x', second_parameter: int = {n}) -> str:\n    return first_parameter\n"
+        await world.save(code=code, name=f"number_{n}")
+        await world.saved(f"from skills.number_{n}.v1 import run\nrun(first_parameter='a{n}', second_parameter=3)")
+    found = await world.listed(query="number")
+    data = found.structured_content or {}
+    assert data["count"] == 0  # a parameter that does nothing is no skill in use
+    for n in range(5):
+        await world.saved(f"{IMPORT}item = 'w{n}'\nadd(item=item)\nitem + '{n}' * {n + 2}", name=f"repeat_{n}")
+    found = await world.listed(query="repeat an item")
+    data = found.structured_content or {}
+    assert (len(data["skills"]), data["count"]) == (3, 5)
+    lines = text_of(found).splitlines()
+    assert len(lines) == 4
+    assert all((count_tokens(line) or 0) < 60 for line in lines)
+    assert "No skill fits" in text_of(await world.listed(query="zzz qqq"))
+    source = (await world.listed(name="repeat_1")).structured_content or {}
+    assert "def run(item: str = 'w1')" in source["source"]
+
+
+# what is not kept ------------------------------------------------------------------------------------------------
+
+KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
+DRAFTS = {
+    "3 * 2 + len('abc')": "It is a constant",
+    "import random\nitem = 'a'\nadd(item=item)\nitem + str(random.random())": "depends on chance",
+    "import time\nitem = 'a'\nadd(item=item)\nround(time.time(), 3)": "depends on chance or on the time",
+    "from pathlib import Path\nPath('mine.txt').write_text('x')": "It is a constant",
+}
+
+
+@pytest.mark.parametrize("code", DRAFTS)
+async def test_drafts_say_why_they_are_not_in_use(world: World, code: str) -> None:
+    told = await world.saved(IMPORT + code)
+    assert told["state"] == "draft"
+    assert DRAFTS[code] in told["reasons"][0]
+
+
+async def test_what_needs_another_runs_file_is_a_draft(world: World) -> None:
+    server = world.server
+    await server.run("with open('numbers.txt', 'w') as out:\n    out.write('42')", session="f")
+    run = await server.run("text = open('numbers.txt').read()\nint(text) + 1", session="f")
+    told = (await world.save(run=run.run)).structured_content or {}
+    assert told["state"] == "draft"
+    assert "FileNotFoundError" in told["reasons"][0]
+
+
+async def test_parameters_that_do_nothing_are_told(world: World) -> None:
+    code = f"{IMPORT}def run(item: str, city: str) -> str:\n    add(item=item)\n    return item\nrun('a', 'Oslo')"
+    told = await world.saved(code)
+    assert told["state"] == "draft"
+    assert told["reasons"] == ["Parameter `city` never reaches a call or the result."]
+
+
+REFUSED = {
+    f"key = '{KEY}'\nlen(key)": "what looks like an AWS access key",
+    "def where() -> str:\n    return '/home/ann/data.csv'\nwhere()": "absolute path",
+    "import os\nlen(os.environ)": "reads the environment",
+    "for n in range(3):\n    print(n)": "has no result",
+    "import json": "has no result",
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+async def test_what_cannot_be_kept_is_refused_with_its_reason(world: World, code: str) -> None:
+    run = await world.server.run(code)
+    result = await world.save(run=run.run)
+    assert result.is_error
+    assert text_of(result).startswith("[skill_refused] ")
+    assert REFUSED[code] in text_of(result)
+    assert KEY not in text_of(result)
+    assert not any(world.store.rglob("skill.py"))
+
+
+async def test_credentials_in_answers_are_not_kept(world: World) -> None:
+    run = await world.server.run(f"{IMPORT}item = 'AKIA'\nadd(item=item + 'ABCDEFGHIJKLMNOP').result\nitem")
+    result = await world.save(run=run.run)
+    assert "holds what looks like an AWS access key" in text_of(result)
+    assert not any(world.store.rglob("*.json"))
+
+
+async def test_requests_that_make_no_sense_are_refused(world: World) -> None:
+    failed = await world.server.run("1 / 0")
+    for arguments, reason in (
+        ({}, "Give `run` or `code`"),
+        ({"run": failed.run, "code": "x"}, "Give `run` or `code`"),
+        ({"run": failed.run}, "only what ended well"),
+        ({"run": "r_nothing"}, "no run"),
+        ({"code": "def run(:\n"}, "line 1"),
+        ({"code": "def run(a):\n    return a\n", "name": "../../etc"}, "cannot name a skill"),
+        ({"code": "def run(a):\n    return a\n", "name": "class"}, "cannot name a skill"),
+        (
+            {"code": "from skills.me import run as me\ndef run(a):\n    return me(a)\n", "name": "me"},
+            "would use itself",
+        ),
+        ({"nope": 1}, "has no parameter 'nope'"),
+    ):
+        result = await world.save(**arguments)
+        assert result.is_error, arguments
+        assert reason in text_of(result), arguments
+    for name in ("nope", "nope@3", "@", "../x"):
+        assert (await world.listed(name=name)).is_error
+
+
+async def test_cycles_of_skills_are_refused(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="one")
+    await world.saved("from skills.one import run as one\nword = 'b'\none(item=word) + '2'", name="two")
+    code = "from skills.two import run as two\ndef run(item: str = 'x') -> str:\n    return two(item)\n"
+    result = await world.save(code=code, name="one")
+    assert result.is_error
+    assert "one would use itself, through" in text_of(result)
+
+
+# its life --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_edit_by_hand_is_a_draft_of_its_own(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
+    path = world.store / "tag" / "skill.py"
+    path.write_text(path.read_text().replace("'1'", "'9'"))
+    assert await world.server.value("skills.tag('x')", session="a") == "x1"
+    assert await world.server.value("skills.tag.v2('x')", session="a") == "x9"
+    shown = text_of(await world.listed(name="tag@2"))
+    assert "edited by hand" in shown
+
+
+async def test_a_broken_store_costs_only_what_is_broken(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
+    (world.store / "junk").mkdir()
+    (world.store / "junk" / "skill.py").write_text("def run(:\n")
+    (world.store / "linked").symlink_to("/etc")
+    (world.store / "tag" / "versions" / "7").mkdir()
+    assert await world.server.value("skills.tag('x')") == "x1"
+    assert "tag" in text_of(await world.listed())
+
+
+async def test_a_tool_that_has_changed_takes_its_skills_out_of_use(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
+    manifest = world.store / "tag" / "versions" / "1" / "skill.toml"
+    text = manifest.read_text()
+    digest = next(line for line in text.splitlines() if line.startswith('"counted.add"')).split('"')[3]
+    manifest.write_text(text.replace(digest, "sha256:" + "0" * 64))
+    await world.server.run("import tools\ntools.list()")
+    refused = await world.server.run("from skills.tag import run")
+    assert "it is quarantined. counted.add has changed" in refused.text
+    assert await world.server.value("skills.tag.v1('x')") == "x1"
+
+
+async def test_replays_of_code_that_uses_skills_give_the_same(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
+    await world.server.run("from skills.tag import run\nrun('x')", session="r")
+    before = world.added
+    told = await world.server.replay("rerun", "r")
+    assert told.data["status"] == "ok", told.text
+    assert world.added == before
+    assert json.dumps(told.data).count("x1")
