@@ -37,6 +37,7 @@ from .tools.upstream import open_upstreams
 
 SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
 CLEAR_UP_S = 3600.0  # between looks at what the journal need not keep any more
+NAMED_SKILLS = 5  # that a client hears of before it asks
 GATE = "gate"  # whose sessions those are in which skills are put to the test
 UNUSED = "Rules name servers as code does: see `mcpruntime-server tools`."
 SWEEP_S = 300.0  # a crashed server's containers end by themselves; what is left of them can wait
@@ -113,7 +114,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
             )
             async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
                 background.start_soon(sweep, backend)
-                background.start_soon(clear_up, journal, config.server)
+                background.start_soon(clear_up, journal, library, config.server)
                 settings = config.server, config.sandbox
                 waits_s = config.policy.expires_s
                 async with open_runtime(*settings, journal, router, backend, waits_s=waits_s) as runtime:
@@ -158,8 +159,8 @@ async def resume(runtime: Runtime) -> None:
         logger.error("runs of dead servers do not go on: %s", exc)
 
 
-async def clear_up(journal: Journal, settings: ServerSettings) -> None:
-    """Keep the journal within its limits of age and size, from a while after the start on."""
+async def clear_up(journal: Journal, library: Library, settings: ServerSettings) -> None:
+    """Keep the journal within its limits of age and size, and retire skills, from a while after the start on."""
     await anyio.sleep(SETTLED_S)
     while True:
         try:
@@ -168,6 +169,11 @@ async def clear_up(journal: Journal, settings: ServerSettings) -> None:
                 logger.info("removed %d sessions from the journal, %d bytes", len(cleared.sessions), cleared.bytes)
         except McpRuntimeError as exc:
             logger.warning("the journal was not cleared up: %s", exc)
+        try:
+            for skill in await library.tidy():
+                logger.info("retired the skill %s: %s", skill.id, " ".join(skill.reasons))
+        except McpRuntimeError as exc:
+            logger.warning("the skills were not looked through: %s", exc)
         await anyio.sleep(CLEAR_UP_S)
 
 
@@ -187,13 +193,24 @@ async def serve_stdio(config: Config) -> None:
     async with open_app(config) as app:
         timed_out: set[str] = set()
         packages = app.catalog.package_names()
-        server = build_server(config, app.runtime, app.library, packages, timed_out, isolated=app.backend.isolated)
+        isolated, skills = app.backend.isolated, await skills_line(app.library)
+        server = build_server(config, app.runtime, app.library, packages, timed_out, isolated=isolated, skills=skills)
         async with anyio.create_task_group() as tasks:
             await tasks.start(_until_signal, tasks.cancel_scope)
             async with stdio_streams(timed_out) as (incoming, outgoing):
                 lowlevel = server._lowlevel_server  # the SDK has no public way to run on streams of one's own
                 await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
             tasks.cancel_scope.cancel()
+
+
+async def skills_line(library: Library) -> str:
+    """Return a sentence on the skills that there are, naming the best."""
+    try:
+        count, best = await library.count(), [skill.name for skill in await library.find("", NAMED_SKILLS)]
+    except McpRuntimeError as exc:
+        logger.warning("the skills cannot be read: %s", exc)
+        return ""
+    return f"There are {count}; the best: {', '.join(best)}." if best else "There are none yet: save_skill keeps a run."
 
 
 async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:

@@ -308,3 +308,21 @@ async def test_replays_of_code_that_uses_skills_give_the_same(world: World) -> N
     assert told.data["status"] == "ok", told.text
     assert world.added == before
     assert json.dumps(told.data).count("x1")
+
+
+async def test_uses_are_counted_and_what_the_gate_did_is_not(world: World) -> None:
+    code = f"{IMPORT}def run(item: str) -> str:\n    add(item=item)\n    return item[0] + '1'\nrun('a')"
+    await world.saved(code, name="tag")
+    for item in ("x", "y", ""):
+        await world.server.run(f"from skills.tag import run\nfor n in range(3):\n    run({item!r})")
+    data = (await world.listed(name="tag")).structured_content or {}
+    assert data["used"] == 3
+    assert "runs that used it: 3, of which it failed in 1." in text_of(await world.listed(name="tag"))
+    assert world.server.client.instructions is not None
+
+
+async def test_clients_hear_of_the_best_skills_at_once(world: World) -> None:
+    assert "There are none yet" in (world.server.client.instructions or "")
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
+    async with connect(world.folder / "server.toml") as later:
+        assert "There are 1; the best: tag." in (later.client.instructions or "")

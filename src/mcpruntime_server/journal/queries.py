@@ -59,10 +59,23 @@ RUNS_PASSED = """
     )
     SELECT runs.id, runs.session FROM passed JOIN runs ON runs.id = passed.id ORDER BY runs.rowid"""
 
+USES = """
+    SELECT body, at FROM events JOIN sessions ON sessions.id = events.session
+    WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0 AND purpose NOT IN ('rerun', 'partial')"""
+
 
 def plain(text: str) -> str:
     """Return a stranger's text as SQLite takes it: with lone surrogates escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def skill_uses(connection: Connection) -> list[tuple[str, float]]:
+    """Return what code said of skills that it used, as canonical JSON, and when; what was only a rerun is left out."""
+    found = []
+    for body, at in connection.execute(USES):
+        with suppress(ValueError, KeyError, TypeError):
+            found.append((str(json.loads(body)["args"]), float(at)))
+    return found
 
 
 def last_event(connection: Connection, session: str) -> int:

@@ -97,6 +97,11 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX runs_unfinished ON runs (status) WHERE status IN ('running', 'queued');
     """,
+    """
+    -- calls by which code says that it has used a skill
+    CREATE INDEX skill_uses ON events (session, run)
+        WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0;
+    """,
 )
 
 

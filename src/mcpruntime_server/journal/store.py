@@ -263,6 +263,10 @@ class Journal:
         """
         return await self.read(lambda rows: work(queries.answers(rows, self.blobs, session, last)))
 
+    async def skill_uses(self) -> list[tuple[str, float]]:
+        """Return what code said of skills that it used, as canonical JSON, and when."""
+        return await self.read(queries.skill_uses)
+
     async def pins(self) -> dict[str, str]:
         """Return the runs that are kept from being collected, each with the reason."""
         return await self.read(queries.pins)

@@ -39,6 +39,8 @@ INSTRUCTIONS = """\
 Write Python and run it with run_code; the interpreter keeps variables, imports and files from call to call.
 MCP servers are packages there: `from tools.NAME import FUNCTION`; tools.search("words") finds, help(FUNCTION) explains.
 Loop, filter and combine in code; print or return only what you need to see."""
+SKILLS = """
+Code that worked is kept as skills: `from skills.NAME import run`; list_skills or skills.search("words") finds. {}"""
 
 WARNING = "\nWARNING: code runs on this machine without isolation (`local` backend)."
 
@@ -67,15 +69,19 @@ def build_server(
     timed_out: Container[str],
     *,
     isolated: bool,
+    skills: str = "",
 ) -> MCPServer[Any]:
-    """Return the MCP server over `runtime`; `timed_out` holds the ids of requests that clients do not wait for."""
+    """Return the MCP server over `runtime`; `timed_out` holds the ids of requests that clients do not wait for.
+
+    `skills` is a sentence on those that there are.
+    """
     default = DefaultSession(runtime)
     actions = Replay(config, runtime, packages, PRINCIPAL)
     runs = Runs(config, runtime, default, timed_out)
     return Server(
         "mcpruntime-server",
         version=__version__,
-        instructions=INSTRUCTIONS + ("" if isolated else WARNING),
+        instructions=INSTRUCTIONS + SKILLS.format(skills) + ("" if isolated else WARNING),
         log_level="WARNING",
         tools=[
             run_tool(runs, packages),

@@ -9,8 +9,9 @@ from ..errors import InvalidRequest, McpRuntimeError
 from ..journal.rows import RunRow
 from ..journal.store import Journal
 from ..runtime.history import find_run, find_session
-from ..skills.library import Library, a, entry, in_use
+from ..skills.library import Library, a, entry
 from ..skills.model import Skill, signature_text
+from ..skills.record import Record
 from .results import plain, refusal
 from .schemas import compact
 
@@ -36,9 +37,10 @@ class Skills:
     async def list(self, query: str | None, name: str | None) -> CallToolResult:
         """Tell the skills that fit best, or all of one."""
         if name is not None:
-            return told(await self._library.get(name))
+            skill = await self._library.get(name)
+            return told(skill, (await self._library.records()).get((skill.name, skill.version), Record()))
         found = await self._library.find(query or "", LISTED)
-        count = len(in_use(await self._library.all()))
+        count = await self._library.count()
         lines = [line(skill) for skill in found] or ["No skill fits." if count else "There are no skills yet."]
         if count > len(found):
             lines.append(f"{count} skills in all.")
@@ -86,18 +88,19 @@ def how_to_use(skill: Skill) -> str:
     return f"{exact}  # then save the run that calls run(...) with keywords, to have it checked"
 
 
-def told(skill: Skill) -> CallToolResult:
+def told(skill: Skill, record: Record) -> CallToolResult:
     """Tell all of one skill."""
     used = [f"tools.{tool}" for tool in skill.tools] + [f"skills.{name}" for name in skill.skills]
     lines = [
-        f"{skill.id} is {a(skill.state)}; {len(skill.cases)} recorded cases.",
+        f"{skill.id} is {a(skill.state)}; recorded cases: {len(skill.cases)}; runs that used it: {record.uses}, "
+        f"of which it failed in {record.uses - record.well}.",
         *skill.reasons,
         line(skill),
         how_to_use(skill),
         *([f"It uses {', '.join(used)}."] if used else []),
         skill.source,
     ]
-    data = {**entry(skill), "reasons": [*skill.reasons], "uses": used, "source": skill.source}
+    data = {**entry(skill), "reasons": [*skill.reasons], "uses": used, "source": skill.source, "used": record.uses}
     return plain("\n".join(lines), data)
 
 

@@ -28,6 +28,7 @@ from .index import Index
 from .lint import check, check_entry, parse
 from .model import Case, Extraction, Skill, Step, signature_text
 from .names import free_name, skill_name, split_version
+from .record import Record, Records, records_of, why_retire
 from .secrets import known_secret
 from .store import Store
 from .twins import merged, replace_source, twin_of
@@ -79,23 +80,42 @@ class Library:
         async with self._reading:
             return await anyio.to_thread.run_sync(self._store.all)
 
+    async def records(self) -> Records:
+        """Return how every version has done, as far as it was used; raises `JournalFailed`."""
+        return records_of(await self._journal.skill_uses())
+
+    async def tidy(self) -> list[Skill]:
+        """Retire what nobody uses any more, and what mostly fails; return what was."""
+        records, retired = await self.records(), []
+        for skill in in_use(await self.all()).values():
+            reason = why_retire(records.get((skill.name, skill.version), Record()), skill.at)
+            if reason:
+                retired.append(await self.retire(skill, reason))
+        return retired
+
     @property
     def problems(self) -> Mapping[str, str]:
         """What is wrong in the store, by skill, as far as it has been read."""
         return self._store.problems
 
     async def find(self, query: str, limit: int) -> list[Skill]:
-        """Return the skills in use that match any word of `query`, best first; all of them, by name, if it is empty."""
+        """Return the skills in use that match any word of `query`, best first; of all of them, if it is empty."""
         found = in_use(await self.all())
+        records = await self.records()
+        weights = {name: records.get((name, skill.version), Record()).weight for name, skill in found.items()}
         if not query.strip():
-            return [found[name] for name in sorted(found)][:limit]
+            return sorted(found.values(), key=lambda skill: (-weights[skill.name], skill.name))[:limit]
         async with self._reading:
             digests = {skill.name: skill.id + skill.digest for skill in found.values()}
             if digests != self._indexed:
                 await anyio.to_thread.run_sync(self._index.replace, list(found.values()))
                 self._indexed = digests
-            names = await anyio.to_thread.run_sync(self._index.search, query, limit)
+            names = await anyio.to_thread.run_sync(self._index.search, query, limit, weights.__getitem__)
         return [found[name] for name in names if name in found]
+
+    async def count(self) -> int:
+        """Return how many skills are in use."""
+        return len(in_use(await self.all()))
 
     async def get(self, name: str) -> Skill:
         """Return a skill by name, or an exact version ("weather_report@2"); raises `NotFound`, `InvalidRequest`."""
