@@ -310,7 +310,7 @@ async def test_a_journal_from_a_newer_version_is_refused_and_left_alone(tmp_path
     connection = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
     connection.execute("INSERT INTO migrations VALUES (99, 0)")
     connection.close()
-    with pytest.raises(JournalFailed, match=r"has schema version 99; this program knows up to 3. Use the newer"):
+    with pytest.raises(JournalFailed, match=r"has schema version 99; this program knows up to 4. Use the newer"):
         async with open_journal(tmp_path):
             pass
 

@@ -326,3 +326,30 @@ async def test_clients_hear_of_the_best_skills_at_once(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     async with connect(world.folder / "server.toml") as later:
         assert "There are 1; the best: tag." in (later.client.instructions or "")
+
+
+@pytest.mark.parametrize("auto", ["draft", "active-on-second-success"])
+async def test_runs_that_worked_become_skills_by_themselves(tmp_path: Path, auto: str) -> None:
+    upstreams = {"counted": entry("counted", str(tmp_path / "added"))}
+    sandbox = {"backend": "local", "pool_size": 0}
+    settings = write_settings(tmp_path, sandbox=sandbox, skills={"auto": auto}, mcpServers=upstreams)
+    code = f"{IMPORT}item = 'ITEM'\nadd(item=item)\nshouted = item.upper()\nshouted"
+    async with connect(settings) as server:
+        for trivial in ("1 + 1", f"{IMPORT}add(item='a')", "x = [1]\ny = x * 3\ny"):
+            assert (
+                "note" not in (await server.run(trivial, session="s")).data or not (tmp_path / "skills_store").exists()
+            )
+        first = await server.run(code.replace("ITEM", "figs"), session="s")
+        assert "Kept as the draft skill shouted@1" in first.data["note"]
+        again = await server.run(code.replace("ITEM", "figs"), session="t")
+        assert "skill" not in again.data.get("note", "")
+        second = await server.run(code.replace("ITEM", "kale"), session="s")
+        if auto == "draft":
+            assert "skill" not in second.data.get("note", "")
+            return
+        assert "Kept as a skill: from skills.shouted import run." in second.data["note"]
+        third = await server.run(code.replace("ITEM", "peas"), session="s")
+        assert "The skill shouted does this" in third.data["note"]
+        assert await server.value("from skills.shouted import run\nrun(item='x')") == "X"
+    lines = (tmp_path / "added").read_text().splitlines()
+    assert lines == [f"add {item}" for item in ("a", "figs", "figs", "kale", "peas", "x")]

@@ -114,8 +114,9 @@ class PolicySettings(Settings):
 
 
 class SkillSettings(Settings):
-    """`[skills]`: where skills are kept."""
+    """`[skills]`: where skills are kept, and which runs are kept by themselves."""
 
+    auto: Literal["off", "draft", "active-on-second-success"] = "off"
     folder: Path = Path()  # `skills_store` beside the settings file, else in the data folder
 
 

@@ -21,6 +21,7 @@ from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from ..kernel.results import did_you_mean
 from ..runtime.sessions import Runtime
+from ..skills.auto import Evolution
 from ..skills.library import Library
 from .default import PRINCIPAL, DefaultSession
 from .replay import DESCRIPTION as REPLAY
@@ -77,7 +78,9 @@ def build_server(
     """
     default = DefaultSession(runtime)
     actions = Replay(config, runtime, packages, PRINCIPAL)
-    runs = Runs(config, runtime, default, timed_out)
+    auto = config.skills.auto
+    evolution = None if auto == "off" else Evolution(library, promotes=auto == "active-on-second-success")
+    runs = Runs(config, runtime, default, timed_out, evolution)
     return Server(
         "mcpruntime-server",
         version=__version__,

@@ -28,6 +28,7 @@ from ..runtime.report import Report
 from ..runtime.run import Run
 from ..runtime.session import Session, commit_key
 from ..runtime.sessions import Runtime
+from ..skills.auto import Evolution
 from . import asking
 from .default import PRINCIPAL, DefaultSession
 from .results import RunResult, answer_of, result_of
@@ -48,7 +49,15 @@ Answer = CallToolResult | InputRequiredResult
 class Runs:
     """Starts runs, and finds those that were started."""
 
-    def __init__(self, config: Config, runtime: Runtime, default: DefaultSession, timed_out: Container[str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        default: DefaultSession,
+        timed_out: Container[str],
+        evolution: Evolution | None = None,
+    ) -> None:
+        self._evolution = evolution
         self._config = config
         self._runtime = runtime
         self._default = default
@@ -283,8 +292,16 @@ class Runs:
             raise run.failure
         self._told.pop(run.id, None)
         result = self._result(report, session.handle)  # while the journal is being written
-        result.note = " ".join(filter(None, (result.note, await run.recorded())))
+        result.note = " ".join(filter(None, (result.note, await run.recorded(), await self._kept(run, report))))
         return answer_of(result)
+
+    async def _kept(self, run: Run, report: Report) -> str:
+        """Have a run kept as a skill if it is worth it, and return what there is to say of that."""
+        if self._evolution is None or report.status != "ok" or run.request.dry_run:
+            return ""
+        if not self._evolution.looks_at(run.request.code, report.value, len(report.calls)):
+            return ""
+        return await self._evolution.consider(await self._runtime.journal.run(run.id))
 
     async def so_far(self, session: Session, run: Run) -> CallToolResult:
         """Tell what there is of a run that goes on without this request."""

@@ -59,18 +59,32 @@ def _extract(steps: Sequence[Step], fixed: frozenset[str]) -> Extraction:
     if not statements or statements[-1].step != len(steps) - 1:
         raise SkillRefused("There is no code in this run that ended well.", remedy="Save a run whose status is ok.")
     result = result_of(statements[-1])
-    writes = {(step, call.line) for step, each in enumerate(steps) for call in each.calls if call.effect == "write"}
-    forced = {
-        number
-        for number, each in enumerate(statements)
-        if any(step == each.step and line is not None and each.first <= line <= each.last for step, line in writes)
-    }
-    kept = slice_of(statements, steps, forced)
+    kept = sliced(statements, steps)
     calls = calls_of(steps, kept)
     case = Case({}, calls, steps[-1].value, steps[-1].printed, result.is_printed)
     if {each.step for each in kept} == {len(steps) - 1}:
         case = replace(case, seed=steps[-1].seed, readings=steps[-1].readings)
     return explicit(kept, result, case) or generated(kept, result, case, fixed)
+
+
+def sliced(statements: Sequence[Statement], steps: Sequence[Step]) -> list[Statement]:
+    """Return the statements that reach the result, and those beside them that have changed the world.
+
+    What changed the world in a step that has nothing to do with the result is another matter.
+    """
+    lines = {(step, call.line) for step, each in enumerate(steps) for call in each.calls if call.effect == "write"}
+    writing = {
+        number
+        for number, each in enumerate(statements)
+        if any((each.step, line) in lines for line in range(each.first, each.last + 1))
+    }
+    concerned = {len(steps) - 1}
+    while True:
+        kept = slice_of(statements, steps, {number for number in writing if statements[number].step in concerned})
+        found = concerned | {each.step for each in kept if not isinstance(each.node, DEFINITIONS)}
+        if found == concerned:
+            return kept
+        concerned = found
 
 
 def read_skill(code: str) -> Extraction:

@@ -37,6 +37,7 @@ from .uses import use_of
 MAX_FOUND = 50
 MAX_STEPS = 200  # of a session that a skill is looked for in
 TRIES = 3  # at a skill whose parameters turn out not to matter
+ONCE = "It has worked once, and was not checked: a second run of its kind, or saving it, has it checked."
 NO_CASE = "It has no recorded case: run it once, and save that run."
 
 
@@ -207,6 +208,26 @@ class Library:
                 return await self._prove(*used)
             return await self._keep(given, run.id, partial(extract, steps))
 
+    async def propose(self, run: RunRow, *, promotes: bool) -> Saved | None:
+        """Keep what a run did as a draft that has worked once, if it made calls; None if it is not worth that.
+
+        If it `promotes`, a run that does what a draft does has that pass the gate.
+        """
+        steps = await self._steps(run)
+        if await anyio.to_thread.run_sync(use_of, steps[-1]):
+            return None
+        made = await anyio.to_thread.run_sync(extract, steps)
+        if made.case is None or not made.case.calls or not made.case.inputs:
+            return None
+        async with self._saving:
+            found = await self.all()
+            twin = found[name][-1] if (name := twin_of(made, found)) else None
+            if twin is not None and (twin.state != "draft" or not promotes):
+                return Saved(twin, is_known=True)
+            if twin is not None and any(case.inputs == made.case.inputs for case in twin.cases):
+                return Saved(twin, is_known=True)
+            return await self._keep("", run.id, partial(extract, steps), on_probation=twin is None)
+
     async def save_code(self, code: str, name: str = "") -> Saved:
         """Keep code that was written as a skill; it is a draft until a run that uses it is saved."""
         given = skill_name(name) if name else ""
@@ -264,8 +285,10 @@ class Library:
         origin: str,
         make: Callable[[frozenset[str]], Extraction],
         others: tuple[Case, ...] = (),
+        *,
+        on_probation: bool = False,
     ) -> Saved:
-        """Have an extraction pass the gate, and keep it as a new version, active or not."""
+        """Have an extraction pass the gate, and keep it as a new version, active or not; or first wait for another."""
         fixed: frozenset[str] = frozenset()
         found = await self.all()
         for attempt in range(TRIES):
@@ -278,6 +301,9 @@ class Library:
             cases, source, twin = merged(made, others, found.get(name, ()))
             if twin is not None and not others and len(cases) == len(twin.cases) and twin.state == "active":
                 return Saved(twin, is_known=True)
+            if on_probation:
+                verdict = Verdict((ONCE,), cases)
+                break
             self._candidates[name] = source
             try:
                 verdict = await self._examine(name, replace_source(made, source), cases, CANDIDATE)

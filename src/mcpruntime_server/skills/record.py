@@ -47,7 +47,7 @@ Records = Mapping[tuple[str, int], Record]
 
 
 def records_of(uses: Iterable[tuple[str, float]]) -> Records:
-    """Return the record of each version ("weather_report", 2) from what code said of its uses, which may be anything."""
+    """Return the record of each version ("weather_report", 2); what code said of its uses may be anything."""
     now = time.time()
     found: dict[tuple[str, int], Record] = {}
     for text, at in uses:
