@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams demo test lint check bench clean
+.PHONY: setup engine image upstreams demo test lint check bench bench-skills clean
 
 setup: $(READY)
 
@@ -39,6 +39,9 @@ check: setup
 
 bench: image upstreams
 	@$(BIN)/python bench/perf.py
+
+bench-skills: upstreams image
+	@$(BIN)/python bench/skills.py
 
 clean:
 	rm -rf .venv .venvs .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
