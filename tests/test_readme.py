@@ -50,9 +50,11 @@ def test_the_client_configuration_in_the_readme_starts_this_program() -> None:
     assert cli.parser().parse_args(entry["args"]).stdio
 
 
-def test_the_example_in_the_readme_is_python() -> None:
-    (text,) = blocks("python")
-    compile(text, "README.md", "exec")
+def test_the_examples_in_the_readme_are_python() -> None:
+    examples = blocks("python")
+    assert examples
+    for text in examples:
+        compile(text, "README.md", "exec")
 
 
 def test_every_error_code_is_in_the_readme() -> None:
