@@ -22,6 +22,7 @@ from ..runtime.history import fields_of, find_run, find_session
 from . import replay
 from .approvals import add_approvals
 from .printing import Screen, lines_of, print_json, printer, safe, when
+from .skills import add_skills
 
 LOG_BYTES = 5_000_000  # of one log file; one older one is kept
 INTERRUPTED = 130  # exit code: what shells give for SIGINT
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     replay.add_replay(verbs)
     replay.add_gc(verbs)
     add_approvals(verbs)
+    add_skills(verbs)
     listing = add("sessions", replay.list_sessions, "list the sessions; the same as `replay list`", to_json=True)
     listing.add_argument("--all", action="store_true", help="those too that only served to run something again")
     listing.set_defaults(full=False)

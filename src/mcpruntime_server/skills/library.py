@@ -120,19 +120,7 @@ class Library:
 
     async def get(self, name: str) -> Skill:
         """Return a skill by name, or an exact version ("weather_report@2"); raises `NotFound`, `InvalidRequest`."""
-        skill, number = split_version(name)
-        found = await self.all()
-        if skill not in found:
-            hint = did_you_mean(skill, found)
-            raise NotFound(f"There is no skill {skill!r:.80}. {hint}".rstrip(), remedy="list_skills shows them.")
-        for version in reversed(found[skill]):
-            if number in (None, version.version) and (number is not None or version.state == "active"):
-                return version
-        if number is not None:
-            raise NotFound(
-                f"There is no version {number} of the skill {skill}; the last is {found[skill][-1].version}."
-            )
-        return found[skill][-1]
+        return pick(await self.all(), name)
 
     # what sandboxes ask -----------------------------------------------------------------------------
 
@@ -388,6 +376,24 @@ def in_use(found: Mapping[str, Sequence[Skill]]) -> dict[str, Skill]:
     """Return the newest active version of every skill that has one."""
     active = {name: [each for each in versions if each.state == "active"] for name, versions in found.items()}
     return {name: versions[-1] for name, versions in active.items() if versions}
+
+
+def pick(found: Mapping[str, Sequence[Skill]], name: str) -> Skill:
+    """Return the version in use of a skill, or an exact one ("weather_report@2"); raises `NotFound`, `InvalidRequest`.
+
+    Where none is in use, it is the newest.
+    """
+    skill, number = split_version(name)
+    if skill not in found:
+        hint = did_you_mean(skill, found)
+        raise NotFound(f"There is no skill {skill!r:.80}. {hint}".rstrip(), remedy="list_skills shows them.")
+    versions = found[skill]
+    if number is None:
+        return next((each for each in reversed(versions) if each.state == "active"), versions[-1])
+    for version in versions:
+        if version.version == number:
+            return version
+    raise NotFound(f"There is no version {number} of the skill {skill}; the last is {versions[-1].version}.")
 
 
 def entry(skill: Skill) -> dict[str, Any]:

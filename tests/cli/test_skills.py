@@ -1,0 +1,72 @@
+"""The verb `skills`, on a store that a real server has filled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import command, lively
+from tests.server.client import connect, write_settings
+
+CODE = "from tools.lively import echo\ntext = 'WORD'\nsaid = echo(text=text)\n[text.upper(), len(str(said)) > 0]"
+
+
+@pytest.fixture
+async def settings(tmp_path: Path) -> Path:
+    """Settings whose store has two versions of `shout`, of which the second is in use, and the draft `later`."""
+    path = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0}, mcpServers={"lively": lively()})
+    async with connect(path) as server:
+        for word in ("one", "two"):
+            run = await server.run(CODE.replace("WORD", word), session=word)
+            saved = await server.client.call_tool("save_skill", {"run": run.run, "name": "shout"})
+            assert (saved.structured_content or {})["state"] == "active", saved
+        await server.client.call_tool(
+            "save_skill", {"code": "def run(a: int) -> int:\n    return a\n", "name": "later"}
+        )
+    return path
+
+
+async def test_skills_are_listed_shown_compared_checked_and_retired(settings: Path) -> None:
+    listed = command("--config", settings, "skills")
+    assert "shout@2(text: str = 'one')" in listed.stdout
+    assert "1 in use, 1 drafts" in listed.stdout
+    everything = json.loads(command("--config", settings, "skills", "list", "--all", "--json").stdout)
+    assert [(each["name"], each["version"], each["state"]) for each in everything] == [
+        ("later", 1, "draft"), ("shout", 1, "active"), ("shout", 2, "active")
+    ]  # fmt: skip
+    shown = command("--config", settings, "skills", "show", "later")
+    assert "It has no recorded case" in shown.stdout
+    assert "def run(a: int)" in shown.stdout
+    assert command("--config", settings, "skills", "diff", "shout@1", "shout@2").returncode == 0
+    assert "-    return a" in command("--config", settings, "skills", "diff", "later@1", "shout@2").stdout
+    checked = command("--config", settings, "skills", "check")
+    assert (checked.returncode, checked.stdout) == (0, "shout@2 is in use.\n")
+    assert "checking shout@2 (1 of 1)" in checked.stderr
+    promoted = command("--config", settings, "skills", "promote", "later")
+    assert promoted.returncode == 1
+    assert "later@1 is a draft.\n    It has no recorded case" in promoted.stdout
+    assert "is retired" in command("--config", settings, "skills", "retire", "shout@2").stdout
+    assert "shout@1" in command("--config", settings, "skills").stdout
+    refused = command("--config", settings, "skills", "promote", "shout")
+    assert (refused.returncode, "is in use already" in refused.stderr) == (2, True)
+
+
+async def test_quarantined_skills_are_in_use_again_when_they_pass(settings: Path) -> None:
+    manifest = settings.parent / "skills_store" / "shout" / "versions" / "2" / "skill.toml"
+    text = manifest.read_text().replace('state = "active"', 'state = "quarantined"')
+    digest = next(line for line in text.splitlines() if line.startswith('"lively.echo"')).split('"')[3]
+    manifest.write_text(text.replace(digest, "sha256:" + "0" * 64))
+    checked = command("--config", settings, "skills", "check", "shout@2", "--json")
+    assert [each["state"] for each in json.loads(checked.stdout)] == ["active"]
+    assert digest in manifest.read_text()
+
+
+def test_an_empty_store_and_unknown_names_are_told(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, sandbox={"backend": "local"})
+    assert "0 in use, 0 drafts" in command("--config", settings, "skills").stdout
+    for words in (["show", "nope"], ["check", "nope"], ["retire", "../x"], ["diff", "a@1", "b@2"], ["promote", "a@x"]):
+        refused = command("--config", settings, "skills", *words)
+        assert refused.returncode == 2, words
+        assert refused.stderr.startswith("mcpruntime-server: "), words
