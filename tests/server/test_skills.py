@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from mcp.types import CallToolResult
 
 from .client import Connection, connect, write_settings
 from .conftest import entry
+from .killing import Killed, Server, serve_ready
+from .test_resume import until
 
 IMPORT = "from tools.counted import add\n"
 
@@ -353,3 +357,35 @@ async def test_runs_that_worked_become_skills_by_themselves(tmp_path: Path, auto
         assert await server.value("from skills.shouted import run\nrun(item='x')") == "X"
     lines = (tmp_path / "added").read_text().splitlines()
     assert lines == [f"add {item}" for item in ("a", "figs", "figs", "kale", "peas", "x")]
+
+
+async def test_what_was_at_the_gate_when_a_server_died_never_goes_on_in_the_world(tmp_path: Path) -> None:
+    upstreams = {"counted": entry("counted", str(tmp_path / "added"))}
+    settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0}, mcpServers=upstreams)
+    hold, began = tmp_path / "hold", tmp_path / "began"
+    code = (
+        f"import os\n{IMPORT}hold, began, item = {str(hold)!r}, {str(began)!r}, 'a'\nwhile os.path.exists(hold):\n"
+        "    open(began, 'w').close()\n    item = str(item)\nadd(item=item)\nitem + '1'"
+    )
+    async with serve_ready(settings) as server:
+        run = (await server.call({"code": code, "session": "s"}, {}))["run"]
+        hold.touch()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save_until_killed, server, run)
+            await until(began.exists)
+            server.process.kill()
+    hold.unlink()
+    async with serve_ready(settings) as server:
+        await server.call({"code": "1", "session": "t"}, {})
+        await until(lambda: not unfinished(tmp_path / "data" / "journal.db"))
+    assert (tmp_path / "added").read_text().splitlines() == ["add a"]
+
+
+async def save_until_killed(server: Server, run: str) -> None:
+    with suppress(Killed, AssertionError):
+        await server.request("tools/call", {"name": "save_skill", "arguments": {"run": run, "name": "held"}})
+
+
+def unfinished(database: Path) -> int:
+    with closing(sqlite3.connect(database)) as rows:
+        return int(rows.execute("SELECT count(*) FROM runs WHERE status = 'running'").fetchone()[0])

@@ -60,7 +60,7 @@ RUNS_PASSED = """
     SELECT runs.id, runs.session FROM passed JOIN runs ON runs.id = passed.id ORDER BY runs.rowid"""
 
 USES = """
-    SELECT body, at FROM events JOIN sessions ON sessions.id = events.session
+    SELECT body, at, run FROM events JOIN sessions ON sessions.id = events.session
     WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0 AND purpose NOT IN ('rerun', 'partial')"""
 
 
@@ -70,12 +70,15 @@ def plain(text: str) -> str:
 
 
 def skill_uses(connection: Connection) -> list[tuple[str, float]]:
-    """Return what code said of skills that it used, as canonical JSON, and when; what was only a rerun is left out."""
-    found = []
-    for body, at in connection.execute(USES):
+    """Return what code said of skills that it used, as canonical JSON, and when; what was only a rerun is left out.
+
+    A run counts once for each thing that it says, however often it says so.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for body, at, run in connection.execute(USES):
         with suppress(ValueError, KeyError, TypeError):
-            found.append((str(json.loads(body)["args"]), float(at)))
-    return found
+            found.setdefault((run, str(json.loads(body)["args"])), float(at))
+    return [(args, at) for (_, args), at in found.items()]
 
 
 def last_event(connection: Connection, session: str) -> int:

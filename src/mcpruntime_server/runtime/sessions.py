@@ -31,6 +31,8 @@ from .run import Run
 from .session import HANDLE, SAVE_S, Session, new_session_id
 from .turns import Turns
 
+RERUN = "rerun"  # the purpose of sessions in which runs are only executed again
+ONLY_AGAIN = "It only executed another run again."
 CLOSE_S = (
     2.5  # for files to arrive when the server ends, interrupted code included: a client kills it after a few seconds
 )
@@ -182,7 +184,7 @@ class Runtime:
         parent = await self.journal.run(tip.parent) if tip.parent else None
         try:
             recording = await load_recording(self.journal, tip)
-            problem = why_not_resumable(recording)
+            problem = ONLY_AGAIN if row.purpose == RERUN else why_not_resumable(recording)
         except JournalFailed as exc:
             problem = str(exc)
         if problem:
@@ -216,7 +218,7 @@ class Runtime:
         """Make a session to execute something again in, in a sandbox of its own."""
         async with self._opening:
             await self._make_room()
-            return await self._fork(at, None, principal, "rerun")
+            return await self._fork(at, None, principal, RERUN)
 
     async def _fork(self, at: RunRow | None, name: str | None, principal: str, purpose: str) -> Session:
         tip = at.id if at else None
@@ -367,7 +369,7 @@ def why_not_resumable(recording: Recording) -> str:
     if recording.resumed >= MAX_RESUMED and not recording.open_questions:
         return f"It has gone on {recording.resumed} times, and its server has died each time."
     if recording.start.replays and not recording.start.dry_run:
-        return "It only executed another run again."
+        return ONLY_AGAIN
     return "" if recording.start.seed else "It was recorded by an older version, without what it drew of chance."
 
 

@@ -28,6 +28,7 @@ from .model import ENTRY, Case, Signature
 TRIAL_S = 30.0  # for one execution
 GATE_S = 180.0  # for all of them
 SHOWN = 300  # characters of a value or an error in a reason
+RECORDED = "case"  # stands for the run that a case was; what repeats a run never goes on without its recording
 CANDIDATE = 0  # the version under which code is imported that has none yet
 BY_CHANCE = "What comes out depends on chance or on the time of day: make what it needs of them a parameter."
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
@@ -123,7 +124,7 @@ class Gate:
 def recording_of(case: Case) -> Recording:
     """Return the recording that a case is."""
     seed = case.seed or secrets.token_hex(16)
-    start = RunStarted("", None, 1, "", "<case>", TRIAL_S, seed=seed)
+    start = RunStarted(RECORDED, None, 1, "", "<case>", TRIAL_S, seed=seed)
     return Recording("", start, case.calls, dict(case.readings))
 
 
