@@ -41,7 +41,7 @@ bench: image upstreams
 	@$(BIN)/python bench/perf.py
 
 bench-skills: upstreams image
-	@$(BIN)/python bench/skills.py
+	@$(BIN)/python bench/skill_gate.py
 
 clean:
 	rm -rf .venv .venvs .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

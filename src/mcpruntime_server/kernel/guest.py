@@ -14,7 +14,7 @@ import functools
 import importlib
 import sys
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from .planned import PlanEnds, Planned, check_known
 from .results import Slot, did_you_mean, map_concurrently, record
@@ -260,15 +260,21 @@ PUBLIC: dict[str, Any] = {
 
 
 class Package(ModuleType):
-    """The module `tools`: a server's module is imported when it is first named."""
+    """A package whose modules come from the host: each is imported when it is first named."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
-            raise AttributeError(f"module {PACKAGE!r} has no attribute {name!r}")
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         try:
-            return importlib.import_module(f"{PACKAGE}.{name}")
+            return importlib.import_module(f"{self.__name__}.{name}")
         except ModuleNotFoundError as error:
+            if error.name != name:
+                raise  # it is there, and what it imports is not
             raise AttributeError(str(error)) from None
+
+
+class Tools(Package):
+    """The module `tools`."""
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]
@@ -303,13 +309,18 @@ def server_of(module: ModuleType) -> str:
 
 
 def define(module: ModuleType, source: str) -> None:
-    """Run a shim in its module; the source is kept for tracebacks and `inspect.getsource`."""
+    """Run a shim in its module."""
+    exec(compiled(module, source), module.__dict__)
+    module.__dict__["_source"] = source
+
+
+def compiled(module: ModuleType, source: str) -> CodeType:
+    """Return the code of a module that the host sent; its source is kept for tracebacks and `inspect.getsource`."""
     import linecache
 
     filename = f"<{module.__name__}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    exec(compile(source, filename, "exec", dont_inherit=True), module.__dict__)
-    module.__dict__["_source"] = source
+    return compile(source, filename, "exec", dont_inherit=True)
 
 
 def fetch(server: str, fresh: bool = False) -> str:
@@ -363,12 +374,17 @@ def install(
     """
     host.call = call
     host.acall = acall
-    package = sys.modules.get(PACKAGE)
-    if not isinstance(package, Package):
-        package = sys.modules[PACKAGE] = Package(PACKAGE)
+    return provide(Tools, PACKAGE, PUBLIC, Finder)
+
+
+def provide(kind: type[Package], name: str, public: Mapping[str, Any], finder: Callable[[], Any]) -> ModuleType:
+    """Make the package `name` importable, if it is not, with what is `public` in it; return it."""
+    package = sys.modules.get(name)
+    if not isinstance(package, kind):
+        package = sys.modules[name] = kind(name)
         package.__path__ = []
-        package.__dict__.update(PUBLIC, __all__=sorted(PUBLIC.keys() - {"list", "map"}))  # a star import keeps Python's
-        sys.meta_path.insert(0, Finder())
+        package.__dict__.update(public, __all__=sorted(public.keys() - {"list", "map"}))  # a star import keeps Python's
+        sys.meta_path.insert(0, finder())
     return package
 
 

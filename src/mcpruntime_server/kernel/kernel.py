@@ -21,7 +21,7 @@ from time import perf_counter, process_time  # the real ones: `observe` replaces
 
 from . import forks, guest, observe, planned, skills, wire
 from .channel import USER_FILE, Channel, Interrupts
-from .present import describe_error, present
+from .present import SKILL_FILE, describe_error, present
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class Worker:
         self.loop: Any = None
         self.task: Any = None  # the run's, while it awaits something
         self.workspace = os.getcwd()
-        self.own_files = (USER_FILE, self.workspace)
+        self.own_files = (USER_FILE, SKILL_FILE, self.workspace)
         self.main = types.ModuleType("__main__")
         sys.modules["__main__"] = self.main
         guest.install(self.channel.call, self.channel.acall)
-        skills.install()
-        self.main.__dict__.update(tools=sys.modules["tools"], skills=sys.modules["skills"])
+        self.main.__dict__["tools"] = sys.modules["tools"]
+        self.main.__dict__["skills"] = skills.install()
         builtins.input = _no_input
         if hasattr(os, "sched_getaffinity"):
             os.cpu_count = lambda: len(os.sched_getaffinity(0))  # the host's, else, whatever the container may use
@@ -143,7 +143,7 @@ class Worker:
         self.channel.run = message.run
         if message.stale:
             guest.refresh(message.stale)
-        skills.begin()
+        skills.begin_run()
         self.remember_source(message.name, message.code)
         planned.Planned.ended = None
         self.chance.reseed(message.seed)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 MAX_DEPTH = 64  # deeper data is shown by `repr`, which also ends cycles
+SKILL_FILE = "<skills."  # what the names of skills' source start with; their lines are not lines of the code
 MORE = "\u2026"  # the key under which a cut object says how many entries are missing
 
 
@@ -146,7 +147,7 @@ def describe_error(exc: BaseException, own: Tuple[str, ...], limit: int = 8_000)
 
     shown = traceback.TracebackException.from_exception(exc, lookup_lines=False)
     _keep_frames(shown, own, set())
-    lines = [frame.lineno for frame in shown.stack if frame.lineno]
+    lines = [frame.lineno for frame in shown.stack if frame.lineno and not frame.filename.startswith(SKILL_FILE)]
     line: Optional[int] = lines[-1] if lines else None
     if isinstance(exc, SyntaxError):
         line = exc.lineno

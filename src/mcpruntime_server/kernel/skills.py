@@ -1,179 +1,281 @@
-"""What sandboxed code sees of skills: the package `skills`, its modules fetched when they are named.
+"""What sandboxed code sees of skills: the package `skills`, each skill a module that is called as its function `run`.
 
-`skills.weather_report` is the version in use, and callable as its `run` is; `skills.weather_report.v2` is exactly that
-one. The first import fixes the version for the life of the interpreter.
+A module is made at its first import, of source that the host has. `skills.weather_report` is the version in use,
+`skills.weather_report.v2` an exact one. A skill of which no version is in use has a module too (it is in `unused`),
+because Python imports it on the way to an exact version; whatever else is wanted of it fails, in this run.
 
-Rule 1: standard library only, Python >= 3.9, and few imports: this module is part of every sandbox's start.
-Rule 2: that a skill was used is told to the host at most once for each outcome in a run, so that loops cost nothing.
+Rule 1: as in `guest`: standard library only, Python >= 3.9, and nothing here knows how a call travels.
+Rule 2: the first import of a module fixes its version for the life of the interpreter.
+Rule 3: the use of a version is told once a run; what comes of telling it never changes what the code gets.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import json
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from .guest import HostError, ask, define, host
+from . import guest
+from .guest import HostError, host
+from .planned import Planned
+from .present import describe_error, json_text, present
 from .results import did_you_mean
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+    from typing import Any, Callable
 
 PACKAGE = "skills"
-ENTRY = "run"
-COROUTINE = 0x80  # code flag: the function is `async def`
-ERROR_CHARS = 300
+ENTRY = "run"  # the function that a skill is
+VERSION = re.compile(r"v(0|[1-9][0-9]{0,5})", re.ASCII)  # v0 is what is being checked, before it has a number
+ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,16}\b")  # in the repr of objects; another one in every interpreter
+STATES = ("draft", "quarantined", "retired")  # kinds of error: the skill is there, and no version of it is in use
+CASE_CHARS = 16_000  # of inputs and of an output, each as JSON
+ERROR_CHARS = 1_000
+COROUTINE = 0x80  # code flag, as in `inspect`, without the cost of importing that
 
 
 class SkillUnavailableError(ImportError):
-    """A skill is there and not in use, or cannot be had now; the message says why."""
+    """A skill cannot be imported: no version of it is in use, or its source is no skill; `kind` says which."""
 
     __module__ = PACKAGE
 
+    def __init__(self, message: str, kind: str = "unavailable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+# the modules --------------------------------------------------------------------------------------
+
 
 class Skill(ModuleType):
-    """The module of a skill; calling it calls its `run`."""
+    """The module of one version of a skill."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(*args, **kwargs)
+        return getattr(self, ENTRY)(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> Any:
+        import inspect
+
+        return inspect.signature(getattr(self, ENTRY))
 
     def __getattr__(self, name: str) -> Any:
-        if is_version(name) and self.__name__.count(".") == 1:
-            return importlib.import_module(f"{self.__name__}.{name}")
-        if name.startswith("_") or "_source" in self.__dict__:
-            raise AttributeError(missing(self, name))
-        load(self)  # it was no more than the parent of an exact version until now
-        if name not in self.__dict__:
-            raise AttributeError(missing(self, name))
-        return self.__dict__[name]
-
-
-def missing(module: ModuleType, name: str) -> str:
-    """Return the message that says what `module` has instead of `name`."""
-    names = [each for each in module.__dict__ if not each.startswith("_")]
-    return f"{module.__name__} has no {name!r}. {did_you_mean(name, names)}".rstrip()
-
-
-def is_version(name: str) -> bool:
-    """Return whether `name` is that of an exact version: `v2`."""
-    return name[:1] == "v" and name[1:].isdigit() and name.isascii()
+        if name.startswith("_"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        _, skill, *exact = self.__name__.split(".")
+        if VERSION.fullmatch(name) and not exact:
+            try:
+                return importlib.import_module(f"{self.__name__}.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != skill:
+                    raise
+                raise AttributeError(str(error)) from None
+        if self.__name__ in unused:
+            raise SkillUnavailableError(*unused[self.__name__])
+        if ENTRY not in self.__dict__:
+            current = importlib.import_module(self.__name__)
+            if current is not self:  # this one is of an earlier run, when no version was in use
+                return getattr(current, name)
+        raise AttributeError(no_such_name(self, name))
 
 
 class Finder:
-    """Finds and loads `skills.<name>` and `skills.<name>.v<number>`."""
+    """Finds and loads `skills.<skill>` and `skills.<skill>.v<number>`."""
 
-    def find_spec(self, fullname: str, *_: Any) -> Optional[ModuleSpec]:
-        """Return the spec of a skill's module."""
-        parts = fullname.split(".")
-        if parts[0] != PACKAGE or not 2 <= len(parts) <= 3 or (len(parts) == 3 and not is_version(parts[2])):
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        """Return the spec of a skill's module; another name below one is something that it does not have."""
+        package, _dot, rest = fullname.partition(".")
+        if package != PACKAGE or not rest:
             return None
+        skill, *below = rest.split(".")
+        if skill.startswith("_"):
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+        if len(below) > 1 or (below and not VERSION.fullmatch(below[0])):
+            raise ImportError(no_such_name(sys.modules[fullname.rpartition(".")[0]], below[-1]))
         return ModuleSpec(fullname, self, origin=f"<{fullname}>", is_package=True)  # type: ignore[arg-type]
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> Skill:
         """Return a module that can be called."""
         return Skill(spec.name)
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Fetch a skill's source and run it; one that is not in use is only the parent of its exact versions."""
+    def exec_module(self, module: Skill) -> None:
+        """Fetch the source and run it."""
+        _, skill, *exact = module.__name__.split(".")
         try:
-            load(module)
-        except SkillUnavailableError:
-            if is_version(module.__name__.rpartition(".")[2]):
+            found = fetch(skill, int(exact[0][1:]) if exact else None)
+        except SkillUnavailableError as error:
+            if exact or error.kind not in STATES:
                 raise
+            module.__doc__ = str(error)
+            unused[module.__name__] = (str(error), error.kind)
+        else:
+            define(module, skill, found)
 
 
-def load(module: ModuleType) -> None:
-    """Make `module` what the host says that it is; raises `ModuleNotFoundError` or `SkillUnavailableError`."""
-    _, name, *version = module.__name__.split(".")
-    wanted = int(version[0][1:]) if version else None
+unused: dict[str, tuple[str, str]] = {}  # modules of skills of which no version is in use: why, and the kind of error
+
+
+def fetch(skill: str, version: int | None) -> dict[str, Any]:
+    """Return a skill as the host has it; raises `ModuleNotFoundError` or `SkillUnavailableError`."""
     try:
-        found: Dict[str, Any] = host.call("skills.source", {"skill": name, "version": wanted})
+        found = host.call("skills.source", {"skill": skill, "version": version})
     except HostError as error:
         if error.kind == "unknown_skill":
             # `name` is not the full name: the import system swallows an error of that name in `from skills import x`.
-            raise ModuleNotFoundError(error.message, name=name) from None
-        raise SkillUnavailableError(error.message, name=module.__name__) from None
+            raise ModuleNotFoundError(error.message, name=skill) from None
+        raise SkillUnavailableError(error.message, error.kind) from None
+    fields = {"source": str, "version": int, "state": str}
+    if type(found) is not dict or any(type(found.get(name)) is not kind for name, kind in fields.items()):
+        raise SkillUnavailableError(
+            f"The host's answer for the skill {skill!r} is not a skill: it needs {', '.join(fields)}."
+        )
+    return found
+
+
+def define(module: Skill, skill: str, found: dict[str, Any]) -> None:
+    """Run a skill's source in its module; raises `SkillUnavailableError` if it is no skill, and whatever it raises."""
+    version = f"{skill}@{found['version']}"
+    module.__file__ = f"<{module.__name__}>"  # which `linecache` has, and `inspect` asks for
     try:
-        define(module, found["source"])
-    except (SyntaxError, ValueError) as error:
-        raise SkillUnavailableError(f"The code of the skill {name} is broken: {error}", name=module.__name__) from None
+        code = guest.compiled(module, found["source"])
+    except SyntaxError as error:
+        raise SkillUnavailableError(f"The skill {version} is not Python: line {error.lineno}: {error.msg}.") from None
+    except (ValueError, OverflowError, RecursionError, MemoryError) as error:  # NUL, surrogates, too deep
+        raise SkillUnavailableError(f"The skill {version} cannot be compiled: {error}.") from None
+    exec(code, module.__dict__)
     run = module.__dict__.get(ENTRY)
     if not callable(run):
-        raise SkillUnavailableError(f"The skill {name} has no function `{ENTRY}`.", name=module.__name__)
-    module.__dict__[ENTRY] = counted(run, found["skill"], found["version"])
+        what = "has no function" if run is None else "has something else than a function as"
+        raise SkillUnavailableError(f"The skill {version} {what} {ENTRY!r}.")
+    module.__dict__[ENTRY] = counted(run, Uses(skill, found["version"], found["state"], module.__file__, run))
 
 
-# who uses what ------------------------------------------------------------------------------------
+def no_such_name(module: ModuleType, name: str) -> str:
+    """Return the message that says what `module` has instead of `name`."""
+    if getattr(module.__spec__, "_initializing", False):
+        return (
+            f"cannot import name {name!r} from partially initialized module {module.__name__!r} (most likely due to a "
+            "circular import): skills that import each other must do so inside their functions."
+        )
+    names = [key for key in module.__dict__ if not key.startswith("_")]
+    listed = ", ".join(names[:50]) + (", ..." if len(names) > 50 else "")
+    return f"{module.__name__} has no {name!r}. {did_you_mean(name, names)}It has: {listed}."
 
-told: Set[Tuple[str, int, bool]] = set()  # in this run
+
+# use ----------------------------------------------------------------------------------------------
+
+told: dict[tuple[str, int, bool], object] = {}  # what this run has told: a version worked, or failed
 
 
-def begin() -> None:
-    """A new run begins."""
+def begin_run() -> None:
+    """Tell uses anew, and look again for the skills of which no version was in use."""
     told.clear()
+    package = sys.modules.get(PACKAGE)
+    for name in unused:
+        sys.modules.pop(name, None)
+        if isinstance(package, Skills):
+            package.__dict__.pop(name.partition(".")[2], None)
+    unused.clear()
 
 
-def counted(run: Callable[..., Any], skill: str, version: int) -> Callable[..., Any]:
-    """Return `run`, telling the host how its calls end."""
-    flags = getattr(getattr(run, "__code__", None), "co_flags", 0)
-    if flags & COROUTINE:
+class Uses:
+    """Tells the host how calls of one version went, with the case that they make unless it is `active`.
 
-        @functools.wraps(run)
-        async def awaited(*args: Any, **kwargs: Any) -> Any:
-            try:
-                value = await run(*args, **kwargs)
-            except Exception as error:
-                await atell(skill, version, error)
-                raise
-            await atell(skill, version, None)
-            return value
+    Nothing is told once a call was planned instead of made: what came of it is not known.
+    """
 
-        return awaited
+    def __init__(self, skill: str, version: int, state: str, file: str, run: Callable[..., Any]) -> None:
+        self.skill = skill
+        self.version = version
+        self.file = file
+        self.run = run
+        self.makes_cases = state != "active"
+
+    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return a copy of a call's arguments by parameter, or None: not wanted, too large or not JSON data."""
+        if not self.makes_cases or Planned.any_made or (self.skill, self.version, True) in told:
+            return None
+        import inspect
+
+        try:
+            bound = inspect.signature(self.run).bind(*args, **kwargs)
+            bound.apply_defaults()
+            text, is_cut = json_text(bound.arguments, CASE_CHARS)
+        except Exception:  # noqa: BLE001 - whatever the arguments are, the call is to be made
+            return None
+        return None if is_cut else json.loads(text)
+
+    def worked(self, inputs: Any, result: Any) -> None:
+        """A call has returned `result`."""
+        self.tell(True, inputs, lambda: {"error": "", **({"output": self.output(result)} if self.makes_cases else {})})
+
+    def output(self, result: Any) -> dict[str, Any]:
+        """Return `result` as the value of a run is told, so that it is the same when the run is repeated."""
+        shown = present(result, CASE_CHARS)
+        return shown if shown["kind"] == "json" else {**shown, "text": ADDRESS.sub("0x...", shown["text"])}
+
+    def failed(self, inputs: Any, error: Exception) -> None:
+        """A call has raised `error`; arguments that `run` does not take are the caller's failure."""
+        is_callers = (
+            isinstance(error, TypeError) and error.__traceback__ is not None and not error.__traceback__.tb_next
+        )
+        if not is_callers:
+            self.tell(False, inputs, lambda: {"error": self.error(error)})
+
+    def error(self, error: Exception) -> str:
+        """Return the error and the last line of the skill that it passed."""
+        shown = describe_error(error, (self.file,), ERROR_CHARS * 2)
+        at, line = error.__traceback__, 0
+        while at is not None:
+            if at.tb_frame.f_code.co_filename == self.file:
+                line = at.tb_lineno
+            at = at.tb_next
+        text = f"{shown['type']}: {shown['message']}" + (f" (line {line})" if line else "")
+        return ADDRESS.sub("0x...", text)
+
+    def tell(self, ok: bool, inputs: Any, details: Callable[[], dict[str, Any]]) -> None:
+        """Tell the host that a call ended, the first time in a run that one ends so."""
+        mine = object()
+        if Planned.any_made or told.setdefault((self.skill, self.version, ok), mine) is not mine:
+            return
+        try:
+            report = {"skill": self.skill, "version": self.version, "ok": ok, **details()}
+            host.call("skills.used", report if inputs is None else {**report, "inputs": inputs})
+        except Exception:  # noqa: BLE001, S110 - the code has its result, and nothing else is its business
+            pass
+
+
+def counted(run: Callable[..., Any], uses: Uses) -> Callable[..., Any]:
+    """Return `run`, its uses told; what is asynchronous stays so."""
 
     @functools.wraps(run)
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inputs = uses.inputs(args, kwargs)
         try:
-            value = run(*args, **kwargs)
+            result = run(*args, **kwargs)
         except Exception as error:
-            tell(skill, version, error)
+            uses.failed(inputs, error)
             raise
-        tell(skill, version, None)
-        return value
+        uses.worked(inputs, result)
+        return result
 
-    return called
-
-
-def news_of(skill: str, version: int, error: Optional[Exception]) -> Optional[Dict[str, Any]]:
-    """Return what the host is to be told of a call that ended; None if it knows."""
-    key = (skill, version, error is None)
-    if key in told:
-        return None
-    told.add(key)
-    text = f"{type(error).__name__}: {error}"[:ERROR_CHARS] if error is not None else ""
-    return {"skill": skill, "version": version, "ok": error is None, "error": text}
-
-
-def tell(skill: str, version: int, error: Optional[Exception]) -> None:
-    """Tell the host how a call ended; that it cannot be told is no matter to the code."""
-    news = news_of(skill, version, error)
-    if news is not None:
+    @functools.wraps(run)
+    async def acall(*args: Any, **kwargs: Any) -> Any:
+        inputs = uses.inputs(args, kwargs)
         try:
-            host.call("skills.used", news)
-        except HostError:
-            pass
+            result = await run(*args, **kwargs)
+        except Exception as error:
+            uses.failed(inputs, error)
+            raise
+        uses.worked(inputs, result)  # blocks the loop for a moment: what awaits could be cancelled, and lose the result
+        return result
 
-
-async def atell(skill: str, version: int, error: Optional[Exception]) -> None:
-    """Do as `tell` does, from asyncio."""
-    news = news_of(skill, version, error)
-    if news is not None:
-        try:
-            await host.acall("skills.used", news)
-        except HostError:
-            pass
+    return acall if getattr(getattr(run, "__code__", None), "co_flags", 0) & COROUTINE else call
 
 
 # finding skills -----------------------------------------------------------------------------------
@@ -182,13 +284,11 @@ async def atell(skill: str, version: int, error: Optional[Exception]) -> None:
 class SkillInfo:
     """One skill in a listing; its repr is one line."""
 
-    __slots__ = ("name", "signature", "summary", "version")
+    __slots__ = ("name", "signature", "state", "summary", "version")
 
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        self.name: str = found["name"]
-        self.version: int = found["version"]
-        self.signature: str = found["signature"]
-        self.summary: str = found["summary"]
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.name, self.version, self.state = found["name"], found["version"], found["state"]
+        self.signature, self.summary = found["signature"], found["summary"]
 
     def __repr__(self) -> str:
         return f"{self.name}{self.signature}" + (f"  # {self.summary}" if self.summary else "")
@@ -197,65 +297,68 @@ class SkillInfo:
 class Listing(list[SkillInfo]):
     """Skills, one a line in its repr."""
 
+    __slots__ = ()
+
     def __repr__(self) -> str:
         return "\n".join(map(repr, self)) or "no skills found"
 
 
 def search(query: str, limit: int = 10) -> Listing:
-    """Return the skills that fit `query`, best first."""
-    found = ask("skills.search", {"query": query, "limit": limit}, "skills.search")
-    return Listing(map(SkillInfo, found["skills"]))
-
-
-def load_skill(name: str) -> ModuleType:
-    """Return the module of a skill by its name, or of an exact version: "weather_report@2"."""
-    skill, _, version = name.strip().replace("-", "_").partition("@")
-    dotted = f"{PACKAGE}.{skill}" + (f".v{version.lstrip('v')}" if version else "")
-    return importlib.import_module(dotted)
-
-
-def names() -> List[str]:
-    """Return the names of all skills in use, or none where the host cannot be asked."""
+    """Return the skills whose names, descriptions, signatures or code match `query`, best first."""
+    found = guest.ask("skills.search", {"query": query, "limit": limit}, "skills.search")
     try:
-        return list(host.call("skills.names", {}))
-    except HostError:
-        return []
+        return Listing(map(SkillInfo, found["skills"]))
+    except (KeyError, TypeError):
+        raise SkillUnavailableError("The host's answer to the search is not a list of skills.") from None
+
+
+def names() -> list[str]:
+    """Return the names of all skills that are in use."""
+    found = guest.ask("skills.names", {}, "skills.list")
+    return [name for name in found if type(name) is str] if type(found) is list else []
+
+
+def load(skill: str) -> ModuleType:
+    """Return the module of a skill, "weather-report" or, for an exact version, "weather_report@2"."""
+    name, at, version = skill.strip().replace("-", "_").partition("@")
+    version = version if version[:1] == "v" else f"v{version}"
+    if not name.isidentifier() or (at and (version == "v0" or not VERSION.fullmatch(version))):
+        raise ValueError(f"{skill!r:.80} names no skill: write 'weather_report' or, for a version, 'weather_report@2'.")
+    return importlib.import_module(f"{PACKAGE}.{name}.{version}" if at else f"{PACKAGE}.{name}")
 
 
 # the package --------------------------------------------------------------------------------------
 
-PUBLIC: Dict[str, Any] = {"search": search, "load": load_skill, "SkillUnavailableError": SkillUnavailableError}
+PUBLIC: dict[str, Any] = {
+    "search": search,
+    "list": names,
+    "load": load,
+    "SkillUnavailableError": SkillUnavailableError,
+}
 
 
-class Package(ModuleType):
-    """The module `skills`: a skill is imported when it is first named."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"module {PACKAGE!r} has no attribute {name!r}")
-        try:
-            return importlib.import_module(f"{PACKAGE}.{name}")
-        except ModuleNotFoundError as error:
-            raise AttributeError(str(error)) from None
+class Skills(guest.Package):
+    """The module `skills`."""
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]
-        return f"{DOC}\nSkills: {', '.join(names()) or 'none yet'}.\n"
+        # The skills are listed here and not by `dir`: `help` gets every name that `dir` lists, which would run them.
+        try:
+            listed = ", ".join(names())
+        except guest.ToolError:
+            listed = ""
+        return f"{DOC}\nSkills: {listed or 'none'}.\n"
 
 
 def install() -> ModuleType:
-    """Make `import skills` work, through the host that `guest.install` was given; may be called again."""
-    package = sys.modules.get(PACKAGE)
-    if not isinstance(package, Package):
-        package = sys.modules[PACKAGE] = Package(PACKAGE)
-        package.__path__ = []
-        package.__dict__.update(PUBLIC, __all__=sorted(PUBLIC))
-        sys.meta_path.insert(0, Finder())
-    return package
+    """Make `import skills` work, with calls going where `guest.install` has them go; may be called again."""
+    return guest.provide(Skills, PACKAGE, PUBLIC, Finder)
 
 
-DOC = """Code that has worked and was kept, each skill a module: `from skills.weather_report import run`.
+DOC = """Code that was kept because it works, each skill a module that is called as its function `run`.
 
-skills.search("words")      the skills that fit, best first     help(skills.weather_report)   what it takes and does
-skills.weather_report(...)  the same as its run(...)            skills.weather_report.v2      exactly that version
+skills.weather_report(city="Oslo")            from skills.weather_report import run
+skills.search("words")                        the skills that fit, best first: names, parameters, what they do
+help(skills.weather_report.run)               parameters, types, what it does
+skills.weather_report.v2(...)                 an exact version; also skills.load("weather_report@2")
 """
