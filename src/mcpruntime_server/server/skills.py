@@ -19,11 +19,12 @@ LISTED = 3  # a search tells the best; `name` tells all of one
 SUMMARY = 120  # characters of a summary in a list
 SIGNATURE = 140  # and of a signature
 
-LIST = "Tested code to import: `from skills.NAME import run`. query finds some, name shows one."
+LIST = "Tested code to import: `from skills.NAME import run`. query finds, name shows one."
 SAVE = (
     "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run(...). "
-    "Tells whether it is in use, or a draft and why."
+    "Tells why it is not in use."
 )
+
 
 
 class Skills:
