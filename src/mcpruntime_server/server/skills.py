@@ -26,7 +26,6 @@ SAVE = (
 )
 
 
-
 class Skills:
     """Carries out the tools."""
 
