@@ -42,6 +42,7 @@ bench: image upstreams
 
 bench-skills: upstreams image
 	@$(BIN)/python bench/skill_gate.py
+	@$(BIN)/python bench/retrieval.py
 
 clean:
 	rm -rf .venv .venvs .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

@@ -7,39 +7,17 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from .english import COMMON, alike
 from .model import Skill, signature_text
 
 MAX_WORDS = 32  # of a query
 MAX_BODY = 20_000  # characters of code that are indexed
 CANDIDATES = 50  # that are weighed by how well they have done
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-COMMON = frozenset(
-    {
-        *(
-            "a",
-            "an",
-            "and",
-            "are",
-            "as",
-            "at",
-            "be",
-            "by",
-            "can",
-            "do",
-            "does",
-            "for",
-            "from",
-            "give",
-            "how",
-            "i",
-            "in",
-        ),
-        *("is", "it", "its", "me", "my", "of", "on", "or", "our", "please", "show", "tell", "that", "the", "them"),
-        *("there", "this", "to", "us", "was", "we", "were", "what", "when", "where", "which", "who", "with", "you"),
-    }
-)
+LIKENESS = 0.35  # what a word of about the same meaning counts, against the word itself
 
 
 def words(text: str) -> list[str]:
@@ -67,17 +45,23 @@ class Index:
         """Return the names of what matches any word of `query`, best first; `weight` says how well a skill does."""
         return [name for name, _ in sorted(self._found(query, weight), key=lambda each: (-each[1], each[0]))[:limit]]
 
-    def _found(self, query: str, weight: Callable[[str], float]) -> Iterator[tuple[str, float]]:
-        asked = [word.lower() for word in words(query)[:MAX_WORDS]]
-        terms = [f'"{word}"*' if len(word) > 3 else f'"{word}"' for word in asked if word not in COMMON]
-        if terms:
-            rows = self._db.execute(
-                "SELECT skill, -bm25(skills, 0, 6, 4, 2, 1) FROM skills WHERE skills MATCH ? "
-                "ORDER BY bm25(skills, 0, 6, 4, 2, 1) LIMIT ?",
-                (" OR ".join(terms), CANDIDATES),
-            )
-            for name, score in rows:
-                yield name, score * weight(name)
+    def _found(self, query: str, weight: Callable[[str], float]) -> Iterable[tuple[str, float]]:
+        asked = [word for word in map(str.lower, words(query)[:MAX_WORDS]) if word not in COMMON]
+        scores: defaultdict[str, float] = defaultdict(float)
+        for terms, counts in ((asked, 1.0), (sorted(set().union(*map(alike, asked)) - set(asked)), LIKENESS)):
+            for name, score in self._matching(terms):
+                scores[name] += score * counts * weight(name)
+        return scores.items()
+
+    def _matching(self, terms: Sequence[str]) -> Sequence[tuple[str, float]]:
+        if not terms:
+            return ()
+        match = " OR ".join(f'"{term}"*' if len(term) > 3 else f'"{term}"' for term in terms)
+        return self._db.execute(
+            "SELECT skill, -bm25(skills, 0, 4, 4, 2, 0.5) AS score FROM skills WHERE skills MATCH ? "
+            "ORDER BY score DESC LIMIT ?",
+            (match, CANDIDATES),
+        ).fetchall()
 
     def close(self) -> None:
         """Forget everything."""
