@@ -30,6 +30,7 @@ from .sandbox.docker import DockerBackend
 from .sandbox.local import LocalBackend
 from .server.mcp import build_server
 from .server.stdio import stdio_streams
+from .skills.guides import Guides
 from .skills.library import Library
 from .skills.store import Store
 from .tools.catalog import Catalog, open_catalog
@@ -104,7 +105,8 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
     with take_lease(folder) as held:
         async with open_journal(folder, held) as journal, open_tools(config) as catalog:
             packages = None if config.sandbox.image else config.sandbox.packages
-            library = Library(Store(config.skills.folder), journal, packages, catalog.schema)
+            guides = Guides(config.skills.folders)
+            library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
             router = Router(
                 {
                     "tools": tools_route(catalog, Policy(config.policy)),

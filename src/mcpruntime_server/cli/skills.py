@@ -14,7 +14,7 @@ import anyio
 
 from ..config import Config
 from ..errors import InvalidRequest
-from ..skills.library import a, in_use, pick
+from ..skills.listing import a, in_use, pick
 from ..skills.model import Skill, signature_text
 from ..skills.store import Store
 from .printing import Screen, print_json, printer, safe, when

@@ -37,7 +37,8 @@ ENV_KEYS: Mapping[str, Key] = {
     for name in model.model_fields
 }
 TABLES = {("policy", "tools")}  # which a variable cannot hold
-LISTS = {("sandbox", "packages"), ("sandbox", "mounts")}
+PATH_LISTS = {("sandbox", "mounts"), ("skills", "folders")}
+LISTS = {("sandbox", "packages"), *PATH_LISTS}
 PATHS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}
 
 
@@ -162,7 +163,7 @@ def _merge(tree: dict[str, Any], leaves: Mapping[Key, Any], origin: str, base: P
 def _placed(key: Key, value: Any, base: Path) -> Any:
     """Return `value` with the paths in it made absolute: they are relative to `base`."""
     upstream = key[-1] if len(key) == 3 and key[0] == "mcpServers" else None
-    if key == ("sandbox", "mounts") and isinstance(value, list | tuple):
+    if key in PATH_LISTS and isinstance(value, list | tuple):
         return [_absolute(item, base) if isinstance(item, str) else item for item in value]
     if isinstance(value, str | Path) and str(value) and (key in PATHS or upstream == "cwd"):
         return _absolute(str(value), base)

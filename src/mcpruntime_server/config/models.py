@@ -117,6 +117,7 @@ class SkillSettings(Settings):
     """`[skills]`: where skills are kept, and which runs are kept by themselves."""
 
     auto: Literal["off", "draft", "active-on-second-success"] = "off"
+    folders: tuple[Path, ...] = ()  # of Agent Skills that others keep: read, never written
     folder: Path = Path()  # `skills_store` beside the settings file, else in the data folder
 
 

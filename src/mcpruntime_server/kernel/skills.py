@@ -2,7 +2,8 @@
 
 A module is made at its first import, of source that the host has. `skills.weather_report` is the version in use,
 `skills.weather_report.v2` an exact one. A skill of which no version is in use has a module too (it is in `unused`),
-because Python imports it on the way to an exact version; whatever else is wanted of it fails, in this run.
+because Python imports it on the way to an exact version; whatever else is wanted of it fails, in this run. A guide is a
+module too: its documentation is a text that somebody has written for agents, and `folder` is where its files are.
 
 Rule 1: as in `guest`: standard library only, Python >= 3.9, and nothing here knows how a call travels.
 Rule 2: the first import of a module fixes its version for the life of the interpreter.
@@ -36,6 +37,7 @@ ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,16}\b")  # in the repr of objects; anot
 STATES = ("draft", "quarantined", "retired")  # kinds of error: the skill is there, and no version of it is in use
 CASE_CHARS = 16_000  # of inputs and of an output, each as JSON
 ERROR_CHARS = 1_000
+IS_GUIDE = "{0} is a guide and has no {1!r}: print({0}.__doc__) to read it; its files are in {0}.folder."
 COROUTINE = 0x80  # code flag, as in `inspect`, without the cost of importing that
 
 
@@ -77,6 +79,11 @@ class Skill(ModuleType):
                 raise AttributeError(str(error)) from None
         if self.__name__ in unused:
             raise SkillUnavailableError(*unused[self.__name__])
+        if self.__dict__.get("is_guide"):
+            if name == "folder":
+                self.folder = unpacked(skill)
+                return self.folder
+            raise AttributeError(IS_GUIDE.format(self.__name__, name))
         if ENTRY not in self.__dict__:
             current = importlib.import_module(self.__name__)
             if current is not self:  # this one is of an earlier run, when no version was in use
@@ -114,7 +121,11 @@ class Finder:
             module.__doc__ = str(error)
             unused[module.__name__] = (str(error), error.kind)
         else:
-            define(module, skill, found)
+            if type(found.get("guide")) is str:
+                module.__doc__ = found["guide"]
+                module.__dict__["is_guide"] = True
+            else:
+                define(module, skill, found)
 
 
 unused: dict[str, tuple[str, str]] = {}  # modules of skills of which no version is in use: why, and the kind of error
@@ -135,6 +146,22 @@ def fetch(skill: str, version: int | None) -> dict[str, Any]:
             f"The host's answer for the skill {skill!r} is not a skill: it needs {', '.join(fields)}."
         )
     return found
+
+
+def unpacked(guide: str) -> Any:
+    """Return a new folder with the files of a guide, as a `Path`."""
+    import base64
+    import tempfile
+    from pathlib import Path
+
+    found = guest.ask("skills.files", {"skill": guide}, f"skills.{guide}.folder")
+    folder = Path(tempfile.mkdtemp(prefix=f"{guide}-"))
+    for path, data in found.items():
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(base64.b64decode(data))
+        place.chmod(0o444)
+    return folder
 
 
 def define(module: Skill, skill: str, found: dict[str, Any]) -> None:
@@ -360,5 +387,6 @@ DOC = """Code that was kept because it works, each skill a module that is called
 skills.weather_report(city="Oslo")            from skills.weather_report import run
 skills.search("words")                        the skills that fit, best first: names, parameters, what they do
 help(skills.weather_report.run)               parameters, types, what it does
+skills.pdf_forms.__doc__, skills.pdf_forms.folder        a guide: what it says, and the folder with its files
 skills.weather_report.v2(...)                 an exact version; also skills.load("weather_report@2")
 """

@@ -5,15 +5,16 @@ The list of tools is fixed for the life of the process; what upstream servers of
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
 from mcp.server import MCPServer
+from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp.types import CallToolResult, InputRequiredResult, ToolAnnotations
+from mcp.types import CallToolResult, InputRequiredResult, Resource, ResourceTemplate, ToolAnnotations
 from pydantic import Field, ValidationError
 
 from .. import __version__
@@ -26,10 +27,11 @@ from ..skills.library import Library
 from .default import PRINCIPAL, DefaultSession
 from .replay import DESCRIPTION as REPLAY
 from .replay import Action, Replay
+from .resources import SkillResources, SkillsExtension, Source
 from .results import RunResult, refusal
 from .runs import Runs
 from .schemas import compact, parameters
-from .skills import Skills, skill_tools
+from .skills import Skills, skill_prompt, skill_tools
 from .tasks import Tasks
 from .watch import watch
 
@@ -81,8 +83,9 @@ def build_server(
     auto = config.skills.auto
     evolution = None if auto == "off" else Evolution(library, promotes=auto == "active-on-second-success")
     runs = Runs(config, runtime, default, timed_out, evolution)
-    return Server(
+    server = Server(
         "mcpruntime-server",
+        (SkillResources(library),),
         version=__version__,
         instructions=INSTRUCTIONS + SKILLS.format(skills) + ("" if isolated else WARNING),
         log_level="WARNING",
@@ -91,8 +94,10 @@ def build_server(
             replay_tool(actions, default, timed_out),
             *skill_tools(Skills(library, runtime.journal, PRINCIPAL)),
         ],
-        extensions=[Tasks(runs, config.server.keep_days)],
+        extensions=[Tasks(runs, config.server.keep_days), SkillsExtension(library)],
     )
+    server.add_prompt(skill_prompt(library))
+    return server
 
 
 def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
@@ -191,7 +196,30 @@ def replay_tool(actions: Replay, default: DefaultSession, timed_out: Container[s
 
 
 class Server(MCPServer[Any]):
-    """The SDK's server, whose refusals name the parameters that would be right."""
+    """The SDK's server, whose resources come from `sources`, and whose refusals name what would be right."""
+
+    def __init__(self, name: str, sources: Sequence[Source], **settings: Any) -> None:
+        super().__init__(name, **settings)
+        self._sources = sources
+
+    async def list_resources(self) -> list[Resource]:
+        """Return what all sources have."""
+        return [resource for source in self._sources for resource in await source.list()]
+
+    async def list_resource_templates(self) -> list[ResourceTemplate]:
+        """Return the forms of addresses of all sources."""
+        return [template for source in self._sources for template in source.templates()]
+
+    async def read_resource(self, uri: Any, context: Context[Any] | None = None) -> Iterable[ReadResourceContents]:
+        """Return what an address stands for; raises `ResourceNotFoundError`."""
+        for source in self._sources:
+            if str(uri).startswith(source.scheme):
+                try:
+                    return [await source.read(str(uri))]
+                except McpRuntimeError as exc:
+                    raise ResourceNotFoundError(str(exc)) from None
+        schemes = ", ".join(source.scheme for source in self._sources)
+        raise ResourceNotFoundError(f"There is nothing at {str(uri)!r:.200}: addresses begin with {schemes}.")
 
     async def call_tool(self, name: str, arguments: dict[str, Any], context: Context[Any] | None = None) -> Any:
         """Call a tool; raises `ToolError` for arguments that it does not take, instead of passing over them."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from mcp.server.mcpserver.prompts import Prompt
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import CallToolResult, ToolAnnotations
+from pydantic import Field
 
 from ..errors import InvalidRequest, McpRuntimeError
 from ..journal.rows import RunRow
 from ..journal.store import Journal
 from ..runtime.history import find_run, find_session
-from ..skills.library import Library, a, entry
+from ..skills.guides import Guide
+from ..skills.library import Library
+from ..skills.listing import a, entry
 from ..skills.model import Skill, signature_text
 from ..skills.record import Record
 from .results import plain, refusal
@@ -17,12 +23,18 @@ from .schemas import compact
 
 LISTED = 3  # a search tells the best; `name` tells all of one
 SUMMARY = 120  # characters of a summary in a list
+PROMPTED = 8  # skills that a prompt names
 SIGNATURE = 140  # and of a signature
 
 LIST = "Tested code to import: `from skills.NAME import run`. query finds, name shows one."
 SAVE = (
     "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run(...). "
     "Tells why it is not in use."
+)
+
+SKILLS_FOR = (
+    "Do it with run_code. Code that worked before, in the order in which it may help (`from skills.NAME import run`; "
+    "a guide's text is skills.NAME.__doc__, its files are in skills.NAME.folder):"
 )
 
 
@@ -37,6 +49,8 @@ class Skills:
     async def list(self, query: str | None, name: str | None) -> CallToolResult:
         """Tell the skills that fit best, or all of one."""
         if name is not None:
+            if guide := (await self._library.guides()).get(name.strip().replace("-", "_")):
+                return told_guide(guide)
             skill = await self._library.get(name)
             return told(skill, (await self._library.records()).get((skill.name, skill.version), Record()))
         found = await self._library.find(query or "", LISTED)
@@ -70,14 +84,22 @@ class Skills:
         return await find_run(self._journal, session, run)
 
 
-def line(skill: Skill) -> str:
+def line(skill: Skill | Guide) -> str:
     """Return a skill in one line, of fewer than 60 tokens."""
+    if isinstance(skill, Guide):
+        return f"{skill.name}  # guide: {skill.summary[:SUMMARY]}"
     signature = signature_text(skill.signature)
     if len(signature) > SIGNATURE:
         parameters = skill.signature.parameters
         names = ", ".join(each.name if each.default is None else f"{each.name}=..." for each in parameters)
         signature = f"({names})"[:SIGNATURE]
     return f"{skill.name}{signature}  # {skill.summary[:SUMMARY]}"
+
+
+def told_guide(guide: Guide) -> CallToolResult:
+    """Tell all of a guide: the text that its author has written for agents."""
+    lines = [f"{guide.name} is a guide. In code its files are in skills.{guide.name}.folder.", guide.text]
+    return plain("\n".join(lines), {**entry(guide), "source": guide.text})
 
 
 def how_to_use(skill: Skill) -> str:
@@ -132,3 +154,16 @@ def skill_tools(skills: Skills) -> list[Tool]:
     for tool in tools:
         tool.parameters = compact(tool.parameters)
     return tools
+
+
+def skill_prompt(library: Library) -> Prompt:
+    """Return the prompt that begins a task with the skills which may help."""
+
+    async def with_skills(task: Annotated[str, Field(description="What is to be done")]) -> str:
+        found = await library.find(task, PROMPTED)
+        lines = [f"- {line(skill)}" for skill in found] or ["- none: save what works with save_skill"]
+        return "\n".join((task, "", SKILLS_FOR, *lines))
+
+    return Prompt.from_function(
+        with_skills, title="Task with skills", description="A task, and the skills that may help."
+    )

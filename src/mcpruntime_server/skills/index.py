@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .english import COMMON, alike
+from .guides import Guide
 from .model import Skill, signature_text
 
 MAX_WORDS = 32  # of a query
@@ -35,7 +36,7 @@ class Index:
             "skill UNINDEXED, name, summary, signature, body, tokenize = 'porter unicode61')"
         )
 
-    def replace(self, skills: Iterable[Skill]) -> None:
+    def replace(self, skills: Iterable[Skill | Guide]) -> None:
         """Make `skills` all that can be found."""
         with self._db:
             self._db.execute("DELETE FROM skills")
@@ -68,13 +69,10 @@ class Index:
         self._db.close()
 
 
-def _document(skill: Skill) -> tuple[str, str, str, str, str]:
-    signature = signature_text(skill.signature)
-    texts: Mapping[str, str] = {
-        "name": skill.name,
-        "summary": skill.summary,
-        "signature": signature,
-        "body": skill.source[:MAX_BODY],
-    }
-    name, summary, signature, body = (" ".join(words(text)) for text in texts.values())
+def _document(skill: Skill | Guide) -> tuple[str, str, str, str, str]:
+    if isinstance(skill, Guide):
+        texts = skill.name, skill.summary, "", skill.text[:MAX_BODY]
+    else:
+        texts = skill.name, skill.summary, signature_text(skill.signature), skill.source[:MAX_BODY]
+    name, summary, signature, body = (" ".join(words(text)) for text in texts)
     return skill.name, name, summary, signature, body

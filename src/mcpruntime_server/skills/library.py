@@ -9,6 +9,7 @@ Rule 3: what is kept holds no credentials: neither its code nor what it was reco
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,14 +21,15 @@ from ..errors import CallFailed, InvalidRequest, McpRuntimeError, NotFound, Skil
 from ..journal.replay import load_recording
 from ..journal.rows import RunRow
 from ..journal.store import Journal
-from ..kernel.results import did_you_mean
 from .extract import extract, read_skill
 from .folder import Manifest, case_bytes, content_of
 from .gate import CANDIDATE, OpenTrial, Verdict, examine
+from .guides import Guide, Guides, content_of_guide
 from .index import Index
 from .lint import check, check_entry, parse
-from .model import Case, Extraction, Skill, Step, signature_text
-from .names import free_name, skill_name, split_version
+from .listing import a, entry, identity, in_use, pick
+from .model import Case, Extraction, Skill, Step
+from .names import free_name, skill_name
 from .record import Record, Records, records_of, why_retire
 from .secrets import known_secret
 from .store import Store
@@ -62,12 +64,14 @@ class Library:
         journal: Journal,
         packages: Collection[str] | None,
         schema: Callable[[str], str],
+        guides: Guides | None = None,
     ) -> None:
         self._store = store
         self._journal = journal
         self.open_trial: OpenTrial = _nowhere
         self._packages = packages
         self._schema = schema
+        self._guides = guides or Guides()
         self._index = Index()
         self._indexed: dict[str, str] = {}  # the digest of each skill that can be found
         self._candidates: dict[str, str] = {}  # source by name, while it is at the gate
@@ -80,6 +84,13 @@ class Library:
         """Return the versions of every skill, by its name; raises `Unavailable`."""
         async with self._reading:
             return await anyio.to_thread.run_sync(self._store.all)
+
+    async def guides(self) -> dict[str, Guide]:
+        """Return the guides by name, but those whose name a skill has."""
+        taken = await self.all()
+        async with self._reading:
+            found = await anyio.to_thread.run_sync(self._guides.all)
+        return {name: guide for name, guide in found.items() if name not in taken}
 
     async def records(self) -> Records:
         """Return how every version has done, as far as it was used; raises `JournalFailed`."""
@@ -96,18 +107,22 @@ class Library:
 
     @property
     def problems(self) -> Mapping[str, str]:
-        """What is wrong in the store, by skill, as far as it has been read."""
-        return self._store.problems
+        """What is wrong in the store and the folders of guides, by skill or folder, as far as they have been read."""
+        return {**self._store.problems, **self._guides.problems}
 
-    async def find(self, query: str, limit: int) -> list[Skill]:
-        """Return the skills in use that match any word of `query`, best first; of all of them, if it is empty."""
-        found = in_use(await self.all())
+    async def find(self, query: str, limit: int) -> list[Skill | Guide]:
+        """Return the skills in use and the guides that match any word of `query`, best first; any, if it is empty."""
+        skills = in_use(await self.all())
+        found: dict[str, Skill | Guide] = {**await self.guides(), **skills}
         records = await self.records()
-        weights = {name: records.get((name, skill.version), Record()).weight for name, skill in found.items()}
+        weights = dict.fromkeys(found, Record().weight)
+        weights.update(
+            {name: records[key].weight for name, skill in skills.items() if (key := (name, skill.version)) in records}
+        )
         if not query.strip():
             return sorted(found.values(), key=lambda skill: (-weights[skill.name], skill.name))[:limit]
         async with self._reading:
-            digests = {skill.name: skill.id + skill.digest for skill in found.values()}
+            digests = {name: identity(each) for name, each in found.items()}
             if digests != self._indexed:
                 await anyio.to_thread.run_sync(self._index.replace, list(found.values()))
                 self._indexed = digests
@@ -115,21 +130,42 @@ class Library:
         return [found[name] for name in names if name in found]
 
     async def count(self) -> int:
-        """Return how many skills are in use."""
-        return len(in_use(await self.all()))
+        """Return how many skills are in use, and guides there are."""
+        return len(await self.names())
 
     async def get(self, name: str) -> Skill:
         """Return a skill by name, or an exact version ("weather_report@2"); raises `NotFound`, `InvalidRequest`."""
         return pick(await self.all(), name)
 
+    async def names(self) -> list[str]:
+        """Return the names of all skills in use, and of the guides."""
+        return sorted({*in_use(await self.all()), *await self.guides()})
+
+    async def content(self, name: str) -> Mapping[str, bytes]:
+        """Return the files of a skill in use, or of a guide, by path; raises `NotFound`, `Unavailable`."""
+        read: Callable[[], Mapping[str, bytes]]
+        if guide := (await self.guides()).get(name):
+            read = partial(content_of_guide, guide)
+        elif skill := in_use(await self.all()).get(name):
+            read = partial(self._store.content, skill)
+        else:
+            raise NotFound(f"There is no skill {name!r:.80} in use.", remedy="list_skills shows them.")
+        try:
+            async with self._reading:
+                return await anyio.to_thread.run_sync(read)
+        except (SkillRefused, OSError) as exc:
+            raise Unavailable(f"The files of {name} cannot be read: {exc}") from None
+
     # what sandboxes ask -----------------------------------------------------------------------------
 
     async def answer(self, target: str, args: dict[str, Any]) -> Any:
-        """Answer `skills.source {skill, version}`, `.search {query, limit}`, `.names {}` or `.used {...}`."""
+        """Answer `skills.source {skill, version}`, `.files`, `.search {query, limit}`, `.names` or `.used`."""
         if target == "skills.source":
             return await self._source(args.get("skill"), args.get("version"))
         if target == "skills.names":
-            return sorted(in_use(await self.all()))
+            return await self.names()
+        if target == "skills.files":
+            return await self._files(args.get("skill"))
         if target == "skills.search":
             query, limit = args.get("query"), args.get("limit")
             if not isinstance(query, str) or type(limit) is not int:
@@ -150,6 +186,8 @@ class Library:
         except (NotFound, InvalidRequest) as exc:
             if version is None and name in self._candidates:
                 raise CallFailed("draft", f"The skill {name} is being checked.") from None
+            if version is None and (guide := (await self.guides()).get(name)) is not None:
+                return {"skill": name, "version": 0, "state": "guide", "source": "", "guide": guide.text}
             raise CallFailed("unknown_skill", exc.message) from None
         if version is None and skill.state == "active":
             skill = await self._checked(skill)
@@ -167,6 +205,16 @@ class Library:
             "state": skill.state,
             "digest": skill.digest,
         }
+
+    async def _files(self, name: Any) -> dict[str, str]:
+        """Return the files of a guide, each in base 64."""
+        if not isinstance(name, str) or name not in await self.guides():
+            raise CallFailed("unknown_skill", f"There is no guide {name!r:.80}.")
+        try:
+            content = await self.content(name)
+        except McpRuntimeError as exc:
+            raise CallFailed("unavailable", exc.message) from None
+        return {path: b64encode(data).decode() for path, data in content.items()}
 
     async def _checked(self, skill: Skill) -> Skill:
         """Return a skill in use as it is now that the tools which it calls may have changed."""
@@ -370,43 +418,3 @@ class Library:
 
 def _nowhere() -> NoReturn:
     raise Unavailable("Skills cannot be checked without sandboxes.")
-
-
-def in_use(found: Mapping[str, Sequence[Skill]]) -> dict[str, Skill]:
-    """Return the newest active version of every skill that has one."""
-    active = {name: [each for each in versions if each.state == "active"] for name, versions in found.items()}
-    return {name: versions[-1] for name, versions in active.items() if versions}
-
-
-def pick(found: Mapping[str, Sequence[Skill]], name: str) -> Skill:
-    """Return the version in use of a skill, or an exact one ("weather_report@2"); raises `NotFound`, `InvalidRequest`.
-
-    Where none is in use, it is the newest.
-    """
-    skill, number = split_version(name)
-    if skill not in found:
-        hint = did_you_mean(skill, found)
-        raise NotFound(f"There is no skill {skill!r:.80}. {hint}".rstrip(), remedy="list_skills shows them.")
-    versions = found[skill]
-    if number is None:
-        return next((each for each in reversed(versions) if each.state == "active"), versions[-1])
-    for version in versions:
-        if version.version == number:
-            return version
-    raise NotFound(f"There is no version {number} of the skill {skill}; the last is {versions[-1].version}.")
-
-
-def entry(skill: Skill) -> dict[str, Any]:
-    """Return a skill as listings have it."""
-    return {
-        "name": skill.name,
-        "version": skill.version,
-        "signature": signature_text(skill.signature),
-        "summary": skill.summary,
-        "state": skill.state,
-    }
-
-
-def a(state: str) -> str:
-    """Return a state as a sentence has it."""
-    return {"draft": "a draft", "active": "in use"}.get(state, state)

@@ -107,6 +107,11 @@ class Store:
                 return skill
         raise NotFound(f"There is no version {number} of the skill {name}.")
 
+    def content(self, skill: Skill) -> Files:
+        """Return the files of a version, without its manifest; raises `SkillRefused`, `OSError`."""
+        found = read_content(self.folder / slug(skill.name) / VERSIONS / str(skill.version))
+        return {path: data for path, data in found.items() if path != MANIFEST}
+
     def _read(self, name: str, folder: Path) -> Iterator[Skill]:
         for number in _numbers(folder):
             try:

@@ -1,0 +1,59 @@
+"""Skills and guides as they are named, picked and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import NotFound
+from ..kernel.results import did_you_mean
+from .guides import Guide
+from .model import Skill, signature_text
+from .names import split_version
+
+
+def in_use(found: Mapping[str, Sequence[Skill]]) -> dict[str, Skill]:
+    """Return the newest active version of every skill that has one."""
+    active = {name: [each for each in versions if each.state == "active"] for name, versions in found.items()}
+    return {name: versions[-1] for name, versions in active.items() if versions}
+
+
+def pick(found: Mapping[str, Sequence[Skill]], name: str) -> Skill:
+    """Return the version in use of a skill, or an exact one ("weather_report@2"); raises `NotFound`, `InvalidRequest`.
+
+    Where none is in use, it is the newest.
+    """
+    skill, number = split_version(name)
+    if skill not in found:
+        hint = did_you_mean(skill, found)
+        raise NotFound(f"There is no skill {skill!r:.80}. {hint}".rstrip(), remedy="list_skills shows them.")
+    versions = found[skill]
+    if number is None:
+        return next((each for each in reversed(versions) if each.state == "active"), versions[-1])
+    for version in versions:
+        if version.version == number:
+            return version
+    raise NotFound(f"There is no version {number} of the skill {skill}; the last is {versions[-1].version}.")
+
+
+def identity(found: Skill | Guide) -> str:
+    """Return what changes when what is found is another."""
+    return str(hash(found.text)) if isinstance(found, Guide) else found.id + found.digest
+
+
+def entry(skill: Skill | Guide) -> dict[str, Any]:
+    """Return a skill as listings have it."""
+    if isinstance(skill, Guide):
+        return {"name": skill.name, "version": 0, "signature": "", "summary": skill.summary, "state": "guide"}
+    return {
+        "name": skill.name,
+        "version": skill.version,
+        "signature": signature_text(skill.signature),
+        "summary": skill.summary,
+        "state": skill.state,
+    }
+
+
+def a(state: str) -> str:
+    """Return a state as a sentence has it."""
+    return {"draft": "a draft", "active": "in use"}.get(state, state)
