@@ -27,6 +27,7 @@ PROGRAMS = (
     programs.collect(Path("/r")),
     programs.answer(Path("/report.md")),
     programs.answer(None),
+    *(programs.learn(Path("/r")), programs.compose(Path("/r")), programs.again(Path("/r"))),
     *(programs.SAVE, programs.SPOIL, programs.LOOK, programs.BY_HOUR, programs.BY_AUTHOR),
 )
 
@@ -66,7 +67,13 @@ def test_the_demo_asks_real_servers_and_shows_what_it_cost() -> None:
         for way in ("one call a turn", "2 programs")
     )
     assert before > 10 * after > 0
-    check_moves(told[0].split()[0], answer[0].split()[0], told[11:])
+    check_moves(told[0].split()[0], answer[0].split()[0], [*told[11:19], told[-1]])
+    learning = told[19:-1]
+    assert [line for line in learning if "is in use" in line] == [
+        "hotfixes_by_author@1 is in use.",
+        "busiest_by_quarter@1 is in use.",
+    ]
+    assert learning[-1].count("Q4") == 2
     assert len(re.findall(r"\((?:rewind|fork) [\d.]+ ms, the run after it [\d.]+ ms", done.stdout)) == 3
 
 

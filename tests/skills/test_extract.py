@@ -138,6 +138,23 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         {"limit": 1},
         [("Ann", [9, 5])],
     ),
+    "another run is called otherwise": (
+        (
+            "from math import sqrt as run\nfrom tools.git import log\nnumber = log(repo_path='/srv/repo')[0]['n']\n[run(number * 5), 'Ann']",
+        ),
+        {"repo_path": "/srv/repo"},
+        {},
+        [5.0, "Ann"],
+    ),
+    "a name that was imported from two places": (
+        (
+            "from tools.git import log\nfrom math import floor as turn\nlow = turn(log(repo_path='/srv/repo', author='Bo')[0]['n'] / 3)",
+            "from math import ceil as turn\n[low, turn(7 / 3)]",
+        ),
+        {"repo_path": "/srv/repo", "author": "Bo"},
+        {"author": "Ann"},
+        [1, 3],
+    ),
     "helpers stay as they are": (
         (
             "from tools.git import log\nfrom collections import Counter\nSTEP = 2\ndef half(n):\n    return n // STEP\n"

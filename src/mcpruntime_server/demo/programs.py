@@ -104,10 +104,55 @@ name, count = awake.most_common(1)[0]
 f"best to be on call with: {name}, {count} of {authors[name]} hotfixes while Tokyo was awake"
 """
 
+LEARN = """\
+import re
+from collections import Counter
+from tools.git import git_log
+
+log = git_log(
+    {repository!r}, max_count=1000, start_timestamp="2024-01-01T00:00:00Z", end_timestamp="2024-03-31T23:59:59Z"
+)
+entries = re.findall(r"Author: (.+)\\nDate: .+\\nMessage: (.+)", log)
+authors = Counter(author.split("<")[0].strip() for author, subject in entries if subject.startswith("hotfix"))
+authors.most_common(3)
+"""
+
+COMPOSE = """\
+from skills.hotfixes_by_author import run
+
+ENDS = [("01-01", "03-31"), ("04-01", "06-30"), ("07-01", "09-30"), ("10-01", "12-31")]
+year = "2025"
+busiest = {{}}
+for number, (begin, end) in enumerate(ENDS, 1):
+    first, last = f"{{year}}-{{begin}}T00:00:00Z", f"{{year}}-{{end}}T23:59:59Z"
+    authors = run({repository!r}, start_timestamp=first, end_timestamp=last)
+    busiest[f"{{year}} Q{{number}}"] = " ".join(map(str, authors[0])) if authors else "nobody"
+busiest
+"""
+
+AGAIN = """\
+[skills.busiest_by_quarter({repository!r}, year=str(year)) for year in (2023, 2024)]
+"""
+
 
 def collect(repository: Path) -> str:
     """Return the first step: walk through the history, keep what matters."""
     return COLLECT.format(repository=str(repository))
+
+
+def learn(repository: Path) -> str:
+    """Return a task that nobody has done before."""
+    return LEARN.format(repository=str(repository))
+
+
+def compose(repository: Path) -> str:
+    """Return a larger task, done with what was learned."""
+    return COMPOSE.format(repository=str(repository))
+
+
+def again(repository: Path) -> str:
+    """Return what is left to write when the larger one is a skill too."""
+    return AGAIN.format(repository=str(repository))
 
 
 def answer(report: Path | None) -> str:

@@ -19,6 +19,7 @@ from ..errors import Unavailable
 from . import programs
 from .costs import Cost, Text, calls_of, cost_of, total
 from .history import make_repository
+from .learning import learn_and_reuse
 from .screen import Screen
 from .servers import find_servers, write_settings
 from .stage import SESSION, Stage, Step, connected, open_stage, perform
@@ -41,6 +42,8 @@ async def run_demo(config: Config) -> int:
             await introduce(screen, stage, "files" in servers)
             steps = await play(screen, stage, stage.reports / "hotfixes.md" if "files" in servers else None)
             if not all(step.ok for step in steps):
+                return 1
+            if not await learn_and_reuse(screen, stage):
                 return 1
             write_settings(stage.settings, config, {})
             if not await rerun(screen, stage, steps[0]):

@@ -16,13 +16,14 @@ from ..runtime.history import find_run, find_session
 from ..skills.guides import Guide
 from ..skills.library import Library
 from ..skills.listing import a, entry
-from ..skills.model import Skill, signature_text
+from ..skills.model import Parameter, Skill, signature_text
 from ..skills.record import Record
 from .results import plain, refusal
 from .schemas import compact
 
 LISTED = 3  # a search tells the best; `name` tells all of one
 SUMMARY = 120  # characters of a summary in a list
+DEFAULT = 24  # and of a default in one that is too long
 PROMPTED = 8  # skills that a prompt names
 SIGNATURE = 140  # and of a signature
 
@@ -90,10 +91,16 @@ def line(skill: Skill | Guide) -> str:
         return f"{skill.name}  # guide: {skill.summary[:SUMMARY]}"
     signature = signature_text(skill.signature)
     if len(signature) > SIGNATURE:
-        parameters = skill.signature.parameters
-        names = ", ".join(each.name if each.default is None else f"{each.name}=..." for each in parameters)
-        signature = f"({names})"[:SIGNATURE]
+        shown = ", ".join(short(each) for each in skill.signature.parameters)
+        signature = f"({shown})" if len(shown) < SIGNATURE else f"({shown[: SIGNATURE - 4]}...)"
     return f"{skill.name}{signature}  # {skill.summary[:SUMMARY]}"
+
+
+def short(parameter: Parameter) -> str:
+    """Return a parameter with its default, if that is short."""
+    if parameter.default is None:
+        return parameter.name
+    return f"{parameter.name}={parameter.default if len(parameter.default) <= DEFAULT else '...'}"
 
 
 def told_guide(guide: Guide) -> CallToolResult:

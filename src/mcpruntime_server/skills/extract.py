@@ -58,8 +58,8 @@ def _extract(steps: Sequence[Step], fixed: frozenset[str]) -> Extraction:
     statements = statements_of(steps)
     if not statements or statements[-1].step != len(steps) - 1:
         raise SkillRefused("There is no code in this run that ended well.", remedy="Save a run whose status is ok.")
-    result = result_of(statements[-1])
-    kept = sliced(statements, steps)
+    kept = with_free_entry(sliced(statements, steps))
+    result = result_of(kept[-1])
     calls = calls_of(steps, kept)
     case = Case({}, calls, steps[-1].value, steps[-1].printed, result.is_printed)
     if {each.step for each in kept} == {len(steps) - 1}:
@@ -236,8 +236,11 @@ def parted(
 ) -> tuple[list[ast.stmt], list[ast.stmt]]:
     """Return the statements that can stand beside `run`, and those that must be in it, as those that are `changed`."""
     statements = [each.node for each in kept]
-    imported = [node for node in statements if isinstance(node, (ast.Import, ast.ImportFrom))]
-    beside: set[ast.stmt] = {*imported}
+    imports = [each for each in kept if isinstance(each.node, (ast.Import, ast.ImportFrom))]
+    sources = {(name, ast.unparse(each.node)) for each in imports for name in each.binds}
+    meanings = Counter(name for name, _ in sources)  # of a name that is imported from two places
+    imports = [each for each in imports if all(meanings[name] == 1 for name in each.binds)]
+    beside: set[ast.stmt] = {each.node for each in imports}
     allowed = GIVEN | {name for each in kept if each.node in beside for name in each.binds}
     count = Counter(name for each in kept for name in each.binds)
     touched = {name for each in kept for name in each.touches}
@@ -256,10 +259,8 @@ def parted(
             break
         left = fits
     beside |= {each.node for each in left}
-    imports = {
-        ast.unparse(each.node): each.node for each in kept if isinstance(each.node, (ast.Import, ast.ImportFrom))
-    }
-    first = [node for node in imports.values() if getattr(node, "module", "") != "__future__"]
+    distinct = {ast.unparse(each.node): each.node for each in imports}
+    first = [node for node in distinct.values() if getattr(node, "module", "") != "__future__"]
     return [*first, *(each.node for each in left)], [node for node in statements if node not in beside]
 
 
@@ -307,8 +308,44 @@ def found_replaced(nodes: Sequence[ast.stmt], found: Sequence[Found]) -> list[An
 
 
 class _Rename(ast.NodeTransformer):
+    """Has code call something by another name."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old, self._new = old, new
+
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        return ast.Name(f"{ENTRY}_", node.ctx) if node.id == ENTRY else node
+        return ast.copy_location(ast.Name(self._new, node.ctx), node) if node.id == self._old else node
+
+    def visit_alias(self, node: ast.alias) -> ast.AST:
+        bound = node.asname or node.name
+        return ast.copy_location(ast.alias(node.name, self._new), node) if bound == self._old else node
+
+
+def with_free_entry(kept: Sequence[Statement]) -> list[Statement]:
+    """Return statements in which `run` is free for the skill: what they import or assign as that has another name."""
+    binding = [each.node for each in kept if ENTRY in each.binds]
+    if not binding or any(isinstance(node, DEFINITIONS[:3]) for node in binding):
+        return list(kept)
+    taken = {name for each in kept for name in each.binds | each.reads}
+    origins = [node.module.rpartition(".")[2] for node in binding if isinstance(node, ast.ImportFrom) and node.module]
+    new = next((name for name in origins if name not in taken), f"{ENTRY}_")
+    while new in taken:
+        new += "_"
+
+    def free(names: frozenset[str]) -> frozenset[str]:
+        return names - {ENTRY} | {new} if ENTRY in names else names
+
+    rename = _Rename(ENTRY, new)
+    return [
+        replace(
+            each,
+            node=rename.visit(each.node),
+            binds=free(each.binds),
+            reads=free(each.reads),
+            touches=free(each.touches),
+        )
+        for each in kept
+    ]
 
 
 def renamed(node: ast.stmt) -> ast.stmt:

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import SkillRefused
@@ -26,6 +25,9 @@ from ..journal.events import canonical_json
 from .lint import check_entry, is_absolute, parse
 from .model import Case, Signature, Skill, State, signature_text
 from .names import skill_name, slug
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SKILL, SOURCE, MANIFEST, CASES = "SKILL.md", "skill.py", "skill.toml", "cases"
 MAX_CASE = 1_000_000  # bytes of one recorded case
@@ -78,6 +80,8 @@ def whole_digest(digests: Mapping[str, str]) -> str:
 
 @cache
 def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # only who writes a skill needs it
+
     loader = PackageLoader("mcpruntime_server.skills")
     return Environment(  # noqa: S701 - what it makes is Markdown
         loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

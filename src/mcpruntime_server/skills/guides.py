@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from ..errors import McpRuntimeError, SkillRefused
 from .folder import SKILL, one_line
 from .names import skill_name
@@ -101,6 +99,8 @@ def front_matter(text: str) -> dict[str, Any]:
     if not lines or lines[0].rstrip() != FENCE or FENCE not in map(str.rstrip, lines[1:]):
         raise SkillRefused(f"{SKILL} has no front matter between lines of {FENCE}.")
     end = next(number for number, line in enumerate(lines[1:], 1) if line.rstrip() == FENCE)
+    import yaml  # only who has guides needs it
+
     try:
         told = yaml.safe_load("\n".join(lines[1:end]))
     except (yaml.YAMLError, RecursionError, ValueError) as exc:

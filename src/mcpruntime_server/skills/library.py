@@ -21,7 +21,6 @@ from ..errors import CallFailed, InvalidRequest, McpRuntimeError, NotFound, Skil
 from ..journal.replay import load_recording
 from ..journal.rows import RunRow
 from ..journal.store import Journal
-from .extract import extract, read_skill
 from .folder import Manifest, case_bytes, content_of
 from .gate import CANDIDATE, OpenTrial, Verdict, examine
 from .guides import Guide, Guides, content_of_guide
@@ -238,6 +237,8 @@ class Library:
         given = skill_name(name) if name else ""
         if run.status != "ok":
             raise InvalidRequest(f"Run {run.id} is {run.status}: only what ended well can be kept.")
+        from .extract import extract  # as much as all the rest of a server's start, and rarely needed
+
         steps = await self._steps(run)
         async with self._saving:
             if used := await anyio.to_thread.run_sync(use_of, steps[-1]):
@@ -249,6 +250,8 @@ class Library:
 
         If it `promotes`, a run that does what a draft does has that pass the gate.
         """
+        from .extract import extract
+
         steps = await self._steps(run)
         if await anyio.to_thread.run_sync(use_of, steps[-1]):
             return None
@@ -266,6 +269,8 @@ class Library:
 
     async def save_code(self, code: str, name: str = "") -> Saved:
         """Keep code that was written as a skill; it is a draft until a run that uses it is saved."""
+        from .extract import read_skill
+
         given = skill_name(name) if name else ""
         async with self._saving:
             return await self._keep(given, "code", lambda _: read_skill(code))

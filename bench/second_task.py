@@ -1,0 +1,134 @@
+"""What a skill saves the second time: the same question with other values, asked with the skill and without it.
+
+Without it, a model writes the code of the session again (its steps that went well, with the new values) and reads what
+they answer. With it, the model asks `list_skills` in the words of the task, reads the answer, and writes one call. Both
+are played on the same server, in turns; counted are cl100k tokens written and read, and the time of all requests.
+Left out on both sides: what a model thinks, and its waiting. Run it with `make bench-skills`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from tests.server.client import Connection, connect, write_settings
+
+from mcpruntime_server.demo.tokens import count_tokens
+from skill_gate import judge, swapped
+from skill_tasks import POLICY, TASKS, Task, World, make_world, missing_servers
+
+ROUNDS = 4  # of both ways, each first in half of them; the fastest of each counts
+
+
+@dataclass
+class Cost:
+    """Tokens that a model writes and reads, and seconds of requests."""
+
+    written: int = 0
+    read: int = 0
+    seconds: float = 0.0
+
+    async def request(self, server: Connection, tool: str, arguments: dict[str, Any]) -> Any:
+        """Make a request and count it; return the answer's data."""
+        began = time.perf_counter()
+        result = await server.client.call_tool(tool, arguments)
+        self.seconds += time.perf_counter() - began
+        self.written += count_tokens(json.dumps(arguments, ensure_ascii=False))
+        self.read += count_tokens(getattr(result.content[0], "text", ""))
+        return result.structured_content or {}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both ways of one task; `found` says whether the search told the skill, `same` whether the answers are equal."""
+
+    task: Task
+    without: Cost
+    with_skill: Cost
+    found: bool
+    same: bool
+
+
+async def compare(server: Connection, world: World, task: Task, store: Path) -> Pair | None:
+    """Learn a task, and do it again with its first new values in both ways; None if it is not a skill in use."""
+    learnt = await judge(server, world, task, store)
+    changes = task.changes(world)
+    if learnt.state != "active" or not changes or learnt.wrong:
+        return None
+    place = store / task.name.replace("_", "-")
+    case = json.loads((place / "cases" / "0001.json").read_text())
+    inputs = {name: swapped(value, changes[0], set()) for name, value in case["inputs"].items()}
+    steps = [replaced(step, changes[0]) for number, step in enumerate(task.code(world)) if number not in task.fails]
+    is_async = "await run(" in (place / "SKILL.md").read_text()
+    arguments = ", ".join(f"{name}={value!r}" for name, value in inputs.items())
+    call = f"from skills.{task.name} import run\n{'await ' if is_async else ''}run({arguments})"
+    rounds: list[tuple[Cost, Cost]] = []
+    answers: list[Any] = []
+    for attempt in range(ROUNDS):
+        again, asked = Cost(), Cost()
+        for way in ("without", "with") if attempt % 2 else ("with", "without"):  # the first finds a sandbox ready
+            session = f"{task.name} {attempt} {way}"
+            if way == "with":
+                told = await asked.request(server, "list_skills", {"query": task.text})
+            for code in [call] if way == "with" else steps:
+                cost = asked if way == "with" else again
+                answer = await cost.request(server, "run_code", {"code": code, "session": session})
+            answers.append(answer.get("value"))
+        rounds.append((again, asked))
+    without, with_skill = (min(costs, key=lambda cost: cost.seconds) for costs in zip(*rounds, strict=True))
+    found = any(skill["name"] == task.name for skill in told["skills"])
+    return Pair(task, without, with_skill, found, all(answer == answers[0] for answer in answers))
+
+
+def replaced(code: str, values: Any) -> str:
+    """Return code with new literals for recorded ones."""
+    for old, new in values.items():
+        for quote in "\"'":
+            shown = (
+                f"{quote}{old}{quote}" if isinstance(old, str) else repr(list(old) if isinstance(old, tuple) else old)
+            )
+            code = code.replace(shown, repr(list(new) if isinstance(new, tuple) else new))
+    return code
+
+
+async def measure(folder: Path) -> list[Pair]:
+    """Return both ways of every task that became a skill."""
+    world = make_world(folder / "world")
+    servers = {name: dict(entry) for name, entry in world.servers.items()}
+    settings = write_settings(folder, mcpServers=servers, policy=POLICY)
+    async with connect(settings) as server:
+        found = [await compare(server, world, task, folder / "skills_store") for task in TASKS if task.kind == "skill"]
+    return [pair for pair in found if pair is not None]
+
+
+def main() -> None:
+    """Print the table."""
+    if missing := missing_servers():
+        sys.exit(f"{', '.join(missing)} not installed: run scripts/test-upstreams")
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [pair for pair in anyio.run(measure, Path(folder)) if pair.same]
+    found = sum(pair.found for pair in pairs)
+    print(f"{len(pairs)} tasks a second time, with other values; {found} skills were among the three found; sums")
+    print(f"{'':14}{'written':>9}{'read':>9}{'tokens':>9}{'seconds':>9}")
+    ways = {"without": [pair.without for pair in pairs], "with a skill": [pair.with_skill for pair in pairs]}
+    for name, costs in ways.items():
+        written, read = sum(cost.written for cost in costs), sum(cost.read for cost in costs)
+        print(f"{name:14}{written:9,}{read:9,}{written + read:9,}{sum(cost.seconds for cost in costs):9.2f}")
+    if "-v" in sys.argv:
+        for pair in pairs:
+            one, two = pair.without, pair.with_skill
+            tokens = f"{one.written + one.read:7,}{two.written + two.read:7,}"
+            print(f"{pair.task.name:28}{tokens}{one.seconds:8.2f}{two.seconds:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
