@@ -70,3 +70,37 @@ def test_an_empty_store_and_unknown_names_are_told(tmp_path: Path) -> None:
         refused = command("--config", settings, "skills", *words)
         assert refused.returncode == 2, words
         assert refused.stderr.startswith("mcpruntime-server: "), words
+
+
+async def test_a_skill_is_signed_exported_and_imported_where_it_proves_itself(settings: Path, tmp_path: Path) -> None:
+    archive, key = tmp_path / "shout.zip", tmp_path / "key"
+    signed = command("--config", settings, "skills", "sign", "shout", "--key", key)
+    public = signed.stdout.split()[-1]
+    assert "signed by a key that is not trusted" in command("--config", settings, "skills", "show", "shout").stdout
+    assert command("--config", settings, "skills", "export", "shout", archive).returncode == 0
+    again = command("--config", settings, "skills", "export", "shout@1", archive)
+    assert (again.returncode, "--force" in again.stderr) == (2, True)
+    there = write_settings(
+        tmp_path / "there",
+        sandbox={"backend": "local", "pool_size": 0},
+        mcpServers={"lively": lively()},
+        skills={"trusted_keys": [public]},
+    )
+    left = command("--config", there, "skills", "import", archive, "--no-check")
+    assert (left.returncode, left.stdout) == (
+        0,
+        f"shout@1: imported, signed by a trusted key ({public[:16]}).\nshout@1 is a draft.\n",
+    )
+    checked = command("--config", there, "skills", "import", archive)
+    assert (checked.returncode, "here already" in checked.stdout) == (0, True)
+    assert checked.stdout.endswith("shout@1 is in use.\n")
+    (tmp_path / "bad.zip").write_bytes(b"PK")
+    refusals: tuple[tuple[str | Path, ...], ...] = (
+        ("import", tmp_path / "bad.zip"),
+        ("import", tmp_path / "none.zip"),
+        ("export", "nope", archive),
+    )
+    for words in refusals:
+        refused = command("--config", there, "skills", *words)
+        assert refused.returncode != 0
+        assert refused.stderr

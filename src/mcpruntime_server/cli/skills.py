@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
 
 from ..config import Config
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, Unavailable
+from ..skills.exchange import MAX_ARCHIVE, packed, take_in
 from ..skills.listing import a, in_use, pick
 from ..skills.model import Skill, signature_text
+from ..skills.signing import key_in, public_of, sign, standing
 from ..skills.store import Store
 from .printing import Screen, print_json, printer, safe, when
 
@@ -43,8 +46,19 @@ def add_skills(verbs: Any) -> None:
     promote.set_defaults(verb=promote_skill)
     retire = actions.add_parser("retire", help="take a version out of use; its exact version can still be imported")
     retire.set_defaults(verb=retire_skill)
-    for action in (show, promote, retire):
+    export = actions.add_parser("export", help="write a version into a zip, to be imported elsewhere")
+    sign = actions.add_parser("sign", help="sign a version with a key of yours, which is made if it is not there")
+    for action in (show, promote, retire, export, sign):
         action.add_argument("name", metavar="NAME", help="NAME or NAME@VERSION")
+    export.add_argument("file", type=Path, metavar="FILE.zip")
+    export.add_argument("--force", action="store_true", help="replace the file if it is there")
+    export.set_defaults(verb=export_skill)
+    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="of the private key")
+    sign.set_defaults(verb=sign_skill)
+    taking = actions.add_parser("import", help="read a skill from a zip: a draft, which then proves itself")
+    taking.add_argument("file", type=Path, metavar="FILE.zip")
+    taking.add_argument("--no-check", action="store_true", help="leave it a draft")
+    taking.set_defaults(verb=import_skill, json=False)
     diff = actions.add_parser("diff", help="compare the code of two versions")
     diff.add_argument("one", metavar="NAME@VERSION")
     diff.add_argument("other", metavar="NAME@VERSION")
@@ -92,6 +106,7 @@ def show_skill(config: Config, options: Options) -> int:
     screen.line(f"  {safe(skill.summary)}")
     used = [*(f"tools.{tool}" for tool in skill.tools), *(f"skills.{name}" for name in skill.skills)]
     screen.line(f"  uses {', '.join(map(safe, used)) or 'nothing'}; recorded cases: {len(skill.cases)}; {skill.digest}")
+    screen.line(f"  {standing(skill, config.skills.trusted_keys)}")
     screen.block("code", skill.source)
     screen.end()
     return 0
@@ -114,6 +129,48 @@ def retire_skill(config: Config, options: Options) -> int:
     store = Store(config.skills.folder)
     skill = store.set_state(pick(store.all(), options.name), "retired", (BY_HAND,))
     print(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} imports it all the same.")
+    return 0
+
+
+def export_skill(config: Config, options: Options) -> int:
+    """Write a version into an archive."""
+    store = Store(config.skills.folder)
+    skill = pick(store.all(), options.name)
+    try:
+        data = packed(skill, store.files(skill))
+        with options.file.open("wb" if options.force else "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise InvalidRequest(f"{options.file} is there already.", remedy="--force replaces it.") from None
+    except OSError as exc:
+        raise Unavailable(f"{skill.id} cannot be written to {options.file}: {exc.strerror}.") from exc
+    print(f"{skill.id} is in {options.file}: {len(data):,} bytes, {standing(skill, config.skills.trusted_keys)}.")
+    return 0
+
+
+def import_skill(config: Config, options: Options) -> int:
+    """Read a skill from an archive, and have it prove itself."""
+    try:
+        with options.file.open("rb") as file:
+            data = file.read(MAX_ARCHIVE + 1)
+    except OSError as exc:
+        raise Unavailable(f"{options.file} cannot be read: {exc.strerror}.") from exc
+    packages = None if config.sandbox.image else config.sandbox.packages
+    skill, is_known = take_in(Store(config.skills.folder), data, packages)
+    print(f"{skill.id}: {'here already' if is_known else 'imported'}, {standing(skill, config.skills.trusted_keys)}.")
+    if options.no_check or skill.state != "draft":
+        print(f"{skill.id} is {a(skill.state)}.")
+        return 0
+    return tell(anyio.run(check, config, [skill]), options)
+
+
+def sign_skill(config: Config, options: Options) -> int:
+    """Sign a version."""
+    store = Store(config.skills.folder)
+    skill = pick(store.all(), options.name)
+    key = key_in(options.key)
+    skill = store.sign(skill, sign(skill, key), public_of(key))
+    print(f"{skill.id} is signed. The public key, for [skills] trusted_keys: {skill.signer}")
     return 0
 
 

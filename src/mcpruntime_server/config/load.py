@@ -38,7 +38,7 @@ ENV_KEYS: Mapping[str, Key] = {
 }
 TABLES = {("policy", "tools")}  # which a variable cannot hold
 PATH_LISTS = {("sandbox", "mounts"), ("skills", "folders")}
-LISTS = {("sandbox", "packages"), *PATH_LISTS}
+LISTS = {("sandbox", "packages"), ("skills", "trusted_keys"), *PATH_LISTS}
 PATHS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}
 
 

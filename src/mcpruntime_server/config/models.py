@@ -24,6 +24,7 @@ from pydantic import (
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Verdict = Literal["allow", "ask", "deny"]
 WILD = re.compile(r"\[!?[^]\[.!]+\]|[*?]")  # what stands for any character, or any of some, in the name of a rule
 Key = tuple[str | int, ...]  # ("sandbox", "memory_mb"): a setting's place in the tree
@@ -117,6 +118,7 @@ class SkillSettings(Settings):
     """`[skills]`: where skills are kept, and which runs are kept by themselves."""
 
     auto: Literal["off", "draft", "active-on-second-success"] = "off"
+    trusted_keys: tuple[PublicKey, ...] = ()  # of who signs skills, as `skills sign` prints them
     folders: tuple[Path, ...] = ()  # of Agent Skills that others keep: read, never written
     folder: Path = Path()  # `skills_store` beside the settings file, else in the data folder
 

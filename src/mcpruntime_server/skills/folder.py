@@ -56,7 +56,7 @@ class Manifest(BaseModel):
     tools: Mapping[str, str] = {}
     skills: Mapping[str, str] = {}
     digests: Mapping[str, str] = {}
-    signature: str = ""  # of the digest of all files, by whoever has the key `signer`
+    signature: str = ""  # of the name and the digest of all files, by whoever has the key `signer`; in hex
     signer: str = ""
 
 
@@ -217,6 +217,7 @@ def skill_of(content: Files, manifest: Manifest) -> Skill:
         reasons=manifest.reasons,
         tools=manifest.tools,
         skills=manifest.skills,
+        signed=manifest.signature,
         signer=manifest.signer,
     )
 

@@ -21,16 +21,15 @@ from ..errors import CallFailed, InvalidRequest, McpRuntimeError, NotFound, Skil
 from ..journal.replay import load_recording
 from ..journal.rows import RunRow
 from ..journal.store import Journal
-from .folder import Manifest, case_bytes, content_of
+from .folder import Manifest, content_of
 from .gate import CANDIDATE, OpenTrial, Verdict, examine
 from .guides import Guide, Guides, content_of_guide
 from .index import Index
 from .lint import check, check_entry, parse
-from .listing import a, entry, identity, in_use, pick
+from .listing import a, check_case, check_cycle, entry, identity, in_use, pick
 from .model import Case, Extraction, Skill, Step
 from .names import free_name, skill_name
 from .record import Record, Records, records_of, why_retire
-from .secrets import known_secret
 from .store import Store
 from .twins import merged, replace_source, twin_of
 from .uses import use_of
@@ -313,7 +312,7 @@ class Library:
     async def _prove(self, name: str, version: int | None, case: Case) -> Saved:
         """Have a skill prove itself with what it was used for."""
         skill = await self.get(name if version is None else f"{name}@{version}")
-        self._check_case(case)
+        check_case(case)
         known = [each for each in skill.cases if each.inputs != case.inputs]
         if len(known) < len(skill.cases) and skill.state == "active":
             return Saved(skill, is_known=True)
@@ -336,9 +335,9 @@ class Library:
             made = await anyio.to_thread.run_sync(make, fixed)
             checked = await anyio.to_thread.run_sync(check, made.source, self._packages)
             if made.case is not None:
-                self._check_case(made.case)
+                check_case(made.case)
             name = given or twin_of(made, found) or free_name(made.name, found)
-            self._check_cycle(name, checked.skills, found)
+            check_cycle(name, checked.skills, found)
             cases, source, twin = merged(made, others, found.get(name, ()))
             if twin is not None and not others and len(cases) == len(twin.cases) and twin.state == "active":
                 return Saved(twin, is_known=True)
@@ -391,30 +390,6 @@ class Library:
             return (await self.get(skill)).digest
         except McpRuntimeError:
             return ""
-
-    @staticmethod
-    def _check_case(case: Case) -> None:
-        """Raise `SkillRefused` if a recording cannot be kept: it is too large, or holds credentials."""
-        if kind := known_secret(case_bytes(case).decode("utf-8", "replace")):
-            raise SkillRefused(
-                f"What the run got from its calls, or was given, holds what looks like {kind}.",
-                remedy="Skills are kept with what they were recorded with: save a run that does not see credentials.",
-            )
-
-    @staticmethod
-    def _check_cycle(name: str, uses: Collection[str], found: Mapping[str, Sequence[Skill]]) -> None:
-        """Raise `SkillRefused` if a skill would use itself."""
-        left, seen = [each.partition("@")[0] for each in uses], set[str]()
-        while left:
-            each = left.pop()
-            if each == name:
-                raise SkillRefused(
-                    f"{name} would use itself, through {', '.join(sorted(seen | {each}))}.",
-                    remedy="Give it another name, or do without that skill.",
-                )
-            if each not in seen:
-                seen.add(each)
-                left += [below.partition("@")[0] for skill in found.get(each, ()) for below in skill.skills]
 
     def close(self) -> None:
         """Let go of the index."""

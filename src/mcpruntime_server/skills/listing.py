@@ -1,15 +1,17 @@
-"""Skills and guides as they are named, picked and listed."""
+"""Skills and guides as they are picked and listed, and what a store takes in of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..errors import NotFound
+from ..errors import NotFound, SkillRefused
 from ..kernel.results import did_you_mean
+from .folder import case_bytes
 from .guides import Guide
-from .model import Skill, signature_text
+from .model import Case, Skill, signature_text
 from .names import split_version
+from .secrets import known_secret
 
 
 def in_use(found: Mapping[str, Sequence[Skill]]) -> dict[str, Skill]:
@@ -57,3 +59,27 @@ def entry(skill: Skill | Guide) -> dict[str, Any]:
 def a(state: str) -> str:
     """Return a state as a sentence has it."""
     return {"draft": "a draft", "active": "in use"}.get(state, state)
+
+
+def check_case(case: Case) -> None:
+    """Raise `SkillRefused` if a recording cannot be kept: it is too large, or holds credentials."""
+    if kind := known_secret(case_bytes(case).decode("utf-8", "replace")):
+        raise SkillRefused(
+            f"What the run got from its calls, or was given, holds what looks like {kind}.",
+            remedy="Skills are kept with what they were recorded with: save a run that does not see credentials.",
+        )
+
+
+def check_cycle(name: str, uses: Collection[str], found: Mapping[str, Sequence[Skill]]) -> None:
+    """Raise `SkillRefused` if a skill would use itself."""
+    left, seen = [each.partition("@")[0] for each in uses], set[str]()
+    while left:
+        each = left.pop()
+        if each == name:
+            raise SkillRefused(
+                f"{name} would use itself, through {', '.join(sorted(seen | {each}))}.",
+                remedy="Give it another name, or do without that skill.",
+            )
+        if each not in seen:
+            seen.add(each)
+            left += [below.partition("@")[0] for skill in found.get(each, ()) for below in skill.skills]

@@ -94,7 +94,7 @@ class Skill:
     `reasons` say why it is not active. `tools` maps what it calls ("git.git_log") to the digest of the tool's schemas
     when it was last checked, `skills` what it uses ("weather_report") to the version's digest. `digest` is that of all
     its files. `origin` says where it came from: the run, or "code", "edit", "import", with `at` in seconds since the
-    epoch. `signer` is the name of the trusted key that has signed it, if one has.
+    epoch. `signed` is the signature by the key `signer`, its public one, both in hex; "" if there is none.
     """
 
     name: str
@@ -110,6 +110,7 @@ class Skill:
     reasons: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     skills: Mapping[str, str] = field(default_factory=dict)
+    signed: str = ""
     signer: str = ""
 
     @property

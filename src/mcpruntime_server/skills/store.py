@@ -109,8 +109,11 @@ class Store:
 
     def content(self, skill: Skill) -> Files:
         """Return the files of a version, without its manifest; raises `SkillRefused`, `OSError`."""
-        found = read_content(self.folder / slug(skill.name) / VERSIONS / str(skill.version))
-        return {path: data for path, data in found.items() if path != MANIFEST}
+        return {path: data for path, data in self.files(skill).items() if path != MANIFEST}
+
+    def files(self, skill: Skill) -> Files:
+        """Return all files of a version; raises `SkillRefused`, `OSError`."""
+        return read_content(self.folder / slug(skill.name) / VERSIONS / str(skill.version))
 
     def _read(self, name: str, folder: Path) -> Iterator[Skill]:
         for number in _numbers(folder):
@@ -180,6 +183,11 @@ class Store:
                 skill, {"state": state, "reasons": reasons, **({} if tools is None else {"tools": tools})}
             )
 
+    def sign(self, skill: Skill, signature: str, signer: str) -> Skill:
+        """Note who has signed a version, instead of whoever had before; raises `NotFound`."""
+        with self.locked():
+            return self._change(skill, {"signature": signature, "signer": signer})
+
     def _change(self, skill: Skill, changes: dict[str, object]) -> Skill:
         folder = self.folder / slug(skill.name)
         path = folder / VERSIONS / str(skill.version) / MANIFEST
@@ -190,7 +198,12 @@ class Store:
         _replace(path, manifest_bytes(manifest))
         self._publish(folder)
         return replace(
-            skill, state=manifest.state, reasons=manifest.reasons, tools=manifest.tools, signer=manifest.signer
+            skill,
+            state=manifest.state,
+            reasons=manifest.reasons,
+            tools=manifest.tools,
+            signed=manifest.signature,
+            signer=manifest.signer,
         )
 
     def _publish(self, folder: Path) -> None:
