@@ -42,7 +42,9 @@ bench: image upstreams
 
 bench-skills: upstreams image
 	@$(BIN)/python bench/skill_gate.py
+	@$(BIN)/python bench/skill_gate.py --held-out
 	@$(BIN)/python bench/retrieval.py
+	@$(BIN)/python bench/second_task.py
 
 clean:
 	rm -rf .venv .venvs .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

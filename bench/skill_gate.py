@@ -2,7 +2,7 @@
 
 Three numbers come out: how many sessions that ought to become skills did, how many of those give the right answer on
 values that they were not recorded with (the truth is computed without them), and how many of the sessions that no skill
-may be made of were refused. Run it with `make bench-skills`.
+may be made of were refused. With `--held-out`, the same for tasks that nothing was tuned on. `make bench-skills` runs it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from tests.server.client import Connection, connect, write_settings
 
-from skill_tasks import POLICY, TASKS, Task, World, make_world, missing_servers
+from skill_tasks import HELD_OUT, POLICY, TASKS, Task, World, make_world, missing_servers
 from skill_tasks.task import Values
 
 
@@ -91,13 +92,13 @@ def swapped(value: Any, values: Values, found: set[Any]) -> Any:
     return [swapped(each, values, found) for each in value] if isinstance(value, list) else value
 
 
-async def measure(folder: Path) -> list[Outcome]:
+async def measure(folder: Path, tasks: Sequence[Task]) -> list[Outcome]:
     """Return what became of all tasks."""
     world = make_world(folder / "world")
     servers = {name: dict(entry) for name, entry in world.servers.items()}
     settings = write_settings(folder, mcpServers=servers, policy=POLICY)
     async with connect(settings) as server:
-        return [await judge(server, world, task, folder / "skills_store") for task in TASKS]
+        return [await judge(server, world, task, folder / "skills_store") for task in tasks]
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, int]:
@@ -119,8 +120,9 @@ def main() -> None:
     """Print a line for each task that did not go as it ought to, and the numbers."""
     if missing := missing_servers():
         sys.exit(f"{', '.join(missing)} not installed: run scripts/test-upstreams")
+    tasks = HELD_OUT if "--held-out" in sys.argv else TASKS
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = anyio.run(measure, Path(folder))
+        outcomes = anyio.run(measure, Path(folder), tasks)
     for each in outcomes:
         is_wanted = each.task.kind == "skill"
         if is_wanted == (each.state == "active") and not each.wrong and "-v" not in sys.argv:

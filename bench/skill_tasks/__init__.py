@@ -1,6 +1,7 @@
 """The proof set for skills: what agents did once on real servers, and the right answers, known without them."""
 
 from .files import FILES
+from .held_out import HELD_OUT
 from .history import HISTORY
 from .mixed import MIXED
 from .refused import REFUSED
@@ -10,4 +11,4 @@ from .world import POLICY, World, make_world, missing_servers
 
 TASKS: tuple[Task, ...] = (*SHOP, *HISTORY, *FILES, *MIXED, *REFUSED)
 
-__all__ = ["POLICY", "TASKS", "Task", "World", "make_world", "missing_servers"]
+__all__ = ["HELD_OUT", "POLICY", "TASKS", "Task", "World", "make_world", "missing_servers"]
