@@ -2,7 +2,8 @@
 
 Three numbers come out: how many sessions that ought to become skills did, how many of those give the right answer on
 values that they were not recorded with (the truth is computed without them), and how many of the sessions that no skill
-may be made of were refused. With `--held-out`, the same for tasks that nothing was tuned on. `make bench-skills` runs it.
+may be made of were refused. With `--held-out`, the same for tasks that nothing was tuned on. `make bench-skills` runs
+both.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import csv
 import re
 from collections import Counter, defaultdict
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -90,7 +91,7 @@ def monthly_growth(world: World, values: Values) -> Any:
     for path in sorted((folder / "sales").glob("*.csv")):
         with path.open() as file:
             totals.append((path.stem, sum(int(r["amount"]) for r in csv.DictReader(file) if r["team"] == team)))
-    return {month: amount - before for (_, before), (month, amount) in zip(totals, totals[1:], strict=False)}
+    return {month: amount - before for (_, before), (month, amount) in pairwise(totals)}
 
 
 def services_with(world: World, values: Values) -> Any:
@@ -291,11 +292,12 @@ from tools.git import git_log
 import re, itertools
 subjects = re.findall(r"^Message: (.*)$", git_log("{repo}", max_count=1000), re.MULTILINE)[::-1]
 kind = "fix"
-runs = [len(list(group)) for is_kind, group in itertools.groupby(subjects, lambda s: s.startswith(kind + "(")) if is_kind]
+groups = itertools.groupby(subjects, lambda s: s.startswith(kind + "("))
+runs = [len(list(group)) for is_kind, group in groups if is_kind]
 max(runs, default=0)
 """,
         ),
-        ({"fix": "chore"}, {"{repo}": "{repo2}"}),
+        ({"fix": "chore"}, {"fix": "docs"}),
         streak,
     ),
     Task(

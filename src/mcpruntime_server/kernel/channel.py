@@ -147,6 +147,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket, interrupts: Interrupts, generation: int, clocks: Clocks) -> None:
         self.run = 0
+        self.code = ""  # the name of what is being executed
         self.sock = sock
         self._interrupts = interrupts
         self._clocks = clocks
@@ -301,7 +302,7 @@ class Channel:
             number = self._last_call
         self._pending[number] = pending
         try:
-            self.send(wire.Call(number, self.run, target, args, _user_line(), self._clocks.take() or None))
+            self.send(wire.Call(number, self.run, target, args, _line_of(self.code), self._clocks.take() or None))
         except wire.WireError as exc:
             del self._pending[number]
             raise HostError("invalid_arguments", f"{target}: the arguments are not JSON data: {exc}", None) from None
@@ -332,11 +333,11 @@ def _value(reply: Optional[wire.Reply]) -> Any:
     return reply.value
 
 
-def _user_line() -> Optional[int]:
-    """Return the line of the executed code that is calling, if the call comes from it."""
+def _line_of(code: str) -> Optional[int]:
+    """Return the line of the executed code from which a call comes: functions of other steps have other lines."""
     frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_filename.startswith(USER_FILE):
+        if frame.f_code.co_filename == code:
             return frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
     return None

@@ -140,7 +140,7 @@ class Worker:
     def execute(self, message: wire.Execute) -> wire.Done:
         """Run the code of `message` and say how it went; no exception leaves."""
         self.fresh_streams()
-        self.channel.run = message.run
+        self.channel.run, self.channel.code = message.run, message.name
         if message.stale:
             guest.refresh(message.stale)
         skills.begin_run()

@@ -22,7 +22,7 @@ from ..errors import SkillRefused
 from ..journal.events import canonical_json
 from ..journal.replay import RecordedCall
 from .annotate import annotation_of
-from .lint import DEFINITIONS, Function, check_entry, entry_of, is_harmless, parse, signature_of
+from .lint import DEFINITIONS, PROVIDED, Function, check_entry, entry_of, is_harmless, parse, signature_of
 from .literals import Found, literals_in, value_of
 from .model import ENTRY, Case, Extraction, Step
 from .names import free_name
@@ -259,9 +259,11 @@ def parted(
             break
         left = fits
     beside |= {each.node for each in left}
+    given = sorted(PROVIDED & {name for each in kept for name in each.reads - each.binds} - set(count))
+    provided: list[ast.stmt] = [ast.Import([ast.alias(name)]) for name in given]  # which sandboxes have as names
     distinct = {ast.unparse(each.node): each.node for each in imports}
     first = [node for node in distinct.values() if getattr(node, "module", "") != "__future__"]
-    return [*first, *(each.node for each in left)], [node for node in statements if node not in beside]
+    return [*provided, *first, *(each.node for each in left)], [node for node in statements if node not in beside]
 
 
 def is_constant(node: ast.stmt, *, with_literals: bool) -> bool:
