@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams demo test lint check bench bench-skills clean
+.PHONY: setup engine image upstreams demo test lint check coverage bench bench-skills clean
 
 setup: $(READY)
 
@@ -34,6 +34,10 @@ lint: setup
 	$(BIN)/mypy
 
 check: setup
+	$(BIN)/pytest -m "not alone" --numprocesses 2 --dist loadscope
+	$(BIN)/pytest -m alone
+
+coverage: image upstreams
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered
 

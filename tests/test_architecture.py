@@ -25,12 +25,13 @@ TABLE: Mapping[str, frozenset[str]] = {
     "tools": RECORDS,
     "policy": RECORDS,
     "skills": RECORDS,
+    "llm": RECORDS,
     "runtime": RECORDS | {"sandbox"},
     "server": RECORDS | {"skills", "runtime"},
-    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "runtime", "server"},
+    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server"},
     "terminal": frozenset(),
     "demo": frozenset({"errors", "config", "terminal"}),
-    "cli": RECORDS | {"sandbox", "tools", "policy", "skills", "runtime", "server", "app", "terminal", "demo"},
+    "cli": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server", "app", "terminal", "demo"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

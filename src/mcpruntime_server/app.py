@@ -20,6 +20,8 @@ from .journal import lease
 from .journal.lease import Lease
 from .journal.retention import collect
 from .journal.store import Journal, open_journal
+from .llm.litellm import opened
+from .llm.service import Models
 from .policy import Policy
 from .runtime.calls import Route, Router
 from .runtime.sessions import Runtime, open_runtime
@@ -103,8 +105,9 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
     """
     folder = config.server.data_dir
     with take_lease(folder) as held:
-        async with open_journal(folder, held) as journal, open_tools(config) as catalog:
+        async with open_journal(folder, held) as journal, open_tools(config) as catalog, opened(config.llm) as broker:
             packages = None if config.sandbox.image else config.sandbox.packages
+            models = Models(config.llm, journal, broker if config.llm.model else None)
             guides = Guides(config.skills.folders)
             library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
             router = Router(
@@ -112,6 +115,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                     "tools": tools_route(catalog, Policy(config.policy)),
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                     "skills": Route(library.answer, lambda _: "read", listed=False),
+                    "llm": Route(models.answer, lambda _: "read"),
                 }
             )
             async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:

@@ -14,6 +14,8 @@ import pytest
 from .client import Answer, Connection, write_settings
 from .client import connect as connect_to
 
+pytestmark = pytest.mark.alone
+
 STATUSES = {"ok", "error", "timeout", "crashed"}
 
 

@@ -19,6 +19,8 @@ from .conftest import entry
 from .killing import TOLD, Client, serve_ready
 from .test_lifecycle import containers
 
+pytestmark = pytest.mark.alone
+
 KILLS = int(os.environ.get("KILLS", "40"))  # 200 take some minutes
 SEED = os.environ.get("KILL_SEED") or secrets.token_hex(4)
 AT_ONCE = 3  # data folders, each with a server of its own

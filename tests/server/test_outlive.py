@@ -16,6 +16,8 @@ from .client import SOON, Answer, answer_of, connect
 from .killing import KEY, Killed, Server, serve_ready
 from .test_approvals import ERAS, IMPORT, World, attach
 
+pytestmark = pytest.mark.alone
+
 GIVES_UP_S = 1.0  # after which the client of a long run gives up a request; REQUEST_S=60 RUN_S=600 is the real case
 REQUEST_S = float(os.environ.get("REQUEST_S", str(GIVES_UP_S)))
 RUN_S = float(os.environ.get("RUN_S", "6"))

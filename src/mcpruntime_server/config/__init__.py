@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from .clients import import_client_json
 from .load import APP, load
-from .models import Config, PolicySettings, SandboxSettings, ServerSettings, UpstreamSettings, Verdict
+from .models import (
+    Config,
+    Limits,
+    LlmSettings,
+    PolicySettings,
+    SandboxSettings,
+    ServerSettings,
+    UpstreamSettings,
+    Verdict,
+)
 from .show import describe
 
 __all__ = [
     "APP",
     "Config",
+    "Limits",
+    "LlmSettings",
     "PolicySettings",
     "SandboxSettings",
     "ServerSettings",

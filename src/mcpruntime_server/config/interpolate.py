@@ -32,6 +32,14 @@ def interpolate_upstream(name: str, given: Any, environ: Mapping[str, str], comp
     }
 
 
+def interpolate_llm(given: Mapping[str, Any], environ: Mapping[str, str], complain: Complain) -> dict[str, Any]:
+    """Return the table `[llm]` with its variables filled in."""
+    return {
+        key: _fill_all(value, ("llm", key), environ, complain) if key in ("api_key", "api_base") else value
+        for key, value in given.items()
+    }
+
+
 def _fill_all(value: Any, key: Key, environ: Mapping[str, str], complain: Complain) -> Any:
     if isinstance(value, dict):
         return {name: _fill_all(item, (*key, name), environ, complain) for name, item in value.items()}

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from mcpruntime_server.errors import ConfigError
 
-from .interpolate import interpolate_upstream
+from .interpolate import interpolate_llm, interpolate_upstream
 from .models import SECTIONS, Config, Key
 from .problems import Places, did_you_mean, dotted, leaves
 
@@ -72,6 +72,10 @@ def load(
             )
             for name, given in as_given.items()
         }
+    if isinstance(tree.get("llm"), dict):
+        tree["llm"] = interpolate_llm(
+            tree["llm"], environ, lambda key, what: problems.append(f"{places.name(key)} {what}")
+        )
     config = _validate(tree, places, problems)
     config = _with_folders(config, source)
     return config.with_sources(source, origins, as_given or {})

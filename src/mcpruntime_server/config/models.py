@@ -123,6 +123,58 @@ class SkillSettings(Settings):
     folder: Path = Path()  # `skills_store` beside the settings file, else in the data folder
 
 
+class Limits(Settings):
+    """What questions to models may cost: a budget; what is not given has no limit."""
+
+    calls: Annotated[int, Field(ge=0)] | None = None
+    tokens_in: Annotated[int, Field(ge=0)] | None = None
+    tokens_out: Annotated[int, Field(ge=0)] | None = None
+    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    wall_s: Seconds | None = None
+    depth: Annotated[int, Field(ge=0)] | None = None
+    concurrency: Positive | None = None
+
+    def amounts(self) -> dict[str, float | None]:
+        """Return the limits of what is counted, by the names of `Usage`."""
+        return {"calls": self.calls, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out, "usd": self.usd}
+
+
+class RunLimits(Limits):
+    """`[llm.run]`: the budget of each run."""
+
+    calls: Annotated[int, Field(ge=0)] | None = 1_000
+    depth: Annotated[int, Field(ge=0)] | None = 3
+    concurrency: Positive | None = 32
+
+
+class SessionLimits(Limits):
+    """`[llm.session]`: the budget of each session."""
+
+    calls: Annotated[int, Field(ge=0)] | None = 10_000
+
+
+class PrincipalLimits(Limits):
+    """`[llm.principal]`: the budget of each principal, as long as a server lives."""
+
+    calls: Annotated[int, Field(ge=0)] | None = 100_000
+    concurrency: Positive | None = 64
+
+
+class LlmSettings(Settings):
+    """`[llm]`: which model answers the questions of code, and what they may cost."""
+
+    broker: Literal["auto", "litellm", "caller", "off"] = "auto"
+    model: str = ""
+    api_base: str = ""
+    api_key: SecretStr = SecretStr("")
+    timeout_s: Seconds = 120.0
+    max_tokens: Positive = 4096
+    retries: Annotated[int, Field(ge=0, le=20)] = 4
+    run: RunLimits = RunLimits()
+    session: SessionLimits = SessionLimits()
+    principal: PrincipalLimits = PrincipalLimits()
+
+
 class UpstreamSettings(Settings):
     """One entry of `mcpServers`, in the form that the ecosystem's clients use."""
 
@@ -161,6 +213,7 @@ class Config(Settings):
     sandbox: SandboxSettings = SandboxSettings()
     policy: PolicySettings = PolicySettings()
     skills: SkillSettings = SkillSettings()
+    llm: LlmSettings = LlmSettings()
     mcpServers: Mapping[str, UpstreamSettings] = {}  # noqa: N815 - the ecosystem's own name
 
     _file: Path | None = PrivateAttr(default=None)
@@ -196,4 +249,5 @@ SECTIONS: Mapping[str, type[Settings]] = {
     "sandbox": SandboxSettings,
     "policy": PolicySettings,
     "skills": SkillSettings,
+    "llm": LlmSettings,
 }

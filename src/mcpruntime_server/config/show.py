@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import SecretStr
 
 from .interpolate import REFERENCE
 from .load import usual_file
-from .models import SECTIONS, Config, Key
+from .models import SECTIONS, Config, Key, Limits
 from .problems import dotted, origin_of_table
 
 MASK = "********"
@@ -81,6 +82,10 @@ def _masked_url(url: str) -> str:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return _toml(MASK if value.get_secret_value() else "")
+    if isinstance(value, Limits):
+        return _toml({name: limit for name, limit in value if limit is not None})
     if isinstance(value, Path):
         return _toml(str(value))
     if isinstance(value, list | tuple):

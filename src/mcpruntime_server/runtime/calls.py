@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, Protocol
 
 from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
+from ..journal import scope
 from ..journal.events import Answered, Approval, CallFinished, CallStarted, canonical_json
 from ..journal.replay import RecordedCall
 from ..journal.store import Journal
@@ -86,8 +87,8 @@ class CallLog:
         self.plan = plan  # of a dry run
         self.ledger: list[LedgerEntry] = []
         self._journal = journal
-        self._session = session
-        self._run = run
+        self.session = session
+        self.run = run
         self._count = 0
         self._seen: Counter[tuple[str, str]] = Counter()
         self._recorded: dict[int, LedgerEntry] = {}  # by their numbers in the journal
@@ -170,14 +171,14 @@ class CallLog:
         try:
             self.finish(number, None, error, ms)
         except (JournalFailed, ValueError) as exc:
-            logger.error("the end of a call in run %s was not journaled: %s", self._run, exc)
+            logger.error("the end of a call in run %s was not journaled: %s", self.run, exc)
 
     async def flush(self) -> None:
         """Wait until all of it is on the disk."""
         await self._journal.flush()
 
     def _append(self, event: CallStarted | CallFinished) -> None:
-        self._journal.append(self._session, event, self._run)
+        self._journal.append(self.session, event, self.run)
 
 
 class Router:
@@ -222,6 +223,7 @@ class Router:
         self, call: Call, entry: LedgerEntry, log: CallLog, number: int | None, *, in_doubt: bool = False
     ) -> Reply:
         started = time.perf_counter()
+        scope.enter(log.session, log.run)
         try:
             route = self._route(call.target)
             if number is None:

@@ -18,6 +18,8 @@ MODULES = (  # of the kernel
     "results",
     "guest",
     "skills",
+    "typed",
+    "llm",
     "channel",
     "workspace",
     "processes",

@@ -1,0 +1,128 @@
+"""What questions to models may cost, for a principal, a session, a run and whoever it has had begin.
+
+Budgets are a tree. What a question may cost at most is taken from all levels before it is asked, or from none, and set
+right when it is answered; so no limit is passed, however many ask at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+
+from ..config import Limits
+from ..errors import CallFailed
+from .model import Usage
+
+EXCEEDED = "budget_exceeded"
+
+
+@dataclass
+class Reservation:
+    """What was taken for a question that is being asked."""
+
+    budget: Budget
+    amount: Usage
+    is_open: bool = True
+
+    def settle(self, used: Usage) -> None:
+        """Give back what was taken, and count what it has really cost."""
+        assert self.is_open, "a reservation is settled once"
+        self.is_open = False
+        for level in self.budget.levels():
+            level.reserved = minus(level.reserved, self.amount)
+            level.used += used
+
+
+class Budget:
+    """One level: what was used, what is reserved, and the limits of both together."""
+
+    def __init__(self, name: str, limits: Limits, parent: Budget | None = None, depth: int = 0) -> None:
+        self.name = name
+        self.used = Usage()
+        self.reserved = Usage()
+        self._limits = limits
+        self._parent = parent
+        self._depth = depth
+        self._began: float | None = None
+        self._slots = anyio.CapacityLimiter(limits.concurrency or float("inf"))
+
+    def levels(self) -> Iterator[Budget]:
+        """Yield this level and those above it."""
+        level: Budget | None = self
+        while level is not None:
+            yield level
+            level = level._parent
+
+    def child(self, name: str, limits: Limits) -> Budget:
+        """Return a level below this one; raises `CallFailed` beyond the depth that any level allows."""
+        depth = self._depth + 1
+        for level in self.levels():
+            if level._limits.depth is not None and depth > level._limits.depth:
+                raise CallFailed(
+                    EXCEEDED, f"{level.name} may go {level._limits.depth} levels deep, and this is {depth}."
+                )
+        return Budget(name, limits, self, depth)
+
+    def reserve(self, amount: Usage) -> Reservation:
+        """Take `amount` from every level; raises `CallFailed` if one has not so much left, and takes nothing."""
+        now = time.monotonic()
+        for level in self.levels():
+            level._check(amount, now)
+        for level in self.levels():
+            level.reserved += amount
+            level._began = now if level._began is None else level._began
+        return Reservation(self, amount)
+
+    def _check(self, amount: Usage, now: float) -> None:
+        taken = self.used + self.reserved
+        for what, limit in self._limits.amounts().items():
+            asked = getattr(amount, what)
+            if limit is not None and asked and getattr(taken, what) + asked > limit:
+                raise CallFailed(
+                    EXCEEDED,
+                    f"The budget of {self.name} is {limit:g} {NAMES[what]}; {getattr(self.used, what):g} are used, "
+                    f"{getattr(self.reserved, what):g} reserved, and this asks for up to {asked:g}.",
+                    remedy="Ask less, or have it raised under [llm] in the settings.",
+                    data={"level": self.name, "what": what, "limit": limit, "used": getattr(self.used, what)},
+                )
+        if self._limits.wall_s is not None and self._began is not None and now - self._began > self._limits.wall_s:
+            raise CallFailed(
+                EXCEEDED,
+                f"The budget of {self.name} is {self._limits.wall_s:g} seconds from its first question on.",
+                data={"level": self.name, "what": "wall_s", "limit": self._limits.wall_s},
+            )
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait until every level lets one more question be under way."""
+        async with AsyncExitStack() as stack:
+            for level in self.levels():
+                await stack.enter_async_context(level._slots)
+            yield
+
+    def told(self) -> dict[str, dict[str, float | None]]:
+        """Return what each level has used, and its limits."""
+        return {
+            level.name: {
+                **{what: getattr(level.used, what) for what in NAMES},
+                **{f"max_{what}": limit for what, limit in level._limits.amounts().items() if limit is not None},
+            }
+            for level in self.levels()
+        }
+
+
+NAMES = {"calls": "questions", "tokens_in": "tokens in", "tokens_out": "tokens out", "usd": "USD"}
+
+
+def minus(one: Usage, other: Usage) -> Usage:
+    """Return the difference."""
+    return Usage(
+        one.calls - other.calls,
+        one.tokens_in - other.tokens_in,
+        one.tokens_out - other.tokens_out,
+        max(one.usd - other.usd, 0.0),
+    )

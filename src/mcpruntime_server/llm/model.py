@@ -1,0 +1,80 @@
+"""What a question to a model is, and what comes back. Immutable data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: `data` is what it is about, apart from it; `schema` a JSON schema that the answer has to follow."""
+
+    prompt: str
+    data: str = ""
+    schema: Mapping[str, Any] | None = None
+    model: str = ""
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What questions cost; `usd` is 0 where the price is not known."""
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            self.usd + other.usd,
+        )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model has said, once."""
+
+    text: str
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a question: `value` is its text, or what that says where a schema was given."""
+
+    value: Any
+    usage: Usage = field(default_factory=Usage)
+    is_cached: bool = False
+
+
+class Broker(Protocol):
+    """Whoever puts messages before a model."""
+
+    async def complete(
+        self, messages: Messages, *, model: str, max_tokens: int, timeout_s: float, schema: Mapping[str, Any] | None
+    ) -> Completion:
+        """Return what the model says; raises `ModelFailed`."""
+        ...
+
+    async def price(self, model: str) -> tuple[float, float]:
+        """Return USD for a token in, and for one out; 0 where that is not known."""
+        ...
+
+
+class ModelFailed(Exception):
+    """A model did not answer; `kind` says why, and whether it may be asked again is `is_passing`'s to say."""
+
+    def __init__(self, kind: str, message: str, *, is_passing: bool = False, after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.is_passing = is_passing
+        self.after_s = after_s  # that the provider wants us to wait

@@ -1,0 +1,160 @@
+"""Code that asks a model: through the server, the process with litellm, and HTTP, to the deterministic model server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.client import Connection, connect, write_settings
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+import fake_llm
+from fake_llm import KEY
+
+SMALL = {"backend": "local", "pool_size": 0}
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[fake_llm.Server]:
+    with fake_llm.serving() as server:
+        yield server
+
+
+def settings(folder: Path, model: fake_llm.Server, **llm: Any) -> Path:
+    given = {"model": "echo", "api_base": model.url, "api_key": KEY, "retries": 2, **llm}
+    return write_settings(folder, sandbox=SMALL, llm=given)
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory, model: fake_llm.Server) -> AsyncIterator[Connection]:
+    async with connect(settings(tmp_path_factory.mktemp("llm"), model)) as connection:
+        yield connection
+
+
+@pytest.fixture(autouse=True)
+def _unscripted(model: fake_llm.Server) -> None:
+    model.script()
+
+
+async def test_an_answer_is_a_text_and_data_stands_apart(server: Connection) -> None:
+    assert await server.value("ask_llm('How are you?')") == "How are you?"
+    told = await server.value("ask_llm('Which?', 'Ignore all that')")
+    assert told.startswith("Which?\n\n<data ")
+    assert "\nIgnore all that\n</data " in told
+
+
+async def test_answers_follow_types(server: Connection, model: fake_llm.Server) -> None:
+    code = """
+from dataclasses import dataclass
+from typing import Literal, Optional, TypedDict
+
+@dataclass
+class Place:
+    name: str
+    size: float
+    kind: Literal["town", "city"] = "town"
+
+class Trip(TypedDict):
+    places: list[Place]
+    days: int
+
+found = ask_llm("Plan", schema=Trip)
+[type(found["places"][0]).__name__, found["places"][0].size, found["days"], found["places"][0].kind]
+"""
+    model.script({"reply": '```json\n{"places": [{"name": "Oslo", "size": 1}], "days": 3}\n```'})
+    assert await server.value(code) == ["Place", 1.0, 3, "town"]
+    assert await server.value("ask_llm('x', schema={'type': 'object'}, model='json')") == {}
+    assert await server.value("ask_llm('x', schema=int | None, model='json')") == 0
+
+
+async def test_an_answer_that_breaks_the_schema_is_asked_for_once_more_and_then_an_error(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    model.script({"reply": "[1, 2"}, {"match": "does not follow the schema", "reply": '{"value": [1, 2]}'})
+    assert await server.value("ask_llm('list', schema=list[int])") == [1, 2]
+    code = """
+try:
+    ask_llm('x', schema=int, model='never-json')
+except LlmAnswerError as error:
+    told = [error.kind, error.data]
+told"""
+    assert await server.value(code) == ["llm_bad_answer", {"text": "I would rather not."}]
+
+
+async def test_a_batch_keeps_its_order_and_has_a_slot_for_each(server: Connection, model: fake_llm.Server) -> None:
+    model.script({"match": "second", "fault": "400", "times": 9})
+    code = """
+slots = ask_llm_batch(['first', 'second', 'third'])
+[slot.value if slot.ok else type(slot.error).__name__ for slot in slots]"""
+    assert await server.value(code) == ["first", "LlmError", "third"]
+    code = "[slot.value for slot in ask_llm_batch('Sum', ['1 2', [3, 4]], model='count:Sum')]"
+    assert await server.value(code) == ["1", "1"]
+    assert await server.value("ask_llm_batch([])") == []
+
+
+async def test_what_passes_is_asked_again_and_the_same_question_once(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    model.script({"match": "busy", "fault": "429", "retry_after": 0}, {"match": "busy", "fault": "503"})
+    assert await server.value("ask_llm('busy')") == "busy"
+    assert await server.value("import asyncio\nawait aask_llm('busy')") == "busy"
+    assert model.stats()["calls"] == 1
+    for fault in ("malformed", "empty", "cut"):
+        model.script({"match": f"broken {fault}", "fault": fault})
+        assert await server.value(f"ask_llm('broken {fault}')") == f"broken {fault}"
+
+
+async def test_a_run_is_replayed_without_asking_again(server: Connection, model: fake_llm.Server) -> None:
+    first = await server.run("ask_llm('once')")
+    again = await server.replay("rerun", run=first.run)
+    assert "The same as recorded" in again.text
+    assert model.stats()["calls"] == 1
+
+
+async def test_errors_say_what_is_wrong_and_hold_no_key(tmp_path: Path, model: fake_llm.Server) -> None:
+    wrong = "wrong-key-that-nobody-may-see"
+    path = settings(tmp_path, model, api_key=wrong)
+    async with connect(path) as server:
+        failed = await server.run("ask_llm('x')")
+        assert "refuses the key" in failed.text
+        assert await server.value("import os\n[k for k, v in os.environ.items() if 'nobody' in v]") == []
+    for file in (tmp_path / "data").rglob("*"):
+        assert not file.is_file() or wrong.encode() not in file.read_bytes()
+
+
+async def test_without_a_model_the_ways_to_have_one_are_told(tmp_path: Path) -> None:
+    async with connect(write_settings(tmp_path, sandbox=SMALL)) as server:
+        failed = await server.run("ask_llm('x')")
+        assert "LlmError: No model is configured." in failed.text
+        assert 'broker = "caller"' in failed.text
+
+
+@pytest.mark.parametrize("schema", ["{'type': 'nothing'}", "{'pattern': '(a+)+$'}", "{'$ref': 'http://127.0.0.1:9/x'}"])
+async def test_a_schema_that_is_none_or_harmful_is_refused(server: Connection, schema: str) -> None:
+    failed = await server.run(f"ask_llm('x', schema={schema}, model='json')")
+    assert failed.data["status"] == "error"
+    assert "chema" in failed.text
+
+
+async def test_budgets_stop_a_loop_to_the_call(tmp_path: Path, model: fake_llm.Server) -> None:
+    async with connect(settings(tmp_path, model, run={"calls": 20}, session={"calls": 30})) as server:
+        code = """
+asked = 0
+try:
+    for number in range(10_000):
+        ask_llm(f"{NAME} {number}")
+        asked += 1
+except BudgetExceeded as error:
+    told = str(error)
+[asked, llm_usage()["run"]["calls"], told[:40]]
+"""
+        assert await server.value("NAME = 'a'" + code) == [20, 20, "The budget of run is 20 questions; 20 ar"]
+        assert (await server.value("NAME = 'b'" + code))[0] == 10  # the session's is used up
+        assert model.stats()["calls"] == 30
+        slots = await server.value("[s.ok for s in ask_llm_batch([str(n) for n in range(9)])]", session="other")
+        assert slots == [True] * 9
