@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import anyio
+import pytest
 
 from mcpruntime_server.config import Config
 from mcpruntime_server.journal.store import open_journal
