@@ -21,7 +21,7 @@ from .journal.lease import Lease
 from .journal.retention import collect
 from .journal.store import Journal, open_journal
 from .llm.litellm import opened
-from .llm.service import Models
+from .llm.service import Models, broker_of
 from .policy import Policy
 from .runtime.calls import Route, Router
 from .runtime.sessions import Runtime, open_runtime
@@ -105,9 +105,9 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
     """
     folder = config.server.data_dir
     with take_lease(folder) as held:
-        async with open_journal(folder, held) as journal, open_tools(config) as catalog, opened(config.llm) as broker:
+        async with open_journal(folder, held) as journal, open_tools(config) as catalog, opened(config.llm) as litellm:
             packages = None if config.sandbox.image else config.sandbox.packages
-            models = Models(config.llm, journal, broker if config.llm.model else None)
+            models = Models(config.llm, journal, broker_of(config.llm, litellm))
             guides = Guides(config.skills.folders)
             library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
             router = Router(

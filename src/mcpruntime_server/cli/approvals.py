@@ -16,7 +16,7 @@ from ..journal.lease import alive
 from ..journal.rows import QuestionRow, SessionRow
 from ..journal.store import Journal
 from ..runtime.history import load_run
-from ..runtime.questions import APPROVAL, WORDS
+from ..runtime.questions import APPROVAL, IN_DOUBT, QUESTION, WORDS
 from ..runtime.report import Wait
 from .printing import Screen, print_json, printer, safe, took
 from .replay import read
@@ -24,7 +24,11 @@ from .replay import read
 Options = argparse.Namespace
 ALL = "all"
 BY = "a person, on the command line"
-ASKED = {APPROVAL: "May this be called?", "in_doubt": "The server died while this was called. Call it again?"}
+ASKED = {
+    APPROVAL: "May this be called?",
+    IN_DOUBT: "The server died while this was called. Call it again?",
+    QUESTION: "Code asks the client's model.",
+}
 
 
 def add_approvals(verbs: Any) -> None:
@@ -89,7 +93,7 @@ def approvals(config: Config, options: Options) -> int:
 
 def check_answer(row: QuestionRow, wait: Wait, answer: str) -> None:
     """Raise `InvalidRequest` if `answer` cannot be one to this question, or comes too late."""
-    if answer not in WORDS[wait.kind]:
+    if wait.kind != QUESTION and answer not in WORDS[wait.kind]:
         words = ", ".join(WORDS[wait.kind])
         raise InvalidRequest(f"{answer!r:.80} is no answer to question {row.question}.", remedy=f"Use {words}.")
     if row.expires < time.time():

@@ -147,7 +147,8 @@ class CallStarted(Event):
 class Asked(Event):
     """The run waits for an answer to `question` ("q1", ...) before call `call` is made, until `expires` at most.
 
-    `kind` is "approval" (may it be made?) or "in_doubt" (it may have been made before a crash: again?). The answer
+    `kind` is "approval" (may it be made?), "in_doubt" (it may have been made before a crash: again?) or "question" (the
+    call puts one before the client's model: `about` has the `prompt`, and the `schema` if there is one). The answer
     holds for the planned calls `covers`, too. `hints` say where text in the arguments may have come from.
     """
 
@@ -157,6 +158,7 @@ class Asked(Event):
     expires: float  # seconds since the epoch
     covers: list[Approval] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

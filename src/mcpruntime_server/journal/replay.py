@@ -24,6 +24,7 @@ from .events import (
     RunResumed,
     RunStarted,
     RunSuspended,
+    canonical_json,
 )
 from .rows import RunRow, Stored
 from .store import Journal
@@ -53,6 +54,14 @@ class RecordedCall:
     listed: bool = True  # on the ledger
 
 
+Matter = tuple[int, str]  # the call that something is asked about, and what is asked where a call asks several things
+
+
+def matter(asked: Asked) -> Matter:
+    """Return what a question is about."""
+    return asked.call, canonical_json(asked.about) if asked.about else ""
+
+
 @dataclass(frozen=True)
 class Recording:
     """One run as it was: `end` is None for a run that has not ended, `files` for one that changed none."""
@@ -69,9 +78,9 @@ class Recording:
     answered: Mapping[str, Answered] = field(default_factory=dict)  # by question
 
     @property
-    def open_questions(self) -> dict[int, Asked]:
+    def open_questions(self) -> dict[Matter, Asked]:
         """What it waits for, by call."""
-        return {asked.call: asked for asked in self.asked if asked.question not in self.answered}
+        return {matter(asked): asked for asked in self.asked if asked.question not in self.answered}
 
     @property
     def flags(self) -> frozenset[str]:

@@ -1,27 +1,30 @@
-"""Which run a call is made for, for handlers that need to know; whoever answers a call sets it first."""
+"""For which run a call is answered, for handlers that need to know; whoever answers a call enters its scope first."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Scope:
-    """A run and its session, by their ids."""
+    """A run and its session, by their ids; `put` puts a question before the client's model and returns the answer."""
 
     session: str
     run: str
+    put: Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 
 _current: ContextVar[Scope] = ContextVar("scope")
 
 
 def scope() -> Scope:
-    """Return the run that the call under way is made for."""
+    """Return the scope of the call under way."""
     return _current.get()
 
 
-def enter(session: str, run: str) -> None:
-    """Note for which run this task answers a call."""
-    _current.set(Scope(session, run))
+def enter(found: Scope) -> None:
+    """Have this task, and those that it starts, answer a call in a scope."""
+    _current.set(found)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -21,6 +22,7 @@ from ..journal.events import canonical_json
 from ..journal.scope import Scope, scope
 from ..journal.store import Journal
 from .budget import Budget
+from .caller import Caller
 from .messages import check_schema, messages_of, repaired, value_of
 from .model import Answer, Broker, Messages, ModelFailed, Question, Usage
 
@@ -43,6 +45,7 @@ class Models:
         self._settings = settings
         self._journal = journal
         self._broker = broker
+        self._at_once = MAX_BATCH if isinstance(broker, Caller) else None  # its questions are put all at once
         self._prices: dict[str, tuple[float, float]] = {}
         self._principals: dict[str, Budget] = {}
         self._sessions: OrderedDict[str, tuple[Budget, OrderedDict[str, Answer]]] = OrderedDict()
@@ -91,13 +94,13 @@ class Models:
         """Put messages before the model, as often as it takes; return what it said and what that cost."""
         settings, model = self._settings, question.model or self._settings.model
         broker = self._broker
-        if broker is None or not model:
+        if broker is None or not (model or self._at_once):
             raise CallFailed("no_model", NO_MODEL)
         price_in, price_out = await self._price(broker, model)
         size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages) + OVERHEAD
         amount = Usage(1, size, question.max_tokens, size * price_in + question.max_tokens * price_out)
         wait_s = FIRST_WAIT_S
-        async with budget.slot():
+        async with budget.slot() if self._at_once is None else nullcontext():
             for attempt in range(settings.retries + 1):
                 reserved = budget.reserve(amount)
                 used = Usage(1)
@@ -146,7 +149,7 @@ class Models:
                     slots[number] = {"ok": False, "error": {"kind": exc.kind, "message": str(exc), "data": exc.data}}
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(min(self._settings.run.concurrency or len(given), len(given))):
+            for _ in range(min(self._at_once or self._settings.run.concurrency or len(given), len(given))):
                 tasks.start_soon(work)
         return slots
 
@@ -203,6 +206,8 @@ def told(answer: Answer) -> dict[str, Any]:
     return {"value": answer.value, "usage": cost, "cached": answer.is_cached}
 
 
-def broker_of(settings: LlmSettings, made: Sequence[Broker]) -> Broker | None:
-    """Return who answers, as far as the settings name anybody."""
-    return next(iter(made), None) if settings.model or settings.api_base else None
+def broker_of(settings: LlmSettings, litellm: Broker) -> Broker | None:
+    """Return who answers, as the settings have it; None if nobody does."""
+    if settings.broker == "caller":
+        return Caller()
+    return litellm if settings.model and settings.broker != "off" else None

@@ -12,18 +12,19 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NoReturn, Protocol
 
 from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
-from ..journal import scope
 from ..journal.events import Answered, Approval, CallFinished, CallStarted, canonical_json
 from ..journal.replay import RecordedCall
+from ..journal.scope import Scope, enter
 from ..journal.store import Journal
 from ..kernel.planned import TEXT as PLANNED_TEXT
 from ..kernel.wire import ABANDON, Call, Reply
 from .plan import PLANNED, Key, Plan, PlannedCall
-from .questions import APPROVAL, IN_DOUBT, Questions
+from .questions import APPROVAL, IN_DOUBT, QUESTION, Questions
 
 Effect = Literal["read", "idempotent", "write"]
 ABANDONED: Mapping[str, Any] = {
@@ -223,7 +224,6 @@ class Router:
         self, call: Call, entry: LedgerEntry, log: CallLog, number: int | None, *, in_doubt: bool = False
     ) -> Reply:
         started = time.perf_counter()
-        scope.enter(log.session, log.run)
         try:
             route = self._route(call.target)
             if number is None:
@@ -237,6 +237,7 @@ class Router:
                 started = time.perf_counter()
                 if route.effect(call.target) == "write":
                     await _flush(call, log)
+                enter(Scope(log.session, log.run, partial(self._put, call, number, entry, log)))
                 value = await route.call(call.target, args)
             entry.ms = _ms_since(started)
             log.finish(number, value, None, entry.ms)
@@ -276,6 +277,15 @@ class Router:
             if answer.decision != "allow":
                 raise CallFailed("denied", _refused(target, answer))
         return args
+
+    async def _put(self, call: Call, number: int, entry: LedgerEntry, log: CallLog, about: Mapping[str, Any]) -> Any:
+        """Put a question before the client's model and return the answer; raises `CallFailed` if there is none."""
+        entry.status = "waiting"
+        answer = await log.questions.ask(QUESTION, number, call.target, call.args, call.line, about=about)
+        entry.status = "started"
+        if answer.decision != "result":
+            raise CallFailed("llm_unavailable", "Nobody has answered the question.")
+        return answer.value
 
     async def _planned(self, call: Call, number: int, log: CallLog, plan: Plan) -> Approval:
         """Return what was approved of a planned call; raises `CallFailed` where that is nothing."""

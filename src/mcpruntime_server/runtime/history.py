@@ -81,6 +81,8 @@ class PastRun:
 
 def wait_of(asked: Asked, target: str, args: Mapping[str, Any], line: int | None) -> Wait:
     """Return what a run waits for that has asked about a call, and about those that the answer holds for, too."""
+    if asked.about:
+        return Wait(asked.question, asked.kind, ((target, asked.about),), line, (), asked.expires)
     covered = ((each["target"], json.loads(each["sent"])) for each in asked.covers)
     return Wait(asked.question, asked.kind, ((target, args), *covered), line, tuple(asked.hints), asked.expires)
 

@@ -21,15 +21,17 @@ import anyio
 
 from ..errors import Forbidden, InvalidRequest
 from ..journal.events import Answered, Approval, Asked, canonical_json
-from ..journal.replay import RecordedCall, Recording
+from ..journal.replay import Matter, RecordedCall, Recording, matter
 from ..journal.store import Journal
 
 SCOPES: Mapping[str, str] = {"allow": "once", "allow_run": "run", "allow_session": "session"}
 APPROVAL = "approval"
 IN_DOUBT = "in_doubt"
+QUESTION = "question"
 WORDS: Mapping[str, tuple[str, ...]] = {APPROVAL: (*SCOPES, "deny"), IN_DOUBT: ("again", "fail")}
 MODEL = "model"
 REFUSALS = 3  # of a tool in one run; its other calls are refused unasked, or code could ask until somebody gives in
+NOTHING: Mapping[str, Any] = {}
 KEPT = 10_000  # answered questions that a live run remembers, to tell who answers twice
 
 logger = logging.getLogger(__name__)
@@ -93,9 +95,9 @@ class Questions:
         self._refused: Counter[str] = Counter()  # targets of calls
         self._count = 0
         self._answered: dict[str, Answered] = {}
-        self._left_open: dict[int, Asked] = {}  # by call: asked before the server died, and not answered
+        self._left_open: dict[Matter, Asked] = {}  # asked before the server died, and not answered
         self._early: dict[str, tuple[Any, str]] = {}  # by question: an answer that came before it is asked again
-        self._unheard: dict[int, tuple[str, Answered]] = {}  # by call: kind and answer that the code was not told of
+        self._unheard: dict[Matter, tuple[str, Answered]] = {}  # kind and answer that the code was not told of
 
     def restore(self, recording: Recording) -> None:
         """Go on with the questions of a run that has begun in another server."""
@@ -109,7 +111,7 @@ class Questions:
             if answer is not None and answer.decision == "deny":
                 self._refused[answer.target] += 1
             if answer is not None and answer.decision not in ("allow", "again"):
-                self._unheard[asked.call] = asked.kind, answer
+                self._unheard[matter(asked)] = asked.kind, answer
 
     def is_granted(self, target: str) -> bool:
         """Return whether a person has allowed all calls of `target`."""
@@ -117,8 +119,9 @@ class Questions:
 
     def is_unmade(self, recorded: RecordedCall) -> bool:
         """Return whether a recorded call without an end was not made: a person had not allowed it yet, or refused."""
-        asked = self._left_open.get(recorded.call)
-        kind = asked.kind if asked is not None else self._unheard.get(recorded.call, ("",))[0]
+        mine = recorded.call, ""
+        asked = self._left_open.get(mine)
+        kind = asked.kind if asked is not None else self._unheard.get(mine, ("",))[0]
         return kind == APPROVAL
 
     async def ask(
@@ -129,16 +132,18 @@ class Questions:
         args: Mapping[str, Any],
         line: int | None,
         covers: Iterable[Approval] = (),
+        about: Mapping[str, Any] = NOTHING,
     ) -> Answered:
-        """Ask whether call `number` is to be made, and wait for the answer."""
-        unheard = self._unheard.pop(number, None)
+        """Ask whether call `number` is to be made, or what it is `about`, and wait for the answer."""
+        key = number, canonical_json(about) if about else ""
+        unheard = self._unheard.pop(key, None)
         if unheard is not None:
             return unheard[1]
-        asked = self._left_open.pop(number, None)
+        asked = self._left_open.pop(key, None)
         if asked is None and kind == APPROVAL and self._refused[target] >= REFUSALS:
             return Answered("", "deny", by=f"as {REFUSALS} calls of it in this run were")
         if asked is None:
-            asked = await self._ask(kind, number, args, list(covers))
+            asked = await self._ask(kind, number, args, list(covers), about)
         question = Question(self._run, asked, target, args, line)
         if not self.open:
             self._host.pause()
@@ -159,10 +164,13 @@ class Questions:
         assert question.answer is not None, "it has just been settled"
         return question.answer
 
-    async def _ask(self, kind: str, number: int, args: Mapping[str, Any], covers: list[Approval]) -> Asked:
+    async def _ask(
+        self, kind: str, number: int, args: Mapping[str, Any], covers: list[Approval], about: Mapping[str, Any]
+    ) -> Asked:
         self._count += 1
         name = f"q{self._count}"
-        asked = Asked(name, kind, number, time.time() + self._expires_s, covers, await self.hints_for(args))
+        hints = await self.hints_for(args) if kind == APPROVAL else []
+        asked = Asked(name, kind, number, time.time() + self._expires_s, covers, hints, about)
         self._journal.append(self._session, asked, self._run)
         await self._journal.flush()
         return asked
@@ -244,18 +252,25 @@ class Questions:
 def parse_answer(question: Question, value: Any, by: str) -> Answered:
     """Return an answer as the journal has it; raises `InvalidRequest` if it is none to this question."""
     kind = question.asked.kind
+    if kind == QUESTION:
+        return Answered(question.id, "result", "once", by, question.target, kept(question, value))
     words = WORDS[kind]
     if isinstance(value, str) and value in words:
         decision = "allow" if value in SCOPES else value
         return Answered(question.id, decision, SCOPES.get(value, "once"), by, question.target)
     if kind == IN_DOUBT and isinstance(value, dict) and value.keys() == {"result"}:
-        try:
-            canonical_json(value)
-        except ValueError as exc:
-            raise InvalidRequest(f"The result given for {question.id} cannot be kept. {exc}") from exc
-        return Answered(question.id, "result", "once", by, question.target, value["result"])
+        return Answered(question.id, "result", "once", by, question.target, kept(question, value["result"]))
     more = ' or {"result": ...}' if kind == IN_DOUBT else ""
     raise InvalidRequest(
         f"{json.dumps(value, default=str)[:80]} is no answer to question {question.id}.",
         remedy=f"Answer with {', '.join(map(repr, words))}{more}.",
     )
+
+
+def kept(question: Question, value: Any) -> Any:
+    """Return a value that somebody has answered with; raises `InvalidRequest` if it cannot be kept."""
+    try:
+        canonical_json(value)
+    except ValueError as exc:
+        raise InvalidRequest(f"The answer given for {question.id} cannot be kept. {exc}") from exc
+    return value

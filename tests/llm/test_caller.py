@@ -1,0 +1,89 @@
+"""Questions that the client's own model answers: no key, no model of ours, and the run waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.server.client import Answer, Connection, answer_of, connect, write_settings
+from tests.server.test_resume import until
+
+SMALL = {"backend": "local", "pool_size": 0}
+
+
+def settings(folder: Path) -> Path:
+    return write_settings(folder, sandbox=SMALL, llm={"broker": "caller"})
+
+
+async def attach(server: Connection, run: str, **more: object) -> Answer:
+    return answer_of(await server.client.call_tool("run_code", {"run": run, **more}))
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Connection]:
+    async with connect(settings(tmp_path)) as connection:
+        yield connection
+
+
+async def test_the_model_of_the_client_answers_and_the_run_goes_on(server: Connection) -> None:
+    asked = await server.run("answer = ask_llm('Which city?', 'Text about Oslo')\nanswer.upper()")
+    assert asked.status == "waiting"
+    [wait] = asked.waiting_for
+    assert wait["kind"] == "question"
+    assert wait["call"].startswith("Which city?\n\n<data ")
+    assert "Text about Oslo" in asked.text
+    assert "The code asks you. Answer all with run_code(run=" in asked.text
+    told = await attach(server, asked.run, answers={wait["id"]: "Oslo"})
+    assert (told.status, told.value) == ("ok", "OSLO")
+    assert await server.value("ask_llm('Which city?', 'Text about Oslo')") == "Oslo"  # asked once in a session
+
+
+async def test_a_whole_batch_is_put_at_once_and_wrong_answers_alone_again(server: Connection) -> None:
+    asked = await server.run("[s.value for s in ask_llm_batch([f'Number {n}?' for n in range(60)], schema=int)]")
+    assert [wait["call"].split("\n")[0] for wait in asked.waiting_for] == [f"Number {n}?" for n in range(60)]
+    answers: dict[str, object] = {wait["id"]: {"value": number} for number, wait in enumerate(asked.waiting_for)}
+    answers[asked.waiting_for[7]["id"]] = "seven"
+    again = await attach(server, asked.run, answers=answers)
+    [wait] = again.waiting_for
+    assert "does not follow the schema" in wait["call"]
+    told = await attach(server, asked.run, answers={"*": '{"value": 7}'})
+    assert told.value == list(range(60))
+
+
+async def test_code_that_asks_in_threads_waits_for_all_of_it(server: Connection) -> None:
+    asked = await server.run("[s.value for s in tools.map(ask_llm, ['a', 'b', 'c'])]")
+    while len(asked.waiting_for) < 3:
+        asked = await attach(server, asked.run, wait_s=5)
+    told = await attach(server, asked.run, answers={wait["id"]: wait["call"] * 2 for wait in asked.waiting_for})
+    assert told.value == ["aa", "bb", "cc"]
+
+
+async def test_questions_and_answers_outlive_the_server(tmp_path: Path) -> None:
+    path = settings(tmp_path)
+    async with connect(path) as server:
+        asked = await server.run("[s.value for s in ask_llm_batch(['one', 'two', 'three'])]", session="mine")
+        ids = {wait["call"]: wait["id"] for wait in asked.waiting_for}
+        partly = await attach(server, asked.run, answers={ids["two"]: "2"}, wait_s=0.5)
+        assert partly.status == "waiting"
+        [pid] = server.pids
+        os.kill(pid, signal.SIGKILL)
+        with anyio.move_on_after(5):
+            await until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
+    async with connect(path) as server:
+        asked = await attach(server, asked.run, wait_s=20)
+        assert sorted(wait["call"] for wait in asked.waiting_for) == ["one", "three"]
+        told = await attach(server, asked.run, answers={wait["id"]: wait["call"] for wait in asked.waiting_for})
+        assert told.value == ["one", "2", "three"]
+
+
+async def test_a_cancelled_run_asks_nobody_any_more(server: Connection) -> None:
+    asked = await server.run("ask_llm('Well?')")
+    told = await attach(server, asked.run, cancel=True)
+    assert told.status == "cancelled"
+    late = await attach(server, asked.run, answers={"q1": "yes"})
+    assert late.failed
