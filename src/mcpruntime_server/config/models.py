@@ -163,7 +163,7 @@ class PrincipalLimits(Limits):
 class LlmSettings(Settings):
     """`[llm]`: which model answers the questions of code, and what they may cost."""
 
-    broker: Literal["auto", "litellm", "caller", "off"] = "auto"
+    broker: Literal["auto", "litellm", "caller", "sampling", "off"] = "auto"
     model: str = ""
     api_base: str = ""
     api_key: SecretStr = SecretStr("")
@@ -173,6 +173,17 @@ class LlmSettings(Settings):
     run: RunLimits = RunLimits()
     session: SessionLimits = SessionLimits()
     principal: PrincipalLimits = PrincipalLimits()
+
+    @property
+    def answered_by(self) -> Literal["litellm", "caller", "sampling", "nobody"]:
+        """Who answers."""
+        match self.broker:
+            case "auto":
+                return "litellm" if self.model else "nobody"
+            case "off":
+                return "nobody"
+            case named:
+                return named
 
 
 class UpstreamSettings(Settings):

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 
 from ..config import LlmSettings
-from ..errors import CallFailed, McpRuntimeError, NotFound
+from ..errors import CallFailed, McpRuntimeError, NoModel, NotFound
 from ..journal.events import canonical_json
 from ..journal.scope import Scope, scope
 from ..journal.store import Journal
@@ -32,10 +32,6 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a question is asked again
 KEPT = 2_000  # answers of a session
 SESSIONS = 200  # whose answers and budgets are remembered
 OVERHEAD = 64  # tokens that a provider may add to a question
-NO_MODEL = (
-    "No model is configured. There are three ways to have one: [llm] model with its provider's key in the environment; "
-    "[llm] broker = \"caller\", with which the client's own model answers; or [llm] api_base, a server like OpenAI's."
-)
 
 
 class Models:
@@ -95,7 +91,7 @@ class Models:
         settings, model = self._settings, question.model or self._settings.model
         broker = self._broker
         if broker is None or not (model or self._at_once):
-            raise CallFailed("no_model", NO_MODEL)
+            raise CallFailed(NoModel.code, str(NoModel()))
         price_in, price_out = await self._price(broker, model)
         size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages) + OVERHEAD
         amount = Usage(1, size, question.max_tokens, size * price_in + question.max_tokens * price_out)
@@ -208,6 +204,5 @@ def told(answer: Answer) -> dict[str, Any]:
 
 def broker_of(settings: LlmSettings, litellm: Broker) -> Broker | None:
     """Return who answers, as the settings have it; None if nobody does."""
-    if settings.broker == "caller":
-        return Caller()
-    return litellm if settings.model and settings.broker != "off" else None
+    brokers: Mapping[str, Broker] = {"litellm": litellm, "caller": Caller()}
+    return brokers.get(settings.answered_by)
