@@ -165,6 +165,7 @@ class LlmSettings(Settings):
 
     broker: Literal["auto", "litellm", "caller", "sampling", "off"] = "auto"
     model: str = ""
+    models: tuple[str, ...] = ()  # others that code may name
     api_base: str = ""
     api_key: SecretStr = SecretStr("")
     timeout_s: Seconds = 120.0
