@@ -102,7 +102,7 @@ def costly_in(schema: Any) -> str:
     while left:
         each = left.pop()
         if isinstance(each, dict):
-            found = next((name for name, kind in COSTLY.items() if isinstance(each.get(name), kind)), "")
+            found = next((name for name, kind in COSTLY.items() if name in each and isinstance(each[name], kind)), "")
             if found:
                 return found
             left += each.values()

@@ -221,5 +221,5 @@ def told_failure(exc: ModelFailed) -> str:
 
 def broker_of(settings: LlmSettings, litellm: Broker) -> Broker | None:
     """Return who answers, as the settings have it; None if nobody does."""
-    brokers: Mapping[str, Broker] = {"litellm": litellm, "caller": Caller()}
+    brokers: Mapping[str, Broker] = {"litellm": litellm, "caller": Caller(), "sampling": Caller()}
     return brokers.get(settings.answered_by)
