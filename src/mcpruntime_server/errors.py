@@ -10,6 +10,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+WAYS_TO_A_MODEL = (
+    "There are three ways to have one: [llm] model with its provider's key in the environment; "
+    '[llm] broker = "caller", with which the client\'s own model answers what code asks; or [llm] api_base, a server '
+    "like OpenAI's."
+)
+
 
 class McpRuntimeError(Exception):
     """Base of all deliberate errors; `code` is stable and safe to match on."""
@@ -65,6 +71,38 @@ class Forbidden(McpRuntimeError):
     code = "forbidden"
     http_status = 403
     exit_code = 2
+
+
+class NoModel(McpRuntimeError):
+    """Nobody is there to answer a question to a model."""
+
+    code = "no_model"
+    http_status = 503
+    exit_code = 3
+
+    def __init__(self, message: str = "No model is configured.", *, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy or WAYS_TO_A_MODEL)
+
+
+class BudgetExceeded(McpRuntimeError):
+    """A question to a model would cost more than what is left; it was not asked."""
+
+    code = "budget_exceeded"
+    http_status = 429
+
+
+class BadAnswer(McpRuntimeError):
+    """A model has answered, twice, but not as the schema wants it."""
+
+    code = "llm_bad_answer"
+    http_status = 502
+
+
+class LlmFailed(McpRuntimeError):
+    """A model did not answer; the message says why."""
+
+    code = "llm_failed"
+    http_status = 502
 
 
 class Unavailable(McpRuntimeError):

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.client import Connection, connect, write_settings
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
 import fake_llm
 from fake_llm import KEY
+from tests.server.client import Connection, connect, write_settings
 
 SMALL = {"backend": "local", "pool_size": 0}
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[fake_llm.Server]:
-    with fake_llm.serving() as server:
-        yield server
 
 
 def settings(folder: Path, model: fake_llm.Server, **llm: Any) -> Path:
@@ -34,11 +24,6 @@ def settings(folder: Path, model: fake_llm.Server, **llm: Any) -> Path:
 async def server(tmp_path_factory: pytest.TempPathFactory, model: fake_llm.Server) -> AsyncIterator[Connection]:
     async with connect(settings(tmp_path_factory.mktemp("llm"), model)) as connection:
         yield connection
-
-
-@pytest.fixture(autouse=True)
-def _unscripted(model: fake_llm.Server) -> None:
-    model.script()
 
 
 async def test_an_answer_is_a_text_and_data_stands_apart(server: Connection) -> None:

@@ -163,8 +163,9 @@ class PrincipalLimits(Limits):
 class LlmSettings(Settings):
     """`[llm]`: which model answers the questions of code, and what they may cost."""
 
-    broker: Literal["auto", "litellm", "caller", "off"] = "auto"
+    broker: Literal["auto", "litellm", "caller", "sampling", "off"] = "auto"
     model: str = ""
+    models: tuple[str, ...] = ()  # others that code may name
     api_base: str = ""
     api_key: SecretStr = SecretStr("")
     timeout_s: Seconds = 120.0
@@ -173,6 +174,17 @@ class LlmSettings(Settings):
     run: RunLimits = RunLimits()
     session: SessionLimits = SessionLimits()
     principal: PrincipalLimits = PrincipalLimits()
+
+    @property
+    def answered_by(self) -> Literal["litellm", "caller", "sampling", "nobody"]:
+        """Who answers."""
+        match self.broker:
+            case "auto":
+                return "litellm" if self.model else "nobody"
+            case "off":
+                return "nobody"
+            case named:
+                return named
 
 
 class UpstreamSettings(Settings):

@@ -186,6 +186,17 @@ class CallFinished(Event):
     ms: float = 0.0
 
 
+@dataclass(frozen=True)
+class Spent(Event):
+    """A question was put before a model, once, and has cost this, however it ended; `ms` is how long that took."""
+
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    usd: float
+    ms: float = 0.0
+
+
 class FileEntry(TypedDict):
     """One workspace file: `digest` names its content in the blob store, `size` is in bytes."""
 
@@ -248,6 +259,7 @@ KINDS: Mapping[str, type[Event]] = {
     "asked": Asked,
     "answered": Answered,
     "call_finished": CallFinished,
+    "spent": Spent,
     "files_changed": FilesChanged,
     "clocks_read": ClocksRead,
     "run_finished": RunFinished,

@@ -1,4 +1,7 @@
-"""The broker for every model that litellm knows, in a process of its own, which starts with the first question."""
+"""The broker for every model that litellm knows, and for servers like OpenAI's: a process of its own.
+
+It starts with the first question; until then nothing of this costs anything.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +22,10 @@ from ..config import LlmSettings
 from .model import Completion, Messages, ModelFailed, Usage
 from .worker import KEY
 
+START_S = 60.0  # for what a first question needs to be imported, on a machine with much to do
 END_S = 2.0  # for the process to end when its input does
 LATE_S = 5.0  # that the process may take longer than the provider is given
 BACKOFF_S = 1.0  # between a death of the process and the next one
-CHUNK = 65_536
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +55,11 @@ class LiteLlm:
     ) -> Completion:
         """Return what the model says; raises `ModelFailed`."""
         asked = {
-            "model": self._name_of(model),
+            **self._about(model),
             "messages": list(messages),
             "max_tokens": max_tokens,
             "timeout_s": timeout_s,
             "schema": schema,
-            "api_base": self._settings.api_base,
         }
         told = await self._request(asked, timeout_s)
         tokens_in, tokens_out, usd = told["usage"]
@@ -65,13 +67,17 @@ class LiteLlm:
 
     async def price(self, model: str) -> tuple[float, float]:
         """Return USD for a token in, and for one out; 0 where that is not known."""
-        told = await self._request({"price": True, "model": self._name_of(model)}, self._settings.timeout_s)
+        told = await self._request({"price": True, **self._about(model)}, START_S)
         one, other = told["price"]
         return one, other
 
-    def _name_of(self, model: str) -> str:
-        """Return a model as litellm names it: behind an address of one's own it speaks OpenAI's protocol."""
-        return f"openai/{model}" if self._settings.api_base and "/" not in model else model
+    def _about(self, model: str) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "model": model,
+            "named": model in (settings.model, *settings.models),
+            "api_base": settings.api_base,
+        }
 
     async def _request(self, asked: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         process = await self._started()
@@ -82,17 +88,15 @@ class LiteLlm:
             await self._send(process, {"id": number, **asked})
             with anyio.move_on_after(timeout_s + LATE_S):
                 await pending.over.wait()
-        except BaseException:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(END_S), suppress(ModelFailed):
-                await self._send(process, {"id": 0, "cancel": number})
-            raise
         finally:
             del self._pending[number]
+            if not pending.over.is_set():
+                with anyio.CancelScope(shield=True), anyio.move_on_after(END_S), suppress(ModelFailed):
+                    await self._send(process, {"id": 0, "cancel": number})
         if pending.told is None:
             raise ModelFailed("llm_unavailable", "The process that asks models gave no answer.", is_passing=True)
         if error := pending.told.get("error"):
-            passing, after_s = bool(error.get("passing")), float(error.get("after_s", 0.0))
-            raise ModelFailed(error["kind"], error["message"], is_passing=passing, after_s=after_s)
+            raise failure(error, pending.told.get("usage"))
         return pending.told
 
     async def _send(self, process: Process, message: Mapping[str, Any]) -> None:
@@ -112,7 +116,7 @@ class LiteLlm:
     async def _run(self, *, task_status: TaskStatus[Process]) -> None:
         """Have the process for as long as it lives; questions that it leaves open have failed."""
         environ = {**os.environ, KEY: self._settings.api_key.get_secret_value()}
-        command = [sys.executable, "-m", "mcpruntime_server.llm.worker"]
+        command = [sys.executable, "-P", "-m", "mcpruntime_server.llm.worker"]  # -P: nothing of the folder it is in
         process = await anyio.open_process(command, env=environ, stderr=subprocess.DEVNULL)
         try:
             task_status.started(process)
@@ -134,14 +138,29 @@ class LiteLlm:
 
     async def _read(self, process: Process) -> None:
         assert process.stdout is not None
-        rest = b""
+        parts: list[bytes] = []  # of a line that is not whole yet
         async for chunk in process.stdout:
-            *lines, rest = (rest + chunk).split(b"\n")
+            *lines, rest = chunk.split(b"\n")
             for line in lines:
-                told = json.loads(line)
+                told = json.loads(b"".join((*parts, line)))
+                parts.clear()
                 if pending := self._pending.get(told["id"]):
                     pending.told = told
                     pending.over.set()
+            parts.append(rest)
+
+
+def failure(error: Mapping[str, Any], usage: Sequence[float] | None) -> ModelFailed:
+    """Return an error as the process has told it."""
+    cost = Usage(1, int(usage[0]), int(usage[1]), usage[2]) if usage is not None else None
+    return ModelFailed(
+        error["kind"],
+        error["message"],
+        is_passing=bool(error.get("passing")),
+        after_s=float(error.get("after_s", 0.0)),
+        usage=cost,
+        is_cut_off=bool(error.get("cut")),
+    )
 
 
 @asynccontextmanager

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
+from urllib.parse import unquote
 
 import jsonschema
 from jsonschema.exceptions import SchemaError, ValidationError
@@ -18,6 +20,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from ..errors import CallFailed
+from ..journal.events import canonical_json
 from .model import Messages, Question
 
 SYSTEM = "Answer the question as briefly as it allows, with nothing but the answer."
@@ -29,6 +32,19 @@ REPAIR = "That does not follow the schema: {problem}\nAnswer again, with the JSO
 FENCED = re.compile(r"\A\s*```[a-zA-Z]*\n(.*)\n\s*```\s*\Z", re.DOTALL)
 MAX_SCHEMA = 50_000  # characters
 MAX_DEPTH = 40
+MAX_NODES = 20_000  # parts of a schema, what it refers to taken in as often as it does
+MAX_WORK = 20_000_000  # parts of a schema times those of an answer
+COSTLY: Mapping[str, type] = {
+    "pattern": str,
+    "patternProperties": dict,
+    "uniqueItems": bool,
+    "unevaluatedProperties": object,
+    "unevaluatedItems": object,
+    "$dynamicRef": str,
+    "$recursiveRef": str,
+    "$id": str,
+    "$anchor": str,
+}
 SHOWN = 300  # characters of a problem
 KEPT = 2_000  # characters of a wrong answer that the model is shown again
 
@@ -58,9 +74,11 @@ def check_schema(schema: Any) -> None:
         raise CallFailed("invalid_arguments", "A schema is a JSON schema, as a dict.")
     if len(json.dumps(schema)) > MAX_SCHEMA or depth_of(schema) > MAX_DEPTH:
         raise CallFailed("invalid_arguments", f"The schema is larger than {MAX_SCHEMA:,} characters, or too deep.")
-    if patterns_in(schema):
-        raise CallFailed("invalid_arguments", "A schema with `pattern` is not taken: some take for ever to match.")
+    if found := costly_in(schema):
+        raise CallFailed("invalid_arguments", f"A schema with `{found}` is not taken: some take for ever to follow.")
     try:
+        if size_of(schema) > MAX_NODES:
+            raise CallFailed("invalid_arguments", f"Its references taken in, the schema has over {MAX_NODES:,} parts.")
         jsonschema.Draft202012Validator.check_schema(schema)
     except (SchemaError, RecursionError) as exc:
         problem = exc.message if isinstance(exc, SchemaError) else "it is too deep"
@@ -78,18 +96,59 @@ def depth_of(value: Any) -> int:
     return deepest
 
 
-def patterns_in(schema: Any) -> bool:
-    """Return whether a schema has regular expressions."""
+def costly_in(schema: Any) -> str:
+    """Return a keyword of a schema that may cost any time, or leads elsewhere; "" if there is none."""
     left = [schema]
     while left:
         each = left.pop()
         if isinstance(each, dict):
-            if isinstance(each.get("pattern"), str) or isinstance(each.get("patternProperties"), dict):
-                return True
+            found = next((name for name, kind in COSTLY.items() if name in each and isinstance(each[name], kind)), "")
+            if found:
+                return found
             left += each.values()
         elif isinstance(each, list):
             left += each
-    return False
+    return ""
+
+
+def size_of(schema: Mapping[str, Any]) -> int:
+    """Return how many parts a schema has when what it refers to is taken in; raises `CallFailed` if it has no end."""
+    known: dict[str, int] = {}
+    under_way: set[str] = set()
+
+    def referred(reference: str) -> int:
+        if reference in under_way:
+            raise CallFailed("invalid_arguments", f"The schema refers to itself: {reference[:SHOWN]}")
+        if reference not in known:
+            under_way.add(reference)
+            known[reference] = size(target_of(schema, reference))
+            under_way.discard(reference)
+        return known[reference]
+
+    def size(each: Any) -> int:
+        if isinstance(each, list):
+            return 1 + sum(map(size, each))
+        if not isinstance(each, dict):
+            return 1
+        inner = sum(size(value) for name, value in each.items() if name != "$defs")
+        return 1 + inner + (referred(each["$ref"]) if isinstance(each.get("$ref"), str) else 0)
+
+    return size(schema)
+
+
+def target_of(schema: Mapping[str, Any], reference: str) -> Any:
+    """Return the part of a schema that a reference names; raises `CallFailed`."""
+    found: Any = schema
+    try:
+        if not reference.startswith("#"):
+            raise KeyError(reference)
+        for part in filter(None, reference[1:].split("/")):
+            name = unquote(part).replace("~1", "/").replace("~0", "~")
+            found = found[int(name)] if isinstance(found, list) else found[name]
+    except (KeyError, IndexError, ValueError, TypeError):
+        message = f"The schema refers to what is not there: {reference[:SHOWN]}"
+        raise CallFailed("invalid_arguments", message) from None
+    return found
 
 
 def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
@@ -98,9 +157,14 @@ def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
         return said
     fenced = FENCED.match(said)
     try:
-        value = json.loads(fenced[1] if fenced else said)
+        value = json.loads(fenced[1] if fenced else said, object_pairs_hook=unique)
+        canonical_json(value)
     except (ValueError, RecursionError) as exc:
         raise ValueError(f"it is no JSON ({exc})") from None
+    if depth_of(value) > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    if size_of(schema) * (said.count(",") + said.count(":") + 1) > MAX_WORK:
+        raise ValueError("it is too long for this schema")
     try:
         jsonschema.Draft202012Validator(schema, registry=Registry()).validate(value)  # fetches nothing
     except ValidationError as exc:
@@ -109,3 +173,12 @@ def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
     except (Unresolvable, RecursionError) as exc:
         raise CallFailed("invalid_arguments", f"The schema refers to what is not there: {str(exc)[:SHOWN]}") from None
     return value
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raises `ValueError` if a key is there twice, because readers then disagree."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {key[:80]!r} is there twice")
+    return found

@@ -70,11 +70,25 @@ class Broker(Protocol):
 
 
 class ModelFailed(Exception):
-    """A model did not answer; `kind` says why, and whether it may be asked again is `is_passing`'s to say."""
+    """A model did not answer; `kind` says why, and whether it may be asked again is `is_passing`'s to say.
 
-    def __init__(self, kind: str, message: str, *, is_passing: bool = False, after_s: float = 0.0) -> None:
+    `usage` is what that cost, if it is known. One that `is_cut_off` may have cost anything that was reserved.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        is_passing: bool = False,
+        after_s: float = 0.0,
+        usage: Usage | None = None,
+        is_cut_off: bool = False,
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.is_passing = is_passing
         self.after_s = after_s  # that the provider wants us to wait
+        self.usage = usage
+        self.is_cut_off = is_cut_off

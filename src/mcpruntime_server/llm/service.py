@@ -6,36 +6,36 @@ Rule 2: errors are errors, never texts that look like answers. Credentials are i
 
 from __future__ import annotations
 
+import logging
 import random
-from collections import OrderedDict
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import anyio
 
 from ..config import LlmSettings
-from ..errors import CallFailed, McpRuntimeError, NotFound
-from ..journal.events import canonical_json
-from ..journal.scope import Scope, scope
+from ..errors import CallFailed, JournalFailed, NoModel
+from ..journal.events import Spent, canonical_json
+from ..journal.scope import scope
 from ..journal.store import Journal
+from .accounts import Accounts, Answers
 from .budget import Budget
 from .caller import Caller
 from .messages import check_schema, messages_of, repaired, value_of
-from .model import Answer, Broker, Messages, ModelFailed, Question, Usage
+from .model import Answer, Broker, Completion, Messages, ModelFailed, Question, Usage
 
 MAX_BATCH = 10_000  # questions of one call
 MAX_TEXT = 20_000_000  # characters of a prompt or of its data
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a question is asked again
-KEPT = 2_000  # answers of a session
-SESSIONS = 200  # whose answers and budgets are remembered
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a question is asked again; who wants us to wait longer has failed
+MAX_TOKENS = 10_000_000  # of an answer
 OVERHEAD = 64  # tokens that a provider may add to a question
-NO_MODEL = (
-    "No model is configured. There are three ways to have one: [llm] model with its provider's key in the environment; "
-    "[llm] broker = \"caller\", with which the client's own model answers; or [llm] api_base, a server like OpenAI's."
-)
+
+
+logger = logging.getLogger(__name__)
 
 
 class Models:
@@ -45,96 +45,126 @@ class Models:
         self._settings = settings
         self._journal = journal
         self._broker = broker
-        self._at_once = MAX_BATCH if isinstance(broker, Caller) else None  # its questions are put all at once
+        self._by_client = isinstance(broker, Caller)  # its questions are put all at once, and cost us nothing
         self._prices: dict[str, tuple[float, float]] = {}
-        self._principals: dict[str, Budget] = {}
-        self._sessions: OrderedDict[str, tuple[Budget, OrderedDict[str, Answer]]] = OrderedDict()
-        self._runs: OrderedDict[str, Budget] = OrderedDict()
+        self._accounts = Accounts(settings, journal)
 
     async def answer(self, target: str, args: dict[str, Any]) -> Any:
         """Answer `llm.ask {question}`, `llm.batch {questions}` or `llm.usage {}`; raises `CallFailed`."""
-        asking = scope()
-        budget, cache = await self._budget(asking)
-        if target == "llm.usage":
-            return budget.told()
-        if target == "llm.ask":
-            return told(await self._ask(self._question(args), budget, cache))
-        if target == "llm.batch":
-            return await self._batch(args.get("questions"), budget, cache)
+        async with self._accounts.using(scope()) as (budget, answers):
+            if target == "llm.usage":
+                return budget.told()
+            if target == "llm.ask":
+                return told(await self._ask(self._question(args), budget, answers))
+            if target == "llm.batch":
+                return await self._batch(args.get("questions"), budget, answers)
         raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
 
     # one question -----------------------------------------------------------------------------------
 
-    async def _ask(self, question: Question, budget: Budget, cache: OrderedDict[str, Answer]) -> Answer:
+    async def _ask(self, question: Question, budget: Budget, answers: Answers) -> Answer:
         key = sha256(canonical_json([question.__dict__]).encode("utf-8", "surrogatepass")).hexdigest()
-        if key in cache:
-            cache.move_to_end(key)
-            return replace(cache[key], usage=Usage(), is_cached=True)
+        return await answers.get(key, partial(self._ask_anew, question, budget))
+
+    async def _ask_anew(self, question: Question, budget: Budget) -> tuple[Answer, int]:
+        """Return the answer and its size; one that does not follow the schema is asked for once more."""
         messages = messages_of(question)
         said, usage = await self._complete(messages, question, budget)
         try:
-            answer = Answer(value_of(said, question.schema), usage)
+            return Answer(value_of(said, question.schema), usage), len(said)
         except ValueError as problem:
             again, more = await self._complete(repaired(messages, said, str(problem)), question, budget)
-            try:
-                answer = Answer(value_of(again, question.schema), usage + more)
-            except ValueError as still:
-                raise CallFailed(
-                    "llm_bad_answer",
-                    f"The model's answer does not follow the schema: {still}",
-                    remedy="Ask for less at once, or with another model.",
-                    data={"text": again[:1000]},
-                ) from None
-        cache[key] = answer
-        if len(cache) > KEPT:
-            cache.popitem(last=False)
-        return answer
+        try:
+            return Answer(value_of(again, question.schema), usage + more), len(again)
+        except ValueError as still:
+            raise CallFailed(
+                "llm_bad_answer",
+                f"The model's answer does not follow the schema: {still}",
+                remedy="Ask for less at once, or with another model.",
+                data={"text": again[:1000]},
+            ) from None
 
     async def _complete(self, messages: Messages, question: Question, budget: Budget) -> tuple[str, Usage]:
         """Put messages before the model, as often as it takes; return what it said and what that cost."""
-        settings, model = self._settings, question.model or self._settings.model
-        broker = self._broker
-        if broker is None or not (model or self._at_once):
-            raise CallFailed("no_model", NO_MODEL)
-        price_in, price_out = await self._price(broker, model)
-        size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages) + OVERHEAD
-        amount = Usage(1, size, question.max_tokens, size * price_in + question.max_tokens * price_out)
-        wait_s = FIRST_WAIT_S
-        async with budget.slot() if self._at_once is None else nullcontext():
-            for attempt in range(settings.retries + 1):
-                reserved = budget.reserve(amount)
-                used = Usage(1)
+        broker, model = self._asked(question.model)
+        amount = await self._at_most(broker, model, messages, question.max_tokens)
+        wait_s, spent = FIRST_WAIT_S, Usage()
+        async with nullcontext() if self._by_client else budget.slot():
+            for attempt in range(self._settings.retries + 1):
                 try:
-                    done = await broker.complete(
-                        messages,
-                        model=model,
-                        max_tokens=question.max_tokens,
-                        timeout_s=settings.timeout_s,
-                        schema=question.schema,
-                    )
-                    used = done.usage
-                    return done.text, used
+                    done = await self._put(broker, model, messages, question, amount, budget)
+                    return done.text, spent + done.usage
                 except ModelFailed as exc:
-                    if not exc.is_passing or attempt == settings.retries:
-                        raise CallFailed(exc.kind, exc.message) from None
-                    pause_s = max(wait_s * random.uniform(0.5, 1.0), min(exc.after_s, LONGEST_WAIT_S))  # noqa: S311
-                finally:
-                    reserved.settle(used)
+                    if not exc.is_passing or attempt == self._settings.retries or exc.after_s > LONGEST_WAIT_S:
+                        raise CallFailed(exc.kind, told_failure(exc)) from None
+                    spent += exc.usage or Usage(1)
+                    pause_s = max(wait_s * random.uniform(0.5, 1.0), exc.after_s)  # noqa: S311
                 await anyio.sleep(pause_s)
                 wait_s = min(wait_s * 2, LONGEST_WAIT_S)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _price(self, broker: Broker, model: str) -> tuple[float, float]:
+    def _asked(self, model: str) -> tuple[Broker, str]:
+        """Return who is asked, and for which model; raises `CallFailed` if nobody is, or code may not ask that."""
+        broker, settings = self._broker, self._settings
+        if broker is None or not (model or settings.model or self._by_client):
+            raise CallFailed(NoModel.code, str(NoModel()))
+        known = dict.fromkeys(filter(None, (settings.model, *settings.models)))
+        if model and model not in known and not settings.api_base and not self._by_client:
+            raise CallFailed(
+                "llm_unknown_model",
+                f"Code may not ask the model {model!r:.80}.",
+                remedy=f"It may ask {', '.join(known)}; the settings name others under [llm] models.",
+            )
+        return broker, model or settings.model
+
+    async def _at_most(self, broker: Broker, model: str, messages: Messages, max_tokens: int) -> Usage:
+        """Return what a question can cost: a token has at least one byte."""
+        if self._by_client:
+            return Usage(1)
         if model not in self._prices:
             try:
                 self._prices[model] = await broker.price(model)
             except ModelFailed as exc:
                 raise CallFailed(exc.kind, exc.message) from None
-        return self._prices[model]
+        size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages) + OVERHEAD
+        price_in, price_out = self._prices[model]
+        return Usage(1, size, max_tokens, size * price_in + max_tokens * price_out)
+
+    async def _put(
+        self, broker: Broker, model: str, messages: Messages, question: Question, amount: Usage, budget: Budget
+    ) -> Completion:
+        """Put messages before the model once; what that has cost is counted and journaled, however it ends."""
+        reserved, began = budget.reserve(amount), time.monotonic()
+        used = amount  # if it is cut off
+        try:
+            with nullcontext() if self._by_client else budget.in_time():
+                done = await broker.complete(
+                    messages,
+                    model=model,
+                    max_tokens=question.max_tokens,
+                    timeout_s=self._settings.timeout_s,
+                    schema=question.schema,
+                )
+                used = done.usage
+            return done
+        except ModelFailed as exc:
+            used = amount if exc.is_cut_off else exc.usage or Usage(1)
+            raise
+        finally:
+            reserved.settle(used)
+            self._note(used, (time.monotonic() - began) * 1e3)
+
+    def _note(self, used: Usage, ms: float) -> None:
+        asking = scope()
+        spent = Spent(used.calls, used.tokens_in, used.tokens_out, used.usd, round(ms, 3))
+        try:
+            self._journal.append(asking.session, spent, asking.run)
+        except JournalFailed as exc:
+            logger.error("what a question in run %s has cost was not journaled: %s", asking.run, exc)
 
     # many -------------------------------------------------------------------------------------------
 
-    async def _batch(self, given: Any, budget: Budget, cache: OrderedDict[str, Answer]) -> list[dict[str, Any]]:
+    async def _batch(self, given: Any, budget: Budget, answers: Answers) -> list[dict[str, Any]]:
         """Answer many questions, each with a slot of its own, in their order."""
         if not isinstance(given, list) or len(given) > MAX_BATCH:
             raise CallFailed("invalid_arguments", f"A batch is a list of at most {MAX_BATCH:,} questions.")
@@ -144,12 +174,14 @@ class Models:
         async def work() -> None:
             for number, each in left:
                 try:
-                    slots[number] = {"ok": True, **told(await self._ask(self._question(each), budget, cache))}
+                    slots[number] = {"ok": True, **told(await self._ask(self._question(each), budget, answers))}
                 except CallFailed as exc:
                     slots[number] = {"ok": False, "error": {"kind": exc.kind, "message": str(exc), "data": exc.data}}
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(min(self._at_once or self._settings.run.concurrency or len(given), len(given))):
+            for _ in range(
+                len(given) if self._by_client else min(self._settings.run.concurrency or len(given), len(given))
+            ):
                 tasks.start_soon(work)
         return slots
 
@@ -162,36 +194,11 @@ class Models:
         data = "" if data is None else data if isinstance(data, str) else canonical_json(data)
         if max(len(prompt), len(data)) > MAX_TEXT:
             raise CallFailed("invalid_arguments", f"A prompt or its data has at most {MAX_TEXT:,} characters.")
-        if not isinstance(model, str) or type(limit) is not int or limit < 1:
-            raise CallFailed("invalid_arguments", "`model` is a name, and `max_tokens` a number over 0.")
+        if not isinstance(model, str) or type(limit) is not int or not 0 < limit <= MAX_TOKENS:
+            raise CallFailed("invalid_arguments", f"`model` is a name, and `max_tokens` from 1 to {MAX_TOKENS:,}.")
         if schema is not None:
             check_schema(schema)
         return Question(prompt, data, schema, model, limit)
-
-    # budgets ----------------------------------------------------------------------------------------
-
-    async def _budget(self, asking: Scope) -> tuple[Budget, OrderedDict[str, Answer]]:
-        """Return the budget of a run, and the answers that its session has had."""
-        settings = self._settings
-        if asking.session not in self._sessions:
-            principal = await self._principal_of(asking.session)
-            top = self._principals.setdefault(principal, Budget("principal", settings.principal))
-            self._sessions.setdefault(asking.session, (Budget("session", settings.session, top), OrderedDict()))
-            if len(self._sessions) > SESSIONS:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(asking.session)
-        budget, cache = self._sessions[asking.session]
-        if asking.run not in self._runs:
-            self._runs[asking.run] = Budget("run", settings.run, budget)
-            if len(self._runs) > SESSIONS:
-                self._runs.popitem(last=False)
-        return self._runs[asking.run], cache
-
-    async def _principal_of(self, session: str) -> str:
-        try:
-            return (await self._journal.session(session)).principal
-        except (NotFound, McpRuntimeError):
-            return ""
 
 
 def told(answer: Answer) -> dict[str, Any]:
@@ -206,8 +213,13 @@ def told(answer: Answer) -> dict[str, Any]:
     return {"value": answer.value, "usage": cost, "cached": answer.is_cached}
 
 
+def told_failure(exc: ModelFailed) -> str:
+    """Return why a model did not answer, and for how long it will not if it says that."""
+    wants = f" The provider wants us to wait {exc.after_s:,.0f} s." if exc.after_s > LONGEST_WAIT_S else ""
+    return f"{exc.message}{wants}"
+
+
 def broker_of(settings: LlmSettings, litellm: Broker) -> Broker | None:
     """Return who answers, as the settings have it; None if nobody does."""
-    if settings.broker == "caller":
-        return Caller()
-    return litellm if settings.model and settings.broker != "off" else None
+    brokers: Mapping[str, Broker] = {"litellm": litellm, "caller": Caller(), "sampling": Caller()}
+    return brokers.get(settings.answered_by)

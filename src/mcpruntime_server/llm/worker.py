@@ -1,7 +1,8 @@
-"""The process that speaks to models, with litellm: a line of JSON for each question, and one for each answer.
+"""The process that speaks to models: a line of JSON for each question, and one for each answer.
 
 It is a process of its own because litellm takes seconds to import and many megabytes to keep, and because what it
-prints, logs and knows of credentials stays there. It ends when its input does.
+prints, logs and knows of credentials stays there. It ends when its input does. Servers like OpenAI's at an address of
+the user's own are spoken to directly, which costs a tenth of the time; litellm is imported when a provider needs it.
 """
 
 from __future__ import annotations
@@ -10,32 +11,36 @@ import asyncio
 import json
 import os
 import sys
+from email.utils import parsedate_to_datetime
 from functools import partial
+from time import time
 from typing import Any
+
+import aiohttp
+
+from .direct import Direct, Malformed
+from .prices import price_of, providers
+from .words import Words, secrets_in
 
 KEY = "MCPRUNTIME_LLM_KEY"  # in the environment: the key that the settings have
 LINE = 64 * 1024 * 1024  # bytes of a question
-SHOWN = 300  # characters of what a provider says
+MAX_ANSWER = 4_000_000  # characters
 PASSING = {408, 409, 429, 500, 502, 503, 504, 529}
 REFUSED = {401: "llm_unauthorized", 403: "llm_unauthorized", 404: "llm_unknown_model"}
+UNREACHED = ("APIConnectionError", "InternalServerError", "ServiceUnavailableError", "RateLimitError")
+Told = dict[str, Any]
 
 
 class Worker:
     """Answers what comes in, many questions at a time."""
 
-    def __init__(self, litellm: Any, output: Any) -> None:
-        self._litellm = litellm
+    def __init__(self, output: Any) -> None:
         self._output = output
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._secrets = sorted(
-            (
-                value
-                for name, value in os.environ.items()
-                if name.endswith(("_KEY", "_TOKEN", "_SECRET")) and len(value) > 7
-            ),
-            key=len,
-            reverse=True,
-        )
+        self._key = os.environ.pop(KEY, "")
+        self._words = Words([*secrets_in(os.environ), *([self._key] if self._key else [])])
+        self._direct = Direct(self._key)
+        self._litellm: Any = None
 
     async def serve(self, lines: asyncio.StreamReader) -> None:
         """Answer until there is nothing more to read."""
@@ -53,99 +58,153 @@ class Worker:
     def _forget(self, number: int, _: asyncio.Task[None]) -> None:
         self._tasks.pop(number, None)
 
-    async def _answer(self, number: int, asked: dict[str, Any]) -> None:
+    async def _answer(self, number: int, asked: Told) -> None:
         try:
-            told = self._price(asked["model"]) if "price" in asked else await self._complete(asked)
+            if "price" in asked:
+                told: Told = {"price": self._price(asked)}
+            else:
+                told = checked(await self._ask(asked), price_of(asked["model"]))
         except Exception as exc:  # noqa: BLE001 - whatever a provider's client raises is what became of it
-            told = {"error": self._described(exc)}
+            told = {"error": self._described(exc, asked)}
         self._output.write(json.dumps({"id": number, **told}).encode() + b"\n")
 
-    async def _complete(self, asked: dict[str, Any]) -> dict[str, Any]:
-        options: dict[str, Any] = {"api_base": asked["api_base"]} if asked["api_base"] else {}
-        if key := os.environ.get(KEY):
-            options["api_key"] = key
-        if asked["schema"] is not None and self._litellm.supports_response_schema(asked["model"]):
+    async def _ask(self, asked: Told) -> Told:
+        """Ask the address that the settings have, or the provider that the model's name begins with.
+
+        Code names models, too: only those that the settings name may choose a provider, or the key would go anywhere.
+        """
+        return await (self._ask_litellm(asked) if is_provided(asked) else self._direct.complete(asked))
+
+    def _price(self, asked: Told) -> tuple[float, float]:
+        """Return what the model costs, ready to ask it: what takes long is not to be part of a question's time."""
+        if is_provided(asked):
+            self._litellm = self._litellm or imported()
+        return price_of(asked["model"])
+
+    async def _ask_litellm(self, asked: Told) -> Told:
+        litellm = self._litellm = self._litellm or imported()
+        options: Told = {"api_base": asked["api_base"]} if asked["api_base"] else {}
+        if self._key:
+            options["api_key"] = self._key
+        if asked["schema"] is not None and litellm.supports_response_schema(asked["model"]):
             form = {"name": "answer", "schema": asked["schema"]}
             options["response_format"] = {"type": "json_schema", "json_schema": form}
-        done = await self._litellm.acompletion(
-            model=asked["model"],
-            messages=asked["messages"],
-            max_tokens=asked["max_tokens"],
-            timeout=asked["timeout_s"],
-            max_retries=0,
-            num_retries=0,
-            drop_params=True,
-            **options,
-        )
+        async with asyncio.timeout(asked["timeout_s"]):  # litellm's own starts anew with each byte that comes
+            done = await litellm.acompletion(
+                model=asked["model"],
+                messages=asked["messages"],
+                max_tokens=asked["max_tokens"],
+                timeout=asked["timeout_s"],
+                max_retries=0,
+                num_retries=0,
+                drop_params=True,
+                **options,
+            )
         if not done.choices:
-            return {
-                "error": {"kind": "llm_unavailable", "message": "The provider has given no answer.", "passing": True}
-            }
-        choice = done.choices[0]
-        if choice.finish_reason == "content_filter":
-            return {"error": {"kind": "llm_refused", "message": "The provider's filter has kept the answer back."}}
-        if not choice.message.content:
-            return {
-                "error": {"kind": "llm_bad_answer", "message": "The model has answered with nothing.", "passing": True}
-            }
-        usage = done.usage
-        try:
-            usd = self._litellm.completion_cost(done)
-        except Exception:  # noqa: BLE001 - a model without a known price is no failure
-            usd = 0.0
-        return {"text": choice.message.content, "usage": [usage.prompt_tokens, usage.completion_tokens, usd]}
+            raise Malformed("The provider has given no answer.")
+        choice, usage = done.choices[0], getattr(done, "usage", None)
+        return {
+            "content": choice.message.content or "",
+            "finish_reason": choice.finish_reason,
+            "tokens": (getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0)),
+            "usd": getattr(done, "_hidden_params", {}).get("response_cost"),
+        }
 
-    def _price(self, model: str) -> dict[str, Any]:
-        try:
-            known = self._litellm.get_model_info(model)
-        except Exception:  # noqa: BLE001 - a model that is not listed has no known price
-            known = {}
-        return {"price": [known.get("input_cost_per_token") or 0.0, known.get("output_cost_per_token") or 0.0]}
-
-    def _described(self, exc: Exception) -> dict[str, Any]:
+    def _described(self, exc: Exception, asked: Told) -> Told:
         """Return an error without credentials; the provider's own words on a refused key may quote it."""
         status, name = getattr(exc, "status_code", None), type(exc).__name__
+        text = self._words.fit(str(exc), asked["model"])
+        if isinstance(exc, Malformed):
+            return {"kind": "llm_unavailable", "message": str(exc), "passing": True}
+        if isinstance(exc, TimeoutError) or name == "Timeout":
+            return {"kind": "llm_timeout", "message": "The model did not answer in time.", "passing": True, "cut": True}
         if status in REFUSED:
             what = "refuses the key" if status != 404 else "does not know the model, or the address"
             return {"kind": REFUSED[status], "message": f"The provider {what} (HTTP {status})."}
-        text = self._scrubbed(str(exc))
+        if status is not None and 300 <= status < 400:
+            message = f"The address sends questions elsewhere (HTTP {status}), where the key must not go."
+            return {"kind": "llm_failed", "message": message}
         if name == "ContextWindowExceededError":
             return {"kind": "llm_too_long", "message": f"The question is longer than the model takes: {text}"}
         if name == "ContentPolicyViolationError":
             return {"kind": "llm_refused", "message": f"The provider does not answer this: {text}"}
-        if name == "Timeout":
-            return {"kind": "llm_timeout", "message": "The model did not answer in time.", "passing": True}
-        passing = status in PASSING or name in ("APIConnectionError", "InternalServerError", "ServiceUnavailableError")
-        after = getattr(getattr(exc, "response", None), "headers", {}).get("retry-after", "0")
-        kind = "llm_unavailable" if passing else "llm_failed"
+        passing = status in PASSING or name in UNREACHED or isinstance(exc, aiohttp.ClientError)
         message = f"The model could not be asked (HTTP {status}): {text}" if status else f"The model failed: {text}"
-        return {
-            "kind": kind,
-            "message": message,
-            "passing": passing,
-            "after_s": float(after) if after.isdigit() else 0.0,
-        }
+        kind = "llm_unavailable" if passing else "llm_failed"
+        return {"kind": kind, "message": message, "passing": passing, "after_s": after(exc)}
 
-    def _scrubbed(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return " ".join(text.split())[:SHOWN]
+
+def is_provided(asked: Told) -> bool:
+    """Return whether a model is asked through litellm."""
+    provider, slash, _ = asked["model"].partition("/")
+    return not asked["api_base"] or bool(asked["named"] and slash and provider in providers())
+
+
+def checked(found: Told, price: tuple[float, float]) -> Told:
+    """Return what is told of an answer: its text and what it cost, or what is wrong with it."""
+    text, usd = found["content"], found.get("usd")
+    tokens_in, tokens_out = (max(each, 0) if type(each) is int else 0 for each in found["tokens"])
+    if not isinstance(usd, int | float) or not 0 <= usd < float("inf"):
+        usd = tokens_in * price[0] + tokens_out * price[1]
+    usage = {"usage": [tokens_in, tokens_out, usd]}
+    if found["finish_reason"] == "content_filter":
+        message = "The provider's filter has kept the answer back."
+        return {"error": {"kind": "llm_refused", "message": message}, **usage}
+    if not text:
+        message = "The model has answered with nothing."
+        return {"error": {"kind": "llm_bad_answer", "message": message, "passing": True}, **usage}
+    if len(text) > MAX_ANSWER:
+        message = f"The model's answer has {len(text):,} characters; {MAX_ANSWER:,} are taken."
+        return {"error": {"kind": "llm_bad_answer", "message": message}, **usage}
+    return {"text": text, **usage}
+
+
+def after(exc: Exception) -> float:
+    """Return the seconds that a provider wants us to wait, as it says in a header: a number, or a date."""
+    told = getattr(exc, "headers", None) or getattr(getattr(exc, "response", None), "headers", None) or {}
+    told = told if told.get("retry-after") else getattr(exc, "litellm_response_headers", None) or {}
+    value = str(told.get("retry-after") or "")
+    try:
+        found = (
+            float(value) if value.replace(".", "", 1).isdigit() else parsedate_to_datetime(value).timestamp() - time()
+        )
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return max(found, 0.0)
+
+
+def imported() -> Any:
+    """Return litellm, told to be quiet, to ask the network for nothing of its own, and to follow no redirect."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    os.environ["LITELLM_MODE"] = "PRODUCTION"  # or it would read an `.env` of whatever folder this runs in
+    os.environ.setdefault("LITELLM_LOG", "CRITICAL")
+    follow_no_redirects()
+    import litellm
+
+    litellm.telemetry = False
+    litellm.suppress_debug_info = True
+    return litellm
+
+
+def follow_no_redirects() -> None:
+    """Have the HTTP clients of this process stay where they are sent: some would take their keys elsewhere."""
+    import httpx
+
+    class Staying(httpx.AsyncClient):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "follow_redirects": False})
+
+    httpx.AsyncClient = Staying  # type: ignore[misc]
 
 
 async def main() -> None:
     """Serve standard input, answering on what standard output was at the start."""
     output = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what anybody prints is no answer
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or importing it would ask the network
-    os.environ.setdefault("LITELLM_LOG", "CRITICAL")
-    import litellm
-
-    litellm.telemetry = False
-    litellm.suppress_debug_info = True
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(limit=LINE)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    await Worker(litellm, output).serve(lines)
+    await Worker(output).serve(lines)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ it can pass for our own words or hide.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -39,7 +39,12 @@ def shows_forms(capabilities: ClientCapabilities | None) -> bool:
 
 def for_person(run: Run) -> list[Question]:
     """Return what a person has to answer before `run` goes on."""
-    return [question for question in run.questions.open.values() if question.asked.kind == APPROVAL]
+    return approvals(run.questions.open.values())
+
+
+def approvals(questions: Iterable[Question]) -> list[Question]:
+    """Return those that are a person's to answer."""
+    return [question for question in questions if question.asked.kind == APPROVAL]
 
 
 def name_of(questions: Sequence[Question]) -> str:

@@ -24,6 +24,7 @@ from ..kernel.results import did_you_mean
 from ..runtime.sessions import Runtime
 from ..skills.auto import Evolution
 from ..skills.library import Library
+from .ask import Questions, ask_tool
 from .default import PRINCIPAL, DefaultSession
 from .replay import DESCRIPTION as REPLAY
 from .replay import Action, Replay
@@ -41,7 +42,9 @@ MAX_S = 86_400  # that a request may ask for
 INSTRUCTIONS = """\
 Write Python and run it with run_code; the interpreter keeps variables, imports and files from call to call.
 MCP servers are packages there: `from tools.NAME import FUNCTION`; tools.search("words") finds, help(FUNCTION) explains.
-Loop, filter and combine in code; print or return only what you need to see."""
+Failures raise tools.ToolError; `tools.map(fn, items)` runs many at once; top-level await works.
+Loop, filter and combine in code; print or return only what you need to see.
+ask_llm and ask_llm_batch, there without an import, have a model read what you need not: help(ask_llm)."""
 SKILLS = """
 Code that worked is kept as skills: `from skills.NAME import run`; list_skills or skills.search("words") finds. {}"""
 
@@ -53,14 +56,13 @@ def description(packages: Sequence[str]) -> str:
     named = ", ".join(packages[:LISTED_PACKAGES]) or "none configured"
     more = f" and {len(packages) - LISTED_PACKAGES} more" if len(packages) > LISTED_PACKAGES else ""
     return (
-        "Run Python in a persistent sandbox (top-level await works). Returns the last expression's or assignment's "
-        "value, stdout, stderr, the calls made and files changed in the working folder. Variables and files stay for "
-        "the session.\n"
-        f"MCP servers as packages: {named}{more}. Find functions with `tools.search('words')`, read them with "
-        "`help(tools.NAME.FUNCTION)`, call them like `from tools.NAME import FUNCTION`. Results are plain data with "
-        "attribute access; failures raise tools.ToolError; `tools.map(fn, items)` runs many at once.\n"
-        "Long work goes on when wait_s is over or with background=true: `run` waits for more. dry_run=true plans calls "
-        "that write instead of making them; `answers` commits."
+        "Run Python in a persistent sandbox. Returns the last expression's or assignment's value, stdout, stderr, "
+        "calls made, files changed. Variables and files stay.\n"
+        f"MCP servers as packages: {named}{more}. Find functions with `tools.search('words')`, read "
+        "`help(tools.NAME.FUNCTION)`, call via `from tools.NAME import FUNCTION`; `tools.map(fn, items)` runs many at "
+        "once.\n"
+        "A run goes on after wait_s, or with background=true: pass `run` to wait for more, `answers` to what it asks. "
+        "dry_run=true plans calls that write; `answers` commits."
     )
 
 
@@ -93,6 +95,7 @@ def build_server(
             run_tool(runs, packages),
             replay_tool(actions, default, timed_out),
             *skill_tools(Skills(library, runtime.journal, PRINCIPAL)),
+            ask_tool(Questions(config, runs)),
         ],
         extensions=[Tasks(runs, config.server.keep_days), SkillsExtension(library)],
     )
@@ -105,14 +108,14 @@ def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
 
     async def run_code(
         ctx: Context[Any],
-        code: Annotated[str | None, Field(description="Python source")] = None,
-        session: Annotated[str | None, Field(description="Handle, or a name of your own")] = None,
+        code: str | None = None,
+        session: Annotated[str | None, Field(description="Handle or own name")] = None,
         timeout_s: Annotated[float | None, Field(gt=0, le=MAX_S)] = None,
         wait_s: Annotated[float | None, Field(ge=0, le=MAX_S)] = None,
         background: bool = False,
         dry_run: bool = False,
-        run: Annotated[str | None, Field(description="Attach to it instead of running code")] = None,
-        answers: Annotated[dict[str, Any] | None, Field(description="To what that run waits for")] = None,
+        run: str | None = None,
+        answers: dict[str, Any] | None = None,
         cancel: bool = False,
     ) -> CallToolResult | InputRequiredResult:
         try:
@@ -160,12 +163,12 @@ def replay_tool(actions: Replay, default: DefaultSession, timed_out: Container[s
         ctx: Context[Any],
         session: str | None = None,
         step: Annotated[int | None, Field(ge=0)] = None,
-        run: Annotated[str | None, Field(description="Instead of step")] = None,
-        name: Annotated[str | None, Field(description="For the fork")] = None,
-        other: Annotated[str | None, Field(description="Run or session")] = None,
+        run: str | None = None,
+        name: str | None = None,
+        other: str | None = None,
         code: str | None = None,
         live: list[str] | None = None,
-        cancel: Annotated[bool, Field(description="What is under way")] = False,
+        cancel: bool = False,
     ) -> CallToolResult:
         try:
             handle = (await default.find(None)).handle if session is None else session

@@ -29,14 +29,14 @@ from ..runtime.run import Run
 from ..runtime.session import Session, commit_key
 from ..runtime.sessions import Runtime
 from ..skills.auto import Evolution
-from . import asking
+from . import asking, sampling
 from .default import PRINCIPAL, DefaultSession
 from .results import RunResult, answer_of, result_of
 from .watch import asks_for_progress, wait_for, watching
 
 MODERN = "2026-07-28"  # the first protocol in which a result can ask for input
 ROUNDS = 8  # of questions in one request; the SDK's clients give up after ten
-FORM = "approval"  # names the form in such a result
+FORM = "approval"  # names the form in such a result; questions to a model have names of their own
 KEY = "mcpruntime/idempotency-key"  # in a request's _meta: the same key again is the same request
 KEY_CHARS = 200
 ELSEWHERE_S = 0.5  # between looks at a run that another server has
@@ -100,30 +100,38 @@ class Runs:
         if answers is not None:
             by_model = self._config.policy.approver == MODEL
             live.questions.answer(answers, MODEL, may_approve=by_model)
-            with anyio.move_on_after(CANCEL_S):
-                await live.heard()
+            await self._heard(live)
         return await self._follow(ctx, session, live, wait_s, owns=False)
 
     async def answer_form(self, ctx: Context[Any], state: str, wait_s: float | None) -> Answer:
-        """Take the form that a person has filled in, and go on waiting for the run that asked."""
+        """Take what the client has answered, and go on waiting for the run that asked."""
         name, rounds, form = state.split(" ")
         found = await self.find(name)
         if isinstance(found, Report):
             return self.told(found, await self._handle_of(found))
         session, run = found
-        result = (ctx.input_responses or {}).get(FORM)
+        given = ctx.input_responses or {}
+        result = given.get(FORM)
         questions = asking.asked_by(form, asking.for_person(run))
-        if questions and isinstance(result, ElicitResult) and not await self.take_form(run, questions, result):
+        put_aside = False
+        if questions and isinstance(result, ElicitResult):
+            put_aside = not await self.take_form(run, questions, result)
+        if sampling.take(run, given):
+            await self._heard(run)
+        elif put_aside or given.keys() != {FORM}:  # what nobody has answered now waits for whoever attaches
             return await self.so_far(session, run)
         return await self._follow(ctx, session, run, wait_s, owns=False, rounds=int(rounds))
+
+    async def _heard(self, run: Run) -> None:
+        with anyio.move_on_after(CANCEL_S):
+            await run.heard()
 
     async def take_form(self, run: Run, questions: Sequence[Question], result: ElicitResult) -> bool:
         """Answer what was asked with a form that a person has filled in; return whether anything was."""
         answers = asking.decisions(questions, result)
         if answers:
             run.questions.answer(answers, "a person, in the client", may_approve=True)
-            with anyio.move_on_after(CANCEL_S):
-                await run.heard()
+            await self._heard(run)
         return bool(answers)
 
     # finding runs -----------------------------------------------------------------------------------
@@ -244,18 +252,15 @@ class Runs:
         while True:
             left_s = max(until - anyio.current_time(), 0.0)
             if left_s or run.finished.is_set():
-                known = () if asking.can_ask(ctx) else run.told_questions
-                await wait_for(run, ctx, left_s, until_news=until_news, known=known)
-            questions = asking.for_person(run)
-            if run.finished.is_set() or not questions or not asking.can_ask(ctx) or not left_s:
+                can_be_put = {question.id for question in self._for_client(ctx, run)}
+                await wait_for(run, ctx, left_s, until_news=until_news, known=run.told_questions - can_be_put)
+            questions = self._for_client(ctx, run)
+            if run.finished.is_set() or not questions or not left_s:
                 break
-            if ctx.protocol_version is not None and ctx.protocol_version >= MODERN:
+            if is_modern(ctx):
                 if rounds >= ROUNDS:
                     break
-                request = ElicitRequest(params=asking.form(run, session.handle, questions))
-                run.detached = True
-                state = f"{run.id} {rounds + 1} {asking.name_of(questions)}"
-                return InputRequiredResult(input_requests={FORM: request}, request_state=state)
+                return self._input_required(session, run, questions, rounds + 1)
             if not await self._ask(ctx, session, run, questions):
                 break
             until = max(until, anyio.current_time() + 1.0)  # a person may take longer than a request
@@ -263,8 +268,38 @@ class Runs:
             return await self.so_far(session, run)
         return await self.end_of(session, run, run.last_report())
 
-    async def _ask(self, ctx: Context[Any], session: Session, run: Run, questions: list[Question]) -> bool:
-        """Ask a person through a client of the older protocols; return whether something was answered."""
+    def _for_client(self, ctx: Context[Any], run: Run) -> list[Question]:
+        """Return what can be asked through this client now: a person with forms, its model where it offers that."""
+        asks_model = is_modern(ctx) or self._config.llm.answered_by == "sampling"
+        samples = asks_model and sampling.is_offered(ctx.client_capabilities)
+        return [
+            *(asking.for_person(run) if asking.can_ask(ctx) else ()),
+            *(sampling.for_model(run) if samples else ()),
+        ]
+
+    def _input_required(
+        self, session: Session, run: Run, questions: Sequence[Question], rounds: int
+    ) -> InputRequiredResult:
+        """Return the result by which a client of the newest protocol is asked."""
+        run.detached = True
+        forms, max_tokens = asking.approvals(questions), self._config.llm.max_tokens
+        requests: dict[str, Any] = {
+            each.id: sampling.request(each, max_tokens) for each in questions if each not in forms
+        }
+        if forms:
+            requests[FORM] = ElicitRequest(params=asking.form(run, session.handle, forms))
+        return InputRequiredResult(input_requests=requests, request_state=f"{run.id} {rounds} {asking.name_of(forms)}")
+
+    async def _ask(self, ctx: Context[Any], session: Session, run: Run, questions: Sequence[Question]) -> bool:
+        """Ask through a client of the older protocols; return whether something was answered."""
+        if forms := asking.approvals(questions):
+            return await self._ask_person(ctx, session, run, forms)
+        is_answered = await sampling.ask(ctx, run, questions, self._config.llm.max_tokens)
+        await self._heard(run)
+        return is_answered
+
+    async def _ask_person(self, ctx: Context[Any], session: Session, run: Run, questions: list[Question]) -> bool:
+        """Have a person fill in a form; return whether something was answered."""
         params = asking.form(run, session.handle, questions)
         answers: dict[str, str] = {}
         async with anyio.create_task_group() as tasks:
@@ -352,6 +387,11 @@ class Runs:
 def come_first(count: int, one: str, many: str) -> str:
     """Return the note that so many runs come before another."""
     return f"1 {one} comes first." if count == 1 else f"{count} {many} come first."
+
+
+def is_modern(ctx: Context[Any]) -> bool:
+    """Return whether a request's result can ask for input."""
+    return ctx.protocol_version is not None and ctx.protocol_version >= MODERN
 
 
 def key_of(ctx: Context[Any]) -> str | None:

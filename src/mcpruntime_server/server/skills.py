@@ -28,10 +28,7 @@ PROMPTED = 8  # skills that a prompt names
 SIGNATURE = 140  # and of a signature
 
 LIST = "Tested code to import: `from skills.NAME import run`. query finds, name shows one."
-SAVE = (
-    "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run(...). "
-    "Tells why it is not in use."
-)
+SAVE = "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run(...)."
 
 SKILLS_FOR = (
     "Do it with run_code. Code that worked before, in the order in which it may help (`from skills.NAME import run`; "

@@ -16,7 +16,7 @@ from mcp.server.mcpserver import Context
 
 from ..runtime.run import Run
 
-HEARTBEAT_S = 15.0  # at least this often a waiting client hears something
+FIRST_S, HEARTBEAT_S = 1.0, 15.0  # until a waiting client hears something, twice as long each time up to the second
 PROGRESS_CHARS = 2_000  # of one progress message
 GATHER_S = 0.1  # for questions that are asked at once to be told at once
 MORE_S = 2.0  # for what comes right after something new to be told with it
@@ -86,7 +86,7 @@ async def settled(run: Run, known: Collection[str], *, until_news: bool) -> None
 async def report_output(run: Run, ctx: Context[Any]) -> None:
     """Send each new piece of output as it comes, and a sign of life where there is none for long."""
     seen = dict(run.told)
-    count = 0
+    count, quiet_s = 0, FIRST_S
     stage = ""
     is_heard = False
     while not run.finished.is_set():
@@ -101,8 +101,8 @@ async def report_output(run: Run, ctx: Context[Any]) -> None:
             count += 1
             await ctx.report_progress(count, None, text[-PROGRESS_CHARS:])
             continue
-        with anyio.move_on_after(HEARTBEAT_S) as quiet:
+        with anyio.move_on_after(quiet_s) as quiet:
             await run.news()
         if quiet.cancelled_caught:
-            count += 1
+            count, quiet_s = count + 1, min(2 * quiet_s, HEARTBEAT_S)
             await ctx.report_progress(count, None, f"still {run.state}, {run.elapsed_s():.0f} s")
