@@ -1,7 +1,7 @@
 """The rule `reader`, asked as an agent: it writes programs, by what stands in the conversation and by nothing else.
 
-It first looks at how CONTEXT begins. Rows of messages it has labelled a few at a time and counts them in code; in prose
-it searches for the sentences that may matter and has only those read. What it cannot count it asks about in one piece. A
+It first looks at how CONTEXT begins. Rows of messages it has labelled, a few at once, and counts them in code; in prose
+it searches for sentences that may matter and has only those read. What it cannot count it asks about in one piece. A
 program that failed it writes again, with smaller pieces.
 """
 

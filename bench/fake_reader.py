@@ -26,7 +26,7 @@ CUES = {
     "defect": r"stopped working|crack|smells|noise|hinge|switch on|battery|leaks",
     "login": r"password|six digits|locked out|user name|reset|sign in|profile|let me in",
     "praise": r"that good|deserves|loves|hoped for|wonderful|at once|worth every|envies",
-    "cancellation": r"subscription|longer want|take back|renew|leave the club|changed my mind|nothing more|may have the",
+    "cancellation": r"subscription|longer want|take back|renew|the club|changed my mind|nothing more|may have the",
 }
 TOPICS = tuple(CUES)
 CUE = re.compile("|".join(f"(?P<{topic}>{cues})" for topic, cues in CUES.items()), re.IGNORECASE)

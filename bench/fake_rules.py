@@ -1,9 +1,9 @@
 """What the deterministic model says: the name of a model is its rule.
 
 `echo`, `sum` (of the integers that it sees), `count:WORD`, `json` (the smallest value of the schema), `never-json`,
-`tool` (calls the first tool with the smallest arguments, then says what that has answered), `reader` (`fake_reader`; asked
-as an agent, it programs: `fake_programmer`), and `forgetful:N:RULE`, which sees of each message only the first and the
-last N/2 characters.
+`tool` (calls the first tool with the smallest arguments, then says what that has answered), `reader` (`fake_reader`;
+asked as an agent, it programs: `fake_programmer`), and `forgetful:N:RULE`, which sees of each message only the first
+and the last N/2 characters.
 """
 
 from __future__ import annotations

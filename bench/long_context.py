@@ -8,9 +8,9 @@ which is spoken to as an MCP client would. Three ways to answer are compared:
 - recursion: the same model as an agent (`fake_programmer`), which writes programs that ask it about small pieces.
 
 What this can show: what the runtime makes of such a model, in scores, calls, tokens, seconds and memory, and that it
-goes on working at 16 million characters. What it cannot: how good any real model is. The reader is a lexicon with a window
-and a share of slips that grows with what it reads at once; the programmer knows how such tasks are solved, and real ones
-have to think of it. Tokens are characters/4, and the prices are assumptions (`--usd-in`, `--usd-out`).
+goes on working at 16 million characters. What it cannot: how good any real model is. The reader is a lexicon with a
+window and with slips that grow with what it reads at once; the programmer knows how such tasks are solved, and a real
+one has to think of it. Tokens are characters/4, and the prices are assumptions (`--usd-in`, `--usd-out`).
 """
 
 from __future__ import annotations
@@ -51,17 +51,15 @@ HEAD = ("task", "characters", "strategy", "score", "calls", "tokens in", "tokens
 
 ONE_CALL = "ask_llm({question!r}, open({path!r}).read())"
 CHUNKS = """\
+note = "This is part {{}} of {{}} of a longer text. Note briefly what it has on this question: {{}}"
 question = {question!r}
 text = open({path!r}).read()
 parts = [text[at : at + {size}] for at in range(0, len(text), {size})]
 notes = []
 for first in range(0, len(parts), {at_once}):
     some = parts[first : first + {at_once}]
-    prompts = [
-        f"This is part {{number}} of {{len(parts)}} of a longer text. Note briefly what it has on this question: {{question}}"
-        for number in range(first + 1, first + 1 + len(some))
-    ]
-    for slot in ask_llm_batch(prompts, some):
+    numbers = range(first + 1, first + 1 + len(some))
+    for slot in ask_llm_batch([note.format(number, len(parts), question) for number in numbers], some):
         if not slot.ok:
             raise slot.error
         notes.append(slot.value)

@@ -39,6 +39,7 @@ Kind = Literal["count", "compare", "month", "pairs", "needle", "needles"]
 KINDS: tuple[Kind, ...] = ("count", "compare", "month", "pairs", "needle", "needles")
 TOPICS = tuple(ABOUT)
 BEGIN = date(2024, 1, 1)
+MONTH_NAMES = [f"2024-{month:02}" for month in range(1, 13)]
 DAYS = 366
 USER_CHARS, MOST_USERS = 1_200, 1_000  # of one user, on average, until there are so many
 HABITS = 3  # topics that one user writes about
@@ -181,7 +182,7 @@ def ask_count(rows: Collection[Row], chance: Random) -> Asked:
 
 
 def ask_compare(rows: Collection[Row], chance: Random) -> Asked:
-    """Ask which of two topics there is more of; they are as near to each other as is clear."""
+    """Ask which of two topics there is more of; as near to each other as is clear."""
     counts = Counter(row.topic for row in rows)
     pairs = sorted(permutations(counts, 2), key=lambda pair: counts[pair[0]] / counts[pair[1]])
     more, less = next((pair for pair in pairs if counts[pair[0]] >= CLEAR * counts[pair[1]]), pairs[-1])
@@ -190,11 +191,15 @@ def ask_compare(rows: Collection[Row], chance: Random) -> Asked:
 
 
 def ask_month(rows: Collection[Row], chance: Random) -> Asked:
-    """Ask for the month with most of a topic, of which there is one."""
-    by_topic = {topic: Counter(row.month for row in rows if row.topic == topic).most_common(2) for topic in TOPICS}
-    clear = [topic for topic, best in by_topic.items() if len(best) == 2 and best[0][1] > best[1][1]]
+    """Ask for the month with most of a topic, where that is as clear as it can be."""
+    counts = Counter((row.topic, row.month) for row in rows)
+    best: dict[str, tuple[float, str]] = {}
+    for topic in TOPICS:
+        (most, month), (next_to, _), *_ = sorted(((counts[topic, each], each) for each in MONTH_NAMES), reverse=True)
+        best[topic] = (most / max(1, next_to), month)
+    clear = [topic for topic, (ratio, _) in best.items() if ratio >= CLEAR] or [max(TOPICS, key=best.__getitem__)]
     topic = chance.choice(clear)
-    return f"In which month (as YYYY-MM) are most messages about {topic}?", (by_topic[topic][0][0],)
+    return f"In which month (as YYYY-MM) are most messages about {topic}?", (best[topic][1],)
 
 
 def ask_pairs(rows: Collection[Row], chance: Random) -> Asked:
