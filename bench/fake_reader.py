@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 from zlib import crc32
 
@@ -104,7 +105,8 @@ def judged(line: str, seen: int) -> str:
 
 def slips(line: str, seen: int) -> bool:
     """Say whether a line is misjudged among so many characters."""
-    return crc32(f"{seen} {line}".encode("utf-8", "replace")) / 2**32 < min(WORST, SLIP * (seen / SPAN) ** 3)
+    digest = blake2b(f"{seen} {line}".encode("utf-8", "replace"), digest_size=4).digest()
+    return int.from_bytes(digest, "big") / 2**32 < min(WORST, SLIP * (seen / SPAN) ** 3)
 
 
 def understood(question: str) -> Asked | None:
