@@ -55,7 +55,7 @@ async def ours(server: Ours) -> float:
 
 async def asked(model: fake_llm.Server) -> float:
     """Return the milliseconds that a direct client takes."""
-    bodies = iter([{"model": "echo", "messages": [{"role": "user", "content": str(n)}]} for n in range(QUESTIONS)])
+    bodies = iter([body(number) for number in range(QUESTIONS)])
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
     headers = {"authorization": f"Bearer {fake_llm.KEY}"}
     async with httpx.AsyncClient(base_url=model.url, headers=headers, limits=limits, timeout=60) as client:
@@ -66,10 +66,15 @@ async def asked(model: fake_llm.Server) -> float:
         return (time.perf_counter() - started) * 1e3
 
 
-async def ask(client: httpx.AsyncClient, bodies: Iterator[dict[str, object]]) -> None:
+def body(number: int) -> bytes:
+    """Return a question as it is sent."""
+    return json.dumps({"model": "echo", "messages": [{"role": "user", "content": f"question {number}"}]}).encode()
+
+
+async def ask(client: httpx.AsyncClient, bodies: Iterator[bytes]) -> None:
     """Put one question after the other, until there are no more."""
-    for body in bodies:
-        answer = await client.post("/chat/completions", content=json.dumps(body))
+    for each in bodies:
+        answer = await client.post("/chat/completions", content=each)
         answer.raise_for_status()
 
 

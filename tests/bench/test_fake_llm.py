@@ -1,4 +1,4 @@
-"""The deterministic model server speaks OpenAI's protocol, to raw HTTP and to the client stack that the project uses."""
+"""The deterministic model server speaks OpenAI's protocol, to raw HTTP and to the clients that the project uses."""
 
 from __future__ import annotations
 
