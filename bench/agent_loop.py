@@ -20,29 +20,12 @@ SHOWN = 2_000  # characters of what a program printed
 ANSWER_S = 300.0
 SYSTEM = f"You finish a task by writing Python, one program an answer. [mcpruntime agent, depth 0, {STEPS} steps]"
 PRELUDE = """\
-class Material:
-    def __init__(self, text):
-        self.text = text
-
-    def peek(self, chars):
-        return self.text[:chars]
-
-    def chunks(self, chars, by):
-        assert by == "lines"
-        begin = 0
-        while begin < len(self.text):
-            end = begin + chars
-            if end < len(self.text):
-                end = self.text.rfind("\\n", begin, end) + 1 or end
-            yield self.text[begin:end]
-            begin = end
-
 def SUBMIT(value):
     SUBMITTED.append(value)
 
 SUBMITTED = []
-CONTEXT = Material(open({path!r}).read())
-len(CONTEXT.text)
+CONTEXT = open({path!r}).read()
+len(CONTEXT)
 """
 PROGRAM = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 

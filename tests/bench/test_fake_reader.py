@@ -12,7 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
-from fake_programmer import AGENT, PIECE, program
+from fake_programmer import AGENT, ROOM, program
 from fake_reader import judged, labels_of, read
 from fake_rules import by_rule
 from long_tasks import KINDS, Kind, make_rows, make_task
@@ -78,6 +78,8 @@ def conversation(kind: Kind, *results: str) -> list[str]:
 def test_as_an_agent_it_looks_first_and_then_writes_a_program_that_submits(kind: Kind) -> None:
     texts = conversation(kind)
     assert "CONTEXT.peek" in code_of(program(texts[:2]))
+    told = f"{texts[1]}; it begins\n{texts[3]}"  # as some agents are
+    assert program([texts[0], told]) == program(texts)
     code = code_of(program(texts))
     names = {called(node) for node in ast.walk(ast.parse(code))}
     assert {"ask_llm_batch", "SUBMIT"} <= names
@@ -86,7 +88,7 @@ def test_as_an_agent_it_looks_first_and_then_writes_a_program_that_submits(kind:
 
 def test_after_a_failure_it_tries_with_smaller_pieces() -> None:
     failed = program(conversation("count", "...", "Step 2 of 20: error\n<data 2>\nerror:\nRuntimeError\n</data 2>"))
-    assert f"CONTEXT.chunks({PIECE // 2}," in code_of(failed)
+    assert f"> {ROOM // 2}:" in code_of(failed)
 
 
 def code_of(said: str) -> str:
