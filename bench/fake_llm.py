@@ -3,7 +3,8 @@
 The name of the model is its rule (`fake_rules`). A script comes first: each entry answers what its `match` finds in the
 model's name and the last message, as often as `times` says (once), after `latency_s`, with `reply`, `tool_calls` or a
 `fault`: a status such as 429 (with `retry_after`), `timeout` (nothing is said until the client leaves), `malformed`,
-`empty`, or `cut` (an answer or a stream that ends in its middle). Tokens are characters/4, rounded up.
+`empty`, `cut` (an answer or a stream that ends in its middle), `slow` (`drops` spaces, no answer), `huge` (`bytes` of
+it), `redirect` (`to`). Tokens are characters/4, rounded up, unless an entry has a `usage` of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from fake_rules import RULES, UnknownModel, by_rule, call_by_rule, schema_in, to
 KEY = "test-key-0123456789"
 CUT = '{"id": "x", "choices": [{"mess'  # a body that ends in its middle
 PIECE = 16  # characters that a stream sends at once
+CHUNK = 65_536
+WATCHED_S = 1.0  # from which latency on it is noticed that a client has gone
+FOREVER_S = 86_400.0
 
 
 @dataclass
@@ -100,12 +104,11 @@ def build(model: Model) -> Starlette:
 
     async def answer(request: Request, asked: dict[str, Any], texts: list[str]) -> Response:
         entry = model.scripted(asked["model"], texts[-1]) or {}
-        await anyio.sleep(entry.get("latency_s", model.latency_s))
         is_stream, fault = bool(asked.get("stream")), str(entry.get("fault", ""))
+        latency_s = FOREVER_S if fault == "timeout" else entry.get("latency_s", model.latency_s)
+        await answered_in(latency_s, request, model)
         if fault:
             model.count(f"fault {fault}")
-        if fault == "timeout":
-            await until_left(request)
         if fault and not (is_stream and fault == "cut"):
             return faulty(fault, entry)
         try:
@@ -128,6 +131,11 @@ def build(model: Model) -> Starlette:
         model.counts.clear()
         return JSONResponse({})
 
+    async def elsewhere(request: Request) -> Response:
+        model.count("elsewhere")
+        model.count("key elsewhere", int(any(model.key in value for value in request.headers.values())))
+        return refused(400, "elsewhere", "This is another host.")
+
     async def stats(request: Request) -> Response:
         return JSONResponse(dict(model.counts))
 
@@ -140,6 +148,7 @@ def build(model: Model) -> Starlette:
             Route("/v1/models", models),
             Route("/script", script, methods=["POST"]),
             Route("/stats", stats),
+            Route("/elsewhere", elsewhere, methods=["POST", "GET"]),
         ]
     )
 
@@ -172,17 +181,46 @@ def said_to(asked: Mapping[str, Any], texts: Sequence[str], entry: Mapping[str, 
     if limit and tokens(text) > limit and not calls:
         text, reason = text[: limit * 4], "length"
     usage = {"prompt_tokens": sum(map(tokens, texts)), "completion_tokens": tokens(text)}
-    usage["total_tokens"] = sum(usage.values())
+    usage |= entry.get("usage", {})
+    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
     message = (
         {"role": "assistant", "content": None, "tool_calls": calls} if calls else {"role": "assistant", "content": text}
     )
     return Said(message, entry.get("finish_reason", reason), usage)
 
 
-async def until_left(request: Request) -> None:
-    """Wait until the client has hung up."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def answered_in(seconds: float, request: Request, model: Model) -> None:
+    """Wait that long, or until the client has gone, which is counted."""
+
+    async def until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        model.count("gave up")
+        waiting.cancel()
+
+    with anyio.CancelScope() as waiting:
+        if seconds < WATCHED_S:
+            await anyio.sleep(seconds)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(until_gone)
+            await anyio.sleep(seconds)
+            tasks.cancel_scope.cancel()
+
+
+async def dripping(entry: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    """Yield a space now and then, which no answer follows."""
+    for _ in range(int(entry["drops"])):
+        yield b" "
+        await anyio.sleep(entry.get("every_s", 0.2))
+
+
+async def flowing(size: int) -> AsyncIterator[bytes]:
+    """Yield the beginning of an answer that is so large."""
+    yield b'{"id": "x", "model": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "'
+    for _ in range(size // CHUNK):
+        yield b"a" * CHUNK
+    yield b'"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
 
 
 async def stream(head: Mapping[str, Any], said: Said, *, tells_usage: bool, is_cut: bool) -> AsyncIterator[str]:
@@ -220,6 +258,12 @@ def faulty(fault: str, entry: Mapping[str, Any]) -> Response:
         return Response("this is no JSON", media_type="application/json")
     if fault == "empty":
         return JSONResponse({"id": "x", "object": "chat.completion", "created": 0, "model": "x", "choices": []})
+    if fault == "redirect":
+        return Response(status_code=307, headers={"location": entry["to"]})
+    if fault == "slow":
+        return StreamingResponse(dripping(entry), media_type="application/json")
+    if fault == "huge":
+        return StreamingResponse(flowing(int(entry["bytes"])), media_type="application/json")
     if fault == "timeout":
         return Response()  # nobody is there any more
     if fault == "cut":

@@ -138,6 +138,23 @@ def test_a_model_that_never_answers_is_left_and_then_answers_others(model: fake_
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{model.url}/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=0.2)
     assert said(post(model)) == "Hello"
+    assert model.stats()["gave up"] == 1
+
+
+def test_answers_may_be_slow_huge_or_elsewhere(model: fake_llm.Server) -> None:
+    other = model.url.removesuffix("/v1") + "/elsewhere"
+    model.script(
+        {"fault": "slow", "drops": 2, "every_s": 0.01},
+        {"fault": "huge", "bytes": 200_000},
+        {"fault": "redirect", "to": other},
+        {"reply": "x", "usage": {"prompt_tokens": 7}},
+    )
+    assert post(model).text == "  "
+    assert len(said(post(model))) == 3 * 65_536
+    assert post(model).headers["location"] == other
+    assert post(model).json()["usage"] == {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
+    assert httpx.get(other, headers={"authorization": f"Bearer {KEY}"}).status_code == 400
+    assert model.stats()["key elsewhere"] == 1
 
 
 def test_what_is_no_request_is_refused_as_openai_does(model: fake_llm.Server) -> None:
