@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams demo test lint check coverage bench bench-skills clean
+.PHONY: setup engine image upstreams demo test lint check coverage bench bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -43,6 +43,9 @@ coverage: image upstreams
 
 bench: image upstreams
 	@$(BIN)/python bench/perf.py
+
+bench-llm: image
+	@$(BIN)/python bench/long_context.py
 
 bench-skills: upstreams image
 	@$(BIN)/python bench/skill_gate.py

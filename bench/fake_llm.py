@@ -1,22 +1,22 @@
 """A deterministic model: an OpenAI-compatible server that answers by rule or by script, with faults on demand.
 
-The name of the model is its rule: `echo`, `sum` (of the integers that it sees), `count:WORD`, `json` (the smallest
-value of the schema), `never-json`, and `forgetful:N:RULE`, which sees only the first and the last N/2 characters. A
-script comes first: each entry answers what its `match` finds, as often as `times` says. Tokens are characters/4,
-rounded up.
+The name of the model is its rule (`fake_rules`). A script comes first: each entry answers what its `match` finds in the
+model's name and the last message, as often as `times` says (once), after `latency_s`, with `reply`, `tool_calls` or a
+`fault`: a status such as 429 (with `retry_after`), `timeout` (nothing is said until the client leaves), `malformed`,
+`empty`, `cut` (an answer or a stream that ends in its middle), `slow` (`drops` spaces, no answer), `huge` (`bytes` of
+it), `redirect` (`to`). Tokens are characters/4, rounded up, unless an entry has a `usage` of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +29,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from fake_rules import RULES, UnknownModel, by_rule, call_by_rule, schema_in, tokens
+
 KEY = "test-key-0123456789"
 CUT = '{"id": "x", "choices": [{"mess'  # a body that ends in its middle
+PIECE = 16  # characters that a stream sends at once
+CHUNK = 65_536
+WATCHED_S = 1.0  # from which latency on it is noticed that a client has gone
+FOREVER_S = 86_400.0
 
 
 @dataclass
@@ -51,58 +57,28 @@ class Model:
                 return entry
         return None
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Count a question as under way."""
+        self.under_way += 1
+        self.counts["most at once"] = max(self.counts["most at once"], self.under_way)
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
     def count(self, name: str, number: int = 1) -> None:
         """Count something for `/stats`."""
         self.counts[name] += number
 
 
-def by_rule(model: str, text: str, schema: Mapping[str, Any] | None) -> str:
-    """Return what the model says to a text."""
-    rule, _, rest = model.rpartition("/")[2].partition(":")
-    if rule == "forgetful":
-        window, _, other = rest.partition(":")
-        half = int(window) // 2
-        return by_rule(other, text if len(text) <= int(window) else text[:half] + text[-half:], schema)
-    if rule == "sum":
-        return str(sum(map(int, re.findall(r"-?\d+", text))))
-    if rule == "count":
-        return str(len(re.findall(rf"\b{re.escape(rest)}\b", text)))
-    if rule == "json":
-        return json.dumps(smallest(schema or {}))
-    if rule == "never-json":
-        return "I would rather not."
-    return text
+@dataclass(frozen=True)
+class Said:
+    """An answer: the message, why it ends, and how many tokens it took."""
 
-
-def schema_in(text: str) -> Any:
-    """Return the JSON object at the end of a text; None if there is none."""
-    try:
-        return json.loads(text[text.index("\n{") :])
-    except ValueError:
-        return None
-
-
-def smallest(schema: Mapping[str, Any]) -> Any:
-    """Return the smallest value that follows a schema."""
-    if "const" in schema:
-        return schema["const"]
-    if "enum" in schema:
-        return schema["enum"][0]
-    if "anyOf" in schema:
-        return smallest(schema["anyOf"][0])
-    kind = schema.get("type", "string")
-    if kind == "object":
-        wanted = schema.get("required", schema.get("properties", {}))
-        return {name: smallest(schema["properties"][name]) for name in wanted}
-    if kind == "array":
-        return [smallest(schema.get("items", {}))] * schema.get("minItems", 0)
-    smallest_of = {"string": "", "integer": schema.get("minimum", 0), "number": 0.5, "boolean": False, "null": None}
-    return smallest_of[kind if isinstance(kind, str) else kind[0]]
-
-
-def tokens(text: str) -> int:
-    """Return how many tokens a text counts as."""
-    return math.ceil(len(text) / 4)
+    message: dict[str, Any]
+    reason: str
+    usage: dict[str, int]
 
 
 def refused(status: int, code: str, message: str, **headers: str) -> JSONResponse:
@@ -118,53 +94,53 @@ def build(model: Model) -> Starlette:
             model.count("unauthorized")
             given = request.headers.get("authorization", "")
             return refused(401, "invalid_api_key", f"Incorrect API key provided: {given.removeprefix('Bearer ')}.")
-        asked = await request.json()
-        model.under_way += 1
-        model.counts["most at once"] = max(model.counts["most at once"], model.under_way)
         try:
-            return await answer(asked)
-        finally:
-            model.under_way -= 1
+            asked = await request.json()
+            texts = texts_of(asked)
+        except (ValueError, LookupError, TypeError, AttributeError) as problem:
+            return refused(400, "invalid_request_error", f"The request is not one for a chat: {problem!r}")
+        with model.at_once():
+            return await answer(request, asked, texts)
 
-    async def answer(asked: dict[str, Any]) -> Response:
-        texts = [str(message.get("content") or "") for message in asked["messages"]]
+    async def answer(request: Request, asked: dict[str, Any], texts: list[str]) -> Response:
         entry = model.scripted(asked["model"], texts[-1]) or {}
-        await anyio.sleep(entry.get("latency_s", model.latency_s))
-        if fault := entry.get("fault"):
+        is_stream, fault = bool(asked.get("stream")), str(entry.get("fault", ""))
+        latency_s = FOREVER_S if fault == "timeout" else entry.get("latency_s", model.latency_s)
+        await answered_in(latency_s, request, model)
+        if fault:
             model.count(f"fault {fault}")
-            return faulty(str(fault), entry)
-        said = entry.get("reply")
-        wanted = (asked.get("response_format") or {}).get("json_schema", {}).get("schema") or schema_in(texts[0])
-        said = by_rule(asked["model"], texts[-1], wanted) if said is None else said
-        said = said if isinstance(said, str) else json.dumps(said)
-        reason = "stop"
-        if (limit := asked.get("max_tokens") or asked.get("max_completion_tokens")) and tokens(said) > limit:
-            said, reason = said[: limit * 4], "length"
-        usage = {"prompt_tokens": sum(map(tokens, texts)), "completion_tokens": tokens(said)}
+        if fault and not (is_stream and fault == "cut"):
+            return faulty(fault, entry)
+        try:
+            said = said_to(asked, texts, entry)
+        except UnknownModel as problem:
+            return refused(404, "model_not_found", str(problem))
         model.count("calls")
-        model.count("tokens in", usage["prompt_tokens"])
-        model.count("tokens out", usage["completion_tokens"])
-        message: dict[str, Any] = {"role": "assistant", "content": said}
-        if calls := entry.get("tool_calls"):
-            message, reason = {"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls"
-        usage["total_tokens"] = sum(usage.values())
+        model.count("tokens in", said.usage["prompt_tokens"])
+        model.count("tokens out", said.usage["completion_tokens"])
         head = {"id": f"c{model.counts['calls']}", "created": 0, "model": asked["model"]}
-        if asked.get("stream"):
-            return StreamingResponse(stream(head, message, reason, usage), media_type="text/event-stream")
-        choice = {"index": 0, "message": message, "finish_reason": entry.get("finish_reason", reason)}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        if is_stream:
+            tells_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+            pieces = stream(head, said, tells_usage=tells_usage, is_cut=fault == "cut")
+            return StreamingResponse(pieces, media_type="text/event-stream")
+        choice = {"index": 0, "message": said.message, "finish_reason": said.reason}
+        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": said.usage})
 
     async def script(request: Request) -> Response:
         model.script = await request.json()
         model.counts.clear()
         return JSONResponse({})
 
+    async def elsewhere(request: Request) -> Response:
+        model.count("elsewhere")
+        model.count("key elsewhere", int(any(model.key in value for value in request.headers.values())))
+        return refused(400, "elsewhere", "This is another host.")
+
     async def stats(request: Request) -> Response:
         return JSONResponse(dict(model.counts))
 
     async def models(request: Request) -> Response:
-        names = ("echo", "sum", "json", "never-json")
-        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in RULES]})
 
     return Starlette(
         routes=[
@@ -172,25 +148,105 @@ def build(model: Model) -> Starlette:
             Route("/v1/models", models),
             Route("/script", script, methods=["POST"]),
             Route("/stats", stats),
+            Route("/elsewhere", elsewhere, methods=["POST", "GET"]),
         ]
     )
 
 
-async def stream(
-    head: Mapping[str, Any], message: Mapping[str, Any], reason: str, usage: Mapping[str, int]
-) -> AsyncIterator[str]:
-    """Yield an answer in pieces, as server-sent events."""
-    text = message.get("content") or ""
-    pieces: list[dict[str, Any]] = [{"content": text[at : at + 16]} for at in range(0, len(text), 16)]
-    if message.get("tool_calls"):
-        pieces = [{"tool_calls": [{"index": at, **call} for at, call in enumerate(message["tool_calls"])]}]
-    for piece in [{"role": "assistant"}, *pieces]:
-        choice = {"index": 0, "delta": piece, "finish_reason": None}
-        yield f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
-    last = {"index": 0, "delta": {}, "finish_reason": reason}
-    yield f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [last]})}\n\n"
-    yield f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [], 'usage': usage})}\n\n"
+def texts_of(asked: Mapping[str, Any]) -> list[str]:
+    """Return what each message says; raises `LookupError` and the like where there is none."""
+    if not isinstance(asked["model"], str) or not asked["messages"]:
+        raise ValueError("a model is a name, and there is at least one message")
+    return [text_of(message.get("content")) for message in asked["messages"]]
+
+
+def text_of(content: Any) -> str:
+    """Return the text of a message, which may come in parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content)
+    return str(content or "")
+
+
+def said_to(asked: Mapping[str, Any], texts: Sequence[str], entry: Mapping[str, Any]) -> Said:
+    """Return what the model says, by script or by rule; raises `UnknownModel`."""
+    calls, limit = entry.get("tool_calls"), asked.get("max_tokens") or asked.get("max_completion_tokens")
+    text = entry.get("reply")
+    if text is None and calls is None:
+        calls = call_by_rule(asked["model"], asked)
+    if text is None and not calls:
+        wanted = (asked.get("response_format") or {}).get("json_schema", {}).get("schema") or schema_in(texts[0])
+        text = by_rule(asked["model"], texts, wanted)
+    text = text if isinstance(text, str) else json.dumps(calls if calls else text)
+    reason = "tool_calls" if calls else "stop"
+    if limit and tokens(text) > limit and not calls:
+        text, reason = text[: limit * 4], "length"
+    usage = {"prompt_tokens": sum(map(tokens, texts)), "completion_tokens": tokens(text)}
+    usage |= entry.get("usage", {})
+    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    message = (
+        {"role": "assistant", "content": None, "tool_calls": calls} if calls else {"role": "assistant", "content": text}
+    )
+    return Said(message, entry.get("finish_reason", reason), usage)
+
+
+async def answered_in(seconds: float, request: Request, model: Model) -> None:
+    """Wait that long, or until the client has gone, which is counted."""
+
+    async def until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        model.count("gave up")
+        waiting.cancel()
+
+    with anyio.CancelScope() as waiting:
+        if seconds < WATCHED_S:
+            await anyio.sleep(seconds)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(until_gone)
+            await anyio.sleep(seconds)
+            tasks.cancel_scope.cancel()
+
+
+async def dripping(entry: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    """Yield a space now and then, which no answer follows."""
+    for _ in range(int(entry["drops"])):
+        yield b" "
+        await anyio.sleep(entry.get("every_s", 0.2))
+
+
+async def flowing(size: int) -> AsyncIterator[bytes]:
+    """Yield the beginning of an answer that is so large."""
+    yield b'{"id": "x", "model": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "'
+    for _ in range(size // CHUNK):
+        yield b"a" * CHUNK
+    yield b'"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
+
+
+async def stream(head: Mapping[str, Any], said: Said, *, tells_usage: bool, is_cut: bool) -> AsyncIterator[str]:
+    """Yield an answer in pieces, as server-sent events; one that is cut ends after the first half, without an end."""
+    text = said.message.get("content") or ""
+    pieces: list[dict[str, Any]] = [{"content": text[at : at + PIECE]} for at in range(0, len(text), PIECE)]
+    for number, call in enumerate(said.message.get("tool_calls") or ()):
+        whole = call["function"]["arguments"]
+        begun = {**call, "function": {**call["function"], "arguments": ""}}
+        pieces.append({"tool_calls": [{"index": number, **begun}]})
+        for at in range(0, len(whole), PIECE):
+            piece = {"index": number, "function": {"arguments": whole[at : at + PIECE]}}
+            pieces.append({"tool_calls": [piece]})
+    for piece in [{"role": "assistant"}, *(pieces[: len(pieces) // 2] if is_cut else pieces)]:
+        yield event({**head, "choices": [{"index": 0, "delta": piece, "finish_reason": None}]})
+    if is_cut:
+        return
+    yield event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": said.reason}]})
+    if tells_usage:
+        yield event({**head, "choices": [], "usage": said.usage})
     yield "data: [DONE]\n\n"
+
+
+def event(chunk: Mapping[str, Any]) -> str:
+    """Return one piece as a server-sent event."""
+    return f"data: {json.dumps({**chunk, 'object': 'chat.completion.chunk'})}\n\n"
 
 
 def faulty(fault: str, entry: Mapping[str, Any]) -> Response:
@@ -202,6 +258,14 @@ def faulty(fault: str, entry: Mapping[str, Any]) -> Response:
         return Response("this is no JSON", media_type="application/json")
     if fault == "empty":
         return JSONResponse({"id": "x", "object": "chat.completion", "created": 0, "model": "x", "choices": []})
+    if fault == "redirect":
+        return Response(status_code=307, headers={"location": entry["to"]})
+    if fault == "slow":
+        return StreamingResponse(dripping(entry), media_type="application/json")
+    if fault == "huge":
+        return StreamingResponse(flowing(int(entry["bytes"])), media_type="application/json")
+    if fault == "timeout":
+        return Response()  # nobody is there any more
     if fault == "cut":
         return Response(CUT, headers={"content-length": "4000"}, media_type="application/json")
     raise ValueError(f"no such fault: {fault}")

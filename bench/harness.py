@@ -128,14 +128,15 @@ class Ours:
         return result
 
 
-def settings(folder: Path, **sandbox: Any) -> Path:
-    """Write a settings file with the bare server as the upstream `bare`; return its path."""
+def settings(folder: Path, more: Mapping[str, Any] | None = None, **sandbox: Any) -> Path:
+    """Write a settings file with the bare server as the upstream `bare`, and `more` sections; return its path."""
     command, *args = BARE
     file = folder / "server.toml"
     table: Mapping[str, Any] = {
         "server": {"data_dir": "data"},
         "sandbox": sandbox,
         "mcpServers": {"bare": {"command": command, "args": args}},
+        **(more or {}),
     }
     file.write_text(tomli_w.dumps(table), encoding="utf-8")
     return file
@@ -147,14 +148,16 @@ def launch(command: str, *args: str) -> StdioServerParameters:
 
 
 @asynccontextmanager
-async def our_server(folder: Path | None = None, **sandbox: Any) -> AsyncIterator[Ours]:
-    """Run our server over stdio with these `[sandbox]` settings; whatever it leaves behind is removed.
+async def our_server(
+    folder: Path | None = None, more: Mapping[str, Any] | None = None, **sandbox: Any
+) -> AsyncIterator[Ours]:
+    """Run our server over stdio with these `[sandbox]` settings and `more` sections; what it leaves behind is removed.
 
     Its data is in `folder`, which then stays.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as temporary:
         folder = folder or Path(temporary)
-        file = settings(folder, **sandbox)
+        file = settings(folder, more, **sandbox)
         containers = Containers(folder / "data")
         try:
             async with Client(launch(OURS, "--config", str(file), "--stdio")) as client:

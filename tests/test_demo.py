@@ -29,6 +29,7 @@ PROGRAMS = (
     programs.answer(None),
     *(programs.learn(Path("/r")), programs.compose(Path("/r")), programs.again(Path("/r"))),
     *(programs.SAVE, programs.SPOIL, programs.LOOK, programs.BY_HOUR, programs.BY_AUTHOR),
+    programs.JUDGE,
 )
 
 
@@ -68,7 +69,8 @@ def test_the_demo_asks_real_servers_and_shows_what_it_cost() -> None:
     )
     assert before > 10 * after > 0
     check_moves(told[0].split()[0], answer[0].split()[0], [*told[11:19], told[-1]])
-    learning = told[19:-1]
+    check_questions(done.stdout, told[0].split()[0], told[19:22])
+    learning = told[22:-1]
     assert [line for line in learning if "is in use" in line] == [
         "hotfixes_by_author@1 is in use.",
         "busiest_by_quarter@1 is in use.",
@@ -86,6 +88,16 @@ def check_moves(hotfixes: str, asleep: str, told: list[str]) -> None:
     assert f"of {asleep} hotfixes" in hour
     assert "while Tokyo was awake" in author
     assert same == "The same as recorded in step 1: output, value, calls and files."
+
+
+def check_questions(shown: str, hotfixes: str, told: list[str]) -> None:
+    """Check the act without a key: the run has waited with all its questions, and it is said who has answered them."""
+    asked = re.search(r"waiting: (\d+) questions in one go", shown)
+    assert asked is not None
+    assert "answered by a script of this demo" in shown
+    assert told[0].startswith(f"{asked[1]} answers for {hotfixes} hotfixes")
+    assert told[2].endswith(("data loss in binary mode", "data loss in chunked mode"))
+    assert re.search(rf"one question a turn +{asked[1]} ", shown)
 
 
 def test_a_demo_that_fails_says_why_and_exits_with_an_error(tmp_path: Path) -> None:

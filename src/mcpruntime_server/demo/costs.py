@@ -114,6 +114,11 @@ def total(texts: Sequence[Text]) -> Text:
     return Text(sum(text.characters for text in texts), sum(tokens) if len(tokens) == len(texts) else None)
 
 
+def figures(text: Text) -> tuple[str, str]:
+    """Return an amount of text as two cells of a table."""
+    return f"{text.characters:,}", "not counted" if text.tokens is None else f"{text.tokens:,}"
+
+
 def covered_ms(spans: Sequence[Interval]) -> float:
     """Return for how long at least one of `spans` was under way; what overlaps counts once."""
     total, reached = 0.0, 0.0

@@ -104,6 +104,25 @@ name, count = awake.most_common(1)[0]
 f"best to be on call with: {name}, {count} of {authors[name]} hotfixes while Tokyo was awake"
 """
 
+JUDGE = """\
+# How bad was each? That is not written anywhere: somebody has to read it. Like messages are asked about once.
+said = [re.sub(r"^hotfix\\(\\w+\\): | \\(#\\d+\\)$", "", commit["subject"]) for commit in hotfixes]
+different = sorted(set(said))
+slots = ask_llm_batch("How bad is this, from 1 (a nuisance) to 5 (beyond repair)? Only the number.", different)
+badness = {message: int(slot.value) for message, slot in zip(different, slots)}
+
+points = Counter()
+for commit, message in zip(hotfixes, said):
+    points[commit["author"].split("<")[0].strip()] += badness[message]
+worst = [message for message in different if badness[message] == max(badness.values())]
+
+"\\n".join([
+    f"{len(different)} answers for {len(hotfixes)} hotfixes, {sum(points.values())} points of badness in all",
+    "mended by  " + ", ".join(f"{name} {count}" for name, count in points.most_common(3)),
+    f"worst      {len(worst)} kinds, such as: {worst[0]}",
+])
+"""
+
 LEARN = """\
 import re
 from collections import Counter

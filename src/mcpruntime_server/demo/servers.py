@@ -55,7 +55,8 @@ def find_servers(repository: Path, reports: Path, installed_in: Path = INSTALLED
 
 
 def write_settings(file: Path, config: Config, servers: Mapping[str, Entry]) -> None:
-    """Write settings for a server of the demo's own, with the user's sandbox."""
+    """Write settings for a server of the demo's own, with the user's sandbox; its client answers what code asks."""
     sandbox = config.sandbox.model_dump(mode="json", exclude_defaults=True)
-    tables = {"server": {"data_dir": "data"}, "sandbox": sandbox, "mcpServers": servers}
+    llm = {"broker": "caller"}
+    tables = {"server": {"data_dir": "data"}, "sandbox": sandbox, "mcpServers": servers, "llm": llm}
     file.write_text(tomli_w.dumps(tables), encoding="utf-8")

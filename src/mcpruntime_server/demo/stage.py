@@ -98,20 +98,25 @@ async def allow(screen: Screen, context: Any, asked: ElicitRequestParams) -> Eli
 
 async def perform(screen: Screen, client: Client, program: str, session: str = SESSION) -> Step:
     """Run one program, showing what it prints as it prints it."""
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        screen.streamed(message or "")
-
     screen.program(program)
     screen.start_clock()
-    began = time.perf_counter()
-    answer = await client.call_tool("run_code", {"code": program, "session": session}, progress_callback=on_progress)
-    total_ms = (time.perf_counter() - began) * 1e3
-    step = Step(program, answer.structured_content or {}, text_of(answer), total_ms)
+    step = await request(screen, client, program, code=program, session=session)
     screen.streamed("done" if step.ok else "failed")
     screen.line()
     screen.block(str(step.result["value"]) if step.ok else step.text, "green" if step.ok else "red")
     return step
+
+
+async def request(screen: Screen, client: Client, written: str, **arguments: Any) -> Step:
+    """Use `run_code` once, for which the model has `written` something; show what is printed meanwhile."""
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        screen.streamed(message or "")
+
+    began = time.perf_counter()
+    answer = await client.call_tool("run_code", arguments, progress_callback=on_progress)
+    total_ms = (time.perf_counter() - began) * 1e3
+    return Step(written, answer.structured_content or {}, text_of(answer), total_ms)
 
 
 async def replay(screen: Screen, client: Client, action: str, session: str, **more: Any) -> Step:

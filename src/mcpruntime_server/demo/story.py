@@ -17,7 +17,8 @@ from mcp import MCPError
 from ..config import APP, Config
 from ..errors import Unavailable
 from . import programs
-from .costs import Cost, Text, calls_of, cost_of, total
+from .asking import ask_without_key
+from .costs import Cost, calls_of, cost_of, figures, total
 from .history import make_repository
 from .learning import learn_and_reuse
 from .screen import Screen
@@ -68,7 +69,7 @@ async def introduce(screen: Screen, stage: Stage, has_files: bool) -> None:
 
 
 async def play(screen: Screen, stage: Stage, report: Path | None) -> list[Step]:
-    """Run both programs in one session, then show it moving in time; return what became of the programs."""
+    """Run both programs in one session, then show it moving in time and asking; return what became of them."""
     async with connected(screen, stage) as client:
         screen.heading("step 1: walk through the history, keep what matters")
         steps = [await perform(screen, client, programs.collect(stage.repository))]
@@ -81,6 +82,8 @@ async def play(screen: Screen, stage: Stage, report: Path | None) -> list[Step]:
             screen.line(f"(and in {report.name}, written by server-filesystem: {len(written.splitlines())} lines)")
         if steps[-1].ok:
             steps += await rewind_and_fork(screen, client)
+        if steps[-1].ok:
+            steps.append(await ask_without_key(screen, client))
     return steps
 
 
@@ -126,8 +129,3 @@ def show_text(screen: Screen, costs: Sequence[Cost]) -> None:
     )
     screen.line()
     screen.fact("counted", METHOD)
-
-
-def figures(text: Text) -> tuple[str, str]:
-    """Return an amount of text as two cells of a table."""
-    return f"{text.characters:,}", "not counted" if text.tokens is None else f"{text.tokens:,}"

@@ -1,0 +1,119 @@
+"""The rule `reader`, asked as an agent: it writes programs, by what stands in the conversation and by nothing else.
+
+Unless it was told, it first looks at how CONTEXT begins. Rows of messages it has labelled, a few at once, and counts
+them in code; in prose it searches for sentences that may matter and has only those read. What it cannot count it asks
+about in one piece. A program that failed it writes again, with smaller pieces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fake_reader import ROW, Asked, understood
+
+AGENT = "[mcpruntime agent,"  # in the system prompt of `agent/system.txt`
+ROOM = 4_000  # characters that it has read at once
+LINES = "CONTEXT.splitlines() if isinstance(CONTEXT, str) else CONTEXT"
+LOOK = """\
+I look at how the material begins.
+```python
+print(CONTEXT[:600] if isinstance(CONTEXT, str) else CONTEXT.peek(600))
+```"""
+ROWS = """\
+I have every line judged, a few at once, and count in code.
+```python
+from collections import Counter
+
+TOPICS = {topics!r}
+pieces = [[]]
+for line in {lines}:
+    if sum(map(len, pieces[-1])) + len(line) > {room}:
+        pieces.append([])
+    if line.strip():
+        pieces[-1].append(line)
+prompt = f"Say for each line what it is about: one of {{', '.join(TOPICS)}}. One topic for each line, in their order."
+rows, unread = [], []
+for first in range(0, len(pieces), 256):
+    some = pieces[first : first + 256]
+    for piece, slot in zip(some, ask_llm_batch(prompt, ["\\n".join(piece) for piece in some], schema=list[str])):
+        if slot.ok and len(slot.value) == len(piece):
+            rows += [(line[:7], line.split(" | ")[1], topic) for line, topic in zip(piece, slot.value)]
+        else:
+            unread.append(slot.error or len(piece))
+if unread:
+    raise RuntimeError(f"{{len(unread)}} of {{len(pieces)}} pieces were not read well: {{unread[0]}}")
+{conclude}
+```"""
+CONCLUDE = {
+    "count": "SUBMIT(sum(topic == {0!r} for _, _, topic in rows))",
+    "compare": (
+        "counts = Counter(topic for _, _, topic in rows)\nSUBMIT({0!r} if counts[{0!r}] > counts[{1!r}] else {1!r})"
+    ),
+    "month": (
+        "months = Counter(month for month, _, topic in rows if topic == {0!r})\nSUBMIT(months.most_common(1)[0][0])"
+    ),
+    "pairs": (
+        "users = [{{user for _, user, topic in rows if topic == wanted}} for wanted in ({0!r}, {1!r})]\n"
+        "SUBMIT(sorted(users[0] & users[1]))"
+    ),
+}
+
+PROSE = """\
+I search for sentences that name what is asked for, and have only those read.
+```python
+import re
+
+names = {names!r}
+found = []
+for line in {lines}:
+    for sentence in re.findall(r"[^.]*\\b{noun}[^.]*\\.", line):
+        if any(name in sentence for name in names):
+            found.append(sentence.strip())
+pieces = [[]]
+for sentence in found:
+    if sum(map(len, pieces[-1])) + len(sentence) > {room}:
+        pieces.append([])
+    pieces[-1].append(sentence)
+slots = ask_llm_batch({question!r}, ["\\n".join(piece) for piece in pieces])
+for slot in slots:
+    if not slot.ok:
+        raise slot.error
+SUBMIT("\\n".join(slot.value for slot in slots if slot.value != "not found"))
+```"""
+WHOLE = """\
+I ask about all of it at once.
+```python
+SUBMIT(ask_llm({question!r}, str(CONTEXT)))
+```"""
+
+
+def program(texts: Sequence[str]) -> str:
+    """Return the next program of a conversation: system prompt, task, and then answers and what came of them."""
+    task, _, told = texts[1].removeprefix("Task:\n").partition("\n\nCONTEXT: ")
+    results = [text for text in texts[2:] if text.startswith("Step ")]
+    if not results and "\n" not in told:
+        return LOOK
+    failed = sum(": ok" not in result.split("\n")[0] for result in results)
+    return solving(task.strip(), told + "".join(results[:1]), ROOM >> failed)
+
+
+def solving(task: str, look: str, room: int) -> str:
+    """Return the program that solves a task on material that looks so."""
+    asked = understood(task)
+    if asked is not None and ROW.search(look):
+        return counting(task, asked, room)
+    asks = re.findall(r"[^.?\n]+\?", task)
+    question = asks[-1].strip() if asks else task
+    names = re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", question)
+    nouns: list[str] = re.findall(r"the ([a-z]+?)s? (?:in|of|at)\b", question)
+    if names and nouns:
+        return PROSE.format(names=names, noun=nouns[-1], question=question, lines=LINES, room=room)
+    return WHOLE.format(question=task)
+
+
+def counting(task: str, asked: Asked, room: int) -> str:
+    """Return the program that has rows labelled, and counts."""
+    listed = re.search(r"one of these topics: ([\w, ]+)\.", task)
+    topics = listed[1].split(", ") if listed else list(asked.topics)
+    return ROWS.format(topics=topics, lines=LINES, room=room, conclude=CONCLUDE[asked.kind].format(*asked.topics))

@@ -1,0 +1,108 @@
+"""What the deterministic model says: the name of a model is its rule.
+
+`echo`, `sum` (of the integers that it sees), `count:WORD`, `json` (the smallest value of the schema), `never-json`,
+`tool` (calls the first tool with the smallest arguments, then says what that has answered), `reader` (`fake_reader`;
+asked as an agent, it programs: `fake_programmer`), and `forgetful:N:RULE`, which sees of each message only the first
+and the last N/2 characters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fake_programmer import AGENT, program
+from fake_reader import read
+
+Schema = Mapping[str, Any] | None
+
+
+class UnknownModel(ValueError):
+    """There is no such rule."""
+
+
+def by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
+    """Return what the model says to a conversation; raises `UnknownModel`."""
+    rule, _, rest = model.rpartition("/")[2].partition(":")
+    if rule == "forgetful":
+        window, _, other = rest.partition(":")
+        return by_rule(other, [seen(text, int(window)) for text in texts], schema)
+    if rule not in RULES:
+        raise UnknownModel(f"The model `{model}` does not exist.")
+    return RULES[rule](texts, rest, schema)
+
+
+def seen(text: str, window: int) -> str:
+    """Return what is seen of a text through a window."""
+    half = window // 2
+    return text if len(text) <= window else text[:half] + text[-half:]
+
+
+def sums(texts: Sequence[str], rest: str, schema: Schema) -> str:
+    """Add up the integers."""
+    return str(sum(map(int, re.findall(r"-?\d+", texts[-1]))))
+
+
+def counts(texts: Sequence[str], rest: str, schema: Schema) -> str:
+    """Count a word."""
+    return str(len(re.findall(rf"\b{re.escape(rest)}\b", texts[-1])))
+
+
+def reads(texts: Sequence[str], rest: str, schema: Schema) -> str:
+    """Read, or program where an agent is wanted."""
+    return program(texts) if AGENT in texts[0] else read(texts[-1], schema)
+
+
+RULES: Mapping[str, Callable[[Sequence[str], str, Schema], str]] = {
+    "echo": lambda texts, rest, schema: texts[-1],
+    "tool": lambda texts, rest, schema: texts[-1],
+    "sum": sums,
+    "count": counts,
+    "json": lambda texts, rest, schema: json.dumps(smallest(schema or {})),
+    "never-json": lambda texts, rest, schema: "I would rather not.",
+    "reader": reads,
+}
+
+
+def call_by_rule(model: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the tool calls with which the model answers: one, where its rule is `tool` and none was answered yet."""
+    tools = asked.get("tools") or []
+    if model.rpartition("/")[2] != "tool" or not tools or asked["messages"][-1].get("role") == "tool":
+        return []
+    function = tools[0]["function"]
+    arguments = json.dumps(smallest(function.get("parameters") or {"type": "object"}))
+    return [{"id": "call_1", "type": "function", "function": {"name": function["name"], "arguments": arguments}}]
+
+
+def schema_in(text: str) -> Any:
+    """Return the JSON object at the end of a text; None if there is none."""
+    try:
+        return json.loads(text[text.index("\n{") :])
+    except ValueError:
+        return None
+
+
+def smallest(schema: Mapping[str, Any]) -> Any:
+    """Return the smallest value that follows a schema."""
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][0]
+    if "anyOf" in schema:
+        return smallest(schema["anyOf"][0])
+    kind = schema.get("type", "string")
+    if kind == "object":
+        properties = schema.get("properties", {})
+        return {name: smallest(properties[name]) for name in schema.get("required", properties)}
+    if kind == "array":
+        return [smallest(schema.get("items", {}))] * schema.get("minItems", 0)
+    smallest_of = {"string": "", "integer": schema.get("minimum", 0), "number": 0.5, "boolean": False, "null": None}
+    return smallest_of[kind if isinstance(kind, str) else kind[0]]
+
+
+def tokens(text: str) -> int:
+    """Return how many tokens a text counts as."""
+    return math.ceil(len(text) / 4)

@@ -1,0 +1,273 @@
+"""What becomes of long texts with a model that forgets: `python bench/long_context.py --help`, or `make bench-llm`.
+
+The tasks are those of `long_tasks`; the model is `forgetful:N:reader` (`fake_reader`), asked over HTTP by our server,
+which is spoken to as an MCP client would. Three ways to answer are compared:
+
+- one call: question and text, all of it, in one prompt;
+- chunks: the text in pieces that fill the window, a note on each, and one call over all notes; no code by the model;
+- recursion: the same model as an agent (`fake_programmer`), which writes programs that ask it about small pieces.
+
+What this can show: what the runtime makes of such a model, in scores, calls, tokens, seconds and memory, and that it
+goes on working at 16 million characters. What it cannot: how good any real model is. The reader is a lexicon with a
+window and with slips that grow with what it reads at once; the programmer knows how such tasks are solved, and a real
+one has to think of it. Tokens are characters/4, and the prices are assumptions (`--usd-in`, `--usd-out`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import anyio
+import httpx
+from mcp import Client
+
+sys.path.append(str(Path(__file__).parent))
+
+import fake_llm
+from agent_loop import finished, solve
+from harness import our_server
+from long_tasks import KINDS, Kind, Task, make_task
+
+SIZES, QUICK = (13, 15, 18, 20, 22, 24), (13, 15, 18)  # powers of 2
+TEXTS, SMALL = 3, 18  # of texts up to this size there are so many for each task, of larger ones one
+WINDOW = 16_384  # characters that the model sees of a message
+ROOM = 1_000  # of it for the question
+AT_ONCE = 256  # pieces of one batch
+INSIDE = "/texts"
+RUN_S = 3_600.0
+DEFAULT = Path(__file__).parent / "results" / "long_context.json"
+LAYOUT = "{:<8} {:>10} {:<10} {:>6} {:>7} {:>12} {:>11} {:>9} {:>8} {:>8}"
+HEAD = ("task", "characters", "strategy", "score", "calls", "tokens in", "tokens out", "USD", "seconds", "peak MB")
+
+ONE_CALL = "ask_llm({question!r}, open({path!r}).read())"
+CHUNKS = """\
+note = "This is part {{}} of {{}} of a longer text. Note briefly what it has on this question: {{}}"
+question = {question!r}
+text = open({path!r}).read()
+parts = [text[at : at + {size}] for at in range(0, len(text), {size})]
+notes = []
+for first in range(0, len(parts), {at_once}):
+    some = parts[first : first + {at_once}]
+    numbers = range(first + 1, first + 1 + len(some))
+    for slot in ask_llm_batch([note.format(number, len(parts), question) for number in numbers], some):
+        if not slot.ok:
+            raise slot.error
+        notes.append(slot.value)
+ask_llm(f"These are notes on all parts of a longer text. Answer from them: {{question}}", "\\n".join(notes))
+"""
+
+numbers = count(1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where tasks are done: a client of our server, the model's server, and where its texts are for both sides."""
+
+    client: Client
+    model: fake_llm.Server
+    window: int
+    texts: Path
+    inside: str
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return f"forgetful:{self.window}:reader"
+
+    def session(self) -> str:
+        """Return a session that has not been: within one, the same question is asked only once."""
+        return f"way {next(numbers)}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    task: Kind
+    characters: int
+    strategy: str
+    score: float
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    usd: float
+    seconds: float
+    peak_mb: float
+    failed: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The line as it is printed."""
+        figures = (f"{self.calls:,}", f"{self.tokens_in:,}", f"{self.tokens_out:,}", f"{self.usd:.4f}")
+        told = LAYOUT.format(
+            *(self.task, f"{self.characters:,}", self.strategy, f"{self.score:.2f}", *figures),
+            *(f"{self.seconds:.1f}", f"{self.peak_mb:.0f}"),
+        )
+        return f"{told}  {self.failed}".rstrip()
+
+
+@dataclass(frozen=True)
+class Done:
+    """An answer, and the most memory that the sandbox had while it was looked for."""
+
+    answer: Any
+    peak_mb: float
+
+
+Strategy = Callable[[Stage, Task, str], Awaitable[Done]]
+
+
+async def one_call(stage: Stage, task: Task, path: str) -> Done:
+    """Paste everything."""
+    return await answered(stage, ONE_CALL.format(question=task.question, path=path))
+
+
+async def chunks(stage: Stage, task: Task, path: str) -> Done:
+    """Map and reduce without the model's thinking about it."""
+    size = stage.window - ROOM
+    return await answered(stage, CHUNKS.format(question=task.question, path=path, size=size, at_once=AT_ONCE))
+
+
+async def recursion(stage: Stage, task: Task, path: str) -> Done:
+    """Let the model program."""
+    solved = await solve(stage.client, stage.model.url, stage.name, task.question, path, stage.session())
+    return Done(solved.value, solved.peak_mb)
+
+
+async def answered(stage: Stage, code: str) -> Done:
+    """Run a program in a session of its own, to its end; raises `RuntimeError` if it fails."""
+    result = await finished(stage.client, code, stage.session())
+    if result["status"] != "ok":
+        raise RuntimeError((result.get("error") or {}).get("message") or str(result)[:300])
+    return Done(result.get("value"), result["usage"].get("peak_mb", 0.0))
+
+
+STRATEGIES: dict[str, Strategy] = {"one call": one_call, "chunks": chunks, "recursion": recursion}
+
+
+async def measure(options: argparse.Namespace) -> list[Line]:
+    """Return the table; each line is printed when it is done."""
+    print(LAYOUT.format(*HEAD))
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, fake_llm.serving() as model:
+        texts = Path(folder) / "texts"
+        texts.mkdir()
+        is_local = options.backend == "local"
+        sandbox = {"pool_size": 0, "timeout_s": RUN_S, **({"backend": "local"} if is_local else {})}
+        mounts = {} if is_local else {"mounts": [f"{texts}:{INSIDE}"]}
+        async with our_server(Path(folder), sections(model, options.window), **sandbox, **mounts) as ours:
+            stage = Stage(ours.client, model, options.window, texts, str(texts) if is_local else INSIDE)
+            await answered(stage, "ask_llm('Are you there?')")  # what it takes to start is nobody's time
+            for size in options.sizes:
+                for kind in options.tasks:
+                    for line in await compared(stage, kind, size, options):
+                        lines.append(line)
+                        print(line.shown, flush=True)
+    return lines
+
+
+async def compared(stage: Stage, kind: Kind, size: int, options: argparse.Namespace) -> list[Line]:
+    """Return a line for each strategy: what it does with all texts of a kind and size, on average."""
+    found: dict[str, list[Line]] = {name: [] for name in options.strategies}
+    for seed in range(options.seed, options.seed + (options.texts if size <= SMALL else 1)):
+        task = await anyio.to_thread.run_sync(make_task, kind, 2**size, seed)
+        await anyio.Path(stage.texts / "text").write_text(task.text, encoding="utf-8")
+        for name, lines in found.items():
+            lines.append(await measured(stage, task, name, options.usd_in, options.usd_out))
+    return [averaged(lines) for lines in found.values()]
+
+
+def averaged(lines: Sequence[Line]) -> Line:
+    """Return lines as one: means, the most memory, and the first failure."""
+    return replace(
+        lines[0],
+        score=mean(line.score for line in lines),
+        calls=round(mean(line.calls for line in lines)),
+        tokens_in=round(mean(line.tokens_in for line in lines)),
+        tokens_out=round(mean(line.tokens_out for line in lines)),
+        usd=mean(line.usd for line in lines),
+        seconds=mean(line.seconds for line in lines),
+        peak_mb=max(line.peak_mb for line in lines),
+        failed=next((line.failed for line in lines if line.failed), ""),
+    )
+
+
+def sections(model: fake_llm.Server, window: int) -> dict[str, Any]:
+    """Return settings for long work: with limits that it does not reach."""
+    llm = {"model": f"forgetful:{window}:reader", "api_base": model.url, "api_key": fake_llm.KEY, "timeout_s": 300.0}
+    budgets = {level: {"calls": 10_000_000} for level in ("run", "session", "principal")}
+    limits = {"wait_s": 250.0, "result_chars": 5_000_000, "result_items": 1_000_000, "max_sessions": 2}
+    return {"server": {"data_dir": "data", **limits}, "llm": {**llm, **budgets}}
+
+
+async def measured(stage: Stage, task: Task, name: str, usd_in: float, usd_out: float) -> Line:
+    """Do a task in one way, and return its line; what cannot be done has no score."""
+    stage.model.script()
+    began, failed, done = time.perf_counter(), "", Done("", 0.0)
+    try:
+        done = await STRATEGIES[name](stage, task, f"{stage.inside}/text")
+    except (RuntimeError, httpx.HTTPError) as exc:
+        failed = " ".join(str(exc).split())[:200]
+    seconds, counts = time.perf_counter() - began, stage.model.stats()
+    tokens_in, tokens_out = counts.get("tokens in", 0), counts.get("tokens out", 0)
+    usd = (tokens_in * usd_in + tokens_out * usd_out) / 1e6
+    score = 0.0 if failed else task.score(done.answer)
+    calls = counts.get("calls", 0)
+    return Line(
+        *(task.kind, len(task.text), name, score, calls, tokens_in, tokens_out, usd, seconds, done.peak_mb, failed)
+    )
+
+
+def summary(lines: Sequence[Line], sizes: Iterable[int], strategies: Sequence[str]) -> Iterable[str]:
+    """Yield mean scores by size, over all tasks."""
+    yield f"{'mean score':<12}" + "".join(f"{name:>12}" for name in strategies)
+    for size in sizes:
+        here = [line for line in lines if 2 ** (size - 1) < line.characters <= 2**size]
+        means = [mean(line.score for line in here if line.strategy == name) for name in strategies]
+        yield f"{f'2^{size}':<12}" + "".join(f"{score:12.2f}" for score in means)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--sizes", type=int, nargs="+", metavar="N", help=f"texts of 2^N characters; default {SIZES}")
+    top.add_argument("--quick", action="store_true", help=f"sizes {QUICK}")
+    top.add_argument("--tasks", nargs="+", choices=KINDS, default=KINDS)
+    top.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
+    top.add_argument("--texts", type=int, default=TEXTS, metavar="N", help=f"for each task, up to 2^{SMALL} characters")
+    top.add_argument("--seed", type=int, default=0)
+    top.add_argument("--window", type=int, default=WINDOW, help="characters that the model sees of a message")
+    top.add_argument("--usd-in", type=float, default=0.5, help="assumed price of a million tokens in")
+    top.add_argument("--usd-out", type=float, default=2.0, help="and of as many out")
+    top.add_argument("--backend", choices=("docker", "local"), default="docker")
+    top.add_argument("--json", type=Path, default=DEFAULT, metavar="FILE", help="where the figures go")
+    return top
+
+
+def main() -> int:
+    """Print the table; return 1 if something could not be done at all."""
+    options = parser().parse_args()
+    options.sizes = options.sizes or (QUICK if options.quick else SIZES)
+    lines = anyio.run(measure, options)
+    print(
+        f"\ncost at an assumed {options.usd_in:g} USD in and {options.usd_out:g} USD out a million tokens; scores are"
+    )
+    print("the relative error of counts, taken from 1, and F1 of everything else\n")
+    print("\n".join(summary(lines, options.sizes, options.strategies)))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n", encoding="utf-8")
+    return 1 if any(line.failed for line in lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

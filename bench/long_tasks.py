@@ -1,0 +1,258 @@
+"""Long texts with questions whose answers are known: rows that have to be understood, and facts in a haystack.
+
+*Rows* are messages of customers. What each is about is judged from its words and written nowhere; many also speak of
+something else that is settled. The questions (counts, comparisons, months, pairs of topics) need every row, as those of
+OOLONG do.
+*Haystacks* are prose with one fact that is asked for, or several, among sentences with the same names and with other
+numbers. Everything follows from kind, size and seed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from functools import cache
+from itertools import permutations
+from random import Random
+from typing import Literal
+
+from long_words import (
+    ABOUT,
+    CLOSINGS,
+    FACTS,
+    GOODS,
+    MONTHS,
+    NAMES,
+    OPENINGS,
+    PLACES,
+    PROSE,
+    SETTLED,
+    SINCES,
+    THINGS,
+    TIMES,
+)
+
+Kind = Literal["count", "compare", "month", "pairs", "needle", "needles"]
+KINDS: tuple[Kind, ...] = ("count", "compare", "month", "pairs", "needle", "needles")
+TOPICS = tuple(ABOUT)
+BEGIN = date(2024, 1, 1)
+MONTH_NAMES = [f"2024-{month:02}" for month in range(1, 13)]
+DAYS = 366
+USER_CHARS, MOST_USERS = 1_200, 1_000  # of one user, on average, until there are so many
+HABITS = 3  # topics that one user writes about
+CLEAR = 1.1  # by so much one count is above the other, where they are compared
+PLANTED = 5  # facts where there are several
+DECOYS = 3  # facts about places that nobody asks about
+ABOUT_ROWS = (
+    "Each line is a message: date, user, text. Each is about one of these topics: "
+    + ", ".join(TOPICS)
+    + ". Which one has to be judged from its words; what is settled does not count.\n"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A message, and what it is about."""
+
+    day: date
+    user: str
+    topic: str
+    text: str
+
+    @property
+    def month(self) -> str:
+        """The month as answers have it."""
+        return f"{self.day:%Y-%m}"
+
+    @property
+    def line(self) -> str:
+        """The message as it stands in the text."""
+        return f"{self.day} | {self.user} | {self.text}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question about a text; `truth` are the words that a right answer has, or the one number of a count."""
+
+    kind: Kind
+    question: str
+    text: str = field(repr=False)
+    truth: tuple[str, ...]
+
+    def score(self, answer: object) -> float:
+        """Return how right an answer is, from 0 to 1: a count by its relative error, everything else by F1."""
+        told = str(answer)
+        if self.kind == "count":
+            found = re.search(r"-?\d+", told)
+            right = int(self.truth[0])
+            return 0.0 if found is None else max(0.0, 1 - abs(int(found[0]) - right) / right)
+        return f1(self.truth, set(re.findall(FORMS[self.kind], told)))
+
+
+FORMS: Mapping[Kind, str] = {
+    "compare": "|".join(TOPICS),
+    "month": r"\b\d{4}-\d\d\b",
+    "pairs": r"\bu\d{4}\b",
+    "needle": r"\b\d{5}\b",
+    "needles": r"\b\d{5}\b",
+}
+
+
+def f1(truth: Collection[str], found: Collection[str]) -> float:
+    """Return the harmonic mean of precision and recall."""
+    right = len(set(truth) & set(found))
+    return 2 * right / (len(set(truth)) + len(set(found)))
+
+
+def make_task(kind: Kind, size: int, seed: int = 0) -> Task:
+    """Return a task on a text of at most `size` characters, and little less."""
+    if kind in ("needle", "needles"):
+        return find_facts(kind, size, seed)
+    rows = make_rows(size, seed)
+    chance = Random(f"{kind} {size} {seed}")
+    question, truth = ASKING[kind](rows, chance)
+    return Task(kind, ABOUT_ROWS + question, "\n".join(row.line for row in rows), truth)
+
+
+# rows ---------------------------------------------------------------------------------------------
+
+
+@cache
+def make_rows(size: int, seed: int = 0) -> tuple[Row, ...]:
+    """Return messages in the order of their days."""
+    chance = Random(f"rows {size} {seed}")
+    users = [f"u{number:04}" for number in chance.sample(range(10_000), min(MOST_USERS, max(6, size // USER_CHARS)))]
+    habits = {user: chance.sample(TOPICS, HABITS) for user in users}
+    shares = {topic: chance.uniform(0.6, 1.6) for topic in TOPICS}
+    seasons = {(topic, month): shares[topic] * chance.uniform(0.4, 2.0) for topic in TOPICS for month in range(1, 13)}
+    rows: list[Row] = []
+    left = size + 1  # the last row has no newline
+    while True:
+        day = BEGIN + timedelta((size - left) * DAYS // size if rows else 0)
+        user = chance.choice(users)
+        weights = [seasons[topic, day.month] for topic in habits[user]]
+        topic = chance.choices(habits[user], weights)[0]
+        row = Row(day, user, topic, message(chance, topic))
+        left -= len(row.line) + 1
+        if left < 0:
+            return tuple(rows)
+        rows.append(row)
+
+
+def message(chance: Random, topic: str) -> str:
+    """Return a text about a topic, perhaps with something that is settled, and with what people write around it."""
+    said = filled(chance, chance.choice(ABOUT[topic]))
+    if chance.random() < 0.6:
+        other = chance.choice([each for each in TOPICS if each != topic])
+        aside = filled(chance, chance.choice(SETTLED[other]))
+        said = chance.choice((f"{aside}, but {said}", f"{aside}. {upper(said)}", f"{said}. {upper(aside)}"))
+    opening = chance.choice(OPENINGS) if chance.random() < 0.3 else ""
+    closing = " " + filled(chance, chance.choice(CLOSINGS)) if chance.random() < 0.4 else ""
+    return f"{opening}{said if opening else upper(said)}.{closing}"
+
+
+def filled(chance: Random, template: str) -> str:
+    """Return a sentence with its gaps filled."""
+    return template.format(
+        thing=chance.choice(THINGS),
+        time=chance.choice(TIMES),
+        since=chance.choice(SINCES),
+        amount=chance.randrange(5, 400),
+        number=chance.randrange(10_000, 99_999),
+        place=chance.choice(PLACES),
+    )
+
+
+def upper(text: str) -> str:
+    """Return a sentence as it begins."""
+    return text[:1].upper() + text[1:]
+
+
+Asked = tuple[str, tuple[str, ...]]  # a question, and its truth
+
+
+def ask_count(rows: Collection[Row], chance: Random) -> Asked:
+    """Ask how many there are of a topic."""
+    counts = Counter(row.topic for row in rows)
+    topic = chance.choice(sorted(counts))
+    return f"How many messages are about {topic}?", (str(counts[topic]),)
+
+
+def ask_compare(rows: Collection[Row], chance: Random) -> Asked:
+    """Ask which of two topics there is more of; as near to each other as is clear."""
+    counts = Counter(row.topic for row in rows)
+    pairs = sorted(permutations(counts, 2), key=lambda pair: counts[pair[0]] / counts[pair[1]])
+    more, less = next((pair for pair in pairs if counts[pair[0]] >= CLEAR * counts[pair[1]]), pairs[-1])
+    one, other = chance.sample((more, less), 2)
+    return f"Are more messages about {one} or about {other}?", (more,)
+
+
+def ask_month(rows: Collection[Row], chance: Random) -> Asked:
+    """Ask for the month with most of a topic, where that is as clear as it can be."""
+    counts = Counter((row.topic, row.month) for row in rows)
+    best: dict[str, tuple[float, str]] = {}
+    for topic in TOPICS:
+        (most, month), (next_to, _), *_ = sorted(((counts[topic, each], each) for each in MONTH_NAMES), reverse=True)
+        best[topic] = (most / max(1, next_to), month)
+    clear = [topic for topic, (ratio, _) in best.items() if ratio >= CLEAR] or [max(TOPICS, key=best.__getitem__)]
+    topic = chance.choice(clear)
+    return f"In which month (as YYYY-MM) are most messages about {topic}?", (best[topic][1],)
+
+
+def ask_pairs(rows: Collection[Row], chance: Random) -> Asked:
+    """Ask who has written about two topics; there is somebody."""
+    users = {topic: {row.user for row in rows if row.topic == topic} for topic in TOPICS}
+    pairs = [pair for pair in permutations(TOPICS, 2) if users[pair[0]] & users[pair[1]]]
+    one, other = chance.choice(pairs)
+    both = tuple(sorted(users[one] & users[other]))
+    return f"Which users have written both about {one} and about {other}?", both
+
+
+ASKING = {"count": ask_count, "compare": ask_compare, "month": ask_month, "pairs": ask_pairs}
+
+
+# haystacks ----------------------------------------------------------------------------------------
+
+
+def find_facts(kind: Kind, size: int, seed: int = 0) -> Task:
+    """Return a task whose facts stand at places of chance in prose."""
+    chance = Random(f"{kind} {size} {seed}")
+    asked = PLANTED if kind == "needles" else 1
+    places = chance.sample(PLACES, asked + DECOYS)
+    codes = [str(code) for code in chance.sample(range(10_000, 99_999), len(places))]
+    facts = [
+        chance.choice(FACTS).format(place=place, code=code, name=chance.choice(NAMES))
+        for place, code in zip(places, codes, strict=True)
+    ]
+    sentences = list(prose(chance, size - sum(len(fact) + 1 for fact in facts)))
+    for fact in facts:
+        sentences.insert(chance.randrange(len(sentences) + 1), fact)
+    text = "".join(f"{sentence}{' ' if number % 5 else chr(10)}" for number, sentence in enumerate(sentences, 1))
+    wanted = places[:asked]
+    question = (
+        f"Which number opens the vault in {wanted[0]}?"
+        if asked == 1
+        else f"Which numbers open the vaults in {', '.join(wanted[:-1])} and {wanted[-1]}? Name each with its number."
+    )
+    return Task(kind, question, text, tuple(codes[:asked]))
+
+
+def prose(chance: Random, size: int) -> Iterator[str]:
+    """Yield sentences, each with a character between them, until there is no more room."""
+    while True:
+        place, other = chance.sample(PLACES, 2)
+        sentence = chance.choice(PROSE).format(
+            place=place,
+            other=other,
+            month=chance.choice(MONTHS),
+            goods=chance.choice(GOODS),
+            name=chance.choice(NAMES),
+            number=chance.choice((chance.randrange(2, 100), chance.randrange(100, 99_999))),
+        )
+        size -= len(sentence) + 1
+        if size < 0:
+            return
+        yield sentence

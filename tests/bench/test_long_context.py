@@ -1,0 +1,34 @@
+"""The comparison runs for real, through the server; the figures are those of a small text and a model that forgets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).parents[2] / "bench" / "long_context.py"
+
+
+def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "long.json"
+    options = ("--sizes", "12", "--window", "2000", "--texts", "1", "--backend", "local", "--tasks", "count", "needles")
+    command = [sys.executable, str(BENCH), *options, "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = json.loads(file.read_text())
+    by_way = {(line["task"], line["strategy"]): line for line in lines}
+    assert len(by_way) == len(lines) == 6
+    for line in lines:
+        assert 4_096 - 200 < line["characters"] <= 4_096
+        assert f"{line['tokens_in']:,}" in done.stdout
+        assert line["usd"] == (line["tokens_in"] * 0.5 + line["tokens_out"] * 2) / 1e6
+        assert line["seconds"] > 0
+        assert line["peak_mb"] > 0
+    for task in ("count", "needles"):
+        assert by_way[task, "one call"]["calls"] == 1
+        assert by_way[task, "chunks"]["calls"] == 6  # five parts, and one over their notes
+        assert by_way[task, "recursion"]["calls"] >= 3  # two programs, and what they ask
+        assert by_way[task, "recursion"]["score"] > by_way[task, "one call"]["score"]
+    assert "mean score" in done.stdout
+    assert "assumed" in done.stdout
