@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, redirect_stdout
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -275,9 +276,26 @@ async def examine(config: Config) -> list[Check]:
             detail = report.error or f"{report.tools} tools, importable as tools.{report.server}"
             checks.append(Check(f"upstream {report.upstream}", not report.error, detail, report.remedy))
             checks += [Check(f"upstream {report.upstream}", True, problem) for problem in report.problems]
-        with redirect_stdout(sys.stderr):  # a provider of the user's may print, and others read what `doctor` says
+        with stdout_kept():
             checks += await examine_context(config, catalog)
     return checks
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Have what a provider of the user's prints go to stderr, and what programs print that it starts.
+
+    Other programs read what `doctor` says.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 async def examine_context(config: Config, catalog: Catalog) -> list[Check]:

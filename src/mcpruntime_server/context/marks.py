@@ -40,7 +40,7 @@ YAML_KEY = re.compile(
 TABLE = re.compile(r"\s*\[\[?([^\[\]\n]+)\]\]?\s*(?:[#;].*)?$")
 SETTING = re.compile(r"\s*([^\s=:#;][^=:\n]{0,80}?)\s*[=:]")
 CREATE = re.compile(
-    r"\s*create\s+(?:or\s+replace\s+)?(?:temp(?:orary)?\s+|unique\s+|virtual\s+|materialized\s+)*"
+    r"(?:\s|--[^\n]*\n)*create\s+(?:or\s+replace\s+)?(?:temp(?:orary)?\s+|unique\s+|virtual\s+|materialized\s+)*"
     r"(table|view|index|trigger|function|procedure|type)\s+(?:if\s+not\s+exists\s+)?([^\s(]+)",
     re.IGNORECASE,
 )
@@ -248,11 +248,12 @@ def toml_keys(text: str) -> Iterator[Mark]:
 
 def statements(text: str) -> Iterator[Mark]:
     """Yield statements; each that creates something is a piece by itself."""
-    is_over = True
+    is_over, made = True, None
     for at, line in lines_of(text):
         if is_over and line.strip():
-            made = CREATE.match(text[at : at + 500])
-            yield Mark(at, 1, (f"{made[1].lower()} {label(made[2])}",) if made else (), parts=made is not None)
+            before, made = made, CREATE.match(text[at : at + 500])
+            title = (f"{made[1].lower()} {label(made[2])}",) if made else ()
+            yield Mark(at, 1, title, parts=made is not None or before is not None)
             is_over = False
         is_over |= line.rstrip().endswith(";")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .marks import Mark, marks_of, title_of
 
@@ -53,7 +53,9 @@ def cut(text: str, kind: str) -> list[Piece]:
 
 def _parts(text: str, kind: str) -> Iterator[tuple[int, int, str]]:
     marks = marks_of(text, kind)
-    if not marks or text[: marks[0].at].strip():
+    if marks and len(text[: marks[0].at].strip()) <= 1:
+        marks[0] = replace(marks[0], at=0)  # what opens an object belongs to the first that is in it
+    if not marks or marks[0].at:
         marks.insert(0, Mark(0, 0))
     for group, end in _groups(marks, len(text), kind in NESTED):
         title = title_of(kind, text, group)

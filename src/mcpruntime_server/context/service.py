@@ -36,8 +36,7 @@ from .sqlite import Database
 
 SCHEME = "context://"
 WAIT_S = 1.0  # that an answer waits for the index
-FRESH_S = 2.0  # until the provider is looked at again; where a look takes long,
-LOOKS = 10  # so many times as long as it took
+FRESH_S, STALE_S = 2.0, 20.0  # until a provider is looked at again: between these, the longer it took the last time
 MAX_FOUND = 50
 MAX_CHARS = 200_000  # of one answer
 MAX_QUESTION = 10_000  # characters
@@ -181,7 +180,7 @@ class Providers:
             problem = Unavailable("It could not be indexed.", remedy="The log of the server says why.")
         finally:
             now = anyio.current_time()
-            held.problem, held.due = problem, now + max(FRESH_S, LOOKS * (now - began) if problem is None else 0.0)
+            held.problem, held.due = problem, now + min(max(FRESH_S, 5 * (now - began)), STALE_S)
             held.done = None
             if done is not None:
                 done.set()
