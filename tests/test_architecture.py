@@ -16,19 +16,22 @@ SOURCE = ROOT / "src" / PACKAGE
 
 BASE = frozenset({"errors", "kernel"})
 RECORDS = BASE | {"config", "journal"}
+FINDS = RECORDS | {"search"}
 TABLE: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "kernel": frozenset(),
     "config": BASE,
     "journal": BASE,
+    "search": frozenset(),
     "sandbox": RECORDS,
-    "tools": RECORDS,
+    "tools": FINDS,
     "policy": RECORDS,
-    "skills": RECORDS,
+    "skills": FINDS,
+    "context": FINDS,
     "llm": RECORDS,
     "runtime": RECORDS | {"sandbox"},
-    "server": RECORDS | {"skills", "runtime"},
-    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server"},
+    "server": RECORDS | {"skills", "context", "runtime"},
+    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "context", "llm", "runtime", "server"},
     "terminal": frozenset(),
     "demo": frozenset({"errors", "config", "terminal"}),
     "cli": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server", "app", "terminal", "demo"},

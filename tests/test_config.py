@@ -382,7 +382,7 @@ def test_an_unknown_key_is_shown_with_its_place_and_what_was_meant(file: Path) -
     said = refusal(file, "\n[sandbox]\n\nmemroy_mb = 5\n")
     assert f"{file}, line 4: sandbox.memroy_mb is not a setting. Did you mean memory_mb?" in said
     assert "Did you mean mcpServers?" in refusal(file, '[mcpservers.x]\ncommand = "x"')
-    assert "Allowed are: server, sandbox, policy, skills, llm, mcpServers." in refusal(file, "xyz = 1")
+    assert "Allowed are: server, sandbox, policy, skills, llm, mcpServers, context." in refusal(file, "xyz = 1")
 
 
 @pytest.mark.parametrize(

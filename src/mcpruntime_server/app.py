@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,8 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from .config import Config, ServerSettings, Verdict
+from .context.resources import Access, Listed
+from .context.service import Providers, open_providers, passed_over
 from .errors import McpRuntimeError, Unavailable
 from .journal import lease
 from .journal.lease import Lease
@@ -36,6 +40,7 @@ from .skills.guides import Guides
 from .skills.library import Library
 from .skills.store import Store
 from .tools.catalog import Catalog, open_catalog
+from .tools.resources import identity, list_resources, read_resource
 from .tools.upstream import open_upstreams
 
 SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
@@ -43,6 +48,7 @@ CLEAR_UP_S = 3600.0  # between looks at what the journal need not keep any more
 NAMED_SKILLS = 5  # that a client hears of before it asks
 GATE = "gate"  # whose sessions those are in which skills are put to the test
 UNUSED = "Rules name servers as code does: see `mcpruntime-server tools`."
+EXAMINED_S = 60.0  # for which `doctor` waits until everything is indexed
 SWEEP_S = 300.0  # a crashed server's containers end by themselves; what is left of them can wait
 
 logger = logging.getLogger(__name__)
@@ -82,6 +88,7 @@ class App:
     journal: Journal
     catalog: Catalog
     library: Library
+    providers: Providers
     backend: Backend
     runtime: Runtime
 
@@ -105,7 +112,12 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
     """
     folder = config.server.data_dir
     with take_lease(folder) as held:
-        async with open_journal(folder, held) as journal, open_tools(config) as catalog, opened(config.llm) as litellm:
+        async with (
+            open_journal(folder, held) as journal,
+            open_tools(config) as catalog,
+            open_context(config, catalog) as providers,
+            opened(config.llm) as litellm,
+        ):
             packages = None if config.sandbox.image else config.sandbox.packages
             models = Models(config.llm, journal, broker_of(config.llm, litellm))
             guides = Guides(config.skills.folders)
@@ -116,6 +128,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                     "skills": Route(library.answer, lambda _: "read", listed=False),
                     "llm": Route(models.answer, lambda _: "read"),
+                    "context": Route(providers.answer, lambda _: "read", listed=False, is_open=lambda _: True),
                 }
             )
             async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
@@ -129,8 +142,22 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                     runtime.on_code = partial(anticipate, catalog, background)
                     if resumes:
                         background.start_soon(resume, runtime)
-                    yield App(config, journal, catalog, library, backend, runtime)
+                    yield App(config, journal, catalog, library, providers, backend, runtime)
                 background.cancel_scope.cancel()
+
+
+def open_context(config: Config, catalog: Catalog) -> AbstractAsyncContextManager[Providers]:
+    """Have the providers of the settings ready; nothing of them is read before somebody asks."""
+
+    def access(server: str) -> Access:
+        upstream = catalog.upstream(server)
+
+        async def listed() -> list[Listed]:
+            return [Listed(each.uri, each.mime_type, each.version) for each in await list_resources(upstream)]
+
+        return Access(identity(upstream), listed, partial(read_resource, upstream))
+
+    return open_providers(config.context, config.server.data_dir, access)
 
 
 def tools_route(catalog: Catalog, policy: Policy) -> Route:
@@ -200,7 +227,9 @@ async def serve_stdio(config: Config) -> None:
         timed_out: set[str] = set()
         packages = app.catalog.package_names()
         isolated, skills = app.backend.isolated, await skills_line(app.library)
-        server = build_server(config, app.runtime, app.library, packages, timed_out, isolated=isolated, skills=skills)
+        server = build_server(
+            config, app.runtime, app.library, app.providers, packages, timed_out, isolated=isolated, skills=skills
+        )
         async with anyio.create_task_group() as tasks:
             await tasks.start(_until_signal, tasks.cancel_scope)
             async with stdio_streams(timed_out) as (incoming, outgoing):
@@ -247,6 +276,40 @@ async def examine(config: Config) -> list[Check]:
             detail = report.error or f"{report.tools} tools, importable as tools.{report.server}"
             checks.append(Check(f"upstream {report.upstream}", not report.error, detail, report.remedy))
             checks += [Check(f"upstream {report.upstream}", True, problem) for problem in report.problems]
+        with stdout_kept():
+            checks += await examine_context(config, catalog)
+    return checks
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Have what a provider of the user's prints go to stderr, and what programs print that it starts.
+
+    Other programs read what `doctor` says.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+async def examine_context(config: Config, catalog: Catalog) -> list[Check]:
+    """Index every provider as far as time allows, and say how it is."""
+    checks = []
+    async with open_context(config, catalog) as providers:
+        for each in await providers.examine(EXAMINED_S):
+            over = passed_over(each)
+            detail = f"{each['documents']:,} documents, {each['passages']:,} passages"
+            detail += f"; passed over: {over}" if over else ""
+            ok, problem = not each["is_failed"], each["problem"]
+            checks.append(
+                Check(f"context {each['name']}", ok, detail if ok else problem, problem, warning=bool(problem))
+            )
     return checks
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpruntime_server.tools.index import Index, words
+from mcpruntime_server.search import words
+from mcpruntime_server.tools.index import Index
 
 ROWS = [
     ("git", "git_log", "Shows the commit logs", "repo_path max_count"),

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ ENV_KEYS: Mapping[str, Key] = {
 TABLES = {("policy", "tools")}  # which a variable cannot hold
 PATH_LISTS = {("sandbox", "mounts"), ("skills", "folders")}
 LISTS = {("sandbox", "packages"), ("skills", "trusted_keys"), *PATH_LISTS}
+SOURCES = ("path", "sqlite", "python")  # of a provider
 PATHS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}
 
 
@@ -76,9 +77,24 @@ def load(
         tree["llm"] = interpolate_llm(
             tree["llm"], environ, lambda key, what: problems.append(f"{places.name(key)} {what}")
         )
+    problems += _unknown_servers(tree, places)
     config = _validate(tree, places, problems)
     config = _with_folders(config, source)
     return config.with_sources(source, origins, as_given or {})
+
+
+def _unknown_servers(tree: Mapping[str, Any], places: Places) -> Iterator[str]:
+    """Yield what is wrong with providers that name a server which there is not."""
+    servers, providers = tree.get("mcpServers", {}), tree.get("context", {})
+    if not isinstance(servers, dict) or not isinstance(providers, dict):
+        return
+    enabled = [name for name, given in servers.items() if not (isinstance(given, dict) and given.get("disabled"))]
+    for name, given in providers.items():
+        server = given.get("server") if isinstance(given, dict) else None
+        if isinstance(server, str) and server not in enabled:
+            hint = did_you_mean(server, enabled) if enabled else " There are none."
+            at = places.name(("context", name, "server"))
+            yield f"{at} is {server!r:.100}, which is no entry of mcpServers.{hint}"
 
 
 def _validate(tree: Mapping[str, Any], places: Places, problems: list[str]) -> Config:
@@ -167,9 +183,10 @@ def _merge(tree: dict[str, Any], leaves: Mapping[Key, Any], origin: str, base: P
 def _placed(key: Key, value: Any, base: Path) -> Any:
     """Return `value` with the paths in it made absolute: they are relative to `base`."""
     upstream = key[-1] if len(key) == 3 and key[0] == "mcpServers" else None
+    provider = key[-1] if len(key) == 3 and key[0] == "context" else None
     if key in PATH_LISTS and isinstance(value, list | tuple):
         return [_absolute(item, base) if isinstance(item, str) else item for item in value]
-    if isinstance(value, str | Path) and str(value) and (key in PATHS or upstream == "cwd"):
+    if isinstance(value, str | Path) and str(value) and (key in PATHS or upstream == "cwd" or provider in SOURCES):
         return _absolute(str(value), base)
     if upstream == "command" and isinstance(value, str) and value.startswith(("./", "../", "~/")):
         return _absolute(value, base)

@@ -218,6 +218,50 @@ class UpstreamSettings(Settings):
         return self
 
 
+def provider_name(name: str) -> str:
+    """Return the name of a provider as it is; raises `ValueError` if it cannot be part of an address."""
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
+        raise ValueError(
+            "a provider's name has lower-case letters, digits, _ and -, begins with a letter and has at most 40 of them"
+        )
+    return name
+
+
+def pattern(text: str) -> str:
+    """Return a pattern of paths as it is; raises `ValueError` if no path in a folder can match it."""
+    if not text.strip("/") or text.startswith(("/", "~")) or ".." in text.split("/"):
+        raise ValueError('a pattern is a path within the folder, in which *, ** and ? stand for others: "drafts/**"')
+    return text
+
+
+ProviderName = Annotated[str, AfterValidator(provider_name)]
+Pattern = Annotated[str, AfterValidator(pattern)]
+
+
+class ProviderSettings(Settings):
+    """One entry of `context`: knowledge that code can search, and where it comes from."""
+
+    path: Path | None = None  # a folder of documents
+    include: tuple[Pattern, ...] = ()  # of the folder; empty: what is known to be text
+    exclude: tuple[Pattern, ...] = ()
+    sqlite: Path | None = None  # a database, whose schema it is
+    samples: Annotated[int, Field(ge=0, le=100)] = 0  # rows of a table that code may ask for
+    server: str | None = None  # an entry of `mcpServers`, whose resources it is
+    python: Path | None = None  # a file with a class `Provider`
+    timeout_s: Seconds = 30.0  # that an answer of the class may take
+    title: str = ""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ProviderSettings:
+        if sum(each is not None for each in (self.path, self.sqlite, self.server, self.python)) != 1:
+            raise ValueError("give one of `path` (a folder), `sqlite` (a database), `server` (resources) or `python`")
+        if self.path is None and (self.include or self.exclude):
+            raise ValueError("`include` and `exclude` are about a folder: they go with `path`")
+        if self.sqlite is None and self.samples:
+            raise ValueError("`samples` is about rows of a database: it goes with `sqlite`")
+        return self
+
+
 class Config(Settings):
     """All settings of one server; made by `load`, it also knows where each came from."""
 
@@ -227,6 +271,7 @@ class Config(Settings):
     skills: SkillSettings = SkillSettings()
     llm: LlmSettings = LlmSettings()
     mcpServers: Mapping[str, UpstreamSettings] = {}  # noqa: N815 - the ecosystem's own name
+    context: Mapping[ProviderName, ProviderSettings] = {}
 
     _file: Path | None = PrivateAttr(default=None)
     _origins: Mapping[Key, str] = PrivateAttr(default={})  # of what is not a default

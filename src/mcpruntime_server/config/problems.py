@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 import tomli_w
 
 from .interpolate import INTERPOLATED
-from .models import SECTIONS, Config, Key
+from .models import SECTIONS, Config, Key, ProviderSettings, Settings
 
 T = TypeVar("T")
 
 WANTED = {
     "greater_than": "a number greater than {gt}",
     "greater_than_equal": "a number of at least {ge}",
+    "less_than_equal": "a number of at most {le}",
     "finite_number": "a finite number",
     "literal_error": "one of {expected}",
     "string_type": "text in quotes",
@@ -50,7 +51,8 @@ class Places:
         key: Key = tuple(error["loc"])
         kind, context = error["type"], error.get("ctx", {})
         if kind == "extra_forbidden":
-            model = SECTIONS.get(str(key[0])) if len(key) > 1 else Config
+            known: Mapping[str, type[Settings]] = {**SECTIONS, "context": ProviderSettings}
+            model = known.get(str(key[0])) if len(key) > 1 else Config
             allowed = list(model.model_fields) if model else []
             return f"{self.name(key)} is not a setting.{did_you_mean(str(key[-1]), allowed)}"
         if kind == "value_error":

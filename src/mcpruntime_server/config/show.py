@@ -33,6 +33,9 @@ def describe(config: Config) -> str:
     for server, given in config.as_given.items():
         lines += ["", f"[{dotted(('mcpServers', server))}]  # {_origin(config, ('mcpServers', server))}"]
         lines += [f"{dotted((name,))} = {_toml(value)}" for name, value in _masked(given)]
+    for provider, settings in config.context.items():
+        lines += ["", f"[{dotted(('context', provider))}]  # {_origin(config, ('context', provider))}"]
+        lines += [f"{name} = {_toml(value)}" for name, value in settings if name in settings.model_fields_set]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ import types
 from select import select
 from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
 
-from . import forks, guest, llm, observe, planned, skills, wire
+from . import forks, guest, llm, observe, planned, providers, skills, wire
 from .channel import USER_FILE, Channel, Interrupts
 from .present import SKILL_FILE, describe_error, present
 
@@ -60,6 +60,7 @@ class Worker:
         self.main.__dict__["tools"] = sys.modules["tools"]
         self.main.__dict__["skills"] = skills.install()
         self.main.__dict__.update(llm.install())
+        self.main.__dict__["context"] = providers.install()
         builtins.input = _no_input
         if hasattr(os, "sched_getaffinity"):
             os.cpu_count = lambda: len(os.sched_getaffinity(0))  # the host's, else, whatever the container may use

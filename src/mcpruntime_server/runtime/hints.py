@@ -43,13 +43,13 @@ logger = logging.getLogger(__name__)
 
 
 async def find_hints(journal: Journal, router: Router, session: str, args: Mapping[str, Any]) -> list[str]:
-    """Return hints on the arguments of a call, from what tools of the open world have answered in a session.
+    """Return hints on a call's arguments, from what providers and tools of the open world have answered in a session.
 
     The runs of the session itself count, the one that makes the call among them, and no more than `LAST_EVENTS`.
     """
 
     def look(answers: Iterable[tuple[str, int, str, Any]]) -> list[str]:
-        opened = (each for each in answers if each[2].startswith("tools.") and router.is_open(each[2]))
+        opened = (each for each in answers if each[2].startswith(("tools.", "context.")) and router.is_open(each[2]))
         return shared_text(args, ((label_of(run, call, target), value) for run, call, target, value in opened))
 
     try:

@@ -20,6 +20,7 @@ MODULES = (  # of the kernel
     "skills",
     "typed",
     "llm",
+    "providers",
     "channel",
     "workspace",
     "processes",

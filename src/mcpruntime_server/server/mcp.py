@@ -19,12 +19,14 @@ from pydantic import Field, ValidationError
 
 from .. import __version__
 from ..config import Config
+from ..context.service import Providers
 from ..errors import InvalidRequest, McpRuntimeError
 from ..kernel.results import did_you_mean
 from ..runtime.sessions import Runtime
 from ..skills.auto import Evolution
 from ..skills.library import Library
 from .ask import Questions, ask_tool
+from .context import ContextResources, context_line, grounded_prompt
 from .default import PRINCIPAL, DefaultSession
 from .replay import DESCRIPTION as REPLAY
 from .replay import Action, Replay
@@ -70,6 +72,7 @@ def build_server(
     config: Config,
     runtime: Runtime,
     library: Library,
+    providers: Providers,
     packages: Sequence[str],
     timed_out: Container[str],
     *,
@@ -87,9 +90,12 @@ def build_server(
     runs = Runs(config, runtime, default, timed_out, evolution)
     server = Server(
         "mcpruntime-server",
-        (SkillResources(library),),
+        (SkillResources(library), ContextResources(providers)),
         version=__version__,
-        instructions=INSTRUCTIONS + SKILLS.format(skills) + ("" if isolated else WARNING),
+        instructions=INSTRUCTIONS
+        + SKILLS.format(skills)
+        + context_line(providers.names)
+        + ("" if isolated else WARNING),
         log_level="WARNING",
         tools=[
             run_tool(runs, packages),
@@ -100,6 +106,8 @@ def build_server(
         extensions=[Tasks(runs, config.server.keep_days), SkillsExtension(library)],
     )
     server.add_prompt(skill_prompt(library))
+    if providers.names:
+        server.add_prompt(grounded_prompt(providers))
     return server
 
 

@@ -5,25 +5,16 @@ Rule: no query can be a syntax error, and what matches nothing says so by being 
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from .english import COMMON, alike
+from ..search import LIKENESS, asked, match, related, words
 from .guides import Guide
 from .model import Skill, signature_text
 
-MAX_WORDS = 32  # of a query
 MAX_BODY = 20_000  # characters of code that are indexed
 CANDIDATES = 50  # that are weighed by how well they have done
-CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-LIKENESS = 0.35  # what a word of about the same meaning counts, against the word itself
-
-
-def words(text: str) -> list[str]:
-    """Return the words of `text`; names are taken apart."""
-    return re.findall(r"[^\W_]+", CAMEL.sub(" ", text))
 
 
 class Index:
@@ -47,9 +38,9 @@ class Index:
         return [name for name, _ in sorted(self._found(query, weight), key=lambda each: (-each[1], each[0]))[:limit]]
 
     def _found(self, query: str, weight: Callable[[str], float]) -> Iterable[tuple[str, float]]:
-        asked = [word for word in map(str.lower, words(query)[:MAX_WORDS]) if word not in COMMON]
+        wanted = asked(query)
         scores: defaultdict[str, float] = defaultdict(float)
-        for terms, counts in ((asked, 1.0), (sorted(set().union(*map(alike, asked)) - set(asked)), LIKENESS)):
+        for terms, counts in ((wanted, 1.0), (related(wanted), LIKENESS)):
             for name, score in self._matching(terms):
                 scores[name] += score * counts * weight(name)
         return scores.items()
@@ -57,11 +48,10 @@ class Index:
     def _matching(self, terms: Sequence[str]) -> Sequence[tuple[str, float]]:
         if not terms:
             return ()
-        match = " OR ".join(f'"{term}"*' if len(term) > 3 else f'"{term}"' for term in terms)
         return self._db.execute(
             "SELECT skill, -bm25(skills, 0, 4, 4, 2, 0.5) AS score FROM skills WHERE skills MATCH ? "
             "ORDER BY score DESC LIMIT ?",
-            (match, CANDIDATES),
+            (match(terms), CANDIDATES),
         ).fetchall()
 
     def close(self) -> None:

@@ -5,20 +5,14 @@ Rule: text in, rows out. This module knows neither upstreams nor shims, and no q
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterable
 
-MAX_WORDS = 32  # of a query
+from ..search import MAX_WORDS, words
+
 MAX_TEXT = 4_000  # characters of a description that are indexed
-CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 Row = tuple[str, str, str, str]  # server, tool, description, parameters
-
-
-def words(text: str) -> list[str]:
-    """Return the words of `text`; names are taken apart (`gitLog` and `git_log` are two words each)."""
-    return re.findall(r"[^\W_]+", CAMEL.sub(" ", text))
 
 
 class Index:

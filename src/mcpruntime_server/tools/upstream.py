@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import anyio
 from mcp import Client, MCPError, types
@@ -37,6 +37,7 @@ CLOSED = "Connection closed"  # the SDK's words where the connection is over
 BROKEN_OFF = "SSE stream"  # how the SDK's words begin where only this call's stream is over
 
 State = Literal["idle", "connecting", "ready", "failed"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,27 +137,35 @@ class Upstream:
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> Any:
         """Call `tool` (the upstream's own name for it) and return plain JSON data; raises `CallFailed`."""
-        async with self._slots:
-            result = await self._send(tool, arguments)
+        result = await self.ask(tool, lambda client: client.call_tool(tool, arguments, self.settings.timeout_s))
         if result.is_error:
             message, data = error_text(result, MAX_MESSAGE), result.structured_content
             raise CallFailed("tool_error", self._credentials.scrub_text(message), data=self._credentials.scrub(data))
         value = plain(result, tool in self._wrappers)
         return self._credentials.scrub(value) if self._credentials else value
 
+    async def ask(self, what: str, question: Callable[[Client], Awaitable[T]]) -> T:
+        """Put a question to the connected client; `what` names it in errors. Raises `CallFailed`."""
+        async with self._slots:
+            return await self._send(what, question)
+
+    def scrub(self, text: str) -> str:
+        """Return a text without the credentials that this upstream was given."""
+        return self._credentials.scrub_text(text)
+
     # calls ----------------------------------------------------------------------------------------
 
-    async def _send(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
+    async def _send(self, tool: str, question: Callable[[Client], Awaitable[T]]) -> T:
         connection = self._connection or await self._connect()
         try:
             try:
-                return await connection.client.call_tool(tool, arguments, self.settings.timeout_s)
+                return await question(connection.client)
             except MCPError as error:
                 if not connection.turned_away(error):
                     raise
                 self._disconnected(connection)
                 connection = await self._connect()
-                return await connection.client.call_tool(tool, arguments, self.settings.timeout_s)
+                return await question(connection.client)
         except MCPError as error:
             self._refuse(tool, connection, error)
         except (ValidationError, RuntimeError, ValueError) as error:

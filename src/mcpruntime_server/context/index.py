@@ -1,0 +1,314 @@
+"""Passages of all providers in one SQLite file in the data folder, with FTS5 over them.
+
+Rule 1: it can be made anew at any time: a file that is damaged is replaced.
+Rule 2: any number of servers and threads may use it. Each use opens its own connection, each change is one short
+transaction, and what belongs together is known by what it comes from (`source`), not by what a server calls it.
+Rule 3: no question can be a syntax error.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import Unavailable
+from ..search import CAMEL, LIKENESS, asked, match, related, words
+from .pieces import Piece
+
+FORM = 1  # of the file, and in its name: servers of two versions may share the folder
+BUSY_S = 20.0  # that a change waits for those of other servers
+CANDIDATES = 60  # passages that are looked at for one part of a question
+UNUSED_S = 30 * 86_400.0  # until what no server asks for any more is forgotten
+SCHEMA = """
+CREATE TABLE sources (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, used REAL NOT NULL);
+CREATE TABLE documents (
+    id INTEGER PRIMARY KEY, source INTEGER NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL,
+    looked REAL NOT NULL, problem TEXT NOT NULL, UNIQUE (source, name)
+);
+CREATE TABLE passages (
+    id INTEGER PRIMARY KEY, source INTEGER NOT NULL, document INTEGER NOT NULL, title TEXT NOT NULL,
+    begin INTEGER NOT NULL, end INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    is_lines INTEGER NOT NULL
+);
+CREATE INDEX passages_of_documents ON passages (document);
+CREATE VIRTUAL TABLE words USING fts5(name, title, body, parts, tokenize = 'porter unicode61');
+"""
+SCORED = """
+SELECT words.rowid, -bm25(words, 2, 4, 1, 0.5) AS score FROM words JOIN passages ON passages.id = words.rowid
+WHERE words MATCH ? AND passages.source IN ({}) ORDER BY score DESC LIMIT ?
+"""
+FOUND = """
+SELECT source, documents.name, passages.title, begin, end, first, last, is_lines, words.body FROM passages
+JOIN documents ON documents.id = document JOIN words ON words.rowid = passages.id WHERE passages.id = ?
+""".replace("SELECT source", "SELECT passages.source")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the index knows of a document: the version that it has, when that was looked at, and what is wrong."""
+
+    version: str
+    digest: str
+    looked: float
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document as it is put into the index."""
+
+    name: str
+    known: Known
+    text: str
+    pieces: Sequence[Piece]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A passage, and how well it fits."""
+
+    source: str
+    name: str
+    piece: Piece
+    text: str
+    score: float
+
+
+class Index:
+    """The index in a data folder. Blocks: for worker threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / f"context-{FORM}.db"
+        self._is_ready = self._is_damaged = False
+
+    # what is there ----------------------------------------------------------------------------------
+
+    def known(self, source: str) -> dict[str, Known]:
+        """Return what is known of a source's documents, by name."""
+        with self._open() as db:
+            rows = db.execute(
+                "SELECT name, version, digest, looked, problem FROM documents JOIN sources ON sources.id = source "
+                "WHERE key = ?",
+                (source,),
+            )
+            return {name: Known(*rest) for name, *rest in rows}
+
+    def get(self, source: str, name: str) -> Known | None:
+        """Return what is known of one document."""
+        with self._open() as db:
+            row = db.execute(
+                "SELECT version, digest, looked, problem FROM documents JOIN sources ON sources.id = source "
+                "WHERE key = ? AND name = ?",
+                (source, name),
+            ).fetchone()
+        return Known(*row) if row else None
+
+    def counts(self, source: str) -> tuple[int, int, dict[str, list[str]]]:
+        """Return how many documents and passages a source has, and the names of what could not be read, by reason."""
+        with self._open() as db:
+            key = _key(db, source)
+            passages = db.execute("SELECT count(*) FROM passages WHERE source = ?", (key,)).fetchone()[0]
+            documents = db.execute(
+                "SELECT count(*) FROM documents WHERE source = ? AND problem = ''", (key,)
+            ).fetchone()[0]
+            failed: defaultdict[str, list[str]] = defaultdict(list)
+            wrong = "SELECT problem, name FROM documents WHERE source = ? AND problem <> '' ORDER BY name"
+            for problem, name in db.execute(wrong, (key,)):
+                failed[problem].append(name)
+        return documents, passages, dict(failed)
+
+    def outline(self, source: str, limit: int, titles: int) -> list[tuple[str, list[str]]]:
+        """Return the first documents of a source and what their passages are called."""
+        with self._open() as db:
+            rows = db.execute(
+                "SELECT id, name FROM documents WHERE source = ? AND problem = '' ORDER BY name LIMIT ?",
+                (_key(db, source), limit),
+            ).fetchall()
+            called = (
+                "SELECT title FROM passages WHERE document = ? AND title <> '' GROUP BY title ORDER BY min(id) LIMIT ?"
+            )
+            return [(name, [title for (title,) in db.execute(called, (number, titles))]) for number, name in rows]
+
+    def search(self, question: str, sources: Collection[str], limit: int) -> list[Found]:
+        """Return the passages of `sources` that fit best: those with any word of the question, or words like them."""
+        terms = asked(question) or [word.lower() for word in words(question)[:8]]
+        scores: defaultdict[int, float] = defaultdict(float)
+        with self._open() as db:
+            keys = [key for key in (_key(db, source) for source in sources) if key is not None]
+            for wanted, counts in ((terms, 1.0), (related(terms), LIKENESS)):
+                if wanted and keys:
+                    scored = SCORED.format(",".join("?" * len(keys)))
+                    for number, score in db.execute(scored, (match(wanted), *keys, CANDIDATES)):
+                        scores[number] += score * counts
+            best = sorted(scores.items(), key=lambda each: (-each[1], each[0]))[:limit]
+            return [found for number, score in best if (found := _found(db, number, score)) is not None]
+
+    # what changes it --------------------------------------------------------------------------------
+
+    def use(self, source: str) -> None:
+        """Note that a source is in use, and forget those that have not been for long."""
+        now = time.time()
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO sources (key, used) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET used = excluded.used",
+                (source, now),
+            )
+            for (old,) in db.execute("SELECT id FROM sources WHERE used < ?", (now - UNUSED_S,)).fetchall():
+                _forget(db, [number for (number,) in db.execute("SELECT id FROM documents WHERE source = ?", (old,))])
+                db.execute("DELETE FROM sources WHERE id = ?", (old,))
+
+    def put(self, source: str, texts: Iterable[Text]) -> None:
+        """Make these what is known of their documents; one that has the same digest as before only gets the version."""
+        with self._change() as db:
+            key = _key(db, source)
+            for each in texts:
+                row = db.execute(
+                    "SELECT id, digest, problem FROM documents WHERE source = ? AND name = ?", (key, each.name)
+                ).fetchone()
+                is_same = row is not None and row[1:] == (each.known.digest, each.known.problem)
+                number = _document(db, key, each)
+                if not is_same:
+                    _clear(db, number)
+                    for piece in each.pieces:
+                        _add(db, key, number, each, piece)
+
+    def forget(self, source: str, names: Collection[str]) -> None:
+        """Remove documents that are no more."""
+        if not names:
+            return
+        with self._change() as db:
+            key = _key(db, source)
+            select = "SELECT id FROM documents WHERE source = ? AND name = ?"
+            _forget(db, [row[0] for name in names if (row := db.execute(select, (key, name)).fetchone())])
+
+    # the file ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        with self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.rollback()
+                raise
+            db.commit()
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection to the file, which is made if need be; raises `Unavailable`."""
+        try:
+            if not self._is_ready:
+                self._prepare()
+            db = self._connect()
+            try:
+                yield db
+            finally:
+                db.close()
+        except (sqlite3.Error, OSError) as exc:
+            self._is_ready, self._is_damaged = False, is_damage(exc)
+            raise Unavailable(
+                f"The index {self._file} cannot be used: {exc}.",
+                remedy="It is made anew if it is damaged; see that the disk has room and the folder can be written.",
+            ) from exc
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._file, timeout=BUSY_S, isolation_level=None)
+        db.execute("PRAGMA synchronous = NORMAL")
+        return db
+
+    def _prepare(self) -> None:
+        """Make the file, or make it anew if it is damaged."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        if not self._is_damaged:
+            try:
+                self._make()
+                return
+            except sqlite3.DatabaseError as exc:
+                if not is_damage(exc):
+                    raise
+                logger.warning("the index %s is made anew: %s", self._file, exc)
+        for suffix in ("", "-wal", "-shm"):
+            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
+        self._make()
+
+    def _make(self) -> None:
+        """Make the tables, if there are none."""
+        db = self._connect()
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("BEGIN IMMEDIATE")
+            if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in SCHEMA.strip().split(";\n"):
+                    db.execute(statement)
+            db.execute("COMMIT")
+        finally:
+            db.close()
+        self._is_ready, self._is_damaged = True, False
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error says that the file is damaged or no database; locks and full disks are other classes."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _key(db: sqlite3.Connection, source: str) -> int | None:
+    row = db.execute("SELECT id FROM sources WHERE key = ?", (source,)).fetchone()
+    return row[0] if row else None
+
+
+def _document(db: sqlite3.Connection, key: int | None, each: Text) -> int:
+    known = each.known
+    row = db.execute(
+        "INSERT INTO documents (source, name, version, digest, looked, problem) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (source, name) DO UPDATE SET version = excluded.version, digest = excluded.digest, "
+        "looked = excluded.looked, problem = excluded.problem RETURNING id",
+        (key, each.name, known.version, known.digest, known.looked, known.problem),
+    ).fetchone()
+    return int(row[0])
+
+
+def _add(db: sqlite3.Connection, key: int | None, document: int, each: Text, piece: Piece) -> None:
+    body = each.text[piece.begin : piece.end]
+    place = piece.begin, piece.end, piece.first, piece.last, piece.is_lines
+    cursor = db.execute(
+        "INSERT INTO passages (source, document, title, begin, end, first, last, is_lines) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (key, document, piece.title, *place),
+    )
+    texts = " ".join(words(each.name)), " ".join(words(piece.title)), body, _parts(body)
+    db.execute("INSERT INTO words (rowid, name, title, body, parts) VALUES (?, ?, ?, ?, ?)", (cursor.lastrowid, *texts))
+
+
+def _parts(body: str) -> str:
+    """Return the words that names in a text are made of, which FTS5 does not see."""
+    return " ".join(part for word in body.split() if CAMEL.search(word) for part in words(word))
+
+
+def _clear(db: sqlite3.Connection, document: int) -> None:
+    db.execute("DELETE FROM words WHERE rowid IN (SELECT id FROM passages WHERE document = ?)", (document,))
+    db.execute("DELETE FROM passages WHERE document = ?", (document,))
+
+
+def _forget(db: sqlite3.Connection, documents: Iterable[int]) -> None:
+    for number in documents:
+        _clear(db, number)
+        db.execute("DELETE FROM documents WHERE id = ?", (number,))
+
+
+def _found(db: sqlite3.Connection, number: int, score: float) -> Found | None:
+    row: Sequence[Any] | None = db.execute(FOUND, (number,)).fetchone()
+    if row is None:
+        return None
+    key, name, title, begin, end, first, last, is_lines, body = row
+    (source,) = db.execute("SELECT key FROM sources WHERE id = ?", (key,)).fetchone()
+    return Found(source, name, Piece(begin, end, first, last, title, bool(is_lines)), body, round(score, 3))

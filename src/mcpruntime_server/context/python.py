@@ -1,0 +1,130 @@
+"""A Python file of the user's own as a provider.
+
+Rule 1: it is executed in this process with all that the user may do. That is the user's decision, made by naming the
+file in the settings; nothing else in this room executes anything.
+Rule 2: whatever it does (raises, answers with something else, hangs), only its own texts are missing, and that is told.
+A call that hangs cannot be stopped: it keeps a thread of its own, and nothing more is asked meanwhile.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import Unavailable
+from .marks import kind_of
+from .provider import MAX_BYTES, MAX_DOCUMENTS, MAX_NAME, Omissions, PassedOver, clean, fit_name
+
+ENTRY = "Provider"  # what the file has: a class, or a function that makes one
+SAID = 300  # characters of an error that are told
+
+Outcome = tuple[Any, BaseException | None]
+
+
+class Own:
+    """A provider in a file of the user's."""
+
+    def __init__(self, file: Path, timeout_s: float) -> None:
+        self.omissions = Omissions()
+        self._file = file
+        self._timeout_s = timeout_s
+        self._provider: Any = None
+        self._hanging: threading.Thread | None = None
+        self._turn = threading.Lock()  # it is asked by one at a time
+
+    def names(self) -> Mapping[str, str]:
+        """Return what it lists, without what cannot be; raises `Unavailable`."""
+        self.omissions = Omissions()
+        listed = self._ask("names", lambda provider: dict(islice(dict(provider.names()).items(), MAX_DOCUMENTS + 1)))
+        found: dict[str, str] = {}
+        for name, version in islice(listed.items(), MAX_DOCUMENTS):
+            if fit_name(name) and isinstance(version, str) and len(version) <= MAX_NAME:
+                found[name] = version
+            else:
+                self.omissions.add("not a name and a version", clean(ascii(name)[:MAX_NAME], SAID))
+        if len(listed) > MAX_DOCUMENTS:
+            self.omissions.add(f"beyond the first {MAX_DOCUMENTS:,}", "")
+        return found
+
+    def read(self, name: str) -> str:
+        """Return a text; raises `PassedOver`, and `Unavailable` where it hangs."""
+        try:
+            text = self._ask("read", lambda provider: provider.read(name))
+        except Unavailable:
+            if self._hanging is not None:
+                raise
+            raise PassedOver("its provider failed", passes=True) from None
+        if not isinstance(text, str):
+            raise PassedOver("not text")
+        if len(text) > MAX_BYTES:
+            raise PassedOver("too large")
+        return str(text).encode("utf-8", "replace").decode()
+
+    def kind(self, name: str) -> str:
+        """Return how a text is taken apart, by what its name ends with."""
+        return kind_of(name) if "." in name.rpartition("/")[2] else "markdown"
+
+    def _ask(self, what: str, question: Callable[[Any], Any]) -> Any:
+        """Return what the provider answers, in a thread of its own; raises `Unavailable`."""
+        if not self._turn.acquire(timeout=self._timeout_s):
+            raise self._failed("is busy")
+        try:
+            return self._answered(what, question)
+        finally:
+            self._turn.release()
+
+    def _answered(self, what: str, question: Callable[[Any], Any]) -> Any:
+        if self._hanging is not None and self._hanging.is_alive():
+            raise self._failed(f"is still busy with what it was asked more than {self._timeout_s:g} s ago")
+        self._hanging = None
+        answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        thread = threading.Thread(
+            target=self._answer, args=(question, answers), name=f"provider {self._file.name}", daemon=True
+        )
+        thread.start()
+        try:
+            value, error = answers.get(timeout=self._timeout_s)
+        except queue.Empty:
+            self._hanging = thread
+            raise self._failed(f"did not answer {what} within {self._timeout_s:g} s") from None
+        if error is not None:
+            raise self._failed(f"failed in {what}: {_said(error)}") from error
+        return value
+
+    def _answer(self, question: Callable[[Any], Any], answers: queue.SimpleQueue[Outcome]) -> None:
+        try:
+            if self._provider is None:
+                self._provider = load(self._file)
+            answers.put((question(self._provider), None))
+        except BaseException as exc:  # noqa: BLE001 - code of the user's may raise anything, SystemExit among it
+            answers.put((None, exc))
+
+    def _failed(self, how: str) -> Unavailable:
+        return Unavailable(f"The provider in {self._file} {how}.", remedy="Mend the file, and start the server again.")
+
+
+def load(file: Path) -> Any:
+    """Execute a file and return the provider that it makes."""
+    name = f"mcpruntime_provider_{abs(hash(file)):x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file.name} is no Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = getattr(module, ENTRY, None)
+    if not callable(made):
+        raise TypeError(f"it has no class {ENTRY}")
+    return made()
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return clean(f"{type(error).__name__}: {error}", SAID)
+    except Exception:  # noqa: BLE001 - its __str__ is the user's, too
+        return type(error).__name__
