@@ -119,7 +119,7 @@ def how_to_use(skill: Skill) -> str:
 
 def told(skill: Skill, record: Record) -> CallToolResult:
     """Tell all of one skill."""
-    used = [f"tools.{tool}" for tool in skill.tools] + [f"skills.{name}" for name in skill.skills]
+    used = skill.uses
     lines = [
         f"{skill.id} is {a(skill.state)}; recorded cases: {len(skill.cases)}; runs that used it: {record.uses}, "
         f"of which it failed in {record.uses - record.well}.",

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from ..errors import SkillRefused
 from ..journal.events import canonical_json
 from .lint import check_entry, is_absolute, parse
-from .model import Case, Signature, Skill, State, signature_text
+from .model import Case, Signature, Skill, State, asks_model, signature_text
 from .names import skill_name, slug
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def content_of(
             parameters=[(key, _shown(value)) for key, value in example.items()],
             tools=tools,
             skills=skills,
+            asks=any(asks_model(call.target) for case in recorded for call in case.calls),
         )
     )
     content = {SKILL: text.encode(), SOURCE: source.encode()}

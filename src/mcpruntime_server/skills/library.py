@@ -27,7 +27,7 @@ from .guides import Guide, Guides, content_of_guide
 from .index import Index
 from .lint import check, check_entry, parse
 from .listing import a, check_case, check_cycle, entry, identity, in_use, pick
-from .model import Case, Extraction, Skill, Step
+from .model import Case, Extraction, Skill, Step, asks_model
 from .names import free_name, skill_name
 from .record import Record, Records, records_of, why_retire
 from .store import Store
@@ -354,7 +354,8 @@ class Library:
                 break
             fixed |= new
         signature = check_entry(parse(source))
-        tools = sorted({call.target.removeprefix("tools.") for case in verdict.cases for call in case.calls})
+        calls = {call.target for case in verdict.cases for call in case.calls}
+        tools = sorted({target.removeprefix("tools.") for target in calls if not asks_model(target)})
         tools = sorted({*tools, *(tool for tool in checked.tools if "." in tool)})
         summary = twin.summary if twin else made.summary
         content = content_of(

@@ -20,7 +20,8 @@ ABSOLUTE = re.compile(r"(?:/(?:[^/\s]+/)+[^/\s]*|/[a-z0-9_.-]+|~/\S*|[A-Za-z]:[\
 PLACES = re.compile(
     r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
 )
-PROVIDED = frozenset({"tools", "skills"})  # packages that every sandbox has
+PROVIDED = frozenset({"tools", "skills"})  # packages that every sandbox has as names
+MODELS = "llm"  # the package of what asks models, whose members code has as names
 OTHERS = {  # names that packages are imported by, where those are not their own
     "pandas": ("dateutil", "pytz", "six"),
     "matplotlib": ("mpl_toolkits", "PIL", "dateutil"),
@@ -78,7 +79,7 @@ def _check(tree: ast.Module, packages: Collection[str] | None) -> Checked:
     _check_environment(tree)
     entry = entry_of(tree)
     used = imports_of(tree)
-    allowed = sys.stdlib_module_names | PROVIDED | import_names(packages or ())
+    allowed = sys.stdlib_module_names | PROVIDED | {MODELS} | import_names(packages or ())
     for package, line in used:
         if packages is not None and package.partition(".")[0] not in allowed:
             raise SkillRefused(
@@ -91,7 +92,7 @@ def _check(tree: ast.Module, packages: Collection[str] | None) -> Checked:
         signature_of(entry),
         frozenset(tools_in(tree)),
         frozenset(skills_in(tree)),
-        frozenset(package.partition(".")[0] for package, _ in used) - sys.stdlib_module_names - PROVIDED,
+        frozenset(package.partition(".")[0] for package, _ in used) - sys.stdlib_module_names - PROVIDED - {MODELS},
     )
 
 

@@ -13,6 +13,8 @@ from mcpruntime_server.journal.replay import RecordedCall
 
 ENTRY = "run"  # the function that a skill's module is asked for
 
+ASKS = "llm."  # what the targets of questions to models begin with
+
 State = Literal["draft", "active", "quarantined", "retired"]
 
 
@@ -117,6 +119,18 @@ class Skill:
     def id(self) -> str:
         """The exact version, as people write it: "weather_report@2"."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def uses(self) -> list[str]:
+        """What it calls: tools, skills, and in which ways it asks models."""
+        targets = {call.target for case in self.cases for call in case.calls}
+        below = [*(f"tools.{tool}" for tool in self.tools), *(f"skills.{name}" for name in self.skills)]
+        return [*below, *sorted(filter(asks_model, targets))]
+
+
+def asks_model(target: str) -> bool:
+    """Return whether a call is a question to a model."""
+    return target.startswith(ASKS)
 
 
 def signature_text(signature: Signature) -> str:
