@@ -63,6 +63,16 @@ class Models:
             return await self._batch(args.get("questions"), budget, cache)
         raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
 
+    async def ask_for(self, session: str, prompt: str, data: str, schema: Mapping[str, Any]) -> Any:
+        """Return the answer to a question of the server's own about a session, whose owner's budget pays.
+
+        Raises `CallFailed`. The client's own model is not asked: no run waits for it.
+        """
+        if self._at_once is not None:
+            raise CallFailed("no_model", "There is no model but the client's own, which can name what it saves.")
+        question = self._question({"prompt": prompt, "data": data, "schema": schema})
+        return (await self._ask(question, await self._owner(session), OrderedDict())).value
+
     # one question -----------------------------------------------------------------------------------
 
     async def _ask(self, question: Question, budget: Budget, cache: OrderedDict[str, Answer]) -> Answer:
@@ -174,8 +184,7 @@ class Models:
         """Return the budget of a run, and the answers that its session has had."""
         settings = self._settings
         if asking.session not in self._sessions:
-            principal = await self._principal_of(asking.session)
-            top = self._principals.setdefault(principal, Budget("principal", settings.principal))
+            top = await self._owner(asking.session)
             self._sessions.setdefault(asking.session, (Budget("session", settings.session, top), OrderedDict()))
             if len(self._sessions) > SESSIONS:
                 self._sessions.popitem(last=False)
@@ -186,6 +195,11 @@ class Models:
             if len(self._runs) > SESSIONS:
                 self._runs.popitem(last=False)
         return self._runs[asking.run], cache
+
+    async def _owner(self, session: str) -> Budget:
+        """Return the budget of whom a session belongs to."""
+        principal = await self._principal_of(session)
+        return self._principals.setdefault(principal, Budget("principal", self._settings.principal))
 
     async def _principal_of(self, session: str) -> str:
         try:

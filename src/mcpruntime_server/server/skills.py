@@ -74,10 +74,12 @@ class Skills:
         lines = [
             f"{skill.id} is {a(skill.state)}" + (" already." if saved.is_known else "."),
             *skill.reasons,
+            *([saved.note] if saved.note else []),
             line(skill),
             how_to_use(skill),
         ]
-        return plain("\n".join(lines), {**entry(skill), "reasons": [*skill.reasons]})
+        note = {"note": saved.note} if saved.note else {}
+        return plain("\n".join(lines), {**entry(skill), "reasons": [*skill.reasons], **note})
 
     async def _run(self, run: str) -> RunRow:
         row = await self._journal.run(run)

@@ -96,7 +96,8 @@ class Skill:
     `reasons` say why it is not active. `tools` maps what it calls ("git.git_log") to the digest of the tool's schemas
     when it was last checked, `skills` what it uses ("weather_report") to the version's digest. `digest` is that of all
     its files. `origin` says where it came from: the run, or "code", "edit", "import", with `at` in seconds since the
-    epoch. `signed` is the signature by the key `signer`, its public one, both in hex; "" if there is none.
+    epoch. `described` is the model that found its words, if one did. `signed` is the signature by the key `signer`, its
+    public one, both in hex; "" if there is none.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Skill:
     reasons: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     skills: Mapping[str, str] = field(default_factory=dict)
+    described: str = ""
     signed: str = ""
     signer: str = ""
 
