@@ -16,16 +16,14 @@ from ..runtime.history import find_run, find_session
 from ..skills.guides import Guide
 from ..skills.library import Library
 from ..skills.listing import a, entry
-from ..skills.model import Parameter, Skill, signature_text
+from ..skills.model import Skill
 from ..skills.record import Record
+from .brief import line
 from .results import plain, refusal
 from .schemas import compact
 
 LISTED = 3  # a search tells the best; `name` tells all of one
-SUMMARY = 120  # characters of a summary in a list
-DEFAULT = 24  # and of a default in one that is too long
 PROMPTED = 8  # skills that a prompt names
-SIGNATURE = 140  # and of a signature
 
 LIST = "Tested code to import: `from skills.NAME import run`. query finds, name shows one."
 SAVE = (
@@ -85,24 +83,6 @@ class Skills:
         row = await self._journal.run(run)
         session = await find_session(self._journal, row.session, self._principal)
         return await find_run(self._journal, session, run)
-
-
-def line(skill: Skill | Guide) -> str:
-    """Return a skill in one line, of fewer than 60 tokens."""
-    if isinstance(skill, Guide):
-        return f"{skill.name}  # guide: {skill.summary[:SUMMARY]}"
-    signature = signature_text(skill.signature)
-    if len(signature) > SIGNATURE:
-        shown = ", ".join(short(each) for each in skill.signature.parameters)
-        signature = f"({shown})" if len(shown) < SIGNATURE else f"({shown[: SIGNATURE - 4]}...)"
-    return f"{skill.name}{signature}  # {skill.summary[:SUMMARY]}"
-
-
-def short(parameter: Parameter) -> str:
-    """Return a parameter with its default, if that is short."""
-    if parameter.default is None:
-        return parameter.name
-    return f"{parameter.name}={parameter.default if len(parameter.default) <= DEFAULT else '...'}"
 
 
 def told_guide(guide: Guide) -> CallToolResult:

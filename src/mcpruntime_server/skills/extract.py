@@ -89,6 +89,13 @@ def sliced(statements: Sequence[Statement], steps: Sequence[Step]) -> list[State
 
 def read_skill(code: str) -> Extraction:
     """Return the skill that somebody has written as one: `run`, or the only public function; raises `SkillRefused`."""
+    try:
+        return _read_skill(code)
+    except RecursionError:
+        raise SkillRefused("The code is nested too deeply.") from None
+
+
+def _read_skill(code: str) -> Extraction:
     tree = parse(code)
     functions = [node for node in tree.body if isinstance(node, Function)]
     public = [node.name for node in functions if not node.name.startswith("_")]
@@ -116,7 +123,7 @@ def with_imports(code: str, tree: ast.Module) -> str:
     if at < len(lines) and not lines[at].strip():
         lines[at] = text
     else:
-        lines.append(text)
+        lines += ["", "", text]
     return "\n".join(lines) + "\n"
 
 

@@ -48,7 +48,8 @@ class Found:
     @property
     def shown(self) -> str:
         """The value as a docstring shows it."""
-        text = "..." if self.is_required or "\\" in repr(self.value) else repr(self.value)
+        is_hidden = self.is_required or any(each in repr(self.value) for each in ("\\", '"""'))
+        text = "..." if is_hidden else repr(self.value)
         return text if len(text) <= 60 else "..."
 
 

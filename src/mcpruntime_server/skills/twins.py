@@ -14,7 +14,13 @@ from .texts import undocumented
 
 def shape_of(source: str) -> str:
     """Return what the sources share that do the same: not their texts for people, and not their defaults."""
-    tree = undocumented(ast.parse(source))
+    try:
+        return _shape_of(undocumented(ast.parse(source)))
+    except RecursionError:  # nobody is kept from saving by code that somebody has put into the store
+        return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _shape_of(tree: ast.Module) -> str:
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             node.args.defaults = [ast.Constant(0) for _ in node.args.defaults]
