@@ -36,6 +36,7 @@ from .sandbox.docker import DockerBackend
 from .sandbox.local import LocalBackend
 from .server.mcp import build_server
 from .server.stdio import stdio_streams
+from .skills.describe import Describer
 from .skills.guides import Guides
 from .skills.library import Library
 from .skills.store import Store
@@ -122,6 +123,8 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
             models = Models(config.llm, journal, broker_of(config.llm, litellm))
             guides = Guides(config.skills.folders)
             library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
+            if config.skills.describe == "model":
+                library.describer = Describer(models.ask_for, config.llm.model)
             router = Router(
                 {
                     "tools": tools_route(catalog, Policy(config.policy)),

@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ from mcpruntime_server.skills.annotate import annotation_of
 from mcpruntime_server.skills.extract import extract, read_skill
 from mcpruntime_server.skills.lint import check
 from mcpruntime_server.skills.model import Extraction, Step
+from mcpruntime_server.skills.twins import shape_of
 
 ROWS = [
     {"author": "Ann", "n": 5, "sha": "a1"},
@@ -282,6 +284,22 @@ def test_code_written_as_a_skill_is_taken_as_it_is() -> None:
     assert (made.name, made.summary, made.case) == ("find", "Find words.", None)
     assert made.source == f"{code}\n\nrun = find\n"
     assert read_skill("def run(a):\n    return a\n").source == "def run(a):\n    return a\n"
+
+
+@pytest.mark.parametrize("text", ['"""', 'a\'""" import os', "\\\\", "\x00", "\ud800", "it's"])
+def test_no_default_escapes_the_docstring(text: str) -> None:
+    code = f"item = {text!r}\nitem + '!'"
+    made = extract([Step("r", code, True, (), {"kind": "json", "type": "str", "text": '"x"', "cut": False})])
+    assert [type(node).__name__ for node in ast.parse(made.source).body] == ["Expr", "ImportFrom", "FunctionDef"]
+    assert made.case is not None
+    assert made.case.inputs == {"item": text}
+
+
+@pytest.mark.parametrize("depth", [300, 600, 990, 3000, 30_000])
+def test_deep_code_is_kept_or_refused(depth: int) -> None:
+    for code in ("+".join(["a"] * depth), "a" + ".b" * depth, "-" * depth + "a"):
+        with suppress(SkillRefused):
+            assert shape_of(read_skill(f"def run(a):\n    return {code}\n").source)
 
 
 def test_types_of_values() -> None:

@@ -111,6 +111,19 @@ REFUSED = {
     f"import os\nfor x in []: pass\n{RUN}": "Line 2 does work",
     "def run(a=open('f')):\n    return a\n": "Line 1 does work",
     "class A:\n    x = [print(1)]\n" + RUN: "Line 2 does work",
+    "class A:\n    for x in [1]:\n        print(x)\n" + RUN: "Line 2 does work",
+    "class A:\n    class B:\n        with open('f'):\n            pass\n" + RUN: "Line 3 does work",
+    f"import tools\n@tools.git.git_log\ndef f(): pass\n{RUN}": "Line 2 does work",
+    f"@print\nclass A: pass\n{RUN}": "Line 1 does work",
+    "def run(a: print('x')):\n    return a\n": "Line 1 does work",
+    "def run(a) -> print('x'):\n    return a\n": "Line 1 does work",
+    f"x: print('x') = 1\n{RUN}": "Line 1 does work",
+    f"import builtins\nbuiltins.open = None\n{RUN}": "Line 2 does work",
+    f"x = {{}}\nx[print('x')] = 1\n{RUN}": "Line 2 does work",
+    f"{RUN}    # \u202e }} after that\n": "Line 3 has characters that turn text around",
+    "import os as o\ndef run(a):\n    return o.environ[a]\n": "Line 3 reads the environment",
+    "import posix\ndef run(a):\n    return posix.environ[a]\n": "Line 3 reads the environment",
+    f"def run(a={'-' * 900}1):\n    return a\n": "nested too deeply",
     "def run(:\n": "line 1",
     "def run(a):\n    print(a)\n": "returns nothing",
     "def one(a):\n    return a\ndef two(a):\n    return a\n": "no function `run`",
@@ -135,6 +148,48 @@ def test_what_cannot_be_a_skill_is_refused_with_its_line(source: str) -> None:
     assert REFUSED[source] in str(refused.value)
     assert RANDOM not in str(refused.value)
     assert "hunter22" not in str(refused.value)
+
+
+HARMLESS = """
+import functools
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto, unique
+from typing import Annotated, Literal
+
+@unique
+class Kind(Enum):
+    ONE = auto()
+
+@dataclass(frozen=True)
+class Row:
+    name: str = "x"
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def upper(self) -> str:
+        return self.name.upper()
+
+    @upper.setter
+    def upper(self, value): pass
+
+def again(function):
+    return function
+
+@contextmanager
+def opened(): yield 1
+
+LOW, HIGH = 1, 2
+
+@again
+@functools.lru_cache(maxsize=None)
+def run(a: Literal["x"] = "x", b: Annotated[int, "count"] = 1) -> str:
+    return Row(a).upper
+"""
+
+
+def test_definitions_are_no_work() -> None:
+    assert [each.name for each in check(HARMLESS, PACKAGES).signature.parameters] == ["a", "b"]
 
 
 def test_dependencies_are_read_off_the_code() -> None:

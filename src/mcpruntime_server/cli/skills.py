@@ -104,8 +104,9 @@ def show_skill(config: Config, options: Options) -> int:
         screen.line(f"  {safe(reason)}")
     screen.line(f"{skill.name}{safe(signature_text(skill.signature))}")
     screen.line(f"  {safe(skill.summary)}")
-    used = [*(f"tools.{tool}" for tool in skill.tools), *(f"skills.{name}" for name in skill.skills)]
-    screen.line(f"  uses {', '.join(map(safe, used)) or 'nothing'}; recorded cases: {len(skill.cases)}; {skill.digest}")
+    screen.line(
+        f"  uses {', '.join(map(safe, skill.uses)) or 'nothing'}; recorded cases: {len(skill.cases)}; {skill.digest}"
+    )
     screen.line(f"  {standing(skill, config.skills.trusted_keys)}")
     screen.block("code", skill.source)
     screen.end()

@@ -118,6 +118,7 @@ class SkillSettings(Settings):
     """`[skills]`: where skills are kept, and which runs are kept by themselves."""
 
     auto: Literal["off", "draft", "active-on-second-success"] = "off"
+    describe: Literal["ast", "model"] = "ast"
     trusted_keys: tuple[PublicKey, ...] = ()  # of who signs skills, as `skills sign` prints them
     folders: tuple[Path, ...] = ()  # of Agent Skills that others keep: read, never written
     folder: Path = Path()  # `skills_store` beside the settings file, else in the data folder

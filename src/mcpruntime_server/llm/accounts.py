@@ -88,6 +88,11 @@ class Accounts:
         finally:
             account.users -= 1
 
+    async def owner(self, session: str) -> Budget:
+        """Return the budget of whom a session belongs to."""
+        principal = await self._principal_of(session)
+        return self._principals.setdefault(principal, Budget("principal", self._settings.principal))
+
     def _run(self, account: Account, run: str) -> Budget:
         if run not in account.runs:
             used, began = account.past.get(run, (Usage(), None))
@@ -106,9 +111,7 @@ class Accounts:
                 past[stored.run] = used + Usage(spent.calls, spent.tokens_in, spent.tokens_out, spent.usd), began
         used = sum((each for each, _ in past.values()), Usage())
         first = min((began for _, began in past.values()), default=None)
-        principal = await self._principal_of(session)
-        top = self._principals.setdefault(principal, Budget("principal", self._settings.principal))
-        budget = Budget("session", self._settings.session, top, used=used, began=first)
+        budget = Budget("session", self._settings.session, await self.owner(session), used=used, began=first)
         self._forget()
         self._sessions[session] = Account(budget, past)
         return self._sessions[session]

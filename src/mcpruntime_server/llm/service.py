@@ -60,6 +60,16 @@ class Models:
                 return await self._batch(args.get("questions"), budget, answers)
         raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
 
+    async def ask_for(self, session: str, prompt: str, data: str, schema: Mapping[str, Any]) -> Any:
+        """Return the answer to a question of the server's own about a session, whose owner's budget pays.
+
+        Raises `CallFailed`. The client's own model is not asked: no run waits for it.
+        """
+        if self._by_client:
+            raise CallFailed("no_model", "There is no model but the client's own, which can name what it saves.")
+        question = self._question({"prompt": prompt, "data": data, "schema": schema})
+        return (await self._ask(question, await self._accounts.owner(session), Answers())).value
+
     # one question -----------------------------------------------------------------------------------
 
     async def _ask(self, question: Question, budget: Budget, answers: Answers) -> Answer:

@@ -16,16 +16,14 @@ from ..runtime.history import find_run, find_session
 from ..skills.guides import Guide
 from ..skills.library import Library
 from ..skills.listing import a, entry
-from ..skills.model import Parameter, Skill, signature_text
+from ..skills.model import Skill
 from ..skills.record import Record
+from .brief import line
 from .results import plain, refusal
 from .schemas import compact
 
 LISTED = 3  # a search tells the best; `name` tells all of one
-SUMMARY = 120  # characters of a summary in a list
-DEFAULT = 24  # and of a default in one that is too long
 PROMPTED = 8  # skills that a prompt names
-SIGNATURE = 140  # and of a signature
 
 LIST = "Tested code to import: `from skills.NAME import run`. query finds, name shows one."
 SAVE = "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run(...)."
@@ -71,33 +69,17 @@ class Skills:
         lines = [
             f"{skill.id} is {a(skill.state)}" + (" already." if saved.is_known else "."),
             *skill.reasons,
+            *([saved.note] if saved.note else []),
             line(skill),
             how_to_use(skill),
         ]
-        return plain("\n".join(lines), {**entry(skill), "reasons": [*skill.reasons]})
+        note = {"note": saved.note} if saved.note else {}
+        return plain("\n".join(lines), {**entry(skill), "reasons": [*skill.reasons], **note})
 
     async def _run(self, run: str) -> RunRow:
         row = await self._journal.run(run)
         session = await find_session(self._journal, row.session, self._principal)
         return await find_run(self._journal, session, run)
-
-
-def line(skill: Skill | Guide) -> str:
-    """Return a skill in one line, of fewer than 60 tokens."""
-    if isinstance(skill, Guide):
-        return f"{skill.name}  # guide: {skill.summary[:SUMMARY]}"
-    signature = signature_text(skill.signature)
-    if len(signature) > SIGNATURE:
-        shown = ", ".join(short(each) for each in skill.signature.parameters)
-        signature = f"({shown})" if len(shown) < SIGNATURE else f"({shown[: SIGNATURE - 4]}...)"
-    return f"{skill.name}{signature}  # {skill.summary[:SUMMARY]}"
-
-
-def short(parameter: Parameter) -> str:
-    """Return a parameter with its default, if that is short."""
-    if parameter.default is None:
-        return parameter.name
-    return f"{parameter.name}={parameter.default if len(parameter.default) <= DEFAULT else '...'}"
 
 
 def told_guide(guide: Guide) -> CallToolResult:
@@ -116,7 +98,7 @@ def how_to_use(skill: Skill) -> str:
 
 def told(skill: Skill, record: Record) -> CallToolResult:
     """Tell all of one skill."""
-    used = [f"tools.{tool}" for tool in skill.tools] + [f"skills.{name}" for name in skill.skills]
+    used = skill.uses
     lines = [
         f"{skill.id} is {a(skill.state)}; recorded cases: {len(skill.cases)}; runs that used it: {record.uses}, "
         f"of which it failed in {record.uses - record.well}.",

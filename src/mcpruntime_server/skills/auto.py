@@ -1,6 +1,7 @@
 """Runs that worked become skills by themselves: a draft at first, in use when it has worked twice and passed the gate.
 
-Rule: this only helps. What cannot be a skill is passed over, and no run waits for it longer than `PATIENCE_S`.
+Rule: this only helps. What cannot be a skill is passed over, and no run waits for it longer than `PATIENCE_S`, or than
+`WORDS_S` more where a model is asked for words.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..journal.rows import RunRow
 from .library import Library
 
 PATIENCE_S = 5.0  # for the gate, after a second success
+WORDS_S = 10.0  # more, where a model is then to describe it
 MAX_SEEN = 10_000  # codes that were looked at, so that a repeated one costs nothing
 MIN_LINES = 3  # of code that has structure
 
@@ -48,7 +50,7 @@ class Evolution:
     async def consider(self, run: RunRow) -> str:
         """Keep a run if it is worth it, and return one line about that; "" if there is nothing to say."""
         try:
-            with anyio.move_on_after(PATIENCE_S):
+            with anyio.move_on_after(PATIENCE_S + (WORDS_S if self._library.describer else 0.0)):
                 saved = await self._library.propose(run, promotes=self._promotes)
                 if saved is None or (saved.is_known and saved.skill.state != "active"):
                     return ""
@@ -56,7 +58,7 @@ class Evolution:
                 if saved.is_known:
                     return f"The skill {skill.name} does this: from skills.{skill.name} import run."
                 if skill.state == "active":
-                    return f"Kept as a skill: from skills.{skill.name} import run."
+                    return f"Kept as a skill: from skills.{skill.name} import run. {saved.note}".rstrip()
                 return f"Kept as the draft skill {skill.id}: save_skill(run=...) checks it."
         except (SkillRefused, InvalidRequest, NotFound):
             return ""  # it is no skill, which nobody has asked for

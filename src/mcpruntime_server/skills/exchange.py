@@ -26,7 +26,6 @@ from .folder import (
     Manifest,
     case_of,
     digests_of,
-    one_line,
     read_manifest,
     text_of,
     whole_digest,
@@ -38,6 +37,7 @@ from .model import Skill
 from .names import slug
 from .signing import is_right
 from .store import Store
+from .texts import one_line
 
 MAX_FILES = 64
 MAX_BYTES = 8_000_000  # unpacked

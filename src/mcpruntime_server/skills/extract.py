@@ -14,19 +14,19 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..errors import SkillRefused
 from ..journal.events import canonical_json
 from ..journal.replay import RecordedCall
 from .annotate import annotation_of
-from .lint import DEFINITIONS, PROVIDED, Function, check_entry, entry_of, is_harmless, parse, signature_of
+from .lint import DEFINITIONS, MODELS, PROVIDED, Function, check_entry, entry_of, is_harmless, parse, signature_of
 from .literals import Found, literals_in, value_of
-from .model import ENTRY, Case, Extraction, Step
+from .model import ENTRY, Case, Extraction, Step, asks_model
 from .names import free_name
-from .slices import GIVEN, Statement, slice_of, statements_of
+from .rewrite import found_replaced, with_free_entry
+from .slices import ASKING, GIVEN, Statement, names_of, slice_of, statements_of
 
 VAGUE = frozenset(
     {"result", "results", "res", "out", "output", "data", "value", "answer", "x", "y", "r", "ret", "final"}
@@ -89,6 +89,13 @@ def sliced(statements: Sequence[Statement], steps: Sequence[Step]) -> list[State
 
 def read_skill(code: str) -> Extraction:
     """Return the skill that somebody has written as one: `run`, or the only public function; raises `SkillRefused`."""
+    try:
+        return _read_skill(code)
+    except RecursionError:
+        raise SkillRefused("The code is nested too deeply.") from None
+
+
+def _read_skill(code: str) -> Extraction:
     tree = parse(code)
     functions = [node for node in tree.body if isinstance(node, Function)]
     public = [node.name for node in functions if not node.name.startswith("_")]
@@ -96,7 +103,34 @@ def read_skill(code: str) -> Extraction:
         code = f"{code.rstrip()}\n\n\n{ENTRY} = {public[0]}\n"
         tree = parse(code)
     entry = entry_of(tree)
+    code = with_imports(code, tree)
     return Extraction(free_name(entry.name, ()), summary_of(entry), code, check_entry(tree), is_given=True)
+
+
+def with_imports(code: str, tree: ast.Module) -> str:
+    """Return code with imports of what it uses that is a name in sandboxes only.
+
+    They take the place of an empty line, or the last one, so that all others are where their author has them.
+    """
+    named = [names_of(node) for node in tree.body]
+    bound = {name for binds, _ in named for name in binds}
+    missing = imports_of_given({name for _, reads in named for name in reads} - bound)
+    if not missing:
+        return code
+    text = "; ".join(map(ast.unparse, missing))
+    lines = code.rstrip().split("\n")
+    at = max((node.end_lineno or 0 for node in tree.body if is_opening(node)), default=0)
+    if at < len(lines) and not lines[at].strip():
+        lines[at] = text
+    else:
+        lines += ["", "", text]
+    return "\n".join(lines) + "\n"
+
+
+def is_opening(node: ast.stmt) -> bool:
+    """Return whether a statement stands before the imports of a module."""
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_text or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
 
 
 def result_of(statement: Statement) -> Result:
@@ -217,9 +251,10 @@ def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: froz
         value = last.value.args[0] if result.is_printed and isinstance(last.value, ast.Call) else last.value
         body.append(f"return {ast.unparse(value)}")
     imported = {name for each in kept if isinstance(each.node, (ast.Import, ast.ImportFrom)) for name in each.binds}
-    tools = sorted({call.target.partition(".")[2] for call in case.calls})
+    tools = sorted({call.target.partition(".")[2] for call in case.calls if not asks_model(call.target)})
     words = result_words(result, tools, imported)
-    summary = f"Return {words}" + (f", with {', '.join(tools[:4])}" if tools else "") + "."
+    means = [*tools[:4], *(["a model"] if any(asks_model(call.target) for call in case.calls) else [])]
+    summary = f"Return {words}" + (f", with {', '.join(means)}" if means else "") + "."
     name = free_name(words.replace(" ", "_")[:40], ())
     head = header(found, case, is_async=any(awaits(each) for each in inside))
     docstring = [f'"""{summary}', *described(found), '"""'] if found else [f'"""{summary}"""']
@@ -259,11 +294,18 @@ def parted(
             break
         left = fits
     beside |= {each.node for each in left}
-    given = sorted(PROVIDED & {name for each in kept for name in each.reads - each.binds} - set(count))
-    provided: list[ast.stmt] = [ast.Import([ast.alias(name)]) for name in given]  # which sandboxes have as names
+    provided = imports_of_given({name for each in kept for name in each.reads - each.binds} - set(count))
     distinct = {ast.unparse(each.node): each.node for each in imports}
     first = [node for node in distinct.values() if getattr(node, "module", "") != "__future__"]
     return [*provided, *first, *(each.node for each in left)], [node for node in statements if node not in beside]
+
+
+def imports_of_given(free: Collection[str]) -> list[ast.stmt]:
+    """Return the imports that a module needs for those of `free` which code in sandboxes has without one."""
+    found: list[ast.stmt] = [ast.Import([ast.alias(name)]) for name in sorted(PROVIDED.intersection(free))]
+    if asking := [ast.alias(name) for name in sorted(ASKING.intersection(free))]:
+        found.append(ast.ImportFrom(MODELS, asking, 0))
+    return found
 
 
 def is_constant(node: ast.stmt, *, with_literals: bool) -> bool:
@@ -283,71 +325,6 @@ def check_entry_is_free(inside: Sequence[ast.stmt]) -> None:
                 f"Line {node.lineno}: `{ENTRY}` uses what other statements make, which would be done at import.",
                 remedy="Move that into it, and save a run that ends with a call of it.",
             )
-
-
-class _Replace(ast.NodeTransformer):
-    def __init__(self, names: Mapping[int, str]) -> None:
-        self._names = names
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.JoinedStr):
-            return self.visit_JoinedStr(node)
-        name = self._names.get(id(node))
-        return ast.Name(name, ast.Load()) if name is not None else self.generic_visit(node)
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        for place, part in enumerate(node.values):
-            if id(part) in self._names:
-                node.values[place] = ast.FormattedValue(ast.Name(self._names[id(part)], ast.Load()), -1)
-        return self.generic_visit(node)
-
-
-def found_replaced(nodes: Sequence[ast.stmt], found: Sequence[Found]) -> list[Any]:
-    """Return statements with parameters where their literals were, without those that gave them their names."""
-    names = {id(node): each.name for each in found for node in each.nodes}
-    gone = {id(each.assignment) for each in found if each.assignment is not None}
-    return [_Replace(names).visit(node) for node in nodes if id(node) not in gone]
-
-
-class _Rename(ast.NodeTransformer):
-    """Has code call something by another name."""
-
-    def __init__(self, old: str, new: str) -> None:
-        self._old, self._new = old, new
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        return ast.copy_location(ast.Name(self._new, node.ctx), node) if node.id == self._old else node
-
-    def visit_alias(self, node: ast.alias) -> ast.AST:
-        bound = node.asname or node.name
-        return ast.copy_location(ast.alias(node.name, self._new), node) if bound == self._old else node
-
-
-def with_free_entry(kept: Sequence[Statement]) -> list[Statement]:
-    """Return statements in which `run` is free for the skill: what they import or assign as that has another name."""
-    binding = [each.node for each in kept if ENTRY in each.binds]
-    if not binding or any(isinstance(node, DEFINITIONS[:3]) for node in binding):
-        return list(kept)
-    taken = {name for each in kept for name in each.binds | each.reads}
-    origins = [node.module.rpartition(".")[2] for node in binding if isinstance(node, ast.ImportFrom) and node.module]
-    new = next((name for name in origins if name not in taken), f"{ENTRY}_")
-    while new in taken:
-        new += "_"
-
-    def free(names: frozenset[str]) -> frozenset[str]:
-        return names - {ENTRY} | {new} if ENTRY in names else names
-
-    rename = _Rename(ENTRY, new)
-    return [
-        replace(
-            each,
-            node=rename.visit(each.node),
-            binds=free(each.binds),
-            reads=free(each.reads),
-            touches=free(each.touches),
-        )
-        for each in kept
-    ]
 
 
 def renamed(node: ast.stmt) -> ast.stmt:

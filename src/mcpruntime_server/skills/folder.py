@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from ..errors import SkillRefused
 from ..journal.events import canonical_json
 from .lint import check_entry, is_absolute, parse
-from .model import Case, Signature, Skill, State, signature_text
+from .model import Case, Signature, Skill, State, asks_model, signature_text
 from .names import skill_name, slug
+from .texts import documented, front_line, one_line
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,6 +57,7 @@ class Manifest(BaseModel):
     tools: Mapping[str, str] = {}
     skills: Mapping[str, str] = {}
     digests: Mapping[str, str] = {}
+    described: str = ""  # by which model; "" if its words are its code's, or its author's
     signature: str = ""  # of the name and the digest of all files, by whoever has the key `signer`; in hex
     signer: str = ""
 
@@ -112,6 +114,7 @@ def content_of(
 ) -> dict[str, bytes]:
     """Return the files of a version, without its manifest; raises `SkillRefused`."""
     example = {**recorded[0].inputs} if recorded else {}
+    about = documented(source)
     text = (
         _templates()
         .get_template("SKILL.md.jinja")
@@ -119,25 +122,21 @@ def content_of(
             slug=slug(name),
             name=name,
             title=name.replace("_", " ").capitalize(),
-            description=one_line(summary)[:MAX_DESCRIPTION],
+            description=front_line(summary, MAX_DESCRIPTION),
             summary=one_line(summary),
             call=f"({', '.join(f'{key}={_shown(value)}' for key, value in example.items())})",
             signature=signature_text(signature),
             is_async=signature.is_async,
-            parameters=[(key, _shown(value)) for key, value in example.items()],
+            parameters=[(key, _shown(value), about.get(key, "")) for key, value in example.items()],
             tools=tools,
             skills=skills,
+            asks=any(asks_model(call.target) for case in recorded for call in case.calls),
         )
     )
     content = {SKILL: text.encode(), SOURCE: source.encode()}
     for number, case in enumerate(recorded[:MAX_CASES], 1):
         content[f"{CASES}/{number:04}.json"] = case_bytes(case)
     return content
-
-
-def one_line(text: str) -> str:
-    """Return a text without line breaks and control characters."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _shown(value: Any) -> str:
@@ -217,6 +216,7 @@ def skill_of(content: Files, manifest: Manifest) -> Skill:
         reasons=manifest.reasons,
         tools=manifest.tools,
         skills=manifest.skills,
+        described=manifest.described,
         signed=manifest.signature,
         signer=manifest.signer,
     )

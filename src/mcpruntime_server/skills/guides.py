@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import McpRuntimeError, SkillRefused
-from .folder import SKILL, one_line
+from .folder import SKILL
 from .names import skill_name
+from .texts import one_line
 
 MAX_TEXT = 256_000  # bytes of a SKILL.md
 MAX_FRONT_MATTER = 16_000  # characters

@@ -21,13 +21,14 @@ from ..errors import CallFailed, InvalidRequest, McpRuntimeError, NotFound, Skil
 from ..journal.replay import load_recording
 from ..journal.rows import RunRow
 from ..journal.store import Journal
+from .describe import Described, Describer, is_describable
 from .folder import Manifest, content_of
 from .gate import CANDIDATE, OpenTrial, Verdict, examine
 from .guides import Guide, Guides, content_of_guide
 from .index import Index
 from .lint import check, check_entry, parse
 from .listing import a, check_case, check_cycle, entry, identity, in_use, pick
-from .model import Case, Extraction, Skill, Step
+from .model import Case, Extraction, Skill, Step, asks_model
 from .names import free_name, skill_name
 from .record import Record, Records, records_of, why_retire
 from .store import Store
@@ -43,10 +44,11 @@ NO_CASE = "It has no recorded case: run it once, and save that run."
 
 @dataclass(frozen=True)
 class Saved:
-    """What became of a request to keep something: the version, and whether it was there already."""
+    """What became of a request to keep something: the version, whether it was there already, and who described it."""
 
     skill: Skill
     is_known: bool = False
+    note: str = ""
 
 
 class Library:
@@ -67,6 +69,7 @@ class Library:
         self._store = store
         self._journal = journal
         self.open_trial: OpenTrial = _nowhere
+        self.describer: Describer | None = None  # without one, skills are described by what their code says
         self._packages = packages
         self._schema = schema
         self._guides = guides or Guides()
@@ -242,7 +245,7 @@ class Library:
         async with self._saving:
             if used := await anyio.to_thread.run_sync(use_of, steps[-1]):
                 return await self._prove(*used)
-            return await self._keep(given, run.id, partial(extract, steps))
+            return await self._keep(given, run.id, partial(extract, steps), session=run.session)
 
     async def propose(self, run: RunRow, *, promotes: bool) -> Saved | None:
         """Keep what a run did as a draft that has worked once, if it made calls; None if it is not worth that.
@@ -264,7 +267,8 @@ class Library:
                 return Saved(twin, is_known=True)
             if twin is not None and any(case.inputs == made.case.inputs for case in twin.cases):
                 return Saved(twin, is_known=True)
-            return await self._keep("", run.id, partial(extract, steps), on_probation=twin is None)
+            made_of = partial(extract, steps)
+            return await self._keep("", run.id, made_of, on_probation=twin is None, session=run.session)
 
     async def save_code(self, code: str, name: str = "") -> Saved:
         """Keep code that was written as a skill; it is a draft until a run that uses it is saved."""
@@ -327,16 +331,20 @@ class Library:
         others: tuple[Case, ...] = (),
         *,
         on_probation: bool = False,
+        session: str = "",
     ) -> Saved:
-        """Have an extraction pass the gate, and keep it as a new version, active or not; or first wait for another."""
+        """Have an extraction pass the gate, and keep it as a new version, active or not; or first wait for another.
+
+        What comes of a `session` may be described by a model.
+        """
         fixed: frozenset[str] = frozenset()
-        found = await self.all()
+        found, guides = await self.all(), await self.guides()
         for attempt in range(TRIES):
             made = await anyio.to_thread.run_sync(make, fixed)
             checked = await anyio.to_thread.run_sync(check, made.source, self._packages)
             if made.case is not None:
                 check_case(made.case)
-            name = given or twin_of(made, found) or free_name(made.name, found)
+            name = given or twin_of(made, found) or free_name(made.name, {*found, *guides})
             check_cycle(name, checked.skills, found)
             cases, source, twin = merged(made, others, found.get(name, ()))
             if twin is not None and not others and len(cases) == len(twin.cases) and twin.state == "active":
@@ -353,32 +361,54 @@ class Library:
             if not new or made.is_given or attempt == TRIES - 1:
                 break
             fixed |= new
-        signature = check_entry(parse(source))
-        tools = sorted({call.target.removeprefix("tools.") for case in verdict.cases for call in case.calls})
+        told = Described(name, twin.summary if twin else made.summary, source)
+        if session and not verdict.reasons:
+            taken = None if given or name in found or made.is_given else {*found, *guides}
+            made = replace_source(made, source)
+            told = await self._described(told, made, verdict.cases[-1], session, found.get(name, ()), taken)
+        signature = check_entry(parse(told.source))
+        calls = {call.target for case in verdict.cases for call in case.calls}
+        tools = sorted({target.removeprefix("tools.") for target in calls if not asks_model(target)})
         tools = sorted({*tools, *(tool for tool in checked.tools if "." in tool)})
-        summary = twin.summary if twin else made.summary
         content = content_of(
-            name,
-            summary,
-            source,
+            told.name,
+            told.summary,
+            told.source,
             signature,
             verdict.cases,
             tools=tuple(tools),
             skills=tuple(sorted(checked.skills)),
         )
         manifest = Manifest(
-            name=name,
+            name=told.name,
             version=0,
             state="draft" if verdict.reasons else "active",
             reasons=verdict.reasons,
-            summary=summary,
+            summary=told.summary,
+            described=told.by or (twin.described if twin else ""),
             origin=origin,
             at=time.time(),
             tools={tool: self._schema(tool) for tool in tools},
             skills={used: await self._digest(used) for used in sorted(checked.skills)},
         )
         async with self._reading:
-            return Saved(await anyio.to_thread.run_sync(self._store.add, content, manifest))
+            skill = await anyio.to_thread.run_sync(self._store.add, content, manifest)
+        return Saved(skill, note=told.note)
+
+    async def _described(
+        self,
+        own: Described,
+        made: Extraction,
+        case: Case,
+        session: str,
+        versions: Sequence[Skill],
+        taken: Collection[str] | None,
+    ) -> Described:
+        """Return what a model says of a skill that is in use for the first time, if one is to be asked."""
+        is_new = all(each.state != "active" for each in versions)
+        if self.describer is None or not is_new or not is_describable(made):
+            return own
+        return await self.describer.describe(own, made, case, session, taken)
 
     async def _examine(self, name: str, made: Extraction | Skill, cases: Sequence[Case], version: int) -> Verdict:
         if not cases:

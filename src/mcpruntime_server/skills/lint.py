@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import SkillRefused
@@ -20,7 +20,8 @@ ABSOLUTE = re.compile(r"(?:/(?:[^/\s]+/)+[^/\s]*|/[a-z0-9_.-]+|~/\S*|[A-Za-z]:[\
 PLACES = re.compile(
     r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
 )
-PROVIDED = frozenset({"tools", "skills"})  # packages that every sandbox has
+PROVIDED = frozenset({"tools", "skills"})  # packages that every sandbox has as names
+MODELS = "llm"  # the package of what asks models, whose members code has as names
 OTHERS = {  # names that packages are imported by, where those are not their own
     "pandas": ("dateutil", "pytz", "six"),
     "matplotlib": ("mpl_toolkits", "PIL", "dateutil"),
@@ -31,7 +32,9 @@ OTHERS = {  # names that packages are imported by, where those are not their own
     "python_dateutil": ("dateutil",),
     "opencv_python": ("cv2",),
 }
-ENVIRONMENT = frozenset({"os.environ", "os.getenv", "os.environb"})
+ENVIRONMENT = frozenset({"environ", "getenv", "environb"})  # of these modules
+SYSTEM = frozenset({"os", "posix", "nt"})
+TURNED = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what has readers see code in another order than Python does
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -52,6 +55,9 @@ def parse(source: str) -> ast.Module:
     """Return the tree of `source`; raises `SkillRefused` where Python cannot."""
     if len(source) > MAX_SOURCE:
         raise SkillRefused(f"The code has {len(source):,} characters.", remedy=f"A skill has {MAX_SOURCE:,} at most.")
+    if turned := TURNED.search(source):
+        line = source.count("\n", 0, turned.start()) + 1
+        raise SkillRefused(f"Line {line} has characters that turn text around: it would be read as other code.")
     try:
         return ast.parse(source)
     except SyntaxError as exc:
@@ -73,12 +79,12 @@ def check(source: str, packages: Collection[str] | None) -> Checked:
 
 
 def _check(tree: ast.Module, packages: Collection[str] | None) -> Checked:
-    _check_module_level(tree)
+    _check_module_level(tree.body, {node.name for node in tree.body if isinstance(node, (Function, ast.ClassDef))})
     _check_texts(tree)
     _check_environment(tree)
     entry = entry_of(tree)
     used = imports_of(tree)
-    allowed = sys.stdlib_module_names | PROVIDED | import_names(packages or ())
+    allowed = sys.stdlib_module_names | PROVIDED | {MODELS} | import_names(packages or ())
     for package, line in used:
         if packages is not None and package.partition(".")[0] not in allowed:
             raise SkillRefused(
@@ -91,7 +97,7 @@ def _check(tree: ast.Module, packages: Collection[str] | None) -> Checked:
         signature_of(entry),
         frozenset(tools_in(tree)),
         frozenset(skills_in(tree)),
-        frozenset(package.partition(".")[0] for package, _ in used) - sys.stdlib_module_names - PROVIDED,
+        frozenset(package.partition(".")[0] for package, _ in used) - sys.stdlib_module_names - PROVIDED - {MODELS},
     )
 
 
@@ -134,7 +140,14 @@ def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
 
 
 def signature_of(function: Function) -> Signature:
-    """Return what a function takes and returns, as it is written."""
+    """Return what a function takes and returns, as it is written; raises `SkillRefused`."""
+    try:
+        return _signature_of(function)
+    except RecursionError:
+        raise SkillRefused("The code is nested too deeply.") from None
+
+
+def _signature_of(function: Function) -> Signature:
     args = function.args
     positional = [*args.posonlyargs, *args.args]
     defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
@@ -226,45 +239,77 @@ def import_names(packages: Collection[str]) -> frozenset[str]:
 # what is refused ----------------------------------------------------------------------------------
 
 
-def _check_module_level(tree: ast.Module) -> None:
-    """Raise `SkillRefused` if importing the module would do anything but define."""
-    for node in tree.body:
-        if isinstance(node, DEFINITIONS) or _is_constant(node):
-            for part in _run_at_import(node):
-                if not is_harmless(part):
-                    raise SkillRefused(
-                        f"Line {part.lineno} does work when the skill is imported.", remedy="Move it into `run`."
-                    )
-            continue
-        raise SkillRefused(
-            f"Line {node.lineno} does work when the skill is imported.",
-            remedy="A skill's module has imports, functions, classes and constants; move the rest into `run`.",
-        )
+def _check_module_level(body: Sequence[ast.stmt], own: Collection[str]) -> None:
+    """Raise `SkillRefused` if importing a module, which defines `own` names, would do anything but define."""
+    for node in body:
+        if not isinstance(node, DEFINITIONS) and not _is_constant(node):
+            raise SkillRefused(
+                f"Line {node.lineno} does work when the skill is imported.",
+                remedy="A skill's module has imports, functions, classes and constants; move the rest into `run`.",
+            )
+        if isinstance(node, ast.ClassDef):
+            _check_module_level(node.body, own)
+        decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+        at_work = [part for part in _run_at_import(node) if not is_harmless(part)]
+        at_work += [each for each in decorators if not _is_known_decorator(each, own)]
+        if at_work:
+            raise SkillRefused(
+                f"Line {at_work[0].lineno} does work when the skill is imported.", remedy="Move it into `run`."
+            )
 
 
 def _is_constant(node: ast.stmt) -> bool:
+    """Return whether a statement is a docstring, or gives names to something."""
     if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant)  # a docstring
-    return isinstance(node, (ast.Assign, ast.AnnAssign, ast.Pass))
+        return isinstance(node.value, ast.Constant)
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    named = all(
+        isinstance(part, (ast.Name, ast.Tuple, ast.expr_context)) for each in targets for part in ast.walk(each)
+    )
+    return isinstance(node, (ast.Assign, ast.AnnAssign, ast.Pass)) and named
 
 
 def _run_at_import(node: ast.stmt) -> list[ast.expr]:
     """Return the expressions of a definition or an assignment that are evaluated at once."""
     if isinstance(node, Function):
         args = node.args
-        return [*node.decorator_list, *args.defaults, *(default for default in args.kw_defaults if default)]
+        every = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+        notes = [node.returns, *(arg.annotation for arg in every if arg)]
+        return [each for each in (*node.decorator_list, *args.defaults, *args.kw_defaults, *notes) if each]
     if isinstance(node, ast.ClassDef):
-        inner = [part for each in node.body for part in _run_at_import(each)]
-        return [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords), *inner]
-    value = getattr(node, "value", None)
-    return [value] if isinstance(value, ast.expr) else []
+        return [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)]
+    parts = (getattr(node, name, None) for name in ("value", "annotation"))
+    return [part for part in parts if isinstance(part, ast.expr)]
 
 
+def _is_known_decorator(decorator: ast.expr, own: Collection[str]) -> bool:
+    """Return whether a decorator is one that only defines, as far as it is the module's own or well known."""
+    name = dotted_name(decorator.func if isinstance(decorator, ast.Call) else decorator)
+    name = name or getattr(decorator, "id", "") or getattr(getattr(decorator, "func", None), "id", "")
+    return name in own or name.rpartition(".")[2] in DECORATORS
+
+
+DECORATORS = frozenset(
+    {
+        *("dataclass", "staticmethod", "classmethod", "property", "setter", "getter", "deleter", "cached_property"),
+        *("cache", "lru_cache", "wraps", "total_ordering", "singledispatch", "contextmanager", "asynccontextmanager"),
+        *("abstractmethod", "overload", "override", "final", "runtime_checkable", "unique", "vectorize"),
+    }
+)
 MAKERS = frozenset(
     {
         *("re.compile", "frozenset", "set", "dict", "list", "tuple", "range", "field", "dataclass", "TypeVar"),
         *("dataclasses.dataclass", "dataclasses.field", "lru_cache", "functools.lru_cache", "functools.wraps"),
-        *("timedelta", "datetime.timedelta", "Decimal", "decimal.Decimal", "namedtuple", "collections.namedtuple"),
+        *(
+            "auto",
+            "enum.auto",
+            "timedelta",
+            "datetime.timedelta",
+            "Decimal",
+            "decimal.Decimal",
+            "namedtuple",
+            "collections.namedtuple",
+        ),
     }
 )  # what may be called at import
 
@@ -334,18 +379,20 @@ def _last_name(target: ast.expr) -> str:
 
 def _check_environment(tree: ast.AST) -> None:
     """Raise `SkillRefused` if code reads the environment, which holds what belongs to the machine."""
-    from_os = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "os"
-        for alias in node.names
-        if f"os.{alias.name}" in ENVIRONMENT
-    }
+    modules, names = set(SYSTEM), set[str]()
     for node in ast.walk(tree):
-        if not isinstance(node, (ast.Attribute, ast.Name)):
-            continue
-        name = dotted_name(node) if isinstance(node, ast.Attribute) else node.id
-        if name in ENVIRONMENT or name in from_os:
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname for alias in node.names if alias.name in SYSTEM and alias.asname}
+        elif isinstance(node, ast.ImportFrom) and node.module in SYSTEM:
+            names |= {alias.asname or alias.name for alias in node.names if alias.name in ENVIRONMENT}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            module, _, name = dotted_name(node).partition(".")
+            reads = module in modules and name in ENVIRONMENT
+        else:
+            reads = isinstance(node, ast.Name) and node.id in names
+        if reads:
             raise SkillRefused(
-                f"Line {node.lineno} reads the environment.", remedy="Make what it needs a parameter of `run`."
+                f"Line {getattr(node, 'lineno', 0)} reads the environment.",
+                remedy="Make what it needs a parameter of `run`.",
             )

@@ -12,13 +12,13 @@ import json
 import keyword
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..journal.replay import RecordedCall
-from .lint import DEFINITIONS, Function, dotted_name, is_absolute
-from .slices import Statement
+from .lint import DEFINITIONS, MODELS, PROVIDED, Function, dotted_name, is_absolute
+from .slices import ASKING, Statement
 
 MAX_PARAMETERS = 8
 MAX_TEXT = 120  # characters of a text that came from the task, and is not code in another language
@@ -26,6 +26,8 @@ PLAIN = (str, int, float, bool)
 SHARED = 3  # characters of a text that is one parameter wherever it stands
 LIMIT, LEAST, MOST = "limit", "min", "max"
 BUILTIN = frozenset(dir(builtins))
+PACKAGES = PROVIDED | {MODELS}
+PROMPTS, DATA = ("prompt", "prompts"), "data"  # what models are asked, and about what
 AFFIXES = {"startswith": "prefix", "endswith": "suffix"}
 
 
@@ -46,7 +48,8 @@ class Found:
     @property
     def shown(self) -> str:
         """The value as a docstring shows it."""
-        text = "..." if self.is_required or "\\" in repr(self.value) else repr(self.value)
+        is_hidden = self.is_required or any(each in repr(self.value) for each in ("\\", '"""'))
+        text = "..." if is_hidden else repr(self.value)
         return text if len(text) <= 60 else "..."
 
 
@@ -65,7 +68,7 @@ def literals_in(kept: Sequence[Statement], calls: Sequence[RecordedCall]) -> lis
     body = [each.node for each in kept]
     taken = {each.id for node in body for each in ast.walk(node) if isinstance(each, ast.Name)}
     taken |= {name for each in kept for name in each.binds}
-    found = [*_named(body, kept)]
+    found = [*_named(body, kept, _schemas(body))]
     own = {each.name for each in found}
     names = {*taken, *own}
     places = _Places(_packages(kept), _functions(body), calls)
@@ -116,7 +119,15 @@ def _is_same(one: Found, value: Any, name: str) -> bool:
     return one.name.rstrip("_") == name or (isinstance(value, str) and len(value) >= SHARED)
 
 
-def _named(body: Sequence[ast.stmt], kept: Sequence[Statement]) -> list[Found]:
+def _schemas(body: Sequence[ast.stmt]) -> frozenset[str]:
+    """Return the names of what answers of models have to be like, which is the code's affair."""
+    given = (
+        each.value for node in body for each in ast.walk(node) if isinstance(each, ast.keyword) and each.arg == "schema"
+    )
+    return frozenset(each.id for each in given if isinstance(each, ast.Name))
+
+
+def _named(body: Sequence[ast.stmt], kept: Sequence[Statement], schemas: Collection[str]) -> list[Found]:
     """Return what code gives a name to, once, and never changes."""
     count = Counter(name for each in kept for name in each.binds)
     touched = {name for each in kept for name in each.touches}
@@ -131,6 +142,7 @@ def _named(body: Sequence[ast.stmt], kept: Sequence[Statement]) -> list[Found]:
             continue
         is_plain = isinstance(value, PLAIN) or (isinstance(value, (list, dict)) and bool(value))
         is_kept = isinstance(value, PLAIN) or name not in touched  # nothing can change a plain value
+        is_kept = is_kept and name not in schemas
         if is_plain and value != "" and not _is_code(value) and count[name] == 1 and is_kept:
             nodes = [
                 each for other in body for each in ast.walk(other) if isinstance(each, ast.Name) and each.id == name
@@ -153,15 +165,15 @@ def _is_code(value: Any) -> bool:
 
 
 def _packages(kept: Sequence[Statement]) -> Mapping[str, str]:
-    """Return what names stand for in the packages `tools` and `skills`: {"git_log": "tools.git.git_log"}."""
-    found = {"tools": "tools", "skills": "skills"}
+    """Return what names stand for in the packages that sandboxes have: {"git_log": "tools.git.git_log"}."""
+    found = {"tools": "tools", "skills": "skills", **{name: f"{MODELS}.{name}" for name in ASKING}}
     for each in kept:
         for node in ast.walk(each.node):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("tools", "skills"):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PACKAGES:
                 found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.Import):
                 for alias in node.names:
-                    if alias.name.partition(".")[0] in ("tools", "skills") and alias.asname:
+                    if alias.name.partition(".")[0] in PACKAGES and alias.asname:
                         found[alias.asname] = alias.name
     return found
 
@@ -190,6 +202,10 @@ class _Places(ast.NodeVisitor):
         first, _, rest = dotted_name(node.func).partition(".")
         if first in self._packages:
             target = ".".join(part for part in (self._packages[first], rest) if part).removesuffix(".aio")
+            if target.startswith(f"{MODELS}."):
+                self._note_asked(node)
+                self.generic_visit(node)
+                return
             for given in node.keywords:
                 if given.arg is not None:
                     self._note(given.arg, given.value)
@@ -204,6 +220,18 @@ class _Places(ast.NodeVisitor):
         if affix and node.args and not self._is_inside and _is_telling(node.args[0]):
             self.compared.append((affix, node.args[0]))
         self.generic_visit(node)
+
+    def _note_asked(self, node: ast.Call) -> None:
+        """Note what a model is asked about, and, where that is nothing but the question, the question."""
+        given = dict(zip((PROMPTS[0], DATA), node.args, strict=False))
+        given |= {each.arg: each.value for each in node.keywords if each.arg in (*PROMPTS, DATA)}
+        about = given.pop(DATA, None)
+        if about is not None:
+            self._note(DATA, about)
+        else:
+            for each in given.values():
+                is_text = isinstance(each, ast.Constant)
+                self._note(PROMPTS[0] if is_text else PROMPTS[1], each)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         """Note paths, wherever they are."""

@@ -13,6 +13,8 @@ from mcpruntime_server.journal.replay import RecordedCall
 
 ENTRY = "run"  # the function that a skill's module is asked for
 
+ASKS = "llm."  # what the targets of questions to models begin with
+
 State = Literal["draft", "active", "quarantined", "retired"]
 
 
@@ -94,7 +96,8 @@ class Skill:
     `reasons` say why it is not active. `tools` maps what it calls ("git.git_log") to the digest of the tool's schemas
     when it was last checked, `skills` what it uses ("weather_report") to the version's digest. `digest` is that of all
     its files. `origin` says where it came from: the run, or "code", "edit", "import", with `at` in seconds since the
-    epoch. `signed` is the signature by the key `signer`, its public one, both in hex; "" if there is none.
+    epoch. `described` is the model that found its words, if one did. `signed` is the signature by the key `signer`, its
+    public one, both in hex; "" if there is none.
     """
 
     name: str
@@ -110,6 +113,7 @@ class Skill:
     reasons: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     skills: Mapping[str, str] = field(default_factory=dict)
+    described: str = ""
     signed: str = ""
     signer: str = ""
 
@@ -117,6 +121,18 @@ class Skill:
     def id(self) -> str:
         """The exact version, as people write it: "weather_report@2"."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def uses(self) -> list[str]:
+        """What it calls: tools, skills, and in which ways it asks models."""
+        targets = {call.target for case in self.cases for call in case.calls}
+        below = [*(f"tools.{tool}" for tool in self.tools), *(f"skills.{name}" for name in self.skills)]
+        return [*below, *sorted(filter(asks_model, targets))]
+
+
+def asks_model(target: str) -> bool:
+    """Return whether a call is a question to a model."""
+    return target.startswith(ASKS)
 
 
 def signature_text(signature: Signature) -> str:

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import SkillRefused
+from ..kernel.llm import NAMES
 from .lint import DEFINITIONS, dotted_name, parse
 from .model import Step
 
-GIVEN = frozenset(dir(builtins)) | {"tools", "skills", "__name__", "__file__", "__doc__"}  # need no statement
+ASKING = frozenset(NAMES)  # what code asks models with
+GIVEN = frozenset(dir(builtins)) | ASKING | {"tools", "skills", "__name__", "__file__", "__doc__"}  # need no statement
 DYNAMIC = frozenset({"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"})
 CHANGERS = frozenset({"heappush", "heappop", "heapify", "heapreplace", "heappushpop", "shuffle", "insort"})
 HARMLESS = frozenset(

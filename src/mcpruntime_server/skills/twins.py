@@ -9,20 +9,18 @@ from hashlib import sha256
 
 from .lint import check_entry, parse
 from .model import Case, Extraction, Skill
+from .texts import undocumented
 
 
 def shape_of(source: str) -> str:
     """Return what the sources share that do the same: not their texts for people, and not their defaults."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0].value.value = ""
+    try:
+        return _shape_of(undocumented(ast.parse(source)))
+    except RecursionError:  # nobody is kept from saving by code that somebody has put into the store
+        return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _shape_of(tree: ast.Module) -> str:
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             node.args.defaults = [ast.Constant(0) for _ in node.args.defaults]

@@ -1,0 +1,79 @@
+"""Skills in one line each, of fewer than 60 tokens whatever they are called and take.
+
+Rule: models pay for every word, and which tokenizer they have is not known here; so tokens are guessed, rather too many
+than too few.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from ..skills.guides import Guide
+from ..skills.model import Parameter, Skill, signature_text
+from ..skills.texts import one_line
+
+LINE = 56  # tokens, guessed
+HEAD = 46  # of these, at most, for name and signature
+DEFAULT = 24  # characters of a default in a signature that is too long
+VOWELS = frozenset("aeiouyAEIOUY")
+PIECE = re.compile(r"[!-/:-@[-`{-~]?[A-Za-z]+|[0-9]+|[^A-Za-z0-9\s]")  # a word takes in the mark before it
+
+
+def line(skill: Skill | Guide) -> str:
+    """Return a skill in one line: name, signature and summary, the last two cut as far as they have to be."""
+    if isinstance(skill, Guide):
+        head = f"{skill.name}  # guide: "
+    else:
+        heads = (f"{skill.name}{signature}" for signature in signatures(skill))
+        fits = (head for head in heads if tokens(head) <= HEAD)
+        head = next(fits, f"{skill.name}(...)") + "  # "
+    return head + cut(one_line(skill.summary), LINE - tokens(head))
+
+
+def signatures(skill: Skill) -> Iterator[str]:
+    """Yield a skill's signature, and then in fewer and fewer words."""
+    yield signature_text(skill.signature)
+    shown = [short(each) for each in skill.signature.parameters]
+    yield f"({', '.join(shown)})"
+    names = [each.name for each in skill.signature.parameters]
+    for count in range(len(names), 0, -1):
+        yield f"({', '.join(names[:count])}{', ...' if count < len(names) else ''})"
+
+
+def short(parameter: Parameter) -> str:
+    """Return a parameter with its default, if that is short."""
+    if parameter.default is None:
+        return parameter.name
+    return f"{parameter.name}={parameter.default if len(parameter.default) <= DEFAULT else '...'}"
+
+
+def cut(text: str, room: int) -> str:
+    """Return as much of a text as has room, up to the end of a word."""
+    if tokens(text) <= room:
+        return text
+    words = text[: room * 8].split(" ")
+    while words and tokens(" ".join(words)) + 1 > room:
+        words.pop()
+    if words:
+        return f"{' '.join(words)}..."
+    end = len(text[: room * 2])
+    while end and tokens(text[:end]) + 1 > room:
+        end -= 1
+    return f"{text[:end]}..."
+
+
+def tokens(text: str) -> int:
+    """Return about how many tokens a text is."""
+    return sum(map(_tokens, PIECE.findall(text)))
+
+
+def _tokens(piece: str) -> int:
+    if not piece.isascii():
+        return len(piece.encode("utf-8", "replace")) - 1 or 1
+    if piece.isdigit():
+        return math.ceil(len(piece) / 3)
+    if len(piece) > 14 or VOWELS.isdisjoint(piece):  # no word
+        return math.ceil(len(piece) / 1.8)
+    return 1 if len(piece) <= 6 else math.ceil(len(piece) / 4)
