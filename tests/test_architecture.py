@@ -21,17 +21,19 @@ TABLE: Mapping[str, frozenset[str]] = {
     "kernel": frozenset(),
     "config": BASE,
     "journal": BASE,
+    "inputs": RECORDS,
     "sandbox": RECORDS,
     "tools": RECORDS,
     "policy": RECORDS,
     "skills": RECORDS,
     "llm": RECORDS,
-    "runtime": RECORDS | {"sandbox"},
-    "server": RECORDS | {"skills", "runtime"},
-    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server"},
+    "runtime": RECORDS | {"inputs", "sandbox"},
+    "server": RECORDS | {"inputs", "skills", "runtime"},
+    "app": RECORDS | {"inputs", "sandbox", "tools", "policy", "skills", "llm", "runtime", "server"},
     "terminal": frozenset(),
     "demo": frozenset({"errors", "config", "terminal"}),
-    "cli": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server", "app", "terminal", "demo"},
+    "cli": RECORDS
+    | {"inputs", "sandbox", "tools", "policy", "skills", "llm", "runtime", "server", "app", "terminal", "demo"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from .config import Config, ServerSettings, Verdict
 from .errors import McpRuntimeError, Unavailable
+from .inputs.service import Inputs
 from .journal import lease
 from .journal.lease import Lease
 from .journal.retention import collect
@@ -36,6 +37,7 @@ from .skills.guides import Guides
 from .skills.library import Library
 from .skills.store import Store
 from .tools.catalog import Catalog, open_catalog
+from .tools.resources import Resources
 from .tools.upstream import open_upstreams
 
 SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
@@ -107,12 +109,14 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
     with take_lease(folder) as held:
         async with open_journal(folder, held) as journal, open_tools(config) as catalog, opened(config.llm) as litellm:
             packages = None if config.sandbox.image else config.sandbox.packages
-            models = Models(config.llm, journal, broker_of(config.llm, litellm))
+            policy = Policy(config.policy)
+            inputs = Inputs(journal, config.server.context_roots, Resources(catalog.upstreams, policy.may_read).read)
+            models = Models(config.llm, journal, broker_of(config.llm, litellm), inputs.resolved)
             guides = Guides(config.skills.folders)
             library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
             router = Router(
                 {
-                    "tools": tools_route(catalog, Policy(config.policy)),
+                    "tools": tools_route(catalog, policy),
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                     "skills": Route(library.answer, lambda _: "read", listed=False),
                     "llm": Route(models.answer, lambda _: "read"),
@@ -123,7 +127,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                 background.start_soon(clear_up, journal, library, config.server)
                 settings = config.server, config.sandbox
                 waits_s = config.policy.expires_s
-                async with open_runtime(*settings, journal, router, backend, waits_s=waits_s) as runtime:
+                async with open_runtime(*settings, journal, router, backend, waits_s=waits_s, inputs=inputs) as runtime:
                     catalog.on_change = runtime.package_changed
                     library.open_trial = partial(open_trial, runtime, GATE)
                     runtime.on_code = partial(anticipate, catalog, background)

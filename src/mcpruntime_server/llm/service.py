@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
@@ -41,7 +41,14 @@ NO_MODEL = (
 class Models:
     """What `ask_llm` and its like ask."""
 
-    def __init__(self, settings: LlmSettings, journal: Journal, broker: Broker | None) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        journal: Journal,
+        broker: Broker | None,
+        resolve: Callable[[Any], Awaitable[Any]] | None = None,
+    ) -> None:
+        self._resolve = resolve  # returns what data is that is only a reference
         self._settings = settings
         self._journal = journal
         self._broker = broker
@@ -58,7 +65,7 @@ class Models:
         if target == "llm.usage":
             return budget.told()
         if target == "llm.ask":
-            return told(await self._ask(self._question(args), budget, cache))
+            return told(await self._ask(await self._question(args), budget, cache))
         if target == "llm.batch":
             return await self._batch(args.get("questions"), budget, cache)
         raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
@@ -144,7 +151,7 @@ class Models:
         async def work() -> None:
             for number, each in left:
                 try:
-                    slots[number] = {"ok": True, **told(await self._ask(self._question(each), budget, cache))}
+                    slots[number] = {"ok": True, **told(await self._ask(await self._question(each), budget, cache))}
                 except CallFailed as exc:
                     slots[number] = {"ok": False, "error": {"kind": exc.kind, "message": str(exc), "data": exc.data}}
 
@@ -153,11 +160,12 @@ class Models:
                 tasks.start_soon(work)
         return slots
 
-    def _question(self, given: Any) -> Question:
+    async def _question(self, given: Any) -> Question:
         """Return a question as code has sent it; raises `CallFailed`."""
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
             raise CallFailed("invalid_arguments", "A question has a prompt, which is a text.")
         prompt, data, schema = given["prompt"], given.get("data"), given.get("schema")
+        data = data if self._resolve is None else await self._resolve(data)
         model, limit = given.get("model") or "", given.get("max_tokens") or self._settings.max_tokens
         data = "" if data is None else data if isinstance(data, str) else canonical_json(data)
         if max(len(prompt), len(data)) > MAX_TEXT:

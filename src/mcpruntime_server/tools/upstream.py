@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import anyio
 from mcp import Client, MCPError, types
@@ -36,6 +36,7 @@ LASTING_S = 10.0  # a connection that lived so long was sound: its end is no rea
 CLOSED = "Connection closed"  # the SDK's words where the connection is over
 BROKEN_OFF = "SSE stream"  # how the SDK's words begin where only this call's stream is over
 
+Answer = TypeVar("Answer")
 State = Literal["idle", "connecting", "ready", "failed"]
 
 
@@ -143,6 +144,23 @@ class Upstream:
             raise CallFailed("tool_error", self._credentials.scrub_text(message), data=self._credentials.scrub(data))
         value = plain(result, tool in self._wrappers)
         return self._credentials.scrub(value) if self._credentials else value
+
+    async def ask(self, what: str, question: Callable[[Client], Awaitable[Answer]]) -> Answer:
+        """Return the answer to a question that changes nothing (`what`, for people); raises `CallFailed`."""
+        async with self._slots:
+            connection = self._connection or await self._connect()
+            try:
+                return await question(connection.client)
+            except MCPError as error:
+                self._refuse(what, connection, error)
+            except (ValidationError, RuntimeError, ValueError) as error:
+                self._broke_contract(what, error)
+            except (OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+                self._went_away(what, type(error).__name__)
+
+    def without_credentials(self, data: bytes) -> bytes:
+        """Return what this upstream has sent without the credentials that it was given."""
+        return self._credentials.scrub_bytes(data)
 
     # calls ----------------------------------------------------------------------------------------
 
