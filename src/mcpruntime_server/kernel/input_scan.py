@@ -59,7 +59,7 @@ def line_spans(source: Source, start: int, end: Optional[int]) -> Iterator[Span]
             at = data.find(b"\n", at + 1)
         last = data[-1:]
     if begun < offset + len(data):
-        yield begun, offset + len(data)
+        yield begun, offset + len(data) - (last == b"\r")
 
 
 def buffers(source: Source, start: int, end: Optional[int]) -> Iterator[Tuple[int, bytes, str]]:
@@ -113,18 +113,20 @@ def hits(source: Source, start: int, end: Optional[int], pattern: Any, ignore_ca
     Of a line of more than `LONGEST` bytes, each hit is yielded, with `AROUND` bytes on both sides.
     """
     find, find_in_part = finder(pattern, ignore_case), None
-    done = start
+    done, before_it = start, LINES
     for offset, data, kind in buffers(source, start, end):
         if kind == LINES:
             for first, last in find(data):
                 is_crlf = last > first and data[last - 1] == 13
                 yield offset + first, offset + last - is_crlf
-            continue
-        find_in_part = find_in_part or part_finder(pattern, ignore_case)
-        for first, last in find_in_part(data):
-            if offset + first >= done:
-                done = offset + last
-                yield before(source, max(offset + first - AROUND, start)), before(source, offset + last + AROUND)
+        else:
+            find_in_part = find_in_part or part_finder(pattern, ignore_case)
+            for first, last in find_in_part(data):
+                is_at_an_end = (kind == PART and last == len(data)) or (before_it == PART and first == 0)
+                if offset + first >= done and not is_at_an_end:  # else it is found in the other part, as it is
+                    done = offset + last
+                    yield before(source, max(offset + first - AROUND, start)), before(source, offset + last + AROUND)
+        before_it = kind
 
 
 def finder(pattern: Any, ignore_case: bool) -> Callable[[bytes], Iterator[Span]]:
@@ -195,7 +197,8 @@ def _regular(data: bytes, pattern: re.Pattern[str]) -> Iterator[Span]:
         first = text.rfind("\n", 0, match.start()) + 1
         last = text.find("\n", match.start())
         last = len(text) if last < 0 else last
-        if match.end() <= last or pattern.search(text[first:last]):  # else it was found across the line's end
+        stop = last - text.endswith("\r", first, last)
+        if match.end() <= stop or pattern.search(text[first:stop]):  # else it was found across the line's end
             yield offset_of(first), offset_of(last)
         match = pattern.search(text, last + 1) if last < len(text) else None
 

@@ -44,7 +44,8 @@ class Readable:
     def peek(self, n: int = PEEK) -> str:
         """Return the first `n` characters."""
         [part] = self._parts()
-        return scan.decode(scan.head(part._source, part.start, part._limit(), n))
+        end = part.start + 4 * (n + 1)  # the bytes that so many characters have at most
+        return scan.decode(scan.head(part._source, part.start, end if part._end is None else part._end, n))
 
     def lines(self, start: int = 0, end: Optional[int] = None) -> Pieces:
         """Return the lines from number `start` to `end`, as slices count (the first is 0), each a piece."""
