@@ -113,11 +113,13 @@ class Inputs:
         return entry, start, end
 
     async def _find(self, session: str, run: str, key: Any) -> Input:
+        if not isinstance(key, str):
+            raise CallFailed("invalid_arguments", "This is no reference to a piece of an input.")
         if key not in self._known.get(session, {}) and self._walked.get(session) != run:
             self._walked[session] = run
             for row in await self.journal.line(run):
                 self.note(session, await self.context_of(row.id))
-        found = self._known.get(session, {}).get(key) if isinstance(key, str) else None
+        found = self._known.get(session, {}).get(key)
         if found is None:
             raise CallFailed("invalid_arguments", "This piece is of no input that the session has had.")
         return found
