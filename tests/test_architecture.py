@@ -23,18 +23,20 @@ TABLE: Mapping[str, frozenset[str]] = {
     "config": BASE,
     "journal": BASE,
     "search": frozenset(),
+    "inputs": RECORDS,
     "sandbox": RECORDS,
     "tools": FINDS,
     "policy": RECORDS,
     "skills": FINDS,
     "context": FINDS,
     "llm": RECORDS,
-    "runtime": RECORDS | {"sandbox"},
-    "server": RECORDS | {"skills", "context", "runtime"},
-    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "context", "llm", "runtime", "server"},
+    "runtime": RECORDS | {"inputs", "sandbox"},
+    "server": RECORDS | {"inputs", "skills", "context", "runtime"},
+    "app": RECORDS | {"inputs", "sandbox", "tools", "policy", "skills", "context", "llm", "runtime", "server"},
     "terminal": frozenset(),
     "demo": frozenset({"errors", "config", "terminal"}),
-    "cli": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server", "app", "terminal", "demo"},
+    "cli": RECORDS
+    | {"inputs", "sandbox", "tools", "policy", "skills", "llm", "runtime", "server", "app", "terminal", "demo"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

@@ -20,6 +20,7 @@ from .config import Config, ServerSettings, Verdict
 from .context.resources import Access, Listed
 from .context.service import Providers, open_providers, passed_over
 from .errors import McpRuntimeError, Unavailable
+from .inputs.service import Inputs
 from .journal import lease
 from .journal.lease import Lease
 from .journal.retention import collect
@@ -41,6 +42,7 @@ from .skills.guides import Guides
 from .skills.library import Library
 from .skills.store import Store
 from .tools.catalog import Catalog, open_catalog
+from .tools.resource_inputs import ResourceInputs
 from .tools.resources import identity, list_resources, read_resource
 from .tools.upstream import open_upstreams
 
@@ -120,14 +122,18 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
             opened(config.llm) as litellm,
         ):
             packages = None if config.sandbox.image else config.sandbox.packages
-            models = Models(config.llm, journal, broker_of(config.llm, litellm))
+            policy = Policy(config.policy)
+            inputs = Inputs(
+                journal, config.server.context_roots, ResourceInputs(catalog.upstreams, policy.may_read).read
+            )
+            models = Models(config.llm, journal, broker_of(config.llm, litellm), inputs.resolved)
             guides = Guides(config.skills.folders)
             library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
             if config.skills.describe == "model":
                 library.describer = Describer(models.ask_for, config.llm.model)
             router = Router(
                 {
-                    "tools": tools_route(catalog, Policy(config.policy)),
+                    "tools": tools_route(catalog, policy),
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                     "skills": Route(library.answer, lambda _: "read", listed=False),
                     "llm": Route(models.answer, lambda _: "read"),
@@ -139,7 +145,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                 background.start_soon(clear_up, journal, library, config.server)
                 settings = config.server, config.sandbox
                 waits_s = config.policy.expires_s
-                async with open_runtime(*settings, journal, router, backend, waits_s=waits_s) as runtime:
+                async with open_runtime(*settings, journal, router, backend, waits_s=waits_s, inputs=inputs) as runtime:
                     catalog.on_change = runtime.package_changed
                     library.open_trial = partial(open_trial, runtime, GATE)
                     runtime.on_code = partial(anticipate, catalog, background)

@@ -139,6 +139,13 @@ class ReplayDiverged(McpRuntimeError):
         self.got = got
 
 
+class InputChanged(McpRuntimeError):
+    """An input of a run is not what it was when it was given, or is gone."""
+
+    code = "input_changed"
+    http_status = 409
+
+
 class CallFailed(McpRuntimeError):
     """A call from sandboxed code failed; raised by handlers, and raised again inside the code.
 

@@ -58,6 +58,10 @@ class Policy:
             return self._settings.read
         return self._settings.destructive if destructive else self._settings.write
 
+    def may_read(self, server: str) -> bool:
+        """Return whether resources of a server may be read without asking, as a tool may that only reads."""
+        return self.verdict(f"{server}.read_resource", effect="read", destructive=False) == "allow"
+
     def unused(self, packages: Collection[str]) -> list[str]:
         """Return the names of rules that are about none of the servers, given by their names in code."""
         return [rule.name for rule in self._rules if not any(fnmatchcase(name, rule.server) for name in packages)]

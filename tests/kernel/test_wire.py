@@ -26,6 +26,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "bytes": st.binary(max_size=200),
     "Any": JSON,
     "List[str]": st.lists(TEXT, max_size=4),
+    "Optional[List[Any]]": st.none() | st.lists(JSON, max_size=4),
     "Dict[str, Any]": OBJECTS,
     "Optional[int]": st.none() | INTEGERS,
     "Optional[Dict[str, Any]]": st.none() | OBJECTS,

@@ -37,7 +37,7 @@ ENV_KEYS: Mapping[str, Key] = {
     for name in model.model_fields
 }
 TABLES = {("policy", "tools")}  # which a variable cannot hold
-PATH_LISTS = {("sandbox", "mounts"), ("skills", "folders")}
+PATH_LISTS = {("sandbox", "mounts"), ("skills", "folders"), ("server", "context_roots")}
 LISTS = {("sandbox", "packages"), ("skills", "trusted_keys"), *PATH_LISTS}
 SOURCES = ("path", "sqlite", "python")  # of a provider
 PATHS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}

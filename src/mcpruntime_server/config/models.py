@@ -80,6 +80,7 @@ class ServerSettings(Settings):
     keep_mb: Annotated[int, Field(ge=0)] = 4096
     result_chars: Positive = 20_000
     result_items: Positive = 200
+    context_roots: tuple[Path, ...] = ()  # folders below which `context` may name files
 
 
 class SandboxSettings(Settings):

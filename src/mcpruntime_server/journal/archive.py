@@ -135,16 +135,19 @@ def _write_event(session: str, ids: Sequence[str], row: Row, content: Content, l
         lines.write(line_of(ids.index(session), row))
         blobs: dict[str, str] = json.loads(large) if large else {}
         if kind == "files_changed":
-            content.blobs |= _files_in(json.loads(body).get("changed", {}))
-            content.lists |= {digest for name, digest in blobs.items() if name == "changed"}
+            content.blobs |= _named_in(json.loads(body).get("changed"))
+        content.blobs |= _named_in(json.loads(body).get("context"))
+        content.lists |= {digest for name, digest in blobs.items() if name in ("changed", "context")}
     except (ValueError, AttributeError, TypeError, KeyError) as exc:
         raise JournalFailed(f"Event {n} of session {session!r} is damaged: {exc}") from exc
     content.events += 1
     content.blobs |= set(blobs.values())
 
 
-def _files_in(changed: Mapping[str, Any]) -> set[str]:
-    return {entry["digest"] for entry in changed.values()}
+def _named_in(entries: Mapping[str, Any] | Sequence[Any] | None) -> set[str]:
+    """Return the blobs that are the content of files or inputs."""
+    listed = entries.values() if isinstance(entries, Mapping) else entries or ()
+    return {entry["digest"] for entry in listed} - {""}
 
 
 def _write_blobs(
@@ -157,7 +160,7 @@ def _write_blobs(
         if data is None:
             skipped.append(digest)
         else:
-            content.blobs |= _files_in(json.loads(data))
+            content.blobs |= _named_in(json.loads(data))
     rest = sorted(content.blobs - content.lists)
     for count, digest in enumerate(rest):
         if _write_blob(blobs, digest, archive, skip_damaged) is None:

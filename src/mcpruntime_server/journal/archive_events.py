@@ -188,6 +188,9 @@ class Lines:
             self._refuse(where, f"starts a run whose step {event.step} does not follow from its parent's")
         if len(self.runs) == MAX_RUNS:
             self._refuse(where, f"starts one run more than {MAX_RUNS:,}")
+        for each in event.context:
+            if each["digest"]:
+                self._use(where, each["digest"], each["size"])
         self.runs[event.run], self.steps[event.run] = number, event.step
         self.unfinished[event.run] = number
         self.parents.add(event.parent)

@@ -67,6 +67,22 @@ class Approval(TypedDict):
     person: bool
 
 
+class Input(TypedDict):
+    """One input of a run: `digest` names its content in the blob store; if it is "", it is the file `path` as it was.
+
+    `size` is that of the content or the file, in bytes; `stamp` says which file it was, and when it was last modified.
+    `start` and `end` (None: its end) are the part of it that is meant.
+    """
+
+    name: str
+    digest: str
+    path: str
+    size: int
+    stamp: str
+    start: int
+    end: int | None
+
+
 @dataclass(frozen=True)
 class RunQueued(Event):
     """Run `run` was asked for and told of, and waits for its turn; a `RunStarted` of it follows."""
@@ -76,6 +92,7 @@ class RunQueued(Event):
     timeout_s: float
     idempotency_key: str | None = None
     dry_run: bool = False
+    context: list[Input] | None = None  # None: that of the run before it
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,16 @@ class RunStarted(Event):
     dry_run: bool = False
     approved: list[Approval] = field(default_factory=list)
     detached: bool = False  # nobody waits for it: it goes on when its server has ended
+    context: list[Input] = field(default_factory=list)  # what `CONTEXT` is in it
+
+
+@dataclass(frozen=True)
+class InputHashed(Event):
+    """The content of a file that is an input (`path`, `stamp`) has this SHA-256."""
+
+    path: str
+    stamp: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -252,6 +279,7 @@ KINDS: Mapping[str, type[Event]] = {
     "tip_moved": TipMoved,
     "run_queued": RunQueued,
     "run_started": RunStarted,
+    "input_hashed": InputHashed,
     "run_resumed": RunResumed,
     "run_suspended": RunSuspended,
     "output": Output,

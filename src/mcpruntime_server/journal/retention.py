@@ -56,7 +56,7 @@ IS_NEEDED = """
 SIZE = "SELECT count(*), coalesce(sum(length(body) + coalesce(length(large), 0)), 0) FROM events WHERE session = ?"
 BLOBS = """
     SELECT n, kind, body, large FROM events
-    WHERE session = ? AND (large IS NOT NULL OR kind = 'files_changed')"""
+    WHERE session = ? AND (large IS NOT NULL OR kind IN ('files_changed', 'run_queued', 'run_started'))"""
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,9 @@ def _survey(blobs: BlobStore, usage: Usage, rows: Connection) -> str:
             if kind == "files_changed":
                 changed = json.loads(blobs.get(long["changed"])) if "changed" in long else fields["changed"]
                 usage.blobs |= {entry["digest"] for entry in changed.values()}
+            elif "context" in long or fields.get("context"):
+                inputs = json.loads(blobs.get(long["context"])) if "context" in long else fields["context"]
+                usage.blobs |= {each["digest"] for each in inputs if each["digest"]}
         except (ValueError, KeyError, TypeError, AttributeError, JournalFailed, NotFound) as exc:
             damaged = f"Event {n} of session {usage.id!r} is damaged, and may refer to any of them: {exc}"
     return damaged

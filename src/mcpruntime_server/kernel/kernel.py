@@ -50,6 +50,7 @@ class Worker:
         self.channel = Channel(sock, self.interrupts, generation, self.clocks)
         self.sources: Dict[str, Any] = {}  # of code, until `linecache` is imported
         observe.AfterImport.add("linecache", lambda module: module.cache.update(self.sources))
+        self.has_inputs = False
         self.loop: Any = None
         self.task: Any = None  # the run's, while it awaits something
         self.workspace = os.getcwd()
@@ -146,6 +147,8 @@ class Worker:
         if message.stale:
             guest.refresh(message.stale)
         skills.begin_run()
+        if message.inputs or self.has_inputs:
+            self.provide_inputs(message.inputs or [])
         self.remember_source(message.name, message.code)
         planned.Planned.ended = None
         self.chance.reseed(message.seed)
@@ -160,6 +163,13 @@ class Worker:
         if os.getpid() != self.pid:
             os._exit(status != "ok")  # a copy that code made with `fork`: the result is its parent's to tell
         return wire.Done(message.run, status, value, error, self.meter.usage(), self.clocks.take())
+
+    def provide_inputs(self, told: List[Any]) -> None:
+        """Have `CONTEXT` be what the host says; the module is imported by the first run that has an input."""
+        from . import inputs
+
+        inputs.provide(self.main.__dict__, told)
+        self.has_inputs = bool(told)
 
     def remember_source(self, name: str, code: str) -> None:
         """Have tracebacks and `inspect` find the lines of `code`, once somebody imports what looks for them."""

@@ -108,6 +108,10 @@ def question(prompt: Any, data: Any, form: Form, model: str | None, max_tokens: 
         raise TypeError(f"a prompt is a text, not {type(prompt).__name__}; what it is about goes into `data`.")
     if isinstance(data, (bytes, bytearray)):
         data = bytes(data).decode("utf-8", "replace")
+    elif isinstance(data, (list, tuple)):
+        data = [each.text if hasattr(each, "as_data") else each for each in data]
+    elif hasattr(data, "as_data"):
+        data = data.as_data()
     asked = {"prompt": prompt, "data": data, "schema": form.schema, "model": model, "max_tokens": max_tokens}
     return {name: value for name, value in asked.items() if value is not None}
 

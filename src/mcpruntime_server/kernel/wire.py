@@ -30,6 +30,8 @@ MAX_FRAME = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a 
 CHUNK = 256 * 1024  # bytes of file content or output in one frame, so that nothing waits long behind it
 HEADER = 5  # bytes: length and kind
 ABANDON = "runtime.abandon"  # the target by which code tells that it waits no more for the reply to the call `call`
+INPUTS = "/context"  # where a container has the folder of its inputs
+MARK = ".here"  # the file in it that says whose it is
 BROKEN = 70  # the exit code of an interpreter whose own modules were changed until they failed
 
 
@@ -40,6 +42,7 @@ CHECKS: Dict[str, Callable[[Any], bool]] = {
     "bytes": lambda value: type(value) is bytes,
     "Any": lambda value: True,
     "List[str]": lambda value: type(value) is list and all(type(item) is str for item in value),
+    "Optional[List[Any]]": lambda value: value is None or type(value) is list,
     "Dict[str, Any]": lambda value: type(value) is dict,
     "Optional[int]": lambda value: value is None or type(value) is int,
     "Optional[Dict[str, Any]]": lambda value: value is None or type(value) is dict,
@@ -125,7 +128,8 @@ class Execute(Message):
     """Run `code`; `name` is what tracebacks call it (`<step 3>`); the packages in `stale` are imported anew.
 
     All chance that the run draws follows from `seed`. `clocks` (name to readings) is told to the code before any real
-    clock is asked. `park`: whether a copy of the interpreter is to be parked when the run is over.
+    clock is asked. `park`: whether a copy of the interpreter is to be parked when the run is over. `inputs`: what
+    `CONTEXT` is, each as `inputs.Input` takes it.
     """
 
     run: int
@@ -135,6 +139,7 @@ class Execute(Message):
     seed: str
     clocks: Optional[Dict[str, Any]] = None
     park: bool = True
+    inputs: Optional[List[Any]] = None
 
 
 class Reply(Message):
@@ -183,11 +188,12 @@ class Promote(Message):
 
 
 class Ready(Message):
-    """The kernel stands: sent once, after `Setup`."""
+    """The kernel stands: sent once, after `Setup`. `shares` is what the mark in the folder of inputs says, if any."""
 
     version: int
     python: str
     platform: str
+    shares: str = ""
 
 
 class Output(Message):

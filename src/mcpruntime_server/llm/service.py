@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from hashlib import sha256
@@ -41,7 +41,14 @@ logger = logging.getLogger(__name__)
 class Models:
     """What `ask_llm` and its like ask."""
 
-    def __init__(self, settings: LlmSettings, journal: Journal, broker: Broker | None) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        journal: Journal,
+        broker: Broker | None,
+        resolve: Callable[[Any], Awaitable[Any]] | None = None,
+    ) -> None:
+        self._resolve = resolve  # returns what data is that is only a reference
         self._settings = settings
         self._journal = journal
         self._broker = broker
@@ -55,7 +62,7 @@ class Models:
             if target == "llm.usage":
                 return budget.told()
             if target == "llm.ask":
-                return told(await self._ask(self._question(args), budget, answers))
+                return told(await self._ask(await self._question(args), budget, answers))
             if target == "llm.batch":
                 return await self._batch(args.get("questions"), budget, answers)
         raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
@@ -67,7 +74,7 @@ class Models:
         """
         if self._by_client:
             raise CallFailed("no_model", "There is no model but the client's own, which can name what it saves.")
-        question = self._question({"prompt": prompt, "data": data, "schema": schema})
+        question = await self._question({"prompt": prompt, "data": data, "schema": schema})
         return (await self._ask(question, await self._accounts.owner(session), Answers())).value
 
     # one question -----------------------------------------------------------------------------------
@@ -184,7 +191,7 @@ class Models:
         async def work() -> None:
             for number, each in left:
                 try:
-                    slots[number] = {"ok": True, **told(await self._ask(self._question(each), budget, answers))}
+                    slots[number] = {"ok": True, **told(await self._ask(await self._question(each), budget, answers))}
                 except CallFailed as exc:
                     slots[number] = {"ok": False, "error": {"kind": exc.kind, "message": str(exc), "data": exc.data}}
 
@@ -195,11 +202,12 @@ class Models:
                 tasks.start_soon(work)
         return slots
 
-    def _question(self, given: Any) -> Question:
+    async def _question(self, given: Any) -> Question:
         """Return a question as code has sent it; raises `CallFailed`."""
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
             raise CallFailed("invalid_arguments", "A question has a prompt, which is a text.")
         prompt, data, schema = given["prompt"], given.get("data"), given.get("schema")
+        data = data if self._resolve is None else await self._resolve(data)
         model, limit = given.get("model") or "", given.get("max_tokens") or self._settings.max_tokens
         data = "" if data is None else data if isinstance(data, str) else canonical_json(data)
         if max(len(prompt), len(data)) > MAX_TEXT:

@@ -13,16 +13,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from anyio import Lock, move_on_after
 
-from ..errors import JournalFailed, NotFound
+from ..errors import JournalFailed, McpRuntimeError, NotFound
+from ..inputs.service import Inputs
 from ..journal.events import FileEntry, FilesChanged
 from ..journal.replay import FRESH, INTERRUPTED, UNSEEDED, Recording, load_recording, repeats
 from ..journal.rows import RunRow
 from ..journal.store import Journal
 from ..sandbox.link import Link
 from .calls import Router
+from .placing import Placing
 from .pool import Slot
 from .rebuild import Rebuilt, rebuild_step
 from .request import Limits
@@ -53,9 +56,12 @@ class Arrival:
 class Home:
     """One sandbox, the runs whose end states it holds, and what its workspace contains."""
 
-    def __init__(self, slot: Slot, journal: Journal, router: Router, limits: Limits, lost: dict[str, str]) -> None:
+    def __init__(
+        self, slot: Slot, journal: Journal, router: Router, limits: Limits, lost: dict[str, str], inputs: Inputs
+    ) -> None:
         self.slot = slot
         self.link: Link = slot.link
+        self._placing = Placing(self.link, inputs, limits.files)
         self.turn = Lock()  # held by the session that uses it
         self._users: set[object] = set()
         self._journal = journal
@@ -219,7 +225,8 @@ class Home:
             run.enter_stage(f"executing step {row.step} of {line[-1].step} again, with recorded answers")
             recording = await load_recording(self._journal, row)
             limit = self._limits.files + FILE_OVERHEAD
-            rebuilt = await rebuild_step(self.link, recording, self._router, limit, park=row is line[-1])
+            told = await self._inputs_again(recording, run)
+            rebuilt = await rebuild_step(self.link, recording, self._router, limit, park=row is line[-1], inputs=told)
             self._note_files({path: entry for path, (entry, _) in rebuilt.files.items()}, rebuilt.removed)
             check(recording, rebuilt, strictly=bool(skipped))
             await self._take_rebuilt(recording, rebuilt, run, arrival)
@@ -230,6 +237,20 @@ class Home:
         if skipped:
             listed = ", ".join(map(str, skipped))
             arrival.notes.append(f"What step {listed} did to variables before it was interrupted is not among them.")
+
+    async def provide(self, run: Run) -> None:
+        """Have the inputs of `run` here; raises what `Placing.provide` raises."""
+        if run.inputs:
+            strictly = run.request.recording is not None or run.request.context is not None
+            session = run.report.session
+            run.told_inputs = await self._placing.provide(session, run.inputs, run, strictly=strictly)
+
+    async def _inputs_again(self, recording: Recording, run: Run) -> list[dict[str, Any]]:
+        """Have the inputs of a step here that is executed again; raises `CannotRebuild`."""
+        try:
+            return await self._placing.provide(recording.session, recording.start.context, run, strictly=True)
+        except McpRuntimeError as exc:
+            raise CannotRebuild(f"Step {recording.start.step} cannot be executed again. {exc}") from None
 
     async def _take_rebuilt(self, recording: Recording, rebuilt: Rebuilt, run: Run, arrival: Arrival) -> None:
         """Tell what a step has left that was executed again; mend what a crash kept from being journaled then."""

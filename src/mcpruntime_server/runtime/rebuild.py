@@ -5,9 +5,10 @@ It knows neither sessions nor the order of steps (`home`), and journals nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any
 
 from ..errors import ReplayDiverged
 from ..journal.events import FileEntry
@@ -73,10 +74,18 @@ class Listener:
         return await self._replayer.answer(message, None)
 
 
-async def rebuild_step(link: Link, recording: Recording, router: Router, limit: int, *, park: bool) -> Rebuilt:
+async def rebuild_step(
+    link: Link,
+    recording: Recording,
+    router: Router,
+    limit: int,
+    *,
+    park: bool,
+    inputs: Sequence[Mapping[str, Any]] = (),
+) -> Rebuilt:
     """Execute a recorded step in the state that it began with; raises `SandboxFailed`.
 
-    `limit` bounds, in bytes, what it may print and write.
+    `limit` bounds, in bytes, what it may print and write. `inputs` are what the kernel is told of its inputs.
     """
     start = recording.start
     replayer = Replayer(recording, router)
@@ -91,6 +100,7 @@ async def rebuild_step(link: Link, recording: Recording, router: Router, limit: 
         seed=start.seed,
         clocks=dict(recording.readings),
         park=park,
+        inputs=inputs,
     )
     await link.saved()
     rebuilt = Rebuilt(stopped=stopped is not None, removed=listener.removed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from ..journal.events import Approval
+from ..journal.events import Approval, Input
 from ..journal.replay import Recording
 
 
@@ -31,7 +31,8 @@ class Request:
     something, but for what is `approved`. A `detached` one goes on without anybody waiting for it. A run that
     `resumes` is the recording's own, goes on where that ends, and meets the world from there. A `fresh` one begins
     without variables whatever came before it. One that `looks_up` what its recording does not have gets, of what is on
-    no ledger (modules to import, searches), the world's answers.
+    no ledger (modules to import, searches), the world's answers. `context` are its inputs; None: those of its
+    recording, or else of the run before it.
     """
 
     code: str
@@ -46,6 +47,7 @@ class Request:
     approved: tuple[Approval, ...] = ()
     detached: bool = False
     looks_up: bool = False
+    context: tuple[Input, ...] | None = None
 
 
 def new_run_id() -> str:

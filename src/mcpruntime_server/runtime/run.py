@@ -21,6 +21,7 @@ from ..journal.events import (
     ClocksRead,
     FileEntry,
     FilesChanged,
+    Input,
     Output,
     RunFinished,
     RunQueued,
@@ -82,6 +83,8 @@ class Run:
         self.request = request
         self.id = resumed.start.run if resumed else request.id or new_run_id()
         self.seed = recording.start.seed if recording else secrets.token_hex(16)
+        self.inputs: Sequence[Input] = request.context or ()
+        self.told_inputs: Sequence[Mapping[str, Any]] = ()  # as the kernel knows them
         self.fresh = request.fresh  # whether it begins without the variables of the run before it
         self.detached = request.detached  # it goes on when nobody waits for it
         self.told: dict[str, int] = {}  # what clients have been told of its output
@@ -208,7 +211,8 @@ class Run:
     def _announce(self) -> None:
         self._is_announced = True
         request = self.request
-        self._append(RunQueued(self.id, request.code, request.timeout_s, request.key, request.dry_run))
+        context = None if request.context is None else list(request.context)
+        self._append(RunQueued(self.id, request.code, request.timeout_s, request.key, request.dry_run, context))
 
     def snapshot(self) -> Report:
         """Return what is known of it by now; of its output, what no client has been told yet."""
@@ -348,6 +352,7 @@ class Run:
             dry_run=request.dry_run,
             approved=list(request.approved),
             detached=self.detached,
+            context=list(self.inputs),
         )
         self._append(start)
         self.notify()
@@ -382,7 +387,14 @@ class Run:
         readings = dict(request.recording.readings) if request.recording else None
         try:
             done, stopped = await link.execute(
-                request.code, self.code_name, self, request.timeout_s, self._renewed, seed=self.seed, clocks=readings
+                request.code,
+                self.code_name,
+                self,
+                request.timeout_s,
+                self._renewed,
+                seed=self.seed,
+                clocks=readings,
+                inputs=self.told_inputs,
             )
             self._conclude(done, stopped, link)
         except SandboxFailed as exc:

@@ -21,7 +21,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..errors import InvalidRequest, JournalFailed, SandboxFailed
-from ..journal.events import Approval, SandboxEnded, SandboxStarted, TipMoved
+from ..inputs.service import Inputs
+from ..journal.events import Approval, Input, SandboxEnded, SandboxStarted, TipMoved
 from ..journal.replay import Recording
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
@@ -60,6 +61,7 @@ class Surroundings(Protocol):
     turns: Turns
     lost: dict[str, str]  # runs whose variables cannot be had back, and why
     changed: set[str]  # packages of tools that have changed since the server started
+    inputs: Inputs
     on_code: Callable[[str], None]
 
 
@@ -82,9 +84,11 @@ class Session:
         self._asked: dict[str, str] = {}  # idempotency key -> the run that it has started
         self._holders = 0  # requests during which it must not be closed for being idle
         self._has_turn = False  # in its home
+        self._inputs: tuple[str | None, Sequence[Input]] = None, ()  # of a run, the one that is asked for again
         self.granted: set[str] = set()  # targets of calls that a person has allowed for as long as it lasts
         self.stale = set(around.changed)  # packages of tools that may have changed since its state was reached
         self.closed = anyio.Event()
+        self.closing = False
         if home is not None:
             home.enter(self)
 
@@ -141,9 +145,16 @@ class Session:
         return self._unfinished.index(run) if run in self._unfinished else 0
 
     def start(
-        self, code: str, timeout_s: float, key: str | None = None, *, detached: bool = False, dry_run: bool = False
+        self,
+        code: str,
+        timeout_s: float,
+        key: str | None = None,
+        *,
+        detached: bool = False,
+        dry_run: bool = False,
+        context: tuple[Input, ...] | None = None,
     ) -> Run:
-        """Queue `code`; it runs when the runs before it are over.
+        """Queue `code`; it runs when the runs before it are over. `context` are its inputs; None: as before.
 
         The same request again, by its key or by its code, is the run that it has started, while that is not over; by
         its code alone only if somebody is to wait for it.
@@ -155,10 +166,11 @@ class Session:
             )
         code = strip_fences(code)
         for run in self._unfinished:
-            is_same = run.request.code == code and run.request.dry_run == dry_run and not detached
+            asked = run.request.code, run.request.dry_run, run.request.context
+            is_same = asked == (code, dry_run, context) and not detached
             if run.request.key == key and (key is not None or is_same) and not run.is_cancelled:
                 return run
-        return self.submit(Request(code, timeout_s, key, dry_run=dry_run, detached=detached))
+        return self.submit(Request(code, timeout_s, key, dry_run=dry_run, detached=detached, context=context))
 
     def commit(self, plan: Recording, approvals: Sequence[Approval], timeout_s: float) -> Run:
         """Execute the code of a dry run again, and make those of its planned calls that are approved.
@@ -223,6 +235,7 @@ class Session:
 
     def close(self) -> None:
         """Take no more runs; the session ends when those that are queued are over."""
+        self.closing = True
         self._send.close()
 
     def cancel(self) -> None:
@@ -272,7 +285,29 @@ class Session:
             self.tip, self.step = (parent, step - 1) if run.undone else (run.id, step)
             if run.undone:
                 self.stale |= self._around.changed
+            if not run.undone:
+                self._inputs = run.id, run.inputs
             self._end_turn(run, savers)
+            if any(each["path"] for each in run.inputs):
+                savers.start_soon(self._hash, run)
+
+    async def _hash(self, run: Run) -> None:
+        """Have the journal know the content of large inputs, while nobody waits."""
+        try:
+            await self._around.inputs.hash_files(self.id, run.id, run.inputs, lambda: not self.closing)
+        except JournalFailed as exc:
+            logger.error("the inputs of run %s are not known by content: %s", run.id, exc)
+
+    async def _inputs_of(self, run: Run, parent: str | None) -> Sequence[Input]:
+        """Return what `run`, which follows run `parent`, has as inputs."""
+        request = run.request
+        if request.context is not None:
+            return request.context
+        if request.recording is not None:
+            return request.recording.start.context
+        if self._inputs[0] != parent:
+            self._inputs = parent, await self._around.inputs.context_of(parent)
+        return self._inputs[1]
 
     def _end_turn(self, run: Run, savers: TaskGroup) -> None:
         """Let others of the family use the sandbox; the files that `run` has changed come meanwhile."""
@@ -296,10 +331,12 @@ class Session:
 
     async def _bring(self, home: Home, parent: str | None, run: Run) -> Link:
         run.prepare_in(home.link)
+        run.inputs = await self._inputs_of(run, parent)
         run.state_after_death = partial(self._state_after_death, home, parent)
         arrival = await home.bring(parent, run)
         run.fresh = arrival.fresh and parent is not None
         self._tell(arrival, run)
+        await home.provide(run)
         return home.link
 
     async def _take_turn(self) -> Home:
@@ -318,7 +355,7 @@ class Session:
                 return self.home
         around = self._around
         slot = await around.pool.acquire()
-        self.home = Home(slot, around.journal, around.router, around.limits, around.lost)
+        self.home = Home(slot, around.journal, around.router, around.limits, around.lost, around.inputs)
         self.home.enter(self)
         self.home.turn.acquire_nowait()
         self._has_turn = True

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 
 from ..config import SandboxSettings, ServerSettings
 from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
+from ..inputs.service import Inputs
 from ..journal.events import Answered, RunFinished, RunQueued, SessionOpened
 from ..journal.replay import UNDONE, Recording, load_recording
 from ..journal.rows import Reply, RunRow, SessionRow
@@ -64,6 +65,7 @@ class Runtime:
         *,
         backend: str,
         limits: Limits,
+        inputs: Inputs | None = None,
     ) -> None:
         self.settings = settings
         self.journal = journal
@@ -73,6 +75,7 @@ class Runtime:
         self.limits = limits
         self.turns = Turns(settings.max_runs, settings.max_runs_per_principal)
         self.lost: dict[str, str] = {}  # runs whose variables cannot be had back, and why
+        self.inputs = inputs or Inputs(journal)
         self.changed: set[str] = set()  # packages of tools that have changed since the server started
         self.on_code: Callable[[str], None] = lambda _: None  # told of every run's code, before it runs
         self._tasks = tasks
@@ -376,7 +379,16 @@ def why_not_resumable(recording: Recording) -> str:
 def request_of(queued: RunQueued) -> Request:
     """Return the request of a run that another server was told of, and has not begun."""
     key = queued.idempotency_key
-    return Request(queued.code, queued.timeout_s, key, id=queued.run, dry_run=queued.dry_run, detached=True)
+    context = None if queued.context is None else tuple(queued.context)
+    return Request(
+        queued.code,
+        queued.timeout_s,
+        key,
+        id=queued.run,
+        dry_run=queued.dry_run,
+        detached=True,
+        context=context,
+    )
 
 
 def tell(session: Session, reply: Reply) -> None:
@@ -405,10 +417,11 @@ async def open_runtime(
     backend: Backend,
     *,
     waits_s: float = DAY_S,
+    inputs: Inputs | None = None,
 ) -> AsyncIterator[Runtime]:
     """Run sessions on `backend` until the context is left; then they are closed, as `Session.cancel` says.
 
-    A question that a run waits for is open for `waits_s`.
+    A question that a run waits for is open for `waits_s`. `inputs` finds and keeps those of runs.
     """
     setup = wire.Setup(
         version=wire.VERSION,
@@ -433,7 +446,9 @@ async def open_runtime(
                     items=settings.result_items,
                     waits_s=waits_s,
                 )
-                runtime = Runtime(settings, journal, router, pool, tasks, backend=backend.name, limits=limits)
+                runtime = Runtime(
+                    settings, journal, router, pool, tasks, backend=backend.name, limits=limits, inputs=inputs
+                )
                 tasks.start_soon(runtime.retire_idle)
                 tasks.start_soon(runtime.hear_replies)
                 try:

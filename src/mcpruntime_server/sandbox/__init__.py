@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 
@@ -18,6 +19,9 @@ class SandboxInfo:
     id: str
     backend: str
     image: str
+    inputs: Path | None = None  # the folder on this machine of which it has a view that it cannot write to
+    inputs_inside: str = ""  # where it has that, if it has
+    isolated: bool = True
 
 
 class Channel(Protocol):

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.to_thread import run_sync
 
 from ..config import SandboxSettings
 from ..errors import McpRuntimeError, SandboxFailed, Unavailable
+from ..kernel.wire import INPUTS
 from . import Check, SandboxInfo, hardening, image
 from .engine import Engine
+from .shared import SharedFolders
 from .stream import SandboxStream
 
 if TYPE_CHECKING:
@@ -31,12 +34,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PREFIX = "mcpruntime-"  # of the names of containers; their server's id follows
 OWNER_LABEL = "mcpruntime.owner"
 HOME_LABEL = "mcpruntime.home"
 STDERR_TAIL = 4096  # bytes of a container's stderr kept to explain its death
 SHOWN_TAIL = 300  # characters of it that an error shows
 REMOVE_S = 10.0  # a loaded engine needs seconds to remove a container; after that the sweep does it
 NOT_FOUND = 404
+NO_SUCH_FOLDER = "bind source path does not exist"  # in an engine's words
 DEATH_S = 3  # between the end of the stream and the engine's record of how the container ended
 
 
@@ -153,6 +158,8 @@ class DockerBackend:
         self._facts: dict[str, Any] = {}  # what the engine says of itself
         self._image_id = ""  # of the image in use
         self._cpus: dict[str, tuple[int, ...]] = {}  # of the sandboxes that are open
+        self._inputs = SharedFolders(home.resolve() / "inputs")
+        self._shares = True  # the engine can mount folders of this machine, as far as is known
         for entry in settings.mounts:
             hardening.mount(entry)
 
@@ -164,8 +171,9 @@ class DockerBackend:
     @asynccontextmanager
     async def open(self, greeting: bytes = b"") -> AsyncIterator[DockerChannel]:
         """Start a container; leaving kills and removes it."""
-        name = f"mcpruntime-{self._labels[OWNER_LABEL]}-{secrets.token_hex(6)}"
+        name = f"{PREFIX}{self._labels[OWNER_LABEL]}-{secrets.token_hex(6)}"
         try:
+            folder = await run_sync(self._inputs.make, name)
             found = await self._create(name)
             stream = await self._engine.attach(name)
             async with stream:
@@ -173,12 +181,13 @@ class DockerBackend:
                 sent = sandbox.send_now(greeting)
                 await self._start(name)
                 await sandbox.send(greeting[sent:])
-                yield DockerChannel(
-                    SandboxInfo(name, self.name, found), self._engine, sandbox, self._settings.memory_mb
-                )
+                info = SandboxInfo(name, self.name, found, folder, INPUTS)
+                yield DockerChannel(info, self._engine, sandbox, self._settings.memory_mb)
         finally:
             self._cpus.pop(name, None)
             await self._remove(name)
+            with anyio.CancelScope(shield=True):
+                await run_sync(self._inputs.remove, name)
 
     def _image(self, client: APIClient) -> str:
         if not self._facts:
@@ -209,6 +218,7 @@ class DockerBackend:
         mapped = any(option.startswith(("name=userns", "name=rootless")) for option in options)
         if self._facts.get("CPUSet"):
             self._cpus[name] = hardening.pick_cpus(self._settings, self._cpus.values(), self._facts["NCPU"])
+        shares = self._shares = self._shares and not self._engine.is_remote
         config = hardening.container_config(
             self._settings,
             image_id,
@@ -217,12 +227,17 @@ class DockerBackend:
             self._labels,
             uid=hardening.random_uid(mapped),
             cpuset=",".join(map(str, self._cpus.get(name, ()))),
+            inputs=str(self._inputs.root / name) if shares else "",
         )
         try:
             await self._engine.call(lambda client: client.create_container_from_config(config, name))
         except APIError as exc:
             if exc.status_code == NOT_FOUND:
                 raise image.missing(image.tag_for(self._settings)) from exc
+            if shares and NO_SUCH_FOLDER in str(exc.explanation):
+                self._shares = False  # it is on another machine: inputs go over the link
+                await self._create_from(name, image_id)
+                return
             raise SandboxFailed(f"The engine refused to create the sandbox: {exc.explanation or exc}") from exc
 
     async def _start(self, name: str) -> None:
@@ -252,8 +267,10 @@ class DockerBackend:
         return [*check_engine(facts, self._settings.runtime), check_image(self._settings, found)]
 
     async def sweep(self) -> int:
-        """Remove the containers of this data folder whose server is gone; return how many."""
-        return await self._engine.call(self._sweep)
+        """Remove the containers of this data folder whose server is gone, and their folders; return how many."""
+        count = await self._engine.call(self._sweep)
+        await run_sync(self._inputs.sweep, lambda name: not self._is_alive(owner_in(name)))
+        return count
 
     def _sweep(self, client: APIClient) -> int:
         filters = {"label": f"{HOME_LABEL}={self._labels[HOME_LABEL]}"}
@@ -279,6 +296,11 @@ def remove(client: APIClient, container: str) -> bool:
             raise SandboxFailed(f"The engine did not remove {container}: {exc.explanation or exc}") from exc
         return False
     return True
+
+
+def owner_in(container: str) -> str:
+    """Return the id of the server that has given a container its name."""
+    return container.removeprefix(PREFIX).rpartition("-")[0]
 
 
 def home_digest(home: Path) -> str:

@@ -169,6 +169,11 @@ class Engine:
         why = "may not be used by this user" if denied else f"does not answer: {root_cause(exc)}"
         return Unavailable(f"The Docker engine{where} {why}.", remedy=NO_PERMISSION if denied else NOT_RUNNING)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is reached over a network; one behind a socket of this machine may be elsewhere, too."""
+        return self._address is not None and self._address.scheme != "unix"
+
     async def attach(self, container: str) -> anyio.abc.ByteStream:
         """Return the raw stream of `container`'s stdin and framed stdout and stderr; attach before starting it.
 

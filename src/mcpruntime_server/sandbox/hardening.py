@@ -17,6 +17,7 @@ from typing import Any
 
 from ..config import SandboxSettings
 from ..errors import ConfigError
+from ..kernel.wire import INPUTS
 
 MB = 1024 * 1024
 WORKSPACE = "/workspace"
@@ -28,7 +29,8 @@ FORKING = 2  # processes that are there for a moment while a checkpoint is parke
 OOM_SCORE = 500  # when the host itself runs out of memory, sandboxes die before anything of the host's
 UIDS = range(0x7000_0000, 0x7FFF_0000)  # where distributions allocate neither users nor containers
 MAPPED_UIDS = range(20_000, 60_000)  # an engine with a user namespace of its own has only 65,536 of them
-RESERVED = ("/", "/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin", TMP, WORKSPACE)
+SYSTEM = ("/", "/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")
+RESERVED = (*SYSTEM, TMP, WORKSPACE, INPUTS)
 
 
 def container_config(
@@ -40,8 +42,9 @@ def container_config(
     *,
     uid: int,
     cpuset: str = "",
+    inputs: str = "",
 ) -> dict[str, Any]:
-    """Return the body of the engine's "create container" request for one sandbox."""
+    """Return the body of the engine's "create container" request for one sandbox; it sees the folder `inputs`."""
     return {
         "Image": image,
         "Entrypoint": list(argv[:1]),
@@ -58,7 +61,7 @@ def container_config(
         "OpenStdin": True,
         "StdinOnce": True,  # a server that is gone, however it went, is an end of file, and the kernel exits
         "NetworkDisabled": True,
-        "HostConfig": host_config(settings, uid, cpuset),
+        "HostConfig": host_config(settings, uid, cpuset, inputs),
     }
 
 
@@ -74,7 +77,7 @@ def environment(settings: SandboxSettings) -> dict[str, str]:
     }
 
 
-def host_config(settings: SandboxSettings, uid: int, cpuset: str) -> dict[str, Any]:
+def host_config(settings: SandboxSettings, uid: int, cpuset: str, inputs: str = "") -> dict[str, Any]:
     """Return the restrictions that the engine enforces on one sandbox."""
     parked_mb = settings.checkpoint_mb if settings.checkpoints else 0
     memory = (settings.memory_mb + settings.workspace_mb + settings.tmp_mb + parked_mb) * MB
@@ -90,7 +93,7 @@ def host_config(settings: SandboxSettings, uid: int, cpuset: str) -> dict[str, A
             WORKSPACE: tmpfs(settings.workspace_mb, f"exec,mode=0700,uid={uid},gid={uid}"),
             "/dev/shm": tmpfs(settings.tmp_mb, "noexec,mode=1777"),  # noqa: S108 - the sandbox's own
         },
-        "Mounts": [mount(entry) for entry in settings.mounts],
+        "Mounts": [*map(mount, settings.mounts), *([bind(inputs, INPUTS)] if inputs else [])],
         "Memory": memory,
         "MemorySwap": memory,
         "PidsLimit": settings.pids + (settings.checkpoints + FORKING if settings.checkpoints else 0),
@@ -143,11 +146,16 @@ def mount(entry: str) -> dict[str, Any]:
             f"`[sandbox] mounts` has {entry!r}, which would expose or hide a system folder.",
             remedy="Name a folder of your own, and a place for it such as `/data`.",
         )
+    return bind(source, target, writable=mode == "rw")
+
+
+def bind(source: str, target: str, *, writable: bool = False) -> dict[str, Any]:
+    """Return the mount of a folder of the engine's machine."""
     return {
         "Type": "bind",
         "Source": source,
         "Target": target,
-        "ReadOnly": mode != "rw",
+        "ReadOnly": not writable,
         "BindOptions": {"Propagation": "rprivate"},
     }
 

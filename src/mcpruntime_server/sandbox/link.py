@@ -11,7 +11,8 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -88,6 +89,7 @@ class Link:
         self._tasks = tasks
         self._checkpoints = checkpoints
         self.closed = anyio.Event()
+        self.inputs: Path | None = None  # the folder whose files it sees, if it sees any
         self.python = ""
         self.platform = ""
         self.restarts: list[str] = []
@@ -131,11 +133,13 @@ class Link:
         seed: str = "",
         clocks: Mapping[str, list[float]] | None = None,
         park: bool = True,
+        inputs: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[wire.Done, Stopped | None]:
         """Run `code`; return how it ended, and why if it was stopped from outside. One run at a time.
 
         The packages of tools named in `stale` have changed since they were imported. All chance follows from `seed`;
-        `clocks` are readings that the code is told again. `park`: keep the state at its end, to be promoted.
+        `clocks` are readings that the code is told again. `park`: keep the state at its end, to be promoted. `inputs`
+        are what `CONTEXT` is.
 
         Past `timeout_s` the code is interrupted, then its interpreter is killed. Raises `SandboxFailed` if the sandbox
         dies, breaks the protocol or does not react.
@@ -147,7 +151,8 @@ class Link:
             self._current = current
             try:
                 told = None if clocks is None else dict(clocks)
-                self._send(wire.Execute(current.number, code, name, list(stale), seed, told, park))
+                context = list(map(dict, inputs)) or None
+                self._send(wire.Execute(current.number, code, name, list(stale), seed, told, park, context))
                 await self._wait(current)
             finally:
                 self._current = None
@@ -286,6 +291,8 @@ class Link:
         match message:
             case wire.Ready():
                 self.python, self.platform = message.python, message.platform
+                if not self.info.isolated or message.shares == self.info.id:
+                    self.inputs = self.info.inputs
                 self._ready.set()
             case wire.Restarted():
                 self.restarts.append(message.reason)

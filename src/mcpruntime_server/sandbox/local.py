@@ -91,6 +91,7 @@ class LocalBackend:
         name = f"{self._owner}-{secrets.token_hex(6)}"
         workspace = self._root / name / "workspace"
         workspace.mkdir(parents=True, mode=0o700)
+        (workspace.parent / "inputs").mkdir()
         try:
             async with self._process(name, workspace) as channel:
                 await channel.send(greeting)
@@ -114,9 +115,9 @@ class LocalBackend:
                 start_new_session=True,
             )
         try:
-            yield LocalChannel(
-                SandboxInfo(name, self.name, f"python:{sys.version.split()[0]}"), SandboxStream(stream), process
-            )
+            inputs, python = workspace.parent / "inputs", f"python:{sys.version.split()[0]}"
+            info = SandboxInfo(name, self.name, python, inputs, str(inputs), isolated=False)
+            yield LocalChannel(info, SandboxStream(stream), process)
         finally:
             with anyio.move_on_after(EXIT_S, shield=True):
                 await stream.aclose()  # the kernel reads the end, kills what it started, and exits

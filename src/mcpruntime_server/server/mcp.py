@@ -122,6 +122,7 @@ def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
         wait_s: Annotated[float | None, Field(ge=0, le=MAX_S)] = None,
         background: bool = False,
         dry_run: bool = False,
+        context: Annotated[list[Any] | None, Field(description="Inputs, read in code as CONTEXT")] = None,
         run: str | None = None,
         answers: dict[str, Any] | None = None,
         cancel: bool = False,
@@ -130,13 +131,15 @@ def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
             if ctx.request_state is not None:
                 return await runs.answer_form(ctx, ctx.request_state, wait_s)
             if run is not None:
-                check_about_run(code, answers, dry_run=dry_run, cancel=cancel)
+                check_about_run(code, answers, dry_run=dry_run, cancel=cancel, context=context)
                 return await runs.attach(ctx, run, answers, 0.0 if background else wait_s, cancel=cancel)
             if code is None:
                 raise InvalidRequest("There is nothing to run.", remedy="Give `code`, or `run` to attach to one.")
             if answers is not None or cancel:
                 raise InvalidRequest("`answers` and `cancel` are about a run.", remedy="Name it with `run`.")
-            return await runs.start(ctx, code, session, timeout_s, wait_s, background=background, dry_run=dry_run)
+            return await runs.start(
+                ctx, code, session, timeout_s, wait_s, background=background, dry_run=dry_run, context=context
+            )
         except McpRuntimeError as exc:
             return refusal(exc)
 
@@ -150,10 +153,12 @@ def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
     return tool
 
 
-def check_about_run(code: str | None, answers: Any, *, dry_run: bool, cancel: bool) -> None:
+def check_about_run(code: str | None, answers: Any, *, dry_run: bool, cancel: bool, context: Any) -> None:
     """Raise `InvalidRequest` if these do not go with each other, or not with `run`."""
     if code is not None:
         raise InvalidRequest("`code` starts a run and `run` attaches to one.", remedy="Give one of them.")
+    if context is not None:
+        raise InvalidRequest("`context` is about `code`: a run that there is has its inputs.", remedy="Leave it out.")
     if dry_run:
         raise InvalidRequest(
             "`dry_run` is about `code`: how a run that there is meets the world is settled.",

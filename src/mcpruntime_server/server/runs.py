@@ -19,6 +19,7 @@ from mcp.types import CallToolResult, ElicitRequest, ElicitResult, InputRequired
 
 from ..config import Config
 from ..errors import InvalidRequest, NotFound, Unavailable
+from ..inputs.sources import resolve
 from ..journal.replay import load_recording
 from ..journal.rows import RunRow, SessionRow
 from ..runtime.history import load_report
@@ -74,13 +75,20 @@ class Runs:
         *,
         background: bool,
         dry_run: bool,
+        context: Sequence[Any] | None = None,
     ) -> Answer:
         """Start a run, or find the one that the same request has started before, and wait for it."""
         key = key_of(ctx)
         if key is not None and (again := await self._answered(session, key)) is not None:
             return again
         found = await self._default.find(session)
-        run = found.start(code, timeout_s or self._config.sandbox.timeout_s, key, detached=background, dry_run=dry_run)
+        inputs = None
+        if context is not None:
+            with found.held():
+                await self._runtime.settle(found.id)
+                inputs = await resolve(self._runtime.inputs, context, found.tip)
+        limit_s = timeout_s or self._config.sandbox.timeout_s
+        run = found.start(code, limit_s, key, detached=background, dry_run=dry_run, context=inputs)
         return await self._follow(ctx, found, run, 0.0 if background else wait_s)
 
     async def attach(

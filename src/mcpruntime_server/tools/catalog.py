@@ -124,6 +124,11 @@ class Catalog:
         """What the router calls, by the first part of a call's target."""
         return {"tools": self.call, "catalog": self.answer}
 
+    @property
+    def upstreams(self) -> dict[str, Upstream]:
+        """The upstreams by their Python names."""
+        return {name: server.upstream for name, server in self._servers.items()}
+
     def package_names(self) -> list[str]:
         """Return the names under which upstreams are importable; starts none of them."""
         return list(self._servers)

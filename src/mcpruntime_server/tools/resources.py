@@ -37,22 +37,23 @@ def identity(upstream: Upstream) -> str:
 
 async def list_resources(upstream: Upstream) -> list[UpstreamResource]:
     """Return the resources of an upstream; none if it has none. Raises `CallFailed`."""
-
-    async def pages(client: Client) -> list[types.Resource]:
-        if client.server_capabilities.resources is None:
-            return []
-        found: dict[str, types.Resource] = {}
-        cursor: str | None = None
-        for _ in range(MAX_PAGES):
-            page = await client.list_resources(cursor=cursor)
-            found |= {str(each.uri): each for each in page.resources}
-            cursor = page.next_cursor
-            if not cursor or not page.resources or len(found) > MAX_RESOURCES:
-                break
-        return list(found.values())[:MAX_RESOURCES]
-
-    listed = await upstream.ask("resources/list", pages)
+    listed = await upstream.ask("resources/list", resources_of)
     return [UpstreamResource(str(each.uri), each.mime_type or "", _version(each)) for each in listed]
+
+
+async def resources_of(client: Client) -> list[types.Resource]:
+    """Return the resources that a connected server lists, within bounds."""
+    if client.server_capabilities.resources is None:
+        return []
+    found: dict[str, types.Resource] = {}
+    cursor: str | None = None
+    for _ in range(MAX_PAGES):
+        page = await client.list_resources(cursor=cursor)
+        found |= {str(each.uri): each for each in page.resources}
+        cursor = page.next_cursor
+        if not cursor or not page.resources or len(found) > MAX_RESOURCES:
+            break
+    return list(found.values())[:MAX_RESOURCES]
 
 
 def _version(resource: types.Resource) -> str:

@@ -1,0 +1,265 @@
+"""The inputs of all sessions: kept, found again, read on behalf of code, and put before sandboxes.
+
+Rule 1: up to `MAX_CONTENT` bytes an input is kept by content, in the journal; a larger file by what it was, and is
+hashed when nobody waits. Where it is not that any more, an error says so: nothing else is ever put in its place.
+Rule 2: a reference comes from hostile code. It is looked for among the inputs of the line of the very run that asks.
+It knows neither sandboxes nor the protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from anyio.to_thread import run_sync
+
+from ..errors import CallFailed, InputChanged, InvalidRequest, NotFound
+from ..journal.events import Input, InputHashed, RunStarted, canonical_json
+from ..journal.scope import scope
+from ..journal.store import Journal
+from . import files, place
+from .files import Roots
+
+MAX_CONTENT = 16 << 20  # bytes of an input that is kept by content
+MAX_PIECE = 64 << 20  # bytes of a piece that are read at once
+SESSIONS = 200  # whose inputs are remembered
+SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")  # libraries go by it
+REFERENCE = "$piece"  # the only key of what stands for a piece
+
+Read = Callable[[str], Awaitable[tuple[str, bytes]]]  # the name and the content of an upstream's resource
+
+
+async def no_resources(address: str) -> tuple[str, bytes]:
+    """Raise `InvalidRequest`: there are no upstreams."""
+    raise InvalidRequest(f"No server has {address!r:.200}: none is configured.")
+
+
+class Inputs:
+    """What is known of inputs; `roots` is where files may come from, `resource` reads those of upstreams."""
+
+    def __init__(self, journal: Journal, roots: Sequence[Path] = (), resource: Read = no_resources) -> None:
+        self.journal = journal
+        self.roots = Roots(tuple(roots), journal.data_dir)
+        self.resource = resource
+        self._known: OrderedDict[str, dict[str, Input]] = OrderedDict()  # by session and id
+        self._walked: dict[str, str] = {}  # session to the run whose line has been looked through
+        self._digests: dict[tuple[str, str], str] = {}  # of files, by path and stamp
+
+    # making them --------------------------------------------------------------------------------------
+
+    async def of_text(self, text: str, name: str = "text") -> Input:
+        """Return a text as an input."""
+        return await self.of_bytes(text.encode("utf-8", "backslashreplace"), name)
+
+    async def of_bytes(self, data: bytes, name: str) -> Input:
+        """Return content as an input; raises `JournalFailed` if it cannot be kept."""
+        return Input(
+            name=name, digest=await self.journal.put_blob(data), path="", size=len(data), stamp="", start=0, end=None
+        )
+
+    async def of_file(self, path: str, name: str = "") -> Input:
+        """Return a file below one of the roots as an input; raises `InvalidRequest`."""
+        made, data = await run_sync(self._look, path, name)
+        return made if data is None else await self.of_bytes(data, made["name"])
+
+    def _look(self, path: str, name: str) -> tuple[Input, bytes | None]:
+        with self.roots.opened(path) as (fd, real):
+            info = os.fstat(fd)
+            name = name or os.path.basename(path)
+            stamp = files.stamp_of(info)
+            made = Input(name=name, digest="", path=real, size=info.st_size, stamp=stamp, start=0, end=None)
+            if info.st_size > MAX_CONTENT:
+                return made, None
+            data = files.read(fd, 0, info.st_size)
+            if len(data) != info.st_size or files.stamp_of(os.fstat(fd)) != stamp:
+                raise InvalidRequest(f"{path!r:.200} changed while it was read.", remedy="Try again when it is whole.")
+            return made, data
+
+    async def of_piece(self, session: str, run: str, reference: Any, name: str = "") -> Input:
+        """Return a part of an input of run `run` as an input of its own, for another session.
+
+        `reference` is what code has sent (`Piece.as_data()`). Raises `CallFailed` if it names no such piece.
+        """
+        entry, start, end = await self._piece(session, run, reference)
+        name = name or f"{entry['name']} {start}:{end}"
+        if end - start <= MAX_CONTENT:
+            return await self.of_bytes(await self._bytes(entry, start, end), name)
+        return Input(**{**entry, "name": name, "start": start, "end": end})
+
+    # what code refers to ------------------------------------------------------------------------------
+
+    async def resolved(self, data: Any) -> Any:
+        """Return what a question is about, read where it is a reference; raises `CallFailed`. Needs a call's scope."""
+        if not isinstance(data, dict) or data.keys() != {REFERENCE}:
+            return data
+        asking = scope()
+        entry, start, end = await self._piece(asking.session, asking.run, data)
+        return (await self._bytes(entry, start, end)).decode("utf-8", "replace")
+
+    async def _piece(self, session: str, run: str, reference: Any) -> tuple[Input, int, int]:
+        told = reference.get(REFERENCE) if isinstance(reference, dict) else None
+        if not isinstance(told, dict) or type(told.get("start")) is not int or type(told.get("end")) is not int:
+            raise CallFailed("invalid_arguments", "This is no reference to a piece of an input.")
+        entry = await self._find(session, run, told.get("input"))
+        start, end = told["start"], told["end"]
+        last = entry["size"] if entry["end"] is None else entry["end"]
+        if not entry["start"] <= start <= end <= last:
+            raise CallFailed("invalid_arguments", f"The input {entry['name']!r} has no piece {start}:{end}.")
+        return entry, start, end
+
+    async def _find(self, session: str, run: str, key: Any) -> Input:
+        if not isinstance(key, str):
+            raise CallFailed("invalid_arguments", "This is no reference to a piece of an input.")
+        if key not in self._known.get(session, {}) and self._walked.get(session) != run:
+            self._walked[session] = run
+            for row in await self.journal.line(run):
+                self.note(session, await self.context_of(row.id))
+        found = self._known.get(session, {}).get(key)
+        if found is None:
+            raise CallFailed("invalid_arguments", "This piece is of no input that the session has had.")
+        return found
+
+    def note(self, session: str, inputs: Sequence[Input]) -> None:
+        """Remember that code of a session may refer to these."""
+        if inputs:
+            self._known.setdefault(session, {}).update({id_of(each): each for each in inputs})
+            self._known.move_to_end(session)
+            if len(self._known) > SESSIONS:
+                self._walked.pop(self._known.popitem(last=False)[0], None)
+
+    async def context_of(self, run: str | None) -> list[Input]:
+        """Return the inputs of a run, as the journal has them; None has none."""
+        if run is None:
+            return []
+        row = await self.journal.run(run)
+        damage: list[str] = []
+        stored = await self.journal.events(row.session, run=run, kind="run_started", damage=damage)
+        return [each for one in stored if isinstance(one.event, RunStarted) for each in one.event.context]
+
+    async def _bytes(self, entry: Input, start: int, end: int) -> bytes:
+        if end - start > MAX_PIECE:
+            raise CallFailed("invalid_arguments", f"A piece has at most {MAX_PIECE:,} bytes, not {end - start:,}.")
+        try:
+            return await run_sync(self._read, entry, start, end)
+        except InputChanged as exc:
+            raise CallFailed("input_changed", exc.message) from None
+
+    def _read(self, entry: Input, start: int, end: int) -> bytes:
+        fd = self._open(entry)
+        try:
+            data = files.read(fd, start, end)
+            if len(data) != end - start or (entry["path"] and not self._is_same(fd, entry)):
+                raise changed(entry)
+            return data
+        finally:
+            os.close(fd)
+
+    # what they are on the disk ------------------------------------------------------------------------
+
+    def _open(self, entry: Input) -> int:
+        """Return a descriptor of the content; raises `InputChanged`."""
+        try:
+            if entry["digest"]:
+                return os.open(self.journal.blobs.path(entry["digest"]), os.O_RDONLY | os.O_CLOEXEC)
+            with self.roots.opened(entry["path"]) as (fd, _):
+                if not self._is_same(fd, entry):
+                    raise changed(entry)
+                return os.dup(fd)
+        except (InvalidRequest, NotFound, OSError) as exc:
+            raise InputChanged(f"The input {entry['name']!r} is gone: {exc}", remedy=GIVE_ANEW) from None
+
+    def _is_same(self, fd: int, entry: Input) -> bool:
+        """Return whether an open file is what it was, by its stamp or else by its content, as far as that is known."""
+        info = os.fstat(fd)
+        if info.st_size != entry["size"]:
+            return False
+        known = self._digests.get((entry["path"], entry["stamp"]))
+        stamp = files.stamp_of(info)
+        if stamp == entry["stamp"]:
+            return True
+        if known is None:
+            return False
+        if (entry["path"], stamp) not in self._digests:
+            self._digests[entry["path"], stamp] = [*files.digest_of(fd)][-1]
+        return self._digests[entry["path"], stamp] == known
+
+    def put(self, entry: Input, target: Path, tell: place.Tell) -> int:
+        """Have `target` hold the content of an input; return when that was modified (ns). Call it in a worker thread.
+
+        Raises `InputChanged`, `Unavailable`, and what `tell` raises, which is told of the bytes that are copied.
+        """
+        fd = self._open(entry)
+        try:
+            if entry["digest"] or not place.link(fd, target):
+                place.copy(fd, target, tell, entry["digest"])
+            info = os.fstat(fd)
+            if entry["path"] and not self._is_same(fd, entry):
+                target.unlink()
+                raise changed(entry)
+            return 0 if entry["digest"] else info.st_mtime_ns
+        finally:
+            os.close(fd)
+
+    def content(self, entry: Input) -> bytes:
+        """Return all of it; raises `InputChanged`. Call it in a worker thread."""
+        return self._read(entry, 0, entry["size"])
+
+    # digests, when nobody waits -----------------------------------------------------------------------
+
+    async def load_digests(self, session: str) -> None:
+        """Learn what the journal knows of the content of a session's files."""
+        for stored in await self.journal.events(session, kind="input_hashed", damage=[]):
+            if isinstance(stored.event, InputHashed):
+                self._digests[stored.event.path, stored.event.stamp] = stored.event.digest
+
+    async def hash_files(self, session: str, run: str, inputs: Sequence[Input], goes_on: Callable[[], bool]) -> None:
+        """Journal the content of those that are files, so that they are known again under another stamp."""
+        for entry in inputs:
+            key = entry["path"], entry["stamp"]
+            if entry["path"] and key not in self._digests:
+                digest = await run_sync(self._hash, entry, goes_on, abandon_on_cancel=True)
+                if digest:
+                    self._digests[key] = digest
+                    self.journal.append(session, InputHashed(*key, digest), run)
+
+    def _hash(self, entry: Input, goes_on: Callable[[], bool]) -> str:
+        try:
+            fd = self._open(entry)
+        except InputChanged:
+            return ""
+        try:
+            for digest in files.digest_of(fd):
+                if digest and files.stamp_of(os.fstat(fd)) == entry["stamp"]:
+                    return digest
+                if not goes_on():
+                    break
+            return ""
+        finally:
+            os.close(fd)
+
+
+GIVE_ANEW = "Give it anew with `context`."
+
+
+def changed(entry: Input) -> InputChanged:
+    """Return the error that the file of an input is another one by now."""
+    message = f"The file behind the input {entry['name']!r} has changed since it was given."
+    return InputChanged(message, remedy=GIVE_ANEW)
+
+
+def id_of(entry: Input) -> str:
+    """Return what an input is called between code and host: it follows from its content, and tells nothing of it."""
+    facts = [entry["digest"], entry["path"], entry["stamp"], entry["size"], entry["start"], entry["end"]]
+    return sha256(canonical_json(facts).encode()).hexdigest()[:16]
+
+
+def file_name(entry: Input) -> str:
+    """Return the name of the file that has the content of an input, which may be more than its part."""
+    facts = [entry["digest"], entry["path"], entry["stamp"], entry["size"]]
+    suffix = SUFFIX.search(entry["name"])
+    return sha256(canonical_json(facts).encode()).hexdigest()[:16] + (suffix[0] if suffix else "")

@@ -1,0 +1,186 @@
+"""Inputs as a client gives them: what code sees of them, and that every way back to a state has the same."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.server.conftest import entry
+
+from .client import Connection, connect, write_settings
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+import fake_llm
+
+LOCAL = {"backend": "local", "pool_size": 0}
+LARGE = 17 << 20  # bytes: more than is kept by content
+
+
+def settings(folder: Path, **more: Any) -> Path:
+    (folder / "files").mkdir(parents=True, exist_ok=True)
+    return write_settings(folder, sandbox=LOCAL, server={"context_roots": [str(folder / "files")]}, **more)
+
+
+def large_file(path: Path, word: str = "needle") -> Path:
+    path.write_bytes(b"line of text\n" * (LARGE // 13) + f"{word}\n".encode())
+    return path
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Connection]:
+    async with connect(settings(tmp_path)) as connection:
+        yield connection
+
+
+async def test_inputs_stay_until_others_are_given_and_go_with_their_step(server: Connection) -> None:
+    first = await server.run("CONTEXT.text", context=[{"text": "one"}], session="s")
+    assert first.value == "one"
+    assert await server.value("[CONTEXT.text, CONTEXT_DATA.names]", "s") == ["one", ["text"]]
+    second = await server.run("old = CONTEXT_DATA[1]; CONTEXT_DATA['b'].text", "s", context=[{"text": "a"}, TWO])
+    assert second.value == "two"
+    assert await server.value("len(CONTEXT_DATA)", "s") == 2
+    assert (await server.run("'CONTEXT' in globals()", "s", context=[])).value is False
+    assert await server.value("old.text", "s") == "two"
+    await server.replay("rewind", "s", step=2)
+    assert await server.value("CONTEXT.text", "s") == "one"
+    await server.replay("fork", "s", step=3, name="forked")
+    assert await server.value("CONTEXT.text", "s") == "one"
+
+
+TWO = {"text": "two", "name": "b"}
+
+
+async def test_a_fork_has_the_inputs_of_the_step_that_it_begins_at(server: Connection) -> None:
+    await server.run("x = CONTEXT.text", "s", context=[{"text": "one"}])
+    await server.run("y = CONTEXT.text", "s", context=[TWO])
+    forked = await server.replay("fork", "s", step=1, name="branch")
+    assert not forked.failed, forked.text
+    assert await server.value("[x, CONTEXT.text]", "branch") == ["one", "one"]
+    assert await server.value("[x, y, CONTEXT.text]", "s") == ["one", "two", "two"]
+
+
+async def test_files_of_the_workspace_and_of_roots_and_packed_ones_are_inputs(
+    server: Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "files" / "log.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
+    await server.run("import os; os.mkdir('d'); open('d/f.csv', 'w').write('a,b\\n1,2\\n')", "s")
+    given = ["d/f.csv", f"file://{tmp_path}/files/log.gz", {"source": "workspace:d/f.csv", "name": "again"}]
+    found = await server.run("[list(CONTEXT_DATA[0].rows()), list(CONTEXT_DATA[1])]", "s", context=given)
+    assert found.value == [[{"a": "1", "b": "2"}], ["one", "two"]]
+    assert await server.value("CONTEXT_DATA.names", "s") == ["f.csv", "log.gz", "again"]
+    assert (await server.run("open('d/f.csv', 'w').write('changed'); CONTEXT_DATA[0].text", "s")).value == "a,b\n1,2\n"
+
+
+async def test_requests_that_make_no_sense_say_what_would(server: Connection, tmp_path: Path) -> None:
+    (tmp_path / "files" / "out").symlink_to("/etc/passwd")
+    for given, wrong in (
+        (["/etc/passwd"], "context[0], '/etc/passwd'"),
+        ([f"{tmp_path}/files/../server.toml"], "not in a folder"),
+        ([f"{tmp_path}/files/out"], "not in a folder"),
+        (["none.txt"], "has no file 'none.txt'"),
+        ([{"text": "x"}, 3], "context[1], 3"),
+    ):
+        refused = await server.run("1", context=given)
+        assert refused.failed
+        assert wrong in refused.text
+        assert "[invalid_request]" in refused.text
+    run = await server.run("1", "s")
+    refused = await server.client.call_tool("run_code", {"run": run.run, "context": []})
+    assert refused.is_error
+
+
+async def test_a_rerun_and_a_rebuild_have_the_same_inputs_and_the_same_chance(tmp_path: Path) -> None:
+    path = settings(tmp_path)
+    large = large_file(tmp_path / "files" / "large.txt")
+    code = "taken = [line.start for line in CONTEXT_DATA[0].sample(5)]; [taken, CONTEXT_DATA[1].text]"
+    async with connect(path) as server:
+        first = await server.run(code, "s", context=[str(large), TWO])
+        again = await server.replay("rerun", "s", run=first.run)
+        assert "The same as recorded" in again.text
+    async with connect(path) as server:
+        later = await server.run("[taken, CONTEXT_DATA[1].text, len(CONTEXT_DATA[0].grep('needle'))]", "s")
+        assert later.value == [*first.value, 1], later.text
+        assert "executed again" in later.note
+
+
+async def test_a_large_file_that_has_changed_is_never_taken_for_what_it_was(tmp_path: Path) -> None:
+    path = settings(tmp_path)
+    large = large_file(tmp_path / "files" / "large.txt")
+    async with connect(path) as server:
+        first = await server.run("count = len(CONTEXT.grep('needle'))", "s", context=[str(large)])
+        assert first.value == 1
+    large_file(large, "noodle")
+    async with connect(path) as server:
+        later = await server.run("'count' in globals()", "s")
+        assert later.value is False
+        assert "Step 1 cannot be executed again. The input 'large.txt' is gone" in later.note or "changed" in later.note
+        read = await server.run("CONTEXT.peek()", "s")
+        assert "InputChanged" in read.text
+        again = await server.replay("rerun", "s", run=first.run)
+        assert "[input_changed]" in again.text
+        anew = await server.run("len(CONTEXT.grep('noodle'))", "s", context=[str(large)])
+        assert anew.value == 1
+
+
+async def test_a_file_that_shrinks_while_it_is_read_is_an_error_in_the_code(server: Connection, tmp_path: Path) -> None:
+    large = large_file(tmp_path / "files" / "large.txt")
+    await server.run("lines = iter(CONTEXT.lines()); next(lines)", "s", context=[str(large)])
+    os.truncate(large, 5 << 20)
+    failed = await server.run("sum(1 for _ in lines)", "s")
+    assert "InputChanged: The file behind the input 'large.txt' has changed since it was given." in failed.text
+
+
+async def test_a_run_that_goes_on_after_the_death_of_its_server_has_its_inputs(tmp_path: Path) -> None:
+    path = settings(tmp_path, mcpServers={"paced": entry("paced", str(tmp_path / "gate"))})
+    code = "import time\nopen('begun', 'w').close()\nprint(CONTEXT.text)\ntime.sleep(3)\nCONTEXT.text"
+    async with connect(path) as server:
+        begun = await server.run(code, "s", background=True, context=[TWO])
+        queued = await server.run("CONTEXT.text * 2", "s", background=True, context=[{"text": "queued"}])
+        [pid] = server.pids
+        os.kill(pid, signal.SIGKILL)
+    async with connect(path) as server:
+        for run, value in ((begun.run, "two"), (queued.run, "queuedqueued")):
+            with anyio.fail_after(60):
+                answer: dict[str, Any] = {}
+                while answer.get("status") != "ok":
+                    told = await server.client.call_tool("run_code", {"run": run})
+                    answer = told.structured_content or {}
+            assert answer["value"] == value
+
+
+async def test_a_piece_is_asked_about_without_its_text_leaving_the_sandbox(tmp_path: Path) -> None:
+    with fake_llm.serving() as model:
+        given = {"model": "echo", "api_base": model.url, "api_key": fake_llm.KEY}
+        async with connect(settings(tmp_path, llm=given)) as server:
+            text = {"text": "first line\nsecond line ä\n"}
+            asked = await server.run("ask_llm('Which?', CONTEXT.lines()[1])", "s", context=[text])
+            assert "\nsecond line ä\n</data " in asked.value
+            assert "second" not in str(asked.calls)
+            assert "$piece" in str(asked.calls)
+            batch = "[slot.value for slot in CONTEXT.map(lambda piece: ask_llm('Say', piece), max_chars=11)]"
+            assert [("first line" in each) for each in await server.value(batch, "s")] == [True, False, False]
+            both = await server.value("ask_llm('Both?', [CONTEXT.slice(0, 5), CONTEXT.slice(6, 10)])", "s")
+            assert '["first","line"]' in both
+            again = await server.replay("rerun", "s", run=asked.run)
+            assert "The same as recorded" in again.text
+            id_ = await server.value("CONTEXT.id", "s")
+            forged = f"ask_llm('Tell', {{'$piece': {{'input': {id_!r}, 'start': 0, 'end': 5}}}})"
+            assert "first" in await server.value(forged, "s")
+            stolen = await server.run(forged, "thief")
+            assert "of no input that the session has had" in stolen.text
+
+
+async def test_a_skill_cannot_be_made_of_what_was_only_given_to_one_session(server: Connection) -> None:
+    run = await server.run("total = sum(len(line) for line in CONTEXT)\ntotal", "s", context=[{"text": "a\nbc"}])
+    assert run.value == 3
+    kept = await server.client.call_tool("save_skill", {"run": run.run, "name": "counts"})
+    assert "active" not in str(kept.structured_content.get("state", "")) if kept.structured_content else kept.is_error
