@@ -26,12 +26,15 @@ TABLE: Mapping[str, frozenset[str]] = {
     "policy": RECORDS,
     "skills": RECORDS,
     "llm": RECORDS,
+    "agent": RECORDS | {"llm"},
     "runtime": RECORDS | {"sandbox"},
     "server": RECORDS | {"skills", "runtime"},
-    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server"},
+    "app": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "agent", "runtime", "server"},
     "terminal": frozenset(),
     "demo": frozenset({"errors", "config", "terminal"}),
-    "cli": RECORDS | {"sandbox", "tools", "policy", "skills", "llm", "runtime", "server", "app", "terminal", "demo"},
+    "cli": RECORDS
+    | {"sandbox", "tools", "policy", "skills", "llm", "agent", "runtime", "server"}
+    | {"app", "terminal", "demo"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from .agent.sub_agents import SubAgents
 from .config import Config, ServerSettings, Verdict
 from .errors import McpRuntimeError, Unavailable
 from .journal import lease
@@ -30,6 +31,7 @@ from .sandbox import Backend, Check
 from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.docker import DockerBackend
 from .sandbox.local import LocalBackend
+from .server.agents import open_agent_session
 from .server.mcp import build_server
 from .server.stdio import stdio_streams
 from .skills.guides import Guides
@@ -108,6 +110,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
         async with open_journal(folder, held) as journal, open_tools(config) as catalog, opened(config.llm) as litellm:
             packages = None if config.sandbox.image else config.sandbox.packages
             models = Models(config.llm, journal, broker_of(config.llm, litellm))
+            agents = SubAgents(models)
             guides = Guides(config.skills.folders)
             library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
             router = Router(
@@ -116,6 +119,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                     "catalog": Route(catalog.answer, lambda _: "read", listed=False),
                     "skills": Route(library.answer, lambda _: "read", listed=False),
                     "llm": Route(models.answer, lambda _: "read"),
+                    "agent": Route(agents.answer, agents.effect),
                 }
             )
             async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
@@ -126,6 +130,8 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                 async with open_runtime(*settings, journal, router, backend, waits_s=waits_s) as runtime:
                     catalog.on_change = runtime.package_changed
                     library.open_trial = partial(open_trial, runtime, GATE)
+                    agents.open_place = partial(open_agent_session, runtime, config)
+                    runtime.costs = models.costs
                     runtime.on_code = partial(anticipate, catalog, background)
                     if resumes:
                         background.start_soon(resume, runtime)

@@ -28,7 +28,8 @@ class Stored:
 class SessionRow:
     """A session; `tip` is the run that the next one starts from, `owner` the server that holds it, `runs` a count.
 
-    `origin` is the run that it was forked at and `purpose` what it is for, as in `SessionOpened`.
+    `origin` is the run that it was forked at, or whose agent works in it, and `purpose` what it is for, as in
+    `SessionOpened`.
     """
 
     id: str

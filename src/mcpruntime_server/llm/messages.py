@@ -101,11 +101,18 @@ def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
         value = json.loads(fenced[1] if fenced else said)
     except (ValueError, RecursionError) as exc:
         raise ValueError(f"it is no JSON ({exc})") from None
+    if problem := problem_of(value, schema):
+        raise ValueError(problem)
+    return value
+
+
+def problem_of(value: Any, schema: Mapping[str, Any]) -> str:
+    """Return where and how a value does not follow a schema, "" if it does; raises `CallFailed` if that is none."""
     try:
         jsonschema.Draft202012Validator(schema, registry=Registry()).validate(value)  # fetches nothing
     except ValidationError as exc:
         place = exc.json_path if exc.path else "the value"
-        raise ValueError(f"{place}: {exc.message[:SHOWN]}") from None
+        return f"{place}: {exc.message[:SHOWN]}"
     except (Unresolvable, RecursionError) as exc:
         raise CallFailed("invalid_arguments", f"The schema refers to what is not there: {str(exc)[:SHOWN]}") from None
-    return value
+    return ""

@@ -6,36 +6,30 @@ Rule 2: errors are errors, never texts that look like answers. Credentials are i
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import anyio
 
-from ..config import LlmSettings
+from ..config import Limits, LlmSettings
 from ..errors import CallFailed, McpRuntimeError, NotFound
 from ..journal.events import canonical_json
 from ..journal.scope import Scope, scope
 from ..journal.store import Journal
+from .asker import Asker
 from .budget import Budget
 from .caller import Caller
 from .messages import check_schema, messages_of, repaired, value_of
-from .model import Answer, Broker, Messages, ModelFailed, Question, Usage
+from .model import Answer, Broker, Messages, Question, Usage
 
 MAX_BATCH = 10_000  # questions of one call
 MAX_TEXT = 20_000_000  # characters of a prompt or of its data
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a question is asked again
 KEPT = 2_000  # answers of a session
 SESSIONS = 200  # whose answers and budgets are remembered
-OVERHEAD = 64  # tokens that a provider may add to a question
-NO_MODEL = (
-    "No model is configured. There are three ways to have one: [llm] model with its provider's key in the environment; "
-    "[llm] broker = \"caller\", with which the client's own model answers; or [llm] api_base, a server like OpenAI's."
-)
 
 
 class Models:
@@ -44,12 +38,12 @@ class Models:
     def __init__(self, settings: LlmSettings, journal: Journal, broker: Broker | None) -> None:
         self._settings = settings
         self._journal = journal
-        self._broker = broker
-        self._at_once = MAX_BATCH if isinstance(broker, Caller) else None  # its questions are put all at once
-        self._prices: dict[str, tuple[float, float]] = {}
+        self.asker = Asker(settings, broker)
+        self._at_once = MAX_BATCH if self.asker.is_caller else None  # its questions are put all at once
         self._principals: dict[str, Budget] = {}
         self._sessions: OrderedDict[str, tuple[Budget, OrderedDict[str, Answer]]] = OrderedDict()
         self._runs: OrderedDict[str, Budget] = OrderedDict()
+        self._agents: dict[str, tuple[Budget, OrderedDict[str, Answer]]] = {}  # that work, by their sessions
 
     async def answer(self, target: str, args: dict[str, Any]) -> Any:
         """Answer `llm.ask {question}`, `llm.batch {questions}` or `llm.usage {}`; raises `CallFailed`."""
@@ -91,46 +85,11 @@ class Models:
         return answer
 
     async def _complete(self, messages: Messages, question: Question, budget: Budget) -> tuple[str, Usage]:
-        """Put messages before the model, as often as it takes; return what it said and what that cost."""
-        settings, model = self._settings, question.model or self._settings.model
-        broker = self._broker
-        if broker is None or not (model or self._at_once):
-            raise CallFailed("no_model", NO_MODEL)
-        price_in, price_out = await self._price(broker, model)
-        size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages) + OVERHEAD
-        amount = Usage(1, size, question.max_tokens, size * price_in + question.max_tokens * price_out)
-        wait_s = FIRST_WAIT_S
-        async with budget.slot() if self._at_once is None else nullcontext():
-            for attempt in range(settings.retries + 1):
-                reserved = budget.reserve(amount)
-                used = Usage(1)
-                try:
-                    done = await broker.complete(
-                        messages,
-                        model=model,
-                        max_tokens=question.max_tokens,
-                        timeout_s=settings.timeout_s,
-                        schema=question.schema,
-                    )
-                    used = done.usage
-                    return done.text, used
-                except ModelFailed as exc:
-                    if not exc.is_passing or attempt == settings.retries:
-                        raise CallFailed(exc.kind, exc.message) from None
-                    pause_s = max(wait_s * random.uniform(0.5, 1.0), min(exc.after_s, LONGEST_WAIT_S))  # noqa: S311
-                finally:
-                    reserved.settle(used)
-                await anyio.sleep(pause_s)
-                wait_s = min(wait_s * 2, LONGEST_WAIT_S)
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _price(self, broker: Broker, model: str) -> tuple[float, float]:
-        if model not in self._prices:
-            try:
-                self._prices[model] = await broker.price(model)
-            except ModelFailed as exc:
-                raise CallFailed(exc.kind, exc.message) from None
-        return self._prices[model]
+        """Put messages before the model; return what it said and what that cost."""
+        done = await self.asker.complete(
+            messages, budget, model=question.model, max_tokens=question.max_tokens, schema=question.schema
+        )
+        return done.text, done.usage
 
     # many -------------------------------------------------------------------------------------------
 
@@ -173,6 +132,8 @@ class Models:
     async def _budget(self, asking: Scope) -> tuple[Budget, OrderedDict[str, Answer]]:
         """Return the budget of a run, and the answers that its session has had."""
         settings = self._settings
+        if asking.session in self._agents:
+            return self._agents[asking.session]
         if asking.session not in self._sessions:
             principal = await self._principal_of(asking.session)
             top = self._principals.setdefault(principal, Budget("principal", settings.principal))
@@ -187,6 +148,25 @@ class Models:
                 self._runs.popitem(last=False)
         return self._runs[asking.run], cache
 
+    async def agent_budget(self, asking: Scope, limits: Limits) -> Budget:
+        """Return what an agent may use that the run `asking` begins; raises `CallFailed` beyond the depth."""
+        budget, _ = await self._budget(asking)
+        return budget.child(limits)
+
+    @contextmanager
+    def agent(self, session: str, budget: Budget) -> Iterator[None]:
+        """Have what code in an agent's session asks be paid from the agent's budget."""
+        self._agents[session] = budget, OrderedDict()
+        try:
+            yield
+        finally:
+            del self._agents[session]
+
+    def costs(self, run: str) -> dict[str, float]:
+        """Return what a run has paid models for, its agents included; empty if nothing."""
+        used = self._runs[run].used if run in self._runs else Usage()
+        return {f"llm_{what}": amount for what, amount in cost_of(used).items() if amount}
+
     async def _principal_of(self, session: str) -> str:
         try:
             return (await self._journal.session(session)).principal
@@ -196,14 +176,17 @@ class Models:
 
 def told(answer: Answer) -> dict[str, Any]:
     """Return an answer as code gets it."""
-    usage = answer.usage
-    cost: Mapping[str, Any] = {
+    return {"value": answer.value, "usage": cost_of(answer.usage), "cached": answer.is_cached}
+
+
+def cost_of(usage: Usage) -> dict[str, Any]:
+    """Return what questions cost, as code gets it."""
+    return {
         "calls": usage.calls,
         "tokens_in": usage.tokens_in,
         "tokens_out": usage.tokens_out,
         "usd": usage.usd,
     }
-    return {"value": answer.value, "usage": cost, "cached": answer.is_cached}
 
 
 def broker_of(settings: LlmSettings, litellm: Broker) -> Broker | None:

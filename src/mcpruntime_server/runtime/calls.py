@@ -237,7 +237,8 @@ class Router:
                 started = time.perf_counter()
                 if route.effect(call.target) == "write":
                     await _flush(call, log)
-                enter(Scope(log.session, log.run, partial(self._put, call, number, entry, log)))
+                put = partial(self._put, call, number, entry, log)
+                enter(Scope(log.session, log.run, put, log.questions.away, log.questions.tell))
                 value = await route.call(call.target, args)
             entry.ms = _ms_since(started)
             log.finish(number, value, None, entry.ms)

@@ -13,7 +13,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,6 +77,10 @@ class Waiting(Protocol):
         """Tell who watches it that something has changed."""
         ...
 
+    def enter_stage(self, stage: str) -> None:
+        """Tell who watches it what it is about."""
+        ...
+
 
 class Questions:
     """The questions of one run; `granted` are the targets that were allowed for the whole session."""
@@ -94,6 +99,7 @@ class Questions:
         self._granted_here: set[str] = set()
         self._refused: Counter[str] = Counter()  # targets of calls
         self._count = 0
+        self._away = 0  # calls that wait for something else than an answer
         self._answered: dict[str, Answered] = {}
         self._left_open: dict[Matter, Asked] = {}  # asked before the server died, and not answered
         self._early: dict[str, tuple[Any, str]] = {}  # by question: an answer that came before it is asked again
@@ -145,8 +151,7 @@ class Questions:
         if asked is None:
             asked = await self._ask(kind, number, args, list(covers), about)
         question = Question(self._run, asked, target, args, line)
-        if not self.open:
-            self._host.pause()
+        self._host.pause()
         self.open[question.id] = question
         try:
             if question.id in self._early:
@@ -159,10 +164,31 @@ class Questions:
         finally:
             self.open.pop(question.id, None)
             self._host.notify()
-        if not self.open:
+        if not self.is_paused:
             await self._host.go_on()
         assert question.answer is not None, "it has just been settled"
         return question.answer
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the run waits for something, so that its time stands still."""
+        return bool(self.open) or self._away > 0
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Have the run wait for something else than an answer, which takes turns of its own to execute."""
+        self._host.pause()
+        self._away += 1
+        try:
+            yield
+        finally:
+            self._away -= 1
+        if not self.is_paused:
+            await self._host.go_on()
+
+    def tell(self, stage: str) -> None:
+        """Tell who watches the run what it waits for."""
+        self._host.enter_stage(stage)
 
     async def _ask(
         self, kind: str, number: int, args: Mapping[str, Any], covers: list[Approval], about: Mapping[str, Any]
