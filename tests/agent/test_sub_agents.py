@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import fake_llm
+from tests.server.client import Connection
 
-from tests.server.client import Connection, connect
-
-from .conftest import program, settings
+from .conftest import program
 
 
 async def test_an_agent_writes_sees_mends_and_submits(server: Connection, model: fake_llm.Server) -> None:

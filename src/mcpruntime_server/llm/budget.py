@@ -95,6 +95,16 @@ class Budget:
             level._began = now if level._began is None else level._began
         return Reservation(self, amount)
 
+    def spend(self, used: Usage) -> None:
+        """Count what was paid without having been reserved."""
+        for level in self.levels():
+            level.used += used
+
+    @property
+    def of_agents(self) -> Usage:
+        """What the agents that were begun here have used, as far as they are told apart."""
+        return sum((each.used for each in self.agents), Usage())
+
     def _check(self, amount: Usage, now: float) -> None:
         taken = self.used + self.reserved
         for what, limit in self._limits.amounts().items():

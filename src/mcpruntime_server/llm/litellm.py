@@ -69,6 +69,13 @@ class LiteLlm:
         one, other = told["price"]
         return one, other
 
+    async def window(self, model: str) -> int:
+        """Return how many tokens a model takes in; 0 where that is not known."""
+        with suppress(ModelFailed):
+            told = await self._request({"price": True, "model": self._name_of(model)}, self._settings.timeout_s)
+            return int(told["window"])
+        return 0
+
     def _name_of(self, model: str) -> str:
         """Return a model as litellm names it: behind an address of one's own it speaks OpenAI's protocol."""
         return f"openai/{model}" if self._settings.api_base and "/" not in model else model

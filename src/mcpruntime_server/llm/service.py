@@ -21,7 +21,7 @@ from ..journal.events import canonical_json
 from ..journal.scope import Scope, scope
 from ..journal.store import Journal
 from .asker import Asker
-from .budget import Budget
+from .budget import Budget, minus
 from .caller import Caller
 from .messages import check_schema, messages_of, repaired, value_of
 from .model import Answer, Broker, Messages, Question, Usage
@@ -163,9 +163,13 @@ class Models:
             del self._agents[session]
 
     def costs(self, run: str) -> dict[str, float]:
-        """Return what a run has paid models for, its agents included; empty if nothing."""
-        used = self._runs[run].used if run in self._runs else Usage()
-        return {f"llm_{what}": amount for what, amount in cost_of(used).items() if amount}
+        """Return what a run has paid models for, apart from that its agents have; empty if nothing."""
+        if run not in self._runs:
+            return {}
+        budget = self._runs[run]
+        own, agents = cost_of(minus(budget.used, budget.of_agents)), cost_of(budget.of_agents)
+        found = {**{f"llm_{what}": own[what] for what in own}, **{f"agents_{what}": agents[what] for what in agents}}
+        return {name: amount for name, amount in {"agents": len(budget.agents), **found}.items() if amount}
 
     async def _principal_of(self, session: str) -> str:
         try:

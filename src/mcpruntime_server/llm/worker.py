@@ -100,7 +100,8 @@ class Worker:
             known = self._litellm.get_model_info(model)
         except Exception:  # noqa: BLE001 - a model that is not listed has no known price
             known = {}
-        return {"price": [known.get("input_cost_per_token") or 0.0, known.get("output_cost_per_token") or 0.0]}
+        price = [known.get("input_cost_per_token") or 0.0, known.get("output_cost_per_token") or 0.0]
+        return {"price": price, "window": known.get("max_input_tokens") or 0}
 
     def _described(self, exc: Exception) -> dict[str, Any]:
         """Return an error without credentials; the provider's own words on a refused key may quote it."""
