@@ -30,9 +30,9 @@ def _unscripted(model: fake_llm.Server) -> None:
     model.script()
 
 
-def settings(folder: Path, model: fake_llm.Server, server: dict[str, Any] | None = None, **llm: Any) -> Path:
+def settings(folder: Path, asked: fake_llm.Server, server: dict[str, Any] | None = None, **llm: Any) -> Path:
     """Write the settings of a server whose questions the model answers."""
-    given = {"model": "echo", "api_base": model.url, "api_key": KEY, "retries": 0, **llm}
+    given = {"model": "echo", "api_base": asked.url, "api_key": KEY, "retries": 0, **llm}
     return write_settings(folder, sandbox=SMALL, llm=given, server=server or {})
 
 

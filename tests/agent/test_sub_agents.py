@@ -278,7 +278,7 @@ async def test_a_question_of_an_agent_is_named_where_its_run_is_looked_at_and_ca
     upstreams = {"counted": entry("counted", str(tmp_path / "done"))}
     path = write_settings(tmp_path, sandbox=SMALL, llm=llm, policy=policy, mcpServers=upstreams)
     async with connect(path) as server:
-        asked = await server.run("sub_agent('Act')", wait_s=4)
+        asked = await server.run("sub_agent('Act')")
         assert asked.status == "running"
         found = re.search(r"Run (r_\S+) of a sub-agent waits for an answer", asked.text)
         assert found is not None, asked.text

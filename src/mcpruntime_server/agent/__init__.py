@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config, Limits, load
+from ..errors import McpRuntimeError
 
 if TYPE_CHECKING:
     from .reference import Agent
@@ -50,17 +51,27 @@ async def create_agent(
 
     config = load() if config is None else config
     llm = config.llm.model_copy(update={"model": model}) if model else config.llm
+    failure: Exception | None = None
     async with opened(llm) as litellm:
-        asker = Asker(llm, broker_of(llm, litellm))
-        asker.check_drives("")
-        async with connected(config, target, model) as client:
-            yield Agent(
-                asker,
-                lambda: Server(client, on_wait),
-                Budget("the agent", Limits(usd=usd)),
-                window=await litellm.window(llm.model),
-                packages=await package_names(client),
-                recursive=recursive,
-                steps=steps,
-                keeps=keeps,
-            )
+        try:
+            asker = Asker(llm, broker_of(llm, litellm))
+            asker.check_drives("")
+            async with connected(config, target, model) as client:
+                made = Agent(
+                    asker,
+                    lambda: Server(client, on_wait),
+                    Budget("the agent", Limits(usd=usd)),
+                    window=await litellm.window(llm.model),
+                    packages=await package_names(client),
+                    recursive=recursive,
+                    steps=steps,
+                    keeps=keeps,
+                )
+                try:
+                    yield made
+                except Exception as exc:  # noqa: BLE001 - raised below, out of the groups of what is open here
+                    failure = exc
+        except McpRuntimeError as exc:
+            failure = exc
+    if failure is not None:
+        raise failure

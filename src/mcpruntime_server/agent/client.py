@@ -25,6 +25,7 @@ Target = Any  # what the SDK's client connects to: a URL, a server, a transport,
 PACKAGES = re.compile(r"servers as packages: (?!none)([\w, ]+?)(?: and \d+ more)?\.")
 UNFINISHED = ("queued", "running", "waiting")
 PRINTED = ("stdout", "stderr")
+OF_AGENTS = "sub-agent waits"  # in the note of a run: what its agents wait for
 QUERY_CHARS = 300  # of a task, to look for skills with
 WAITS = "run {run} waits for a person: {calls}; answer with `mcpruntime-server approvals {run}`"
 
@@ -45,6 +46,8 @@ class Server:
             if told["status"] == "waiting":
                 calls = ", ".join(wait["call"] for wait in told["waiting_for"])
                 self._on_wait(WAITS.format(run=told["run"], calls=calls))
+            elif OF_AGENTS in told.get("note", ""):
+                self._on_wait(told["note"])
             told = await self.call("run_code", run=told["run"])
             printed = {name: printed[name] + told.get(name, "") for name in PRINTED}
         return {**told, **{name: text for name, text in printed.items() if text}}

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib import resources
+from itertools import islice
 from string import Template
 from typing import Any
 
@@ -36,6 +37,7 @@ TASK_CHARS = 100_000
 KEPT = 20_000  # characters of an answer that the model is shown again
 BRIEF = 300  # characters of an old message, where there are too many
 RECENT = 6  # messages at the end that are never shortened
+FENCES = 20  # that may stand inside one program
 OPENED = re.compile(r"^[ \t]*(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$", re.MULTILINE)
 PYTHON = ("python", "py", "python3", "repl", "ipython", "pycon", "tool_code")
 
@@ -102,7 +104,7 @@ def program_in(said: str) -> str:
     blocks = list(blocks_in(said))
     marked = [code for language, code in blocks if language in PYTHON]
     found = marked or [code for language, code in blocks if not language]
-    program = "\n".join(found).strip("\n")
+    program = "\n".join(found)
     if program.strip():
         return program
     if "SUBMIT(" in said and is_python(said):
@@ -120,16 +122,16 @@ def blocks_in(said: str) -> Iterator[tuple[str, str]]:
         language = language_of(opened["info"])
         closing = re.compile(rf"^[ \t]*{opened['mark'][0]}{{{len(opened['mark'])},}}[ \t]*$", re.MULTILINE)
         begins = min(opened.end() + 1, len(said))
-        ends = [found.span() for found in closing.finditer(said, begins)]
+        ends = [found.span() for found in islice(closing.finditer(said, begins), FENCES)]
         if not ends:
             if is_python(said[begins:]):
-                yield language, dedented(said[begins:])
+                yield language, dedented(said[begins:]).strip("\n")
                 return
             raise NoProgram(CUT)
         first, place = ends[0]
         if language in PYTHON and not is_python(said[begins:first]):
             first, place = next(((at, end) for at, end in ends[1:] if is_python(said[begins:at])), ends[0])
-        yield language, dedented(said[begins:first])
+        yield language, dedented(said[begins:first]).strip("\n")
 
 
 def language_of(info: str) -> str:

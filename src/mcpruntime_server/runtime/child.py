@@ -45,7 +45,7 @@ class Child:
 
 def waits_of(run: Run) -> str:
     """Return what a run waits for, "" if for nothing that anybody could do something about."""
-    return WAITS.format(run.id, run.id, run.id) if run.questions.open else run.stage if run.questions.is_paused else ""
+    return WAITS.format(run.id, run.id, run.id) if run.questions.open else run.questions.elsewhere
 
 
 @asynccontextmanager

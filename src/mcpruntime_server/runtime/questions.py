@@ -89,6 +89,7 @@ class Questions:
         self, journal: Journal, session: str, run: str, host: Waiting, *, expires_s: float, granted: set[str]
     ) -> None:
         self.open: dict[str, Question] = {}
+        self.elsewhere = ""  # what is asked where agents of the run work
         self.find_hints: Callable[[Mapping[str, Any]], Awaitable[list[str]]] | None = None
         self._journal = journal
         self._session = session
@@ -187,7 +188,8 @@ class Questions:
             await self._host.go_on()
 
     def tell(self, stage: str) -> None:
-        """Tell who watches the run what it waits for."""
+        """Tell who watches the run what others wait for that it waits for; "" for nothing."""
+        self.elsewhere = stage
         self._host.enter_stage(stage)
 
     async def _ask(

@@ -186,6 +186,11 @@ class Run:
         return "waiting" if self.questions.open else "running"
 
     @property
+    def asks(self) -> set[str]:
+        """What it wants to have answered, its agents included."""
+        return {*self.questions.open, *filter(None, [self.questions.elsewhere])}
+
+    @property
     def goes_on_elsewhere(self) -> bool:
         """Whether it is to outlive this server: it waits for an answer, or nobody waits for it."""
         return bool(self.questions.open) or self.detached

@@ -244,7 +244,8 @@ class Runs:
         while True:
             left_s = max(until - anyio.current_time(), 0.0)
             if left_s or run.finished.is_set():
-                known = () if asking.can_ask(ctx) else run.told_questions
+                asked_here = run.questions.open if asking.can_ask(ctx) else ()
+                known = run.told_questions.difference(asked_here)
                 await wait_for(run, ctx, left_s, until_news=until_news, known=known)
             questions = asking.for_person(run)
             if run.finished.is_set() or not questions or not asking.can_ask(ctx) or not left_s:
@@ -311,7 +312,7 @@ class Runs:
             return await self.end_of(session, run, run.last_report())
         report = run.snapshot()
         self._note_told(report)
-        run.told_questions.update(run.questions.open)
+        run.told_questions.update(run.asks)
         before = session.runs_before(run)
         if before and session.waiting:
             first = session.waiting[0].id
