@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import fake_llm
-from tests.server.client import Answer, Connection, answer_of, connect, write_settings
+from tests.server.client import COMMAND, Answer, Connection, answer_of, connect, write_settings
 from tests.server.conftest import entry
 from tests.server.test_resume import until
 
@@ -303,3 +305,38 @@ async def test_the_key_is_in_nothing_that_an_agent_leaves(tmp_path: Path, model:
         assert "refuses the key" in failed.text
     for file in (tmp_path / "data").rglob("*"):
         assert not file.is_file() or wrong.encode() not in file.read_bytes()
+
+
+async def test_agents_are_told_as_a_tree_of_their_sessions(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script(
+        {"match": "Task:\nabove", "reply": program("SUBMIT(sub_agent_batch('below', [1, 2])[1].value)")},
+        {"match": "Task:\nbelow", "reply": program("SUBMIT(CONTEXT)"), "times": 2},
+    )
+    path = settings(tmp_path, model)
+    async with connect(path) as server:
+        assert await server.value("sub_agent('above')", session="mine") == 2
+        own = await server.replay("list", "mine")
+        assert len(own.steps) == 1
+    listed = told(path, "replay", "list")
+    assert "… and 3 agents, which --all lists" in listed
+    assert "agent of mine:1" in told(path, "replay", "list", "--all")
+    assert "[tip, 1 agent]" in told(path, "replay", "list", "mine")
+    shown = told(path, "replay", "show", "mine", "1")
+    tree = shown.partition("  agents\n")[2].partition("  value")[0]
+    assert [re.sub(" +", " ", line).split("ok")[0].strip() for line in tree.splitlines()] == [
+        *("└─ " + re.findall(r"s_\S+", tree)[0], "step 1"),
+        *("├─ " + re.findall(r"s_\S+", tree)[1], "│ step 1", "│ step 2"),
+        *("└─ " + re.findall(r"s_\S+", tree)[2], "step 1", "step 2"),
+    ]
+    found = json.loads(told(path, "replay", "show", "mine", "1", "--json"))
+    [above] = found[0]["agents"] if isinstance(found, list) else found["agents"]
+    assert [len(below["runs"]) for below in above["runs"][0]["agents"]] == [2, 2]
+    told(path, "replay", "export", above["session"], str(tmp_path / "agent.zip"))
+    assert "agent.zip" not in told(path, "replay", "import", str(tmp_path / "agent.zip"))
+
+
+def told(path: Path, *words: str) -> str:
+    """Return what the command line says."""
+    done = subprocess.run([COMMAND, "--config", str(path), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .events import Event
 
+AGENT = "agent"  # the purpose of sessions in which an agent works that a run has begun
 Row = tuple[int, str | None, float, str, int, str, str | None]  # n, run, at, kind, version, body, large of an event
 
 

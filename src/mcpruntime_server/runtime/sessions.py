@@ -19,7 +19,7 @@ from ..config import SandboxSettings, ServerSettings
 from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
 from ..journal.events import Answered, RunFinished, RunQueued, SessionOpened
 from ..journal.replay import UNDONE, Recording, load_recording
-from ..journal.rows import Reply, RunRow, SessionRow
+from ..journal.rows import AGENT, Reply, RunRow, SessionRow
 from ..journal.store import Journal
 from ..kernel import wire
 from ..sandbox import Backend
@@ -32,7 +32,6 @@ from .session import HANDLE, SAVE_S, Session, new_session_id
 from .turns import Turns
 
 RERUN = "rerun"  # the purpose of sessions in which runs are only executed again
-AGENT = "agent"  # of sessions in which an agent works that a run has begun
 ONLY_AGAIN = "It only executed another run again."
 UNDRIVEN = "Its agent ended with its server."
 CLOSE_S = (
