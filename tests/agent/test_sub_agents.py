@@ -263,7 +263,7 @@ async def test_a_crash_in_the_middle_leaves_the_call_in_doubt_and_nothing_is_beg
         asked = await attach(server, started.run, wait_s=30)
         assert asked.status == "waiting", asked.text
         assert asked.waiting_for[0]["kind"] == "in_doubt"
-        told = await attach(server, started.run, answers={"q1": {"result": {"value": "by hand"}}})
+        told = await attach(server, started.run, answers={"q1": {"result": "by hand"}})
         assert told.value == ["by hand", "after"]
         assert wrote.read_text() == "x"
 
@@ -340,3 +340,57 @@ def told(path: Path, *words: str) -> str:
     done = subprocess.run([COMMAND, "--config", str(path), *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+async def test_code_that_waits_no_more_for_an_agent_ends_it(
+    server: Connection, model: fake_llm.Server, tmp_path: Path
+) -> None:
+    hang = f"import time\ntry:\n    time.sleep(600)\nfinally:\n    open({str(tmp_path / 'gone')!r}, 'w')"
+    model.script({"match": "Task:\nlinger", "reply": program(hang)})
+    code = """
+import asyncio
+try:
+    await asyncio.wait_for(asub_agent('linger'), 3)
+except asyncio.TimeoutError:
+    told = 'waited no more'
+told"""
+    assert await server.value(code) == "waited no more"
+    await until((tmp_path / "gone").exists)
+
+
+async def test_a_planned_agent_works_when_the_plan_is_committed(server: Connection, model: fake_llm.Server) -> None:
+    model.script({"match": "Task:\ncommit", "reply": program("SUBMIT(5)")})
+    planned = await server.run("found = sub_agent('commit')\nfound", session="commits", dry_run=True)
+    assert planned.status == "waiting"
+    done = await attach(server, planned.run, answers={"*": "allow"})
+    assert done.value == 5
+
+
+async def test_a_program_that_kills_its_interpreter_or_takes_too_long_is_told_to_the_model(
+    tmp_path: Path, model: fake_llm.Server
+) -> None:
+    model.script(
+        {"match": "Task:\nDie", "reply": program("kept = 1\nimport os\nos._exit(3)")},
+        {"match": "Step 1 of 20: crashed", "reply": program("import time\ntime.sleep(60)")},
+        {"match": "Step 2 of 20: timeout", "reply": program("SUBMIT('kept' in globals())")},
+    )
+    path = settings(tmp_path, model)
+    path.write_text(path.read_text().replace("[sandbox]", "[sandbox]\ntimeout_s = 2.0"))
+    async with connect(path) as server:
+        assert await server.value("sub_agent('Die')") is False
+
+
+async def test_a_conversation_that_is_too_long_is_shortened(server: Connection, model: fake_llm.Server) -> None:
+    too_long = {"fault": "400", "message": "This model's maximum context length is 10 tokens"}
+    model.script(
+        {"match": "Task:\nLong", "reply": program("'x' * 5000")},
+        {"match": "Step 1 of 20: ok", **too_long, "times": 2},
+        {"match": "Step 1 of 20: ok", "reply": program("SUBMIT('fits')")},
+    )
+    assert await server.value("sub_agent('Long')") == "fits"
+
+
+async def test_a_large_value_comes_whole(server: Connection, model: fake_llm.Server) -> None:
+    model.script({"match": "Task:\nLarge", "reply": program("SUBMIT(['row ' * 20] * len(CONTEXT))")})
+    code = "found = sub_agent('Large', 'x' * 20_000)\n[len(found), len(set(found)), found[-1] == 'row ' * 20]"
+    assert await server.value(code) == [20_000, 1, True]

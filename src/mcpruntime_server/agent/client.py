@@ -27,6 +27,8 @@ UNFINISHED = ("queued", "running", "waiting")
 PRINTED = ("stdout", "stderr")
 OF_AGENTS = "sub-agent waits"  # in the note of a run: what its agents wait for
 QUERY_CHARS = 300  # of a task, to look for skills with
+IS_CUT = "value is cut"  # in the note of a run
+TOO_LARGE = "So it was not submitted: submit less, or write it to a file and submit its name."
 WAITS = "run {run} waits for a person: {calls}; answer with `mcpruntime-server approvals {run}`"
 
 
@@ -50,6 +52,8 @@ class Server:
                 self._on_wait(told["note"])
             told = await self.call("run_code", run=told["run"])
             printed = {name: printed[name] + told.get(name, "") for name in PRINTED}
+        if told.get("submitted") and IS_CUT in told.get("note", ""):
+            told |= {"submitted": False, "note": f"{told['note']} {TOO_LARGE}"}
         return {**told, **{name: text for name, text in printed.items() if text}}
 
     async def skills_for(self, task: str) -> str:

@@ -15,11 +15,14 @@ from typing import Any, Protocol
 from ..errors import CallFailed
 from ..llm.messages import problem_of
 from ..llm.model import Completion, Messages, Usage
-from .conversation import KEPT, Brief, NoProgram, fitted, headed, message, opening, program_in, shown
+from .conversation import KEPT, Brief, NoProgram, facts_of, fitted, headed, message, opening, program_in, shown
+from .given import Given
 
 FAILED = "agent_failed"
 STEPS = 20  # unless somebody says otherwise
 ROOM = 200_000  # characters of a conversation, unless the model's window is known to be smaller
+LEAST_ROOM = 8_000  # characters: a conversation that is too long with so many has a task that is
+TOO_LONG = "llm_too_long"
 LAST_WORDS = 1_000  # characters of what the model said last, in an error
 
 
@@ -85,7 +88,7 @@ async def solve(brief: Brief, world: World, room: int = ROOM) -> AsyncIterator[E
     """Yield what happens until something that will do is submitted; raises `CallFailed`, by default `agent_failed`."""
     messages, said = opening(brief), ""
     for step in range(1, brief.steps + 1):
-        done = await world.ask(fitted(messages, room))
+        done, room = await _ask(world, messages, room)
         said = done.text
         yield Answered(step, said, done.usage)
         messages.append(message("assistant", said[:KEPT]))
@@ -115,3 +118,24 @@ async def solve(brief: Brief, world: World, room: int = ROOM) -> AsyncIterator[E
         remedy="Give it more steps, a smaller task, or a better model.",
         data={"steps": brief.steps, "last": said[:LAST_WORDS]},
     )
+
+
+async def _ask(world: World, messages: Messages, room: int) -> tuple[Completion, int]:
+    """Return what the model says to as much of a conversation as it takes, and how much that is."""
+    while True:
+        try:
+            return await world.ask(fitted(messages, room)), room
+        except CallFailed as exc:
+            if exc.kind != TOO_LONG or room < LEAST_ROOM:
+                raise
+        room //= 2
+
+
+async def hand_over(world: World, material: Given | None) -> str:
+    """Have the material in the agent's namespace and return what its model is told of it; raises `CallFailed`."""
+    if material is None:
+        return ""
+    result = await world.execute(material.code)
+    if result["status"] != "ok":
+        raise CallFailed(FAILED, f"The context could not be handed over: {facts_of(result)[:LAST_WORDS]}")
+    return material.told

@@ -7,7 +7,7 @@ Rule 2: what its own questions and its programs' have cost counts against one bu
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CallFailed
@@ -19,10 +19,9 @@ from . import loop
 from .client import Server
 from .conversation import Brief
 from .given import given, text_of
-from .loop import ROOM, STEPS, Submitted, solve
+from .loop import ROOM, STEPS, TOO_LONG, Submitted, hand_over, solve
 from .route import SHARE, TOKEN, Route, route
 
-TOO_LONG = "llm_too_long"
 WHOLE = ("calls", "tokens_in", "tokens_out")  # figures of usage that are whole numbers
 
 
@@ -39,6 +38,14 @@ class Cost:
     def total(self) -> Usage:
         """All of it."""
         return self.own + self.programs + self.agents
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.own + other.own,
+            self.programs + other.programs,
+            self.agents + other.agents,
+            self.begun + other.begun,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,10 +106,12 @@ class Agent:
         self, task: str, context: Any = None, *, schema: Mapping[str, Any] | None = None
     ) -> Finished:
         """Return how a task ended; raises `McpRuntimeError` if it came to no answer."""
+        finished: Finished | None = None
         async for event in self.stream(task, context, schema=schema):
             if isinstance(event, Finished):
-                return event
-        raise AssertionError("it ends with an answer or raises")
+                finished = event
+        assert finished is not None, "it ends with an answer or raises"
+        return finished
 
     async def stream(
         self, task: str, context: Any = None, *, schema: Mapping[str, Any] | None = None
@@ -114,18 +123,21 @@ class Agent:
         way = route(task, size, self._window, recursive=self._recursive, packages=self._packages)
         yield Routed(way)
         desk = Desk(self._asker, self._budget, self._new_server())
-        if way.way == "question":
-            try:
-                value = await desk.answer(Question(task, text_of(context), schema))
-            except CallFailed as exc:
-                if exc.kind != TOO_LONG:
-                    raise
-                yield Routed(Route("programs", "The model cannot read the material at once."))
-            else:
-                yield self._finished(value, 1, desk)
-                return
-        async for event in self._by_programs(task, context, schema, desk):
-            yield event
+        try:
+            if way.way == "question":
+                try:
+                    value = await desk.answer(Question(task, text_of(context), schema))
+                except CallFailed as exc:
+                    if exc.kind != TOO_LONG:
+                        raise
+                    yield Routed(Route("programs", "The model cannot read the material at once."))
+                else:
+                    yield Finished(value, 1, desk.server.session, desk.cost)
+                    return
+            async for event in self._by_programs(task, context, schema, desk):
+                yield event
+        finally:
+            self.cost += desk.cost
 
     async def _by_programs(
         self, task: str, context: Any, schema: Mapping[str, Any] | None, desk: Desk
@@ -133,32 +145,16 @@ class Agent:
         skills = await desk.server.skills_for(task)
         if skills:
             yield Found(skills)
-        material = given(context)
-        if material:
-            await desk.execute(material.code)
-        brief = Brief(task, self._steps, 0, material.told if material else "", skills, schema)
+        told = await hand_over(desk, given(context))
+        brief = Brief(task, self._steps, 0, told, skills, schema)
         room = min(ROOM, int(self._window * SHARE * TOKEN)) if self._window else ROOM
-        try:
-            async for event in solve(brief, desk, room):
-                yield event
-                if isinstance(event, Submitted):
-                    kept = ""
-                    if self._keeps and context is None and is_worth_keeping(event.result):
-                        kept = await desk.server.keep(event.result["run"])
-                    yield self._finished(event.value, event.step, desk, event.result["run"], kept)
-        except CallFailed:
-            self._count(desk.cost)
-            raise
-
-    def _finished(self, value: Any, steps: int, desk: Desk, run: str = "", kept: str = "") -> Finished:
-        self._count(desk.cost)
-        return Finished(value, steps, desk.server.session, desk.cost, run, kept)
-
-    def _count(self, cost: Cost) -> None:
-        mine = self.cost
-        self.cost = Cost(
-            mine.own + cost.own, mine.programs + cost.programs, mine.agents + cost.agents, mine.begun + cost.begun
-        )
+        async for event in solve(brief, desk, room):
+            yield event
+            if isinstance(event, Submitted):
+                run, kept = event.result["run"], ""
+                if self._keeps and context is None and is_worth_keeping(event.result):
+                    kept = await desk.server.keep(run)
+                yield Finished(event.value, event.step, desk.server.session, desk.cost, run, kept)
 
 
 class Desk:
@@ -173,16 +169,15 @@ class Desk:
     async def ask(self, messages: Messages) -> Completion:
         """Return what the model says; raises `CallFailed`."""
         done = await self._asker.complete(messages, self._budget)
-        self.cost = replace(self.cost, own=self.cost.own + done.usage)
+        self.cost += Cost(done.usage)
         return done
 
     async def execute(self, code: str) -> Mapping[str, Any]:
         """Run a program to its end; raises `McpRuntimeError`."""
         result = await self.server.execute(code)
-        spent = usage_in(result.get("usage", {}), "llm_")
-        agents = usage_in(result.get("usage", {}), "agents_")
-        cost, begun = self.cost, int(result.get("usage", {}).get("agents", 0))
-        self.cost = Cost(cost.own, cost.programs + spent, cost.agents + agents, cost.begun + begun)
+        figures = result.get("usage", {})
+        spent, agents = usage_in(figures, "llm_"), usage_in(figures, "agents_")
+        self.cost += Cost(Usage(), spent, agents, int(figures.get("agents", 0)))
         self._budget.spend(spent + agents)
         return result
 

@@ -26,7 +26,7 @@ from ..llm.model import Completion, Messages
 from ..llm.service import Models, cost_of
 from .conversation import TASK_CHARS, Brief
 from .given import given, text_of
-from .loop import STEPS, Submitted, solve
+from .loop import STEPS, Submitted, hand_over, solve
 
 RUN, SUBMIT = "agent.run", "agent.submit"
 CONTEXT_CHARS = 8_000_000  # of a context; larger ones are files that the agent reads
@@ -88,28 +88,20 @@ class SubAgents:
             raise CallFailed("unavailable", f"The agent could not work: {exc}") from None
 
     async def _drive(self, asking: Scope, wanted: Wanted, budget: Budget, place: Place) -> dict[str, Any]:
-        material = given(wanted.context)
-        brief = Brief(
-            wanted.task,
-            wanted.limits.steps,
-            budget.depth,
-            material.told if material else "",
-            schema=wanted.schema,
-        )
         desk = Desk(self._models, budget, wanted.model, place, lambda text: self._tell(asking, place.id, text))
+        value, steps = None, 0
         try:
-            if material:
-                await desk.execute(material.code)
+            context = await hand_over(desk, given(wanted.context))
+            brief = Brief(wanted.task, wanted.limits.steps, budget.depth, context, schema=wanted.schema)
             async for event in solve(brief, desk):
                 if isinstance(event, Submitted):
-                    used = cost_of(budget.used)
-                    return {"value": event.value, "session": place.id, "steps": event.step, "usage": used}
+                    value, steps = event.value, event.step
         except CallFailed as exc:
             data = {**(exc.data or {}), "session": place.id}
             raise CallFailed(exc.kind, exc.message, remedy=exc.remedy, data=data) from None
         finally:
             self._tell(asking, place.id, "")
-        raise AssertionError("it submits or raises")
+        return {"value": value, "session": place.id, "steps": steps, "usage": cost_of(budget.used)}
 
     def _tell(self, asking: Scope, session: str, text: str) -> None:
         """Have whoever looks at a run know what its agents wait for."""

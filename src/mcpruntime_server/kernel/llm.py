@@ -269,7 +269,9 @@ class Form:
 
     def submitted(self, told: Any) -> Any:
         """Return what an agent has submitted as the code wants it."""
-        return told if isinstance(told, Planned) else self.made(told["value"])
+        if isinstance(told, Planned):
+            return told
+        return self.made(told["value"] if isinstance(told, dict) and "steps" in told else told)  # or a person's word
 
     def made(self, value: Any) -> Any:
         """Return a value that follows the schema as what was wanted."""

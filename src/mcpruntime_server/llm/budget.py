@@ -52,7 +52,8 @@ class Budget:
         self._depth = depth
         self._began: float | None = None
         self._slots = anyio.CapacityLimiter(limits.concurrency or float("inf"))
-        self.agents: deque[Budget] = deque(maxlen=KEPT)  # that were begun here, the last ones
+        self.agents: deque[Budget] = deque()  # that were begun here, the last ones
+        self._forgotten = Usage()  # what agents have used that are not told apart any more
         self._count = 0
 
     def levels(self) -> Iterator[Budget]:
@@ -82,6 +83,8 @@ class Budget:
         self._count += 1
         name = f"{self.name}.{self._count}" if self._depth else f"agent {self._count}"
         made = Budget(name, limits, self, depth)
+        if len(self.agents) == KEPT:
+            self._forgotten += self.agents.popleft().used
         self.agents.append(made)
         return made
 
@@ -101,9 +104,14 @@ class Budget:
             level.used += used
 
     @property
+    def begun(self) -> int:
+        """How many agents were begun here."""
+        return self._count
+
+    @property
     def of_agents(self) -> Usage:
-        """What the agents that were begun here have used, as far as they are told apart."""
-        return sum((each.used for each in self.agents), Usage())
+        """What the agents that were begun here have used."""
+        return sum((each.used for each in self.agents), self._forgotten)
 
     def _check(self, amount: Usage, now: float) -> None:
         taken = self.used + self.reserved

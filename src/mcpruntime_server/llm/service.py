@@ -169,7 +169,7 @@ class Models:
         budget = self._runs[run]
         own, agents = cost_of(minus(budget.used, budget.of_agents)), cost_of(budget.of_agents)
         found = {**{f"llm_{what}": own[what] for what in own}, **{f"agents_{what}": agents[what] for what in agents}}
-        return {name: amount for name, amount in {"agents": len(budget.agents), **found}.items() if amount}
+        return {name: amount for name, amount in {"agents": budget.begun, **found}.items() if amount}
 
     async def _principal_of(self, session: str) -> str:
         try:

@@ -238,7 +238,8 @@ class Router:
                 if route.effect(call.target) == "write":
                     await _flush(call, log)
                 put = partial(self._put, call, number, entry, log)
-                enter(Scope(log.session, log.run, put, log.questions.away, log.questions.tell))
+                away = partial(log.questions.away, number)
+                enter(Scope(log.session, log.run, put, away, log.questions.tell))
                 value = await route.call(call.target, args)
             entry.ms = _ms_since(started)
             log.finish(number, value, None, entry.ms)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from ..errors import Forbidden, InvalidRequest
+from ..errors import CallFailed, Forbidden, InvalidRequest
 from ..journal.events import Answered, Approval, Asked, canonical_json
 from ..journal.replay import Matter, RecordedCall, Recording, matter
 from ..journal.store import Journal
@@ -100,7 +100,7 @@ class Questions:
         self._granted_here: set[str] = set()
         self._refused: Counter[str] = Counter()  # targets of calls
         self._count = 0
-        self._away = 0  # calls that wait for something else than an answer
+        self._away: dict[int, anyio.CancelScope] = {}  # calls that wait for something else than an answer
         self._answered: dict[str, Answered] = {}
         self._left_open: dict[Matter, Asked] = {}  # asked before the server died, and not answered
         self._early: dict[str, tuple[Any, str]] = {}  # by question: an answer that came before it is asked again
@@ -173,17 +173,23 @@ class Questions:
     @property
     def is_paused(self) -> bool:
         """Whether the run waits for something, so that its time stands still."""
-        return bool(self.open) or self._away > 0
+        return bool(self.open or self._away)
 
     @asynccontextmanager
-    async def away(self) -> AsyncIterator[None]:
-        """Have the run wait for something else than an answer, which takes turns of its own to execute."""
+    async def away(self, number: int) -> AsyncIterator[None]:
+        """Have the run wait for something else than an answer, for call `number`, which takes turns of its own.
+
+        Raises `CallFailed` if the code waits no more.
+        """
         self._host.pause()
-        self._away += 1
+        scope = self._away[number] = anyio.CancelScope()
         try:
-            yield
+            with scope:
+                yield
         finally:
-            self._away -= 1
+            del self._away[number]
+        if scope.cancelled_caught:
+            raise CallFailed("cancelled", "The code did not wait for the answer.")
         if not self.is_paused:
             await self._host.go_on()
 
@@ -209,6 +215,8 @@ class Questions:
 
     def withdraw(self, number: int) -> None:
         """The code waits no more for call `number`."""
+        if number in self._away:
+            self._away[number].cancel()
         for question in list(self.open.values()):
             if question.asked.call == number:
                 self._settle(question, Answered(question.id, "deny", by="the code, which did not wait"))
