@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["create_agent"]
 
+STEPS = 20  # programs of one task, unless somebody says otherwise
+
 
 @asynccontextmanager
 async def create_agent(
@@ -31,7 +33,7 @@ async def create_agent(
     target: Any = None,
     model: str = "",
     recursive: bool = False,
-    steps: int = 20,
+    steps: int = STEPS,
     usd: float | None = None,
     keeps: bool = True,
     on_wait: Callable[[str], None] = lambda _: None,

@@ -19,7 +19,6 @@ from .conversation import KEPT, Brief, NoProgram, facts_of, fitted, headed, mess
 from .given import Given
 
 FAILED = "agent_failed"
-STEPS = 20  # unless somebody says otherwise
 ROOM = 200_000  # characters of a conversation, unless the model's window is known to be smaller
 LEAST_ROOM = 8_000  # characters: a conversation that is too long with so many has a task that is
 TOO_LONG = "llm_too_long"

@@ -15,11 +15,11 @@ from ..llm.asker import Asker
 from ..llm.budget import Budget
 from ..llm.messages import check_schema, messages_of, repaired, value_of
 from ..llm.model import Completion, Messages, Question, Usage
-from . import loop
+from . import STEPS, loop
 from .client import Server
 from .conversation import Brief
 from .given import given, text_of
-from .loop import ROOM, STEPS, TOO_LONG, Submitted, hand_over, solve
+from .loop import ROOM, TOO_LONG, Submitted, hand_over, solve
 from .route import SHARE, TOKEN, Route, route
 
 WHOLE = ("calls", "tokens_in", "tokens_out")  # figures of usage that are whole numbers

@@ -24,9 +24,10 @@ from ..llm.budget import Budget
 from ..llm.messages import check_schema
 from ..llm.model import Completion, Messages
 from ..llm.service import Models, cost_of
+from . import STEPS
 from .conversation import TASK_CHARS, Brief
 from .given import given, text_of
-from .loop import STEPS, Submitted, hand_over, solve
+from .loop import Submitted, hand_over, solve
 
 RUN, SUBMIT = "agent.run", "agent.submit"
 CONTEXT_CHARS = 8_000_000  # of a context; larger ones are files that the agent reads

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..agent.loop import STEPS, Answered, Began, Corrected, Executed
+from ..agent import STEPS
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from ..llm.model import Usage
@@ -89,6 +89,7 @@ async def shown(screen: Screen, made: Agent, options: Options, context: Any, sch
 
 def show(screen: Screen, event: Event, steps: int) -> None:
     """Write what happens as it happens."""
+    from ..agent.loop import Answered, Began, Corrected, Executed
     from ..agent.reference import Finished, Found, Routed
 
     match event:

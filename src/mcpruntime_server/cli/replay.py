@@ -252,10 +252,12 @@ def show(config: Config, options: Options) -> int:
         which = options.step
         rows = await journal.line(session.tip) if which is None else [await find_run(journal, session, which)]
         if options.json:
-            print_json([{**past_data(await load_run(journal, row)), **await agents_of(journal, row)} for row in rows])
+            runs = [await load_run(journal, row) for row in rows]
+            print_json([{**past_data(past), **await agents_of(journal, past)} for past in runs])
             return
         for row in rows:  # one at a time: together they may be large
-            views.show_run(screen, await load_run(journal, row), await load_agents(journal, row.id))
+            past = await load_run(journal, row)
+            views.show_run(screen, past, await load_agents(journal, past))
         if not rows:
             screen.note(views.EMPTY)
 
@@ -264,9 +266,9 @@ def show(config: Config, options: Options) -> int:
     return 0
 
 
-async def agents_of(journal: Journal, row: RunRow) -> dict[str, Any]:
+async def agents_of(journal: Journal, past: PastRun) -> dict[str, Any]:
     """Return the agents that a run has begun as JSON data."""
-    found = await load_agents(journal, row.id)
+    found = await load_agents(journal, past)
     return {"agents": [agent_data(each) for each in found]} if found else {}
 
 

@@ -23,6 +23,7 @@ from .report import Report, Status, Wait
 
 NAMED = 5  # of the sessions that an error names
 STEP_DIGITS = 9  # of a step's number
+BEGINS = "agent.run"  # the call by which code begins an agent
 MAX_DEPTH = 20  # of agents that agents have begun, which are told
 
 
@@ -194,8 +195,10 @@ class AgentTree:
     agents: Mapping[str, tuple[AgentTree, ...]]
 
 
-async def load_agents(journal: Journal, run: str) -> tuple[AgentTree, ...]:
+async def load_agents(journal: Journal, past: PastRun) -> tuple[AgentTree, ...]:
     """Return the agents that a run has begun, the first first, with those that they have begun."""
+    if not any(call.target == BEGINS for call in past.calls):
+        return ()
     begun = defaultdict(list)
     for session in reversed(await journal.sessions()):
         if session.purpose == AGENT and session.origin is not None:
@@ -207,7 +210,7 @@ async def load_agents(journal: Journal, run: str) -> tuple[AgentTree, ...]:
         agents = {run: tuple([await tree(each, depth + 1) for each in found]) for run, found in below.items() if found}
         return AgentTree(session, tuple(rows), agents)
 
-    return tuple([await tree(each, 1) for each in begun.get(run, [])])
+    return tuple([await tree(each, 1) for each in begun.get(past.row.id, [])])
 
 
 async def load_tree(journal: Journal, session: SessionRow) -> Tree:

@@ -286,7 +286,7 @@ def text_of(result: RunResult) -> str:
     lines = [f"{result.status} | session {result.session} | step {result.step} | run {result.run}"]
     if result.value is not None:
         text = result.value if isinstance(result.value, str) else json.dumps(result.value, ensure_ascii=False)
-        lines.append(f"value: {text}")
+        lines.append(f"value{' (submitted)' if result.submitted else ''}: {text}")
     for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
         if text:
             lines.append(f"{name}:\n{text.rstrip()}")
