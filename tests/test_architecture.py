@@ -30,13 +30,15 @@ TABLE: Mapping[str, frozenset[str]] = {
     "skills": FINDS,
     "context": FINDS,
     "llm": RECORDS,
+    "agent": RECORDS | {"llm"},
     "runtime": RECORDS | {"inputs", "sandbox"},
     "server": RECORDS | {"inputs", "skills", "context", "runtime"},
-    "app": RECORDS | {"inputs", "sandbox", "tools", "policy", "skills", "context", "llm", "runtime", "server"},
+    "app": RECORDS | {"inputs", "sandbox", "tools", "policy", "skills", "context", "llm", "agent", "runtime", "server"},
     "terminal": frozenset(),
     "demo": frozenset({"errors", "config", "terminal"}),
     "cli": RECORDS
-    | {"inputs", "sandbox", "tools", "policy", "skills", "llm", "runtime", "server", "app", "terminal", "demo"},
+    | {"inputs", "sandbox", "tools", "policy", "skills", "llm", "agent", "runtime", "server"}
+    | {"app", "terminal", "demo"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from .agent.sub_agents import SubAgents
 from .config import Config, ServerSettings, Verdict
 from .context.resources import Access, Listed
 from .context.service import Providers, open_providers, passed_over
@@ -35,6 +36,7 @@ from .sandbox import Backend, Check
 from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.docker import DockerBackend
 from .sandbox.local import LocalBackend
+from .server.agents import open_agent_session
 from .server.mcp import build_server
 from .server.stdio import stdio_streams
 from .skills.describe import Describer
@@ -123,10 +125,10 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
         ):
             packages = None if config.sandbox.image else config.sandbox.packages
             policy = Policy(config.policy)
-            inputs = Inputs(
-                journal, config.server.context_roots, ResourceInputs(catalog.upstreams, policy.may_read).read
-            )
+            resources = ResourceInputs(catalog.upstreams, policy.may_read)
+            inputs = Inputs(journal, config.server.context_roots, resources.read)
             models = Models(config.llm, journal, broker_of(config.llm, litellm), inputs.resolved)
+            agents = SubAgents(models)
             guides = Guides(config.skills.folders)
             library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
             if config.skills.describe == "model":
@@ -138,6 +140,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                     "skills": Route(library.answer, lambda _: "read", listed=False),
                     "llm": Route(models.answer, lambda _: "read"),
                     "context": Route(providers.answer, lambda _: "read", listed=False, is_open=lambda _: True),
+                    "agent": Route(agents.answer, agents.effect),
                 }
             )
             async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
@@ -148,6 +151,8 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
                 async with open_runtime(*settings, journal, router, backend, waits_s=waits_s, inputs=inputs) as runtime:
                     catalog.on_change = runtime.package_changed
                     library.open_trial = partial(open_trial, runtime, GATE)
+                    agents.open_place = partial(open_agent_session, runtime, config)
+                    runtime.costs = models.costs
                     runtime.on_code = partial(anticipate, catalog, background)
                     if resumes:
                         background.start_soon(resume, runtime)

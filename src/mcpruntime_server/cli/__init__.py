@@ -20,6 +20,7 @@ from ..journal.rows import Stored
 from ..journal.store import Journal
 from ..runtime.history import fields_of, find_run, find_session
 from . import replay
+from .agent import add_agent
 from .approvals import add_approvals
 from .printing import Screen, lines_of, print_json, printer, safe, when
 from .skills import add_skills
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     image.add_argument("--force", action="store_true", help="even if it is up to date")
     replay.add_replay(verbs)
     replay.add_gc(verbs)
+    add_agent(verbs)
     add_approvals(verbs)
     add_skills(verbs)
     listing = add("sessions", replay.list_sessions, "list the sessions; the same as `replay list`", to_json=True)

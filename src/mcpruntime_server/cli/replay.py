@@ -7,6 +7,7 @@ Listing, showing and comparing read the journal alone; `rewind`, `fork` and `rer
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,20 @@ from ..config import Config
 from ..errors import InvalidRequest, NotFound
 from ..journal.archive import export_session, import_session
 from ..journal.archive_file import Manifest
-from ..journal.rows import RunRow, SessionRow
+from ..journal.rows import AGENT, RunRow, SessionRow
 from ..journal.store import Journal, open_journal
 from ..runtime.diff import LineDiff, RunDiff, as_data, diff_lines, diff_runs
-from ..runtime.history import PastRun, Tree, fields_of, find_run, find_session, load_run, load_tree
+from ..runtime.history import (
+    AgentTree,
+    PastRun,
+    Tree,
+    fields_of,
+    find_run,
+    find_session,
+    load_agents,
+    load_run,
+    load_tree,
+)
 from . import views
 from .printing import Screen, many, print_json, printer, safe, size
 from .timeline import fork, rerun, rewind
@@ -35,6 +46,7 @@ SESSION = "session id or name"
 RUN = "step on the session's line, or run id (r_...)"
 TARGET = "run id (r_...), or SESSION:STEP"
 EITHER = f"{TARGET}, or session"
+HIDDEN = {"rerun": "rerun", AGENT: "agent"}  # purposes of sessions that are not listed, and their names
 OPTIONAL = "?"  # before the meaning of a word that may be left out
 
 
@@ -188,10 +200,12 @@ def list_sessions(config: Config, options: Options) -> int:
         print_json([fields_of(row) for row in rows])
         return 0
     screen = Screen(printer(), full=options.full)
-    shown = [row for row in rows if options.all or row.purpose != "rerun"]
+    shown = [row for row in rows if options.all or row.purpose not in HIDDEN]
     views.show_sessions(screen, shown, origins)
-    if len(shown) < len(rows):
-        screen.note(f"… and {many(len(rows) - len(shown), 'rerun')}, which --all lists")
+    hidden = Counter(row.purpose for row in rows if row not in shown)
+    if hidden:
+        counts = " and ".join(many(count, HIDDEN[purpose]) for purpose, count in hidden.items())
+        screen.note(f"… and {counts}, which --all lists")
     return 0
 
 
@@ -220,7 +234,8 @@ def tree_data(tree: Tree, pins: Mapping[str, str]) -> dict[str, Any]:
             "files": each.files,
             "tier": each.tier,
             "on_line": each.row.id in line,
-            "forks": [other.id for other in tree.forks.get(each.row.id, ())],
+            "forks": [other.id for other in tree.forks.get(each.row.id, ()) if other.purpose != AGENT],
+            "agents": [other.id for other in tree.forks.get(each.row.id, ()) if other.purpose == AGENT],
             "pinned": pins.get(each.row.id),
         }
         for each in tree.runs
@@ -237,16 +252,34 @@ def show(config: Config, options: Options) -> int:
         which = options.step
         rows = await journal.line(session.tip) if which is None else [await find_run(journal, session, which)]
         if options.json:
-            print_json([past_data(await load_run(journal, row)) for row in rows])
+            runs = [await load_run(journal, row) for row in rows]
+            print_json([{**past_data(past), **await agents_of(journal, past)} for past in runs])
             return
         for row in rows:  # one at a time: together they may be large
-            views.show_run(screen, await load_run(journal, row))
+            past = await load_run(journal, row)
+            views.show_run(screen, past, await load_agents(journal, past))
         if not rows:
             screen.note(views.EMPTY)
 
     read(config, tell)
     screen.end()
     return 0
+
+
+async def agents_of(journal: Journal, past: PastRun) -> dict[str, Any]:
+    """Return the agents that a run has begun as JSON data."""
+    found = await load_agents(journal, past)
+    return {"agents": [agent_data(each) for each in found]} if found else {}
+
+
+def agent_data(agent: AgentTree) -> dict[str, Any]:
+    """Return an agent as JSON data."""
+    runs = [
+        {"run": row.id, "step": row.step, "status": row.status, "agents": [agent_data(each) for each in below]}
+        for row in agent.runs
+        for below in [agent.agents.get(row.id, ())]
+    ]
+    return {"session": agent.session.id, "runs": runs}
 
 
 def past_data(past: PastRun) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..journal.events import FileEntry
 from ..journal.replay import UNDONE, RecordedCall
-from ..journal.rows import RunRow, SessionRow
+from ..journal.rows import AGENT, RunRow, SessionRow
 from ..runtime.diff import CallChange, Change, FileChange, LineDiff, RunDiff
-from ..runtime.history import PastRun, Summary, Tree
+from ..runtime.history import AgentTree, PastRun, Summary, Tree
 from .printing import Screen, ago, columns_of, fit, many, pad, safe, size, took, when
 
 COLOURS = {
@@ -54,6 +54,8 @@ def about_session(row: SessionRow, origins: Mapping[str, str]) -> str:
     if row.purpose == "import":
         return "imported"
     where = safe(origins.get(row.origin or "", ""))
+    if row.purpose == AGENT:
+        return f"agent of {where}" if where else "agent"
     if row.purpose == "rerun":
         return f"rerun, from {where}" if where else "rerun"
     return f"fork of {where}" if where else ""
@@ -83,13 +85,15 @@ def show_tree(screen: Screen, tree: Tree, pins: Mapping[str, str]) -> None:
 
 
 def _show_step(screen: Screen, tree: Tree, each: Summary, prefix: str, figures: int, pin: str | None) -> None:
-    row = each.row
+    row, forks = each.row, tree.forks.get(each.row.id, ())
+    agents = sum(other.purpose == AGENT for other in forks)
     words = [
         *(("tip",) if tree.line[-1:] == (row.id,) else ()),
         *(("undone",) if UNDONE in row.flags else ()),
         *(("files only",) if each.tier == "files-only" else ()),
         *((f"pinned: {safe(pin)}" if pin else "pinned",) if pin is not None else ()),
-        *(f"fork: {safe(handle_of(other))}" for other in tree.forks.get(row.id, ()) if other.purpose != "rerun"),
+        *(f"fork: {safe(handle_of(other))}" for other in forks if other.purpose not in ("rerun", AGENT)),
+        *((many(agents, "agent"),) if agents else ()),
     ]
     note = f"[{', '.join(words)}] " if words else ""
     facts = f"{row.step:{figures}} {{}} {duration(row):>7} {each.calls or '·':>5} {each.files or '·':>5}  {row.id:14}  "
@@ -138,8 +142,8 @@ def duration(row: RunRow) -> str:
 # one run --------------------------------------------------------------------------------------------
 
 
-def show_run(screen: Screen, past: PastRun) -> None:
-    """Show everything about a run."""
+def show_run(screen: Screen, past: PastRun, agents: Sequence[AgentTree] = ()) -> None:
+    """Show everything about a run; `agents` are those that it has begun."""
     row, report = past.row, past.report
     ending = "undone" if UNDONE in row.flags else ""
     words = [f"step {row.step}", report.status, ending, duration(row), when(row.started), row.id]
@@ -147,6 +151,10 @@ def show_run(screen: Screen, past: PastRun) -> None:
     screen.program(past.code)
     if past.calls:
         show_calls(screen, [call for call in past.calls if call.listed])
+    if agents:
+        screen.line(f"  {screen.paint('agents', 'dim')}")
+        for line in screen.excerpt(list(drawn_agents(screen, agents, "    "))):
+            screen.line(line)
     for name, text, style in (("stdout", report.stdout, "green"), ("stderr", report.stderr, "yellow")):
         if text:
             screen.block(name, text, style)
@@ -181,6 +189,18 @@ def show_calls(screen: Screen, calls: Sequence[RecordedCall]) -> None:
         if call.finished is not None:
             outcome = error_line(call.error) if call.error else as_json(call.value)
             screen.note(f"      → {screen.one_line(outcome, screen.width - 8)}")
+
+
+def drawn_agents(screen: Screen, agents: Sequence[AgentTree], margin: str) -> Iterator[str]:
+    """Yield a line for each agent, and under it one for each of its runs, with the agents that this has begun."""
+    for agent in agents:
+        last = agent is agents[-1]
+        yield f"{margin}{'└─' if last else '├─'} {screen.paint(safe(agent.session.id), 'bold')}"
+        inner = margin + ("   " if last else "│  ")
+        for row in agent.runs:
+            status = screen.paint(pad(safe(row.status), 9), colour_of(row.status))
+            yield f"{inner}step {row.step:<3} {status} {duration(row):>7}  {safe(row.id)}"
+            yield from drawn_agents(screen, agent.agents.get(row.id, ()), inner + "  ")
 
 
 def show_files(screen: Screen, changed: Mapping[str, FileEntry], removed: Sequence[str]) -> None:

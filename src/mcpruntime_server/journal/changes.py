@@ -137,7 +137,7 @@ def create_session(connection: Connection, owner: str, row: SessionRow) -> None:
         connection.execute(
             """INSERT INTO sessions (id, name, principal, created, used, owner, tip, origin, purpose)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-            (row.id, row.name, row.principal, row.created, row.used, owner, row.tip, row.tip, row.purpose),
+            (row.id, row.name, row.principal, row.created, row.used, owner, row.tip, row.origin, row.purpose),
         )
     except IntegrityError:
         message = f"There is a session {row.name or row.id!r} already."

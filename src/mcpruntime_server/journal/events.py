@@ -27,7 +27,8 @@ class Event:
 class SessionOpened(Event):
     """A session was made; `name` is its owner's own word for it, if any.
 
-    `origin` is the run that it was forked at. `purpose` is "" (to work in), "fork", "rerun" (scratch) or "import".
+    `origin` is the run that it was forked at, or whose agent works in it. `purpose` is "" (to work in), "fork",
+    "agent", "rerun" (scratch) or "import".
     """
 
     name: str | None

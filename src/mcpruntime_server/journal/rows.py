@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .events import Event
 
+AGENT = "agent"  # the purpose of sessions in which an agent works that a run has begun
 Row = tuple[int, str | None, float, str, int, str, str | None]  # n, run, at, kind, version, body, large of an event
 
 
@@ -28,7 +29,8 @@ class Stored:
 class SessionRow:
     """A session; `tip` is the run that the next one starts from, `owner` the server that holds it, `runs` a count.
 
-    `origin` is the run that it was forked at and `purpose` what it is for, as in `SessionOpened`.
+    `origin` is the run that it was forked at, or whose agent works in it, and `purpose` what it is for, as in
+    `SessionOpened`.
     """
 
     id: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Scope:
-    """A run and its session, by their ids; `put` puts a question before the client's model and returns the answer."""
+    """A run and its session, by their ids; `put` puts a question before the client's model and returns the answer.
+
+    While the call is `away`, the run's time stands still, others may execute in its turn, and whoever looks at the run
+    is told what `tell` has been given last.
+    """
 
     session: str
     run: str
     put: Callable[[Mapping[str, Any]], Awaitable[Any]]
+    away: Callable[[], AbstractAsyncContextManager[None]]
+    tell: Callable[[str], None]
 
 
 _current: ContextVar[Scope] = ContextVar("scope")

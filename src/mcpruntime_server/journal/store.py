@@ -126,14 +126,20 @@ class Journal:
         self._writer.hurry()
 
     async def create_session(
-        self, session: str, name: str | None, principal: str, tip: str | None = None, purpose: str = ""
+        self,
+        session: str,
+        name: str | None,
+        principal: str,
+        tip: str | None = None,
+        purpose: str = "",
+        origin: str | None = None,
     ) -> SessionRow:
-        """Make and claim a session, with `tip` a fork of that run.
+        """Make and claim a session, with `tip` a fork of that run; without one, `origin` may be the run that made it.
 
         Raises `InvalidRequest` if the principal has one of that name already, `NotFound` if there is no run `tip`.
         """
         now = time.time()
-        row = SessionRow(session, name, principal, now, now, self.owner, tip, 0, tip, purpose)
+        row = SessionRow(session, name, principal, now, now, self.owner, tip, 0, tip or origin, purpose)
         await self.change(lambda rows: changes.create_session(rows, self.owner, row))
         self._last.setdefault(session, 0)
         return row

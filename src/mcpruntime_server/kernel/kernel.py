@@ -151,6 +151,7 @@ class Worker:
             self.provide_inputs(message.inputs or [])
         self.remember_source(message.name, message.code)
         planned.Planned.ended = None
+        llm.Submitted.ended = None
         self.chance.reseed(message.seed)
         self.clocks.begin(message.clocks)
         self.meter.start()
@@ -184,6 +185,8 @@ class Worker:
             try:
                 self.interrupts.armed = True
                 value = self.evaluate(message.code, message.name)
+                if llm.Submitted.ended is not None:
+                    raise llm.Submitted.ended
                 shown = None if value is None else present(value, self.value_limit)
             finally:
                 self.interrupts.disarm()
@@ -193,7 +196,8 @@ class Worker:
         except SystemExit as exc:
             end = planned.cause(exc)
             if end is exc and exc.code in (None, 0):
-                return "ok", None, None
+                submitted = llm.Submitted.ended
+                return "ok", present(submitted.value, self.value_limit) if submitted is not None else None, None
             return "error", None, self.describe(end)
         except KeyboardInterrupt as exc:
             self.interrupts.disarm()

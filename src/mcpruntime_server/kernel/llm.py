@@ -1,4 +1,4 @@
-"""What sandboxed code sees of models: `ask_llm` and its like, names that are there without an import, also in `llm`.
+"""What sandboxed code sees of models: `ask_llm`, `sub_agent` and their like, there without an import, also in `llm`.
 
 Rule 1: as in `guest`: standard library only, Python >= 3.9, few imports, and nothing here knows how a call travels.
 Rule 2: what a model did not answer is an exception, never a text that looks like an answer.
@@ -11,7 +11,7 @@ from types import ModuleType
 
 from .guest import HostError, host
 from .planned import Planned, check_known
-from .results import Slot, Slots
+from .results import Slot, Slots, map_concurrently
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
@@ -44,7 +44,29 @@ class LlmAnswerError(LlmError):
     __module__ = PACKAGE
 
 
-ERRORS: dict[str, type[LlmError]] = {"budget_exceeded": BudgetExceeded, "llm_bad_answer": LlmAnswerError}  # by kind
+class AgentFailed(LlmError):
+    """An agent has come to no answer; `data` says in which session it has worked, and what it said last."""
+
+    __module__ = PACKAGE
+
+
+class Submitted(SystemExit):
+    """The run ends with a value that was submitted; `ended` is the first of the run, whatever the code makes of it."""
+
+    __module__ = PACKAGE
+    ended: Submitted | None = None
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(None)
+        self.value = value
+
+
+ERRORS: dict[str, type[LlmError]] = {  # by kind
+    "budget_exceeded": BudgetExceeded,
+    "llm_bad_answer": LlmAnswerError,
+    "agent_failed": AgentFailed,
+}
+AT_ONCE = 8  # agents of a batch
 
 
 def ask_llm(
@@ -84,20 +106,80 @@ def ask_llm_batch(
     `prompts` are several, or one that is asked of each of `data`.
     """
     form = Form(schema)
-    if isinstance(prompts, str):
-        pairs = [(prompts, each) for each in (data if data is not None else [None])]
-    else:
-        texts = list(prompts)
-        about = [None] * len(texts) if data is None else list(data)
-        if len(texts) != len(about):
-            raise ValueError(f"{len(texts)} prompts and {len(about)} pieces of data: there must be as many of both.")
-        pairs = list(zip(texts, about))  # noqa: B905 - Python 3.9 has no `strict`
-    asked = [question(prompt, each, form, model, max_tokens) for prompt, each in pairs]
+    asked = [question(prompt, each, form, model, max_tokens) for prompt, each in paired(prompts, data)]
     return Slots(slot_of(each, form) for each in _call("llm.batch", {"questions": asked}))
 
 
+def sub_agent(
+    task: str,
+    context: Any = None,
+    *,
+    budget: dict[str, Any] | None = None,
+    schema: Any = None,
+    model: str | None = None,
+) -> Any:
+    """Have an agent do `task`, in a session of its own with the same tools, and return what it submits.
+
+    `context` (a text, or JSON data) is its variable CONTEXT. `budget` narrows what it may use: calls, tokens_in,
+    tokens_out, usd, wall_s, depth, concurrency and steps. `schema` is as in `ask_llm`. Raises `LlmError`: `AgentFailed`
+    where it comes to no answer, `BudgetExceeded` and others.
+    """
+    form = Form(schema)
+    return form.submitted(_call("agent.run", agent_task(task, context, budget, form, model)))
+
+
+async def asub_agent(
+    task: str,
+    context: Any = None,
+    *,
+    budget: dict[str, Any] | None = None,
+    schema: Any = None,
+    model: str | None = None,
+) -> Any:
+    """Return what `sub_agent` does, from asyncio."""
+    form = Form(schema)
+    asked = agent_task(task, context, budget, form, model)
+    if Planned.any_made:
+        check_known(asked)
+    try:
+        return form.submitted(await host.acall("agent.run", asked))
+    except HostError as error:
+        if error.kind == "planned":
+            return Planned("agent.run", error.data["call"])
+        raise_llm_error(error)
+
+
+def sub_agent_batch(
+    tasks: str | Iterable[str],
+    contexts: Iterable[Any] | None = None,
+    *,
+    budget: dict[str, Any] | None = None,
+    schema: Any = None,
+    model: str | None = None,
+    max_concurrency: int = AT_ONCE,
+) -> Slots:
+    """Return a slot for each task, in order: `.ok` and `.value`, or else `.error`; so many agents work at once.
+
+    `tasks` are several, or one that is done with each of `contexts`. The budget is that of each.
+    """
+    return map_concurrently(
+        lambda pair: sub_agent(*pair, budget=budget, schema=schema, model=model),
+        paired(tasks, contexts),
+        max_concurrency,
+    )
+
+
+def SUBMIT(value: Any = None) -> NoReturn:  # noqa: N802 - a word that nobody uses for anything else
+    """End the run with `value` (JSON data, or what is easily made that), as an agent's answer."""
+    plain = json_data(value)
+    _call("agent.submit", {"value": plain})
+    end = Submitted(plain)
+    Submitted.ended = Submitted.ended or end
+    raise end
+
+
 def llm_usage() -> dict[str, Any]:
-    """Return what this run, its session and its owner have used of their budgets."""
+    """Return what this run, its session and its owner have used of their budgets, agents included."""
     found: dict[str, Any] = _call("llm.usage", {})
     return found
 
@@ -116,6 +198,56 @@ def question(prompt: Any, data: Any, form: Form, model: str | None, max_tokens: 
     return {name: value for name, value in asked.items() if value is not None}
 
 
+def paired(texts: str | Iterable[str], data: Iterable[Any] | None) -> list[tuple[str, Any]]:
+    """Return texts with what they are about: one text with each, or each with its own; raises `ValueError`."""
+    if isinstance(texts, str):
+        return [(texts, each) for each in (data if data is not None else [None])]
+    several = list(texts)
+    about = [None] * len(several) if data is None else list(data)
+    if len(several) != len(about):
+        raise ValueError(f"{len(several)} texts and {len(about)} pieces of data: there must be as many of both.")
+    return list(zip(several, about))  # noqa: B905 - Python 3.9 has no `strict`
+
+
+def agent_task(task: Any, context: Any, budget: Any, form: Form, model: str | None) -> dict[str, Any]:
+    """Return what an agent is to do, as the host takes it; raises `TypeError`."""
+    if not isinstance(task, str):
+        raise TypeError(f"a task is a text, not {type(task).__name__}; what it is about goes into `context`.")
+    asked = {"task": task, "context": given(context), "budget": budget, "schema": form.plain, "model": model}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def given(context: Any) -> Any:
+    """Return a context as the host takes it: a text or JSON data, which becomes the agent's variable CONTEXT."""
+    if isinstance(context, (bytes, bytearray)):
+        return bytes(context).decode("utf-8", "replace")
+    return context if isinstance(context, str) or context is None else json_data(context)
+
+
+def json_data(value: Any) -> Any:
+    """Return what is easily made JSON data as such; raises `TypeError`."""
+    import json
+
+    try:
+        return json.loads(json.dumps(value, default=_plain, allow_nan=False))
+    except (ValueError, RecursionError) as problem:
+        raise TypeError(f"this is not JSON data: {problem}") from None
+
+
+def _plain(value: Any) -> Any:
+    import dataclasses
+
+    if isinstance(value, Planned):
+        check_known(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if callable(getattr(value, "tolist", None)):  # of numpy's numbers and arrays
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON data: give texts, numbers, lists and dicts.")
+
+
 class Form:
     """What an answer has to be like: the schema that the host is told, and what is made of the value."""
 
@@ -129,6 +261,7 @@ class Form:
             from . import typed
 
             self.schema = typed.schema_of(wanted)
+        self.plain = self.schema  # as agents are told it
         if self.schema is not None and self.schema.get("type") != "object" and "properties" not in self.schema:
             # Providers that follow schemas themselves want an object at the top.
             self.schema = {"type": "object", "properties": {"value": self.schema}, "required": ["value"]}
@@ -136,9 +269,16 @@ class Form:
 
     def value(self, told: Any) -> Any:
         """Return the value of an answer as the code wants it."""
-        value = told["value"]
-        if self.is_wrapped:
-            value = value["value"]
+        return self.made(told["value"]["value"] if self.is_wrapped else told["value"])
+
+    def submitted(self, told: Any) -> Any:
+        """Return what an agent has submitted as the code wants it."""
+        if isinstance(told, Planned):
+            return told
+        return self.made(told["value"] if isinstance(told, dict) and "steps" in told else told)  # or a person's word
+
+    def made(self, value: Any) -> Any:
+        """Return a value that follows the schema as what was wanted."""
         if self.wanted is None or type(self.wanted) is dict:
             return value
         from . import typed
@@ -163,6 +303,8 @@ def _call(target: str, args: dict[str, Any]) -> Any:
     try:
         return host.call(target, args)
     except HostError as error:
+        if error.kind == "planned":
+            return Planned(target, error.data["call"])
         raise_llm_error(error)
 
 
@@ -176,9 +318,14 @@ NAMES: dict[str, Any] = {
     "aask_llm": aask_llm,
     "ask_llm_batch": ask_llm_batch,
     "llm_usage": llm_usage,
+    "sub_agent": sub_agent,
+    "asub_agent": asub_agent,
+    "sub_agent_batch": sub_agent_batch,
+    "SUBMIT": SUBMIT,
     "LlmError": LlmError,
     "BudgetExceeded": BudgetExceeded,
     "LlmAnswerError": LlmAnswerError,
+    "AgentFailed": AgentFailed,
 }
 
 
@@ -194,4 +341,6 @@ DOC = """Questions to a model, from code: each answer is a value, and what is no
 ask_llm("Which language is this?", text)                    ask_llm("Sum up", rows, schema=Summary)
 ask_llm_batch("Positive or negative?", texts)               one slot each: .ok .value .error
 await aask_llm(...)                                         llm_usage()
+sub_agent("Find the cause", log)                            an agent with a session of its own; await asub_agent(...)
+sub_agent_batch("Sum up the chapter", chapters)             one slot each; SUBMIT(value) ends an agent's task
 """

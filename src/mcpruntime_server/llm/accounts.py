@@ -66,6 +66,16 @@ class Account:
     users: int = 0
 
 
+@dataclass(frozen=True)
+class Purse:
+    """What a run or an agent pays from, the answers that it has had, and the run in whose name that is journaled."""
+
+    budget: Budget
+    answers: Answers
+    session: str = ""
+    run: str = ""
+
+
 class Accounts:
     """All of them, as far as they are remembered."""
 
@@ -75,18 +85,26 @@ class Accounts:
         self._principals: dict[str, Budget] = {}
         self._sessions: OrderedDict[str, Account] = OrderedDict()
         self._opening = anyio.Lock()
+        self.agents: dict[str, Purse] = {}  # of those that work, by their sessions
 
     @asynccontextmanager
-    async def using(self, asking: Scope) -> AsyncIterator[tuple[Budget, Answers]]:
-        """Yield the budget of a run and the answers of its session, which is not forgotten meanwhile."""
+    async def using(self, asking: Scope) -> AsyncIterator[Purse]:
+        """Yield what a run pays from, which is not forgotten meanwhile."""
+        if asking.session in self.agents:
+            yield self.agents[asking.session]
+            return
         async with self._opening:
             account = self._sessions.get(asking.session) or await self._open(asking.session)
             account.users += 1
         self._sessions.move_to_end(asking.session)
         try:
-            yield self._run(account, asking.run), account.answers
+            yield Purse(self._run(account, asking.run), account.answers, asking.session, asking.run)
         finally:
             account.users -= 1
+
+    def budget_of(self, run: str) -> Budget | None:
+        """Return the budget of a run that has asked something not long ago."""
+        return next((account.runs[run] for account in self._sessions.values() if run in account.runs), None)
 
     async def owner(self, session: str) -> Budget:
         """Return the budget of whom a session belongs to."""

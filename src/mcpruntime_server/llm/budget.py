@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 
@@ -24,6 +26,7 @@ EXCEEDED = "budget_exceeded"
 NAMES = {"calls": "questions", "tokens_in": "tokens in", "tokens_out": "tokens out", "usd": "USD"}
 DIGITS = 12  # of USD that matter: sums of floats are a little off
 REMEDY = "Ask less, or have it raised under [llm] in the settings."
+KEPT = 200  # agents of one level that are told apart
 
 
 @dataclass
@@ -64,6 +67,9 @@ class Budget:
         self._depth = depth
         self._began = began
         self._slots = anyio.CapacityLimiter(limits.concurrency or math.inf)
+        self.agents: deque[Budget] = deque()  # that were begun here, the last ones
+        self._forgotten = Usage()  # what agents have used that are not told apart any more
+        self._count = 0
 
     def levels(self) -> Iterator[Budget]:
         """Yield this level and those above it."""
@@ -72,15 +78,30 @@ class Budget:
             yield level
             level = level._parent
 
-    def child(self, name: str, limits: Limits) -> Budget:
-        """Return a level below this one; raises `CallFailed` beyond the depth that any level allows."""
+    @property
+    def depth(self) -> int:
+        """How many agents are above it, itself included; 0 for a run that nobody's agent makes."""
+        return self._depth
+
+    def child(self, limits: Limits) -> Budget:
+        """Return the level of an agent below this one; raises `CallFailed` beyond the depth that any level allows."""
         depth = self._depth + 1
         for level in self.levels():
-            if level._limits.depth is not None and depth > level._limits.depth:
+            below = depth - level._depth
+            if level._limits.depth is not None and below > level._limits.depth:
                 raise CallFailed(
-                    EXCEEDED, f"{level.name} may go {level._limits.depth} levels deep, and this is {depth}."
+                    EXCEEDED,
+                    f"Agents of {level.name} may begin agents {level._limits.depth} levels deep, and this is {below}.",
+                    remedy="Do it here, or have it raised as `depth` under [llm.run] in the settings.",
+                    data={"level": level.name, "what": "depth", "limit": level._limits.depth},
                 )
-        return Budget(name, limits, self, depth)
+        self._count += 1
+        name = f"{self.name}.{self._count}" if self._depth else f"agent {self._count}"
+        made = Budget(name, limits, self, depth)
+        if len(self.agents) == KEPT:
+            self._forgotten += self.agents.popleft().used
+        self.agents.append(made)
+        return made
 
     def reserve(self, amount: Usage) -> Reservation:
         """Take `amount` from every level; raises `CallFailed` if one has not so much left, and takes nothing."""
@@ -93,6 +114,21 @@ class Budget:
             level.reserved += amount
             level._began = now if level._began is None else level._began
         return Reservation(self, amount)
+
+    def spend(self, used: Usage) -> None:
+        """Count what was paid without having been reserved."""
+        for level in self.levels():
+            level.used += used
+
+    @property
+    def begun(self) -> int:
+        """How many agents were begun here."""
+        return self._count
+
+    @property
+    def of_agents(self) -> Usage:
+        """What the agents that were begun here have used."""
+        return sum((each.used for each in self.agents), self._forgotten)
 
     @contextmanager
     def in_time(self) -> Iterator[None]:
@@ -138,15 +174,18 @@ class Budget:
                 await stack.enter_async_context(level._slots)
             yield
 
-    def told(self) -> dict[str, dict[str, float | None]]:
-        """Return what each level has used, and its limits."""
-        return {
-            level.name: {
-                **{what: getattr(level.used, what) for what in NAMES},
-                **{f"max_{what}": limit for what, limit in level._limits.amounts().items() if limit is not None},
-            }
-            for level in self.levels()
-        }
+    def told(self) -> dict[str, dict[str, Any]]:
+        """Return what each level has used, and its limits; of this one, what each of its agents has used."""
+        agents = {"agents": [each._tree() for each in self.agents]} if self.agents else {}
+        return {level.name: {**level._figures(), **(agents if level is self else {})} for level in self.levels()}
+
+    def _figures(self) -> dict[str, float]:
+        limits = {f"max_{what}": limit for what, limit in self._limits.amounts().items() if limit is not None}
+        return {**{what: getattr(self.used, what) for what in NAMES}, **limits}
+
+    def _tree(self) -> dict[str, Any]:
+        agents = {"agents": [each._tree() for each in self.agents]} if self.agents else {}
+        return {"name": self.name, **self._figures(), **agents}
 
 
 def minus(one: Usage, other: Usage) -> Usage:

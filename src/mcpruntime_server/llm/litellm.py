@@ -71,6 +71,12 @@ class LiteLlm:
         one, other = told["price"]
         return one, other
 
+    async def window(self, model: str) -> int:
+        """Return how many tokens a model takes in; 0 where that is not known."""
+        with suppress(ModelFailed):
+            return int((await self._request({"price": True, **self._about(model)}, START_S))["window"])
+        return 0
+
     def _about(self, model: str) -> dict[str, Any]:
         settings = self._settings
         return {

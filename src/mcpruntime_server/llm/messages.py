@@ -165,14 +165,21 @@ def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     if size_of(schema) * (said.count(",") + said.count(":") + 1) > MAX_WORK:
         raise ValueError("it is too long for this schema")
+    if problem := problem_of(value, schema):
+        raise ValueError(problem)
+    return value
+
+
+def problem_of(value: Any, schema: Mapping[str, Any]) -> str:
+    """Return where and how a value does not follow a schema, "" if it does; raises `CallFailed` if that is none."""
     try:
         jsonschema.Draft202012Validator(schema, registry=Registry()).validate(value)  # fetches nothing
     except ValidationError as exc:
         place = exc.json_path if exc.path else "the value"
-        raise ValueError(f"{place}: {exc.message[:SHOWN]}") from None
+        return f"{place}: {exc.message[:SHOWN]}"
     except (Unresolvable, RecursionError) as exc:
         raise CallFailed("invalid_arguments", f"The schema refers to what is not there: {str(exc)[:SHOWN]}") from None
-    return value
+    return ""
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

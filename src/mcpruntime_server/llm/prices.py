@@ -23,9 +23,20 @@ def table() -> dict[str, dict[str, Any]]:
     return {name: each for name, each in found.items() if isinstance(each, dict)}
 
 
+def known_of(model: str) -> dict[str, Any]:
+    """Return the row of a model; empty if it has none."""
+    return table().get(model) or table().get(model.partition("/")[2]) or {}
+
+
+def window_of(model: str) -> int:
+    """Return how many tokens a model takes in; 0 where that is not known."""
+    tokens = known_of(model).get("max_input_tokens")
+    return tokens if isinstance(tokens, int) else 0
+
+
 def price_of(model: str) -> tuple[float, float]:
     """Return USD for a token in, and for one out; 0 where that is not known."""
-    known = table().get(model) or table().get(model.partition("/")[2]) or {}
+    known = known_of(model)
     costs = known.get("input_cost_per_token"), known.get("output_cost_per_token")
     one, other = (float(cost) if isinstance(cost, int | float) else 0.0 for cost in costs)
     return one, other

@@ -7,33 +7,30 @@ Rule 2: errors are errors, never texts that look like answers. Credentials are i
 from __future__ import annotations
 
 import logging
-import random
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import anyio
 
-from ..config import LlmSettings
-from ..errors import CallFailed, JournalFailed, NoModel
+from ..config import Limits, LlmSettings
+from ..errors import CallFailed, JournalFailed
 from ..journal.events import Spent, canonical_json
-from ..journal.scope import scope
+from ..journal.scope import Scope, scope
 from ..journal.store import Journal
-from .accounts import Accounts, Answers
-from .budget import Budget
+from .accounts import Accounts, Answers, Purse
+from .asker import Asker
+from .budget import minus
 from .caller import Caller
 from .messages import check_schema, messages_of, repaired, value_of
-from .model import Answer, Broker, Completion, Messages, ModelFailed, Question, Usage
+from .model import Answer, Broker, Completion, Messages, Question, Usage
 
 MAX_BATCH = 10_000  # questions of one call
 MAX_TEXT = 20_000_000  # characters of a prompt or of its data
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a question is asked again; who wants us to wait longer has failed
 MAX_TOKENS = 10_000_000  # of an answer
-OVERHEAD = 64  # tokens that a provider may add to a question
-
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +48,18 @@ class Models:
         self._resolve = resolve  # returns what data is that is only a reference
         self._settings = settings
         self._journal = journal
-        self._broker = broker
-        self._by_client = isinstance(broker, Caller)  # its questions are put all at once, and cost us nothing
-        self._prices: dict[str, tuple[float, float]] = {}
+        self._asker = Asker(settings, broker)
         self._accounts = Accounts(settings, journal)
 
     async def answer(self, target: str, args: dict[str, Any]) -> Any:
         """Answer `llm.ask {question}`, `llm.batch {questions}` or `llm.usage {}`; raises `CallFailed`."""
-        async with self._accounts.using(scope()) as (budget, answers):
+        async with self._accounts.using(scope()) as purse:
             if target == "llm.usage":
-                return budget.told()
+                return purse.budget.told()
             if target == "llm.ask":
-                return told(await self._ask(await self._question(args), budget, answers))
+                return told(await self._ask(await self._question(args), purse))
             if target == "llm.batch":
-                return await self._batch(args.get("questions"), budget, answers)
+                return await self._batch(args.get("questions"), purse)
         raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
 
     async def ask_for(self, session: str, prompt: str, data: str, schema: Mapping[str, Any]) -> Any:
@@ -72,116 +67,92 @@ class Models:
 
         Raises `CallFailed`. The client's own model is not asked: no run waits for it.
         """
-        if self._by_client:
+        if self._asker.by_client:
             raise CallFailed("no_model", "There is no model but the client's own, which can name what it saves.")
         question = await self._question({"prompt": prompt, "data": data, "schema": schema})
-        return (await self._ask(question, await self._accounts.owner(session), Answers())).value
+        return (await self._ask(question, Purse(await self._accounts.owner(session), Answers()))).value
 
     # one question -----------------------------------------------------------------------------------
 
-    async def _ask(self, question: Question, budget: Budget, answers: Answers) -> Answer:
+    async def _ask(self, question: Question, purse: Purse) -> Answer:
         key = sha256(canonical_json([question.__dict__]).encode("utf-8", "surrogatepass")).hexdigest()
-        return await answers.get(key, partial(self._ask_anew, question, budget))
+        return await purse.answers.get(key, partial(self._ask_anew, question, purse))
 
-    async def _ask_anew(self, question: Question, budget: Budget) -> tuple[Answer, int]:
+    async def _ask_anew(self, question: Question, purse: Purse) -> tuple[Answer, int]:
         """Return the answer and its size; one that does not follow the schema is asked for once more."""
         messages = messages_of(question)
-        said, usage = await self._complete(messages, question, budget)
+        said = await self._complete(messages, question, purse)
         try:
-            return Answer(value_of(said, question.schema), usage), len(said)
+            return Answer(value_of(said.text, question.schema), said.usage), len(said.text)
         except ValueError as problem:
-            again, more = await self._complete(repaired(messages, said, str(problem)), question, budget)
+            again = await self._complete(repaired(messages, said.text, str(problem)), question, purse)
         try:
-            return Answer(value_of(again, question.schema), usage + more), len(again)
+            return Answer(value_of(again.text, question.schema), said.usage + again.usage), len(again.text)
         except ValueError as still:
             raise CallFailed(
                 "llm_bad_answer",
                 f"The model's answer does not follow the schema: {still}",
                 remedy="Ask for less at once, or with another model.",
-                data={"text": again[:1000]},
+                data={"text": again.text[:1000]},
             ) from None
 
-    async def _complete(self, messages: Messages, question: Question, budget: Budget) -> tuple[str, Usage]:
-        """Put messages before the model, as often as it takes; return what it said and what that cost."""
-        broker, model = self._asked(question.model)
-        amount = await self._at_most(broker, model, messages, question.max_tokens)
-        wait_s, spent = FIRST_WAIT_S, Usage()
-        async with nullcontext() if self._by_client else budget.slot():
-            for attempt in range(self._settings.retries + 1):
-                try:
-                    done = await self._put(broker, model, messages, question, amount, budget)
-                    return done.text, spent + done.usage
-                except ModelFailed as exc:
-                    if not exc.is_passing or attempt == self._settings.retries or exc.after_s > LONGEST_WAIT_S:
-                        raise CallFailed(exc.kind, told_failure(exc)) from None
-                    spent += exc.usage or Usage(1)
-                    pause_s = max(wait_s * random.uniform(0.5, 1.0), exc.after_s)  # noqa: S311
-                await anyio.sleep(pause_s)
-                wait_s = min(wait_s * 2, LONGEST_WAIT_S)
-        raise AssertionError("the last attempt returns or raises")
+    async def _complete(self, messages: Messages, question: Question, purse: Purse) -> Completion:
+        """Put messages before the model, and journal what that cost."""
+        return await self._asker.complete(
+            messages,
+            purse.budget,
+            model=question.model,
+            max_tokens=question.max_tokens,
+            schema=question.schema,
+            note=partial(self._note, purse),
+        )
 
-    def _asked(self, model: str) -> tuple[Broker, str]:
-        """Return who is asked, and for which model; raises `CallFailed` if nobody is, or code may not ask that."""
-        broker, settings = self._broker, self._settings
-        if broker is None or not (model or settings.model or self._by_client):
-            raise CallFailed(NoModel.code, str(NoModel()))
-        known = dict.fromkeys(filter(None, (settings.model, *settings.models)))
-        if model and model not in known and not settings.api_base and not self._by_client:
-            raise CallFailed(
-                "llm_unknown_model",
-                f"Code may not ask the model {model!r:.80}.",
-                remedy=f"It may ask {', '.join(known)}; the settings name others under [llm] models.",
-            )
-        return broker, model or settings.model
-
-    async def _at_most(self, broker: Broker, model: str, messages: Messages, max_tokens: int) -> Usage:
-        """Return what a question can cost: a token has at least one byte."""
-        if self._by_client:
-            return Usage(1)
-        if model not in self._prices:
-            try:
-                self._prices[model] = await broker.price(model)
-            except ModelFailed as exc:
-                raise CallFailed(exc.kind, exc.message) from None
-        size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages) + OVERHEAD
-        price_in, price_out = self._prices[model]
-        return Usage(1, size, max_tokens, size * price_in + max_tokens * price_out)
-
-    async def _put(
-        self, broker: Broker, model: str, messages: Messages, question: Question, amount: Usage, budget: Budget
-    ) -> Completion:
-        """Put messages before the model once; what that has cost is counted and journaled, however it ends."""
-        reserved, began = budget.reserve(amount), time.monotonic()
-        used = amount  # if it is cut off
-        try:
-            with nullcontext() if self._by_client else budget.in_time():
-                done = await broker.complete(
-                    messages,
-                    model=model,
-                    max_tokens=question.max_tokens,
-                    timeout_s=self._settings.timeout_s,
-                    schema=question.schema,
-                )
-                used = done.usage
-            return done
-        except ModelFailed as exc:
-            used = amount if exc.is_cut_off else exc.usage or Usage(1)
-            raise
-        finally:
-            reserved.settle(used)
-            self._note(used, (time.monotonic() - began) * 1e3)
-
-    def _note(self, used: Usage, ms: float) -> None:
-        asking = scope()
+    def _note(self, purse: Purse, used: Usage, ms: float) -> None:
+        if not purse.run:
+            return
         spent = Spent(used.calls, used.tokens_in, used.tokens_out, used.usd, round(ms, 3))
         try:
-            self._journal.append(asking.session, spent, asking.run)
+            self._journal.append(purse.session, spent, purse.run)
         except JournalFailed as exc:
-            logger.error("what a question in run %s has cost was not journaled: %s", asking.run, exc)
+            logger.error("what a question in run %s has cost was not journaled: %s", purse.run, exc)
+
+    # agents -----------------------------------------------------------------------------------------
+
+    def check_drives(self, model: str) -> None:
+        """Raise `CallFailed` unless there is a model that can drive an agent."""
+        self._asker.check_drives(model)
+
+    @asynccontextmanager
+    async def hiring(self, asking: Scope, limits: Limits) -> AsyncIterator[Purse]:
+        """Yield what an agent pays from that a run begins; raises `CallFailed` beyond the depth."""
+        async with self._accounts.using(asking) as purse:
+            yield replace(purse, budget=purse.budget.child(limits), answers=Answers())
+
+    @contextmanager
+    def agent(self, session: str, purse: Purse) -> Iterator[None]:
+        """Have what code in an agent's session asks be paid from the agent's purse."""
+        self._accounts.agents[session] = purse
+        try:
+            yield
+        finally:
+            del self._accounts.agents[session]
+
+    async def drive(self, messages: Messages, purse: Purse, model: str) -> Completion:
+        """Return what the model says that drives an agent; raises `CallFailed`."""
+        return await self._asker.complete(messages, purse.budget, model=model, note=partial(self._note, purse))
+
+    def costs(self, run: str) -> dict[str, float]:
+        """Return what a run has paid models for, apart from that its agents have; empty if nothing."""
+        budget = self._accounts.budget_of(run)
+        if budget is None:
+            return {}
+        own, agents = cost_of(minus(budget.used, budget.of_agents)), cost_of(budget.of_agents)
+        found = {**{f"llm_{what}": own[what] for what in own}, **{f"agents_{what}": agents[what] for what in agents}}
+        return {name: amount for name, amount in {"agents": budget.begun, **found}.items() if amount}
 
     # many -------------------------------------------------------------------------------------------
 
-    async def _batch(self, given: Any, budget: Budget, answers: Answers) -> list[dict[str, Any]]:
+    async def _batch(self, given: Any, purse: Purse) -> list[dict[str, Any]]:
         """Answer many questions, each with a slot of its own, in their order."""
         if not isinstance(given, list) or len(given) > MAX_BATCH:
             raise CallFailed("invalid_arguments", f"A batch is a list of at most {MAX_BATCH:,} questions.")
@@ -191,14 +162,13 @@ class Models:
         async def work() -> None:
             for number, each in left:
                 try:
-                    slots[number] = {"ok": True, **told(await self._ask(await self._question(each), budget, answers))}
+                    slots[number] = {"ok": True, **told(await self._ask(await self._question(each), purse))}
                 except CallFailed as exc:
                     slots[number] = {"ok": False, "error": {"kind": exc.kind, "message": str(exc), "data": exc.data}}
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(
-                len(given) if self._by_client else min(self._settings.run.concurrency or len(given), len(given))
-            ):
+            at_once = None if self._asker.by_client else self._settings.run.concurrency
+            for _ in range(min(at_once or len(given), len(given))):
                 tasks.start_soon(work)
         return slots
 
@@ -221,20 +191,17 @@ class Models:
 
 def told(answer: Answer) -> dict[str, Any]:
     """Return an answer as code gets it."""
-    usage = answer.usage
-    cost: Mapping[str, Any] = {
+    return {"value": answer.value, "usage": cost_of(answer.usage), "cached": answer.is_cached}
+
+
+def cost_of(usage: Usage) -> dict[str, Any]:
+    """Return what questions cost, as code gets it."""
+    return {
         "calls": usage.calls,
         "tokens_in": usage.tokens_in,
         "tokens_out": usage.tokens_out,
         "usd": usage.usd,
     }
-    return {"value": answer.value, "usage": cost, "cached": answer.is_cached}
-
-
-def told_failure(exc: ModelFailed) -> str:
-    """Return why a model did not answer, and for how long it will not if it says that."""
-    wants = f" The provider wants us to wait {exc.after_s:,.0f} s." if exc.after_s > LONGEST_WAIT_S else ""
-    return f"{exc.message}{wants}"
 
 
 def broker_of(settings: LlmSettings, litellm: Broker) -> Broker | None:

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 
 from .direct import Direct, Malformed
-from .prices import price_of, providers
+from .prices import price_of, providers, window_of
 from .words import Words, secrets_in
 
 KEY = "MCPRUNTIME_LLM_KEY"  # in the environment: the key that the settings have
@@ -61,7 +61,7 @@ class Worker:
     async def _answer(self, number: int, asked: Told) -> None:
         try:
             if "price" in asked:
-                told: Told = {"price": self._price(asked)}
+                told: Told = {"price": self._price(asked), "window": window_of(asked["model"])}
             else:
                 told = checked(await self._ask(asked), price_of(asked["model"]))
         except Exception as exc:  # noqa: BLE001 - whatever a provider's client raises is what became of it

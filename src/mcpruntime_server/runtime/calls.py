@@ -237,7 +237,9 @@ class Router:
                 started = time.perf_counter()
                 if route.effect(call.target) == "write":
                     await _flush(call, log)
-                enter(Scope(log.session, log.run, partial(self._put, call, number, entry, log)))
+                put = partial(self._put, call, number, entry, log)
+                away = partial(log.questions.away, number)
+                enter(Scope(log.session, log.run, put, away, log.questions.tell))
                 value = await route.call(call.target, args)
             entry.ms = _ms_since(started)
             log.finish(number, value, None, entry.ms)

@@ -15,7 +15,7 @@ from typing import Any, cast
 from ..errors import InvalidRequest, NotFound
 from ..journal.events import Asked, CallStarted, FileEntry, FilesChanged, RunFinished, RunStarted
 from ..journal.replay import UNDONE, RecordedCall, Recorder, repeats
-from ..journal.rows import RunRow, SessionRow, Stored
+from ..journal.rows import AGENT, RunRow, SessionRow, Stored
 from ..journal.store import Journal
 from .calls import STATUS_OF, LedgerEntry
 from .plan import Plan, PlannedCall, args_of, is_planned, name_of, planned_call
@@ -23,6 +23,8 @@ from .report import Report, Status, Wait
 
 NAMED = 5  # of the sessions that an error names
 STEP_DIGITS = 9  # of a step's number
+BEGINS = "agent.run"  # the call by which code begins an agent
+MAX_DEPTH = 20  # of agents that agents have begun, which are told
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,33 @@ class Tree:
         for each in self.runs:
             children[each.row.parent if each.row.parent in known else None].append(each)
         return children
+
+
+@dataclass(frozen=True)
+class AgentTree:
+    """An agent that a run has begun: its session, the runs in it, and the agents that these have begun, by run."""
+
+    session: SessionRow
+    runs: tuple[RunRow, ...]
+    agents: Mapping[str, tuple[AgentTree, ...]]
+
+
+async def load_agents(journal: Journal, past: PastRun) -> tuple[AgentTree, ...]:
+    """Return the agents that a run has begun, the first first, with those that they have begun."""
+    if not any(call.target == BEGINS for call in past.calls):
+        return ()
+    begun = defaultdict(list)
+    for session in reversed(await journal.sessions()):
+        if session.purpose == AGENT and session.origin is not None:
+            begun[session.origin].append(session)
+
+    async def tree(session: SessionRow, depth: int) -> AgentTree:
+        rows = [row for row in await journal.passed(session.id) if row.session == session.id]
+        below = {row.id: begun.get(row.id, []) for row in rows} if depth < MAX_DEPTH else {}
+        agents = {run: tuple([await tree(each, depth + 1) for each in found]) for run, found in below.items() if found}
+        return AgentTree(session, tuple(rows), agents)
+
+    return tuple([await tree(each, 1) for each in begun.get(past.row.id, [])])
 
 
 async def load_tree(journal: Journal, session: SessionRow) -> Tree:

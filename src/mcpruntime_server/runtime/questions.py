@@ -13,13 +13,14 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import anyio
 
-from ..errors import Forbidden, InvalidRequest
+from ..errors import CallFailed, Forbidden, InvalidRequest
 from ..journal.events import Answered, Approval, Asked, canonical_json
 from ..journal.replay import Matter, RecordedCall, Recording, matter
 from ..journal.store import Journal
@@ -76,6 +77,10 @@ class Waiting(Protocol):
         """Tell who watches it that something has changed."""
         ...
 
+    def enter_stage(self, stage: str) -> None:
+        """Tell who watches it what it is about."""
+        ...
+
 
 class Questions:
     """The questions of one run; `granted` are the targets that were allowed for the whole session."""
@@ -84,6 +89,7 @@ class Questions:
         self, journal: Journal, session: str, run: str, host: Waiting, *, expires_s: float, granted: set[str]
     ) -> None:
         self.open: dict[str, Question] = {}
+        self.elsewhere = ""  # what is asked where agents of the run work
         self.find_hints: Callable[[Mapping[str, Any]], Awaitable[list[str]]] | None = None
         self._journal = journal
         self._session = session
@@ -94,6 +100,7 @@ class Questions:
         self._granted_here: set[str] = set()
         self._refused: Counter[str] = Counter()  # targets of calls
         self._count = 0
+        self._away: dict[int, anyio.CancelScope] = {}  # calls that wait for something else than an answer
         self._answered: dict[str, Answered] = {}
         self._left_open: dict[Matter, Asked] = {}  # asked before the server died, and not answered
         self._early: dict[str, tuple[Any, str]] = {}  # by question: an answer that came before it is asked again
@@ -145,8 +152,7 @@ class Questions:
         if asked is None:
             asked = await self._ask(kind, number, args, list(covers), about)
         question = Question(self._run, asked, target, args, line)
-        if not self.open:
-            self._host.pause()
+        self._host.pause()
         self.open[question.id] = question
         try:
             if question.id in self._early:
@@ -159,10 +165,38 @@ class Questions:
         finally:
             self.open.pop(question.id, None)
             self._host.notify()
-        if not self.open:
+        if not self.is_paused:
             await self._host.go_on()
         assert question.answer is not None, "it has just been settled"
         return question.answer
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the run waits for something, so that its time stands still."""
+        return bool(self.open or self._away)
+
+    @asynccontextmanager
+    async def away(self, number: int) -> AsyncIterator[None]:
+        """Have the run wait for something else than an answer, for call `number`, which takes turns of its own.
+
+        Raises `CallFailed` if the code waits no more.
+        """
+        self._host.pause()
+        scope = self._away[number] = anyio.CancelScope()
+        try:
+            with scope:
+                yield
+        finally:
+            del self._away[number]
+        if scope.cancelled_caught:
+            raise CallFailed("cancelled", "The code did not wait for the answer.")
+        if not self.is_paused:
+            await self._host.go_on()
+
+    def tell(self, stage: str) -> None:
+        """Tell who watches the run what others wait for that it waits for; "" for nothing."""
+        self.elsewhere = stage
+        self._host.enter_stage(stage)
 
     async def _ask(
         self, kind: str, number: int, args: Mapping[str, Any], covers: list[Approval], about: Mapping[str, Any]
@@ -181,6 +215,8 @@ class Questions:
 
     def withdraw(self, number: int) -> None:
         """The code waits no more for call `number`."""
+        if number in self._away:
+            self._away[number].cancel()
         for question in list(self.open.values()):
             if question.asked.call == number:
                 self._settle(question, Answered(question.id, "deny", by="the code, which did not wait"))

@@ -89,6 +89,7 @@ class Run:
         self.detached = request.detached  # it goes on when nobody waits for it
         self.told: dict[str, int] = {}  # what clients have been told of its output
         self.told_questions: set[str] = set()
+        self.costs: Callable[[], Mapping[str, float]] = dict  # what it has paid models for
         self.state_after_death: Callable[[], str] = str  # says what the next run begins with, should this one die
         self._stale = set(recording.start.stale) if recording else stale
         self._renewed: list[str] = []  # packages of tools that it imports anew
@@ -186,6 +187,11 @@ class Run:
         if not self._is_next or (self._turn.is_waiting and not self._begun):
             return "queued"
         return "waiting" if self.questions.open else "running"
+
+    @property
+    def asks(self) -> set[str]:
+        """What it wants to have answered, its agents included."""
+        return {*self.questions.open, *filter(None, [self.questions.elsewhere])}
 
     @property
     def goes_on_elsewhere(self) -> bool:
@@ -287,9 +293,11 @@ class Run:
     async def go_on(self) -> None:
         """End the pause, as soon as it may execute again."""
         async with self._turning:
-            if not self._turn.is_taken:
+            if not self._turn.is_taken and not self.questions.is_paused:
                 await self._turn.take()
-        if self._link is not None and not self.questions.open:
+        if self.questions.is_paused:  # again, meanwhile
+            self._turn.give_back()
+        elif self._link is not None:
             self._link.go_on()
 
     def notify(self) -> None:
@@ -490,6 +498,7 @@ class Run:
         report = self.report
         self._turn.give_back()
         report.calls = self._log.ledger
+        report.usage |= self.costs()
         report.usage["total_ms"] = (time.perf_counter() - self._asked) * 1e3
         report.usage = {name: round(value, 3) for name, value in report.usage.items()}
         flags = {UNDONE} if self.undone else self._flags | ({FRESH} if self.fresh else set())

@@ -12,7 +12,7 @@ import re
 import secrets
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Protocol
@@ -62,6 +62,7 @@ class Surroundings(Protocol):
     lost: dict[str, str]  # runs whose variables cannot be had back, and why
     changed: set[str]  # packages of tools that have changed since the server started
     inputs: Inputs
+    costs: Callable[[str], Mapping[str, float]]
     on_code: Callable[[str], None]
 
 
@@ -200,6 +201,7 @@ class Session:
             granted=self.granted,
             stale=self.stale,
         )
+        run.costs = partial(around.costs, run.id)
         run.questions.find_hints = partial(find_hints, around.journal, around.router, self.id)
         self._unfinished.append(run)
         if request.key is not None:

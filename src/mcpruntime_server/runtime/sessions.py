@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -20,7 +20,7 @@ from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, U
 from ..inputs.service import Inputs
 from ..journal.events import Answered, RunFinished, RunQueued, SessionOpened
 from ..journal.replay import UNDONE, Recording, load_recording
-from ..journal.rows import Reply, RunRow, SessionRow
+from ..journal.rows import AGENT, Reply, RunRow, SessionRow
 from ..journal.store import Journal
 from ..kernel import wire
 from ..sandbox import Backend
@@ -34,6 +34,7 @@ from .turns import Turns
 
 RERUN = "rerun"  # the purpose of sessions in which runs are only executed again
 ONLY_AGAIN = "It only executed another run again."
+UNDRIVEN = "Its agent ended with its server."
 CLOSE_S = (
     2.5  # for files to arrive when the server ends, interrupted code included: a client kills it after a few seconds
 )
@@ -42,6 +43,7 @@ DAY_S = 86_400.0
 IDLE_CHECK_S = 0.05  # between looks for idle sessions, at least
 RESUME_S = 3600.0  # older runs that a dead server has left go on only when somebody asks for their session
 ROOM_S = 0.5  # between looks for room for a session whose run is to go on
+NOT_ALONE = {RERUN: ONLY_AGAIN, AGENT: UNDRIVEN}  # by purpose: why runs of a session do not go on by themselves
 MAX_RESUMED = 3  # times that a run goes on after the death of its server: it may be what kills it
 MAIL_S = 0.5  # between looks for answers that other processes have left, while a run waits for one
 IDLE_MAIL_S = 5.0  # the same while none does: it may be for a run that a dead server has left
@@ -77,6 +79,7 @@ class Runtime:
         self.lost: dict[str, str] = {}  # runs whose variables cannot be had back, and why
         self.inputs = inputs or Inputs(journal)
         self.changed: set[str] = set()  # packages of tools that have changed since the server started
+        self.costs: Callable[[str], Mapping[str, float]] = lambda _: {}  # what a run has paid models for, as its usage
         self.on_code: Callable[[str], None] = lambda _: None  # told of every run's code, before it runs
         self._tasks = tasks
         self._live: dict[str, Session] = {}
@@ -187,7 +190,7 @@ class Runtime:
         parent = await self.journal.run(tip.parent) if tip.parent else None
         try:
             recording = await load_recording(self.journal, tip)
-            problem = ONLY_AGAIN if row.purpose == RERUN else why_not_resumable(recording)
+            problem = NOT_ALONE.get(row.purpose) or why_not_resumable(recording)
         except JournalFailed as exc:
             problem = str(exc)
         if problem:
@@ -222,6 +225,14 @@ class Runtime:
         async with self._opening:
             await self._make_room()
             return await self._fork(at, None, principal, RERUN)
+
+    async def begun_by(self, run: str, principal: str) -> Session:
+        """Make a session, without variables, in which an agent of `run` works; raises `Unavailable` without room."""
+        async with self._opening:
+            await self._make_room()
+            row = await self.journal.create_session(new_session_id(), None, principal, None, AGENT, run)
+            self.journal.append(row.id, SessionOpened(None, principal, self.backend, run, AGENT))
+            return self._serve(Session(row, None, self))
 
     async def _fork(self, at: RunRow | None, name: str | None, principal: str, purpose: str) -> Session:
         tip = at.id if at else None

@@ -25,6 +25,7 @@ CALL_CHARS = 300  # of one call's arguments, and of its error
 NAME_CHARS = 200  # of one call's target, and of a file's path
 QUESTION_CHARS = 60_000  # of one question to the client's model
 QUESTIONS_CHARS = 120_000  # and of all that are put at once
+SUBMIT = "agent.submit"  # the call by which code submits
 EXACT = 2**53  # beyond it, clients that keep numbers as doubles would show the model another number
 
 
@@ -73,6 +74,7 @@ class RunResult(BaseModel):
     waiting_for: list[WaitLine] = []
     files: list[str] = Field([], description="Workspace files that changed; a removed one has a minus before it.")
     usage: dict[str, float] = {}
+    submitted: bool = Field(False, description="The value was submitted as an agent's answer.")
     note: str = ""
 
 
@@ -131,8 +133,15 @@ def result_of(report: Report, handle: str, config: Config) -> RunResult:
         waiting_for=waits,
         files=files[:LISTED_FILES],
         usage=report.usage,
+        submitted=bool(submissions(report)),
         note=" ".join(notes),
     )
+
+
+def submissions(report: Report) -> list[Any]:
+    """Return what a run that went well has submitted as an agent's answer, the first first."""
+    calls = report.calls if report.status == "ok" else ()
+    return [entry.args.get("value") for entry in calls if entry.target == SUBMIT and entry.status == "ok"]
 
 
 def wait_line(wait: Wait) -> WaitLine:
@@ -277,7 +286,7 @@ def text_of(result: RunResult) -> str:
     lines = [f"{result.status} | session {result.session} | step {result.step} | run {result.run}"]
     if result.value is not None:
         text = result.value if isinstance(result.value, str) else json.dumps(result.value, ensure_ascii=False)
-        lines.append(f"value: {text}")
+        lines.append(f"value{' (submitted)' if result.submitted else ''}: {text}")
     for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
         if text:
             lines.append(f"{name}:\n{text.rstrip()}")

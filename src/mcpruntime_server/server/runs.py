@@ -354,7 +354,7 @@ class Runs:
             return await self.end_of(session, run, run.last_report())
         report = run.snapshot()
         self._note_told(report)
-        run.told_questions.update(run.questions.open)
+        run.told_questions.update(run.asks)
         before = session.runs_before(run)
         if before and session.waiting:
             first = session.waiting[0].id

@@ -70,10 +70,10 @@ def asks_for_progress(ctx: Context[Any]) -> bool:
 async def settled(run: Run, known: Collection[str], *, until_news: bool) -> None:
     """Wait until `run` is over or asks something that is not `known`; with `until_news`, or prints something."""
     while not run.finished.is_set():
-        if run.questions.open.keys() - known:
+        if run.asks.difference(known):
             with anyio.move_on_after(GATHER_S):
                 await run.over()
-            if run.questions.open.keys() - known:
+            if run.asks.difference(known):
                 return
         elif until_news and run.has_output_since(run.told):
             with anyio.move_on_after(MORE_S):

@@ -89,12 +89,20 @@ def statements_of(steps: Sequence[Step]) -> list[Statement]:
 def executed(step: Step) -> ast.Module:
     """Return the tree of what a step has executed to its end."""
     if step.ok:
-        return parse(step.code)
+        return unsubmitted(parse(step.code))
     try:
         tree = parse(step.code)
     except SkillRefused:
         return ast.Module([], [])
     return ast.Module([node for node in tree.body if (node.end_lineno or node.lineno) < step.failed_at], [])
+
+
+def unsubmitted(tree: ast.Module) -> ast.Module:
+    """Return the tree of code that ends by submitting a value as that of code whose result this is."""
+    match tree.body[-1:]:
+        case [ast.Expr(ast.Call(ast.Name("SUBMIT"), [value], [])) as last]:
+            tree.body[-1] = ast.copy_location(ast.Expr(value), last)
+    return tree
 
 
 def main_code(body: Sequence[ast.stmt]) -> list[ast.stmt]:

@@ -1,0 +1,122 @@
+"""The reference agent's end of the server: an MCP client that has programs executed, finds skills and keeps them.
+
+It knows the tools as any client does, and nothing of what is behind them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp.types import CallToolResult, TextContent
+
+from ..config import APP, Config
+from ..errors import CallFailed, Unavailable
+
+Target = Any  # what the SDK's client connects to: a URL, a server, a transport, parameters of a process
+PACKAGES = re.compile(r"servers as packages: (?!none)([\w, ]+?)(?: and \d+ more)?\.")
+UNFINISHED = ("queued", "running", "waiting")
+PRINTED = ("stdout", "stderr")
+OF_AGENTS = "sub-agent waits"  # in the note of a run: what its agents wait for
+QUERY_CHARS = 300  # of a task, to look for skills with
+IS_CUT = "value is cut"  # in the note of a run
+TOO_LARGE = "So it was not submitted: submit less, or write it to a file and submit its name."
+WAITS = "run {run} waits for a person: {calls}; answer with `mcpruntime-server approvals {run}`"
+
+
+class Server:
+    """One session on a server."""
+
+    def __init__(self, client: Client, on_wait: Callable[[str], None]) -> None:
+        self.session = f"agent-{secrets.token_hex(4)}"
+        self._client = client
+        self._on_wait = on_wait
+
+    async def execute(self, code: str) -> Mapping[str, Any]:
+        """Run a program to its end, whatever it waits for; raises `McpRuntimeError`."""
+        told = await self.call("run_code", code=code, session=self.session)
+        printed = {name: told.get(name, "") for name in PRINTED}
+        while told["status"] in UNFINISHED:
+            if told["status"] == "waiting":
+                calls = ", ".join(wait["call"] for wait in told["waiting_for"])
+                self._on_wait(WAITS.format(run=told["run"], calls=calls))
+            elif OF_AGENTS in told.get("note", ""):
+                self._on_wait(told["note"])
+            told = await self.call("run_code", run=told["run"])
+            printed = {name: printed[name] + told.get(name, "") for name in PRINTED}
+        if told.get("submitted") and IS_CUT in told.get("note", ""):
+            told |= {"submitted": False, "note": f"{told['note']} {TOO_LARGE}"}
+        return {**told, **{name: text for name, text in printed.items() if text}}
+
+    async def skills_for(self, task: str) -> str:
+        """Return the skills that may help, a line each; "" if there are none."""
+        told = await self.call("list_skills", query=task[:QUERY_CHARS])
+        lines = [f"{each['name']}: {each.get('summary', '')}" for each in told.get("skills", ())]
+        return "\n".join(lines)
+
+    async def keep(self, run: str) -> str:
+        """Have a run kept as a skill; return in one line what became of it."""
+        try:
+            told = await self.call("save_skill", run=run)
+        except CallFailed as exc:
+            return f"not kept as a skill: {exc.message}"
+        reasons = " ".join(told.get("reasons", ()))
+        return f"kept as the skill {told['name']} ({told.get('state', '')}){f': {reasons}' if reasons else ''}"
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """Return what a tool answers; raises `CallFailed` where it refuses, `Unavailable` if the server is gone."""
+        try:
+            answer = await self._client.call_tool(tool, arguments)
+        except MCPError as exc:
+            raise Unavailable(f"The server does not answer: {exc}", remedy="Its log says why.") from None
+        if answer.is_error:
+            raise CallFailed("refused", text_of(answer))
+        return answer.structured_content or {}
+
+
+async def package_names(client: Client) -> tuple[str, ...]:
+    """Return the packages of tools that the server names in the description of `run_code`."""
+    for tool in (await client.list_tools()).tools:
+        if tool.name == "run_code" and (found := PACKAGES.search(tool.description or "")):
+            return tuple(re.findall(r"\w+", found[1]))
+    return ()
+
+
+def text_of(answer: CallToolResult) -> str:
+    """Return an answer as text."""
+    return "\n".join(part.text for part in answer.content if isinstance(part, TextContent))
+
+
+@asynccontextmanager
+async def connected(config: Config, target: Target | None, model: str) -> AsyncIterator[Client]:
+    """Yield a client of `target`, or of a server of our own with the same settings, and with another model if given."""
+    if target is not None:
+        async with Client(target) as client:
+            yield client
+        return
+    log = config.server.data_dir / "logs" / "agent-server.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        errors = log.open("a", encoding="utf-8")
+    except OSError as exc:
+        raise Unavailable(f"The log {log} cannot be written: {exc.strerror}.") from exc
+    with errors:
+        async with Client(stdio_client(own_server(config, model), errors)) as client:
+            yield client
+
+
+def own_server(config: Config, model: str) -> StdioServerParameters:
+    """Return how our own server is started with these settings."""
+    file = ["--config", str(config.file)] if config.file else []
+    places = ["--data-dir", str(config.server.data_dir), "--backend", config.sandbox.backend]
+    environ = {**os.environ, **({"MCPRUNTIME_LLM__MODEL": model} if model else {})}
+    command = str(Path(sys.executable).with_name(APP))
+    return StdioServerParameters(command=command, args=[*file, *places, "--stdio"], env=environ)

@@ -1,0 +1,133 @@
+"""Messages put before a model: within a budget, and again where that passes.
+
+Rule: a question is asked only when what it may cost is reserved, and what it has cost is counted, however it ends.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import anyio
+
+from ..config import LlmSettings
+from ..errors import CallFailed, NoModel
+from .budget import Budget
+from .caller import Caller
+from .model import Broker, Completion, Messages, ModelFailed, Usage
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a question is asked again; who wants us to wait longer has failed
+OVERHEAD = 64  # tokens that a provider may add to a question
+NOT_AGENTS = "The client's own model answers questions, and drives no agents."
+
+Note = Callable[[Usage, float], None]  # what a question has cost, and the milliseconds that it took
+
+
+class Asker:
+    """What puts messages before the model of the settings, or another of the same broker."""
+
+    def __init__(self, settings: LlmSettings, broker: Broker | None) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._prices: dict[str, tuple[float, float]] = {}
+
+    @property
+    def by_client(self) -> bool:
+        """Whether the client's own model answers: it is asked everything at once, and costs us nothing."""
+        return isinstance(self._broker, Caller)
+
+    def check_drives(self, model: str) -> None:
+        """Raise `CallFailed` unless there is a model that can drive an agent, and may."""
+        if self.by_client:
+            raise CallFailed(NoModel.code, str(NoModel(NOT_AGENTS)))
+        self._asked(model)
+
+    async def complete(
+        self,
+        messages: Messages,
+        budget: Budget,
+        *,
+        model: str = "",
+        max_tokens: int = 0,
+        schema: Mapping[str, Any] | None = None,
+        note: Note = lambda used, ms: None,
+    ) -> Completion:
+        """Put messages before the model, as often as it takes; return what it said and what that cost in all.
+
+        Raises `CallFailed`. Whoever keeps accounts is told with `note` each time that they were put.
+        """
+        broker, model = self._asked(model)
+        max_tokens = max_tokens or self._settings.max_tokens
+        amount = await self._at_most(broker, model, messages, max_tokens)
+        timeout_s = self._settings.timeout_s
+        put = partial(broker.complete, messages, model=model, max_tokens=max_tokens, timeout_s=timeout_s, schema=schema)
+        wait_s, spent = FIRST_WAIT_S, Usage()
+        async with nullcontext() if self.by_client else budget.slot():
+            for attempt in range(self._settings.retries + 1):
+                try:
+                    done = await self._put(put, amount, budget, note)
+                    return replace(done, usage=spent + done.usage)
+                except ModelFailed as exc:
+                    if not exc.is_passing or attempt == self._settings.retries or exc.after_s > LONGEST_WAIT_S:
+                        raise CallFailed(exc.kind, told_failure(exc)) from None
+                    spent += exc.usage or Usage(1)
+                    pause_s = max(wait_s * random.uniform(0.5, 1.0), exc.after_s)  # noqa: S311
+                await anyio.sleep(pause_s)
+                wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _asked(self, model: str) -> tuple[Broker, str]:
+        """Return who is asked, and for which model; raises `CallFailed` if nobody is, or code may not ask that."""
+        broker, settings = self._broker, self._settings
+        if broker is None or not (model or settings.model or self.by_client):
+            raise CallFailed(NoModel.code, str(NoModel()))
+        known = dict.fromkeys(filter(None, (settings.model, *settings.models)))
+        if model and model not in known and not settings.api_base and not self.by_client:
+            raise CallFailed(
+                "llm_unknown_model",
+                f"Code may not ask the model {model!r:.80}.",
+                remedy=f"It may ask {', '.join(known)}; the settings name others under [llm] models.",
+            )
+        return broker, model or settings.model
+
+    async def _at_most(self, broker: Broker, model: str, messages: Messages, max_tokens: int) -> Usage:
+        """Return what a question can cost: a token has at least one byte."""
+        if self.by_client:
+            return Usage(1)
+        if model not in self._prices:
+            try:
+                self._prices[model] = await broker.price(model)
+            except ModelFailed as exc:
+                raise CallFailed(exc.kind, exc.message) from None
+        size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages) + OVERHEAD
+        price_in, price_out = self._prices[model]
+        return Usage(1, size, max_tokens, size * price_in + max_tokens * price_out)
+
+    async def _put(
+        self, put: Callable[[], Awaitable[Completion]], amount: Usage, budget: Budget, note: Note
+    ) -> Completion:
+        """Put messages before the model once, `amount` being what that can cost."""
+        reserved, began = budget.reserve(amount), time.monotonic()
+        used = amount  # if it is cut off
+        try:
+            with nullcontext() if self.by_client else budget.in_time():
+                done = await put()
+            used = done.usage
+            return done
+        except ModelFailed as exc:
+            used = amount if exc.is_cut_off else exc.usage or Usage(1)
+            raise
+        finally:
+            reserved.settle(used)
+            note(used, (time.monotonic() - began) * 1e3)
+
+
+def told_failure(exc: ModelFailed) -> str:
+    """Return why a model did not answer, and for how long it will not if it says that."""
+    wants = f" The provider wants us to wait {exc.after_s:,.0f} s." if exc.after_s > LONGEST_WAIT_S else ""
+    return f"{exc.message}{wants}"

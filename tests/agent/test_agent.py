@@ -1,0 +1,224 @@
+"""The reference agent: a client of the real server over stdio, and a model over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import fake_llm
+from mcpruntime_server.agent import create_agent
+from mcpruntime_server.agent.loop import Corrected, Executed
+from mcpruntime_server.agent.reference import Agent, Finished, Found, Routed
+from mcpruntime_server.config import load
+from mcpruntime_server.errors import CallFailed, Unavailable
+from tests.server.client import COMMAND
+from tests.server.conftest import entry
+
+from .conftest import program, settings
+
+SQUARES = [
+    {"match": "Task:\n\x1b\\[1mcompute", "reply": program("x = [n * n for n in range(5)]\nx[9]", "\x1b[2JI compute.")},
+    {"match": "IndexError", "reply": program("ask_llm('How?')\nsub_agent('Say hello')")},
+    {"match": "Task:\nSay hello", "reply": program("SUBMIT('hello')")},
+    {"match": "How", "reply": "so"},
+    {"match": "Step 2 of", "reply": program("SUBMIT({'squares': x, 'end': '\\x1b[0m'})")},
+]
+
+
+@asynccontextmanager
+async def agent(folder: Path, asked: fake_llm.Server, **options: Any) -> AsyncIterator[Agent]:
+    with anyio.fail_after(120):
+        async with create_agent(load(settings(folder, asked)), **options) as made:
+            yield made
+
+
+def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [COMMAND, "--config", str(path), "agent", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+# on the command line ----------------------------------------------------------------------------------------
+
+
+def test_the_verb_tells_every_step_and_what_it_has_cost(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script(*SQUARES)
+    told = run(settings(tmp_path, model), "\x1b[1mcompute squares")
+    assert told.returncode == 0, told.stderr
+    assert "\x1b" not in told.stdout
+    assert "\\x1b[1mcompute squares" in told.stdout
+    for line in ("x = [n * n for n in range(5)]", "IndexError: list index out of range", '"end": "\\u001b[0m"'):
+        assert line in told.stdout
+    cost = told.stdout.partition("── cost ")[2]
+    assert [re.sub(" +", " ", line.partition("question")[0]) for line in cost.splitlines()[1:]] == [
+        " the agent 3 ",
+        " ├─ ask_llm in its programs 1 ",
+        " └─ 1 sub-agent 1 ",
+        " in all 5 ",
+    ]
+    assert fake_llm.KEY not in told.stdout + told.stderr
+
+
+def test_for_programs_the_end_is_json(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script(*SQUARES)
+    told = run(settings(tmp_path, model), "--json", "\x1b[1mcompute squares")
+    found = json.loads(told.stdout)
+    assert found["value"] == {"squares": [0, 1, 4, 9, 16], "end": "\x1b[0m"}
+    assert (found["steps"], found["agents"], found["cost"]["total"]["calls"]) == (3, 1, 5)
+
+
+def test_an_agent_that_fails_says_why_after_its_cost(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script({"match": "", "reply": "I would rather talk.", "times": 99})
+    told = run(settings(tmp_path, model), "anything", "--max-steps", "2")
+    assert told.returncode == 1
+    assert "The agent has submitted nothing that will do in 2 steps." in told.stderr
+    assert "the agent                       2 questions" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["x", "--max-steps", "0"], "numbers over 0"),
+        (["x", "--budget-usd", "nan"], "numbers over 0"),
+        (["x", "--context", "/nowhere/at/all"], "/nowhere/at/all cannot be read"),
+        (["x", "--schema", "/nowhere/at/all"], "is no JSON schema"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    tmp_path: Path, model: fake_llm.Server, arguments: list[str], problem: str
+) -> None:
+    told = run(settings(tmp_path, model), *arguments)
+    assert told.returncode == 2
+    assert problem in told.stderr
+    assert model.stats() == {}
+
+
+def test_without_a_model_the_ways_to_have_one_are_told(tmp_path: Path, model: fake_llm.Server) -> None:
+    told = run(settings(tmp_path, model, model=""), "x")
+    assert "There are three ways to have one" in told.stderr
+
+
+# in Python --------------------------------------------------------------------------------------------------
+
+
+async def test_one_question_does_where_the_material_fits(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script(
+        {"match": "Who wrote it\\?\n\n<data ", "reply": "Ann"}, {"match": "schema", "reply": '{"name": "Ann"}'}
+    )
+    async with agent(tmp_path, model) as made:
+        events = [event async for event in made.stream("Who wrote it?", "Written by Ann.")]
+        assert [type(event) for event in events] == [Routed, Finished]
+        assert isinstance(events[0], Routed)
+        assert events[0].route.way == "question"
+        finished = await made.execute_task("Who wrote it?", "By Ann.", schema={"type": "object", "required": ["name"]})
+        assert finished.value == {"name": "Ann"}
+        assert made.cost.own.calls == 3
+
+
+async def test_material_that_the_model_cannot_read_at_once_is_left_to_programs(
+    tmp_path: Path, model: fake_llm.Server
+) -> None:
+    too_long = {
+        "fault": "400",
+        "code": "context_length_exceeded",
+        "message": "This model's maximum context length is 10 tokens",
+    }
+    model.script(
+        {"match": "<data \\w+>\nWritten", **too_long},
+        {"match": "CONTEXT: a text of 15", "reply": program("SUBMIT(CONTEXT.split()[-1])")},
+    )
+    async with agent(tmp_path, model) as made:
+        finished = await made.execute_task("Who wrote it?", "Written by Ann.")
+        assert (finished.value, finished.steps) == ("Ann.", 1)
+
+
+async def test_a_value_that_does_not_follow_the_schema_is_told_back(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script(
+        {"match": "Task:\nHow many", "reply": program("SUBMIT('many')")},
+        {"match": "not submitted", "reply": program("SUBMIT(3)")},
+    )
+    async with agent(tmp_path, model, recursive=True) as made:
+        events = [event async for event in made.stream("How many?", [1, 2, 3], schema={"type": "integer"})]
+        assert any(isinstance(event, Corrected) for event in events)
+        assert isinstance(events[-1], Finished)
+        assert events[-1].value == 3
+
+
+async def test_what_worked_becomes_a_skill_that_the_next_task_is_told_of(
+    tmp_path: Path, model: fake_llm.Server
+) -> None:
+    path = settings(tmp_path, model)
+    upstream = entry("counted", str(tmp_path / "done"))
+    with path.open("a") as file:
+        file.write(f"\n[mcpServers.counted]\ncommand = {upstream['command']!r}\nargs = {upstream['args']!r}\n")
+    code = "from tools.counted import count\nitem = 'apples'\nfound = count(item=item)\nSUBMIT({item: found['result']})"
+    model.script({"match": "Task:\nCount the apples", "reply": program(code)})
+    async with create_agent(load(path)) as made:
+        first = await made.execute_task("Count the apples in stock")
+        assert first.value == {"apples": 0}
+        assert "kept as the skill" in first.kept, first.kept
+        name = first.kept.split()[4]
+        model.script(
+            {"match": f"Skills: these may help.\n<data \\w+>\n{name}: ", "reply": program(f"SUBMIT(skills.{name}())")}
+        )
+        events = [event async for event in made.stream("Count the apples in stock again")]
+        assert any(isinstance(event, Found) for event in events)
+        assert isinstance(events[-1], Finished)
+        assert events[-1].value == {"apples": 1}
+
+
+async def test_an_error_leaves_the_agent_as_it_is(tmp_path: Path, model: fake_llm.Server) -> None:
+    with pytest.raises(CallFailed, match="A schema is a JSON schema"):
+        async with agent(tmp_path, model) as made:
+            await made.execute_task("x", schema=[])  # type: ignore[arg-type]
+
+
+async def test_what_it_costs_ends_it(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script({"match": "", "reply": program("1"), "times": 99})
+    async with agent(tmp_path, model, model="gpt-4o", usd=0.06, recursive=True) as made:
+        with pytest.raises(CallFailed, match=r"The budget of the agent is 0\.06 USD"):
+            await made.execute_task("Spend")
+        assert 0 < made.cost.total.usd <= 0.06
+
+
+async def test_the_death_of_the_server_is_told(tmp_path: Path, model: fake_llm.Server) -> None:
+    code = "import os, signal\nos.kill(int(open(CONTEXT).read()), signal.SIGKILL)"
+    model.script({"match": "Task:\nKill", "reply": program(code)})
+    async with agent(tmp_path, model, recursive=True) as made:
+        [lock] = (tmp_path / "data" / "servers").glob("*.lock")
+        with pytest.raises(Unavailable, match="The server does not answer"):
+            await made.execute_task("Kill it", str(lock))
+
+
+async def test_tasks_are_done_at_once_in_sessions_of_their_own(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script({"match": "Task:\n[ab]\n", "reply": program("SUBMIT(CONTEXT)"), "times": 2})
+    ended: list[Finished] = []
+    async with agent(tmp_path, model, recursive=True) as made:
+
+        async def work(task: str) -> None:
+            ended.append(await made.execute_task(task, task))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work, "a")
+            tasks.start_soon(work, "b")
+    assert {each.value for each in ended} == {"a", "b"}
+    assert len({each.session for each in ended}) == 2
+
+
+async def test_a_result_that_comes_in_pieces_is_seen_whole(tmp_path: Path, model: fake_llm.Server) -> None:
+    code = "import time\nprint('first', flush=True)\ntime.sleep(2)\nprint('second')\n1"
+    model.script(
+        {"match": "Task:\nWait", "reply": program(code)}, {"match": "first\nsecond", "reply": program("SUBMIT(2)")}
+    )
+    path = settings(tmp_path, model, {"wait_s": 0.5})
+    async with create_agent(load(path)) as made:
+        events = [event async for event in made.stream("Wait")]
+        [result, _] = [event.result for event in events if isinstance(event, Executed)]
+        assert result["stdout"] == "first\nsecond\n"
