@@ -30,6 +30,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 KEY = "test-key-0123456789"
+CHUNK = 65_536
+WATCHED_S = 1.0  # from which latency on it is noticed that a client has gone
 CUT = '{"id": "x", "choices": [{"mess'  # a body that ends in its middle
 
 
@@ -122,14 +124,16 @@ def build(model: Model) -> Starlette:
         model.under_way += 1
         model.counts["most at once"] = max(model.counts["most at once"], model.under_way)
         try:
-            return await answer(asked)
+            return await answer(asked, request)
         finally:
             model.under_way -= 1
 
-    async def answer(asked: dict[str, Any]) -> Response:
+    async def answer(asked: dict[str, Any], request: Request) -> Response:
         texts = [str(message.get("content") or "") for message in asked["messages"]]
         entry = model.scripted(asked["model"], texts[-1]) or {}
-        await anyio.sleep(entry.get("latency_s", model.latency_s))
+        if not await has_waited(entry.get("latency_s", model.latency_s), request):
+            model.count("gave up")
+            return Response(status_code=499)
         if fault := entry.get("fault"):
             model.count(f"fault {fault}")
             return faulty(str(fault), entry)
@@ -141,6 +145,7 @@ def build(model: Model) -> Starlette:
         if (limit := asked.get("max_tokens") or asked.get("max_completion_tokens")) and tokens(said) > limit:
             said, reason = said[: limit * 4], "length"
         usage = {"prompt_tokens": sum(map(tokens, texts)), "completion_tokens": tokens(said)}
+        usage |= entry.get("usage", {})
         model.count("calls")
         model.count("tokens in", usage["prompt_tokens"])
         model.count("tokens out", usage["completion_tokens"])
@@ -152,12 +157,18 @@ def build(model: Model) -> Starlette:
         if asked.get("stream"):
             return StreamingResponse(stream(head, message, reason, usage), media_type="text/event-stream")
         choice = {"index": 0, "message": message, "finish_reason": entry.get("finish_reason", reason)}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        body = {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+        return Response(json.dumps(body), media_type="application/json")  # in ASCII: half a character is told, too
 
     async def script(request: Request) -> Response:
         model.script = await request.json()
         model.counts.clear()
         return JSONResponse({})
+
+    async def elsewhere(request: Request) -> Response:
+        model.count("elsewhere")
+        model.count("key elsewhere", int(any(model.key in value for value in request.headers.values())))
+        return refused(400, "elsewhere", "This is another host.")
 
     async def stats(request: Request) -> Response:
         return JSONResponse(dict(model.counts))
@@ -172,6 +183,7 @@ def build(model: Model) -> Starlette:
             Route("/v1/models", models),
             Route("/script", script, methods=["POST"]),
             Route("/stats", stats),
+            Route("/elsewhere", elsewhere, methods=["POST", "GET"]),
         ]
     )
 
@@ -193,11 +205,44 @@ async def stream(
     yield "data: [DONE]\n\n"
 
 
+async def has_waited(seconds: float, request: Request) -> bool:
+    """Wait that long, or until the client has gone; return whether it is still there."""
+    if seconds < WATCHED_S:
+        await anyio.sleep(seconds)
+        return True
+    with anyio.move_on_after(seconds):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return False
+    return True
+
+
+async def dripping(entry: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    """Yield a space now and then, which no answer follows."""
+    for _ in range(int(entry["drops"])):
+        yield b" "
+        await anyio.sleep(entry.get("every_s", 0.2))
+
+
+async def flowing(size: int) -> AsyncIterator[bytes]:
+    """Yield the beginning of an answer that is so large."""
+    yield b'{"id": "x", "model": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "'
+    for _ in range(size // CHUNK):
+        yield b"a" * CHUNK
+    yield b'"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
+
+
 def faulty(fault: str, entry: Mapping[str, Any]) -> Response:
     """Return what goes wrong: a status, a body that is none, or an answer without one."""
     if fault.isdigit():
         headers = {"retry-after": str(entry["retry_after"])} if "retry_after" in entry else {}
         return refused(int(fault), entry.get("code", "fault"), entry.get("message", "as scripted"), **headers)
+    if fault == "redirect":
+        return Response(status_code=307, headers={"location": entry["to"]})
+    if fault == "slow":
+        return StreamingResponse(dripping(entry), media_type="application/json")
+    if fault == "huge":
+        return StreamingResponse(flowing(int(entry["bytes"])), media_type="application/json")
     if fault == "malformed":
         return Response("this is no JSON", media_type="application/json")
     if fault == "empty":
@@ -218,7 +263,7 @@ class Server:
 
     def script(self, *entries: dict[str, Any]) -> None:
         """Say how the next questions are answered, and forget what was counted."""
-        httpx.post(self.url.removesuffix("/v1") + "/script", json=list(entries)).raise_for_status()
+        httpx.post(self.url.removesuffix("/v1") + "/script", content=json.dumps(entries)).raise_for_status()
 
     def stats(self) -> dict[str, int]:
         """Return what was counted since the last script."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from .direct import Direct, Malformed
+from .direct import Direct, Malformed, TooLarge
 from .prices import price_of, providers
 from .words import Words, secrets_in
 
@@ -114,6 +114,8 @@ class Worker:
         """Return an error without credentials; the provider's own words on a refused key may quote it."""
         status, name = getattr(exc, "status_code", None), type(exc).__name__
         text = self._words.fit(str(exc), asked["model"])
+        if isinstance(exc, TooLarge):
+            return {"kind": "llm_bad_answer", "message": str(exc), "cut": True}
         if isinstance(exc, Malformed):
             return {"kind": "llm_unavailable", "message": str(exc), "passing": True}
         if isinstance(exc, TimeoutError) or name == "Timeout":
