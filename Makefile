@@ -43,6 +43,7 @@ coverage: image upstreams
 
 bench: image upstreams
 	@$(BIN)/python bench/perf.py
+	@$(BIN)/python bench/llm.py
 
 bench-skills: upstreams image
 	@$(BIN)/python bench/skill_gate.py
