@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
@@ -205,6 +207,12 @@ async def test_nothing_of_the_folder_that_a_server_is_started_in_is_run(
         async with connect(settings(tmp_path / name.replace("/", "-"), model, model=name)) as server:
             assert await server.value("ask_llm('here?')") == "here?"
     assert not (tmp_path / "run").exists()
+
+
+def test_what_asks_models_is_no_part_of_a_start() -> None:
+    code = "import sys, mcpruntime_server.app\nprint([m for m in ('litellm', 'openai', 'aiohttp') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 async def test_nothing_is_started_before_the_first_question(tmp_path: Path, model: fake_llm.Server) -> None:

@@ -32,6 +32,8 @@ MAX_BATCH = 10_000  # questions of one call
 MAX_TEXT = 20_000_000  # characters of a prompt or of its data
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a question is asked again; who wants us to wait longer has failed
 MAX_TOKENS = 10_000_000  # of an answer
+MAX_ANSWERS = 20_000_000  # characters of the answers to a batch
+TOO_LONG = f"The answers to a batch have at most {MAX_ANSWERS:,} characters: ask fewer questions at once."
 OVERHEAD = 64  # tokens that a provider may add to a question
 
 
@@ -66,16 +68,16 @@ class Models:
         key = sha256(canonical_json([question.__dict__]).encode("utf-8", "surrogatepass")).hexdigest()
         return await answers.get(key, partial(self._ask_anew, question, budget))
 
-    async def _ask_anew(self, question: Question, budget: Budget) -> tuple[Answer, int]:
-        """Return the answer and its size; one that does not follow the schema is asked for once more."""
+    async def _ask_anew(self, question: Question, budget: Budget) -> Answer:
+        """Return the answer; one that does not follow the schema is asked for once more."""
         messages = messages_of(question)
         said, usage = await self._complete(messages, question, budget)
         try:
-            return Answer(value_of(said, question.schema), usage), len(said)
+            return Answer(value_of(said, question.schema), len(said), usage)
         except ValueError as problem:
             again, more = await self._complete(repaired(messages, said, str(problem)), question, budget)
         try:
-            return Answer(value_of(again, question.schema), usage + more), len(again)
+            return Answer(value_of(again, question.schema), len(again), usage + more)
         except ValueError as still:
             raise CallFailed(
                 "llm_bad_answer",
@@ -170,11 +172,17 @@ class Models:
             raise CallFailed("invalid_arguments", f"A batch is a list of at most {MAX_BATCH:,} questions.")
         slots: list[dict[str, Any]] = [{}] * len(given)
         left = iter(enumerate(given))
+        chars = 0
 
         async def work() -> None:
+            nonlocal chars
             for number, each in left:
                 try:
-                    slots[number] = {"ok": True, **told(await self._ask(self._question(each), budget, answers))}
+                    answer = await self._ask(self._question(each), budget, answers)
+                    chars += answer.chars
+                    if chars > MAX_ANSWERS:
+                        raise CallFailed("llm_too_long", TOO_LONG)
+                    slots[number] = {"ok": True, **told(answer)}
                 except CallFailed as exc:
                     slots[number] = {"ok": False, "error": {"kind": exc.kind, "message": str(exc), "data": exc.data}}
 

@@ -19,10 +19,10 @@ from typing import Any
 import aiohttp
 
 from .direct import Direct, Malformed, TooLarge
+from .model import KEY
 from .prices import price_of, providers
 from .words import Words, secrets_in
 
-KEY = "MCPRUNTIME_LLM_KEY"  # in the environment: the key that the settings have
 LINE = 64 * 1024 * 1024  # bytes of a question
 MAX_ANSWER = 4_000_000  # characters
 PASSING = {408, 409, 429, 500, 502, 503, 504, 529}
