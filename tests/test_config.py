@@ -501,3 +501,14 @@ def test_any_server_name_and_text_can_be_shown(name: str, text: str) -> None:
     given = {name: {"command": text, "args": [text], "disabled": True}}
     config = Config().with_sources(None, {}, given)
     assert tomllib.loads(describe(config))["mcpServers"][name]["command"] == text
+
+
+def test_credentials_of_models_are_shown_in_no_way(file: Path) -> None:
+    given = 'model = "m"\napi_key = "hush-hush-0123456"\napi_base = "https://me:hush@host/v1?key=${KEY}"\n'
+    shown = describe(loaded(file, f"[llm]\n{given}", {"KEY": "hush-hush-7890123"}))
+    assert "hush" not in shown
+    assert "@host/v1?key=" in shown
+    for name in ("api_key", "api_base"):
+        with pytest.raises(ConfigError) as caught:
+            loaded(file, f'[llm]\n{name} = ["hush-hush-0123456"]\n')
+        assert "hush" not in str(caught.value)

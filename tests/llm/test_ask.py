@@ -15,8 +15,8 @@ from tests.server.client import Connection, connect, write_settings
 SMALL = {"backend": "local", "pool_size": 0}
 
 
-def settings(folder: Path, model: fake_llm.Server, **llm: Any) -> Path:
-    given = {"model": "echo", "api_base": model.url, "api_key": KEY, "retries": 2, **llm}
+def settings(folder: Path, asked: fake_llm.Server, **llm: Any) -> Path:
+    given = {"model": "echo", "api_base": asked.url, "api_key": KEY, "retries": 2, **llm}
     return write_settings(folder, sandbox=SMALL, llm=given)
 
 

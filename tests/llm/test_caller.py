@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.server.client import Answer, Connection, answer_of, connect, write_settings
+from tests.server.client import COMMAND, Answer, Connection, answer_of, connect, write_settings
 from tests.server.test_resume import until
 
 SMALL = {"backend": "local", "pool_size": 0}
@@ -87,3 +87,72 @@ async def test_a_cancelled_run_asks_nobody_any_more(server: Connection) -> None:
     assert told.status == "cancelled"
     late = await attach(server, asked.run, answers={"q1": "yes"})
     assert late.failed
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(7, "7"), ({"a": [1]}, '{"a": [1]}'), (None, "null"), ("", ""), (True, "true")]
+)
+async def test_whatever_json_answers_a_question_is_its_text(server: Connection, given: object, said: str) -> None:
+    asked = await server.run("ask_llm('Which?')")
+    assert (await attach(server, asked.run, answers={"*": given})).value == said
+
+
+async def test_a_question_that_is_too_long_to_be_put_is_an_error_and_not_half_a_question(server: Connection) -> None:
+    told = await server.run("ask_llm('Which?', 'x' * 100_000)")
+    assert told.status == "error"
+    assert "characters; the client's model is asked at most 60,000" in told.text
+    code = "[s.ok for s in ask_llm_batch('Which?', ['x' * 50_000] * 3 + ['y' * 50_000, 'z' * 90_000])]"
+    asked = await server.run(code)
+    while asked.status == "waiting":
+        asked = await attach(server, asked.run, answers={wait["id"]: "this" for wait in asked.waiting_for})
+    assert asked.value == [True] * 4 + [False]
+
+
+async def test_a_question_that_nobody_answers_expires(tmp_path: Path) -> None:
+    path = write_settings(tmp_path, sandbox=SMALL, llm={"broker": "caller"}, policy={"expires_s": 1.0})
+    async with connect(path) as server:
+        asked = await server.run("try:\n    ask_llm('Well?')\nexcept LlmError as error:\n    told = error.kind\ntold")
+        told = await attach(server, asked.run, wait_s=20)
+        while told.status == "waiting":
+            told = await attach(server, asked.run, wait_s=20)
+        assert told.value == "llm_unavailable"
+
+
+async def test_waiting_costs_none_of_the_run_s_time(server: Connection) -> None:
+    asked = await server.run("import time\ntime.sleep(0.3)\nask_llm('Well?')", timeout_s=2)
+    again = await attach(server, asked.run, wait_s=3)
+    assert again.status == "waiting"
+    assert (await attach(server, asked.run, answers={"*": "yes"})).value == "yes"
+
+
+async def test_a_plan_asks_and_its_commit_is_answered_from_the_journal(server: Connection) -> None:
+    asked = await server.run("ask_llm('Which?')", dry_run=True)
+    assert asked.status == "waiting"
+    told = await attach(server, asked.run, answers={"*": "this"})
+    assert (told.status, told.value) == ("ok", "this")
+
+
+async def test_in_the_background_and_again_from_the_recording(server: Connection) -> None:
+    begun = await server.run("[s.value for s in ask_llm_batch(['a', 'b', 'a'])] + [ask_llm('a')]", background=True)
+    asked = await attach(server, begun.run, wait_s=20)
+    assert [wait["call"] for wait in asked.waiting_for] == ["a", "b"]
+    told = await attach(server, asked.run, answers={wait["id"]: wait["call"] * 2 for wait in asked.waiting_for})
+    assert told.value == ["aa", "bb", "aa", "aa"]
+    again = await server.replay("rerun", run=told.run)
+    assert "The same as recorded" in again.text
+    assert await server.value("llm_usage()['session']['calls']") == 2
+
+
+async def test_a_person_can_answer_on_the_command_line(server: Connection) -> None:
+    asked = await server.run("ask_llm('Which\\x1b[2J?', schema=int)")
+    listed = await command(server, "approvals")
+    assert "Which\\u001b[2J?" in listed
+    await command(server, "approvals", asked.run, "q1", '{"value": 3}')
+    assert (await attach(server, asked.run, wait_s=20)).value == 3
+
+
+async def command(server: Connection, *arguments: str) -> str:
+    """Run a command on the server's data folder; return what it prints."""
+    settings_file = server.folder.parent / "server.toml"
+    done = await anyio.run_process([COMMAND, "--config", str(settings_file), *arguments])
+    return done.stdout.decode()

@@ -33,6 +33,8 @@ WANTED = {
     **dict.fromkeys(("model_type", "mapping_type", "dict_type"), "a table"),
 }
 
+SECRET = (("llm", "api_key"), ("llm", "api_base"))
+
 
 class Places:
     """Knows where each setting was given."""
@@ -58,7 +60,7 @@ class Places:
         if kind == "value_error":
             at = key[:-1] if key[-1] == "[key]" else key  # pydantic's mark of a mistake in a name
             return f"{self.name(at)}: {context['error']}."
-        may_be_secret = key[0] == "mcpServers" and key[2:3] != () and key[2] in INTERPOLATED
+        may_be_secret = key[:2] in SECRET or (key[0] == "mcpServers" and key[2:3] != () and key[2] in INTERPOLATED)
         given = "is not usable" if may_be_secret else f"is {error['input']!r:.100}"
         wanted = WANTED[kind].format(**context) if kind in WANTED else error["msg"]
         return f"{self.name(key)} {given}; it must be {wanted}."

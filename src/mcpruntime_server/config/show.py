@@ -29,7 +29,8 @@ def describe(config: Config) -> str:
     for section in SECTIONS:
         lines += ["", f"[{section}]"]
         for name, value in getattr(config, section):
-            lines.append(f"{name} = {_toml(value)}  # {_origin(config, (section, name))}")
+            shown = _masked_url(value) if name == "api_base" else value
+            lines.append(f"{name} = {_toml(shown)}  # {_origin(config, (section, name))}")
     for server, given in config.as_given.items():
         lines += ["", f"[{dotted(('mcpServers', server))}]  # {_origin(config, ('mcpServers', server))}"]
         lines += [f"{dotted((name,))} = {_toml(value)}" for name, value in _masked(given)]

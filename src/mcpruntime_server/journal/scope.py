@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+PUT_CHARS = 60_000  # of one question that is put before the client's model
+
 
 @dataclass(frozen=True)
 class Scope:

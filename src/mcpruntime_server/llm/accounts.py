@@ -31,27 +31,27 @@ class Answers:
     """The answers that a session has had; the same question is asked once, also by many at once."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[Answer, int]] = OrderedDict()
+        self._kept: OrderedDict[str, Answer] = OrderedDict()
         self._chars = 0
         self._asking: dict[str, anyio.Event] = {}
 
-    async def get(self, key: str, ask: Callable[[], Awaitable[tuple[Answer, int]]]) -> Answer:
-        """Return the answer to the question `key`; `ask` asks it, and tells how many characters the answer has."""
+    async def get(self, key: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Return the answer to the question `key`; `ask` asks it."""
         while key in self._asking:
             await self._asking[key].wait()
         if key in self._kept:
             self._kept.move_to_end(key)
-            return replace(self._kept[key][0], usage=Usage(), is_cached=True)
+            return replace(self._kept[key], usage=Usage(), is_cached=True)
         self._asking[key] = anyio.Event()
         try:
-            answer, chars = await ask()
+            answer = await ask()
         finally:
             self._asking.pop(key).set()
-        self._kept[key] = answer, chars
-        self._chars += chars
+        self._kept[key] = answer
+        self._chars += answer.chars
         while len(self._kept) > KEPT or self._chars > KEPT_CHARS:
-            _, (_, gone) = self._kept.popitem(last=False)
-            self._chars -= gone
+            _, gone = self._kept.popitem(last=False)
+            self._chars -= gone.chars
         return answer
 
 

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..journal.scope import scope
+from ..errors import CallFailed
+from ..journal.scope import PUT_CHARS, scope
 from .model import Completion, Messages, Usage
 
 
@@ -21,7 +22,14 @@ class Caller:
     ) -> Completion:
         """Return what the client's model answers; raises `CallFailed` if nobody does."""
         asked = [message["content"] for message in messages if message["role"] != "system"]
-        about = {"prompt": "\n\n".join(asked), **({} if schema is None else {"schema": schema})}
+        prompt = "\n\n".join(asked)
+        if len(prompt) > PUT_CHARS:  # a part of it would be answered as if it were all
+            raise CallFailed(
+                "llm_too_long",
+                f"The question has {len(prompt):,} characters; the client's model is asked at most {PUT_CHARS:,}.",
+                remedy="Ask about parts of the data, or about less of it.",
+            )
+        about = {"prompt": prompt, **({} if schema is None else {"schema": schema})}
         said = await scope().put(about)
         return Completion(said if isinstance(said, str) else json.dumps(said), Usage(1))
 

@@ -31,6 +31,10 @@ class Malformed(Exception):
     """What came is no answer."""
 
 
+class TooLarge(Malformed):
+    """What came has no end that is worth waiting for."""
+
+
 class Direct:
     """Speaks to one server, over connections that it keeps; to be made and used in a running loop."""
 
@@ -43,7 +47,7 @@ class Direct:
         )
 
     async def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return what the server says; raises `Refused`, `Malformed`, `TimeoutError` or `aiohttp.ClientError`."""
+        """Return what the server says; raises `Refused`, `Malformed`, `TooLarge` and others."""
         url = asked["api_base"].rstrip("/") + "/chat/completions"
         body = {"model": asked["model"], "messages": asked["messages"], "max_tokens": asked["max_tokens"]}
         async with (
@@ -68,13 +72,13 @@ def proxy_for(url: str) -> str | None:
 
 
 async def read(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body; raises `Malformed` if it is too large."""
+    """Return the body; raises `TooLarge`."""
     found = bytearray()
     async for chunk in response.content.iter_chunked(CHUNK):
         found += chunk
         if len(found) > MAX_BODY:
             response.close()
-            raise Malformed(f"The answer is larger than {MAX_BODY:,} bytes.")
+            raise TooLarge(f"The answer is larger than {MAX_BODY:,} bytes.")
     return bytes(found)
 
 

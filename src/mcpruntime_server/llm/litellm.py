@@ -19,8 +19,7 @@ import anyio
 from anyio.abc import Process, TaskGroup, TaskStatus
 
 from ..config import LlmSettings
-from .model import Completion, Messages, ModelFailed, Usage
-from .worker import KEY
+from .model import KEY, Completion, Messages, ModelFailed, Usage
 
 START_S = 60.0  # for what a first question needs to be imported, on a machine with much to do
 END_S = 2.0  # for the process to end when its input does

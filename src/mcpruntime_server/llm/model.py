@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+KEY = "MCPRUNTIME_LLM_KEY"  # in the environment of the process that asks: the key that the settings have
+
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -48,9 +50,10 @@ class Completion:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a question: `value` is its text, or what that says where a schema was given."""
+    """The answer to a question: `value` is its text, of so many `chars`, or what that says where a schema was given."""
 
     value: Any
+    chars: int
     usage: Usage = field(default_factory=Usage)
     is_cached: bool = False
 

@@ -31,6 +31,8 @@ from .model import Answer, Broker, Completion, Messages, Question, Usage
 MAX_BATCH = 10_000  # questions of one call
 MAX_TEXT = 20_000_000  # characters of a prompt or of its data
 MAX_TOKENS = 10_000_000  # of an answer
+MAX_ANSWERS = 20_000_000  # characters of the answers to a batch
+TOO_LONG = f"The answers to a batch have at most {MAX_ANSWERS:,} characters: ask fewer questions at once."
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +80,16 @@ class Models:
         key = sha256(canonical_json([question.__dict__]).encode("utf-8", "surrogatepass")).hexdigest()
         return await purse.answers.get(key, partial(self._ask_anew, question, purse))
 
-    async def _ask_anew(self, question: Question, purse: Purse) -> tuple[Answer, int]:
-        """Return the answer and its size; one that does not follow the schema is asked for once more."""
+    async def _ask_anew(self, question: Question, purse: Purse) -> Answer:
+        """Return the answer; one that does not follow the schema is asked for once more."""
         messages = messages_of(question)
         said = await self._complete(messages, question, purse)
         try:
-            return Answer(value_of(said.text, question.schema), said.usage), len(said.text)
+            return Answer(value_of(said.text, question.schema), len(said.text), said.usage)
         except ValueError as problem:
             again = await self._complete(repaired(messages, said.text, str(problem)), question, purse)
         try:
-            return Answer(value_of(again.text, question.schema), said.usage + again.usage), len(again.text)
+            return Answer(value_of(again.text, question.schema), len(again.text), said.usage + again.usage)
         except ValueError as still:
             raise CallFailed(
                 "llm_bad_answer",
@@ -158,11 +160,17 @@ class Models:
             raise CallFailed("invalid_arguments", f"A batch is a list of at most {MAX_BATCH:,} questions.")
         slots: list[dict[str, Any]] = [{}] * len(given)
         left = iter(enumerate(given))
+        chars = 0
 
         async def work() -> None:
+            nonlocal chars
             for number, each in left:
                 try:
-                    slots[number] = {"ok": True, **told(await self._ask(await self._question(each), purse))}
+                    answer = await self._ask(await self._question(each), purse)
+                    chars += answer.chars
+                    if chars > MAX_ANSWERS:
+                        raise CallFailed("llm_too_long", TOO_LONG)
+                    slots[number] = {"ok": True, **told(answer)}
                 except CallFailed as exc:
                     slots[number] = {"ok": False, "error": {"kind": exc.kind, "message": str(exc), "data": exc.data}}
 

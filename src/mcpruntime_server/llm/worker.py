@@ -18,11 +18,11 @@ from typing import Any
 
 import aiohttp
 
-from .direct import Direct, Malformed
+from .direct import Direct, Malformed, TooLarge
+from .model import KEY
 from .prices import price_of, providers, window_of
 from .words import Words, secrets_in
 
-KEY = "MCPRUNTIME_LLM_KEY"  # in the environment: the key that the settings have
 LINE = 64 * 1024 * 1024  # bytes of a question
 MAX_ANSWER = 4_000_000  # characters
 PASSING = {408, 409, 429, 500, 502, 503, 504, 529}
@@ -114,6 +114,8 @@ class Worker:
         """Return an error without credentials; the provider's own words on a refused key may quote it."""
         status, name = getattr(exc, "status_code", None), type(exc).__name__
         text = self._words.fit(str(exc), asked["model"])
+        if isinstance(exc, TooLarge):
+            return {"kind": "llm_bad_answer", "message": str(exc), "cut": True}
         if isinstance(exc, Malformed):
             return {"kind": "llm_unavailable", "message": str(exc), "passing": True}
         if isinstance(exc, TimeoutError) or name == "Timeout":

@@ -26,7 +26,7 @@ ERRORS: Mapping[str, type[McpRuntimeError]] = {"BudgetExceeded": BudgetExceeded,
 MAX_DEPTH = 60  # of a schema: more than the host takes, and less than what Python's parser does
 
 
-class Questions:
+class Asking:
     """Carries out the tool."""
 
     def __init__(self, config: Config, runs: Runs) -> None:
@@ -92,7 +92,7 @@ def told(answer: Answer) -> Answer:
     return answer_of(result)
 
 
-def ask_tool(questions: Questions) -> Tool:
+def ask_tool(questions: Asking) -> Tool:
     """Return the tool `ask_llm`."""
 
     async def ask_llm(

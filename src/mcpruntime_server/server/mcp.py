@@ -25,7 +25,7 @@ from ..kernel.results import did_you_mean
 from ..runtime.sessions import Runtime
 from ..skills.auto import Evolution
 from ..skills.library import Library
-from .ask import Questions, ask_tool
+from .ask import Asking, ask_tool
 from .context import ContextResources, context_line, grounded_prompt
 from .default import PRINCIPAL, DefaultSession
 from .replay import DESCRIPTION as REPLAY
@@ -101,7 +101,7 @@ def build_server(
             run_tool(runs, packages),
             replay_tool(actions, default, timed_out),
             *skill_tools(Skills(library, runtime.journal, PRINCIPAL)),
-            ask_tool(Questions(config, runs)),
+            ask_tool(Asking(config, runs)),
         ],
         extensions=[Tasks(runs, config.server.keep_days), SkillsExtension(library)],
     )

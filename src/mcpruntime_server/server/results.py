@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from ..config import Config
 from ..errors import McpRuntimeError
+from ..journal.scope import PUT_CHARS
 from ..kernel.present import present, shorten
 from ..runtime.calls import CallStatus, LedgerEntry
 from ..runtime.questions import MODEL, QUESTION
@@ -23,8 +24,7 @@ FOLDING = ("ok", "queued", "running", "waiting")  # statuses of runs that are no
 FOLDED_CALLS = 4  # like ones from which on they share a line
 CALL_CHARS = 300  # of one call's arguments, and of its error
 NAME_CHARS = 200  # of one call's target, and of a file's path
-QUESTION_CHARS = 60_000  # of one question to the client's model
-QUESTIONS_CHARS = 120_000  # and of all that are put at once
+QUESTIONS_CHARS = 120_000  # of questions to the client's model that are put at once
 SUBMIT = "agent.submit"  # the call by which code submits
 EXACT = 2**53  # beyond it, clients that keep numbers as doubles would show the model another number
 
@@ -154,7 +154,7 @@ def wait_line(wait: Wait) -> WaitLine:
 
 def asked_text(about: Mapping[str, Any]) -> str:
     """Return a question to the client's model."""
-    prompt = shorten(str(about["prompt"]), QUESTION_CHARS)[0]
+    prompt = shorten(str(about["prompt"]), PUT_CHARS)[0]
     if "schema" not in about:
         return prompt
     return f"{prompt}\n(Answer with JSON that follows {json.dumps(about['schema'], ensure_ascii=False)})"
