@@ -40,7 +40,7 @@ from .skills.guides import Guides
 from .skills.library import Library
 from .skills.store import Store
 from .tools.catalog import Catalog, open_catalog
-from .tools.resources import identity, list_resources, read_resource
+from .tools.listed import identity, list_resources, read_resource
 from .tools.upstream import open_upstreams
 
 SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
@@ -150,7 +150,7 @@ def open_context(config: Config, catalog: Catalog) -> AbstractAsyncContextManage
     """Have the providers of the settings ready; nothing of them is read before somebody asks."""
 
     def access(server: str) -> Access:
-        upstream = catalog.upstream(server)
+        upstream = next(each for each in catalog.upstreams.values() if each.name == server)
 
         async def listed() -> list[Listed]:
             return [Listed(each.uri, each.mime_type, each.version) for each in await list_resources(upstream)]

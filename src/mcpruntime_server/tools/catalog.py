@@ -124,13 +124,14 @@ class Catalog:
         """What the router calls, by the first part of a call's target."""
         return {"tools": self.call, "catalog": self.answer}
 
+    @property
+    def upstreams(self) -> dict[str, Upstream]:
+        """The upstreams by their Python names."""
+        return {name: server.upstream for name, server in self._servers.items()}
+
     def package_names(self) -> list[str]:
         """Return the names under which upstreams are importable; starts none of them."""
         return list(self._servers)
-
-    def upstream(self, key: str) -> Upstream:
-        """Return an upstream by the name that it has in the settings."""
-        return next(server.upstream for server in self._servers.values() if server.upstream.name == key)
 
     def named_in(self, code: str) -> list[str]:
         """Return the packages that `code` seems to use and that have not been started yet."""

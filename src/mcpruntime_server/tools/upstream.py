@@ -36,8 +36,8 @@ LASTING_S = 10.0  # a connection that lived so long was sound: its end is no rea
 CLOSED = "Connection closed"  # the SDK's words where the connection is over
 BROKEN_OFF = "SSE stream"  # how the SDK's words begin where only this call's stream is over
 
+Answer = TypeVar("Answer")
 State = Literal["idle", "connecting", "ready", "failed"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -137,35 +137,44 @@ class Upstream:
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> Any:
         """Call `tool` (the upstream's own name for it) and return plain JSON data; raises `CallFailed`."""
-        result = await self.ask(tool, lambda client: client.call_tool(tool, arguments, self.settings.timeout_s))
+        async with self._slots:
+            result = await self._send(tool, arguments)
         if result.is_error:
             message, data = error_text(result, MAX_MESSAGE), result.structured_content
             raise CallFailed("tool_error", self._credentials.scrub_text(message), data=self._credentials.scrub(data))
         value = plain(result, tool in self._wrappers)
         return self._credentials.scrub(value) if self._credentials else value
 
-    async def ask(self, what: str, question: Callable[[Client], Awaitable[T]]) -> T:
-        """Put a question to the connected client; `what` names it in errors. Raises `CallFailed`."""
+    async def ask(self, what: str, question: Callable[[Client], Awaitable[Answer]]) -> Answer:
+        """Return the answer to a question that changes nothing (`what`, for people); raises `CallFailed`."""
         async with self._slots:
-            return await self._send(what, question)
+            connection = self._connection or await self._connect()
+            try:
+                return await question(connection.client)
+            except MCPError as error:
+                self._refuse(what, connection, error)
+            except (ValidationError, RuntimeError, ValueError) as error:
+                self._broke_contract(what, error)
+            except (OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+                self._went_away(what, type(error).__name__)
 
-    def scrub(self, text: str) -> str:
-        """Return a text without the credentials that this upstream was given."""
-        return self._credentials.scrub_text(text)
+    def without_credentials(self, data: bytes) -> bytes:
+        """Return what this upstream has sent without the credentials that it was given."""
+        return self._credentials.scrub_bytes(data)
 
     # calls ----------------------------------------------------------------------------------------
 
-    async def _send(self, tool: str, question: Callable[[Client], Awaitable[T]]) -> T:
+    async def _send(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
         connection = self._connection or await self._connect()
         try:
             try:
-                return await question(connection.client)
+                return await connection.client.call_tool(tool, arguments, self.settings.timeout_s)
             except MCPError as error:
                 if not connection.turned_away(error):
                     raise
                 self._disconnected(connection)
                 connection = await self._connect()
-                return await question(connection.client)
+                return await connection.client.call_tool(tool, arguments, self.settings.timeout_s)
         except MCPError as error:
             self._refuse(tool, connection, error)
         except (ValidationError, RuntimeError, ValueError) as error:

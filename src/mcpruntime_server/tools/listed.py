@@ -1,4 +1,4 @@
-"""The resources of upstreams: listed page by page within bounds, and read as text.
+"""What upstreams list as their resources: page by page within bounds, and read as text.
 
 Rule: an upstream may list without end, say too much and answer with bytes. What is not text of bounded size is None.
 """
@@ -69,4 +69,4 @@ async def read_resource(upstream: Upstream, uri: str) -> str | None:
     text = "\n".join(each.text for each in contents if isinstance(each, types.TextResourceContents))
     if len(text) > MAX_CHARS:
         raise CallFailed("too_large", f"{uri!r:.200} has more than {MAX_CHARS:,} characters.")
-    return upstream.scrub(text)
+    return upstream.without_credentials(text.encode("utf-8", "replace")).decode()
