@@ -17,7 +17,14 @@ from ..errors import SkillRefused
 from .lint import DEFINITIONS, dotted_name, parse
 from .model import Step
 
-GIVEN = frozenset(dir(builtins)) | {"tools", "skills", "__name__", "__file__", "__doc__"}  # need no statement
+GIVEN = frozenset(dir(builtins)) | {
+    "tools",
+    "skills",
+    "context",
+    "__name__",
+    "__file__",
+    "__doc__",
+}  # need no statement
 DYNAMIC = frozenset({"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"})
 CHANGERS = frozenset({"heappush", "heappop", "heapify", "heapreplace", "heappushpop", "shuffle", "insort"})
 HARMLESS = frozenset(
