@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.config import Config, describe, import_client_json, load
-from mcpruntime_server.config.models import SECTIONS, Limits, UpstreamSettings
+from mcpruntime_server.config.models import SECTIONS, Limits, ProviderSettings, UpstreamSettings
 from mcpruntime_server.config.problems import locate
 from mcpruntime_server.errors import ConfigError
 
@@ -355,6 +355,78 @@ def test_how_long_requests_wait_and_how_many_runs_there_are_can_be_set(file: Pat
     server = loaded(file, "[server]\nwait_s = 0.5\nmax_runs = 1", {"MCPRUNTIME_SERVER__WAIT_PROGRESS_S": "9"}).server
     assert (server.wait_s, server.wait_progress_s, server.max_runs, server.max_runs_per_principal) == (0.5, 9, 1, 16)
     assert "must be a number greater than 0" in refusal(file, "[server]\nmax_runs_per_principal = 0")
+
+
+# providers of context ------------------------------------------------------------------------------
+
+
+def test_providers_have_paths_relative_to_the_file_and_are_shown_as_they_were_given(file: Path) -> None:
+    text = """
+        [mcpServers.tracker]
+        command = "tool"
+        [context.handbook]
+        path = "docs/"
+        include = ["*.md"]
+        [context.shop]
+        sqlite = "../shop.db"
+        samples = 3
+        [context.tracker]
+        server = "tracker"
+        [context.wiki]
+        python = "providers/wiki.py"
+        title = "Ours"
+    """
+    config = loaded(file, text)
+    context, here = config.context, file.parent
+    assert (context["handbook"].path, context["handbook"].include) == (here / "docs", ("*.md",))
+    assert (context["shop"].sqlite, context["shop"].samples) == (here.parent / "shop.db", 3)
+    assert (context["wiki"].python, context["wiki"].title) == (here / "providers" / "wiki.py", "Ours")
+    shown = tomllib.loads(describe(config))["context"]
+    assert shown["shop"] == {"sqlite": str(here.parent / "shop.db"), "samples": 3}
+    assert shown["tracker"] == {"server": "tracker"}
+
+
+def test_server_toml_names_every_key_of_a_provider_with_its_default() -> None:
+    text = (ROOT / "server.toml").read_text()
+    for name, field in ProviderSettings.model_fields.items():
+        assert f"# {name} = " in text
+        if field.default is not None:
+            shown = [*field.default] if isinstance(field.default, tuple) else field.default
+            assert f"# {name} = {json.dumps(shown)} " in text
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "reason"),
+    [
+        ("[context.x]", 1, "context.x: give one of `path`"),
+        ('[context.x]\npath = "a"\nsqlite = "b"', 1, "context.x: give one of `path`"),
+        ('[context.x]\npath = "a"\nsamples = 3', 1, "it goes with `sqlite`"),
+        ('[context.x]\nsqlite = "a"\ninclude = ["*"]', 1, "they go with `path`"),
+        ('[context.x]\nsqlite = "a"\nsamples = 101', 3, "context.x.samples is 101; it must be a number of at most 100"),
+        ("[context.x]\npath = 5", 2, "context.x.path is 5; it must be a path in quotes"),
+        ('[context.x]\npath = "a"\ninclude = "*.md"', 3, "context.x.include is '*.md'; it must be a list"),
+        ('[context.x]\npath = "a"\nexclude = ["../b"]', 3, "a pattern is a path within the folder"),
+        ('[context.x]\npath = "a"\nexclude = ["/b"]', 3, "a pattern is a path within the folder"),
+        ('[context.x]\npth = "a"', 2, "context.x.pth is not a setting. Did you mean path?"),
+        ('[context.x]\nserver = "none"', 2, "context.x.server is 'none', which is no entry of mcpServers."),
+        ('[context.Handbook]\npath = "a"', 1, "context.Handbook: a provider's name has lower-case letters"),
+        ('[context."a/b"]\npath = "a"', 1, "a provider's name has lower-case letters"),
+        ('[context."\\u001b[2J"]\npath = "a"', 1, "a provider's name has lower-case letters"),
+        ("context = 5", 1, "context is 5; it must be a table"),
+        ("context.x = 5", 1, "context.x is 5; it must be a table"),
+    ],
+)
+def test_a_provider_that_cannot_work_is_refused(file: Path, table: str, line: int, reason: str) -> None:
+    said = refusal(file, table)
+    assert f"{file}, line {line}: " in said
+    assert reason in said
+    assert "\x1b" not in said
+
+
+def test_a_server_that_is_disabled_gives_no_context(file: Path) -> None:
+    text = '[mcpServers.a]\ncommand = "x"\ndisabled = true\n[mcpServers.tracker]\ncommand = "x"\n[context.a]\nserver = '
+    assert "line 7: context.a.server is 'a', which is no entry" in refusal(file, text + '"a"')
+    assert "Did you mean tracker?" in refusal(file, text + '"trackr"')
 
 
 # mistakes -----------------------------------------------------------------------------------------

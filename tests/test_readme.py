@@ -36,11 +36,15 @@ def test_every_verb_is_in_the_readme() -> None:
 
 
 def test_the_settings_in_the_readme_load(tmp_path: Path) -> None:
+    servers, providers = set(), set()
     for number, text in enumerate(blocks("toml")):
         file = tmp_path / f"{number}.toml"
         file.write_text(text, "utf-8")
         config = load(file, environ={"TRACKER_TOKEN": "secret"})
-        assert set(config.mcpServers) == {"git", "tracker"}
+        servers |= set(config.mcpServers)
+        providers |= set(config.context)
+    assert servers == {"git", "tracker"}
+    assert providers == {"handbook", "shop", "modules"}
 
 
 def test_the_client_configuration_in_the_readme_starts_this_program() -> None:

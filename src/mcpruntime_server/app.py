@@ -44,8 +44,8 @@ from .skills.guides import Guides
 from .skills.library import Library
 from .skills.store import Store
 from .tools.catalog import Catalog, open_catalog
-from .tools.resource_inputs import ResourceInputs
-from .tools.resources import identity, list_resources, read_resource
+from .tools.listed import identity, list_resources, read_resource
+from .tools.resources import Resources
 from .tools.upstream import open_upstreams
 
 SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
@@ -125,7 +125,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
         ):
             packages = None if config.sandbox.image else config.sandbox.packages
             policy = Policy(config.policy)
-            resources = ResourceInputs(catalog.upstreams, policy.may_read)
+            resources = Resources(catalog.upstreams, policy.may_read)
             inputs = Inputs(journal, config.server.context_roots, resources.read)
             models = Models(config.llm, journal, broker_of(config.llm, litellm), inputs.resolved)
             agents = SubAgents(models)
@@ -164,7 +164,7 @@ def open_context(config: Config, catalog: Catalog) -> AbstractAsyncContextManage
     """Have the providers of the settings ready; nothing of them is read before somebody asks."""
 
     def access(server: str) -> Access:
-        upstream = catalog.upstream(server)
+        upstream = next(each for each in catalog.upstreams.values() if each.name == server)
 
         async def listed() -> list[Listed]:
             return [Listed(each.uri, each.mime_type, each.version) for each in await list_resources(upstream)]

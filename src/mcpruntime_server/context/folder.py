@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from ..errors import Unavailable
@@ -84,7 +85,8 @@ class Folder:
         while left:
             folder, depth = left.pop()
             try:
-                entries = sorted(os.scandir(self._root / folder), key=lambda entry: entry.name)
+                with os.scandir(self._root / folder) as found:
+                    entries = sorted(islice(found, MAX_SEEN - seen + 1), key=lambda entry: entry.name)
             except OSError:
                 if not folder:
                     raise

@@ -37,6 +37,8 @@ class Own:
         self._provider: Any = None
         self._hanging: threading.Thread | None = None
         self._turn = threading.Lock()  # it is asked by one at a time
+        self._answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()  # to what it is asked now
+        self._is_closed = False
 
     def names(self) -> Mapping[str, str]:
         """Return what it lists, without what cannot be; raises `Unavailable`."""
@@ -70,6 +72,11 @@ class Own:
         """Return how a text is taken apart, by what its name ends with."""
         return kind_of(name) if "." in name.rpartition("/")[2] else "markdown"
 
+    def close(self) -> None:
+        """Have whoever waits for it wait no more: the server ends."""
+        self._is_closed = True
+        self._answers.put((None, EOFError("the server ends")))
+
     def _ask(self, what: str, question: Callable[[Any], Any]) -> Any:
         """Return what the provider answers, in a thread of its own; raises `Unavailable`."""
         if not self._turn.acquire(timeout=self._timeout_s):
@@ -84,6 +91,9 @@ class Own:
             raise self._failed(f"is still busy with what it was asked more than {self._timeout_s:g} s ago")
         self._hanging = None
         answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._answers = answers
+        if self._is_closed:
+            raise self._failed("is not asked any more")
         thread = threading.Thread(
             target=self._answer, args=(question, answers), name=f"provider {self._file.name}", daemon=True
         )

@@ -153,6 +153,8 @@ class Providers:
         """Have refreshes that are under way end."""
         for each in self._held.values():
             each.progress.stop.set()
+            if isinstance(each.provider, Own):
+                each.provider.close()
 
     # the index --------------------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ from .lint import DEFINITIONS, dotted_name, parse
 from .model import Step
 
 ASKING = frozenset(NAMES)  # what code asks models with
-GIVEN = frozenset(dir(builtins)) | ASKING | {"tools", "skills", "__name__", "__file__", "__doc__"}  # need no statement
+PACKAGES = frozenset({"tools", "skills", "context"})
+GIVEN = frozenset(dir(builtins)) | ASKING | PACKAGES | {"__name__", "__file__", "__doc__"}  # need no statement
 DYNAMIC = frozenset({"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"})
 CHANGERS = frozenset({"heappush", "heappop", "heapify", "heapreplace", "heappushpop", "shuffle", "insort"})
 HARMLESS = frozenset(

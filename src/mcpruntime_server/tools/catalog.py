@@ -133,10 +133,6 @@ class Catalog:
         """Return the names under which upstreams are importable; starts none of them."""
         return list(self._servers)
 
-    def upstream(self, key: str) -> Upstream:
-        """Return an upstream by the name that it has in the settings."""
-        return next(server.upstream for server in self._servers.values() if server.upstream.name == key)
-
     def named_in(self, code: str) -> list[str]:
         """Return the packages that `code` seems to use and that have not been started yet."""
         idle = (name for name, server in self._servers.items() if server.upstream.status.state == "idle")

@@ -1,73 +1,108 @@
-"""The resources of upstreams: listed page by page within bounds, and read as text.
+"""Resources of upstreams as inputs: found by server and address, or by an address that only one server has.
 
-Rule: an upstream may list without end, say too much and answer with bytes. What is not text of bounded size is None.
+Rule: only servers that may be read without asking are asked; nothing is started that cannot be meant.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from hashlib import sha256
+import base64
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import anyio
 from mcp import Client, types
 
-from ..errors import CallFailed
-from ..journal.events import canonical_json
+from ..errors import CallFailed, InvalidRequest
+from .listed import resources_of
 from .upstream import Upstream
 
-MAX_RESOURCES = 10_000  # of one upstream
-MAX_PAGES = 200
-MAX_CHARS = 4_000_000  # of the text of one
+MAX_BYTES = 64 << 20  # of one resource: it comes in one message
+MAX_PARTS = 4  # of a form between its variables: matching takes longer with each
+FIND_S = 20.0  # for a server to tell which resources it has
+NOT_THERE = "A server's resource is named as SERVER:ADDRESS."
 
 
-@dataclass(frozen=True)
-class UpstreamResource:
-    """A resource as its upstream lists it; `version` is "" where it does not tell when it changes."""
+class Resources:
+    """The resources of all upstreams, by the Python names of these; `may_read` says of which they may be read."""
 
-    uri: str
-    mime_type: str
-    version: str
+    def __init__(self, upstreams: Mapping[str, Upstream], may_read: Callable[[str], bool]) -> None:
+        self._upstreams = upstreams
+        self._may_read = may_read
+
+    async def read(self, place: str) -> tuple[str, bytes]:
+        """Return address and content of `SERVER:ADDRESS` or `ADDRESS`; raises `InvalidRequest`, `CallFailed`."""
+        server, address = self._named(place)
+        if server is None:
+            server = await self._owner(address)
+        if not self._may_read(server):
+            raise InvalidRequest(f"Resources of {server} may not be read here: [policy] says so.")
+        result = await self._upstreams[server].ask("resources/read", lambda client: client.read_resource(address))
+        return address, self._upstreams[server].without_credentials(content_of(result))
+
+    def _named(self, place: str) -> tuple[str | None, str]:
+        head, _, rest = place.partition(":")
+        for name, upstream in self._upstreams.items():
+            if head in (name, upstream.name) and ":" in rest:
+                return name, rest
+        return None, place
+
+    async def _owner(self, address: str) -> str:
+        """Return the only server that has the resource."""
+        readable = [name for name in self._upstreams if self._may_read(name)]
+        found: list[str] = []
+
+        async def look(name: str) -> None:
+            with anyio.move_on_after(FIND_S):
+                if await self._has(name, address):
+                    found.append(name)
+
+        async with anyio.create_task_group() as tasks:
+            for name in readable:
+                tasks.start_soon(look, name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = ", ".join(f"{name}:{address}" for name in sorted(found))
+            raise InvalidRequest(f"{len(found)} servers have this resource.", remedy=f"Say which: {listed}.")
+        listed = ", ".join(readable) or "none"
+        raise InvalidRequest("No server has this resource.", remedy=f"{NOT_THERE} Servers: {listed}.")
+
+    async def _has(self, name: str, address: str) -> bool:
+        try:
+            return await self._upstreams[name].ask("resources/list", lambda client: has(client, address))
+        except CallFailed:
+            return False  # it has none, or cannot be reached
 
 
-def identity(upstream: Upstream) -> str:
-    """Return a digest of what an upstream is: what is started, or where it is asked."""
-    settings = upstream.settings
-    told = [settings.command, settings.args, str(settings.cwd), settings.url]
-    return sha256(canonical_json(told).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-async def list_resources(upstream: Upstream) -> list[UpstreamResource]:
-    """Return the resources of an upstream; none if it has none. Raises `CallFailed`."""
-    listed = await upstream.ask("resources/list", resources_of)
-    return [UpstreamResource(str(each.uri), each.mime_type or "", _version(each)) for each in listed]
-
-
-async def resources_of(client: Client) -> list[types.Resource]:
-    """Return the resources that a connected server lists, within bounds."""
+async def has(client: Client, address: str) -> bool:
+    """Return whether a server lists a resource, or a form that its address has."""
     if client.server_capabilities.resources is None:
-        return []
-    found: dict[str, types.Resource] = {}
-    cursor: str | None = None
-    for _ in range(MAX_PAGES):
-        page = await client.list_resources(cursor=cursor)
-        found |= {str(each.uri): each for each in page.resources}
-        cursor = page.next_cursor
-        if not cursor or not page.resources or len(found) > MAX_RESOURCES:
-            break
-    return list(found.values())[:MAX_RESOURCES]
+        return False
+    if any(str(each.uri) == address for each in await resources_of(client)):
+        return True
+    forms = await client.list_resource_templates()
+    return any(fits(each.uri_template, address) for each in forms.resource_templates)
 
 
-def _version(resource: types.Resource) -> str:
-    changed = resource.annotations.last_modified if resource.annotations else None
-    return f"{changed}:{resource.size or ''}" if changed else ""
+def fits(template: str, address: str) -> bool:
+    """Return whether an address has the form of a template, as far as its plain variables go."""
+    parts = re.split(r"\{[^{}]*\}", template)
+    return len(parts) <= MAX_PARTS and re.fullmatch("[^ ]+".join(map(re.escape, parts)), address) is not None
 
 
-async def read_resource(upstream: Upstream, uri: str) -> str | None:
-    """Return the text of a resource, without the upstream's credentials; None if it is none. Raises `CallFailed`."""
-    result = await upstream.ask("resources/read", lambda client: client.read_resource(uri))
-    contents = result.contents
-    if not contents or not all(isinstance(each, types.TextResourceContents) for each in contents):
-        return None
-    text = "\n".join(each.text for each in contents if isinstance(each, types.TextResourceContents))
-    if len(text) > MAX_CHARS:
-        raise CallFailed("too_large", f"{uri!r:.200} has more than {MAX_CHARS:,} characters.")
-    return upstream.scrub(text)
+def content_of(result: Any) -> bytes:
+    """Return what a resource holds, its parts one after the other; raises `InvalidRequest`."""
+    pieces = []
+    for each in result.contents:
+        if isinstance(each, types.TextResourceContents):
+            pieces.append(each.text.encode("utf-8", "backslashreplace"))
+        else:
+            try:
+                pieces.append(base64.b64decode(each.blob))
+            except ValueError:
+                raise InvalidRequest("The resource is not what it says: its bytes are not base64.") from None
+    data = b"\n".join(pieces)
+    if len(data) > MAX_BYTES:
+        raise InvalidRequest(f"The resource has {len(data):,} bytes; at most {MAX_BYTES:,} can be taken.")
+    return data

@@ -153,7 +153,7 @@ class Upstream:
         """Return a text without the credentials that this upstream was given."""
         return self._credentials.scrub_text(text)
 
-    def scrub_bytes(self, data: bytes) -> bytes:
+    def without_credentials(self, data: bytes) -> bytes:
         """Return what this upstream has sent without the credentials that it was given."""
         return self._credentials.scrub_bytes(data)
 

@@ -12,7 +12,7 @@ import pytest
 from tests.upstreams import own
 
 from mcpruntime_server.errors import CallFailed
-from mcpruntime_server.tools.resources import MAX_RESOURCES, identity, list_resources, read_resource
+from mcpruntime_server.tools.listed import MAX_RESOURCES, identity, list_resources, read_resource
 from mcpruntime_server.tools.upstream import Upstream, open_upstreams
 
 SOON = 60.0  # seconds; only a test that fails waits so long
