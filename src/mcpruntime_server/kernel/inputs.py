@@ -212,7 +212,7 @@ class Piece(Readable):
     @property
     def text(self) -> str:
         """What it says; raises `InputError` if that is more than fits into one text."""
-        data = self._source.read(self.start, self.start + MAX_TEXT + 1 if self._end is None else self._end_of_text())
+        data = self._source.fetch(self.start, self.start + MAX_TEXT + 1 if self._end is None else self._end_of_text())
         if len(data) > MAX_TEXT:
             self._refuse()
         return scan.decode(data)
