@@ -117,7 +117,7 @@ async def one_pass(client: Client, name: str, code: str, base: float) -> bool:
     """Measure one pass over the input, and what it takes beyond `base` MB."""
     result = await run(client, code)
     above = result["usage"]["peak_mb"] - base
-    seconds, met = result["usage"]["wall_ms"] / 1e3, above <= BOUND_MB
+    seconds, met = result["usage"]["wall_ms"] / 1e3, bool(above <= BOUND_MB)
     detail = f"-> {json.dumps(result['value'])}, bound {BOUND_MB:g} MB"
     print(LAYOUT.format(name, f"{seconds:.2f}", f"{above:.1f}", "yes" if met else "NO", detail), flush=True)
     return met

@@ -94,8 +94,8 @@ async def test_requests_that_make_no_sense_say_what_would(server: Connection, tm
         assert wrong in refused.text
         assert "[invalid_request]" in refused.text
     run = await server.run("1", "s")
-    refused = await server.client.call_tool("run_code", {"run": run.run, "context": []})
-    assert refused.is_error
+    told = await server.client.call_tool("run_code", {"run": run.run, "context": []})
+    assert told.is_error
 
 
 async def test_a_rerun_and_a_rebuild_have_the_same_inputs_and_the_same_chance(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ MODULES = (  # of the kernel
     "llm",
     "input_bytes",
     "input_scan",
+    "pieces",
     "inputs",
     "channel",
     "workspace",
