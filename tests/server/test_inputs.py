@@ -179,6 +179,14 @@ async def test_a_piece_is_asked_about_without_its_text_leaving_the_sandbox(tmp_p
             assert "of no input that the session has had" in stolen.text
 
 
+async def test_resources_of_servers_are_inputs_by_their_addresses(tmp_path: Path) -> None:
+    async with connect(settings(tmp_path, mcpServers={"shelf": entry("shelves", "left")})) as server:
+        found = await server.run("[each.text for each in CONTEXT_DATA]", context=["shelf:note://shared", "note://left"])
+        assert found.value == ["of all, told by left", "of left: ä\nno token"]
+        refused = await server.run("1", context=["note://none"])
+        assert "context[0], 'note://none': No server has this resource" in refused.text
+
+
 async def test_a_skill_cannot_be_made_of_what_was_only_given_to_one_session(server: Connection) -> None:
     run = await server.run("total = sum(len(line) for line in CONTEXT)\ntotal", "s", context=[{"text": "a\nbc"}])
     assert run.value == 3
