@@ -216,6 +216,12 @@ def test_an_empty_file_has_nothing_and_that_is_no_error(given_as: Callable[..., 
     assert repr(empty) == "<input 'input' 0 bytes ''>"
 
 
+def test_a_name_that_an_input_does_not_have_is_told_with_those_that_it_has(given_as: Callable[..., Input]) -> None:
+    with pytest.raises(AttributeError, match=r"Did you mean 'chunks'\? It has as_data, chunks, .*, text"):
+        given_as("x").chunk  # noqa: B018
+    assert not hasattr(given_as("x"), "__fspath__")
+
+
 def test_pieces_are_found_again_and_again_and_counted_once(given_as: Callable[..., Input]) -> None:
     found = given_as("a\nb\na b\n").grep("a")
     assert [len(found), found[0].text, found[-1].text, [each.text for each in found[1:]]] == [2, "a", "a b", ["a b"]]

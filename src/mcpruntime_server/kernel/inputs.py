@@ -41,6 +41,12 @@ class Readable:
     def _parts(self) -> Sequence[Piece]:
         raise NotImplementedError
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        known = [each for each in dir(type(self)) if not each.startswith("_")]
+        raise AttributeError(f"an input has no {name!r}. {did_you_mean(name, known)}It has {', '.join(known)}.")
+
     def peek(self, n: int = PEEK) -> str:
         """Return the first `n` characters."""
         [part] = self._parts()

@@ -378,8 +378,7 @@ def why_not_resumable(recording: Recording) -> str:
 
 def request_of(queued: RunQueued) -> Request:
     """Return the request of a run that another server was told of, and has not begun."""
-    key = queued.idempotency_key
-    context = None if queued.context is None else tuple(queued.context)
+    key, context = queued.idempotency_key, None if queued.context is None else tuple(queued.context)
     return Request(
         queued.code, queued.timeout_s, key, id=queued.run, dry_run=queued.dry_run, detached=True, context=context
     )
