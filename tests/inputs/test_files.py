@@ -14,7 +14,7 @@ from mcpruntime_server.inputs import files, place, service
 from mcpruntime_server.inputs.files import Roots, open_below
 from mcpruntime_server.inputs.service import Inputs, file_name, id_of
 from mcpruntime_server.inputs.sources import resolve
-from mcpruntime_server.journal.events import RunFinished, RunStarted
+from mcpruntime_server.journal.events import Input, RunFinished, RunStarted
 from mcpruntime_server.journal.store import Journal, open_journal
 
 
@@ -181,15 +181,15 @@ async def test_what_is_put_before_a_sandbox_is_the_file_itself_or_a_copy_of_it(
 
 
 def test_names_of_files_inside_follow_from_content_and_have_no_detours() -> None:
-    entry = {"name": "../../x/../a.csv.gz", "digest": "d", "path": "", "size": 1, "stamp": "", "start": 0, "end": None}
-    name = file_name(entry)  # type: ignore[arg-type]
+    entry = Input(name="../../x/../a.csv.gz", digest="d", path="", size=1, stamp="", start=0, end=None)
+    name = file_name(entry)
     assert name.endswith(".csv.gz")
     assert "/" not in name
     assert len(name) == 16 + 7
-    other = {**entry, "name": "a" * 500 + "./..\0"}
-    assert file_name(other) == name[:16]  # type: ignore[arg-type]
-    assert id_of(other) == id_of(entry)  # type: ignore[arg-type]
-    assert id_of({**entry, "end": 1}) != id_of(entry)  # type: ignore[arg-type, misc]
+    other = Input(**{**entry, "name": "a" * 500 + "./..\0"})
+    assert file_name(other) == name[:16]
+    assert id_of(other) == id_of(entry)
+    assert id_of(Input(**{**entry, "end": 1})) != id_of(entry)
 
 
 # what clients name ----------------------------------------------------------------------------------
@@ -235,15 +235,17 @@ async def test_a_reference_names_an_input_of_the_line_of_its_own_run(journal: Jo
         return inputs.content(piece)
 
     assert await text(id_of(mine), 2, 6) == "€c".encode()
-    for key in (id_of(other), "", "../x", None, 1, [], {}):
+    keys: list[object] = [id_of(other), "", "../x", None, 1, [], {}]
+    for key in keys:
         with pytest.raises(CallFailed, match="no input that the session has had" if isinstance(key, str) else "no ref"):
             await text(key, 0, 1)
     for start, end in ((-1, 2), (3, 2), (0, 8), (0, 10**30)):
         with pytest.raises(CallFailed, match="has no piece"):
             await text(id_of(mine), start, end)
-    for start, end in ((True, 2), (0, None), (0.5, 2), ("0", 1)):
+    spans: list[tuple[object, object]] = [(True, 2), (0, None), (0.5, 2), ("0", 1)]
+    for first, last in spans:
         with pytest.raises(CallFailed, match="no reference"):
-            await text(id_of(mine), start, end)
+            await text(id_of(mine), first, last)
 
 
 async def test_a_large_piece_is_a_part_of_the_same_content(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.kernel import input_bytes, input_scan, inputs
-from mcpruntime_server.kernel.inputs import AllInputs, Input, InputChanged, InputError, InputList
+from mcpruntime_server.kernel.input_bytes import InputChanged, InputError
+from mcpruntime_server.kernel.inputs import AllInputs, Input, InputList
 
 WORDS = st.sampled_from(["a", "needle", "ä", "€", "😀", "\n", "\n\n", "\r\n", " ", "x" * 20])
 TEXTS = st.lists(WORDS, max_size=60).map("".join)
@@ -155,7 +156,7 @@ def test_chunks_cover_everything_and_are_never_too_long(
             assert chunk.start <= at < chunk.end
             if before is not None:
                 assert chunk.start > before.start
-                assert len(each.slice(chunk.start, at).text) <= overlap
+                assert len(data[chunk.start : at].decode("utf-8", "surrogateescape")) <= overlap
             at = chunk.end
         assert at == len(data)
 
@@ -213,6 +214,12 @@ def test_an_empty_file_has_nothing_and_that_is_no_error(given_as: Callable[..., 
     assert not empty
     assert list(empty.rows()) == list(empty.records()) == []
     assert repr(empty) == "<input 'input' 0 bytes ''>"
+
+
+def test_a_name_that_an_input_does_not_have_is_told_with_those_that_it_has(given_as: Callable[..., Input]) -> None:
+    with pytest.raises(AttributeError, match=r"Did you mean 'chunks'\? It has as_data, chunks, .*, text"):
+        given_as("x").chunk  # noqa: B018
+    assert not hasattr(given_as("x"), "__fspath__")
 
 
 def test_pieces_are_found_again_and_again_and_counted_once(given_as: Callable[..., Input]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,8 @@ async def test_requests_that_make_no_sense_say_what_would(server: Connection, tm
         assert wrong in refused.text
         assert "[invalid_request]" in refused.text
     run = await server.run("1", "s")
-    refused = await server.client.call_tool("run_code", {"run": run.run, "context": []})
-    assert refused.is_error
+    told = await server.client.call_tool("run_code", {"run": run.run, "context": []})
+    assert told.is_error
 
 
 async def test_a_rerun_and_a_rebuild_have_the_same_inputs_and_the_same_chance(tmp_path: Path) -> None:
@@ -122,7 +124,8 @@ async def test_a_large_file_that_has_changed_is_never_taken_for_what_it_was(tmp_
     async with connect(path) as server:
         later = await server.run("'count' in globals()", "s")
         assert later.value is False
-        assert "Step 1 cannot be executed again. The input 'large.txt' is gone" in later.note or "changed" in later.note
+        told = "Step 1 cannot be executed again. The file behind the input 'large.txt' has changed since it was given."
+        assert told in later.note
         read = await server.run("CONTEXT.peek()", "s")
         assert "InputChanged" in read.text
         again = await server.replay("rerun", "s", run=first.run)
@@ -179,8 +182,42 @@ async def test_a_piece_is_asked_about_without_its_text_leaving_the_sandbox(tmp_p
             assert "of no input that the session has had" in stolen.text
 
 
+async def test_resources_of_servers_are_inputs_by_their_addresses(tmp_path: Path) -> None:
+    async with connect(settings(tmp_path, mcpServers={"shelf": entry("shelves", "left")})) as server:
+        found = await server.run("[each.text for each in CONTEXT_DATA]", context=["shelf:note://shared", "note://left"])
+        assert found.value == ["of all, told by left", "of left: ä\nno token"]
+        refused = await server.run("1", context=["note://none"])
+        assert "context[0], 'note://none': No server has this resource" in refused.text
+
+
 async def test_a_skill_cannot_be_made_of_what_was_only_given_to_one_session(server: Connection) -> None:
     run = await server.run("total = sum(len(line) for line in CONTEXT)\ntotal", "s", context=[{"text": "a\nbc"}])
     assert run.value == 3
     kept = await server.client.call_tool("save_skill", {"run": run.run, "name": "counts"})
-    assert "active" not in str(kept.structured_content.get("state", "")) if kept.structured_content else kept.is_error
+    assert kept.is_error
+    assert "needs 'CONTEXT'" in str(kept.content)
+
+
+async def test_the_result_says_what_was_given_and_what_can_be_done_with_it(server: Connection) -> None:
+    told = await server.run("1", "s", context=[{"text": "abc", "name": "a"}, TWO])
+    assert "CONTEXT is 'a' (3 bytes), 'b' (3 bytes). CONTEXT_DATA[0] is one of them. It has .peek(n)" in told.note
+    assert "CONTEXT is" not in ((await server.run("2", "s")).data.get("note") or "")
+
+
+async def test_a_file_that_is_only_touched_is_known_by_its_content(tmp_path: Path) -> None:
+    path = settings(tmp_path)
+    large = large_file(tmp_path / "files" / "large.txt")
+    async with connect(path) as server:
+        await server.run("count = len(CONTEXT.grep('needle'))", "s", context=[str(large)])
+        with anyio.fail_after(60):
+            while "input_hashed" not in await anyio.to_thread.run_sync(kinds, server.folder):
+                await server.run("1", "s")
+    os.utime(large)
+    async with connect(path) as server:
+        assert await server.value("[count, CONTEXT.line_count()]", "s") == [1, LARGE // 13 + 1]
+
+
+def kinds(folder: Path) -> set[str]:
+    """Return the kinds of events that are in a journal."""
+    with closing(sqlite3.connect(folder / "journal.db")) as journal:
+        return {kind for (kind,) in journal.execute("SELECT DISTINCT kind FROM events")}

@@ -167,7 +167,9 @@ class Parameters:
 
 
 def sendable(value: Any) -> Any:
-    """Return `value`, or the text of a path: the one type that is not JSON and is passed all the time."""
+    """Return `value`, or the text of a path or of a piece of an input: what is not JSON and is passed all the time."""
+    if hasattr(value, "as_data"):
+        return value.text
     return value.__fspath__() if hasattr(value, "__fspath__") else value
 
 

@@ -211,8 +211,17 @@ class Source:
         return read
 
     def read(self, start: int, end: int) -> bytes:
-        """Return the bytes from `start` to `end`, or to their end."""
+        """Return the bytes from `start` to `end`, or to their end; what is read next is likely to follow."""
         return b"".join(data for _, data in self.blocks(start, end))
+
+    def fetch(self, start: int, end: int) -> bytes:
+        """Return the bytes from `start` to `end`, or to their end, and read no others: several threads may do so."""
+        source, number, data = Source._last
+        at = start - number * BLOCK
+        if source == self.id and at >= 0 and end - number * BLOCK <= len(data) and not self._file.problem:
+            return data[at : end - number * BLOCK]
+        read: bytes = self._opened().read(start, end)
+        return read
 
     def blocks(self, start: int, end: Optional[int]) -> Iterator[Tuple[int, bytes]]:
         """Yield (offset, bytes) from `start` to `end` (None: to their end)."""
@@ -246,7 +255,8 @@ class Source:
         """Return how many newlines there are before `offset`."""
         counted, number = self._count(), offset // BLOCK
         before = counted[min(number, len(counted)) - 1] if number else 0
-        return before + self.block(number).count(b"\n", 0, offset - number * BLOCK)
+        rest = offset - number * BLOCK
+        return before + (self.block(number).count(b"\n", 0, rest) if rest else 0)
 
     def line_start(self, line: int) -> int:
         """Return the offset right after newline number `line`, counted from 1; 0 for 0, the size beyond the last."""

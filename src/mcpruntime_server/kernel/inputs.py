@@ -13,6 +13,7 @@ from itertools import islice
 
 from . import input_scan as scan
 from .input_bytes import InputChanged, InputError, Source
+from .pieces import Pieces
 from .results import Slots, did_you_mean, map_concurrently
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 MAX_TEXT = 16 << 20  # bytes that become one text; more of them is what passes are for
 MAP_CHARS = 20_000  # characters of a chunk, where `map` is not told
 PEEK = 1000
-KEPT = 50_000  # pieces that are remembered when they have been counted
-SHOWN = 10  # pieces in a repr
-SHOWN_CHARS = 80  # of each
+SHOWN = 10  # inputs that an error names
+SHOWN_CHARS = 80  # of a text in a repr
 NAMES = ("CONTEXT", "CONTEXT_DATA", "InputError", "InputChanged")
 
 
@@ -40,6 +40,12 @@ class Readable:
 
     def _parts(self) -> Sequence[Piece]:
         raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        known = [each for each in dir(type(self)) if not each.startswith("_")]
+        raise AttributeError(f"an input has no {name!r}. {did_you_mean(name, known)}It has {', '.join(known)}.")
 
     def peek(self, n: int = PEEK) -> str:
         """Return the first `n` characters."""
@@ -75,17 +81,17 @@ class Readable:
         return sum(part._line_count() for part in self._parts())
 
     def grep(self, pattern: Any, ignore_case: bool = False) -> Pieces:
-        """Return the lines in which `pattern`, a regular expression, is found, each a piece with its `.line` number.
+        """Return the lines in which `pattern`, a regular expression, is found, each a piece; `.line` is its number.
 
         Of a line of more than a mebibyte, each hit is returned with what is around it.
         """
         scan.finder(pattern, ignore_case)  # raises what is wrong with it here, and not at the first look
         return Pieces(lambda: self._hits(pattern, ignore_case))
 
-    def _hits(self, pattern: Any, ignore_case: bool) -> Iterator[Hit]:
+    def _hits(self, pattern: Any, ignore_case: bool) -> Iterator[Piece]:
         for part in self._parts():
             for first, last in scan.hits(part._source, part.start, part._end, pattern, ignore_case):
-                yield Hit(part.input, first, last)
+                yield Piece(part.input, first, last)
 
     def sample(self, n: int) -> List[Piece]:
         """Return `n` lines taken by chance, each at most once, in their order; the same in a replay."""
@@ -165,7 +171,7 @@ class Readable:
 
 
 class Piece(Readable):
-    """A part of an input, from offset `start` to `end`: `.text`, `.name`, `.size`, and all that an input has.
+    """A part of an input, from offset `start` to `end`: `.text`, `.name`, `.size`, `.line`, and all that an input has.
 
     `ask_llm(prompt, piece)` sends the reference; the server reads the text.
     """
@@ -212,7 +218,7 @@ class Piece(Readable):
     @property
     def text(self) -> str:
         """What it says; raises `InputError` if that is more than fits into one text."""
-        data = self._source.read(self.start, self.start + MAX_TEXT + 1 if self._end is None else self._end_of_text())
+        data = self._source.fetch(self.start, self.start + MAX_TEXT + 1 if self._end is None else self._end_of_text())
         if len(data) > MAX_TEXT:
             self._refuse()
         return scan.decode(data)
@@ -258,6 +264,11 @@ class Piece(Readable):
 
     # lines ----------------------------------------------------------------------------------------
 
+    @property
+    def line(self) -> int:
+        """The number of the line of its input that it begins in; the first is 0."""
+        return self._source.newlines_before(self.start) - self._source.newlines_before(self.input.start)
+
     def _line_count(self) -> int:
         source, end = self._source, self._limit()
         if end <= self.start:
@@ -271,18 +282,6 @@ class Piece(Readable):
     def _line(self, number: int) -> Piece:
         first, last = next(scan.line_spans(self._source, self._line_start(number), self._limit()))
         return Piece(self.input, first, last)
-
-
-class Hit(Piece):
-    """A line in which a pattern was found."""
-
-    __slots__ = ()
-    __module__ = "__main__"
-
-    @property
-    def line(self) -> int:
-        """Its number in its input; the first is 0."""
-        return self._source.newlines_before(self.start) - self._source.newlines_before(self.input.start)
 
 
 class Input(Piece):
@@ -397,62 +396,6 @@ class InputList:
 
     def __repr__(self) -> str:
         return "\n".join(f"[{number}] {each!r}" for number, each in enumerate(self._inputs))
-
-
-class Pieces:
-    """Pieces that are found when they are asked for: iterate, `.first(n)`, `[i]`, `len()`, `.map(fn)`.
-
-    Each look is a pass over the input, until they have been counted and are few enough to be kept.
-    """
-
-    __slots__ = ("_count", "_kept", "_make")
-    __module__ = "__main__"
-
-    def __init__(self, make: Callable[[], Iterator[Piece]]) -> None:
-        self._make = make
-        self._kept: Optional[List[Piece]] = None
-        self._count: Optional[int] = None
-
-    def __iter__(self) -> Iterator[Piece]:
-        return iter(self._kept) if self._kept is not None else self._make()
-
-    def __len__(self) -> int:
-        if self._count is None:
-            count, kept = 0, []
-            for piece in self._make():
-                count += 1
-                if count <= KEPT:
-                    kept.append(piece)
-            self._count = count
-            if count <= KEPT:
-                self._kept = kept
-        return self._count
-
-    def __bool__(self) -> bool:
-        return next(iter(self), None) is not None
-
-    def __getitem__(self, which: Any) -> Any:
-        if isinstance(which, slice):
-            first, last, step = which.indices(len(self))
-            return list(islice(self, first, last, step)) if step > 0 else list(self)[which]
-        place = which + len(self) if which < 0 else which
-        found = next(islice(self, place, None), None) if place >= 0 else None
-        if found is None:
-            raise IndexError(f"there are {len(self):,} pieces, and none at {which}")
-        return found
-
-    def first(self, n: int = SHOWN) -> List[Piece]:
-        """Return the first `n` of them."""
-        return list(islice(self, n))
-
-    def map(self, fn: Callable[[Piece], Any], max_concurrency: int = 16) -> Slots:
-        """Call `fn(piece)` for each, several at a time; return a slot each: `.ok`, `.value`, `.error`."""
-        return map_concurrently(fn, self, max_concurrency)
-
-    def __repr__(self) -> str:
-        shown = self.first(SHOWN + 1)
-        lines = [repr(piece) for piece in shown[:SHOWN]] or ["no pieces"]
-        return "\n".join(lines + ["..."] * (len(shown) > SHOWN))
 
 
 class Provided:

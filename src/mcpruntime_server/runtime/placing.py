@@ -24,6 +24,8 @@ from .overflow import FOLDER
 TELL_S = 1.0  # between two words of progress
 SHARE = 2  # what is copied over the link takes at most this fraction of the workspace
 READ_ONLY = 0o400
+NAMED = 5  # inputs that a note names
+METHODS = ".peek(n) .lines() .grep(pattern) .sample(n) .chunks(max_chars) .map(fn)"
 
 
 class Waiter(Protocol):
@@ -117,6 +119,14 @@ class Placing:
         self._room -= entry["size"]
         self._link.put(f"{FOLDER}/inputs/{name}", READ_ONLY, await run_sync(self._inputs.content, entry))
         return f"{WORKSPACE}/{FOLDER}/inputs/{name}", 0
+
+
+def note_on(inputs: Sequence[Input]) -> str:
+    """Return what is told of inputs that a client has given: their sizes, and what code can do with them."""
+    named = ", ".join(f"{each['name']!r} ({each['size']:,} bytes)" for each in inputs[:NAMED])
+    more = f" and {len(inputs) - NAMED} more" if len(inputs) > NAMED else ""
+    one = "" if len(inputs) == 1 else " CONTEXT_DATA[0] is one of them."
+    return f"CONTEXT is {named}{more}.{one} It has {METHODS}."
 
 
 class Progress:

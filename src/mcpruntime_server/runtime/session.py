@@ -31,6 +31,7 @@ from .calls import Router
 from .hints import find_hints
 from .home import Arrival, Home
 from .overflow import Overflow
+from .placing import note_on
 from .pool import Pool
 from .request import Limits, Request
 from .run import Run
@@ -369,6 +370,8 @@ class Session:
         steps = arrival.rebuilt
         rebuilt = REBUILT.format(steps, "was" if steps == 1 else "were") if steps else ""
         notes = [self._note, rebuilt, *arrival.notes]
+        if run.request.context:
+            notes.append(note_on(run.request.context))
         run.report.notes += [note for note in notes if note]
         if not run.request.resumes:  # nobody may be there to read what that one says
             self._note = ""

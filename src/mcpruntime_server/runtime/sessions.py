@@ -67,7 +67,7 @@ class Runtime:
         *,
         backend: str,
         limits: Limits,
-        inputs: Inputs | None = None,
+        inputs: Inputs,
     ) -> None:
         self.settings = settings
         self.journal = journal
@@ -77,7 +77,7 @@ class Runtime:
         self.limits = limits
         self.turns = Turns(settings.max_runs, settings.max_runs_per_principal)
         self.lost: dict[str, str] = {}  # runs whose variables cannot be had back, and why
-        self.inputs = inputs or Inputs(journal)
+        self.inputs = inputs
         self.changed: set[str] = set()  # packages of tools that have changed since the server started
         self.costs: Callable[[str], Mapping[str, float]] = lambda _: {}  # what a run has paid models for, as its usage
         self.on_code: Callable[[str], None] = lambda _: None  # told of every run's code, before it runs
@@ -389,16 +389,9 @@ def why_not_resumable(recording: Recording) -> str:
 
 def request_of(queued: RunQueued) -> Request:
     """Return the request of a run that another server was told of, and has not begun."""
-    key = queued.idempotency_key
-    context = None if queued.context is None else tuple(queued.context)
+    key, context = queued.idempotency_key, None if queued.context is None else tuple(queued.context)
     return Request(
-        queued.code,
-        queued.timeout_s,
-        key,
-        id=queued.run,
-        dry_run=queued.dry_run,
-        detached=True,
-        context=context,
+        queued.code, queued.timeout_s, key, id=queued.run, dry_run=queued.dry_run, detached=True, context=context
     )
 
 
@@ -457,9 +450,8 @@ async def open_runtime(
                     items=settings.result_items,
                     waits_s=waits_s,
                 )
-                runtime = Runtime(
-                    settings, journal, router, pool, tasks, backend=backend.name, limits=limits, inputs=inputs
-                )
+                parts = settings, journal, router, pool, tasks
+                runtime = Runtime(*parts, backend=backend.name, limits=limits, inputs=inputs or Inputs(journal))
                 tasks.start_soon(runtime.retire_idle)
                 tasks.start_soon(runtime.hear_replies)
                 try:

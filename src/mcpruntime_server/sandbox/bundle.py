@@ -23,6 +23,7 @@ MODULES = (  # of the kernel
     "providers",
     "input_bytes",
     "input_scan",
+    "pieces",
     "inputs",
     "channel",
     "workspace",
