@@ -128,13 +128,14 @@ class Ours:
         return result
 
 
-def settings(folder: Path, **sandbox: Any) -> Path:
+def settings(folder: Path, skills: Mapping[str, Any] | None = None, **sandbox: Any) -> Path:
     """Write a settings file with the bare server as the upstream `bare`; return its path."""
     command, *args = BARE
     file = folder / "server.toml"
     table: Mapping[str, Any] = {
         "server": {"data_dir": "data"},
         "sandbox": sandbox,
+        "skills": skills or {},
         "mcpServers": {"bare": {"command": command, "args": args}},
     }
     file.write_text(tomli_w.dumps(table), encoding="utf-8")
@@ -147,14 +148,16 @@ def launch(command: str, *args: str) -> StdioServerParameters:
 
 
 @asynccontextmanager
-async def our_server(folder: Path | None = None, **sandbox: Any) -> AsyncIterator[Ours]:
-    """Run our server over stdio with these `[sandbox]` settings; whatever it leaves behind is removed.
+async def our_server(
+    folder: Path | None = None, skills: Mapping[str, Any] | None = None, **sandbox: Any
+) -> AsyncIterator[Ours]:
+    """Run our server over stdio with these `[sandbox]` and `[skills]`; whatever it leaves behind is removed.
 
     Its data is in `folder`, which then stays.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as temporary:
         folder = folder or Path(temporary)
-        file = settings(folder, **sandbox)
+        file = settings(folder, skills, **sandbox)
         containers = Containers(folder / "data")
         try:
             async with Client(launch(OURS, "--config", str(file), "--stdio")) as client:

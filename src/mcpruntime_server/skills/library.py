@@ -281,12 +281,24 @@ class Library:
     async def check(self, skill: Skill) -> Skill:
         """Have a version prove itself again, and return it as it is now; a retired one stays so if it passes."""
         async with self._saving:
-            verdict = await self._examine(skill.name, skill, skill.cases, skill.version)
+            verdict = await self._refused(skill)
+            verdict = verdict or await self._examine(skill.name, skill, skill.cases, skill.version)
             if verdict.reasons:
                 state = "draft" if skill.state == "draft" else "quarantined"
                 return await self._set(skill, state, verdict.reasons)
             tools = {tool: self._schema(tool) or was for tool, was in skill.tools.items()}
             return await self._set(skill, "retired" if skill.state == "retired" else "active", (), tools)
+
+    async def _refused(self, skill: Skill) -> Verdict | None:
+        """Return what keeps a version from being tried at all: it came by hand, or what it uses has changed since."""
+        try:
+            checked = await anyio.to_thread.run_sync(check, skill.source, self._packages)
+            check_cycle(skill.name, checked.skills, await self.all())
+            for case in skill.cases:
+                check_case(case)
+        except SkillRefused as exc:
+            return Verdict((str(exc),), skill.cases)
+        return None
 
     async def retire(self, skill: Skill, reason: str) -> Skill:
         """Take a version out of use; its exact version can still be imported."""
