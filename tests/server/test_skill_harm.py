@@ -159,10 +159,10 @@ async def test_what_is_done_to_the_folder_while_the_server_runs_costs_only_that(
         assert name in await problem(server, f"from skills.{name} import run")
     listed = await server.client.call_tool("list_skills", {})
     assert "whole" in str(listed.structured_content)
-    told = command("--config", store.parent / "server.toml", "skills", "list")
-    assert (told.returncode, "whole@1" in told.stdout) == (0, True)
+    listing = command("--config", store.parent / "server.toml", "skills", "list")
+    assert (listing.returncode, "whole@1" in listing.stdout) == (0, True)
     for name in ("cut", "emptied", "deep"):
-        assert f"problem: {name}" in told.stderr
+        assert f"problem: {name}" in listing.stderr
     again = await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + ' cut again'", "cut")
     assert (again["state"], again["version"] > 1) == ("active", True)
 
