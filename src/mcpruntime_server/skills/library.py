@@ -28,7 +28,7 @@ from .guides import Guide, Guides, content_of_guide
 from .index import Index
 from .lint import check, check_entry, parse
 from .listing import a, check_case, check_cycle, entry, identity, in_use, pick
-from .model import Case, Extraction, Skill, Step, asks_model
+from .model import TOOLS, Case, Extraction, Skill, Step
 from .names import free_name, skill_name
 from .record import Record, Records, records_of, why_retire
 from .store import Store
@@ -380,7 +380,7 @@ class Library:
             told = await self._described(told, made, verdict.cases[-1], session, found.get(name, ()), taken)
         signature = check_entry(parse(told.source))
         calls = {call.target for case in verdict.cases for call in case.calls}
-        tools = sorted({target.removeprefix("tools.") for target in calls if not asks_model(target)})
+        tools = sorted(target.removeprefix(TOOLS) for target in calls if target.startswith(TOOLS))
         tools = sorted({*tools, *(tool for tool in checked.tools if "." in tool)})
         content = content_of(
             told.name,
