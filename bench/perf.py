@@ -23,11 +23,12 @@ import anyio
 from harness import Row, bare_server, our_server
 from llm_rows import LLM_ROWS
 from rows import ROWS, Bench
+from skill_rows import SKILL_ROWS
 from time_rows import TIME_ROWS
 
 Measure = Callable[[Bench], Awaitable[Row | list[Row]]]
 
-EVERY: Sequence[Measure] = (*ROWS, *TIME_ROWS, *LLM_ROWS)
+EVERY: Sequence[Measure] = (*ROWS, *TIME_ROWS, *SKILL_ROWS, *LLM_ROWS)
 DEFAULT = Path(__file__).parent / "results" / "perf.json"
 LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"
 ROW_S = 120.0  # no row takes so long; one that does has hung

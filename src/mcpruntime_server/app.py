@@ -259,7 +259,9 @@ async def skills_line(library: Library) -> str:
     except McpRuntimeError as exc:
         logger.warning("the skills cannot be read: %s", exc)
         return ""
-    return f"There are {count}; the best: {', '.join(best)}." if best else "There are none yet: save_skill keeps a run."
+    if not best:
+        return "There are none yet: save_skill keeps a run."
+    return f"There are {count}; the best: {', '.join(best)}." if count > 1 else f"There is one: {best[0]}."
 
 
 async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:

@@ -31,7 +31,7 @@ async def settings(tmp_path: Path) -> Path:
 async def test_skills_are_listed_shown_compared_checked_and_retired(settings: Path) -> None:
     listed = command("--config", settings, "skills")
     assert "shout@2(text: str = 'one')" in listed.stdout
-    assert "1 in use, 1 drafts" in listed.stdout
+    assert "1 in use, drafts: 1;" in listed.stdout
     everything = json.loads(command("--config", settings, "skills", "list", "--all", "--json").stdout)
     assert [(each["name"], each["version"], each["state"]) for each in everything] == [
         ("later", 1, "draft"), ("shout", 1, "active"), ("shout", 2, "active")
@@ -47,7 +47,8 @@ async def test_skills_are_listed_shown_compared_checked_and_retired(settings: Pa
     promoted = command("--config", settings, "skills", "promote", "later")
     assert promoted.returncode == 1
     assert "later@1 is a draft.\n    It has no recorded case" in promoted.stdout
-    assert "is retired" in command("--config", settings, "skills", "retire", "shout@2").stdout
+    retired = command("--config", settings, "skills", "retire", "shout@2").stdout
+    assert retired.endswith("imports it all the same.\nshout@1 is in use now.\n")
     assert "shout@1" in command("--config", settings, "skills").stdout
     refused = command("--config", settings, "skills", "promote", "shout")
     assert (refused.returncode, "is in use already" in refused.stderr) == (2, True)
@@ -65,7 +66,7 @@ async def test_quarantined_skills_are_in_use_again_when_they_pass(settings: Path
 
 def test_an_empty_store_and_unknown_names_are_told(tmp_path: Path) -> None:
     settings = write_settings(tmp_path, sandbox={"backend": "local"})
-    assert "0 in use, 0 drafts" in command("--config", settings, "skills").stdout
+    assert "0 in use, drafts: 0;" in command("--config", settings, "skills").stdout
     for words in (["show", "nope"], ["check", "nope"], ["retire", "../x"], ["diff", "a@1", "b@2"], ["promote", "a@x"]):
         refused = command("--config", settings, "skills", *words)
         assert refused.returncode == 2, words

@@ -329,7 +329,7 @@ async def test_clients_hear_of_the_best_skills_at_once(world: World) -> None:
     assert "There are none yet" in (world.server.client.instructions or "")
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     async with connect(world.folder / "server.toml") as later:
-        assert "There are 1; the best: tag." in (later.client.instructions or "")
+        assert "There is one: tag." in (later.client.instructions or "")
 
 
 @pytest.mark.parametrize("auto", ["draft", "active-on-second-success"])

@@ -83,7 +83,7 @@ def list_skills(config: Config, options: Options) -> int:
             screen.line(f"    {safe(skill.summary)}")
         drafts = sum(versions[-1].state == "draft" for versions in found.values())
         if not options.all:
-            screen.line(f"{len(listed)} in use, {drafts} drafts: `skills list --all` has everything.")
+            screen.line(f"{len(listed)} in use, drafts: {drafts}; `skills list --all` has everything.")
         screen.end()
     for place, problem in store.problems.items():
         print(f"problem: {safe(place)}: {safe(problem)}", file=sys.stderr)
@@ -130,6 +130,8 @@ def retire_skill(config: Config, options: Options) -> int:
     store = Store(config.skills.folder)
     skill = store.set_state(pick(store.all(), options.name), "retired", (BY_HAND,))
     print(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} imports it all the same.")
+    if other := in_use(store.all()).get(skill.name):
+        print(f"{other.id} is in use now.")
     return 0
 
 

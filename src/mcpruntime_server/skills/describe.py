@@ -20,7 +20,7 @@ import anyio
 from ..errors import McpRuntimeError, SkillRefused, Unavailable
 from .annotate import annotation_of
 from .lint import Function, check, entry_of, parse
-from .model import Case, Extraction, asks_model
+from .model import TOOLS, Case, Extraction
 from .names import free_name, why_not
 from .secrets import known_secret
 from .texts import one_line, undocumented
@@ -107,7 +107,7 @@ def shown(source: str, made: Extraction, case: Case) -> str:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in hidden:
             node.value = "..."
     output = case.output or {}
-    answers = {call.target: annotation_of(call.value) for call in case.calls if not asks_model(call.target)}
+    answers = {call.target: annotation_of(call.value) for call in case.calls if call.target.startswith(TOOLS)}
     about = {
         "code": ast.unparse(tree),
         "parameters": {each.name: annotation_of(case.inputs.get(each.name)) for each in made.signature.parameters},

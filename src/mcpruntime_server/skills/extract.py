@@ -23,7 +23,7 @@ from ..journal.replay import RecordedCall
 from .annotate import annotation_of
 from .lint import DEFINITIONS, MODELS, PROVIDED, Function, check_entry, entry_of, is_harmless, parse, signature_of
 from .literals import Found, literals_in, value_of
-from .model import ENTRY, Case, Extraction, Step, asks_model
+from .model import ENTRY, TOOLS, Case, Extraction, Step, asks_model
 from .names import free_name
 from .rewrite import found_replaced, with_free_entry
 from .slices import ASKING, GIVEN, Statement, names_of, slice_of, statements_of
@@ -251,7 +251,7 @@ def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: froz
         value = last.value.args[0] if result.is_printed and isinstance(last.value, ast.Call) else last.value
         body.append(f"return {ast.unparse(value)}")
     imported = {name for each in kept if isinstance(each.node, (ast.Import, ast.ImportFrom)) for name in each.binds}
-    tools = sorted({call.target.partition(".")[2] for call in case.calls if not asks_model(call.target)})
+    tools = sorted({call.target.removeprefix(TOOLS) for call in case.calls if call.target.startswith(TOOLS)})
     words = result_words(result, tools, imported)
     means = [*tools[:4], *(["a model"] if any(asks_model(call.target) for call in case.calls) else [])]
     summary = f"Return {words}" + (f", with {', '.join(means)}" if means else "") + "."

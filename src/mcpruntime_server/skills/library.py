@@ -28,7 +28,7 @@ from .guides import Guide, Guides, content_of_guide
 from .index import Index
 from .lint import check, check_entry, parse
 from .listing import a, check_case, check_cycle, entry, identity, in_use, pick
-from .model import Case, Extraction, Skill, Step, asks_model
+from .model import TOOLS, Case, Extraction, Skill, Step
 from .names import free_name, skill_name
 from .record import Record, Records, records_of, why_retire
 from .store import Store
@@ -281,12 +281,24 @@ class Library:
     async def check(self, skill: Skill) -> Skill:
         """Have a version prove itself again, and return it as it is now; a retired one stays so if it passes."""
         async with self._saving:
-            verdict = await self._examine(skill.name, skill, skill.cases, skill.version)
+            verdict = await self._refused(skill)
+            verdict = verdict or await self._examine(skill.name, skill, skill.cases, skill.version)
             if verdict.reasons:
                 state = "draft" if skill.state == "draft" else "quarantined"
                 return await self._set(skill, state, verdict.reasons)
             tools = {tool: self._schema(tool) or was for tool, was in skill.tools.items()}
             return await self._set(skill, "retired" if skill.state == "retired" else "active", (), tools)
+
+    async def _refused(self, skill: Skill) -> Verdict | None:
+        """Return what keeps a version from being tried at all: it came by hand, or what it uses has changed since."""
+        try:
+            checked = await anyio.to_thread.run_sync(check, skill.source, self._packages)
+            check_cycle(skill.name, checked.skills, await self.all())
+            for case in skill.cases:
+                check_case(case)
+        except SkillRefused as exc:
+            return Verdict((str(exc),), skill.cases)
+        return None
 
     async def retire(self, skill: Skill, reason: str) -> Skill:
         """Take a version out of use; its exact version can still be imported."""
@@ -368,7 +380,7 @@ class Library:
             told = await self._described(told, made, verdict.cases[-1], session, found.get(name, ()), taken)
         signature = check_entry(parse(told.source))
         calls = {call.target for case in verdict.cases for call in case.calls}
-        tools = sorted({target.removeprefix("tools.") for target in calls if not asks_model(target)})
+        tools = sorted(target.removeprefix(TOOLS) for target in calls if target.startswith(TOOLS))
         tools = sorted({*tools, *(tool for tool in checked.tools if "." in tool)})
         content = content_of(
             told.name,

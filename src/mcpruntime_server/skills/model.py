@@ -13,7 +13,7 @@ from mcpruntime_server.journal.replay import RecordedCall
 
 ENTRY = "run"  # the function that a skill's module is asked for
 
-ASKS = "llm."  # what the targets of questions to models begin with
+TOOLS, ASKS = "tools.", "llm."  # what the targets of calls to tools begin with, and of questions to models
 
 State = Literal["draft", "active", "quarantined", "retired"]
 
@@ -124,10 +124,10 @@ class Skill:
 
     @property
     def uses(self) -> list[str]:
-        """What it calls: tools, skills, and in which ways it asks models."""
+        """What it calls: tools, skills, and what else there is to ask."""
         targets = {call.target for case in self.cases for call in case.calls}
-        below = [*(f"tools.{tool}" for tool in self.tools), *(f"skills.{name}" for name in self.skills)]
-        return [*below, *sorted(filter(asks_model, targets))]
+        below = [*(f"{TOOLS}{tool}" for tool in self.tools), *(f"skills.{name}" for name in self.skills)]
+        return [*below, *sorted(target for target in targets if not target.startswith(TOOLS))]
 
 
 def asks_model(target: str) -> bool:

@@ -40,7 +40,7 @@ from .folder import (
     skill_of,
     text_of,
 )
-from .lint import check_entry, parse
+from .lint import check_entry, parse, skills_in, tools_in
 from .model import Skill, State
 from .names import slug, why_not
 
@@ -246,7 +246,11 @@ class Store:
             source = text_of(own, SOURCE)
             own = {**own, **content_of(name, before.summary or name, source, check_entry(parse(source)), ())}
         reason = "It was edited by hand, and has not been checked since: `mcpruntime-server skills check`."
+        tree = parse(text_of(own, SOURCE))
+        uses = {used: before.skills.get(used, "") for used in sorted(skills_in(tree))}
+        tools = {**dict.fromkeys(sorted(tool for tool in tools_in(tree) if "." in tool), ""), **before.tools}
         update = {"name": name, "state": "draft", "reasons": (reason,), "origin": "edit", "at": time.time()}
+        update |= {"skills": uses, "tools": tools, "described": ""}
         self._add(own, before.model_copy(update={**update, "signature": "", "signer": ""}))
 
     def remove_draft(self, skill: Skill) -> None:

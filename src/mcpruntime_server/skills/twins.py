@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 
 from .lint import check_entry, parse
@@ -12,6 +13,7 @@ from .model import Case, Extraction, Skill
 from .texts import undocumented
 
 
+@lru_cache(maxsize=2000)  # sources of a store, which are looked at with every save
 def shape_of(source: str) -> str:
     """Return what the sources share that do the same: not their texts for people, and not their defaults."""
     try:

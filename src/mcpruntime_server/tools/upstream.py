@@ -149,10 +149,6 @@ class Upstream:
         async with self._slots:
             return await self._send(what, question)
 
-    def scrub(self, text: str) -> str:
-        """Return a text without the credentials that this upstream was given."""
-        return self._credentials.scrub_text(text)
-
     def without_credentials(self, data: bytes) -> bytes:
         """Return what this upstream has sent without the credentials that it was given."""
         return self._credentials.scrub_bytes(data)
