@@ -115,6 +115,8 @@ def build(model: Model) -> Starlette:
             said = said_to(asked, texts, entry)
         except UnknownModel as problem:
             return refused(404, "model_not_found", str(problem))
+        except (LookupError, TypeError, AttributeError) as problem:
+            return refused(400, "invalid_request_error", f"The request asks for what is not there: {problem!r}")
         model.count("calls")
         model.count("tokens in", said.usage["prompt_tokens"])
         model.count("tokens out", said.usage["completion_tokens"])
