@@ -29,6 +29,8 @@ def by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
     rule, _, rest = model.rpartition("/")[2].partition(":")
     if rule == "forgetful":
         window, _, other = rest.partition(":")
+        if not window.isdecimal():
+            raise UnknownModel(f"The model `{model}` does not exist: {window!r} is no number of characters.")
         return by_rule(other, [seen(text, int(window)) for text in texts], schema)
     if rule not in RULES:
         raise UnknownModel(f"The model `{model}` does not exist.")
@@ -38,7 +40,7 @@ def by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
 def seen(text: str, window: int) -> str:
     """Return what is seen of a text through a window."""
     half = window // 2
-    return text if len(text) <= window else text[:half] + text[-half:]
+    return text if len(text) <= window else text[:half] + text[len(text) - half :]
 
 
 def sums(texts: Sequence[str], rest: str, schema: Schema) -> str:

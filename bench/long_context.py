@@ -41,6 +41,7 @@ from long_tasks import KINDS, Kind, Task, make_task
 SIZES, QUICK = (13, 15, 18, 20, 22, 24), (13, 15, 18)  # powers of 2
 TEXTS, SMALL = 3, 18  # of texts up to this size there are so many for each task, of larger ones one
 WINDOW = 16_384  # characters that the model sees of a message
+SMALLEST, LARGEST = 11, 24
 ROOM = 1_000  # of it for the question
 AT_ONCE = 256  # pieces of one batch
 INSIDE = "/texts"
@@ -237,16 +238,30 @@ def summary(lines: Sequence[Line], sizes: Iterable[int], strategies: Sequence[st
         yield f"{f'2^{size}':<12}" + "".join(f"{score:12.2f}" for score in means)
 
 
+def power(text: str) -> int:
+    """Return a size from the command line, as a power of 2."""
+    if not text.isdecimal() or not SMALLEST <= int(text) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no power of 2 from {SMALLEST} to {LARGEST}")
+    return int(text)
+
+
+def window(text: str) -> int:
+    """Return a window from the command line, which has room for a question and for something to read."""
+    if not text.isdecimal() or int(text) < 2 * ROOM:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of characters from {2 * ROOM:,} on")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--sizes", type=int, nargs="+", metavar="N", help=f"texts of 2^N characters; default {SIZES}")
+    top.add_argument("--sizes", type=power, nargs="+", metavar="N", help=f"texts of 2^N characters; default {SIZES}")
     top.add_argument("--quick", action="store_true", help=f"sizes {QUICK}")
     top.add_argument("--tasks", nargs="+", choices=KINDS, default=KINDS)
     top.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     top.add_argument("--texts", type=int, default=TEXTS, metavar="N", help=f"for each task, up to 2^{SMALL} characters")
     top.add_argument("--seed", type=int, default=0)
-    top.add_argument("--window", type=int, default=WINDOW, help="characters that the model sees of a message")
+    top.add_argument("--window", type=window, default=WINDOW, help="characters that the model sees of a message")
     top.add_argument("--usd-in", type=float, default=0.5, help="assumed price of a million tokens in")
     top.add_argument("--usd-out", type=float, default=2.0, help="and of as many out")
     top.add_argument("--backend", choices=("docker", "local"), default="docker")

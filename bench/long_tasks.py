@@ -43,6 +43,7 @@ MONTH_NAMES = [f"2024-{month:02}" for month in range(1, 13)]
 DAYS = 366
 USER_CHARS, MOST_USERS = 1_200, 1_000  # of one user, on average, until there are so many
 HABITS = 3  # topics that one user writes about
+LEAST = 2_048  # characters of a text
 CLEAR = 1.1  # by so much one count is above the other, where they are compared
 PLANTED = 5  # facts where there are several
 DECOYS = 3  # facts about places that nobody asks about
@@ -108,7 +109,9 @@ def f1(truth: Collection[str], found: Collection[str]) -> float:
 
 
 def make_task(kind: Kind, size: int, seed: int = 0) -> Task:
-    """Return a task on a text of at most `size` characters, and little less."""
+    """Return a task on a text of at most `size` characters, and little less; raises `ValueError` if that is too few."""
+    if size < LEAST:
+        raise ValueError(f"a text has at least {LEAST:,} characters, and not {size:,}")
     if kind in ("needle", "needles"):
         return find_facts(kind, size, seed)
     rows = make_rows(size, seed)

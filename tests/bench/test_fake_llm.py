@@ -162,8 +162,12 @@ def test_what_is_no_request_is_refused_as_openai_does(model: fake_llm.Server) ->
     assert httpx.post(url, json={}).status_code == 401
     for content in ("{", "[]", "{}", '{"model": "echo", "messages": []}', '{"model": 1, "messages": [{}]}'):
         assert httpx.post(url, content=content, headers=headers).status_code == 400, content
-    unknown = post(model, name="nobody")
-    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    for name in ("nobody", "forgetful", "forgetful:some:echo", "forgetful:9:nobody"):
+        unknown = post(model, name=name)
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    wrong: tuple[dict[str, Any], ...] = ({"tools": [{}]}, {"max_tokens": "many"}, {"response_format": "json"})
+    for more in wrong:
+        assert post(model, name="tool" if "tools" in more else "echo", **more).status_code == 400, more
     assert "reader" in [each["id"] for each in httpx.get(f"{model.url}/models").json()["data"]]
 
 

@@ -66,6 +66,7 @@ def test_a_model_that_forgets_sees_both_ends_only() -> None:
     ):
         assert by_rule("forgetful:600:reader", [asked(question, text)], None) == told
     assert by_rule("forgetful:4:echo", ["abcdef"], None) == "abef"
+    assert by_rule("forgetful:1:echo", ["abcdef"], None) == ""
 
 
 def conversation(kind: Kind, *results: str) -> list[str]:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).parents[2] / "bench" / "long_context.py"
 
 
@@ -32,3 +34,12 @@ def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> 
         assert by_way[task, "recursion"]["score"] > by_way[task, "one call"]["score"]
     assert "mean score" in done.stdout
     assert "assumed" in done.stdout
+
+
+@pytest.mark.parametrize("options", [("--sizes", "10"), ("--sizes", "25"), ("--window", "1999"), ("--tasks", "sums")])
+def test_what_cannot_be_compared_is_refused_with_what_can(options: tuple[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCH), *options], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert options[1] in done.stderr

@@ -68,6 +68,8 @@ def test_a_task_follows_from_kind_size_and_seed(kind: Kind) -> None:
     long_tasks.make_rows.cache_clear()
     assert make_task(kind, 2**14, 3) == one
     assert one.text != other.text
+    with pytest.raises(ValueError, match="at least 2,048 characters"):
+        make_task(kind, 2_000)
     for power in (11, 13, 18):
         size = len(make_task(kind, 2**power).text)
         assert 2**power - 300 < size <= 2**power
