@@ -54,7 +54,7 @@ async def test_no_level_is_ever_above_a_limit_and_nothing_stays_reserved(
     top = Budget("principal", tree[0])
     session = Budget("session", tree[1], top)
     runs = [Budget("run", tree[2], session), Budget("run", tree[3], session), Budget("run", tree[2], top)]
-    runs.append(runs[0].child("agent", tree[3]))
+    runs.append(runs[0].child(tree[3]))
     levels = list(dict.fromkeys(level for run in runs for level in run.levels()))
     cost = {level: Usage() for level in levels}
     under_way = dict.fromkeys(levels, 0)
@@ -111,10 +111,10 @@ async def test_sums_of_money_are_exact_at_the_limit() -> None:
 
 async def test_what_begins_agents_bounds_them_and_how_deep_they_go() -> None:
     run = Budget("run", Limits(calls=2, depth=2))
-    child = run.child("agent", Limits())
-    grandchild = child.child("agent", Limits(calls=9))
+    child = run.child(Limits())
+    grandchild = child.child(Limits(calls=9))
     with pytest.raises(CallFailed, match="2 levels deep"):
-        grandchild.child("agent", Limits())
+        grandchild.child(Limits())
     grandchild.reserve(Usage(1)).settle(Usage(1))
     child.reserve(Usage(1)).settle(Usage(1))
     with pytest.raises(CallFailed, match="The budget of run is 2 questions"):
