@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -46,9 +46,9 @@ class Models:
         settings: LlmSettings,
         journal: Journal,
         broker: Broker | None,
-        resolve: Callable[[Any], Awaitable[Any]] | None = None,
+        resolved: Callable[[Any], AbstractAsyncContextManager[Any]] = nullcontext,
     ) -> None:
-        self._resolve = resolve  # returns what data is that is only a reference
+        self._resolved = resolved  # yields what data is that is only a reference, for as long as it is needed
         self._settings = settings
         self._journal = journal
         self._broker = broker
@@ -65,12 +65,19 @@ class Models:
         if target == "llm.usage":
             return budget.told()
         if target == "llm.ask":
-            return told(await self._ask(await self._question(args), budget, cache))
+            return told(await self._answer(args, budget, cache))
         if target == "llm.batch":
             return await self._batch(args.get("questions"), budget, cache)
         raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
 
     # one question -----------------------------------------------------------------------------------
+
+    async def _answer(self, given: Any, budget: Budget, cache: OrderedDict[str, Answer]) -> Answer:
+        """Answer a question as code has sent it, with what its data refers to."""
+        if not isinstance(given, dict):
+            return await self._ask(self._question(given), budget, cache)
+        async with self._resolved(given.get("data")) as data:
+            return await self._ask(self._question({**given, "data": data}), budget, cache)
 
     async def _ask(self, question: Question, budget: Budget, cache: OrderedDict[str, Answer]) -> Answer:
         key = sha256(canonical_json([question.__dict__]).encode("utf-8", "surrogatepass")).hexdigest()
@@ -151,7 +158,7 @@ class Models:
         async def work() -> None:
             for number, each in left:
                 try:
-                    slots[number] = {"ok": True, **told(await self._ask(await self._question(each), budget, cache))}
+                    slots[number] = {"ok": True, **told(await self._answer(each, budget, cache))}
                 except CallFailed as exc:
                     slots[number] = {"ok": False, "error": {"kind": exc.kind, "message": str(exc), "data": exc.data}}
 
@@ -160,12 +167,11 @@ class Models:
                 tasks.start_soon(work)
         return slots
 
-    async def _question(self, given: Any) -> Question:
+    def _question(self, given: Any) -> Question:
         """Return a question as code has sent it; raises `CallFailed`."""
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
             raise CallFailed("invalid_arguments", "A question has a prompt, which is a text.")
         prompt, data, schema = given["prompt"], given.get("data"), given.get("schema")
-        data = data if self._resolve is None else await self._resolve(data)
         model, limit = given.get("model") or "", given.get("max_tokens") or self._settings.max_tokens
         data = "" if data is None else data if isinstance(data, str) else canonical_json(data)
         if max(len(prompt), len(data)) > MAX_TEXT:
