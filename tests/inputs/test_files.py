@@ -237,6 +237,9 @@ async def test_a_reference_names_an_input_of_the_line_of_its_own_run(journal: Jo
         piece = await inputs.of_piece("s_1", "r_1", reference, "piece")
         return inputs.content(piece)
 
+    async with anyio.create_task_group() as tasks:  # that many look for the same does not keep one from finding it
+        for _ in range(5):
+            tasks.start_soon(text, id_of(mine), 0, 2)
     assert await text(id_of(mine), 2, 6) == "€c".encode()
     keys: list[object] = [id_of(other), "", "../x", None, 1, [], {}]
     for key in keys:

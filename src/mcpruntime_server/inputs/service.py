@@ -72,6 +72,7 @@ class Inputs:
         self.resource = resource
         self._known: OrderedDict[str, dict[str, Input]] = OrderedDict()  # by session and id
         self._walked: dict[str, str] = {}  # session to the run whose line has been looked through
+        self._walking = anyio.Lock()
         self._digests: dict[tuple[str, str], str] = {}  # of files, by path and stamp
         self._room = Room(ROOM)
 
@@ -147,14 +148,20 @@ class Inputs:
     async def _find(self, session: str, run: str, key: Any) -> Input:
         if not isinstance(key, str):
             raise CallFailed("invalid_arguments", "This is no reference to a piece of an input.")
-        if key not in self._known.get(session, {}) and self._walked.get(session) != run:
-            self._walked[session] = run
-            for row in await self.journal.line(run):
-                self.note(session, await self.context_of(row.id))
+        if key not in self._known.get(session, {}):
+            async with self._walking:
+                await self._walk(session, run)
         found = self._known.get(session, {}).get(key)
         if found is None:
             raise CallFailed("invalid_arguments", "This piece is of no input that the session has had.")
         return found
+
+    async def _walk(self, session: str, run: str) -> None:
+        """Note the inputs of the line of a run, once: whoever asks for what there is not may ask often."""
+        if self._walked.get(session) != run:
+            for row in await self.journal.line(run):
+                self.note(session, await self.context_of(row.id))
+            self._walked[session] = run
 
     def note(self, session: str, inputs: Sequence[Input]) -> None:
         """Remember that code of a session may refer to these."""
