@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from mcpruntime_server.errors import CallFailed, InputChanged, InvalidRequest
@@ -15,6 +17,7 @@ from mcpruntime_server.inputs.files import Roots, open_below
 from mcpruntime_server.inputs.service import Inputs, file_name, id_of
 from mcpruntime_server.inputs.sources import resolve
 from mcpruntime_server.journal.events import Input, RunFinished, RunStarted
+from mcpruntime_server.journal.scope import Scope, enter
 from mcpruntime_server.journal.store import Journal, open_journal
 
 
@@ -234,6 +237,9 @@ async def test_a_reference_names_an_input_of_the_line_of_its_own_run(journal: Jo
         piece = await inputs.of_piece("s_1", "r_1", reference, "piece")
         return inputs.content(piece)
 
+    async with anyio.create_task_group() as tasks:  # that many look for the same does not keep one from finding it
+        for _ in range(5):
+            tasks.start_soon(text, id_of(mine), 0, 2)
     assert await text(id_of(mine), 2, 6) == "€c".encode()
     keys: list[object] = [id_of(other), "", "../x", None, 1, [], {}]
     for key in keys:
@@ -259,3 +265,39 @@ async def test_a_large_piece_is_a_part_of_the_same_content(journal: Journal, mon
     inputs.note("s_2", [part])
     with pytest.raises(CallFailed, match="has no piece 0:3"):
         await inputs.of_piece("s_2", "r_2", {"$piece": {"input": id_of(part), "start": 0, "end": 3}})
+
+
+async def test_pieces_that_are_asked_about_at_once_take_no_more_memory_than_there_is_room_for(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ROOM", 10)
+    monkeypatch.setattr(service, "MAX_PIECE", 8)
+    inputs = Inputs(journal)
+    whole = await inputs.of_text("0123456789")
+    inputs.note("s_1", [whole])
+    held = most = 0
+
+    async def ask(size: int) -> None:
+        nonlocal held, most
+        enter(Scope("s_1", "r_1", nobody))
+        async with inputs.resolved({"$piece": {"input": id_of(whole), "start": 0, "end": size}}) as text:
+            assert text == "0123456789"[:size]
+            held += size
+            most = max(most, held)
+            await anyio.lowlevel.checkpoint()
+            held -= size
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            for number in range(100):
+                tasks.start_soon(ask, number % 9)
+    assert most <= 10
+    with pytest.raises(CallFailed, match="at most 8 bytes, not 9"):
+        await ask(9)
+    enter(Scope("s_1", "r_1", nobody))
+    async with inputs.resolved({"a": 1}) as data:
+        assert data == {"a": 1}
+
+
+async def nobody(_: Mapping[str, Any]) -> None:
+    raise AssertionError("nobody is asked")

@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import anyio
 from anyio.to_thread import run_sync
 
 from ..errors import CallFailed, InputChanged, InvalidRequest, NotFound
@@ -26,7 +28,8 @@ from . import files, place
 from .files import Roots
 
 MAX_CONTENT = 16 << 20  # bytes of an input that is kept by content
-MAX_PIECE = 64 << 20  # bytes of a piece that are read at once
+MAX_PIECE = 16 << 20  # bytes of a piece that are read at once
+ROOM = 64 << 20  # bytes of pieces that are held at once, whatever is asked: a reference costs its sender nothing
 SESSIONS = 200  # whose inputs are remembered
 SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")  # libraries go by it
 REFERENCE = "$piece"  # the only key of what stands for a piece
@@ -39,6 +42,27 @@ async def no_resources(address: str) -> tuple[str, bytes]:
     raise InvalidRequest(f"No server has {address!r:.200}: none is configured.")
 
 
+class Room:
+    """So many bytes of memory, which whoever wants some waits for."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._freed = anyio.Event()
+
+    @asynccontextmanager
+    async def taken(self, size: int) -> AsyncIterator[None]:
+        """Have `size` bytes for as long as the context lasts."""
+        while self._left < size:
+            await self._freed.wait()
+        self._left -= size
+        try:
+            yield
+        finally:
+            self._left += size
+            self._freed.set()
+            self._freed = anyio.Event()
+
+
 class Inputs:
     """What is known of inputs; `roots` is where files may come from, `resource` reads those of upstreams."""
 
@@ -48,7 +72,9 @@ class Inputs:
         self.resource = resource
         self._known: OrderedDict[str, dict[str, Input]] = OrderedDict()  # by session and id
         self._walked: dict[str, str] = {}  # session to the run whose line has been looked through
+        self._walking = anyio.Lock()
         self._digests: dict[tuple[str, str], str] = {}  # of files, by path and stamp
+        self._room = Room(ROOM)
 
     # making them --------------------------------------------------------------------------------------
 
@@ -93,13 +119,20 @@ class Inputs:
 
     # what code refers to ------------------------------------------------------------------------------
 
-    async def resolved(self, data: Any) -> Any:
-        """Return what a question is about, read where it is a reference; raises `CallFailed`. Needs a call's scope."""
+    @asynccontextmanager
+    async def resolved(self, data: Any) -> AsyncIterator[Any]:
+        """Yield what a question is about, read where it is a reference; raises `CallFailed`. Needs a call's scope.
+
+        It is held in memory until the context is left, and others wait while there is no room for theirs.
+        """
         if not isinstance(data, dict) or data.keys() != {REFERENCE}:
-            return data
+            yield data
+            return
         asking = scope()
         entry, start, end = await self._piece(asking.session, asking.run, data)
-        return (await self._bytes(entry, start, end)).decode("utf-8", "replace")
+        check_size(end - start)
+        async with self._room.taken(end - start):
+            yield (await self._bytes(entry, start, end)).decode("utf-8", "replace")
 
     async def _piece(self, session: str, run: str, reference: Any) -> tuple[Input, int, int]:
         told = reference.get(REFERENCE) if isinstance(reference, dict) else None
@@ -115,14 +148,20 @@ class Inputs:
     async def _find(self, session: str, run: str, key: Any) -> Input:
         if not isinstance(key, str):
             raise CallFailed("invalid_arguments", "This is no reference to a piece of an input.")
-        if key not in self._known.get(session, {}) and self._walked.get(session) != run:
-            self._walked[session] = run
-            for row in await self.journal.line(run):
-                self.note(session, await self.context_of(row.id))
+        if key not in self._known.get(session, {}):
+            async with self._walking:
+                await self._walk(session, run)
         found = self._known.get(session, {}).get(key)
         if found is None:
             raise CallFailed("invalid_arguments", "This piece is of no input that the session has had.")
         return found
+
+    async def _walk(self, session: str, run: str) -> None:
+        """Note the inputs of the line of a run, once: whoever asks for what there is not may ask often."""
+        if self._walked.get(session) != run:
+            for row in await self.journal.line(run):
+                self.note(session, await self.context_of(row.id))
+            self._walked[session] = run
 
     def note(self, session: str, inputs: Sequence[Input]) -> None:
         """Remember that code of a session may refer to these."""
@@ -142,8 +181,7 @@ class Inputs:
         return [each for one in stored if isinstance(one.event, RunStarted) for each in one.event.context]
 
     async def _bytes(self, entry: Input, start: int, end: int) -> bytes:
-        if end - start > MAX_PIECE:
-            raise CallFailed("invalid_arguments", f"A piece has at most {MAX_PIECE:,} bytes, not {end - start:,}.")
+        check_size(end - start)
         try:
             return await run_sync(self._read, entry, start, end)
         except InputChanged as exc:
@@ -244,6 +282,12 @@ class Inputs:
 
 
 GIVE_ANEW = "Give it anew with `context`."
+
+
+def check_size(size: int) -> None:
+    """Raise `CallFailed` if a piece is too large to be read at once."""
+    if size > MAX_PIECE:
+        raise CallFailed("invalid_arguments", f"A piece has at most {MAX_PIECE:,} bytes, not {size:,}.")
 
 
 def changed(entry: Input) -> InputChanged:

@@ -7,8 +7,8 @@ Rule 2: errors are errors, never texts that look like answers. Credentials are i
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -45,9 +45,9 @@ class Models:
         settings: LlmSettings,
         journal: Journal,
         broker: Broker | None,
-        resolve: Callable[[Any], Awaitable[Any]] | None = None,
+        resolved: Callable[[Any], AbstractAsyncContextManager[Any]] = nullcontext,
     ) -> None:
-        self._resolve = resolve  # returns what data is that is only a reference
+        self._resolved = resolved  # yields what data is that is only a reference, for as long as it is needed
         self._settings = settings
         self._journal = journal
         self._asker = Asker(settings, broker)
@@ -59,7 +59,7 @@ class Models:
             if target == "llm.usage":
                 return purse.budget.told()
             if target == "llm.ask":
-                return told(await self._ask(await self._question(args), purse))
+                return told(await self._answer(args, purse))
             if target == "llm.batch":
                 return await self._batch(args.get("questions"), purse)
         raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
@@ -71,10 +71,17 @@ class Models:
         """
         if self._asker.by_client:
             raise CallFailed("no_model", "There is no model but the client's own, which can name what it saves.")
-        question = await self._question({"prompt": prompt, "data": data, "schema": schema})
+        question = self._question({"prompt": prompt, "data": data, "schema": schema})
         return (await self._ask(question, Purse(await self._accounts.owner(session), Answers()))).value
 
     # one question -----------------------------------------------------------------------------------
+
+    async def _answer(self, given: Any, purse: Purse) -> Answer:
+        """Answer a question as code has sent it, with what its data refers to."""
+        if not isinstance(given, dict):
+            return await self._ask(self._question(given), purse)
+        async with self._resolved(given.get("data")) as data:
+            return await self._ask(self._question({**given, "data": data}), purse)
 
     async def _ask(self, question: Question, purse: Purse) -> Answer:
         key = sha256(canonical_json([question.__dict__]).encode("utf-8", "surrogatepass")).hexdigest()
@@ -166,7 +173,7 @@ class Models:
             nonlocal chars
             for number, each in left:
                 try:
-                    answer = await self._ask(await self._question(each), purse)
+                    answer = await self._answer(each, purse)
                     chars += answer.chars
                     if chars > MAX_ANSWERS:
                         raise CallFailed("llm_too_long", TOO_LONG)
@@ -180,12 +187,11 @@ class Models:
                 tasks.start_soon(work)
         return slots
 
-    async def _question(self, given: Any) -> Question:
+    def _question(self, given: Any) -> Question:
         """Return a question as code has sent it; raises `CallFailed`."""
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
             raise CallFailed("invalid_arguments", "A question has a prompt, which is a text.")
         prompt, data, schema = given["prompt"], given.get("data"), given.get("schema")
-        data = data if self._resolve is None else await self._resolve(data)
         model, limit = given.get("model") or "", given.get("max_tokens") or self._settings.max_tokens
         data = "" if data is None else data if isinstance(data, str) else canonical_json(data)
         if max(len(prompt), len(data)) > MAX_TEXT:
