@@ -121,6 +121,7 @@ async def test_what_comes_back_is_readable_and_tells_what_is_missing(server: Con
     [
         ("context.get('context://handbook/../server.toml')", "ToolError: context.get: There is nothing at"),
         ("context.get('context://handbook/..%2Fserver.toml')", "There is nothing at"),
+        ("context.get('context://handbook/\\ud800')", "There is nothing at"),
         ("context.get(5)", "ToolArgumentError: context.get: 'uri' must be of type str, not int."),
         ("context.get('context://handbook/travel.md', begin=-1)", "`begin` is at least 0"),
         ("context.get('context://handbook/travel.md', chars=True)", "'chars' must be of type int, not bool"),

@@ -314,7 +314,9 @@ def is_open(target: str) -> bool:
     return "closed" not in target
 
 
-ROUTER = Router({prefix: Route(no_call, lambda _: "read", is_open=is_open) for prefix in ("tools", "catalog")})
+ROUTER = Router(
+    {prefix: Route(no_call, lambda _: "read", is_open=is_open) for prefix in ("tools", "catalog", "context")}
+)
 
 
 @pytest.fixture
@@ -345,6 +347,11 @@ async def test_answers_of_all_runs_of_the_session_count_the_newest_first(journal
     record(journal, "r_2", ("tools.web.fetch", "nothing"), ("tools.mail.read", {"from": ADDRESS}))
     assert await find_hints(journal, ROUTER, "s_1", ARGS) == told(2, "r_2", "tools.mail.read")
     assert await find_hints(journal, ROUTER, "s_2", ARGS) == []
+
+
+async def test_documents_count_like_answers(journal: Journal) -> None:
+    record(journal, "r_1", ("context.search", {"passages": [{"text": f"write to {ADDRESS}"}]}))
+    assert await find_hints(journal, ROUTER, "s_1", ARGS) == told(1, "r_1", "context.search")
 
 
 async def test_answers_that_no_stranger_wrote_do_not_count(journal: Journal) -> None:

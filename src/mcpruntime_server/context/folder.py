@@ -40,7 +40,7 @@ class Folder:
         try:
             for path, status in self._files():
                 if len(found) == MAX_DOCUMENTS:
-                    self.omissions.add(f"beyond the first {MAX_DOCUMENTS:,} files", path)
+                    self.omissions.add(f"and all that follow, beyond {MAX_DOCUMENTS:,} files", path)
                     break
                 found[path] = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         except OSError as exc:
@@ -96,7 +96,7 @@ class Folder:
             for entry in entries:
                 seen += 1
                 if seen > MAX_SEEN:
-                    self.omissions.add(f"beyond the first {MAX_SEEN:,} files", folder)
+                    self.omissions.add(f"and all that follow, beyond {MAX_SEEN:,} entries", folder)
                     return
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if self._is_folder(entry, path, depth):

@@ -9,6 +9,7 @@ Rule 3: no question can be a syntax error.
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import time
 from collections import defaultdict
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Unavailable
-from ..search import CAMEL, LIKENESS, asked, match, related, words
+from ..search import LIKENESS, asked, match, related, words
 from .pieces import Piece
 
 FORM = 1  # of the file, and in its name: servers of two versions may share the folder
@@ -48,6 +49,8 @@ FOUND = """
 SELECT source, documents.name, passages.title, begin, end, first, last, is_lines, words.body FROM passages
 JOIN documents ON documents.id = document JOIN words ON words.rowid = passages.id WHERE passages.id = ?
 """.replace("SELECT source", "SELECT passages.source")
+
+NAMES = re.compile(r"(?<![^\W_])[^\W_]*?[a-z0-9](?=[A-Z])[^\W_]*")  # words in which others begin: openConnection
 
 logger = logging.getLogger(__name__)
 
@@ -291,7 +294,7 @@ def _add(db: sqlite3.Connection, key: int | None, document: int, each: Text, pie
 
 def _parts(body: str) -> str:
     """Return the words that names in a text are made of, which FTS5 does not see."""
-    return " ".join(part for word in body.split() if CAMEL.search(word) for part in words(word))
+    return " ".join(part for name in NAMES.findall(body) for part in words(name))
 
 
 def _clear(db: sqlite3.Connection, document: int) -> None:

@@ -73,7 +73,8 @@ def title_of(kind: str, text: str, marks: Sequence[Mark]) -> str:
     """Return what the pieces that begin at `marks` are called together."""
     if kind == "csv":
         columns = label(text[: text.find("\n") if "\n" in text else len(text)], COLUMNS)
-        return f"rows {marks[0].title[0]}-{marks[-1].title[0]} of {columns}"
+        first, last = marks[0].title[0], marks[-1].title[0]
+        return f"row {first} of {columns}" if first == last else f"rows {first}-{last} of {columns}"
     shared = marks[0].title
     for mark in marks[1:]:
         same = (one == other for one, other in zip(shared, mark.title, strict=False))

@@ -51,7 +51,7 @@ class Own:
             else:
                 self.omissions.add("not a name and a version", clean(ascii(name)[:MAX_NAME], SAID))
         if len(listed) > MAX_DOCUMENTS:
-            self.omissions.add(f"beyond the first {MAX_DOCUMENTS:,}", "")
+            self.omissions.add(f"and more, beyond {MAX_DOCUMENTS:,} texts", "...")
         return found
 
     def read(self, name: str) -> str:

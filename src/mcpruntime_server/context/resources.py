@@ -14,8 +14,9 @@ import anyio
 
 from ..errors import CallFailed, Unavailable
 from .marks import kind_of
-from .provider import MAX_BYTES, MAX_DOCUMENTS, Omissions, PassedOver, fit_name
+from .provider import MAX_BYTES, MAX_DOCUMENTS, Omissions, PassedOver, clean, fit_name
 
+SAID = 500  # characters of an error that are told
 MIME: Mapping[str, str] = {
     "text/markdown": "markdown",
     "application/json": "json",
@@ -61,7 +62,7 @@ class Resources:
         try:
             listed = anyio.from_thread.run(self._access.list)
         except CallFailed as exc:
-            raise Unavailable(exc.message, remedy=exc.remedy) from exc
+            raise Unavailable(clean(exc.message, SAID), remedy=exc.remedy) from exc
         found: dict[str, str] = {}
         for each in listed[:MAX_DOCUMENTS]:
             if fit_name(each.uri):
@@ -77,7 +78,7 @@ class Resources:
             text = anyio.from_thread.run(self._access.read, name)
         except CallFailed as exc:
             if exc.kind == "unavailable":
-                raise Unavailable(exc.message, remedy=exc.remedy) from exc
+                raise Unavailable(clean(exc.message, SAID), remedy=exc.remedy) from exc
             raise PassedOver("its server does not give it", passes=True) from exc
         if text is None:
             raise PassedOver("not text")

@@ -28,7 +28,7 @@ from ..kernel.results import did_you_mean
 from ..search import words
 from .folder import Folder
 from .index import Found, Index
-from .provider import PassedOver, Source, named
+from .provider import PassedOver, Source, fit_name, named
 from .python import Own
 from .refresh import Progress, refresh
 from .resources import Access, Resources
@@ -39,6 +39,7 @@ WAIT_S = 1.0  # that an answer waits for the index
 FRESH_S, STALE_S = 2.0, 20.0  # until a provider is looked at again: between these, the longer it took the last time
 MAX_FOUND = 50
 MAX_CHARS = 200_000  # of one answer
+AT_ONCE = 8  # questions that are answered at once, so that code which asks a thousand leaves threads to others
 MAX_QUESTION = 10_000  # characters
 OUTLINED, TITLES = 200, 20  # documents of an outline, and titles of one
 SAFE = "/:@!$&'()*+,;=~"  # what stands in addresses as it is
@@ -73,6 +74,7 @@ class Providers:
         self._by_source = {each.source: each for each in held}
         self._index = index
         self._tasks = tasks
+        self._threads = anyio.CapacityLimiter(AT_ONCE)
 
     @property
     def names(self) -> list[str]:
@@ -98,7 +100,7 @@ class Providers:
         asked = list(self._held.values()) if source is None else [self._get(source)]
         await self._freshen(asked)
         sources = [each.source for each in asked]
-        found = await _told(self._index.search, query, sources, max(1, min(limit, MAX_FOUND)))
+        found = await self._told(self._index.search, query, sources, max(1, min(limit, MAX_FOUND)))
         problems = [problem for each in asked if (problem := problem_of(each))]
         if not self._held:
             problems.append(NONE)
@@ -111,7 +113,7 @@ class Providers:
         held, name, fragment = await self._find(uri)
         if begin < 0 or chars < 1:
             raise CallFailed("invalid_arguments", "`begin` is at least 0, and `chars` at least 1.")
-        text = await _told(_read, held.provider, name)
+        text = await self._told(_read, held.provider, name)
         start, end = _range(text, fragment)
         size = end - start
         start = min(start + begin, end)
@@ -140,7 +142,7 @@ class Providers:
         each = max(1, limit // max(1, len(held)))
         found: list[tuple[str, str, str]] = []
         for one in held:
-            outline = await anyio.to_thread.run_sync(self._index.outline, one.source, each, 0)
+            outline = await self._told(self._index.outline, one.source, each, 0)
             found += [(one.name, name, uri_of(one.name, name)) for name, _ in outline]
         return found
 
@@ -195,7 +197,7 @@ class Providers:
             _refuse(uri, f"an address is {SCHEME}PROVIDER/NAME, with #L3-20 for lines 3 to 20")
         held, name = self._get(provider), unquote(rest)
         await self._freshen([held])
-        known = await _told(self._index.get, held.source, name)
+        known = await self._told(self._index.get, held.source, name) if fit_name(name) else None
         if known is None:
             _refuse(uri, f"{provider} has no such text" + (f" ({problem})" if (problem := problem_of(held)) else ""))
         if known.problem:
@@ -209,6 +211,13 @@ class Providers:
             raise CallFailed("unknown_provider", f"There is no provider {name!r:.80}. {hint}{listed}")
         return self._held[name]
 
+    async def _told(self, question: Callable[..., T], *args: Any) -> T:
+        """Return what is answered in a worker thread; raises `CallFailed`."""
+        try:
+            return await anyio.to_thread.run_sync(question, *args, abandon_on_cancel=True, limiter=self._threads)
+        except Unavailable as exc:
+            raise CallFailed("unavailable", exc.message, remedy=exc.remedy) from None
+
     # what is told -----------------------------------------------------------------------------------
 
     def _passage(self, found: Found) -> dict[str, Any]:
@@ -221,7 +230,7 @@ class Providers:
         }  # fmt: skip
 
     async def _summary(self, held: Held) -> dict[str, Any]:
-        documents, passages, failed = await _told(self._index.counts, held.source)
+        documents, passages, failed = await self._told(self._index.counts, held.source)
         over = {
             reason: {"count": count, "names": names}
             for reason, (count, names) in held.provider.omissions.told().items()
@@ -233,7 +242,7 @@ class Providers:
         }  # fmt: skip
 
     async def _outline(self, held: Held, samples: int) -> list[dict[str, Any]]:
-        outline = await _told(self._index.outline, held.source, OUTLINED, TITLES)
+        outline = await self._told(self._index.outline, held.source, OUTLINED, TITLES)
         told = [{"name": name, "uri": uri_of(held.name, name), "titles": titles} for name, titles in outline]
         provider = held.provider
         if not isinstance(provider, Database):
@@ -243,7 +252,7 @@ class Providers:
         if samples > provider.samples:
             why = f"the settings say [context.{held.name}] samples = {provider.samples}"
             raise CallFailed("denied", f"{samples} rows of each table of {held.name} may not be shown: {why}.")
-        return await _told(_schema, provider, told, max(0, samples))
+        return await self._told(_schema, provider, told, max(0, samples))
 
 
 def _schema(database: Database, told: Sequence[dict[str, Any]], samples: int) -> list[dict[str, Any]]:
@@ -264,14 +273,6 @@ def _read(provider: Source, name: str) -> str:
         raise CallFailed("not_found", f"{name!r:.200} is passed over now: {exc}.") from None
     except OSError as exc:
         raise CallFailed("not_found", f"{name!r:.200} cannot be read: {exc.strerror}.") from None
-
-
-async def _told(question: Callable[..., T], *args: Any) -> T:
-    """Return what is answered in a worker thread; raises `CallFailed`."""
-    try:
-        return await anyio.to_thread.run_sync(question, *args, abandon_on_cancel=True)
-    except Unavailable as exc:
-        raise CallFailed("unavailable", exc.message, remedy=exc.remedy) from None
 
 
 def _refuse(uri: str, why: str) -> NoReturn:

@@ -69,7 +69,7 @@ def search(query: str, limit: int = 5, source: str | None = None) -> Passages:
 
 
 def get(what: Any, begin: int = 0, chars: int | None = None) -> str:
-    """Return the text of a passage or a document, whole or `chars` of it from `begin` on.
+    """Return the text of a passage or a document as it is now, whole or `chars` of it from `begin` on.
 
     `what` is a passage that was found, or an address: context://handbook/setup.md, with #L3-20 for its lines 3 to 20.
     """

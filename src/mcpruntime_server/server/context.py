@@ -98,7 +98,10 @@ def grounded_prompt(providers: Providers) -> Prompt:
     """Return the prompt that begins a task with the passages which may help."""
 
     async def grounded(task: Annotated[str, Field(description="What is to be done")]) -> str:
-        found = await providers.search(task, PROMPTED)
+        try:
+            found = await providers.search(task, PROMPTED)
+        except CallFailed as exc:
+            return grounded_text(task, [], [str(exc)])
         return grounded_text(task, found["passages"], found["problems"])
 
     return Prompt.from_function(
