@@ -24,14 +24,20 @@ PIECE = re.compile(rf"{MARKS}?[A-Za-z]+|[0-9]+|{MARKS}+(?![A-Za-z])|[^!-~\s]")  
 
 
 def line(skill: Skill | Guide) -> str:
-    """Return a skill in one line: name, signature and summary, the last two cut as far as they have to be."""
+    """Return a skill in one line: name, signature and summary."""
+    told = brief(skill)
+    return f"{told['name']}{told['signature']}  # {told['summary']}"
+
+
+def brief(skill: Skill | Guide) -> dict[str, str]:
+    """Return name, signature and summary of a skill, the last two cut as far as they have to be."""
     if isinstance(skill, Guide):
-        head = f"{skill.name}  # guide: "
+        signature, summary = "", f"guide: {one_line(skill.summary)}"
     else:
-        heads = (f"{skill.name}{signature}" for signature in signatures(skill))
-        fits = (head for head in heads if tokens(head) <= HEAD)
-        head = next(fits, f"{skill.name}(...)") + "  # "
-    return head + cut(one_line(skill.summary), LINE - tokens(head))
+        fits = (each for each in signatures(skill) if tokens(skill.name + each) <= HEAD)
+        signature, summary = next(fits, "(...)"), one_line(skill.summary)
+    room = LINE - tokens(f"{skill.name}{signature}  # ")
+    return {"name": skill.name, "signature": signature, "summary": cut(summary, room)}
 
 
 def signatures(skill: Skill) -> Iterator[str]:
