@@ -18,7 +18,7 @@ from ..skills.library import Library
 from ..skills.listing import a, entry
 from ..skills.model import Skill
 from ..skills.record import Record
-from .brief import line
+from .brief import brief, line
 from .results import plain, refusal
 from .schemas import compact
 
@@ -54,7 +54,7 @@ class Skills:
         lines = [line(skill) for skill in found] or ["No skill fits." if count else "There are no skills yet."]
         if count > len(found):
             lines.append(f"{count} skills in all.")
-        return plain("\n".join(lines), {"skills": [entry(skill) for skill in found], "count": count})
+        return plain("\n".join(lines), {"skills": [brief(skill) for skill in found], "count": count})
 
     async def save(self, run: str | None, code: str | None, name: str | None) -> CallToolResult:
         """Keep a run, or code, as a skill, and tell what became of it."""

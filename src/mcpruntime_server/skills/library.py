@@ -26,7 +26,7 @@ from .folder import Manifest, content_of
 from .gate import CANDIDATE, OpenTrial, Verdict, examine
 from .guides import Guide, Guides, content_of_guide
 from .index import Index
-from .lint import check, check_entry, parse
+from .lint import Checked, check, check_entry, parse
 from .listing import a, check_case, check_cycle, entry, identity, in_use, pick
 from .model import TOOLS, Case, Extraction, Skill, Step
 from .names import free_name, skill_name
@@ -378,18 +378,23 @@ class Library:
             taken = None if given or name in found or made.is_given else {*found, *guides}
             made = replace_source(made, source)
             told = await self._described(told, made, verdict.cases[-1], session, found.get(name, ()), taken)
-        signature = check_entry(parse(told.source))
+        return await self._add(told, verdict, checked, origin, told.by or (twin.described if twin else ""))
+
+    async def _add(self, told: Described, verdict: Verdict, checked: Checked, origin: str, described: str) -> Saved:
+        """Keep what has been at the gate as a new version."""
         calls = {call.target for case in verdict.cases for call in case.calls}
-        tools = sorted(target.removeprefix(TOOLS) for target in calls if target.startswith(TOOLS))
-        tools = sorted({*tools, *(tool for tool in checked.tools if "." in tool)})
+        tools = {target.removeprefix(TOOLS) for target in calls if target.startswith(TOOLS)}
+        tools |= {tool for tool in checked.tools if "." in tool}
+        used = tuple(sorted(checked.skills))
+        signature = check_entry(parse(told.source))
         content = content_of(
             told.name,
             told.summary,
             told.source,
             signature,
             verdict.cases,
-            tools=tuple(tools),
-            skills=tuple(sorted(checked.skills)),
+            tools=tuple(sorted(tools)),
+            skills=used,
         )
         manifest = Manifest(
             name=told.name,
@@ -397,11 +402,11 @@ class Library:
             state="draft" if verdict.reasons else "active",
             reasons=verdict.reasons,
             summary=told.summary,
-            described=told.by or (twin.described if twin else ""),
+            described=described,
             origin=origin,
             at=time.time(),
-            tools={tool: self._schema(tool) for tool in tools},
-            skills={used: await self._digest(used) for used in sorted(checked.skills)},
+            tools={tool: self._schema(tool) for tool in sorted(tools)},
+            skills={each: await self._digest(each) for each in used},
         )
         async with self._reading:
             skill = await anyio.to_thread.run_sync(self._store.add, content, manifest)
