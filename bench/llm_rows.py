@@ -21,6 +21,7 @@ QUESTIONS = 1_000
 AT_ONCE = 32
 LATENCY_MS = 50
 IDEAL_MS = QUESTIONS * LATENCY_MS / AT_ONCE
+WAIT_S = 110.0  # for a machine that is busy with something else
 CODE = """\
 import time
 prompts = [f"{name} {{number}}" for number in range({questions})]
@@ -40,7 +41,8 @@ async def many_questions(bench: Bench) -> list[Row]:
     with fake_llm.serving("--latency-ms", str(LATENCY_MS)) as model:
         llm = {"model": "echo", "api_base": model.url, "api_key": fake_llm.KEY}
         budgets = {level: {"calls": 10**6, "concurrency": AT_ONCE} for level in ("run", "session", "principal")}
-        async with our_server(None, {"llm": {**llm, **budgets}}) as server:
+        server_table = {"data_dir": "data", "wait_s": WAIT_S}
+        async with our_server(None, {"server": server_table, "llm": {**llm, **budgets}}) as server:
             await in_turns(direct, lambda: ours(server), lambda: asked(model), bench.samples(5, 1))
         if (most := model.stats()["most at once"]) > AT_ONCE:
             raise RuntimeError(f"{most} questions were under way at once, and not {AT_ONCE}")
