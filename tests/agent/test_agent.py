@@ -24,6 +24,7 @@ from tests.server.conftest import entry
 
 from .conftest import program, settings
 
+LATE_S = 400.0  # only a test that fails waits so long: models are asked by processes of several seconds' start
 SQUARES = [
     {"match": "Task:\n\x1b\\[1mcompute", "reply": program("x = [n * n for n in range(5)]\nx[9]", "\x1b[2JI compute.")},
     {"match": "IndexError", "reply": program("ask_llm('How?')\nsub_agent('Say hello')")},
@@ -35,14 +36,14 @@ SQUARES = [
 
 @asynccontextmanager
 async def agent(folder: Path, asked: fake_llm.Server, **options: Any) -> AsyncIterator[Agent]:
-    with anyio.fail_after(120):
+    with anyio.fail_after(LATE_S):
         async with create_agent(load(settings(folder, asked)), **options) as made:
             yield made
 
 
 def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [COMMAND, "--config", str(path), "agent", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LATE_S, check=False)
 
 
 # on the command line ----------------------------------------------------------------------------------------
@@ -67,11 +68,11 @@ def test_the_verb_tells_every_step_and_what_it_has_cost(tmp_path: Path, model: f
 
 
 def test_for_programs_the_end_is_json(tmp_path: Path, model: fake_llm.Server) -> None:
-    model.script(*SQUARES)
-    told = run(settings(tmp_path, model), "--json", "\x1b[1mcompute squares")
+    model.script({"match": "Task:\nsay", "reply": program("SUBMIT({'end': '\\x1b[0m'})")})
+    told = run(settings(tmp_path, model), "say", "--json")
     found = json.loads(told.stdout)
-    assert found["value"] == {"squares": [0, 1, 4, 9, 16], "end": "\x1b[0m"}
-    assert (found["steps"], found["agents"], found["cost"]["total"]["calls"]) == (3, 1, 5)
+    assert found["value"] == {"end": "\x1b[0m"}
+    assert (found["steps"], found["agents"], found["cost"]["total"]["calls"]) == (1, 0, 1)
 
 
 def test_an_agent_that_fails_says_why_after_its_cost(tmp_path: Path, model: fake_llm.Server) -> None:
@@ -222,3 +223,14 @@ async def test_a_result_that_comes_in_pieces_is_seen_whole(tmp_path: Path, model
         events = [event async for event in made.stream("Wait")]
         [result, _] = [event.result for event in events if isinstance(event, Executed)]
         assert result["stdout"] == "first\nsecond\n"
+
+
+async def test_a_value_that_does_not_come_whole_is_not_taken_for_the_answer(
+    tmp_path: Path, model: fake_llm.Server
+) -> None:
+    model.script(
+        {"match": "Task:\nMuch", "reply": program("SUBMIT(list(range(100_000)))")},
+        {"match": "it was not submitted: submit less", "reply": program("SUBMIT('less')")},
+    )
+    async with agent(tmp_path, model) as made:
+        assert (await made.execute_task("Much")).value == "less"

@@ -180,7 +180,7 @@ async def test_submit_ends_a_run_whatever_the_code_makes_of_it(server: Connectio
 
 async def test_with_room_for_one_run_a_nested_tree_comes_to_its_end(tmp_path: Path, model: fake_llm.Server) -> None:
     path = settings(tmp_path, model, {"max_runs": 1, "max_runs_per_principal": 1})
-    async with connect(path, limit_s=120) as server:
+    async with connect(path) as server:
         code = "slots = sub_agent_batch('outer', [None] * 2)\nfirst = sub_agent('inner', 9)\n[slots[0].value, first]"
         model.script(
             {
@@ -198,7 +198,7 @@ async def test_where_all_sessions_are_taken_the_code_is_told(tmp_path: Path, mod
         {"match": "Task:\ndeep", "reply": program("SUBMIT(sub_agent('deeper'))")},
         {"match": "Unavailable|busy", "reply": program("SUBMIT('told')")},
     )
-    async with connect(settings(tmp_path, model, {"max_sessions": 2}), limit_s=120) as server:
+    async with connect(settings(tmp_path, model, {"max_sessions": 2})) as server:
         assert await server.value("sub_agent('deep')") == "told"
 
 
