@@ -128,7 +128,7 @@ async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App
             resources = Resources(catalog.upstreams, policy.may_read)
             inputs = Inputs(journal, config.server.context_roots, resources.read)
             models = Models(config.llm, journal, broker_of(config.llm, litellm), inputs.resolved)
-            agents = SubAgents(models)
+            agents = SubAgents(models, inputs)
             guides = Guides(config.skills.folders)
             library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
             if config.skills.describe == "model":

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 WAYS_TO_A_MODEL = (
     "There are three ways to have one: [llm] model with its provider's key in the environment; "
-    '[llm] broker = "caller", with which the client\'s own model answers what code asks; or [llm] api_base, a server '
-    "like OpenAI's."
+    "[llm] api_base and model, for a server like OpenAI's; "
+    'or [llm] broker = "caller", with which the client\'s own model answers what code asks.'
 )
 
 

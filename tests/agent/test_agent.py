@@ -46,6 +46,22 @@ def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=LATE_S, check=False)
 
 
+def test_large_files_are_inputs_of_programs_and_nobody_else_reads_them(tmp_path: Path, model: fake_llm.Server) -> None:
+    log, other = tmp_path / "given" / "day.log", tmp_path / "given" / "other.log"
+    log.parent.mkdir()
+    log.write_text("".join(f"{number} {'ERROR' if number % 1000 == 0 else 'ok'}\n" for number in range(200_000)))
+    other.write_text("nothing")
+    model.script(
+        {
+            "match": "CONTEXT: 2 inputs: day.log [(][0-9,]+ bytes[)], other.log [(]7 bytes[)]. It is no str.*\n0 ERROR",
+            "reply": program("SUBMIT([len(CONTEXT.grep('ERROR')), CONTEXT_DATA['other.log'].text])"),
+        },
+    )
+    told = run(settings(tmp_path, model), "Count errors", "--json", "--context", str(log), str(other))
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["value"] == [200, "nothing"]
+
+
 # on the command line ----------------------------------------------------------------------------------------
 
 

@@ -394,3 +394,33 @@ async def test_a_large_value_comes_whole(server: Connection, model: fake_llm.Ser
     model.script({"match": "Task:\nLarge", "reply": program("SUBMIT(['row ' * 20] * len(CONTEXT))")})
     code = "found = sub_agent('Large', 'x' * 20_000)\n[len(found), len(set(found)), found[-1] == 'row ' * 20]"
     assert await server.value(code) == [20_000, 1, True]
+
+
+async def test_a_piece_of_an_input_is_the_context_of_an_agent_which_reads_it_itself(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    text = "".join(f"line {number}\n" for number in range(1000))
+    model.script(
+        {
+            "match": "CONTEXT: an input: rows [\\d:]+ \\([\\d,]+ bytes\\). It is no str.*It begins\n<data \\w+>\nline 500",
+            "reply": program("hits = CONTEXT.grep('line 7')\nlen(hits)"),
+        },
+        {"match": "value: 100", "reply": program("SUBMIT([hits[0].text, len(CONTEXT)])")},
+    )
+    code = "half = CONTEXT.lines(500, 1000)\nsub_agent('Find', CONTEXT.slice(half[0].start, half[-1].end))"
+    found = await server.run(code, "halves", context=[{"text": text, "name": "rows"}])
+    assert found.data["status"] == "ok", found.text
+    hit, size = found.value
+    assert (hit.strip(), size) == ("line 700", 4499)
+    [call] = [each for each in found.calls if each["call"].startswith("agent.run")]
+    assert "line 600" not in call["call"]  # it was a reference that was sent
+
+
+async def test_a_forged_reference_is_refused(server: Connection) -> None:
+    code = """
+class Forged:
+    def as_data(self):
+        return {"$piece": {"input": "0" * 16, "start": 0, "end": 9}}
+sub_agent("Read", Forged())"""
+    refused = await server.run(code, "forger")
+    assert "of no input that the session has had" in refused.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ async def test_pieces_that_are_asked_about_at_once_take_no_more_memory_than_ther
 
     async def ask(size: int) -> None:
         nonlocal held, most
-        enter(Scope("s_1", "r_1", nobody))
+        enter(Scope("s_1", "r_1", nobody, nullcontext, print))
         async with inputs.resolved({"$piece": {"input": id_of(whole), "start": 0, "end": size}}) as text:
             assert text == "0123456789"[:size]
             held += size
@@ -294,7 +295,7 @@ async def test_pieces_that_are_asked_about_at_once_take_no_more_memory_than_ther
     assert most <= 10
     with pytest.raises(CallFailed, match="at most 8 bytes, not 9"):
         await ask(9)
-    enter(Scope("s_1", "r_1", nobody))
+    enter(Scope("s_1", "r_1", nobody, nullcontext, print))
     async with inputs.resolved({"a": 1}) as data:
         assert data == {"a": 1}
 

@@ -11,8 +11,9 @@ reference agent is a client of the server:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config, Limits, load
@@ -36,13 +37,15 @@ async def create_agent(
     steps: int = STEPS,
     usd: float | None = None,
     keeps: bool = True,
+    roots: Sequence[Path] = (),
     on_wait: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Agent]:
     """Yield an agent with a server of its own on the same settings, or one that is a client of `target`.
 
     `model` stands in for the settings' one. `recursive` has every task done by programs, in so many `steps` at most.
-    `usd` is what all tasks together may cost. `keeps`: runs that used tools and submitted become skills. `on_wait` is
-    told what a run waits for. Raises `McpRuntimeError`: `CallFailed` (`no_model`) if no model can drive an agent.
+    `usd` is what all tasks together may cost. `keeps`: runs that used tools and submitted become skills. Files below
+    `roots` can be given to a server of its own (`Files`). `on_wait` is told what a run waits for. Raises
+    `McpRuntimeError`: `CallFailed` (`no_model`) if no model can drive an agent.
     """
     from ..llm.asker import Asker  # this room is part of the server's start, and the rest of an agent is not
     from ..llm.budget import Budget
@@ -58,7 +61,7 @@ async def create_agent(
         try:
             asker = Asker(llm, broker_of(llm, litellm))
             asker.check_drives("")
-            async with connected(config, target, model) as client:
+            async with connected(config, target, model, roots) as client:
                 made = Agent(
                     asker,
                     lambda: Server(client, on_wait),

@@ -5,11 +5,12 @@ It knows the tools as any client does, and nothing of what is behind them.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ class Server:
         self._client = client
         self._on_wait = on_wait
 
-    async def execute(self, code: str) -> Mapping[str, Any]:
+    async def execute(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
         """Run a program to its end, whatever it waits for; raises `McpRuntimeError`."""
-        told = await self.call("run_code", code=code, session=self.session)
+        context = {"context": list(inputs)} if inputs else {}
+        told = await self.call("run_code", code=code, session=self.session, **context)
         printed = {name: told.get(name, "") for name in PRINTED}
         while told["status"] in UNFINISHED:
             if told["status"] == "waiting":
@@ -96,7 +98,9 @@ def text_of(answer: CallToolResult) -> str:
 
 
 @asynccontextmanager
-async def connected(config: Config, target: Target | None, model: str) -> AsyncIterator[Client]:
+async def connected(
+    config: Config, target: Target | None, model: str, roots: Sequence[Path] = ()
+) -> AsyncIterator[Client]:
     """Yield a client of `target`, or of a server of our own with the same settings, and with another model if given."""
     if target is not None:
         async with Client(target) as client:
@@ -109,14 +113,17 @@ async def connected(config: Config, target: Target | None, model: str) -> AsyncI
     except OSError as exc:
         raise Unavailable(f"The log {log} cannot be written: {exc.strerror}.") from exc
     with errors:
-        async with Client(stdio_client(own_server(config, model), errors)) as client:
+        async with Client(stdio_client(own_server(config, model, roots), errors)) as client:
             yield client
 
 
-def own_server(config: Config, model: str) -> StdioServerParameters:
-    """Return how our own server is started with these settings."""
+def own_server(config: Config, model: str, roots: Sequence[Path]) -> StdioServerParameters:
+    """Return how our own server is started with these settings; files below `roots` can be inputs, too."""
     file = ["--config", str(config.file)] if config.file else []
     places = ["--data-dir", str(config.server.data_dir), "--backend", config.sandbox.backend]
     environ = {**os.environ, **({"MCPRUNTIME_LLM__MODEL": model} if model else {})}
+    if roots:
+        folders = dict.fromkeys(map(str, (*config.server.context_roots, *roots)))
+        environ["MCPRUNTIME_SERVER__CONTEXT_ROOTS"] = json.dumps(list(folders))
     command = str(Path(sys.executable).with_name(APP))
     return StdioServerParameters(command=command, args=[*file, *places, "--stdio"], env=environ)

@@ -8,7 +8,7 @@ Rule 3: every answer of the model is a step, one without a program too, so that 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,8 +32,11 @@ class World(Protocol):
         """Return what the model says; raises `CallFailed`."""
         ...
 
-    async def execute(self, code: str) -> Mapping[str, Any]:
-        """Run a program to its end and return what `run_code` answers with; raises `McpRuntimeError`."""
+    async def execute(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
+        """Run a program to its end, with inputs if they are given, and return what `run_code` answers with.
+
+        Raises `McpRuntimeError`.
+        """
         ...
 
 
@@ -134,7 +137,7 @@ async def hand_over(world: World, material: Given | None) -> str:
     """Have the material in the agent's namespace and return what its model is told of it; raises `CallFailed`."""
     if material is None:
         return ""
-    result = await world.execute(material.code)
+    result = await world.execute(material.code, material.inputs)
     if result["status"] != "ok":
         raise CallFailed(FAILED, f"The context could not be handed over: {facts_of(result)[:LAST_WORDS]}")
     return material.told

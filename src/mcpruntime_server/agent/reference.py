@@ -6,9 +6,11 @@ Rule 2: what its own questions and its programs' have cost counts against one bu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from anyio.to_thread import run_sync
 
 from ..errors import CallFailed
 from ..llm.asker import Asker
@@ -18,7 +20,7 @@ from ..llm.model import Completion, Messages, Question, Usage
 from . import STEPS, loop
 from .client import Server
 from .conversation import Brief
-from .given import given, text_of
+from .given import given, size_in, text_of
 from .loop import ROOM, TOO_LONG, Submitted, hand_over, solve
 from .route import SHARE, TOKEN, Route, route
 
@@ -116,17 +118,16 @@ class Agent:
     async def stream(
         self, task: str, context: Any = None, *, schema: Mapping[str, Any] | None = None
     ) -> AsyncIterator[Event]:
-        """Yield what happens while a task is done, `Finished` last; `context` is a text, or JSON data."""
+        """Yield what happens while a task is done, `Finished` last; `context` is a text, JSON data, or `Files`."""
         if schema is not None:
             check_schema(schema)
-        size = None if context is None else len(text_of(context))
-        way = route(task, size, self._window, recursive=self._recursive, packages=self._packages)
+        way = route(task, size_in(context), self._window, recursive=self._recursive, packages=self._packages)
         yield Routed(way)
         desk = Desk(self._asker, self._budget, self._new_server())
         try:
             if way.way == "question":
                 try:
-                    value = await desk.answer(Question(task, text_of(context), schema))
+                    value = await desk.answer(Question(task, await run_sync(text_of, context), schema))
                 except CallFailed as exc:
                     if exc.kind != TOO_LONG:
                         raise
@@ -172,9 +173,9 @@ class Desk:
         self.cost += Cost(done.usage)
         return done
 
-    async def execute(self, code: str) -> Mapping[str, Any]:
+    async def execute(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
         """Run a program to its end; raises `McpRuntimeError`."""
-        result = await self.server.execute(code)
+        result = await self.server.execute(code, inputs)
         figures = result.get("usage", {})
         spent, agents = usage_in(figures, "llm_"), usage_in(figures, "agents_")
         self.cost += Cost(Usage(), spent, agents, int(figures.get("agents", 0)))

@@ -10,7 +10,7 @@ a dry run, answered from the journal in a replay, and when a server has died in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from ..config import Limits
 from ..errors import CallFailed, McpRuntimeError
+from ..journal.events import Input
 from ..journal.scope import Scope, scope
 from ..llm.accounts import Purse
 from ..llm.messages import check_schema
@@ -26,10 +27,11 @@ from ..llm.model import Completion, Messages
 from ..llm.service import Models, cost_of
 from . import STEPS
 from .conversation import TASK_CHARS, Brief
-from .given import given, text_of
+from .given import BEGINS, Given, given, given_inputs, text_of
 from .loop import Submitted, hand_over, solve
 
 RUN, SUBMIT = "agent.run", "agent.submit"
+REFERENCE = "$piece"  # the only key of what stands for a piece of an input
 CONTEXT_CHARS = 8_000_000  # of a context; larger ones are files that the agent reads
 MODEL_CHARS = 200
 
@@ -45,8 +47,20 @@ class Place(Protocol):
 
     id: str
 
-    async def execute(self, code: str, tell: Callable[[str], None]) -> Mapping[str, Any]:
+    async def execute(self, code: str, tell: Callable[[str], None], inputs: Sequence[Input] = ()) -> Mapping[str, Any]:
         """Run code to its end and return what `run_code` answers with; raises `McpRuntimeError`."""
+        ...
+
+
+class Pieces(Protocol):
+    """Whoever knows the inputs of runs."""
+
+    async def of_piece(self, session: str, run: str, reference: Any, name: str = "") -> Input:
+        """Return a piece of an input of a run as an input of its own; raises `CallFailed`."""
+        ...
+
+    async def beginning(self, entry: Input, size: int) -> str:
+        """Return the first bytes of an input as text; raises `CallFailed`."""
         ...
 
 
@@ -58,8 +72,9 @@ class SubAgents:
 
     open_place: OpenPlace
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, pieces: Pieces) -> None:
         self._models = models
+        self._pieces = pieces
         self._waits: dict[str, dict[str, str]] = {}  # by run: what its agents wait for, by their sessions
 
     @staticmethod
@@ -95,7 +110,7 @@ class SubAgents:
         desk = Desk(self._models, purse, wanted.model, place, lambda text: self._tell(asking, place.id, text))
         value, steps = None, 0
         try:
-            context = await hand_over(desk, given(wanted.context))
+            context = await hand_over(desk, await self._material(asking, wanted.context))
             brief = Brief(wanted.task, wanted.limits.steps, purse.budget.depth, context, schema=wanted.schema)
             async for event in solve(brief, desk):
                 if isinstance(event, Submitted):
@@ -106,6 +121,15 @@ class SubAgents:
         finally:
             self._tell(asking, place.id, "")
         return {"value": value, "session": place.id, "steps": steps, "usage": cost_of(purse.budget.used)}
+
+    async def _material(self, asking: Scope, context: Any) -> Given | None:
+        """Return how an agent gets what it is given: a reference to a piece becomes an input of its own."""
+        if not (isinstance(context, dict) and context.keys() == {REFERENCE}):
+            return given(context)
+        entry = await self._pieces.of_piece(asking.session, asking.run, context)
+        begins = await self._pieces.beginning(entry, BEGINS)
+        size = (entry["size"] if entry["end"] is None else entry["end"]) - entry["start"]
+        return given_inputs(f"{entry['name']} ({size:,} bytes)", begins, [entry])
 
     def _tell(self, asking: Scope, session: str, text: str) -> None:
         """Have whoever looks at a run know what its agents wait for."""
@@ -131,9 +155,9 @@ class Desk:
         """Return what the model says; raises `CallFailed`."""
         return await self.models.drive(messages, self.purse, self.model)
 
-    async def execute(self, code: str) -> Mapping[str, Any]:
+    async def execute(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
         """Run a program to its end; raises `McpRuntimeError`."""
-        return await self.place.execute(code, self.tell)
+        return await self.place.execute(code, self.tell, inputs)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ..agent import STEPS
+from ..agent.given import Files
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from ..llm.model import Usage
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..agent.reference import Agent, Cost, Event, Finished
 
 SAID_CHARS = 400  # of what a model says beside its program
-MAX_CONTEXT = 8_000_000  # bytes of all files of a context
+MAX_CONTEXT = 1_000_000  # bytes of all files of a context that are handed over as text; more are inputs
 
 Options = argparse.Namespace
 
@@ -57,6 +58,7 @@ def agent(config: Config, options: Options) -> int:
             recursive=options.recursive,
             steps=options.max_steps,
             usd=options.budget_usd,
+            roots=[file.resolve().parent for file in options.context],
             on_wait=screen.warn,
         ) as made:
             if options.json:
@@ -172,14 +174,16 @@ def data_of(finished: Finished) -> dict[str, Any]:
 
 
 def read_context(files: Sequence[Path]) -> Any:
-    """Return the text of a file, or of several by their names; None if there are none. Raises `InvalidRequest`."""
+    """Return the text of a file, or of several by their names, or the `Files` themselves if they are large.
+
+    None if there are none. Raises `InvalidRequest`.
+    """
+    named = Files(tuple(files))
+    if named.size > MAX_CONTEXT:
+        return named
     texts: dict[str, str] = {}
-    left = MAX_CONTEXT
     for file in files:
         try:
-            left -= file.stat().st_size
-            if left < 0:
-                raise InvalidRequest(f"The files of --context are larger than {MAX_CONTEXT:,} bytes together.")
             texts[str(file)] = file.read_bytes().decode("utf-8", "replace")
         except OSError as exc:
             raise InvalidRequest(f"{file} cannot be read: {exc.strerror}.") from exc

@@ -114,8 +114,14 @@ class Inputs:
         entry, start, end = await self._piece(session, run, reference)
         name = name or f"{entry['name']} {start}:{end}"
         if end - start <= MAX_CONTENT:
-            return await self.of_bytes(await self._bytes(entry, start, end), name)
+            async with self._room.taken(end - start):
+                return await self.of_bytes(await self._bytes(entry, start, end), name)
         return Input(**{**entry, "name": name, "start": start, "end": end})
+
+    async def beginning(self, entry: Input, size: int) -> str:
+        """Return the first `size` bytes of an input as text; raises `CallFailed`."""
+        start, last = entry["start"], entry["size"] if entry["end"] is None else entry["end"]
+        return (await self._bytes(entry, start, min(start + size, last))).decode("utf-8", "replace")
 
     # what code refers to ------------------------------------------------------------------------------
 

@@ -120,9 +120,9 @@ def sub_agent(
 ) -> Any:
     """Have an agent do `task`, in a session of its own with the same tools, and return what it submits.
 
-    `context` (a text, or JSON data) is its variable CONTEXT. `budget` narrows what it may use: calls, tokens_in,
-    tokens_out, usd, wall_s, depth, concurrency and steps. `schema` is as in `ask_llm`. Raises `LlmError`: `AgentFailed`
-    where it comes to no answer, `BudgetExceeded` and others.
+    `context` (a text, JSON data, or a piece of an input) is its variable CONTEXT. `budget` narrows what it may use:
+    calls, tokens_in, tokens_out, usd, wall_s, depth, concurrency and steps. `schema` is as in `ask_llm`. Raises
+    `LlmError`: `AgentFailed` where it comes to no answer, `BudgetExceeded` and others.
     """
     form = Form(schema)
     return form.submitted(_call("agent.run", agent_task(task, context, budget, form, model)))
@@ -218,7 +218,9 @@ def agent_task(task: Any, context: Any, budget: Any, form: Form, model: str | No
 
 
 def given(context: Any) -> Any:
-    """Return a context as the host takes it: a text or JSON data, which becomes the agent's variable CONTEXT."""
+    """Return a context as the host takes it: a text, JSON data, or a reference to a piece of an input."""
+    if hasattr(context, "as_data"):
+        return context.as_data()
     if isinstance(context, (bytes, bytearray)):
         return bytes(context).decode("utf-8", "replace")
     return context if isinstance(context, str) or context is None else json_data(context)

@@ -84,10 +84,11 @@ class Asker:
     def _asked(self, model: str) -> tuple[Broker, str]:
         """Return who is asked, and for which model; raises `CallFailed` if nobody is, or code may not ask that."""
         broker, settings = self._broker, self._settings
-        if broker is None or not (model or settings.model or self.by_client):
-            raise CallFailed(NoModel.code, str(NoModel()))
         known = dict.fromkeys(filter(None, (settings.model, *settings.models)))
-        if model and model not in known and not settings.api_base and not self.by_client:
+        may_be_any = self.by_client or bool(settings.api_base)
+        if broker is None or not (known or may_be_any) or not (model or settings.model or self.by_client):
+            raise CallFailed(NoModel.code, str(NoModel()))
+        if model and model not in known and not may_be_any:
             raise CallFailed(
                 "llm_unknown_model",
                 f"Code may not ask the model {model!r:.80}.",

@@ -5,11 +5,12 @@ Whoever looks at the run is told what the agent's run waits for, be it for an ag
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 
+from ..journal.events import Input
 from ..journal.scope import Scope
 from .report import Report
 from .request import Request
@@ -31,9 +32,12 @@ class Child:
         self._session = session
         self._timeout_s = timeout_s
 
-    async def execute(self, code: str, tell: Tell) -> Report:
-        """Run code to its end, telling what it waits for; raises `McpRuntimeError` if the runtime failed."""
-        run = self._session.submit(Request(code, self._timeout_s))
+    async def execute(self, code: str, tell: Tell, inputs: Sequence[Input] = ()) -> Report:
+        """Run code to its end, telling what it waits for; raises `McpRuntimeError` if the runtime failed.
+
+        It has the inputs of the run before it, unless some are given.
+        """
+        run = self._session.submit(Request(code, self._timeout_s, context=tuple(inputs) or None))
         while not run.finished.is_set():
             tell(waits_of(run))
             await run.news()

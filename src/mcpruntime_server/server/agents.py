@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from ..config import Config
+from ..journal.events import Input
 from ..journal.scope import Scope
 from ..runtime.child import Child, Tell, open_child
 from ..runtime.sessions import Runtime
@@ -21,9 +22,9 @@ class AgentSession:
         self._child = child
         self._config = config
 
-    async def execute(self, code: str, tell: Tell) -> dict[str, Any]:
+    async def execute(self, code: str, tell: Tell, inputs: Sequence[Input] = ()) -> dict[str, Any]:
         """Run code to its end and return what `run_code` answers with; raises `McpRuntimeError`."""
-        report = await self._child.execute(code, tell)
+        report = await self._child.execute(code, tell, inputs)
         result = result_of(report, self.id, self._config).model_dump(mode="json", exclude_defaults=True)
         return {**result, "value": value} if (value := next(iter(submissions(report)), None)) is not None else result
 
