@@ -582,7 +582,18 @@ async def test_a_mounted_folder_is_read_only_unless_it_says_rw(home: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "entry", ["data:/data", "/data", "/data:data", "/data:/d:x", "/:/host", "/data:/usr", "/a:/context", "/a:/x/../etc"]
+    "entry",
+    [
+        "data:/data",
+        "/data",
+        "/data:data",
+        "/data:/d:x",
+        "/:/host",
+        "/data:/usr",
+        "/a:/context",
+        "/a:/context/x",
+        "/a:/x/../etc",
+    ],
 )
 def test_a_mount_that_makes_no_sense_is_a_config_error(tmp_path: Path, entry: str) -> None:
     with pytest.raises(ConfigError, match="mounts"):

@@ -141,7 +141,9 @@ def mount(entry: str) -> dict[str, Any]:
             f"`[sandbox] mounts` has {entry!r}, which is not a mount.",
             remedy="Write `/host/folder:/sandbox/folder`, with `:rw` behind it if the sandbox may write there.",
         )
-    if ".." in PurePosixPath(target).parts or str(PurePosixPath(target)) in RESERVED or source.strip("/") == "":
+    place = PurePosixPath(target)
+    is_reserved = str(place) in RESERVED or place.is_relative_to(INPUTS)
+    if ".." in place.parts or is_reserved or source.strip("/") == "":
         raise ConfigError(
             f"`[sandbox] mounts` has {entry!r}, which would expose or hide a system folder.",
             remedy="Name a folder of your own, and a place for it such as `/data`.",
