@@ -45,6 +45,7 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     int | None: st.none() | st.integers(),
     list[str]: st.lists(texts, max_size=4),
     list[Approval]: st.lists(st.from_type(Approval), max_size=2),
+    Mapping[str, Any]: objects,
     Mapping[str, Any] | None: st.none() | objects,
     Mapping[str, float] | None: st.none() | st.dictionaries(texts, floats, max_size=4),
     Mapping[str, list[float]]: st.dictionaries(texts, st.lists(floats, max_size=4), max_size=4),
