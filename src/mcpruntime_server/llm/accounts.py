@@ -126,7 +126,7 @@ class Accounts:
             spent = stored.event
             if isinstance(spent, Spent) and stored.run is not None:
                 used, began = past.get(stored.run, (Usage(), stored.at - now - spent.ms / 1e3))
-                past[stored.run] = used + Usage(spent.calls, spent.tokens_in, spent.tokens_out, spent.usd), began
+                past[stored.run] = used + usage_of(spent), began
         used = sum((each for each, _ in past.values()), Usage())
         first = min((began for _, began in past.values()), default=None)
         budget = Budget("session", self._settings.session, await self.owner(session), used=used, began=first)
@@ -144,3 +144,8 @@ class Accounts:
             return (await self._journal.session(session)).principal
         except NotFound:
             return ""
+
+
+def usage_of(spent: Spent) -> Usage:
+    """Return what was spent; an imported session may say that it was less than nothing."""
+    return Usage(max(spent.calls, 0), max(spent.tokens_in, 0), max(spent.tokens_out, 0), max(spent.usd, 0.0))
