@@ -402,7 +402,7 @@ async def test_a_piece_of_an_input_is_the_context_of_an_agent_which_reads_it_its
     text = "".join(f"line {number}\n" for number in range(1000))
     model.script(
         {
-            "match": "CONTEXT: an input: rows [\\d:]+ \\([\\d,]+ bytes\\). It is no str.*It begins\n<data \\w+>\nline 500",
+            "match": "CONTEXT: an input: rows [0-9:]+ [(][0-9,]+ bytes[)]. It is no str.*begins\n<data \\w+>\nline 500",
             "reply": program("hits = CONTEXT.grep('line 7')\nlen(hits)"),
         },
         {"match": "value: 100", "reply": program("SUBMIT([hits[0].text, len(CONTEXT)])")},
