@@ -5,7 +5,8 @@ which is spoken to as an MCP client would. Three ways to answer are compared:
 
 - one call: question and text, all of it, in one prompt;
 - chunks: the text in pieces that fill the window, a note on each, and one call over all notes; no code by the model;
-- recursion: the same model as an agent (`fake_programmer`), which writes programs that ask it about small pieces.
+- recursion: the same model drives the reference agent (`fake_programmer`), with programs that ask it about small pieces
+  of their CONTEXT.
 
 What this can show: what the runtime makes of such a model, in scores, calls, tokens, seconds and memory, and that it
 goes on working at 16 million characters. What it cannot: how good any real model is. The reader is a lexicon with a
@@ -28,15 +29,19 @@ from statistics import mean
 from typing import Any
 
 import anyio
-import httpx
 from mcp import Client
 
 sys.path.append(str(Path(__file__).parent))
 
 import fake_llm
-from agent_loop import finished, solve
 from harness import our_server
 from long_tasks import KINDS, Kind, Task, make_task
+from mcpruntime_server.agent import create_agent
+from mcpruntime_server.agent.given import Files
+from mcpruntime_server.agent.loop import Executed
+from mcpruntime_server.agent.reference import Agent, Finished
+from mcpruntime_server.config import load
+from mcpruntime_server.errors import McpRuntimeError
 
 SIZES, QUICK = (13, 15, 18, 20, 22, 24), (13, 15, 18)  # powers of 2
 TEXTS, SMALL = 3, 18  # of texts up to this size there are so many for each task, of larger ones one
@@ -72,9 +77,10 @@ numbers = count(1)
 
 @dataclass(frozen=True)
 class Stage:
-    """Where tasks are done: a client of our server, the model's server, and where its texts are for both sides."""
+    """Where tasks are done: a client of our server, the reference agent, the model's server, and where texts are."""
 
     client: Client
+    agent: Agent
     model: fake_llm.Server
     window: int
     texts: Path
@@ -141,8 +147,13 @@ async def chunks(stage: Stage, task: Task, path: str) -> Done:
 
 async def recursion(stage: Stage, task: Task, path: str) -> Done:
     """Let the model program."""
-    solved = await solve(stage.client, stage.model.url, stage.name, task.question, path, stage.session())
-    return Done(solved.value, solved.peak_mb)
+    done, peak = Done("", 0.0), 0.0
+    async for event in stage.agent.stream(task.question, Files((stage.texts / "text",))):
+        if isinstance(event, Executed):
+            peak = max(peak, event.result["usage"].get("peak_mb", 0.0))
+        elif isinstance(event, Finished):
+            done = Done(event.value, peak)
+    return done
 
 
 async def answered(stage: Stage, code: str) -> Done:
@@ -151,6 +162,19 @@ async def answered(stage: Stage, code: str) -> Done:
     if result["status"] != "ok":
         raise RuntimeError((result.get("error") or {}).get("message") or str(result)[:300])
     return Done(result.get("value"), result["usage"].get("peak_mb", 0.0))
+
+
+async def finished(client: Client, code: str, session: str) -> dict[str, Any]:
+    """Run code to its end, however long that takes, and return its result; raises `RuntimeError` if it is not run."""
+    arguments: dict[str, Any] = {"code": code, "session": session}
+    while True:
+        answer = await client.call_tool("run_code", arguments)
+        result: dict[str, Any] = answer.structured_content or {}
+        if answer.is_error or not result:
+            raise RuntimeError(f"run_code failed: {answer.content}")
+        if result["status"] not in ("queued", "running"):
+            return result
+        arguments = {"run": result["run"]}
 
 
 STRATEGIES: dict[str, Strategy] = {"one call": one_call, "chunks": chunks, "recursion": recursion}
@@ -166,8 +190,11 @@ async def measure(options: argparse.Namespace) -> list[Line]:
         is_local = options.backend == "local"
         sandbox = {"pool_size": 0, "timeout_s": RUN_S, **({"backend": "local"} if is_local else {})}
         mounts = {} if is_local else {"mounts": [f"{texts}:{INSIDE}"]}
-        async with our_server(Path(folder), sections(model, options.window), **sandbox, **mounts) as ours:
-            stage = Stage(ours.client, model, options.window, texts, str(texts) if is_local else INSIDE)
+        async with (
+            our_server(Path(folder), sections(model, options.window), **sandbox, **mounts) as ours,
+            create_agent(load(Path(folder) / "server.toml"), recursive=True, keeps=False, roots=[texts]) as agent,
+        ):
+            stage = Stage(ours.client, agent, model, options.window, texts, str(texts) if is_local else INSIDE)
             await answered(stage, "ask_llm('Are you there?')")  # what it takes to start is nobody's time
             for size in options.sizes:
                 for kind in options.tasks:
@@ -217,7 +244,7 @@ async def measured(stage: Stage, task: Task, name: str, usd_in: float, usd_out: 
     began, failed, done = time.perf_counter(), "", Done("", 0.0)
     try:
         done = await STRATEGIES[name](stage, task, f"{stage.inside}/text")
-    except (RuntimeError, httpx.HTTPError) as exc:
+    except (RuntimeError, McpRuntimeError) as exc:
         failed = " ".join(str(exc).split())[:200]
     seconds, counts = time.perf_counter() - began, stage.model.stats()
     tokens_in, tokens_out = counts.get("tokens in", 0), counts.get("tokens out", 0)
