@@ -30,7 +30,7 @@ def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> 
     for task in ("count", "needles"):
         assert by_way[task, "one call"]["calls"] == 1
         assert by_way[task, "chunks"]["calls"] == 6  # five parts, and one over their notes
-        assert by_way[task, "recursion"]["calls"] >= 3  # two programs, and what they ask
+        assert by_way[task, "recursion"]["calls"] >= 2  # a program, and what it asks
         assert by_way[task, "recursion"]["score"] > by_way[task, "one call"]["score"]
     assert "mean score" in done.stdout
     assert "assumed" in done.stdout

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -28,6 +29,11 @@ MAX_ANSWER = 4_000_000  # characters
 PASSING = {408, 409, 429, 500, 502, 503, 504, 529}
 REFUSED = {401: "llm_unauthorized", 403: "llm_unauthorized", 404: "llm_unknown_model"}
 UNREACHED = ("APIConnectionError", "InternalServerError", "ServiceUnavailableError", "RateLimitError")
+# How servers that know no code for it say that a question has more tokens than their model takes.
+TOO_LONG = re.compile(
+    r"context.{0,12}(length|size|window)|too many (input )?tokens|(prompt|input|request) (is )?too (long|large)",
+    re.IGNORECASE,
+)
 Told = dict[str, Any]
 
 
@@ -126,7 +132,7 @@ class Worker:
         if status is not None and 300 <= status < 400:
             message = f"The address sends questions elsewhere (HTTP {status}), where the key must not go."
             return {"kind": "llm_failed", "message": message}
-        if name == "ContextWindowExceededError":
+        if name == "ContextWindowExceededError" or (status in (400, 413) and TOO_LONG.search(str(exc))):
             return {"kind": "llm_too_long", "message": f"The question is longer than the model takes: {text}"}
         if name == "ContentPolicyViolationError":
             return {"kind": "llm_refused", "message": f"The provider does not answer this: {text}"}

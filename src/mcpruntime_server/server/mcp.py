@@ -58,12 +58,12 @@ def description(packages: Sequence[str]) -> str:
     named = ", ".join(packages[:LISTED_PACKAGES]) or "none configured"
     more = f" and {len(packages) - LISTED_PACKAGES} more" if len(packages) > LISTED_PACKAGES else ""
     return (
-        "Run Python in a persistent sandbox. Returns the last expression's or assignment's value, stdout, stderr, "
-        "calls made, files changed. Variables and files stay.\n"
+        "Run Python in a persistent sandbox: variables and files stay. Returns the last expression's or assignment's "
+        "value, stdout, stderr, calls, changed files.\n"
         f"MCP servers as packages: {named}{more}. Find functions with `tools.search('words')`, read "
-        "`help(tools.NAME.FUNCTION)`, call via `from tools.NAME import FUNCTION`; `tools.map(fn, items)` runs many at "
+        "`help(tools.NAME.FUNCTION)`, call via `from tools.NAME import FUNCTION`; `tools.map(fn, items)`: many at "
         "once.\n"
-        "A run goes on after wait_s, or with background=true: pass `run` to wait for more, `answers` to what it asks. "
+        "A run goes on after wait_s, or with background=true: `run` waits for more, with `answers` to what it asks. "
         "dry_run=true plans calls that write; `answers` commits."
     )
 
@@ -122,7 +122,7 @@ def run_tool(runs: Runs, packages: Sequence[str]) -> Tool:
         wait_s: Annotated[float | None, Field(ge=0, le=MAX_S)] = None,
         background: bool = False,
         dry_run: bool = False,
-        context: Annotated[list[Any] | None, Field(description="Inputs, read in code as CONTEXT")] = None,
+        context: Annotated[list[Any] | None, Field(description="Paths, URIs, {text}: CONTEXT in code")] = None,
         run: str | None = None,
         answers: dict[str, Any] | None = None,
         cancel: bool = False,

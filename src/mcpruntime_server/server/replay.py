@@ -22,9 +22,9 @@ Action = Literal["list", "show", "rewind", "fork", "rerun", "diff"]
 LISTED_STEPS = 50  # the last ones; the command line lists them all
 
 DESCRIPTION = (
-    "A session's recorded steps: list; show (code, calls, output); rewind (to an earlier step; calls are not undone; "
-    "cancel= stops what runs); fork (to a new session, name=); rerun (with recorded answers; code= other code, live= "
-    "servers to really call); diff (with other= run or session)."
+    "A session's recorded steps: list; show (code, calls, output); rewind (calls are not undone; cancel= stops what "
+    "runs); fork (to a new session, name=); rerun (with recorded answers; code= other code, live= "
+    "servers to call); diff (with other= run or session)."
 )
 
 

@@ -21,7 +21,7 @@ def compact(schema: Mapping[str, Any], *, nested: bool = True) -> dict[str, Any]
     properties = {}
     for name, given in schema["properties"].items():
         kind: dict[str, Any] = next((each for each in given.get("anyOf", ()) if each.get("type") != "null"), {})
-        kept = {key: value for key, value in {**kind, **given}.items() if key not in LEFT_OUT}
+        kept = {key: value for key, value in {**kind, **given}.items() if key not in LEFT_OUT and value != {}}
         if not nested:
             kept = {key: value for key, value in kept.items() if key in ("type", "description", "enum")}
         properties[name] = kept

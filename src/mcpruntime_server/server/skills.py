@@ -25,8 +25,8 @@ from .schemas import compact
 LISTED = 3  # a search tells the best; `name` tells all of one
 PROMPTED = 8  # skills that a prompt names
 
-LIST = "Tested code to import: `from skills.NAME import run`. query finds, name shows one."
-SAVE = "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run(...)."
+LIST = "Tested code to import: `from skills.NAME import run`. query finds, name shows."
+SAVE = "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run()."
 
 SKILLS_FOR = (
     "Do it with run_code. Code that worked before, in the order in which it may help (`from skills.NAME import run`; "
