@@ -307,7 +307,11 @@ def main() -> None:
     parser.add_argument("--script", type=argparse.FileType("r"))
     options = parser.parse_args()
     model = Model(options.key, options.latency_ms / 1e3, json.load(options.script) if options.script else [])
-    listener = socket.create_server(("127.0.0.1", options.port))
+    # With its protocol named, asyncio sends at once; an answer in two parts would wait 40 ms for the client's word else.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", options.port))
+    listener.listen()
     print(json.dumps({"url": f"http://127.0.0.1:{listener.getsockname()[1]}/v1"}), flush=True)
     config = uvicorn.Config(build(model), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listener])
