@@ -43,7 +43,6 @@ coverage: image upstreams
 
 bench: image upstreams
 	@$(BIN)/python bench/perf.py
-	@$(BIN)/python bench/llm.py
 
 bench-llm: image
 	@$(BIN)/python bench/long_context.py

@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--script", type=argparse.FileType("r"))
     options = parser.parse_args()
     model = Model(options.key, options.latency_ms / 1e3, json.load(options.script) if options.script else [])
-    # With its protocol named, asyncio sends at once; an answer in two parts would wait 40 ms for the client's word else.
+    # With its protocol named, asyncio sends at once; else half of an answer waits 40 ms for the client's word.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", options.port))

@@ -10,8 +10,8 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+import aiohttp
 import anyio
-import httpx
 
 import fake_llm
 from harness import Ours, Row, in_turns, our_server
@@ -37,7 +37,7 @@ async def many_questions(bench: Bench) -> list[Row]:
     """Many questions from one run, which the budget lets ask so many at once."""
     title = f"{QUESTIONS:,} questions of {LATENCY_MS} ms, {AT_ONCE} at once"
     ideal = Row("questions", title, f"the ideal: {QUESTIONS} / {AT_ONCE} x {LATENCY_MS} ms", "ratio", 1.3)
-    direct = Row("questions-direct", "the same, next to a direct client", "asyncio and httpx, as many", "ratio", None)
+    direct = Row("questions-direct", "the same, next to a direct client", "asyncio and aiohttp, as many", "ratio", None)
     with fake_llm.serving("--latency-ms", str(LATENCY_MS)) as model:
         llm = {"model": "echo", "api_base": model.url, "api_key": fake_llm.KEY}
         budgets = {level: {"calls": 10**6, "concurrency": AT_ONCE} for level in ("run", "session", "principal")}
@@ -58,13 +58,13 @@ async def ours(server: Ours) -> float:
 async def asked(model: fake_llm.Server) -> float:
     """Return the milliseconds that a direct client takes."""
     bodies = iter([body(number) for number in range(QUESTIONS)])
-    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-    headers = {"authorization": f"Bearer {fake_llm.KEY}"}
-    async with httpx.AsyncClient(base_url=model.url, headers=headers, limits=limits, timeout=60) as client:
+    headers = {"authorization": f"Bearer {fake_llm.KEY}", "content-type": "application/json"}
+    url = f"{model.url}/chat/completions"
+    async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=AT_ONCE)) as client:
         started = time.perf_counter()
         async with anyio.create_task_group() as tasks:
             for _ in range(AT_ONCE):
-                tasks.start_soon(ask, client, bodies)
+                tasks.start_soon(ask, client, url, bodies)
         return (time.perf_counter() - started) * 1e3
 
 
@@ -73,11 +73,12 @@ def body(number: int) -> bytes:
     return json.dumps({"model": "echo", "messages": [{"role": "user", "content": f"question {number}"}]}).encode()
 
 
-async def ask(client: httpx.AsyncClient, bodies: Iterator[bytes]) -> None:
+async def ask(client: aiohttp.ClientSession, url: str, bodies: Iterator[bytes]) -> None:
     """Put one question after the other, until there are no more."""
     for each in bodies:
-        answer = await client.post("/chat/completions", content=each)
-        answer.raise_for_status()
+        async with client.post(url, data=each) as answer:
+            answer.raise_for_status()
+            await answer.read()
 
 
 LLM_ROWS: Sequence[Callable[[Bench], Awaitable[list[Row]]]] = (many_questions,)
