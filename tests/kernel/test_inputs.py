@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mcpruntime_server.kernel import input_bytes, input_scan, inputs
@@ -138,6 +138,7 @@ def test_hits_are_the_lines_that_a_look_at_each_line_finds(files: Files, text: s
         assert len(each.grep(pattern.upper(), ignore_case=True)) >= len(wanted) or "\\" in pattern
 
 
+@example(b"aaaaaaaaaaaaaaa\n\naaa", 3, 1, "lines")  # the break of a chunk lies in what the one before has covered
 @given(
     BYTES.filter(is_plain),
     st.integers(1, 40),

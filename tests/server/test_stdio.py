@@ -38,7 +38,7 @@ class Progress:
 
 async def test_the_tools_are_few_and_cost_few_tokens(server: Connection) -> None:
     tools = (await server.client.list_tools()).tools
-    assert [tool.name for tool in tools] == ["run_code", "replay", "list_skills", "save_skill"]
+    assert [tool.name for tool in tools] == ["run_code", "replay", "list_skills", "save_skill", "ask_llm"]
     starts = {"code", "session", "timeout_s", "wait_s", "background", "dry_run", "context"}
     assert set(tools[0].input_schema["properties"]) == {*starts, "run", "answers", "cancel"}
     listed = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in tools])

@@ -199,7 +199,7 @@ class TestCalls:
     async def test_a_call_that_takes_too_long_is_given_up_and_the_connection_kept(self, tmp_path: Path) -> None:
         async with one(own("lively", timeout_s=4), tmp_path) as upstream:
             pid = await upstream.call("pid", {})
-            with pytest.raises(CallFailed, match=r"up.hang did not answer within 2 s") as caught:
+            with pytest.raises(CallFailed, match=r"up.hang did not answer within 4 s") as caught:
                 await upstream.call("hang", {})
             assert caught.value.kind == "timeout"
             assert await upstream.call("pid", {}) == pid

@@ -220,14 +220,15 @@ def chunk_spans(source: Source, start: int, end: int, max_chars: int, overlap: i
     Each begins up to `overlap` characters before the end of the one before, at the beginning of a line if it is by
     those.
     """
-    at = start
+    at = covered = start
     while at < end:
         data = head(source, at, end, max_chars)
         if at + len(data) >= end:
             yield at, end
             return
-        size = _cut(data, by)
-        yield at, at + size
+        size = _cut(data, by, covered - at)
+        covered = at + size
+        yield at, covered
         at += _next(data[:size], overlap, by) if overlap else size
 
 
@@ -249,12 +250,12 @@ def head(source: Source, at: int, end: int, max_chars: int) -> bytes:
     return data
 
 
-def _cut(data: bytes, by: str) -> int:
-    """Return how much of `data` makes a chunk: up to its last break, or all of it."""
+def _cut(data: bytes, by: str, covered: int) -> int:
+    """Return how much of `data` makes a chunk: up to its last break, or all of it, and more than what is `covered`."""
     for mark in BREAKS[by]:
-        found = data.rfind(mark)
-        if found >= 0:
-            return found + len(mark)
+        found = data.rfind(mark) + len(mark)
+        if found >= len(mark) and found > covered:
+            return found
     return len(data)
 
 
