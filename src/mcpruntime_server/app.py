@@ -54,6 +54,7 @@ NAMED_SKILLS = 5  # that a client hears of before it asks
 GATE = "gate"  # whose sessions those are in which skills are put to the test
 UNUSED = "Rules name servers as code does: see `mcpruntime-server tools`."
 EXAMINED_S = 60.0  # for which `doctor` waits until everything is indexed
+SWEEP_SOON_S = 1.0  # a server that comes up has a client that waits
 SWEEP_S = 300.0  # a crashed server's containers end by themselves; what is left of them can wait
 
 logger = logging.getLogger(__name__)
@@ -225,7 +226,8 @@ async def clear_up(journal: Journal, library: Library, settings: ServerSettings)
 
 
 async def sweep(backend: Backend) -> None:
-    """Remove what dead servers left behind, now and from time to time."""
+    """Remove what dead servers left behind, soon and from time to time."""
+    await anyio.sleep(SWEEP_SOON_S)
     while True:
         try:
             if count := await backend.sweep():

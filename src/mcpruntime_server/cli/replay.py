@@ -10,14 +10,12 @@ import argparse
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 from ..config import Config
 from ..errors import InvalidRequest, NotFound
-from ..journal.archive import export_session, import_session
-from ..journal.archive_file import Manifest
 from ..journal.rows import AGENT, RunRow, SessionRow
 from ..journal.store import Journal, open_journal
 from ..runtime.diff import LineDiff, RunDiff, as_data, diff_lines, diff_runs
@@ -35,6 +33,9 @@ from ..runtime.history import (
 from . import views
 from .printing import Screen, many, print_json, printer, safe, size
 from .timeline import fork, rerun, rewind
+
+if TYPE_CHECKING:
+    from ..journal.archive_file import Manifest
 
 T = TypeVar("T")
 Options = argparse.Namespace
@@ -326,6 +327,7 @@ def diff(config: Config, options: Options) -> int:
 
 def export(config: Config, options: Options) -> int:
     """Write a session into a file."""
+    from ..journal.archive import export_session  # no other verb needs it
 
     async def write(journal: Journal) -> Manifest:
         session = await find_session(journal, options.session)
@@ -352,6 +354,7 @@ def export(config: Config, options: Options) -> int:
 
 def import_from(config: Config, options: Options) -> int:
     """Take in a session from a file."""
+    from ..journal.archive import import_session
     from ..server.default import PRINCIPAL
 
     row = read(config, lambda journal: import_session(journal, Path(options.file), PRINCIPAL))

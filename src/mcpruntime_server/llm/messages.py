@@ -14,11 +14,6 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
 
-import jsonschema
-from jsonschema.exceptions import SchemaError, ValidationError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-
 from ..errors import CallFailed
 from ..journal.events import canonical_json
 from .model import Messages, Question
@@ -70,6 +65,9 @@ def repaired(messages: Messages, said: str, problem: str) -> list[dict[str, str]
 
 def check_schema(schema: Any) -> None:
     """Raise `CallFailed` unless `schema` is a JSON schema of reasonable size that needs nothing from elsewhere."""
+    import jsonschema  # a server's start does not wait for it
+    from jsonschema.exceptions import SchemaError
+
     if not isinstance(schema, dict):
         raise CallFailed("invalid_arguments", "A schema is a JSON schema, as a dict.")
     if len(json.dumps(schema)) > MAX_SCHEMA or depth_of(schema) > MAX_DEPTH:
@@ -172,6 +170,11 @@ def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
 
 def problem_of(value: Any, schema: Mapping[str, Any]) -> str:
     """Return where and how a value does not follow a schema, "" if it does; raises `CallFailed` if that is none."""
+    import jsonschema
+    from jsonschema.exceptions import ValidationError
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
     try:
         jsonschema.Draft202012Validator(schema, registry=Registry()).validate(value)  # fetches nothing
     except ValidationError as exc:

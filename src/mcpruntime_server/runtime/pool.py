@@ -18,6 +18,7 @@ from ..sandbox import Backend
 from ..sandbox.link import Link, open_link
 
 STARTING_AT_ONCE = 4  # more at a time only make each of them slower
+SETTLED_S = 0.3  # of a server's start, in which its client waits for an answer, and hardly ever for a sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,11 @@ class Pool:
                 self._failures.remove(found)
                 return found[1]
         return None
+
+    async def fill_soon(self) -> None:
+        """Start the sandboxes that are to stand ready, when the server has come up."""
+        await anyio.sleep(SETTLED_S)
+        self.fill()
 
     def fill(self) -> None:
         """Start the sandboxes that are waited for or missing from the ready ones, a few at a time."""

@@ -440,7 +440,7 @@ async def open_runtime(
     )
     async with anyio.create_task_group() as pool_tasks:
         pool = Pool(backend, setup, sandbox.pool_size, pool_tasks)
-        pool.fill()
+        pool_tasks.start_soon(pool.fill_soon)
         try:
             async with anyio.create_task_group() as tasks:
                 limits = Limits(
