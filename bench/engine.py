@@ -125,7 +125,7 @@ def statistics_of(client: APIClient, container: str) -> dict[str, Any]:
 def waits(client: APIClient, container: str) -> bool:
     """Say whether `container` has all its processes (init, supervisor, worker) and none of them has anything to do."""
     try:
-        states = [row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"]]
+        states = [row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"] or ()]
     except APIError:
         return False  # it has just been removed
     return len(states) >= 3 and all(state.startswith("S") for state in states)

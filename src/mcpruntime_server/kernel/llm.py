@@ -72,10 +72,11 @@ AT_ONCE = 8  # agents of a batch
 def ask_llm(
     prompt: str, data: Any = None, *, schema: Any = None, model: str | None = None, max_tokens: int | None = None
 ) -> Any:
-    """Return a model's answer to `prompt`, about `data` (a text, or JSON data), which it takes for material only.
+    """Return a model's answer to `prompt`, about `data`, which it takes for material only.
 
-    Without `schema` the answer is a text. `schema` is a JSON schema, a TypedDict, a dataclass or a type such as
-    `list[str]`; the answer is then of that kind. Raises `LlmError`: `BudgetExceeded`, `LlmAnswerError` and others.
+    `data` is a text, JSON data or a piece of CONTEXT. Without `schema` the answer is a text. `schema` is a JSON schema,
+    a TypedDict, a dataclass or a type such as `list[str]`; the answer is then of that kind. Raises `LlmError`:
+    `BudgetExceeded`, `LlmAnswerError` and others.
     """
     form = Form(schema)
     return form.value(_call("llm.ask", question(prompt, data, form, model, max_tokens)))

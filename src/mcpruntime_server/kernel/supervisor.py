@@ -19,7 +19,7 @@ import time
 from . import processes, wire
 from .checkpoints import BUSY_S, Checkpoints, close_all, descriptors_in
 from .output import Outputs
-from .workspace import Transfer, Workspace
+from .workspace import Transfer, Workspace, mark_of_inputs
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
@@ -371,7 +371,7 @@ class Supervisor:
     def serve(self, frames: List[Tuple[int, bytes]]) -> None:
         """Handle `frames`, which came with the first message, then route until the host closes the link."""
         self.start_worker()
-        self.tell(wire.Ready(wire.VERSION, sys.version.split()[0], sys.platform, mark()))
+        self.tell(wire.Ready(wire.VERSION, sys.version.split()[0], sys.platform, mark_of_inputs()))
         if self.setup.contained and self.setup.checkpoints:
             processes.adopt_orphans()  # only now: it loads a library, and the host waits no more
         for kind, frame in frames:
@@ -425,15 +425,6 @@ class Supervisor:
         self.copies.close()
         self._kill_rest()
         os._exit(0)
-
-
-def mark() -> str:
-    """Return what the mark in the folder of inputs says; "" where there is none."""
-    try:
-        with open(f"{wire.INPUTS}/{wire.MARK}", encoding="ascii") as file:
-            return file.read(REASON)
-    except (OSError, ValueError):
-        return ""
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Stamp = Tuple[int, int, int, int]  # modified and changed (ns), size, mode
 
 HIDDEN = (".mcpruntime", "__pycache__")  # folders that are the runtime's own, or only a cache
+MARK_CHARS = 200
 MAX_FILES = 50_000  # more are counted and not kept, so that what is told and saved stays bounded
 
 
@@ -220,3 +221,12 @@ def _delete(full: str) -> None:
     for entry in os.listdir(full):
         _delete(os.path.join(full, entry))
     os.rmdir(full)
+
+
+def mark_of_inputs() -> str:
+    """Return what the mark in the folder of inputs says; "" where there is none."""
+    try:
+        with open(f"{wire.INPUTS}/{wire.MARK}", encoding="ascii") as file:
+            return file.read(MARK_CHARS)
+    except (OSError, ValueError):
+        return ""

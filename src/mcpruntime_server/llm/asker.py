@@ -24,6 +24,7 @@ from .model import Broker, Completion, Messages, ModelFailed, Usage
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a question is asked again; who wants us to wait longer has failed
 OVERHEAD = 64  # tokens that a provider may add to a question
 NOT_AGENTS = "The client's own model answers questions, and drives no agents."
+DRIVERS = "Set [llm] model: of a provider whose key is in the environment, or of a server at [llm] api_base."
 
 Note = Callable[[Usage, float], None]  # what a question has cost, and the milliseconds that it took
 
@@ -44,7 +45,7 @@ class Asker:
     def check_drives(self, model: str) -> None:
         """Raise `CallFailed` unless there is a model that can drive an agent, and may."""
         if self.by_client:
-            raise CallFailed(NoModel.code, str(NoModel(NOT_AGENTS)))
+            raise CallFailed(NoModel.code, str(NoModel(NOT_AGENTS, remedy=DRIVERS)))
         self._asked(model)
 
     async def complete(

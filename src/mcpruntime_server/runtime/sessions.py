@@ -19,7 +19,7 @@ from ..config import SandboxSettings, ServerSettings
 from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
 from ..inputs.service import Inputs
 from ..journal.events import Answered, RunFinished, RunQueued, SessionOpened
-from ..journal.replay import UNDONE, Recording, load_recording
+from ..journal.replay import UNDONE, load_recording
 from ..journal.rows import AGENT, Reply, RunRow, SessionRow
 from ..journal.store import Journal
 from ..kernel import wire
@@ -27,14 +27,12 @@ from ..sandbox import Backend
 from .calls import Router
 from .home import Home
 from .pool import Pool
-from .request import Limits, Request
+from .request import Limits
+from .resume import RERUN, begun, resumed, why_not_resumable
 from .run import Run
 from .session import HANDLE, SAVE_S, Session, new_session_id
 from .turns import Turns
 
-RERUN = "rerun"  # the purpose of sessions in which runs are only executed again
-ONLY_AGAIN = "It only executed another run again."
-UNDRIVEN = "Its agent ended with its server."
 CLOSE_S = (
     2.5  # for files to arrive when the server ends, interrupted code included: a client kills it after a few seconds
 )
@@ -43,8 +41,6 @@ DAY_S = 86_400.0
 IDLE_CHECK_S = 0.05  # between looks for idle sessions, at least
 RESUME_S = 3600.0  # older runs that a dead server has left go on only when somebody asks for their session
 ROOM_S = 0.5  # between looks for room for a session whose run is to go on
-NOT_ALONE = {RERUN: ONLY_AGAIN, AGENT: UNDRIVEN}  # by purpose: why runs of a session do not go on by themselves
-MAX_RESUMED = 3  # times that a run goes on after the death of its server: it may be what kills it
 MAIL_S = 0.5  # between looks for answers that other processes have left, while a run waits for one
 IDLE_MAIL_S = 5.0  # the same while none does: it may be for a run that a dead server has left
 MB = 1024 * 1024
@@ -180,7 +176,7 @@ class Runtime:
             for queued in await self.journal.queued(row.id):
                 for stored in await self.journal.events(row.id, run=queued.id, kind="run_queued"):
                     if isinstance(stored.event, RunQueued) and session.under_way(queued.id) is None:
-                        session.submit(request_of(stored.event))
+                        session.submit(begun(stored.event))
         return session
 
     async def _go_on(self, row: SessionRow) -> Session:
@@ -190,7 +186,7 @@ class Runtime:
         parent = await self.journal.run(tip.parent) if tip.parent else None
         try:
             recording = await load_recording(self.journal, tip)
-            problem = NOT_ALONE.get(row.purpose) or why_not_resumable(recording)
+            problem = why_not_resumable(recording, row.purpose)
         except JournalFailed as exc:
             problem = str(exc)
         if problem:
@@ -199,18 +195,7 @@ class Runtime:
             self.journal.append(row.id, RunFinished("crashed", None, error, None, [UNDONE]), tip.id)
             return self._serve(Session(row, parent, self))
         session = self._serve(Session(row, parent, self))
-        start = recording.start
-        resumed = Request(
-            start.code,
-            start.timeout_s,
-            start.idempotency_key,
-            recording,
-            resumes=True,
-            dry_run=start.dry_run,
-            approved=tuple(start.approved),
-            detached=True,
-        )
-        session.submit(resumed)
+        session.submit(resumed(recording))
         return session
 
     async def fork(self, at: RunRow, name: str | None, principal: str, purpose: str = "fork") -> Session:
@@ -376,23 +361,6 @@ class Runtime:
                 session.cancel()
             for session in sessions:
                 await session.closed.wait()
-
-
-def why_not_resumable(recording: Recording) -> str:
-    """Return why a run does not go on after the death of its server; "" if it does."""
-    if recording.resumed >= MAX_RESUMED and not recording.open_questions:
-        return f"It has gone on {recording.resumed} times, and its server has died each time."
-    if recording.start.replays and not recording.start.dry_run:
-        return ONLY_AGAIN
-    return "" if recording.start.seed else "It was recorded by an older version, without what it drew of chance."
-
-
-def request_of(queued: RunQueued) -> Request:
-    """Return the request of a run that another server was told of, and has not begun."""
-    key, context = queued.idempotency_key, None if queued.context is None else tuple(queued.context)
-    return Request(
-        queued.code, queued.timeout_s, key, id=queued.run, dry_run=queued.dry_run, detached=True, context=context
-    )
 
 
 def tell(session: Session, reply: Reply) -> None:
