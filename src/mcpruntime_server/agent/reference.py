@@ -13,9 +13,9 @@ from typing import Any
 from anyio.to_thread import run_sync
 
 from ..errors import CallFailed
-from ..llm.asker import Asker
+from ..llm.asker import Asker, answered
 from ..llm.budget import Budget
-from ..llm.messages import check_schema, messages_of, repaired, value_of
+from ..llm.messages import check_schema
 from ..llm.model import Completion, Messages, Question, Usage
 from . import STEPS, loop
 from .client import Server
@@ -127,13 +127,14 @@ class Agent:
         try:
             if way.way == "question":
                 try:
-                    value = await desk.answer(Question(task, await run_sync(text_of, context), schema))
+                    question = Question(task, await run_sync(text_of, context), schema)
+                    answer = await answered(question, desk.ask)
                 except CallFailed as exc:
                     if exc.kind != TOO_LONG:
                         raise
                     yield Routed(Route("programs", "The model cannot read the material at once."))
                 else:
-                    yield Finished(value, 1, desk.server.session, desk.cost)
+                    yield Finished(answer.value, 1, desk.server.session, desk.cost)
                     return
             async for event in self._by_programs(task, context, schema, desk):
                 yield event
@@ -181,19 +182,6 @@ class Desk:
         self.cost += Cost(Usage(), spent, agents, int(figures.get("agents", 0)))
         self._budget.spend(spent + agents)
         return result
-
-    async def answer(self, question: Question) -> Any:
-        """Return the answer to one question, asked once more where it does not follow its schema."""
-        messages = messages_of(question)
-        said = (await self.ask(messages)).text
-        try:
-            return value_of(said, question.schema)
-        except ValueError as problem:
-            said = (await self.ask(repaired(messages, said, str(problem)))).text
-        try:
-            return value_of(said, question.schema)
-        except ValueError as problem:
-            raise CallFailed("llm_bad_answer", f"The answer does not follow the schema: {problem}") from None
 
 
 def usage_in(figures: Mapping[str, float], prefix: str) -> Usage:

@@ -19,9 +19,11 @@ from ..config import LlmSettings
 from ..errors import CallFailed, NoModel
 from .budget import Budget
 from .caller import Caller
-from .model import Broker, Completion, Messages, ModelFailed, Usage
+from .messages import messages_of, repaired, value_of
+from .model import Answer, Broker, Completion, Messages, ModelFailed, Question, Usage
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a question is asked again; who wants us to wait longer has failed
+SHOWN = 1_000  # characters of an answer that will not do
 OVERHEAD = 64  # tokens that a provider may add to a question
 NOT_AGENTS = "The client's own model answers questions, and drives no agents."
 DRIVERS = "Set [llm] model: of a provider whose key is in the environment, or of a server at [llm] api_base."
@@ -127,6 +129,28 @@ class Asker:
         finally:
             reserved.settle(used)
             note(used, (time.monotonic() - began) * 1e3)
+
+
+async def answered(question: Question, complete: Callable[[Messages], Awaitable[Completion]]) -> Answer:
+    """Return the answer to a question; one that does not follow the schema is asked for once more.
+
+    `complete` puts messages before a model. Raises `CallFailed`.
+    """
+    messages = messages_of(question)
+    said = await complete(messages)
+    try:
+        return Answer(value_of(said.text, question.schema), len(said.text), said.usage)
+    except ValueError as problem:
+        again = await complete(repaired(messages, said.text, str(problem)))
+    try:
+        return Answer(value_of(again.text, question.schema), len(again.text), said.usage + again.usage)
+    except ValueError as still:
+        raise CallFailed(
+            "llm_bad_answer",
+            f"The model's answer does not follow the schema: {still}",
+            remedy="Ask for less at once, or with another model.",
+            data={"text": again.text[:SHOWN]},
+        ) from None
 
 
 def told_failure(exc: ModelFailed) -> str:

@@ -22,10 +22,10 @@ from ..journal.events import Spent, canonical_json
 from ..journal.scope import Scope, scope
 from ..journal.store import Journal
 from .accounts import Accounts, Answers, Purse
-from .asker import Asker
+from .asker import Asker, answered
 from .budget import minus
 from .caller import Caller
-from .messages import check_schema, messages_of, repaired, value_of
+from .messages import check_schema
 from .model import Answer, Broker, Completion, Messages, Question, Usage
 
 MAX_BATCH = 10_000  # questions of one call
@@ -85,27 +85,9 @@ class Models:
 
     async def _ask(self, question: Question, purse: Purse) -> Answer:
         key = sha256(canonical_json([question.__dict__]).encode("utf-8", "surrogatepass")).hexdigest()
-        return await purse.answers.get(key, partial(self._ask_anew, question, purse))
+        return await purse.answers.get(key, lambda: answered(question, partial(self._complete, question, purse)))
 
-    async def _ask_anew(self, question: Question, purse: Purse) -> Answer:
-        """Return the answer; one that does not follow the schema is asked for once more."""
-        messages = messages_of(question)
-        said = await self._complete(messages, question, purse)
-        try:
-            return Answer(value_of(said.text, question.schema), len(said.text), said.usage)
-        except ValueError as problem:
-            again = await self._complete(repaired(messages, said.text, str(problem)), question, purse)
-        try:
-            return Answer(value_of(again.text, question.schema), len(again.text), said.usage + again.usage)
-        except ValueError as still:
-            raise CallFailed(
-                "llm_bad_answer",
-                f"The model's answer does not follow the schema: {still}",
-                remedy="Ask for less at once, or with another model.",
-                data={"text": again.text[:1000]},
-            ) from None
-
-    async def _complete(self, messages: Messages, question: Question, purse: Purse) -> Completion:
+    async def _complete(self, question: Question, purse: Purse, messages: Messages) -> Completion:
         """Put messages before the model, and journal what that cost."""
         return await self._asker.complete(
             messages,
