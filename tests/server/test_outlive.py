@@ -208,6 +208,35 @@ async def test_background_runs_go_on_in_the_next_server(world: World, tmp_path: 
     assert world.done == ["add a", "add b"]
 
 
+async def test_queued_runs_are_found_however_early_the_next_server_is_asked(world: World, tmp_path: Path) -> None:
+    keys = [f"k{n}" for n in range(30)]
+
+    async def ask(server: Server, key: str) -> str:
+        told = await server.call({"code": "x += 1\nx", "session": "s", "background": True}, {KEY: key})
+        return str(told["run"])
+
+    async with serve_ready(world.settings) as server:
+        first = await server.call({"code": f"x = 0\n{gate(tmp_path)}", "session": "s", "background": True}, {})
+        runs = {key: await ask(server, key) for key in keys}
+        await gone(server, "killed")
+    found: dict[str, str] = {}
+
+    async def find(key: str) -> None:
+        found[key] = await ask(server, key)
+
+    async with serve_ready(world.settings) as server:
+        async with anyio.create_task_group() as tasks:
+            for key in reversed(keys):
+                tasks.start_soon(find, key)
+        (tmp_path / "go").touch()
+        while (told := await server.attach(runs[keys[-1]]))["status"] in ("queued", "running"):
+            pass
+        steps = await server.request("tools/call", {"name": "replay", "arguments": {"action": "list", "session": "s"}})
+    assert found == runs
+    assert told["value"] == len(keys)
+    assert [step["run"] for step in steps["structuredContent"]["steps"]] == [first["run"], *runs.values()]
+
+
 @pytest.mark.parametrize("how", ["killed", "ended"])
 async def test_what_is_queued_behind_a_run_that_waits_does_not_take_its_place(world: World, how: str) -> None:
     async with serve_ready(world.settings) as server, anyio.create_task_group() as tasks:

@@ -88,7 +88,7 @@ class Session:
         self._has_turn = False  # in its home
         self._inputs: tuple[str | None, Sequence[Input]] = None, ()  # of a run, the one that is asked for again
         self.granted: set[str] = set()  # targets of calls that a person has allowed for as long as it lasts
-        self.stale = set(around.changed)  # packages of tools that may have changed since its state was reached
+        self.stale: set[str] = set()  # packages of tools that may have changed since its state was reached
         self.closed = anyio.Event()
         self.closing = False
         if home is not None:

@@ -148,11 +148,12 @@ class Runtime:
         row = await self.journal.claim(row.id)
         try:
             await self._make_room()
+            session = await self._take_over(row)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.journal.release(row.id)
             raise
-        return await self._take_over(row)
+        return self._serve(session)
 
     async def _make(self, name: str | None, principal: str) -> Session:
         check_name(name)
@@ -161,28 +162,27 @@ class Runtime:
         return self._serve(Session(row, None, self))
 
     async def _take_over(self, row: SessionRow) -> Session:
-        """Go on with a session that is in the journal, and with its last run if that has no end.
+        """Return a session that is in the journal, with its last run if that has no end, and all that are queued.
 
         What an older version recorded cannot go on, and what was executed again with recorded answers must not.
         """
-        with anyio.CancelScope(shield=True):  # not all runs of half a session would go on
-            session = await self._go_on(row)
-            for reply in await self.journal.replies():
-                if reply.session == row.id:
-                    tell(session, reply)
-            for stored in await self.journal.events(row.id, kind="answered"):
-                if isinstance(stored.event, Answered) and stored.event.scope == "session":
-                    session.granted.add(stored.event.target)
-            for queued in await self.journal.queued(row.id):
-                for stored in await self.journal.events(row.id, run=queued.id, kind="run_queued"):
-                    if isinstance(stored.event, RunQueued) and session.under_way(queued.id) is None:
-                        session.submit(begun(stored.event))
+        session = await self._go_on(row)
+        for reply in await self.journal.replies():
+            if reply.session == row.id:
+                tell(session, reply)
+        for stored in await self.journal.events(row.id, kind="answered"):
+            if isinstance(stored.event, Answered) and stored.event.scope == "session":
+                session.granted.add(stored.event.target)
+        for queued in await self.journal.queued(row.id):
+            for stored in await self.journal.events(row.id, run=queued.id, kind="run_queued"):
+                if isinstance(stored.event, RunQueued):
+                    session.submit(begun(stored.event))
         return session
 
     async def _go_on(self, row: SessionRow) -> Session:
         tip = await self.journal.run(row.tip) if row.tip else None
         if tip is None or tip.is_over or tip.session != row.id:
-            return self._serve(Session(row, tip, self))
+            return Session(row, tip, self)
         parent = await self.journal.run(tip.parent) if tip.parent else None
         try:
             recording = await load_recording(self.journal, tip)
@@ -193,8 +193,8 @@ class Runtime:
             message = f"Its server died while it ran, and it cannot go on. {problem}"
             error = {"type": "ServerDied", "message": message, "traceback": "", "line": None}
             self.journal.append(row.id, RunFinished("crashed", None, error, None, [UNDONE]), tip.id)
-            return self._serve(Session(row, parent, self))
-        session = self._serve(Session(row, parent, self))
+            return Session(row, parent, self)
+        session = Session(row, parent, self)
         session.submit(resumed(recording))
         return session
 
@@ -288,6 +288,8 @@ class Runtime:
             session.stale.add(name)
 
     def _serve(self, session: Session) -> Session:
+        """Have a session live that is whole: whoever finds it finds all its runs."""
+        session.stale |= self.changed
         self._live[session.id] = session
         self._tasks.start_soon(self._be, session)
         return session
