@@ -103,7 +103,7 @@ async def test_a_run_under_way_is_told_so_far(runtime: tuple[Runtime, Journal]) 
         async for stored in watch:
             if isinstance(stored.event, CallStarted):
                 break
-        while not run.output_since({})["stdout"]:
+        while not run.printed.since({})["stdout"]:
             await run.news()
     found = await history.load_report(runtime[1], run.id)
     assert (found.status, found.stdout, found.value) == ("running", "so far\n", None)

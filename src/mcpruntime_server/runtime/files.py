@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from ..journal.events import FileEntry
+from ..journal.store import Journal
 from ..kernel import wire
 
 
 class Files:
     """Puts the pieces of files together; a sandbox that sends too much breaks the protocol."""
+
+    have_come = False  # all of them, as far as they can be read
 
     def __init__(self, limit: int) -> None:
         self.complete: dict[str, tuple[int, bytes]] = {}
@@ -24,3 +28,11 @@ class Files:
         if message.last:
             self.complete[message.path] = (message.mode & 0o777, b"".join(self._pieces))
             self._pieces = []
+
+    async def store(self, journal: Journal) -> dict[str, FileEntry]:
+        """Put what has come into the journal's store of content, once; raises `JournalFailed`."""
+        stored = {}
+        for path, (mode, data) in self.complete.items():
+            stored[path] = FileEntry(digest=await journal.put_blob(data), size=len(data), mode=mode)
+        self.complete.clear()
+        return stored

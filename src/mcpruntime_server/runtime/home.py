@@ -25,11 +25,12 @@ from ..journal.rows import RunRow
 from ..journal.store import Journal
 from ..sandbox.link import Link
 from .calls import Router
+from .listener import FILE_OVERHEAD
 from .placing import Placing
 from .pool import Slot
 from .rebuild import Rebuilt, rebuild_step
 from .request import Limits
-from .run import FILE_OVERHEAD, Run
+from .run import Run
 
 UNSETTLED = "?"  # no run's end state: one that died has left something behind
 UNKNOWN = FileEntry(digest="", size=0, mode=0)  # a file of which nobody knows the content
@@ -120,9 +121,9 @@ class Home:
             async with self._saving:
                 with move_on_after(FILES_S):
                     await self.link.saved()
-                if not run.files_came:
+                if not run.listener.files.have_come:
                     self.link.fail("it did not send the files of its last run in time")
-                stored = await run.store_files()
+                stored = await run.listener.store_files(self._journal)
                 if stored is not None:
                     self._note_stored(run, stored)
         except JournalFailed as exc:

@@ -59,6 +59,15 @@ class Plan:
         """Note a call that is not made."""
         self._calls[call.call] = call
 
+    def restore(self, recording: Recording) -> None:
+        """Have what was planned and decided in another server."""
+        for call in filter(is_planned, recording.calls):
+            self.add(planned_call(call))
+        for asked in recording.asked:
+            answer = recording.answered.get(asked.question)
+            if answer is not None:
+                (self.allow if answer.decision == "allow" else self.refuse)(asked.covers)
+
     @property
     def approved(self) -> list[Approval]:
         """The calls that are to be made."""

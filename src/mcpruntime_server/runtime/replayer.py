@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -26,6 +26,7 @@ from ..kernel.present import shorten
 from ..kernel.wire import ABANDON, Call, Reply
 from .calls import STATUS_OF, CallLog, LedgerEntry, Router, abandoned_by, is_abandoned
 from .plan import is_planned
+from .request import Request
 
 PATIENCE_S = 1.0  # for what came before an answer to happen again; threads may do it in another order, or never
 CATCH_UP_S = 10.0  # for another thread to make a call again, on a loaded machine; then the code has gone another way
@@ -36,28 +37,20 @@ ARGS_CHARS = 300  # of a call's arguments in a message
 class Replayer:
     """Stands where the router stands; `halt` is called with the reason when the run must not go on.
 
-    One that `commits` has what was planned go to the router, and all that follows from it. One that `looks_up` has the
-    router answer what is on no ledger, if the recording does not have it.
+    `request` is the run's, if it is more than to execute again what is recorded. A dry run's, to commit it, has what
+    was planned go to the router, and all that follows from it. One that `looks_up` has the router answer what is on no
+    ledger, if the recording does not have it.
     """
 
-    def __init__(
-        self,
-        recording: Recording,
-        router: Router,
-        *,
-        live: Collection[str] = (),
-        resumes: bool = False,
-        commits: bool = False,
-        looks_up: bool = False,
-    ) -> None:
+    def __init__(self, recording: Recording, router: Router, request: Request | None = None) -> None:
         self.divergence: ReplayDiverged | None = None
         self.halt: Callable[[McpRuntimeError], None] = lambda _: None
         self._recording = recording
         self._router = router
-        self._live = frozenset(live)
-        self._resumes = resumes
-        self._commits = commits
-        self._looks_up = looks_up
+        self._live = request.live if request else frozenset()
+        self._resumes = request is not None and request.resumes
+        self._commits = commits = request is not None and request.dry_run and not request.resumes
+        self._looks_up = request is not None and request.looks_up
         self._known = {
             (call.target, call.args, call.nth): call
             for call in recording.calls

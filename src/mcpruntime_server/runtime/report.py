@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..errors import McpRuntimeError
 from ..kernel import wire
 from ..kernel.present import NotJson, json_text, shorten
 from .calls import LedgerEntry
@@ -56,6 +57,29 @@ class Report:
     notes: list[str] = field(default_factory=list)
     waiting_for: list[Wait] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)  # field that is too long to show -> file that holds it whole
+
+    def end(self, done: wire.Done, stopped: str | None) -> None:
+        """Take what the sandbox says of the code's end, and why it was stopped, if it was."""
+        self.value, self.error = checked_value(done.value), checked_error(done.error)
+        self.usage |= checked_usage(done.usage)
+        if stopped is not None:
+            self.status = "timeout" if stopped == "timeout" else "cancelled"
+        elif done.status == "ok":
+            self.status = "ok"
+        else:
+            self.status = "crashed" if done.status == "died" else "error"
+
+    def fail(self, failure: McpRuntimeError, message: str = "", status: Status = "crashed") -> None:
+        """It ended for a reason outside its code."""
+        told = message or str(failure)
+        self.status, self.value = status, None
+        self.error = {"type": type(failure).__name__, "message": told, "traceback": "", "line": None}
+
+    def wait_for(self, plan: list[Wait]) -> None:
+        """Its code has ended, and it waits for its plan to be committed."""
+        self.status, self.waiting_for = "waiting", plan
+        if self.error is not None:
+            self.notes.append("The plan ends where the code could not go on; what follows is planned in another round.")
 
 
 def shown_value(value: Mapping[str, Any], limit: int, items: int) -> tuple[Any, bool]:

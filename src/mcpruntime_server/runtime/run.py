@@ -1,4 +1,4 @@
-"""One execution of code: it listens to the sandbox, writes the journal, and knows its result.
+"""One execution of code, from its request to its result; the journal knows it by its `Record`.
 
 A run belongs to its session. Whoever asked for it only watches: `news` waits for something new. Most runs meet the
 world; one that is given a recording meets the calls, the chance and the clocks of that (`replayer`).
@@ -17,36 +17,25 @@ from typing import Any
 import anyio
 
 from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
-from ..journal.events import (
-    ClocksRead,
-    FileEntry,
-    FilesChanged,
-    Input,
-    Output,
-    RunFinished,
-    RunQueued,
-    RunResumed,
-    RunStarted,
-    RunSuspended,
-)
+from ..journal.events import Input, RunFinished
 from ..journal.replay import FILES, FRESH, INTERRUPTED, UNDONE, Recording
 from ..journal.store import Journal
 from ..kernel import wire
 from ..kernel.present import shorten
 from ..sandbox.link import Link
 from .calls import Answers, CallLog, Router
-from .files import Files
 from .history import entry_of, plan_waits, wait_of
+from .listener import RunListener
 from .overflow import Overflow
-from .plan import Plan, PlannedCall, is_planned, planned_call
+from .plan import Plan
 from .printed import Printed
 from .questions import Question, Questions
+from .record import Record
 from .replayer import Replayer
-from .report import Report, Status, checked_error, checked_readings, checked_usage, checked_value
+from .report import Report, Status
 from .request import Limits, Request, new_run_id
 from .turns import Turn
 
-FILE_OVERHEAD = 64 * 1024 * 1024  # bytes of file content that a sandbox may send beyond its workspace's size
 REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
 
 logger = logging.getLogger(__name__)
@@ -58,12 +47,11 @@ class Run:
     stage = ""  # what is done before the code can begin, for people
     watchers = 0  # requests that wait for it
     undone = False  # whether the session's state is that of before it
-    files_came = False  # the content of the files that it changed, as far as it can be read
     _is_next = False  # of its session's runs
-    _begun = False
     _cancelled = False
     _undo = False
     _is_suspended = False
+    _was_interrupted = False
 
     def __init__(
         self,
@@ -97,10 +85,8 @@ class Run:
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.finished = anyio.Event()  # its report is whole
         self.files_stored = anyio.Event()  # the content of the files that it changed is in the journal, or lost
-        self._recording: Callable[[], Awaitable[Any]] | None = None
         self._news: anyio.Event | None = None  # set at the next piece of output, if somebody waits for it
-        self._session = session
-        self._journal = journal
+        self._record = Record(journal, session, self.id, request, resumed)
         self.questions = Questions(journal, session, self.id, self, expires_s=limits.waits_s, granted=granted)
         self._plan = Plan(request.approved) if request.dry_run else None
         self._log = CallLog(journal, session, self.id, self.questions, self._plan)
@@ -109,31 +95,20 @@ class Run:
         self._turn = turn
         self._turning = anyio.Lock()
         self._waiting = anyio.CancelScope()  # for its turn
-        self._is_announced = request.id is not None
-        self._answers: Answers = router
+        answers: Answers = router
         self.replayer: Replayer | None = None
         if recording is not None:
-            commits = request.dry_run and not request.resumes
-            self.replayer = Replayer(
-                recording,
-                router,
-                live=request.live,
-                resumes=request.resumes,
-                commits=commits,
-                looks_up=request.looks_up,
-            )
+            self.replayer = Replayer(recording, router, request)
             self.replayer.halt = self._halt
-            self._answers = self.replayer
-        self._printed = Printed(self._append, limits.output, resumed.printed if resumed else {})
-        self._read_before = {name: len(read) for name, read in resumed.readings.items()} if resumed else {}
-        self._limits = limits
+            answers = self.replayer
+        self.printed = Printed(self._record.append, limits.output, resumed.printed if resumed else {})
+        self.listener = RunListener(self.report, self._record, self._log, self.printed, answers, limits)
+        self.listener.on_news = self.notify
         self.overflow = overflow
         self._link: Link | None = None
         self._parent: str | None = None
-        self._flags: set[str] = set()
         self._halted: McpRuntimeError | None = None
         self._asked = time.perf_counter()
-        self._files = Files(limits.files + FILE_OVERHEAD)
 
     # what a request may do ------------------------------------------------------------------------
 
@@ -152,20 +127,17 @@ class Run:
         """End it before its turn has come; raises `JournalFailed`."""
         self._cancelled = self.undone = True
         self.report.status = "cancelled"
-        if not self._is_announced:
-            self._announce()
-        self._append(RunFinished("cancelled", flags=[UNDONE]))
-        self._recording = self._journal.begin_flush()
+        self._record.announce()
+        self._record.end(RunFinished("cancelled", flags=[UNDONE]))
         self.files_stored.set()
         self.finished.set()
         self.notify()
 
     def suspend(self) -> None:
         """Leave it as it is in the journal, where another server finds it and goes on with it."""
-        if self._begun and not self._is_suspended:
-            with suppress(JournalFailed):  # then it counts as one that a crash has stopped
-                self._append(RunSuspended())
-        self._is_suspended = self._cancelled = True
+        if self._record.has_begun and not self._is_suspended:
+            self._record.suspend()
+        self._is_suspended = self._cancelled = self.listener.is_deaf = True
         self._waiting.cancel()
         if self._link is not None:
             self._link.fail("its server ends, and the run goes on in the next")
@@ -184,7 +156,7 @@ class Run:
         """What it does, in the word that clients are told."""
         if self.finished.is_set():
             return self.report.status
-        if not self._is_next or (self._turn.is_waiting and not self._begun):
+        if not self._is_next or (self._turn.is_waiting and not self._record.has_begun):
             return "queued"
         return "waiting" if self.questions.open else "running"
 
@@ -205,24 +177,18 @@ class Run:
 
     async def announce(self) -> None:
         """Have it survive the death of the server from here on, though it has not begun; raises `JournalFailed`."""
-        if not self._begun and not self._is_announced and self.request.recording is None:
-            self._announce()
-        await self._journal.flush()
+        if not self._record.has_begun and self.request.recording is None:
+            self._record.announce()
+        await self._record.flush()
 
     async def begun_for_sure(self) -> None:
         """Wait until the journal has its beginning, as far as it can: what somebody has heard of is not forgotten."""
         with suppress(JournalFailed):  # which its end tells
-            await self._journal.flush()
-
-    def _announce(self) -> None:
-        self._is_announced = True
-        request = self.request
-        context = None if request.context is None else list(request.context)
-        self._append(RunQueued(self.id, request.code, request.timeout_s, request.key, request.dry_run, context))
+            await self._record.flush()
 
     def snapshot(self) -> Report:
         """Return what is known of it by now; of its output, what no client has been told yet."""
-        news = self.output_since(self.told)
+        news = self.printed.since(self.told)
         report = replace(self.report, stdout=news["stdout"], stderr=news["stderr"], notes=list(self.report.notes))
         if not self.finished.is_set():
             report.status, report.calls = self.state, list(self._log.ledger)
@@ -233,19 +199,11 @@ class Run:
                 report.notes.append(f"{self.stage[:1].upper()}{self.stage[1:]}.")
         return report
 
-    def output_since(self, seen: dict[str, int]) -> dict[str, str]:
-        """Return what each stream printed since `seen` (stream to pieces), and bring `seen` up to date."""
-        return self._printed.since(seen)
-
-    def has_output_since(self, seen: Mapping[str, int]) -> bool:
-        """Return whether it has printed something since `seen`."""
-        return self._printed.has_since(seen)
-
     def last_report(self) -> Report:
         """Return what became of it, with the output that no client has been told yet."""
         if not self.told:
             return self.report
-        news = self.output_since(dict(self.told))
+        news = self.printed.since(dict(self.told))
         return replace(self.report, stdout=news["stdout"], stderr=news["stderr"])
 
     async def heard(self) -> None:
@@ -267,15 +225,15 @@ class Run:
         """Return the seconds since it was asked for."""
         return time.perf_counter() - self._asked
 
+    async def over(self) -> None:
+        """Wait for its end."""
+        await self.finished.wait()
+
     async def news(self) -> None:
         """Wait until it has printed something more, has come to another stage, or is finished."""
         if not self.finished.is_set():
             self._news = self._news or anyio.Event()
             await self._news.wait()
-
-    async def over(self) -> None:
-        """Wait for its end."""
-        await self.finished.wait()
 
     def enter_stage(self, stage: str) -> None:
         """Tell who waits what is being done before the code can begin; "" when nothing more is."""
@@ -338,31 +296,17 @@ class Run:
 
     def _begin(self) -> None:
         """Journal that it starts, or goes on."""
-        self._begun = True
         self._renewed = sorted(self._stale)
         self._stale.clear()
-        request, recording = self.request, self.request.recording
-        if request.resumes and recording is not None:
-            answered = sum(call.finished is not None for call in recording.calls)
-            self._append(RunResumed(answered))
-            return
-        start = RunStarted(
-            run=self.id,
-            parent=self._parent,
-            step=self.report.step,
-            code=request.code,
-            name=self.code_name,
-            timeout_s=request.timeout_s,
-            idempotency_key=request.key,
+        self._record.begin(
+            self._parent,
+            self.report.step,
+            self.code_name,
             seed=self.seed,
-            replays=recording.start.run if recording else None,
             stale=self._renewed,
-            dry_run=request.dry_run,
-            approved=list(request.approved),
             detached=self.detached,
-            context=list(self.inputs),
+            context=self.inputs,
         )
-        self._append(start)
         self.notify()
 
     @property
@@ -370,24 +314,13 @@ class Run:
         """What tracebacks call its code."""
         return f"<step {self.report.step}>"
 
-    def _append(
-        self,
-        event: RunQueued | RunStarted | RunResumed | RunSuspended | ClocksRead | Output | RunFinished | FilesChanged,
-    ) -> None:
-        self._journal.append(self._session, event, self.id)
-
     def _remember(self, recording: Recording) -> None:
         """Go on with what it has done in another server."""
         self.questions.restore(recording)
         for call in recording.calls:
             self._log.remember(call, entry_of(call))
-            if self._plan is not None and is_planned(call):
-                self._plan.add(planned_call(call))
         if self._plan is not None:
-            for asked in recording.asked:
-                answer = recording.answered.get(asked.question)
-                if answer is not None:
-                    (self._plan.allow if answer.decision == "allow" else self._plan.refuse)(asked.covers)
+            self._plan.restore(recording)
 
     async def _execute_in(self, link: Link) -> None:
         report, request = self.report, self.request
@@ -397,7 +330,7 @@ class Run:
             done, stopped = await link.execute(
                 request.code,
                 self.code_name,
-                self,
+                self.listener,
                 request.timeout_s,
                 self._renewed,
                 seed=self.seed,
@@ -406,8 +339,8 @@ class Run:
             )
             self._conclude(done, stopped, link)
         except SandboxFailed as exc:
-            report.status, self.undone = "cancelled" if self._cancelled else "crashed", True
-            report.error = {"type": "SandboxFailed", "message": str(exc), "traceback": "", "line": None}
+            self.undone = True
+            report.fail(exc, status="cancelled" if self._cancelled else "crashed")
             report.notes.append(f"The session goes on in a new sandbox. {self.state_after_death()}".strip())
         except JournalFailed as exc:
             self._fail(exc)
@@ -419,8 +352,7 @@ class Run:
     def _fail(self, failure: McpRuntimeError) -> None:
         self.failure = failure
         self.undone = True
-        self.report.status = "crashed"
-        self.report.error = {"type": type(failure).__name__, "message": str(failure), "traceback": "", "line": None}
+        self.report.fail(failure)
 
     def _halt(self, reason: McpRuntimeError) -> None:
         """End it for a reason of the host's."""
@@ -429,39 +361,18 @@ class Run:
             self._link.stop("cancelled")
 
     def _conclude(self, done: wire.Done, stopped: str | None, link: Link) -> None:
-        report = self.report
-        report.value, report.error = checked_value(done.value), checked_error(done.error)
-        report.usage |= checked_usage(done.usage)
-        self._note_clocks(done.clocks)
-        died = done.status == "died"
-        self.undone = died or self._halted is not None or (self._undo and stopped is not None)
-        if self._halted is not None:
-            report.status, report.value = "error", None
-            message = f"[{self._halted.code}] {self._halted}"
-            report.error = {"type": type(self._halted).__name__, "message": message, "traceback": "", "line": None}
-        elif stopped is not None:
-            report.status = "timeout" if stopped == "timeout" else "cancelled"
-        elif done.status == "ok":
-            report.status = "ok"
-        else:
-            report.status = "crashed" if died else "error"
+        report, halted = self.report, self._halted
+        report.end(done, stopped)
+        if halted is not None:
+            report.fail(halted, f"[{halted.code}] {halted}", "error")
+        self._record.note_clocks(done.clocks)
+        self.undone = done.status == "died" or halted is not None or (self._undo and stopped is not None)
         if self._plan is not None and self._plan.calls:
             self.undone = True  # variables may hold what stands for results
             if report.status in ("ok", "error"):
-                self._conclude_plan(self._plan.calls)
-        if stopped is not None or done.status == "interrupted":
-            self._flags.add(INTERRUPTED)
+                report.wait_for(plan_waits(self._plan.calls))
+        self._was_interrupted = stopped is not None or done.status == "interrupted"
         self._note_state(stopped, link)
-
-    def _conclude_plan(self, calls: Sequence[PlannedCall]) -> None:
-        """It has ended, and waits for its plan to be committed; what it did to variables and files is undone."""
-        report = self.report
-        report.status = "waiting"
-        report.waiting_for = plan_waits(calls)
-        if report.error is not None:
-            report.notes.append(
-                "The plan ends where the code could not go on; what follows is planned in another round."
-            )
 
     def _note_state(self, stopped: str | None, link: Link) -> None:
         """Say how the run was stopped, and what the next one begins with."""
@@ -480,20 +391,6 @@ class Run:
         elif stopped is not None:
             notes.append("Variables and files are kept as they were when the code stopped.")
 
-    def _note_clocks(self, clocks: Any) -> None:
-        """Journal what clocks have told the code, without what the journal has already."""
-        if not clocks:
-            return
-        readings = {}
-        for name, values in checked_readings(clocks).items():
-            known = min(self._read_before.get(name, 0), len(values))
-            if known:
-                self._read_before[name] -= known
-            if values[known:]:
-                readings[name] = values[known:]
-        if readings:
-            self._append(ClocksRead(readings))
-
     def _finish(self) -> None:
         report = self.report
         self._turn.give_back()
@@ -501,17 +398,18 @@ class Run:
         report.usage |= self.costs()
         report.usage["total_ms"] = (time.perf_counter() - self._asked) * 1e3
         report.usage = {name: round(value, 3) for name, value in report.usage.items()}
-        flags = {UNDONE} if self.undone else self._flags | ({FRESH} if self.fresh else set())
+        kept = {FRESH: self.fresh, FILES: self.listener.has_files, INTERRUPTED: self._was_interrupted}
+        flags = [UNDONE] if self.undone else sorted(flag for flag, holds in kept.items() if holds)
         try:
             if not self._is_suspended:
-                self._record_end(sorted(flags))
+                self._record_end(flags)
         except (JournalFailed, ValueError) as exc:
             report.notes.append(f"The end of this run could not be journaled: {exc}")
-        report.stdout, report.stderr = self._printed.text("stdout"), self._printed.text("stderr")
+        report.stdout, report.stderr = self.printed.text("stdout"), self.printed.text("stderr")
         if self._link is not None:
             texts = {"stdout": report.stdout, "stderr": report.stderr}
             report.kept = self.overflow.keep(self._link, self.id, texts, report.value)
-        if self.undone or FILES not in self._flags:
+        if self.undone or not self.listener.has_files:
             self.files_stored.set()
         self._link = None
         self.finished.set()
@@ -519,71 +417,17 @@ class Run:
 
     def _record_end(self, flags: list[str]) -> None:
         report = self.report
-        if not self._begun:
+        if not self._record.has_begun:
             self._begin()
-        self._printed.close()
-        if self._printed.differs:
+        self.printed.close()
+        if self.printed.differs:
             report.notes.append("After the crash of the server the code printed something else than before it.")
-        self._append(RunFinished(report.status, report.value, report.error, report.usage, flags))
-        self._recording = self._journal.begin_flush()
+        self._record.end(RunFinished(report.status, report.value, report.error, report.usage, flags))
 
     async def recorded(self) -> str:
         """Wait until a crash of the server would not lose this run; return what to tell the client if it would."""
         try:
-            if self._recording is not None:
-                await self._recording()
+            await self._record.written()
         except JournalFailed as exc:
             return f"This run could not be recorded: {exc}"
         return ""
-
-    # what the sandbox sends -----------------------------------------------------------------------
-
-    def on_output(self, message: wire.Output) -> None:
-        """Take what was printed."""
-        if not self._is_suspended:
-            self._printed.take(message)
-            self.notify()
-
-    def on_files(self, message: wire.Files) -> None:
-        """Note which files changed; their content follows."""
-        self._flags.add(FILES)
-        self.report.changed, self.report.removed = message.changed, message.removed
-        if message.passed_over > 0:
-            self.report.notes.append(
-                f"{message.passed_over:,} files in the workspace are not kept: too many, or their names are not UTF-8."
-            )
-
-    def on_file_data(self, message: wire.FileData) -> None:
-        """Take a piece of a changed file."""
-        self._files.take(message)
-
-    def on_saved(self, message: wire.Saved) -> None:
-        """All files are here."""
-        self.files_came = True
-
-    async def on_call(self, message: wire.Call) -> wire.Reply:
-        """Answer what the code asks for; what clocks told it before is journaled before."""
-        if self._is_suspended:
-            await anyio.sleep_forever()  # until its sandbox is gone
-        try:
-            self._note_clocks(message.clocks)
-            return await self._answers.answer(message, self._log)
-        except JournalFailed as exc:
-            text = f"{message.target} was not called: {exc}"
-            return wire.Reply(message.id, None, {"kind": "unavailable", "message": text, "data": None})
-
-    async def store_files(self) -> FilesChanged | None:
-        """Keep the content of the changed files; return what changed, or None if not all of it has come.
-
-        The journal then says that they were lost, and a rebuild can mend that.
-        """
-        if not self.files_came:
-            return None
-        stored = {}
-        for path, (mode, data) in self._files.complete.items():
-            digest = await self._journal.put_blob(data)
-            stored[path] = FileEntry(digest=digest, size=len(data), mode=mode)
-        self._files.complete.clear()
-        changed = FilesChanged(stored, self.report.removed)
-        self._append(changed)
-        return changed

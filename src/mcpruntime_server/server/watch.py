@@ -75,7 +75,7 @@ async def settled(run: Run, known: Collection[str], *, until_news: bool) -> None
                 await run.over()
             if run.asks.difference(known):
                 return
-        elif until_news and run.has_output_since(run.told):
+        elif until_news and run.printed.has_since(run.told):
             with anyio.move_on_after(MORE_S):
                 await settled(run, known, until_news=False)
             return
@@ -90,7 +90,7 @@ async def report_output(run: Run, ctx: Context[Any]) -> None:
     stage = ""
     is_heard = False
     while not run.finished.is_set():
-        text = "".join(run.output_since(seen).values()).strip("\n")
+        text = "".join(run.printed.since(seen).values()).strip("\n")
         if text and not is_heard:
             is_heard = True
             await run.begun_for_sure()
