@@ -19,15 +19,16 @@ RECORDS = BASE | {"config", "journal"}
 FINDS = RECORDS | {"search"}
 TABLE: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
+    "atomic": frozenset(),
     "kernel": frozenset(),
     "config": BASE,
     "journal": BASE,
     "search": frozenset(),
     "inputs": RECORDS,
     "sandbox": RECORDS,
-    "tools": FINDS,
+    "tools": FINDS | {"atomic"},
     "policy": RECORDS,
-    "skills": FINDS,
+    "skills": FINDS | {"atomic"},
     "context": FINDS,
     "llm": RECORDS,
     "agent": RECORDS | {"llm"},

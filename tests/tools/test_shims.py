@@ -21,7 +21,7 @@ from tests.tools.test_schemas import SCHEMA
 from tests.upstreams.hostile import ESCAPES, NAMES, TOOLS
 
 from mcpruntime_server.kernel import guest
-from mcpruntime_server.tools.shims import HEAD, describe_module, digest, literal, name_only, render, write_atomically
+from mcpruntime_server.tools.shims import HEAD, describe_module, digest, literal, name_only, render
 
 GOLDEN = Path(__file__).parent / "golden" / "tracker.py.txt"
 TRACKER = [
@@ -188,16 +188,6 @@ class TestWriting:
     def test_the_same_source_has_the_same_digest(self) -> None:
         assert digest("a") == digest("a") != digest("b")
         assert digest("").startswith("sha256:")
-
-    def test_a_file_is_replaced_as_a_whole_and_left_alone_when_it_is_right(self, tmp_path: Path) -> None:
-        path = tmp_path / "new" / "a.py"
-        write_atomically(path, "one")
-        inode = path.stat().st_ino
-        write_atomically(path, "one")
-        assert path.stat().st_ino == inode
-        write_atomically(path, "two")
-        assert path.read_text() == "two"
-        assert [file.name for file in path.parent.iterdir()] == ["a.py"]
 
     def test_a_shim_is_importable_under_its_name(self, sent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         source = GOLDEN.read_text()

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ..atomic import write_atomically
 from ..errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused, Unavailable
 from .folder import (
     MANIFEST,
@@ -195,7 +196,7 @@ class Store:
             manifest = read_manifest(read_file(path)).model_copy(update=changes)
         except FileNotFoundError:
             raise NotFound(f"There is no version {skill.version} of the skill {skill.name}.") from None
-        _replace(path, manifest_bytes(manifest))
+        write_atomically(path, manifest_bytes(manifest))
         self._publish(folder)
         return replace(
             skill,
@@ -320,20 +321,4 @@ def _state_of(folder: Path) -> tuple[object, ...]:
 
 def _write(folder: Path, files: Files) -> None:
     for path, data in files.items():
-        _replace(folder / path, data)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`, all or nothing, unless it does already."""
-    path.parent.mkdir(exist_ok=True)
-    if path.is_file() and not path.is_symlink() and path.read_bytes() == data:
-        return
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        write_atomically(folder / path, data)

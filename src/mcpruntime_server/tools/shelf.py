@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_atomically
 from .observed import MAX_RESULTS, Shape, merged, shape_of
-from .shims import write_atomically
 
 SUFFIX = ".observed.json"
 SHAPE_KEYS = frozenset({"type", "items", "properties", "required", "additionalProperties"})
@@ -45,7 +45,7 @@ class Shelf:
     def put(self, server: str, source: str) -> None:
         """Keep the shim of `server`."""
         with suppress(OSError):
-            write_atomically(self._folder / f"{server}.py", source)
+            write_atomically(self._folder / f"{server}.py", source.encode())
 
     def observed(self, server: str) -> dict[str, Shape]:
         """Return what was learned of the tools of `server`."""
@@ -79,7 +79,7 @@ class Shelf:
             self._unsaved.clear()
         for name, text in texts.items():
             with suppress(OSError):
-                write_atomically(self._folder / f"{name}{SUFFIX}", text + "\n")
+                write_atomically(self._folder / f"{name}{SUFFIX}", f"{text}\n".encode())
 
 
 def is_shape(value: Any) -> bool:

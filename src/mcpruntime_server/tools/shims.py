@@ -14,8 +14,6 @@ import functools
 import hashlib
 import inspect
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,20 +265,3 @@ def render(module: Module) -> str:
 def digest(source: str) -> str:
     """Return the digest by which the journal names a shim."""
     return "sha256:" + hashlib.sha256(source.encode()).hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Make `path` hold `text`, all or nothing, unless it does already."""
-    data = text.encode()
-    if path.is_file() and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
