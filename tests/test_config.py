@@ -351,6 +351,12 @@ def test_rules_cannot_come_from_a_variable(file: Path) -> None:
     assert "MCPRUNTIME_POLICY__TOOLS is not usable: policy.tools is a table, which belongs in a file." in said
 
 
+def test_variables_reach_the_settings_of_tables_one_by_one(file: Path) -> None:
+    run = loaded(file, "[llm.run]\ncalls = 7\nusd = 1", {"MCPRUNTIME_LLM__RUN__USD": "0.5"}).llm.run
+    assert (run.calls, run.usd, run.depth) == (7, 0.5, 3)
+    assert "MCPRUNTIME_LLM__RUN is not a setting" in refusal(file, "", {"MCPRUNTIME_LLM__RUN": "7"})
+
+
 def test_how_long_requests_wait_and_how_many_runs_there_are_can_be_set(file: Path) -> None:
     server = loaded(file, "[server]\nwait_s = 0.5\nmax_runs = 1", {"MCPRUNTIME_SERVER__WAIT_PROGRESS_S": "9"}).server
     assert (server.wait_s, server.wait_progress_s, server.max_runs, server.max_runs_per_principal) == (0.5, 9, 1, 16)

@@ -205,6 +205,20 @@ async def test_what_it_costs_ends_it(tmp_path: Path, model: fake_llm.Server) -> 
         assert 0 < made.cost.total.usd <= 0.06
 
 
+async def test_one_program_cannot_cost_more_than_the_task_may(tmp_path: Path, model: fake_llm.Server) -> None:
+    spend = "for i in range(1000): ask_llm(f'{i}', 'x' * 400, max_tokens=100)"
+    model.script(
+        {"match": "Task:\nSpend", "reply": program(spend)},
+        {"match": "budget_exceeded|BudgetExceeded", "reply": program("SUBMIT(llm_usage()['run']['usd'])")},
+        {"match": "", "reply": "ok", "times": 2000},
+    )
+    async with agent(tmp_path, model, model="gpt-4o", usd=0.2, recursive=True, steps=2) as made:
+        with pytest.raises(CallFailed, match=r"The budget of the agent is 0\.2 USD"):
+            await made.execute_task("Spend")
+        assert 0.1 < made.cost.programs.usd <= 0.2
+        assert made.cost.total.calls < 1000
+
+
 async def test_the_death_of_the_server_is_told(tmp_path: Path, model: fake_llm.Server) -> None:
     code = "import os, signal\nos.kill(int(open(CONTEXT).read()), signal.SIGKILL)"
     model.script({"match": "Task:\nKill", "reply": program(code)})

@@ -61,7 +61,7 @@ async def create_agent(
         try:
             asker = Asker(llm, broker_of(llm, litellm))
             asker.check_drives("")
-            async with connected(config, target, model, roots) as client:
+            async with connected(config, target, model, roots, usd) as client:
                 made = Agent(
                     asker,
                     lambda: Server(client, on_wait),

@@ -99,9 +99,12 @@ def text_of(answer: CallToolResult) -> str:
 
 @asynccontextmanager
 async def connected(
-    config: Config, target: Target | None, model: str, roots: Sequence[Path] = ()
+    config: Config, target: Target | None, model: str, roots: Sequence[Path] = (), usd: float | None = None
 ) -> AsyncIterator[Client]:
-    """Yield a client of `target`, or of a server of our own with the same settings, and with another model if given."""
+    """Yield a client of `target`, or of a server of our own with the same settings, but for what is given here.
+
+    All that programs ask there costs `usd` at most.
+    """
     if target is not None:
         async with Client(target) as client:
             yield client
@@ -113,15 +116,18 @@ async def connected(
     except OSError as exc:
         raise Unavailable(f"The log {log} cannot be written: {exc.strerror}.") from exc
     with errors:
-        async with Client(stdio_client(own_server(config, model, roots), errors)) as client:
+        async with Client(stdio_client(own_server(config, model, roots, usd), errors)) as client:
             yield client
 
 
-def own_server(config: Config, model: str, roots: Sequence[Path]) -> StdioServerParameters:
+def own_server(config: Config, model: str, roots: Sequence[Path], usd: float | None) -> StdioServerParameters:
     """Return how our own server is started with these settings; files below `roots` can be inputs, too."""
+    limits = [each for each in (usd, config.llm.principal.usd) if each is not None]
     file = ["--config", str(config.file)] if config.file else []
     places = ["--data-dir", str(config.server.data_dir), "--backend", config.sandbox.backend]
     environ = {**os.environ, **({"MCPRUNTIME_LLM__MODEL": model} if model else {})}
+    if limits:
+        environ["MCPRUNTIME_LLM__PRINCIPAL__USD"] = str(min(limits))
     if roots:
         folders = dict.fromkeys(map(str, (*config.server.context_roots, *roots)))
         environ["MCPRUNTIME_SERVER__CONTEXT_ROOTS"] = json.dumps(list(folders))

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from mcpruntime_server.errors import ConfigError
 
 from .interpolate import interpolate_llm, interpolate_upstream
-from .models import SECTIONS, Config, Key
+from .models import SECTIONS, Config, Key, Settings
 from .problems import Places, did_you_mean, dotted, leaves
 
 APP = "mcpruntime-server"
@@ -31,16 +31,30 @@ ENV_PREFIX = "MCPRUNTIME_"
 FILE_VARIABLE = "MCPRUNTIME_CONFIG"
 REMEDY = "(`server.toml` in the project's repository lists every setting with its default.)"
 
-ENV_KEYS: Mapping[str, Key] = {
-    f"{ENV_PREFIX}{section}__{name}".upper(): (section, name)
-    for section, model in SECTIONS.items()
-    for name in model.model_fields
-}
 TABLES = {("policy", "tools")}  # which a variable cannot hold
 PATH_LISTS = {("sandbox", "mounts"), ("skills", "folders"), ("server", "context_roots")}
 LISTS = {("sandbox", "packages"), ("skills", "trusted_keys"), *PATH_LISTS}
 SOURCES = ("path", "sqlite", "python")  # of a provider
 PATHS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}
+
+
+def _keys_of(section: Key, model: type[Settings]) -> Iterator[Key]:
+    """Yield the names of a section's settings, those of the tables in it too."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            yield from _keys_of((*section, name), kind)
+        else:
+            yield (*section, name)
+
+
+def _variable(key: Key) -> str:
+    return ENV_PREFIX + "__".join(map(str, key)).upper()
+
+
+ENV_KEYS: Mapping[str, Key] = {
+    _variable(key): key for section, model in SECTIONS.items() for key in _keys_of((section,), model)
+}
 
 
 def load(
@@ -153,10 +167,6 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[K
         else:
             found[key] = _list_of(environ[name]) if key in LISTS else environ[name]
     return found
-
-
-def _variable(key: Key) -> str:
-    return ENV_PREFIX + "__".join(map(str, key)).upper()
 
 
 def _list_of(text: str) -> Any:
