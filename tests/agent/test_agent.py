@@ -219,6 +219,19 @@ async def test_one_program_cannot_cost_more_than_the_task_may(tmp_path: Path, mo
         assert made.cost.total.calls < 1000
 
 
+async def test_a_server_that_does_not_start_is_told(
+    tmp_path: Path, model: fake_llm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(settings(tmp_path, model))
+    monkeypatch.setenv("MCPRUNTIME_SANDBOX__PIDS", "many")
+    with pytest.raises(Unavailable, match="The server of the agent did not start") as caught:
+        async with create_agent(config):
+            raise AssertionError
+    log = tmp_path / "data" / "logs" / "agent-server.log"
+    assert str(log) in caught.value.remedy
+    assert "MCPRUNTIME_SANDBOX__PIDS" in log.read_text()
+
+
 async def test_the_death_of_the_server_is_told(tmp_path: Path, model: fake_llm.Server) -> None:
     code = "import os, signal\nos.kill(int(open(CONTEXT).read()), signal.SIGKILL)"
     model.script({"match": "Task:\nKill", "reply": program(code)})

@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,14 @@ async def connected(
         errors = log.open("a", encoding="utf-8")
     except OSError as exc:
         raise Unavailable(f"The log {log} cannot be written: {exc.strerror}.") from exc
-    with errors:
-        async with Client(stdio_client(own_server(config, model, roots, usd), errors)) as client:
-            yield client
+    async with AsyncExitStack() as stack:
+        stack.enter_context(errors)
+        own = Client(stdio_client(own_server(config, model, roots, usd), errors))
+        try:
+            client = await stack.enter_async_context(own)
+        except (MCPError, ExceptionGroup) as exc:
+            raise Unavailable("The server of the agent did not start.", remedy=f"Its log {log} says why.") from exc
+        yield client
 
 
 def own_server(config: Config, model: str, roots: Sequence[Path], usd: float | None) -> StdioServerParameters:
