@@ -24,7 +24,7 @@ from ..errors import InvalidRequest, JournalFailed, SandboxFailed
 from ..inputs.service import Inputs
 from ..journal.events import Approval, Input, SandboxEnded, SandboxStarted, TipMoved
 from ..journal.replay import Recording
-from ..journal.rows import RunRow, SessionRow
+from ..journal.rows import AGENT, RunRow, SessionRow
 from ..journal.store import Journal
 from ..sandbox.link import Link
 from .calls import Router
@@ -74,6 +74,7 @@ class Session:
         self.id = row.id
         self.name = row.name
         self.principal = row.principal
+        self.begun_by = row.origin if row.purpose == AGENT else None  # the run whose agent works in it
         self.used = time.monotonic()
         self.tip = tip.id if tip else None
         self.step = tip.step if tip else 0
@@ -129,6 +130,11 @@ class Session:
     def waiting(self) -> list[Run]:
         """The runs that wait for an answer."""
         return [run for run in self._unfinished if run.questions.open]
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """Its runs that are under way, and those that wait for their turn."""
+        return tuple(self._unfinished)
 
     def under_way(self, run: str) -> Run | None:
         """Return that run if it runs or waits for its turn."""

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -115,6 +115,14 @@ class Runtime:
             if found is not None:
                 return session, found
         return None
+
+    def agents_of(self, run: str) -> Iterator[Run]:
+        """Yield what is under way of the agents that a run has begun, and of those that these have begun."""
+        for session in list(self._live.values()):
+            if session.begun_by == run:
+                for each in session.runs:
+                    yield each
+                    yield from self.agents_of(each.id)
 
     async def _get(self, handle: str | None, principal: str, *, make: bool) -> Session:
         found = self._find(handle, principal)

@@ -48,8 +48,9 @@ def approvals(questions: Iterable[Question]) -> list[Question]:
 
 
 def name_of(questions: Sequence[Question]) -> str:
-    """Return the name of the form that asks these; another form of the run has another name."""
-    return sha256(" ".join(question.id for question in questions).encode()).hexdigest()[:NAME_CHARS]
+    """Return the name of the form that asks these; another form of the run, or of its agents', has another name."""
+    asked = " ".join(f"{question.run}:{question.id}" for question in questions)
+    return sha256(asked.encode()).hexdigest()[:NAME_CHARS]
 
 
 def asked_by(name: str, questions: Sequence[Question]) -> Sequence[Question]:
@@ -69,9 +70,15 @@ def grouped(questions: Sequence[Question]) -> dict[str, list[Question]]:
     return groups
 
 
-def form(run: Run, handle: str, questions: Sequence[Question]) -> ElicitRequestFormParams:
-    """Return the form that asks for a decision on each tool that is to be called."""
-    lines = [f"Code in the session {json.dumps(handle)} (run {run.id}) wants to make these calls."]
+def form(handle: str, run: Run, asks: Run, questions: Sequence[Question]) -> ElicitRequestFormParams:
+    """Return the form that asks for a decision on each tool that is to be called.
+
+    Run `asks` wants to call them: `run`, of the session `handle`, or one of an agent that it has begun.
+    """
+    whose = f"Code in the session {json.dumps(handle)} (run {run.id})"
+    if asks is not run:
+        whose = f"A sub-agent (run {asks.id}) of code in the session {json.dumps(handle)} (run {run.id})"
+    lines = [f"{whose} wants to make these calls."]
     properties: dict[str, Any] = {}
     for number, (target, group) in enumerate(grouped(questions).items(), 1):
         calls = [(question, called, args) for question in group for called, args in question.calls]

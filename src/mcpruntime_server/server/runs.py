@@ -7,7 +7,7 @@ one goes on looking where it left off.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 from mcp import MCPError
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, ElicitRequest, ElicitResult, InputRequiredResult
+from mcp.types import CallToolResult, ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 
 from ..config import Config
 from ..errors import InvalidRequest, NotFound, Unavailable
@@ -113,19 +113,23 @@ class Runs:
 
     async def answer_form(self, ctx: Context[Any], state: str, wait_s: float | None) -> Answer:
         """Take what the client has answered, and go on waiting for the run that asked."""
-        name, rounds, form = state.split(" ")
+        name, rounds, form, asks_name = state.split(" ")
         found = await self.find(name)
         if isinstance(found, Report):
             return self.told(found, await self._handle_of(found))
         session, run = found
+        there = self._runtime.live_run(asks_name, PRINCIPAL)
+        if there is None:  # an agent that does not work any more
+            return await self._follow(ctx, session, run, wait_s, owns=False, rounds=int(rounds))
+        asks = there[1]
         given = ctx.input_responses or {}
         result = given.get(FORM)
-        questions = asking.asked_by(form, asking.for_person(run))
+        questions = asking.asked_by(form, asking.for_person(asks))
         put_aside = False
         if questions and isinstance(result, ElicitResult):
-            put_aside = not await self.take_form(run, questions, result)
-        if sampling.take(run, given):
-            await self._heard(run)
+            put_aside = not await self.take_form(asks, questions, result)
+        if sampling.take(asks, given):
+            await self._heard(asks)
         elif put_aside or given.keys() != {FORM}:  # what nobody has answered now waits for whoever attaches
             return await self.so_far(session, run)
         return await self._follow(ctx, session, run, wait_s, owns=False, rounds=int(rounds))
@@ -171,6 +175,10 @@ class Runs:
                 await self._runtime.session(session.id, PRINCIPAL)
             live = self._runtime.live_run(run, PRINCIPAL)
         return live or await load_report(self._runtime.journal, run)
+
+    def agents_of(self, run: Run) -> Iterator[Run]:
+        """Yield what is under way of the agents that a run has begun."""
+        return self._runtime.agents_of(run.id)
 
     async def _until_over(self, report: Report, wait_s: float | None) -> tuple[Session, Run] | Report:
         """Wait for a run that another server has: until it ends or asks something there, or goes on here.
@@ -260,21 +268,29 @@ class Runs:
         while True:
             left_s = max(until - anyio.current_time(), 0.0)
             if left_s or run.finished.is_set():
-                can_be_put = {question.id for question in self._for_client(ctx, run)}
+                asks, questions = self._asked(ctx, run)
+                can_be_put = {question.id for question in questions} if asks is run else {run.questions.elsewhere}
                 await wait_for(run, ctx, left_s, until_news=until_news, known=run.told_questions - can_be_put)
-            questions = self._for_client(ctx, run)
+            asks, questions = self._asked(ctx, run)
             if run.finished.is_set() or not questions or not left_s:
                 break
             if is_modern(ctx):
                 if rounds >= ROUNDS:
                     break
-                return self._input_required(session, run, questions, rounds + 1)
-            if not await self._ask(ctx, session, run, questions):
+                return self._input_required(session, run, asks, questions, rounds + 1)
+            if not await self._ask(ctx, session, run, asks, questions):
                 break
             until = max(until, anyio.current_time() + 1.0)  # a person may take longer than a request
         if not run.finished.is_set():
             return await self.so_far(session, run)
         return await self.end_of(session, run, run.last_report())
+
+    def _asked(self, ctx: Context[Any], run: Run) -> tuple[Run, list[Question]]:
+        """Return what can be asked through this client now, and the run that asks it: `run`, or one of its agents'."""
+        for each in (run, *self.agents_of(run)):
+            if questions := self._for_client(ctx, each):
+                return each, questions
+        return run, []
 
     def _for_client(self, ctx: Context[Any], run: Run) -> list[Question]:
         """Return what can be asked through this client now: a person with forms, its model where it offers that."""
@@ -286,7 +302,7 @@ class Runs:
         ]
 
     def _input_required(
-        self, session: Session, run: Run, questions: Sequence[Question], rounds: int
+        self, session: Session, run: Run, asks: Run, questions: Sequence[Question], rounds: int
     ) -> InputRequiredResult:
         """Return the result by which a client of the newest protocol is asked."""
         run.detached = True
@@ -295,20 +311,25 @@ class Runs:
             each.id: sampling.request(each, max_tokens) for each in questions if each not in forms
         }
         if forms:
-            requests[FORM] = ElicitRequest(params=asking.form(run, session.handle, forms))
-        return InputRequiredResult(input_requests=requests, request_state=f"{run.id} {rounds} {asking.name_of(forms)}")
+            requests[FORM] = ElicitRequest(params=asking.form(session.handle, run, asks, forms))
+        state = f"{run.id} {rounds} {asking.name_of(forms)} {asks.id}"
+        return InputRequiredResult(input_requests=requests, request_state=state)
 
-    async def _ask(self, ctx: Context[Any], session: Session, run: Run, questions: Sequence[Question]) -> bool:
+    async def _ask(
+        self, ctx: Context[Any], session: Session, run: Run, asks: Run, questions: Sequence[Question]
+    ) -> bool:
         """Ask through a client of the older protocols; return whether something was answered."""
         if forms := asking.approvals(questions):
-            return await self._ask_person(ctx, session, run, forms)
-        is_answered = await sampling.ask(ctx, run, questions, self._config.llm.max_tokens)
-        await self._heard(run)
+            params = asking.form(session.handle, run, asks, forms)
+            return await self._ask_person(ctx, asks, forms, params)
+        is_answered = await sampling.ask(ctx, asks, questions, self._config.llm.max_tokens)
+        await self._heard(asks)
         return is_answered
 
-    async def _ask_person(self, ctx: Context[Any], session: Session, run: Run, questions: list[Question]) -> bool:
+    async def _ask_person(
+        self, ctx: Context[Any], run: Run, questions: list[Question], params: ElicitRequestFormParams
+    ) -> bool:
         """Have a person fill in a form; return whether something was answered."""
-        params = asking.form(run, session.handle, questions)
         answers: dict[str, str] = {}
         async with anyio.create_task_group() as tasks:
 

@@ -135,7 +135,7 @@ class Tasks(Extension):
             found = await self._runs.find(params.task_id)
             for name, given in params.input_responses.items():
                 if not isinstance(found, Report):
-                    await self._take_form(found[1], name, given)
+                    await self._take_form(self._asking(found[1]), name, given)
         return {"resultType": "complete"}
 
     async def _cancel(self, ctx: Context, params: TaskParams) -> HandlerResult:
@@ -168,16 +168,17 @@ class Tasks(Extension):
         if isinstance(found, Report):
             return await self._past(found)
         session, run = found
-        if run.questions.open:
+        asks = self._asking(run)
+        if asks.questions.open:
             with anyio.move_on_after(GATHER_S):
                 await run.over()
         if run.finished.is_set():
             return await self._end(session, run)
-        if all(question.answer is not None for question in run.questions.open.values()):
+        if all(question.answer is not None for question in asks.questions.open.values()):
             return "working", {"statusMessage": run.stage or run.state}
-        questions = self._to_ask(run) if can_ask else []
+        questions = self._to_ask(asks) if can_ask else []
         if questions:
-            request = ElicitRequest(params=asking.form(run, session.handle, questions))
+            request = ElicitRequest(params=asking.form(session.handle, run, asks, questions))
             return "input_required", {"inputRequests": {asking.name_of(questions): as_json(request)}}
         run.told.clear()  # whoever asks twice is told the same
         return "completed", {"result": as_json(await self._runs.so_far(session, run))}
@@ -208,6 +209,10 @@ class Tasks(Extension):
         return "completed", {"result": as_json(self._runs.told(report, session.name or session.id))}
 
     # what a person is asked -------------------------------------------------------------------------
+
+    def _asking(self, run: Run) -> Run:
+        """Return the run that asks a person something: `run`, or one of an agent that it has begun."""
+        return next(filter(asking.for_person, (run, *self._runs.agents_of(run))), run)
 
     def _to_ask(self, run: Run) -> list[Question]:
         """Return what a person has neither answered nor put aside."""
