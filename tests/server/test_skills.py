@@ -203,6 +203,17 @@ async def test_what_needs_another_runs_file_is_a_draft(world: World) -> None:
     assert "FileNotFoundError" in told["reasons"][0]
 
 
+async def test_what_works_with_one_value_only_is_no_parameter(world: World) -> None:
+    code = (
+        "import csv, io\ntext = 'name,qty\\napple,3\\npear,4\\n'\n"
+        "def total(rows, key): return sum(int(row[key]) for row in rows)\n"
+        "rows = list(csv.DictReader(io.StringIO(text)))\ntotal(rows, 'qty')"
+    )
+    told = await world.saved(code)
+    assert told["state"] == "active", told
+    assert await world.server.value("skills.total('name,qty\\nfig,9\\n')") == 9
+
+
 async def test_parameters_that_do_nothing_are_told(world: World) -> None:
     code = f"{IMPORT}def run(item: str, city: str) -> str:\n    add(item=item)\n    return item\nrun('a', 'Oslo')"
     told = await world.saved(code)

@@ -140,6 +140,45 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         {"limit": 1},
         [("Ann", [9, 5])],
     ),
+    "a text is the same parameter wherever it stands": (
+        (
+            "from tools.git import log\nrows = log(repo_path='/srv/repo', author='Ann')\n"
+            "{'who': 'Ann', 'Ann': len(rows), 'text': f'{len(rows)} by ' + 'Ann'}",
+        ),
+        {"repo_path": "/srv/repo", "author": "Ann"},
+        {"author": "Bo"},
+        {"who": "Bo", "Bo": 1, "text": "1 by Bo"},
+    ),
+    "a pattern stays what it is": (
+        (
+            "from tools.git import log\nrows = log(repo_path='/srv/repo', author='Ann')\n"
+            "match rows[0]['author']:\n    case 'Ann':\n        found = 'her'\n    case _:\n        found = 'somebody'\nfound",
+        ),
+        {"repo_path": "/srv/repo", "author": "Ann"},
+        {"author": "Bo"},
+        "somebody",
+    ),
+    "what is gone through": (
+        ("from tools.git import log\n[len(log('/srv/repo', author=author)) for author in ['Ann', 'Bo', 'Ann']]",),
+        {"repo_path": "/srv/repo", "authors": ["Ann", "Bo", "Ann"]},
+        {"authors": ["Bo"]},
+        [1],
+    ),
+    "a long text is what code works on that calls nothing": (
+        (
+            "import re\npattern = re.compile(r'on (\\w+)')\nlog = '1 full on a\\n2 hot on b\\n'",
+            "sorted(set(pattern.findall(log)))",
+        ),
+        {"log": "1 full on a\n2 hot on b\n"},
+        {"log": "on c"},
+        ["c"],
+    ),
+    "the literal in what has a name": (
+        ("words = 'the cat the'.split()\nlongest = max(words, key=words.count)\nlongest",),
+        {"words": "the cat the"},
+        {"words": "a b b"},
+        "b",
+    ),
     "another run is called otherwise": (
         (
             "from math import sqrt as run\nfrom tools.git import log\nnumber = log(repo_path='/srv/repo')[0]['n']\n[run(number * 5), 'Ann']",

@@ -22,7 +22,7 @@ from ..journal.events import canonical_json
 from ..journal.replay import RecordedCall
 from .annotate import annotation_of
 from .lint import DEFINITIONS, MODELS, PROVIDED, Function, check_entry, entry_of, is_harmless, parse, signature_of
-from .literals import Found, literals_in, value_of
+from .literals import Found, data_in, literals_in, value_of
 from .model import ENTRY, TOOLS, Case, Extraction, Step, asks_model
 from .names import free_name
 from .rewrite import found_replaced, with_free_entry
@@ -239,6 +239,8 @@ def is_literal_assignment(node: ast.stmt) -> bool:
 def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: frozenset[str]) -> Extraction:
     """Return the skill whose `run` has the kept statements as its body."""
     found = [each for each in literals_in(kept, case.calls) if each.name not in fixed]
+    if not found and not case.calls:
+        found = [each for each in data_in(kept) if each.name not in fixed]
     nodes = {id(node) for each in found for node in each.nodes}
     beside, inside = parted(kept, changed=lambda node: any(id(part) in nodes for part in ast.walk(node)))
     check_entry_is_free(inside)
@@ -252,12 +254,13 @@ def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: froz
         body.append(f"return {ast.unparse(value)}")
     imported = {name for each in kept if isinstance(each.node, (ast.Import, ast.ImportFrom)) for name in each.binds}
     tools = sorted({call.target.removeprefix(TOOLS) for call in case.calls if call.target.startswith(TOOLS)})
-    words = result_words(result, tools, imported)
+    words = result_words(result, tools, imported) or f"result of {found[0].name if found else 'code'}"
     means = [*tools[:4], *(["a model"] if any(asks_model(call.target) for call in case.calls) else [])]
     summary = f"Return {words}" + (f", with {', '.join(means)}" if means else "") + "."
     name = free_name(words.replace(" ", "_")[:40], ())
     head = header(found, case, is_async=any(awaits(each) for each in inside))
-    docstring = [f'"""{summary}', *described(found), '"""'] if found else [f'"""{summary}"""']
+    more = described(found)
+    docstring = [f'"""{summary}', *more, '"""'] if more else [f'"""{summary}"""']
     function = [head, *(f"    {line}" if line else "" for part in [*docstring, *body] for line in part.split("\n"))]
     source = module(
         summary, [ast.unparse(renamed(each)) for each in beside], ["\n".join(function)], uses_any="Any" in head
@@ -366,7 +369,7 @@ def header(found: Sequence[Found], case: Case, *, is_async: bool) -> str:
 
 def described(found: Sequence[Found]) -> list[str]:
     """Return the lines of a docstring that show what the parameters were."""
-    examples = ", ".join(f"{each.name}={each.shown}" for each in found)
+    examples = ", ".join(f"{each.name}={each.shown}" for each in found if each.shown)
     return ["", f"Recorded with {examples}."] if examples else []
 
 
@@ -389,11 +392,32 @@ def summary_of(function: Function) -> str:
 
 
 def result_words(result: Result, tools: Sequence[str], imported: Collection[str]) -> str:
-    """Return what to call a result: by its variable, by what it is made of, or by the tool that it came from."""
-    names = [result.name] if result.name else [each.id for each in ast.walk(result.value) if isinstance(each, ast.Name)]
+    """Return what to call a result: by its keys, its variable, what it is made of, or the tool that it came from."""
+    value = result.value
+    if isinstance(value, ast.Dict) and not result.name:
+        keys = [each.value for each in value.keys if isinstance(each, ast.Constant)]
+        words = [worded(each) for each in keys if isinstance(each, str) and is_telling(each)]
+        if words:
+            return " ".join(words[:2])
+    names = [result.name] if result.name else [each.id for each in ast.walk(value) if isinstance(each, ast.Name)]
     for name in names:
-        if name in imported:
-            continue
-        if name.isascii() and name.isidentifier() and name.lower() not in VAGUE and name not in GIVEN and len(name) > 2:
-            return name.lower().strip("_").replace("_", " ")
-    return tools[-1].partition(".")[2].replace("_", " ") if tools else "result of code"
+        if name not in imported and is_telling(name):
+            return worded(name)
+    if tools:
+        return worded(tools[-1].partition(".")[2])
+    done = [
+        each.func.attr
+        for each in ast.walk(value)
+        if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute)
+    ]
+    return next((worded(each) for each in done if is_telling(each)), "")
+
+
+def is_telling(name: str) -> bool:
+    """Return whether a name says something about what it names."""
+    return name.isascii() and name.isidentifier() and name.lower() not in VAGUE and name not in GIVEN and len(name) > 2
+
+
+def worded(name: str) -> str:
+    """Return a name as words."""
+    return name.lower().strip("_").replace("_", " ")

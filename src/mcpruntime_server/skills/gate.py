@@ -23,15 +23,21 @@ from ..errors import ReplayDiverged
 from ..journal.events import RunStarted
 from ..journal.replay import RecordedCall, Recording
 from ..kernel.present import shorten
-from .model import ENTRY, Case, Signature
+from .model import ENTRY, Case, Extraction, Signature, Skill
 
 TRIAL_S = 30.0  # for one execution
 GATE_S = 180.0  # for all of them
+CHANCE = re.compile(r"\b(random|secrets|uuid\w*|shuffle|sample|choices?|tempfile)\b")  # what code draws chance with
+DRAWS = 4  # other seeds for code that does: two things that are shuffled are as they were half of the time
 LATER_S = 403 * 86_400.0 + 5 * 3600 + 1234.5
 SHOWN = 300  # characters of a value or an error in a reason
 RECORDED = "case"  # stands for the run that a case was; what repeats a run never goes on without its recording
 CANDIDATE = 0  # the version under which code is imported that has none yet
 BY_CHANCE = "What comes out depends on chance or on the time of day: make what it needs of them a parameter."
+CONSTANT = (
+    "It is a constant: it takes nothing, and calls nothing. Give what it works on a name of its own, such as "
+    "city = 'Oslo', or write it as a function that takes it."
+)
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 Tried = tuple[Recording, ReplayDiverged | None]
@@ -41,35 +47,41 @@ OpenTrial = Callable[[], AbstractAsyncContextManager[Try]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of it: `reasons` against it, its `cases` with the calls that they really make, idle parameters."""
+    """What came of it: `reasons` against it, its `cases` with the calls that they really make.
+
+    `unfit` are the parameters that may as well be literals: they do not matter, or nothing works but what was recorded
+    and there is no other. Where others are, such a parameter is a key of a table of answers.
+    """
 
     reasons: tuple[str, ...]
     cases: tuple[Case, ...]
-    idle: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
 
 
 async def examine(
-    name: str, signature: Signature, cases: Sequence[Case], open_trial: OpenTrial, version: int = CANDIDATE
+    name: str, made: Extraction | Skill, cases: Sequence[Case], open_trial: OpenTrial, version: int = CANDIDATE
 ) -> Verdict:
     """Return what there is to say against a skill that can be imported as `skills.<name>.v<version>`."""
-    gate = Gate(f"skills.{name}.v{version}", signature)
+    draws = DRAWS if CHANCE.search(made.source) else 1
+    gate = Gate(f"skills.{name}.v{version}", made.signature, draws)
     with anyio.move_on_after(GATE_S) as scope:
         async with open_trial() as trial:
-            reasons, kept, idle = await gate.pass_through(trial, cases)
+            reasons, kept, unfit = await gate.pass_through(trial, cases)
     if scope.cancelled_caught:
         return Verdict((f"Its cases did not end within {GATE_S:.0f} seconds.",), tuple(cases))
-    return Verdict(tuple(reasons), tuple(kept), tuple(idle))
+    return Verdict(tuple(reasons), tuple(kept), tuple(unfit))
 
 
 class Gate:
-    """One skill on its way through the gate; `module` is where it can be imported from."""
+    """One skill on its way through the gate: imported from `module`, and tried with `draws` other seeds of chance."""
 
-    def __init__(self, module: str, signature: Signature) -> None:
+    def __init__(self, module: str, signature: Signature, draws: int) -> None:
         self._module = module
         self._signature = signature
+        self._draws = draws
 
     async def pass_through(self, trial: Try, cases: Sequence[Case]) -> tuple[list[str], list[Case], list[str]]:
-        """Return the reasons against it, its cases, and the parameters that do not matter."""
+        """Return the reasons against it, its cases, and the parameters that are unfit."""
         if reason := await self._import_alone(trial):
             return [reason], list(cases), []
         if not cases:
@@ -78,16 +90,18 @@ class Gate:
         for case in cases:
             outcome, diverged = await trial(self._code(case.inputs, case), recording_of(case))
             reason = difference(case, outcome, diverged)
-            if not reason:  # now with other chance, and long after
+            for _ in range(0 if reason else self._draws):  # now with other chance, and long after
                 other = recording_of(replace(case, seed="", readings=much_later(outcome.readings)))
                 again, diverged = await trial(self._code(case.inputs, case), other)
-                reason = BY_CHANCE if diverged or fingerprint(again) != fingerprint(outcome) else ""
+                if diverged or fingerprint(again) != fingerprint(outcome):
+                    reason = BY_CHANCE
+                    break
             if reason:
                 return [reason], list(cases), []
             outcomes.append(outcome)
             kept.append(replace(case, calls=tuple(call for call in outcome.calls if call.listed)))
         if not self._signature.parameters and not any(case.calls for case in kept):
-            return ["It is a constant: it takes nothing, and calls nothing."], kept, []
+            return [CONSTANT], kept, []
         return await self._vary(trial, kept[0], outcomes[0], kept)
 
     async def _import_alone(self, trial: Try) -> str:
@@ -101,7 +115,8 @@ class Gate:
     async def _vary(
         self, trial: Try, case: Case, recorded: Recording, kept: list[Case]
     ) -> tuple[list[str], list[Case], list[str]]:
-        reasons, idle = [], []
+        reasons: dict[str, str] = {}
+        broken = set()
         for name in case.inputs:
             found = [
                 await trial(self._code({**case.inputs, name: value}, case), recording_of(case))
@@ -109,11 +124,12 @@ class Gate:
             ]
             failed = [not diverged and outcome.outcome["status"] == "error" for outcome, diverged in found]
             if not any(diverged or fingerprint(outcome) != fingerprint(recorded) for outcome, diverged in found):
-                idle.append(name)
+                reasons[name] = f"Parameter `{name}` never reaches a call or the result."
             elif all(failed) and not case.calls:
-                reasons.append(f"It works for the recorded value of parameter `{name}` only: {error_of(found[0][0])}")
-        reasons += [f"Parameter `{name}` never reaches a call or the result." for name in idle]
-        return reasons, kept, idle
+                broken.add(name)
+                reasons[name] = f"It works for the recorded value of parameter `{name}` only: {error_of(found[0][0])}"
+        unfit = reasons.keys() if reasons.keys() == case.inputs.keys() else reasons.keys() - broken
+        return list(reasons.values()), kept, list(unfit)
 
     def _code(self, inputs: Mapping[str, Any], case: Case) -> str:
         """Return code that calls the skill."""

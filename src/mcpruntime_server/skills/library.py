@@ -369,7 +369,7 @@ class Library:
                 verdict = await self._examine(name, replace_source(made, source), cases, CANDIDATE)
             finally:
                 del self._candidates[name]
-            new = frozenset(verdict.idle) - fixed
+            new = frozenset(verdict.unfit) - fixed
             if not new or made.is_given or attempt == TRIES - 1:
                 break
             fixed |= new
@@ -430,7 +430,7 @@ class Library:
     async def _examine(self, name: str, made: Extraction | Skill, cases: Sequence[Case], version: int) -> Verdict:
         if not cases:
             return Verdict((NO_CASE,), ())
-        return await examine(name, made.signature, cases, self.open_trial, version)
+        return await examine(name, made, cases, self.open_trial, version)
 
     async def _digest(self, skill: str) -> str:
         try:

@@ -1,7 +1,9 @@
 """Literals that came from the task, found in code that is to become a skill, with names for them as parameters.
 
 Three kinds: what code gives a name to (`city = "Oslo"`), what it calls tools and skills with (named as the tool's
-parameter), and what it compares with or cuts at (`row["status"] == "open"`, `rows[:5]`).
+parameter), and what it compares with, cuts at or goes through (`row["status"] == "open"`, `rows[:5]`, `for n in [2]`).
+
+Rule: a text that is a parameter is that wherever it stands. A result must not name what is not asked for any more.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import json
 import keyword
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +26,13 @@ from .slices import ASKING, Statement
 MAX_PARAMETERS = 8
 MAX_TEXT = 120  # characters of a text that came from the task, and is not code in another language
 PLAIN = (str, int, float, bool)
+MAX_SHOWN = 60  # characters of a value in a docstring
 SHARED = 3  # characters of a text that is one parameter wherever it stands
 LIMIT, LEAST, MOST = "limit", "min", "max"
+ITEMS = "items"  # of a list that is gone through
 BUILTIN = frozenset(dir(builtins))
 PACKAGES = PROVIDED | {MODELS}
+MAP = "tools.map"
 PROMPTS, DATA = ("prompt", "prompts"), "data"  # what models are asked, and about what
 AFFIXES = {"startswith": "prefix", "endswith": "suffix"}
 
@@ -47,10 +53,10 @@ class Found:
 
     @property
     def shown(self) -> str:
-        """The value as a docstring shows it."""
-        is_hidden = self.is_required or any(each in repr(self.value) for each in ("\\", '"""'))
-        text = "..." if is_hidden else repr(self.value)
-        return text if len(text) <= 60 else "..."
+        """The value as a docstring shows it; "" if that is nothing to show."""
+        text = repr(self.value)
+        is_hidden = self.is_required or len(text) > MAX_SHOWN or any(each in text for each in ("\\", '"""'))
+        return "" if is_hidden else text
 
 
 def value_of(node: ast.expr) -> Any:
@@ -95,7 +101,47 @@ def literals_in(kept: Sequence[Statement], calls: Sequence[RecordedCall]) -> lis
         if len(found) < MAX_PARAMETERS:
             names.add(base)
             found.append(Found(base, value, [each]))
+    _share(body, found)
     return found
+
+
+def data_in(kept: Sequence[Statement]) -> list[Found]:
+    """Return what code works on that would be a constant without: texts of any length, parts of what has a name."""
+    body = [each.node for each in kept]
+    if found := _named(body, kept, _schemas(body), is_code=lambda _: False):
+        return found
+    count = Counter(name for each in kept for name in each.binds)
+    for node in body[:-1]:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            literals = _literals_of(node.value)
+            if len(literals) == 1 and count[node.targets[0].id] == 1:
+                found.append(Found(node.targets[0].id, value_of(literals[0]), literals))
+    return found[:MAX_PARAMETERS]
+
+
+def _literals_of(node: ast.expr) -> list[ast.expr]:
+    """Return the literals in an expression, the largest of those within each other, without those that all code has."""
+    try:
+        value = value_of(node)
+    except ValueError:
+        return [one for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr) for one in _literals_of(each)]
+    return [node] if value and value not in (1, -1) else []
+
+
+def _share(body: Sequence[ast.stmt], found: Sequence[Found]) -> None:
+    """Have texts that are parameters be these wherever they stand, but in definitions, which cannot see them."""
+    texts = {one.value: one for one in found if isinstance(one.value, str) and len(one.value) >= SHARED}
+    known = {id(node) for one in found for node in one.nodes}
+    named = {id(one.assignment) for one in found}
+    for node in body:
+        if id(node) in named or isinstance(node, (ast.Import, ast.ImportFrom, *DEFINITIONS)):
+            continue
+        parts = list(ast.walk(node))
+        known |= {id(part) for each in parts if isinstance(each, ast.pattern) for part in ast.walk(each)}
+        for each in parts:
+            text = each.value if isinstance(each, ast.Constant) and id(each) not in known else None
+            if isinstance(text, str) and text in texts:
+                texts[text].nodes.append(each)  # type: ignore[arg-type]
 
 
 def _shared(row: ast.List | ast.Tuple, found: Sequence[Found]) -> list[tuple[ast.expr, Found]]:
@@ -127,7 +173,16 @@ def _schemas(body: Sequence[ast.stmt]) -> frozenset[str]:
     return frozenset(each.id for each in given if isinstance(each, ast.Name))
 
 
-def _named(body: Sequence[ast.stmt], kept: Sequence[Statement], schemas: Collection[str]) -> list[Found]:
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and (len(value) > MAX_TEXT or "\n" in value)
+
+
+def _named(
+    body: Sequence[ast.stmt],
+    kept: Sequence[Statement],
+    schemas: Collection[str],
+    is_code: Callable[[Any], bool] = _is_code,
+) -> list[Found]:
     """Return what code gives a name to, once, and never changes."""
     count = Counter(name for each in kept for name in each.binds)
     touched = {name for each in kept for name in each.touches}
@@ -143,7 +198,7 @@ def _named(body: Sequence[ast.stmt], kept: Sequence[Statement], schemas: Collect
         is_plain = isinstance(value, PLAIN) or (isinstance(value, (list, dict)) and bool(value))
         is_kept = isinstance(value, PLAIN) or name not in touched  # nothing can change a plain value
         is_kept = is_kept and name not in schemas
-        if is_plain and value != "" and not _is_code(value) and count[name] == 1 and is_kept:
+        if is_plain and value != "" and not is_code(value) and count[name] == 1 and is_kept:
             nodes = [
                 each for other in body for each in ast.walk(other) if isinstance(each, ast.Name) and each.id == name
             ]
@@ -158,10 +213,6 @@ def _named(body: Sequence[ast.stmt], kept: Sequence[Statement], schemas: Collect
 def _uses(name: str, body: Sequence[ast.stmt]) -> list[ast.expr]:
     nodes = (each for node in body for each in ast.walk(node))
     return [each for each in nodes if isinstance(each, ast.Name) and each.id == name and isinstance(each.ctx, ast.Load)]
-
-
-def _is_code(value: Any) -> bool:
-    return isinstance(value, str) and (len(value) > MAX_TEXT or "\n" in value)
 
 
 def _packages(kept: Sequence[Statement]) -> Mapping[str, str]:
@@ -211,6 +262,9 @@ class _Places(ast.NodeVisitor):
                     self._note(given.arg, given.value)
             for argument in node.args:
                 self._note(self._parameter(target, argument, node), argument)
+            if target == MAP:
+                for argument in node.args[1:2]:
+                    self._note(ITEMS, argument)
         elif first in self._functions and not rest:
             for given in node.keywords:
                 self._note(given.arg or "", given.value)
@@ -285,6 +339,22 @@ class _Places(ast.NodeVisitor):
                     self.compared.append((_bounded(name, operator, is_right=is_right), literal))
         self.generic_visit(node)
 
+    def visit_For(self, node: ast.For) -> None:
+        """Note what is gone through."""
+        self._note_items(node.target, node.iter)
+        self.generic_visit(node)
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        """Note what is gone through."""
+        self._note_items(node.target, node.iter)
+        self.generic_visit(node)
+
+    def _note_items(self, target: ast.expr, items: ast.expr) -> None:
+        if isinstance(items, ast.List) and items.elts and not self._is_inside:
+            with suppress(ValueError):
+                value_of(items)
+                self.compared.append((plural_of(target.id) if isinstance(target, ast.Name) else ITEMS, items))
+
     def visit_Slice(self, node: ast.Slice) -> None:
         """Note where a list is cut."""
         is_head = node.lower is None and node.step is None
@@ -292,6 +362,16 @@ class _Places(ast.NodeVisitor):
             assert node.upper is not None
             self.compared.append((LIMIT, node.upper))
         self.generic_visit(node)
+
+
+def plural_of(name: str) -> str:
+    """Return what a list is called whose items code calls `name`."""
+    clean = name.lower().strip("_")
+    if len(clean) < SHARED or not clean.isidentifier():
+        return ITEMS
+    return (
+        f"{clean[:-1]}ies" if re.search("[^aeiou]y$", clean) else f"{clean}es" if clean.endswith("s") else f"{clean}s"
+    )
 
 
 def _is_telling(node: ast.expr | None) -> bool:
