@@ -50,10 +50,12 @@ def test_only_what_is_below_a_root_is_opened(root: Path, tmp_path: Path) -> None
     (root / "up").symlink_to(tmp_path)
     (root / "in").symlink_to(root / "inner" / "file.txt")
     assert content(roots, f"{root}/in") == b"mine"
-    outside = (f"{root}/../secret", f"{root}/out", f"{root}/up/secret", "/etc/passwd", str(root), f"{tmp_path}/root2/x")
+    outside = (f"{root}/../secret", f"{root}/out", f"{root}/up/secret", "/etc/passwd", f"{tmp_path}/root2/x")
     for path in outside:
         with pytest.raises(InvalidRequest, match="not in a folder that files may be taken from"):
             content(roots, path)
+    with pytest.raises(InvalidRequest, match="is a folder"):
+        content(roots, str(root))
     for path in ("relative", "", f"{root}/a\0b"):
         with pytest.raises(InvalidRequest, match="no absolute path"):
             content(roots, path)
@@ -202,6 +204,7 @@ def test_names_of_files_inside_follow_from_content_and_have_no_detours() -> None
 async def test_what_is_wrong_with_an_input_is_said_of_that_one(journal: Journal, root: Path) -> None:
     inputs = Inputs(journal, [root])
     for given, wrong in (
+        ([str(root)], "is a folder. Name a file in it"),
         (["/etc/passwd"], r"context\[0\], '/etc/passwd': .*not in a folder"),
         ([{"text": "x"}, {"txt": "y"}], r"context\[1\]"),
         ([{"text": 1}], "either a `text` or a `source`"),

@@ -235,6 +235,16 @@ def test_pieces_are_found_again_and_again_and_counted_once(given_as: Callable[..
         given_as("x").grep("(")
 
 
+def test_brackets_take_pieces_and_say_what_else_there_is(given_as: Callable[..., Input]) -> None:
+    each = given_as("one\ntwo\nthree")
+    assert [str(each[:3]), str(each[4:7]), str(each[-5:]), str(each[4:][:3])] == ["one", "two", "three", "two"]
+    for which in (0, "one", slice(0, 5, 2)):
+        with pytest.raises(TypeError, match=r"\[start:end\] is a piece of it"):
+            each[which]
+    with pytest.raises(InputError, match=r"CONTEXT_DATA\['a'\].slice"):
+        AllInputs([given_as("x", "a"), given_as("y", "b")])[:1]
+
+
 def test_of_several_inputs_passes_go_through_all_and_offsets_need_one(given_as: Callable[..., Input]) -> None:
     several = AllInputs([given_as("a1\na2", "a"), given_as("b1\nb2\n", "b"), given_as("", "c")])
     assert list(several) == ["a1", "a2", "b1", "b2"]

@@ -43,6 +43,8 @@ class Roots:
             raise InvalidRequest(f"{path!r:.200} is the server's own.", remedy="Name a file of yours.")
         for folder in self.folders:
             root = os.path.realpath(folder)
+            if real == root:
+                raise InvalidRequest(f"{path!r:.200} is a folder.", remedy="Name a file in it.")
             if is_below(real, root):
                 return root, os.path.relpath(real, root)
         raise InvalidRequest(

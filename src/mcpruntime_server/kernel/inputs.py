@@ -32,7 +32,7 @@ class Readable:
     """What can be gone through: an input, a piece of one, or all inputs one after the other.
 
     .peek(n)  .lines(start, end)  .grep(pattern)  .sample(n)  .chunks(max_chars)  .map(fn)  .records()  .rows()
-    `for line in ...` yields lines as text; `"word" in ...` looks for a text.
+    `for line in ...` yields lines as text; `"word" in ...` looks for a text; `[start:end]` is `.slice(start, end)`.
     """
 
     __slots__ = ()
@@ -46,6 +46,17 @@ class Readable:
             raise AttributeError(name)
         known = [each for each in dir(type(self)) if not each.startswith("_")]
         raise AttributeError(f"an input has no {name!r}. {did_you_mean(name, known)}It has {', '.join(known)}.")
+
+    def __getitem__(self, which: Any) -> Piece:
+        if isinstance(which, slice) and which.step in (None, 1):
+            return self.slice(which.start or 0, which.stop)
+        raise TypeError(
+            f"[{which!r}] of an input: [start:end] is a piece of it, .lines()[i] a line; CONTEXT_DATA[i] is an input."
+        )
+
+    def slice(self, start: int = 0, end: Optional[int] = None) -> Piece:
+        """Return the piece between two offsets."""
+        raise NotImplementedError
 
     def peek(self, n: int = PEEK) -> str:
         """Return the first `n` characters."""
