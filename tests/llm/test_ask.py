@@ -143,3 +143,22 @@ except BudgetExceeded as error:
         assert model.stats()["calls"] == 30
         slots = await server.value("[s.ok for s in ask_llm_batch([str(n) for n in range(9)])]", session="other")
         assert slots == [True] * 9
+
+
+@pytest.mark.parametrize(
+    ("said", "schema", "value"),
+    [
+        ('Sure!\n```json\n{"value": true}\n```\nAnything else?', "bool", True),
+        ('Here it is: {"value": [1, 2]}.', "list[int]", [1, 2]),
+        ("42", "int", 42),
+        (" app\n", "typing.Literal['app', 'web']", "app"),
+        ('{"city": "Oslo"}', "dict[str, str]", {"city": "Oslo"}),
+        ('{"value": "a"}', "{'$ref': '#/$defs/word', '$defs': {'word': {'type': 'string'}}}", "a"),
+    ],
+)
+async def test_an_answer_counts_whatever_is_said_around_it(
+    server: Connection, model: fake_llm.Server, said: str, schema: str, value: Any
+) -> None:
+    model.script({"reply": said})
+    assert await server.value(f"import typing\nask_llm({said!r}, schema={schema})") == value
+    assert model.stats()["calls"] == 1

@@ -66,6 +66,7 @@ ERRORS: dict[str, type[LlmError]] = {  # by kind
     "llm_bad_answer": LlmAnswerError,
     "agent_failed": AgentFailed,
 }
+DEFINITIONS = ("$defs", "definitions")  # of a schema: what it refers to
 AT_ONCE = 8  # agents of a batch
 
 
@@ -266,8 +267,10 @@ class Form:
             self.schema = typed.schema_of(wanted)
         self.plain = self.schema  # as agents are told it
         if self.schema is not None and self.schema.get("type") != "object" and "properties" not in self.schema:
-            # Providers that follow schemas themselves want an object at the top.
-            self.schema = {"type": "object", "properties": {"value": self.schema}, "required": ["value"]}
+            # Providers that follow schemas themselves want an object at the top, where references begin.
+            shared = {name: self.schema[name] for name in DEFINITIONS if name in self.schema}
+            inner = {name: each for name, each in self.schema.items() if name not in shared}
+            self.schema = {"type": "object", "properties": {"value": inner}, "required": ["value"], **shared}
             self.is_wrapped = True
 
     def value(self, told: Any) -> Any:

@@ -147,7 +147,7 @@ async def answered(question: Question, complete: Callable[[Messages], Awaitable[
     except ValueError as still:
         raise CallFailed(
             "llm_bad_answer",
-            f"The model's answer does not follow the schema: {still}",
+            f"The model's answer does not follow the schema: {still}.",
             remedy="Ask for less at once, or with another model.",
             data={"text": again.text[:SHOWN]},
         ) from None

@@ -7,9 +7,8 @@ told that nothing between them is said to it.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
@@ -24,7 +23,9 @@ APART = (
 )
 JSON = "Answer with one JSON value that follows this JSON schema, and nothing else:\n{schema}"
 REPAIR = "That does not follow the schema: {problem}\nAnswer again, with the JSON value alone."
-FENCED = re.compile(r"\A\s*```[a-zA-Z]*\n(.*)\n\s*```\s*\Z", re.DOTALL)
+FENCE = "```"
+BEGINS = ("{", "[", '"')  # JSON that is more than a number or a word
+WRAPPED = "value"  # the only key of an object that stands for what is none: some providers want objects
 MAX_SCHEMA = 50_000  # characters
 MAX_DEPTH = 40
 MAX_NODES = 20_000  # parts of a schema, what it refers to taken in as often as it does
@@ -153,12 +154,15 @@ def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
     """Return what an answer says; raises `ValueError` with what is wrong where it does not follow the schema."""
     if schema is None:
         return said
-    fenced = FENCED.match(said)
     try:
-        value = json.loads(fenced[1] if fenced else said, object_pairs_hook=unique)
-        canonical_json(value)
-    except (ValueError, RecursionError) as exc:
-        raise ValueError(f"it is no JSON ({exc})") from None
+        value = json_in(said)
+    except ValueError:
+        value = said.strip()
+        is_meant_as_json = value[:1] in BEGINS or FENCE in value
+        if is_meant_as_json or not is_wrapper(schema) or problem_of({WRAPPED: value}, schema):
+            raise
+    if is_wrapper(schema) and not (isinstance(value, dict) and WRAPPED in value):
+        value = {WRAPPED: value}
     if depth_of(value) > MAX_DEPTH:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     if size_of(schema) * (said.count(",") + said.count(":") + 1) > MAX_WORK:
@@ -166,6 +170,40 @@ def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
     if problem := problem_of(value, schema):
         raise ValueError(problem)
     return value
+
+
+def json_in(said: str) -> Any:
+    """Return the JSON value that an answer is, or has among other words; raises `ValueError`."""
+    problem: Exception = ValueError()
+    for text in parts_of(said):
+        try:
+            value = json.loads(text, object_pairs_hook=unique)
+            canonical_json(value)
+        except (ValueError, RecursionError) as exc:
+            problem = exc
+        else:
+            return value
+    raise ValueError(f"it is no JSON ({problem})")
+
+
+def parts_of(said: str) -> Iterator[str]:
+    """Yield what of an answer may be its value: all, what is fenced, and what is from the first brace to the last.
+
+    They are looked for in one pass each, because a hostile answer may be made of nothing else.
+    """
+    yield said
+    first, last = said.find(FENCE), said.rfind(FENCE)
+    if 0 <= first < last:
+        yield said[first:last].partition("\n")[2]
+    first, last = said.find("{"), said.rfind("}")
+    if 0 <= first < last:
+        yield said[first : last + 1]
+
+
+def is_wrapper(schema: Mapping[str, Any]) -> bool:
+    """Return whether a schema is that of an object which stands for its only value."""
+    properties = schema.get("properties")
+    return isinstance(properties, dict) and properties.keys() == {WRAPPED} and schema.get("required") == [WRAPPED]
 
 
 def problem_of(value: Any, schema: Mapping[str, Any]) -> str:
