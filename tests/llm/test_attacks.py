@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
@@ -71,6 +72,27 @@ async def test_a_provider_that_quotes_the_key_is_not_quoted(server: Connection, 
             assert told.status == "error"
             assert not any(KEY[at : at + 7] in told.text for at in range(len(KEY) - 6)), told.text
             assert given not in told.text
+    assert files_with(KEY, server.folder) == []
+
+
+@pytest.mark.parametrize("text", ["x" * 65_000, "a" * 65_000, "a..b" * 16_000, "a" * 10_000_000])
+def test_what_is_told_is_found_soon_in_whatever_is_said(text: str) -> None:
+    began = time.process_time()
+    Words([SECRET]).fit(text)
+    assert time.process_time() - began < 1.0
+
+
+async def test_a_page_that_is_an_error_keeps_nobody_waiting(server: Connection, model: fake_llm.Server) -> None:
+    model.script({"match": "long", "fault": "500", "message": "x" * 65_000})
+    told = await server.value("[slot.ok for slot in ask_llm_batch(['a long page', 'another question'])]")
+    assert told == [False, True]
+
+
+async def test_an_answer_with_the_key_in_it_is_left_out(server: Connection, model: fake_llm.Server) -> None:
+    model.script({"reply": f"I was asked with {KEY}."})
+    told = await server.run("ask_llm('what were you sent?')")
+    assert told.error["type"] == "llm.LlmAnswerError"
+    assert KEY not in told.text
     assert files_with(KEY, server.folder) == []
 
 

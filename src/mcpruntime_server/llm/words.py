@@ -8,13 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote
 
 SHOWN = 300  # characters of what a provider says
+LOOKED = 20_000  # and of those that are looked through for them
 LEAST = 8  # characters of what can be a credential
+UNLIKELY = 16  # characters of a credential that no model says by chance, unlike "ollama" and others that stand for none
 PIECE = 5  # characters of a credential that give it away
 ENCODED = 8  # and of a transformed one
 LEFT_OUT = "the provider's words are left out, because they quote a credential."
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-MASKED = re.compile(r"\S*\w(\*{2,}|\.{3,}|\u2026|[xX]{4,})\w*\S*")  # as providers cut keys short
-LIKE_A_KEY = re.compile(r"(?=[A-Za-z0-9+/=_%~-]*[0-9=+%])[A-Za-z0-9+/=_%~-]{16,}")
+# Each goes through a text once: one that looks back or ahead takes minutes for a long word, and keeps all waiting.
+MASKED = re.compile(r"\w(\*{2,}|\.{3,}|\u2026|[xX]{4,})")  # in a word, as providers cut keys short
+LONG = re.compile(r"[A-Za-z0-9+/=_%~-]{16,}")
+LIKE_A_KEY = re.compile(r"[0-9=+%]")  # in a long one
 
 
 def secrets_in(environ: Mapping[str, str]) -> list[str]:
@@ -26,20 +30,25 @@ class Words:
     """Makes what a provider says fit to be told."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
+        self._secrets = tuple(secrets)
         self._pieces: set[str] = set()
-        for secret in secrets:
+        for secret in self._secrets:
             self._pieces.update(pieces_of(secret, PIECE))
             for form in forms_of(secret):
                 self._pieces.update(pieces_of(form, ENCODED))
 
     def fit(self, text: str, known: str = "") -> str:
         """Return what can be told of `text`, in which only the name `known` may look like a key."""
-        text = " ".join(text.split())
+        text = " ".join(text[:LOOKED].split())
         folded = text.replace(known, " ").casefold() if known else text.casefold()
         if any(folded[at : at + size] in self._pieces for size in (PIECE, ENCODED) for at in range(len(folded))):
             return LEFT_OUT
-        text = LIKE_A_KEY.sub(lambda found: found[0] if found[0] == known else "***", text)
-        return MASKED.sub("***", text)[:SHOWN]
+        text = LONG.sub(lambda found: "***" if found[0] != known and LIKE_A_KEY.search(found[0]) else found[0], text)
+        return " ".join("***" if MASKED.search(word) else word for word in text.split(" "))[:SHOWN]
+
+    def quotes(self, text: str) -> bool:
+        """Return whether a text has a credential in it, as it is."""
+        return any(len(secret) >= UNLIKELY and secret in text for secret in self._secrets)
 
 
 def pieces_of(text: str, size: int) -> Iterator[str]:

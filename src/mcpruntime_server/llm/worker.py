@@ -69,7 +69,7 @@ class Worker:
             if "price" in asked:
                 told: Told = {"price": self._price(asked), "window": window_of(asked["model"])}
             else:
-                told = checked(await self._ask(asked), price_of(asked["model"]))
+                told = self._without_keys(checked(await self._ask(asked), price_of(asked["model"])))
         except Exception as exc:  # noqa: BLE001 - whatever a provider's client raises is what became of it
             told = {"error": self._described(exc, asked)}
         self._output.write(json.dumps({"id": number, **told}).encode() + b"\n")
@@ -115,6 +115,13 @@ class Worker:
             "tokens": (getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0)),
             "usd": getattr(done, "_hidden_params", {}).get("response_cost"),
         }
+
+    def _without_keys(self, told: Told) -> Told:
+        """Return what is told of an answer, unless it has a key in it: code and the journal are never to see one."""
+        if not self._words.quotes(told.get("text", "")):
+            return told
+        message = "The model's answer is left out, because it quotes a credential."
+        return {"error": {"kind": "llm_bad_answer", "message": message}, "usage": told["usage"]}
 
     def _described(self, exc: Exception, asked: Told) -> Told:
         """Return an error without credentials; the provider's own words on a refused key may quote it."""
