@@ -162,3 +162,8 @@ async def test_an_answer_counts_whatever_is_said_around_it(
     model.script({"reply": said})
     assert await server.value(f"import typing\nask_llm({said!r}, schema={schema})") == value
     assert model.stats()["calls"] == 1
+
+
+async def test_words_are_no_answer_where_none_are_wanted(server: Connection, model: fake_llm.Server) -> None:
+    model.script({"match": "many", "reply": "Many."}, {"match": "does not follow", "reply": "7"})
+    assert await server.value("ask_llm('How many?', schema={'minimum': 3})") == 7

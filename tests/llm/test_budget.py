@@ -233,6 +233,14 @@ async def test_the_same_question_by_many_at_once_is_asked_once(tmp_path: Path, m
         assert await server.value("llm_usage()['run']['calls']") == 0
 
 
+async def test_time_cuts_off_waiting_to_ask_again(tmp_path: Path, model: fake_llm.Server) -> None:
+    async with connect(settings(tmp_path, model, run={"wall_s": 2.0}, retries=2)) as server:
+        await server.value("ask_llm('ready?')")
+        model.script({"match": "busy", "fault": "429", "retry_after": 20, "times": 9})
+        code = "import time\nstarted = time.monotonic()\ntry: ask_llm('busy')\nexcept BudgetExceeded: pass\n"
+        assert await server.value(f"{code}time.monotonic() - started") < 15
+
+
 async def test_a_provider_that_wants_us_to_wait_is_waited_for_or_said_to(
     tmp_path: Path, model: fake_llm.Server
 ) -> None:

@@ -80,7 +80,8 @@ class Asker:
                         raise CallFailed(exc.kind, told_failure(exc)) from None
                     spent += exc.usage or Usage(1)
                     pause_s = max(wait_s * random.uniform(0.5, 1.0), exc.after_s)  # noqa: S311
-                await anyio.sleep(pause_s)
+                with budget.in_time():
+                    await anyio.sleep(pause_s)
                 wait_s = min(wait_s * 2, LONGEST_WAIT_S)
         raise AssertionError("the last attempt returns or raises")
 

@@ -159,7 +159,7 @@ def value_of(said: str, schema: Mapping[str, Any] | None) -> Any:
     except ValueError:
         value = said.strip()
         is_meant_as_json = value[:1] in BEGINS or FENCE in value
-        if is_meant_as_json or not is_wrapper(schema) or problem_of({WRAPPED: value}, schema):
+        if is_meant_as_json or not wraps_text(schema) or problem_of({WRAPPED: value}, schema):
             raise
     if is_wrapper(schema) and not (isinstance(value, dict) and WRAPPED in value):
         value = {WRAPPED: value}
@@ -206,6 +206,12 @@ def is_wrapper(schema: Mapping[str, Any]) -> bool:
     return isinstance(properties, dict) and properties.keys() == {WRAPPED} and schema.get("required") == [WRAPPED]
 
 
+def wraps_text(schema: Mapping[str, Any]) -> bool:
+    """Return whether a schema is that of an object which stands for a text, so that an answer may be the text alone."""
+    inner = schema["properties"][WRAPPED] if is_wrapper(schema) else None
+    return isinstance(inner, dict) and (inner.get("type") == "string" or "enum" in inner)
+
+
 def problem_of(value: Any, schema: Mapping[str, Any]) -> str:
     """Return where and how a value does not follow a schema, "" if it does; raises `CallFailed` if that is none."""
     import jsonschema
@@ -218,6 +224,8 @@ def problem_of(value: Any, schema: Mapping[str, Any]) -> str:
     except ValidationError as exc:
         place = exc.json_path if exc.path else "the value"
         return f"{place}: {exc.message[:SHOWN]}"
+    except OverflowError:  # `multipleOf` divides
+        return "a number in it is too large"
     except (Unresolvable, RecursionError) as exc:
         raise CallFailed("invalid_arguments", f"The schema refers to what is not there: {str(exc)[:SHOWN]}") from None
     return ""
