@@ -18,6 +18,6 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException:  # whatever stops it, the draft does not stay
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -37,9 +37,12 @@ class Record:
         self._known = {name: len(read) for name, read in resumed.readings.items()} if resumed else {}
         self._written: Callable[[], Awaitable[Any]] | None = None  # waits until its end is on the disk
 
-    def append(self, event: ClocksRead | Output | FilesChanged) -> None:
-        """Write down what it does."""
-        self._append(event)
+    def append(
+        self,
+        event: RunQueued | RunStarted | RunResumed | RunSuspended | ClocksRead | Output | RunFinished | FilesChanged,
+    ) -> None:
+        """Write down what becomes of it."""
+        self._journal.append(self._session, event, self._run)
 
     def announce(self) -> None:
         """Have it survive the death of the server, though it has not begun."""
@@ -47,7 +50,7 @@ class Record:
             self._is_announced = True
             request = self._request
             context = None if request.context is None else list(request.context)
-            self._append(RunQueued(self._run, request.code, request.timeout_s, request.key, request.dry_run, context))
+            self.append(RunQueued(self._run, request.code, request.timeout_s, request.key, request.dry_run, context))
 
     def begin(
         self,
@@ -64,7 +67,7 @@ class Record:
         self.has_begun = True
         request, recording = self._request, self._request.recording
         if request.resumes and recording is not None:
-            self._append(RunResumed(sum(call.finished is not None for call in recording.calls)))
+            self.append(RunResumed(sum(call.finished is not None for call in recording.calls)))
             return
         start = RunStarted(
             run=self._run,
@@ -82,12 +85,12 @@ class Record:
             detached=detached,
             context=list(context),
         )
-        self._append(start)
+        self.append(start)
 
     def suspend(self) -> None:
         """It stops here, and another server is to go on with it."""
         with suppress(JournalFailed):  # then it counts as one that a crash has stopped
-            self._append(RunSuspended())
+            self.append(RunSuspended())
 
     def note_clocks(self, clocks: Any) -> None:
         """Write down what clocks have told the code, without what the journal has already."""
@@ -101,11 +104,11 @@ class Record:
             if values[known:]:
                 readings[name] = values[known:]
         if readings:
-            self._append(ClocksRead(readings))
+            self.append(ClocksRead(readings))
 
     def end(self, event: RunFinished) -> None:
         """It is over."""
-        self._append(event)
+        self.append(event)
         self._written = self._journal.begin_flush()
 
     async def flush(self) -> None:
@@ -116,9 +119,3 @@ class Record:
         """Wait until its end survives a crash; raises `JournalFailed`."""
         if self._written is not None:
             await self._written()
-
-    def _append(
-        self,
-        event: RunQueued | RunStarted | RunResumed | RunSuspended | ClocksRead | Output | RunFinished | FilesChanged,
-    ) -> None:
-        self._journal.append(self._session, event, self._run)
