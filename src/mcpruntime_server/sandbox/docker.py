@@ -175,9 +175,7 @@ class DockerBackend:
         try:
             folder = await run_sync(self._inputs.make, name)
             found = await self._create(name)
-            stream = await self._engine.attach(name)
-            async with stream:
-                sandbox = SandboxStream(stream)
+            async with SandboxStream(await self._engine.attach(name)) as sandbox:
                 sent = sandbox.send_now(greeting)
                 await self._start(name)
                 await sandbox.send(greeting[sent:])

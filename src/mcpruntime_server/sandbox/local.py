@@ -104,7 +104,7 @@ class LocalBackend:
     async def _process(self, name: str, workspace: Path) -> AsyncIterator[LocalChannel]:
         ours, theirs = socket.socketpair()
         with theirs:
-            stream = await UNIXSocketStream.from_socket(ours)
+            stream = SandboxStream(await UNIXSocketStream.from_socket(ours))
             process = await anyio.open_process(
                 self._argv,
                 stdin=theirs.fileno(),
@@ -117,7 +117,7 @@ class LocalBackend:
         try:
             inputs, python = workspace.parent / "inputs", f"python:{sys.version.split()[0]}"
             info = SandboxInfo(name, self.name, python, inputs, str(inputs), isolated=False)
-            yield LocalChannel(info, SandboxStream(stream), process)
+            yield LocalChannel(info, stream, process)
         finally:
             with anyio.move_on_after(EXIT_S, shield=True):
                 await stream.aclose()  # the kernel reads the end, kills what it started, and exits

@@ -10,7 +10,8 @@ import socket
 from contextlib import suppress
 
 import anyio
-from anyio.abc import ByteStream, SocketAttribute, UNIXSocketStream
+from anyio.abc import AsyncResource, ByteStream, SocketAttribute, UNIXSocketStream
+from anyio.lowlevel import checkpoint
 
 from ..errors import SandboxFailed
 
@@ -18,8 +19,12 @@ RECEIVE = 256 * 1024  # bytes taken at once
 ENDED = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
-class SandboxStream:
-    """A connected stream; a unix socket is used directly, anything else (TLS) through its own methods."""
+class SandboxStream(AsyncResource):
+    """A connected stream; a unix socket is used directly, anything else (TLS) through its own methods.
+
+    anyio 4.16 lets the event loop complete a waiting write of a unix socket that was cancelled in the same turn, which
+    fails; `wait_readable` and `wait_writable` do not.
+    """
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -39,8 +44,17 @@ class SandboxStream:
     async def send(self, data: bytes) -> None:
         """Write all of `data`; raises `SandboxFailed` when the other end is gone."""
         try:
-            await self._stream.send(data)
-        except ENDED as exc:
+            if self._socket is None:
+                await self._stream.send(data)
+                return
+            await checkpoint()
+            rest = memoryview(data)
+            while rest:
+                try:
+                    rest = rest[self._socket.send(rest) :]
+                except BlockingIOError:
+                    await anyio.wait_writable(self._socket)
+        except (*ENDED, OSError) as exc:
             raise SandboxFailed("The sandbox is gone.") from exc
 
     async def receive(self) -> bytes:
@@ -57,5 +71,11 @@ class SandboxStream:
         except (*ENDED, OSError):
             pass
         # The other end may go on holding its half open without reading it: a sender would wait for ever.
-        await anyio.aclose_forcefully(self._stream)
+        await anyio.aclose_forcefully(self)
         return b""
+
+    async def aclose(self) -> None:
+        """Close it; whoever waits for it is woken, and finds it at its end."""
+        if self._socket is not None and self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+        await self._stream.aclose()
