@@ -206,7 +206,36 @@ def test_records_and_rows_say_which_line_is_wrong(given_as: Callable[..., Input]
     assert list(rows) == [{"name": "ann", "say": "one\ntwo"}, {"name": "bob", "say": "x"}]
     assert list(given_as("1;2\n3;4").rows(header=False, delimiter=";")) == [["1", "2"], ["3", "4"]]
     with pytest.raises(InputError, match="is not CSV"):
-        list(given_as('"' + "x" * 200_000).rows())
+        list(given_as('"' + "x" * (inputs.MAX_FIELD + 1)).rows())
+
+
+@given(text=TEXTS, end=st.sampled_from(["\n", "\r\n"]))
+@example(text="x" * 200, end="\r\n")
+def test_records_and_rows_are_those_of_the_text_however_long_its_lines(files: Files, text: str, end: str) -> None:
+    words = [text, "more", ""]
+    for found in files.both("".join(json.dumps(each, ensure_ascii=False) + end for each in words).encode()):
+        assert list(found.records()) == words
+    words = [each.replace("\r", "") for each in words]  # lines end with \n, whatever they ended with
+    for found in files.both(end.join(["a,b", *(f'"{each}","{each}"' for each in words)]).encode()):
+        assert [[row["a"], row["b"]] for row in found.rows()] == [[each, each] for each in words]
+
+
+def test_fields_are_as_long_as_they_are_and_lines_up_to_what_makes_a_text(
+    given_as: Callable[..., Input], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [len(row["b"]) for row in given_as(f"a,b\n1,{'x' * 200_000}").rows()] == [200_000]
+    monkeypatch.setattr(inputs, "MAX_TEXT", 1000)
+    with pytest.raises(InputError, match="A line of 'input' has more than 1,000 bytes"):
+        list(given_as(f"1\n{'2' * 2000}\n").records())
+
+
+@given(data=TEXTS, text=TEXTS)
+@example(data="one\ntwo", text="e\nt")
+@example(data="", text="")
+def test_a_text_is_in_an_input_whatever_its_lines(files: Files, data: str, text: str) -> None:
+    for part in (text, data[len(data) // 3 : len(data) // 2]):
+        for found in files.both(data.encode()):
+            assert (part in found) == (part in data)
 
 
 def test_an_empty_file_has_nothing_and_that_is_no_error(given_as: Callable[..., Input]) -> None:

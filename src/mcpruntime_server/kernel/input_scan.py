@@ -13,7 +13,7 @@ from .input_bytes import InputError, whole
 
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterator, Optional, Tuple
+    from typing import Any, Callable, Iterator, Optional, Tuple, Union
 
     from .input_bytes import Source
 
@@ -28,7 +28,7 @@ LINES, PART, REST = "lines", "part", "rest"  # what a buffer holds
 BREAKS = {"chars": (), "lines": (b"\n",), "paragraphs": (b"\n\n", b"\n\r\n", b"\n")}
 
 
-def decode(data: bytes) -> str:
+def decode(data: Union[bytes, bytearray]) -> str:
     """Return bytes as text; what is no UTF-8 is replaced."""
     return data.decode("utf-8", "replace")
 
@@ -94,14 +94,44 @@ def texts(source: Source, start: int, end: Optional[int]) -> Iterator[str]:
     done = start
     for offset, data, kind in buffers(source, start, end):
         if kind == LINES:
-            for line in decode(data).split("\n"):
-                yield line[:-1] if line.endswith("\r") else line
+            yield from _lines_in(data)
             continue
         new = data[max(done - offset, 0) :]
         size = whole(new) if kind == PART else len(new)
         done = offset + len(data) - len(new) + size
         if size:
             yield decode(new[:size])
+
+
+def whole_lines(source: Source, start: int, end: Optional[int], most: int) -> Iterator[str]:
+    """Yield the lines as text, without line ends; raises `InputError` for one of more than `most` bytes."""
+    held, done = bytearray(), start
+    for offset, data, kind in buffers(source, start, end):
+        if kind == LINES:
+            yield from _lines_in(data)
+            continue
+        held += data[max(done - offset, 0) :]
+        done = offset + len(data)
+        if len(held) > most:
+            raise InputError(f"A line of {source.name!r} has more than {most:,} bytes, too much for one text.")
+        if kind == REST:
+            yield from _lines_in(held)
+            held.clear()
+
+
+def _lines_in(data: Union[bytes, bytearray]) -> Iterator[str]:
+    for line in decode(data).split("\n"):
+        yield line[:-1] if line.endswith("\r") else line
+
+
+def holds(source: Source, start: int, end: Optional[int], text: str) -> bool:
+    """Return whether a text stands there, of whatever lines."""
+    needle, before_it = text.encode("utf-8", "surrogateescape"), b""
+    for _, data in source.blocks(start, end):
+        if needle in before_it + data:
+            return True
+        before_it = (before_it + data)[-len(needle) :]
+    return not needle
 
 
 # hits ---------------------------------------------------------------------------------------------

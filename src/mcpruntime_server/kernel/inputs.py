@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, ClassVar, Dict, Iterator, List, Optional, Sequence, Union
 
 MAX_TEXT = 16 << 20  # bytes that become one text; more of them is what passes are for
+MAX_FIELD = 4 << 20  # characters of a field of CSV: one that is never closed must not take the memory of all
 MAP_CHARS = 20_000  # characters of a chunk, where `map` is not told
 PEEK = 1000
 SHOWN = 10  # inputs that an error names
@@ -149,7 +150,7 @@ class Readable:
         """Yield what each line holds as JSON; empty lines are passed over. Raises `InputError` for one that is none."""
         import json
 
-        for number, line in enumerate(self):
+        for number, line in enumerate(self._whole_lines()):
             text = line.lstrip("\ufeff") if number == 0 else line
             if text.strip():
                 try:
@@ -161,13 +162,18 @@ class Readable:
         """Yield the rows of CSV: dicts by the names in the first row, or lists where `header` is false."""
         import csv
 
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD))
         for part in self._parts():
-            lines = (line.lstrip("\ufeff") + "\n" for line in part)
+            lines = (line.lstrip("\ufeff") + "\n" for line in part._whole_lines())
             read = csv.DictReader(lines, delimiter=delimiter) if header else csv.reader(lines, delimiter=delimiter)
             try:
                 yield from read
             except csv.Error as exc:
                 raise InputError(f"Line {read.line_num} of {part.name!r} is not CSV: {exc}.") from None
+
+    def _whole_lines(self) -> Iterator[str]:
+        for part in self._parts():
+            yield from scan.whole_lines(part._source, part.start, part._end, MAX_TEXT)
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts():
@@ -176,9 +182,7 @@ class Readable:
     def __contains__(self, text: object) -> bool:
         if not isinstance(text, str):
             raise TypeError(f"a text is looked for, not {type(text).__name__}; grep takes patterns.")
-        import re
-
-        return next(self._hits(re.escape(text), False), None) is not None
+        return any(scan.holds(part._source, part.start, part._end, text) for part in self._parts())
 
 
 class Piece(Readable):
