@@ -117,9 +117,13 @@ def test_what_makes_no_sense_is_refused(
     assert model.stats() == {}
 
 
-def test_without_a_model_the_ways_to_have_one_are_told(tmp_path: Path, model: fake_llm.Server) -> None:
-    told = run(settings(tmp_path, model, model=""), "x")
-    assert "There are three ways to have one" in told.stderr
+@pytest.mark.parametrize("none", [{"model": "", "api_base": ""}, {"model": ""}, {"model": "", "broker": "caller"}])
+def test_without_a_model_the_ways_to_have_one_that_drives_agents_are_told(
+    tmp_path: Path, model: fake_llm.Server, none: dict[str, Any]
+) -> None:
+    told = run(settings(tmp_path, model, **none), "x")
+    assert "Set [llm] model: of a provider whose key is in the environment, or of a server" in told.stderr
+    assert "caller" not in told.stderr
 
 
 # in Python --------------------------------------------------------------------------------------------------

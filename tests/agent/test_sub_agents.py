@@ -290,24 +290,21 @@ async def test_a_question_of_an_agent_is_named_where_its_run_is_looked_at_and_ca
         assert (await attach(server, asked.run)).value == "placed"
 
 
-THREE_WAYS = "There are three ways to have one"
-
-
 @pytest.mark.parametrize(
-    ("llm", "ways"),
+    ("llm", "why"),
     [
-        ({}, THREE_WAYS),
-        ({"broker": "caller"}, "and drives no agents. Set [llm] model"),
-        ({"broker": "off", "model": "echo"}, THREE_WAYS),
+        ({}, "No model is configured."),
+        ({"broker": "caller"}, "The client's own model answers questions, and drives no agents."),
+        ({"broker": "off", "model": "echo"}, "No model is configured."),
     ],
 )
-async def test_without_a_model_of_its_own_the_ways_to_have_one_are_told(
-    tmp_path: Path, llm: dict[str, str], ways: str
+async def test_without_a_model_that_drives_agents_the_ways_to_have_one_are_told(
+    tmp_path: Path, llm: dict[str, str], why: str
 ) -> None:
     async with connect(write_settings(tmp_path, sandbox=SMALL, llm=llm)) as server:
         failed = await server.run("sub_agent('x')")
         assert "LlmError: " in failed.text
-        assert ways in failed.text
+        assert f"{why} Set [llm] model: of a provider" in failed.text
 
 
 async def test_the_key_is_in_nothing_that_an_agent_leaves(tmp_path: Path, model: fake_llm.Server) -> None:

@@ -48,6 +48,8 @@ class Asker:
         """Raise `CallFailed` unless there is a model that can drive an agent, and may."""
         if self.by_client:
             raise CallFailed(NoModel.code, str(NoModel(NOT_AGENTS, remedy=DRIVERS)))
+        if self._broker is None or not (model or self._settings.model):  # the client's own would be no way out
+            raise CallFailed(NoModel.code, str(NoModel(remedy=DRIVERS)))
         self._asked(model)
 
     async def complete(
