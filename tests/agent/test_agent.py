@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -62,6 +63,21 @@ def test_large_files_are_inputs_of_programs_and_nobody_else_reads_them(tmp_path:
     assert json.loads(told.stdout)["value"] == [200, "nothing"]
 
 
+@pytest.mark.parametrize(("cut", "value"), [(0, 100), (9, "The gzip file 'day.log.gz' ends in its middle")])
+def test_packed_files_are_read_by_programs_however_small_they_are(
+    tmp_path: Path, model: fake_llm.Server, cut: int, value: object
+) -> None:
+    log = tmp_path / "given" / "day.log.gz"
+    log.parent.mkdir()
+    packed = gzip.compress(b"all is well\n" * 100)
+    log.write_bytes(packed[: len(packed) - cut])
+    count = "try:\n    found = CONTEXT.line_count()\nexcept InputError as error:\n    found = str(error).split(',')[0]"
+    model.script({"match": "It begins\n<data .*>\nall is well\nall", "reply": program(f"{count}\nSUBMIT(found)")})
+    told = run(settings(tmp_path, model), "What does it say?", "--json", "--context", str(log))
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["value"] == value
+
+
 # on the command line ----------------------------------------------------------------------------------------
 
 
@@ -99,9 +115,19 @@ def test_an_agent_that_fails_says_why_after_its_cost(tmp_path: Path, model: fake
     assert "the agent                       2 questions" in told.stdout
 
 
+def test_questions_that_fail_are_in_the_cost(tmp_path: Path, model: fake_llm.Server) -> None:
+    model.script({"reply": "", "usage": {"prompt_tokens": 1000}}, {"fault": "500"})
+    told = run(settings(tmp_path, model, retries=1), "anything")
+    assert told.returncode == 1
+    assert re.search("the agent +2 questions +1,000 tokens in", told.stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
+        ([" "], "There is no task."),
+        (["x", "--budget-usd", "inf"], "numbers over 0"),
+        (["x", "--context", "/dev/zero"], "/dev/zero holds more than 1,000,000 bytes"),
         (["x", "--max-steps", "0"], "numbers over 0"),
         (["x", "--budget-usd", "nan"], "numbers over 0"),
         (["x", "--context", "/nowhere/at/all"], "/nowhere/at/all cannot be read"),

@@ -7,12 +7,15 @@ agent's session, which programs read piece by piece.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..kernel.input_bytes import GZIP
 from ..kernel.present import shorten
 from .conversation import apart
 
@@ -36,6 +39,11 @@ class Files:
         """Their bytes; raises `InvalidRequest`."""
         return sum(size_of(path) for path in self.paths)
 
+    @property
+    def are_packed(self) -> bool:
+        """Whether there is a gzip file among them, which says something only when it is unpacked."""
+        return any(path.is_file() and begins_with(path, len(GZIP)) == GZIP for path in self.paths)
+
 
 @dataclass(frozen=True)
 class Given:
@@ -50,6 +58,15 @@ def size_of(path: Path) -> int:
     """Return the bytes of a file; raises `InvalidRequest`."""
     try:
         return path.stat().st_size
+    except OSError as exc:
+        raise InvalidRequest(f"{path} cannot be read: {exc.strerror}.") from exc
+
+
+def begins_with(path: Path, size: int) -> bytes:
+    """Return the first bytes of a file; raises `InvalidRequest`."""
+    try:
+        with path.open("rb") as opened:
+            return opened.read(size)
     except OSError as exc:
         raise InvalidRequest(f"{path} cannot be read: {exc.strerror}.") from exc
 
@@ -86,10 +103,12 @@ def given(context: Any) -> Given | None:
 
 def given_files(files: Files) -> Given:
     """Return how files are given to the agent of a client, which names them to its server."""
-    with files.paths[0].open("rb") as opened:
-        begins = opened.read(BEGINS).decode("utf-8", "replace")
+    begins = begins_with(files.paths[0], BEGINS)
+    if begins.startswith(GZIP):
+        with suppress(zlib.error):  # what is damaged is told to programs
+            begins = zlib.decompressobj(31).decompress(begins, BEGINS)
     sizes = ", ".join(f"{path.name} ({size_of(path):,} bytes)" for path in files.paths)
-    return given_inputs(sizes, begins, [str(path.resolve()) for path in files.paths])
+    return given_inputs(sizes, begins.decode("utf-8", "replace"), [str(path.resolve()) for path in files.paths])
 
 
 def given_inputs(what: str, begins: str, inputs: Sequence[Any]) -> Given:

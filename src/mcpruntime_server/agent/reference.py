@@ -20,7 +20,7 @@ from ..llm.model import Completion, Messages, Question, Usage
 from . import STEPS, loop
 from .client import Server
 from .conversation import Brief
-from .given import given, size_in, text_of
+from .given import Files, given, size_in, text_of
 from .loop import ROOM, TOO_LONG, Submitted, hand_over, solve
 from .route import SHARE, TOKEN, Route, route
 
@@ -121,7 +121,14 @@ class Agent:
         """Yield what happens while a task is done, `Finished` last; `context` is a text, JSON data, or `Files`."""
         if schema is not None:
             check_schema(schema)
-        way = route(task, size_in(context), self._window, recursive=self._recursive, packages=self._packages)
+        way = route(
+            task,
+            size_in(context),
+            self._window,
+            recursive=self._recursive,
+            packed=isinstance(context, Files) and context.are_packed,
+            packages=self._packages,
+        )
         yield Routed(way)
         desk = Desk(self._asker, self._budget, self._new_server())
         try:
@@ -170,9 +177,10 @@ class Desk:
 
     async def ask(self, messages: Messages) -> Completion:
         """Return what the model says; raises `CallFailed`."""
-        done = await self._asker.complete(messages, self._budget)
-        self.cost += Cost(done.usage)
-        return done
+        return await self._asker.complete(messages, self._budget, note=self._note)
+
+    def _note(self, used: Usage, _: float) -> None:
+        self.cost += Cost(used)  # of those that failed, too
 
     async def execute(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
         """Run a program to its end; raises `McpRuntimeError`."""

@@ -32,16 +32,25 @@ class Route:
 
 
 def route(
-    task: str, size: int | None, window: int = 0, *, recursive: bool = False, packages: Collection[str] = ()
+    task: str,
+    size: int | None,
+    window: int = 0,
+    *,
+    recursive: bool = False,
+    packed: bool = False,
+    packages: Collection[str] = (),
 ) -> Route:
     """Return the way of a task with material of `size` characters (None: there is none).
 
-    `window` is the model's, in tokens (0: not known), `packages` are those of tools that programs could use.
+    `window` is the model's, in tokens (0: not known). `packed`: the material has to be unpacked.
+    `packages` are those of tools that programs could use.
     """
     if recursive:
         return Route("programs", "It was asked for.")
     if size is None:
         return Route("programs", "There is no material: only programs can find or do something.")
+    if packed:
+        return Route("programs", "The material is packed: only programs can read it.")
     room = int((window or WINDOW) * SHARE * TOKEN)
     if size > room:
         return Route("programs", f"{size:,} characters of material are more than the {room:,} that are read at once.")

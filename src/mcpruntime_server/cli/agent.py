@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ..agent import STEPS
-from ..agent.given import Files
+from ..agent.given import Files, begins_with
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from ..llm.model import Usage
@@ -44,7 +45,9 @@ def add_agent(verbs: Any) -> None:
 
 def agent(config: Config, options: Options) -> int:
     """Have a task done; print how, and what it has cost."""
-    if options.max_steps < 1 or (options.budget_usd is not None and not options.budget_usd > 0):
+    if not options.task.strip():
+        raise InvalidRequest("There is no task.")
+    if options.max_steps < 1 or (options.budget_usd is not None and not 0 < options.budget_usd < math.inf):
         raise InvalidRequest("--max-steps and --budget-usd are numbers over 0.")
     context, schema = read_context(options.context), read_schema(options.schema)
     screen = Screen(printer(), full=options.full)
@@ -174,19 +177,19 @@ def data_of(finished: Finished) -> dict[str, Any]:
 
 
 def read_context(files: Sequence[Path]) -> Any:
-    """Return the text of a file, or of several by their names, or the `Files` themselves if they are large.
+    """Return the text of a file, or of several by their names, or the `Files` themselves if they are large or packed.
 
     None if there are none. Raises `InvalidRequest`.
     """
     named = Files(tuple(files))
-    if named.size > MAX_CONTEXT:
+    if named.size > MAX_CONTEXT or named.are_packed:
         return named
     texts: dict[str, str] = {}
     for file in files:
-        try:
-            texts[str(file)] = file.read_bytes().decode("utf-8", "replace")
-        except OSError as exc:
-            raise InvalidRequest(f"{file} cannot be read: {exc.strerror}.") from exc
+        data = begins_with(file, MAX_CONTEXT + 1)
+        if len(data) > MAX_CONTEXT:  # of a pipe or a device nobody knows the size before
+            raise InvalidRequest(f"{file} holds more than {MAX_CONTEXT:,} bytes: write them to a plain file first.")
+        texts[str(file)] = data.decode("utf-8", "replace")
     return next(iter(texts.values())) if len(texts) == 1 else texts or None
 
 
