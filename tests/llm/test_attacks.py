@@ -123,6 +123,14 @@ async def test_an_answer_of_50_megabytes_is_an_error(server: Connection, model: 
     assert await server.value("ask_llm('still there?')") == "still there?"
 
 
+async def test_an_answer_without_an_end_takes_no_memory(server: Connection, model: fake_llm.Server) -> None:
+    [pid] = server.pids
+    [worker] = workers_of(pid)
+    model.script({"fault": "huge", "bytes": 400_000_000})
+    assert (await server.run("ask_llm('more')")).status == "error"
+    assert peak_of(worker) < 400_000_000  # litellm takes half of that
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -267,6 +275,12 @@ def workers_of(pid: int) -> list[int]:
     """Return the processes below `pid` that ask models."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children if "llm.worker" in arguments_of(int(child))]
+
+
+def peak_of(pid: int) -> int:
+    """Return the most bytes of memory that a process has had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def arguments_of(pid: int) -> str:

@@ -35,6 +35,11 @@ class TooLarge(Malformed):
     """What came has no end that is worth waiting for."""
 
 
+def too_large() -> TooLarge:
+    """Return the error of an answer that is too large."""
+    return TooLarge(f"The answer is larger than {MAX_BODY:,} bytes.")
+
+
 class Direct:
     """Speaks to one server, over connections that it keeps; to be made and used in a running loop."""
 
@@ -78,7 +83,7 @@ async def read(response: aiohttp.ClientResponse) -> bytes:
         found += chunk
         if len(found) > MAX_BODY:
             response.close()
-            raise TooLarge(f"The answer is larger than {MAX_BODY:,} bytes.")
+            raise too_large()
     return bytes(found)
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import AsyncIterator, Callable
 from email.utils import parsedate_to_datetime
 from functools import partial
 from time import time
@@ -19,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from .direct import Direct, Malformed, TooLarge
+from .direct import MAX_BODY, Direct, Malformed, TooLarge, too_large
 from .model import KEY
 from .prices import price_of, providers, window_of
 from .words import Words, secrets_in
@@ -127,8 +128,8 @@ class Worker:
         """Return an error without credentials; the provider's own words on a refused key may quote it."""
         status, name = getattr(exc, "status_code", None), type(exc).__name__
         text = self._words.fit(str(exc), asked["model"])
-        if isinstance(exc, TooLarge):
-            return {"kind": "llm_bad_answer", "message": str(exc), "cut": True}
+        if is_too_large(exc):
+            return {"kind": "llm_bad_answer", "message": str(too_large()), "cut": True}
         if isinstance(exc, Malformed):
             return {"kind": "llm_unavailable", "message": str(exc), "passing": True}
         if isinstance(exc, TimeoutError) or name == "Timeout":
@@ -193,7 +194,7 @@ def imported() -> Any:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     os.environ["LITELLM_MODE"] = "PRODUCTION"  # or it would read an `.env` of whatever folder this runs in
     os.environ.setdefault("LITELLM_LOG", "CRITICAL")
-    follow_no_redirects()
+    bound_clients()
     import litellm
 
     litellm.telemetry = False
@@ -201,15 +202,44 @@ def imported() -> Any:
     return litellm
 
 
-def follow_no_redirects() -> None:
-    """Have the HTTP clients of this process stay where they are sent: some would take their keys elsewhere."""
+def bound_clients() -> None:
+    """Have the HTTP clients of this process stay where they are sent, and read no answer that has no end.
+
+    Some would take their keys elsewhere, and all hold an answer several times over.
+    """
     import httpx
 
-    class Staying(httpx.AsyncClient):
+    class Bounded(httpx.AsyncClient):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "follow_redirects": False})
+            hooks = self.event_hooks
+            self.event_hooks = {**hooks, "response": [*hooks["response"], bound]}
 
-    httpx.AsyncClient = Staying  # type: ignore[misc]
+    async def bound(response: httpx.Response) -> None:
+        response.aiter_bytes = partial(bounded, response.aiter_bytes)  # type: ignore[method-assign]
+
+    httpx.AsyncClient = Bounded  # type: ignore[misc]
+
+
+async def bounded(read: Callable[..., AsyncIterator[bytes]], *args: Any, **options: Any) -> AsyncIterator[bytes]:
+    """Yield the parts of an answer, unpacked; raises `TooLarge`."""
+    size = 0
+    async for part in read(*args, **options):
+        size += len(part)
+        if size > MAX_BODY:
+            raise too_large()
+        yield part
+
+
+def is_too_large(exc: BaseException | None) -> bool:
+    """Return whether an error comes from an answer without an end, whatever the clients have made of that."""
+    seen: list[BaseException] = []
+    while exc is not None and exc not in seen:
+        if isinstance(exc, TooLarge):
+            return True
+        seen.append(exc)
+        exc = exc.__cause__ or exc.__context__
+    return False
 
 
 async def main() -> None:
