@@ -57,6 +57,103 @@ found = ask_llm("Plan", schema=Trip)
     assert await server.value("ask_llm('x', schema=int | None, model='json')") == 0
 
 
+KINDS = """
+from __future__ import annotations
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, NotRequired, Optional, TypedDict
+
+class Size(Enum):
+    S = "s"
+    L = "l"
+
+@dataclass
+class Cat:
+    kind: Literal["cat"]
+    name: str
+
+@dataclass
+class Dog:
+    kind: Literal["dog"]
+    name: str
+
+@dataclass
+class Even:
+    n: int
+    half: int = field(init=False)
+
+    def __post_init__(self):
+        assert self.n % 2 == 0, "odd"
+        self.half = self.n // 2
+
+class Told(TypedDict):
+    who: str
+    why: NotRequired[str]
+"""
+MADE = {
+    "list[Cat | Dog]": ('[{"kind": "dog", "name": "Rex"}]', "[Dog(kind='dog', name='Rex')]"),
+    "list[Cat] | list[Dog]": ('[{"kind": "dog", "name": "Rex"}]', "[Dog(kind='dog', name='Rex')]"),
+    "Optional[float]": ("3", "3.0"),
+    "list[int]": ("[3.0, 4]", "[3, 4]"),
+    "dict[Size, Optional[Size]]": ('{"s": "l", "l": null}', "{<Size.S: 's'>: <Size.L: 'l'>, <Size.L: 'l'>: None}"),
+    "dict[str, int] | Cat": ('{"value": {"kind": "cat", "name": "Tom"}}', "Cat(kind='cat', name='Tom')"),
+    "Literal['none'] | list[Cat]": ('[{"kind": "cat", "name": "Tom"}]', "[Cat(kind='cat', name='Tom')]"),
+    "int | float": ("3", "3"),
+    "frozenset": ("[1, 1]", "frozenset({1})"),
+    "Even": ('{"n": 4}', "Even(n=4, half=2)"),
+    "Told": ('{"who": "me"}', "{'who': 'me'}"),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+async def test_an_answer_becomes_the_type_that_it_follows(
+    server: Connection, model: fake_llm.Server, kind: str
+) -> None:
+    said, made = MADE[kind]
+    model.script({"reply": said})
+    assert await server.value(f"{KINDS}\nrepr(ask_llm({kind!r}, schema={kind}))") == made
+
+
+async def test_a_value_that_a_class_refuses_is_the_error_of_its_slot(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    model.script({"match": "one", "reply": '{"n": 4}'}, {"match": "two", "reply": '{"n": 3}'})
+    code = """
+slots = ask_llm_batch(['one', 'two'], schema=Even)
+[slot.value.half if slot.ok else repr(slot.error) for slot in slots]"""
+    assert await server.value(KINDS + code) == [2, "AssertionError('odd')"]
+
+
+async def test_what_a_model_has_answered_is_data_of_the_next_question(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    model.script({"reply": '[{"kind": "cat", "name": "Tom"}]'})
+    code = "found = ask_llm('Find all', schema=list[Cat])\nask_llm('In common?', {'found': found, 'days': {2, 1}})"
+    told = await server.value(f"{KINDS}\n{code}")
+    assert '{"days":[1,2],"found":[{"kind":"cat","name":"Tom"}]}' in told
+    failed = await server.run("import datetime\nask_llm('When?', [datetime.date(2026, 1, 1)])")
+    assert failed.error["message"] == "date is not JSON data: give texts, numbers, lists and dicts."
+
+
+@pytest.mark.parametrize("call", ["ask_llm_batch('Topic?', 'one text')", "sub_agent_batch('Sum up', {'a': 1})"])
+async def test_a_batch_takes_no_single_text_or_dict_apart(
+    server: Connection, model: fake_llm.Server, call: str
+) -> None:
+    failed = await server.run(call)
+    assert failed.error["type"] == "TypeError"
+    assert "give [data]" in failed.error["message"]
+    assert model.stats() == {}
+
+
+async def test_keys_that_json_does_not_have_are_refused_before_anybody_is_asked(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    model.script()
+    told = await server.run("ask_llm('x', schema=dict[int, str])")
+    assert "those of JSON objects are texts" in told.error["message"]
+    assert model.stats() == {}
+
+
 async def test_an_answer_that_breaks_the_schema_is_asked_for_once_more_and_then_an_error(
     server: Connection, model: fake_llm.Server
 ) -> None:

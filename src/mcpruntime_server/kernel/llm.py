@@ -190,18 +190,14 @@ def question(prompt: Any, data: Any, form: Form, model: str | None, max_tokens: 
     """Return a question as the host takes it; raises `TypeError`."""
     if not isinstance(prompt, str):
         raise TypeError(f"a prompt is a text, not {type(prompt).__name__}; what it is about goes into `data`.")
-    if isinstance(data, (bytes, bytearray)):
-        data = bytes(data).decode("utf-8", "replace")
-    elif isinstance(data, (list, tuple)):
-        data = [each.text if hasattr(each, "as_data") else each for each in data]
-    elif hasattr(data, "as_data"):
-        data = data.as_data()
-    asked = {"prompt": prompt, "data": data, "schema": form.schema, "model": model, "max_tokens": max_tokens}
+    asked = {"prompt": prompt, "data": given(data), "schema": form.schema, "model": model, "max_tokens": max_tokens}
     return {name: value for name, value in asked.items() if value is not None}
 
 
 def paired(texts: str | Iterable[str], data: Iterable[Any] | None) -> list[tuple[str, Any]]:
-    """Return texts with what they are about: one text with each, or each with its own; raises `ValueError`."""
+    """Return texts with what they are about: one with each, or each with its own; raises `ValueError`, `TypeError`."""
+    if isinstance(data, (str, bytes, bytearray, dict)):
+        raise TypeError(f"a batch goes through a list, and would take a {type(data).__name__} apart: give [data].")
     if isinstance(texts, str):
         return [(texts, each) for each in (data if data is not None else [None])]
     several = list(texts)
@@ -219,13 +215,13 @@ def agent_task(task: Any, context: Any, budget: Any, form: Form, model: str | No
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def given(context: Any) -> Any:
-    """Return a context as the host takes it: a text, JSON data, or a reference to a piece of an input."""
-    if hasattr(context, "as_data"):
-        return context.as_data()
-    if isinstance(context, (bytes, bytearray)):
-        return bytes(context).decode("utf-8", "replace")
-    return context if isinstance(context, str) or context is None else json_data(context)
+def given(data: Any) -> Any:
+    """Return data as the host takes it: a text, JSON data, or a reference to a piece of an input."""
+    if hasattr(data, "as_data"):
+        return data.as_data()
+    if isinstance(data, (bytes, bytearray)):
+        return bytes(data).decode("utf-8", "replace")
+    return data if isinstance(data, str) or data is None else json_data(data)
 
 
 def json_data(value: Any) -> Any:
@@ -243,6 +239,8 @@ def _plain(value: Any) -> Any:
 
     if isinstance(value, Planned):
         check_known(value)
+    if hasattr(value, "as_data"):  # pieces of inputs
+        return value.text
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, (set, frozenset)):
@@ -259,7 +257,7 @@ class Form:
         self.wanted = wanted
         self.schema: dict[str, Any] | None = None
         self.is_wrapped = False
-        if wanted is None or type(wanted) is dict:
+        if wanted is None or isinstance(wanted, dict):
             self.schema = wanted
         else:
             from . import typed
@@ -297,7 +295,7 @@ def slot_of(told: Any, form: Form) -> Slot:
     if told["ok"]:
         try:
             return Slot(value=form.value(told))
-        except (TypeError, ValueError) as problem:
+        except Exception as problem:  # noqa: BLE001 - a class of the user's may refuse a value in any way
             return Slot(error=problem)
     error = told["error"]
     return Slot(error=ERRORS.get(error["kind"], LlmError)(error["message"], error["kind"], error["data"]))
