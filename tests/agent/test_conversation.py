@@ -53,6 +53,18 @@ def test_a_program_is_found_in_whatever_fence_it_stands(said: str, program: str)
 
 
 @pytest.mark.parametrize(
+    "said", ["```python\nSUBMIT(1)", "SUBMIT(4)", "I think", "```python\nx = 1\n```\n```python\ny"]
+)
+def test_half_a_program_is_none_though_it_can_be_parsed(said: str) -> None:
+    with pytest.raises(NoProgram, match="ends before its program does"):
+        program_in(said, is_cut=True)
+
+
+def test_a_program_that_ends_before_its_answer_is_cut_off_is_whole() -> None:
+    assert program_in("```python\nx = 1\n```\nThis is bec", is_cut=True) == "x = 1"
+
+
+@pytest.mark.parametrize(
     ("said", "problem"),
     [
         ("The answer is 42.", "no Python"),
@@ -60,7 +72,7 @@ def test_a_program_is_found_in_whatever_fence_it_stands(said: str, program: str)
         ("```json\n{}\n```", "no Python"),
         ("```python\n\n```", "no Python"),
         ("Call SUBMIT(4) when you are done.", "no Python"),
-        ("```python\nfor x in range(", "not closed"),
+        ("```python\nfor x in range(", "ends before its program does"),
         ("`x = 1`", "no Python"),
     ],
 )

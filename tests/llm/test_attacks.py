@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,11 +20,14 @@ import pytest
 
 import fake_llm
 from fake_llm import KEY
+from mcpruntime_server.config import LlmSettings
+from mcpruntime_server.llm import litellm
+from mcpruntime_server.llm.model import ModelFailed
 from mcpruntime_server.llm.words import LEFT_OUT, Words
-from tests.server.client import Connection, connect
+from tests.server.client import Connection, connect, write_settings
 from tests.server.test_resume import until
 
-from .test_ask import settings
+from .test_ask import SMALL, settings
 
 SECRET = "sk-Proj7Xw9abcDEF/+0123456789mnopqrstuv"
 FORMS = {
@@ -137,7 +142,7 @@ async def test_an_answer_without_an_end_takes_no_memory(server: Connection, mode
         '{"value": 1, "value": 2}',
         '{"value": NaN}',
         '{"value": 1e999}',
-        "[" * 100_000,
+        "[" * 10_000,
         '{"value": ' + "[" * 60 + "]" * 60 + "}",
     ],
     ids=["twice", "nan", "infinite", "deep", "nested"],
@@ -155,6 +160,49 @@ async def test_a_number_that_no_schema_can_be_held_against_fails_alone(
     told = await server.value(code)
     assert "a number in it is too large" in told[0]
     assert told[1] is True
+
+
+async def test_an_answer_that_is_cut_off_is_an_error_and_not_half_an_answer(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    code = """
+try:
+    ask_llm('word ' * 20, max_tokens=5)
+except LlmAnswerError as error:
+    told = [str(error), error.data]
+told"""
+    message, data = await server.value(code)
+    assert "is cut off. Ask for less at once" in message
+    assert data == {"text": "word word word word "}
+    failed = await server.run("ask_llm('word ' * 20, schema=list[int], max_tokens=5)")
+    assert "is cut off" in failed.error["message"]
+    assert model.stats()["calls"] == 2  # no answer that has been cut off is mended
+
+
+async def test_a_provider_moves_no_cursor_and_its_usage_is_believed_within_reason(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    model.script(
+        {"match": "red", "fault": "400", "message": "\x1b[31mred\u202e"},
+        {"match": "much", "usage": {"prompt_tokens": 10**400}},
+    )
+    assert (await server.run("ask_llm('red')")).error["message"].isprintable()
+    assert await server.value("ask_llm('much')") == "much"
+
+
+async def test_the_largest_piece_does_not_end_the_process_that_others_ask(
+    tmp_path: Path, model: fake_llm.Server
+) -> None:
+    (tmp_path / "noise").write_bytes(b"\xff" * (16 << 20))
+    llm = {"model": "echo", "api_base": model.url, "api_key": KEY}
+    path = write_settings(tmp_path, sandbox=SMALL, server={"context_roots": [str(tmp_path)]}, llm=llm)
+    async with connect(path) as server:
+        await server.run("ask_llm('ready?')")
+        [worker] = workers_of(server.pids[0])
+        model.script({"reply": "much noise"})
+        told = await server.run("ask_llm('What is it?', CONTEXT)", context=[str(tmp_path / "noise")])
+        assert told.value == "much noise"
+        assert workers_of(server.pids[0]) == [worker]
 
 
 async def test_text_is_taken_as_it_is_whatever_it_says(server: Connection, model: fake_llm.Server) -> None:
@@ -269,6 +317,34 @@ async def test_nothing_is_started_before_the_first_question(tmp_path: Path, mode
 def files_with(text: str, folder: Path) -> list[Path]:
     """Return the files that hold a text."""
     return [file for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
+
+
+async def test_a_process_that_is_stuck_gives_its_place_to_another_one(
+    model: fake_llm.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litellm, "LATE_S", 0.2)
+    monkeypatch.setattr(litellm, "STUCK_S", 0.5)
+    given = LlmSettings.model_validate({"model": "echo", "api_base": model.url, "api_key": KEY})
+
+    async def ask(timeout_s: float) -> str:
+        messages = [{"role": "user", "content": "hello"}]
+        put = broker.complete(messages, model="echo", max_tokens=9, timeout_s=timeout_s, schema=None)
+        return (await put).text
+
+    with anyio.fail_after(100):
+        async with litellm.opened(given) as broker:
+            assert await ask(60) == "hello"
+            [worker] = workers_of(os.getpid())
+            os.kill(worker, signal.SIGSTOP)
+            for _ in range(3):  # the first is late, but not yet for long
+                with pytest.raises(ModelFailed):
+                    await ask(0.1)
+            await until(lambda: workers_of(os.getpid()) == [])
+            told = ""
+            while not told:
+                with suppress(ModelFailed):  # until the next one has its place
+                    told = await ask(60)
+            assert told == "hello"
 
 
 def workers_of(pid: int) -> list[int]:

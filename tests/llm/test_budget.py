@@ -191,6 +191,14 @@ except BudgetExceeded as error:
         assert "1 seconds from its first question on" in told
 
 
+async def test_time_cuts_off_the_wait_for_a_provider_that_is_busy(tmp_path: Path, model: fake_llm.Server) -> None:
+    async with connect(settings(tmp_path, model, run={"wall_s": 1.0})) as server:
+        model.script({"fault": "429", "retry_after": 50})
+        with anyio.fail_after(40):
+            failed = await server.run("ask_llm('well?')")
+        assert failed.error["type"] == "llm.BudgetExceeded"
+
+
 async def test_neither_a_crash_nor_being_forgotten_gives_a_new_budget(tmp_path: Path, model: fake_llm.Server) -> None:
     path = settings(tmp_path, model, session={"calls": 10}, run={"calls": 8})
     loop = """

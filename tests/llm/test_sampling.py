@@ -44,8 +44,22 @@ class Model:
         return CreateMessageResult(role="assistant", model="mine", content=text)
 
 
+async def cut(_: Any, asked: CreateMessageRequestParams) -> CreateMessageResult:
+    text = TextContent(type="text", text="It is half a")
+    return CreateMessageResult(role="assistant", model="mine", content=text, stop_reason="maxTokens")
+
+
 async def nobody(_: Any, asked: ElicitRequestParams) -> ElicitResult:
     raise AssertionError(f"a person was asked: {asked}")
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_an_answer_that_is_cut_off_is_none_and_the_question_stays(tmp_path: Path, mode: str) -> None:
+    path = write_settings(tmp_path, sandbox=SMALL, llm={"broker": "sampling"})
+    async with connect(path, mode=mode, sampling_callback=cut) as server:
+        told = await server.run("ask_llm('is it?')")
+        assert told.status == "waiting"
+        assert "q1 question: is it?" in told.text
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

@@ -44,7 +44,7 @@ PYTHON = ("python", "py", "python3", "repl", "ipython", "pycon", "tool_code")
 NO_PROGRAM = (
     "There is no Python in the answer. Write one block fenced with ```python and ```; SUBMIT(value) ends the task."
 )
-CUT = "The block is not closed, and what there is of it is no whole program. Write it again, shorter."
+CUT = "The answer ends before its program does. Write it again, shorter."
 
 
 @dataclass(frozen=True)
@@ -95,24 +95,25 @@ def apart(text: str) -> str:
 # answers ------------------------------------------------------------------------------------------
 
 
-def program_in(said: str) -> str:
+def program_in(said: str, *, is_cut: bool = False) -> str:
     """Return the program in an answer: its Python blocks, one after the other; raises `NoProgram`.
 
     Blocks without a language count where none has one. An answer that is a program itself, and submits, needs no fence.
+    Where an answer `is_cut` off, what has no end is no program, though it can be parsed.
     """
     said = said.replace("\r\n", "\n")
-    blocks = list(blocks_in(said))
+    blocks = list(blocks_in(said, is_cut=is_cut))
     marked = [code for language, code in blocks if language in PYTHON]
     found = marked or [code for language, code in blocks if not language]
     program = "\n".join(found)
     if program.strip():
         return program
-    if "SUBMIT(" in said and is_python(said):
+    if not is_cut and "SUBMIT(" in said and is_python(said):
         return said.strip()
-    raise NoProgram(NO_PROGRAM)
+    raise NoProgram(CUT if is_cut else NO_PROGRAM)
 
 
-def blocks_in(said: str) -> Iterator[tuple[str, str]]:
+def blocks_in(said: str, *, is_cut: bool = False) -> Iterator[tuple[str, str]]:
     """Yield the fenced blocks of an answer with their languages; raises `NoProgram` if the last one is cut off.
 
     A fence may stand inside a program, in a text of several lines: a block that is no Python goes on to the next one.
@@ -124,7 +125,7 @@ def blocks_in(said: str) -> Iterator[tuple[str, str]]:
         begins = min(opened.end() + 1, len(said))
         ends = [found.span() for found in islice(closing.finditer(said, begins), FENCES)]
         if not ends:
-            if is_python(said[begins:]):
+            if not is_cut and is_python(said[begins:]):
                 yield language, dedented(said[begins:]).strip("\n")
                 return
             raise NoProgram(CUT)

@@ -95,7 +95,7 @@ async def solve(brief: Brief, world: World, room: int = ROOM) -> AsyncIterator[E
         yield Answered(step, said, done.usage)
         messages.append(message("assistant", said[:KEPT]))
         try:
-            code = program_in(said)
+            code = program_in(said, is_cut=done.is_cut)
         except NoProgram as problem:
             yield Corrected(step, str(problem))
             messages.append(message("user", f"{headed(step, brief.steps, 'no program')}\n{problem}"))

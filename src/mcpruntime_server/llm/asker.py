@@ -137,16 +137,16 @@ class Asker:
 async def answered(question: Question, complete: Callable[[Messages], Awaitable[Completion]]) -> Answer:
     """Return the answer to a question; one that does not follow the schema is asked for once more.
 
-    `complete` puts messages before a model. Raises `CallFailed`.
+    `complete` puts messages before a model. Raises `CallFailed`, also for one that is cut off.
     """
     messages = messages_of(question)
     said = await complete(messages)
     try:
-        return Answer(value_of(said.text, question.schema), len(said.text), said.usage)
+        return Answer(whole(said, question), len(said.text), said.usage)
     except ValueError as problem:
         again = await complete(repaired(messages, said.text, str(problem)))
     try:
-        return Answer(value_of(again.text, question.schema), len(again.text), said.usage + again.usage)
+        return Answer(whole(again, question), len(again.text), said.usage + again.usage)
     except ValueError as still:
         raise CallFailed(
             "llm_bad_answer",
@@ -154,6 +154,18 @@ async def answered(question: Question, complete: Callable[[Messages], Awaitable[
             remedy="Ask for less at once, or with another model.",
             data={"text": again.text[:SHOWN]},
         ) from None
+
+
+def whole(said: Completion, question: Question) -> Any:
+    """Return what an answer says; raises `ValueError` if not as the schema wants it, `CallFailed` if it is cut off."""
+    if not said.is_cut:
+        return value_of(said.text, question.schema)
+    raise CallFailed(
+        "llm_bad_answer",
+        "The answer has come to as many tokens as it may have, and is cut off.",
+        remedy="Ask for less at once, or allow more: `max_tokens` of the question, or [llm] max_tokens.",
+        data={"text": said.text[:SHOWN]},
+    )
 
 
 def told_failure(exc: ModelFailed) -> str:

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,11 +20,12 @@ import anyio
 from anyio.abc import Process, TaskGroup, TaskStatus
 
 from ..config import LlmSettings
-from .model import KEY, Completion, Messages, ModelFailed, Usage
+from .model import KEY, LINE, Completion, Messages, ModelFailed, Usage
 
 START_S = 60.0  # for what a first question needs to be imported, on a machine with much to do
 END_S = 2.0  # for the process to end when its input does
 LATE_S = 5.0  # that the process may take longer than the provider is given
+STUCK_S = 60.0  # that it has said nothing to what it was asked, when it is late, for another to take its place
 BACKOFF_S = 1.0  # between a death of the process and the next one
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class LiteLlm:
         self._writing = anyio.Lock()
         self._pending: dict[int, Pending] = {}
         self._count = 0
+        self._unheard_since: float | None = None  # when it was asked first, since it said something last
 
     async def complete(
         self, messages: Messages, *, model: str, max_tokens: int, timeout_s: float, schema: Mapping[str, Any] | None
@@ -62,7 +65,7 @@ class LiteLlm:
         }
         told = await self._request(asked, timeout_s)
         tokens_in, tokens_out, usd = told["usage"]
-        return Completion(told["text"], Usage(1, tokens_in, tokens_out, usd))
+        return Completion(told["text"], Usage(1, tokens_in, tokens_out, usd), told["is_cut"])
 
     async def price(self, model: str) -> tuple[float, float]:
         """Return USD for a token in, and for one out; 0 where that is not known."""
@@ -90,9 +93,11 @@ class LiteLlm:
         number, pending = self._count, Pending()
         self._pending[number] = pending
         try:
-            await self._send(process, {"id": number, **asked})
-            with anyio.move_on_after(timeout_s + LATE_S):
+            with anyio.move_on_after(timeout_s + LATE_S) as patience:
+                await self._send(process, {"id": number, **asked})
                 await pending.over.wait()
+            if patience.cancelled_caught:
+                self._end_if_stuck(process)
         finally:
             del self._pending[number]
             if not pending.over.is_set():
@@ -104,11 +109,22 @@ class LiteLlm:
             raise failure(error, pending.told.get("usage"))
         return pending.told
 
+    def _end_if_stuck(self, process: Process) -> None:
+        """End a process that is late, and has been silent for long: it could answer nobody any more."""
+        if self._unheard_since is not None and time.monotonic() - self._unheard_since > STUCK_S:
+            logger.warning("the process that asks models is stuck, and is ended")
+            with suppress(ProcessLookupError):  # others may have found that, too
+                process.kill()
+
     async def _send(self, process: Process, message: Mapping[str, Any]) -> None:
         assert process.stdin is not None
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > LINE:  # it would be the end of the process, and of what others have asked
+            raise ModelFailed("llm_too_long", f"The question is longer than {LINE:,} bytes.")
+        self._unheard_since = self._unheard_since or time.monotonic()
         try:
             async with self._writing:
-                await process.stdin.send(json.dumps(message).encode() + b"\n")
+                await process.stdin.send(line)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             raise ModelFailed("llm_unavailable", "The process that asks models has ended.", is_passing=True) from None
 
@@ -129,7 +145,7 @@ class LiteLlm:
             logger.warning("the process that asks models has ended")
             await anyio.sleep(BACKOFF_S)
         finally:
-            self._process = None
+            self._process = self._unheard_since = None
             for pending in self._pending.values():
                 pending.over.set()
             with anyio.CancelScope(shield=True), anyio.move_on_after(END_S):
@@ -145,6 +161,7 @@ class LiteLlm:
         assert process.stdout is not None
         parts: list[bytes] = []  # of a line that is not whole yet
         async for chunk in process.stdout:
+            self._unheard_since = None
             *lines, rest = chunk.split(b"\n")
             for line in lines:
                 told = json.loads(b"".join((*parts, line)))

@@ -222,7 +222,7 @@ def problem_of(value: Any, schema: Mapping[str, Any]) -> str:
     try:
         jsonschema.Draft202012Validator(schema, registry=Registry()).validate(value)  # fetches nothing
     except ValidationError as exc:
-        place = exc.json_path if exc.path else "the value"
+        place = exc.json_path[:SHOWN] if exc.path else "the value"
         return f"{place}: {exc.message[:SHOWN]}"
     except OverflowError:  # `multipleOf` divides
         return "a number in it is too large"

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 KEY = "MCPRUNTIME_LLM_KEY"  # in the environment of the process that asks: the key that the settings have
 
+LINE = 256 * 1024 * 1024  # bytes of a question to that process: all that one may be made of, each byte written as six
+
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -42,10 +44,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model has said, once."""
+    """What a model has said, once; whether that `is_cut`, because it came to as many tokens as it was allowed."""
 
     text: str
     usage: Usage
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)

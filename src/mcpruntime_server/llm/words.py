@@ -39,7 +39,7 @@ class Words:
 
     def fit(self, text: str, known: str = "") -> str:
         """Return what can be told of `text`, in which only the name `known` may look like a key."""
-        text = " ".join(text[:LOOKED].split())
+        text = " ".join("".join(char if char.isprintable() else " " for char in text[:LOOKED]).split())
         folded = text.replace(known, " ").casefold() if known else text.casefold()
         if any(folded[at : at + size] in self._pieces for size in (PIECE, ENCODED) for at in range(len(folded))):
             return LEFT_OUT

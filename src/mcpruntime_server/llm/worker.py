@@ -21,12 +21,12 @@ from typing import Any
 import aiohttp
 
 from .direct import MAX_BODY, Direct, Malformed, TooLarge, too_large
-from .model import KEY
+from .model import KEY, LINE
 from .prices import price_of, providers, window_of
 from .words import Words, secrets_in
 
-LINE = 64 * 1024 * 1024  # bytes of a question
 MAX_ANSWER = 4_000_000  # characters
+MAX_TOKENS = 1_000_000_000  # that are believed to be those of one question
 PASSING = {408, 409, 429, 500, 502, 503, 504, 529}
 REFUSED = {401: "llm_unauthorized", 403: "llm_unauthorized", 404: "llm_unknown_model"}
 UNREACHED = ("APIConnectionError", "InternalServerError", "ServiceUnavailableError", "RateLimitError")
@@ -159,20 +159,20 @@ def is_provided(asked: Told) -> bool:
 def checked(found: Told, price: tuple[float, float]) -> Told:
     """Return what is told of an answer: its text and what it cost, or what is wrong with it."""
     text, usd = found["content"], found.get("usd")
-    tokens_in, tokens_out = (max(each, 0) if type(each) is int else 0 for each in found["tokens"])
+    tokens_in, tokens_out = (min(max(each, 0), MAX_TOKENS) if type(each) is int else 0 for each in found["tokens"])
     if not isinstance(usd, int | float) or not 0 <= usd < float("inf"):
         usd = tokens_in * price[0] + tokens_out * price[1]
-    usage = {"usage": [tokens_in, tokens_out, usd]}
+    usage, is_cut = {"usage": [tokens_in, tokens_out, usd]}, found["finish_reason"] == "length"
     if found["finish_reason"] == "content_filter":
         message = "The provider's filter has kept the answer back."
         return {"error": {"kind": "llm_refused", "message": message}, **usage}
     if not text:
-        message = "The model has answered with nothing."
-        return {"error": {"kind": "llm_bad_answer", "message": message, "passing": True}, **usage}
+        message = "The model has answered with nothing" + (", and used all its tokens." if is_cut else ".")
+        return {"error": {"kind": "llm_bad_answer", "message": message, "passing": not is_cut}, **usage}
     if len(text) > MAX_ANSWER:
         message = f"The model's answer has {len(text):,} characters; {MAX_ANSWER:,} are taken."
         return {"error": {"kind": "llm_bad_answer", "message": message}, **usage}
-    return {"text": text, **usage}
+    return {"text": text, "is_cut": is_cut, **usage}
 
 
 def after(exc: Exception) -> float:

@@ -65,8 +65,8 @@ def take(run: Run, given: Mapping[str, Any]) -> bool:
 
 
 def text_of(result: Any) -> str | None:
-    """Return the text of a model's answer; None if it is none."""
-    if not isinstance(result, CreateMessageResult | CreateMessageResultWithTools):
+    """Return the text of a model's answer; None if it is none, or is cut off."""
+    if not isinstance(result, CreateMessageResult | CreateMessageResultWithTools) or result.stop_reason == "maxTokens":
         return None
     parts = result.content if isinstance(result.content, list) else [result.content]
     texts = [part.text for part in parts if isinstance(part, TextContent)]
