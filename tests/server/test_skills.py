@@ -221,6 +221,30 @@ async def test_parameters_that_do_nothing_are_told(world: World) -> None:
     assert told["reasons"] == ["Parameter `city` never reaches a call or the result."]
 
 
+async def test_parameters_that_a_case_leaves_out_have_to_matter_too(world: World) -> None:
+    await world.save(code="def run(size: int = 1, kind: str = 'x') -> int:\n    return 42\n", name="fixed")
+    told = await world.saved("from skills.fixed.v1 import run\nrun()")
+    assert told["state"] == "draft"
+    assert told["reasons"] == [f"Parameter `{each}` never reaches a call or the result." for each in ("size", "kind")]
+
+
+async def test_a_parameter_that_chooses_matters_although_most_values_do_nothing(world: World) -> None:
+    code = (
+        "def told(item: str, style: str = 'short') -> str:\n"
+        "    return item * 2 if style == 'long' else item\ntold('figs')"
+    )
+    told = await world.saved(code)
+    assert (told["state"], told["reasons"]) == ("active", [])
+
+
+async def test_a_parameter_that_matters_in_one_case_is_fit(world: World) -> None:
+    code = "def part(text: str, most: int = 9) -> str:\n    return text[:most] if 'long' in text else text\n"
+    draft = await world.saved(f"{code}part('abc')")
+    assert draft["reasons"] == ["Parameter `most` never reaches a call or the result."]
+    told = await world.saved(f"from skills.{draft['name']}.v1 import run\nrun(text='a long long text')")
+    assert (told["version"], told["state"], told["reasons"]) == (2, "active", [])
+
+
 REFUSED = {
     f"key = '{KEY}'\nlen(key)": "what looks like an AWS access key",
     "def where() -> str:\n    return '/home/ann/data.csv'\nwhere()": "absolute path",

@@ -10,10 +10,11 @@ Rule: whether it has passed is decided here, on the host; the sandbox only says 
 
 from __future__ import annotations
 
+import ast
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from ..errors import ReplayDiverged
 from ..journal.events import RunStarted
 from ..journal.replay import RecordedCall, Recording
 from ..kernel.present import shorten
+from .lint import parse
+from .literals import value_of
 from .model import ENTRY, Case, Extraction, Signature, Skill
 
 TRIAL_S = 30.0  # for one execution
@@ -30,6 +33,7 @@ GATE_S = 180.0  # for all of them
 CHANCE = re.compile(r"\b(random|secrets|uuid\w*|shuffle|sample|choices?|tempfile)\b")  # what code draws chance with
 DRAWS = 4  # other seeds for code that does: two things that are shuffled are as they were half of the time
 LATER_S = 403 * 86_400.0 + 5 * 3600 + 1234.5
+MAX_TOLD = 10  # values that code tells apart, which are tried where others make no difference
 SHOWN = 300  # characters of a value or an error in a reason
 RECORDED = "case"  # stands for the run that a case was; what repeats a run never goes on without its recording
 CANDIDATE = 0  # the version under which code is imported that has none yet
@@ -63,7 +67,7 @@ async def examine(
 ) -> Verdict:
     """Return what there is to say against a skill that can be imported as `skills.<name>.v<version>`."""
     draws = DRAWS if CHANCE.search(made.source) else 1
-    gate = Gate(f"skills.{name}.v{version}", made.signature, draws)
+    gate = Gate(f"skills.{name}.v{version}", made.signature, parse(made.source), draws)
     with anyio.move_on_after(GATE_S) as scope:
         async with open_trial() as trial:
             reasons, kept, unfit = await gate.pass_through(trial, cases)
@@ -75,9 +79,10 @@ async def examine(
 class Gate:
     """One skill on its way through the gate: imported from `module`, and tried with `draws` other seeds of chance."""
 
-    def __init__(self, module: str, signature: Signature, draws: int) -> None:
+    def __init__(self, module: str, signature: Signature, tree: ast.Module, draws: int) -> None:
         self._module = module
         self._signature = signature
+        self._tree = tree
         self._draws = draws
 
     async def pass_through(self, trial: Try, cases: Sequence[Case]) -> tuple[list[str], list[Case], list[str]]:
@@ -102,7 +107,8 @@ class Gate:
             kept.append(replace(case, calls=tuple(call for call in outcome.calls if call.listed)))
         if not self._signature.parameters and not any(case.calls for case in kept):
             return [CONSTANT], kept, []
-        return await self._vary(trial, kept[0], outcomes[0], kept)
+        reasons, unfit = await self._vary(trial, kept, outcomes)
+        return reasons, kept, unfit
 
     async def _import_alone(self, trial: Try) -> str:
         outcome, _ = await trial(f"from {self._module} import {ENTRY}", recording_of(Case({})))
@@ -113,23 +119,37 @@ class Gate:
         return ""
 
     async def _vary(
-        self, trial: Try, case: Case, recorded: Recording, kept: list[Case]
-    ) -> tuple[list[str], list[Case], list[str]]:
+        self, trial: Try, cases: Sequence[Case], outcomes: Sequence[Recording]
+    ) -> tuple[list[str], list[str]]:
+        """Return the reasons against parameters, and those that are unfit; one that matters in any case is fit."""
+        defaults = defaults_of(self._signature)
+        names = list(dict.fromkeys([*(name for case in cases for name in case.inputs), *defaults]))
         reasons: dict[str, str] = {}
         broken = set()
-        for name in case.inputs:
-            found = [
-                await trial(self._code({**case.inputs, name: value}, case), recording_of(case))
-                for value in variants(case.inputs[name])
-            ]
+        for name in names:
+            found: list[Tried] = []
+            for case, recorded in zip(cases, outcomes, strict=True):
+                inputs = {**defaults, **case.inputs}
+                if name in inputs and (found := await self._others(trial, case, recorded, name, inputs[name])):
+                    break
             failed = [not diverged and outcome.outcome["status"] == "error" for outcome, diverged in found]
-            if not any(diverged or fingerprint(outcome) != fingerprint(recorded) for outcome, diverged in found):
+            if not found:
                 reasons[name] = f"Parameter `{name}` never reaches a call or the result."
-            elif all(failed) and not case.calls:
+            elif all(failed) and not any(case.calls for case in cases):
                 broken.add(name)
                 reasons[name] = f"It works for the recorded value of parameter `{name}` only: {error_of(found[0][0])}"
-        unfit = reasons.keys() if reasons.keys() == case.inputs.keys() else reasons.keys() - broken
-        return list(reasons.values()), kept, list(unfit)
+        unfit = reasons.keys() if len(reasons) == len(names) else reasons.keys() - broken
+        return list(reasons.values()), list(unfit)
+
+    async def _others(self, trial: Try, case: Case, recorded: Recording, name: str, value: Any) -> list[Tried]:
+        """Return what comes of a case with other values of a parameter; [] if that is always the same."""
+        for values in (variants(value), told_apart(self._tree, value)):  # these are seldom needed
+            found = [
+                await trial(self._code({**case.inputs, name: other}, case), recording_of(case)) for other in values
+            ]
+            if any(diverged or fingerprint(outcome) != fingerprint(recorded) for outcome, diverged in found):
+                return found
+        return []
 
     def _code(self, inputs: Mapping[str, Any], case: Case) -> str:
         """Return code that calls the skill."""
@@ -198,6 +218,27 @@ def error_of(outcome: Recording) -> str:
     error = outcome.outcome["error"] or {}
     text = f"{error.get('type', outcome.outcome['status'])}: {error.get('message', '')}".strip(": ")
     return shorten(" ".join(text.split()), SHOWN)[0]
+
+
+def defaults_of(signature: Signature) -> dict[str, Any]:
+    """Return what parameters are that a case may leave out, as far as these are plain values."""
+    found = {}
+    for each in signature.parameters:
+        if each.default is not None:
+            with suppress(ValueError):
+                found[each.name] = value_of(ast.parse(each.default, mode="eval").body)
+    return found
+
+
+def told_apart(tree: ast.AST, value: Any) -> list[Any]:
+    """Return values of the kind of `value` that code compares with or looks up: `if style == "long"`."""
+    found: list[Any] = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Compare, ast.MatchValue)):
+            found += [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+        elif isinstance(node, ast.Dict):
+            found += [each.value for each in node.keys if isinstance(each, ast.Constant)]
+    return list(dict.fromkeys(each for each in found if type(each) is type(value) and each != value))[:MAX_TOLD]
 
 
 def variants(value: Any) -> list[Any]:
