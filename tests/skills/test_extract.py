@@ -118,6 +118,51 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         {"max_count": 1},
         1,
     ),
+    "a name with a type given to a literal": (
+        (
+            "from tools.git import log\nmost: int = 2\nby: str | None = 'Ann'\nlen(log('/srv/repo', max_count=most, author=by))",
+        ),
+        {"most": 2, "by": "Ann", "repo_path": "/srv/repo"},
+        {"by": "Bo"},
+        1,
+    ),
+    "capitals of what code uses in small letters": (
+        (
+            "import json\nfrom tools.git import log\nJSON = '/srv/repo'\nMAX = 4\nN, n = 2, 9\n"
+            "rows = log(repo_path=JSON)\nfor n in range(N):\n    last = n\n"
+            "json.dumps([max(row['n'] for row in rows), [row['n'] for row in rows if row['n'] > MAX], last < N])",
+        ),
+        {"json_": "/srv/repo", "max_": 4, "n_": 2},
+        {"max_": 6},
+        "[9, [9], true]",
+    ),
+    "constants that differ in their case": (
+        (
+            "from tools.git import log\nBy = 'Ann'\nBY = 'Bo'\n[len(log('/srv/repo', author=By)), len(log('/srv/repo', author=BY))]",
+        ),
+        {"by": "Ann", "by_": "Bo", "repo_path": "/srv/repo"},
+        {"by_": "Ann"},
+        [2, 2],
+    ),
+    "capitals that a function calls in small letters": (
+        (
+            "from tools.git import log\nAUTHOR = 'Ann'\ndef is_other(author):\n    return author != AUTHOR\n"
+            "len([row for row in log(repo_path='/srv/repo') if is_other(row['author'])])",
+        ),
+        {"author_": "Ann", "repo_path": "/srv/repo"},
+        {"author_": "Bo"},
+        2,
+    ),
+    "what an object of code's own class is made of": (
+        (
+            "from tools.git import log\nclass Board:\n    def __init__(self, repo, by=None):\n"
+            "        self.rows = log(repo_path=repo, author=by)\n    def size(self):\n        return len(self.rows)\n"
+            "board = Board('/srv/repo', by='Ann')\nboard.size()",
+        ),
+        {"repo_": "/srv/repo", "by_": "Ann"},
+        {"by_": "Bo"},
+        1,
+    ),
     "exploration and prints are left out": (
         (
             "import tools.git as git\nprint(dir(git))\nfirst = git.log(repo_path='/srv/repo', max_count=1)\nprint(first)",
@@ -310,6 +355,18 @@ def test_what_has_no_result_or_no_beginning_is_refused(code: str) -> None:
     with pytest.raises(SkillRefused) as refused:
         extract([Step("r", code, True)])
     assert REFUSED[code] in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("author = 'Ann'\nf'{author}: {len(log(\"/srv/repo\", author=author))}'", "log"),
+        ("rows = log('/srv/repo', max_count=2)\n'many' if len(rows) > 5 else 'few'", "log"),
+        ("commits = log('/srv/repo', max_count=2)\n[row['sha'] for row in commits]", "commits"),
+    ],
+)
+def test_a_skill_is_named_by_what_it_returns_and_not_by_what_it_is_asked(host: Recorder, code: str, name: str) -> None:
+    assert extract(record(host, f"from tools.git import log\n{code}")).name == name
 
 
 def test_names_that_failed_code_defined_are_told(host: Recorder) -> None:

@@ -29,7 +29,10 @@ from .rewrite import found_replaced, with_free_entry
 from .slices import ASKING, GIVEN, Statement, names_of, slice_of, statements_of
 
 VAGUE = frozenset(
-    {"result", "results", "res", "out", "output", "data", "value", "answer", "x", "y", "r", "ret", "final"}
+    {
+        *("result", "results", "res", "out", "output", "data", "value", "answer", "x", "y", "r", "ret", "final"),
+        *("rows", "items"),
+    }
 )
 POSITIONAL = 3  # parameters that may be given without their names
 
@@ -254,7 +257,8 @@ def generated(kept: Sequence[Statement], result: Result, case: Case, fixed: froz
         body.append(f"return {ast.unparse(value)}")
     imported = {name for each in kept if isinstance(each.node, (ast.Import, ast.ImportFrom)) for name in each.binds}
     tools = sorted({call.target.removeprefix(TOOLS) for call in case.calls if call.target.startswith(TOOLS)})
-    words = result_words(result, tools, imported) or f"result of {found[0].name if found else 'code'}"
+    named = imported | {each.name for each in found}  # what is asked is no name for the answer
+    words = result_words(result, tools, named) or f"result of {found[0].name if found else 'code'}"
     means = [*tools[:4], *(["a model"] if any(asks_model(call.target) for call in case.calls) else [])]
     summary = f"Return {words}" + (f", with {', '.join(means)}" if means else "") + "."
     name = free_name(words.replace(" ", "_")[:40], ())
@@ -391,17 +395,22 @@ def summary_of(function: Function) -> str:
     return text.replace("\\", "/").replace('"', "'").rstrip(".") + "."
 
 
-def result_words(result: Result, tools: Sequence[str], imported: Collection[str]) -> str:
-    """Return what to call a result: by its keys, its variable, what it is made of, or the tool that it came from."""
+def result_words(result: Result, tools: Sequence[str], others: Collection[str]) -> str:
+    """Return what to call a result: by its keys, its variable, what it is made of, or the tool that it came from.
+
+    `others` are names that say something else.
+    """
     value = result.value
     if isinstance(value, ast.Dict) and not result.name:
         keys = [each.value for each in value.keys if isinstance(each, ast.Constant)]
         words = [worded(each) for each in keys if isinstance(each, str) and is_telling(each)]
         if words:
             return " ".join(words[:2])
-    names = [result.name] if result.name else [each.id for each in ast.walk(value) if isinstance(each, ast.Name)]
+    parts = [each for each in ast.walk(value) if isinstance(each, ast.Name)]
+    passing = {each.id for each in parts if isinstance(each.ctx, ast.Store)}  # of what it goes through
+    names = [result.name] if result.name else [each.id for each in parts]
     for name in names:
-        if name not in imported and is_telling(name):
+        if name not in others and name not in passing and is_telling(name):
             return worded(name)
     if tools:
         return worded(tools[-1].partition(".")[2])

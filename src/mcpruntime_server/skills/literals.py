@@ -72,11 +72,8 @@ def value_of(node: ast.expr) -> Any:
 def literals_in(kept: Sequence[Statement], calls: Sequence[RecordedCall]) -> list[Found]:
     """Return the parameters that code has, the surest first, at most `MAX_PARAMETERS`."""
     body = [each.node for each in kept]
-    taken = {each.id for node in body for each in ast.walk(node) if isinstance(each, ast.Name)}
-    taken |= {name for each in kept for name in each.binds}
     found = [*_named(body, kept, _schemas(body))]
-    own = {each.name for each in found}
-    names = {*taken, *own}
+    names = _taken(kept) | {each.name for each in found}
     places = _Places(_packages(kept), _functions(body), calls)
     for node in body:
         if not isinstance(node, (ast.Import, ast.ImportFrom)) and not any(one.assignment is node for one in found):
@@ -95,14 +92,27 @@ def literals_in(kept: Sequence[Statement], calls: Sequence[RecordedCall]) -> lis
         if same is not None:
             same.nodes.append(each)
             continue
-        base = name if name not in names and not keyword.iskeyword(name) else f"{name}_"
-        while base in names:
-            base += "_"
+        base = _free(name, names)
         if len(found) < MAX_PARAMETERS:
             names.add(base)
             found.append(Found(base, value, [each]))
     _share(body, found)
     return found
+
+
+def _taken(kept: Sequence[Statement]) -> set[str]:
+    """Return all names that code has, those within its functions among them."""
+    parts = [part for each in kept for part in ast.walk(each.node)]
+    taken = {part.id for part in parts if isinstance(part, ast.Name)}
+    taken |= {part.arg for part in parts if isinstance(part, ast.arg)}
+    return taken.union(*(each.binds for each in kept))
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Return a name like `name` that code can have for something else than what it calls so."""
+    while name in taken or keyword.iskeyword(name):
+        name += "_"
+    return name
 
 
 def data_in(kept: Sequence[Statement]) -> list[Found]:
@@ -151,12 +161,19 @@ def _shared(row: ast.List | ast.Tuple, found: Sequence[Found]) -> list[tuple[ast
 
 
 def _functions(body: Sequence[ast.stmt]) -> Mapping[str, Sequence[str]]:
-    """Return the names of the parameters of functions that code defines."""
-    return {
-        node.name: [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
-        for node in body
-        if isinstance(node, Function)
-    }
+    """Return the names of the parameters of functions that code defines, and of what makes objects of its classes."""
+    found = {node.name: _positional(node) for node in body if isinstance(node, Function)}
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            made = [each for each in node.body if isinstance(each, Function) and each.name == "__init__"]
+            fields = [each.target for each in node.body if isinstance(each, ast.AnnAssign)]
+            names = [each.id for each in fields if isinstance(each, ast.Name)]
+            found[node.name] = _positional(made[0])[1:] if made else names
+    return found
+
+
+def _positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    return [arg.arg for arg in (*function.args.posonlyargs, *function.args.args)]
 
 
 def _is_same(one: Found, value: Any, name: str) -> bool:
@@ -186,7 +203,8 @@ def _named(
     """Return what code gives a name to, once, and never changes."""
     count = Counter(name for each in kept for name in each.binds)
     touched = {name for each in kept for name in each.touches}
-    found = []
+    taken = _taken(kept)
+    found: list[Found] = []
     for node in body[:-1]:
         if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
             continue
@@ -204,9 +222,9 @@ def _named(
             ]
             uses: list[ast.expr] = [each for each in nodes if isinstance(each.ctx, ast.Load)]
             lower = name.lower().strip("_")
-            found.append(
-                Found(lower if lower.isidentifier() and not keyword.iskeyword(lower) else name, value, uses, node)
-            )
+            is_own = lower == name or not lower.isidentifier()
+            found.append(Found(name if is_own else _free(lower, taken), value, uses, node))
+            taken.add(found[-1].name)
     return found[:MAX_PARAMETERS]
 
 

@@ -107,7 +107,10 @@ def unsubmitted(tree: ast.Module) -> ast.Module:
 
 
 def main_code(body: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """Return statements with those under `if __name__ == "__main__"` in its place."""
+    """Return statements with those under `if __name__ == "__main__"` in its place.
+
+    All that give names to plain values are alike in them: types of these are recorded.
+    """
     found: list[ast.stmt] = []
     for node in body:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
@@ -115,9 +118,18 @@ def main_code(body: Sequence[ast.stmt]) -> list[ast.stmt]:
         elif isinstance(node, ast.Assign) and len(node.targets) == 1 and _is_row(node.targets[0], node.value):
             pairs = zip(node.targets[0].elts, node.value.elts, strict=True)  # type: ignore[attr-defined]
             found += [ast.copy_location(ast.Assign([target], value), node) for target, value in pairs]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and _is_plain(node.value):
+            assert node.value is not None
+            found.append(ast.copy_location(ast.Assign([node.target], node.value), node))
         else:
             found.append(node)
     return found
+
+
+def _is_plain(node: ast.expr | None) -> bool:
+    """Return whether an expression is made of constants alone."""
+    parts = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.unaryop, ast.expr_context)
+    return node is not None and all(isinstance(part, parts) for part in ast.walk(node))
 
 
 def _is_row(target: ast.expr, value: ast.expr) -> bool:
