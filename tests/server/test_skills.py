@@ -272,6 +272,14 @@ async def test_credentials_in_answers_are_not_kept(world: World) -> None:
     assert not any(world.store.rglob("*.json"))
 
 
+async def test_what_is_called_a_secret_is_not_kept_with_what_code_was_given(world: World) -> None:
+    await world.save(code="def run(password: str) -> int:\n    return len(password) * 2\n", name="strength")
+    run = await world.server.run("from skills.strength.v1 import run\nrun(password='hunter22')")
+    result = await world.save(run=run.run)
+    assert "holds what looks like the value of 'password'" in text_of(result)
+    assert not any(world.store.rglob("*.json"))
+
+
 async def test_requests_that_make_no_sense_are_refused(world: World) -> None:
     failed = await world.server.run("1 / 0")
     for arguments, reason in (

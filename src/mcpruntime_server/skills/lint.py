@@ -8,8 +8,11 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tokenize
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import StringIO
 
 from ..errors import SkillRefused
 from .model import ENTRY, Parameter, Signature
@@ -72,6 +75,7 @@ def check(source: str, packages: Collection[str] | None) -> Checked:
     `packages` are what is installed in sandboxes, as installers name it; None where that is not known.
     """
     tree = parse(source)
+    _check_comments(source)
     try:
         return _check(tree, packages)
     except RecursionError:
@@ -324,6 +328,19 @@ def is_harmless(expression: ast.expr) -> bool:
     return True
 
 
+def _check_comments(source: str) -> None:
+    """Raise `SkillRefused` for credentials in comments, which are kept as they are."""
+    with suppress(tokenize.TokenError, SyntaxError):
+        for token in tokenize.generate_tokens(StringIO(source).readline):
+            if token.type == tokenize.COMMENT and (kind := secret(token.string)):
+                raise _holds(kind, token.start[0])
+
+
+def _holds(kind: str, line: int) -> SkillRefused:
+    remedy = "A skill holds no credentials: MCP servers have their own, from the settings."
+    return SkillRefused(f"Line {line} holds what looks like {kind}.", remedy=remedy)
+
+
 def _check_texts(tree: ast.AST) -> None:
     """Raise `SkillRefused` for credentials and absolute paths in the texts of code."""
     names = dict(_named_texts(tree))
@@ -333,10 +350,7 @@ def _check_texts(tree: ast.AST) -> None:
             continue
         text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
         if kind := secret(text, names.get(id(node), "")):
-            raise SkillRefused(
-                f"Line {node.lineno} holds what looks like {kind}.",
-                remedy="A skill holds no credentials: MCP servers have their own, from the settings.",
-            )
+            raise _holds(kind, node.lineno)
         if id(node) not in docstrings and is_absolute(text):
             raise SkillRefused(
                 f"Line {node.lineno} holds the absolute path {text!r:.120}, which is not there elsewhere.",
@@ -357,7 +371,10 @@ def _named_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 yield id(node.value), _last_name(target)
-        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    for each, value in zip(target.elts, node.value.elts, strict=False):
+                        yield id(value), _last_name(each)
+        elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
             yield id(node.value), _last_name(node.target)
         elif isinstance(node, ast.keyword) and node.arg:
             yield id(node.value), node.arg
@@ -369,6 +386,8 @@ def _named_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
             positional = [*node.args.posonlyargs, *node.args.args]
             for arg, default in zip(reversed(positional), reversed(node.args.defaults), strict=False):
                 yield id(default), arg.arg
+            for arg, given in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+                yield id(given), arg.arg
 
 
 def _last_name(target: ast.expr) -> str:

@@ -11,7 +11,7 @@ from .folder import case_bytes
 from .guides import Guide
 from .model import Case, Skill, signature_text
 from .names import split_version
-from .secrets import known_secret
+from .secrets import known_secret, named_secret
 
 
 def in_use(found: Mapping[str, Sequence[Skill]]) -> dict[str, Skill]:
@@ -63,7 +63,9 @@ def a(state: str) -> str:
 
 def check_case(case: Case) -> None:
     """Raise `SkillRefused` if a recording cannot be kept: it is too large, or holds credentials."""
-    if kind := known_secret(case_bytes(case).decode("utf-8", "replace")):
+    given = (named_secret(value, name) for name, value in case.inputs.items() if isinstance(value, str))
+    kind = known_secret(case_bytes(case).decode("utf-8", "replace")) or next(filter(None, given), "")
+    if kind:
         raise SkillRefused(
             f"What the run got from its calls, or was given, holds what looks like {kind}.",
             remedy="Skills are kept with what they were recorded with: save a run that does not see credentials.",

@@ -34,12 +34,18 @@ def known_secret(text: str) -> str:
     return next((kind for kind, pattern in FORMATS if pattern.search(text)), "")
 
 
+def named_secret(text: str, name: str) -> str:
+    """Return what kind of credential `text` is by what it is called; "" if that says nothing."""
+    is_word = len(text) >= MIN_NAMED and not any(map(str.isspace, text))
+    return f"the value of {name!r:.60}" if is_word and NAMED.search(name) else ""
+
+
 def secret(text: str, name: str = "") -> str:
     """Return what kind of credential `text` is or holds, `name` being what code calls it; "" if none."""
     if kind := known_secret(text):
         return kind
-    if name and NAMED.search(name) and len(text) >= MIN_NAMED and not text.isspace() and " " not in text:
-        return f"the value of {name!r:.60}"
+    if kind := named_secret(text, name):
+        return kind
     return "a random text such as keys are" if any(map(is_random, WORD.findall(text))) else ""
 
 
