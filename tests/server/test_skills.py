@@ -221,6 +221,23 @@ async def test_parameters_that_do_nothing_are_told(world: World) -> None:
     assert told["reasons"] == ["Parameter `city` never reaches a call or the result."]
 
 
+async def test_a_run_that_printed_its_result_in_pieces_is_told_what_to_do(world: World) -> None:
+    told = await world.saved(
+        f"{IMPORT}item = 'figs'\nadded = add(item=item)\nprint('Added', added.result)\nprint(item * 2)"
+    )
+    assert told["state"] == "draft"
+    assert told["reasons"][0].startswith("The run printed more than its last statement")
+
+
+async def test_a_skill_that_ends_its_interpreter_with_other_values_is_a_draft(world: World) -> None:
+    code = (
+        "def twice(item: str) -> str:\n    import os\n    return item * 2 if item == 'a' else os._exit(3)\ntwice('a')"
+    )
+    told = await world.saved(code)
+    assert told["state"] == "draft"
+    assert told["reasons"][0].startswith("It works for the recorded value of parameter `item` only: ")
+
+
 async def test_parameters_that_a_case_leaves_out_have_to_matter_too(world: World) -> None:
     await world.save(code="def run(size: int = 1, kind: str = 'x') -> int:\n    return 42\n", name="fixed")
     told = await world.saved("from skills.fixed.v1 import run\nrun()")

@@ -42,6 +42,10 @@ CONSTANT = (
     "It is a constant: it takes nothing, and calls nothing. Give what it works on a name of its own, such as "
     "city = 'Oslo', or write it as a function that takes it."
 )
+PRINTED_MORE = (
+    "The run printed more than its last statement, which alone is the result. End it with one expression that has all "
+    "of the result, and save that run."
+)
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 Tried = tuple[Recording, ReplayDiverged | None]
@@ -132,7 +136,7 @@ class Gate:
                 inputs = {**defaults, **case.inputs}
                 if name in inputs and (found := await self._others(trial, case, recorded, name, inputs[name])):
                     break
-            failed = [not diverged and outcome.outcome["status"] == "error" for outcome, diverged in found]
+            failed = [not diverged and outcome.outcome["status"] != "ok" for outcome, diverged in found]
             if not found:
                 reasons[name] = f"Parameter `{name}` never reaches a call or the result."
             elif all(failed) and not any(case.calls for case in cases):
@@ -185,6 +189,8 @@ def difference(case: Case, outcome: Recording, diverged: ReplayDiverged | None) 
         was, now = text_of(case.output), text_of(outcome.outcome["value"])
     if was == now:
         return ""
+    if case.by_print and was.endswith(now):
+        return PRINTED_MORE
     return (
         "Its recorded case does not come out again: it was "
         f"{shorten(was, SHOWN)[0]}, and is {shorten(now, SHOWN)[0]} in a clean sandbox. "
