@@ -54,6 +54,16 @@ async def test_skills_are_listed_shown_compared_checked_and_retired(settings: Pa
     assert (refused.returncode, "is in use already" in refused.stderr) == (2, True)
 
 
+async def test_what_was_retired_says_so_until_it_is_promoted(settings: Path) -> None:
+    command("--config", settings, "skills", "retire", "shout@2")
+    checked = command("--config", settings, "skills", "check", "shout@2")
+    assert (checked.returncode, checked.stdout.splitlines()[0]) == (1, "shout@2 is retired.")
+    assert "Retired by hand." in checked.stdout
+    promoted = command("--config", settings, "skills", "promote", "shout@2")
+    assert (promoted.returncode, promoted.stdout) == (0, "shout@2 is in use.\n")
+    assert "shout@2(" in command("--config", settings, "skills").stdout
+
+
 async def test_quarantined_skills_are_in_use_again_when_they_pass(settings: Path) -> None:
     manifest = settings.parent / "skills_store" / "shout" / "versions" / "2" / "skill.toml"
     text = manifest.read_text().replace('state = "active"', 'state = "quarantined"')

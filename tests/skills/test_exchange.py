@@ -70,6 +70,16 @@ def test_what_is_exported_is_the_same_bytes_and_comes_in_as_a_draft(store: Store
     assert take_in(store, data, ())[1]  # where it came from
 
 
+def test_a_signature_is_taken_over_by_what_is_here_unsigned(store: Store, other: Store, tmp_path: Path) -> None:
+    skill = kept(store)
+    take_in(other, archive_of(store, skill), ())
+    key = key_in(tmp_path / "key")
+    signed = store.sign(skill, sign(skill, key), public_of(key))
+    taken, is_known = take_in(other, archive_of(store, signed), ())
+    assert (is_known, standing(taken, [public_of(key)])) == (True, standing(signed, [public_of(key)]))
+    assert other.version("double", 1).signer == public_of(key)
+
+
 def test_another_content_is_another_version(store: Store, other: Store) -> None:
     mine = kept(store)
     kept(other, SOURCE.replace("* 2", "* 3"))

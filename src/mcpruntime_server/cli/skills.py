@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def add_skills(verbs: Any) -> None:
         "names", nargs="*", metavar="NAME", help="NAME or NAME@VERSION; without, those in use or quarantined"
     )
     check.set_defaults(verb=check_skills)
-    promote = actions.add_parser("promote", help="put a draft in use, if it proves itself")
+    promote = actions.add_parser("promote", help="put a draft or a retired version in use, if it proves itself")
     promote.set_defaults(verb=promote_skill)
     retire = actions.add_parser("retire", help="take a version out of use; its exact version can still be imported")
     retire.set_defaults(verb=retire_skill)
@@ -178,11 +179,11 @@ def sign_skill(config: Config, options: Options) -> int:
 
 
 def promote_skill(config: Config, options: Options) -> int:
-    """Put a draft in use if it passes the gate."""
+    """Put a draft, or what was retired, in use if it passes the gate."""
     skill = pick(Store(config.skills.folder).all(), options.name)
     if skill.state == "active":
         raise InvalidRequest(f"{skill.id} is in use already.")
-    return tell(anyio.run(check, config, [skill]), options)
+    return tell(anyio.run(partial(check, config, [skill], revives=True)), options)
 
 
 def check_skills(config: Config, options: Options) -> int:
@@ -204,7 +205,7 @@ def tell(checked: list[Skill], options: Options) -> int:
     return 0 if all(skill.state == "active" for skill in checked) else 1
 
 
-async def check(config: Config, chosen: list[Skill]) -> list[Skill]:
+async def check(config: Config, chosen: list[Skill], *, revives: bool = False) -> list[Skill]:
     """Return versions as they are when they have passed the gate, or not; the servers that they use are started."""
     from ..app import open_app
 
@@ -214,7 +215,7 @@ async def check(config: Config, chosen: list[Skill]) -> list[Skill]:
         await app.catalog.start(servers & set(app.catalog.package_names()))
         for number, skill in enumerate(chosen, 1):
             print(f"checking {skill.id} ({number} of {len(chosen)})", file=sys.stderr)
-            checked.append(await app.library.check(skill))
+            checked.append(await app.library.check(skill, revives=revives))
     return checked
 
 

@@ -77,7 +77,8 @@ def take_in(store: Store, data: bytes, packages: Collection[str] | None) -> tupl
     found = store.all()
     for known in found.get(manifest.name, ()):
         if known.digest == digest:
-            return known, True
+            is_news = bool(manifest.signature) and not known.signed
+            return store.sign(known, manifest.signature, manifest.signer) if is_news else known, True
     source = text_of(content, SOURCE)
     check_entry(parse(source))
     checked = check(source, packages)

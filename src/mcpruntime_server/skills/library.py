@@ -278,16 +278,16 @@ class Library:
         async with self._saving:
             return await self._keep(given, "code", lambda _: read_skill(code))
 
-    async def check(self, skill: Skill) -> Skill:
-        """Have a version prove itself again, and return it as it is now; a retired one stays so if it passes."""
+    async def check(self, skill: Skill, *, revives: bool = False) -> Skill:
+        """Have a version prove itself again, and return it as it is now; a retired one is back only if it `revives`."""
         async with self._saving:
             verdict = await self._refused(skill)
             verdict = verdict or await self._examine(skill.name, skill, skill.cases, skill.version)
-            if verdict.reasons:
-                state = "draft" if skill.state == "draft" else "quarantined"
-                return await self._set(skill, state, verdict.reasons)
+            if verdict.reasons or (skill.state == "retired" and not revives):
+                state = "quarantined" if skill.state == "active" else skill.state
+                return await self._set(skill, state, verdict.reasons or skill.reasons)
             tools = {tool: self._schema(tool) or was for tool, was in skill.tools.items()}
-            return await self._set(skill, "retired" if skill.state == "retired" else "active", (), tools)
+            return await self._set(skill, "active", (), tools)
 
     async def _refused(self, skill: Skill) -> Verdict | None:
         """Return what keeps a version from being tried at all: it came by hand, or what it uses has changed since."""
