@@ -159,8 +159,8 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
             "        self.rows = log(repo_path=repo, author=by)\n    def size(self):\n        return len(self.rows)\n"
             "board = Board('/srv/repo', by='Ann')\nboard.size()",
         ),
-        {"repo_": "/srv/repo", "by_": "Ann"},
-        {"by_": "Bo"},
+        {"repo": "/srv/repo", "by": "Ann"},
+        {"by": "Bo"},
         1,
     ),
     "exploration and prints are left out": (
@@ -367,6 +367,22 @@ def test_what_has_no_result_or_no_beginning_is_refused(code: str) -> None:
 )
 def test_a_skill_is_named_by_what_it_returns_and_not_by_what_it_is_asked(host: Recorder, code: str, name: str) -> None:
     assert extract(record(host, f"from tools.git import log\n{code}")).name == name
+
+
+def test_functions_that_change_what_is_global_are_told(host: Recorder) -> None:
+    with pytest.raises(SkillRefused, match="Line 3: a skill has no variables that are global, as total is"):
+        extract(record(host, "total = 0\ndef add(n):\n    global total\n    total += n\nadd(2)\ntotal"))
+
+
+def test_a_parameter_is_called_like_that_of_a_function_which_never_meets_it(host: Recorder) -> None:
+    code = (
+        "from tools.git import log\ndef size(author):\n    return len(log('/srv/repo', author=author))\n"
+        "def longest(most):\n    return max(len(log('/srv/repo', max_count=2)), most)\nsize('Ann') + longest(9)"
+    )
+    made = extract(record(host, code))
+    assert made.case is not None
+    assert made.case.inputs == {"repo_path": "/srv/repo", "max_count": 2, "author": "Ann", "most": 9}
+    assert called(made, author="Bo") == 10
 
 
 def test_names_that_failed_code_defined_are_told(host: Recorder) -> None:

@@ -62,6 +62,7 @@ def _extract(steps: Sequence[Step], fixed: frozenset[str]) -> Extraction:
     if not statements or statements[-1].step != len(steps) - 1:
         raise SkillRefused("There is no code in this run that ended well.", remedy="Save a run whose status is ok.")
     kept = with_free_entry(sliced(statements, steps))
+    check_scopes(kept)
     result = result_of(kept[-1])
     calls = calls_of(steps, kept)
     case = Case({}, calls, steps[-1].value, steps[-1].printed, result.is_printed)
@@ -322,6 +323,17 @@ def is_constant(node: ast.stmt, *, with_literals: bool) -> bool:
     if isinstance(node.value, ast.Call):
         return is_harmless(node.value)
     return with_literals and node.targets[0].id.isupper() and is_literal_assignment(node)
+
+
+def check_scopes(kept: Sequence[Statement]) -> None:
+    """Raise `SkillRefused` if functions change variables of a session, which are the skill's own in a skill."""
+    for each in kept:
+        for part in ast.walk(each.node):
+            if isinstance(part, ast.Global):
+                raise SkillRefused(
+                    f"Line {part.lineno}: a skill has no variables that are global, as {part.names[0]} is.",
+                    remedy="Have the function take and return it, and save that run.",
+                )
 
 
 def check_entry_is_free(inside: Sequence[ast.stmt]) -> None:

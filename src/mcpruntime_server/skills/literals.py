@@ -97,7 +97,22 @@ def literals_in(kept: Sequence[Statement], calls: Sequence[RecordedCall]) -> lis
             names.add(base)
             found.append(Found(base, value, [each]))
     _share(body, found)
+    _shorten(found, kept)
     return found
+
+
+def _shorten(found: Sequence[Found], kept: Sequence[Statement]) -> None:
+    """Let parameters be called like what is within functions that have nothing to do with them."""
+    for one in found:
+        nodes, base = {id(node) for node in one.nodes}, one.name.rstrip("_")
+        met = [
+            each
+            for each in kept
+            if not isinstance(each.node, DEFINITIONS[:3]) or any(id(part) in nodes for part in ast.walk(each.node))
+        ]
+        taken = _taken(met).union(*(each.binds | each.reads for each in kept), (other.name for other in found))
+        if base not in taken and not keyword.iskeyword(base):
+            one.name = base
 
 
 def _taken(kept: Sequence[Statement]) -> set[str]:
