@@ -337,7 +337,7 @@ async def test_an_edit_by_hand_is_a_draft_of_its_own(world: World) -> None:
     assert await world.server.value("skills.tag('x')", session="a") == "x1"
     assert await world.server.value("skills.tag.v2('x')", session="a") == "x9"
     shown = text_of(await world.listed(name="tag@2"))
-    assert "edited by hand" in shown
+    assert "edited by hand, and has not been checked since: `mcpruntime-server skills promote" in shown
 
 
 async def test_a_broken_store_costs_only_what_is_broken(world: World) -> None:

@@ -43,7 +43,7 @@ MAX_FILES = 64
 MAX_BYTES = 8_000_000  # unpacked
 MAX_ARCHIVE = 8_000_000
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can tell
-IMPORTED = "It was imported, and has not been checked here yet: `mcpruntime-server skills check`."
+IMPORTED = "It was imported, and has not been checked here yet: `mcpruntime-server skills promote NAME@VERSION`."
 
 
 def packed(skill: Skill, files: Files) -> bytes:

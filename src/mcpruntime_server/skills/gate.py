@@ -221,6 +221,8 @@ def fingerprint(outcome: Recording) -> tuple[object, ...]:
 
 def error_of(outcome: Recording) -> str:
     """Return in one line why an execution failed."""
+    if outcome.outcome["status"] == "timeout":
+        return f"it does not end within {TRIAL_S:.0f} seconds"
     error = outcome.outcome["error"] or {}
     text = f"{error.get('type', outcome.outcome['status'])}: {error.get('message', '')}".strip(": ")
     return shorten(" ".join(text.split()), SHOWN)[0]

@@ -246,7 +246,9 @@ class Store:
         if SKILL not in own:
             source = text_of(own, SOURCE)
             own = {**own, **content_of(name, before.summary or name, source, check_entry(parse(source)), ())}
-        reason = "It was edited by hand, and has not been checked since: `mcpruntime-server skills check`."
+        reason = (
+            "It was edited by hand, and has not been checked since: `mcpruntime-server skills promote NAME@VERSION`."
+        )
         tree = parse(text_of(own, SOURCE))
         uses = {used: before.skills.get(used, "") for used in sorted(skills_in(tree))}
         tools = {**dict.fromkeys(sorted(tool for tool in tools_in(tree) if "." in tool), ""), **before.tools}
