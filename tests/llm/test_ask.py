@@ -61,7 +61,7 @@ KINDS = """
 from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, NotRequired, Optional, TypedDict
+from typing import Literal, NotRequired, Optional, Required, TypedDict
 
 class Size(Enum):
     S = "s"
@@ -86,9 +86,10 @@ class Even:
         assert self.n % 2 == 0, "odd"
         self.half = self.n // 2
 
-class Told(TypedDict):
-    who: str
+class Told(TypedDict, total=False):
+    who: Required[str]
     why: NotRequired[str]
+    when: str
 """
 MADE = {
     "list[Cat | Dog]": ('[{"kind": "dog", "name": "Rex"}]', "[Dog(kind='dog', name='Rex')]"),
@@ -143,6 +144,21 @@ async def test_a_batch_takes_no_single_text_or_dict_apart(
     assert failed.error["type"] == "TypeError"
     assert "give [data]" in failed.error["message"]
     assert model.stats() == {}
+
+
+async def test_a_class_that_needs_more_than_its_fields_is_refused_before_anybody_is_asked(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    model.script()
+    code = "from dataclasses import InitVar\n@dataclass\nclass Priced:\n    n: int\n    rate: InitVar[float]\n"
+    told = await server.run(f"{KINDS}\n{code}ask_llm('x', schema=Priced)")
+    assert "Priced needs 'rate' to be made" in told.error["message"]
+    assert model.stats() == {}
+
+
+async def test_fields_that_are_required_are_told_and_asked_for(server: Connection, model: fake_llm.Server) -> None:
+    model.script({"reply": "{}"}, {"match": "'who' is a required property", "reply": '{"who": "me"}'})
+    assert await server.value(f"{KINDS}\nask_llm('Who?', schema=Told)") == {"who": "me"}
 
 
 async def test_keys_that_json_does_not_have_are_refused_before_anybody_is_asked(

@@ -215,7 +215,7 @@ async def test_the_model_cannot_allow_for_the_person(world: World, era: str) -> 
             ({"q2": "allow"}, "has no question 'q2'"),
             ({"q1": "yes"}, "is no answer to question q1"),
             ({"q1": {"result": 1}}, "is no answer to question q1"),
-            ({}, "does not wait for an answer"),
+            ({}, "is given no answers. It asks q1: name them, or attach without answers."),
         ]
         for answers, problem in wrongs:
             refused = await attach(connection.client, told.run, answers=answers)

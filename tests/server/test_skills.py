@@ -340,6 +340,16 @@ async def test_an_edit_by_hand_is_a_draft_of_its_own(world: World) -> None:
     assert "edited by hand, and has not been checked since: `mcpruntime-server skills promote" in shown
 
 
+async def test_an_edit_that_changes_the_result_proves_itself_with_a_run_of_its_own(world: World) -> None:
+    await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
+    path = world.store / "tag" / "skill.py"
+    path.write_text(path.read_text().replace("'1'", "'9'"))
+    told = await world.server.run("skills.tag.v2(item='b')", session="edited")
+    saved = await world.save(run=told.run)
+    assert not saved.is_error, text_of(saved)
+    assert await world.server.value("skills.tag('x')", session="later") == "x9"
+
+
 async def test_a_broken_store_costs_only_what_is_broken(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     (world.store / "junk").mkdir()

@@ -75,6 +75,7 @@ def test_versions_are_told_from_names() -> None:
         *("AKIA" + "ABCDEFGHIJKLMNOP", "ghp_" + "a1B2" * 9, "glpat-" + "x" * 20, "sk-" + "proj-" + "Ab1" * 12),
         *("xoxb-" + "1234567890-abc", "AIza" + "x" * 35, "-----BEGIN " + "RSA PRIVATE KEY-----"),
         *("postgres://u:" + "hunter22@db/x", "Authorization: Bearer " + "abcdefghijklmnopqrstuv"),
+        "Authorization: Basic " + "dXNlcjpodW50ZXIyMg==",
     ],
 )
 def test_formats_of_credentials_are_known(text: str) -> None:
@@ -88,6 +89,7 @@ def test_random_texts_are_secrets_and_hashes_words_and_paths_are_not() -> None:
         assert not secret(harmless)
     assert not secret("6f1ed002-ab55-4e3d-9a1b-0123456789ab")
     assert not secret("of the next page", "token")
+    assert not secret("Basic authentication is what it wants")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import sys
 import types
 import typing
@@ -46,6 +47,7 @@ def _schema(wanted: Any, above: tuple) -> Dict[str, Any]:  # type: ignore[type-a
     if wanted in above:
         raise TypeError(f"{wanted.__name__} holds itself: its schema would have no end.")
     if (found := fields_of(wanted)) is not None:
+        check_made_of(wanted, found[0])
         return _object(*found, above, wanted)
     raise TypeError(f"{wanted!r} has no schema: give a dict with one, a TypedDict, a dataclass or plain types.")
 
@@ -82,18 +84,33 @@ def fields_of(wanted: Any) -> Optional[Tuple[Dict[str, Any], List[str]]]:
         given, kinds = [each for each in dataclasses.fields(wanted) if each.init], hints(wanted)
         return {each.name: kinds[each.name] for each in given}, [each.name for each in given if _is_needed(each)]
     if isinstance(wanted, type) and hasattr(wanted, "__total__"):
-        # `__required_keys__` has what is not required, too, where annotations are texts.
-        optional = {name for name, each in hints(wanted, extras=True).items() if _is_not_required(each)}
-        return hints(wanted), sorted(wanted.__required_keys__ - optional)  # type: ignore[attr-defined]
+        # Where annotations are texts, `__required_keys__` knows nothing of what they say about that.
+        says = {name: _mark_of(each) for name, each in hints(wanted, extras=True).items()}
+        usual = {name: "Required" for name in wanted.__required_keys__}  # type: ignore[attr-defined]
+        return hints(wanted), sorted(name for name in says if (says[name] or usual.get(name)) == "Required")
     return None
+
+
+def check_made_of(wanted: Any, fields: Dict[str, Any]) -> None:
+    """Raise `TypeError` if a dataclass cannot be made of its fields alone, before an answer is paid for."""
+    if not dataclasses.is_dataclass(wanted):
+        return
+    for name, each in inspect.signature(wanted).parameters.items():  # type: ignore[arg-type]
+        is_needed = each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        if is_needed and name not in fields:
+            raise TypeError(
+                f"{wanted.__name__} needs {name!r} to be made, which is no field of it that can be answered."
+            )  # type: ignore[union-attr]
 
 
 def _is_needed(field: Any) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _is_not_required(hint: Any) -> bool:
-    return getattr(typing.get_origin(hint), "_name", "") == "NotRequired"  # Python 3.9 has it from elsewhere
+def _mark_of(hint: Any) -> str:
+    """Return `Required` or `NotRequired` if a field is marked so; Python 3.9 has these from elsewhere."""
+    name = getattr(typing.get_origin(hint), "_name", "")
+    return name if name in ("Required", "NotRequired") else ""
 
 
 def made(wanted: Any, value: Any) -> Any:

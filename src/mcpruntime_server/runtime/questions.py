@@ -229,9 +229,8 @@ class Questions:
         rest = {name: given["*"] for name in self.open if name not in given} if "*" in given else {}
         chosen = {name: value for name, value in {**rest, **given}.items() if name != "*"}
         if not chosen:
-            raise InvalidRequest(
-                f"Run {self._run} does not wait for an answer.", remedy="Attach to it without answers."
-            )
+            asked = f"It asks {', '.join(self.open)}: name them, or" if self.open else "It asks nothing:"
+            raise InvalidRequest(f"Run {self._run} is given no answers.", remedy=f"{asked} attach without answers.")
         settled = [(self._question(name), value) for name, value in chosen.items()]
         answers = [(question, parse_answer(question, value, by)) for question, value in settled]
         for question, _ in answers:

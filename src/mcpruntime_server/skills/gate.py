@@ -38,6 +38,7 @@ SHOWN = 300  # characters of a value or an error in a reason
 RECORDED = "case"  # stands for the run that a case was; what repeats a run never goes on without its recording
 CANDIDATE = 0  # the version under which code is imported that has none yet
 BY_CHANCE = "What comes out depends on chance or on the time of day: make what it needs of them a parameter."
+NO_CASE = "It has no recorded case: run it once, and save that run."
 CONSTANT = (
     "It is a constant: it takes nothing, and calls nothing. Give what it works on a name of its own, such as "
     "city = 'Oslo', or write it as a function that takes it."
@@ -94,7 +95,7 @@ class Gate:
         if reason := await self._import_alone(trial):
             return [reason], list(cases), []
         if not cases:
-            return ["It has no recorded case: run it once, and save that run."], [], []
+            return [NO_CASE], [], []
         kept, outcomes = [], []
         for case in cases:
             outcome, diverged = await trial(self._code(case.inputs, case), recording_of(case))

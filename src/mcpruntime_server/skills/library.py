@@ -23,7 +23,7 @@ from ..journal.rows import RunRow
 from ..journal.store import Journal
 from .describe import Described, Describer, is_describable
 from .folder import Manifest, content_of
-from .gate import CANDIDATE, OpenTrial, Verdict, examine
+from .gate import CANDIDATE, NO_CASE, OpenTrial, Verdict, examine
 from .guides import Guide, Guides, content_of_guide
 from .index import Index
 from .lint import Checked, check, check_entry, parse
@@ -39,7 +39,7 @@ MAX_FOUND = 50
 MAX_STEPS = 200  # of a session that a skill is looked for in
 TRIES = 3  # at a skill whose parameters turn out not to matter
 ONCE = "It has worked once, and was not checked: a second run of its kind, or saving it, has it checked."
-NO_CASE = "It has no recorded case: run it once, and save that run."
+MEANT = "If the edit meant that: call this exact version with named values, and save that run."
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,8 @@ class Library:
             verdict = verdict or await self._examine(skill.name, skill, skill.cases, skill.version)
             if verdict.reasons or (skill.state == "retired" and not revives):
                 state = "quarantined" if skill.state == "active" else skill.state
-                return await self._set(skill, state, verdict.reasons or skill.reasons)
+                meant = (MEANT,) if verdict.reasons and skill.origin == "edit" and skill.cases else ()
+                return await self._set(skill, state, (*verdict.reasons, *meant) or skill.reasons)
             tools = {tool: self._schema(tool) or was for tool, was in skill.tools.items()}
             return await self._set(skill, "active", (), tools)
 

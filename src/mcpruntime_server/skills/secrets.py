@@ -20,6 +20,7 @@ FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a JSON web token", re.compile(r"\beyJ[A-Za-z0-9_-]{8,2000}\.eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,1000}")),
     ("a private key", re.compile(r"-----BEGIN (?:[A-Z]{2,12} ){0,3}PRIVATE KEY-----")),
     ("a password in a URL", re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,80}:[^\s/@]{3,80}@")),
+    ("a user's password", re.compile(r"\b[Bb]asic\s+(?=[A-Za-z+/]{0,60}[0-9=])[A-Za-z0-9+/]{12,400}={0,2}")),
     ("a bearer token", re.compile(r"\b[Bb]earer\s+[A-Za-z0-9._~+/-]{20,2000}")),
 )
 NAMED = re.compile(r"pass(?:word|wd|phrase)|secret|token|api_?key|credential|private_?key", re.IGNORECASE)

@@ -48,6 +48,8 @@ def merged(
     twin = versions[-1] if versions and shape_of(versions[-1].source) == shape_of(made.source) else None
     if twin is None:
         return (*others, *own), made.source, None
+    if own and twin.origin == "edit" and twin.state == "draft":  # a person has changed what others recorded
+        return own, twin.source, twin
     known = tuple(case for case in twin.cases if not own or case.inputs != own[0].inputs)
     return (*known, *own), twin.source, twin
 
