@@ -86,21 +86,19 @@ def fields_of(wanted: Any) -> Optional[Tuple[Dict[str, Any], List[str]]]:
     if isinstance(wanted, type) and hasattr(wanted, "__total__"):
         # Where annotations are texts, `__required_keys__` knows nothing of what they say about that.
         says = {name: _mark_of(each) for name, each in hints(wanted, extras=True).items()}
-        usual = {name: "Required" for name in wanted.__required_keys__}  # type: ignore[attr-defined]
+        usual = dict.fromkeys(wanted.__required_keys__, "Required")  # type: ignore[attr-defined]
         return hints(wanted), sorted(name for name in says if (says[name] or usual.get(name)) == "Required")
     return None
 
 
 def check_made_of(wanted: Any, fields: Dict[str, Any]) -> None:
     """Raise `TypeError` if a dataclass cannot be made of its fields alone, before an answer is paid for."""
-    if not dataclasses.is_dataclass(wanted):
+    if not (dataclasses.is_dataclass(wanted) and isinstance(wanted, type)):
         return
-    for name, each in inspect.signature(wanted).parameters.items():  # type: ignore[arg-type]
+    for name, each in inspect.signature(wanted).parameters.items():
         is_needed = each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         if is_needed and name not in fields:
-            raise TypeError(
-                f"{wanted.__name__} needs {name!r} to be made, which is no field of it that can be answered."
-            )  # type: ignore[union-attr]
+            raise TypeError(f"{wanted.__name__} needs {name!r} to be made, which is no field that an answer has.")
 
 
 def _is_needed(field: Any) -> bool:
