@@ -327,6 +327,20 @@ async def test_cycles_of_skills_are_refused(world: World) -> None:
     assert "one would use itself, through" in text_of(result)
 
 
+@pytest.mark.parametrize(
+    ("code", "other", "expected"),
+    [
+        ("import datetime\nday = '2026-02-10'\ndatetime.date.fromisoformat(day).weekday()", "'2027-02-10'", 2),
+        ("import json\nraw = '{\"a\": [1, 2]}'\nsum(json.loads(raw)['a'])", "'{\"a\": [5]}'", 5),
+        ("at = '09:30'\nint(at[:2]) * 60 + int(at.split(':')[1])", "'10:01'", 601),
+    ],
+)
+async def test_texts_in_a_format_are_parameters_too(world: World, code: str, other: str, expected: int) -> None:
+    told = await world.saved(code, name="formed")
+    assert told["state"] == "active", told["reasons"]
+    assert await world.server.value(f"skills.formed({other})") == expected
+
+
 # its life --------------------------------------------------------------------------------------------------------
 
 

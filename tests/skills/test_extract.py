@@ -112,6 +112,20 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         {"author": "Bo"},
         ["b2"],
     ),
+    "a dict of which a tool is told a part": (
+        (
+            "from tools.git import put\norder = {'item': 'tea', 'n': 2}\nput(order['item'], 1)\norder['item'] * order['n']",
+        ),
+        {"order": {"item": "tea", "n": 2}, "value": 1},
+        {"order": {"item": "x", "n": 3}},
+        "xxx",
+    ),
+    "a list that is changed": (
+        ("rows = [3, 1]\nrows.append(2)\nsorted(rows)",),
+        {"rows": [3, 1]},
+        {"rows": [7]},
+        [2, 7],
+    ),
     "literals in a call": (
         ("from tools.git import log\nlen(log('/srv/repo', max_count=2))",),
         {"repo_path": "/srv/repo", "max_count": 2},
@@ -448,3 +462,6 @@ def test_small_programs_return_what_they_returned(lines: list[str], result: str)
         return
     made = extract([Step("r", code, True, value={"kind": "json", "text": '""', "type": "str", "cut": False})])
     assert called(made) == repr(names[result])
+    skill: dict[str, Any] = {}
+    exec(made.source, skill)
+    assert [skill["run"](), skill["run"]()] == [repr(names[result])] * 2  # what changes a default would show

@@ -31,6 +31,7 @@ from .model import ENTRY, Case, Extraction, Signature, Skill
 TRIAL_S = 30.0  # for one execution
 GATE_S = 180.0  # for all of them
 CHANCE = re.compile(r"\b(random|secrets|uuid\w*|shuffle|sample|choices?|tempfile)\b")  # what code draws chance with
+FIRST_NUMBER = re.compile(r"([0-9]*)([0-9])(?![0-9])", re.ASCII)
 DRAWS = 4  # other seeds for code that does: two things that are shuffled are as they were half of the time
 LATER_S = 403 * 86_400.0 + 5 * 3600 + 1234.5
 MAX_TOLD = 10  # values that code tells apart, which are tried where others make no difference
@@ -250,6 +251,11 @@ def told_apart(tree: ast.AST, value: Any) -> list[Any]:
     return list(dict.fromkeys(each for each in found if type(each) is type(value) and each != value))[:MAX_TOLD]
 
 
+def renumbered(text: str) -> str:
+    """Return a text with another first number in it, where dates stay dates, and JSON stays JSON."""
+    return FIRST_NUMBER.sub(lambda found: f"{found[1]}{int(found[2]) - 1 if int(found[2]) else 1}", text, count=1)
+
+
 def variants(value: Any) -> list[Any]:
     """Return other values of the kind of `value`, the likeliest to matter first."""
     if isinstance(value, bool):
@@ -257,7 +263,8 @@ def variants(value: Any) -> list[Any]:
     if isinstance(value, (int, float)):
         return list(dict.fromkeys(other for other in (value - 1, value + 1, value * 3 + 7, 0) if other != value))
     if isinstance(value, str):
-        return [other for other in (f"{value}x", value[: len(value) // 2], "zz") if other != value]
+        others = (f"{value}x", value[: len(value) // 2], "zz", renumbered(value))
+        return list(dict.fromkeys(other for other in others if other != value))
     if isinstance(value, list):
         return [value[:-1], [*value, *value[:1]], value[::-1]] if value else [["x"], [1]]
     if isinstance(value, dict):

@@ -16,12 +16,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..journal.replay import RecordedCall
+from .copies import copy_of
 from .lint import DEFINITIONS, MODELS, PROVIDED, Function, dotted_name, is_absolute
-from .slices import ASKING, Statement
+from .slices import ASKING, Statement, touched_by
 
 MAX_PARAMETERS = 8
 MAX_TEXT = 120  # characters of a text that came from the task, and is not code in another language
@@ -45,6 +46,7 @@ class Found:
     value: Any
     nodes: list[ast.expr] = field(default_factory=list)
     assignment: ast.stmt | None = None
+    is_copied: bool = False  # code changes it: what changes a default changes it for all that follows
 
     @property
     def is_required(self) -> bool:
@@ -138,9 +140,9 @@ def data_in(kept: Sequence[Statement]) -> list[Found]:
     count = Counter(name for each in kept for name in each.binds)
     for node in body[:-1]:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            literals = _literals_of(node.value)
-            if len(literals) == 1 and count[node.targets[0].id] == 1:
-                found.append(Found(node.targets[0].id, value_of(literals[0]), literals))
+            literals, name = _literals_of(node.value), node.targets[0].id
+            if len(literals) == 1 and count[name] == 1 and copy_of(name, value := value_of(literals[0])):
+                found.append(Found(name, value, literals, is_copied=not isinstance(value, PLAIN)))
     return found[:MAX_PARAMETERS]
 
 
@@ -217,7 +219,7 @@ def _named(
 ) -> list[Found]:
     """Return what code gives a name to, once, and never changes."""
     count = Counter(name for each in kept for name in each.binds)
-    touched = {name for each in kept for name in each.touches}
+    touched, shared = touched_by(kept)
     taken = _taken(kept)
     found: list[Found] = []
     for node in body[:-1]:
@@ -231,14 +233,13 @@ def _named(
         is_plain = isinstance(value, PLAIN) or (isinstance(value, (list, dict)) and bool(value))
         is_kept = isinstance(value, PLAIN) or name not in touched  # nothing can change a plain value
         is_kept = is_kept and name not in schemas
+        is_copied = name in shared and not isinstance(value, PLAIN)
+        is_kept = is_kept and (not is_copied or bool(copy_of(name, value)))
         if is_plain and value != "" and not is_code(value) and count[name] == 1 and is_kept:
-            nodes = [
-                each for other in body for each in ast.walk(other) if isinstance(each, ast.Name) and each.id == name
-            ]
-            uses: list[ast.expr] = [each for each in nodes if isinstance(each.ctx, ast.Load)]
             lower = name.lower().strip("_")
             is_own = lower == name or not lower.isidentifier()
-            found.append(Found(name if is_own else _free(lower, taken), value, uses, node))
+            one = Found(name if is_own else _free(lower, taken), value, _uses(name, body), node)
+            found.append(replace(one, nodes=[node.value], assignment=None, is_copied=True) if is_copied else one)
             taken.add(found[-1].name)
     return found[:MAX_PARAMETERS]
 

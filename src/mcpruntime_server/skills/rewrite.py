@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .copies import copy_of
 from .lint import DEFINITIONS
 from .literals import Found
 from .model import ENTRY
@@ -17,27 +18,34 @@ from .slices import Statement
 
 
 class _Replace(ast.NodeTransformer):
-    def __init__(self, names: Mapping[int, str]) -> None:
-        self._names = names
+    def __init__(self, parameters: Mapping[int, Found]) -> None:
+        self._parameters = parameters
 
     def visit(self, node: ast.AST) -> ast.AST:
         if isinstance(node, ast.JoinedStr):
             return self.visit_JoinedStr(node)
-        name = self._names.get(id(node))
-        return ast.Name(name, ast.Load()) if name is not None else self.generic_visit(node)
+        found = self._parameters.get(id(node))
+        return expression_of(found) if found is not None else self.generic_visit(node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         for place, part in enumerate(node.values):
-            if id(part) in self._names:
-                node.values[place] = ast.FormattedValue(ast.Name(self._names[id(part)], ast.Load()), -1)
+            if id(part) in self._parameters:
+                node.values[place] = ast.FormattedValue(expression_of(self._parameters[id(part)]), -1)
         return self.generic_visit(node)
+
+
+def expression_of(found: Found) -> ast.expr:
+    """Return what has the value of a parameter."""
+    if not found.is_copied:
+        return ast.Name(found.name, ast.Load())
+    return ast.parse(copy_of(found.name, found.value), mode="eval").body
 
 
 def found_replaced(nodes: Sequence[ast.stmt], found: Sequence[Found]) -> list[Any]:
     """Return statements with parameters where their literals were, without those that gave them their names."""
-    names = {id(node): each.name for each in found for node in each.nodes}
+    parameters = {id(node): each for each in found for node in each.nodes}
     gone = {id(each.assignment) for each in found if each.assignment is not None}
-    return [_Replace(names).visit(node) for node in nodes if id(node) not in gone]
+    return [_Replace(parameters).visit(node) for node in nodes if id(node) not in gone]
 
 
 class _Rename(ast.NodeTransformer):

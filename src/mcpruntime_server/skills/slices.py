@@ -19,7 +19,8 @@ from .lint import DEFINITIONS, dotted_name, parse
 from .model import Step
 
 ASKING = frozenset(NAMES)  # what code asks models with
-PACKAGES = frozenset({"tools", "skills", "context"})
+AFAR = frozenset({"tools", "context"})  # packages whose functions are executed elsewhere
+PACKAGES = AFAR | {"skills"}
 GIVEN = frozenset(dir(builtins)) | ASKING | PACKAGES | {"__name__", "__file__", "__doc__"}  # need no statement
 DYNAMIC = frozenset({"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"})
 CHANGERS = frozenset({"heappush", "heappop", "heapify", "heapreplace", "heappushpop", "shuffle", "insort"})
@@ -53,6 +54,28 @@ class Statement:
     is_dynamic: bool = False  # what it does cannot be read off it
 
 
+@dataclass(frozen=True)
+class Names:
+    """What code calls by name: functions and classes of its `own`, what it `imported`, and what is executed `afar`."""
+
+    own: frozenset[str]
+    imported: frozenset[str]
+    afar: frozenset[str]  # and so changes nothing that it is given: tools, providers, models
+
+    @classmethod
+    def of(cls, trees: Sequence[ast.Module]) -> Names:
+        """Return the names of all that code is."""
+        own = {node.name for tree in trees for node in tree.body if isinstance(node, DEFINITIONS[:3])}
+        imported, afar = set(), {*ASKING, *AFAR} - own
+        for node in (part for tree in trees for part in ast.walk(tree)):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+                imported |= names
+                package = (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
+                afar = afar | names if package.partition(".")[0] in AFAR else afar - names
+        return cls(frozenset(own), frozenset(imported), frozenset(afar))
+
+
 @dataclass
 class Groups:
     """Names that may be of the same thing."""
@@ -76,15 +99,8 @@ class Groups:
 def statements_of(steps: Sequence[Step]) -> list[Statement]:
     """Return the statements of all steps that were executed; raises `SkillRefused` where code cannot be parsed."""
     trees = [executed(step) for step in steps]
-    own = {node.name for tree in trees for node in tree.body if isinstance(node, DEFINITIONS[:3])}
-    modules = {
-        alias.asname or alias.name.partition(".")[0]
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    return [statement(number, node, own, modules) for number, tree in enumerate(trees) for node in main_code(tree.body)]
+    names = Names.of(trees)
+    return [statement(number, node, names) for number, tree in enumerate(trees) for node in main_code(tree.body)]
 
 
 def executed(step: Step) -> ast.Module:
@@ -141,19 +157,19 @@ def _is_row(target: ast.expr, value: ast.expr) -> bool:
     )
 
 
-def statement(step: int, node: ast.stmt, own: set[str], modules: set[str]) -> Statement:
-    """Return what a statement does, `own` being the functions that code defines and `modules` what it imports."""
+def statement(step: int, node: ast.stmt, known: Names) -> Statement:
+    """Return what a statement does."""
     last = node.end_lineno or node.lineno
     first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
     if any(isinstance(part, ast.ImportFrom) and part.names[0].name == "*" for part in ast.walk(node)):
         return Statement(step, node, first, last, is_dynamic=True)
     binds, reads = names_of(node)
-    touches, shares = changes_of(node, own, modules)
+    touches, shares = changes_of(node, known)
     dynamic = bool(DYNAMIC & reads)
     total = isinstance(node, DEFINITIONS) or (
         isinstance(node, (ast.Assign, ast.AnnAssign)) and not binds & reads and getattr(node, "value", None) is not None
     )
-    return Statement(step, node, first, last, binds, reads, touches - modules, shares, total, dynamic)
+    return Statement(step, node, first, last, binds, reads, touches - known.imported, shares, total, dynamic)
 
 
 def names_of(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
@@ -187,7 +203,7 @@ def _declared(table: symtable.SymbolTable) -> set[str]:
     return found.union(*(_declared(child) for child in table.get_children()))
 
 
-def changes_of(node: ast.stmt, own: set[str], modules: set[str]) -> tuple[frozenset[str], tuple[frozenset[str], ...]]:
+def changes_of(node: ast.stmt, known: Names) -> tuple[frozenset[str], tuple[frozenset[str], ...]]:
     """Return the names of what a statement may change, and the names that may be of the same thing after it."""
     touches: set[str] = set()
     shares: list[frozenset[str]] = []
@@ -199,7 +215,7 @@ def changes_of(node: ast.stmt, own: set[str], modules: set[str]) -> tuple[frozen
         elif isinstance(part, ast.AugAssign):
             touches |= roots(part.target)
         elif isinstance(part, ast.Call):
-            touches |= _changed_by(part, own, modules, is_statement=isinstance(node, ast.Expr) and node.value is part)
+            touches |= _changed_by(part, known, is_statement=isinstance(node, ast.Expr) and node.value is part)
         if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
             targets = part.targets if isinstance(part, ast.Assign) else [part.target]
             shares.append(frozenset().union(*map(roots, targets), roots(part.value)))
@@ -208,16 +224,18 @@ def changes_of(node: ast.stmt, own: set[str], modules: set[str]) -> tuple[frozen
     return frozenset(touches), tuple(shares)
 
 
-def _changed_by(call: ast.Call, own: set[str], modules: set[str], *, is_statement: bool) -> set[str]:
+def _changed_by(call: ast.Call, known: Names, *, is_statement: bool) -> set[str]:
     """Return the names of what a call may change."""
     changed: set[str] = set()
     function = call.func
     name = dotted_name(function) or (function.attr if isinstance(function, ast.Attribute) else "")
-    if isinstance(function, ast.Attribute) and function.attr not in HARMLESS:
-        changed |= roots(function.value) - modules
     first, last = name.partition(".")[0], name.rpartition(".")[2]
-    is_builtin = isinstance(function, ast.Name) and name in GIVEN and name not in own
-    if not is_builtin and (is_statement or first in own or last in CHANGERS):
+    if first in known.afar:
+        return changed
+    if isinstance(function, ast.Attribute) and function.attr not in HARMLESS:
+        changed |= roots(function.value) - known.imported
+    is_builtin = isinstance(function, ast.Name) and name in GIVEN and name not in known.own
+    if not is_builtin and (is_statement or first in known.own or last in CHANGERS):
         for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
             changed |= roots(argument)
     return changed
@@ -244,6 +262,24 @@ def roots(node: ast.expr) -> set[str]:
     return set()
 
 
+def groups_of(statements: Sequence[Statement]) -> Groups:
+    """Return which names may be of the same thing when all statements are executed."""
+    groups = Groups()
+    for each in statements:
+        for shared in each.shares:
+            groups.join(shared)
+    return groups
+
+
+def touched_by(statements: Sequence[Statement]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of what statements may change, and all names that may be of the same things."""
+    groups = groups_of(statements)
+    touched = frozenset(name for each in statements for name in each.touches)
+    changed = {groups.find(name) for name in touched}
+    names = {name for each in statements for name in each.binds}
+    return touched, frozenset(name for name in names if groups.find(name) in changed)
+
+
 def slice_of(statements: Sequence[Statement], steps: Sequence[Step], forced: set[int]) -> list[Statement]:
     """Return the statements that the last one needs, itself included, and those whose numbers are `forced`.
 
@@ -251,11 +287,9 @@ def slice_of(statements: Sequence[Statement], steps: Sequence[Step], forced: set
     """
     if any(each.is_dynamic for each in statements):
         return list(statements)
-    groups = Groups()
+    groups = groups_of(statements)
     free: dict[str, frozenset[str]] = {}  # what functions and classes read when they are called
     for each in statements:
-        for shared in each.shares:
-            groups.join(shared)
         if isinstance(each.node, DEFINITIONS[:3]):
             free[each.node.name] = free.get(each.node.name, frozenset()) | each.reads
     kept: list[Statement] = []
