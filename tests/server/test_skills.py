@@ -341,6 +341,21 @@ async def test_texts_in_a_format_are_parameters_too(world: World, code: str, oth
     assert await world.server.value(f"skills.formed({other})") == expected
 
 
+async def test_code_that_hangs_with_other_values_is_told_of_in_time_and_while_it_lasts(world: World) -> None:
+    heard: list[str] = []
+
+    async def listen(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(message or "")
+
+    code = "def run(n: int = 3) -> int:\n    while n != 3:\n        pass\n    return n * 2\nrun(3)"
+    run = await world.server.run(code, session="loops")
+    with anyio.fail_after(100):  # each of four values would take 30 s
+        told = await world.server.client.call_tool("save_skill", {"run": run.run}, progress_callback=listen)
+    assert (told.structured_content or {})["state"] == "draft"
+    assert "recorded value of parameter `n` only: it does not end within" in text_of(told)
+    assert heard[0].startswith("the skill is being checked, 1 s")
+
+
 # its life --------------------------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,12 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         {"order": {"item": "x", "n": 3}},
         "xxx",
     ),
+    "a list that is called like a package": (
+        ("tools = ['b', 'a']\nothers = tools\nothers.append('c')\ntools.sort()\ntools",),
+        {"tools": ["b", "a"]},
+        {"tools": ["z"]},
+        ["c", "z"],
+    ),
     "a list that is changed": (
         ("rows = [3, 1]\nrows.append(2)\nsorted(rows)",),
         {"rows": [3, 1]},

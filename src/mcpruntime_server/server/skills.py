@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
+from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.prompts import Prompt
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import CallToolResult, ToolAnnotations
@@ -21,6 +22,7 @@ from ..skills.record import Record
 from .brief import brief, line
 from .results import plain, refusal
 from .schemas import compact
+from .watch import signs_of_life
 
 LISTED = 3  # a search tells the best; `name` tells all of one
 PROMPTED = 8  # skills that a prompt names
@@ -121,11 +123,14 @@ def skill_tools(skills: Skills) -> list[Tool]:
         except McpRuntimeError as exc:
             return refusal(exc)
 
-    async def save_skill(run: str | None = None, code: str | None = None, name: str | None = None) -> CallToolResult:
-        try:
-            return await skills.save(run, code, name)
-        except McpRuntimeError as exc:
-            return refusal(exc)
+    async def save_skill(
+        ctx: Context[Any], run: str | None = None, code: str | None = None, name: str | None = None
+    ) -> CallToolResult:
+        async with signs_of_life(ctx, "the skill is being checked"):
+            try:
+                return await skills.save(run, code, name)
+            except McpRuntimeError as exc:
+                return refusal(exc)
 
     tools = [
         Tool.from_function(

@@ -7,8 +7,8 @@ has let time out does not: such a client asks again, and finds the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Container, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -65,6 +65,24 @@ async def wait_for(
 def asks_for_progress(ctx: Context[Any]) -> bool:
     """Return whether the client wants to be told of progress."""
     return (ctx.request_context.meta or {}).get("progress_token") is not None
+
+
+@asynccontextmanager
+async def signs_of_life(ctx: Context[Any], what: str) -> AsyncIterator[None]:
+    """Tell a client now and then that `what` goes on, if it wants to be told; for what raises nothing."""
+
+    async def tell() -> None:
+        began, count, quiet_s = anyio.current_time(), 0, FIRST_S
+        while True:
+            await anyio.sleep(quiet_s)
+            count, quiet_s = count + 1, min(2 * quiet_s, HEARTBEAT_S)
+            await ctx.report_progress(count, None, f"{what}, {anyio.current_time() - began:.0f} s")
+
+    async with anyio.create_task_group() as tasks:
+        if asks_for_progress(ctx):
+            tasks.start_soon(tell)
+        yield
+        tasks.cancel_scope.cancel()
 
 
 async def settled(run: Run, known: Collection[str], *, until_news: bool) -> None:

@@ -29,6 +29,7 @@ from .literals import value_of
 from .model import ENTRY, Case, Extraction, Signature, Skill
 
 TRIAL_S = 30.0  # for one execution
+LEAST_S, SLOWER = 3.0, 5  # for one with other values: so long, and so many times as long as the recorded one
 GATE_S = 180.0  # for all of them
 CHANCE = re.compile(r"\b(random|secrets|uuid\w*|shuffle|sample|choices?|tempfile)\b")  # what code draws chance with
 FIRST_NUMBER = re.compile(r"([0-9]*)([0-9])(?![0-9])", re.ASCII)
@@ -90,6 +91,7 @@ class Gate:
         self._signature = signature
         self._tree = tree
         self._draws = draws
+        self._limit_s = LEAST_S
 
     async def pass_through(self, trial: Try, cases: Sequence[Case]) -> tuple[list[str], list[Case], list[str]]:
         """Return the reasons against it, its cases, and the parameters that are unfit."""
@@ -99,7 +101,9 @@ class Gate:
             return [NO_CASE], [], []
         kept, outcomes = [], []
         for case in cases:
+            began = anyio.current_time()
             outcome, diverged = await trial(self._code(case.inputs, case), recording_of(case))
+            self._limit_s = max(self._limit_s, LEAST_S + SLOWER * (anyio.current_time() - began))
             reason = difference(case, outcome, diverged)
             for _ in range(0 if reason else self._draws):  # now with other chance, and long after
                 other = recording_of(replace(case, seed="", readings=much_later(outcome.readings)))
@@ -151,7 +155,8 @@ class Gate:
         """Return what comes of a case with other values of a parameter; [] if that is always the same."""
         for values in (variants(value), told_apart(self._tree, value)):  # these are seldom needed
             found = [
-                await trial(self._code({**case.inputs, name: other}, case), recording_of(case)) for other in values
+                await trial(self._code({**case.inputs, name: other}, case), recording_of(case, self._limit_s))
+                for other in values
             ]
             if any(diverged or fingerprint(outcome) != fingerprint(recorded) for outcome, diverged in found):
                 return found
@@ -164,10 +169,10 @@ class Gate:
         return f"from {self._module} import {ENTRY}\n" + (f"print({call})" if case.by_print else call)
 
 
-def recording_of(case: Case) -> Recording:
-    """Return the recording that a case is."""
+def recording_of(case: Case, limit_s: float = TRIAL_S) -> Recording:
+    """Return the recording that a case is, of a run that may take `limit_s`."""
     seed = case.seed or secrets.token_hex(16)
-    start = RunStarted(RECORDED, None, 1, "", "<case>", TRIAL_S, seed=seed)
+    start = RunStarted(RECORDED, None, 1, "", "<case>", min(limit_s, TRIAL_S), seed=seed)
     return Recording("", start, case.calls, dict(case.readings))
 
 
@@ -224,7 +229,7 @@ def fingerprint(outcome: Recording) -> tuple[object, ...]:
 def error_of(outcome: Recording) -> str:
     """Return in one line why an execution failed."""
     if outcome.outcome["status"] == "timeout":
-        return f"it does not end within {TRIAL_S:.0f} seconds"
+        return f"it does not end within {outcome.start.timeout_s:.0f} seconds"
     error = outcome.outcome["error"] or {}
     text = f"{error.get('type', outcome.outcome['status'])}: {error.get('message', '')}".strip(": ")
     return shorten(" ".join(text.split()), SHOWN)[0]

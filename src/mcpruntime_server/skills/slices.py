@@ -66,14 +66,16 @@ class Names:
     def of(cls, trees: Sequence[ast.Module]) -> Names:
         """Return the names of all that code is."""
         own = {node.name for tree in trees for node in tree.body if isinstance(node, DEFINITIONS[:3])}
-        imported, afar = set(), {*ASKING, *AFAR} - own
+        bound, imported, afar = set(own), set(), {*ASKING, *AFAR}
         for node in (part for tree in trees for part in ast.walk(tree)):
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                bound.add(node.id)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {alias.asname or alias.name.partition(".")[0] for alias in node.names}
                 imported |= names
                 package = (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
                 afar = afar | names if package.partition(".")[0] in AFAR else afar - names
-        return cls(frozenset(own), frozenset(imported), frozenset(afar))
+        return cls(frozenset(own), frozenset(imported), frozenset(afar - bound))
 
 
 @dataclass
