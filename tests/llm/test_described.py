@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import fake_llm
 from fake_llm import KEY
 
-CODE = "from tools.counted import add\nitem = 'SECRET PEARS'\nanswer = add(item=item)\nrows = [item.lower()] * 3\nrows"
+CODE = "from tools.counted import add\nitem = 'SECRET PEARS'\nanswer = add(item=item)\nwords = [item.lower()] * 3\nwords"
 SAID = {
     "name": "shout_thrice",
     "summary": "Add an item and repeat it",
@@ -104,7 +104,7 @@ async def test_a_model_sees_code_and_types_and_no_values(server: Connection, mod
     }
     seen["reply"]["parameters"] = {"item": "what is added", "min_count": "beyond which it counts"}
     model.script({"match": "(?i)pears", "reply": {**SAID, "name": "leaked"}}, seen)
-    told, text = await saved(server, unlike(11) + " + [len(item) > 3, 'SECRET PEARS' in rows]")
+    told, text = await saved(server, unlike(11) + " + [len(item) > 3, 'SECRET PEARS' in words]")
     assert told["name"] == "seen", text
     assert "SECRET PEARS" in (folder_of(server, "seen") / "skill.py").read_text()
 
@@ -120,8 +120,8 @@ async def test_words_that_cannot_be_used_leave_the_codes_own(
     code = unlike(100 + len(text) * 7 + len(field) + sum(map(ord, text)))
     told, said = await saved(server, code)
     assert told["state"] == "active"
-    assert told["name"].startswith("rows")
-    assert told["summary"].startswith("Return rows")
+    assert told["name"].startswith("words")
+    assert told["summary"].startswith("Return words")
     assert "A model was asked to describe it, and its words are the code's own: " in said
     assert "ABCDEFGHIJKLMNOP" not in said
 
@@ -197,7 +197,7 @@ async def test_without_an_answer_the_codes_own_words_stand_and_that_is_told(
     model.script({"match": "Name and describe", "fault": fault, "times": 9} if fault in ("500", "malformed") else {})
     async with opened(tmp_path, model, **given) as server:
         told, text = await saved(server, CODE)
-        assert (told["name"], told["state"], told["summary"]) == ("rows", "active", "Return rows, with counted.add.")
+        assert (told["name"], told["state"], told["summary"]) == ("words", "active", "Return words, with counted.add.")
         assert "its words are the code's own: " in text
         assert "nobody-sees" not in text
         assert told["note"] in text
@@ -210,10 +210,10 @@ async def test_what_is_kept_by_itself_is_described_when_it_is_put_in_use(
     async with opened(tmp_path, model, auto="active-on-second-success") as server:
         await server.value("ask_llm('x')")  # the process that asks models is there
         first = await server.run(CODE, session="a")
-        assert "Kept as the draft skill rows@1" in first.data["note"]
+        assert "Kept as the draft skill words@1" in first.data["note"]
         second = await server.run(CODE.replace("PEARS", "KALE"), session="b")
         assert (
-            "Kept as a skill: from skills.rows import run. It was named and described by json." in second.data["note"]
+            "Kept as a skill: from skills.words import run. It was named and described by json." in second.data["note"]
         )
         listed = await server.client.call_tool("list_skills", {"query": "repeat an item"})
         assert json.dumps(listed.structured_content).count("Add an item and repeat it.") == 1

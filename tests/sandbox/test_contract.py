@@ -305,7 +305,7 @@ async def test_code_that_breaks_what_the_kernel_needs_gets_a_fresh_interpreter(r
 async def test_calls_without_end_are_refused_and_do_not_pile_up(run: Driver) -> None:
     code = (
         f"{CALL}import asyncio\n"
-        "naps = [host.acall('test.nap', {'seconds': 0.5}) for _ in range(1200)]\n"
+        "naps = [host.acall('test.nap', {'seconds': 5}) for _ in range(1200)]\n"
         "ended = await asyncio.gather(*naps, return_exceptions=True)\n"
         "sum(isinstance(each, HostError) for each in ended)"
     )
