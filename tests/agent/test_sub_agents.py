@@ -9,6 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import anyio
 import pytest
 
 import fake_llm
@@ -63,6 +64,20 @@ async def test_a_list_may_be_wanted_and_what_is_no_data_is_refused_where_it_is_s
         {"match": "TypeError: object is not JSON data", "reply": program("SUBMIT({3, 1, 2})")},
     )
     assert await server.value("sub_agent('List', schema=list[int])") == [1, 2, 3]
+
+
+async def test_a_program_of_an_agent_ends_with_the_time_of_its_budget(
+    server: Connection, model: fake_llm.Server
+) -> None:
+    model.script({"match": "Task:\nFor ever", "reply": program("while True: pass")})
+    code = """
+try:
+    sub_agent('For ever', budget={'wall_s': 1})
+except BudgetExceeded as error:
+    told = str(error)
+told"""
+    with anyio.fail_after(100):  # the limit of the program itself is the session's, and 20 steps might follow
+        assert "1 seconds from its first question on" in await server.value(code)
 
 
 async def test_an_agent_that_never_submits_has_failed_and_says_where_it_worked(

@@ -23,7 +23,9 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import fake_llm
 from fake_llm import KEY
 
-CODE = "from tools.counted import add\nitem = 'SECRET PEARS'\nanswer = add(item=item)\nwords = [item.lower()] * 3\nwords"
+CODE = (
+    "from tools.counted import add\nitem = 'SECRET PEARS'\nanswer = add(item=item)\nwords = [item.lower()] * 3\nwords"
+)
 SAID = {
     "name": "shout_thrice",
     "summary": "Add an item and repeat it",

@@ -43,6 +43,9 @@ class Recorder:
         self.note("tools.git.log", {key: value for key, value in given.items() if value is not None}, "read")
         return [row for row in ROWS if author in (None, row["author"])][:max_count]
 
+    def mark(self, key: str) -> None:
+        self.note("tools.git.mark", {"key": key}, "idempotent")
+
     def put(self, key: str, value: object) -> None:
         self.note("tools.git.put", {"key": key, "value": value}, "write")
 
@@ -60,7 +63,7 @@ class Recorder:
 def host() -> Iterator[Recorder]:
     recorder = Recorder()
     package, git = ModuleType("tools"), ModuleType("tools.git")
-    git.__dict__.update(log=recorder.log, put=recorder.put)
+    git.__dict__.update(log=recorder.log, mark=recorder.mark, put=recorder.put)
     package.__dict__.update(git=git, __path__=[])
     sys.modules.update({"tools": package, "tools.git": git})
     yield recorder
@@ -343,6 +346,14 @@ def test_calls_of_kept_statements_are_those_of_one_run(host: Recorder) -> None:
     ]
     assert case.calls[0].finished is not None
     assert case.calls[0].finished < case.calls[1].started
+
+
+def test_calls_that_change_the_world_are_kept_whatever_they_are_told(host: Recorder) -> None:
+    steps = record(host, "from tools.git import mark, log\nmark('v1')\nrows = log(repo_path='r')\nlen(rows)")
+    made = extract(steps)
+    assert made.case is not None
+    assert [call.target for call in made.case.calls] == ["tools.git.mark", "tools.git.log"]
+    assert "mark(key)" in made.source
 
 
 def test_printed_results_are_results(host: Recorder) -> None:

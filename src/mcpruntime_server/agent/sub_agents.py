@@ -156,8 +156,9 @@ class Desk:
         return await self.models.drive(messages, self.purse, self.model)
 
     async def execute(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
-        """Run a program to its end; raises `McpRuntimeError`."""
-        return await self.place.execute(code, self.tell, inputs)
+        """Run a program to its end, or to that of the agent's time; raises `McpRuntimeError`, `CallFailed`."""
+        with self.purse.budget.in_time():
+            return await self.place.execute(code, self.tell, inputs)
 
 
 @dataclass(frozen=True)

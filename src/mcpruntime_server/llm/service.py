@@ -174,7 +174,7 @@ class Models:
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
             raise CallFailed("invalid_arguments", "A question has a prompt, which is a text.")
         prompt, data, schema = given["prompt"], given.get("data"), given.get("schema")
-        model, limit = given.get("model") or "", given.get("max_tokens") or self._settings.max_tokens
+        model, limit = given.get("model") or "", given.get("max_tokens", self._settings.max_tokens)
         data = "" if data is None else data if isinstance(data, str) else canonical_json(data)
         if max(len(prompt), len(data)) > MAX_TEXT:
             raise CallFailed("invalid_arguments", f"A prompt or its data has at most {MAX_TEXT:,} characters.")

@@ -76,7 +76,7 @@ def sliced(statements: Sequence[Statement], steps: Sequence[Step]) -> list[State
 
     What changed the world in a step that has nothing to do with the result is another matter.
     """
-    lines = {(step, call.line) for step, each in enumerate(steps) for call in each.calls if call.effect == "write"}
+    lines = {(step, call.line) for step, each in enumerate(steps) for call in each.calls if call.effect != "read"}
     writing = {
         number
         for number, each in enumerate(statements)

@@ -84,6 +84,7 @@ def with_free_entry(kept: Sequence[Statement]) -> list[Statement]:
             binds=free(each.binds),
             reads=free(each.reads),
             touches=free(each.touches),
+            tells=free(each.tells),
         )
         for each in kept
     ]

@@ -49,6 +49,7 @@ class Statement:
     binds: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
     touches: frozenset[str] = frozenset()  # names of what it may change
+    tells: frozenset[str] = frozenset()  # and of what tools are told, which may change what that stands for
     shares: tuple[frozenset[str], ...] = ()  # names that may be of the same thing after it
     is_total: bool = False  # whatever it binds, it binds always, and anew
     is_dynamic: bool = False  # what it does cannot be read off it
@@ -166,12 +167,12 @@ def statement(step: int, node: ast.stmt, known: Names) -> Statement:
     if any(isinstance(part, ast.ImportFrom) and part.names[0].name == "*" for part in ast.walk(node)):
         return Statement(step, node, first, last, is_dynamic=True)
     binds, reads = names_of(node)
-    touches, shares = changes_of(node, known)
+    touches, tells, shares = changes_of(node, known)
     dynamic = bool(DYNAMIC & reads)
     total = isinstance(node, DEFINITIONS) or (
         isinstance(node, (ast.Assign, ast.AnnAssign)) and not binds & reads and getattr(node, "value", None) is not None
     )
-    return Statement(step, node, first, last, binds, reads, touches - known.imported, shares, total, dynamic)
+    return Statement(step, node, first, last, binds, reads, touches - known.imported, tells, shares, total, dynamic)
 
 
 def names_of(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
@@ -205,35 +206,35 @@ def _declared(table: symtable.SymbolTable) -> set[str]:
     return found.union(*(_declared(child) for child in table.get_children()))
 
 
-def changes_of(node: ast.stmt, known: Names) -> tuple[frozenset[str], tuple[frozenset[str], ...]]:
-    """Return the names of what a statement may change, and the names that may be of the same thing after it."""
+def changes_of(node: ast.stmt, known: Names) -> tuple[frozenset[str], frozenset[str], tuple[frozenset[str], ...]]:
+    """Return the names of what a statement may change, those that it tells, and those of one thing after it."""
     touches: set[str] = set()
+    tells: set[str] = set()
     shares: list[frozenset[str]] = []
     if isinstance(node, DEFINITIONS):
-        return frozenset(), ()
+        return frozenset(), frozenset(), ()
     for part in ast.walk(node):
         if isinstance(part, (ast.Attribute, ast.Subscript)) and isinstance(part.ctx, (ast.Store, ast.Del)):
             touches |= roots(part)
         elif isinstance(part, ast.AugAssign):
             touches |= roots(part.target)
         elif isinstance(part, ast.Call):
-            touches |= _changed_by(part, known, is_statement=isinstance(node, ast.Expr) and node.value is part)
+            changed = _changed_by(part, known, is_statement=isinstance(node, ast.Expr) and node.value is part)
+            (tells if called_name(part).partition(".")[0] in known.afar else touches).update(changed)
         if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
             targets = part.targets if isinstance(part, ast.Assign) else [part.target]
             shares.append(frozenset().union(*map(roots, targets), roots(part.value)))
         elif isinstance(part, (ast.For, ast.AsyncFor, ast.comprehension)):
             shares.append(frozenset(roots(part.target) | roots(part.iter)))
-    return frozenset(touches), tuple(shares)
+    return frozenset(touches), frozenset(tells), tuple(shares)
 
 
 def _changed_by(call: ast.Call, known: Names, *, is_statement: bool) -> set[str]:
     """Return the names of what a call may change."""
     changed: set[str] = set()
     function = call.func
-    name = dotted_name(function) or (function.attr if isinstance(function, ast.Attribute) else "")
+    name = called_name(call)
     first, last = name.partition(".")[0], name.rpartition(".")[2]
-    if first in known.afar:
-        return changed
     if isinstance(function, ast.Attribute) and function.attr not in HARMLESS:
         changed |= roots(function.value) - known.imported
     is_builtin = isinstance(function, ast.Name) and name in GIVEN and name not in known.own
@@ -241,6 +242,11 @@ def _changed_by(call: ast.Call, known: Names, *, is_statement: bool) -> set[str]
         for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
             changed |= roots(argument)
     return changed
+
+
+def called_name(call: ast.Call) -> str:
+    """Return the name of what is called, with dots, or at least of the method; "" if it has none."""
+    return dotted_name(call.func) or (call.func.attr if isinstance(call.func, ast.Attribute) else "")
 
 
 def roots(node: ast.expr) -> set[str]:
@@ -299,7 +305,7 @@ def slice_of(statements: Sequence[Statement], steps: Sequence[Step], forced: set
     reader: dict[str, Statement] = {}
     for number in range(len(statements) - 1, -1, -1):
         each = statements[number]
-        touched = {groups.find(name) for name in each.touches}
+        touched = {groups.find(name) for name in each.touches | each.tells}
         if not (
             number == len(statements) - 1
             or number in forced
