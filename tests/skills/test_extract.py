@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -122,6 +123,12 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         {"order": {"item": "tea", "n": 2}, "value": 1},
         {"order": {"item": "x", "n": 3}},
         "xxx",
+    ),
+    "a file that is written and read": (
+        ("from pathlib import Path\ntext = 'tea'\nPath('n.txt').write_text(text)\nPath('n.txt').read_text().upper()",),
+        {"text": "tea"},
+        {"text": "figs"},
+        "FIGS",
     ),
     "a list that is called like a package": (
         ("tools = ['b', 'a']\nothers = tools\nothers.append('c')\ntools.sort()\ntools",),
@@ -316,7 +323,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
 
 
 @pytest.mark.parametrize("name", SESSIONS)
-def test_a_skill_does_what_the_session_did_and_what_it_is_told(host: Recorder, name: str) -> None:
+def test_a_skill_does_what_the_session_did_and_what_it_is_told(
+    host: Recorder, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     codes, inputs, others, expected = SESSIONS[name]
     steps = record(host, *codes)
     made = extract(steps)

@@ -26,7 +26,7 @@ from .literals import Found, data_in, literals_in, value_of
 from .model import ENTRY, TOOLS, Case, Extraction, Step, asks_model
 from .names import free_name
 from .rewrite import found_replaced, with_free_entry
-from .slices import ASKING, GIVEN, Statement, names_of, slice_of, statements_of
+from .slices import ASKING, GIVEN, Statement, names_of, slice_of, statements_of, writes_files
 
 VAGUE = frozenset(
     {
@@ -72,7 +72,7 @@ def _extract(steps: Sequence[Step], fixed: frozenset[str]) -> Extraction:
 
 
 def sliced(statements: Sequence[Statement], steps: Sequence[Step]) -> list[Statement]:
-    """Return the statements that reach the result, and those beside them that have changed the world.
+    """Return the statements that reach the result, and those beside them that have changed the world, or files.
 
     What changed the world in a step that has nothing to do with the result is another matter.
     """
@@ -80,7 +80,7 @@ def sliced(statements: Sequence[Statement], steps: Sequence[Step]) -> list[State
     writing = {
         number
         for number, each in enumerate(statements)
-        if any((each.step, line) in lines for line in range(each.first, each.last + 1))
+        if writes_files(each.node) or any((each.step, line) in lines for line in range(each.first, each.last + 1))
     }
     concerned = {len(steps) - 1}
     while True:

@@ -35,6 +35,13 @@ HARMLESS = frozenset(
         *("value_counts", "agg", "round", "size"),
     }
 )  # methods that leave their object as it is
+WRITERS = frozenset(
+    {
+        *("write", "writelines", "write_text", "write_bytes", "writerow", "writerows", "dump", "mkdir", "makedirs"),
+        *("touch", "rename", "symlink_to", "unlink", "rmtree", "copyfile", "copytree", "move", "extractall", "commit"),
+        *("to_csv", "to_json", "to_excel", "to_parquet", "to_sql", "savefig", "savetxt", "execute", "executemany"),
+    }
+)  # what changes files, or a database in one
 SAME_ITEMS = frozenset({"enumerate", "zip", "sorted", "list", "reversed", "filter"})  # what they return has these
 
 
@@ -242,6 +249,14 @@ def _changed_by(call: ast.Call, known: Names, *, is_statement: bool) -> set[str]
         for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
             changed |= roots(argument)
     return changed
+
+
+def writes_files(node: ast.stmt) -> bool:
+    """Return whether a statement seems to be there for what it does to files, which others may read."""
+    if isinstance(node, (*DEFINITIONS, ast.Assign, ast.AnnAssign)):
+        return False
+    names = (called_name(part).split(".") for part in ast.walk(node) if isinstance(part, ast.Call))
+    return any(name[-1] in WRITERS and name[0] != "sys" for name in names)
 
 
 def called_name(call: ast.Call) -> str:
