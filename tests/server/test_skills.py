@@ -341,6 +341,15 @@ async def test_texts_in_a_format_are_parameters_too(world: World, code: str, oth
     assert await world.server.value(f"skills.formed({other})") == expected
 
 
+async def test_code_that_changes_its_defaults_is_a_draft_that_says_so(world: World) -> None:
+    code = "def grow(rows: list = [1]) -> int:\n    rows.append(2)\n    return len(rows)\ngrow([1])"
+    told = await world.saved(code)
+    assert (told["state"], len(told["reasons"])) == ("draft", 1)
+    assert "changes the default of a parameter" in told["reasons"][0]
+    mended = code.replace("    rows.append", "    rows = [*rows]\n    rows.append")
+    assert (await world.saved(mended))["state"] == "active"
+
+
 async def test_code_that_hangs_with_other_values_is_told_of_in_time_and_while_it_lasts(world: World) -> None:
     heard: list[str] = []
 

@@ -45,6 +45,7 @@ CONSTANT = (
     "It is a constant: it takes nothing, and calls nothing. Give what it works on a name of its own, such as "
     "city = 'Oslo', or write it as a function that takes it."
 )
+CHANGES = "A call changes the default of a parameter, and so what later calls return: have the code change a copy."
 PRINTED_MORE = (
     "The run printed more than its last statement, which alone is the result. End it with one expression that has all "
     "of the result, and save that run."
@@ -117,6 +118,8 @@ class Gate:
             kept.append(replace(case, calls=tuple(call for call in outcome.calls if call.listed)))
         if not self._signature.parameters and not any(case.calls for case in kept):
             return [CONSTANT], kept, []
+        if await self._changes_defaults(trial, kept[0]):
+            return [CHANGES], kept, []
         reasons, unfit = await self._vary(trial, kept, outcomes)
         return reasons, kept, unfit
 
@@ -161,6 +164,18 @@ class Gate:
             if any(diverged or fingerprint(outcome) != fingerprint(recorded) for outcome, diverged in found):
                 return found
         return []
+
+    async def _changes_defaults(self, trial: Try, case: Case) -> bool:
+        """Return whether a call changes what a parameter is for whoever leaves it out after that."""
+        changeable = {name for name, each in defaults_of(self._signature).items() if isinstance(each, (list, dict))}
+        if not changeable:
+            return False
+        inputs = {name: value for name, value in case.inputs.items() if name not in changeable}
+        seen = f"str(signature({ENTRY}))"
+        before = f"from inspect import signature\nfrom {self._module} import {ENTRY}\nit_was = {seen}"
+        code = f"{before}\n{self._code(inputs, case)}\n{seen} == it_was"
+        outcome, _ = await trial(code, recording_of(case, self._limit_s))
+        return text_of(outcome.outcome["value"]) == "false"
 
     def _code(self, inputs: Mapping[str, Any], case: Case) -> str:
         """Return code that calls the skill."""
