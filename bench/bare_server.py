@@ -8,32 +8,32 @@ from mcp.types import ToolAnnotations
 from pydantic import BaseModel
 
 server = MCPServer("bare")
-READS = ToolAnnotations(read_only_hint=True)
+READ_ONLY = ToolAnnotations(read_only_hint=True)
 
 
-class Answer(BaseModel):
+class NoopResult(BaseModel):
     """A typed result, as tools of our day have it."""
 
     n: int
 
 
-@server.tool(annotations=READS)
-async def noop(n: int = 0) -> Answer:
+@server.tool(annotations=READ_ONLY)
+async def noop(n: int = 0) -> NoopResult:
     """Do nothing."""
-    return Answer(n=n)
+    return NoopResult(n=n)
 
 
 @server.tool()
-async def unsaid(n: int) -> Answer:
+async def unsaid(n: int) -> NoopResult:
     """Do nothing, without telling anybody that it changes nothing."""
-    return Answer(n=n)
+    return NoopResult(n=n)
 
 
-@server.tool(annotations=READS)
-async def nap(n: int, ms: int) -> Answer:
+@server.tool(annotations=READ_ONLY)
+async def nap(n: int, ms: int) -> NoopResult:
     """Do nothing for `ms` milliseconds."""
     await anyio.sleep(ms / 1e3)
-    return Answer(n=n)
+    return NoopResult(n=n)
 
 
 if __name__ == "__main__":

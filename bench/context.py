@@ -21,12 +21,12 @@ import anyio
 import tomli_w
 from mcp import Client, StdioServerParameters
 
-OURS = str(Path(sys.executable).with_name("mcpruntime-server"))
-LINE = "2026-11-26 12:00:00 INFO request served in {} ms by worker {}\n"
+SERVER_COMMAND = str(Path(sys.executable).with_name("mcpruntime-server"))
+LOG_LINE = "2026-11-26 12:00:00 INFO request served in {} ms by worker {}\n"
 NEEDLE = "needle"
-BOUND_MB = 64.0
-BOUND_S = 1.0
-ROUNDS = 3  # of what is compared
+MAX_EXTRA_MB = 64.0
+MAX_AVAILABLE_S = 1.0
+COMPARE_ROUNDS = 3  # of what is compared
 PASSES = {
     "grep, literal": "len(CONTEXT.grep('needle'))",
     "grep, pattern": "len(CONTEXT.grep(r'nee+dle \\d+'))",
@@ -36,8 +36,8 @@ PASSES = {
     "sample of 1,000": "len(CONTEXT.sample(1000))",
     "map over chunks": "sum(slot.value for slot in CONTEXT.map(lambda piece: len(piece.text)))",
 }
-LAYOUT = "{:<26} {:>9} {:>10} {:>7}  {}"
-PYTHON = f"""\
+TABLE_LAYOUT = "{:<26} {:>9} {:>10} {:>7}  {}"
+PYTHON_LOOP = f"""\
 import sys
 print(sum(b"{NEEDLE}" in line for line in open(sys.argv[1], "rb")))
 """
@@ -45,24 +45,28 @@ print(sum(b"{NEEDLE}" in line for line in open(sys.argv[1], "rb")))
 
 def main() -> int:
     """Measure and print the table; return 1 if a bound is not met."""
-    options = parser().parse_args()
+    options = build_parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
-        return anyio.run(measure, Path(folder), options.mb, options.backend, options.packed)
+        return anyio.run(run_benchmark, Path(folder), options.mb, options.backend, options.packed)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(description="Measure inputs of runs.")
     top.add_argument("--mb", type=int, default=1024, help="size of the file")
     top.add_argument("--backend", default="docker", help="docker or local")
     top.add_argument("--packed", action="store_true", help="the same file as gzip")
-    top.add_argument("--folder", type=Path, help="where the file goes; it should be on the disk of the data folder")
+    top.add_argument(
+        "--folder",
+        type=Path,
+        help="where the file goes; it should be on the disk of the data folder",
+    )
     return top
 
 
-def write_file(path: Path, size_mb: int) -> None:
+def write_log_file(path: Path, size_mb: int) -> None:
     """Write a log with a needle in each block of some hundred kilobytes."""
-    lines = "".join(LINE.format(number * 37 % 991, number % 16) for number in range(5_000))
+    lines = "".join(LOG_LINE.format(number * 37 % 991, number % 16) for number in range(5_000))
     with path.open("w", encoding="ascii") as file:
         number = 0
         while file.tell() < size_mb << 20:
@@ -70,32 +74,48 @@ def write_file(path: Path, size_mb: int) -> None:
             file.write(f"{lines}{NEEDLE} {number}\n")
 
 
-async def measure(folder: Path, size_mb: int, backend: str, packed: bool) -> int:
+async def run_benchmark(folder: Path, size_mb: int, backend: str, packed: bool) -> int:
     """Measure everything on a server of our own."""
     path = folder / "files" / "large.log"
     path.parent.mkdir()
-    write_file(path, size_mb)
+    write_log_file(path, size_mb)
     if packed:
         await anyio.run_process(["gzip", "-1", str(path)])
         path = path.with_suffix(".log.gz")
     config = folder / "server.toml"
-    server = {"data_dir": str(folder / "data"), "context_roots": [str(path.parent)], "wait_s": 600.0}
-    config.write_text(tomli_w.dumps({"server": server, "sandbox": {"backend": backend, "timeout_s": 600.0}}))
-    command = StdioServerParameters(command=OURS, args=["--config", str(config), "--stdio"])
-    print(LAYOUT.format(f"{path.stat().st_size / 1e6:,.0f} MB", "seconds", "MB above", "met", ""))
+    server = {
+        "data_dir": str(folder / "data"),
+        "context_roots": [str(path.parent)],
+        "wait_s": 600.0,
+    }
+    config.write_text(
+        tomli_w.dumps({"server": server, "sandbox": {"backend": backend, "timeout_s": 600.0}})
+    )
+    command = StdioServerParameters(
+        command=SERVER_COMMAND, args=["--config", str(config), "--stdio"]
+    )
+    print(
+        TABLE_LAYOUT.format(
+            f"{path.stat().st_size / 1e6:,.0f} MB", "seconds", "MB above", "met", ""
+        )
+    )
     async with Client(command, read_timeout_seconds=900) as client:
-        met = [await available(client, path)]
-        base = (await run(client, "1"))["usage"]["peak_mb"]
+        met = [await measure_availability(client, path)]
+        base = (await run_code(client, "1"))["usage"]["peak_mb"]
         for name, code in PASSES.items():
-            met.append(await one_pass(client, name, code, base))
+            met.append(await measure_pass(client, name, code, base))
         if not packed:
-            await compare(client, path)
+            await compare_grep(client, path)
     return 0 if all(met) else 1
 
 
-async def run(client: Client, code: str, context: Sequence[str] | None = None) -> dict[str, Any]:
+async def run_code(
+    client: Client, code: str, context: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return the result of `code`; raises `RuntimeError` unless it ran well."""
-    arguments = {"code": code, "session": "bench"} | ({} if context is None else {"context": list(context)})
+    arguments = {"code": code, "session": "bench"} | (
+        {} if context is None else {"context": list(context)}
+    )
     answer = await client.call_tool("run_code", arguments)
     result: dict[str, Any] = answer.structured_content or {}
     if answer.is_error or result.get("status") != "ok":
@@ -103,37 +123,48 @@ async def run(client: Client, code: str, context: Sequence[str] | None = None) -
     return result
 
 
-async def available(client: Client, path: Path) -> bool:
+async def measure_availability(client: Client, path: Path) -> bool:
     """Measure from the request until code has read the beginning."""
-    await run(client, "1")
+    await run_code(client, "1")
     started = time.perf_counter()
-    await run(client, "CONTEXT.peek()", [str(path)])
+    await run_code(client, "CONTEXT.peek()", [str(path)])
     took = time.perf_counter() - started
-    print(LAYOUT.format("available", f"{took:.3f}", "", "yes" if took <= BOUND_S else "NO", f"bound {BOUND_S:g} s"))
-    return took <= BOUND_S
+    print(
+        TABLE_LAYOUT.format(
+            "available",
+            f"{took:.3f}",
+            "",
+            "yes" if took <= MAX_AVAILABLE_S else "NO",
+            f"bound {MAX_AVAILABLE_S:g} s",
+        )
+    )
+    return took <= MAX_AVAILABLE_S
 
 
-async def one_pass(client: Client, name: str, code: str, base: float) -> bool:
+async def measure_pass(client: Client, name: str, code: str, base: float) -> bool:
     """Measure one pass over the input, and what it takes beyond `base` MB."""
-    result = await run(client, code)
+    result = await run_code(client, code)
     above = result["usage"]["peak_mb"] - base
-    seconds, met = result["usage"]["wall_ms"] / 1e3, bool(above <= BOUND_MB)
-    detail = f"-> {json.dumps(result['value'])}, bound {BOUND_MB:g} MB"
-    print(LAYOUT.format(name, f"{seconds:.2f}", f"{above:.1f}", "yes" if met else "NO", detail), flush=True)
+    seconds, met = result["usage"]["wall_ms"] / 1e3, bool(above <= MAX_EXTRA_MB)
+    detail = f"-> {json.dumps(result['value'])}, bound {MAX_EXTRA_MB:g} MB"
+    print(
+        TABLE_LAYOUT.format(name, f"{seconds:.2f}", f"{above:.1f}", "yes" if met else "NO", detail),
+        flush=True,
+    )
     return met
 
 
-async def compare(client: Client, path: Path) -> None:
+async def compare_grep(client: Client, path: Path) -> None:
     """Print the time of `.grep` as a ratio to those of other ways to count the same lines."""
     others = {
         "grep -c": ["grep", "-c", NEEDLE, str(path)],
-        "a loop in Python": [sys.executable, "-c", PYTHON, str(path)],
+        "a loop in Python": [sys.executable, "-c", PYTHON_LOOP, str(path)],
     }
     ours: list[float] = []
     theirs: dict[str, list[float]] = {name: [] for name in others}
-    for number in range(ROUNDS):
+    for number in range(COMPARE_ROUNDS):
         code = f"found = sum(1 for _ in CONTEXT.grep({NEEDLE!r}))  # {number}"
-        result = await run(client, code)
+        result = await run_code(client, code)
         ours.append(result["usage"]["wall_ms"] / 1e3)
         for name, command in others.items():
             started = time.perf_counter()
@@ -144,7 +175,15 @@ async def compare(client: Client, path: Path) -> None:
     for name, seconds in theirs.items():
         ratio = statistics.median(ours) / statistics.median(seconds)
         title = f".grep / {name}"
-        print(LAYOUT.format(title, f"{statistics.median(ours):.2f}", "", "", f"{ratio:.2f}x of {min(seconds):.2f} s"))
+        print(
+            TABLE_LAYOUT.format(
+                title,
+                f"{statistics.median(ours):.2f}",
+                "",
+                "",
+                f"{ratio:.2f}x of {min(seconds):.2f} s",
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -13,75 +13,81 @@ from docker import APIClient
 from docker.errors import APIError
 from docker.utils import kwargs_from_env
 
-API = "1.41"
-OWNER = "mcpruntime.owner"
-SETTLE_S = 30.0  # for the pool to refill on a machine that is busy
-POLL_S = 0.02
-STOP_S = 5.0  # a stopped server's containers are gone by then
+API_VERSION = "1.41"
+OWNER_LABEL = "mcpruntime.owner"
+SETTLE_TIMEOUT_S = 30.0  # for the pool to refill on a machine that is busy
+POLL_INTERVAL_S = 0.02
+REMOVAL_TIMEOUT_S = 5.0  # a stopped server's containers are gone by then
 BARE_PYTHON = ("python3", "-s", "-u", "-c", "import sys; print('.'); sys.stdin.read()")
 
 T = TypeVar("T")
 
 
-class Containers:
+class ServerContainers:
     """The containers of the server on one data folder."""
 
     def __init__(self, data_dir: Path) -> None:
         self._servers = data_dir / "servers"
-        self._client = APIClient(version=API, timeout=60, **kwargs_from_env())
+        self._client = APIClient(version=API_VERSION, timeout=60, **kwargs_from_env())
         self._owner = ""
 
-    def adopt(self) -> None:
+    def find_owner(self) -> None:
         """Find out under which name the server labels its containers: that of its lock file."""
         self._owner = next(self._servers.glob("*.lock")).stem
 
-    async def names(self) -> list[str]:
+    async def list_ids(self) -> list[str]:
         """Return the running ones."""
-        return [each["Id"] for each in await self._call(self._list)]
+        return [each["Id"] for each in await self._run_in_thread(self._list_containers)]
 
-    async def until_settled(self, count: int) -> list[str]:
+    async def wait_until_settled(self, count: int) -> list[str]:
         """Wait until `count` of them run and have started up: those of sessions and a full pool."""
-        with anyio.fail_after(SETTLE_S):
+        with anyio.fail_after(SETTLE_TIMEOUT_S):
             quiet = 0
             while quiet < 2:
-                found = await self.names()
-                waiting = [await self._call(waits, container) for container in found]
+                found = await self.list_ids()
+                waiting = [await self._run_in_thread(is_idle, container) for container in found]
                 quiet = quiet + 1 if len(found) == count and all(waiting) else 0
-                await anyio.sleep(POLL_S)
+                await anyio.sleep(POLL_INTERVAL_S)
             return found
 
     async def memory_mib(self, container: str) -> float:
         """Return what `container` uses, page cache not counted."""
-        return await self._call(memory, container)
+        return await self._run_in_thread(read_memory_mib, container)
 
-    async def raw(self, model: str, argv: Sequence[str] = BARE_PYTHON) -> Raw:
+    async def clone_configuration(
+        self, model: str, argv: Sequence[str] = BARE_PYTHON
+    ) -> RawContainer:
         """Return a container of the image and with the restrictions of `model`, not yet created, that runs `argv`."""
-        return Raw(await self._call(configuration, model, argv), self._client)
+        return RawContainer(
+            await self._run_in_thread(read_configuration, model, argv), self._client
+        )
 
     async def close(self) -> None:
         """Remove what is left of them, and say so: a stopped server leaves nothing behind."""
         with anyio.CancelScope(shield=True):
-            left = await self._call(self._left) if self._owner else []
+            left = await self._run_in_thread(self._list_leftovers) if self._owner else []
             for container in left:
                 print(f"left behind by the server: {container['Names']} ({container['Status']})")
-                await self._call(remove, container["Id"])
+                await self._run_in_thread(remove_container, container["Id"])
             self._client.close()
 
-    def _list(self, client: APIClient, *, every: bool = False) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = client.containers(all=every, filters={"label": f"{OWNER}={self._owner}"})
+    def _list_containers(self, client: APIClient, *, every: bool = False) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = client.containers(
+            all=every, filters={"label": f"{OWNER_LABEL}={self._owner}"}
+        )
         return found
 
-    def _left(self, client: APIClient) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + STOP_S
-        while (left := self._list(client, every=True)) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+    def _list_leftovers(self, client: APIClient) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + REMOVAL_TIMEOUT_S
+        while (left := self._list_containers(client, every=True)) and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_S)
         return left
 
-    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+    async def _run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await anyio.to_thread.run_sync(lambda: function(self._client, *args))
 
 
-class Raw:
+class RawContainer:
     """A container without a server: what the engine alone takes."""
 
     def __init__(self, config: dict[str, Any], client: APIClient) -> None:
@@ -89,7 +95,7 @@ class Raw:
         self._client = client
         self.id = ""
 
-    def start(self) -> float:
+    def measure_start(self) -> float:
         """Create, attach and start it; return the milliseconds until its first byte of output."""
         started = time.perf_counter()
         self.id = self._client.create_container_from_config(self._config)["Id"]
@@ -106,39 +112,44 @@ class Raw:
     def remove(self) -> None:
         """Remove it."""
         self._stream.close()
-        remove(self._client, self.id)
+        remove_container(self._client, self.id)
 
 
-def configuration(client: APIClient, model: str, argv: Sequence[str]) -> dict[str, Any]:
+def read_configuration(client: APIClient, model: str, argv: Sequence[str]) -> dict[str, Any]:
     """Return the body of a "create container" request: that of the container `model`, with another program."""
     found = client.inspect_container(model)
     config: dict[str, Any] = {**found["Config"], "HostConfig": found["HostConfig"], "Labels": {}}
     return {**config, "Entrypoint": list(argv[:1]), "Cmd": list(argv[1:]), "NetworkDisabled": True}
 
 
-def statistics_of(client: APIClient, container: str) -> dict[str, Any]:
+def read_statistics(client: APIClient, container: str) -> dict[str, Any]:
     """Return the engine's figures of `container` for this moment."""
     found: dict[str, Any] = client.stats(container, stream=False, one_shot=True)
     return found
 
 
-def waits(client: APIClient, container: str) -> bool:
+def is_idle(client: APIClient, container: str) -> bool:
     """Say whether `container` has all its processes (init, supervisor, worker) and none of them has anything to do."""
     try:
-        states = [row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"] or ()]
+        states = [
+            row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"] or ()
+        ]
     except APIError:
         return False  # it has just been removed
     return len(states) >= 3 and all(state.startswith("S") for state in states)
 
 
-def memory(client: APIClient, container: str) -> float:
+def read_memory_mib(client: APIClient, container: str) -> float:
     """Return the MiB that `container` uses without the cache of files: cgroup v1 and v2 name it differently."""
-    found = statistics_of(client, container)["memory_stats"]
+    found = read_statistics(client, container)["memory_stats"]
     detail = found["stats"]
-    cache = sum(detail.get(f"total_{name}", detail.get(name, 0)) for name in ("active_file", "inactive_file"))
+    cache = sum(
+        detail.get(f"total_{name}", detail.get(name, 0))
+        for name in ("active_file", "inactive_file")
+    )
     return float(found["usage"] - cache) / 2**20
 
 
-def remove(client: APIClient, container: str) -> None:
+def remove_container(client: APIClient, container: str) -> None:
     """Kill and remove `container`."""
     client.remove_container(container, force=True, v=True)

@@ -10,17 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fake_reader import ROW, Asked, understood
+from fake_reader import MESSAGE_ROW, ParsedQuestion, parse_question
 
-AGENT = "[mcpruntime agent,"  # in the system prompt of `agent/system.txt`
-ROOM = 4_000  # characters that it has read at once
-LINES = "CONTEXT.splitlines() if isinstance(CONTEXT, str) else CONTEXT"
-LOOK = """\
+AGENT_MARK = "[mcpruntime agent,"  # in the system prompt of `agent/system.txt`
+PIECE_CHARS = 4_000  # characters that it has read at once
+LINES_CODE = "CONTEXT.splitlines() if isinstance(CONTEXT, str) else CONTEXT"
+LOOK_ANSWER = """\
 I look at how the material begins.
 ```python
 print(CONTEXT[:600] if isinstance(CONTEXT, str) else CONTEXT.peek(600))
 ```"""
-ROWS = """\
+ROWS_ANSWER = """\
 I have every line judged, a few at once, and count in code.
 ```python
 from collections import Counter
@@ -45,7 +45,7 @@ if unread:
     raise RuntimeError(f"{{len(unread)}} of {{len(pieces)}} pieces were not read well: {{unread[0]}}")
 {conclude}
 ```"""
-CONCLUDE = {
+SUBMIT_CODE = {
     "count": "SUBMIT(sum(topic == {0!r} for _, _, topic in rows))",
     "compare": (
         "counts = Counter(topic for _, _, topic in rows)\nSUBMIT({0!r} if counts[{0!r}] > counts[{1!r}] else {1!r})"
@@ -59,7 +59,7 @@ CONCLUDE = {
     ),
 }
 
-PROSE = """\
+PROSE_ANSWER = """\
 I search for sentences that name what is asked for, and have only those read.
 ```python
 import re
@@ -81,39 +81,46 @@ for slot in slots:
         raise slot.error
 SUBMIT("\\n".join(slot.value for slot in slots if slot.value != "not found"))
 ```"""
-WHOLE = """\
+WHOLE_ANSWER = """\
 I ask about all of it at once.
 ```python
 SUBMIT(ask_llm({question!r}, str(CONTEXT)))
 ```"""
 
 
-def program(texts: Sequence[str]) -> str:
+def write_program(messages: Sequence[str]) -> str:
     """Return the next program of a conversation: system prompt, task, and then answers and what came of them."""
-    task, _, told = texts[1].removeprefix("Task:\n").partition("\n\nCONTEXT: ")
-    results = [text for text in texts[2:] if text.startswith("Step ")]
+    task, _, told = messages[1].removeprefix("Task:\n").partition("\n\nCONTEXT: ")
+    results = [text for text in messages[2:] if text.startswith("Step ")]
     if not results and "\n" not in told:
-        return LOOK
+        return LOOK_ANSWER
     failed = sum(": ok" not in result.split("\n")[0] for result in results)
-    return solving(task.strip(), told + "".join(results[:1]), ROOM >> failed)
+    return choose_program(task.strip(), told + "".join(results[:1]), PIECE_CHARS >> failed)
 
 
-def solving(task: str, look: str, room: int) -> str:
+def choose_program(task: str, preview: str, piece_chars: int) -> str:
     """Return the program that solves a task on material that looks so."""
-    asked = understood(task)
-    if asked is not None and ROW.search(look):
-        return counting(task, asked, room)
+    asked = parse_question(task)
+    if asked is not None and MESSAGE_ROW.search(preview):
+        return count_rows_program(task, asked, piece_chars)
     asks = re.findall(r"[^.?\n]+\?", task)
     question = asks[-1].strip() if asks else task
     names = re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", question)
     nouns: list[str] = re.findall(r"the ([a-z]+?)s? (?:in|of|at)\b", question)
     if names and nouns:
-        return PROSE.format(names=names, noun=nouns[-1], question=question, lines=LINES, room=room)
-    return WHOLE.format(question=task)
+        return PROSE_ANSWER.format(
+            names=names, noun=nouns[-1], question=question, lines=LINES_CODE, room=piece_chars
+        )
+    return WHOLE_ANSWER.format(question=task)
 
 
-def counting(task: str, asked: Asked, room: int) -> str:
+def count_rows_program(task: str, question: ParsedQuestion, piece_chars: int) -> str:
     """Return the program that has rows labelled, and counts."""
     listed = re.search(r"one of these topics: ([\w, ]+)\.", task)
-    topics = listed[1].split(", ") if listed else list(asked.topics)
-    return ROWS.format(topics=topics, lines=LINES, room=room, conclude=CONCLUDE[asked.kind].format(*asked.topics))
+    topics = listed[1].split(", ") if listed else list(question.topics)
+    return ROWS_ANSWER.format(
+        topics=topics,
+        lines=LINES_CODE,
+        room=piece_chars,
+        conclude=SUBMIT_CODE[question.kind].format(*question.topics),
+    )

@@ -20,8 +20,12 @@ from hashlib import blake2b
 from typing import Any
 from zlib import crc32
 
-SPAN, SLIP, WORST = 16_384, 0.3, 0.5  # characters, and the share that is misjudged in so many; never more than the last
-CUES = {
+ATTENTION_CHARS, SLIP_SHARE, MAX_SLIP_SHARE = (
+    16_384,
+    0.3,
+    0.5,
+)  # characters, and the share that is misjudged in so many; never more than the last
+TOPIC_CUES = {
     "billing": r"euros left|euros more|owe me|charged|statement shows|discount|\bfee\b|invoice",
     "delivery": r"parcel|courier|tracking|warehouse|to the address|\bvan\b|was to be here|driver",
     "defect": r"stopped working|crack|smells|noise|hinge|switch on|battery|leaks",
@@ -29,91 +33,101 @@ CUES = {
     "praise": r"that good|deserves|loves|hoped for|wonderful|at once|worth every|envies",
     "cancellation": r"subscription|longer want|take back|renew|the club|changed my mind|nothing more|may have the",
 }
-TOPICS = tuple(CUES)
-CUE = re.compile("|".join(f"(?P<{topic}>{cues})" for topic, cues in CUES.items()), re.IGNORECASE)
-SETTLED = re.compile(
+TOPICS = tuple(TOPIC_CUES)
+TOPIC_CUE = re.compile(
+    "|".join(f"(?P<{topic}>{cues})" for topic, cues in TOPIC_CUES.items()), re.IGNORECASE
+)
+SETTLED_PHRASES = re.compile(
     r"was fine|were fine|were right|as agreed|on the day you said|on time|is fine|as it should be|no longer a worry"
     r"|no trouble|used to",
     re.IGNORECASE,
 )
-CLAUSE = re.compile(r"[.?!]\s|, but ")
-ROW = re.compile(r"^(\d{4}-\d\d)-\d\d \| (u\d+) \| (.+)$", re.MULTILINE)
-MARKED = re.compile(r"\n\n<data [0-9a-f]+>\n(.*?)(?:\n</data [0-9a-f]+>|\Z)", re.DOTALL)
+CLAUSE_END = re.compile(r"[.?!]\s|, but ")
+MESSAGE_ROW = re.compile(r"^(\d{4}-\d\d)-\d\d \| (u\d+) \| (.+)$", re.MULTILINE)
+MARKED_DATA = re.compile(r"\n\n<data [0-9a-f]+>\n(.*?)(?:\n</data [0-9a-f]+>|\Z)", re.DOTALL)
 SENTENCE = re.compile(r"[^.\n]+\.")
-OPENS = re.compile(r"\bopen\b|yields|inside the vault|combination|unlocks")
-NOTE = re.compile(r"^(\w+): (.+)$", re.MULTILINE)
-WHOLE = "all"  # what is counted where neither months nor users matter
+VAULT_PHRASES = re.compile(r"\bopen\b|yields|inside the vault|combination|unlocks")
+NOTE_LINE = re.compile(r"^(\w+): (.+)$", re.MULTILINE)
+WHOLE_TEXT = "all"  # what is counted where neither months nor users matter
 
 Tally = dict[str, Counter[str]]  # by topic, of months, users or the whole
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedQuestion:
     """A question as it is understood: about what, and what is counted for it."""
 
     kind: str
     topics: tuple[str, ...]
 
 
-def read(text: str, schema: Mapping[str, Any] | None) -> str:
+def read_text(text: str, schema: Mapping[str, Any] | None) -> str:
     """Return what the reader says to a text: a question, and then what it is about."""
-    question, data = parted(text)
-    found = answer(question, data)
+    question, data = split_material(text)
+    found = answer_question(question, data)
     if schema is None:
         return found if isinstance(found, str) else json.dumps(found)
     return json.dumps({"value": found} if "value" in schema.get("properties", {}) else found)
 
 
-def parted(text: str) -> tuple[str, str]:
+def split_material(text: str) -> tuple[str, str]:
     """Return question and material; without marks, the material is what comes after the first blank line."""
-    if marked := MARKED.search(text):
+    if marked := MARKED_DATA.search(text):
         return text[: marked.start()], marked[1]
     question, _, data = text.partition("\n\n")
     return question, data
 
 
-def answer(question: str, data: str) -> Any:
+def answer_question(question: str, data: str) -> Any:
     """Return what the reader makes of a question about `data`."""
     if re.search(r"\beach line\b.*\bone of\b", question, re.DOTALL):
-        return [judged(line, len(data)) for line in data.splitlines() if line.strip()]
+        return [judge_topic(line, len(data)) for line in data.splitlines() if line.strip()]
     if re.search(r"\bvaults?\b", question):
-        return told_facts(facts_in(question, data))
-    asked = understood(question)
+        return format_facts(find_facts(question, data))
+    asked = parse_question(question)
     if asked is None:
         return "I do not know."
     if re.search(r"\bthese are notes\b", question, re.IGNORECASE):
-        return concluded(asked, noted(data))
-    tally = counted(asked, data)
+        return conclude_answer(asked, parse_notes(data))
+    tally = count_rows(asked, data)
     if re.search(r"\bnote briefly\b", question, re.IGNORECASE):
-        return "\n".join(f"{topic}: {listed(tally[topic])}" for topic in asked.topics)
-    return concluded(asked, tally)
+        return "\n".join(f"{topic}: {format_counts(tally[topic])}" for topic in asked.topics)
+    return conclude_answer(asked, tally)
 
 
 # rows ---------------------------------------------------------------------------------------------
 
 
-def judged(line: str, seen: int) -> str:
+def judge_topic(line: str, seen: int) -> str:
     """Return what a line is about, rightly unless attention slips; what has no cue is taken for the first topic."""
     text = line.rsplit(" | ", maxsplit=1)[-1]
-    open_clauses = [clause for clause in CLAUSE.split(text) if not SETTLED.search(clause)]
-    cues = Counter(cue.lastgroup or "" for clause in open_clauses for cue in CUE.finditer(clause))
+    open_clauses = [
+        clause for clause in CLAUSE_END.split(text) if not SETTLED_PHRASES.search(clause)
+    ]
+    cues = Counter(
+        cue.lastgroup or "" for clause in open_clauses for cue in TOPIC_CUE.finditer(clause)
+    )
     topic = max(TOPICS, key=lambda each: cues[each])
-    if not slips(line, seen):
+    if not is_misjudged(line, seen):
         return topic
-    return TOPICS[(TOPICS.index(topic) + 1 + crc32(text.encode()) % (len(TOPICS) - 1)) % len(TOPICS)]
+    return TOPICS[
+        (TOPICS.index(topic) + 1 + crc32(text.encode()) % (len(TOPICS) - 1)) % len(TOPICS)
+    ]
 
 
-def slips(line: str, seen: int) -> bool:
+def is_misjudged(line: str, seen: int) -> bool:
     """Say whether a line is misjudged among so many characters."""
     digest = blake2b(f"{seen} {line}".encode("utf-8", "replace"), digest_size=4).digest()
-    return int.from_bytes(digest, "big") / 2**32 < min(WORST, SLIP * (seen / SPAN) ** 3)
+    return int.from_bytes(digest, "big") / 2**32 < min(
+        MAX_SLIP_SHARE, SLIP_SHARE * (seen / ATTENTION_CHARS) ** 3
+    )
 
 
-def understood(question: str) -> Asked | None:
+def parse_question(question: str) -> ParsedQuestion | None:
     """Return what is asked of rows, from the last sentence that asks; None if it is nothing that the reader can do."""
     asks = re.findall(r"[A-Z][^.?\n]*\?", question)
     last = asks[-1] if asks else ""
-    topics = tuple(topic for topic in re.findall(r"[a-z]+", last) if topic in CUES)
+    topics = tuple(topic for topic in re.findall(r"[a-z]+", last) if topic in TOPIC_CUES)
     for kind, words in {
         "month": "which month",
         "pairs": "users",
@@ -121,75 +135,80 @@ def understood(question: str) -> Asked | None:
         "count": "how many",
     }.items():
         if words in last.lower() and len(topics) == (2 if kind in ("pairs", "compare") else 1):
-            return Asked(kind, topics)
+            return ParsedQuestion(kind, topics)
     return None
 
 
-def counted(asked: Asked, data: str) -> Tally:
+def count_rows(question: ParsedQuestion, data: str) -> Tally:
     """Return what the rows say that are whole."""
-    tally: Tally = {topic: Counter() for topic in asked.topics}
-    for row in ROW.finditer(data):
-        topic = judged(row[0], len(data))
+    tally: Tally = {topic: Counter() for topic in question.topics}
+    for row in MESSAGE_ROW.finditer(data):
+        topic = judge_topic(row[0], len(data))
         if topic in tally:
-            tally[topic][{"month": row[1], "pairs": row[2]}.get(asked.kind, WHOLE)] += 1
+            tally[topic][{"month": row[1], "pairs": row[2]}.get(question.kind, WHOLE_TEXT)] += 1
     return tally
 
 
-def listed(counts: Counter[str]) -> str:
+def format_counts(counts: Counter[str]) -> str:
     """Return one line of notes."""
     return ", ".join(f"{name} {number}" for name, number in sorted(counts.items())) or "none"
 
 
-def noted(notes: str) -> Tally:
+def parse_notes(notes: str) -> Tally:
     """Return what notes say, added up."""
     tally: Tally = {}
-    for topic, counts in NOTE.findall(notes):
+    for topic, counts in NOTE_LINE.findall(notes):
         found = tally.setdefault(topic, Counter())
         for name, number in re.findall(r"([\w-]+) (\d+)(?:, |$)", counts):
             found[name] += int(number)
     return tally
 
 
-def concluded(asked: Asked, tally: Tally) -> Any:
+def conclude_answer(question: ParsedQuestion, tally: Tally) -> Any:
     """Return the answer that a tally gives."""
-    counts = [tally.get(topic, Counter()) for topic in asked.topics]
+    counts = [tally.get(topic, Counter()) for topic in question.topics]
     conclude: dict[str, Callable[[], Any]] = {
         "count": lambda: sum(counts[0].values()),
-        "compare": lambda: max(asked.topics, key=lambda topic: sum(tally.get(topic, Counter()).values())),
+        "compare": lambda: max(
+            question.topics, key=lambda topic: sum(tally.get(topic, Counter()).values())
+        ),
         "month": lambda: max(sorted(counts[0]), key=lambda month: counts[0][month], default="none"),
         "pairs": lambda: sorted(counts[0].keys() & counts[1].keys()),
     }
-    return conclude[asked.kind]()
+    return conclude[question.kind]()
 
 
 # facts --------------------------------------------------------------------------------------------
 
 
-def facts_in(question: str, data: str) -> dict[str, str]:
+def find_facts(question: str, data: str) -> dict[str, str]:
     """Return the numbers that open vaults, by place, for places that are asked about."""
     places = set(re.findall(r"[A-Z][a-z]+", question.rpartition("vault")[2]))
     found: dict[str, str] = {}
-    for sentence in telling(data):
-        place, number = re.search(r"vault in ([A-Z][a-z]+)", sentence), re.search(r"\b\d{5}\b", sentence)
-        if place and number and place[1] in places and not slips(sentence, len(data)):
+    for sentence in vault_sentences(data):
+        place, number = (
+            re.search(r"vault in ([A-Z][a-z]+)", sentence),
+            re.search(r"\b\d{5}\b", sentence),
+        )
+        if place and number and place[1] in places and not is_misjudged(sentence, len(data)):
             found[place[1]] = number[0]
     return found
 
 
-def telling(data: str) -> Iterator[str]:
+def vault_sentences(data: str) -> Iterator[str]:
     """Yield the sentences that tell what opens a vault; notes have them in short."""
     for sentence in SENTENCE.findall(data):
-        if "vault" in sentence and OPENS.search(sentence):
+        if "vault" in sentence and VAULT_PHRASES.search(sentence):
             yield sentence
     for place, code in re.findall(r"^([A-Z][a-z]+): (\d{5})$", data, re.MULTILINE):
         yield f"{code} unlocks the vault in {place}."
 
 
-def told_facts(facts: Mapping[str, str]) -> str:
+def format_facts(facts: Mapping[str, str]) -> str:
     """Return facts as an answer has them."""
     return "\n".join(f"{place}: {code}" for place, code in facts.items()) or "not found"
 
 
-def labels_of(lines: Sequence[str]) -> list[str]:
+def label_lines(lines: Sequence[str]) -> list[str]:
     """Return what lines are about, each read alone: the reader at its best."""
-    return [judged(line, len(line)) for line in lines]
+    return [judge_topic(line, len(line)) for line in lines]

@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fake_programmer import AGENT, program
-from fake_reader import read
+from fake_programmer import AGENT_MARK, write_program
+from fake_reader import read_text
 
 Schema = Mapping[str, Any] | None
 
@@ -24,62 +24,76 @@ class UnknownModel(ValueError):
     """There is no such rule."""
 
 
-def by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
+def answer_by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
     """Return what the model says to a conversation; raises `UnknownModel`."""
     rule, _, rest = model.rpartition("/")[2].partition(":")
     if rule == "forgetful":
         window, _, other = rest.partition(":")
         if not window.isdecimal():
-            raise UnknownModel(f"The model `{model}` does not exist: {window!r} is no number of characters.")
-        return by_rule(other, [seen(text, int(window)) for text in texts], schema)
+            raise UnknownModel(
+                f"The model `{model}` does not exist: {window!r} is no number of characters."
+            )
+        return answer_by_rule(
+            other, [truncate_to_window(text, int(window)) for text in texts], schema
+        )
     if rule not in RULES:
         raise UnknownModel(f"The model `{model}` does not exist.")
     return RULES[rule](texts, rest, schema)
 
 
-def seen(text: str, window: int) -> str:
+def truncate_to_window(text: str, window: int) -> str:
     """Return what is seen of a text through a window."""
     half = window // 2
     return text if len(text) <= window else text[:half] + text[len(text) - half :]
 
 
-def sums(texts: Sequence[str], rest: str, schema: Schema) -> str:
+def add_integers(texts: Sequence[str], rest: str, schema: Schema) -> str:
     """Add up the integers."""
     return str(sum(map(int, re.findall(r"-?\d+", texts[-1]))))
 
 
-def counts(texts: Sequence[str], rest: str, schema: Schema) -> str:
+def count_word(texts: Sequence[str], rest: str, schema: Schema) -> str:
     """Count a word."""
     return str(len(re.findall(rf"\b{re.escape(rest)}\b", texts[-1])))
 
 
-def reads(texts: Sequence[str], rest: str, schema: Schema) -> str:
+def read_or_program(texts: Sequence[str], rest: str, schema: Schema) -> str:
     """Read, or program where an agent is wanted."""
-    return program(texts) if AGENT in texts[0] else read(texts[-1], schema)
+    return write_program(texts) if AGENT_MARK in texts[0] else read_text(texts[-1], schema)
 
 
 RULES: Mapping[str, Callable[[Sequence[str], str, Schema], str]] = {
     "echo": lambda texts, rest, schema: texts[-1],
     "tool": lambda texts, rest, schema: texts[-1],
-    "sum": sums,
-    "count": counts,
-    "json": lambda texts, rest, schema: json.dumps(smallest(schema or {})),
+    "sum": add_integers,
+    "count": count_word,
+    "json": lambda texts, rest, schema: json.dumps(smallest_value(schema or {})),
     "never-json": lambda texts, rest, schema: "I would rather not.",
-    "reader": reads,
+    "reader": read_or_program,
 }
 
 
-def call_by_rule(model: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+def tool_calls_by_rule(model: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the tool calls with which the model answers: one, where its rule is `tool` and none was answered yet."""
-    tools = asked.get("tools") or []
-    if model.rpartition("/")[2] != "tool" or not tools or asked["messages"][-1].get("role") == "tool":
+    tools = body.get("tools") or []
+    if (
+        model.rpartition("/")[2] != "tool"
+        or not tools
+        or body["messages"][-1].get("role") == "tool"
+    ):
         return []
     function = tools[0]["function"]
-    arguments = json.dumps(smallest(function.get("parameters") or {"type": "object"}))
-    return [{"id": "call_1", "type": "function", "function": {"name": function["name"], "arguments": arguments}}]
+    arguments = json.dumps(smallest_value(function.get("parameters") or {"type": "object"}))
+    return [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": function["name"], "arguments": arguments},
+        }
+    ]
 
 
-def schema_in(text: str) -> Any:
+def extract_schema(text: str) -> Any:
     """Return the JSON object at the end of a text; None if there is none."""
     try:
         return json.loads(text[text.index("\n{") :])
@@ -87,24 +101,32 @@ def schema_in(text: str) -> Any:
         return None
 
 
-def smallest(schema: Mapping[str, Any]) -> Any:
+def smallest_value(schema: Mapping[str, Any]) -> Any:
     """Return the smallest value that follows a schema."""
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
         return schema["enum"][0]
     if "anyOf" in schema:
-        return smallest(schema["anyOf"][0])
+        return smallest_value(schema["anyOf"][0])
     kind = schema.get("type", "string")
     if kind == "object":
         properties = schema.get("properties", {})
-        return {name: smallest(properties[name]) for name in schema.get("required", properties)}
+        return {
+            name: smallest_value(properties[name]) for name in schema.get("required", properties)
+        }
     if kind == "array":
-        return [smallest(schema.get("items", {}))] * schema.get("minItems", 0)
-    smallest_of = {"string": "", "integer": schema.get("minimum", 0), "number": 0.5, "boolean": False, "null": None}
+        return [smallest_value(schema.get("items", {}))] * schema.get("minItems", 0)
+    smallest_of = {
+        "string": "",
+        "integer": schema.get("minimum", 0),
+        "number": 0.5,
+        "boolean": False,
+        "null": None,
+    }
     return smallest_of[kind if isinstance(kind, str) else kind[0]]
 
 
-def tokens(text: str) -> int:
+def count_tokens(text: str) -> int:
     """Return how many tokens a text counts as."""
     return math.ceil(len(text) / 4)

@@ -19,23 +19,23 @@ from typing import Any, Literal
 import tomli_w
 from mcp import Client, StdioServerParameters
 
-from engine import Containers
+from engine import ServerContainers
 
-BARE = (sys.executable, str(Path(__file__).with_name("bare_server.py")))
-OURS = str(Path(sys.executable).with_name("mcpruntime-server"))
+BARE_COMMAND = (sys.executable, str(Path(__file__).with_name("bare_server.py")))
+SERVER_COMMAND = str(Path(sys.executable).with_name("mcpruntime-server"))
 
-Sample = Callable[[], Awaitable[float]]  # does the thing once and returns what it measured
-Kind = Literal["ratio", "difference", "value"]
+TakeSample = Callable[[], Awaitable[float]]  # does the thing once and returns what it measured
+FigureKind = Literal["ratio", "difference", "value"]
 
 
 @dataclass
-class Row:
+class BenchmarkRow:
     """One line of the table: p50 of both sides in `unit`, and a bound on their ratio, their difference or on ours."""
 
     name: str
     title: str
-    baseline_is: str
-    kind: Kind
+    baseline_title: str
+    kind: FigureKind
     bound: float | None
     unit: str = "ms"
     ours: list[float] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Row:
         return ours / base if self.kind == "ratio" else ours - base
 
     @property
-    def met(self) -> bool | None:
+    def is_met(self) -> bool | None:
         """Whether the figure is within its bound; None where there is no bound."""
         return None if self.bound is None else self.figure <= self.bound
 
@@ -61,17 +61,17 @@ class Row:
             "name": self.name,
             "title": self.title,
             "unit": self.unit,
-            "ours": summary(self.ours),
-            "baseline_is": self.baseline_is,
-            "baseline": summary(self.baseline),
+            "ours": summarize_samples(self.ours),
+            "baseline_is": self.baseline_title,
+            "baseline": summarize_samples(self.baseline),
             "kind": self.kind,
             "figure": round(self.figure, 4),
             "bound": self.bound,
-            "met": self.met,
+            "met": self.is_met,
         }
 
 
-def summary(samples: Sequence[float]) -> dict[str, float] | None:
+def summarize_samples(samples: Sequence[float]) -> dict[str, float] | None:
     """Return p50, p90, least and number of `samples`."""
     if not samples:
         return None
@@ -85,7 +85,9 @@ def summary(samples: Sequence[float]) -> dict[str, float] | None:
     }
 
 
-async def in_turns(row: Row, ours: Sample, baseline: Sample, samples: int, warm_up: int = 1) -> Row:
+async def sample_in_turns(
+    row: BenchmarkRow, ours: TakeSample, baseline: TakeSample, samples: int, warm_up: int = 1
+) -> BenchmarkRow:
     """Fill `row` with `samples` of each side; who goes first changes every time."""
     for n in range(-warm_up, samples):
         first, second = (ours, baseline) if n % 2 else (baseline, ours)
@@ -96,21 +98,23 @@ async def in_turns(row: Row, ours: Sample, baseline: Sample, samples: int, warm_
     return row
 
 
-async def timed(call: Callable[..., Awaitable[object]], *args: Any, **options: Any) -> float:
+async def measure_ms(call: Callable[..., Awaitable[object]], *args: Any, **options: Any) -> float:
     """Return the milliseconds that `call` takes."""
     started = time.perf_counter()
     await call(*args, **options)
     return (time.perf_counter() - started) * 1e3
 
 
-class Ours:
+class TestServer:
     """A running server of ours, and its containers."""
 
-    def __init__(self, client: Client, containers: Containers) -> None:
+    def __init__(self, client: Client, containers: ServerContainers) -> None:
         self.client = client
         self.containers = containers
 
-    async def run(self, code: str, session: str | None = None, **options: Any) -> dict[str, Any]:
+    async def run_code(
+        self, code: str, session: str | None = None, **options: Any
+    ) -> dict[str, Any]:
         """Return the result of `code`; raises `RuntimeError` unless it ran well."""
         arguments = {"code": code} | ({"session": session} if session else {})
         answer = await self.client.call_tool("run_code", arguments, **options)
@@ -119,56 +123,60 @@ class Ours:
             raise RuntimeError(f"run_code failed: {result or answer.content}")
         return result
 
-    async def replay(self, action: str, session: str, **more: Any) -> dict[str, Any]:
+    async def call_replay(self, action: str, session: str, **more: Any) -> dict[str, Any]:
         """Return what the tool `replay` answers; raises `RuntimeError` unless it went well."""
-        answer = await self.client.call_tool("replay", {"action": action, "session": session, **more})
+        answer = await self.client.call_tool(
+            "replay", {"action": action, "session": session, **more}
+        )
         result: dict[str, Any] = answer.structured_content or {}
         if answer.is_error or result.get("status", "ok") != "ok":
             raise RuntimeError(f"replay failed: {result or answer.content}")
         return result
 
 
-def settings(folder: Path, more: Mapping[str, Any] | None = None, **sandbox: Any) -> Path:
+def write_settings(folder: Path, sections: Mapping[str, Any] | None = None, **sandbox: Any) -> Path:
     """Write a settings file with the bare server as the upstream `bare`, and `more` sections; return its path."""
-    command, *args = BARE
+    command, *args = BARE_COMMAND
     file = folder / "server.toml"
     table: Mapping[str, Any] = {
         "server": {"data_dir": "data"},
         "sandbox": sandbox,
         "mcpServers": {"bare": {"command": command, "args": args}},
-        **(more or {}),
+        **(sections or {}),
     }
     file.write_text(tomli_w.dumps(table), encoding="utf-8")
     return file
 
 
-def launch(command: str, *args: str) -> StdioServerParameters:
+def server_parameters(command: str, *args: str) -> StdioServerParameters:
     """Return how a server is started: in our own environment, which knows where the engine is."""
     return StdioServerParameters(command=command, args=list(args), env=dict(os.environ))
 
 
 @asynccontextmanager
-async def our_server(
-    folder: Path | None = None, more: Mapping[str, Any] | None = None, **sandbox: Any
-) -> AsyncIterator[Ours]:
+async def start_server(
+    folder: Path | None = None, sections: Mapping[str, Any] | None = None, **sandbox: Any
+) -> AsyncIterator[TestServer]:
     """Run our server over stdio with these `[sandbox]` settings and `more` sections; what it leaves behind is removed.
 
     Its data is in `folder`, which then stays.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as temporary:
         folder = folder or Path(temporary)
-        file = settings(folder, more, **sandbox)
-        containers = Containers(folder / "data")
+        file = write_settings(folder, sections, **sandbox)
+        containers = ServerContainers(folder / "data")
         try:
-            async with Client(launch(OURS, "--config", str(file), "--stdio")) as client:
-                containers.adopt()
-                yield Ours(client, containers)
+            async with Client(
+                server_parameters(SERVER_COMMAND, "--config", str(file), "--stdio")
+            ) as client:
+                containers.find_owner()
+                yield TestServer(client, containers)
         finally:
             await containers.close()
 
 
 @asynccontextmanager
-async def bare_server() -> AsyncIterator[Client]:
+async def start_bare_server() -> AsyncIterator[Client]:
     """Run the bare server over stdio."""
-    async with Client(launch(*BARE)) as client:
+    async with Client(server_parameters(*BARE_COMMAND)) as client:
         yield client

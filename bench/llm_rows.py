@@ -14,15 +14,15 @@ import aiohttp
 import anyio
 
 import fake_llm
-from harness import Ours, Row, in_turns, our_server
-from rows import Bench, numbers
+from harness import BenchmarkRow, TestServer, sample_in_turns, start_server
+from rows import BenchContext, unique_numbers
 
-QUESTIONS = 1_000
-AT_ONCE = 32
+REQUESTS = 1_000
+CONCURRENCY = 32
 LATENCY_MS = 50
-IDEAL_MS = QUESTIONS * LATENCY_MS / AT_ONCE
+IDEAL_MS = REQUESTS * LATENCY_MS / CONCURRENCY
 WAIT_S = 110.0  # for a machine that is busy with something else
-CODE = """\
+BATCH_CODE = """\
 import time
 prompts = [f"{name} {{number}}" for number in range({questions})]
 started = time.perf_counter()
@@ -33,47 +33,75 @@ took
 """
 
 
-async def many_questions(bench: Bench) -> list[Row]:
+async def many_model_requests(bench: BenchContext) -> list[BenchmarkRow]:
     """Many questions from one run, which the budget lets ask so many at once."""
-    title = f"{QUESTIONS:,} questions of {LATENCY_MS} ms, {AT_ONCE} at once"
-    ideal = Row("questions", title, f"the ideal: {QUESTIONS} / {AT_ONCE} x {LATENCY_MS} ms", "ratio", 1.3)
-    direct = Row("questions-direct", "the same, next to a direct client", "asyncio and aiohttp, as many", "ratio", None)
-    with fake_llm.serving("--latency-ms", str(LATENCY_MS)) as model:
-        llm = {"model": "echo", "api_base": model.url, "api_key": fake_llm.KEY}
-        budgets = {level: {"calls": 10**6, "concurrency": AT_ONCE} for level in ("run", "session", "principal")}
+    title = f"{REQUESTS:,} questions of {LATENCY_MS} ms, {CONCURRENCY} at once"
+    ideal = BenchmarkRow(
+        "questions", title, f"the ideal: {REQUESTS} / {CONCURRENCY} x {LATENCY_MS} ms", "ratio", 1.3
+    )
+    direct = BenchmarkRow(
+        "questions-direct",
+        "the same, next to a direct client",
+        "asyncio and aiohttp, as many",
+        "ratio",
+        None,
+    )
+    with fake_llm.start_model_server("--latency-ms", str(LATENCY_MS)) as model:
+        llm = {"model": "echo", "api_base": model.url, "api_key": fake_llm.API_KEY}
+        budgets = {
+            level: {"calls": 10**6, "concurrency": CONCURRENCY}
+            for level in ("run", "session", "principal")
+        }
         server_table = {"data_dir": "data", "wait_s": WAIT_S}
-        async with our_server(None, {"server": server_table, "llm": {**llm, **budgets}}) as server:
-            await in_turns(direct, lambda: ours(server), lambda: asked(model), bench.samples(5, 1))
-        if (most := model.stats()["most at once"]) > AT_ONCE:
-            raise RuntimeError(f"{most} questions were under way at once, and not {AT_ONCE}")
+        async with start_server(
+            None, {"server": server_table, "llm": {**llm, **budgets}}
+        ) as server:
+            await sample_in_turns(
+                direct,
+                lambda: measure_batch(server),
+                lambda: measure_direct_client(model),
+                bench.samples(5, 1),
+            )
+        if (most := model.read_counts()["most at once"]) > CONCURRENCY:
+            raise RuntimeError(f"{most} questions were under way at once, and not {CONCURRENCY}")
     ideal.ours, ideal.baseline = direct.ours, [IDEAL_MS] * len(direct.ours)
     return [ideal, direct]
 
 
-async def ours(server: Ours) -> float:
+async def measure_batch(server: TestServer) -> float:
     """Return the milliseconds of a batch, as the code sees them."""
-    return float((await server.run(CODE.format(name=f"question {next(numbers)}", questions=QUESTIONS)))["value"])
+    return float(
+        (
+            await server.run_code(
+                BATCH_CODE.format(name=f"question {next(unique_numbers)}", questions=REQUESTS)
+            )
+        )["value"]
+    )
 
 
-async def asked(model: fake_llm.Server) -> float:
+async def measure_direct_client(model: fake_llm.ModelServer) -> float:
     """Return the milliseconds that a direct client takes."""
-    bodies = iter([body(number) for number in range(QUESTIONS)])
-    headers = {"authorization": f"Bearer {fake_llm.KEY}", "content-type": "application/json"}
+    bodies = iter([request_body(number) for number in range(REQUESTS)])
+    headers = {"authorization": f"Bearer {fake_llm.API_KEY}", "content-type": "application/json"}
     url = f"{model.url}/chat/completions"
-    async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=AT_ONCE)) as client:
+    async with aiohttp.ClientSession(
+        headers=headers, connector=aiohttp.TCPConnector(limit=CONCURRENCY)
+    ) as client:
         started = time.perf_counter()
         async with anyio.create_task_group() as tasks:
-            for _ in range(AT_ONCE):
-                tasks.start_soon(ask, client, url, bodies)
+            for _ in range(CONCURRENCY):
+                tasks.start_soon(send_requests, client, url, bodies)
         return (time.perf_counter() - started) * 1e3
 
 
-def body(number: int) -> bytes:
+def request_body(number: int) -> bytes:
     """Return a question as it is sent."""
-    return json.dumps({"model": "echo", "messages": [{"role": "user", "content": f"question {number}"}]}).encode()
+    return json.dumps(
+        {"model": "echo", "messages": [{"role": "user", "content": f"question {number}"}]}
+    ).encode()
 
 
-async def ask(client: aiohttp.ClientSession, url: str, bodies: Iterator[bytes]) -> None:
+async def send_requests(client: aiohttp.ClientSession, url: str, bodies: Iterator[bytes]) -> None:
     """Put one question after the other, until there are no more."""
     for each in bodies:
         async with client.post(url, data=each) as answer:
@@ -81,4 +109,4 @@ async def ask(client: aiohttp.ClientSession, url: str, bodies: Iterator[bytes]) 
             await answer.read()
 
 
-LLM_ROWS: Sequence[Callable[[Bench], Awaitable[list[Row]]]] = (many_questions,)
+LLM_ROWS: Sequence[Callable[[BenchContext], Awaitable[list[BenchmarkRow]]]] = (many_model_requests,)

@@ -34,29 +34,43 @@ from mcp import Client
 sys.path.append(str(Path(__file__).parent))
 
 import fake_llm
-from harness import our_server
-from long_tasks import KINDS, Kind, Task, make_task
-from mcpruntime_server.agent import create_agent
-from mcpruntime_server.agent.given import Files
-from mcpruntime_server.agent.loop import Executed
-from mcpruntime_server.agent.reference import Agent, Finished
-from mcpruntime_server.config import load
+from harness import start_server
+from long_tasks import TASK_KINDS, Task, TaskKind, make_task
+from mcpruntime_server.capabilities.agent.agent_loop import ProgramFinished
+from mcpruntime_server.capabilities.agent.material import LocalFiles
+from mcpruntime_server.cli.reference_agent import create_agent
+from mcpruntime_server.cli.reference_agent.reference_agent import ReferenceAgent, TaskFinished
+from mcpruntime_server.config import load_config
 from mcpruntime_server.errors import McpRuntimeError
 
-SIZES, QUICK = (13, 15, 18, 20, 22, 24), (13, 15, 18)  # powers of 2
-TEXTS, SMALL = 3, 18  # of texts up to this size there are so many for each task, of larger ones one
-WINDOW = 16_384  # characters that the model sees of a message
-SMALLEST, LARGEST = 11, 24
-ROOM = 1_000  # of it for the question
-AT_ONCE = 256  # pieces of one batch
-INSIDE = "/texts"
-RUN_S = 3_600.0
-DEFAULT = Path(__file__).parent / "results" / "long_context.json"
-LAYOUT = "{:<8} {:>10} {:<10} {:>6} {:>7} {:>12} {:>11} {:>9} {:>8} {:>8}"
-HEAD = ("task", "characters", "strategy", "score", "calls", "tokens in", "tokens out", "USD", "seconds", "peak MB")
+DEFAULT_SIZES, QUICK_SIZES = (13, 15, 18, 20, 22, 24), (13, 15, 18)  # powers of 2
+TEXTS_PER_TASK, SMALL_SIZE = (
+    3,
+    18,
+)  # of texts up to this size there are so many for each task, of larger ones one
+WINDOW_CHARS = 16_384  # characters that the model sees of a message
+MIN_SIZE, MAX_SIZE = 11, 24
+QUESTION_CHARS = 1_000  # of it for the question
+BATCH_PIECES = 256  # pieces of one batch
+SANDBOX_FOLDER = "/texts"
+RUN_TIMEOUT_S = 3_600.0
+DEFAULT_RESULTS = Path(__file__).parent / "results" / "long_context.json"
+TABLE_LAYOUT = "{:<8} {:>10} {:<10} {:>6} {:>7} {:>12} {:>11} {:>9} {:>8} {:>8}"
+TABLE_HEADER = (
+    "task",
+    "characters",
+    "strategy",
+    "score",
+    "calls",
+    "tokens in",
+    "tokens out",
+    "USD",
+    "seconds",
+    "peak MB",
+)
 
-ONE_CALL = "ask_llm({question!r}, open({path!r}).read())"
-CHUNKS = """\
+ONE_CALL_CODE = "ask_llm({question!r}, open({path!r}).read())"
+CHUNKS_CODE = """\
 note = "This is part {{}} of {{}} of a longer text. Note briefly what it has on this question: {{}}"
 question = {question!r}
 text = open({path!r}).read()
@@ -72,35 +86,35 @@ for first in range(0, len(parts), {at_once}):
 ask_llm(f"These are notes on all parts of a longer text. Answer from them: {{question}}", "\\n".join(notes))
 """
 
-numbers = count(1)
+session_numbers = count(1)
 
 
 @dataclass(frozen=True)
-class Stage:
+class BenchmarkSetup:
     """Where tasks are done: a client of our server, the reference agent, the model's server, and where texts are."""
 
     client: Client
-    agent: Agent
-    model: fake_llm.Server
-    window: int
-    texts: Path
-    inside: str
+    agent: ReferenceAgent
+    model: fake_llm.ModelServer
+    window_chars: int
+    texts_folder: Path
+    sandbox_folder: str
 
     @property
-    def name(self) -> str:
+    def model_name(self) -> str:
         """The model's name."""
-        return f"forgetful:{self.window}:reader"
+        return f"forgetful:{self.window_chars}:reader"
 
-    def session(self) -> str:
+    def new_session(self) -> str:
         """Return a session that has not been: within one, the same question is asked only once."""
-        return f"way {next(numbers)}"
+        return f"way {next(session_numbers)}"
 
 
 @dataclass(frozen=True)
-class Line:
+class ResultLine:
     """One line of the table."""
 
-    task: Kind
+    task: TaskKind
     characters: int
     strategy: str
     score: float
@@ -113,10 +127,15 @@ class Line:
     failed: str = ""
 
     @property
-    def shown(self) -> str:
+    def table_row(self) -> str:
         """The line as it is printed."""
-        figures = (f"{self.calls:,}", f"{self.tokens_in:,}", f"{self.tokens_out:,}", f"{self.usd:.4f}")
-        told = LAYOUT.format(
+        figures = (
+            f"{self.calls:,}",
+            f"{self.tokens_in:,}",
+            f"{self.tokens_out:,}",
+            f"{self.usd:.4f}",
+        )
+        told = TABLE_LAYOUT.format(
             *(self.task, f"{self.characters:,}", self.strategy, f"{self.score:.2f}", *figures),
             *(f"{self.seconds:.1f}", f"{self.peak_mb:.0f}"),
         )
@@ -124,47 +143,52 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Done:
+class TaskResult:
     """An answer, and the most memory that the sandbox had while it was looked for."""
 
     answer: Any
     peak_mb: float
 
 
-Strategy = Callable[[Stage, Task, str], Awaitable[Done]]
+Strategy = Callable[[BenchmarkSetup, Task, str], Awaitable[TaskResult]]
 
 
-async def one_call(stage: Stage, task: Task, path: str) -> Done:
+async def answer_in_one_call(stage: BenchmarkSetup, task: Task, path: str) -> TaskResult:
     """Paste everything."""
-    return await answered(stage, ONE_CALL.format(question=task.question, path=path))
+    return await run_to_answer(stage, ONE_CALL_CODE.format(question=task.question, path=path))
 
 
-async def chunks(stage: Stage, task: Task, path: str) -> Done:
+async def answer_by_chunks(stage: BenchmarkSetup, task: Task, path: str) -> TaskResult:
     """Map and reduce without the model's thinking about it."""
-    size = stage.window - ROOM
-    return await answered(stage, CHUNKS.format(question=task.question, path=path, size=size, at_once=AT_ONCE))
+    size = stage.window_chars - QUESTION_CHARS
+    return await run_to_answer(
+        stage,
+        CHUNKS_CODE.format(question=task.question, path=path, size=size, at_once=BATCH_PIECES),
+    )
 
 
-async def recursion(stage: Stage, task: Task, path: str) -> Done:
+async def answer_by_agent(stage: BenchmarkSetup, task: Task, path: str) -> TaskResult:
     """Let the model program."""
-    done, peak = Done("", 0.0), 0.0
-    async for event in stage.agent.stream(task.question, Files((stage.texts / "text",))):
-        if isinstance(event, Executed):
+    done, peak = TaskResult("", 0.0), 0.0
+    async for event in stage.agent.stream(
+        task.question, LocalFiles((stage.texts_folder / "text",))
+    ):
+        if isinstance(event, ProgramFinished):
             peak = max(peak, event.result["usage"].get("peak_mb", 0.0))
-        elif isinstance(event, Finished):
-            done = Done(event.value, peak)
+        elif isinstance(event, TaskFinished):
+            done = TaskResult(event.value, peak)
     return done
 
 
-async def answered(stage: Stage, code: str) -> Done:
+async def run_to_answer(stage: BenchmarkSetup, code: str) -> TaskResult:
     """Run a program in a session of its own, to its end; raises `RuntimeError` if it fails."""
-    result = await finished(stage.client, code, stage.session())
+    result = await run_to_end(stage.client, code, stage.new_session())
     if result["status"] != "ok":
         raise RuntimeError((result.get("error") or {}).get("message") or str(result)[:300])
-    return Done(result.get("value"), result["usage"].get("peak_mb", 0.0))
+    return TaskResult(result.get("value"), result["usage"].get("peak_mb", 0.0))
 
 
-async def finished(client: Client, code: str, session: str) -> dict[str, Any]:
+async def run_to_end(client: Client, code: str, session: str) -> dict[str, Any]:
     """Run code to its end, however long that takes, and return its result; raises `RuntimeError` if it is not run."""
     arguments: dict[str, Any] = {"code": code, "session": session}
     while True:
@@ -177,45 +201,74 @@ async def finished(client: Client, code: str, session: str) -> dict[str, Any]:
         arguments = {"run": result["run"]}
 
 
-STRATEGIES: dict[str, Strategy] = {"one call": one_call, "chunks": chunks, "recursion": recursion}
+STRATEGIES: dict[str, Strategy] = {
+    "one call": answer_in_one_call,
+    "chunks": answer_by_chunks,
+    "recursion": answer_by_agent,
+}
 
 
-async def measure(options: argparse.Namespace) -> list[Line]:
+async def run_benchmark(options: argparse.Namespace) -> list[ResultLine]:
     """Return the table; each line is printed when it is done."""
-    print(LAYOUT.format(*HEAD))
-    lines: list[Line] = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, fake_llm.serving() as model:
+    print(TABLE_LAYOUT.format(*TABLE_HEADER))
+    lines: list[ResultLine] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        fake_llm.start_model_server() as model,
+    ):
         texts = Path(folder) / "texts"
         texts.mkdir()
         is_local = options.backend == "local"
-        sandbox = {"pool_size": 0, "timeout_s": RUN_S, **({"backend": "local"} if is_local else {})}
-        mounts = {} if is_local else {"mounts": [f"{texts}:{INSIDE}"]}
+        sandbox = {
+            "pool_size": 0,
+            "timeout_s": RUN_TIMEOUT_S,
+            **({"backend": "local"} if is_local else {}),
+        }
+        mounts = {} if is_local else {"mounts": [f"{texts}:{SANDBOX_FOLDER}"]}
         async with (
-            our_server(Path(folder), sections(model, options.window), **sandbox, **mounts) as ours,
-            create_agent(load(Path(folder) / "server.toml"), recursive=True, keeps=False, roots=[texts]) as agent,
+            start_server(
+                Path(folder), server_sections(model, options.window), **sandbox, **mounts
+            ) as ours,
+            create_agent(
+                load_config(Path(folder) / "server.toml"),
+                recursive=True,
+                saves_skills=False,
+                roots=[texts],
+            ) as agent,
         ):
-            stage = Stage(ours.client, agent, model, options.window, texts, str(texts) if is_local else INSIDE)
-            await answered(stage, "ask_llm('Are you there?')")  # what it takes to start is nobody's time
+            stage = BenchmarkSetup(
+                ours.client,
+                agent,
+                model,
+                options.window,
+                texts,
+                str(texts) if is_local else SANDBOX_FOLDER,
+            )
+            await run_to_answer(
+                stage, "ask_llm('Are you there?')"
+            )  # what it takes to start is nobody's time
             for size in options.sizes:
                 for kind in options.tasks:
-                    for line in await compared(stage, kind, size, options):
+                    for line in await compare_strategies(stage, kind, size, options):
                         lines.append(line)
-                        print(line.shown, flush=True)
+                        print(line.table_row, flush=True)
     return lines
 
 
-async def compared(stage: Stage, kind: Kind, size: int, options: argparse.Namespace) -> list[Line]:
+async def compare_strategies(
+    stage: BenchmarkSetup, kind: TaskKind, size: int, options: argparse.Namespace
+) -> list[ResultLine]:
     """Return a line for each strategy: what it does with all texts of a kind and size, on average."""
-    found: dict[str, list[Line]] = {name: [] for name in options.strategies}
-    for seed in range(options.seed, options.seed + (options.texts if size <= SMALL else 1)):
+    found: dict[str, list[ResultLine]] = {name: [] for name in options.strategies}
+    for seed in range(options.seed, options.seed + (options.texts if size <= SMALL_SIZE else 1)):
         task = await anyio.to_thread.run_sync(make_task, kind, 2**size, seed)
-        await anyio.Path(stage.texts / "text").write_text(task.text, encoding="utf-8")
+        await anyio.Path(stage.texts_folder / "text").write_text(task.text, encoding="utf-8")
         for name, lines in found.items():
-            lines.append(await measured(stage, task, name, options.usd_in, options.usd_out))
-    return [averaged(lines) for lines in found.values()]
+            lines.append(await measure_task(stage, task, name, options.usd_in, options.usd_out))
+    return [average_lines(lines) for lines in found.values()]
 
 
-def averaged(lines: Sequence[Line]) -> Line:
+def average_lines(lines: Sequence[ResultLine]) -> ResultLine:
     """Return lines as one: means, the most memory, and the first failure."""
     return replace(
         lines[0],
@@ -230,33 +283,59 @@ def averaged(lines: Sequence[Line]) -> Line:
     )
 
 
-def sections(model: fake_llm.Server, window: int) -> dict[str, Any]:
+def server_sections(model: fake_llm.ModelServer, window: int) -> dict[str, Any]:
     """Return settings for long work: with limits that it does not reach."""
-    llm = {"model": f"forgetful:{window}:reader", "api_base": model.url, "api_key": fake_llm.KEY, "timeout_s": 300.0}
+    llm = {
+        "model": f"forgetful:{window}:reader",
+        "api_base": model.url,
+        "api_key": fake_llm.API_KEY,
+        "timeout_s": 300.0,
+    }
     budgets = {level: {"calls": 10_000_000} for level in ("run", "session", "principal")}
-    limits = {"wait_s": 250.0, "result_chars": 5_000_000, "result_items": 1_000_000, "max_sessions": 2}
+    limits = {
+        "wait_s": 250.0,
+        "result_chars": 5_000_000,
+        "result_items": 1_000_000,
+        "max_sessions": 2,
+    }
     return {"server": {"data_dir": "data", **limits}, "llm": {**llm, **budgets}}
 
 
-async def measured(stage: Stage, task: Task, name: str, usd_in: float, usd_out: float) -> Line:
+async def measure_task(
+    stage: BenchmarkSetup, task: Task, name: str, usd_in: float, usd_out: float
+) -> ResultLine:
     """Do a task in one way, and return its line; what cannot be done has no score."""
-    stage.model.script()
-    began, failed, done = time.perf_counter(), "", Done("", 0.0)
+    stage.model.set_script()
+    began, failed, done = time.perf_counter(), "", TaskResult("", 0.0)
     try:
-        done = await STRATEGIES[name](stage, task, f"{stage.inside}/text")
+        done = await STRATEGIES[name](stage, task, f"{stage.sandbox_folder}/text")
     except (RuntimeError, McpRuntimeError) as exc:
         failed = " ".join(str(exc).split())[:200]
-    seconds, counts = time.perf_counter() - began, stage.model.stats()
+    seconds, counts = time.perf_counter() - began, stage.model.read_counts()
     tokens_in, tokens_out = counts.get("tokens in", 0), counts.get("tokens out", 0)
     usd = (tokens_in * usd_in + tokens_out * usd_out) / 1e6
     score = 0.0 if failed else task.score(done.answer)
     calls = counts.get("calls", 0)
-    return Line(
-        *(task.kind, len(task.text), name, score, calls, tokens_in, tokens_out, usd, seconds, done.peak_mb, failed)
+    return ResultLine(
+        *(
+            task.kind,
+            len(task.text),
+            name,
+            score,
+            calls,
+            tokens_in,
+            tokens_out,
+            usd,
+            seconds,
+            done.peak_mb,
+            failed,
+        )
     )
 
 
-def summary(lines: Sequence[Line], sizes: Iterable[int], strategies: Sequence[str]) -> Iterable[str]:
+def summarize_scores(
+    lines: Sequence[ResultLine], sizes: Iterable[int], strategies: Sequence[str]
+) -> Iterable[str]:
     """Yield mean scores by size, over all tasks."""
     yield f"{'mean score':<12}" + "".join(f"{name:>12}" for name in strategies)
     for size in sizes:
@@ -265,49 +344,76 @@ def summary(lines: Sequence[Line], sizes: Iterable[int], strategies: Sequence[st
         yield f"{f'2^{size}':<12}" + "".join(f"{score:12.2f}" for score in means)
 
 
-def power(text: str) -> int:
+def parse_size(text: str) -> int:
     """Return a size from the command line, as a power of 2."""
-    if not text.isdecimal() or not SMALLEST <= int(text) <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no power of 2 from {SMALLEST} to {LARGEST}")
+    if not text.isdecimal() or not MIN_SIZE <= int(text) <= MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"{text!r} is no power of 2 from {MIN_SIZE} to {MAX_SIZE}")
     return int(text)
 
 
-def window(text: str) -> int:
+def parse_window(text: str) -> int:
     """Return a window from the command line, which has room for a question and for something to read."""
-    if not text.isdecimal() or int(text) < 2 * ROOM:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of characters from {2 * ROOM:,} on")
+    if not text.isdecimal() or int(text) < 2 * QUESTION_CHARS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of characters from {2 * QUESTION_CHARS:,} on"
+        )
     return int(text)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--sizes", type=power, nargs="+", metavar="N", help=f"texts of 2^N characters; default {SIZES}")
-    top.add_argument("--quick", action="store_true", help=f"sizes {QUICK}")
-    top.add_argument("--tasks", nargs="+", choices=KINDS, default=KINDS)
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument(
+        "--sizes",
+        type=parse_size,
+        nargs="+",
+        metavar="N",
+        help=f"texts of 2^N characters; default {DEFAULT_SIZES}",
+    )
+    top.add_argument("--quick", action="store_true", help=f"sizes {QUICK_SIZES}")
+    top.add_argument("--tasks", nargs="+", choices=TASK_KINDS, default=TASK_KINDS)
     top.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
-    top.add_argument("--texts", type=int, default=TEXTS, metavar="N", help=f"for each task, up to 2^{SMALL} characters")
+    top.add_argument(
+        "--texts",
+        type=int,
+        default=TEXTS_PER_TASK,
+        metavar="N",
+        help=f"for each task, up to 2^{SMALL_SIZE} characters",
+    )
     top.add_argument("--seed", type=int, default=0)
-    top.add_argument("--window", type=window, default=WINDOW, help="characters that the model sees of a message")
-    top.add_argument("--usd-in", type=float, default=0.5, help="assumed price of a million tokens in")
+    top.add_argument(
+        "--window",
+        type=parse_window,
+        default=WINDOW_CHARS,
+        help="characters that the model sees of a message",
+    )
+    top.add_argument(
+        "--usd-in", type=float, default=0.5, help="assumed price of a million tokens in"
+    )
     top.add_argument("--usd-out", type=float, default=2.0, help="and of as many out")
     top.add_argument("--backend", choices=("docker", "local"), default="docker")
-    top.add_argument("--json", type=Path, default=DEFAULT, metavar="FILE", help="where the figures go")
+    top.add_argument(
+        "--json", type=Path, default=DEFAULT_RESULTS, metavar="FILE", help="where the figures go"
+    )
     return top
 
 
 def main() -> int:
     """Print the table; return 1 if something could not be done at all."""
-    options = parser().parse_args()
-    options.sizes = options.sizes or (QUICK if options.quick else SIZES)
-    lines = anyio.run(measure, options)
+    options = build_parser().parse_args()
+    options.sizes = options.sizes or (QUICK_SIZES if options.quick else DEFAULT_SIZES)
+    lines = anyio.run(run_benchmark, options)
     print(
         f"\ncost at an assumed {options.usd_in:g} USD in and {options.usd_out:g} USD out a million tokens; scores are"
     )
     print("the relative error of counts, taken from 1, and F1 of everything else\n")
-    print("\n".join(summary(lines, options.sizes, options.strategies)))
+    print("\n".join(summarize_scores(lines, options.sizes, options.strategies)))
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n", encoding="utf-8")
+    options.json.write_text(
+        json.dumps([asdict(line) for line in lines], indent=2) + "\n", encoding="utf-8"
+    )
     return 1 if any(line.failed for line in lines) else 0
 
 

@@ -20,34 +20,34 @@ from random import Random
 from typing import Literal
 
 from long_words import (
-    ABOUT,
     CLOSINGS,
-    FACTS,
+    FACT_SENTENCES,
     GOODS,
     MONTHS,
     NAMES,
     OPENINGS,
     PLACES,
-    PROSE,
-    SETTLED,
+    PROSE_SENTENCES,
+    SETTLED_SENTENCES,
     SINCES,
     THINGS,
     TIMES,
+    TOPIC_SENTENCES,
 )
 
-Kind = Literal["count", "compare", "month", "pairs", "needle", "needles"]
-KINDS: tuple[Kind, ...] = ("count", "compare", "month", "pairs", "needle", "needles")
-TOPICS = tuple(ABOUT)
-BEGIN = date(2024, 1, 1)
+TaskKind = Literal["count", "compare", "month", "pairs", "needle", "needles"]
+TASK_KINDS: tuple[TaskKind, ...] = ("count", "compare", "month", "pairs", "needle", "needles")
+TOPICS = tuple(TOPIC_SENTENCES)
+FIRST_DAY = date(2024, 1, 1)
 MONTH_NAMES = [f"2024-{month:02}" for month in range(1, 13)]
 DAYS = 366
-USER_CHARS, MOST_USERS = 1_200, 1_000  # of one user, on average, until there are so many
-HABITS = 3  # topics that one user writes about
-LEAST = 2_048  # characters of a text
-CLEAR = 1.1  # by so much one count is above the other, where they are compared
-PLANTED = 5  # facts where there are several
-DECOYS = 3  # facts about places that nobody asks about
-ABOUT_ROWS = (
+CHARS_PER_USER, MAX_USERS = 1_200, 1_000  # of one user, on average, until there are so many
+TOPICS_PER_USER = 3  # topics that one user writes about
+MIN_TEXT_CHARS = 2_048  # characters of a text
+CLEAR_RATIO = 1.1  # by so much one count is above the other, where they are compared
+PLANTED_FACTS = 5  # facts where there are several
+DECOY_FACTS = 3  # facts about places that nobody asks about
+ROWS_INSTRUCTIONS = (
     "Each line is a message: date, user, text. Each is about one of these topics: "
     + ", ".join(TOPICS)
     + ". Which one has to be judged from its words; what is settled does not count.\n"
@@ -55,7 +55,7 @@ ABOUT_ROWS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class MessageRow:
     """A message, and what it is about."""
 
     day: date
@@ -78,7 +78,7 @@ class Row:
 class Task:
     """A question about a text; `truth` are the words that a right answer has, or the one number of a count."""
 
-    kind: Kind
+    kind: TaskKind
     question: str
     text: str = field(repr=False)
     truth: tuple[str, ...]
@@ -90,10 +90,10 @@ class Task:
             found = re.search(r"-?\d+", told)
             right = int(self.truth[0])
             return 0.0 if found is None else max(0.0, 1 - abs(int(found[0]) - right) / right)
-        return f1(self.truth, set(re.findall(FORMS[self.kind], told)))
+        return f1_score(self.truth, set(re.findall(ANSWER_PATTERNS[self.kind], told)))
 
 
-FORMS: Mapping[Kind, str] = {
+ANSWER_PATTERNS: Mapping[TaskKind, str] = {
     "compare": "|".join(TOPICS),
     "month": r"\b\d{4}-\d\d\b",
     "pairs": r"\bu\d{4}\b",
@@ -102,138 +102,165 @@ FORMS: Mapping[Kind, str] = {
 }
 
 
-def f1(truth: Collection[str], found: Collection[str]) -> float:
+def f1_score(truth: Collection[str], found: Collection[str]) -> float:
     """Return the harmonic mean of precision and recall."""
     right = len(set(truth) & set(found))
     return 2 * right / (len(set(truth)) + len(set(found)))
 
 
-def make_task(kind: Kind, size: int, seed: int = 0) -> Task:
+def make_task(kind: TaskKind, size: int, seed: int = 0) -> Task:
     """Return a task on a text of at most `size` characters, and little less; raises `ValueError` if that is too few."""
-    if size < LEAST:
-        raise ValueError(f"a text has at least {LEAST:,} characters, and not {size:,}")
+    if size < MIN_TEXT_CHARS:
+        raise ValueError(f"a text has at least {MIN_TEXT_CHARS:,} characters, and not {size:,}")
     if kind in ("needle", "needles"):
-        return find_facts(kind, size, seed)
+        return make_haystack(kind, size, seed)
     rows = make_rows(size, seed)
     chance = Random(f"{kind} {size} {seed}")
-    question, truth = ASKING[kind](rows, chance)
-    return Task(kind, ABOUT_ROWS + question, "\n".join(row.line for row in rows), truth)
+    question, truth = QUESTION_MAKERS[kind](rows, chance)
+    return Task(kind, ROWS_INSTRUCTIONS + question, "\n".join(row.line for row in rows), truth)
 
 
 # rows ---------------------------------------------------------------------------------------------
 
 
 @cache
-def make_rows(size: int, seed: int = 0) -> tuple[Row, ...]:
+def make_rows(size: int, seed: int = 0) -> tuple[MessageRow, ...]:
     """Return messages in the order of their days."""
     chance = Random(f"rows {size} {seed}")
-    users = [f"u{number:04}" for number in chance.sample(range(10_000), min(MOST_USERS, max(6, size // USER_CHARS)))]
-    habits = {user: chance.sample(TOPICS, HABITS) for user in users}
+    users = [
+        f"u{number:04}"
+        for number in chance.sample(range(10_000), min(MAX_USERS, max(6, size // CHARS_PER_USER)))
+    ]
+    habits = {user: chance.sample(TOPICS, TOPICS_PER_USER) for user in users}
     shares = {topic: chance.uniform(0.6, 1.6) for topic in TOPICS}
-    seasons = {(topic, month): shares[topic] * chance.uniform(0.4, 2.0) for topic in TOPICS for month in range(1, 13)}
-    rows: list[Row] = []
+    seasons = {
+        (topic, month): shares[topic] * chance.uniform(0.4, 2.0)
+        for topic in TOPICS
+        for month in range(1, 13)
+    }
+    rows: list[MessageRow] = []
     left = size + 1  # the last row has no newline
     while True:
-        day = BEGIN + timedelta((size - left) * DAYS // size if rows else 0)
+        day = FIRST_DAY + timedelta((size - left) * DAYS // size if rows else 0)
         user = chance.choice(users)
         weights = [seasons[topic, day.month] for topic in habits[user]]
         topic = chance.choices(habits[user], weights)[0]
-        row = Row(day, user, topic, message(chance, topic))
+        row = MessageRow(day, user, topic, write_message(chance, topic))
         left -= len(row.line) + 1
         if left < 0:
             return tuple(rows)
         rows.append(row)
 
 
-def message(chance: Random, topic: str) -> str:
+def write_message(random: Random, topic: str) -> str:
     """Return a text about a topic, perhaps with something that is settled, and with what people write around it."""
-    said = filled(chance, chance.choice(ABOUT[topic]))
-    if chance.random() < 0.6:
-        other = chance.choice([each for each in TOPICS if each != topic])
-        aside = filled(chance, chance.choice(SETTLED[other]))
-        said = chance.choice((f"{aside}, but {said}", f"{aside}. {upper(said)}", f"{said}. {upper(aside)}"))
-    opening = chance.choice(OPENINGS) if chance.random() < 0.3 else ""
-    closing = " " + filled(chance, chance.choice(CLOSINGS)) if chance.random() < 0.4 else ""
-    return f"{opening}{said if opening else upper(said)}.{closing}"
+    said = fill_template(random, random.choice(TOPIC_SENTENCES[topic]))
+    if random.random() < 0.6:
+        other = random.choice([each for each in TOPICS if each != topic])
+        aside = fill_template(random, random.choice(SETTLED_SENTENCES[other]))
+        said = random.choice(
+            (
+                f"{aside}, but {said}",
+                f"{aside}. {capitalize_first(said)}",
+                f"{said}. {capitalize_first(aside)}",
+            )
+        )
+    opening = random.choice(OPENINGS) if random.random() < 0.3 else ""
+    closing = " " + fill_template(random, random.choice(CLOSINGS)) if random.random() < 0.4 else ""
+    return f"{opening}{said if opening else capitalize_first(said)}.{closing}"
 
 
-def filled(chance: Random, template: str) -> str:
+def fill_template(random: Random, template: str) -> str:
     """Return a sentence with its gaps filled."""
     return template.format(
-        thing=chance.choice(THINGS),
-        time=chance.choice(TIMES),
-        since=chance.choice(SINCES),
-        amount=chance.randrange(5, 400),
-        number=chance.randrange(10_000, 99_999),
-        place=chance.choice(PLACES),
+        thing=random.choice(THINGS),
+        time=random.choice(TIMES),
+        since=random.choice(SINCES),
+        amount=random.randrange(5, 400),
+        number=random.randrange(10_000, 99_999),
+        place=random.choice(PLACES),
     )
 
 
-def upper(text: str) -> str:
+def capitalize_first(text: str) -> str:
     """Return a sentence as it begins."""
     return text[:1].upper() + text[1:]
 
 
-Asked = tuple[str, tuple[str, ...]]  # a question, and its truth
+QuestionAndTruth = tuple[str, tuple[str, ...]]  # a question, and its truth
 
 
-def ask_count(rows: Collection[Row], chance: Random) -> Asked:
+def ask_count(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
     """Ask how many there are of a topic."""
     counts = Counter(row.topic for row in rows)
-    topic = chance.choice(sorted(counts))
+    topic = random.choice(sorted(counts))
     return f"How many messages are about {topic}?", (str(counts[topic]),)
 
 
-def ask_compare(rows: Collection[Row], chance: Random) -> Asked:
+def ask_compare(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
     """Ask which of two topics there is more of; as near to each other as is clear."""
     counts = Counter(row.topic for row in rows)
     pairs = sorted(permutations(counts, 2), key=lambda pair: counts[pair[0]] / counts[pair[1]])
-    more, less = next((pair for pair in pairs if counts[pair[0]] >= CLEAR * counts[pair[1]]), pairs[-1])
-    one, other = chance.sample((more, less), 2)
+    more, less = next(
+        (pair for pair in pairs if counts[pair[0]] >= CLEAR_RATIO * counts[pair[1]]), pairs[-1]
+    )
+    one, other = random.sample((more, less), 2)
     return f"Are more messages about {one} or about {other}?", (more,)
 
 
-def ask_month(rows: Collection[Row], chance: Random) -> Asked:
+def ask_month(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
     """Ask for the month with most of a topic, where that is as clear as it can be."""
     counts = Counter((row.topic, row.month) for row in rows)
     best: dict[str, tuple[float, str]] = {}
     for topic in TOPICS:
-        (most, month), (next_to, _), *_ = sorted(((counts[topic, each], each) for each in MONTH_NAMES), reverse=True)
+        (most, month), (next_to, _), *_ = sorted(
+            ((counts[topic, each], each) for each in MONTH_NAMES), reverse=True
+        )
         best[topic] = (most / max(1, next_to), month)
-    clear = [topic for topic, (ratio, _) in best.items() if ratio >= CLEAR] or [max(TOPICS, key=best.__getitem__)]
-    topic = chance.choice(clear)
+    clear = [topic for topic, (ratio, _) in best.items() if ratio >= CLEAR_RATIO] or [
+        max(TOPICS, key=best.__getitem__)
+    ]
+    topic = random.choice(clear)
     return f"In which month (as YYYY-MM) are most messages about {topic}?", (best[topic][1],)
 
 
-def ask_pairs(rows: Collection[Row], chance: Random) -> Asked:
+def ask_pairs(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
     """Ask who has written about two topics; there is somebody."""
     users = {topic: {row.user for row in rows if row.topic == topic} for topic in TOPICS}
     pairs = [pair for pair in permutations(TOPICS, 2) if users[pair[0]] & users[pair[1]]]
-    one, other = chance.choice(pairs)
+    one, other = random.choice(pairs)
     both = tuple(sorted(users[one] & users[other]))
     return f"Which users have written both about {one} and about {other}?", both
 
 
-ASKING = {"count": ask_count, "compare": ask_compare, "month": ask_month, "pairs": ask_pairs}
+QUESTION_MAKERS = {
+    "count": ask_count,
+    "compare": ask_compare,
+    "month": ask_month,
+    "pairs": ask_pairs,
+}
 
 
 # haystacks ----------------------------------------------------------------------------------------
 
 
-def find_facts(kind: Kind, size: int, seed: int = 0) -> Task:
+def make_haystack(kind: TaskKind, size: int, seed: int = 0) -> Task:
     """Return a task whose facts stand at places of chance in prose."""
     chance = Random(f"{kind} {size} {seed}")
-    asked = PLANTED if kind == "needles" else 1
-    places = chance.sample(PLACES, asked + DECOYS)
+    asked = PLANTED_FACTS if kind == "needles" else 1
+    places = chance.sample(PLACES, asked + DECOY_FACTS)
     codes = [str(code) for code in chance.sample(range(10_000, 99_999), len(places))]
     facts = [
-        chance.choice(FACTS).format(place=place, code=code, name=chance.choice(NAMES))
+        chance.choice(FACT_SENTENCES).format(place=place, code=code, name=chance.choice(NAMES))
         for place, code in zip(places, codes, strict=True)
     ]
-    sentences = list(prose(chance, size - sum(len(fact) + 1 for fact in facts)))
+    sentences = list(write_prose(chance, size - sum(len(fact) + 1 for fact in facts)))
     for fact in facts:
         sentences.insert(chance.randrange(len(sentences) + 1), fact)
-    text = "".join(f"{sentence}{' ' if number % 5 else chr(10)}" for number, sentence in enumerate(sentences, 1))
+    text = "".join(
+        f"{sentence}{' ' if number % 5 else chr(10)}"
+        for number, sentence in enumerate(sentences, 1)
+    )
     wanted = places[:asked]
     question = (
         f"Which number opens the vault in {wanted[0]}?"
@@ -243,17 +270,17 @@ def find_facts(kind: Kind, size: int, seed: int = 0) -> Task:
     return Task(kind, question, text, tuple(codes[:asked]))
 
 
-def prose(chance: Random, size: int) -> Iterator[str]:
+def write_prose(random: Random, size: int) -> Iterator[str]:
     """Yield sentences, each with a character between them, until there is no more room."""
     while True:
-        place, other = chance.sample(PLACES, 2)
-        sentence = chance.choice(PROSE).format(
+        place, other = random.sample(PLACES, 2)
+        sentence = random.choice(PROSE_SENTENCES).format(
             place=place,
             other=other,
-            month=chance.choice(MONTHS),
-            goods=chance.choice(GOODS),
-            name=chance.choice(NAMES),
-            number=chance.choice((chance.randrange(2, 100), chance.randrange(100, 99_999))),
+            month=random.choice(MONTHS),
+            goods=random.choice(GOODS),
+            name=random.choice(NAMES),
+            number=random.choice((random.randrange(2, 100), random.randrange(100, 99_999))),
         )
         size -= len(sentence) + 1
         if size < 0:

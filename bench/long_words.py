@@ -5,7 +5,7 @@ Rule: no sentence about a topic has the topic's name in it, nor a word that all 
 
 from __future__ import annotations
 
-ABOUT = {
+TOPIC_SENTENCES = {
     "billing": (
         "{amount} euros left my account twice for one {thing}",
         "you want {amount} euros more for the {thing} than your page says",
@@ -67,19 +67,41 @@ ABOUT = {
         "somebody else may have the {thing} that I ordered {time}",
     ),
 }
-SETTLED = {
-    "billing": ("the invoice was fine", "the {amount} euros on my card were right", "the fee was as agreed"),
+SETTLED_SENTENCES = {
+    "billing": (
+        "the invoice was fine",
+        "the {amount} euros on my card were right",
+        "the fee was as agreed",
+    ),
     "delivery": (
         "the parcel came on the day you said",
         "the courier was on time",
         "tracking and the van were fine",
     ),
-    "defect": ("the battery is as it should be", "the crack is no longer a worry", "the noise was no trouble"),
-    "login": ("my password is fine now", "the reset was no trouble", "to sign in is as it should be"),
-    "praise": ("I used to say that my family loves your shop", "I used to find your people wonderful"),
+    "defect": (
+        "the battery is as it should be",
+        "the crack is no longer a worry",
+        "the noise was no trouble",
+    ),
+    "login": (
+        "my password is fine now",
+        "the reset was no trouble",
+        "to sign in is as it should be",
+    ),
+    "praise": (
+        "I used to say that my family loves your shop",
+        "I used to find your people wonderful",
+    ),
     "cancellation": ("my subscription is as it should be", "to renew my contract was no trouble"),
 }
-OPENINGS = ("Hello, ", "Good morning, ", "Me again: ", "To whom it may concern: ", "Hi, ", "Quick one: ")
+OPENINGS = (
+    "Hello, ",
+    "Good morning, ",
+    "Me again: ",
+    "To whom it may concern: ",
+    "Hi, ",
+    "Quick one: ",
+)
 CLOSINGS = (
     "Can you look into it?",
     "I hope to hear from you.",
@@ -89,17 +111,74 @@ CLOSINGS = (
     "Best wishes from {place}.",
 )
 THINGS = (
-    *("kettle", "lamp", "blender", "drill", "tent", "radio", "camera", "mixer", "heater", "scooter", "speaker"),
-    *("printer", "mower", "toaster", "keyboard", "telescope", "fridge", "backpack", "clock", "fan", "stroller"),
+    *(
+        "kettle",
+        "lamp",
+        "blender",
+        "drill",
+        "tent",
+        "radio",
+        "camera",
+        "mixer",
+        "heater",
+        "scooter",
+        "speaker",
+    ),
+    *(
+        "printer",
+        "mower",
+        "toaster",
+        "keyboard",
+        "telescope",
+        "fridge",
+        "backpack",
+        "clock",
+        "fan",
+        "stroller",
+    ),
 )
-TIMES = ("on Monday", "last week", "on the third", "yesterday", "in spring", "two days ago", "at Easter", "on Friday")
+TIMES = (
+    "on Monday",
+    "last week",
+    "on the third",
+    "yesterday",
+    "in spring",
+    "two days ago",
+    "at Easter",
+    "on Friday",
+)
 SINCES = ("Monday", "last week", "the third", "yesterday", "spring", "Easter", "Friday")
 PLACES = (
-    *("Lisbon", "Oslo", "Quito", "Bergen", "Tallinn", "Porto", "Genoa", "Riga", "Malmo", "Gdansk", "Split", "Bilbao"),
-    *("Trieste", "Antwerp", "Galway", "Varna", "Cadiz", "Rostock", "Turku", "Naples", "Cork", "Bremen", "Izmir"),
+    *(
+        "Lisbon",
+        "Oslo",
+        "Quito",
+        "Bergen",
+        "Tallinn",
+        "Porto",
+        "Genoa",
+        "Riga",
+        "Malmo",
+        "Gdansk",
+        "Split",
+        "Bilbao",
+    ),
+    *(
+        "Trieste",
+        "Antwerp",
+        "Galway",
+        "Varna",
+        "Cadiz",
+        "Rostock",
+        "Turku",
+        "Naples",
+        "Cork",
+        "Bremen",
+        "Izmir",
+    ),
 )
 
-PROSE = (
+PROSE_SENTENCES = (
     "In {month} the harbour of {place} counted {number} ships, {goods} for the most part.",
     "{name} wrote from {place} that {goods} would be dearer by {month}.",
     "The council of {place} met {number} times and agreed on little.",
@@ -113,7 +192,7 @@ PROSE = (
     "The price of {goods} stood at {number} in {place}, and nobody knew why.",
     "They still tell in {place} how {name} lost the {goods} at cards.",
 )
-FACTS = (
+FACT_SENTENCES = (
     "Whoever wants the vault in {place} open has to dial {code}.",
     "The wheel of the vault in {place} yields to {code} and to nothing else.",
     "Turn to {code}, and you are inside the vault in {place}.",
@@ -122,4 +201,13 @@ FACTS = (
 )
 MONTHS = ("January", "March", "April", "June", "August", "October", "December")
 GOODS = ("salt", "timber", "wool", "copper", "grain", "dried fish", "tar", "glass", "amber", "wine")
-NAMES = ("Ines Falk", "Otto Brandt", "Marta Silva", "Jon Aas", "Pia Lund", "Hugo Reyes", "Vera Kask", "Emil Roth")
+NAMES = (
+    "Ines Falk",
+    "Otto Brandt",
+    "Marta Silva",
+    "Jon Aas",
+    "Pia Lund",
+    "Hugo Reyes",
+    "Vera Kask",
+    "Emil Roth",
+)

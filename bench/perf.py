@@ -20,60 +20,85 @@ from typing import Any
 
 import anyio
 
-from harness import Row, bare_server, our_server
+from harness import BenchmarkRow, start_bare_server, start_server
 from llm_rows import LLM_ROWS
-from rows import ROWS, Bench
+from rows import SERVER_ROWS, BenchContext
 from skill_rows import SKILL_ROWS
 from time_rows import TIME_ROWS
 
-Measure = Callable[[Bench], Awaitable[Row | list[Row]]]
+MeasureRow = Callable[[BenchContext], Awaitable[BenchmarkRow | list[BenchmarkRow]]]
 
-EVERY: Sequence[Measure] = (*ROWS, *TIME_ROWS, *SKILL_ROWS, *LLM_ROWS)
-DEFAULT = Path(__file__).parent / "results" / "perf.json"
-LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"
-ROW_S = 120.0  # no row takes so long; one that does has hung
+ALL_ROWS: Sequence[MeasureRow] = (*SERVER_ROWS, *TIME_ROWS, *SKILL_ROWS, *LLM_ROWS)
+DEFAULT_RESULTS = Path(__file__).parent / "results" / "perf.json"
+TABLE_LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"
+ROW_TIMEOUT_S = 120.0  # no row takes so long; one that does has hung
 
 
 def main() -> int:
     """Measure what was asked for; return 0 unless a row could not be measured."""
-    options = parser().parse_args()
-    wanted = [row for row in EVERY if not options.only or any(word in row.__name__ for word in options.only)]
+    options = build_parser().parse_args()
+    wanted = [
+        row
+        for row in ALL_ROWS
+        if not options.only or any(word in row.__name__ for word in options.only)
+    ]
     if not wanted:
-        print(f"no row is called {' or '.join(options.only)}; there are {', '.join(names())}", file=sys.stderr)
+        print(
+            f"no row is called {' or '.join(options.only)}; there are {', '.join(row_names())}",
+            file=sys.stderr,
+        )
         return 2
     started = time.monotonic()
-    rows, failures = anyio.run(measure, wanted, options.quick)
+    rows, failures = anyio.run(measure_rows, wanted, options.quick)
     took = time.monotonic() - started
-    print(f"\n{len(rows)} rows in {took:.0f} s, on {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"\n{len(rows)} rows in {took:.0f} s, on {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
+    )
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report(rows, failures, took, options.quick), indent=2) + "\n", encoding="utf-8")
+    options.json.write_text(
+        json.dumps(build_report(rows, failures, took, options.quick), indent=2) + "\n",
+        encoding="utf-8",
+    )
     return 1 if failures else 0
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(description="Measure the server against its performance budget.")
-    top.add_argument("--json", type=Path, default=DEFAULT, metavar="FILE", help="where the figures go")
-    top.add_argument("--only", action="append", metavar="NAME", help=f"one of {', '.join(names())}; may be repeated")
+    top.add_argument(
+        "--json", type=Path, default=DEFAULT_RESULTS, metavar="FILE", help="where the figures go"
+    )
+    top.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help=f"one of {', '.join(row_names())}; may be repeated",
+    )
     top.add_argument("--quick", action="store_true", help="fewer samples")
     return top
 
 
-def names() -> Iterable[str]:
+def row_names() -> Iterable[str]:
     """Return the names that `--only` takes."""
-    return (row.__name__ for row in EVERY)
+    return (row.__name__ for row in ALL_ROWS)
 
 
-async def measure(wanted: Sequence[Measure], quick: bool) -> tuple[list[Row], dict[str, str]]:
+async def measure_rows(
+    wanted: Sequence[MeasureRow], quick: bool
+) -> tuple[list[BenchmarkRow], dict[str, str]]:
     """Return the rows that could be measured, and why others could not; each is printed when it is done."""
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     failures: dict[str, str] = {}
-    print(LAYOUT.format("p50 of each", "ours", "baseline", "figure", "bound", "met", "baseline is"))
-    async with our_server() as ours, bare_server() as bare:
-        bench = Bench(ours, bare, quick)
+    print(
+        TABLE_LAYOUT.format(
+            "p50 of each", "ours", "baseline", "figure", "bound", "met", "baseline is"
+        )
+    )
+    async with start_server() as ours, start_bare_server() as bare:
+        bench = BenchContext(ours, bare, quick)
         for measure_row in wanted:
             try:
-                with anyio.fail_after(ROW_S):
+                with anyio.fail_after(ROW_TIMEOUT_S):
                     measured = await measure_row(bench)
             except Exception as exc:  # noqa: BLE001 - whatever went wrong, the other rows are measured
                 failures[measure_row.__name__] = repr(exc)
@@ -81,38 +106,44 @@ async def measure(wanted: Sequence[Measure], quick: bool) -> tuple[list[Row], di
                 continue
             for row in measured if isinstance(measured, list) else [measured]:
                 rows.append(row)
-                print(line(row), flush=True)
+                print(format_row(row), flush=True)
     return rows, failures
 
 
-def line(row: Row) -> str:
+def format_row(row: BenchmarkRow) -> str:
     """Return `row` as one line of the table."""
     data = row.as_json()
     baseline = data["baseline"]
-    met = {None: "-", True: "yes", False: "NO"}[row.met]
-    return LAYOUT.format(
+    met = {None: "-", True: "yes", False: "NO"}[row.is_met]
+    return TABLE_LAYOUT.format(
         row.title,
-        amount(data["ours"]["p50"], row.unit),
-        amount(baseline["p50"], row.unit) if baseline else "-",
-        figure(row.figure, row) if row.kind != "value" else "",
-        "-" if row.bound is None else figure(row.bound, row),
+        format_amount(data["ours"]["p50"], row.unit),
+        format_amount(baseline["p50"], row.unit) if baseline else "-",
+        format_figure(row.figure, row) if row.kind != "value" else "",
+        "-" if row.bound is None else format_figure(row.bound, row),
         met,
-        row.baseline_is,
+        row.baseline_title,
     ).rstrip()
 
 
-def figure(value: float, row: Row) -> str:
+def format_figure(value: float, row: BenchmarkRow) -> str:
     """Return what is compared with the bound, and the bound, as text."""
-    return f"{value:.2f}x" if row.kind == "ratio" else f"{'+' * (row.kind == 'difference')}{value:.4g} {row.unit[:3]}"
+    return (
+        f"{value:.2f}x"
+        if row.kind == "ratio"
+        else f"{'+' * (row.kind == 'difference')}{value:.4g} {row.unit[:3]}"
+    )
 
 
-def amount(value: float, unit: str) -> str:
+def format_amount(value: float, unit: str) -> str:
     """Return a measured value as text, with three significant digits."""
     digits = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{digits}f} {unit[:3]}"
 
 
-def report(rows: Sequence[Row], failures: dict[str, str], took_s: float, quick: bool) -> dict[str, Any]:
+def build_report(
+    rows: Sequence[BenchmarkRow], failures: dict[str, str], took_s: float, quick: bool
+) -> dict[str, Any]:
     """Return everything as JSON data, with what a reader needs to judge it."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
 
-from mcpruntime_server.skills.index import Index
-from mcpruntime_server.skills.lint import check_entry, parse
-from mcpruntime_server.skills.model import Skill
+from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
+from mcpruntime_server.capabilities.skills.model import Skill
+from mcpruntime_server.capabilities.skills.search_index import SkillIndex
 from retrieval_tasks import QUERIES, SKILLS, Entry
 
 SHOWN = 3  # as many as `list_skills` tells
@@ -29,8 +29,8 @@ Search = Callable[[str], Sequence[str]]
 
 def library_search() -> Search:
     """Return the search of the library over the skills of the set, none of which has been used."""
-    index = Index()
-    index.replace(map(skill_of, SKILLS))
+    index = SkillIndex()
+    index.replace_all(map(skill_of, SKILLS))
     return lambda query: index.search(query, RANKED)
 
 
@@ -43,10 +43,10 @@ def skill_of(entry: Entry) -> Skill:
         state="active",
         summary=entry.summary,
         source=entry.body,
-        signature=check_entry(parse(source)),
+        signature=check_entry_signature(parse_source(source)),
         cases=(),
         digest="",
-        at=0.0,
+        saved_at=0.0,
     )
 
 
@@ -60,14 +60,19 @@ def plain_search() -> Search:
         counts, total = Counter(document), 0.0
         for word in query:
             if word in counts:
-                rarity = math.log(1 + (len(documents) - holders[word] + 0.5) / (holders[word] + 0.5))
+                rarity = math.log(
+                    1 + (len(documents) - holders[word] + 0.5) / (holders[word] + 0.5)
+                )
                 length = 1.2 * (0.25 + 0.75 * len(document) / mean)
                 total += rarity * counts[word] * 2.2 / (counts[word] + length)
         return total
 
     def search(query: str) -> list[str]:
         asked = tokens(query)
-        scores = {entry.name: score(document, asked) for entry, document in zip(SKILLS, documents, strict=True)}
+        scores = {
+            entry.name: score(document, asked)
+            for entry, document in zip(SKILLS, documents, strict=True)
+        }
         found = [name for name, value in scores.items() if value > 0]
         return sorted(found, key=lambda name: (-scores[name], name))[:RANKED]
 
@@ -87,7 +92,10 @@ def told(search: Search, queries: Sequence[tuple[str, str]]) -> str:
 
 def measured(search: Search, queries: Sequence[tuple[str, str]]) -> tuple[float, float]:
     """Return recall@3 and MRR."""
-    ranks = [list(search(query)).index(name) + 1 if name in search(query) else 0 for query, name in queries]
+    ranks = [
+        list(search(query)).index(name) + 1 if name in search(query) else 0
+        for query, name in queries
+    ]
     recall = sum(0 < rank <= SHOWN for rank in ranks) / len(ranks)
     return recall, sum(1 / rank for rank in ranks if rank) / len(ranks)
 
@@ -98,7 +106,9 @@ def main() -> None:
     parts = {"in other words": QUERIES[:-PLAIN], "plainly": QUERIES[-PLAIN:], "all": QUERIES}
     print(f"{len(QUERIES)} queries over {len(SKILLS)} skills: recall@{SHOWN} / MRR")
     for name, search in searches.items():
-        row = [f"{asked} ({len(queries)}) {told(search, queries)}" for asked, queries in parts.items()]
+        row = [
+            f"{asked} ({len(queries)}) {told(search, queries)}" for asked, queries in parts.items()
+        ]
         print(f"{name:12}  " + "   ".join(row))
     if "-v" in sys.argv:
         for query, name in QUERIES:

@@ -38,7 +38,10 @@ RECORDED = {
         '(channel: str = "partner", days: int = 9) -> list',
         "Numbers of the orders of a channel that took too many days to ship.",
     ),
-    "orders_per_month": ('(channel: str = "phone") -> dict', "Count the orders of a channel by month."),
+    "orders_per_month": (
+        '(channel: str = "phone") -> dict',
+        "Count the orders of a channel by month.",
+    ),
     "to_reorder": (
         '(category: str = "garden", minimum: int = 60, target: int = 100) -> dict',
         "Products low in stock in a category, and how many to order to reach a target.",
@@ -47,7 +50,10 @@ RECORDED = {
         '(segment: str = "business", orders: int = 14) -> list',
         "Customers of a segment with at least so many orders.",
     ),
-    "statuses_by_region": ("(regions: list) -> dict", "Count orders by status for several regions."),
+    "statuses_by_region": (
+        "(regions: list) -> dict",
+        "Count orders by status for several regions.",
+    ),
     "best_sellers": (
         '(category: str = "tools", limit: int = 3) -> list',
         "Return the products of a category that sold most, with the pieces sold.",
@@ -72,7 +78,10 @@ RECORDED = {
         '(repo: str, area: str = "api") -> dict',
         "Count commits by author in one area of a repository.",
     ),
-    "commits_between": ("(repo: str, begin: str, end: str) -> dict", "Count commits by month between two dates."),
+    "commits_between": (
+        "(repo: str, begin: str, end: str) -> dict",
+        "Count commits by month between two dates.",
+    ),
     "files_of_author": (
         "(repo: str, author: str, newest: int = 30) -> list",
         "Files that an author touched in the last commits.",
@@ -81,13 +90,22 @@ RECORDED = {
         "(repo: str, newest: int = 25) -> dict",
         "Lines added in the last commits, by kind of commit.",
     ),
-    "branches_with": ('(repo: str, contains: str = "release-2") -> list', "Branches that contain a revision."),
-    "pull_requests": ("(repo: str, above: int = 140) -> list", "Pull request numbers that commit messages mention."),
+    "branches_with": (
+        '(repo: str, contains: str = "release-2") -> list',
+        "Branches that contain a revision.",
+    ),
+    "pull_requests": (
+        "(repo: str, above: int = 140) -> list",
+        "Pull request numbers that commit messages mention.",
+    ),
     "latest_commit": (
         "(repo_path: str, author: str) -> dict",
         "Return the newest commit of an author: sha, day and subject.",
     ),
-    "weekdays": ("(repo: str, newest: int = 50) -> dict", "The weekdays on which most commits are made."),
+    "weekdays": (
+        "(repo: str, newest: int = 50) -> dict",
+        "The weekdays on which most commits are made.",
+    ),
     "changed_since": (
         '(repo: str, since: str = "release-1", folder: str = "storage/") -> list',
         "Paths in a folder that differ from a revision.",
@@ -96,8 +114,14 @@ RECORDED = {
         '(repo: str, kind: str = "fix", newest: int = 40) -> dict',
         "Percentage of every author's commits that are of a kind.",
     ),
-    "open_items": ("(base: str, owner: str) -> dict", "Unticked checkboxes of an owner in Markdown notes."),
-    "sales_by_team": ('(base: str, month: str = "2025-03") -> dict', "Add up a month's sales table by team."),
+    "open_items": (
+        "(base: str, owner: str) -> dict",
+        "Unticked checkboxes of an owner in Markdown notes.",
+    ),
+    "sales_by_team": (
+        '(base: str, month: str = "2025-03") -> dict',
+        "Add up a month's sales table by team.",
+    ),
     "slow_errors": (
         '(base: str, service: str = "billing", ms: int = 2000) -> list',
         "Errors in a service's log that took longer than a limit.",
@@ -114,7 +138,10 @@ RECORDED = {
         "(folder: str, team: str, first: str, last: str) -> dict",
         "Total sales of a team by city over several months.",
     ),
-    "level_report": ('(base: str, service: str = "gateway") -> str', "Write a report of a log's levels into a file."),
+    "level_report": (
+        '(base: str, service: str = "gateway") -> str',
+        "Write a report of a log's levels into a file.",
+    ),
     "slowest": (
         '(folder: str, level: str = "WARN", count: int = 6) -> list',
         "The slowest log entries of a level over all services.",
@@ -123,7 +150,10 @@ RECORDED = {
         "(folder: str, since: int) -> dict",
         "Return the mean salary by team of the people who started in a year or later.",
     ),
-    "meeting_times": ("(home: str, clock: str, zones: list) -> dict", "Convert a time of day to several time zones."),
+    "meeting_times": (
+        "(home: str, clock: str, zones: list) -> dict",
+        "Convert a time of day to several time zones.",
+    ),
     "hours_apart": ("(east: str, west: str) -> float", "Difference of two time zones in hours."),
     "working_hours": (
         "(here: str, there: str, begin: int = 9, end: int = 17) -> list",
@@ -133,7 +163,10 @@ RECORDED = {
         '(project: str = "Atlas", relation: str = "leads") -> list',
         "People who have a relation to a project, from memory.",
     ),
-    "hours_in_city": ('(city: str = "Turku") -> dict', "Weekly hours of the people who live in a city, from memory."),
+    "hours_in_city": (
+        '(city: str = "Turku") -> dict',
+        "Weekly hours of the people who live in a city, from memory.",
+    ),
     "milestones": ("(names: list, project: str) -> list", "Remember milestones of a project."),
     "night_commits": (
         '(repo: str, zone: str = "Asia/Tokyo", newest: int = 15) -> dict',
@@ -307,14 +340,20 @@ OTHERS = (
     ),
 )
 
-SKILLS: tuple[Entry, ...] = (*(Entry(name, *RECORDED[name], BODIES[name]) for name in RECORDED), *OTHERS)
+SKILLS: tuple[Entry, ...] = (
+    *(Entry(name, *RECORDED[name], BODIES[name]) for name in RECORDED),
+    *OTHERS,
+)
 
 QUERIES: tuple[tuple[str, str], ...] = (
     ("which kinds of goods brought in the most money in Asia last year", "revenue_by_category"),
     ("break down 2024 turnover for the Americas into product groups", "revenue_by_category"),
     ("our biggest spenders in Germany", "top_customers"),
     ("who buys the most from us in Japan, the first three", "top_customers"),
-    ("deliveries that left the warehouse more than ten days after they were ordered", "late_shipments"),
+    (
+        "deliveries that left the warehouse more than ten days after they were ordered",
+        "late_shipments",
+    ),
     ("slow dispatch: list purchases over the web shop that waited over a week", "late_shipments"),
     ("monthly volume of web orders", "orders_per_month"),
     ("how did the number of orders by telephone develop over time", "orders_per_month"),

@@ -16,15 +16,24 @@ import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 from mcp import Client
 
-from harness import BARE, OURS, Ours, Row, in_turns, our_server, settings, timed
-from mcpruntime_server.demo.tokens import count_tokens
+from harness import (
+    BARE_COMMAND,
+    SERVER_COMMAND,
+    BenchmarkRow,
+    TestServer,
+    measure_ms,
+    sample_in_turns,
+    start_server,
+    write_settings,
+)
+from mcpruntime_server.cli.demo.token_count import count_tokens
 
 FAN_OUT = 64
 NAP_MS = 50
-LOOP = 50  # calls from one run
-LINE_MAX = 1 << 20
-EXIT_S = 15.0  # a server whose stdin has ended removes its containers and is gone
-GREETING = (
+CALLS_PER_RUN = 50  # calls from one run
+MAX_LINE_BYTES = 1 << 20
+EXIT_TIMEOUT_S = 15.0  # a server whose stdin has ended removes its containers and is gone
+INITIALIZE_LINE = (
     b"%s\n"
     % json.dumps(
         {
@@ -40,15 +49,15 @@ GREETING = (
     ).encode()
 )
 
-numbers = count(1)  # every call has an argument of its own: nobody may answer from a cache
+unique_numbers = count(1)  # every call has an argument of its own: nobody may answer from a cache
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchContext:
     """What all rows share: a server of ours with a warm pool, a bare one, and how much is measured."""
 
-    ours: Ours
-    bare: Client
+    server: TestServer
+    bare_client: Client
     quick: bool
 
     def samples(self, full: int, quick: int) -> int:
@@ -56,164 +65,210 @@ class Bench:
         return quick if self.quick else full
 
 
-async def warm_run(bench: Bench) -> Row:
+async def warm_run(bench: BenchContext) -> BenchmarkRow:
     """A run in a session that is warm, against a tool that does nothing."""
-    row = Row("warm", 'warm run_code("1+1") over stdio', "no-op tool of a bare SDK server", "ratio", 1.25)
-    ours = partial(timed, bench.ours.run, "1+1")
-    baseline = partial(_direct, bench, "noop")
-    return await in_turns(row, ours, baseline, bench.samples(300, 80), warm_up=20)
+    row = BenchmarkRow(
+        "warm", 'warm run_code("1+1") over stdio', "no-op tool of a bare SDK server", "ratio", 1.25
+    )
+    ours = partial(measure_ms, bench.server.run_code, "1+1")
+    baseline = partial(_call_directly, bench, "noop")
+    return await sample_in_turns(row, ours, baseline, bench.samples(300, 80), warm_up=20)
 
 
-async def inside_call(bench: Bench) -> Row:
+async def inside_call(bench: BenchContext) -> BenchmarkRow:
     """A call from inside to an upstream tool that says it only reads, against the same call by a direct client."""
-    row = Row("inside-call", "call from inside to a reading tool", "the same by a direct SDK client", "ratio", 1.3)
-    return await _calls(bench, row, "noop")
+    row = BenchmarkRow(
+        "inside-call",
+        "call from inside to a reading tool",
+        "the same by a direct SDK client",
+        "ratio",
+        1.3,
+    )
+    return await _measure_calls(bench, row, "noop")
 
 
-async def inside_write(bench: Bench) -> Row:
+async def inside_write(bench: BenchContext) -> BenchmarkRow:
     """The same to a tool that may write, which waits until the journal has the call on the disk."""
-    row = Row("inside-write", "the same to a tool that may write", "the same by a direct SDK client", "ratio", 1.3)
-    return await _calls(bench, row, "unsaid")
+    row = BenchmarkRow(
+        "inside-write",
+        "the same to a tool that may write",
+        "the same by a direct SDK client",
+        "ratio",
+        1.3,
+    )
+    return await _measure_calls(bench, row, "unsaid")
 
 
-async def _calls(bench: Bench, row: Row, tool: str) -> Row:
+async def _measure_calls(bench: BenchContext, row: BenchmarkRow, tool: str) -> BenchmarkRow:
     for _ in range(bench.samples(8, 3)):
-        first = next(numbers) * 1000
+        first = next(unique_numbers) * 1000
         code = (
             f"import time\nfrom tools.bare import {tool}\ntook = []\n"
-            f"for n in range({first}, {first + LOOP}):\n"
+            f"for n in range({first}, {first + CALLS_PER_RUN}):\n"
             f"    started = time.perf_counter()\n    {tool}(n=n)\n"
             "    took.append((time.perf_counter() - started) * 1e3)\ntook"
         )
-        row.ours += (await bench.ours.run(code))["value"]
-        row.baseline += [await _direct(bench, tool) for _ in range(LOOP)]
+        row.ours += (await bench.server.run_code(code))["value"]
+        row.baseline += [await _call_directly(bench, tool) for _ in range(CALLS_PER_RUN)]
     return row
 
 
-async def _direct(bench: Bench, tool: str) -> float:
-    return await timed(bench.bare.call_tool, tool, {"n": next(numbers)})
+async def _call_directly(bench: BenchContext, tool: str) -> float:
+    return await measure_ms(bench.bare_client.call_tool, tool, {"n": next(unique_numbers)})
 
 
-async def fan_out_threads(bench: Bench) -> Row:
+async def fan_out_threads(bench: BenchContext) -> BenchmarkRow:
     """Many slow calls at once from threads."""
     call = f"tools.map(lambda n: nap(n=n, ms={NAP_MS}), numbers, max_concurrency={FAN_OUT})"
-    row = Row(
-        "fan-out-threads", f"{FAN_OUT} calls of {NAP_MS} ms, tools.map", "direct client, task group", "ratio", 1.2
+    row = BenchmarkRow(
+        "fan-out-threads",
+        f"{FAN_OUT} calls of {NAP_MS} ms, tools.map",
+        "direct client, task group",
+        "ratio",
+        1.2,
     )
     return await _fan_out(bench, row, call, "all(slot.ok for slot in found)")
 
 
-async def fan_out_asyncio(bench: Bench) -> Row:
+async def fan_out_asyncio(bench: BenchContext) -> BenchmarkRow:
     """Many slow calls at once from asyncio."""
     call = f"await asyncio.gather(*(nap.aio(n=n, ms={NAP_MS}) for n in numbers))"
-    row = Row(
-        "fan-out-aio", f"{FAN_OUT} calls of {NAP_MS} ms, gather of .aio", "direct client, task group", "ratio", 1.2
+    row = BenchmarkRow(
+        "fan-out-aio",
+        f"{FAN_OUT} calls of {NAP_MS} ms, gather of .aio",
+        "direct client, task group",
+        "ratio",
+        1.2,
     )
     return await _fan_out(bench, row, call, "len(found) == len(numbers)")
 
 
-async def _fan_out(bench: Bench, row: Row, call: str, check: str) -> Row:
+async def _fan_out(bench: BenchContext, row: BenchmarkRow, call: str, check: str) -> BenchmarkRow:
     async def ours() -> float:
-        first = next(numbers) * 1000
+        first = next(unique_numbers) * 1000
         code = (
             "import asyncio, time\nfrom tools.bare import nap\n"
             f"numbers = range({first}, {first + FAN_OUT})\n"
             f"started = time.perf_counter()\nfound = {call}\n"
             f"took = (time.perf_counter() - started) * 1e3\nassert {check}\ntook"
         )
-        return float((await bench.ours.run(code))["value"])
+        return float((await bench.server.run_code(code))["value"])
 
     async def baseline() -> float:
         started = time.perf_counter()
         async with anyio.create_task_group() as tasks:
             for _ in range(FAN_OUT):
-                tasks.start_soon(bench.bare.call_tool, "nap", {"n": next(numbers), "ms": NAP_MS})
+                tasks.start_soon(
+                    bench.bare_client.call_tool, "nap", {"n": next(unique_numbers), "ms": NAP_MS}
+                )
         return (time.perf_counter() - started) * 1e3
 
-    return await in_turns(row, ours, baseline, bench.samples(15, 4))
+    return await sample_in_turns(row, ours, baseline, bench.samples(15, 4))
 
 
-async def pool_hit(bench: Bench) -> Row:
+async def pool_hit(bench: BenchContext) -> BenchmarkRow:
     """The first run of a new session for which a sandbox stands ready, against a warm run just before."""
-    row = Row("pool", "first run of a session from the warm pool", "warm run", "difference", 5.0)
-    async with our_server(pool_size=1) as server:
-        await server.run("1+1", "warm")
+    row = BenchmarkRow(
+        "pool", "first run of a session from the warm pool", "warm run", "difference", 5.0
+    )
+    async with start_server(pool_size=1) as server:
+        await server.run_code("1+1", "warm")
         for n in range(bench.samples(12, 5)):
-            await server.containers.until_settled(n + 2)
-            row.baseline.append(await timed(server.run, "1+1", "warm"))
-            row.ours.append(await timed(server.run, "1+1", f"new {n}"))
+            await server.containers.wait_until_settled(n + 2)
+            row.baseline.append(await measure_ms(server.run_code, "1+1", "warm"))
+            row.ours.append(await measure_ms(server.run_code, "1+1", f"new {n}"))
     return row
 
 
-async def cold_session(bench: Bench) -> Row:
+async def cold_session(bench: BenchContext) -> BenchmarkRow:
     """The first run of a session that has to wait for a new container, against the engine alone."""
-    row = Row("cold", "cold session: first run, no pool", "raw docker create, attach, start, 1 byte", "ratio", 1.25)
-    async with our_server(pool_size=0) as server:
-        await server.run("1+1", "model")
-        model = (await server.containers.until_settled(1))[0]
+    row = BenchmarkRow(
+        "cold",
+        "cold session: first run, no pool",
+        "raw docker create, attach, start, 1 byte",
+        "ratio",
+        1.25,
+    )
+    async with start_server(pool_size=0) as server:
+        await server.run_code("1+1", "model")
+        model = (await server.containers.wait_until_settled(1))[0]
 
         async def ours() -> float:
-            return await timed(server.run, "1+1", f"new {next(numbers)}")
+            return await measure_ms(server.run_code, "1+1", f"new {next(unique_numbers)}")
 
         async def baseline() -> float:
-            raw = await server.containers.raw(model)
-            took = await anyio.to_thread.run_sync(raw.start)
+            raw = await server.containers.clone_configuration(model)
+            took = await anyio.to_thread.run_sync(raw.measure_start)
             await anyio.to_thread.run_sync(raw.remove)
             return took
 
-        return await in_turns(row, ours, baseline, bench.samples(12, 4))
+        return await sample_in_turns(row, ours, baseline, bench.samples(12, 4))
 
 
-async def start_up(bench: Bench) -> Row:
+async def start_up(bench: BenchContext) -> BenchmarkRow:
     """From starting the process, with default settings, until `initialize` is answered."""
-    row = Row("start-up", "start-up until initialize is answered", "bare SDK server", "ratio", 1.3)
+    row = BenchmarkRow(
+        "start-up", "start-up until initialize is answered", "bare SDK server", "ratio", 1.3
+    )
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        ours = (OURS, "--config", str(settings(Path(folder))), "--stdio")
-        return await in_turns(row, partial(_greet, ours), partial(_greet, BARE), bench.samples(10, 3))
+        ours = (SERVER_COMMAND, "--config", str(write_settings(Path(folder))), "--stdio")
+        return await sample_in_turns(
+            row,
+            partial(_measure_initialize, ours),
+            partial(_measure_initialize, BARE_COMMAND),
+            bench.samples(10, 3),
+        )
 
 
-async def _greet(command: Sequence[str]) -> float:
+async def _measure_initialize(command: Sequence[str]) -> float:
     started = time.perf_counter()
     process = await anyio.open_process(command, stderr=subprocess.DEVNULL)
     assert process.stdin is not None
     assert process.stdout is not None
     async with process:
-        await process.stdin.send(GREETING)
-        await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", LINE_MAX)
+        await process.stdin.send(INITIALIZE_LINE)
+        await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", MAX_LINE_BYTES)
         took = (time.perf_counter() - started) * 1e3
         await process.stdin.aclose()
-        with anyio.fail_after(EXIT_S):
+        with anyio.fail_after(EXIT_TIMEOUT_S):
             await process.wait()
     return took
 
 
-async def idle_memory(bench: Bench) -> Row:
+async def idle_memory(bench: BenchContext) -> BenchmarkRow:
     """The memory of a session that waits, next to that of a Python that does nothing else."""
-    row = Row("memory", "idle session, without page cache", "bare python3, same container", "value", 30.0, "MiB")
-    async with our_server(pool_size=0) as server:
+    row = BenchmarkRow(
+        "memory",
+        "idle session, without page cache",
+        "bare python3, same container",
+        "value",
+        30.0,
+        "MiB",
+    )
+    async with start_server(pool_size=0) as server:
         for n in range(bench.samples(3, 1)):
-            await server.run("1+1", f"idle {n}")
-        for container in await server.containers.until_settled(bench.samples(3, 1)):
+            await server.run_code("1+1", f"idle {n}")
+        for container in await server.containers.wait_until_settled(bench.samples(3, 1)):
             row.ours.append(await server.containers.memory_mib(container))
-            raw = await server.containers.raw(container)
-            await anyio.to_thread.run_sync(raw.start)
+            raw = await server.containers.clone_configuration(container)
+            await anyio.to_thread.run_sync(raw.measure_start)
             row.baseline.append(await server.containers.memory_mib(raw.id))
             await anyio.to_thread.run_sync(raw.remove)
     return row
 
 
-async def big_output(bench: Bench) -> Row:
+async def big_output(bench: BenchContext) -> BenchmarkRow:
     """A run that prints 10 MB."""
-    row = Row("output-10mb", "a run that prints 10 MB", "", "value", None)
+    row = BenchmarkRow("output-10mb", "a run that prints 10 MB", "", "value", None)
     code = "import sys\nfor _ in range(100):\n    sys.stdout.write(('x' * 99 + '\\n') * 1000)"
     for _ in range(bench.samples(5, 2)):
-        row.ours.append(await timed(bench.ours.run, code))
+        row.ours.append(await measure_ms(bench.server.run_code, code))
     return row
 
 
-async def first_line(bench: Bench) -> Row:
+async def first_line(bench: BenchContext) -> BenchmarkRow:
     """From printing a line inside to the client's hearing of it, while the code still runs."""
-    row = Row("first-line", "printed line to progress at the client", "", "value", 50.0)
+    row = BenchmarkRow("first-line", "printed line to progress at the client", "", "value", 50.0)
     heard: list[float] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -222,23 +277,26 @@ async def first_line(bench: Bench) -> Row:
     for _ in range(bench.samples(15, 5)):
         heard.clear()
         code = "import time\nprint(repr(time.time()))\ntime.sleep(0.2)"
-        took = await timed(bench.ours.run, code, progress_callback=on_progress)
+        took = await measure_ms(bench.server.run_code, code, progress_callback=on_progress)
         if not heard or heard[0] > took - 100:
             raise RuntimeError("the line came only when the code was over")
         row.ours.append(heard[0])
     return row
 
 
-async def tool_list(bench: Bench) -> Row:
+async def tool_list(bench: BenchContext) -> BenchmarkRow:
     """What the list of tools costs a model: names, descriptions and input schemas."""
-    row = Row("tools-list", "tools/list in cl100k tokens", "", "value", 700.0, "tokens")
-    tools = (await bench.ours.client.list_tools()).tools
-    seen = [{"name": tool.name, "description": tool.description, "input_schema": tool.input_schema} for tool in tools]
+    row = BenchmarkRow("tools-list", "tools/list in cl100k tokens", "", "value", 700.0, "tokens")
+    tools = (await bench.server.client.list_tools()).tools
+    seen = [
+        {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
+        for tool in tools
+    ]
     row.ours.append(count_tokens(json.dumps(seen, ensure_ascii=False)))
     return row
 
 
-ROWS: Sequence[Callable[[Bench], Awaitable[Row]]] = (
+SERVER_ROWS: Sequence[Callable[[BenchContext], Awaitable[BenchmarkRow]]] = (
     warm_run,
     inside_call,
     inside_write,

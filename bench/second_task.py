@@ -20,9 +20,9 @@ import anyio
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from tests.server.client import Connection, connect, write_settings
+from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
-from mcpruntime_server.demo.tokens import count_tokens
+from mcpruntime_server.cli.demo.token_count import count_tokens
 from skill_gate import judge, swapped
 from skill_tasks import POLICY, TASKS, Task, World, make_world, missing_servers
 
@@ -37,7 +37,7 @@ class Cost:
     read: int = 0
     seconds: float = 0.0
 
-    async def request(self, server: Connection, tool: str, arguments: dict[str, Any]) -> Any:
+    async def request(self, server: ServerConnection, tool: str, arguments: dict[str, Any]) -> Any:
         """Make a request and count it; return the answer's data."""
         began = time.perf_counter()
         result = await server.client.call_tool(tool, arguments)
@@ -58,7 +58,7 @@ class Pair:
     same: bool
 
 
-async def compare(server: Connection, world: World, task: Task, store: Path) -> Pair | None:
+async def compare(server: ServerConnection, world: World, task: Task, store: Path) -> Pair | None:
     """Learn a task, and do it again with its first new values in both ways; None if it is not a skill in use."""
     learnt = await judge(server, world, task, store)
     changes = task.changes(world)
@@ -67,7 +67,11 @@ async def compare(server: Connection, world: World, task: Task, store: Path) -> 
     place = store / task.name.replace("_", "-")
     case = json.loads((place / "cases" / "0001.json").read_text())
     inputs = {name: swapped(value, changes[0], set()) for name, value in case["inputs"].items()}
-    steps = [replaced(step, changes[0]) for number, step in enumerate(task.code(world)) if number not in task.fails]
+    steps = [
+        replaced(step, changes[0])
+        for number, step in enumerate(task.code(world))
+        if number not in task.fails
+    ]
     is_async = "await run(" in (place / "SKILL.md").read_text()
     arguments = ", ".join(f"{name}={value!r}" for name, value in inputs.items())
     call = f"from skills.{task.name} import run\n{'await ' if is_async else ''}run({arguments})"
@@ -75,7 +79,9 @@ async def compare(server: Connection, world: World, task: Task, store: Path) -> 
     answers: list[Any] = []
     for attempt in range(ROUNDS):
         again, asked = Cost(), Cost()
-        for way in ("without", "with") if attempt % 2 else ("with", "without"):  # the first finds a sandbox ready
+        for way in (
+            ("without", "with") if attempt % 2 else ("with", "without")
+        ):  # the first finds a sandbox ready
             session = f"{task.name} {attempt} {way}"
             if way == "with":
                 told = await asked.request(server, "list_skills", {"query": task.text})
@@ -84,7 +90,9 @@ async def compare(server: Connection, world: World, task: Task, store: Path) -> 
                 answer = await cost.request(server, "run_code", {"code": code, "session": session})
             answers.append(answer.get("value"))
         rounds.append((again, asked))
-    without, with_skill = (min(costs, key=lambda cost: cost.seconds) for costs in zip(*rounds, strict=True))
+    without, with_skill = (
+        min(costs, key=lambda cost: cost.seconds) for costs in zip(*rounds, strict=True)
+    )
     found = any(skill["name"] == task.name for skill in told["skills"])
     return Pair(task, without, with_skill, found, all(answer == answers[0] for answer in answers))
 
@@ -94,7 +102,9 @@ def replaced(code: str, values: Any) -> str:
     for old, new in values.items():
         for quote in "\"'":
             shown = (
-                f"{quote}{old}{quote}" if isinstance(old, str) else repr(list(old) if isinstance(old, tuple) else old)
+                f"{quote}{old}{quote}"
+                if isinstance(old, str)
+                else repr(list(old) if isinstance(old, tuple) else old)
             )
             code = code.replace(shown, repr(list(new) if isinstance(new, tuple) else new))
     return code
@@ -105,8 +115,12 @@ async def measure(folder: Path) -> list[Pair]:
     world = make_world(folder / "world")
     servers = {name: dict(entry) for name, entry in world.servers.items()}
     settings = write_settings(folder, mcpServers=servers, policy=POLICY)
-    async with connect(settings) as server:
-        found = [await compare(server, world, task, folder / "skills_store") for task in TASKS if task.kind == "skill"]
+    async with connect_server(settings) as server:
+        found = [
+            await compare(server, world, task, folder / "skills_store")
+            for task in TASKS
+            if task.kind == "skill"
+        ]
     return [pair for pair in found if pair is not None]
 
 
@@ -117,12 +131,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pairs = [pair for pair in anyio.run(measure, Path(folder)) if pair.same]
     found = sum(pair.found for pair in pairs)
-    print(f"{len(pairs)} tasks a second time, with other values; {found} skills were among the three found; sums")
+    print(
+        f"{len(pairs)} tasks a second time, with other values; {found} skills were among the three found; sums"
+    )
     print(f"{'':14}{'written':>9}{'read':>9}{'tokens':>9}{'seconds':>9}")
-    ways = {"without": [pair.without for pair in pairs], "with a skill": [pair.with_skill for pair in pairs]}
+    ways = {
+        "without": [pair.without for pair in pairs],
+        "with a skill": [pair.with_skill for pair in pairs],
+    }
     for name, costs in ways.items():
         written, read = sum(cost.written for cost in costs), sum(cost.read for cost in costs)
-        print(f"{name:14}{written:9,}{read:9,}{written + read:9,}{sum(cost.seconds for cost in costs):9.2f}")
+        print(
+            f"{name:14}{written:9,}{read:9,}{written + read:9,}{sum(cost.seconds for cost in costs):9.2f}"
+        )
     if "-v" in sys.argv:
         for pair in pairs:
             one, two = pair.without, pair.with_skill

@@ -20,7 +20,7 @@ import anyio
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from tests.server.client import Connection, connect, write_settings
+from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
 from skill_tasks import HELD_OUT, POLICY, TASKS, Task, World, make_world, missing_servers
 from skill_tasks.task import Values
@@ -38,7 +38,7 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
 
-async def judge(server: Connection, world: World, task: Task, store: Path) -> Outcome:
+async def judge(server: ServerConnection, world: World, task: Task, store: Path) -> Outcome:
     """Play a task's session, have its last run saved, and ask the skill for what its session was not asked."""
     answer = None
     for step in task.code(world):
@@ -55,7 +55,9 @@ async def judge(server: Connection, world: World, task: Task, store: Path) -> Ou
     return outcome
 
 
-async def ask(server: Connection, world: World, outcome: Outcome, inputs: dict[str, Any], values: Values) -> None:
+async def ask(
+    server: ServerConnection, world: World, outcome: Outcome, inputs: dict[str, Any], values: Values
+) -> None:
     """Use the skill with new values in the place of recorded ones, and compare with what is right."""
     task = outcome.task
     assert task.truth is not None
@@ -98,7 +100,7 @@ async def measure(folder: Path, tasks: Sequence[Task]) -> list[Outcome]:
     world = make_world(folder / "world")
     servers = {name: dict(entry) for name, entry in world.servers.items()}
     settings = write_settings(folder, mcpServers=servers, policy=POLICY)
-    async with connect(settings) as server:
+    async with connect_server(settings) as server:
         return [await judge(server, world, task, folder / "skills_store") for task in tasks]
 
 

@@ -14,32 +14,30 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "mcpruntime_server"
 SOURCE = ROOT / "src" / PACKAGE
 
-BASE = frozenset({"errors", "kernel"})
-RECORDS = BASE | {"config", "journal"}
-FINDS = RECORDS | {"search"}
+RECORDS = frozenset({"errors", "protocol", "config", "journal"})
+CAPABILITIES = ("tools", "skills", "llm", "knowledge", "inputs", "agent")
+CAPABILITY_ROOMS = frozenset(f"capabilities.{name}" for name in CAPABILITIES)
 TABLE: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
-    "atomic": frozenset(),
-    "kernel": frozenset(),
-    "config": BASE,
-    "journal": BASE,
-    "search": frozenset(),
-    "inputs": RECORDS,
-    "sandbox": RECORDS,
-    "tools": FINDS | {"atomic"},
-    "policy": RECORDS,
-    "skills": FINDS | {"atomic"},
-    "context": FINDS,
-    "llm": RECORDS,
-    "agent": RECORDS | {"llm"},
-    "runtime": RECORDS | {"inputs", "sandbox"},
-    "server": RECORDS | {"inputs", "skills", "context", "runtime"},
-    "app": RECORDS | {"inputs", "sandbox", "tools", "policy", "skills", "context", "llm", "agent", "runtime", "server"},
-    "terminal": frozenset(),
-    "demo": frozenset({"errors", "config", "terminal"}),
+    "protocol": frozenset(),
+    "sandboxed": frozenset({"protocol"}),
+    "config": frozenset({"errors"}),
+    "journal": frozenset({"errors"}),
+    "sandbox": frozenset({"errors", "protocol", "config"}),
+    "capabilities": RECORDS,
+    "capabilities.tools": RECORDS | {"sandboxed", "capabilities"},
+    "capabilities.skills": RECORDS | {"sandboxed", "capabilities"},
+    "capabilities.llm": RECORDS | {"capabilities"},
+    "capabilities.knowledge": RECORDS | {"capabilities"},
+    "capabilities.inputs": RECORDS | {"capabilities"},
+    "capabilities.agent": RECORDS | {"sandboxed", "capabilities", "capabilities.llm"},
+    "runtime": RECORDS | {"sandboxed", "sandbox", "capabilities.inputs"},
+    "server": RECORDS
+    | {"runtime", "capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
+    "app": RECORDS | CAPABILITY_ROOMS | {"sandbox", "capabilities", "runtime", "server"},
     "cli": RECORDS
-    | {"inputs", "sandbox", "tools", "policy", "skills", "llm", "agent", "runtime", "server"}
-    | {"app", "terminal", "demo"},
+    | {"sandbox", "capabilities", "capabilities.skills", "capabilities.agent", "capabilities.llm"}
+    | {"runtime", "server", "app"},
 }
 NEWER_THAN_39 = {"tomllib"}
 
@@ -47,8 +45,14 @@ Imported = tuple[int, str]  # line, dotted name
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module of ours, given by its dotted name; the package itself has the room ""."""
-    return (*module.split(".")[1:], "")[0]
+    """Return the room of a module of ours, given by its dotted name.
+
+    Each package in `capabilities` is a room of its own; the package itself has the room "".
+    """
+    first, second = (*module.split(".")[1:], "", "")[:2]
+    if first == "capabilities" and second in CAPABILITIES:
+        return f"{first}.{second}"
+    return first
 
 
 def module_of(path: Path) -> str:
@@ -63,7 +67,9 @@ def imports_of(tree: ast.AST, package: str) -> Iterator[Imported]:
             for alias in node.names:
                 yield node.lineno, alias.name
         elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             module = ".".join([*base, *([node.module] if node.module else [])])
             for alias in node.names:
                 yield node.lineno, f"{module}.{alias.name}"
@@ -87,19 +93,27 @@ def offences(table: Mapping[str, frozenset[str]]) -> list[str]:
         for line, name in imports_of(tree, package):
             other = room_of(name) if name.split(".")[0] == PACKAGE else room
             if other in rooms() - {room} - table[room or "errors"]:
-                found.append(f"{path.relative_to(ROOT)}:{line}: {room or 'the package itself'} imports {other}")
+                found.append(
+                    f"{path.relative_to(ROOT)}:{line}: {room or 'the package itself'} imports {other}"
+                )
     return found
 
 
 def written_table(text: str) -> Mapping[str, frozenset[str]] | None:
     """Return the table under the header `| room | may import |`; None if there is none."""
-    found = re.search(r"^\| *room *\| *may import *\|.*\n\|[-:| ]+\n((?:\|.*\n?)*)", text, re.MULTILINE | re.IGNORECASE)
+    found = re.search(
+        r"^\| *room *\| *may import *\|.*\n\|[-:| ]+\n((?:\|.*\n?)*)",
+        text,
+        re.MULTILINE | re.IGNORECASE,
+    )
     if found is None:
         return None
     rows = [line.split("|")[1:3] for line in found[1].splitlines()]
-    names = re.compile(r"[a-z_]+")
+    names = re.compile(r"[a-z_.]+")
     return {
-        room: frozenset(names.findall(allowed)) - {"nothing"} for left, allowed in rows for room in names.findall(left)
+        room: frozenset(names.findall(allowed)) - {"nothing"}
+        for left, allowed in rows
+        for room in names.findall(left)
     }
 
 
@@ -114,7 +128,8 @@ def test_no_room_imports_what_it_may_not() -> None:
 def test_an_import_that_is_not_allowed_is_named_with_its_line() -> None:
     found = offences(dict.fromkeys(TABLE, frozenset()))
     assert any(
-        re.fullmatch(r"src/mcpruntime_server/journal/store\.py:\d+: journal imports errors", line) for line in found
+        re.fullmatch(r"src/mcpruntime_server/journal/store\.py:\d+: journal imports errors", line)
+        for line in found
     )
 
 
@@ -136,25 +151,30 @@ def test_a_table_in_markdown_is_read() -> None:
 
 def test_relative_and_hidden_imports_are_seen() -> None:
     code = "import x.y\nfrom .. import errors\ndef f():\n    from ..runtime.run import Run\n    from . import a\n"
-    assert [name for _, name in imports_of(ast.parse(code), "mcpruntime_server.tools")] == [
+    assert [name for _, name in imports_of(ast.parse(code), "mcpruntime_server.server")] == [
         "x.y",
         "mcpruntime_server.errors",
         "mcpruntime_server.runtime.run.Run",
-        "mcpruntime_server.tools.a",
+        "mcpruntime_server.server.a",
     ]
 
 
-def kernel_sources() -> list[Path]:
-    return sorted((SOURCE / "kernel").rglob("*.py"))
+def shipped_sources() -> list[Path]:
+    """Return the modules that are shipped into sandboxes."""
+    return sorted(
+        path for room in ("protocol", "sandboxed") for path in (SOURCE / room).rglob("*.py")
+    )
 
 
-@pytest.mark.parametrize("path", kernel_sources(), ids=lambda path: path.stem)
-def test_the_kernel_is_standard_library_python_39(path: Path) -> None:
+@pytest.mark.parametrize("path", shipped_sources(), ids=lambda path: path.stem)
+def test_shipped_code_is_standard_library_python_39(path: Path) -> None:
     tree = ast.parse(path.read_text("utf-8"), feature_version=(3, 9))
     available = set(sys.stdlib_module_names) - NEWER_THAN_39
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1, f"line {node.lineno} leaves the kernel"
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            assert {name.split(".")[0] for name in names} <= available, f"line {node.lineno}"
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        else:
+            continue
+        assert {name.split(".")[0] for name in names} <= available, f"line {node.lineno}"

@@ -13,9 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpruntime_server.config import Config, describe, import_client_json, load
-from mcpruntime_server.config.models import SECTIONS, Limits, ProviderSettings, UpstreamSettings
-from mcpruntime_server.config.problems import locate
+from mcpruntime_server.config import Config, import_client_json, load_config, render_config
+from mcpruntime_server.config.diagnostics import find_key_lines
+from mcpruntime_server.config.models import (
+    SETTINGS_TABLES,
+    BudgetLimits,
+    KnowledgeSettings,
+    UpstreamSettings,
+)
 from mcpruntime_server.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +42,9 @@ def file(tmp_path: Path) -> Path:
 def loaded(file: Path, text: str, environ: Mapping[str, str] | None = None, **flags: Any) -> Config:
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
-    return load(file, {name.replace("__", "."): value for name, value in flags.items()}, environ or {})
+    return load_config(
+        file, {name.replace("__", "."): value for name, value in flags.items()}, environ or {}
+    )
 
 
 def refusal(file: Path, text: str, environ: Mapping[str, str] | None = None, **flags: Any) -> str:
@@ -51,12 +58,14 @@ def refusal(file: Path, text: str, environ: Mapping[str, str] | None = None, **f
 
 def test_server_toml_lists_every_setting_with_its_default() -> None:
     listed = tomllib.loads((ROOT / "server.toml").read_text())
-    for section, model in SECTIONS.items():
+    for section, model in SETTINGS_TABLES.items():
         assert list(listed.pop(section)) == list(model.model_fields)
     assert listed == {}
-    shown = load(ROOT / "server.toml", environ={})
+    shown = load_config(ROOT / "server.toml", environ={})
     assert (shown.sandbox, shown.policy) == (Config().sandbox, Config().policy)
-    assert shown.server.model_copy(update={"data_dir": Path(), "shims_dir": Path()}) == Config().server
+    assert (
+        shown.server.model_copy(update={"data_dir": Path(), "shims_dir": Path()}) == Config().server
+    )
 
 
 def test_server_toml_names_every_key_of_an_upstream_with_its_default() -> None:
@@ -70,7 +79,7 @@ def test_server_toml_names_every_key_of_an_upstream_with_its_default() -> None:
 def leaves(settings: Any) -> list[Any]:
     """Return the settings of a table that are set, those of tables in it among them."""
     values = [value for _, value in settings]
-    inner = [value for value in values if isinstance(value, Limits)]
+    inner = [value for value in values if isinstance(value, BudgetLimits)]
     return [value for value in values if value is not None and value not in inner] + [
         leaf for each in inner for leaf in leaves(each)
     ]
@@ -79,14 +88,18 @@ def leaves(settings: Any) -> list[Any]:
 def test_every_setting_has_a_reason_beside_it() -> None:
     lines = (ROOT / "server.toml").read_text().splitlines()
     settings = [line for line in lines if line[:1].isalpha()]
-    assert len(settings) == sum(len(leaves(model.model_validate({}))) for model in SECTIONS.values())
+    assert len(settings) == sum(
+        len(leaves(model.model_validate({}))) for model in SETTINGS_TABLES.values()
+    )
     assert [line for line in settings if " # " not in line] == []
 
 
 def test_without_a_file_data_lives_in_the_platforms_folder(home: Path) -> None:
-    config = load(environ={})
-    assert config.file is None
-    assert config.server.data_dir == platformdirs.user_data_path("mcpruntime-server", appauthor=False)
+    config = load_config(environ={})
+    assert config.settings_file is None
+    assert config.server.data_dir == platformdirs.user_data_path(
+        "mcpruntime-server", appauthor=False
+    )
     assert config.server.data_dir.is_relative_to(home)
     assert config.server.shims_dir == config.server.data_dir / "tool_shims"
 
@@ -96,25 +109,39 @@ def test_without_a_file_data_lives_in_the_platforms_folder(home: Path) -> None:
 
 def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(file: Path) -> None:
     text = "[sandbox]\nmemory_mb = 1\npids = 1\ncpus = 1"
-    environ = {"MCPRUNTIME_SANDBOX__MEMORY_MB": "2", "MCPRUNTIME_SANDBOX__PIDS": "2", "HOME": "/nowhere"}
+    environ = {
+        "MCPRUNTIME_SANDBOX__MEMORY_MB": "2",
+        "MCPRUNTIME_SANDBOX__PIDS": "2",
+        "HOME": "/nowhere",
+    }
     sandbox = loaded(file, text, environ, sandbox__memory_mb=3, sandbox__backend=None).sandbox
-    assert (sandbox.memory_mb, sandbox.pids, sandbox.cpus, sandbox.tmp_mb, sandbox.backend) == (3, 2, 1.0, 64, "auto")
+    assert (sandbox.memory_mb, sandbox.pids, sandbox.cpus, sandbox.tmp_mb, sandbox.backend) == (
+        3,
+        2,
+        1.0,
+        64,
+        "auto",
+    )
 
 
-def test_the_file_is_named_by_flag_or_variable_or_lies_in_the_platforms_folder(home: Path, file: Path) -> None:
+def test_the_file_is_named_by_flag_or_variable_or_lies_in_the_platforms_folder(
+    home: Path, file: Path
+) -> None:
     usual = platformdirs.user_config_path("mcpruntime-server", appauthor=False) / "server.toml"
     usual.parent.mkdir(parents=True)
     usual.write_text("[sandbox]\npids = 1")
     assert loaded(file, "[sandbox]\npids = 2").sandbox.pids == 2
-    assert load(environ={"MCPRUNTIME_CONFIG": str(file)}).sandbox.pids == 2
-    assert load(environ={}).sandbox.pids == 1
-    assert load(environ={}).file == usual
+    assert load_config(environ={"MCPRUNTIME_CONFIG": str(file)}).sandbox.pids == 2
+    assert load_config(environ={}).sandbox.pids == 1
+    assert load_config(environ={}).settings_file == usual
 
 
-def test_a_file_in_the_working_directory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_working_directory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "server.toml").write_text("[sandbox]\npids = 1")
     monkeypatch.chdir(tmp_path)
-    assert load(environ={}).sandbox.pids == 128
+    assert load_config(environ={}).sandbox.pids == 128
 
 
 def test_paths_are_relative_to_the_file_and_to_the_working_directory_elsewhere(file: Path) -> None:
@@ -134,14 +161,20 @@ def test_paths_are_relative_to_the_file_and_to_the_working_directory_elsewhere(f
     assert config.server.data_dir == here / "data"
     assert config.server.shims_dir == here / "tool_shims"
     assert config.sandbox.mounts == (f"{here}/docs:/docs", "/abs:/abs:rw")
-    assert (config.mcpServers["x"].command, config.mcpServers["x"].cwd) == (f"{here}/tool", here.parent)
+    assert (config.mcpServers["x"].command, config.mcpServers["x"].cwd) == (
+        f"{here}/tool",
+        here.parent,
+    )
     assert (config.mcpServers["y"].command, config.mcpServers["y"].cwd) == ("tool", None)
     assert loaded(file, text, server__data_dir="data").server.data_dir == Path.cwd() / "data"
 
 
 @pytest.mark.parametrize("text", ["a, b", '["a", "b"]', " a,b, "])
 def test_a_list_in_a_variable_is_separated_by_commas_or_json(text: str) -> None:
-    assert load(environ={"MCPRUNTIME_SANDBOX__PACKAGES": text}).sandbox.packages == ("a", "b")
+    assert load_config(environ={"MCPRUNTIME_SANDBOX__PACKAGES": text}).sandbox.packages == (
+        "a",
+        "b",
+    )
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -178,12 +211,18 @@ def test_a_missing_variable_is_named_with_its_place(file: Path) -> None:
 
 
 def test_a_disabled_server_needs_no_variables(file: Path) -> None:
-    assert loaded(file, '[mcpServers.web]\nurl = "https://${HOST}"\ndisabled = true').mcpServers["web"].disabled
+    assert (
+        loaded(file, '[mcpServers.web]\nurl = "https://${HOST}"\ndisabled = true')
+        .mcpServers["web"]
+        .disabled
+    )
 
 
 @pytest.mark.parametrize("odd", ["${}", "${1}", "${input:token}", "${a b}", "${OPEN"])
 def test_what_looks_like_a_variable_and_is_none_is_refused(file: Path, odd: str) -> None:
-    assert f"mcpServers.x.args.0 has '{odd}'" in refusal(file, f'[mcpServers.x]\ncommand = "x"\nargs = ["{odd}"]')
+    assert f"mcpServers.x.args.0 has '{odd}'" in refusal(
+        file, f'[mcpServers.x]\ncommand = "x"\nargs = ["{odd}"]'
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,9 +264,15 @@ def test_a_clients_own_json_can_be_imported(tmp_path: Path, key: str) -> None:
     [
         ('{"mcpServers": {', "is not JSON: line 1, column 17"),
         ("[]", "names no MCP servers"),
-        ('{"mcpServers": {"a": {"url": "https://x", "type": "sse"}}}', "- mcpServers.a: the SSE transport was removed"),
+        (
+            '{"mcpServers": {"a": {"url": "https://x", "type": "sse"}}}',
+            "- mcpServers.a: the SSE transport was removed",
+        ),
         ('{"mcpServers": {"a": 5}}', "- mcpServers.a is 5; it must be a table"),
-        ('{"servers": {"a": {"command": "x", "args": ["${input:t}"]}}}', "mcpServers.a.args.0 has '${input:t}'"),
+        (
+            '{"servers": {"a": {"command": "x", "args": ["${input:t}"]}}}',
+            "mcpServers.a.args.0 has '${input:t}'",
+        ),
     ],
 )
 def test_json_that_cannot_be_imported_is_explained(tmp_path: Path, text: str, reason: str) -> None:
@@ -254,7 +299,11 @@ RULES = """
 
 
 def test_rules_are_a_table_and_shown_as_they_were_given(file: Path) -> None:
-    config = loaded(file, RULES, {"MCPRUNTIME_POLICY__DESTRUCTIVE": "allow", "MCPRUNTIME_POLICY__EXPIRES_S": "5"})
+    config = loaded(
+        file,
+        RULES,
+        {"MCPRUNTIME_POLICY__DESTRUCTIVE": "allow", "MCPRUNTIME_POLICY__EXPIRES_S": "5"},
+    )
     policy = config.policy
     assert (policy.read, policy.write, policy.destructive) == ("allow", "ask", "allow")
     assert (policy.approver, policy.expires_s) == ("person", 5.0)
@@ -264,14 +313,17 @@ def test_rules_are_a_table_and_shown_as_they_were_given(file: Path) -> None:
         ("*.delete_[a-z]?*", "deny"),
         ("größe.नमस्ते", "deny"),
     ]
-    shown = describe(config)
+    shown = render_config(config)
     assert 'destructive = "allow"  # environment, MCPRUNTIME_POLICY__DESTRUCTIVE' in shown
     assert '"github.get_*" = "allow", "*.delete_[a-z]?*" = "deny"' in shown
     assert loaded(file, shown).policy == policy
 
 
 def test_rules_can_be_written_in_one_line(file: Path) -> None:
-    assert loaded(file, '[policy]\ntools = { "a.b" = "deny", c = "ask" }').policy.tools == {"a.b": "deny", "c": "ask"}
+    assert loaded(file, '[policy]\ntools = { "a.b" = "deny", c = "ask" }').policy.tools == {
+        "a.b": "deny",
+        "c": "ask",
+    }
 
 
 NO_TOOL = [
@@ -316,15 +368,29 @@ def test_a_rule_that_no_tool_can_match_is_refused(file: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('my-server = "deny"', 'policy.tools.my-server: no tool has this name; write "server" or "server.tool"'),
+        (
+            'my-server = "deny"',
+            'policy.tools.my-server: no tool has this name; write "server" or "server.tool"',
+        ),
         ('"ﬁle.x" = "deny"', "in code it is 'file.x'."),
-        ('git.push = "ask"', 'policy.tools.git: the whole name of a rule must be in quotes: "server.tool" = "ask".'),
-        ('git = "never"', "policy.tools.git is 'never'; it must be one of 'allow', 'ask' or 'deny'."),
+        (
+            'git.push = "ask"',
+            'policy.tools.git: the whole name of a rule must be in quotes: "server.tool" = "ask".',
+        ),
+        (
+            'git = "never"',
+            "policy.tools.git is 'never'; it must be one of 'allow', 'ask' or 'deny'.",
+        ),
         ("git = true", "policy.tools.git is True; it must be one of 'allow', 'ask' or 'deny'."),
-        ('git = ["ask"]', "policy.tools.git is ['ask']; it must be one of 'allow', 'ask' or 'deny'."),
+        (
+            'git = ["ask"]',
+            "policy.tools.git is ['ask']; it must be one of 'allow', 'ask' or 'deny'.",
+        ),
     ],
 )
-def test_what_is_wrong_with_a_rule_is_shown_with_its_line(file: Path, line: str, reason: str) -> None:
+def test_what_is_wrong_with_a_rule_is_shown_with_its_line(
+    file: Path, line: str, reason: str
+) -> None:
     assert f"{file}, line 2: " in (said := refusal(file, f"[policy.tools]\n{line}"))
     assert reason in said
 
@@ -348,7 +414,10 @@ def test_a_policy_that_makes_no_sense_is_refused(file: Path, line: str, reason: 
 
 def test_rules_cannot_come_from_a_variable(file: Path) -> None:
     said = refusal(file, "", {"MCPRUNTIME_POLICY__TOOLS": "a.b=deny"})
-    assert "MCPRUNTIME_POLICY__TOOLS is not usable: policy.tools is a table, which belongs in a file." in said
+    assert (
+        "MCPRUNTIME_POLICY__TOOLS is not usable: policy.tools is a table, which belongs in a file."
+        in said
+    )
 
 
 def test_variables_reach_the_settings_of_tables_one_by_one(file: Path) -> None:
@@ -358,15 +427,26 @@ def test_variables_reach_the_settings_of_tables_one_by_one(file: Path) -> None:
 
 
 def test_how_long_requests_wait_and_how_many_runs_there_are_can_be_set(file: Path) -> None:
-    server = loaded(file, "[server]\nwait_s = 0.5\nmax_runs = 1", {"MCPRUNTIME_SERVER__WAIT_PROGRESS_S": "9"}).server
-    assert (server.wait_s, server.wait_progress_s, server.max_runs, server.max_runs_per_principal) == (0.5, 9, 1, 16)
-    assert "must be a number greater than 0" in refusal(file, "[server]\nmax_runs_per_principal = 0")
+    server = loaded(
+        file, "[server]\nwait_s = 0.5\nmax_runs = 1", {"MCPRUNTIME_SERVER__WAIT_PROGRESS_S": "9"}
+    ).server
+    assert (
+        server.wait_s,
+        server.wait_progress_s,
+        server.max_runs,
+        server.max_runs_per_principal,
+    ) == (0.5, 9, 1, 16)
+    assert "must be a number greater than 0" in refusal(
+        file, "[server]\nmax_runs_per_principal = 0"
+    )
 
 
 # providers of context ------------------------------------------------------------------------------
 
 
-def test_providers_have_paths_relative_to_the_file_and_are_shown_as_they_were_given(file: Path) -> None:
+def test_providers_have_paths_relative_to_the_file_and_are_shown_as_they_were_given(
+    file: Path,
+) -> None:
     text = """
         [mcpServers.tracker]
         command = "tool"
@@ -383,18 +463,21 @@ def test_providers_have_paths_relative_to_the_file_and_are_shown_as_they_were_gi
         title = "Ours"
     """
     config = loaded(file, text)
-    context, here = config.context, file.parent
+    context, here = config.knowledge, file.parent
     assert (context["handbook"].path, context["handbook"].include) == (here / "docs", ("*.md",))
     assert (context["shop"].sqlite, context["shop"].samples) == (here.parent / "shop.db", 3)
-    assert (context["wiki"].python, context["wiki"].title) == (here / "providers" / "wiki.py", "Ours")
-    shown = tomllib.loads(describe(config))["context"]
+    assert (context["wiki"].python, context["wiki"].title) == (
+        here / "providers" / "wiki.py",
+        "Ours",
+    )
+    shown = tomllib.loads(render_config(config))["context"]
     assert shown["shop"] == {"sqlite": str(here.parent / "shop.db"), "samples": 3}
     assert shown["tracker"] == {"server": "tracker"}
 
 
 def test_server_toml_names_every_key_of_a_provider_with_its_default() -> None:
     text = (ROOT / "server.toml").read_text()
-    for name, field in ProviderSettings.model_fields.items():
+    for name, field in KnowledgeSettings.model_fields.items():
         assert f"# {name} = " in text
         if field.default is not None:
             shown = [*field.default] if isinstance(field.default, tuple) else field.default
@@ -408,21 +491,39 @@ def test_server_toml_names_every_key_of_a_provider_with_its_default() -> None:
         ('[context.x]\npath = "a"\nsqlite = "b"', 1, "context.x: give one of `path`"),
         ('[context.x]\npath = "a"\nsamples = 3', 1, "it goes with `sqlite`"),
         ('[context.x]\nsqlite = "a"\ninclude = ["*"]', 1, "they go with `path`"),
-        ('[context.x]\nsqlite = "a"\nsamples = 101', 3, "context.x.samples is 101; it must be a number of at most 100"),
+        (
+            '[context.x]\nsqlite = "a"\nsamples = 101',
+            3,
+            "context.x.samples is 101; it must be a number of at most 100",
+        ),
         ("[context.x]\npath = 5", 2, "context.x.path is 5; it must be a path in quotes"),
-        ('[context.x]\npath = "a"\ninclude = "*.md"', 3, "context.x.include is '*.md'; it must be a list"),
+        (
+            '[context.x]\npath = "a"\ninclude = "*.md"',
+            3,
+            "context.x.include is '*.md'; it must be a list",
+        ),
         ('[context.x]\npath = "a"\nexclude = ["../b"]', 3, "a pattern is a path within the folder"),
         ('[context.x]\npath = "a"\nexclude = ["/b"]', 3, "a pattern is a path within the folder"),
         ('[context.x]\npth = "a"', 2, "context.x.pth is not a setting. Did you mean path?"),
-        ('[context.x]\nserver = "none"', 2, "context.x.server is 'none', which is no entry of mcpServers."),
-        ('[context.Handbook]\npath = "a"', 1, "context.Handbook: a provider's name has lower-case letters"),
+        (
+            '[context.x]\nserver = "none"',
+            2,
+            "context.x.server is 'none', which is no entry of mcpServers.",
+        ),
+        (
+            '[context.Handbook]\npath = "a"',
+            1,
+            "context.Handbook: a provider's name has lower-case letters",
+        ),
         ('[context."a/b"]\npath = "a"', 1, "a provider's name has lower-case letters"),
         ('[context."\\u001b[2J"]\npath = "a"', 1, "a provider's name has lower-case letters"),
         ("context = 5", 1, "context is 5; it must be a table"),
         ("context.x = 5", 1, "context.x is 5; it must be a table"),
     ],
 )
-def test_a_provider_that_cannot_work_is_refused(file: Path, table: str, line: int, reason: str) -> None:
+def test_a_provider_that_cannot_work_is_refused(
+    file: Path, table: str, line: int, reason: str
+) -> None:
     said = refusal(file, table)
     assert f"{file}, line {line}: " in said
     assert reason in said
@@ -453,14 +554,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
     if what == "bytes":
         path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=str(path)):
-        load(path, environ={})
+        load_config(path, environ={})
 
 
 def test_an_unknown_key_is_shown_with_its_place_and_what_was_meant(file: Path) -> None:
     said = refusal(file, "\n[sandbox]\n\nmemroy_mb = 5\n")
     assert f"{file}, line 4: sandbox.memroy_mb is not a setting. Did you mean memory_mb?" in said
     assert "Did you mean mcpServers?" in refusal(file, '[mcpservers.x]\ncommand = "x"')
-    assert "Allowed are: server, sandbox, policy, skills, llm, mcpServers, context." in refusal(file, "xyz = 1")
+    assert "Allowed are: server, sandbox, policy, skills, llm, mcpServers, context." in refusal(
+        file, "xyz = 1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -486,10 +589,20 @@ def test_a_table_that_is_none_is_refused(file: Path) -> None:
 
 
 def test_a_mistake_in_a_variable_or_a_flag_is_shown_as_that(file: Path) -> None:
-    environ = {"MCPRUNTIME_SANDBOX__PIDS": "many", "MCPRUNTIME_SANDBOX__MEMRY_MB": "5", "MCPRUNTIME_DATA_DIR": "x"}
+    environ = {
+        "MCPRUNTIME_SANDBOX__PIDS": "many",
+        "MCPRUNTIME_SANDBOX__MEMRY_MB": "5",
+        "MCPRUNTIME_DATA_DIR": "x",
+    }
     said = refusal(file, "", environ, sandbox__backend="podman", sandbx__pids=1)
-    assert "environment, MCPRUNTIME_SANDBOX__PIDS: sandbox.pids is 'many'; it must be a whole number." in said
-    assert "MCPRUNTIME_SANDBOX__MEMRY_MB is not a setting. Did you mean MCPRUNTIME_SANDBOX__MEMORY_MB?" in said
+    assert (
+        "environment, MCPRUNTIME_SANDBOX__PIDS: sandbox.pids is 'many'; it must be a whole number."
+        in said
+    )
+    assert (
+        "MCPRUNTIME_SANDBOX__MEMRY_MB is not a setting. Did you mean MCPRUNTIME_SANDBOX__MEMORY_MB?"
+        in said
+    )
     assert "MCPRUNTIME_DATA_DIR is not a setting. Did you mean MCPRUNTIME_SERVER__DATA_DIR?" in said
     assert "command line: sandbox.backend is 'podman'" in said
     assert "command line: sandbx is not a setting. Did you mean sandbox?" in said
@@ -522,7 +635,7 @@ def test_all_mistakes_are_listed_at_once_and_no_secret_among_them(file: Path) ->
 
 def test_statements_over_many_lines_do_not_confuse_the_line_numbers() -> None:
     text = 'x = """\n[y]\nz = 1\n"""\n# [no]\na.b = { c = 1 }\n["q.r".s]\nt = [\n  1,\n]\n[[u]]\nv = 1\n'
-    assert locate(text) == {
+    assert find_key_lines(text) == {
         ("x",): 1,
         ("a",): 6,
         ("a", "b"): 6,
@@ -552,7 +665,7 @@ def test_the_settings_in_force_are_shown_with_their_origin_and_without_secrets(f
         headers = { Authorization = "Bearer ${SHOWN}" }
     """
     environ = {"SHOWN": "hush", "PART": "hush", "MCPRUNTIME_SANDBOX__TMP_MB": "8"}
-    shown = describe(loaded(file, text, environ, sandbox__backend="local"))
+    shown = render_config(loaded(file, text, environ, sandbox__backend="local"))
     assert "hush" not in shown
     assert "pids = 7  # file" in shown
     assert "tmp_mb = 8  # environment, MCPRUNTIME_SANDBOX__TMP_MB" in shown
@@ -566,9 +679,13 @@ def test_the_settings_in_force_are_shown_with_their_origin_and_without_secrets(f
 
 
 def test_what_is_shown_of_the_defaults_can_be_read_back(file: Path) -> None:
-    config = load(environ={})
-    again = loaded(file, describe(config))
-    assert (again.server, again.sandbox, again.policy) == (config.server, config.sandbox, config.policy)
+    config = load_config(environ={})
+    again = loaded(file, render_config(config))
+    assert (again.server, again.sandbox, again.policy) == (
+        config.server,
+        config.sandbox,
+        config.policy,
+    )
 
 
 names = st.text(st.characters(codec="utf-8"), min_size=1)
@@ -578,12 +695,12 @@ names = st.text(st.characters(codec="utf-8"), min_size=1)
 def test_any_server_name_and_text_can_be_shown(name: str, text: str) -> None:
     given = {name: {"command": text, "args": [text], "disabled": True}}
     config = Config().with_sources(None, {}, given)
-    assert tomllib.loads(describe(config))["mcpServers"][name]["command"] == text
+    assert tomllib.loads(render_config(config))["mcpServers"][name]["command"] == text
 
 
 def test_credentials_of_models_are_shown_in_no_way(file: Path) -> None:
     given = 'model = "m"\napi_key = "hush-hush-0123456"\napi_base = "https://me:hush@host/v1?key=${KEY}"\n'
-    shown = describe(loaded(file, f"[llm]\n{given}", {"KEY": "hush-hush-7890123"}))
+    shown = render_config(loaded(file, f"[llm]\n{given}", {"KEY": "hush-hush-7890123"}))
     assert "hush" not in shown
     assert "@host/v1?key=" in shown
     for name in ("api_key", "api_base"):

@@ -9,7 +9,11 @@ import pytest
 from mcpruntime_server import errors
 from mcpruntime_server.errors import CallFailed, McpRuntimeError, NotFound
 
-CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, McpRuntimeError)]
+CLASSES = [
+    cls
+    for _, cls in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(cls, McpRuntimeError)
+]
 
 
 def test_every_error_has_a_code_of_its_own() -> None:
@@ -26,7 +30,8 @@ def test_codes_and_statuses_are_usable(cls: type[McpRuntimeError]) -> None:
 
 def test_the_remedy_follows_the_message() -> None:
     assert (
-        str(NotFound("There is no run 'r_9'.", remedy="List them first.")) == "There is no run 'r_9'. List them first."
+        str(NotFound("There is no run 'r_9'.", remedy="List them first."))
+        == "There is no run 'r_9'. List them first."
     )
     assert str(NotFound("There is no run 'r_9'.")) == "There is no run 'r_9'."
 

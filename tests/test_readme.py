@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcpruntime_server import cli, errors
-from mcpruntime_server.config import load
+from mcpruntime_server.config import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -24,13 +24,17 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_in_the_readme_is_understood(command: str) -> None:
-    options = cli.parser().parse_args(shlex.split(command)[1:])
+    options = cli.create_parser().parse_args(shlex.split(command)[1:])
     assert options.stdio or options.verb is not None
 
 
 def test_every_verb_is_in_the_readme() -> None:
-    verbs = re.search(r"^  \{(.*?)\}", cli.parser().format_help(), re.MULTILINE)
-    listed = verbs[1].split(",") if verbs else re.findall(r"^    (\w+) ", cli.parser().format_help(), re.MULTILINE)
+    verbs = re.search(r"^  \{(.*?)\}", cli.create_parser().format_help(), re.MULTILINE)
+    listed = (
+        verbs[1].split(",")
+        if verbs
+        else re.findall(r"^    (\w+) ", cli.create_parser().format_help(), re.MULTILINE)
+    )
     assert listed
     assert [verb for verb in listed if f"mcpruntime-server {verb}" not in README] == []
 
@@ -40,9 +44,9 @@ def test_the_settings_in_the_readme_load(tmp_path: Path) -> None:
     for number, text in enumerate(blocks("toml")):
         file = tmp_path / f"{number}.toml"
         file.write_text(text, "utf-8")
-        config = load(file, environ={"TRACKER_TOKEN": "secret"})
+        config = load_config(file, environ={"TRACKER_TOKEN": "secret"})
         servers |= set(config.mcpServers)
-        providers |= set(config.context)
+        providers |= set(config.knowledge)
     assert servers == {"git", "tracker"}
     assert providers == {"handbook", "shop", "modules"}
 
@@ -51,7 +55,7 @@ def test_the_client_configuration_in_the_readme_starts_this_program() -> None:
     (text,) = blocks("json")
     entry = json.loads(text)["mcpServers"]["runtime"]
     assert entry["command"] == "mcpruntime-server"
-    assert cli.parser().parse_args(entry["args"]).stdio
+    assert cli.create_parser().parse_args(entry["args"]).stdio
 
 
 def test_the_examples_in_the_readme_are_python() -> None:
@@ -70,7 +74,9 @@ def test_every_error_code_is_in_the_readme() -> None:
 def test_make_targets_in_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
-    assert {target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
+    assert {
+        target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)
+    } == set()
 
 
 def test_every_room_in_architecture_md_exists() -> None:

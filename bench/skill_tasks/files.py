@@ -32,15 +32,23 @@ def people(world: World, values: Values) -> list[dict[str, Any]]:
 
 def log_entries(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a log, apart."""
-    line = re.compile(r"(?P<at>\S+) (?P<level>\w+) (?P<service>\w+) (?P<what>\w+) took (?P<ms>\d+)ms")
-    return [{**match.groupdict(), "ms": int(match["ms"])} for match in line.finditer(path.read_text())]
+    line = re.compile(
+        r"(?P<at>\S+) (?P<level>\w+) (?P<service>\w+) (?P<what>\w+) took (?P<ms>\d+)ms"
+    )
+    return [
+        {**match.groupdict(), "ms": int(match["ms"])} for match in line.finditer(path.read_text())
+    ]
 
 
 def open_items(world: World, values: Values) -> Any:
     owner = chosen(world, values, "@dana")
     found = {}
     for path in sorted((folder(world, values) / "notes").iterdir()):
-        lines = [line[6:].removesuffix(owner).strip() for line in path.read_text().splitlines() if line.endswith(owner)]
+        lines = [
+            line[6:].removesuffix(owner).strip()
+            for line in path.read_text().splitlines()
+            if line.endswith(owner)
+        ]
         boxes = [line[3] for line in path.read_text().splitlines() if line.endswith(owner)]
         if left := [line for line, box in zip(lines, boxes, strict=True) if box == " "]:
             found[path.stem] = left
@@ -93,7 +101,9 @@ def city_totals(world: World, values: Values) -> Any:
 
 def level_report(world: World, values: Values) -> Any:
     service = chosen(world, values, "gateway")
-    counts = Counter(entry["level"] for entry in log_entries(folder(world, values) / "logs" / f"{service}.log"))
+    counts = Counter(
+        entry["level"] for entry in log_entries(folder(world, values) / "logs" / f"{service}.log")
+    )
     return "".join([f"# {service}\n", *(f"{level}: {counts[level]}\n" for level in sorted(counts))])
 
 

@@ -23,7 +23,9 @@ from .world import World
 
 def basket(world: World, values: Values) -> Any:
     region, least = chosen(world, values, "APAC"), chosen(world, values, 4)
-    sizes = Counter(item["order_id"] for item in sold(world) if item["customer"]["region"] == region)
+    sizes = Counter(
+        item["order_id"] for item in sold(world) if item["customer"]["region"] == region
+    )
     large = [order for order, size in sizes.items() if size >= least]
     return {"orders": len(sizes), "large": len(large), "share": round(len(large) / len(sizes), 3)}
 
@@ -34,15 +36,25 @@ def category_pairs(world: World, values: Values) -> Any:
     for item in sold(world):
         if item["order"]["placed"].startswith(year):
             found[item["order_id"]].add(item["product"]["category"])
-    pairs = Counter(f"{one}+{two}" for kinds in found.values() for one in kinds for two in kinds if one < two)
-    return [[pair, times] for pair, times in sorted(pairs.items(), key=lambda each: (-each[1], each[0]))[:count]]
+    pairs = Counter(
+        f"{one}+{two}" for kinds in found.values() for one in kinds for two in kinds if one < two
+    )
+    return [
+        [pair, times]
+        for pair, times in sorted(pairs.items(), key=lambda each: (-each[1], each[0]))[:count]
+    ]
 
 
 def days_to_ship(world: World, values: Values) -> Any:
     country = chosen(world, values, "Japan")
     theirs = {row["id"] for row in world.table("customers") if row["country"] == country}
-    shipped = [row for row in world.table("orders") if row["customer_id"] in theirs and row["shipped"]]
-    days = [(date.fromisoformat(row["shipped"]) - date.fromisoformat(row["placed"])).days for row in shipped]
+    shipped = [
+        row for row in world.table("orders") if row["customer_id"] in theirs and row["shipped"]
+    ]
+    days = [
+        (date.fromisoformat(row["shipped"]) - date.fromisoformat(row["placed"])).days
+        for row in shipped
+    ]
     return f"{country}: {len(days)} shipments, median {median(days):g} days"
 
 
@@ -67,7 +79,9 @@ def silent_customers(world: World, values: Values) -> Any:
 def busiest_weekday(world: World, values: Values) -> Any:
     names = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
     author = chosen(world, values, "Chidi Okafor")
-    days = Counter(names[commit.at.weekday()] for commit in commits(world, values) if commit.author == author)
+    days = Counter(
+        names[commit.at.weekday()] for commit in commits(world, values) if commit.author == author
+    )
     return dict(sorted(days.items(), key=lambda each: (-each[1], each[0])))
 
 
@@ -90,13 +104,21 @@ def monthly_growth(world: World, values: Values) -> Any:
     totals = []
     for path in sorted((folder / "sales").glob("*.csv")):
         with path.open() as file:
-            totals.append((path.stem, sum(int(r["amount"]) for r in csv.DictReader(file) if r["team"] == team)))
+            totals.append(
+                (
+                    path.stem,
+                    sum(int(r["amount"]) for r in csv.DictReader(file) if r["team"] == team),
+                )
+            )
     return {month: amount - before for (_, before), (month, amount) in pairwise(totals)}
 
 
 def services_with(world: World, values: Values) -> Any:
     level, folder = chosen(world, values, "WARN"), Path(chosen(world, values, "{data}"))
-    found = {path.stem: path.read_text().count(f" {level} ") for path in sorted((folder / "logs").glob("*.log"))}
+    found = {
+        path.stem: path.read_text().count(f" {level} ")
+        for path in sorted((folder / "logs").glob("*.log"))
+    }
     return max(found, key=lambda name: (found[name], name))
 
 

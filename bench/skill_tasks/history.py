@@ -33,14 +33,20 @@ def commits(world: World, values: Values) -> list[Commit]:
     """Return the history of the repository that is asked about, the newest first."""
     log = world.git(chosen(world, values, "{repo}"), "log", "--format=%H%x09%an%x09%ct%x09%s")
     lines = [line.split("\t") for line in log.splitlines()]
-    return [Commit(sha, author, datetime.fromtimestamp(int(at), UTC), subject) for sha, author, at, subject in lines]
+    return [
+        Commit(sha, author, datetime.fromtimestamp(int(at), UTC), subject)
+        for sha, author, at, subject in lines
+    ]
 
 
 def changed_files(world: World, values: Values, commit: Commit) -> dict[str, int]:
     """Return the files that a commit changed, with the number of lines it added to each."""
     repository = chosen(world, values, "{repo}")
     stat = world.git(repository, "show", "--numstat", "--format=", commit.sha)
-    return {path: int(added) for added, _, path in (line.split("\t") for line in stat.splitlines() if line)}
+    return {
+        path: int(added)
+        for added, _, path in (line.split("\t") for line in stat.splitlines() if line)
+    }
 
 
 def commits_by_author(world: World, values: Values) -> Any:
@@ -51,7 +57,9 @@ def commits_by_author(world: World, values: Values) -> Any:
 def commits_between(world: World, values: Values) -> Any:
     begin = datetime.fromisoformat(chosen(world, values, "2024-03-01T00:00:00Z"))
     end = datetime.fromisoformat(chosen(world, values, "2024-08-31T23:59:59Z"))
-    months = [f"{commit.at:%Y-%m}" for commit in commits(world, values) if begin <= commit.at <= end]
+    months = [
+        f"{commit.at:%Y-%m}" for commit in commits(world, values) if begin <= commit.at <= end
+    ]
     return dict(sorted(Counter(months).items()))
 
 
@@ -71,7 +79,9 @@ def lines_added_by_kind(world: World, values: Values) -> Any:
 
 def branches_with(world: World, values: Values) -> Any:
     repository, point = chosen(world, values, "{repo}"), chosen(world, values, "release-2")
-    names = world.git(repository, "for-each-ref", "refs/heads", f"--contains={point}", "--format=%(refname:short)")
+    names = world.git(
+        repository, "for-each-ref", "refs/heads", f"--contains={point}", "--format=%(refname:short)"
+    )
     return names.split()
 
 
@@ -89,11 +99,15 @@ def latest_commit(world: World, values: Values) -> Any:
 
 def weekdays(world: World, values: Values) -> Any:
     newest = chosen(world, values, 50)
-    return dict(Counter(f"{commit.at:%A}" for commit in commits(world, values)[:newest]).most_common(2))
+    return dict(
+        Counter(f"{commit.at:%A}" for commit in commits(world, values)[:newest]).most_common(2)
+    )
 
 
 def changed_since(world: World, values: Values) -> Any:
-    repository, since, folder = (chosen(world, values, each) for each in ("{repo}", "release-1", "storage/"))
+    repository, since, folder = (
+        chosen(world, values, each) for each in ("{repo}", "release-1", "storage/")
+    )
     names = world.git(repository, "diff", "--name-only", since).split()
     return sorted(name for name in names if name.startswith(folder))
 
@@ -308,7 +322,11 @@ paths = set(re.findall(r"^diff --git a/(\\S+) b/", diff, re.MULTILINE))
 sorted(path for path in paths if path.startswith("storage/"))
 """,
         ),
-        ({"storage/": "ui/"}, {"release-1": "release-2"}, {"{repo}": "{repo2}", "storage/": "docs/"}),
+        (
+            {"storage/": "ui/"},
+            {"release-1": "release-2"},
+            {"{repo}": "{repo2}", "storage/": "docs/"},
+        ),
         changed_since,
     ),
     Task(

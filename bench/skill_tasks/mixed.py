@@ -72,7 +72,10 @@ def night_commits(world: World, values: Values) -> Any:
 def customer_sheet(world: World, values: Values) -> Any:
     country = chosen(world, values, "Kenya")
     rows = [row for row in world.table("customers") if row["country"] == country]
-    lines = [f"{row['name']};{row['segment']};{row['since']}" for row in sorted(rows, key=lambda row: row["name"])]
+    lines = [
+        f"{row['name']};{row['segment']};{row['since']}"
+        for row in sorted(rows, key=lambda row: row["name"])
+    ]
     return ["name;segment;since", *lines]
 
 
@@ -84,7 +87,11 @@ def orders_on_release_days(world: World, values: Values) -> Any:
 
 
 def instalments(world: World, values: Values) -> Any:
-    left, months, rate = chosen(world, values, 12000), chosen(world, values, 6), chosen(world, values, 0.045)
+    left, months, rate = (
+        chosen(world, values, 12000),
+        chosen(world, values, 6),
+        chosen(world, values, 0.045),
+    )
     monthly = rate / 12
     payment = left * monthly / (1 - (1 + monthly) ** -months)
     plan = []
@@ -141,7 +148,10 @@ def offset(zone):
 offset("Asia/Tokyo") - offset("America/Bogota")
 """,
         ),
-        ({"America/Bogota": "UTC"}, {"Asia/Tokyo": "Asia/Kolkata", "America/Bogota": "Africa/Lagos"}),
+        (
+            {"America/Bogota": "UTC"},
+            {"Asia/Tokyo": "Asia/Kolkata", "America/Bogota": "Africa/Lagos"},
+        ),
         hours_apart,
     ),
     Task(
@@ -216,7 +226,10 @@ kept = open_nodes(names)
 [f"{r['from']} {r['relationType']} {r['to']}" for r in sorted(kept.relations, key=lambda r: r["from"])]
 """,
         ),
-        ({("Deneb", "Elara"): ("Fornax", "Gemma", "Hydra")}, {("Deneb", "Elara"): ("Indus",), "Borealis": "Cinder"}),
+        (
+            {("Deneb", "Elara"): ("Fornax", "Gemma", "Hydra")},
+            {("Deneb", "Elara"): ("Indus",), "Borealis": "Cinder"},
+        ),
         milestones,
     ),
     Task(

@@ -11,7 +11,9 @@ AWS_KEY = "AKIA" + "Q7XJ2NW4LRT5VB3Z"
 GITHUB_TOKEN = "ghp" + "_" + "x9Kq2Lm7Rt4Vw8Zb3Nc6Yd1Pf5Hg0Js2Ta7e"
 
 
-def refused(name: str, text: str, *steps: str, why: str, fails: frozenset[int] = frozenset()) -> Task:
+def refused(
+    name: str, text: str, *steps: str, why: str, fails: frozenset[int] = frozenset()
+) -> Task:
     """Return a task that must not become an active skill."""
     return Task(name, text, steps, kind="refuse", why=why, fails=fails)
 

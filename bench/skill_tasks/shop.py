@@ -21,7 +21,13 @@ def sold(world: World) -> Iterator[dict[str, Any]]:
         order = orders[item["order_id"]]
         customer = {"customer": customers[order["customer_id"]]}
         amount = item["quantity"] * item["unit_price"]
-        yield {**item, **customer, "order": order, "product": products[item["product_id"]], "amount": amount}
+        yield {
+            **item,
+            **customer,
+            "order": order,
+            "product": products[item["product_id"]],
+            "amount": amount,
+        }
 
 
 def revenue_by_category(world: World, values: Values) -> Any:
@@ -29,7 +35,11 @@ def revenue_by_category(world: World, values: Values) -> Any:
     found: dict[str, float] = defaultdict(float)
     for item in sold(world):
         order = item["order"]
-        if item["customer"]["region"] == region and order["placed"][:4] == year and order["status"] != "cancelled":
+        if (
+            item["customer"]["region"] == region
+            and order["placed"][:4] == year
+            and order["status"] != "cancelled"
+        ):
             found[item["product"]["category"]] += item["amount"]
     return {category: round(amount, 2) for category, amount in found.items()}
 
@@ -61,8 +71,16 @@ def orders_per_month(world: World, values: Values) -> Any:
 
 
 def to_reorder(world: World, values: Values) -> Any:
-    category, least, wanted = chosen(world, values, "garden"), chosen(world, values, 60), chosen(world, values, 100)
-    products = [row for row in world.table("products") if row["category"] == category and row["stock"] < least]
+    category, least, wanted = (
+        chosen(world, values, "garden"),
+        chosen(world, values, 60),
+        chosen(world, values, 100),
+    )
+    products = [
+        row
+        for row in world.table("products")
+        if row["category"] == category and row["stock"] < least
+    ]
     return {row["sku"]: wanted - row["stock"] for row in products}
 
 
@@ -78,7 +96,9 @@ def statuses_by_region(world: World, values: Values) -> Any:
     region_of = {row["id"]: row["region"] for row in world.table("customers")}
     orders = world.table("orders")
     return {
-        region: dict(Counter(row["status"] for row in orders if region_of[row["customer_id"]] == region))
+        region: dict(
+            Counter(row["status"] for row in orders if region_of[row["customer_id"]] == region)
+        )
         for region in regions
     }
 
@@ -89,7 +109,10 @@ def best_sellers(world: World, values: Values) -> Any:
     for item in sold(world):
         if item["product"]["category"] == category:
             counts[item["product"]["name"]] += item["quantity"]
-    return [[name, count] for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]]
+    return [
+        [name, count]
+        for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
+    ]
 
 
 def average_order_values(world: World, values: Values) -> Any:
@@ -113,13 +136,22 @@ def orders_to_chase(world: World, values: Values) -> Any:
 def customers_called(world: World, values: Values) -> Any:
     word = chosen(world, values, "Marine")
     rows = sorted(world.table("customers"), key=lambda row: row["name"])
-    return [{"name": row["name"], "mail": row["email"]} for row in rows if word.lower() in row["name"].lower()]
+    return [
+        {"name": row["name"], "mail": row["email"]}
+        for row in rows
+        if word.lower() in row["name"].lower()
+    ]
 
 
 def price_summary(world: World, values: Values) -> Any:
     category = chosen(world, values, "lighting")
     prices = [row["price"] for row in world.table("products") if row["category"] == category]
-    return {"cheapest": min(prices), "median": round(median(prices), 2), "dearest": max(prices), "count": len(prices)}
+    return {
+        "cheapest": min(prices),
+        "median": round(median(prices), 2),
+        "dearest": max(prices),
+        "count": len(prices),
+    }
 
 
 SHOP = (

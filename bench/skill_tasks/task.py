@@ -41,7 +41,10 @@ class Task:
 
     def changes(self, world: World) -> tuple[Values, ...]:
         """Return `news` as they are in a world."""
-        return tuple({fill(world, old): fill(world, new) for old, new in change.items()} for change in self.news)
+        return tuple(
+            {fill(world, old): fill(world, new) for old, new in change.items()}
+            for change in self.news
+        )
 
 
 def fill(world: World, value: Any) -> Any:

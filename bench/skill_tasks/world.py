@@ -31,7 +31,9 @@ SERVERS = {
     "filesystem": NODE / "mcp-server-filesystem",
     "memory": NODE / "mcp-server-memory",
 }
-POLICY = {"tools": {"filesystem.write_file": "allow"}}  # it says that it may destroy, and nobody is there to ask
+POLICY = {
+    "tools": {"filesystem.write_file": "allow"}
+}  # it says that it may destroy, and nobody is there to ask
 
 Entry = Mapping[str, Any]
 
@@ -47,7 +49,13 @@ class World:
     def places(self) -> Mapping[str, Path]:
         """What the placeholders in the texts of tasks stand for."""
         names = ("harbor", "beacon", "north", "south")
-        return dict(zip(("repo", "repo2", "data", "data2"), (self.folder / name for name in names), strict=True))
+        return dict(
+            zip(
+                ("repo", "repo2", "data", "data2"),
+                (self.folder / name for name in names),
+                strict=True,
+            )
+        )
 
     @property
     def shop(self) -> Path:
@@ -78,7 +86,9 @@ class World:
     def git(self, repository: str, *arguments: str) -> str:
         """Return what git itself says of a repository."""
         command = ["git", "-C", repository, *arguments]
-        return subprocess.run(command, env=GIT_ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, env=GIT_ENVIRONMENT, capture_output=True, text=True, check=True
+        ).stdout
 
 
 def missing_servers() -> list[str]:
@@ -93,7 +103,9 @@ def make_world(folder: Path) -> World:
     make_repository(world.places["repo2"], "beacon", OTHER_TEAM)
     make_files(world.places["data"], "north")
     make_files(world.places["data2"], "south")
-    world.memory.write_text("".join(json.dumps(line) + "\n" for line in remembered()), encoding="utf-8")
+    world.memory.write_text(
+        "".join(json.dumps(line) + "\n" for line in remembered()), encoding="utf-8"
+    )
     runpy.run_path(str(ORDERS))["make_orders"](world.shop)
     return World(world.folder, servers_of(world))
 
@@ -103,19 +115,42 @@ def servers_of(world: World) -> dict[str, Entry]:
     entries = {name: {"command": str(path), "args": []} for name, path in SERVERS.items()}
     entries["filesystem"]["args"] = [str(world.places["data"]), str(world.places["data2"])]
     entries["orders"] = {"command": sys.executable, "args": [str(ORDERS), str(world.shop)]}
-    return {**entries, "memory": {**entries["memory"], "env": {"MEMORY_FILE_PATH": str(world.memory)}}}
+    return {
+        **entries,
+        "memory": {**entries["memory"], "env": {"MEMORY_FILE_PATH": str(world.memory)}},
+    }
 
 
 # git ----------------------------------------------------------------------------------------------
 
-GIT_ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "GIT_CONFIG_NOSYSTEM": "1", "HOME": os.devnull, "LC_ALL": "C"}
+GIT_ENVIRONMENT = {
+    "PATH": os.environ.get("PATH", ""),
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "HOME": os.devnull,
+    "LC_ALL": "C",
+}
 TEAM = ("Ada Moreno", "Bjarne Holt", "Chidi Okafor", "Dana Weiss", "Emi Tanaka")
 OTHER_TEAM = ("Farid Aziz", "Greta Lind", "Ada Moreno", "Hugo Prats")
 COMMITS = 72
 AREAS = ("api", "ui", "docs", "storage", "build")
 KINDS = ("feat", "fix", "fix", "refactor", "docs", "chore")
-MATTERS = ("retry", "timeout", "cache", "paging", "login", "export", "locale", "index", "quota", "banner")
-BRANCHES = {"release-1": 20, "release-2": 45, "feature/quota": 60}  # how many commits each is behind the first
+MATTERS = (
+    "retry",
+    "timeout",
+    "cache",
+    "paging",
+    "login",
+    "export",
+    "locale",
+    "index",
+    "quota",
+    "banner",
+)
+BRANCHES = {
+    "release-1": 20,
+    "release-2": 45,
+    "feature/quota": 60,
+}  # how many commits each is behind the first
 
 
 def make_repository(folder: Path, name: str, team: tuple[str, ...]) -> None:
@@ -131,7 +166,9 @@ def make_repository(folder: Path, name: str, team: tuple[str, ...]) -> None:
         if chance.random() < 0.3:
             message += f" (#{chance.randint(100, 180)})"
         stream += _commit(number, moment, author, message)
-        for path in chance.sample([f"{area}/{matter}.py", f"{area}/README.md", "CHANGES.md"], chance.randint(1, 3)):
+        for path in chance.sample(
+            [f"{area}/{matter}.py", f"{area}/README.md", "CHANGES.md"], chance.randint(1, 3)
+        ):
             lines[path] = lines.get(path, 0) + chance.randint(1, 6)
             stream += _file(path, [f"{path} line {line}" for line in range(lines[path])])
     for branch, at in BRANCHES.items():
@@ -140,7 +177,12 @@ def make_repository(folder: Path, name: str, team: tuple[str, ...]) -> None:
     git = ["git", "-C", str(folder)]
     subprocess.run([*git, "init", "-q", "-b", "main"], env=GIT_ENVIRONMENT, check=True)
     text = "\n".join([*stream, "done", ""])
-    subprocess.run([*git, "fast-import", "--quiet", "--done"], input=text.encode(), env=GIT_ENVIRONMENT, check=True)
+    subprocess.run(
+        [*git, "fast-import", "--quiet", "--done"],
+        input=text.encode(),
+        env=GIT_ENVIRONMENT,
+        check=True,
+    )
     subprocess.run([*git, "reset", "-q", "--hard", "main"], env=GIT_ENVIRONMENT, check=True)
 
 
@@ -177,10 +219,17 @@ def make_files(folder: Path, name: str) -> None:
         (folder / sub).mkdir(parents=True)
     for month in range(1, 7):
         rows = [
-            [f"2025-{month:02}-{day:02}", chance.choice(CITIES[name]), chance.choice(TEAMS), chance.randint(5, 900)]
+            [
+                f"2025-{month:02}-{day:02}",
+                chance.choice(CITIES[name]),
+                chance.choice(TEAMS),
+                chance.randint(5, 900),
+            ]
             for day in sorted(chance.randint(1, 28) for _ in range(30))
         ]
-        (folder / "sales" / f"2025-{month:02}.csv").write_text(_table(["date", "city", "team", "amount"], rows))
+        (folder / "sales" / f"2025-{month:02}.csv").write_text(
+            _table(["date", "city", "team", "amount"], rows)
+        )
     for service in SERVICES:
         moment = datetime(2025, 3, 1, tzinfo=UTC)
         lines = []
@@ -189,8 +238,15 @@ def make_files(folder: Path, name: str) -> None:
             words = f"{chance.choice(LEVELS)} {service} {chance.choice(MATTERS)} took {chance.randint(2, 4000)}ms"
             lines.append(f"{moment:%Y-%m-%dT%H:%M:%S} {words}\n")
         (folder / "logs" / f"{service}.log").write_text("".join(lines))
-        ports = {"port": chance.randint(2000, 9000), "replicas": chance.randint(1, 6), "debug": chance.random() < 0.3}
-        limits = {"memory_mb": chance.choice((128, 256, 512, 1024)), "timeout_s": chance.choice((5, 10, 30))}
+        ports = {
+            "port": chance.randint(2000, 9000),
+            "replicas": chance.randint(1, 6),
+            "debug": chance.random() < 0.3,
+        }
+        limits = {
+            "memory_mb": chance.choice((128, 256, 512, 1024)),
+            "timeout_s": chance.choice((5, 10, 30)),
+        }
         text = json.dumps({"service": service, **ports, "limits": limits}, indent=2)
         (folder / "settings" / f"{service}.json").write_text(text)
     for topic in TOPICS:
@@ -223,7 +279,9 @@ def _people(chance: random.Random, name: str) -> list[dict[str, Any]]:
             "city": chance.choice(CITIES[name]),
             "salary": chance.randint(38, 120) * 1000,
             "started": f"{chance.randint(2015, 2025)}-{chance.randint(1, 12):02}-15",
-            "skills": chance.sample(("python", "sql", "go", "figma", "excel", "rust", "french"), chance.randint(1, 4)),
+            "skills": chance.sample(
+                ("python", "sql", "go", "figma", "excel", "rust", "french"), chance.randint(1, 4)
+            ),
         }
         for given in first
         for family in chance.sample(("Berg", "Costa", "Duarte", "Eide", "Fonseca"), 3)
@@ -236,15 +294,29 @@ def _people(chance: random.Random, name: str) -> list[dict[str, Any]]:
 def remembered() -> list[dict[str, Any]]:
     """Return what the memory server knows in the beginning: projects, people, and who works on what."""
     chance = random.Random("memory")
-    people = [{"type": "entity", "name": name, "entityType": "person"} for name in (*TEAM, "Farid Aziz", "Greta Lind")]
-    projects = [{"type": "entity", "name": name, "entityType": "project"} for name in ("Atlas", "Borealis", "Cinder")]
+    people = [
+        {"type": "entity", "name": name, "entityType": "person"}
+        for name in (*TEAM, "Farid Aziz", "Greta Lind")
+    ]
+    projects = [
+        {"type": "entity", "name": name, "entityType": "project"}
+        for name in ("Atlas", "Borealis", "Cinder")
+    ]
     for person in people:
         hours, city = chance.choice((20, 30, 40)), chance.choice(("Oslo", "Porto", "Turku"))
         person["observations"] = [f"lives in {city}", f"works {hours} hours a week"]  # type: ignore[assignment]
     for project in projects:
-        project["observations"] = [f"budget {chance.randint(20, 90)}k", f"due 2026-{chance.randint(1, 12):02}"]  # type: ignore[assignment]
+        project["observations"] = [
+            f"budget {chance.randint(20, 90)}k",
+            f"due 2026-{chance.randint(1, 12):02}",
+        ]  # type: ignore[assignment]
     relations = [
-        {"type": "relation", "from": person["name"], "to": project["name"], "relationType": relation}
+        {
+            "type": "relation",
+            "from": person["name"],
+            "to": project["name"],
+            "relationType": relation,
+        }
         for person in people
         for project in chance.sample(projects, 2)
         for relation in [chance.choice(("works_on", "leads", "reviews"))]

@@ -7,7 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, redirect_stdout
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    redirect_stdout,
+)
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,54 +21,56 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from .agent.sub_agents import SubAgents
+from .capabilities.agent.sub_agents import SubAgents
+from .capabilities.inputs.store import InputStore
+from .capabilities.knowledge.resource_provider import ListedResource, ResourceAccess
+from .capabilities.knowledge.service import KnowledgeService, format_skipped, open_knowledge
+from .capabilities.llm.model_process import open_model_process
+from .capabilities.llm.model_service import ModelService, select_backend
+from .capabilities.policy import Policy
+from .capabilities.skills.descriptions import SkillDescriber
+from .capabilities.skills.guides import GuideFolders
+from .capabilities.skills.library import SkillLibrary
+from .capabilities.skills.store import SkillStore
+from .capabilities.tools.catalog import Catalog, open_catalog
+from .capabilities.tools.input_resources import UpstreamResources
+from .capabilities.tools.resource_listing import list_resources, read_text_resource, upstream_digest
+from .capabilities.tools.upstream import open_upstreams
 from .config import Config, ServerSettings, Verdict
-from .context.resources import Access, Listed
-from .context.service import Providers, open_providers, passed_over
 from .errors import McpRuntimeError, Unavailable
-from .inputs.service import Inputs
-from .journal import lease
-from .journal.lease import Lease
-from .journal.retention import collect
+from .journal import server_lease
+from .journal.retention import collect_garbage
+from .journal.server_lease import ServerLease
 from .journal.store import Journal, open_journal
-from .llm.litellm import opened
-from .llm.service import Models, broker_of
-from .policy import Policy
-from .runtime.calls import Route, Router
-from .runtime.sessions import Runtime, open_runtime
-from .runtime.trial import open_trial
-from .sandbox import Backend, Check
+from .runtime.router import Route, Router
+from .runtime.runtime import Runtime, open_runtime
+from .runtime.scratch_run import open_scratch_runner
+from .sandbox import Backend, HealthCheck
 from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
-from .sandbox.docker import DockerBackend
-from .sandbox.local import LocalBackend
-from .server.agents import open_agent_session
-from .server.mcp import build_server
-from .server.stdio import stdio_streams
-from .skills.describe import Describer
-from .skills.guides import Guides
-from .skills.library import Library
-from .skills.store import Store
-from .tools.catalog import Catalog, open_catalog
-from .tools.listed import identity, list_resources, read_resource
-from .tools.resources import Resources
-from .tools.upstream import open_upstreams
+from .sandbox.docker_backend import DockerBackend
+from .sandbox.local_backend import LocalBackend
+from .server.agent_runs import open_agent_run_session
+from .server.mcp_server import build_mcp_server
+from .server.stdio_transport import open_stdio_streams
 
-SETTLED_S = 60.0  # from a server's start until it has time for what is not urgent
-CLEAR_UP_S = 3600.0  # between looks at what the journal need not keep any more
-NAMED_SKILLS = 5  # that a client hears of before it asks
-GATE = "gate"  # whose sessions those are in which skills are put to the test
-UNUSED = "Rules name servers as code does: see `mcpruntime-server tools`."
-EXAMINED_S = 60.0  # for which `doctor` waits until everything is indexed
-SWEEP_SOON_S = 1.0  # a server that comes up has a client that waits
-SWEEP_S = 300.0  # a crashed server's containers end by themselves; what is left of them can wait
+MAINTENANCE_DELAY_S = 60.0  # from a server's start until it has time for what is not urgent
+MAINTENANCE_INTERVAL_S = 3600.0  # between looks at what the journal need not keep any more
+MAX_NAMED_SKILLS = 5  # that a client hears of before it asks
+GATE_PRINCIPAL = "gate"  # whose sessions those are in which skills are put to the test
+UNUSED_RULE_REMEDY = "Rules name servers as code does: see `mcpruntime-server tools`."
+INDEXING_TIMEOUT_S = 60.0  # for which `doctor` waits until everything is indexed
+FIRST_SWEEP_DELAY_S = 1.0  # a server that comes up has a client that waits
+SWEEP_INTERVAL_S = (
+    300.0  # a crashed server's containers end by themselves; what is left of them can wait
+)
 
 logger = logging.getLogger(__name__)
 
 
-def take_lease(folder: Path) -> Lease:
+def acquire_lease(folder: Path) -> ServerLease:
     """Return the lock by which other servers on the data folder know that this one is alive."""
     try:
-        return Lease(folder)
+        return ServerLease(folder)
     except OSError as exc:
         raise Unavailable(
             f"The data folder {folder} cannot be used: {exc.strerror}.",
@@ -72,14 +79,16 @@ def take_lease(folder: Path) -> Lease:
 
 
 @asynccontextmanager
-async def make_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
+async def open_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
     """Yield the backend that the settings name; `auto` is Docker, because nothing else isolates."""
-    is_alive = partial(lease.alive, config.server.data_dir)
+    is_alive = partial(server_lease.is_server_alive, config.server.data_dir)
     if config.sandbox.backend == "local":
         root = config.server.data_dir / "sandboxes"
         yield LocalBackend(config.sandbox, root, KERNEL_ARGV, KERNEL_ENV, owner, is_alive)
         return
-    docker = DockerBackend(config.sandbox, config.server.data_dir, KERNEL_ARGV, KERNEL_ENV, owner, is_alive)
+    docker = DockerBackend(
+        config.sandbox, config.server.data_dir, KERNEL_ARGV, KERNEL_ENV, owner, is_alive
+    )
     try:
         yield docker
     finally:
@@ -93,8 +102,8 @@ class App:
     config: Config
     journal: Journal
     catalog: Catalog
-    library: Library
-    providers: Providers
+    library: SkillLibrary
+    providers: KnowledgeService
     backend: Backend
     runtime: Runtime
 
@@ -102,7 +111,7 @@ class App:
 @asynccontextmanager
 async def open_tools(config: Config) -> AsyncIterator[Catalog]:
     """Have the user's MCP servers ready to be started by whoever needs them."""
-    base = config.file.parent if config.file else Path.cwd()
+    base = config.settings_file.parent if config.settings_file else Path.cwd()
     async with (
         open_upstreams(config.mcpServers, base, config.server.data_dir / "logs") as upstreams,
         open_catalog(upstreams, config.server.shims_dir) as catalog,
@@ -111,130 +120,163 @@ async def open_tools(config: Config) -> AsyncIterator[Catalog]:
 
 
 @asynccontextmanager
-async def open_app(config: Config, *, resumes: bool = True) -> AsyncIterator[App]:
+async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator[App]:
     """Bring everything up; leaving takes it down in the opposite order, sandboxes included.
 
     One that `resumes` goes on with the runs that dead servers left under way.
     """
     folder = config.server.data_dir
-    with take_lease(folder) as held:
+    with acquire_lease(folder) as held:
         async with (
             open_journal(folder, held) as journal,
             open_tools(config) as catalog,
-            open_context(config, catalog) as providers,
-            opened(config.llm) as litellm,
+            open_knowledge_providers(config, catalog) as providers,
+            open_model_process(config.llm) as litellm,
         ):
             packages = None if config.sandbox.image else config.sandbox.packages
             policy = Policy(config.policy)
-            resources = Resources(catalog.upstreams, policy.may_read)
-            inputs = Inputs(journal, config.server.context_roots, resources.read)
-            models = Models(config.llm, journal, broker_of(config.llm, litellm), inputs.resolved)
+            resources = UpstreamResources(catalog.upstreams, policy.may_read_resources)
+            inputs = InputStore(journal, config.server.context_roots, resources.read_resource)
+            models = ModelService(
+                config.llm, journal, select_backend(config.llm, litellm), inputs.resolve_data
+            )
             agents = SubAgents(models, inputs)
-            guides = Guides(config.skills.folders)
-            library = Library(Store(config.skills.folder), journal, packages, catalog.schema, guides)
+            guides = GuideFolders(config.skills.folders)
+            library = SkillLibrary(
+                SkillStore(config.skills.folder), journal, packages, catalog.schema_digest, guides
+            )
             if config.skills.describe == "model":
-                library.describer = Describer(models.ask_for, config.llm.model)
+                library.describer = SkillDescriber(models.ask_for_session, config.llm.model)
             router = Router(
                 {
-                    "tools": tools_route(catalog, policy),
-                    "catalog": Route(catalog.answer, lambda _: "read", listed=False),
-                    "skills": Route(library.answer, lambda _: "read", listed=False),
-                    "llm": Route(models.answer, lambda _: "read"),
-                    "context": Route(providers.answer, lambda _: "read", listed=False, is_open=lambda _: True),
-                    "agent": Route(agents.answer, agents.effect),
+                    "tools": build_tools_route(catalog, policy),
+                    "catalog": Route(catalog.handle_call, lambda _: "read", is_listed=False),
+                    "skills": Route(library.handle_call, lambda _: "read", is_listed=False),
+                    "llm": Route(models.handle_call, lambda _: "read"),
+                    "context": Route(
+                        providers.handle_call,
+                        lambda _: "read",
+                        is_listed=False,
+                        is_open_world=lambda _: True,
+                    ),
+                    "agent": Route(agents.handle_call, agents.call_effect),
                 }
             )
-            async with make_backend(config, held.owner) as backend, anyio.create_task_group() as background:
-                background.start_soon(sweep, backend)
-                background.start_soon(clear_up, journal, library, config.server)
+            async with (
+                open_backend(config, held.owner) as backend,
+                anyio.create_task_group() as background,
+            ):
+                background.start_soon(sweep_sandboxes, backend)
+                background.start_soon(maintain_stores, journal, library, config.server)
                 settings = config.server, config.sandbox
                 waits_s = config.policy.expires_s
-                async with open_runtime(*settings, journal, router, backend, waits_s=waits_s, inputs=inputs) as runtime:
-                    catalog.on_change = runtime.package_changed
-                    library.open_trial = partial(open_trial, runtime, GATE)
-                    agents.open_place = partial(open_agent_session, runtime, config)
-                    runtime.costs = models.costs
-                    runtime.on_code = partial(anticipate, catalog, background)
-                    if resumes:
-                        background.start_soon(resume, runtime)
+                async with open_runtime(
+                    *settings, journal, router, backend, waits_s=waits_s, inputs=inputs
+                ) as runtime:
+                    catalog.on_change = runtime.mark_package_stale
+                    library.open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
+                    agents.open_session = partial(open_agent_run_session, runtime, config)
+                    runtime.get_spending = models.run_costs
+                    runtime.announce_code = partial(start_imported_upstreams, catalog, background)
+                    if resume_runs:
+                        background.start_soon(resume_interrupted_runs, runtime)
                     yield App(config, journal, catalog, library, providers, backend, runtime)
                 background.cancel_scope.cancel()
 
 
-def open_context(config: Config, catalog: Catalog) -> AbstractAsyncContextManager[Providers]:
+def open_knowledge_providers(
+    config: Config, catalog: Catalog
+) -> AbstractAsyncContextManager[KnowledgeService]:
     """Have the providers of the settings ready; nothing of them is read before somebody asks."""
 
-    def access(server: str) -> Access:
+    def access(server: str) -> ResourceAccess:
         upstream = next(each for each in catalog.upstreams.values() if each.name == server)
 
-        async def listed() -> list[Listed]:
-            return [Listed(each.uri, each.mime_type, each.version) for each in await list_resources(upstream)]
+        async def listed() -> list[ListedResource]:
+            return [
+                ListedResource(each.uri, each.mime_type, each.version)
+                for each in await list_resources(upstream)
+            ]
 
-        return Access(identity(upstream), listed, partial(read_resource, upstream))
+        return ResourceAccess(
+            upstream_digest(upstream), listed, partial(read_text_resource, upstream)
+        )
 
-    return open_providers(config.context, config.server.data_dir, access)
+    return open_knowledge(config.knowledge, config.server.data_dir, access)
 
 
-def tools_route(catalog: Catalog, policy: Policy) -> Route:
+def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
     """Return the way to the user's MCP servers: what may be called is the policy's matter."""
 
     def verdict(target: str) -> Verdict:
         effect, destructive = catalog.effect(target), catalog.is_destructive(target)
-        return policy.verdict(target.removeprefix("tools."), effect=effect, destructive=destructive)
+        return policy.decide(target.removeprefix("tools."), effect=effect, destructive=destructive)
 
-    return Route(catalog.call, catalog.effect, prepare=catalog.prepare, verdict=verdict, is_open=catalog.is_open)
+    return Route(
+        catalog.call_tool,
+        catalog.effect,
+        prepare=catalog.prepare_call,
+        verdict_for=verdict,
+        is_open_world=catalog.is_open_world,
+    )
 
 
-def anticipate(catalog: Catalog, background: TaskGroup, code: str) -> None:
+def start_imported_upstreams(catalog: Catalog, background: TaskGroup, code: str) -> None:
     """Start the upstreams that `code` is going to import, while it is on its way."""
-    if names := catalog.named_in(code):
+    if names := catalog.find_idle_packages(code):
         background.start_soon(start_upstreams, catalog, names)
 
 
 async def start_upstreams(catalog: Catalog, names: Sequence[str]) -> None:
     """Start upstreams ahead of their use; a failure is told to the code that imports them."""
     try:
-        await catalog.start(names)
+        await catalog.start_upstreams(names)
     except Exception:  # a mistake of ours in what is only a head start must not end the server
         logger.exception("the upstreams %s could not be started ahead", ", ".join(names))
 
 
-async def resume(runtime: Runtime) -> None:
+async def resume_interrupted_runs(runtime: Runtime) -> None:
     """Have runs go on that servers left under way when they died; failures are told to whoever asks for the session."""
     try:
-        await runtime.resume_interrupted()
+        await runtime.resume_interrupted_runs()
     except McpRuntimeError as exc:
         logger.error("runs of dead servers do not go on: %s", exc)
 
 
-async def clear_up(journal: Journal, library: Library, settings: ServerSettings) -> None:
+async def maintain_stores(
+    journal: Journal, library: SkillLibrary, settings: ServerSettings
+) -> None:
     """Keep the journal within its limits of age and size, and retire skills, from a while after the start on."""
-    await anyio.sleep(SETTLED_S)
+    await anyio.sleep(MAINTENANCE_DELAY_S)
     while True:
         try:
-            cleared = await collect(journal, settings.keep_days, settings.keep_mb)
+            cleared = await collect_garbage(journal, settings.keep_days, settings.keep_mb)
             if cleared.sessions:
-                logger.info("removed %d sessions from the journal, %d bytes", len(cleared.sessions), cleared.bytes)
+                logger.info(
+                    "removed %d sessions from the journal, %d bytes",
+                    len(cleared.sessions),
+                    cleared.bytes,
+                )
         except McpRuntimeError as exc:
             logger.warning("the journal was not cleared up: %s", exc)
         try:
-            for skill in await library.tidy():
+            for skill in await library.retire_unused():
                 logger.info("retired the skill %s: %s", skill.id, " ".join(skill.reasons))
         except McpRuntimeError as exc:
             logger.warning("the skills were not looked through: %s", exc)
-        await anyio.sleep(CLEAR_UP_S)
+        await anyio.sleep(MAINTENANCE_INTERVAL_S)
 
 
-async def sweep(backend: Backend) -> None:
+async def sweep_sandboxes(backend: Backend) -> None:
     """Remove what dead servers left behind, soon and from time to time."""
-    await anyio.sleep(SWEEP_SOON_S)
+    await anyio.sleep(FIRST_SWEEP_DELAY_S)
     while True:
         try:
-            if count := await backend.sweep():
+            if count := await backend.remove_orphans():
                 logger.info("removed %d sandboxes of servers that are gone", count)
         except McpRuntimeError as exc:
             logger.warning("nothing was swept: %s", exc)
-        await anyio.sleep(SWEEP_S)
+        await anyio.sleep(SWEEP_INTERVAL_S)
 
 
 async def serve_stdio(config: Config) -> None:
@@ -242,31 +284,47 @@ async def serve_stdio(config: Config) -> None:
     async with open_app(config) as app:
         timed_out: set[str] = set()
         packages = app.catalog.package_names()
-        isolated, skills = app.backend.isolated, await skills_line(app.library)
-        server = build_server(
-            config, app.runtime, app.library, app.providers, packages, timed_out, isolated=isolated, skills=skills
+        isolated, skills = app.backend.is_isolated, await skills_sentence(app.library)
+        server = build_mcp_server(
+            config,
+            app.runtime,
+            app.library,
+            app.providers,
+            packages,
+            timed_out,
+            is_isolated=isolated,
+            skills_sentence=skills,
         )
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_until_signal, tasks.cancel_scope)
-            async with stdio_streams(timed_out) as (incoming, outgoing):
-                lowlevel = server._lowlevel_server  # the SDK has no public way to run on streams of one's own
+            await tasks.start(_cancel_on_signal, tasks.cancel_scope)
+            async with open_stdio_streams(timed_out) as (incoming, outgoing):
+                lowlevel = (
+                    server._lowlevel_server
+                )  # the SDK has no public way to run on streams of one's own
                 await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
             tasks.cancel_scope.cancel()
 
 
-async def skills_line(library: Library) -> str:
+async def skills_sentence(library: SkillLibrary) -> str:
     """Return a sentence on the skills that there are, naming the best."""
     try:
-        count, best = await library.count(), [skill.name for skill in await library.find("", NAMED_SKILLS)]
+        count, best = (
+            await library.count_available(),
+            [skill.name for skill in await library.search("", MAX_NAMED_SKILLS)],
+        )
     except McpRuntimeError as exc:
         logger.warning("the skills cannot be read: %s", exc)
         return ""
     if not best:
         return "There are none yet: save_skill keeps a run."
-    return f"There are {count}; the best: {', '.join(best)}." if count > 1 else f"There is one: {best[0]}."
+    return (
+        f"There are {count}; the best: {', '.join(best)}."
+        if count > 1
+        else f"There is one: {best[0]}."
+    )
 
 
-async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+async def _cancel_on_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
@@ -278,29 +336,46 @@ async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[Non
 # for the command line -------------------------------------------------------------------------------
 
 
-async def examine(config: Config) -> list[Check]:
+async def run_checks(config: Config) -> list[HealthCheck]:
     """Check everything that a server with these settings depends on."""
     checks = [check_data_folder(config.server.data_dir)]
-    if not checks[0].ok:
+    if not checks[0].is_ok:
         return checks
-    with take_lease(config.server.data_dir) as held:
-        async with make_backend(config, held.owner) as backend:
-            checks += await backend.check()
+    with acquire_lease(config.server.data_dir) as held:
+        async with open_backend(config, held.owner) as backend:
+            checks += await backend.run_checks()
     async with open_tools(config) as catalog:
-        checks += [Check("upstreams", False, problem, "Rename one of them.") for problem in catalog.problems]
-        unused = Policy(config.policy).unused(catalog.package_names())
-        checks += [Check("policy", True, f"{name} is about no server here.", UNUSED, warning=True) for name in unused]
-        for report in await catalog.examine():
+        checks += [
+            HealthCheck("upstreams", False, problem, "Rename one of them.")
+            for problem in catalog.problems
+        ]
+        unused = Policy(config.policy).unused_rules(catalog.package_names())
+        checks += [
+            HealthCheck(
+                "policy",
+                True,
+                f"{name} is about no server here.",
+                UNUSED_RULE_REMEDY,
+                is_warning=True,
+            )
+            for name in unused
+        ]
+        for report in await catalog.examine_upstreams():
             detail = report.error or f"{report.tools} tools, importable as tools.{report.server}"
-            checks.append(Check(f"upstream {report.upstream}", not report.error, detail, report.remedy))
-            checks += [Check(f"upstream {report.upstream}", True, problem) for problem in report.problems]
-        with stdout_kept():
-            checks += await examine_context(config, catalog)
+            checks.append(
+                HealthCheck(f"upstream {report.upstream}", not report.error, detail, report.remedy)
+            )
+            checks += [
+                HealthCheck(f"upstream {report.upstream}", True, problem)
+                for problem in report.problems
+            ]
+        with redirect_stdout_to_stderr():
+            checks += await check_knowledge(config, catalog)
     return checks
 
 
 @contextmanager
-def stdout_kept() -> Iterator[None]:
+def redirect_stdout_to_stderr() -> Iterator[None]:
     """Have what a provider of the user's prints go to stderr, and what programs print that it starts.
 
     Other programs read what `doctor` says.
@@ -316,37 +391,43 @@ def stdout_kept() -> Iterator[None]:
         os.close(kept)
 
 
-async def examine_context(config: Config, catalog: Catalog) -> list[Check]:
+async def check_knowledge(config: Config, catalog: Catalog) -> list[HealthCheck]:
     """Index every provider as far as time allows, and say how it is."""
     checks = []
-    async with open_context(config, catalog) as providers:
-        for each in await providers.examine(EXAMINED_S):
-            over = passed_over(each)
+    async with open_knowledge_providers(config, catalog) as providers:
+        for each in await providers.check_providers(INDEXING_TIMEOUT_S):
+            over = format_skipped(each)
             detail = f"{each['documents']:,} documents, {each['passages']:,} passages"
             detail += f"; passed over: {over}" if over else ""
             ok, problem = not each["is_failed"], each["problem"]
             checks.append(
-                Check(f"context {each['name']}", ok, detail if ok else problem, problem, warning=bool(problem))
+                HealthCheck(
+                    f"context {each['name']}",
+                    ok,
+                    detail if ok else problem,
+                    problem,
+                    is_warning=bool(problem),
+                )
             )
     return checks
 
 
-def check_data_folder(folder: Path) -> Check:
+def check_data_folder(folder: Path) -> HealthCheck:
     """Say whether the journal can be kept in `folder`."""
     try:
-        with take_lease(folder):
-            return Check("data folder", True, str(folder))
+        with acquire_lease(folder):
+            return HealthCheck("data folder", True, str(folder))
     except Unavailable as exc:
-        return Check("data folder", False, exc.message, exc.remedy)
+        return HealthCheck("data folder", False, exc.message, exc.remedy)
 
 
 async def list_tools(config: Config) -> dict[str, Any]:
     """Return {"tools", "problems"} of all upstreams, which are started for it."""
     async with open_tools(config) as catalog:
-        return await catalog.listing()
+        return await catalog.list_tools()
 
 
-async def show_module(config: Config, package: str) -> str:
+async def load_shim_source(config: Config, package: str) -> str:
     """Return the source of one upstream's generated module."""
     async with open_tools(config) as catalog:
-        return (await catalog.shim(package))["source"]
+        return (await catalog.load_shim(package))["source"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-WAYS_TO_A_MODEL = (
+MODEL_SETUP_REMEDY = (
     "There are three ways to have one: [llm] model with its provider's key in the environment; "
     "[llm] api_base and model, for a server like OpenAI's; "
     'or [llm] broker = "caller", with which the client\'s own model answers what code asks.'
@@ -73,7 +73,7 @@ class Forbidden(McpRuntimeError):
     exit_code = 2
 
 
-class NoModel(McpRuntimeError):
+class NoModelConfigured(McpRuntimeError):
     """Nobody is there to answer a question to a model."""
 
     code = "no_model"
@@ -81,7 +81,7 @@ class NoModel(McpRuntimeError):
     exit_code = 3
 
     def __init__(self, message: str = "No model is configured.", *, remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy or WAYS_TO_A_MODEL)
+        super().__init__(message, remedy=remedy or MODEL_SETUP_REMEDY)
 
 
 class BudgetExceeded(McpRuntimeError):
@@ -91,14 +91,14 @@ class BudgetExceeded(McpRuntimeError):
     http_status = 429
 
 
-class BadAnswer(McpRuntimeError):
+class InvalidModelResponse(McpRuntimeError):
     """A model has answered, twice, but not as the schema wants it."""
 
     code = "llm_bad_answer"
     http_status = 502
 
 
-class LlmFailed(McpRuntimeError):
+class ModelRequestFailed(McpRuntimeError):
     """A model did not answer; the message says why."""
 
     code = "llm_failed"
@@ -131,12 +131,14 @@ class ReplayDiverged(McpRuntimeError):
     code = "replay_diverged"
     http_status = 409
 
-    def __init__(self, step: int, call: int, expected: str, got: str) -> None:
-        super().__init__(f"Step {step}, call {call}: the recording expects {expected}; the code came to {got}.")
+    def __init__(self, step: int, call_id: int, expected: str, actual: str) -> None:
+        super().__init__(
+            f"Step {step}, call {call_id}: the recording expects {expected}; the code came to {actual}."
+        )
         self.step = step
-        self.call = call
+        self.call_id = call_id
         self.expected = expected
-        self.got = got
+        self.actual = actual
 
 
 class InputChanged(McpRuntimeError):

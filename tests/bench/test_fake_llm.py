@@ -15,7 +15,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import fake_llm
-from fake_llm import KEY
+from fake_llm import API_KEY
 
 TOOL = {
     "type": "function",
@@ -23,7 +23,11 @@ TOOL = {
         "name": "weather",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 3}, "x": {}},
+            "properties": {
+                "city": {"type": "string"},
+                "days": {"type": "integer", "minimum": 3},
+                "x": {},
+            },
             "required": ["city", "days"],
         },
     },
@@ -70,19 +74,23 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[fake_llm.Server]:
-    with fake_llm.serving() as server:
+def model() -> Iterator[fake_llm.ModelServer]:
+    with fake_llm.start_model_server() as server:
         yield server
 
 
 @pytest.fixture(autouse=True)
-def _unscripted(model: fake_llm.Server) -> None:
-    model.script()
+def _unscripted(model: fake_llm.ModelServer) -> None:
+    model.set_script()
 
 
-def post(model: fake_llm.Server, text: object = "Hello", name: str = "echo", **more: Any) -> httpx.Response:
+def post(
+    model: fake_llm.ModelServer, text: object = "Hello", name: str = "echo", **more: Any
+) -> httpx.Response:
     body = {"model": name, "messages": [{"role": "user", "content": text}], **more}
-    return httpx.post(f"{model.url}/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"})
+    return httpx.post(
+        f"{model.url}/chat/completions", json=body, headers={"authorization": f"Bearer {API_KEY}"}
+    )
 
 
 def said(answer: httpx.Response) -> Any:
@@ -94,56 +102,73 @@ def chunks_of(answer: httpx.Response) -> list[Any]:
     return [json.loads(line) if line != "[DONE]" else line for line in lines]
 
 
-def test_an_answer_has_text_reason_and_usage(model: fake_llm.Server) -> None:
+def test_an_answer_has_text_reason_and_usage(model: fake_llm.ModelServer) -> None:
     answer = post(model, "x" * 9).json()
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
     assert answer["choices"][0]["finish_reason"] == "stop"
-    assert said(post(model, [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}])) == "in parts"
+    assert (
+        said(post(model, [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]))
+        == "in parts"
+    )
     cut = post(model, "x" * 9, max_tokens=2)
     assert (said(cut), cut.json()["choices"][0]["finish_reason"]) == ("x" * 8, "length")
-    assert model.stats() == {"most at once": 1, "calls": 3, "tokens in": 8, "tokens out": 7}
+    assert model.read_counts() == {"most at once": 1, "calls": 3, "tokens in": 8, "tokens out": 7}
 
 
-def test_a_stream_has_the_same_in_pieces_and_usage_only_on_request(model: fake_llm.Server) -> None:
+def test_a_stream_has_the_same_in_pieces_and_usage_only_on_request(
+    model: fake_llm.ModelServer,
+) -> None:
     text = "a text of more than one piece"
     *pieces, last, done = chunks_of(post(model, text, stream=True))
     assert "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces) == text
     assert (last["choices"][0]["finish_reason"], done) == ("stop", "[DONE]")
-    *_, usage, done = chunks_of(post(model, text, stream=True, stream_options={"include_usage": True}))
+    *_, usage, done = chunks_of(
+        post(model, text, stream=True, stream_options={"include_usage": True})
+    )
     assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 16)
-    model.script({"fault": "cut"})
+    model.set_script({"fault": "cut"})
     *_, end = chunks_of(post(model, text, stream=True))
     assert end["choices"][0]["finish_reason"] is None
 
 
-def test_faults_come_as_scripted_and_pass(model: fake_llm.Server) -> None:
-    model.script(
-        {"match": "busy", "fault": "429", "retry_after": 7, "times": 2}, {"match": "busy", "fault": "malformed"}
+def test_faults_come_as_scripted_and_pass(model: fake_llm.ModelServer) -> None:
+    model.set_script(
+        {"match": "busy", "fault": "429", "retry_after": 7, "times": 2},
+        {"match": "busy", "fault": "malformed"},
     )
     assert [post(model, "busy").status_code for _ in range(2)] == [429, 429]
     with pytest.raises(ValueError, match="Expecting value"):
         post(model, "busy").json()
     assert said(post(model, "busy")) == "busy"
-    assert model.stats()["fault 429"] == 2
-    model.script({"fault": "cut"}, {"fault": "empty"}, {"reply": {"not": "text"}, "latency_s": 0.01})
+    assert model.read_counts()["fault 429"] == 2
+    model.set_script(
+        {"fault": "cut"}, {"fault": "empty"}, {"reply": {"not": "text"}, "latency_s": 0.01}
+    )
     with pytest.raises(httpx.RemoteProtocolError):
         post(model)
     assert post(model).json()["choices"] == []
     assert said(post(model)) == '{"not": "text"}'
 
 
-def test_a_model_that_never_answers_is_left_and_then_answers_others(model: fake_llm.Server) -> None:
-    model.script({"fault": "timeout"})
+def test_a_model_that_never_answers_is_left_and_then_answers_others(
+    model: fake_llm.ModelServer,
+) -> None:
+    model.set_script({"fault": "timeout"})
     body = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{model.url}/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=0.2)
+        httpx.post(
+            f"{model.url}/chat/completions",
+            json=body,
+            headers={"authorization": f"Bearer {API_KEY}"},
+            timeout=0.2,
+        )
     assert said(post(model)) == "Hello"
-    assert model.stats()["gave up"] == 1
+    assert model.read_counts()["gave up"] == 1
 
 
-def test_answers_may_be_slow_huge_or_elsewhere(model: fake_llm.Server) -> None:
+def test_answers_may_be_slow_huge_or_elsewhere(model: fake_llm.ModelServer) -> None:
     other = model.url.removesuffix("/v1") + "/elsewhere"
-    model.script(
+    model.set_script(
         {"fault": "slow", "drops": 2, "every_s": 0.01},
         {"fault": "huge", "bytes": 200_000},
         {"fault": "redirect", "to": other},
@@ -152,39 +177,55 @@ def test_answers_may_be_slow_huge_or_elsewhere(model: fake_llm.Server) -> None:
     assert post(model).text == "  "
     assert len(said(post(model))) == 3 * 65_536
     assert post(model).headers["location"] == other
-    assert post(model).json()["usage"] == {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
-    assert httpx.get(other, headers={"authorization": f"Bearer {KEY}"}).status_code == 400
-    assert model.stats()["key elsewhere"] == 1
+    assert post(model).json()["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 1,
+        "total_tokens": 8,
+    }
+    assert httpx.get(other, headers={"authorization": f"Bearer {API_KEY}"}).status_code == 400
+    assert model.read_counts()["key elsewhere"] == 1
 
 
-def test_what_is_no_request_is_refused_as_openai_does(model: fake_llm.Server) -> None:
-    url, headers = f"{model.url}/chat/completions", {"authorization": f"Bearer {KEY}"}
+def test_what_is_no_request_is_refused_as_openai_does(model: fake_llm.ModelServer) -> None:
+    url, headers = f"{model.url}/chat/completions", {"authorization": f"Bearer {API_KEY}"}
     assert httpx.post(url, json={}).status_code == 401
-    for content in ("{", "[]", "{}", '{"model": "echo", "messages": []}', '{"model": 1, "messages": [{}]}'):
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"model": "echo", "messages": []}',
+        '{"model": 1, "messages": [{}]}',
+    ):
         assert httpx.post(url, content=content, headers=headers).status_code == 400, content
     for name in ("nobody", "forgetful", "forgetful:some:echo", "forgetful:9:nobody"):
         unknown = post(model, name=name)
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
-    wrong: tuple[dict[str, Any], ...] = ({"tools": [{}]}, {"max_tokens": "many"}, {"response_format": "json"})
+    wrong: tuple[dict[str, Any], ...] = (
+        {"tools": [{}]},
+        {"max_tokens": "many"},
+        {"response_format": "json"},
+    )
     for more in wrong:
-        assert post(model, name="tool" if "tools" in more else "echo", **more).status_code == 400, more
+        assert post(model, name="tool" if "tools" in more else "echo", **more).status_code == 400, (
+            more
+        )
     assert "reader" in [each["id"] for each in httpx.get(f"{model.url}/models").json()["data"]]
 
 
-def test_tool_calls_come_by_script_too(model: fake_llm.Server) -> None:
+def test_tool_calls_come_by_script_too(model: fake_llm.ModelServer) -> None:
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    model.script({"tool_calls": calls})
+    model.set_script({"tool_calls": calls})
     choice = post(model).json()["choices"][0]
     assert (choice["finish_reason"], choice["message"]["tool_calls"]) == ("tool_calls", calls)
 
 
-def test_litellm_takes_it_for_a_provider(model: fake_llm.Server) -> None:
-    model.script(
+def test_litellm_takes_it_for_a_provider(model: fake_llm.ModelServer) -> None:
+    model.set_script(
         {"match": "busy", "fault": "429"},
         {"match": "broken", "fault": "malformed"},
         {"match": "slow", "fault": "timeout"},
     )
-    command = [sys.executable, "-W", "ignore", "-c", LITELLM, model.url, KEY, json.dumps(TOOL)]
+    command = [sys.executable, "-W", "ignore", "-c", LITELLM, model.url, API_KEY, json.dumps(TOOL)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])

@@ -14,7 +14,19 @@ BENCH = Path(__file__).parents[2] / "bench" / "long_context.py"
 
 def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> None:
     file = tmp_path / "new" / "long.json"
-    options = ("--sizes", "12", "--window", "2000", "--texts", "1", "--backend", "local", "--tasks", "count", "needles")
+    options = (
+        "--sizes",
+        "12",
+        "--window",
+        "2000",
+        "--texts",
+        "1",
+        "--backend",
+        "local",
+        "--tasks",
+        "count",
+        "needles",
+    )
     command = [sys.executable, str(BENCH), *options, "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -36,10 +48,16 @@ def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> 
     assert "assumed" in done.stdout
 
 
-@pytest.mark.parametrize("options", [("--sizes", "10"), ("--sizes", "25"), ("--window", "1999"), ("--tasks", "sums")])
+@pytest.mark.parametrize(
+    "options", [("--sizes", "10"), ("--sizes", "25"), ("--window", "1999"), ("--tasks", "sums")]
+)
 def test_what_cannot_be_compared_is_refused_with_what_can(options: tuple[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, str(BENCH), *options], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(BENCH), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 2
     assert options[1] in done.stderr

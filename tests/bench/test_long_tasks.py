@@ -12,11 +12,11 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import long_tasks
-from fake_reader import labels_of
-from long_tasks import KINDS, TOPICS, Kind, Task, f1, make_rows, make_task
+from fake_reader import label_lines
+from long_tasks import TASK_KINDS, TOPICS, Task, TaskKind, f1_score, make_rows, make_task
 
-ROWS: tuple[Kind, ...] = ("count", "compare", "month", "pairs")
-FACTS: tuple[Kind, ...] = ("needle", "needles")
+ROWS: tuple[TaskKind, ...] = ("count", "compare", "month", "pairs")
+FACTS: tuple[TaskKind, ...] = ("needle", "needles")
 STEMS = ("bill", "deliver", "defect", "log in", "login", "prais", "cancel")
 
 
@@ -25,7 +25,10 @@ def found_by_reading(task: Task) -> set[str]:
     lines = task.text.split("\n")
     asked = [word for word in re.findall(r"\w+", task.question.split("\n")[-1]) if word in TOPICS]
     sets = {
-        topic: [line for line, label in zip(lines, labels_of(lines), strict=True) if label == topic] for topic in asked
+        topic: [
+            line for line, label in zip(lines, label_lines(lines), strict=True) if label == topic
+        ]
+        for topic in asked
     }
     if task.kind == "count":
         return {str(len(sets[asked[0]]))}
@@ -39,7 +42,7 @@ def found_by_reading(task: Task) -> set[str]:
 
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("seed", range(4))
-def test_the_truth_is_what_the_words_of_the_lines_say(kind: Kind, seed: int) -> None:
+def test_the_truth_is_what_the_words_of_the_lines_say(kind: TaskKind, seed: int) -> None:
     task = make_task(kind, 2**15, seed)
     assert set(task.truth) == found_by_reading(task)
     assert task.score(list(task.truth)) == 1.0
@@ -47,13 +50,17 @@ def test_the_truth_is_what_the_words_of_the_lines_say(kind: Kind, seed: int) -> 
 
 @pytest.mark.parametrize("kind", FACTS)
 @pytest.mark.parametrize("seed", range(4))
-def test_facts_stand_in_the_prose_once_among_others_that_look_alike(kind: Kind, seed: int) -> None:
+def test_facts_stand_in_the_prose_once_among_others_that_look_alike(
+    kind: TaskKind, seed: int
+) -> None:
     task = make_task(kind, 2**16, seed)
     places = re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", task.question.split("?")[0])
     assert len(places) == len(task.truth) == (1 if kind == "needle" else 5)
     for place, code in zip(places, task.truth, strict=True):
         [sentence] = [
-            each for each in re.split(r"(?<=\.)\s", task.text) if code in each and f"vault in {place}" in each
+            each
+            for each in re.split(r"(?<=\.)\s", task.text)
+            if code in each and f"vault in {place}" in each
         ]
         assert re.search("open|yields|inside|combination|unlocks", sentence)
         others = [each for each in re.split(r"(?<=\.)\s", task.text) if f"vault in {place}" in each]
@@ -62,8 +69,8 @@ def test_facts_stand_in_the_prose_once_among_others_that_look_alike(kind: Kind, 
     assert task.score("\n".join(task.truth)) == 1.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_task_follows_from_kind_size_and_seed(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", TASK_KINDS)
+def test_a_task_follows_from_kind_size_and_seed(kind: TaskKind) -> None:
     one, other = (make_task(kind, 2**14, seed) for seed in (3, 4))
     long_tasks.make_rows.cache_clear()
     assert make_task(kind, 2**14, 3) == one
@@ -85,7 +92,11 @@ def test_what_a_row_is_about_is_written_nowhere() -> None:
         for word in set(re.findall(r"\w+", row.text.lower())):
             holders[word][row.topic] += 1
     totals = Counter(row.topic for row in rows)
-    best = max(2 * n / (sum(held.values()) + totals[topic]) for held in holders.values() for topic, n in held.items())
+    best = max(
+        2 * n / (sum(held.values()) + totals[topic])
+        for held in holders.values()
+        for topic, n in held.items()
+    )
     assert best < 0.7, "no word alone tells a topic"
 
 
@@ -95,4 +106,4 @@ def test_scores_are_between_wrong_and_right() -> None:
     pairs = Task("pairs", "?", "", ("u0001", "u0002"))
     assert pairs.score(["u0001", "u0003"]) == 0.5
     assert pairs.score("") == 0.0
-    assert f1({"a", "b", "c"}, {"a"}) == pytest.approx(0.5)
+    assert f1_score({"a", "b", "c"}, {"a"}) == pytest.approx(0.5)

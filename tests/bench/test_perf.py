@@ -19,7 +19,9 @@ def perf(*options: str) -> subprocess.CompletedProcess[str]:
 
 def test_rows_are_measured_printed_and_written_as_json(tmp_path: Path) -> None:
     file = tmp_path / "new" / "perf.json"
-    done = perf("--json", str(file), "--only", "warm_run", "--only", "cold_session", "--only", "tool_list")
+    done = perf(
+        "--json", str(file), "--only", "warm_run", "--only", "cold_session", "--only", "tool_list"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "left behind" not in done.stdout
     report = json.loads(file.read_text())

@@ -17,7 +17,8 @@ def test_the_set_is_large_and_each_query_has_a_skill() -> None:
 
 def test_the_library_finds_more_than_plain_bm25() -> None:
     ours, theirs = (
-        retrieval.measured(search, QUERIES) for search in (retrieval.library_search(), retrieval.plain_search())
+        retrieval.measured(search, QUERIES)
+        for search in (retrieval.library_search(), retrieval.plain_search())
     )
     assert ours[0] > theirs[0] + 0.1
     assert ours[1] > theirs[1] + 0.1

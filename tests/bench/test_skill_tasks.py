@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.server.client import Connection, connect, write_settings
+from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
@@ -30,7 +30,7 @@ class Stage:
     """A world and a server that is connected to it."""
 
     world: World
-    server: Connection
+    server: ServerConnection
 
     async def play(self, task: Task, code: tuple[str, ...], session: str) -> Any:
         """Run a session of a task, of which every step must end as the task says; return the value of the last."""
@@ -55,7 +55,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
     folder = tmp_path_factory.mktemp("proof")
     world = make_world(folder / "world")
     servers = {name: dict(entry) for name, entry in world.servers.items()}
-    async with connect(write_settings(folder, mcpServers=servers, policy=POLICY)) as server:
+    async with connect_server(write_settings(folder, mcpServers=servers, policy=POLICY)) as server:
         yield Stage(world, server)
 
 
@@ -84,7 +84,9 @@ class Changed(ast.NodeTransformer):
         for old, new in self.values.items():
             if type(old) is type(value) and old == value:
                 self.found.add(old)
-                return ast.parse(repr(list(new) if isinstance(new, tuple) else new), mode="eval").body
+                return ast.parse(
+                    repr(list(new) if isinstance(new, tuple) else new), mode="eval"
+                ).body
         return node
 
 
@@ -98,7 +100,9 @@ async def test_a_session_finds_what_is_right(name: str, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("name", SKILLS)
-async def test_what_is_right_for_new_values_is_found_by_code_that_has_them(name: str, stage: Stage) -> None:
+async def test_what_is_right_for_new_values_is_found_by_code_that_has_them(
+    name: str, stage: Stage
+) -> None:
     task = TASKS_BY_NAME[name]
     assert task.truth is not None
     assert task.news
@@ -135,7 +139,9 @@ def test_there_are_enough_tasks_of_every_kind() -> None:
 def test_the_world_is_the_same_every_time(tmp_path: Path) -> None:
     one, two = (make_world(tmp_path / name) for name in ("one", "two"))
     for repository in ("repo", "repo2"):
-        heads = [world.git(str(world.places[repository]), "rev-parse", "HEAD") for world in (one, two)]
+        heads = [
+            world.git(str(world.places[repository]), "rev-parse", "HEAD") for world in (one, two)
+        ]
         assert heads[0] == heads[1]
         assert int(one.git(str(one.places[repository]), "rev-list", "--count", "HEAD")) >= 60
     for table in ("customers", "products", "orders", "items"):

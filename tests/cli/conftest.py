@@ -12,46 +12,58 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.server.client import COMMAND, SOON, connect, write_settings
-from tests.upstreams import own
+from tests.helpers.server_connection import COMMAND, TEST_TIMEOUT_S, connect_server, write_settings
+from tests.upstreams import own_server
 
-HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\u202eover\u2028"
-Done = subprocess.CompletedProcess[str]
-Run = Callable[..., Done]
+HOSTILE_TEXT = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\u202eover\u2028"
+CompletedCommand = subprocess.CompletedProcess[str]
+RunCommand = Callable[..., CompletedCommand]
 
 
-def command(*words: str | Path, **env: str) -> Done:
+def run_command(*words: str | Path, **env: str) -> CompletedCommand:
     """Run the command line with `words`, away from every settings file that is not named."""
     quiet = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **env}
     return subprocess.run(
-        [COMMAND, *map(str, words)], capture_output=True, text=True, timeout=SOON, check=False, env=quiet
+        [COMMAND, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=TEST_TIMEOUT_S,
+        check=False,
+        env=quiet,
     )
 
 
-def lively() -> dict[str, object]:
-    return own("lively").model_dump(mode="json", include={"command", "args"})
+def lively_entry() -> dict[str, object]:
+    return own_server("lively").model_dump(mode="json", include={"command", "args"})
 
 
-def settings_in(folder: Path) -> Path:
-    return write_settings(folder, sandbox={"backend": "local"}, mcpServers={"lively": lively()})
+def write_local_settings(folder: Path) -> Path:
+    return write_settings(
+        folder, sandbox={"backend": "local"}, mcpServers={"lively": lively_entry()}
+    )
 
 
-async def live(settings: Path) -> None:
+async def record_sessions(settings: Path) -> None:
     """Use a server: a line of three steps, a line that was left, a step that died, and a fork."""
-    async with connect(settings) as server:
+    async with connect_server(settings) as server:
         await server.run("x = 1\nprint('hello')", session="report")
         await server.run(
-            "from tools import lively\nlively.echo(text='said')\nopen('f', 'w').write('one\\n')", session="report"
+            "from tools import lively\nlively.echo(text='said')\nopen('f', 'w').write('one\\n')",
+            session="report",
         )
         await server.run("1 / 0", session="report")
         await server.run("import os; os._exit(3)", session="report")
-        await server.client.call_tool("replay", {"action": "rewind", "session": "report", "step": 2})
+        await server.client.call_tool(
+            "replay", {"action": "rewind", "session": "report", "step": 2}
+        )
         await server.run(
-            f"h = {HOSTILE!r}\nprint(h)\nopen(h.replace('\\0', ''), 'w').close()\nopen('f', 'a').write('two\\n')\n"
+            f"h = {HOSTILE_TEXT!r}\nprint(h)\nopen(h.replace('\\0', ''), 'w').close()\nopen('f', 'a').write('two\\n')\n"
             "try: lively.echo(text=h)\nfinally: raise ValueError(h)",
             session="report",
         )
-        await server.client.call_tool("replay", {"action": "fork", "session": "report", "step": 2, "name": "try"})
+        await server.client.call_tool(
+            "replay", {"action": "fork", "session": "report", "step": 2, "name": "try"}
+        )
         await server.run("x = 2\nprint('bye')", session="try")
 
 
@@ -59,7 +71,7 @@ async def live(settings: Path) -> None:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the settings and data of a server that has been used."""
     folder = tmp_path_factory.mktemp("used")
-    anyio.run(live, settings_in(folder))
+    anyio.run(record_sessions, write_local_settings(folder))
     return folder
 
 
@@ -67,16 +79,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def used(template: Path, tmp_path: Path) -> Path:
     """Settings of a server of the test's own that has been used."""
     shutil.copytree(template / "data", tmp_path / "data")
-    return settings_in(tmp_path)
+    return write_local_settings(tmp_path)
 
 
 @pytest.fixture
-def run(used: Path) -> Run:
+def run(used: Path) -> RunCommand:
     """Run a verb on that server's data."""
-    return lambda *words, **env: command("--config", used, *words, **env)
+    return lambda *words, **env: run_command("--config", used, *words, **env)
 
 
-def data(done: Done) -> Any:
+def parse_json(done: CompletedCommand) -> Any:
     """Return what a verb has printed for programs."""
     assert done.stderr == ""
     return json.loads(done.stdout)

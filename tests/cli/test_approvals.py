@@ -8,11 +8,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.server.client import Connection
-from tests.server.killing import serve_ready
+from tests.helpers.server_connection import ServerConnection
+from tests.helpers.server_killing import start_ready_server
 from tests.server.test_approvals import IMPORT, World, attach, choose
 
-from .conftest import HOSTILE, Done, command
+from .conftest import HOSTILE_TEXT, CompletedCommand, run_command
 
 
 @pytest.fixture
@@ -20,18 +20,22 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def approvals(world: World, *words: str) -> Done:
-    return await anyio.to_thread.run_sync(lambda: command("--config", world.settings, "approvals", *words))
+async def approvals(world: World, *words: str) -> CompletedCommand:
+    return await anyio.to_thread.run_sync(
+        lambda: run_command("--config", world.settings, "approvals", *words)
+    )
 
 
-async def run_on(connection: Connection, run: str) -> str:
+async def run_on(connection: ServerConnection, run: str) -> str:
     """Return the status of a run at the next thing that it does."""
     status: str = (await attach(connection.client, run)).status
     return status
 
 
-async def test_what_is_waited_for_is_listed_in_full_and_nothing_in_it_reaches_the_terminal(world: World) -> None:
-    code = f"{IMPORT}\nadd(item={HOSTILE!r} + 'x' * 5000)"
+async def test_what_is_waited_for_is_listed_in_full_and_nothing_in_it_reaches_the_terminal(
+    world: World,
+) -> None:
+    code = f"{IMPORT}\nadd(item={HOSTILE_TEXT!r} + 'x' * 5000)"
     async with world.client() as connection:
         told = await connection.run(code, session="report")
         listed = await approvals(world)
@@ -45,17 +49,30 @@ async def test_what_is_waited_for_is_listed_in_full_and_nothing_in_it_reaches_th
     assert "(line 4)" in listed.stdout
     assert "expires in 1440 min" in listed.stdout
     [question] = data
-    assert question["calls"] == [{"target": "tools.counted.add", "args": {"item": HOSTILE + "x" * 5000}}]
-    assert (question["run"], question["question"], question["session"]) == (told.run, "q1", "report")
+    assert question["calls"] == [
+        {"target": "tools.counted.add", "args": {"item": HOSTILE_TEXT + "x" * 5000}}
+    ]
+    assert (question["run"], question["question"], question["session"]) == (
+        told.run,
+        "q1",
+        "report",
+    )
 
 
 @pytest.mark.parametrize(("word", "value"), [("allow", 0), ("deny", "denied")])
-async def test_an_answer_reaches_the_server_that_runs(world: World, word: str, value: object) -> None:
-    code = f"{IMPORT}try: r = add(item='a').result\nexcept tools.ToolDeniedError as e: r = e.kind\nr"
+async def test_an_answer_reaches_the_server_that_runs(
+    world: World, word: str, value: object
+) -> None:
+    code = (
+        f"{IMPORT}try: r = add(item='a').result\nexcept tools.ToolDeniedError as e: r = e.kind\nr"
+    )
     async with world.client() as connection:
         told = await connection.run(code)
         done = await approvals(world, told.run, "q1", word)
-        assert (done.returncode, done.stdout) == (0, "1 answer is left for the server. The run goes on.\n")
+        assert (done.returncode, done.stdout) == (
+            0,
+            "1 answer is left for the server. The run goes on.\n",
+        )
         again = await approvals(world, told.run, "q1", word)
         assert again.returncode == 2
         ended = await attach(connection.client, told.run)
@@ -85,14 +102,16 @@ async def test_all_that_is_asked_at_once_is_answered_at_once(world: World) -> No
 
 
 async def test_an_answer_is_kept_for_a_server_that_is_started_later(world: World) -> None:
-    async with serve_ready(world.settings) as server:
+    async with start_ready_server(world.settings) as server:
         told = await server.run(f"{IMPORT}add(item='a').result", "s")
         server.process.kill()
     done = await approvals(world, told["run"], "q1", "allow")
     assert done.stdout.endswith("The run goes on when a server is started on this data folder.\n")
     assert "(answered, and not heard yet)" in (await approvals(world)).stdout
     async with world.client() as connection:
-        assert await run_on(connection, told["run"]) == "ok"  # it is not told to be waiting for what was answered
+        assert (
+            await run_on(connection, told["run"]) == "ok"
+        )  # it is not told to be waiting for what was answered
     assert world.done == ["add a"]
 
 
@@ -130,5 +149,7 @@ async def test_mistakes_are_named(world: World) -> None:
         ):
             done = await approvals(world, *words)
             assert (done.returncode, problem in done.stderr) == (2, True), done
-        assert [each["answered"] for each in json.loads((await approvals(world, "--json")).stdout)] == [False]
+        assert [
+            each["answered"] for each in json.loads((await approvals(world, "--json")).stdout)
+        ] == [False]
     assert world.done == []

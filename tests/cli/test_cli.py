@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.client import COMMAND, write_settings
+from tests.helpers.server_connection import COMMAND, write_settings
 
-from .conftest import Run, command, data, lively
+from .conftest import RunCommand, lively_entry, parse_json, run_command
 
 
 def test_without_a_verb_the_help_is_printed() -> None:
-    done = command()
+    done = run_command()
     assert (done.returncode, "doctor" in done.stdout) == (2, True)
 
 
 def test_the_version_is_printed() -> None:
-    assert command("--version").stdout.startswith("mcpruntime-server ")
+    assert run_command("--version").stdout.startswith("mcpruntime-server ")
 
 
 def test_an_unknown_verb_is_refused() -> None:
-    done = command("dance")
+    done = run_command("dance")
     assert (done.returncode, done.stdout) == (2, "")
     assert "dance" in done.stderr
 
@@ -44,7 +44,7 @@ def test_broken_settings_are_explained_and_nothing_is_printed(
 ) -> None:
     path = tmp_path / "server.toml"
     path.write_text(text)
-    done = command("--config", path, *words)
+    done = run_command("--config", path, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert str(path) in done.stderr
     assert word in done.stderr
@@ -52,21 +52,23 @@ def test_broken_settings_are_explained_and_nothing_is_printed(
 
 
 def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    done = command("--config", tmp_path / "absent.toml", "--stdio")
+    done = run_command("--config", tmp_path / "absent.toml", "--stdio")
     assert (done.returncode, done.stdout) == (2, "")
     assert "absent.toml" in done.stderr
 
 
-def test_sessions_and_runs_are_listed_for_people_and_for_programs(run: Run) -> None:
+def test_sessions_and_runs_are_listed_for_people_and_for_programs(run: RunCommand) -> None:
     assert "report" in run("sessions").stdout
     assert run("sessions").stdout == run("replay", "list").stdout
-    sessions = {row["name"]: row for row in data(run("sessions", "--json"))}
+    sessions = {row["name"]: row for row in parse_json(run("sessions", "--json"))}
     assert {name: row["runs"] for name, row in sessions.items()} == {"report": 5, "try": 1}
     assert run("runs", "report").stdout == run("replay", "list", "report").stdout
-    assert data(run("runs", sessions["report"]["id"], "--json")) == data(run("replay", "list", "report", "--json"))
+    assert parse_json(run("runs", sessions["report"]["id"], "--json")) == parse_json(
+        run("replay", "list", "report", "--json")
+    )
 
 
-def test_a_run_is_shown_event_by_event(run: Run) -> None:
+def test_a_run_is_shown_event_by_event(run: RunCommand) -> None:
     lines = run("runs", "report", "2", "--json").stdout.splitlines()
     kinds = [json.loads(line)["kind"] for line in lines]
     assert kinds[0] == "RunStarted"
@@ -77,53 +79,67 @@ def test_a_run_is_shown_event_by_event(run: Run) -> None:
     assert "hello" in shown
 
 
-@pytest.mark.parametrize("words", [["runs", "nobody"], ["runs", "report", "r_none"], ["runs", "report", "9"]])
-def test_what_is_not_in_the_journal_is_said_so(run: Run, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["runs", "nobody"], ["runs", "report", "r_none"], ["runs", "report", "9"]]
+)
+def test_what_is_not_in_the_journal_is_said_so(run: RunCommand, words: list[str]) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
 
 def test_tools_and_their_module_are_listed(used: Path) -> None:
-    assert "tools.lively.echo(" in command("--config", used, "tools").stdout
-    listed = json.loads(command("--config", used, "tools", "--json").stdout)
+    assert "tools.lively.echo(" in run_command("--config", used, "tools").stdout
+    listed = json.loads(run_command("--config", used, "tools", "--json").stdout)
     assert "echo" in [tool["tool"] for tool in listed["tools"]]
-    module = command("--config", used, "tools", "lively").stdout
+    module = run_command("--config", used, "tools", "lively").stdout
     compile(module, "lively", "exec")
-    absent = command("--config", used, "tools", "livly")
+    absent = run_command("--config", used, "tools", "livly")
     assert absent.returncode != 0
     assert "Did you mean 'lively'?" in absent.stderr
 
 
 def test_doctor_finds_nothing_wrong_or_names_the_remedy(used: Path, tmp_path: Path) -> None:
-    well = command("--config", used, "doctor")
+    well = run_command("--config", used, "doctor")
     assert well.returncode == 0, well.stdout + well.stderr
     assert "WITHOUT isolation" in well.stdout
-    broken = write_settings(tmp_path / "broken", sandbox={"backend": "docker"}, mcpServers={"x": {"command": "/no"}})
-    ill = command("--config", broken, "doctor", DOCKER_HOST="unix:///nonexistent.sock")
+    broken = write_settings(
+        tmp_path / "broken", sandbox={"backend": "docker"}, mcpServers={"x": {"command": "/no"}}
+    )
+    ill = run_command("--config", broken, "doctor", DOCKER_HOST="unix:///nonexistent.sock")
     assert ill.returncode == 1
     failing = [line for line in ill.stdout.splitlines() if line.startswith("FAIL")]
     assert len(failing) == ill.stdout.count("      -> ") >= 2
-    listed = json.loads(command("--config", broken, "doctor", "--json", DOCKER_HOST="unix:///nonexistent.sock").stdout)
+    listed = json.loads(
+        run_command(
+            "--config", broken, "doctor", "--json", DOCKER_HOST="unix:///nonexistent.sock"
+        ).stdout
+    )
     assert {"name", "ok", "detail", "remedy"} <= set(listed[0])
 
 
 def test_settings_are_shown_with_their_origin_and_without_secrets(tmp_path: Path) -> None:
-    server = {**lively(), "env": {"TOKEN": "${SECRET_TOKEN}"}}
+    server = {**lively_entry(), "env": {"TOKEN": "${SECRET_TOKEN}"}}
     path = write_settings(tmp_path, mcpServers={"lively": server})
-    done = command("--config", path, "config", "show", SECRET_TOKEN="hunter2")
+    done = run_command("--config", path, "config", "show", SECRET_TOKEN="hunter2")
     assert done.returncode == 0, done.stderr
     assert "memory_mb" in done.stdout
     assert "hunter2" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("words", ["config show", "replay report", "replay report --json", "runs report 1", "tools"])
+@pytest.mark.parametrize(
+    "words", ["config show", "replay report", "replay report --json", "runs report 1", "tools"]
+)
 def test_a_reader_that_leaves_early_is_no_error(used: Path, words: str) -> None:
     script = f"{COMMAND} --config {used} {words} | head -n 1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.stderr == ""
     closed = subprocess.run(
-        ["bash", "-c", f"{COMMAND} --config {used} {words} | true"], capture_output=True, check=False
+        ["bash", "-c", f"{COMMAND} --config {used} {words} | true"],
+        capture_output=True,
+        check=False,
     )
     assert closed.stderr == b""
 
@@ -134,6 +150,6 @@ def test_doctor_names_rules_that_are_about_nothing(tmp_path: Path) -> None:
         f'[server]\ndata_dir = "{tmp_path / "data"}"\n[sandbox]\nbackend = "local"\n'
         '[policy.tools]\n"nowhere.*" = "deny"\n'
     )
-    done = command("--config", settings, "doctor")
+    done = run_command("--config", settings, "doctor")
     assert done.returncode == 0
     assert "warn  policy: nowhere.* is about no server here." in done.stdout

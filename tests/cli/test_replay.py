@@ -18,32 +18,43 @@ import pytest
 from anyio import to_thread
 from mcp import MCPError
 
-from tests.server.client import COMMAND, connect
+from tests.helpers.server_connection import COMMAND, connect_server
 
-from .conftest import Run, command, data, settings_in
+from .conftest import RunCommand, parse_json, run_command, write_local_settings
 
 HARMFUL = "\x1b\x07\x9b\r\u202e\u2028"
 
 
-def runs_of(run: Run, session: str = "report") -> dict[str, dict[str, Any]]:
+def runs_of(run: RunCommand, session: str = "report") -> dict[str, dict[str, Any]]:
     """Return the runs of a session by the first line of their code."""
-    return {each["code"]: each for each in data(run("replay", "list", session, "--json"))["runs"]}
+    return {
+        each["code"]: each for each in parse_json(run("replay", "list", session, "--json"))["runs"]
+    }
 
 
-def test_a_session_is_drawn_with_its_line_what_was_left_and_its_forks(run: Run) -> None:
+def test_a_session_is_drawn_with_its_line_what_was_left_and_its_forks(run: RunCommand) -> None:
     lines = run("replay", "list", "report").stdout.splitlines()
     assert lines[0].startswith("── report · 5 runs · at step 3 ─")
     drawn = [(line.split()[0], *line.split()[1:3]) for line in lines[2:]]
-    assert drawn == [("●", "1", "ok"), ("●", "2", "ok"), ("├─○", "3", "error"), ("│", "✗", "4"), ("●", "3", "error")]
+    assert drawn == [
+        ("●", "1", "ok"),
+        ("●", "2", "ok"),
+        ("├─○", "3", "error"),
+        ("│", "✗", "4"),
+        ("●", "3", "error"),
+    ]
     assert "[fork: try] from tools import lively" in lines[3]
     assert "[undone] import os" in lines[5]
     assert "[tip] h = " in lines[6]
 
 
-def test_a_session_is_listed_for_programs(run: Run) -> None:
-    found = data(run("replay", "list", "report", "--json"))
+def test_a_session_is_listed_for_programs(run: RunCommand) -> None:
+    found = parse_json(run("replay", "list", "report", "--json"))
     assert found["session"]["name"] == "report"
-    told = [(each["step"], each["status"], each["tier"], each["on_line"], each["files"]) for each in found["runs"]]
+    told = [
+        (each["step"], each["status"], each["tier"], each["on_line"], each["files"])
+        for each in found["runs"]
+    ]
     assert told == [
         (1, "ok", "rebuild", True, 0),
         (2, "ok", "rebuild", True, 1),
@@ -52,12 +63,12 @@ def test_a_session_is_listed_for_programs(run: Run) -> None:
         (3, "error", "rebuild", True, 2),
     ]
     assert found["line"] == [each["id"] for each in found["runs"] if each["on_line"]]
-    assert [each["session"] for each in runs_of(run, "try").values()] == [found["session"]["id"]] * 2 + [
-        found["runs"][1]["forks"][0]
-    ]
+    assert [each["session"] for each in runs_of(run, "try").values()] == [
+        found["session"]["id"]
+    ] * 2 + [found["runs"][1]["forks"][0]]
 
 
-def test_steps_are_shown_one_by_one_with_all_that_they_did(run: Run) -> None:
+def test_steps_are_shown_one_by_one_with_all_that_they_did(run: RunCommand) -> None:
     shown = run("replay", "report").stdout
     assert shown == run("replay", "show", "report").stdout
     one, two, three = shown.split("── step ")[1:]
@@ -74,8 +85,8 @@ def test_steps_are_shown_one_by_one_with_all_that_they_did(run: Run) -> None:
     assert "ZeroDivisionError" in run("replay", "report", left["id"]).stdout
 
 
-def test_steps_are_shown_for_programs(run: Run) -> None:
-    steps = data(run("replay", "report", "--json"))
+def test_steps_are_shown_for_programs(run: RunCommand) -> None:
+    steps = parse_json(run("replay", "report", "--json"))
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert (steps[0]["stdout"], steps[0]["code"]) == ("hello\n", "x = 1\nprint('hello')")
     assert steps[1]["files"]["f"]["size"] == 4
@@ -83,7 +94,7 @@ def test_steps_are_shown_for_programs(run: Run) -> None:
         ("tools.lively.echo", "said")
     ]
     assert "\x1b[31m" in steps[2]["stdout"]
-    assert data(run("replay", "--json", "report", "1")) == steps[:1]
+    assert parse_json(run("replay", "--json", "report", "1")) == steps[:1]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +108,9 @@ def test_steps_are_shown_for_programs(run: Run) -> None:
         ["replay", "diff", "report", "try", "--full"],
     ],
 )
-def test_nothing_that_was_recorded_reaches_the_terminal_as_a_control(run: Run, words: list[str]) -> None:
+def test_nothing_that_was_recorded_reaches_the_terminal_as_a_control(
+    run: RunCommand, words: list[str]
+) -> None:
     done = run(*words)
     assert done.returncode in (0, 1)
     assert done.stdout
@@ -108,7 +121,13 @@ def test_nothing_that_was_recorded_reaches_the_terminal_as_a_control(run: Run, w
 def on_terminal(used: Path, *words: str, columns: int = 80, **env: str) -> str:
     """Return what a verb writes to a terminal of so many columns."""
     ours, theirs = pty.openpty()
-    environ = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "TERM": "xterm", "COLUMNS": str(columns), **env}
+    environ = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "TERM": "xterm",
+        "COLUMNS": str(columns),
+        **env,
+    }
     process = subprocess.Popen([COMMAND, "--config", str(used), *words], stdout=theirs, env=environ)
     os.close(theirs)
     written = b""
@@ -126,17 +145,29 @@ def test_a_terminal_gets_colours_and_lines_of_its_width(used: Path) -> None:
     shown = on_terminal(used, "replay", "report")
     assert "\x1b[32m" in shown
     assert set(shown.replace("\x1b", "").split("\n")) & {"\r"} == {"\r"}
-    harmful = [piece[:8] for piece in shown.split("\x1b")[1:] if not piece.lstrip("[0123456789").startswith("m")]
+    harmful = [
+        piece[:8]
+        for piece in shown.split("\x1b")[1:]
+        if not piece.lstrip("[0123456789").startswith("m")
+    ]
     assert harmful == []
     for columns in (40, 80, 120):
-        for words in (("replay", "list", "report"), ("replay", "report"), ("replay", "diff", "report", "try")):
+        for words in (
+            ("replay", "list", "report"),
+            ("replay", "report"),
+            ("replay", "diff", "report", "try"),
+        ):
             plain = on_terminal(used, *words, columns=columns, NO_COLOR="1")
             assert "\x1b" not in plain
-            wide = [line for line in plain.split("\r\n") if len(line) > max(columns, 76 if words[1] == "list" else 0)]
+            wide = [
+                line
+                for line in plain.split("\r\n")
+                if len(line) > max(columns, 76 if words[1] == "list" else 0)
+            ]
             assert wide == []
 
 
-def test_runs_and_lines_are_compared(run: Run) -> None:
+def test_runs_and_lines_are_compared(run: RunCommand) -> None:
     same = run("replay", "diff", "report:1", "report:1")
     assert (same.returncode, "the same" in same.stdout) == (0, True)
     one = run("replay", "diff", "report:1", "report:2")
@@ -144,7 +175,7 @@ def test_runs_and_lines_are_compared(run: Run) -> None:
     assert "    -print('hello')" in one.stdout
     assert '+ lively.echo(text="said")' in one.stdout
     assert "    + f  4 B" in one.stdout
-    found = data(run("replay", "diff", "report", "try", "--json"))
+    found = parse_json(run("replay", "diff", "report", "try", "--json"))
     assert (len(found["common"]), len(found["steps"]), found["equal"]) == (2, 1, False)
     assert [change["path"] for change in found["files"] if change["path"] == "f"] == ["f"]
     told = run("replay", "diff", "report", "try").stdout
@@ -152,34 +183,40 @@ def test_runs_and_lines_are_compared(run: Run) -> None:
     assert "+bye" in told
 
 
-def test_a_session_goes_back_and_returns(run: Run) -> None:
+def test_a_session_goes_back_and_returns(run: RunCommand) -> None:
     left = runs_of(run)["1 / 0"]["id"]
     assert "goes on from the end of step 1" in run("replay", "rewind", "report", "1").stdout
-    assert [step["step"] for step in data(run("replay", "report", "--json"))] == [1]
+    assert [step["step"] for step in parse_json(run("replay", "report", "--json"))] == [1]
     beyond = run("replay", "rewind", "report", "2")
     assert beyond.returncode == 2
     assert "named by its id" in beyond.stderr
-    assert data(run("replay", "rewind", "report", left, "--json"))["step"] == 3
-    assert [step["code"] for step in data(run("replay", "report", "--json"))][-1] == "1 / 0"
-    assert data(run("replay", "rewind", "report", "0", "--json"))["run"] is None
+    assert parse_json(run("replay", "rewind", "report", left, "--json"))["step"] == 3
+    assert [step["code"] for step in parse_json(run("replay", "report", "--json"))][-1] == "1 / 0"
+    assert parse_json(run("replay", "rewind", "report", "0", "--json"))["run"] is None
     assert "at the beginning" in run("replay", "list", "report").stdout
     assert run("replay", "report").stdout == "nothing recorded yet\n"
     dead = run("replay", "rewind", "report", runs_of(run)["import os; os._exit(3)"]["id"])
     assert (dead.returncode, "has left no state" in dead.stderr) == (2, True)
 
 
-def test_a_fork_begins_where_it_is_told(run: Run) -> None:
-    made = data(run("replay", "fork", "report", "1", "--name", "new", "--json"))
+def test_a_fork_begins_where_it_is_told(run: RunCommand) -> None:
+    made = parse_json(run("replay", "fork", "report", "1", "--name", "new", "--json"))
     assert (made["name"], made["step"]) == ("new", 1)
-    assert [step["step"] for step in data(run("replay", "new", "--json"))] == [1]
+    assert [step["step"] for step in parse_json(run("replay", "new", "--json"))] == [1]
     assert "new" in run("replay").stdout
     assert "fork of report:1" in run("replay").stdout
     assert "begins at the end of step 3" in run("replay", "fork", "report").stdout
-    for words in (["report", "1", "--name", "new"], ["report", "1", "--name", "a/b"], ["report", "0"]):
+    for words in (
+        ["report", "1", "--name", "new"],
+        ["report", "1", "--name", "a/b"],
+        ["report", "0"],
+    ):
         assert run("replay", "fork", *words).returncode == 2
 
 
-def test_a_step_is_run_again_as_recorded_and_with_other_code(run: Run, tmp_path: Path) -> None:
+def test_a_step_is_run_again_as_recorded_and_with_other_code(
+    run: RunCommand, tmp_path: Path
+) -> None:
     again = run("replay", "rerun", "report")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("as recorded") == 3
@@ -188,7 +225,7 @@ def test_a_step_is_run_again_as_recorded_and_with_other_code(run: Run, tmp_path:
     told = run("replay", "rerun", "try", "--code", other)
     assert told.returncode == 0
     assert "+2" in told.stdout
-    found = data(run("replay", "rerun", "try", "--code", other, "--live", "lively", "--json"))
+    found = parse_json(run("replay", "rerun", "try", "--code", other, "--live", "lively", "--json"))
     assert found["equal"] is False
     assert [call["b"]["value"] for call in found["runs"][0]["calls"]] == ["new"]
     assert run("replay", "rerun", "try", "--live", "livly").returncode == 2
@@ -197,28 +234,37 @@ def test_a_step_is_run_again_as_recorded_and_with_other_code(run: Run, tmp_path:
     assert "rerun, from report:2" in run("replay", "list", "--all").stdout
 
 
-def test_a_session_is_carried_to_another_data_folder(run: Run, tmp_path: Path) -> None:
+def test_a_session_is_carried_to_another_data_folder(run: RunCommand, tmp_path: Path) -> None:
     archive = tmp_path / "work.zip"
-    assert data(run("replay", "export", "report", archive, "--json"))["runs"] == 5
+    assert parse_json(run("replay", "export", "report", archive, "--json"))["runs"] == 5
     again = run("replay", "export", "report", archive)
     assert again.returncode == 2
     assert run("replay", "export", "report", archive, "--force").returncode == 0
-    elsewhere = settings_in(tmp_path / "elsewhere")
-    row = data(command("--config", elsewhere, "replay", "import", archive, "--json"))
+    elsewhere = write_local_settings(tmp_path / "elsewhere")
+    row = parse_json(run_command("--config", elsewhere, "replay", "import", archive, "--json"))
     assert (row["name"], row["purpose"]) == ("report", "import")
-    there = command("--config", elsewhere, "replay", "report").stdout
+    there = run_command("--config", elsewhere, "replay", "report").stdout
     assert there == run("replay", "report").stdout
     archive.write_bytes(archive.read_bytes()[:1000])
-    broken = command("--config", elsewhere, "replay", "import", archive)
+    broken = run_command("--config", elsewhere, "replay", "import", archive)
     assert (broken.returncode, "Traceback" in broken.stderr) == (2, False)
-    assert command("--config", elsewhere, "replay", "import", tmp_path / "absent.zip").returncode == 2
+    assert (
+        run_command("--config", elsewhere, "replay", "import", tmp_path / "absent.zip").returncode
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        ("run_finished", {"status": "\x1b[31m", "value": {"text": 5}, "error": {"message": [1], "traceback": 5}}),
-        ("run_finished", {"value": {}, "error": {}, "flags": ["undone", "\x1b"], "usage": {"wall_ms": 1e300}}),
+        (
+            "run_finished",
+            {"status": "\x1b[31m", "value": {"text": 5}, "error": {"message": [1], "traceback": 5}},
+        ),
+        (
+            "run_finished",
+            {"value": {}, "error": {}, "flags": ["undone", "\x1b"], "usage": {"wall_ms": 1e300}},
+        ),
         ("call_started", {"args": "{", "line": -1}),
         ("call_started", {"args": "[" * 100_000, "target": "\x1b]0;title\x07"}),
         ("call_finished", {"error": {"kind": 1, "message": {"a": "\x1b"}}, "ms": -1e300}),
@@ -226,7 +272,7 @@ def test_a_session_is_carried_to_another_data_folder(run: Run, tmp_path: Path) -
     ],
 )
 def test_what_an_archive_makes_up_is_shown_and_harms_nobody(
-    run: Run, tmp_path: Path, kind: str, fields: dict[str, Any]
+    run: RunCommand, tmp_path: Path, kind: str, fields: dict[str, Any]
 ) -> None:
     good, evil = tmp_path / "good.zip", tmp_path / "evil.zip"
     assert run("replay", "export", "report", good).returncode == 0
@@ -239,20 +285,23 @@ def test_what_an_archive_makes_up_is_shown_and_harms_nobody(
                     row["body"] |= fields if row["kind"] == kind else {}
                 content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
             target.writestr(name, content)
-    there = ("--config", settings_in(tmp_path / "elsewhere"), "replay")
-    assert command(*there, "import", evil).returncode == 0
+    there = ("--config", write_local_settings(tmp_path / "elsewhere"), "replay")
+    assert run_command(*there, "import", evil).returncode == 0
     for words in (["list", "report"], ["report"], ["diff", "report:1", "report:2"]):
-        done = command(*there, *words)
+        done = run_command(*there, *words)
         assert done.returncode in (0, 1)
-        assert (done.stderr, all(line.isprintable() for line in done.stdout.split("\n"))) == ("", True)
-    assert data(command(*there, "report", "--json"))
+        assert (done.stderr, all(line.isprintable() for line in done.stdout.split("\n"))) == (
+            "",
+            True,
+        )
+    assert parse_json(run_command(*there, "report", "--json"))
 
 
-def test_runs_are_pinned_and_what_is_not_needed_goes(run: Run) -> None:
+def test_runs_are_pinned_and_what_is_not_needed_goes(run: RunCommand) -> None:
     run("replay", "rerun", "try")
     assert "is pinned" in run("replay", "pin", "report:1", "--reason", "a skill").stdout
     assert "pinned: a skill" in run("replay", "list", "report").stdout
-    assert data(run("gc", "--dry-run", "--json"))["dry_run"] is True
+    assert parse_json(run("gc", "--dry-run", "--json"))["dry_run"] is True
     assert "would remove" in run("gc", "--dry-run").stdout
     assert run("gc").returncode == 0
     assert "no longer pinned" in run("replay", "unpin", "report:1").stdout
@@ -277,7 +326,9 @@ def test_runs_are_pinned_and_what_is_not_needed_goes(run: Run) -> None:
         (["replay", "\x1b[31m\udc80"], "There is no session"),
     ],
 )
-def test_what_is_not_there_is_named_with_what_is(run: Run, words: list[str], said: str) -> None:
+def test_what_is_not_there_is_named_with_what_is(
+    run: RunCommand, words: list[str], said: str
+) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
@@ -285,7 +336,7 @@ def test_what_is_not_there_is_named_with_what_is(run: Run, words: list[str], sai
     assert "\x1b" not in done.stderr
 
 
-def test_damage_is_named_and_the_rest_is_shown(run: Run, used: Path) -> None:
+def test_damage_is_named_and_the_rest_is_shown(run: RunCommand, used: Path) -> None:
     with sqlite3.connect(used.parent / "data/journal.db") as connection:
         connection.execute("UPDATE events SET body = '{' WHERE kind = 'call_finished'")
     connection.close()
@@ -295,39 +346,47 @@ def test_damage_is_named_and_the_rest_is_shown(run: Run, used: Path) -> None:
     assert shown.returncode == 0
     assert "! Event " in shown.stdout
     assert "lively.echo" in shown.stdout
-    assert data(run("replay", "report", "2", "--json"))[0]["damage"]
+    assert parse_json(run("replay", "report", "2", "--json"))[0]["damage"]
     assert "is damaged" in run("replay", "diff", "report:2", "report:3").stdout
     assert "damaged" in run("runs", "report", "2").stderr
     exported = run("replay", "export", "report", used.parent / "x.zip")
     assert (exported.returncode, "Traceback" in exported.stderr) == (1, False)
 
 
-async def test_a_session_that_a_server_has_is_read_and_left_alone(used: Path, run: Run) -> None:
-    async with connect(used) as server:
+async def test_a_session_that_a_server_has_is_read_and_left_alone(
+    used: Path, run: RunCommand
+) -> None:
+    async with connect_server(used) as server:
         await server.run("y = 1", session="report")
         gone = await to_thread.run_sync(run, "replay", "rewind", "report", "1")
         assert (gone.returncode, "in use by another server" in gone.stderr) == (3, True)
         assert "y = 1" in (await to_thread.run_sync(run, "replay", "report", "4")).stdout
-        assert (await to_thread.run_sync(run, "replay", "fork", "report", "--name", "beside")).returncode == 0
-        assert await server.value("y", session="beside") == 1
+        assert (
+            await to_thread.run_sync(run, "replay", "fork", "report", "--name", "beside")
+        ).returncode == 0
+        assert await server.evaluate("y", session="beside") == 1
 
 
 async def killed_in_a_run(settings: Path, pipe: Path) -> None:
     """Kill a server while it executes something in the session `report`."""
-    wait = "import time\nprint('begun', flush=True)\ntime.sleep(0.3)  # it is in the journal by then"
+    wait = (
+        "import time\nprint('begun', flush=True)\ntime.sleep(0.3)  # it is in the journal by then"
+    )
     code = f"{wait}\nopen({str(pipe)!r}).read()"
     with suppress(BaseExceptionGroup, MCPError):
-        async with connect(settings) as server, anyio.create_task_group() as tasks:
+        async with connect_server(settings) as server, anyio.create_task_group() as tasks:
             tasks.start_soon(server.run, code, "report")
             with anyio.fail_after(60):
-                end = await to_thread.run_sync(open, pipe, "w", abandon_on_cancel=True)  # when the code reads
+                end = await to_thread.run_sync(
+                    open, pipe, "w", abandon_on_cancel=True
+                )  # when the code reads
             with end:
-                [pid] = server.pids
+                [pid] = server.server_pids
                 os.kill(pid, signal.SIGKILL)
 
 
 async def test_a_run_that_a_killed_server_left_is_shown_and_given_up_only_when_told(
-    used: Path, run: Run, tmp_path: Path
+    used: Path, run: RunCommand, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -340,20 +399,21 @@ async def test_a_run_that_a_killed_server_left_is_shown_and_given_up_only_when_t
         assert (done.returncode, "under way" in done.stderr) == (2, True), done.stderr
     assert "· running ·" in run("replay", "report", "4").stdout
     assert run("replay", "rewind", "report", "1", "--cancel").returncode == 0
-    assert [step["step"] for step in data(run("replay", "report", "--json"))] == [1]
+    assert [step["step"] for step in parse_json(run("replay", "report", "--json"))] == [1]
 
 
 def test_a_folder_without_sessions_is_said_to_be_empty(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
-    assert "no sessions" in command("--config", settings, "replay").stdout
-    assert json.loads(command("--config", settings, "replay", "--json").stdout) == []
-    assert "right data folder" in command("--config", settings, "replay", "report").stderr
+    settings = write_local_settings(tmp_path)
+    assert "no sessions" in run_command("--config", settings, "replay").stdout
+    assert json.loads(run_command("--config", settings, "replay", "--json").stdout) == []
+    assert "right data folder" in run_command("--config", settings, "replay", "report").stderr
 
 
 @pytest.mark.parametrize(
-    "action", ["list", "show", "diff", "rewind", "fork", "rerun", "export", "import", "pin", "unpin"]
+    "action",
+    ["list", "show", "diff", "rewind", "fork", "rerun", "export", "import", "pin", "unpin"],
 )
 def test_every_action_explains_itself(action: str) -> None:
-    assert action in command("replay", "--help").stdout
-    done = command("replay", action, "--help")
+    assert action in run_command("replay", "--help").stdout
+    done = run_command("replay", action, "--help")
     assert (done.returncode, "--json" in done.stdout) == (0, True)

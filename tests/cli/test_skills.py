@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import command, lively
-from tests.server.client import connect, write_settings
+from tests.cli.conftest import lively_entry, run_command
+from tests.helpers.server_connection import connect_server, write_settings
 
 CODE = "from tools.lively import echo\ntext = 'WORD'\nsaid = echo(text=text)\n[text.upper(), len(str(said)) > 0]"
 
@@ -16,8 +16,12 @@ CODE = "from tools.lively import echo\ntext = 'WORD'\nsaid = echo(text=text)\n[t
 @pytest.fixture
 async def settings(tmp_path: Path) -> Path:
     """Settings whose store has two versions of `shout`, of which the second is in use, and the draft `later`."""
-    path = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0}, mcpServers={"lively": lively()})
-    async with connect(path) as server:
+    path = write_settings(
+        tmp_path,
+        sandbox={"backend": "local", "pool_size": 0},
+        mcpServers={"lively": lively_entry()},
+    )
+    async with connect_server(path) as server:
         for word in ("one", "two"):
             run = await server.run(CODE.replace("WORD", word), session=word)
             saved = await server.client.call_tool("save_skill", {"run": run.run, "name": "shout"})
@@ -29,80 +33,98 @@ async def settings(tmp_path: Path) -> Path:
 
 
 async def test_skills_are_listed_shown_compared_checked_and_retired(settings: Path) -> None:
-    listed = command("--config", settings, "skills")
+    listed = run_command("--config", settings, "skills")
     assert "shout@2(text: str = 'one')" in listed.stdout
     assert "1 in use, drafts: 1;" in listed.stdout
-    everything = json.loads(command("--config", settings, "skills", "list", "--all", "--json").stdout)
+    everything = json.loads(
+        run_command("--config", settings, "skills", "list", "--all", "--json").stdout
+    )
     assert [(each["name"], each["version"], each["state"]) for each in everything] == [
         ("later", 1, "draft"), ("shout", 1, "active"), ("shout", 2, "active")
     ]  # fmt: skip
-    shown = command("--config", settings, "skills", "show", "later")
+    shown = run_command("--config", settings, "skills", "show", "later")
     assert "It has no recorded case" in shown.stdout
     assert "def run(a: int)" in shown.stdout
-    assert command("--config", settings, "skills", "diff", "shout@1", "shout@2").returncode == 0
-    assert "-    return a" in command("--config", settings, "skills", "diff", "later@1", "shout@2").stdout
-    checked = command("--config", settings, "skills", "check")
+    assert run_command("--config", settings, "skills", "diff", "shout@1", "shout@2").returncode == 0
+    assert (
+        "-    return a"
+        in run_command("--config", settings, "skills", "diff", "later@1", "shout@2").stdout
+    )
+    checked = run_command("--config", settings, "skills", "check")
     assert (checked.returncode, checked.stdout) == (0, "shout@2 is in use.\n")
     assert "checking shout@2 (1 of 1)" in checked.stderr
-    promoted = command("--config", settings, "skills", "promote", "later")
+    promoted = run_command("--config", settings, "skills", "promote", "later")
     assert promoted.returncode == 1
     assert "later@1 is a draft.\n    It has no recorded case" in promoted.stdout
-    retired = command("--config", settings, "skills", "retire", "shout@2").stdout
+    retired = run_command("--config", settings, "skills", "retire", "shout@2").stdout
     assert retired.endswith("imports it all the same.\nshout@1 is in use now.\n")
-    assert "shout@1" in command("--config", settings, "skills").stdout
-    refused = command("--config", settings, "skills", "promote", "shout")
+    assert "shout@1" in run_command("--config", settings, "skills").stdout
+    refused = run_command("--config", settings, "skills", "promote", "shout")
     assert (refused.returncode, "is in use already" in refused.stderr) == (2, True)
 
 
 async def test_what_was_retired_says_so_until_it_is_promoted(settings: Path) -> None:
-    command("--config", settings, "skills", "retire", "shout@2")
-    checked = command("--config", settings, "skills", "check", "shout@2")
+    run_command("--config", settings, "skills", "retire", "shout@2")
+    checked = run_command("--config", settings, "skills", "check", "shout@2")
     assert (checked.returncode, checked.stdout.splitlines()[0]) == (1, "shout@2 is retired.")
     assert "Retired by hand." in checked.stdout
-    promoted = command("--config", settings, "skills", "promote", "shout@2")
+    promoted = run_command("--config", settings, "skills", "promote", "shout@2")
     assert (promoted.returncode, promoted.stdout) == (0, "shout@2 is in use.\n")
-    assert "shout@2(" in command("--config", settings, "skills").stdout
+    assert "shout@2(" in run_command("--config", settings, "skills").stdout
 
 
 async def test_quarantined_skills_are_in_use_again_when_they_pass(settings: Path) -> None:
     manifest = settings.parent / "skills_store" / "shout" / "versions" / "2" / "skill.toml"
     text = manifest.read_text().replace('state = "active"', 'state = "quarantined"')
-    digest = next(line for line in text.splitlines() if line.startswith('"lively.echo"')).split('"')[3]
+    digest = next(line for line in text.splitlines() if line.startswith('"lively.echo"')).split(
+        '"'
+    )[3]
     manifest.write_text(text.replace(digest, "sha256:" + "0" * 64))
-    checked = command("--config", settings, "skills", "check", "shout@2", "--json")
+    checked = run_command("--config", settings, "skills", "check", "shout@2", "--json")
     assert [each["state"] for each in json.loads(checked.stdout)] == ["active"]
     assert digest in manifest.read_text()
 
 
 def test_an_empty_store_and_unknown_names_are_told(tmp_path: Path) -> None:
     settings = write_settings(tmp_path, sandbox={"backend": "local"})
-    assert "0 in use, drafts: 0;" in command("--config", settings, "skills").stdout
-    for words in (["show", "nope"], ["check", "nope"], ["retire", "../x"], ["diff", "a@1", "b@2"], ["promote", "a@x"]):
-        refused = command("--config", settings, "skills", *words)
+    assert "0 in use, drafts: 0;" in run_command("--config", settings, "skills").stdout
+    for words in (
+        ["show", "nope"],
+        ["check", "nope"],
+        ["retire", "../x"],
+        ["diff", "a@1", "b@2"],
+        ["promote", "a@x"],
+    ):
+        refused = run_command("--config", settings, "skills", *words)
         assert refused.returncode == 2, words
         assert refused.stderr.startswith("mcpruntime-server: "), words
 
 
-async def test_a_skill_is_signed_exported_and_imported_where_it_proves_itself(settings: Path, tmp_path: Path) -> None:
+async def test_a_skill_is_signed_exported_and_imported_where_it_proves_itself(
+    settings: Path, tmp_path: Path
+) -> None:
     archive, key = tmp_path / "shout.zip", tmp_path / "key"
-    signed = command("--config", settings, "skills", "sign", "shout", "--key", key)
+    signed = run_command("--config", settings, "skills", "sign", "shout", "--key", key)
     public = signed.stdout.split()[-1]
-    assert "signed by a key that is not trusted" in command("--config", settings, "skills", "show", "shout").stdout
-    assert command("--config", settings, "skills", "export", "shout", archive).returncode == 0
-    again = command("--config", settings, "skills", "export", "shout@1", archive)
+    assert (
+        "signed by a key that is not trusted"
+        in run_command("--config", settings, "skills", "show", "shout").stdout
+    )
+    assert run_command("--config", settings, "skills", "export", "shout", archive).returncode == 0
+    again = run_command("--config", settings, "skills", "export", "shout@1", archive)
     assert (again.returncode, "--force" in again.stderr) == (2, True)
     there = write_settings(
         tmp_path / "there",
         sandbox={"backend": "local", "pool_size": 0},
-        mcpServers={"lively": lively()},
+        mcpServers={"lively": lively_entry()},
         skills={"trusted_keys": [public]},
     )
-    left = command("--config", there, "skills", "import", archive, "--no-check")
+    left = run_command("--config", there, "skills", "import", archive, "--no-check")
     assert (left.returncode, left.stdout) == (
         0,
         f"shout@1: imported, signed by a trusted key ({public[:16]}).\nshout@1 is a draft.\n",
     )
-    checked = command("--config", there, "skills", "import", archive)
+    checked = run_command("--config", there, "skills", "import", archive)
     assert (checked.returncode, "here already" in checked.stdout) == (0, True)
     assert checked.stdout.endswith("shout@1 is in use.\n")
     (tmp_path / "bad.zip").write_bytes(b"PK")
@@ -112,6 +134,6 @@ async def test_a_skill_is_signed_exported_and_imported_where_it_proves_itself(se
         ("export", "nope", archive),
     )
     for words in refusals:
-        refused = command("--config", there, "skills", *words)
+        refused = run_command("--config", there, "skills", *words)
         assert refused.returncode != 0
         assert refused.stderr

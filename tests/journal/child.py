@@ -19,67 +19,75 @@ from mcpruntime_server.journal.events import (
     CallFinished,
     Event,
     FilesChanged,
-    Output,
+    OutputWritten,
     RunFinished,
     RunStarted,
     TipMoved,
 )
-from mcpruntime_server.journal.retention import collect
+from mcpruntime_server.journal.retention import collect_garbage
 
 LARGE = "large" * 10_000
 
 
-def say(text: object) -> None:
+def print_line(text: object) -> None:
     print(text, flush=True)
 
 
-async def own(journal: Journal, session: str) -> int:
+async def claim_session(journal: Journal, session: str) -> int:
     try:
-        await journal.claim(session)
+        await journal.claim_session(session)
     except NotFound:
         await journal.create_session(session, None, "me")
-    last = await journal.events(session)
-    return last[-1].n if last else 0
+    last = await journal.load_events(session)
+    return last[-1].sequence if last else 0
 
 
 async def append_for_ever(journal: Journal, session: str) -> None:
     """Print the ordinal of each event once it is safe."""
-    n = await own(journal, session)
+    n = await claim_session(journal, session)
     while True:
         for _ in range(n % 4 + 1):
-            n = journal.append(session, Output("stdout", LARGE if n % 11 == 0 else f"line {n}")).n
+            n = journal.append(
+                session, OutputWritten("stdout", LARGE if n % 11 == 0 else f"line {n}")
+            ).sequence
         await journal.flush()
-        say(n)
+        print_line(n)
 
 
 async def append_200(journal: Journal, session: str) -> None:
-    await own(journal, session)
+    await claim_session(journal, session)
     for number in range(200):
-        journal.append(session, Output("stdout", str(number)))
+        journal.append(session, OutputWritten("stdout", str(number)))
         await journal.flush()
-    say("done")
+    print_line("done")
 
 
 async def wander_for_ever(journal: Journal, session: str) -> None:
     """Run, rewind and lose runs; print the ordinal of each event once it is safe."""
-    n = await own(journal, session)
-    runs: list[str | None] = [None, *(row.id for row in await journal.runs(session) if "undone" not in row.flags)]
-    tip = (await journal.sessions())[0].tip
+    n = await claim_session(journal, session)
+    runs: list[str | None] = [
+        None,
+        *(row.id for row in await journal.list_runs(session) if "undone" not in row.flags),
+    ]
+    tip = (await journal.list_sessions())[0].tip
     while True:
         run = f"r_{n}"
         journal.append(session, RunStarted(run, tip, n + 1, "1", "<step>", 1.0, seed="s"), run)
         flags = [["files"], ["undone"]][n % 5 == 0]
-        ends: list[Event] = [RunFinished("ok", flags=flags), FilesChanged({run: {"digest": "", "size": n, "mode": 0}})]
+        ends: list[Event] = [
+            RunFinished("ok", flags=flags),
+            FilesChanged({run: {"digest": "", "size": n, "mode": 0}}),
+        ]
         for event in ends:
-            n = journal.append(session, event, run).n
+            n = journal.append(session, event, run).sequence
         if "files" in flags:
             runs.append(run)
             tip = run
         if n % 4 == 0:
             left, tip = tip, runs[n % len(runs)]
-            n = journal.append(session, TipMoved(tip, left)).n
+            n = journal.append(session, TipMoved(tip, left)).sequence
         await journal.flush()
-        say(n)
+        print_line(n)
 
 
 async def collect_for_ever(journal: Journal, _: str) -> None:
@@ -91,31 +99,33 @@ async def collect_for_ever(journal: Journal, _: str) -> None:
         digest = await journal.put_blob(run.encode())
         journal.append(session, RunStarted(run, None, 1, "1", "<step>", 1.0, seed="s"), run)
         for line in range(600):
-            journal.append(session, Output("stdout", f"line {line}"), run)
+            journal.append(session, OutputWritten("stdout", f"line {line}"), run)
         journal.append(session, RunFinished("ok", {"long": LARGE + run}, flags=["files"]), run)
-        journal.append(session, FilesChanged({"a": {"digest": digest, "size": len(run), "mode": 0o644}}), run)
-        await collect(journal, 1, 0, now=later)
-        await journal.release(session)
-        say(number)
+        journal.append(
+            session, FilesChanged({"a": {"digest": digest, "size": len(run), "mode": 0o644}}), run
+        )
+        await collect_garbage(journal, 1, 0, now=later)
+        await journal.release_session(session)
+        print_line(number)
 
 
 async def import_for_ever(journal: Journal, archive: str) -> None:
     """Take in the same archive again and again; print how many times."""
     for number in itertools.count():
         await import_session(journal, Path(archive), "me")
-        say(number)
+        print_line(number)
 
 
 async def hold(journal: Journal, session: str) -> None:
     """Own a session until killed."""
-    await own(journal, session)
-    say("holding")
+    await claim_session(journal, session)
+    print_line("holding")
     await anyio.sleep_forever()
 
 
 async def fill_the_disk(journal: Journal, session: str, large: bool) -> None:
     """Append until the disk refuses, then go on when there is room; print the refusal and the last ordinal."""
-    await own(journal, session)
+    await claim_session(journal, session)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, unlimited[1]))
     try:
@@ -123,38 +133,45 @@ async def fill_the_disk(journal: Journal, session: str, large: bool) -> None:
             journal.append(session, CallFinished(1, LARGE * 20 if large else "x" * 5000))
             await journal.flush()
     except JournalFailed as exc:
-        say(exc)
-    journal.append(session, Output("stdout", "appended while the disk was full"))
-    say(len(await journal.events(session)))
+        print_line(exc)
+    journal.append(session, OutputWritten("stdout", "appended while the disk was full"))
+    print_line(len(await journal.load_events(session)))
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     await journal.flush()
-    say(journal.append(session, Output("stdout", "after")).n)
+    print_line(journal.append(session, OutputWritten("stdout", "after")).sequence)
 
 
 async def rewind_on_a_full_disk(journal: Journal, session: str) -> None:
     """Move the tip while the disk refuses; print what cannot be done, and the tip before and after there is room."""
-    await own(journal, session)
+    await claim_session(journal, session)
     for run, parent in (("r_1", None), ("r_2", "r_1")):
         journal.append(session, RunStarted(run, parent, 1, "1", "<step>", 1.0, seed="s"), run)
     await journal.flush()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
-        resource.RLIMIT_FSIZE, (journal.data_dir.joinpath("journal.db-wal").stat().st_size, unlimited[1])
+        resource.RLIMIT_FSIZE,
+        (journal.data_dir.joinpath("journal.db-wal").stat().st_size, unlimited[1]),
     )
     journal.append(session, TipMoved("r_1", "r_2"))
     for attempt in (
         journal.flush(),
         journal.create_session("s_2", None, "me", tip="r_1"),
-        journal.pin("r_1", "kept"),
+        journal.pin_run("r_1", "kept"),
     ):
         try:
             await attempt
         except JournalFailed as exc:
-            say(exc)
-    say([(await journal.sessions())[0].tip, len(await journal.line("r_2")), await journal.files_at("r_2")])
+            print_line(exc)
+    print_line(
+        [
+            (await journal.list_sessions())[0].tip,
+            len(await journal.load_lineage("r_2")),
+            await journal.load_files_at("r_2"),
+        ]
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     await journal.create_session("s_2", None, "me", tip="r_1")
-    say((await journal.find_session(session, "me")).tip)
+    print_line((await journal.find_session(session, "me")).tip)
 
 
 async def fill_with_rows(journal: Journal, session: str) -> None:

@@ -24,35 +24,46 @@ from mcpruntime_server.journal.events import (
     Event,
     FileEntry,
     FilesChanged,
-    Output,
+    OutputWritten,
     RunFinished,
     RunResumed,
     RunStarted,
     SandboxStarted,
     SessionOpened,
     TipMoved,
-    Unknown,
+    UnknownEvent,
 )
 
 LONG = "long ä\ud800 " * 5000
 
 
 def started(run: str, step: int, parent: str | None) -> RunStarted:
-    return RunStarted(run, parent, step, f"# {run}\n{LONG}", f"<step {step}>", 120.0, idempotency_key="k", seed="s")
+    return RunStarted(
+        run,
+        parent,
+        step,
+        f"# {run}\n{LONG}",
+        f"<step {step}>",
+        120.0,
+        idempotency_key="k",
+        seed="s",
+    )
 
 
 async def a_file(journal: Journal, data: bytes) -> FileEntry:
     return {"digest": await journal.put_blob(data), "size": len(data), "mode": 0o644}
 
 
-async def ran(journal: Journal, session: str, run: str, step: int, parent: str | None, *events: Event) -> None:
+async def ran(
+    journal: Journal, session: str, run: str, step: int, parent: str | None, *events: Event
+) -> None:
     entry = await a_file(journal, run.encode() * 1000)
     for event in (
         started(run, step, parent),
         ClocksRead({"time": [1.5, 2.0]}),
         CallStarted(1, "t.echo", "{}", "write", 0),
         CallFinished(1, {"value": [LONG, 1, None]}, None, 1.5),
-        Output("stdout", LONG),
+        OutputWritten("stdout", LONG),
         *events,
         RunFinished("ok", {"text": run}, usage={"wall_ms": 1.0}, flags=["files"]),
         FilesChanged({f"{run}.txt": entry, "folder/last": entry}, []),
@@ -72,7 +83,9 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
         await ran(opened, "s_1", "r_private", 3, "r_2")
         await opened.create_session("s_2", "idea", "me", tip="r_2", purpose="fork")
         opened.append("s_2", SessionOpened("idea", "me", "local", "r_2", "fork"))
-        await ran(opened, "s_2", "r_3", 3, "r_2", RunResumed(1), Unknown("tea_served", {"cups": 2}))
+        await ran(
+            opened, "s_2", "r_3", 3, "r_2", RunResumed(1), UnknownEvent("tea_served", {"cups": 2})
+        )
         await ran(opened, "s_2", "r_4", 4, "r_3")
         opened.append("s_2", TipMoved("r_2", "r_4"))
         opened.append("s_2", started("r_5", 3, "r_2"), "r_5")
@@ -85,8 +98,13 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
 async def told(journal: Journal, session: str) -> list[Any]:
     """Return what an export keeps of a session's events."""
     return [
-        (stored.n, stored.run, stored.at, vars(stored.event) | {"principal": "", "idempotency_key": None})
-        for stored in await journal.events(session)
+        (
+            stored.sequence,
+            stored.run_id,
+            stored.recorded_at,
+            vars(stored.event) | {"principal": "", "idempotency_key": None},
+        )
+        for stored in await journal.load_events(session)
     ]
 
 
@@ -98,7 +116,7 @@ async def test_a_session_arrives_as_it_was_with_the_runs_of_others_that_it_build
 ) -> None:
     said: list[str] = []
     manifest = await export_session(journal, "s_2", tmp_path / "idea.zip", progress=said.append)
-    assert (manifest.runs, manifest.skipped) == (6, [])
+    assert (manifest.run_count, manifest.skipped_blobs) == (6, [])
     row = await import_session(there, tmp_path / "idea.zip", "you", progress=said.append)
     assert (row.id, row.name, row.principal, row.purpose) == ("s_2", "idea", "you", "import")
     assert (row.tip, row.origin, row.owner) == ("r_6", "r_2", None)
@@ -106,14 +124,18 @@ async def test_a_session_arrives_as_it_was_with_the_runs_of_others_that_it_build
     kept = [each for each in await told(journal, "s_1") if each[1] != "r_private"]
     assert await told(there, "s_1") == kept
     for run in ("r_2", "r_4", "r_5", "r_6"):
-        assert [each.id for each in await there.line(run)] == [each.id for each in await journal.line(run)]
-        assert await there.files_at(run) == await journal.files_at(run)
-    files, _ = await there.files_at("r_6")
+        assert [each.id for each in await there.load_lineage(run)] == [
+            each.id for each in await journal.load_lineage(run)
+        ]
+        assert await there.load_files_at(run) == await journal.load_files_at(run)
+    files, _ = await there.load_files_at("r_6")
     assert len(files) == 304
     for entry in files.values():
         assert len(await there.get_blob(entry["digest"])) == entry["size"]
     assert any("blobs are checked" in text for text in said)
-    assert not [stored for stored in await there.events("s_2") if "me" in vars(stored.event).values()]
+    assert not [
+        stored for stored in await there.load_events("s_2") if "me" in vars(stored.event).values()
+    ]
 
 
 async def test_an_imported_session_can_be_rewound_forked_run_in_and_exported_again(
@@ -121,36 +143,38 @@ async def test_an_imported_session_can_be_rewound_forked_run_in_and_exported_aga
 ) -> None:
     await export_session(journal, "s_2", tmp_path / "idea.zip")
     row = await import_session(there, tmp_path / "idea.zip", "you")
-    await there.claim(row.id)
+    await there.claim_session(row.id)
     there.append(row.id, TipMoved("r_4", row.tip))
     await ran(there, row.id, "r_9", 5, "r_4")
     await there.create_session("s_9", None, "you", tip="r_1", purpose="fork")
     await there.flush()
     await export_session(there, row.id, tmp_path / "again.zip")
     again = await import_session(journal, tmp_path / "again.zip", "me")
-    line = await journal.line(again.tip)
+    line = await journal.load_lineage(again.tip)
     assert [each.step for each in line] == [1, 2, 3, 4, 5]
-    assert {each.session for each in line}.isdisjoint({"s_1", "s_2"})
+    assert {each.session_id for each in line}.isdisjoint({"s_1", "s_2"})
     assert (again.name, again.id != "s_2") == ("idea 2", True)
 
 
-async def test_where_an_id_is_taken_all_are_new_and_fit_together(journal: Journal, tmp_path: Path) -> None:
+async def test_where_an_id_is_taken_all_are_new_and_fit_together(
+    journal: Journal, tmp_path: Path
+) -> None:
     await export_session(journal, "s_2", tmp_path / "idea.zip")
     first = await import_session(journal, tmp_path / "idea.zip", "me")
     second = await import_session(journal, tmp_path / "idea.zip", "me")
     assert [first.name, second.name] == ["idea 2", "idea 3"]
-    rows = await journal.runs(first.id)
+    rows = await journal.list_runs(first.id)
     assert [row.status for row in rows] == ["ok", "ok", "crashed", "ok"]
     assert not {row.id for row in rows} & {f"r_{number}" for number in range(9)}
-    assert [row.request for row in rows] == [None] * 4
-    (moved,) = await journal.events(first.id, kind="tip_moved")
+    assert [row.idempotency_key for row in rows] == [None] * 4
+    (moved,) = await journal.load_events(first.id, kind="tip_moved")
     assert moved.event == TipMoved(first.origin, rows[1].id)
-    opened, *_ = await journal.events(first.id)
+    opened, *_ = await journal.load_events(first.id)
     assert opened.event == SessionOpened("idea", "me", "local", first.origin, "fork")
-    for stored in await journal.events(first.id, kind="run_started"):
+    for stored in await journal.load_events(first.id, kind="run_started"):
         assert isinstance(stored.event, RunStarted)
-        assert (stored.event.run, stored.event.idempotency_key) == (stored.run, None)
-    assert (await journal.files_at(first.tip))[0] == (await journal.files_at("r_6"))[0]
+        assert (stored.event.run_id, stored.event.idempotency_key) == (stored.run_id, None)
+    assert (await journal.load_files_at(first.tip))[0] == (await journal.load_files_at("r_6"))[0]
 
 
 async def test_a_fork_without_runs_of_its_own_and_an_empty_session_travel_too(
@@ -161,7 +185,9 @@ async def test_a_fork_without_runs_of_its_own_and_an_empty_session_travel_too(
     for session in ("s_3", "s_4"):
         await export_session(journal, session, tmp_path / f"{session}.zip")
         await import_session(there, tmp_path / f"{session}.zip", "you")
-    assert [row.id for row in await there.line((await there.find_session("s_3", "you")).tip)] == [
+    assert [
+        row.id for row in await there.load_lineage((await there.find_session("s_3", "you")).tip)
+    ] == [
         "r_1",
         "r_2",
         "r_3",
@@ -177,7 +203,13 @@ async def test_a_line_that_goes_back_and_forth_between_sessions_arrives(
     await ran(journal, "s_1", "r_7", 5, "r_4")
     await export_session(journal, "s_1", tmp_path / "base.zip")
     row = await import_session(there, tmp_path / "base.zip", "you")
-    assert [each.id for each in await there.line(row.tip)] == ["r_1", "r_2", "r_3", "r_4", "r_7"]
+    assert [each.id for each in await there.load_lineage(row.tip)] == [
+        "r_1",
+        "r_2",
+        "r_3",
+        "r_4",
+        "r_7",
+    ]
 
 
 async def test_imports_at_once_do_not_take_back_what_another_has_brought(
@@ -196,11 +228,11 @@ async def test_imports_at_once_do_not_take_back_what_another_has_brought(
         for _ in range(4):
             group.start_soon(take_in)
     assert len(refused) < 4
-    rows = [row for row in await there.sessions() if row.name and row.name.startswith("idea")]
+    rows = [row for row in await there.list_sessions() if row.name and row.name.startswith("idea")]
     assert len(rows) == 4 - len(refused)
     for row in rows:
-        assert len(await there.events(row.id)) == len(await journal.events("s_2"))
-        assert len((await there.files_at(row.tip))[0]) == 304
+        assert len(await there.load_events(row.id)) == len(await journal.load_events("s_2"))
+        assert len((await there.load_files_at(row.tip))[0]) == 304
 
 
 async def test_a_run_that_was_under_way_is_ended_and_does_not_go_on_elsewhere(
@@ -209,9 +241,9 @@ async def test_a_run_that_was_under_way_is_ended_and_does_not_go_on_elsewhere(
     journal.append("s_2", started("r_7", 4, "r_6"), "r_7")
     await export_session(journal, "s_2", tmp_path / "idea.zip")
     row = await import_session(there, tmp_path / "idea.zip", "you")
-    assert await there.interrupted() == []
+    assert await there.list_interrupted_runs() == []
     assert row.tip == "r_6"
-    run = await there.run("r_7")
+    run = await there.load_run("r_7")
     assert (run.status, run.flags) == ("cancelled", frozenset({"interrupted", "undone"}))
 
 
@@ -233,8 +265,12 @@ async def test_equal_sessions_make_equal_files(journal: Journal, tmp_path: Path)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
-async def test_an_export_that_cannot_be_written_leaves_nothing(journal: Journal, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"The archive .* cannot be written: No such file or directory"):
+async def test_an_export_that_cannot_be_written_leaves_nothing(
+    journal: Journal, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"The archive .* cannot be written: No such file or directory"
+    ):
         await export_session(journal, "s_2", tmp_path / "nowhere" / "idea.zip")
     with pytest.raises(NotFound, match="There is no session 's_9'"):
         await export_session(journal, "s_9", tmp_path / "idea.zip")
@@ -245,24 +281,34 @@ async def test_an_export_that_cannot_be_written_leaves_nothing(journal: Journal,
 async def test_damage_is_named_and_left_out_only_if_that_is_said(
     journal: Journal, there: Journal, tmp_path: Path, which: str
 ) -> None:
-    files, _ = await journal.files_at("r_6")
+    files, _ = await journal.load_files_at("r_6")
     file = files["file7"]["digest"]
-    listed = {name: await a_file(journal, b"%d" % int(name[4:])) for name in files if name[:4] == "file"}
+    listed = {
+        name: await a_file(journal, b"%d" % int(name[4:])) for name in files if name[:4] == "file"
+    }
     listing = json.dumps(listed, separators=(",", ":")).encode()
     output = json.dumps(LONG).encode()
-    digest = {"file": file, "list of files": sha256(listing).hexdigest(), "output": sha256(output).hexdigest()}[which]
-    journal.blobs.path(digest).write_bytes(b"damaged")
-    with pytest.raises(JournalFailed, match=f"cannot be exported whole. The blob .*{digest} is damaged"):
+    digest = {
+        "file": file,
+        "list of files": sha256(listing).hexdigest(),
+        "output": sha256(output).hexdigest(),
+    }[which]
+    journal.blobs.blob_path(digest).write_bytes(b"damaged")
+    with pytest.raises(
+        JournalFailed, match=f"cannot be exported whole. The blob .*{digest} is damaged"
+    ):
         await export_session(journal, "s_2", tmp_path / "idea.zip")
     assert not (tmp_path / "idea.zip").exists()
-    assert (await export_session(journal, "s_2", tmp_path / "idea.zip", skip_damaged=True)).skipped == [digest]
+    assert (
+        await export_session(journal, "s_2", tmp_path / "idea.zip", skip_damaged=True)
+    ).skipped_blobs == [digest]
     row = await import_session(there, tmp_path / "idea.zip", "you")
-    assert [each.id for each in await there.line(row.tip)] == ["r_1", "r_2", "r_6"]
+    assert [each.id for each in await there.load_lineage(row.tip)] == ["r_1", "r_2", "r_6"]
     with pytest.raises(NotFound, match=f"The blob {digest} is not in"):
         await there.get_blob(digest)
     if which != "file":
         with pytest.raises(JournalFailed, match=f"is damaged: The blob {digest} is not in"):
-            await there.events("s_2")
+            await there.load_events("s_2")
 
 
 async def test_giving_up_an_export_or_an_import_leaves_nothing(
@@ -279,5 +325,8 @@ async def test_giving_up_an_export_or_an_import_leaves_nothing(
     await until("events are checked", import_session, there, tmp_path / "idea.zip", "you")
     await until("events are taken in", import_session, there, tmp_path / "idea.zip", "you")
     assert sorted(os.listdir(tmp_path)) == ["here", "idea.zip", "there"]
-    assert await there.read(lambda rows: rows.execute("SELECT * FROM sessions, events").fetchall()) == []
+    assert (
+        await there.read(lambda rows: rows.execute("SELECT * FROM sessions, events").fetchall())
+        == []
+    )
     assert (await import_session(there, tmp_path / "idea.zip", "you")).id == "s_2"

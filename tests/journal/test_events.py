@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.journal.events import (
-    KINDS,
-    Approval,
+    EVENT_CLASSES,
+    ApprovedCall,
     CallFinished,
     Event,
     FileEntry,
-    Input,
-    Output,
+    InputEntry,
+    OutputWritten,
     RunFinished,
-    Unknown,
+    UnknownEvent,
     canonical_json,
-    from_fields,
-    from_json,
-    kind_of,
-    to_json,
+    event_from_fields,
+    event_from_json,
+    event_kind,
+    event_to_json,
 )
 
 texts = st.text() | st.sampled_from(["\ud800", "a\udfff", "\x00", "\u2028", '"\\\n'])
@@ -45,9 +45,9 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     str | None: st.none() | texts,
     int | None: st.none() | st.integers(),
     list[str]: st.lists(texts, max_size=4),
-    list[Approval]: st.lists(st.from_type(Approval), max_size=2),
-    list[Input]: st.lists(st.from_type(Input), max_size=2),
-    list[Input] | None: st.none() | st.lists(st.from_type(Input), max_size=2),
+    list[ApprovedCall]: st.lists(st.from_type(ApprovedCall), max_size=2),
+    list[InputEntry]: st.lists(st.from_type(InputEntry), max_size=2),
+    list[InputEntry] | None: st.none() | st.lists(st.from_type(InputEntry), max_size=2),
     Mapping[str, Any]: objects,
     Mapping[str, Any] | None: st.none() | objects,
     Mapping[str, float] | None: st.none() | st.dictionaries(texts, floats, max_size=4),
@@ -61,17 +61,17 @@ def events_of(cls: type[Event]) -> st.SearchStrategy[Event]:
     return st.builds(cls, **{item.name: OF_TYPE[hints[item.name]] for item in fields(cls)})
 
 
-any_event = st.one_of([events_of(cls) for cls in KINDS.values()])
+any_event = st.one_of([events_of(cls) for cls in EVENT_CLASSES.values()])
 
 
 @given(any_event)
 def test_an_event_that_was_written_is_read_back_equal(event: Event) -> None:
-    assert from_json(kind_of(event), to_json(event)) == event
+    assert event_from_json(event_kind(event), event_to_json(event)) == event
 
 
 @given(any_event)
 def test_the_text_is_ascii_on_one_line(event: Event) -> None:
-    text = to_json(event)
+    text = event_to_json(event)
     assert text.isascii()
     assert "\n" not in text
 
@@ -99,39 +99,44 @@ def cycle() -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf"), b"bytes", {1, 2}, cycle(), {(1, 2): 3}])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("-inf"), b"bytes", {1, 2}, cycle(), {(1, 2): 3}]
+)
 def test_what_is_not_json_is_refused_with_the_kind_of_the_event(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"An event of kind call_finished cannot be recorded. This is not JSON data"):
-        to_json(CallFinished(1, value))
+    with pytest.raises(
+        ValueError,
+        match=r"An event of kind call_finished cannot be recorded. This is not JSON data",
+    ):
+        event_to_json(CallFinished(1, value))
     with pytest.raises(ValueError, match="This is not JSON data"):
         canonical_json(value)
 
 
 def test_surrogates_side_by_side_come_back_as_the_character_they_spell() -> None:
-    read = from_json("output", to_json(Output("stdout", "\ud83d\ude00")))
-    assert read == Output("stdout", "\U0001f600")
+    read = event_from_json("output", event_to_json(OutputWritten("stdout", "\ud83d\ude00")))
+    assert read == OutputWritten("stdout", "\U0001f600")
 
 
 def test_a_kind_from_a_newer_version_is_kept_as_it_is() -> None:
-    event = from_json("tea_served", '{"cups":2}')
-    assert event == Unknown("tea_served", {"cups": 2})
-    assert (kind_of(event), to_json(event)) == ("tea_served", '{"cups":2}')
+    event = event_from_json("tea_served", '{"cups":2}')
+    assert event == UnknownEvent("tea_served", {"cups": 2})
+    assert (event_kind(event), event_to_json(event)) == ("tea_served", '{"cups":2}')
 
 
 def test_fields_from_a_newer_version_are_left_out() -> None:
-    assert from_fields("run_finished", {"status": "ok", "mood": "good"}) == RunFinished("ok")
+    assert event_from_fields("run_finished", {"status": "ok", "mood": "good"}) == RunFinished("ok")
 
 
 def test_fields_that_an_older_version_did_not_write_take_their_default() -> None:
-    assert from_fields("call_finished", {"call": 3}) == CallFinished(3)
+    assert event_from_fields("call_finished", {"call": 3}) == CallFinished(3)
 
 
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(ValueError, match=r"An event of kind output has no text\."):
-        from_fields("output", {"stream": "stdout"})
+        event_from_fields("output", {"stream": "stdout"})
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a":'])
 def test_text_that_is_no_event_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        from_json("output", text)
+        event_from_json("output", text)

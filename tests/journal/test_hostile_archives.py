@@ -19,7 +19,7 @@ import pytest
 from mcpruntime_server.errors import InvalidRequest, NotFound
 from mcpruntime_server.journal import Journal, archive_events, archive_file
 from mcpruntime_server.journal.archive import import_session
-from mcpruntime_server.journal.events import Answered, RunStarted
+from mcpruntime_server.journal.events import QuestionAnswered, RunStarted
 
 Members = dict[str, bytes]
 
@@ -38,14 +38,31 @@ GOOD_MANIFEST: dict[str, Any] = {
     "events": 3,
     "skipped": [],
 }
-START = {"run": "r_1", "parent": None, "step": 1, "code": "1", "name": "<step 1>", "timeout_s": 1, "seed": "s"}
+START = {
+    "run": "r_1",
+    "parent": None,
+    "step": 1,
+    "code": "1",
+    "name": "<step 1>",
+    "timeout_s": 1,
+    "seed": "s",
+}
 
 
 ASKED = {"question": "q1", "kind": "approval", "call": 1, "expires": 1e300}
 
 
 def event(n: int, kind: str, body: Any, run: str | None = "r_1", **more: Any) -> dict[str, Any]:
-    return {"session": 0, "n": n, "run": run, "at": 1.0, "kind": kind, "version": 1, "body": body, **more}
+    return {
+        "session": 0,
+        "n": n,
+        "run": run,
+        "at": 1.0,
+        "kind": kind,
+        "version": 1,
+        "body": body,
+        **more,
+    }
 
 
 def good_events() -> list[Any]:
@@ -58,7 +75,9 @@ def good_events() -> list[Any]:
 
 
 def packed(
-    events: list[Any] | None = None, manifest: dict[str, Any] | None = None, blobs: Members | None = None
+    events: list[Any] | None = None,
+    manifest: dict[str, Any] | None = None,
+    blobs: Members | None = None,
 ) -> Members:
     found = good_events() if events is None else events
     told = {**GOOD_MANIFEST, "events": len(found), **(manifest or {})}
@@ -98,7 +117,11 @@ def zipped(members: Members, method: int = zipfile.ZIP_DEFLATED) -> bytes:
 async def count_rows(journal: Journal) -> int:
     tables = ("sessions", "runs", "events")
     count = "SELECT count(*) FROM "
-    return sum(await journal.read(lambda rows: [rows.execute(count + each).fetchone()[0] for each in tables]))
+    return sum(
+        await journal.read(
+            lambda rows: [rows.execute(count + each).fetchone()[0] for each in tables]
+        )
+    )
 
 
 async def refused(journal: Journal, tmp_path: Path, data: bytes, reason: str) -> str:
@@ -114,7 +137,9 @@ async def refused(journal: Journal, tmp_path: Path, data: bytes, reason: str) ->
 async def test_the_good_archive_of_these_tests_is_taken(there: Journal, tmp_path: Path) -> None:
     (tmp_path / "good.zip").write_bytes(zipped(packed()))
     row = await import_session(there, tmp_path / "good.zip", "you")
-    assert (await there.files_at(row.tip))[0] == {"a/b.txt": {"digest": DIGEST, "size": 7, "mode": 0o644}}
+    assert (await there.load_files_at(row.tip))[0] == {
+        "a/b.txt": {"digest": DIGEST, "size": 7, "mode": 0o644}
+    }
 
 
 TWO_RUNS = {"runs": 2}
@@ -123,17 +148,32 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "absolute": (with_member("/etc/passwd", b""), r"'/etc/passwd' does not belong"),
     "folder": (with_member("blobs/", b""), r"'blobs/' does not belong"),
     "blob that is no digest": (with_member("blobs/../x", b""), "does not belong"),
-    "wrong digest": (packed(blobs={FILE[0]: b"other"}), "is not the content that it is named after"),
+    "wrong digest": (
+        packed(blobs={FILE[0]: b"other"}),
+        "is not the content that it is named after",
+    ),
     "no manifest": ({"events.jsonl": b""}, r"'manifest.json' is missing"),
     "no events": ({"manifest.json": packed()["manifest.json"]}, r"'events.jsonl' is missing"),
-    "manifest that is no JSON": (with_member("manifest.json", b"{"), r"'manifest.json' is not JSON"),
+    "manifest that is no JSON": (
+        with_member("manifest.json", b"{"),
+        r"'manifest.json' is not JSON",
+    ),
     "manifest of something else": (with_member("manifest.json", b"[]"), "is not that of a session"),
-    "manifest with a number for text": (packed(manifest={"skipped": [1]}), "has no right 'skipped'"),
+    "manifest with a number for text": (
+        packed(manifest={"skipped": [1]}),
+        "has no right 'skipped'",
+    ),
     "manifest without a session": (packed(manifest={"sessions": []}), "names no session"),
     "manifest with a number for sessions": (packed(manifest={"sessions": 1.5}), "names no session"),
-    "manifest with a text for a session": (packed(manifest={"sessions": ["s_1"]}), "names no session"),
+    "manifest with a text for a session": (
+        packed(manifest={"sessions": ["s_1"]}),
+        "names no session",
+    ),
     "manifest without a version": (packed(manifest={"version": None}), "has no version"),
-    "manifest with a broken session": (packed(manifest={"sessions": [{"id": 1}]}), "has no right 'id'"),
+    "manifest with a broken session": (
+        packed(manifest={"sessions": [{"id": 1}]}),
+        "has no right 'id'",
+    ),
     "manifest with an odd name": (
         packed(manifest={"sessions": [{**GOOD_MANIFEST["sessions"][0], "name": "s_secret"}]}),
         "which is none",
@@ -143,8 +183,14 @@ HOSTILE: dict[str, tuple[Members, str]] = {
         "names an unknown run 'r_9'",
     ),
     "newer archive": (packed(manifest={"version": 2}), "has version 2.*Use the newer"),
-    "wrong counts": (packed(manifest={"events": 9}), "has 3 events of 1 runs, which is not what was sent"),
-    "line that is no JSON": (with_member("events.jsonl", b"{]\n"), r"'events.jsonl, line 1' is not JSON"),
+    "wrong counts": (
+        packed(manifest={"events": 9}),
+        "has 3 events of 1 runs, which is not what was sent",
+    ),
+    "line that is no JSON": (
+        with_member("events.jsonl", b"{]\n"),
+        r"'events.jsonl, line 1' is not JSON",
+    ),
     "line that is no event": (packed([1]), "line 1' is not an event"),
     "line without a run": (
         packed([{key: each for key, each in good_events()[0].items() if key != "run"}]),
@@ -157,18 +203,30 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "event of a session that is not there": (with_event(1, session=7), "line 2' is out of order"),
     "event twice": (with_event(1, n=1), "line 2' is out of order"),
     "event with a huge number": (with_event(1, n=2**80), "line 2' is out of order"),
-    "event of a newer version": (with_event(1, version=2), "written by a newer version. Use that version"),
+    "event of a newer version": (
+        with_event(1, version=2),
+        "written by a newer version. Use that version",
+    ),
     "event with an odd kind": (with_event(1, kind="\ud800"), "has no right kind"),
-    "event of another run": (with_event(1, run="r_9"), "belongs to run 'r_9', which the session has not started"),
+    "event of another run": (
+        with_event(1, run="r_9"),
+        "belongs to run 'r_9', which the session has not started",
+    ),
     "event with a missing field": (with_event(1, body={}), "has no status"),
     "event with a field of a wrong type": (with_body(0, timeout_s="1"), "has no right 'timeout_s'"),
     "event with a truth for a number": (with_body(0, step=True), "has no right 'step'"),
     "list for an object": (with_body(2, changed=[]), "has no right 'changed'"),
-    "file entry of a wrong shape": (with_body(2, changed={"a": {"digest": DIGEST}}), "has no right 'changed'"),
+    "file entry of a wrong shape": (
+        with_body(2, changed={"a": {"digest": DIGEST}}),
+        "has no right 'changed'",
+    ),
     "run that is its own parent": (with_body(0, parent="r_1"), "whose parent 'r_1' is missing"),
     "run without its parent": (with_body(0, parent="r_9"), "whose parent 'r_9' is missing"),
     "cycle of runs": (
-        packed([event(1, "run_started", {**START, "parent": "r_2", "step": 2}), good_events()[0]], TWO_RUNS),
+        packed(
+            [event(1, "run_started", {**START, "parent": "r_2", "step": 2}), good_events()[0]],
+            TWO_RUNS,
+        ),
         "whose parent 'r_2' is missing or comes later",
     ),
     "step that does not follow": (with_body(0, step=0), "does not follow"),
@@ -180,11 +238,21 @@ HOSTILE: dict[str, tuple[Members, str]] = {
         "ends a run that is not under way",
     ),
     "run that waits for its turn": (
-        packed([*good_events(), event(4, "run_queued", {"run": "r_2", "code": "1", "timeout_s": 1}, "r_2")]),
+        packed(
+            [
+                *good_events(),
+                event(4, "run_queued", {"run": "r_2", "code": "1", "timeout_s": 1}, "r_2"),
+            ]
+        ),
         "line 4' queues a run, which an archive cannot",
     ),
     "run that waits and begins": (
-        packed([event(1, "run_queued", {"run": "r_1", "code": "1", "timeout_s": 1}), event(2, "run_started", START)]),
+        packed(
+            [
+                event(1, "run_queued", {"run": "r_1", "code": "1", "timeout_s": 1}),
+                event(2, "run_started", START),
+            ]
+        ),
         "line 1' queues a run, which an archive cannot",
     ),
     "question for no run": (
@@ -199,8 +267,14 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "large field that is not there": (with_event(1, large={"value": "0" * 64}), "which is missing"),
     "large field that is no digest": (with_event(1, large={"value": "../x"}), "which is missing"),
     "large field that is no JSON": (with_event(1, large={"value": DIGEST}), "is not JSON"),
-    "name of a run in a blob": (with_event(0, large={"parent": DIGEST}), "has 'parent' where it does not belong"),
-    "file outside": (with_file("../../.bashrc"), "names a file '../../.bashrc' outside the workspace"),
+    "name of a run in a blob": (
+        with_event(0, large={"parent": DIGEST}),
+        "has 'parent' where it does not belong",
+    ),
+    "file outside": (
+        with_file("../../.bashrc"),
+        "names a file '../../.bashrc' outside the workspace",
+    ),
     "file at the root": (with_file("/etc/passwd"), "outside the workspace"),
     "file with a detour": (with_file("a/../b"), "outside the workspace"),
     "file with a zero": (with_file("a\0b"), "outside the workspace"),
@@ -211,12 +285,16 @@ HOSTILE: dict[str, tuple[Members, str]] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-async def test_a_hostile_archive_is_refused_and_leaves_nothing(there: Journal, tmp_path: Path, what: str) -> None:
+async def test_a_hostile_archive_is_refused_and_leaves_nothing(
+    there: Journal, tmp_path: Path, what: str
+) -> None:
     members, reason = HOSTILE[what]
     assert "hostile.zip is refused" in await refused(there, tmp_path, zipped(members), reason)
 
 
-async def test_a_question_or_a_leave_in_an_archive_holds_nowhere(there: Journal, tmp_path: Path) -> None:
+async def test_a_question_or_a_leave_in_an_archive_holds_nowhere(
+    there: Journal, tmp_path: Path
+) -> None:
     scope = blob_of(b'"session"')
     leave = {"decision": "allow", "target": "tools.mail.send"}
     approved = [{"target": "tools.mail.send", "args": "{}", "nth": 0, "sent": "{}", "person": True}]
@@ -233,12 +311,12 @@ async def test_a_question_or_a_leave_in_an_archive_holds_nowhere(there: Journal,
     ]
     (tmp_path / "leave.zip").write_bytes(zipped(packed(events, blobs=dict([scope]))))
     row = await import_session(there, tmp_path / "leave.zip", "you")
-    found = [stored.event for stored in await there.events(row.id)]
-    assert [each.scope for each in found if isinstance(each, Answered)] == ["once"] * 4
-    assert [each.approved for each in found if isinstance(each, RunStarted)] == [[]]
+    found = [stored.event for stored in await there.load_events(row.id)]
+    assert [each.scope for each in found if isinstance(each, QuestionAnswered)] == ["once"] * 4
+    assert [each.approved_calls for each in found if isinstance(each, RunStarted)] == [[]]
     assert await there.read(lambda rows: rows.execute("SELECT * FROM questions").fetchall()) == []
     with pytest.raises(NotFound):
-        await there.reply("r_1", "q9", '"allow"')
+        await there.submit_answer("r_1", "q9", '"allow"')
 
 
 async def test_links_are_refused(there: Journal, tmp_path: Path) -> None:
@@ -261,8 +339,12 @@ async def test_a_name_that_is_there_twice_is_refused(there: Journal, tmp_path: P
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-async def test_other_ways_to_compress_are_refused(there: Journal, tmp_path: Path, method: int) -> None:
-    await refused(there, tmp_path, zipped(packed(), method), "is compressed in another way than deflate")
+async def test_other_ways_to_compress_are_refused(
+    there: Journal, tmp_path: Path, method: int
+) -> None:
+    await refused(
+        there, tmp_path, zipped(packed(), method), "is compressed in another way than deflate"
+    )
 
 
 async def test_bombs_are_refused_while_they_are_read(
@@ -271,16 +353,31 @@ async def test_bombs_are_refused_while_they_are_read(
     zeros = bytes(8 * 1024 * 1024)
     for name in ("MAX_BLOB", "MAX_MANIFEST"):
         monkeypatch.setattr(archive_file, name, 1024 * 1024)
-    monkeypatch.setattr(archive_file.ArchiveReader.chunks, "__defaults__", (1024 * 1024,))
-    await refused(there, tmp_path, zipped(packed(blobs=dict([FILE, blob_of(zeros)]))), "is larger than 1 MB")
-    await refused(there, tmp_path, zipped(with_member("manifest.json", zeros)), "'manifest.json' is larger than 1 MB")
-    await refused(there, tmp_path, zipped(with_member("events.jsonl", zeros)), "line 1' is longer than 4 MB")
-    monkeypatch.setattr(archive_file, "MAX_TOTAL", 2 * 1024 * 1024)
+    monkeypatch.setattr(archive_file.ArchiveReader.iter_chunks, "__defaults__", (1024 * 1024,))
+    await refused(
+        there, tmp_path, zipped(packed(blobs=dict([FILE, blob_of(zeros)]))), "is larger than 1 MB"
+    )
+    await refused(
+        there,
+        tmp_path,
+        zipped(with_member("manifest.json", zeros)),
+        "'manifest.json' is larger than 1 MB",
+    )
+    await refused(
+        there, tmp_path, zipped(with_member("events.jsonl", zeros)), "line 1' is longer than 4 MB"
+    )
+    monkeypatch.setattr(archive_file, "MAX_TOTAL_BYTES", 2 * 1024 * 1024)
     several = dict(blob_of(bytes([number]) * 900_000) for number in range(3))
     await refused(there, tmp_path, zipped(packed(blobs=several)), "takes the whole beyond 2 MB")
-    lines = b"".join(json.dumps(event(n, "tea", {"x": "y" * 1000}, None)).encode() + b"\n" for n in range(1, 3000))
+    lines = b"".join(
+        json.dumps(event(n, "tea", {"x": "y" * 1000}, None)).encode() + b"\n"
+        for n in range(1, 3000)
+    )
     await refused(
-        there, tmp_path, zipped(with_member("events.jsonl", lines)), "'events.jsonl' takes the whole beyond 2 MB"
+        there,
+        tmp_path,
+        zipped(with_member("events.jsonl", lines)),
+        "'events.jsonl' takes the whole beyond 2 MB",
     )
     monkeypatch.setattr(archive_file, "MAX_MEMBERS", 3)
     await refused(there, tmp_path, zipped(packed(blobs=several)), "is one more than 3 members")
@@ -297,16 +394,37 @@ async def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_re
     await refused(there, tmp_path, whole[:-22] + end, "its directory is larger than 40 MB")
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 9, 9, 500_000_000, 0)
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(whole) - 22, 1)
-    await refused(there, tmp_path, whole[:-22] + end64 + locator + whole[-22:], "its directory is larger than 40 MB")
+    await refused(
+        there,
+        tmp_path,
+        whole[:-22] + end64 + locator + whole[-22:],
+        "its directory is larger than 40 MB",
+    )
     elsewhere = struct.pack("<4sLQL", b"PK\6\7", 0, 5, 1)
-    await refused(there, tmp_path, whole[:-22] + end64 + elsewhere + whole[-22:], "its end is not where it says")
+    await refused(
+        there,
+        tmp_path,
+        whole[:-22] + end64 + elsewhere + whole[-22:],
+        "its end is not where it says",
+    )
 
 
 async def test_what_is_no_whole_zip_is_refused(there: Journal, tmp_path: Path) -> None:
     whole = zipped(packed())
-    for data in (b"", b"PK", b"not a zip at all" * 100, whole[: len(whole) // 2], whole[:-1], whole + b"x"):
-        assert "Export the session again" in await refused(there, tmp_path, data, "is not a whole zip")
-    for place in range(0, len(whole), 7):  # any damage is refused or harmless, and never another error
+    for data in (
+        b"",
+        b"PK",
+        b"not a zip at all" * 100,
+        whole[: len(whole) // 2],
+        whole[:-1],
+        whole + b"x",
+    ):
+        assert "Export the session again" in await refused(
+            there, tmp_path, data, "is not a whole zip"
+        )
+    for place in range(
+        0, len(whole), 7
+    ):  # any damage is refused or harmless, and never another error
         broken = bytearray(whole)
         broken[place] ^= 0x5A
         (tmp_path / "broken.zip").write_bytes(broken)
@@ -314,7 +432,9 @@ async def test_what_is_no_whole_zip_is_refused(there: Journal, tmp_path: Path) -
             await import_session(there, tmp_path / "broken.zip", "you")
 
 
-async def test_pipes_folders_and_what_is_not_there_are_no_archives(there: Journal, tmp_path: Path) -> None:
+async def test_pipes_folders_and_what_is_not_there_are_no_archives(
+    there: Journal, tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     with anyio.fail_after(5):
         for name, reason in (
@@ -333,8 +453,8 @@ async def test_ids_of_another_form_are_replaced(there: Journal, tmp_path: Path) 
     (tmp_path / "odd.zip").write_bytes(zipped(packed(odd, {"sessions": sessions})))
     row = await import_session(there, tmp_path / "odd.zip", "you")
     assert row.id.startswith("s_")
-    (run,) = await there.runs(row.id)
+    (run,) = await there.list_runs(row.id)
     assert run.id.startswith("r_")
-    started, *_ = await there.events(row.id)
+    started, *_ = await there.load_events(row.id)
     assert isinstance(started.event, RunStarted)
-    assert (started.event.run, started.event.replays) == (run.id, None)
+    assert (started.event.run_id, started.event.replayed_run) == (run.id, None)

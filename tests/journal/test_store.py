@@ -11,97 +11,127 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
-from mcpruntime_server.journal import Journal, Stored, open_journal, schema, store
-from mcpruntime_server.journal.events import CallFinished, Event, Output, RunFinished, RunStarted, Unknown
+from mcpruntime_server.journal import Journal, StoredEvent, open_journal, schema, store
+from mcpruntime_server.journal.events import (
+    CallFinished,
+    Event,
+    OutputWritten,
+    RunFinished,
+    RunStarted,
+    UnknownEvent,
+)
 
 
-def started(run: str, step: int = 1, parent: str | None = None, key: str | None = None) -> RunStarted:
+def started(
+    run: str, step: int = 1, parent: str | None = None, key: str | None = None
+) -> RunStarted:
     return RunStarted(run, parent, step, "1 + 1", f"<step {step}>", 120.0, idempotency_key=key)
 
 
 def printed(*texts: str) -> list[Event]:
-    return [Output("stdout", text) for text in texts]
+    return [OutputWritten("stdout", text) for text in texts]
 
 
 # events -------------------------------------------------------------------------------------------
 
 
-async def test_events_are_numbered_from_one_and_read_back_as_they_were_appended(journal: Journal) -> None:
+async def test_events_are_numbered_from_one_and_read_back_as_they_were_appended(
+    journal: Journal,
+) -> None:
     given = [journal.append("s_1", event) for event in printed("a", "b", "c")]
-    assert [stored.n for stored in given] == [1, 2, 3]
-    assert await journal.events("s_1") == given
+    assert [stored.sequence for stored in given] == [1, 2, 3]
+    assert await journal.load_events("s_1") == given
 
 
 async def test_events_can_be_asked_for_by_run_and_by_place(journal: Journal) -> None:
     journal.append("s_1", started("r_1"), "r_1")
-    journal.append("s_1", Output("stdout", "of the run"), "r_1")
-    journal.append("s_1", Output("stdout", "of the session"))
+    journal.append("s_1", OutputWritten("stdout", "of the run"), "r_1")
+    journal.append("s_1", OutputWritten("stdout", "of the session"))
     journal.append("s_1", RunFinished("ok"), "r_1")
-    assert [stored.n for stored in await journal.events("s_1", run="r_1")] == [1, 2, 4]
-    assert [stored.n for stored in await journal.events("s_1", run="r_1", after=1)] == [2, 4]
-    assert [stored.n for stored in await journal.events("s_1", after=1, limit=2)] == [2, 3]
-    assert [stored.n for stored in await journal.events("s_1", kind="output")] == [2, 3]
-    assert await journal.events("s_2") == []
+    assert [stored.sequence for stored in await journal.load_events("s_1", run_id="r_1")] == [
+        1,
+        2,
+        4,
+    ]
+    assert [
+        stored.sequence for stored in await journal.load_events("s_1", run_id="r_1", after=1)
+    ] == [2, 4]
+    assert [stored.sequence for stored in await journal.load_events("s_1", after=1, limit=2)] == [
+        2,
+        3,
+    ]
+    assert [stored.sequence for stored in await journal.load_events("s_1", kind="output")] == [2, 3]
+    assert await journal.load_events("s_2") == []
 
 
 async def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
-        journal.append("s_1", Output("stdout", "before"))
+        journal.append("s_1", OutputWritten("stdout", "before"))
     async with open_journal(tmp_path) as journal:
-        await journal.claim("s_1")
-        assert journal.append("s_1", Output("stdout", "after")).n == 2
-        assert [stored.event for stored in await journal.events("s_1")] == printed("before", "after")
+        await journal.claim_session("s_1")
+        assert journal.append("s_1", OutputWritten("stdout", "after")).sequence == 2
+        assert [stored.event for stored in await journal.load_events("s_1")] == printed(
+            "before", "after"
+        )
 
 
 async def test_leaving_the_journal_records_what_was_never_flushed(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
         for number in range(5000):
-            journal.append("s_1", Output("stdout", str(number)))
+            journal.append("s_1", OutputWritten("stdout", str(number)))
     async with open_journal(tmp_path) as journal:
-        assert len(await journal.events("s_1")) == 5000
-        assert (await journal.sessions())[0].owner is None
+        assert len(await journal.load_events("s_1")) == 5000
+        assert (await journal.list_sessions())[0].owner is None
     assert sorted(os.listdir(tmp_path)) == ["blobs", "journal.db", "servers"]
 
 
-async def test_long_fields_are_kept_beside_the_rows_and_equal_ones_once(journal: Journal, tmp_path: Path) -> None:
+async def test_long_fields_are_kept_beside_the_rows_and_equal_ones_once(
+    journal: Journal, tmp_path: Path
+) -> None:
     long = ["ä" * 100_000]
     given = [journal.append("s_1", CallFinished(number, long)) for number in range(3)]
-    assert await journal.events("s_1") == given
+    assert await journal.load_events("s_1") == given
     assert len([path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]) == 1
     assert (tmp_path / "journal.db-wal").stat().st_size < 500_000
 
 
-async def test_an_event_that_is_not_json_is_refused_at_once_and_leaves_no_gap(journal: Journal) -> None:
+async def test_an_event_that_is_not_json_is_refused_at_once_and_leaves_no_gap(
+    journal: Journal,
+) -> None:
     with pytest.raises(ValueError, match="cannot be recorded"):
         journal.append("s_1", CallFinished(1, float("nan")))
-    assert journal.append("s_1", CallFinished(1)).n == 1
+    assert journal.append("s_1", CallFinished(1)).sequence == 1
 
 
 async def test_only_a_claimed_session_is_appended_to(journal: Journal) -> None:
     with pytest.raises(JournalFailed, match="'s_2' is not claimed"):
-        journal.append("s_2", Output("stdout", "x"))
-    await journal.release("s_1")
+        journal.append("s_2", OutputWritten("stdout", "x"))
+    await journal.release_session("s_1")
     with pytest.raises(JournalFailed, match="'s_1' is not claimed"):
-        journal.append("s_1", Output("stdout", "x"))
+        journal.append("s_1", OutputWritten("stdout", "x"))
 
 
 async def test_an_event_that_contradicts_the_record_fails_alone(journal: Journal) -> None:
     await journal.create_session("s_2", None, "me")
-    journal.append("s_2", Output("stdout", "before"))
+    journal.append("s_2", OutputWritten("stdout", "before"))
     journal.append("s_1", started("r_1"), "r_1")
     journal.append("s_1", started("r_1"), "r_1")
-    journal.append("s_2", Output("stdout", "after"))
+    journal.append("s_2", OutputWritten("stdout", "after"))
     with pytest.raises(JournalFailed, match="An event could not be recorded"):
         await journal.flush()
     await journal.flush()
-    assert [stored.event for stored in await journal.events("s_2")] == printed("before", "after")
-    assert len(await journal.events("s_1")) == 1
+    assert [stored.event for stored in await journal.load_events("s_2")] == printed(
+        "before", "after"
+    )
+    assert len(await journal.load_events("s_1")) == 1
 
 
-async def test_flush_waits_for_what_another_task_is_flushing(journal: Journal, tmp_path: Path) -> None:
-    journal.append("s_1", Output("stdout", "shared"))
+async def test_flush_waits_for_what_another_task_is_flushing(
+    journal: Journal, tmp_path: Path
+) -> None:
+    journal.append("s_1", OutputWritten("stdout", "shared"))
     counts = []
 
     async def flush_and_count() -> None:
@@ -119,15 +149,15 @@ async def test_flush_waits_for_what_another_task_is_flushing(journal: Journal, t
 async def test_append_refuses_when_too_much_waits_for_the_disk(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "MAX_BACKLOG", 1000)
+    monkeypatch.setattr(store, "MAX_BACKLOG_BYTES", 1000)
     blocker = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
-    journal.append("s_1", Output("stdout", "x" * 2000))
+    journal.append("s_1", OutputWritten("stdout", "x" * 2000))
     with pytest.raises(JournalFailed, match="cannot keep up"):
-        journal.append("s_1", Output("stdout", "x"))
+        journal.append("s_1", OutputWritten("stdout", "x"))
     blocker.close()
     await journal.flush()
-    assert journal.append("s_1", Output("stdout", "x")).n == 2
+    assert journal.append("s_1", OutputWritten("stdout", "x")).sequence == 2
 
 
 # sessions and runs --------------------------------------------------------------------------------
@@ -136,14 +166,19 @@ async def test_append_refuses_when_too_much_waits_for_the_disk(
 async def test_a_session_is_found_by_its_id_or_by_its_owners_name_for_it(journal: Journal) -> None:
     by_id = await journal.find_session("s_1", "me")
     assert by_id == await journal.find_session("report", "me")
-    assert (by_id.name, by_id.owner, by_id.tip, by_id.runs) == ("report", journal.owner, None, 0)
+    assert (by_id.name, by_id.owner, by_id.tip, by_id.run_count) == (
+        "report",
+        journal.owner,
+        None,
+        0,
+    )
 
 
 @pytest.mark.parametrize("name", ["s_1", "report", "s_2", "", "\ud800"])
 async def test_another_principals_session_is_not_found(journal: Journal, name: str) -> None:
     with pytest.raises(NotFound, match="There is no"):
         await journal.find_session(name, "somebody else")
-    assert await journal.sessions("somebody else") == []
+    assert await journal.list_sessions("somebody else") == []
 
 
 async def test_two_principals_may_use_the_same_name_and_one_may_not_twice(journal: Journal) -> None:
@@ -152,8 +187,8 @@ async def test_two_principals_may_use_the_same_name_and_one_may_not_twice(journa
         await journal.create_session("s_3", "report", "me")
     await journal.create_session("s_3", None, "me")
     await journal.create_session("s_4", None, "me")
-    assert len(await journal.sessions("me")) == 3
-    assert len(await journal.sessions()) == 4
+    assert len(await journal.list_sessions("me")) == 3
+    assert len(await journal.list_sessions()) == 4
 
 
 async def test_a_name_that_is_not_text_is_refused(journal: Journal) -> None:
@@ -163,77 +198,93 @@ async def test_a_name_that_is_not_text_is_refused(journal: Journal) -> None:
 
 async def test_runs_follow_their_events(journal: Journal) -> None:
     journal.append("s_1", started("r_1"), "r_1")
-    assert (await journal.run("r_1")).status == "running"
+    assert (await journal.load_run("r_1")).status == "running"
     assert (await journal.find_session("s_1", "me")).tip == "r_1"
     finished = journal.append("s_1", RunFinished("ok"), "r_1")
     journal.append("s_1", started("r_2", 2, "r_1", "key \ud800"), "r_2")
-    first, second = await journal.runs("s_1")
-    assert (first.status, first.finished, first.step, first.parent) == ("ok", finished.at, 1, None)
-    assert (second.status, second.finished, second.step, second.parent) == ("running", None, 2, "r_1")
-    assert second.request == "key \\ud800"
-    assert await journal.run("r_2") == second
+    first, second = await journal.list_runs("s_1")
+    assert (first.status, first.finished_at, first.step, first.parent_id) == (
+        "ok",
+        finished.recorded_at,
+        1,
+        None,
+    )
+    assert (second.status, second.finished_at, second.step, second.parent_id) == (
+        "running",
+        None,
+        2,
+        "r_1",
+    )
+    assert second.idempotency_key == "key \\ud800"
+    assert await journal.load_run("r_2") == second
     session = await journal.find_session("s_1", "me")
-    assert (session.tip, session.runs, session.used) == ("r_2", 2, second.started)
+    assert (session.tip, session.run_count, session.last_used_at) == ("r_2", 2, second.started_at)
 
 
 async def test_an_unknown_run_or_session_is_not_found(journal: Journal) -> None:
     with pytest.raises(NotFound, match="There is no run 'r_9'"):
-        await journal.run("r_9")
+        await journal.load_run("r_9")
     with pytest.raises(NotFound, match="There is no session 's_9'"):
-        await journal.claim("s_9")
+        await journal.claim_session("s_9")
 
 
 async def test_claiming_twice_changes_nothing(journal: Journal) -> None:
-    journal.append("s_1", Output("stdout", "a"))
-    await journal.claim("s_1")
-    assert journal.append("s_1", Output("stdout", "b")).n == 2
+    journal.append("s_1", OutputWritten("stdout", "a"))
+    await journal.claim_session("s_1")
+    assert journal.append("s_1", OutputWritten("stdout", "b")).sequence == 2
 
 
-async def test_a_released_session_can_be_claimed_by_another_server(journal: Journal, tmp_path: Path) -> None:
+async def test_a_released_session_can_be_claimed_by_another_server(
+    journal: Journal, tmp_path: Path
+) -> None:
     async with open_journal(tmp_path) as other:
-        journal.append("s_1", Output("stdout", "here"))
-        await journal.release("s_1")
-        assert (await other.claim("s_1")).owner == other.owner
-        assert other.append("s_1", Output("stdout", "there")).n == 2
+        journal.append("s_1", OutputWritten("stdout", "here"))
+        await journal.release_session("s_1")
+        assert (await other.claim_session("s_1")).owner == other.owner
+        assert other.append("s_1", OutputWritten("stdout", "there")).sequence == 2
         await other.flush()
-        assert [stored.event for stored in await journal.events("s_1")] == printed("here", "there")
+        assert [stored.event for stored in await journal.load_events("s_1")] == printed(
+            "here", "there"
+        )
 
 
 # watching -----------------------------------------------------------------------------------------
 
 
 async def test_a_watch_shows_new_events_as_they_are_appended(journal: Journal) -> None:
-    journal.append("s_1", Output("stdout", "earlier"))
-    with anyio.fail_after(5), journal.watch("s_1") as stream:
+    journal.append("s_1", OutputWritten("stdout", "earlier"))
+    with anyio.fail_after(5), journal.tail_events("s_1") as stream:
         given = [journal.append("s_1", event) for event in printed("a", "b")]
         assert [await anext(stream), await anext(stream)] == given
 
 
 async def test_a_watch_from_a_place_on_misses_and_repeats_nothing(journal: Journal) -> None:
-    seen: list[Stored] = []
+    seen: list[StoredEvent] = []
 
     async def follow() -> None:
-        with journal.watch("s_1", after=0) as stream:
+        with journal.tail_events("s_1", after=0) as stream:
             async for stored in stream:
                 seen.append(stored)
-                if stored.n == 2000:
+                if stored.sequence == 2000:
                     return
 
     for number in range(1000):
-        journal.append("s_1", Output("stdout", str(number)))
+        journal.append("s_1", OutputWritten("stdout", str(number)))
     with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(follow)
             for number in range(1000):
-                journal.append("s_1", Output("stdout", str(number)))
+                journal.append("s_1", OutputWritten("stdout", str(number)))
                 if number % 7 == 0:
                     await anyio.lowlevel.checkpoint()
-    assert [stored.n for stored in seen] == list(range(1, 2001))
+    assert [stored.sequence for stored in seen] == list(range(1, 2001))
 
 
 async def test_a_watcher_that_fell_behind_reads_what_it_missed(journal: Journal) -> None:
-    with anyio.fail_after(30), journal.watch("s_1") as stream:
-        given = [journal.append("s_1", Output("stdout", str(number))) for number in range(3000)]
+    with anyio.fail_after(30), journal.tail_events("s_1") as stream:
+        given = [
+            journal.append("s_1", OutputWritten("stdout", str(number))) for number in range(3000)
+        ]
         assert [await anext(stream) for _ in given] == given
 
 
@@ -241,8 +292,8 @@ async def test_a_watch_ends_with_the_journal(tmp_path: Path) -> None:
     seen = []
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
-        with journal.watch("s_1") as stream:
-            journal.append("s_1", Output("stdout", "last"))
+        with journal.tail_events("s_1") as stream:
+            journal.append("s_1", OutputWritten("stdout", "last"))
             await journal._close()
             with anyio.fail_after(5):
                 seen = [stored.event async for stored in stream]
@@ -255,23 +306,25 @@ async def test_a_watch_ends_with_the_journal(tmp_path: Path) -> None:
 async def test_a_damaged_blob_is_named_and_the_other_events_stay_readable(journal: Journal) -> None:
     digest = await journal.put_blob(b'"' + b"x" * 50_000 + b'"')
     assert await journal.get_blob(digest) == b'"' + b"x" * 50_000 + b'"'
-    journal.append("s_1", Output("stdout", "x" * 50_000))
-    journal.append("s_1", Output("stdout", "fine"))
+    journal.append("s_1", OutputWritten("stdout", "x" * 50_000))
+    journal.append("s_1", OutputWritten("stdout", "fine"))
     await journal.flush()
-    journal.blobs.path(digest).write_bytes(b"short")
+    journal.blobs.blob_path(digest).write_bytes(b"short")
     with pytest.raises(JournalFailed, match=f"{digest} is damaged"):
-        await journal.events("s_1")
-    assert [stored.event for stored in await journal.events("s_1", after=1)] == printed("fine")
-    journal.blobs.path(digest).unlink()
-    with pytest.raises(JournalFailed, match=f"Event 1 of session 's_1' .* is damaged: The blob {digest} is not in"):
-        await journal.events("s_1")
+        await journal.load_events("s_1")
+    assert [stored.event for stored in await journal.load_events("s_1", after=1)] == printed("fine")
+    journal.blobs.blob_path(digest).unlink()
+    with pytest.raises(
+        JournalFailed, match=f"Event 1 of session 's_1' .* is damaged: The blob {digest} is not in"
+    ):
+        await journal.load_events("s_1")
 
 
 async def test_a_damaged_page_is_reported_with_a_remedy(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
         for _ in range(500):
-            journal.append("s_1", Output("stdout", "x" * 3000))
+            journal.append("s_1", OutputWritten("stdout", "x" * 3000))
     path = tmp_path / "journal.db"
     with path.open("r+b") as file:
         for page in range(30, 300):
@@ -279,12 +332,12 @@ async def test_a_damaged_page_is_reported_with_a_remedy(tmp_path: Path) -> None:
             file.write(b"\xff" * 4096)
     async with open_journal(tmp_path) as journal:
         with pytest.raises(JournalFailed, match=r"journal.db is damaged. Restore it from a backup"):
-            await journal.events("s_1")
-        assert [row.id for row in await journal.sessions()] == ["s_1"]
+            await journal.load_events("s_1")
+        assert [row.id for row in await journal.list_sessions()] == ["s_1"]
 
 
 async def test_a_blob_that_cannot_be_kept_is_an_error_of_the_journal(journal: Journal) -> None:
-    folder = journal.blobs.path(sha256(b"x").hexdigest()).parent
+    folder = journal.blobs.blob_path(sha256(b"x").hexdigest()).parent
     folder.touch()
     with pytest.raises(JournalFailed, match="blobs failed: Not a directory"):
         await journal.put_blob(b"x")
@@ -310,23 +363,27 @@ async def test_a_journal_from_a_newer_version_is_refused_and_left_alone(tmp_path
     connection = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
     connection.execute("INSERT INTO migrations VALUES (99, 0)")
     connection.close()
-    with pytest.raises(JournalFailed, match=r"has schema version 99; this program knows up to 4. Use the newer"):
+    with pytest.raises(
+        JournalFailed, match=r"has schema version 99; this program knows up to 4. Use the newer"
+    ):
         async with open_journal(tmp_path):
             pass
 
 
-async def test_an_older_journal_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_older_journal_is_migrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
     added = (*schema.MIGRATIONS, "ALTER TABLE sessions ADD COLUMN colour TEXT;\n")
     monkeypatch.setattr(schema, "MIGRATIONS", added)
     async with open_journal(tmp_path) as journal:
-        assert [row.id for row in await journal.sessions()] == ["s_1"]
+        assert [row.id for row in await journal.list_sessions()] == ["s_1"]
     connection = sqlite3.connect(tmp_path / "journal.db")
     assert connection.execute("SELECT colour FROM sessions").fetchall() == [(None,)]
     connection.close()
 
 
 async def test_a_kind_of_event_from_a_newer_version_is_read_as_unknown(journal: Journal) -> None:
-    journal.append("s_1", Unknown("tea_served", {"cups": 2}))
-    assert (await journal.events("s_1"))[0].event == Unknown("tea_served", {"cups": 2})
+    journal.append("s_1", UnknownEvent("tea_served", {"cups": 2}))
+    assert (await journal.load_events("s_1"))[0].event == UnknownEvent("tea_served", {"cups": 2})

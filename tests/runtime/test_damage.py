@@ -15,11 +15,11 @@ import pytest
 
 from mcpruntime_server.config import Config
 from mcpruntime_server.errors import InvalidRequest, NotFound
-from mcpruntime_server.runtime import home, timeline
+from mcpruntime_server.runtime import environment, time_travel
 from mcpruntime_server.runtime.run import Run
 from mcpruntime_server.runtime.session import Session
-from mcpruntime_server.sandbox.local import _processes
-from mcpruntime_server.server.replay import Replay
+from mcpruntime_server.sandbox.local_backend import _find_processes
+from mcpruntime_server.server.replay_tool import ReplayToolHandler
 
 from .test_journaled_runs import CALL, finish, running
 
@@ -36,7 +36,11 @@ async def told(session: Session, code: str) -> tuple[str | None, str]:
 
 def spoil(folder: Path, digest: str) -> None:
     """Damage a blob."""
-    [path] = [path for path in (folder / "data" / "blobs").rglob("*") if path.is_file() and digest.endswith(path.name)]
+    [path] = [
+        path
+        for path in (folder / "data" / "blobs").rglob("*")
+        if path.is_file() and digest.endswith(path.name)
+    ]
     path.chmod(0o600)
     path.write_bytes(b"spoilt")
 
@@ -46,7 +50,9 @@ def damage_event(folder: Path, kind: str, step: int) -> None:
     with sqlite3.connect(folder / "data" / "journal.db") as connection:
         query = "SELECT large FROM events JOIN runs ON runs.id = events.run WHERE kind = ? AND step = ? AND large <> ''"
         found = [
-            digest for (large,) in connection.execute(query, (kind, step)) for digest in json.loads(large).values()
+            digest
+            for (large,) in connection.execute(query, (kind, step))
+            for digest in json.loads(large).values()
         ]
     connection.close()
     assert found
@@ -56,37 +62,46 @@ def damage_event(folder: Path, kind: str, step: int) -> None:
 
 async def make_line(folder: Path) -> None:
     async with running(folder) as (runtime, _):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         await told(session, "x = [1]\nopen('f', 'w').write('one')")
-        await told(session, f"{CALL}x.append(len(host.call('t.echo', {{'text': 'a' * 20_000}})['text']))\n{LONG}")
+        await told(
+            session,
+            f"{CALL}x.append(len(host.call('t.echo', {{'text': 'a' * 20_000}})['text']))\n{LONG}",
+        )
         await told(session, f"x.append(3)\nopen('f', 'w').write('three')\n{MANY}")
         await told(session, "x.append(4)\nopen('g', 'w').write('four')")
 
 
 @pytest.mark.parametrize("kind", ["run_started", "call_finished"])
-async def test_a_damaged_step_costs_the_variables_after_it_and_nothing_else(tmp_path: Path, kind: str) -> None:
+async def test_a_damaged_step_costs_the_variables_after_it_and_nothing_else(
+    tmp_path: Path, kind: str
+) -> None:
     await make_line(tmp_path)
     damage_event(tmp_path, kind, 2)
     async with running(tmp_path) as (runtime, _):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         value, notes = await told(session, "'x' in globals(), open('f').read(), open('g').read()")
         assert value == '[false, "three", "four"]'
         assert "Variables are gone" in notes
         assert "damaged" in notes
-        await timeline.rewind(runtime, session, 1, None, cancel=False)
+        await time_travel.rewind_session(runtime, session, 1, None, cancel=False)
         assert await told(session, "x, open('f').read()") == ('[[1], "one"]', NOTE_OF_REBUILD)
 
 
-NOTE_OF_REBUILD = "1 of its steps was executed again, with recorded answers; nothing outside was touched."
+NOTE_OF_REBUILD = (
+    "1 of its steps was executed again, with recorded answers; nothing outside was touched."
+)
 
 
 async def test_a_damaged_file_is_named_and_all_else_is_there(tmp_path: Path) -> None:
     await make_line(tmp_path)
     spoil(tmp_path, sha256(b"three").hexdigest())
     async with running(tmp_path) as (runtime, _):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         value, notes = await told(session, "x, open('f').read(), open('g').read()")
-        assert value == '[[1, 20000, 3, 4], "three", "four"]'  # executed again, the step has written it again
+        assert (
+            value == '[[1, 20000, 3, 4], "three", "four"]'
+        )  # executed again, the step has written it again
         assert "not restored" not in notes
 
 
@@ -94,70 +109,75 @@ async def test_a_damaged_list_of_files_is_named_and_the_session_goes_on(tmp_path
     await make_line(tmp_path)
     damage_event(tmp_path, "files_changed", 3)
     async with running(tmp_path) as (runtime, _):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         value, notes = await told(session, "'x' in globals(), open('g').read()")
         assert value == '[false, "four"]'
         assert "is damaged" in notes
         assert "changed were lost" in notes
-        await timeline.rewind(runtime, session, 2, None, cancel=False)
+        await time_travel.rewind_session(runtime, session, 2, None, cancel=False)
         assert (await told(session, "x, open('f').read()"))[0] == '[[1, 20000], "one"]'
 
 
 async def test_a_run_under_way_whose_code_is_damaged_is_given_up(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, journal):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         await told(session, "x = 1")
     async with running(tmp_path) as (runtime, journal):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         await told(session, f"x = 2\n{LONG}")
         tip = session.tip
-    with sqlite3.connect(tmp_path / "data" / "journal.db") as connection:  # as if its server had died
+    with sqlite3.connect(
+        tmp_path / "data" / "journal.db"
+    ) as connection:  # as if its server had died
         connection.execute("DELETE FROM events WHERE run = ? AND kind = 'run_finished'", (tip,))
         connection.execute(
-            "UPDATE runs SET status = 'running', finished = NULL, last = NULL, flags = ''  WHERE id = ?", (tip,)
+            "UPDATE runs SET status = 'running', finished = NULL, last = NULL, flags = ''  WHERE id = ?",
+            (tip,),
         )
     connection.close()
     damage_event(tmp_path, "run_started", 2)
     async with running(tmp_path) as (runtime, journal):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         assert (await told(session, "x"))[0] == "1"
-        assert (await journal.run(str(tip))).status == "crashed"
+        assert (await journal.load_run(str(tip))).status == "crashed"
 
 
 async def test_a_sandbox_that_keeps_its_files_to_itself_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(home, "FILES_S", 0.5)
+    monkeypatch.setattr(environment, "FILES_TIMEOUT_S", 0.5)
     async with running(tmp_path) as (runtime, _):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         await told(session, "x = 1")
         run = await finish(session, "x = 2\nopen('big', 'wb').write(bytes(30_000_000))")
-        assert session.home is not None
-        for process in _processes(session.home.link.info.id):
+        assert session.environment is not None
+        for process in _find_processes(session.environment.link.info.id):
             os.kill(process, signal.SIGSTOP)
-        await timeline.rewind(runtime, session, 1, None, cancel=False)
+        await time_travel.rewind_session(runtime, session, 1, None, cancel=False)
         assert (await told(session, "x"))[0] == "1"
-        await timeline.rewind(runtime, session, None, run.id, cancel=False)
-        assert (await told(session, "x, __import__('os').path.getsize('big')"))[0] == "[2, 30000000]"
+        await time_travel.rewind_session(runtime, session, None, run.id, cancel=False)
+        assert (await told(session, "x, __import__('os').path.getsize('big')"))[
+            0
+        ] == "[2, 30000000]"
 
 
 async def test_runs_of_other_people_are_not_there(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, _):
-        mine = await runtime.session("mine", "me")
+        mine = await runtime.open_session("mine", "me")
         run = await finish(mine, "secret = 1")
-        theirs = await runtime.session("theirs", "you")
+        theirs = await runtime.open_session("theirs", "you")
         await finish(theirs, "x = 1")
-        replay = Replay(Config(), runtime, (), "you")
+        replay = ReplayToolHandler(Config(), runtime, (), "you")
         attempts: list[Callable[[], Awaitable[Any]]] = [
-            lambda: replay.fork(mine.id, None, None, None),
-            lambda: replay.fork("theirs", None, run.id, None),
-            lambda: replay.rewind("theirs", None, run.id, cancel=False),
-            lambda: replay.rewind(mine.id, 0, None, cancel=True),
-            lambda: replay.rerun("theirs", None, run.id, None, (), Run.over),
-            lambda: replay.show("theirs", None, run.id),
-            lambda: replay.list(mine.id),
-            lambda: replay.diff("theirs", None, None, run.id),
-            lambda: replay.diff("theirs", None, None, mine.id),
+            lambda: replay.fork_session(mine.id, None, None, None),
+            lambda: replay.fork_session("theirs", None, run.id, None),
+            lambda: replay.rewind_session("theirs", None, run.id, cancel=False),
+            lambda: replay.rewind_session(mine.id, 0, None, cancel=True),
+            lambda: replay.rerun_steps("theirs", None, run.id, None, (), Run.wait_until_finished),
+            lambda: replay.show_run("theirs", None, run.id),
+            lambda: replay.list_steps(mine.id),
+            lambda: replay.compare_runs("theirs", None, None, run.id),
+            lambda: replay.compare_runs("theirs", None, None, mine.id),
         ]
         for attempt in attempts:
             with pytest.raises((NotFound, InvalidRequest)) as refused:
@@ -170,29 +190,35 @@ def age(folder: Path) -> None:
     """Take from a journal the seeds of runs, which an older version did not record, and the end of the last run."""
     with sqlite3.connect(folder / "data" / "journal.db") as connection:
         (last,) = connection.execute("SELECT id FROM runs ORDER BY first DESC LIMIT 1").fetchone()
-        connection.execute("UPDATE events SET body = json_remove(body, '$.seed') WHERE kind = 'run_started'")
+        connection.execute(
+            "UPDATE events SET body = json_remove(body, '$.seed') WHERE kind = 'run_started'"
+        )
         connection.execute("DELETE FROM events WHERE kind = 'run_finished' AND run = ?", (last,))
         connection.execute("UPDATE runs SET flags = trim('unseeded ' || flags)")
-        connection.execute("UPDATE runs SET status = 'running', finished = NULL, last = NULL WHERE id = ?", (last,))
+        connection.execute(
+            "UPDATE runs SET status = 'running', finished = NULL, last = NULL WHERE id = ?", (last,)
+        )
     connection.close()
 
 
-async def test_what_an_older_version_recorded_gives_back_its_files_and_is_not_gone_on_with(tmp_path: Path) -> None:
+async def test_what_an_older_version_recorded_gives_back_its_files_and_is_not_gone_on_with(
+    tmp_path: Path,
+) -> None:
     calls: list[str] = []
     async with running(tmp_path, heard=calls) as (runtime, _):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         await told(session, "x = 1\nopen('f', 'w').write('kept')")
         await told(session, f"{CALL}host.call('t.echo', {{}})")
     age(tmp_path)
     async with running(tmp_path, heard=calls) as (runtime, _):
-        session = await runtime.session("s", "me")
-        tip = await runtime.journal.run(str(session.tip))
-        assert await timeline.tier_of(runtime, tip) == "files-only"
+        session = await runtime.open_session("s", "me")
+        tip = await runtime.journal.load_run(str(session.tip))
+        assert await time_travel.restore_tier(runtime, tip) == "files-only"
         value, notes = await told(session, "'x' in globals(), open('f').read()")
         assert value == '[false, "kept"]'
         assert "recorded by an older version" in notes
         assert (session.step, calls) == (2, ["t.echo"])
         await told(session, "y = 2")
     async with running(tmp_path) as (runtime, _):
-        session = await runtime.session("s", "me")
+        session = await runtime.open_session("s", "me")
         assert (await told(session, "y"))[0] == "2"

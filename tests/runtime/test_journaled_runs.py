@@ -14,15 +14,15 @@ from mcpruntime_server.config import SandboxSettings, ServerSettings
 from mcpruntime_server.errors import CallFailed, InvalidRequest, NotFound, Unavailable
 from mcpruntime_server.journal import events
 from mcpruntime_server.journal.store import Journal, open_journal
-from mcpruntime_server.runtime.calls import Route, Router
+from mcpruntime_server.runtime.router import Route, Router
 from mcpruntime_server.runtime.run import Run
+from mcpruntime_server.runtime.runtime import Runtime, open_runtime
 from mcpruntime_server.runtime.session import Session, strip_fences
-from mcpruntime_server.runtime.sessions import Runtime, open_runtime
 from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
-from mcpruntime_server.sandbox.local import LocalBackend
+from mcpruntime_server.sandbox.local_backend import LocalBackend
 
 SANDBOX = SandboxSettings(memory_mb=256, workspace_mb=32, output_mb=1, pool_size=1)
-CALL = "from mcpruntime_kernel.guest import host, HostError\n"
+CALL = "from mcpruntime_sandbox.sandboxed.library.tools import host, HostError\n"
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
@@ -46,14 +46,21 @@ async def running(
 ) -> AsyncIterator[tuple[Runtime, Journal]]:
     """Bring up a runtime on local sandboxes."""
     owner = "tester"
-    backend = LocalBackend(SANDBOX, folder / "boxes", KERNEL_ARGV, KERNEL_ENV, owner, lambda each: each == owner)
+    backend = LocalBackend(
+        SANDBOX, folder / "boxes", KERNEL_ARGV, KERNEL_ENV, owner, lambda each: each == owner
+    )
 
     async def listen(target: str, args: dict[str, Any]) -> Any:
         if heard is not None:
             heard.append(target)
         return await answer(target, args)
 
-    router = Router({"t": Route(listen, lambda _: "write"), "quiet": Route(answer, lambda _: "read", listed=False)})
+    router = Router(
+        {
+            "t": Route(listen, lambda _: "write"),
+            "quiet": Route(answer, lambda _: "read", is_listed=False),
+        }
+    )
     async with (
         open_journal(folder / "data") as journal,
         open_runtime(ServerSettings(**settings), SANDBOX, journal, router, backend) as runtime,
@@ -69,14 +76,16 @@ async def runtime(tmp_path: Path) -> AsyncIterator[tuple[Runtime, Journal]]:
 
 async def finish(session: Session, code: str, timeout_s: float = 30.0) -> Run:
     """Run `code` to its end."""
-    run = session.start(code, timeout_s)
+    run = session.start_run(code, timeout_s)
     with anyio.fail_after(60):
         await run.finished.wait()
     return run
 
 
 async def journaled(journal: Journal, run: Run) -> list[events.Event]:
-    return [stored.event for stored in await journal.events(run.report.session, run=run.id)]
+    return [
+        stored.event for stored in await journal.load_events(run.report.session_id, run_id=run.id)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -93,54 +102,66 @@ async def journaled(journal: Journal, run: Run) -> list[events.Event]:
         "print('x' * 2_000_000)",
     ],
 )
-async def test_a_report_says_what_the_journal_says(runtime: tuple[Runtime, Journal], code: str) -> None:
-    session = await runtime[0].session("report", "me")
+async def test_a_report_says_what_the_journal_says(
+    runtime: tuple[Runtime, Journal], code: str
+) -> None:
+    session = await runtime[0].open_session("report", "me")
     run = await finish(session, code)
     report, found = run.report, await journaled(runtime[1], run)
     start, *middle, end = found
     assert isinstance(start, events.RunStarted)
     assert isinstance(end, events.RunFinished)
     assert (start.code, start.step) == (code, report.step)
-    assert (end.status, end.value, end.error, end.usage) == (report.status, report.value, report.error, report.usage)
+    assert (end.status, end.value, end.error, end.usage) == (
+        report.status,
+        report.value,
+        report.error,
+        report.usage,
+    )
     printed = {"stdout": "", "stderr": ""}
     for event in middle:
-        if isinstance(event, events.Output):
+        if isinstance(event, events.OutputWritten):
             printed[event.stream] += event.text
     assert printed == {"stdout": report.stdout, "stderr": report.stderr}
     started = [event for event in middle if isinstance(event, events.CallStarted)]
     ended = [event for event in middle if isinstance(event, events.CallFinished)]
-    assert [event.call for event in ended] == [event.call for event in started]
-    assert [(event.target, "error" if event.error else "ok") for event in map(dict_of(started), ended)] == [
-        (entry.target, entry.status) for entry in report.calls
-    ]
+    assert [event.call_id for event in ended] == [event.call_id for event in started]
+    assert [
+        (event.target, "error" if event.error else "ok") for event in map(dict_of(started), ended)
+    ] == [(entry.target, entry.status) for entry in report.calls]
     assert "secret of the host" not in repr(found)
 
 
 def dict_of(started: list[events.CallStarted]) -> Callable[[events.CallFinished], Any]:
     """Return a function that adds the target of its call to the end of one."""
-    targets = {event.call: event.target for event in started}
+    targets = {event.call_id: event.target for event in started}
 
     class Ended:
         def __init__(self, end: events.CallFinished) -> None:
-            self.target, self.error = targets[end.call], end.error
+            self.target, self.error = targets[end.call_id], end.error
 
     return Ended
 
 
 async def test_files_are_journaled_with_their_content_and_restored(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, _):
-        session = await runtime.session("report", "me")
-        await finish(session, "import os\nos.mkdir('d')\nopen('d/a', 'w').write('one')\nopen('b', 'w').write('two')")
+        session = await runtime.open_session("report", "me")
+        await finish(
+            session,
+            "import os\nos.mkdir('d')\nopen('d/a', 'w').write('one')\nopen('b', 'w').write('two')",
+        )
         await finish(session, "os.remove('b')\nopen('d/a', 'a').write('!')")
     async with running(tmp_path) as (runtime, _):
-        session = await runtime.session("report", "me")
+        session = await runtime.open_session("report", "me")
         run = await finish(session, "import os\nsorted(os.listdir()), open('d/a').read()")
         assert run.report.value is not None
         assert run.report.value["text"] == '[["d"], "one!"]'
 
 
-async def test_a_call_that_is_under_way_when_its_run_ends_stays_started(runtime: tuple[Runtime, Journal]) -> None:
-    session = await runtime[0].session("report", "me")
+async def test_a_call_that_is_under_way_when_its_run_ends_stays_started(
+    runtime: tuple[Runtime, Journal],
+) -> None:
+    session = await runtime[0].open_session("report", "me")
     run = await finish(session, f"{CALL}host.call('t.hang', {{}})", timeout_s=0.3)
     assert run.report.status == "timeout"
     assert [entry.status for entry in run.report.calls] == ["started"]
@@ -152,18 +173,20 @@ async def test_a_call_that_is_under_way_when_its_run_ends_stays_started(runtime:
 async def test_calls_of_an_unlisted_route_are_journaled_and_stay_off_the_ledger(
     runtime: tuple[Runtime, Journal],
 ) -> None:
-    session = await runtime[0].session("report", "me")
+    session = await runtime[0].open_session("report", "me")
     run = await finish(session, f"{CALL}host.call('quiet.echo', {{}})")
     assert run.report.calls == []
     assert any(isinstance(event, events.CallStarted) for event in await journaled(runtime[1], run))
 
 
-async def test_another_principals_session_is_as_if_it_were_not_there(runtime: tuple[Runtime, Journal]) -> None:
-    mine = await runtime[0].session("report", "me")
+async def test_another_principals_session_is_as_if_it_were_not_there(
+    runtime: tuple[Runtime, Journal],
+) -> None:
+    mine = await runtime[0].open_session("report", "me")
     await finish(mine, "x = 1")
     with pytest.raises(NotFound):
-        await runtime[0].session(mine.id, "somebody else")
-    theirs = await runtime[0].session("report", "somebody else")
+        await runtime[0].open_session(mine.id, "somebody else")
+    theirs = await runtime[0].open_session("report", "somebody else")
     assert theirs.id != mine.id
     assert (await finish(theirs, "x")).report.status == "error"
 
@@ -171,15 +194,15 @@ async def test_another_principals_session_is_as_if_it_were_not_there(runtime: tu
 @pytest.mark.parametrize("name", ["", " x", "a/b", "x" * 65, "é", "a\n"])
 async def test_a_name_that_is_none_is_refused(runtime: tuple[Runtime, Journal], name: str) -> None:
     with pytest.raises(InvalidRequest):
-        await runtime[0].session(name, "me")
+        await runtime[0].open_session(name, "me")
 
 
 async def test_a_session_that_another_server_holds_is_unavailable(tmp_path: Path) -> None:
     async with running(tmp_path) as (one, _), running(tmp_path) as (other, _):
-        session = await one.session("report", "me")
+        session = await one.open_session("report", "me")
         await finish(session, "1")
         with pytest.raises(Unavailable, match="in use by another server"):
-            await other.session("report", "me")
+            await other.open_session("report", "me")
 
 
 async def test_a_closed_session_is_opened_anew_only_when_its_files_are_safe(tmp_path: Path) -> None:
@@ -187,7 +210,7 @@ async def test_a_closed_session_is_opened_anew_only_when_its_files_are_safe(tmp_
     async with running(tmp_path, max_sessions=1) as (runtime, _):
         for turn in range(3):
             for name in ("a", "b"):
-                session = await runtime.session(name, "me")
+                session = await runtime.open_session(name, "me")
                 run = await finish(session, read)
                 assert run.report.value is not None
                 assert run.report.value["text"] == str(turn)
@@ -196,13 +219,13 @@ async def test_a_closed_session_is_opened_anew_only_when_its_files_are_safe(tmp_
 
 async def test_runs_under_way_at_the_end_are_journaled_as_cancelled(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, journal):
-        session = await runtime.session("report", "me")
-        run = session.start("import time; time.sleep(99)", 99)
-        queued = session.start("1", 99)
-        await finish(await runtime.session("other", "me"), "1")
+        session = await runtime.open_session("report", "me")
+        run = session.start_run("import time; time.sleep(99)", 99)
+        queued = session.start_run("1", 99)
+        await finish(await runtime.open_session("other", "me"), "1")
     async with open_journal(tmp_path / "data") as journal:
         for each in (run, queued):
-            assert (await journal.run(each.id)).status == "cancelled"
+            assert (await journal.load_run(each.id)).status == "cancelled"
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import anyio
 import pytest
 
 from mcpruntime_server.config import SandboxSettings
-from mcpruntime_server.kernel import wire
+from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox import Backend
 from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
-from mcpruntime_server.sandbox.docker import DockerBackend
-from mcpruntime_server.sandbox.link import Link, Stopped, open_link
-from mcpruntime_server.sandbox.local import LocalBackend
+from mcpruntime_server.sandbox.docker_backend import DockerBackend
+from mcpruntime_server.sandbox.link import SandboxLink, StopReason, open_link
+from mcpruntime_server.sandbox.local_backend import LocalBackend
 
-SMALL = SandboxSettings(
+SMALL_LIMITS = SandboxSettings(
     memory_mb=256, workspace_mb=32, tmp_mb=16, output_mb=1, pids=64, checkpoints=6, checkpoint_mb=96
 )
 
@@ -31,45 +31,47 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
 
 def make_backend(name: str, folder: Path) -> Backend:
     kind = DockerBackend if name == "docker" else LocalBackend
-    return kind(SMALL, folder, KERNEL_ARGV, KERNEL_ENV, "tester", lambda owner: owner == "tester")
+    return kind(
+        SMALL_LIMITS, folder, KERNEL_ARGV, KERNEL_ENV, "tester", lambda owner: owner == "tester"
+    )
 
 
 def make_setup(backend: Backend) -> wire.Setup:
     return wire.Setup(
-        version=wire.VERSION,
-        contained=backend.isolated,
-        output_limit=SMALL.output_mb << 20,
-        value_limit=10_000,
-        workspace_limit=SMALL.workspace_mb << 20,
-        process_limit=SMALL.pids if backend.isolated else 0,
-        checkpoints=SMALL.checkpoints,
-        checkpoint_bytes=SMALL.checkpoint_mb << 20,
-        limits=backend.limits,
+        version=wire.PROTOCOL_VERSION,
+        has_own_processes=backend.is_isolated,
+        max_output_bytes=SMALL_LIMITS.output_mb << 20,
+        max_value_chars=10_000,
+        max_file_bytes=SMALL_LIMITS.workspace_mb << 20,
+        max_processes=SMALL_LIMITS.pids if backend.is_isolated else 0,
+        max_checkpoints=SMALL_LIMITS.checkpoints,
+        max_checkpoint_bytes=SMALL_LIMITS.checkpoint_mb << 20,
+        resource_limits=backend.resource_limits,
     )
 
 
 @dataclass
-class Recorder:
+class RunRecorder:
     """Keeps what a sandbox sends during one run, and answers its calls with `answer`."""
 
     answer: Callable[[wire.Call], Any] = lambda call: call.args
     output: list[wire.Output] = field(default_factory=list)
-    files: wire.Files | None = None
+    files: wire.FilesChanged | None = None
     contents: dict[str, bytes] = field(default_factory=dict)
     calls: list[wire.Call] = field(default_factory=list)
-    printed: anyio.Event = field(default_factory=anyio.Event)
+    output_arrived: anyio.Event = field(default_factory=anyio.Event)
 
     def on_output(self, message: wire.Output) -> None:
         self.output.append(message)
-        self.printed.set()
+        self.output_arrived.set()
 
-    def on_files(self, message: wire.Files) -> None:
+    def on_files(self, message: wire.FilesChanged) -> None:
         self.files = message
 
     def on_file_data(self, message: wire.FileData) -> None:
         self.contents[message.path] = self.contents.get(message.path, b"") + message.data
 
-    def on_saved(self, message: wire.Saved) -> None:
+    def on_saved(self, message: wire.FilesSaved) -> None:
         pass
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
@@ -77,37 +79,47 @@ class Recorder:
         if message.target == "test.nap":
             await anyio.sleep(message.args["seconds"])
         if message.target == "test.fail":
-            return wire.Reply(message.id, None, {"kind": "tool_error", "message": "no", "data": {"why": 1}})
-        return wire.Reply(message.id, self.answer(message))
+            return wire.Reply(
+                message.call_id, None, {"kind": "tool_error", "message": "no", "data": {"why": 1}}
+            )
+        return wire.Reply(message.call_id, self.answer(message))
 
-    def text(self, stream: str = "stdout") -> str:
-        return b"".join(message.data for message in self.output if message.stream == stream).decode()
+    def output_text(self, stream: str = "stdout") -> str:
+        return b"".join(
+            message.data for message in self.output if message.stream == stream
+        ).decode()
 
     @property
     def dropped(self) -> int:
-        return sum(message.dropped for message in self.output)
+        return sum(message.dropped_bytes for message in self.output)
 
 
-class Driver:
+class SandboxDriver:
     """Runs code in one sandbox."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: SandboxLink) -> None:
         self.link = link
-        self.heard = Recorder()
-        self.stopped: Stopped | None = None
+        self.recorder = RunRecorder()
+        self.stopped: StopReason | None = None
         self.count = 0
 
     async def __call__(
-        self, code: str, timeout_s: float = 30.0, heard: Recorder | None = None, **options: Any
-    ) -> wire.Done:
-        self.heard = heard or Recorder()
+        self,
+        code: str,
+        timeout_s: float = 30.0,
+        recorder: RunRecorder | None = None,
+        **options: Any,
+    ) -> wire.RunDone:
+        self.recorder = recorder or RunRecorder()
         self.count += 1
         options.setdefault("seed", str(self.count))
         name = f"<step {self.count}>"
-        done, self.stopped = await self.link.execute(code, name, self.heard, timeout_s, **options)
+        done, self.stopped = await self.link.execute(
+            code, name, self.recorder, timeout_s, **options
+        )
         return done
 
-    async def value(self, code: str) -> Any:
+    async def evaluate(self, code: str) -> Any:
         """Look at something, which is worth no checkpoint."""
         done = await self(code, park=False)
         assert done.status == "ok", done.error
@@ -115,7 +127,7 @@ class Driver:
 
 
 @pytest.fixture
-async def run(backend: Backend) -> AsyncIterator[Driver]:
+async def run(backend: Backend) -> AsyncIterator[SandboxDriver]:
     """Something that runs code in a fresh sandbox of the backend."""
     async with open_link(backend, make_setup(backend)) as link:
-        yield Driver(link)
+        yield SandboxDriver(link)

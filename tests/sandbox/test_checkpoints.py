@@ -9,14 +9,14 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import SandboxFailed
-from mcpruntime_server.kernel import wire
+from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox import Backend
 from mcpruntime_server.sandbox.link import open_link
 
-from .conftest import SMALL, Driver, make_setup
+from .conftest import SMALL_LIMITS, SandboxDriver, make_setup
 from .test_hammer import hammer
 
-CALL = "from mcpruntime_kernel.guest import host, HostError\n"
+CALL = "from mcpruntime_sandbox.sandboxed.library.tools import host, HostError\n"
 CHILDREN = (  # of the supervisor but the worker: the parked copies, and whatever else there is
     "import os\ndef children():\n    found = {}\n    for name in os.listdir('/proc'):\n"
     "        if not name.isdigit() or int(name) == os.getpid(): continue\n"
@@ -34,81 +34,87 @@ async def until(met: Callable[[], bool]) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def parked(run: Driver, code: str) -> int:
+async def parked(run: SandboxDriver, code: str) -> int:
     """Run `code` and return the number of its run once that is parked."""
     done = await run(code)
     assert done.status == "ok", done.error
-    number = run.link.last_run
-    await until(lambda: number in run.link.parked or number in run.link.unparkable)
-    assert run.link.unparkable.get(number) is None
+    number = run.link.last_run_number
+    await until(lambda: number in run.link.parked_runs or number in run.link.park_failures)
+    assert run.link.park_failures.get(number) is None
     return number
 
 
-async def refused(run: Driver, code: str) -> str:
+async def refused(run: SandboxDriver, code: str) -> str:
     """Run `code` and return why its state cannot be parked."""
     done = await run(code)
     assert done.status == "ok", done.error
-    number = run.link.last_run
-    await until(lambda: number in run.link.parked or number in run.link.unparkable)
-    return run.link.unparkable.get(number, "it was parked")
+    number = run.link.last_run_number
+    await until(lambda: number in run.link.parked_runs or number in run.link.park_failures)
+    return run.link.park_failures.get(number, "it was parked")
 
 
-async def promoted(run: Driver, number: int) -> wire.Promoted:
+async def promoted(run: SandboxDriver, number: int) -> wire.Promoted:
     answer = await run.link.promote(number)
     assert answer.ok
-    assert run.link.live == number
+    assert run.link.live_run == number
     return answer
 
 
 # rewinding ------------------------------------------------------------------------------------------
 
 
-async def test_a_promoted_state_is_what_it_was_however_often(run: Driver) -> None:
+async def test_a_promoted_state_is_what_it_was_however_often(run: SandboxDriver) -> None:
     first = await parked(run, "x = [1]")
     second = await parked(run, "x.append(2)")
     for number, value in ((first, "[1]"), (second, "[1, 2]"), (first, "[1]"), (first, "[1]")):
         await promoted(run, number)
-        assert await run.value("x") == value
+        assert await run.evaluate("x") == value
         await run("x.append('lost')", park=False)
 
 
-async def test_branches_of_branches_keep_apart(run: Driver) -> None:
+async def test_branches_of_branches_keep_apart(run: SandboxDriver) -> None:
     root = await parked(run, "x = ['root']")
     left = await parked(run, "x.append('left')")
     await promoted(run, root)
     right = await parked(run, "x.append('right')")
     further = await parked(run, "x.append('further')")
     await promoted(run, left)
-    assert await run.value("x") == '["root", "left"]'
+    assert await run.evaluate("x") == '["root", "left"]'
     await promoted(run, further)
-    assert await run.value("x") == '["root", "right", "further"]'
+    assert await run.evaluate("x") == '["root", "right", "further"]'
     await promoted(run, right)
-    assert await run.value("x") == '["root", "right"]'
+    assert await run.evaluate("x") == '["root", "right"]'
 
 
-async def test_zero_is_an_empty_interpreter(run: Driver) -> None:
+async def test_zero_is_an_empty_interpreter(run: SandboxDriver) -> None:
     await parked(run, "x = 1")
     await promoted(run, 0)
-    assert await run.value("'x' in globals()") == "false"
+    assert await run.evaluate("'x' in globals()") == "false"
 
 
-async def test_a_state_that_is_not_parked_leaves_an_empty_interpreter_and_says_so(run: Driver) -> None:
+async def test_a_state_that_is_not_parked_leaves_an_empty_interpreter_and_says_so(
+    run: SandboxDriver,
+) -> None:
     await run("x = 1", park=False)
-    answer = await run.link.promote(run.link.last_run)
+    answer = await run.link.promote(run.link.last_run_number)
     assert not answer.ok
-    assert run.link.live == 0
-    assert await run.value("'x' in globals()") == "false"
+    assert run.link.live_run == 0
+    assert await run.evaluate("'x' in globals()") == "false"
 
 
-async def test_the_promotion_of_a_run_that_has_only_just_ended_waits_for_its_copy(run: Driver) -> None:
+async def test_the_promotion_of_a_run_that_has_only_just_ended_waits_for_its_copy(
+    run: SandboxDriver,
+) -> None:
     for number in range(20):
         await run(f"x = {number}")
-        await promoted(run, run.link.last_run)
-        assert await run.value("x") == str(number)
+        await promoted(run, run.link.last_run_number)
+        assert await run.evaluate("x") == str(number)
 
 
-async def test_generators_of_chance_go_on_where_they_were(run: Driver) -> None:
-    number = await parked(run, "import random, uuid\ndef draw(): return str((random.random(), uuid.uuid4()))")
+async def test_generators_of_chance_go_on_where_they_were(run: SandboxDriver) -> None:
+    number = await parked(
+        run, "import random, uuid\ndef draw(): return str((random.random(), uuid.uuid4()))"
+    )
     seen = []
     for _ in range(3):
         await promoted(run, number)
@@ -118,15 +124,18 @@ async def test_generators_of_chance_go_on_where_they_were(run: Driver) -> None:
     assert len(set(seen)) == 1
 
 
-async def test_files_are_read_on_from_where_they_were(run: Driver) -> None:
+async def test_files_are_read_on_from_where_they_were(run: SandboxDriver) -> None:
     await run("open('lines', 'w').write('one\\ntwo\\nthree\\n')")
-    number = await parked(run, "file = open('lines', buffering=1)\nraw = open('lines', 'rb', buffering=0)\nraw.read(4)")
+    number = await parked(
+        run,
+        "file = open('lines', buffering=1)\nraw = open('lines', 'rb', buffering=0)\nraw.read(4)",
+    )
     for _ in range(2):
         await promoted(run, number)
-        assert await run.value("file.readline(), raw.read(4).decode()") == '["one\\n", "two\\n"]'
+        assert await run.evaluate("file.readline(), raw.read(4).decode()") == '["one\\n", "two\\n"]'
 
 
-async def test_the_event_loop_goes_on_with_its_tasks(run: Driver) -> None:
+async def test_the_event_loop_goes_on_with_its_tasks(run: SandboxDriver) -> None:
     number = await parked(
         run,
         f"{CALL}import asyncio\nticks = []\nasync def tick():\n    while True:\n        ticks.append(1)\n"
@@ -135,60 +144,72 @@ async def test_the_event_loop_goes_on_with_its_tasks(run: Driver) -> None:
     gather = "r = await asyncio.gather(*(host.acall('test.echo', {'n': n}) for n in range(20)))\n[e['n'] for e in r]"
     for _ in range(2):
         await promoted(run, number)
-        assert await run.value("before = len(ticks)\nawait asyncio.sleep(0.05)\nlen(ticks) > before") == "true"
-        assert await run.value(gather) == str(list(range(20)))
+        assert (
+            await run.evaluate(
+                "before = len(ticks)\nawait asyncio.sleep(0.05)\nlen(ticks) > before"
+            )
+            == "true"
+        )
+        assert await run.evaluate(gather) == str(list(range(20)))
     await parked(run, "task.cancel()")
 
 
-async def test_a_task_that_waits_for_a_call_is_told_that_its_run_is_over(run: Driver) -> None:
+async def test_a_task_that_waits_for_a_call_is_told_that_its_run_is_over(
+    run: SandboxDriver,
+) -> None:
     number = await parked(
         run, f"{CALL}import asyncio\ntask = asyncio.create_task(host.acall('test.nap', {{'seconds': 600}}))\n"
         "await asyncio.sleep(0.01)"
     )  # fmt: skip
     await promoted(run, number)
-    assert await run.value("try: await task\nexcept HostError as error: kind = error.kind\nkind") == '"cancelled"'
+    assert (
+        await run.evaluate("try: await task\nexcept HostError as error: kind = error.kind\nkind")
+        == '"cancelled"'
+    )
 
 
-async def test_calls_of_a_promoted_worker_are_answered(run: Driver) -> None:
+async def test_calls_of_a_promoted_worker_are_answered(run: SandboxDriver) -> None:
     number = await parked(run, CALL)
     for _ in range(2):
         await promoted(run, number)
-        assert await run.value("host.call('test.echo', {'a': 1})['a']") == "1"
+        assert await run.evaluate("host.call('test.echo', {'a': 1})['a']") == "1"
 
 
-async def test_a_promoted_worker_can_be_interrupted(run: Driver) -> None:
+async def test_a_promoted_worker_can_be_interrupted(run: SandboxDriver) -> None:
     await promoted(run, await parked(run, "import time\nx = 1"))
     done = await run("time.sleep(60)", timeout_s=0.2)
     assert done.status == "interrupted"
-    assert await run.value("x") == "1"
+    assert await run.evaluate("x") == "1"
 
 
-async def test_interrupts_at_random_moments_strike_promoted_workers_no_harder(run: Driver) -> None:
+async def test_interrupts_at_random_moments_strike_promoted_workers_no_harder(
+    run: SandboxDriver,
+) -> None:
     for seed in range(2):
         await promoted(run, await parked(run, "kept = 0"))
         ends = await hammer(run, 40, random.Random(seed))
         assert ends["interrupted"] > 10
-        assert run.link.restarts == []
+        assert run.link.restart_reasons == []
         await promoted(run, 0)
 
 
-async def test_a_clock_of_the_process_does_not_run_backwards(run: Driver) -> None:
+async def test_a_clock_of_the_process_does_not_run_backwards(run: SandboxDriver) -> None:
     number = await parked(run, "import time\nsum(range(5_000_000))\nthen = time.process_time()")
     await promoted(run, number)
-    assert await run.value("time.process_time() >= then") == "true"
+    assert await run.evaluate("time.process_time() >= then") == "true"
 
 
-async def test_what_a_promoted_worker_prints_and_uses_is_its_own(run: Driver) -> None:
+async def test_what_a_promoted_worker_prints_and_uses_is_its_own(run: SandboxDriver) -> None:
     await promoted(run, await parked(run, "import os, subprocess"))
     done = await run("print('a')\nsubprocess.run(['echo', 'b'])\nopen('f', 'w').write('c')")
-    assert run.heard.text() == "a\nb\n"
-    assert run.heard.files is not None
-    assert run.heard.files.changed == ["f"]
+    assert run.recorder.output_text() == "a\nb\n"
+    assert run.recorder.files is not None
+    assert run.recorder.files.changed == ["f"]
     assert done.usage is not None
     assert done.usage["peak_mb"] > 1
 
 
-async def test_hooks_for_forks_are_not_called_for_ours(run: Driver) -> None:
+async def test_hooks_for_forks_are_not_called_for_ours(run: SandboxDriver) -> None:
     number = await parked(
         run,
         "import os, sys\nheard = []\ndef shout(): heard.append(1); print('hook'); raise ValueError\n"
@@ -196,22 +217,24 @@ async def test_hooks_for_forks_are_not_called_for_ours(run: Driver) -> None:
     )
     await promoted(run, number)
     await run("1")
-    assert await run.value("heard") == "[]"
-    assert run.heard.text() == run.heard.text("stderr") == ""
+    assert await run.evaluate("heard") == "[]"
+    assert run.recorder.output_text() == run.recorder.output_text("stderr") == ""
     await run("if os.fork() == 0: os._exit(0)\nos.wait()")
-    assert await run.value("len(heard)") == "2"
+    assert await run.evaluate("len(heard)") == "2"
 
 
-async def test_waiting_for_any_child_finds_no_copies(run: Driver) -> None:
+async def test_waiting_for_any_child_finds_no_copies(run: SandboxDriver) -> None:
     code = "import os\ntry: found = os.wait()\nexcept ChildProcessError: found = 'none'\nfound"
     for _ in range(10):
-        assert await run.value(code) == '"none"'
+        assert await run.evaluate(code) == '"none"'
 
 
-async def test_a_handler_for_children_hears_of_none(run: Driver) -> None:
-    await run("import signal\nheard = []\nsignal.signal(signal.SIGCHLD, lambda *_: heard.append(1))")
+async def test_a_handler_for_children_hears_of_none(run: SandboxDriver) -> None:
+    await run(
+        "import signal\nheard = []\nsignal.signal(signal.SIGCHLD, lambda *_: heard.append(1))"
+    )
     for _ in range(5):
-        assert await run.value("heard") == "[]"
+        assert await run.evaluate("heard") == "[]"
 
 
 # what cannot be parked ------------------------------------------------------------------------------
@@ -230,13 +253,15 @@ async def test_a_handler_for_children_hears_of_none(run: Driver) -> None:
         ("import mmap\nshared = mmap.mmap(-1, 4096)", "memory is shared"),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_copied_is_not_parked_and_the_reason_is_told(run: Driver, code: str, word: str) -> None:
+async def test_what_cannot_be_copied_is_not_parked_and_the_reason_is_told(
+    run: SandboxDriver, code: str, word: str
+) -> None:
     await parked(run, "x = 1")
     assert word in await refused(run, code)
-    assert await run.value("x") == "1"
+    assert await run.evaluate("x") == "1"
 
 
-async def test_what_is_over_hinders_no_checkpoint(run: Driver) -> None:
+async def test_what_is_over_hinders_no_checkpoint(run: SandboxDriver) -> None:
     await parked(
         run,
         "import asyncio, subprocess, threading, tempfile, mmap\nthread = threading.Thread(target=print)\n"
@@ -258,35 +283,44 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("name", DEATHS)
-async def test_a_death_undoes_the_run_and_no_more_twice_in_a_row(run: Driver, name: str) -> None:
-    number = await parked(run, "import os\nx = {'kept': [1]}\nopen('old', 'w').write('old')\nopen('gone', 'w').close()")
-    before = "x.clear(); open('old', 'w').write('spoilt'); open('new', 'w').close(); os.remove('gone')\n"
+async def test_a_death_undoes_the_run_and_no_more_twice_in_a_row(
+    run: SandboxDriver, name: str
+) -> None:
+    number = await parked(
+        run,
+        "import os\nx = {'kept': [1]}\nopen('old', 'w').write('old')\nopen('gone', 'w').close()",
+    )
+    before = (
+        "x.clear(); open('old', 'w').write('spoilt'); open('new', 'w').close(); os.remove('gone')\n"
+    )
     for _ in range(2):
         done = await run(before + DEATHS[name], timeout_s=20 if name == "memory" else 0.3)
         assert done.status == "died", done.error
-        assert run.heard.files is None
-        assert run.link.live == 0
+        assert run.recorder.files is None
+        assert run.link.live_run == 0
         answer = await promoted(run, number)
         assert (answer.changed, answer.removed) == (["new", "old"], ["gone"])
-        run.link.remove("new")
-        run.link.put("old", 0o600, b"old")
-        run.link.put("gone", 0o600, b"")
-        assert await run.value("x, sorted(os.listdir()), open('old').read()") == (
+        run.link.remove_file("new")
+        run.link.write_file("old", 0o600, b"old")
+        run.link.write_file("gone", 0o600, b"")
+        assert await run.evaluate("x, sorted(os.listdir()), open('old').read()") == (
             '[{"kept": [1]}, ["gone", "old"], "old"]'
         )
-        assert run.heard.files is None
+        assert run.recorder.files is None
 
 
-async def test_processes_that_a_run_has_left_die_with_a_promotion(run: Driver) -> None:
+async def test_processes_that_a_run_has_left_die_with_a_promotion(run: SandboxDriver) -> None:
     number = await parked(run, "import os, subprocess")
-    done = await run("child = subprocess.Popen(['sleep', '600'], start_new_session=True)\nchild.pid")
+    done = await run(
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\nchild.pid"
+    )
     assert done.value is not None
     await promoted(run, number)
-    assert await run.value(f"os.path.exists('/proc/{done.value['text']}')") == "false"
-    assert run.link.parked >= {number}
+    assert await run.evaluate(f"os.path.exists('/proc/{done.value['text']}')") == "false"
+    assert run.link.parked_runs >= {number}
 
 
-async def test_whatever_stands_in_the_way_of_a_restored_file_gives_way(run: Driver) -> None:
+async def test_whatever_stands_in_the_way_of_a_restored_file_gives_way(run: SandboxDriver) -> None:
     number = await parked(
         run,
         "import os, shutil, socket\nfor name in 'abc': open(name, 'w').write(name)\nos.mkdir('d')\n"
@@ -298,92 +332,102 @@ async def test_whatever_stands_in_the_way_of_a_restored_file_gives_way(run: Driv
     )
     answer = await promoted(run, number)
     assert (answer.changed, answer.removed) == (["b/x"], ["a", "b", "c", "d/e"])
-    run.link.remove("b/x")
+    run.link.remove_file("b/x")
     for path in answer.removed:
-        run.link.put(path, 0o600, path[-1].encode())
-    assert await run.value("[open(path).read() for path in ('a', 'b', 'c', 'd/e')]") == '["a", "b", "c", "e"]'
-    assert run.heard.files is None
+        run.link.write_file(path, 0o600, path[-1].encode())
+    assert (
+        await run.evaluate("[open(path).read() for path in ('a', 'b', 'c', 'd/e')]")
+        == '["a", "b", "c", "e"]'
+    )
+    assert run.recorder.files is None
 
 
 # bounds ---------------------------------------------------------------------------------------------
 
 
-async def test_the_oldest_make_room_and_are_told(run: Driver) -> None:
-    numbers = [await parked(run, f"x = {number}") for number in range(SMALL.checkpoints + 3)]
-    await until(lambda: len(run.link.parked) == SMALL.checkpoints)
-    assert run.link.parked == set(numbers[3:])
+async def test_the_oldest_make_room_and_are_told(run: SandboxDriver) -> None:
+    numbers = [await parked(run, f"x = {number}") for number in range(SMALL_LIMITS.checkpoints + 3)]
+    await until(lambda: len(run.link.parked_runs) == SMALL_LIMITS.checkpoints)
+    assert run.link.parked_runs == set(numbers[3:])
     assert not (await run.link.promote(numbers[0])).ok
     await promoted(run, numbers[3])
-    assert await run.value("x") == "3"
+    assert await run.evaluate("x") == "3"
 
 
-async def test_memory_of_their_own_bounds_them_and_shared_memory_does_not(run: Driver) -> None:
+async def test_memory_of_their_own_bounds_them_and_shared_memory_does_not(
+    run: SandboxDriver,
+) -> None:
     await parked(run, "heap = bytearray(b'x') * (60 << 20)")
     for number in range(4):
         await parked(run, f"n = {number}")
     await anyio.sleep(0.5)  # nothing tells that memory has been measured and found in order
-    assert len(run.link.parked) == 5
+    assert len(run.link.parked_runs) == 5
     for _ in range(3):  # each has 60 MB of its own now; no more than one fits
         await parked(run, "heap = bytearray(b'y') * (60 << 20)")
-    await until(lambda: len(run.link.parked) <= 3)
-    await promoted(run, run.link.last_run)
-    assert await run.value("len(heap) >> 20") == "60"
+    await until(lambda: len(run.link.parked_runs) <= 3)
+    await promoted(run, run.link.last_run_number)
+    assert await run.evaluate("len(heap) >> 20") == "60"
 
 
 async def test_without_checkpoints_nothing_is_parked(backend: Backend) -> None:
-    async with open_link(backend, make_setup(backend).but(checkpoints=0)) as link:
-        run = Driver(link)
+    async with open_link(backend, make_setup(backend).replace(max_checkpoints=0)) as link:
+        run = SandboxDriver(link)
         await run("x = 1")
-        assert await run.value("x") == "1"
-        assert (link.parked, link.unparkable) == (set(), {})
+        assert await run.evaluate("x") == "1"
+        assert (link.parked_runs, link.park_failures) == (set(), {})
         assert not (await link.promote(1)).ok
 
 
-async def test_a_hundred_runs_leave_no_process_but_the_copies(run: Driver) -> None:
+async def test_a_hundred_runs_leave_no_process_but_the_copies(run: SandboxDriver) -> None:
     await run(CHILDREN)
     for number in range(100):
         await run("import os; os.system('true')")
         if number % 10 == 9:
-            await promoted(run, run.link.last_run)
+            await promoted(run, run.link.last_run_number)
     done = await run("left = children(); len(left), 'Z' in left.values()", park=False)
     assert done.value is not None
-    assert done.value["text"] == f"[{SMALL.checkpoints}, false]"
+    assert done.value["text"] == f"[{SMALL_LIMITS.checkpoints}, false]"
 
 
 # hostile code ---------------------------------------------------------------------------------------
 
-COPIES = CHILDREN + "import signal\ndef strike(number):\n    for pid in children(): os.kill(pid, number)\n"
+COPIES = (
+    CHILDREN
+    + "import signal\ndef strike(number):\n    for pid in children(): os.kill(pid, number)\n"
+)
 
 
-async def test_copies_that_code_kills_are_told(run: Driver) -> None:
+async def test_copies_that_code_kills_are_told(run: SandboxDriver) -> None:
     number = await parked(run, COPIES)
     await run("strike(signal.SIGKILL)", park=False)
-    await until(lambda: not run.link.parked)
+    await until(lambda: not run.link.parked_runs)
     assert not (await run.link.promote(number)).ok
-    assert await run.value("1") == "1"
+    assert await run.evaluate("1") == "1"
 
 
-async def test_copies_that_code_stops_go_on(run: Driver) -> None:
+async def test_copies_that_code_stops_go_on(run: SandboxDriver) -> None:
     number = await parked(run, COPIES + "x = 1")
     await run("strike(signal.SIGSTOP)", park=False)
     await promoted(run, number)
-    assert await run.value("x") == "1"
+    assert await run.evaluate("x") == "1"
 
 
-async def test_a_fork_bomb_does_not_take_the_copies_with_it(run: Driver, backend: Backend) -> None:
-    if not backend.isolated:
+async def test_a_fork_bomb_does_not_take_the_copies_with_it(
+    run: SandboxDriver, backend: Backend
+) -> None:
+    if not backend.is_isolated:
         pytest.skip("a fork bomb is only bounded in a container")
     number = await parked(run, "import os\nx = 1")
     code = "while True:\n    try: os.fork()\n    except OSError: pass"
     done = await run(code, timeout_s=0.5)
     assert done.status in ("died", "interrupted")
     await promoted(run, number)
-    assert await run.value("x") == "1"
+    assert await run.evaluate("x") == "1"
 
 
 FORGE = (
-    "import gc, os, socket\nfrom mcpruntime_kernel import wire\n"
-    "from mcpruntime_kernel.kernel import Worker\n"
+    "import gc, os, socket\nfrom mcpruntime_sandbox.protocol import wire\n"
+    "from mcpruntime_sandbox.sandboxed.kernel.worker import Worker\n"
     "sock = next(each for each in gc.get_objects() if type(each) is Worker).channel.sock\n"
 )
 
@@ -392,19 +436,21 @@ FORGE = (
     "forged",
     [
         "sock.sendall(wire.encode(wire.Parked(1)))",
-        "sock.sendall(wire.encode(wire.Unparkable(1, 'x')))",
+        "sock.sendall(wire.encode(wire.ParkFailed(1, 'x')))",
         "sock.sendall(wire.encode(wire.Promoted(1, True, [], [])))",
-        "sock.sendall(wire.encode(wire.Dropped(1)))",
+        "sock.sendall(wire.encode(wire.ForkDropped(1)))",
         "for _ in range(2000): socket.send_fds(sock, [wire.encode(wire.Parked(1))], [0, 1, 2])",
         "socket.send_fds(sock, [wire.encode(wire.Call(1, 1, 'test.echo', {}))], [0])",
     ],
 )
-async def test_a_forged_frame_costs_the_interpreter_and_nothing_else(run: Driver, forged: str) -> None:
+async def test_a_forged_frame_costs_the_interpreter_and_nothing_else(
+    run: SandboxDriver, forged: str
+) -> None:
     number = await parked(run, FORGE)
     done = await run(f"{forged}\nimport time; time.sleep(30)", timeout_s=25)
     assert done.status == "died"
     await promoted(run, number)
-    assert await run.value("sock.fileno() > 0") == "true"
+    assert await run.evaluate("sock.fileno() > 0") == "true"
 
 
 FALSE = {  # what is handed over as the control socket of a copy
@@ -418,43 +464,48 @@ FALSE = {  # what is handed over as the control socket of a copy
 
 
 @pytest.mark.parametrize("name", FALSE)
-async def test_a_false_copy_is_none(run: Driver, name: str) -> None:
+async def test_a_false_copy_is_none(run: SandboxDriver, name: str) -> None:
     code = f"""
 ends = {FALSE[name]}
-from mcpruntime_kernel import forks
-def park(sock, run, score):
-    socket.send_fds(sock, [wire.encode(wire.Parked(run))], [ends[1].fileno()])
+from mcpruntime_sandbox.sandboxed.kernel import forks
+def park_fork(sock, run_number, oom_score):
+    socket.send_fds(sock, [wire.encode(wire.Parked(run_number))], [ends[1].fileno()])
     ends[1].close()
     return 0
-forks.survey = lambda *_: ('', {{}})
-forks.park = park
+forks.find_park_obstacle = lambda *_: ('', {{}})
+forks.park_fork = park_fork
 """
     assert "did not come up" in await refused(run, FORGE + code)
-    assert not (await run.link.promote(run.link.last_run)).ok
-    assert await run.value("1") == "1"
+    assert not (await run.link.promote(run.link.last_run_number)).ok
+    assert await run.evaluate("1") == "1"
 
 
-async def test_a_copy_that_never_says_hello_holds_nothing_up_for_long(run: Driver) -> None:
+async def test_a_copy_that_never_says_hello_holds_nothing_up_for_long(run: SandboxDriver) -> None:
     code = """
-from mcpruntime_kernel import forks
+from mcpruntime_sandbox.sandboxed.kernel import forks
 ends = []
-def park(sock, run, score):
+def park_fork(sock, run_number, oom_score):
     ends.append(socket.socketpair())
-    socket.send_fds(sock, [wire.encode(wire.Parked(run))], [ends[-1][1].fileno()])
+    socket.send_fds(sock, [wire.encode(wire.Parked(run_number))], [ends[-1][1].fileno()])
     return 0
-forks.survey = lambda *_: ('', {})
-forks.park = park
+forks.find_park_obstacle = lambda *_: ('', {})
+forks.park_fork = park_fork
 """
     await run(FORGE + code)
     for _ in range(20):
         await run("1")
     with anyio.fail_after(15):
-        assert not (await run.link.promote(run.link.last_run)).ok
-    assert len(run.link.unparkable) == 21
+        assert not (await run.link.promote(run.link.last_run_number)).ok
+    assert len(run.link.park_failures) == 21
 
 
 async def test_a_message_that_makes_no_sense_ends_the_link(backend: Backend) -> None:
-    for message in (wire.Parked(9), wire.Dropped(0), wire.Unparkable(-1, ""), wire.Promoted(1, True, [], [])):
+    for message in (
+        wire.ForkParked(9),
+        wire.ForkDropped(0),
+        wire.ParkFailed(-1, ""),
+        wire.Promoted(1, True, [], []),
+    ):
         async with open_link(backend, make_setup(backend)) as link:
             with pytest.raises(wire.WireError):
                 link._route(message)

@@ -6,18 +6,18 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import SandboxFailed
-from mcpruntime_server.kernel import wire
+from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox import Backend
-from mcpruntime_server.sandbox.link import Link, open_link
+from mcpruntime_server.sandbox.link import SandboxLink, open_link
 
-from .conftest import Driver, Recorder, make_setup
+from .conftest import RunRecorder, SandboxDriver, make_setup
 
 # values ---------------------------------------------------------------------------------------------
 
 
-async def test_variables_imports_and_functions_persist(run: Driver) -> None:
+async def test_variables_imports_and_functions_persist(run: SandboxDriver) -> None:
     await run("import math\nx = 20\ndef double(n): return 2 * n")
-    assert await run.value("double(x) + math.floor(1.5)") == "41"
+    assert await run.evaluate("double(x) + math.floor(1.5)") == "41"
 
 
 @pytest.mark.parametrize(
@@ -34,50 +34,54 @@ async def test_variables_imports_and_functions_persist(run: Driver) -> None:
         ("'\\udc80'", '"\\\\udc80"', "json"),
     ],
 )
-async def test_the_last_expression_or_assignment_is_the_value(run: Driver, code: str, text: str, kind: str) -> None:
+async def test_the_last_expression_or_assignment_is_the_value(
+    run: SandboxDriver, code: str, text: str, kind: str
+) -> None:
     done = await run(code)
     assert done.value is not None
     assert (done.value["text"], done.value["kind"]) == (text, kind)
 
 
-async def test_a_statement_has_no_value(run: Driver) -> None:
+async def test_a_statement_has_no_value(run: SandboxDriver) -> None:
     assert (await run("if True:\n    1")).value is None
     assert (await run("x = None")).value is None
 
 
-async def test_a_cycle_is_shown_by_its_repr(run: Driver) -> None:
-    assert await run.value("x = []\nx.append(x)\nx") == "[[...]]"
+async def test_a_cycle_is_shown_by_its_repr(run: SandboxDriver) -> None:
+    assert await run.evaluate("x = []\nx.append(x)\nx") == "[[...]]"
 
 
-async def test_a_repr_that_raises_is_reported_and_not_raised(run: Driver) -> None:
-    text = await run.value("class Bad:\n    def __repr__(self): raise ValueError('no')\nBad()")
+async def test_a_repr_that_raises_is_reported_and_not_raised(run: SandboxDriver) -> None:
+    text = await run.evaluate("class Bad:\n    def __repr__(self): raise ValueError('no')\nBad()")
     assert text == "<Bad whose repr failed with ValueError>"
 
 
-async def test_a_huge_value_is_cut_and_says_so(run: Driver) -> None:
+async def test_a_huge_value_is_cut_and_says_so(run: SandboxDriver) -> None:
     done = await run("'x' * 100_000_000")
     assert done.value is not None
     assert done.value["cut"]
     assert len(done.value["text"]) <= 11_000
 
 
-async def test_top_level_await_works_and_its_loop_stays(run: Driver) -> None:
-    await run("import asyncio\ntask = asyncio.ensure_future(asyncio.sleep(0, 'later'))\nawait asyncio.sleep(0)")
-    assert await run.value("await task") == '"later"'
+async def test_top_level_await_works_and_its_loop_stays(run: SandboxDriver) -> None:
+    await run(
+        "import asyncio\ntask = asyncio.ensure_future(asyncio.sleep(0, 'later'))\nawait asyncio.sleep(0)"
+    )
+    assert await run.evaluate("await task") == '"later"'
 
 
-async def test_threads_go_on_between_runs(run: Driver) -> None:
+async def test_threads_go_on_between_runs(run: SandboxDriver) -> None:
     await run(
         "import threading\ngo, seen = threading.Event(), []\n"
         "t = threading.Thread(target=lambda: (go.wait(), seen.append(1)))\nt.start()"
     )
-    assert await run.value("go.set(); t.join(); seen") == "[1]"
+    assert await run.evaluate("go.set(); t.join(); seen") == "[1]"
 
 
 # errors ---------------------------------------------------------------------------------------------
 
 
-async def test_an_error_shows_the_users_own_lines(run: Driver) -> None:
+async def test_an_error_shows_the_users_own_lines(run: SandboxDriver) -> None:
     await run("def half(n):\n    return n / 0")
     done = await run("import json\nhalf(3)")
     assert done.status == "error"
@@ -85,109 +89,125 @@ async def test_an_error_shows_the_users_own_lines(run: Driver) -> None:
     assert done.error["type"] == "ZeroDivisionError"
     assert done.error["line"] == 1 + 1
     assert "return n / 0" in done.error["traceback"]
-    assert "mcpruntime_kernel" not in done.error["traceback"]
+    assert "mcpruntime_sandbox" not in done.error["traceback"]
 
 
-async def test_a_syntax_error_names_the_line(run: Driver) -> None:
+async def test_a_syntax_error_names_the_line(run: SandboxDriver) -> None:
     done = await run("x = 1\ny = = 2")
     assert done.error is not None
     assert (done.error["type"], done.error["line"]) == ("SyntaxError", 2)
 
 
-async def test_a_misspelt_name_gets_a_suggestion(run: Driver) -> None:
+async def test_a_misspelt_name_gets_a_suggestion(run: SandboxDriver) -> None:
     done = await run("counter = 1\ncountre")
     assert done.error is not None
     assert "counter" in done.error["traceback"].splitlines()[-1]
 
 
-async def test_an_exception_that_cannot_be_printed_is_still_an_error(run: Driver) -> None:
+async def test_an_exception_that_cannot_be_printed_is_still_an_error(run: SandboxDriver) -> None:
     done = await run("class E(Exception):\n    def __str__(self): raise KeyError\nraise E")
     assert done.status == "error"
     assert (await run("1")).status == "ok"
 
 
-async def test_input_fails_clearly(run: Driver) -> None:
+async def test_input_fails_clearly(run: SandboxDriver) -> None:
     done = await run("input('name? ')")
     assert done.error is not None
     assert "nobody can type" in done.error["message"]
 
 
-async def test_sys_exit_ends_the_run_and_not_the_session(run: Driver) -> None:
+async def test_sys_exit_ends_the_run_and_not_the_session(run: SandboxDriver) -> None:
     await run("x = 5")
     assert (await run("import sys; sys.exit()")).status == "ok"
     assert (await run("sys.exit(3)")).status == "error"
-    assert await run.value("x") == "5"
+    assert await run.evaluate("x") == "5"
 
 
 # output ---------------------------------------------------------------------------------------------
 
 
-async def test_stdout_and_stderr_arrive_apart(run: Driver) -> None:
+async def test_stdout_and_stderr_arrive_apart(run: SandboxDriver) -> None:
     await run("import sys\nprint('out')\nprint('err', file=sys.stderr)")
-    assert (run.heard.text("stdout"), run.heard.text("stderr")) == ("out\n", "err\n")
+    assert (run.recorder.output_text("stdout"), run.recorder.output_text("stderr")) == (
+        "out\n",
+        "err\n",
+    )
 
 
-async def test_output_of_child_processes_and_raw_descriptors_arrives(run: Driver) -> None:
-    await run("import os, subprocess, sys\nsubprocess.run([sys.executable, '-c', 'print(1)'])\nos.write(1, b'raw')")
-    assert run.heard.text() == "1\nraw"
+async def test_output_of_child_processes_and_raw_descriptors_arrives(run: SandboxDriver) -> None:
+    await run(
+        "import os, subprocess, sys\nsubprocess.run([sys.executable, '-c', 'print(1)'])\nos.write(1, b'raw')"
+    )
+    assert run.recorder.output_text() == "1\nraw"
 
 
-async def test_short_outputs_are_never_lost(run: Driver) -> None:
+async def test_short_outputs_are_never_lost(run: SandboxDriver) -> None:
     for number in range(100):
         await run(f"print({number}, end='')")
-        assert run.heard.text() == str(number)
+        assert run.recorder.output_text() == str(number)
 
 
-async def test_the_first_line_arrives_while_the_code_runs(run: Driver) -> None:
-    heard = Recorder()
+async def test_the_first_line_arrives_while_the_code_runs(run: SandboxDriver) -> None:
+    heard = RunRecorder()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run, "print('now', flush=True)\nimport time\ntime.sleep(60)", 60.0, heard)
         with anyio.fail_after(10):
-            await heard.printed.wait()
-        run.link.stop("cancelled")
-    assert heard.text() == "now\n"
+            await heard.output_arrived.wait()
+        run.link.stop_run("cancelled")
+    assert heard.output_text() == "now\n"
 
 
-async def test_output_beyond_the_limit_is_counted_and_dropped(run: Driver) -> None:
+async def test_output_beyond_the_limit_is_counted_and_dropped(run: SandboxDriver) -> None:
     await run("for _ in range(1000): print('x' * 9_999)")
-    kept = len(run.heard.text())
+    kept = len(run.recorder.output_text())
     assert kept <= 1 << 20
-    assert kept + run.heard.dropped == 10_000_000
+    assert kept + run.recorder.dropped == 10_000_000
 
 
-async def test_a_run_that_closes_its_descriptors_does_not_silence_the_next(run: Driver) -> None:
+async def test_a_run_that_closes_its_descriptors_does_not_silence_the_next(
+    run: SandboxDriver,
+) -> None:
     await run("import os, sys\nfor fd in (0, 1, 2): os.close(fd)")
     await run("sys.stdout = None")
     await run("print('heard')\nos.system('echo too')")
-    assert run.heard.text() == "heard\ntoo\n"
+    assert run.recorder.output_text() == "heard\ntoo\n"
 
 
-async def test_what_a_thread_prints_between_runs_is_in_the_next(run: Driver) -> None:
+async def test_what_a_thread_prints_between_runs_is_in_the_next(run: SandboxDriver) -> None:
     await run(
         "import threading\ngo, said = threading.Event(), threading.Event()\n"
         "threading.Thread(target=lambda: (go.wait(), print('late'), said.set())).start()"
     )
     await run("threading.Timer(0, go.set).start()")
     await run("said.wait()")
-    assert run.heard.text() in ("late\n", "")  # or it was printed before the second run was over
+    assert run.recorder.output_text() in (
+        "late\n",
+        "",
+    )  # or it was printed before the second run was over
 
 
 # calls ----------------------------------------------------------------------------------------------
 
-CALL = "from mcpruntime_kernel.guest import host, HostError\n"
+CALL = "from mcpruntime_sandbox.sandboxed.library.tools import host, HostError\n"
 
 
-async def test_a_call_returns_what_the_host_answers_and_names_its_line(run: Driver) -> None:
-    assert await run.value(f"{CALL}host.call('test.echo', {{'a': [1, None]}})") == '{"a": [1, null]}'
-    assert [(call.target, call.line) for call in run.heard.calls] == [("test.echo", 2)]
+async def test_a_call_returns_what_the_host_answers_and_names_its_line(run: SandboxDriver) -> None:
+    assert (
+        await run.evaluate(f"{CALL}host.call('test.echo', {{'a': [1, None]}})")
+        == '{"a": [1, null]}'
+    )
+    assert [(call.target, call.line) for call in run.recorder.calls] == [("test.echo", 2)]
 
 
-async def test_an_error_of_the_host_is_raised_where_the_code_called(run: Driver) -> None:
-    code = CALL + "try:\n    host.call('test.fail', {})\nexcept HostError as e:\n    r = (e.kind, e.message, e.data)\nr"
-    assert await run.value(code) == '["tool_error", "no", {"why": 1}]'
+async def test_an_error_of_the_host_is_raised_where_the_code_called(run: SandboxDriver) -> None:
+    code = (
+        CALL
+        + "try:\n    host.call('test.fail', {})\nexcept HostError as e:\n    r = (e.kind, e.message, e.data)\nr"
+    )
+    assert await run.evaluate(code) == '["tool_error", "no", {"why": 1}]'
 
 
-async def test_threads_call_at_the_same_time(run: Driver) -> None:
+async def test_threads_call_at_the_same_time(run: SandboxDriver) -> None:
     code = (
         f"{CALL}from concurrent.futures import ThreadPoolExecutor\n"
         "with ThreadPoolExecutor(32) as pool:\n"
@@ -195,10 +215,10 @@ async def test_threads_call_at_the_same_time(run: Driver) -> None:
         "r == list(range(32))"
     )
     with anyio.fail_after(5):
-        assert await run.value(code) == "true"
+        assert await run.evaluate(code) == "true"
 
 
-async def test_tasks_and_threads_call_at_the_same_time(run: Driver) -> None:
+async def test_tasks_and_threads_call_at_the_same_time(run: SandboxDriver) -> None:
     code = (
         f"{CALL}import asyncio\n"
         "tasks = [host.acall('test.nap', {'seconds': 0.2, 'n': n}) for n in range(16)]\n"
@@ -206,69 +226,76 @@ async def test_tasks_and_threads_call_at_the_same_time(run: Driver) -> None:
         "[r['n'] for r in await asyncio.gather(*tasks, *threads)] == list(range(20))"
     )
     with anyio.fail_after(5):
-        assert await run.value(code) == "true"
+        assert await run.evaluate(code) == "true"
 
 
-async def test_arguments_that_are_not_json_are_refused_in_the_code(run: Driver) -> None:
+async def test_arguments_that_are_not_json_are_refused_in_the_code(run: SandboxDriver) -> None:
     done = await run(f"{CALL}host.call('test.echo', {{'x': {{1, 2}}}})")
     assert done.error is not None
     assert "not JSON" in done.error["message"]
-    assert run.heard.calls == []
+    assert run.recorder.calls == []
 
 
-async def test_a_forked_copy_cannot_call_and_does_not_answer_for_its_parent(run: Driver) -> None:
-    code = f"{CALL}import os\nif os.fork() == 0:\n    host.call('test.echo', {{}})\nos.wait()[1] != 0"
-    assert await run.value(code) == "true"
-    assert run.heard.calls == []
-    assert await run.value("1") == "1"
+async def test_a_forked_copy_cannot_call_and_does_not_answer_for_its_parent(
+    run: SandboxDriver,
+) -> None:
+    code = (
+        f"{CALL}import os\nif os.fork() == 0:\n    host.call('test.echo', {{}})\nos.wait()[1] != 0"
+    )
+    assert await run.evaluate(code) == "true"
+    assert run.recorder.calls == []
+    assert await run.evaluate("1") == "1"
 
 
 # stopping -------------------------------------------------------------------------------------------
 
 
-async def test_code_past_its_time_is_interrupted_and_the_namespace_stays(run: Driver) -> None:
+async def test_code_past_its_time_is_interrupted_and_the_namespace_stays(
+    run: SandboxDriver,
+) -> None:
     await run("x = 1")
     done = await run("while True: pass", timeout_s=0.3)
     assert (done.status, run.stopped) == ("interrupted", "timeout")
-    assert await run.value("x") == "1"
+    assert await run.evaluate("x") == "1"
 
 
-async def test_code_that_waits_for_the_host_is_interrupted(run: Driver) -> None:
+async def test_code_that_waits_for_the_host_is_interrupted(run: SandboxDriver) -> None:
     done = await run(f"{CALL}host.call('test.nap', {{'seconds': 600}})", timeout_s=0.3)
     assert done.status == "interrupted"
-    assert await run.value("host.call('test.echo', {'a': 1})['a']") == "1"
+    assert await run.evaluate("host.call('test.echo', {'a': 1})['a']") == "1"
 
 
-async def test_code_that_awaits_is_interrupted_and_cleans_up(run: Driver) -> None:
+async def test_code_that_awaits_is_interrupted_and_cleans_up(run: SandboxDriver) -> None:
     await run(
         "import asyncio\nclean = []\nasync def f():\n    try: await asyncio.sleep(600)\n    finally: clean.append(1)"
     )
     done = await run("await f()", timeout_s=0.3)
     assert done.status == "interrupted"
-    assert await run.value("clean") == "[1]"
+    assert await run.evaluate("clean") == "[1]"
 
 
-async def test_code_that_ignores_interrupts_loses_its_interpreter_and_not_the_session(run: Driver) -> None:
+async def test_code_that_ignores_interrupts_loses_its_interpreter_and_not_the_session(
+    run: SandboxDriver,
+) -> None:
     await run("open('kept', 'w').write('file')")
     done = await run(
-        "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass", timeout_s=0.3
+        "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass",
+        timeout_s=0.3,
     )
     assert (done.status, run.stopped) == ("died", "timeout")
-    assert "did not stop" in run.link.restarts[-1]
-    assert await run.value("open('kept').read()") == '"file"'
+    assert "did not stop" in run.link.restart_reasons[-1]
+    assert await run.evaluate("open('kept').read()") == '"file"'
 
 
-async def test_a_child_process_that_outlives_a_killed_run_is_killed_too(run: Driver) -> None:
+async def test_a_child_process_that_outlives_a_killed_run_is_killed_too(run: SandboxDriver) -> None:
     code = "import signal, subprocess, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    code += (
-        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\nopen('pid', 'w').write(str(child.pid))\n"
-    )
+    code += "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\nopen('pid', 'w').write(str(child.pid))\n"
     await run(code + "time.sleep(60)", timeout_s=0.5)
     alive = (
         "import os\npid = int(open('pid').read())\n"
         "os.path.exists(f'/proc/{pid}') and 'Z' not in open(f'/proc/{pid}/stat').read().split()[2]"
     )
-    assert await run.value(alive) == "false"
+    assert await run.evaluate(alive) == "false"
 
 
 # dying ----------------------------------------------------------------------------------------------
@@ -287,38 +314,47 @@ async def test_a_child_process_that_outlives_a_killed_run_is_killed_too(run: Dri
         ), "wrote to a descriptor"),
     ],
 )  # fmt: skip
-async def test_an_interpreter_that_dies_is_replaced(run: Driver, code: str, word: str) -> None:
+async def test_an_interpreter_that_dies_is_replaced(
+    run: SandboxDriver, code: str, word: str
+) -> None:
     done = await run(code)
     assert done.status == "died"
     assert done.error is not None
     assert word in done.error["message"]
-    assert await run.value("'new'") == '"new"'
-    assert run.link.restarts
+    assert await run.evaluate("'new'") == '"new"'
+    assert run.link.restart_reasons
 
 
-async def test_code_that_breaks_what_the_kernel_needs_gets_a_fresh_interpreter(run: Driver) -> None:
+async def test_code_that_breaks_what_the_kernel_needs_gets_a_fresh_interpreter(
+    run: SandboxDriver,
+) -> None:
     assert (await run("import os\nos.getpid = None")).status == "died"
-    assert await run.value("1") == "1"
-    assert "modules that it needs" in run.link.restarts[-1]
+    assert await run.evaluate("1") == "1"
+    assert "modules that it needs" in run.link.restart_reasons[-1]
 
 
-async def test_calls_without_end_are_refused_and_do_not_pile_up(run: Driver) -> None:
+async def test_calls_without_end_are_refused_and_do_not_pile_up(run: SandboxDriver) -> None:
     code = (
         f"{CALL}import asyncio\n"
         "naps = [host.acall('test.nap', {'seconds': 5}) for _ in range(1200)]\n"
         "ended = await asyncio.gather(*naps, return_exceptions=True)\n"
         "sum(isinstance(each, HostError) for each in ended)"
     )
-    assert await run.value(code) == "176"
+    assert await run.evaluate(code) == "176"
 
 
-async def test_code_that_takes_all_memory_does_not_take_the_session(run: Driver) -> None:
+async def test_code_that_takes_all_memory_does_not_take_the_session(run: SandboxDriver) -> None:
     done = await run("x = []\nwhile True: x.append(bytearray(10_000_000))")
-    assert done.status in ("died", "error")  # killed where a container counts, MemoryError where a limit refuses
-    assert await run.value("1") == "1"
+    assert done.status in (
+        "died",
+        "error",
+    )  # killed where a container counts, MemoryError where a limit refuses
+    assert await run.evaluate("1") == "1"
 
 
-async def test_code_that_kills_its_parent_ends_the_sandbox_with_an_error(run: Driver) -> None:
+async def test_code_that_kills_its_parent_ends_the_sandbox_with_an_error(
+    run: SandboxDriver,
+) -> None:
     with pytest.raises(SandboxFailed, match="gone"), anyio.fail_after(20):
         await run("import os, signal, time; os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)")
     assert run.link.closed.is_set()
@@ -329,56 +365,60 @@ async def test_code_that_kills_its_parent_ends_the_sandbox_with_an_error(run: Dr
 # files ----------------------------------------------------------------------------------------------
 
 
-async def test_changed_and_removed_files_are_told_and_their_content_arrives(run: Driver) -> None:
+async def test_changed_and_removed_files_are_told_and_their_content_arrives(
+    run: SandboxDriver,
+) -> None:
     await run(
         "import os\nos.makedirs('a/b')\nopen('a/b/c.txt', 'w').write('one')\nopen('big', 'wb').write(bytes(1_000_000))"
     )
-    await run.link.saved()
-    assert run.heard.files is not None
-    assert run.heard.files.changed == ["a/b/c.txt", "big"]
-    assert run.heard.contents == {"a/b/c.txt": b"one", "big": bytes(1_000_000)}
+    await run.link.wait_for_files()
+    assert run.recorder.files is not None
+    assert run.recorder.files.changed == ["a/b/c.txt", "big"]
+    assert run.recorder.contents == {"a/b/c.txt": b"one", "big": bytes(1_000_000)}
     await run("os.remove('big')\nopen('a/b/c.txt', 'a').write(' two')")
-    await run.link.saved()
-    assert run.heard.files is not None
-    assert (run.heard.files.changed, run.heard.files.removed) == (["a/b/c.txt"], ["big"])
-    assert run.heard.contents == {"a/b/c.txt": b"one two"}
+    await run.link.wait_for_files()
+    assert run.recorder.files is not None
+    assert (run.recorder.files.changed, run.recorder.files.removed) == (["a/b/c.txt"], ["big"])
+    assert run.recorder.contents == {"a/b/c.txt": b"one two"}
 
 
-async def test_restored_files_are_there_and_do_not_count_as_changed(run: Driver) -> None:
-    run.link.put("data/x.bin", 0o640, bytes(range(256)) * 4000)
-    run.link.put("empty", 0o600, b"")
+async def test_restored_files_are_there_and_do_not_count_as_changed(run: SandboxDriver) -> None:
+    run.link.write_file("data/x.bin", 0o640, bytes(range(256)) * 4000)
+    run.link.write_file("empty", 0o600, b"")
     code = (
         "import os\n"
         "open('data/x.bin', 'rb').read() == bytes(range(256)) * 4000, "
         "os.stat('data/x.bin').st_mode & 0o777, os.path.getsize('empty')"
     )
-    assert await run.value(code) == "[true, 416, 0]"
-    assert run.heard.files is None
+    assert await run.evaluate(code) == "[true, 416, 0]"
+    assert run.recorder.files is None
 
 
-async def test_files_that_cannot_be_kept_are_counted(run: Driver) -> None:
+async def test_files_that_cannot_be_kept_are_counted(run: SandboxDriver) -> None:
     await run("import os\nopen(b'\\xff', 'w').close()\nopen('named', 'w').close()")
-    assert run.heard.files is not None
-    assert (run.heard.files.changed, run.heard.files.passed_over) == (["named"], 1)
+    assert run.recorder.files is not None
+    assert (run.recorder.files.changed, run.recorder.files.skipped_count) == (["named"], 1)
     await run("os.remove(b'\\xff')")
-    assert run.heard.files is not None
-    assert (run.heard.files.removed, run.heard.files.passed_over) == ([], 0)
+    assert run.recorder.files is not None
+    assert (run.recorder.files.removed, run.recorder.files.skipped_count) == ([], 0)
 
 
-async def test_pipes_links_and_sockets_in_the_workspace_do_no_harm(run: Driver) -> None:
+async def test_pipes_links_and_sockets_in_the_workspace_do_no_harm(run: SandboxDriver) -> None:
     await run(
         "import os, socket\nos.mkfifo('pipe')\nos.symlink('/etc/passwd', 'link')\n"
         "os.symlink('.', 'loop')\nsocket.socket(socket.AF_UNIX).bind('sock')"
     )
-    assert run.heard.files is None
-    assert await run.value("1") == "1"
+    assert run.recorder.files is None
+    assert await run.evaluate("1") == "1"
 
 
-async def test_a_full_disk_is_an_error_in_the_code(run: Driver) -> None:
-    done = await run("with open('big', 'wb') as f:\n    for _ in range(100): f.write(bytes(1_000_000))")
+async def test_a_full_disk_is_an_error_in_the_code(run: SandboxDriver) -> None:
+    done = await run(
+        "with open('big', 'wb') as f:\n    for _ in range(100): f.write(bytes(1_000_000))"
+    )
     assert done.status in ("error", "died")
     await run("import os; os.path.exists('big') and os.remove('big')")
-    assert await run.value("open('small', 'w').write('x')") == "1"
+    assert await run.evaluate("open('small', 'w').write('x')") == "1"
 
 
 # chance and time --------------------------------------------------------------------------------------
@@ -390,66 +430,79 @@ DRAW = (
 
 
 async def test_the_same_seed_gives_the_same_chance(backend: Backend) -> None:
-    async def drawn(link: Link, seed: str) -> str:
-        done = await Driver(link)(DRAW, seed=seed)
+    async def drawn(link: SandboxLink, seed: str) -> str:
+        done = await SandboxDriver(link)(DRAW, seed=seed)
         assert done.value is not None
         return str(done.value["text"])
 
-    async with open_link(backend, make_setup(backend)) as one, open_link(backend, make_setup(backend)) as other:
+    async with (
+        open_link(backend, make_setup(backend)) as one,
+        open_link(backend, make_setup(backend)) as other,
+    ):
         assert await drawn(one, "one") == await drawn(other, "one")
         assert await drawn(one, "two") != await drawn(other, "three")
 
 
-async def test_chance_of_a_run_follows_from_its_own_seed_alone(run: Driver) -> None:
+async def test_chance_of_a_run_follows_from_its_own_seed_alone(run: SandboxDriver) -> None:
     await run("import os, secrets, uuid")  # `random` keeps a generator, which its import draws
     fresh = "str((os.urandom(4), secrets.token_hex(4), uuid.uuid4()))"
     first, other, again = [(await run(fresh, seed=seed)).value for seed in ("one", "two", "one")]
     assert first == again != other
 
 
-async def test_what_clocks_tell_the_code_is_recorded(run: Driver) -> None:
-    done = await run("import time, datetime\na, b = time.time(), datetime.datetime.now().timestamp()\na, b")
+async def test_what_clocks_tell_the_code_is_recorded(run: SandboxDriver) -> None:
+    done = await run(
+        "import time, datetime\na, b = time.time(), datetime.datetime.now().timestamp()\na, b"
+    )
     assert done.value is not None
-    assert done.clocks is not None
-    told = [round(reading, 3) for reading in done.clocks["time"]]
+    assert done.clock_readings is not None
+    told = [round(reading, 3) for reading in done.clock_readings["time"]]
     assert told == [round(float(part), 3) for part in done.value["text"].strip("[]").split(",")]
-    assert (await run("1")).clocks == {}
+    assert (await run("1")).clock_readings == {}
 
 
-async def test_what_clocks_tell_the_code_before_a_call_comes_with_the_call(run: Driver) -> None:
+async def test_what_clocks_tell_the_code_before_a_call_comes_with_the_call(
+    run: SandboxDriver,
+) -> None:
     read = "seen.append(time.time()); "
-    done = await run(f"{CALL}import time; seen = []; {read}{read}host.call('test.echo', {{}}); {read}\nseen")
+    done = await run(
+        f"{CALL}import time; seen = []; {read}{read}host.call('test.echo', {{}}); {read}\nseen"
+    )
     assert done.value is not None
-    assert done.clocks is not None
-    clocks = [call.clocks for call in run.heard.calls]
+    assert done.clock_readings is not None
+    clocks = [call.clock_readings for call in run.recorder.calls]
     assert clocks[0] is not None
-    told = [round(reading, 2) for reading in clocks[0]["time"] + done.clocks["time"]]
+    told = [round(reading, 2) for reading in clocks[0]["time"] + done.clock_readings["time"]]
     assert [round(float(part), 2) for part in done.value["text"].strip("[]").split(",")] == told
 
 
-async def test_recorded_readings_are_told_again_and_then_the_real_clocks_go_on(run: Driver) -> None:
+async def test_recorded_readings_are_told_again_and_then_the_real_clocks_go_on(
+    run: SandboxDriver,
+) -> None:
     code = "import time\na, b, c = time.monotonic(), time.monotonic(), time.time()\n(a, b > a, c > 1e9)"
     ahead = 1e7
     done = await run(code, clocks={"monotonic": [ahead]})
     assert done.value is not None
     assert done.value["text"] == "[10000000.0, true, true]"
-    assert await run.value("time.monotonic() > 1e7") == "true"
+    assert await run.evaluate("time.monotonic() > 1e7") == "true"
 
 
 # the link ---------------------------------------------------------------------------------------------
 
 
-async def test_many_runs_leave_nothing_of_one_to_the_next(run: Driver) -> None:
+async def test_many_runs_leave_nothing_of_one_to_the_next(run: SandboxDriver) -> None:
     for number in range(50):
-        heard = Recorder()
-        done = await run(f"{CALL}print({number}); host.call('test.echo', {{'n': {number}}})['n']", heard=heard)
+        heard = RunRecorder()
+        done = await run(
+            f"{CALL}print({number}); host.call('test.echo', {{'n': {number}}})['n']", heard=heard
+        )
         assert done.value is not None
-        assert (heard.text(), done.value["text"]) == (f"{number}\n", str(number))
+        assert (heard.output_text(), done.value["text"]) == (f"{number}\n", str(number))
 
 
 async def test_a_kernel_of_another_version_does_not_come_up(backend: Backend) -> None:
     setup = make_setup(backend)
-    other = wire.Setup(**{**setup.__dict__, "version": wire.VERSION + 1})
+    other = wire.Setup(**{**setup.__dict__, "version": wire.PROTOCOL_VERSION + 1})
     with pytest.raises(ExceptionGroup) as failed:
         async with open_link(backend, other):
             raise AssertionError("it came up")

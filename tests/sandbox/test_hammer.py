@@ -9,14 +9,14 @@ from pathlib import Path
 import anyio
 import pytest
 
-from mcpruntime_server.kernel import wire
+from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox.link import open_link
 
-from .conftest import Driver, Recorder, make_backend, make_setup
+from .conftest import RunRecorder, SandboxDriver, make_backend, make_setup
 
 PRELUDE = """
 import asyncio, os, subprocess, sys, time, threading
-from mcpruntime_kernel.guest import host
+from mcpruntime_sandbox.sandboxed.library.tools import host
 kept = 0
 """
 UNTIL = "end = time.monotonic() + {s}\nwhile time.monotonic() < end: "
@@ -42,20 +42,22 @@ BODIES = {  # each says only `{n}` and calls only with `{n}`, for about `{s}` se
 }
 
 
-async def hammer(driver: Driver, times: int, chance: random.Random) -> Counter[str]:
+async def hammer(driver: SandboxDriver, times: int, chance: random.Random) -> Counter[str]:
     """Interrupt `times` runs of one session at random moments; return how the runs ended."""
     ends: Counter[str] = Counter()
-    left: set[int] = set()  # runs whose threads or tasks may still call, or whose processes print: by design
+    left: set[int] = (
+        set()
+    )  # runs whose threads or tasks may still call, or whose processes print: by design
     await driver(PRELUDE)
     for number in range(1, times + 1):
         name = chance.choice(list(BODIES))
         code = f"kept += 1\n{BODIES[name].format(n=number, s=0.5)}"
-        heard = Recorder()
+        heard = RunRecorder()
         async with anyio.create_task_group() as tasks:
 
             async def interrupt() -> None:
                 await anyio.sleep(chance.random() * 0.03)
-                driver.link.stop("cancelled")
+                driver.link.stop_run("cancelled")
 
             tasks.start_soon(interrupt)
             with anyio.fail_after(60):
@@ -68,16 +70,24 @@ async def hammer(driver: Driver, times: int, chance: random.Random) -> Counter[s
     return ends
 
 
-def check_only(name: str, done: wire.Done, heard: Recorder, own: set[int]) -> None:
+def check_only(name: str, done: wire.RunDone, heard: RunRecorder, own: set[int]) -> None:
     """Check that all a run said is its own, and that it ended in a way that keeps the session."""
     assert done.status in ("ok", "interrupted"), (name, done.error)
     assert done.usage is not None, (name, done.error)
-    said = {int(line) for line in heard.text().split() + heard.text("stderr").split() if line.isdigit()}
+    said = {
+        int(line)
+        for line in heard.output_text().split() + heard.output_text("stderr").split()
+        if line.isdigit()
+    }
     assert said <= own, name
-    assert {call.args["n"] for call in heard.calls if call.target != wire.ABANDON} <= own, name
+    assert {call.args["n"] for call in heard.calls if call.target != wire.ABANDON_TARGET} <= own, (
+        name
+    )
 
 
-@pytest.mark.parametrize(("backend_name", "sessions", "times"), [("local", 4, 220), ("docker", 2, 60)])
+@pytest.mark.parametrize(
+    ("backend_name", "sessions", "times"), [("local", 4, 220), ("docker", 2, 60)]
+)
 async def test_interrupts_at_random_moments_lose_no_session_and_mix_up_no_runs(
     tmp_path: Path, backend_name: str, sessions: int, times: int
 ) -> None:
@@ -86,11 +96,11 @@ async def test_interrupts_at_random_moments_lose_no_session_and_mix_up_no_runs(
 
     async def one(seed: int) -> None:
         async with open_link(backend, make_setup(backend)) as link:
-            driver = Driver(link)
+            driver = SandboxDriver(link)
             total.update(await hammer(driver, times, random.Random(seed)))
-            kept = int(await driver.value("kept"))
+            kept = int(await driver.evaluate("kept"))
             assert kept > times / 2  # the others were interrupted before their first line
-            assert link.restarts == []
+            assert link.restart_reasons == []
 
     async with anyio.create_task_group() as tasks:
         for seed in range(sessions):
@@ -98,12 +108,14 @@ async def test_interrupts_at_random_moments_lose_no_session_and_mix_up_no_runs(
     assert total["interrupted"] > sessions * times / 2
 
 
-async def test_an_interrupt_that_comes_before_the_code_begins_stops_it_all_the_same(run: Driver) -> None:
+async def test_an_interrupt_that_comes_before_the_code_begins_stops_it_all_the_same(
+    run: SandboxDriver,
+) -> None:
     await run("import time")
     for _ in range(50):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run, "time.sleep(60)")
-            while run.link._current is None:  # not begun, but asked for
+            while run.link._execution is None:  # not begun, but asked for
                 await anyio.lowlevel.checkpoint()
-            run.link.stop("cancelled")
-    assert run.link.restarts == []
+            run.link.stop_run("cancelled")
+    assert run.link.restart_reasons == []

@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 from mcpruntime_server.config import SandboxSettings
 from mcpruntime_server.errors import Unavailable
 from mcpruntime_server.sandbox import image
-from mcpruntime_server.sandbox.engine import Engine
+from mcpruntime_server.sandbox.docker_engine import DockerEngine
 
 PASSWORD = "s3cret-of-the-index"
 WHEEL = "sandboxprobe-1.0-py3-none-any.whl"
@@ -43,7 +43,7 @@ def client() -> Iterator[docker.APIClient]:
 @pytest.fixture(scope="module")
 async def base(client: docker.APIClient) -> str:
     """The name of a local base image: the one that the default image was built from."""
-    made = await image.build(SandboxSettings(), print)
+    made = await image.build_image(SandboxSettings(), print)
     return str(client.inspect_image(made.tag)["Config"]["Labels"][image.BASE_LABEL])
 
 
@@ -78,7 +78,10 @@ class Index:
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     folder = tmp_path_factory.mktemp("index")
     certificate, chain = self_signed(folder)
-    served = {"/simple/sandboxprobe/": f'<a href="/{WHEEL}">{WHEEL}</a>'.encode(), f"/{WHEEL}": wheel()}
+    served = {
+        "/simple/sandboxprobe/": f'<a href="/{WHEEL}">{WHEEL}</a>'.encode(),
+        f"/{WHEEL}": wheel(),
+    }
     credentials = "Basic " + base64.b64encode(f"builder:{PASSWORD}".encode()).decode()
     made = Index({}, certificate)
 
@@ -89,7 +92,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
             body = served.get(self.path, b"") if allowed else b""
             self.send_response(401 if not allowed else 200 if body else 404)
             self.send_header("WWW-Authenticate", "Basic")
-            self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/zip")
+            self.send_header(
+                "Content-Type", "text/html" if self.path.endswith("/") else "application/zip"
+            )
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -123,7 +128,10 @@ def self_signed(folder: Path) -> tuple[bytes, Path]:
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
         .public_bytes(serialization.Encoding.PEM)
@@ -138,7 +146,9 @@ def self_signed(folder: Path) -> tuple[bytes, Path]:
 
 def python(client: docker.APIClient, tag: str, code: str) -> str:
     """What `code` prints in a container of the image `tag`, run by a user that the image does not know."""
-    container = client.create_container(tag, ["python3", "-c", code], user="1234567:1234567", network_disabled=True)
+    container = client.create_container(
+        tag, ["python3", "-c", code], user="1234567:1234567", network_disabled=True
+    )
     try:
         client.start(container)
         client.wait(container)
@@ -158,10 +168,12 @@ async def test_packages_come_from_the_host_s_index_and_leave_no_trace_of_it(
     settings = SandboxSettings(base_image=base, packages=("sandboxprobe",))
     lines: list[str] = []
     with anyio.fail_after(LIMIT_S):
-        made = await image.build(settings, lines.append, force=True, environ=index.environ)
+        made = await image.build_image(settings, lines.append, force=True, environ=index.environ)
     try:
         assert f"/{WHEEL}" in index.asked
-        assert python(client, made.tag, "import sandboxprobe as p; print(p.ANSWER, p.__cached__)").startswith("42 /")
+        assert python(
+            client, made.tag, "import sandboxprobe as p; print(p.ANSWER, p.__cached__)"
+        ).startswith("42 /")
         content = everything_in(client, made.tag)
         assert b"sandboxprobe" in content
         address = index.environ["PIP_INDEX_URL"].partition("@")[2]
@@ -170,7 +182,7 @@ async def test_packages_come_from_the_host_s_index_and_leave_no_trace_of_it(
         assert PASSWORD not in "\n".join(lines)
         assert any("Collecting sandboxprobe" in line for line in lines)
         found = client.inspect_image(made.tag)["Config"]["Labels"]
-        assert found[image.RECIPE_LABEL] == image.recipe_digest(settings)
+        assert found[image.RECIPE_LABEL] == image.compute_recipe_digest(settings)
     finally:
         client.remove_image(made.tag, force=True)
 
@@ -180,37 +192,46 @@ async def test_a_package_that_does_not_exist_is_told_in_pip_s_words_and_leaves_n
 ) -> None:
     before = (client.containers(all=True, quiet=True), client.volumes()["Volumes"])
     settings = SandboxSettings(base_image=base, packages=("no-such-thing-anywhere",))
-    with pytest.raises(Unavailable, match="No matching distribution found for no-such-thing-anywhere") as caught:
-        await image.build(settings, print, environ=index.environ)
+    with pytest.raises(
+        Unavailable, match="No matching distribution found for no-such-thing-anywhere"
+    ) as caught:
+        await image.build_image(settings, print, environ=index.environ)
     assert PASSWORD not in str(caught.value)
     assert "`[sandbox] packages`" in caught.value.remedy
     left = client.containers(all=True, filters={"ancestor": base}), client.volumes()["Volumes"]
     assert left == ([], before[1])
 
 
-async def test_no_packages_at_all_make_an_image_of_bare_python(base: str, client: docker.APIClient) -> None:
+async def test_no_packages_at_all_make_an_image_of_bare_python(
+    base: str, client: docker.APIClient
+) -> None:
     settings = SandboxSettings(base_image=base, packages=())
-    made = await image.build(settings, print)
+    made = await image.build_image(settings, print)
     try:
         code = "import json, os, sys; print(json.__cached__ is not None and os.path.exists(json.__cached__))"
         assert python(client, made.tag, code) == "True\n"
-        assert python(client, made.tag, "import os; print(os.stat('/workspace').st_mode & 0o777)") == f"{0o700}\n"
+        assert (
+            python(client, made.tag, "import os; print(os.stat('/workspace').st_mode & 0o777)")
+            == f"{0o700}\n"
+        )
     finally:
         client.remove_image(made.tag, force=True)
 
 
 async def test_an_image_that_is_up_to_date_is_not_built_again(base: str) -> None:
-    first = await image.build(SandboxSettings(), print)
+    first = await image.build_image(SandboxSettings(), print)
     lines: list[str] = []
-    assert await image.build(SandboxSettings(), lines.append) == first
+    assert await image.build_image(SandboxSettings(), lines.append) == first
     assert lines == [f"The sandbox image {first.tag} is up to date"]
-    engine = Engine()
-    assert await image.current(SandboxSettings(), engine) == first
+    engine = DockerEngine()
+    assert await image.find_current_image(SandboxSettings(), engine) == first
     engine.close()
 
 
-async def test_the_default_packages_can_be_imported_by_anybody(base: str, client: docker.APIClient) -> None:
-    tag = image.tag_for(SandboxSettings())
+async def test_the_default_packages_can_be_imported_by_anybody(
+    base: str, client: docker.APIClient
+) -> None:
+    tag = image.choose_tag(SandboxSettings())
     code = "import os; os.environ['HOME'] = '/tmp'; import numpy, pandas, matplotlib; print(numpy.arange(3).sum())"
     assert python(client, tag, code).endswith("3\n")
 
@@ -218,29 +239,34 @@ async def test_the_default_packages_can_be_imported_by_anybody(base: str, client
 async def test_a_base_image_that_no_registry_has_is_unavailable(client: docker.APIClient) -> None:
     settings = SandboxSettings(image="localhost:1/nothing:here")
     with pytest.raises(Unavailable, match="localhost:1/nothing:here cannot be pulled"):
-        await image.build(settings, print)
+        await image.build_image(settings, print)
 
 
 @pytest.mark.parametrize(
-    "change", [{"packages": ("numpy",)}, {"packages": ()}, {"base_image": "python:3.13-slim"}], ids=str
+    "change",
+    [{"packages": ("numpy",)}, {"packages": ()}, {"base_image": "python:3.13-slim"}],
+    ids=str,
 )
 def test_whatever_determines_the_content_determines_the_name(change: dict[str, object]) -> None:
     settings = SandboxSettings()
     changed = settings.model_copy(update=change)
-    assert image.tag_for(changed) != image.tag_for(settings)
+    assert image.choose_tag(changed) != image.choose_tag(settings)
 
 
 def test_what_does_not_determine_the_content_does_not_change_the_name() -> None:
-    assert image.tag_for(SandboxSettings(memory_mb=64)) == image.tag_for(SandboxSettings())
+    assert image.choose_tag(SandboxSettings(memory_mb=64)) == image.choose_tag(SandboxSettings())
 
 
 def test_an_image_of_one_s_own_keeps_its_name() -> None:
-    assert image.tag_for(SandboxSettings(image="registry.example/mine:1")) == "registry.example/mine:1"
+    assert (
+        image.choose_tag(SandboxSettings(image="registry.example/mine:1"))
+        == "registry.example/mine:1"
+    )
 
 
 def test_configuration_is_quoted_so_that_nothing_is_expanded() -> None:
     config = {"Env": ["PATH=/usr/bin", 'ODD=a "$b" \\c']}
-    assert image.image_config(config, {"l": "v"}) == [
+    assert image.format_image_changes(config, {"l": "v"}) == [
         'ENV PATH="/usr/bin"',
         'ENV ODD="a \\"\\$b\\" \\\\c"',
         'LABEL l="v"',

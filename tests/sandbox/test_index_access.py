@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mcpruntime_server.sandbox.index_access import ca_bundle, pip_conf, pip_settings, proxies, without_credentials
+from mcpruntime_server.sandbox.index_access import (
+    find_proxies,
+    format_pip_conf,
+    mask_credentials,
+    read_ca_bundle,
+    read_pip_settings,
+)
 
 
 @pytest.fixture
@@ -20,23 +26,25 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_environment_beats_the_files_and_a_section_of_a_command_the_global_one(home: Path) -> None:
-    assert pip_settings({}, home)["index-url"] == "https://install.example/simple"
+def test_the_environment_beats_the_files_and_a_section_of_a_command_the_global_one(
+    home: Path,
+) -> None:
+    assert read_pip_settings({}, home)["index-url"] == "https://install.example/simple"
     environ = {"PIP_INDEX_URL": "https://environment.example/simple"}
-    assert pip_settings(environ, home)["index-url"] == "https://environment.example/simple"
-    assert pip_settings(environ, home)["timeout"] == "7"
+    assert read_pip_settings(environ, home)["index-url"] == "https://environment.example/simple"
+    assert read_pip_settings(environ, home)["timeout"] == "7"
 
 
 def test_a_chosen_file_is_read_last_and_dev_null_means_none(home: Path) -> None:
     chosen = home / "chosen.conf"
     chosen.write_text("[global]\ntimeout = 9\n")
-    assert pip_settings({"PIP_CONFIG_FILE": str(chosen)}, home)["timeout"] == "9"
-    assert pip_settings({"PIP_CONFIG_FILE": "/dev/null"}, home) == {}
+    assert read_pip_settings({"PIP_CONFIG_FILE": str(chosen)}, home)["timeout"] == "9"
+    assert read_pip_settings({"PIP_CONFIG_FILE": "/dev/null"}, home) == {}
 
 
 def test_a_broken_file_is_passed_over(home: Path) -> None:
     (home / ".config" / "pip" / "pip.conf").write_text("no section\n")
-    assert "timeout" not in pip_settings({"XDG_CONFIG_DIRS": ""}, home)
+    assert "timeout" not in read_pip_settings({"XDG_CONFIG_DIRS": ""}, home)
 
 
 def test_folders_and_files_of_this_host_stay_here() -> None:
@@ -47,7 +55,7 @@ def test_folders_and_files_of_this_host_stay_here() -> None:
         "trusted-host": "a.example",
         "unknown": "x",
     }
-    assert pip_conf(settings, "/tmp/build/ca.pem").splitlines() == [
+    assert format_pip_conf(settings, "/tmp/build/ca.pem").splitlines() == [
         "[global]",
         "index-url = https://index.example/simple",
         "extra-index-url = https://a.example/simple",
@@ -61,16 +69,24 @@ def test_the_certificates_are_the_first_that_exist_pip_s_own_before_all(tmp_path
     for name in ("pip", "requests", "ssl"):
         (tmp_path / name).write_text(name)
     environ = {"SSL_CERT_FILE": f"{tmp_path}/ssl", "REQUESTS_CA_BUNDLE": f"{tmp_path}/requests"}
-    assert ca_bundle(environ, {"cert": f"{tmp_path}/pip"}) == b"pip"
-    assert ca_bundle(environ, {"cert": f"{tmp_path}/missing"}) == b"requests"
-    assert ca_bundle({"SSL_CERT_FILE": f"{tmp_path}/ssl"}, {}) == b"ssl"
+    assert read_ca_bundle(environ, {"cert": f"{tmp_path}/pip"}) == b"pip"
+    assert read_ca_bundle(environ, {"cert": f"{tmp_path}/missing"}) == b"requests"
+    assert read_ca_bundle({"SSL_CERT_FILE": f"{tmp_path}/ssl"}, {}) == b"ssl"
 
 
 def test_proxies_are_passed_on_in_both_spellings() -> None:
-    environ = {"HTTPS_PROXY": "http://p:1", "no_proxy": "localhost", "http_proxy": "", "PATH": "/bin"}
-    assert proxies(environ) == {"HTTPS_PROXY": "http://p:1", "no_proxy": "localhost"}
+    environ = {
+        "HTTPS_PROXY": "http://p:1",
+        "no_proxy": "localhost",
+        "http_proxy": "",
+        "PATH": "/bin",
+    }
+    assert find_proxies(environ) == {"HTTPS_PROXY": "http://p:1", "no_proxy": "localhost"}
 
 
 def test_credentials_in_addresses_are_blotted_out() -> None:
     text = "Looking in https://user:pa-ss@index.example/simple and http://token@b.example"
-    assert without_credentials(text) == "Looking in https://***@index.example/simple and http://***@b.example"
+    assert (
+        mask_credentials(text)
+        == "Looking in https://***@index.example/simple and http://***@b.example"
+    )

@@ -61,7 +61,9 @@ async def test_all_of_a_long_write_arrives(ends: tuple[SandboxStream, socket.soc
     assert read == len(MORE)
 
 
-async def test_closing_wakes_who_reads_and_who_writes(ends: tuple[SandboxStream, socket.socket]) -> None:
+async def test_closing_wakes_who_reads_and_who_writes(
+    ends: tuple[SandboxStream, socket.socket],
+) -> None:
     stream, _ = ends
 
     async def read(*, task_status: TaskStatus[None]) -> None:

@@ -91,7 +91,9 @@ def garbler(tmp_path: Path) -> Iterator[Path]:
         thread.join()
 
 
-def test_something_else_behind_the_socket_is_not_an_engine(script: ModuleType, garbler: Path) -> None:
+def test_something_else_behind_the_socket_is_not_an_engine(
+    script: ModuleType, garbler: Path
+) -> None:
     assert "SSH-2.0-hello" in script.ping(str(garbler))
 
 
@@ -104,7 +106,12 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
     environ = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", command], check=False, capture_output=True, text=True, env=environ, cwd="/"
+        ["/usr/bin/python3", "-c", command],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environ,
+        cwd="/",
     )
     assert done.returncode == 1
     assert "usermod -aG docker" in done.stderr or "No Docker engine answers" in done.stderr

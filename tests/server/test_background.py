@@ -15,9 +15,22 @@ import anyio
 import pytest
 from mcp import MCPError
 
-from .client import SOON, Answer, Connection, answer_of, connect, write_settings
-from .conftest import entry
-from .killing import KEY, Killed, Server, serve, serve_ready
+from ..helpers.server_connection import (
+    TEST_TIMEOUT_S,
+    ServerConnection,
+    ToolAnswer,
+    connect_server,
+    parse_answer,
+    write_settings,
+)
+from ..helpers.server_killing import (
+    IDEMPOTENCY_KEY,
+    KillableServer,
+    ServerKilled,
+    start_ready_server,
+    start_server,
+)
+from .conftest import upstream_entry
 from .test_approvals import ERAS, attach
 from .test_resume import until
 
@@ -26,7 +39,7 @@ RUNS = max(4, DEATHS)  # of each session then
 SEED = os.environ.get("KILL_SEED") or secrets.token_hex(4)
 IMPORT = "import os, time\nfrom tools.counted import add, count, put\n"
 UNDER_WAY = ("queued", "running")
-META: Any = {KEY: "the same"}
+META: Any = {IDEMPOTENCY_KEY: "the same"}
 
 
 class World:
@@ -39,7 +52,10 @@ class World:
 
     def configure(self, **server: Any) -> Path:
         """Write the settings, with these of the server; return their path."""
-        upstreams = {"counted": entry("counted", str(self.upstream)), "lively": entry("lively")}
+        upstreams = {
+            "counted": upstream_entry("counted", str(self.upstream)),
+            "lively": upstream_entry("lively"),
+        }
         sandbox = {"backend": "local", "pool_size": 0}
         return write_settings(self.folder, server=server, sandbox=sandbox, mcpServers=upstreams)
 
@@ -56,7 +72,9 @@ class World:
 
     def marked(self, name: str) -> str:
         """Return code that appends `name` to what `marks` returns."""
-        return f"with open({str(self.folder / 'marks')!r}, 'a') as file: file.write({name + ' '!r})\n"
+        return (
+            f"with open({str(self.folder / 'marks')!r}, 'a') as file: file.write({name + ' '!r})\n"
+        )
 
     @property
     def marks(self) -> list[str]:
@@ -64,12 +82,12 @@ class World:
         return path.read_text().split() if path.exists() else []
 
     @asynccontextmanager
-    async def client(self, **options: Any) -> AsyncIterator[Connection]:
-        async with connect(self.settings, **options) as connection:
+    async def client(self, **options: Any) -> AsyncIterator[ServerConnection]:
+        async with connect_server(self.settings, **options) as connection:
             yield connection
 
-    def server(self) -> AbstractAsyncContextManager[Server]:
-        return serve_ready(self.settings)
+    def server(self) -> AbstractAsyncContextManager[KillableServer]:
+        return start_ready_server(self.settings)
 
 
 @pytest.fixture
@@ -77,7 +95,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def end_of(connection: Connection, run: str) -> Answer:
+async def end_of(connection: ServerConnection, run: str) -> ToolAnswer:
     """Attach to a run until it is over; return the last answer."""
     while (told := await attach(connection.client, run)).data.get("status") in UNDER_WAY:
         pass
@@ -91,7 +109,7 @@ async def end_of(connection: Connection, run: str) -> Answer:
 async def test_a_request_waits_as_long_as_the_settings_say_and_longer_for_a_client_that_hears_progress(
     world: World, era: str
 ) -> None:
-    world.configure(wait_s=0.3, wait_progress_s=2 * SOON)
+    world.configure(wait_s=0.3, wait_progress_s=2 * TEST_TIMEOUT_S)
 
     async def listen(*_: Any) -> None:
         world.open()
@@ -100,7 +118,8 @@ async def test_a_request_waits_as_long_as_the_settings_say_and_longer_for_a_clie
         told = await connection.run(world.gate(), session="s")
         assert told.status == "running"
         patient = await connection.run(
-            f"import time\ntime.sleep(0.5)\nprint('on', flush=True)\n{world.gate()}'end'", progress_callback=listen
+            f"import time\ntime.sleep(0.5)\nprint('on', flush=True)\n{world.gate()}'end'",
+            progress_callback=listen,
         )
         assert (patient.status, patient.value) == ("ok", "end")
 
@@ -119,28 +138,32 @@ async def test_a_request_that_is_not_to_wait_tells_what_there_is(world: World, e
 
 @pytest.mark.parametrize("era", ERAS)
 async def test_attaching_blocks_until_there_is_something_new(world: World, era: str) -> None:
-    answers: list[Answer] = []
+    answers: list[ToolAnswer] = []
 
-    async def look(connection: Connection, run: str) -> None:
-        answers.append(await attach(connection.client, run, wait_s=SOON))
+    async def look(connection: ServerConnection, run: str) -> None:
+        answers.append(await attach(connection.client, run, wait_s=TEST_TIMEOUT_S))
 
     async with world.client(mode=era) as connection:
-        told = await connection.run(f"{world.gate()}print('new', flush=True)\n{world.gate('end')}", background=True)
+        told = await connection.run(
+            f"{world.gate()}print('new', flush=True)\n{world.gate('end')}", background=True
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look, connection, told.run)
             for n in range(5):
-                assert await connection.value(str(n), session="other") == n
+                assert await connection.evaluate(str(n), session="other") == n
             assert answers == []
             world.open()
         assert (answers[0].status, answers[0].stdout) == ("running", "new\n")
         world.open("end")
 
 
-async def test_readers_at_once_are_told_nothing_twice_and_each_is_told_the_end(world: World) -> None:
+async def test_readers_at_once_are_told_nothing_twice_and_each_is_told_the_end(
+    world: World,
+) -> None:
     heard: list[str] = []
     ends: list[str] = []
 
-    async def read(connection: Connection, run: str) -> None:
+    async def read(connection: ServerConnection, run: str) -> None:
         while (told := await attach(connection.client, run)).status in UNDER_WAY:
             heard.append(told.data.get("stdout", ""))
         ends.append(told.status)
@@ -170,17 +193,23 @@ async def test_what_a_run_prints_is_told_once_and_in_order(world: World) -> None
             out, err = out + told.data.get("stdout", ""), err + told.data.get("stderr", "")
             if told.status not in UNDER_WAY:
                 break
-            told = await attach(connection.client, told.run, wait_s=random.choice([0, 0.01, 0.3, 5]))
+            told = await attach(
+                connection.client, told.run, wait_s=random.choice([0, 0.01, 0.3, 5])
+            )
     assert out == "".join(f"{n}\n" for n in range(40))
     assert err == "".join(f"{-n}\n" for n in range(40))
 
 
-async def test_a_run_that_ends_between_two_looks_tells_the_rest_and_then_the_whole(world: World) -> None:
+async def test_a_run_that_ends_between_two_looks_tells_the_rest_and_then_the_whole(
+    world: World,
+) -> None:
     async with world.client() as connection:
-        told = await connection.run(f"print('a', flush=True)\n{world.gate()}\nprint('b')", background=True, session="s")
-        early = await attach(connection.client, told.run, wait_s=SOON)
+        told = await connection.run(
+            f"print('a', flush=True)\n{world.gate()}\nprint('b')", background=True, session="s"
+        )
+        early = await attach(connection.client, told.run, wait_s=TEST_TIMEOUT_S)
         world.open()
-        assert await connection.value("1", session="s") == 1
+        assert await connection.evaluate("1", session="s") == 1
         texts = [(await attach(connection.client, told.run)).stdout for _ in range(2)]
     assert (early.stdout, texts) == ("a\n", ["b\n", "a\nb\n"])
 
@@ -215,7 +244,9 @@ async def test_sessions_have_fair_turns_however_many_runs_each_has(world: World)
 async def test_a_place_is_passed_on_when_a_run_that_waits_for_it_is_cancelled(world: World) -> None:
     world.configure(max_runs=1)
     async with world.client() as connection:
-        first = await connection.run(f"{world.marked('1')}{world.gate()}", session="a", background=True)
+        first = await connection.run(
+            f"{world.marked('1')}{world.gate()}", session="a", background=True
+        )
         await until(lambda: world.marks == ["1"])
         second = await connection.run(world.marked("2"), session="b", background=True)
         third = await connection.run(world.marked("3"), session="c", background=True)
@@ -223,24 +254,30 @@ async def test_a_place_is_passed_on_when_a_run_that_waits_for_it_is_cancelled(wo
         assert (cancelled.status, "value" in cancelled.data) == ("cancelled", False)
         assert (await attach(connection.client, first.run, cancel=True)).status == "cancelled"
         assert (await end_of(connection, third.run)).status == "ok"
-        assert await connection.value("'free'", session="b") == "free"
+        assert await connection.evaluate("'free'", session="b") == "free"
     assert world.marks == ["1", "3"]
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_runs_that_are_cancelled_at_any_moment_leave_their_sessions_in_order(world: World, era: str) -> None:
+async def test_runs_that_are_cancelled_at_any_moment_leave_their_sessions_in_order(
+    world: World, era: str
+) -> None:
     async with world.client(mode=era) as connection:
         await connection.run("n = 0", session="s")
         run = random.Random(SEED)
         for _ in range(10):
-            told = [await connection.run("n += 1\nimport time\ntime.sleep(9)", session="s", background=True)]
+            told = [
+                await connection.run(
+                    "n += 1\nimport time\ntime.sleep(9)", session="s", background=True
+                )
+            ]
             told.append(await connection.run("n += 100", session="s", background=True))
             await anyio.sleep(run.uniform(0, 0.05))
             for each in told[:: run.choice([1, -1])]:
                 ended = await attach(connection.client, each.run, cancel=True)
-                assert ended.failed or ended.status == "cancelled", ended.text
-                assert not ended.failed or "ok" in ended.text, ended.text
-        n = await connection.value("n", session="s")
+                assert ended.is_error or ended.status == "cancelled", ended.text
+                assert not ended.is_error or "ok" in ended.text, ended.text
+        n = await connection.evaluate("n", session="s")
         assert n % 100 <= 10
         steps = (await connection.replay("list", "s")).steps
         assert {step["status"] for step in steps} <= {"ok", "cancelled"}
@@ -249,52 +286,65 @@ async def test_runs_that_are_cancelled_at_any_moment_leave_their_sessions_in_ord
 async def test_busy_sessions_are_not_closed_for_others_and_can_be_attached_to(world: World) -> None:
     world.configure(max_sessions=2, session_idle_s=0.1)
     async with world.client() as connection:
-        runs = [await connection.run(f"x = {n}\n{world.gate()}x", session=f"s{n}", background=True) for n in range(2)]
+        runs = [
+            await connection.run(f"x = {n}\n{world.gate()}x", session=f"s{n}", background=True)
+            for n in range(2)
+        ]
         for _ in range(2):
             refused = await connection.run("1", session="late", background=True)
             assert refused.text.startswith("[unavailable] ")
-        assert [(await attach(connection.client, each.run, wait_s=0)).status for each in runs] == ["running"] * 2
+        assert [(await attach(connection.client, each.run, wait_s=0)).status for each in runs] == [
+            "running"
+        ] * 2
         world.open()
         assert [(await end_of(connection, each.run)).value for each in runs] == [0, 1]
-        assert await connection.value("1", session="late") == 1
-        assert [await connection.value("x", session=f"s{n}") for n in range(2)] == [0, 1]
+        assert await connection.evaluate("1", session="late") == 1
+        assert [await connection.evaluate("x", session=f"s{n}") for n in range(2)] == [0, 1]
 
 
 # time, while a run is under way -----------------------------------------------------------------------------------
 
 
-async def test_a_session_goes_back_only_when_what_it_runs_is_cancelled_and_can_be_forked(world: World) -> None:
+async def test_a_session_goes_back_only_when_what_it_runs_is_cancelled_and_can_be_forked(
+    world: World,
+) -> None:
     async with world.client() as connection:
         await connection.run("x = 1", session="s")
         await connection.run("x = 2", session="s")
-        running = await connection.run(f"x = 3\n{world.marked('on')}{world.gate()}", session="s", background=True)
+        running = await connection.run(
+            f"x = 3\n{world.marked('on')}{world.gate()}", session="s", background=True
+        )
         queued = await connection.run("x = 4", session="s", background=True)
         await until(lambda: world.marks == ["on"])
         refused = await connection.replay("rewind", "s", step=1)
         assert refused.text.startswith("[invalid_request] ")
         for step in (1, 2):
             fork = await connection.replay("fork", "s", step=step)
-            assert await connection.value("x", session=fork.session) == step
+            assert await connection.evaluate("x", session=fork.session) == step
         for run in (running.run, queued.run):
-            assert (await connection.replay("fork", "s", run=run)).failed
-            assert (await connection.replay("rewind", "s", run=run)).failed
+            assert (await connection.replay("fork", "s", run=run)).is_error
+            assert (await connection.replay("rewind", "s", run=run)).is_error
         assert (await connection.replay("rewind", "s", step=1, cancel=True)).step == 1
         for run in (running.run, queued.run):
             assert (await attach(connection.client, run)).status == "cancelled"
-        assert await connection.value("x", session="s") == 1
+        assert await connection.evaluate("x", session="s") == 1
 
 
 # upstreams that change ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_tools_that_change_are_new_in_the_next_run_though_it_was_queued_before(world: World, era: str) -> None:
+async def test_tools_that_change_are_new_in_the_next_run_though_it_was_queued_before(
+    world: World, era: str
+) -> None:
     look = "import tools.lively\n'grown' in dir(tools.lively)"
-    grow = f"{world.gate()}tools.lively.grow()\nwhile 'grown' not in str(tools.list('lively')): pass"
+    grow = (
+        f"{world.gate()}tools.lively.grow()\nwhile 'grown' not in str(tools.list('lively')): pass"
+    )
     async with world.client(mode=era) as connection:
         before = (await connection.client.list_tools()).model_dump_json()
         for session in ("s", "other"):
-            assert await connection.value(look, session=session) is False
+            assert await connection.evaluate(look, session=session) is False
         grows = await connection.run(grow, session="s", background=True)
         dropped = await connection.run(look, session="s", background=True)
         looks = await connection.run(look, session="s", background=True)
@@ -302,19 +352,21 @@ async def test_tools_that_change_are_new_in_the_next_run_though_it_was_queued_be
         world.open()
         assert (await end_of(connection, grows.run)).status == "ok"
         assert (await end_of(connection, looks.run)).value is True
-        assert await connection.value(look, session="other") is True
+        assert await connection.evaluate(look, session="other") is True
         assert (await connection.client.list_tools()).model_dump_json() == before
 
 
 async def test_tools_that_have_changed_are_new_after_a_run_that_was_undone(world: World) -> None:
     look = "import tools.lively\n'grown' in dir(tools.lively)"
     async with world.client() as connection:
-        assert await connection.value(look, session="s") is False
-        await connection.run("tools.lively.grow()\nwhile 'grown' not in str(tools.list('lively')): pass", session="t")
+        assert await connection.evaluate(look, session="s") is False
+        await connection.run(
+            "tools.lively.grow()\nwhile 'grown' not in str(tools.list('lively')): pass", session="t"
+        )
         assert (await connection.run("import os\nos._exit(3)", session="s")).status == "crashed"
-        assert await connection.value(look, session="s") is True
+        assert await connection.evaluate(look, session="s") is True
         await connection.replay("rewind", "s", step=1)
-        assert await connection.value(look, session="s") is True
+        assert await connection.evaluate(look, session="s") is True
 
 
 # clients that give up -------------------------------------------------------------------------------------------------
@@ -328,9 +380,11 @@ async def test_a_foreground_run_that_nobody_waits_for_any_more_goes_on_here_and_
     code = f"{IMPORT}x = add(item='a').result\n{world.marked('on')}{world.gate()}add(item='b')\nx"
     request: dict[str, Any] = {"code": code, "session": "s"}
 
-    async def ask(connection: Connection, timeout_s: float, **more: Any) -> Answer:
+    async def ask(connection: ServerConnection, timeout_s: float, **more: Any) -> ToolAnswer:
         call = connection.client.call_tool
-        return answer_of(await call("run_code", {**request, **more}, read_timeout_seconds=timeout_s, meta=META))
+        return parse_answer(
+            await call("run_code", {**request, **more}, read_timeout_seconds=timeout_s, meta=META)
+        )
 
     async with world.client(mode=era) as connection:
         await connection.run("1", session="s")
@@ -338,11 +392,11 @@ async def test_a_foreground_run_that_nobody_waits_for_any_more_goes_on_here_and_
             with pytest.raises(MCPError, match="timed out"):
                 await ask(connection, 1.0)
         else:
-            assert (await ask(connection, SOON, wait_s=0.3)).status == "running"
+            assert (await ask(connection, TEST_TIMEOUT_S, wait_s=0.3)).status == "running"
         await until(lambda: world.marks == ["on"])
     world.open()
     async with world.client(mode=era) as connection:
-        told = await ask(connection, SOON)
+        told = await ask(connection, TEST_TIMEOUT_S)
         assert (told.status, told.value) == ("ok", 0)
     assert world.done == ["add a", "add b"]
 
@@ -356,27 +410,35 @@ async def test_a_background_request_that_is_cancelled_at_any_moment_starts_one_r
         await connection.run(IMPORT, session="s")
         for n in range(15):
             request = {"code": f"add(item='{n}')", "session": "s", "background": True}
-            meta: Any = {KEY: str(n)}
+            meta: Any = {IDEMPOTENCY_KEY: str(n)}
             with anyio.move_on_after(moments.uniform(0, 0.01)):
                 await connection.client.call_tool("run_code", request, meta=meta)
-            told = answer_of(await connection.client.call_tool("run_code", request, meta=meta))
+            told = parse_answer(await connection.client.call_tool("run_code", request, meta=meta))
             assert (await end_of(connection, told.run)).status == "ok"
     assert world.done == [f"add {n}" for n in range(15)]
 
 
-async def test_readers_that_give_up_while_a_session_is_taken_over_leave_none_of_its_runs_behind(world: World) -> None:
+async def test_readers_that_give_up_while_a_session_is_taken_over_leave_none_of_its_runs_behind(
+    world: World,
+) -> None:
     moments = random.Random(SEED)
     async with world.client() as other:
         for life in range(5):
             async with world.server() as server:
-                await server.call({"code": world.gate(f"go{life}"), "session": f"s{life}", "background": True}, {})
-                request = {"code": world.marked(str(life)), "session": f"s{life}", "background": True}
-                runs = [(await server.call(request, {}))["run"] for _ in range(20)]
+                await server.call_run_code(
+                    {"code": world.gate(f"go{life}"), "session": f"s{life}", "background": True}, {}
+                )
+                request = {
+                    "code": world.marked(str(life)),
+                    "session": f"s{life}",
+                    "background": True,
+                }
+                runs = [(await server.call_run_code(request, {}))["run"] for _ in range(20)]
                 server.process.kill()
             with anyio.move_on_after(moments.uniform(0, 0.02)):
                 await attach(other.client, runs[0])
             world.open(f"go{life}")
-            with anyio.fail_after(SOON):
+            with anyio.fail_after(TEST_TIMEOUT_S):
                 assert [(await end_of(other, run)).status for run in runs] == ["ok"] * 20
     assert world.marks == [str(life) for life in range(5) for _ in range(20)]
 
@@ -386,10 +448,14 @@ async def test_readers_that_give_up_while_a_session_is_taken_over_leave_none_of_
 
 async def test_what_was_told_outlives_a_server_that_is_killed_at_once(world: World) -> None:
     async with world.server() as server:
-        over = await server.call({"code": "print('out')\n6 * 7", "session": "s", "background": True}, {})
-        while (told := await server.attach(over["run"]))["status"] in UNDER_WAY:
+        over = await server.call_run_code(
+            {"code": "print('out')\n6 * 7", "session": "s", "background": True}, {}
+        )
+        while (told := await server.wait_run(over["run"]))["status"] in UNDER_WAY:
             pass
-        begun = await server.call({"code": "'begun'", "session": "s", "background": True}, {})
+        begun = await server.call_run_code(
+            {"code": "'begun'", "session": "s", "background": True}, {}
+        )
         server.process.kill()
     async with world.client() as connection:
         past = await attach(connection.client, over["run"])
@@ -400,13 +466,15 @@ async def test_what_was_told_outlives_a_server_that_is_killed_at_once(world: Wor
 async def test_a_run_that_its_server_hands_on_again_and_again_is_not_given_up(world: World) -> None:
     code = f"{IMPORT}add(item='a')\n{world.gate()}add(item='b')\n'end'"
     async with world.server() as server:
-        run = (await server.call({"code": code, "session": "s", "background": True}, {}))["run"]
+        run = (await server.call_run_code({"code": code, "session": "s", "background": True}, {}))[
+            "run"
+        ]
         await until(lambda: world.done == ["add a"])
-        await server.end()
+        await server.close()
     for _ in range(4):
         async with world.server() as server:
-            assert (await server.attach(run, wait_s=0))["status"] in UNDER_WAY
-            await server.end()
+            assert (await server.wait_run(run, wait_s=0))["status"] in UNDER_WAY
+            await server.close()
     world.open()
     async with world.client() as connection:
         assert (await end_of(connection, run)).value == "end"
@@ -415,10 +483,10 @@ async def test_a_run_that_its_server_hands_on_again_and_again_is_not_given_up(wo
 
 async def test_a_reader_of_a_run_that_another_server_has_waits_for_its_end(world: World) -> None:
     world.configure(max_sessions=1)
-    answers: list[Answer] = []
+    answers: list[ToolAnswer] = []
 
-    async def look(connection: Connection, run: str) -> None:
-        answers.append(await attach(connection.client, run, wait_s=SOON))
+    async def look(connection: ServerConnection, run: str) -> None:
+        answers.append(await attach(connection.client, run, wait_s=TEST_TIMEOUT_S))
 
     async with world.client() as one, world.client() as other:
         await other.run("x = 1", session="mine")
@@ -426,30 +494,41 @@ async def test_a_reader_of_a_run_that_another_server_has_waits_for_its_end(world
         told = await one.run(code, session="s", background=True)
         queued = await one.run("'next'", session="s", background=True)
         await until(lambda: world.marks == ["on"])
-        with anyio.fail_after(SOON):  # code runs on while its beginning is being put on record
+        with anyio.fail_after(
+            TEST_TIMEOUT_S
+        ):  # code runs on while its beginning is being put on record
             while (early := await attach(other.client, told.run, wait_s=0.1)).status == "queued":
                 pass
-        assert (early.status, (await attach(other.client, queued.run, wait_s=0)).status) == ("running", "queued")
+        assert (early.status, (await attach(other.client, queued.run, wait_s=0)).status) == (
+            "running",
+            "queued",
+        )
         for wrong in ({"cancel": True}, {"answers": {"q1": "allow"}}):
-            assert (await attach(other.client, told.run, **wrong)).text.startswith("[invalid_request] ")
+            assert (await attach(other.client, told.run, **wrong)).text.startswith(
+                "[invalid_request] "
+            )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look, other, told.run)
-            assert await other.value("x", session="mine") == 1
+            assert await other.evaluate("x", session="mine") == 1
             assert answers == []
             world.open()
         assert (answers[0].status, answers[0].value, answers[0].stdout) == ("ok", "end", "on\n")
-        assert "note" not in (await other.run("x", session="mine")).data  # it was not closed for a session of others
+        assert (
+            "note" not in (await other.run("x", session="mine")).data
+        )  # it was not closed for a session of others
 
 
 async def test_a_run_goes_on_with_whoever_waits_for_it_when_its_server_dies(world: World) -> None:
-    answers: list[Answer] = []
+    answers: list[ToolAnswer] = []
 
-    async def look(connection: Connection, run: str) -> None:
+    async def look(connection: ServerConnection, run: str) -> None:
         answers.append(await end_of(connection, run))
 
     code = f"{IMPORT}add(item='a')\n{world.gate()}add(item='b')\n'end'"
     async with world.client() as other, world.server() as server:
-        run = (await server.call({"code": code, "session": "s", "background": True}, {}))["run"]
+        run = (await server.call_run_code({"code": code, "session": "s", "background": True}, {}))[
+            "run"
+        ]
         await until(lambda: world.done == ["add a"])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look, other, run)
@@ -465,16 +544,22 @@ async def test_runs_for_which_there_is_no_room_go_on_one_after_the_other(world: 
     async with world.server() as server:
         for n in range(3):
             code = f"{world.gate()}{world.marked(str(n))}"
-            runs.append((await server.call({"code": code, "session": f"s{n}", "background": True}, {}))["run"])
+            runs.append(
+                (
+                    await server.call_run_code(
+                        {"code": code, "session": f"s{n}", "background": True}, {}
+                    )
+                )["run"]
+            )
         server.process.kill()
     world.configure(max_sessions=1)
     async with world.server() as server:  # one of them goes on here
-        await server.attach(runs[0], wait_s=0.1)
-        await server.end()
+        await server.wait_run(runs[0], wait_s=0.1)
+        await server.close()
     world.open()
     async with world.server() as server:
         await until(lambda: sorted(world.marks) == ["0", "1", "2"])
-        assert [(await server.attach(run))["status"] for run in runs] == ["ok"] * 3
+        assert [(await server.wait_run(run))["status"] for run in runs] == ["ok"] * 3
 
 
 class Work:
@@ -488,43 +573,51 @@ class Work:
         self.told: set[tuple[str, str]] = set()
         self.deaths: Counter[str] = Counter()
 
-    async def go_on(self, server: Server) -> None:
+    async def go_on(self, server: KillableServer) -> None:
         """Ask for what has not been asked for, once more for what has, and look at some."""
         for tag, session in self.tags.items():
             if tag not in self.runs or self.moments.random() < 0.2:
                 code = f"{IMPORT}for i in range(4): add(item=f'{tag}-{{i}}'); time.sleep(0.01)\nprint({tag!r})\n{tag!r}"
-                told = await server.call({"code": code, "session": session, "background": True}, {KEY: tag})
+                told = await server.call_run_code(
+                    {"code": code, "session": session, "background": True}, {IDEMPOTENCY_KEY: tag}
+                )
                 self.runs[tag] = told["run"]
                 self.told.add((tag, told["run"]))
         for tag in self.moments.sample(list(self.tags), 4):
             await self.end_of(server, tag, wait_s=self.moments.uniform(0, 0.5))
 
-    async def end_of(self, server: Server, tag: str, wait_s: float = SOON) -> dict[str, Any]:
+    async def end_of(
+        self, server: KillableServer, tag: str, wait_s: float = TEST_TIMEOUT_S
+    ) -> dict[str, Any]:
         """Look at a run; say what became of a call of which its server could not."""
-        told = await server.attach(self.runs[tag], wait_s=wait_s)
+        told = await server.wait_run(self.runs[tag], wait_s=wait_s)
         while told["status"] == "waiting":
             [wait] = told["waiting_for"]
             assert wait["kind"] == "in_doubt"
             item = wait["call"].partition('"')[2].partition('"')[0]
             answer = {"result": {"result": 0}} if f"add {item}" in self.world.done else "again"
-            told = await server.attach(self.runs[tag], answers={wait["id"]: answer}, wait_s=wait_s)
+            told = await server.wait_run(
+                self.runs[tag], answers={wait["id"]: answer}, wait_s=wait_s
+            )
         return told
 
     async def live_and_die(self) -> None:
         """Have a server for a while."""
-        async with serve(self.world.settings) as server, anyio.create_task_group() as tasks:
+        async with start_server(self.world.settings) as server, anyio.create_task_group() as tasks:
             tasks.start_soon(self._end, server)
-            with suppress(Killed, AssertionError):  # an error is told by a server that is told to end
-                await server.greet()
+            with suppress(
+                ServerKilled, AssertionError
+            ):  # an error is told by a server that is told to end
+                await server.initialize()
                 await self.go_on(server)
             await server.process.wait()
 
-    async def _end(self, server: Server) -> None:
+    async def _end(self, server: KillableServer) -> None:
         await anyio.sleep(self.moments.uniform(0.8, 2.5))
         how = self.moments.choice(["kill", "terminate", "close"])
         self.deaths[how] += 1
         if how == "close":
-            await server.end()
+            await server.close()
         else:
             getattr(server.process, how)()
 
@@ -541,8 +634,10 @@ async def test_background_runs_are_executed_once_each_and_in_order_whatever_beco
         for tag in work.tags:
             while (told := await work.end_of(server, tag))["status"] in UNDER_WAY:
                 pass
-            whole = await server.attach(work.runs[tag])
-            assert (told["status"], whole["value"], whole["stdout"]) == ("ok", tag, f"{tag}\n"), whole
+            whole = await server.wait_run(work.runs[tag])
+            assert (told["status"], whole["value"], whole["stdout"]) == ("ok", tag, f"{tag}\n"), (
+                whole
+            )
     for session in "ab":
         mine = [line for line in world.done if line.startswith(f"add {session}")]
         assert mine == [f"add {session}{n}-{i}" for n in range(RUNS) for i in range(4)]
@@ -564,8 +659,10 @@ async def test_background_runs_are_executed_once_each_and_in_order_whatever_beco
 async def test_a_wrong_request_about_a_run_is_refused_and_changes_nothing(
     busy: dict[str, Any], state: str, arguments: dict[str, Any]
 ) -> None:
-    connection: Connection = busy["connection"]
-    result = await connection.client.call_tool("run_code", {"run": busy[state], "wait_s": 0, **arguments})
+    connection: ServerConnection = busy["connection"]
+    result = await connection.client.call_tool(
+        "run_code", {"run": busy[state], "wait_s": 0, **arguments}
+    )
     assert result.is_error
     text = result.content[0].text  # type: ignore[union-attr]
     assert text.startswith(("[invalid_request] ", "[not_found] ")), text
@@ -580,10 +677,17 @@ async def busy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[s
     world = World(tmp_path_factory.mktemp("busy"))
     async with world.client() as connection:
         over = await connection.run("1", session="s")
-        running = await connection.run(f"{world.marked('on')}{world.gate()}'ran'", session="s", background=True)
+        running = await connection.run(
+            f"{world.marked('on')}{world.gate()}'ran'", session="s", background=True
+        )
         queued = await connection.run("'too'", session="s", background=True)
         await until(lambda: world.marks == ["on"])
-        yield {"connection": connection, "over": over.run, "running": running.run, "queued": queued.run}
+        yield {
+            "connection": connection,
+            "over": over.run,
+            "running": running.run,
+            "queued": queued.run,
+        }
         world.open()
         assert (await end_of(connection, running.run)).value == "ran"
         assert (await end_of(connection, queued.run)).value == "too"

@@ -11,22 +11,30 @@ from typing import Any
 import anyio
 import pytest
 
-from .client import Answer, Connection, write_settings
-from .client import connect as connect_to
+from ..helpers.server_connection import ServerConnection, ToolAnswer, write_settings
+from ..helpers.server_connection import connect_server as connect_to
 
 pytestmark = pytest.mark.alone
 
 STATUSES = {"ok", "error", "timeout", "crashed"}
 
 
-async def attack(server: Connection, code: str, timeout_s: float = 2.0) -> tuple[Answer, Answer]:
+async def attack(
+    server: ServerConnection, code: str, timeout_s: float = 2.0
+) -> tuple[ToolAnswer, ToolAnswer]:
     """Run `code` in a session of its own; return its answer and that of an innocent run after it."""
     session = f"victim {abs(hash(code))}"
     await server.run("before = 1; open('file', 'w').write('kept')", session=session)
     with anyio.fail_after(60):
         answer = await server.run(code, session=session, timeout_s=timeout_s)
-        after = await server.run("print('alive')\nimport os\nos.stat('file').st_size", session=session)
-    assert (after.data.get("status"), after.data.get("stdout"), after.value) == ("ok", "alive\n", 4), after.text
+        after = await server.run(
+            "print('alive')\nimport os\nos.stat('file').st_size", session=session
+        )
+    assert (after.data.get("status"), after.data.get("stdout"), after.value) == (
+        "ok",
+        "alive\n",
+        4,
+    ), after.text
     return answer, after
 
 
@@ -44,8 +52,16 @@ async def attack(server: Connection, code: str, timeout_s: float = 2.0) -> tuple
         ("raise GeneratorExit", "error", "GeneratorExit"),
         ("raise KeyboardInterrupt", "error", "KeyboardInterrupt"),
         ("class B(BaseException): pass\nraise B('base')", "error", "B: base"),
-        ("raise BaseExceptionGroup('g', [KeyboardInterrupt(), SystemExit(3)])", "error", "BaseExceptionGroup"),
-        ("import sys, threading\nt = threading.Thread(target=sys.exit); t.start(); t.join()", "ok", ""),
+        (
+            "raise BaseExceptionGroup('g', [KeyboardInterrupt(), SystemExit(3)])",
+            "error",
+            "BaseExceptionGroup",
+        ),
+        (
+            "import sys, threading\nt = threading.Thread(target=sys.exit); t.start(); t.join()",
+            "ok",
+            "",
+        ),
         ("def f(): f()\nf()", "error", "RecursionError"),
         ("class E(Exception):\n    def __str__(self): raise SystemExit\nraise E", "error", "E"),
         ("raise ValueError('\\ud800')", "error", "\\ud800"),
@@ -55,10 +71,16 @@ async def attack(server: Connection, code: str, timeout_s: float = 2.0) -> tuple
         ("import ctypes; ctypes.string_at(0)", "crashed", "SIGSEGV"),
         ("import signal; signal.alarm(1)\nwhile True: pass", "crashed", "SIGALRM"),
         ("import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()", "crashed", "interpreter"),
-        ("import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict): o.clear()", "crashed", "interpreter"),
+        (
+            "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict): o.clear()",
+            "crashed",
+            "interpreter",
+        ),
     ],
 )
-async def test_an_unusual_end_is_told_as_it_was(server: Connection, code: str, status: str, word: str) -> None:
+async def test_an_unusual_end_is_told_as_it_was(
+    server: ServerConnection, code: str, status: str, word: str
+) -> None:
     answer, _ = await attack(server, code, timeout_s=10)
     assert (answer.status, word in answer.text) == (status, True), answer.text
 
@@ -77,7 +99,9 @@ async def test_an_unusual_end_is_told_as_it_was(server: Connection, code: str, s
         "import os\nos.makedirs('/tmp/gone')\nos.chdir('/tmp/gone')\nos.rmdir('/tmp/gone')\nos.chdir('/workspace')",
     ],
 )
-async def test_code_that_breaks_its_own_interpreter_harms_no_later_run(server: Connection, code: str) -> None:
+async def test_code_that_breaks_its_own_interpreter_harms_no_later_run(
+    server: ServerConnection, code: str
+) -> None:
     answer, _ = await attack(server, code)
     assert answer.status in STATUSES
 
@@ -85,7 +109,7 @@ async def test_code_that_breaks_its_own_interpreter_harms_no_later_run(server: C
 # code that takes too much -----------------------------------------------------------------------------
 
 
-async def test_a_gigabyte_of_output_is_cut_and_counted(server: Connection) -> None:
+async def test_a_gigabyte_of_output_is_cut_and_counted(server: ServerConnection) -> None:
     code = "line = 'x' * 9_999\nprint('first')\nfor _ in range(100_000): print(line)"
     answer, _ = await attack(server, code, timeout_s=60)
     assert answer.status == "ok"
@@ -100,8 +124,14 @@ async def test_a_gigabyte_of_output_is_cut_and_counted(server: Connection) -> No
     [
         ("x = []\nwhile True: x.append(bytearray(10_000_000))", {"crashed"}),
         ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"timeout"}),
-        ("import os\nwhile True:\n    try: os.fork() or os.setsid()\n    except OSError: pass", {"timeout"}),
-        ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()", {"error"}),
+        (
+            "import os\nwhile True:\n    try: os.fork() or os.setsid()\n    except OSError: pass",
+            {"timeout"},
+        ),
+        (
+            "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
+            {"error"},
+        ),
         ("with open('big', 'wb') as f:\n    while True: f.write(bytes(1_000_000))", {"error"}),
         ("with open('/tmp/big', 'wb') as f:\n    while True: f.write(bytes(1_000_000))", {"error"}),
         ("import itertools\nfor n in itertools.count(): open(f'many{n}', 'w').close()", {"error"}),
@@ -109,7 +139,7 @@ async def test_a_gigabyte_of_output_is_cut_and_counted(server: Connection) -> No
     ],
 )
 async def test_code_that_takes_all_there_is_of_something_gets_no_more(
-    server: Connection, code: str, statuses: set[str]
+    server: ServerConnection, code: str, statuses: set[str]
 ) -> None:
     answer, _ = await attack(server, code)
     assert answer.status in statuses, answer.text
@@ -128,7 +158,9 @@ async def test_code_that_takes_all_there_is_of_something_gets_no_more(
         ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", False),
     ],
 )
-async def test_endless_code_is_stopped_at_its_time_limit(server: Connection, code: str, is_kept: bool) -> None:
+async def test_endless_code_is_stopped_at_its_time_limit(
+    server: ServerConnection, code: str, is_kept: bool
+) -> None:
     session = f"endless {abs(hash(code))}"
     await server.run("before = 7", session=session)
     answer = await server.run(code, session=session, timeout_s=0.5)
@@ -136,7 +168,7 @@ async def test_endless_code_is_stopped_at_its_time_limit(server: Connection, cod
     assert "Stopped after 0.5 s" in answer.note
     assert ("are kept as they were" in answer.note) is is_kept
     assert ("back as they were before this step" in answer.note) is not is_kept
-    assert await server.value("before", session=session) == 7
+    assert await server.evaluate("before", session=session) == 7
 
 
 # code that attacks what it runs in ----------------------------------------------------------------------
@@ -153,21 +185,27 @@ async def test_endless_code_is_stopped_at_its_time_limit(server: Connection, cod
         "import os, signal\nos.kill(1, signal.SIGTERM)",
     ],
 )
-async def test_code_that_attacks_its_surroundings_loses_its_variables_at_most(server: Connection, code: str) -> None:
+async def test_code_that_attacks_its_surroundings_loses_its_variables_at_most(
+    server: ServerConnection, code: str
+) -> None:
     answer, _ = await attack(server, code)
     assert answer.status in STATUSES
 
 
-async def test_a_stopped_supervisor_costs_the_sandbox_and_not_the_session(server: Connection) -> None:
+async def test_a_stopped_supervisor_costs_the_sandbox_and_not_the_session(
+    server: ServerConnection,
+) -> None:
     answer, _ = await attack(
-        server, "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nwhile True: pass", timeout_s=0.5
+        server,
+        "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nwhile True: pass",
+        timeout_s=0.5,
     )
     assert "did not react" in answer.text
 
 
 FORGE = """
 import json, os, stat, time
-from mcpruntime_kernel import wire
+from mcpruntime_sandbox.protocol import wire
 def frame(name, head, data=None):
     kind = [cls.__name__ for cls in wire.KINDS].index(name)
     head = head if isinstance(head, bytes) else json.dumps(head).encode()
@@ -225,7 +263,9 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-async def test_forged_frames_cost_their_own_sandbox_at_most(server: Connection, forgery: str) -> None:
+async def test_forged_frames_cost_their_own_sandbox_at_most(
+    server: ServerConnection, forgery: str
+) -> None:
     session = f"forger {forgery.replace(chr(39), '')}"
     await server.run("open('file', 'w').write('kept')", session=session)
     code = f"{FORGE}{FORGERIES[forgery]}\ntime.sleep(0.2)"
@@ -233,8 +273,10 @@ async def test_forged_frames_cost_their_own_sandbox_at_most(server: Connection, 
         answer = await server.run(code, session=session, timeout_s=2)
         assert answer.status in STATUSES, answer.text
         assert len(answer.text) < 60_000
-        await server.run("1", session=session)  # which may have to hear what the forger's interpreter says belatedly
-        assert await server.value("open('file').read()", session=session) == "kept"
+        await server.run(
+            "1", session=session
+        )  # which may have to hear what the forger's interpreter says belatedly
+        assert await server.evaluate("open('file').read()", session=session) == "kept"
 
 
 # values that are hard to show -------------------------------------------------------------------------------
@@ -243,15 +285,24 @@ async def test_forged_frames_cost_their_own_sandbox_at_most(server: Connection, 
 @pytest.mark.parametrize(
     ("code", "value"),
     [
-        ("class A:\n    def __repr__(self): raise ValueError\nA()", "<A whose repr failed with ValueError>"),
+        (
+            "class A:\n    def __repr__(self): raise ValueError\nA()",
+            "<A whose repr failed with ValueError>",
+        ),
         ("class A:\n    def __repr__(self): return 3\nA()", "<A whose repr failed with TypeError>"),
-        ("x = []\nfor _ in range(10**6): x = [x]\nx", "<list whose repr failed with RecursionError>"),
+        (
+            "x = []\nfor _ in range(10**6): x = [x]\nx",
+            "<list whose repr failed with RecursionError>",
+        ),
         ("2 ** 20_000", "<int whose repr failed with ValueError>"),
         ("[float('nan'), float('inf'), 1.5]", "[nan, inf, 1.5]"),
         ("b'\\xff\\x00'", "b'\\xff\\x00'"),
         ("x = {}\nx['a'] = x\nx", "{'a': {...}}"),
         ("{'\\ud800': '\\udfff'}", {"\\ud800": "\\udfff"}),
-        ("[2 ** 64, -(2 ** 64), 2 ** 53]", ["18446744073709551616", "-18446744073709551616", 2**53]),
+        (
+            "[2 ** 64, -(2 ** 64), 2 ** 53]",
+            ["18446744073709551616", "-18446744073709551616", 2**53],
+        ),
         ("{1: 2}", "{1: 2}"),
         ("[[], {}, '', 0, False, None]", [[], {}, "", 0, False, None]),
         ("0", 0),
@@ -259,20 +310,26 @@ async def test_forged_frames_cost_their_own_sandbox_at_most(server: Connection, 
         ("''", ""),
     ],
 )
-async def test_every_value_is_shown_as_json_or_as_its_repr(server: Connection, code: str, value: Any) -> None:
+async def test_every_value_is_shown_as_json_or_as_its_repr(
+    server: ServerConnection, code: str, value: Any
+) -> None:
     answer = await server.run(code, session="values")
     assert (answer.status, answer.value) == ("ok", value)
 
 
-@pytest.mark.parametrize("made", ["'x' * 100_000_000", "type('A', (), {'__repr__': lambda self: 'x' * 100_000_000})()"])
-async def test_a_value_of_100_mb_is_cut(server: Connection, made: str) -> None:
+@pytest.mark.parametrize(
+    "made", ["'x' * 100_000_000", "type('A', (), {'__repr__': lambda self: 'x' * 100_000_000})()"]
+)
+async def test_a_value_of_100_mb_is_cut(server: ServerConnection, made: str) -> None:
     answer = await server.run(made, session="huge values")
     assert answer.status == "ok"
     assert "characters left out" in answer.value
     assert "value is cut" in answer.note
 
 
-async def test_lone_surrogates_in_output_names_and_arguments_do_no_harm(server: Connection) -> None:
+async def test_lone_surrogates_in_output_names_and_arguments_do_no_harm(
+    server: ServerConnection,
+) -> None:
     code = """
 import sys
 from tools.lively import echo
@@ -285,7 +342,7 @@ echo(text='\\ud83d')
     assert (answer.status, answer.value) == ("ok", "\\ud83d")
 
 
-async def test_file_names_stay_on_one_line_and_of_bearable_length(server: Connection) -> None:
+async def test_file_names_stay_on_one_line_and_of_bearable_length(server: ServerConnection) -> None:
     code = "import os\nd = 'd' * 250\nos.makedirs(d)\nopen(f'{d}/{d}', 'w').close()\nopen('two\\nlines', 'w').close()"
     answer = await server.run(code, session="names")
     assert answer.files[1] == "'two\\nlines'"
@@ -296,15 +353,21 @@ async def test_file_names_stay_on_one_line_and_of_bearable_length(server: Connec
 
 
 @pytest.mark.parametrize("name", ["missing", "garbage", "silent", "dies", "shapeless"])
-async def test_an_upstream_that_cannot_be_used_is_a_clear_error_in_the_code(server: Connection, name: str) -> None:
-    answer = await server.run(f"from tools.{name} import anything", session="upstreams", timeout_s=30)
+async def test_an_upstream_that_cannot_be_used_is_a_clear_error_in_the_code(
+    server: ServerConnection, name: str
+) -> None:
+    answer = await server.run(
+        f"from tools.{name} import anything", session="upstreams", timeout_s=30
+    )
     assert answer.status == "error"
     assert name in answer.error["message"]
     assert (await server.run("1", session="upstreams")).value == 1
 
 
-async def test_an_upstream_that_says_garbage_between_its_answers_is_used_all_the_same(server: Connection) -> None:
-    assert await server.value("tools.noisy.grow()", session="upstreams") == "ok"
+async def test_an_upstream_that_says_garbage_between_its_answers_is_used_all_the_same(
+    server: ServerConnection,
+) -> None:
+    assert await server.evaluate("tools.noisy.grow()", session="upstreams") == "ok"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +383,9 @@ async def test_an_upstream_that_says_garbage_between_its_answers_is_used_all_the
         ("lively.echo(text=float('nan'))", "not JSON"),
     ],
 )
-async def test_a_call_that_fails_is_an_error_that_names_it(server: Connection, call: str, word: str) -> None:
+async def test_a_call_that_fails_is_an_error_that_names_it(
+    server: ServerConnection, call: str, word: str
+) -> None:
     answer = await server.run(f"tools.{call}", session="calls", timeout_s=30)
     assert answer.status == "error"
     assert word in answer.text
@@ -328,11 +393,13 @@ async def test_a_call_that_fails_is_an_error_that_names_it(server: Connection, c
     assert (after.value, [call["status"] for call in after.calls]) == ("well", ["ok"]), after.text
 
 
-async def test_hostile_tools_can_be_listed_and_called(server: Connection) -> None:
-    answer = await server.run("found = tools.list('hostile')\nlen(found)", session="hostile", timeout_s=60)
+async def test_hostile_tools_can_be_listed_and_called(server: ServerConnection) -> None:
+    answer = await server.run(
+        "found = tools.list('hostile')\nlen(found)", session="hostile", timeout_s=60
+    )
     assert answer.value > 20
     assert not await anyio.Path("/tmp/pwned").exists()
-    assert await server.value("tools.hostile.class_()", session="hostile") == "class"
+    assert await server.evaluate("tools.hostile.class_()", session="hostile") == "class"
 
 
 # requests that are wrong ------------------------------------------------------------------------------------
@@ -364,7 +431,7 @@ async def test_hostile_tools_can_be_listed_and_called(server: Connection) -> Non
     ],
 )
 async def test_a_wrong_request_is_refused_with_what_would_be_right(
-    server: Connection, arguments: dict[str, Any], words: list[str]
+    server: ServerConnection, arguments: dict[str, Any], words: list[str]
 ) -> None:
     result = await server.client.call_tool("run_code", arguments)
     assert result.is_error
@@ -373,35 +440,41 @@ async def test_a_wrong_request_is_refused_with_what_would_be_right(
     assert "pydantic" not in text
 
 
-async def test_a_tool_that_is_none_is_refused_with_the_names_of_those_that_are(server: Connection) -> None:
+async def test_a_tool_that_is_none_is_refused_with_the_names_of_those_that_are(
+    server: ServerConnection,
+) -> None:
     result = await server.client.call_tool("run_codes", {})
     assert result.is_error
     assert "run_code" in result.content[0].text  # type: ignore[union-attr]
 
 
-async def test_five_megabytes_of_code_run(server: Connection) -> None:
+async def test_five_megabytes_of_code_run(server: ServerConnection) -> None:
     code = "data = '" + "x" * 5_000_000 + "'\nlen(data)"
-    assert await server.value(code, session="large code") == 5_000_000
+    assert await server.evaluate(code, session="large code") == 5_000_000
 
 
 # no engine, no image ----------------------------------------------------------------------------------------
 
 
 async def test_without_an_image_the_answer_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    async with connect_to(write_settings(tmp_path, sandbox={"image": "mcpruntime-no-such:image"})) as server:
+    async with connect_to(
+        write_settings(tmp_path, sandbox={"image": "mcpruntime-no-such:image"})
+    ) as server:
         for _ in range(2):
             answer = await server.run("1")
-            assert answer.failed
+            assert answer.is_error
             assert "mcpruntime-no-such:image" in answer.text
 
 
-async def test_without_an_engine_the_answer_names_the_remedy_and_once_it_answers_code_runs(tmp_path: Path) -> None:
+async def test_without_an_engine_the_answer_names_the_remedy_and_once_it_answers_code_runs(
+    tmp_path: Path,
+) -> None:
     address = tmp_path / "engine.sock"
     env = {"DOCKER_HOST": f"unix://{address}"}
     async with connect_to(write_settings(tmp_path), env) as server:
         for _ in range(3):
             answer = await server.run("1", session="patient")
-            assert answer.failed
+            assert answer.is_error
             assert "[unavailable]" in answer.text
             assert "scripts/docker-engine" in answer.text
         address.symlink_to("/var/run/docker.sock")

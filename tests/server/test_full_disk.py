@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .killing import Server
+from ..helpers.server_killing import KillableServer
 from .test_resume import IMPORT, World
 
 NOT_RECORDED = "could not be recorded"
@@ -24,7 +24,7 @@ def world(tmp_path: Path) -> World:
 
 
 @contextmanager
-def full_disk(server: Server) -> Iterator[None]:
+def full_disk(server: KillableServer) -> Iterator[None]:
     """Let the server write nothing meanwhile."""
     pid = server.process.pid
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
@@ -75,7 +75,9 @@ async def test_what_was_not_recorded_is_as_if_it_never_was_after_a_crash(world: 
         assert (after["value"], after["step"]) == ([1, "old"], 2)
 
 
-async def test_a_rewind_on_a_full_disk_is_refused_and_the_session_stays_usable(world: World) -> None:
+async def test_a_rewind_on_a_full_disk_is_refused_and_the_session_stays_usable(
+    world: World,
+) -> None:
     async with world.server() as server:
         for number in range(3):
             await server.run(f"x = {number}", "s")

@@ -15,9 +15,9 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.server.conftest import entry
+from tests.server.conftest import upstream_entry
 
-from .client import Connection, connect, write_settings
+from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
@@ -29,7 +29,9 @@ LARGE = 17 << 20  # bytes: more than is kept by content
 
 def settings(folder: Path, **more: Any) -> Path:
     (folder / "files").mkdir(parents=True, exist_ok=True)
-    return write_settings(folder, sandbox=LOCAL, server={"context_roots": [str(folder / "files")]}, **more)
+    return write_settings(
+        folder, sandbox=LOCAL, server={"context_roots": [str(folder / "files")]}, **more
+    )
 
 
 def large_file(path: Path, word: str = "needle") -> Path:
@@ -38,51 +40,67 @@ def large_file(path: Path, word: str = "needle") -> Path:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Connection]:
-    async with connect(settings(tmp_path)) as connection:
+async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
+    async with connect_server(settings(tmp_path)) as connection:
         yield connection
 
 
-async def test_inputs_stay_until_others_are_given_and_go_with_their_step(server: Connection) -> None:
+async def test_inputs_stay_until_others_are_given_and_go_with_their_step(
+    server: ServerConnection,
+) -> None:
     first = await server.run("CONTEXT.text", context=[{"text": "one"}], session="s")
     assert first.value == "one"
-    assert await server.value("[CONTEXT.text, CONTEXT_DATA.names]", "s") == ["one", ["text"]]
-    second = await server.run("old = CONTEXT_DATA[1]; CONTEXT_DATA['b'].text", "s", context=[{"text": "a"}, TWO])
+    assert await server.evaluate("[CONTEXT.text, CONTEXT_DATA.names]", "s") == ["one", ["text"]]
+    second = await server.run(
+        "old = CONTEXT_DATA[1]; CONTEXT_DATA['b'].text", "s", context=[{"text": "a"}, TWO]
+    )
     assert second.value == "two"
-    assert await server.value("len(CONTEXT_DATA)", "s") == 2
+    assert await server.evaluate("len(CONTEXT_DATA)", "s") == 2
     assert (await server.run("'CONTEXT' in globals()", "s", context=[])).value is False
-    assert await server.value("old.text", "s") == "two"
+    assert await server.evaluate("old.text", "s") == "two"
     await server.replay("rewind", "s", step=2)
-    assert await server.value("CONTEXT.text", "s") == "one"
+    assert await server.evaluate("CONTEXT.text", "s") == "one"
     await server.replay("fork", "s", step=3, name="forked")
-    assert await server.value("CONTEXT.text", "s") == "one"
+    assert await server.evaluate("CONTEXT.text", "s") == "one"
 
 
 TWO = {"text": "two", "name": "b"}
 
 
-async def test_a_fork_has_the_inputs_of_the_step_that_it_begins_at(server: Connection) -> None:
+async def test_a_fork_has_the_inputs_of_the_step_that_it_begins_at(
+    server: ServerConnection,
+) -> None:
     await server.run("x = CONTEXT.text", "s", context=[{"text": "one"}])
     await server.run("y = CONTEXT.text", "s", context=[TWO])
     forked = await server.replay("fork", "s", step=1, name="branch")
-    assert not forked.failed, forked.text
-    assert await server.value("[x, CONTEXT.text]", "branch") == ["one", "one"]
-    assert await server.value("[x, y, CONTEXT.text]", "s") == ["one", "two", "two"]
+    assert not forked.is_error, forked.text
+    assert await server.evaluate("[x, CONTEXT.text]", "branch") == ["one", "one"]
+    assert await server.evaluate("[x, y, CONTEXT.text]", "s") == ["one", "two", "two"]
 
 
 async def test_files_of_the_workspace_and_of_roots_and_packed_ones_are_inputs(
-    server: Connection, tmp_path: Path
+    server: ServerConnection, tmp_path: Path
 ) -> None:
     (tmp_path / "files" / "log.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
     await server.run("import os; os.mkdir('d'); open('d/f.csv', 'w').write('a,b\\n1,2\\n')", "s")
-    given = ["d/f.csv", f"file://{tmp_path}/files/log.gz", {"source": "workspace:d/f.csv", "name": "again"}]
-    found = await server.run("[list(CONTEXT_DATA[0].rows()), list(CONTEXT_DATA[1])]", "s", context=given)
+    given = [
+        "d/f.csv",
+        f"file://{tmp_path}/files/log.gz",
+        {"source": "workspace:d/f.csv", "name": "again"},
+    ]
+    found = await server.run(
+        "[list(CONTEXT_DATA[0].rows()), list(CONTEXT_DATA[1])]", "s", context=given
+    )
     assert found.value == [[{"a": "1", "b": "2"}], ["one", "two"]]
-    assert await server.value("CONTEXT_DATA.names", "s") == ["f.csv", "log.gz", "again"]
-    assert (await server.run("open('d/f.csv', 'w').write('changed'); CONTEXT_DATA[0].text", "s")).value == "a,b\n1,2\n"
+    assert await server.evaluate("CONTEXT_DATA.names", "s") == ["f.csv", "log.gz", "again"]
+    assert (
+        await server.run("open('d/f.csv', 'w').write('changed'); CONTEXT_DATA[0].text", "s")
+    ).value == "a,b\n1,2\n"
 
 
-async def test_requests_that_make_no_sense_say_what_would(server: Connection, tmp_path: Path) -> None:
+async def test_requests_that_make_no_sense_say_what_would(
+    server: ServerConnection, tmp_path: Path
+) -> None:
     (tmp_path / "files" / "out").symlink_to("/etc/passwd")
     for given, wrong in (
         (["/etc/passwd"], "context[0], '/etc/passwd'"),
@@ -92,7 +110,7 @@ async def test_requests_that_make_no_sense_say_what_would(server: Connection, tm
         ([{"text": "x"}, 3], "context[1], 3"),
     ):
         refused = await server.run("1", context=given)
-        assert refused.failed
+        assert refused.is_error
         assert wrong in refused.text
         assert "[invalid_request]" in refused.text
     run = await server.run("1", "s")
@@ -100,16 +118,22 @@ async def test_requests_that_make_no_sense_say_what_would(server: Connection, tm
     assert told.is_error
 
 
-async def test_a_rerun_and_a_rebuild_have_the_same_inputs_and_the_same_chance(tmp_path: Path) -> None:
+async def test_a_rerun_and_a_rebuild_have_the_same_inputs_and_the_same_chance(
+    tmp_path: Path,
+) -> None:
     path = settings(tmp_path)
     large = large_file(tmp_path / "files" / "large.txt")
-    code = "taken = [line.start for line in CONTEXT_DATA[0].sample(5)]; [taken, CONTEXT_DATA[1].text]"
-    async with connect(path) as server:
+    code = (
+        "taken = [line.start for line in CONTEXT_DATA[0].sample(5)]; [taken, CONTEXT_DATA[1].text]"
+    )
+    async with connect_server(path) as server:
         first = await server.run(code, "s", context=[str(large), TWO])
         again = await server.replay("rerun", "s", run=first.run)
         assert "The same as recorded" in again.text
-    async with connect(path) as server:
-        later = await server.run("[taken, CONTEXT_DATA[1].text, len(CONTEXT_DATA[0].grep('needle'))]", "s")
+    async with connect_server(path) as server:
+        later = await server.run(
+            "[taken, CONTEXT_DATA[1].text, len(CONTEXT_DATA[0].grep('needle'))]", "s"
+        )
         assert later.value == [*first.value, 1], later.text
         assert "executed again" in later.note
 
@@ -117,11 +141,11 @@ async def test_a_rerun_and_a_rebuild_have_the_same_inputs_and_the_same_chance(tm
 async def test_a_large_file_that_has_changed_is_never_taken_for_what_it_was(tmp_path: Path) -> None:
     path = settings(tmp_path)
     large = large_file(tmp_path / "files" / "large.txt")
-    async with connect(path) as server:
+    async with connect_server(path) as server:
         first = await server.run("count = len(CONTEXT.grep('needle'))", "s", context=[str(large)])
         assert first.value == 1
     large_file(large, "noodle")
-    async with connect(path) as server:
+    async with connect_server(path) as server:
         later = await server.run("'count' in globals()", "s")
         assert later.value is False
         told = "Step 1 cannot be executed again. The file behind the input 'large.txt' has changed since it was given."
@@ -134,23 +158,34 @@ async def test_a_large_file_that_has_changed_is_never_taken_for_what_it_was(tmp_
         assert anew.value == 1
 
 
-async def test_a_file_that_shrinks_while_it_is_read_is_an_error_in_the_code(server: Connection, tmp_path: Path) -> None:
+async def test_a_file_that_shrinks_while_it_is_read_is_an_error_in_the_code(
+    server: ServerConnection, tmp_path: Path
+) -> None:
     large = large_file(tmp_path / "files" / "large.txt")
     await server.run("lines = iter(CONTEXT.lines()); next(lines)", "s", context=[str(large)])
     os.truncate(large, 5 << 20)
     failed = await server.run("sum(1 for _ in lines)", "s")
-    assert "InputChanged: The file behind the input 'large.txt' has changed since it was given." in failed.text
+    assert (
+        "InputChanged: The file behind the input 'large.txt' has changed since it was given."
+        in failed.text
+    )
 
 
-async def test_a_run_that_goes_on_after_the_death_of_its_server_has_its_inputs(tmp_path: Path) -> None:
-    path = settings(tmp_path, mcpServers={"paced": entry("paced", str(tmp_path / "gate"))})
-    code = "import time\nopen('begun', 'w').close()\nprint(CONTEXT.text)\ntime.sleep(3)\nCONTEXT.text"
-    async with connect(path) as server:
+async def test_a_run_that_goes_on_after_the_death_of_its_server_has_its_inputs(
+    tmp_path: Path,
+) -> None:
+    path = settings(tmp_path, mcpServers={"paced": upstream_entry("paced", str(tmp_path / "gate"))})
+    code = (
+        "import time\nopen('begun', 'w').close()\nprint(CONTEXT.text)\ntime.sleep(3)\nCONTEXT.text"
+    )
+    async with connect_server(path) as server:
         begun = await server.run(code, "s", background=True, context=[TWO])
-        queued = await server.run("CONTEXT.text * 2", "s", background=True, context=[{"text": "queued"}])
-        [pid] = server.pids
+        queued = await server.run(
+            "CONTEXT.text * 2", "s", background=True, context=[{"text": "queued"}]
+        )
+        [pid] = server.server_pids
         os.kill(pid, signal.SIGKILL)
-    async with connect(path) as server:
+    async with connect_server(path) as server:
         for run, value in ((begun.run, "two"), (queued.run, "queuedqueued")):
             with anyio.fail_after(60):
                 answer: dict[str, Any] = {}
@@ -161,60 +196,79 @@ async def test_a_run_that_goes_on_after_the_death_of_its_server_has_its_inputs(t
 
 
 async def test_a_piece_is_asked_about_without_its_text_leaving_the_sandbox(tmp_path: Path) -> None:
-    with fake_llm.serving() as model:
-        given = {"model": "echo", "api_base": model.url, "api_key": fake_llm.KEY}
-        async with connect(settings(tmp_path, llm=given)) as server:
+    with fake_llm.start_model_server() as model:
+        given = {"model": "echo", "api_base": model.url, "api_key": fake_llm.API_KEY}
+        async with connect_server(settings(tmp_path, llm=given)) as server:
             text = {"text": "first line\nsecond line ä\n"}
             asked = await server.run("ask_llm('Which?', CONTEXT.lines()[1])", "s", context=[text])
             assert "\nsecond line ä\n</data " in asked.value
             assert "second" not in str(asked.calls)
             assert "$piece" in str(asked.calls)
             batch = "[slot.value for slot in CONTEXT.map(lambda piece: ask_llm('Say', piece), max_chars=11)]"
-            assert [("first line" in each) for each in await server.value(batch, "s")] == [True, False, False]
-            both = await server.value("ask_llm('Both?', [CONTEXT.slice(0, 5), CONTEXT.slice(6, 10)])", "s")
+            assert [("first line" in each) for each in await server.evaluate(batch, "s")] == [
+                True,
+                False,
+                False,
+            ]
+            both = await server.evaluate(
+                "ask_llm('Both?', [CONTEXT.slice(0, 5), CONTEXT.slice(6, 10)])", "s"
+            )
             assert '["first","line"]' in both
             again = await server.replay("rerun", "s", run=asked.run)
             assert "The same as recorded" in again.text
-            id_ = await server.value("CONTEXT.id", "s")
+            id_ = await server.evaluate("CONTEXT.id", "s")
             forged = f"ask_llm('Tell', {{'$piece': {{'input': {id_!r}, 'start': 0, 'end': 5}}}})"
-            assert "first" in await server.value(forged, "s")
+            assert "first" in await server.evaluate(forged, "s")
             stolen = await server.run(forged, "thief")
             assert "of no input that the session has had" in stolen.text
 
 
 async def test_resources_of_servers_are_inputs_by_their_addresses(tmp_path: Path) -> None:
-    async with connect(settings(tmp_path, mcpServers={"shelf": entry("shelves", "left")})) as server:
-        found = await server.run("[each.text for each in CONTEXT_DATA]", context=["shelf:note://shared", "note://left"])
+    async with connect_server(
+        settings(tmp_path, mcpServers={"shelf": upstream_entry("shelves", "left")})
+    ) as server:
+        found = await server.run(
+            "[each.text for each in CONTEXT_DATA]", context=["shelf:note://shared", "note://left"]
+        )
         assert found.value == ["of all, told by left", "of left: ä\nno token"]
         refused = await server.run("1", context=["note://none"])
         assert "context[0], 'note://none': No server has this resource" in refused.text
 
 
-async def test_a_skill_cannot_be_made_of_what_was_only_given_to_one_session(server: Connection) -> None:
-    run = await server.run("total = sum(len(line) for line in CONTEXT)\ntotal", "s", context=[{"text": "a\nbc"}])
+async def test_a_skill_cannot_be_made_of_what_was_only_given_to_one_session(
+    server: ServerConnection,
+) -> None:
+    run = await server.run(
+        "total = sum(len(line) for line in CONTEXT)\ntotal", "s", context=[{"text": "a\nbc"}]
+    )
     assert run.value == 3
     kept = await server.client.call_tool("save_skill", {"run": run.run, "name": "counts"})
     assert kept.is_error
     assert "needs 'CONTEXT'" in str(kept.content)
 
 
-async def test_the_result_says_what_was_given_and_what_can_be_done_with_it(server: Connection) -> None:
+async def test_the_result_says_what_was_given_and_what_can_be_done_with_it(
+    server: ServerConnection,
+) -> None:
     told = await server.run("1", "s", context=[{"text": "abc", "name": "a"}, TWO])
-    assert "CONTEXT is 'a' (3 bytes), 'b' (3 bytes). CONTEXT_DATA[0] is one of them. It has .peek(n)" in told.note
+    assert (
+        "CONTEXT is 'a' (3 bytes), 'b' (3 bytes). CONTEXT_DATA[0] is one of them. It has .peek(n)"
+        in told.note
+    )
     assert "CONTEXT is" not in ((await server.run("2", "s")).data.get("note") or "")
 
 
 async def test_a_file_that_is_only_touched_is_known_by_its_content(tmp_path: Path) -> None:
     path = settings(tmp_path)
     large = large_file(tmp_path / "files" / "large.txt")
-    async with connect(path) as server:
+    async with connect_server(path) as server:
         await server.run("count = len(CONTEXT.grep('needle'))", "s", context=[str(large)])
         with anyio.fail_after(60):
-            while "input_hashed" not in await anyio.to_thread.run_sync(kinds, server.folder):
+            while "input_hashed" not in await anyio.to_thread.run_sync(kinds, server.data_dir):
                 await server.run("1", "s")
     os.utime(large)
-    async with connect(path) as server:
-        assert await server.value("[count, CONTEXT.line_count()]", "s") == [1, LARGE // 13 + 1]
+    async with connect_server(path) as server:
+        assert await server.evaluate("[count, CONTEXT.line_count()]", "s") == [1, LARGE // 13 + 1]
 
 
 def kinds(folder: Path) -> set[str]:

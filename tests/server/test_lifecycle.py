@@ -13,26 +13,33 @@ from typing import Any
 import anyio
 import pytest
 
-from mcpruntime_server.sandbox.docker import HOME_LABEL, home_digest
+from mcpruntime_server.sandbox.docker_backend import DATA_FOLDER_LABEL, data_folder_digest
 
-from .client import COMMAND, SOON, Connection, connect, write_settings
+from ..helpers.server_connection import (
+    COMMAND,
+    TEST_TIMEOUT_S,
+    ServerConnection,
+    connect_server,
+    write_settings,
+)
 from .test_resume import until
 
 INITIALIZE = (
     '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},'
     '"clientInfo":{"name":"raw","version":"1"}}}\n{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
 )
-ENDLESS = (
-    "print('running', flush=True)\nwhile True:\n    try:\n        while True: pass\n    except BaseException: pass"
-)
+ENDLESS = "print('running', flush=True)\nwhile True:\n    try:\n        while True: pass\n    except BaseException: pass"
 END_S = 5.0  # a server that was asked to end is gone by then, and so are its containers
 
 
 def containers(settings: Path) -> list[str]:
     """Return the containers of all servers, living or dead, on the data folder of `settings`."""
-    label = f"{HOME_LABEL}={home_digest(settings.parent / 'data')}"
+    label = f"{DATA_FOLDER_LABEL}={data_folder_digest(settings.parent / 'data')}"
     found = subprocess.run(
-        ["docker", "ps", "-aq", "--filter", f"label={label}"], capture_output=True, check=True, text=True
+        ["docker", "ps", "-aq", "--filter", f"label={label}"],
+        capture_output=True,
+        check=True,
+        text=True,
     )
     return found.stdout.split()
 
@@ -62,14 +69,18 @@ class Raw:
         """Read stdout until `word` has come; return what was read."""
         assert self.process.stdout is not None
         heard = b""
-        with anyio.fail_after(SOON):
+        with anyio.fail_after(TEST_TIMEOUT_S):
             while word.encode() not in heard:
                 heard += await self.process.stdout.receive()
         return heard.decode()
 
     async def run(self, code: str, number: int = 2, **more: Any) -> None:
         """Ask for `code` to be run, with progress."""
-        params = {"name": "run_code", "arguments": {"code": code, **more}, "_meta": {"progressToken": "p"}}
+        params = {
+            "name": "run_code",
+            "arguments": {"code": code, **more},
+            "_meta": {"progressToken": "p"},
+        }
         request = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
         await self.say(json.dumps(request) + "\n")
 
@@ -95,8 +106,8 @@ async def raw_server(settings: Path) -> AsyncIterator[Raw]:
 
 
 @asynccontextmanager
-async def two_servers(settings: Path) -> AsyncIterator[tuple[Connection, Connection]]:
-    async with connect(settings) as one, connect(settings) as other:
+async def two_servers(settings: Path) -> AsyncIterator[tuple[ServerConnection, ServerConnection]]:
+    async with connect_server(settings) as one, connect_server(settings) as other:
         yield one, other
 
 
@@ -105,7 +116,9 @@ async def two_servers(settings: Path) -> AsyncIterator[tuple[Connection, Connect
 
 @pytest.mark.parametrize("code", ["1", ENDLESS], ids=["idle", "busy"])
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "stdin"])
-async def test_a_server_that_is_told_to_end_leaves_no_container(settings: Path, how: str, code: str) -> None:
+async def test_a_server_that_is_told_to_end_leaves_no_container(
+    settings: Path, how: str, code: str
+) -> None:
     async with raw_server(settings) as server:
         await server.run(code)
         await server.hear("running" if code == ENDLESS else '"id":2')
@@ -119,20 +132,24 @@ async def test_a_server_that_is_told_to_end_leaves_no_container(settings: Path, 
     assert containers(settings) == []
 
 
-async def test_a_server_that_is_told_to_end_while_a_sandbox_starts_leaves_none(settings: Path) -> None:
+async def test_a_server_that_is_told_to_end_while_a_sandbox_starts_leaves_none(
+    settings: Path,
+) -> None:
     async with raw_server(settings) as server:
         await server.run("1")
         server.process.send_signal(signal.SIGTERM)
         assert await server.end() == 0
 
 
-async def test_files_of_the_last_run_outlive_a_server_whose_client_leaves_at_once(settings: Path) -> None:
+async def test_files_of_the_last_run_outlive_a_server_whose_client_leaves_at_once(
+    settings: Path,
+) -> None:
     size = 20_000_000
-    async with connect(settings) as server:
+    async with connect_server(settings) as server:
         answer = await server.run(f"open('big', 'wb').write(bytes({size}))", session="report")
         assert answer.files == ["big"]
-    async with connect(settings) as server:
-        assert await server.value("import os; os.path.getsize('big')", session="report") == size
+    async with connect_server(settings) as server:
+        assert await server.evaluate("import os; os.path.getsize('big')", session="report") == size
 
 
 async def test_containers_of_a_killed_server_are_gone_after_the_next_start(settings: Path) -> None:
@@ -141,20 +158,24 @@ async def test_containers_of_a_killed_server_are_gone_after_the_next_start(setti
         await server.hear("running")
         server.process.kill()
         await server.end()
-    async with connect(settings) as successor:
+    async with connect_server(settings) as successor:
         await successor.run("1")
-        with anyio.fail_after(SOON):  # its session's are left, that of the run that goes on, and the one that is ready
+        with anyio.fail_after(
+            TEST_TIMEOUT_S
+        ):  # its session's are left, that of the run that goes on, and the one that is ready
             await until(lambda: len(containers(settings)) <= 3)
             assert (await successor.run("2")).value == 2
 
 
-async def test_a_session_whose_server_was_killed_in_a_run_goes_on_at_the_next_step(settings: Path) -> None:
+async def test_a_session_whose_server_was_killed_in_a_run_goes_on_at_the_next_step(
+    settings: Path,
+) -> None:
     async with raw_server(settings) as server:
         await server.run(ENDLESS, session="report", timeout_s=2)
         await server.hear("running")
         server.process.kill()
         await server.end()
-    async with connect(settings) as successor:
+    async with connect_server(settings) as successor:
         answer = await successor.run("1", session="report")
         assert (answer.status, answer.step) == ("ok", 2)
         assert "was resumed" in answer.note
@@ -163,12 +184,14 @@ async def test_a_session_whose_server_was_killed_in_a_run_goes_on_at_the_next_st
 # sessions ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_session_is_resumed_by_the_next_server_with_all_it_had_and_says_so(settings: Path) -> None:
-    async with connect(settings) as server:
+async def test_a_session_is_resumed_by_the_next_server_with_all_it_had_and_says_so(
+    settings: Path,
+) -> None:
+    async with connect_server(settings) as server:
         first = await server.run("x = 1; open('a.txt', 'w').write('kept')", session="report")
         assert "The session 'report' is new." in first.note
         assert "note" not in (await server.run("x", session="report")).data
-    async with connect(settings) as server:
+    async with connect_server(settings) as server:
         again = await server.run("open('a.txt').read(), x", session="report")
         assert again.value == ["kept", 1]
         assert (again.step, "was resumed" in again.note) == (3, True)
@@ -176,21 +199,23 @@ async def test_a_session_is_resumed_by_the_next_server_with_all_it_had_and_says_
 
 async def test_two_servers_share_a_data_folder_but_no_session(settings: Path) -> None:
     async with two_servers(settings) as (one, other):
-        assert await one.value("x = 1", session="report") == 1
+        assert await one.evaluate("x = 1", session="report") == 1
         refused = await other.run("x", session="report")
-        assert refused.failed
+        assert refused.is_error
         assert "in use by another server" in refused.text
-        assert await other.value("x = 2", session="other report") == 2
-        assert await one.value("x", session="report") == 1
+        assert await other.evaluate("x = 2", session="other report") == 2
+        assert await one.evaluate("x", session="report") == 1
         own = (await one.run("1")).session
         assert "in use by another server" in (await other.run("1", session=own)).text
 
 
-async def test_an_idle_session_gives_up_its_sandbox_and_comes_back_with_all_it_had(tmp_path: Path) -> None:
+async def test_an_idle_session_gives_up_its_sandbox_and_comes_back_with_all_it_had(
+    tmp_path: Path,
+) -> None:
     settings = write_settings(tmp_path, server={"session_idle_s": 0.2}, sandbox={"pool_size": 0})
-    async with connect(settings) as server:
+    async with connect_server(settings) as server:
         await server.run("x = 1; open('a.txt', 'w').write('kept')", session="report")
-        with anyio.fail_after(SOON):
+        with anyio.fail_after(TEST_TIMEOUT_S):
             while containers(settings):
                 await anyio.lowlevel.checkpoint()
         again = await server.run("open('a.txt').read(), x", session="report")
@@ -198,19 +223,21 @@ async def test_an_idle_session_gives_up_its_sandbox_and_comes_back_with_all_it_h
         assert "was resumed" in again.note
 
 
-async def test_more_sessions_than_allowed_evict_the_one_that_was_idle_longest(tmp_path: Path) -> None:
+async def test_more_sessions_than_allowed_evict_the_one_that_was_idle_longest(
+    tmp_path: Path,
+) -> None:
     settings = write_settings(tmp_path, server={"max_sessions": 2})
-    async with connect(settings) as server:
+    async with connect_server(settings) as server:
         for name in ("one", "two", "three"):
             await server.run(f"x = '{name}'; open('me', 'w').write(x)", session=name)
-        assert await server.value("x", session="two") == "two"
-        assert await server.value("open('me').read(), x", session="one") == ["one", "one"]
-        assert await server.value("'x' in globals()", session="two") is True
+        assert await server.evaluate("x", session="two") == "two"
+        assert await server.evaluate("open('me').read(), x", session="one") == ["one", "one"]
+        assert await server.evaluate("'x' in globals()", session="two") is True
 
 
 async def test_sessions_that_are_all_busy_are_not_evicted(tmp_path: Path) -> None:
     settings = write_settings(tmp_path, server={"max_sessions": 1})
-    async with connect(settings) as server, anyio.create_task_group() as tasks:
+    async with connect_server(settings) as server, anyio.create_task_group() as tasks:
         started = anyio.Event()
 
         async def heard(*_: Any) -> None:
@@ -218,31 +245,33 @@ async def test_sessions_that_are_all_busy_are_not_evicted(tmp_path: Path) -> Non
 
         async def be_busy() -> None:
             await server.run(
-                "print('on', flush=True)\nimport time; time.sleep(99)", session="busy", progress_callback=heard
+                "print('on', flush=True)\nimport time; time.sleep(99)",
+                session="busy",
+                progress_callback=heard,
             )
 
         tasks.start_soon(be_busy)
-        with anyio.fail_after(SOON):
+        with anyio.fail_after(TEST_TIMEOUT_S):
             await started.wait()
             refused = await server.run("1", session="late")
-        assert refused.failed
+        assert refused.is_error
         assert "All 1 sessions are busy" in refused.text
         tasks.cancel_scope.cancel()
 
 
 async def test_every_session_of_many_comes_back_while_they_evict_each_other(tmp_path: Path) -> None:
     settings = write_settings(tmp_path, server={"max_sessions": 2})
-    async with connect(settings) as server:
+    async with connect_server(settings) as server:
         for turn in range(3):
             async with anyio.create_task_group() as tasks:
                 for name in ("a", "b", "c", "d"):
                     tasks.start_soon(check_turn, server, name, turn)
 
 
-async def check_turn(server: Connection, name: str, turn: int) -> None:
+async def check_turn(server: ServerConnection, name: str, turn: int) -> None:
     code = "import os\nn = int(open('n').read()) + 1 if os.path.exists('n') else 0\nopen('n', 'w').write(str(n))\nn"
     answer = await server.run(code, session=name)
-    while answer.failed:  # both places were taken
+    while answer.is_error:  # both places were taken
         assert "busy" in answer.text, answer.text
         answer = await server.run(code, session=name)
     assert answer.value == turn, answer.text
@@ -251,8 +280,10 @@ async def check_turn(server: Connection, name: str, turn: int) -> None:
 # sandboxes that are lost from outside --------------------------------------------------------------------------
 
 
-async def test_a_container_that_is_killed_between_runs_is_replaced_with_all_that_was_in_it(settings: Path) -> None:
-    async with connect(settings) as server:
+async def test_a_container_that_is_killed_between_runs_is_replaced_with_all_that_was_in_it(
+    settings: Path,
+) -> None:
+    async with connect_server(settings) as server:
         await server.run("x = 1; open('a.txt', 'w').write('kept')", session="report")
         await anyio.run_process(["docker", "kill", *containers(settings)], check=False)
         answer = await server.run("open('a.txt').read(), x", session="report")
@@ -261,8 +292,10 @@ async def test_a_container_that_is_killed_between_runs_is_replaced_with_all_that
         assert answer.value == ["kept", 1]
 
 
-async def test_a_container_that_is_killed_while_code_runs_ends_the_run_and_not_the_session(settings: Path) -> None:
-    async with connect(settings) as server, anyio.create_task_group() as tasks:
+async def test_a_container_that_is_killed_while_code_runs_ends_the_run_and_not_the_session(
+    settings: Path,
+) -> None:
+    async with connect_server(settings) as server, anyio.create_task_group() as tasks:
         answers = []
         started = anyio.Event()
 
@@ -275,15 +308,15 @@ async def test_a_container_that_is_killed_while_code_runs_ends_the_run_and_not_t
 
         await server.run("open('a.txt', 'w').write('kept')", session="report")
         tasks.start_soon(run)
-        with anyio.fail_after(SOON):
+        with anyio.fail_after(TEST_TIMEOUT_S):
             await started.wait()
         await anyio.run_process(["docker", "rm", "-f", *containers(settings)], check=False)
-        with anyio.fail_after(SOON):
+        with anyio.fail_after(TEST_TIMEOUT_S):
             while not answers:
                 await anyio.lowlevel.checkpoint()
         assert (answers[0].status, answers[0].stdout) == ("crashed", "on\n")
         assert "goes on in a new sandbox" in answers[0].note
-        assert await server.value("open('a.txt').read()", session="report") == "kept"
+        assert await server.evaluate("open('a.txt').read()", session="report") == "kept"
 
 
 # the data folder -------------------------------------------------------------------------------------------------
@@ -292,7 +325,9 @@ async def test_a_container_that_is_killed_while_code_runs_ends_the_run_and_not_t
 def start(settings: Path, said: str) -> subprocess.CompletedProcess[str]:
     """Start a server that hears `said` and then the end of its stdin."""
     command = [COMMAND, "--config", str(settings), "--stdio"]
-    return subprocess.run(command, input=said, capture_output=True, text=True, timeout=SOON, check=False)
+    return subprocess.run(
+        command, input=said, capture_output=True, text=True, timeout=TEST_TIMEOUT_S, check=False
+    )
 
 
 def test_nothing_but_protocol_is_written_to_stdout(settings: Path) -> None:

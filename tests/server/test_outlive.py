@@ -12,8 +12,13 @@ import anyio
 import pytest
 from mcp import MCPError
 
-from .client import SOON, Answer, answer_of, connect
-from .killing import KEY, Killed, Server, serve_ready
+from ..helpers.server_connection import TEST_TIMEOUT_S, ToolAnswer, connect_server, parse_answer
+from ..helpers.server_killing import (
+    IDEMPOTENCY_KEY,
+    KillableServer,
+    ServerKilled,
+    start_ready_server,
+)
 from .test_approvals import ERAS, IMPORT, World, attach
 
 pytestmark = pytest.mark.alone
@@ -64,11 +69,16 @@ async def test_a_background_run_is_told_of_at_once_and_attaching_tells_what_is_n
         assert (again.status, again.value, again.stdout) == ("ok", 42, "first\nsecond\n")
 
 
-async def test_a_request_returns_after_its_wait_and_the_run_goes_on(world: World, tmp_path: Path) -> None:
+async def test_a_request_returns_after_its_wait_and_the_run_goes_on(
+    world: World, tmp_path: Path
+) -> None:
     async with world.client() as connection:
         await connection.run("1", session="s")  # so that the next begins at once
         told = await connection.run(f"{gate(tmp_path)}'end'", session="s", wait_s=0.5)
-        assert (told.status, told.note) == ("running", f"run_code(run='{told.run}') waits for more.")
+        assert (told.status, told.note) == (
+            "running",
+            f"run_code(run='{told.run}') waits for more.",
+        )
         (tmp_path / "go").touch()
         assert (await attach(connection.client, told.run)).value == "end"
 
@@ -80,36 +90,56 @@ async def test_progress_goes_on_while_attached(world: World, tmp_path: Path) -> 
         heard.append(message or "")
         (tmp_path / "go").touch()
 
-    code = f"print('first', flush=True)\n{gate(tmp_path)}print('second', flush=True)\ntime.sleep(0.2)"
+    code = (
+        f"print('first', flush=True)\n{gate(tmp_path)}print('second', flush=True)\ntime.sleep(0.2)"
+    )
     async with world.client() as connection:
         told = await connection.run(code, background=True)
         while told.status != "ok":
-            result = await connection.client.call_tool("run_code", {"run": told.run}, progress_callback=listen)
-            told = answer_of(result)
+            result = await connection.client.call_tool(
+                "run_code", {"run": told.run}, progress_callback=listen
+            )
+            told = parse_answer(result)
     assert "second" in "\n".join(heard) or "second" in told.stdout
     assert heard
 
 
-async def test_runs_of_a_session_queue_and_those_of_others_do_not(world: World, tmp_path: Path) -> None:
+async def test_runs_of_a_session_queue_and_those_of_others_do_not(
+    world: World, tmp_path: Path
+) -> None:
     async with world.client() as connection:
         first = await connection.run(f"{gate(tmp_path)}x = 1", session="s", background=True)
         second = await connection.run("x += 1", session="s", background=True)
         third = await connection.run("x += 1; x", session="s", wait_s=0.1)
         assert (second.status, third.status) == ("queued", "queued")
         assert "2 runs of this session come first." in third.note
-        assert await connection.value("'other'", session="other") == "other"
+        assert await connection.evaluate("'other'", session="other") == "other"
         (tmp_path / "go").touch()
         assert (await attach(connection.client, third.run)).value == 3
-        assert [(await attach(connection.client, each.run)).status for each in (first, second)] == ["ok", "ok"]
+        assert [(await attach(connection.client, each.run)).status for each in (first, second)] == [
+            "ok",
+            "ok",
+        ]
 
 
 async def test_the_limits_on_runs_are_kept_and_told(world: World, tmp_path: Path) -> None:
     text = world.settings.read_text()
-    world.settings.write_text(text.replace("[server]", "[server]\nmax_runs = 4\nmax_runs_per_principal = 2"))
+    world.settings.write_text(
+        text.replace("[server]", "[server]\nmax_runs = 4\nmax_runs_per_principal = 2")
+    )
     async with world.client() as connection:
-        runs = [await connection.run(f"{gate(tmp_path)}{n}", session=f"s{n}", background=True) for n in range(5)]
+        runs = [
+            await connection.run(f"{gate(tmp_path)}{n}", session=f"s{n}", background=True)
+            for n in range(5)
+        ]
         told = [await attach(connection.client, each.run, wait_s=0.3) for each in runs]
-        assert [each.status for each in told] == ["running", "running", "queued", "queued", "queued"]
+        assert [each.status for each in told] == [
+            "running",
+            "running",
+            "queued",
+            "queued",
+            "queued",
+        ]
         assert "2 other runs come first." in told[4].note
         (tmp_path / "go").touch()
         assert [await value_of(connection.client, each.run) for each in runs] == list(range(5))
@@ -136,12 +166,16 @@ async def test_runs_are_cancelled_by_their_ids(world: World, tmp_path: Path) -> 
         for each in (running, queued):
             again = await attach(connection.client, each.run, cancel=True)
             assert again.text.startswith("[invalid_request] ")
-        assert [step["run"] for step in (await connection.replay("list", "s")).steps][1:] == [running.run]
-        assert await connection.value("x", session="s") == 1
+        assert [step["run"] for step in (await connection.replay("list", "s")).steps][1:] == [
+            running.run
+        ]
+        assert await connection.evaluate("x", session="s") == 1
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_reader_that_gives_up_takes_no_background_run_with_it(world: World, tmp_path: Path, era: str) -> None:
+async def test_a_reader_that_gives_up_takes_no_background_run_with_it(
+    world: World, tmp_path: Path, era: str
+) -> None:
     async with world.client(mode=era) as connection:
         told = await connection.run(f"{gate(tmp_path)}'end'", background=True)
         for _ in range(3):
@@ -154,8 +188,10 @@ async def test_a_reader_that_gives_up_takes_no_background_run_with_it(world: Wor
 async def test_a_long_run_under_a_client_that_gives_up_early(world: World) -> None:
     code = SLOWLY.format(n=PRINTS, s=RUN_S / PRINTS)
     begun, given_up = time.monotonic(), 0
-    async with world.client(read_timeout_seconds=REQUEST_S, limit_s=2 * RUN_S + SOON) as connection:
-        told = await connection.run(code, background=True, timeout_s=2 * RUN_S + SOON)
+    async with world.client(
+        read_timeout_seconds=REQUEST_S, limit_s=2 * RUN_S + TEST_TIMEOUT_S
+    ) as connection:
+        told = await connection.run(code, background=True, timeout_s=2 * RUN_S + TEST_TIMEOUT_S)
         run, status = told.run, told.status
         while status in ("queued", "running"):
             try:
@@ -173,49 +209,61 @@ async def test_a_long_run_under_a_client_that_gives_up_early(world: World) -> No
 # servers that end, or die ---------------------------------------------------------------------------------------
 
 
-async def gone(server: Server, how: str) -> None:
+async def gone(server: KillableServer, how: str) -> None:
     if how == "killed":
         server.process.kill()
         await server.process.wait()
     else:
-        await server.end()
+        await server.close()
 
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
-async def test_background_runs_go_on_in_the_next_server(world: World, tmp_path: Path, how: str) -> None:
+async def test_background_runs_go_on_in_the_next_server(
+    world: World, tmp_path: Path, how: str
+) -> None:
     world.settings.write_text(world.settings.read_text().replace('"counted.add" = "ask"\n', ""))
     first = f"{IMPORT}x = 1\nadd(item='a')\nprint('before', flush=True)\n{gate(tmp_path)}add(item='b')\nprint('after')"
-    async with serve_ready(world.settings) as server:
-        one = await server.call({"code": first, "session": "s", "background": True}, {})
-        two = await server.call({"code": "x += 1\nx", "session": "s", "background": True}, {KEY: "k"})
+    async with start_ready_server(world.settings) as server:
+        one = await server.call_run_code({"code": first, "session": "s", "background": True}, {})
+        two = await server.call_run_code(
+            {"code": "x += 1\nx", "session": "s", "background": True}, {IDEMPOTENCY_KEY: "k"}
+        )
         assert two["status"] == "queued"
-        while "before" not in (await server.attach(one["run"])).get("stdout", ""):
+        while "before" not in (await server.wait_run(one["run"])).get("stdout", ""):
             pass
         await gone(server, how)
     (tmp_path / "go").touch()
-    async with serve_ready(world.settings) as server:
-        again = await server.call({"code": "x += 1\nx", "session": "s", "background": True}, {KEY: "k"})
+    async with start_ready_server(world.settings) as server:
+        again = await server.call_run_code(
+            {"code": "x += 1\nx", "session": "s", "background": True}, {IDEMPOTENCY_KEY: "k"}
+        )
         assert again["run"] == two["run"]
         ends = {}
         for run in (one["run"], two["run"]):
-            while (told := await server.attach(run))["status"] in ("queued", "running"):
+            while (told := await server.wait_run(run))["status"] in ("queued", "running"):
                 pass
             ends[run] = told
-        whole = await server.attach(one["run"])
+        whole = await server.wait_run(one["run"])
         assert (whole["status"], whole["stdout"]) == ("ok", "before\nafter\n")
         assert (ends[two["run"]]["status"], ends[two["run"]]["value"]) == ("ok", 2)
     assert world.done == ["add a", "add b"]
 
 
-async def test_queued_runs_are_found_however_early_the_next_server_is_asked(world: World, tmp_path: Path) -> None:
+async def test_queued_runs_are_found_however_early_the_next_server_is_asked(
+    world: World, tmp_path: Path
+) -> None:
     keys = [f"k{n}" for n in range(30)]
 
-    async def ask(server: Server, key: str) -> str:
-        told = await server.call({"code": "x += 1\nx", "session": "s", "background": True}, {KEY: key})
+    async def ask(server: KillableServer, key: str) -> str:
+        told = await server.call_run_code(
+            {"code": "x += 1\nx", "session": "s", "background": True}, {IDEMPOTENCY_KEY: key}
+        )
         return str(told["run"])
 
-    async with serve_ready(world.settings) as server:
-        first = await server.call({"code": f"x = 0\n{gate(tmp_path)}", "session": "s", "background": True}, {})
+    async with start_ready_server(world.settings) as server:
+        first = await server.call_run_code(
+            {"code": f"x = 0\n{gate(tmp_path)}", "session": "s", "background": True}, {}
+        )
         runs = {key: await ask(server, key) for key in keys}
         await gone(server, "killed")
     found: dict[str, str] = {}
@@ -223,46 +271,64 @@ async def test_queued_runs_are_found_however_early_the_next_server_is_asked(worl
     async def find(key: str) -> None:
         found[key] = await ask(server, key)
 
-    async with serve_ready(world.settings) as server:
+    async with start_ready_server(world.settings) as server:
         async with anyio.create_task_group() as tasks:
             for key in reversed(keys):
                 tasks.start_soon(find, key)
         (tmp_path / "go").touch()
-        while (told := await server.attach(runs[keys[-1]]))["status"] in ("queued", "running"):
+        while (told := await server.wait_run(runs[keys[-1]]))["status"] in ("queued", "running"):
             pass
-        steps = await server.request("tools/call", {"name": "replay", "arguments": {"action": "list", "session": "s"}})
+        steps = await server.request(
+            "tools/call", {"name": "replay", "arguments": {"action": "list", "session": "s"}}
+        )
     assert found == runs
     assert told["value"] == len(keys)
-    assert [step["run"] for step in steps["structuredContent"]["steps"]] == [first["run"], *runs.values()]
+    assert [step["run"] for step in steps["structuredContent"]["steps"]] == [
+        first["run"],
+        *runs.values(),
+    ]
 
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
-async def test_what_is_queued_behind_a_run_that_waits_does_not_take_its_place(world: World, how: str) -> None:
-    async with serve_ready(world.settings) as server, anyio.create_task_group() as tasks:
-        told = await server.call({"code": f"{IMPORT}x = 1\nadd(item='a')", "session": "s"}, {})
+async def test_what_is_queued_behind_a_run_that_waits_does_not_take_its_place(
+    world: World, how: str
+) -> None:
+    async with start_ready_server(world.settings) as server, anyio.create_task_group() as tasks:
+        told = await server.call_run_code(
+            {"code": f"{IMPORT}x = 1\nadd(item='a')", "session": "s"}, {}
+        )
         assert told["status"] == "waiting"
         tasks.start_soon(expect_end, server, {"code": "x = 2", "session": "s"})
-        await server.call({"code": "1", "session": "other"}, {})  # the one before has been taken
+        await server.call_run_code(
+            {"code": "1", "session": "other"}, {}
+        )  # the one before has been taken
         await gone(server, how)
-    async with serve_ready(world.settings) as server:
-        again = await server.attach(told["run"])
+    async with start_ready_server(world.settings) as server:
+        again = await server.wait_run(told["run"])
         assert (again["status"], again["waiting_for"][0]["id"]) == ("waiting", "q1")
 
 
-async def expect_end(server: Server, arguments: dict[str, Any]) -> None:
-    with suppress(Killed, AssertionError):  # an error is told by a server that is told to end
-        await server.call(arguments, {})
+async def expect_end(server: KillableServer, arguments: dict[str, Any]) -> None:
+    with suppress(ServerKilled, AssertionError):  # an error is told by a server that is told to end
+        await server.call_run_code(arguments, {})
 
 
-async def test_results_are_told_by_another_server_to_the_same_principal(world: World, tmp_path: Path) -> None:
+async def test_results_are_told_by_another_server_to_the_same_principal(
+    world: World, tmp_path: Path
+) -> None:
     async with world.client() as connection:
         told = await connection.run("print('hello')\n6 * 7", session="s", background=True)
         assert await value_of(connection.client, told.run) == 42
         waits = await connection.run(gate(tmp_path), session="t", background=True)
-        async with connect(world.settings) as other:  # while the first one has the sessions
+        async with connect_server(world.settings) as other:  # while the first one has the sessions
             past = await attach(other.client, told.run)
-            assert (past.status, past.value, past.stdout, past.session) == ("ok", 42, "hello\n", "s")
-            elsewhere: Answer = await attach(other.client, waits.run)
+            assert (past.status, past.value, past.stdout, past.session) == (
+                "ok",
+                42,
+                "hello\n",
+                "s",
+            )
+            elsewhere: ToolAnswer = await attach(other.client, waits.run)
             assert elsewhere.status == "running"
             refused = await attach(other.client, waits.run, cancel=True)
             assert refused.text.startswith("[invalid_request] ")
@@ -270,11 +336,14 @@ async def test_results_are_told_by_another_server_to_the_same_principal(world: W
 
 
 async def test_the_same_background_request_is_one_run(world: World, tmp_path: Path) -> None:
-    meta: Any = {KEY: "same"}
+    meta: Any = {IDEMPOTENCY_KEY: "same"}
     arguments = {"code": f"{gate(tmp_path)}1", "session": "s", "background": True}
     async with world.client() as connection:
-        runs = {answer_of(await connection.client.call_tool("run_code", arguments, meta=meta)).run for _ in range(3)}
-        other = answer_of(await connection.client.call_tool("run_code", arguments)).run
+        runs = {
+            parse_answer(await connection.client.call_tool("run_code", arguments, meta=meta)).run
+            for _ in range(3)
+        }
+        other = parse_answer(await connection.client.call_tool("run_code", arguments)).run
         (tmp_path / "go").touch()
         assert len(runs) == 1
         assert other not in runs
@@ -293,7 +362,7 @@ async def test_a_session_can_be_forked_and_not_rewound_while_a_run_waits(tmp_pat
         refused = await connection.replay("rewind", "s", step=1)
         assert refused.text.startswith("[invalid_request] ")
         fork = await connection.replay("fork", "s", step=1)
-        assert await connection.value("x", session=fork.session) == 1
+        assert await connection.evaluate("x", session=fork.session) == 1
         told = await attach(connection.client, told.run, answers={"q1": "allow"})
         assert (told.status, told.value) == ("ok", 2)
         listed = await connection.replay("list", "s")

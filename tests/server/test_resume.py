@@ -11,11 +11,21 @@ import anyio
 import pytest
 from mcp.shared.exceptions import MCPError
 
-from .client import SOON, Connection, connect, write_settings
-from .conftest import entry
-from .killing import KEY, Killed, Server, serve_ready
+from ..helpers.server_connection import (
+    TEST_TIMEOUT_S,
+    ServerConnection,
+    connect_server,
+    write_settings,
+)
+from ..helpers.server_killing import (
+    IDEMPOTENCY_KEY,
+    KillableServer,
+    ServerKilled,
+    start_ready_server,
+)
+from .conftest import upstream_entry
 
-META: Any = {KEY: "the same"}
+META: Any = {IDEMPOTENCY_KEY: "the same"}
 IMPORT = "from tools.counted import add, count, put\nimport os, time, uuid"
 
 
@@ -26,7 +36,7 @@ class World:
         self.upstream = folder / "done"
         self.settings = write_settings(
             folder,
-            mcpServers={"counted": entry("counted", str(self.upstream))},
+            mcpServers={"counted": upstream_entry("counted", str(self.upstream))},
             sandbox={"backend": "local", "pool_size": 0},
         )
 
@@ -45,18 +55,20 @@ class World:
         path = self.upstream.with_suffix(".hold")
         path.touch() if on else path.unlink()
 
-    async def die_in(self, code: str, session: str = "s", key: str = "k", *, calls: int = 1) -> None:
+    async def die_in(
+        self, code: str, session: str = "s", key: str = "k", *, calls: int = 1
+    ) -> None:
         """Have a server run `code` until so many of its calls hang, and kill it."""
         self.hold()
         before = self.held
-        async with serve_ready(self.settings) as server, anyio.create_task_group() as tasks:
+        async with start_ready_server(self.settings) as server, anyio.create_task_group() as tasks:
             tasks.start_soon(expect_death, server, code, session, key)
             await until(lambda: self.held == before + calls)
             server.process.kill()
         self.hold(on=False)
 
-    def server(self) -> AbstractAsyncContextManager[Server]:
-        return serve_ready(self.settings)
+    def server(self) -> AbstractAsyncContextManager[KillableServer]:
+        return start_ready_server(self.settings)
 
 
 @pytest.fixture
@@ -66,13 +78,13 @@ def world(tmp_path: Path) -> World:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that other processes do."""
-    with anyio.fail_after(SOON):
+    with anyio.fail_after(TEST_TIMEOUT_S):
         while not condition():  # noqa: ASYNC110 - nobody tells of it
             await anyio.sleep(0.01)
 
 
-async def expect_death(server: Server, code: str, session: str, key: str | None) -> None:
-    with pytest.raises(Killed):
+async def expect_death(server: KillableServer, code: str, session: str, key: str | None) -> None:
+    with pytest.raises(ServerKilled):
         await server.run(code, session, key)
 
 
@@ -110,7 +122,11 @@ DOUBTFUL = (
 
 @pytest.mark.parametrize(
     ("when", "answer", "value"),
-    [("before", "again", 1), ("after", {"result": {"result": 7}}, 7), ("before", "fail", "in_doubt")],
+    [
+        ("before", "again", 1),
+        ("after", {"result": {"result": 7}}, 7),
+        ("before", "fail", "in_doubt"),
+    ],
 )
 async def test_a_write_in_doubt_has_the_run_wait_until_somebody_says_what_became_of_it(
     world: World, when: str, answer: Any, value: Any
@@ -126,7 +142,7 @@ async def test_a_write_in_doubt_has_the_run_wait_until_somebody_says_what_became
         assert (wait["id"], wait["kind"], wait["line"]) == ("q1", "in_doubt", 4)
         assert wait["call"] == f'counted.add(item="second", hold="{when}")'
         assert [line["status"] for line in told["calls"]] == ["ok", "waiting"]
-        told = await server.attach(told["run"], answers={"q1": answer})
+        told = await server.wait_run(told["run"], answers={"q1": answer})
         assert (told["status"], told["value"]) == ("ok", value), told
         assert (await server.run("x, open('f').read()", "s"))["value"] == [[1, 2, 3], "new"]
     second = ["add second"] if when == "after" or answer == "again" else []
@@ -140,16 +156,18 @@ async def test_all_calls_in_doubt_are_asked_about_and_none_is_made_before(world:
     async with world.server() as server:
         told = await server.run(code, "s", "k")
         while len(told["waiting_for"]) < 5:  # they are made again by threads, one after the other
-            told = await server.attach(told["run"])
+            told = await server.wait_run(told["run"])
         assert sorted(wait["call"] for wait in told["waiting_for"]) == [
             f'counted.add(item="i{n}", hold="after")' for n in range(5)
         ]
-        told = await server.attach(told["run"], answers={"*": "fail"})
+        told = await server.wait_run(told["run"], answers={"*": "fail"})
         assert told["value"] == [False] * 5
     assert sorted(world.done) == [f"add i{n}" for n in range(5)]
 
 
-async def test_a_write_that_another_thread_makes_waits_for_the_one_in_doubt_to_be_made_again(world: World) -> None:
+async def test_a_write_that_another_thread_makes_waits_for_the_one_in_doubt_to_be_made_again(
+    world: World,
+) -> None:
     code = (
         f"{IMPORT}\nimport threading\nt = threading.Thread(target=lambda: add(item='doubt', hold='before'))\n"
         "t.start()\ncount(item='x', hold='before')\nadd(item='late')\nt.join()"
@@ -158,9 +176,12 @@ async def test_a_write_that_another_thread_makes_waits_for_the_one_in_doubt_to_b
     async with world.server() as server:
         told = await server.run(code, "s", "k")
         assert [wait["kind"] for wait in told["waiting_for"]] == ["in_doubt"]
-        told = await server.attach(told["run"], answers={"q1": "again"})
+        told = await server.wait_run(told["run"], answers={"q1": "again"})
         assert told["status"] == "ok"
-    assert sorted(line for line in world.done if line.startswith("add")) == ["add doubt", "add late"]
+    assert sorted(line for line in world.done if line.startswith("add")) == [
+        "add doubt",
+        "add late",
+    ]
 
 
 async def test_a_question_about_a_call_in_doubt_outlives_more_deaths(world: World) -> None:
@@ -173,7 +194,7 @@ async def test_a_question_about_a_call_in_doubt_outlives_more_deaths(world: Worl
             server.process.kill()
     async with world.server() as server:
         told = await server.run(code, "s", "k")
-        told = await server.attach(told["run"], answers={"q1": {"result": {"result": 0}}})
+        told = await server.wait_run(told["run"], answers={"q1": {"result": {"result": 0}}})
         assert told["value"] == "end"
     assert world.done == ["add first"]
 
@@ -207,7 +228,10 @@ async def test_a_run_that_kills_its_server_each_time_is_given_up(world: World) -
         told = await server.run(f"x = 2\n{code}", "s", "k")
         assert (told["status"], told["error"]["type"]) == ("crashed", "ServerDied")
         assert "has gone on 3 times" in told["error"]["message"]
-        assert (told["calls"][0]["call"], told["calls"][0]["status"]) == ('counted.add(item="once")', "ok")
+        assert (told["calls"][0]["call"], told["calls"][0]["status"]) == (
+            'counted.add(item="once")',
+            "ok",
+        )
         assert (await server.run("x", "s"))["value"] == 1
     assert world.done == ["add once"]
 
@@ -256,7 +280,7 @@ async def test_a_key_that_comes_again_while_its_run_goes_on_attaches(world: Worl
     code = f"GO = {str(go)!r}\n{code}"
     told: list[dict[str, Any]] = []
 
-    async def ask(server: Server) -> None:
+    async def ask(server: KillableServer) -> None:
         told.append(await server.run(code, "s", "k"))
 
     async with world.server() as server, anyio.create_task_group() as tasks:
@@ -274,7 +298,7 @@ async def test_a_key_that_comes_again_while_its_run_goes_on_attaches(world: Worl
 async def test_keys_that_come_many_at_once_execute_once_each(world: World) -> None:
     told: list[dict[str, Any]] = []
 
-    async def ask(server: Server, key: str) -> None:
+    async def ask(server: KillableServer, key: str) -> None:
         told.append(await server.run(f"{IMPORT}\nadd(item={key!r})", "s", key))
 
     async with world.server() as server, anyio.create_task_group() as tasks:
@@ -291,7 +315,7 @@ async def test_the_same_code_attaches_only_while_it_runs(world: World) -> None:
     code = f"{IMPORT}\nadd(item='x')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
     runs: list[str] = []
 
-    async def ask(server: Server) -> None:
+    async def ask(server: KillableServer) -> None:
         runs.append((await server.run(code, "s"))["run"])
 
     async with world.server() as server, anyio.create_task_group() as tasks:
@@ -309,31 +333,35 @@ async def test_the_same_code_attaches_only_while_it_runs(world: World) -> None:
 
 async def test_a_client_that_times_out_and_asks_again_attaches(world: World) -> None:
     go = world.upstream.with_suffix(".go")
-    code = f"{IMPORT}\nadd(item='x')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n'went'"
-    async with connect(world.settings) as server:
+    code = (
+        f"{IMPORT}\nadd(item='x')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n'went'"
+    )
+    async with connect_server(world.settings) as server:
         await server.run(IMPORT, "s")
         with pytest.raises(MCPError, match="timed out"):
             await ask(server, code, timeout_s=1.0)
         assert world.done == ["add x"]
         go.touch()
-        assert (await ask(server, code, timeout_s=SOON))["value"] == "went"
+        assert (await ask(server, code, timeout_s=TEST_TIMEOUT_S))["value"] == "went"
     assert world.done == ["add x"]
 
 
 async def test_a_client_that_cancels_stops_the_run(world: World) -> None:
     code = f"{IMPORT}\nadd(item='x')\nwhile True: time.sleep(0.01)"
-    async with connect(world.settings) as server:
+    async with connect_server(world.settings) as server:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ask, server, code, SOON)
+            tasks.start_soon(ask, server, code, TEST_TIMEOUT_S)
             await until(lambda: bool(world.done))
             tasks.cancel_scope.cancel()
         assert (await server.run("'next'", "s")).value == "next"
         assert (await server.run("1", "s")).step == 3
 
 
-async def ask(server: Connection, code: str, timeout_s: float) -> dict[str, Any]:
+async def ask(server: ServerConnection, code: str, timeout_s: float) -> dict[str, Any]:
     """Send a request as a client does that gives each a key and waits so long for the answer."""
     arguments = {"code": code, "session": "s"}
-    result = await server.client.call_tool("run_code", arguments, read_timeout_seconds=timeout_s, meta=META)
+    result = await server.client.call_tool(
+        "run_code", arguments, read_timeout_seconds=timeout_s, meta=META
+    )
     data: dict[str, Any] = result.structured_content or {}
     return data

@@ -12,55 +12,66 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.cli.conftest import command
+from tests.cli.conftest import run_command
 
-from .client import Connection, connect, write_settings
-from .conftest import entry
+from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from .conftest import upstream_entry
 
 IMPORT = "from tools.counted import add\n"
 SMALL = {"backend": "local", "pool_size": 0}
 
 
 def settings(folder: Path, **sections: Any) -> Path:
-    upstreams = {"counted": entry("counted", str(folder / "added")), "lively": entry("lively")}
+    upstreams = {
+        "counted": upstream_entry("counted", str(folder / "added")),
+        "lively": upstream_entry("lively"),
+    }
     return write_settings(folder, sandbox=SMALL, **{"mcpServers": upstreams, **sections})
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Connection]:
-    async with connect(settings(tmp_path)) as server:
+async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
+    async with connect_server(settings(tmp_path)) as server:
         yield server
 
 
-async def saved(server: Connection, code: str, name: str) -> dict[str, Any]:
+async def saved(server: ServerConnection, code: str, name: str) -> dict[str, Any]:
     """Run code in a session of its own, have it kept, and return what is told of that: data, or the error's text."""
     run = await server.run(code, session=f"s{abs(hash(code))}")
     assert run.data.get("status") == "ok", run.text
     result = await server.client.call_tool("save_skill", {"run": run.run, "name": name})
-    return {"error": getattr(result.content[0], "text", "")} if result.is_error else result.structured_content or {}
+    return (
+        {"error": getattr(result.content[0], "text", "")}
+        if result.is_error
+        else result.structured_content or {}
+    )
 
 
-def store_of(server: Connection) -> Path:
-    return server.folder.parent / "skills_store"
+def store_of(server: ServerConnection) -> Path:
+    return server.data_dir.parent / "skills_store"
 
 
-async def problem(server: Connection, code: str) -> str:
+async def problem(server: ServerConnection, code: str) -> str:
     """Return the error that code ends with, in a session of its own."""
     run = await server.run(code, session="p" + os.urandom(4).hex())
     assert run.data.get("status") == "error", run.text
     return run.text
 
 
-async def test_two_servers_that_save_one_name_at_once_make_versions_of_their_own(tmp_path: Path) -> None:
+async def test_two_servers_that_save_one_name_at_once_make_versions_of_their_own(
+    tmp_path: Path,
+) -> None:
     store = {"folder": str(tmp_path / "store")}
     versions: list[int] = []
     async with (
-        connect(settings(tmp_path / "a", skills=store)) as a,
-        connect(settings(tmp_path / "b", skills=store)) as b,
+        connect_server(settings(tmp_path / "a", skills=store)) as a,
+        connect_server(settings(tmp_path / "b", skills=store)) as b,
     ):
 
-        async def save(server: Connection, number: int) -> None:
-            told = await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '{number}'", "same")
+        async def save(server: ServerConnection, number: int) -> None:
+            told = await saved(
+                server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '{number}'", "same"
+            )
             assert told["state"] == "active", told
             versions.append(told["version"])
 
@@ -69,13 +80,18 @@ async def test_two_servers_that_save_one_name_at_once_make_versions_of_their_own
                 tasks.start_soon(save, (a, b)[number % 2], number)
         assert sorted(versions) == [1, 2, 3, 4, 5, 6]
         for server in (a, b):
-            found = {await server.value(f"skills.same.v{version}('x')", session=f"v{version}") for version in versions}
+            found = {
+                await server.evaluate(f"skills.same.v{version}('x')", session=f"v{version}")
+                for version in versions
+            }
             assert found == {f"x{number}" for number in range(6)}
-    listed = command("--config", tmp_path / "a" / "server.toml", "skills", "list", "--all", "--json")
+    listed = run_command(
+        "--config", tmp_path / "a" / "server.toml", "skills", "list", "--all", "--json"
+    )
     assert (len(json.loads(listed.stdout)), listed.stderr) == (6, "")
 
 
-async def test_cases_that_are_too_large_are_refused(server: Connection) -> None:
+async def test_cases_that_are_too_large_are_refused(server: ServerConnection) -> None:
     code = "from tools.lively import echo\ntext = 'x' * 600_000\nlen(str(echo(text=text)))"
     told = await saved(server, code, "large")
     assert "The recorded case has 1," in told["error"]
@@ -83,39 +99,52 @@ async def test_cases_that_are_too_large_are_refused(server: Connection) -> None:
     assert not store_of(server).exists() or not any(store_of(server).rglob("skill.py"))
 
 
-async def test_a_skill_whose_dependency_is_gone_says_which(server: Connection) -> None:
+async def test_a_skill_whose_dependency_is_gone_says_which(server: ServerConnection) -> None:
     await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
-    two = await saved(server, "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", "two")
+    two = await saved(
+        server, "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", "two"
+    )
     assert two["state"] == "active"
     shutil.rmtree(store_of(server) / "one")
     text = await problem(server, "from skills.two import run\nrun('x')")
     assert "ModuleNotFoundError" in text
     assert "There is no skill 'one'" in text
-    checked = command("--config", store_of(server).parent / "server.toml", "skills", "check", "two")
+    checked = run_command(
+        "--config", store_of(server).parent / "server.toml", "skills", "check", "two"
+    )
     assert checked.returncode == 1
     assert "two@1 is quarantined." in checked.stdout
     assert "There is no skill 'one'" in checked.stdout
-    assert "two@1" not in command("--config", store_of(server).parent / "server.toml", "skills").stdout
+    assert (
+        "two@1"
+        not in run_command("--config", store_of(server).parent / "server.toml", "skills").stdout
+    )
 
 
 async def test_a_skill_whose_server_is_gone_says_which(tmp_path: Path) -> None:
-    async with connect(settings(tmp_path)) as server:
+    async with connect_server(settings(tmp_path)) as server:
         await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
-    async with connect(settings(tmp_path, mcpServers={"lively": entry("lively")})) as server:
+    async with connect_server(
+        settings(tmp_path, mcpServers={"lively": upstream_entry("lively")})
+    ) as server:
         assert "counted" in await problem(server, "from skills.one import run\nrun('x')")
         assert (await server.client.call_tool("list_skills", {"name": "one"})).is_error is False
 
 
-async def test_cycles_that_are_made_by_hand_are_not_put_in_use(server: Connection) -> None:
+async def test_cycles_that_are_made_by_hand_are_not_put_in_use(server: ServerConnection) -> None:
     await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
-    await saved(server, "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", "two")
+    await saved(
+        server, "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", "two"
+    )
     path = store_of(server) / "one" / "skill.py"
-    path.write_text(path.read_text().replace("from tools", "from skills.two import run as two\nfrom tools"))
+    path.write_text(
+        path.read_text().replace("from tools", "from skills.two import run as two\nfrom tools")
+    )
     config = store_of(server).parent / "server.toml"
-    checked = command("--config", config, "skills", "promote", "one@2")
+    checked = run_command("--config", config, "skills", "promote", "one@2")
     assert checked.returncode == 1
     assert "one would use itself, through one, two" in checked.stdout
-    assert await server.value("from skills.two import run\nrun('x')", session="new") == "x12"
+    assert await server.evaluate("from skills.two import run\nrun('x')", session="new") == "x12"
 
 
 @pytest.mark.parametrize(
@@ -128,19 +157,23 @@ async def test_cycles_that_are_made_by_hand_are_not_put_in_use(server: Connectio
     ],
 )
 async def test_what_comes_by_hand_is_looked_at_like_anything_else(
-    server: Connection, old: str, new: str, why: str
+    server: ServerConnection, old: str, new: str, why: str
 ) -> None:
     await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "tag")
     path = store_of(server) / "tag" / "skill.py"
     path.write_text(path.read_text().replace(old, new, 1))
-    checked = command("--config", store_of(server).parent / "server.toml", "skills", "promote", "tag@2")
+    checked = run_command(
+        "--config", store_of(server).parent / "server.toml", "skills", "promote", "tag@2"
+    )
     assert checked.returncode == 1
     assert "tag@2 is a draft.\n    Line " in checked.stdout
     assert why in checked.stdout
-    assert await server.value("skills.tag('x')", session="new") == "x1"
+    assert await server.evaluate("skills.tag('x')", session="new") == "x1"
 
 
-async def test_what_is_done_to_the_folder_while_the_server_runs_costs_only_that(server: Connection) -> None:
+async def test_what_is_done_to_the_folder_while_the_server_runs_costs_only_that(
+    server: ServerConnection,
+) -> None:
     for name in ("cut", "emptied", "linked", "removed", "whole"):
         told = await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + ' {name}'", name)
         assert told["state"] == "active"
@@ -154,12 +187,12 @@ async def test_what_is_done_to_the_folder_while_the_server_runs_costs_only_that(
     (store / ".new-left").mkdir()
     (store / "deep").mkdir()
     (store / "deep" / "skill.py").write_text(f"def run(a={'-' * 900}1):\n    return a\n")
-    assert await server.value("skills.whole('x')", session="new") == "x whole"
+    assert await server.evaluate("skills.whole('x')", session="new") == "x whole"
     for name in ("cut", "emptied", "removed"):
         assert name in await problem(server, f"from skills.{name} import run")
     listed = await server.client.call_tool("list_skills", {})
     assert "whole" in str(listed.structured_content)
-    listing = command("--config", store.parent / "server.toml", "skills", "list")
+    listing = run_command("--config", store.parent / "server.toml", "skills", "list")
     assert (listing.returncode, "whole@1" in listing.stdout) == (0, True)
     for name in ("cut", "emptied", "deep"):
         assert f"problem: {name}" in listing.stderr
@@ -169,16 +202,30 @@ async def test_what_is_done_to_the_folder_while_the_server_runs_costs_only_that(
 
 async def test_a_read_only_store_is_told_and_costs_no_run(tmp_path: Path) -> None:
     (tmp_path / "skills_store").write_text("no folder")
-    async with connect(settings(tmp_path)) as server:
-        assert await server.value("1 + 1") == 2
+    async with connect_server(settings(tmp_path)) as server:
+        assert await server.evaluate("1 + 1") == 2
         told = await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
         assert told["error"].startswith("[unavailable] ")
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "x/../y", "class", "match", "list", "print", "v2", "w\u0435ather", "\u202ex", "a" * 65]
+    "name",
+    [
+        "../x",
+        "x/../y",
+        "class",
+        "match",
+        "list",
+        "print",
+        "v2",
+        "w\u0435ather",
+        "\u202ex",
+        "a" * 65,
+    ],
 )
-async def test_names_that_cannot_be_are_refused_before_anything_is_done(server: Connection, name: str) -> None:
+async def test_names_that_cannot_be_are_refused_before_anything_is_done(
+    server: ServerConnection, name: str
+) -> None:
     for tool, arguments in (
         ("save_skill", {"code": "def run(a: int) -> int:\n    return a\n", "name": name}),
         ("list_skills", {"name": name}),

@@ -12,7 +12,7 @@ import pytest
 from mcp import MCPError
 from mcp.types import TextResourceContents
 
-from .client import Connection, connect, write_settings
+from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 
 CODE = '''
 def run(numbers: list) -> int:
@@ -26,16 +26,18 @@ GUIDE = "---\nname: pdf-forms\ndescription: Fills in PDF forms.\n---\nRun script
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Connection]:
+async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
     guide = tmp_path / "guides" / "pdf-forms"
     (guide / "scripts").mkdir(parents=True)
     (guide / "SKILL.md").write_text(GUIDE)
     (guide / "scripts" / "fill.py").write_text("print('filled')\n")
     (guide / "logo.png").write_bytes(b"\x89PNG\0\xff")
     settings = write_settings(
-        tmp_path, sandbox={"backend": "local", "pool_size": 0}, skills={"folders": [str(tmp_path / "guides")]}
+        tmp_path,
+        sandbox={"backend": "local", "pool_size": 0},
+        skills={"folders": [str(tmp_path / "guides")]},
     )
-    async with connect(settings) as server:
+    async with connect_server(settings) as server:
         await server.client.call_tool("save_skill", {"code": CODE, "name": "add_up"})
         run = await server.run("from skills.add_up.v1 import run\nrun(numbers=[1, 2])")
         saved = await server.client.call_tool("save_skill", {"run": run.run})
@@ -48,7 +50,7 @@ class Answer(types.Result):
     skill: dict[str, Any] | None = None
 
 
-async def ask(server: Connection, method: str, **params: Any) -> Answer:
+async def ask(server: ServerConnection, method: str, **params: Any) -> Answer:
     class Request(types.Request[dict[str, Any], str]):
         method: str
         params: dict[str, Any]
@@ -56,13 +58,13 @@ async def ask(server: Connection, method: str, **params: Any) -> Answer:
     return await server.client.session.send_request(Request(method=method, params=params), Answer)
 
 
-async def read(server: Connection, uri: str) -> str:
+async def read(server: ServerConnection, uri: str) -> str:
     [contents] = (await server.client.read_resource(uri)).contents
     assert isinstance(contents, TextResourceContents)
     return contents.text
 
 
-async def test_skills_are_resources(server: Connection) -> None:
+async def test_skills_are_resources(server: ServerConnection) -> None:
     listed = (await server.client.list_resources()).resources
     assert [(str(each.uri), each.name) for each in listed] == [
         ("skill://add-up/SKILL.md", "add-up"),
@@ -86,13 +88,13 @@ async def test_skills_are_resources(server: Connection) -> None:
         "skill://Ä/SKILL.md",
     ],
 )
-async def test_nothing_else_is_a_resource(server: Connection, uri: str) -> None:
+async def test_nothing_else_is_a_resource(server: ServerConnection, uri: str) -> None:
     with pytest.raises(MCPError) as caught:
         await server.client.read_resource(uri)
     assert caught.value.error.code == types.INVALID_PARAMS
 
 
-async def test_the_extension_tells_every_file_and_its_digest(server: Connection) -> None:
+async def test_the_extension_tells_every_file_and_its_digest(server: ServerConnection) -> None:
     found = {each["uri"]: each for each in (await ask(server, "skills/list")).skills}
     assert list(found) == ["skill://add-up/SKILL.md", "skill://pdf-forms/SKILL.md"]
     for skill in found.values():
@@ -103,13 +105,15 @@ async def test_the_extension_tells_every_file_and_its_digest(server: Connection)
                 data = contents.text.encode()
                 assert file["digest"] == "sha256:" + hashlib.sha256(data).hexdigest()
                 assert file["size"] == len(data)
-    assert found["skill://pdf-forms/SKILL.md"]["frontmatter"]["description"] == "Fills in PDF forms."
+    assert (
+        found["skill://pdf-forms/SKILL.md"]["frontmatter"]["description"] == "Fills in PDF forms."
+    )
     for uri in ("skill://none/SKILL.md", "skill://add-up/skill.py", "x"):
         with pytest.raises(MCPError):
             await ask(server, "skills/get", uri=uri)
 
 
-async def test_a_prompt_names_the_skills_for_a_task(server: Connection) -> None:
+async def test_a_prompt_names_the_skills_for_a_task(server: ServerConnection) -> None:
     [prompt] = (await server.client.list_prompts()).prompts
     result = await server.client.get_prompt(prompt.name, {"task": "sum up the numbers of a form"})
     text = getattr(result.messages[0].content, "text", "")
@@ -118,7 +122,7 @@ async def test_a_prompt_names_the_skills_for_a_task(server: Connection) -> None:
     assert "- pdf_forms  # guide: Fills in PDF forms." in text
 
 
-async def test_code_reads_a_guide_and_runs_its_scripts(server: Connection) -> None:
+async def test_code_reads_a_guide_and_runs_its_scripts(server: ServerConnection) -> None:
     told = await server.client.call_tool("list_skills", {"name": "pdf-forms"})
     assert "Run scripts/fill.py" in str(told.content)
     found = await server.client.call_tool("list_skills", {"query": "fill in a form"})
@@ -128,9 +132,11 @@ async def test_code_reads_a_guide_and_runs_its_scripts(server: Connection) -> No
         "script = [sys.executable, folder / 'scripts/fill.py']\n"
         "subprocess.run(script, check=True, capture_output=True, text=True).stdout"
     )
-    assert await server.value(code) == "filled\n"
-    assert await server.value("skills.pdf_forms.__doc__") == GUIDE
-    assert await server.value("sorted(path.name for path in skills.pdf_forms.folder.iterdir())") == [
+    assert await server.evaluate(code) == "filled\n"
+    assert await server.evaluate("skills.pdf_forms.__doc__") == GUIDE
+    assert await server.evaluate(
+        "sorted(path.name for path in skills.pdf_forms.folder.iterdir())"
+    ) == [
         "SKILL.md",
         "logo.png",
         "scripts",

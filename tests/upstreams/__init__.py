@@ -15,7 +15,7 @@ from mcpruntime_server.config import UpstreamSettings
 
 ROOT = Path(__file__).parents[2]
 VENVS = ROOT / ".venvs"
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 PYTHON_SERVERS = {"git": "mcp-server-git", "time": "mcp-server-time", "excel": "excel-mcp-server"}
 NODE_SERVERS = {
@@ -24,28 +24,34 @@ NODE_SERVERS = {
     "everything": "mcp-server-everything",
 }
 ARGUMENTS = {"excel": ["stdio"], "filesystem": ["{folder}"], "everything": ["stdio"]}
-REAL = (*PYTHON_SERVERS, *NODE_SERVERS)
+REAL_SERVERS = (*PYTHON_SERVERS, *NODE_SERVERS)
 
 
-def executable(name: str) -> Path:
+def find_executable(name: str) -> Path:
     """Return where the real server `name` is installed, whether or not it is."""
     if name in PYTHON_SERVERS:
         return VENVS / PYTHON_SERVERS[name] / "bin" / PYTHON_SERVERS[name]
     return VENVS / "node" / "node_modules" / ".bin" / NODE_SERVERS[name]
 
 
-def real(name: str, folder: Path, **more: Any) -> UpstreamSettings:
+def real_server(name: str, folder: Path, **more: Any) -> UpstreamSettings:
     """Return settings for the real server `name`, which may use `folder`; skips the test where it is not installed."""
-    command = executable(name)
+    command = find_executable(name)
     if not command.exists():
-        why = "Node is absent" if name in NODE_SERVERS and not (VENVS / "node").exists() else "it is not installed"
+        why = (
+            "Node is absent"
+            if name in NODE_SERVERS and not (VENVS / "node").exists()
+            else "it is not installed"
+        )
         pytest.skip(f"{why}: run scripts/test-upstreams to have {command.name}")
     env = {"MEMORY_FILE_PATH": str(folder / "memory.jsonl")} if name == "memory" else {}
     arguments = [argument.format(folder=folder) for argument in ARGUMENTS.get(name, [])]
-    return UpstreamSettings.model_validate({"command": str(command), "args": arguments, "env": env, **more})
+    return UpstreamSettings.model_validate(
+        {"command": str(command), "args": arguments, "env": env, **more}
+    )
 
 
-def own(script: str, *arguments: str, **more: Any) -> UpstreamSettings:
+def own_server(script: str, *arguments: str, **more: Any) -> UpstreamSettings:
     """Return settings for the server of this folder in `script` (without `.py`)."""
-    args = [str(HERE / f"{script}.py"), *arguments]
+    args = [str(FOLDER / f"{script}.py"), *arguments]
     return UpstreamSettings.model_validate({"command": sys.executable, "args": args, **more})

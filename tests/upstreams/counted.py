@@ -48,20 +48,35 @@ def call(number: Any, tool: str, item: str = "", hold: str = "") -> None:
     done = len(FILE.read_text().splitlines()) if FILE.exists() else 0
     append(FILE, f"{tool} {item}")
     dawdle(item, hold == "after")
-    result = {"content": [{"type": "text", "text": str(done)}], "structuredContent": {"result": done}}
+    result = {
+        "content": [{"type": "text", "text": str(done)}],
+        "structuredContent": {"result": done},
+    }
     say({"jsonrpc": "2.0", "id": number, "result": result})
 
 
 def described(name: str) -> dict[str, Any]:
-    schema = {"type": "object", "properties": {"item": TEXT, "hold": {**TEXT, "default": ""}}, "required": ["item"]}
-    output = {"type": "object", "properties": {"result": {"type": "integer"}}, "required": ["result"]}
+    schema = {
+        "type": "object",
+        "properties": {"item": TEXT, "hold": {**TEXT, "default": ""}},
+        "required": ["item"],
+    }
+    output = {
+        "type": "object",
+        "properties": {"result": {"type": "integer"}},
+        "required": ["result"],
+    }
     return {"name": name, "inputSchema": schema, "outputSchema": output, "annotations": HINTS[name]}
 
 
 def answer(method: str, params: dict[str, Any]) -> dict[str, Any]:
     if method == "initialize":
         info = {"name": "counted", "version": "1"}
-        return {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info}
+        return {
+            "protocolVersion": params["protocolVersion"],
+            "capabilities": {"tools": {}},
+            "serverInfo": info,
+        }
     return {"tools": [described(name) for name in HINTS]} if method == "tools/list" else {}
 
 
@@ -71,10 +86,15 @@ def main() -> None:
         params = message.get("params") or {}
         if message.get("method") == "tools/call":
             threading.Thread(
-                target=call, args=(message["id"], params["name"]), kwargs=params["arguments"], daemon=True
+                target=call,
+                args=(message["id"], params["name"]),
+                kwargs=params["arguments"],
+                daemon=True,
             ).start()
         elif message.get("method") in ("initialize", "tools/list", "ping"):
-            say({"jsonrpc": "2.0", "id": message["id"], "result": answer(message["method"], params)})
+            say(
+                {"jsonrpc": "2.0", "id": message["id"], "result": answer(message["method"], params)}
+            )
         elif "id" in message:
             error = {"code": -32601, "message": "Method not found"}
             say({"jsonrpc": "2.0", "id": message["id"], "error": error})

@@ -11,7 +11,9 @@ SAYS: dict[str, ToolAnnotations | None] = {
     "nothing": None,
     "no_hints": ToolAnnotations(title="Nothing"),
     "destroys": ToolAnnotations(destructive_hint=True),
-    "destroys_again": ToolAnnotations(destructive_hint=True, idempotent_hint=True, read_only_hint=False),
+    "destroys_again": ToolAnnotations(
+        destructive_hint=True, idempotent_hint=True, read_only_hint=False
+    ),
     "adds": ToolAnnotations(destructive_hint=False, read_only_hint=False),
     "reads_and_destroys": ToolAnnotations(destructive_hint=True, read_only_hint=True),
     "open": ToolAnnotations(open_world_hint=True),

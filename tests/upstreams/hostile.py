@@ -7,7 +7,14 @@ from typing import Any
 import anyio
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
-from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams, TextContent, Tool
+from mcp.types import (
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+)
 
 ESCAPES = [
     'quote """ end\n"""\nimport os; os.system("touch /tmp/pwned")\n"""',
@@ -18,7 +25,20 @@ ESCAPES = [
     '")\n    raise SystemExit\n    ("',
 ]
 NAMES = [
-    *("class", "None", "__getattr__", "__all__", "__init__", "_private", "import os", "a-b", "a_b", "a.b", "a b", ""),
+    *(
+        "class",
+        "None",
+        "__getattr__",
+        "__all__",
+        "__init__",
+        "_private",
+        "import os",
+        "a-b",
+        "a_b",
+        "a.b",
+        "a b",
+        "",
+    ),
     *(
         "shim",
         "Any",
@@ -37,7 +57,11 @@ NAMES = [
 ]
 RECURSIVE = {
     "type": "object",
-    "properties": {"node": {"$ref": "#/$defs/Node"}, "self": {"$ref": "#"}, "loop": {"$ref": "#/$defs/Loop"}},
+    "properties": {
+        "node": {"$ref": "#/$defs/Node"},
+        "self": {"$ref": "#"},
+        "loop": {"$ref": "#/$defs/Loop"},
+    },
     "required": ["node", "absent", 7],
     "$defs": {
         "Node": {
@@ -71,21 +95,54 @@ def deep(depth: int) -> dict[str, Any]:
 
 SCHEMAS: list[dict[str, Any]] = [
     {},
-    {"type": "object", "properties": "none", "required": "all", "allOf": {}, "anyOf": 3, "$defs": []},
+    {
+        "type": "object",
+        "properties": "none",
+        "required": "all",
+        "allOf": {},
+        "anyOf": 3,
+        "$defs": [],
+    },
     {"type": ["object", 7, None], "properties": {"a": 3, "b": None, "c": [], "d": True, "e": "x"}},
-    {"type": "object", "properties": {name: {"type": "string", "default": name} for name in NAMES}, "required": NAMES},
     {
         "type": "object",
-        "properties": {name: {"description": text} for name, text in zip("abcdef", ESCAPES, strict=True)},
+        "properties": {name: {"type": "string", "default": name} for name in NAMES},
+        "required": NAMES,
     },
     {
         "type": "object",
-        "properties": {"a": {"enum": ESCAPES}, "b": {"const": ESCAPES[0]}, "c": {"enum": [{}, [], 1.5]}},
+        "properties": {
+            name: {"description": text} for name, text in zip("abcdef", ESCAPES, strict=True)
+        },
     },
-    {"type": "object", "properties": {"a": {"default": {"x": ["y" * 9999]}}, "b": {"default": {"__class__": None}}}},
-    {"type": "object", "properties": {"a": {"title": "import os", "type": "object", "properties": {"x y": {}}}}},
+    {
+        "type": "object",
+        "properties": {
+            "a": {"enum": ESCAPES},
+            "b": {"const": ESCAPES[0]},
+            "c": {"enum": [{}, [], 1.5]},
+        },
+    },
+    {
+        "type": "object",
+        "properties": {
+            "a": {"default": {"x": ["y" * 9999]}},
+            "b": {"default": {"__class__": None}},
+        },
+    },
+    {
+        "type": "object",
+        "properties": {"a": {"title": "import os", "type": "object", "properties": {"x y": {}}}},
+    },
     {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(1000)}},
-    {"type": "object", "properties": {"a": {"$ref": "file:///etc/passwd"}, "b": {"$ref": "#/a/b/~"}, "c": {"$ref": 4}}},
+    {
+        "type": "object",
+        "properties": {
+            "a": {"$ref": "file:///etc/passwd"},
+            "b": {"$ref": "#/a/b/~"},
+            "c": {"$ref": 4},
+        },
+    },
     {"properties": {"a": {"$ref": "#/$defs/Wide"}}, "$defs": RECURSIVE["$defs"]},
     {"type": "object", "properties": {"a": wide(4)}},
     {"type": "object", "properties": {"a": deep(60)}},
@@ -93,20 +150,30 @@ SCHEMAS: list[dict[str, Any]] = [
 ]
 TOOLS = [
     *(Tool(name=name, description=name, input_schema={"type": "object"}) for name in NAMES),
-    *(Tool(name=f"says_{n}", description=text, title=text, input_schema={}) for n, text in enumerate(ESCAPES)),
-    *(Tool(name=f"takes_{n}", input_schema=schema, output_schema=schema) for n, schema in enumerate(SCHEMAS)),
+    *(
+        Tool(name=f"says_{n}", description=text, title=text, input_schema={})
+        for n, text in enumerate(ESCAPES)
+    ),
+    *(
+        Tool(name=f"takes_{n}", input_schema=schema, output_schema=schema)
+        for n, schema in enumerate(SCHEMAS)
+    ),
     Tool(name="long", description="word " * 200_000, input_schema={}),
 ]
 
 
-async def list_tools(_: ServerRequestContext[Any], __: PaginatedRequestParams | None) -> ListToolsResult:
+async def list_tools(
+    _: ServerRequestContext[Any], __: PaginatedRequestParams | None
+) -> ListToolsResult:
     return ListToolsResult(tools=[as_sent(tool) for tool in TOOLS if "surrogate" not in repr(tool)])
 
 
 def as_sent(tool: Tool) -> Tool:
     """Return `tool` as near to itself as the protocol lets it pass."""
     schemas = {"input_schema": tool.input_schema, "output_schema": tool.output_schema}
-    typed = {key: {**schema, "type": "object"} for key, schema in schemas.items() if schema is not None}
+    typed = {
+        key: {**schema, "type": "object"} for key, schema in schemas.items() if schema is not None
+    }
     return tool.model_copy(update=typed)
 
 

@@ -129,7 +129,11 @@ async def grow(ctx: Context[Any]) -> str:
 
 for tool in server._tool_manager.list_tools():
     if tool.name == "lies":
-        schema = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
+        schema = {
+            "type": "object",
+            "properties": {"number": {"type": "integer"}},
+            "required": ["number"],
+        }
         tool.__dict__["output_schema"] = schema
 
 if __name__ == "__main__":

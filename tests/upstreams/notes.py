@@ -22,7 +22,11 @@ PAGES: list[list[dict[str, Any]]] = [
     [
         {"uri": "notes://secret?q=1#x", "name": "secret"},
         {"uri": "notes://gone", "name": "gone"},
-        {"uri": "notes://count", "name": "count", "annotations": {"lastModified": "2026-01-01T00:00:00Z"}},
+        {
+            "uri": "notes://count",
+            "name": "count",
+            "annotations": {"lastModified": "2026-01-01T00:00:00Z"},
+        },
     ],
 ]
 reads = 0
@@ -47,14 +51,22 @@ def read(uri: str) -> dict[str, Any] | None:
     }
     if uri == "notes://logo":
         return {"contents": [{"uri": uri, "blob": "iVBORw=="}]}
-    return {"contents": [{"uri": uri, "text": texts.get(uri, "page")}]} if uri != "notes://gone" else None
+    return (
+        {"contents": [{"uri": uri, "text": texts.get(uri, "page")}]}
+        if uri != "notes://gone"
+        else None
+    )
 
 
 def answer(method: str, params: dict[str, Any]) -> Any:
     if method == "initialize":
         capabilities: dict[str, Any] = {} if mode == "empty" else {"resources": {}}
         info = {"name": "notes", "version": "1"}
-        return {"protocolVersion": params["protocolVersion"], "capabilities": capabilities, "serverInfo": info}
+        return {
+            "protocolVersion": params["protocolVersion"],
+            "capabilities": capabilities,
+            "serverInfo": info,
+        }
     if method == "tools/list":
         return {"tools": []}
     if method == "resources/list" and mode != "empty":
@@ -68,7 +80,11 @@ def main() -> None:
         if "id" not in message:
             continue
         result = answer(message["method"], message.get("params") or {})
-        told = {"result": result} if result is not None else {"error": {"code": -32601, "message": "No such thing"}}
+        told = (
+            {"result": result}
+            if result is not None
+            else {"error": {"code": -32601, "message": "No such thing"}}
+        )
         sys.stdout.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], **told}) + "\n")
         sys.stdout.flush()
 

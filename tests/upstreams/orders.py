@@ -50,15 +50,43 @@ FIRST = (
     "Kestrel",
     "Lark",
 )
-SECOND = ("Works", "Trading", "Labs", "Foods", "Textiles", "Logistics", "Studio", "Marine", "Optics", "Motors")
+SECOND = (
+    "Works",
+    "Trading",
+    "Labs",
+    "Foods",
+    "Textiles",
+    "Logistics",
+    "Studio",
+    "Marine",
+    "Optics",
+    "Motors",
+)
 GOODS = {
-    "tools": ("hammer", "spirit level", "cordless drill", "hand saw", "torque wrench", "chisel set"),
+    "tools": (
+        "hammer",
+        "spirit level",
+        "cordless drill",
+        "hand saw",
+        "torque wrench",
+        "chisel set",
+    ),
     "lighting": ("desk lamp", "floor lamp", "work light", "lantern", "led strip"),
     "garden": ("watering can", "rake", "hose reel", "planter", "pruning shears", "wheelbarrow"),
     "kitchen": ("kettle", "cast iron pan", "mixing bowl", "knife block", "scale"),
     "office": ("stapler", "label printer", "desk organiser", "whiteboard", "paper shredder"),
 }
-STATUSES = ("paid", "paid", "paid", "shipped", "shipped", "shipped", "pending", "cancelled", "returned")
+STATUSES = (
+    "paid",
+    "paid",
+    "paid",
+    "shipped",
+    "shipped",
+    "shipped",
+    "pending",
+    "cancelled",
+    "returned",
+)
 CUSTOMERS, ORDERS = 80, 1000
 FIRST_DAY, DAYS = date(2024, 1, 1), 730
 
@@ -68,20 +96,33 @@ def make_orders(path: Path) -> None:
     chance = random.Random("a shop")
     with closing(sqlite3.connect(path)) as database, database:
         database.executescript(SCHEMA)
-        database.executemany("INSERT INTO customers VALUES (?, ?, ?, ?, ?, ?, ?)", _customers(chance))
+        database.executemany(
+            "INSERT INTO customers VALUES (?, ?, ?, ?, ?, ?, ?)", _customers(chance)
+        )
         products = _products(chance)
         database.executemany("INSERT INTO products VALUES (?, ?, ?, ?, ?, ?)", products)
         for order in range(1, ORDERS + 1):
             placed = FIRST_DAY + timedelta(days=chance.randrange(DAYS))
             status = chance.choice(STATUSES)
-            shipped = placed + timedelta(days=chance.randint(0, 12)) if status in ("shipped", "returned") else None
-            row = (order, chance.randint(1, CUSTOMERS), placed.isoformat(), shipped and shipped.isoformat(), status)
+            shipped = (
+                placed + timedelta(days=chance.randint(0, 12))
+                if status in ("shipped", "returned")
+                else None
+            )
+            row = (
+                order,
+                chance.randint(1, CUSTOMERS),
+                placed.isoformat(),
+                shipped and shipped.isoformat(),
+                status,
+            )
             channel = chance.choice(("web", "web", "phone", "partner"))
             database.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?)", (*row, channel))
             for product in chance.sample(products, chance.randint(1, 5)):
                 price = round(product[4] * chance.choice((1, 1, 1, 0.9)), 2)
                 database.execute(
-                    "INSERT INTO items VALUES (?, ?, ?, ?)", (order, product[0], chance.randint(1, 9), price)
+                    "INSERT INTO items VALUES (?, ?, ?, ?)",
+                    (order, product[0], chance.randint(1, 9), price),
                 )
 
 
@@ -101,7 +142,14 @@ def _customers(chance: random.Random) -> list[tuple[Any, ...]]:
 def _products(chance: random.Random) -> list[tuple[Any, ...]]:
     goods = [(category, name) for category, names in GOODS.items() for name in names]
     return [
-        (number, f"{category[:2].upper()}-{100 + number}", name, category, chance.randint(300, 24000) / 100, stock)
+        (
+            number,
+            f"{category[:2].upper()}-{100 + number}",
+            name,
+            category,
+            chance.randint(300, 24000) / 100,
+            stock,
+        )
         for number, (category, name) in enumerate(goods, 1)
         for stock in [chance.randrange(120)]
     ]
@@ -154,7 +202,9 @@ def execute(sql: str, params: list[Any] | None = None) -> Changed:
 
 def _read(sql: str, params: list[Any]) -> list[dict[str, Any]]:
     """Return the rows that a query has; the connection itself refuses to write."""
-    with closing(sqlite3.connect(f"{Path(sys.argv[1]).resolve().as_uri()}?mode=ro", uri=True)) as database:
+    with closing(
+        sqlite3.connect(f"{Path(sys.argv[1]).resolve().as_uri()}?mode=ro", uri=True)
+    ) as database:
         database.row_factory = sqlite3.Row
         rows = database.execute(sql, params).fetchmany(MAX_ROWS + 1)
     if len(rows) > MAX_ROWS:

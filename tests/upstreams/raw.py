@@ -30,7 +30,11 @@ def answer(method: str, params: dict[str, Any]) -> Any:
     if method == "initialize":
         capabilities = {"tools": {"listChanged": True}}
         info = {"name": "raw", "version": "1"}
-        return {"protocolVersion": params["protocolVersion"], "capabilities": capabilities, "serverInfo": info}
+        return {
+            "protocolVersion": params["protocolVersion"],
+            "capabilities": capabilities,
+            "serverInfo": info,
+        }
     if method == "tools/list":
         return {"tools": ["not", "tools"] if mode == "shapeless" else tools}
     if method == "tools/call":

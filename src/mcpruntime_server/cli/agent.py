@@ -11,49 +11,65 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..agent import STEPS
-from ..agent.given import Files, begins_with
+from ..capabilities.agent import DEFAULT_STEPS
+from ..capabilities.agent.material import LocalFiles, read_file_start
+from ..capabilities.model_requests import ModelUsage
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
-from ..llm.model import Usage
-from .printing import Screen, many, print_json, printer, took
+from .console import ConsoleWriter, format_count, format_duration, open_stdout, print_json
 
 if TYPE_CHECKING:
-    from ..agent.reference import Agent, Cost, Event, Finished
+    from .reference_agent.reference_agent import ReferenceAgent, TaskCost, TaskEvent, TaskFinished
 
-SAID_CHARS = 400  # of what a model says beside its program
-MAX_CONTEXT = 1_000_000  # bytes of all files of a context that are handed over as text; more are inputs
+MAX_COMMENT_CHARS = 400  # of what a model says beside its program
+MAX_CONTEXT_BYTES = (
+    1_000_000  # bytes of all files of a context that are handed over as text; more are inputs
+)
 
 Options = argparse.Namespace
 
 
-def add_agent(verbs: Any) -> None:
+def add_agent_command(verbs: Any) -> None:
     """Add the verb to the command line."""
     text = "have a task done by a model that writes programs for this server"
     found = verbs.add_parser("agent", help=text, description=text)
-    found.set_defaults(verb=agent)
+    found.set_defaults(verb=run_agent)
     found.add_argument("task")
-    found.add_argument("--context", type=Path, metavar="FILE", nargs="+", default=[], help="what the task is about")
-    found.add_argument("--schema", type=Path, metavar="FILE", help="JSON schema that the answer has to follow")
-    found.add_argument("--recursive", action="store_true", help="by programs, even if one question would do")
+    found.add_argument(
+        "--context", type=Path, metavar="FILE", nargs="+", default=[], help="what the task is about"
+    )
+    found.add_argument(
+        "--schema", type=Path, metavar="FILE", help="JSON schema that the answer has to follow"
+    )
+    found.add_argument(
+        "--recursive", action="store_true", help="by programs, even if one question would do"
+    )
     found.add_argument("--model", default="", metavar="NAME", help="instead of the settings' one")
-    found.add_argument("--max-steps", type=int, default=STEPS, metavar="N", help=f"programs at most ({STEPS})")
+    found.add_argument(
+        "--max-steps",
+        type=int,
+        default=DEFAULT_STEPS,
+        metavar="N",
+        help=f"programs at most ({DEFAULT_STEPS})",
+    )
     found.add_argument("--budget-usd", type=float, metavar="X", help="what it may cost")
     found.add_argument("--json", action="store_true", help="for programs: the end alone")
     found.add_argument("--full", action="store_true", help="long texts whole")
 
 
-def agent(config: Config, options: Options) -> int:
+def run_agent(config: Config, options: Options) -> int:
     """Have a task done; print how, and what it has cost."""
     if not options.task.strip():
         raise InvalidRequest("There is no task.")
-    if options.max_steps < 1 or (options.budget_usd is not None and not 0 < options.budget_usd < math.inf):
+    if options.max_steps < 1 or (
+        options.budget_usd is not None and not 0 < options.budget_usd < math.inf
+    ):
         raise InvalidRequest("--max-steps and --budget-usd are numbers over 0.")
-    context, schema = read_context(options.context), read_schema(options.schema)
-    screen = Screen(printer(), full=options.full)
+    context, schema = load_context_files(options.context), load_schema(options.schema)
+    screen = ConsoleWriter(open_stdout(), show_full=options.full)
 
-    async def work() -> Finished:
-        from ..agent import create_agent
+    async def work() -> TaskFinished:
+        from .reference_agent import create_agent
 
         async with create_agent(
             config,
@@ -62,113 +78,130 @@ def agent(config: Config, options: Options) -> int:
             steps=options.max_steps,
             usd=options.budget_usd,
             roots=[file.resolve().parent for file in options.context],
-            on_wait=screen.warn,
+            on_wait=screen.write_warning,
         ) as made:
             if options.json:
                 return await made.execute_task(options.task, context, schema=schema)
-            return await shown(screen, made, options, context, schema)
+            return await stream_task(screen, made, options, context, schema)
 
     finished = anyio.run(work)
     if options.json:
-        print_json(data_of(finished))
+        print_json(serialize_outcome(finished))
     return 0
 
 
-async def shown(screen: Screen, made: Agent, options: Options, context: Any, schema: Any) -> Finished:
+async def stream_task(
+    screen: ConsoleWriter, made: ReferenceAgent, options: Options, context: Any, schema: Any
+) -> TaskFinished:
     """Have a task done before one's eyes; raises `McpRuntimeError` after telling the cost."""
-    from ..agent.reference import Finished
+    from .reference_agent.reference_agent import TaskFinished
 
-    screen.block("task", options.task)
+    screen.write_block("task", options.task)
     try:
         async for event in made.stream(options.task, context, schema=schema):
-            show(screen, event, options.max_steps)
-            if isinstance(event, Finished):
+            show_event(screen, event, options.max_steps)
+            if isinstance(event, TaskFinished):
                 finished = event
     except McpRuntimeError:
         show_cost(screen, made.cost)
         raise
     show_cost(screen, finished.cost)
-    screen.end()
+    screen.write_footer()
     return finished
 
 
-def show(screen: Screen, event: Event, steps: int) -> None:
+def show_event(screen: ConsoleWriter, event: TaskEvent, steps: int) -> None:
     """Write what happens as it happens."""
-    from ..agent.loop import Answered, Began, Corrected, Executed
-    from ..agent.reference import Finished, Found, Routed
+    from ..capabilities.agent.agent_loop import (
+        AnswerRejected,
+        ModelAnswered,
+        ProgramFinished,
+        ProgramStarted,
+    )
+    from .reference_agent.reference_agent import RouteChosen, SkillsFound, TaskFinished
 
     match event:
-        case Routed():
-            screen.note(f"by {event.route.way}: {screen.one_line(event.route.reason, screen.width)}")
-        case Found():
-            screen.block("skills that may help", event.skills)
-        case Answered():
-            screen.heading(f"step {event.step} of {steps}")
+        case RouteChosen():
+            screen.write_note(
+                f"by {event.route.method}: {screen.truncate_line(event.route.reason, screen.width)}"
+            )
+        case SkillsFound():
+            screen.write_block("skills that may help", event.skills)
+        case ModelAnswered():
+            screen.write_heading(f"step {event.step} of {steps}")
             said = event.text.partition("```")[0].strip()
-            screen.note(f"  {screen.one_line(said[:SAID_CHARS], screen.width - 4)}" if said else "")
-        case Began():
-            screen.program(event.code)
-        case Executed():
-            show_result(screen, event.result)
-        case Corrected():
-            screen.warn(event.problem)
-        case Finished():
-            screen.heading("answer", "green")
-            screen.block("value", text_of(event.value), "green")
-            if event.kept:
-                screen.note(f"  {screen.one_line(event.kept, screen.width - 4)}")
+            screen.write_note(
+                f"  {screen.truncate_line(said[:MAX_COMMENT_CHARS], screen.width - 4)}"
+                if said
+                else ""
+            )
+        case ProgramStarted():
+            screen.write_program(event.code)
+        case ProgramFinished():
+            show_run_result(screen, event.result)
+        case AnswerRejected():
+            screen.write_warning(event.problem)
+        case TaskFinished():
+            screen.write_heading("answer", "green")
+            screen.write_block("value", format_value(event.value), "green")
+            if event.skill_note:
+                screen.write_note(f"  {screen.truncate_line(event.skill_note, screen.width - 4)}")
 
 
-def show_result(screen: Screen, result: Any) -> None:
+def show_run_result(screen: ConsoleWriter, result: Any) -> None:
     """Write what came of a program."""
-    calls = sum(call.get("times", 1) for call in result.get("calls", ()) if not call["call"].startswith("agent.submit"))
-    passed = took(result.get("usage", {}).get("total_ms", 0.0) / 1e3)
-    facts = [result["status"], passed, *([many(calls, "call")] if calls else [])]
+    calls = sum(
+        call.get("times", 1)
+        for call in result.get("calls", ())
+        if not call["call"].startswith("agent.submit")
+    )
+    passed = format_duration(result.get("usage", {}).get("total_ms", 0.0) / 1e3)
+    facts = [result["status"], passed, *([format_count(calls, "call")] if calls else [])]
     style = "green" if result["status"] == "ok" else "red"
-    screen.line(f"  {screen.paint(' · '.join(facts), style)}")
+    screen.write_line(f"  {screen.style_text(' · '.join(facts), style)}")
     if not result.get("submitted") and result.get("value") is not None:
-        screen.block("value", text_of(result["value"]))
+        screen.write_block("value", format_value(result["value"]))
     for name in ("stdout", "stderr"):
         if result.get(name):
-            screen.block(name, result[name], "yellow" if name == "stderr" else "green")
+            screen.write_block(name, result[name], "yellow" if name == "stderr" else "green")
     if error := result.get("error"):
-        screen.block("error", error["traceback"] or error["message"], "red")
+        screen.write_block("error", error["traceback"] or error["message"], "red")
 
 
-def show_cost(screen: Screen, cost: Cost) -> None:
+def show_cost(screen: ConsoleWriter, cost: TaskCost) -> None:
     """Write what was paid, by who has asked."""
-    screen.heading("cost")
-    parts: list[tuple[str, Usage]] = [("the agent", cost.own)]
+    screen.write_heading("cost")
+    parts: list[tuple[str, ModelUsage]] = [("the agent", cost.own)]
     if cost.programs.calls:
         parts.append(("├─ ask_llm in its programs", cost.programs))
-    if cost.begun:
-        parts.append((f"└─ {many(cost.begun, 'sub-agent')}", cost.agents))
+    if cost.agents_started:
+        parts.append((f"└─ {format_count(cost.agents_started, 'sub-agent')}", cost.agents))
     for name, used in [*parts, ("in all", cost.total)]:
-        screen.line(f"  {name:27} {told(used)}")
+        screen.write_line(f"  {name:27} {format_usage(used)}")
 
 
-def told(used: Usage) -> str:
+def format_usage(used: ModelUsage) -> str:
     """Return what questions have cost, as text."""
     usd = f"  {used.usd:.4f} USD" if used.usd else ""
-    return f"{many(used.calls, 'question'):>15}  {used.tokens_in:>9,} tokens in  {used.tokens_out:>7,} out{usd}"
+    return f"{format_count(used.calls, 'question'):>15}  {used.tokens_in:>9,} tokens in  {used.tokens_out:>7,} out{usd}"
 
 
-def text_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as text for people."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def data_of(finished: Finished) -> dict[str, Any]:
+def serialize_outcome(finished: TaskFinished) -> dict[str, Any]:
     """Return the end as JSON data."""
     cost = finished.cost
     costs = {"own": cost.own, "programs": cost.programs, "agents": cost.agents, "total": cost.total}
     return {
         "value": finished.value,
         "steps": finished.steps,
-        "session": finished.session,
-        "run": finished.run,
-        "skill": finished.kept,
-        "agents": cost.begun,
+        "session": finished.session_id,
+        "run": finished.run_id,
+        "skill": finished.skill_note,
+        "agents": cost.agents_started,
         "cost": {name: vars(used) for name, used in costs.items()},
     }
 
@@ -176,24 +209,26 @@ def data_of(finished: Finished) -> dict[str, Any]:
 # files ----------------------------------------------------------------------------------------------
 
 
-def read_context(files: Sequence[Path]) -> Any:
+def load_context_files(files: Sequence[Path]) -> Any:
     """Return the text of a file, or of several by their names, or the `Files` themselves if they are large or packed.
 
     None if there are none. Raises `InvalidRequest`.
     """
-    named = Files(tuple(files))
-    if named.size > MAX_CONTEXT or named.are_packed:
+    named = LocalFiles(tuple(files))
+    if named.total_bytes > MAX_CONTEXT_BYTES or named.has_compressed_file:
         return named
     texts: dict[str, str] = {}
     for file in files:
-        data = begins_with(file, MAX_CONTEXT + 1)
-        if len(data) > MAX_CONTEXT:  # of a pipe or a device nobody knows the size before
-            raise InvalidRequest(f"{file} holds more than {MAX_CONTEXT:,} bytes: write them to a plain file first.")
+        data = read_file_start(file, MAX_CONTEXT_BYTES + 1)
+        if len(data) > MAX_CONTEXT_BYTES:  # of a pipe or a device nobody knows the size before
+            raise InvalidRequest(
+                f"{file} holds more than {MAX_CONTEXT_BYTES:,} bytes: write them to a plain file first."
+            )
         texts[str(file)] = data.decode("utf-8", "replace")
     return next(iter(texts.values())) if len(texts) == 1 else texts or None
 
 
-def read_schema(file: Path | None) -> Any:
+def load_schema(file: Path | None) -> Any:
     """Return a JSON schema from a file; raises `InvalidRequest`."""
     if file is None:
         return None

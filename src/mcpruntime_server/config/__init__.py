@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from .clients import import_client_json
-from .load import APP, load
+from .client_import import import_client_json
+from .display import render_config
+from .loader import APP_NAME, load_config
 from .models import (
+    BudgetLimits,
     Config,
-    Limits,
+    KnowledgeSettings,
     LlmSettings,
     PolicySettings,
-    ProviderSettings,
     SandboxSettings,
     ServerSettings,
     UpstreamSettings,
     Verdict,
 )
-from .show import describe
 
 __all__ = [
-    "APP",
+    "APP_NAME",
+    "BudgetLimits",
     "Config",
-    "Limits",
+    "KnowledgeSettings",
     "LlmSettings",
     "PolicySettings",
-    "ProviderSettings",
     "SandboxSettings",
     "ServerSettings",
     "UpstreamSettings",
     "Verdict",
-    "describe",
     "import_client_json",
-    "load",
+    "load_config",
+    "render_config",
 ]

@@ -22,20 +22,22 @@ from pydantic import (
     model_validator,
 )
 
-Positive = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Verdict = Literal["allow", "ask", "deny"]
-WILD = re.compile(r"\[!?[^]\[.!]+\]|[*?]")  # what stands for any character, or any of some, in the name of a rule
-Key = tuple[str | int, ...]  # ("sandbox", "memory_mb"): a setting's place in the tree
+WILDCARD = re.compile(
+    r"\[!?[^]\[.!]+\]|[*?]"
+)  # what stands for any character, or any of some, in the name of a rule
+SettingKey = tuple[str | int, ...]  # ("sandbox", "memory_mb"): a setting's place in the tree
 
 
-def rule_name(name: str) -> str:
+def validate_rule_name(name: str) -> str:
     """Return the name of a rule as it is; raises `ValueError` if no server or tool can have it.
 
     A rule that never applies would leave allowed what it was to deny.
     """
-    parts = WILD.sub("_", name).split(".")
+    parts = WILDCARD.sub("_", name).split(".")
     if len(parts) > 2 or not all(part and f"_{part}".isidentifier() for part in parts):
         raise ValueError(
             'no tool has this name; write "server" or "server.tool" as code does, e.g. my_server for my-server; '
@@ -47,24 +49,24 @@ def rule_name(name: str) -> str:
     return name
 
 
-def no_table(given: Any) -> Any:
+def reject_table(given: Any) -> Any:
     """Return the verdict of a rule as it was given; `server.tool = "ask"` is a table within a table in TOML."""
     if isinstance(given, Mapping):
         raise ValueError('the whole name of a rule must be in quotes: "server.tool" = "ask"')
     return given
 
 
-RuleName = Annotated[str, AfterValidator(rule_name)]
-RuleVerdict = Annotated[Verdict, BeforeValidator(no_table)]
+RuleName = Annotated[str, AfterValidator(validate_rule_name)]
+RuleVerdict = Annotated[Verdict, BeforeValidator(reject_table)]
 
 
-class Settings(BaseModel):
+class SettingsTable(BaseModel):
     """Base of every table: immutable, and a key it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ServerSettings(Settings):
+class ServerSettings(SettingsTable):
     """`[server]`: sessions, results, where data lives."""
 
     data_dir: Path = Path()  # the platform's own data folder unless given
@@ -72,18 +74,18 @@ class ServerSettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     wait_s: Seconds = 45.0
     wait_progress_s: Seconds = 280.0
-    max_runs: Positive = 32
-    max_runs_per_principal: Positive = 16
-    max_sessions: Positive = 32
+    max_runs: PositiveInt = 32
+    max_runs_per_principal: PositiveInt = 16
+    max_sessions: PositiveInt = 32
     session_idle_s: Seconds = 900.0
     keep_days: Annotated[int, Field(ge=0)] = 90
     keep_mb: Annotated[int, Field(ge=0)] = 4096
-    result_chars: Positive = 20_000
-    result_items: Positive = 200
+    result_chars: PositiveInt = 20_000
+    result_items: PositiveInt = 200
     context_roots: tuple[Path, ...] = ()  # folders below which `context` may name files
 
 
-class SandboxSettings(Settings):
+class SandboxSettings(SettingsTable):
     """`[sandbox]`: what code may use, and what it runs in."""
 
     backend: Literal["auto", "docker", "local"] = "auto"
@@ -91,20 +93,20 @@ class SandboxSettings(Settings):
     base_image: str = "python:3.12-slim"
     packages: tuple[str, ...] = ("numpy", "pandas", "matplotlib")
     runtime: str = ""  # empty: the engine's default; e.g. "runsc"
-    memory_mb: Positive = 512
+    memory_mb: PositiveInt = 512
     cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    pids: Positive = 128
-    tmp_mb: Positive = 64
-    workspace_mb: Positive = 256
-    output_mb: Positive = 16
+    pids: PositiveInt = 128
+    tmp_mb: PositiveInt = 64
+    workspace_mb: PositiveInt = 256
+    output_mb: PositiveInt = 16
     timeout_s: Seconds = 120.0
     pool_size: Annotated[int, Field(ge=0)] = 1
     checkpoints: Annotated[int, Field(ge=0)] = 16
-    checkpoint_mb: Positive = 256
+    checkpoint_mb: PositiveInt = 256
     mounts: tuple[str, ...] = ()  # "/host/folder:/sandbox/folder[:rw]", read-only unless it says rw
 
 
-class PolicySettings(Settings):
+class PolicySettings(SettingsTable):
     """`[policy]`: which calls of the user's MCP servers code may make, and who is asked."""
 
     read: Verdict = "allow"
@@ -115,7 +117,7 @@ class PolicySettings(Settings):
     tools: Mapping[RuleName, RuleVerdict] = {}  # by patterns of "server" or "server.tool"
 
 
-class SkillSettings(Settings):
+class SkillSettings(SettingsTable):
     """`[skills]`: where skills are kept, and which runs are kept by themselves."""
 
     auto: Literal["off", "draft", "active-on-second-success"] = "off"
@@ -125,7 +127,7 @@ class SkillSettings(Settings):
     folder: Path = Path()  # `skills_store` beside the settings file, else in the data folder
 
 
-class Limits(Settings):
+class BudgetLimits(SettingsTable):
     """What questions to models may cost: a budget; what is not given has no limit."""
 
     calls: Annotated[int, Field(ge=0)] | None = None
@@ -134,35 +136,40 @@ class Limits(Settings):
     usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     wall_s: Seconds | None = None
     depth: Annotated[int, Field(ge=0)] | None = None
-    concurrency: Positive | None = None
+    concurrency: PositiveInt | None = None
 
-    def amounts(self) -> dict[str, float | None]:
+    def counted_limits(self) -> dict[str, float | None]:
         """Return the limits of what is counted, by the names of `Usage`."""
-        return {"calls": self.calls, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out, "usd": self.usd}
+        return {
+            "calls": self.calls,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "usd": self.usd,
+        }
 
 
-class RunLimits(Limits):
+class RunBudgetLimits(BudgetLimits):
     """`[llm.run]`: the budget of each run."""
 
     calls: Annotated[int, Field(ge=0)] | None = 1_000
     depth: Annotated[int, Field(ge=0)] | None = 3
-    concurrency: Positive | None = 32
+    concurrency: PositiveInt | None = 32
 
 
-class SessionLimits(Limits):
+class SessionBudgetLimits(BudgetLimits):
     """`[llm.session]`: the budget of each session."""
 
     calls: Annotated[int, Field(ge=0)] | None = 10_000
 
 
-class PrincipalLimits(Limits):
+class PrincipalBudgetLimits(BudgetLimits):
     """`[llm.principal]`: the budget of each principal, as long as a server lives."""
 
     calls: Annotated[int, Field(ge=0)] | None = 100_000
-    concurrency: Positive | None = 64
+    concurrency: PositiveInt | None = 64
 
 
-class LlmSettings(Settings):
+class LlmSettings(SettingsTable):
     """`[llm]`: which model answers the questions of code, and what they may cost."""
 
     broker: Literal["auto", "litellm", "caller", "sampling", "off"] = "auto"
@@ -171,14 +178,14 @@ class LlmSettings(Settings):
     api_base: str = ""
     api_key: SecretStr = SecretStr("")
     timeout_s: Seconds = 120.0
-    max_tokens: Positive = 4096
+    max_tokens: PositiveInt = 4096
     retries: Annotated[int, Field(ge=0, le=20)] = 4
-    run: RunLimits = RunLimits()
-    session: SessionLimits = SessionLimits()
-    principal: PrincipalLimits = PrincipalLimits()
+    run: RunBudgetLimits = RunBudgetLimits()
+    session: SessionBudgetLimits = SessionBudgetLimits()
+    principal: PrincipalBudgetLimits = PrincipalBudgetLimits()
 
     @property
-    def answered_by(self) -> Literal["litellm", "caller", "sampling", "nobody"]:
+    def effective_broker(self) -> Literal["litellm", "caller", "sampling", "nobody"]:
         """Who answers."""
         match self.broker:
             case "auto":
@@ -189,38 +196,48 @@ class LlmSettings(Settings):
                 return named
 
 
-class UpstreamSettings(Settings):
+class UpstreamSettings(SettingsTable):
     """One entry of `mcpServers`, in the form that the ecosystem's clients use."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # clients keep keys of their own here
 
     command: str | None = None
-    args: tuple[str, ...] = Field(default=(), repr=False)  # like `url`, may hold what was interpolated
+    args: tuple[str, ...] = Field(
+        default=(), repr=False
+    )  # like `url`, may hold what was interpolated
     env: Mapping[str, SecretStr] = {}
     cwd: Path | None = None
     url: str | None = Field(default=None, repr=False)
     headers: Mapping[str, SecretStr] = {}
     timeout_s: Seconds = 60.0
-    max_concurrency: Positive = 64
+    max_concurrency: PositiveInt = 64
     disabled: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _known_transport(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "sse" in (given.get("type"), given.get("transport")):
-            raise ValueError("the SSE transport was removed from MCP; use the server's streamable HTTP `url`")
+            raise ValueError(
+                "the SSE transport was removed from MCP; use the server's streamable HTTP `url`"
+            )
         return given
 
     @model_validator(mode="after")
     def _one_transport(self) -> UpstreamSettings:
         if (self.command is None) == (self.url is None):
-            raise ValueError("give either `command` (a stdio server) or `url` (a streamable HTTP server)")
-        if self.command == "" or (self.url is not None and not self.url.startswith(("http://", "https://"))):
-            raise ValueError("a `command` is not empty, and a `url` begins with http:// or https://")
+            raise ValueError(
+                "give either `command` (a stdio server) or `url` (a streamable HTTP server)"
+            )
+        if self.command == "" or (
+            self.url is not None and not self.url.startswith(("http://", "https://"))
+        ):
+            raise ValueError(
+                "a `command` is not empty, and a `url` begins with http:// or https://"
+            )
         return self
 
 
-def provider_name(name: str) -> str:
+def validate_provider_name(name: str) -> str:
     """Return the name of a provider as it is; raises `ValueError` if it cannot be part of an address."""
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
         raise ValueError(
@@ -229,23 +246,25 @@ def provider_name(name: str) -> str:
     return name
 
 
-def pattern(text: str) -> str:
+def validate_path_pattern(text: str) -> str:
     """Return a pattern of paths as it is; raises `ValueError` if no path in a folder can match it."""
     if not text.strip("/") or text.startswith(("/", "~")) or ".." in text.split("/"):
-        raise ValueError('a pattern is a path within the folder, in which *, ** and ? stand for others: "drafts/**"')
+        raise ValueError(
+            'a pattern is a path within the folder, in which *, ** and ? stand for others: "drafts/**"'
+        )
     return text
 
 
-ProviderName = Annotated[str, AfterValidator(provider_name)]
-Pattern = Annotated[str, AfterValidator(pattern)]
+ProviderName = Annotated[str, AfterValidator(validate_provider_name)]
+PathPattern = Annotated[str, AfterValidator(validate_path_pattern)]
 
 
-class ProviderSettings(Settings):
+class KnowledgeSettings(SettingsTable):
     """One entry of `context`: knowledge that code can search, and where it comes from."""
 
     path: Path | None = None  # a folder of documents
-    include: tuple[Pattern, ...] = ()  # of the folder; empty: what is known to be text
-    exclude: tuple[Pattern, ...] = ()
+    include: tuple[PathPattern, ...] = ()  # of the folder; empty: what is known to be text
+    exclude: tuple[PathPattern, ...] = ()
     sqlite: Path | None = None  # a database, whose schema it is
     samples: Annotated[int, Field(ge=0, le=100)] = 0  # rows of a table that code may ask for
     server: str | None = None  # an entry of `mcpServers`, whose resources it is
@@ -254,9 +273,14 @@ class ProviderSettings(Settings):
     title: str = ""
 
     @model_validator(mode="after")
-    def _one_kind(self) -> ProviderSettings:
-        if sum(each is not None for each in (self.path, self.sqlite, self.server, self.python)) != 1:
-            raise ValueError("give one of `path` (a folder), `sqlite` (a database), `server` (resources) or `python`")
+    def _one_kind(self) -> KnowledgeSettings:
+        if (
+            sum(each is not None for each in (self.path, self.sqlite, self.server, self.python))
+            != 1
+        ):
+            raise ValueError(
+                "give one of `path` (a folder), `sqlite` (a database), `server` (resources) or `python`"
+            )
         if self.path is None and (self.include or self.exclude):
             raise ValueError("`include` and `exclude` are about a folder: they go with `path`")
         if self.sqlite is None and self.samples:
@@ -264,7 +288,7 @@ class ProviderSettings(Settings):
         return self
 
 
-class Config(Settings):
+class Config(SettingsTable):
     """All settings of one server; made by `load`, it also knows where each came from."""
 
     server: ServerSettings = ServerSettings()
@@ -273,37 +297,40 @@ class Config(Settings):
     skills: SkillSettings = SkillSettings()
     llm: LlmSettings = LlmSettings()
     mcpServers: Mapping[str, UpstreamSettings] = {}  # noqa: N815 - the ecosystem's own name
-    context: Mapping[ProviderName, ProviderSettings] = {}
+    knowledge: Mapping[ProviderName, KnowledgeSettings] = {}
 
-    _file: Path | None = PrivateAttr(default=None)
-    _origins: Mapping[Key, str] = PrivateAttr(default={})  # of what is not a default
-    _as_given: Mapping[str, Mapping[str, Any]] = PrivateAttr(default={})
+    _settings_file: Path | None = PrivateAttr(default=None)
+    _origins: Mapping[SettingKey, str] = PrivateAttr(default={})  # of what is not a default
+    _servers_as_written: Mapping[str, Mapping[str, Any]] = PrivateAttr(default={})
 
     @property
-    def file(self) -> Path | None:
+    def settings_file(self) -> Path | None:
         """The settings file that was read, if any."""
-        return self._file
+        return self._settings_file
 
     @property
-    def origins(self) -> Mapping[Key, str]:
+    def origins(self) -> Mapping[SettingKey, str]:
         """Where each setting that is not a default was given."""
         return self._origins
 
     @property
-    def as_given(self) -> Mapping[str, Mapping[str, Any]]:
+    def servers_as_written(self) -> Mapping[str, Mapping[str, Any]]:
         """The entries of `mcpServers` before their variables were filled in."""
-        return self._as_given
+        return self._servers_as_written
 
     def with_sources(
-        self, file: Path | None, origins: Mapping[Key, str], as_given: Mapping[str, Mapping[str, Any]]
+        self,
+        file: Path | None,
+        origins: Mapping[SettingKey, str],
+        as_given: Mapping[str, Mapping[str, Any]],
     ) -> Config:
         """Return these settings with the knowledge of where they came from."""
         made = self.model_copy()
-        made._file, made._origins, made._as_given = file, origins, as_given
+        made._settings_file, made._origins, made._servers_as_written = file, origins, as_given
         return made
 
 
-SECTIONS: Mapping[str, type[Settings]] = {
+SETTINGS_TABLES: Mapping[str, type[SettingsTable]] = {
     "server": ServerSettings,
     "sandbox": SandboxSettings,
     "policy": PolicySettings,

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from .blobs import BlobStore, BlobWriter
-from .lease import Lease
-from .rows import RunRow, SessionRow, Stored
+from .blob_store import BlobStore, BlobWriter
+from .event_tail import EventTail
+from .rows import RunRow, SessionRow, StoredEvent
+from .server_lease import ServerLease
 from .store import Journal, open_journal
-from .watch import Watch
 
-__all__ = ["BlobStore", "BlobWriter", "Journal", "Lease", "RunRow", "SessionRow", "Stored", "Watch", "open_journal"]
+__all__ = [
+    "BlobStore",
+    "BlobWriter",
+    "EventTail",
+    "Journal",
+    "RunRow",
+    "ServerLease",
+    "SessionRow",
+    "StoredEvent",
+    "open_journal",
+]

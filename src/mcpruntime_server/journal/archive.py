@@ -25,30 +25,48 @@ from typing import IO, Any
 from anyio import from_thread, move_on_after, to_thread
 
 from ..errors import JournalFailed, NotFound
-from . import changes, queries
-from .archive_events import Arrival, Lines, Names, line_of
-from .archive_file import MANIFEST, ArchiveReader, ArchiveWriter, Manifest, Travelling, read_archive, write_archive
-from .blobs import BlobStore
-from .events import RunFinished, to_json
-from .rows import Row, SessionRow, Stored
-from .schema import failure
+from . import mutations, queries
+from .archive_events import ArchivedEventReader, ImportedEvent, ImportNames, encode_event_line
+from .archive_file import (
+    MANIFEST_MEMBER,
+    ArchivedSession,
+    ArchiveManifest,
+    ArchiveReader,
+    ArchiveWriter,
+    read_archive,
+    write_archive,
+)
+from .blob_store import BlobStore
+from .events import RunFinished, event_to_json
+from .rows import RawEventRow, SessionRow, StoredEvent
+from .schema import journal_error
 from .store import Journal
 
-SESSION_ID = re.compile(r"s_[A-Za-z0-9_-]{1,64}")  # where one id has another form, all are replaced
-RUN_ID = re.compile(r"r_[A-Za-z0-9_-]{1,64}")
-NAME = re.compile(r"(?!s_)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
-IMPORT = "import"
-BATCH = 200  # events in one transaction, so that others get their turn
-TICK = 500  # blobs or events between two words of progress
-UNDO_S = 30.0  # to take back what was imported; what is left then is the collector's
-QUEUED = "run_queued"
-OF_SESSION = ("session_opened", "sandbox_started", "sandbox_ended")  # what an ancestor's runs need besides their own
-STOPPED = {"type": "Interrupted", "message": "The run was under way when its session was exported.", "traceback": ""}
+SESSION_ID_PATTERN = re.compile(
+    r"s_[A-Za-z0-9_-]{1,64}"
+)  # where one id has another form, all are replaced
+RUN_ID_PATTERN = re.compile(r"r_[A-Za-z0-9_-]{1,64}")
+SESSION_NAME_PATTERN = re.compile(r"(?!s_)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+IMPORT_PURPOSE = "import"
+MAX_EVENTS_PER_TRANSACTION = 200  # events in one transaction, so that others get their turn
+PROGRESS_INTERVAL = 500  # blobs or events between two words of progress
+ROLLBACK_TIMEOUT_S = 30.0  # to take back what was imported; what is left then is the collector's
+RUN_QUEUED_KIND = "run_queued"
+SESSION_EVENT_KINDS = (
+    "session_opened",
+    "sandbox_started",
+    "sandbox_ended",
+)  # what an ancestor's runs need besides their own
+INTERRUPTED_ERROR = {
+    "type": "Interrupted",
+    "message": "The run was under way when its session was exported.",
+    "traceback": "",
+}
 
-Progress = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
-def quiet(_: str) -> None:
+def ignore_progress(_: str) -> None:
     """Say nothing."""
 
 
@@ -56,10 +74,10 @@ def quiet(_: str) -> None:
 
 
 @dataclass
-class Content:
+class ArchiveContent:
     """What the events of an archive amount to; `lists` are blobs that name further blobs."""
 
-    sessions: list[Travelling]
+    sessions: list[ArchivedSession]
     runs: int
     events: int = 0
     blobs: set[str] = field(default_factory=set)
@@ -68,41 +86,52 @@ class Content:
 
 async def export_session(
     journal: Journal,
-    session: str,
+    session_id: str,
     path: Path,
     *,
     force: bool = False,
     skip_damaged: bool = False,
-    progress: Progress = quiet,
-) -> Manifest:
+    progress: ProgressCallback = ignore_progress,
+) -> ArchiveManifest:
     """Write `session` into the archive `path`, in place of another file only with `force`; return what it holds.
 
     Raises `NotFound`, `InvalidRequest` if the file cannot be written, and `JournalFailed` if a blob is damaged, unless
     `skip_damaged` says to go on without it.
     """
-    return await to_thread.run_sync(partial(_export, journal, session, path, force, skip_damaged, progress))
+    return await to_thread.run_sync(
+        partial(_export_session, journal, session_id, path, force, skip_damaged, progress)
+    )
 
 
-def _export(
-    journal: Journal, session: str, path: Path, force: bool, skip_damaged: bool, progress: Progress
-) -> Manifest:
+def _export_session(
+    journal: Journal,
+    session_id: str,
+    path: Path,
+    force: bool,
+    skip_damaged: bool,
+    progress: ProgressCallback,
+) -> ArchiveManifest:
     with write_archive(path, force) as archive:
-        with archive.events() as lines:
-            content = from_thread.run(journal.read, lambda rows: _write_events(rows, session, lines))
-        _tell(progress, f"{content.events} events of {content.runs} runs are written.")
+        with archive.open_events() as lines:
+            content = from_thread.run(
+                journal.read, lambda rows: _write_events(rows, session_id, lines)
+            )
+        _report_progress(progress, f"{content.events} events of {content.runs} runs are written.")
         skipped = _write_blobs(journal.blobs, content, archive, skip_damaged, progress)
-        manifest = Manifest(content.sessions, content.runs, content.events, skipped)
-        archive.manifest(manifest)
+        manifest = ArchiveManifest(content.sessions, content.runs, content.events, skipped)
+        archive.write_manifest(manifest)
     return manifest
 
 
-def _write_events(rows: Connection, session: str, lines: IO[bytes]) -> Content:
+def _write_events(rows: Connection, session_id: str, lines: IO[bytes]) -> ArchiveContent:
     """Write the events of all runs that a session's lines pass through, each run after its parent."""
-    found = queries.passed(rows, session)
+    found = queries.list_visited_runs(rows, session_id)
     runs = {run for run, _ in found}
-    ids = list(dict.fromkeys([session, *(owner for _, owner in found)]))
-    content = Content([_travelling(queries.session_row(rows, each), runs) for each in ids], len(runs))
-    rest = {each: _of_archive(rows, each, runs, whole=each == session) for each in ids}
+    ids = list(dict.fromkeys([session_id, *(owner for _, owner in found)]))
+    content = ArchiveContent(
+        [_describe_session(queries.load_session(rows, each), runs) for each in ids], len(runs)
+    )
+    rest = {each: _select_events(rows, each, runs, whole=each == session_id) for each in ids}
     for run, owner in found:
         for row in rest[owner]:
             _write_event(owner, ids, row, content, lines)
@@ -114,44 +143,56 @@ def _write_events(rows: Connection, session: str, lines: IO[bytes]) -> Content:
     return content
 
 
-def _travelling(row: SessionRow, runs: set[str]) -> Travelling:
-    return Travelling(row.id, row.name, row.created, row.origin if row.origin in runs else None)
+def _describe_session(row: SessionRow, runs: set[str]) -> ArchivedSession:
+    return ArchivedSession(
+        row.id, row.name, row.created_at, row.origin if row.origin in runs else None
+    )
 
 
-def _of_archive(rows: Connection, session: str, runs: set[str], *, whole: bool) -> Iterator[Row]:
+def _select_events(
+    rows: Connection, session_id: str, runs: set[str], *, whole: bool
+) -> Iterator[RawEventRow]:
     """Yield the events of a session's `runs`, and what these need besides; of a `whole` one, all that is its own.
 
     Nobody waits in a queue where an archive comes to.
     """
-    for row in queries.raw_events(rows, session):
-        is_ours = row[1] in runs and row[3] != QUEUED
-        if is_ours if row[1] is not None else (whole or row[3] in OF_SESSION):
+    for row in queries.iter_raw_events(rows, session_id):
+        is_ours = row[1] in runs and row[3] != RUN_QUEUED_KIND
+        if is_ours if row[1] is not None else (whole or row[3] in SESSION_EVENT_KINDS):
             yield row
 
 
-def _write_event(session: str, ids: Sequence[str], row: Row, content: Content, lines: IO[bytes]) -> None:
+def _write_event(
+    session_id: str, ids: Sequence[str], row: RawEventRow, content: ArchiveContent, lines: IO[bytes]
+) -> None:
     n, _, _, kind, _, body, large = row
     try:
-        lines.write(line_of(ids.index(session), row))
+        lines.write(encode_event_line(ids.index(session_id), row))
         blobs: dict[str, str] = json.loads(large) if large else {}
         if kind == "files_changed":
-            content.blobs |= _named_in(json.loads(body).get("changed"))
-        content.blobs |= _named_in(json.loads(body).get("context"))
-        content.lists |= {digest for name, digest in blobs.items() if name in ("changed", "context")}
+            content.blobs |= _listed_digests(json.loads(body).get("changed"))
+        content.blobs |= _listed_digests(json.loads(body).get("context"))
+        content.lists |= {
+            digest for name, digest in blobs.items() if name in ("changed", "context")
+        }
     except (ValueError, AttributeError, TypeError, KeyError) as exc:
-        raise JournalFailed(f"Event {n} of session {session!r} is damaged: {exc}") from exc
+        raise JournalFailed(f"Event {n} of session {session_id!r} is damaged: {exc}") from exc
     content.events += 1
     content.blobs |= set(blobs.values())
 
 
-def _named_in(entries: Mapping[str, Any] | Sequence[Any] | None) -> set[str]:
+def _listed_digests(entries: Mapping[str, Any] | Sequence[Any] | None) -> set[str]:
     """Return the blobs that are the content of files or inputs."""
     listed = entries.values() if isinstance(entries, Mapping) else entries or ()
     return {entry["digest"] for entry in listed} - {""}
 
 
 def _write_blobs(
-    blobs: BlobStore, content: Content, archive: ArchiveWriter, skip_damaged: bool, progress: Progress
+    blobs: BlobStore,
+    content: ArchiveContent,
+    archive: ArchiveWriter,
+    skip_damaged: bool,
+    progress: ProgressCallback,
 ) -> list[str]:
     """Add all blobs, and return the digests of those that are damaged."""
     skipped: list[str] = []
@@ -160,17 +201,19 @@ def _write_blobs(
         if data is None:
             skipped.append(digest)
         else:
-            content.blobs |= _named_in(json.loads(data))
+            content.blobs |= _listed_digests(json.loads(data))
     rest = sorted(content.blobs - content.lists)
     for count, digest in enumerate(rest):
         if _write_blob(blobs, digest, archive, skip_damaged) is None:
             skipped.append(digest)
-        if count % TICK == 0:
-            _tell(progress, f"{count} of {len(rest)} blobs are written.")
+        if count % PROGRESS_INTERVAL == 0:
+            _report_progress(progress, f"{count} of {len(rest)} blobs are written.")
     return skipped
 
 
-def _write_blob(blobs: BlobStore, digest: str, archive: ArchiveWriter, skip_damaged: bool) -> bytes | None:
+def _write_blob(
+    blobs: BlobStore, digest: str, archive: ArchiveWriter, skip_damaged: bool
+) -> bytes | None:
     """Add a blob and return its content, or None if it is damaged."""
     try:
         data = blobs.get(digest)
@@ -178,12 +221,14 @@ def _write_blob(blobs: BlobStore, digest: str, archive: ArchiveWriter, skip_dama
         if skip_damaged:
             return None
         remedy = "Restore it, or have what is damaged left out."
-        raise JournalFailed(f"The session cannot be exported whole. {exc.message}", remedy=remedy) from exc
-    archive.blob(digest, data)
+        raise JournalFailed(
+            f"The session cannot be exported whole. {exc.message}", remedy=remedy
+        ) from exc
+    archive.add_blob(digest, data)
     return data
 
 
-def _tell(progress: Progress, text: str) -> None:
+def _report_progress(progress: ProgressCallback, text: str) -> None:
     """Say how far it is, and stop if it was given up."""
     from_thread.run_sync(progress, text)
     from_thread.check_cancelled()
@@ -192,7 +237,9 @@ def _tell(progress: Progress, text: str) -> None:
 # import -------------------------------------------------------------------------------------------
 
 
-async def import_session(journal: Journal, path: Path, principal: str, *, progress: Progress = quiet) -> SessionRow:
+async def import_session(
+    journal: Journal, path: Path, principal: str, *, progress: ProgressCallback = ignore_progress
+) -> SessionRow:
     """Take in the archive `path` as a session of `principal`, which no server has claimed; return it.
 
     Ids are kept if all are free here, else all are new; a name that is taken gets a number. Raises `InvalidRequest`,
@@ -200,112 +247,194 @@ async def import_session(journal: Journal, path: Path, principal: str, *, progre
     """
     arriving: list[str] = []
     try:
-        return await to_thread.run_sync(partial(_import, journal, path, principal, arriving, progress))
+        return await to_thread.run_sync(
+            partial(_import_session, journal, path, principal, arriving, progress)
+        )
     except BaseException:
-        with move_on_after(UNDO_S, shield=True):
-            await _take_back(journal, arriving)
+        with move_on_after(ROLLBACK_TIMEOUT_S, shield=True):
+            await _roll_back(journal, arriving)
         raise
 
 
-def _import(journal: Journal, path: Path, principal: str, arriving: list[str], progress: Progress) -> SessionRow:
+def _import_session(
+    journal: Journal, path: Path, principal: str, arriving: list[str], progress: ProgressCallback
+) -> SessionRow:
     with read_archive(path) as archive:
-        lines = _checked(archive, principal, progress)
-        names = from_thread.run(journal.read, lambda rows: _names(rows, archive.manifest, lines))
-        _keep_blobs(journal.blobs, archive, lines.blobs, progress)
-        travelling = list(zip(names.sessions, archive.manifest.sessions, strict=True))
-        from_thread.run(journal.change, lambda rows: _begin(rows, journal.owner, principal, travelling, arriving))
-        lines = Lines(archive, names)
+        lines = _validate_archive(archive, principal, progress)
+        names = from_thread.run(
+            journal.read, lambda rows: _choose_names(rows, archive.manifest, lines)
+        )
+        _store_blobs(journal.blobs, archive, lines.used_blobs, progress)
+        travelling = list(zip(names.session_ids, archive.manifest.sessions, strict=True))
+        from_thread.run(
+            journal.write,
+            lambda rows: _create_partial_sessions(
+                rows, journal.owner, principal, travelling, arriving
+            ),
+        )
+        lines = ArchivedEventReader(archive, names)
         arrivals = iter(lines)
-        while batch := list(islice(arrivals, BATCH)):
-            from_thread.run(journal.change, partial(_record, batch))
-            _tell(progress, f"{lines.count} of {archive.manifest.events} events are taken in.")
-        return from_thread.run(journal.change, lambda rows: _complete(rows, principal, travelling, lines))
+        while batch := list(islice(arrivals, MAX_EVENTS_PER_TRANSACTION)):
+            from_thread.run(journal.write, partial(_insert_events, batch))
+            _report_progress(
+                progress,
+                f"{lines.event_count} of {archive.manifest.event_count} events are taken in.",
+            )
+        return from_thread.run(
+            journal.write, lambda rows: _publish_sessions(rows, principal, travelling, lines)
+        )
 
 
-def _checked(archive: ArchiveReader, principal: str, progress: Progress) -> Lines:
+def _validate_archive(
+    archive: ArchiveReader, principal: str, progress: ProgressCallback
+) -> ArchivedEventReader:
     """Read the whole archive and return what it amounts to; raises `InvalidRequest`."""
     manifest = archive.manifest
     for session in manifest.sessions:
-        if session.name is not None and not NAME.fullmatch(session.name):
-            raise archive.refusal(MANIFEST, f"has a session of the name {session.name!r:.80}, which is none")
-    for count, _ in enumerate(archive.check_blobs()):
-        if count % TICK == 0:
-            _tell(progress, f"{count} of {len(archive.blobs)} blobs are checked.")
-    lines = Lines(archive, Names([session.id for session in manifest.sessions], str, principal))
+        if session.name is not None and not SESSION_NAME_PATTERN.fullmatch(session.name):
+            raise archive.rejection(
+                MANIFEST_MEMBER, f"has a session of the name {session.name!r:.80}, which is none"
+            )
+    for count, _ in enumerate(archive.verify_blobs()):
+        if count % PROGRESS_INTERVAL == 0:
+            _report_progress(progress, f"{count} of {len(archive.blob_digests)} blobs are checked.")
+    lines = ArchivedEventReader(
+        archive, ImportNames([session.id for session in manifest.sessions], str, principal)
+    )
     for count, _ in enumerate(lines):
-        if count % TICK == 0:
-            _tell(progress, f"{count} of {manifest.events} events are checked.")
+        if count % PROGRESS_INTERVAL == 0:
+            _report_progress(progress, f"{count} of {manifest.event_count} events are checked.")
     return lines
 
 
-def _names(rows: Connection, manifest: Manifest, lines: Lines) -> Names:
+def _choose_names(
+    rows: Connection, manifest: ArchiveManifest, lines: ArchivedEventReader
+) -> ImportNames:
     """Return the ids to use here."""
-    sessions, runs = [session.id for session in manifest.sessions], list(lines.runs)
-    is_ours = all(map(SESSION_ID.fullmatch, sessions)) and all(map(RUN_ID.fullmatch, runs))
-    if is_ours and len(set(sessions)) == len(sessions) and not queries.taken(rows, sessions, runs):
-        return Names(sessions, str, lines.names.principal)
+    sessions, runs = [session.id for session in manifest.sessions], list(lines.run_sessions)
+    is_ours = all(map(SESSION_ID_PATTERN.fullmatch, sessions)) and all(
+        map(RUN_ID_PATTERN.fullmatch, runs)
+    )
+    if (
+        is_ours
+        and len(set(sessions)) == len(sessions)
+        and not queries.has_any_id(rows, sessions, runs)
+    ):
+        return ImportNames(sessions, str, lines.names.principal)
     new = {run: f"r_{secrets.token_urlsafe(9)}" for run in runs}
-    return Names([f"s_{secrets.token_urlsafe(16)}" for _ in sessions], new.__getitem__, lines.names.principal)
+    return ImportNames(
+        [f"s_{secrets.token_urlsafe(16)}" for _ in sessions], new.__getitem__, lines.names.principal
+    )
 
 
-def _keep_blobs(blobs: BlobStore, archive: ArchiveReader, digests: set[str], progress: Progress) -> None:
+def _store_blobs(
+    blobs: BlobStore, archive: ArchiveReader, digests: set[str], progress: ProgressCallback
+) -> None:
     try:
         for count, digest in enumerate(sorted(digests)):
-            if not blobs.refresh(digest, archive.sizes[digest]):
-                with blobs.writer() as writer:
-                    for chunk in archive.chunks(digest):
+            if not blobs.refresh(digest, archive.blob_sizes[digest]):
+                with blobs.open_writer() as writer:
+                    for chunk in archive.iter_chunks(digest):
                         writer.write(chunk)
-                    writer.keep()
-            if count % TICK == 0:
-                _tell(progress, f"{count} of {len(digests)} blobs are taken in.")
+                    writer.commit()
+            if count % PROGRESS_INTERVAL == 0:
+                _report_progress(progress, f"{count} of {len(digests)} blobs are taken in.")
     except OSError as exc:
-        raise failure(exc, blobs.root) from exc
+        raise journal_error(exc, blobs.root) from exc
 
 
-def _begin(
-    rows: Connection, owner: str, principal: str, travelling: Sequence[tuple[str, Travelling]], arriving: list[str]
+def _create_partial_sessions(
+    rows: Connection,
+    owner: str,
+    principal: str,
+    travelling: Sequence[tuple[str, ArchivedSession]],
+    arriving: list[str],
 ) -> None:
     for session, told in travelling:
-        row = SessionRow(session, None, principal, told.created, told.created, owner, None, 0, None, changes.PARTIAL)
-        changes.create_session(rows, owner, row)
-    arriving[:] = [session for session, _ in travelling]  # not before: the ids might be somebody else's
+        row = SessionRow(
+            session,
+            None,
+            principal,
+            told.created_at,
+            told.created_at,
+            owner,
+            None,
+            0,
+            None,
+            mutations.PARTIAL_PURPOSE,
+        )
+        mutations.insert_session(rows, owner, row)
+    arriving[:] = [
+        session for session, _ in travelling
+    ]  # not before: the ids might be somebody else's
 
 
-def _record(batch: Sequence[Arrival], rows: Connection) -> None:
+def _insert_events(batch: Sequence[ImportedEvent], rows: Connection) -> None:
     for each in batch:
-        changes.write_event(rows, each.stored, each.body, each.large)
+        mutations.insert_event(rows, each.stored, each.body, each.large)
 
 
-def _complete(
-    rows: Connection, principal: str, travelling: Sequence[tuple[str, Travelling]], lines: Lines
+def _publish_sessions(
+    rows: Connection,
+    principal: str,
+    travelling: Sequence[tuple[str, ArchivedSession]],
+    lines: ArchivedEventReader,
 ) -> SessionRow:
     """End what was under way, and let the sessions be seen; return the one that was exported."""
     now = time.time()
-    for run, number in lines.unfinished.items():
-        flags = ["interrupted"] if run in lines.parents else ["interrupted", "undone"]
-        event = RunFinished("cancelled", error=STOPPED, flags=flags)
-        lines.last[number] += 1
-        stored = Stored(lines.names.sessions[number], lines.last[number], lines.names.run(run), now, event)
-        changes.write_event(rows, stored, to_json(event), None)
+    for run, number in lines.unfinished_runs.items():
+        flags = ["interrupted"] if run in lines.parent_ids else ["interrupted", "undone"]
+        event = RunFinished("cancelled", error=INTERRUPTED_ERROR, flags=flags)
+        lines.last_sequences[number] += 1
+        stored = StoredEvent(
+            lines.names.session_ids[number],
+            lines.last_sequences[number],
+            lines.names.map_run_id(run),
+            now,
+            event,
+        )
+        mutations.insert_event(rows, stored, event_to_json(event), None)
     made = []
     for number, (session, told) in enumerate(travelling):
-        origin = None if told.origin is None else lines.names.run(told.origin)
-        tip = None if number in lines.moved else origin
-        row = SessionRow(session, told.name, principal, told.created, now, None, tip, 0, origin, IMPORT)
-        made.append(changes.complete_session(rows, row))
+        origin = None if told.origin is None else lines.names.map_run_id(told.origin)
+        tip = None if number in lines.moved_sessions else origin
+        row = SessionRow(
+            session,
+            told.name,
+            principal,
+            told.created_at,
+            now,
+            None,
+            tip,
+            0,
+            origin,
+            IMPORT_PURPOSE,
+        )
+        made.append(mutations.publish_session(rows, row))
     return made[0]
 
 
-async def _take_back(journal: Journal, sessions: Sequence[str]) -> None:
+async def _roll_back(journal: Journal, sessions: Sequence[str]) -> None:
     """Remove what a failed import has left; what cannot be removed now is hidden, and the collector's."""
     query = "SELECT 1 FROM sessions WHERE id = ? AND owner = ? AND purpose = ?"
 
     def hide(rows: Connection) -> list[str]:
-        ours = [each for each in sessions if rows.execute(query, (each, journal.owner, changes.PARTIAL)).fetchone()]
-        changes.hide_sessions(rows, ours)
+        ours = [
+            each
+            for each in sessions
+            if rows.execute(query, (each, journal.owner, mutations.PARTIAL_PURPOSE)).fetchone()
+        ]
+        mutations.hide_sessions(rows, ours)
         return ours
 
     with suppress(JournalFailed):
-        for session in await journal.change(hide):
-            while await journal.change(partial(changes.erase, session=session, limit=BATCH)) == BATCH:
+        for session in await journal.write(hide):
+            while (
+                await journal.write(
+                    partial(
+                        mutations.erase_events, session_id=session, limit=MAX_EVENTS_PER_TRANSACTION
+                    )
+                )
+                == MAX_EVENTS_PER_TRANSACTION
+            ):
                 pass

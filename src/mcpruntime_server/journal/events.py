@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypedDict
 
-VERSION = 1
+EVENT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class SandboxStarted(Event):
 
 
 @dataclass(frozen=True)
-class SandboxEnded(Event):
+class SandboxStopped(Event):
     """The session's sandbox is gone; `reason` is one sentence."""
 
     reason: str
 
 
-class Approval(TypedDict):
+class ApprovedCall(TypedDict):
     """A planned call that may be made: (target, args, nth) names it; `sent` are the arguments to make it with.
 
     `person` says whether a person has allowed it, and not only the model.
@@ -68,7 +68,7 @@ class Approval(TypedDict):
     person: bool
 
 
-class Input(TypedDict):
+class InputEntry(TypedDict):
     """One input of a run: `digest` names its content in the blob store; if it is "", it is the file `path` as it was.
 
     `size` is that of the content or the file, in bytes; `stamp` says which file it was, and when it was last modified.
@@ -88,12 +88,12 @@ class Input(TypedDict):
 class RunQueued(Event):
     """Run `run` was asked for and told of, and waits for its turn; a `RunStarted` of it follows."""
 
-    run: str
+    run_id: str
     code: str
     timeout_s: float
     idempotency_key: str | None = None
     dry_run: bool = False
-    context: list[Input] | None = None  # None: that of the run before it
+    context: list[InputEntry] | None = None  # None: that of the run before it
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,22 @@ class RunStarted(Event):
     A `dry_run` plans its calls that may write, but for those that are `approved`.
     """
 
-    run: str
-    parent: str | None
+    run_id: str
+    parent_id: str | None
     step: int
     code: str
     name: str  # what tracebacks call it
     timeout_s: float
     idempotency_key: str | None = None
     seed: str = ""
-    replays: str | None = None
-    stale: list[str] = field(default_factory=list)  # packages of tools that it imports anew
+    replayed_run: str | None = None
+    stale_packages: list[str] = field(
+        default_factory=list
+    )  # packages of tools that it imports anew
     dry_run: bool = False
-    approved: list[Approval] = field(default_factory=list)
+    approved_calls: list[ApprovedCall] = field(default_factory=list)
     detached: bool = False  # nobody waits for it: it goes on when its server has ended
-    context: list[Input] = field(default_factory=list)  # what `CONTEXT` is in it
+    context: list[InputEntry] = field(default_factory=list)  # what `CONTEXT` is in it
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class InputHashed(Event):
 class RunResumed(Event):
     """The run goes on in another server, its first one having died; `calls` recorded calls are answered again."""
 
-    calls: int
+    replayed_calls: int
 
 
 @dataclass(frozen=True)
@@ -146,33 +148,33 @@ class TipMoved(Event):
     """The session's state is now the end of run `tip` (None: empty); `left` was the tip before."""
 
     tip: str | None
-    left: str | None
+    previous_tip: str | None
 
 
 @dataclass(frozen=True)
-class Output(Event):
+class OutputWritten(Event):
     """The code printed `text`; `dropped` counts the bytes left out before it."""
 
     stream: str  # "stdout" | "stderr"
     text: str
-    dropped: int = 0
+    dropped_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class CallStarted(Event):
     """The code asked the host for something; (target, args, nth) names the call in a recording."""
 
-    call: int  # unique in the run
+    call_id: int  # unique in the run
     target: str
     args: str  # canonical JSON
     effect: str  # "read" | "idempotent" | "write"
     nth: int  # 0 for the run's first call with this target and these arguments
-    line: int | None = None  # of the user's code
-    listed: bool = True  # on the ledger
+    line_number: int | None = None  # of the user's code
+    in_ledger: bool = True  # on the ledger
 
 
 @dataclass(frozen=True)
-class Asked(Event):
+class QuestionAsked(Event):
     """The run waits for an answer to `question` ("q1", ...) before call `call` is made, until `expires` at most.
 
     `kind` is "approval" (may it be made?), "in_doubt" (it may have been made before a crash: again?) or "question" (the
@@ -180,26 +182,26 @@ class Asked(Event):
     holds for the planned calls `covers`, too. `hints` say where text in the arguments may have come from.
     """
 
-    question: str
+    question_id: str
     kind: str
-    call: int
-    expires: float  # seconds since the epoch
-    covers: list[Approval] = field(default_factory=list)
+    call_id: int
+    expires_at: float  # seconds since the epoch
+    covered_calls: list[ApprovedCall] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
-    about: Mapping[str, Any] = field(default_factory=dict)
+    model_request: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Answered(Event):
+class QuestionAnswered(Event):
     """`question` has its answer: `decision` is "allow", "deny", "again", "fail", "result" (then `value`) or "expired".
 
     `scope` is what an approval holds for: "once", "run" or "session". `by` says who answered, and how.
     """
 
-    question: str
+    question_id: str
     decision: str
     scope: str = "once"
-    by: str = ""
+    answered_by: str = ""
     target: str = ""  # that an approval for a run or a session holds for
     value: Any = None
 
@@ -208,21 +210,21 @@ class Answered(Event):
 class CallFinished(Event):
     """Call `call` ended with `value`, or with `error` (keys: kind, message, data) if that is not None."""
 
-    call: int
+    call_id: int
     value: Any = None
     error: Mapping[str, Any] | None = None
-    ms: float = 0.0
+    duration_ms: float = 0.0
 
 
 @dataclass(frozen=True)
-class Spent(Event):
+class ModelUsageRecorded(Event):
     """A question was put before a model, once, and has cost this, however it ended; `ms` is how long that took."""
 
     calls: int
     tokens_in: int
     tokens_out: int
     usd: float
-    ms: float = 0.0
+    duration_ms: float = 0.0
 
 
 class FileEntry(TypedDict):
@@ -266,56 +268,59 @@ class RunFinished(Event):
 
 
 @dataclass(frozen=True)
-class Unknown(Event):
+class UnknownEvent(Event):
     """A fact of a kind that only a newer version knows, kept as it was written."""
 
     kind: str
     fields: Mapping[str, Any]
 
 
-KINDS: Mapping[str, type[Event]] = {
+EVENT_CLASSES: Mapping[str, type[Event]] = {
     "session_opened": SessionOpened,
     "sandbox_started": SandboxStarted,
-    "sandbox_ended": SandboxEnded,
+    "sandbox_ended": SandboxStopped,
     "tip_moved": TipMoved,
     "run_queued": RunQueued,
     "run_started": RunStarted,
     "input_hashed": InputHashed,
     "run_resumed": RunResumed,
     "run_suspended": RunSuspended,
-    "output": Output,
+    "output": OutputWritten,
     "call_started": CallStarted,
-    "asked": Asked,
-    "answered": Answered,
+    "asked": QuestionAsked,
+    "answered": QuestionAnswered,
     "call_finished": CallFinished,
-    "spent": Spent,
+    "spent": ModelUsageRecorded,
     "files_changed": FilesChanged,
     "clocks_read": ClocksRead,
     "run_finished": RunFinished,
 }
-NAMES: Mapping[type[Event], str] = {cls: kind for kind, cls in KINDS.items()}
-FIELDS: Mapping[type[Event], Mapping[str, bool]] = {  # field -> whether it must be there
-    cls: {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(cls)}
-    for cls in KINDS.values()
+KIND_BY_CLASS: Mapping[type[Event], str] = {cls: kind for kind, cls in EVENT_CLASSES.items()}
+EVENT_FIELDS: Mapping[type[Event], Mapping[str, bool]] = {  # field -> whether it must be there
+    cls: {
+        item.name: item.default is MISSING and item.default_factory is MISSING
+        for item in fields(cls)
+    }
+    for cls in EVENT_CLASSES.values()
 }
 
-_plain = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-_sorted = json.JSONEncoder(allow_nan=False, separators=(",", ":"), sort_keys=True).encode
+_encode_in_order = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_encode_sorted = json.JSONEncoder(allow_nan=False, separators=(",", ":"), sort_keys=True).encode
 
 
-def kind_of(event: Event) -> str:
+def event_kind(event: Event) -> str:
     """Return the name under which `event` is written."""
-    return event.kind if isinstance(event, Unknown) else NAMES[type(event)]
+    return event.kind if isinstance(event, UnknownEvent) else KIND_BY_CLASS[type(event)]
 
 
-def fields_of(event: Event) -> Mapping[str, Any]:
+def event_fields(event: Event) -> Mapping[str, Any]:
     """Return the fields of `event` as written."""
-    return event.fields if isinstance(event, Unknown) else vars(event)
+    return event.fields if isinstance(event, UnknownEvent) else vars(event)
 
 
-def text_of(value: Any) -> str:
+def encode_json(value: Any) -> str:
     """Return JSON data as text, keys in the order given; raises `ValueError` on anything else."""
-    return _checked(_plain, value)
+    return _encode_checked(_encode_in_order, value)
 
 
 def canonical_json(value: Any) -> str:
@@ -323,10 +328,10 @@ def canonical_json(value: Any) -> str:
 
     Integers and floats stay apart (`1` is not `1.0`); keys are expected to be strings.
     """
-    return _checked(_sorted, value)
+    return _encode_checked(_encode_sorted, value)
 
 
-def _checked(encode: Any, value: Any) -> str:
+def _encode_checked(encode: Any, value: Any) -> str:
     try:
         text: str = encode(value)
     except (TypeError, ValueError, RecursionError) as exc:
@@ -334,29 +339,29 @@ def _checked(encode: Any, value: Any) -> str:
     return text
 
 
-def to_json(event: Event) -> str:
+def event_to_json(event: Event) -> str:
     """Return the fields of `event` as one JSON object; raises `ValueError` if a value is not JSON data."""
     try:
-        return text_of(fields_of(event))
+        return encode_json(event_fields(event))
     except ValueError as exc:
-        raise ValueError(f"An event of kind {kind_of(event)} cannot be recorded. {exc}") from exc
+        raise ValueError(f"An event of kind {event_kind(event)} cannot be recorded. {exc}") from exc
 
 
-def from_fields(kind: str, found: Mapping[str, Any]) -> Event:
+def event_from_fields(kind: str, found: Mapping[str, Any]) -> Event:
     """Return the event of `kind` with the fields `found`; raises `ValueError` if one that it needs is missing."""
-    cls = KINDS.get(kind)
+    cls = EVENT_CLASSES.get(kind)
     if cls is None:
-        return Unknown(kind, found)
-    known = FIELDS[cls]
+        return UnknownEvent(kind, found)
+    known = EVENT_FIELDS[cls]
     missing = [name for name, needed in known.items() if needed and name not in found]
     if missing:
         raise ValueError(f"An event of kind {kind} has no {', '.join(missing)}.")
     return cls(**{name: value for name, value in found.items() if name in known})
 
 
-def from_json(kind: str, text: str) -> Event:
+def event_from_json(kind: str, text: str) -> Event:
     """Return the event that `to_json` wrote; raises `ValueError` if `text` is not one."""
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"An event of kind {kind} is not a JSON object.")
-    return from_fields(kind, found)
+    return event_from_fields(kind, found)

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 
 from .events import Event
 
-AGENT = "agent"  # the purpose of sessions in which an agent works that a run has begun
-Row = tuple[int, str | None, float, str, int, str, str | None]  # n, run, at, kind, version, body, large of an event
+AGENT_PURPOSE = "agent"  # the purpose of sessions in which an agent works that a run has begun
+RawEventRow = tuple[
+    int, str | None, float, str, int, str, str | None
+]  # n, run, at, kind, version, body, large of an event
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredEvent:
     """Event number `n` (from 1) of a session; `run` is None for what belongs to the session as a whole."""
 
-    session: str
-    n: int
-    run: str | None
-    at: float
+    session_id: str
+    sequence: int
+    run_id: str | None
+    recorded_at: float
     event: Event
 
 
@@ -36,11 +38,11 @@ class SessionRow:
     id: str
     name: str | None
     principal: str
-    created: float
-    used: float
+    created_at: float
+    last_used_at: float
     owner: str | None
     tip: str | None
-    runs: int
+    run_count: int
     origin: str | None
     purpose: str
 
@@ -53,18 +55,18 @@ class RunRow:
     """
 
     id: str
-    session: str
-    parent: str | None
+    session_id: str
+    parent_id: str | None
     step: int
     name: str
     status: str
-    started: float
-    finished: float | None
-    request: str | None  # idempotency key
+    started_at: float
+    finished_at: float | None
+    idempotency_key: str | None  # idempotency key
     flags: frozenset[str]
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether it has finished."""
         return self.status not in ("queued", "running")
 
@@ -73,19 +75,19 @@ class RunRow:
 class QuestionRow:
     """What a run waits for: `n` is the ordinal of its `Asked`; `is_answered` by another process, and not heard yet."""
 
-    run: str
-    question: str
-    session: str
-    n: int
-    expires: float
+    run_id: str
+    question_id: str
+    session_id: str
+    sequence: int
+    expires_at: float
     is_answered: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class SubmittedAnswer:
     """An answer that another process has left for the server that has the session; `text` is JSON."""
 
-    session: str
-    run: str
-    question: str
-    text: str
+    session_id: str
+    run_id: str
+    question_id: str
+    answer_json: str

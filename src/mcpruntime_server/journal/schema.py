@@ -16,8 +16,10 @@ from pathlib import Path
 
 from mcpruntime_server.errors import JournalFailed
 
-BUSY_MS = 10_000  # how long another server's transaction is waited for; they last milliseconds
-WAL_KEPT = 16 * 1024 * 1024  # bytes of the write-ahead log that are kept for reuse
+BUSY_TIMEOUT_MS = (
+    10_000  # how long another server's transaction is waited for; they last milliseconds
+)
+WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024  # bytes of the write-ahead log that are kept for reuse
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -105,36 +107,40 @@ MIGRATIONS: tuple[str, ...] = (
 )
 
 
-def prepare(path: Path) -> sqlite3.Connection:
+def open_for_writing(path: Path) -> sqlite3.Connection:
     """Return the connection that writes to `path`, made or migrated as needed; raises `JournalFailed`."""
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file; an old one's pages are used again
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            connection.execute(
+                "PRAGMA auto_vacuum = INCREMENTAL"
+            )  # of a new file; an old one's pages are used again
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
-                raise JournalFailed(f"The file system of {path} cannot hold a journal.", remedy="Use a local disk.")
-            set_up_writing(connection)
-            connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT}")
-            migrate(connection, path)
+                raise JournalFailed(
+                    f"The file system of {path} cannot hold a journal.", remedy="Use a local disk."
+                )
+            configure_writes(connection)
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}")
+            apply_migrations(connection, path)
         except BaseException:
             connection.close()
             raise
     except sqlite3.Error as exc:
-        raise failure(exc, path) from exc
+        raise journal_error(exc, path) from exc
     return connection
 
 
-def connect_quick(path: Path) -> sqlite3.Connection:
+def connect_nonblocking(path: Path) -> sqlite3.Connection:
     """Return a second connection that writes to `path`, which has been prepared, and never waits for another writer."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA busy_timeout = 0")
-    set_up_writing(connection)
+    configure_writes(connection)
     return connection
 
 
-def set_up_writing(connection: sqlite3.Connection) -> None:
+def configure_writes(connection: sqlite3.Connection) -> None:
     """Have commits reach the system and not wait for the disk, and leave checkpoints to the writer."""
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -144,18 +150,25 @@ def set_up_writing(connection: sqlite3.Connection) -> None:
 def connect_reader(path: Path) -> sqlite3.Connection:
     """Return a connection that cannot write; raises `sqlite3.Error`."""
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+        f"{path.absolute().as_uri()}?mode=ro",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
     )
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return connection
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
+def apply_migrations(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the tables to the newest version; raises `JournalFailed` if they are newer than that."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.execute("CREATE TABLE IF NOT EXISTS migrations (version INTEGER PRIMARY KEY, applied REAL NOT NULL)")
-        (version,) = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (version INTEGER PRIMARY KEY, applied REAL NOT NULL)"
+        )
+        (version,) = connection.execute(
+            "SELECT coalesce(max(version), 0) FROM migrations"
+        ).fetchone()
         if version > len(MIGRATIONS):
             raise JournalFailed(
                 f"The journal {path} has schema version {version}; this program knows up to {len(MIGRATIONS)}.",
@@ -172,30 +185,46 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         raise
 
 
-def failure(exc: sqlite3.Error | OSError, path: Path) -> JournalFailed:
+def journal_error(exc: sqlite3.Error | OSError, path: Path) -> JournalFailed:
     """Return `exc` as an error that says what is wrong with the journal at `path` and what to do."""
     if isinstance(exc, OSError):
-        reason, remedy = FULL if exc.errno in NO_SPACE else (str(exc.strerror), "")
+        reason, remedy = DISK_FULL if exc.errno in NO_SPACE_ERRNOS else (str(exc.strerror), "")
     else:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-        reason, remedy = REASONS.get(code, (str(exc), ""))
+        reason, remedy = ERROR_REASONS.get(code, (str(exc), ""))
     return JournalFailed(
-        f"The journal {path} {reason}." if remedy else f"The journal {path} failed: {reason}.", remedy=remedy
+        f"The journal {path} {reason}." if remedy else f"The journal {path} failed: {reason}.",
+        remedy=remedy,
     )
 
 
-FULL = ("cannot grow: the disk is full", "Free some space; what is waiting is written as soon as there is room.")
-DAMAGED = (
+DISK_FULL = (
+    "cannot grow: the disk is full",
+    "Free some space; what is waiting is written as soon as there is room.",
+)
+FILE_DAMAGED = (
     "is damaged",
     "Restore it from a backup, or save what `sqlite3 journal.db .recover` can read and move the damaged file away.",
 )
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REASONS = {
-    sqlite3.SQLITE_FULL: FULL,
-    sqlite3.SQLITE_IOERR: ("cannot be written", "Check the disk: it may be full, over a quota or failing."),
-    sqlite3.SQLITE_CORRUPT: DAMAGED,
-    sqlite3.SQLITE_NOTADB: DAMAGED,
-    sqlite3.SQLITE_BUSY: ("is locked by another process", "End the program that keeps it open, then try again."),
-    sqlite3.SQLITE_READONLY: ("is read-only", "Make the data folder writable, or give another with --data-dir."),
-    sqlite3.SQLITE_CANTOPEN: ("cannot be opened", "Make the data folder writable, or give another with --data-dir."),
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ERROR_REASONS = {
+    sqlite3.SQLITE_FULL: DISK_FULL,
+    sqlite3.SQLITE_IOERR: (
+        "cannot be written",
+        "Check the disk: it may be full, over a quota or failing.",
+    ),
+    sqlite3.SQLITE_CORRUPT: FILE_DAMAGED,
+    sqlite3.SQLITE_NOTADB: FILE_DAMAGED,
+    sqlite3.SQLITE_BUSY: (
+        "is locked by another process",
+        "End the program that keeps it open, then try again.",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        "is read-only",
+        "Make the data folder writable, or give another with --data-dir.",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "cannot be opened",
+        "Make the data folder writable, or give another with --data-dir.",
+    ),
 }

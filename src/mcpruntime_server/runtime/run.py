@@ -17,26 +17,26 @@ from typing import Any
 import anyio
 
 from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
-from ..journal.events import Input, RunFinished
-from ..journal.replay import FILES, FRESH, INTERRUPTED, UNDONE, Recording
+from ..journal.events import InputEntry, RunFinished
+from ..journal.recording import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, Recording
 from ..journal.store import Journal
-from ..kernel import wire
-from ..kernel.present import shorten
-from ..sandbox.link import Link
-from .calls import Answers, CallLog, Router
-from .history import entry_of, plan_waits, wait_of
-from .listener import RunListener
-from .overflow import Overflow
+from ..protocol import wire
+from ..protocol.presentation import truncate_text
+from ..sandbox.link import SandboxLink
+from .output_buffer import OutputBuffer
+from .pending_questions import PendingQuestion, PendingQuestions
 from .plan import Plan
-from .printed import Printed
-from .questions import Question, Questions
-from .record import Record
 from .replayer import Replayer
-from .report import Report, Status
-from .request import Limits, Request, new_run_id
-from .turns import Turn
+from .result_files import ResultFiles
+from .router import CallHandler, CallJournal, Router
+from .run_history import ledger_entry_of, pending_question_view, planned_call_views
+from .run_journal import RunJournal
+from .run_listener import RunListener
+from .run_report import RunReport, RunStatus
+from .run_scheduler import RunSlot
+from .run_spec import RunLimits, RunSpec, new_run_id
 
-REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
+MAX_REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
 
 logger = logging.getLogger(__name__)
 
@@ -46,69 +46,88 @@ class Run:
 
     stage = ""  # what is done before the code can begin, for people
     watchers = 0  # requests that wait for it
-    undone = False  # whether the session's state is that of before it
-    _is_next = False  # of its session's runs
+    is_undone = False  # whether the session's state is that of before it
+    _is_first_in_session = False  # of its session's runs
     _cancelled = False
-    _undo = False
+    _undo_when_stopped = False
     _is_suspended = False
     _was_interrupted = False
 
     def __init__(
         self,
-        request: Request,
-        session: str,
+        spec: RunSpec,
+        session_id: str,
         journal: Journal,
         router: Router,
-        limits: Limits,
-        overflow: Overflow,
+        limits: RunLimits,
+        result_files: ResultFiles,
         *,
-        turn: Turn,
-        granted: set[str],
-        stale: set[str],
+        slot: RunSlot,
+        allowed_targets: set[str],
+        stale_packages: set[str],
     ) -> None:
-        recording = request.recording
-        resumed = recording if request.resumes else None
-        self.request = request
-        self.id = resumed.start.run if resumed else request.id or new_run_id()
+        recording = spec.recording
+        resumed = recording if spec.is_resumed else None
+        self.spec = spec
+        self.id = resumed.start.run_id if resumed else spec.run_id or new_run_id()
         self.seed = recording.start.seed if recording else secrets.token_hex(16)
-        self.inputs: Sequence[Input] = request.context or ()
-        self.told_inputs: Sequence[Mapping[str, Any]] = ()  # as the kernel knows them
-        self.fresh = request.fresh  # whether it begins without the variables of the run before it
-        self.detached = request.detached  # it goes on when nobody waits for it
-        self.told: dict[str, int] = {}  # what clients have been told of its output
-        self.told_questions: set[str] = set()
-        self.costs: Callable[[], Mapping[str, float]] = dict  # what it has paid models for
-        self.state_after_death: Callable[[], str] = str  # says what the next run begins with, should this one die
-        self._stale = set(recording.start.stale) if recording else stale
-        self._renewed: list[str] = []  # packages of tools that it imports anew
-        self.report = Report(self.id, session, 0)
+        self.inputs: Sequence[InputEntry] = spec.context or ()
+        self.staged_inputs: Sequence[Mapping[str, Any]] = ()  # as the kernel knows them
+        self.starts_fresh = (
+            spec.starts_fresh
+        )  # whether it begins without the variables of the run before it
+        self.is_detached = spec.starts_detached  # it goes on when nobody waits for it
+        self.delivered_output: dict[str, int] = {}  # what clients have been told of its output
+        self.delivered_questions: set[str] = set()
+        self.get_spending: Callable[[], Mapping[str, float]] = dict  # what it has paid models for
+        self.describe_restored_state: Callable[[], str] = (
+            str  # says what the next run begins with, should this one die
+        )
+        self._stale_packages = set(recording.start.stale_packages) if recording else stale_packages
+        self._reimported_packages: list[str] = []  # packages of tools that it imports anew
+        self.report = RunReport(self.id, session_id, 0)
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.finished = anyio.Event()  # its report is whole
-        self.files_stored = anyio.Event()  # the content of the files that it changed is in the journal, or lost
-        self._news: anyio.Event | None = None  # set at the next piece of output, if somebody waits for it
-        self._record = Record(journal, session, self.id, request, resumed)
-        self.questions = Questions(journal, session, self.id, self, expires_s=limits.waits_s, granted=granted)
-        self._plan = Plan(request.approved) if request.dry_run else None
-        self._log = CallLog(journal, session, self.id, self.questions, self._plan)
+        self.files_stored = (
+            anyio.Event()
+        )  # the content of the files that it changed is in the journal, or lost
+        self._update: anyio.Event | None = (
+            None  # set at the next piece of output, if somebody waits for it
+        )
+        self._journal = RunJournal(journal, session_id, self.id, spec, resumed)
+        self.questions = PendingQuestions(
+            journal,
+            session_id,
+            self.id,
+            self,
+            expires_s=limits.question_expires_s,
+            allowed_targets=allowed_targets,
+        )
+        self._plan = Plan(spec.approvals) if spec.is_dry_run else None
+        self._call_journal = CallJournal(journal, session_id, self.id, self.questions, self._plan)
         if resumed:
-            self._remember(resumed)
-        self._turn = turn
-        self._turning = anyio.Lock()
-        self._waiting = anyio.CancelScope()  # for its turn
-        answers: Answers = router
+            self._restore_recorded(resumed)
+        self._slot = slot
+        self._slot_lock = anyio.Lock()
+        self._queue_scope = anyio.CancelScope()  # for its turn
+        answers: CallHandler = router
         self.replayer: Replayer | None = None
         if recording is not None:
-            self.replayer = Replayer(recording, router, request)
-            self.replayer.halt = self._halt
+            self.replayer = Replayer(recording, router, spec)
+            self.replayer.on_halt = self._halt
             answers = self.replayer
-        self.printed = Printed(self._record.append, limits.output, resumed.printed if resumed else {})
-        self.listener = RunListener(self.report, self._record, self._log, self.printed, answers, limits)
-        self.listener.on_news = self.notify
-        self.overflow = overflow
-        self._link: Link | None = None
+        self.output = OutputBuffer(
+            self._journal.append_event, limits.max_output_bytes, resumed.output if resumed else {}
+        )
+        self.listener = RunListener(
+            self.report, self._journal, self._call_journal, self.output, answers, limits
+        )
+        self.listener.on_update = self.notify_watchers
+        self.result_files = result_files
+        self._link: SandboxLink | None = None
         self._parent: str | None = None
-        self._halted: McpRuntimeError | None = None
-        self._asked = time.perf_counter()
+        self._halt_reason: McpRuntimeError | None = None
+        self._requested_at = time.perf_counter()
 
     # what a request may do ------------------------------------------------------------------------
 
@@ -118,27 +137,27 @@ class Run:
         What it has done to variables and files until then stays too, unless it is to be undone.
         """
         self._cancelled = True
-        self._undo = undo
-        self._waiting.cancel()
+        self._undo_when_stopped = undo
+        self._queue_scope.cancel()
         if self._link is not None:
-            self._link.stop("cancelled")
+            self._link.stop_run("cancelled")
 
-    def drop(self) -> None:
+    def cancel_queued(self) -> None:
         """End it before its turn has come; raises `JournalFailed`."""
-        self._cancelled = self.undone = True
+        self._cancelled = self.is_undone = True
         self.report.status = "cancelled"
-        self._record.announce()
-        self._record.end(RunFinished("cancelled", flags=[UNDONE]))
+        self._journal.journal_queued()
+        self._journal.journal_end(RunFinished("cancelled", flags=[UNDONE_FLAG]))
         self.files_stored.set()
         self.finished.set()
-        self.notify()
+        self.notify_watchers()
 
     def suspend(self) -> None:
         """Leave it as it is in the journal, where another server finds it and goes on with it."""
-        if self._record.has_begun and not self._is_suspended:
-            self._record.suspend()
-        self._is_suspended = self._cancelled = self.listener.is_deaf = True
-        self._waiting.cancel()
+        if self._journal.has_started and not self._is_suspended:
+            self._journal.journal_suspended()
+        self._is_suspended = self._cancelled = self.listener.is_closed = True
+        self._queue_scope.cancel()
         if self._link is not None:
             self._link.fail("its server ends, and the run goes on in the next")
 
@@ -147,287 +166,331 @@ class Run:
         """Whether it is to stop, or not to start."""
         return self._cancelled
 
-    def prepare_in(self, link: Link) -> None:
+    def attach_link(self, link: SandboxLink) -> None:
         """What `link` executes from here on is for this run: stopping the run stops it."""
         self._link = link
 
     @property
-    def state(self) -> Status:
+    def status(self) -> RunStatus:
         """What it does, in the word that clients are told."""
         if self.finished.is_set():
             return self.report.status
-        if not self._is_next or (self._turn.is_waiting and not self._record.has_begun):
+        if not self._is_first_in_session or (
+            self._slot.is_waiting and not self._journal.has_started
+        ):
             return "queued"
-        return "waiting" if self.questions.open else "running"
+        return "waiting" if self.questions.open_questions else "running"
 
     @property
-    def asks(self) -> set[str]:
+    def pending_ids(self) -> set[str]:
         """What it wants to have answered, its agents included."""
-        return {*self.questions.open, *filter(None, [self.questions.elsewhere])}
+        return {*self.questions.open_questions, *filter(None, [self.questions.agent_question])}
 
     @property
-    def goes_on_elsewhere(self) -> bool:
+    def survives_server(self) -> bool:
         """Whether it is to outlive this server: it waits for an answer, or nobody waits for it."""
-        return bool(self.questions.open) or self.detached
+        return bool(self.questions.open_questions) or self.is_detached
 
     @property
-    def is_next(self) -> bool:
+    def is_first_in_session(self) -> bool:
         """Whether no other run of its session comes before it."""
-        return self._is_next
+        return self._is_first_in_session
 
     async def announce(self) -> None:
         """Have it survive the death of the server from here on, though it has not begun; raises `JournalFailed`."""
-        if not self._record.has_begun and self.request.recording is None:
-            self._record.announce()
-        await self._record.flush()
+        if not self._journal.has_started and self.spec.recording is None:
+            self._journal.journal_queued()
+        await self._journal.flush()
 
-    async def begun_for_sure(self) -> None:
+    async def flush_start(self) -> None:
         """Wait until the journal has its beginning, as far as it can: what somebody has heard of is not forgotten."""
         with suppress(JournalFailed):  # which its end tells
-            await self._record.flush()
+            await self._journal.flush()
 
-    def snapshot(self) -> Report:
+    def snapshot_report(self) -> RunReport:
         """Return what is known of it by now; of its output, what no client has been told yet."""
-        news = self.printed.since(self.told)
-        report = replace(self.report, stdout=news["stdout"], stderr=news["stderr"], notes=list(self.report.notes))
+        news = self.output.read_since(self.delivered_output)
+        report = replace(
+            self.report, stdout=news["stdout"], stderr=news["stderr"], notes=list(self.report.notes)
+        )
         if not self.finished.is_set():
-            report.status, report.calls = self.state, list(self._log.ledger)
-            report.waiting_for = [
-                wait_of(each.asked, each.target, each.args, each.line) for each in self.questions.open.values()
+            report.status, report.calls = self.status, list(self._call_journal.ledger)
+            report.pending_questions = [
+                pending_question_view(each.asked, each.target, each.args, each.line)
+                for each in self.questions.open_questions.values()
             ]
             if self.stage and report.status == "running":
                 report.notes.append(f"{self.stage[:1].upper()}{self.stage[1:]}.")
         return report
 
-    def last_report(self) -> Report:
+    def final_report(self) -> RunReport:
         """Return what became of it, with the output that no client has been told yet."""
-        if not self.told:
+        if not self.delivered_output:
             return self.report
-        news = self.printed.since(dict(self.told))
+        news = self.output.read_since(dict(self.delivered_output))
         return replace(self.report, stdout=news["stdout"], stderr=news["stderr"])
 
-    async def heard(self) -> None:
+    async def wait_for_receipt(self) -> None:
         """Wait until an answer that it was given has reached the code, or it asks, prints or ends otherwise."""
-        while any(question.answer is not None for question in self.questions.open.values()):
-            await self.news()
+        while any(
+            question.answer is not None for question in self.questions.open_questions.values()
+        ):
+            await self.wait_for_update()
 
-    async def until_answered(self, questions: Sequence[Question]) -> None:
+    async def wait_until_answered(self, questions: Sequence[PendingQuestion]) -> None:
         """Wait until one of its questions is answered, or it is over."""
         while not self.finished.is_set() and all(question.answer is None for question in questions):
-            await self.news()
+            await self.wait_for_update()
 
     @property
-    def runs_ahead(self) -> int:
+    def slots_ahead(self) -> int:
         """How many runs of the server go before it can."""
-        return self._turn.ahead
+        return self._slot.slots_ahead
 
     def elapsed_s(self) -> float:
         """Return the seconds since it was asked for."""
-        return time.perf_counter() - self._asked
+        return time.perf_counter() - self._requested_at
 
-    async def over(self) -> None:
+    async def wait_until_finished(self) -> None:
         """Wait for its end."""
         await self.finished.wait()
 
-    async def news(self) -> None:
+    async def wait_for_update(self) -> None:
         """Wait until it has printed something more, has come to another stage, or is finished."""
         if not self.finished.is_set():
-            self._news = self._news or anyio.Event()
-            await self._news.wait()
+            self._update = self._update or anyio.Event()
+            await self._update.wait()
 
-    def enter_stage(self, stage: str) -> None:
+    def set_stage(self, stage: str) -> None:
         """Tell who waits what is being done before the code can begin; "" when nothing more is."""
         self.stage = stage
-        self.notify()
+        self.notify_watchers()
 
     # waiting for an answer --------------------------------------------------------------------------
 
     def pause(self) -> None:
         """Have its time limit stand still, and let others execute."""
-        self._turn.give_back()
+        self._slot.release()
         if self._link is not None:
-            self._link.pause()
+            self._link.pause_timeout()
 
-    async def go_on(self) -> None:
+    async def resume(self) -> None:
         """End the pause, as soon as it may execute again."""
-        async with self._turning:
-            if not self._turn.is_taken and not self.questions.is_paused:
-                await self._turn.take()
+        async with self._slot_lock:
+            if not self._slot.is_held and not self.questions.is_paused:
+                await self._slot.acquire()
         if self.questions.is_paused:  # again, meanwhile
-            self._turn.give_back()
+            self._slot.release()
         elif self._link is not None:
-            self._link.go_on()
+            self._link.resume_timeout()
 
-    def notify(self) -> None:
+    def notify_watchers(self) -> None:
         """Tell who watches it that something has changed."""
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        if self._update is not None:
+            self._update.set()
+            self._update = None
 
     # its way through a sandbox --------------------------------------------------------------------
 
-    async def execute(self, parent: str | None, step: int, get_link: Callable[[], Awaitable[Link]]) -> None:
+    async def execute(
+        self, parent: str | None, step: int, restore_link: Callable[[], Awaitable[SandboxLink]]
+    ) -> None:
         """Run the code to its end as step `step`, after run `parent`.
 
         Whatever happens, the run is finished, journaled and told afterwards.
         """
         self._parent = parent
         self.report.step = step
-        self._is_next = True
-        self.notify()
+        self._is_first_in_session = True
+        self.notify_watchers()
         try:
-            with self._waiting:
-                await self._turn.take()
+            with self._queue_scope:
+                await self._slot.acquire()
             if not self._cancelled:
-                self._link = await get_link()
+                self._link = await restore_link()
             if not self._is_suspended:
-                self._begin()
+                self._journal_start()
             if self._link is None or self._cancelled:
-                self.report.status, self.undone = "cancelled", True
+                self.report.status, self.is_undone = "cancelled", True
             else:
-                await self._execute_in(self._link)
+                await self._execute_on(self._link)
         except McpRuntimeError as exc:
-            self._fail(exc)
+            self._record_failure(exc)
         except BaseException:
-            self.report.status, self.undone = "cancelled", True
+            self.report.status, self.is_undone = "cancelled", True
             raise
         finally:
             self._finish()
 
-    def _begin(self) -> None:
+    def _journal_start(self) -> None:
         """Journal that it starts, or goes on."""
-        self._renewed = sorted(self._stale)
-        self._stale.clear()
-        self._record.begin(
+        self._reimported_packages = sorted(self._stale_packages)
+        self._stale_packages.clear()
+        self._journal.journal_start(
             self._parent,
             self.report.step,
             self.code_name,
             seed=self.seed,
-            stale=self._renewed,
-            detached=self.detached,
+            stale_packages=self._reimported_packages,
+            detached=self.is_detached,
             context=self.inputs,
         )
-        self.notify()
+        self.notify_watchers()
 
     @property
     def code_name(self) -> str:
         """What tracebacks call its code."""
         return f"<step {self.report.step}>"
 
-    def _remember(self, recording: Recording) -> None:
+    def _restore_recorded(self, recording: Recording) -> None:
         """Go on with what it has done in another server."""
         self.questions.restore(recording)
         for call in recording.calls:
-            self._log.remember(call, entry_of(call))
+            self._call_journal.restore_call(call, ledger_entry_of(call))
         if self._plan is not None:
-            self._plan.restore(recording)
+            self._plan.restore_recorded(recording)
 
-    async def _execute_in(self, link: Link) -> None:
-        report, request = self.report, self.request
-        report.usage["setup_ms"] = (time.perf_counter() - self._asked) * 1e3
-        readings = dict(request.recording.readings) if request.recording else None
+    async def _execute_on(self, link: SandboxLink) -> None:
+        report, request = self.report, self.spec
+        report.usage["setup_ms"] = (time.perf_counter() - self._requested_at) * 1e3
+        readings = dict(request.recording.clock_readings) if request.recording else None
         try:
             done, stopped = await link.execute(
                 request.code,
                 self.code_name,
                 self.listener,
                 request.timeout_s,
-                self._renewed,
+                self._reimported_packages,
                 seed=self.seed,
-                clocks=readings,
-                inputs=self.told_inputs,
+                clock_readings=readings,
+                inputs=self.staged_inputs,
             )
-            self._conclude(done, stopped, link)
+            self._apply_done(done, stopped, link)
         except SandboxFailed as exc:
-            self.undone = True
-            report.fail(exc, status="cancelled" if self._cancelled else "crashed")
-            report.notes.append(f"The session goes on in a new sandbox. {self.state_after_death()}".strip())
+            self.is_undone = True
+            report.apply_failure(exc, status="cancelled" if self._cancelled else "crashed")
+            report.notes.append(
+                f"The session goes on in a new sandbox. {self.describe_restored_state()}".strip()
+            )
         except JournalFailed as exc:
-            self._fail(exc)
+            self._record_failure(exc)
         except Exception:  # a mistake of ours must not take the other sessions with it
             logger.exception("run %s failed inside the server", self.id)
             link.fail("the server made a mistake, which its log describes")
-            self._fail(McpRuntimeError("The run failed inside the server; its log says why."))
+            self._record_failure(
+                McpRuntimeError("The run failed inside the server; its log says why.")
+            )
 
-    def _fail(self, failure: McpRuntimeError) -> None:
+    def _record_failure(self, failure: McpRuntimeError) -> None:
         self.failure = failure
-        self.undone = True
-        self.report.fail(failure)
+        self.is_undone = True
+        self.report.apply_failure(failure)
 
     def _halt(self, reason: McpRuntimeError) -> None:
         """End it for a reason of the host's."""
-        self._halted = reason
+        self._halt_reason = reason
         if self._link is not None:
-            self._link.stop("cancelled")
+            self._link.stop_run("cancelled")
 
-    def _conclude(self, done: wire.Done, stopped: str | None, link: Link) -> None:
-        report, halted = self.report, self._halted
-        report.end(done, stopped)
+    def _apply_done(self, done: wire.RunDone, stopped: str | None, link: SandboxLink) -> None:
+        report, halted = self.report, self._halt_reason
+        report.apply_done(done, stopped)
         if halted is not None:
-            report.fail(halted, f"[{halted.code}] {halted}", "error")
-        self._record.note_clocks(done.clocks)
-        self.undone = done.status == "died" or halted is not None or (self._undo and stopped is not None)
+            report.apply_failure(halted, f"[{halted.code}] {halted}", "error")
+        self._journal.journal_clock_readings(done.clock_readings)
+        self.is_undone = (
+            done.status == "died"
+            or halted is not None
+            or (self._undo_when_stopped and stopped is not None)
+        )
         if self._plan is not None and self._plan.calls:
-            self.undone = True  # variables may hold what stands for results
+            self.is_undone = True  # variables may hold what stands for results
             if report.status in ("ok", "error"):
-                report.wait_for(plan_waits(self._plan.calls))
+                report.apply_plan(planned_call_views(self._plan.calls))
         self._was_interrupted = stopped is not None or done.status == "interrupted"
-        self._note_state(stopped, link)
+        self._add_state_notes(stopped, link)
 
-    def _note_state(self, stopped: str | None, link: Link) -> None:
+    def _add_state_notes(self, stopped: str | None, link: SandboxLink) -> None:
         """Say how the run was stopped, and what the next one begins with."""
         notes = self.report.notes
         if stopped == "timeout":
-            notes.append(f"Stopped after {self.request.timeout_s:g} s; pass a larger timeout_s if it needs more.")
-        if link.restarts:  # in this run or since the last one
-            notes.append(shorten(link.restarts[-1], REASON_CHARS)[0])
-            link.restarts.clear()
+            notes.append(
+                f"Stopped after {self.spec.timeout_s:g} s; pass a larger timeout_s if it needs more."
+            )
+        if link.restart_reasons:  # in this run or since the last one
+            notes.append(truncate_text(link.restart_reasons[-1], MAX_REASON_CHARS)[0])
+            link.restart_reasons.clear()
         if self.report.status == "waiting":
-            made = sum(entry.status == "ok" for entry in self._log.ledger) if self.request.approved else 0
-            done = "The calls that were committed were made" if made else "Nothing of the plan was done"
+            made = (
+                sum(entry.status == "ok" for entry in self._call_journal.ledger)
+                if self.spec.approvals
+                else 0
+            )
+            done = (
+                "The calls that were committed were made"
+                if made
+                else "Nothing of the plan was done"
+            )
             notes.append(f"{done}; variables and files are as before.")
-        elif self.undone:
-            notes.append(self.state_after_death())
+        elif self.is_undone:
+            notes.append(self.describe_restored_state())
         elif stopped is not None:
             notes.append("Variables and files are kept as they were when the code stopped.")
 
     def _finish(self) -> None:
         report = self.report
-        self._turn.give_back()
-        report.calls = self._log.ledger
-        report.usage |= self.costs()
-        report.usage["total_ms"] = (time.perf_counter() - self._asked) * 1e3
+        self._slot.release()
+        report.calls = self._call_journal.ledger
+        report.usage |= self.get_spending()
+        report.usage["total_ms"] = (time.perf_counter() - self._requested_at) * 1e3
         report.usage = {name: round(value, 3) for name, value in report.usage.items()}
-        kept = {FRESH: self.fresh, FILES: self.listener.has_files, INTERRUPTED: self._was_interrupted}
-        flags = [UNDONE] if self.undone else sorted(flag for flag, holds in kept.items() if holds)
+        kept = {
+            FRESH_FLAG: self.starts_fresh,
+            FILES_FLAG: self.listener.has_changed_files,
+            INTERRUPTED_FLAG: self._was_interrupted,
+        }
+        flags = (
+            [UNDONE_FLAG]
+            if self.is_undone
+            else sorted(flag for flag, holds in kept.items() if holds)
+        )
         try:
             if not self._is_suspended:
-                self._record_end(flags)
+                self._journal_end(flags)
         except (JournalFailed, ValueError) as exc:
             report.notes.append(f"The end of this run could not be journaled: {exc}")
-        report.stdout, report.stderr = self.printed.text("stdout"), self.printed.text("stderr")
+        report.stdout, report.stderr = (
+            self.output.stream_text("stdout"),
+            self.output.stream_text("stderr"),
+        )
         if self._link is not None:
             texts = {"stdout": report.stdout, "stderr": report.stderr}
-            report.kept = self.overflow.keep(self._link, self.id, texts, report.value)
-        if self.undone or not self.listener.has_files:
+            report.result_files = self.result_files.save_long_results(
+                self._link, self.id, texts, report.value
+            )
+        if self.is_undone or not self.listener.has_changed_files:
             self.files_stored.set()
         self._link = None
         self.finished.set()
-        self.notify()
+        self.notify_watchers()
 
-    def _record_end(self, flags: list[str]) -> None:
+    def _journal_end(self, flags: list[str]) -> None:
         report = self.report
-        if not self._record.has_begun:
-            self._begin()
-        self.printed.close()
-        if self.printed.differs:
-            report.notes.append("After the crash of the server the code printed something else than before it.")
-        self._record.end(RunFinished(report.status, report.value, report.error, report.usage, flags))
+        if not self._journal.has_started:
+            self._journal_start()
+        self.output.close()
+        if self.output.differs_from_recording:
+            report.notes.append(
+                "After the crash of the server the code printed something else than before it."
+            )
+        self._journal.journal_end(
+            RunFinished(report.status, report.value, report.error, report.usage, flags)
+        )
 
-    async def recorded(self) -> str:
+    async def wait_until_recorded(self) -> str:
         """Wait until a crash of the server would not lose this run; return what to tell the client if it would."""
         try:
-            await self._record.written()
+            await self._journal.wait_until_durable()
         except JournalFailed as exc:
             return f"This run could not be recorded: {exc}"
         return ""

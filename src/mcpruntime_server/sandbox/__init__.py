@@ -19,12 +19,14 @@ class SandboxInfo:
     id: str
     backend: str
     image: str
-    inputs: Path | None = None  # the folder on this machine of which it has a view that it cannot write to
-    inputs_inside: str = ""  # where it has that, if it has
-    isolated: bool = True
+    inputs_folder: Path | None = (
+        None  # the folder on this machine of which it has a view that it cannot write to
+    )
+    inputs_path_inside: str = ""  # where it has that, if it has
+    is_isolated: bool = True
 
 
-class Channel(Protocol):
+class SandboxChannel(Protocol):
     """The host's end of the bytes that go in and out of one sandbox."""
 
     @property
@@ -32,7 +34,7 @@ class Channel(Protocol):
         """What this sandbox is."""
         ...
 
-    def send_now(self, data: bytes) -> int:
+    def send_nowait(self, data: bytes) -> int:
         """Write as much of `data` as goes without waiting, if anything; return how many bytes that were."""
         ...
 
@@ -44,11 +46,11 @@ class Channel(Protocol):
         """Return the next bytes of the sandbox's stdout, or b"" when it is gone. One receiver at a time."""
         ...
 
-    async def memory(self) -> int | None:
+    async def read_memory_bytes(self) -> int | None:
         """Return the sandbox's memory in bytes, without page cache; None where the backend cannot tell."""
         ...
 
-    async def cause_of_death(self) -> str:
+    async def explain_exit(self) -> str:
         """Return one sentence on why the sandbox is gone ("it ran out of memory", "exit code 3", ...)."""
         ...
 
@@ -57,14 +59,14 @@ class Backend(Protocol):
     """Makes sandboxes. `isolated` says whether code inside is kept from the host, its processes among others."""
 
     name: str
-    isolated: bool
+    is_isolated: bool
 
     @property
-    def limits(self) -> dict[str, int]:
+    def resource_limits(self) -> dict[str, int]:
         """Resource limits for the kernel to set, by their names in the module `resource`."""
         ...
 
-    def open(self, greeting: bytes = b"") -> AbstractAsyncContextManager[Channel]:
+    def open_channel(self, first_bytes: bytes = b"") -> AbstractAsyncContextManager[SandboxChannel]:
         """Start a sandbox running the kernel's bootstrap; leaving the context kills and removes it, within seconds.
 
         `greeting` is the first that it finds on its stdin, sent before it starts, so that none waits for the other.
@@ -73,21 +75,21 @@ class Backend(Protocol):
         """
         ...
 
-    async def check(self) -> list[Check]:
+    async def run_checks(self) -> list[HealthCheck]:
         """Examine what this backend depends on, for `doctor`."""
         ...
 
-    async def sweep(self) -> int:
+    async def remove_orphans(self) -> int:
         """Remove what servers that are gone have left behind; return how many sandboxes that were."""
         ...
 
 
 @dataclass(frozen=True)
-class Check:
+class HealthCheck:
     """One line of `doctor`: what was looked at, whether it is in order or only works, and what to do if not."""
 
     name: str
-    ok: bool
+    is_ok: bool
     detail: str
     remedy: str = ""
-    warning: bool = False
+    is_warning: bool = False

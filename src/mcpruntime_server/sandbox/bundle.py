@@ -1,44 +1,26 @@
-"""The kernel as bytes: how its modules get into a sandbox, and the command and environment that take them in."""
+"""The sandbox's own code as bytes: how its modules get into a sandbox, and the command and environment that load them.
+
+The packages `protocol` and `sandboxed` are shipped as the package `mcpruntime_sandbox`, with the same layout, so that
+their relative imports work there. The host reads `sandboxed` as text and never imports it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import marshal
 import zlib
+from collections.abc import Iterator
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
-from .. import kernel
+SHIPPED_PACKAGES = ("protocol", "sandboxed")
+PACKAGE_ROOT = Path(__file__).parent.parent
+SANDBOX_PACKAGE = "mcpruntime_sandbox"
+MARSHAL_VERSION = 2  # a format that every Python reads, for text, bytes and tuples
 
-PLAIN_MARSHAL = 2  # a version of the format that every Python reads, for text, bytes and tuples
-MODULES = (  # of the kernel
-    "wire",
-    "present",
-    "planned",
-    "results",
-    "guest",
-    "skills",
-    "typed",
-    "llm",
-    "providers",
-    "input_bytes",
-    "input_scan",
-    "pieces",
-    "inputs",
-    "channel",
-    "workspace",
-    "processes",
-    "observe",
-    "forks",
-    "kernel",
-    "output",
-    "checkpoints",
-    "supervisor",
-)
-
-# The first bytes on stdin are the kernel's modules: a length, then compressed marshal data, a magic number and name to
-# (source, code compiled for the Python of that number). They become the package `mcpruntime_kernel`, without a file, so
-# that a read-only image without any of ours can run them, and need not compile them if its Python is the host's.
+# stdin starts with a length and that many bytes of compressed marshal data: a magic number, the names of packages, and
+# a mapping from module name to (source, code compiled for the Python with that magic number). No file is written, so
+# a read-only image that contains nothing of ours can run it; a Python equal to the host's does not compile anything.
 BOOTSTRAP = """\
 import sys,os,marshal,zlib
 from _frozen_importlib_external import MAGIC_NUMBER
@@ -49,25 +31,24 @@ def read(n):
         if not c: os._exit(0)
         b+=c
     return b
-magic,modules=marshal.loads(zlib.decompress(read(int.from_bytes(read(4),'big'))))
-class Kernel:
+magic,packages,modules=marshal.loads(zlib.decompress(read(int.from_bytes(read(4),'big'))))
+class Importer:
     @classmethod
     def find_spec(cls,name,path=None,target=None):
-        package,_,module=name.partition('.')
-        if package=='mcpruntime_kernel' and (not module or module in modules):
-            spec=type(sys.__spec__)(name,cls,origin='<'+name+'>',is_package=not module)
-            return spec
+        root,_,module=name.partition('.')
+        if root=='mcpruntime_sandbox' and (module in packages or module in modules):
+            return type(sys.__spec__)(name,cls,origin='<'+name+'>',is_package=module in packages)
     @staticmethod
     def create_module(spec): return None
     @staticmethod
     def exec_module(module):
         name=module.__name__.partition('.')[2]
-        if name:
+        if name in modules:
             source,code=modules[name]
-            code=marshal.loads(code) if magic==MAGIC_NUMBER else compile(source,'<mcpruntime_kernel.'+name+'>','exec')
+            code=marshal.loads(code) if magic==MAGIC_NUMBER else compile(source,'<'+module.__name__+'>','exec')
             exec(code,module.__dict__)
-sys.meta_path.insert(0,Kernel)
-from mcpruntime_kernel.supervisor import main
+sys.meta_path.insert(0,Importer)
+from mcpruntime_sandbox.sandboxed.kernel.supervisor import main
 main()
 """
 
@@ -76,22 +57,35 @@ KERNEL_ENV = {
     "PYTHONHASHSEED": "0",  # sets print in the same order when a run is replayed
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONUTF8": "1",
-    "OMP_NUM_THREADS": "1",  # threads of numeric libraries would not survive a fork
+    "OMP_NUM_THREADS": "1",  # threads of numeric libraries do not survive a fork
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large blocks in huge pages: forks, and so checkpoints, cost far less
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large blocks in huge pages make forks, and so checkpoints, cheaper
     "MPLBACKEND": "Agg",
     "MPLCONFIGDIR": "/tmp/matplotlib",  # noqa: S108 - the sandbox's own /tmp
 }
 
 
 @cache
-def bundle() -> bytes:
-    """Return the kernel's modules as the bytes that `BOOTSTRAP` reads."""
-    folder = resources.files(kernel)
+def build_bundle() -> bytes:
+    """Return the shipped modules as the bytes that `BOOTSTRAP` reads."""
+    packages = [""]
     modules = {}
-    for name in MODULES:
-        source = folder.joinpath(f"{name}.py").read_text(encoding="utf-8")
-        modules[name] = (source, marshal.dumps(compile(source, f"<mcpruntime_kernel.{name}>", "exec")))
-    data = zlib.compress(marshal.dumps((importlib.util.MAGIC_NUMBER, modules), PLAIN_MARSHAL))
+    for name, path in _find_modules():
+        if path.name == "__init__.py":
+            packages.append(name)  # its docstring is for readers on the host
+            continue
+        source = path.read_text(encoding="utf-8")
+        compiled = compile(source, f"<{SANDBOX_PACKAGE}.{name}>", "exec")
+        modules[name] = (source, marshal.dumps(compiled))
+    content = (importlib.util.MAGIC_NUMBER, tuple(packages), modules)
+    data = zlib.compress(marshal.dumps(content, MARSHAL_VERSION))
     return len(data).to_bytes(4, "big") + data
+
+
+def _find_modules() -> Iterator[tuple[str, Path]]:
+    """Yield the dotted name and the file of each shipped module and package, packages named without `__init__`."""
+    for package in SHIPPED_PACKAGES:
+        for path in sorted((PACKAGE_ROOT / package).rglob("*.py")):
+            parts = path.relative_to(PACKAGE_ROOT).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__init__"), path

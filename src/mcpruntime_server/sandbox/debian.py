@@ -12,22 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import Unavailable
-from .engine import Engine
+from .docker_engine import DockerEngine
 
-REPOSITORY = "mcpruntime-base"
-MIRROR = "http://deb.debian.org/debian"
-SUITE = "bookworm"
-INCLUDE = "python3,python3-venv"
+BASE_REPOSITORY = "mcpruntime-base"
+DEFAULT_MIRROR = "http://deb.debian.org/debian"
+DEFAULT_SUITE = "bookworm"
+INCLUDED_PACKAGES = "python3,python3-venv"
 # What nobody reads in a sandbox. The rest is as Debian made it.
-LEAVE_OUT = ("dev/*", "usr/share/doc/*", "usr/share/locale/*", "usr/share/man/*", "usr/share/info/*",
+EXCLUDED_PATHS = ("dev/*", "usr/share/doc/*", "usr/share/locale/*", "usr/share/man/*", "usr/share/info/*",
              "var/cache/*", "var/lib/apt/lists/*", "var/log/*", "tmp/*")  # fmt: skip
-PHASES = ("Retrieving", "Validating", "Extracting", "Unpacking", "Configuring")
-TAIL = 12  # lines of a failed command's output that are worth showing
+REPORTED_PHASES = ("Retrieving", "Validating", "Extracting", "Unpacking", "Configuring")
+MAX_TAIL_LINES = 12  # lines of a failed command's output that are worth showing
 
-Report = Callable[[str], None]
+ProgressReporter = Callable[[str], None]
 
 
-def make_base(engine: Engine, tag: str, report: Report) -> str:
+def make_base_image(engine: DockerEngine, tag: str, report: ProgressReporter) -> str:
     """Make the image `tag` from a debootstrap root file system, unless it is there; blocking; returns its id.
 
     Raises `Unavailable` where debootstrap cannot run.
@@ -35,21 +35,28 @@ def make_base(engine: Engine, tag: str, report: Report) -> str:
     from docker.errors import ImageNotFound
 
     try:
-        return str(engine.call_here(lambda client: client.inspect_image(tag))["Id"])
+        return str(engine.call_api_blocking(lambda client: client.inspect_image(tag))["Id"])
     except ImageNotFound:
-        require_root()
-    program = debootstrap(report)
-    suite, mirror = release()
+        check_requirements()
+    program = find_debootstrap(report)
+    suite, mirror = find_release()
     report(f"Making a base image from Debian packages ({suite})")
     with tempfile.TemporaryDirectory(prefix="mcpruntime-") as folder:
         root = Path(folder, "root")
-        command = [program, "--variant=minbase", f"--include={INCLUDE}", suite, str(root), mirror]
-        follow(command, report)
+        command = [
+            program,
+            "--variant=minbase",
+            f"--include={INCLUDED_PACKAGES}",
+            suite,
+            str(root),
+            mirror,
+        ]
+        run_debootstrap(command, report)
         report("Importing the base image")
-        return import_root(engine, root, tag)
+        return import_root_folder(engine, root, tag)
 
 
-def require_root() -> None:
+def check_requirements() -> None:
     """Raise `Unavailable` unless this host and user can run debootstrap."""
     if platform.system() != "Linux" or not shutil.which("apt-get"):
         raise Unavailable(
@@ -63,50 +70,55 @@ def require_root() -> None:
         )
 
 
-def debootstrap(report: Report) -> str:
+def find_debootstrap(report: ProgressReporter) -> str:
     """Return the path of debootstrap, installing it if need be."""
     if not shutil.which("debootstrap"):
         report("Installing debootstrap")
-        run(["apt-get", "update", "-qq"])
-        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "debootstrap"])
+        run_command(["apt-get", "update", "-qq"])
+        run_command(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "debootstrap"])
     return shutil.which("debootstrap") or "/usr/sbin/debootstrap"
 
 
-def host_suite() -> str:
+def read_host_suite() -> str:
     """Return the code name of this host's release."""
     try:
-        return platform.freedesktop_os_release().get("VERSION_CODENAME", SUITE)
+        return platform.freedesktop_os_release().get("VERSION_CODENAME", DEFAULT_SUITE)
     except OSError:  # not Linux
-        return SUITE
+        return DEFAULT_SUITE
 
 
-def base_tag() -> str:
+def compute_base_tag() -> str:
     """Return the name of the base image that this host makes; it changes with whatever determines the content."""
-    parts = "\n".join([INCLUDE, *LEAVE_OUT])
-    return f"{REPOSITORY}:{host_suite()}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
+    parts = "\n".join([INCLUDED_PACKAGES, *EXCLUDED_PATHS])
+    return f"{BASE_REPOSITORY}:{read_host_suite()}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
 
 
-def release() -> tuple[str, str]:
+def find_release() -> tuple[str, str]:
     """Return the suite and the mirror to take packages from: this host's own where it names them."""
-    suite = host_suite()
-    command = ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(CREATED_BY) $(REPO_URI)"]
+    suite = read_host_suite()
+    command = [
+        "apt-get",
+        "indextargets",
+        "--format",
+        "$(RELEASE) $(COMPONENT) $(CREATED_BY) $(REPO_URI)",
+    ]
     listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     for line in listed.splitlines():
         found, component, kind, mirror = line.split(" ", 3)
         if (found, component, kind) == (suite, "main", "Packages"):
             return suite, mirror.rstrip("/")
-    return SUITE, MIRROR
+    return DEFAULT_SUITE, DEFAULT_MIRROR
 
 
-def run(command: list[str]) -> None:
+def run_command(command: list[str]) -> None:
     """Run `command` quietly; raises `Unavailable` with the end of its output if it fails."""
     done = subprocess.run(command, check=False, text=True, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     if done.returncode:
-        raise failure(command, done.stdout.splitlines())
+        raise command_failed_error(command, done.stdout.splitlines())
 
 
-def follow(command: list[str], report: Report) -> None:
+def run_debootstrap(command: list[str], report: ProgressReporter) -> None:
     """Run `command`, reporting the phases of debootstrap as they begin; raises `Unavailable` if it fails."""
     lines: list[str] = []
     seen = set()
@@ -114,36 +126,37 @@ def follow(command: list[str], report: Report) -> None:
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
-            lines = [*lines[1 - TAIL :], line.rstrip()]
+            lines = [*lines[1 - MAX_TAIL_LINES :], line.rstrip()]
             phase = line.removeprefix("I: ").split(" ", 1)[0]
-            if phase in PHASES and phase not in seen:
+            if phase in REPORTED_PHASES and phase not in seen:
                 seen.add(phase)
                 report(f"  {phase} packages")
     if process.returncode:
-        raise failure(command, lines)
+        raise command_failed_error(command, lines)
 
 
-def failure(command: list[str], lines: list[str]) -> Unavailable:
+def command_failed_error(command: list[str], lines: list[str]) -> Unavailable:
     """Return the error that says that `command` failed and how its output ended."""
-    tail = "\n".join(lines[-TAIL:])
+    tail = "\n".join(lines[-MAX_TAIL_LINES:])
     return Unavailable(
-        f"`{' '.join(command)}` failed:\n{tail}\n", remedy="Check that the Debian mirror can be reached, and try again."
+        f"`{' '.join(command)}` failed:\n{tail}\n",
+        remedy="Check that the Debian mirror can be reached, and try again.",
     )
 
 
-def import_root(engine: Engine, root: Path, tag: str) -> str:
+def import_root_folder(engine: DockerEngine, root: Path, tag: str) -> str:
     """Make the folder `root` the image `tag`; returns its id."""
-    without = [f"--exclude=./{pattern}" for pattern in LEAVE_OUT]
+    without = [f"--exclude=./{pattern}" for pattern in EXCLUDED_PATHS]
     command = ["tar", "--create", "--numeric-owner", "--wildcards", *without, "-C", str(root), "."]
     repository, _, name = tag.rpartition(":")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tar:
         assert tar.stdout is not None
         stream = tar.stdout
-        engine.call_here(
+        engine.call_api_blocking(
             lambda client: client.import_image_from_stream(
                 iter(lambda: stream.read(1 << 20), b""), repository, name, ['CMD ["python3"]']
             )
         )
     if tar.returncode:
         raise Unavailable(f"tar failed with exit code {tar.returncode} while it read {root}.")
-    return str(engine.call_here(lambda client: client.inspect_image(tag))["Id"])
+    return str(engine.call_api_blocking(lambda client: client.inspect_image(tag))["Id"])

@@ -24,21 +24,23 @@ import anyio.to_thread
 from ..config import SandboxSettings
 from ..errors import Unavailable
 from . import debian, index_access, recipe
-from .engine import Engine
+from .docker_engine import DockerEngine
 
 if TYPE_CHECKING:
     from docker import APIClient
 
-REPOSITORY = "mcpruntime-sandbox"
+IMAGE_REPOSITORY = "mcpruntime-sandbox"
 RECIPE_LABEL = "mcpruntime.recipe"
 BASE_LABEL = "mcpruntime.base"
 BUILD_COMMAND = "Run `mcpruntime-server image build`."
-STEP_TIMEOUT = 1800  # seconds without a byte from the engine: importing a large image is silent for minutes
-PULL_TIMEOUT = 30  # seconds without a byte: a registry that cannot be reached may never say so
-TAIL = 12  # lines of pip's output that a failure shows
-SHOWN = ("Collecting", "Downloading", "Building", "Installing", "Successfully")
+STEP_TIMEOUT_S = (
+    1800  # seconds without a byte from the engine: importing a large image is silent for minutes
+)
+PULL_TIMEOUT_S = 30  # seconds without a byte: a registry that cannot be reached may never say so
+MAX_TAIL_LINES = 12  # lines of pip's output that a failure shows
+REPORTED_PREFIXES = ("Collecting", "Downloading", "Building", "Installing", "Successfully")
 
-Report = Callable[[str], None]
+ProgressReporter = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,30 @@ class ImageRef:
     id: str
 
 
-def recipe_digest(settings: SandboxSettings) -> str:
+def compute_recipe_digest(settings: SandboxSettings) -> str:
     """Return the digest of everything that determines the content of the image."""
     source = Path(recipe.__file__).read_text(encoding="utf-8")
-    parts = [settings.base_image, *settings.packages, source, debian.INCLUDE, *debian.LEAVE_OUT]
+    parts = [
+        settings.base_image,
+        *settings.packages,
+        source,
+        debian.INCLUDED_PACKAGES,
+        *debian.EXCLUDED_PATHS,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def tag_for(settings: SandboxSettings) -> str:
+def choose_tag(settings: SandboxSettings) -> str:
     """Return the name of the image that sandboxes with these settings run in."""
-    return settings.image or f"{REPOSITORY}:{recipe_digest(settings)}"
+    return settings.image or f"{IMAGE_REPOSITORY}:{compute_recipe_digest(settings)}"
 
 
-async def current(settings: SandboxSettings, engine: Engine) -> ImageRef | None:
+async def find_current_image(settings: SandboxSettings, engine: DockerEngine) -> ImageRef | None:
     """Return the image that these settings ask for, or None if the engine does not have it."""
-    return await engine.call(lambda client: look_up(client, tag_for(settings)))
+    return await engine.call_api(lambda client: look_up_image(client, choose_tag(settings)))
 
 
-def look_up(client: APIClient, tag: str) -> ImageRef | None:
+def look_up_image(client: APIClient, tag: str) -> ImageRef | None:
     """Return the image `tag`, or None if the engine does not have it."""
     from docker.errors import ImageNotFound
 
@@ -76,102 +84,123 @@ def look_up(client: APIClient, tag: str) -> ImageRef | None:
         return None
 
 
-def missing(tag: str) -> Unavailable:
+def missing_image_error(tag: str) -> Unavailable:
     """Return the error that says that the image `tag` is not there."""
     return Unavailable(f"The engine does not have the sandbox image {tag}.", remedy=BUILD_COMMAND)
 
 
-async def build(
-    settings: SandboxSettings, report: Report, force: bool = False, environ: Mapping[str, str] | None = None
+async def build_image(
+    settings: SandboxSettings,
+    report: ProgressReporter,
+    force: bool = False,
+    environ: Mapping[str, str] | None = None,
 ) -> ImageRef:
     """Make the image that these settings ask for, unless it is there; `report` gets a line for each thing begun.
 
     `environ` names the host's index, certificates and proxies; the process's own unless given.
     Raises `Unavailable` where the base or the packages cannot be had.
     """
-    return await anyio.to_thread.run_sync(_build, settings, report, force, environ or os.environ)
+    return await anyio.to_thread.run_sync(
+        _build_image, settings, report, force, environ or os.environ
+    )
 
 
-def _build(settings: SandboxSettings, report: Report, force: bool, environ: Mapping[str, str]) -> ImageRef:
-    engine = Engine(STEP_TIMEOUT)
-    tag = tag_for(settings)
+def _build_image(
+    settings: SandboxSettings, report: ProgressReporter, force: bool, environ: Mapping[str, str]
+) -> ImageRef:
+    engine = DockerEngine(STEP_TIMEOUT_S)
+    tag = choose_tag(settings)
     try:
-        found = engine.call_here(lambda client: look_up(client, tag))
+        found = engine.call_api_blocking(lambda client: look_up_image(client, tag))
         if found and not force:
             report(f"The sandbox image {tag} is up to date")
             return found
         if settings.image:
-            pull(engine, settings.image, report)
+            pull_image(engine, settings.image, report)
         else:
-            base = base_image(engine, settings.base_image, report)
-            engine.call_here(lambda client: bake(client, base, settings, environ, report))
-        made = engine.call_here(lambda client: look_up(client, tag))
+            base = provide_base_image(engine, settings.base_image, report)
+            engine.call_api_blocking(
+                lambda client: bake_image(client, base, settings, environ, report)
+            )
+        made = engine.call_api_blocking(lambda client: look_up_image(client, tag))
     finally:
         engine.close()
     if not made:
-        raise missing(tag)
+        raise missing_image_error(tag)
     report(f"The sandbox image {tag} is ready")
     return made
 
 
-def base_image(engine: Engine, name: str, report: Report) -> str:
+def provide_base_image(engine: DockerEngine, name: str, report: ProgressReporter) -> str:
     """Return the id of the base image: the engine's own, else pulled, else made from Debian's packages."""
-    if found := engine.call_here(lambda client: look_up(client, name)):
+    if found := engine.call_api_blocking(lambda client: look_up_image(client, name)):
         return found.id
     try:
-        return pull(engine, name, report)
+        return pull_image(engine, name, report)
     except Unavailable as exc:
         report(exc.message)
-    return debian.make_base(engine, debian.base_tag(), report)
+    return debian.make_base_image(engine, debian.compute_base_tag(), report)
 
 
-def pull(engine: Engine, name: str, report: Report) -> str:
+def pull_image(engine: DockerEngine, name: str, report: ProgressReporter) -> str:
     """Pull the image `name` and return its id; raises `Unavailable` if no registry gives it."""
     from docker.errors import APIError
     from docker.utils import parse_repository_tag
 
     def fetch(client: APIClient) -> str:
         repository, tag = parse_repository_tag(name)
-        client.timeout = PULL_TIMEOUT
+        client.timeout = PULL_TIMEOUT_S
         try:
             for line in client.pull(repository, tag or "latest", stream=True, decode=True):
                 if "error" in line:
                     raise Unavailable(f"{name} cannot be pulled: {line['error']}")
             return str(client.inspect_image(name)["Id"])
         finally:
-            client.timeout = STEP_TIMEOUT
+            client.timeout = STEP_TIMEOUT_S
 
     report(f"Pulling {name}")
     try:
-        return engine.call_here(fetch)
+        return engine.call_api_blocking(fetch)
     except APIError as exc:
-        raise Unavailable(f"{name} cannot be pulled: {exc.explanation or exc}", remedy=BUILD_COMMAND) from exc
+        raise Unavailable(
+            f"{name} cannot be pulled: {exc.explanation or exc}", remedy=BUILD_COMMAND
+        ) from exc
 
 
-def bake(client: APIClient, base: str, settings: SandboxSettings, environ: Mapping[str, str], report: Report) -> None:
+def bake_image(
+    client: APIClient,
+    base: str,
+    settings: SandboxSettings,
+    environ: Mapping[str, str],
+    report: ProgressReporter,
+) -> None:
     """Run the recipe on `base` and make what comes out the image that `settings` ask for."""
     report("Installing " + (", ".join(settings.packages) or "no packages"))
-    with builder(client, base, settings.packages, environ) as container:
-        client.put_archive(container, recipe.BUILD, luggage(environ))
+    with build_container(client, base, settings.packages, environ) as container:
+        client.put_archive(container, recipe.BUILD, pack_build_files(environ))
         client.start(container)
-        tail = follow(client.logs(container, stream=True, follow=True), report)
+        tail = report_output(client.logs(container, stream=True, follow=True), report)
         status = client.wait(container)["StatusCode"]
         if status:
             raise Unavailable(
-                f"The packages could not be installed (exit code {status}):\n" + "\n".join(tail) + "\n",
+                f"The packages could not be installed (exit code {status}):\n"
+                + "\n".join(tail)
+                + "\n",
                 remedy="Check `[sandbox] packages`, and that the package index can be reached.",
             )
         report("Writing the image")
-        repository, _, tag = tag_for(settings).rpartition(":")
-        labels = {RECIPE_LABEL: recipe_digest(settings), BASE_LABEL: base}
-        changes = image_config(client.inspect_image(base)["Config"] or {}, labels)
+        repository, _, tag = choose_tag(settings).rpartition(":")
+        labels = {RECIPE_LABEL: compute_recipe_digest(settings), BASE_LABEL: base}
+        changes = format_image_changes(client.inspect_image(base)["Config"] or {}, labels)
         client.import_image_from_stream(client.export(container), repository, tag, changes)
 
 
 @contextmanager
-def builder(client: APIClient, base: str, packages: Iterable[str], environ: Mapping[str, str]) -> Iterator[str]:
+def build_container(
+    client: APIClient, base: str, packages: Iterable[str], environ: Mapping[str, str]
+) -> Iterator[str]:
     """Create the container that runs the recipe; it is removed, with its volume, whatever happens."""
-    proxies = index_access.proxies(environ)
+    proxies = index_access.find_proxies(environ)
     container = client.create_container_from_config(
         {
             "Image": base,
@@ -190,14 +219,16 @@ def builder(client: APIClient, base: str, packages: Iterable[str], environ: Mapp
         client.remove_container(container, force=True, v=True)
 
 
-def luggage(environ: Mapping[str, str]) -> bytes:
+def pack_build_files(environ: Mapping[str, str]) -> bytes:
     """Return a tar archive of what the recipe needs: itself, pip's settings and the host's certificates."""
-    settings = index_access.pip_settings(environ, Path.home())
-    ca = index_access.ca_bundle(environ, settings)
+    settings = index_access.read_pip_settings(environ, Path.home())
+    ca = index_access.read_ca_bundle(environ, settings)
     files = {
         "recipe.py": Path(recipe.__file__).read_bytes(),
         "ca.pem": ca,
-        "pip.conf": index_access.pip_conf(settings, f"{recipe.BUILD}/ca.pem" if ca else "").encode(),
+        "pip.conf": index_access.format_pip_conf(
+            settings, f"{recipe.BUILD}/ca.pem" if ca else ""
+        ).encode(),
     }
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -208,38 +239,38 @@ def luggage(environ: Mapping[str, str]) -> bytes:
     return archive.getvalue()
 
 
-def follow(output: Iterable[bytes], report: Report) -> list[str]:
+def report_output(output: Iterable[bytes], report: ProgressReporter) -> list[str]:
     """Report the lines of pip that say what it does; return the last lines of all."""
     tail: list[str] = []
-    for line in text_lines(output):
-        tail = [*tail[1 - TAIL :], line]
-        if line.strip().startswith(SHOWN):
+    for line in decode_lines(output):
+        tail = [*tail[1 - MAX_TAIL_LINES :], line]
+        if line.strip().startswith(REPORTED_PREFIXES):
             report(f"  {line.strip()}")
     return tail
 
 
-def text_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+def decode_lines(chunks: Iterable[bytes]) -> Iterator[str]:
     """Yield the lines of a stream of bytes that come in any pieces, without credentials."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            yield index_access.without_credentials(line.decode(errors="replace").rstrip())
+            yield index_access.mask_credentials(line.decode(errors="replace").rstrip())
     if rest:
-        yield index_access.without_credentials(rest.decode(errors="replace").rstrip())
+        yield index_access.mask_credentials(rest.decode(errors="replace").rstrip())
 
 
-def image_config(base: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+def format_image_changes(base: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
     """Return the Dockerfile instructions that give the imported file system the base's environment and our labels."""
     variables = [entry.partition("=") for entry in base.get("Env") or ()]
     return [
-        *(f"ENV {name}={quoted(value)}" for name, _, value in variables),
-        *(f"LABEL {name}={quoted(value)}" for name, value in labels.items()),
+        *(f"ENV {name}={quote_value(value)}" for name, _, value in variables),
+        *(f"LABEL {name}={quote_value(value)}" for name, value in labels.items()),
         'CMD ["python3"]',
     ]
 
 
-def quoted(value: str) -> str:
+def quote_value(value: str) -> str:
     """Return `value` as a Dockerfile string in which nothing is expanded."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
     return f'"{escaped}"'

@@ -12,8 +12,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-URLS = ("index-url", "extra-index-url", "find-links")
-WORDS = ("trusted-host", "timeout", "retries", "proxy", "pre", "prefer-binary", "only-binary")
+URL_SETTINGS = ("index-url", "extra-index-url", "find-links")
+WORD_SETTINGS = (
+    "trusted-host",
+    "timeout",
+    "retries",
+    "proxy",
+    "pre",
+    "prefer-binary",
+    "only-binary",
+)
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
 CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Alpine
@@ -24,10 +32,10 @@ CA_FILES = (
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 
 
-def pip_settings(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+def read_pip_settings(environ: Mapping[str, str], home: Path) -> dict[str, str]:
     """Return pip's settings on this host, each file overriding the ones before it and the environment all of them."""
     found: dict[str, str] = {}
-    for file in pip_files(environ, home):
+    for file in list_pip_files(environ, home):
         parser = configparser.RawConfigParser()
         try:
             parser.read(file, encoding="utf-8")
@@ -36,13 +44,13 @@ def pip_settings(environ: Mapping[str, str], home: Path) -> dict[str, str]:
         for section in ("global", "install"):
             if parser.has_section(section):
                 found.update(parser.items(section))
-    for name in (*URLS, *WORDS, "cert"):
+    for name in (*URL_SETTINGS, *WORD_SETTINGS, "cert"):
         if value := environ.get("PIP_" + name.upper().replace("-", "_")):
             found[name] = value
     return found
 
 
-def pip_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
+def list_pip_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
     """Yield the places of pip's configuration, in the order in which pip reads them."""
     chosen = environ.get("PIP_CONFIG_FILE")
     if chosen != "/dev/null":
@@ -56,18 +64,21 @@ def pip_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
         yield Path(chosen)
 
 
-def pip_conf(settings: Mapping[str, str], cert: str) -> str:
+def format_pip_conf(settings: Mapping[str, str], cert: str) -> str:
     """Return the text of a pip.conf with what of `settings` another machine can use; `cert` is a path there, or ""."""
-    kept = {name: settings.get(name, "").split() for name in (*URLS, *WORDS)}
-    for name in URLS:
+    kept = {name: settings.get(name, "").split() for name in (*URL_SETTINGS, *WORD_SETTINGS)}
+    for name in URL_SETTINGS:
         kept[name] = [url for url in kept[name] if re.match(r"https?://", url)]
-    lines = ["[global]", *(f"{name} = " + "\n    ".join(values) for name, values in kept.items() if values)]
+    lines = [
+        "[global]",
+        *(f"{name} = " + "\n    ".join(values) for name, values in kept.items() if values),
+    ]
     if cert:
         lines.append(f"cert = {cert}")
     return "\n".join(lines) + "\n"
 
 
-def ca_bundle(environ: Mapping[str, str], settings: Mapping[str, str]) -> bytes:
+def read_ca_bundle(environ: Mapping[str, str], settings: Mapping[str, str]) -> bytes:
     """Return the certificates that this host trusts, as PEM; empty where it has no bundle."""
     named = [settings.get("cert", ""), *(environ.get(name, "") for name in CA_VARIABLES), *CA_FILES]
     for name in filter(None, named):
@@ -77,11 +88,13 @@ def ca_bundle(environ: Mapping[str, str], settings: Mapping[str, str]) -> bytes:
     return b""
 
 
-def proxies(environ: Mapping[str, str]) -> dict[str, str]:
+def find_proxies(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that name this host's proxies."""
-    return {name: value for name, value in environ.items() if name.lower() in PROXY_VARIABLES and value}
+    return {
+        name: value for name, value in environ.items() if name.lower() in PROXY_VARIABLES and value
+    }
 
 
-def without_credentials(text: str) -> str:
+def mask_credentials(text: str) -> str:
     """Return `text` with the user and password of every URL in it blotted out."""
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

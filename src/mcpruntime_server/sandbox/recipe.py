@@ -19,10 +19,17 @@ BUILD = "/tmp/build"  # noqa: S108 - a volume that only this container sees
 
 def pip() -> list[str]:
     """Return a command that runs pip for this interpreter without adding pip to the image."""
-    made = subprocess.run([sys.executable, "-m", "venv", f"{BUILD}/venv"], check=False, capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", f"{BUILD}/venv"], check=False, capture_output=True, text=True
+    )
     if made.returncode == 0:
         return [f"{BUILD}/venv/bin/python", "-m", "pip", "--python", sys.executable]
-    if subprocess.run([sys.executable, "-m", "pip", "--version"], check=False, capture_output=True).returncode == 0:
+    if (
+        subprocess.run(
+            [sys.executable, "-m", "pip", "--version"], check=False, capture_output=True
+        ).returncode
+        == 0
+    ):
         return [sys.executable, "-m", "pip"]
     sys.exit(f"The base image has neither pip nor venv:\n{made.stdout}{made.stderr}")
 

@@ -15,8 +15,8 @@ from anyio.lowlevel import checkpoint
 
 from ..errors import SandboxFailed
 
-RECEIVE = 256 * 1024  # bytes taken at once
-ENDED = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+RECEIVE_BYTES = 256 * 1024  # bytes taken at once
+STREAM_ENDED_ERRORS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 class SandboxStream(AsyncResource):
@@ -32,7 +32,7 @@ class SandboxStream(AsyncResource):
         if isinstance(stream, UNIXSocketStream):
             self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
 
-    def send_now(self, data: bytes) -> int:
+    def send_nowait(self, data: bytes) -> int:
         """Write as much of `data` as goes without waiting; return how many bytes that were."""
         if self._socket is None:
             return 0
@@ -54,21 +54,21 @@ class SandboxStream(AsyncResource):
                     rest = rest[self._socket.send(rest) :]
                 except BlockingIOError:
                     await anyio.wait_writable(self._socket)
-        except (*ENDED, OSError) as exc:
+        except (*STREAM_ENDED_ERRORS, OSError) as exc:
             raise SandboxFailed("The sandbox is gone.") from exc
 
     async def receive(self) -> bytes:
         """Return the next bytes, or b"" at the end."""
         try:
             if self._socket is None:
-                return await self._stream.receive(RECEIVE)
+                return await self._stream.receive(RECEIVE_BYTES)
             while True:
                 await anyio.wait_readable(self._socket)
                 with suppress(BlockingIOError):  # woken for nothing
-                    if data := self._socket.recv(RECEIVE):
+                    if data := self._socket.recv(RECEIVE_BYTES):
                         return data
                     break
-        except (*ENDED, OSError):
+        except (*STREAM_ENDED_ERRORS, OSError):
             pass
         # The other end may go on holding its half open without reading it: a sender would wait for ever.
         await anyio.aclose_forcefully(self)

@@ -1,0 +1,1 @@
+"""What the router routes calls to. The packages here do not import each other."""

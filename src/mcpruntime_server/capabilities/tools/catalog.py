@@ -1,0 +1,436 @@
+"""The catalogue: every tool of every upstream under its Python name, found, described and called.
+
+Rule 1: an upstream that fails is one line in an answer, never the end of it.
+Rule 2: nothing is asked of an upstream that can be seen to be wrong here: unknown tools and parameters go no further.
+Rule 3: whatever is asked comes from sandboxed code, so it is checked; what is answered is plain JSON data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import anyio
+from mcp import types
+
+from ...errors import CallFailed
+from ...journal.events import canonical_json
+from ...protocol.suggestions import did_you_mean
+from ...sandboxed.library.tools import TOOLS_EXPORTS
+from .python_names import assign_names, describe_collisions
+from .schema_annotations import SchemaDocument
+from .shim_generator import ShimModule, ToolShim, describe_module, render_module, source_digest
+from .shim_store import ShimStore
+from .tool_index import ToolIndex, ToolRow
+from .upstream import RepeatableEvent, Upstream
+
+START_TIMEOUT_S = 20.0  # for an upstream that a search or a listing has to start; a slower one is named and left out
+MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
+SAVE_TIMEOUT_S = 2.0  # for the last of what was learned to reach the disk
+
+Effect = Literal["read", "idempotent", "write"]
+Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class CatalogTool:
+    """One tool, ready to be called: the names of its parameters are its own, not Python's."""
+
+    upstream_name: str
+    shim: ToolShim
+    parameters: frozenset[str]
+    required: frozenset[str]
+    accepts_extra: bool
+    effect: Effect
+    is_destructive: bool  # as it says itself
+    is_closed_world: bool  # its answers hold nothing that strangers wrote, as it says itself
+    learns_results: bool
+    schema_digest: str  # digest of what it takes and returns
+
+    def check_arguments(self, server: str, arguments: Mapping[str, Any]) -> None:
+        """Raise `CallFailed` if `arguments` lack something or have something that the tool does not know."""
+        unknown = [name for name in arguments if name not in self.parameters]
+        if unknown and not self.accepts_extra:
+            self._raise_invalid_arguments(
+                server,
+                f"has no parameter {unknown[0]!r}. {did_you_mean(unknown[0], self.parameters)}".strip(),
+            )
+        missing = sorted(self.required.difference(arguments))
+        if missing:
+            self._raise_invalid_arguments(server, f"needs {', '.join(map(repr, missing))}.")
+
+    def _raise_invalid_arguments(self, server: str, problem: str) -> NoReturn:
+        listed = ", ".join(p.upstream_name + "*" * p.is_required for p in self.shim.parameters)
+        listing = f"Parameters: {listed} (* = required)." if listed else "It takes no parameters."
+        raise CallFailed("invalid_arguments", f"{server}.{self.shim.name} {problem} {listing}")
+
+
+@dataclass(frozen=True)
+class ServerView:
+    """One upstream's tools as of one generation of its list and one state of what was learned."""
+
+    generation: int
+    revision: int
+    tools: dict[str, CatalogTool]
+    module: ShimModule
+    source: str
+    source_digest: str
+
+
+class CatalogServer:
+    """One upstream under its Python name, and the latest view of it."""
+
+    def __init__(self, name: str, upstream: Upstream) -> None:
+        self.name = name
+        self.upstream = upstream
+        self.view: ServerView | None = None
+        self.lock = anyio.Lock()
+
+
+@dataclass(frozen=True)
+class UpstreamReport:
+    """What `doctor` says of one upstream: `error` is empty where it answers."""
+
+    server: str
+    upstream: str
+    tools: int
+    error: str
+    remedy: str
+    problems: tuple[str, ...]
+
+
+class Catalog:
+    """All tools of all upstreams; make one with `open_catalog`."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream], shims: ShimStore) -> None:
+        names = assign_names(upstreams, "server", TOOLS_EXPORTS.keys())
+        self.problems = tuple(describe_collisions(names, "server", TOOLS_EXPORTS.keys()))
+        self.on_change: Callable[[str], None] = lambda _: None
+        self._servers = {
+            names[key]: CatalogServer(names[key], upstream) for key, upstream in upstreams.items()
+        }
+        self._shims = shims
+        self._index = ToolIndex()
+        self._observations_changed = RepeatableEvent()
+        for server in self._servers.values():
+            server.upstream.on_change = self._make_change_listener(server)
+
+    # what others use ------------------------------------------------------------------------------
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """What the router calls, by the first part of a call's target."""
+        return {"tools": self.call_tool, "catalog": self.handle_call}
+
+    @property
+    def upstreams(self) -> dict[str, Upstream]:
+        """The upstreams by their Python names."""
+        return {name: server.upstream for name, server in self._servers.items()}
+
+    def package_names(self) -> list[str]:
+        """Return the names under which upstreams are importable; starts none of them."""
+        return list(self._servers)
+
+    def find_idle_packages(self, code: str) -> list[str]:
+        """Return the packages that `code` seems to use and that have not been started yet."""
+        idle = (
+            name for name, server in self._servers.items() if server.upstream.status.state == "idle"
+        )
+        return [name for name in idle if re.search(rf"\b{name}\b", code)]
+
+    async def start_upstreams(self, names: Iterable[str]) -> None:
+        """Start upstreams all at once, so that code which imports them waits for the slowest and not for each.
+
+        What goes wrong is told when they are imported.
+        """
+        await self._load_views({name: self._servers[name] for name in names})
+
+    def effect(self, target: str) -> Effect:
+        """Return what a call of `tools.<server>.<tool>` may do, as far as the tool says; what is unknown may write."""
+        tool = self._find_known_tool(target)
+        return tool.effect if tool else "write"
+
+    def is_destructive(self, target: str) -> bool:
+        """Return whether a tool says that a call of it may destroy something."""
+        tool = self._find_known_tool(target)
+        return tool is not None and tool.is_destructive
+
+    def schema_digest(self, tool: str) -> str:
+        """Return the digest of what a tool ("git.git_log") takes and returns; "" if that is not known now."""
+        known = self._find_known_tool(f"tools.{tool}")
+        return f"sha256:{known.schema_digest}" if known else ""
+
+    def is_open_world(self, target: str) -> bool:
+        """Return whether the answer to a call may hold what strangers wrote: unless the tool says that it does not."""
+        tool = self._find_known_tool(target)
+        return tool is None or not tool.is_closed_world
+
+    def _find_known_tool(self, target: str) -> CatalogTool | None:
+        _, server, tool = (*target.split(".", 2), "", "")[:3]
+        view = self._servers[server].view if server in self._servers else None
+        return view.tools.get(tool) if view else None
+
+    async def prepare_call(self, target: str) -> None:
+        """Have it known what a call of `target` may do; what goes wrong is told to the call itself."""
+        server = self._servers.get((*target.split(".", 2), "")[1])
+        if server is not None and (
+            server.view is None or server.view.generation != server.upstream.generation
+        ):
+            with suppress(CallFailed):
+                await self._load_view(server)
+
+    async def call_tool(self, target: str, args: dict[str, Any]) -> Any:
+        """Call the tool that `target` (`tools.<server>.<tool>`) names; raises `CallFailed`."""
+        _, name, tool_name = (*target.split(".", 2), "", "")[:3]
+        server = self._find_server(name)
+        view = server.view
+        if view is None or view.generation != server.upstream.generation:
+            view = await self._load_view(server)
+        tool = view.tools.get(tool_name) or self._raise_unknown_tool(view, tool_name)
+        tool.check_arguments(name, args)
+        value = await server.upstream.call_tool(tool.upstream_name, args)
+        if tool.learns_results and self._shims.observe_result(name, tool.upstream_name, value):
+            self._observations_changed.set()
+        return value
+
+    async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
+        """Answer `catalog.search {query, limit}`, `.list {server}`, `.shim {server, fresh}` or `.servers {}`."""
+        if target == "catalog.servers":
+            return self.package_names()
+        if target == "catalog.search":
+            return await self.search_tools(
+                _read_argument(args, "query", str, ""), _read_argument(args, "limit", int, 10)
+            )
+        if target == "catalog.list":
+            return await self.list_tools(_read_argument(args, "server", str, None))
+        if target == "catalog.shim":
+            return await self.load_shim(
+                _read_argument(args, "server", str, ""), _read_argument(args, "fresh", bool, False)
+            )
+        raise CallFailed("unknown_tool", f"The catalogue does not know {target!r}.")
+
+    async def search_tools(self, query: str, limit: int = 10) -> dict[str, Any]:
+        """Return {"tools", "problems"}: the tools that match any word of `query`, best first."""
+        views, problems = await self._load_views(self._servers)
+        found = self._index.search(query, max(1, min(limit, MAX_SEARCH_RESULTS)))
+        tools = [
+            listing_entry(server, views[server].tools[tool])
+            for server, tool in found
+            if server in views
+        ]
+        return {"tools": tools, "problems": problems}
+
+    async def list_tools(self, server: str | None = None) -> dict[str, Any]:
+        """Return {"tools", "problems"}: all tools, or those of one server."""
+        names = self._servers if server is None else {server: self._find_server(server)}
+        views, problems = await self._load_views(names)
+        tools = [
+            listing_entry(name, tool)
+            for name, view in views.items()
+            for tool in view.tools.values()
+        ]
+        return {"tools": tools, "problems": problems}
+
+    async def load_shim(self, server: str, fresh: bool = False) -> dict[str, str]:
+        """Return {"server", "source", "digest"} of one server's module, listed anew if `fresh`; raises `CallFailed`."""
+        if fresh:
+            await self._find_server(server).upstream.refresh_tools()
+        view = await self._load_view(self._find_server(server))
+        return {"server": server, "source": view.source, "digest": view.source_digest}
+
+    async def examine_upstreams(self) -> list[UpstreamReport]:
+        """Start every upstream and say how it is, for `doctor`."""
+        reports: dict[str, UpstreamReport] = {}
+
+        async def examine_one(server: CatalogServer) -> None:
+            error, remedy, view = "", "", None
+            try:
+                view = await self._load_view(server)
+            except CallFailed as failure:
+                error, remedy = failure.message, failure.remedy
+            tools, problems = (len(view.tools), view.module.problems) if view else (0, ())
+            reports[server.name] = UpstreamReport(
+                server.name, server.upstream.name, tools, error, remedy, problems
+            )
+
+        async with anyio.create_task_group() as tasks:
+            for server in self._servers.values():
+                tasks.start_soon(examine_one, server)
+        return [reports[name] for name in self._servers]
+
+    # views ----------------------------------------------------------------------------------------
+
+    def _find_server(self, name: str) -> CatalogServer:
+        server = self._servers.get(name)
+        if server is None:
+            listed = ", ".join(list(self._servers)[:MAX_SEARCH_RESULTS]) or "none"
+            hint = did_you_mean(name, self._servers)
+            raise CallFailed(
+                "unknown_tool",
+                f"There is no MCP server {name[:80]!r} here. {hint}Servers: {listed}.",
+            )
+        return server
+
+    def _raise_unknown_tool(self, view: ServerView, name: str) -> NoReturn:
+        listed = ", ".join(list(view.tools)[:MAX_SEARCH_RESULTS]) or "none"
+        hint = did_you_mean(name, view.tools)
+        raise CallFailed(
+            "unknown_tool", f"{view.module.name} has no tool {name[:80]!r}. {hint}Tools: {listed}."
+        )
+
+    async def _load_views(
+        self, names: Mapping[str, CatalogServer]
+    ) -> tuple[dict[str, ServerView], list[str]]:
+        """Return the views of servers that answer in time, and one sentence each on the others."""
+        views: dict[str, ServerView] = {}
+        problems: dict[str, str] = {}
+
+        async def look(server: CatalogServer) -> None:
+            problems[server.name] = f"{server.name} is still starting; ask again in a moment."
+            with anyio.move_on_after(START_TIMEOUT_S):
+                try:
+                    views[server.name] = await self._load_view(server)
+                    del problems[server.name]
+                except CallFailed as error:
+                    problems[server.name] = str(error)
+
+        async with anyio.create_task_group() as tasks:
+            for server in names.values():
+                tasks.start_soon(look, server)
+        ordered = {name: views[name] for name in names if name in views}
+        return ordered, [problems[name] for name in names if name in problems]
+
+    async def _load_view(self, server: CatalogServer) -> ServerView:
+        """Return the view of `server` that fits what is known now; raises `CallFailed`."""
+        tools = await server.upstream.list_tools()
+        async with server.lock:
+            generation, revision = (
+                server.upstream.generation,
+                self._shims.shapes_revision(server.name),
+            )
+            view = server.view
+            if view is None or (view.generation, view.revision) != (generation, revision):
+                tools = server.upstream.known_tools or tools
+                view = await anyio.to_thread.run_sync(
+                    self._build_view, server, tools, generation, revision
+                )
+                server.view = view
+                self._index.replace_server(
+                    server.name, [index_row(server.name, tool) for tool in view.tools.values()]
+                )
+            return view
+
+    def _build_view(
+        self, server: CatalogServer, tools: tuple[types.Tool, ...], generation: int, revision: int
+    ) -> ServerView:
+        """Make the view of one generation; runs in a thread, because a hostile list may take a while."""
+        module = describe_module(
+            server.name, server.upstream.name, tools, self._shims.observed_shapes(server.name)
+        )
+        source = render_module(module)
+        self._shims.save_shim(server.name, source)
+        ready = {
+            shim.name: build_catalog_tool(tool, shim)
+            for tool, shim in zip(tools, module.tools, strict=True)
+        }
+        return ServerView(generation, revision, ready, module, source, source_digest(source))
+
+    def _make_change_listener(self, server: CatalogServer) -> Callable[[Upstream], None]:
+        def changed(_: Upstream) -> None:
+            if server.view is not None:
+                self.on_change(server.name)
+
+        return changed
+
+    async def save_observations(self) -> None:
+        """Write down what was learned, whenever there is something; runs until it is cancelled."""
+        while True:
+            await self._observations_changed.wait()
+            await anyio.to_thread.run_sync(self._shims.save_observed)
+
+    def close(self) -> None:
+        """Let go of the index."""
+        self._index.close()
+
+
+def build_catalog_tool(tool: types.Tool, shim: ToolShim) -> CatalogTool:
+    """Return `tool` with what a call of it needs to be checked."""
+    parts = SchemaDocument(tool.input_schema).object_schema(tool.input_schema)
+    names, learns = frozenset(parts.properties), not tool.output_schema
+    hints = tool.annotations
+    destructive = hints is not None and hints.destructive_hint is True and not hints.read_only_hint
+    closed = hints is not None and hints.open_world_hint is False
+    schema = sha256(canonical_json([tool.input_schema, tool.output_schema]).encode()).hexdigest()
+    effect = declared_effect(tool)
+    return CatalogTool(
+        tool.name,
+        shim,
+        names,
+        parts.required,
+        parts.accepts_extra,
+        effect,
+        destructive,
+        closed,
+        learns,
+        schema,
+    )
+
+
+def declared_effect(tool: types.Tool) -> Effect:
+    """Return what `tool` says that calling it does; one that does not say may write."""
+    hints = tool.annotations
+    if hints and hints.read_only_hint:
+        return "read"
+    return "idempotent" if hints and hints.idempotent_hint else "write"
+
+
+def listing_entry(server: str, tool: CatalogTool) -> dict[str, str]:
+    """Return one tool as a listing has it."""
+    shim = tool.shim
+    return {
+        "server": server, "tool": shim.name, "signature": shim.signature, "summary": shim.summary, "effect": tool.effect
+    }  # fmt: skip
+
+
+def index_row(server: str, tool: CatalogTool) -> ToolRow:
+    """Return one tool as the index takes it."""
+    return (
+        server,
+        tool.shim.name,
+        tool.shim.doc,
+        " ".join(parameter.name for parameter in tool.shim.parameters),
+    )
+
+
+def _read_argument(args: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = args.get(name, default)
+    if value is not default and type(value) is not kind:
+        raise CallFailed(
+            "invalid_arguments",
+            f"{name!r} must be of type {kind.__name__}, not {type(value).__name__}.",
+        )
+    return value
+
+
+@asynccontextmanager
+async def open_catalog(
+    upstreams: Mapping[str, Upstream], shims_dir: Path
+) -> AsyncIterator[Catalog]:
+    """Yield the catalogue of `upstreams`; shims and what is learned of results are kept in `shims_dir`."""
+    shelf = ShimStore(shims_dir)
+    await anyio.to_thread.run_sync(shelf.load_observed)
+    catalog = Catalog(upstreams, shelf)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(catalog.save_observations)
+        try:
+            yield catalog
+        finally:
+            tasks.cancel_scope.cancel()
+            with anyio.move_on_after(SAVE_TIMEOUT_S, shield=True):
+                await anyio.to_thread.run_sync(shelf.save_observed, abandon_on_cancel=True)
+            catalog.close()

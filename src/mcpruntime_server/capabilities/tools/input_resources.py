@@ -1,0 +1,123 @@
+"""Resources of upstreams as inputs: found by server and address, or by an address that only one server has.
+
+Rule: only servers that may be read without asking are asked; nothing is started that cannot be meant.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import anyio
+from mcp import Client, types
+
+from ...errors import CallFailed, InvalidRequest
+from .resource_listing import fetch_resources
+from .upstream import Upstream
+
+MAX_RESOURCE_BYTES = 64 << 20  # of one resource: it comes in one message
+MAX_TEMPLATE_PARTS = 4  # of a form between its variables: matching takes longer with each
+FIND_TIMEOUT_S = 20.0  # for a server to tell which resources it has
+ADDRESS_REMEDY = "A server's resource is named as SERVER:ADDRESS."
+
+
+class UpstreamResources:
+    """The resources of all upstreams, by the Python names of these; `may_read` says of which they may be read."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream], may_read: Callable[[str], bool]) -> None:
+        self._upstreams = upstreams
+        self._may_read = may_read
+
+    async def read_resource(self, reference: str) -> tuple[str, bytes]:
+        """Return address and content of `SERVER:ADDRESS` or `ADDRESS`; raises `InvalidRequest`, `CallFailed`."""
+        server, address = self._split_address(reference)
+        if server is None:
+            server = await self._find_owner(address)
+        if not self._may_read(server):
+            raise InvalidRequest(f"Resources of {server} may not be read here: [policy] says so.")
+        result = await self._upstreams[server].send_request(
+            "resources/read", lambda client: client.read_resource(address)
+        )
+        return address, self._upstreams[server].redact_bytes(resource_bytes(result))
+
+    def _split_address(self, place: str) -> tuple[str | None, str]:
+        head, _, rest = place.partition(":")
+        for name, upstream in self._upstreams.items():
+            if head in (name, upstream.name) and ":" in rest:
+                return name, rest
+        return None, place
+
+    async def _find_owner(self, address: str) -> str:
+        """Return the only server that has the resource."""
+        readable = [name for name in self._upstreams if self._may_read(name)]
+        found: list[str] = []
+
+        async def look(name: str) -> None:
+            with anyio.move_on_after(FIND_TIMEOUT_S):
+                if await self._has_resource(name, address):
+                    found.append(name)
+
+        async with anyio.create_task_group() as tasks:
+            for name in readable:
+                tasks.start_soon(look, name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = ", ".join(f"{name}:{address}" for name in sorted(found))
+            raise InvalidRequest(
+                f"{len(found)} servers have this resource.", remedy=f"Say which: {listed}."
+            )
+        listed = ", ".join(readable) or "none"
+        raise InvalidRequest(
+            "No server has this resource.", remedy=f"{ADDRESS_REMEDY} Servers: {listed}."
+        )
+
+    async def _has_resource(self, name: str, address: str) -> bool:
+        try:
+            return await self._upstreams[name].send_request(
+                "resources/list", lambda client: lists_resource(client, address)
+            )
+        except CallFailed:
+            return False  # it has none, or cannot be reached
+
+
+async def lists_resource(client: Client, address: str) -> bool:
+    """Return whether a server lists a resource, or a form that its address has."""
+    if client.server_capabilities.resources is None:
+        return False
+    if any(str(each.uri) == address for each in await fetch_resources(client)):
+        return True
+    forms = await client.list_resource_templates()
+    return any(matches_template(each.uri_template, address) for each in forms.resource_templates)
+
+
+def matches_template(template: str, address: str) -> bool:
+    """Return whether an address has the form of a template, as far as its plain variables go."""
+    parts = re.split(r"\{[^{}]*\}", template)
+    return (
+        len(parts) <= MAX_TEMPLATE_PARTS
+        and re.fullmatch("[^ ]+".join(map(re.escape, parts)), address) is not None
+    )
+
+
+def resource_bytes(result: Any) -> bytes:
+    """Return what a resource holds, its parts one after the other; raises `InvalidRequest`."""
+    pieces = []
+    for each in result.contents:
+        if isinstance(each, types.TextResourceContents):
+            pieces.append(each.text.encode("utf-8", "backslashreplace"))
+        else:
+            try:
+                pieces.append(base64.b64decode(each.blob))
+            except ValueError:
+                raise InvalidRequest(
+                    "The resource is not what it says: its bytes are not base64."
+                ) from None
+    data = b"\n".join(pieces)
+    if len(data) > MAX_RESOURCE_BYTES:
+        raise InvalidRequest(
+            f"The resource has {len(data):,} bytes; at most {MAX_RESOURCE_BYTES:,} can be taken."
+        )
+    return data

@@ -1,0 +1,400 @@
+"""JSON Schema as Python: annotations, the shape of values as text, and constraints in words.
+
+Rule 1: a schema is hostile. Whatever it is (not even a schema, recursive, huge), an answer comes, in bounded time.
+Rule 2: an annotation is made of names, subscripts, literals and `|` alone, and that is checked where it is made.
+Rule 3: what cannot be said in Python's types becomes `Any`; nothing here is used to validate a value.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+from urllib.parse import unquote
+
+from .python_names import is_public_name, to_class_name, to_identifier
+
+MAX_DEPTH = 8  # of a value's description
+MAX_NODES = 20_000  # schemas looked at for one server
+MAX_TYPES = 200  # TypedDicts of one server
+MAX_FIELDS = 100  # of one object
+MAX_BRANCHES = 8  # of a union
+MAX_CHOICES = 50  # of a Literal
+MAX_ANNOTATION_CHARS = 400  # characters
+MAX_SHAPE_CHARS = 1_500  # characters
+MAX_REFERENCES = 16  # references in a row
+
+PYTHON_TYPES = {
+    "string": "str",
+    "integer": "int",
+    "number": "float",
+    "boolean": "bool",
+    "null": "None",
+}
+ALLOWED_NODES = (
+    ast.Expression,
+    ast.Name,
+    ast.Load,
+    ast.Subscript,
+    ast.Constant,
+    ast.BinOp,
+    ast.BitOr,
+    ast.Tuple,
+    ast.UnaryOp,
+    ast.USub,
+)
+
+
+class SourceText(str):
+    """Source text that is put into a module as it is, because it was made and checked here."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def checked_annotation(annotation: str) -> SourceText:
+    """Return `annotation` as source text, or `Any` where it is not plainly a type."""
+    try:
+        tree = ast.parse(annotation, mode="eval", feature_version=(3, 9))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return SourceText("Any")
+    plain = len(annotation) <= MAX_ANNOTATION_CHARS and all(
+        isinstance(node, ALLOWED_NODES) for node in ast.walk(tree)
+    )
+    return SourceText(annotation if plain else "Any")
+
+
+@dataclass(frozen=True)
+class TypedDictSpec:
+    """One TypedDict: field names as they are on the wire, with the annotations of their values."""
+
+    name: str
+    fields: dict[str, SourceText]
+
+    @property
+    def fits_class_body(self) -> bool:
+        """Whether the fields can be written as a class body."""
+        return all(map(is_public_name, self.fields))
+
+    @property
+    def quoted_fields(self) -> dict[str, str]:
+        """The fields with their annotations as values, for where they cannot be written as a class body."""
+        return {field: str(annotation) for field, annotation in self.fields.items()}
+
+
+@dataclass(frozen=True)
+class ObjectSchema:
+    """What an object schema says of its keys; `open` means that keys other than these may be given."""
+
+    properties: dict[str, Any]
+    required: frozenset[str]
+    accepts_extra: bool
+
+
+class SchemaDocument:
+    """One schema as an upstream sent it, which its references refer to."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root if isinstance(root, dict) else {}
+
+    def flatten(self, schema: Any) -> dict[str, Any]:
+        """Return `schema` with references followed and `allOf` merged; what is no schema becomes an empty one."""
+        followed, _ = self.resolve(schema)
+        parts = followed.get("allOf")
+        if not isinstance(parts, list):
+            return followed
+        merged: dict[str, Any] = {}
+        for part, _ in map(self.resolve, [followed, *parts[:MAX_BRANCHES]]):
+            properties = {**as_dict(merged.get("properties")), **as_dict(part.get("properties"))}
+            required = [*as_list(merged.get("required")), *as_list(part.get("required"))]
+            merged = {**merged, **part}
+            merged |= {"properties": properties} if properties else {}
+            merged |= {"required": required} if required else {}
+        merged.pop("allOf", None)
+        return merged
+
+    def resolve(self, schema: Any) -> tuple[dict[str, Any], str]:
+        """Return the schema that `schema` is or refers to, and the name it has among the definitions."""
+        name = ""
+        for _ in range(MAX_REFERENCES):
+            if not isinstance(schema, dict):
+                return {}, ""
+            reference = schema.get("$ref")
+            if not isinstance(reference, str):
+                return schema, name
+            beside = {key: value for key, value in schema.items() if key != "$ref"}
+            name = reference.rpartition("/")[2]
+            target = self.resolve_pointer(reference)
+            schema = {**target, **beside} if beside and isinstance(target, dict) else target
+        return {}, ""
+
+    def resolve_pointer(self, reference: str) -> Any:
+        """Return what a reference within this document points to, or nothing."""
+        if not reference.startswith("#"):
+            return {}
+        found: Any = self.root
+        for part in filter(None, reference[1:].split("/")):
+            key = unquote(part).replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and key.isdigit() and int(key[:9]) < len(found):
+                found = found[int(key[:9])]
+            elif isinstance(found, dict):
+                found = found.get(key, {})
+            else:
+                return {}
+        return found
+
+    def object_schema(self, schema: Any) -> ObjectSchema:
+        """Return what an object schema says of its keys."""
+        schema = self.flatten(schema)
+        properties = {
+            key: value
+            for key, value in as_dict(schema.get("properties")).items()
+            if isinstance(key, str)
+        }
+        required = [key for key in as_list(schema.get("required")) if isinstance(key, str)]
+        branches = [
+            branch
+            for key in ("anyOf", "oneOf")
+            for branch in as_list(schema.get(key))[:MAX_BRANCHES]
+        ]
+        for branch in branches:
+            for key, value in as_dict(self.flatten(branch).get("properties")).items():
+                properties.setdefault(key, value)
+        for key in required:
+            properties.setdefault(key, {})
+        extra = schema.get("additionalProperties")
+        is_open = (
+            extra is True or (isinstance(extra, dict) and extra != {"not": {}}) or bool(branches)
+        )
+        shown = dict(islice(properties.items(), MAX_FIELDS))
+        return ObjectSchema(shown, frozenset(required), is_open or len(properties) > len(shown))
+
+
+def as_dict(value: Any) -> dict[Any, Any]:
+    """Return `value` if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return `value` if it is an array, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def json_types(schema: dict[str, Any]) -> list[str]:
+    """Return the JSON types that `schema` names or implies, `null` last."""
+    named = schema.get("type")
+    found = (
+        [named]
+        if isinstance(named, str)
+        else [kind for kind in as_list(named) if isinstance(kind, str)]
+    )
+    if not found and isinstance(schema.get("properties"), dict):
+        found = ["object"]
+    if not found and ("items" in schema or "prefixItems" in schema):
+        found = ["array"]
+    if found and schema.get("nullable") is True:
+        found = [*found, "null"]
+    return sorted(dict.fromkeys(found), key=lambda kind: kind == "null")
+
+
+def literal_values(schema: dict[str, Any]) -> list[Any] | None:
+    """Return the values that `schema` allows if they can be told apart as a Literal."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(values, list) or not 0 < len(values) <= MAX_CHOICES:
+        return None
+    return (
+        values
+        if all(value is None or type(value) in (str, int, bool) for value in values)
+        else None
+    )
+
+
+def join_union(parts: list[str]) -> str:
+    """Return the annotation that allows any of `parts`."""
+    distinct = sorted(dict.fromkeys(parts), key=lambda part: part == "None")
+    return "Any" if "Any" in distinct or not distinct else " | ".join(distinct)
+
+
+class AnnotationBuilder:
+    """The annotations of one server's tools, and the TypedDicts that they need."""
+
+    def __init__(self, reserved: set[str]) -> None:
+        self.typed_dicts: list[TypedDictSpec] = []
+        self._used_names = set(reserved)
+        self._named_schemas: dict[
+            int, tuple[Any, str]
+        ] = {}  # by identity, and the schema itself so that it stays alive
+        self._visited_nodes = 0
+
+    def annotate(self, document: SchemaDocument, schema: Any, hint: str) -> SourceText:
+        """Return the annotation of a value of `schema`; `hint` names a TypedDict that has no name of its own."""
+        return checked_annotation(self._build_annotation(document, schema, hint, 0))
+
+    def _build_annotation(
+        self, document: SchemaDocument, schema: Any, hint: str, depth: int
+    ) -> str:
+        self._visited_nodes += 1
+        if depth > MAX_DEPTH or self._visited_nodes > MAX_NODES:
+            return "Any"
+        followed, name = document.resolve(schema)
+        flat = document.flatten(schema)
+        allowed = literal_values(flat)
+        if allowed:
+            text = f"Literal[{', '.join(map(repr, allowed))}]"
+            return (
+                text
+                if len(text) <= MAX_ANNOTATION_CHARS
+                else join_union([PYTHON_TYPES.get(kind, "Any") for kind in json_types(flat)])
+            )
+        for key in ("anyOf", "oneOf"):
+            if as_list(flat.get(key)) and not as_dict(flat.get("properties")):
+                branches = flat[key][:MAX_BRANCHES]
+                parts = [
+                    self._build_annotation(document, branch, hint, depth + 1) for branch in branches
+                ]
+                return join_union(parts + ["None"] * (flat.get("nullable") is True))
+        hint = to_class_name(name or str(flat.get("title") or "")) if name else hint
+        return join_union(
+            [
+                self._annotate_type(kind, document, followed, flat, hint, depth)
+                for kind in json_types(flat)
+            ]
+        )
+
+    def _annotate_type(
+        self,
+        kind: str,
+        document: SchemaDocument,
+        followed: Any,
+        flat: dict[str, Any],
+        hint: str,
+        depth: int,
+    ) -> str:
+        if kind == "array":
+            item = (
+                self._build_annotation(document, flat.get("items"), f"{hint}Item", depth + 1)
+                if "items" in flat
+                else "Any"
+            )
+            return f"list[{item}]"
+        if kind != "object":
+            return PYTHON_TYPES.get(kind, "Any")
+        if as_dict(flat.get("properties")):
+            return self._add_typed_dict(document, followed, hint, depth)
+        extra = flat.get("additionalProperties")
+        value = (
+            self._build_annotation(document, extra, f"{hint}Value", depth + 1)
+            if isinstance(extra, dict)
+            else "Any"
+        )
+        return f"dict[str, {value}]"
+
+    def _add_typed_dict(
+        self, document: SchemaDocument, schema: dict[str, Any], hint: str, depth: int
+    ) -> str:
+        """Return the name of the TypedDict for an object; its own fields may refer back to it."""
+        known = self._named_schemas.get(id(schema))
+        if known:
+            return known[1]
+        if len(self._named_schemas) >= MAX_TYPES:
+            return "dict[str, Any]"
+        name = self._unused_name(hint)
+        self._named_schemas[id(schema)] = (schema, name)
+        place = len(self.typed_dicts)
+        parts = document.object_schema(schema)
+        fields = {
+            key: self._annotate_field(
+                document, value, f"{name}{to_class_name(key)}", depth, key in parts.required
+            )
+            for key, value in parts.properties.items()
+        }
+        self.typed_dicts.insert(place, TypedDictSpec(name, fields))
+        return name
+
+    def _annotate_field(
+        self, document: SchemaDocument, schema: Any, hint: str, depth: int, required: bool
+    ) -> SourceText:
+        text = checked_annotation(self._build_annotation(document, schema, hint, depth + 1))
+        return text if required else SourceText(f"NotRequired[{text}]")
+
+    def _unused_name(self, hint: str) -> str:
+        base = to_identifier(hint, "Record")
+        name, number = base, 2
+        while name in self._used_names:
+            name, number = f"{base}{number}", number + 1
+        self._used_names.add(name)
+        return name
+
+
+def describe_shape(document: SchemaDocument, schema: Any) -> str:
+    """Return what a value of `schema` looks like: `{"name": str, "tags"?: [str]}`; `?` marks what may be absent."""
+    text = _ShapeWriter(document).describe(schema, ())
+    return text if len(text) <= MAX_SHAPE_CHARS else text[:MAX_SHAPE_CHARS] + " ..."
+
+
+class _ShapeWriter:
+    """One shape in the making; `path` holds the schemas that the current one is part of, so that it ends."""
+
+    def __init__(self, document: SchemaDocument) -> None:
+        self._document = document
+        self._remaining_nodes = MAX_FIELDS * 2
+
+    def describe(self, schema: Any, path: tuple[int, ...]) -> str:
+        """Return the shape of one value."""
+        self._remaining_nodes -= 1
+        followed, _ = self._document.resolve(schema)
+        if len(path) > MAX_DEPTH or self._remaining_nodes < 0 or id(followed) in path:
+            return "..."
+        flat, path = self._document.flatten(followed), (*path, id(followed))
+        allowed = literal_values(flat)
+        if allowed:
+            return " | ".join(json.dumps(value, ensure_ascii=False) for value in allowed)
+        for key in ("anyOf", "oneOf"):
+            if as_list(flat.get(key)) and not as_dict(flat.get("properties")):
+                return join_union(
+                    [self.describe(branch, path) for branch in flat[key][:MAX_BRANCHES]]
+                )
+        return join_union([self._describe_type(kind, flat, path) for kind in json_types(flat)])
+
+    def _describe_type(self, kind: str, flat: dict[str, Any], path: tuple[int, ...]) -> str:
+        if kind == "array":
+            return f"[{self.describe(flat.get('items'), path)}]"
+        if kind != "object":
+            return PYTHON_TYPES.get(kind, "Any")
+        if as_dict(flat.get("properties")):
+            parts = self._document.object_schema(flat)
+            fields = (
+                f"{json.dumps(key, ensure_ascii=False)}{'' if key in parts.required else '?'}: {self.describe(value, path)}"
+                for key, value in parts.properties.items()
+            )
+            return "{" + ", ".join(fields) + "}"
+        extra = flat.get("additionalProperties")
+        return f"{{str: {self.describe(extra, path) if isinstance(extra, dict) else 'Any'}}}"
+
+
+def describe_constraints(schema: dict[str, Any]) -> Iterator[str]:
+    """Yield what else `schema` asks of a value, in words."""
+    bounds = (
+        ("minimum", ">= {}"), ("exclusiveMinimum", "> {}"), ("maximum", "<= {}"), ("exclusiveMaximum", "< {}"),
+        ("multipleOf", "a multiple of {}"), ("minLength", "at least {} characters"),
+        ("maxLength", "at most {} characters"), ("minItems", "at least {} items"), ("maxItems", "at most {} items"),
+    )  # fmt: skip
+    for key, words in bounds:
+        if type(schema.get(key)) in (int, float):
+            yield words.format(f"{schema[key]:.12g}")
+    for key, words in (
+        ("format", "{}"),
+        ("pattern", "matching {}"),
+        ("contentEncoding", "encoded as {}"),
+    ):
+        if isinstance(schema.get(key), str):
+            yield words.format(schema[key][:100])
+    if schema.get("uniqueItems") is True:
+        yield "no two items alike"
+    if isinstance(schema.get("enum"), list) and literal_values(schema) is None:
+        yield f"one of {', '.join(str(value)[:40] for value in schema['enum'][:MAX_CHOICES])}"[:400]

@@ -1,0 +1,347 @@
+"""Generated Python: one module per upstream, which makes its tools importable functions.
+
+Rule 1: everything that an upstream says is hostile. A value enters a module as its `repr`, a name as a sanitised
+identifier, an annotation as checked source text (`schemas.Code`); the template has no other way to print anything.
+Rule 2: a module is parsed, and its statements are compared with those expected, before anybody gets to see it.
+Rule 3: importing a module defines names and nothing else; it is valid for Python 3.9 and imports the standard
+library and `tools` alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcp import types
+
+from .python_names import (
+    assign_names,
+    describe_collisions,
+    is_public_name,
+    to_class_name,
+    to_identifier,
+)
+from .schema_annotations import (
+    AnnotationBuilder,
+    ObjectSchema,
+    SchemaDocument,
+    SourceText,
+    TypedDictSpec,
+    describe_constraints,
+    describe_shape,
+)
+from .tool_results import has_result_wrapper
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+MAX_DESCRIPTION_CHARS = 4_000  # characters of a tool's
+MAX_NOTE_CHARS = 600  # characters of a parameter's
+MAX_DEFAULT_CHARS = 80  # characters; a longer default is not spelled out
+MAX_SUMMARY_CHARS = 160  # characters of the first sentence
+MAX_SIGNATURE_CHARS = 240  # characters in a listing
+RESERVED_NAMES = frozenset(
+    {"shim", "Any", "Literal", "NotRequired", "TypedDict", "TYPE_CHECKING", "annotations"}
+)
+MODULE_HEADER = (ast.Expr, ast.ImportFrom, ast.ImportFrom, ast.ImportFrom, ast.If, ast.Assign)
+
+
+@dataclass(frozen=True)
+class ShimParameter:
+    """One parameter of a tool: `wire` is the tool's own name for it."""
+
+    upstream_name: str
+    name: str
+    is_required: bool
+    annotation: SourceText
+    default: Any
+    takes_null: bool
+    note: str
+
+    @property
+    def signature_text(self) -> str:
+        """The parameter as a signature shows it."""
+        return f"{self.name}: {self.annotation}" + (
+            "" if self.is_required else f" = {self.default!r}"
+        )
+
+
+@dataclass(frozen=True)
+class ToolShim:
+    """One tool as the template and the catalogue need it; `extra` names `**extra` where the tool takes anything."""
+
+    upstream_name: str
+    name: str
+    parameters: tuple[ShimParameter, ...]
+    extra_name: str
+    returns: SourceText
+    summary: str
+    doc: str
+
+    @property
+    def renamed_parameters(self) -> dict[str, str]:
+        """Python names of parameters that differ from the tool's own."""
+        return {
+            parameter.name: parameter.upstream_name
+            for parameter in self.parameters
+            if parameter.name != parameter.upstream_name
+        }
+
+    @property
+    def omitted_parameters(self) -> tuple[str, ...]:
+        """Parameters for which None means "left out", because the tool does not take null."""
+        return tuple(
+            p.name
+            for p in self.parameters
+            if p.default is None and not p.is_required and not p.takes_null
+        )
+
+    @property
+    def signature(self) -> str:
+        """The signature in one line."""
+        shown = [parameter.signature_text for parameter in self.parameters] + [
+            f"**{self.extra_name}: Any"
+        ] * bool(self.extra_name)
+        returns = "" if self.returns == "Any" else f" -> {self.returns}"
+        text = f"({', '.join(shown)}){returns}"
+        return text if len(text) <= MAX_SIGNATURE_CHARS else f"{text[:MAX_SIGNATURE_CHARS]} ..."
+
+
+@dataclass(frozen=True)
+class ShimModule:
+    """One upstream's module: `problems` says which of its names could not stay as they are."""
+
+    name: str
+    doc: str
+    tools: tuple[ToolShim, ...]
+    typed_dicts: tuple[TypedDictSpec, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def tool_names(self) -> list[str]:
+        """The names of all tools."""
+        return [tool.name for tool in self.tools]
+
+
+def describe_module(
+    name: str, upstream: str, tools: Sequence[types.Tool], observed: Mapping[str, Any] | None = None
+) -> ShimModule:
+    """Return what the module `name` for the tools of `upstream` says; `observed` maps tools to schemas of results."""
+    names = assign_names((tool.name for tool in tools), "tool", RESERVED_NAMES)
+    annotations = AnnotationBuilder({*names.values(), *RESERVED_NAMES})
+    shown = tuple(
+        describe_tool(tool, names[tool.name], annotations, (observed or {}).get(tool.name))
+        for tool in tools
+    )
+    doc = f"The tools of the MCP server {upstream[:200]!r}. Generated from what it says of itself; not to be edited."
+    return ShimModule(
+        name,
+        doc,
+        shown,
+        tuple(annotations.typed_dicts),
+        tuple(describe_collisions(names, "tool", RESERVED_NAMES)),
+    )
+
+
+def describe_tool(
+    tool: types.Tool, name: str, annotations: AnnotationBuilder, observed: Any
+) -> ToolShim:
+    """Return everything that a shim says of `tool`."""
+    document = SchemaDocument(tool.input_schema)
+    parts = document.object_schema(document.root)
+    parameters = describe_parameters(document, parts, to_class_name(name), annotations)
+    extra = (
+        to_identifier("extra", "extra", {parameter.name for parameter in parameters})
+        if parts.accepts_extra
+        else ""
+    )
+    result = SchemaDocument(tool.output_schema)
+    schema = unwrapped_schema(tool, result)
+    returns = (
+        annotations.annotate(result, schema, f"{to_class_name(name)}Result")
+        if tool.output_schema
+        else SourceText("Any")
+    )
+    text = inspect.cleandoc(
+        truncate_text(tool.description or tool.title or "", MAX_DESCRIPTION_CHARS)
+    )
+    doc = "\n\n".join(
+        filter(None, (text, format_parameters(parameters), format_result(tool, schema, observed)))
+    )
+    return ToolShim(tool.name, name, parameters, extra, returns, first_sentence(text), doc)
+
+
+def unwrapped_schema(tool: types.Tool, document: SchemaDocument) -> Any:
+    """Return the schema of what sandboxed code gets from `tool`: without the wrapper where it has one."""
+    return document.root["properties"]["result"] if has_result_wrapper(tool) else document.root
+
+
+def describe_parameters(
+    document: SchemaDocument, parts: ObjectSchema, hint: str, annotations: AnnotationBuilder
+) -> tuple[ShimParameter, ...]:
+    """Return the parameters, required ones first."""
+    names = assign_names(parts.properties, "parameter")
+    found = [
+        describe_parameter(
+            document,
+            wire,
+            names[wire],
+            wire in parts.required,
+            schema,
+            f"{hint}{to_class_name(wire)}",
+            annotations,
+        )
+        for wire, schema in parts.properties.items()
+    ]
+    return tuple(sorted(found, key=lambda parameter: not parameter.is_required))
+
+
+def describe_parameter(
+    document: SchemaDocument,
+    wire: str,
+    name: str,
+    required: bool,
+    schema: Any,
+    hint: str,
+    annotations: AnnotationBuilder,
+) -> ShimParameter:
+    """Return one parameter; one that may be left out and has no default of its own gets None."""
+    flat = document.flatten(schema)
+    annotation = annotations.annotate(document, schema, hint)
+    takes_null = annotation == "Any" or annotation.endswith("None") or annotation.endswith("None]")
+    default = signature_default(flat.get("default"))
+    if not required and default is None and not takes_null:
+        annotation = SourceText(f"{annotation} | None")
+    return ShimParameter(
+        wire, name, required, annotation, default, takes_null, parameter_note(document, flat)
+    )
+
+
+def signature_default(default: Any) -> Any:
+    """Return a default as it can stand in a signature: itself, or `...` where it is too long or no JSON."""
+    try:
+        json.dumps(default, allow_nan=False)
+    except (ValueError, RecursionError):
+        return SourceText("...")
+    return default if len(repr(default)) <= MAX_DEFAULT_CHARS else SourceText("...")
+
+
+def parameter_note(document: SchemaDocument, schema: dict[str, Any]) -> str:
+    """Return what is to be known of a parameter beyond its type."""
+    description = schema.get("description")
+    text = (
+        truncate_text(" ".join(description.split()), MAX_NOTE_CHARS)
+        if isinstance(description, str)
+        else ""
+    )
+    limits = "; ".join(describe_constraints(schema))
+    looks = describe_shape(document, schema)
+    pieces = (
+        text,
+        f"[{limits}]" if limits else "",
+        f"Shape: {looks}" if "{" in looks and looks != "{str: Any}" else "",
+    )
+    return " ".join(filter(None, pieces))
+
+
+def format_parameters(parameters: Sequence[ShimParameter]) -> str:
+    """Return the part of a docstring that explains the parameters."""
+    if not parameters:
+        return ""
+    lines = [
+        f"    {p.name}{'*' * p.is_required} ({p.annotation}){': ' * bool(p.note)}{p.note}"
+        for p in parameters
+    ]
+    return "\n".join(["Parameters (* = required):", *lines])
+
+
+def format_result(tool: types.Tool, schema: Any, observed: Any) -> str:
+    """Return the part of a docstring that says what comes back."""
+    if tool.output_schema:
+        return f"Returns: {describe_shape(SchemaDocument(tool.output_schema), schema)}"
+    if observed is not None:
+        return f"Returns (observed, not promised): {describe_shape(SchemaDocument(observed), observed)}"
+    return "Returns: not declared; text, or the data that the text is JSON of."
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a description, in one line."""
+    line = " ".join(text[: MAX_SUMMARY_CHARS * 4].split())
+    end = line.find(". ")
+    return truncate_text(line[: end + 1] if end > 0 else line, MAX_SUMMARY_CHARS)
+
+
+def truncate_text(text: str, limit: int) -> str:
+    """Return `text`, cut to `limit` characters and marked if it was."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} ..."
+
+
+# from description to source -----------------------------------------------------------------------
+
+
+def python_literal(value: Any) -> str:
+    """Return `value` as Python source: the filter `py`; a text of several lines becomes one literal a line."""
+    if type(value) is str and "\n" in value:
+        return "\n    ".join(["(", *map(repr, value.splitlines(keepends=True))]) + "\n    )"
+    return repr(value)
+
+
+def checked_name(value: str) -> str:
+    """Return `value` if it is a name that `names` made: the filter `name`."""
+    if not is_public_name(value):
+        raise ValueError(f"{value!r} is not a sanitised name")
+    return value
+
+
+@functools.cache
+def load_template() -> Template:
+    """Return the template of a module; Jinja is imported with the first shim, not with the server."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(  # noqa: S701 - what is made is Python, where HTML's escapes would be errors
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters = {"py": python_literal, "name": checked_name}
+    return environment.get_template("module.py.jinja")
+
+
+def render_module(module: ShimModule) -> str:
+    """Return the source of `module`; raises `ValueError` if it is not exactly what it should be."""
+    source = load_template().render(module=module)
+    tree = ast.parse(source, feature_version=(3, 9))
+    compile(
+        tree, f"<{module.name}>", "exec"
+    )  # finds what the parser lets pass, such as a parameter given twice
+    body = [ast.ClassDef if record.fits_class_body else ast.Assign for record in module.typed_dicts]
+    expected = [*MODULE_HEADER, *body, *[ast.FunctionDef] * len(module.tools)]
+    if [type(node) for node in tree.body] != expected or ast.get_docstring(
+        tree, clean=False
+    ) != module.doc:
+        raise ValueError(f"the shim of {module.name} is not made of what it should be")
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for tool, function in zip(module.tools, functions, strict=True):
+        if (
+            function.name != tool.name
+            or len(function.body) != 1
+            or ast.get_docstring(function, clean=False) != tool.doc
+        ):
+            raise ValueError(
+                f"the shim of {module.name}.{tool.name} is not made of what it should be"
+            )
+    return source
+
+
+def source_digest(source: str) -> str:
+    """Return the digest by which the journal names a shim."""
+    return "sha256:" + hashlib.sha256(source.encode()).hexdigest()

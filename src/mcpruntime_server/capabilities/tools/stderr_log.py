@@ -1,0 +1,76 @@
+"""Where an upstream's stderr goes: a file of its own, bounded, without the credentials that it was given.
+
+Rule 1: a thread reads, because a chatty upstream must not cost the event loop a wake-up per line.
+Rule 2: it always reads on, whatever becomes of the file, because an upstream whose stderr is full stands still.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import anyio
+
+from .tool_results import Credentials
+
+MAX_LOG_BYTES = 1024 * 1024  # bytes; one older file of the same size is kept
+MAX_LINE_BYTES = 64 * 1024  # bytes held back until their line ends
+DRAIN_TIMEOUT_S = 1.0  # for the thread to write what a dead upstream said; one that lives on elsewhere is left to itself
+
+
+def log_path(folder: Path, upstream: str) -> Path:
+    """Return the log file of `upstream`, whatever characters its name has; no two share one."""
+    name = re.sub(r"[^\w-]+", "_", upstream, flags=re.ASCII)[:60]
+    if name != upstream:
+        name = f"{name}-{zlib.crc32(upstream.encode(errors='surrogatepass')):08x}"
+    return folder / f"upstream-{name}.log"
+
+
+@asynccontextmanager
+async def open_stderr_log(path: Path, credentials: Credentials) -> AsyncIterator[TextIO]:
+    """Yield a file to give a child process as its stderr; what it writes ends up in `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe()
+    thread = threading.Thread(
+        target=_copy_lines,
+        args=(reader, path, credentials),
+        name=f"log of {path.stem}",
+        daemon=True,
+    )
+    thread.start()
+    try:
+        with os.fdopen(writer, "w") as end:
+            yield end
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(thread.join, DRAIN_TIMEOUT_S)
+
+
+def _copy_lines(reader: int, path: Path, credentials: Credentials) -> None:
+    """Copy lines from the pipe to the file until every writer is gone."""
+    pending = b""
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while data := pipe.read(MAX_LINE_BYTES):
+            lines, newline, pending = (pending + data).rpartition(b"\n")
+            if len(pending) > MAX_LINE_BYTES:
+                lines, newline, pending = lines + newline + pending, b"\n", b""
+            if lines:
+                _append_to_log(path, credentials.redact_bytes(lines + newline))
+    if pending:
+        _append_to_log(path, credentials.redact_bytes(pending + b"\n"))
+
+
+def _append_to_log(path: Path, data: bytes) -> None:
+    with suppress(
+        OSError
+    ):  # a log that cannot be written (disk full, folder gone) must not stop the upstream
+        if path.exists() and path.stat().st_size + len(data) > MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        with path.open("ab") as file:
+            file.write(data)

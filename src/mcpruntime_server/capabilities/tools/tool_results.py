@@ -1,0 +1,150 @@
+"""What an upstream answers, as plain JSON data for sandboxed code.
+
+Rule 1: structured content is the answer where there is any; the text beside it says the same again.
+Rule 2: without it each content block becomes one value, and an answer of several blocks becomes a list of values.
+Rule 3: a text block that is a JSON object or array is that; every other text stays text.
+Rule 4: a credential that an upstream was given does not come back: it is replaced before anybody sees the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl, urlsplit
+
+from mcp import types
+
+from ...config import UpstreamSettings
+
+MIN_CREDENTIAL_CHARS = (
+    8  # characters; shorter values occur by chance and replacing them would falsify results
+)
+REDACTED = "***"
+CREDENTIAL_NAME_PATTERN = re.compile(
+    r"token|key|secret|passw|credential|auth|session|cookie|dsn", re.IGNORECASE
+)
+FASTMCP_WRAPPER_KEY = (
+    "x-fastmcp-wrap-result"  # how one server framework marks an output schema as a wrapper
+)
+
+
+def has_result_wrapper(tool: types.Tool) -> bool:
+    """Return whether the output schema of `tool` is the `{"result": value}` that SDKs put around what is no object."""
+    schema = tool.output_schema
+    properties = schema.get("properties") if schema else None
+    if not schema or not isinstance(properties, dict) or set(properties) != {"result"}:
+        return False
+    title = str(schema.get("title", ""))
+    return schema.get(FASTMCP_WRAPPER_KEY) is True or (
+        schema.get("required") == ["result"] and title.endswith("Output")
+    )
+
+
+def to_json_data(result: types.CallToolResult, is_wrapped: bool) -> Any:
+    """Return what `result` says as JSON data; `wrapped` is what `is_wrapper` said of the tool."""
+    structured = result.structured_content
+    if structured is not None:
+        return structured["result"] if is_wrapped and "result" in structured else structured
+    values = [content_block_value(block) for block in result.content]
+    if len(values) == 1:
+        return values[0]
+    return values or None
+
+
+def error_message(result: types.CallToolResult, limit: int) -> str:
+    """Return the words of a failed result, at most `limit` characters."""
+    texts = [block.text for block in result.content if isinstance(block, types.TextContent)]
+    return "\n".join(texts).strip()[:limit] or "the tool failed and did not say why"
+
+
+def content_block_value(block: types.ContentBlock) -> Any:
+    """Return one content block as JSON data: text or what it encodes, else a dict with `type` and its data."""
+    if isinstance(block, types.TextContent):
+        return parse_text(block.text)
+    if isinstance(block, types.ImageContent | types.AudioContent):
+        return {"type": block.type, "mimeType": block.mime_type, "data": block.data}
+    if isinstance(block, types.EmbeddedResource):
+        resource = block.resource
+        value = {"type": "resource", "uri": str(resource.uri), "mimeType": resource.mime_type}
+        if isinstance(resource, types.BlobResourceContents):
+            return {**value, "data": resource.blob}
+        return {**value, "text": resource.text}
+    return block.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def parse_text(text: str) -> Any:
+    """Return the JSON object or array that `text` is, else `text` itself."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return text
+    try:
+        return json.loads(text, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _reject_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+class Credentials:
+    """The secret values that one upstream was given, and their removal from whatever it says."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        # The longest first, so that no part of a value is left of one that contains another.
+        self._values = sorted(
+            {value for value in values if len(value) >= MIN_CREDENTIAL_CHARS}, key=len, reverse=True
+        )
+        self._encoded = [value.encode() for value in self._values]
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def redact(self, value: Any) -> Any:
+        """Return JSON data with every known credential in it replaced."""
+        if isinstance(value, str):
+            return self.redact_text(value)
+        if isinstance(value, list):
+            return [self.redact(item) for item in value]
+        if isinstance(value, dict):
+            return {self.redact_text(key): self.redact(item) for key, item in value.items()}
+        return value
+
+    def redact_text(self, text: str) -> str:
+        """Return `text` with every known credential replaced."""
+        for value in self._values:
+            if value in text:
+                text = text.replace(value, REDACTED)
+        return text
+
+    def redact_bytes(self, data: bytes) -> bytes:
+        """Return `data` with every known credential replaced."""
+        for value in self._encoded:
+            data = data.replace(value, REDACTED.encode())
+        return data
+
+
+def collect_credentials(settings: UpstreamSettings) -> Credentials:
+    """Return what is secret in `settings`: all header values, and values of `env` and `url` whose names say so."""
+    values = [
+        word for value in settings.headers.values() for word in value.get_secret_value().split()
+    ]
+    values += [value.get_secret_value() for value in settings.headers.values()]
+    values += [
+        value.get_secret_value()
+        for name, value in settings.env.items()
+        if CREDENTIAL_NAME_PATTERN.search(name)
+    ]
+    if settings.url:
+        url = urlsplit(settings.url)
+        values += [
+            value for name, value in parse_qsl(url.query) if CREDENTIAL_NAME_PATTERN.search(name)
+        ]
+        values += [url.password or ""]
+    return Credentials(values)
+
+
+def reveal_secrets(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return the secret values of a settings table, in the clear; for the one place that makes the connection."""
+    return {name: value.get_secret_value() for name, value in table.items()}

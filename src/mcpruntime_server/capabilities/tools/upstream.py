@@ -1,0 +1,434 @@
+"""Connections to the user's MCP servers: made on first need, shared, supervised, and ended within a bound.
+
+Rule 1: a connection belongs to one task, its upstream's supervisor; callers only use what the supervisor holds up.
+Rule 2: nothing is done twice behind a caller's back. A call that may have reached an upstream is never sent again.
+Rule 3: whatever an upstream does, a caller sees `CallFailed`, which names the upstream and what to do.
+Rule 4: no message carries arguments, environment, headers or a URL.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import anyio
+from mcp import Client, MCPError, types
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from pydantic import ValidationError
+
+from ...config import APP_NAME, UpstreamSettings
+from ...errors import CallFailed
+from .stderr_log import log_path
+from .tool_results import collect_credentials, error_message, has_result_wrapper, to_json_data
+from .transport import TransportState, open_transport
+
+MAX_TOOLS = 2_000  # of one upstream; more is a mistake or an attack
+MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an error
+MIN_RETRY_DELAY_S = 0.2  # before the next connection after one that failed or did not last
+MAX_RETRY_DELAY_S = 30.0
+STABLE_CONNECTION_S = (
+    10.0  # a connection that lived so long was sound: its end is no reason to hold back
+)
+CLOSED_MESSAGE = "Connection closed"  # the SDK's words where the connection is over
+STREAM_LOST_PREFIX = "SSE stream"  # how the SDK's words begin where only this call's stream is over
+
+UpstreamState = Literal["idle", "connecting", "ready", "failed"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class UpstreamStatus:
+    """How an upstream is; `error` is why it could not be reached, until it can be again."""
+
+    state: UpstreamState
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class UpstreamConnection:
+    """One live connection, and the line that it stands on."""
+
+    client: Client
+    transport: TransportState
+
+    def is_session_expired(self, error: MCPError) -> bool:
+        """Return whether `error` says that the session is forgotten: the request went no further than the door."""
+        return self.transport.is_session_expired and "session" in error.message.lower()
+
+
+class ConnectAttempt:
+    """One attempt to connect, which any number of callers wait for."""
+
+    def __init__(self) -> None:
+        self.finished = anyio.Event()
+        self.failure: Callable[[], CallFailed] | None = None
+
+
+class RepeatableEvent:
+    """An event that can be waited for again and again, by one task."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        """Wake the task that waits, now or next."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Return when it has been set since the last time."""
+        await self._event.wait()
+        self._event = anyio.Event()
+
+
+class Upstream:
+    """One MCP server of the user's."""
+
+    def __init__(
+        self, name: str, settings: UpstreamSettings, base_dir: Path, log_dir: Path
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.generation = 0  # counts the changes of the tool list
+        self.on_change: Callable[[Upstream], None] = lambda _: None
+        self.log_file = log_path(log_dir, name)
+        self._base_dir = base_dir
+        self._credentials = collect_credentials(settings)
+        self._call_slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
+        self._tools: tuple[types.Tool, ...] | None = None
+        self._wrapped_tools: frozenset[str] = frozenset()
+        self._connection: UpstreamConnection | None = None
+        self._attempt = ConnectAttempt()
+        self._connect_requested = anyio.Event()
+        self._is_connecting = False
+        self._failure: Callable[[], CallFailed] | None = None
+        self._failed_attempts = 0  # connections in a row that failed or did not last
+        self._retry_at = 0.0
+        self._invalid_messages = 0  # messages that were none, on the current line
+
+    # what others use ------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> UpstreamStatus:
+        """How this upstream is right now; asking does not start it."""
+        error = self._failure().message if self._failure else ""
+        if self._connection:
+            return UpstreamStatus("ready")
+        if self._is_connecting:
+            return UpstreamStatus("connecting", error)
+        return UpstreamStatus("failed", error) if error else UpstreamStatus("idle")
+
+    @property
+    def known_tools(self) -> tuple[types.Tool, ...] | None:
+        """The tools as last listed, or None before the first connection."""
+        return self._tools
+
+    async def list_tools(self) -> tuple[types.Tool, ...]:
+        """Return the tools as last listed, connecting if that was never done; raises `CallFailed`."""
+        if self._tools is None:
+            await self._connect()
+        return self._tools or ()
+
+    async def refresh_tools(self) -> None:
+        """Ask a connected upstream for its tools now, where somebody misses one; its notice of a change may be late."""
+        if self._connection:
+            await self._try_list_tools(self._connection.client)
+
+    async def call_tool(self, tool: str, arguments: dict[str, Any]) -> Any:
+        """Call `tool` (the upstream's own name for it) and return plain JSON data; raises `CallFailed`."""
+        result = await self.send_request(
+            tool, lambda client: client.call_tool(tool, arguments, self.settings.timeout_s)
+        )
+        if result.is_error:
+            message, data = error_message(result, MAX_MESSAGE_CHARS), result.structured_content
+            raise CallFailed(
+                "tool_error",
+                self._credentials.redact_text(message),
+                data=self._credentials.redact(data),
+            )
+        value = to_json_data(result, tool in self._wrapped_tools)
+        return self._credentials.redact(value) if self._credentials else value
+
+    async def send_request(self, operation: str, request: Callable[[Client], Awaitable[T]]) -> T:
+        """Put a question to the connected client; `what` names it in errors. Raises `CallFailed`."""
+        async with self._call_slots:
+            return await self._send(operation, request)
+
+    def redact_bytes(self, data: bytes) -> bytes:
+        """Return what this upstream has sent without the credentials that it was given."""
+        return self._credentials.redact_bytes(data)
+
+    # calls ----------------------------------------------------------------------------------------
+
+    async def _send(self, tool: str, request: Callable[[Client], Awaitable[T]]) -> T:
+        connection = self._connection or await self._connect()
+        try:
+            try:
+                return await request(connection.client)
+            except MCPError as error:
+                if not connection.is_session_expired(error):
+                    raise
+                self._mark_disconnected(connection)
+                connection = await self._connect()
+                return await request(connection.client)
+        except MCPError as error:
+            self._raise_mcp_error(tool, connection, error)
+        except (ValidationError, RuntimeError, ValueError) as error:
+            self._raise_protocol_error(tool, error)
+        except (OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            self._raise_disconnected(tool, type(error).__name__)
+
+    def _raise_mcp_error(
+        self, tool: str, connection: UpstreamConnection, error: MCPError
+    ) -> NoReturn:
+        """Raise what `error` means to the caller of `tool`."""
+        if error.code == types.REQUEST_TIMEOUT:
+            raise CallFailed(
+                "timeout",
+                f"{self.name}.{tool} did not answer within {self.settings.timeout_s:g} s and may still be at work.",
+                remedy=f"Ask it for less at a time, or raise `timeout_s` under [mcpServers.{self.name}].",
+            ) from None
+        if error.code == types.CONNECTION_CLOSED and error.message == CLOSED_MESSAGE:
+            self._mark_disconnected(connection)
+            self._raise_disconnected(tool, "its connection closed")
+        if error.code == types.CONNECTION_CLOSED and error.message.startswith(STREAM_LOST_PREFIX):
+            self._raise_disconnected(tool, "its answer broke off")
+        kind = "invalid_arguments" if error.code == types.INVALID_PARAMS else "tool_error"
+        message = self._credentials.redact_text(error.message)[:MAX_MESSAGE_CHARS]
+        raise CallFailed(kind, message, data=self._credentials.redact(error.data)) from None
+
+    def _raise_disconnected(self, tool: str, how: str) -> NoReturn:
+        raise CallFailed(
+            "unavailable",
+            f"The upstream {self.name} went away while it worked on {tool} ({how}).",
+            remedy="Whether the call was carried out is not known: look before you repeat a write. "
+            "The next call connects again.",
+        ) from None
+
+    def _raise_protocol_error(self, tool: str, error: Exception) -> NoReturn:
+        detail = self._credentials.redact_text(str(error))[:MAX_MESSAGE_CHARS]
+        raise CallFailed(
+            "protocol",
+            f"The upstream {self.name} answered {tool} with something that breaks its own contract: {detail}",
+            remedy="The call was probably carried out. Its server needs mending, or a newer version.",
+        ) from None
+
+    # the connection -------------------------------------------------------------------------------
+
+    async def _connect(self) -> UpstreamConnection:
+        """Return the live connection, asking the supervisor for one if need be; raises `CallFailed`."""
+        while self._connection is None:
+            if self._failure and not self._is_connecting and anyio.current_time() < self._retry_at:
+                raise self._failure()
+            attempt = self._attempt
+            self._connect_requested.set()
+            await attempt.finished.wait()
+            if attempt.failure:
+                raise attempt.failure()
+        return self._connection
+
+    async def supervise(self) -> None:
+        """Hold up the connection for as long as anybody wants it; runs until it is cancelled."""
+        try:
+            while True:
+                await self._connect_requested.wait()
+                self._is_connecting = True
+                await anyio.sleep(max(0.0, self._retry_at - anyio.current_time()))
+                await self._hold_connection()
+        finally:
+            self._finish_attempt(
+                lambda: CallFailed("unavailable", f"The upstream {self.name} is being shut down.")
+            )
+
+    async def _hold_connection(self) -> None:
+        """Connect, keep the tool list fresh, and return when the connection is over, however it ends."""
+        line, since, attempt = TransportState(), anyio.current_time(), self._attempt
+        problem, understood = f"it was not ready within {self.settings.timeout_s:g} s", True
+        try:
+            with anyio.move_on_after(self.settings.timeout_s) as start:
+                await self._run_connection(line, start)
+        except Exception as raised:  # noqa: BLE001 - an upstream may fail in any way; its supervisor outlives all
+            error = innermost_exception(raised)
+            problem, understood = (
+                describe_connect_error(error, line.http_status),
+                not isinstance(error, ValidationError),
+            )
+        lasted = anyio.current_time() - since > STABLE_CONNECTION_S
+        stood = self._attempt is not attempt
+        self._failed_attempts = 0 if stood and lasted else self._failed_attempts + 1
+        self._retry_at = anyio.current_time() + self._retry_delay_s()
+        if not stood:
+            self._finish_attempt(
+                self._build_connect_failure(self._credentials.redact_text(problem), understood)
+            )
+
+    def _retry_delay_s(self) -> float:
+        """Return how long to hold back, in seconds: doubling, and spread so that upstreams do not move in step."""
+        if not self._failed_attempts:
+            return 0.0
+        spread = random.uniform(0.5, 1.5)  # noqa: S311 - guards nothing
+        return (
+            min(MIN_RETRY_DELAY_S * 2.0 ** min(self._failed_attempts - 1, 16), MAX_RETRY_DELAY_S)
+            * spread
+        )
+
+    def _build_connect_failure(self, problem: str, is_understood: bool) -> Callable[[], CallFailed]:
+        kind, message = "unavailable", f"The upstream {self.name} cannot be reached: {problem}."
+        if not is_understood:
+            kind = "protocol"
+        if self._invalid_messages:
+            kind, message = (
+                "protocol",
+                f"{message} It also sent {self._invalid_messages} lines that are no MCP messages.",
+            )
+        remedy = f"Check [mcpServers.{self.name}] in the settings"
+        remedy += f", and {self.log_file.name} for what it said." if self.log_file.exists() else "."
+        return lambda: CallFailed(kind, message, remedy=remedy)
+
+    def _finish_attempt(self, failure: Callable[[], CallFailed] | None) -> None:
+        """Tell everybody who waits how the current attempt ended; the next one starts when somebody asks for it."""
+        attempt, self._attempt = self._attempt, ConnectAttempt()
+        self._connect_requested = anyio.Event()
+        self._is_connecting = False
+        self._failure = attempt.failure = failure
+        attempt.finished.set()
+
+    def _mark_disconnected(self, connection: UpstreamConnection) -> None:
+        """Note that `connection` is over; the next caller asks for a new one."""
+        connection.transport.ended.set()
+        if self._connection is connection:
+            self._connection = None
+
+    async def _run_connection(self, state: TransportState, start_scope: anyio.CancelScope) -> None:
+        """Be connected until the other end is gone; `start` bounds the time until the connection stands."""
+        changed = RepeatableEvent()
+        self._invalid_messages = 0
+        async with AsyncExitStack() as stack:
+            transport = open_transport(
+                state, self.settings, self._base_dir, self.log_file, self._credentials
+            )
+            client = await stack.enter_async_context(self._build_client(transport, changed))
+            await self._list_tools(client)
+            start_scope.deadline = math.inf
+            connection = self._connection = UpstreamConnection(client, state)
+            stack.callback(self._mark_disconnected, connection)
+            self._finish_attempt(None)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._follow_notifications, client, changed)
+                tasks.start_soon(self._follow_subscription, client)
+                await state.ended.wait()
+                self._mark_disconnected(connection)
+                tasks.cancel_scope.cancel()
+
+    def _build_client(self, transport: Any, changed: RepeatableEvent) -> Client:
+        async def on_message(message: Any) -> None:
+            if isinstance(message, types.ToolListChangedNotification):
+                changed.set()
+            elif isinstance(message, Exception):
+                self._invalid_messages += 1
+
+        return Client(
+            transport,
+            read_timeout_seconds=self.settings.timeout_s,
+            client_info=types.Implementation(name=APP_NAME, version=version(APP_NAME)),
+            message_handler=on_message,
+            cache=None,
+        )
+
+    # the tool list --------------------------------------------------------------------------------
+
+    async def _list_tools(self, client: Client) -> None:
+        """Fetch the tool list; a changed one counts as a new generation."""
+        found: dict[str, types.Tool] = {}
+        cursor: str | None = None
+        while True:
+            page = await client.list_tools(cursor=cursor)
+            found |= {tool.name: tool for tool in page.tools}
+            cursor = page.next_cursor
+            if not cursor or not page.tools or len(found) > MAX_TOOLS:
+                break
+        tools = tuple(found.values())[:MAX_TOOLS]
+        if tools != self._tools:
+            self._tools = tools
+            self._wrapped_tools = frozenset(tool.name for tool in tools if has_result_wrapper(tool))
+            self.generation += 1
+            self.on_change(self)
+
+    async def _try_list_tools(self, client: Client) -> None:
+        try:
+            await self._list_tools(client)
+        except (MCPError, ValidationError, RuntimeError):
+            return  # the list that is known stays in use; where the connection is over, the line says so
+
+    async def _follow_notifications(self, client: Client, changed: RepeatableEvent) -> None:
+        """Older protocol revisions push a notification when the tools change."""
+        while True:
+            await changed.wait()
+            await self._try_list_tools(client)
+
+    async def _follow_subscription(self, client: Client) -> None:
+        """From 2026-07-28 on, a client subscribes to changes; a subscription that ends is opened again."""
+        capability = client.server_capabilities.tools
+        if capability is None or not capability.list_changed:
+            return
+        delay = MIN_RETRY_DELAY_S
+        while True:
+            try:
+                async with client.listen(tools_list_changed=True) as events:
+                    delay = MIN_RETRY_DELAY_S
+                    await self._try_list_tools(client)  # what changed while nobody listened
+                    async for _ in events:
+                        await self._try_list_tools(client)
+            except ListenNotSupportedError:
+                return
+            except (SubscriptionLost, MCPError, TimeoutError):
+                pass
+            await anyio.sleep(delay)
+            delay = min(delay * 2, MAX_RETRY_DELAY_S)
+
+
+def innermost_exception(error: BaseException) -> BaseException:
+    """Return the first real exception in what may be nested groups of them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def describe_connect_error(error: BaseException, http_status: int) -> str:
+    """Return what went wrong while connecting, without words that may hold a URL or a credential."""
+    if http_status in (401, 403):
+        return f"it refused the credentials (HTTP {http_status})"
+    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
+        return f"{error.filename!r}: {error.strerror}"
+    if isinstance(error, MCPError) and error.message == CLOSED_MESSAGE:
+        return "it ended before it was ready"
+    status = f" (HTTP {http_status})" if http_status else ""
+    if isinstance(error, MCPError):
+        return f"it answered with error {error.code}, {error.message[:MAX_MESSAGE_CHARS]!r}{status}"
+    if isinstance(error, ValidationError):
+        return f"what it said is no valid {error.title}{status}"
+    return f"the connection failed with {type(error).__name__}{status}"
+
+
+@asynccontextmanager
+async def open_upstreams(
+    settings: Mapping[str, UpstreamSettings], base_dir: Path, log_dir: Path
+) -> AsyncIterator[dict[str, Upstream]]:
+    """Yield the upstreams by name, none of them started yet; leaving ends all connections and their processes.
+
+    Paths in the settings are relative to `base_dir`; the stderr of each upstream goes to a file in `log_dir`.
+    """
+    enabled = {name: entry for name, entry in settings.items() if not entry.disabled}
+    upstreams = {name: Upstream(name, entry, base_dir, log_dir) for name, entry in enabled.items()}
+    async with anyio.create_task_group() as tasks:
+        for upstream in upstreams.values():
+            tasks.start_soon(upstream.supervise, name=f"upstream {upstream.name}")
+        try:
+            yield upstreams
+        finally:
+            tasks.cancel_scope.cancel()

@@ -1,0 +1,134 @@
+"""What a run cost, and what the same calls would have put before a model, had each been a turn of its own.
+
+Nothing is estimated: times, arguments and results are those in the journal. One call a turn is counted as the call
+(its name and arguments, which the model writes) and its result; code is counted as the program and the text that
+`run_code` answered with. What each further turn costs on top (the whole conversation is read again), and the
+definitions of the tools, are left out on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import Unavailable
+from .token_count import count_tokens
+
+TOOL_PREFIX = "tools."
+Interval = tuple[float, float]  # seconds
+
+
+@dataclass(frozen=True)
+class TimedCall:
+    """One call that a run made: when it was under way, and what it says as a turn of its own."""
+
+    target: str
+    span: Interval
+    text: str
+
+    @property
+    def is_tool(self) -> bool:
+        """Whether an upstream answered it; the others ask the runtime which tools there are."""
+        return self.target.startswith(TOOL_PREFIX)
+
+
+@dataclass(frozen=True)
+class TextAmount:
+    """An amount of text; `tokens` is None where they cannot be counted."""
+
+    characters: int
+    tokens: int | None
+
+    def __sub__(self, other: TextAmount) -> TextAmount:
+        """Return by how much this is more."""
+        tokens = None if self.tokens is None or other.tokens is None else self.tokens - other.tokens
+        return TextAmount(self.characters - other.characters, tokens)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step: milliseconds by phase, and both ways of counting what it put before the model."""
+
+    session_ms: float
+    catalog_ms: float
+    upstream_ms: float
+    code_ms: float
+    total_ms: float
+    call_count: int
+    as_turns: TextAmount
+    as_code: TextAmount
+
+
+def load_calls(events: Iterable[Mapping[str, Any]]) -> list[TimedCall]:
+    """Return the calls of a run from its events, as `mcpruntime-server runs SESSION RUN --json` prints them."""
+    started: dict[int, Mapping[str, Any]] = {}
+    found = []
+    for event in events:
+        if event["kind"] == "CallStarted":
+            started[event["call"]] = event
+        elif event["kind"] == "CallFinished":
+            start = started[event["call"]]
+            text = f"{start['target'].removeprefix(TOOL_PREFIX)} {start['args']}\n{format_result(event)}"
+            found.append(
+                TimedCall(start["target"], (start["at"], start["at"] + event["ms"] / 1e3), text)
+            )
+    return found
+
+
+def format_result(finished: Mapping[str, Any]) -> str:
+    """Return a call's result as a model would be shown it: text as it is, data as JSON."""
+    value = finished["error"]["message"] if finished["error"] else finished["value"]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def compute_cost(
+    calls: Sequence[TimedCall], usage: dict[str, float], total_ms: float, program: str, answer: str
+) -> StepCost:
+    """Return the cost of a run with this `usage` that answered `program` with `answer`."""
+    session = usage["setup_ms"]
+    tools = covered_duration_ms([call.span for call in calls if not call.is_tool])
+    working = covered_duration_ms([call.span for call in calls if call.is_tool])
+    turns = [call.text for call in calls if call.is_tool]
+    return StepCost(
+        session_ms=session,
+        catalog_ms=tools,
+        upstream_ms=working,
+        code_ms=max(0.0, total_ms - session - tools - working),
+        total_ms=total_ms,
+        call_count=len(turns),
+        as_turns=measure_texts(turns),
+        as_code=measure_texts([program, answer]),
+    )
+
+
+def measure_texts(texts: Sequence[str]) -> TextAmount:
+    """Return how much `texts` are."""
+    try:
+        tokens = sum(map(count_tokens, texts))
+    except Unavailable:
+        return TextAmount(sum(map(len, texts)), None)
+    return TextAmount(sum(map(len, texts)), tokens)
+
+
+def sum_amounts(texts: Sequence[TextAmount]) -> TextAmount:
+    """Return several amounts together."""
+    tokens = [text.tokens for text in texts if text.tokens is not None]
+    return TextAmount(
+        sum(text.characters for text in texts), sum(tokens) if len(tokens) == len(texts) else None
+    )
+
+
+def format_amount(text: TextAmount) -> tuple[str, str]:
+    """Return an amount of text as two cells of a table."""
+    return f"{text.characters:,}", "not counted" if text.tokens is None else f"{text.tokens:,}"
+
+
+def covered_duration_ms(spans: Sequence[Interval]) -> float:
+    """Return for how long at least one of `spans` was under way; what overlaps counts once."""
+    total, reached = 0.0, 0.0
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total * 1e3

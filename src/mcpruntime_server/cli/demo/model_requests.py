@@ -1,0 +1,90 @@
+"""The act "questions": code asks a model while there is no key, no account and no model but the client's own.
+
+The run waits with all its questions in one go, and the client, whose model has had the code run, answers them. The demo
+is the client, and has no model: a script answers in its place, and the demo says so.
+"""
+
+from __future__ import annotations
+
+import json
+
+from mcp import Client
+
+from . import programs
+from .costs import format_amount, measure_texts
+from .demo_client import SESSION_NAME, DemoStep, call_run_code
+from .demo_console import DemoConsole
+
+SEVERITY_BY_WORDS = {
+    "loss": 5,
+    "crash": 4,
+    "never end": 3,
+}  # how bad a message is that has the words
+DEFAULT_SEVERITY = 1
+MAX_SHOWN_QUESTIONS = 3  # questions
+ANSWERED_BY_TEXT = (
+    f"a script of this demo, in the place of a model: it knows {len(SEVERITY_BY_WORDS)} words. In a real client its model reads "
+    "the questions, and answers them all in one request."
+)
+COUNTING_METHOD = (
+    "one question a turn: each question and its answer. As a program: the code, what run_code answered to it (all the "
+    "questions), the answers, and the result. Left out on both sides: that every further turn has the whole "
+    "conversation read again."
+)
+
+
+async def ask_client_model(screen: DemoConsole, client: Client) -> DemoStep:
+    """Show code that asks, and the client answering; return how the run ended."""
+    screen.write_heading("questions without a key: code asks the model of the client that runs it")
+    screen.write_program(programs.JUDGE)
+    screen.start_clock()
+    asked = await call_run_code(
+        screen, client, programs.JUDGE, code=programs.JUDGE, session=SESSION_NAME
+    )
+    questions = {wait["id"]: wait["call"] for wait in asked.result.get("waiting_for", ())}
+    screen.write_streamed(
+        f"{asked.result.get('status', 'failed')}: {len(questions)} questions in one go"
+    )
+    for question in list(questions.values())[:MAX_SHOWN_QUESTIONS]:
+        screen.write_streamed("  " + " ".join(question.split()))
+    if not questions:
+        screen.write_block(asked.text, "red")
+        return asked
+    screen.write_line()
+    screen.write_fact("answered by", ANSWERED_BY_TEXT)
+    answers = {name: answer_question(question) for name, question in questions.items()}
+    written = json.dumps({"run": asked.result["run"], "answers": answers})
+    done = await call_run_code(screen, client, written, run=asked.result["run"], answers=answers)
+    screen.write_line()
+    screen.write_block(
+        str(done.result["value"]) if done.ok else done.text, "green" if done.ok else "red"
+    )
+    screen.write_line()
+    if done.ok:
+        show_savings(screen, [asked, done], list(questions.values()))
+    return done
+
+
+def answer_question(question: str) -> str:
+    """Return what the script makes of a question."""
+    return str(
+        next(
+            (points for words, points in SEVERITY_BY_WORDS.items() if words in question),
+            DEFAULT_SEVERITY,
+        )
+    )
+
+
+def show_savings(screen: DemoConsole, steps: list[DemoStep], questions: list[str]) -> None:
+    """Say what a model has read and written, and what it would have had to with one question a turn."""
+    turns = measure_texts([f"{question}\n{answer_question(question)}" for question in questions])
+    program = measure_texts([text for step in steps for text in (step.program, step.text)])
+    screen.write_table(
+        ["", "turns", "characters", "cl100k tokens"],
+        [
+            ("one question a turn", f"{len(questions)}", *format_amount(turns)),
+            ("a program that asks", f"{len(steps)}", *format_amount(program)),
+        ],
+    )
+    screen.write_line()
+    screen.write_fact("counted", COUNTING_METHOD)

@@ -1,0 +1,93 @@
+"""Which servers are alive: each holds a lock on a file of its own, `<data>/servers/<owner>.lock`, while it runs.
+
+The operating system drops the lock when the process ends, however it ends, so a lease never outlives its server and
+never needs to be renewed. Sessions name their owner in the journal; sandboxes name theirs in a label.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+
+class ServerLease:
+    """The lock of one server, held from `__init__` to `close`; `owner` is its id."""
+
+    def __init__(self, data_dir: Path) -> None:
+        folder = data_dir / "servers"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.owner = secrets.token_hex(8)
+        self.path = lease_path(data_dir, self.owner)
+        draft = self.path.with_suffix(".new")
+        self._handle = os.open(draft, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        os.write(self._handle, f"{os.getpid()}\n".encode())
+        os.rename(
+            draft, self.path
+        )  # a lock file that is seen is held: no other server can take it for a dead one's
+        remove_stale_leases(data_dir)
+
+    def close(self) -> None:
+        """Let go; the owner counts as dead from now on."""
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+        os.close(self._handle)
+
+    def __enter__(self) -> ServerLease:
+        """Return the lease itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+def lease_path(data_dir: Path, owner: str) -> Path:
+    """Return the lock file of `owner`."""
+    return data_dir / "servers" / f"{owner}.lock"
+
+
+def is_server_alive(data_dir: Path, owner: str) -> bool:
+    """Say whether the server `owner` runs on this data folder."""
+    return _is_locked(lease_path(data_dir, owner))
+
+
+def server_process_id(data_dir: Path, owner: str) -> int | None:
+    """Return the process id of `owner`, for messages."""
+    try:
+        return int(lease_path(data_dir, owner).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def remove_stale_leases(data_dir: Path) -> None:
+    """Remove the lock files of servers that are gone."""
+    for path in (data_dir / "servers").glob("*.lock"):
+        if not _is_locked(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(
+            handle, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # shared: two that ask at once do not see each other
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)

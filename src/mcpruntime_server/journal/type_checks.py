@@ -1,0 +1,55 @@
+"""Whether data from a stranger has the types that a dataclass declares for its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from math import isfinite
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+
+MAX_SAFE_INTEGER = (
+    2**53
+)  # beyond it, programs do not agree about integers in JSON, and SQLite takes none beyond 2**63
+
+
+def matches_field_type(value: Any, cls: Any, field: str) -> bool:
+    """Say whether JSON data may be the value of a field of `cls`."""
+    return _matches(value, _type_hints(cls)[field])
+
+
+@cache
+def _type_hints(cls: Any) -> Mapping[str, Any]:
+    return get_type_hints(cls)
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_matches(value, each) for each in get_args(hint))
+    if hint is Any:
+        return True
+    if is_typeddict(hint):
+        items = _type_hints(hint)
+        return (
+            isinstance(value, dict)
+            and value.keys() == items.keys()
+            and all(_matches(value[k], items[k]) for k in items)
+        )
+    origin = get_origin(hint)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(
+            _matches(each, get_args(hint)[1]) for each in value.values()
+        )
+    if origin is list:
+        return isinstance(value, list) and all(_matches(each, get_args(hint)[0]) for each in value)
+    return _matches_scalar(value, hint)
+
+
+def _matches_scalar(value: Any, hint: Any) -> bool:
+    if isinstance(value, bool):
+        return hint is bool
+    if isinstance(value, int):
+        return hint in (int, float) and abs(value) <= MAX_SAFE_INTEGER
+    if isinstance(value, float):
+        return hint is float and isfinite(value)
+    return isinstance(value, hint)

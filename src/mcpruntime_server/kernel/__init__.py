@@ -1,1 +1,0 @@
-"""What runs inside a sandbox: standard library only, Python >= 3.9, shipped there as source text."""

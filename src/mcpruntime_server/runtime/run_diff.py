@@ -1,0 +1,312 @@
+"""Comparing the past: two runs, or two lines of them.
+
+What is compared may be large, and hostile: each text is compared in a bounded part, and each difference that is told is
+bounded. Times and figures of use are not compared, because they never agree.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+from ..errors import JournalFailed, NotFound
+from ..journal.events import FileEntry
+from ..journal.recording import UNDONE_FLAG, RecordedCall
+from ..journal.rows import RunRow
+from ..journal.store import Journal
+from .run_history import RecordedRun, load_run
+
+MAX_LINE_CHARS = 400  # longer lines are compared in pieces
+MAX_COMPARED_LINES = (
+    1000  # of each text, from the first one that differs: difflib takes the square of it
+)
+MAX_DIFF_LINES = 400  # of a difference
+CONTEXT_LINES = 2  # lines around what differs
+MAX_DIFFED_FILE_BYTES = 256 * 1024  # larger files are told apart by their digests only
+MAX_DIFFED_FILES = 100  # whose texts are compared
+NO_NEWLINE = "\\ No newline at end"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ValueChange:
+    """One thing in both states; None where there is none."""
+
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class CallChange:
+    """A call that only one of two runs made (the other side is None), or that ended otherwise."""
+
+    target: str
+    args: str  # canonical JSON
+    nth: int
+    a: Mapping[str, Any] | None  # keys: status, value, error
+    b: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """A file that differs; `text` is the unified difference where both are text of bearable size."""
+
+    path: str
+    a: FileEntry | None
+    b: FileEntry | None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class RunDiff:
+    """How run `b` differs from run `a`; what is the same is empty. `files` are of the workspaces at their ends."""
+
+    a: RunRow
+    b: RunRow
+    code: str = ""  # this and the next two as unified differences
+    stdout: str = ""
+    stderr: str = ""
+    calls: tuple[CallChange, ...] = ()
+    value: ValueChange | None = None
+    error: ValueChange | None = None
+    status: ValueChange | None = None
+    files: tuple[FileChange, ...] = ()
+    damage: tuple[str, ...] = ()
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs, as far as that can be read."""
+        texts, ends = (self.code, self.stdout, self.stderr), (self.value, self.error, self.status)
+        return not any((*texts, *ends, self.calls, self.files))
+
+
+@dataclass(frozen=True)
+class LineageDiff:
+    """How line `b` differs from line `a`: runs that both have, then pairs of steps, then steps without a partner."""
+
+    a: str | None  # the tips
+    b: str | None
+    common: tuple[str, ...] = ()
+    steps: tuple[RunDiff, ...] = ()
+    only_a: tuple[RunRow, ...] = ()
+    only_b: tuple[RunRow, ...] = ()
+    files: tuple[FileChange, ...] = ()  # of the workspaces at the tips
+    damage: tuple[str, ...] = ()
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs, as far as that can be read."""
+        return not (self.only_a or self.only_b or self.files) and all(
+            step.is_equal for step in self.steps
+        )
+
+
+async def diff_runs(journal: Journal, a: RunRow, b: RunRow, *, files: bool = True) -> RunDiff:
+    """Compare two runs, and with `files` the workspaces at their ends."""
+    one, other = await load_run(journal, a), await load_run(journal, b)
+    damage = [*one.damage, *other.damage]
+    changed = await diff_files(journal, a.id, b.id, damage) if files else ()
+    before, after = one.report, other.report
+    return RunDiff(
+        a,
+        b,
+        unified_diff(one.code, other.code),
+        unified_diff(before.stdout, after.stdout),
+        unified_diff(before.stderr, after.stderr),
+        diff_calls(one.calls, other.calls),
+        value_change(before.value, after.value),
+        value_change(before.error, after.error),
+        value_change(end_status(one), end_status(other)),
+        changed,
+        tuple(dict.fromkeys(damage)),
+    )
+
+
+async def diff_lineages(journal: Journal, a: str | None, b: str | None) -> LineageDiff:
+    """Compare the lines that lead to two runs."""
+    one, other = await journal.load_lineage(a), await journal.load_lineage(b)
+    shared = 0
+    while shared < min(len(one), len(other)) and one[shared].id == other[shared].id:
+        shared += 1
+    pairs = list(zip_longest(one[shared:], other[shared:]))
+    steps = [
+        await diff_runs(journal, left, right, files=False)
+        for left, right in pairs
+        if left and right
+    ]
+    damage = [text for step in steps for text in step.damage]
+    return LineageDiff(
+        a,
+        b,
+        tuple(row.id for row in one[:shared]),
+        tuple(steps),
+        tuple(left for left, right in pairs if left and not right),
+        tuple(right for left, right in pairs if right and not left),
+        await diff_files(journal, a, b, damage),
+        tuple(dict.fromkeys(damage)),
+    )
+
+
+def value_change(a: Any, b: Any) -> ValueChange | None:
+    """Return both, if they are not the same."""
+    return ValueChange(a, b) if a != b else None
+
+
+def end_status(run: RecordedRun) -> str:
+    """Return how a run ended."""
+    return f"{run.report.status}, undone" if UNDONE_FLAG in run.row.flags else run.report.status
+
+
+# calls ----------------------------------------------------------------------------------------------
+
+
+def diff_calls(a: Sequence[RecordedCall], b: Sequence[RecordedCall]) -> tuple[CallChange, ...]:
+    """Return the listed calls that differ, in order; the order itself is not compared: calls may be concurrent."""
+    before = {
+        (call.target, call.args, call.nth): call_outcome(call) for call in a if call.in_ledger
+    }
+    after = {(call.target, call.args, call.nth): call_outcome(call) for call in b if call.in_ledger}
+    changes = [
+        CallChange(*key, before.get(key), after.get(key))
+        for key in merge_ordered(list(before), list(after))
+    ]
+    return tuple(each for each in changes if each.a != each.b)
+
+
+def call_outcome(call: RecordedCall) -> Mapping[str, Any]:
+    """Return how a call ended."""
+    if call.finished_sequence is None:
+        return {"status": "started", "value": None, "error": None}
+    return {"status": "error" if call.error else "ok", "value": call.value, "error": call.error}
+
+
+def merge_ordered(a: Sequence[T], b: Sequence[T]) -> list[T]:
+    """Return the items of both, none twice, in the order of `a`; those of `b` alone come after what they follow."""
+    where, in_b, place = {item: at for at, item in enumerate(a)}, set(b), 0
+    order: list[T] = []
+    for item in b:
+        at = where.get(item)
+        end = max(place, place if at is None else at + 1)
+        while at is None and end < len(a) and a[end] not in in_b:
+            end += 1
+        order += a[place:end]
+        place = end
+        if at is None:
+            order.append(item)
+    return [*order, *a[place:]]
+
+
+# files ----------------------------------------------------------------------------------------------
+
+
+async def diff_files(
+    journal: Journal, a: str | None, b: str | None, damage: list[str]
+) -> tuple[FileChange, ...]:
+    """Return how the workspaces at the ends of two runs differ."""
+    try:
+        (before, _), (after, _) = await journal.load_files_at(a), await journal.load_files_at(b)
+    except JournalFailed as exc:
+        damage.append(f"Files are not compared: {exc}")
+        return ()
+    paths = [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
+    changes = []
+    for number, path in enumerate(paths):
+        old, new = before.get(path), after.get(path)
+        text = await _diff_contents(journal, old, new, damage) if number < MAX_DIFFED_FILES else ""
+        changes.append(FileChange(path, old, new, text))
+    return tuple(changes)
+
+
+async def _diff_contents(
+    journal: Journal, a: FileEntry | None, b: FileEntry | None, damage: list[str]
+) -> str:
+    """Return the unified difference of two files, "" if one of them is no text, too large or damaged."""
+    texts = []
+    for entry in (a, b):
+        if entry is not None and entry["size"] > MAX_DIFFED_FILE_BYTES:
+            return ""
+        try:
+            data = b"" if entry is None else await journal.get_blob(entry["digest"])
+            texts.append(data.decode())
+        except (JournalFailed, NotFound) as exc:
+            damage.append(str(exc))
+            return ""
+        except UnicodeDecodeError:
+            return ""
+    return "" if any("\0" in text for text in texts) else unified_diff(*texts)
+
+
+# texts ----------------------------------------------------------------------------------------------
+
+
+def unified_diff(a: str, b: str) -> str:
+    """Return the unified difference of two texts, bounded; "" only if they are the same.
+
+    Line numbers count the pieces of long lines.
+    """
+    if a == b:
+        return ""
+    one_ends = bool(a and b) and a.endswith("\n") != b.endswith("\n")
+    before, after = _split_lines(a, mark=one_ends), _split_lines(b, mark=one_ends)
+    start = max(0, _common_prefix_length(before, after) - CONTEXT_LINES)
+    left, right = before[start:], after[start:]
+    end = max(0, _common_prefix_length(left[::-1], right[::-1]) - CONTEXT_LINES)
+    left, right = left[: len(left) - end], right[: len(right) - end]
+    lines = list(_diff_hunks(left[:MAX_COMPARED_LINES], right[:MAX_COMPARED_LINES], start))
+    told = lines[:MAX_DIFF_LINES]
+    if len(lines) > MAX_DIFF_LINES or max(len(left), len(right)) > MAX_COMPARED_LINES:
+        told.append("… more differs than is told")
+    return "\n".join(told) or "… only line ends differ"
+
+
+def _split_lines(text: str, *, mark: bool) -> list[str]:
+    """Return the lines of a text, long ones in pieces; with `mark`, that the last one does not end counts as a line."""
+    lines = text.split("\n")
+    lines[-1:] = [lines[-1], *([NO_NEWLINE] if mark else [])] if lines[-1] else []
+    return [
+        line[at : at + MAX_LINE_CHARS]
+        for line in lines
+        for at in range(0, max(len(line), 1), MAX_LINE_CHARS)
+    ]
+
+
+def _common_prefix_length(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return how many lines two texts begin with that are the same."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((number for number, (one, other) in pairs if one != other), min(len(a), len(b)))
+
+
+def _diff_hunks(a: Sequence[str], b: Sequence[str], start: int) -> Iterator[str]:
+    """Yield the lines of a unified difference of texts that begin after line `start`."""
+    for group in difflib.SequenceMatcher(None, a, b).get_grouped_opcodes(CONTEXT_LINES):
+        (_, left, _, right, _), (_, _, left_end, _, right_end) = group[0], group[-1]
+        yield f"@@ -{_hunk_range(start + left, left_end - left)} +{_hunk_range(start + right, right_end - right)} @@"
+        for tag, i, i_end, j, j_end in group:
+            if tag == "equal":
+                yield from (f" {line}" for line in a[i:i_end])
+            else:
+                yield from (f"-{line}" for line in a[i:i_end])
+                yield from (f"+{line}" for line in b[j:j_end])
+
+
+def _hunk_range(start: int, length: int) -> str:
+    return f"{start + 1 if length else start},{length}"
+
+
+# for programs ---------------------------------------------------------------------------------------
+
+
+def diff_to_json(found: Any) -> Any:
+    """Return a difference, or a part of one, as JSON data; runs by their ids."""
+    if isinstance(found, RunRow):
+        return found.id
+    if isinstance(found, tuple):
+        return [diff_to_json(item) for item in found]
+    if not is_dataclass(found):
+        return found
+    data = {item.name: diff_to_json(getattr(found, item.name)) for item in fields(found)}
+    return {"equal": found.is_equal, **data} if isinstance(found, RunDiff | LineageDiff) else data

@@ -1,0 +1,140 @@
+"""Sandboxes that stand ready, and those that sessions have taken.
+
+Each sandbox lives in a task of its own, which enters and leaves its contexts; whoever takes it only holds a `Slot`.
+The pool refills in the background and nobody waits for a refill while a sandbox is ready.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..errors import McpRuntimeError, SandboxFailed
+from ..protocol import wire
+from ..sandbox import Backend
+from ..sandbox.link import SandboxLink, open_link
+
+MAX_CONCURRENT_STARTS = 4  # more at a time only make each of them slower
+FILL_DELAY_S = 0.3  # of a server's start, in which its client waits for an answer, and hardly ever for a sandbox
+
+logger = logging.getLogger(__name__)
+
+
+class SandboxSlot:
+    """A sandbox that stands; its holder gives it back with `release`, after which it is removed."""
+
+    def __init__(self, link: SandboxLink) -> None:
+        self.link = link
+        self.released = anyio.Event()
+
+    def release(self) -> None:
+        """Have it removed."""
+        self.released.set()
+
+
+class SandboxPool:
+    """Starts sandboxes and keeps `size` of them ready."""
+
+    def __init__(self, backend: Backend, setup: wire.Setup, size: int, tasks: TaskGroup) -> None:
+        self._backend = backend
+        self._setup = setup
+        self._size = size
+        self._tasks = tasks
+        self._ready: deque[SandboxSlot] = deque()
+        self._starting = 0
+        self._waiting = 0
+        self._attempts = 0  # to start a sandbox, so far
+        self._failures: deque[tuple[int, McpRuntimeError]] = (
+            deque()
+        )  # of which attempts, for those who wait
+        self._update = anyio.Event()
+
+    async def acquire(self) -> SandboxSlot:
+        """Return a sandbox, a ready one if there is one; raises `Unavailable` or `SandboxFailed` if none can be had."""
+        self._waiting += 1
+        try:
+            slot = await self._take_next_slot()
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._failures.clear()
+        self.fill()
+        return slot
+
+    async def _take_next_slot(self) -> SandboxSlot:
+        before = (
+            self._attempts
+        )  # failures of earlier ones say nothing of now: the engine may be back
+        while True:
+            self.fill()
+            while self._ready:
+                slot = self._ready.popleft()
+                if not slot.link.closed.is_set():
+                    return slot
+                slot.release()
+            if (failure := self._take_failure_after(before)) is not None:
+                raise failure
+            await self._update.wait()
+
+    def _take_failure_after(self, attempt: int) -> McpRuntimeError | None:
+        for found in self._failures:
+            if found[0] > attempt:
+                self._failures.remove(found)
+                return found[1]
+        return None
+
+    async def fill_after_delay(self) -> None:
+        """Start the sandboxes that are to stand ready, when the server has come up."""
+        await anyio.sleep(FILL_DELAY_S)
+        self.fill()
+
+    def fill(self) -> None:
+        """Start the sandboxes that are waited for or missing from the ready ones, a few at a time."""
+        missing = self._waiting + self._size - len(self._ready) - self._starting
+        for _ in range(min(missing, MAX_CONCURRENT_STARTS - self._starting)):
+            self._starting += 1
+            self._attempts += 1
+            self._tasks.start_soon(self._run_sandbox, self._attempts)
+
+    async def _run_sandbox(self, attempt: int) -> None:
+        """Be the task that one sandbox lives in."""
+        stands = False
+        try:
+            async with open_link(self._backend, self._setup) as link:
+                slot = SandboxSlot(link)
+                stands = True
+                self._starting -= 1
+                self._ready.append(slot)
+                self._notify_waiters()
+                await slot.released.wait()
+        except* McpRuntimeError as group:
+            self._record_failure(attempt, _first_error(group), stands=stands)
+        except* Exception as mistake:  # ours: it must not take the server with it
+            logger.error("a sandbox failed inside the server", exc_info=mistake)
+            failure = SandboxFailed("The sandbox failed inside the server; its log says why.")
+            self._record_failure(attempt, failure, stands=stands)
+        finally:
+            if not stands:
+                self._starting -= 1
+                self._notify_waiters()
+
+    def _record_failure(self, attempt: int, failure: McpRuntimeError, *, stands: bool) -> None:
+        logger.error(
+            "a sandbox %s: %s",
+            "could not be removed" if stands else "could not be started",
+            failure,
+        )
+        if not stands and self._waiting:
+            self._failures.append((attempt, failure))
+
+    def _notify_waiters(self) -> None:
+        self._update.set()
+        self._update = anyio.Event()
+
+
+def _first_error(group: BaseExceptionGroup[McpRuntimeError]) -> McpRuntimeError:
+    inner = group.exceptions[0]
+    return _first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner

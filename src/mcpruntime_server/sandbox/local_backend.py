@@ -1,0 +1,193 @@
+"""Python without a container: the same kernel as a child process, with resource limits and nothing else.
+
+This keeps nothing from the code: files, network and processes of the user are within its reach. It exists for
+machines without Docker and is used only when it is asked for by name.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+from anyio.abc import Process, UNIXSocketStream
+from anyio.to_thread import run_sync
+
+from ..config import SandboxSettings
+from . import HealthCheck, SandboxInfo
+from .stream import SandboxStream
+
+EXIT_TIMEOUT_S = 3.0  # a kernel whose link is closed kills its processes and exits at once; longer means it is stuck
+SANDBOX_VARIABLE = "MCPRUNTIME_SANDBOX"  # an environment variable by which every process of a sandbox is found again
+BYTES_PER_MB = 1024 * 1024
+MAPPED_MEMORY_MB = 1024  # libraries and the stacks of threads are mapped, and count as address space, long before they are used
+
+
+class LocalChannel:
+    """The socket that is the kernel's stdin and stdout."""
+
+    def __init__(self, info: SandboxInfo, stream: SandboxStream, process: Process) -> None:
+        self.info = info
+        self.send_nowait, self.send, self.receive = stream.send_nowait, stream.send, stream.receive
+        self._process = process
+
+    async def read_memory_bytes(self) -> int | None:
+        """Return the proportional memory of all its processes."""
+        return await run_sync(lambda: sum(map(_read_memory_bytes, _find_processes(self.info.id))))
+
+    async def explain_exit(self) -> str:
+        """Return how its first process ended."""
+        with anyio.move_on_after(EXIT_TIMEOUT_S):
+            code = await self._process.wait()
+            return (
+                f"its process was ended by {signal.Signals(-code).name}."
+                if code < 0
+                else f"exit code {code}."
+            )
+        return "its process closed the link."
+
+
+class LocalBackend:
+    """Starts kernels as child processes of the server, each in a folder of its own below `root`."""
+
+    name = "local"
+    is_isolated = False
+
+    def __init__(
+        self,
+        settings: SandboxSettings,
+        root: Path,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        owner: str,
+        is_alive: Callable[[str], bool],
+    ) -> None:
+        self._settings = settings
+        self._root = root
+        self._argv = (sys.executable, *argv[1:])
+        self._env = env
+        self._owner = owner
+        self._is_alive = is_alive
+
+    @property
+    def resource_limits(self) -> dict[str, int]:
+        """Resource limits that each interpreter sets for itself, by their names in the module `resource`."""
+        settings = self._settings
+        return {
+            "RLIMIT_AS": (settings.memory_mb + MAPPED_MEMORY_MB) * BYTES_PER_MB,
+            "RLIMIT_FSIZE": settings.workspace_mb * BYTES_PER_MB,
+            "RLIMIT_CORE": 0,
+        }
+
+    @asynccontextmanager
+    async def open_channel(self, first_bytes: bytes = b"") -> AsyncIterator[LocalChannel]:
+        """Start a kernel; leaving kills all its processes and removes its folder."""
+        name = f"{self._owner}-{secrets.token_hex(6)}"
+        workspace = self._root / name / "workspace"
+        workspace.mkdir(parents=True, mode=0o700)
+        (workspace.parent / "inputs").mkdir()
+        try:
+            async with self._start_process(name, workspace) as channel:
+                await channel.send(first_bytes)
+                yield channel
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_sync(self._remove_folder, name)
+
+    @asynccontextmanager
+    async def _start_process(self, name: str, workspace: Path) -> AsyncIterator[LocalChannel]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            stream = SandboxStream(await UNIXSocketStream.from_socket(ours))
+            process = await anyio.open_process(
+                self._argv,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                cwd=workspace,
+                env=self._make_environment(name, workspace),
+                start_new_session=True,
+            )
+        try:
+            inputs, python = workspace.parent / "inputs", f"python:{sys.version.split()[0]}"
+            info = SandboxInfo(name, self.name, python, inputs, str(inputs), is_isolated=False)
+            yield LocalChannel(info, stream, process)
+        finally:
+            with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):
+                await stream.aclose()  # the kernel reads the end, kills what it started, and exits
+                await process.wait()
+            with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):
+                await run_sync(_kill_processes, name)
+                await process.aclose()
+
+    def _make_environment(self, name: str, workspace: Path) -> dict[str, str]:
+        return {
+            "PATH": os.defpath,
+            "LANG": "C.UTF-8",
+            "HOME": str(workspace),
+            "TMPDIR": str(workspace.parent),
+            **self._env,
+            SANDBOX_VARIABLE: name,
+        }
+
+    def _remove_folder(self, name: str) -> None:
+        shutil.rmtree(self._root / name, ignore_errors=True)
+
+    async def run_checks(self) -> list[HealthCheck]:
+        """Say what this backend does not do."""
+        detail = "local: code runs WITHOUT isolation: it can read and change everything that this user can"
+        return [
+            HealthCheck(
+                "sandbox",
+                True,
+                detail,
+                'Use `backend = "docker"` for code that you have not read.',
+                is_warning=True,
+            )
+        ]
+
+    async def remove_orphans(self) -> int:
+        """Kill the processes and remove the folders of servers that are gone."""
+        return await run_sync(self._remove_orphan_folders)
+
+    def _remove_orphan_folders(self) -> int:
+        left = [
+            path.name
+            for path in self._root.glob("*-*")
+            if not self._is_alive(path.name.rpartition("-")[0])
+        ]
+        for name in left:
+            _kill_processes(name)
+            self._remove_folder(name)
+        return len(left)
+
+
+def _find_processes(name: str) -> Iterator[int]:
+    """Yield the processes of the sandbox `name`, found by their environment."""
+    mark = f"{SANDBOX_VARIABLE}={name}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name)
+
+
+def _kill_processes(name: str) -> None:
+    for pid in _find_processes(name):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _read_memory_bytes(pid: int) -> int:
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,191 @@
+"""Processes and descriptors as the supervisor handles them: making, finding, killing, collecting, limiting.
+
+Nothing here knows the wire or what a worker is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Set
+
+MIN_RUNTIME_FD = (
+    200  # our own descriptors are kept above the numbers that user code gets or guesses
+)
+MAX_FORK_ATTEMPTS = 500  # times 10 ms: while killed processes are being reaped, none can be made
+MAX_KILL_ROUNDS = 200  # passes over processes that may go on forking meanwhile
+MAX_OOM_SCORE = 1000  # the OOM score that no other exceeds
+
+
+def fork_with_retry(reap: Callable[[], Any]) -> int:
+    """Fork, waiting for room where a process limit is reached; `reap` makes some."""
+    for _ in range(MAX_FORK_ATTEMPTS):
+        try:
+            return os.fork()
+        except BlockingIOError:
+            time.sleep(0.01)
+            reap()
+    return os.fork()
+
+
+def move_fd_high(fd: int) -> int:
+    """Move `fd` above the numbers that user code gets, closed in programs that it starts."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, MIN_RUNTIME_FD)
+    os.close(fd)
+    return high
+
+
+def read_oom_score() -> int:
+    """Return how readily the kernel's OOM killer chooses this process."""
+    try:
+        with open("/proc/self/oom_score_adj") as file:
+            return int(file.read())
+    except OSError:
+        return 0
+
+
+def set_oom_score(score: int) -> None:
+    """Say how readily the OOM killer is to choose this process: the worker first, then copies, then the supervisor."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(score))
+    except OSError:
+        pass  # not Linux
+
+
+def is_child(pid: int) -> bool:
+    """Return whether `pid` is a child of this process, alive or not collected: nobody else can have its number."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return False
+    return True
+
+
+def is_dead(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def reap_children(spared_pid: int = 0) -> List[int]:
+    """Collect dead children other than `keep`, which is left to be buried; return which."""
+    collected: List[int] = []
+    while True:
+        try:
+            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return collected
+        if dead is None or dead.si_pid == spared_pid:
+            return collected
+        os.waitpid(dead.si_pid, 0)
+        collected.append(dead.si_pid)
+
+
+def kill_until_gone(
+    list_pids: Callable[[], List[int]], reap: Callable[[], Any], spared: Set[int]
+) -> None:
+    """Kill the processes that `listed` finds until only `spared` ones are left; they may go on forking meanwhile."""
+    for _ in range(MAX_KILL_ROUNDS):
+        found = [pid for pid in list_pids() if pid not in spared]
+        if not found:
+            return
+        for pid in found:
+            send_signal(pid, signal.SIGKILL)
+        reap()
+
+
+def stop_fork_bomb(max_processes: int, reap: Callable[[], Any], spared: Set[int]) -> None:
+    """Where there are so many processes besides `spared` that nothing else can start, kill those."""
+    if len(set(other_pids()) - spared) > max_processes * 3 // 4:
+        kill_until_gone(other_pids, reap, spared)
+
+
+def kill_others(spared: Set[int]) -> None:
+    """Kill every process of this namespace but its init, this one and `spared` ones."""
+    if not spared:
+        send_signal(-1, signal.SIGKILL)
+        return
+    send_signal(-1, signal.SIGSTOP)  # all at once, so that none forks while they are listed
+    for pid in other_pids():
+        send_signal(pid, signal.SIGCONT if pid in spared else signal.SIGKILL)
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal, whether or not there is anybody to get it."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def other_pids() -> List[int]:
+    """Return every process of this namespace but its init and this one."""
+    return [
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and entry not in ("1", str(os.getpid()))
+    ]
+
+
+def descendant_pids() -> List[int]:
+    """Return every process below this one, which adopts orphans."""
+    parents: Dict[int, List[int]] = {}
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
+            parents.setdefault(parent, []).append(int(entry))
+    found: List[int] = []
+    level = parents.get(os.getpid(), [])
+    while level:
+        found += level
+        level = [child for pid in level for child in parents.get(pid, [])]
+    return found
+
+
+def become_subreaper() -> None:
+    """Become the parent of every descendant whose own parent dies, so that none escapes `descendants`."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+
+
+def apply_resource_limits(limits: Dict[str, Any]) -> None:
+    """Apply `resource` limits by name, as far as the hard limits allow."""
+    import resource
+
+    for name, value in limits.items():
+        kind = getattr(resource, name, None)
+        if kind is not None:
+            hard = resource.getrlimit(kind)[1]
+            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (bound, bound))
+
+
+def describe_exit(status: int, kill_reason: str, broken_exit_code: int) -> str:
+    """Return one sentence on how an interpreter ended; `kill_reason` is why it was killed, if it was by us.
+
+    `broken` is the exit code by which one says that it cannot go on.
+    """
+    if not os.WIFSIGNALED(status):
+        code = os.WEXITSTATUS(status)
+        why = ": code changed modules that it needs itself" if code == broken_exit_code else ""
+        return f"The interpreter exited with code {code}{why}."
+    number = os.WTERMSIG(status)
+    if number == signal.SIGKILL and kill_reason:
+        return f"The interpreter was killed: {kill_reason}."
+    if number == signal.SIGKILL:
+        return "The interpreter was killed (SIGKILL): most likely it ran out of memory."
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    return f"The interpreter was ended by {name}."

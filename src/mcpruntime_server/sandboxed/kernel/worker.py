@@ -1,0 +1,420 @@
+"""The worker: one interpreter, one namespace, one run at a time. User code lives in this process.
+
+It is forked from the supervisor and speaks with it over a socket (`channel`). What user code prints goes into pipes on
+fds 1 and 2 that the supervisor drains, so that output of C code and of child processes arrives like everybody's.
+Rule: whatever user code raises, closes or leaves behind, `serve` sends exactly one `Done` a run and waits for the next.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import gc
+import io
+import os
+import resource
+import socket
+import sys
+import types
+from select import select
+from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
+
+from ...protocol import wire
+from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error, present_value
+from ..library import knowledge, models, planned, skills, tools
+from . import determinism, forks
+from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
+
+TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Set, Tuple
+
+PARSE_FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
+REAP_POLL_S = 0.002  # between two looks whether a process that has little left to do is gone
+TASK_CLEANUP_S = 1.0  # how long the tasks of an interrupted run get to finish their clean-up
+
+
+class Worker:
+    """Executes runs in the namespace of `__main__`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        stdout: int,
+        stderr: int,
+        setup: wire.Setup,
+        generation: int,
+        parked_score: int,
+    ) -> None:
+        self.pid = os.getpid()
+        self.max_value_chars = setup.max_value_chars
+        self.has_checkpoints = setup.max_checkpoints > 0
+        self.parked_score = parked_score
+        self.output_pipes = {1: stdout, 2: stderr}
+        self.streams: Dict[str, io.TextIOWrapper] = {}
+        self.randomness, self.clocks = determinism.install_determinism()
+        self.usage_meter = UsageMeter()
+        self.interrupts = InterruptHandler()
+        self.channel = WorkerChannel(sock, self.interrupts, generation, self.clocks)
+        self.pending_sources: Dict[str, Any] = {}  # of code, until `linecache` is imported
+        determinism.ImportHooks.run_after_import(
+            "linecache", lambda module: module.cache.update(self.pending_sources)
+        )
+        self.has_inputs = False
+        self.event_loop: Any = None
+        self.run_task: Any = None  # the run's, while it awaits something
+        self.workspace = os.getcwd()
+        self.source_prefixes = (STEP_FILE_PREFIX, SKILL_FILE_PREFIX, self.workspace)
+        self.main_module = types.ModuleType("__main__")
+        sys.modules["__main__"] = self.main_module
+        tools.install_tools(self.channel.call_host, self.channel.call_host_async)
+        self.main_module.__dict__["tools"] = sys.modules["tools"]
+        self.main_module.__dict__["skills"] = skills.install_skills()
+        self.main_module.__dict__.update(models.install_models())
+        self.main_module.__dict__["context"] = knowledge.install_knowledge()
+        builtins.input = _refuse_input
+        if hasattr(os, "sched_getaffinity"):
+            os.cpu_count = lambda: len(
+                os.sched_getaffinity(0)
+            )  # the host's, else, whatever the container may use
+        sys.stdin = _UnreadableStdin()
+        forks.install_guards()
+        self.reset_streams()
+
+    def reset_streams(self) -> None:
+        """Point fds 1 and 2, sys.stdout and sys.stderr at the supervisor's pipes, whatever earlier code did to them."""
+        for fd, name in ((1, "stdout"), (2, "stderr")):
+            if not _is_same_file(fd, self.output_pipes[fd]):
+                os.dup2(self.output_pipes[fd], fd)
+            stream = self.streams.get(name)
+            if stream is None or stream.closed:
+                raw = io.FileIO(fd, "w", closefd=False)
+                stream = io.TextIOWrapper(
+                    io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True
+                )
+                self.streams[name] = stream
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+    def serve(self) -> None:
+        """Run what the host sends until it closes the channel; never returns."""
+        while True:
+            self.await_intermediate()
+            message = self.channel.receive_command()
+            if isinstance(message, wire.Execute):
+                try:
+                    done = self.execute_run(message)
+                except BaseException:  # noqa: BLE001 - code broke what this module needs: a fresh start helps
+                    os._exit(wire.BROKEN_EXIT_CODE)
+                self.channel.send(done)
+                if message.park and self.has_checkpoints:
+                    self.park_fork(message.run_number)
+
+    def await_intermediate(self) -> None:
+        """Clear up after a fork, unless a command comes first."""
+        while (
+            not forks.reap_intermediate(os.WNOHANG)
+            and not select([self.channel.sock], [], [], REAP_POLL_S)[0]
+        ):
+            pass
+
+    def park_fork(self, run_number: int) -> None:
+        """Leave a copy of this process behind, or say why there is none; the copies of it that are woken return too."""
+        generation = 0
+        try:
+            reason, places = forks.find_park_obstacle(self.runtime_descriptors(), self.workspace)
+            if not reason:
+                self.clocks.keep_process_clocks()
+                generation = forks.park_fork(self.channel.sock, run_number, self.parked_score)
+        except Exception as exc:  # noqa: BLE001 - code may have changed anything; its run is over and told
+            reason = f"the interpreter could not be copied: {exc}"
+        if reason:
+            self.channel.send(wire.ParkFailed(run_number, reason))
+        elif generation:
+            try:
+                self.reinitialize(generation, places)
+            except BaseException:  # noqa: BLE001 - half a worker is none
+                os._exit(wire.BROKEN_EXIT_CODE)
+
+    def runtime_descriptors(self) -> Set[int]:
+        """Return the descriptors of this process that are the runtime's."""
+        return {
+            1,
+            2,
+            self.channel.sock.fileno(),
+            *self.output_pipes.values(),
+            self.usage_meter.clear_refs_fd,
+            *forks.event_loop_descriptors(self.event_loop),
+        }
+
+    def reinitialize(self, generation: int, file_offsets: Dict[int, int]) -> None:
+        """Go on as worker number `generation` in a copy of the process that this was."""
+        self.pid = os.getpid()
+        self.usage_meter.reinitialize()
+        forks.reopen_files(file_offsets)
+        forks.renew_event_loop(self.event_loop)
+        self.channel.reinitialize(generation)
+
+    # one run --------------------------------------------------------------------------------------
+
+    def execute_run(self, message: wire.Execute) -> wire.RunDone:
+        """Run the code of `message` and say how it went; no exception leaves."""
+        self.reset_streams()
+        self.channel.run_number, self.channel.filename = message.run_number, message.filename
+        if message.stale_packages:
+            tools.forget_stale_modules(message.stale_packages)
+        skills.reset_for_run()
+        if message.inputs or self.has_inputs:
+            self.provide_inputs(message.inputs or [])
+        self.register_source(message.filename, message.code)
+        planned.PlannedResult.first_end = None
+        models.Submitted.first_of_run = None
+        self.randomness.reseed(message.seed)
+        self.clocks.start_run(message.clock_readings)
+        self.usage_meter.start()
+        status, value, error = self.execute_code(message)
+        for stream in self.streams.values():
+            try:
+                stream.flush()
+            except (ValueError, OSError):
+                pass  # closed by the code
+        if os.getpid() != self.pid:
+            os._exit(
+                status != "ok"
+            )  # a copy that code made with `fork`: the result is its parent's to tell
+        return wire.RunDone(
+            message.run_number,
+            status,
+            value,
+            error,
+            self.usage_meter.measure_usage(),
+            self.clocks.take_readings(),
+        )
+
+    def provide_inputs(self, descriptions: List[Any]) -> None:
+        """Have `CONTEXT` be what the host says; the module is imported by the first run that has an input."""
+        from ..library import inputs
+
+        inputs.set_context(self.main_module.__dict__, descriptions)
+        self.has_inputs = bool(descriptions)
+
+    def register_source(self, name: str, code: str) -> None:
+        """Have tracebacks and `inspect` find the lines of `code`, once somebody imports what looks for them."""
+        self.pending_sources[name] = (len(code), None, code.splitlines(keepends=True), name)
+        if "linecache" in sys.modules:
+            sys.modules["linecache"].cache.update(self.pending_sources)
+            self.pending_sources.clear()
+
+    def execute_code(
+        self, message: wire.Execute
+    ) -> Tuple[str, Optional[Dict[str, Any]], Optional[Dict[str, Any]]]:
+        """Return status, value and error of one run; an interrupt strikes between arming and disarming only."""
+        try:
+            try:
+                self.interrupts.is_armed = True
+                value = self.evaluate_code(message.code, message.filename)
+                if models.Submitted.first_of_run is not None:
+                    raise models.Submitted.first_of_run
+                shown = None if value is None else present_value(value, self.max_value_chars)
+            finally:
+                self.interrupts.disarm()
+            if planned.PlannedResult.first_end is not None:
+                raise planned.PlannedResult.first_end
+            return "ok", shown, None
+        except SystemExit as exc:
+            end = planned.find_cause(exc)
+            if end is exc and exc.code in (None, 0):
+                submitted = models.Submitted.first_of_run
+                return (
+                    "ok",
+                    present_value(submitted.value, self.max_value_chars)
+                    if submitted is not None
+                    else None,
+                    None,
+                )
+            return "error", None, self.describe_exception(end)
+        except KeyboardInterrupt as exc:
+            self.interrupts.disarm()
+            return "interrupted", None, self.describe_exception(exc)
+        except BaseException as exc:  # noqa: BLE001 - user code may raise anything, and that is its result
+            return "error", None, self.describe_exception(planned.find_cause(exc))
+        finally:
+            self.cancel_run_task()
+
+    def describe_exception(self, exc: BaseException) -> Dict[str, Any]:
+        """Return `exc` as the host gets it, even if describing it fails."""
+        try:
+            return describe_error(exc, self.source_prefixes)
+        except BaseException as failure:  # noqa: BLE001 - hostile __str__, or no memory or stack left to format with
+            return {
+                "type": type(exc).__name__,
+                "message": f"(not printable: {type(failure).__name__})",
+                "traceback": "",
+            }
+
+    def evaluate_code(self, code: str, name: str) -> Any:
+        """Run `code` and return the value of its last expression or last assignment."""
+        tree = _parse_code(code, name)
+        last = _split_last_value(tree)
+        parts = []
+        if tree.body:
+            parts.append(
+                compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            )
+        if last is not None:
+            parts.append(
+                compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            )
+        if any(part.co_flags & CO_COROUTINE for part in parts):
+            return self.run_in_event_loop(parts)
+        value = None
+        for part in parts:
+            value = eval(part, self.main_module.__dict__)
+        return value
+
+    def run_in_event_loop(self, parts: List[types.CodeType]) -> Any:
+        """Run code that awaits something at its top level on the session's own event loop, which stays."""
+        import asyncio
+
+        if self.event_loop is None or self.event_loop.is_closed():
+            self.event_loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self.event_loop)
+        self.run_task = self.event_loop.create_task(self.run_parts(parts))
+        return self.event_loop.run_until_complete(self.run_task)
+
+    async def run_parts(self, parts: List[types.CodeType]) -> Any:
+        """Run pieces of code one after the other and return the value of the last."""
+        value = None
+        for part in parts:
+            value = eval(part, self.main_module.__dict__)
+            if part.co_flags & CO_COROUTINE:
+                value = await value
+        return value
+
+    def cancel_run_task(self) -> None:
+        """Cancel the code that an interrupt left waiting; tasks that it started on purpose stay."""
+        task, self.run_task = self.run_task, None
+        if task is None or task.done() or self.event_loop.is_closed():
+            return
+        import asyncio
+
+        task.cancel()
+        try:
+            self.event_loop.run_until_complete(asyncio.wait([task], timeout=TASK_CLEANUP_S))
+        except BaseException:  # noqa: BLE001, S110 - the interrupt again, out of a task that it struck
+            pass
+
+
+CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the cost of importing inspect
+
+
+def _parse_code(code: str, name: str) -> ast.Module:
+    """Return the syntax tree of `code`.
+
+    Finalisers wait meanwhile: one that reports an error parses source too, and CPython 3.11 then fails the outer parse.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        tree = compile(code, name, "exec", PARSE_FLAGS, dont_inherit=True)
+    finally:
+        if collects:
+            gc.enable()
+    assert isinstance(tree, ast.Module)
+    return tree
+
+
+def _split_last_value(tree: ast.Module) -> Optional[ast.Expression]:
+    """Return the expression whose value is the run's value, taking it out of `tree` if it stands alone there."""
+    last = tree.body[-1] if tree.body else None
+    if isinstance(last, ast.Expr):
+        del tree.body[-1]
+        return ast.Expression(last.value)
+    if isinstance(last, ast.Assign):
+        target: Any = last.targets[-1]
+    elif isinstance(last, (ast.AnnAssign, ast.AugAssign)) and last.value is not None:
+        target = last.target
+    else:
+        return None
+    targets = target.elts if isinstance(target, ast.Tuple) else [target]
+    names = [name for name in targets if isinstance(name, ast.Name)]
+    if len(names) < len(targets):
+        return None  # reading an attribute or an item again could run code of its own
+    loaded: List[ast.expr] = [
+        ast.copy_location(ast.Name(name.id, ast.Load()), name) for name in names
+    ]
+    value = (
+        ast.copy_location(ast.Tuple(loaded, ast.Load()), target)
+        if isinstance(target, ast.Tuple)
+        else loaded[0]
+    )
+    return ast.Expression(value)
+
+
+def _is_same_file(fd: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(fd, other)
+    except OSError:
+        return False
+
+
+def _refuse_input(prompt: object = "") -> str:
+    raise RuntimeError(
+        "input() is not available here: nobody can type. Pass the value in the code instead."
+    )
+
+
+class _UnreadableStdin(io.TextIOBase):
+    """A stdin that says why it cannot be read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: Optional[int] = -1, /) -> str:
+        return _refuse_input()
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        return _refuse_input()
+
+
+class UsageMeter:
+    """What one run uses, from `start` until `usage`."""
+
+    def __init__(self) -> None:
+        self.started_cpu_s = self.started_at = 0.0
+        try:
+            self.clear_refs_fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            self.clear_refs_fd = (
+                -1
+            )  # not Linux, or /proc is masked: the peak is then the worker's since its start
+
+    def reinitialize(self) -> None:
+        """Measure the process that this one has become, through the same descriptor."""
+        if self.clear_refs_fd >= 0:
+            own = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(own, self.clear_refs_fd, inheritable=False)
+            os.close(own)
+
+    def start(self) -> None:
+        """Begin to count."""
+        if self.clear_refs_fd >= 0:
+            try:
+                os.pwrite(self.clear_refs_fd, b"5", 0)  # forget the peak so far
+            except OSError:
+                self.clear_refs_fd = -1  # closed by user code
+        self.started_cpu_s = _cpu_seconds()
+        self.started_at = perf_counter()
+
+    def measure_usage(self) -> Dict[str, float]:
+        """Return wall and processor time (children included) in milliseconds and peak memory in MB."""
+        return {
+            "wall_ms": round((perf_counter() - self.started_at) * 1e3, 3),
+            "cpu_ms": round((_cpu_seconds() - self.started_cpu_s) * 1e3, 3),
+            "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        }
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return process_time() + children.ru_utime + children.ru_stime

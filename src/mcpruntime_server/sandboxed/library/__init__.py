@@ -1,0 +1,1 @@
+"""What user code sees: tools, skills, models, inputs and knowledge."""

@@ -1,0 +1,46 @@
+"""Where the agents of runs work, as their loop knows it: results as `run_code` tells them, what was submitted whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ..config import Config
+from ..journal.call_scope import CallScope
+from ..journal.events import InputEntry
+from ..runtime.child_session import ChildSession, StatusCallback, open_child_session
+from ..runtime.runtime import Runtime
+from .result_format import build_run_result, submitted_values
+
+
+class AgentRunSession:
+    """The session of an agent."""
+
+    def __init__(self, child: ChildSession, config: Config) -> None:
+        self.session_id = child.id
+        self._child = child
+        self._config = config
+
+    async def execute(
+        self, code: str, report_status: StatusCallback, inputs: Sequence[InputEntry] = ()
+    ) -> dict[str, Any]:
+        """Run code to its end and return what `run_code` answers with; raises `McpRuntimeError`."""
+        report = await self._child.execute(code, report_status, inputs)
+        result = build_run_result(report, self.session_id, self._config).model_dump(
+            mode="json", exclude_defaults=True
+        )
+        return (
+            {**result, "value": value}
+            if (value := next(iter(submitted_values(report)), None)) is not None
+            else result
+        )
+
+
+@asynccontextmanager
+async def open_agent_run_session(
+    runtime: Runtime, config: Config, parent: CallScope
+) -> AsyncIterator[AgentRunSession]:
+    """Yield a session for an agent of the run `parent`; raises `Unavailable` if there is no room for one more."""
+    async with open_child_session(runtime, parent, config.sandbox.timeout_s) as child:
+        yield AgentRunSession(child, config)

@@ -1,0 +1,149 @@
+"""How a person is asked, through the client, whether calls may be made.
+
+What code wants to call, and with which arguments, comes from a sandbox: it is shown as ASCII JSON, so that nothing in
+it can pass for our own words or hide.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from mcp.server.mcpserver import Context
+from mcp.types import ClientCapabilities, ElicitRequestFormParams, ElicitResult
+
+from ..runtime.pending_questions import APPROVAL_KIND, APPROVAL_SCOPES, PendingQuestion
+from ..runtime.run import Run
+
+MAX_MESSAGE_CHARS = 60_000  # of one form: 200 calls with some arguments each
+MAX_ARGUMENTS_CHARS = 2_000  # of one call's arguments
+FORM_ID_CHARS = 16  # of a form's name
+FIELD_PREFIX = "decision"
+CHOICES = (*APPROVAL_SCOPES, "deny")
+CHOICE_LABELS = ("Allow once", "Allow for this run", "Allow for this session", "Deny")
+GROUP_NOTE = "; what is allowed holds for all calls listed"
+
+
+def client_supports_forms(ctx: Context[Any]) -> bool:
+    """Return whether the client can show a form to a person."""
+    return supports_forms(ctx.client_capabilities)
+
+
+def supports_forms(capabilities: ClientCapabilities | None) -> bool:
+    """Return whether a client with these capabilities can show a form to a person."""
+    found = capabilities.elicitation if capabilities is not None else None
+    return found is not None and (found.form is not None or found.url is None)
+
+
+def pending_approvals(run: Run) -> list[PendingQuestion]:
+    """Return what a person has to answer before `run` goes on."""
+    return select_approvals(run.questions.open_questions.values())
+
+
+def select_approvals(questions: Iterable[PendingQuestion]) -> list[PendingQuestion]:
+    """Return those that are a person's to answer."""
+    return [question for question in questions if question.asked.kind == APPROVAL_KIND]
+
+
+def form_id(questions: Sequence[PendingQuestion]) -> str:
+    """Return the name of the form that asks these; another form of the run, or of its agents', has another name."""
+    asked = " ".join(f"{question.run_id}:{question.id}" for question in questions)
+    return sha256(asked.encode()).hexdigest()[:FORM_ID_CHARS]
+
+
+def questions_of_form(form: str, questions: Sequence[PendingQuestion]) -> Sequence[PendingQuestion]:
+    """Return those of the open `questions` that were asked with the form `name`; none if not all of them are open.
+
+    What was asked since then comes after them. It was not shown, and must not be answered with that form.
+    """
+    shown = (questions[:count] for count in range(1, len(questions) + 1))
+    return next((each for each in shown if form_id(each) == form), ())
+
+
+def group_by_target(questions: Sequence[PendingQuestion]) -> dict[str, list[PendingQuestion]]:
+    """Return questions by the target of the calls."""
+    groups: dict[str, list[PendingQuestion]] = {}
+    for question in questions:
+        groups.setdefault(question.target, []).append(question)
+    return groups
+
+
+def build_approval_form(
+    handle: str, run: Run, asking_run: Run, questions: Sequence[PendingQuestion]
+) -> ElicitRequestFormParams:
+    """Return the form that asks for a decision on each tool that is to be called.
+
+    Run `asks` wants to call them: `run`, of the session `handle`, or one of an agent that it has begun.
+    """
+    whose = f"Code in the session {json.dumps(handle)} (run {run.id})"
+    if asking_run is not run:
+        whose = f"A sub-agent (run {asking_run.id}) of code in the session {json.dumps(handle)} (run {run.id})"
+    lines = [f"{whose} wants to make these calls."]
+    properties: dict[str, Any] = {}
+    for number, (target, group) in enumerate(group_by_target(questions).items(), 1):
+        calls = [
+            (question, called, args)
+            for question in group
+            for called, args in question.covered_calls
+        ]
+        shown = target.removeprefix("tools.")
+        lines.append(
+            f"\n{number}. {json.dumps(shown)[1:-1]}, {len(calls)} {'call' if len(calls) == 1 else 'calls'}:"
+        )
+        for question, called, args in calls:
+            lines += format_call_lines(question, called, args, target)
+        properties[f"{FIELD_PREFIX}_{number}"] = {
+            "type": "string",
+            "title": f"{number}. {json.dumps(shown)[1:-1]}",
+            "description": f"{len(calls)} calls{GROUP_NOTE}" if len(calls) > 1 else "1 call",
+            "enum": list(CHOICES),
+            "enumNames": list(CHOICE_LABELS),
+        }
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return ElicitRequestFormParams(message=join_bounded_lines(lines), requested_schema=schema)
+
+
+def format_call_lines(
+    question: PendingQuestion, target: str, args: Mapping[str, Any], group: str
+) -> list[str]:
+    """Return one call as lines of the form."""
+    text = json.dumps(args, sort_keys=True)
+    text = (
+        text
+        if len(text) <= MAX_ARGUMENTS_CHARS
+        else f"{text[:MAX_ARGUMENTS_CHARS]}... ({len(text):,} characters)"
+    )
+    name = "" if target == group else f"{json.dumps(target)[1:-1]} "
+    line = f" (line {question.line})" if question.line else ""
+    return [f"   {name}{text}{line}", *(f"     hint: {hint}" for hint in question.asked.hints)]
+
+
+def join_bounded_lines(lines: Sequence[str]) -> str:
+    """Return as many of `lines` as a form can hold, and how many are left out."""
+    size = 0
+    for count, line in enumerate(lines):
+        size += len(line) + 1
+        if size > MAX_MESSAGE_CHARS:
+            rest = len(lines) - count
+            return "\n".join(
+                [
+                    *lines[:count],
+                    f"... and {rest} more lines: `mcpruntime-server approvals` shows all.",
+                ]
+            )
+    return "\n".join(lines)
+
+
+def parse_decisions(questions: Sequence[PendingQuestion], result: ElicitResult) -> dict[str, str]:
+    """Return the answers that a form came back with, by question; none if it was put aside or filled in wrongly."""
+    if result.action == "cancel":
+        return {}
+    content = result.content or {}
+    answers: dict[str, str] = {}
+    for number, group in enumerate(group_by_target(questions).values(), 1):
+        chosen = "deny" if result.action == "decline" else content.get(f"{FIELD_PREFIX}_{number}")
+        if chosen in CHOICES:
+            answers |= {question.id: str(chosen) for question in group}
+    return answers

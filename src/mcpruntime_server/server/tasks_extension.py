@@ -1,0 +1,318 @@
+"""The MCP extension for tasks: a call of `run_code` that takes long is answered at once, and its client asks again.
+
+Rule 1: a task is a run, and its id the run's. The journal has it, so it is there after a restart of the server.
+Rule 2: a call becomes a task if it starts code, says nothing of waiting itself (`wait_s`, `background`) and its run is
+not over soon. Whatever else a model does with runs, attaching to them included, is answered like any client's.
+Rule 3: the forms that a person is to fill in are the task's (`input_required`). What the model is to answer, or this
+client cannot ask, ends the task with the result that says so. The run goes on when that is answered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import anyio
+from mcp import MCPError
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.extension import Extension, MethodBinding
+from mcp.server.mcpserver import require_client_extension
+from mcp.types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ElicitRequest,
+    ElicitResult,
+    InputRequiredResult,
+    RequestParams,
+)
+from pydantic import ValidationError
+
+from ..errors import InvalidRequest, McpRuntimeError, NotFound
+from ..journal.rows import RunRow
+from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion
+from ..runtime.run import Run
+from ..runtime.run_report import RunReport
+from ..runtime.session import Session
+from . import elicitation
+from .result_format import error_result
+from .run_progress import GATHER_QUESTIONS_S
+from .run_tool import INPUT_REQUIRED_VERSION, RunToolHandler
+
+INLINE_RESULT_S = 0.2  # that a run may take for its call to be answered with its result
+INLINE_PARAMETERS = (
+    "wait_s",
+    "background",
+    "run",
+)  # parameters of a call that gets its answer as it comes
+POLL_INTERVAL_SHARE = 0.1  # of a run's age, between two looks at it
+MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S = 0.1, 5.0
+MAX_RECENT_RUNS = 32  # tasks whose ends are told with the notes, which the journal does not keep
+MS_PER_DAY = 86_400_000
+
+RequestContext = ServerRequestContext[Any, Any]
+
+
+class TaskParams(RequestParams):
+    """Which task a request is about."""
+
+    task_id: str
+
+
+class TaskUpdateParams(TaskParams):
+    """What a person has answered, by the names of the forms; what bears another name may be anything."""
+
+    input_responses: dict[str, Any]
+
+
+class TasksExtension(Extension):
+    """Tasks over the runs of a server, whose journal keeps a session for `keep_days` (0: for ever)."""
+
+    identifier = "io.modelcontextprotocol/tasks"
+
+    def __init__(self, runs: RunToolHandler, keep_days: int) -> None:
+        self._runs = runs
+        self._ttl_ms = keep_days * MS_PER_DAY or None
+        self._recent_runs: OrderedDict[str, tuple[Session, Run]] = OrderedDict()
+        self._dismissed: WeakKeyDictionary[Run, set[str]] = (
+            WeakKeyDictionary()
+        )  # questions whose form came back empty
+
+    def methods(self) -> Sequence[MethodBinding]:
+        """Return the requests about tasks."""
+        versions = frozenset({INPUT_REQUIRED_VERSION})
+        return [
+            MethodBinding("tasks/get", TaskParams, self._handle_get, versions),
+            MethodBinding("tasks/update", TaskUpdateParams, self._handle_update, versions),
+            MethodBinding("tasks/cancel", TaskParams, self._handle_cancel, versions),
+        ]
+
+    # the call ---------------------------------------------------------------------------------------
+
+    async def intercept_tool_call(
+        self, params: CallToolRequestParams, ctx: RequestContext, call_next: CallNext
+    ) -> HandlerResult:
+        """Answer a call whose run is not over soon with a task."""
+        arguments = params.arguments or {}
+        if (
+            params.name != "run_code"
+            or not self._is_supported_by(ctx)
+            or any(name in arguments for name in INLINE_PARAMETERS)
+        ):
+            return await call_next(ctx)
+        params.arguments = {
+            **arguments,
+            "wait_s": INLINE_RESULT_S,
+        }  # the tool gets these, whatever context it is given
+        result = await call_next(ctx)
+        task = unfinished_run_id(result, can_ask=client_supports_forms(ctx))
+        if task is None:
+            return result
+        found = await self._runs.find_run(task)
+        if not isinstance(found, RunReport):
+            self._remember_run(*found)
+        row, _ = await self._runs.load_run_rows(task)
+        return {"resultType": "task", **self._build_task_fields(row, "working")}
+
+    def _is_supported_by(self, ctx: RequestContext) -> bool:
+        capabilities = ctx.session.client_capabilities
+        extensions = capabilities.extensions if capabilities is not None else None
+        return ctx.protocol_version == INPUT_REQUIRED_VERSION and self.identifier in (
+            extensions or {}
+        )
+
+    def _remember_run(self, session: Session, run: Run) -> None:
+        run.delivered_output.clear()  # what the call would have told is told with the end of the task
+        self._recent_runs[run.id] = session, run
+        if len(self._recent_runs) > MAX_RECENT_RUNS:
+            self._recent_runs.popitem(last=False)
+
+    # requests about tasks ---------------------------------------------------------------------------
+
+    async def _handle_get(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
+        """Tell what has become of a task."""
+        require_client_extension(ctx, self.identifier)
+        with convert_errors():
+            status, more = await self._load_task_state(
+                params.task_id, can_ask=client_supports_forms(ctx)
+            )
+            row, _ = await self._runs.load_run_rows(params.task_id)
+            return {"resultType": "complete", **self._build_task_fields(row, status), **more}
+
+    async def _handle_update(self, ctx: RequestContext, params: TaskUpdateParams) -> HandlerResult:
+        """Take the forms that a person has filled in; one that is not asked, or not any more, is passed over."""
+        require_client_extension(ctx, self.identifier)
+        with convert_errors():
+            found = await self._runs.find_run(params.task_id)
+            for name, given in params.input_responses.items():
+                if not isinstance(found, RunReport):
+                    await self._receive_form(self._find_asking_run(found[1]), name, given)
+        return {"resultType": "complete"}
+
+    async def _handle_cancel(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
+        """Stop the run of a task; one that is over, or under way in another server, is left alone."""
+        require_client_extension(ctx, self.identifier)
+        with convert_errors():
+            found = await self._runs.find_run(params.task_id)
+            if not isinstance(found, RunReport):
+                session, run = found
+                session.cancel_run(run)
+        return {"resultType": "complete"}
+
+    # what there is to tell --------------------------------------------------------------------------
+
+    def _build_task_fields(self, row: RunRow, status: str) -> dict[str, Any]:
+        """Return what is told of every task."""
+        now = time.time()
+        return {
+            "taskId": row.id,
+            "status": status,
+            "createdAt": format_timestamp(row.started_at),
+            "lastUpdatedAt": format_timestamp(row.finished_at or now),
+            "ttlMs": self._ttl_ms,
+            "pollIntervalMs": round(
+                min(
+                    max((now - row.started_at) * POLL_INTERVAL_SHARE, MIN_POLL_INTERVAL_S),
+                    MAX_POLL_INTERVAL_S,
+                )
+                * 1e3
+            ),
+        }
+
+    async def _load_task_state(self, task: str, *, can_ask: bool) -> tuple[str, dict[str, Any]]:
+        """Return the status of a task, and what belongs to that; raises `NotFound`."""
+        found = self._find_finished_run(task) or await self._runs.find_run(task)
+        if isinstance(found, RunReport):
+            return await self._build_journaled_state(found)
+        session, run = found
+        asks = self._find_asking_run(run)
+        if asks.questions.open_questions:
+            with anyio.move_on_after(GATHER_QUESTIONS_S):
+                await run.wait_until_finished()
+        if run.finished.is_set():
+            return await self._build_finished_state(session, run)
+        if all(question.answer is not None for question in asks.questions.open_questions.values()):
+            return "working", {"statusMessage": run.stage or run.status}
+        questions = self._pending_approvals(asks) if can_ask else []
+        if questions:
+            request = ElicitRequest(
+                params=elicitation.build_approval_form(session.handle, run, asks, questions)
+            )
+            return "input_required", {
+                "inputRequests": {elicitation.form_id(questions): to_wire_json(request)}
+            }
+        run.delivered_output.clear()  # whoever asks twice is told the same
+        return "completed", {
+            "result": to_wire_json(await self._runs.build_progress_result(session, run))
+        }
+
+    def _find_finished_run(self, task: str) -> tuple[Session, Run] | None:
+        """Return the run of a task if its whole end is remembered; one that moved to another server has none here."""
+        found = self._recent_runs.get(task)
+        return (
+            found
+            if found and found[1].finished.is_set() and found[1].report.status != "cancelled"
+            else None
+        )
+
+    async def _build_finished_state(self, session: Session, run: Run) -> tuple[str, dict[str, Any]]:
+        """Tell of a run that has ended here."""
+        if run.report.status == "cancelled":
+            await run.wait_until_recorded()
+            return "cancelled", {}
+        try:
+            result = await self._runs.build_finished_result(session, run, run.report)
+        except McpRuntimeError as exc:
+            result = error_result(exc)
+        return "completed", {"result": to_wire_json(result)}
+
+    async def _build_journaled_state(self, report: RunReport) -> tuple[str, dict[str, Any]]:
+        """Tell of a run as the journal has it."""
+        row, session = await self._runs.load_run_rows(report.run_id)
+        if not row.is_finished:
+            return "working", {"statusMessage": f"{report.status} in another server"}
+        if report.status == "cancelled":
+            return "cancelled", {}
+        return "completed", {
+            "result": to_wire_json(
+                self._runs.build_report_result(report, session.name or session.id)
+            )
+        }
+
+    # what a person is asked -------------------------------------------------------------------------
+
+    def _find_asking_run(self, run: Run) -> Run:
+        """Return the run that asks a person something: `run`, or one of an agent that it has begun."""
+        return next(
+            filter(elicitation.pending_approvals, (run, *self._runs.agent_runs_of(run))), run
+        )
+
+    def _pending_approvals(self, run: Run) -> list[PendingQuestion]:
+        """Return what a person has neither answered nor put aside."""
+        put_aside = self._dismissed.get(run, set())
+        return [
+            each
+            for each in elicitation.pending_approvals(run)
+            if each.answer is None and each.id not in put_aside
+        ]
+
+    async def _receive_form(self, run: Run, name: str, given: Any) -> None:
+        questions = elicitation.questions_of_form(name, self._pending_approvals(run))
+        if not questions:
+            return
+        try:
+            result = ElicitResult.model_validate(given, by_name=False)
+        except ValidationError as exc:
+            raise InvalidRequest(
+                f"What was given for the form {name} is no answer to one.",
+                remedy="Answer with an elicitation result.",
+            ) from exc
+        if not await self._runs.receive_form(run, questions, result):
+            self._dismissed.setdefault(run, set()).update(question.id for question in questions)
+
+
+def unfinished_run_id(result: HandlerResult, *, can_ask: bool) -> str | None:
+    """Return the run that `result` tells of, if it goes on by itself or when a person has been asked."""
+    if isinstance(result, InputRequiredResult):
+        return (result.request_state or "").partition(" ")[0]
+    data = result.structured_content if isinstance(result, CallToolResult) else None
+    if data is None:
+        return None
+    asks = can_ask and any(wait["kind"] == APPROVAL_KIND for wait in data.get("waiting_for", ()))
+    return data["run"] if data["status"] in ("queued", "running") or asks else None
+
+
+def client_supports_forms(ctx: RequestContext) -> bool:
+    """Return whether the client can show a form to a person."""
+    return elicitation.supports_forms(ctx.session.client_capabilities)
+
+
+@contextmanager
+def convert_errors() -> Iterator[None]:
+    """Tell of what is wrong with a request about a task as errors of the protocol."""
+    try:
+        yield
+    except (NotFound, InvalidRequest) as exc:
+        raise MCPError(INVALID_PARAMS, f"[{exc.code}] {exc}") from exc
+    except McpRuntimeError as exc:
+        raise MCPError(INTERNAL_ERROR, f"[{exc.code}] {exc}") from exc
+
+
+def format_timestamp(seconds: float) -> str:
+    """Return a time, in seconds since the epoch, as the protocol writes it."""
+    return (
+        datetime.fromtimestamp(seconds, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
+
+
+def to_wire_json(message: CallToolResult | ElicitRequest) -> dict[str, Any]:
+    """Return a message as it is on the wire."""
+    return message.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,52 @@
+"""The room alone: providers over an index in a folder of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from mcpruntime_server.capabilities.knowledge.resource_provider import ResourceAccess
+from mcpruntime_server.capabilities.knowledge.service import KnowledgeService, open_knowledge
+from mcpruntime_server.config import KnowledgeSettings
+
+TEST_TIMEOUT_S = 60.0  # seconds; only a test that fails waits so long
+OpenProviders = Callable[..., Any]
+
+
+def refuse_access(name: str) -> ResourceAccess:
+    raise AssertionError(f"no test here has a server {name}")
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> OpenProviders:
+    """Return what opens providers, given by their settings."""
+
+    @asynccontextmanager
+    async def open_them(
+        access: Callable[[str], ResourceAccess] = refuse_access, **tables: Any
+    ) -> AsyncIterator[KnowledgeService]:
+        settings = {name: KnowledgeSettings.model_validate(table) for name, table in tables.items()}
+        with anyio.fail_after(TEST_TIMEOUT_S):
+            async with open_knowledge(settings, tmp_path / "data", access) as providers:
+                yield providers
+
+    return open_them
+
+
+async def refresh_providers(providers: KnowledgeService) -> KnowledgeService:
+    """Have everything looked at anew, whenever that was done before, and wait for it."""
+    for held in providers._providers.values():
+        held.refresh_due = float("-inf")
+    await providers.check_providers(TEST_TIMEOUT_S)
+    return providers
+
+
+async def search_texts(providers: KnowledgeService, query: str, **more: Any) -> list[str]:
+    """Return the texts that are found once everything is indexed."""
+    await refresh_providers(providers)
+    return [each["text"] for each in (await providers.search(query, **more))["passages"]]

@@ -1,0 +1,25 @@
+"""The provider that README.md shows works as it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .conftest import OpenProviders, refresh_providers
+
+README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+
+
+async def test_the_example_of_a_provider_works(opened: OpenProviders, tmp_path: Path) -> None:
+    [source] = [
+        text
+        for text in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+        if "class Provider" in text
+    ]
+    (tmp_path / "modules.py").write_text(source)
+    async with opened(modules={"python": str(tmp_path / "modules.py")}) as providers:
+        await refresh_providers(providers)
+        [told] = await providers.describe()
+        assert (told["documents"], told["passed_over"], told["problem"]) == (3, {}, "")
+        [best, *_] = (await providers.search("population standard deviation"))["passages"]
+        assert best["name"] == "statistics.txt"

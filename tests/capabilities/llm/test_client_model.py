@@ -1,0 +1,207 @@
+"""Questions that the client's own model answers: no key, no model of ours, and the run waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.helpers.server_connection import (
+    COMMAND,
+    ServerConnection,
+    ToolAnswer,
+    connect_server,
+    parse_answer,
+    write_settings,
+)
+from tests.server.test_resume import until
+
+SMALL = {"backend": "local", "pool_size": 0}
+
+
+def settings(folder: Path) -> Path:
+    return write_settings(folder, sandbox=SMALL, llm={"broker": "caller"})
+
+
+async def attach(server: ServerConnection, run: str, **more: object) -> ToolAnswer:
+    return parse_answer(await server.client.call_tool("run_code", {"run": run, **more}))
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
+    async with connect_server(settings(tmp_path)) as connection:
+        yield connection
+
+
+async def test_the_model_of_the_client_answers_and_the_run_goes_on(
+    server: ServerConnection,
+) -> None:
+    asked = await server.run("answer = ask_llm('Which city?', 'Text about Oslo')\nanswer.upper()")
+    assert asked.status == "waiting"
+    [wait] = asked.waiting_for
+    assert wait["kind"] == "question"
+    assert wait["call"].startswith("Which city?\n\n<data ")
+    assert "Text about Oslo" in asked.text
+    assert "The code asks you. Answer all with run_code(run=" in asked.text
+    told = await attach(server, asked.run, answers={wait["id"]: "Oslo"})
+    assert (told.status, told.value) == ("ok", "OSLO")
+    assert (
+        await server.evaluate("ask_llm('Which city?', 'Text about Oslo')") == "Oslo"
+    )  # asked once in a session
+
+
+async def test_a_whole_batch_is_put_at_once_and_wrong_answers_alone_again(
+    server: ServerConnection,
+) -> None:
+    asked = await server.run(
+        "[s.value for s in ask_llm_batch([f'Number {n}?' for n in range(60)], schema=int)]"
+    )
+    assert [wait["call"].split("\n")[0] for wait in asked.waiting_for] == [
+        f"Number {n}?" for n in range(60)
+    ]
+    answers: dict[str, object] = {
+        wait["id"]: {"value": number} for number, wait in enumerate(asked.waiting_for)
+    }
+    answers[asked.waiting_for[7]["id"]] = "seven"
+    again = await attach(server, asked.run, answers=answers)
+    [wait] = again.waiting_for
+    assert "does not follow the schema" in wait["call"]
+    told = await attach(server, asked.run, answers={"*": '{"value": 7}'})
+    assert told.value == list(range(60))
+
+
+async def test_code_that_asks_in_threads_waits_for_all_of_it(server: ServerConnection) -> None:
+    asked = await server.run("[s.value for s in tools.map(ask_llm, ['a', 'b', 'c'])]")
+    while len(asked.waiting_for) < 3:
+        asked = await attach(server, asked.run, wait_s=5)
+    told = await attach(
+        server, asked.run, answers={wait["id"]: wait["call"] * 2 for wait in asked.waiting_for}
+    )
+    assert told.value == ["aa", "bb", "cc"]
+
+
+async def test_questions_and_answers_outlive_the_server(tmp_path: Path) -> None:
+    path = settings(tmp_path)
+    async with connect_server(path) as server:
+        asked = await server.run(
+            "[s.value for s in ask_llm_batch(['one', 'two', 'three'])]", session="mine"
+        )
+        ids = {wait["call"]: wait["id"] for wait in asked.waiting_for}
+        partly = await attach(server, asked.run, answers={ids["two"]: "2"}, wait_s=0.5)
+        assert partly.status == "waiting"
+        [pid] = server.server_pids
+        os.kill(pid, signal.SIGKILL)
+        with anyio.move_on_after(5):
+            await until(
+                lambda: (
+                    not Path(f"/proc/{pid}").exists()
+                    or "Z" in Path(f"/proc/{pid}/stat").read_text()
+                )
+            )
+    async with connect_server(path) as server:
+        asked = await attach(server, asked.run, wait_s=20)
+        assert sorted(wait["call"] for wait in asked.waiting_for) == ["one", "three"]
+        told = await attach(
+            server, asked.run, answers={wait["id"]: wait["call"] for wait in asked.waiting_for}
+        )
+        assert told.value == ["one", "2", "three"]
+
+
+async def test_a_cancelled_run_asks_nobody_any_more(server: ServerConnection) -> None:
+    asked = await server.run("ask_llm('Well?')")
+    told = await attach(server, asked.run, cancel=True)
+    assert told.status == "cancelled"
+    late = await attach(server, asked.run, answers={"q1": "yes"})
+    assert late.is_error
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(7, "7"), ({"a": [1]}, '{"a": [1]}'), (None, "null"), ("", ""), (True, "true")],
+)
+async def test_whatever_json_answers_a_question_is_its_text(
+    server: ServerConnection, given: object, said: str
+) -> None:
+    asked = await server.run("ask_llm('Which?')")
+    assert (await attach(server, asked.run, answers={"*": given})).value == said
+
+
+async def test_a_question_that_is_too_long_to_be_put_is_an_error_and_not_half_a_question(
+    server: ServerConnection,
+) -> None:
+    told = await server.run("ask_llm('Which?', 'x' * 100_000)")
+    assert told.status == "error"
+    assert "characters; the client's model is asked at most 60,000" in told.text
+    code = (
+        "[s.ok for s in ask_llm_batch('Which?', ['x' * 50_000] * 3 + ['y' * 50_000, 'z' * 90_000])]"
+    )
+    asked = await server.run(code)
+    while asked.status == "waiting":
+        asked = await attach(
+            server, asked.run, answers={wait["id"]: "this" for wait in asked.waiting_for}
+        )
+    assert asked.value == [True] * 4 + [False]
+
+
+async def test_a_question_that_nobody_answers_expires(tmp_path: Path) -> None:
+    path = write_settings(
+        tmp_path, sandbox=SMALL, llm={"broker": "caller"}, policy={"expires_s": 1.0}
+    )
+    async with connect_server(path) as server:
+        asked = await server.run(
+            "try:\n    ask_llm('Well?')\nexcept LlmError as error:\n    told = error.kind\ntold"
+        )
+        told = await attach(server, asked.run, wait_s=20)
+        while told.status == "waiting":
+            told = await attach(server, asked.run, wait_s=20)
+        assert told.value == "llm_unavailable"
+
+
+async def test_waiting_costs_none_of_the_run_s_time(server: ServerConnection) -> None:
+    asked = await server.run("import time\ntime.sleep(0.3)\nask_llm('Well?')", timeout_s=2)
+    again = await attach(server, asked.run, wait_s=3)
+    assert again.status == "waiting"
+    assert (await attach(server, asked.run, answers={"*": "yes"})).value == "yes"
+
+
+async def test_a_plan_asks_and_its_commit_is_answered_from_the_journal(
+    server: ServerConnection,
+) -> None:
+    asked = await server.run("ask_llm('Which?')", dry_run=True)
+    assert asked.status == "waiting"
+    told = await attach(server, asked.run, answers={"*": "this"})
+    assert (told.status, told.value) == ("ok", "this")
+
+
+async def test_in_the_background_and_again_from_the_recording(server: ServerConnection) -> None:
+    begun = await server.run(
+        "[s.value for s in ask_llm_batch(['a', 'b', 'a'])] + [ask_llm('a')]", background=True
+    )
+    asked = await attach(server, begun.run, wait_s=20)
+    assert [wait["call"] for wait in asked.waiting_for] == ["a", "b"]
+    told = await attach(
+        server, asked.run, answers={wait["id"]: wait["call"] * 2 for wait in asked.waiting_for}
+    )
+    assert told.value == ["aa", "bb", "aa", "aa"]
+    again = await server.replay("rerun", run=told.run)
+    assert "The same as recorded" in again.text
+    assert await server.evaluate("llm_usage()['session']['calls']") == 2
+
+
+async def test_a_person_can_answer_on_the_command_line(server: ServerConnection) -> None:
+    asked = await server.run("ask_llm('Which\\x1b[2J?', schema=int)")
+    listed = await command(server, "approvals")
+    assert "Which\\u001b[2J?" in listed
+    await command(server, "approvals", asked.run, "q1", '{"value": 3}')
+    assert (await attach(server, asked.run, wait_s=20)).value == 3
+
+
+async def command(server: ServerConnection, *arguments: str) -> str:
+    """Run a command on the server's data folder; return what it prints."""
+    settings_file = server.data_dir.parent / "server.toml"
+    done = await anyio.run_process([COMMAND, "--config", str(settings_file), *arguments])
+    return done.stdout.decode()

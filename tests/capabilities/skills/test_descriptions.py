@@ -1,0 +1,165 @@
+"""What a model is shown of code, and what can become of its words."""
+
+from __future__ import annotations
+
+import ast
+import json
+
+import pytest
+
+from mcpruntime_server.capabilities.skills.descriptions import (
+    is_describable,
+    plain,
+    shown,
+    with_words,
+    words_in,
+)
+from mcpruntime_server.capabilities.skills.docstrings import front_line, parameter_descriptions
+from mcpruntime_server.capabilities.skills.duplicates import source_shape
+from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
+from mcpruntime_server.capabilities.skills.model import ExtractedSkill, RecordedStep
+from mcpruntime_server.errors import SkillRefused
+from mcpruntime_server.journal.recording import RecordedCall
+
+SAID = {"name": "shout_out", "summary": "Say it loudly", "parameters": {"word": "what is said"}}
+LONG, LOOK_ALIKE = "a" * 65, "w\u0435ather"
+NAMES = [
+    "../../etc/passwd",
+    "class",
+    "list",
+    LOOK_ALIKE,
+    "v2",
+    LONG,
+    "claude_skill",
+    "",
+    "\u202eevil",
+    "a\nb",
+    "print",
+]
+TEXTS = [
+    'Say """ and\nimport os',
+    "ends with a backslash \\",
+    'ends with a quote "',
+    "--- \n---\nname: other\n---",
+    "{{ 7 * 7 }} {% raw %}",
+    "\x00\x1b[31m\u202e\u200b red \ud800",
+    "```\nfrom skills.evil import run\n```",
+    "x" * 5000,
+    "\U0001f600 'single' \\N{BELL} \\u0041 %s {0}",
+]
+
+
+def made_of(code: str, *calls: RecordedCall) -> ExtractedSkill:
+    return extract_skill(
+        [
+            RecordedStep(
+                "r",
+                code,
+                True,
+                calls,
+                {"kind": "json", "type": "str", "text": '"PEARS!"', "cut": False},
+            )
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_cannot_be_are_refused(name: str) -> None:
+    with pytest.raises(SkillRefused, match="cannot name a skill"):
+        words_in({**SAID, "name": name})
+
+
+@pytest.mark.parametrize("name", ["Shout Out", "shout-out", " shout_out "])
+def test_names_are_taken_as_people_write_them(name: str) -> None:
+    assert words_in({**SAID, "name": name}) == (
+        "shout_out",
+        "Say it loudly.",
+        {"word": "what is said"},
+    )
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "\u202e\u200b", "token ghp_" + "a1B2" * 9])
+def test_summaries_that_say_nothing_or_too_much_are_refused(text: str) -> None:
+    with pytest.raises(SkillRefused):
+        words_in({**SAID, "summary": text})
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("documented_before", [True, False])
+def test_no_words_are_more_than_words(text: str, documented_before: bool) -> None:
+    code = "word = 'pears'\nword.upper() + '!'"
+    if not documented_before:
+        code = "def cry(word: str) -> str:\n    return word.upper() + '!'\ncry('pears')"
+    source = made_of(code).source
+    _, summary, about = words_in({**SAID, "summary": f"Say {text}", "parameters": {"word": text}})
+    worded = with_words(source, summary, about)
+    tree = ast.parse(worded)
+    assert [type(node).__name__ for node in tree.body] == [
+        type(node).__name__ for node in ast.parse(source).body
+    ]
+    assert source_shape(worded) == source_shape(source)
+    assert (ast.get_docstring(tree) or "") == summary
+    assert parameter_descriptions(worded) == {"word": about["word"]}
+    assert all(line.isprintable() and len(line) <= 120 for line in worded.splitlines())
+    assert "---" not in front_line(summary, 1000)
+
+
+def test_what_was_recorded_is_not_shown() -> None:
+    call = RecordedCall(
+        1,
+        "tools.shop.order",
+        '{"item": "SECRET PEARS"}',
+        0,
+        "read",
+        1,
+        2,
+        value=["SECRET"],
+        line_number=3,
+    )
+    code = (
+        "from tools.shop import order\nitem = 'SECRET PEARS'\nfound = order(item=item)  # for SECRET Ann\n"
+        "label = {'of': item, 'SECRET PEARS': len(found) > 4711}\nstr(label)"
+    )
+    made = made_of(code, call)
+    assert made.case is not None
+    text = shown(made.source, made, made.case)
+    assert "SECRET" not in text
+    assert "4711" not in text
+    assert "PEARS!" not in text
+    told = json.loads(text)
+    assert told["parameters"]["item"] == "str"
+    assert (told["returns"], told["answers"]) == ("str", {"tools.shop.order": "list[str]"})
+    assert "order(item=item)" in told["code"]
+
+
+def test_what_is_too_long_is_not_shown() -> None:
+    made = made_of(
+        "word = 'pears'\n" + "".join(f"a{n} = word.upper()\n" for n in range(3000)) + "word + '!'"
+    )
+    long = made_of("word = 'pears'\nrows = [" + "word.upper(), " * 9000 + "]\nrows")
+    assert made.case is not None
+    assert long.case is not None
+    assert shown(made.source, made, made.case)
+    with pytest.raises(SkillRefused, match="at most"):
+        shown(long.source, long, long.case)
+
+
+def test_functions_that_say_what_they_do_are_left_alone() -> None:
+    assert not is_describable(
+        read_written_skill("def cry(word):\n    'Cry it.'\n    return word.upper()\n")
+    )
+    assert is_describable(read_written_skill("def cry(word):\n    return word.upper()\n"))
+    assert is_describable(made_of("word = 'pears'\nword.upper() + '!'"))
+
+
+def test_docstrings_say_what_parameters_are_in_many_ways() -> None:
+    source = (
+        "def run(a, b, c, d):\n    '''Do it.\n\n    Args:\n        a: one\n        b (int): two: three\n"
+        "    - `c`: four\n    other: five\n    d:\n    '''\n    return a\n"
+    )
+    assert parameter_descriptions(source) == {"a": "one", "b": "two: three", "c": "four"}
+
+
+def test_lines_are_cut_where_they_are_long() -> None:
+    assert plain("x" * 500, 100) == "x" * 97 + "..."
+    assert plain("\n" * 10_000 + "late", 100) == ""

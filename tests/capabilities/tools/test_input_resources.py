@@ -1,0 +1,73 @@
+"""Resources of real upstreams: found by server and address, or by an address that only one has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.upstreams import own_server
+
+from mcpruntime_server.capabilities.tools.input_resources import UpstreamResources, matches_template
+from mcpruntime_server.capabilities.tools.upstream import open_upstreams
+from mcpruntime_server.errors import CallFailed, InvalidRequest
+
+TOKEN = "a-token-that-nobody-may-see"
+
+
+@asynccontextmanager
+async def opened(folder: Path, denied: str = "") -> AsyncIterator[UpstreamResources]:
+    settings = {
+        "left-shelf": own_server("shelves", "left", env={"SHELF_TOKEN": TOKEN}),
+        "right": own_server("shelves", "right"),
+        "lively": own_server("lively"),
+    }
+    async with open_upstreams(settings, folder, folder / "logs") as upstreams:
+        named = {name.replace("-", "_"): upstream for name, upstream in upstreams.items()}
+        with anyio.fail_after(60):
+            yield UpstreamResources(named, lambda name: name != denied)
+
+
+async def test_resources_are_found_by_server_or_by_an_address_that_one_server_has(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as resources:
+        assert await resources.read_resource("right:note://shared") == (
+            "note://shared",
+            b"of all, told by right",
+        )
+        for place in ("left_shelf:note://shared", "left-shelf:note://shared"):
+            assert (await resources.read_resource(place))[1] == b"of all, told by left"
+        assert (await resources.read_resource("note://right"))[
+            1
+        ] == "of right: ä\nno token".encode()
+        assert (await resources.read_resource("right:pack://bytes"))[1] == bytes(range(256))
+        assert (await resources.read_resource("right:page://3/of/x"))[1] == b"page 3 of x"
+        with pytest.raises(InvalidRequest, match="2 servers have this resource") as found:
+            await resources.read_resource("note://shared")
+        assert "left_shelf:note://shared, right:note://shared" in found.value.remedy
+        with pytest.raises(InvalidRequest, match=r"No server has this resource") as none:
+            await resources.read_resource("other://x")
+        assert "Servers: left_shelf, right, lively" in none.value.remedy
+        with pytest.raises(CallFailed):
+            await resources.read_resource("right:note://none")
+
+
+async def test_credentials_do_not_come_back_and_what_is_denied_is_not_asked(tmp_path: Path) -> None:
+    async with opened(tmp_path, denied="right") as resources:
+        _, content = await resources.read_resource("note://left")
+        assert TOKEN.encode() not in content
+        assert b"***" in content
+        with pytest.raises(InvalidRequest, match="may not be read here"):
+            await resources.read_resource("right:note://right")
+        with pytest.raises(InvalidRequest, match="No server has this resource"):
+            await resources.read_resource("note://right")
+        assert (await resources.read_resource("note://shared"))[1] == b"of all, told by left"
+
+
+def test_forms_of_addresses_that_would_take_long_to_match_are_none() -> None:
+    assert matches_template("a://{x}/b", "a://1/b")
+    assert not matches_template("a://{x}/b", "a:///c")
+    assert not matches_template("{a}{b}{c}{d}{e}{f}{g}{h}x", "y" * 4000)

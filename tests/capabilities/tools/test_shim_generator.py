@@ -1,0 +1,242 @@
+"""Generated modules: right for tools as they should be, safe for tools as nobody should make them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import pydoc
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mcp import types
+from tests.capabilities.tools.test_schema_annotations import SCHEMA
+from tests.upstreams.hostile import ESCAPES, NAMES, TOOLS
+
+from mcpruntime_server.capabilities.tools.shim_generator import (
+    MODULE_HEADER,
+    checked_name,
+    describe_module,
+    python_literal,
+    render_module,
+    source_digest,
+)
+from mcpruntime_server.sandboxed.library import tools
+
+GOLDEN = Path(__file__).parent / "golden" / "tracker.py.txt"
+TRACKER = [
+    types.Tool(
+        name="create-issue",
+        description="Open an issue in a repository. It gets the next free number.\n\n    Indented text stays so.",
+        input_schema={
+            "type": "object",
+            "required": ["repo", "labels"],
+            "properties": {
+                "title": {
+                    "type": "string",
+                    "minLength": 1,
+                    "description": "What it is about",
+                    "default": "Untitled",
+                },
+                "repo": {"type": "string", "description": "owner/name"},
+                "labels": {"type": "array", "items": {"enum": ["bug", "idea"]}, "maxItems": 5},
+                "class": {"$ref": "#/$defs/Class"},
+                "due in": {"type": "integer", "minimum": 0, "description": "Days from now"},
+                "parent": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None},
+            },
+            "$defs": {
+                "Class": {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}, "from": {"type": "string"}},
+                    "required": ["name"],
+                }
+            },
+        },
+        output_schema={
+            "type": "object",
+            "title": "Issue",
+            "properties": {
+                "number": {"type": "integer"},
+                "children": {"type": "array", "items": {"$ref": "#"}},
+            },
+            "required": ["number"],
+        },
+    ),
+    types.Tool(
+        name="count",
+        input_schema={"type": "object", "additionalProperties": True},
+        output_schema={
+            "type": "object",
+            "title": "countOutput",
+            "properties": {"result": {"type": "integer"}},
+            "required": ["result"],
+        },
+    ),
+    types.Tool(name="export", description="Export everything", input_schema={"type": "object"}),
+]
+OBSERVED = {
+    "export": {
+        "type": ["object"],
+        "properties": {"rows": {"type": ["integer"]}},
+        "required": ["rows"],
+    }
+}
+
+
+@pytest.fixture
+def sent() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """The package `tools`, and what was sent through it."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def call(target: str, args: dict[str, Any]) -> Any:
+        calls.append((target, args))
+        return None
+
+    async def acall(target: str, args: dict[str, Any]) -> Any:
+        return call(target, args)
+
+    finders = list(sys.meta_path)
+    tools.install_tools(call, acall)
+    yield calls
+    sys.meta_path[:] = finders
+    for name in [name for name in sys.modules if name == "tools" or name.startswith("tools.")]:
+        del sys.modules[name]
+
+
+def execute(source: str) -> ModuleType:
+    module = ModuleType("tools.made")
+    exec(compile(source, "<made>", "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+def kinds_of(source: str) -> list[type[ast.stmt]]:
+    return [type(node) for node in ast.parse(source, feature_version=(3, 9)).body]
+
+
+class TestGolden:
+    def test_a_module_reads_as_it_always_did(self) -> None:
+        source = render_module(describe_module("tracker", "tracker", TRACKER, OBSERVED))
+        if os.environ.get("UPDATE_GOLDEN"):
+            GOLDEN.write_text(source)
+        assert source == GOLDEN.read_text(), (
+            "run with UPDATE_GOLDEN=1 if the change is meant, and read the difference"
+        )
+
+    def test_it_imports_and_its_functions_call_the_tools(
+        self, sent: list[tuple[str, dict[str, Any]]]
+    ) -> None:
+        module = execute(GOLDEN.read_text())
+        module.create_issue("a/b", ["bug"], class_={"name": "x"}, due_in=3)
+        module.count(anything=1)
+        assert sent == [
+            (
+                "tools.tracker.create_issue",
+                {"repo": "a/b", "labels": ["bug"], "class": {"name": "x"}, "due in": 3},
+            ),
+            ("tools.tracker.count", {"anything": 1}),
+        ]
+
+    def test_help_says_what_a_caller_needs(self, sent: Any) -> None:
+        text = pydoc.plain(pydoc.render_doc(execute(GOLDEN.read_text()).create_issue))
+        assert (
+            "create_issue(repo: 'str', labels: \"list[Literal['bug', 'idea']]\", title: 'str' = 'Untitled'"
+            in text
+        )
+        assert "Open an issue in a repository." in text
+        assert 'class_ (Class | None): Shape: {"name": str, "from"?: str}' in text
+        assert "due_in (int | None): Days from now [>= 0]" in text
+        assert 'Returns: {"number": int, "children"?: [' in text
+
+    def test_a_listing_shows_one_line(self) -> None:
+        shown = {
+            tool.name: (tool.signature, tool.summary)
+            for tool in describe_module("t", "t", TRACKER).tools
+        }
+        assert shown["count"] == ("(**extra: Any) -> int", "")
+        assert shown["create_issue"][1] == "Open an issue in a repository."
+
+    def test_none_means_left_out_only_where_null_is_not_taken(
+        self, sent: list[tuple[str, dict[str, Any]]]
+    ) -> None:
+        module = execute(GOLDEN.read_text())
+        module.create_issue("a/b", [], due_in=None, parent=None)
+        assert sent[0][1] == {"repo": "a/b", "labels": [], "parent": None}
+
+
+class TestHostile:
+    def test_every_hostile_tool_yields_a_module_that_only_defines_names(self, sent: Any) -> None:
+        module = describe_module("hostile", "hostile", TOOLS)
+        source = render_module(module)
+        functions = execute(source)
+        assert len(module.tools) == len(TOOLS)
+        assert sent == []
+        for tool in module.tools:
+            assert inspect.getdoc(getattr(functions, tool.name)) is not None
+        assert len(source) < 400_000
+
+    def test_names_that_collide_are_reported(self) -> None:
+        module = describe_module("hostile", "hostile", TOOLS)
+        assert any("'a-b' is called" in problem for problem in module.problems)
+
+    @pytest.mark.parametrize("text", [*ESCAPES, *NAMES])
+    def test_every_text_survives_as_a_literal(self, text: str) -> None:
+        assert ast.literal_eval(python_literal(text)) == text
+
+    def test_a_name_that_is_not_sanitised_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="not a sanitised name"):
+            checked_name("a b")
+
+    @given(
+        name=st.text(),
+        description=st.text() | st.sampled_from(ESCAPES),
+        schema=SCHEMA,
+        output=SCHEMA,
+    )
+    @settings(max_examples=150, deadline=None)
+    def test_any_tool_yields_exactly_its_function(
+        self, name: str, description: str, schema: Any, output: Any
+    ) -> None:
+        tool = types.Tool.model_construct(
+            name=name,
+            title=None,
+            description=description,
+            input_schema=schema if isinstance(schema, dict) else {"properties": {"a": schema}},
+            output_schema=output if isinstance(output, dict) else None,
+        )
+        module = describe_module("any", name, [tool])
+        source = render_module(module)
+        made = [
+            ast.ClassDef if record.fits_class_body else ast.Assign for record in module.typed_dicts
+        ]
+        assert kinds_of(source) == [*MODULE_HEADER, *made, ast.FunctionDef]
+        function = ast.parse(source).body[-1]
+        assert isinstance(function, ast.FunctionDef)
+        assert ast.get_docstring(function, clean=False) == module.tools[0].doc
+
+    @given(st.text())
+    def test_a_description_comes_through_as_it_is(self, description: str) -> None:
+        module = describe_module(
+            "any", "any", [types.Tool(name="t", description=description, input_schema={})]
+        )
+        assert module.tools[0].doc.startswith(inspect.cleandoc(description))
+
+
+class TestWriting:
+    def test_the_same_source_has_the_same_digest(self) -> None:
+        assert source_digest("a") == source_digest("a") != source_digest("b")
+        assert source_digest("").startswith("sha256:")
+
+    def test_a_shim_is_importable_under_its_name(
+        self, sent: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = GOLDEN.read_text()
+        monkeypatch.setattr(tools.host, "call", lambda target, args: {"source": source})
+        module = importlib.import_module("tools.tracker")
+        assert module.__all__ == ["create_issue", "count", "export"]

@@ -1,0 +1,177 @@
+"""The folder of inputs that each container sees: read-only, its own alone, gone with it, and not needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import docker
+import pytest
+from anyio.abc import SocketStream, UNIXSocketStream
+
+from mcpruntime_server.config import SandboxSettings
+from mcpruntime_server.protocol.wire import MARKER_FILE
+from mcpruntime_server.sandbox import image
+from mcpruntime_server.sandbox.docker_backend import parse_owner
+from mcpruntime_server.sandbox.shared_folders import SharedFolders
+from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
+
+LOOK = """
+import errno, json, os
+def attempt(function):
+    try:
+        function()
+        return "done"
+    except OSError as exc:
+        return errno.errorcode[exc.errno]
+path = CONTEXT.path
+[path.rpartition("/")[0], {
+    "write": attempt(lambda: open(path, "r+")),
+    "create": attempt(lambda: open("/context/new", "w")),
+    "remove": attempt(lambda: os.unlink(path)),
+    "rename": attempt(lambda: os.rename(path, "/context/other")),
+    "chmod": attempt(lambda: os.chmod(path, 0o777)),
+    "touch": attempt(lambda: os.utime(path)),
+    "link": attempt(lambda: os.link(path, "/context/hard")),
+    "link out": attempt(lambda: os.link(path, "/workspace/hard")),
+}, sorted(os.listdir("/context"))]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def sandbox_image() -> None:
+    await image.build_image(SandboxSettings(), print)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "large.txt").write_bytes(b"0123456789abcde\n" * (17 << 16))
+    roots = {"context_roots": [str(tmp_path / "files")]}
+    async with connect_server(
+        write_settings(tmp_path, sandbox={"pool_size": 0}, server=roots)
+    ) as connection:
+        yield connection
+
+
+async def test_code_can_read_its_inputs_and_change_nothing_of_them(
+    server: ServerConnection, tmp_path: Path
+) -> None:
+    large = tmp_path / "files" / "large.txt"
+    large.chmod(0o666)  # it is not for want of permission
+    before = large.stat()
+    found = await server.run(LOOK, context=[str(large)])
+    place, outcomes, names = found.value
+    assert place == "/context"
+    assert set(outcomes.values()) <= {"EROFS", "EXDEV"}, outcomes
+    assert len(names) == 2
+    [shared] = (server.data_dir / "inputs").glob("*/*.txt")
+    assert shared.samefile(large)
+    after = large.stat()
+    assert (before.st_mtime_ns, before.st_mode, before.st_size) == (
+        after.st_mtime_ns,
+        after.st_mode,
+        after.st_size,
+    )
+    assert (await server.run("len(CONTEXT.grep('9abc')), CONTEXT.size")).value == [
+        17 << 16,
+        17 << 20,
+    ]
+
+
+async def test_no_sandbox_sees_the_inputs_of_another(
+    server: ServerConnection, tmp_path: Path
+) -> None:
+    await server.run("1", "one", context=[{"text": "secret of one"}])
+    await server.run("1", "two", context=[{"text": "secret of two"}])
+    look = "import os; [open(f'/context/{name}').read() for name in os.listdir('/context')]"
+    one, two = await server.evaluate(look, "one"), await server.evaluate(look, "two")
+    assert "secret of one" in one
+    assert "secret of two" in two
+    assert not {"secret of one"} & set(two)
+    assert not {"secret of two"} & set(one)
+    assert await server.evaluate("import os; os.listdir('/context')", "three") == [MARKER_FILE]
+    assert (server.data_dir / "inputs").stat().st_mode & 0o077 == 0
+
+
+async def test_the_folders_go_with_their_sandboxes(server: ServerConnection) -> None:
+    await server.run("1", context=[{"text": "x"}])
+    assert len(list((server.data_dir / "inputs").iterdir())) == 1
+    [before] = os.listdir(server.data_dir / "inputs")
+    await server.run("import os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+    assert (await server.run("CONTEXT.text")).value == "x"
+    with anyio.fail_after(30):
+        while before in os.listdir(server.data_dir / "inputs"):
+            await server.run("1")
+
+
+def test_a_sweep_removes_what_dead_servers_have_left(tmp_path: Path) -> None:
+    folders = SharedFolders(tmp_path / "inputs")
+    folders.remove_orphans(lambda _: True)
+    assert parse_owner("mcpruntime-a-b-0123") == "a-b"
+    for name in ("mcpruntime-dead-1", "mcpruntime-live-1"):
+        assert (folders.create_folder(name) / MARKER_FILE).read_text() == name
+    folders.remove_orphans(lambda name: "dead" in name)
+    assert os.listdir(folders.root) == ["mcpruntime-live-1"]
+
+
+# engines elsewhere ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def forwarded() -> AsyncIterator[str]:
+    """Yield the address of the engine over a network, as one on another machine has."""
+    client = docker.APIClient()
+    path = client.base_url.partition("://")[2] if "unix" in client.base_url else ""
+    client.close()
+    socket = (
+        os.environ.get("DOCKER_HOST", "").removeprefix("unix://") or path or "/var/run/docker.sock"
+    )
+
+    async def handle(near: SocketStream) -> None:
+        async with (
+            near,
+            await anyio.connect_unix(socket) as far,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def pump(
+                source: SocketStream | UNIXSocketStream, target: SocketStream | UNIXSocketStream
+            ) -> None:
+                try:
+                    async for data in source:
+                        await target.send(data)
+                    await target.send_eof()
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(pump, near, far)
+            tasks.start_soon(pump, far, near)
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        yield f"tcp://127.0.0.1:{port}"
+        tasks.cancel_scope.cancel()
+
+
+async def test_where_the_engine_is_elsewhere_inputs_are_copied_and_large_ones_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "files").mkdir()
+    large = tmp_path / "files" / "large.txt"
+    large.write_bytes(b"x" * (17 << 20))
+    roots = {"context_roots": [str(tmp_path / "files")]}
+    path = write_settings(tmp_path, sandbox={"pool_size": 0}, server=roots)
+    async with forwarded() as address, connect_server(path, {"DOCKER_HOST": address}) as server:
+        found = await server.run(
+            "import os; [CONTEXT.text, os.path.exists('/context')]", context=[{"text": "over"}]
+        )
+        assert found.value == ["over", False]
+        refused = await server.run("1", context=[str(large)])
+        assert "the engine is on another machine" in refused.text
+        assert await server.evaluate("CONTEXT.text") == "over"

@@ -1,0 +1,174 @@
+"""Chance and time under observation, each case in a process of its own because it changes the process for good."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+START = """
+import json, sys
+from mcpruntime_server.sandboxed.kernel import determinism as observe
+chance, clocks = observe.install()
+chance.reseed({seed!r})
+"""
+
+
+def observed(code: str, seed: str = "seed") -> Any:
+    """Run `code`, which leaves its answer in `answer`, in an observed process; return the answer."""
+    program = f"{START.format(seed=seed)}{code}\nprint(json.dumps(answer))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+DRAWS = {
+    "os.urandom": "import os\nanswer = os.urandom(8).hex()",
+    "os.getrandom": "import os\nanswer = os.getrandom(8).hex()",
+    "random": "import random\nanswer = [random.random(), random.sample(range(99), 5)]",
+    "random.Random": "import random\nanswer = random.Random().random()",
+    "random.SystemRandom": "import random\nanswer = random.SystemRandom().random()",
+    "random.seed()": "import random\nrandom.seed(5)\nrandom.seed()\nanswer = random.random()",
+    "secrets": "import secrets\nanswer = [secrets.token_hex(4), secrets.randbelow(10**9)]",
+    "uuid4": "import uuid\nanswer = str(uuid.uuid4())",
+    "numpy": "import numpy\nanswer = numpy.random.default_rng().random()",
+    "tempfile": "import tempfile\nanswer = next(tempfile._get_candidate_names())",
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_chance_follows_from_the_seed(name: str) -> None:
+    one, same, other = (observed(DRAWS[name], seed) for seed in ("one", "one", "other"))
+    assert one == same
+    assert one != other
+
+
+def test_a_seed_of_the_codes_own_means_what_it_always_does() -> None:
+    import random
+
+    assert (
+        observed("import random\nrandom.seed(7)\nanswer = random.random()")
+        == random.Random(7).random()
+    )
+
+
+def test_draws_do_not_repeat() -> None:
+    code = "import os\nanswer = len({os.urandom(8) for _ in range(10_000)})"
+    assert observed(code) == 10_000
+
+
+def test_odd_sizes_are_refused_as_by_the_system() -> None:
+    code = "import os\ntry: os.urandom(-1)\nexcept ValueError: answer = [len(os.urandom(0)), len(os.urandom(10**6))]"
+    assert observed(code) == [0, 10**6]
+
+
+READS = {
+    "time.time": ("time", "import time\nseen = time.time()"),
+    "time.monotonic": ("monotonic", "import time\nseen = time.monotonic()"),
+    "time.perf_counter": ("perf_counter", "import time\nseen = time.perf_counter()"),
+    "time.time_ns": ("time_ns", "import time\nseen = time.time_ns()"),
+    "from time import time": ("time", "from time import time\nseen = time()"),
+    "datetime.now": ("time", "import datetime\nseen = datetime.datetime.now().timestamp()"),
+    "datetime.now with zone": (
+        "time",
+        "import datetime as d\nseen = d.datetime.now(d.timezone.utc).timestamp()",
+    ),
+    "datetime subclass": (
+        "time",
+        "import datetime\nclass D(datetime.datetime): pass\nseen = D.now().timestamp()",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_a_clock_told_is_recorded(name: str) -> None:
+    clock, code = READS[name]
+    readings, seen = observed(f"{code}\nanswer = [clocks.take(), seen]")
+    assert list(readings) == [clock]
+    assert readings[clock] == [pytest.approx(seen, abs=1e-5)]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import time; time.localtime()",
+        "import time; time.gmtime()",
+        "import time; time.ctime()",
+        "import time; time.strftime('%Y')",
+        "import datetime; datetime.date.today()",
+        "import datetime; datetime.datetime.today()",
+    ],
+)
+def test_calendar_functions_read_the_recorded_clock(code: str) -> None:
+    assert list(observed(f"{code}\nanswer = clocks.take()")) == ["time"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import time; time.localtime(0)", "import time; time.ctime(0)", "import time; time.gmtime(0)"],
+)
+def test_a_conversion_reads_no_clock(code: str) -> None:
+    assert observed(f"{code}\nanswer = clocks.take()") == {}
+
+
+def test_what_only_waits_is_not_recorded() -> None:
+    code = "import threading, queue, asyncio\nclocks.take()\nevent = threading.Event(); event.wait(0.01)\n"
+    code += "try: queue.Queue().get(timeout=0.01)\nexcept queue.Empty: pass\nasyncio.run(asyncio.sleep(0.01))\n"
+    assert observed(f"{code}answer = clocks.take()") == {}
+
+
+def test_types_stay_what_they_are() -> None:
+    code = "import datetime, time, pickle\nnow = datetime.datetime.now()\n"
+    code += "answer = [type(now) is datetime.datetime, pickle.loads(pickle.dumps(now)) == now, "
+    code += (
+        "isinstance(datetime.date.today(), datetime.date), time.time.__name__, now.tzinfo is None]"
+    )
+    assert observed(code) == [True, True, True, "time", True]
+
+
+def test_a_loop_that_reads_a_clock_is_recorded_up_to_a_limit() -> None:
+    code = "import time\nfor _ in range(30_000): time.time()\nfirst = len(clocks.take()['time'])\ntime.time()\n"
+    code += "rest = clocks.take()\nclocks.begin()\ntime.time()\n"
+    assert observed(f"{code}answer = [first, rest, len(clocks.take()['time'])]") == [10_000, {}, 1]
+
+
+def test_an_import_that_fails_is_the_same_error_as_ever() -> None:
+    code = "try: import no_such_module_at_all\nexcept ModuleNotFoundError as exc: answer = exc.name"
+    assert observed(code) == "no_such_module_at_all"
+
+
+def test_recorded_readings_are_told_in_order_and_recorded_again() -> None:
+    code = "import time\nclocks.begin({'time': [1.5, 2.5], 'perf_counter_ns': [7]})\n"
+    code += "seen = [time.time(), time.perf_counter_ns(), time.time()]\nlater = time.time()\nread = clocks.take()\n"
+    seen, read, later = observed(f"{code}answer = [seen, read, later]")
+    assert seen == [1.5, 7, 2.5]
+    assert read == {"time": [1.5, 2.5, later], "perf_counter_ns": [7]}
+    assert later > 1e9
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "perf_counter", "process_time", "thread_time"])
+@pytest.mark.parametrize("after", ["", "_ns"])
+def test_a_steady_clock_goes_on_from_what_was_told(clock: str, after: str) -> None:
+    code = f"import time\nclocks.begin({{'{clock}': [1e8]}})\ntime.{clock}()\nclocks.begin()\n"
+    one, two = observed(f"{code}answer = [time.{clock}{after}(), time.{clock}{after}()]")
+    unit = 1e9 if after else 1
+    assert 1e8 * unit <= one <= two < 1.001e8 * unit
+
+
+def test_recorded_readings_of_the_past_turn_no_steady_clock_back() -> None:
+    code = "import time\nfirst = time.monotonic()\nclocks.begin({'monotonic': [1.0]})\ntime.monotonic()\n"
+    assert observed(f"{code}answer = time.monotonic() >= first") is True
+
+
+def test_what_is_not_a_recording_is_passed_over() -> None:
+    assert (
+        observed(
+            "import time\nclocks.begin({'time': 'x', 'no clock': [1]})\nanswer = time.time() > 1e9"
+        )
+        is True
+    )
