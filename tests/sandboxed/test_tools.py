@@ -363,7 +363,9 @@ class TestMap:
         assert len(repr(slots)) < 10_000
         assert repr(slots).endswith("... and 480 more")
 
-    def test_an_interrupt_ends_the_wait_and_starts_nothing_more(self) -> None:
+    def test_an_interrupt_ends_the_wait_and_starts_nothing_more(
+        self, default_interrupts: None
+    ) -> None:
         started: list[int] = []
         interrupted = threading.Event()
 
@@ -371,10 +373,10 @@ class TestMap:
             started.append(number)
             if number == 0:
                 os.kill(os.getpid(), signal.SIGINT)
-            interrupted.wait(timeout=30)
+            interrupted.wait(timeout=10)
 
         with pytest.raises(KeyboardInterrupt):
-            map_concurrently(work, range(100), max_concurrency=2)
+            map_concurrently(work, range(10), max_concurrency=2)
         interrupted.set()
         for thread in threading.enumerate():
             if thread.name.startswith("tools.map"):
