@@ -1,4 +1,4 @@
-"""What `scripts/docker-engine` decides. Installing is left to machines that have no engine."""
+"""Tests of `scripts/docker-engine`; installing is exercised on machines without an engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def script() -> ModuleType:
     spec = importlib.util.spec_from_loader("docker_engine", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["docker_engine"] = module  # dataclasses look themselves up there
+    sys.modules["docker_engine"] = module  # dataclasses look their module up there
     loader.exec_module(module)
     return module
 
@@ -42,7 +42,7 @@ def script() -> ModuleType:
         ("", "no such file", True, False, False, "explain", "Install one"),
     ],
 )
-def test_it_installs_only_where_nothing_else_helps(
+def test_it_installs_only_if_nothing_else_helps(
     script: ModuleType,
     host: str,
     answer: str,
@@ -52,18 +52,20 @@ def test_it_installs_only_where_nothing_else_helps(
     action: str,
     says: str,
 ) -> None:
-    decided, sentence = script.decide(script.Facts(host, answer, root, debian, installed))
-    assert decided == action
+    chosen, sentence = script.choose_action(
+        script.MachineFacts(host, answer, root, debian, installed)
+    )
+    assert chosen == action
     assert says in sentence
 
 
-def test_the_engine_that_answers_is_used() -> None:
+def test_a_running_engine_is_used() -> None:
     done = subprocess.run([SCRIPT], check=False, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr.startswith("Using the Docker engine at ")
 
 
-def test_an_engine_that_was_chosen_and_does_not_answer_is_an_error(tmp_path: Path) -> None:
+def test_a_chosen_engine_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     environ = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/nothing.sock"}
     done = subprocess.run([SCRIPT], check=False, capture_output=True, text=True, env=environ)
     assert done.returncode == 1
@@ -73,7 +75,7 @@ def test_an_engine_that_was_chosen_and_does_not_answer_is_an_error(tmp_path: Pat
 
 @pytest.fixture
 def garbler(tmp_path: Path) -> Iterator[Path]:
-    """A socket behind which something other than an engine answers."""
+    """A socket on which something other than an engine answers."""
     path = tmp_path / "garbler.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -94,10 +96,10 @@ def garbler(tmp_path: Path) -> Iterator[Path]:
 def test_something_else_behind_the_socket_is_not_an_engine(
     script: ModuleType, garbler: Path
 ) -> None:
-    assert "SSH-2.0-hello" in script.ping(str(garbler))
+    assert "SSH-2.0-hello" in script.ping_socket(str(garbler))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
 def test_a_user_without_permission_is_told_which_group_to_join(script: ModuleType) -> None:
     command = f"""
 import os, runpy
@@ -117,19 +119,17 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
     assert "usermod -aG docker" in done.stderr or "No Docker engine answers" in done.stderr
 
 
-def test_the_pid_file_of_a_daemon_that_was_killed_is_removed_and_a_living_ones_is_not(
-    script: ModuleType, tmp_path: Path
-) -> None:
+def test_only_the_pid_file_of_a_dead_daemon_is_removed(script: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "daemon.pid"
     with subprocess.Popen(["sleep", "60"]) as daemon:
         file.write_text(str(daemon.pid))
-        script.forget_dead(file, "sleep")
+        script.remove_stale_pid_file(file, "sleep")
         assert file.exists()
-        script.forget_dead(file, "dockerd")  # another program has the number now
+        script.remove_stale_pid_file(file, "dockerd")  # another program has this number now
         assert not file.exists()
         file.write_text(str(daemon.pid))
         daemon.kill()
         os.waitid(os.P_PID, daemon.pid, os.WEXITED | os.WNOWAIT)  # a zombie, until it is waited for
-        script.forget_dead(file, "sleep")
+        script.remove_stale_pid_file(file, "sleep")
         assert not file.exists()
-    script.forget_dead(file, "sleep")  # nothing there
+    script.remove_stale_pid_file(file, "sleep")  # nothing there
