@@ -12,17 +12,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import anyio
 import httpx2
-from mcp import StdioServerParameters
-from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 from ...config import UpstreamSettings
 from .stderr_log import open_stderr_log
+from .stdio_client import open_stdio_client
 from .tool_results import Credentials, reveal_secrets
 
 CONNECT_TIMEOUT_S = 10.0  # for a TCP connection, TLS included
@@ -70,18 +68,15 @@ async def _open_stdio(
     log: Path,
     credentials: Credentials,
 ) -> AsyncIterator[tuple[Any, Any]]:
-    parameters = StdioServerParameters(
-        command=str(settings.command),
-        args=list(settings.args),
-        env=reveal_secrets(settings.env),
-        cwd=base_dir / (settings.cwd or ""),
-        encoding_error_handler="replace",
-    )
+    command = [str(settings.command), *settings.args]
+    folder = base_dir / (settings.cwd or "")
     async with (
         open_stderr_log(log, credentials) as errors,
-        stdio_client(parameters, errors) as (reader, writer),
+        open_stdio_client(
+            command, reveal_secrets(settings.env), folder, errors, state.ended
+        ) as streams,
     ):
-        yield WatchedStream(reader, state.ended), writer
+        yield streams
 
 
 @asynccontextmanager
@@ -105,42 +100,3 @@ async def _open_http(
     )
     async with client, streamable_http_client(str(settings.url), http_client=client) as streams:
         yield streams
-
-
-class WatchedStream:
-    """A read stream that says when it has ended; everything else is the stream's own."""
-
-    def __init__(self, stream: Any, ended: anyio.Event) -> None:
-        self._stream = stream
-        self._ended = ended
-
-    def __aiter__(self) -> WatchedStream:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return await self._stream.__anext__()
-        except StopAsyncIteration:
-            self._ended.set()
-            raise
-
-    async def receive(self) -> Any:
-        """Return the next message."""
-        return await self._stream.receive()
-
-    async def aclose(self) -> None:
-        """Close the stream."""
-        await self._stream.aclose()
-
-    async def __aenter__(self) -> WatchedStream:
-        await self._stream.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        cls: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        result: bool | None = await self._stream.__aexit__(cls, error, trace)
-        return result
