@@ -26,13 +26,13 @@ TABLE: Mapping[str, frozenset[str]] = {
     "journal": frozenset({"errors"}),
     "sandbox": frozenset({"errors", "protocol", "config"}),
     "capabilities": RECORDS,
-    "capabilities.tools": RECORDS | {"sandboxed", "capabilities"},
-    "capabilities.skills": RECORDS | {"sandboxed", "capabilities"},
+    "capabilities.tools": RECORDS | {"capabilities"},
+    "capabilities.skills": RECORDS | {"capabilities"},
     "capabilities.llm": RECORDS | {"capabilities"},
     "capabilities.knowledge": RECORDS | {"capabilities"},
     "capabilities.inputs": RECORDS | {"capabilities"},
-    "capabilities.agent": RECORDS | {"sandboxed", "capabilities", "capabilities.llm"},
-    "runtime": RECORDS | {"sandboxed", "sandbox", "capabilities.inputs"},
+    "capabilities.agent": RECORDS | {"capabilities", "capabilities.llm"},
+    "runtime": RECORDS | {"sandbox", "capabilities.inputs"},
     "server": RECORDS
     | {"runtime", "capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
     "app": RECORDS | CAPABILITY_ROOMS | {"sandbox", "capabilities", "runtime", "server"},
@@ -162,6 +162,46 @@ def test_relative_and_hidden_imports_are_seen() -> None:
         "mcpruntime_server.runtime.run.Run",
         "mcpruntime_server.server.a",
     ]
+
+
+def module_imports() -> dict[str, set[str]]:
+    """Return the modules of the package that each of its modules imports, in-function imports included."""
+    names = {module_of(path) for path in SOURCE.rglob("*.py")}
+    found: dict[str, set[str]] = {}
+    for path, package, tree in modules():
+        imported = {
+            name if name in names else name.rpartition(".")[0]
+            for _, name in imports_of(tree, package)
+        }
+        found[module_of(path)] = imported & names - {PACKAGE}
+    return found
+
+
+def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return the nodes of one cycle, in order; empty if there is none."""
+    finished: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node in finished:
+            return []
+        for other in sorted(graph[node]):
+            if cycle := visit(other, [*path, node]):
+                return cycle
+        finished.add(node)
+        return []
+
+    return next((cycle for node in sorted(graph) if (cycle := visit(node, []))), [])
+
+
+def test_no_modules_import_each_other() -> None:
+    assert find_cycle(module_imports()) == []
+
+
+def test_a_cycle_of_imports_is_found() -> None:
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def shipped_sources() -> list[Path]:

@@ -441,7 +441,7 @@ def test_how_long_requests_wait_and_how_many_runs_there_are_can_be_set(file: Pat
     )
 
 
-# providers of context ------------------------------------------------------------------------------
+# knowledge providers ------------------------------------------------------------------------------
 
 
 def test_providers_have_paths_relative_to_the_file_and_are_shown_as_they_were_given(
@@ -450,27 +450,27 @@ def test_providers_have_paths_relative_to_the_file_and_are_shown_as_they_were_gi
     text = """
         [mcpServers.tracker]
         command = "tool"
-        [context.handbook]
+        [knowledge.handbook]
         path = "docs/"
         include = ["*.md"]
-        [context.shop]
+        [knowledge.shop]
         sqlite = "../shop.db"
         samples = 3
-        [context.tracker]
+        [knowledge.tracker]
         server = "tracker"
-        [context.wiki]
+        [knowledge.wiki]
         python = "providers/wiki.py"
         title = "Ours"
     """
     config = loaded(file, text)
-    context, here = config.knowledge, file.parent
-    assert (context["handbook"].path, context["handbook"].include) == (here / "docs", ("*.md",))
-    assert (context["shop"].sqlite, context["shop"].samples) == (here.parent / "shop.db", 3)
-    assert (context["wiki"].python, context["wiki"].title) == (
+    knowledge, here = config.knowledge, file.parent
+    assert (knowledge["handbook"].path, knowledge["handbook"].include) == (here / "docs", ("*.md",))
+    assert (knowledge["shop"].sqlite, knowledge["shop"].samples) == (here.parent / "shop.db", 3)
+    assert (knowledge["wiki"].python, knowledge["wiki"].title) == (
         here / "providers" / "wiki.py",
         "Ours",
     )
-    shown = tomllib.loads(render_config(config))["context"]
+    shown = tomllib.loads(render_config(config))["knowledge"]
     assert shown["shop"] == {"sqlite": str(here.parent / "shop.db"), "samples": 3}
     assert shown["tracker"] == {"server": "tracker"}
 
@@ -487,38 +487,42 @@ def test_server_toml_names_every_key_of_a_provider_with_its_default() -> None:
 @pytest.mark.parametrize(
     ("table", "line", "reason"),
     [
-        ("[context.x]", 1, "context.x: give one of `path`"),
-        ('[context.x]\npath = "a"\nsqlite = "b"', 1, "context.x: give one of `path`"),
-        ('[context.x]\npath = "a"\nsamples = 3', 1, "it goes with `sqlite`"),
-        ('[context.x]\nsqlite = "a"\ninclude = ["*"]', 1, "they go with `path`"),
+        ("[knowledge.x]", 1, "knowledge.x: give one of `path`"),
+        ('[knowledge.x]\npath = "a"\nsqlite = "b"', 1, "knowledge.x: give one of `path`"),
+        ('[knowledge.x]\npath = "a"\nsamples = 3', 1, "it goes with `sqlite`"),
+        ('[knowledge.x]\nsqlite = "a"\ninclude = ["*"]', 1, "they go with `path`"),
         (
-            '[context.x]\nsqlite = "a"\nsamples = 101',
+            '[knowledge.x]\nsqlite = "a"\nsamples = 101',
             3,
-            "context.x.samples is 101; it must be a number of at most 100",
+            "knowledge.x.samples is 101; it must be a number of at most 100",
         ),
-        ("[context.x]\npath = 5", 2, "context.x.path is 5; it must be a path in quotes"),
+        ("[knowledge.x]\npath = 5", 2, "knowledge.x.path is 5; it must be a path in quotes"),
         (
-            '[context.x]\npath = "a"\ninclude = "*.md"',
+            '[knowledge.x]\npath = "a"\ninclude = "*.md"',
             3,
-            "context.x.include is '*.md'; it must be a list",
+            "knowledge.x.include is '*.md'; it must be a list",
         ),
-        ('[context.x]\npath = "a"\nexclude = ["../b"]', 3, "a pattern is a path within the folder"),
-        ('[context.x]\npath = "a"\nexclude = ["/b"]', 3, "a pattern is a path within the folder"),
-        ('[context.x]\npth = "a"', 2, "context.x.pth is not a setting. Did you mean path?"),
         (
-            '[context.x]\nserver = "none"',
+            '[knowledge.x]\npath = "a"\nexclude = ["../b"]',
+            3,
+            "a pattern is a path within the folder",
+        ),
+        ('[knowledge.x]\npath = "a"\nexclude = ["/b"]', 3, "a pattern is a path within the folder"),
+        ('[knowledge.x]\npth = "a"', 2, "knowledge.x.pth is not a setting. Did you mean path?"),
+        (
+            '[knowledge.x]\nserver = "none"',
             2,
-            "context.x.server is 'none', which is no entry of mcpServers.",
+            "knowledge.x.server is 'none', which is no entry of mcpServers.",
         ),
         (
-            '[context.Handbook]\npath = "a"',
+            '[knowledge.Handbook]\npath = "a"',
             1,
-            "context.Handbook: a provider's name has lower-case letters",
+            "knowledge.Handbook: a provider's name has lower-case letters",
         ),
-        ('[context."a/b"]\npath = "a"', 1, "a provider's name has lower-case letters"),
-        ('[context."\\u001b[2J"]\npath = "a"', 1, "a provider's name has lower-case letters"),
-        ("context = 5", 1, "context is 5; it must be a table"),
-        ("context.x = 5", 1, "context.x is 5; it must be a table"),
+        ('[knowledge."a/b"]\npath = "a"', 1, "a provider's name has lower-case letters"),
+        ('[knowledge."\\u001b[2J"]\npath = "a"', 1, "a provider's name has lower-case letters"),
+        ("knowledge = 5", 1, "knowledge is 5; it must be a table"),
+        ("knowledge.x = 5", 1, "knowledge.x is 5; it must be a table"),
     ],
 )
 def test_a_provider_that_cannot_work_is_refused(
@@ -530,9 +534,9 @@ def test_a_provider_that_cannot_work_is_refused(
     assert "\x1b" not in said
 
 
-def test_a_server_that_is_disabled_gives_no_context(file: Path) -> None:
-    text = '[mcpServers.a]\ncommand = "x"\ndisabled = true\n[mcpServers.tracker]\ncommand = "x"\n[context.a]\nserver = '
-    assert "line 7: context.a.server is 'a', which is no entry" in refusal(file, text + '"a"')
+def test_a_server_that_is_disabled_gives_no_knowledge(file: Path) -> None:
+    text = '[mcpServers.a]\ncommand = "x"\ndisabled = true\n[mcpServers.tracker]\ncommand = "x"\n[knowledge.a]\nserver = '
+    assert "line 7: knowledge.a.server is 'a', which is no entry" in refusal(file, text + '"a"')
     assert "Did you mean tracker?" in refusal(file, text + '"trackr"')
 
 
@@ -561,7 +565,7 @@ def test_an_unknown_key_is_shown_with_its_place_and_what_was_meant(file: Path) -
     said = refusal(file, "\n[sandbox]\n\nmemroy_mb = 5\n")
     assert f"{file}, line 4: sandbox.memroy_mb is not a setting. Did you mean memory_mb?" in said
     assert "Did you mean mcpServers?" in refusal(file, '[mcpservers.x]\ncommand = "x"')
-    assert "Allowed are: server, sandbox, policy, skills, llm, mcpServers, context." in refusal(
+    assert "Allowed are: server, sandbox, policy, skills, llm, mcpServers, knowledge." in refusal(
         file, "xyz = 1"
     )
 

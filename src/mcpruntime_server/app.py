@@ -153,7 +153,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     "catalog": Route(catalog.handle_call, lambda _: "read", is_listed=False),
                     "skills": Route(library.handle_call, lambda _: "read", is_listed=False),
                     "llm": Route(models.handle_call, lambda _: "read"),
-                    "context": Route(
+                    "knowledge": Route(
                         providers.handle_call,
                         lambda _: "read",
                         is_listed=False,
@@ -402,7 +402,7 @@ async def check_knowledge(config: Config, catalog: Catalog) -> list[HealthCheck]
             ok, problem = not each["is_failed"], each["problem"]
             checks.append(
                 HealthCheck(
-                    f"context {each['name']}",
+                    f"knowledge {each['name']}",
                     ok,
                     detail if ok else problem,
                     problem,

@@ -359,7 +359,7 @@ def is_open(target: str) -> bool:
 ROUTER = Router(
     {
         prefix: Route(no_call, lambda _: "read", is_open_world=is_open)
-        for prefix in ("tools", "catalog", "context")
+        for prefix in ("tools", "catalog", "knowledge")
     }
 )
 
@@ -403,8 +403,10 @@ async def test_answers_of_all_runs_of_the_session_count_the_newest_first(journal
 
 
 async def test_documents_count_like_answers(journal: Journal) -> None:
-    record(journal, "r_1", ("context.search", {"passages": [{"text": f"write to {ADDRESS}"}]}))
-    assert await find_origin_hints(journal, ROUTER, "s_1", ARGS) == told(1, "r_1", "context.search")
+    record(journal, "r_1", ("knowledge.search", {"passages": [{"text": f"write to {ADDRESS}"}]}))
+    assert await find_origin_hints(journal, ROUTER, "s_1", ARGS) == told(
+        1, "r_1", "knowledge.search"
+    )
 
 
 async def test_answers_that_no_stranger_wrote_do_not_count(journal: Journal) -> None:

@@ -29,16 +29,20 @@ BYTES = st.lists(WORDS.map(str.encode) | st.binary(min_size=1, max_size=3), max_
 )
 
 
-SMALL = {"BLOCK": 16, "LONGEST": 64, "STRADDLE": 16, "AROUND": 4, "PACKED": 8}
+SMALL = (
+    (input_source, "BLOCK_BYTES", 16),
+    (input_source, "PACKED_READ_BYTES", 8),
+    (input_scan, "MAX_LINE_BYTES", 64),
+    (input_scan, "PART_OVERLAP_BYTES", 16),
+    (input_scan, "MATCH_MARGIN_BYTES", 4),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (input_source, input_scan):
-            for name, value in SMALL.items():
-                if hasattr(module, name):
-                    patch.setattr(module, name, value)
+        for module, name, value in SMALL:
+            patch.setattr(module, name, value)
         yield
 
 
@@ -249,7 +253,7 @@ def test_fields_are_as_long_as_they_are_and_lines_up_to_what_makes_a_text(
     given_as: Callable[..., Input], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [len(row["b"]) for row in given_as(f"a,b\n1,{'x' * 200_000}").rows()] == [200_000]
-    monkeypatch.setattr(inputs, "MAX_TEXT", 1000)
+    monkeypatch.setattr(inputs, "MAX_TEXT_BYTES", 1000)
     with pytest.raises(InputError, match="A line of 'input' has more than 1,000 bytes"):
         list(given_as(f"1\n{'2' * 2000}\n").records())
 
@@ -281,7 +285,7 @@ def test_a_name_that_an_input_does_not_have_is_told_with_those_that_it_has(
     given_as: Callable[..., Input],
 ) -> None:
     with pytest.raises(
-        AttributeError, match=r"Did you mean 'chunks'\? It has as_data, chunks, .*, text"
+        AttributeError, match=r"Did you mean 'chunks'\? It has chunks, .*, text, to_argument"
     ):
         given_as("x").chunk  # noqa: B018
     assert not hasattr(given_as("x"), "__fspath__")
@@ -435,7 +439,7 @@ def test_packed_places_are_found_in_any_order(
 def test_what_is_too_much_for_one_text_is_refused_with_what_to_do(
     given_as: Callable[..., Input], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "MAX_TEXT", 10)
+    monkeypatch.setattr(inputs, "MAX_TEXT_BYTES", 10)
     for data in (b"x" * 11, gzip.compress(b"x" * 11)):
         with pytest.raises(InputError, match=r"\.chunks\(max_chars\)"):
             str(given_as(data))
@@ -458,7 +462,7 @@ def test_pieces_travel_as_references_and_packed_ones_as_text(
 ) -> None:
     context = given_as("one\ntwo")
     [_, line] = context.lines()
-    assert line.to_argument() == {"$piece": {"input": context.id, "start": 4, "end": 7}}
+    assert line.to_argument() == {"$slice": {"input": context.id, "start": 4, "end": 7}}
     assert given_as(gzip.compress(b"one\ntwo")).slice(4).to_argument() == "two"
     json.dumps(line.to_argument())
 

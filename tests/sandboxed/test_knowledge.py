@@ -1,4 +1,4 @@
-"""The name `context` as sandboxed code meets it."""
+"""The name `knowledge` as sandboxed code meets it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOUND = {
     "source": "handbook",
     "name": "travel.md",
     "title": "Hotels",
-    "uri": "context://handbook/travel.md#L7-9",
+    "uri": "knowledge://handbook/travel.md#L7-9",
     "span": {"lines": [7, 9], "chars": [50, 80]},
     "score": 3.5,
 }
@@ -33,15 +33,15 @@ class Bench:
 
     def call(self, target: str, args: dict[str, Any]) -> Any:
         self.calls.append((target, args))
-        if target == "context.search":
+        if target == "knowledge.search":
             return {
                 "passages": [dict(FOUND)] if args["query"] == "hotels" else [],
                 "problems": self.problems,
             }
-        if target == "context.get" and args["chars"] < 1:
+        if target == "knowledge.get" and args["chars"] < 1:
             raise tools.HostError("invalid_arguments", "`chars` is at least 1.")
-        if target == "context.get":
-            return {"text": TEXT[args["begin"] :][: min(args["chars"], 200_000)], "size": len(TEXT)}
+        if target == "knowledge.get":
+            return {"text": TEXT[args["start"] :][: min(args["chars"], 200_000)], "size": len(TEXT)}
         return [{"name": "handbook", "kind": "folder", "title": "Rules"}]
 
     async def acall(self, target: str, args: dict[str, Any]) -> Any:
@@ -52,15 +52,15 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     made = Bench()
     monkeypatch.setattr(tools.host, "call", made.call, raising=False)
-    monkeypatch.setattr(tools.host, "call_host_async", made.acall, raising=False)
+    monkeypatch.setattr(tools.host, "acall", made.acall, raising=False)
     yield made
-    sys.modules.pop("context", None)
+    sys.modules.pop("knowledge", None)
 
 
 def test_passages_are_read_by_attribute_and_shown_with_their_place(bench: Bench) -> None:
     found = knowledge.search("hotels", limit=2, source="handbook")
     assert bench.calls == [
-        ("context.search", {"query": "hotels", "limit": 2, "source": "handbook"})
+        ("knowledge.search", {"query": "hotels", "limit": 2, "source": "handbook"})
     ]
     assert (len(found), [each.score for each in found], found[0].span["lines"]) == (
         1,
@@ -70,7 +70,7 @@ def test_passages_are_read_by_attribute_and_shown_with_their_place(bench: Bench)
     shown = present_value(found, 1000)
     assert shown["kind"] == "repr"
     assert shown["text"] == (
-        "[0] handbook: travel.md > Hotels, lines 7-9 (context://handbook/travel.md#L7-9)\nFour stars at most."
+        "[0] handbook: travel.md > Hotels, lines 7-9 (knowledge://handbook/travel.md#L7-9)\nFour stars at most."
     )
 
 
@@ -85,14 +85,16 @@ def test_what_is_missing_is_shown_even_if_nothing_was_found(bench: Bench) -> Non
 
 
 def test_a_long_text_comes_in_parts_and_whole(bench: Bench) -> None:
-    assert knowledge.get("context://handbook/travel.md") == TEXT
+    assert knowledge.get("knowledge://handbook/travel.md") == TEXT
     assert len(bench.calls) == 3
-    assert knowledge.get("context://handbook/travel.md", start=7, chars=250_000) == TEXT[7:250_007]
-    assert knowledge.get("context://handbook/travel.md", start=10**9) == ""
+    assert (
+        knowledge.get("knowledge://handbook/travel.md", start=7, chars=250_000) == TEXT[7:250_007]
+    )
+    assert knowledge.get("knowledge://handbook/travel.md", start=10**9) == ""
     [passage] = knowledge.search("hotels")
     knowledge.get(passage, chars=5)
     assert bench.calls[-1][1]["uri"] == passage.uri
-    with pytest.raises(tools.ToolArgumentError, match=r"context\.get"):
+    with pytest.raises(tools.ToolArgumentError, match=r"knowledge\.get"):
         knowledge.get(passage, chars=0)
 
 
@@ -100,4 +102,4 @@ def test_help_names_the_providers(bench: Bench) -> None:
     module = knowledge.install_knowledge()
     assert "Providers: handbook (folder) Rules." in pydoc.plain(pydoc.render_doc(module))
     assert module.__all__ == ["describe", "get", "search"]
-    assert sys.modules["context"] is module
+    assert sys.modules["knowledge"] is module

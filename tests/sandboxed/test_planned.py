@@ -15,13 +15,13 @@ import pytest
 
 from mcpruntime_server.config import SandboxSettings
 from mcpruntime_server.protocol import wire
+from mcpruntime_server.protocol.library_names import PLANNED_RESULT_TEXT
 from mcpruntime_server.protocol.presentation import present_value
 from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from mcpruntime_server.sandbox.link import open_link
 from mcpruntime_server.sandbox.local_backend import LocalBackend
 from mcpruntime_server.sandboxed.library import tools
 from mcpruntime_server.sandboxed.library.planned import (
-    PLANNED_RESULT_TEXT,
     PlanEnded,
     PlannedResult,
 )
@@ -98,9 +98,9 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
         return call(target, arguments)
 
     monkeypatch.setattr(tools.host, "call", call, raising=False)
-    monkeypatch.setattr(tools.host, "call_host_async", acall, raising=False)
+    monkeypatch.setattr(tools.host, "acall", acall, raising=False)
     monkeypatch.setattr(PlannedResult, "any_created", False)
-    monkeypatch.setattr(PlannedResult, "ended", None)
+    monkeypatch.setattr(PlannedResult, "first_end", None)
 
     @shim("s")
     def tool(x: Any = 0) -> Any: ...

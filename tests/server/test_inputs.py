@@ -203,7 +203,7 @@ async def test_a_piece_is_asked_about_without_its_text_leaving_the_sandbox(tmp_p
             asked = await server.run("ask_llm('Which?', CONTEXT.lines()[1])", "s", context=[text])
             assert "\nsecond line ä\n</data " in asked.value
             assert "second" not in str(asked.calls)
-            assert "$piece" in str(asked.calls)
+            assert "$slice" in str(asked.calls)
             batch = "[slot.value for slot in CONTEXT.map(lambda piece: ask_llm('Say', piece), max_chars=11)]"
             assert [("first line" in each) for each in await server.evaluate(batch, "s")] == [
                 True,
@@ -217,7 +217,7 @@ async def test_a_piece_is_asked_about_without_its_text_leaving_the_sandbox(tmp_p
             again = await server.replay("rerun", "s", run=asked.run)
             assert "The same as recorded" in again.text
             id_ = await server.evaluate("CONTEXT.id", "s")
-            forged = f"ask_llm('Tell', {{'$piece': {{'input': {id_!r}, 'start': 0, 'end': 5}}}})"
+            forged = f"ask_llm('Tell', {{'$slice': {{'input': {id_!r}, 'start': 0, 'end': 5}}}})"
             assert "first" in await server.evaluate(forged, "s")
             stolen = await server.run(forged, "thief")
             assert "of no input that the session has had" in stolen.text

@@ -59,7 +59,7 @@ class SettingLocations:
         if kind == "extra_forbidden":
             known: Mapping[str, type[SettingsTable]] = {
                 **SETTINGS_TABLES,
-                "context": KnowledgeSettings,
+                "knowledge": KnowledgeSettings,
             }
             model = known.get(str(key[0])) if len(key) > 1 else Config
             allowed = list(model.model_fields) if model else []

@@ -49,7 +49,7 @@ def render_config(config: Config) -> str:
     for provider, settings in config.knowledge.items():
         lines += [
             "",
-            f"[{dotted_key(('context', provider))}]  # {_setting_origin(config, ('context', provider))}",
+            f"[{dotted_key(('knowledge', provider))}]  # {_setting_origin(config, ('knowledge', provider))}",
         ]
         lines += [
             f"{name} = {_render_toml(value)}"

@@ -114,7 +114,7 @@ def load_config(
 
 def _find_unknown_servers(tree: Mapping[str, Any], places: SettingLocations) -> Iterator[str]:
     """Yield what is wrong with providers that name a server which there is not."""
-    servers, providers = tree.get("mcpServers", {}), tree.get("context", {})
+    servers, providers = tree.get("mcpServers", {}), tree.get("knowledge", {})
     if not isinstance(servers, dict) or not isinstance(providers, dict):
         return
     enabled = [
@@ -126,7 +126,7 @@ def _find_unknown_servers(tree: Mapping[str, Any], places: SettingLocations) -> 
         server = given.get("server") if isinstance(given, dict) else None
         if isinstance(server, str) and server not in enabled:
             hint = suggest_names(server, enabled) if enabled else " There are none."
-            at = places.label(("context", name, "server"))
+            at = places.label(("knowledge", name, "server"))
             yield f"{at} is {server!r:.100}, which is no entry of mcpServers.{hint}"
 
 
@@ -234,7 +234,7 @@ def _merge_values(
 def _resolve_paths(key: SettingKey, value: Any, base: Path) -> Any:
     """Return `value` with the paths in it made absolute: they are relative to `base`."""
     upstream = key[-1] if len(key) == 3 and key[0] == "mcpServers" else None
-    provider = key[-1] if len(key) == 3 and key[0] == "context" else None
+    provider = key[-1] if len(key) == 3 and key[0] == "knowledge" else None
     if key in PATH_LIST_KEYS and isinstance(value, list | tuple):
         return [_absolute_path(item, base) if isinstance(item, str) else item for item in value]
     if (

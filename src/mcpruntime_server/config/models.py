@@ -260,7 +260,7 @@ PathPattern = Annotated[str, AfterValidator(validate_path_pattern)]
 
 
 class KnowledgeSettings(SettingsTable):
-    """One entry of `context`: knowledge that code can search, and where it comes from."""
+    """One entry of `knowledge`: texts that code can search, and where it comes from."""
 
     path: Path | None = None  # a folder of documents
     include: tuple[PathPattern, ...] = ()  # of the folder; empty: what is known to be text

@@ -27,8 +27,8 @@ from ..journal.events import (
 )
 from ..journal.recording import RecordedCall
 from ..journal.store import Journal
+from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.wire import ABANDON_TARGET, Call, Reply
-from ..sandboxed.library.planned import PLANNED_RESULT_TEXT as PLANNED_TEXT
 from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND, PendingQuestions
 from .plan import PLANNED_KIND, CallKey, Plan, PlannedCall
 
@@ -60,9 +60,8 @@ class Route:
 
 
 CallStatus = Literal["started", "waiting", "ok", "error", "denied", "planned"]
-PLANNED_RESULT_PREFIX = PLANNED_TEXT.partition("{")[
-    0
-]  # in arguments: text that stands for a result that there is not yet
+# in arguments: text that stands for a result that does not exist yet
+PLANNED_RESULT_PREFIX = PLANNED_RESULT_TEXT.partition("{")[0]
 STATUS_BY_ERROR_KIND: Mapping[str, CallStatus] = {
     "denied": "denied",
     PLANNED_KIND: "planned",

@@ -539,8 +539,8 @@ async def test_a_piece_of_an_input_is_the_context_of_an_agent_which_reads_it_its
 async def test_a_forged_reference_is_refused(server: ServerConnection) -> None:
     code = """
 class Forged:
-    def as_data(self):
-        return {"$piece": {"input": "0" * 16, "start": 0, "end": 9}}
+    def to_argument(self):
+        return {"$slice": {"input": "0" * 16, "start": 0, "end": 9}}
 sub_agent("Read", Forged())"""
     refused = await server.run(code, "forger")
     assert "of no input that the session has had" in refused.text

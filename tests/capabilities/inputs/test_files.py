@@ -274,7 +274,7 @@ async def test_a_reference_names_an_input_of_the_line_of_its_own_run(journal: Jo
         journal.append(session, RunFinished("ok"), run)
 
     async def text(key: object, start: object, end: object) -> bytes:
-        reference = {"$piece": {"input": key, "start": start, "end": end}}
+        reference = {"$slice": {"input": key, "start": start, "end": end}}
         piece = await inputs.add_slice("s_1", "r_1", reference, "piece")
         return inputs.read_content(piece)
 
@@ -307,7 +307,7 @@ async def test_a_large_piece_is_a_part_of_the_same_content(
     whole = await inputs.add_text("0123456789")
     inputs.remember_inputs("s_1", [whole])
     monkeypatch.setattr(store, "MAX_CONTENT_BYTES", 3)
-    reference = {"$piece": {"input": compute_input_id(whole), "start": 2, "end": 8}}
+    reference = {"$slice": {"input": compute_input_id(whole), "start": 2, "end": 8}}
     part = await inputs.add_slice("s_1", "r_1", reference)
     assert (part["digest"], part["start"], part["end"], part["name"]) == (
         whole["digest"],
@@ -318,14 +318,14 @@ async def test_a_large_piece_is_a_part_of_the_same_content(
     inputs.remember_inputs("s_2", [part])
     with pytest.raises(CallFailed, match="has no piece 0:3"):
         await inputs.add_slice(
-            "s_2", "r_2", {"$piece": {"input": compute_input_id(part), "start": 0, "end": 3}}
+            "s_2", "r_2", {"$slice": {"input": compute_input_id(part), "start": 0, "end": 3}}
         )
 
 
 async def test_pieces_that_are_asked_about_at_once_take_no_more_memory_than_there_is_room_for(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "ROOM", 10)
+    monkeypatch.setattr(store, "MAX_HELD_BYTES", 10)
     monkeypatch.setattr(store, "MAX_SLICE_BYTES", 8)
     inputs = InputStore(journal)
     whole = await inputs.add_text("0123456789")
@@ -336,7 +336,7 @@ async def test_pieces_that_are_asked_about_at_once_take_no_more_memory_than_ther
         nonlocal held, most
         enter_call_scope(CallScope("s_1", "r_1", nobody, nullcontext, print))
         async with inputs.resolve_data(
-            {"$piece": {"input": compute_input_id(whole), "start": 0, "end": size}}
+            {"$slice": {"input": compute_input_id(whole), "start": 0, "end": size}}
         ) as text:
             assert text == "0123456789"[:size]
             held += size

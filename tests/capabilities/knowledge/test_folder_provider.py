@@ -39,7 +39,7 @@ async def test_passages_say_where_they_stand_in_the_file(opened: OpenProviders, 
         assert (docs / best["name"]).read_text().split("\n")[first - 1 : last] == best[
             "text"
         ].split("\n")
-        assert best["uri"] == f"context://handbook/guide/setup.md#L{first}-{last}"
+        assert best["uri"] == f"knowledge://handbook/guide/setup.md#L{first}-{last}"
         assert (best["source"], best["title"]) == ("handbook", "Setup > Install")
         assert (await providers.get(best["uri"]))["text"] == best["text"]
         [row, *_] = (await providers.search("rate in Norway"))["passages"]
@@ -84,23 +84,23 @@ async def test_what_is_passed_over_is_told(
 @pytest.mark.parametrize(
     "uri",
     [
-        "context://handbook/../secret.md",
-        "context://handbook/guide/../../secret.md",
-        "context://handbook/%2e%2e/secret.md",
-        "context://handbook//etc/passwd",
-        "context://handbook/.hidden.md",
-        "context://handbook/left.md",
-        "context://handbook/guide",
-        "context://handbook/",
-        "context://handbook",
-        "context://wiki/guide/setup.md",
-        "context:///guide/setup.md",
+        "knowledge://handbook/../secret.md",
+        "knowledge://handbook/guide/../../secret.md",
+        "knowledge://handbook/%2e%2e/secret.md",
+        "knowledge://handbook//etc/passwd",
+        "knowledge://handbook/.hidden.md",
+        "knowledge://handbook/left.md",
+        "knowledge://handbook/guide",
+        "knowledge://handbook/",
+        "knowledge://handbook",
+        "knowledge://wiki/guide/setup.md",
+        "knowledge:///guide/setup.md",
         "file:///etc/passwd",
         "skill://x/SKILL.md",
         "guide/setup.md",
         "",
-        "context://handbook/guide/setup.md#lines",
-        "context://handbook/guide/setup.md\0",
+        "knowledge://handbook/guide/setup.md#lines",
+        "knowledge://handbook/guide/setup.md\0",
     ],
 )
 async def test_nothing_else_can_be_had(
@@ -146,7 +146,7 @@ async def test_a_folder_that_vanishes_is_told_and_what_was_known_is_found(
             "cannot be read: No such file" in (await providers.search("installer"))["problems"][0]
         )
         with pytest.raises(CallFailed, match="cannot be read"):
-            await providers.get("context://handbook/guide/setup.md")
+            await providers.get("knowledge://handbook/guide/setup.md")
         os.rename(docs.with_name("gone"), docs)
         await refresh_providers(providers)
         assert (await providers.search("installer"))["problems"] == []

@@ -141,7 +141,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     for damage in (b"no database" * 500, b"SQLite format 3\0" + os.urandom(8192)):
         for path in tmp_path.glob("context-*"):
             path.unlink()
-        (tmp_path / "context-1.db").write_bytes(damage)
+        (tmp_path / "knowledge-1.db").write_bytes(damage)
         refresh_index(PassageIndex(tmp_path), "s", Shelf(a="apples"), RefreshProgress())
         assert found(PassageIndex(tmp_path), "apples") == ["a"]
 
@@ -153,7 +153,7 @@ async def test_a_file_that_is_damaged_in_use_is_told_and_made_anew(
     (tmp_path / "docs" / "a.md").write_text("apples")
     async with opened(docs={"path": str(tmp_path / "docs")}) as providers:
         assert await search_texts(providers, "apples") == ["apples"]
-        file = tmp_path / "data" / "context-1.db"
+        file = tmp_path / "data" / "knowledge-1.db"
         for suffix in ("-wal", "-shm"):
             file.with_name(file.name + suffix).unlink(missing_ok=True)
         file.write_bytes(os.urandom(40_000))
@@ -165,13 +165,14 @@ async def test_a_file_that_is_damaged_in_use_is_told_and_made_anew(
 WRITER = """
 import sys
 from pathlib import Path
-from mcpruntime_server.capabilities.knowledge.folder_provider import Folder
-from mcpruntime_server.capabilities.knowledge.passage_index import Index
-from mcpruntime_server.capabilities.knowledge.refresh import Progress, refresh
+from mcpruntime_server.capabilities.knowledge.folder_provider import FolderProvider
+from mcpruntime_server.capabilities.knowledge.passage_index import PassageIndex
+from mcpruntime_server.capabilities.knowledge.refresh import RefreshProgress, refresh_index
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(3):
-    refresh(Index(Path(sys.argv[1])), "s", Folder(Path(sys.argv[2])), Progress())
+    index = PassageIndex(Path(sys.argv[1]))
+    refresh_index(index, "s", FolderProvider(Path(sys.argv[2])), RefreshProgress())
 """
 
 

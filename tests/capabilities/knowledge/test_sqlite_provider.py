@@ -87,7 +87,7 @@ async def test_a_table_that_changes_is_found_as_it_is(opened: OpenProviders, sho
             db.executescript("DROP TABLE orders; ALTER TABLE customers ADD COLUMN loyalty TEXT;")
         db.close()
         with pytest.raises(CallFailed):
-            await providers.get("context://shop/orders")
+            await providers.get("knowledge://shop/orders")
         await refresh_providers(providers)
         [found] = (await providers.search("loyalty"))["passages"]
         assert found["name"] == "customers"

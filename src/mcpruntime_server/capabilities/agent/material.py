@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InvalidRequest
+from ...protocol.library_names import GZIP_MAGIC
 from ...protocol.presentation import truncate_text
-from ...sandboxed.library.input_source import GZIP_MAGIC
 from .conversation import mark_as_data
 
 CONTEXT_NAME = "CONTEXT"

@@ -21,6 +21,7 @@ from ...config import BudgetLimits
 from ...errors import CallFailed, McpRuntimeError
 from ...journal.call_scope import CallScope, current_call_scope
 from ...journal.events import InputEntry
+from ...protocol.library_names import SLICE_KEY
 from ..json_schemas import check_schema
 from ..llm.budget_accounts import BudgetAccount
 from ..llm.model_service import ModelService, usage_data
@@ -31,7 +32,6 @@ from .conversation import MAX_TASK_CHARS, AgentTask
 from .material import PREVIEW_CHARS, AgentMaterial, material_text, prepare_inputs, prepare_material
 
 RUN_TARGET, SUBMIT_TARGET = "agent.run", "agent.submit"
-SLICE_KEY = "$piece"  # the only key of what stands for a piece of an input
 MAX_CONTEXT_CHARS = 8_000_000  # of a context; larger ones are files that the agent reads
 MAX_MODEL_NAME_CHARS = 200
 

@@ -24,6 +24,7 @@ from ...errors import CallFailed, InputChanged, InvalidRequest, NotFound
 from ...journal.call_scope import current_call_scope
 from ...journal.events import InputEntry, InputHashed, RunStarted, canonical_json
 from ...journal.store import Journal
+from ...protocol.library_names import SLICE_KEY
 from . import files, placement
 from .files import InputRoots
 
@@ -34,7 +35,6 @@ MAX_HELD_BYTES = (
 )  # bytes of pieces that are held at once, whatever is asked: a reference costs its sender nothing
 MAX_KNOWN_SESSIONS = 200  # whose inputs are remembered
 SUFFIX_PATTERN = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")  # libraries go by it
-SLICE_KEY = "$piece"  # the only key of what stands for a piece
 
 ReadResource = Callable[
     [str], Awaitable[tuple[str, bytes]]
@@ -133,7 +133,7 @@ class InputStore:
     async def add_slice(self, session: str, run: str, reference: Any, name: str = "") -> InputEntry:
         """Return a part of an input of run `run` as an input of its own, for another session.
 
-        `reference` is what code has sent (`Piece.as_data()`). Raises `CallFailed` if it names no such piece.
+        `reference` is what code has sent (`InputSlice.to_argument()`). Raises `CallFailed` if it names no such piece.
         """
         entry, start, end = await self._resolve_reference(session, run, reference)
         name = name or f"{entry['name']} {start}:{end}"

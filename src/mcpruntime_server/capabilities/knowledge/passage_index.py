@@ -92,7 +92,7 @@ class PassageIndex:
     """The index in a data folder. Blocks: for worker threads."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / f"context-{FORMAT_VERSION}.db"
+        self._path = folder / f"knowledge-{FORMAT_VERSION}.db"
         self._is_ready = self._is_damaged = False
 
     # what is there ----------------------------------------------------------------------------------

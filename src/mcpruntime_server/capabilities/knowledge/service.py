@@ -34,7 +34,7 @@ from .refresh import RefreshProgress, refresh_index
 from .resource_provider import ResourceAccess, ResourceProvider
 from .sqlite_provider import SqliteProvider
 
-URI_SCHEME = "context://"
+URI_SCHEME = "knowledge://"
 INDEX_WAIT_S = 1.0  # that an answer waits for the index
 MIN_FRESH_S, MAX_FRESH_S = (
     2.0,
@@ -48,7 +48,7 @@ MAX_OUTLINE_DOCUMENTS, MAX_OUTLINE_TITLES = 200, 20  # documents of an outline, 
 URI_SAFE_CHARS = "/:@!$&'()*+,;=~"  # what stands in addresses as it is
 FRAGMENT_PATTERN = re.compile(r"(?P<unit>[LC])(?P<first>\d{1,9})-(?P<last>\d{1,9})")
 NO_PROVIDERS = (
-    "There are no providers of context: a table [context.NAME] in the settings makes one."
+    "There are no knowledge providers: a table [knowledge.NAME] in the settings makes one."
 )
 
 T = TypeVar("T")
@@ -89,19 +89,19 @@ class KnowledgeService:
         return list(self._providers)
 
     async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
-        """Answer `context.search {query, limit, source}`, `.get {uri, begin, chars}` or `.describe {name, samples}`."""
-        if target == "context.search":
+        """Answer `knowledge.search {query, limit, source}`, `.get {uri, start, chars}` or `.describe {name, samples}`."""
+        if target == "knowledge.search":
             source = _get_argument(args, "source", str, None)
             return await self.search(
                 _get_argument(args, "query", str, ""), _get_argument(args, "limit", int, 5), source
             )
-        if target == "context.get":
+        if target == "knowledge.get":
             bounds = (
-                _get_argument(args, "begin", int, 0),
+                _get_argument(args, "start", int, 0),
                 _get_argument(args, "chars", int, MAX_ANSWER_CHARS),
             )
             return await self.get(_get_argument(args, "uri", str, ""), *bounds)
-        if target == "context.describe":
+        if target == "knowledge.describe":
             return await self.describe(
                 _get_argument(args, "name", str, None), _get_argument(args, "samples", int, 0)
             )
@@ -139,7 +139,7 @@ class KnowledgeService:
         line = text.count("\n", 0, start) + 1
         lines = [line, line + text.count("\n", start, max(start, end - 1))]
         return {
-            "text": text[start:end], "uri": uri, "source": held.name, "size": size, "begin": begin,
+            "text": text[start:end], "uri": uri, "source": held.name, "size": size, "start": begin,
             "span": {"lines": lines, "chars": [start, end]}, "is_whole": end - start == size,
         }  # fmt: skip
 
@@ -322,7 +322,7 @@ class KnowledgeService:
                 )
             return told
         if samples > provider.max_samples:
-            why = f"the settings say [context.{held.name}] samples = {provider.max_samples}"
+            why = f"the settings say [knowledge.{held.name}] samples = {provider.max_samples}"
             raise CallFailed(
                 "denied", f"{samples} rows of each table of {held.name} may not be shown: {why}."
             )

@@ -25,7 +25,7 @@ ABSOLUTE = re.compile(
 PLACES = re.compile(
     r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
 )
-PROVIDED = frozenset({"tools", "skills", "context"})  # packages that every sandbox has as names
+PROVIDED = frozenset({"tools", "skills", "knowledge"})  # packages that every sandbox has as names
 MODELS = "llm"  # the package of what asks models, whose members code has as names
 OTHERS = {  # names that packages are imported by, where those are not their own
     "pandas": ("dateutil", "pytz", "six"),

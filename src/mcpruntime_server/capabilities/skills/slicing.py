@@ -14,12 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import SkillRefused
-from ...sandboxed.library.models import MODEL_EXPORTS
+from ...protocol.library_names import KNOWLEDGE_MODULE, MODEL_NAMES, TOOLS_PACKAGE
 from .lint import DEFINITIONS, dotted_name, parse_source
 from .model import RecordedStep
 
-ASKING = frozenset(MODEL_EXPORTS)  # what code asks models with
-AFAR = frozenset({"tools", "context"})  # packages whose functions are executed elsewhere
+ASKING = frozenset(MODEL_NAMES)  # what code asks models with
+AFAR = frozenset(
+    {TOOLS_PACKAGE, KNOWLEDGE_MODULE}
+)  # packages whose functions are executed elsewhere
 PACKAGES = AFAR | {"skills"}
 GIVEN = (
     frozenset(dir(builtins)) | ASKING | PACKAGES | {"__name__", "__file__", "__doc__"}

@@ -20,8 +20,8 @@ from mcp import types
 
 from ...errors import CallFailed
 from ...journal.events import canonical_json
+from ...protocol.library_names import TOOLS_NAMES
 from ...protocol.suggestions import did_you_mean
-from ...sandboxed.library.tools import TOOLS_EXPORTS
 from .python_names import assign_names, describe_collisions
 from .schema_annotations import SchemaDocument
 from .shim_generator import ShimModule, ToolShim, describe_module, render_module, source_digest
@@ -108,8 +108,8 @@ class Catalog:
     """All tools of all upstreams; make one with `open_catalog`."""
 
     def __init__(self, upstreams: Mapping[str, Upstream], shims: ShimStore) -> None:
-        names = assign_names(upstreams, "server", TOOLS_EXPORTS.keys())
-        self.problems = tuple(describe_collisions(names, "server", TOOLS_EXPORTS.keys()))
+        names = assign_names(upstreams, "server", TOOLS_NAMES)
+        self.problems = tuple(describe_collisions(names, "server", TOOLS_NAMES))
         self.on_change: Callable[[str], None] = lambda _: None
         self._servers = {
             names[key]: CatalogServer(names[key], upstream) for key, upstream in upstreams.items()

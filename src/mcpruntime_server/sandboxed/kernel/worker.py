@@ -71,7 +71,7 @@ class Worker:
         self.main_module.__dict__["tools"] = sys.modules["tools"]
         self.main_module.__dict__["skills"] = skills.install_skills()
         self.main_module.__dict__.update(models.install_models())
-        self.main_module.__dict__["context"] = knowledge.install_knowledge()
+        self.main_module.__dict__["knowledge"] = knowledge.install_knowledge()
         builtins.input = _refuse_input
         if hasattr(os, "sched_getaffinity"):
             os.cpu_count = lambda: len(

@@ -13,6 +13,8 @@ from array import array
 from bisect import bisect_left
 from threading import Lock
 
+from ...protocol.library_names import GZIP_MAGIC
+
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Dict, Iterator, Optional, Tuple
@@ -21,7 +23,6 @@ BLOCK_BYTES = 1 << 20  # bytes read at once
 PACKED_READ_BYTES = (
     1 << 16
 )  # bytes of a gzip file unpacked at once: memory follows from it, whatever they unpack to
-GZIP_MAGIC = b"\x1f\x8b\x08"  # what a gzip file begins with
 MAX_UNPACKED_BYTES = 64 << 30  # bytes: a bomb of some megabytes holds more
 INITIAL_GAP_BYTES = (
     16 << 20

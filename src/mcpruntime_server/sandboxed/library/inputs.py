@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from itertools import islice
 
+from ...protocol.library_names import SLICE_KEY
 from ...protocol.suggestions import did_you_mean
 from . import input_scan as scan
-from .input_slices import InputSlices
 from .input_source import InputChanged, InputError, InputSource
 from .results import Slots, map_concurrently
 
@@ -29,6 +29,8 @@ DEFAULT_CHUNK_CHARS = 20_000  # characters of a chunk, where `map` is not told
 DEFAULT_PEEK_CHARS = 1000
 MAX_LISTED_INPUTS = 10  # inputs that an error names
 MAX_PREVIEW_CHARS = 80  # of a text in a repr
+MAX_CACHED_SLICES = 50_000
+MAX_SHOWN_SLICES = 10  # in a repr
 CONTEXT_NAMES = ("CONTEXT", "CONTEXT_DATA", "InputError", "InputChanged")
 
 
@@ -313,7 +315,9 @@ class InputSlice(Readable):
         """Return what stands for its text in a question: a reference, or the text where the host does not unpack it."""
         if self._source.is_gzip:
             return self.text
-        return {"$piece": {"input": self.input.id, "start": self.start, "end": self._resolve_end()}}
+        return {
+            SLICE_KEY: {"input": self.input.id, "start": self.start, "end": self._resolve_end()}
+        }
 
     # lines ----------------------------------------------------------------------------------------
 
@@ -345,6 +349,62 @@ class InputSlice(Readable):
             scan.iter_line_spans(self._source, self._find_line_start(number), self._resolve_end())
         )
         return InputSlice(self.input, first, last)
+
+
+class InputSlices:
+    """Pieces that are found when they are asked for: iterate, `.first(n)`, `[i]`, `len()`, `.map(fn)`.
+
+    Each look is a pass over the input, until they have been counted and are few enough to be kept.
+    """
+
+    __slots__ = ("_count", "_kept", "_make")
+    __module__ = "__main__"
+
+    def __init__(self, make: Callable[[], Iterator[InputSlice]]) -> None:
+        self._make = make
+        self._kept: Optional[List[InputSlice]] = None
+        self._count: Optional[int] = None
+
+    def __iter__(self) -> Iterator[InputSlice]:
+        return iter(self._kept) if self._kept is not None else self._make()
+
+    def __len__(self) -> int:
+        if self._count is None:
+            count, kept = 0, []
+            for piece in self._make():
+                count += 1
+                if count <= MAX_CACHED_SLICES:
+                    kept.append(piece)
+            self._count = count
+            if count <= MAX_CACHED_SLICES:
+                self._kept = kept
+        return self._count
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
+
+    def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, slice):
+            first, last, step = which.indices(len(self))
+            return list(islice(self, first, last, step)) if step > 0 else list(self)[which]
+        place = which + len(self) if which < 0 else which
+        found = next(islice(self, place, None), None) if place >= 0 else None
+        if found is None:
+            raise IndexError(f"there are {len(self):,} pieces, and none at {which}")
+        return found
+
+    def first(self, n: int = MAX_SHOWN_SLICES) -> List[InputSlice]:
+        """Return the first `n` of them."""
+        return list(islice(self, n))
+
+    def map(self, fn: Callable[[InputSlice], Any], max_concurrency: int = 16) -> Slots:
+        """Call `fn(piece)` for each, several at a time; return a slot each: `.ok`, `.value`, `.error`."""
+        return map_concurrently(fn, self, max_concurrency)
+
+    def __repr__(self) -> str:
+        shown = self.first(MAX_SHOWN_SLICES + 1)
+        lines = [repr(piece) for piece in shown[:MAX_SHOWN_SLICES]] or ["no pieces"]
+        return "\n".join(lines + ["..."] * (len(shown) > MAX_SHOWN_SLICES))
 
 
 class Input(InputSlice):

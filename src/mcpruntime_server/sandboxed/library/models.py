@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from ...protocol.library_names import MODELS_MODULE
 from .planned import PlannedResult, check_no_planned_result
 from .results import Slot, Slots, map_concurrently
 from .tools import HostError, host
@@ -16,8 +17,6 @@ from .tools import HostError, host
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
     from typing import Any, Iterable, NoReturn
-
-MODELS_MODULE = "llm"
 
 
 class LlmError(Exception):
@@ -258,8 +257,8 @@ def build_agent_task(
 
 def serialize_data(data: Any) -> Any:
     """Return data as the host takes it: a text, JSON data, or a reference to a piece of an input."""
-    if hasattr(data, "as_data"):
-        return data.as_data()
+    if hasattr(data, "to_argument"):
+        return data.to_argument()
     if isinstance(data, (bytes, bytearray)):
         return bytes(data).decode("utf-8", "replace")
     return data if isinstance(data, str) or data is None else to_json_data(data)
@@ -280,7 +279,7 @@ def _json_default(value: Any) -> Any:
 
     if isinstance(value, PlannedResult):
         check_no_planned_result(value)
-    if hasattr(value, "as_data"):  # pieces of inputs
+    if hasattr(value, "to_argument"):  # pieces of inputs
         return value.text
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)

@@ -2,17 +2,18 @@
 
 It can be printed, put into a text and kept. Whatever would need to know what it is ends the run there: what follows
 depends on a result that nobody has yet.
-Rule: a run that has come to its `PlanEnds` ends with it (`cause`), whatever the code makes of it. A plan whose end was
+Rule: a run that has come to its `PlanEnded` ends with it (`cause`), whatever the code makes of it. A plan whose end was
 swallowed would be taken for the whole of what the code does.
 """
 
 from __future__ import annotations
 
+from ...protocol.library_names import PLANNED_RESULT_TEXT
+
 TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
     from typing import Any, NoReturn, Optional
 
-PLANNED_RESULT_TEXT = "<result of planned call {}>"
 INSPECTING_METHODS = (
     *(
         "bool",
@@ -154,7 +155,7 @@ def find_cause(failure: BaseException) -> BaseException:
 
 
 def check_no_planned_result(value: Any) -> None:
-    """Raise `PlanEnds` if the result of a planned call is part of `value`, which is to be sent."""
+    """Raise `PlanEnded` if the result of a planned call is part of `value`, which is to be sent."""
     if isinstance(value, PlannedResult):
         end_plan(value)
     elif isinstance(value, dict):

@@ -20,6 +20,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from ...protocol.library_names import SKILLS_PACKAGE
 from ...protocol.presentation import describe_error, present_value, truncate_json
 from ...protocol.suggestions import did_you_mean
 from . import tools
@@ -30,7 +31,6 @@ TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-SKILLS_PACKAGE = "skills"
 ENTRY_FUNCTION = "run"  # the function that a skill is
 VERSION_PATTERN = re.compile(
     r"v(0|[1-9][0-9]{0,5})", re.ASCII

@@ -16,6 +16,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 
+from ...protocol.library_names import TOOLS_PACKAGE
 from ...protocol.suggestions import did_you_mean
 from .planned import PlanEnded, PlannedResult, check_no_planned_result
 from .results import Slot, map_concurrently, wrap_dicts
@@ -24,7 +25,6 @@ TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
 if TYPE_CHECKING:
     from typing import Any, Awaitable, Callable, Iterable, Mapping, NoReturn, Sequence
 
-TOOLS_PACKAGE = "tools"
 VAR_KEYWORDS_FLAG = 0x08  # code flag: the function takes `**kwargs`
 
 # errors -------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class ToolParameters:
 
 def serialize_argument(value: Any) -> Any:
     """Return `value`, or the text of a path or of a piece of an input: what is not JSON and is passed all the time."""
-    if hasattr(value, "as_data"):
+    if hasattr(value, "to_argument"):
         return value.text
     return value.__fspath__() if hasattr(value, "__fspath__") else value
 
@@ -283,7 +283,7 @@ TOOLS_EXPORTS: dict[str, Any] = {
     "ToolArgumentError": ToolArgumentError,
     "ToolDeniedError": ToolDeniedError,
     "ToolUnavailableError": ToolUnavailableError,
-    "PlanEnds": PlanEnded,
+    "PlanEnded": PlanEnded,
 }
 
 
