@@ -69,14 +69,14 @@ def make(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerConnection]:
-    async with connect_server(make(tmp_path_factory.mktemp("context"))) as connection:
+    async with connect_server(make(tmp_path_factory.mktemp("knowledge"))) as connection:
         await connection.run("while knowledge.search('x').problems: pass")
         yield connection
 
 
 async def test_code_finds_passages_and_reads_on(server: ServerConnection) -> None:
     code = """
-from context import search
+from knowledge import search
 found = search("which hotels may I book", limit=3, source="handbook")
 best = found[0]
 [best.source, best.name, best.title, best.uri, best.span["lines"], best.text, knowledge.get(best), found.problems]"""
@@ -130,7 +130,7 @@ async def test_what_comes_back_is_readable_and_tells_what_is_missing(
     assert "There are no words to search for." in shown
     assert (
         "handbook (folder) Rules of the house, shop (sqlite)"
-        in (await server.run("help(context)")).text
+        in (await server.run("help(knowledge)")).text
     )
 
 
@@ -147,7 +147,7 @@ async def test_what_comes_back_is_readable_and_tells_what_is_missing(
             "knowledge.get(5)",
             "ToolArgumentError: knowledge.get: 'uri' must be of type str, not int.",
         ),
-        ("knowledge.get('knowledge://handbook/travel.md', start=-1)", "`start` is at least 0"),
+        ("knowledge.get('knowledge://handbook/travel.md', start=-1)", "`start` must be at least 0"),
         (
             "knowledge.get('knowledge://handbook/travel.md', chars=True)",
             "'chars' must be of type int, not bool",
@@ -192,7 +192,7 @@ async def test_calls_are_on_no_ledger_and_the_description_has_not_grown(
     answer = await server.run("len(knowledge.search('hotels'))")
     assert answer.data.get("calls", []) == []
     [tool] = [each for each in (await server.client.list_tools()).tools if each.name == "run_code"]
-    assert "context." not in (tool.description or "")
+    assert "knowledge." not in (tool.description or "")
     instructions = server.client.instructions or ""
     assert (
         "\nKnowledge to ground code in (handbook, shop, notes, wiki): knowledge.search("
@@ -276,10 +276,10 @@ def test_doctor_says_how_each_provider_is(tmp_path: Path) -> None:
         check=False,
     )
     checks = {each["name"]: each for each in json.loads(done.stdout)}
-    assert checks["context handbook"]["detail"] == (
+    assert checks["knowledge handbook"]["detail"] == (
         "2 documents, 3 passages; passed over: 1 not of a kind that is read (movie.mp4)"
     )
-    assert checks["context wiki"]["ok"]
-    assert (checks["context gone"]["ok"], done.returncode) == (False, 1)
-    assert f"The folder {tmp_path / 'nowhere'} cannot be read" in checks["context gone"]["detail"]
+    assert checks["knowledge wiki"]["ok"]
+    assert (checks["knowledge gone"]["ok"], done.returncode) == (False, 1)
+    assert f"The folder {tmp_path / 'nowhere'} cannot be read" in checks["knowledge gone"]["detail"]
     assert "no protocol message" in done.stderr

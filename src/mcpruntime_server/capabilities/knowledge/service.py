@@ -130,7 +130,9 @@ class KnowledgeService:
         """Return a document or a passage, or `chars` of it from `begin` on; raises `CallFailed`."""
         held, name, fragment = await self._resolve_uri(uri)
         if begin < 0 or chars < 1:
-            raise CallFailed("invalid_arguments", "`begin` is at least 0, and `chars` at least 1.")
+            raise CallFailed(
+                "invalid_arguments", "`start` must be at least 0 and `chars` at least 1."
+            )
         text = await self._run_in_thread(_read_document, held.provider, name)
         start, end = _resolve_fragment(text, fragment)
         size = end - start
