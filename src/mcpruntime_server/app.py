@@ -398,7 +398,7 @@ async def check_knowledge(config: Config, catalog: Catalog) -> list[HealthCheck]
         for each in await providers.check_providers(INDEXING_TIMEOUT_S):
             over = format_skipped(each)
             detail = f"{each['documents']:,} documents, {each['passages']:,} passages"
-            detail += f"; passed over: {over}" if over else ""
+            detail += f"; skipped: {over}" if over else ""
             ok, problem = not each["is_failed"], each["problem"]
             checks.append(
                 HealthCheck(

@@ -27,7 +27,7 @@ def docs(tmp_path: Path) -> Path:
 
 
 async def summary(providers: Any) -> dict[str, Any]:
-    [found] = await (await refresh_providers(providers)).describe()
+    [found] = await (await refresh_providers(providers)).describe_all()
     return dict(found)
 
 
@@ -65,18 +65,18 @@ async def test_what_is_passed_over_is_told(
     async with opened(handbook={"path": str(docs)}) as providers:
         found = await summary(providers)
         assert found["documents"] == 2
-        assert {reason: each["count"] for reason, each in found["passed_over"].items()} == {
+        assert {reason: each["count"] for reason, each in found["skipped"].items()} == {
             "a link": 2,
             "hidden": 1,
             "not text": 1,
             "not UTF-8": 1,
-            "not of a kind that is read": 1,
+            "of an unknown format": 1,
             "not a printable name": 2,
             "too large": 1,
-            "not a plain file": 1,
+            "not a regular file": 1,
         }
         assert all(
-            name.isprintable() for each in found["passed_over"].values() for name in each["names"]
+            name.isprintable() for each in found["skipped"].values() for name in each["names"]
         )
         assert await search_texts(providers, "launch code hidden words") == []
 

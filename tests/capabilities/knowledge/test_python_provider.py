@@ -110,8 +110,8 @@ class Provider:
 """
     async with opened(wiki={"python": str(write(tmp_path, source))}) as providers:
         assert await search_texts(providers, "fine words") == ["fine words ?"]
-        [told] = await providers.describe()
-        assert {reason: each["count"] for reason, each in told["passed_over"].items()} == {
+        [told] = await providers.describe_all()
+        assert {reason: each["count"] for reason, each in told["skipped"].items()} == {
             "not a name and a version": 4,
             "its provider failed": 1,
             "not text": 1,
@@ -127,9 +127,9 @@ def test_one_that_hangs_is_told_and_not_asked_again_meanwhile(tmp_path: Path) ->
     )
     own = PythonProvider(write(tmp_path, source), 0.2)
     assert own.names() == {"a": "1", "b": "1"}
-    with pytest.raises(Unavailable, match=r"did not answer read within 0\.2 s"):
+    with pytest.raises(Unavailable, match=r"did not return from read within 0\.2 s"):
         own.read("a")
-    with pytest.raises(Unavailable, match="still busy"):
+    with pytest.raises(Unavailable, match="has not returned from a call"):
         own.names()
     own._provider.read.__globals__["gate"].set()
     assert own._hanging_thread is not None

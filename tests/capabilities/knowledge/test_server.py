@@ -110,8 +110,8 @@ async def test_every_kind_of_provider_is_searched(server: ServerConnection) -> N
         "notes": 3,
         "wiki": 1,
     }
-    over = {reason: each["count"] for reason, each in told["notes"]["passed_over"].items()}
-    assert over == {"not text": 1, "not a printable address": 1, "its server does not give it": 1}
+    over = {reason: each["count"] for reason, each in told["notes"]["skipped"].items()}
+    assert over == {"not text": 1, "not a printable address": 1, "its server refuses to send it": 1}
     assert await server.evaluate(
         "knowledge.describe('shop', samples=1)['outline'][0]['samples']"
     ) == [{"id": 1, "total": 99.5}]
@@ -127,7 +127,7 @@ async def test_what_comes_back_is_readable_and_tells_what_is_missing(
     )
     shown = (await server.run("knowledge.search('  ?! ')")).text
     assert "no passages found" in shown
-    assert "There are no words to search for." in shown
+    assert "The query has no words to search for." in shown
     assert (
         "handbook (folder) Rules of the house, shop (sqlite)"
         in (await server.run("help(knowledge)")).text
@@ -253,7 +253,7 @@ async def test_a_prompt_gives_a_task_the_passages_as_material(server: ServerConn
 async def test_without_providers_code_is_told_how_to_have_some(tmp_path: Path) -> None:
     async with connect_server(write_settings(tmp_path, sandbox=SMALL)) as server:
         assert (
-            "a table [knowledge.NAME] in the settings makes one"
+            "add a table [knowledge.NAME] to the settings"
             in (await server.run("knowledge.search('x')")).text
         )
         assert await server.evaluate("knowledge.describe()") == []
@@ -277,9 +277,9 @@ def test_doctor_says_how_each_provider_is(tmp_path: Path) -> None:
     )
     checks = {each["name"]: each for each in json.loads(done.stdout)}
     assert checks["knowledge handbook"]["detail"] == (
-        "2 documents, 3 passages; passed over: 1 not of a kind that is read (movie.mp4)"
+        "2 documents, 3 passages; skipped: 1 of an unknown format (movie.mp4)"
     )
-    assert checks["knowledge wiki"]["ok"]
-    assert (checks["knowledge gone"]["ok"], done.returncode) == (False, 1)
+    assert checks["knowledge wiki"]["is_ok"]
+    assert (checks["knowledge gone"]["is_ok"], done.returncode) == (False, 1)
     assert f"The folder {tmp_path / 'nowhere'} cannot be read" in checks["knowledge gone"]["detail"]
     assert "no protocol message" in done.stderr

@@ -51,7 +51,7 @@ async def test_tables_are_passages(opened: OpenProviders, shop: Path) -> None:
         assert "  customer INTEGER, not null, references customers.id\n" in best["text"]
         assert "  index orders_of_customers on customer, total\n" in best["text"]
         assert (await providers.get(best["uri"]))["text"] == best["text"]
-        [described] = await providers.describe()
+        [described] = await providers.describe_all()
         assert described["documents"] == 6  # tables that only serve another are none
         [odd] = (await providers.search("photo"))["passages"]
         assert (await providers.get(odd["uri"]))["text"] == odd["text"]

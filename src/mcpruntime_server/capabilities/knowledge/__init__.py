@@ -1,1 +1,1 @@
-"""Knowledge that code can search: providers, the index over what they have, and the service that answers calls."""
+"""Knowledge that code searches: providers, the index of their texts, and the call handler."""

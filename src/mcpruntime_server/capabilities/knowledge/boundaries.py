@@ -1,7 +1,9 @@
-"""Where in a text something begins: headings, keys, rows, statements, paragraphs. The text itself is never changed.
+"""Where the parts of a text start: headings, keys, rows, statements, paragraphs.
 
-Rule 1: text is scanned, never parsed: nothing is expanded (YAML), nothing recurses (JSON), broken text has marks too.
-Rule 2: marks are bounded in number; what is beyond them is cut by lines.
+Rule 1: texts are scanned, never parsed. The text stays unchanged, so the span of a passage is
+exact, and a hostile text has nothing to expand (YAML aliases) or to recurse into (JSON). Broken
+text has boundaries, too. A title is only as good as the syntax is plain.
+Rule 2: the number of boundaries is limited; the text beyond the limit is split by lines.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 
-MAX_BOUNDARIES = 50_000  # of one text
-MAX_DEPTH = 8  # of keys that are marked
-MAX_LABEL_CHARS = 80  # characters of one part of a title
-MAX_COLUMN_CHARS = 200  # characters of the names of columns in a title
+MAX_BOUNDARIES = 50_000  # in one text
+MAX_DEPTH = 8  # of keys that are boundaries
+MAX_LABEL_CHARS = 80  # of one part of a title
+MAX_COLUMN_CHARS = 200  # of all column names in a title
 PARAGRAPH_LEVEL = 7  # deeper than any heading
 
 FORMAT_BY_SUFFIX: Mapping[str, str] = {
@@ -32,34 +34,29 @@ FORMAT_BY_SUFFIX: Mapping[str, str] = {
 ATX_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
 SETEXT_UNDERLINE = re.compile(r"(={2,}|-{2,})[ \t]*$")
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-NOT_HEADING_PREFIXES = (
-    "#",
-    "|",
-    "-",
-    ">",
-    "*",
-    "+",
-    " ",
-    "\t",
-)  # what a line above an underline does not begin with
+NOT_HEADING_PREFIXES = ("#", "|", "-", ">", "*", "+", " ", "\t")  # of a line above an underline
 JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
 YAML_KEY = re.compile(
-    r"(?P<indent> *)(?P<items>(?:- +)*)(?P<key>\"[^\"\n]{1,80}\"|'[^'\n]{1,80}'|[\w.$/@-][^\n:#]{0,80}?) *:(?=\s|$)"
+    r"(?P<indent> *)(?P<items>(?:- +)*)"
+    r"(?P<key>\"[^\"\n]{1,80}\"|'[^'\n]{1,80}'|[\w.$/@-][^\n:#]{0,80}?) *:(?=\s|$)"
 )
 TOML_TABLE = re.compile(r"\s*\[\[?([^\[\]\n]+)\]\]?\s*(?:[#;].*)?$")
 TOML_SETTING = re.compile(r"\s*([^\s=:#;][^=:\n]{0,80}?)\s*[=:]")
 SQL_CREATE = re.compile(
-    r"(?:\s|--[^\n]*\n)*create\s+(?:or\s+replace\s+)?(?:temp(?:orary)?\s+|unique\s+|virtual\s+|materialized\s+)*"
+    r"(?:\s|--[^\n]*\n)*create\s+(?:or\s+replace\s+)?"
+    r"(?:temp(?:orary)?\s+|unique\s+|virtual\s+|materialized\s+)*"
     r"(table|view|index|trigger|function|procedure|type)\s+(?:if\s+not\s+exists\s+)?([^\s(]+)",
     re.IGNORECASE,
 )
+MAX_CREATE_CHARS = 500  # of a statement that are searched for what it creates
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """Something begins at `at`, `depth` levels within others; `title` says what, outermost first.
+    """A part of a text starts at `offset`, `depth` levels inside other parts.
 
-    A mark that `parts` ends what came before it, however short that is.
+    `title` names the part and those around it, the outermost first.
+    If `starts_passage`, the passage before it ends here, however short it is.
     """
 
     offset: int
@@ -69,226 +66,237 @@ class Boundary:
 
 
 def guess_format(name: str) -> str:
-    """Return how the text of a name is taken apart."""
+    """Return the format of a text by the suffix of its name."""
     return FORMAT_BY_SUFFIX.get(PurePosixPath(name).suffix.lower(), "text")
 
 
 def find_boundaries(text: str, text_format: str) -> list[Boundary]:
-    """Return the marks of a text, in order."""
+    """Return the boundaries of a text, in order."""
     return list(islice(SCANNERS[text_format](text), MAX_BOUNDARIES))
 
 
 def build_title(text_format: str, text: str, boundaries: Sequence[Boundary]) -> str:
-    """Return what the pieces that begin at `marks` are called together."""
+    """Return a common title for the parts that start at `boundaries`."""
     if text_format == "csv":
-        columns = shorten_label(
-            text[: text.find("\n") if "\n" in text else len(text)], MAX_COLUMN_CHARS
-        )
+        header_end = text.find("\n")
+        header = text if header_end < 0 else text[:header_end]
+        columns = shorten_label(header, MAX_COLUMN_CHARS)
         first, last = boundaries[0].title[0], boundaries[-1].title[0]
         return f"row {first} of {columns}" if first == last else f"rows {first}-{last} of {columns}"
     shared = boundaries[0].title
-    for mark in boundaries[1:]:
-        same = (one == other for one, other in zip(shared, mark.title, strict=False))
-        shared = shared[
-            : next((place for place, is_same in enumerate(same) if not is_same), len(mark.title))
-        ]
+    for boundary in boundaries[1:]:
+        shared = _common_prefix(shared, boundary.title)
     if text_format in ("json", "yaml", "toml"):
         return ".".join(shared).replace(".[", "[")
     return " > ".join(shared)
 
 
+def _common_prefix(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    size = 0
+    while size < min(len(one), len(other)) and one[size] == other[size]:
+        size += 1
+    return one[:size]
+
+
 def shorten_label(text: str, limit: int = MAX_LABEL_CHARS) -> str:
-    """Return a part of a title."""
+    """Return text as one part of a title."""
     return " ".join(text[: limit * 2].split())[:limit]
 
 
 def iter_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield each line without its end, and where it begins."""
-    at = 0
-    while at < len(text):
-        end = text.find("\n", at)
-        end = len(text) if end < 0 else end
-        yield at, text[at:end].removesuffix("\r")
-        at = end + 1
+    """Yield the offset of each line, and the line without its end."""
+    offset = 0
+    while offset < len(text):
+        end = text.find("\n", offset)
+        if end < 0:
+            end = len(text)
+        yield offset, text[offset:end].removesuffix("\r")
+        offset = end + 1
 
 
-# one function a kind --------------------------------------------------------------------------------
+# one scanner for each format ----------------------------------------------------------------------
 
 
 def scan_markdown(text: str) -> Iterator[Boundary]:
-    """Yield headings, and the paragraphs under them; what stands in fences is neither."""
+    """Yield headings and the paragraphs under them; nothing inside fences is either."""
     path: list[tuple[int, str]] = []
-    held: Boundary | None = (
-        None  # a heading: it is told when it is known that something is under it
+    pending: Boundary | None = (
+        None  # a heading, until it is known whether text or a heading follows
     )
-    for at, level, heading in _scan_blocks(text):
+    for offset, level, heading in _scan_blocks(text):
         title = tuple(name for _, name in path)
         if level == PARAGRAPH_LEVEL:
-            if held is not None:
-                yield held
-            elif at:
-                yield Boundary(at, PARAGRAPH_LEVEL, title)
-            held = None
+            if pending is not None:
+                yield pending
+            elif offset:
+                yield Boundary(offset, PARAGRAPH_LEVEL, title)
+            pending = None
             continue
         while path and path[-1][0] >= level:
             path.pop()
         path.append((level, heading))
-        begins = held.offset if held is not None and len(path) > len(held.title) else at
-        if held is not None and begins == at:
-            yield held
-        held = Boundary(begins, level, tuple(name for _, name in path), starts_passage=True)
-    if held is not None:
-        yield held
+        start = offset
+        if pending is not None:
+            if len(path) > len(pending.title):
+                start = pending.offset  # a heading directly above a deeper one belongs to that
+            else:
+                yield pending
+        pending = Boundary(start, level, tuple(name for _, name in path), starts_passage=True)
+    if pending is not None:
+        yield pending
 
 
 def _scan_blocks(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield where headings and paragraphs begin: place, level, and a heading's words."""
-    fence, before, above = (
-        "",
-        "",
-        "",
-    )  # the mark of an open fence, the line before, and the one above that
-    before_at, is_told = 0, False
-    is_front = text.startswith("---\n")
-    for at, line in iter_lines(text):
-        opened = FENCE.match(line)
-        heading = ATX_HEADING.match(line) if not fence and not is_front else None
-        if is_front:
-            is_front = not (at and line.rstrip() == "---")
+    """Yield offset, level and words of each heading; paragraphs have `PARAGRAPH_LEVEL`."""
+    fence = ""  # the marker of the open fence
+    above, previous = "", ""  # the two lines before the current one
+    previous_offset = 0
+    is_yielded = False  # whether the current paragraph has been yielded
+    is_front_matter = text.startswith("---\n")
+    for offset, line in iter_lines(text):
+        opening = FENCE.match(line)
+        heading = None if fence or is_front_matter else ATX_HEADING.match(line)
+        if is_front_matter:
+            is_front_matter = not (offset and line.rstrip() == "---")
         elif fence:
-            fence = (
-                ""
-                if opened and opened[1].startswith(fence) and line.strip() == opened[1]
-                else fence
-            )
+            if opening and opening[1].startswith(fence) and line.strip() == opening[1]:
+                fence = ""
         elif heading:
-            if before.strip() and not is_told:
-                yield before_at, PARAGRAPH_LEVEL, ""
-            yield at, len(heading[1]), shorten_label(heading[2] or "")
-            is_told = False
-            above, before = "", ""
+            if previous.strip() and not is_yielded:
+                yield previous_offset, PARAGRAPH_LEVEL, ""
+            yield offset, len(heading[1]), shorten_label(heading[2] or "")
+            is_yielded = False
+            above, previous = "", ""
             continue
-        elif (
-            SETEXT_UNDERLINE.match(line)
-            and before.strip()
-            and not above.strip()
-            and not before.startswith(NOT_HEADING_PREFIXES)
-        ):
-            yield before_at, 1 if line[0] == "=" else 2, shorten_label(before)
-            is_told = False
-            above, before = "", ""
+        elif SETEXT_UNDERLINE.match(line) and _can_be_heading(previous, above):
+            yield previous_offset, 1 if line[0] == "=" else 2, shorten_label(previous)
+            is_yielded = False
+            above, previous = "", ""
             continue
-        elif opened:
-            fence = opened[1]
-        if before.strip() and not is_told:
-            yield before_at, PARAGRAPH_LEVEL, ""
-            is_told = True
+        elif opening:
+            fence = opening[1]
+        if previous.strip() and not is_yielded:
+            yield previous_offset, PARAGRAPH_LEVEL, ""
+            is_yielded = True
         if not line.strip() and not fence:
-            is_told = False
-        above, before, before_at = before, line, at
-    if before.strip() and not is_told:
-        yield before_at, PARAGRAPH_LEVEL, ""
+            is_yielded = False
+        above, previous, previous_offset = previous, line, offset
+    if previous.strip() and not is_yielded:
+        yield previous_offset, PARAGRAPH_LEVEL, ""
+
+
+def _can_be_heading(line: str, above: str) -> bool:
+    """Return whether an underline makes `line` a heading; `above` is the line before it."""
+    has_text = bool(line.strip()) and not above.strip()
+    return has_text and not line.startswith(NOT_HEADING_PREFIXES)
 
 
 def scan_paragraphs(text: str) -> Iterator[Boundary]:
     """Yield paragraphs."""
-    is_blank = True
-    for at, line in iter_lines(text):
-        if line.strip() and is_blank:
-            yield Boundary(at, 1)
-        is_blank = not line.strip()
+    is_after_blank = True
+    for offset, line in iter_lines(text):
+        if line.strip() and is_after_blank:
+            yield Boundary(offset, 1)
+        is_after_blank = not line.strip()
 
 
 def scan_csv_rows(text: str) -> Iterator[Boundary]:
-    """Yield the rows of a table, the header being row 1; quoted cells may have many lines."""
-    number, is_open = 0, False
-    for at, line in iter_lines(text):
-        if not is_open:
+    """Yield the rows of a table; the header is row 1, and a quoted cell may span lines."""
+    number = 0
+    is_quote_open = False
+    for offset, line in iter_lines(text):
+        if not is_quote_open:
             number += 1
-            yield Boundary(at, 1, (str(number),))
-        is_open ^= line.count('"') % 2 == 1
+            yield Boundary(offset, 1, (str(number),))
+        is_quote_open ^= line.count('"') % 2 == 1
 
 
 def scan_lines(text: str) -> Iterator[Boundary]:
     """Yield lines."""
-    for at, _ in iter_lines(text):
-        yield Boundary(at, 1)
+    for offset, _ in iter_lines(text):
+        yield Boundary(offset, 1)
 
 
 def scan_json(text: str) -> Iterator[Boundary]:
-    """Yield the members of objects and the items of lists."""
-    path: list[str] = []  # the name of each value that is open, that of the whole text being ""
-    counts: list[int] = []  # of items so far; -1 in objects
+    """Yield the members of objects and the items of arrays."""
+    path: list[str] = []  # the name of each open value; the name of the whole text is ""
+    item_counts: list[int] = []  # of each open array so far; -1 for an object
     key: tuple[int, str] | None = None
     expects_value = True
-    for found in JSON_TOKEN.finditer(text):
-        word, at = found[0], found.start()
-        if word in "]}":
-            if counts:
-                counts.pop()
+    for match in JSON_TOKEN.finditer(text):
+        symbol, offset = match[0], match.start()
+        if symbol in "]}":
+            if item_counts:
+                item_counts.pop()
                 path.pop()
             expects_value = False
-        elif word == ",":
+        elif symbol == ",":
             key, expects_value = None, True
-        elif word == ":":
+        elif symbol == ":":
             expects_value = True
-        elif counts and counts[-1] == -1 and key is None and word[0] == '"':
-            key, expects_value = (at, shorten_label(word[1:-1])), False
+        elif item_counts and item_counts[-1] == -1 and key is None and symbol[0] == '"':
+            key, expects_value = (offset, shorten_label(symbol[1:-1])), False
         elif expects_value:
-            if counts and counts[-1] >= 0:
-                key = at, f"[{counts[-1]}]"
-                counts[-1] += 1
+            if item_counts and item_counts[-1] >= 0:
+                key = offset, f"[{item_counts[-1]}]"
+                item_counts[-1] += 1
             if key is not None and len(path) <= MAX_DEPTH:
                 yield Boundary(key[0], len(path), (*path[1:], key[1]))
-            if word in "[{":
+            if symbol in "[{":
                 path.append(key[1] if key else "")
-                counts.append(-1 if word == "{" else 0)
+                item_counts.append(-1 if symbol == "{" else 0)
                 key = None
-            expects_value = word in "[{" and word == "["
+            expects_value = symbol == "["
 
 
 def scan_yaml(text: str) -> Iterator[Boundary]:
-    """Yield keys, as far as their indentation tells which are within which."""
+    """Yield keys; the indentation tells which key contains which."""
     path: list[tuple[int, str]] = []
-    for at, line in iter_lines(text):
-        found = YAML_KEY.match(line)
-        if found is None:
+    for offset, line in iter_lines(text):
+        match = YAML_KEY.match(line)
+        if match is None:
             if line.startswith("---"):
                 path.clear()
             continue
-        indent = len(found["indent"]) + len(found["items"])
+        indent = len(match["indent"]) + len(match["items"])
         while path and path[-1][0] >= indent:
             path.pop()
-        path.append((indent, shorten_label(found["key"].strip("\"'"))))
+        path.append((indent, shorten_label(match["key"].strip("\"'"))))
         if len(path) <= MAX_DEPTH:
-            yield Boundary(at, len(path), tuple(name for _, name in path))
+            yield Boundary(offset, len(path), tuple(name for _, name in path))
 
 
 def scan_toml(text: str) -> Iterator[Boundary]:
-    """Yield tables, and the settings in them."""
+    """Yield tables and the settings in them."""
     table: tuple[str, ...] = ()
-    for at, line in iter_lines(text):
-        if found := TOML_TABLE.match(line):
-            table = (shorten_label(found[1]),)
-            yield Boundary(at, 1, table)
-        elif found := TOML_SETTING.match(line):
-            yield Boundary(at, 2, (*table, shorten_label(found[1])))
+    for offset, line in iter_lines(text):
+        if match := TOML_TABLE.match(line):
+            table = (shorten_label(match[1]),)
+            yield Boundary(offset, 1, table)
+        elif match := TOML_SETTING.match(line):
+            yield Boundary(offset, 2, (*table, shorten_label(match[1])))
 
 
 def scan_sql(text: str) -> Iterator[Boundary]:
-    """Yield statements; each that creates something is a piece by itself."""
-    is_over, made = True, None
-    for at, line in iter_lines(text):
-        if is_over and line.strip():
-            before, made = made, SQL_CREATE.match(text[at : at + 500])
-            title = (f"{made[1].lower()} {shorten_label(made[2])}",) if made else ()
-            yield Boundary(at, 1, title, starts_passage=made is not None or before is not None)
-            is_over = False
-        is_over |= line.rstrip().endswith(";")
+    """Yield statements; one that creates something is a passage of its own."""
+    is_finished = True
+    creation = None
+    for offset, line in iter_lines(text):
+        if is_finished and line.strip():
+            is_after_creation = creation is not None
+            creation = SQL_CREATE.match(text[offset : offset + MAX_CREATE_CHARS])
+            title: tuple[str, ...] = ()
+            if creation:
+                title = (f"{creation[1].lower()} {shorten_label(creation[2])}",)
+            yield Boundary(
+                offset, 1, title, starts_passage=creation is not None or is_after_creation
+            )
+            is_finished = False
+        is_finished |= line.rstrip().endswith(";")
 
 
 def scan_schema(text: str) -> Iterator[Boundary]:
-    """Yield one mark: the first line names what the whole text is about."""
+    """Yield one boundary: the first line names what the whole text describes."""
     yield Boundary(0, 0, (shorten_label(text.partition("\n")[0]),))
 
 

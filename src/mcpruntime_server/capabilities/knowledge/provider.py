@@ -1,10 +1,11 @@
-"""What a provider is: named texts, each with a version that changes when it does.
+"""What a provider is: named texts, each with a version that changes when the text changes.
 
-Rule 1: a provider only tells and reads. Taking texts apart, finding and bounding are everybody's, in `pieces`, `index`
-and `service`.
-Rule 2: it is called in worker threads, and may block. One text that cannot be had is
-`PassedOver`, with the reason; a provider that has nothing to tell now raises `Unavailable`.
-Rule 3: names and texts are strangers' words: nothing here executes or believes them.
+Rule 1: a provider only lists and reads texts. Splitting, searching and limiting them is the same
+for all providers: see `passages`, `passage_index` and `service`.
+Rule 2: providers run in worker threads and may block. A text that cannot be read raises
+`DocumentSkipped` with the reason. A provider that cannot list anything at the moment raises
+`Unavailable`.
+Rule 3: names and texts come from strangers. Nothing here executes or trusts them.
 """
 
 from __future__ import annotations
@@ -13,27 +14,30 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 MAX_DOCUMENTS = 100_000  # of one provider
-MAX_DOCUMENT_BYTES = 4_000_000  # of one text
-MAX_NAME_CHARS = 1_000  # characters
-MAX_EXAMPLE_NAMES = 5  # names that are kept for each reason to pass something over
+MAX_DOCUMENT_BYTES = 4_000_000
+MAX_NAME_CHARS = 1_000
+MAX_EXAMPLE_NAMES = 5  # names that are kept for each reason to skip documents
 
 
 class UserProvider(Protocol):
-    """What a user's own provider has to have."""
+    """The interface of a provider that a user writes."""
 
     def names(self) -> Mapping[str, str]:
-        """Return the version of each text by its name; "" where that is not known, and the text is read again."""
+        """Return the version of each text by its name.
+
+        The version "" means that it is not known; the text is then read again from time to time.
+        """
         ...
 
     def read(self, name: str) -> str:
-        """Return the text of a name; what it ends with (.md, .json, ...) says how it is taken apart."""
+        """Return the text with this name; its suffix (.md, .json, ...) decides how it is split."""
         ...
 
 
 class DocumentSkipped(Exception):
-    """One text is left out; the message is the reason, in a few words: "too large".
+    """One text is left out; the message is the reason in a few words: "too large".
 
-    A reason that `passes` is no reason for long: the text is tried again.
+    If `is_temporary`, the text is tried again soon.
     """
 
     def __init__(self, reason: str, *, is_temporary: bool = False) -> None:
@@ -42,47 +46,47 @@ class DocumentSkipped(Exception):
 
 
 class SkippedDocuments:
-    """What a listing has left out: by reason, how many, and the first few names."""
+    """What a listing left out: for each reason the number of names and the first few."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, list[str]]] = {}
 
     def add(self, reason: str, name: str) -> None:
-        """Note that something is left out."""
+        """Count one skipped name."""
         count, names = self._found.get(reason, (0, []))
-        self._found[reason] = count + 1, [*names, name] if len(names) < MAX_EXAMPLE_NAMES else names
+        self._found[reason] = count + 1, [*names, name][:MAX_EXAMPLE_NAMES]
 
     def by_reason(self) -> dict[str, tuple[int, list[str]]]:
-        """Return the number and some names by reason."""
+        """Return the number of names and some of them, by reason."""
         return dict(self._found)
 
 
 class KnowledgeProvider(UserProvider, Protocol):
-    """What the service deals with: a provider, and what is known of it beyond its texts."""
+    """The interface that the service uses: a provider, and what else is known about its texts."""
 
-    skipped: SkippedDocuments  # of the last listing
+    skipped: SkippedDocuments  # in the last listing
 
     def get_format(self, name: str) -> str:
-        """Return how a text is taken apart, one of `marks.KINDS`."""
+        """Return the format of a text, one of `boundaries.SCANNERS`."""
         ...
 
 
 def is_valid_name(name: object) -> bool:
-    """Return whether `name` can name a text: nothing in it is invisible, or moves a terminal's cursor."""
+    """Return whether `name` can name a text: printable, so it cannot move a terminal's cursor."""
     return isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
 
 
 def clean_line(text: str, limit: int) -> str:
-    """Return a stranger's words on one line, at most so many characters, without what does not print."""
+    """Return text from a stranger as one printable line of at most `limit` characters."""
     line = " ".join(text[: limit * 4].split())
     return "".join(char if char.isprintable() else "?" for char in line)[:limit]
 
 
 def replace_control_characters(text: str) -> str:
-    """Return a text without the characters that control terminals; its lines stay."""
+    """Return a text with U+FFFD for each character that could control a terminal; lines stay."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
 def format_names(names: Iterable[str]) -> str:
-    """Return some names as a list for people."""
+    """Return names as a comma-separated list for people."""
     return ", ".join(clean_line(name, 80) for name in names)

@@ -1,6 +1,7 @@
-"""Brings the index up to date with one provider; what has not changed is not read again.
+"""Bring the index up to date with one provider, without reading unchanged texts again.
 
-Rule: blocks, in a worker thread, until it is done or told to stop; what was read until then is kept.
+Rule: a refresh blocks, in a worker thread, until it is finished or told to stop. Whatever it has
+read by then is kept.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from .passage_index import DocumentStatus, IndexedDocument, PassageIndex
 from .passages import split_passages
 from .provider import DocumentSkipped, KnowledgeProvider
 
-MAX_BATCH_DOCUMENTS = 200  # documents of one transaction
+MAX_BATCH_DOCUMENTS = 200  # in one transaction
 MAX_BATCH_CHARS = 2_000_000
-REREAD_AFTER_S = 300.0  # until a text is read again whose version is not known
-RETRY_AFTER_S = 30.0  # until one is tried again that could not be read
+REREAD_AFTER_S = 300.0  # for a text without a version
+RETRY_AFTER_S = 30.0  # for a text that could not be read
 
 
 @dataclass
 class RefreshProgress:
-    """How far a refresh is: of `total` documents, `left` are still to be read. Setting `stop` ends it."""
+    """How many of `total` documents are still `remaining` to be read.
+
+    Set `stop` to end the refresh.
+    """
 
     total: int = 0
     remaining: int = 0
@@ -34,37 +38,41 @@ class RefreshProgress:
 def refresh_index(
     index: PassageIndex, source_key: str, provider: KnowledgeProvider, progress: RefreshProgress
 ) -> None:
-    """Read what has changed since the last time; raises `Unavailable`, and what was known then stays."""
+    """Read what has changed since the last refresh.
+
+    Raises `Unavailable`, and the index keeps its content.
+    """
     progress.total = progress.remaining = 0
     index.mark_used(source_key)
-    known = index.load_statuses(
-        source_key
-    )  # before the listing: what another server adds after it is not taken for gone
-    names = provider.names()
-    index.remove_documents(source_key, known.keys() - names.keys())
+    # This precedes the listing, so that a document which another server adds after the listing
+    # is not taken for a removed one.
+    statuses = index.load_statuses(source_key)
+    versions = provider.names()
+    index.remove_documents(source_key, statuses.keys() - versions.keys())
     due = {
-        name: version for name, version in names.items() if is_refresh_due(version, known.get(name))
+        name: version
+        for name, version in versions.items()
+        if is_refresh_due(version, statuses.get(name))
     }
-    progress.total, progress.remaining = len(names), len(due)
+    progress.total, progress.remaining = len(versions), len(due)
     for batch in _read_batches(provider, due, progress):
         index.put_documents(source_key, batch)
 
 
-def is_refresh_due(version: str, known: DocumentStatus | None) -> bool:
-    """Return whether a document is to be read."""
-    if known is None:
+def is_refresh_due(version: str, status: DocumentStatus | None) -> bool:
+    """Return whether a document has to be read."""
+    if status is None:
         return True
-    if not version or not known.version:
-        return time.time() - known.checked_at > (
-            REREAD_AFTER_S if not known.problem else RETRY_AFTER_S
-        )
-    return version != known.version
+    if not version or not status.version:
+        wait_s = RETRY_AFTER_S if status.problem else REREAD_AFTER_S
+        return time.time() - status.checked_at > wait_s
+    return version != status.version
 
 
 def _read_batches(
     provider: KnowledgeProvider, due: Mapping[str, str], progress: RefreshProgress
 ) -> Iterator[list[IndexedDocument]]:
-    """Yield documents, read and cut, a transaction's worth at a time."""
+    """Yield documents, read and split, in batches of one transaction each."""
     batch: list[IndexedDocument] = []
     size = 0
     failure: Unavailable | None = None
@@ -87,22 +95,19 @@ def _read_batches(
 
 
 def read_document(provider: KnowledgeProvider, name: str, version: str) -> IndexedDocument:
-    """Return a document as the index takes it; one that cannot be read has the reason. Raises `Unavailable`."""
+    """Return a document for the index; if it cannot be read, its status has the reason.
+
+    Raises `Unavailable`.
+    """
     now = time.time()
     try:
         text = provider.read(name)
     except DocumentSkipped as exc:
-        return IndexedDocument(
-            name, DocumentStatus("" if exc.is_temporary else version, "", now, str(exc)), "", ()
-        )
+        known_version = "" if exc.is_temporary else version
+        return IndexedDocument(name, DocumentStatus(known_version, "", now, str(exc)), "", ())
     except OSError as exc:
-        return IndexedDocument(
-            name, DocumentStatus("", "", now, f"cannot be read ({exc.strerror})"), "", ()
-        )
+        problem = f"cannot be read ({exc.strerror})"
+        return IndexedDocument(name, DocumentStatus("", "", now, problem), "", ())
     digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    return IndexedDocument(
-        name,
-        DocumentStatus(version, digest, now),
-        text,
-        split_passages(text, provider.get_format(name)),
-    )
+    passages = split_passages(text, provider.get_format(name))
+    return IndexedDocument(name, DocumentStatus(version, digest, now), text, passages)

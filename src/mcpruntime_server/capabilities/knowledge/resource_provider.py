@@ -1,7 +1,7 @@
 """The resources of one of the user's MCP servers as a provider.
 
-Rule: this room knows no connections. Two functions that list and read are handed to it; they run on the event loop, and
-whoever asks here is in a worker thread.
+Rule: this module knows nothing about connections. It is given two functions that list and read
+resources. They run on the event loop; the provider calls them from a worker thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from .provider import (
     is_valid_name,
 )
 
-MAX_ERROR_CHARS = 500  # characters of an error that are told
+MAX_ERROR_CHARS = 500
+MAX_SKIPPED_URI_CHARS = 200
 FORMAT_BY_MIME_TYPE: Mapping[str, str] = {
     "text/markdown": "markdown",
     "application/json": "json",
@@ -36,7 +37,10 @@ FORMAT_BY_MIME_TYPE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class ListedResource:
-    """A resource as its server lists it; `version` is "" where the server does not tell when it changes."""
+    """A resource as its server lists it.
+
+    `version` is "" if the server does not say when it changes.
+    """
 
     uri: str
     mime_type: str = ""
@@ -45,9 +49,9 @@ class ListedResource:
 
 @dataclass(frozen=True)
 class ResourceAccess:
-    """How the resources of a server are had: all of them, and the text of one, None if it has none.
+    """How to list the resources of a server and to read one of them as text (None: it is not text).
 
-    Both raise `CallFailed`. `identity` is another one for another server, whatever its name.
+    Both functions raise `CallFailed`. `identity` differs between servers, whatever their names are.
     """
 
     identity: str
@@ -56,7 +60,7 @@ class ResourceAccess:
 
 
 class ResourceProvider:
-    """The resources of a server, by their addresses there."""
+    """The resources of a server, named by their addresses."""
 
     def __init__(self, access: ResourceAccess) -> None:
         self.skipped = SkippedDocuments()
@@ -67,30 +71,32 @@ class ResourceProvider:
         """Return the version of each resource; raises `Unavailable`."""
         self.skipped = SkippedDocuments()
         try:
-            listed = anyio.from_thread.run(self._access.list)
+            resources = anyio.from_thread.run(self._access.list)
         except CallFailed as exc:
             raise Unavailable(clean_line(exc.message, MAX_ERROR_CHARS), remedy=exc.remedy) from exc
-        found: dict[str, str] = {}
-        for each in listed[:MAX_DOCUMENTS]:
-            if is_valid_name(each.uri):
-                found[each.uri] = each.version
-                self._formats[each.uri] = FORMAT_BY_MIME_TYPE.get(
-                    each.mime_type.partition(";")[0].strip().lower(), ""
-                )
+        versions: dict[str, str] = {}
+        for resource in resources[:MAX_DOCUMENTS]:
+            if is_valid_name(resource.uri):
+                mime_type = resource.mime_type.partition(";")[0].strip().lower()
+                versions[resource.uri] = resource.version
+                self._formats[resource.uri] = FORMAT_BY_MIME_TYPE.get(mime_type, "")
             else:
-                self.skipped.add("not a printable address", ascii(each.uri[:200]))
-        return found
+                shown = ascii(resource.uri[:MAX_SKIPPED_URI_CHARS])
+                self.skipped.add("not a printable address", shown)
+        return versions
 
     def read(self, name: str) -> str:
-        """Return the text of a resource; raises `PassedOver`, and `Unavailable` if its server is gone."""
+        """Return the text of a resource.
+
+        Raises `DocumentSkipped`, or `Unavailable` if its server is gone.
+        """
         try:
             text = anyio.from_thread.run(self._access.read, name)
         except CallFailed as exc:
             if exc.kind == "unavailable":
-                raise Unavailable(
-                    clean_line(exc.message, MAX_ERROR_CHARS), remedy=exc.remedy
-                ) from exc
-            raise DocumentSkipped("its server does not give it", is_temporary=True) from exc
+                message = clean_line(exc.message, MAX_ERROR_CHARS)
+                raise Unavailable(message, remedy=exc.remedy) from exc
+            raise DocumentSkipped("its server refuses to send it", is_temporary=True) from exc
         if text is None:
             raise DocumentSkipped("not text")
         if len(text) > MAX_DOCUMENT_BYTES:
@@ -98,5 +104,5 @@ class ResourceProvider:
         return text
 
     def get_format(self, name: str) -> str:
-        """Return how a text is taken apart, by its type or else by its address."""
+        """Return the format of a text by its MIME type, or else by its address."""
         return self._formats.get(name) or guess_format(name.partition("?")[0])

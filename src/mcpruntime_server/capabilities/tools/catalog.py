@@ -22,6 +22,7 @@ from ...errors import CallFailed
 from ...journal.events import canonical_json
 from ...protocol.library_names import TOOLS_NAMES
 from ...protocol.suggestions import did_you_mean
+from ..call_arguments import get_argument
 from .python_names import assign_names, describe_collisions
 from .schema_annotations import SchemaDocument
 from .shim_generator import ShimModule, ToolShim, describe_module, render_module, source_digest
@@ -204,13 +205,13 @@ class Catalog:
             return self.package_names()
         if target == "catalog.search":
             return await self.search_tools(
-                _read_argument(args, "query", str, ""), _read_argument(args, "limit", int, 10)
+                get_argument(args, "query", str, ""), get_argument(args, "limit", int, 10)
             )
         if target == "catalog.list":
-            return await self.list_tools(_read_argument(args, "server", str, None))
+            return await self.list_tools(get_argument(args, "server", str, None))
         if target == "catalog.shim":
             return await self.load_shim(
-                _read_argument(args, "server", str, ""), _read_argument(args, "fresh", bool, False)
+                get_argument(args, "server", str, ""), get_argument(args, "fresh", bool, False)
             )
         raise CallFailed("unknown_tool", f"The catalogue does not know {target!r}.")
 
@@ -405,16 +406,6 @@ def index_row(server: str, tool: CatalogTool) -> ToolRow:
         tool.shim.doc,
         " ".join(parameter.name for parameter in tool.shim.parameters),
     )
-
-
-def _read_argument(args: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
-    value = args.get(name, default)
-    if value is not default and type(value) is not kind:
-        raise CallFailed(
-            "invalid_arguments",
-            f"{name!r} must be of type {kind.__name__}, not {type(value).__name__}.",
-        )
-    return value
 
 
 @asynccontextmanager

@@ -1,0 +1,22 @@
+"""Reading the arguments of calls, which code in a sandbox has put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import CallFailed
+
+
+def get_argument(args: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    """Return an argument of exactly this type, or `default`.
+
+    Raises `CallFailed` for another type.
+    """
+    value = args.get(name, default)
+    if value is not default and type(value) is not kind:
+        raise CallFailed(
+            "invalid_arguments",
+            f"{name!r} must be of type {kind.__name__}, not {type(value).__name__}.",
+        )
+    return value

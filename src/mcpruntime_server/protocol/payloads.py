@@ -1,0 +1,175 @@
+"""The JSON data that calls carry between the library in the sandbox and the host, as types.
+
+The library imports this module for type checking only: importing `typing` would slow down every
+start of a sandbox. Standard library only, Python >= 3.9.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, TypedDict
+
+
+class InputDescription(TypedDict):
+    """One input of a run, as `Execute` names it to the worker."""
+
+    id: str
+    name: str
+    path: str  # inside the sandbox
+    size: int  # bytes of the whole file
+    modified_ns: int  # 0: the time of modification says nothing
+    problem: str  # why it cannot be read; "" if it can
+    start: int  # the part of the file that is the input, in bytes
+    end: Optional[int]  # None: up to the end of the file
+
+
+class SliceBounds(TypedDict):
+    """A part of an input, in bytes."""
+
+    input: str  # its id
+    start: int
+    end: int
+
+
+SliceReference = TypedDict("SliceReference", {"$slice": SliceBounds})
+
+
+class TextSpan(TypedDict):
+    """Where a passage is in its document: lines are counted from 1, the last one included."""
+
+    lines: List[int]
+    chars: List[int]
+
+
+class PassageData(TypedDict):
+    """One passage that a search found."""
+
+    text: str
+    source: str  # the provider
+    name: str  # the document
+    title: str
+    uri: str
+    span: TextSpan
+    score: float
+
+
+class SearchAnswer(TypedDict):
+    """The answer to `knowledge.search`, best passages first."""
+
+    passages: List[PassageData]
+    problems: List[str]
+
+
+class DocumentPart(TypedDict):
+    """The answer to `knowledge.get`: at most `chars` characters of a document or passage."""
+
+    text: str
+    uri: str
+    source: str
+    size: int  # characters of the whole document or passage
+    start: int
+    span: TextSpan
+    is_whole: bool
+
+
+class SkippedData(TypedDict):
+    """How many documents were skipped for one reason, and the names of the first few."""
+
+    count: int
+    names: List[str]
+
+
+class ProviderSummary(TypedDict):
+    """One provider in the answer to `knowledge.describe`."""
+
+    name: str
+    kind: str
+    title: str
+    documents: int
+    passages: int
+    skipped: Dict[str, SkippedData]  # by reason
+    problem: str  # "" if there is none
+
+
+class OutlineEntry(TypedDict, total=False):
+    """One document of a provider: its headings, or its schema and rows if it is a table."""
+
+    name: str
+    uri: str
+    titles: List[str]
+    schema: str
+    rows: Optional[int]  # None: too many to count quickly
+    samples: List[Dict[str, Any]]
+
+
+class ProviderDescription(ProviderSummary):
+    """The answer to `knowledge.describe` for one provider."""
+
+    documents_shown: int
+    outline: List[OutlineEntry]
+
+
+class ToolDescription(TypedDict):
+    """One tool in a listing."""
+
+    server: str
+    tool: str
+    signature: str
+    summary: str
+    effect: str
+
+
+class ToolListing(TypedDict):
+    """The answer to `catalog.search` and `catalog.list`."""
+
+    tools: List[ToolDescription]
+    problems: List[str]  # why the tools of some servers are missing
+
+
+class SkillDescription(TypedDict):
+    """One skill in the answer to `skills.search`."""
+
+    name: str
+    version: int
+    state: str
+    signature: str
+    summary: str
+
+
+class PresentedValue(TypedDict):
+    """A value as text of bounded length."""
+
+    kind: str  # "json" or "repr"
+    text: str
+    type: str
+    cut: bool  # whether something was left out
+
+
+class SkillUse(TypedDict, total=False):
+    """The outcome of a call of a skill, as `skills.used` reports it."""
+
+    skill: str
+    version: int
+    ok: bool
+    error: str
+    inputs: Dict[str, Any]  # the arguments by parameter name, if the call can become a case
+    output: PresentedValue
+
+
+class ModelRequestData(TypedDict, total=False):
+    """The arguments of `llm.ask`."""
+
+    prompt: str
+    data: Any  # text, JSON data or a `SliceReference`
+    schema: Dict[str, Any]
+    model: str
+    max_tokens: int
+
+
+class AgentTaskData(TypedDict, total=False):
+    """The arguments of `agent.run`."""
+
+    task: str
+    context: Any  # text, JSON data or a `SliceReference`
+    budget: Dict[str, Any]
+    schema: Dict[str, Any]
+    model: str
