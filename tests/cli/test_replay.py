@@ -265,9 +265,9 @@ def test_a_session_is_carried_to_another_data_folder(run: RunCommand, tmp_path: 
             "run_finished",
             {"value": {}, "error": {}, "flags": ["undone", "\x1b"], "usage": {"wall_ms": 1e300}},
         ),
-        ("call_started", {"args": "{", "line": -1}),
+        ("call_started", {"args": "{", "line_number": -1}),
         ("call_started", {"args": "[" * 100_000, "target": "\x1b]0;title\x07"}),
-        ("call_finished", {"error": {"kind": 1, "message": {"a": "\x1b"}}, "ms": -1e300}),
+        ("call_finished", {"error": {"kind": 1, "message": {"a": "\x1b"}}, "duration_ms": -1e300}),
         ("run_started", {"code": "\0\ud800x = (\n\t'''\x1b"}),
     ],
 )

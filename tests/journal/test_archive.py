@@ -167,11 +167,11 @@ async def test_where_an_id_is_taken_all_are_new_and_fit_together(
     assert [row.status for row in rows] == ["ok", "ok", "crashed", "ok"]
     assert not {row.id for row in rows} & {f"r_{number}" for number in range(9)}
     assert [row.idempotency_key for row in rows] == [None] * 4
-    (moved,) = await journal.load_events(first.id, kind="tip_moved")
+    (moved,) = await journal.load_events(first.id, event_type=TipMoved)
     assert moved.event == TipMoved(first.origin, rows[1].id)
     opened, *_ = await journal.load_events(first.id)
     assert opened.event == SessionOpened("idea", "me", "local", first.origin, "fork")
-    for stored in await journal.load_events(first.id, kind="run_started"):
+    for stored in await journal.load_events(first.id, event_type=RunStarted):
         assert isinstance(stored.event, RunStarted)
         assert (stored.event.run_id, stored.event.idempotency_key) == (stored.run_id, None)
     assert (await journal.load_files_at(first.tip))[0] == (await journal.load_files_at("r_6"))[0]
@@ -250,7 +250,7 @@ async def test_a_run_that_was_under_way_is_ended_and_does_not_go_on_elsewhere(
 async def test_a_file_is_replaced_only_if_that_is_said(journal: Journal, tmp_path: Path) -> None:
     path = tmp_path / "idea.zip"
     path.write_text("precious")
-    with pytest.raises(InvalidRequest, match=r"There is a file .*idea.zip already"):
+    with pytest.raises(InvalidRequest, match=r"There is already a file .*idea.zip"):
         await export_session(journal, "s_2", path)
     assert path.read_text() == "precious"
     await export_session(journal, "s_2", path, force=True)
@@ -323,7 +323,7 @@ async def test_giving_up_an_export_or_an_import_leaves_nothing(
 
     await until("blobs are written", export_session, journal, "s_2", tmp_path / "again.zip")
     await until("events are checked", import_session, there, tmp_path / "idea.zip", "you")
-    await until("events are taken in", import_session, there, tmp_path / "idea.zip", "you")
+    await until("events are imported", import_session, there, tmp_path / "idea.zip", "you")
     assert sorted(os.listdir(tmp_path)) == ["here", "idea.zip", "there"]
     assert (
         await there.read(lambda rows: rows.execute("SELECT * FROM sessions, events").fetchall())

@@ -73,7 +73,9 @@ def test_a_damaged_blob_is_named_and_putting_it_again_mends_a_truncated_one(
     digest = store.put(good)
     other = store.put(b"other")
     store.blob_path(digest).write_bytes(damage)
-    with pytest.raises(JournalFailed, match=f"{digest} is damaged: its {len(damage)} bytes"):
+    with pytest.raises(
+        JournalFailed, match=f"{digest} is damaged: the digest of its {len(damage)} bytes"
+    ):
         store.get(digest)
     assert store.get(other) == b"other"
     if len(damage) != len(good):

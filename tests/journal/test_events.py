@@ -23,7 +23,6 @@ from mcpruntime_server.journal.events import (
     UnknownEvent,
     canonical_json,
     event_from_fields,
-    event_from_json,
     event_kind,
     event_to_json,
 )
@@ -66,7 +65,7 @@ any_event = st.one_of([events_of(cls) for cls in EVENT_CLASSES.values()])
 
 @given(any_event)
 def test_an_event_that_was_written_is_read_back_equal(event: Event) -> None:
-    assert event_from_json(event_kind(event), event_to_json(event)) == event
+    assert event_from_fields(event_kind(event), json.loads(event_to_json(event))) == event
 
 
 @given(any_event)
@@ -113,12 +112,13 @@ def test_what_is_not_json_is_refused_with_the_kind_of_the_event(value: Any) -> N
 
 
 def test_surrogates_side_by_side_come_back_as_the_character_they_spell() -> None:
-    read = event_from_json("output", event_to_json(OutputWritten("stdout", "\ud83d\ude00")))
+    written = event_to_json(OutputWritten("stdout", "\ud83d\ude00"))
+    read = event_from_fields("output_written", json.loads(written))
     assert read == OutputWritten("stdout", "\U0001f600")
 
 
 def test_a_kind_from_a_newer_version_is_kept_as_it_is() -> None:
-    event = event_from_json("tea_served", '{"cups":2}')
+    event = event_from_fields("tea_served", {"cups": 2})
     assert event == UnknownEvent("tea_served", {"cups": 2})
     assert (event_kind(event), event_to_json(event)) == ("tea_served", '{"cups":2}')
 
@@ -128,15 +128,9 @@ def test_fields_from_a_newer_version_are_left_out() -> None:
 
 
 def test_fields_that_an_older_version_did_not_write_take_their_default() -> None:
-    assert event_from_fields("call_finished", {"call": 3}) == CallFinished(3)
+    assert event_from_fields("call_finished", {"call_id": 3}) == CallFinished(3)
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(ValueError, match=r"An event of kind output has no text\."):
-        event_from_fields("output", {"stream": "stdout"})
-
-
-@pytest.mark.parametrize("text", ["", "[1]", '{"a":'])
-def test_text_that_is_no_event_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r".+"):
-        event_from_json("output", text)
+    with pytest.raises(ValueError, match=r"An event of kind output_written has no text\."):
+        event_from_fields("output_written", {"stream": "stdout"})

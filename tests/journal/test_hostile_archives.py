@@ -31,16 +31,16 @@ def blob_of(data: bytes) -> tuple[str, bytes]:
 FILE = blob_of(b"content")
 DIGEST = FILE[0][6:]
 GOOD_MANIFEST: dict[str, Any] = {
-    "format": "mcpruntime-server session",
+    "format": "mcpruntime-server session archive",
     "version": 1,
-    "sessions": [{"id": "s_1", "name": "x", "created": 1.0, "origin": None}],
-    "runs": 1,
-    "events": 3,
-    "skipped": [],
+    "sessions": [{"id": "s_1", "name": "x", "created_at": 1.0, "origin": None}],
+    "run_count": 1,
+    "event_count": 3,
+    "skipped_blobs": [],
 }
 START = {
-    "run": "r_1",
-    "parent": None,
+    "run_id": "r_1",
+    "parent_id": None,
     "step": 1,
     "code": "1",
     "name": "<step 1>",
@@ -49,15 +49,15 @@ START = {
 }
 
 
-ASKED = {"question": "q1", "kind": "approval", "call": 1, "expires": 1e300}
+ASKED = {"question_id": "q1", "kind": "approval", "call_id": 1, "expires_at": 1e300}
 
 
 def event(n: int, kind: str, body: Any, run: str | None = "r_1", **more: Any) -> dict[str, Any]:
     return {
         "session": 0,
-        "n": n,
-        "run": run,
-        "at": 1.0,
+        "sequence": n,
+        "run_id": run,
+        "recorded_at": 1.0,
         "kind": kind,
         "version": 1,
         "body": body,
@@ -80,7 +80,7 @@ def packed(
     blobs: Members | None = None,
 ) -> Members:
     found = good_events() if events is None else events
-    told = {**GOOD_MANIFEST, "events": len(found), **(manifest or {})}
+    told = {**GOOD_MANIFEST, "event_count": len(found), **(manifest or {})}
     lines = b"".join(json.dumps(each).encode() + b"\n" for each in found)
     given = dict([FILE]) if blobs is None else blobs
     return {"manifest.json": json.dumps(told).encode(), "events.jsonl": lines, **given}
@@ -142,7 +142,7 @@ async def test_the_good_archive_of_these_tests_is_taken(there: Journal, tmp_path
     }
 
 
-TWO_RUNS = {"runs": 2}
+TWO_RUNS = {"run_count": 2}
 HOSTILE: dict[str, tuple[Members, str]] = {
     "traversal": (with_member("../../evil", b""), r"'../../evil' does not belong"),
     "absolute": (with_member("/etc/passwd", b""), r"'/etc/passwd' does not belong"),
@@ -150,7 +150,7 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "blob that is no digest": (with_member("blobs/../x", b""), "does not belong"),
     "wrong digest": (
         packed(blobs={FILE[0]: b"other"}),
-        "is not the content that it is named after",
+        "has content with another digest",
     ),
     "no manifest": ({"events.jsonl": b""}, r"'manifest.json' is missing"),
     "no events": ({"manifest.json": packed()["manifest.json"]}, r"'events.jsonl' is missing"),
@@ -158,25 +158,28 @@ HOSTILE: dict[str, tuple[Members, str]] = {
         with_member("manifest.json", b"{"),
         r"'manifest.json' is not JSON",
     ),
-    "manifest of something else": (with_member("manifest.json", b"[]"), "is not that of a session"),
+    "manifest of something else": (with_member("manifest.json", b"[]"), "is not a JSON object"),
     "manifest with a number for text": (
-        packed(manifest={"skipped": [1]}),
-        "has no right 'skipped'",
+        packed(manifest={"skipped_blobs": [1]}),
+        "has an invalid 'skipped_blobs'",
     ),
     "manifest without a session": (packed(manifest={"sessions": []}), "names no session"),
     "manifest with a number for sessions": (packed(manifest={"sessions": 1.5}), "names no session"),
     "manifest with a text for a session": (
         packed(manifest={"sessions": ["s_1"]}),
-        "names no session",
+        "has an invalid 'sessions'",
     ),
-    "manifest without a version": (packed(manifest={"version": None}), "has no version"),
+    "manifest without a version": (
+        packed(manifest={"version": None}),
+        "version None; this program reads",
+    ),
     "manifest with a broken session": (
         packed(manifest={"sessions": [{"id": 1}]}),
-        "has no right 'id'",
+        "has an invalid 'id'",
     ),
     "manifest with an odd name": (
         packed(manifest={"sessions": [{**GOOD_MANIFEST["sessions"][0], "name": "s_secret"}]}),
-        "which is none",
+        "has an invalid session name 's_secret'",
     ),
     "manifest with an unknown origin": (
         packed(manifest={"sessions": [{**GOOD_MANIFEST["sessions"][0], "origin": "r_9"}]}),
@@ -184,8 +187,8 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     ),
     "newer archive": (packed(manifest={"version": 2}), "has version 2.*Use the newer"),
     "wrong counts": (
-        packed(manifest={"events": 9}),
-        "has 3 events of 1 runs, which is not what was sent",
+        packed(manifest={"event_count": 9}),
+        "has 3 events of 1 runs, which the manifest contradicts",
     ),
     "line that is no JSON": (
         with_member("events.jsonl", b"{]\n"),
@@ -193,83 +196,95 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     ),
     "line that is no event": (packed([1]), "line 1' is not an event"),
     "line without a run": (
-        packed([{key: each for key, each in good_events()[0].items() if key != "run"}]),
+        packed([{key: each for key, each in good_events()[0].items() if key != "run_id"}]),
         "is not an",
     ),
     "nested too deeply": (with_member("events.jsonl", b"[" * 100_000), "line 1' is not JSON"),
     "infinity": (with_member("events.jsonl", b"[1e999]\n"), "is too large"),
-    "not a number": (with_member("events.jsonl", b"[NaN]\n"), "NaN is not a number"),
+    "not a number": (with_member("events.jsonl", b"[NaN]\n"), "NaN is not a JSON number"),
     "endless integer": (with_member("events.jsonl", b"[" + b"9" * 9999 + b"]\n"), "is not JSON"),
     "event of a session that is not there": (with_event(1, session=7), "line 2' is out of order"),
-    "event twice": (with_event(1, n=1), "line 2' is out of order"),
-    "event with a huge number": (with_event(1, n=2**80), "line 2' is out of order"),
+    "event twice": (with_event(1, sequence=1), "line 2' is out of order"),
+    "event with a huge number": (with_event(1, sequence=2**80), "line 2' is out of order"),
     "event of a newer version": (
         with_event(1, version=2),
         "written by a newer version. Use that version",
     ),
-    "event with an odd kind": (with_event(1, kind="\ud800"), "has no right kind"),
+    "event with an odd kind": (with_event(1, kind="\ud800"), "has an invalid kind"),
     "event of another run": (
-        with_event(1, run="r_9"),
+        with_event(1, run_id="r_9"),
         "belongs to run 'r_9', which the session has not started",
     ),
     "event with a missing field": (with_event(1, body={}), "has no status"),
-    "event with a field of a wrong type": (with_body(0, timeout_s="1"), "has no right 'timeout_s'"),
-    "event with a truth for a number": (with_body(0, step=True), "has no right 'step'"),
-    "list for an object": (with_body(2, changed=[]), "has no right 'changed'"),
+    "event with a field of a wrong type": (
+        with_body(0, timeout_s="1"),
+        "has an invalid 'timeout_s'",
+    ),
+    "event with a truth for a number": (with_body(0, step=True), "has an invalid 'step'"),
+    "list for an object": (with_body(2, changed=[]), "has an invalid 'changed'"),
     "file entry of a wrong shape": (
         with_body(2, changed={"a": {"digest": DIGEST}}),
-        "has no right 'changed'",
+        "has an invalid 'changed'",
     ),
-    "run that is its own parent": (with_body(0, parent="r_1"), "whose parent 'r_1' is missing"),
-    "run without its parent": (with_body(0, parent="r_9"), "whose parent 'r_9' is missing"),
+    "run that is its own parent": (with_body(0, parent_id="r_1"), "whose parent 'r_1' is missing"),
+    "run without its parent": (with_body(0, parent_id="r_9"), "whose parent 'r_9' is missing"),
     "cycle of runs": (
         packed(
-            [event(1, "run_started", {**START, "parent": "r_2", "step": 2}), good_events()[0]],
+            [event(1, "run_started", {**START, "parent_id": "r_2", "step": 2}), good_events()[0]],
             TWO_RUNS,
         ),
         "whose parent 'r_2' is missing or comes later",
     ),
-    "step that does not follow": (with_body(0, step=0), "does not follow"),
-    "huge step": (with_body(0, step=2**40), "does not follow"),
-    "run twice": (packed([good_events()[0], event(2, "run_started", START)]), "a second time"),
-    "run of two names": (with_body(0, run="r_2"), "under two names"),
+    "step that does not follow": (with_body(0, step=0), "contradicts its parent's"),
+    "huge step": (with_body(0, step=2**40), "contradicts its parent's"),
+    "run twice": (
+        packed([good_events()[0], event(2, "run_started", START)]),
+        "again or under two ids",
+    ),
+    "run of two names": (with_body(0, run_id="r_2"), "again or under two ids"),
     "end twice": (
         packed([*good_events()[:2], event(3, "run_finished", {"status": "ok"})]),
-        "ends a run that is not under way",
+        "finishes a run that is not unfinished",
     ),
     "run that waits for its turn": (
         packed(
             [
                 *good_events(),
-                event(4, "run_queued", {"run": "r_2", "code": "1", "timeout_s": 1}, "r_2"),
+                event(4, "run_queued", {"run_id": "r_2", "code": "1", "timeout_s": 1}, "r_2"),
             ]
         ),
-        "line 4' queues a run, which an archive cannot",
+        "line 4' queues a run, which is not",
     ),
     "run that waits and begins": (
         packed(
             [
-                event(1, "run_queued", {"run": "r_1", "code": "1", "timeout_s": 1}),
+                event(1, "run_queued", {"run_id": "r_1", "code": "1", "timeout_s": 1}),
                 event(2, "run_started", START),
             ]
         ),
-        "line 1' queues a run, which an archive cannot",
+        "line 1' queues a run, which is not",
     ),
     "question for no run": (
-        packed([*good_events(), event(4, "asked", ASKED, None)]),
-        "line 4' asks a question for no run",
+        packed([*good_events(), event(4, "question_asked", ASKED, None)]),
+        "line 4' asks a question without a run",
     ),
     "tip that is not there": (
-        packed([*good_events(), event(4, "tip_moved", {"tip": "r_9", "left": None}, None)]),
+        packed([*good_events(), event(4, "tip_moved", {"tip": "r_9", "previous_tip": None}, None)]),
         "moves the tip from or to an unknown run",
     ),
     "blob that is not there": (packed(blobs={}), f"needs blob '{DIGEST}', which is missing"),
-    "large field that is not there": (with_event(1, large={"value": "0" * 64}), "which is missing"),
-    "large field that is no digest": (with_event(1, large={"value": "../x"}), "which is missing"),
-    "large field that is no JSON": (with_event(1, large={"value": DIGEST}), "is not JSON"),
+    "large field that is not there": (
+        with_event(1, large_fields={"value": "0" * 64}),
+        "which is missing",
+    ),
+    "large field that is no digest": (
+        with_event(1, large_fields={"value": "../x"}),
+        "which is missing",
+    ),
+    "large field that is no JSON": (with_event(1, large_fields={"value": DIGEST}), "is not JSON"),
     "name of a run in a blob": (
-        with_event(0, large={"parent": DIGEST}),
-        "has 'parent' where it does not belong",
+        with_event(0, large_fields={"parent_id": DIGEST}),
+        "has 'parent_id' as a blob",
     ),
     "file outside": (
         with_file("../../.bashrc"),
@@ -280,7 +295,7 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "file with a zero": (with_file("a\0b"), "outside the workspace"),
     "removed file outside": (with_body(2, removed=["/"]), "outside the workspace"),
     "file of a wrong size": (with_file(size=8), "has a wrong size"),
-    "file of a wrong mode": (with_file(mode=0o170000), "has a wrong file mode"),
+    "file of a wrong mode": (with_file(mode=0o170000), "has an invalid file mode"),
 }
 
 
@@ -289,7 +304,7 @@ async def test_a_hostile_archive_is_refused_and_leaves_nothing(
     there: Journal, tmp_path: Path, what: str
 ) -> None:
     members, reason = HOSTILE[what]
-    assert "hostile.zip is refused" in await refused(there, tmp_path, zipped(members), reason)
+    assert "hostile.zip is rejected" in await refused(there, tmp_path, zipped(members), reason)
 
 
 async def test_a_question_or_a_leave_in_an_archive_holds_nowhere(
@@ -299,15 +314,20 @@ async def test_a_question_or_a_leave_in_an_archive_holds_nowhere(
     leave = {"decision": "allow", "target": "tools.mail.send"}
     approved = [{"target": "tools.mail.send", "args": "{}", "nth": 0, "sent": "{}", "person": True}]
     events = [
-        event(1, "run_started", {**START, "dry_run": True, "approved": approved}),
-        event(2, "asked", ASKED),
-        event(3, "asked", {**ASKED, "question": "q2"}),
-        event(4, "answered", {**leave, "question": "q1", "scope": "session"}),
-        event(5, "answered", {**leave, "question": "q2"}, large={"scope": scope[0][6:]}),
-        event(6, "answered", {**leave, "question": "q3", "scope": "run"}),
-        event(7, "answered", {**leave, "question": "q4", "scope": "session"}, None),
+        event(1, "run_started", {**START, "dry_run": True, "approved_calls": approved}),
+        event(2, "question_asked", ASKED),
+        event(3, "question_asked", {**ASKED, "question_id": "q2"}),
+        event(4, "question_answered", {**leave, "question_id": "q1", "scope": "session"}),
+        event(
+            5,
+            "question_answered",
+            {**leave, "question_id": "q2"},
+            large_fields={"scope": scope[0][6:]},
+        ),
+        event(6, "question_answered", {**leave, "question_id": "q3", "scope": "run"}),
+        event(7, "question_answered", {**leave, "question_id": "q4", "scope": "session"}, None),
         event(8, "run_finished", {"status": "ok"}),
-        event(9, "asked", {**ASKED, "question": "q9"}),
+        event(9, "question_asked", {**ASKED, "question_id": "q9"}),
     ]
     (tmp_path / "leave.zip").write_bytes(zipped(packed(events, blobs=dict([scope]))))
     row = await import_session(there, tmp_path / "leave.zip", "you")
@@ -335,7 +355,7 @@ async def test_a_name_that_is_there_twice_is_refused(there: Journal, tmp_path: P
     with zipfile.ZipFile(made, "w") as file:
         for name, data in [*packed().items(), ("manifest.json", b"{}")]:
             file.writestr(name, data)
-    await refused(there, tmp_path, made.getvalue(), "'manifest.json' is there twice")
+    await refused(there, tmp_path, made.getvalue(), "'manifest.json' occurs twice")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -343,7 +363,7 @@ async def test_other_ways_to_compress_are_refused(
     there: Journal, tmp_path: Path, method: int
 ) -> None:
     await refused(
-        there, tmp_path, zipped(packed(), method), "is compressed in another way than deflate"
+        there, tmp_path, zipped(packed(), method), "uses a compression other than deflate"
     )
 
 
@@ -351,7 +371,7 @@ async def test_bombs_are_refused_while_they_are_read(
     there: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zeros = bytes(8 * 1024 * 1024)
-    for name in ("MAX_BLOB", "MAX_MANIFEST"):
+    for name in ("MAX_BLOB_BYTES", "MAX_MANIFEST_BYTES"):
         monkeypatch.setattr(archive_file, name, 1024 * 1024)
     monkeypatch.setattr(archive_file.ArchiveReader.iter_chunks, "__defaults__", (1024 * 1024,))
     await refused(
@@ -368,7 +388,7 @@ async def test_bombs_are_refused_while_they_are_read(
     )
     monkeypatch.setattr(archive_file, "MAX_TOTAL_BYTES", 2 * 1024 * 1024)
     several = dict(blob_of(bytes([number]) * 900_000) for number in range(3))
-    await refused(there, tmp_path, zipped(packed(blobs=several)), "takes the whole beyond 2 MB")
+    await refused(there, tmp_path, zipped(packed(blobs=several)), "makes it larger than 2 MB")
     lines = b"".join(
         json.dumps(event(n, "tea", {"x": "y" * 1000}, None)).encode() + b"\n"
         for n in range(1, 3000)
@@ -377,13 +397,13 @@ async def test_bombs_are_refused_while_they_are_read(
         there,
         tmp_path,
         zipped(with_member("events.jsonl", lines)),
-        "'events.jsonl' takes the whole beyond 2 MB",
+        "'events.jsonl' makes it larger than 2 MB",
     )
     monkeypatch.setattr(archive_file, "MAX_MEMBERS", 3)
-    await refused(there, tmp_path, zipped(packed(blobs=several)), "is one more than 3 members")
+    await refused(there, tmp_path, zipped(packed(blobs=several)), "exceeds the limit of 3 members")
     monkeypatch.setattr(archive_events, "MAX_RUNS", 1)
-    two = [event(n, "run_started", {**START, "run": f"r_{n}"}, f"r_{n}") for n in (1, 2)]
-    await refused(there, tmp_path, zipped(packed(two, TWO_RUNS)), "starts one run more than 1")
+    two = [event(n, "run_started", {**START, "run_id": f"r_{n}"}, f"r_{n}") for n in (1, 2)]
+    await refused(there, tmp_path, zipped(packed(two, TWO_RUNS)), "starts more than 1 runs")
 
 
 async def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
@@ -405,7 +425,7 @@ async def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_re
         there,
         tmp_path,
         whole[:-22] + end64 + elsewhere + whole[-22:],
-        "its end is not where it says",
+        "its end is not where the file says",
     )
 
 
@@ -420,7 +440,7 @@ async def test_what_is_no_whole_zip_is_refused(there: Journal, tmp_path: Path) -
         whole + b"x",
     ):
         assert "Export the session again" in await refused(
-            there, tmp_path, data, "is not a whole zip"
+            there, tmp_path, data, "is not a complete archive"
         )
     for place in range(
         0, len(whole), 7
@@ -438,8 +458,8 @@ async def test_pipes_folders_and_what_is_not_there_are_no_archives(
     os.mkfifo(tmp_path / "pipe")
     with anyio.fail_after(5):
         for name, reason in (
-            ("pipe", "is not a file"),
-            (".", "is not a file"),
+            ("pipe", "is not a regular file"),
+            (".", "is not a regular file"),
             ("none", "No such file"),
         ):
             with pytest.raises(InvalidRequest, match=reason):
@@ -447,9 +467,9 @@ async def test_pipes_folders_and_what_is_not_there_are_no_archives(
 
 
 async def test_ids_of_another_form_are_replaced(there: Journal, tmp_path: Path) -> None:
-    odd = [{**each, "run": "--force"} for each in good_events()]
-    odd[0]["body"] = {**START, "run": "--force", "replays": "r_of_somebody"}
-    sessions = [{"id": "report\ud800", "name": None, "created": 1.0, "origin": None}]
+    odd = [{**each, "run_id": "--force"} for each in good_events()]
+    odd[0]["body"] = {**START, "run_id": "--force", "replayed_run": "r_of_somebody"}
+    sessions = [{"id": "report\ud800", "name": None, "created_at": 1.0, "origin": None}]
     (tmp_path / "odd.zip").write_bytes(zipped(packed(odd, {"sessions": sessions})))
     row = await import_session(there, tmp_path / "odd.zip", "you")
     assert row.id.startswith("s_")

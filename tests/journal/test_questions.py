@@ -79,13 +79,13 @@ async def test_a_queued_run_begins_in_its_own_session_and_once(
     await begin(journal)
     journal.append("s_7", RunQueued("r_2", "1", 1.0), "r_2")
     journal.append("s_1", started("r_2"), "r_2")
-    with pytest.raises(JournalFailed, match="'r_2' already"):
+    with pytest.raises(JournalFailed, match="already a run 'r_2'"):
         await journal.flush()
     journal.append("s_7", started("r_2", "r_1", 2), "r_2")
     if is_over:
         journal.append("s_7", RunFinished("ok"), "r_2")
     journal.append("s_7", started("r_2", None, 7), "r_2")
-    with pytest.raises(JournalFailed, match="'r_2' already"):
+    with pytest.raises(JournalFailed, match="already a run 'r_2'"):
         await journal.flush()
     row = await journal.load_run("r_2")
     assert (row.session_id, row.parent_id, row.step) == ("s_7", "r_1", 2)
@@ -132,7 +132,7 @@ async def test_an_archive_carries_no_queue_and_no_leave(journal: Journal, tmp_pa
     approved = {"target": "tools.a.b", "args": "{}", "nth": 0, "sent": "{}", "person": True}
     begun = started("r_1")
     journal.append(
-        "s_7", RunStarted(**{**vars(begun), "dry_run": True, "approved": [approved]}), "r_1"
+        "s_7", RunStarted(**{**vars(begun), "dry_run": True, "approved_calls": [approved]}), "r_1"
     )
     journal.append("s_7", QuestionAsked("q1", "approval", 1, time.time() + 60), "r_1")
     journal.append("s_7", QuestionAnswered("q1", "allow", "session", "me", "tools.a.b"), "r_1")

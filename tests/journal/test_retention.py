@@ -110,7 +110,7 @@ async def test_a_session_that_a_live_server_has_stays(empty: Journal, tmp_path: 
     async with open_journal(tmp_path) as other:
         await session(other, "a", release=False)
         found = await collect_garbage(empty, 90, 0, now=later())
-        assert (found.sessions, found.kept) == ((), {"s_a": "A live server has it."})
+        assert (found.sessions, found.kept) == ((), {"s_a": "A live server owns it."})
         assert other.append("s_a", OutputWritten("stdout", "still mine")).sequence == 5
     assert (await collect_garbage(empty, 90, 0, now=later())).sessions == ("s_a",)
 
@@ -122,8 +122,8 @@ async def test_a_session_that_others_build_on_stays_as_long_as_they_do(empty: Jo
         "s_c", None, "me", tip=fork, purpose="fork"
     )  # without runs of its own, and in use
     found = await collect_garbage(empty, 90, 0, now=later())
-    builds = "A session that is kept builds on it."
-    assert found.kept == {"s_a": builds, "s_b": builds, "s_c": "A live server has it."}
+    builds = "Another session that is kept depends on it."
+    assert found.kept == {"s_a": builds, "s_b": builds, "s_c": "A live server owns it."}
     assert len(await empty.load_lineage(fork)) == 2
     await empty.release_session("s_c")
     assert (await collect_garbage(empty, 90, 0, now=later())).sessions == ("s_c", "s_b", "s_a")
@@ -260,7 +260,7 @@ async def test_a_removal_or_an_import_that_was_killed_is_finished_by_the_next_co
 async def test_one_collects_at_a_time(empty: Journal) -> None:
     with (
         retention._collection_lock(empty.data_dir),
-        pytest.raises(Unavailable, match="is being cleared up already"),
+        pytest.raises(Unavailable, match="Another garbage collection of the journal is running"),
     ):
         await collect_garbage(empty, 1, 0)
     await collect_garbage(empty, 1, 0)

@@ -468,7 +468,7 @@ async def test_what_is_damaged_hides_nothing_else(
     await journal.flush()
     with sqlite3.connect(tmp_path / "journal.db") as rows:
         changed = rows.execute(
-            "UPDATE events SET body = ? WHERE run = 'r_2' AND kind = ?", (body, kind)
+            "UPDATE events SET body = ? WHERE run_id = 'r_2' AND kind = ?", (body, kind)
         )
         assert changed.rowcount == 1
     rows.close()

@@ -48,7 +48,9 @@ def spoil(folder: Path, digest: str) -> None:
 def damage_event(folder: Path, kind: str, step: int) -> None:
     """Spoil the blobs that the event of `kind` of a step refers to."""
     with sqlite3.connect(folder / "data" / "journal.db") as connection:
-        query = "SELECT large FROM events JOIN runs ON runs.id = events.run WHERE kind = ? AND step = ? AND large <> ''"
+        query = """
+            SELECT large_fields FROM events JOIN runs ON runs.id = events.run_id
+            WHERE kind = ? AND step = ? AND large_fields <> ''"""
         found = [
             digest
             for (large,) in connection.execute(query, (kind, step))
@@ -129,9 +131,10 @@ async def test_a_run_under_way_whose_code_is_damaged_is_given_up(tmp_path: Path)
     with sqlite3.connect(
         tmp_path / "data" / "journal.db"
     ) as connection:  # as if its server had died
-        connection.execute("DELETE FROM events WHERE run = ? AND kind = 'run_finished'", (tip,))
+        connection.execute("DELETE FROM events WHERE run_id = ? AND kind = 'run_finished'", (tip,))
         connection.execute(
-            "UPDATE runs SET status = 'running', finished = NULL, last = NULL, flags = ''  WHERE id = ?",
+            """UPDATE runs SET status = 'running', finished_at = NULL, last_sequence = NULL, flags = ''
+            WHERE id = ?""",
             (tip,),
         )
     connection.close()
@@ -184,41 +187,3 @@ async def test_runs_of_other_people_are_not_there(tmp_path: Path) -> None:
                 await attempt()
             assert "secret" not in str(refused.value)
         assert mine.tip == run.id
-
-
-def age(folder: Path) -> None:
-    """Take from a journal the seeds of runs, which an older version did not record, and the end of the last run."""
-    with sqlite3.connect(folder / "data" / "journal.db") as connection:
-        (last,) = connection.execute("SELECT id FROM runs ORDER BY first DESC LIMIT 1").fetchone()
-        connection.execute(
-            "UPDATE events SET body = json_remove(body, '$.seed') WHERE kind = 'run_started'"
-        )
-        connection.execute("DELETE FROM events WHERE kind = 'run_finished' AND run = ?", (last,))
-        connection.execute("UPDATE runs SET flags = trim('unseeded ' || flags)")
-        connection.execute(
-            "UPDATE runs SET status = 'running', finished = NULL, last = NULL WHERE id = ?", (last,)
-        )
-    connection.close()
-
-
-async def test_what_an_older_version_recorded_gives_back_its_files_and_is_not_gone_on_with(
-    tmp_path: Path,
-) -> None:
-    calls: list[str] = []
-    async with running(tmp_path, heard=calls) as (runtime, _):
-        session = await runtime.open_session("s", "me")
-        await told(session, "x = 1\nopen('f', 'w').write('kept')")
-        await told(session, f"{CALL}host.call('t.echo', {{}})")
-    age(tmp_path)
-    async with running(tmp_path, heard=calls) as (runtime, _):
-        session = await runtime.open_session("s", "me")
-        tip = await runtime.journal.load_run(str(session.tip))
-        assert await time_travel.restore_tier(runtime, tip) == "files-only"
-        value, notes = await told(session, "'x' in globals(), open('f').read()")
-        assert value == '[false, "kept"]'
-        assert "recorded by an older version" in notes
-        assert (session.step, calls) == (2, ["t.echo"])
-        await told(session, "y = 2")
-    async with running(tmp_path) as (runtime, _):
-        session = await runtime.open_session("s", "me")
-        assert (await told(session, "y"))[0] == "2"

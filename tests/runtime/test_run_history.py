@@ -190,7 +190,7 @@ async def test_a_damaged_blob_or_event_is_named_and_the_rest_is_told(tmp_path: P
     value.write_bytes(b"other")
     with sqlite3.connect(tmp_path / "data/journal.db") as connection:
         connection.execute(
-            "UPDATE events SET body = 'x' WHERE kind = 'run_started' AND run = ?", (run.id,)
+            "UPDATE events SET body = 'x' WHERE kind = 'run_started' AND run_id = ?", (run.id,)
         )
     connection.close()
     async with open_journal(tmp_path / "data") as journal:

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from mcpruntime_server.config import Config
+from mcpruntime_server.journal.events import RunResumed
 from mcpruntime_server.journal.store import open_journal
 from mcpruntime_server.runtime.run_history import load_report
 from mcpruntime_server.server.result_format import build_run_result
@@ -65,7 +66,7 @@ async def kill_and_check(client: KillingClient, kills: int) -> None:
     client.check_calls()
     async with open_journal(client.settings.parent / "data") as journal:
         for session in await journal.list_sessions():
-            client.resumed += len(await journal.load_events(session.id, kind="run_resumed"))
+            client.resumed += len(await journal.load_events(session.id, event_type=RunResumed))
         for run, told in client.reported.items():
             found = build_run_result(await load_report(journal, run), "", Config())
             journaled = found.model_dump(mode="json", exclude_defaults=True)

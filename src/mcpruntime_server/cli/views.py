@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..journal.events import FileEntry
-from ..journal.recording import UNDONE_FLAG, RecordedCall
-from ..journal.rows import AGENT_PURPOSE, RunRow, SessionRow
+from ..journal.recording import RecordedCall
+from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow
 from ..runtime.run_diff import CallChange, FileChange, LineageDiff, RunDiff, ValueChange
 from ..runtime.run_history import AgentTree, RecordedRun, RunSummary, SessionTree
 from .console import (

@@ -1,10 +1,11 @@
-"""A session as one file that can be carried away: `export_session` writes it, `import_session` takes it in.
+"""Export a session to one file, and import it into another journal.
 
-Rule 1: an archive is self-contained. Besides the session it holds the runs of other sessions that its lines pass
-through, as sessions of their own, and every blob that an event refers to.
-Rule 2: an archive that is taken in is taken whole. It is checked from end to end before anything is written; its
-sessions are seen when they are complete, and what is left by a server that dies meanwhile is the collector's.
-Rule 3: nobody's work goes on by being imported: a run that was under way is ended, and a client's keys are left out.
+Rule 1: an archive is self-contained. Besides the session it holds the ancestors of its runs that
+are in other sessions, as sessions of their own, and every blob that an event refers to.
+Rule 2: an archive is imported whole. It is checked from end to end before anything is written, its
+sessions become visible when they are complete, and garbage collection removes what an import that
+was killed has left.
+Rule 3: an import resumes nothing: an unfinished run is finished, and clients' keys are left out.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from sqlite3 import Connection
-from typing import IO, Any
+from typing import IO
 
 from anyio import from_thread, move_on_after, to_thread
 
@@ -37,29 +38,24 @@ from .archive_file import (
     write_archive,
 )
 from .blob_store import BlobStore
-from .events import RunFinished, event_to_json
-from .rows import RawEventRow, SessionRow, StoredEvent
+from .events import RunFinished, event_to_json, listed_digests
+from .rows import INTERRUPTED_FLAG, UNDONE_FLAG, RawEventRow, SessionRow, StoredEvent
 from .schema import journal_error
 from .store import Journal
 
-SESSION_ID_PATTERN = re.compile(
-    r"s_[A-Za-z0-9_-]{1,64}"
-)  # where one id has another form, all are replaced
+# ids of other forms are all replaced when they are imported
+SESSION_ID_PATTERN = re.compile(r"s_[A-Za-z0-9_-]{1,64}")
 RUN_ID_PATTERN = re.compile(r"r_[A-Za-z0-9_-]{1,64}")
 SESSION_NAME_PATTERN = re.compile(r"(?!s_)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 IMPORT_PURPOSE = "import"
-MAX_EVENTS_PER_TRANSACTION = 200  # events in one transaction, so that others get their turn
-PROGRESS_INTERVAL = 500  # blobs or events between two words of progress
-ROLLBACK_TIMEOUT_S = 30.0  # to take back what was imported; what is left then is the collector's
+MAX_EVENTS_PER_TRANSACTION = 200  # so that others get their turn
+PROGRESS_INTERVAL = 500  # blobs or events between two reports
+ROLLBACK_TIMEOUT_S = 30.0  # for a failed import; garbage collection removes the rest
 RUN_QUEUED_KIND = "run_queued"
-SESSION_EVENT_KINDS = (
-    "session_opened",
-    "sandbox_started",
-    "sandbox_ended",
-)  # what an ancestor's runs need besides their own
+SESSION_EVENT_KINDS = ("session_opened", "sandbox_started", "sandbox_stopped")  # runs need these
 INTERRUPTED_ERROR = {
     "type": "Interrupted",
-    "message": "The run was under way when its session was exported.",
+    "message": "The run was unfinished when its session was exported.",
     "traceback": "",
 }
 
@@ -67,21 +63,27 @@ ProgressCallback = Callable[[str], None]
 
 
 def ignore_progress(_: str) -> None:
-    """Say nothing."""
+    """Report nothing."""
 
 
-# export -------------------------------------------------------------------------------------------
+def _report_progress(progress: ProgressCallback, text: str) -> None:
+    """Report on the event loop; raises the cancellation of the import or export, if any."""
+    from_thread.run_sync(progress, text)
+    from_thread.check_cancelled()
+
+
+# export -----------------------------------------------------------------------------------------
 
 
 @dataclass
 class ArchiveContent:
-    """What the events of an archive amount to; `lists` are blobs that name further blobs."""
+    """What the events of an archive refer to; `list_blobs` name further blobs."""
 
     sessions: list[ArchivedSession]
-    runs: int
-    events: int = 0
+    run_count: int
+    event_count: int = 0
     blobs: set[str] = field(default_factory=set)
-    lists: set[str] = field(default_factory=set)
+    list_blobs: set[str] = field(default_factory=set)
 
 
 async def export_session(
@@ -93,10 +95,10 @@ async def export_session(
     skip_damaged: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> ArchiveManifest:
-    """Write `session` into the archive `path`, in place of another file only with `force`; return what it holds.
+    """Write a session into the archive `path` and return its manifest; `force` replaces a file.
 
-    Raises `NotFound`, `InvalidRequest` if the file cannot be written, and `JournalFailed` if a blob is damaged, unless
-    `skip_damaged` says to go on without it.
+    Raises `NotFound`, `InvalidRequest` if the file cannot be written, and `JournalFailed` if a
+    blob is damaged, unless `skip_damaged` leaves such blobs out.
     """
     return await to_thread.run_sync(
         partial(_export_session, journal, session_id, path, force, skip_damaged, progress)
@@ -116,75 +118,86 @@ def _export_session(
             content = from_thread.run(
                 journal.read, lambda rows: _write_events(rows, session_id, lines)
             )
-        _report_progress(progress, f"{content.events} events of {content.runs} runs are written.")
+        written = f"{content.event_count} events of {content.run_count} runs are written."
+        _report_progress(progress, written)
         skipped = _write_blobs(journal.blobs, content, archive, skip_damaged, progress)
-        manifest = ArchiveManifest(content.sessions, content.runs, content.events, skipped)
+        manifest = ArchiveManifest(
+            content.sessions, content.run_count, content.event_count, skipped
+        )
         archive.write_manifest(manifest)
     return manifest
 
 
 def _write_events(rows: Connection, session_id: str, lines: IO[bytes]) -> ArchiveContent:
-    """Write the events of all runs that a session's lines pass through, each run after its parent."""
-    found = queries.list_visited_runs(rows, session_id)
-    runs = {run for run, _ in found}
-    ids = list(dict.fromkeys([session_id, *(owner for _, owner in found)]))
-    content = ArchiveContent(
-        [_describe_session(queries.load_session(rows, each), runs) for each in ids], len(runs)
-    )
-    rest = {each: _select_events(rows, each, runs, whole=each == session_id) for each in ids}
-    for run, owner in found:
-        for row in rest[owner]:
-            _write_event(owner, ids, row, content, lines)
-            if row[3] == "run_started" and row[1] == run:
+    """Write the events of every run of a session and its ancestors, each run after its parent."""
+    visited = queries.list_visited_runs(rows, session_id)
+    run_ids = {run_id for run_id, _ in visited}
+    session_ids = list(dict.fromkeys([session_id, *(owner_id for _, owner_id in visited)]))
+    sessions = [
+        _describe_session(queries.load_session(rows, each), run_ids) for each in session_ids
+    ]
+    content = ArchiveContent(sessions, len(run_ids))
+    events = {
+        each: _select_events(rows, each, run_ids, is_whole=each == session_id)
+        for each in session_ids
+    }
+
+    def write(owner_id: str, row: RawEventRow) -> None:
+        _write_event(owner_id, session_ids.index(owner_id), row, content, lines)
+
+    for run_id, owner_id in visited:
+        for row in events[owner_id]:
+            write(owner_id, row)
+            if row.kind == "run_started" and row.run_id == run_id:
                 break
-    for each in ids:
-        for row in rest[each]:
-            _write_event(each, ids, row, content, lines)
+    for owner_id in session_ids:
+        for row in events[owner_id]:
+            write(owner_id, row)
     return content
 
 
-def _describe_session(row: SessionRow, runs: set[str]) -> ArchivedSession:
-    return ArchivedSession(
-        row.id, row.name, row.created_at, row.origin if row.origin in runs else None
-    )
+def _describe_session(row: SessionRow, run_ids: set[str]) -> ArchivedSession:
+    origin = row.origin if row.origin in run_ids else None
+    return ArchivedSession(row.id, row.name, row.created_at, origin)
 
 
 def _select_events(
-    rows: Connection, session_id: str, runs: set[str], *, whole: bool
+    rows: Connection, session_id: str, run_ids: set[str], *, is_whole: bool
 ) -> Iterator[RawEventRow]:
-    """Yield the events of a session's `runs`, and what these need besides; of a `whole` one, all that is its own.
+    """Yield the events of a session's runs `run_ids`, and those without a run that they need.
 
-    Nobody waits in a queue where an archive comes to.
+    If the session `is_whole`, all events without a run are included. Queued runs are left out:
+    nobody waits for them where the archive is imported.
     """
     for row in queries.iter_raw_events(rows, session_id):
-        is_ours = row[1] in runs and row[3] != RUN_QUEUED_KIND
-        if is_ours if row[1] is not None else (whole or row[3] in SESSION_EVENT_KINDS):
+        if row.run_id is None:
+            is_selected = is_whole or row.kind in SESSION_EVENT_KINDS
+        else:
+            is_selected = row.run_id in run_ids and row.kind != RUN_QUEUED_KIND
+        if is_selected:
             yield row
 
 
 def _write_event(
-    session_id: str, ids: Sequence[str], row: RawEventRow, content: ArchiveContent, lines: IO[bytes]
+    session_id: str, number: int, row: RawEventRow, content: ArchiveContent, lines: IO[bytes]
 ) -> None:
-    n, _, _, kind, _, body, large = row
+    """Write an event of session number `number` in the archive, and note its blobs."""
     try:
-        lines.write(encode_event_line(ids.index(session_id), row))
-        blobs: dict[str, str] = json.loads(large) if large else {}
-        if kind == "files_changed":
-            content.blobs |= _listed_digests(json.loads(body).get("changed"))
-        content.blobs |= _listed_digests(json.loads(body).get("context"))
-        content.lists |= {
-            digest for name, digest in blobs.items() if name in ("changed", "context")
+        lines.write(encode_event_line(number, row))
+        fields = json.loads(row.body)
+        digests: dict[str, str] = json.loads(row.large_fields) if row.large_fields else {}
+        if row.kind == "files_changed":
+            content.blobs |= listed_digests(fields.get("changed"))
+        content.blobs |= listed_digests(fields.get("context"))
+        content.list_blobs |= {
+            digest for name, digest in digests.items() if name in ("changed", "context")
         }
     except (ValueError, AttributeError, TypeError, KeyError) as exc:
-        raise JournalFailed(f"Event {n} of session {session_id!r} is damaged: {exc}") from exc
-    content.events += 1
-    content.blobs |= set(blobs.values())
-
-
-def _listed_digests(entries: Mapping[str, Any] | Sequence[Any] | None) -> set[str]:
-    """Return the blobs that are the content of files or inputs."""
-    listed = entries.values() if isinstance(entries, Mapping) else entries or ()
-    return {entry["digest"] for entry in listed} - {""}
+        raise JournalFailed(
+            f"Event {row.sequence} of session {session_id!r} is damaged: {exc}"
+        ) from exc
+    content.event_count += 1
+    content.blobs |= set(digests.values())
 
 
 def _write_blobs(
@@ -196,13 +209,13 @@ def _write_blobs(
 ) -> list[str]:
     """Add all blobs, and return the digests of those that are damaged."""
     skipped: list[str] = []
-    for digest in sorted(content.lists):
+    for digest in sorted(content.list_blobs):
         data = _write_blob(blobs, digest, archive, skip_damaged)
         if data is None:
             skipped.append(digest)
         else:
-            content.blobs |= _listed_digests(json.loads(data))
-    rest = sorted(content.blobs - content.lists)
+            content.blobs |= listed_digests(json.loads(data))
+    rest = sorted(content.blobs - content.list_blobs)
     for count, digest in enumerate(rest):
         if _write_blob(blobs, digest, archive, skip_damaged) is None:
             skipped.append(digest)
@@ -214,117 +227,124 @@ def _write_blobs(
 def _write_blob(
     blobs: BlobStore, digest: str, archive: ArchiveWriter, skip_damaged: bool
 ) -> bytes | None:
-    """Add a blob and return its content, or None if it is damaged."""
+    """Add a blob and return its content, None if it is damaged and may be skipped."""
     try:
         data = blobs.get(digest)
     except (JournalFailed, NotFound) as exc:
         if skip_damaged:
             return None
-        remedy = "Restore it, or have what is damaged left out."
         raise JournalFailed(
-            f"The session cannot be exported whole. {exc.message}", remedy=remedy
+            f"The session cannot be exported whole. {exc.message}",
+            remedy="Restore the blob, or export without what is damaged.",
         ) from exc
     archive.add_blob(digest, data)
     return data
 
 
-def _report_progress(progress: ProgressCallback, text: str) -> None:
-    """Say how far it is, and stop if it was given up."""
-    from_thread.run_sync(progress, text)
-    from_thread.check_cancelled()
+# import -----------------------------------------------------------------------------------------
 
 
-# import -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ImportedSession:
+    """A session of an archive, and the id that it gets here."""
+
+    id: str
+    archived: ArchivedSession
 
 
 async def import_session(
-    journal: Journal, path: Path, principal: str, *, progress: ProgressCallback = ignore_progress
+    journal: Journal,
+    path: Path,
+    principal: str,
+    *,
+    progress: ProgressCallback = ignore_progress,
 ) -> SessionRow:
-    """Take in the archive `path` as a session of `principal`, which no server has claimed; return it.
+    """Import the archive `path` as a session of `principal` without an owner; return it.
 
-    Ids are kept if all are free here, else all are new; a name that is taken gets a number. Raises `InvalidRequest`,
-    which names what is wrong with the archive, or `JournalFailed`; then nothing of it is in the journal.
+    Ids are kept if all of them are free, else all are replaced; a taken name gets a number. Raises
+    `InvalidRequest`, which says what is wrong with the archive, or `JournalFailed`; then nothing
+    of it is in the journal.
     """
-    arriving: list[str] = []
+    created_ids: list[str] = []
     try:
         return await to_thread.run_sync(
-            partial(_import_session, journal, path, principal, arriving, progress)
+            partial(_import_session, journal, path, principal, created_ids, progress)
         )
     except BaseException:
         with move_on_after(ROLLBACK_TIMEOUT_S, shield=True):
-            await _roll_back(journal, arriving)
+            await _roll_back(journal, created_ids)
         raise
 
 
 def _import_session(
-    journal: Journal, path: Path, principal: str, arriving: list[str], progress: ProgressCallback
+    journal: Journal,
+    path: Path,
+    principal: str,
+    created_ids: list[str],
+    progress: ProgressCallback,
 ) -> SessionRow:
     with read_archive(path) as archive:
-        lines = _validate_archive(archive, principal, progress)
+        checked = _validate_archive(archive, principal, progress)
         names = from_thread.run(
-            journal.read, lambda rows: _choose_names(rows, archive.manifest, lines)
+            journal.read, lambda rows: _choose_names(rows, archive.manifest, checked)
         )
-        _store_blobs(journal.blobs, archive, lines.used_blobs, progress)
-        travelling = list(zip(names.session_ids, archive.manifest.sessions, strict=True))
+        _store_blobs(journal.blobs, archive, checked.used_blobs, progress)
+        sessions = list(map(ImportedSession, names.session_ids, archive.manifest.sessions))
         from_thread.run(
             journal.write,
             lambda rows: _create_partial_sessions(
-                rows, journal.owner, principal, travelling, arriving
+                rows, journal.owner, principal, sessions, created_ids
             ),
         )
-        lines = ArchivedEventReader(archive, names)
-        arrivals = iter(lines)
-        while batch := list(islice(arrivals, MAX_EVENTS_PER_TRANSACTION)):
+        reader = ArchivedEventReader(archive, names)
+        events = iter(reader)
+        while batch := list(islice(events, MAX_EVENTS_PER_TRANSACTION)):
             from_thread.run(journal.write, partial(_insert_events, batch))
-            _report_progress(
-                progress,
-                f"{lines.event_count} of {archive.manifest.event_count} events are taken in.",
-            )
+            total = archive.manifest.event_count
+            _report_progress(progress, f"{reader.event_count} of {total} events are imported.")
         return from_thread.run(
-            journal.write, lambda rows: _publish_sessions(rows, principal, travelling, lines)
+            journal.write, lambda rows: _publish_sessions(rows, principal, sessions, reader)
         )
 
 
 def _validate_archive(
     archive: ArchiveReader, principal: str, progress: ProgressCallback
 ) -> ArchivedEventReader:
-    """Read the whole archive and return what it amounts to; raises `InvalidRequest`."""
+    """Read and check the whole archive; return its reader. Raises `InvalidRequest`."""
     manifest = archive.manifest
     for session in manifest.sessions:
         if session.name is not None and not SESSION_NAME_PATTERN.fullmatch(session.name):
             raise archive.rejection(
-                MANIFEST_MEMBER, f"has a session of the name {session.name!r:.80}, which is none"
+                MANIFEST_MEMBER, f"has an invalid session name {session.name!r:.80}"
             )
     for count, _ in enumerate(archive.verify_blobs()):
         if count % PROGRESS_INTERVAL == 0:
             _report_progress(progress, f"{count} of {len(archive.blob_digests)} blobs are checked.")
-    lines = ArchivedEventReader(
-        archive, ImportNames([session.id for session in manifest.sessions], str, principal)
-    )
-    for count, _ in enumerate(lines):
+    session_ids = [session.id for session in manifest.sessions]
+    reader = ArchivedEventReader(archive, ImportNames(session_ids, str, principal))
+    for count, _ in enumerate(reader):
         if count % PROGRESS_INTERVAL == 0:
             _report_progress(progress, f"{count} of {manifest.event_count} events are checked.")
-    return lines
+    return reader
 
 
 def _choose_names(
-    rows: Connection, manifest: ArchiveManifest, lines: ArchivedEventReader
+    rows: Connection, manifest: ArchiveManifest, checked: ArchivedEventReader
 ) -> ImportNames:
-    """Return the ids to use here."""
-    sessions, runs = [session.id for session in manifest.sessions], list(lines.run_sessions)
-    is_ours = all(map(SESSION_ID_PATTERN.fullmatch, sessions)) and all(
-        map(RUN_ID_PATTERN.fullmatch, runs)
+    """Return the ids to use in this journal."""
+    session_ids = [session.id for session in manifest.sessions]
+    run_ids = list(checked.run_sessions)
+    are_valid = (
+        all(map(SESSION_ID_PATTERN.fullmatch, session_ids))
+        and all(map(RUN_ID_PATTERN.fullmatch, run_ids))
+        and len(set(session_ids)) == len(session_ids)
     )
-    if (
-        is_ours
-        and len(set(sessions)) == len(sessions)
-        and not queries.has_any_id(rows, sessions, runs)
-    ):
-        return ImportNames(sessions, str, lines.names.principal)
-    new = {run: f"r_{secrets.token_urlsafe(9)}" for run in runs}
-    return ImportNames(
-        [f"s_{secrets.token_urlsafe(16)}" for _ in sessions], new.__getitem__, lines.names.principal
-    )
+    principal = checked.names.principal
+    if are_valid and not queries.has_any_id(rows, session_ids, run_ids):
+        return ImportNames(session_ids, str, principal)
+    new_run_ids = {run_id: f"r_{secrets.token_urlsafe(9)}" for run_id in run_ids}
+    new_session_ids = [f"s_{secrets.token_urlsafe(16)}" for _ in session_ids]
+    return ImportNames(new_session_ids, new_run_ids.__getitem__, principal)
 
 
 def _store_blobs(
@@ -338,7 +358,7 @@ def _store_blobs(
                         writer.write(chunk)
                     writer.commit()
             if count % PROGRESS_INTERVAL == 0:
-                _report_progress(progress, f"{count} of {len(digests)} blobs are taken in.")
+                _report_progress(progress, f"{count} of {len(digests)} blobs are imported.")
     except OSError as exc:
         raise journal_error(exc, blobs.root) from exc
 
@@ -347,94 +367,94 @@ def _create_partial_sessions(
     rows: Connection,
     owner: str,
     principal: str,
-    travelling: Sequence[tuple[str, ArchivedSession]],
-    arriving: list[str],
+    sessions: Sequence[ImportedSession],
+    created_ids: list[str],
 ) -> None:
-    for session, told in travelling:
+    for session in sessions:
         row = SessionRow(
-            session,
-            None,
-            principal,
-            told.created_at,
-            told.created_at,
-            owner,
-            None,
-            0,
-            None,
-            mutations.PARTIAL_PURPOSE,
+            id=session.id,
+            name=None,
+            principal=principal,
+            created_at=session.archived.created_at,
+            last_used_at=session.archived.created_at,
+            owner=owner,
+            tip=None,
+            run_count=0,
+            origin=None,
+            purpose=mutations.PARTIAL_PURPOSE,
         )
         mutations.insert_session(rows, owner, row)
-    arriving[:] = [
-        session for session, _ in travelling
-    ]  # not before: the ids might be somebody else's
+    # only now: before, an id might have belonged to another session, which must not be rolled back
+    created_ids[:] = [session.id for session in sessions]
 
 
 def _insert_events(batch: Sequence[ImportedEvent], rows: Connection) -> None:
     for each in batch:
-        mutations.insert_event(rows, each.stored, each.body, each.large)
+        mutations.insert_event(rows, each.stored, each.body, each.large_fields)
 
 
 def _publish_sessions(
     rows: Connection,
     principal: str,
-    travelling: Sequence[tuple[str, ArchivedSession]],
-    lines: ArchivedEventReader,
+    sessions: Sequence[ImportedSession],
+    reader: ArchivedEventReader,
 ) -> SessionRow:
-    """End what was under way, and let the sessions be seen; return the one that was exported."""
+    """Finish unfinished runs and make the sessions visible; return the one that was exported."""
     now = time.time()
-    for run, number in lines.unfinished_runs.items():
-        flags = ["interrupted"] if run in lines.parent_ids else ["interrupted", "undone"]
+    names = reader.names
+    for run_id, number in reader.unfinished_runs.items():
+        flags = [INTERRUPTED_FLAG]
+        if run_id not in reader.parent_ids:
+            flags.append(UNDONE_FLAG)
         event = RunFinished("cancelled", error=INTERRUPTED_ERROR, flags=flags)
-        lines.last_sequences[number] += 1
+        reader.last_sequences[number] += 1
         stored = StoredEvent(
-            lines.names.session_ids[number],
-            lines.last_sequences[number],
-            lines.names.map_run_id(run),
-            now,
-            event,
+            session_id=names.session_ids[number],
+            sequence=reader.last_sequences[number],
+            run_id=names.map_run_id(run_id),
+            recorded_at=now,
+            event=event,
         )
         mutations.insert_event(rows, stored, event_to_json(event), None)
-    made = []
-    for number, (session, told) in enumerate(travelling):
-        origin = None if told.origin is None else lines.names.map_run_id(told.origin)
-        tip = None if number in lines.moved_sessions else origin
+    published = []
+    for number, session in enumerate(sessions):
+        archived = session.archived
+        origin = None if archived.origin is None else names.map_run_id(archived.origin)
         row = SessionRow(
-            session,
-            told.name,
-            principal,
-            told.created_at,
-            now,
-            None,
-            tip,
-            0,
-            origin,
-            IMPORT_PURPOSE,
+            id=session.id,
+            name=archived.name,
+            principal=principal,
+            created_at=archived.created_at,
+            last_used_at=now,
+            owner=None,
+            tip=None if number in reader.moved_sessions else origin,
+            run_count=0,
+            origin=origin,
+            purpose=IMPORT_PURPOSE,
         )
-        made.append(mutations.publish_session(rows, row))
-    return made[0]
+        published.append(mutations.publish_session(rows, row))
+    return published[0]
 
 
-async def _roll_back(journal: Journal, sessions: Sequence[str]) -> None:
-    """Remove what a failed import has left; what cannot be removed now is hidden, and the collector's."""
+async def _roll_back(journal: Journal, session_ids: Sequence[str]) -> None:
+    """Remove what a failed import has created.
+
+    What cannot be removed now is hidden, and garbage collection removes it.
+    """
     query = "SELECT 1 FROM sessions WHERE id = ? AND owner = ? AND purpose = ?"
 
     def hide(rows: Connection) -> list[str]:
-        ours = [
+        hidden = [
             each
-            for each in sessions
+            for each in session_ids
             if rows.execute(query, (each, journal.owner, mutations.PARTIAL_PURPOSE)).fetchone()
         ]
-        mutations.hide_sessions(rows, ours)
-        return ours
+        mutations.hide_sessions(rows, hidden)
+        return hidden
 
+    limit = MAX_EVENTS_PER_TRANSACTION
     with suppress(JournalFailed):
-        for session in await journal.write(hide):
-            while (
-                await journal.write(
-                    partial(
-                        mutations.erase_events, session_id=session, limit=MAX_EVENTS_PER_TRANSACTION
-                    )
-                )
-                == MAX_EVENTS_PER_TRANSACTION
-            ):
+        for session_id in await journal.write(hide):
+            erase = partial(mutations.erase_events, session_id=session_id, limit=limit)
+            while await journal.write(erase) == limit:
                 pass

@@ -1,8 +1,9 @@
-"""The lines of events in an archive: making them of rows, and checking and renaming them on the way back.
+"""The events of an archive: write them as lines, and check and rename them when they are imported.
 
-Rule 1: a run is started before anything refers to it, so lines that have been checked have no cycles and no gaps.
-Rule 2: a line refers to blobs of its own archive only, and to no run or session outside it.
-Rule 3: what a newer version has written is kept, as long as it is a kind or a field that this one does not know.
+Rule 1: a run is started before anything refers to it, so that checked lineages have no cycles and
+no gaps.
+Rule 2: an event refers only to blobs, runs and sessions of its own archive.
+Rule 3: kinds and fields that only a newer version knows are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-from .archive_file import ArchiveReader
+from .archive_file import EVENTS_MEMBER, MANIFEST_MEMBER, ArchiveReader
 from .events import (
     EVENT_CLASSES,
     EVENT_FIELDS,
@@ -36,53 +37,66 @@ from .type_checks import MAX_SAFE_INTEGER, matches_field_type
 
 KIND_PATTERN = re.compile(r"[a-z0-9_]{1,64}")
 MAX_RUNS = 100_000  # kept in memory while an archive is checked
-INLINE_FIELDS = {
-    "run",
-    "parent",
+INLINE_FIELDS = {  # the tables have these, so that they cannot be blobs
+    "run_id",
+    "parent_id",
     "step",
     "name",
-    "replays",
+    "replayed_run",
     "tip",
-    "left",
+    "previous_tip",
     "origin",
     "principal",
     "flags",
     "status",
 }
-LINE_TYPES = {
+LINE_TYPES: Mapping[str, Any] = {
     "session": int,
-    "n": int,
-    "run": str | None,
-    "at": float,
+    "sequence": int,
+    "run_id": str | None,
+    "recorded_at": float,
     "kind": str,
     "version": int,
     "body": dict,
 }
 
 
-def encode_event_line(session: int, row: RawEventRow) -> bytes:
-    """Return the line for an event of session number `session`; raises `ValueError` if its row is damaged."""
-    n, run, at, kind, version, body, large = row
-    fields = json.loads(body)
-    if kind == "session_opened":
-        fields["principal"] = ""  # nobody else's business
-    told = {
-        "session": session,
-        "n": n,
-        "run": run,
-        "at": at,
-        "kind": kind,
-        "version": version,
-        "body": fields,
+def encode_event_line(session_number: int, row: RawEventRow) -> bytes:
+    """Return the line of an event; raises `ValueError` if its row is damaged."""
+    body = json.loads(row.body)
+    if row.kind == "session_opened":
+        body["principal"] = ""  # private to this server
+    line = {
+        "session": session_number,
+        "sequence": row.sequence,
+        "run_id": row.run_id,
+        "recorded_at": row.recorded_at,
+        "kind": row.kind,
+        "version": row.version,
+        "body": body,
     }
-    if large:
-        told["large"] = json.loads(large)
-    return encode_json(told).encode("ascii") + b"\n"
+    if row.large_fields:
+        line["large_fields"] = json.loads(row.large_fields)
+    return encode_json(line).encode("ascii") + b"\n"
+
+
+@dataclass(frozen=True)
+class EventLine:
+    """A line of an archive whose fields have the right types; `where` names it in messages."""
+
+    where: str
+    session_number: int
+    sequence: int
+    run_id: str | None
+    recorded_at: float
+    kind: str
+    body: dict[str, Any]
+    large_fields: dict[str, str]
 
 
 @dataclass(frozen=True)
 class ImportNames:
-    """How sessions (by number) and runs are called where they are imported, and whose they are."""
+    """The ids of sessions (by number) and runs where they are imported, and their principal."""
 
     session_ids: list[str]
     map_run_id: Callable[[str], str]
@@ -91,117 +105,127 @@ class ImportNames:
 
 @dataclass(frozen=True)
 class ImportedEvent:
-    """An event that has been checked, as it is to be recorded."""
+    """An event that has been checked, as it is to be inserted."""
 
     stored: StoredEvent
     body: str
-    large: str | None
+    large_fields: str | None
 
 
 @dataclass
 class ArchivedEventReader:
-    """The events of an archive, in order; what they amount to is known when all have been taken."""
+    """Iterates over the events of an archive; the other attributes are complete at the end.
+
+    Sessions are identified by their numbers in the archive, runs by their ids there.
+    """
 
     archive: ArchiveReader
     names: ImportNames
-    run_sessions: dict[str, int] = field(
-        default_factory=dict
-    )  # by the name in the archive; the session's number
+    run_sessions: dict[str, int] = field(default_factory=dict)
     run_steps: dict[str, int] = field(default_factory=dict)
     parent_ids: set[str | None] = field(default_factory=set)
-    unfinished_runs: dict[str, int] = field(default_factory=dict)
-    last_sequences: dict[int, int] = field(
-        default_factory=dict
-    )  # session's number: ordinal of its last event
-    moved_sessions: set[int] = field(
-        default_factory=set
-    )  # sessions whose tip follows from their events
+    unfinished_runs: dict[str, int] = field(default_factory=dict)  # with the session
+    last_sequences: dict[int, int] = field(default_factory=dict)  # of each session
+    moved_sessions: set[int] = field(default_factory=set)  # their tip follows from their events
     used_blobs: set[str] = field(default_factory=set)
     event_count: int = 0
 
     def __iter__(self) -> Iterator[ImportedEvent]:
         """Check and yield all events; raises `InvalidRequest`."""
-        for where, told in self.archive.iter_lines():
-            yield self._read_event(where, told)
+        for where, data in self.archive.iter_lines():
+            yield self._read_event(self._parse_line(where, data))
             self.event_count += 1
         manifest = self.archive.manifest
         if (self.event_count, len(self.run_sessions)) != (manifest.event_count, manifest.run_count):
             self._reject(
-                "events.jsonl",
-                f"has {self.event_count} events of {len(self.run_sessions)} runs, which is not what was sent",
+                EVENTS_MEMBER,
+                f"has {self.event_count} events of {len(self.run_sessions)} runs, "
+                "which the manifest contradicts",
             )
         for session in manifest.sessions:
             if session.origin is not None and session.origin not in self.run_sessions:
-                self._reject("manifest.json", f"names an unknown run {session.origin!r:.80}")
+                self._reject(MANIFEST_MEMBER, f"names an unknown run {session.origin!r:.80}")
 
-    def _read_event(self, where: str, told: Any) -> ImportedEvent:
-        if not isinstance(told, dict) or any(
-            key not in told or not _matches_line_type(told[key], kind)
-            for key, kind in LINE_TYPES.items()
+    def _parse_line(self, where: str, data: Any) -> EventLine:
+        if not isinstance(data, dict) or not all(
+            name in data and _matches_line_type(data[name], kind)
+            for name, kind in LINE_TYPES.items()
         ):
             self._reject(where, "is not an event")
-        if not KIND_PATTERN.fullmatch(told["kind"]):
-            self._reject(where, f"has no right kind {told['kind']!r:.80}")
-        if told["version"] > EVENT_VERSION:
+        if not KIND_PATTERN.fullmatch(data["kind"]):
+            self._reject(where, f"has an invalid kind {data['kind']!r:.80}")
+        if data["version"] > EVENT_VERSION:
             self._reject(
                 where, "was written by a newer version", "Use that version of mcpruntime-server."
             )
-        number, n = told["session"], told["n"]
-        if (
-            not 0 <= number < len(self.names.session_ids)
-            or not self.last_sequences.get(number, 0) < n <= MAX_SAFE_INTEGER
-        ):
-            self._reject(where, "is out of order")
-        self.last_sequences[number] = n
-        body, large = dict(told["body"]), self._read_large_fields(where, told)
-        event = self._build_event(where, told["kind"], body, large)
-        self._check_sequence(where, number, told["run"], event)
-        self._rename_references(event, body, large)
-        run = None if told["run"] is None else self.names.map_run_id(told["run"])
-        stored = StoredEvent(
-            self.names.session_ids[number],
-            n,
-            run,
-            float(told["at"]),
-            self._rebuild_event(event, body),
+        return EventLine(
+            where=where,
+            session_number=data["session"],
+            sequence=data["sequence"],
+            run_id=data["run_id"],
+            recorded_at=float(data["recorded_at"]),
+            kind=data["kind"],
+            body=data["body"],
+            large_fields=self._parse_large_fields(where, data),
         )
-        try:
-            return ImportedEvent(stored, encode_json(body), encode_json(large) if large else None)
-        except ValueError as exc:  # nested more deeply than can be written
-            self._reject(where, f"is not an event ({exc!s:.80})")
 
-    def _read_large_fields(self, where: str, told: Mapping[str, Any]) -> dict[str, str]:
-        large = told.get("large", {})
-        if not isinstance(large, dict) or not all(
-            isinstance(digest, str) for digest in large.values()
+    def _parse_large_fields(self, where: str, data: Mapping[str, Any]) -> dict[str, str]:
+        large_fields = data.get("large_fields", {})
+        if not isinstance(large_fields, dict) or not all(
+            isinstance(digest, str) for digest in large_fields.values()
         ):
             self._reject(where, "is not an event")
-        wrong = large.keys() & (INLINE_FIELDS | told["body"].keys())
-        if wrong:
-            self._reject(where, f"has {min(wrong)!r:.80} where it does not belong")
-        return large
+        misplaced = large_fields.keys() & (INLINE_FIELDS | data["body"].keys())
+        if misplaced:
+            self._reject(where, f"has {min(misplaced)!r:.80} as a blob, which is not allowed")
+        return large_fields
 
-    def _build_event(
-        self, where: str, kind: str, body: Mapping[str, Any], large: Mapping[str, str]
-    ) -> Event:
-        """Return the event; of a field that was lost to damage only its type is known."""
-        found = dict(body)
-        for name, digest in large.items():
-            self._require_blob(where, digest)
+    def _read_event(self, line: EventLine) -> ImportedEvent:
+        """Check an event against those before it, and rename what it refers to."""
+        number = line.session_number
+        if (
+            not 0 <= number < len(self.names.session_ids)
+            or not self.last_sequences.get(number, 0) < line.sequence <= MAX_SAFE_INTEGER
+        ):
+            self._reject(line.where, "is out of order")
+        self.last_sequences[number] = line.sequence
+        event = self._build_event(line)
+        self._check_order(line, event)
+        body, large_fields = self._rename_references(event, line)
+        stored = StoredEvent(
+            session_id=self.names.session_ids[number],
+            sequence=line.sequence,
+            run_id=None if line.run_id is None else self.names.map_run_id(line.run_id),
+            recorded_at=line.recorded_at,
+            event=self._rebuild_event(event, body),
+        )
+        try:
+            return ImportedEvent(
+                stored, encode_json(body), encode_json(large_fields) if large_fields else None
+            )
+        except ValueError as exc:  # nested more deeply than can be written
+            self._reject(line.where, f"is not an event ({exc!s:.80})")
+
+    def _build_event(self, line: EventLine) -> Event:
+        """Return the event; a field whose blob was skipped is an empty value of its type."""
+        found = dict(line.body)
+        event_class = EVENT_CLASSES.get(line.kind)
+        for name, digest in line.large_fields.items():
+            self._require_blob(line.where, digest)
             if digest in self.archive.blob_digests:
                 found[name] = self.archive.load_field(digest)
-            elif kind in EVENT_CLASSES and name in EVENT_FIELDS[EVENT_CLASSES[kind]]:
-                empty: list[Any] = ["", {}, []]
+            elif event_class is not None and name in EVENT_FIELDS[event_class]:
+                candidates: list[Any] = ["", {}, []]
                 found[name] = next(
-                    each for each in empty if matches_field_type(each, EVENT_CLASSES[kind], name)
+                    each for each in candidates if matches_field_type(each, event_class, name)
                 )
         try:
-            event = event_from_fields(kind, found)
+            event = event_from_fields(line.kind, found)
         except ValueError as exc:
-            self._reject(where, f"is not an event ({exc!s:.80})")
+            self._reject(line.where, f"is not an event ({exc!s:.80})")
         for name in EVENT_FIELDS.get(type(event), ()):
             if not matches_field_type(getattr(event, name), type(event), name):
-                self._reject(where, f"has no right {name!r}")
+                self._reject(line.where, f"has an invalid {name!r}")
         return event
 
     def _require_blob(self, where: str, digest: str, size: int | None = None) -> None:
@@ -212,49 +236,51 @@ class ArchivedEventReader:
         elif digest not in self.archive.manifest.skipped_blobs:
             self._reject(where, f"needs blob {digest!r:.80}, which is missing")
 
-    def _check_sequence(self, where: str, number: int, run_id: str | None, event: Event) -> None:
-        if isinstance(event, RunQueued):
-            self._reject(where, "queues a run, which an archive cannot")
-        if isinstance(event, RunStarted):
-            self._check_run_started(where, number, run_id, event)
-        elif run_id is not None and self.run_sessions.get(run_id) != number:
+    def _check_order(self, line: EventLine, event: Event) -> None:
+        """Check that an event may follow those before it, and note what it changes."""
+        where, run_id = line.where, line.run_id
+        is_first = isinstance(event, RunStarted | RunQueued)
+        is_ours = run_id is None or self.run_sessions.get(run_id) == line.session_number
+        if not is_first and not is_ours:
             self._reject(where, f"belongs to run {run_id!r:.80}, which the session has not started")
-        if isinstance(event, QuestionAsked) and run_id is None:
-            self._reject(where, "asks a question for no run")
-        if isinstance(event, RunFinished) and self.unfinished_runs.pop(run_id or "", None) is None:
-            self._reject(where, "ends a run that is not under way")
-        if isinstance(event, TipMoved) and any(
-            each is not None and each not in self.run_sessions
-            for each in (event.tip, event.previous_tip)
-        ):
-            self._reject(where, "moves the tip from or to an unknown run")
-        if isinstance(event, TipMoved | RunStarted):
-            self.moved_sessions.add(number)
-        if isinstance(event, FilesChanged):
-            self._check_files(where, event)
+        match event:
+            case RunQueued():
+                self._reject(where, "queues a run, which is not allowed in an archive")
+            case RunStarted():
+                self._check_run_started(line, event)
+                self.moved_sessions.add(line.session_number)
+            case QuestionAsked() if run_id is None:
+                self._reject(where, "asks a question without a run")
+            case RunFinished():
+                if self.unfinished_runs.pop(run_id or "", None) is None:
+                    self._reject(where, "finishes a run that is not unfinished")
+            case TipMoved():
+                for tip in (event.tip, event.previous_tip):
+                    if tip is not None and tip not in self.run_sessions:
+                        self._reject(where, "moves the tip from or to an unknown run")
+                self.moved_sessions.add(line.session_number)
+            case FilesChanged():
+                self._check_files(where, event)
 
-    def _check_run_started(
-        self, where: str, number: int, run_id: str | None, event: RunStarted
-    ) -> None:
-        if event.run_id != run_id or event.run_id in self.run_sessions:
-            self._reject(where, f"starts run {event.run_id!r:.80} a second time or under two names")
-        if event.parent_id is not None and event.parent_id not in self.run_sessions:
+    def _check_run_started(self, line: EventLine, event: RunStarted) -> None:
+        where, parent_id = line.where, event.parent_id
+        if event.run_id != line.run_id or event.run_id in self.run_sessions:
+            self._reject(where, f"starts run {event.run_id!r:.80} again or under two ids")
+        if parent_id is not None and parent_id not in self.run_sessions:
             self._reject(
-                where,
-                f"starts a run whose parent {event.parent_id!r:.80} is missing or comes later",
+                where, f"starts a run whose parent {parent_id!r:.80} is missing or comes later"
             )
-        if not self.run_steps.get(event.parent_id or "", 0) < event.step <= MAX_RUNS:
-            self._reject(
-                where, f"starts a run whose step {event.step} does not follow from its parent's"
-            )
+        if not self.run_steps.get(parent_id or "", 0) < event.step <= MAX_RUNS:
+            self._reject(where, f"starts a run whose step {event.step} contradicts its parent's")
         if len(self.run_sessions) == MAX_RUNS:
-            self._reject(where, f"starts one run more than {MAX_RUNS:,}")
-        for each in event.context:
-            if each["digest"]:
-                self._require_blob(where, each["digest"], each["size"])
-        self.run_sessions[event.run_id], self.run_steps[event.run_id] = number, event.step
-        self.unfinished_runs[event.run_id] = number
-        self.parent_ids.add(event.parent_id)
+            self._reject(where, f"starts more than {MAX_RUNS:,} runs")
+        for entry in event.context:
+            if entry["digest"]:
+                self._require_blob(where, entry["digest"], entry["size"])
+        self.run_sessions[event.run_id] = line.session_number
+        self.run_steps[event.run_id] = event.step
+        self.unfinished_runs[event.run_id] = line.session_number
+        self.parent_ids.add(parent_id)
 
     def _check_files(self, where: str, event: FilesChanged) -> None:
         for path in (*event.changed, *event.removed):
@@ -263,41 +289,53 @@ class ArchivedEventReader:
         for entry in event.changed.values():
             self._require_blob(where, entry["digest"], entry["size"])
             if not 0 <= entry["mode"] <= 0o7777:
-                self._reject(where, f"has a wrong file mode {entry['mode']}")
+                self._reject(where, f"has an invalid file mode {entry['mode']}")
 
-    def _rename_references(self, event: Event, body: dict[str, Any], large: dict[str, str]) -> None:
-        """Put names that hold here into the fields that refer to runs and people; leave out what holds there only."""
+    def _rename_references(
+        self, event: Event, line: EventLine
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the fields with the ids and the principal of this journal.
+
+        What is valid only in the journal of the exporter is reset.
+        """
+        replaced: dict[str, Any] = {}
         match event:
             case RunStarted():
-                body |= {
-                    name: self._map_known_run(body.get(name))
-                    for name in ("run", "parent", "replays")
+                replaced = {
+                    "run_id": self._map_known_run(event.run_id),
+                    "parent_id": self._map_known_run(event.parent_id),
+                    "replayed_run": self._map_known_run(event.replayed_run),
+                    "idempotency_key": None,
+                    "approved_calls": [],
                 }
-                body["idempotency_key"] = None  # of a client of another server
-                body["approved"] = []  # what people have allowed there is not allowed here
-                for name in ("idempotency_key", "approved"):
-                    large.pop(name, None)
             case QuestionAnswered():
-                body["scope"] = "once"  # the same for other calls of the run or the session
-                large.pop("scope", None)
+                replaced = {"scope": "once"}  # an approval does not extend to further calls here
             case TipMoved():
-                body |= {name: self._map_known_run(body.get(name)) for name in ("tip", "left")}
+                replaced = {
+                    "tip": self._map_known_run(event.tip),
+                    "previous_tip": self._map_known_run(event.previous_tip),
+                }
             case SessionOpened():
-                body |= {
-                    "origin": self._map_known_run(body.get("origin")),
+                replaced = {
+                    "origin": self._map_known_run(event.origin),
                     "principal": self.names.principal,
                 }
+        large_fields = {
+            name: digest for name, digest in line.large_fields.items() if name not in replaced
+        }
+        return {**line.body, **replaced}, large_fields
 
     def _map_known_run(self, run_id: str | None) -> str | None:
-        return self.names.map_run_id(run_id) if run_id in self.run_sessions else None
+        if run_id is None or run_id not in self.run_sessions:
+            return None
+        return self.names.map_run_id(run_id)
 
     @staticmethod
     def _rebuild_event(event: Event, body: Mapping[str, Any]) -> Event:
         known = EVENT_FIELDS.get(type(event), {})
-        made: Event = type(event)(
-            **{**vars(event), **{name: body[name] for name in body if name in known}}
-        )
-        return made
+        changed = {name: value for name, value in body.items() if name in known}
+        rebuilt: Event = type(event)(**{**vars(event), **changed})
+        return rebuilt
 
     def _reject(self, where: str, reason: str, remedy: str = "") -> NoReturn:
         raise self.archive.rejection(where, reason, remedy)
@@ -312,10 +350,7 @@ def _matches_line_type(value: Any, kind: Any) -> bool:
 
 
 def _is_workspace_path(path: str) -> bool:
-    """Say whether `path` is one that a workspace can have: relative, and without detours."""
-    return (
-        bool(path)
-        and "\0" not in path
-        and str(PurePosixPath(path)) == path
-        and not (path.startswith("/") or path == "." or ".." in PurePosixPath(path).parts)
-    )
+    """Say whether a workspace can have `path`: it is relative and normalised."""
+    if not path or "\0" in path or str(PurePosixPath(path)) != path:
+        return False
+    return not path.startswith("/") and path != "." and ".." not in PurePosixPath(path).parts

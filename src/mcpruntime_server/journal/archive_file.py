@@ -1,8 +1,8 @@
-"""The file that a session travels in: a zip with a manifest, its events as lines of JSON, and the blobs they refer to.
+"""The file format of an archive: a zip with a manifest, events as lines of JSON, and blobs.
 
-Rule 1: the file is a stranger's. What it says of itself is checked, every amount is bounded while it is read, and
-nothing in it names a place to write to.
-Rule 2: what is wrong is an `InvalidRequest` that names the member and the reason.
+Rule 1: the file is not trusted. What it claims is checked, every amount is bounded while it is
+read, and nothing in it names a path to write to.
+Rule 2: every problem is an `InvalidRequest` that names the member and the reason.
 This module knows bytes and JSON, neither events nor the journal.
 """
 
@@ -23,32 +23,26 @@ from io import BufferedReader
 from math import isfinite
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from ..errors import InvalidRequest
 from .type_checks import matches_field_type
 
-ARCHIVE_FORMAT = "mcpruntime-server session"
+ARCHIVE_FORMAT = "mcpruntime-server session archive"
 ARCHIVE_VERSION = 1
 MANIFEST_MEMBER = "manifest.json"
 EVENTS_MEMBER = "events.jsonl"
 BLOB_MEMBER_PATTERN = re.compile(r"blobs/([0-9a-f]{64})")
 MB = 1024 * 1024
-MAX_MEMBERS = 200_000  # several times what 4 GB of ordinary files make
-MAX_DIRECTORY_BYTES = 40 * MB  # of the zip, which is read as a whole: 200 bytes for each member
-MAX_TOTAL_BYTES = (
-    4096 * MB
-)  # uncompressed: as much as a whole journal is allowed unless set otherwise
+MAX_MEMBERS = 200_000  # several times as many as 4 GB of ordinary files
+MAX_DIRECTORY_BYTES = 40 * MB  # of the zip, which is read at once: 200 bytes for each member
+MAX_TOTAL_BYTES = 4096 * MB  # uncompressed: the default size of a whole journal
 MAX_BLOB_BYTES = 1024 * MB  # uncompressed: several times a workspace
 MAX_MANIFEST_BYTES = 16 * MB
-MAX_LINE_BYTES = 4 * MB  # one event: its longer fields are blobs
-MAX_FIELD_BYTES = (
-    128 * MB
-)  # a blob that is a part of an event, which memory holds: twice the longest message
+MAX_LINE_BYTES = 4 * MB  # one event, whose large fields are blobs
+MAX_FIELD_BYTES = 128 * MB  # a blob that is a field, read at once: twice the longest message
 CHUNK_BYTES = 256 * 1024
-END_RECORD = struct.Struct(
-    "<4s4H2LH"
-)  # the end of a zip without a comment, as this module writes it
+END_RECORD = struct.Struct("<4s4H2LH")  # the end of a zip without a comment, as written here
 ZIP64_END_RECORD = struct.Struct("<4sQ2H2L4Q")
 ZIP64_LOCATOR = struct.Struct("<4sLQL")
 DAMAGE_ERRORS = (
@@ -65,7 +59,7 @@ DAMAGE_ERRORS = (
 
 @dataclass(frozen=True)
 class ArchivedSession:
-    """A session in an archive: what its events do not say; times are seconds since the epoch."""
+    """What the events of a session do not say; times are seconds since the epoch."""
 
     id: str
     name: str | None
@@ -75,23 +69,26 @@ class ArchivedSession:
 
 @dataclass(frozen=True)
 class ArchiveManifest:
-    """What an archive says of itself; `sessions[0]` is the one that was exported, the others are its ancestors'."""
+    """What an archive holds; `sessions[0]` was exported, the others have ancestors of its runs."""
 
     sessions: list[ArchivedSession]
     run_count: int
     event_count: int
-    skipped_blobs: list[str]  # digests of blobs that were damaged where it was made
+    skipped_blobs: list[str]  # digests of blobs that were damaged when it was exported
+
+
+Part = TypeVar("Part", ArchivedSession, ArchiveManifest)
 
 
 class ArchiveWriter:
-    """An archive in the making."""
+    """An archive that is being written."""
 
     def __init__(self, file: zipfile.ZipFile) -> None:
         self._file = file
 
     @contextmanager
     def open_events(self) -> Iterator[IO[bytes]]:
-        """Write the lines of events."""
+        """Open the member for the lines of events."""
         with self._file.open(_zip_member(EVENTS_MEMBER), "w", force_zip64=True) as lines:
             yield lines
 
@@ -100,16 +97,16 @@ class ArchiveWriter:
         self._file.writestr(_zip_member(f"blobs/{digest}"), data)
 
     def write_manifest(self, manifest: ArchiveManifest) -> None:
-        """Say what the archive holds."""
-        told = {"format": ARCHIVE_FORMAT, "version": ARCHIVE_VERSION, **asdict(manifest)}
-        self._file.writestr(_zip_member(MANIFEST_MEMBER), json.dumps(told, indent=1))
+        """Write the manifest."""
+        content = {"format": ARCHIVE_FORMAT, "version": ARCHIVE_VERSION, **asdict(manifest)}
+        self._file.writestr(_zip_member(MANIFEST_MEMBER), json.dumps(content, indent=1))
 
 
 @contextmanager
 def write_archive(path: Path, force: bool) -> Iterator[ArchiveWriter]:
-    """Write an archive that appears at `path` when it is whole, in place of another file only with `force`.
+    """Write an archive that appears at `path` when it is complete; `force` replaces a file.
 
-    Raises `InvalidRequest` if there is one, or if it cannot be written.
+    Raises `InvalidRequest` if there is a file already, or if it cannot be written.
     """
     if not force and os.path.lexists(path):
         raise _already_exists(path)
@@ -128,7 +125,7 @@ def write_archive(path: Path, force: bool) -> Iterator[ArchiveWriter]:
 def _publish_file(draft: str, path: Path, force: bool) -> None:
     if not force:
         try:
-            os.link(draft, path)  # unlike a rename, never over what somebody else has put there
+            os.link(draft, path)  # unlike a rename, it never replaces a file
         except FileExistsError:
             raise _already_exists(path) from None
         except OSError:  # a file system without links
@@ -141,12 +138,13 @@ def _publish_file(draft: str, path: Path, force: bool) -> None:
 
 def _already_exists(path: Path) -> InvalidRequest:
     return InvalidRequest(
-        f"There is a file {path} already.", remedy="Give another name, or say that it be replaced."
+        f"There is already a file {path}.",
+        remedy="Choose another name, or replace it with --force.",
     )
 
 
 def _zip_member(name: str) -> zipfile.ZipInfo:
-    member = zipfile.ZipInfo(name)  # without a date, so that equal sessions make equal files
+    member = zipfile.ZipInfo(name)  # without a date: equal sessions give equal files
     member.compress_type = zipfile.ZIP_DEFLATED
     member.external_attr = 0o600 << 16
     return member
@@ -167,25 +165,26 @@ class ArchiveReader:
         self.manifest = self._read_manifest()
 
     def rejection(self, member: str, reason: str, remedy: str = "") -> InvalidRequest:
-        """Return the error that says why this archive is not taken."""
+        """Return the error that says why this archive is rejected."""
         return InvalidRequest(
-            f"The archive {self.path} is refused: {member!r:.120} {reason}.", remedy=remedy
+            f"The archive {self.path} is rejected: {member!r:.120} {reason}.", remedy=remedy
         )
 
     def verify_blobs(self) -> Iterator[str]:
-        """Read all blobs, yield the digest of each, and raise if one is not what it is named after."""
+        """Read all blobs and yield their digests; raises if the content of one does not match."""
         self._total = 0
         for digest in sorted(self.blob_digests):
-            found, self.blob_sizes[digest] = sha256(), 0
+            content_hash, size = sha256(), 0
             for chunk in self.iter_chunks(digest):
-                found.update(chunk)
-                self.blob_sizes[digest] += len(chunk)
-            if found.hexdigest() != digest:
-                raise self.rejection(f"blobs/{digest}", "is not the content that it is named after")
+                content_hash.update(chunk)
+                size += len(chunk)
+            if content_hash.hexdigest() != digest:
+                raise self.rejection(f"blobs/{digest}", "has content with another digest")
+            self.blob_sizes[digest] = size
             yield digest
 
     def iter_chunks(self, digest: str, limit: int = MAX_BLOB_BYTES) -> Iterator[bytes]:
-        """Yield the pieces of a blob."""
+        """Yield the content of a blob in chunks."""
         member = f"blobs/{digest}"
         if digest not in self.blob_digests:
             raise self.rejection(member, "is missing")
@@ -199,13 +198,12 @@ class ArchiveReader:
                 yield chunk
 
     def load_field(self, digest: str) -> Any:
-        """Return the JSON data that a blob holds."""
-        return self.parse_json(
-            f"blobs/{digest}", b"".join(self.iter_chunks(digest, MAX_FIELD_BYTES))
-        )
+        """Return the content of a blob as JSON data."""
+        content = b"".join(self.iter_chunks(digest, MAX_FIELD_BYTES))
+        return self.parse_json(f"blobs/{digest}", content)
 
     def iter_lines(self) -> Iterator[tuple[str, Any]]:
-        """Yield each line of events: where it is, and its JSON data."""
+        """Yield the place and the JSON data of each line of events."""
         self._total = 0
         with self._open_member(EVENTS_MEMBER) as file:
             number = 0
@@ -229,7 +227,7 @@ class ArchiveReader:
     def _count_bytes(self, member: str, size: int) -> None:
         self._total += size
         if self._total > MAX_TOTAL_BYTES:
-            raise self.rejection(member, f"takes the whole beyond {MAX_TOTAL_BYTES // MB} MB")
+            raise self.rejection(member, f"makes it larger than {MAX_TOTAL_BYTES // MB} MB")
 
     @contextmanager
     def _open_member(self, member: str) -> Iterator[IO[bytes]]:
@@ -249,18 +247,17 @@ class ArchiveReader:
         for member in self._file.infolist():
             name = member.filename
             if name in members:
-                raise self.rejection(name, "is there twice")
-            if name not in (MANIFEST_MEMBER, EVENTS_MEMBER) and not BLOB_MEMBER_PATTERN.fullmatch(
-                name
-            ):
-                raise self.rejection(name, "does not belong into an archive of a session")
+                raise self.rejection(name, "occurs twice")
+            is_blob = BLOB_MEMBER_PATTERN.fullmatch(name) is not None
+            if not is_blob and name not in (MANIFEST_MEMBER, EVENTS_MEMBER):
+                raise self.rejection(name, "does not belong in an archive of a session")
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
                 raise self.rejection(name, "is not a regular file")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise self.rejection(name, "is compressed in another way than deflate")
+                raise self.rejection(name, "uses a compression other than deflate")
             members[name] = member
             if len(members) > MAX_MEMBERS:
-                raise self.rejection(name, f"is one more than {MAX_MEMBERS:,} members")
+                raise self.rejection(name, f"exceeds the limit of {MAX_MEMBERS:,} members")
         return members
 
     def _read_manifest(self) -> ArchiveManifest:
@@ -268,50 +265,52 @@ class ArchiveReader:
             text = file.read(MAX_MANIFEST_BYTES + 1)
         if len(text) > MAX_MANIFEST_BYTES:
             raise self.rejection(MANIFEST_MEMBER, f"is larger than {MAX_MANIFEST_BYTES // MB} MB")
-        told = self.parse_json(MANIFEST_MEMBER, text)
-        if not isinstance(told, dict) or told.get("format") != ARCHIVE_FORMAT:
-            raise self.rejection(MANIFEST_MEMBER, "is not that of a session")
-        if not isinstance(told.get("version"), int):
-            raise self.rejection(MANIFEST_MEMBER, "has no version")
-        if told["version"] > ARCHIVE_VERSION:
-            reason = f"has version {told['version']}; this program knows up to {ARCHIVE_VERSION}"
-            raise self.rejection(
-                MANIFEST_MEMBER, reason, remedy="Use the newer mcpruntime-server that wrote it."
-            )
-        given = told.get("sessions")
-        if (
-            not isinstance(given, list)
-            or not given
-            or not all(isinstance(each, dict) for each in given)
-        ):
+        found = self.parse_json(MANIFEST_MEMBER, text)
+        if not isinstance(found, dict):
+            raise self.rejection(MANIFEST_MEMBER, "is not a JSON object")
+        self._check_format(found.get("format"), found.get("version"))
+        sessions = found.get("sessions")
+        if not isinstance(sessions, list) or not sessions:
             raise self.rejection(MANIFEST_MEMBER, "names no session")
-        sessions = [self._build(ArchivedSession, each) for each in given]
-        manifest: ArchiveManifest = self._build(ArchiveManifest, {**told, "sessions": sessions})
-        return manifest
+        if not all(isinstance(each, dict) for each in sessions):
+            raise self.rejection(MANIFEST_MEMBER, "has an invalid 'sessions'")
+        archived = [self._build(ArchivedSession, each) for each in sessions]
+        return self._build(ArchiveManifest, {**found, "sessions": archived})
 
-    def _build(self, cls: type[Any], found: Mapping[str, Any]) -> Any:
+    def _check_format(self, format_name: Any, version: Any) -> None:
+        if format_name != ARCHIVE_FORMAT or type(version) is not int or version < 1:
+            raise self.rejection(
+                MANIFEST_MEMBER,
+                f"has the format {format_name!r:.80}, version {version!r:.80}; this program reads "
+                f"{ARCHIVE_FORMAT!r}, version {ARCHIVE_VERSION}",
+                remedy="Export the session again with a current mcpruntime-server.",
+            )
+        if version > ARCHIVE_VERSION:
+            raise self.rejection(
+                MANIFEST_MEMBER,
+                f"has version {version}; this program knows up to {ARCHIVE_VERSION}",
+                remedy="Use the newer mcpruntime-server that wrote it.",
+            )
+
+    def _build(self, cls: type[Part], found: Mapping[str, Any]) -> Part:
         names = [item.name for item in fields(cls)]
-        wrong = [
-            name
-            for name in names
-            if name not in found or not matches_field_type(found[name], cls, name)
-        ]
-        if wrong:
-            raise self.rejection(MANIFEST_MEMBER, f"has no right {wrong[0]!r}")
+        for name in names:
+            if name not in found or not matches_field_type(found[name], cls, name):
+                raise self.rejection(MANIFEST_MEMBER, f"has an invalid {name!r}")
         return cls(**{name: found[name] for name in names})
 
 
 @contextmanager
 def read_archive(path: Path) -> Iterator[ArchiveReader]:
-    """Open an archive and check its directory and its manifest; raises `InvalidRequest`."""
+    """Open an archive, and check its directory and manifest; raises `InvalidRequest`."""
     with _open_file(path) as raw:
         try:
             _check_directory(raw)
             file = zipfile.ZipFile(raw)
         except DAMAGE_ERRORS as exc:
             raise InvalidRequest(
-                f"The archive {path} is refused: it is not a whole zip file of ours ({exc!s:.80}).",
-                remedy="Export the session again, and copy the file as it is.",
+                f"The archive {path} is rejected: it is not a complete archive ({exc!s:.80}).",
+                remedy="Export the session again, and copy the file unchanged.",
             ) from exc
         with file:
             yield ArchiveReader(path, file)
@@ -319,19 +318,21 @@ def read_archive(path: Path) -> Iterator[ArchiveReader]:
 
 def _open_file(path: Path) -> IO[bytes]:
     try:
-        handle = os.open(
-            path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )  # a pipe is refused, not waited for
+        # without blocking, so that a pipe is rejected and not waited for
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         raise InvalidRequest(f"The archive {path} cannot be read: {exc.strerror}.") from exc
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise InvalidRequest(f"The archive {path} is not a file.")
+        raise InvalidRequest(f"The archive {path} is not a regular file.")
     return os.fdopen(handle, "rb")
 
 
 def _check_directory(raw: IO[bytes]) -> None:
-    """Refuse a directory that would fill the memory, before it is read; the end must be as this module writes it."""
+    """Raise `ValueError` if the directory would fill the memory, before it is read.
+
+    The end of the file must be as this module writes it.
+    """
     size = raw.seek(0, os.SEEK_END)
     tail_size = END_RECORD.size + ZIP64_LOCATOR.size + ZIP64_END_RECORD.size
     raw.seek(max(size - tail_size, 0))
@@ -343,7 +344,7 @@ def _check_directory(raw: IO[bytes]) -> None:
     if locator == b"PK\6\7":
         mark, *_, length, _ = ZIP64_END_RECORD.unpack(tail[: ZIP64_END_RECORD.size])
         if mark != b"PK\6\6" or at != size - tail_size:
-            raise ValueError("its end is not where it says")
+            raise ValueError("its end is not where the file says")
     if length > MAX_DIRECTORY_BYTES:
         raise ValueError(f"its directory is larger than {MAX_DIRECTORY_BYTES // MB} MB")
 
@@ -356,4 +357,4 @@ def _parse_finite(text: str) -> float:
 
 
 def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

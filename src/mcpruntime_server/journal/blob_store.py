@@ -1,9 +1,11 @@
-"""Content-addressed storage: bytes are kept once, in a file named by their SHA-256.
+"""Content-addressed storage: bytes are stored once, in a file named after their SHA-256.
 
-Rule 1: a blob appears whole or not at all: it is written beside its place and renamed into it.
-Rule 2: several threads and processes may store the same content at once; the last rename wins and nothing is lost.
-Rule 3: a blob that is put or refreshed is safe from being discarded for as long as `discard` is told.
-Rule 4: what is read is verified; a damaged blob is an error that names it, and storing the content again mends it.
+Rule 1: a blob appears whole or not at all: it is written to a draft and renamed into place.
+Rule 2: several threads and processes may store the same content at once; the last rename wins.
+Rule 3: a blob is protected from `discard` for as long after it was put or refreshed as the caller
+of `discard` says.
+Rule 4: what is read is verified. A damaged blob is an error that names it, and storing the content
+again repairs it.
 This module is synchronous (call it from a worker thread) and does not know what the bytes mean.
 """
 
@@ -21,33 +23,30 @@ from typing import IO
 
 from mcpruntime_server.errors import JournalFailed, NotFound
 
-ABANDONED_DRAFT_AGE_S = (
-    24 * 3600
-)  # seconds without a write after which a draft is what a killed server left
-READ_ATTEMPTS = 10  # to read a blob that a collector has put aside for a moment
-SET_ASIDE_PREFIX = "aside-"  # begins the name of a blob that a collector is about to remove
+ABANDONED_DRAFT_AGE_S = 24 * 3600  # without a write: then a killed server has left the draft
+READ_ATTEMPTS = 10  # on a blob that garbage collection has set aside for a moment
+SET_ASIDE_PREFIX = "aside-"  # of the name of a blob that is about to be discarded
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobStore:
-    """Blobs under one folder: `ab/abcd...`; `tmp/` holds what is being written."""
+    """Blobs below one folder, as `ab/abcd...`; `tmp/` holds drafts."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         drafts = root / "tmp"
         drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
         for draft in drafts.iterdir():
-            with suppress(FileNotFoundError):  # another server may be clearing up too
+            with suppress(FileNotFoundError):  # another server may do the same now
                 if draft.name.startswith(SET_ASIDE_PREFIX):
-                    self._restore_set_aside(
-                        self.blob_path(draft.name.removeprefix(SET_ASIDE_PREFIX))
-                    )
+                    digest = draft.name.removeprefix(SET_ASIDE_PREFIX)
+                    self._restore_set_aside(self.blob_path(digest))
                     draft.unlink()
                 elif draft.stat().st_mtime < time.time() - ABANDONED_DRAFT_AGE_S:
                     draft.unlink()
 
     def blob_path(self, digest: str) -> Path:
-        """Return where the blob `digest` is kept; raises `NotFound` if that is not a digest."""
+        """Return the path of a blob; raises `NotFound` if `digest` is not a digest."""
         if not DIGEST_PATTERN.fullmatch(digest):
             raise NotFound(
                 f"{digest!r} is not the name of a blob.", remedy="A name is 64 hexadecimal digits."
@@ -55,7 +54,7 @@ class BlobStore:
         return self.root / digest[:2] / digest
 
     def put(self, data: bytes) -> str:
-        """Keep `data` and return its digest."""
+        """Store `data` and return its digest."""
         digest = sha256(data).hexdigest()
         if not self.refresh(digest, len(data)):
             with self.open_writer() as writer:
@@ -64,7 +63,10 @@ class BlobStore:
         return digest
 
     def get(self, digest: str) -> bytes:
-        """Return the content of `digest`; raises `NotFound`, or `JournalFailed` if it is damaged or unreadable."""
+        """Return the content of a blob.
+
+        Raises `NotFound`, or `JournalFailed` if it is damaged or unreadable.
+        """
         path = self.blob_path(digest)
         try:
             data = self._read_file(path)
@@ -74,37 +76,22 @@ class BlobStore:
             raise JournalFailed(f"The blob {path} cannot be read: {exc.strerror}.") from exc
         if sha256(data).hexdigest() != digest:
             raise JournalFailed(
-                f"The blob {path} is damaged: its {len(data)} bytes are not the content it is named after.",
-                remedy="Restore the file from a backup; everything that does not use it is unaffected.",
+                f"The blob {path} is damaged: the digest of its {len(data)} bytes is not its name.",
+                remedy="Restore the file from a backup; everything that does not use it is intact.",
             )
         return data
 
     @contextmanager
     def open_writer(self) -> Iterator[BlobWriter]:
-        """Write a blob piece by piece; without `keep()` nothing remains of it."""
+        """Write a blob in chunks; without `commit()` nothing of it remains."""
         with tempfile.NamedTemporaryFile(dir=self.root / "tmp", delete=False) as file:
             try:
                 yield BlobWriter(self, file, Path(file.name))
             finally:
                 Path(file.name).unlink(missing_ok=True)
 
-    def _read_file(self, path: Path) -> bytes:
-        for _ in range(READ_ATTEMPTS):
-            with suppress(FileNotFoundError):
-                return path.read_bytes()
-            self._restore_set_aside(path)
-        return path.read_bytes()
-
-    def _restore_set_aside(self, path: Path) -> None:
-        """Restore what a collector has put aside and may not come to restore, unless it is there again."""
-        with suppress(FileNotFoundError, FileExistsError):
-            os.link(self._set_aside_path(path), path)
-
-    def _set_aside_path(self, path: Path) -> Path:
-        return self.root / "tmp" / f"{SET_ASIDE_PREFIX}{path.name}"
-
     def iter_blobs(self) -> Iterator[tuple[str, int, float]]:
-        """Yield the digest of every blob, its size in bytes, and when it was put or refreshed last."""
+        """Yield each blob's digest, its size in bytes, and when it was last put or refreshed."""
         for folder in self.root.glob("??"):
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -114,14 +101,14 @@ class BlobStore:
                             yield entry.name, info.st_size, info.st_mtime
 
     def discard(self, digest: str, before: float) -> bool:
-        """Remove a blob, unless it was put or refreshed after `before`; say whether that was done.
+        """Remove a blob unless it was put or refreshed after `before`; say whether it was removed.
 
-        It is put aside first, so that whoever refreshes it at this moment is seen, or finds it missing and puts it.
-        Only one at a time may do this.
+        It is set aside first, so that a concurrent `refresh` either is noticed or finds the blob
+        missing and puts it again. Only one process at a time may do this.
         """
         path = self.blob_path(digest)
         aside = self._set_aside_path(path)
-        with suppress(FileNotFoundError):  # it is gone, or a server that starts has put it back
+        with suppress(FileNotFoundError):  # it is gone, or a starting server has restored it
             path.rename(aside)
             is_old = aside.stat().st_mtime < before
             if not is_old:
@@ -131,19 +118,32 @@ class BlobStore:
         return False
 
     def refresh(self, digest: str, size: int) -> bool:
-        """Say whether content of that size is kept as `digest`; then it is as safe from `discard` as if it were new."""
+        """Protect a blob from `discard` as if it were new; say whether it exists with that size."""
         path = self.blob_path(digest)
         try:
             os.utime(path)
-            return (
-                path.stat().st_size == size
-            )  # afterwards: a collector may have missed the new time, but not the blob
+            return path.stat().st_size == size  # afterwards, so that a concurrent discard is seen
         except FileNotFoundError:
             return False
 
+    def _read_file(self, path: Path) -> bytes:
+        for _ in range(READ_ATTEMPTS):
+            with suppress(FileNotFoundError):
+                return path.read_bytes()
+            self._restore_set_aside(path)
+        return path.read_bytes()
+
+    def _restore_set_aside(self, path: Path) -> None:
+        """Restore a blob that was set aside, unless it exists again."""
+        with suppress(FileNotFoundError, FileExistsError):
+            os.link(self._set_aside_path(path), path)
+
+    def _set_aside_path(self, path: Path) -> Path:
+        return self.root / "tmp" / f"{SET_ASIDE_PREFIX}{path.name}"
+
 
 class BlobWriter:
-    """A blob in the making."""
+    """A blob that is being written."""
 
     def __init__(self, store: BlobStore, file: IO[bytes], draft: Path) -> None:
         self._store = store
@@ -153,13 +153,13 @@ class BlobWriter:
         self.size_bytes = 0
 
     def write(self, data: bytes) -> None:
-        """Add `data` at the end."""
+        """Append `data`."""
         self._file.write(data)
         self._hash.update(data)
         self.size_bytes += len(data)
 
     def commit(self) -> str:
-        """Put the blob into its place and return its digest."""
+        """Move the blob into its place and return its digest."""
         self._file.flush()
         digest = self._hash.hexdigest()
         path = self._store.blob_path(digest)

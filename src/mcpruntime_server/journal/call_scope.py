@@ -1,4 +1,7 @@
-"""For which run a call is answered, for handlers that need to know; whoever answers a call enters its scope first."""
+"""The run for which a call is being answered, for handlers that need to know it.
+
+The router enters the scope before it calls a handler.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-MAX_MODEL_REQUEST_CHARS = 60_000  # of one question that is put before the client's model
+MAX_MODEL_REQUEST_CHARS = 60_000  # of one request to the client's model
 
 
 @dataclass(frozen=True)
 class CallScope:
-    """A run and its session, by their ids; `put` puts a question before the client's model and returns the answer.
+    """A run and its session, by their ids, and what a handler can do with the run.
 
-    While the call is `away`, the run's time stands still, others may execute in its turn, and whoever looks at the run
-    is told what `tell` has been given last.
+    `ask_client_model` sends a request to the client's model and returns the answer. Inside
+    `release_slot` the run's clock stands still and other runs may use its slot. `report_progress`
+    sets the text that clients see while the run is unfinished.
     """
 
     session_id: str
@@ -30,10 +34,10 @@ _current_scope: ContextVar[CallScope] = ContextVar("scope")
 
 
 def current_call_scope() -> CallScope:
-    """Return the scope of the call under way."""
+    """Return the scope of the call that this task answers."""
     return _current_scope.get()
 
 
-def enter_call_scope(found: CallScope) -> None:
-    """Have this task, and those that it starts, answer a call in a scope."""
-    _current_scope.set(found)
+def enter_call_scope(scope: CallScope) -> None:
+    """Set the scope for this task and the tasks that it starts."""
+    _current_scope.set(scope)

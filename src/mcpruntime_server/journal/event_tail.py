@@ -1,7 +1,8 @@
-"""Following a session: what is recorded, then what happens, without a gap and without repeats.
+"""Follow a session: its recorded events, then new ones, without a gap and without repeats.
 
-New events are handed over in memory as they are appended. A watcher that falls behind keeps only its place and reads
-what it missed from the journal, so a slow reader costs no memory and slows nobody down.
+New events are passed on in memory as they are appended. A tail that falls behind keeps only its
+position and reads what it missed from the journal, so that a slow reader costs no memory and
+delays nobody.
 """
 
 from __future__ import annotations
@@ -13,26 +14,27 @@ import anyio
 
 from .rows import StoredEvent
 
-MAX_BUFFERED_EVENTS = (
-    256  # events a watcher may be behind before it has to read them from the journal
-)
+MAX_BUFFERED_EVENTS = 256  # a tail that is further behind reads from the journal
 
-ReadEvents = Callable[[int, int], Awaitable[list[StoredEvent]]]
+ReadEvents = Callable[[int, int], Awaitable[list[StoredEvent]]]  # after this sequence, this many
 
 
 class EventTail:
-    """The events of one session after ordinal `after`, in order; ends when it is closed."""
+    """The events of one session after `last_sequence`, in order; ends when it is closed.
 
-    def __init__(self, read: ReadEvents, after: int, *, behind: bool) -> None:
+    `is_behind` says that recorded events have to be read first.
+    """
+
+    def __init__(self, read: ReadEvents, last_sequence: int, *, is_behind: bool) -> None:
         self._read = read
-        self._last_sequence = after
-        self._is_behind = behind
+        self._last_sequence = last_sequence
+        self._is_behind = is_behind
         self._buffer: deque[StoredEvent] = deque()
         self._updated = anyio.Event()
         self._is_closed = False
 
     def push(self, stored: StoredEvent) -> None:
-        """Take a new event, or note that there is one to read."""
+        """Buffer a new event, or note that it has to be read."""
         if len(self._buffer) < MAX_BUFFERED_EVENTS and not self._is_behind:
             self._buffer.append(stored)
         else:
@@ -41,16 +43,19 @@ class EventTail:
         self._updated.set()
 
     def close(self) -> None:
-        """End the iteration; what is held is still delivered."""
+        """End the iteration after the buffered events."""
         self._is_closed = True
         self._updated.set()
 
     def __aiter__(self) -> EventTail:
-        """Return the watch itself."""
+        """Return the tail itself."""
         return self
 
     async def __anext__(self) -> StoredEvent:
-        """Return the next event, waiting for it if need be; raises `JournalFailed` if it cannot be read."""
+        """Return the next event, waiting for it if necessary.
+
+        Raises `JournalFailed` if it cannot be read.
+        """
         while True:
             while self._buffer:
                 stored = self._buffer.popleft()
@@ -66,7 +71,7 @@ class EventTail:
                 await self._updated.wait()
 
     async def _catch_up(self) -> None:
-        self._is_behind = False  # first, so that what is appended during the read is held
+        self._is_behind = False  # first, so that events appended during the read are buffered
         missed = await self._read(self._last_sequence, MAX_BUFFERED_EVENTS)
         if len(missed) == MAX_BUFFERED_EVENTS or self._is_behind:
             self._is_behind = True
@@ -75,7 +80,7 @@ class EventTail:
             self._buffer.extendleft(reversed(missed))
 
 
-def push_to_all(watches: Iterable[EventTail], stored: StoredEvent) -> None:
-    """Hand `stored` to every watch."""
-    for watch in watches:
-        watch.push(stored)
+def push_to_all(tails: Iterable[EventTail], stored: StoredEvent) -> None:
+    """Give `stored` to every tail."""
+    for tail in tails:
+        tail.push(stored)

@@ -1,17 +1,20 @@
-"""The facts that a journal is made of, and how they become text.
+"""The events of the journal, and their text form.
 
-Rule 1: everything that happens is one frozen dataclass listed in `KINDS`, written once and never changed.
+Rule 1: everything that happens is one frozen dataclass in `EVENT_CLASSES`, written once and never
+changed.
 Rule 2: this module does no I/O and knows neither SQL nor the sandbox; values are plain JSON data.
-Rule 3: the text is ASCII JSON. A lone surrogate is escaped and comes back as it was; a high and a low one side by side
-come back as the character that they spell. NaN, infinities, cycles and anything that is not JSON raise `ValueError`.
-Rule 4: readers tolerate what a newer version wrote: an unknown kind becomes `Unknown`, an unknown field is left out.
-A field added later therefore needs a default. `VERSION` rises only when the meaning of an existing field changes.
+Rule 3: the text is ASCII JSON. A lone surrogate is escaped and read back as it was; a high and a
+low one in a row are read back as the character that they encode. NaN, infinities, cycles and
+anything else that is not JSON raise `ValueError`.
+Rule 4: readers accept what a newer version wrote: an unknown kind becomes an `UnknownEvent`, an
+unknown field is ignored. A field that is added later therefore needs a default. `EVENT_VERSION`
+rises only when the meaning of an existing field changes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypedDict
 
@@ -20,15 +23,15 @@ EVENT_VERSION = 1
 
 @dataclass(frozen=True)
 class Event:
-    """Base of every fact."""
+    """Base of every event."""
 
 
 @dataclass(frozen=True)
 class SessionOpened(Event):
-    """A session was made; `name` is its owner's own word for it, if any.
+    """A session was created; `name` is the principal's own name for it.
 
-    `origin` is the run that it was forked at, or whose agent works in it. `purpose` is "" (to work in), "fork",
-    "agent", "rerun" (scratch) or "import".
+    `origin` is the run that it was forked at, or whose agent works in it. `purpose` is "" (for
+    work), "fork", "agent", "rerun" (scratch) or "import".
     """
 
     name: str | None
@@ -40,7 +43,7 @@ class SessionOpened(Event):
 
 @dataclass(frozen=True)
 class SandboxStarted(Event):
-    """The session got a sandbox; `image` is a content digest where the backend has one."""
+    """The session got a sandbox; `image` is a content digest if the backend has one."""
 
     sandbox: str
     image: str
@@ -50,15 +53,16 @@ class SandboxStarted(Event):
 
 @dataclass(frozen=True)
 class SandboxStopped(Event):
-    """The session's sandbox is gone; `reason` is one sentence."""
+    """The session's sandbox is gone; `reason` is a sentence."""
 
     reason: str
 
 
 class ApprovedCall(TypedDict):
-    """A planned call that may be made: (target, args, nth) names it; `sent` are the arguments to make it with.
+    """A planned call that may be made: target, args and nth identify it.
 
-    `person` says whether a person has allowed it, and not only the model.
+    `sent` are the arguments to make it with. `person` says whether a person has approved it, and
+    not only the model.
     """
 
     target: str
@@ -69,10 +73,10 @@ class ApprovedCall(TypedDict):
 
 
 class InputEntry(TypedDict):
-    """One input of a run: `digest` names its content in the blob store; if it is "", it is the file `path` as it was.
+    """One input of a run: `digest` is its content in the blob store, or "" for the file `path`.
 
-    `size` is that of the content or the file, in bytes; `stamp` says which file it was, and when it was last modified.
-    `start` and `end` (None: its end) are the part of it that is meant.
+    `size` is in bytes. `stamp` identifies the file and its last modification. `start` and `end`
+    (None: the end of the content) select a part of it.
     """
 
     name: str
@@ -86,45 +90,43 @@ class InputEntry(TypedDict):
 
 @dataclass(frozen=True)
 class RunQueued(Event):
-    """Run `run` was asked for and told of, and waits for its turn; a `RunStarted` of it follows."""
+    """Run `run_id` was announced to a client and waits for its slot; its `RunStarted` follows."""
 
     run_id: str
     code: str
     timeout_s: float
     idempotency_key: str | None = None
     dry_run: bool = False
-    context: list[InputEntry] | None = None  # None: that of the run before it
+    context: list[InputEntry] | None = None  # None: that of the parent
 
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """Run `run` began; `parent` is the run whose state it started from and `step` its depth in that line.
+    """Run `run_id` started from the state at the end of `parent_id`; `step` is its depth there.
 
-    All chance that its code draws follows from `seed`; `replays` is the run whose recorded answers its calls get.
-    A `dry_run` plans its calls that may write, but for those that are `approved`.
+    All randomness of its code follows from `seed`. `replayed_run` is the run whose recording
+    answers its calls. A `dry_run` plans its calls that may write, except `approved_calls`.
     """
 
     run_id: str
     parent_id: str | None
     step: int
     code: str
-    name: str  # what tracebacks call it
+    name: str  # in tracebacks
     timeout_s: float
     idempotency_key: str | None = None
     seed: str = ""
     replayed_run: str | None = None
-    stale_packages: list[str] = field(
-        default_factory=list
-    )  # packages of tools that it imports anew
+    stale_packages: list[str] = field(default_factory=list)  # of tools, which it imports again
     dry_run: bool = False
     approved_calls: list[ApprovedCall] = field(default_factory=list)
-    detached: bool = False  # nobody waits for it: it goes on when its server has ended
-    context: list[InputEntry] = field(default_factory=list)  # what `CONTEXT` is in it
+    detached: bool = False  # nobody waits for it: it continues when its server has stopped
+    context: list[InputEntry] = field(default_factory=list)  # what `CONTEXT` is for its code
 
 
 @dataclass(frozen=True)
 class InputHashed(Event):
-    """The content of a file that is an input (`path`, `stamp`) has this SHA-256."""
+    """The content of an input file (`path`, `stamp`) has the SHA-256 `digest`."""
 
     path: str
     stamp: str
@@ -133,19 +135,19 @@ class InputHashed(Event):
 
 @dataclass(frozen=True)
 class RunResumed(Event):
-    """The run goes on in another server, its first one having died; `calls` recorded calls are answered again."""
+    """The run continues in another server; `replayed_calls` of its calls are answered again."""
 
     replayed_calls: int
 
 
 @dataclass(frozen=True)
 class RunSuspended(Event):
-    """Its server was told to end, and leaves the run to the next one."""
+    """The server was told to stop, and leaves the run to the next one."""
 
 
 @dataclass(frozen=True)
 class TipMoved(Event):
-    """The session's state is now the end of run `tip` (None: empty); `left` was the tip before."""
+    """The state of the session is now the end of run `tip` (None: empty)."""
 
     tip: str | None
     previous_tip: str | None
@@ -153,7 +155,7 @@ class TipMoved(Event):
 
 @dataclass(frozen=True)
 class OutputWritten(Event):
-    """The code printed `text`; `dropped` counts the bytes left out before it."""
+    """The code wrote `text`; `dropped_bytes` were left out before it."""
 
     stream: str  # "stdout" | "stderr"
     text: str
@@ -162,27 +164,28 @@ class OutputWritten(Event):
 
 @dataclass(frozen=True)
 class CallStarted(Event):
-    """The code asked the host for something; (target, args, nth) names the call in a recording."""
+    """The code called the host; target, args and nth identify the call in a recording."""
 
     call_id: int  # unique in the run
     target: str
     args: str  # canonical JSON
     effect: str  # "read" | "idempotent" | "write"
     nth: int  # 0 for the run's first call with this target and these arguments
-    line_number: int | None = None  # of the user's code
-    in_ledger: bool = True  # on the ledger
+    line_number: int | None = None  # in the user's code
+    in_ledger: bool = True
 
 
 @dataclass(frozen=True)
 class QuestionAsked(Event):
-    """The run waits for an answer to `question` ("q1", ...) before call `call` is made, until `expires` at most.
+    """The run waits until `expires_at` for the answer to a question about call `call_id`.
 
-    `kind` is "approval" (may it be made?), "in_doubt" (it may have been made before a crash: again?) or "question" (the
-    call puts one before the client's model: `about` has the `prompt`, and the `schema` if there is one). The answer
-    holds for the planned calls `covers`, too. `hints` say where text in the arguments may have come from.
+    `kind` is "approval" (may it be made?), "in_doubt" (a crash may have interrupted it: make it
+    again?) or "question" (the call asks the client's model: `model_request` has the `prompt` and
+    the `schema`, if any). The answer also holds for `covered_calls` of a plan. `hints` say where
+    text in the arguments may have come from.
     """
 
-    question_id: str
+    question_id: str  # "q1", ...
     kind: str
     call_id: int
     expires_at: float  # seconds since the epoch
@@ -193,22 +196,23 @@ class QuestionAsked(Event):
 
 @dataclass(frozen=True)
 class QuestionAnswered(Event):
-    """`question` has its answer: `decision` is "allow", "deny", "again", "fail", "result" (then `value`) or "expired".
+    """The question has its answer.
 
-    `scope` is what an approval holds for: "once", "run" or "session". `by` says who answered, and how.
+    `decision` is "allow", "deny", "again", "fail", "result" (with `value`) or "expired". `scope`
+    is what an approval applies to: "once", "run" or "session".
     """
 
     question_id: str
     decision: str
     scope: str = "once"
-    answered_by: str = ""
-    target: str = ""  # that an approval for a run or a session holds for
+    answered_by: str = ""  # who, and how
+    target: str = ""  # of an approval for a run or a session
     value: Any = None
 
 
 @dataclass(frozen=True)
 class CallFinished(Event):
-    """Call `call` ended with `value`, or with `error` (keys: kind, message, data) if that is not None."""
+    """The call returned `value`, or failed with `error` (keys: kind, message, data)."""
 
     call_id: int
     value: Any = None
@@ -218,7 +222,7 @@ class CallFinished(Event):
 
 @dataclass(frozen=True)
 class ModelUsageRecorded(Event):
-    """A question was put before a model, once, and has cost this, however it ended; `ms` is how long that took."""
+    """One request to a model used this much, however it ended."""
 
     calls: int
     tokens_in: int
@@ -228,7 +232,7 @@ class ModelUsageRecorded(Event):
 
 
 class FileEntry(TypedDict):
-    """One workspace file: `digest` names its content in the blob store, `size` is in bytes."""
+    """One workspace file: `digest` is its content in the blob store, `size` is in bytes."""
 
     digest: str
     size: int
@@ -237,7 +241,7 @@ class FileEntry(TypedDict):
 
 @dataclass(frozen=True)
 class FilesChanged(Event):
-    """The run left these workspace paths changed or removed."""
+    """The run changed or removed these paths of the workspace."""
 
     changed: Mapping[str, FileEntry]
     removed: list[str] = field(default_factory=list)
@@ -245,19 +249,19 @@ class FilesChanged(Event):
 
 @dataclass(frozen=True)
 class ClocksRead(Event):
-    """What the clocks told the code since the run's last such event: name of the clock to its readings, in order."""
+    """What the code read from clocks since the last such event of the run."""
 
-    readings: Mapping[str, list[float]]
+    readings: Mapping[str, list[float]]  # by name of the clock, in order
 
 
 @dataclass(frozen=True)
 class RunFinished(Event):
-    """The run is over; `flags` are words that say what became of its state and how that can be restored.
+    """The run has finished; `flags` say what happened to its state and how to restore it.
 
-    `undone`: its interpreter died, and the tip is its parent again. `interrupted`: it was stopped in its middle, so its
-    end cannot be rebuilt. `files`: files were announced, and a `FilesChanged` follows; where none does, a crash cost
-    them. `fresh`: it began without the variables of the step before it. `state_lost`: an older version wrote it, and
-    its interpreter died. A dry run whose status is `waiting` has planned calls, and was undone.
+    `undone`: its interpreter died, and the tip is its parent again. `interrupted`: it was stopped
+    before its end, so that its state cannot be rebuilt. `files`: it announced files, and a
+    `FilesChanged` follows; if none does, a crash has lost them. `fresh`: it started without the
+    variables of its parent. A dry run with the status `waiting` has planned calls, and was undone.
     """
 
     status: str  # "ok" | "error" | "timeout" | "crashed" | "cancelled" | "waiting"
@@ -269,7 +273,7 @@ class RunFinished(Event):
 
 @dataclass(frozen=True)
 class UnknownEvent(Event):
-    """A fact of a kind that only a newer version knows, kept as it was written."""
+    """An event of a kind that only a newer version knows, as it was written."""
 
     kind: str
     fields: Mapping[str, Any]
@@ -278,25 +282,25 @@ class UnknownEvent(Event):
 EVENT_CLASSES: Mapping[str, type[Event]] = {
     "session_opened": SessionOpened,
     "sandbox_started": SandboxStarted,
-    "sandbox_ended": SandboxStopped,
+    "sandbox_stopped": SandboxStopped,
     "tip_moved": TipMoved,
     "run_queued": RunQueued,
     "run_started": RunStarted,
     "input_hashed": InputHashed,
     "run_resumed": RunResumed,
     "run_suspended": RunSuspended,
-    "output": OutputWritten,
+    "output_written": OutputWritten,
     "call_started": CallStarted,
-    "asked": QuestionAsked,
-    "answered": QuestionAnswered,
+    "question_asked": QuestionAsked,
+    "question_answered": QuestionAnswered,
     "call_finished": CallFinished,
-    "spent": ModelUsageRecorded,
+    "model_usage_recorded": ModelUsageRecorded,
     "files_changed": FilesChanged,
     "clocks_read": ClocksRead,
     "run_finished": RunFinished,
 }
 KIND_BY_CLASS: Mapping[type[Event], str] = {cls: kind for kind, cls in EVENT_CLASSES.items()}
-EVENT_FIELDS: Mapping[type[Event], Mapping[str, bool]] = {  # field -> whether it must be there
+EVENT_FIELDS: Mapping[type[Event], Mapping[str, bool]] = {  # field -> whether it is required
     cls: {
         item.name: item.default is MISSING and item.default_factory is MISSING
         for item in fields(cls)
@@ -309,12 +313,12 @@ _encode_sorted = json.JSONEncoder(allow_nan=False, separators=(",", ":"), sort_k
 
 
 def event_kind(event: Event) -> str:
-    """Return the name under which `event` is written."""
+    """Return the kind under which `event` is written."""
     return event.kind if isinstance(event, UnknownEvent) else KIND_BY_CLASS[type(event)]
 
 
 def event_fields(event: Event) -> Mapping[str, Any]:
-    """Return the fields of `event` as written."""
+    """Return the fields of `event` as they are written."""
     return event.fields if isinstance(event, UnknownEvent) else vars(event)
 
 
@@ -324,23 +328,23 @@ def encode_json(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON data as the one text that equal data has, keys sorted; raises `ValueError` on anything else.
+    """Return JSON data as text with sorted keys, so that equal data has equal text.
 
-    Integers and floats stay apart (`1` is not `1.0`); keys are expected to be strings.
+    Integers and floats stay different (`1` is not `1.0`); keys are expected to be strings. Raises
+    `ValueError` on anything that is not JSON data.
     """
     return _encode_checked(_encode_sorted, value)
 
 
-def _encode_checked(encode: Any, value: Any) -> str:
+def _encode_checked(encode: Callable[[Any], str], value: Any) -> str:
     try:
-        text: str = encode(value)
+        return encode(value)
     except (TypeError, ValueError, RecursionError) as exc:
         raise ValueError(f"This is not JSON data: {exc}.") from exc
-    return text
 
 
 def event_to_json(event: Event) -> str:
-    """Return the fields of `event` as one JSON object; raises `ValueError` if a value is not JSON data."""
+    """Return the fields of `event` as a JSON object; raises `ValueError` if that is impossible."""
     try:
         return encode_json(event_fields(event))
     except ValueError as exc:
@@ -348,20 +352,22 @@ def event_to_json(event: Event) -> str:
 
 
 def event_from_fields(kind: str, found: Mapping[str, Any]) -> Event:
-    """Return the event of `kind` with the fields `found`; raises `ValueError` if one that it needs is missing."""
+    """Return the event of `kind` with the fields `found`; raises `ValueError` if one is missing."""
     cls = EVENT_CLASSES.get(kind)
     if cls is None:
         return UnknownEvent(kind, found)
     known = EVENT_FIELDS[cls]
-    missing = [name for name, needed in known.items() if needed and name not in found]
+    missing = [name for name, is_required in known.items() if is_required and name not in found]
     if missing:
         raise ValueError(f"An event of kind {kind} has no {', '.join(missing)}.")
     return cls(**{name: value for name, value in found.items() if name in known})
 
 
-def event_from_json(kind: str, text: str) -> Event:
-    """Return the event that `to_json` wrote; raises `ValueError` if `text` is not one."""
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"An event of kind {kind} is not a JSON object.")
-    return event_from_fields(kind, found)
+def listed_digests(entries: Mapping[str, FileEntry] | Sequence[InputEntry] | None) -> set[str]:
+    """Return the blobs that are the content of files, by path, or of inputs."""
+    listed: Iterable[FileEntry | InputEntry] = ()
+    if isinstance(entries, Mapping):
+        listed = entries.values()
+    elif entries:
+        listed = entries
+    return {entry["digest"] for entry in listed} - {""}

@@ -1,7 +1,8 @@
-"""What the journal knows of one run, in the form in which the run can be executed again.
+"""A run as the journal recorded it, in the form in which it can be executed again.
 
-A `Recording` holds everything that code observed: the answers to its calls, its chance (a seed) and its clocks; and
-everything that can be compared afterwards: output, value, error, files. It does not know how code is executed.
+A `Recording` holds everything that the code observed: the results of its calls, the seed of its
+randomness and the readings of its clocks; and everything that can be compared afterwards: output,
+value, error and files. It does not know how code is executed.
 """
 
 from __future__ import annotations
@@ -26,82 +27,79 @@ from .events import (
     RunSuspended,
     canonical_json,
 )
-from .rows import RunRow, StoredEvent
+from .rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, RunRow, StoredEvent
 from .store import Journal
-
-UNSEEDED_FLAG = "unseeded"  # flag of runs that an older version recorded, without their chance
-INTERRUPTED_FLAG = "interrupted"
-FRESH_FLAG = "fresh"
-UNDONE_FLAG = "undone"
-FILES_FLAG = "files"
 
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """One call: (target, args, nth) names it; `started` and `finished` are the ordinals of its events."""
+    """One call: target, args and nth identify it.
+
+    `started_sequence` and `finished_sequence` are those of its events; the second is None if the
+    journal has no end of the call.
+    """
 
     call_id: int
     target: str
-    args: str
+    args: str  # canonical JSON
     nth: int
     effect: str
     started_sequence: int
-    finished_sequence: int | None = None  # None: it never ended, as far as the journal knows
+    finished_sequence: int | None = None
     value: Any = None
     error: Mapping[str, Any] | None = None
     duration_ms: float = 0.0
-    line_number: int | None = None  # of the code
-    in_ledger: bool = True  # on the ledger
+    line_number: int | None = None  # in the user's code
+    in_ledger: bool = True
 
 
-QuestionSubject = tuple[
-    int, str
-]  # the call that something is asked about, and what is asked where a call asks several things
+QuestionSubject = tuple[int, str]  # the call, and the model request if a call makes several
 
 
-def question_subject(asked: QuestionAsked) -> QuestionSubject:
+def question_subject(question: QuestionAsked) -> QuestionSubject:
     """Return what a question is about."""
-    return asked.call_id, canonical_json(asked.model_request) if asked.model_request else ""
+    request = question.model_request
+    return question.call_id, canonical_json(request) if request else ""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One run as it was: `end` is None for a run that has not ended, `files` for one that changed none."""
+    """One run: `finish` is None if it has not finished, `files` if it changed none."""
 
     session_id: str
     start: RunStarted
     calls: tuple[RecordedCall, ...] = ()
     clock_readings: Mapping[str, list[float]] = field(default_factory=dict)
-    output: Mapping[str, str] = field(default_factory=dict)
+    output: Mapping[str, str] = field(default_factory=dict)  # by stream
     finish: RunFinished | None = None
     files: FilesChanged | None = None
-    resume_count: int = 0  # how often it has gone on after the death of a server, without having waited or been handed on
+    resume_count: int = 0  # after crashes of servers, since it last waited or was suspended
     questions: tuple[QuestionAsked, ...] = ()
     answers: Mapping[str, QuestionAnswered] = field(default_factory=dict)  # by question
 
     @property
     def pending_questions(self) -> dict[QuestionSubject, QuestionAsked]:
-        """What it waits for, by call."""
+        """The questions without an answer, by subject."""
         return {
-            question_subject(asked): asked
-            for asked in self.questions
-            if asked.question_id not in self.answers
+            question_subject(question): question
+            for question in self.questions
+            if question.question_id not in self.answers
         }
 
     @property
     def flags(self) -> frozenset[str]:
-        """What is special about its end state."""
+        """The flags of its end."""
         return frozenset(self.finish.flags if self.finish else ())
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """What can be told of how it went, by field; without the files."""
-        told = {name: getattr(self.finish, name, None) for name in ("status", "value", "error")}
-        return {**told, "stdout": "", "stderr": "", **self.output}
+        """What it produced, by field, apart from files."""
+        end = {name: getattr(self.finish, name, None) for name in ("status", "value", "error")}
+        return {**end, "stdout": "", "stderr": "", **self.output}
 
     @property
     def file_digests(self) -> dict[str, str | None]:
-        """The content that it left in files, by path; None for those that it removed."""
+        """The content of the files that it changed, by path; None for those that it removed."""
         if self.files is None:
             return {}
         changed = {path: entry["digest"] for path, entry in self.files.changed.items()}
@@ -109,17 +107,14 @@ class Recording:
 
     @property
     def has_lost_files(self) -> bool:
-        """Whether the server died before the content of the files that it changed had come."""
+        """Whether the server died before the files that the run announced had arrived."""
         return FILES_FLAG in self.flags and self.files is None
 
 
-def is_reproducible(row: RunRow, before: bool) -> bool:
-    """Return whether the state at the end of a run is sure to come back by executing its line again.
-
-    `before` is that for its parent.
-    """
-    starts = before or FRESH_FLAG in row.flags
-    return starts and row.is_finished and row.flags.isdisjoint((UNSEEDED_FLAG, INTERRUPTED_FLAG))
+def is_reproducible(row: RunRow, parent_is_reproducible: bool) -> bool:
+    """Return whether executing the lineage of a run again is sure to restore its end state."""
+    starts_known = parent_is_reproducible or FRESH_FLAG in row.flags
+    return starts_known and row.is_finished and INTERRUPTED_FLAG not in row.flags
 
 
 async def load_recording(journal: Journal, row: RunRow) -> Recording:
@@ -127,29 +122,29 @@ async def load_recording(journal: Journal, row: RunRow) -> Recording:
     return build_recording(row, await journal.load_events(row.session_id, run_id=row.id))
 
 
-def build_recording(row: RunRow, stored: Sequence[StoredEvent]) -> Recording:
-    """Return the recording that the events of a run make up; raises `JournalFailed` if its beginning is missing."""
-    found = RecordingBuilder()
-    for each in stored:
-        found.add(each)
-    if found.start is None:
-        raise JournalFailed(f"The beginning of run {row.id!r} is not in the journal.")
+def build_recording(row: RunRow, events: Sequence[StoredEvent]) -> Recording:
+    """Return the recording of a run from its events; raises `JournalFailed` without its start."""
+    builder = RecordingBuilder()
+    for stored in events:
+        builder.add(stored)
+    if builder.start is None:
+        raise JournalFailed(f"The start of run {row.id!r} is not in the journal.")
     return Recording(
-        row.session_id,
-        found.start,
-        tuple(found.calls.values()),
-        found.clock_readings,
-        {stream: "".join(pieces) for stream, pieces in found.output.items()},
-        found.finish,
-        found.files,
-        found.resume_count,
-        tuple(found.questions),
-        found.answers,
+        session_id=row.session_id,
+        start=builder.start,
+        calls=tuple(builder.calls.values()),
+        clock_readings=builder.clock_readings,
+        output={stream: "".join(texts) for stream, texts in builder.output.items()},
+        finish=builder.finish,
+        files=builder.files,
+        resume_count=builder.resume_count,
+        questions=tuple(builder.questions),
+        answers=builder.answers,
     )
 
 
 class RecordingBuilder:
-    """Puts a recording together, event by event."""
+    """Collects the parts of a recording, event by event."""
 
     def __init__(self) -> None:
         self.start: RunStarted | None = None
@@ -163,44 +158,48 @@ class RecordingBuilder:
         self.answers: dict[str, QuestionAnswered] = {}
 
     def add(self, stored: StoredEvent) -> None:
-        """Take the next event of the run."""
+        """Add the next event of the run."""
         match stored.event:
             case RunStarted() as start:
                 self.start = start
             case RunResumed():
                 self.resume_count += 1
             case RunSuspended():
-                self.resume_count = 0  # no harm has come to its server
+                self.resume_count = 0  # its server did not crash
             case OutputWritten(stream, text):
                 self.output.setdefault(stream, []).append(text)
             case ClocksRead(readings):
                 for clock, values in readings.items():
                     self.clock_readings.setdefault(clock, []).extend(values)
-            case CallStarted(call, target, args, effect, nth, line, listed):
-                self.calls[call] = RecordedCall(
-                    call,
-                    target,
-                    args,
-                    nth,
-                    effect,
-                    stored.sequence,
-                    line_number=line,
-                    in_ledger=listed,
-                )
-            case CallFinished(call, value, error, ms) if call in self.calls:
-                self.calls[call] = replace(
-                    self.calls[call],
+            case CallStarted() as started:
+                self.calls[started.call_id] = _recorded_call(started, stored.sequence)
+            case CallFinished() as finished if finished.call_id in self.calls:
+                self.calls[finished.call_id] = replace(
+                    self.calls[finished.call_id],
                     finished_sequence=stored.sequence,
-                    value=value,
-                    error=error,
-                    duration_ms=ms,
+                    value=finished.value,
+                    error=finished.error,
+                    duration_ms=finished.duration_ms,
                 )
-            case QuestionAsked() as asked:
-                self.questions.append(asked)
-                self.resume_count = 0  # it has come this far
-            case QuestionAnswered() as answered:
-                self.answers[answered.question_id] = answered
+            case QuestionAsked() as question:
+                self.questions.append(question)
+                self.resume_count = 0  # it has made progress
+            case QuestionAnswered() as answer:
+                self.answers[answer.question_id] = answer
             case FilesChanged() as files:
                 self.files = files
-            case RunFinished() as end_of_run:
-                self.finish = end_of_run
+            case RunFinished() as finish:
+                self.finish = finish
+
+
+def _recorded_call(started: CallStarted, sequence: int) -> RecordedCall:
+    return RecordedCall(
+        call_id=started.call_id,
+        target=started.target,
+        args=started.args,
+        nth=started.nth,
+        effect=started.effect,
+        started_sequence=sequence,
+        line_number=started.line_number,
+        in_ledger=started.in_ledger,
+    )

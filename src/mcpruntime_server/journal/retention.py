@@ -1,12 +1,14 @@
-"""What the journal forgets: whole sessions, the least recently used first, and blobs that nothing refers to.
+"""Garbage collection: remove the least recently used sessions, and blobs without a reference.
 
-Rule 1: a session stays while a live server has it, while one of its runs is pinned, and while another session that
-stays builds on it. Scratch sessions go first.
-Rule 2: a session that goes is hidden in one transaction, with its runs, and its events are erased in small ones. Who is
-killed in between leaves something that nobody sees, and that the next collection erases.
-Rule 3: a blob goes only if it is older than `FRESH_S` and nothing referred to it when it was looked for; whoever writes
-an event has put or refreshed its blobs since. Where an event cannot be read, no blob goes.
-Other servers may use the folder meanwhile: each step is short, and checks anew what it relies on.
+Rule 1: a session stays while a live server owns it, while one of its runs is pinned, and while
+another session that stays depends on it. Scratch sessions go first.
+Rule 2: one transaction hides a session and its runs, then small ones erase its events. If the
+process is killed in between, nobody sees what is left, and the next collection erases it.
+Rule 3: a blob goes only if it is older than `MIN_BLOB_AGE_S` and nothing referred to it when the
+references were collected; whoever writes an event puts or refreshes its blobs first. If an event
+cannot be read, no blob goes.
+Other servers may use the folder at the same time: each step is short and checks again what it
+relies on.
 """
 
 from __future__ import annotations
@@ -27,54 +29,62 @@ from anyio import to_thread
 
 from ..errors import JournalFailed, NotFound, Unavailable
 from . import mutations
-from . import server_lease as leases
 from .blob_store import BlobStore
+from .events import listed_digests
 from .schema import journal_error
+from .server_lease import is_server_alive
 from .store import Journal
 
 SECONDS_PER_DAY = 24 * 3600
-MIN_BLOB_AGE_S = 3600  # a blob is put before the event that refers to it is committed, and a full disk may come in between
+MIN_BLOB_AGE_S = 3600  # from putting a blob to committing its event, even on a disk that fills up
 MB = 1024 * 1024
-MAX_EVENTS_PER_TRANSACTION = (
-    500  # events erased in one transaction: a few milliseconds, so that others get their turn
-)
-VACUUM_PAGES_PER_TRANSACTION = 256  # given back in one transaction, for the same reason
+MAX_EVENTS_PER_TRANSACTION = 500  # erased in a few milliseconds, so that others get their turn
+VACUUM_PAGES_PER_TRANSACTION = 256  # for the same reason
 
-SELECT_SESSIONS = "SELECT id, owner, purpose, used FROM sessions"
+SELECT_SESSIONS = "SELECT id, owner, purpose, last_used_at FROM sessions"
 SELECT_DEPENDENCIES = """
-    SELECT DISTINCT child.session, parent.session FROM runs AS child JOIN runs AS parent ON parent.id = child.parent
-    WHERE child.session <> parent.session
+    SELECT DISTINCT child.session_id, parent.session_id
+    FROM runs AS child JOIN runs AS parent ON parent.id = child.parent_id
+    WHERE child.session_id <> parent.session_id
     UNION
-    SELECT sessions.id, runs.session FROM sessions JOIN runs ON runs.id IN (tip, origin)
-    WHERE runs.session <> sessions.id"""
-SELECT_PINNED_SESSIONS = "SELECT runs.session, reason FROM pins JOIN runs ON runs.id = pins.run"
+    SELECT sessions.id, runs.session_id FROM sessions JOIN runs ON runs.id IN (tip, origin)
+    WHERE runs.session_id <> sessions.id"""
+SELECT_PINNED_SESSIONS = """
+    SELECT runs.session_id, reason FROM pins JOIN runs ON runs.id = pins.run_id"""
 SELECT_DEPENDENTS = """
-    SELECT 1 FROM runs AS parent JOIN runs AS child ON child.parent = parent.id
-    WHERE parent.session = ?1 AND child.session <> ?1
+    SELECT 1 FROM runs AS parent JOIN runs AS child ON child.parent_id = parent.id
+    WHERE parent.session_id = ?1 AND child.session_id <> ?1
     UNION ALL
-    SELECT 1 FROM sessions JOIN runs ON runs.id IN (tip, origin) WHERE runs.session = ?1 AND sessions.id <> ?1
+    SELECT 1 FROM sessions JOIN runs ON runs.id IN (tip, origin)
+    WHERE runs.session_id = ?1 AND sessions.id <> ?1
     UNION ALL
-    SELECT 1 FROM pins JOIN runs ON runs.id = pins.run WHERE runs.session = ?1"""
-SELECT_EVENT_SIZE = "SELECT count(*), coalesce(sum(length(body) + coalesce(length(large), 0)), 0) FROM events WHERE session = ?"
+    SELECT 1 FROM pins JOIN runs ON runs.id = pins.run_id WHERE runs.session_id = ?1"""
+SELECT_EVENT_SIZE = """
+    SELECT count(*), coalesce(sum(length(body) + coalesce(length(large_fields), 0)), 0)
+    FROM events WHERE session_id = ?"""
 SELECT_BLOB_EVENTS = """
-    SELECT n, kind, body, large FROM events
-    WHERE session = ? AND (large IS NOT NULL OR kind IN ('files_changed', 'run_queued', 'run_started'))"""
+    SELECT sequence, kind, body, large_fields FROM events
+    WHERE session_id = ? AND (large_fields IS NOT NULL
+        OR kind IN ('files_changed', 'run_queued', 'run_started'))"""
 
 
 @dataclass(frozen=True)
 class CollectionReport:
-    """What a collection has removed, or would remove; `kept` says of sessions that were due why they stay."""
+    """What a collection has removed, or would remove; `kept` says why sessions that are due stay.
+
+    `bytes` counts blobs and the text of events.
+    """
 
     sessions: tuple[str, ...]
     events: int
     blobs: int
-    bytes: int  # of blobs and of events, as their text
+    bytes: int
     kept: Mapping[str, str]
 
 
 @dataclass
 class SessionUsage:
-    """A session and what it takes; `needs` are sessions that it builds on, `stays` is why it must not go."""
+    """A session, its size, the sessions that it depends on, and why it must be kept, if so."""
 
     id: str
     owner: str | None
@@ -87,11 +97,12 @@ class SessionUsage:
     blob_digests: set[str] = field(default_factory=set)
 
     def __lt__(self, other: SessionUsage) -> bool:
-        """Say which goes first."""
-        return (self.purpose != "rerun", self.last_used_at) < (
-            other.purpose != "rerun",
-            other.last_used_at,
-        )
+        """Say whether this session is removed before the other."""
+        return self._priority < other._priority
+
+    @property
+    def _priority(self) -> tuple[bool, float]:
+        return self.purpose != "rerun", self.last_used_at
 
 
 async def collect_garbage(
@@ -102,29 +113,28 @@ async def collect_garbage(
     dry_run: bool = False,
     now: float | None = None,
 ) -> CollectionReport:
-    """Remove sessions unused for `keep_days`, then others until the journal takes at most `keep_mb`; 0 is no limit.
+    """Remove sessions unused for `keep_days`, then more until the journal takes `keep_mb` at most.
 
-    With `dry_run` nothing is changed. Raises `Unavailable` while another collection is under way, and `JournalFailed`
-    if the journal cannot be read or written.
+    0 means no limit. With `dry_run` nothing changes. Raises `Unavailable` while another collection
+    runs, and `JournalFailed` if the journal cannot be read or written.
     """
+    at = time.time() if now is None else now
     try:
         with _collection_lock(journal.data_dir):
-            return await _run_collection(
-                journal, keep_days, keep_mb, dry_run, time.time() if now is None else now
-            )
+            return await _run_collection(journal, keep_days, keep_mb, dry_run, at)
     except OSError as exc:
         raise journal_error(exc, journal.data_dir) from exc
 
 
 @contextmanager
 def _collection_lock(data_dir: Path) -> Iterator[None]:
-    """Keep other collectors out; the system lets them in again when the process ends."""
+    """Exclude other collections; the operating system releases the lock when the process ends."""
     with open(data_dir / "collect.lock", "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Unavailable(
-                "The journal is being cleared up already.", remedy="Try again later."
+                "Another garbage collection of the journal is running.", remedy="Try again later."
             ) from None
         yield
 
@@ -135,97 +145,99 @@ async def _run_collection(
     if not dry_run:
         await _finish_removals(journal)
     usages = await journal.read(partial(_load_usages, journal))
-    damaged = ""
+    damage = ""
     for usage in usages:
-        damaged = await journal.read(partial(_survey_session, journal.blobs, usage)) or damaged
-    found = await to_thread.run_sync(
-        lambda: {digest: size for digest, size, _ in journal.blobs.iter_blobs()}
-    )
-    taken = await journal.read(_count_used_bytes)
-    going, kept = plan_collection(
-        usages, found, taken, at - keep_days * SECONDS_PER_DAY if keep_days else None, keep_mb * MB
-    )
-    if not dry_run:
-        going = [usage for usage in going if await _remove_session(journal, usage)]
-    gone = {usage.id for usage in going}
-    if damaged:
-        kept = {**kept, "blobs": damaged}
-        swept = (0, 0)
+        damage = await journal.read(partial(_survey_session, journal.blobs, usage)) or damage
+    blob_sizes = await to_thread.run_sync(_load_blob_sizes, journal.blobs)
+    used_bytes = await journal.read(_count_used_bytes)
+    expiry = at - keep_days * SECONDS_PER_DAY if keep_days else None
+    removable, kept = plan_collection(usages, blob_sizes, used_bytes, expiry, keep_mb * MB)
+    if dry_run:
+        removed = removable
     else:
-        used = set[str]().union(*(usage.blob_digests for usage in usages if usage.id not in gone))
-        swept = await to_thread.run_sync(
+        removed = [usage for usage in removable if await _remove_session(journal, usage)]
+    removed_ids = {usage.id for usage in removed}
+    blob_count = blob_bytes = 0
+    if damage:
+        kept = {**kept, "blobs": damage}
+    else:
+        used = set[str]().union(
+            *(usage.blob_digests for usage in usages if usage.id not in removed_ids)
+        )
+        blob_count, blob_bytes = await to_thread.run_sync(
             _discard_unused_blobs, journal.blobs, used, at - MIN_BLOB_AGE_S, dry_run
         )
     if not dry_run:
         await _release_free_pages(journal)
-    events, size = (
-        sum(usage.event_count for usage in going),
-        sum(usage.size_bytes for usage in going),
-    )
     return CollectionReport(
-        tuple(usage.id for usage in going), events, swept[0], swept[1] + size, kept
+        sessions=tuple(usage.id for usage in removed),
+        events=sum(usage.event_count for usage in removed),
+        blobs=blob_count,
+        bytes=blob_bytes + sum(usage.size_bytes for usage in removed),
+        kept=kept,
     )
 
 
 def plan_collection(
     usages: Sequence[SessionUsage],
-    blobs: Mapping[str, int],
-    taken: int,
-    due: float | None,
-    limit: int,
+    blob_sizes: Mapping[str, int],
+    used_bytes: int,
+    expiry: float | None,
+    limit_bytes: int,
 ) -> tuple[list[SessionUsage], dict[str, str]]:
-    """Return the sessions that are to go, and why others that should go stay.
+    """Return the sessions to remove, and the reasons why others that are due stay.
 
-    `taken` is what the events take in bytes and `limit` what all may take, 0 for no limit; `due` is the time since
-    which a session must have been used to stay.
+    A session is due if it was last used before `expiry`, or if the journal takes more than
+    `limit_bytes` (0: no limit). `used_bytes` is the size of the database.
     """
-    refers = Counter(digest for usage in usages for digest in usage.blob_digests)
-    excess = taken + sum(blobs.get(digest, 0) for digest in refers) - limit if limit else 0
-    share = taken / (
-        sum(usage.size_bytes for usage in usages) or 1
-    )  # pages and indexes are more than the text
-    needed = Counter(each for usage in usages for each in usage.required_sessions)
-    known = {usage.id: usage for usage in usages}
-    free = [usage for usage in usages if not usage.keep_reason and not needed[usage.id]]
-    heapq.heapify(free)
-    going: list[SessionUsage] = []
-    while free:
-        usage = heapq.heappop(free)
-        if excess <= 0 and not _is_due(usage, due):
+    references = Counter(digest for usage in usages for digest in usage.blob_digests)
+    excess = 0
+    if limit_bytes:
+        excess = used_bytes + sum(blob_sizes.get(digest, 0) for digest in references) - limit_bytes
+    text_bytes = sum(usage.size_bytes for usage in usages)
+    overhead = used_bytes / (text_bytes or 1)  # pages and indexes take more than the text
+    dependents = Counter(each for usage in usages for each in usage.required_sessions)
+    by_id = {usage.id: usage for usage in usages}
+    candidates = [usage for usage in usages if not usage.keep_reason and not dependents[usage.id]]
+    heapq.heapify(candidates)
+    removable: list[SessionUsage] = []
+    while candidates:
+        usage = heapq.heappop(candidates)
+        if excess <= 0 and not _is_expired(usage, expiry):
             continue
-        going.append(usage)
-        refers.subtract(usage.blob_digests)
-        excess -= int(usage.size_bytes * share) + sum(
-            blobs.get(digest, 0) for digest in usage.blob_digests if not refers[digest]
-        )
-        needed.subtract(usage.required_sessions)
-        for each in usage.required_sessions & known.keys():
-            if not needed[each] and not known[each].keep_reason:
-                heapq.heappush(free, known[each])
-    gone = {usage.id for usage in going}
-    kept = [
-        usage for usage in usages if usage.id not in gone and (excess > 0 or _is_due(usage, due))
-    ]
-    return going, {
-        usage.id: usage.keep_reason or "A session that is kept builds on it." for usage in kept
+        removable.append(usage)
+        references.subtract(usage.blob_digests)
+        freed = [digest for digest in usage.blob_digests if not references[digest]]
+        excess -= int(usage.size_bytes * overhead)
+        excess -= sum(blob_sizes.get(digest, 0) for digest in freed)
+        dependents.subtract(usage.required_sessions)
+        for each in usage.required_sessions & by_id.keys():
+            if not dependents[each] and not by_id[each].keep_reason:
+                heapq.heappush(candidates, by_id[each])
+    removable_ids = {usage.id for usage in removable}
+    kept = {
+        usage.id: usage.keep_reason or "Another session that is kept depends on it."
+        for usage in usages
+        if usage.id not in removable_ids and (excess > 0 or _is_expired(usage, expiry))
     }
+    return removable, kept
 
 
-def _is_due(usage: SessionUsage, due: float | None) -> bool:
-    return due is not None and usage.last_used_at < due
+def _is_expired(usage: SessionUsage, expiry: float | None) -> bool:
+    return expiry is not None and usage.last_used_at < expiry
 
 
 def _load_usages(journal: Journal, rows: Connection) -> list[SessionUsage]:
-    """Return all sessions, those included that are being imported, and why some must stay."""
+    """Return all sessions, partial ones included, and why some must be kept."""
     usages = {row[0]: SessionUsage(*row) for row in rows.execute(SELECT_SESSIONS)}
     live = _live_owners(journal, (usage.owner for usage in usages.values()))
-    for session, reason in rows.execute(SELECT_PINNED_SESSIONS):
-        usages[session].keep_reason = f"One of its runs is pinned: {reason}"
+    for session_id, reason in rows.execute(SELECT_PINNED_SESSIONS):
+        usages[session_id].keep_reason = f"One of its runs is pinned: {reason}"
     for usage in usages.values():
         if usage.owner in live:
-            usage.keep_reason = "A live server has it."
-    for session, needs in rows.execute(SELECT_DEPENDENCIES):
-        usages[session].required_sessions.add(needs)
+            usage.keep_reason = "A live server owns it."
+    for session_id, required in rows.execute(SELECT_DEPENDENCIES):
+        usages[session_id].required_sessions.add(required)
     return list(usages.values())
 
 
@@ -233,38 +245,45 @@ def _live_owners(journal: Journal, owners: Iterable[str | None]) -> set[str | No
     return {
         owner
         for owner in set(owners)
-        if owner is not None and leases.is_server_alive(journal.data_dir, owner)
+        if owner is not None and is_server_alive(journal.data_dir, owner)
     }
 
 
 def _survey_session(blobs: BlobStore, usage: SessionUsage, rows: Connection) -> str:
-    """Find out what a session takes; return what is wrong with an event of which that cannot be known."""
+    """Add size and blobs to `usage`; return a message if the blobs of an event cannot be known."""
     usage.event_count, usage.size_bytes = rows.execute(SELECT_EVENT_SIZE, (usage.id,)).fetchone()
-    damaged = ""
-    for n, kind, body, large in rows.execute(SELECT_BLOB_EVENTS, (usage.id,)):
+    damage = ""
+    for sequence, kind, body, large_fields in rows.execute(SELECT_BLOB_EVENTS, (usage.id,)):
         try:
-            fields = json.loads(body)
-            long: dict[str, str] = json.loads(large) if large else {}
-            usage.blob_digests |= set(long.values())
-            if kind == "files_changed":
-                changed = (
-                    json.loads(blobs.get(long["changed"]))
-                    if "changed" in long
-                    else fields["changed"]
-                )
-                usage.blob_digests |= {entry["digest"] for entry in changed.values()}
-            elif "context" in long or fields.get("context"):
-                inputs = (
-                    json.loads(blobs.get(long["context"]))
-                    if "context" in long
-                    else fields["context"]
-                )
-                usage.blob_digests |= {each["digest"] for each in inputs if each["digest"]}
+            usage.blob_digests |= referenced_blobs(blobs, kind, body, large_fields)
         except (ValueError, KeyError, TypeError, AttributeError, JournalFailed, NotFound) as exc:
-            damaged = (
-                f"Event {n} of session {usage.id!r} is damaged, and may refer to any of them: {exc}"
+            damage = (
+                f"Event {sequence} of session {usage.id!r} is damaged, and may refer to any of "
+                f"them: {exc}"
             )
-    return damaged
+    return damage
+
+
+def referenced_blobs(blobs: BlobStore, kind: str, body: str, large_fields: str | None) -> set[str]:
+    """Return the digests of all blobs that an event refers to.
+
+    Those are its large fields, the files that it changed and the inputs of its context.
+    """
+    fields = json.loads(body)
+    digests: dict[str, str] = json.loads(large_fields) if large_fields else {}
+    found = set(digests.values())
+    name = "changed" if kind == "files_changed" else "context"
+    if name in digests:
+        listed = json.loads(blobs.get(digests[name]))
+    elif kind == "files_changed":
+        listed = fields[name]
+    else:
+        listed = fields.get(name)
+    return found | listed_digests(listed)
+
+
+def _load_blob_sizes(blobs: BlobStore) -> dict[str, int]:
+    return {digest: size for digest, size, _ in blobs.iter_blobs()}
 
 
 def _count_used_bytes(rows: Connection) -> int:
@@ -274,7 +293,7 @@ def _count_used_bytes(rows: Connection) -> int:
 
 
 async def _remove_session(journal: Journal, usage: SessionUsage) -> bool:
-    """Remove a session, unless somebody has come to use or need it; say whether it is gone."""
+    """Remove a session unless it has been used or needed since; say whether it was removed."""
     if not await journal.write(partial(_hide_session, usage)):
         return False
     await _erase_session(journal, usage.id)
@@ -282,8 +301,8 @@ async def _remove_session(journal: Journal, usage: SessionUsage) -> bool:
 
 
 def _hide_session(usage: SessionUsage, rows: Connection) -> bool:
-    same = rows.execute(f"{SELECT_SESSIONS} WHERE id = ?", (usage.id,)).fetchone()
-    if same != (usage.id, usage.owner, usage.purpose, usage.last_used_at):
+    current = rows.execute(f"{SELECT_SESSIONS} WHERE id = ?", (usage.id,)).fetchone()
+    if current != (usage.id, usage.owner, usage.purpose, usage.last_used_at):
         return False
     if rows.execute(SELECT_DEPENDENTS, (usage.id,)).fetchone():
         return False
@@ -292,48 +311,45 @@ def _hide_session(usage: SessionUsage, rows: Connection) -> bool:
 
 
 async def _finish_removals(journal: Journal) -> None:
-    """Erase what a removal or an import that was killed has left."""
+    """Erase what a killed removal or import has left."""
     query = f"{SELECT_SESSIONS} WHERE purpose = ?"
     found = await journal.read(
         lambda rows: rows.execute(query, (mutations.PARTIAL_PURPOSE,)).fetchall()
     )
     live = _live_owners(journal, (owner for _, owner, *_ in found))
-    left = [session for session, owner, *_ in found if owner not in live]
-    await journal.write(lambda rows: mutations.hide_sessions(rows, left))
-    for session in left:
-        await _erase_session(journal, session)
+    abandoned = [session_id for session_id, owner, *_ in found if owner not in live]
+    await journal.write(lambda rows: mutations.hide_sessions(rows, abandoned))
+    for session_id in abandoned:
+        await _erase_session(journal, session_id)
 
 
 async def _erase_session(journal: Journal, session_id: str) -> None:
-    while (
-        await journal.write(
-            partial(mutations.erase_events, session_id=session_id, limit=MAX_EVENTS_PER_TRANSACTION)
-        )
-        == MAX_EVENTS_PER_TRANSACTION
-    ):
+    limit = MAX_EVENTS_PER_TRANSACTION
+    erase = partial(mutations.erase_events, session_id=session_id, limit=limit)
+    while await journal.write(erase) == limit:
         pass
 
 
 def _discard_unused_blobs(
     blobs: BlobStore, used: set[str], before: float, dry_run: bool
 ) -> tuple[int, int]:
-    """Discard blobs that are not used and were not put since `before`; return their number and size."""
-    count = freed = 0
-    for digest, size, put in blobs.iter_blobs():
-        if digest not in used and put < before and (dry_run or blobs.discard(digest, before)):
+    """Discard unused blobs that were last put before `before`; return their number and size."""
+    count = freed_bytes = 0
+    for digest, size, put_at in blobs.iter_blobs():
+        if digest not in used and put_at < before and (dry_run or blobs.discard(digest, before)):
             count += 1
-            freed += size
-    return count, freed
+            freed_bytes += size
+    return count, freed_bytes
 
 
 async def _release_free_pages(journal: Journal) -> None:
-    """Return free pages to the disk."""
+    """Return free pages of the database to the file system."""
     while await journal.write(_vacuum_pages):
         pass
 
 
 def _vacuum_pages(rows: Connection) -> bool:
-    """Give some pages back, and say whether there are more."""
+    """Release some free pages; say whether there are more."""
     (before,) = rows.execute("PRAGMA freelist_count").fetchone()
     rows.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES_PER_TRANSACTION})").fetchall()
     (after,) = rows.execute("PRAGMA freelist_count").fetchone()

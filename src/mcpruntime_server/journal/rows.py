@@ -1,24 +1,40 @@
-"""What the journal hands out: rows, as frozen dataclasses.
+"""What the journal returns: rows, as frozen dataclasses.
 
-`Stored` is an event with its place in a session's log; `SessionRow` and `RunRow` sum up what the events say.
-Times are seconds since the epoch.
+A `StoredEvent` is an event with its place in the log of a session; `SessionRow` and `RunRow`
+summarise events. Times are seconds since the epoch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .events import Event
 
-AGENT_PURPOSE = "agent"  # the purpose of sessions in which an agent works that a run has begun
-RawEventRow = tuple[
-    int, str | None, float, str, int, str, str | None
-]  # n, run, at, kind, version, body, large of an event
+AGENT_PURPOSE = "agent"  # of sessions in which the agent of a run works
+
+# flags of a finished run, as `RunFinished` explains them
+UNDONE_FLAG = "undone"
+INTERRUPTED_FLAG = "interrupted"
+FRESH_FLAG = "fresh"
+FILES_FLAG = "files"
+
+
+class RawEventRow(NamedTuple):
+    """An event as its columns; `body` and `large_fields` are JSON."""
+
+    sequence: int
+    run_id: str | None
+    recorded_at: float
+    kind: str
+    version: int
+    body: str
+    large_fields: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """Event number `n` (from 1) of a session; `run` is None for what belongs to the session as a whole."""
+    """Event number `sequence` (from 1) of a session; `run_id` is None if it concerns no run."""
 
     session_id: str
     sequence: int
@@ -29,9 +45,9 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A session; `tip` is the run that the next one starts from, `owner` the server that holds it, `runs` a count.
+    """A session: `tip` is the run that the next one starts from, `owner` the server that holds it.
 
-    `origin` is the run that it was forked at, or whose agent works in it, and `purpose` what it is for, as in
+    `origin` is the run that it was forked at, or whose agent works in it; `purpose` is the one of
     `SessionOpened`.
     """
 
@@ -49,9 +65,9 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run; `status` is `queued` or `running` until it has finished, whether or not its server still lives.
+    """A run; `status` is `queued` or `running` until it has finished, even if its server is dead.
 
-    `flags` are those of its `RunFinished`, and `unseeded` if its chance was not recorded.
+    `flags` are those of its `RunFinished`.
     """
 
     id: str
@@ -62,18 +78,22 @@ class RunRow:
     status: str
     started_at: float
     finished_at: float | None
-    idempotency_key: str | None  # idempotency key
+    idempotency_key: str | None
     flags: frozenset[str]
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has finished."""
+        """Whether the run has finished."""
         return self.status not in ("queued", "running")
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionRow:
-    """What a run waits for: `n` is the ordinal of its `Asked`; `is_answered` by another process, and not heard yet."""
+    """A pending question: `sequence` is that of its `QuestionAsked`.
+
+    `is_answered` means that another process has submitted an answer, and the owner of the session
+    has not received it yet.
+    """
 
     run_id: str
     question_id: str
@@ -85,9 +105,19 @@ class QuestionRow:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedAnswer:
-    """An answer that another process has left for the server that has the session; `text` is JSON."""
+    """An answer that another process has submitted for the server that owns the session."""
 
     session_id: str
     run_id: str
     question_id: str
     answer_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """The value that a call returned, and the target that was called."""
+
+    run_id: str
+    call_id: int
+    target: str
+    value: object

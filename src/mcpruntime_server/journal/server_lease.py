@@ -1,7 +1,8 @@
-"""Which servers are alive: each holds a lock on a file of its own, `<data>/servers/<owner>.lock`, while it runs.
+"""Leases of servers: each holds a lock on its file `<data>/servers/<owner>.lock` while it runs.
 
-The operating system drops the lock when the process ends, however it ends, so a lease never outlives its server and
-never needs to be renewed. Sessions name their owner in the journal; sandboxes name theirs in a label.
+The operating system releases the lock when the process ends for whatever reason, so a lease never
+outlives its server and needs no renewal. Sessions name their owner in the journal, sandboxes in a
+label.
 """
 
 from __future__ import annotations
@@ -26,13 +27,12 @@ class ServerLease:
         self._handle = os.open(draft, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._handle, fcntl.LOCK_EX)
         os.write(self._handle, f"{os.getpid()}\n".encode())
-        os.rename(
-            draft, self.path
-        )  # a lock file that is seen is held: no other server can take it for a dead one's
+        # renamed only now: a lock file that nobody has locked belongs to a dead server
+        os.rename(draft, self.path)
         remove_stale_leases(data_dir)
 
     def close(self) -> None:
-        """Let go; the owner counts as dead from now on."""
+        """Release the lock; the owner counts as dead from now on."""
         with suppress(FileNotFoundError):
             self.path.unlink()
         os.close(self._handle)
@@ -45,9 +45,9 @@ class ServerLease:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the lease."""
         self.close()
 
 
@@ -62,7 +62,7 @@ def is_server_alive(data_dir: Path, owner: str) -> bool:
 
 
 def server_process_id(data_dir: Path, owner: str) -> int | None:
-    """Return the process id of `owner`, for messages."""
+    """Return the process id of the server `owner`, for messages."""
     try:
         return int(lease_path(data_dir, owner).read_text())
     except (OSError, ValueError):
@@ -70,7 +70,7 @@ def server_process_id(data_dir: Path, owner: str) -> int | None:
 
 
 def remove_stale_leases(data_dir: Path) -> None:
-    """Remove the lock files of servers that are gone."""
+    """Remove the lock files of dead servers."""
     for path in (data_dir / "servers").glob("*.lock"):
         if not _is_locked(path):
             path.unlink(missing_ok=True)
@@ -82,9 +82,8 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(
-            handle, fcntl.LOCK_SH | fcntl.LOCK_NB
-        )  # shared: two that ask at once do not see each other
+        # a shared lock, so that two processes that check at once do not see each other
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     else:

@@ -1,24 +1,25 @@
 """The journal: the only source of truth, in one SQLite file with a blob store beside it.
 
-Rule 1: the tables are in `schema`; the statements that write rows are in `changes`, those that read them in `queries`.
-Rule 2: only the server that has claimed a session appends to it, so it numbers the events itself and `append` needs no
-answer from the disk. An event counts as recorded when a `flush` that came after it has returned.
-Rule 3: events go through the one writer thread. Reads use connections of their own, in worker threads, and see
-everything that was appended before them.
-Rule 4: several servers may share the folder; a dead server's sessions can be claimed by any other.
+Rule 1: the tables are in `schema`, the statements that write rows in `mutations`, those that read
+them in `queries`.
+Rule 2: only the server that owns a session appends to it, so it numbers the events itself and
+`append` does not wait for the disk. An event is recorded when a later `flush` has returned.
+Rule 3: all writes go through one `JournalWriter`. Reads use connections of their own in worker
+threads, and see everything that was appended before them.
+Rule 4: several servers may share the folder; any of them can claim a dead server's sessions.
 It does not know sandboxes, tools or requests.
 """
 
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from sqlite3 import Connection, Error
 from typing import Any, TypeVar
 
 import anyio
@@ -27,30 +28,28 @@ from anyio import to_thread
 from mcpruntime_server.errors import JournalFailed, NotFound
 
 from . import mutations, queries
-from . import server_lease as leases
 from .blob_store import BlobStore
 from .event_tail import EventTail, push_to_all
-from .events import Event, FileEntry, event_to_json
+from .events import KIND_BY_CLASS, Event, FileEntry, event_to_json
 from .journal_writer import JournalWriter
-from .rows import QuestionRow, RunRow, SessionRow, StoredEvent, SubmittedAnswer
+from .rows import CallResult, QuestionRow, RunRow, SessionRow, StoredEvent, SubmittedAnswer
 from .schema import connect_nonblocking, connect_reader, journal_error, open_for_writing
-from .server_lease import ServerLease
+from .server_lease import ServerLease, is_server_alive
 
-MAX_BACKLOG_BYTES = (
-    64 * 1024 * 1024
-)  # bytes that may wait for the disk before `append` refuses more
-CLOSE_TIMEOUT_S = 5.0  # for the last events at the end; a disk that takes longer is not going to
+MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of events that wait for the disk; `append` refuses more
+EVENT_OVERHEAD_BYTES = 100  # of an event in memory, besides its text
+CLOSE_TIMEOUT_S = 5.0  # to commit the last events; a disk that takes longer will not recover
 
 T = TypeVar("T")
-Connection = sqlite3.Connection
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def open_journal(data_dir: Path, lease: ServerLease | None = None) -> AsyncIterator[Journal]:
-    """Open the journal in `data_dir`, made if it is not there, as the server that holds `lease` (else one of its own).
+    """Open the journal in `data_dir`, created if necessary, as the server that holds `lease`.
 
-    Raises `JournalFailed` if it is damaged, not writable, or written by a newer version.
+    Without a lease it takes one of its own. Raises `JournalFailed` if the journal is damaged, not
+    writable, or in another format.
     """
     own, blobs, connection = await to_thread.run_sync(_open_files, data_dir, lease)
     try:
@@ -83,7 +82,7 @@ def _open_files(
 
 
 class Journal:
-    """The record of all sessions in one data folder, as one server sees it; made by `open_journal`."""
+    """All sessions in one data folder, as one server sees them; made by `open_journal`."""
 
     def __init__(
         self, data_dir: Path, lease: ServerLease, blobs: BlobStore, connection: Connection
@@ -93,47 +92,49 @@ class Journal:
         self.blobs = blobs
         self._path = data_dir / "journal.db"
         self._writer = JournalWriter(connection, connect_nonblocking(self._path), self._path)
-        self._idle_readers: list[Connection] = []  # idle ones
-        self._last_sequences: dict[str, int] = {}  # claimed session -> ordinal of its last event
+        self._idle_readers: list[Connection] = []
+        self._last_sequences: dict[str, int] = {}  # of the sessions that this server owns
         self._tails: defaultdict[str, set[EventTail]] = defaultdict(set)
 
-    # writing ----------------------------------------------------------------------------------
+    # writing --------------------------------------------------------------------------------
 
     def append(self, session_id: str, event: Event, run_id: str | None = None) -> StoredEvent:
-        """Add `event` to the log of a claimed session; it is on its way to the disk when this returns.
+        """Append `event` to the log of a session that this server owns, without waiting.
 
-        Raises `ValueError` if the event holds something that is not JSON data, `JournalFailed` if the session is not
-        claimed or too much is waiting for the disk.
+        Raises `ValueError` if the event holds something that is not JSON data, and `JournalFailed`
+        if the server does not own the session or too much waits for the disk.
         """
         if session_id not in self._last_sequences:
             raise JournalFailed(
-                f"The session {session_id!r} is not claimed by this server.",
-                remedy="Claim it first.",
+                f"This server does not own the session {session_id!r}.", remedy="Claim it first."
             )
         if self._writer.backlog_bytes > MAX_BACKLOG_BYTES:
             raise JournalFailed(
                 f"The journal {self._path} cannot keep up with the disk.", remedy="Free some space."
             )
         text = event_to_json(event)
-        n = self._last_sequences[session_id] = self._last_sequences[session_id] + 1
-        stored = StoredEvent(session_id, n, run_id, time.time(), event)
-        self._writer.enqueue(partial(self._insert_event, stored, text), len(text) + 100)
+        sequence = self._last_sequences[session_id] + 1
+        self._last_sequences[session_id] = sequence
+        stored = StoredEvent(session_id, sequence, run_id, time.time(), event)
+        self._writer.enqueue(
+            partial(self._insert_event, stored, text), len(text) + EVENT_OVERHEAD_BYTES
+        )
         push_to_all(self._tails.get(session_id, ()), stored)
         return stored
 
     async def flush(self) -> None:
-        """Return when all that was appended so far is committed.
+        """Return when everything appended so far is committed.
 
-        Raises `JournalFailed` if it could not be; it stays queued and is tried again.
+        Raises `JournalFailed` if that fails; the events stay queued and are tried again.
         """
         await self._writer.flush().wait_for_result()
 
     def start_flush(self) -> Callable[[], Awaitable[Any]]:
-        """Do what `flush` does, and return at once; whoever wants to know how it went calls and awaits the result."""
+        """Start a flush, and return a function that waits for its result as `flush` does."""
         return self._writer.flush().wait_for_result
 
     def flush_soon(self) -> None:
-        """Have what was appended so far committed in a moment, if it cannot wait as long as others may."""
+        """Commit what was appended so far after the current callbacks of the event loop."""
         self._writer.flush_soon()
 
     async def create_session(
@@ -145,66 +146,87 @@ class Journal:
         purpose: str = "",
         origin: str | None = None,
     ) -> SessionRow:
-        """Make and claim a session, with `tip` a fork of that run; without one, `origin` may be the run that made it.
+        """Create and claim a session: a fork of run `tip`, or an empty one, made by run `origin`.
 
-        Raises `InvalidRequest` if the principal has one of that name already, `NotFound` if there is no run `tip`.
+        Raises `InvalidRequest` if the principal has a session of that name already, and `NotFound`
+        if there is no run `tip`.
         """
         now = time.time()
         row = SessionRow(
-            session_id, name, principal, now, now, self.owner, tip, 0, tip or origin, purpose
+            id=session_id,
+            name=name,
+            principal=principal,
+            created_at=now,
+            last_used_at=now,
+            owner=self.owner,
+            tip=tip,
+            run_count=0,
+            origin=tip or origin,
+            purpose=purpose,
         )
         await self.write(lambda rows: mutations.insert_session(rows, self.owner, row))
         self._last_sequences.setdefault(session_id, 0)
         return row
 
     async def claim_session(self, session_id: str) -> SessionRow:
-        """Make this server the one that may append; raises `NotFound`, or `Unavailable` if another live one is that."""
-        row, last = await self.write(
+        """Make this server the owner of a session.
+
+        Raises `NotFound`, or `Unavailable` if another live server owns it.
+        """
+        row, last_sequence = await self.write(
             lambda rows: mutations.claim_session(rows, self.data_dir, self.owner, session_id)
         )
-        self._last_sequences.setdefault(session_id, last)
+        self._last_sequences.setdefault(session_id, last_sequence)
         return row
 
     async def release_session(self, session_id: str) -> None:
-        """Let another server have the session once its events are committed; raises `JournalFailed`."""
-        last = self._last_sequences.pop(session_id, None)
-        if last is None:
+        """Commit a session's events and let another server claim it; raises `JournalFailed`."""
+        last_sequence = self._last_sequences.pop(session_id, None)
+        if last_sequence is None:
             return
         try:
             await self.write(lambda rows: mutations.release_session(rows, self.owner, session_id))
         except JournalFailed:
-            self._last_sequences[session_id] = last
+            self._last_sequences[session_id] = last_sequence
             raise
 
     async def pin_run(self, run_id: str, reason: str) -> None:
-        """Keep a run, and with it its session, from being collected; raises `NotFound`."""
+        """Protect a run, and so its session, from garbage collection; raises `NotFound`."""
         await self.write(lambda rows: mutations.pin_run(rows, run_id, reason))
 
     async def unpin_run(self, run_id: str) -> None:
-        """Let a run be collected again."""
+        """Let garbage collection remove a run again."""
         await self.write(lambda rows: mutations.unpin_run(rows, run_id))
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` in a transaction of its own, or with others, after all that was appended before; return its result.
+    async def submit_answer(self, run_id: str, question_id: str, answer_json: str) -> None:
+        """Leave an answer for the server that owns the session of a run.
 
-        It is to be a matter of milliseconds, because others wait. Raises what it raises, or `JournalFailed`.
+        Raises `NotFound`, or `InvalidRequest` if the question has an answer already.
+        """
+        await self.write(
+            lambda rows: mutations.store_answer(rows, run_id, question_id, answer_json)
+        )
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in a transaction after everything appended before; return its result.
+
+        It must take milliseconds, because others wait. Raises what it raises, or `JournalFailed`.
         """
         result: T = await self._writer.execute(work)
         return result
 
     def _insert_event(self, stored: StoredEvent, text: str, rows: Connection) -> None:
-        mutations.insert_event(
-            rows, stored, *mutations.split_large_fields(self.blobs, stored.event, text)
-        )
+        body, large_fields = mutations.split_large_fields(self.blobs, stored.event, text)
+        mutations.insert_event(rows, stored, body, large_fields)
 
-    # reading ----------------------------------------------------------------------------------
+    # sessions and runs ----------------------------------------------------------------------
 
     async def find_session(self, name_or_id: str, principal: str) -> SessionRow:
-        """Return the principal's session of that id or name; raises `NotFound`."""
+        """Return a session of the principal by its id or name; raises `NotFound`."""
         return await self.read(lambda rows: queries.find_session(rows, name_or_id, principal))
 
     async def load_session(self, session_id: str) -> SessionRow:
-        """Return a session, whoever's it is; raises `NotFound`."""
+        """Return a session of any principal; raises `NotFound`."""
         return await self.read(lambda rows: queries.load_session(rows, session_id))
 
     async def list_sessions(self, principal: str | None = None) -> list[SessionRow]:
@@ -212,98 +234,79 @@ class Journal:
         return await self.read(lambda rows: queries.list_sessions(rows, principal))
 
     async def list_runs(self, session_id: str) -> list[RunRow]:
-        """Return the runs that a session has made, the first first."""
+        """Return the runs of a session, oldest first."""
         return await self.read(lambda rows: queries.list_runs(rows, session_id))
 
     async def load_run(self, run_id: str) -> RunRow:
-        """Return one run; raises `NotFound`."""
+        """Return a run; raises `NotFound`."""
         return await self.read(lambda rows: queries.load_run(rows, run_id))
 
     async def load_lineage(self, run_id: str | None) -> list[RunRow]:
-        """Return the runs that led to the end of `run`, the first first, whichever sessions they lie in.
-
-        None is the beginning, to which no run led. Raises `NotFound`.
-        """
-        return (
-            []
-            if run_id is None
-            else await self.read(lambda rows: queries.load_lineage(rows, run_id))
-        )
+        """Return a run and its ancestors, oldest first; none for None. Raises `NotFound`."""
+        if run_id is None:
+            return []
+        return await self.read(lambda rows: queries.load_lineage(rows, run_id))
 
     async def list_visited_runs(self, session_id: str) -> list[RunRow]:
-        """Return the runs that a session's lines pass through, those that it has left included, parents first."""
+        """Return every run of a session and its ancestors, abandoned branches included.
 
-        def found(rows: Connection) -> list[RunRow]:
-            return [
-                queries.load_run(rows, run)
-                for run, _ in queries.list_visited_runs(rows, session_id)
-            ]
+        Parents come before children.
+        """
 
-        return await self.read(found)
+        def load(rows: Connection) -> list[RunRow]:
+            visited = queries.list_visited_runs(rows, session_id)
+            return [queries.load_run(rows, run_id) for run_id, _ in visited]
+
+        return await self.read(load)
 
     async def load_files_at(
         self, run_id: str | None, damage: list[str] | None = None
     ) -> tuple[dict[str, FileEntry], list[str]]:
-        """Return the workspace at the end of `run`, and the runs of its line whose files were announced and never came.
+        """Return the workspace at the end of a run, and the runs of its lineage with lost files.
 
-        Raises `NotFound`, or `JournalFailed` if one of the events is damaged; with `damage`, that is told there, and
-        its run's files never came.
+        Those announced files that never arrived. Raises `NotFound`, or `JournalFailed` if an event
+        is damaged; with `damage`, that is reported there, and the files of its run count as lost.
         """
         if run_id is None:
             return {}, []
         return await self.read(lambda rows: queries.load_files_at(rows, self.blobs, run_id, damage))
 
     async def find_run_by_key(self, session_id: str, key: str) -> RunRow | None:
-        """Return the session's newest run that was started under the idempotency key `key`."""
+        """Return the session's newest run with the idempotency key `key`."""
         return await self.read(lambda rows: queries.find_run_by_key(rows, session_id, key))
 
     async def list_interrupted_runs(
         self, principal: str | None = None
     ) -> list[tuple[SessionRow, RunRow]]:
-        """Return the unfinished runs of sessions that no live server has, the newest first."""
+        """Return the unfinished runs of sessions without a live server, newest first."""
 
-        def left(rows: Connection) -> list[tuple[SessionRow, RunRow]]:
+        def load(rows: Connection) -> list[tuple[SessionRow, RunRow]]:
             found = queries.list_unfinished_runs(rows, principal)
             owners = {session.owner for session, _ in found if session.owner is not None}
-            live = {owner for owner in owners if leases.is_server_alive(self.data_dir, owner)}
+            live = {owner for owner in owners if is_server_alive(self.data_dir, owner)}
             return [(session, run) for session, run in found if session.owner not in live]
 
-        return await self.read(left)
+        return await self.read(load)
 
     async def list_queued_runs(self, session_id: str) -> list[RunRow]:
-        """Return the runs of a session that have been told of and have not begun, the first first."""
+        """Return the runs of a session that were announced and have not started, oldest first."""
         return await self.read(lambda rows: queries.list_queued_runs(rows, session_id))
 
+    async def load_pins(self) -> dict[str, str]:
+        """Return the pinned runs, each with the reason."""
+        return await self.read(queries.load_pins)
+
+    # questions ------------------------------------------------------------------------------
+
     async def list_pending_questions(self, principal: str | None = None) -> list[QuestionRow]:
-        """Return what the runs of one principal wait for, or those of all, the oldest first."""
+        """Return the questions that the runs of one principal, or of all, wait for."""
         return await self.read(lambda rows: queries.list_pending_questions(rows, principal))
 
-    async def submit_answer(self, run_id: str, question: str, text: str) -> None:
-        """Leave an answer for whichever server has the run's session; raises `NotFound`, `InvalidRequest`."""
-        await self.write(lambda rows: mutations.store_answer(rows, run_id, question, text))
-
     async def list_submitted_answers(self) -> list[SubmittedAnswer]:
-        """Return the answers that other processes have left and that no server has taken yet."""
+        """Return the answers from other processes that no server has received yet."""
         return await to_thread.run_sync(self._run_read, queries.list_submitted_answers)
 
-    async def scan_call_results(
-        self, session_id: str, last: int, work: Callable[[Iterator[tuple[str, int, str, Any]]], T]
-    ) -> T:
-        """Have `work` in a worker thread look at the calls that ended well among a session's `last` events.
-
-        It is given run, number, target and value of each, newest first, and loads no more than it takes.
-        """
-        return await self.read(
-            lambda rows: work(queries.iter_call_results(rows, self.blobs, session_id, last))
-        )
-
-    async def load_skill_uses(self) -> list[tuple[str, float]]:
-        """Return what code said of skills that it used, as canonical JSON, and when."""
-        return await self.read(queries.load_skill_uses)
-
-    async def load_pins(self) -> dict[str, str]:
-        """Return the runs that are kept from being collected, each with the reason."""
-        return await self.read(queries.load_pins)
+    # events ---------------------------------------------------------------------------------
 
     async def load_events(
         self,
@@ -311,91 +314,105 @@ class Journal:
         run_id: str | None = None,
         after: int = 0,
         limit: int | None = None,
-        kind: str | None = None,
+        event_type: type[Event] | None = None,
         damage: list[str] | None = None,
     ) -> list[StoredEvent]:
-        """Return at most `limit` events of a session, of one run in it or of one kind, that come after number `after`.
+        """Return at most `limit` events of a session with sequence numbers above `after`.
 
-        Raises `JournalFailed` if one of them is damaged; with `damage`, that is told there, and the rest is returned.
+        `run_id` and `event_type` select the events of one run and of one type. Raises
+        `JournalFailed` if an event is damaged; with `damage`, that is reported there, and the rest
+        is returned.
         """
+        kind = None if event_type is None else KIND_BY_CLASS[event_type]
         values = (session_id, after, run_id, -1 if limit is None else limit, kind)
+        query = queries.SELECT_SESSION_EVENTS
         return await self.read(
-            lambda rows: queries.load_events(
-                rows, self.blobs, queries.SELECT_SESSION_EVENTS, values, damage
-            )
+            lambda rows: queries.load_events(rows, self.blobs, query, values, damage)
         )
+
+    async def scan_call_results(
+        self, session_id: str, last: int, work: Callable[[Iterator[CallResult]], T]
+    ) -> T:
+        """Run `work` in a worker thread on the call results among a session's `last` events.
+
+        The iterator yields them newest first, and loads no more than `work` takes.
+        """
+        return await self.read(
+            lambda rows: work(queries.iter_call_results(rows, self.blobs, session_id, last))
+        )
+
+    async def load_skill_uses(self) -> list[tuple[str, float]]:
+        """Return what code reported about the skills that it used, as canonical JSON, and when."""
+        return await self.read(queries.load_skill_uses)
 
     @contextmanager
     def tail_events(self, session_id: str, after: int | None = None) -> Iterator[EventTail]:
-        """Follow a session's events: those recorded after number `after`, if it is given, then new ones as they happen.
+        """Follow the events of a session: the recorded ones above `after`, if given, then new ones.
 
-        New events are seen only of sessions that this server has claimed.
+        New events are seen only if this server owns the session.
         """
         start = self._last_sequences.get(session_id, 0) if after is None else after
-        watch = EventTail(
-            lambda n, limit: self.load_events(session_id, after=n, limit=limit),
+        tail = EventTail(
+            lambda sequence, limit: self.load_events(session_id, after=sequence, limit=limit),
             start,
-            behind=after is not None,
+            is_behind=after is not None,
         )
-        self._tails[session_id].add(watch)
+        self._tails[session_id].add(tail)
         try:
-            yield watch
+            yield tail
         finally:
-            self._tails[session_id].discard(watch)
+            self._tails[session_id].discard(tail)
             if not self._tails[session_id]:
                 del self._tails[session_id]
 
+    # blobs and connections ------------------------------------------------------------------
+
     async def put_blob(self, data: bytes) -> str:
-        """Keep `data` and return its digest; raises `JournalFailed` if there is no room."""
+        """Store `data` and return its digest; raises `JournalFailed` if there is no room."""
         try:
             return await to_thread.run_sync(self.blobs.put, data)
         except OSError as exc:
             raise journal_error(exc, self.blobs.root) from exc
 
     async def get_blob(self, digest: str) -> bytes:
-        """Return the content of `digest`; raises `NotFound`, or `JournalFailed` if it is damaged."""
+        """Return the content of a blob; raises `NotFound`, or `JournalFailed` if it is damaged."""
         return await to_thread.run_sync(self.blobs.get, digest)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` in a worker thread, with a connection that sees one moment and all that was appended before."""
-        with suppress(
-            JournalFailed
-        ):  # what cannot be written does not keep anybody from reading the rest
+        """Do `work` in a worker thread on a snapshot that has everything appended before."""
+        with suppress(JournalFailed):  # a full disk must not prevent reading
             await self.flush()
         return await to_thread.run_sync(self._run_read, work)
 
     def _run_read(self, work: Callable[[Connection], T]) -> T:
         try:
-            connection = (
-                self._idle_readers.pop() if self._idle_readers else connect_reader(self._path)
-            )
+            idle = self._idle_readers
+            connection = idle.pop() if idle else connect_reader(self._path)
             try:
-                connection.execute("BEGIN")  # all that is read is of one moment
+                connection.execute("BEGIN")  # all statements of `work` see the same snapshot
                 return work(connection)
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                self._idle_readers.append(connection)
-        except sqlite3.Error as exc:
+                idle.append(connection)
+        except Error as exc:
             raise journal_error(exc, self._path) from exc
         except UnicodeEncodeError:
             raise NotFound("There is nothing of that name: it is not valid text.") from None
 
-    # the end ----------------------------------------------------------------------------------
-
     async def _close(self) -> None:
-        for watch in [watch for watches in self._tails.values() for watch in watches]:
-            watch.close()
+        for tails in self._tails.values():
+            for tail in tails:
+                tail.close()
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            for session in list(self._last_sequences):
+            for session_id in list(self._last_sequences):
                 try:
-                    await self.release_session(session)
+                    await self.release_session(session_id)
                 except JournalFailed as exc:
                     logger.error(
-                        "The last events of session %s were not recorded: %s", session, exc
+                        "the last events of session %s were not recorded: %s", session_id, exc
                     )
-            while (
-                self._idle_readers
-            ):  # before the writer: the last to leave puts the write-ahead log away
+            # readers before the writer: the last connection to close removes the write-ahead log
+            while self._idle_readers:
                 self._idle_readers.pop().close()
             await self._writer.stop()

@@ -1,4 +1,4 @@
-"""Whether data from a stranger has the types that a dataclass declares for its fields."""
+"""Check JSON data from outside against the types that a dataclass declares for its fields."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from math import isfinite
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
-MAX_SAFE_INTEGER = (
-    2**53
-)  # beyond it, programs do not agree about integers in JSON, and SQLite takes none beyond 2**63
+MAX_SAFE_INTEGER = 2**53  # JSON programs disagree about larger integers; SQLite ends at 2**63
 
 
 def matches_field_type(value: Any, cls: Any, field: str) -> bool:
@@ -24,24 +22,21 @@ def _type_hints(cls: Any) -> Mapping[str, Any]:
 
 
 def _matches(value: Any, hint: Any) -> bool:
-    if isinstance(hint, UnionType):
-        return any(_matches(value, each) for each in get_args(hint))
     if hint is Any:
         return True
+    if isinstance(hint, UnionType):
+        return any(_matches(value, each) for each in get_args(hint))
     if is_typeddict(hint):
-        items = _type_hints(hint)
-        return (
-            isinstance(value, dict)
-            and value.keys() == items.keys()
-            and all(_matches(value[k], items[k]) for k in items)
-        )
+        hints = _type_hints(hint)
+        has_keys = isinstance(value, dict) and value.keys() == hints.keys()
+        return has_keys and all(_matches(value[name], hints[name]) for name in hints)
     origin = get_origin(hint)
     if origin is Mapping:
-        return isinstance(value, dict) and all(
-            _matches(each, get_args(hint)[1]) for each in value.values()
-        )
+        item_hint = get_args(hint)[1]
+        return isinstance(value, dict) and all(_matches(item, item_hint) for item in value.values())
     if origin is list:
-        return isinstance(value, list) and all(_matches(each, get_args(hint)[0]) for each in value)
+        (item_hint,) = get_args(hint)
+        return isinstance(value, list) and all(_matches(item, item_hint) for item in value)
     return _matches_scalar(value, hint)
 
 

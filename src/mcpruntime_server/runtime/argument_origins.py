@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any
 
 from ..errors import JournalFailed
+from ..journal.rows import CallResult
 from ..journal.store import Journal
 from .router import Router
 
@@ -62,15 +63,18 @@ async def find_origin_hints(
     The runs of the session itself count, the one that makes the call among them, and no more than `LAST_EVENTS`.
     """
 
-    def look(answers: Iterable[tuple[str, int, str, Any]]) -> list[str]:
+    def look(results: Iterable[CallResult]) -> list[str]:
         opened = (
             each
-            for each in answers
-            if each[2].startswith(("tools.", "context.")) and router.is_open_world(each[2])
+            for each in results
+            if each.target.startswith(("tools.", "context.")) and router.is_open_world(each.target)
         )
         return describe_shared_text(
             args,
-            ((format_call_label(run, call, target), value) for run, call, target, value in opened),
+            (
+                (format_call_label(each.run_id, each.call_id, each.target), each.value)
+                for each in opened
+            ),
         )
 
     try:

@@ -20,15 +20,8 @@ from anyio import Lock, move_on_after
 from ..capabilities.inputs.store import InputStore
 from ..errors import JournalFailed, McpRuntimeError, NotFound
 from ..journal.events import FileEntry, FilesChanged
-from ..journal.recording import (
-    FRESH_FLAG,
-    INTERRUPTED_FLAG,
-    UNSEEDED_FLAG,
-    Recording,
-    is_reproducible,
-    load_recording,
-)
-from ..journal.rows import RunRow
+from ..journal.recording import Recording, is_reproducible, load_recording
+from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, RunRow
 from ..journal.store import Journal
 from ..sandbox.link import SandboxLink
 from .input_staging import InputStaging
@@ -375,10 +368,6 @@ def check_rebuildable(line: Sequence[RunRow], done: int, lost: Mapping[str, str]
     if reason := lost.get(line[-1].id):
         raise RebuildFailed(reason)
     for row in line[done:]:
-        if UNSEEDED_FLAG in row.flags:
-            raise RebuildFailed(
-                f"Step {row.step} was recorded by an older version, without what it drew of chance."
-            )
         if not row.is_finished:
             raise RebuildFailed(f"Step {row.step} has no end in the journal.")
 

@@ -24,11 +24,7 @@ def why_not_resumable(recording: Recording, purpose: str) -> str:
         return f"It has gone on {recording.resume_count} times, and its server has died each time."
     if recording.start.replayed_run and not recording.start.dry_run:
         return RERUN_REASON
-    return (
-        ""
-        if recording.start.seed
-        else "It was recorded by an older version, without what it drew of chance."
-    )
+    return ""
 
 
 def resumed_spec(recording: Recording) -> RunSpec:

@@ -18,7 +18,8 @@ import anyio
 
 from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
 from ..journal.events import InputEntry, RunFinished
-from ..journal.recording import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, Recording
+from ..journal.recording import Recording
+from ..journal.rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG
 from ..journal.store import Journal
 from ..protocol import wire
 from ..protocol.presentation import truncate_text

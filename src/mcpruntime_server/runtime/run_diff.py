@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from ..errors import JournalFailed, NotFound
 from ..journal.events import FileEntry
-from ..journal.recording import UNDONE_FLAG, RecordedCall
-from ..journal.rows import RunRow
+from ..journal.recording import RecordedCall
+from ..journal.rows import UNDONE_FLAG, RunRow
 from ..journal.store import Journal
 from .run_history import RecordedRun, load_run
 

@@ -21,8 +21,8 @@ from ..journal.events import (
     RunFinished,
     RunStarted,
 )
-from ..journal.recording import UNDONE_FLAG, RecordedCall, RecordingBuilder, is_reproducible
-from ..journal.rows import AGENT_PURPOSE, RunRow, SessionRow, StoredEvent
+from ..journal.recording import RecordedCall, RecordingBuilder, is_reproducible
+from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow, StoredEvent
 from ..journal.store import Journal
 from .plan import Plan, PlannedCall, is_planned, parse_args, planned_call_name, planned_call_of
 from .router import STATUS_BY_ERROR_KIND, LedgerEntry
@@ -318,15 +318,15 @@ async def _load_summaries(
 ) -> Mapping[str, RunSummary]:
     """Return those of `rows` that are runs of `session`, summed up."""
     code = {}
-    for stored in await journal.load_events(session, kind="run_started", damage=damage):
+    for stored in await journal.load_events(session, event_type=RunStarted, damage=damage):
         if isinstance(stored.event, RunStarted):
             code[stored.event.run_id] = first_code_line(stored.event.code)
     calls: Counter[str | None] = Counter()
-    for stored in await journal.load_events(session, kind="call_started", damage=damage):
+    for stored in await journal.load_events(session, event_type=CallStarted, damage=damage):
         if isinstance(stored.event, CallStarted) and stored.event.in_ledger:
             calls[stored.run_id] += 1
     files: dict[str | None, int] = {}
-    for stored in await journal.load_events(session, kind="files_changed", damage=damage):
+    for stored in await journal.load_events(session, event_type=FilesChanged, damage=damage):
         if isinstance(stored.event, FilesChanged):
             files[stored.run_id] = len(stored.event.changed) + len(stored.event.removed)
     return {

@@ -19,8 +19,8 @@ from ..capabilities.inputs.store import InputStore
 from ..config import SandboxSettings, ServerSettings
 from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
 from ..journal.events import QuestionAnswered, RunFinished, RunQueued, SessionOpened
-from ..journal.recording import UNDONE_FLAG, load_recording
-from ..journal.rows import AGENT_PURPOSE, RunRow, SessionRow, SubmittedAnswer
+from ..journal.recording import load_recording
+from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow, SubmittedAnswer
 from ..journal.store import Journal
 from ..protocol import wire
 from ..sandbox import Backend
@@ -197,12 +197,12 @@ class Runtime:
         for reply in await self.journal.list_submitted_answers():
             if reply.session_id == row.id:
                 deliver_reply(session, reply)
-        for stored in await self.journal.load_events(row.id, kind="answered"):
+        for stored in await self.journal.load_events(row.id, event_type=QuestionAnswered):
             if isinstance(stored.event, QuestionAnswered) and stored.event.scope == "session":
                 session.allowed_targets.add(stored.event.target)
         for queued in await self.journal.list_queued_runs(row.id):
             for stored in await self.journal.load_events(
-                row.id, run_id=queued.id, kind="run_queued"
+                row.id, run_id=queued.id, event_type=RunQueued
             ):
                 if isinstance(stored.event, RunQueued):
                     session.enqueue_run(queued_spec(stored.event))

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InvalidRequest
-from ..journal.recording import FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, Recording, load_recording
-from ..journal.rows import RunRow, SessionRow
+from ..journal.recording import Recording, load_recording
+from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, RunRow, SessionRow
 from ..journal.store import Journal
 from .environment import is_lineage_reproducible
 from .run import Run

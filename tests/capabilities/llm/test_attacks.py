@@ -432,7 +432,9 @@ async def test_what_is_spent_is_journaled_and_told_without_words(server: ServerC
     with sqlite3.connect(f"file:{server.data_dir / 'journal.db'}?mode=ro", uri=True) as rows:
         bodies = [
             json.loads(body)
-            for (body,) in rows.execute("SELECT body FROM events WHERE kind = 'spent'")
+            for (body,) in rows.execute(
+                "SELECT body FROM events WHERE kind = 'model_usage_recorded'"
+            )
         ]
     assert bodies
     assert all(each.keys() == {"calls", "tokens_in", "tokens_out", "usd", "ms"} for each in bodies)

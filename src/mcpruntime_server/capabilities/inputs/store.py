@@ -222,7 +222,7 @@ class InputStore:
         row = await self.journal.load_run(run)
         damage: list[str] = []
         stored = await self.journal.load_events(
-            row.session_id, run_id=run, kind="run_started", damage=damage
+            row.session_id, run_id=run, event_type=RunStarted, damage=damage
         )
         return [
             each
@@ -308,7 +308,7 @@ class InputStore:
 
     async def load_digests(self, session: str) -> None:
         """Learn what the journal knows of the content of a session's files."""
-        for stored in await self.journal.load_events(session, kind="input_hashed", damage=[]):
+        for stored in await self.journal.load_events(session, event_type=InputHashed, damage=[]):
             if isinstance(stored.event, InputHashed):
                 self._digests[stored.event.path, stored.event.stamp] = stored.event.digest
 

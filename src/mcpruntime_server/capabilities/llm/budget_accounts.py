@@ -146,7 +146,9 @@ class AccountRegistry:
     async def _load_account(self, session_id: str) -> SessionAccount:
         past: dict[str, tuple[ModelUsage, float]] = {}
         now = time.time() - time.monotonic()
-        for stored in await self._journal.load_events(session_id, kind="spent", damage=[]):
+        for stored in await self._journal.load_events(
+            session_id, event_type=ModelUsageRecorded, damage=[]
+        ):
             spent = stored.event
             if isinstance(spent, ModelUsageRecorded) and stored.run_id is not None:
                 used, began = past.get(
