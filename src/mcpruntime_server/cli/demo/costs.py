@@ -67,12 +67,14 @@ def load_calls(events: Iterable[Mapping[str, Any]]) -> list[TimedCall]:
     found = []
     for event in events:
         if event["kind"] == "CallStarted":
-            started[event["call"]] = event
+            started[event["call_id"]] = event
         elif event["kind"] == "CallFinished":
-            start = started[event["call"]]
+            start = started[event["call_id"]]
             text = f"{start['target'].removeprefix(TOOL_PREFIX)} {start['args']}\n{format_result(event)}"
             found.append(
-                TimedCall(start["target"], (start["at"], start["at"] + event["ms"] / 1e3), text)
+                TimedCall(
+                    start["target"], (start["at"], start["at"] + event["duration_ms"] / 1e3), text
+                )
             )
     return found
 
