@@ -1,8 +1,8 @@
-"""MCP over stdin and stdout without worker threads.
+"""MCP over stdin and stdout without worker threads, tasks or queues of its own.
 
-The SDK's own transport reads and writes through threads, three changes of thread a request; that is a quarter of the
-time of a short run, and a thread that waits for a line cannot be cancelled. Here the event loop waits for the
-descriptors themselves. Whoever else writes to fd 1 or reads fd 0 in this process gets stderr and nothing.
+The SDK's transport reads and writes through threads: three changes of thread per request take a quarter of the time of
+a short run, and a thread that waits for a line cannot be cancelled. Here the event loop waits for the descriptors.
+Other code in this process that writes to fd 1 writes to stderr, and code that reads fd 0 reads nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import select
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Self
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 from mcp.types import (
     INVALID_REQUEST,
@@ -29,132 +31,194 @@ from pydantic import ValidationError
 from ..protocol.wire import escape_json_surrogates
 
 READ_CHUNK_BYTES = 64 * 1024
-WRITE_CHUNK_BYTES = select.PIPE_BUF  # what a pipe that is writable takes without blocking
-MAX_LINE_BYTES = (
-    64 * 1024 * 1024
-)  # bytes of one message; a peer that sends more without a newline is broken
+WRITE_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is writable takes so much without blocking
+MAX_LINE_BYTES = 64 * 1024 * 1024  # of one message; a client that sends more is broken
 
-IncomingMessage = SessionMessage | Exception
+
+class MessageWriter:
+    """Writes each message as one line to a descriptor, which may be shared and so stays blocking."""
+
+    def __init__(self, sink: int) -> None:
+        self._sink = sink
+        self._unsent: deque[memoryview] = deque()
+        self._flushing = anyio.Lock(fast_acquire=True)
+
+    async def send(self, message: SessionMessage) -> None:
+        """Write `message`; raises `anyio.BrokenResourceError` if the client no longer reads.
+
+        If the sender is cancelled while the client reads slowly, the next sender writes the rest.
+        """
+        text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
+        self._unsent.append(memoryview(text.encode() + b"\n"))
+        if len(self._unsent) == 1 and self._write_now():
+            return
+        async with self._flushing:
+            while not self._write_now():
+                await anyio.wait_writable(self._sink)
+
+    def _write_now(self) -> bool:
+        """Write what fits without blocking; return whether nothing is left."""
+        while self._unsent:
+            if not select.select([], [self._sink], [], 0)[1]:
+                return False
+            data = self._unsent[0]
+            try:
+                rest = data[os.write(self._sink, data[:WRITE_CHUNK_BYTES]) :]
+            except OSError as exc:
+                self._unsent.clear()
+                raise anyio.BrokenResourceError from exc
+            if rest:
+                self._unsent[0] = rest
+            else:
+                self._unsent.popleft()
+        return True
+
+    async def aclose(self) -> None:
+        """Do nothing: `open_stdio_streams` closes the descriptor."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        cls: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class MessageReader:
+    """Yields the messages of a client, one per line.
+
+    It answers a line that is no message with an error itself, and adds the ids of requests that the client no longer
+    waits for to `timed_out`.
+    """
+
+    def __init__(self, source: int, writer: MessageWriter, timed_out: set[str]) -> None:
+        self._source = source
+        self._writer = writer
+        self._timed_out = timed_out
+        self._lines: deque[bytes] = deque()
+        self._unfinished: list[bytes] = []  # chunks of a line whose end has not arrived
+        self._unfinished_bytes = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        while True:
+            if not self._lines and not await self._read_lines():
+                raise StopAsyncIteration
+            if not self._lines:
+                continue
+            message = parse_message(self._lines.popleft())
+            if isinstance(message, SessionMessage):
+                if request_id := timed_out_request_id(message):
+                    self._timed_out.add(request_id)
+                return message
+            with suppress(anyio.BrokenResourceError):  # the end of stdin follows
+                await self._writer.send(SessionMessage(message))
+
+    async def receive(self) -> SessionMessage | Exception:
+        """Return the next message; raises `anyio.EndOfStream` after the last one."""
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
+            raise anyio.EndOfStream from None
+
+    async def _read_lines(self) -> bool:
+        """Read one chunk; return whether more can follow."""
+        with suppress(PermissionError):  # a regular file is always ready, and epoll refuses it
+            await anyio.wait_readable(self._source)
+        chunk = os.read(self._source, READ_CHUNK_BYTES)
+        if not chunk or self._unfinished_bytes > MAX_LINE_BYTES:
+            return False
+        first, *more = chunk.split(b"\n")
+        self._unfinished.append(first)
+        self._unfinished_bytes += len(first)
+        if more:
+            complete = [b"".join(self._unfinished), *more[:-1]]
+            self._lines.extend(line for line in complete if line.strip())
+            self._unfinished = [more[-1]]
+            self._unfinished_bytes = len(more[-1])
+        return True
+
+    async def aclose(self) -> None:
+        """Do nothing: `open_stdio_streams` closes the descriptor."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        cls: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
 
 @asynccontextmanager
 async def open_stdio_streams(
     timed_out: set[str],
-) -> AsyncIterator[
-    tuple[MemoryObjectReceiveStream[IncomingMessage], MemoryObjectSendStream[SessionMessage]]
-]:
-    """Take over fds 0 and 1 and yield the streams that an MCP server runs on; the first ends when stdin does.
+) -> AsyncIterator[tuple[MessageReader, MessageWriter]]:
+    """Take over fds 0 and 1 and yield the streams that an MCP server runs on.
 
-    The ids of requests that the client cancels because it has waited too long go into `timed_out`.
+    The first one ends when stdin does. The ids of requests that the client cancels because it has waited too long are
+    added to `timed_out`.
     """
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     os.dup2(2, 1)
-    to_server, incoming = anyio.create_memory_object_stream[IncomingMessage]()
-    outgoing, from_server = anyio.create_memory_object_stream[SessionMessage]()
     try:
-        async with anyio.create_task_group() as tasks, incoming, outgoing:
-            tasks.start_soon(_read_messages, source, to_server, outgoing.clone(), timed_out)
-            tasks.start_soon(_write_messages, from_server, sink)
-            yield incoming, outgoing
-            tasks.cancel_scope.cancel()
+        writer = MessageWriter(sink)
+        yield MessageReader(source, writer, timed_out), writer
     finally:
         os.close(source)
         os.close(sink)
 
 
-async def _read_messages(
-    source: int,
-    to_server: MemoryObjectSendStream[IncomingMessage],
-    outgoing: MemoryObjectSendStream[SessionMessage],
-    timed_out: set[str],
-) -> None:
-    """Pass on each line of `source` as a message; what is none is answered with an error, so that nobody waits."""
-    async with to_server, outgoing:
-        with suppress(anyio.BrokenResourceError):  # the server has stopped listening
-            async for line in _read_lines(source):
-                message = parse_message(line)
-                if isinstance(message, SessionMessage):
-                    if request := timed_out_request_id(message):
-                        timed_out.add(request)
-                    await to_server.send(message)
-                else:
-                    await outgoing.send(SessionMessage(message))
-
-
 def timed_out_request_id(message: SessionMessage) -> str | None:
-    """Return the id of the request that `message` cancels because the client has waited too long, if it does so.
+    """Return the id of the request that `message` cancels because the client has waited too long.
 
-    The protocol has no other sign of that than the reason's wording; the SDKs all say "timed out".
+    Return None for any other message. A cancelled request stops its run, a timed-out one does not. The protocol tells
+    them apart only by the wording of the reason; all SDKs say "timed out".
     """
-    found = message.message
-    if not isinstance(found, JSONRPCNotification) or found.method != "notifications/cancelled":
+    content = message.message
+    if not isinstance(content, JSONRPCNotification):
         return None
-    params = found.params or {}
-    return (
-        str(params.get("requestId")) if "timed out" in str(params.get("reason")).lower() else None
-    )
+    if content.method != "notifications/cancelled":
+        return None
+    params = content.params or {}
+    if "timed out" not in str(params.get("reason")).lower():
+        return None
+    return str(params.get("requestId"))
 
 
 def parse_message(line: bytes) -> SessionMessage | JSONRPCError:
     """Return the message in `line`, or the error that answers it.
 
-    JSON can spell half a character (a lone surrogate), which the SDK refuses; here it stays visible as an escape.
+    JSON can contain half of a surrogate pair, which the SDK refuses; here it stays visible as an escape.
     """
     try:
         return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
     except ValidationError:
         pass
     try:
-        found = escape_json_surrogates(json.loads(line))
+        data = escape_json_surrogates(json.loads(line))
     except (ValueError, RecursionError) as exc:
         return _error_response(None, PARSE_ERROR, f"A line is not JSON: {exc}")
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_python(found, by_name=False))
+        return SessionMessage(jsonrpc_message_adapter.validate_python(data, by_name=False))
     except ValidationError:
-        number = found.get("id") if isinstance(found, dict) else None
-        return _error_response(
-            number if isinstance(number, int | str) else None,
-            INVALID_REQUEST,
-            "A line is not JSON-RPC.",
-        )
+        request_id = data.get("id") if isinstance(data, dict) else None
+        if not isinstance(request_id, int | str):
+            request_id = None
+        return _error_response(request_id, INVALID_REQUEST, "A line is not JSON-RPC.")
 
 
 def _error_response(request_id: int | str | None, code: int, text: str) -> JSONRPCError:
     return JSONRPCError(jsonrpc="2.0", id=request_id, error=ErrorData(code=code, message=text))
-
-
-async def _read_lines(source: int) -> AsyncIterator[bytes]:
-    rest = b""
-    while True:
-        with suppress(PermissionError):  # a regular file is always ready, and epoll refuses it
-            await anyio.wait_readable(source)
-        data = os.read(source, READ_CHUNK_BYTES)
-        if not data or len(rest) > MAX_LINE_BYTES:
-            return
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield line
-
-
-async def _write_messages(
-    from_server: MemoryObjectReceiveStream[SessionMessage], sink: int
-) -> None:
-    """Write each message as a line; a client that has gone away ends it."""
-    async with from_server:
-        with suppress(BrokenPipeError):
-            async for message in from_server:
-                text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
-                await _write_all(sink, text.encode() + b"\n")
-
-
-async def _write_all(sink: int, data: bytes) -> None:
-    for start in range(0, len(data), WRITE_CHUNK_BYTES):
-        if not select.select([], [sink], [], 0)[1]:
-            await anyio.wait_writable(sink)
-        piece = data[start : start + WRITE_CHUNK_BYTES]
-        while piece:
-            piece = piece[os.write(sink, piece) :]

@@ -116,22 +116,26 @@ class MessageWriter:
             raise anyio.ClosedResourceError
         text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
         self._unsent.append(memoryview(text.encode("utf-8", "replace") + b"\n"))
+        if len(self._unsent) == 1 and self._write_now():
+            return
         async with self._flushing:
-            while self._unsent:
-                if not self._write_some():
-                    await anyio.wait_writable(self._stdin)
+            while not self._write_now():
+                await anyio.wait_writable(self._stdin)
 
-    def _write_some(self) -> bool:
-        """Write as much as fits into the pipe; return whether that was anything."""
-        try:
-            written = os.write(self._stdin, self._unsent[0])
-        except BlockingIOError:
-            return False
-        except OSError as exc:
-            raise anyio.BrokenResourceError from exc
-        self._unsent[0] = self._unsent[0][written:]
-        if not self._unsent[0]:
-            self._unsent.popleft()
+    def _write_now(self) -> bool:
+        """Write what fits into the pipe; return whether nothing is left."""
+        while self._unsent:
+            try:
+                rest = self._unsent[0][os.write(self._stdin, self._unsent[0]) :]
+            except BlockingIOError:
+                return False
+            except OSError as exc:
+                self._unsent.clear()
+                raise anyio.BrokenResourceError from exc
+            if rest:
+                self._unsent[0] = rest
+            else:
+                self._unsent.popleft()
         return True
 
     async def aclose(self) -> None:
