@@ -1,4 +1,4 @@
-"""Answers that are given on the command line, while a server runs and while none does."""
+"""The command `approvals`: answers from the command line, with and without a running server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def run_on(connection: ServerConnection, run: str) -> str:
     return status
 
 
-async def test_what_is_waited_for_is_listed_in_full_and_nothing_in_it_reaches_the_terminal(
+async def test_questions_are_listed_in_full_without_control_characters(
     world: World,
 ) -> None:
     code = f"{IMPORT}\nadd(item={HOSTILE_TEXT!r} + 'x' * 5000)"
@@ -60,9 +60,7 @@ async def test_what_is_waited_for_is_listed_in_full_and_nothing_in_it_reaches_th
 
 
 @pytest.mark.parametrize(("word", "value"), [("allow", 0), ("deny", "denied")])
-async def test_an_answer_reaches_the_server_that_runs(
-    world: World, word: str, value: object
-) -> None:
+async def test_an_answer_reaches_a_running_server(world: World, word: str, value: object) -> None:
     code = (
         f"{IMPORT}try: r = add(item='a').result\nexcept tools.ToolDeniedError as e: r = e.kind\nr"
     )
@@ -71,7 +69,7 @@ async def test_an_answer_reaches_the_server_that_runs(
         done = await approvals(world, told.run, "q1", word)
         assert (done.returncode, done.stdout) == (
             0,
-            "1 answer is left for the server. The run goes on.\n",
+            "1 answer is left for the server. The run continues.\n",
         )
         again = await approvals(world, told.run, "q1", word)
         assert again.returncode == 2
@@ -80,7 +78,7 @@ async def test_an_answer_reaches_the_server_that_runs(
         assert (await approvals(world)).stdout == "No run waits for an answer.\n"
 
 
-async def test_one_answer_allows_a_loop(world: World) -> None:
+async def test_one_answer_allows_all_calls_of_a_loop(world: World) -> None:
     async with world.client() as connection:
         told = await connection.run(f"{IMPORT}[add(item=str(i)).result for i in range(30)]")
         await approvals(world, told.run, "q1", "allow_run")
@@ -88,7 +86,7 @@ async def test_one_answer_allows_a_loop(world: World) -> None:
     assert ended.value == list(range(30))
 
 
-async def test_all_that_is_asked_at_once_is_answered_at_once(world: World) -> None:
+async def test_one_command_answers_all_approvals_of_a_run(world: World) -> None:
     code = f"{IMPORT}len(tools.map(lambda i: add(item=str(i)), range(10), max_concurrency=10))"
     async with world.client() as connection:
         told = await connection.run(code)
@@ -101,13 +99,13 @@ async def test_all_that_is_asked_at_once_is_answered_at_once(world: World) -> No
     assert len(world.done) == 10
 
 
-async def test_an_answer_is_kept_for_a_server_that_is_started_later(world: World) -> None:
+async def test_an_answer_is_kept_for_a_server_that_starts_later(world: World) -> None:
     async with start_ready_server(world.settings) as server:
         told = await server.run(f"{IMPORT}add(item='a').result", "s")
         server.process.kill()
     done = await approvals(world, told["run"], "q1", "allow")
-    assert done.stdout.endswith("The run goes on when a server is started on this data folder.\n")
-    assert "(answered, and not heard yet)" in (await approvals(world)).stdout
+    assert done.stdout.endswith("The run continues when a server is started on this data folder.\n")
+    assert "(answered, not yet received)" in (await approvals(world)).stdout
     async with world.client() as connection:
         assert (
             await run_on(connection, told["run"]) == "ok"
@@ -115,7 +113,7 @@ async def test_an_answer_is_kept_for_a_server_that_is_started_later(world: World
     assert world.done == ["add a"]
 
 
-async def test_a_person_who_is_asked_in_the_client_can_answer_elsewhere(world: World) -> None:
+async def test_a_question_asked_in_the_client_can_be_answered_here(world: World) -> None:
     asked = anyio.Event()
 
     class Slow:
@@ -143,7 +141,7 @@ async def test_mistakes_are_named(world: World) -> None:
         for words, problem in (
             (("r_none", "q1", "allow"), "does not wait for an answer"),
             ((told.run, "q7", "allow"), "does not wait for an answer to 'q7'"),
-            ((told.run, "q1", "again"), "'again' is no answer to question q1"),
+            ((told.run, "q1", "again"), "'again' is not an answer to question q1"),
             ((told.run, "q1", "yes"), "Use allow, allow_run, allow_session, deny."),
             ((told.run, "q1"), "An answer needs a run, a question and the answer."),
         ):

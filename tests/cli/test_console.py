@@ -7,12 +7,12 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from mcpruntime_server.cli.console import (
     HEAD_LINES,
     TAIL_LINES,
     ConsoleWriter,
-    count_columns,
     escape_lines,
     escape_text,
     format_duration,
@@ -33,8 +33,8 @@ def test_safe_text_prints_on_one_line(text: str) -> None:
 
 @given(ANY, st.integers(1, 40))
 def test_fitted_text_has_the_room_that_it_is_given(text: str, room: int) -> None:
-    assert count_columns(truncate_text(escape_text(text), room)) <= room
-    assert count_columns(pad_text(escape_text(text), room)) == room
+    assert cell_len(truncate_text(escape_text(text), room)) <= room
+    assert cell_len(pad_text(escape_text(text), room)) == room
 
 
 @given(ANY)

@@ -28,7 +28,7 @@ from mcpruntime_server.config import Config, load_config
 from mcpruntime_server.errors import Unavailable
 
 DEMO_S = 120  # starting five processes on a machine that is busy takes its time
-ESCAPE = re.compile(r"\033\[\d+m")
+ESCAPE = re.compile(r"\033\[[\d;]*m")
 PROGRAMS = (
     programs.collection_program(Path("/r")),
     programs.report_program(Path("/report.md")),
@@ -107,7 +107,7 @@ def check_moves(hotfixes: str, asleep: str, told: list[str]) -> None:
 
 
 def check_questions(shown: str, hotfixes: str, told: list[str]) -> None:
-    """Check the act without a key: the run has waited with all its questions, and it is said who has answered them."""
+    """Check that the run waited with all its questions, and that the demo says who answered."""
     asked = re.search(r"waiting: (\d+) questions in one go", shown)
     assert asked is not None
     assert "answered by a script of this demo" in shown

@@ -1,10 +1,11 @@
-"""The verbs of time: what they print for people and for programs, what they change, and how they fail."""
+"""The command `replay`: what it prints for people and for programs, changes, and refuses."""
 
 from __future__ import annotations
 
 import json
 import os
 import pty
+import re
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +18,9 @@ import anyio
 import pytest
 from anyio import to_thread
 from mcp import MCPError
+from rich.cells import cell_len
 
+from mcpruntime_server.cli.views import STEPS_COLUMNS
 from tests.helpers.server_connection import COMMAND, connect_server
 
 from .conftest import RunCommand, parse_json, run_command, write_local_settings
@@ -32,7 +35,7 @@ def runs_of(run: RunCommand, session: str = "report") -> dict[str, dict[str, Any
     }
 
 
-def test_a_session_is_drawn_with_its_line_what_was_left_and_its_forks(run: RunCommand) -> None:
+def test_a_session_is_drawn_with_its_lineage_branches_and_forks(run: RunCommand) -> None:
     lines = run("replay", "list", "report").stdout.splitlines()
     assert lines[0].startswith("── report · 5 runs · at step 3 ─")
     drawn = [(line.split()[0], *line.split()[1:3]) for line in lines[2:]]
@@ -51,24 +54,24 @@ def test_a_session_is_drawn_with_its_line_what_was_left_and_its_forks(run: RunCo
 def test_a_session_is_listed_for_programs(run: RunCommand) -> None:
     found = parse_json(run("replay", "list", "report", "--json"))
     assert found["session"]["name"] == "report"
-    told = [
-        (each["step"], each["status"], each["tier"], each["on_line"], each["files"])
+    steps = [
+        (each["step"], each["status"], each["tier"], each["in_lineage"], each["files"])
         for each in found["runs"]
     ]
-    assert told == [
+    assert steps == [
         (1, "ok", "rebuild", True, 0),
         (2, "ok", "rebuild", True, 1),
         (3, "error", "rebuild", False, 0),
         (4, "crashed", "", False, 0),
         (3, "error", "rebuild", True, 2),
     ]
-    assert found["line"] == [each["id"] for each in found["runs"] if each["on_line"]]
-    assert [each["session"] for each in runs_of(run, "try").values()] == [
+    assert found["lineage"] == [each["id"] for each in found["runs"] if each["in_lineage"]]
+    assert [each["session_id"] for each in runs_of(run, "try").values()] == [
         found["session"]["id"]
     ] * 2 + [found["runs"][1]["forks"][0]]
 
 
-def test_steps_are_shown_one_by_one_with_all_that_they_did(run: RunCommand) -> None:
+def test_steps_are_shown_with_code_calls_output_and_files(run: RunCommand) -> None:
     shown = run("replay", "report").stdout
     assert shown == run("replay", "show", "report").stdout
     one, two, three = shown.split("── step ")[1:]
@@ -90,7 +93,7 @@ def test_steps_are_shown_for_programs(run: RunCommand) -> None:
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert (steps[0]["stdout"], steps[0]["code"]) == ("hello\n", "x = 1\nprint('hello')")
     assert steps[1]["files"]["f"]["size"] == 4
-    assert [(call["target"], call["value"]) for call in steps[1]["calls"] if call["listed"]] == [
+    assert [(call["target"], call["value"]) for call in steps[1]["calls"] if call["in_ledger"]] == [
         ("tools.lively.echo", "said")
     ]
     assert "\x1b[31m" in steps[2]["stdout"]
@@ -108,7 +111,7 @@ def test_steps_are_shown_for_programs(run: RunCommand) -> None:
         ["replay", "diff", "report", "try", "--full"],
     ],
 )
-def test_nothing_that_was_recorded_reaches_the_terminal_as_a_control(
+def test_recorded_control_characters_never_reach_the_terminal(
     run: RunCommand, words: list[str]
 ) -> None:
     done = run(*words)
@@ -141,33 +144,32 @@ def on_terminal(used: Path, *words: str, columns: int = 80, **env: str) -> str:
     return written.decode()
 
 
-def test_a_terminal_gets_colours_and_lines_of_its_width(used: Path) -> None:
+def test_a_terminal_gets_colours_and_no_other_control_sequences(used: Path) -> None:
     shown = on_terminal(used, "replay", "report")
     assert "\x1b[32m" in shown
     assert set(shown.replace("\x1b", "").split("\n")) & {"\r"} == {"\r"}
-    harmful = [
-        piece[:8]
-        for piece in shown.split("\x1b")[1:]
-        if not piece.lstrip("[0123456789").startswith("m")
-    ]
-    assert harmful == []
-    for columns in (40, 80, 120):
-        for words in (
-            ("replay", "list", "report"),
-            ("replay", "report"),
-            ("replay", "diff", "report", "try"),
-        ):
-            plain = on_terminal(used, *words, columns=columns, NO_COLOR="1")
-            assert "\x1b" not in plain
-            wide = [
-                line
-                for line in plain.split("\r\n")
-                if len(line) > max(columns, 76 if words[1] == "list" else 0)
-            ]
-            assert wide == []
+    assert "\x1b" not in re.sub("\x1b\\[[0-9;]*m", "", shown)
 
 
-def test_runs_and_lines_are_compared(run: RunCommand) -> None:
+@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize(
+    ("words", "min_columns"),
+    [
+        (["replay", "list", "report"], STEPS_COLUMNS),  # ids are not cut
+        (["replay", "report"], 0),
+        (["replay", "diff", "report", "try"], 0),
+    ],
+)
+def test_lines_fit_the_terminal(
+    run: RunCommand, words: list[str], min_columns: int, columns: int
+) -> None:
+    env = {"TERM": "xterm", "COLUMNS": str(columns), "NO_COLOR": "1"}
+    shown = run(*words, is_terminal=True, **env).stdout
+    assert "\x1b" not in shown
+    assert max(map(cell_len, shown.split("\n"))) <= max(columns, min_columns)
+
+
+def test_runs_and_lineages_are_compared(run: RunCommand) -> None:
     same = run("replay", "diff", "report:1", "report:1")
     assert (same.returncode, "the same" in same.stdout) == (0, True)
     one = run("replay", "diff", "report:1", "report:2")
@@ -183,9 +185,9 @@ def test_runs_and_lines_are_compared(run: RunCommand) -> None:
     assert "+bye" in told
 
 
-def test_a_session_goes_back_and_returns(run: RunCommand) -> None:
+def test_a_session_is_rewound_and_returns(run: RunCommand) -> None:
     left = runs_of(run)["1 / 0"]["id"]
-    assert "goes on from the end of step 1" in run("replay", "rewind", "report", "1").stdout
+    assert "continues from the end of step 1" in run("replay", "rewind", "report", "1").stdout
     assert [step["step"] for step in parse_json(run("replay", "report", "--json"))] == [1]
     beyond = run("replay", "rewind", "report", "2")
     assert beyond.returncode == 2
@@ -199,13 +201,13 @@ def test_a_session_goes_back_and_returns(run: RunCommand) -> None:
     assert (dead.returncode, "has left no state" in dead.stderr) == (2, True)
 
 
-def test_a_fork_begins_where_it_is_told(run: RunCommand) -> None:
+def test_a_fork_starts_at_the_named_step(run: RunCommand) -> None:
     made = parse_json(run("replay", "fork", "report", "1", "--name", "new", "--json"))
     assert (made["name"], made["step"]) == ("new", 1)
     assert [step["step"] for step in parse_json(run("replay", "new", "--json"))] == [1]
     assert "new" in run("replay").stdout
     assert "fork of report:1" in run("replay").stdout
-    assert "begins at the end of step 3" in run("replay", "fork", "report").stdout
+    assert "starts at the end of step 3" in run("replay", "fork", "report").stdout
     for words in (
         ["report", "1", "--name", "new"],
         ["report", "1", "--name", "a/b"],
@@ -214,9 +216,7 @@ def test_a_fork_begins_where_it_is_told(run: RunCommand) -> None:
         assert run("replay", "fork", *words).returncode == 2
 
 
-def test_a_step_is_run_again_as_recorded_and_with_other_code(
-    run: RunCommand, tmp_path: Path
-) -> None:
+def test_steps_are_rerun_as_recorded_and_with_other_code(run: RunCommand, tmp_path: Path) -> None:
     again = run("replay", "rerun", "report")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("as recorded") == 3
@@ -234,7 +234,7 @@ def test_a_step_is_run_again_as_recorded_and_with_other_code(
     assert "rerun, from report:2" in run("replay", "list", "--all").stdout
 
 
-def test_a_session_is_carried_to_another_data_folder(run: RunCommand, tmp_path: Path) -> None:
+def test_a_session_is_exported_and_imported(run: RunCommand, tmp_path: Path) -> None:
     archive = tmp_path / "work.zip"
     assert parse_json(run("replay", "export", "report", archive, "--json"))["runs"] == 5
     again = run("replay", "export", "report", archive)
@@ -271,7 +271,7 @@ def test_a_session_is_carried_to_another_data_folder(run: RunCommand, tmp_path: 
         ("run_started", {"code": "\0\ud800x = (\n\t'''\x1b"}),
     ],
 )
-def test_what_an_archive_makes_up_is_shown_and_harms_nobody(
+def test_invented_content_of_an_archive_is_shown_safely(
     run: RunCommand, tmp_path: Path, kind: str, fields: dict[str, Any]
 ) -> None:
     good, evil = tmp_path / "good.zip", tmp_path / "evil.zip"
@@ -297,7 +297,7 @@ def test_what_an_archive_makes_up_is_shown_and_harms_nobody(
     assert parse_json(run_command(*there, "report", "--json"))
 
 
-def test_runs_are_pinned_and_what_is_not_needed_goes(run: RunCommand) -> None:
+def test_gc_removes_what_is_not_pinned(run: RunCommand) -> None:
     run("replay", "rerun", "try")
     assert "is pinned" in run("replay", "pin", "report:1", "--reason", "a skill").stdout
     assert "pinned: a skill" in run("replay", "list", "report").stdout
@@ -326,7 +326,7 @@ def test_runs_are_pinned_and_what_is_not_needed_goes(run: RunCommand) -> None:
         (["replay", "\x1b[31m\udc80"], "There is no session"),
     ],
 )
-def test_what_is_not_there_is_named_with_what_is(
+def test_an_unknown_name_is_refused_with_the_known_ones(
     run: RunCommand, words: list[str], said: str
 ) -> None:
     done = run(*words)
@@ -353,9 +353,7 @@ def test_damage_is_named_and_the_rest_is_shown(run: RunCommand, used: Path) -> N
     assert (exported.returncode, "Traceback" in exported.stderr) == (1, False)
 
 
-async def test_a_session_that_a_server_has_is_read_and_left_alone(
-    used: Path, run: RunCommand
-) -> None:
+async def test_a_session_of_a_live_server_is_only_read(used: Path, run: RunCommand) -> None:
     async with connect_server(used) as server:
         await server.run("y = 1", session="report")
         gone = await to_thread.run_sync(run, "replay", "rewind", "report", "1")
@@ -367,7 +365,7 @@ async def test_a_session_that_a_server_has_is_read_and_left_alone(
         assert await server.evaluate("y", session="beside") == 1
 
 
-async def killed_in_a_run(settings: Path, pipe: Path) -> None:
+async def kill_server_in_run(settings: Path, pipe: Path) -> None:
     """Kill a server while it executes something in the session `report`."""
     wait = (
         "import time\nprint('begun', flush=True)\ntime.sleep(0.3)  # it is in the journal by then"
@@ -385,12 +383,12 @@ async def killed_in_a_run(settings: Path, pipe: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-async def test_a_run_that_a_killed_server_left_is_shown_and_given_up_only_when_told(
+async def test_a_run_of_a_killed_server_is_shown_and_cancelled_only_on_request(
     used: Path, run: RunCommand, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    await killed_in_a_run(used, pipe)
+    await kill_server_in_run(used, pipe)
     shown = run("replay", "report", "4").stdout
     assert "· running ·" in shown
     assert "│ begun" in shown
@@ -402,7 +400,7 @@ async def test_a_run_that_a_killed_server_left_is_shown_and_given_up_only_when_t
     assert [step["step"] for step in parse_json(run("replay", "report", "--json"))] == [1]
 
 
-def test_a_folder_without_sessions_is_said_to_be_empty(tmp_path: Path) -> None:
+def test_an_empty_data_folder_is_reported(tmp_path: Path) -> None:
     settings = write_local_settings(tmp_path)
     assert "no sessions" in run_command("--config", settings, "replay").stdout
     assert json.loads(run_command("--config", settings, "replay", "--json").stdout) == []
@@ -413,7 +411,7 @@ def test_a_folder_without_sessions_is_said_to_be_empty(tmp_path: Path) -> None:
     "action",
     ["list", "show", "diff", "rewind", "fork", "rerun", "export", "import", "pin", "unpin"],
 )
-def test_every_action_explains_itself(action: str) -> None:
+def test_every_action_has_help(action: str) -> None:
     assert action in run_command("replay", "--help").stdout
     done = run_command("replay", action, "--help")
     assert (done.returncode, "--json" in done.stdout) == (0, True)

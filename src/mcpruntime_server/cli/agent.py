@@ -1,117 +1,142 @@
-"""The verb `agent`: a task done by the reference agent, step by step before one's eyes, and what it has cost."""
+"""The command `agent`: the reference agent does a task while one watches, and says what it cost."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import click
 
 from ..capabilities.agent import DEFAULT_STEPS
 from ..capabilities.agent.material import LocalFiles, read_file_start
 from ..capabilities.model_requests import ModelUsage
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
-from .console import ConsoleWriter, format_count, format_duration, open_stdout, print_json
+from .console import ConsoleWriter, format_count, format_duration, print_json
+from .options import full_option, json_option, pass_config
 
 if TYPE_CHECKING:
     from .reference_agent.reference_agent import ReferenceAgent, TaskCost, TaskEvent, TaskFinished
 
-MAX_COMMENT_CHARS = 400  # of what a model says beside its program
-MAX_CONTEXT_BYTES = (
-    1_000_000  # bytes of all files of a context that are handed over as text; more are inputs
+MAX_COMMENT_CHARS = 400  # of the text that a model writes beside its program
+MAX_CONTEXT_BYTES = 1_000_000  # of files that are passed as text; larger ones become inputs
+
+path_type = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class AgentTask:
+    """What the agent is asked to do."""
+
+    text: str
+    context: Any
+    schema: Any
+    max_steps: int
+
+
+@click.command("agent")
+@click.argument("task")
+@click.option(
+    "--context",
+    "files",
+    type=path_type,
+    multiple=True,
+    metavar="FILE",
+    help="A file that the task is about. May be repeated.",
 )
-
-Options = argparse.Namespace
-
-
-def add_agent_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    text = "have a task done by a model that writes programs for this server"
-    found = verbs.add_parser("agent", help=text, description=text)
-    found.set_defaults(verb=run_agent)
-    found.add_argument("task")
-    found.add_argument(
-        "--context", type=Path, metavar="FILE", nargs="+", default=[], help="what the task is about"
-    )
-    found.add_argument(
-        "--schema", type=Path, metavar="FILE", help="JSON schema that the answer has to follow"
-    )
-    found.add_argument(
-        "--recursive", action="store_true", help="by programs, even if one question would do"
-    )
-    found.add_argument("--model", default="", metavar="NAME", help="instead of the settings' one")
-    found.add_argument(
-        "--max-steps",
-        type=int,
-        default=DEFAULT_STEPS,
-        metavar="N",
-        help=f"programs at most ({DEFAULT_STEPS})",
-    )
-    found.add_argument("--budget-usd", type=float, metavar="X", help="what it may cost")
-    found.add_argument("--json", action="store_true", help="for programs: the end alone")
-    found.add_argument("--full", action="store_true", help="long texts whole")
-
-
-def run_agent(config: Config, options: Options) -> int:
-    """Have a task done; print how, and what it has cost."""
-    if not options.task.strip():
-        raise InvalidRequest("There is no task.")
-    if options.max_steps < 1 or (
-        options.budget_usd is not None and not 0 < options.budget_usd < math.inf
-    ):
-        raise InvalidRequest("--max-steps and --budget-usd are numbers over 0.")
-    context, schema = load_context_files(options.context), load_schema(options.schema)
-    screen = ConsoleWriter(open_stdout(), show_full=options.full)
+@click.option(
+    "--schema",
+    "schema_file",
+    type=path_type,
+    metavar="FILE",
+    help="JSON schema that the answer has to follow.",
+)
+@click.option(
+    "--recursive", is_flag=True, help="Work by programs, even if one model request would do."
+)
+@click.option("--model", default="", metavar="NAME", help="Instead of the model of the settings.")
+@click.option(
+    "--max-steps",
+    type=int,
+    default=DEFAULT_STEPS,
+    show_default=True,
+    metavar="N",
+    help="Maximum number of programs.",
+)
+@click.option("--budget-usd", type=float, metavar="X", help="Maximum cost.")
+@json_option
+@full_option
+@pass_config
+def agent_command(
+    config: Config,
+    *,
+    task: str,
+    files: tuple[Path, ...],
+    schema_file: Path | None,
+    recursive: bool,
+    model: str,
+    max_steps: int,
+    budget_usd: float | None,
+    as_json: bool,
+    show_full: bool,
+) -> int:
+    """Let a model do TASK by writing programs for this server."""
+    if not task.strip():
+        raise InvalidRequest("The task is empty.")
+    if max_steps < 1 or (budget_usd is not None and not 0 < budget_usd < math.inf):
+        raise InvalidRequest("--max-steps and --budget-usd must be greater than 0.")
+    agent_task = AgentTask(task, load_context_files(files), load_schema(schema_file), max_steps)
+    writer = ConsoleWriter(show_full=show_full)
 
     async def work() -> TaskFinished:
         from .reference_agent import create_agent
 
         async with create_agent(
             config,
-            model=options.model,
-            recursive=options.recursive,
-            steps=options.max_steps,
-            usd=options.budget_usd,
-            roots=[file.resolve().parent for file in options.context],
-            on_wait=screen.write_warning,
-        ) as made:
-            if options.json:
-                return await made.execute_task(options.task, context, schema=schema)
-            return await stream_task(screen, made, options, context, schema)
+            model=model,
+            recursive=recursive,
+            steps=max_steps,
+            usd=budget_usd,
+            roots=[file.resolve().parent for file in files],
+            on_wait=writer.write_warning,
+        ) as agent:
+            if as_json:
+                return await agent.execute_task(task, agent_task.context, schema=agent_task.schema)
+            return await stream_task(writer, agent, agent_task)
 
     finished = anyio.run(work)
-    if options.json:
+    if as_json:
         print_json(serialize_outcome(finished))
     return 0
 
 
 async def stream_task(
-    screen: ConsoleWriter, made: ReferenceAgent, options: Options, context: Any, schema: Any
+    writer: ConsoleWriter, agent: ReferenceAgent, task: AgentTask
 ) -> TaskFinished:
-    """Have a task done before one's eyes; raises `McpRuntimeError` after telling the cost."""
+    """Show a task being done; raises `McpRuntimeError`, but shows the cost first."""
     from .reference_agent.reference_agent import TaskFinished
 
-    screen.write_block("task", options.task)
+    writer.write_block("task", task.text)
     try:
-        async for event in made.stream(options.task, context, schema=schema):
-            show_event(screen, event, options.max_steps)
+        async for event in agent.stream(task.text, task.context, schema=task.schema):
+            show_event(writer, event, task.max_steps)
             if isinstance(event, TaskFinished):
                 finished = event
     except McpRuntimeError:
-        show_cost(screen, made.cost)
+        show_cost(writer, agent.cost)
         raise
-    show_cost(screen, finished.cost)
-    screen.write_footer()
+    show_cost(writer, finished.cost)
+    writer.write_footer()
     return finished
 
 
-def show_event(screen: ConsoleWriter, event: TaskEvent, steps: int) -> None:
-    """Write what happens as it happens."""
+def show_event(writer: ConsoleWriter, event: TaskEvent, steps: int) -> None:
+    """Show a step of the task."""
     from ..capabilities.agent.agent_loop import (
         AnswerRejected,
         ModelAnswered,
@@ -122,68 +147,68 @@ def show_event(screen: ConsoleWriter, event: TaskEvent, steps: int) -> None:
 
     match event:
         case RouteChosen():
-            screen.write_note(
-                f"by {event.route.method}: {screen.truncate_line(event.route.reason, screen.width)}"
-            )
+            reason = writer.truncate_line(event.route.reason, writer.width)
+            writer.write_note(f"by {event.route.method}: {reason}")
         case SkillsFound():
-            screen.write_block("skills that may help", event.skills)
+            writer.write_block("skills that may help", event.skills)
         case ModelAnswered():
-            screen.write_heading(f"step {event.step} of {steps}")
-            said = event.text.partition("```")[0].strip()
-            screen.write_note(
-                f"  {screen.truncate_line(said[:MAX_COMMENT_CHARS], screen.width - 4)}"
-                if said
-                else ""
-            )
+            writer.write_heading(f"step {event.step} of {steps}")
+            comment = event.text.partition("```")[0].strip()[:MAX_COMMENT_CHARS]
+            if comment:
+                writer.write_note(f"  {writer.truncate_line(comment, writer.width - 4)}")
         case ProgramStarted():
-            screen.write_program(event.code)
+            writer.write_program(event.code)
         case ProgramFinished():
-            show_run_result(screen, event.result)
+            show_run_result(writer, event.result)
         case AnswerRejected():
-            screen.write_warning(event.problem)
+            writer.write_warning(event.problem)
         case TaskFinished():
-            screen.write_heading("answer", "green")
-            screen.write_block("value", format_value(event.value), "green")
+            writer.write_heading("answer", "green")
+            writer.write_block("value", format_value(event.value), "green")
             if event.skill_note:
-                screen.write_note(f"  {screen.truncate_line(event.skill_note, screen.width - 4)}")
+                writer.write_note(f"  {writer.truncate_line(event.skill_note, writer.width - 4)}")
 
 
-def show_run_result(screen: ConsoleWriter, result: Any) -> None:
-    """Write what came of a program."""
+def show_run_result(writer: ConsoleWriter, result: Any) -> None:
+    """Show the result of a program, as `run_code` returned it."""
     calls = sum(
         call.get("times", 1)
         for call in result.get("calls", ())
         if not call["call"].startswith("agent.submit")
     )
-    passed = format_duration(result.get("usage", {}).get("total_ms", 0.0) / 1e3)
-    facts = [result["status"], passed, *([format_count(calls, "call")] if calls else [])]
+    duration = format_duration(result.get("usage", {}).get("total_ms", 0.0) / 1e3)
+    facts = [result["status"], duration]
+    if calls:
+        facts.append(format_count(calls, "call"))
     style = "green" if result["status"] == "ok" else "red"
-    screen.write_line(f"  {screen.style_text(' · '.join(facts), style)}")
+    writer.write_line("  ", (" · ".join(facts), style))
     if not result.get("submitted") and result.get("value") is not None:
-        screen.write_block("value", format_value(result["value"]))
-    for name in ("stdout", "stderr"):
-        if result.get(name):
-            screen.write_block(name, result[name], "yellow" if name == "stderr" else "green")
+        writer.write_block("value", format_value(result["value"]))
+    if result.get("stdout"):
+        writer.write_block("stdout", result["stdout"], "green")
+    if result.get("stderr"):
+        writer.write_block("stderr", result["stderr"], "yellow")
     if error := result.get("error"):
-        screen.write_block("error", error["traceback"] or error["message"], "red")
+        writer.write_block("error", error["traceback"] or error["message"], "red")
 
 
-def show_cost(screen: ConsoleWriter, cost: TaskCost) -> None:
-    """Write what was paid, by who has asked."""
-    screen.write_heading("cost")
+def show_cost(writer: ConsoleWriter, cost: TaskCost) -> None:
+    """Show what the task cost: the agent, model requests of its programs, and its sub-agents."""
+    writer.write_heading("cost")
     parts: list[tuple[str, ModelUsage]] = [("the agent", cost.own)]
     if cost.programs.calls:
         parts.append(("├─ ask_llm in its programs", cost.programs))
     if cost.agents_started:
         parts.append((f"└─ {format_count(cost.agents_started, 'sub-agent')}", cost.agents))
-    for name, used in [*parts, ("in all", cost.total)]:
-        screen.write_line(f"  {name:27} {format_usage(used)}")
+    for name, usage in [*parts, ("in all", cost.total)]:
+        writer.write_line(f"  {name:27} {format_usage(usage)}")
 
 
-def format_usage(used: ModelUsage) -> str:
-    """Return what questions have cost, as text."""
-    usd = f"  {used.usd:.4f} USD" if used.usd else ""
-    return f"{format_count(used.calls, 'question'):>15}  {used.tokens_in:>9,} tokens in  {used.tokens_out:>7,} out{usd}"
+def format_usage(usage: ModelUsage) -> str:
+    """Return the figures of model requests as aligned text."""
+    requests = format_count(usage.calls, "request")
+    text = f"{requests:>15}  {usage.tokens_in:>9,} tokens in  {usage.tokens_out:>7,} out"
+    return f"{text}  {usage.usd:.4f} USD" if usage.usd else text
 
 
 def format_value(value: Any) -> str:
@@ -192,7 +217,7 @@ def format_value(value: Any) -> str:
 
 
 def serialize_outcome(finished: TaskFinished) -> dict[str, Any]:
-    """Return the end as JSON data."""
+    """Return the outcome of a task as JSON data."""
     cost = finished.cost
     costs = {"own": cost.own, "programs": cost.programs, "agents": cost.agents, "total": cost.total}
     return {
@@ -202,30 +227,33 @@ def serialize_outcome(finished: TaskFinished) -> dict[str, Any]:
         "run": finished.run_id,
         "skill": finished.skill_note,
         "agents": cost.agents_started,
-        "cost": {name: vars(used) for name, used in costs.items()},
+        "cost": {name: vars(usage) for name, usage in costs.items()},
     }
 
 
-# files ----------------------------------------------------------------------------------------------
+# files --------------------------------------------------------------------------------------------
 
 
 def load_context_files(files: Sequence[Path]) -> Any:
-    """Return the text of a file, or of several by their names, or the `Files` themselves if they are large or packed.
+    """Return the text of one file, or the texts of several by their names; None without files.
 
-    None if there are none. Raises `InvalidRequest`.
+    Large or compressed files are returned as `LocalFiles`. Raises `InvalidRequest`.
     """
-    named = LocalFiles(tuple(files))
-    if named.total_bytes > MAX_CONTEXT_BYTES or named.has_compressed_file:
-        return named
+    local_files = LocalFiles(tuple(files))
+    if local_files.total_bytes > MAX_CONTEXT_BYTES or local_files.has_compressed_file:
+        return local_files
     texts: dict[str, str] = {}
     for file in files:
         data = read_file_start(file, MAX_CONTEXT_BYTES + 1)
-        if len(data) > MAX_CONTEXT_BYTES:  # of a pipe or a device nobody knows the size before
+        if len(data) > MAX_CONTEXT_BYTES:  # the size of a pipe is not known before it is read
             raise InvalidRequest(
-                f"{file} holds more than {MAX_CONTEXT_BYTES:,} bytes: write them to a plain file first."
+                f"{file} holds more than {MAX_CONTEXT_BYTES:,} bytes.",
+                remedy="Write them to a regular file first.",
             )
         texts[str(file)] = data.decode("utf-8", "replace")
-    return next(iter(texts.values())) if len(texts) == 1 else texts or None
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return texts or None
 
 
 def load_schema(file: Path | None) -> Any:
@@ -235,4 +263,4 @@ def load_schema(file: Path | None) -> Any:
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError) as exc:
-        raise InvalidRequest(f"{file} is no JSON schema: {exc}") from exc
+        raise InvalidRequest(f"{file} is not a JSON schema: {exc}") from exc

@@ -1,14 +1,17 @@
-"""The verb `approvals`: what runs wait for, and a person's answers.
+"""The command `approvals`: the questions that runs wait for, and a person's answers.
 
-The answer is left in the journal. The server that has the session takes it from there, now or when it is next started.
+An answer is written to the journal. The server that owns the session reads it from there, at once
+or when it is next started.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
+from dataclasses import dataclass
 from typing import Any
+
+import click
 
 from ..config import Config
 from ..errors import InvalidRequest, NotFound
@@ -23,109 +26,111 @@ from ..runtime.pending_questions import (
 )
 from ..runtime.run_history import load_run
 from ..runtime.run_report import PendingQuestionView
-from .console import ConsoleWriter, escape_text, format_duration, open_stdout, print_json
-from .replay import read_journal
+from .console import ConsoleWriter, escape_text, format_duration, print_json
+from .journal_access import read_journal
+from .options import json_option, pass_config
 
-Options = argparse.Namespace
-ALL_QUESTIONS = "all"
+ALL_APPROVALS = "all"
 ANSWERED_BY = "a person, on the command line"
 QUESTION_TEXTS = {
     APPROVAL_KIND: "May this be called?",
-    IN_DOUBT_KIND: "The server died while this was called. Call it again?",
+    IN_DOUBT_KIND: "The server died during this call. Call it again?",
     MODEL_REQUEST_KIND: "Code asks the client's model.",
 }
 
 
-def add_approvals_command(verbs: Any) -> None:
-    """Add the verb."""
-    text = "list what runs wait for, or answer it"
-    found = verbs.add_parser(
-        "approvals",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog="allow: this call; allow_run: all calls of the tool in this run; allow_session: in this session; deny. "
-        "For a call that may have been made when a server died: again, or fail.",
-    )
-    found.add_argument(
-        "run", nargs="?", help="run id; without it, everything that is waited for is listed"
-    )
-    found.add_argument(
-        "question",
-        nargs="?",
-        help=f"question id, or {ALL_QUESTIONS}: all approvals that the run waits for",
-    )
-    found.add_argument(
-        "answer", nargs="?", help="allow, allow_run, allow_session or deny; again or fail"
-    )
-    found.add_argument("--json", action="store_true", help="for programs")
-    found.set_defaults(verb=handle_approvals)
+@dataclass(frozen=True)
+class OpenQuestion:
+    """A question that a run waits for: its row, its session, and what it says."""
+
+    row: QuestionRow
+    session: SessionRow
+    view: PendingQuestionView
 
 
-OpenQuestion = tuple[QuestionRow, SessionRow, PendingQuestionView]
+@click.command("approvals")
+@click.argument("run", required=False)
+@click.argument("question", required=False)
+@click.argument("answer", required=False)
+@json_option
+@pass_config
+def approvals_command(
+    config: Config, *, run: str | None, question: str | None, answer: str | None, as_json: bool
+) -> int:
+    """List what runs wait for, or answer a QUESTION of a RUN.
 
+    QUESTION is the question's id, or `all` for all approvals that the run waits for.
 
-async def load_open_questions(journal: Journal) -> list[OpenQuestion]:
-    """Return all that runs wait for, with their sessions, the oldest first."""
-    found: list[OpenQuestion] = []
-    for row in await journal.list_pending_questions():
-        past = await load_run(journal, await journal.load_run(row.run_id))
-        session = await journal.load_session(row.session_id)
-        found += [
-            (row, session, wait) for wait in past.pending_questions if wait.id == row.question_id
-        ]
-    return found
-
-
-def handle_approvals(config: Config, options: Options) -> int:
-    """List what runs wait for, or leave an answer."""
-    if options.run is None:
-        return list_open_questions(config, options)
-    if options.question is None or options.answer is None:
+    ANSWER is allow (this call), allow_run (all calls of the tool in this run), allow_session
+    (in this session) or deny. If a server died during a call: again, or fail.
+    """
+    if run is None:
+        return list_open_questions(config, as_json=as_json)
+    if question is None or answer is None:
         raise InvalidRequest(
             "An answer needs a run, a question and the answer.", remedy="`approvals` lists them."
         )
+    return submit_answer(config, run, question, answer)
 
-    async def answer(journal: Journal) -> tuple[int, bool]:
-        mine = [
-            each for each in await load_open_questions(journal) if each[0].run_id == options.run
-        ]
-        chosen = [each for each in mine if options.question in (each[0].question_id, ALL_QUESTIONS)]
-        if options.question == ALL_QUESTIONS:
-            chosen = [
-                each for each in chosen if each[2].kind == APPROVAL_KIND and not each[0].is_answered
-            ]
-        if not chosen:
-            raise NotFound(
-                f"Run {options.run!r:.80} does not wait for an answer to {options.question!r:.80}.",
-                remedy="`approvals` lists what is waited for.",
-            )
-        for row, _, wait in chosen:
-            check_answer(row, wait, options.answer)
-        for row, _, _ in chosen:
-            await journal.submit_answer(
-                row.run_id,
-                row.question_id,
-                json.dumps({"answer": options.answer, "by": ANSWERED_BY}),
-            )
-        owner = chosen[0][1].owner
-        return len(chosen), owner is not None and is_server_alive(journal.data_dir, owner)
 
-    count, is_live = read_journal(config, answer)
-    goes_on = (
-        "The run goes on."
-        if is_live
-        else "The run goes on when a server is started on this data folder."
-    )
-    print(f"{count} {'answer is' if count == 1 else 'answers are'} left for the server. {goes_on}")
+async def load_open_questions(journal: Journal) -> list[OpenQuestion]:
+    """Return all questions that runs wait for, the oldest first."""
+    questions: list[OpenQuestion] = []
+    for row in await journal.list_pending_questions():
+        run = await load_run(journal, await journal.load_run(row.run_id))
+        session = await journal.load_session(row.session_id)
+        views = [view for view in run.pending_questions if view.id == row.question_id]
+        questions += [OpenQuestion(row, session, view) for view in views]
+    return questions
+
+
+# answers ------------------------------------------------------------------------------------------
+
+
+def submit_answer(config: Config, run_id: str, question_id: str, answer: str) -> int:
+    """Leave an answer to one question, or to all approvals, in the journal."""
+
+    async def submit(journal: Journal) -> tuple[int, bool]:
+        questions = select_questions(await load_open_questions(journal), run_id, question_id)
+        for question in questions:
+            check_answer(question, answer)
+        content = json.dumps({"answer": answer, "by": ANSWERED_BY})
+        for question in questions:
+            await journal.submit_answer(question.row.run_id, question.row.question_id, content)
+        owner = questions[0].session.owner
+        return len(questions), owner is not None and is_server_alive(journal.data_dir, owner)
+
+    count, is_alive = read_journal(config, submit)
+    answers = "1 answer is" if count == 1 else f"{count} answers are"
+    when = "." if is_alive else " when a server is started on this data folder."
+    print(f"{answers} left for the server. The run continues{when}")
     return 0
 
 
-def check_answer(row: QuestionRow, question: PendingQuestionView, answer: str) -> None:
-    """Raise `InvalidRequest` if `answer` cannot be one to this question, or comes too late."""
-    if question.kind != MODEL_REQUEST_KIND and answer not in ANSWER_WORDS[question.kind]:
-        words = ", ".join(ANSWER_WORDS[question.kind])
+def select_questions(
+    questions: list[OpenQuestion], run_id: str, question_id: str
+) -> list[OpenQuestion]:
+    """Return the questions of a run that an answer is for; raises `NotFound` if there are none."""
+    of_run = [question for question in questions if question.row.run_id == run_id]
+    selected = [question for question in of_run if question.row.question_id == question_id]
+    if question_id == ALL_APPROVALS:
+        approvals = [question for question in of_run if question.view.kind == APPROVAL_KIND]
+        selected = [question for question in approvals if not question.row.is_answered]
+    if not selected:
+        raise NotFound(
+            f"Run {run_id!r:.80} does not wait for an answer to {question_id!r:.80}.",
+            remedy="`approvals` lists the questions that runs wait for.",
+        )
+    return selected
+
+
+def check_answer(question: OpenQuestion, answer: str) -> None:
+    """Raise `InvalidRequest` if `answer` is not an answer to this question, or is too late."""
+    row, kind = question.row, question.view.kind
+    if kind != MODEL_REQUEST_KIND and answer not in ANSWER_WORDS[kind]:
         raise InvalidRequest(
-            f"{answer!r:.80} is no answer to question {row.question_id}.", remedy=f"Use {words}."
+            f"{answer!r:.80} is not an answer to question {row.question_id}.",
+            remedy=f"Use {', '.join(ANSWER_WORDS[kind])}.",
         )
     if row.expires_at < time.time():
         raise InvalidRequest(
@@ -133,43 +138,51 @@ def check_answer(row: QuestionRow, question: PendingQuestionView, answer: str) -
         )
 
 
-def list_open_questions(config: Config, options: Options) -> int:
-    """Print everything that runs wait for, the arguments of calls in full."""
-    found = read_journal(config, load_open_questions)
-    if options.json:
-        print_json([serialize_question(*each) for each in found])
+# the list -----------------------------------------------------------------------------------------
+
+
+def list_open_questions(config: Config, *, as_json: bool) -> int:
+    """Print everything that runs wait for, with the complete arguments of calls."""
+    questions = read_journal(config, load_open_questions)
+    if as_json:
+        print_json([serialize_question(question) for question in questions])
         return 0
-    screen = ConsoleWriter(open_stdout())
-    for row, session, wait in found:
-        told = " (answered, and not heard yet)" if row.is_answered else ""
-        heading = f"run {row.run_id} {row.question_id}  session {session.name or session.id}  {QUESTION_TEXTS[wait.kind]}{told}"
-        screen.write_line(screen.style_text(escape_text(heading), "bold"))
-        for target, args in wait.calls:
-            line = f"  (line {wait.line})" if wait.line is not None else ""
-            screen.write_line(
-                f"  {escape_text(target.removeprefix('tools.'))} {json.dumps(args, sort_keys=True)}{line}"
-            )
-        for hint in wait.hints:
-            screen.write_line(f"  hint: {escape_text(hint)}")
-        screen.write_line(f"  expires in {format_duration(max(row.expires_at - time.time(), 0.0))}")
-    if not found:
-        screen.write_line("No run waits for an answer.")
-    screen.write_footer()
+    writer = ConsoleWriter()
+    for question in questions:
+        show_question(writer, question)
+    if not questions:
+        writer.write_line("No run waits for an answer.")
     return 0
 
 
-def serialize_question(
-    row: QuestionRow, session: SessionRow, question: PendingQuestionView
-) -> dict[str, Any]:
-    """Return one question for programs."""
+def show_question(writer: ConsoleWriter, question: OpenQuestion) -> None:
+    """Show a question with everything that helps to answer it."""
+    row, session, view = question.row, question.session, question.view
+    heading = f"run {row.run_id} {row.question_id}  session {session.name or session.id}"
+    state = " (answered, not yet received)" if row.is_answered else ""
+    text = escape_text(f"{heading}  {QUESTION_TEXTS[view.kind]}{state}")
+    writer.write_line(text, style="bold")
+    line = "" if view.line is None else f"  (line {view.line})"
+    for target, args in view.calls:
+        name = escape_text(target.removeprefix("tools."))
+        writer.write_line(f"  {name} {json.dumps(args, sort_keys=True)}{line}")
+    for hint in view.hints:
+        writer.write_line(f"  hint: {escape_text(hint)}")
+    remaining_s = max(row.expires_at - time.time(), 0.0)
+    writer.write_line(f"  expires in {format_duration(remaining_s)}")
+
+
+def serialize_question(question: OpenQuestion) -> dict[str, Any]:
+    """Return a question as JSON data."""
+    row, session, view = question.row, question.session, question.view
     return {
         "run": row.run_id,
         "question": row.question_id,
         "session": session.name or session.id,
-        "kind": question.kind,
-        "calls": [{"target": target, "args": args} for target, args in question.calls],
-        "line": question.line,
-        "hints": list(question.hints),
+        "kind": view.kind,
+        "calls": [{"target": target, "args": args} for target, args in view.calls],
+        "line": view.line,
+        "hints": list(view.hints),
         "expires": row.expires_at,
         "answered": row.is_answered,
     }

@@ -1,8 +1,9 @@
-"""How verbs print: for people, in colour and to the width of their terminal; for programs, as JSON.
+"""Terminal output of the commands: styled text for people, JSON for programs.
 
-Rule 1: recorded text is a stranger's. `safe` and `lines_of` make it harmless, and nothing else of it is printed: no
-control character of it reaches a terminal.
-Rule 2: what is cut says how much is missing. Where no terminal is looking, there are no colours and nothing is folded.
+Rule 1: recorded text comes from strangers. `escape_text` and `escape_lines` spell out every
+character that does not print before the text is written, so none of them reaches a terminal.
+Rule 2: output that is cut says how much is missing. Output to a pipe has no styles, and its lines
+are not wrapped.
 """
 
 from __future__ import annotations
@@ -13,205 +14,219 @@ import os
 import shutil
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TextIO
+from itertools import accumulate
+from typing import Any, TextIO, TypeVar
 
-from .terminal import apply_style, highlight_python
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-PIPE_COLUMNS = 120  # where there is no terminal to ask
+PIPE_COLUMNS = 120  # assumed where the output is not a terminal
 MIN_COLUMNS = 40
-HEAD_LINES, TAIL_LINES = 30, 10  # of a long text
-MAX_LINE_CHARS = 2_000  # of one line
-MAX_AGE_S = 1e10  # told of a time; one that is longer ago comes from an archive that lies
+UNLIMITED_COLUMNS = 1_000_000
+HEAD_LINES, TAIL_LINES = 30, 10  # of a long text that is cut
+MAX_LINE_CHARS = 2_000
+MAX_AGE_S = 1e10  # an archive may claim that something is older than the calendar
 TAB_SPACES = "    "
+DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan", "…": "dim"}  # by a line's first character
+MIN_RULE_COLUMNS = 3
+
+T = TypeVar("T")
+Part = str | Text | tuple[str, str]  # (text, style)
 
 
-class ConsoleWriter:
-    """Writes to `out`; `full` is whether long things are shown whole."""
+@dataclass(frozen=True)
+class Omission:
+    """Stands for the lines that an excerpt leaves out."""
 
-    def __init__(self, out: TextIO, *, show_full: bool = False) -> None:
-        self._out = out
-        self._is_terminal = out.isatty()
-        self._coloured = (
-            self._is_terminal
-            and not os.environ.get("NO_COLOR")
-            and os.environ.get("TERM") != "dumb"
-        )
-        columns = shutil.get_terminal_size((0 if self._is_terminal else PIPE_COLUMNS, 24)).columns
-        self.width = max(MIN_COLUMNS, columns or 80)
-        self.show_full = show_full
-        self.is_truncated = False
+    count: int
 
-    def write_line(self, text: str = "") -> None:
-        """Write one line."""
-        print(text.rstrip(), file=self._out)
-
-    def style_text(self, text: str, style: str) -> str:
-        """Return `text` in a style."""
-        return apply_style(text, style) if self._coloured else text
-
-    def write_heading(self, text: str, style: str = "bold") -> None:
-        """Write a line that begins something new."""
-        text = truncate_text(escape_text(text), self.width - 7)
-        rule = "─" * max(3, self.width - count_columns(text) - 4)
-        self.write_line(
-            f"{self.style_text('──', 'dim')} {self.style_text(text, style)} {self.style_text(rule, 'dim')}"
-        )
-
-    def write_block(self, title: str, text: str, style: str = "cyan") -> None:
-        """Write a recorded text with a bar beside it."""
-        self.write_line(f"  {self.style_text(escape_text(title), 'dim')}")
-        for line in self.select_excerpt(escape_lines(text)):
-            for part in self._wrap_line(line, self.width - 6):
-                self.write_line(f"    {self.style_text('│', style)} {part}")
-
-    def write_program(self, code: str) -> None:
-        """Write recorded Python with line numbers, its parts told apart."""
-        plain = escape_lines(code)
-        marked = highlight_python(plain, self.style_text) if self._coloured else plain
-        figures = max(3, len(str(len(plain))))
-        numbered = [
-            (f"{number:{figures}}", line, marked[number - 1])
-            for number, line in enumerate(plain, 1)
-        ]
-        for number, line, shown in self.select_excerpt(numbered, gap=(" " * figures, "", "")):
-            parts = list(self._wrap_line(line, self.width - figures - 4))
-            for place, part in enumerate([shown] if len(parts) == 1 else parts):
-                self.write_line(
-                    f"  {self.style_text(number if place == 0 else ' ' * figures, 'dim')}  {part}"
-                )
-
-    def write_diff(self, text: str, margin: str = "    ") -> None:
-        """Write a recorded unified difference."""
-        for line in self.select_excerpt(escape_lines(text)):
-            style = {"+": "green", "-": "red", "@": "cyan", "…": "dim"}.get(line[:1], "")
-            for part in self._wrap_line(line, self.width - len(margin)):
-                self.write_line(f"{margin}{self.style_text(part, style)}")
-
-    def write_note(self, text: str) -> None:
-        """Write a line about what is shown."""
-        self.write_line(self.style_text(text, "dim"))
-
-    def write_warning(self, text: str) -> None:
-        """Write what is wrong with what is shown."""
-        self.write_line(f"  {self.style_text('!', 'yellow')} {escape_text(text)}")
-
-    def truncate_line(self, text: str, columns: int) -> str:
-        """Return a recorded text on one line, cut to so many columns unless all is shown."""
-        return (
-            escape_text(text)
-            if self.show_full
-            else truncate_text(escape_text(text[: 8 * columns]), columns)
-        )
-
-    def select_excerpt(self, lines: Sequence[Any], gap: Any = None) -> Iterator[Any]:
-        """Yield the lines, of many only the first and last, and in between how many are left out."""
-        left_out = len(lines) - HEAD_LINES - TAIL_LINES
-        if self.show_full or left_out <= 1:
-            yield from lines
-            return
-        yield from lines[:HEAD_LINES]
-        self.is_truncated = True
-        told = f"… {left_out:,} more lines …"
-        yield told if gap is None else (*gap[:-2], told, told)
-        yield from lines[-TAIL_LINES:]
-
-    def write_footer(self) -> None:
-        """Say how to see what was cut, if something was."""
-        if self.is_truncated:
-            self.write_note("… cut; --full shows all")
-
-    def _wrap_line(self, line: str, columns: int) -> Iterator[str]:
-        if not self.show_full and len(line) > MAX_LINE_CHARS:
-            self.is_truncated = True
-            line = f"{line[:MAX_LINE_CHARS]} … {len(line) - MAX_LINE_CHARS:,} more characters"
-        if not self._is_terminal:
-            yield line
-            return
-        while count_columns(line) > columns:
-            part = truncate_text(line, columns, ellipsis="")
-            yield part
-            line = line[len(part) :]
-        yield line
+    def __str__(self) -> str:
+        return f"… {self.count:,} more lines …"
 
 
-# recorded text --------------------------------------------------------------------------------------
-
-
-def escape_text(text: str) -> str:
-    """Return a stranger's text on one line, with all that does not print spelled out."""
-    return (
-        text
-        if text.isprintable()
-        else "".join(char if char.isprintable() else escape_char(char) for char in text)
+def create_console(out: TextIO) -> Console:
+    """Return a console that styles its output only where `out` is a terminal that allows it."""
+    is_terminal = out.isatty()
+    width = None if is_terminal else shutil.get_terminal_size((PIPE_COLUMNS, 24)).columns
+    is_plain = not is_terminal or os.environ.get("NO_COLOR")
+    return Console(
+        file=out,
+        width=width,
+        color_system=None if is_plain else "auto",
+        force_terminal=is_terminal,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
     )
 
 
-def escape_char(char: str) -> str:
-    """Return a character that does not print as Python spells it."""
-    return TAB_SPACES if char == "\t" else ascii(char)[1:-1]
+def highlight_python(console: Console, lines: list[str]) -> list[Text]:
+    """Return lines of Python, highlighted if the console shows styles."""
+    if console.color_system is None:
+        return [Text(line) for line in lines]
+    from rich.syntax import Syntax
+
+    highlighted = Syntax("", "python", theme="ansi_dark").highlight("\n".join(lines))
+    return list(highlighted.split("\n", allow_blank=True))[: len(lines)]
+
+
+class ConsoleWriter:
+    """Writes to `out`, by default stdout; `show_full` turns all cutting off."""
+
+    def __init__(self, out: TextIO | None = None, *, show_full: bool = False) -> None:
+        self._console = create_console(open_stdout() if out is None else out)
+        self.width = max(MIN_COLUMNS, self._console.width)
+        self.show_full = show_full
+        self.is_truncated = False
+
+    def write_line(self, *parts: Part, style: str = "") -> None:
+        """Write one line made of strings, each of them plain or with a style of its own."""
+        line = Text.assemble(*parts, style=style)
+        line.rstrip()
+        self._console.print(line)
+
+    def write_heading(self, text: str, style: str = "bold") -> None:
+        """Write a line that opens a section."""
+        title = truncate_text(escape_text(text), self.width - 7)
+        rule = "─" * max(MIN_RULE_COLUMNS, self.width - cell_len(title) - 4)
+        self.write_line(("── ", "dim"), (title, style), (f" {rule}", "dim"))
+
+    def write_block(self, title: str, text: str, style: str = "cyan") -> None:
+        """Write a recorded text with a bar at its left."""
+        self.write_line((f"  {escape_text(title)}", "dim"))
+        for line in self.select_excerpt(escape_lines(text)):
+            for part in self._wrap_line(Text(str(line)), self.width - 6):
+                self.write_line("    ", ("│", style), " ", part)
+
+    def write_program(self, code: str) -> None:
+        """Write recorded Python with line numbers and, in a terminal, with syntax highlighting."""
+        lines = highlight_python(self._console, escape_lines(code))
+        digits = max(3, len(str(len(lines))))
+        for line in self.select_excerpt(list(enumerate(lines, 1))):
+            number, text = ("", Text(str(line))) if isinstance(line, Omission) else line
+            for part in self._wrap_line(text, self.width - digits - 4):
+                self.write_line((f"  {number:>{digits}}  ", "dim"), part)
+                number = ""
+
+    def write_diff(self, text: str, margin: str = "    ") -> None:
+        """Write a recorded unified diff."""
+        for line in map(str, self.select_excerpt(escape_lines(text))):
+            style = DIFF_STYLES.get(line[:1], "")
+            for part in self._wrap_line(Text(line, style), self.width - len(margin)):
+                self.write_line(margin, part)
+
+    def write_table(self, table: Table, min_columns: int) -> None:
+        """Write a table in the width of the terminal, but never in fewer than `min_columns`."""
+        self._console.width = max(self.width, min_columns)
+        if self.show_full:
+            self._console.width = UNLIMITED_COLUMNS
+        self._console.print(table, soft_wrap=False, crop=False)
+        self._console.width = self.width
+
+    def write_note(self, text: str) -> None:
+        """Write a line about what is shown."""
+        self.write_line(text, style="dim")
+
+    def write_warning(self, text: str) -> None:
+        """Write what is wrong with what is shown."""
+        self.write_line("  ", ("!", "yellow"), f" {escape_text(text)}")
+
+    def write_footer(self) -> None:
+        """If something was cut, say how to see all of it."""
+        if self.is_truncated:
+            self.write_note("… cut; --full shows all")
+
+    def truncate_line(self, text: str, columns: int) -> str:
+        """Return a recorded text on one line, cut to so many columns unless all is shown."""
+        if self.show_full:
+            return escape_text(text)
+        return truncate_text(escape_text(text[: 8 * columns]), columns)
+
+    def select_excerpt(self, lines: Sequence[T]) -> Iterator[T | Omission]:
+        """Yield the lines; of many only the first and the last, with an `Omission` in between."""
+        omitted = len(lines) - HEAD_LINES - TAIL_LINES
+        if self.show_full or omitted <= 1:
+            yield from lines
+            return
+        self.is_truncated = True
+        yield from lines[:HEAD_LINES]
+        yield Omission(omitted)
+        yield from lines[-TAIL_LINES:]
+
+    def _wrap_line(self, line: Text, columns: int) -> Iterator[Text]:
+        """Yield a line in parts of so many columns; where no terminal shows it, as one part."""
+        if not self.show_full and len(line) > MAX_LINE_CHARS:
+            self.is_truncated = True
+            omitted = len(line) - MAX_LINE_CHARS
+            line = line[:MAX_LINE_CHARS].append(f" … {omitted:,} more characters")
+        if not self._console.is_terminal or line.cell_len <= columns:
+            yield line
+            return
+        ends = accumulate(map(len, chop_cells(line.plain, columns)))
+        yield from line.divide(list(ends)[:-1])
+
+
+# recorded text ------------------------------------------------------------------------------------
+
+
+def escape_text(text: str) -> str:
+    """Return a stranger's text on one line; characters that do not print are spelled out."""
+    if text.isprintable():
+        return text
+    spaced = text.replace("\t", TAB_SPACES)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in spaced)
 
 
 def escape_lines(text: str) -> list[str]:
-    """Return the lines of a stranger's text, made safe."""
+    """Return the lines of a stranger's text, escaped."""
     lines = text.replace("\r\n", "\n").split("\n")
-    return [escape_text(line) for line in (lines if lines[-1] else lines[:-1])]
+    if not lines[-1]:
+        lines.pop()
+    return [escape_text(line) for line in lines]
 
 
-def count_columns(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
-    return len(text) if text.isascii() else sum(map(_char_columns, text))
-
-
-def _char_columns(char: str) -> int:
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def truncate_text(text: str, columns: int, ellipsis: str = "…") -> str:
-    """Return what of a text fits into so many columns, with `mark` at the end if that is not all."""
-    if count_columns(text) <= columns:
-        return text
-    taken, left = [], columns - len(ellipsis)
-    for char in text:
-        left -= _char_columns(char)
-        if left < 0:
-            break
-        taken.append(char)
-    return "".join(taken) + ellipsis
+def truncate_text(text: str, columns: int) -> str:
+    """Return the part of a text that fits into so many columns, with "…" at its end if cut."""
+    shown = Text(text)
+    shown.truncate(columns, overflow="ellipsis")
+    return shown.plain
 
 
 def pad_text(text: str, columns: int) -> str:
     """Return a text in exactly so many columns."""
-    shown = truncate_text(text, columns)
-    return shown + " " * (columns - count_columns(shown))
+    shown = Text(text)
+    shown.truncate(columns, overflow="ellipsis", pad=True)
+    return shown.plain
 
 
-# figures --------------------------------------------------------------------------------------------
+# figures ------------------------------------------------------------------------------------------
 
 
 def format_time(seconds: float) -> str:
-    """Return a time as a person reads it."""
+    """Return a Unix time as a local date and time."""
     try:
         return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):  # an archive may say anything
+    except (ValueError, OverflowError, OSError):  # an archive may claim any time
         return f"{seconds:g}"
 
 
 def format_age(seconds: float) -> str:
-    """Return how long ago a time was, in one unit."""
-    passed = min(max(0.0, time.time() - seconds), MAX_AGE_S)
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if (count := int(passed // length)) >= 1:
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    """Return how long ago a Unix time was, in one unit."""
+    age_s = min(max(0.0, time.time() - seconds), MAX_AGE_S)
+    for unit, length_s in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if (count := int(age_s // length_s)) >= 1:
+            return f"{format_count(count, unit)} ago"
     return "just now"
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return a duration."""
+    """Return a duration in one unit; "" if there is none."""
     if seconds is None:
         return ""
     if seconds < 1:
@@ -220,33 +235,30 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_size(count: int) -> str:
-    """Return a number of bytes."""
-    figure, units = float(count), ["B", "kB", "MB", "GB"]
-    while figure >= 1000 and len(units) > 1:
-        figure /= 1000
+    """Return a number of bytes with its unit."""
+    amount, units = float(count), ["B", "kB", "MB", "GB"]
+    while amount >= 1000 and len(units) > 1:
+        amount /= 1000
         units.pop(0)
-    return (
-        f"{figure:.0f} {units[0]}"
-        if units[0] == "B" or figure >= 100
-        else f"{figure:.1f} {units[0]}"
-    )
+    digits = 0 if units[0] == "B" or amount >= 100 else 1
+    return f"{amount:.{digits}f} {units[0]}"
 
 
-def format_count(count: int, what: str) -> str:
-    """Return a number of things."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def format_count(count: int, noun: str) -> str:
+    """Return a number and what it counts: "1 step", "2,000 steps"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-# for programs ---------------------------------------------------------------------------------------
+# for programs -------------------------------------------------------------------------------------
 
 
 def print_json(value: Any) -> None:
-    """Print for programs."""
+    """Print JSON for programs."""
     print(json.dumps(value, indent=2, default=str))
 
 
 def open_stdout() -> TextIO:
-    """Return where verbs print to, made to take any text."""
+    """Return stdout, set up to accept any text."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     return sys.stdout

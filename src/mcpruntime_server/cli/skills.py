@@ -1,11 +1,10 @@
-"""The verb `skills`: what is kept, and what becomes of it.
+"""The command `skills`: list, show, check, promote, retire and exchange skills.
 
-Only `check` needs sandboxes; everything else looks at the folder.
+Only checks need sandboxes; everything else reads and writes the skill store's folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import sys
 from functools import partial
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import click
 
 from ..capabilities.skills.archives import MAX_ARCHIVE_BYTES, import_archive, pack_skill
 from ..capabilities.skills.model import Skill, format_signature
@@ -26,246 +26,94 @@ from ..capabilities.skills.signing import (
 from ..capabilities.skills.store import SkillStore
 from ..config import Config
 from ..errors import InvalidRequest, Unavailable
-from .console import ConsoleWriter, escape_text, format_time, open_stdout, print_json
+from .console import ConsoleWriter, create_console, escape_text, format_time, print_json
+from .options import ActionGroup, json_option, pass_config
 
-Options = argparse.Namespace
 RETIRED_REASON = "Retired by hand."
 
-
-def add_skills_command(verbs: Any) -> None:
-    """Add the verb and its actions."""
-    text = "list the skills; show, compare, check or retire one"
-    found = verbs.add_parser("skills", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    found.set_defaults(verb=list_skills, json=False, all=False)
-    actions = found.add_subparsers(title="actions", metavar="")
-    listing = actions.add_parser("list", help="a line for each skill in use")
-    listing.add_argument("--all", action="store_true", help="drafts, old and retired versions too")
-    listing.set_defaults(verb=list_skills)
-    show = actions.add_parser("show", help="all of one: state, reasons, signature, code")
-    show.set_defaults(verb=show_skill)
-    check = actions.add_parser(
-        "check", help="have skills prove themselves again; exit with 1 if one does not"
-    )
-    check.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help="NAME or NAME@VERSION; without, those in use or quarantined",
-    )
-    check.set_defaults(verb=check_skills)
-    promote = actions.add_parser(
-        "promote", help="put a draft or a retired version in use, if it proves itself"
-    )
-    promote.set_defaults(verb=promote_skill)
-    retire = actions.add_parser(
-        "retire", help="take a version out of use; its exact version can still be imported"
-    )
-    retire.set_defaults(verb=retire_skill)
-    export = actions.add_parser(
-        "export", help="write a version into a zip, to be imported elsewhere"
-    )
-    sign = actions.add_parser(
-        "sign", help="sign a version with a key of yours, which is made if it is not there"
-    )
-    for action in (show, promote, retire, export, sign):
-        action.add_argument("name", metavar="NAME", help="NAME or NAME@VERSION")
-    export.add_argument("file", type=Path, metavar="FILE.zip")
-    export.add_argument("--force", action="store_true", help="replace the file if it is there")
-    export.set_defaults(verb=export_skill)
-    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="of the private key")
-    sign.set_defaults(verb=sign_skill)
-    taking = actions.add_parser(
-        "import", help="read a skill from a zip: a draft, which then proves itself"
-    )
-    taking.add_argument("file", type=Path, metavar="FILE.zip")
-    taking.add_argument("--no-check", action="store_true", help="leave it a draft")
-    taking.set_defaults(verb=import_skill, json=False)
-    diff = actions.add_parser("diff", help="compare the code of two versions")
-    diff.add_argument("one", metavar="NAME@VERSION")
-    diff.add_argument("other", metavar="NAME@VERSION")
-    diff.set_defaults(verb=diff_skills)
-    for action in (listing, show, check):
-        action.add_argument("--json", action="store_true", help="for programs")
+name_argument = click.argument("name", metavar="NAME[@VERSION]")
 
 
-def list_skills(config: Config, options: Options) -> int:
-    """Print the skills, and what is wrong in their folder."""
+@click.group("skills", cls=ActionGroup)
+def skills_command() -> None:
+    """List the skills; show, compare, check or retire one.
+
+    `skills` alone is `skills list`; `skills NAME` is `skills show NAME`.
+    """
+
+
+# reading ------------------------------------------------------------------------------------------
+
+
+@skills_command.command("list")
+@click.option("--all", "show_all", is_flag=True, help="List drafts and old versions, too.")
+@json_option
+@pass_config
+def list_command(config: Config, *, show_all: bool, as_json: bool) -> int:
+    """List the skills in use."""
     store = SkillStore(config.skills.folder)
-    found = store.all_versions()
-    listed = list(active_skills(found).values())
-    if options.all:
-        listed = [skill for versions in found.values() for skill in versions]
-    if options.json:
+    versions_by_name = store.all_versions()
+    listed = list(active_skills(versions_by_name).values())
+    if show_all:
+        listed = [skill for versions in versions_by_name.values() for skill in versions]
+    if as_json:
         print_json([serialize_skill(skill) for skill in listed])
     else:
-        screen = ConsoleWriter(open_stdout())
+        writer = ConsoleWriter()
         for skill in listed:
-            screen.write_line(
-                f"{screen.style_text(skill.id, 'bold')}{escape_text(format_signature(skill.signature))}  {describe_state(skill.state)}"
-            )
-            screen.write_line(f"    {escape_text(skill.summary)}")
-        drafts = sum(versions[-1].state == "draft" for versions in found.values())
-        if not options.all:
-            screen.write_line(
-                f"{len(listed)} in use, drafts: {drafts}; `skills list --all` has everything."
-            )
-        screen.write_footer()
-    for place, problem in store.problems.items():
-        print(f"problem: {escape_text(place)}: {escape_text(problem)}", file=sys.stderr)
+            signature = escape_text(format_signature(skill.signature))
+            writer.write_line((skill.id, "bold"), f"{signature}  {describe_state(skill.state)}")
+            writer.write_line(f"    {escape_text(skill.summary)}")
+        if not show_all:
+            drafts = sum(versions[-1].state == "draft" for versions in versions_by_name.values())
+            counts = f"{len(listed)} in use, drafts: {drafts}"
+            writer.write_line(f"{counts}; `skills list --all` has everything.")
+    for folder, problem in store.problems.items():
+        print(f"problem: {escape_text(folder)}: {escape_text(problem)}", file=sys.stderr)
     return 0
 
 
-def show_skill(config: Config, options: Options) -> int:
-    """Print all of one version."""
-    skill = pick_version(SkillStore(config.skills.folder).all_versions(), options.name)
-    if options.json:
+@skills_command.command("show")
+@name_argument
+@json_option
+@pass_config
+def show_command(config: Config, *, name: str, as_json: bool) -> int:
+    """Show one version: state, reasons, signature, code."""
+    skill = pick_version(SkillStore(config.skills.folder).all_versions(), name)
+    if as_json:
         print_json({**serialize_skill(skill), "source": skill.source})
         return 0
-    screen = ConsoleWriter(open_stdout())
-    screen.write_line(
-        f"{screen.style_text(skill.id, 'bold')} is {describe_state(skill.state)}, kept {format_time(skill.saved_at)}, from {escape_text(skill.origin)}"
-    )
+    state, saved = describe_state(skill.state), format_time(skill.saved_at)
+    origin = escape_text(skill.origin)
+    uses = ", ".join(map(escape_text, skill.call_targets)) or "nothing"
+    writer = ConsoleWriter(show_full=True)
+    writer.write_line((skill.id, "bold"), f" is {state}, saved {saved}, from {origin}")
     for reason in skill.reasons:
-        screen.write_line(f"  {escape_text(reason)}")
-    screen.write_line(f"{skill.name}{escape_text(format_signature(skill.signature))}")
-    screen.write_line(f"  {escape_text(skill.summary)}")
-    screen.write_line(
-        f"  uses {', '.join(map(escape_text, skill.call_targets)) or 'nothing'}; recorded cases: {len(skill.cases)}; {skill.digest}"
-    )
-    screen.write_line(f"  {describe_signature(skill, config.skills.trusted_keys)}")
-    screen.write_block("code", skill.source)
-    screen.write_footer()
+        writer.write_line(f"  {escape_text(reason)}")
+    writer.write_line(f"{skill.name}{escape_text(format_signature(skill.signature))}")
+    writer.write_line(f"  {escape_text(skill.summary)}")
+    writer.write_line(f"  uses {uses}; recorded cases: {len(skill.cases)}; {skill.digest}")
+    writer.write_line(f"  {describe_signature(skill, config.skills.trusted_keys)}")
+    writer.write_program(skill.source)
     return 0
 
 
-def diff_skills(config: Config, options: Options) -> int:
-    """Print how the code of two versions differs; exit with 1 if it does."""
-    found = SkillStore(config.skills.folder).all_versions()
-    one, other = pick_version(found, options.one), pick_version(found, options.other)
-    lines = list(
-        difflib.unified_diff(
-            one.source.splitlines(), other.source.splitlines(), one.id, other.id, lineterm=""
-        )
-    )
-    for line in lines:
-        print(escape_text(line))
-    return 1 if lines else 0
-
-
-def retire_skill(config: Config, options: Options) -> int:
-    """Take a version out of use."""
-    store = SkillStore(config.skills.folder)
-    skill = store.set_state(
-        pick_version(store.all_versions(), options.name), "retired", (RETIRED_REASON,)
-    )
-    print(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} imports it all the same.")
-    if other := active_skills(store.all_versions()).get(skill.name):
-        print(f"{other.id} is in use now.")
-    return 0
-
-
-def export_skill(config: Config, options: Options) -> int:
-    """Write a version into an archive."""
-    store = SkillStore(config.skills.folder)
-    skill = pick_version(store.all_versions(), options.name)
-    try:
-        data = pack_skill(skill, store.read_all_files(skill))
-        with options.file.open("wb" if options.force else "xb") as file:
-            file.write(data)
-    except FileExistsError:
-        raise InvalidRequest(
-            f"{options.file} is there already.", remedy="--force replaces it."
-        ) from None
-    except OSError as exc:
-        raise Unavailable(
-            f"{skill.id} cannot be written to {options.file}: {exc.strerror}."
-        ) from exc
-    print(
-        f"{skill.id} is in {options.file}: {len(data):,} bytes, {describe_signature(skill, config.skills.trusted_keys)}."
-    )
-    return 0
-
-
-def import_skill(config: Config, options: Options) -> int:
-    """Read a skill from an archive, and have it prove itself."""
-    try:
-        with options.file.open("rb") as file:
-            data = file.read(MAX_ARCHIVE_BYTES + 1)
-    except OSError as exc:
-        raise Unavailable(f"{options.file} cannot be read: {exc.strerror}.") from exc
-    packages = None if config.sandbox.image else config.sandbox.packages
-    skill, is_known = import_archive(SkillStore(config.skills.folder), data, packages)
-    print(
-        f"{skill.id}: {'here already' if is_known else 'imported'}, {describe_signature(skill, config.skills.trusted_keys)}."
-    )
-    if options.no_check or skill.state != "draft":
-        print(f"{skill.id} is {describe_state(skill.state)}.")
-        return 0
-    return report_checked(anyio.run(check_versions, config, [skill]), options)
-
-
-def sign_skill(config: Config, options: Options) -> int:
-    """Sign a version."""
-    store = SkillStore(config.skills.folder)
-    skill = pick_version(store.all_versions(), options.name)
-    key = load_or_create_key(options.key)
-    skill = store.set_signature(skill, create_signature(skill, key), public_key_hex(key))
-    print(f"{skill.id} is signed. The public key, for [skills] trusted_keys: {skill.signer_key}")
-    return 0
-
-
-def promote_skill(config: Config, options: Options) -> int:
-    """Put a draft, or what was retired, in use if it passes the gate."""
-    skill = pick_version(SkillStore(config.skills.folder).all_versions(), options.name)
-    if skill.state == "active":
-        raise InvalidRequest(f"{skill.id} is in use already.")
-    return report_checked(
-        anyio.run(partial(check_versions, config, [skill], revives=True)), options
-    )
-
-
-def check_skills(config: Config, options: Options) -> int:
-    """Have skills pass the gate again."""
-    found = SkillStore(config.skills.folder).all_versions()
-    chosen = [pick_version(found, name) for name in options.names]
-    if not options.names:
-        newest = [
-            versions[-1] for versions in found.values() if versions[-1].state == "quarantined"
-        ]
-        chosen = [*active_skills(found).values(), *newest]
-    return report_checked(anyio.run(check_versions, config, chosen), options)
-
-
-def report_checked(checked: list[Skill], options: Options) -> int:
-    """Print what became of versions; return 1 if one is not in use."""
-    if options.json:
-        print_json([serialize_skill(skill) for skill in checked])
-    for skill in checked if not options.json else ():
-        print(
-            f"{skill.id} is {describe_state(skill.state)}."
-            + "".join(f"\n    {escape_text(reason)}" for reason in skill.reasons)
-        )
-    return 0 if all(skill.state == "active" for skill in checked) else 1
-
-
-async def check_versions(
-    config: Config, chosen: list[Skill], *, revives: bool = False
-) -> list[Skill]:
-    """Return versions as they are when they have passed the gate, or not; the servers that they use are started."""
-    from ..app import open_app
-
-    checked = []
-    async with open_app(config, resume_runs=False) as app:
-        servers = {tool.partition(".")[0] for skill in chosen for tool in skill.tool_digests}
-        await app.catalog.start_upstreams(servers & set(app.catalog.package_names()))
-        for number, skill in enumerate(chosen, 1):
-            print(f"checking {skill.id} ({number} of {len(chosen)})", file=sys.stderr)
-            checked.append(await app.library.recheck(skill, may_revive=revives))
-    return checked
+@skills_command.command("diff")
+@click.argument("a", metavar="NAME@VERSION")
+@click.argument("b", metavar="NAME@VERSION")
+@pass_config
+def diff_command(config: Config, *, a: str, b: str) -> int:
+    """Compare the code of two versions; exit with 1 if it differs."""
+    versions = SkillStore(config.skills.folder).all_versions()
+    left, right = pick_version(versions, a), pick_version(versions, b)
+    left_lines, right_lines = left.source.splitlines(), right.source.splitlines()
+    diff = list(difflib.unified_diff(left_lines, right_lines, left.id, right.id, lineterm=""))
+    ConsoleWriter(show_full=True).write_diff("\n".join(diff), margin="")
+    return 1 if diff else 0
 
 
 def serialize_skill(skill: Skill) -> dict[str, Any]:
-    """Return a version for programs."""
+    """Return a version as JSON data."""
     return {
         "name": skill.name,
         "version": skill.version,
@@ -280,3 +128,151 @@ def serialize_skill(skill: Skill) -> dict[str, Any]:
         "at": skill.saved_at,
         "digest": skill.digest,
     }
+
+
+# checking -----------------------------------------------------------------------------------------
+
+
+@skills_command.command("check")
+@click.argument("names", nargs=-1, metavar="[NAME[@VERSION]]...")
+@json_option
+@pass_config
+def check_command(config: Config, *, names: tuple[str, ...], as_json: bool) -> int:
+    """Run the gate again, by default on all skills in use or quarantined.
+
+    Exits with 1 if one does not pass.
+    """
+    versions_by_name = SkillStore(config.skills.folder).all_versions()
+    skills = [pick_version(versions_by_name, name) for name in names]
+    if not names:
+        newest = [versions[-1] for versions in versions_by_name.values()]
+        quarantined = [skill for skill in newest if skill.state == "quarantined"]
+        skills = [*active_skills(versions_by_name).values(), *quarantined]
+    checked = anyio.run(check_versions, config, skills)
+    if as_json:
+        print_json([serialize_skill(skill) for skill in checked])
+        return exit_code_of(checked)
+    return report_checked(checked)
+
+
+@skills_command.command("promote")
+@name_argument
+@pass_config
+def promote_command(config: Config, *, name: str) -> int:
+    """Put a draft or a retired version in use, if it passes the gate."""
+    skill = pick_version(SkillStore(config.skills.folder).all_versions(), name)
+    if skill.state == "active":
+        raise InvalidRequest(f"{skill.id} is in use already.")
+    check = partial(check_versions, config, [skill], may_revive=True)
+    return report_checked(anyio.run(check))
+
+
+@skills_command.command("retire")
+@name_argument
+@pass_config
+def retire_command(config: Config, *, name: str) -> int:
+    """Take a version out of use; code can still import exactly this version."""
+    store = SkillStore(config.skills.folder)
+    skill = pick_version(store.all_versions(), name)
+    skill = store.set_state(skill, "retired", (RETIRED_REASON,))
+    print(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} still imports it.")
+    if other := active_skills(store.all_versions()).get(skill.name):
+        print(f"{other.id} is in use now.")
+    return 0
+
+
+async def check_versions(
+    config: Config, skills: list[Skill], *, may_revive: bool = False
+) -> list[Skill]:
+    """Return the versions as they are after the gate; starts the upstreams that they use."""
+    from rich.progress import track
+
+    from ..app import open_app
+
+    async with open_app(config, resume_runs=False) as app:
+        servers = {tool.partition(".")[0] for skill in skills for tool in skill.tool_digests}
+        await app.catalog.start_upstreams(servers & set(app.catalog.package_names()))
+        console = create_console(sys.stderr)
+        tracked = track(skills, "checking", console=console, disable=not console.is_terminal)
+        return [await app.library.recheck(skill, may_revive=may_revive) for skill in tracked]
+
+
+def report_checked(skills: list[Skill]) -> int:
+    """Print the states of checked versions with the reasons; return the exit code."""
+    for skill in skills:
+        print(f"{skill.id} is {describe_state(skill.state)}.")
+        for reason in skill.reasons:
+            print(f"    {escape_text(reason)}")
+    return exit_code_of(skills)
+
+
+def exit_code_of(skills: list[Skill]) -> int:
+    """Return 0 if all checked versions are in use, else 1."""
+    return 0 if all(skill.state == "active" for skill in skills) else 1
+
+
+# exchange -----------------------------------------------------------------------------------------
+
+
+@skills_command.command("export")
+@name_argument
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.zip")
+@click.option("--force", is_flag=True, help="Replace FILE.zip if it exists.")
+@pass_config
+def export_command(config: Config, *, name: str, file: Path, force: bool) -> int:
+    """Write a version into a zip, which `skills import` reads elsewhere."""
+    store = SkillStore(config.skills.folder)
+    skill = pick_version(store.all_versions(), name)
+    try:
+        data = pack_skill(skill, store.read_all_files(skill))
+        with file.open("wb" if force else "xb") as out:
+            out.write(data)
+    except FileExistsError:
+        raise InvalidRequest(f"{file} exists already.", remedy="--force replaces it.") from None
+    except OSError as exc:
+        raise Unavailable(f"{skill.id} cannot be written to {file}: {exc.strerror}.") from exc
+    signature = describe_signature(skill, config.skills.trusted_keys)
+    print(f"{skill.id} is in {file}: {len(data):,} bytes, {signature}.")
+    return 0
+
+
+@skills_command.command("import")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.zip")
+@click.option("--no-check", is_flag=True, help="Leave the skill a draft.")
+@pass_config
+def import_command(config: Config, *, file: Path, no_check: bool) -> int:
+    """Import a skill from a zip as a draft, then run the gate on it."""
+    try:
+        with file.open("rb") as archive:
+            data = archive.read(MAX_ARCHIVE_BYTES + 1)
+    except OSError as exc:
+        raise Unavailable(f"{file} cannot be read: {exc.strerror}.") from exc
+    packages = None if config.sandbox.image else config.sandbox.packages
+    skill, is_known = import_archive(SkillStore(config.skills.folder), data, packages)
+    signature = describe_signature(skill, config.skills.trusted_keys)
+    print(f"{skill.id}: {'here already' if is_known else 'imported'}, {signature}.")
+    if no_check or skill.state != "draft":
+        print(f"{skill.id} is {describe_state(skill.state)}.")
+        return 0
+    return report_checked(anyio.run(check_versions, config, [skill]))
+
+
+@skills_command.command("sign")
+@name_argument
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="File of the private key; created if it does not exist.",
+)
+@pass_config
+def sign_command(config: Config, *, name: str, key_file: Path) -> int:
+    """Sign a version."""
+    store = SkillStore(config.skills.folder)
+    skill = pick_version(store.all_versions(), name)
+    key = load_or_create_key(key_file)
+    skill = store.set_signature(skill, create_signature(skill, key), public_key_hex(key))
+    print(f"{skill.id} is signed. The public key, for [skills] trusted_keys: {skill.signer_key}")
+    return 0

@@ -1,162 +1,216 @@
-"""The verbs that go through the runtime: `rewind`, `fork` and `rerun`, in a server of their own that serves nobody."""
+"""The actions `rewind`, `fork` and `rerun` of `replay`.
+
+They need the runtime, so each of them opens an app of its own, which serves no client.
+"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import click
 
 from ..config import Config
 from ..errors import InvalidRequest
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
-from ..runtime.run_diff import RunDiff, diff_runs, diff_to_json
 from ..runtime.run_history import find_session, is_step_number
-from . import views
-from .console import ConsoleWriter, escape_text, open_stdout, print_json
+from .console import ConsoleWriter, escape_text, print_json
+from .options import full_option, json_option, pass_config
 
 if TYPE_CHECKING:
     from ..app import App
-
-Options = argparse.Namespace
+    from ..runtime.run_diff import RunDiff
 
 
 @asynccontextmanager
 async def open_standalone_app(config: Config) -> AsyncIterator[App]:
-    """Bring a server up that starts a sandbox only where one is needed, and leaves alone what other servers left."""
+    """Open an app that starts sandboxes only on demand and ignores what other servers left."""
     from ..app import open_app
 
-    alone = config.model_copy(
-        update={"sandbox": config.sandbox.model_copy(update={"pool_size": 0})}
-    )
-    async with open_app(alone, resume_runs=False) as app:
+    sandbox = config.sandbox.model_copy(update={"pool_size": 0})
+    async with open_app(config.model_copy(update={"sandbox": sandbox}), resume_runs=False) as app:
         yield app
 
 
-def parse_step_or_run(which: str | None) -> tuple[int | None, str | None]:
-    """Return what people type as a step or a run as either."""
-    return (int(which), None) if which is not None and is_step_number(which) else (None, which)
+def parse_step_or_run(name: str | None) -> tuple[int | None, str | None]:
+    """Return an argument as (step, run id), of which at least one is None."""
+    if name is not None and is_step_number(name):
+        return int(name), None
+    return None, name
 
 
-def rewind_session(config: Config, options: Options) -> int:
-    """Have a session go on from an earlier step."""
+@click.command("rewind")
+@click.argument("session")
+@click.argument("step")
+@click.option("--cancel", is_flag=True, help="Cancel the run that is under way, if there is one.")
+@json_option
+@pass_config
+def rewind_command(config: Config, *, session: str, step: str, cancel: bool, as_json: bool) -> int:
+    """Let SESSION continue from an earlier STEP; nothing is deleted.
+
+    STEP is a step of the session's lineage or a run id (r_...); 0 is the beginning.
+    """
     from ..runtime import time_travel
 
-    async def move() -> tuple[SessionRow, RunRow | None]:
+    async def rewind() -> tuple[SessionRow, RunRow | None]:
         async with open_standalone_app(config) as app:
-            row = await find_session(app.journal, options.session)
-            if not options.cancel:
-                await _check_not_interrupted(app.journal, row)
-            session = await app.runtime.find_session(row.id, row.principal)
+            row = await find_session(app.journal, session)
+            if not cancel:
+                await check_not_interrupted(app.journal, row)
+            opened = await app.runtime.find_session(row.id, row.principal)
+            target = parse_step_or_run(step)
             return row, await time_travel.rewind_session(
-                app.runtime, session, *parse_step_or_run(options.step), cancel=options.cancel
+                app.runtime, opened, *target, cancel=cancel
             )
 
-    row, at = anyio.run(move)
-    if options.json:
-        print_json({"session": row.id, "run": at.id if at else None, "step": at.step if at else 0})
+    row, run = anyio.run(rewind)
+    if as_json:
+        print_json({"session": row.id, "run": run and run.id, "step": run.step if run else 0})
         return 0
-    place = f"the end of step {at.step} ({at.id})" if at else "the beginning"
-    ConsoleWriter(open_stdout()).write_line(
-        f"{escape_text(views.session_label(row))} goes on from {place}"
-    )
+    position = f"the end of step {run.step} ({run.id})" if run else "the beginning"
+    ConsoleWriter().write_line(f"{escape_text(row.name or row.id)} continues from {position}")
     return 0
 
 
-async def _check_not_interrupted(journal: Journal, row: SessionRow) -> None:
-    """Raise `InvalidRequest` if the session has a run that the death of a server has interrupted."""
-    if any(session.id == row.id for session, _ in await journal.list_interrupted_runs()):
-        handle = views.session_label(row)
+async def check_not_interrupted(journal: Journal, row: SessionRow) -> None:
+    """Raise `InvalidRequest` if the session has a run that a killed server left unfinished."""
+    interrupted = await journal.list_interrupted_runs()
+    if any(session.id == row.id for session, _ in interrupted):
         raise InvalidRequest(
-            f"A run of the session {handle} was under way when its server died; the next one goes on with it.",
-            remedy="Start a server and wait for its end, or give it up with --cancel.",
+            f"A run of the session {row.name or row.id} was under way when its server died; "
+            "the next server resumes it.",
+            remedy="Start a server and wait until the run has finished, or use --cancel.",
         )
 
 
-def fork_session(config: Config, options: Options) -> int:
-    """Make a session that begins at the end of a step."""
+@click.command("fork")
+@click.argument("session")
+@click.argument("step", required=False)
+@click.option("--name", help="Name of the new session.")
+@json_option
+@pass_config
+def fork_command(
+    config: Config, *, session: str, step: str | None, name: str | None, as_json: bool
+) -> int:
+    """Create a session that starts at the end of a STEP of SESSION, by default the last one.
+
+    STEP is a step of the session's lineage or a run id (r_...).
+    """
     from ..runtime import time_travel
 
-    async def make() -> tuple[SessionRow, RunRow]:
+    async def fork() -> tuple[SessionRow, RunRow]:
         async with open_standalone_app(config) as app:
-            row = await find_session(app.journal, options.session)
-            made = await time_travel.fork_session(
-                app.runtime, row, *parse_step_or_run(options.step), options.name, row.principal
-            )
-            return await find_session(app.journal, made.id), await app.journal.load_run(
-                str(made.tip)
-            )
+            row = await find_session(app.journal, session)
+            target = parse_step_or_run(step)
+            made = await time_travel.fork_session(app.runtime, row, *target, name, row.principal)
+            made_row = await find_session(app.journal, made.id)
+            return made_row, await app.journal.load_run(str(made.tip))
 
-    row, at = anyio.run(make)
-    if options.json:
-        print_json({"session": row.id, "name": row.name, "run": at.id, "step": at.step})
+    row, run = anyio.run(fork)
+    if as_json:
+        print_json({"session": row.id, "name": row.name, "run": run.id, "step": run.step})
     else:
-        ConsoleWriter(open_stdout()).write_line(
-            f"{escape_text(views.session_label(row))} begins at the end of step {at.step} ({at.id})"
-        )
+        label = escape_text(row.name or row.id)
+        ConsoleWriter().write_line(f"{label} starts at the end of step {run.step} ({run.id})")
     return 0
 
 
-def rerun_steps(config: Config, options: Options) -> int:
-    """Execute runs again; what was not as recorded is shown, and without other code or live calls it is a failure."""
-    code = load_code(options.code)
-    pairs = anyio.run(_rerun_targets, config, options, code)
-    equal = all(found.is_equal for found, _ in pairs)
-    if options.json:
-        runs = [{"differs": differs, **diff_to_json(found)} for found, differs in pairs]
-        print_json({"session": pairs[0][0].b.session_id, "equal": equal, "runs": runs})
+@click.command("rerun")
+@click.argument("session")
+@click.argument("step", required=False)
+@click.option(
+    "--code",
+    "code_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Execute this file in place of the (last) step's own code.",
+)
+@click.option(
+    "--live",
+    multiple=True,
+    metavar="SERVER",
+    help="Call this server, or tool (server.tool), instead of the recording. May be repeated.",
+)
+@json_option
+@full_option
+@pass_config
+def rerun_command(
+    config: Config,
+    *,
+    session: str,
+    step: str | None,
+    code_file: Path | None,
+    live: tuple[str, ...],
+    as_json: bool,
+    show_full: bool,
+) -> int:
+    """Execute a STEP of SESSION, or all, again in a fresh sandbox with recorded answers.
+
+    Shows what differs from the recording. Exits with 1 if something differs, unless --code or
+    --live asks for a difference. STEP is a step of the session's lineage or a run id (r_...).
+    """
+    from ..runtime.run_diff import diff_to_json
+    from . import views
+
+    code = load_code(code_file)
+    diffs = anyio.run(rerun_session, config, session, step, code, live)
+    is_equal = all(diff.is_equal for diff, _ in diffs)
+    if as_json:
+        runs = [{"differs": fields, **diff_to_json(diff)} for diff, fields in diffs]
+        print_json({"session": diffs[0][0].b.session_id, "equal": is_equal, "runs": runs})
     else:
-        screen = ConsoleWriter(open_stdout(), show_full=options.full)
-        for found, _ in pairs:
-            show_rerun_diff(screen, found)
-        screen.write_footer()
-    return 0 if equal or code is not None or options.live else 1
+        writer = ConsoleWriter(show_full=show_full)
+        for diff, _ in diffs:
+            state, style = ("as recorded", "green") if diff.is_equal else ("differs", "yellow")
+            heading = f"step {diff.a.step} · {diff.a.id} → {diff.b.id} · {state}"
+            writer.write_heading(heading, style)
+            views.show_changes(writer, diff)
+            for text in diff.damage:
+                writer.write_warning(text)
+        writer.write_footer()
+    return 0 if is_equal or code is not None or live else 1
 
 
-async def _rerun_targets(
-    config: Config, options: Options, code: str | None
+async def rerun_session(
+    config: Config, name: str, target: str | None, code: str | None, live: tuple[str, ...]
 ) -> list[tuple[RunDiff, list[str]]]:
-    """Return how each run differs from its repetition, and the fields that do."""
+    """Return how each run differs from its repetition, and the names of the fields that do."""
     from ..runtime import time_travel
+    from ..runtime.run_diff import diff_runs
 
     async with open_standalone_app(config) as app:
         journal = app.journal
-        time_travel.check_live_targets(options.live, app.catalog.package_names())
-        session = await find_session(journal, options.session)
-        step, run = parse_step_or_run(options.step)
-        targets = await time_travel.find_rerun_targets(
+        time_travel.check_live_targets(live, app.catalog.package_names())
+        session = await find_session(journal, name)
+        step, run = parse_step_or_run(target)
+        originals = await time_travel.find_rerun_targets(
             journal, session, step, run, only_last=code is not None
         )
-        made = await time_travel.rerun_runs(
-            app.runtime, targets, session.principal, code=code, live=options.live
+        rerun = await time_travel.rerun_runs(
+            app.runtime, originals, session.principal, code=code, live=live
         )
-        again = [await journal.load_run(report.run_id) for report in made.reports]
-        pairs = zip(targets, again, strict=True)
-        return [(await diff_runs(journal, a, b), made.differences[a.id]) for a, b in pairs]
-
-
-def show_rerun_diff(screen: ConsoleWriter, found: RunDiff) -> None:
-    """Show what came out otherwise when a run was executed again."""
-    state = "as recorded" if found.is_equal else "differs"
-    screen.write_heading(
-        f"step {found.a.step} · {found.a.id} → {found.b.id} · {state}",
-        "green" if found.is_equal else "yellow",
-    )
-    views.show_changes(screen, found)
-    for text in found.damage:
-        screen.write_warning(text)
+        diffs = []
+        for original, report in zip(originals, rerun.reports, strict=True):
+            repetition = await journal.load_run(report.run_id)
+            diff = await diff_runs(journal, original, repetition)
+            diffs.append((diff, rerun.differences[original.id]))
+        return diffs
 
 
 def load_code(file: Path | None) -> str | None:
     """Return the code in a file; raises `InvalidRequest`."""
+    if file is None:
+        return None
+    remedy = "Name a file of Python."
     try:
-        return None if file is None else file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise InvalidRequest(
-            f"The code in {file} cannot be read: {reason}.", remedy="Name a file of Python."
-        ) from exc
+        return file.read_text("utf-8")
+    except OSError as exc:
+        message = f"The code in {file} cannot be read: {exc.strerror}."
+        raise InvalidRequest(message, remedy=remedy) from exc
+    except UnicodeDecodeError as exc:
+        message = f"The code in {file} cannot be read: it is not UTF-8."
+        raise InvalidRequest(message, remedy=remedy) from exc

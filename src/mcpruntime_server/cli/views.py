@@ -1,10 +1,14 @@
-"""How sessions, runs and their differences look in a terminal. Nothing here reads anything."""
+"""How sessions, runs and their differences look in a terminal. Nothing here reads the journal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
 
 from ..journal.events import FileEntry
 from ..journal.recording import RecordedCall
@@ -13,7 +17,8 @@ from ..runtime.run_diff import CallChange, FileChange, LineageDiff, RunDiff, Val
 from ..runtime.run_history import AgentTree, RecordedRun, RunSummary, SessionTree
 from .console import (
     ConsoleWriter,
-    count_columns,
+    Omission,
+    Part,
     escape_text,
     format_age,
     format_count,
@@ -21,7 +26,6 @@ from .console import (
     format_size,
     format_time,
     pad_text,
-    truncate_text,
 )
 
 STATUS_STYLES = {
@@ -30,275 +34,314 @@ STATUS_STYLES = {
     "queued": "cyan",
     "waiting": "yellow",
     "cancelled": "yellow",
-}  # of statuses; others are red
-CALL_MARKS = {"ok": "✓", "started": "…"}  # of calls; others have failed
-DIFF_STYLES = {"-": "red", "+": "green", " ": ""}  # colours of what only one of two runs has
-MAX_BRANCH_DEPTH = 12  # branches of branches that are drawn
-MIN_CODE_COLUMNS = 16  # columns
+}  # every other status is red
+CALL_MARKS = {"ok": "✓", "error": "✗", "started": "…"}
+DIFF_STYLES = {"-": "red", "+": "green", " ": ""}
+MAX_BRANCH_DEPTH = 12  # deeper branches are drawn at this depth
+SESSIONS_COLUMNS = 64  # the least that keeps session ids whole
+STEPS_COLUMNS = 76  # the least that keeps run ids whole
+STATUS_COLUMNS = 9
+MIN_CODE_COLUMNS = 16
 EMPTY_SESSION_TEXT = "nothing recorded yet"
 
 
 def session_label(row: SessionRow) -> str:
-    """Return what people call a session."""
+    """Return the name of a session, or its id if it has none."""
     return row.name or row.id
 
 
-# sessions -------------------------------------------------------------------------------------------
+# sessions -----------------------------------------------------------------------------------------
 
 
 def show_sessions(
-    screen: ConsoleWriter, rows: Sequence[SessionRow], origins: Mapping[str, str]
+    writer: ConsoleWriter, rows: Sequence[SessionRow], origins: Mapping[str, str]
 ) -> None:
-    """List sessions; `origins` says, by the run that a fork began at, whose it is."""
+    """List sessions; `origins` maps the run that a fork started at to SESSION:STEP."""
     if not rows:
-        screen.write_note("There are no sessions in this data folder.")
+        writer.write_note("There are no sessions in this data folder.")
         return
-    names = [escape_text(row.name or "") for row in rows]
-    room = min(max(7, *map(count_columns, names)), max(12, screen.width - 64))
-    screen.write_note(f"{pad_text('session', room)}  {'id':24}  {'runs':>6}  last used")
-    for row, name in zip(rows, names, strict=True):
-        text = f"{pad_text(name or '-', room)}  {row.id:24}  {row.run_count:6,}  {format_age(row.last_used_at)}"
-        about = describe_origin(row, origins)
-        screen.write_line(
-            truncate_text(f"{text:{room + 52}}  {about}", screen.width) if about else text
-        )
+    table = create_table()
+    table.add_column("session", min_width=7)
+    table.add_column("id", no_wrap=True)
+    table.add_column("runs", justify="right", no_wrap=True)
+    table.add_column("last used", no_wrap=True)
+    table.add_column("")
+    for row in rows:
+        name, origin = escape_text(row.name or "-"), describe_origin(row, origins)
+        age = format_age(row.last_used_at)
+        table.add_row(one_line(name), row.id, f"{row.run_count:,}", age, one_line(origin))
+    writer.write_table(table, SESSIONS_COLUMNS)
+
+
+def create_table() -> Table:
+    """Return a table without borders."""
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def one_line(*parts: Part) -> Text:
+    """Return a cell that is cut instead of wrapped where its column is too narrow."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
 def describe_origin(row: SessionRow, origins: Mapping[str, str]) -> str:
-    """Return what is special about a session."""
+    """Return how a session came about, "" if a client just started it."""
     if row.purpose == "import":
         return "imported"
-    where = escape_text(origins.get(row.origin or "", ""))
+    origin = escape_text(origins.get(row.origin or "", ""))
     if row.purpose == AGENT_PURPOSE:
-        return f"agent of {where}" if where else "agent"
+        return f"agent of {origin}" if origin else "agent"
     if row.purpose == "rerun":
-        return f"rerun, from {where}" if where else "rerun"
-    return f"fork of {where}" if where else ""
+        return f"rerun, from {origin}" if origin else "rerun"
+    return f"fork of {origin}" if origin else ""
 
 
-# one session ----------------------------------------------------------------------------------------
+# one session --------------------------------------------------------------------------------------
 
 
-def show_tree(screen: ConsoleWriter, tree: SessionTree, pins: Mapping[str, str]) -> None:
-    """Draw the steps of a session: its line straight down, what was left beside it, the first step on top."""
+def show_tree(writer: ConsoleWriter, tree: SessionTree, pins: Mapping[str, str]) -> None:
+    """Draw the runs of a session, the first on top: its lineage straight down, branches beside."""
     session = tree.session
-    at = f"at step {len(tree.lineage)}" if tree.lineage else "at the beginning"
-    screen.write_heading(
-        f"{escape_text(session_label(session))} · {format_count(session.run_count, 'run')} · {at}"
-    )
-    if not tree.runs:
-        screen.write_note(f"  {EMPTY_SESSION_TEXT}")
-    lines = list(iterate_tree_rows(tree))
-    graph = max((count_columns(prefix) for prefix, _ in lines), default=0)
-    figures = max(4, len(str(max((each.row.step for each in tree.runs), default=0))))
-    if lines:
-        screen.write_note(
-            f"{'':{graph}} {'step':>{figures}} {'status':9} {'took':>7} {'calls':>5} {'files':>5}  {'run':14}  code"
-        )
-    for prefix, each in lines:
-        _show_step(screen, tree, each, pad_text(prefix, graph), figures, pins.get(each.row.id))
+    position = f"at step {len(tree.lineage)}" if tree.lineage else "at the beginning"
+    runs = format_count(session.run_count, "run")
+    writer.write_heading(f"{escape_text(session_label(session))} · {runs} · {position}")
+    if tree.runs:
+        table = create_table()
+        for name, justify in (("", "left"), ("step", "right"), ("status", "left")):
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for name in ("took", "calls", "files"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("run", no_wrap=True)
+        table.add_column("code", min_width=MIN_CODE_COLUMNS)
+        for graph, summary in iterate_tree_rows(tree):
+            add_step_row(writer, table, tree, graph, summary, pins.get(summary.row.id))
+        writer.write_table(table, STEPS_COLUMNS)
+    else:
+        writer.write_note(f"  {EMPTY_SESSION_TEXT}")
     for text in tree.damage:
-        screen.write_warning(text)
+        writer.write_warning(text)
 
 
-def _show_step(
-    screen: ConsoleWriter,
+def add_step_row(
+    writer: ConsoleWriter,
+    table: Table,
     tree: SessionTree,
-    each: RunSummary,
-    prefix: str,
-    figures: int,
+    graph: str,
+    summary: RunSummary,
     pin: str | None,
 ) -> None:
-    row, forks = each.row, tree.forks.get(each.row.id, ())
-    agents = sum(other.purpose == AGENT_PURPOSE for other in forks)
-    words = [
-        *(("tip",) if tree.lineage[-1:] == (row.id,) else ()),
-        *(("undone",) if UNDONE_FLAG in row.flags else ()),
-        *(("files only",) if each.tier == "files-only" else ()),
-        *((f"pinned: {escape_text(pin)}" if pin else "pinned",) if pin is not None else ()),
-        *(
-            f"fork: {escape_text(session_label(other))}"
-            for other in forks
-            if other.purpose not in ("rerun", AGENT_PURPOSE)
+    """Add a run to the table; `pin` is the reason for keeping it, None if it is not pinned."""
+    row = summary.row
+    is_in_lineage = row.id in tree.lineage
+    labels = step_labels(tree, summary, pin)
+    code = writer.truncate_line(summary.code, writer.width)
+    table.add_row(
+        Text(graph, "blue" if is_in_lineage else "dim"),
+        str(row.step),
+        Text(escape_text(row.status), status_style(row.status)),
+        format_run_duration(row),
+        str(summary.call_count or "·"),
+        str(summary.file_count or "·"),
+        row.id,
+        one_line(
+            (f"[{', '.join(labels)}] " if labels else "", "yellow"),
+            (code, "" if is_in_lineage else "dim"),
         ),
-        *((format_count(agents, "agent"),) if agents else ()),
-    ]
-    note = f"[{', '.join(words)}] " if words else ""
-    facts = f"{row.step:{figures}} {{}} {format_run_duration(row):>7} {each.call_count or '·':>5} {each.file_count or '·':>5}  {row.id:14}  "
-    room = max(MIN_CODE_COLUMNS, screen.width - count_columns(prefix) - count_columns(facts) - 8)
-    note = truncate_text(note, room)
-    code = screen.truncate_line(each.code, max(0, room - count_columns(note)))
-    on_line = row.id in tree.lineage
-    shown = facts.format(
-        screen.style_text(pad_text(escape_text(row.status), 9), status_style(row.status))
     )
-    text = (
-        f"{screen.style_text(note, 'yellow')}{code if on_line else screen.style_text(code, 'dim')}"
-    )
-    screen.write_line(f"{screen.style_text(prefix, 'blue' if on_line else 'dim')} {shown}{text}")
+
+
+def step_labels(tree: SessionTree, summary: RunSummary, pin: str | None) -> list[str]:
+    """Return what is special about a run of a session."""
+    row, forks = summary.row, tree.forks.get(summary.row.id, ())
+    labels = []
+    if tree.lineage[-1:] == (row.id,):
+        labels.append("tip")
+    if UNDONE_FLAG in row.flags:
+        labels.append("undone")
+    if summary.tier == "files-only":
+        labels.append("files only")
+    if pin is not None:
+        labels.append(f"pinned: {escape_text(pin)}" if pin else "pinned")
+    named = [fork for fork in forks if fork.purpose not in ("rerun", AGENT_PURPOSE)]
+    labels += [f"fork: {escape_text(session_label(fork))}" for fork in named]
+    agents = sum(fork.purpose == AGENT_PURPOSE for fork in forks)
+    if agents:
+        labels.append(format_count(agents, "agent"))
+    return labels
 
 
 def iterate_tree_rows(tree: SessionTree) -> Iterator[tuple[str, RunSummary]]:
-    """Yield the runs from top to bottom, each with the branches to the left of it."""
-    children, line = tree.children(), set(tree.lineage)
-    waiting = list(_order_branches(children.get(None, []), line, 0))
-    while waiting:
-        each, depth, is_first = waiting.pop()
-        mark = "●" if each.row.id in line else "✗" if UNDONE_FLAG in each.row.flags else "○"
+    """Yield the runs from top to bottom, each with its part of the graph of branches."""
+    children, lineage = tree.children(), set(tree.lineage)
+    stack = list(_order_branches(children.get(None, []), lineage, 0))
+    while stack:
+        summary, depth, is_first = stack.pop()
         columns = min(depth, MAX_BRANCH_DEPTH)
-        yield ("│ " * (columns - 1) + "├─" if is_first and columns else "│ " * columns) + mark, each
-        waiting += _order_branches(children.get(each.row.id, []), line, depth)
+        margin = "│ " * (columns - 1) + "├─" if is_first and columns else "│ " * columns
+        yield margin + graph_mark(summary.row, lineage), summary
+        stack += _order_branches(children.get(summary.row.id, []), lineage, depth)
+
+
+def graph_mark(row: RunRow, lineage: set[str]) -> str:
+    """Return the mark of a run in the graph."""
+    if row.id in lineage:
+        return "●"
+    return "✗" if UNDONE_FLAG in row.flags else "○"
 
 
 def _order_branches(
-    runs: Sequence[RunSummary], line: set[str], depth: int
+    runs: Sequence[RunSummary], lineage: set[str], depth: int
 ) -> Iterator[tuple[RunSummary, int, bool]]:
-    """Yield what follows a run, what is to be drawn last first: the line, else the newest branch, goes straight on."""
+    """Yield the runs that follow a run as (run, depth, whether a branch starts), bottom first.
+
+    The run on the lineage, else the newest one, continues straight down.
+    """
     if not runs:
         return
-    straight = next((each for each in runs if each.row.id in line), runs[-1])
+    straight = next((run for run in runs if run.row.id in lineage), runs[-1])
     yield straight, depth, False
-    for each in reversed(runs):
-        if each is not straight:
-            yield each, depth + 1, True
+    for run in reversed(runs):
+        if run is not straight:
+            yield run, depth + 1, True
 
 
 def status_style(status: str) -> str:
-    """Return the colour of a status."""
+    """Return the style of a run's or a call's status."""
     return STATUS_STYLES.get(status, "red")
 
 
 def format_run_duration(row: RunRow) -> str:
-    """Return how long a run took."""
+    """Return how long a run took; "" while it is running."""
     return format_duration(row.finished_at - row.started_at if row.finished_at else None)
 
 
-# one run --------------------------------------------------------------------------------------------
+# one run ------------------------------------------------------------------------------------------
 
 
-def show_run(screen: ConsoleWriter, past: RecordedRun, agents: Sequence[AgentTree] = ()) -> None:
-    """Show everything about a run; `agents` are those that it has begun."""
-    row, report = past.row, past.report
-    ending = "undone" if UNDONE_FLAG in row.flags else ""
-    words = [
+def show_run(writer: ConsoleWriter, run: RecordedRun, agents: Sequence[AgentTree] = ()) -> None:
+    """Show everything about a run; `agents` are those that it started."""
+    row, report = run.row, run.report
+    facts = [
         f"step {row.step}",
         report.status,
-        ending,
+        "undone" if UNDONE_FLAG in row.flags else "",
         format_run_duration(row),
         format_time(row.started_at),
         row.id,
     ]
-    screen.write_heading(" · ".join(filter(None, words)), status_style(report.status))
-    screen.write_program(past.code)
-    if past.calls:
-        show_calls(screen, [call for call in past.calls if call.in_ledger])
+    writer.write_heading(" · ".join(filter(None, facts)), status_style(report.status))
+    writer.write_program(run.code)
+    show_calls(writer, [call for call in run.calls if call.in_ledger])
     if agents:
-        screen.write_line(f"  {screen.style_text('agents', 'dim')}")
-        for line in screen.select_excerpt(list(draw_agents(screen, agents, "    "))):
-            screen.write_line(line)
-    for name, text, style in (
-        ("stdout", report.stdout, "green"),
-        ("stderr", report.stderr, "yellow"),
-    ):
-        if text:
-            screen.write_block(name, text, style)
+        writer.write_line(("  agents", "dim"))
+        for line in writer.select_excerpt(list(draw_agents(agents, "    "))):
+            writer.write_line(str(line) if isinstance(line, Omission) else line)
+    if report.stdout:
+        writer.write_block("stdout", report.stdout, "green")
+    if report.stderr:
+        writer.write_block("stderr", report.stderr, "yellow")
     if report.value is not None:
-        screen.write_block(f"value  {report.value.get('type', '')}", format_run_value(report.value))
+        title = f"value  {report.value.get('type', '')}"
+        writer.write_block(title, format_run_value(report.value))
     if report.error is not None:
-        screen.write_block("error", format_error(report.error), "red")
-    if past.changed or report.removed_files:
-        show_files(screen, past.changed, report.removed_files)
-    for text in past.damage:
-        screen.write_warning(text)
-    screen.write_line()
+        writer.write_block("error", format_error(report.error), "red")
+    if run.changed or report.removed_files:
+        show_files(writer, run.changed, report.removed_files)
+    for text in run.damage:
+        writer.write_warning(text)
+    writer.write_line()
 
 
-def show_calls(screen: ConsoleWriter, calls: Sequence[RecordedCall]) -> None:
+def show_calls(writer: ConsoleWriter, calls: Sequence[RecordedCall]) -> None:
     """List calls with their arguments and how each ended."""
-    if not calls:
-        return
-    screen.write_line(f"  {screen.style_text('calls', 'dim')}")
-    for call in screen.select_excerpt(calls):
-        if isinstance(call, str):
-            screen.write_note(f"    {call}")
-            continue
-        status = "started" if call.finished is None else "error" if call.error else "ok"
-        style = "cyan" if status == "started" else status_style(status)
-        facts = (
-            f"{format_duration(call.ms / 1e3)}{f' · line {call.line}' if call.line else ''}"
-            if call.finished
-            else "no answer"
-        )
-        room = screen.width - count_columns(facts) - 8
-        text = screen.truncate_line(format_call(call.target, call.args), room)
-        screen.write_line(
-            f"    {screen.style_text(CALL_MARKS.get(status, '✗'), style)} {pad_text(text, max(room, count_columns(text)))}  {facts}"
-        )
-        if call.finished is not None:
-            outcome = format_call_error(call.error) if call.error else format_json(call.value)
-            screen.write_note(f"      → {screen.truncate_line(outcome, screen.width - 8)}")
+    if calls:
+        writer.write_line(("  calls", "dim"))
+    for call in writer.select_excerpt(calls):
+        if isinstance(call, Omission):
+            writer.write_note(f"    {call}")
+        else:
+            show_call(writer, call)
 
 
-def draw_agents(screen: ConsoleWriter, agents: Sequence[AgentTree], margin: str) -> Iterator[str]:
-    """Yield a line for each agent, and under it one for each of its runs, with the agents that this has begun."""
+def show_call(writer: ConsoleWriter, call: RecordedCall) -> None:
+    """Show one call and its result."""
+    if call.finished_sequence is None:
+        status, style, facts = "started", "cyan", "no answer"
+    else:
+        status = "error" if call.error else "ok"
+        style, facts = status_style(status), format_duration(call.duration_ms / 1e3)
+        if call.line_number:
+            facts += f" · line {call.line_number}"
+    columns = writer.width - cell_len(facts) - 8
+    text = writer.truncate_line(format_call(call.target, call.args), columns)
+    text = pad_text(text, max(columns, cell_len(text)))
+    writer.write_line("    ", (CALL_MARKS[status], style), f" {text}  {facts}")
+    if call.finished_sequence is not None:
+        outcome = format_call_error(call.error) if call.error else format_json(call.value)
+        writer.write_note(f"      → {writer.truncate_line(outcome, writer.width - 8)}")
+
+
+def draw_agents(agents: Sequence[AgentTree], margin: str) -> Iterator[Text]:
+    """Yield a line for each agent, then one for each of its runs with the agents below it."""
     for agent in agents:
-        last = agent is agents[-1]
-        yield f"{margin}{'└─' if last else '├─'} {screen.style_text(escape_text(agent.session.id), 'bold')}"
-        inner = margin + ("   " if last else "│  ")
+        is_last = agent is agents[-1]
+        branch = "└─" if is_last else "├─"
+        yield Text.assemble(f"{margin}{branch} ", (escape_text(agent.session.id), "bold"))
+        inner = f"{margin}{' ' if is_last else '│'}  "
         for row in agent.runs:
-            status = screen.style_text(
-                pad_text(escape_text(row.status), 9), status_style(row.status)
+            status = pad_text(escape_text(row.status), STATUS_COLUMNS)
+            yield Text.assemble(
+                f"{inner}step {row.step:<3} ",
+                (status, status_style(row.status)),
+                f" {format_run_duration(row):>7}  {escape_text(row.id)}",
             )
-            yield f"{inner}step {row.step:<3} {status} {format_run_duration(row):>7}  {escape_text(row.id)}"
-            yield from draw_agents(screen, agent.agents.get(row.id, ()), inner + "  ")
+            yield from draw_agents(agent.agents.get(row.id, ()), f"{inner}  ")
 
 
 def show_files(
-    screen: ConsoleWriter, changed: Mapping[str, FileEntry], removed: Sequence[str]
+    writer: ConsoleWriter, changed: Mapping[str, FileEntry], removed: Sequence[str]
 ) -> None:
-    """List the files that a run left changed, with their sizes, and those that it removed."""
-    screen.write_line(f"  {screen.style_text('files', 'dim')}")
-    rows = [
-        *((path, format_size(entry["size"])) for path, entry in changed.items()),
-        *((path, "removed") for path in removed),
-    ]
-    for row in screen.select_excerpt(rows, gap=("", "")):
-        path, told = row if row[0] != row[1] else (row[0], "")
-        style = "red" if told == "removed" else "green"
-        screen.write_line(
-            f"    {screen.style_text(f'{told:>8}', style)}  {screen.truncate_line(path, screen.width - 14)}"
-        )
+    """List the files that a run changed, with their sizes, and those that it removed."""
+    writer.write_line(("  files", "dim"))
+    files = [(path, format_size(entry["size"]), "green") for path, entry in changed.items()]
+    files += [(path, "removed", "red") for path in removed]
+    for file in writer.select_excerpt(files):
+        if isinstance(file, Omission):
+            writer.write_note(f"              {file}")
+            continue
+        path, fact, style = file
+        path = writer.truncate_line(path, writer.width - 14)
+        writer.write_line("    ", (f"{fact:>8}", style), f"  {path}")
 
 
 def format_call(target: str, args: str) -> str:
-    """Return a call as Python would have it; `args` is JSON."""
-    target = target.removeprefix("tools.")
+    """Return a call in Python's notation; `args` is JSON."""
+    name = target.removeprefix("tools.")
     try:
-        found = json.loads(args)
-        return f"{target}({', '.join(f'{name}={format_json(value)}' for name, value in found.items())})"
-    except (ValueError, AttributeError, RecursionError):  # in an archive of a stranger's
-        return f"{target}({args})"
+        arguments = json.loads(args).items()
+        listed = ", ".join(f"{key}={format_json(value)}" for key, value in arguments)
+    except (ValueError, AttributeError, RecursionError):  # an archive may contain any text
+        listed = args
+    return f"{name}({listed})"
 
 
 def format_json(value: Any) -> str:
-    """Return JSON data as text for people."""
+    """Return a JSON value as text for people."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def format_run_value(value: Mapping[str, Any] | None) -> str:
     """Return a run's value as text."""
-    return (
-        "(none)" if value is None else f"{value.get('text', '')}{' …' if value.get('cut') else ''}"
-    )
+    if value is None:
+        return "(none)"
+    return f"{value.get('text', '')}{' …' if value.get('cut') else ''}"
 
 
 def format_error(error: Mapping[str, Any] | None) -> str:
     """Return a run's error as text."""
     if error is None:
         return "(none)"
-    return str(
-        error.get("traceback") or f"{error.get('type', 'Error')}: {error.get('message', '')}"
-    )
+    message = f"{error.get('type', 'Error')}: {error.get('message', '')}"
+    return str(error.get("traceback") or message)
 
 
 def format_call_error(error: Mapping[str, Any]) -> str:
@@ -306,69 +349,65 @@ def format_call_error(error: Mapping[str, Any]) -> str:
     return f"{error.get('kind', 'error')}: {error.get('message', '')}"
 
 
-# differences ----------------------------------------------------------------------------------------
+# differences --------------------------------------------------------------------------------------
 
 
-def show_run_diff(screen: ConsoleWriter, found: RunDiff) -> None:
+def show_run_diff(writer: ConsoleWriter, diff: RunDiff) -> None:
     """Show how two runs differ."""
-    for name, row, style in (("a", found.a, "red"), ("b", found.b, "green")):
-        screen.write_line(
-            f"{screen.style_text(name, style)}  step {row.step} · {row.id} · {format_time(row.started_at)}"
-        )
-    show_changes(screen, found)
-    if found.is_equal:
-        same = (
-            "code, calls, output, value, error and files"
-            if not found.damage
-            else "all that can be read"
-        )
-        screen.write_note(f"  the same: {same}")
-    for text in found.damage:
-        screen.write_warning(text)
+    for name, row, style in (("a", diff.a, "red"), ("b", diff.b, "green")):
+        started = format_time(row.started_at)
+        writer.write_line((name, style), f"  step {row.step} · {row.id} · {started}")
+    show_changes(writer, diff)
+    if diff.is_equal and diff.damage:
+        writer.write_note("  the same: all that can be read")
+    elif diff.is_equal:
+        writer.write_note("  the same: code, calls, output, value, error and files")
+    for text in diff.damage:
+        writer.write_warning(text)
 
 
-def show_changes(screen: ConsoleWriter, found: RunDiff) -> None:
-    """Show what differs between two runs, and nothing of what does not."""
-    _show_change(screen, "status", found.status, str)
-    for name in ("code", "stdout", "stderr"):
-        if text := getattr(found, name):
-            screen.write_line(f"  {screen.style_text(name, 'bold')}")
-            screen.write_diff(text)
-    if found.calls:
-        screen.write_line(f"  {screen.style_text('calls', 'bold')}")
-        for call in screen.select_excerpt(found.calls):
-            _show_call_change(screen, call)
-    _show_change(screen, "value", found.value, format_run_value)
-    _show_change(screen, "error", found.error, format_error)
-    show_file_changes(screen, found.files)
+def show_changes(writer: ConsoleWriter, diff: RunDiff) -> None:
+    """Show only what differs between two runs."""
+    _show_change(writer, "status", diff.status, str)
+    for name, text in (("code", diff.code), ("stdout", diff.stdout), ("stderr", diff.stderr)):
+        if text:
+            writer.write_line((f"  {name}", "bold"))
+            writer.write_diff(text)
+    if diff.calls:
+        writer.write_line(("  calls", "bold"))
+    for call in writer.select_excerpt(diff.calls):
+        if isinstance(call, Omission):
+            writer.write_note(f"    {call}")
+        else:
+            _show_call_change(writer, call)
+    _show_change(writer, "value", diff.value, format_run_value)
+    _show_change(writer, "error", diff.error, format_error)
+    show_file_changes(writer, diff.files)
 
 
 def _show_change(
-    screen: ConsoleWriter, name: str, change: ValueChange | None, format_side: Any
+    writer: ConsoleWriter, name: str, change: ValueChange | None, format_side: Callable[[Any], str]
 ) -> None:
     if change is not None:
-        screen.write_line(f"  {screen.style_text(name, 'bold')}")
-        sides = [
-            (mark, line)
-            for mark, side in (("-", change.a), ("+", change.b))
-            for line in format_side(side).split("\n")
-        ]
-        screen.write_diff("\n".join(f"{mark}{line}" for mark, line in sides))
+        writer.write_line((f"  {name}", "bold"))
+        removed = [f"-{line}" for line in format_side(change.a).split("\n")]
+        added = [f"+{line}" for line in format_side(change.b).split("\n")]
+        writer.write_diff("\n".join([*removed, *added]))
 
 
-def _show_call_change(screen: ConsoleWriter, change: CallChange | str) -> None:
-    if isinstance(change, str):
-        screen.write_note(f"    {change}")
-        return
-    mark = (
-        " " if change.a is not None and change.b is not None else "-" if change.b is None else "+"
-    )
-    text = screen.truncate_line(format_call(change.target, change.args), screen.width - 8)
-    screen.write_line(screen.style_text(f"    {mark} {text}", DIFF_STYLES[mark]))
-    for mark, outcome in (("-", change.a), ("+", change.b)):
+def _show_call_change(writer: ConsoleWriter, change: CallChange) -> None:
+    mark = " "
+    if change.b is None:
+        mark = "-"
+    elif change.a is None:
+        mark = "+"
+    text = writer.truncate_line(format_call(change.target, change.args), writer.width - 8)
+    writer.write_line(f"    {mark} {text}", style=DIFF_STYLES[mark])
+    for side, outcome in (("-", change.a), ("+", change.b)):
         if outcome is not None:
-            line = screen.truncate_line(f"{mark}   → {format_outcome(outcome)}", screen.width - 6)
-            screen.write_line(screen.style_text(f"    {line}", DIFF_STYLES[mark]))
+            line = f"{side}   → {format_outcome(outcome)}"
+            shown = writer.truncate_line(line, writer.width - 6)
+            writer.write_line(f"    {shown}", style=DIFF_STYLES[side])
 
 
 def format_outcome(outcome: Mapping[str, Any]) -> str:
@@ -378,55 +417,50 @@ def format_outcome(outcome: Mapping[str, Any]) -> str:
     return "no answer" if outcome["status"] == "started" else format_json(outcome["value"])
 
 
-def show_file_changes(screen: ConsoleWriter, changes: Sequence[FileChange]) -> None:
+def show_file_changes(writer: ConsoleWriter, changes: Sequence[FileChange]) -> None:
     """Show how files differ."""
     if changes:
-        screen.write_line(f"  {screen.style_text('files', 'bold')}")
-    for change in screen.select_excerpt(changes):
-        if isinstance(change, str):
-            screen.write_note(f"    {change}")
+        writer.write_line(("  files", "bold"))
+    for change in writer.select_excerpt(changes):
+        if isinstance(change, Omission):
+            writer.write_note(f"    {change}")
             continue
-        mark, style = (
-            ("+", "green")
-            if change.a is None
-            else ("-", "red")
-            if change.b is None
-            else ("~", "yellow")
-        )
-        sizes = " → ".join(
-            format_size(entry["size"]) for entry in (change.a, change.b) if entry is not None
-        )
-        screen.write_line(
-            f"    {screen.style_text(mark, style)} {screen.truncate_line(change.path, screen.width - 24)}  {sizes}"
-        )
+        sides = [entry for entry in (change.a, change.b) if entry is not None]
+        sizes = " → ".join(format_size(entry["size"]) for entry in sides)
+        path = writer.truncate_line(change.path, writer.width - 24)
+        writer.write_line("    ", file_change_mark(change), f" {path}  {sizes}")
         if change.text:
-            screen.write_diff(change.text, margin="      ")
+            writer.write_diff(change.text, margin="      ")
 
 
-def show_line_diff(screen: ConsoleWriter, found: LineageDiff) -> None:
-    """Show how two lines differ, from where they part."""
-    count = len(found.common)
-    screen.write_note(f"{format_count(count, 'step')} in common" if count else "no steps in common")
-    for step in found.steps:
-        state = "the same" if step.is_equal else "differs"
-        screen.write_heading(
-            f"step {step.a.step} · {step.a.id} → {step.b.id} · {state}",
-            "green" if step.is_equal else "yellow",
-        )
-        show_changes(screen, step)
-    for mark, rows, style in (("-", found.only_a, "red"), ("+", found.only_b, "green")):
+def file_change_mark(change: FileChange) -> Part:
+    """Return the mark of a file that was added, removed or changed."""
+    if change.a is None:
+        return "+", "green"
+    if change.b is None:
+        return "-", "red"
+    return "~", "yellow"
+
+
+def show_lineage_diff(writer: ConsoleWriter, diff: LineageDiff) -> None:
+    """Show how two lineages differ after the runs that they share."""
+    count = len(diff.common)
+    writer.write_note(f"{format_count(count, 'step') if count else 'no steps'} in common")
+    for step in diff.steps:
+        state, style = ("the same", "green") if step.is_equal else ("differs", "yellow")
+        heading = f"step {step.a.step} · {step.a.id} → {step.b.id} · {state}"
+        writer.write_heading(heading, style)
+        show_changes(writer, step)
+    for mark, rows in (("-", diff.only_a), ("+", diff.only_b)):
         for row in rows:
-            screen.write_line(
-                screen.style_text(
-                    f"{mark} step {row.step} · {row.id} · {escape_text(row.status)}", style
-                )
-            )
-    if found.files:
-        screen.write_heading("workspaces at the ends")
-        show_file_changes(screen, found.files)
-    if found.is_equal:
-        screen.write_note(
-            "  the same" if not found.damage else "  the same, as far as it can be read"
-        )
-    for text in found.damage:
-        screen.write_warning(text)
+            text = f"{mark} step {row.step} · {row.id} · {escape_text(row.status)}"
+            writer.write_line(text, style=DIFF_STYLES[mark])
+    if diff.files:
+        writer.write_heading("workspaces at the tips")
+        show_file_changes(writer, diff.files)
+    if diff.is_equal and diff.damage:
+        writer.write_note("  the same, as far as it can be read")
+    elif diff.is_equal:
+        writer.write_note("  the same")
+    for text in diff.damage:
+        writer.write_warning(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .client_import import import_client_json
 from .display import render_config
-from .loader import APP_NAME, load_config
+from .loader import load_config
 from .models import (
     BudgetLimits,
     Config,
@@ -18,7 +18,6 @@ from .models import (
 )
 
 __all__ = [
-    "APP_NAME",
     "BudgetLimits",
     "Config",
     "KnowledgeSettings",

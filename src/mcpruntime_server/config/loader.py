@@ -20,13 +20,13 @@ from typing import Any
 import platformdirs
 from pydantic import ValidationError
 
+from mcpruntime_server import APP_NAME
 from mcpruntime_server.errors import ConfigError
 
 from .diagnostics import SettingLocations, dotted_key, iter_leaves, suggest_names
 from .interpolation import interpolate_llm, interpolate_upstream
 from .models import SETTINGS_TABLES, Config, SettingKey, SettingsTable
 
-APP_NAME = "mcpruntime-server"
 ENV_PREFIX = "MCPRUNTIME_"
 CONFIG_FILE_VARIABLE = "MCPRUNTIME_CONFIG"
 SETTINGS_REMEDY = (

@@ -22,7 +22,8 @@ from mcp import Client, MCPError, types
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from pydantic import ValidationError
 
-from ...config import APP_NAME, UpstreamSettings
+from ... import APP_NAME
+from ...config import UpstreamSettings
 from ...errors import CallFailed
 from .stderr_log import log_path
 from .tool_results import collect_credentials, error_message, has_result_wrapper, to_json_data

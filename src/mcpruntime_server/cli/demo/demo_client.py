@@ -22,7 +22,7 @@ from mcp.types import (
     TextContent,
 )
 
-from ...config import APP_NAME
+from ... import APP_NAME
 from .demo_console import DemoConsole
 
 SESSION_NAME = "demo"

@@ -14,7 +14,8 @@ from pathlib import Path
 import anyio
 from mcp import MCPError
 
-from ...config import APP_NAME, Config
+from ... import APP_NAME
+from ...config import Config
 from ...errors import Unavailable
 from . import programs
 from .costs import StepCost, compute_cost, format_amount, load_calls, sum_amounts

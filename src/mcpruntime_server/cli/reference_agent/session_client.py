@@ -19,7 +19,8 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
 
-from ...config import APP_NAME, Config
+from ... import APP_NAME
+from ...config import Config
 from ...errors import CallFailed, Unavailable
 
 McpTarget = (

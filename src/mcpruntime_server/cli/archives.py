@@ -1,0 +1,140 @@
+"""The commands that decide what the journal keeps: `gc`, and `export`, `import`, `pin`, `unpin`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..config import Config
+from ..errors import NotFound
+from ..journal.rows import RunRow
+from ..journal.store import Journal
+from ..runtime.run_history import find_session, row_fields
+from .console import ConsoleWriter, escape_text, format_count, format_size, print_json
+from .journal_access import read_journal, resolve_run
+from .options import json_option, pass_config
+
+if TYPE_CHECKING:
+    from ..journal.archive_file import ArchiveManifest
+
+
+@click.command("export")
+@click.argument("session")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--skip-damaged", is_flag=True, help="Leave out what is damaged.")
+@json_option
+@pass_config
+def export_command(
+    config: Config, *, session: str, file: Path, force: bool, skip_damaged: bool, as_json: bool
+) -> int:
+    """Write a session into one self-contained file."""
+    from ..journal.archive import export_session
+
+    async def export(journal: Journal) -> ArchiveManifest:
+        row = await find_session(journal, session)
+        return await export_session(journal, row.id, file, force=force, skip_damaged=skip_damaged)
+
+    manifest = read_journal(config, export)
+    file_bytes, skipped = file.stat().st_size, manifest.skipped_blobs
+    if as_json:
+        counts = {"bytes": file_bytes, "runs": manifest.run_count, "skipped": skipped}
+        print_json({"file": str(file), **counts})
+        return 0
+    writer = ConsoleWriter()
+    runs = format_count(manifest.run_count, "run")
+    writer.write_line(f"{runs} in {escape_text(str(file))}, {format_size(file_bytes)}")
+    for digest in skipped:
+        writer.write_warning(f"left out, because it is damaged: {digest}")
+    return 0
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+@pass_config
+def import_command(config: Config, *, file: Path, as_json: bool) -> int:
+    """Import a session from a file that `export` wrote."""
+    from ..journal.archive import import_session
+    from ..server.session_resolver import LOCAL_PRINCIPAL
+
+    row = read_journal(config, lambda journal: import_session(journal, file, LOCAL_PRINCIPAL))
+    if as_json:
+        print_json(row_fields(row))
+    else:
+        label, runs = escape_text(row.name or row.id), format_count(row.run_count, "run")
+        ConsoleWriter().write_line(f"{label}  {row.id}  {runs}")
+    return 0
+
+
+@click.command("pin")
+@click.argument("run")
+@click.option("--reason", default="", metavar="TEXT", help="Shown by `replay list` and `gc`.")
+@json_option
+@pass_config
+def pin_command(config: Config, *, run: str, reason: str, as_json: bool) -> int:
+    """Keep RUN, an id (r_...) or SESSION:STEP, and its session from `gc`."""
+
+    async def pin(journal: Journal) -> RunRow:
+        row = await resolve_run(journal, run)
+        await journal.pin_run(row.id, reason)
+        return row
+
+    row = read_journal(config, pin)
+    if as_json:
+        print_json({"run": row.id, "pinned": True})
+    else:
+        ConsoleWriter().write_line(f"{row.id} is pinned: `gc` keeps its session")
+    return 0
+
+
+@click.command("unpin")
+@click.argument("run")
+@json_option
+@pass_config
+def unpin_command(config: Config, *, run: str, as_json: bool) -> int:
+    """Let `gc` remove RUN, an id (r_...) or SESSION:STEP, again."""
+
+    async def unpin(journal: Journal) -> RunRow:
+        row = await resolve_run(journal, run)
+        if row.id not in await journal.load_pins():
+            raise NotFound(f"The run {row.id} is not pinned.")
+        await journal.unpin_run(row.id)
+        return row
+
+    row = read_journal(config, unpin)
+    if as_json:
+        print_json({"run": row.id, "pinned": False})
+    else:
+        ConsoleWriter().write_line(f"{row.id} is no longer pinned")
+    return 0
+
+
+@click.command("gc")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@json_option
+@pass_config
+def gc_command(config: Config, *, dry_run: bool, as_json: bool) -> int:
+    """Remove old sessions and unused blobs.
+
+    `[server] keep_days` and `keep_mb` say which sessions are old; pinned ones stay.
+    """
+    from ..journal.retention import collect_garbage
+
+    days, megabytes = config.server.keep_days, config.server.keep_mb
+    removed = read_journal(
+        config, lambda journal: collect_garbage(journal, days, megabytes, dry_run=dry_run)
+    )
+    if as_json:
+        print_json({**vars(removed), "kept": dict(removed.kept), "dry_run": dry_run})
+        return 0
+    writer = ConsoleWriter()
+    sessions = format_count(len(removed.sessions), "session")
+    events, blobs = format_count(removed.events, "event"), format_count(removed.blobs, "blob")
+    verb, size = "would remove" if dry_run else "removed", format_size(removed.bytes)
+    writer.write_line(f"{verb} {sessions}, {events}, {blobs}: {size}")
+    for session, reason in removed.kept.items():
+        writer.write_note(f"  kept {escape_text(session)}: {escape_text(reason)}")
+    return 0

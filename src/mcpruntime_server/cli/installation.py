@@ -1,0 +1,109 @@
+"""The commands `doctor`, `image`, `tools`, `config` and `demo`: is everything set up, and how?"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+
+from ..config import Config
+from .console import print_json
+from .options import json_option, pass_config
+
+if TYPE_CHECKING:
+    from ..sandbox import HealthCheck
+
+
+@click.command("demo")
+@pass_config
+def demo_command(config: Config) -> int:
+    """Show the main features on real MCP servers, step by step."""
+    from .demo import run_demo
+
+    return anyio.run(run_demo, config)
+
+
+@click.command("doctor")
+@json_option
+@pass_config
+def doctor_command(config: Config, *, as_json: bool) -> int:
+    """Check the engine, the image, the upstreams and the data folder.
+
+    Exits with 1 if something is broken.
+    """
+    from ..app import run_checks
+
+    checks = anyio.run(run_checks, config)
+    if as_json:
+        print_json([vars(check) for check in checks])
+    else:
+        for check in checks:
+            print_check(check)
+    return 0 if all(check.is_ok for check in checks) else 1
+
+
+def print_check(check: HealthCheck) -> None:
+    """Print the result of a check, with the remedy if something is wrong."""
+    mark = "ok  "
+    if not check.is_ok:
+        mark = "FAIL"
+    elif check.is_warning:
+        mark = "warn"
+    print(f"{mark}  {check.name}: {check.detail}")
+    if mark != "ok  " and check.remedy:
+        print(f"      -> {check.remedy}")
+
+
+@click.group("image")
+def image_command() -> None:
+    """Build the image of the sandboxes."""
+
+
+@image_command.command("build")
+@click.option("--force", is_flag=True, help="Build it even if it is up to date.")
+@pass_config
+def build_command(config: Config, *, force: bool) -> int:
+    """Build the image of the sandboxes if it is not up to date."""
+    from ..sandbox.image import build_image
+
+    anyio.run(build_image, config.sandbox, lambda line: print(line, flush=True), force)
+    return 0
+
+
+@click.command("tools")
+@click.argument("server", required=False)
+@json_option
+@pass_config
+def tools_command(config: Config, *, server: str | None, as_json: bool) -> int:
+    """List the tools that code can import, or print the generated module of SERVER."""
+    from ..app import list_tools, load_shim_source
+
+    if server is not None:
+        print(anyio.run(load_shim_source, config, server))
+        return 0
+    listing = anyio.run(list_tools, config)
+    if as_json:
+        print_json(listing)
+        return 0
+    for tool in listing["tools"]:
+        print(f"tools.{tool['server']}.{tool['tool']}{tool['signature']}\n    {tool['summary']}")
+    for problem in listing["problems"]:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if listing["problems"] else 0
+
+
+@click.group("config")
+def config_command() -> None:
+    """Show the settings."""
+
+
+@config_command.command("show")
+@pass_config
+def show_command(config: Config) -> int:
+    """Show the settings in force and where each comes from; credentials are masked."""
+    from ..config import render_config
+
+    print(render_config(config))
+    return 0

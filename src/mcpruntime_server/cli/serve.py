@@ -1,0 +1,50 @@
+"""Serving MCP: the option `--stdio`, and where the server logs to."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import logging.handlers
+import sys
+
+import anyio
+
+from ..config import Config
+from ..errors import ConfigError
+
+MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
+
+
+def serve_stdio(config: Config) -> int:
+    """Serve MCP on stdin and stdout until the client closes stdin; return the exit code."""
+    # The imported objects stay alive. Examining them again and again takes a tenth of the start.
+    gc.disable()
+    from ..app import serve_stdio as serve
+
+    gc.freeze()
+    gc.enable()
+    configure_logging(config)
+    anyio.run(serve, config)
+    return 0
+
+
+def configure_logging(config: Config) -> None:
+    """Log to stderr and to a file in the data folder; stdout belongs to the protocol."""
+    folder = config.server.data_dir / "logs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        to_file = logging.handlers.RotatingFileHandler(
+            folder / "server.log", maxBytes=MAX_LOG_BYTES, backupCount=1
+        )
+    except OSError as exc:
+        raise ConfigError(
+            f"The log cannot be written to {folder}: {exc.strerror}.",
+            remedy="Make the folder writable, or name another data folder with --data-dir.",
+        ) from exc
+    logger = logging.getLogger("mcpruntime_server")
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for handler in (to_file, logging.StreamHandler(sys.stderr)):
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+    logger.setLevel(config.server.log_level.upper())
+    logger.propagate = False  # the SDK gives the root logger a handler of its own
