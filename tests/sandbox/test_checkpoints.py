@@ -435,12 +435,12 @@ FORGE = (
 @pytest.mark.parametrize(
     "forged",
     [
-        "sock.sendall(wire.encode(wire.Parked(1)))",
-        "sock.sendall(wire.encode(wire.ParkFailed(1, 'x')))",
-        "sock.sendall(wire.encode(wire.Promoted(1, True, [], [])))",
-        "sock.sendall(wire.encode(wire.ForkDropped(1)))",
-        "for _ in range(2000): socket.send_fds(sock, [wire.encode(wire.Parked(1))], [0, 1, 2])",
-        "socket.send_fds(sock, [wire.encode(wire.Call(1, 1, 'test.echo', {}))], [0])",
+        "sock.sendall(wire.encode_message(wire.ForkParked(1)))",
+        "sock.sendall(wire.encode_message(wire.ParkFailed(1, 'x')))",
+        "sock.sendall(wire.encode_message(wire.Promoted(1, True, [], [])))",
+        "sock.sendall(wire.encode_message(wire.ForkDropped(1)))",
+        "for _ in range(2000): socket.send_fds(sock, [wire.encode_message(wire.ForkParked(1))], [0, 1, 2])",
+        "socket.send_fds(sock, [wire.encode_message(wire.Call(1, 1, 'test.echo', {}))], [0])",
     ],
 )
 async def test_a_forged_frame_costs_the_interpreter_and_nothing_else(
@@ -469,7 +469,7 @@ async def test_a_false_copy_is_none(run: SandboxDriver, name: str) -> None:
 ends = {FALSE[name]}
 from mcpruntime_sandbox.sandboxed.kernel import forks
 def park_fork(sock, run_number, oom_score):
-    socket.send_fds(sock, [wire.encode(wire.Parked(run_number))], [ends[1].fileno()])
+    socket.send_fds(sock, [wire.encode_message(wire.ForkParked(run_number))], [ends[1].fileno()])
     ends[1].close()
     return 0
 forks.find_park_obstacle = lambda *_: ('', {{}})
@@ -486,7 +486,7 @@ from mcpruntime_sandbox.sandboxed.kernel import forks
 ends = []
 def park_fork(sock, run_number, oom_score):
     ends.append(socket.socketpair())
-    socket.send_fds(sock, [wire.encode(wire.Parked(run_number))], [ends[-1][1].fileno()])
+    socket.send_fds(sock, [wire.encode_message(wire.ForkParked(run_number))], [ends[-1][1].fileno()])
     return 0
 forks.find_park_obstacle = lambda *_: ('', {})
 forks.park_fork = park_fork

@@ -148,13 +148,15 @@ async def test_short_outputs_are_never_lost(run: SandboxDriver) -> None:
 
 
 async def test_the_first_line_arrives_while_the_code_runs(run: SandboxDriver) -> None:
-    heard = RunRecorder()
+    recorder = RunRecorder()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run, "print('now', flush=True)\nimport time\ntime.sleep(60)", 60.0, heard)
+        tasks.start_soon(
+            run, "print('now', flush=True)\nimport time\ntime.sleep(60)", 60.0, recorder
+        )
         with anyio.fail_after(10):
-            await heard.output_arrived.wait()
+            await recorder.output_arrived.wait()
         run.link.stop_run("cancelled")
-    assert heard.output_text() == "now\n"
+    assert recorder.output_text() == "now\n"
 
 
 async def test_output_beyond_the_limit_is_counted_and_dropped(run: SandboxDriver) -> None:
@@ -481,7 +483,7 @@ async def test_recorded_readings_are_told_again_and_then_the_real_clocks_go_on(
 ) -> None:
     code = "import time\na, b, c = time.monotonic(), time.monotonic(), time.time()\n(a, b > a, c > 1e9)"
     ahead = 1e7
-    done = await run(code, clocks={"monotonic": [ahead]})
+    done = await run(code, clock_readings={"monotonic": [ahead]})
     assert done.value is not None
     assert done.value["text"] == "[10000000.0, true, true]"
     assert await run.evaluate("time.monotonic() > 1e7") == "true"
@@ -492,12 +494,13 @@ async def test_recorded_readings_are_told_again_and_then_the_real_clocks_go_on(
 
 async def test_many_runs_leave_nothing_of_one_to_the_next(run: SandboxDriver) -> None:
     for number in range(50):
-        heard = RunRecorder()
+        recorder = RunRecorder()
         done = await run(
-            f"{CALL}print({number}); host.call('test.echo', {{'n': {number}}})['n']", heard=heard
+            f"{CALL}print({number}); host.call('test.echo', {{'n': {number}}})['n']",
+            recorder=recorder,
         )
         assert done.value is not None
-        assert (heard.output_text(), done.value["text"]) == (f"{number}\n", str(number))
+        assert (recorder.output_text(), done.value["text"]) == (f"{number}\n", str(number))
 
 
 async def test_a_kernel_of_another_version_does_not_come_up(backend: Backend) -> None:

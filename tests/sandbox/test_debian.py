@@ -73,7 +73,7 @@ def test_the_base_is_named_by_its_release_and_its_content() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_an_ordinary_user_is_told_what_needs_root() -> None:
-    script = "import os; os.setgid(65534); os.setuid(65534); from %s import debian; debian.require_root()"
+    script = "import os; os.setgid(65534); os.setuid(65534); from %s import debian; debian.check_requirements()"
     # The modules are imported before the change of user, who may not be able to read them.
     imported = f"import {debian.__name__}; " + script % debian.__name__.rpartition(".")[0]
     done = subprocess.run(

@@ -52,7 +52,7 @@ async def hammer(driver: SandboxDriver, times: int, chance: random.Random) -> Co
     for number in range(1, times + 1):
         name = chance.choice(list(BODIES))
         code = f"kept += 1\n{BODIES[name].format(n=number, s=0.5)}"
-        heard = RunRecorder()
+        recorder = RunRecorder()
         async with anyio.create_task_group() as tasks:
 
             async def interrupt() -> None:
@@ -61,28 +61,28 @@ async def hammer(driver: SandboxDriver, times: int, chance: random.Random) -> Co
 
             tasks.start_soon(interrupt)
             with anyio.fail_after(60):
-                done = await driver(code, heard=heard)
+                done = await driver(code, recorder=recorder)
             tasks.cancel_scope.cancel()
         ends[done.status] += 1
-        check_only(name, done, heard, left | {number})
+        check_only(name, done, recorder, left | {number})
         if name in ("threads", "processes", "gathers"):
             left.add(number)
     return ends
 
 
-def check_only(name: str, done: wire.RunDone, heard: RunRecorder, own: set[int]) -> None:
+def check_only(name: str, done: wire.RunDone, recorder: RunRecorder, own: set[int]) -> None:
     """Check that all a run said is its own, and that it ended in a way that keeps the session."""
     assert done.status in ("ok", "interrupted"), (name, done.error)
     assert done.usage is not None, (name, done.error)
     said = {
         int(line)
-        for line in heard.output_text().split() + heard.output_text("stderr").split()
+        for line in recorder.output_text().split() + recorder.output_text("stderr").split()
         if line.isdigit()
     }
     assert said <= own, name
-    assert {call.args["n"] for call in heard.calls if call.target != wire.ABANDON_TARGET} <= own, (
-        name
-    )
+    assert {
+        call.args["n"] for call in recorder.calls if call.target != wire.ABANDON_TARGET
+    } <= own, name
 
 
 @pytest.mark.parametrize(

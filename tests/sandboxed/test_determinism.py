@@ -11,9 +11,9 @@ import pytest
 
 START = """
 import json, sys
-from mcpruntime_server.sandboxed.kernel import determinism as observe
-chance, clocks = observe.install()
-chance.reseed({seed!r})
+from mcpruntime_server.sandboxed.kernel import determinism
+randomness, clocks = determinism.install_determinism()
+randomness.reseed({seed!r})
 """
 
 
@@ -88,7 +88,7 @@ READS = {
 @pytest.mark.parametrize("name", READS)
 def test_what_a_clock_told_is_recorded(name: str) -> None:
     clock, code = READS[name]
-    readings, seen = observed(f"{code}\nanswer = [clocks.take(), seen]")
+    readings, seen = observed(f"{code}\nanswer = [clocks.take_readings(), seen]")
     assert list(readings) == [clock]
     assert readings[clock] == [pytest.approx(seen, abs=1e-5)]
 
@@ -105,7 +105,7 @@ def test_what_a_clock_told_is_recorded(name: str) -> None:
     ],
 )
 def test_calendar_functions_read_the_recorded_clock(code: str) -> None:
-    assert list(observed(f"{code}\nanswer = clocks.take()")) == ["time"]
+    assert list(observed(f"{code}\nanswer = clocks.take_readings()")) == ["time"]
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_calendar_functions_read_the_recorded_clock(code: str) -> None:
     ["import time; time.localtime(0)", "import time; time.ctime(0)", "import time; time.gmtime(0)"],
 )
 def test_a_conversion_reads_no_clock(code: str) -> None:
-    assert observed(f"{code}\nanswer = clocks.take()") == {}
+    assert observed(f"{code}\nanswer = clocks.take_readings()") == {}
 
 
 def test_what_only_waits_is_not_recorded() -> None:
-    code = "import threading, queue, asyncio\nclocks.take()\nevent = threading.Event(); event.wait(0.01)\n"
+    code = "import threading, queue, asyncio\nclocks.take_readings()\nevent = threading.Event(); event.wait(0.01)\n"
     code += "try: queue.Queue().get(timeout=0.01)\nexcept queue.Empty: pass\nasyncio.run(asyncio.sleep(0.01))\n"
-    assert observed(f"{code}answer = clocks.take()") == {}
+    assert observed(f"{code}answer = clocks.take_readings()") == {}
 
 
 def test_types_stay_what_they_are() -> None:
@@ -132,9 +132,13 @@ def test_types_stay_what_they_are() -> None:
 
 
 def test_a_loop_that_reads_a_clock_is_recorded_up_to_a_limit() -> None:
-    code = "import time\nfor _ in range(30_000): time.time()\nfirst = len(clocks.take()['time'])\ntime.time()\n"
-    code += "rest = clocks.take()\nclocks.begin()\ntime.time()\n"
-    assert observed(f"{code}answer = [first, rest, len(clocks.take()['time'])]") == [10_000, {}, 1]
+    code = "import time\nfor _ in range(30_000): time.time()\nfirst = len(clocks.take_readings()['time'])\ntime.time()\n"
+    code += "rest = clocks.take_readings()\nclocks.start_run()\ntime.time()\n"
+    assert observed(f"{code}answer = [first, rest, len(clocks.take_readings()['time'])]") == [
+        10_000,
+        {},
+        1,
+    ]
 
 
 def test_an_import_that_fails_is_the_same_error_as_ever() -> None:
@@ -143,8 +147,8 @@ def test_an_import_that_fails_is_the_same_error_as_ever() -> None:
 
 
 def test_recorded_readings_are_told_in_order_and_recorded_again() -> None:
-    code = "import time\nclocks.begin({'time': [1.5, 2.5], 'perf_counter_ns': [7]})\n"
-    code += "seen = [time.time(), time.perf_counter_ns(), time.time()]\nlater = time.time()\nread = clocks.take()\n"
+    code = "import time\nclocks.start_run({'time': [1.5, 2.5], 'perf_counter_ns': [7]})\n"
+    code += "seen = [time.time(), time.perf_counter_ns(), time.time()]\nlater = time.time()\nread = clocks.take_readings()\n"
     seen, read, later = observed(f"{code}answer = [seen, read, later]")
     assert seen == [1.5, 7, 2.5]
     assert read == {"time": [1.5, 2.5, later], "perf_counter_ns": [7]}
@@ -154,21 +158,23 @@ def test_recorded_readings_are_told_in_order_and_recorded_again() -> None:
 @pytest.mark.parametrize("clock", ["monotonic", "perf_counter", "process_time", "thread_time"])
 @pytest.mark.parametrize("after", ["", "_ns"])
 def test_a_steady_clock_goes_on_from_what_was_told(clock: str, after: str) -> None:
-    code = f"import time\nclocks.begin({{'{clock}': [1e8]}})\ntime.{clock}()\nclocks.begin()\n"
+    code = (
+        f"import time\nclocks.start_run({{'{clock}': [1e8]}})\ntime.{clock}()\nclocks.start_run()\n"
+    )
     one, two = observed(f"{code}answer = [time.{clock}{after}(), time.{clock}{after}()]")
     unit = 1e9 if after else 1
     assert 1e8 * unit <= one <= two < 1.001e8 * unit
 
 
 def test_recorded_readings_of_the_past_turn_no_steady_clock_back() -> None:
-    code = "import time\nfirst = time.monotonic()\nclocks.begin({'monotonic': [1.0]})\ntime.monotonic()\n"
+    code = "import time\nfirst = time.monotonic()\nclocks.start_run({'monotonic': [1.0]})\ntime.monotonic()\n"
     assert observed(f"{code}answer = time.monotonic() >= first") is True
 
 
 def test_what_is_not_a_recording_is_passed_over() -> None:
     assert (
         observed(
-            "import time\nclocks.begin({'time': 'x', 'no clock': [1]})\nanswer = time.time() > 1e9"
+            "import time\nclocks.start_run({'time': 'x', 'no clock': [1]})\nanswer = time.time() > 1e9"
         )
         is True
     )

@@ -1,20 +1,22 @@
-"""Messages between the host and a sandbox, and how they become bytes.
+"""The messages between the host and a sandbox, and their encoding as bytes.
 
-This module is imported by the host and is also shipped, as source, into the sandbox.
+The host imports this module, and a sandbox gets it as source.
 
-Rule 1: every message is an immutable class listed in `KINDS`; nothing else crosses the boundary.
-Rule 2: this module does no I/O. `encode`, `Splitter` and `Decoder` turn messages into bytes and back.
-Rule 3: a frame is `length (4 bytes, big endian) | kind (1 byte) | JSON object | newline | payload`, where the length
-counts everything after itself and the payload is the raw bytes of the field `data`. The newline and the payload are
-there only if the message has such a field. JSON is ASCII, so a raw newline cannot occur inside it.
-Rule 4: bytes that are not a message raise `WireError`; the connection cannot be trusted after that.
+Rule 1: every message is an immutable class listed in `MESSAGE_TYPES`; nothing else crosses the boundary.
+Rule 2: this module does no I/O. `encode_message`, `FrameSplitter` and `MessageDecoder` turn messages
+into bytes and back. Which message is legal when is in `link_states`.
+Rule 3: a frame is `length (4 bytes, big endian) | type code (1 byte) | JSON object | newline | payload`.
+The length counts everything after itself. The payload is the raw bytes of the field `data`; newline and
+payload are present only if the message has that field. The JSON is ASCII on one line, so the first
+newline ends it.
+Rule 4: bytes that are not a message raise `WireError`; after that the connection cannot be trusted.
 """
 
 from __future__ import annotations
 
 import json
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import (
         Any,
@@ -37,18 +39,14 @@ else:
         return lambda cls: cls
 
 
-PROTOCOL_VERSION = 2
-MAX_FRAME_BYTES = 64 * 1024 * 1024  # bytes; larger values belong in a file, not in a message
-CHUNK_BYTES = (
-    256 * 1024
-)  # bytes of file content or output in one frame, so that nothing waits long behind it
-HEADER_BYTES = 5  # bytes: length and kind
-ABANDON_TARGET = "runtime.abandon"  # the target by which code tells that it waits no more for the reply to the call `call`
-INPUTS_FOLDER = "/context"  # where a container has the folder of its inputs
-MARKER_FILE = ".here"  # the file in it that says whose it is
-BROKEN_EXIT_CODE = (
-    70  # the exit code of an interpreter whose own modules were changed until they failed
-)
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # a larger value belongs in a file
+CHUNK_BYTES = 256 * 1024  # file content or output in one frame, so that other messages do not wait
+HEADER_BYTES = 5  # length and type code
+ABANDON_TARGET = "runtime.abandon"  # tells that code no longer waits for the call in `args["call"]`
+INPUTS_FOLDER = "/context"  # where a container mounts the folder of its inputs
+MARKER_FILE = ".here"  # the file in that folder that names the sandbox it belongs to
+BROKEN_EXIT_CODE = 70  # of an interpreter that user code has damaged beyond use
 
 
 TYPE_CHECKS: Dict[str, Callable[[Any], bool]] = {
@@ -75,14 +73,12 @@ class WireError(Exception):
 
 @dataclass_transform(frozen_default=True)
 class Message:
-    """Base of everything that crosses the boundary: its subclasses behave like frozen dataclasses.
+    """Base class of all messages. Subclasses behave like frozen dataclasses.
 
-    They are not, because importing `dataclasses` and running it over them is a fifth of a sandbox's start.
+    They are not dataclasses because importing `dataclasses` takes a fifth of a sandbox's start.
     """
 
-    FIELDS: ClassVar[
-        Tuple[Tuple[str, Callable[[Any], bool]], ...]
-    ] = ()  # name, and whether a value fits
+    FIELDS: ClassVar[Tuple[Tuple[str, Callable[[Any], bool]], ...]] = ()  # name and type check
     FIELD_NAMES: ClassVar[Tuple[str, ...]] = ()
     HAS_PAYLOAD: ClassVar[bool] = False
 
@@ -92,20 +88,19 @@ class Message:
         cls.HAS_PAYLOAD = "data" in cls.FIELD_NAMES
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        cls = type(self)
         if len(args) > len(self.FIELD_NAMES):
-            raise TypeError(
-                f"{type(self).__name__} has {len(self.FIELD_NAMES)} fields, not {len(args)}"
-            )
+            raise TypeError(f"{cls.__name__} has {len(self.FIELD_NAMES)} fields, not {len(args)}")
         values = dict(zip(self.FIELD_NAMES, args))  # noqa: B905 - `strict` is newer than Python 3.9
         for name in self.FIELD_NAMES[len(args) :]:
             if name in kwargs:
                 values[name] = kwargs.pop(name)
-            elif not hasattr(type(self), name):
-                raise TypeError(f"{type(self).__name__} needs {name}")
+            elif not hasattr(cls, name):
+                raise TypeError(f"{cls.__name__} needs {name}")
             else:
-                values[name] = getattr(type(self), name)
+                values[name] = getattr(cls, name)
         if kwargs:
-            raise TypeError(f"{type(self).__name__} has no {', '.join(kwargs)}")
+            raise TypeError(f"{cls.__name__} has no {', '.join(kwargs)}")
         self.__dict__.update(values)
 
     def replace(self: MessageT, **changes: Any) -> MessageT:
@@ -122,53 +117,42 @@ class Message:
         return hash(repr(self))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__name__}({fields})"
 
 
 # host -> sandbox ----------------------------------------------------------------------------------
 
 
 class Setup(Message):
-    """The first message: whether the sandbox has a process namespace of its own, and its limits (bytes).
-
-    `limits` are resource limits by their name in the module `resource`, for sandboxes where no container sets any.
-    """
+    """The first message: what the sandbox is and what its code may use."""
 
     version: int
-    has_own_processes: bool
-    max_output_bytes: int
+    has_own_processes: bool  # it has a process namespace of its own
+    max_output_bytes: int  # of each stream, for one run
     max_value_chars: int
     max_file_bytes: int
-    max_processes: (
-        int  # processes and threads of the code's that the container allows; 0 where none does
-    )
-    max_checkpoints: int  # parked copies at most; 0: none
-    max_checkpoint_bytes: (
-        int  # memory that the parked copies together may take beyond the worker's own
-    )
-    resource_limits: Dict[str, Any]
+    max_processes: int  # processes and threads that the container allows user code; 0: not limited
+    max_checkpoints: int  # parked forks; 0: none
+    max_checkpoint_bytes: int  # memory of all parked forks together, beyond that of the worker
+    resource_limits: Dict[str, Any]  # by name in the module `resource`; a container has its own
 
 
 class Execute(Message):
-    """Run `code`; `name` is what tracebacks call it (`<step 3>`); the packages in `stale` are imported anew.
+    """Run `code`, under the name `filename` in tracebacks (`<step 3>`)."""
 
-    All chance that the run draws follows from `seed`. `clocks` (name to readings) is told to the code before any real
-    clock is asked. `park`: whether a copy of the interpreter is to be parked when the run is over. `inputs`: what
-    `CONTEXT` is, each as `inputs.Input` takes it.
-    """
-
-    run_number: int
+    run_number: int  # one more than that of the last `Execute`
     code: str
     filename: str
-    stale_packages: List[str]
-    seed: str
-    clock_readings: Optional[Dict[str, Any]] = None
-    park: bool = True
-    inputs: Optional[List[Any]] = None
+    stale_packages: List[str]  # to be imported anew
+    seed: str  # determines all randomness of the run
+    clock_readings: Optional[Dict[str, Any]] = None  # by clock: what to replay before real time
+    park: bool = True  # answer with `ForkParked` or `ParkFailed` after the run
+    inputs: Optional[List[Any]] = None  # the items of `CONTEXT`, as `inputs.Input` takes them
 
 
 class Reply(Message):
-    """The answer to `Call` number `call`: a value, or the error that the code is to raise."""
+    """The answer to a `Call`: a value, or the error that the call raises."""
 
     call_id: int
     value: Any = None
@@ -176,19 +160,19 @@ class Reply(Message):
 
 
 class Interrupt(Message):
-    """Raise KeyboardInterrupt in run `run`; ignored if that run is over."""
+    """Raise KeyboardInterrupt in the run; ignored if it has finished."""
 
     run_number: int
 
 
 class Kill(Message):
-    """Kill every process of the code's and start a fresh interpreter; ignored if run `run` is over."""
+    """Kill all processes of the run and start an empty interpreter; ignored if it has finished."""
 
     run_number: int
 
 
 class WriteFile(Message):
-    """Write a piece of a workspace file; the first piece has `offset` 0 and replaces what was there."""
+    """Write a chunk of a workspace file; the chunk at offset 0 replaces an existing file."""
 
     path: str  # relative to the workspace, with `/`
     mode: int
@@ -198,13 +182,13 @@ class WriteFile(Message):
 
 
 class RemoveFile(Message):
-    """Delete a workspace file, and the folders that become empty by that."""
+    """Delete a workspace file, and each folder that this leaves empty."""
 
     path: str
 
 
 class Promote(Message):
-    """Make the parked copy of run `run` the live interpreter, in place of the one that is; 0: an empty one."""
+    """Replace the live interpreter by the parked fork of a run, or by an empty one (0)."""
 
     run_number: int
 
@@ -213,20 +197,20 @@ class Promote(Message):
 
 
 class Ready(Message):
-    """The kernel stands: sent once, after `Setup`. `shares` is what the mark in the folder of inputs says, if any."""
+    """The answer to `Setup`: the first interpreter is about to start."""
 
     version: int
     python_version: str
     platform: str
-    inputs_marker: str = ""
+    inputs_marker: str = ""  # the content of the marker file in the inputs folder; "": none there
 
 
 class Output(Message):
-    """What run `run` printed, as bytes; `dropped` counts the bytes left out before `data`."""
+    """What the run printed."""
 
     run_number: int
     stream: str  # "stdout" | "stderr"
-    dropped_bytes: int
+    dropped_bytes: int  # left out before `data`, because of the limit
     data: bytes
 
 
@@ -237,44 +221,41 @@ class Call(Message):
     run_number: int
     target: str
     args: Dict[str, Any]
-    line: Optional[int] = None  # line of the user's code that made the call, where it is known
-    clock_readings: Optional[Dict[str, Any]] = (
-        None  # what clocks told the code since the run's last call
-    )
+    line: Optional[int] = None  # of the user's code that made the call, if known
+    clock_readings: Optional[Dict[str, Any]] = None  # by clock: what it told since the last call
 
 
 class FilesChanged(Message):
-    """Workspace paths that run `run` changed or removed; sent before its `Done`, unless it died."""
+    """Workspace paths that the run changed or removed; sent before `RunDone` unless it died."""
 
     run_number: int
     changed: List[str]
     removed: List[str]
-    skipped_count: int = (
-        0  # files that are not kept: there are too many, or their names are no text
-    )
+    skipped_count: int = 0  # files that are not kept: beyond the limit, or named in invalid UTF-8
 
 
 class WorkerRestarted(Message):
-    """The interpreter died and an empty one has taken its place; what it did to files, the next `Promoted` tells."""
+    """The interpreter died and an empty one replaces it.
+
+    The paths that it changed before it died follow with the next `Promoted`.
+    """
 
     reason: str
 
 
 class RunDone(Message):
-    """Run `run` is over."""
+    """The run has finished."""
 
     run_number: int
     status: str  # "ok" | "error" | "interrupted" | "died"
-    value: Optional[Dict[str, Any]] = None  # see `present.present`
-    error: Optional[Dict[str, Any]] = None  # keys: type, message, traceback
+    value: Optional[Dict[str, Any]] = None  # see `presentation.present_value`
+    error: Optional[Dict[str, Any]] = None  # keys: type, message, traceback, line
     usage: Optional[Dict[str, float]] = None  # keys: wall_ms, cpu_ms, peak_mb
-    clock_readings: Optional[Dict[str, Any]] = (
-        None  # what clocks told the code since its last call: name to list of readings
-    )
+    clock_readings: Optional[Dict[str, Any]] = None  # by clock: what it told since the last call
 
 
 class FileData(Message):
-    """A piece of a changed workspace file, streamed after `Done`."""
+    """A chunk of a file that `FilesChanged` named; sent after `RunDone`."""
 
     run_number: int
     path: str
@@ -284,36 +265,36 @@ class FileData(Message):
 
 
 class FilesSaved(Message):
-    """All `FileData` of run `run` have been sent; `skipped` names files that could not be read."""
+    """The content of all files that `FilesChanged` named has been sent."""
 
     run_number: int
-    unreadable: List[str]
+    unreadable: List[str]  # paths whose content is missing
 
 
 class ForkParked(Message):
-    """A copy of the interpreter as it was at the end of run `run` stands ready to be promoted."""
+    """A fork of the interpreter, as it was at the end of the run, can be promoted."""
 
     run_number: int
 
 
 class ParkFailed(Message):
-    """No copy could be parked at the end of run `run`, for a reason in people's words."""
+    """There will be no fork of the interpreter as it was at the end of the run."""
 
     run_number: int
-    reason: str
+    reason: str  # a clause for people
 
 
 class ForkDropped(Message):
-    """The parked copy of run `run` is gone: it had to make room, or it died."""
+    """The parked fork of the run is gone: it was the oldest of too many, or it died."""
 
     run_number: int
 
 
 class Promoted(Message):
-    """The answer to `Promote`; where it is not `ok`, that copy is not there and an empty interpreter is live.
+    """The answer to `Promote`; if not `ok`, that fork did not exist and an empty interpreter is live.
 
-    `changed` and `removed` are the workspace paths that differ from what the last `Files` told: traces of runs that
-    died, and of background processes.
+    `changed` and `removed` are workspace paths that no `FilesChanged` has named: traces of runs that
+    died and of background processes.
     """
 
     run_number: int
@@ -322,26 +303,35 @@ class Promoted(Message):
     removed: List[str]
 
 
+# supervisor -> worker, inside the sandbox -----------------------------------------------------------
+
+
+class Park(Message):
+    """Leave a parked fork behind, in the state at the end of the run."""
+
+    run_number: int
+
+
 MESSAGE_TYPES: Tuple[Type[Message], ...] = (
     Setup, Execute, Reply, Interrupt, Kill, WriteFile, RemoveFile, Promote,
-    Ready, Output, Call, FilesChanged, RunDone, WorkerRestarted, FileData, FilesSaved, ForkParked, ParkFailed, ForkDropped, Promoted,
+    Ready, Output, Call, FilesChanged, RunDone, WorkerRestarted, FileData, FilesSaved,
+    ForkParked, ParkFailed, ForkDropped, Promoted, Park,
 )  # fmt: skip
-TYPE_CODES: Dict[Type[Message], int] = {cls: kind for kind, cls in enumerate(MESSAGE_TYPES)}
+TYPE_CODES: Dict[Type[Message], int] = {cls: code for code, cls in enumerate(MESSAGE_TYPES)}
 
 
+# Bound here, so that code that replaces `json.loads` does not break the runtime.
 _dump_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-_load_json = (
-    json.JSONDecoder().decode
-)  # bound here, so that code which replaces `json.loads` stops nothing of ours
+_load_json = json.JSONDecoder().decode
 
 
 def encode_message(message: Message) -> bytes:
     """Return `message` as one frame; raises `WireError` if it is not JSON or too large."""
     cls = type(message)
-    head = dict(message.__dict__)
-    payload = b"\n" + head.pop("data") if cls.HAS_PAYLOAD else b""
+    fields = dict(message.__dict__)
+    payload = b"\n" + fields.pop("data") if cls.HAS_PAYLOAD else b""
     try:
-        text = _dump_json(head)
+        text = _dump_json(fields)
     except (TypeError, ValueError, RecursionError) as exc:
         raise WireError(f"{cls.__name__} cannot be sent: {exc}") from exc
     size = 1 + len(text) + len(payload)
@@ -351,66 +341,65 @@ def encode_message(message: Message) -> bytes:
 
 
 def decode_message(type_code: int, body: bytes) -> Message:
-    """Return the message whose kind byte is `kind` and whose remaining bytes are `body`."""
+    """Return the message with this type code and body (the frame without its header).
+
+    Raises `WireError` if it is not a message.
+    """
     if type_code >= len(MESSAGE_TYPES):
-        raise WireError(f"no message has the kind {type_code}")
+        raise WireError(f"no message has the type code {type_code}")
     cls = MESSAGE_TYPES[type_code]
+    text, payload = body, None
+    if cls.HAS_PAYLOAD:
+        text, _, payload = body.partition(b"\n")
     try:
-        if cls.HAS_PAYLOAD:
-            text, _, payload = body.partition(b"\n")
-        else:
-            text, payload = body, None
-        head = _load_json(text.decode("ascii"))
+        fields = _load_json(text.decode("ascii"))
         if b"\\ud" in text:
-            head = escape_json_surrogates(head)
+            fields = escape_json_surrogates(fields)
         if payload is not None:
-            head["data"] = payload
-        message = cls(**head)
+            fields["data"] = payload
+        message = cls(**fields)
     except (ValueError, TypeError, RecursionError) as exc:
         raise WireError(f"not a {cls.__name__}: {body[:80]!r}") from exc
     for name, fits in cls.FIELDS:
-        if not fits(getattr(message, name)):
-            raise WireError(
-                f"{cls.__name__}.{name} has the wrong type: {getattr(message, name)!r:.80}"
-            )
+        value = getattr(message, name)
+        if not fits(value):
+            raise WireError(f"{cls.__name__}.{name} has the wrong type: {value!r:.80}")
     return message
 
 
 def no_active_run_error(target: str) -> Dict[str, Any]:
-    """Return the error for a call that has no run: background threads go on when theirs is over."""
-    return {
-        "kind": "cancelled",
-        "message": f"{target}: no run is under way that could make this call",
-        "data": None,
-    }
+    """Return the error for a call that a background thread makes when no run is active."""
+    message = f"{target}: no run is active that could make this call"
+    return {"kind": "cancelled", "message": message, "data": None}
 
 
 def escape_surrogates(text: str) -> str:
-    """Return `text` with lone surrogates spelled out, because no UTF-8 text can carry them."""
+    """Return `text` with lone surrogates as backslash escapes: UTF-8 cannot encode them."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def escape_json_surrogates(value: Any) -> Any:
-    """Return JSON data with lone surrogates spelled out in all its strings."""
+    """Return JSON data with `escape_surrogates` applied to all its strings."""
     if isinstance(value, str):
         return escape_surrogates(value)
     if isinstance(value, list):
         return [escape_json_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {
-            escape_json_surrogates(key): escape_json_surrogates(item) for key, item in value.items()
-        }
+        return {escape_json_surrogates(key): escape_json_surrogates(v) for key, v in value.items()}
     return value
 
 
 class FrameSplitter:
-    """Bytes in, whole frames out, unread; holds at most one partial frame."""
+    """Splits a stream of bytes into frames without decoding them; holds at most one partial frame."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> List[Tuple[int, bytes]]:
-        """Return (kind, frame) of every frame that `data` completes; raises `WireError` on an impossible size."""
+        """Return (type code, frame) of each frame that `data` completes.
+
+        Raises `WireError` on an impossible size.
+        """
         buffer = self._buffer
         buffer += data
         frames = []
@@ -426,15 +415,15 @@ class FrameSplitter:
 
 
 class MessageDecoder(FrameSplitter):
-    """Bytes in, messages out."""
+    """Turns a stream of bytes into messages."""
 
     def decode_messages(self, data: bytes) -> List[Message]:
-        """Return the messages that `data` completes; raises `WireError` on bytes that are not a message."""
-        return [decode_message(kind, frame[HEADER_BYTES:]) for kind, frame in self.feed(data)]
+        """Return each message that `data` completes; raises `WireError` on anything else."""
+        return [decode_message(code, frame[HEADER_BYTES:]) for code, frame in self.feed(data)]
 
 
 def parse_frame_size(prefix: Union[bytes, bytearray]) -> int:
-    """Return the size that a frame's first four bytes announce; raises `WireError` if it is out of bounds."""
+    """Return the size in a frame's first four bytes; raises `WireError` if it is out of bounds."""
     size = int.from_bytes(prefix, "big")
     if not 1 <= size <= MAX_FRAME_BYTES:
         raise WireError(f"a frame of {size} bytes; the limit is {MAX_FRAME_BYTES}")
