@@ -475,7 +475,7 @@ def park_fork(sock, run_number, oom_score):
 forks.find_park_obstacle = lambda *_: ('', {{}})
 forks.park_fork = park_fork
 """
-    assert "did not come up" in await refused(run, FORGE + code)
+    assert "did not start" in await refused(run, FORGE + code)
     assert not (await run.link.promote(run.link.last_run_number)).ok
     assert await run.evaluate("1") == "1"
 

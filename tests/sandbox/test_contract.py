@@ -509,4 +509,4 @@ async def test_a_kernel_of_another_version_does_not_come_up(backend: Backend) ->
     with pytest.raises(ExceptionGroup) as failed:
         async with open_link(backend, other):
             raise AssertionError("it came up")
-    assert failed.group_contains(SandboxFailed, match="did not come up")
+    assert failed.group_contains(SandboxFailed, match="did not start")

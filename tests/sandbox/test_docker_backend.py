@@ -524,7 +524,7 @@ from mcpruntime_server.sandbox.docker_backend import DockerBackend
 async def main():
     argv = ["python3", "-c", {ECHO!r}]
     backend = DockerBackend(SandboxSettings(), Path({str(home)!r}), argv, {{}}, "doomed", lambda owner: True)
-    async with backend.open() as channel:
+    async with backend.open_channel() as channel:
         print(channel.info.id, flush=True)
         await channel.receive()
 anyio.run(main)

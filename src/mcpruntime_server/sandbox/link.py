@@ -1,8 +1,11 @@
-"""The host's end of a sandbox: messages instead of bytes, runs instead of messages.
+"""The host's end of a sandbox: turns bytes into messages, and messages into runs.
 
-One reader and one writer task per link. The reader routes and never waits for a handler; every call is answered by a
-task of its own, which is cancelled when its run is over. What the sandbox sends is not trusted: bytes that are no
-message, or a message that does not fit the state, close the link (`SandboxFailed`) and never harm the host.
+Each link has one reader and one writer task. The reader only routes: each call is answered by a task of
+its own, which is cancelled when its run has finished. A message is written at once as far as it fits;
+only the rest is left to the writer task, because a task switch costs more than the write.
+
+The sandbox is not trusted. Bytes that are not a message, or a message that the state of the link does not
+allow (`protocol.link_states`), close the link and do no harm to the host.
 """
 
 from __future__ import annotations
@@ -19,23 +22,20 @@ from anyio.abc import TaskGroup
 
 from ..errors import SandboxFailed
 from ..protocol import wire
+from ..protocol.link_states import HOST, RUNNING, LinkState, ProtocolError
 from . import Backend, SandboxChannel, SandboxInfo
 from .bundle import build_bundle
 
-MAX_OPEN_CALLS = 1024  # of one run at once: each waits in the host's memory
-READY_TIMEOUT_S = (
-    30.0  # from a started process to a kernel that answers; a loaded machine can be slow
-)
-INTERRUPT_GRACE_S = 3.0  # code gets this long to clean up after KeyboardInterrupt
-PROMOTE_TIMEOUT_S = (
-    20.0  # three waits of the supervisor's, each far longer than a fork takes on a loaded machine
-)
-MAX_PARK_FAILURES = 64  # reasons why runs are not parked; more of them are of no use to anybody
-KILL_GRACE_S = 5.0  # killing all processes and starting a fresh interpreter; far less on a machine that is not overloaded
+MAX_OPEN_CALLS = 1024  # of one run: each takes memory of the host while it waits
+READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
+INTERRUPT_GRACE_S = 3.0  # for code to clean up after KeyboardInterrupt
+KILL_GRACE_S = 5.0  # to kill all processes and start an empty interpreter; usually milliseconds
+PROMOTE_TIMEOUT_S = 20.0  # longer than the three timeouts of the supervisor that it includes
+MAX_PARK_FAILURES = 64  # remembered reasons; older ones are of no use
 
 
 class ExecutionListener(Protocol):
-    """What a run does with what its sandbox sends. The methods are called in order and must not block."""
+    """Receives what a sandbox sends during a run. The methods are called in order and must not block."""
 
     def on_output(self, message: wire.Output) -> None:
         """Code printed something."""
@@ -46,15 +46,15 @@ class ExecutionListener(Protocol):
         ...
 
     def on_file_data(self, message: wire.FileData) -> None:
-        """A piece of a changed file, after the run is over."""
+        """A chunk of a changed file has arrived; the run has finished."""
         ...
 
     def on_saved(self, message: wire.FilesSaved) -> None:
-        """The last piece of the last changed file has come."""
+        """The last chunk of the last changed file has arrived."""
         ...
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
-        """Code asks for something; cancelled if the run ends first."""
+        """Answer a call; cancelled if the run finishes first."""
         ...
 
 
@@ -63,31 +63,62 @@ StopReason = Literal["timeout", "cancelled"]
 
 @dataclass
 class _Execution:
-    """The run that a link executes now; cancelling `patience` ends the wait for its own end."""
+    """The run that a link executes. Cancelling `timeout_scope` interrupts it."""
 
     run_number: int
     listener: ExecutionListener
     timeout_scope: anyio.CancelScope
-    is_park_requested: bool
     finished: anyio.Event = field(default_factory=anyio.Event)
-    paused_time_left_s: float | None = None  # of its time, while it is paused
-    call_scopes: set[anyio.CancelScope] = field(default_factory=set)  # that are being answered
-    open_call_count: int = 0  # that have come and have not been answered
+    paused_time_left_s: float | None = None  # until its timeout; None while the clock runs
+    call_scopes: set[anyio.CancelScope] = field(default_factory=set)  # of calls being answered
+    open_call_count: int = 0  # calls received and not yet answered
     done: wire.RunDone | None = None
     stop_reason: StopReason | None = None
 
 
 @dataclass
 class _Promotion:
-    """The wait for a parked copy to be the interpreter."""
+    """The wait for the answer to `Promote`."""
 
     run_number: int
     finished: anyio.Event = field(default_factory=anyio.Event)
     result: wire.Promoted | None = None
 
 
+class _FrameWriter:
+    """Writes frames to a channel, at once as far as they fit, the rest from the task `write_loop`."""
+
+    def __init__(self, channel: SandboxChannel) -> None:
+        self._channel = channel
+        self._queue: list[bytes] = []
+        self._has_queued = anyio.Event()
+        self._is_idle = True  # nothing is being written, so that a frame does not overtake another
+
+    def write(self, data: bytes) -> None:
+        """Write `data`, or queue what does not fit; never waits."""
+        if self._is_idle:
+            data = data[self._channel.send_nowait(data) :]
+        if data:
+            self._queue.append(data)
+            self._is_idle = False
+            self._has_queued.set()
+
+    async def write_loop(self) -> None:
+        """Write what is queued, until the channel is gone."""
+        while True:
+            await self._has_queued.wait()
+            self._has_queued = anyio.Event()
+            while self._queue:
+                data, self._queue = b"".join(self._queue), []
+                try:
+                    await self._channel.send(data)
+                except SandboxFailed:
+                    return  # the reader finds out why
+            self._is_idle = True
+
+
 class SandboxLink:
-    """A sandbox whose kernel answers. `closed` is set when it is gone; `restarts` tells of interpreters that died."""
+    """A running sandbox. `closed` is set when it is gone."""
 
     def __init__(
         self, channel: SandboxChannel, max_checkpoints: int, task_group: TaskGroup
@@ -95,40 +126,57 @@ class SandboxLink:
         self._task_group = task_group
         self._max_checkpoints = max_checkpoints
         self.closed = anyio.Event()
-        self.inputs_folder: Path | None = None  # the folder whose files it sees, if it sees any
+        self.inputs_folder: Path | None = None  # the folder on this machine that the sandbox sees
         self.python_version = ""
         self.platform = ""
-        self.restart_reasons: list[str] = []
-        self.last_run_number = 0  # the number of the last execution
+        self.restart_reasons: list[str] = []  # of interpreters that died
         self.live_run = 0  # the run whose end state the interpreter is in; 0: it is empty
-        self.parked_runs: set[int] = set()  # runs whose end states can be promoted
-        self.parking_runs: set[int] = (
-            set()
-        )  # runs of which the sandbox has not said yet whether they are parked
-        self.park_failures: dict[int, str] = {}  # why others cannot
+        self.park_failures: dict[int, str] = {}  # run number -> why its end state is not parked
+        self.has_broken_protocol = False  # the link was closed because of what the sandbox sent
         self._channel = channel
+        self._protocol = LinkState(HOST)
+        self._writer = _FrameWriter(channel)
         self._ready = anyio.Event()
-        self._outgoing: list[bytes] = []
-        self._is_writer_idle = True  # nothing is on its way, so that a message may be sent at once
-        self._has_outgoing = anyio.Event()
         self._promotion: _Promotion | None = None
         self._execution: _Execution | None = None
-        self._receiving_files: tuple[int, ExecutionListener] | None = None
+        self._file_listener: ExecutionListener | None = None  # until all files have arrived
         self._files_received = anyio.Event()
         self._files_received.set()
         self._failure_reason = ""
-        self.has_broken_protocol = False  # it is gone because of what it sent
 
     @property
     def info(self) -> SandboxInfo:
         """What this sandbox is."""
         return self._channel.info
 
+    @property
+    def last_run_number(self) -> int:
+        """The number of the last execution; they count from 1."""
+        return self._protocol.last_run
+
+    @property
+    def parked_runs(self) -> set[int]:
+        """The runs whose end states can be promoted."""
+        return self._protocol.parked_runs
+
     async def read_memory_bytes(self) -> int | None:
-        """Return the sandbox's memory in bytes, where it can be told."""
+        """Return the memory of the sandbox, if the backend can tell."""
         return await self._channel.read_memory_bytes()
 
-    # what others do with a link -------------------------------------------------------------------
+    async def start(self, setup: wire.Setup) -> None:
+        """Start the reader and the writer, and wait for the answer to `setup`, which was sent already.
+
+        Raises `SandboxFailed` if none arrives in time.
+        """
+        self._protocol.send(setup)
+        self._task_group.start_soon(self._writer.write_loop)
+        self._task_group.start_soon(self._read_loop)
+        with anyio.move_on_after(READY_TIMEOUT_S):
+            await self._ready.wait()
+        if not self.python_version:
+            raise SandboxFailed(f"The kernel did not start. {await self.describe_failure()}")
+
+    # requests -------------------------------------------------------------------------------------
 
     async def execute(
         self,
@@ -143,102 +191,104 @@ class SandboxLink:
         park: bool = True,
         inputs: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[wire.RunDone, StopReason | None]:
-        """Run `code`; return how it ended, and why if it was stopped from outside. One run at a time.
+        """Run `code`; return how it ended, and why it was stopped, if it was. One run at a time.
 
-        The packages of tools named in `stale` have changed since they were imported. All chance follows from `seed`;
-        `clocks` are readings that the code is told again. `park`: keep the state at its end, to be promoted. `inputs`
-        are what `CONTEXT` is.
+        `stale_packages` are imported anew. `seed` determines all randomness; `clock_readings` are replayed
+        to the code. `park` keeps the end state so that it can be promoted. `inputs` are the items of
+        `CONTEXT`.
 
-        Past `timeout_s` the code is interrupted, then its interpreter is killed. Raises `SandboxFailed` if the sandbox
-        dies, breaks the protocol or does not react.
+        After `timeout_s` the code is interrupted; if that does not end it, its interpreter is killed.
+        Raises `SandboxFailed` if the sandbox dies, breaks the protocol or does not react.
         """
-        self.last_run_number += 1
-        patience = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
-        current = _Execution(
-            self.last_run_number, listener, patience, park and self._max_checkpoints > 0
-        )
+        timeout_scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
+        execution = _Execution(self.last_run_number + 1, listener, timeout_scope)
         if not self.closed.is_set():
-            self._execution = current
+            self._execution = execution
             try:
-                told = None if clock_readings is None else dict(clock_readings)
-                context = list(map(dict, inputs)) or None
                 self._send(
                     wire.Execute(
-                        current.run_number,
+                        execution.run_number,
                         code,
                         filename,
                         list(stale_packages),
                         seed,
-                        told,
-                        park,
-                        context,
+                        None if clock_readings is None else dict(clock_readings),
+                        park and self._max_checkpoints > 0,
+                        [dict(item) for item in inputs] or None,
                     )
                 )
-                await self._wait_until_finished(current)
+                await self._wait_until_finished(execution)
             finally:
                 self._execution = None
-                for scope in list(current.call_scopes):
-                    scope.cancel()  # calls whose run is over have nobody to answer
-        if current.done is None:
+                for scope in list(execution.call_scopes):
+                    scope.cancel()  # nobody waits for the reply any more
+                if self._protocol.state == RUNNING:
+                    self.fail("a run was abandoned")
+        if execution.done is None:
             raise SandboxFailed(await self.describe_failure())
-        return current.done, current.stop_reason
+        return execution.done, execution.stop_reason
 
-    async def _wait_until_finished(self, current: _Execution) -> None:
-        with current.timeout_scope:
-            await current.finished.wait()
-        if current.finished.is_set():
+    async def _wait_until_finished(self, execution: _Execution) -> None:
+        with execution.timeout_scope:
+            await execution.finished.wait()
+        if execution.finished.is_set():
             return
-        current.stop_reason = current.stop_reason or "timeout"
-        for step, grace_s in ((wire.Interrupt, INTERRUPT_GRACE_S), (wire.Kill, KILL_GRACE_S)):
-            self._send(step(current.run_number))
+        execution.stop_reason = execution.stop_reason or "timeout"
+        steps = ((wire.Interrupt, INTERRUPT_GRACE_S), (wire.Kill, KILL_GRACE_S))
+        for message_type, grace_s in steps:
+            self._send(message_type(execution.run_number))
             with anyio.move_on_after(grace_s):
-                await current.finished.wait()
-            if current.finished.is_set():
+                await execution.finished.wait()
+            if execution.finished.is_set():
                 return
         self.fail("it did not react when its code was to be stopped")
 
     def stop_run(self, reason: StopReason) -> None:
-        """Stop the run that is under way, if there is one: interrupt it, then kill its interpreter."""
+        """Stop the active run, if any: interrupt its code, then kill its interpreter."""
         if self._execution is not None and self._execution.stop_reason is None:
             self._execution.stop_reason = reason
             self._execution.timeout_scope.cancel()
 
     def pause_timeout(self) -> None:
-        """Have the time limit of the run that is under way stand still."""
-        current = self._execution
-        if current is not None and current.paused_time_left_s is None:
-            current.paused_time_left_s = current.timeout_scope.deadline - anyio.current_time()
-            current.timeout_scope.deadline = math.inf
+        """Stop the clock of the active run's timeout."""
+        execution = self._execution
+        if execution is not None and execution.paused_time_left_s is None:
+            scope = execution.timeout_scope
+            execution.paused_time_left_s = scope.deadline - anyio.current_time()
+            scope.deadline = math.inf
 
     def resume_timeout(self) -> None:
-        """End a pause."""
-        current = self._execution
-        if current is not None and current.paused_time_left_s is not None:
-            current.timeout_scope.deadline = anyio.current_time() + current.paused_time_left_s
-            current.paused_time_left_s = None
+        """Let the clock of the active run's timeout run again."""
+        execution = self._execution
+        if execution is not None and execution.paused_time_left_s is not None:
+            deadline = anyio.current_time() + execution.paused_time_left_s
+            execution.timeout_scope.deadline = deadline
+            execution.paused_time_left_s = None
 
     def has_state(self, run_number: int) -> bool:
-        """Return whether the end state of run `number` is here, as far as can be told."""
+        """Return whether the end state of a run is here or is about to be parked."""
+        protocol = self._protocol
         return (
             run_number == self.live_run
-            or run_number in self.parked_runs
-            or run_number in self.parking_runs
+            or run_number in protocol.parked_runs
+            or run_number in protocol.unsettled_runs
         )
 
     async def promote(self, run_number: int) -> wire.Promoted:
-        """Make the parked end state of run `number` the interpreter's (0: an empty one); not while a run is under way.
+        """Make the parked end state of a run the live one (0: an empty one); not during a run.
 
-        Where the answer is not `ok`, it is parked no more and the interpreter is empty. What the answer says of files
-        is not undone here. Raises `SandboxFailed` if the sandbox is gone, or does not answer in time.
+        If the answer is not `ok`, that state does not exist any more and the interpreter is empty. The
+        files that the answer names are not restored here. Raises `SandboxFailed` if the sandbox is gone
+        or does not answer in time.
         """
         promotion = _Promotion(run_number)
         if not self.closed.is_set():
             self._promotion = promotion
             try:
                 self._send(wire.Promote(run_number))
-                with anyio.move_on_after(PROMOTE_TIMEOUT_S) as patience:
+                with anyio.move_on_after(PROMOTE_TIMEOUT_S) as timeout_scope:
                     await promotion.finished.wait()
-                if patience.cancelled_caught:
+                if timeout_scope.cancelled_caught:
                     self.fail("it did not promote a checkpoint in time")
             finally:
                 self._promotion = None
@@ -247,58 +297,45 @@ class SandboxLink:
         return promotion.result
 
     def remove_file(self, path: str) -> None:
-        """Delete a workspace file, before whatever is executed next."""
+        """Delete a workspace file, before the next run."""
         self._send(wire.RemoveFile(path))
 
     def write_file(self, path: str, mode: int, data: bytes) -> None:
-        """Write a file into the workspace, before whatever is executed next."""
+        """Write a workspace file, before the next run."""
         for offset in range(0, max(len(data), 1), wire.CHUNK_BYTES):
-            piece = data[offset : offset + wire.CHUNK_BYTES]
-            self._send(wire.WriteFile(path, mode, offset, offset + len(piece) >= len(data), piece))
+            chunk = data[offset : offset + wire.CHUNK_BYTES]
+            is_last = offset + len(chunk) >= len(data)
+            self._send(wire.WriteFile(path, mode, offset, is_last, chunk))
 
     async def wait_for_files(self) -> None:
         """Wait until the files of the last run have arrived, or the sandbox is gone."""
         await self._files_received.wait()
 
     def fail(self, reason: str) -> None:
-        """Give this sandbox up: everything that waits for it is told `reason`."""
-        if not self.closed.is_set():
-            self._failure_reason = reason
-            self.closed.set()
-            self._files_received.set()
-            self._ready.set()
-            self._has_outgoing.set()
-            for waiting in (self._execution, self._promotion):
-                if waiting is not None:
-                    waiting.finished.set()
+        """Give the sandbox up; everything that waits for it raises `SandboxFailed` with `reason`."""
+        if self.closed.is_set():
+            return
+        self._failure_reason = reason
+        self.closed.set()
+        self._files_received.set()
+        self._ready.set()
+        for waiting in (self._execution, self._promotion):
+            if waiting is not None:
+                waiting.finished.set()
 
     async def describe_failure(self) -> str:
-        """Return one sentence on why this sandbox is gone."""
-        return f"The sandbox is gone: {self._failure_reason or await self._channel.explain_exit()}"
+        """Return one sentence on why the sandbox is gone."""
+        reason = self._failure_reason or await self._channel.explain_exit()
+        return f"The sandbox is gone: {reason}"
 
-    # routing --------------------------------------------------------------------------------------
+    # sending and receiving ------------------------------------------------------------------------
 
     def _send(self, message: wire.Message) -> None:
+        """Send `message` unless the sandbox is gone; raises `WireError` if it cannot be encoded."""
         data = wire.encode_message(message)
-        if self._is_writer_idle:
-            data = data[self._channel.send_nowait(data) :]
-        if data:
-            self._outgoing.append(data)
-            self._is_writer_idle = False
-            self._has_outgoing.set()
-
-    async def _write_loop(self) -> None:
-        """Send what could not be sent at once."""
-        while not self.closed.is_set():
-            await self._has_outgoing.wait()
-            self._has_outgoing = anyio.Event()
-            while self._outgoing:
-                data, self._outgoing = b"".join(self._outgoing), []
-                try:
-                    await self._channel.send(data)
-                except SandboxFailed:
-                    return  # the reader finds out why
-            self._is_writer_idle = True
+        if not self.closed.is_set():
+            self._protocol.send(message)
+            self._writer.write(data)
 
     async def _read_loop(self) -> None:
         decoder = wire.MessageDecoder()
@@ -313,154 +350,103 @@ class SandboxLink:
         self.fail("")
 
     def _route(self, message: wire.Message) -> None:
+        self._protocol.receive(message)
         match message:
-            case wire.Ready():
-                self.python_version, self.platform = message.python_version, message.platform
-                if not self.info.is_isolated or message.inputs_marker == self.info.id:
-                    self.inputs_folder = self.info.inputs_folder
-                self._ready.set()
+            case wire.Output() | wire.Call() | wire.FilesChanged() | wire.RunDone():
+                if self._execution is not None:
+                    self._route_to_execution(self._execution, message)
+            case wire.FileData() | wire.FilesSaved():
+                self._route_files(message)
+            case wire.ForkParked():
+                if len(self.parked_runs) > self._max_checkpoints + 1:  # the oldest goes afterwards
+                    raise ProtocolError(f"more than {self._max_checkpoints} checkpoints")
+            case wire.ParkFailed():
+                self.park_failures[message.run_number] = message.reason
+                while len(self.park_failures) > MAX_PARK_FAILURES:
+                    del self.park_failures[next(iter(self.park_failures))]
+            case wire.Promoted():
+                self.live_run = message.run_number if message.ok else 0
+                if self._promotion is not None:
+                    self._promotion.result = message
+                    self._promotion.finished.set()
             case wire.WorkerRestarted():
                 self.restart_reasons.append(message.reason)
                 self.live_run = 0
-            case wire.ForkParked() | wire.ParkFailed() | wire.ForkDropped():
-                self._route_parking(message)
-            case wire.Promoted():
-                self._route_promoted(message)
-            case wire.FileData() | wire.FilesSaved():
-                self._route_files(message)
-            case wire.Output() | wire.Call() | wire.FilesChanged() | wire.RunDone():
-                if (
-                    self._execution is not None and self._execution.done is None
-                ):  # else nobody waits for it any more
-                    self._route_to_execution(self._execution, message)
-            case _:
-                raise wire.WireError(f"a sandbox does not send {type(message).__name__}")
+            case wire.Ready():
+                self.python_version = message.python_version
+                self.platform = message.platform
+                if not self.info.is_isolated or message.inputs_marker == self.info.id:
+                    self.inputs_folder = self.info.inputs_folder
+                self._ready.set()
 
     def _route_to_execution(
         self,
-        current: _Execution,
+        execution: _Execution,
         message: wire.Output | wire.Call | wire.FilesChanged | wire.RunDone,
     ) -> None:
         match message:
             case wire.Output():
-                current.listener.on_output(message)
-            case wire.Call() if current.open_call_count >= MAX_OPEN_CALLS:
-                error = {
-                    "kind": "unavailable",
-                    "message": f"{MAX_OPEN_CALLS:,} calls are under way already",
-                    "data": None,
-                }
-                self._send_reply(message, wire.Reply(message.call_id, None, error))
+                execution.listener.on_output(message)
+            case wire.Call() if execution.open_call_count >= MAX_OPEN_CALLS:
+                text = f"{MAX_OPEN_CALLS:,} calls are waiting for an answer already"
+                self._send_error(message, "unavailable", text)
             case wire.Call():
-                current.open_call_count += 1
-                self._task_group.start_soon(self._answer_call, current, message)
+                execution.open_call_count += 1
+                self._task_group.start_soon(self._answer_call, execution, message)
             case wire.FilesChanged():
-                self._receiving_files, self._files_received = (
-                    (current.run_number, current.listener),
-                    anyio.Event(),
-                )
-                current.listener.on_files(message)
+                self._file_listener = execution.listener
+                self._files_received = anyio.Event()
+                execution.listener.on_files(message)
             case wire.RunDone():
-                if (
-                    message.run_number != current.run_number
-                ):  # code forged the end of a run, and here is the true one
-                    raise wire.WireError(
-                        f"the end of run {message.run_number} while run {current.run_number} is under way"
-                    )
-                current.done = message
-                self.live_run = 0 if message.status == "died" else current.run_number
-                if current.is_park_requested and self.live_run:
-                    self.parking_runs.add(self.live_run)
-                current.finished.set()
-
-    def _route_parking(self, message: wire.ForkParked | wire.ParkFailed | wire.ForkDropped) -> None:
-        number = message.run_number
-        if not 0 < number <= self.last_run_number:
-            raise wire.WireError(
-                f"{type(message).__name__} of run {number}, which there has not been"
-            )
-        self.parking_runs.discard(number)
-        match message:
-            case wire.ForkParked():
-                self.parked_runs.add(number)
-            case wire.ParkFailed():
-                self.park_failures[number] = message.reason
-            case wire.ForkDropped():
-                self.parked_runs.discard(number)
-        if (
-            len(self.parked_runs) > self._max_checkpoints + 1
-        ):  # the oldest goes when the newest stands
-            raise wire.WireError(f"more than {self._max_checkpoints} checkpoints")
-        while len(self.park_failures) > MAX_PARK_FAILURES:
-            del self.park_failures[next(iter(self.park_failures))]
-
-    def _route_promoted(self, message: wire.Promoted) -> None:
-        promotion = self._promotion
-        if (
-            promotion is None
-            or promotion.result is not None
-            or message.run_number != promotion.run_number
-        ):
-            raise wire.WireError(
-                f"the promotion of run {message.run_number}, which nobody waits for"
-            )
-        self.live_run = message.run_number if message.ok else 0
-        if not message.ok:
-            self.parked_runs.discard(message.run_number)
-            self.parking_runs.discard(message.run_number)
-        promotion.result = message
-        promotion.finished.set()
+                execution.done = message
+                self.live_run = 0 if message.status == "died" else execution.run_number
+                execution.finished.set()
 
     def _route_files(self, message: wire.FileData | wire.FilesSaved) -> None:
-        if self._receiving_files is None or self._receiving_files[0] != message.run_number:
-            raise wire.WireError(f"{type(message).__name__} of a run that announced no files")
+        if self._file_listener is None:
+            return
         if isinstance(message, wire.FileData):
-            self._receiving_files[1].on_file_data(message)
-        else:
-            self._receiving_files[1].on_saved(message)
-            self._receiving_files = None
-            self._files_received.set()
+            self._file_listener.on_file_data(message)
+            return
+        self._file_listener.on_saved(message)
+        self._file_listener = None
+        self._files_received.set()
 
-    async def _answer_call(self, current: _Execution, call: wire.Call) -> None:
+    async def _answer_call(self, execution: _Execution, call: wire.Call) -> None:
         reply = wire.Reply(call.call_id, None, wire.no_active_run_error(call.target))
-        if self._execution is current:  # else it was over before this task began
+        if self._execution is execution:  # else it finished before this task started
             with anyio.CancelScope() as scope:
-                current.call_scopes.add(scope)
+                execution.call_scopes.add(scope)
                 try:
-                    reply = await current.listener.on_call(call)
+                    reply = await execution.listener.on_call(call)
                 finally:
-                    current.call_scopes.discard(scope)
-        current.open_call_count -= 1
-        self._send_reply(call, reply)
-
-    def _send_reply(self, call: wire.Call, reply: wire.Reply) -> None:
+                    execution.call_scopes.discard(scope)
+        execution.open_call_count -= 1
         try:
             self._send(reply)
         except wire.WireError as exc:
-            message = f"{call.target}: the result cannot be passed on: {exc}"
-            self._send(
-                wire.Reply(
-                    call.call_id, None, {"kind": "too_large", "message": message, "data": None}
-                )
-            )
+            self._send_error(call, "too_large", f"{call.target}: the result cannot be sent: {exc}")
+
+    def _send_error(self, call: wire.Call, kind: str, message: str) -> None:
+        error = {"kind": kind, "message": message, "data": None}
+        self._send(wire.Reply(call.call_id, None, error))
 
 
 @asynccontextmanager
 async def open_link(backend: Backend, setup: wire.Setup) -> AsyncIterator[SandboxLink]:
-    """Start a sandbox and bring up the kernel in it; raises what `Backend.open` raises, and `SandboxFailed`."""
+    """Start a sandbox and wait until its supervisor answers.
+
+    Raises what `Backend.open_channel` raises, and `SandboxFailed`.
+    """
+    first_bytes = build_bundle() + wire.encode_message(setup)
     async with (
-        backend.open_channel(build_bundle() + wire.encode_message(setup)) as channel,
-        anyio.create_task_group() as tasks,
+        backend.open_channel(first_bytes) as channel,
+        anyio.create_task_group() as task_group,
     ):
-        link = SandboxLink(channel, setup.max_checkpoints, tasks)
-        tasks.start_soon(link._write_loop)
-        tasks.start_soon(link._read_loop)
+        link = SandboxLink(channel, setup.max_checkpoints, task_group)
         try:
-            with anyio.move_on_after(READY_TIMEOUT_S):
-                await link._ready.wait()
-            if not link.python_version:
-                raise SandboxFailed(f"The kernel did not come up. {await link.describe_failure()}")
+            await link.start(setup)
             yield link
         finally:
             link.fail("it was closed")
-            tasks.cancel_scope.cancel()
+            task_group.cancel_scope.cancel()

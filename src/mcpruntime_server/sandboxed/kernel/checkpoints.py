@@ -1,9 +1,11 @@
-"""The parked copies as the supervisor holds them: their control sockets, their deaths, their bounds.
+"""Checkpoints as the supervisor keeps them: when a state is parked, and the parked forks themselves.
 
-Rule 1: who a copy is, the kernel says (SO_PASSCRED), and only a child of this process can be one.
-Rule 2: a copy answers within a bound or is killed; nothing that one does or leaves undone holds up the others.
-Rule 3: what they cost is the anonymous memory that exists only because of them: the proportional memory of all, the
-worker included, beyond what the worker would have alone. The oldest goes first.
+Rule 1: the Linux kernel says which process a fork is (SO_PASSCRED), and only a child of the supervisor can
+be one.
+Rule 2: a fork answers within a timeout or is killed; nothing that it does holds up the others.
+Rule 3: forks are bounded in number and in memory; the oldest goes first. Their memory is the anonymous
+memory that exists only because of them: the proportional memory of all forks and the worker together,
+minus what the worker would have alone. The sandbox's memory limit is raised by their share.
 """
 
 from __future__ import annotations
@@ -18,32 +20,97 @@ import time
 from ...protocol import wire
 from . import processes
 from .forks import HELLO_BYTE, ORDER_BYTES
+from .worker_process import close_descriptors, unpack_descriptors
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Optional, Set, Tuple
 
-HELLO_TIMEOUT_S = 5.0  # from a parked or woken copy to its word; a fork takes milliseconds even on a loaded machine
-INT_BYTES = 4  # bytes
-ANCILLARY_BYTES = socket.CMSG_SPACE(3 * INT_BYTES)  # process, user and group of who speaks
-MAX_STARTING_FORKS = 4  # copies at most that have not said hello yet; a worker makes one at a time
-MEASURE_IDLE_S = 0.05  # after a run, before its memory is measured: a run that follows at once is not to wait for that
+HELLO_TIMEOUT_S = 5.0  # a fork takes milliseconds even on a loaded machine
+INT_BYTES = 4
+ANCILLARY_BYTES = socket.CMSG_SPACE(3 * INT_BYTES)  # process, user and group of the sender
+MAX_STARTING_FORKS = 4  # that have not said hello; a worker makes one at a time
+MEASURE_IDLE_S = 0.05  # after a run, so that a run that follows at once does not wait
 MEASURE_BUSY_S = 0.2  # between two measurements during a run
-MEASURE_SHARE = 20  # a measurement may take one part in so many of the time
+MEASURE_SHARE = 20  # measuring takes at most one part in so many of the time
+PARK_IDLE_S = 0.025  # after a run: a client that sends one step after the other is faster
+PARK_COST_S = 0.005  # assumed until it has been measured
+MAX_COST_PER_RUN_S = 0.0002  # of parking, averaged over the runs of a burst
+MAX_COST_SHARE = 0.05  # of parking, in the time that runs take
+MAX_UNPARKED_RUNS = 64  # to be executed again at most
+
+
+class ParkSchedule:
+    """Decides when the end state of a run is parked.
+
+    Parking takes milliseconds, longer than a small step. So a state is parked when the sandbox is idle
+    for a moment, which always happens after the last step of a burst. Within a burst a state is parked
+    only when the work since the last parked state is worth it: it would take long to execute again, or
+    it cannot be repeated exactly because it was interrupted. The cost of parking is measured each time.
+    """
+
+    def __init__(self) -> None:
+        self.due_run = 0  # a finished run that is neither parked nor given up yet
+        self.due_at = 0.0
+        self.ordered_run = 0  # the run whose state the worker was told to park
+        self._ordered_at = 0.0
+        self._cost_s = PARK_COST_S
+        self._unparked_runs = 0  # since the last parked state
+        self._unparked_s = 0.0  # that they took
+
+    def finish_run(self, run_number: int, duration_s: float, *, was_interrupted: bool) -> bool:
+        """Note the end of a run; return whether it is worth parking at once."""
+        self.due_run = run_number
+        self.due_at = time.perf_counter() + PARK_IDLE_S
+        self._unparked_runs += 1
+        self._unparked_s += duration_s
+        return (
+            was_interrupted
+            or self._unparked_s * MAX_COST_SHARE >= self._cost_s
+            or self._unparked_runs * MAX_COST_PER_RUN_S >= self._cost_s
+            or self._unparked_runs >= MAX_UNPARKED_RUNS
+        )
+
+    def start_run(self) -> int:
+        """Note the start of a run; return the run whose state is given up because of that, or 0."""
+        skipped_run, self.due_run, self.due_at = self.due_run, 0, 0.0
+        return skipped_run
+
+    def order(self) -> int:
+        """Return the run whose state the worker is to park now, or 0."""
+        self.due_at = 0.0
+        if self.ordered_run:
+            return 0  # user code forged the end of a run
+        self.ordered_run, self.due_run = self.due_run, 0
+        self._ordered_at = time.perf_counter()
+        self._unparked_runs, self._unparked_s = 0, 0.0
+        return self.ordered_run
+
+    def finish_parking(self) -> None:
+        """Note that the worker has parked the state, or could not."""
+        self.ordered_run = 0
+        self._cost_s = time.perf_counter() - self._ordered_at
+
+    def cancel(self) -> List[int]:
+        """Give up what is due or ordered, because the worker is gone; return those runs."""
+        runs = [run for run in (self.ordered_run, self.due_run) if run]
+        self.ordered_run = self.due_run = 0
+        self.due_at = 0.0
+        return runs
 
 
 class ParkedFork:
-    """One parked copy of the worker; `pid` is 0 until it has said hello."""
+    """One parked fork of the worker; `pid` is 0 until it has said hello."""
 
-    def __init__(self, run: int, control: socket.socket) -> None:
-        self.run_number = run
+    def __init__(self, run_number: int, control_sock: socket.socket) -> None:
+        self.run_number = run_number
         self.pid = 0
-        self.control_sock = control
+        self.control_sock = control_sock
         self.hello_deadline = time.perf_counter() + HELLO_TIMEOUT_S
 
 
 class ParkedForks:
-    """The copies that are parked, oldest first, and those that have not said hello yet, by their descriptor."""
+    """The parked forks, oldest first, and those that have not said hello yet."""
 
     def __init__(
         self,
@@ -54,23 +121,21 @@ class ParkedForks:
     ) -> None:
         self.max_forks = max_forks
         self.max_bytes = max_bytes
-        self.worker_pid = 0  # the process that is no copy
-        self.by_run: Dict[int, ParkedFork] = {}  # by run
-        self.by_descriptor: Dict[int, ParkedFork] = {}
-        self.measure_at = 0.0  # when memory is to be measured; 0 while there is no need
+        self.worker_pid = 0
+        self.by_run: Dict[int, ParkedFork] = {}  # those that have said hello
+        self.by_descriptor: Dict[int, ParkedFork] = {}  # all
+        self.measure_at = 0.0  # when memory is measured next; 0: there is no need
         self._measure_not_before = 0.0
-        self._measurements: Dict[
-            int, Tuple[int, int]
-        ] = {}  # process to (proportional, whole) anonymous memory
+        self._measurements: Dict[int, Tuple[int, int]] = {}  # by process, see `_anonymous_memory`
         self._poller = poller
         self._send_to_host = send_to_host
 
     def pids(self) -> Set[int]:
-        """Return the processes that are parked copies."""
-        return {copy.pid for copy in self.by_run.values()}
+        """Return the processes of the parked forks."""
+        return {fork.pid for fork in self.by_run.values()}
 
     def _starting_forks(self) -> List[ParkedFork]:
-        return [copy for copy in self.by_descriptor.values() if not copy.pid]
+        return [fork for fork in self.by_descriptor.values() if not fork.pid]
 
     def _is_new_child(self, pid: int) -> bool:
         return (
@@ -80,166 +145,165 @@ class ParkedForks:
             and processes.is_child(pid)
         )
 
-    # coming and going -----------------------------------------------------------------------------
+    # start and end --------------------------------------------------------------------------------
 
     def add_fork(self, run_number: int, descriptor: int) -> None:
-        """Take the control socket of a copy of run `run`'s end, if it is one."""
+        """Take the control socket of a fork that was made at the end of a run; it says hello later."""
         try:
             control = socket.socket(fileno=descriptor)
         except OSError:
             os.close(descriptor)
             control = None
         if control is None or control.family != socket.AF_UNIX:
-            self._send_to_host(wire.ParkFailed(run_number, "the copy did not come up"))
+            self._send_to_host(wire.ParkFailed(run_number, "the fork did not start"))
             return
         control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         control.setblocking(False)
-        coming = self._starting_forks()
-        if len(coming) >= MAX_STARTING_FORKS:
-            self.drop_fork(coming[0], "the copy did not come up")
+        starting = self._starting_forks()
+        if len(starting) >= MAX_STARTING_FORKS:
+            self.drop_fork(starting[0], "the fork did not start")
         self.by_descriptor[descriptor] = ParkedFork(run_number, control)
         self._poller.register(descriptor, select.POLLIN)
 
     def handle_hello(self, descriptor: int) -> None:
-        """A copy says hello, once; anything else is its end."""
-        copy = self.by_descriptor[descriptor]
+        """A fork says hello, once; anything else that it sends ends it."""
+        fork = self.by_descriptor[descriptor]
         try:
-            pid = _receive_hello(copy.control_sock)
+            pid = _receive_hello(fork.control_sock)
         except BlockingIOError:
-            return  # the descriptor was another one's when it became readable
-        if copy.pid or not self._is_new_child(pid):
-            self.drop_fork(copy, "the copy did not come up")
+            return  # the descriptor belonged to another fork when it became readable
+        if fork.pid or not self._is_new_child(pid):
+            self.drop_fork(fork, "the fork did not start")
             return
-        copy.pid = pid
-        self.by_run[copy.run_number] = copy
-        self._send_to_host(wire.ForkParked(copy.run_number))
+        fork.pid = pid
+        self.by_run[fork.run_number] = fork
+        self._send_to_host(wire.ForkParked(fork.run_number))
         while len(self.by_run) > self.max_forks:
             self.drop_oldest()
         self.schedule_measurement(MEASURE_IDLE_S)
 
-    def drop_fork(self, copy: ParkedFork, reason: str = "") -> None:
-        """Kill a copy, and say that it is gone, or for one that never stood, why."""
-        self._poller.unregister(copy.control_sock)
-        del self.by_descriptor[copy.control_sock.fileno()]
-        copy.control_sock.close()
-        if copy.pid:
-            processes.send_signal(copy.pid, signal.SIGKILL)
-            self._measurements.pop(copy.pid, None)
-        if self.by_run.get(copy.run_number) is copy:
-            del self.by_run[copy.run_number]
-            self._send_to_host(wire.ForkDropped(copy.run_number))
-        elif not copy.pid:
-            self._send_to_host(wire.ParkFailed(copy.run_number, reason))
+    def drop_fork(self, fork: ParkedFork, reason: str = "") -> None:
+        """Kill a fork and tell the host; `reason` is for one that never said hello."""
+        self._poller.unregister(fork.control_sock)
+        del self.by_descriptor[fork.control_sock.fileno()]
+        fork.control_sock.close()
+        if fork.pid:
+            processes.send_signal(fork.pid, signal.SIGKILL)
+            self._measurements.pop(fork.pid, None)
+        if self.by_run.get(fork.run_number) is fork:
+            del self.by_run[fork.run_number]
+            self._send_to_host(wire.ForkDropped(fork.run_number))
+        elif not fork.pid:
+            self._send_to_host(wire.ParkFailed(fork.run_number, reason))
 
     def drop_oldest(self) -> None:
-        """Make room."""
+        """Drop the oldest parked fork."""
         self.drop_fork(next(iter(self.by_run.values())))
 
     def forget_dead(self, pids: List[int]) -> None:
-        """Forget the copies that were among the processes which have been collected."""
-        for copy in [copy for copy in self.by_run.values() if copy.pid in pids]:
-            copy.pid = 0  # the number may be another process's soon
-            self.drop_fork(copy)
+        """Drop the forks among processes that have died and have been collected."""
+        for fork in [fork for fork in self.by_run.values() if fork.pid in pids]:
+            fork.pid = 0  # another process may get this number
+            self.drop_fork(fork)
 
     def close(self) -> None:
-        """Let go of all copies, which ends them unless another process holds their sockets as well."""
-        for copy in self.by_descriptor.values():
-            copy.control_sock.close()
+        """Close all control sockets; a fork ends when no other process holds its socket."""
+        for fork in self.by_descriptor.values():
+            fork.control_sock.close()
         self.by_descriptor.clear()
         self.by_run.clear()
 
     def await_hellos(self) -> None:
-        """Wait until each copy has said hello or its time is over."""
+        """Wait until each fork has said hello or has been dropped."""
         while True:
-            coming = {copy.control_sock.fileno(): copy for copy in self._starting_forks()}
-            if not coming:
+            starting = {fork.control_sock.fileno(): fork for fork in self._starting_forks()}
+            if not starting:
                 return
-            left = min(copy.hello_deadline for copy in coming.values()) - time.perf_counter()
-            for descriptor in select.select(list(coming), [], [], max(left, 0.0))[0]:
+            deadline = min(fork.hello_deadline for fork in starting.values())
+            left_s = max(deadline - time.perf_counter(), 0.0)
+            for descriptor in select.select(list(starting), [], [], left_s)[0]:
                 self.handle_hello(descriptor)
             self.drop_overdue()
 
     def drop_overdue(self) -> None:
-        """Give up the copies that have not said hello in time."""
+        """Drop the forks that have not said hello in time."""
         now = time.perf_counter()
-        for copy in self._starting_forks():
-            if copy.hello_deadline <= now:
-                self.drop_fork(copy, "the copy did not come up in time")
+        for fork in self._starting_forks():
+            if fork.hello_deadline <= now:
+                self.drop_fork(fork, "the fork did not start in time")
 
     def list_deadlines(self) -> List[float]:
-        """Return when something is to be done here."""
-        return [copy.hello_deadline for copy in self._starting_forks()] + [self.measure_at] * bool(
-            self.measure_at
-        )
+        """Return the times at which `drop_overdue` or `measure_memory` is to be called."""
+        deadlines = [fork.hello_deadline for fork in self._starting_forks()]
+        if self.measure_at:
+            deadlines.append(self.measure_at)
+        return deadlines
 
-    # waking ---------------------------------------------------------------------------------------
+    # promotion ------------------------------------------------------------------------------------
 
     def order_promotion(
         self, run_number: int, generation: int, worker_end: socket.socket
     ) -> Optional[ParkedFork]:
-        """Tell the copy of run `run` to copy itself as worker number `generation`; None if there is no such copy."""
-        copy = self.by_run.get(run_number)
-        if copy is None:
+        """Tell the fork of a run to fork itself as worker `generation`; None if it does not exist."""
+        fork = self.by_run.get(run_number)
+        if fork is None:
             return None
-        rights = worker_end.fileno().to_bytes(4, sys.byteorder)
-        data = generation.to_bytes(ORDER_BYTES, "big")
-        processes.send_signal(copy.pid, signal.SIGCONT)  # code may have stopped it
+        rights = worker_end.fileno().to_bytes(INT_BYTES, sys.byteorder)
+        order = generation.to_bytes(ORDER_BYTES, "big")
+        processes.send_signal(fork.pid, signal.SIGCONT)  # user code may have stopped it
         try:
-            if copy.control_sock.sendmsg(
-                [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-            ) == len(data):
-                return copy
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            if fork.control_sock.sendmsg([order], ancillary) == len(order):
+                return fork
         except OSError:
-            pass  # gone, or it does not read
-        self.drop_fork(copy)
+            pass  # it is gone, or it does not read
+        self.drop_fork(fork)
         return None
 
-    def await_promoted(self, copy: ParkedFork) -> int:
-        """Wait for the new worker that a copy was told to become; return its process, or 0 if there is none."""
-        select.select([copy.control_sock], [], [], HELLO_TIMEOUT_S)
+    def await_promoted(self, fork: ParkedFork) -> int:
+        """Wait for the worker that a fork was told to make; return its process, or 0 if none came."""
+        select.select([fork.control_sock], [], [], HELLO_TIMEOUT_S)
         try:
-            pid = _receive_hello(copy.control_sock)
+            pid = _receive_hello(fork.control_sock)
         except BlockingIOError:
             pid = 0
         if self._is_new_child(pid):
             return pid
-        self.drop_fork(copy)
+        self.drop_fork(fork)
         return 0
 
     # memory ---------------------------------------------------------------------------------------
 
-    def schedule_measurement(self, seconds: float) -> None:
-        """Have memory be measured in so many seconds, if it is not to be anyway, and not too often."""
+    def schedule_measurement(self, delay_s: float) -> None:
+        """Measure memory after `delay_s`, unless that is scheduled already; not too often."""
         if not self.measure_at and self.by_run:
-            self.measure_at = max(time.perf_counter() + seconds, self._measure_not_before)
+            self.measure_at = max(time.perf_counter() + delay_s, self._measure_not_before)
 
     def measure_memory(self) -> None:
-        """Measure one process that has not been; when all have been, drop copies until they fit."""
-        begun = time.perf_counter()
+        """Measure one more process; when all have been measured, drop a fork if they take too much."""
+        started = time.perf_counter()
         pids = [self.worker_pid, *self.pids()]
-        left = [pid for pid in pids if pid not in self._measurements]
-        if left:
-            self._measurements[left[0]] = _anonymous_memory(left[0])
-        self._measure_not_before = (
-            max(self._measure_not_before, begun) + (time.perf_counter() - begun) * MEASURE_SHARE
-        )
-        if len(left) > 1:
+        unmeasured = [pid for pid in pids if pid not in self._measurements]
+        if unmeasured:
+            self._measurements[unmeasured[0]] = _anonymous_memory(unmeasured[0])
+        pause_s = (time.perf_counter() - started) * MEASURE_SHARE
+        self._measure_not_before = max(self._measure_not_before, started) + pause_s
+        if len(unmeasured) > 1:
             return
-        extra = (
-            sum(self._measurements[pid][0] for pid in pids) - self._measurements[self.worker_pid][1]
-        )
+        proportional = sum(self._measurements[pid][0] for pid in pids)
+        extra_bytes = proportional - self._measurements[self.worker_pid][1]
         self._measurements.clear()
         self.measure_at = 0.0
-        if extra > self.max_bytes and self.by_run:
+        if extra_bytes > self.max_bytes and self.by_run:
             self.drop_oldest()
             self._measure_not_before = 0.0
             self.schedule_measurement(0.0)
 
 
 def _receive_hello(control: socket.socket) -> int:
-    """Return the process that said hello, as the kernel knows it; 0 if it is gone or said something else.
+    """Return the process that said hello; 0 if it is gone or said something else.
 
-    Raises BlockingIOError where nothing was said.
+    Raises BlockingIOError if it has said nothing.
     """
     try:
         data, ancillary, flags, _ = control.recvmsg(
@@ -255,25 +319,15 @@ def _receive_hello(control: socket.socket) -> int:
             pid = int.from_bytes(content[:INT_BYTES], sys.byteorder)
         elif kind == socket.SCM_RIGHTS:
             close_descriptors(unpack_descriptors(content))
-    return pid if data == HELLO_BYTE and not flags & socket.MSG_CTRUNC else 0
-
-
-def unpack_descriptors(content: bytes) -> List[int]:
-    """Return the descriptors that came as ancillary data."""
-    return [
-        int.from_bytes(content[at : at + INT_BYTES], sys.byteorder)
-        for at in range(0, len(content) - INT_BYTES + 1, INT_BYTES)
-    ]
-
-
-def close_descriptors(descriptors: List[int]) -> None:
-    """Close descriptors that nobody asked for."""
-    for descriptor in descriptors:
-        os.close(descriptor)
+    is_hello = data == HELLO_BYTE and not flags & socket.MSG_CTRUNC
+    return pid if is_hello else 0
 
 
 def _anonymous_memory(pid: int) -> Tuple[int, int]:
-    """Return the anonymous memory of a process in bytes: its proportional part, and all; (0, 0) where none tells."""
+    """Return the anonymous memory of a process in bytes: its proportional share, and all of it.
+
+    (0, 0) if the system does not tell.
+    """
     found = {b"Pss_Anon:": 0, b"Anonymous:": 0}
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:

@@ -48,7 +48,6 @@ class Worker:
     ) -> None:
         self.pid = os.getpid()
         self.max_value_chars = setup.max_value_chars
-        self.has_checkpoints = setup.max_checkpoints > 0
         self.parked_score = parked_score
         self.output_pipes = {1: stdout, 2: stderr}
         self.streams: Dict[str, io.TextIOWrapper] = {}
@@ -107,8 +106,8 @@ class Worker:
                 except BaseException:  # noqa: BLE001 - code broke what this module needs: a fresh start helps
                     os._exit(wire.BROKEN_EXIT_CODE)
                 self.channel.send(done)
-                if message.park and self.has_checkpoints:
-                    self.park_fork(message.run_number)
+            elif isinstance(message, wire.Park):
+                self.park_fork(message.run_number)
 
     def await_intermediate(self) -> None:
         """Clear up after a fork, unless a command comes first."""
