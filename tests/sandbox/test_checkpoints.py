@@ -237,6 +237,20 @@ async def test_a_handler_for_children_hears_of_none(run: SandboxDriver) -> None:
         assert await run.evaluate("heard") == "[]"
 
 
+async def test_a_burst_of_steps_parks_its_last_one_and_says_what_became_of_each(
+    run: SandboxDriver,
+) -> None:
+    await parked(run, "x = 0")
+    for _ in range(100):
+        await run("x += 1")
+    last = run.link.last_run_number
+    await until(lambda: last in run.link.parked_runs)
+    first_left = last - len(run.link.parked_runs)
+    await promoted(run, last)
+    assert await run.evaluate("x") == "100"
+    assert "followed at once" in run.link.park_failures.get(first_left, "followed at once")
+
+
 # what cannot be parked ------------------------------------------------------------------------------
 
 

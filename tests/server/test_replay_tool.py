@@ -22,6 +22,7 @@ from ..helpers.server_connection import (
 from .conftest import upstream_entry
 
 FAST = {"timeout_s": 60.0}
+PAUSE_S = 0.03  # after a step, so that the sandbox falls idle and parks its state
 GONE = {"command": "/nowhere/to/be/found"}
 COMPARED = ("status", "value", "stdout", "stderr", "error", "files", "step")
 
@@ -353,6 +354,7 @@ async def test_a_parked_step_is_brought_back_without_executing_anything_again(
 ) -> None:
     for n in range(1, 4):
         await server.run(f"x = {n}\nopen('f', 'w').write(str(x))", "parked")
+        await anyio.sleep(PAUSE_S)
     await until_tiers(server, "parked", dict.fromkeys((1, 2, 3), "parked"))
     moved = await server.replay("rewind", "parked", step=1)
     assert (moved.session, moved.step, moved.tier) == ("parked", 1, "parked")
@@ -393,6 +395,7 @@ async def test_tiers_are_true(tmp_path: Path) -> None:
     async with connect_server(settings) as server:
         for n in range(1, 6):
             await server.run(f"x = {n}\nopen(f'f{n}', 'w').close()", "t")
+            await anyio.sleep(PAUSE_S)
         await until_tiers(
             server, "t", {1: "rebuild", 2: "rebuild", 3: "rebuild", 4: "parked", 5: "parked"}
         )
@@ -401,6 +404,7 @@ async def test_tiers_are_true(tmp_path: Path) -> None:
         answer = await server.run("import os\nx, sorted(os.listdir())", "t")
         assert answer.value == [2, ["f1", "f2"]]
         assert "2 of its steps were executed again" in answer.note
+        await anyio.sleep(PAUSE_S)
         stopped = await server.run(
             "y = 1\nopen('g', 'w').close()\nwhile True: pass", "t", timeout_s=0.5
         )

@@ -71,6 +71,10 @@ class ParkSchedule:
             or self._unparked_runs >= MAX_UNPARKED_RUNS
         )
 
+    def is_due(self) -> bool:
+        """Return whether the pause after the last run has been long enough to park its state."""
+        return 0.0 < self.due_at <= time.perf_counter()
+
     def start_run(self) -> int:
         """Note the start of a run; return the run whose state is given up because of that, or 0."""
         skipped_run, self.due_run, self.due_at = self.due_run, 0, 0.0

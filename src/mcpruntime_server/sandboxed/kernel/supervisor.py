@@ -374,6 +374,8 @@ class Supervisor:
 
     def start_run(self, message: wire.Execute, frame: bytes) -> None:
         """Hand a run to the worker."""
+        if self.schedule.is_due():
+            self.order_parking()  # the loop was late
         skipped_run = self.schedule.start_run()
         if skipped_run:
             self.host.send(wire.ParkFailed(skipped_run, "the next run followed at once"))
@@ -439,7 +441,7 @@ class Supervisor:
             self.output.send_buffered()
         if self.next_interrupt_at and now >= self.next_interrupt_at:
             self.interrupt_worker()
-        if self.schedule.due_at and now >= self.schedule.due_at:
+        if self.schedule.is_due():
             self.order_parking()
 
     def _poll_timeout_ms(self) -> Optional[float]:
