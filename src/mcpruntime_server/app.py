@@ -31,6 +31,7 @@ from .capabilities.policy import Policy
 from .capabilities.skills.descriptions import SkillDescriber
 from .capabilities.skills.guides import GuideFolders
 from .capabilities.skills.library import SkillLibrary
+from .capabilities.skills.saving import SkillSaver
 from .capabilities.skills.store import SkillStore
 from .capabilities.tools.catalog import Catalog, open_catalog
 from .capabilities.tools.input_resources import UpstreamResources
@@ -103,6 +104,7 @@ class App:
     journal: Journal
     catalog: Catalog
     library: SkillLibrary
+    saver: SkillSaver
     providers: KnowledgeService
     backend: Backend
     runtime: Runtime
@@ -143,10 +145,11 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             agents = SubAgents(models, inputs)
             guides = GuideFolders(config.skills.folders)
             library = SkillLibrary(
-                SkillStore(config.skills.folder), journal, packages, catalog.schema_digest, guides
+                SkillStore(config.skills.folder), journal, catalog.schema_digest, guides
             )
+            describer = None
             if config.skills.describe == "model":
-                library.describer = SkillDescriber(models.ask_for_session, config.llm.model)
+                describer = SkillDescriber(models.ask_for_session, config.llm.model)
             router = Router(
                 {
                     "tools": build_tools_route(catalog, policy),
@@ -174,13 +177,14 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     *settings, journal, router, backend, waits_s=waits_s, inputs=inputs
                 ) as runtime:
                     catalog.on_change = runtime.mark_package_stale
-                    library.open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
+                    open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
+                    saver = SkillSaver(library, journal, packages, open_trial, describer)
                     agents.open_session = partial(open_agent_run_session, runtime, config)
                     runtime.get_spending = models.run_costs
                     runtime.announce_code = partial(start_imported_upstreams, catalog, background)
                     if resume_runs:
                         background.start_soon(resume_interrupted_runs, runtime)
-                    yield App(config, journal, catalog, library, providers, backend, runtime)
+                    yield App(config, journal, catalog, library, saver, providers, backend, runtime)
                 background.cancel_scope.cancel()
 
 
@@ -289,6 +293,7 @@ async def serve_stdio(config: Config) -> None:
             config,
             app.runtime,
             app.library,
+            app.saver,
             app.providers,
             packages,
             timed_out,

@@ -106,7 +106,7 @@ async def test_a_skill_uses_another_and_says_so(world: World) -> None:
     data = (await world.listed(name="cry")).structured_content or {}
     assert "skills.shout" in data["uses"]
     manifest = (world.store / "cry" / "skill.toml").read_text()
-    assert "[skills]" in manifest
+    assert "[skill_digests]" in manifest
 
 
 async def test_code_is_a_draft_until_a_run_has_proved_it(world: World) -> None:
@@ -217,8 +217,8 @@ async def test_lists_are_short(world: World) -> None:
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 DRAFTS = {
     "3 * 2 + len('abc')": "It is a constant",
-    "import random\nitem = 'a'\nadd(item=item)\nitem + str(random.random())": "depends on chance",
-    "import time\nitem = 'a'\nadd(item=item)\nround(time.time(), 3)": "depends on chance or on the time",
+    "import random\nitem = 'a'\nadd(item=item)\nitem + str(random.random())": "depends on randomness",
+    "import time\nitem = 'a'\nadd(item=item)\nround(time.time(), 3)": "depends on randomness or on the time",
     "from pathlib import Path\nPath('mine.txt').write_text('x')": "It is a constant",
 }
 
@@ -269,7 +269,7 @@ async def test_a_skill_that_ends_its_interpreter_with_other_values_is_a_draft(wo
     code = "def twice(item: str) -> str:\n    import os\n    return item * 2 if item == 'a' else os._exit(3)\ntwice('a')"
     told = await world.saved(code)
     assert told["reasons"][0].startswith(
-        "It works for the recorded value of parameter `item` only: "
+        "It works only for the recorded value of parameter `item`: "
     )
 
 
@@ -348,7 +348,7 @@ async def test_requests_that_make_no_sense_are_refused(world: World) -> None:
     for arguments, reason in (
         ({}, "Give `run` or `code`"),
         ({"run": failed.run, "code": "x"}, "Give `run` or `code`"),
-        ({"run": failed.run}, "only what ended well"),
+        ({"run": failed.run}, "only a run that succeeded"),
         ({"run": "r_nothing"}, "no run"),
         ({"code": "def run(:\n"}, "line 1"),
         ({"code": "def run(a):\n    return a\n", "name": "../../etc"}, "cannot name a skill"),
@@ -424,7 +424,9 @@ async def test_code_that_hangs_with_other_values_is_told_of_in_time_and_while_it
             "save_skill", {"run": run.run}, progress_callback=listen
         )
     assert (told.structured_content or {})["state"] == "draft"
-    assert "recorded value of parameter `n` only: it does not end within" in text_of(told)
+    assert "only for the recorded value of parameter `n`: it does not finish within" in text_of(
+        told
+    )
     assert heard[0].startswith("the skill is being checked, 1 s")
 
 
@@ -524,14 +526,14 @@ async def test_runs_that_worked_become_skills_by_themselves(tmp_path: Path, auto
                 or not (tmp_path / "skills_store").exists()
             )
         first = await server.run(code.replace("ITEM", "figs"), session="s")
-        assert "Kept as the draft skill shouted@1" in first.data["note"]
+        assert "Saved as the draft skill shouted@1" in first.data["note"]
         again = await server.run(code.replace("ITEM", "figs"), session="t")
         assert "skill" not in again.data.get("note", "")
         second = await server.run(code.replace("ITEM", "kale"), session="s")
         if auto == "draft":
             assert "skill" not in second.data.get("note", "")
             return
-        assert "Kept as a skill: from skills.shouted import run." in second.data["note"]
+        assert "Saved as a skill: from skills.shouted import run." in second.data["note"]
         third = await server.run(code.replace("ITEM", "peas"), session="s")
         assert "The skill shouted does this" in third.data["note"]
         assert await server.evaluate("from skills.shouted import run\nrun(item='x')") == "X"

@@ -194,7 +194,7 @@ async def check_versions(
         await app.catalog.start_upstreams(servers & set(app.catalog.package_names()))
         console = create_console(sys.stderr)
         tracked = track(skills, "checking", console=console, disable=not console.is_terminal)
-        return [await app.library.recheck(skill, may_revive=may_revive) for skill in tracked]
+        return [await app.saver.recheck(skill, may_revive=may_revive) for skill in tracked]
 
 
 def report_checked(skills: list[Skill]) -> int:

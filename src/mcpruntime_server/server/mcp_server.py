@@ -27,6 +27,7 @@ from .. import __version__
 from ..capabilities.knowledge.service import KnowledgeService
 from ..capabilities.skills.auto_save import AutoSaver
 from ..capabilities.skills.library import SkillLibrary
+from ..capabilities.skills.saving import SkillSaver
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from ..protocol.suggestions import did_you_mean
@@ -84,6 +85,7 @@ def build_mcp_server(
     config: Config,
     runtime: Runtime,
     library: SkillLibrary,
+    saver: SkillSaver,
     providers: KnowledgeService,
     packages: Sequence[str],
     timed_out: Container[str],
@@ -99,7 +101,7 @@ def build_mcp_server(
     actions = ReplayToolHandler(config, runtime, packages, LOCAL_PRINCIPAL)
     auto = config.skills.auto
     evolution = (
-        None if auto == "off" else AutoSaver(library, promotes=auto == "active-on-second-success")
+        None if auto == "off" else AutoSaver(saver, may_activate=auto == "active-on-second-success")
     )
     runs = RunToolHandler(config, runtime, default, timed_out, evolution)
     server = RuntimeMcpServer(
@@ -114,7 +116,7 @@ def build_mcp_server(
         tools=[
             build_run_tool(runs, packages),
             build_replay_tool(actions, default, timed_out),
-            *build_skill_tools(SkillToolHandler(library, runtime.journal, LOCAL_PRINCIPAL)),
+            *build_skill_tools(SkillToolHandler(library, saver, runtime.journal, LOCAL_PRINCIPAL)),
             build_ask_tool(AskToolHandler(config, runs)),
         ],
         extensions=[TasksExtension(runs, config.server.keep_days), SkillsExtension(library)],

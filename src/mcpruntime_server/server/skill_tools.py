@@ -13,6 +13,7 @@ from pydantic import Field
 from ..capabilities.skills.guides import Guide
 from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.skills.model import Skill
+from ..capabilities.skills.saving import SkillSaver
 from ..capabilities.skills.selection import describe_state, listing_entry
 from ..capabilities.skills.usage import UsageRecord
 from ..errors import InvalidRequest, McpRuntimeError
@@ -41,8 +42,11 @@ SKILL_PROMPT_HEADER = (
 class SkillToolHandler:
     """Carries out the tools."""
 
-    def __init__(self, library: SkillLibrary, journal: Journal, principal: str) -> None:
+    def __init__(
+        self, library: SkillLibrary, saver: SkillSaver, journal: Journal, principal: str
+    ) -> None:
         self._library = library
+        self._saver = saver
         self._journal = journal
         self._principal = principal
 
@@ -79,9 +83,9 @@ class SkillToolHandler:
             )
         if run is not None:
             row = await self._find_run(run)
-            saved = await self._library.save_run(row, name or "")
+            saved = await self._saver.save_run(row, name or "")
         else:
-            saved = await self._library.save_code(code or "", name or "")
+            saved = await self._saver.save_code(code or "", name or "")
         skill = saved.skill
         lines = [
             f"{skill.id} is {describe_state(skill.state)}"

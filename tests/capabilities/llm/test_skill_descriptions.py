@@ -102,7 +102,7 @@ async def test_a_model_names_and_documents_what_has_passed_the_gate(
     folder = folder_of(server, "shout_thrice")
     assert skills_ref.validate(folder) == []
     assert "- `item`: `'SECRET PEARS'`, what is added" in (folder / "SKILL.md").read_text()
-    assert 'described = "json"' in (folder / "skill.toml").read_text()
+    assert 'described_by = "json"' in (folder / "skill.toml").read_text()
     again, text = await saved(server, CODE.replace("PEARS", "KALE"))
     assert (again["name"], again["version"], again["summary"]) == (
         "shout_thrice",
@@ -142,7 +142,7 @@ async def test_words_that_cannot_be_used_leave_the_codes_own(
     assert told["state"] == "active"
     assert told["name"].startswith("words")
     assert told["summary"].startswith("Return words")
-    assert "A model was asked to describe it, and its words are the code's own: " in said
+    assert "A model was asked for a description, but the code's own words stay: " in said
     assert "ABCDEFGHIJKLMNOP" not in said
 
 
@@ -242,7 +242,7 @@ async def test_without_an_answer_the_codes_own_words_stand_and_that_is_told(
             "active",
             "Return words, with counted.add.",
         )
-        assert "its words are the code's own: " in text
+        assert "the code's own words stay: " in text
         assert "nobody-sees" not in text
         assert told["note"] in text
 
@@ -254,10 +254,10 @@ async def test_what_is_kept_by_itself_is_described_when_it_is_put_in_use(
     async with opened(tmp_path, model, auto="active-on-second-success") as server:
         await server.evaluate("ask_llm('x')")  # the process that asks models is there
         first = await server.run(CODE, session="a")
-        assert "Kept as the draft skill words@1" in first.data["note"]
+        assert "Saved as the draft skill words@1" in first.data["note"]
         second = await server.run(CODE.replace("PEARS", "KALE"), session="b")
         assert (
-            "Kept as a skill: from skills.words import run. It was named and described by json."
+            "Saved as a skill: from skills.words import run. It was named and described by json."
             in second.data["note"]
         )
         listed = await server.client.call_tool("list_skills", {"query": "repeat an item"})

@@ -248,7 +248,7 @@ def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
         load_or_create_key(path)
     path.chmod(0o600)
     path.write_text("no key")
-    with pytest.raises(InvalidRequest, match="is no key"):
+    with pytest.raises(InvalidRequest, match="is not a key"):
         load_or_create_key(path)
     with pytest.raises(Unavailable):
         load_or_create_key(tmp_path / "none" / "key")

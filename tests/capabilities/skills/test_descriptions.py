@@ -8,13 +8,16 @@ import json
 import pytest
 
 from mcpruntime_server.capabilities.skills.descriptions import (
-    is_describable,
-    plain,
-    shown,
-    with_words,
-    words_in,
+    format_data,
+    needs_description,
+    read_answer,
+    set_docstrings,
 )
-from mcpruntime_server.capabilities.skills.docstrings import front_line, parameter_descriptions
+from mcpruntime_server.capabilities.skills.docstrings import (
+    parameter_descriptions,
+    to_docstring_line,
+    to_front_matter_line,
+)
 from mcpruntime_server.capabilities.skills.duplicates import source_shape
 from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
 from mcpruntime_server.capabilities.skills.model import ExtractedSkill, RecordedStep
@@ -66,12 +69,12 @@ def made_of(code: str, *calls: RecordedCall) -> ExtractedSkill:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_cannot_be_are_refused(name: str) -> None:
     with pytest.raises(SkillRefused, match="cannot name a skill"):
-        words_in({**SAID, "name": name})
+        read_answer({**SAID, "name": name})
 
 
 @pytest.mark.parametrize("name", ["Shout Out", "shout-out", " shout_out "])
 def test_names_are_taken_as_people_write_them(name: str) -> None:
-    assert words_in({**SAID, "name": name}) == (
+    assert read_answer({**SAID, "name": name}) == (
         "shout_out",
         "Say it loudly.",
         {"word": "what is said"},
@@ -81,7 +84,7 @@ def test_names_are_taken_as_people_write_them(name: str) -> None:
 @pytest.mark.parametrize("text", ["", " \n\t", "\u202e\u200b", "token ghp_" + "a1B2" * 9])
 def test_summaries_that_say_nothing_or_too_much_are_refused(text: str) -> None:
     with pytest.raises(SkillRefused):
-        words_in({**SAID, "summary": text})
+        read_answer({**SAID, "summary": text})
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -91,8 +94,10 @@ def test_no_words_are_more_than_words(text: str, documented_before: bool) -> Non
     if not documented_before:
         code = "def cry(word: str) -> str:\n    return word.upper() + '!'\ncry('pears')"
     source = made_of(code).source
-    _, summary, about = words_in({**SAID, "summary": f"Say {text}", "parameters": {"word": text}})
-    worded = with_words(source, summary, about)
+    _, summary, about = read_answer(
+        {**SAID, "summary": f"Say {text}", "parameters": {"word": text}}
+    )
+    worded = set_docstrings(source, summary, about)
     tree = ast.parse(worded)
     assert [type(node).__name__ for node in tree.body] == [
         type(node).__name__ for node in ast.parse(source).body
@@ -101,7 +106,7 @@ def test_no_words_are_more_than_words(text: str, documented_before: bool) -> Non
     assert (ast.get_docstring(tree) or "") == summary
     assert parameter_descriptions(worded) == {"word": about["word"]}
     assert all(line.isprintable() and len(line) <= 120 for line in worded.splitlines())
-    assert "---" not in front_line(summary, 1000)
+    assert "---" not in to_front_matter_line(summary, 1000)
 
 
 def test_what_was_recorded_is_not_shown() -> None:
@@ -122,7 +127,7 @@ def test_what_was_recorded_is_not_shown() -> None:
     )
     made = made_of(code, call)
     assert made.case is not None
-    text = shown(made.source, made, made.case)
+    text = format_data(made.source, made, made.case)
     assert "SECRET" not in text
     assert "4711" not in text
     assert "PEARS!" not in text
@@ -139,17 +144,17 @@ def test_what_is_too_long_is_not_shown() -> None:
     long = made_of("word = 'pears'\nrows = [" + "word.upper(), " * 9000 + "]\nrows")
     assert made.case is not None
     assert long.case is not None
-    assert shown(made.source, made, made.case)
+    assert format_data(made.source, made, made.case)
     with pytest.raises(SkillRefused, match="at most"):
-        shown(long.source, long, long.case)
+        format_data(long.source, long, long.case)
 
 
 def test_functions_that_say_what_they_do_are_left_alone() -> None:
-    assert not is_describable(
+    assert not needs_description(
         read_written_skill("def cry(word):\n    'Cry it.'\n    return word.upper()\n")
     )
-    assert is_describable(read_written_skill("def cry(word):\n    return word.upper()\n"))
-    assert is_describable(made_of("word = 'pears'\nword.upper() + '!'"))
+    assert needs_description(read_written_skill("def cry(word):\n    return word.upper()\n"))
+    assert needs_description(made_of("word = 'pears'\nword.upper() + '!'"))
 
 
 def test_docstrings_say_what_parameters_are_in_many_ways() -> None:
@@ -161,5 +166,5 @@ def test_docstrings_say_what_parameters_are_in_many_ways() -> None:
 
 
 def test_lines_are_cut_where_they_are_long() -> None:
-    assert plain("x" * 500, 100) == "x" * 97 + "..."
-    assert plain("\n" * 10_000 + "late", 100) == ""
+    assert to_docstring_line("x" * 500, 100) == "x" * 97 + "..."
+    assert to_docstring_line("\n" * 10_000 + "late", 100) == ""

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpruntime_server.capabilities.skills.annotate import annotation_of
 from mcpruntime_server.capabilities.skills.duplicates import source_shape
 from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
 from mcpruntime_server.capabilities.skills.lint import check_source
 from mcpruntime_server.capabilities.skills.model import ExtractedSkill, RecordedStep
+from mcpruntime_server.capabilities.skills.parameters import annotation_of
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.events import canonical_json
 from mcpruntime_server.journal.recording import RecordedCall
@@ -200,8 +200,8 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
             "from tools.git import log\nAUTHOR = 'Ann'\ndef is_other(author):\n    return author != AUTHOR\n"
             "len([row for row in log(repo_path='/srv/repo') if is_other(row['author'])])",
         ),
-        {"author_": "Ann", "repo_path": "/srv/repo"},
-        {"author_": "Bo"},
+        {"author": "Ann", "repo_path": "/srv/repo"},
+        {"author": "Bo"},
         2,
     ),
     "what an object of code's own class is made of": (
@@ -420,7 +420,7 @@ REFUSED = {
     "x = 1\nfor y in [x]:\n    print(y)": "has no result",
     "import json": "has no result",
     "missing + 1": "needs 'missing', which no step",
-    "def run(a):\n    return a\nrun(open('f'))": "what it is called with is computed",
+    "def run(a):\n    return a\nrun(open('f'))": "is called with computed values",
     "1 +": "cannot be parsed",
     "x = '\ud800'\nx": "cannot be",
 }
@@ -449,7 +449,7 @@ def test_a_skill_is_named_by_what_it_returns_and_not_by_what_it_is_asked(
 
 def test_functions_that_change_what_is_global_are_told(host: Recorder) -> None:
     with pytest.raises(
-        SkillRefused, match="Line 3: a skill has no variables that are global, as total is"
+        SkillRefused, match="Line 3: a skill cannot have global variables such as total"
     ):
         extract_skill(
             record(host, "total = 0\ndef add(n):\n    global total\n    total += n\nadd(2)\ntotal")
@@ -473,7 +473,7 @@ def test_a_parameter_is_called_like_that_of_a_function_which_never_meets_it(host
 
 
 def test_names_that_failed_code_defined_are_told(host: Recorder) -> None:
-    with pytest.raises(SkillRefused, match="only code that failed has defined"):
+    with pytest.raises(SkillRefused, match="only code that failed defines"):
         extract_skill([RecordedStep("a", "x = 1\n1 / 0", False), RecordedStep("b", "x + 1", True)])
 
 

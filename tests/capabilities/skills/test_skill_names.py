@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpruntime_server.capabilities.skills.lint import check_source, is_absolute
+from mcpruntime_server.capabilities.skills.lint import check_source, is_absolute_path
 from mcpruntime_server.capabilities.skills.skill_names import (
     choose_free_name,
     name_problem,
@@ -135,14 +135,14 @@ def test_random_texts_are_secrets_and_hashes_words_and_paths_are_not() -> None:
     ["/home/ann/x", "/etc", "/tmp/a b"[:6], "~/notes", "C:\\Users\\x", "\\\\host\\share", "/a/b/c"],
 )
 def test_absolute_paths_are_seen(text: str) -> None:
-    assert is_absolute(text)
+    assert is_absolute_path(text)
 
 
 @pytest.mark.parametrize(
     "text", ["a/b", "/", "and/or", "https://x.org/y", "/users", "<a href='/x/y'>", "\\d+/\\d+", ""]
 )
 def test_other_texts_are_no_paths(text: str) -> None:
-    assert not is_absolute(text)
+    assert not is_absolute_path(text)
 
 
 RUN = "def run(a: int = 1) -> int:\n    return a\n"
@@ -161,7 +161,7 @@ REFUSED = {
     f"x: print('x') = 1\n{RUN}": "Line 1 does work",
     f"import builtins\nbuiltins.open = None\n{RUN}": "Line 2 does work",
     f"x = {{}}\nx[print('x')] = 1\n{RUN}": "Line 2 does work",
-    f"{RUN}    # \u202e }} after that\n": "Line 3 has characters that turn text around",
+    f"{RUN}    # \u202e }} after that\n": "Line 3 has characters that change the direction of text",
     "import os as o\ndef run(a):\n    return o.environ[a]\n": "Line 3 reads the environment",
     "import posix\ndef run(a):\n    return posix.environ[a]\n": "Line 3 reads the environment",
     f"def run(a={'-' * 900}1):\n    return a\n": "nested too deeply",

@@ -1,6 +1,7 @@
-"""Skills: working code that was kept, with its types, its recorded cases and its history, and is importable again.
+"""Skills: code that worked, saved as a function with types and recorded cases, and importable.
 
-A skill is a folder of the Agent Skills standard and a Python module. `extract` makes one of recorded runs (`slices`
-finds the statements, `literals` the parameters, `annotate` the types), `lint` says what it must not be, `gate` has it
-prove itself in a clean sandbox, `store` keeps its versions (`folder`), and `library` is what server and sandboxes ask.
+A skill is a folder of the Agent Skills standard and a Python module. `saving` makes skills:
+`extraction` turns recorded runs into a function (`slicing` selects the statements, `parameters` the
+literals that become parameters), `lint` refuses what cannot be a skill, and `gate` tests it in a
+clean sandbox. `store` keeps all versions, and `library` finds them.
 """

@@ -1,8 +1,10 @@
-"""Skills between stores: a version as a zip with one folder of the Agent Skills standard in it.
+"""Exchange skills between stores: a version as a zip with one folder of the Agent Skills standard.
 
-Rule 1: the same version is the same bytes, whoever exports it and when.
-Rule 2: an archive may come from anybody. What it holds is read within limits and believed only as far as it was
-checked: it becomes a draft, whatever it says of itself, and proves itself like any other.
+Rule 1: the same version gives the same bytes, whoever exports it and when.
+Rule 2: an archive may come from anybody. It is read within limits, and believed only as far as it
+was checked: its digests and its signature have to be right, its state and statistics are ignored.
+It becomes a draft, which has to pass the gate here. A trusted key changes what is said about a
+skill, not what is done with it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import PurePosixPath
 from ...errors import SkillRefused
 from .docstrings import to_one_line
 from .guides import parse_front_matter
-from .lint import check_entry_signature, check_source, parse_source
+from .lint import check_source
 from .model import Skill
 from .selection import check_case, check_dependency_cycle
 from .signing import is_signature_valid
@@ -30,6 +32,7 @@ from .version_files import (
     MAX_FILE_BYTES,
     SKILL_FILE,
     SOURCE_FILE,
+    VERSION_FILES,
     FileContents,
     Manifest,
     compute_file_digests,
@@ -37,22 +40,32 @@ from .version_files import (
     decode_case,
     decode_manifest,
     decode_text_file,
+    without_manifest,
 )
 
-MAX_ARCHIVE_FILES = 64
-MAX_UNPACKED_BYTES = 8_000_000  # unpacked
 MAX_ARCHIVE_BYTES = 8_000_000
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can tell
-IMPORTED = "It was imported, and has not been checked here yet: `mcpruntime-server skills promote NAME@VERSION`."
+MAX_ARCHIVE_FILES = 64
+MAX_UNPACKED_BYTES = 8_000_000
+MAX_TOOL_NAME_CHARS = 200
+MAX_SUMMARY_CHARS = 1000
+MAX_MESSAGE_CHARS = 200  # of an error of the zip reader
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
+ENCRYPTED_FLAG = 1
+FILE_TYPE_MASK, PLAIN_FILE_TYPE = 0o170000, 0o100000
+IMPORTED = (
+    "It was imported, and has not been checked here yet: "
+    "`mcpruntime-server skills promote NAME@VERSION`."
+)
 
 
 def pack_skill(skill: Skill, files: FileContents) -> bytes:
-    """Return the archive of a version whose files, its manifest among them, are these."""
+    """Return the archive of a version; `files` are all its files, with the manifest."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for path, data in sorted(files.items()):
-            entry = zipfile.ZipInfo(f"{to_slug(skill.name)}/{path}", EPOCH)
-            entry.create_system, entry.external_attr = 3, 0o100644 << 16
+            entry = zipfile.ZipInfo(f"{to_slug(skill.name)}/{path}", ZIP_EPOCH)
+            entry.create_system = 3  # Unix
+            entry.external_attr = (PLAIN_FILE_TYPE | 0o644) << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, data, compresslevel=9)
     return target.getvalue()
@@ -61,62 +74,60 @@ def pack_skill(skill: Skill, files: FileContents) -> bytes:
 def import_archive(
     store: SkillStore, data: bytes, packages: Collection[str] | None
 ) -> tuple[Skill, bool]:
-    """Keep the skill of an archive as a draft; return it and whether it was there already. Raises `SkillRefused`.
+    """Add the skill of an archive as a draft; return it, and whether the store had it already.
 
-    `packages` are what is installed in sandboxes, None where that is not known.
+    `packages` are what sandboxes have installed, None if that is unknown. Raises `SkillRefused`.
     """
-    name, files = unpack_archive(data)
+    slug, files = unpack_archive(data)
     manifest = decode_manifest(files[MANIFEST_FILE])
-    content = {path: each for path, each in files.items() if path != MANIFEST_FILE}
-    if (
-        to_slug(manifest.name) != name
-        or parse_front_matter(decode_text_file(content, SKILL_FILE)).get("name") != name
-    ):
+    content = without_manifest(files)
+    front_matter = parse_front_matter(decode_text_file(content, SKILL_FILE))
+    if to_slug(manifest.name) != slug or front_matter.get("name") != slug:
         raise SkillRefused(
-            f"The folder {name}, {SKILL_FILE} and {MANIFEST_FILE} do not have one name."
+            f"The folder {slug}, {SKILL_FILE} and {MANIFEST_FILE} have different names."
         )
-    digests = compute_file_digests(content)
-    if dict(manifest.file_digests) != digests:
+    file_digests = compute_file_digests(content)
+    if dict(manifest.file_digests) != file_digests:
         raise SkillRefused(
-            f"{MANIFEST_FILE} has other digests than the files: the archive is damaged, or was changed."
+            f"The digests in {MANIFEST_FILE} are not those of the files: the archive is damaged, or was changed."
         )
-    digest = compute_version_digest(digests)
-    if manifest.signature and not is_signature_valid(
-        manifest.name, digest, manifest.signature, manifest.signer_key
-    ):
+    digest = compute_version_digest(file_digests)
+    signature, signer_key = manifest.signature_hex, manifest.signer_key
+    if signature and not is_signature_valid(manifest.name, digest, signature, signer_key):
         raise SkillRefused(
-            "The signature is wrong: somebody has changed the skill, or signed another one."
+            "The signature is wrong: the skill was changed, or another one was signed."
         )
-    found = store.all_versions()
-    for known in found.get(manifest.name, ()):
+    skills = store.all_versions()
+    for known in skills.get(manifest.name, ()):
         if known.digest == digest:
-            is_news = bool(manifest.signature) and not known.signature_hex
-            return store.set_signature(
-                known, manifest.signature, manifest.signer_key
-            ) if is_news else known, True
-    source = decode_text_file(content, SOURCE_FILE)
-    check_entry_signature(parse_source(source))
-    checked = check_source(source, packages)
-    check_dependency_cycle(manifest.name, checked.skills, found)
-    for path, each in content.items():
+            is_newly_signed = bool(signature) and not known.signature_hex
+            if is_newly_signed:
+                return store.set_signature(known, signature, signer_key), True
+            return known, True
+    checked = check_source(decode_text_file(content, SOURCE_FILE), packages)
+    check_dependency_cycle(manifest.name, checked.skills, skills)
+    for path, case in content.items():
         if path.startswith(f"{CASES_FOLDER}/"):
-            check_case(decode_case(each, path))
-    tools = {tool: digest for tool, digest in manifest.tool_digests.items() if len(tool) <= 200}
-    kept = Manifest(
+            check_case(decode_case(case, path))
+    imported = Manifest(
         name=manifest.name,
         version=0,
         reasons=(IMPORTED,),
-        summary=to_one_line(manifest.summary)[:1000],
+        summary=to_one_line(manifest.summary)[:MAX_SUMMARY_CHARS],
         origin="import",
         saved_at=time.time(),
-        tool_digests=tools,
-        skill_digests={
-            used: manifest.skill_digests.get(used, "") for used in sorted(checked.skills)
+        tool_digests={
+            tool: schemas
+            for tool, schemas in manifest.tool_digests.items()
+            if len(tool) <= MAX_TOOL_NAME_CHARS
         },
-        signature=manifest.signature,
-        signer_key=manifest.signer_key,
+        skill_digests={
+            name: manifest.skill_digests.get(name, "") for name in sorted(checked.skills)
+        },
+        signature_hex=signature,
+        signer_key=signer_key,
     )
-    return store.add_version(content, kept), False
+    return store.add_version(content, imported), False
 
 
 def unpack_archive(data: bytes) -> tuple[str, dict[str, bytes]]:
@@ -127,7 +138,7 @@ def unpack_archive(data: bytes) -> tuple[str, dict[str, bytes]]:
         )
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _unpacked(archive)
+            return _unpack(archive)
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -137,12 +148,11 @@ def unpack_archive(data: bytes) -> tuple[str, dict[str, bytes]]:
         RuntimeError,
         ValueError,
     ) as exc:
-        raise SkillRefused(
-            f"This is no archive of a skill: {to_one_line(str(exc))[:200]}."
-        ) from None
+        message = to_one_line(str(exc))[:MAX_MESSAGE_CHARS]
+        raise SkillRefused(f"The file is not an archive of a skill: {message}.") from None
 
 
-def _unpacked(archive: zipfile.ZipFile) -> tuple[str, dict[str, bytes]]:
+def _unpack(archive: zipfile.ZipFile) -> tuple[str, dict[str, bytes]]:
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     if len(entries) > MAX_ARCHIVE_FILES:
         raise SkillRefused(
@@ -150,41 +160,43 @@ def _unpacked(archive: zipfile.ZipFile) -> tuple[str, dict[str, bytes]]:
         )
     files: dict[str, bytes] = {}
     folders: set[str] = set()
-    left = MAX_UNPACKED_BYTES
+    bytes_left = MAX_UNPACKED_BYTES
     for entry in entries:
-        folder, path = _place(entry)
+        folder, path = _split_path(entry)
         folders.add(folder)
         if path in files:
-            raise SkillRefused(f"{path} is in the archive twice.")
-        with archive.open(entry) as file:  # the size that it claims is not believed
-            files[path] = file.read(min(MAX_FILE_BYTES, left) + 1)
-        left -= len(files[path])
-        if len(files[path]) > MAX_FILE_BYTES or left < 0:
+            raise SkillRefused(f"The archive has {path} twice.")
+        with archive.open(entry) as file:  # the size in the entry may be wrong
+            files[path] = file.read(min(MAX_FILE_BYTES, bytes_left) + 1)
+        bytes_left -= len(files[path])
+        if len(files[path]) > MAX_FILE_BYTES or bytes_left < 0:
             raise SkillRefused(
-                f"{path} is too large: a file may have {MAX_FILE_BYTES:,} bytes, all of them {MAX_UNPACKED_BYTES:,}."
+                f"{path} is too large: a file may have {MAX_FILE_BYTES:,} bytes, "
+                f"and all files {MAX_UNPACKED_BYTES:,}."
             )
     if len(folders) != 1:
-        raise SkillRefused("An archive of a skill has one folder with all files in it.")
-    for path in (SKILL_FILE, SOURCE_FILE, MANIFEST_FILE):
+        raise SkillRefused("The archive of a skill has one folder, with all files in it.")
+    for path in VERSION_FILES:
         if path not in files:
-            remedy = (
-                "[skills] folders takes Agent Skills as they are." if path != SKILL_FILE else ""
-            )
-            raise SkillRefused(f"There is no {path} in the archive.", remedy=remedy)
+            is_guide = path != SKILL_FILE
+            remedy = "Add an Agent Skill without it to [skills] folders." if is_guide else ""
+            raise SkillRefused(f"The archive has no {path}.", remedy=remedy)
     return folders.pop(), files
 
 
-def _place(entry: zipfile.ZipInfo) -> tuple[str, str]:
-    """Return the folder and the path in it of a file in an archive; raises `SkillRefused`."""
-    if entry.flag_bits & 1:
-        raise SkillRefused(f"{entry.filename!r:.100} is encrypted.")
-    if (entry.external_attr >> 16) & 0o170000 not in (0, 0o100000):
-        raise SkillRefused(f"{entry.filename!r:.100} is not a plain file.")
+def _split_path(entry: zipfile.ZipInfo) -> tuple[str, str]:
+    """Return the folder of a file in an archive, and its path in the folder.
+
+    Raises `SkillRefused`.
+    """
+    name = f"{entry.filename!r:.100}"
+    if entry.flag_bits & ENCRYPTED_FLAG:
+        raise SkillRefused(f"{name} is encrypted.")
+    if (entry.external_attr >> 16) & FILE_TYPE_MASK not in (0, PLAIN_FILE_TYPE):
+        raise SkillRefused(f"{name} is not a plain file.")
     parts = PurePosixPath(entry.filename).parts
     folder, path = parts[0] if parts else "", "/".join(parts[1:])
-    known = path in (SKILL_FILE, SOURCE_FILE, MANIFEST_FILE) or (
-        len(parts) == 3 and parts[1] == CASES_FOLDER and CASE_FILE_NAME.fullmatch(parts[2])
-    )
-    if not known or entry.filename != f"{folder}/{path}":
-        raise SkillRefused(f"{entry.filename!r:.100} does not belong into a skill.")
+    is_case = len(parts) == 3 and parts[1] == CASES_FOLDER and CASE_FILE_NAME.fullmatch(parts[2])
+    if not (path in VERSION_FILES or is_case) or entry.filename != f"{folder}/{path}":
+        raise SkillRefused(f"{name} is not a file of a skill.")
     return folder, path

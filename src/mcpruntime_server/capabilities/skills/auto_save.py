@@ -1,7 +1,10 @@
-"""Runs that worked become skills by themselves: a draft at first, in use when it has worked twice and passed the gate.
+"""Save runs as skills without being asked, where `[skills] auto` wants that.
 
-Rule: this only helps. What cannot be a skill is passed over, and no run waits for it longer than `PATIENCE_S`, or than
-`WORDS_S` more where a model is asked for words.
+A run that makes calls becomes a draft. When another run does the same, the draft is tested at the
+gate.
+
+Rule: this only helps. What cannot be a skill is skipped, and no run waits for it longer than
+`GATE_PATIENCE_S`, or `DESCRIPTION_PATIENCE_S` more where a model describes skills.
 """
 
 from __future__ import annotations
@@ -16,63 +19,66 @@ import anyio
 
 from ...errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused
 from ...journal.rows import RunRow
-from .library import SkillLibrary
+from .saving import SkillSaver
 
-PATIENCE_S = 5.0  # for the gate, after a second success
-WORDS_S = 10.0  # more, where a model is then to describe it
-MAX_SEEN = 10_000  # codes that were looked at, so that a repeated one costs nothing
-MIN_LINES = 3  # of code that has structure
+GATE_PATIENCE_S = 5.0
+DESCRIPTION_PATIENCE_S = 10.0
+MAX_REMEMBERED = 10_000  # codes that were considered; a repeated one is skipped at once
+MIN_LINES = 3  # of code; shorter code is not worth saving
 
 logger = logging.getLogger(__name__)
 
 
 class AutoSaver:
-    """Looks at every run that ended well; `promotes` says whether a second success puts a draft in use."""
+    """Considers every run that succeeded; `may_activate` says whether a second success activates a draft."""
 
-    def __init__(self, library: SkillLibrary, *, promotes: bool) -> None:
-        self._library = library
-        self._promotes = promotes
-        self._seen: dict[bytes, None] = {}
+    def __init__(self, saver: SkillSaver, *, may_activate: bool) -> None:
+        self._saver = saver
+        self._may_activate = may_activate
+        self._considered: dict[bytes, None] = {}
 
-    def should_consider(self, code: str, value: Mapping[str, Any] | None, calls: int) -> bool:
-        """Return whether a run may be worth keeping, and its code has not been looked at yet."""
-        lines = [
-            line
-            for line in code.splitlines()
-            if line.strip() and not line.lstrip().startswith(("#", "import "))
-        ]
-        if not calls or len(lines) < MIN_LINES or not has_useful_result(value):
+    def should_consider(self, code: str, value: Mapping[str, Any] | None, call_count: int) -> bool:
+        """Return whether a run may be worth saving, and its code is new."""
+        if not call_count or not has_useful_result(value):
+            return False
+        lines = (line.strip() for line in code.splitlines())
+        if sum(bool(line) and not line.startswith(("#", "import ")) for line in lines) < MIN_LINES:
             return False
         digest = sha256(code.encode("utf-8", "surrogatepass")).digest()
-        if digest in self._seen:
+        if digest in self._considered:
             return False
-        if len(self._seen) >= MAX_SEEN:
-            del self._seen[next(iter(self._seen))]
-        self._seen[digest] = None
+        if len(self._considered) >= MAX_REMEMBERED:
+            del self._considered[next(iter(self._considered))]
+        self._considered[digest] = None
         return True
 
     async def consider_run(self, run: RunRow) -> str:
-        """Keep a run if it is worth it, and return one line about that; "" if there is nothing to say."""
+        """Save a run if it is worth it, and return one line about that; "" if there is nothing to say."""
+        patience_s = GATE_PATIENCE_S
+        if self._saver.has_describer:
+            patience_s += DESCRIPTION_PATIENCE_S
         try:
-            with anyio.move_on_after(PATIENCE_S + (WORDS_S if self._library.describer else 0.0)):
-                saved = await self._library.propose_draft(run, promotes=self._promotes)
-                if saved is None or (saved.already_existed and saved.skill.state != "active"):
+            with anyio.move_on_after(patience_s):
+                saved = await self._saver.propose_draft(run, may_activate=self._may_activate)
+                if saved is None:
                     return ""
                 skill = saved.skill
+                use = f"from skills.{skill.name} import run."
+                if skill.state != "active":
+                    note = f"Saved as the draft skill {skill.id}: save_skill(run=...) checks it."
+                    return "" if saved.already_existed else note
                 if saved.already_existed:
-                    return f"The skill {skill.name} does this: from skills.{skill.name} import run."
-                if skill.state == "active":
-                    return f"Kept as a skill: from skills.{skill.name} import run. {saved.note}".rstrip()
-                return f"Kept as the draft skill {skill.id}: save_skill(run=...) checks it."
+                    return f"The skill {skill.name} does this: {use}"
+                return f"Saved as a skill: {use} {saved.note}".rstrip()
         except (SkillRefused, InvalidRequest, NotFound):
-            return ""  # it is no skill, which nobody has asked for
+            return ""  # nobody asked for a skill
         except McpRuntimeError as exc:
-            logger.warning("run %s was not looked at as a skill: %s", run.id, exc)
+            logger.warning("run %s could not be considered as a skill: %s", run.id, exc)
         return ""
 
 
 def has_useful_result(value: Mapping[str, Any] | None) -> bool:
-    """Return whether a result is more than nothing."""
+    """Return whether a run's value is more than nothing, or yes or no."""
     if value is None or value.get("kind") != "json":
         return False
     try:

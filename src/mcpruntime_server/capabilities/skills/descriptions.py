@@ -1,10 +1,10 @@
-"""Words of a model for a skill: a name, one line, and what its parameters are, where `[skills] describe` wants that.
+"""Ask a model to name and describe a skill, where `[skills] describe` wants that.
 
-Rule 1: the model is shown the code, and types. What the code was recorded with is no business of its provider's:
-defaults, docstrings, comments and whatever else equals an input are left out, and so are all answers and results.
-Rule 2: what it says is checked like anything that a stranger types, and becomes a name, or a text in a docstring. No
-statement of code that has passed the gate is another afterwards.
-Rule 3: where it says nothing of use, the code's own words stand, and why is told.
+Rule 1: the model sees code and types only. Defaults, docstrings, comments, texts that equal an
+input, answers and results are left out, because they may be private.
+Rule 2: its answer is untrusted. It becomes a name and texts in docstrings; no other part of the
+code changes.
+Rule 3: without a usable answer, the words that were read from the code stay, with the reason.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import anyio
 
 from ...config.credentials import find_known_credential
 from ...errors import McpRuntimeError, SkillRefused, Unavailable
-from .annotate import annotation_of
-from .docstrings import to_one_line, without_docstrings
-from .lint import FunctionNode, check_source, entry_of, parse_source
+from .docstrings import to_docstring_line, without_docstrings
+from .duplicates import source_shape
+from .extraction import INDENT, render_module, result_annotation
+from .lint import check_source, entry_of, parse_source
 from .model import TOOL_PREFIX, ExtractedSkill, RecordedCase
+from .parameters import annotation_of
 from .skill_names import choose_free_name, name_problem
 
-ANSWER_S = 60.0  # for the model, and for the process that asks it to start
-KEEPING_S = 1.0  # of the time that there is, left for keeping the skill
-MAX_SHOWN = 30_000  # characters of code that a model is shown
-SUMMARY, ABOUT = 110, 100  # characters of a summary, and of what is said about a parameter
-SHORT = 3  # characters up to which a text is no secret, though it is an input
+ANSWER_TIMEOUT_S = 60.0  # for the model, and for its process to start
+SAVING_RESERVE_S = 1.0  # of the caller's time, to save the skill without the model's words
+MAX_SHOWN_CHARS = 30_000  # of code and types
+MAX_SHOWN_TOOLS = 20
+MAX_SUMMARY_CHARS, MAX_PARAMETER_CHARS = 110, 100
+MIN_HIDDEN_CHARS = 4  # a shorter text is not private, even if it equals an input
 
 PROMPT = """Name and describe the Python function `run` for programmers who look for code that does the same.
 name: two to five lowercase words joined by underscores, for what it does in general.
@@ -37,139 +40,145 @@ summary: one sentence of at most 100 characters that begins with a verb.
 parameters: of each, in a few words, what it is.
 Values that it was used with are left out on purpose."""
 
-Ask = Callable[[str, str, str, Mapping[str, Any]], Awaitable[Any]]  # session, prompt, data, schema
+AskModel = Callable[
+    [str, str, str, Mapping[str, Any]], Awaitable[Any]
+]  # session, prompt, data, schema
 
 
 @dataclass(frozen=True)
-class Described:
-    """What a skill is called and said to do, in its source as well; `by` a model, unless there was a `problem`."""
+class Description:
+    """A skill's name, summary, and source with its docstrings.
+
+    They are the words of the model `author`. Where the model had a `problem`, or was not asked,
+    they come from the code.
+    """
 
     name: str
     summary: str
     source: str
-    by: str = ""
+    author: str = ""
     problem: str = ""
 
     @property
     def note(self) -> str:
-        """What whoever keeps it is told of that; "" if no model was asked."""
+        """What to tell the caller about the model; "" if none was asked."""
         if self.problem:
-            return f"A model was asked to describe it, and its words are the code's own: {self.problem}"
-        return f"It was named and described by {self.by}." if self.by else ""
+            return f"A model was asked for a description, but the code's own words stay: {self.problem}"
+        return f"It was named and described by {self.author}." if self.author else ""
 
 
 class SkillDescriber:
-    """Asks the model `by`, through `ask`."""
+    """Asks a model for descriptions through `ask_model`; `model` is its name."""
 
-    def __init__(self, ask: Ask, by: str) -> None:
-        self._ask = ask
-        self._by = by
+    def __init__(self, ask_model: AskModel, model: str) -> None:
+        self._ask_model = ask_model
+        self._model = model
 
     async def describe_skill(
         self,
-        own: Described,
-        made: ExtractedSkill,
+        own: Description,
+        extracted: ExtractedSkill,
         case: RecordedCase,
         session: str,
-        taken: Collection[str] | None,
-    ) -> Described:
-        """Return better words than its `own` for what `made` is, if the model has some; the owner of `session` pays.
+        taken_names: Collection[str] | None,
+    ) -> Description:
+        """Return the model's description, or `own` with the problem; the owner of `session` pays.
 
-        The name stays unless those are given that are `taken`.
+        The name changes only if `taken_names` are given.
         """
+        time_left_s = anyio.current_effective_deadline() - anyio.current_time()
+        timeout_s = min(ANSWER_TIMEOUT_S, time_left_s - SAVING_RESERVE_S)
         try:
-            data, schema = shown(own.source, made, case), schema_of(made)
-            limit = min(
-                ANSWER_S, anyio.current_effective_deadline() - anyio.current_time() - KEEPING_S
-            )
-            with anyio.move_on_after(limit):
-                said = await self._ask(session, PROMPT, data, schema)
-                return await anyio.to_thread.run_sync(self._taken, own, said, taken)
-            raise Unavailable(f"It did not answer within {max(limit, 0.0):.0f} seconds.")
+            data = format_data(own.source, extracted, case)
+            with anyio.move_on_after(timeout_s):
+                answer = await self._ask_model(session, PROMPT, data, make_schema(extracted))
+                return await anyio.to_thread.run_sync(self._apply, own, answer, taken_names)
+            raise Unavailable(f"It did not answer within {max(timeout_s, 0.0):.0f} seconds.")
         except McpRuntimeError as exc:
             return replace(own, problem=exc.message)
 
-    def _taken(self, own: Described, said: Any, taken: Collection[str] | None) -> Described:
-        name, summary, about = words_in(said)
-        source = with_words(own.source, summary, about)
-        return Described(
-            own.name if taken is None else choose_free_name(name, taken), summary, source, self._by
+    def _apply(
+        self, own: Description, answer: Any, taken_names: Collection[str] | None
+    ) -> Description:
+        name, summary, parameters = read_answer(answer)
+        name = own.name if taken_names is None else choose_free_name(name, taken_names)
+        return Description(
+            name, summary, set_docstrings(own.source, summary, parameters), self._model
         )
 
 
-def is_describable(made: ExtractedSkill) -> bool:
-    """Return whether nobody has said yet what code does: it was extracted, or is a function without a docstring."""
-    return (
-        not made.is_hand_written or ast.get_docstring(entry_of(parse_source(made.source))) is None
-    )
+def needs_description(extracted: ExtractedSkill) -> bool:
+    """Return whether no author has described the code: it was generated, or has no docstring."""
+    entry = entry_of(parse_source(extracted.source))
+    return not extracted.is_hand_written or ast.get_docstring(entry) is None
 
 
-# what the model is shown ------------------------------------------------------------------------------
+# the request --------------------------------------------------------------------------------------
 
 
-def shown(source: str, made: ExtractedSkill, case: RecordedCase) -> str:
-    """Return the code and the types that the model is to see, as JSON; raises `SkillRefused` if that is too much."""
+def format_data(source: str, extracted: ExtractedSkill, case: RecordedCase) -> str:
+    """Return the code and the types that the model sees, as JSON.
+
+    Raises `SkillRefused` if that is too long.
+    """
     tree = without_docstrings(parse_source(source))
-    hidden = {text for text in texts_in(dict(case.inputs)) if len(text) > SHORT}
+    hidden = {text for text in find_texts(dict(case.inputs)) if len(text) >= MIN_HIDDEN_CHARS}
     for node in ast.walk(tree):
-        if isinstance(node, (FunctionNode, ast.Lambda)):
-            node.args.defaults = [ast.Constant(...) for _ in node.args.defaults]
-            node.args.kw_defaults = [each and ast.Constant(...) for each in node.args.kw_defaults]
+        if isinstance(node, ast.arguments):
+            node.defaults = [ast.Constant(...) for _ in node.defaults]
+            node.kw_defaults = [each and ast.Constant(...) for each in node.kw_defaults]
         elif (
             isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in hidden
         ):
             node.value = "..."
-    output = case.result or {}
     answers = {
         call.target: annotation_of(call.value)
         for call in case.calls
         if call.target.startswith(TOOL_PREFIX)
     }
-    about = {
+    data = {
         "code": ast.unparse(tree),
         "parameters": {
             each.name: annotation_of(case.inputs.get(each.name))
-            for each in made.signature.parameters
+            for each in extracted.signature.parameters
         },
-        "returns": annotation_of(json.loads(output["text"])) if is_whole(output) else "Any",
-        "answers": dict(list(answers.items())[:20]),
+        "returns": result_annotation(case) or "Any",
+        "answers": dict(list(answers.items())[:MAX_SHOWN_TOOLS]),
     }
-    text = json.dumps(about, ensure_ascii=False, indent=1)
-    if len(text) > MAX_SHOWN:
+    text = json.dumps(data, ensure_ascii=False, indent=1)
+    if len(text) > MAX_SHOWN_CHARS:
         raise SkillRefused(
-            f"It has {len(text):,} characters, and a model is shown {MAX_SHOWN:,} at most."
+            f"It has {len(text):,} characters, and the model is shown at most {MAX_SHOWN_CHARS:,}."
         )
     return text
 
 
-def is_whole(output: Mapping[str, Any]) -> bool:
-    """Return whether a recorded result is JSON, all of it."""
-    return output.get("kind") == "json" and not output.get("cut")
-
-
-def texts_in(value: Any) -> Iterator[str]:
+def find_texts(value: Any) -> Iterator[str]:
     """Yield the texts in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from texts_in(each)
+            yield from find_texts(each)
     elif isinstance(value, Mapping):
         for key, each in value.items():
-            yield from (*texts_in(key), *texts_in(each))
+            yield from (*find_texts(key), *find_texts(each))
 
 
-def schema_of(made: ExtractedSkill) -> dict[str, Any]:
-    """Return the JSON schema of the answer."""
-    names = [each.name for each in made.signature.parameters]
-    return _object(
-        name={"type": "string"},
-        summary={"type": "string"},
-        parameters=_object(**{name: {"type": "string"} for name in names}),
+def make_schema(extracted: ExtractedSkill) -> dict[str, Any]:
+    """Return the JSON schema of the model's answer."""
+    names = [each.name for each in extracted.signature.parameters]
+    text = {"type": "string"}
+    return _object_schema(
+        {
+            "name": text,
+            "summary": text,
+            "parameters": _object_schema(dict.fromkeys(names, text)),
+        }
     )
 
 
-def _object(**properties: Any) -> dict[str, Any]:
+def _object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,
@@ -178,56 +187,58 @@ def _object(**properties: Any) -> dict[str, Any]:
     }
 
 
-# what becomes of the answer -----------------------------------------------------------------------------
+# the answer ---------------------------------------------------------------------------------------
 
 
-def words_in(said: Any) -> tuple[str, str, dict[str, str]]:
-    """Return the name, the summary and the words on parameters of an answer; raises `SkillRefused`."""
-    name = said["name"].strip().lower().replace("-", "_").replace(" ", "_")
+def read_answer(answer: Any) -> tuple[str, str, dict[str, str]]:
+    """Return the name, the summary and the parameters' descriptions in an answer.
+
+    Raises `SkillRefused`.
+    """
+    name = answer["name"].strip().lower().replace("-", "_").replace(" ", "_")
     if problem := name_problem(name):
-        raise SkillRefused(f"{said['name']!r:.80} cannot name a skill: {problem}.")
-    summary = plain(said["summary"], SUMMARY).rstrip(".")
+        raise SkillRefused(f"{answer['name']!r:.80} cannot name a skill: {problem}.")
+    summary = to_docstring_line(answer["summary"], MAX_SUMMARY_CHARS).rstrip(".")
     if not summary:
-        raise SkillRefused("It said nothing about what it does.")
-    about = {name: plain(text, ABOUT) for name, text in said["parameters"].items()}
-    for text in (summary, *about.values()):
+        raise SkillRefused("Its summary is empty.")
+    parameters = {
+        parameter: to_docstring_line(text, MAX_PARAMETER_CHARS)
+        for parameter, text in answer["parameters"].items()
+    }
+    for text in (summary, *parameters.values()):
         if kind := find_known_credential(text):
-            raise SkillRefused(f"It said what looks like {kind}.")
-    return name, f"{summary}.", about
+            raise SkillRefused(f"Its answer holds what looks like {kind}.")
+    return name, f"{summary}.", parameters
 
 
-def plain(text: str, limit: int) -> str:
-    """Return a text as a line that ends neither a docstring nor front matter."""
-    line = to_one_line(text[: limit * 4]).replace("\\", "/").replace('"', "'")
-    while "---" in line:
-        line = line.replace("---", "--")
-    return line if len(line) <= limit else f"{line[: limit - 3].rstrip()}..."
+def set_docstrings(source: str, summary: str, parameters: Mapping[str, str]) -> str:
+    """Return source with other docstrings, and the same code.
 
+    Comments are lost, so it is for generated source only.
 
-def with_words(source: str, summary: str, about: Mapping[str, str]) -> str:
-    """Return source whose docstrings say this; raises `SkillRefused` if anything else of it were another."""
+    Raises `SkillRefused` if that is not possible.
+    """
     tree = parse_source(source)
     entry = entry_of(tree)
-    first, indent = entry.body[0], " " * entry.body[0].col_offset
-    lines = source.split("\n")
-    rest: list[str] = []
+    docstring = summary
+    described = [f"{INDENT}{name}: {text}" for name, text in parameters.items() if text]
+    if described:
+        docstring += "\n".join(["\n", *described])
+    _, separator, rest = (ast.get_docstring(entry, clean=False) or "").partition("\n")
+    if separator:
+        docstring += f"\n{rest}"
+    elif described:
+        docstring += f"\n{INDENT}"
     if ast.get_docstring(entry) is not None:
-        old = lines[first.lineno - 1 : first.end_lineno]
-        rest, at = old[1:-1], slice(first.lineno - 1, first.end_lineno)
-    else:
-        at = slice(first.lineno - 1, first.lineno - 1)
-    told = [f"{indent}{name}: {text}" for name, text in about.items() if text]
-    body = [*(["", *told] if told else []), *rest]
-    lines[at] = (
-        [f'{indent}"""{summary}', *body, f'{indent}"""'] if body else [f'{indent}"""{summary}"""']
+        del entry.body[0]
+    entry.body.insert(0, ast.Expr(ast.Constant(docstring)))
+    body = tree.body
+    if ast.get_docstring(tree) is not None:
+        body = body[1:]
+    made = render_module(
+        summary, [node for node in body if getattr(node, "module", "") != "__future__"]
     )
-    opening = tree.body[0]
-    if ast.get_docstring(tree) is not None and opening is not entry:
-        lines[opening.lineno - 1 : opening.end_lineno] = [f'"""{summary}"""']
-    made = "\n".join(lines)
     check_source(made, None)
-    if ast.dump(without_docstrings(parse_source(made))) != ast.dump(
-        without_docstrings(parse_source(source))
-    ):
+    if source_shape(made) != source_shape(source):
         raise SkillRefused("Its words do not fit into the code.")
     return made

@@ -1,6 +1,7 @@
-"""What skills say about themselves: lines that end nothing which they stand in, and docstrings.
+"""Read and write what skills say about themselves, in docstrings and in front matter.
 
-Rule: texts come from anybody, and trees are changed in place.
+Rule: these texts may come from anybody. None may end the line, docstring or front matter that it
+stands in.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from .lint import FunctionNode, check_entry_signature, entry_of, parse_source
 
 Tree = TypeVar("Tree", bound=ast.AST)
 
-ABOUT = re.compile(
+PARAMETER_LINE = re.compile(
     r" *(?:[-*] +)?`?([A-Za-z_][A-Za-z0-9_]{0,80})`?(?: *\([^()]{0,80}\))? *: +(\S.{0,400})"
 )
-ABOUT_CHARS = 160
+MAX_PARAMETER_CHARS = 160  # of what is said about a parameter
+MAX_DOCSTRING_LINES = 500
+MAX_LINE_CHARS = 600
 
 
 def to_one_line(text: str) -> str:
@@ -24,30 +27,37 @@ def to_one_line(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
-def front_line(text: str, limit: int) -> str:
-    """Return a text as a line in which no reader of front matter finds its end."""
-    return re.sub("-{3,}", "--", to_one_line(text))[:limit]
+def to_front_matter_line(text: str, max_chars: int) -> str:
+    """Return a text as one line that does not end front matter."""
+    return re.sub("-{3,}", "--", to_one_line(text))[:max_chars]
+
+
+def to_docstring_line(text: str, max_chars: int) -> str:
+    """Return a text as one line that ends neither a docstring nor front matter."""
+    line = to_one_line(text[: max_chars * 4]).replace("\\", "/").replace('"', "'")
+    line = re.sub("-{3,}", "--", line)
+    return line if len(line) <= max_chars else f"{line[: max_chars - 3].rstrip()}..."
 
 
 def without_docstrings(tree: Tree) -> Tree:
-    """Return a tree without its docstrings."""
+    """Remove all docstrings from a tree, in place, and return it."""
     for node in ast.walk(tree):
-        if (
-            isinstance(node, (ast.Module, ast.ClassDef, FunctionNode))
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body[:1] = (
-                [] if len(node.body) > 1 or isinstance(node, ast.Module) else [ast.Pass()]
-            )
+        if not isinstance(node, (ast.Module, ast.ClassDef, FunctionNode)):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            has_more = len(node.body) > 1 or isinstance(node, ast.Module)
+            node.body[:1] = [] if has_more else [ast.Pass()]
     return tree
 
 
 def parameter_descriptions(source: str) -> dict[str, str]:
-    """Return what the docstring of a module's `run` says about its parameters, by name, each in one line."""
+    """Return what the docstring of a module's `run` says about its parameters, one line each, by name."""
     tree = parse_source(source)
     names = {each.name for each in check_entry_signature(tree).parameters}
     found: dict[str, str] = {}
-    for line in (ast.get_docstring(entry_of(tree)) or "").splitlines()[:500]:
-        if (match := ABOUT.match(line[:600])) and match[1] in names:
-            found.setdefault(match[1], to_one_line(match[2])[:ABOUT_CHARS])
+    docstring = ast.get_docstring(entry_of(tree)) or ""
+    for line in docstring.splitlines()[:MAX_DOCSTRING_LINES]:
+        match = PARAMETER_LINE.match(line[:MAX_LINE_CHARS])
+        if match and match[1] in names:
+            found.setdefault(match[1], to_one_line(match[2])[:MAX_PARAMETER_CHARS])
     return found

@@ -1,71 +1,61 @@
-"""Skills that do the same: they become one, with one more case, instead of piling up."""
+"""Find skills that do the same: they become one skill with one more case."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 
 from .docstrings import without_docstrings
-from .lint import check_entry_signature, parse_source
+from .lint import FunctionNode
 from .model import ExtractedSkill, RecordedCase, Skill
 
 
-@lru_cache(maxsize=2000)  # sources of a store, which are looked at with every save
+@lru_cache(maxsize=2000)  # each save compares with every source in the store
 def source_shape(source: str) -> str:
-    """Return what the sources share that do the same: not their texts for people, and not their defaults."""
+    """Return a digest that sources share which differ only in docstrings, defaults and return types."""
     try:
-        return _shape_of(without_docstrings(ast.parse(source)))
-    except (
-        RecursionError
-    ):  # nobody is kept from saving by code that somebody has put into the store
-        return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        tree = without_docstrings(ast.parse(source))
+        for node in tree.body:
+            if isinstance(node, FunctionNode):
+                node.args.defaults = [ast.Constant(0) for _ in node.args.defaults]
+                node.args.kw_defaults = [each and ast.Constant(0) for each in node.args.kw_defaults]
+                node.returns = None
+        text = ast.dump(tree)
+    except RecursionError:  # code that somebody put into the store must not prevent a save
+        text = source
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _shape_of(tree: ast.Module) -> str:
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            node.args.defaults = [ast.Constant(0) for _ in node.args.defaults]
-            node.args.kw_defaults = [each and ast.Constant(0) for each in node.args.kw_defaults]
-            node.returns = None
-    return sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def find_duplicate(made: ExtractedSkill, found: Mapping[str, Sequence[Skill]]) -> str:
-    """Return the name of a skill that does the same as `made`; "" if there is none."""
-    shape = source_shape(made.source)
-    for name, versions in found.items():
+def find_duplicate(extracted: ExtractedSkill, skills: Mapping[str, Sequence[Skill]]) -> str:
+    """Return the name of a skill that does the same; "" if there is none."""
+    shape = source_shape(extracted.source)
+    for name, versions in skills.items():
         if versions[-1].state != "retired" and source_shape(versions[-1].source) == shape:
             return name
     return ""
 
 
+@dataclass(frozen=True)
+class Merged:
+    """What a new version consists of; `duplicate` is the last version, if that does the same."""
+
+    cases: tuple[RecordedCase, ...]
+    source: str
+    duplicate: Skill | None = None
+
+
 def merge_cases(
-    made: ExtractedSkill, others: tuple[RecordedCase, ...], versions: Sequence[Skill]
-) -> tuple[tuple[RecordedCase, ...], str, Skill | None]:
-    """Return the cases and the source that a new version has, and the version that does the same already."""
-    own = (made.case,) if made.case is not None else ()
-    twin = (
-        versions[-1]
-        if versions and source_shape(versions[-1].source) == source_shape(made.source)
-        else None
-    )
-    if twin is None:
-        return (*others, *own), made.source, None
-    if (
-        own and twin.origin == "edit" and twin.state == "draft"
-    ):  # a person has changed what others recorded
-        return own, twin.source, twin
-    known = tuple(case for case in twin.cases if not own or case.inputs != own[0].inputs)
-    return (*known, *own), twin.source, twin
-
-
-def replace_source(made: ExtractedSkill, source: str) -> ExtractedSkill:
-    """Return `made` with the source of the skill that it becomes a version of."""
-    return (
-        made
-        if source == made.source
-        else replace(made, source=source, signature=check_entry_signature(parse_source(source)))
-    )
+    extracted: ExtractedSkill, others: tuple[RecordedCase, ...], versions: Sequence[Skill]
+) -> Merged:
+    """Return a new version of a skill that has `versions`, with the case just recorded last."""
+    own = () if extracted.case is None else (extracted.case,)
+    last = versions[-1] if versions else None
+    if last is None or source_shape(last.source) != source_shape(extracted.source):
+        return Merged((*others, *own), extracted.source)
+    if own and last.origin == "edit" and last.state == "draft":
+        return Merged(own, last.source, last)  # older cases were recorded with other code
+    known = tuple(case for case in last.cases if not own or case.inputs != own[0].inputs)
+    return Merged((*known, *own), last.source, last)

@@ -1,7 +1,8 @@
-"""Guides: Agent Skills that somebody else keeps, instructions with scripts and other files; read, and never written.
+"""Read guides: Agent Skills that the user mounts, with instructions, scripts and other files. They are never written.
 
-Rule 1: nothing of a guide is executed here, and its texts are its author's word. Code reads them in its sandbox.
-Rule 2: links and hidden files are passed over, so that nothing outside the folder can be had through it.
+Rule 1: nothing of a guide is executed here, and its texts are its author's word. Code reads them in
+its sandbox.
+Rule 2: links and hidden files are skipped, so that a guide exposes nothing outside its folder.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from .docstrings import to_one_line
 from .skill_names import parse_skill_name
 from .version_files import SKILL_FILE
 
-MAX_GUIDE_TEXT_BYTES = 256_000  # bytes of a SKILL.md
-MAX_FRONT_MATTER_CHARS = 16_000  # characters
-MAX_GUIDES = 500
-MAX_GUIDE_FILES = 500  # of one guide
-MAX_GUIDE_BYTES = 16_000_000  # of one guide
+MAX_GUIDES = 500  # in one folder
+MAX_GUIDE_TEXT_BYTES = 256_000  # of its SKILL.md
+MAX_GUIDE_FILES = 500
+MAX_GUIDE_BYTES = 16_000_000
 MAX_FOLDER_DEPTH = 8
+MAX_FRONT_MATTER_CHARS = 16_000
+MAX_MESSAGE_CHARS = 200  # of an error of the YAML reader
 FENCE = "---"
 
 
 @dataclass(frozen=True)
 class Guide:
-    """One Agent Skill in a folder of somebody's; `name` is what code calls it, `text` its SKILL.md."""
+    """An Agent Skill in a mounted folder; `name` is what code calls it, `text` its SKILL.md."""
 
     name: str
     summary: str
@@ -38,119 +40,119 @@ class Guide:
 
     @property
     def id(self) -> str:
-        """Its name; it has no versions."""
+        """Its name, because it has no versions."""
         return self.name
 
 
 class GuideFolders:
-    """The guides in some folders. Blocks; used from one worker thread at a time."""
+    """The guides in some folders. Its methods block; they are used from one worker thread at a time."""
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
-        self.problems: dict[str, str] = {}  # by the name of a folder: what is wrong with it
+        self.problems: dict[str, str] = {}  # by folder
         self._folders = folders
-        self._known: dict[Path, tuple[tuple[int, int, int], Guide]] = {}
+        self._cache: dict[Path, tuple[tuple[int, int, int], Guide]] = {}
 
     def load_guides(self) -> dict[str, Guide]:
-        """Return the guides by name; of two with one name, that of the folder which is named first."""
+        """Return the guides by name; of two with one name, the one in the folder that is set first."""
         found: dict[str, Guide] = {}
         self.problems = {}
-        for folder in self._folders:
+        for parent in self._folders:
             try:
-                for place in _places(folder):
-                    guide = self._guide(place)
-                    if guide is not None and found.setdefault(guide.name, guide) is not guide:
-                        self.problems[str(place)] = (
-                            f"There is a guide {guide.name} in another folder already."
-                        )
+                folders = _find_guide_folders(parent)
             except OSError as exc:
-                self.problems[str(folder)] = f"It cannot be read: {exc.strerror}."
+                self.problems[str(parent)] = f"It cannot be read: {exc.strerror}."
+                continue
+            for folder in folders:
+                guide = self._load_guide(folder)
+                if guide is not None and found.setdefault(guide.name, guide) is not guide:
+                    self.problems[str(folder)] = f"Another folder has a guide {guide.name} already."
         return found
 
-    def _guide(self, place: Path) -> Guide | None:
+    def _load_guide(self, folder: Path) -> Guide | None:
         try:
-            status = (place / SKILL_FILE).lstat()
+            status = (folder / SKILL_FILE).lstat()
             state = status.st_mtime_ns, status.st_size, status.st_ino
-            if place not in self._known or self._known[place][0] != state:
-                self._known[place] = state, read_guide(place)
-            return self._known[place][1]
+            if folder not in self._cache or self._cache[folder][0] != state:
+                self._cache[folder] = state, read_guide(folder)
+            return self._cache[folder][1]
         except (McpRuntimeError, OSError, ValueError) as exc:
-            self.problems[str(place)] = str(exc)
+            self.problems[str(folder)] = str(exc)
             return None
 
 
-def _places(folder: Path) -> list[Path]:
+def _find_guide_folders(folder: Path) -> list[Path]:
     """Return the folders that have a SKILL.md: `folder` itself, or those in it."""
     if (folder / SKILL_FILE).exists():
         return [folder]
-    inside = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
-    )
-    return [folder / name for name in inside[:MAX_GUIDES] if (folder / name / SKILL_FILE).exists()]
+    names = sorted(each.name for each in os.scandir(folder) if each.is_dir(follow_symlinks=False))
+    folders = (folder / name for name in names[:MAX_GUIDES])
+    return [each for each in folders if (each / SKILL_FILE).exists()]
 
 
 def read_guide(folder: Path) -> Guide:
     """Return the guide in a folder; raises `SkillRefused`, `InvalidRequest`, `OSError`."""
-    text = _read(folder / SKILL_FILE, MAX_GUIDE_TEXT_BYTES).decode("utf-8", "replace")
-    told = parse_front_matter(text)
-    name, summary = told.get("name"), told.get("description")
+    text = _read_plain_file(folder / SKILL_FILE, MAX_GUIDE_TEXT_BYTES).decode("utf-8", "replace")
+    front_matter = parse_front_matter(text)
+    name, summary = front_matter.get("name"), front_matter.get("description")
     if not isinstance(name, str) or not isinstance(summary, str):
-        raise SkillRefused(f"{SKILL_FILE} has no name and description in its front matter.")
+        raise SkillRefused(f"The front matter of {SKILL_FILE} has no name and description.")
     return Guide(parse_skill_name(name), to_one_line(summary), text, folder)
 
 
 def parse_front_matter(text: str) -> dict[str, Any]:
-    """Return what stands between the fences at the beginning of a SKILL.md; raises `SkillRefused`."""
+    """Return the front matter of a SKILL.md; raises `SkillRefused`."""
     lines = text.removeprefix("\ufeff")[:MAX_FRONT_MATTER_CHARS].splitlines()
-    if not lines or lines[0].rstrip() != FENCE or FENCE not in map(str.rstrip, lines[1:]):
+    fences = [number for number, line in enumerate(lines) if line.rstrip() == FENCE]
+    if len(fences) < 2 or fences[0] != 0:
         raise SkillRefused(f"{SKILL_FILE} has no front matter between lines of {FENCE}.")
-    end = next(number for number, line in enumerate(lines[1:], 1) if line.rstrip() == FENCE)
-    import yaml  # only who has guides needs it
+    import yaml  # needed for guides and archives only
 
     try:
-        told = yaml.safe_load("\n".join(lines[1:end]))
+        found = yaml.safe_load("\n".join(lines[1 : fences[1]]))
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
-        raise SkillRefused(
-            f"The front matter of {SKILL_FILE} is not YAML: {to_one_line(str(exc))[:200]}."
-        ) from None
-    return (
-        {key: value for key, value in told.items() if isinstance(key, str)}
-        if isinstance(told, dict)
-        else {}
-    )
+        message = to_one_line(str(exc))[:MAX_MESSAGE_CHARS]
+        raise SkillRefused(f"The front matter of {SKILL_FILE} is not YAML: {message}.") from None
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(key, str)}
 
 
 def read_guide_files(guide: Guide) -> Mapping[str, bytes]:
-    """Return the files of a guide by their relative paths; raises `SkillRefused` if they are too many or too large."""
+    """Return the files of a guide by their relative paths.
+
+    Raises `SkillRefused` if they are too many or too large.
+    """
     content: dict[str, bytes] = {}
-    left = MAX_GUIDE_BYTES
-    for path in _files(guide.folder, 0):
+    bytes_left = MAX_GUIDE_BYTES
+    for path in _find_files(guide.folder, 0):
         if len(content) == MAX_GUIDE_FILES:
             raise SkillRefused(f"The guide {guide.name} has more than {MAX_GUIDE_FILES} files.")
-        data = _read(path, left)
-        left -= len(data)
+        data = _read_plain_file(path, bytes_left)
+        bytes_left -= len(data)
         content[str(PurePosixPath(path.relative_to(guide.folder)))] = data
     return content
 
 
-def _files(folder: Path, depth: int) -> Iterator[Path]:
+def _find_files(folder: Path, depth: int) -> Iterator[Path]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith(".") or not entry.name.isprintable():
             continue
         if entry.is_file(follow_symlinks=False):
             yield folder / entry.name
         elif entry.is_dir(follow_symlinks=False) and depth < MAX_FOLDER_DEPTH:
-            yield from _files(folder / entry.name, depth + 1)
+            yield from _find_files(folder / entry.name, depth + 1)
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _read_plain_file(path: Path, max_bytes: int) -> bytes:
     """Return the bytes of a plain file; raises `SkillRefused`, `OSError`."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise SkillRefused(f"{path.name} is not a plain file.")
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
         raise SkillRefused(
-            f"{path.name} is too large: a guide has at most {MAX_GUIDE_BYTES:,} bytes, its text {MAX_GUIDE_TEXT_BYTES:,}."
+            f"{path.name} is too large: a guide may have {MAX_GUIDE_BYTES:,} bytes, "
+            f"and its {SKILL_FILE} {MAX_GUIDE_TEXT_BYTES:,}."
         )
     return data

@@ -1,6 +1,6 @@
-"""What the source of a skill must not be, and what it depends on, read off its syntax without running it.
+"""Refuse source that cannot be a skill, and find what it depends on; no code is executed.
 
-Rule: what is refused here is refused with its line and with what to do instead; code is hostile and may be large.
+Rule: a refusal names the line and what to do instead. Code is hostile and may be large.
 """
 
 from __future__ import annotations
@@ -9,25 +9,27 @@ import ast
 import re
 import sys
 import tokenize
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import StringIO
 
 from ...config.credentials import find_credential
 from ...errors import SkillRefused
+from ...protocol.library_names import (
+    KNOWLEDGE_MODULE,
+    MODELS_MODULE,
+    SKILLS_PACKAGE,
+    TOOLS_NAMES,
+    TOOLS_PACKAGE,
+)
 from .model import ENTRY_FUNCTION, Parameter, Signature
 
-MAX_SOURCE_CHARS = 200_000  # characters
-ABSOLUTE = re.compile(
-    r"(?:/(?:[^/\s]+/)+[^/\s]*|/[a-z0-9_.-]+|~/\S*|[A-Za-z]:[\\/]\S*|\\\\\w+\\\S*)", re.IGNORECASE
-)
-PLACES = re.compile(
-    r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
-)
-PROVIDED = frozenset({"tools", "skills", "knowledge"})  # packages that every sandbox has as names
-MODELS = "llm"  # the package of what asks models, whose members code has as names
-OTHERS = {  # names that packages are imported by, where those are not their own
+MAX_SOURCE_CHARS = 200_000
+# sandboxed code has these packages also as names, and the functions of the last
+PROVIDED_PACKAGES = frozenset({TOOLS_PACKAGE, SKILLS_PACKAGE, KNOWLEDGE_MODULE})
+MODEL_PACKAGE = MODELS_MODULE
+IMPORTED_AS = {  # modules of packages that have another name, or that a package always brings along
     "pandas": ("dateutil", "pytz", "six"),
     "matplotlib": ("mpl_toolkits", "PIL", "dateutil"),
     "scikit_learn": ("sklearn", "scipy", "joblib"),
@@ -37,235 +39,241 @@ OTHERS = {  # names that packages are imported by, where those are not their own
     "python_dateutil": ("dateutil",),
     "opencv_python": ("cv2",),
 }
-ENVIRONMENT = frozenset({"environ", "getenv", "environb"})  # of these modules
-SYSTEM = frozenset({"os", "posix", "nt"})
-TURNED = re.compile(
-    "[\u202a-\u202e\u2066-\u2069]"
-)  # what has readers see code in another order than Python does
-DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+ABSOLUTE_PATH = re.compile(
+    r"(?:/(?:[^/\s]+/)+[^/\s]*|/[a-z0-9_.-]+|~/\S*|[A-Za-z]:[\\/]\S*|\\\\\w+\\\S*)", re.IGNORECASE
+)
+SYSTEM_FOLDER = re.compile(
+    r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
+)
+MAX_PATH_CHARS = 4096
+SYSTEM_MODULES = frozenset({"os", "posix", "nt"})
+ENVIRONMENT_NAMES = frozenset({"environ", "getenv", "environb"})  # of these modules
+# characters that reorder code for readers, but not for Python
+TEXT_DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+DEFINITIONS = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Import,
+    ast.ImportFrom,
+)
+# these may be called at import
+HARMLESS_CALLS = frozenset(
+    """
+    re.compile frozenset set dict list tuple range field dataclasses.field TypeVar auto enum.auto timedelta
+    datetime.timedelta Decimal decimal.Decimal namedtuple collections.namedtuple dataclass dataclasses.dataclass
+    lru_cache functools.lru_cache functools.wraps
+    """.split()  # noqa: SIM905
+)
+HARMLESS_DECORATORS = frozenset(
+    """
+    abstractmethod asynccontextmanager cache cached_property classmethod contextmanager dataclass deleter final getter
+    lru_cache overload override property runtime_checkable setter singledispatch staticmethod total_ordering unique
+    vectorize wraps
+    """.split()  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True)
 class CheckedSource:
-    """Source that may be a skill: its tree, its entry, and what it depends on ("git.git_log"; names of skills)."""
+    """Source that may be a skill: its signature, and what it depends on."""
 
-    tree: ast.Module
-    entry: FunctionNode
     signature: Signature
-    tools: frozenset[str] = frozenset()
-    skills: frozenset[str] = frozenset()
-    packages: frozenset[str] = field(default_factory=frozenset)
+    tools: frozenset[str] = frozenset()  # "git.git_log", or "git" where only the server is known
+    skills: frozenset[str] = frozenset()  # "weather_report", or "weather_report@2"
+    packages: frozenset[str] = frozenset()
 
 
 def parse_source(source: str) -> ast.Module:
-    """Return the tree of `source`; raises `SkillRefused` where Python cannot."""
+    """Return the tree of `source`; raises `SkillRefused` where Python cannot parse it."""
     if len(source) > MAX_SOURCE_CHARS:
         raise SkillRefused(
             f"The code has {len(source):,} characters.",
-            remedy=f"A skill has {MAX_SOURCE_CHARS:,} at most.",
+            remedy=f"A skill may have {MAX_SOURCE_CHARS:,}.",
         )
-    if turned := TURNED.search(source):
-        line = source.count("\n", 0, turned.start()) + 1
-        raise SkillRefused(
-            f"Line {line} has characters that turn text around: it would be read as other code."
-        )
+    if match := TEXT_DIRECTION.search(source):
+        line = source.count("\n", 0, match.start()) + 1
+        raise SkillRefused(f"Line {line} has characters that change the direction of text.")
     try:
         return ast.parse(source)
     except SyntaxError as exc:
-        raise SkillRefused(f"The code cannot be parsed: line {exc.lineno}: {exc.msg}.") from None
+        message = f"The code cannot be parsed: line {exc.lineno}: {exc.msg}."
+        raise SkillRefused(message) from None
     except (ValueError, RecursionError, MemoryError) as exc:
         raise SkillRefused(f"The code cannot be parsed: {exc}.") from None
 
 
 def check_source(source: str, packages: Collection[str] | None) -> CheckedSource:
-    """Return what there is to know of a skill's source; raises `SkillRefused`.
+    """Return what is known of a skill's source; raises `SkillRefused`.
 
-    `packages` are what is installed in sandboxes, as installers name it; None where that is not known.
+    `packages` are what sandboxes have installed, as installers name it; None if that is unknown.
     """
     tree = parse_source(source)
     _check_comments(source)
     try:
-        return _check(tree, packages)
+        _check_import_does_nothing(tree)
+        _check_texts(tree)
+        _check_environment(tree)
+        entry = entry_of(tree)
+        imported = _find_imports(tree)
+        if packages is not None:
+            _check_imports(imported, packages)
+        return CheckedSource(
+            signature_of(entry),
+            frozenset(find_tool_names(tree)),
+            frozenset(find_skill_names(tree)),
+            frozenset(imported) - sys.stdlib_module_names - PROVIDED_PACKAGES - {MODEL_PACKAGE},
+        )
     except RecursionError:
         raise SkillRefused("The code is nested too deeply.") from None
 
 
-def _check(tree: ast.Module, packages: Collection[str] | None) -> CheckedSource:
-    _check_module_level(
-        tree.body,
-        {node.name for node in tree.body if isinstance(node, (FunctionNode, ast.ClassDef))},
-    )
-    _check_texts(tree)
-    _check_environment(tree)
-    entry = entry_of(tree)
-    used = imports_of(tree)
-    allowed = sys.stdlib_module_names | PROVIDED | {MODELS} | importable_names(packages or ())
-    for package, line in used:
-        if packages is not None and package.partition(".")[0] not in allowed:
-            raise SkillRefused(
-                f"Line {line} imports {package!r:.80}, which sandboxes do not have.",
-                remedy="Do without it, or have it added to [sandbox] packages.",
-            )
-    return CheckedSource(
-        tree,
-        entry,
-        signature_of(entry),
-        frozenset(find_tool_names(tree)),
-        frozenset(find_skill_names(tree)),
-        frozenset(package.partition(".")[0] for package, _ in used)
-        - sys.stdlib_module_names
-        - PROVIDED
-        - {MODELS},
-    )
+# the entry function -------------------------------------------------------------------------------
 
 
 def entry_of(tree: ast.Module) -> FunctionNode:
-    """Return the function `run` of a module, also where it is another name of one; raises `SkillRefused`."""
+    """Return the function `run` of a module, or the function that is assigned to `run`.
+
+    Raises `SkillRefused`.
+    """
     functions = {node.name: node for node in tree.body if isinstance(node, FunctionNode)}
-    names = {ENTRY_FUNCTION: ENTRY_FUNCTION}
+    name = ENTRY_FUNCTION
     for node in tree.body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.value, ast.Name)
-            and len(node.targets) == 1
-        ):
-            target = node.targets[0]
-            if isinstance(target, ast.Name):
-                names[target.id] = node.value.id
-    entry = functions.get(names[ENTRY_FUNCTION])
+        match node:
+            case ast.Assign([ast.Name(id=target)], ast.Name(id=source)) if target == ENTRY_FUNCTION:
+                name = source
+    entry = functions.get(name)
     if entry is None:
         raise SkillRefused(
             "The code has no function `run`, and not a single public function.",
-            remedy="Put what it does into `def run(...)`, which returns the result.",
+            remedy="Put the code into `def run(...)`, and return the result.",
         )
-    if not any(
-        isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)) and node.value
-        for node in own_nodes(entry)
-    ):
+    returns = (ast.Return, ast.Yield, ast.YieldFrom)
+    if not any(isinstance(node, returns) and node.value for node in _walk_own_nodes(entry)):
         raise SkillRefused(
             f"Line {entry.lineno}: {entry.name} returns nothing.",
-            remedy="Have it return its result instead of printing.",
+            remedy="Return the result instead of printing it.",
         )
     return entry
 
 
+def _walk_own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a function, except those of functions and classes within it."""
+    remaining = list(ast.iter_child_nodes(function))
+    while remaining:
+        node = remaining.pop()
+        yield node
+        if not isinstance(node, (*DEFINITIONS, ast.Lambda)):
+            remaining.extend(ast.iter_child_nodes(node))
+
+
 def check_entry_signature(tree: ast.Module) -> Signature:
-    """Return the signature of a module's `run`; raises `SkillRefused` if there is none."""
+    """Return the signature of a module's `run`; raises `SkillRefused` if it has none."""
     return signature_of(entry_of(tree))
 
 
-def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a function without those of functions and classes in it."""
-    left = list(ast.iter_child_nodes(function))
-    while left:
-        node = left.pop()
-        yield node
-        if not isinstance(node, (*DEFINITIONS, ast.Lambda)):
-            left.extend(ast.iter_child_nodes(node))
-
-
 def signature_of(function: FunctionNode) -> Signature:
-    """Return what a function takes and returns, as it is written; raises `SkillRefused`."""
-    try:
-        return _signature_of(function)
-    except RecursionError:
-        raise SkillRefused("The code is nested too deeply.") from None
-
-
-def _signature_of(function: FunctionNode) -> Signature:
+    """Return what a function takes and returns, as written; raises `SkillRefused`."""
     args = function.args
     positional = [*args.posonlyargs, *args.args]
     defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
-    parameters = [
-        _parameter(arg, default) for arg, default in zip(positional, defaults, strict=True)
-    ]
-    parameters += [
-        _parameter(arg, default, keyword_only=True)
-        for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
-    ]
-    returns = ast.unparse(function.returns) if function.returns else ""
-    return Signature(tuple(parameters), returns, isinstance(function, ast.AsyncFunctionDef))
+    try:
+        parameters = [
+            *(_to_parameter(*each) for each in zip(positional, defaults, strict=True)),
+            *(
+                _to_parameter(*each, is_keyword_only=True)
+                for each in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+            ),
+        ]
+        annotation = ast.unparse(function.returns) if function.returns else ""
+    except RecursionError:
+        raise SkillRefused("The code is nested too deeply.") from None
+    return Signature(tuple(parameters), annotation, isinstance(function, ast.AsyncFunctionDef))
 
 
-def _parameter(arg: ast.arg, default: ast.expr | None, *, keyword_only: bool = False) -> Parameter:
+def _to_parameter(
+    arg: ast.arg, default: ast.expr | None, *, is_keyword_only: bool = False
+) -> Parameter:
     annotation = ast.unparse(arg.annotation) if arg.annotation else ""
-    return Parameter(
-        arg.arg, annotation, ast.unparse(default) if default is not None else None, keyword_only
-    )
+    source = None if default is None else ast.unparse(default)
+    return Parameter(arg.arg, annotation, source, is_keyword_only)
 
 
-# what it depends on -------------------------------------------------------------------------------
+# dependencies -------------------------------------------------------------------------------------
 
 
-def imports_of(tree: ast.AST) -> list[tuple[str, int]]:
-    """Return the modules that code imports anywhere, with their lines."""
-    found: list[tuple[str, int]] = []
+def _find_imports(tree: ast.AST) -> dict[str, tuple[str, int]]:
+    """Return the modules that code imports anywhere and the line of each, by top-level package."""
+    found: dict[str, tuple[str, int]] = {}
     for node in ast.walk(tree):
+        modules: list[str] = []
         if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found.append((node.module or ".", node.lineno))
+            modules = [node.module or "."]
+        for module in modules:
+            found.setdefault(module.partition(".")[0], (module, getattr(node, "lineno", 0)))
     return found
 
 
+def _check_imports(imported: dict[str, tuple[str, int]], packages: Collection[str]) -> None:
+    names = {re.split(r"[^A-Za-z0-9_.-]", each, maxsplit=1)[0] for each in packages}
+    names = {name.lower().replace("-", "_") for name in names}
+    names = names.union(*(IMPORTED_AS.get(name, ()) for name in names))
+    allowed = sys.stdlib_module_names | PROVIDED_PACKAGES | {MODEL_PACKAGE} | names
+    for package, (module, line) in imported.items():
+        if package not in allowed:
+            raise SkillRefused(
+                f"Line {line} imports {module!r:.80}, which sandboxes do not have.",
+                remedy="Do without it, or add it to [sandbox] packages.",
+            )
+
+
 def find_tool_names(tree: ast.AST) -> set[str]:
-    """Return the tools that code names ("git.git_log"), and the servers ("git") of which it does not say which."""
-    return _members(tree, "tools", {"search", "list", "map", "shim"})
+    """Return the tools that code names ("git.git_log"), and servers ("git") where it does not name the tool."""
+    return _find_members(tree, TOOLS_PACKAGE, TOOLS_NAMES)
 
 
 def find_skill_names(tree: ast.AST) -> set[str]:
-    """Return the skills that code names, an exact version as "name@2"."""
+    """Return the skills that code names; an exact version is "name@2"."""
     found = set()
-    for name in _members(tree, "skills", {"search", "list", "load"}):
+    for name in _find_members(tree, SKILLS_PACKAGE, {"search", "list", "load"}):
         skill, _, member = name.partition(".")
         exact = re.match(r"v([0-9]+)(?:\.|$)", member)
         found.add(f"{skill}@{exact[1]}" if exact else skill)
     return found
 
 
-def _members(tree: ast.AST, package: str, own: Collection[str]) -> set[str]:
-    modules: dict[str, str] = {package: ""}  # what names stand for, below the package
+def _find_members(tree: ast.AST, package: str, own_names: Collection[str]) -> set[str]:
+    """Return what code names below a package, at most two parts of each: {"git.git_log", "time"}."""
+    origins: dict[str, str] = {package: package}  # of names: {"log": "tools.git.git_log"}
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith(f"{package}."):
-                    below = alias.name.removeprefix(f"{package}.")
-                    found.add(below)
-                    if alias.asname:
-                        modules[alias.asname] = below
-                elif alias.name == package and alias.asname:
-                    modules[alias.asname] = ""
-        elif isinstance(node, ast.ImportFrom) and node.module == package:
-            modules.update(
-                {
-                    alias.asname or alias.name: alias.name
-                    for alias in node.names
-                    if alias.name not in own
-                }
-            )
-            found.update(alias.name for alias in node.names if alias.name not in own)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
-            found.update(
-                f"{(node.module or '').removeprefix(f'{package}.')}.{alias.name}"
-                for alias in node.names
-            )
+            names = {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
+        else:
+            continue
+        for name, origin in names.items():
+            if origin.startswith(f"{package}."):
+                origins[name] = origin
+                found.add(origin)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and (dotted := dotted_name(node)):
-            first, _, rest = dotted.partition(".")
-            below = ".".join(part for part in (modules.get(first, "?"), rest) if part)
-            if (
-                not below.startswith("?")
-                and below.partition(".")[0] not in own
-                and not below.startswith("Tool")
-            ):
-                found.add(".".join(below.split(".")[:2]))
-    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+            root, _, rest = dotted.partition(".")
+            if root in origins:
+                found.add(f"{origins[root]}.{rest}")
+    members = {".".join(name.split(".")[1:3]) for name in found}
+    members = {name for name in members if name.partition(".")[0] not in own_names}
+    return {name for name in members if not any(other.startswith(f"{name}.") for other in members)}
 
 
 def dotted_name(node: ast.expr) -> str:
-    """Return "a.b.c" for the attribute that it is; "" for anything else."""
+    """Return "a.b.c" for a name or an attribute of one; "" for anything else."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -273,255 +281,191 @@ def dotted_name(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
-def importable_names(packages: Collection[str]) -> frozenset[str]:
-    """Return the names under which packages, and what is known to come with them, are imported."""
-    names = {
-        re.split(r"[^A-Za-z0-9_.-]", package, maxsplit=1)[0].lower().replace("-", "_")
-        for package in packages
-    }
-    return frozenset(names).union(*(OTHERS.get(name, ()) for name in names))
+# work at import -----------------------------------------------------------------------------------
 
 
-# what is refused ----------------------------------------------------------------------------------
+def _check_import_does_nothing(tree: ast.Module) -> None:
+    """Raise `SkillRefused` if importing the module does more than define things."""
+    own = {node.name for node in tree.body if isinstance(node, (FunctionNode, ast.ClassDef))}
+    bodies = [tree.body]
+    while bodies:
+        for node in bodies.pop():
+            if isinstance(node, ast.ClassDef):
+                bodies.append(node.body)
+            decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+            work = [each for each in decorators if not _is_harmless_decorator(each, own)]
+            work += [each for each in _run_at_import(node) if not is_harmless(each)]
+            is_definition = isinstance(node, DEFINITIONS) or _names_a_value(node)
+            if work or not is_definition:
+                line = work[0].lineno if work else node.lineno
+                raise SkillRefused(
+                    f"Line {line} does work when the skill is imported.",
+                    remedy="Move it into `run`. Beside `run`, there may be imports, functions, "
+                    "classes and constants.",
+                )
 
 
-def _check_module_level(body: Sequence[ast.stmt], own: Collection[str]) -> None:
-    """Raise `SkillRefused` if importing a module, which defines `own` names, would do anything but define."""
-    for node in body:
-        if not isinstance(node, DEFINITIONS) and not _is_constant(node):
-            raise SkillRefused(
-                f"Line {node.lineno} does work when the skill is imported.",
-                remedy="A skill's module has imports, functions, classes and constants; move the rest into `run`.",
-            )
-        if isinstance(node, ast.ClassDef):
-            _check_module_level(node.body, own)
-        decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-        at_work = [part for part in _run_at_import(node) if not is_harmless(part)]
-        at_work += [each for each in decorators if not _is_known_decorator(each, own)]
-        if at_work:
-            raise SkillRefused(
-                f"Line {at_work[0].lineno} does work when the skill is imported.",
-                remedy="Move it into `run`.",
-            )
-
-
-def _is_constant(node: ast.stmt) -> bool:
-    """Return whether a statement is a docstring, or gives names to something."""
-    if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant)
-    targets = (
-        node.targets
-        if isinstance(node, ast.Assign)
-        else [node.target]
-        if isinstance(node, ast.AnnAssign)
-        else []
-    )
-    named = all(
-        isinstance(part, (ast.Name, ast.Tuple, ast.expr_context))
-        for each in targets
-        for part in ast.walk(each)
-    )
-    return isinstance(node, (ast.Assign, ast.AnnAssign, ast.Pass)) and named
+def _names_a_value(node: ast.stmt) -> bool:
+    """Return whether a statement is a docstring, does nothing, or assigns to names."""
+    match node:
+        case ast.Pass() | ast.Expr(ast.Constant()):
+            return True
+        case ast.Assign(targets=targets):
+            return all(isinstance(each, (ast.Name, ast.Tuple)) for each in targets)
+        case ast.AnnAssign(target=ast.Name()):
+            return True
+    return False
 
 
 def _run_at_import(node: ast.stmt) -> list[ast.expr]:
     """Return the expressions of a definition or an assignment that are evaluated at once."""
-    if isinstance(node, FunctionNode):
-        args = node.args
-        every = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
-        notes = [node.returns, *(arg.annotation for arg in every if arg)]
-        return [
-            each
-            for each in (*node.decorator_list, *args.defaults, *args.kw_defaults, *notes)
-            if each
-        ]
-    if isinstance(node, ast.ClassDef):
-        return [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)]
-    parts = (getattr(node, name, None) for name in ("value", "annotation"))
-    return [part for part in parts if isinstance(part, ast.expr)]
-
-
-def _is_known_decorator(decorator: ast.expr, own: Collection[str]) -> bool:
-    """Return whether a decorator is one that only defines, as far as it is the module's own or well known."""
-    name = dotted_name(decorator.func if isinstance(decorator, ast.Call) else decorator)
-    name = (
-        name or getattr(decorator, "id", "") or getattr(getattr(decorator, "func", None), "id", "")
-    )
-    return name in own or name.rpartition(".")[2] in DECORATORS
-
-
-DECORATORS = frozenset(
-    {
-        *(
-            "dataclass",
-            "staticmethod",
-            "classmethod",
-            "property",
-            "setter",
-            "getter",
-            "deleter",
-            "cached_property",
-        ),
-        *(
-            "cache",
-            "lru_cache",
-            "wraps",
-            "total_ordering",
-            "singledispatch",
-            "contextmanager",
-            "asynccontextmanager",
-        ),
-        *(
-            "abstractmethod",
-            "overload",
-            "override",
-            "final",
-            "runtime_checkable",
-            "unique",
-            "vectorize",
-        ),
-    }
-)
-MAKERS = frozenset(
-    {
-        *(
-            "re.compile",
-            "frozenset",
-            "set",
-            "dict",
-            "list",
-            "tuple",
-            "range",
-            "field",
-            "dataclass",
-            "TypeVar",
-        ),
-        *(
-            "dataclasses.dataclass",
-            "dataclasses.field",
-            "lru_cache",
-            "functools.lru_cache",
-            "functools.wraps",
-        ),
-        *(
-            "auto",
-            "enum.auto",
-            "timedelta",
-            "datetime.timedelta",
-            "Decimal",
-            "decimal.Decimal",
-            "namedtuple",
-            "collections.namedtuple",
-        ),
-    }
-)  # what may be called at import
+    match node:
+        case ast.FunctionDef(args=args) | ast.AsyncFunctionDef(args=args):
+            parts = [*args.defaults, *args.kw_defaults, node.returns]
+            parts += [arg.annotation for arg in ast.walk(args) if isinstance(arg, ast.arg)]
+        case ast.ClassDef(bases=bases, keywords=keywords):
+            parts = [*bases, *(each.value for each in keywords)]
+        case ast.Assign(targets=targets, value=value):
+            parts = [*targets, value]
+        case ast.AnnAssign(annotation=annotation, value=value):
+            parts = [annotation, value]
+        case _:
+            parts = []
+    return [part for part in parts if part is not None]
 
 
 def is_harmless(expression: ast.expr) -> bool:
-    """Return whether an expression only makes something, and may stand where it is evaluated at import."""
+    """Return whether an expression only makes a value, and may be evaluated at import."""
     for node in ast.walk(expression):
-        if isinstance(node, ast.Call) and dotted_name(node.func) not in MAKERS:
+        if isinstance(node, ast.Call) and dotted_name(node.func) not in HARMLESS_CALLS:
             return False
         if isinstance(node, (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)):
+            return False
+        if isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load):
             return False
     return True
 
 
+def _is_harmless_decorator(decorator: ast.expr, own: Collection[str]) -> bool:
+    """Return whether a decorator is the module's own, or a known one."""
+    arguments: list[ast.expr] = []
+    if isinstance(decorator, ast.Call):
+        arguments = [*decorator.args, *(keyword.value for keyword in decorator.keywords)]
+        decorator = decorator.func
+    name = dotted_name(decorator)
+    is_known = name in own or name.rpartition(".")[2] in HARMLESS_DECORATORS
+    return is_known and all(map(is_harmless, arguments))
+
+
+# credentials, paths and the environment -----------------------------------------------------------
+
+
 def _check_comments(source: str) -> None:
-    """Raise `SkillRefused` for credentials in comments, which are kept as they are."""
+    """Raise `SkillRefused` for credentials in comments, which are kept."""
     with suppress(tokenize.TokenError, SyntaxError):
         for token in tokenize.generate_tokens(StringIO(source).readline):
             if token.type == tokenize.COMMENT and (kind := find_credential(token.string)):
-                raise _holds(kind, token.start[0])
+                raise _holds_credential(kind, token.start[0])
 
 
-def _holds(kind: str, line: int) -> SkillRefused:
-    remedy = "A skill holds no credentials: MCP servers have their own, from the settings."
-    return SkillRefused(f"Line {line} holds what looks like {kind}.", remedy=remedy)
+def _holds_credential(kind: str, line: int) -> SkillRefused:
+    return SkillRefused(
+        f"Line {line} holds what looks like {kind}.",
+        remedy="A skill holds no credentials: MCP servers have their own, from the settings.",
+    )
 
 
 def _check_texts(tree: ast.AST) -> None:
     """Raise `SkillRefused` for credentials and absolute paths in the texts of code."""
-    names = dict(_named_texts(tree))
+    names = dict(_find_text_names(tree))
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, (str, bytes)):
             continue
         text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
         if kind := find_credential(text, names.get(id(node), "")):
-            raise _holds(kind, node.lineno)
-        if id(node) not in docstrings and is_absolute(text):
+            raise _holds_credential(kind, node.lineno)
+        if id(node) not in docstrings and is_absolute_path(text):
             raise SkillRefused(
-                f"Line {node.lineno} holds the absolute path {text!r:.120}, which is not there elsewhere.",
+                f"Line {node.lineno} holds the absolute path {text!r:.120}, which does not exist elsewhere.",
                 remedy="Make it a parameter without a default.",
             )
 
 
-def is_absolute(text: str) -> bool:
+def is_absolute_path(text: str) -> bool:
     """Return whether a text is an absolute path, and not a route, a pattern or a sentence."""
-    if len(text) > 4096 or "\n" in text or not ABSOLUTE.fullmatch(text):
+    if len(text) > MAX_PATH_CHARS or "\n" in text or not ABSOLUTE_PATH.fullmatch(text):
         return False
-    return not text.startswith("/") or bool(PLACES.match(text)) or text.count("/") > 2
+    return not text.startswith("/") or bool(SYSTEM_FOLDER.match(text)) or text.count("/") > 2
 
 
-def _named_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield the nodes of texts that have a name: what is assigned, a keyword, a default, the value of a key."""
+def _find_text_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the ids of nodes that have a name, with it: by assignment, keyword, default or key."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                yield id(node.value), _last_name(target)
-                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                    for each, value in zip(target.elts, node.value.elts, strict=False):
-                        yield id(value), _last_name(each)
-        elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
-            yield id(node.value), _last_name(node.target)
-        elif isinstance(node, ast.keyword) and node.arg:
-            yield id(node.value), node.arg
-        elif isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                    yield id(value), key.value
-        elif isinstance(node, FunctionNode):
-            positional = [*node.args.posonlyargs, *node.args.args]
-            for arg, default in zip(
-                reversed(positional), reversed(node.args.defaults), strict=False
-            ):
-                yield id(default), arg.arg
-            for arg, given in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-                yield id(given), arg.arg
+        pairs: list[tuple[ast.AST | None, str]] = []
+        match node:
+            case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)):
+                pairs = [
+                    (value, _last_name(target))
+                    for target, value in zip(targets, values, strict=False)
+                ]
+            case ast.Assign(targets=targets, value=value):
+                pairs = [(value, _last_name(target)) for target in targets]
+            case ast.AnnAssign(target=target, value=value) | ast.NamedExpr(target, value):
+                pairs = [(value, _last_name(target))]
+            case ast.keyword(arg=str(name), value=value):
+                pairs = [(value, name)]
+            case ast.Dict(keys=keys, values=values):
+                pairs = [
+                    (value, str(key.value))
+                    for key, value in zip(keys, values, strict=True)
+                    if isinstance(key, ast.Constant)
+                ]
+            case ast.arguments():
+                positional = [*node.posonlyargs, *node.args]
+                defaults = node.defaults
+                with_default = positional[len(positional) - len(defaults) :]
+                pairs = [
+                    (default, arg.arg)
+                    for arg, default in (
+                        *zip(with_default, defaults, strict=True),
+                        *zip(node.kwonlyargs, node.kw_defaults, strict=True),
+                    )
+                ]
+        yield from ((id(value), name) for value, name in pairs if value is not None)
 
 
 def _last_name(target: ast.expr) -> str:
-    if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant):
-        return str(target.slice.value)
-    return (
-        target.id
-        if isinstance(target, ast.Name)
-        else target.attr
-        if isinstance(target, ast.Attribute)
-        else ""
-    )
+    match target:
+        case ast.Subscript(slice=ast.Constant(value)):
+            return str(value)
+        case ast.Name(name) | ast.Attribute(attr=name):
+            return name
+    return ""
 
 
 def _check_environment(tree: ast.AST) -> None:
-    """Raise `SkillRefused` if code reads the environment, which holds what belongs to the machine."""
-    modules, names = set(SYSTEM), set[str]()
+    """Raise `SkillRefused` if code reads environment variables, which belong to the machine."""
+    modules, names = set(SYSTEM_MODULES), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {
-                alias.asname for alias in node.names if alias.name in SYSTEM and alias.asname
+                alias.asname
+                for alias in node.names
+                if alias.name in SYSTEM_MODULES and alias.asname
             }
-        elif isinstance(node, ast.ImportFrom) and node.module in SYSTEM:
+        elif isinstance(node, ast.ImportFrom) and node.module in SYSTEM_MODULES:
             names |= {
-                alias.asname or alias.name for alias in node.names if alias.name in ENVIRONMENT
+                alias.asname or alias.name
+                for alias in node.names
+                if alias.name in ENVIRONMENT_NAMES
             }
     for node in ast.walk(tree):
+        is_read = isinstance(node, ast.Name) and node.id in names
         if isinstance(node, ast.Attribute):
             module, _, name = dotted_name(node).partition(".")
-            reads = module in modules and name in ENVIRONMENT
-        else:
-            reads = isinstance(node, ast.Name) and node.id in names
-        if reads:
+            is_read = module in modules and name in ENVIRONMENT_NAMES
+        if is_read:
             raise SkillRefused(
                 f"Line {getattr(node, 'lineno', 0)} reads the environment.",
                 remedy="Make what it needs a parameter of `run`.",

@@ -1,6 +1,7 @@
-"""What a skill is: a function with a signature, the cases that it was recorded with, and where it came from.
+"""A skill as data: a function with a signature, its recorded cases, and its origin.
 
-Everything here is immutable data; how it lies in a folder is `folder`'s, and what becomes of it `library`'s.
+All of it is immutable. `version_files` writes and reads it, `library` finds it, and `saving` makes
+new versions.
 """
 
 from __future__ import annotations
@@ -9,31 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mcpruntime_server.journal.recording import RecordedCall
+from ...journal.recording import RecordedCall
 
-ENTRY_FUNCTION = "run"  # the function that a skill's module is asked for
-
-TOOL_PREFIX, MODEL_PREFIX = (
-    "tools.",
-    "llm.",
-)  # what the targets of calls to tools begin with, and of questions to models
+ENTRY_FUNCTION = "run"  # of a skill's module
+TOOL_PREFIX, MODEL_PREFIX = "tools.", "llm."  # of the targets of calls
 
 SkillState = Literal["draft", "active", "quarantined", "retired"]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a skill; `annotation` and `default` are Python source, a `default` of None is none at all."""
+    """One parameter of a skill; `annotation` and `default` are Python source."""
 
     name: str
     annotation: str = ""
-    default: str | None = None
+    default: str | None = None  # None: the caller has to give it
     is_keyword_only: bool = False
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a skill takes and returns; `returns` is Python source, or "" where it is not known."""
+    """What a skill takes and returns; `return_annotation` is Python source, "" if unknown."""
 
     parameters: tuple[Parameter, ...] = ()
     return_annotation: str = ""
@@ -42,11 +39,11 @@ class Signature:
 
 @dataclass(frozen=True)
 class RecordedCase:
-    """What a skill did once: `inputs` by parameter, the answers that it got, and how it came out.
+    """One recorded use of a skill: its arguments, the answers to its calls, and its result.
 
-    `output` is what a run's value is in the journal (keys: kind, type, text, cut), `printed` what it printed. A case
-    `by_print` came out right if it printed the same, whatever it returned: its code was recorded as printing its
-    result. `seed` and `readings` are the chance and the clocks that it met.
+    `result` is a run's value as the journal has it (keys: kind, type, text, cut). A case that
+    `compares_stdout` is reproduced when it prints the same, whatever it returns: its code printed
+    its result. `seed` and `clock_readings` are the randomness and the time that the code observed.
     """
 
     inputs: Mapping[str, Any]
@@ -60,9 +57,9 @@ class RecordedCase:
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One recorded run that a skill may be made of; `value` is as in `Case.output`.
+    """One recorded run that a skill may be made of; `result` is as in `RecordedCase`.
 
-    Of one that failed, the lines before `failed_at` are known to have been executed.
+    If it failed, the lines before `failed_line` are known to have run.
     """
 
     run_id: str
@@ -78,10 +75,10 @@ class RecordedStep:
 
 @dataclass(frozen=True)
 class ExtractedSkill:
-    """A skill as it was read off code: `source` is the whole module, whose function `run` has `signature`.
+    """A skill as it was read from code, before the gate; `source` is its whole module.
 
-    `name` is a Python name made of what the code does, `summary` one line, `case` the recording; code that was written
-    as a skill and not run has none. One that `is_given` was written as a function, whose parameters are its author's.
+    `name` is made of what the code does. Code that was written as a skill, and not run, has no
+    `case`. The parameters of one that `is_hand_written` are its author's.
     """
 
     name: str
@@ -94,13 +91,13 @@ class ExtractedSkill:
 
 @dataclass(frozen=True)
 class Skill:
-    """One version of a skill as it lies in the store; `version` counts from 1.
+    """One version of a skill in the store; `version` counts from 1.
 
-    `reasons` say why it is not active. `tools` maps what it calls ("git.git_log") to the digest of the tool's schemas
-    when it was last checked, `skills` what it uses ("weather_report") to the version's digest. `digest` is that of all
-    its files. `origin` says where it came from: the run, or "code", "edit", "import", with `at` in seconds since the
-    epoch. `described` is the model that found its words, if one did. `signed` is the signature by the key `signer`, its
-    public one, both in hex; "" if there is none.
+    `reasons` say why it is not active. `tool_digests` has the digest of each tool's schemas when
+    the skill was last checked, `skill_digests` those of the skills that it uses, and `digest` is
+    that of all its files. `origin` is the id of the run that it was made of, or "code", "edit" or
+    "import". `saved_at` is in seconds since the epoch. `described_by` is the model that found its
+    words, if one did. `signature_hex` was made with the key `signer_key`; "" if it is unsigned.
     """
 
     name: str
@@ -127,17 +124,17 @@ class Skill:
 
     @property
     def call_targets(self) -> list[str]:
-        """What it calls: tools, skills, and what else there is to ask."""
+        """What it calls: tools, skills, and anything else that it asked the host for."""
         targets = {call.target for case in self.cases for call in case.calls}
-        below = [
+        return [
             *(f"{TOOL_PREFIX}{tool}" for tool in self.tool_digests),
             *(f"skills.{name}" for name in self.skill_digests),
+            *sorted(target for target in targets if not target.startswith(TOOL_PREFIX)),
         ]
-        return [*below, *sorted(target for target in targets if not target.startswith(TOOL_PREFIX))]
 
 
 def is_model_request(target: str) -> bool:
-    """Return whether a call is a question to a model."""
+    """Return whether a call asks a model."""
     return target.startswith(MODEL_PREFIX)
 
 
@@ -147,10 +144,12 @@ def format_signature(signature: Signature) -> str:
     for parameter in signature.parameters:
         if parameter.is_keyword_only and "*" not in parts:
             parts.append("*")
-        text = parameter.name + (f": {parameter.annotation}" if parameter.annotation else "")
+        text = parameter.name
+        if parameter.annotation:
+            text += f": {parameter.annotation}"
         if parameter.default is not None:
-            text += f" = {parameter.default}" if parameter.annotation else f"={parameter.default}"
+            text += " = " if parameter.annotation else "="
+            text += parameter.default
         parts.append(text)
-    return f"({', '.join(parts)})" + (
-        f" -> {signature.return_annotation}" if signature.return_annotation else ""
-    )
+    returns = f" -> {signature.return_annotation}" if signature.return_annotation else ""
+    return f"({', '.join(parts)}){returns}"

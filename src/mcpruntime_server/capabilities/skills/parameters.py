@@ -1,9 +1,12 @@
-"""Literals that came from the task, found in code that is to become a skill, with names for them as parameters.
+"""Find the literals in code that came from the task, and make them parameters.
 
-Three kinds: what code gives a name to (`city = "Oslo"`), what it calls tools and skills with (named as the tool's
-parameter), and what it compares with, cuts at or goes through (`row["status"] == "open"`, `rows[:5]`, `for n in [2]`).
+Three kinds of literals become parameters: those that code gives a name to (`city = "Oslo"`),
+arguments of tools, skills, models and the code's own functions (named after their parameters), and
+those that code compares with, cuts at or iterates over (`row["status"] == "open"`, `rows[:5]`, `for
+n in [2]`).
 
-Rule: a text that is a parameter is that wherever it stands. A result must not name what is not asked for any more.
+Rule: a text that is a parameter is that parameter everywhere, or a result would name what the
+caller did not ask for.
 """
 
 from __future__ import annotations
@@ -14,59 +17,75 @@ import json
 import keyword
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...journal.recording import RecordedCall
-from .copies import copy_of
-from .lint import DEFINITIONS, MODELS, PROVIDED, FunctionNode, dotted_name, is_absolute
-from .slicing import ASKING, Statement, touched_by
+from .lint import (
+    DEFINITIONS,
+    MODEL_PACKAGE,
+    PROVIDED_PACKAGES,
+    FunctionNode,
+    dotted_name,
+    is_absolute_path,
+)
+from .slicing import MODEL_FUNCTIONS, Statement, find_changed_names
 
 MAX_PARAMETERS = 8
-MAX_TEXT = 120  # characters of a text that came from the task, and is not code in another language
-PLAIN = (str, int, float, bool)
-MAX_SHOWN = 60  # characters of a value in a docstring
-SHARED = 3  # characters of a text that is one parameter wherever it stands
-LIMIT, LEAST, MOST = "limit", "min", "max"
-ITEMS = "items"  # of a list that is gone through
-BUILTIN = frozenset(dir(builtins))
-PACKAGES = PROVIDED | {MODELS}
-MAP = "tools.map"
-PROMPTS, DATA = ("prompt", "prompts"), "data"  # what models are asked, and about what
-AFFIXES = {"startswith": "prefix", "endswith": "suffix"}
+MAX_TEXT_CHARS = 120  # a longer text is code in another language, or data of the program
+MAX_EXAMPLE_CHARS = 60  # of a value in a docstring
+MIN_SHARED_CHARS = 3  # a shorter text may be equal by accident
+SCALARS = (str, int, float, bool)
+COMMON_LITERALS = (0, 1, -1, "")  # these are in all code
+BUILTIN_NAMES = frozenset(dir(builtins))
+ITEMS, LIMIT = "items", "limit"
+AFFIX_NAMES = {"startswith": "prefix", "endswith": "suffix"}
+MAX_TYPE_DEPTH = 3
+MAX_TYPED_ITEMS = 100  # of one container
 
 
 @dataclass
-class Found:
-    """A parameter: its `name`, the literal's `value`, where it stands, and the assignment that it stood for."""
+class FoundParameter:
+    """A parameter with the literals that it replaces; `value` is what they are.
+
+    It `needs_copy` if the code changes the object. A changed default would stay changed in the
+    calls that follow.
+    """
 
     name: str
     value: Any
     nodes: list[ast.expr] = field(default_factory=list)
-    assignment: ast.stmt | None = None
-    is_copied: bool = (
-        False  # code changes it: what changes a default changes it for all that follows
-    )
+    needs_copy: bool = False
+    variable: str = ""  # that the code assigns it to
 
     @property
     def is_required(self) -> bool:
-        """Whether it can have no default."""
-        return isinstance(self.value, str) and is_absolute(self.value)
+        """Whether it has no default: an absolute path does not exist elsewhere."""
+        return isinstance(self.value, str) and is_absolute_path(self.value)
 
     @property
-    def shown(self) -> str:
-        """The value as a docstring shows it; "" if that is nothing to show."""
+    def example(self) -> str:
+        """The value as a docstring shows it; "" if it cannot."""
         text = repr(self.value)
-        is_hidden = (
-            self.is_required or len(text) > MAX_SHOWN or any(each in text for each in ("\\", '"""'))
-        )
-        return "" if is_hidden else text
+        is_unsafe = "\\" in text or '"""' in text
+        return "" if self.is_required or is_unsafe or len(text) > MAX_EXAMPLE_CHARS else text
+
+    @property
+    def expression(self) -> ast.expr:
+        """What replaces the literals."""
+        name = ast.Name(self.name, ast.Load())
+        return ast.Call(ast.Name("deepcopy", ast.Load()), [name], []) if self.needs_copy else name
+
+    @property
+    def declaration(self) -> str:
+        """The parameter with its type and default, as a function's header has it."""
+        default = "" if self.is_required else f" = {self.value!r}"
+        return f"{self.name}: {annotation_of(self.value)}{default}"
 
 
 def literal_value(node: ast.expr) -> Any:
-    """Return the plain value of a literal; raises `ValueError` if it is none."""
+    """Return the JSON value of a literal; raises `ValueError` if it is not one."""
     try:
         value = ast.literal_eval(node)
         json.dumps(value, allow_nan=False)
@@ -75,463 +94,462 @@ def literal_value(node: ast.expr) -> Any:
     return value
 
 
-def literals_in(kept: Sequence[Statement], calls: Sequence[RecordedCall]) -> list[Found]:
-    """Return the parameters that code has, the surest first, at most `MAX_PARAMETERS`."""
-    body = [each.node for each in kept]
-    found = [*_named(body, kept, _schemas(body))]
-    names = _taken(kept) | {each.name for each in found}
-    places = _Places(_packages(kept), _functions(body), calls)
-    for node in body:
-        if not isinstance(node, (ast.Import, ast.ImportFrom)) and not any(
-            one.assignment is node for one in found
-        ):
-            places.look(node)
-    seen: set[int] = set()
-    for name, each in (*places.arguments, *places.compared, *places.paths):
-        if id(each) in seen:
-            continue
-        seen |= {id(part) for part in ast.walk(each)}
-        value = literal_value(each)
-        if isinstance(each, (ast.List, ast.Tuple)) and (inner := _shared(each, found)):
-            for item, one in inner:
-                one.nodes.append(item)
-            continue
-        same = next((one for one in found if _is_same(one, value, name)), None)
-        if same is not None:
-            same.nodes.append(each)
-            continue
-        base = _free(name, names)
-        if len(found) < MAX_PARAMETERS:
-            names.add(base)
-            found.append(Found(base, value, [each]))
-    _share(body, found)
-    _shorten(found, kept)
+def find_parameters(
+    kept: Sequence[Statement], calls: Sequence[RecordedCall], fixed: Collection[str]
+) -> list[FoundParameter]:
+    """Return at most `MAX_PARAMETERS` parameters of the code, the likeliest first.
+
+    Those named in `fixed` stay literals. Code that calls nothing would be a constant without
+    parameters, so it may have long texts, and parts of what it assigns, as parameters.
+    """
+    found = _name_parameters(_collect_parameters(kept, calls), kept, fixed)
+    for is_part in (False, True):
+        if not found and not calls:
+            data = _find_assigned(kept, may_be_long=True, is_part=is_part)
+            found = _name_parameters(data, kept, fixed)
     return found
 
 
-def _shorten(found: Sequence[Found], kept: Sequence[Statement]) -> None:
-    """Let parameters be called like what is within functions that have nothing to do with them."""
-    for one in found:
-        nodes, base = {id(node) for node in one.nodes}, one.name.rstrip("_")
-        met = [
-            each
-            for each in kept
-            if not isinstance(each.node, DEFINITIONS[:3])
-            or any(id(part) in nodes for part in ast.walk(each.node))
-        ]
-        taken = _taken(met).union(
-            *(each.binds | each.reads for each in kept), (other.name for other in found)
-        )
-        if base not in taken and not keyword.iskeyword(base):
-            one.name = base
-
-
-def _taken(kept: Sequence[Statement]) -> set[str]:
-    """Return all names that code has, those within its functions among them."""
-    parts = [part for each in kept for part in ast.walk(each.node)]
-    taken = {part.id for part in parts if isinstance(part, ast.Name)}
-    taken |= {part.arg for part in parts if isinstance(part, ast.arg)}
-    return taken.union(*(each.binds for each in kept))
-
-
-def _free(name: str, taken: Collection[str]) -> str:
-    """Return a name like `name` that code can have for something else than what it calls so."""
-    while name in taken or keyword.iskeyword(name):
-        name += "_"
-    return name
-
-
-def data_in(kept: Sequence[Statement]) -> list[Found]:
-    """Return what code works on that would be a constant without: texts of any length, parts of what has a name."""
-    body = [each.node for each in kept]
-    if found := _named(body, kept, _schemas(body), is_code=lambda _: False):
-        return found
-    count = Counter(name for each in kept for name in each.binds)
-    for node in body[:-1]:
-        if (
-            isinstance(node, ast.Assign)
-            and len(node.targets) == 1
-            and isinstance(node.targets[0], ast.Name)
-        ):
-            literals, name = _literals_of(node.value), node.targets[0].id
-            if (
-                len(literals) == 1
-                and count[name] == 1
-                and copy_of(name, value := literal_value(literals[0]))
-            ):
-                found.append(Found(name, value, literals, is_copied=not isinstance(value, PLAIN)))
-    return found[:MAX_PARAMETERS]
-
-
-def _literals_of(node: ast.expr) -> list[ast.expr]:
-    """Return the literals in an expression, the largest of those within each other, without those that all code has."""
-    try:
-        value = literal_value(node)
-    except ValueError:
-        return [
-            one
-            for each in ast.iter_child_nodes(node)
-            if isinstance(each, ast.expr)
-            for one in _literals_of(each)
-        ]
-    return [node] if value and value not in (1, -1) else []
-
-
-def _share(body: Sequence[ast.stmt], found: Sequence[Found]) -> None:
-    """Have texts that are parameters be these wherever they stand, but in definitions, which cannot see them."""
-    texts = {
-        one.value: one for one in found if isinstance(one.value, str) and len(one.value) >= SHARED
-    }
-    known = {id(node) for one in found for node in one.nodes}
-    named = {id(one.assignment) for one in found}
-    for node in body:
-        if id(node) in named or isinstance(node, (ast.Import, ast.ImportFrom, *DEFINITIONS)):
-            continue
-        parts = list(ast.walk(node))
-        known |= {
-            id(part) for each in parts if isinstance(each, ast.pattern) for part in ast.walk(each)
-        }
-        for each in parts:
-            text = each.value if isinstance(each, ast.Constant) and id(each) not in known else None
-            if isinstance(text, str) and text in texts:
-                texts[text].nodes.append(each)  # type: ignore[arg-type]
-
-
-def _shared(row: ast.List | ast.Tuple, found: Sequence[Found]) -> list[tuple[ast.expr, Found]]:
-    """Return the items of a list that are parameters already, with these."""
-    texts = {
-        one.value: one for one in found if isinstance(one.value, str) and len(one.value) >= SHARED
-    }
-    return [
-        (each, texts[each.value])
-        for each in row.elts
-        if isinstance(each, ast.Constant) and each.value in texts
-    ]
-
-
-def _functions(body: Sequence[ast.stmt]) -> Mapping[str, Sequence[str]]:
-    """Return the names of the parameters of functions that code defines, and of what makes objects of its classes."""
-    found = {node.name: _positional(node) for node in body if isinstance(node, FunctionNode)}
-    for node in body:
-        if isinstance(node, ast.ClassDef):
-            made = [
-                each
-                for each in node.body
-                if isinstance(each, FunctionNode) and each.name == "__init__"
-            ]
-            fields = [each.target for each in node.body if isinstance(each, ast.AnnAssign)]
-            names = [each.id for each in fields if isinstance(each, ast.Name)]
-            found[node.name] = _positional(made[0])[1:] if made else names
-    return found
-
-
-def _positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-    return [arg.arg for arg in (*function.args.posonlyargs, *function.args.args)]
-
-
-def _is_same(one: Found, value: Any, name: str) -> bool:
-    if type(one.value) is not type(value) or one.value != value:
-        return False
-    return one.name.rstrip("_") == name or (isinstance(value, str) and len(value) >= SHARED)
-
-
-def _schemas(body: Sequence[ast.stmt]) -> frozenset[str]:
-    """Return the names of what answers of models have to be like, which is the code's affair."""
-    given = (
-        each.value
-        for node in body
-        for each in ast.walk(node)
-        if isinstance(each, ast.keyword) and each.arg == "schema"
-    )
-    return frozenset(each.id for each in given if isinstance(each, ast.Name))
-
-
-def _is_code(value: Any) -> bool:
-    return isinstance(value, str) and (len(value) > MAX_TEXT or "\n" in value)
-
-
-def _named(
-    body: Sequence[ast.stmt],
-    kept: Sequence[Statement],
-    schemas: Collection[str],
-    is_code: Callable[[Any], bool] = _is_code,
-) -> list[Found]:
-    """Return what code gives a name to, once, and never changes."""
-    count = Counter(name for each in kept for name in each.binds)
-    touched, shared = touched_by(kept)
-    taken = _taken(kept)
-    found: list[Found] = []
-    for node in body[:-1]:
-        if (
-            not isinstance(node, ast.Assign)
-            or len(node.targets) != 1
-            or not isinstance(node.targets[0], ast.Name)
-        ):
-            continue
-        name = node.targets[0].id
-        try:
-            value = literal_value(node.value)
-        except ValueError:
-            continue
-        is_plain = isinstance(value, PLAIN) or (isinstance(value, (list, dict)) and bool(value))
-        is_kept = (
-            isinstance(value, PLAIN) or name not in touched
-        )  # nothing can change a plain value
-        is_kept = is_kept and name not in schemas
-        is_copied = name in shared and not isinstance(value, PLAIN)
-        is_kept = is_kept and (not is_copied or bool(copy_of(name, value)))
-        if is_plain and value != "" and not is_code(value) and count[name] == 1 and is_kept:
-            lower = name.lower().strip("_")
-            is_own = lower == name or not lower.isidentifier()
-            one = Found(name if is_own else _free(lower, taken), value, _uses(name, body), node)
-            found.append(
-                replace(one, nodes=[node.value], assignment=None, is_copied=True)
-                if is_copied
-                else one
-            )
-            taken.add(found[-1].name)
-    return found[:MAX_PARAMETERS]
-
-
-def _uses(name: str, body: Sequence[ast.stmt]) -> list[ast.expr]:
-    nodes = (each for node in body for each in ast.walk(node))
-    return [
-        each
-        for each in nodes
-        if isinstance(each, ast.Name) and each.id == name and isinstance(each.ctx, ast.Load)
-    ]
-
-
-def _packages(kept: Sequence[Statement]) -> Mapping[str, str]:
-    """Return what names stand for in the packages that sandboxes have: {"git_log": "tools.git.git_log"}."""
-    found = {"tools": "tools", "skills": "skills", **{name: f"{MODELS}.{name}" for name in ASKING}}
+def _collect_parameters(
+    kept: Sequence[Statement], calls: Sequence[RecordedCall]
+) -> list[FoundParameter]:
+    found = _find_assigned(kept)
+    seen = {id(part) for each in found for node in each.nodes for part in ast.walk(node)}
+    finder = _LiteralFinder(kept, calls)
     for each in kept:
-        for node in ast.walk(each.node):
-            if (
-                isinstance(node, ast.ImportFrom)
-                and (node.module or "").partition(".")[0] in PACKAGES
-            ):
-                found |= {
-                    alias.asname or alias.name: f"{node.module}.{alias.name}"
-                    for alias in node.names
-                }
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    if alias.name.partition(".")[0] in PACKAGES and alias.asname:
-                        found[alias.asname] = alias.name
+        if not isinstance(each.node, (ast.Import, ast.ImportFrom)):
+            finder.search(each)
+    for name, node in (*finder.arguments, *finder.operands, *finder.paths):
+        if id(node) in seen:
+            continue
+        seen |= {id(part) for part in ast.walk(node)}
+        _add_literal(found, name, node)
+    _share_texts(found, kept, seen)
     return found
 
 
-class _Places(ast.NodeVisitor):
-    """Where literals stand that may have come from the task."""
+def _add_literal(found: list[FoundParameter], name: str, node: ast.expr) -> None:
+    """Add a literal to the parameter that has its value, to those that its items have, or as a new parameter."""
+    value = literal_value(node)
+    texts = _shared_texts(found)
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [
+            each for each in node.elts if isinstance(each, ast.Constant) and each.value in texts
+        ]
+        for item in items:
+            texts[item.value].nodes.append(item)
+        if items:
+            return
+    for each in found:
+        is_equal = type(each.value) is type(value) and each.value == value
+        is_same_text = isinstance(value, str) and value in texts
+        if is_equal and (is_same_text or each.name == name):
+            each.nodes.append(node)
+            return
+    if len(found) < MAX_PARAMETERS:
+        found.append(FoundParameter(name, value, [node]))
 
-    def __init__(
-        self,
-        packages: Mapping[str, str],
-        functions: Mapping[str, Sequence[str]],
-        calls: Sequence[RecordedCall],
-    ) -> None:
+
+def _shared_texts(found: Iterable[FoundParameter]) -> dict[Any, FoundParameter]:
+    return {
+        each.value: each
+        for each in found
+        if isinstance(each.value, str) and len(each.value) >= MIN_SHARED_CHARS
+    }
+
+
+def _share_texts(
+    found: Sequence[FoundParameter], kept: Sequence[Statement], seen: Collection[int]
+) -> None:
+    """Replace all other occurrences of parameters' texts, except in definitions and patterns."""
+    texts = _shared_texts(found)
+    for each in kept:
+        if isinstance(each.node, DEFINITIONS):
+            continue
+        parts = list(ast.walk(each.node))
+        patterns = [part for part in parts if isinstance(part, ast.pattern)]
+        occupied = {id(part) for pattern in patterns for part in ast.walk(pattern)}.union(seen)
+        for part in parts:
+            match part:
+                case ast.Constant(str(text)) if text in texts and id(part) not in occupied:
+                    texts[text].nodes.append(part)
+
+
+# names --------------------------------------------------------------------------------------------
+
+
+def _name_parameters(
+    found: Sequence[FoundParameter], kept: Sequence[Statement], fixed: Collection[str]
+) -> list[FoundParameter]:
+    """Give each parameter a name that nothing else in its scope has; return those that are not `fixed`."""
+    names: set[str] = set()
+    for each in found:
+        is_own_variable = each.name == each.variable
+        taken = names if is_own_variable else names | _names_in_scope(each.nodes, kept)
+        while each.name in taken or keyword.iskeyword(each.name):
+            each.name += "_"
+        names.add(each.name)
+    return [each for each in found if each.name not in fixed]
+
+
+def _names_in_scope(nodes: Iterable[ast.expr], kept: Sequence[Statement]) -> set[str]:
+    """Return the names that a parameter cannot have which replaces `nodes`.
+
+    Local variables of a function are out of its way, unless the function holds one of the nodes.
+    """
+    ids = set(map(id, nodes))
+    taken: set[str] = set()
+    for each in kept:
+        taken |= each.binds | each.reads
+        parts = list(ast.walk(each.node))
+        if not each.is_definition or any(id(part) in ids for part in parts):
+            taken |= {part.id for part in parts if isinstance(part, ast.Name)}
+            taken |= {part.arg for part in parts if isinstance(part, ast.arg)}
+    return taken
+
+
+def _clean_name(text: str) -> str:
+    """Return a text as an identifier in snake case; "" if it cannot be one."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", text)
+    name = words.lower().strip("_")
+    return name if name.isidentifier() else ""
+
+
+def plural_of(name: str) -> str:
+    """Return what to call a list whose items code calls `name`."""
+    name = _clean_name(name)
+    if len(name) < 3:
+        return ITEMS
+    if re.search("[^aeiou]y$", name):
+        return f"{name[:-1]}ies"
+    return f"{name}es" if name.endswith("s") else f"{name}s"
+
+
+# literals with a name -----------------------------------------------------------------------------
+
+
+def _find_assigned(
+    kept: Sequence[Statement], *, may_be_long: bool = False, is_part: bool = False
+) -> list[FoundParameter]:
+    """Return the literals that code assigns to a variable once.
+
+    With `is_part`, they are the only literal within what is assigned.
+    """
+    bindings = Counter(name for each in kept for name in each.binds)
+    changed, changed_aliases = find_changed_names(kept)
+    schemas = _schema_names(kept)
+    found: list[FoundParameter] = []
+    for each in kept[:-1]:
+        match each.node:
+            case ast.Assign([ast.Name(variable)], value=node) if bindings[variable] == 1:
+                literals = _inner_literals(node) if is_part else [node]
+            case _:
+                continue
+        if len(literals) != 1 or not _is_literal(literals[0]) or variable in schemas:
+            continue
+        value = literal_value(literals[0])
+        is_scalar = isinstance(value, SCALARS)
+        needs_copy = not is_scalar and variable in changed_aliases
+        if not is_part and not is_scalar and variable in changed:
+            continue  # such as a list that collects results
+        if value == "" or not (is_scalar or (isinstance(value, (list, dict)) and value)):
+            continue
+        if (needs_copy and "deepcopy" in bindings) or (_is_long(value) and not may_be_long):
+            continue
+        name = _clean_name(variable) or variable
+        name = variable if variable == variable.lower() else name
+        found.append(FoundParameter(name, value, literals, needs_copy, variable))
+    return found[:MAX_PARAMETERS]
+
+
+def _schema_names(kept: Sequence[Statement]) -> frozenset[str]:
+    """Return the variables that describe what models answer; these belong to the code."""
+    keywords = (
+        part.value
+        for each in kept
+        for part in ast.walk(each.node)
+        if isinstance(part, ast.keyword) and part.arg == "schema"
+    )
+    return frozenset(each.id for each in keywords if isinstance(each, ast.Name))
+
+
+def _inner_literals(node: ast.expr) -> list[ast.expr]:
+    """Return the largest literals within an expression, except those that all code has."""
+    if _is_literal(node):
+        value = literal_value(node)
+        return [node] if value and value not in COMMON_LITERALS else []
+    children = (each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr))
+    return [literal for child in children for literal in _inner_literals(child)]
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        literal_value(node)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and (len(value) > MAX_TEXT_CHARS or "\n" in value)
+
+
+# literals without a name --------------------------------------------------------------------------
+
+
+class _LiteralFinder(ast.NodeVisitor):
+    """Collects the literals that may have come from the task, each with a name for it."""
+
+    def __init__(self, kept: Sequence[Statement], calls: Sequence[RecordedCall]) -> None:
         self.arguments: list[tuple[str, ast.expr]] = []
-        self.compared: list[tuple[str, ast.expr]] = []
+        self.operands: list[tuple[str, ast.expr]] = []
         self.paths: list[tuple[str, ast.expr]] = []
-        self._packages = packages
-        self._functions = functions
-        self._is_inside = (
-            False  # a function or a class, where only what is asked of tools came from the task
-        )
+        self._origins = _find_origins(kept)
+        self._functions = _find_parameter_names(kept)
         self._calls = calls
+        self._is_in_definition = False  # where only what tools are asked came from the task
 
-    def look(self, node: ast.stmt) -> None:
-        """Look at a statement."""
-        self._is_inside = isinstance(node, DEFINITIONS)
-        self.visit(node)
+    def search(self, statement: Statement) -> None:
+        """Collect the literals of a statement."""
+        self._is_in_definition = statement.is_definition
+        self.visit(statement.node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Note what tools and skills are called with."""
-        first, _, rest = dotted_name(node.func).partition(".")
-        if first in self._packages:
-            target = ".".join(part for part in (self._packages[first], rest) if part).removesuffix(
-                ".aio"
-            )
-            if target.startswith(f"{MODELS}."):
-                self._note_asked(node)
-                self.generic_visit(node)
-                return
-            for given in node.keywords:
-                if given.arg is not None:
-                    self._note(given.arg, given.value)
-            for argument in node.args:
-                self._note(self._parameter(target, argument, node), argument)
-            if target == MAP:
-                for argument in node.args[1:2]:
-                    self._note(ITEMS, argument)
-        elif first in self._functions and not rest:
-            for given in node.keywords:
-                self._note(given.arg or "", given.value)
-            for name, argument in zip(self._functions[first], node.args, strict=False):
-                self._note(name, argument)
-        affix = AFFIXES.get(getattr(node.func, "attr", ""))
-        if affix and node.args and not self._is_inside and _is_telling(node.args[0]):
-            self.compared.append((affix, node.args[0]))
+        name = dotted_name(node.func)
+        root, _, rest = name.partition(".")
+        if root in self._origins:
+            origin = ".".join(filter(None, (self._origins[root], rest))).removesuffix(".aio")
+            self._add_remote_arguments(origin, node)
+        elif name in self._functions:
+            for each in node.keywords:
+                self._add_argument(each.arg or "", each.value)
+            for parameter, argument in zip(self._functions[name], node.args, strict=False):
+                self._add_argument(parameter, argument)
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in AFFIX_NAMES:
+            for argument in node.args[:1]:
+                self._add_operand(AFFIX_NAMES[node.func.attr], argument)
         self.generic_visit(node)
 
-    def _note_asked(self, node: ast.Call) -> None:
-        """Note what a model is asked about, and, where that is nothing but the question, the question."""
-        given = dict(zip((PROMPTS[0], DATA), node.args, strict=False))
-        given |= {each.arg: each.value for each in node.keywords if each.arg in (*PROMPTS, DATA)}
-        about = given.pop(DATA, None)
-        if about is not None:
-            self._note(DATA, about)
-        else:
-            for each in given.values():
-                is_text = isinstance(each, ast.Constant)
-                self._note(PROMPTS[0] if is_text else PROMPTS[1], each)
+    def _add_remote_arguments(self, origin: str, node: ast.Call) -> None:
+        """Add the arguments of a tool, a skill, or a function that asks a model."""
+        if origin.startswith(f"{MODEL_PACKAGE}."):
+            given = dict(zip(("prompt", "data"), node.args, strict=False))
+            given |= {each.arg: each.value for each in node.keywords if each.arg}
+            for name in ("data",) if "data" in given else ("prompt", "prompts"):
+                if name in given:
+                    self._add_argument(name, given[name])
+            return
+        for each in node.keywords:
+            self._add_argument(each.arg or "", each.value)
+        for position, argument in enumerate(node.args):
+            is_items = origin == "tools.map" and position == 1
+            self._add_argument(
+                ITEMS if is_items else self._recorded_name(origin, argument, node), argument
+            )
 
-    def visit_Constant(self, node: ast.Constant) -> None:
-        """Note paths, wherever they are."""
-        if not self._is_inside and isinstance(node.value, str) and is_absolute(node.value):
-            self.paths.append(("path", node))
-
-    def _parameter(self, target: str, node: ast.expr, call: ast.Call) -> str:
-        """Return the name of the parameter that a recorded call of `target` had the literal `node` for."""
-        try:
-            value = literal_value(node)
-        except ValueError:
+    def _recorded_name(self, target: str, argument: ast.expr, node: ast.Call) -> str:
+        """Return the name under which the recorded calls of `node` have the value of a positional argument."""
+        if not _is_literal(argument):
             return ""
-        for each in self._calls:
-            if each.target == target and (
-                each.line_number is None
-                or call.lineno <= each.line_number <= (call.end_lineno or each.line_number)
-            ):
-                for name, given in json.loads(each.args).items():
+        value = literal_value(argument)
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        for call in self._calls:
+            if call.target == target and (call.line_number is None or call.line_number in lines):
+                for name, given in json.loads(call.args).items():
                     if given == value and type(given) is type(value):
                         return str(name)
         return ""
 
-    def _note(self, name: str, node: ast.expr) -> None:
-        try:
-            value = literal_value(node)
-        except ValueError:
+    def _add_argument(self, name: str, node: ast.expr) -> None:
+        if not _is_literal(node):
             if isinstance(node, (ast.List, ast.Tuple)):
                 for each in node.elts:
                     if isinstance(each, ast.Constant):
-                        self._note(name.removesuffix("s") or "value", each)
+                        self._add_argument(name.removesuffix("s") or "value", each)
             return
-        clean = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower().strip("_")
+        value = literal_value(node)
+        is_empty = not isinstance(value, (int, float)) and not value
+        if _clean_name(name) and not is_empty and not _is_long(value):
+            self.arguments.append((_clean_name(name), node))
+
+    def visit_Constant(self, node: ast.Constant) -> None:
         if (
-            clean
-            and clean.isidentifier()
-            and (isinstance(value, PLAIN) or value)
-            and value != ""
-            and not _is_code(value)
+            isinstance(node.value, str)
+            and is_absolute_path(node.value)
+            and not self._is_in_definition
         ):
-            self.arguments.append((clean, node))
+            self.paths.append(("path", node))
 
     def visit_Compare(self, node: ast.Compare) -> None:
-        """Note what is compared with something that has a name."""
-        if self._is_inside:
-            self.generic_visit(node)
-            return
         sides = [node.left, *node.comparators]
         for left, operator, right in zip(sides, node.ops, sides[1:], strict=False):
-            for literal, other, is_right in ((right, left, True), (left, right, False)):
-                name = _name_of(other)
-                if name and _is_telling(literal):
-                    self.compared.append((_bounded(name, operator, is_right=is_right), literal))
+            if name := _operand_name(left):
+                self._add_operand(_bound_name(name, operator, is_upper=(ast.Lt, ast.LtE)), right)
+            if name := _operand_name(right):
+                self._add_operand(_bound_name(name, operator, is_upper=(ast.Gt, ast.GtE)), left)
         self.generic_visit(node)
 
     def visit_For(self, node: ast.For) -> None:
-        """Note what is gone through."""
-        self._note_items(node.target, node.iter)
+        self._add_items(node.target, node.iter)
         self.generic_visit(node)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
-        """Note what is gone through."""
-        self._note_items(node.target, node.iter)
+        self._add_items(node.target, node.iter)
         self.generic_visit(node)
 
-    def _note_items(self, target: ast.expr, items: ast.expr) -> None:
-        if isinstance(items, ast.List) and items.elts and not self._is_inside:
-            with suppress(ValueError):
-                literal_value(items)
-                self.compared.append(
-                    (plural_of(target.id) if isinstance(target, ast.Name) else ITEMS, items)
-                )
+    def _add_items(self, target: ast.expr, items: ast.expr) -> None:
+        if (
+            isinstance(items, ast.List)
+            and items.elts
+            and _is_literal(items)
+            and not self._is_in_definition
+        ):
+            name = plural_of(target.id) if isinstance(target, ast.Name) else ITEMS
+            self.operands.append((name, items))
 
     def visit_Slice(self, node: ast.Slice) -> None:
-        """Note where a list is cut."""
-        is_head = node.lower is None and node.step is None
-        if is_head and not self._is_inside and _is_telling(node.upper):
-            assert node.upper is not None
-            self.compared.append((LIMIT, node.upper))
+        if node.upper is not None and node.lower is None and node.step is None:
+            self._add_operand(LIMIT, node.upper)
         self.generic_visit(node)
 
-
-def plural_of(name: str) -> str:
-    """Return what a list is called whose items code calls `name`."""
-    clean = name.lower().strip("_")
-    if len(clean) < SHARED or not clean.isidentifier():
-        return ITEMS
-    return (
-        f"{clean[:-1]}ies"
-        if re.search("[^aeiou]y$", clean)
-        else f"{clean}es"
-        if clean.endswith("s")
-        else f"{clean}s"
-    )
-
-
-def _is_telling(node: ast.expr | None) -> bool:
-    """Return whether a literal is more than one of those that all code has."""
-    if node is None:
-        return False
-    try:
+    def _add_operand(self, name: str, node: ast.expr) -> None:
+        """Add a literal that says more than those which all code has."""
+        if self._is_in_definition or not _is_literal(node):
+            return
         value = literal_value(node)
-    except ValueError:
-        return False
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return False
-    return (
-        value not in (0, 1, -1, "")
-        and not _is_code(value)
-        and (not isinstance(value, str) or len(value) > 1)
-    )
+        is_scalar = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        is_char = isinstance(value, str) and len(value) < 2
+        if is_scalar and not is_char and value not in COMMON_LITERALS and not _is_long(value):
+            self.operands.append((name, node))
 
 
-def _name_of(node: ast.expr) -> str:
-    """Return what the thing is called that an expression gets: its key, its attribute or its variable."""
-    if (
-        isinstance(node, ast.Subscript)
-        and isinstance(node.slice, ast.Constant)
-        and isinstance(node.slice.value, str)
-    ):
-        name = node.slice.value
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        is_get = node.func.attr == "get" and node.args and isinstance(node.args[0], ast.Constant)
-        return str(node.args[0].value) if is_get else _name_of(node.func.value)  # type: ignore[attr-defined]
-    elif isinstance(node, ast.Attribute):
-        name = node.attr
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        name = (
-            node.func.id
-            if node.func.id not in BUILTIN
-            else "count"
-            if node.func.id == "len"
-            else ""
-        )
-    else:
-        name = node.id if isinstance(node, ast.Name) else ""
-    clean = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    return (
-        clean
-        if clean.isidentifier() and clean not in BUILTIN and not keyword.iskeyword(clean)
-        else ""
-    )
+def _find_origins(kept: Sequence[Statement]) -> Mapping[str, str]:
+    """Return what names stand for in the packages of the sandbox: {"git_log": "tools.git.git_log"}."""
+    packages = PROVIDED_PACKAGES | {MODEL_PACKAGE}
+    found = {"tools": "tools", "skills": "skills"}
+    found |= {name: f"{MODEL_PACKAGE}.{name}" for name in MODEL_FUNCTIONS}
+    for node in (part for each in kept for part in ast.walk(each.node)):
+        if isinstance(node, ast.ImportFrom):
+            names = {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            names = {alias.asname: alias.name for alias in node.names if alias.asname}
+        else:
+            continue
+        found |= {
+            name: origin for name, origin in names.items() if origin.partition(".")[0] in packages
+        }
+    return found
 
 
-def _bounded(name: str, operator: ast.cmpop, *, is_right: bool) -> str:
-    if isinstance(operator, (ast.Gt, ast.GtE)):
-        return f"{LEAST if is_right else MOST}_{name}"
-    if isinstance(operator, (ast.Lt, ast.LtE)):
-        return f"{MOST if is_right else LEAST}_{name}"
-    return name
+def _find_parameter_names(kept: Sequence[Statement]) -> Mapping[str, Sequence[str]]:
+    """Return the names of the positional parameters of functions and classes that code defines."""
+    found: dict[str, Sequence[str]] = {}
+    for node in (each.node for each in kept):
+        if isinstance(node, FunctionNode):
+            found[node.name] = _positional_names(node)
+        elif isinstance(node, ast.ClassDef):
+            fields = [each.target for each in node.body if isinstance(each, ast.AnnAssign)]
+            found[node.name] = [each.id for each in fields if isinstance(each, ast.Name)]
+            for method in node.body:
+                if isinstance(method, FunctionNode) and method.name == "__init__":
+                    found[node.name] = _positional_names(method)[1:]
+    return found
+
+
+def _positional_names(function: FunctionNode) -> list[str]:
+    return [each.arg for each in (*function.args.posonlyargs, *function.args.args)]
+
+
+def _operand_name(node: ast.expr) -> str:
+    """Return what to call the value of an expression: its key, attribute, variable or function; "" if unknown."""
+    match node:
+        case ast.Subscript(slice=ast.Constant(str(name))):
+            pass
+        case ast.Call(ast.Attribute(attr="get"), [ast.Constant(str(name)), *_]):
+            pass
+        case ast.Call(ast.Attribute(value)):
+            return _operand_name(value)
+        case ast.Call(ast.Name("len")):
+            name = "count"
+        case ast.Attribute(attr=name) | ast.Call(ast.Name(name)) | ast.Name(name):
+            pass
+        case _:
+            return ""
+    name = _clean_name(name)
+    return "" if name in BUILTIN_NAMES or keyword.iskeyword(name) else name
+
+
+def _bound_name(name: str, operator: ast.cmpop, *, is_upper: tuple[type[ast.cmpop], ...]) -> str:
+    """Return what to call the bound that a value is compared with."""
+    if isinstance(operator, is_upper):
+        return f"max_{name}"
+    return f"min_{name}" if isinstance(operator, (ast.Lt, ast.LtE, ast.Gt, ast.GtE)) else name
+
+
+# replacing ----------------------------------------------------------------------------------------
+
+
+class _Replacer(ast.NodeTransformer):
+    def __init__(self, found: Sequence[FoundParameter]) -> None:
+        self._parameters = {id(node): each for each in found for node in each.nodes}
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        parameter = self._parameters.get(id(node))
+        if parameter is not None:
+            return parameter.expression
+        if isinstance(node, ast.JoinedStr):
+            for place, part in enumerate(node.values):
+                if inner := self._parameters.get(id(part)):
+                    node.values[place] = ast.FormattedValue(inner.expression, -1)
+        return self.generic_visit(node)
+
+
+def replace_literals(
+    nodes: Iterable[ast.stmt], found: Sequence[FoundParameter]
+) -> Iterator[ast.stmt]:
+    """Yield statements with parameters in the places of their literals, without those that then do nothing.
+
+    The trees are changed in place.
+    """
+    replacer = _Replacer(found)
+    for node in nodes:
+        replacer.visit(node)
+        match node:
+            case ast.Assign([ast.Name(target)], ast.Name(source)) if target == source:
+                continue
+        yield node
+
+
+# types --------------------------------------------------------------------------------------------
+
+
+def annotation_of(value: Any, depth: int = MAX_TYPE_DEPTH) -> str:
+    """Return the type of a JSON value as Python source; what is nested deeper than `depth`, or mixed, is `Any`."""
+    if value is None:
+        return "None"
+    if isinstance(value, SCALARS):
+        return type(value).__name__
+    if depth == 0 or not isinstance(value, (list, tuple, dict)):
+        return "Any"
+    items = list(value.values()) if isinstance(value, dict) else value
+    inner = _union_of(annotation_of(each, depth - 1) for each in items[:MAX_TYPED_ITEMS])
+    if isinstance(value, dict):
+        return f"dict[str, {inner}]"
+    return f"tuple[{inner}, ...]" if isinstance(value, tuple) else f"list[{inner}]"
+
+
+def _union_of(annotations: Iterable[str]) -> str:
+    """Return the type of values of some types, as far as it is one type or None."""
+    kinds = set(annotations)
+    if "float" in kinds:
+        kinds.discard("int")
+    if kinds == {"None"}:
+        return "None"
+    is_optional = "None" in kinds
+    kinds.discard("None")
+    if len(kinds) != 1:
+        return "Any"
+    kind = kinds.pop()
+    return f"{kind} | None" if is_optional and kind != "Any" else kind

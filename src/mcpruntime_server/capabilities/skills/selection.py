@@ -1,4 +1,4 @@
-"""Skills and guides as they are picked and listed, and what a store takes in of them."""
+"""Select versions of skills, list them, and check what a new version may contain."""
 
 from __future__ import annotations
 
@@ -13,60 +13,58 @@ from .model import RecordedCase, Skill, format_signature
 from .skill_names import parse_version
 from .version_files import encode_case
 
+VersionsByName = Mapping[str, Sequence[Skill]]  # oldest first
 
-def active_skills(found: Mapping[str, Sequence[Skill]]) -> dict[str, Skill]:
+
+def active_skills(skills: VersionsByName) -> dict[str, Skill]:
     """Return the newest active version of every skill that has one."""
-    active = {
-        name: [each for each in versions if each.state == "active"]
-        for name, versions in found.items()
+    return {
+        version.name: version
+        for versions in skills.values()
+        for version in versions
+        if version.state == "active"
     }
-    return {name: versions[-1] for name, versions in active.items() if versions}
 
 
-def pick_version(found: Mapping[str, Sequence[Skill]], name: str) -> Skill:
-    """Return the version in use of a skill, or an exact one ("weather_report@2"); raises `NotFound`, `InvalidRequest`.
+def pick_version(skills: VersionsByName, reference: str) -> Skill:
+    """Return an exact version ("weather_report@2"), or the active version of a skill, or else its newest.
 
-    Where none is in use, it is the newest.
+    Raises `NotFound`, `InvalidRequest`.
     """
-    skill, number = parse_version(name)
-    if skill not in found:
-        hint = did_you_mean(skill, found)
-        raise NotFound(
-            f"There is no skill {skill!r:.80}. {hint}".rstrip(), remedy="list_skills shows them."
-        )
-    versions = found[skill]
+    name, number = parse_version(reference)
+    if name not in skills:
+        hint = did_you_mean(name, skills)
+        message = f"There is no skill {name!r:.80}. {hint}".rstrip()
+        raise NotFound(message, remedy="list_skills shows them.")
+    versions = skills[name]
     if number is None:
-        return next((each for each in reversed(versions) if each.state == "active"), versions[-1])
+        return active_skills({name: versions}).get(name, versions[-1])
     for version in versions:
         if version.version == number:
             return version
-    raise NotFound(
-        f"There is no version {number} of the skill {skill}; the last is {versions[-1].version}."
-    )
+    newest = versions[-1].version
+    raise NotFound(f"There is no version {number} of the skill {name}; the newest is {newest}.")
 
 
 def content_identity(found: Skill | Guide) -> str:
-    """Return what changes when what is found is another."""
+    """Return a text that changes with the content of a skill or a guide."""
     return str(hash(found.text)) if isinstance(found, Guide) else found.id + found.digest
 
 
-def listing_entry(skill: Skill | Guide) -> dict[str, Any]:
-    """Return a skill as listings have it."""
-    if isinstance(skill, Guide):
-        return {
-            "name": skill.name,
-            "version": 0,
-            "signature": "",
-            "summary": skill.summary,
-            "state": "guide",
-        }
-    return {
-        "name": skill.name,
-        "version": skill.version,
-        "signature": format_signature(skill.signature),
-        "summary": skill.summary,
-        "state": skill.state,
+def listing_entry(found: Skill | Guide) -> dict[str, Any]:
+    """Return a skill or a guide as listings show it."""
+    entry = {
+        "name": found.name,
+        "version": 0,
+        "signature": "",
+        "summary": found.summary,
+        "state": "guide",
     }
+    if isinstance(found, Skill):
+        entry["version"] = found.version
+        entry["signature"] = format_signature(found.signature)
+        entry["state"] = found.state
+    return entry
 
 
 def describe_state(state: str) -> str:
@@ -75,38 +73,28 @@ def describe_state(state: str) -> str:
 
 
 def check_case(case: RecordedCase) -> None:
-    """Raise `SkillRefused` if a recording cannot be kept: it is too large, or holds credentials."""
-    given = (
-        find_named_credential(value, name)
-        for name, value in case.inputs.items()
-        if isinstance(value, str)
-    )
-    kind = find_known_credential(encode_case(case).decode("utf-8", "replace")) or next(
-        filter(None, given), ""
-    )
-    if kind:
+    """Raise `SkillRefused` if a recorded case is too large to be saved, or holds credentials."""
+    kinds = [find_known_credential(encode_case(case).decode("utf-8", "replace"))]
+    for name, value in case.inputs.items():
+        if isinstance(value, str):
+            kinds.append(find_named_credential(value, name))
+    if kind := next(filter(None, kinds), ""):
         raise SkillRefused(
-            f"What the run got from its calls, or was given, holds what looks like {kind}.",
-            remedy="Skills are kept with what they were recorded with: save a run that does not see credentials.",
+            f"An input of the run, or an answer to one of its calls, holds what looks like {kind}.",
+            remedy="Skills are saved with their recorded cases: save a run that does not see credentials.",
         )
 
 
-def check_dependency_cycle(
-    name: str, uses: Collection[str], found: Mapping[str, Sequence[Skill]]
-) -> None:
-    """Raise `SkillRefused` if a skill would use itself."""
-    left, seen = [each.partition("@")[0] for each in uses], set[str]()
-    while left:
-        each = left.pop()
-        if each == name:
+def check_dependency_cycle(name: str, used: Collection[str], skills: VersionsByName) -> None:
+    """Raise `SkillRefused` if a skill that uses the skills `used` would use itself."""
+    remaining, seen = list(used), set[str]()
+    while remaining:
+        other = remaining.pop().partition("@")[0]
+        if other == name:
             raise SkillRefused(
-                f"{name} would use itself, through {', '.join(sorted(seen | {each}))}.",
+                f"{name} would use itself, through {', '.join(sorted({*seen, other}))}.",
                 remedy="Give it another name, or do without that skill.",
             )
-        if each not in seen:
-            seen.add(each)
-            left += [
-                below.partition("@")[0]
-                for skill in found.get(each, ())
-                for below in skill.skill_digests
-            ]
+        if other not in seen:
+            seen.add(other)
+            remaining += [each for skill in skills.get(other, ()) for each in skill.skill_digests]

@@ -1,6 +1,7 @@
-"""Signatures of skills: who stands for the content of a version, by an Ed25519 key of theirs.
+"""Sign versions of skills with an Ed25519 key, and check such signatures.
 
-Rule: what is signed is the name and the digest of all files, so that it holds wherever these are the same.
+Rule: a signature covers the name and the digest of all files, so it is valid wherever these are the
+same.
 """
 
 from __future__ import annotations
@@ -17,49 +18,45 @@ from .model import Skill
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-PURPOSE = "mcpruntime-server skill"
-SHOWN = 16  # characters of a public key
-
-
-def signed_message(name: str, digest: str) -> bytes:
-    """Return what a signature is of."""
-    return f"{PURPOSE}\n{name}\n{digest}\n".encode()
+PURPOSE = "mcpruntime-server skill"  # so that a signature of something else is never one of a skill
+MAX_KEY_FILE_BYTES = 200
+SHOWN_KEY_CHARS = 16
 
 
 def load_or_create_key(path: Path) -> Ed25519PrivateKey:
-    """Return the private key in a file, 32 bytes in hex, which is made if it is not there.
+    """Return the private key in a file, 32 bytes in hex; the file is created if it does not exist.
 
-    Raises `InvalidRequest` for a file that is no key or that others may read, `Unavailable` where it cannot be used.
+    Raises `InvalidRequest` if it holds no key or others may read it, `Unavailable` if it cannot be
+    used.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return _read_key(path)
+        return _load_key(path)
     except OSError as exc:
-        raise Unavailable(f"The key {path} cannot be made: {exc.strerror}.") from exc
+        raise Unavailable(f"The key {path} cannot be created: {exc.strerror}.") from exc
     key = Ed25519PrivateKey.generate()
     with os.fdopen(handle, "w") as file:
         file.write(key.private_bytes_raw().hex() + "\n")
     return key
 
 
-def _read_key(path: Path) -> Ed25519PrivateKey:
+def _load_key(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     try:
-        status = path.stat()
-        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise InvalidRequest(f"Others may read the key {path}.", remedy=f"chmod 600 {path}")
-        text = path.read_bytes()[:200].decode().strip()
+        text = path.read_bytes()[:MAX_KEY_FILE_BYTES].decode().strip()
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(text))
     except OSError as exc:
         raise Unavailable(f"The key {path} cannot be read: {exc.strerror}.") from exc
     except ValueError:
         raise InvalidRequest(
-            f"{path} is no key: it has to hold 64 hexadecimal digits.",
-            remedy="Name a new file; the key is made there.",
+            f"{path} is not a key, which has 64 hexadecimal digits.",
+            remedy="Name a file that does not exist; the key is created there.",
         ) from None
 
 
@@ -70,27 +67,32 @@ def public_key_hex(key: Ed25519PrivateKey) -> str:
 
 def create_signature(skill: Skill, key: Ed25519PrivateKey) -> str:
     """Return the signature of a version, in hex."""
-    return key.sign(signed_message(skill.name, skill.digest)).hex()
+    return key.sign(_signed_message(skill.name, skill.digest)).hex()
 
 
-def is_signature_valid(name: str, digest: str, signature: str, signer: str) -> bool:
-    """Return whether `signature` is that of the key `signer`, both in hex."""
+def _signed_message(name: str, digest: str) -> bytes:
+    return f"{PURPOSE}\n{name}\n{digest}\n".encode()
+
+
+def is_signature_valid(name: str, digest: str, signature_hex: str, signer_key: str) -> bool:
+    """Return whether the key `signer_key`, in hex, made this signature of a version."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer))
-        key.verify(bytes.fromhex(signature), signed_message(name, digest))
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer_key))
+        key.verify(bytes.fromhex(signature_hex), _signed_message(name, digest))
     except (ValueError, InvalidSignature):
         return False
     return True
 
 
-def describe_signature(skill: Skill, trusted: Collection[str]) -> str:
-    """Return what there is to say of who has signed a version."""
+def describe_signature(skill: Skill, trusted_keys: Collection[str]) -> str:
+    """Return in a few words who signed a version."""
     if not skill.signature_hex:
         return "not signed"
     if not is_signature_valid(skill.name, skill.digest, skill.signature_hex, skill.signer_key):
         return "the signature is WRONG"
-    known = "a trusted key" if skill.signer_key in trusted else "a key that is not trusted"
-    return f"signed by {known} ({skill.signer_key[:SHOWN]})"
+    is_trusted = skill.signer_key in trusted_keys
+    signer = "a trusted key" if is_trusted else "a key that is not trusted"
+    return f"signed by {signer} ({skill.signer_key[:SHOWN_KEY_CHARS]})"

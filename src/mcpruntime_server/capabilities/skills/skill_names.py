@@ -1,7 +1,7 @@
-"""What skills are called: a Python name in code, the same with hyphens in the Agent Skills standard.
+"""Names of skills: a Python name in code, the same with hyphens in the Agent Skills standard.
 
-Rule: ASCII only, so that no two names look alike; nothing that Python, the package `skills` or the standard keeps for
-itself.
+Rule: names are ASCII, so that no two look alike. None is reserved by Python, the package `skills`
+or the standard.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from collections.abc import Collection
 
 from ...errors import InvalidRequest
 
-MAX_NAME_CHARS = 64  # characters, as in the standard
+MAX_NAME_CHARS = 64  # the limit of the standard
 NAME = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
-VERSIONED = re.compile(r"(?P<name>[^@]*)@v?(?P<version>[1-9][0-9]{0,5})")
-VERSION = re.compile(r"v[0-9]+")  # what a module of an exact version is called
-RESERVED = frozenset({"list", "load", "search", "skills", "tools"})
-BRANDS = ("anthropic", "claude")  # which the standard's authors keep for themselves
+NAME_AND_VERSION = re.compile(r"(?P<name>[^@]*)@v?(?P<version>[1-9][0-9]{0,5})")
+VERSION_MODULE = re.compile(r"v[0-9]+")  # the module of an exact version
+RESERVED_NAMES = frozenset({"list", "load", "search", "skills", "tools"})
+BRANDS = ("anthropic", "claude")  # reserved by the standard
 
 
 def parse_skill_name(text: str) -> str:
-    """Return the Python name of a skill that somebody has named; raises `InvalidRequest`."""
+    """Return the Python name of a skill for a name that somebody typed; raises `InvalidRequest`."""
     name = text.strip().replace("-", "_")
-    problem = name_problem(name)
-    if problem:
+    if problem := name_problem(name):
         raise InvalidRequest(
             f"{text!r:.80} cannot name a skill: {problem}.",
             remedy="Use lowercase words with underscores, such as weather_report.",
@@ -38,25 +37,27 @@ def name_problem(name: str) -> str:
     if len(name) > MAX_NAME_CHARS:
         return f"it has more than {MAX_NAME_CHARS} characters"
     if not NAME.fullmatch(name):
-        return "it is not made of lowercase ASCII letters, digits and single underscores, a letter first"
+        return "it has to start with a lowercase ASCII letter, and may have digits and single underscores"
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
-        return "Python keeps it for itself"
-    if name in RESERVED or VERSION.fullmatch(name):
-        return "the package `skills` keeps it for itself"
+        return "it is a keyword of Python"
+    if name in RESERVED_NAMES or VERSION_MODULE.fullmatch(name):
+        return "the package `skills` reserves it"
     if hasattr(builtins, name):
-        return "it would hide what Python calls so"
+        return "it would hide a builtin of Python"
     if brand := next((brand for brand in BRANDS if brand in name), ""):
-        return f"{brand!r} may not be in it"
+        return f"it may not contain {brand!r}"
     return ""
 
 
 def choose_free_name(wanted: str, taken: Collection[str]) -> str:
-    """Return a name for a skill like `wanted`, which nobody may have chosen, that is allowed and not taken."""
+    """Return a valid name like `wanted` that is not taken."""
     base = re.sub(r"[^a-z0-9]+", "_", wanted.lower()).strip("_")[: MAX_NAME_CHARS - 8].strip("_")
-    base = base if base and base[0].isalpha() else f"skill_{base}".rstrip("_")
+    if not base or not base[0].isalpha():
+        base = f"skill_{base}".rstrip("_")
     for brand in BRANDS:
         base = base.replace(brand, "x")
-    base = f"{base}_skill" if name_problem(base) else base
+    if name_problem(base):
+        base = f"{base}_skill"
     name, number = base, 2
     while name in taken:
         name, number = f"{base}_{number}", number + 1
@@ -64,13 +65,14 @@ def choose_free_name(wanted: str, taken: Collection[str]) -> str:
 
 
 def parse_version(text: str) -> tuple[str, int | None]:
-    """Return the name and the version of "weather_report@2"; None is the one in use. Raises `InvalidRequest`."""
-    found = VERSIONED.fullmatch(text.strip())
-    return (
-        (parse_skill_name(found["name"]), int(found["version"]))
-        if found
-        else (parse_skill_name(text), None)
-    )
+    """Return the name and the version of "weather_report@2"; None if there is no version.
+
+    Raises `InvalidRequest`.
+    """
+    match = NAME_AND_VERSION.fullmatch(text.strip())
+    if match is None:
+        return parse_skill_name(text), None
+    return parse_skill_name(match["name"]), int(match["version"])
 
 
 def to_slug(name: str) -> str:

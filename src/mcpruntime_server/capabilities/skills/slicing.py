@@ -1,8 +1,9 @@
-"""Which statements of a session reach its result.
+"""Select the statements of a session that its result needs.
 
-Statements are looked at whole, as they stand at the top of a run. What a statement binds and reads is Python's own
-answer (`symtable`); what it may change is guessed, and rather too much than too little: a method may change its object,
-a function that code defines its arguments, and whatever two names may share is changed for both.
+Only whole top-level statements are selected. What a statement binds and reads is exact: it comes
+from `symtable`. What it may change is guessed generously: a method may change its object, a
+function of the code's own its arguments, and a change to one object counts for every name that may
+refer to it.
 """
 
 from __future__ import annotations
@@ -10,545 +11,428 @@ from __future__ import annotations
 import ast
 import builtins
 import symtable
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 from ...errors import SkillRefused
-from ...protocol.library_names import KNOWLEDGE_MODULE, MODEL_NAMES, TOOLS_PACKAGE
-from .lint import DEFINITIONS, dotted_name, parse_source
+from ...protocol.library_names import KNOWLEDGE_MODULE, MODEL_NAMES, SKILLS_PACKAGE, TOOLS_PACKAGE
+from .lint import DEFINITIONS, FunctionNode, dotted_name, parse_source
 from .model import RecordedStep
 
-ASKING = frozenset(MODEL_NAMES)  # what code asks models with
-AFAR = frozenset(
-    {TOOLS_PACKAGE, KNOWLEDGE_MODULE}
-)  # packages whose functions are executed elsewhere
-PACKAGES = AFAR | {"skills"}
-GIVEN = (
-    frozenset(dir(builtins)) | ASKING | PACKAGES | {"__name__", "__file__", "__doc__"}
-)  # need no statement
-DYNAMIC = frozenset(
+MODEL_FUNCTIONS = frozenset(MODEL_NAMES)  # sandboxed code has them without an import
+REMOTE_PACKAGES = frozenset({TOOLS_PACKAGE, KNOWLEDGE_MODULE})  # they run outside the sandbox
+PREDEFINED_NAMES = frozenset(dir(builtins)) | MODEL_FUNCTIONS | REMOTE_PACKAGES
+PREDEFINED_NAMES |= {SKILLS_PACKAGE, "__name__", "__file__", "__doc__"}
+DYNAMIC_BUILTINS = frozenset(
     {"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"}
 )
-CHANGERS = frozenset(
-    {"heappush", "heappop", "heapify", "heapreplace", "heappushpop", "shuffle", "insort"}
+# methods that do not change their object
+PURE_METHODS = frozenset(
+    """
+    agg aio astype capitalize casefold copy count decode describe difference encode endswith find findall format get
+    group groupby groups head index intersection isdigit isoformat items join keys lower lstrip match max mean median
+    merge min most_common nlargest partition read_text replace reset_index round rpartition rsplit rstrip search size
+    sort_values split splitlines startswith strftime strip sum tail timestamp title to_dict tolist total_seconds union
+    upper value_counts values zfill
+    """.split()  # noqa: SIM905
 )
-HARMLESS = frozenset(
-    {
-        *(
-            "get",
-            "items",
-            "keys",
-            "values",
-            "split",
-            "rsplit",
-            "splitlines",
-            "strip",
-            "lstrip",
-            "rstrip",
-            "lower",
-        ),
-        *(
-            "upper",
-            "title",
-            "join",
-            "startswith",
-            "endswith",
-            "format",
-            "replace",
-            "encode",
-            "decode",
-            "copy",
-            "count",
-        ),
-        *(
-            "index",
-            "find",
-            "read_text",
-            "mean",
-            "median",
-            "sum",
-            "min",
-            "max",
-            "head",
-            "tail",
-            "groupby",
-            "describe",
-        ),
-        *(
-            "to_dict",
-            "tolist",
-            "isoformat",
-            "strftime",
-            "timestamp",
-            "total_seconds",
-            "most_common",
-            "group",
-            "groups",
-        ),
-        *(
-            "match",
-            "search",
-            "findall",
-            "casefold",
-            "capitalize",
-            "zfill",
-            "union",
-            "intersection",
-            "difference",
-        ),
-        *(
-            "isdigit",
-            "partition",
-            "rpartition",
-            "astype",
-            "merge",
-            "sort_values",
-            "reset_index",
-            "nlargest",
-            "aio",
-        ),
-        *("value_counts", "agg", "round", "size"),
-    }
-)  # methods that leave their object as it is
-WRITERS = frozenset(
-    {
-        *(
-            "write",
-            "writelines",
-            "write_text",
-            "write_bytes",
-            "writerow",
-            "writerows",
-            "dump",
-            "mkdir",
-            "makedirs",
-        ),
-        *(
-            "touch",
-            "rename",
-            "symlink_to",
-            "unlink",
-            "rmtree",
-            "copyfile",
-            "copytree",
-            "move",
-            "extractall",
-            "commit",
-        ),
-        *(
-            "to_csv",
-            "to_json",
-            "to_excel",
-            "to_parquet",
-            "to_sql",
-            "savefig",
-            "savetxt",
-            "execute",
-            "executemany",
-        ),
-    }
-)  # what changes files, or a database in one
-SAME_ITEMS = frozenset(
-    {"enumerate", "zip", "sorted", "list", "reversed", "filter"}
-)  # what they return has these
+# library functions that change an argument
+ARGUMENT_CHANGERS = frozenset(
+    {"heapify", "heappop", "heappush", "heappushpop", "heapreplace", "insort", "shuffle"}
+)
+# functions and methods that change files or databases
+FILE_WRITERS = frozenset(
+    """
+    commit copyfile copytree dump execute executemany extractall makedirs mkdir move rename rmtree savefig savetxt
+    symlink_to to_csv to_excel to_json to_parquet to_sql touch unlink write write_bytes write_text writelines writerow
+    writerows
+    """.split()  # noqa: SIM905
+)
+ITEM_KEEPING_BUILTINS = frozenset({"enumerate", "filter", "list", "reversed", "sorted", "zip"})
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement at the top of step `step`'s code, from line `first` to `last`."""
+    """A top-level statement in the code of step number `step`.
+
+    `changes` are the names of objects that it may change. Each set in `aliases` has names that may
+    refer to one object once the statement has run.
+    """
 
     step: int
     node: ast.stmt
-    first: int
-    last: int
     binds: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
-    touches: frozenset[str] = frozenset()  # names of what it may change
-    tells: frozenset[str] = (
-        frozenset()
-    )  # and of what tools are told, which may change what that stands for
-    shares: tuple[frozenset[str], ...] = ()  # names that may be of the same thing after it
-    is_total: bool = False  # whatever it binds, it binds always, and anew
-    is_dynamic: bool = False  # what it does cannot be read off it
+    changes: frozenset[str] = frozenset()
+    aliases: tuple[frozenset[str], ...] = ()
+    always_rebinds: bool = False  # every name in `binds` refers to a new object afterwards
+    is_dynamic: bool = False  # its names cannot be known, as with `exec` or `import *`
+
+    @property
+    def lines(self) -> range:
+        """The lines of the step's code that it spans, decorators included."""
+        decorators: list[ast.expr] = getattr(self.node, "decorator_list", [])
+        first = min([self.node.lineno, *(each.lineno for each in decorators)])
+        return range(first, (self.node.end_lineno or self.node.lineno) + 1)
+
+    @property
+    def is_definition(self) -> bool:
+        """Whether it defines a function or a class."""
+        return isinstance(self.node, (FunctionNode, ast.ClassDef))
+
+
+# reading ------------------------------------------------------------------------------------------
+
+
+def read_statements(steps: Sequence[RecordedStep]) -> list[Statement]:
+    """Return the statements that ran to their end, in all steps; raises `SkillRefused`."""
+    trees = [parse_executed_code(step) for step in steps]
+    names = _CalledNames.find_in(trees)
+    return [
+        analyse_statement(number, node, names)
+        for number, tree in enumerate(trees)
+        for node in normalise_statements(tree.body)
+    ]
+
+
+def parse_executed_code(step: RecordedStep) -> ast.Module:
+    """Return the tree of the code that a step ran to its end; `SUBMIT(x)` in the end becomes `x`."""
+    if step.succeeded:
+        tree = parse_source(step.code)
+        match tree.body[-1:]:
+            case [ast.Expr(ast.Call(ast.Name("SUBMIT"), [value], [])) as last]:
+                tree.body[-1] = ast.copy_location(ast.Expr(value), last)
+        return tree
+    try:
+        body = parse_source(step.code).body
+    except SkillRefused:
+        return ast.Module([], [])
+    executed = [node for node in body if (node.end_lineno or node.lineno) < step.failed_line]
+    return ast.Module(executed, [])
+
+
+def normalise_statements(body: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """Return statements in which constants are always assigned as `name = value`.
+
+    `a, b = 1, 2` and `a: int = 1` are rewritten, and the body of `if __name__ == "__main__"`
+    replaces that statement.
+    """
+    found: list[ast.stmt] = []
+    for node in body:
+        match node:
+            case ast.If(test=test) if ast.unparse(test) == "__name__ == '__main__'":
+                found += normalise_statements(node.body)
+            case ast.AnnAssign(ast.Name(), value=ast.expr() as value) if _is_literal(value):
+                found.append(ast.copy_location(ast.Assign([node.target], value), node))
+            case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)) if _are_constants(
+                targets, values
+            ):
+                found += [
+                    ast.copy_location(ast.Assign([target], value), node)
+                    for target, value in zip(targets, values, strict=True)
+                ]
+            case _:
+                found.append(node)
+    return found
+
+
+def _is_literal(node: ast.expr) -> bool:
+    parts = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp)
+    return all(isinstance(part, (*parts, ast.unaryop, ast.expr_context)) for part in ast.walk(node))
+
+
+def _are_constants(targets: Sequence[ast.expr], values: Sequence[ast.expr]) -> bool:
+    return (
+        len(targets) == len(values)
+        and all(isinstance(each, ast.Name) for each in targets)
+        and all(isinstance(each, ast.Constant) for each in values)
+    )
 
 
 @dataclass(frozen=True)
-class Names:
-    """What code calls by name: functions and classes of its `own`, what it `imported`, and what is executed `afar`."""
+class _CalledNames:
+    """What names stand for in calls."""
 
-    own: frozenset[str]
+    local: frozenset[str]  # functions and classes that the code defines
     imported: frozenset[str]
-    afar: frozenset[str]  # and so changes nothing that it is given: tools, providers, models
+    remote: frozenset[str]  # run outside the sandbox, so they change no argument
 
     @classmethod
-    def of(cls, trees: Sequence[ast.Module]) -> Names:
-        """Return the names of all that code is."""
-        own = {
-            node.name for tree in trees for node in tree.body if isinstance(node, DEFINITIONS[:3])
+    def find_in(cls, trees: Sequence[ast.Module]) -> _CalledNames:
+        local = {
+            node.name
+            for tree in trees
+            for node in tree.body
+            if isinstance(node, (FunctionNode, ast.ClassDef))
         }
-        bound, imported, afar = set(own), set(), {*ASKING, *AFAR}
+        bound, imported, remote = set(local), set[str](), {*MODEL_FUNCTIONS, *REMOTE_PACKAGES}
         for node in (part for tree in trees for part in ast.walk(tree)):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 bound.add(node.id)
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {alias.asname or alias.name.partition(".")[0] for alias in node.names}
                 imported |= names
-                package = (
-                    (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
-                )
-                afar = afar | names if package.partition(".")[0] in AFAR else afar - names
-        return cls(frozenset(own), frozenset(imported), frozenset(afar - bound))
+                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                if (module or "").partition(".")[0] in REMOTE_PACKAGES:
+                    remote |= names
+                else:
+                    remote -= names
+        return cls(frozenset(local), frozenset(imported), frozenset(remote - bound))
 
 
-@dataclass
-class Groups:
-    """Names that may be of the same thing."""
-
-    parents: dict[str, str] = field(default_factory=dict)
-
-    def find(self, name: str) -> str:
-        """Return the name that stands for the group of `name`."""
-        while (parent := self.parents.get(name, name)) != name:
-            self.parents[name] = self.parents.get(parent, parent)
-            name = parent
-        return name
-
-    def join(self, names: Iterable[str]) -> None:
-        """Make one group of the groups of `names`."""
-        roots = [self.find(name) for name in names]
-        for root in roots[1:]:
-            self.parents[root] = roots[0]
-
-
-def statements_of(steps: Sequence[RecordedStep]) -> list[Statement]:
-    """Return the statements of all steps that were executed; raises `SkillRefused` where code cannot be parsed."""
-    trees = [executed(step) for step in steps]
-    names = Names.of(trees)
-    return [
-        statement(number, node, names)
-        for number, tree in enumerate(trees)
-        for node in main_code(tree.body)
-    ]
-
-
-def executed(step: RecordedStep) -> ast.Module:
-    """Return the tree of what a step has executed to its end."""
-    if step.succeeded:
-        return unsubmitted(parse_source(step.code))
-    try:
-        tree = parse_source(step.code)
-    except SkillRefused:
-        return ast.Module([], [])
-    return ast.Module(
-        [node for node in tree.body if (node.end_lineno or node.lineno) < step.failed_line], []
-    )
-
-
-def unsubmitted(tree: ast.Module) -> ast.Module:
-    """Return the tree of code that ends by submitting a value as that of code whose result this is."""
-    match tree.body[-1:]:
-        case [ast.Expr(ast.Call(ast.Name("SUBMIT"), [value], [])) as last]:
-            tree.body[-1] = ast.copy_location(ast.Expr(value), last)
-    return tree
-
-
-def main_code(body: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """Return statements with those under `if __name__ == "__main__"` in its place.
-
-    All that give names to plain values are alike in them: types of these are recorded.
-    """
-    found: list[ast.stmt] = []
-    for node in body:
-        if isinstance(node, ast.If) and ast.unparse(node.test) in (
-            "__name__ == '__main__'",
-            "'__main__' == __name__",
-        ):
-            found += main_code(node.body)
-        elif (
-            isinstance(node, ast.Assign)
-            and len(node.targets) == 1
-            and _is_row(node.targets[0], node.value)
-        ):
-            pairs = zip(node.targets[0].elts, node.value.elts, strict=True)  # type: ignore[attr-defined]
-            found += [
-                ast.copy_location(ast.Assign([target], value), node) for target, value in pairs
-            ]
-        elif (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and _is_plain(node.value)
-        ):
-            assert node.value is not None
-            found.append(ast.copy_location(ast.Assign([node.target], node.value), node))
-        else:
-            found.append(node)
-    return found
-
-
-def _is_plain(node: ast.expr | None) -> bool:
-    """Return whether an expression is made of constants alone."""
-    parts = (
-        ast.Constant,
-        ast.List,
-        ast.Tuple,
-        ast.Set,
-        ast.Dict,
-        ast.UnaryOp,
-        ast.unaryop,
-        ast.expr_context,
-    )
-    return node is not None and all(isinstance(part, parts) for part in ast.walk(node))
-
-
-def _is_row(target: ast.expr, value: ast.expr) -> bool:
-    """Return whether an assignment gives each of some names a constant."""
-    if (
-        not isinstance(target, ast.Tuple)
-        or not isinstance(value, ast.Tuple)
-        or len(target.elts) != len(value.elts)
-    ):
-        return False
-    return all(isinstance(each, ast.Name) for each in target.elts) and all(
-        isinstance(each, ast.Constant) for each in value.elts
-    )
-
-
-def statement(step: int, node: ast.stmt, known: Names) -> Statement:
-    """Return what a statement does."""
-    last = node.end_lineno or node.lineno
-    first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+def analyse_statement(step: int, node: ast.stmt, names: _CalledNames) -> Statement:
+    """Return what a statement binds, reads and may change."""
     if any(
         isinstance(part, ast.ImportFrom) and part.names[0].name == "*" for part in ast.walk(node)
     ):
-        return Statement(step, node, first, last, is_dynamic=True)
-    binds, reads = names_of(node)
-    touches, tells, shares = changes_of(node, known)
-    dynamic = bool(DYNAMIC & reads)
-    total = isinstance(node, DEFINITIONS) or (
-        isinstance(node, (ast.Assign, ast.AnnAssign))
-        and not binds & reads
-        and getattr(node, "value", None) is not None
-    )
+        return Statement(step, node, is_dynamic=True)
+    binds, reads = find_names(node)
+    changes: frozenset[str] = frozenset()
+    aliases: tuple[frozenset[str], ...] = ()
+    if not isinstance(node, DEFINITIONS):
+        changes, aliases = find_changes(node, names), find_aliases(node)
+    is_assignment = isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None
     return Statement(
         step,
         node,
-        first,
-        last,
         binds,
         reads,
-        touches - known.imported,
-        tells,
-        shares,
-        total,
-        dynamic,
+        changes,
+        aliases,
+        always_rebinds=isinstance(node, DEFINITIONS) or (is_assignment and not binds & reads),
+        is_dynamic=bool(DYNAMIC_BUILTINS & reads),
     )
 
 
-def names_of(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names that a statement binds, and those that it reads, now or when what it defines is called."""
-    wrapper = ast.parse("async def _(): pass")
-    function = wrapper.body[0]
-    assert isinstance(function, ast.AsyncFunctionDef)
-    function.body = [node]
+def find_names(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the global names that a statement binds, and those that it reads, at once or in calls later."""
     try:
-        table = symtable.symtable(ast.unparse(wrapper), "<code>", "exec").get_children()[0]
-    except SyntaxError as exc:
-        raise SkillRefused(f"Line {node.lineno} cannot be part of a skill: {exc.msg}.") from None
-    deleted = {
+        table = symtable.symtable(ast.unparse(node), "<code>", "exec")
+    except (SyntaxError, ValueError) as exc:
+        raise SkillRefused(f"Line {node.lineno} cannot be part of a skill: {exc}.") from None
+    binds: set[str] = set()
+    reads = {
         part.id
         for part in ast.walk(node)
         if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Del)
     }
-    binds = {
-        symbol.get_name()
-        for symbol in table.get_symbols()
-        if symbol.is_assigned() or symbol.is_imported()
-    }
-    return frozenset(binds | _declared(table)), frozenset(_unresolved(table, is_top=True) | deleted)
+    for symbol in table.get_symbols():
+        if symbol.is_assigned() or symbol.is_imported():
+            binds.add(symbol.get_name())
+        if symbol.is_referenced():
+            reads.add(symbol.get_name())
+    inner = table.get_children()
+    while inner:
+        scope = inner.pop()
+        inner += scope.get_children()
+        for symbol in scope.get_symbols():
+            if symbol.is_referenced() and symbol.is_global():
+                reads.add(symbol.get_name())
+            if symbol.is_assigned() and symbol.is_declared_global():
+                binds.add(symbol.get_name())
+    return frozenset(binds), frozenset(reads)
 
 
-def _unresolved(table: symtable.SymbolTable, *, is_top: bool = False) -> set[str]:
-    own = {
-        symbol.get_name()
-        for symbol in table.get_symbols()
-        if symbol.is_local() or symbol.is_parameter()
-    }
-    found = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()}
-    below: set[str] = set()
-    for child in table.get_children():
-        below |= _unresolved(child)
-    return found | below if is_top else (found | below) - own
-
-
-def _declared(table: symtable.SymbolTable) -> set[str]:
-    """Return the names that functions in it bind outside themselves."""
-    symbols = table.get_symbols()
-    found = {
-        symbol.get_name()
-        for symbol in symbols
-        if symbol.is_declared_global() and symbol.is_assigned()
-    }
-    return found.union(*(_declared(child) for child in table.get_children()))
-
-
-def changes_of(
-    node: ast.stmt, known: Names
-) -> tuple[frozenset[str], frozenset[str], tuple[frozenset[str], ...]]:
-    """Return the names of what a statement may change, those that it tells, and those of one thing after it."""
-    touches: set[str] = set()
-    tells: set[str] = set()
-    shares: list[frozenset[str]] = []
-    if isinstance(node, DEFINITIONS):
-        return frozenset(), frozenset(), ()
+def find_changes(node: ast.stmt, names: _CalledNames) -> frozenset[str]:
+    """Return the names of the objects that a statement may change."""
+    changes: set[str] = set()
     for part in ast.walk(node):
-        if isinstance(part, (ast.Attribute, ast.Subscript)) and isinstance(
-            part.ctx, (ast.Store, ast.Del)
-        ):
-            touches |= roots(part)
+        if isinstance(part, (ast.Attribute, ast.Subscript)) and not isinstance(part.ctx, ast.Load):
+            changes |= base_names(part)
         elif isinstance(part, ast.AugAssign):
-            touches |= roots(part.target)
+            changes |= base_names(part.target)
         elif isinstance(part, ast.Call):
-            changed = _changed_by(
-                part, known, is_statement=isinstance(node, ast.Expr) and node.value is part
-            )
-            (tells if called_name(part).partition(".")[0] in known.afar else touches).update(
-                changed
-            )
-        if isinstance(part, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
-            targets = part.targets if isinstance(part, ast.Assign) else [part.target]
-            shares.append(frozenset().union(*map(roots, targets), roots(part.value)))
-        elif isinstance(part, (ast.For, ast.AsyncFor, ast.comprehension)):
-            shares.append(frozenset(roots(part.target) | roots(part.iter)))
-    return frozenset(touches), frozenset(tells), tuple(shares)
+            changes |= _find_changes_by_call(part, names, is_statement=_is_expression(node, part))
+    return frozenset(changes - names.imported)
 
 
-def _changed_by(call: ast.Call, known: Names, *, is_statement: bool) -> set[str]:
-    """Return the names of what a call may change."""
-    changed: set[str] = set()
-    function = call.func
+def _is_expression(node: ast.stmt, part: ast.expr) -> bool:
+    return isinstance(node, ast.Expr) and node.value is part
+
+
+def _find_changes_by_call(
+    call: ast.Call, names: _CalledNames, *, is_statement: bool
+) -> frozenset[str]:
     name = called_name(call)
-    first, last = name.partition(".")[0], name.rpartition(".")[2]
-    if isinstance(function, ast.Attribute) and function.attr not in HARMLESS:
-        changed |= roots(function.value) - known.imported
-    is_builtin = isinstance(function, ast.Name) and name in GIVEN and name not in known.own
-    if not is_builtin and (is_statement or first in known.own or last in CHANGERS):
-        for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
-            changed |= roots(argument)
-    return changed
+    root, last = name.partition(".")[0], name.rpartition(".")[2]
+    if root in names.remote:
+        return frozenset()
+    changes: set[str] = set()
+    if isinstance(call.func, ast.Attribute) and last not in PURE_METHODS:
+        changes |= base_names(call.func.value)
+    is_builtin = name in PREDEFINED_NAMES and name not in names.local
+    may_change_arguments = is_statement or root in names.local or last in ARGUMENT_CHANGERS
+    if may_change_arguments and not is_builtin:
+        for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
+            changes |= base_names(argument)
+    return frozenset(changes)
 
 
-def writes_files(node: ast.stmt) -> bool:
-    """Return whether a statement seems to be there for what it does to files, which others may read."""
-    if isinstance(node, (*DEFINITIONS, ast.Assign, ast.AnnAssign)):
-        return False
-    names = (called_name(part).split(".") for part in ast.walk(node) if isinstance(part, ast.Call))
-    return any(name[-1] in WRITERS and name[0] != "sys" for name in names)
+def find_aliases(node: ast.stmt) -> tuple[frozenset[str], ...]:
+    """Return sets of names that may refer to one object after a statement."""
+    found: list[frozenset[str]] = []
+    for part in ast.walk(node):
+        match part:
+            case ast.Assign(targets=targets, value=value):
+                found.append(frozenset().union(base_names(value), *map(base_names, targets)))
+            case ast.AnnAssign(target=target, value=ast.expr() as value):
+                found.append(base_names(target) | base_names(value))
+            case ast.NamedExpr(target=target, value=value):
+                found.append(base_names(target) | base_names(value))
+            case ast.For() | ast.AsyncFor() | ast.comprehension():
+                found.append(base_names(part.target) | base_names(part.iter))
+    return tuple(found)
+
+
+def base_names(node: ast.expr) -> frozenset[str]:
+    """Return the names whose objects an expression may return, or return a part of."""
+    parts: Sequence[ast.expr | None] = ()
+    match node:
+        case ast.Name(name):
+            return frozenset({name})
+        case ast.Attribute(value) | ast.Subscript(value) | ast.Starred(value) | ast.Await(value):
+            parts = [value]
+        case ast.Tuple(items) | ast.List(items) | ast.Set(items):
+            parts = items
+        case ast.Dict(values=values) | ast.BoolOp(values=values):
+            parts = values
+        case ast.IfExp(body=body, orelse=orelse):
+            parts = [body, orelse]
+        case ast.Call(ast.Attribute(value, "get" | "values" | "items")):
+            parts = [value]
+        case ast.Call(ast.Name(name), arguments) if name in ITEM_KEEPING_BUILTINS:
+            parts = arguments
+    return frozenset().union(*(base_names(part) for part in parts if part is not None))
 
 
 def called_name(call: ast.Call) -> str:
-    """Return the name of what is called, with dots, or at least of the method; "" if it has none."""
-    return dotted_name(call.func) or (
-        call.func.attr if isinstance(call.func, ast.Attribute) else ""
-    )
+    """Return the dotted name of a called function, or only the method's name; "" if it has neither."""
+    if name := dotted_name(call.func):
+        return name
+    return call.func.attr if isinstance(call.func, ast.Attribute) else ""
 
 
-def roots(node: ast.expr) -> set[str]:
-    """Return the names through which an expression, without what it calls, gets what it is."""
-    if isinstance(node, ast.Name):
-        return {node.id}
-    if isinstance(node, (ast.Attribute, ast.Subscript, ast.Starred, ast.Await)):
-        return roots(node.value)
-    if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
-        return set().union(*map(roots, node.elts))
-    if isinstance(node, ast.Dict):
-        return set().union(*map(roots, node.values))
-    if isinstance(node, ast.IfExp):
-        return roots(node.body) | roots(node.orelse)
-    if isinstance(node, ast.BoolOp):
-        return set().union(*map(roots, node.values))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        return roots(node.func.value) if node.func.attr in ("get", "values", "items") else set()
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id in SAME_ITEMS
-    ):
-        return set().union(*map(roots, node.args))
-    return set()
+def writes_files(node: ast.stmt) -> bool:
+    """Return whether a statement seems to exist for what it does to files or databases."""
+    if isinstance(node, (*DEFINITIONS, ast.Assign, ast.AnnAssign)):
+        return False
+    calls = (part for part in ast.walk(node) if isinstance(part, ast.Call))
+    names = (called_name(call).split(".") for call in calls)
+    return any(parts[-1] in FILE_WRITERS and parts[0] != "sys" for parts in names)
 
 
-def groups_of(statements: Sequence[Statement]) -> Groups:
-    """Return which names may be of the same thing when all statements are executed."""
-    groups = Groups()
-    for each in statements:
-        for shared in each.shares:
-            groups.join(shared)
-    return groups
+# selecting ----------------------------------------------------------------------------------------
 
 
-def touched_by(statements: Sequence[Statement]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names of what statements may change, and all names that may be of the same things."""
-    groups = groups_of(statements)
-    touched = frozenset(name for each in statements for name in each.touches)
-    changed = {groups.find(name) for name in touched}
-    names = {name for each in statements for name in each.binds}
-    return touched, frozenset(name for name in names if groups.find(name) in changed)
+def group_aliases(statements: Iterable[Statement]) -> Mapping[str, int]:
+    """Return a number for each name with aliases; names that may refer to one object share it."""
+    groups: dict[str, set[str]] = {}
+    for names in (names for statement in statements for names in statement.aliases):
+        for name in names:
+            groups.setdefault(name, {name})
+        largest = max((groups[name] for name in names), key=len, default=set[str]())
+        for name in names - largest:
+            largest |= groups[name]
+            for alias in groups[name]:
+                groups[alias] = largest
+    return {name: id(group) for name, group in groups.items()}
 
 
-def slice_of(
-    statements: Sequence[Statement], steps: Sequence[RecordedStep], forced: set[int]
+def find_changed_names(statements: Sequence[Statement]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names through which statements may change objects, and these with all their aliases."""
+    groups = group_aliases(statements)
+    changed = frozenset(name for each in statements for name in each.changes)
+    changed_groups = {groups.get(name, name) for name in changed}
+    aliases = {name for name, group in groups.items() if group in changed_groups}
+    return changed, changed | aliases
+
+
+def select_statements(
+    statements: Sequence[Statement], steps: Sequence[RecordedStep]
 ) -> list[Statement]:
-    """Return the statements that the last one needs, itself included, and those whose numbers are `forced`.
+    """Return what the last statement needs, and what else changes upstreams or files in the same steps.
 
-    Raises `SkillRefused` if it needs a name that no statement binds.
+    Raises `SkillRefused` if a name is needed that no statement binds.
     """
+    writing_lines = {
+        (number, call.line_number)
+        for number, step in enumerate(steps)
+        for call in step.calls
+        if call.effect != "read"
+    }
+    writing = [
+        each
+        for each in statements
+        if writes_files(each.node) or any((each.step, line) in writing_lines for line in each.lines)
+    ]
+    selected_steps = {len(steps) - 1}
+    while True:
+        required = {id(each.node) for each in writing if each.step in selected_steps}
+        kept = _select_needed(statements, steps, required)
+        found = selected_steps | {
+            each.step for each in kept if not isinstance(each.node, DEFINITIONS)
+        }
+        if found == selected_steps:
+            return kept
+        selected_steps = found
+
+
+def _select_needed(
+    statements: Sequence[Statement], steps: Sequence[RecordedStep], required: AbstractSet[int]
+) -> list[Statement]:
+    """Return what the last statement and those whose nodes have an id in `required` need, themselves included."""
     if any(each.is_dynamic for each in statements):
         return list(statements)
-    groups = groups_of(statements)
-    free: dict[str, frozenset[str]] = {}  # what functions and classes read when they are called
+    groups = group_aliases(statements)
+    read_in_calls: dict[str, frozenset[str]] = {}  # by function or class
     for each in statements:
-        if isinstance(each.node, DEFINITIONS[:3]):
-            free[each.node.name] = free.get(each.node.name, frozenset()) | each.reads
+        if each.is_definition:
+            for name in each.binds:
+                read_in_calls[name] = read_in_calls.get(name, frozenset()) | each.reads
     kept: list[Statement] = []
     needed: set[str] = set()
-    reader: dict[str, Statement] = {}
-    for number in range(len(statements) - 1, -1, -1):
-        each = statements[number]
-        touched = {groups.find(name) for name in each.touches | each.tells}
-        if not (
-            number == len(statements) - 1
-            or number in forced
-            or each.binds & needed
-            or touched & {groups.find(name) for name in needed}
-        ):
+    needed_by: dict[str, Statement] = {}
+    for each in reversed(statements):
+        changed = {groups.get(name, name) for name in each.changes}
+        is_needed = (
+            not kept
+            or id(each.node) in required
+            or bool(each.binds & needed)
+            or bool(changed and changed & {groups.get(name, name) for name in needed})
+        )
+        if not is_needed:
             continue
         kept.append(each)
-        if each.is_total:
+        if each.always_rebinds:
             needed -= each.binds
-        for name in reach(each.reads, free):
+        for name in _follow_calls(each.reads, read_in_calls):
             needed.add(name)
-            reader.setdefault(name, each)
-    missing = sorted(needed - GIVEN - {name for each in kept for name in each.binds})
+            needed_by.setdefault(name, each)
+    missing = sorted(needed - PREDEFINED_NAMES - {name for each in kept for name in each.binds})
     if missing:
-        line = reader[missing[0]].first
-        failed = any(not step.succeeded and missing[0] in step.code for step in steps)
-        why = (
-            "only code that failed has defined" if failed else "no step of this session has defined"
-        )
-        raise SkillRefused(
-            f"Line {line} needs {missing[0]!r}, which {why}.",
-            remedy="Run it once more as a whole, and save that run.",
-        )
+        raise _missing_name(missing[0], needed_by[missing[0]], steps)
     return kept[::-1]
 
 
-def reach(names: Iterable[str], free: dict[str, frozenset[str]]) -> set[str]:
-    """Return `names` and all that is read when those of them that are functions are called."""
+def _follow_calls(names: Iterable[str], read_in_calls: Mapping[str, frozenset[str]]) -> set[str]:
+    """Return names and what is read when those of them that are functions are called."""
     found: set[str] = set()
-    left = list(names)
-    while left:
-        name = left.pop()
+    remaining = list(names)
+    while remaining:
+        name = remaining.pop()
         if name not in found:
             found.add(name)
-            left += free.get(name, ())
+            remaining += read_in_calls.get(name, ())
     return found
+
+
+def _missing_name(name: str, statement: Statement, steps: Sequence[RecordedStep]) -> SkillRefused:
+    if any(not step.succeeded and name in step.code for step in steps):
+        reason = "only code that failed defines"
+    else:
+        reason = "no step of this session defines"
+    return SkillRefused(
+        f"Line {statement.lines[0]} needs {name!r}, which {reason}.",
+        remedy="Run all of it in one step, and save that run.",
+    )

@@ -4,35 +4,38 @@
         SKILL.md  skill.py  skill.toml  cases/0001.json
         versions/1/            every version as it was saved, with the same files
 
-Rule 1: a version is made beside the store and renamed into it, so that it is there whole or not at all. Its content is
-never written again; its manifest, which says what became of it, is replaced as a whole.
-Rule 2: what lies outside `versions/` is a copy. One that somebody has edited becomes a new draft version; one that a
-dying process left half-written is mended.
-Rule 3: several processes may use one store: whoever changes it holds its lock.
-Rule 4: what cannot be read is a problem to be told of, and costs no other skill anything.
+Rule 1: a version is written beside the store and renamed into it, so it exists completely or not at
+all. Its content is never written again. Its manifest, which has its state, is replaced as a whole.
+Rule 2: everything outside `versions/` is a copy. An edited copy becomes a new draft version; a copy
+that a dying process left incomplete is written again.
+Rule 3: several processes may use one store. A process that changes it holds its lock.
+Rule 4: what cannot be read is reported in `problems`, and affects no other skill.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused, Unavailable
+from ...errors import McpRuntimeError, NotFound, SkillRefused, Unavailable
 from ..atomic_files import write_atomically
 from .lint import check_entry_signature, find_skill_names, find_tool_names, parse_source
 from .model import Skill, SkillState
 from .skill_names import name_problem, to_slug
 from .version_files import (
+    CASES_FOLDER,
     MANIFEST_FILE,
     SKILL_FILE,
     SOURCE_FILE,
+    VERSION_FILES,
     FileContents,
     Manifest,
     compute_file_digests,
@@ -43,70 +46,65 @@ from .version_files import (
     read_plain_file,
     read_version_files,
     render_version_files,
+    without_manifest,
 )
 
-VERSIONS = "versions"
-LOCK = ".lock"
-STAGING = ".new-"
-STAGED_S = 3600.0  # after which what a dead process was making is removed
+VERSIONS_FOLDER = "versions"
+VERSION_NUMBER = re.compile(r"[1-9][0-9]*")
+LOCK_FILE = ".lock"
+STAGING_PREFIX = ".new-"
+STAGING_LIFETIME_S = 3600.0  # after which a folder that a dead process was writing is removed
+EDITED = (
+    "It was edited by hand, and has not been checked since: "
+    "`mcpruntime-server skills promote NAME@VERSION`."
+)
 
 
 class SkillStore:
-    """All skills on disk. Blocks; used from worker threads."""
+    """All skills on disk. Its methods block; they are used from worker threads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.problems: dict[str, str] = {}  # by the name of a folder: what is wrong with it
-        self._known: dict[str, tuple[tuple[object, ...], tuple[Skill, ...]]] = {}
+        self.problems: dict[str, str] = {}  # by "name" or "name@version"
+        self._cache: dict[str, tuple[tuple[object, ...], tuple[Skill, ...]]] = {}
 
     # reading --------------------------------------------------------------------------------------
 
     def all_versions(self) -> dict[str, tuple[Skill, ...]]:
-        """Return the versions of every skill, by its name, the first first."""
-        found = {}
-        for name in self.skill_names():
-            if versions := self.versions(name):
-                found[name] = versions
-        for gone in self._known.keys() - found.keys():
-            del self._known[gone]
-        return found
+        """Return the versions of every skill, by its name, oldest first; raises `Unavailable`."""
+        found = {name: self.versions(name) for name in self._skill_names()}
+        self._cache = {name: each for name, each in self._cache.items() if name in found}
+        return {name: versions for name, versions in found.items() if versions}
 
-    def skill_names(self) -> list[str]:
+    def _skill_names(self) -> list[str]:
         """Return the names of the folders that may be skills."""
         try:
-            entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
+            entries = [entry for entry in os.scandir(self.folder) if _is_folder(entry)]
         except FileNotFoundError:
             return []
         except OSError as exc:
-            raise Unavailable(
-                f"The skills in {self.folder} cannot be read: {exc.strerror}."
-            ) from exc
-        names = []
-        for entry in entries:
-            name = entry.name.replace("-", "_")
-            if (
-                entry.is_dir(follow_symlinks=False)
-                and to_slug(name) == entry.name
-                and not name_problem(name)
-            ):
-                names.append(name)
-        return names
+            message = f"The skills in {self.folder} cannot be read: {exc.strerror}."
+            raise Unavailable(message) from exc
+        names = {entry.name: entry.name.replace("-", "_") for entry in entries}
+        return sorted(
+            name for slug, name in names.items() if to_slug(name) == slug and not name_problem(name)
+        )
 
     def versions(self, name: str) -> tuple[Skill, ...]:
-        """Return the versions of a skill, the first first; none if there is no such skill."""
+        """Return the versions of a skill, oldest first; () if there is no such skill."""
         folder = self.folder / to_slug(name)
-        state = _state_of(folder)
-        if name in self._known and self._known[name][0] == state:
-            return self._known[name][1]
+        state = _file_state(folder)
+        if name in self._cache and self._cache[name][0] == state:
+            return self._cache[name][1]
         self.problems = {
-            key: value for key, value in self.problems.items() if key.partition("@")[0] != name
+            key: problem for key, problem in self.problems.items() if key.partition("@")[0] != name
         }
         if folder.is_symlink() or not folder.is_dir():
-            self._known.pop(name, None)
+            self._cache.pop(name, None)
             return ()
-        self._take_edits(name, folder)
-        found = tuple(self._read(name, folder))
-        self._known[name] = (_state_of(folder), found)
+        self._adopt_edits(name, folder)
+        found = tuple(self._read_versions(name, folder))
+        self._cache[name] = (_file_state(folder), found)
         return found
 
     def version(self, name: str, number: int) -> Skill:
@@ -117,24 +115,24 @@ class SkillStore:
         raise NotFound(f"There is no version {number} of the skill {name}.")
 
     def read_content_files(self, skill: Skill) -> FileContents:
-        """Return the files of a version, without its manifest; raises `SkillRefused`, `OSError`."""
-        return {
-            path: data for path, data in self.read_all_files(skill).items() if path != MANIFEST_FILE
-        }
+        """Return the files of a version without its manifest; raises `SkillRefused`, `OSError`."""
+        return without_manifest(self.read_all_files(skill))
 
     def read_all_files(self, skill: Skill) -> FileContents:
         """Return all files of a version; raises `SkillRefused`, `OSError`."""
-        return read_version_files(self.folder / to_slug(skill.name) / VERSIONS / str(skill.version))
+        return read_version_files(_version_folder(self.folder / to_slug(skill.name), skill.version))
 
-    def _read(self, name: str, folder: Path) -> Iterator[Skill]:
-        for number in _numbers(folder):
+    def _read_versions(self, name: str, folder: Path) -> Iterator[Skill]:
+        for number in _version_numbers(folder):
             try:
-                content = read_version_files(folder / VERSIONS / str(number))
+                content = read_version_files(_version_folder(folder, number))
                 if MANIFEST_FILE not in content:
                     raise SkillRefused(f"Version {number} of {name} has no {MANIFEST_FILE}.")
                 manifest = decode_manifest(content[MANIFEST_FILE])
                 if (manifest.name, manifest.version) != (name, number):
-                    raise SkillRefused(f"Version {number} of {name} says that it is another.")
+                    raise SkillRefused(
+                        f"{MANIFEST_FILE} of version {number} of {name} belongs to another version."
+                    )
                 yield load_skill(content, manifest)
             except (McpRuntimeError, OSError) as exc:
                 self.problems[f"{name}@{number}"] = str(exc)
@@ -142,31 +140,29 @@ class SkillStore:
     # writing --------------------------------------------------------------------------------------
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Be the only one that changes the store; raises `Unavailable`."""
+    def _lock(self) -> Iterator[None]:
+        """Hold the lock of the store; raises `Unavailable`."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(
-                self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
+            handle = os.open(self.folder / LOCK_FILE, flags, 0o600)
         except OSError as exc:
             raise Unavailable(
                 f"The skills in {self.folder} cannot be changed: {exc.strerror}.",
-                remedy="Make the folder writable, or name another with [skills] folder.",
+                remedy="Make the folder writable, or set another one as [skills] folder.",
             ) from exc
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         except OSError as exc:
-            raise Unavailable(
-                f"The skills in {self.folder} cannot be changed: {exc.strerror}."
-            ) from exc
+            message = f"The skills in {self.folder} cannot be changed: {exc.strerror}."
+            raise Unavailable(message) from exc
         finally:
             os.close(handle)
 
     def add_version(self, content: FileContents, manifest: Manifest) -> Skill:
-        """Keep a new version of the skill that `manifest` names, and return it; its number is the next one."""
-        with self.locked():
+        """Add a version of the skill that `manifest` names, with the next number, and return it."""
+        with self._lock():
             return self._add(content, manifest)
 
     def _add(self, content: FileContents, manifest: Manifest) -> Skill:
@@ -174,208 +170,182 @@ class SkillStore:
         if folder.is_symlink():
             raise SkillRefused(
                 f"The folder of {manifest.name} is a link.",
-                remedy="Put a folder there, or remove it.",
+                remedy="Replace it by a folder, or remove it.",
             )
-        number = max(_numbers(folder), default=0) + 1
-        manifest = manifest.model_copy(
-            update={"version": number, "digests": compute_file_digests(content)}
-        )
+        number = max(_version_numbers(folder), default=0) + 1
+        digests = compute_file_digests(content)
+        manifest = manifest.model_copy(update={"version": number, "file_digests": digests})
         skill = load_skill(content, manifest)
-        self._clear_staging()
-        staged = Path(tempfile.mkdtemp(prefix=STAGING, dir=self.folder))
+        self._remove_old_staging()
+        staged = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.folder))
         try:
             staged.chmod(0o755)
-            _write(staged, {**content, MANIFEST_FILE: encode_manifest(manifest)})
-            (folder / VERSIONS).mkdir(parents=True, exist_ok=True)
-            staged.rename(folder / VERSIONS / str(number))
+            _write_files(staged, {**content, MANIFEST_FILE: encode_manifest(manifest)})
+            (folder / VERSIONS_FOLDER).mkdir(parents=True, exist_ok=True)
+            staged.rename(_version_folder(folder, number))
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-        self._publish(folder)
+        _publish(folder)
         return skill
+
+    def _remove_old_staging(self) -> None:
+        for path in self.folder.glob(f"{STAGING_PREFIX}*"):
+            age_s = time.time() - path.lstat().st_mtime
+            if age_s > STAGING_LIFETIME_S and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
 
     def set_state(
         self,
         skill: Skill,
         state: SkillState,
         reasons: tuple[str, ...] = (),
-        tools: dict[str, str] | None = None,
+        tool_digests: Mapping[str, str] | None = None,
     ) -> Skill:
-        """Note what has become of a version, and return it as it is now; raises `NotFound`."""
-        with self.locked():
-            return self._change(
-                skill,
-                {"state": state, "reasons": reasons, **({} if tools is None else {"tools": tools})},
-            )
+        """Change the state of a version, and return it; raises `NotFound`."""
+        changes: dict[str, object] = {"state": state, "reasons": reasons}
+        if tool_digests is not None:
+            changes["tool_digests"] = tool_digests
+        return self._change_manifest(skill, changes)
 
-    def set_signature(self, skill: Skill, signature: str, signer: str) -> Skill:
-        """Note who has signed a version, instead of whoever had before; raises `NotFound`."""
-        with self.locked():
-            return self._change(skill, {"signature": signature, "signer": signer})
+    def set_signature(self, skill: Skill, signature: str, signer_key: str) -> Skill:
+        """Replace the signature of a version, and return it; raises `NotFound`."""
+        changes = {"signature_hex": signature, "signer_key": signer_key}
+        return self._change_manifest(skill, changes)
 
-    def _change(self, skill: Skill, changes: dict[str, object]) -> Skill:
+    def _change_manifest(self, skill: Skill, changes: Mapping[str, object]) -> Skill:
+        """Change fields that a manifest and a skill share."""
         folder = self.folder / to_slug(skill.name)
-        path = folder / VERSIONS / str(skill.version) / MANIFEST_FILE
-        try:
-            manifest = decode_manifest(read_plain_file(path)).model_copy(update=changes)
-        except FileNotFoundError:
-            raise NotFound(
-                f"There is no version {skill.version} of the skill {skill.name}."
-            ) from None
-        write_atomically(path, encode_manifest(manifest))
-        self._publish(folder)
-        return replace(
-            skill,
-            state=manifest.state,
-            reasons=manifest.reasons,
-            tool_digests=manifest.tool_digests,
-            signature_hex=manifest.signature,
-            signer_key=manifest.signer_key,
-        )
+        path = _version_folder(folder, skill.version) / MANIFEST_FILE
+        with self._lock():
+            try:
+                manifest = decode_manifest(read_plain_file(path))
+            except FileNotFoundError:
+                raise NotFound(f"There is no skill {skill.id}.") from None
+            manifest = manifest.model_copy(update=changes)
+            write_atomically(path, encode_manifest(manifest))
+            _publish(folder)
+        return replace(skill, **changes)  # type: ignore[arg-type]
 
-    def _publish(self, folder: Path) -> None:
-        """Have the folder itself show the version in use: the newest active one, or else the newest."""
-        number = _shown(folder)
-        if number is None:
-            return
-        wanted = read_version_files(folder / VERSIONS / str(number))
-        for path in read_version_files(folder).keys() - wanted.keys():
-            (folder / path).unlink()
-        _write(folder, wanted)
+    # edits by people --------------------------------------------------------------------------------
 
-    def _clear_staging(self) -> None:
-        for path in self.folder.glob(f"{STAGING}*"):
-            if time.time() - path.lstat().st_mtime > STAGED_S and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-
-    # what people do to it ---------------------------------------------------------------------------
-
-    def _take_edits(self, name: str, folder: Path) -> None:
-        """Make a new draft version of a folder that somebody has edited, or put there."""
+    def _adopt_edits(self, name: str, folder: Path) -> None:
+        """Add a draft version of a folder that somebody has edited or created."""
         try:
             found = read_version_files(folder)
-            if SOURCE_FILE not in found or _is_copy(folder, found):
+            if SOURCE_FILE not in found or _is_published_copy(folder, found):
                 return
-            with self.locked():
-                if not _is_copy(folder, found):
+            with self._lock():
+                if not _is_published_copy(folder, found):
                     self._adopt(name, folder, found)
         except (McpRuntimeError, OSError, ValueError) as exc:
             self.problems[name] = str(exc)
 
     def _adopt(self, name: str, folder: Path, found: FileContents) -> None:
-        """Keep edited files as a new draft version; files that are all of some version are only mended."""
-        own = {path: data for path, data in found.items() if path != MANIFEST_FILE}
-        if _is_mixture(folder, own):
-            self._publish(folder)
+        """Add edited files as a draft version. A copy that is only incomplete is written again."""
+        content = dict(without_manifest(found))
+        if _is_mixed_copy(folder, content):
+            _publish(folder)
             return
-        before = (
-            decode_manifest(found[MANIFEST_FILE])
-            if MANIFEST_FILE in found
-            else Manifest(name=name, version=0)
+        before = Manifest(name=name, version=0)
+        if MANIFEST_FILE in found:
+            before = decode_manifest(found[MANIFEST_FILE])
+        source = decode_text_file(content, SOURCE_FILE)
+        tree = parse_source(source)
+        if SKILL_FILE not in content:
+            summary = before.summary or name
+            signature = check_entry_signature(tree)
+            content |= render_version_files(name, summary, source, signature, ())
+        tools = {tool for tool in find_tool_names(tree) if "." in tool}
+        skills = find_skill_names(tree)
+        manifest = Manifest(
+            name=name,
+            version=0,
+            reasons=(EDITED,),
+            summary=before.summary,
+            origin="edit",
+            saved_at=time.time(),
+            tool_digests={**dict.fromkeys(sorted(tools), ""), **before.tool_digests},
+            skill_digests={used: before.skill_digests.get(used, "") for used in sorted(skills)},
         )
-        if SKILL_FILE not in own:
-            source = decode_text_file(own, SOURCE_FILE)
-            own = {
-                **own,
-                **render_version_files(
-                    name,
-                    before.summary or name,
-                    source,
-                    check_entry_signature(parse_source(source)),
-                    (),
-                ),
-            }
-        reason = "It was edited by hand, and has not been checked since: `mcpruntime-server skills promote NAME@VERSION`."
-        tree = parse_source(decode_text_file(own, SOURCE_FILE))
-        uses = {used: before.skill_digests.get(used, "") for used in sorted(find_skill_names(tree))}
-        tools = {
-            **dict.fromkeys(sorted(tool for tool in find_tool_names(tree) if "." in tool), ""),
-            **before.tool_digests,
-        }
-        update = {
-            "name": name,
-            "state": "draft",
-            "reasons": (reason,),
-            "origin": "edit",
-            "at": time.time(),
-        }
-        update |= {"skills": uses, "tools": tools, "described": ""}
-        self._add(own, before.model_copy(update={**update, "signature": "", "signer": ""}))
-
-    def remove_draft(self, skill: Skill) -> None:
-        """Forget a draft that nobody was told of; any other version stays for ever."""
-        if skill.state != "draft":
-            raise InvalidRequest(f"{skill.id} is {skill.state}: only drafts can be forgotten.")
-        with self.locked():
-            folder = self.folder / to_slug(skill.name)
-            shutil.rmtree(folder / VERSIONS / str(skill.version))
-            if _numbers(folder):
-                self._publish(folder)
-            else:
-                shutil.rmtree(folder)
+        self._add(content, manifest)
 
 
-def _numbers(folder: Path) -> list[int]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _version_folder(folder: Path, number: int) -> Path:
+    return folder / VERSIONS_FOLDER / str(number)
+
+
+def _version_numbers(folder: Path) -> list[int]:
     """Return the numbers of the versions in a skill's folder, in order."""
     try:
-        entries = list(os.scandir(folder / VERSIONS))
+        names = [entry.name for entry in os.scandir(folder / VERSIONS_FOLDER) if _is_folder(entry)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sorted(
-        int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0"
-    )
+    return sorted(int(name) for name in names if VERSION_NUMBER.fullmatch(name))
 
 
-def _shown(folder: Path) -> int | None:
-    """Return the number of the version that a skill's folder shows."""
-    numbers = _numbers(folder)
+def _published_number(folder: Path) -> int | None:
+    """Return the version that a skill's folder shows: the newest active one, or else the newest."""
+    numbers = _version_numbers(folder)
     for number in reversed(numbers):
         try:
-            if (
-                decode_manifest(
-                    read_plain_file(folder / VERSIONS / str(number) / MANIFEST_FILE)
-                ).state
-                == "active"
-            ):
+            data = read_plain_file(_version_folder(folder, number) / MANIFEST_FILE)
+            if decode_manifest(data).state == "active":
                 return number
         except (McpRuntimeError, OSError):
             continue
     return numbers[-1] if numbers else None
 
 
-def _is_copy(folder: Path, found: FileContents) -> bool:
-    """Return whether the files of a skill's folder are those of the version that it shows."""
-    number = _shown(folder)
+def _publish(folder: Path) -> None:
+    """Copy the version that a skill's folder shows into the folder."""
+    number = _published_number(folder)
+    if number is None:
+        return
+    wanted = read_version_files(_version_folder(folder, number))
+    for path in read_version_files(folder).keys() - wanted.keys():
+        (folder / path).unlink()
+    _write_files(folder, wanted)
+
+
+def _is_published_copy(folder: Path, found: FileContents) -> bool:
+    """Return whether the files in a skill's folder are those of the version that it shows."""
+    number = _published_number(folder)
     if number is None:
         return False
-    wanted = read_version_files(folder / VERSIONS / str(number))
-    return all(found.get(path) == data for path, data in wanted.items() if path != MANIFEST_FILE)
+    wanted = without_manifest(read_version_files(_version_folder(folder, number)))
+    return all(found.get(path) == data for path, data in wanted.items())
 
 
-def _is_mixture(folder: Path, own: FileContents) -> bool:
-    """Return whether every file is as some version has it: then nobody has edited it, but a copy was not finished."""
-    versions = [read_version_files(folder / VERSIONS / str(number)) for number in _numbers(folder)]
+def _is_mixed_copy(folder: Path, content: FileContents) -> bool:
+    """Return whether each file is that of some version: nobody edited it, but a copy is incomplete."""
+    versions = [
+        read_version_files(_version_folder(folder, number)) for number in _version_numbers(folder)
+    ]
     return bool(versions) and all(
-        any(each.get(path) == data for each in versions) for path, data in own.items()
+        any(version.get(path) == data for version in versions) for path, data in content.items()
     )
 
 
-def _state_of(folder: Path) -> tuple[object, ...]:
-    """Return what changes when any file of a skill does, as far as the file system tells."""
-    state: list[object] = []
-    numbers = _numbers(folder)
-    for part in (folder, *(folder / VERSIONS / str(number) for number in numbers)):
-        for name in (SKILL_FILE, SOURCE_FILE, MANIFEST_FILE, "cases"):
+def _file_state(folder: Path) -> tuple[object, ...]:
+    """Return a value that changes when any file of a skill does, as far as the file system tells."""
+    numbers = _version_numbers(folder)
+    state: list[object] = [*numbers]
+    for part in (folder, *(_version_folder(folder, number) for number in numbers)):
+        for name in (*VERSION_FILES, CASES_FOLDER):
             try:
                 status = (part / name).lstat()
             except OSError:
                 state.append(None)
             else:
                 state.append((status.st_mtime_ns, status.st_size, status.st_ino))
-    return (*numbers, *state)
+    return tuple(state)
 
 
-def _write(folder: Path, files: FileContents) -> None:
+def _write_files(folder: Path, files: FileContents) -> None:
     for path, data in files.items():
         write_atomically(folder / path, data)
