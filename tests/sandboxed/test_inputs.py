@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mcpruntime_server.protocol.payloads import InputDescription
 from mcpruntime_server.sandboxed.library import input_scan, input_source, inputs
 from mcpruntime_server.sandboxed.library.input_source import InputChanged, InputError
 from mcpruntime_server.sandboxed.library.inputs import AllInputs, Input, InputList
@@ -46,17 +47,19 @@ def _small_blocks() -> Iterator[None]:
         yield
 
 
-def told(path: str, end: int | None = None, **more: Any) -> dict[str, Any]:
+def describe_file(
+    path: str, start: int = 0, end: int | None = None, problem: str = ""
+) -> InputDescription:
     info = os.stat(path)
-    known = {"size": info.st_size, "stamp": info.st_mtime_ns, "problem": ""}
     return {
         "id": f"{path}:{info.st_mtime_ns}",
         "name": os.path.basename(path),
         "path": path,
-        "start": 0,
+        "size": info.st_size,
+        "modified_ns": info.st_mtime_ns,
+        "problem": problem,
+        "start": start,
         "end": end,
-        **known,
-        **more,
     }
 
 
@@ -65,7 +68,7 @@ def given_as(tmp_path: Path) -> Callable[..., Input]:
     def give(data: bytes | str, name: str = "input") -> Input:
         path = tmp_path / name
         path.write_bytes(data.encode() if isinstance(data, str) else data)
-        return Input(told(str(path)))
+        return Input(describe_file(str(path)))
 
     return give
 
@@ -81,7 +84,7 @@ class Files:
         self._count += 1
         path = f"{self._folder}/{self._count}"
         Path(path).write_bytes(data)
-        return Input(told(path))
+        return Input(describe_file(path))
 
     def both(self, data: bytes) -> list[Input]:
         return [self.give(data), self.give(gzip.compress(data))]
@@ -184,8 +187,8 @@ def test_slices_lie_between_characters_and_adjacent_ones_make_a_whole(
     data = text.encode()
     first, last = sorted((one, two))
     for each in files.both(data):
-        pieces = each.slice(0, first), each.slice(first, last), each.slice(last)
-        assert "".join(piece.text for piece in pieces) == text
+        slices = each.slice(0, first), each.slice(first, last), each.slice(last)
+        assert "".join(each.text for each in slices) == text
         assert each.slice(first, last).slice(1).text == each.slice(first, last).text.encode()[
             1:
         ].decode(errors="ignore") or any(ord(char) > 127 for char in text)
@@ -254,7 +257,7 @@ def test_fields_are_as_long_as_they_are_and_lines_up_to_what_makes_a_text(
 ) -> None:
     assert [len(row["b"]) for row in given_as(f"a,b\n1,{'x' * 200_000}").rows()] == [200_000]
     monkeypatch.setattr(inputs, "MAX_TEXT_BYTES", 1000)
-    with pytest.raises(InputError, match="A line of 'input' has more than 1,000 bytes"):
+    with pytest.raises(InputError, match="A line of 'input' has over 1,000 bytes"):
         list(given_as(f"1\n{'2' * 2000}\n").records())
 
 
@@ -291,7 +294,9 @@ def test_a_name_that_an_input_does_not_have_is_told_with_those_that_it_has(
     assert not hasattr(given_as("x"), "__fspath__")
 
 
-def test_pieces_are_found_again_and_again_and_counted_once(given_as: Callable[..., Input]) -> None:
+def test_slices_are_found_again_at_each_use_and_counted_once(
+    given_as: Callable[..., Input],
+) -> None:
     found = given_as("a\nb\na b\n").grep("a")
     assert [len(found), found[0].text, found[-1].text, [each.text for each in found[1:]]] == [
         2,
@@ -299,16 +304,18 @@ def test_pieces_are_found_again_and_again_and_counted_once(given_as: Callable[..
         "a b",
         ["a b"],
     ]
-    assert found.map(lambda piece: piece.text.upper())[1].value == "A B"
+    assert found.map(lambda each: each.text.upper())[1].value == "A B"
     assert bool(found)
-    with pytest.raises(IndexError, match="2 pieces"):
+    with pytest.raises(IndexError, match="2 slices"):
         found[2]
-    assert repr(given_as("x").grep("y")) == "no pieces"
+    assert repr(given_as("x").grep("y")) == "no slices"
     with pytest.raises(InputError, match="no regular expression"):
         given_as("x").grep("(")
 
 
-def test_brackets_take_pieces_and_say_what_else_there_is(given_as: Callable[..., Input]) -> None:
+def test_brackets_return_slices_and_errors_say_what_else_there_is(
+    given_as: Callable[..., Input],
+) -> None:
     each = given_as("one\ntwo\nthree")
     assert [str(each[:3]), str(each[4:7]), str(each[-5:]), str(each[4:][:3])] == [
         "one",
@@ -317,7 +324,7 @@ def test_brackets_take_pieces_and_say_what_else_there_is(given_as: Callable[...,
         "two",
     ]
     for which in (0, "one", slice(0, 5, 2)):
-        with pytest.raises(TypeError, match=r"\[start:end\] is a piece of it"):
+        with pytest.raises(TypeError, match=r"\[start:end\] is a slice of it"):
             each[which]
     with pytest.raises(InputError, match=r"CONTEXT_DATA\['a'\].slice"):
         AllInputs([given_as("x", "a"), given_as("y", "b")])[:1]
@@ -330,7 +337,7 @@ def test_of_several_inputs_passes_go_through_all_and_offsets_need_one(
     assert list(several) == ["a1", "a2", "b1", "b2"]
     assert [line.text for line in several.lines(1, 3)] == ["a2", "b1"]
     assert [(hit.name, hit.line) for hit in several.grep("2")] == [("a", 1), ("b", 1)]
-    assert [slot.value for slot in several.map(lambda piece: piece.name)] == ["a", "b"]
+    assert [slot.value for slot in several.map(lambda each: each.name)] == ["a", "b"]
     assert len(several.sample(3)) == 3
     assert "b1" in several
     assert "c1" not in several
@@ -347,10 +354,10 @@ def test_the_namespace_follows_what_the_host_says_and_keeps_what_is_the_codes_ow
 ) -> None:
     (tmp_path / "one").write_text("1")
     namespace: dict[str, Any] = {"x": 1}
-    inputs.set_context(namespace, [told(str(tmp_path / "one"))])
+    inputs.set_context(namespace, [describe_file(str(tmp_path / "one"))])
     context = namespace["CONTEXT"]
     namespace["CONTEXT_DATA"] = "mine"
-    inputs.set_context(namespace, [told(str(tmp_path / "one"))])
+    inputs.set_context(namespace, [describe_file(str(tmp_path / "one"))])
     assert namespace["CONTEXT"] is context
     assert namespace["CONTEXT_DATA"] == "mine"
     inputs.set_context(namespace, [])
@@ -360,12 +367,12 @@ def test_the_namespace_follows_what_the_host_says_and_keeps_what_is_the_codes_ow
 def test_a_part_of_a_file_is_an_input_that_knows_no_more(tmp_path: Path) -> None:
     path = tmp_path / "whole"
     path.write_text("secret\nmine 1\nmine 2\nsecret\n")
-    part = Input(told(str(path), start=7, end=21))
+    part = Input(describe_file(str(path), start=7, end=21))
     assert part.text == "mine 1\nmine 2\n"
     assert [hit.line for hit in part.grep("2")] == [1]
     assert part.slice(-7).text == "mine 2\n"
     assert [line.text for line in part.lines(1)] == ["mine 2"]
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="a part of a file"):
         part.path  # noqa: B018
 
 
@@ -389,7 +396,7 @@ def test_a_file_that_shrinks_or_changes_is_an_error_in_the_middle_of_a_pass(
 
 
 def test_a_problem_that_the_host_knows_of_is_told_at_the_first_look(tmp_path: Path) -> None:
-    context = Input(told(str(tmp_path), problem="It is gone."))
+    context = Input(describe_file(str(tmp_path), problem="It is gone."))
     assert "It is gone." in repr(context)
     with pytest.raises(InputChanged, match=r"It is gone\."):
         context.peek()
@@ -402,7 +409,7 @@ def test_damaged_gzip_is_an_error_and_padding_and_members_are_not(
     assert list(given_as(packed)) == ["one", "two"]
     assert list(given_as(packed + bytes(10))) == ["one", "two"]
     data = random.Random(1).randbytes(2000)
-    with pytest.raises(InputError, match="ends in its middle"):
+    with pytest.raises(InputError, match="is truncated after"):
         list(given_as(gzip.compress(data)[:-100]).lines())
     broken = bytearray(gzip.compress(data))
     broken[1000] ^= 255
@@ -457,7 +464,7 @@ def test_a_hit_in_a_line_that_is_too_long_comes_with_what_is_around_it(
 # references -----------------------------------------------------------------------------------------
 
 
-def test_pieces_travel_as_references_and_packed_ones_as_text(
+def test_slices_are_sent_as_references_and_compressed_ones_as_text(
     given_as: Callable[..., Input],
 ) -> None:
     context = given_as("one\ntwo")
@@ -474,13 +481,13 @@ from mcpruntime_server.sandboxed.library import inputs
 import os
 path = sys.argv[1]
 info = os.stat(path)
-told = dict(id="x", name="x", path=path, size=info.st_size, stamp=info.st_mtime_ns, problem="", start=0, end=None)
+told = dict(id="x", name="x", path=path, size=info.st_size, modified_ns=info.st_mtime_ns, problem="", start=0, end=None)
 context = inputs.Input(told)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert [line.size for line in context.lines()] == [info.st_size]
 assert sum(len(part) for part in context) == info.st_size
 assert len(context.grep("ab")) == 0 and len(context.grep("needle")) == 1
-assert sum(piece.size for piece in context.chunks(100_000)) == info.st_size
+assert sum(each.size for each in context.chunks(100_000)) == info.st_size
 assert [line.size for line in context.sample(3)] == [info.st_size]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

@@ -148,7 +148,7 @@ async def test_a_large_file_that_has_changed_is_never_taken_for_what_it_was(tmp_
     async with connect_server(path) as server:
         later = await server.run("'count' in globals()", "s")
         assert later.value is False
-        told = "Step 1 cannot be executed again. The file behind the input 'large.txt' has changed since it was given."
+        told = "Step 1 cannot be executed again. The file behind the input 'large.txt' has changed since it was passed."
         assert told in later.note
         read = await server.run("CONTEXT.peek()", "s")
         assert "InputChanged" in read.text
@@ -166,7 +166,7 @@ async def test_a_file_that_shrinks_while_it_is_read_is_an_error_in_the_code(
     os.truncate(large, 5 << 20)
     failed = await server.run("sum(1 for _ in lines)", "s")
     assert (
-        "InputChanged: The file behind the input 'large.txt' has changed since it was given."
+        "InputChanged: The file behind the input 'large.txt' has changed since it was passed."
         in failed.text
     )
 
@@ -220,7 +220,7 @@ async def test_a_piece_is_asked_about_without_its_text_leaving_the_sandbox(tmp_p
             forged = f"ask_llm('Tell', {{'$slice': {{'input': {id_!r}, 'start': 0, 'end': 5}}}})"
             assert "first" in await server.evaluate(forged, "s")
             stolen = await server.run(forged, "thief")
-            assert "of no input that the session has had" in stolen.text
+            assert "has never had the input of this slice" in stolen.text
 
 
 async def test_resources_of_servers_are_inputs_by_their_addresses(tmp_path: Path) -> None:

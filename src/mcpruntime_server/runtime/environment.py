@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from anyio import Lock, move_on_after
 
@@ -23,6 +22,7 @@ from ..journal.events import FileEntry, FilesChanged
 from ..journal.recording import Recording, is_reproducible, load_recording
 from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, RunRow
 from ..journal.store import Journal
+from ..protocol.payloads import InputDescription
 from ..sandbox.link import SandboxLink
 from .input_staging import InputStaging
 from .rebuild import RebuiltStep, rebuild_step
@@ -289,7 +289,9 @@ class Environment:
                 session, run.inputs, run, require_unchanged=strictly
             )
 
-    async def _stage_recorded_inputs(self, recording: Recording, run: Run) -> list[dict[str, Any]]:
+    async def _stage_recorded_inputs(
+        self, recording: Recording, run: Run
+    ) -> list[InputDescription]:
         """Have the inputs of a step here that is executed again; raises `CannotRebuild`."""
         try:
             return await self._input_staging.stage_inputs(

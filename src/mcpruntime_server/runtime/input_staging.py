@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from anyio import from_thread
 from anyio.to_thread import run_sync
@@ -17,6 +17,7 @@ from anyio.to_thread import run_sync
 from ..capabilities.inputs.store import InputStore, compute_file_name, compute_input_id
 from ..errors import InputChanged, InvalidRequest
 from ..journal.events import InputEntry
+from ..protocol.payloads import InputDescription
 from ..sandbox.hardening import WORKSPACE_FOLDER
 from ..sandbox.link import SandboxLink
 from .result_files import HIDDEN_FOLDER
@@ -65,13 +66,13 @@ class InputStaging:
         observer: StagingObserver,
         *,
         require_unchanged: bool,
-    ) -> list[dict[str, Any]]:
+    ) -> list[InputDescription]:
         """Return what the kernel is told of the inputs of a run of `session`.
 
         Raises `InputChanged` for one that is not what it was, if `strictly`; `Unavailable`, `InvalidRequest`.
         """
         self._inputs.remember_inputs(session, inputs)
-        told = []
+        told: list[InputDescription] = []
         for entry in inputs:
             path, modified, problem = "", 0, ""
             try:
@@ -88,7 +89,7 @@ class InputStaging:
                     "name": entry["name"],
                     "path": path,
                     "size": entry["size"],
-                    "stamp": modified,
+                    "modified_ns": modified,
                     "problem": problem,
                     "start": entry["start"],
                     "end": entry["end"],

@@ -62,12 +62,12 @@ def test_only_what_is_below_a_root_is_opened(root: Path, tmp_path: Path) -> None
         f"{tmp_path}/root2/x",
     )
     for path in outside:
-        with pytest.raises(InvalidRequest, match="not in a folder that files may be taken from"):
+        with pytest.raises(InvalidRequest, match="not in a folder that inputs may come from"):
             content(roots, path)
     with pytest.raises(InvalidRequest, match="is a folder"):
         content(roots, str(root))
     for path in ("relative", "", f"{root}/a\0b"):
-        with pytest.raises(InvalidRequest, match="no absolute path"):
+        with pytest.raises(InvalidRequest, match="not an absolute path"):
             content(roots, path)
     with pytest.raises(InvalidRequest, match="No such file"):
         content(roots, f"{root}/none")
@@ -86,7 +86,7 @@ def test_a_root_may_be_a_link_and_the_servers_own_folder_is_none(
     )
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "journal.db").write_text("all")
-    with pytest.raises(InvalidRequest, match="the server's own"):
+    with pytest.raises(InvalidRequest, match="in the server's data folder"):
         content(InputRoots((tmp_path,), tmp_path / "data"), f"{tmp_path}/data/journal.db")
     with pytest.raises(InvalidRequest, match="context_roots"):
         content(InputRoots((), tmp_path / "data"), f"{root}/inner/file.txt")
@@ -117,7 +117,7 @@ def test_only_files_are_opened_and_nothing_that_could_block(
         monkeypatch.chdir(root)  # the address of a socket is short
         listening.bind("socket")
         for name, kind in (("pipe", "a pipe"), ("socket", "a socket"), ("inner", "a folder")):
-            with pytest.raises(InvalidRequest, match=f"is {kind}, and no file"):
+            with pytest.raises(InvalidRequest, match=f"is {kind}, not a file"):
                 content(roots, f"{root}/{name}")
     with pytest.raises(InvalidRequest, match="is a device"):
         content(InputRoots((Path("/dev"),), tmp_path), "/dev/null")
@@ -130,7 +130,7 @@ def test_addresses_of_files_are_paths_of_this_machine() -> None:
         == "/a b/c"
     )
     for address in ("file://other/x", "file:///x?y", "file:///x#y"):
-        with pytest.raises(InvalidRequest, match="names no file of this machine"):
+        with pytest.raises(InvalidRequest, match="does not name a file of this machine"):
             files.parse_file_uri(address)
 
 
@@ -237,10 +237,10 @@ async def test_what_is_wrong_with_an_input_is_said_of_that_one(
         ([str(root)], "is a folder. Name a file in it"),
         (["/etc/passwd"], r"context\[0\], '/etc/passwd': .*not in a folder"),
         ([{"text": "x"}, {"txt": "y"}], r"context\[1\]"),
-        ([{"text": 1}], "either a `text` or a `source`"),
-        ([{"text": "x", "source": "y"}], "either a `text` or a `source`"),
-        ([7], "names no input"),
-        (["two\nlines"], r'Give text as \{"text"'),
+        ([{"text": 1}], "either `text` or `source`"),
+        ([{"text": "x", "source": "y"}], "either `text` or `source`"),
+        ([7], "does not name an input"),
+        (["two\nlines"], r'Pass text as \{"text"'),
         (["a.txt"], "no file 'a.txt'.*none yet"),
         (["docs:x"], "No server has 'docs:x'"),
         ([{"text": "x"}] * 65, "has 65 inputs"),
@@ -288,15 +288,17 @@ async def test_a_reference_names_an_input_of_the_line_of_its_own_run(journal: Jo
     for key in keys:
         with pytest.raises(
             CallFailed,
-            match="no input that the session has had" if isinstance(key, str) else "no ref",
+            match="has never had the input of this slice"
+            if isinstance(key, str)
+            else "not a reference",
         ):
             await text(key, 0, 1)
     for start, end in ((-1, 2), (3, 2), (0, 8), (0, 10**30)):
-        with pytest.raises(CallFailed, match="has no piece"):
+        with pytest.raises(CallFailed, match="has no slice"):
             await text(compute_input_id(mine), start, end)
     spans: list[tuple[object, object]] = [(True, 2), (0, None), (0.5, 2), ("0", 1)]
     for first, last in spans:
-        with pytest.raises(CallFailed, match="no reference"):
+        with pytest.raises(CallFailed, match="not a reference"):
             await text(compute_input_id(mine), first, last)
 
 
@@ -316,7 +318,7 @@ async def test_a_large_piece_is_a_part_of_the_same_content(
         "text 2:8",
     )
     inputs.remember_inputs("s_2", [part])
-    with pytest.raises(CallFailed, match="has no piece 0:3"):
+    with pytest.raises(CallFailed, match="has no slice 0:3"):
         await inputs.add_slice(
             "s_2", "r_2", {"$slice": {"input": compute_input_id(part), "start": 0, "end": 3}}
         )

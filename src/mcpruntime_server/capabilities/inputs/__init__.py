@@ -1,1 +1,1 @@
-"""What runs are given to work on: where it comes from, how it is kept, and how it is put before a sandbox."""
+"""The inputs of runs: where they come from, how they are kept, how they get into a sandbox."""

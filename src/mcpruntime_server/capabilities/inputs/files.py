@@ -1,10 +1,10 @@
-"""Files of this machine that are inputs: opened without being led out of the roots, known by what they were.
+"""Files of this machine that are inputs: opened only below the allowed roots, and recognised later.
 
-Rule 1: a path is resolved first, then walked part by part from its root without following links. So what is opened lies
-below a root even if somebody exchanges folders or links meanwhile.
-Rule 2: a file is known by device, inode and time of change (its stamp) and size. One that is not the same any more is
-never taken for it, unless its content is.
-Rule 3: only regular files; nothing else is even opened.
+Rule 1: a path is resolved first, then opened part by part from its root without following links. So
+the opened file is below a root even if somebody replaces folders or links in the meantime.
+Rule 2: a file is recognised by its size and its stamp: device, inode and time of modification. If
+they differ, it counts as the same file only if its content is the same.
+Rule 3: only regular files are opened.
 This module is synchronous: call it from a worker thread.
 """
 
@@ -21,8 +21,10 @@ from urllib.parse import unquote, urlsplit
 
 from ...errors import InvalidRequest
 
-READ_BYTES = 1 << 20  # bytes read at once
-NO_ROOTS_REMEDY = "Name the folder that it is in under [server] context_roots in the settings."
+READ_BYTES = 1 << 20  # bytes of one read
+NO_ROOTS_REMEDY = "Add its folder to [server] context_roots in the settings."
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 FILE_TYPES = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISLNK, "a link"),
@@ -33,70 +35,73 @@ FILE_TYPES = (
 
 @dataclass(frozen=True)
 class InputRoots:
-    """The folders below which inputs may be; nothing in `own`, the server's folder, is one."""
+    """The folders that inputs may be in.
+
+    `server_dir`, the server's own folder, is never one of them.
+    """
 
     folders: Sequence[Path]
     server_dir: Path
 
     def resolve_path(self, path: str) -> tuple[str, str]:
-        """Return the root that a path is under and the rest of it, links resolved; raises `InvalidRequest`."""
+        """Return the root that contains a path, and the rest of it, links resolved.
+
+        Raises `InvalidRequest`.
+        """
         if "\0" in path or not path.startswith("/"):
-            raise InvalidRequest(f"{path!r:.200} is no absolute path.")
-        real = os.path.realpath(path)
-        listed = ", ".join(map(str, self.folders))
-        if is_inside(real, os.path.realpath(self.server_dir)):
+            raise InvalidRequest(f"{path!r:.200} is not an absolute path.")
+        real_path = os.path.realpath(path)
+        if is_inside(real_path, os.path.realpath(self.server_dir)):
             raise InvalidRequest(
-                f"{path!r:.200} is the server's own.", remedy="Name a file of yours."
+                f"{path!r:.200} is in the server's data folder.", remedy="Name a file of your own."
             )
         for folder in self.folders:
             root = os.path.realpath(folder)
-            if real == root:
+            if real_path == root:
                 raise InvalidRequest(f"{path!r:.200} is a folder.", remedy="Name a file in it.")
-            if is_inside(real, root):
-                return root, os.path.relpath(real, root)
+            if is_inside(real_path, root):
+                return root, os.path.relpath(real_path, root)
+        allowed = ", ".join(map(str, self.folders))
         raise InvalidRequest(
-            f"{path!r:.200} is not in a folder that files may be taken from.",
-            remedy=f"These are: {listed}." if listed else NO_ROOTS_REMEDY,
+            f"{path!r:.200} is not in a folder that inputs may come from.",
+            remedy=f"Allowed folders: {allowed}." if allowed else NO_ROOTS_REMEDY,
         )
 
     @contextmanager
     def open_file(self, path: str) -> Iterator[tuple[int, str]]:
-        """Yield a descriptor to read a file from, and its real path; raises `InvalidRequest`."""
-        root, rest = self.resolve_path(path)
+        """Yield a descriptor for reading a file, and its real path; raises `InvalidRequest`."""
+        root, relative_path = self.resolve_path(path)
         try:
-            fd = open_beneath(root, rest)
+            fd = open_beneath(root, relative_path)
         except OSError as exc:
             raise InvalidRequest(f"{path!r:.200} cannot be read: {exc.strerror}.") from None
         try:
-            yield fd, os.path.join(root, rest)
+            yield fd, os.path.join(root, relative_path)
         finally:
             os.close(fd)
 
 
 def is_inside(path: str, folder: str) -> bool:
-    """Return whether a real path is in a folder, given by its real path."""
+    """Return whether a real path is inside a folder, which is a real path, too."""
     return os.path.commonpath((path, folder)) == folder and path != folder
 
 
-def open_beneath(root: str, rest: str) -> int:
-    """Return a descriptor of the regular file `rest`, walked to from `root` without following links.
+def open_beneath(root: str, relative_path: str) -> int:
+    """Return a descriptor of a regular file, opened from `root` on without following links.
 
-    Raises `OSError`, and `InvalidRequest` if something else is there.
+    Raises `OSError`, or `InvalidRequest` if it is not a regular file.
     """
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    folder_fd = os.open(root, FOLDER_FLAGS)
     try:
-        *between, name = rest.split("/")
-        for part in between:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            inner = os.open(part, flags, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-        check_regular_file(name, os.stat(name, dir_fd=folder, follow_symlinks=False))
-        fd = os.open(
-            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder
-        )
+        *folders, name = relative_path.split("/")
+        for part in folders:
+            inner_fd = os.open(part, FOLDER_FLAGS, dir_fd=folder_fd)
+            os.close(folder_fd)
+            folder_fd = inner_fd
+        check_regular_file(name, os.stat(name, dir_fd=folder_fd, follow_symlinks=False))
+        fd = os.open(name, FILE_FLAGS, dir_fd=folder_fd)
     finally:
-        os.close(folder)
+        os.close(folder_fd)
     try:
         check_regular_file(name, os.fstat(fd))
     except BaseException:
@@ -106,41 +111,51 @@ def open_beneath(root: str, rest: str) -> int:
 
 
 def check_regular_file(name: str, info: os.stat_result) -> None:
-    """Raise `InvalidRequest` if something is no regular file."""
-    if not stat.S_ISREG(info.st_mode):
-        kind = next((word for fits, word in FILE_TYPES if fits(info.st_mode)), "a device")
-        raise InvalidRequest(f"{name!r:.200} is {kind}, and no file.")
+    """Raise `InvalidRequest` if `info` is not that of a regular file."""
+    if stat.S_ISREG(info.st_mode):
+        return
+    file_type = next((words for is_type, words in FILE_TYPES if is_type(info.st_mode)), "a device")
+    raise InvalidRequest(f"{name!r:.200} is {file_type}, not a file.")
 
 
 def compute_stamp(info: os.stat_result) -> str:
-    """Return what tells this file, as it is now, from others."""
+    """Return the stamp that tells this version of a file from others."""
     return f"{info.st_dev}:{info.st_ino}:{info.st_mtime_ns}"
 
 
 def parse_file_uri(address: str) -> str:
-    """Return the path that a `file:` address names; raises `InvalidRequest`."""
+    """Return the path in a `file:` address; raises `InvalidRequest`."""
     parts = urlsplit(address)
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         raise InvalidRequest(
-            f"{address!r:.200} names no file of this machine.", remedy="Write file:///path/to/file."
+            f"{address!r:.200} does not name a file of this machine.",
+            remedy="Write file:///path/to/file.",
         )
     return unquote(parts.path)
 
 
 def read_range(fd: int, start: int, end: int) -> bytes:
     """Return the bytes from `start` to `end`, or to the end of the file."""
-    pieces, at = [], start
-    while at < end and (data := os.pread(fd, min(READ_BYTES, end - at), at)):
-        pieces.append(data)
-        at += len(data)
-    return b"".join(pieces)
+    parts = []
+    offset = start
+    while offset < end and (data := os.pread(fd, min(READ_BYTES, end - offset), offset)):
+        parts.append(data)
+        offset += len(data)
+    return b"".join(parts)
+
+
+def hash_file(fd: int) -> str:
+    """Return the SHA-256 of a file."""
+    *_, digest = hash_in_steps(fd)
+    return digest
 
 
 def hash_in_steps(fd: int) -> Iterator[str]:
-    """Yield "" as long as there is more to read, and then the SHA-256 of the file."""
-    found, at = sha256(), 0
-    while data := os.pread(fd, READ_BYTES, at):
-        found.update(data)
-        at += len(data)
+    """Yield "" after each read and finally the SHA-256 of the file; the caller can stop early."""
+    digest = sha256()
+    offset = 0
+    while data := os.pread(fd, READ_BYTES, offset):
+        digest.update(data)
+        offset += len(data)
         yield ""
-    yield found.hexdigest()
+    yield digest.hexdigest()

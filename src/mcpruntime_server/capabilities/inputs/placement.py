@@ -1,8 +1,8 @@
-"""Putting the content of an input where a sandbox sees it: as a link, else as a copy.
+"""Puts the content of an input where a sandbox can see it: as a hard link, or else as a copy.
 
-A link gives away the content that was asked for and nothing else: not the name, and no right to change it, because the
-sandbox sees the folder read-only. Its owner can change the file; whoever reads it notices.
-This module is synchronous: call it from a worker thread.
+A link gives away the requested content and nothing else: neither the file's name nor the right to
+change it, because the sandbox sees the folder read-only. The owner can still change the file;
+whoever reads the input notices that. This module is synchronous: call it from a worker thread.
 """
 
 from __future__ import annotations
@@ -15,31 +15,38 @@ from pathlib import Path
 
 from ...errors import InputChanged, Unavailable
 
-COPY_BYTES = 8 << 20  # bytes copied at once
-FICLONE = 0x40049409  # the request to have a file share the blocks of another (FICLONE)
-READABLE_MODE = 0o444  # the sandbox's user is nobody here
-ReportCopied = Callable[[int], None]  # told how many bytes are copied; it may raise
+COPY_BYTES = 8 << 20  # bytes of one read and write
+FICLONE = 0x40049409  # the ioctl that makes a file share the blocks of another
+READABLE_MODE = 0o444  # the sandbox's user is unknown on this machine
+OTHERS_MAY_READ = 0o004
+ReportCopied = Callable[[int], None]  # gets the number of bytes copied so far; may raise
 
 
 def link_file(fd: int, target: Path) -> bool:
-    """Have `target` be the open file itself; return whether that can be, and its sandbox may read it."""
-    if not os.fstat(fd).st_mode & 0o004:
+    """Make `target` a hard link to the open file; return False if that is impossible.
+
+    It is also impossible if the sandbox could not read the file.
+    """
+    if not os.fstat(fd).st_mode & OTHERS_MAY_READ:
         return False
     try:
         descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.link(
-                str(fd), target, src_dir_fd=descriptors, follow_symlinks=True
-            )  # without the folder, it follows none
+            # `follow_symlinks` has an effect only together with a folder descriptor.
+            os.link(str(fd), target, src_dir_fd=descriptors, follow_symlinks=True)
         finally:
             os.close(descriptors)
-    except OSError:  # another device, a file of somebody else's, a file system without links
+    except OSError:  # another device, another owner, or a file system without hard links
         return False
     return True
 
 
 def copy_file(fd: int, target: Path, report_copied: ReportCopied, digest: str = "") -> None:
-    """Copy an open file; raises `InputChanged` if it is not what `digest` says, `Unavailable` for lack of room."""
+    """Copy an open file.
+
+    Raises `InputChanged` if the content does not have the SHA-256 `digest`, `Unavailable` if there
+    is no space.
+    """
     info = os.fstat(fd)
     draft = target.with_name(f".{target.name}")
     try:
@@ -56,25 +63,26 @@ def copy_file(fd: int, target: Path, report_copied: ReportCopied, digest: str = 
             draft.unlink()
 
 
-def _clone_blocks(fd: int, target: int) -> bool:
+def _clone_blocks(fd: int, target_fd: int) -> bool:
     try:
         import fcntl
 
-        fcntl.ioctl(target, FICLONE, fd)
+        fcntl.ioctl(target_fd, FICLONE, fd)
     except (ImportError, OSError):
         return False
     return True
 
 
-def _copy_bytes(fd: int, target: int, report_copied: ReportCopied, digest: str) -> None:
-    found, at = sha256(), 0
-    while data := os.pread(fd, COPY_BYTES, at):
+def _copy_bytes(fd: int, target_fd: int, report_copied: ReportCopied, digest: str) -> None:
+    found = sha256()
+    offset = 0
+    while data := os.pread(fd, COPY_BYTES, offset):
         if digest:
             found.update(data)
         view = memoryview(data)
         while view:
-            view = view[os.write(target, view) :]
-        at += len(data)
-        report_copied(at)
+            view = view[os.write(target_fd, view) :]
+        offset += len(data)
+        report_copied(offset)
     if digest and found.hexdigest() != digest:
         raise InputChanged("The content of an input is damaged in the journal.")

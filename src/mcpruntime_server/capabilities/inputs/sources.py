@@ -1,6 +1,8 @@
-"""From what a client names to inputs: inline text, files, workspace files and resources of upstreams.
+"""Turns what a client names in `context` into inputs.
 
-Rule: whatever is wrong with one of them, the error says which and what would be right.
+It can name text, files, workspace files and resources of upstreams.
+
+Rule: if one of them is wrong, the error says which one, and what would be right.
 """
 
 from __future__ import annotations
@@ -16,80 +18,77 @@ from .store import MAX_CONTENT_BYTES, InputStore
 
 MAX_INPUTS = 64  # of one run
 MAX_NAME_CHARS = 120
+MAX_SOURCE_CHARS = 4096
+MAX_LISTED_FILES = 10  # workspace files that an error names
 UNPRINTABLE_PATTERN = re.compile(
     r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
 SCHEME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 WORKSPACE_PREFIX = "workspace:"
 INPUT_FORMS_REMEDY = (
-    'An input is {"text": "..."}, an absolute path or file: address, a workspace file, or a resource of a server; '
-    'with a name: {"source": "...", "name": "..."}.'
+    'An input is {"text": "..."}, an absolute path or file: address, a workspace file, '
+    'or a resource of a server; with a name: {"source": "...", "name": "..."}.'
 )
 
 
 async def resolve_context(
     store: InputStore, sources: Sequence[Any], tip: str | None
 ) -> tuple[InputEntry, ...]:
-    """Return what `given` names, for a session whose state is the end of run `tip`; raises `InvalidRequest`."""
+    """Return the inputs that `sources` name; workspace files are those at the end of run `tip`.
+
+    Raises `InvalidRequest`.
+    """
     if len(sources) > MAX_INPUTS:
-        raise InvalidRequest(f"`context` has {len(sources)} inputs; there can be {MAX_INPUTS}.")
-    found: list[InputEntry] = []
-    for place, each in enumerate(sources):
-        try:
-            made = await _resolve_input(store, each, tip)
-        except McpRuntimeError as exc:
-            named = (
-                each
-                if isinstance(each, str)
-                else each.get("source", "text")
-                if isinstance(each, dict)
-                else each
-            )
-            raise InvalidRequest(
-                f"context[{place}], {named!r:.200}: {exc.message}", remedy=exc.remedy
-            ) from None
-        found.append(
-            InputEntry(
-                **{
-                    **made,
-                    "name": make_unique_name(made["name"], [other["name"] for other in found]),
-                }
-            )
+        raise InvalidRequest(
+            f"`context` has {len(sources)} inputs; at most {MAX_INPUTS} are allowed."
         )
-    return tuple(found)
+    entries: list[InputEntry] = []
+    for place, source in enumerate(sources):
+        try:
+            entry = await _resolve_input(store, source, tip)
+        except McpRuntimeError as exc:
+            shown = source.get("source", "text") if isinstance(source, dict) else source
+            raise InvalidRequest(
+                f"context[{place}], {shown!r:.200}: {exc.message}", remedy=exc.remedy
+            ) from None
+        name = make_unique_name(entry["name"], [each["name"] for each in entries])
+        entries.append({**entry, "name": name})
+    return tuple(entries)
 
 
 async def _resolve_input(store: InputStore, item: Any, tip: str | None) -> InputEntry:
     if isinstance(item, str):
         return await _from_source(store, item, "", tip)
     if not isinstance(item, dict) or not item.keys() <= {"text", "source", "name"}:
-        raise InvalidRequest("This names no input.", remedy=INPUT_FORMS_REMEDY)
+        raise InvalidRequest("This does not name an input.", remedy=INPUT_FORMS_REMEDY)
     name, text, source = item.get("name", ""), item.get("text"), item.get("source")
-    if not isinstance(name, str) or (isinstance(text, str) == isinstance(source, str)):
+    if not isinstance(name, str) or isinstance(text, str) == isinstance(source, str):
         raise InvalidRequest(
-            "An input is either a `text` or a `source`, and its `name` is a text.",
+            "An input has either `text` or `source`, and its `name` is a string.",
             remedy=INPUT_FORMS_REMEDY,
         )
-    if isinstance(text, str):
-        if len(text) > MAX_CONTENT_BYTES:
-            raise InvalidRequest(
-                f"The text has {len(text):,} characters.", remedy="Give large ones as files."
-            )
-        return await store.add_text(text, name or "text")
-    return await _from_source(store, str(source), name, tip)
+    if not isinstance(text, str):
+        return await _from_source(store, str(source), name, tip)
+    if len(text) > MAX_CONTENT_BYTES:
+        raise InvalidRequest(
+            f"The text has {len(text):,} characters.", remedy="Pass a large text as a file."
+        )
+    return await store.add_text(text, name or "text")
 
 
 async def _from_source(store: InputStore, source: str, name: str, tip: str | None) -> InputEntry:
-    if "\n" in source or len(source) > 4096:
-        raise InvalidRequest("This is no place.", remedy='Give text as {"text": "..."}.')
+    if "\n" in source or len(source) > MAX_SOURCE_CHARS:
+        raise InvalidRequest(
+            "This is neither a path nor an address.", remedy='Pass text as {"text": "..."}.'
+        )
     if source.startswith("/"):
         return await store.add_file(source, name)
     if source.startswith("file:"):
         return await store.add_file(parse_file_uri(source), name)
     if source.startswith(WORKSPACE_PREFIX) or not SCHEME_PATTERN.match(source):
         return await _from_workspace(store, source.removeprefix(WORKSPACE_PREFIX), name, tip)
-    called, data = await store.read_resource(source)
-    return await store.add_bytes(data, name or called)
+    resource_name, data = await store.read_resource(source)
+    return await store.add_bytes(data, name or resource_name)
 
 
 async def _from_workspace(store: InputStore, path: str, name: str, tip: str | None) -> InputEntry:
@@ -97,14 +96,13 @@ async def _from_workspace(store: InputStore, path: str, name: str, tip: str | No
     path = path.removeprefix("./")
     entry = files.get(path)
     if entry is None:
-        listed = ", ".join(repr(each) for each in sorted(files)[:10]) or "none yet"
+        listed = ", ".join(map(repr, sorted(files)[:MAX_LISTED_FILES])) or "none yet"
         raise InvalidRequest(
             f"The workspace of the session has no file {path!r:.200}.",
-            remedy=f"It has {listed}. Files elsewhere are named by absolute paths.",
+            remedy=f"Its files: {listed}. Name a file elsewhere by its absolute path.",
         )
-    called = name or path.rpartition("/")[2]
     return InputEntry(
-        name=called,
+        name=name or path.rpartition("/")[2],
         digest=entry["digest"],
         path="",
         size=entry["size"],
@@ -115,10 +113,10 @@ async def _from_workspace(store: InputStore, path: str, name: str, tip: str | No
 
 
 def make_unique_name(name: str, taken: Sequence[str]) -> str:
-    """Return a printable name that is not taken."""
-    clean = UNPRINTABLE_PATTERN.sub("_", name)[:MAX_NAME_CHARS] or "input"
-    found, number = clean, 1
-    while found in taken:
+    """Return a printable name that is not among those `taken`."""
+    printable = UNPRINTABLE_PATTERN.sub("_", name)[:MAX_NAME_CHARS] or "input"
+    unique, number = printable, 1
+    while unique in taken:
         number += 1
-        found = f"{clean} ({number})"
-    return found
+        unique = f"{printable} ({number})"
+    return unique

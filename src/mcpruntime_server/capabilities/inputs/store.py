@@ -1,9 +1,11 @@
-"""The inputs of all sessions: kept, found again, read on behalf of code, and put before sandboxes.
+"""The inputs of all sessions: how they are kept, read for code, and placed before sandboxes.
 
-Rule 1: up to `MAX_CONTENT` bytes an input is kept by content, in the journal; a larger file by what it was, and is
-hashed when nobody waits. Where it is not that any more, an error says so: nothing else is ever put in its place.
-Rule 2: a reference comes from hostile code. It is looked for among the inputs of the line of the very run that asks.
-It knows neither sandboxes nor the protocol.
+Rule 1: content of up to `MAX_CONTENT_BYTES` is kept in the journal. A larger file is kept by its
+path, size and stamp, and hashed in the background. If it has changed, reading it is an error; other
+content never takes its place.
+Rule 2: a reference to a slice comes from hostile code. It is looked up among the inputs of the run
+that makes the call and of the runs before it. This module knows neither sandboxes nor the link to
+them.
 """
 
 from __future__ import annotations
@@ -28,17 +30,15 @@ from ...protocol.library_names import SLICE_KEY
 from . import files, placement
 from .files import InputRoots
 
-MAX_CONTENT_BYTES = 16 << 20  # bytes of an input that is kept by content
-MAX_SLICE_BYTES = 16 << 20  # bytes of a piece that are read at once
-MAX_HELD_BYTES = (
-    64 << 20
-)  # bytes of pieces that are held at once, whatever is asked: a reference costs its sender nothing
+MAX_CONTENT_BYTES = 16 << 20  # of an input that is kept by content
+MAX_SLICE_BYTES = 16 << 20  # of a slice that is read for one call
+MAX_HELD_BYTES = 64 << 20  # of all slices in memory; sending a reference costs the code nothing
 MAX_KNOWN_SESSIONS = 200  # whose inputs are remembered
-SUFFIX_PATTERN = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")  # libraries go by it
+SUFFIX_PATTERN = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")  # kept, because libraries go by it
+CONTEXT_REMEDY = "Pass it again with `context`."
+NOT_A_REFERENCE = "This is not a reference to a slice of an input."
 
-ReadResource = Callable[
-    [str], Awaitable[tuple[str, bytes]]
-]  # the name and the content of an upstream's resource
+ReadResource = Callable[[str], Awaitable[tuple[str, bytes]]]  # address -> name and content
 
 
 async def refuse_resource(address: str) -> tuple[str, bytes]:
@@ -47,7 +47,7 @@ async def refuse_resource(address: str) -> tuple[str, bytes]:
 
 
 class MemoryLimiter:
-    """So many bytes of memory, which whoever wants some waits for."""
+    """A number of bytes; whoever reserves some waits until so many are free."""
 
     def __init__(self, size: int) -> None:
         self._free_bytes = size
@@ -55,7 +55,7 @@ class MemoryLimiter:
 
     @asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[None]:
-        """Have `size` bytes for as long as the context lasts."""
+        """Hold `size` bytes until the context is left."""
         while self._free_bytes < size:
             await self._freed.wait()
         self._free_bytes -= size
@@ -68,7 +68,10 @@ class MemoryLimiter:
 
 
 class InputStore:
-    """What is known of inputs; `roots` is where files may come from, `resource` reads those of upstreams."""
+    """All known inputs.
+
+    Files may come from `roots`; `read_resource` reads the resources of upstreams.
+    """
 
     def __init__(
         self,
@@ -79,89 +82,87 @@ class InputStore:
         self.journal = journal
         self.roots = InputRoots(tuple(roots), journal.data_dir)
         self.read_resource = read_resource
-        self._known_inputs: OrderedDict[str, dict[str, InputEntry]] = (
-            OrderedDict()
-        )  # by session and id
-        self._scanned_runs: dict[
-            str, str
-        ] = {}  # session to the run whose line has been looked through
+        self._known_inputs: OrderedDict[str, dict[str, InputEntry]] = OrderedDict()  # session -> id
+        self._scanned_runs: dict[str, str] = {}  # session -> the run whose lineage was loaded last
         self._scan_lock = anyio.Lock()
         self._digests: dict[tuple[str, str], str] = {}  # of files, by path and stamp
         self._memory = MemoryLimiter(MAX_HELD_BYTES)
 
-    # making them --------------------------------------------------------------------------------------
+    # adding ---------------------------------------------------------------------------------------
 
     async def add_text(self, text: str, name: str = "text") -> InputEntry:
         """Return a text as an input."""
         return await self.add_bytes(text.encode("utf-8", "backslashreplace"), name)
 
     async def add_bytes(self, data: bytes, name: str) -> InputEntry:
-        """Return content as an input; raises `JournalFailed` if it cannot be kept."""
+        """Return content as an input; raises `JournalFailed` if it cannot be stored."""
+        digest = await self.journal.put_blob(data)
         return InputEntry(
-            name=name,
-            digest=await self.journal.put_blob(data),
-            path="",
-            size=len(data),
-            stamp="",
-            start=0,
-            end=None,
+            name=name, digest=digest, path="", size=len(data), stamp="", start=0, end=None
         )
 
     async def add_file(self, path: str, name: str = "") -> InputEntry:
         """Return a file below one of the roots as an input; raises `InvalidRequest`."""
-        made, data = await run_sync(self._inspect_file, path, name)
-        return made if data is None else await self.add_bytes(data, made["name"])
+        entry, data = await run_sync(self._inspect_file, path, name)
+        return entry if data is None else await self.add_bytes(data, entry["name"])
 
     def _inspect_file(self, path: str, name: str) -> tuple[InputEntry, bytes | None]:
-        with self.roots.open_file(path) as (fd, real):
+        """Return a file as an input, and its content if it is small enough to be kept."""
+        with self.roots.open_file(path) as (fd, real_path):
             info = os.fstat(fd)
-            name = name or os.path.basename(path)
             stamp = files.compute_stamp(info)
-            made = InputEntry(
-                name=name, digest="", path=real, size=info.st_size, stamp=stamp, start=0, end=None
+            entry = InputEntry(
+                name=name or os.path.basename(path),
+                digest="",
+                path=real_path,
+                size=info.st_size,
+                stamp=stamp,
+                start=0,
+                end=None,
             )
             if info.st_size > MAX_CONTENT_BYTES:
-                return made, None
+                return entry, None
             data = files.read_range(fd, 0, info.st_size)
             if len(data) != info.st_size or files.compute_stamp(os.fstat(fd)) != stamp:
                 raise InvalidRequest(
                     f"{path!r:.200} changed while it was read.",
-                    remedy="Try again when it is whole.",
+                    remedy="Try again when it is complete.",
                 )
-            return made, data
+            return entry, data
 
     async def add_slice(self, session: str, run: str, reference: Any, name: str = "") -> InputEntry:
-        """Return a part of an input of run `run` as an input of its own, for another session.
+        """Return a slice of an input of run `run` as an input of its own, for another session.
 
-        `reference` is what code has sent (`InputSlice.to_argument()`). Raises `CallFailed` if it names no such piece.
+        `reference` is what code has sent (`InputSlice.to_argument()`). Raises `CallFailed` if there
+        is no such slice.
         """
         entry, start, end = await self._resolve_reference(session, run, reference)
         name = name or f"{entry['name']} {start}:{end}"
-        if end - start <= MAX_CONTENT_BYTES:
-            async with self._memory.reserve(end - start):
-                return await self.add_bytes(await self._read_bytes(entry, start, end), name)
-        return InputEntry(**{**entry, "name": name, "start": start, "end": end})
+        if end - start > MAX_CONTENT_BYTES:
+            return {**entry, "name": name, "start": start, "end": end}
+        async with self._memory.reserve(end - start):
+            return await self.add_bytes(await self._read_bytes(entry, start, end), name)
 
     async def read_preview(self, entry: InputEntry, size: int) -> str:
         """Return the first `size` bytes of an input as text; raises `CallFailed`."""
-        start, last = entry["start"], entry["size"] if entry["end"] is None else entry["end"]
-        return (await self._read_bytes(entry, start, min(start + size, last))).decode(
-            "utf-8", "replace"
-        )
+        start = entry["start"]
+        end = min(start + size, end_offset(entry))
+        return (await self._read_bytes(entry, start, end)).decode("utf-8", "replace")
 
-    # what code refers to ------------------------------------------------------------------------------
+    # references from code -------------------------------------------------------------------------
 
     @asynccontextmanager
     async def resolve_data(self, data: Any) -> AsyncIterator[Any]:
-        """Yield what a question is about, read where it is a reference; raises `CallFailed`. Needs a call's scope.
+        """Yield the data of a call; a reference to a slice is replaced by the slice's text.
 
-        It is held in memory until the context is left, and others wait while there is no room for theirs.
+        The text counts against `MAX_HELD_BYTES` until the context is left; other calls wait for
+        free memory. Call it within the scope of a call. Raises `CallFailed`.
         """
         if not isinstance(data, dict) or data.keys() != {SLICE_KEY}:
             yield data
             return
-        asking = current_call_scope()
-        entry, start, end = await self._resolve_reference(asking.session_id, asking.run_id, data)
+        scope = current_call_scope()
+        entry, start, end = await self._resolve_reference(scope.session_id, scope.run_id, data)
         check_slice_size(end - start)
         async with self._memory.reserve(end - start):
             yield (await self._read_bytes(entry, start, end)).decode("utf-8", "replace")
@@ -169,54 +170,56 @@ class InputStore:
     async def _resolve_reference(
         self, session: str, run: str, reference: Any
     ) -> tuple[InputEntry, int, int]:
-        told = reference.get(SLICE_KEY) if isinstance(reference, dict) else None
-        if (
-            not isinstance(told, dict)
-            or type(told.get("start")) is not int
-            or type(told.get("end")) is not int
-        ):
-            raise CallFailed("invalid_arguments", "This is no reference to a piece of an input.")
-        entry = await self._find_input(session, run, told.get("input"))
-        start, end = told["start"], told["end"]
-        last = entry["size"] if entry["end"] is None else entry["end"]
-        if not entry["start"] <= start <= end <= last:
+        bounds = reference.get(SLICE_KEY) if isinstance(reference, dict) else None
+        if not isinstance(bounds, dict):
+            raise CallFailed("invalid_arguments", NOT_A_REFERENCE)
+        start, end = bounds.get("start"), bounds.get("end")
+        if type(start) is not int or type(end) is not int:
+            raise CallFailed("invalid_arguments", NOT_A_REFERENCE)
+        entry = await self._find_input(session, run, bounds.get("input"))
+        if not entry["start"] <= start <= end <= end_offset(entry):
             raise CallFailed(
-                "invalid_arguments", f"The input {entry['name']!r} has no piece {start}:{end}."
+                "invalid_arguments", f"The input {entry['name']!r} has no slice {start}:{end}."
             )
         return entry, start, end
 
-    async def _find_input(self, session: str, run: str, key: Any) -> InputEntry:
-        if not isinstance(key, str):
-            raise CallFailed("invalid_arguments", "This is no reference to a piece of an input.")
-        if key not in self._known_inputs.get(session, {}):
+    async def _find_input(self, session: str, run: str, input_id: Any) -> InputEntry:
+        if not isinstance(input_id, str):
+            raise CallFailed("invalid_arguments", NOT_A_REFERENCE)
+        if input_id not in self._known_inputs.get(session, {}):
             async with self._scan_lock:
                 await self._scan_line(session, run)
-        found = self._known_inputs.get(session, {}).get(key)
+        found = self._known_inputs.get(session, {}).get(input_id)
         if found is None:
             raise CallFailed(
-                "invalid_arguments", "This piece is of no input that the session has had."
+                "invalid_arguments", "The session has never had the input of this slice."
             )
         return found
 
     async def _scan_line(self, session: str, run: str) -> None:
-        """Note the inputs of the line of a run, once: whoever asks for what there is not may ask often."""
+        """Remember the inputs of a run and of the runs before it.
+
+        This happens once for each run, because code may ask for missing inputs as often as it
+        likes.
+        """
         if self._scanned_runs.get(session) != run:
             for row in await self.journal.load_lineage(run):
                 self.remember_inputs(session, await self.load_context(row.id))
             self._scanned_runs[session] = run
 
     def remember_inputs(self, session: str, inputs: Sequence[InputEntry]) -> None:
-        """Remember that code of a session may refer to these."""
-        if inputs:
-            self._known_inputs.setdefault(session, {}).update(
-                {compute_input_id(each): each for each in inputs}
-            )
-            self._known_inputs.move_to_end(session)
-            if len(self._known_inputs) > MAX_KNOWN_SESSIONS:
-                self._scanned_runs.pop(self._known_inputs.popitem(last=False)[0], None)
+        """Remember inputs that code of a session may refer to."""
+        if not inputs:
+            return
+        known = self._known_inputs.setdefault(session, {})
+        known.update({compute_input_id(each): each for each in inputs})
+        self._known_inputs.move_to_end(session)
+        if len(self._known_inputs) > MAX_KNOWN_SESSIONS:
+            forgotten, _ = self._known_inputs.popitem(last=False)
+            self._scanned_runs.pop(forgotten, None)
 
     async def load_context(self, run: str | None) -> list[InputEntry]:
-        """Return the inputs of a run, as the journal has them; None has none."""
+        """Return the inputs of a run from the journal; none if `run` is None."""
         if run is None:
             return []
         row = await self.journal.load_run(run)
@@ -224,12 +227,8 @@ class InputStore:
         stored = await self.journal.load_events(
             row.session_id, run_id=run, event_type=RunStarted, damage=damage
         )
-        return [
-            each
-            for one in stored
-            if isinstance(one.event, RunStarted)
-            for each in one.event.context
-        ]
+        started = [each.event for each in stored if isinstance(each.event, RunStarted)]
+        return [entry for event in started for entry in event.context]
 
     async def _read_bytes(self, entry: InputEntry, start: int, end: int) -> bytes:
         check_slice_size(end - start)
@@ -248,45 +247,47 @@ class InputStore:
         finally:
             os.close(fd)
 
-    # what they are on the disk ------------------------------------------------------------------------
+    # content on the disk --------------------------------------------------------------------------
 
     def _open_content(self, entry: InputEntry) -> int:
         """Return a descriptor of the content; raises `InputChanged`."""
         try:
             if entry["digest"]:
-                return os.open(
-                    self.journal.blobs.blob_path(entry["digest"]), os.O_RDONLY | os.O_CLOEXEC
-                )
+                path = self.journal.blobs.blob_path(entry["digest"])
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             with self.roots.open_file(entry["path"]) as (fd, _):
                 if not self._is_unchanged(fd, entry):
                     raise input_changed_error(entry)
                 return os.dup(fd)
         except (InvalidRequest, NotFound, OSError) as exc:
             raise InputChanged(
-                f"The input {entry['name']!r} is gone: {exc}", remedy=GIVE_AGAIN_REMEDY
+                f"The input {entry['name']!r} cannot be read any more: {exc}",
+                remedy=CONTEXT_REMEDY,
             ) from None
 
     def _is_unchanged(self, fd: int, entry: InputEntry) -> bool:
-        """Return whether an open file is what it was, by its stamp or else by its content, as far as that is known."""
+        """Return whether an open file still is the input, by its stamp or a known digest."""
         info = os.fstat(fd)
         if info.st_size != entry["size"]:
             return False
-        known = self._digests.get((entry["path"], entry["stamp"]))
-        stamp = files.compute_stamp(info)
+        path, stamp = entry["path"], files.compute_stamp(info)
         if stamp == entry["stamp"]:
             return True
-        if known is None:
+        expected = self._digests.get((path, entry["stamp"]))
+        if expected is None:
             return False
-        if (entry["path"], stamp) not in self._digests:
-            self._digests[entry["path"], stamp] = [*files.hash_in_steps(fd)][-1]
-        return self._digests[entry["path"], stamp] == known
+        if (path, stamp) not in self._digests:
+            self._digests[path, stamp] = files.hash_file(fd)
+        return self._digests[path, stamp] == expected
 
     def place_content(
         self, entry: InputEntry, target: Path, report_copied: placement.ReportCopied
     ) -> int:
-        """Have `target` hold the content of an input; return when that was modified (ns). Call it in a worker thread.
+        """Make `target` hold the content of an input; return its time of modification in ns.
 
-        Raises `InputChanged`, `Unavailable`, and what `tell` raises, which is told of the bytes that are copied.
+        The time is 0 for content from the journal. `report_copied` gets the number of bytes copied
+        so far; what it raises ends the copy. Raises `InputChanged`, `Unavailable`. Call it in a
+        worker thread.
         """
         fd = self._open_content(entry)
         try:
@@ -301,13 +302,13 @@ class InputStore:
             os.close(fd)
 
     def read_content(self, entry: InputEntry) -> bytes:
-        """Return all of it; raises `InputChanged`. Call it in a worker thread."""
+        """Return the whole content or file; raises `InputChanged`. Call it in a worker thread."""
         return self._read_range(entry, 0, entry["size"])
 
-    # digests, when nobody waits -----------------------------------------------------------------------
+    # digests of files, computed in the background -------------------------------------------------
 
     async def load_digests(self, session: str) -> None:
-        """Learn what the journal knows of the content of a session's files."""
+        """Load what the journal knows about the content of a session's files."""
         for stored in await self.journal.load_events(session, event_type=InputHashed, damage=[]):
             if isinstance(stored.event, InputHashed):
                 self._digests[stored.event.path, stored.event.stamp] = stored.event.digest
@@ -319,7 +320,11 @@ class InputStore:
         inputs: Sequence[InputEntry],
         should_continue: Callable[[], bool],
     ) -> None:
-        """Journal the content of those that are files, so that they are known again under another stamp."""
+        """Append the digest of each input that is a file to the journal.
+
+        So the file is recognised later, even if its stamp is another one. Stops when
+        `should_continue` returns False.
+        """
         for entry in inputs:
             key = entry["path"], entry["stamp"]
             if entry["path"] and key not in self._digests:
@@ -331,6 +336,7 @@ class InputStore:
                     self.journal.append(session, InputHashed(*key, digest), run)
 
     def _hash_file(self, entry: InputEntry, should_continue: Callable[[], bool]) -> str:
+        """Return the digest of a file; "" if it has changed or the caller wants to stop."""
         try:
             fd = self._open_content(entry)
         except InputChanged:
@@ -346,38 +352,41 @@ class InputStore:
             os.close(fd)
 
 
-GIVE_AGAIN_REMEDY = "Give it anew with `context`."
+def end_offset(entry: InputEntry) -> int:
+    """Return where an input ends in its content or file, in bytes."""
+    return entry["size"] if entry["end"] is None else entry["end"]
 
 
 def check_slice_size(size: int) -> None:
-    """Raise `CallFailed` if a piece is too large to be read at once."""
+    """Raise `CallFailed` if a slice is too large to be read for one call."""
     if size > MAX_SLICE_BYTES:
         raise CallFailed(
-            "invalid_arguments", f"A piece has at most {MAX_SLICE_BYTES:,} bytes, not {size:,}."
+            "invalid_arguments", f"A slice has at most {MAX_SLICE_BYTES:,} bytes, not {size:,}."
         )
 
 
 def input_changed_error(entry: InputEntry) -> InputChanged:
-    """Return the error that the file of an input is another one by now."""
-    message = f"The file behind the input {entry['name']!r} has changed since it was given."
-    return InputChanged(message, remedy=GIVE_AGAIN_REMEDY)
+    """Return the error for an input whose file has changed."""
+    return InputChanged(
+        f"The file behind the input {entry['name']!r} has changed since it was passed.",
+        remedy=CONTEXT_REMEDY,
+    )
 
 
 def compute_input_id(entry: InputEntry) -> str:
-    """Return what an input is called between code and host: it follows from its content, and tells nothing of it."""
-    facts = [
-        entry["digest"],
-        entry["path"],
-        entry["stamp"],
-        entry["size"],
-        entry["start"],
-        entry["end"],
-    ]
-    return sha256(canonical_json(facts).encode()).hexdigest()[:16]
+    """Return the id of an input for code and host.
+
+    It follows from the content and reveals nothing about it.
+    """
+    return _digest_facts(entry, entry["start"], entry["end"])
 
 
 def compute_file_name(entry: InputEntry) -> str:
-    """Return the name of the file that has the content of an input, which may be more than its part."""
-    facts = [entry["digest"], entry["path"], entry["stamp"], entry["size"]]
+    """Return the name of the file with the content of an input, which may be only a part of it."""
     suffix = SUFFIX_PATTERN.search(entry["name"])
-    return sha256(canonical_json(facts).encode()).hexdigest()[:16] + (suffix[0] if suffix else "")
+    return _digest_facts(entry) + (suffix[0] if suffix else "")
+
+
+def _digest_facts(entry: InputEntry, *more: int | None) -> str:
+    facts = [entry["digest"], entry["path"], entry["stamp"], entry["size"], *more]
+    return sha256(canonical_json(facts).encode()).hexdigest()[:16]

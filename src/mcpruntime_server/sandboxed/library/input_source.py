@@ -1,9 +1,13 @@
-"""The bytes of an input: read in blocks where they are needed, never mapped and never all at once.
+"""The bytes of an input, read in blocks where they are needed.
 
 Rule 1: standard library only, Python >= 3.9, and imported only when a run has an input.
-Rule 2: an input is what it was when it was given. A file that has changed is an exception, never other content.
-Rule 3: what a gzip file holds is read as if it lay there unpacked; offsets are those of the unpacked bytes.
-Rule 4: nothing stays open between two reads, so that a copy of the interpreter shares nothing with it.
+Rule 2: inputs are read, never mapped. The pages of a mapping count as memory of the sandbox, and a
+mapped file that shrinks kills its reader.
+Rule 3: an input stays what it was when it was passed. If its file has changed, reading it raises an
+exception; it never returns other content.
+Rule 4: a gzip file is read as if it were decompressed; offsets are those of the decompressed bytes.
+Rule 5: nothing stays open between two reads, so that a fork of the interpreter shares nothing with
+the original.
 """
 
 from __future__ import annotations
@@ -15,45 +19,50 @@ from threading import Lock
 
 from ...protocol.library_names import GZIP_MAGIC
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, Dict, Iterator, Optional, Tuple
+    from typing import Any, ClassVar, Iterator, Optional, Tuple, Union
 
-BLOCK_BYTES = 1 << 20  # bytes read at once
-PACKED_READ_BYTES = (
-    1 << 16
-)  # bytes of a gzip file unpacked at once: memory follows from it, whatever they unpack to
-MAX_UNPACKED_BYTES = 64 << 30  # bytes: a bomb of some megabytes holds more
-INITIAL_GAP_BYTES = (
-    16 << 20
-)  # unpacked bytes between two places from which a gzip file can be read on
-MAX_RESUME_POINTS = 64  # of these; each takes some 40 KB
+    from ...protocol.payloads import InputDescription
+
+BLOCK_BYTES = 1 << 20  # bytes of one read
+PACKED_READ_BYTES = 1 << 16  # compressed bytes of one read; they bound the memory that it takes
+MAX_UNPACKED_BYTES = 64 << 30  # a bomb of some megabytes holds more
+INITIAL_GAP_BYTES = 16 << 20  # decompressed bytes between two points where reading can resume
+MAX_RESUME_POINTS = 64  # of one gzip file; each takes about 40 KB
+GZIP_WINDOW_BITS = 31  # of zlib: a gzip header is expected
 
 
 class InputError(Exception):
-    """An input cannot be read in the way that was asked for; the message says what is possible."""
+    """An input cannot be read as requested; the message says what is possible."""
 
     __module__ = "__main__"
 
 
 class InputChanged(InputError):
-    """The file behind an input has changed since it was given."""
+    """The file behind an input has changed since it was passed."""
 
     __module__ = "__main__"
 
 
 class FileReader:
-    """A file as it was: `size` and `stamp` (modified, in ns; 0: not known) must not change."""
+    """A file of known size and time of modification (0: unknown), neither of which may change."""
 
     def __init__(self, name: str, path: str, size: int, modified_ns: int, problem: str) -> None:
-        self.name, self.path, self.size, self.modified_ns = name, path, size, modified_ns
-        self.problem = problem  # why there is nothing to be read
+        self.name = name
+        self.path = path
+        self.size = size
+        self.modified_ns = modified_ns
+        self.problem = problem  # why it cannot be read; "" if it can
 
     def read(self, start: int, end: int) -> bytes:
-        """Return the bytes from `start` to `end`, or to the end of the file; raises `InputChanged`."""
+        """Return the bytes from `start` to `end`, or to the end of the file.
+
+        Raises `InputChanged`.
+        """
         if self.problem:
             raise InputChanged(self.problem)
-        end = min(end, self.size)
+        wanted = max(min(end, self.size) - start, 0)
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as exc:
@@ -61,48 +70,49 @@ class FileReader:
                 f"The input {self.name!r} cannot be read any more: {exc.strerror}."
             ) from None
         try:
-            data = os.pread(fd, end - start, start) if start < end else b""
-            while len(data) < end - start and (
-                more := os.pread(fd, end - start - len(data), start + len(data))
-            ):
+            data = os.pread(fd, wanted, start) if wanted else b""
+            while len(data) < wanted:
+                more = os.pread(fd, wanted - len(data), start + len(data))
+                if not more:
+                    break
                 data += more
             info = os.fstat(fd)
         finally:
             os.close(fd)
-        if (
-            len(data) < end - start
-            or info.st_size != self.size
-            or self.modified_ns not in (0, info.st_mtime_ns)
-        ):
+        is_modified = self.modified_ns not in (0, info.st_mtime_ns)
+        if len(data) < wanted or info.st_size != self.size or is_modified:
             raise InputChanged(
-                f"The file behind the input {self.name!r} has changed since it was given."
+                f"The file behind the input {self.name!r} has changed since it was passed."
             )
         return data
 
 
 class GzipCursor:
-    """A gzip file, unpacked as far as `at`; copies of it go on from there."""
+    """A gzip file, decompressed up to `offset`; a copy can continue from there."""
 
     def __init__(self, packed: FileReader) -> None:
         from zlib import decompressobj
 
         self._packed = packed
-        self._decompressor: Any = decompressobj(31)
-        self._file_offset = 0  # in the file
-        self._pending = b""  # bytes of it that are not unpacked yet
-        self._has_more_output = False  # there may be more from the bytes that went before
+        self._decompressor: Any = decompressobj(GZIP_WINDOW_BITS)
+        self._file_offset = 0
+        self._pending = b""  # bytes of the file that are not decompressed yet
+        self._has_more_output = False  # from bytes that were passed to the decompressor before
         self.offset = 0
         self.is_finished = False
 
     def copy(self) -> GzipCursor:
-        """Return another one at the same place."""
+        """Return another cursor at the same offset."""
         copied = GzipCursor.__new__(GzipCursor)
         copied.__dict__.update(self.__dict__)
         copied._decompressor = self._decompressor.copy()
         return copied
 
     def read_block(self) -> bytes:
-        """Return the next bytes, `BLOCK` at most; raises `InputError` where the file is damaged."""
+        """Return the next bytes, at most `BLOCK_BYTES`.
+
+        Raises `InputError` if the file is damaged.
+        """
         from zlib import decompressobj, error
 
         if self._decompressor.eof:
@@ -110,22 +120,21 @@ class GzipCursor:
             if not self._pending.startswith(GZIP_MAGIC[:2]):  # padding, or nothing
                 self.is_finished = True
                 return b""
-            self._decompressor = decompressobj(31)
+            self._decompressor = decompressobj(GZIP_WINDOW_BITS)
         if not self._pending and not self._has_more_output:
             self._pending = self._read_packed()
             if not self._pending:
                 raise InputError(
-                    f"The gzip file {self._packed.name!r} ends in its middle, after {self.offset:,} bytes."
+                    f"The gzip file {self._packed.name!r} is truncated after {self.offset:,} bytes."
                 )
         try:
             data: bytes = self._decompressor.decompress(self._pending, BLOCK_BYTES)
         except error as exc:
             raise InputError(f"The gzip file {self._packed.name!r} is damaged: {exc}.") from None
-        self._pending = (
-            self._decompressor.unused_data
-            if self._decompressor.eof
-            else self._decompressor.unconsumed_tail
-        )
+        if self._decompressor.eof:
+            self._pending = self._decompressor.unused_data
+        else:
+            self._pending = self._decompressor.unconsumed_tail
         self._has_more_output = len(data) == BLOCK_BYTES
         self.offset += len(data)
         if self.offset > MAX_UNPACKED_BYTES:
@@ -141,7 +150,7 @@ class GzipCursor:
 
 
 class GzipReader:
-    """What a gzip file holds; its size is known when it has been read to its end."""
+    """The content of a gzip file; its size is known after it has been read to its end."""
 
     def __init__(self, packed: FileReader) -> None:
         self._packed = packed
@@ -149,42 +158,37 @@ class GzipReader:
         self._cursor = GzipCursor(packed)
         self._resume_points = [GzipCursor(packed)]
         self._gap_bytes = INITIAL_GAP_BYTES
-        self._buffer = b""  # bytes before `_now.at` that a read has not taken
+        self._buffer = b""  # the block that ends at the cursor
         self._size: Optional[int] = None
 
     @property
     def size(self) -> int:
-        """The bytes that it holds, for which it may have to be read once."""
+        """The number of decompressed bytes; the file may have to be read once to find out."""
         with self._lock:
             while self._size is None:
                 self._advance()
         return self._size
 
     def read(self, start: int, end: int) -> bytes:
-        """Return the bytes from `start` to `end`, or to their end."""
+        """Return the bytes from `start` to `end`, or to the end of the content."""
         with self._lock:
-            if (
-                not self._cursor.offset - len(self._buffer)
-                <= start
-                < self._cursor.offset + self._gap_bytes
-            ):
-                self._cursor = max(
-                    (place for place in self._resume_points if place.offset <= start),
-                    key=_cursor_offset,
-                ).copy()
+            first = self._cursor.offset - len(self._buffer)
+            if not first <= start < self._cursor.offset + self._gap_bytes:
+                points = [point for point in self._resume_points if point.offset <= start]
+                self._cursor = max(points, key=_cursor_offset).copy()
                 self._buffer = b""
-            pieces = []
+            parts = []
             while start < end:
                 first = self._cursor.offset - len(self._buffer)
-                piece = self._buffer[max(start - first, 0) : end - first]
-                pieces.append(piece)
-                start += len(piece)
+                part = self._buffer[max(start - first, 0) : end - first]
+                parts.append(part)
+                start += len(part)
                 if start < end and not self._advance():
                     break
-            return b"".join(pieces)
+            return b"".join(parts)
 
     def _advance(self) -> bool:
-        """Unpack some more; return whether there was any."""
+        """Decompress the next block; return whether there was one."""
         self._buffer = self._cursor.read_block()
         if self._cursor.is_finished:
             self._size = self._cursor.offset
@@ -197,32 +201,28 @@ class GzipReader:
         return True
 
 
-def _cursor_offset(place: GzipCursor) -> int:
-    return place.offset
+def _cursor_offset(cursor: GzipCursor) -> int:
+    return cursor.offset
 
 
 class InputSource:
-    """The bytes of one input, in blocks, and where its lines are; `told` is what the host says of it."""
+    """The bytes of one input in blocks, and where its lines start."""
 
-    _cached_block: ClassVar[Tuple[str, int, bytes]] = (
-        "",
-        0,
-        b"",
-    )  # the block that was read last, of any source
+    _cached_block: ClassVar[Tuple[str, int, bytes]] = ("", 0, b"")  # the last block of any source
 
-    def __init__(self, description: Dict[str, Any]) -> None:
-        self.id: str = description["id"]
-        self.name: str = description["name"]
-        self.path: str = description["path"]
+    def __init__(self, description: InputDescription) -> None:
+        self.id = description["id"]
+        self.name = description["name"]
+        self.path = description["path"]
         self._file_reader = FileReader(
-            self.name,
+            description["name"],
             description["path"],
             description["size"],
-            description["stamp"],
+            description["modified_ns"],
             description["problem"],
         )
-        self._reader: Any = None
-        self._newline_counts = array("Q")  # up to the end of each block
+        self._reader: Optional[Union[FileReader, GzipReader]] = None
+        self._newline_counts: array[int] = array("Q")  # up to the end of each block
 
     @property
     def is_gzip(self) -> bool:
@@ -231,51 +231,53 @@ class InputSource:
 
     @property
     def size(self) -> int:
-        """Its bytes, unpacked."""
-        size: int = self._get_reader().size
-        return size
+        """The number of bytes, decompressed."""
+        return self._get_reader().size
 
-    def _get_reader(self) -> Any:
+    def _get_reader(self) -> Union[FileReader, GzipReader]:
         if self._reader is None:
-            is_packed = self._file_reader.read(0, len(GZIP_MAGIC)) == GZIP_MAGIC
-            self._reader = GzipReader(self._file_reader) if is_packed else self._file_reader
+            is_gzip = self._file_reader.read(0, len(GZIP_MAGIC)) == GZIP_MAGIC
+            self._reader = GzipReader(self._file_reader) if is_gzip else self._file_reader
         return self._reader
 
     def read_block(self, number: int) -> bytes:
-        """Return a block; the last one is shorter, and those behind it are empty."""
-        source, last, data = InputSource._cached_block
-        if source == self.id and last == number and not self._file_reader.problem:
+        """Return a block; the last one is shorter, and all after it are empty."""
+        source, cached, data = InputSource._cached_block
+        if source == self.id and cached == number and not self._file_reader.problem:
             return data
-        read: bytes = self._get_reader().read(number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
-        InputSource._cached_block = self.id, number, read
-        return read
+        data = self._get_reader().read(number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
+        InputSource._cached_block = self.id, number, data
+        return data
 
     def read(self, start: int, end: int) -> bytes:
-        """Return the bytes from `start` to `end`, or to their end; what is read next is likely to follow."""
+        """Return the bytes from `start` to `end`, or to the end.
+
+        Whole blocks are read and cached.
+        """
         return b"".join(data for _, data in self.iter_blocks(start, end))
 
     def read_uncached(self, start: int, end: int) -> bytes:
-        """Return the bytes from `start` to `end`, or to their end, and read no others: several threads may do so."""
+        """Return the bytes from `start` to `end`, or to the end, and read no others.
+
+        Several threads may do so at the same time.
+        """
         source, number, data = InputSource._cached_block
-        at = start - number * BLOCK_BYTES
-        if (
-            source == self.id
-            and at >= 0
-            and end - number * BLOCK_BYTES <= len(data)
-            and not self._file_reader.problem
-        ):
-            return data[at : end - number * BLOCK_BYTES]
-        read: bytes = self._get_reader().read(start, end)
-        return read
+        offset = number * BLOCK_BYTES
+        is_cached = source == self.id and start >= offset and end - offset <= len(data)
+        if is_cached and not self._file_reader.problem:
+            return data[start - offset : end - offset]
+        return self._get_reader().read(start, end)
 
     def iter_blocks(self, start: int, end: Optional[int]) -> Iterator[Tuple[int, bytes]]:
-        """Yield (offset, bytes) from `start` to `end` (None: to their end)."""
+        """Yield (offset, bytes) from `start` to `end` (None: to the end)."""
         number = start // BLOCK_BYTES
         while end is None or number * BLOCK_BYTES < end:
-            offset, data = number * BLOCK_BYTES, self.read_block(number)
+            offset = number * BLOCK_BYTES
+            data = self.read_block(number)
             is_last = len(data) < BLOCK_BYTES
             if offset < start or (end is not None and offset + len(data) > end):
-                data = data[max(start - offset, 0) : None if end is None else end - offset]
+                stop = None if end is None else end - offset
+                data = data[max(start - offset, 0) : stop]
                 offset = max(start, offset)
             if data:
                 yield offset, data
@@ -285,52 +287,58 @@ class InputSource:
 
     # lines ----------------------------------------------------------------------------------------
 
-    def _count_newlines(self) -> array:  # type: ignore[type-arg]
-        """Return how many newlines there are up to the end of each block, for which it is read once."""
+    def _count_newlines(self) -> array[int]:
+        """Return the number of newlines up to the end of each block; reads the input once."""
         if not self._newline_counts:
-            counted, total = array("Q"), 0
+            counts: array[int] = array("Q")
+            total = 0
             for _, data in self.iter_blocks(0, None):
                 total += data.count(b"\n")
-                counted.append(total)
-            counted.append(total)
-            self._newline_counts = counted
+                counts.append(total)
+            counts.append(total)
+            self._newline_counts = counts
         return self._newline_counts
 
     def count_newlines_before(self, offset: int) -> int:
-        """Return how many newlines there are before `offset`."""
-        counted, number = self._count_newlines(), offset // BLOCK_BYTES
-        before = counted[min(number, len(counted)) - 1] if number else 0
-        rest = offset - number * BLOCK_BYTES
+        """Return the number of newlines before `offset`."""
+        counts = self._count_newlines()
+        number, rest = divmod(offset, BLOCK_BYTES)
+        before = counts[min(number, len(counts)) - 1] if number else 0
         return before + (self.read_block(number).count(b"\n", 0, rest) if rest else 0)
 
     def find_line_start(self, line: int) -> int:
-        """Return the offset right after newline number `line`, counted from 1; 0 for 0, the size beyond the last."""
-        counted = self._count_newlines()
+        """Return the offset after newline number `line`, counted from 1.
+
+        It is 0 for line 0, and the size for a line beyond the last.
+        """
+        counts = self._count_newlines()
         if line <= 0:
             return 0
-        if line > counted[-1]:
+        if line > counts[-1]:
             return self.size
-        number = bisect_left(counted, line)
-        left = line - (counted[number - 1] if number else 0)
-        data, at = self.read_block(number), -1
-        for _ in range(left):
-            at = data.index(b"\n", at + 1)
-        return number * BLOCK_BYTES + at + 1
+        number = bisect_left(counts, line)
+        data = self.read_block(number)
+        newline = -1
+        for _ in range(line - (counts[number - 1] if number else 0)):
+            newline = data.index(b"\n", newline + 1)
+        return number * BLOCK_BYTES + newline + 1
 
 
 def length_of_whole_characters(data: bytes) -> int:
-    """Return how much of `data` is whole characters: one that is cut off at its end is left out."""
+    """Return the number of bytes of `data` without a UTF-8 character that is cut off at the end."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]
-        if byte & 0xC0 != 0x80:
-            needed = (
-                2
-                if byte >> 5 == 0b110
-                else 3
-                if byte >> 4 == 0b1110
-                else 4
-                if byte >> 3 == 0b11110
-                else 1
-            )
-            return len(data) - back if needed > back else len(data)
+        if byte & 0xC0 != 0x80:  # the first byte of a character
+            is_cut_off = _character_length(byte) > back
+            return len(data) - back if is_cut_off else len(data)
     return len(data)
+
+
+def _character_length(first_byte: int) -> int:
+    if first_byte >> 5 == 0b110:
+        return 2
+    if first_byte >> 4 == 0b1110:
+        return 3
+    if first_byte >> 3 == 0b11110:
+        return 4
+    return 1

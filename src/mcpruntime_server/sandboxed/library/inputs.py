@@ -1,10 +1,11 @@
-"""What sandboxed code sees of its inputs: `CONTEXT`, `CONTEXT_DATA` and the pieces of them.
+"""The inputs of a run as code sees them: `CONTEXT`, `CONTEXT_DATA` and slices of them.
 
 Rule 1: standard library only, Python >= 3.9, and imported only when a run has an input.
-Rule 2: a piece is a light reference (input, start, end); its text is read when somebody asks for it.
-Rule 3: offsets and sizes are bytes of the text as UTF-8, unpacked where it is a gzip file; an offset that lies within a
-character is taken back to its beginning. What is no UTF-8 is shown as U+FFFD.
-Rule 4: a pass over an input takes the same memory whatever its size; only what is asked for as text is in memory.
+Rule 2: a slice is a light reference (input, start, end); its text is read only when it is needed.
+Rule 3: offsets and sizes are bytes of the text as UTF-8; a gzip file counts as decompressed. An
+offset inside a character is moved back to its start. Bytes that are not UTF-8 appear as U+FFFD.
+Rule 4: the memory of a pass does not depend on the size of the input; only text that is asked for
+is held.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from . import input_scan as scan
 from .input_source import InputChanged, InputError, InputSource
 from .results import Slots, map_concurrently
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
     from typing import Any, Callable, ClassVar, Dict, Iterator, List, Optional, Sequence, Union
 
-MAX_TEXT_BYTES = 16 << 20  # bytes that become one text; more of them is what passes are for
-MAX_FIELD_CHARS = (
-    4 << 20
-)  # characters of a field of CSV: one that is never closed must not take the memory of all
-DEFAULT_CHUNK_CHARS = 20_000  # characters of a chunk, where `map` is not told
+    from ...protocol.payloads import InputDescription, SliceReference
+
+MAX_TEXT_BYTES = 16 << 20  # of one text; larger inputs are for passes
+MAX_FIELD_CHARS = 4 << 20  # of a CSV field: an unclosed quote must not take all memory
+DEFAULT_CHUNK_CHARS = 20_000  # of a chunk in `map`
 DEFAULT_PEEK_CHARS = 1000
 MAX_LISTED_INPUTS = 10  # inputs that an error names
 MAX_PREVIEW_CHARS = 80  # of a text in a repr
-MAX_CACHED_SLICES = 50_000
+MAX_CACHED_SLICES = 50_000  # of one result, kept after they have been counted
 MAX_SHOWN_SLICES = 10  # in a repr
 CONTEXT_NAMES = ("CONTEXT", "CONTEXT_DATA", "InputError", "InputChanged")
 
 
 class Readable:
-    """What can be gone through: an input, a piece of one, or all inputs one after the other.
+    """Something to read: an input, a slice of one, or all inputs one after the other.
 
-    .peek(n)  .lines(start, end)  .grep(pattern)  .sample(n)  .chunks(max_chars)  .map(fn)  .records()  .rows()
-    `for line in ...` yields lines as text; `"word" in ...` looks for a text; `[start:end]` is `.slice(start, end)`.
+    .peek(n)  .lines(start, end)  .grep(pattern)  .sample(n)  .chunks(max_chars)  .map(fn)
+    .records()  .rows() `for line in ...` yields lines as text; `"word" in ...` searches for text;
+    `[start:end]` is a slice.
     """
 
     __slots__ = ()
@@ -51,79 +53,82 @@ class Readable:
         if name.startswith("_"):
             raise AttributeError(name)
         known = [each for each in dir(type(self)) if not each.startswith("_")]
-        raise AttributeError(
-            f"an input has no {name!r}. {did_you_mean(name, known)}It has {', '.join(known)}."
-        )
+        hint = did_you_mean(name, known)
+        raise AttributeError(f"an input has no {name!r}. {hint}It has {', '.join(known)}.")
 
     def __getitem__(self, which: Any) -> InputSlice:
         if isinstance(which, slice) and which.step in (None, 1):
             return self.slice(which.start or 0, which.stop)
         raise TypeError(
-            f"[{which!r}] of an input: [start:end] is a piece of it, .lines()[i] a line; CONTEXT_DATA[i] is an input."
+            f"an input has no [{which!r}]: [start:end] is a slice of it, .lines()[i] a line; "
+            "CONTEXT_DATA[i] is an input."
         )
 
     def slice(self, start: int = 0, end: Optional[int] = None) -> InputSlice:
-        """Return the piece between two offsets."""
+        """Return the slice between two offsets."""
         raise NotImplementedError
 
     def peek(self, n: int = DEFAULT_PEEK_CHARS) -> str:
         """Return the first `n` characters."""
         [part] = self._slices()
-        end = part.start + 4 * (n + 1)  # the bytes that so many characters have at most
-        return scan.decode_text(
-            scan.read_head(part._source, part.start, end if part._end is None else part._end, n)
-        )
+        end = part.start + 4 * (n + 1)  # so many characters have at most so many bytes
+        if part._end is not None:
+            end = part._end
+        return scan.decode_text(scan.read_head(part._source, part.start, end, n))
 
     def lines(self, start: int = 0, end: Optional[int] = None) -> InputSlices:
-        """Return the lines from number `start` to `end`, as slices count (the first is 0), each a piece."""
+        """Return lines `start` to `end`, numbered from 0 like a Python slice, each as a slice."""
         return InputSlices(lambda: self._iter_line_slices(start, end))
 
     def _iter_line_slices(self, start: int, end: Optional[int]) -> Iterator[InputSlice]:
         if start < 0 or (end is not None and end < 0):
             start, end, _ = slice(start, end).indices(self.line_count())
-        left = None if end is None else end - start
+        remaining = None if end is None else end - start
         for part in self._slices():
-            if left is not None and left <= 0:
+            if remaining is not None and remaining <= 0:
                 return
-            at = part.start
+            offset = part.start
             if start:
                 count = part.line_count()
                 if start >= count:
                     start -= count
                     continue
-                at = part._find_line_start(start)
+                offset = part._find_line_start(start)
                 start = 0
-            for first, last in islice(scan.iter_line_spans(part._source, at, part._end), left):
+            spans = scan.iter_line_spans(part._source, offset, part._end)
+            for first, last in islice(spans, remaining):
                 yield InputSlice(part.input, first, last)
-                left = None if left is None else left - 1
+                if remaining is not None:
+                    remaining -= 1
 
     def line_count(self) -> int:
-        """Return how many lines there are."""
+        """Return the number of lines."""
         return sum(part._line_count() for part in self._slices())
 
     def grep(self, pattern: Any, ignore_case: bool = False) -> InputSlices:
-        """Return the lines in which `pattern`, a regular expression, is found, each a piece; `.line` is its number.
+        """Return the lines that a regular expression matches, each a slice; `.line` is its number.
 
-        Of a line of more than a mebibyte, each hit is returned with what is around it.
+        In a line of more than a mebibyte, each match is returned with the text around it.
         """
-        scan.build_line_finder(
-            pattern, ignore_case
-        )  # raises what is wrong with it here, and not at the first look
+        scan.build_line_finder(pattern, ignore_case)  # reports a bad pattern now, not at first use
         return InputSlices(lambda: self._iter_matches(pattern, ignore_case))
 
     def _iter_matches(self, pattern: Any, ignore_case: bool) -> Iterator[InputSlice]:
         for part in self._slices():
-            for first, last in scan.iter_matches(
-                part._source, part.start, part._end, pattern, ignore_case
-            ):
+            spans = scan.iter_matches(part._source, part.start, part._end, pattern, ignore_case)
+            for first, last in spans:
                 yield InputSlice(part.input, first, last)
 
     def sample(self, n: int) -> List[InputSlice]:
-        """Return `n` lines taken by chance, each at most once, in their order; the same in a replay."""
+        """Return `n` random lines, each at most once, in their order.
+
+        A replay gets the same ones.
+        """
         import random
 
         counts = [part._line_count() for part in self._slices()]
-        numbers = sorted(random.Random().sample(range(sum(counts)), min(n, sum(counts))))  # noqa: S311 - guards nothing
+        total = sum(counts)
+        numbers = sorted(random.Random().sample(range(total), min(n, total)))  # noqa: S311 - no secret
         found = []
         for part, count in zip(self._slices(), counts):  # noqa: B905 - Python 3.9 has no `strict`
             found += [part._get_line(number) for number in numbers if 0 <= number < count]
@@ -131,27 +136,27 @@ class Readable:
         return found
 
     def chunks(self, max_chars: int, overlap: int = 0, by: str = "lines") -> InputSlices:
-        """Return pieces of at most `max_chars` characters each, one after the other.
+        """Return slices of at most `max_chars` characters each, one after the other.
 
-        They end behind a line (`by="lines"`), a paragraph ("paragraphs"), or anywhere ("chars"); a line that is too
-        long is cut. Each begins up to `overlap` characters before the end of the one before.
+        They end after a line (`by="lines"`), after a paragraph ("paragraphs"), or anywhere
+        ("chars"); a longer line is split. Each starts up to `overlap` characters before the end of
+        the one before.
         """
         if by not in scan.CHUNK_BREAKS:
-            raise ValueError(
-                f"by={by!r}: {did_you_mean(str(by), scan.CHUNK_BREAKS)}It is one of {', '.join(scan.CHUNK_BREAKS)}."
-            )
+            hint = did_you_mean(str(by), scan.CHUNK_BREAKS)
+            raise ValueError(f"by={by!r}: {hint}It is one of {', '.join(scan.CHUNK_BREAKS)}.")
         if not 0 <= overlap < max_chars <= MAX_TEXT_BYTES:
             raise ValueError(
-                f"0 <= overlap < max_chars <= {MAX_TEXT_BYTES:,} must hold, not {overlap} and {max_chars}."
+                f"0 <= overlap < max_chars <= {MAX_TEXT_BYTES:,} must hold, "
+                f"not {overlap} and {max_chars}."
             )
         return InputSlices(lambda: self._iter_chunks(max_chars, overlap, by))
 
     def _iter_chunks(self, max_chars: int, overlap: int, by: str) -> Iterator[InputSlice]:
         for part in self._slices():
-            limit = part._resolve_end()
-            for first, last in scan.iter_chunk_spans(
-                part._source, part.start, limit, max_chars, overlap, by
-            ):
+            end = part._resolve_end()
+            spans = scan.iter_chunk_spans(part._source, part.start, end, max_chars, overlap, by)
+            for first, last in spans:
                 yield InputSlice(part.input, first, last)
 
     def map(
@@ -162,40 +167,43 @@ class Readable:
         by: str = "lines",
         max_concurrency: int = 16,
     ) -> Slots:
-        """Call `fn(piece)` for every chunk, several at a time; return a slot each: `.ok`, `.value`, `.error`."""
+        """Call `fn(chunk)` for every chunk, several at once.
+
+        Return one slot each: `.ok`, `.value`, `.error`.
+        """
         return map_concurrently(fn, self.chunks(max_chars, overlap, by), max_concurrency)
 
     def records(self) -> Iterator[Any]:
-        """Yield what each line holds as JSON; empty lines are passed over. Raises `InputError` for one that is none."""
+        """Yield the JSON value of each line; empty lines are skipped.
+
+        Raises `InputError` for other lines.
+        """
         import json
 
         for number, line in enumerate(self._iter_whole_lines()):
             text = line.lstrip("\ufeff") if number == 0 else line
-            if text.strip():
-                try:
-                    yield json.loads(text)
-                except ValueError as exc:
-                    raise InputError(
-                        f"Line {number} is not JSON ({exc}): {text[:MAX_PREVIEW_CHARS]!r}"
-                    ) from None
+            if not text.strip():
+                continue
+            try:
+                yield json.loads(text)
+            except ValueError as exc:
+                shown = text[:MAX_PREVIEW_CHARS]
+                raise InputError(f"Line {number} is not JSON ({exc}): {shown!r}") from None
 
     def rows(self, header: bool = True, delimiter: str = ",") -> Iterator[Any]:
-        """Yield the rows of CSV: dicts by the names in the first row, or lists where `header` is false."""
+        """Yield the rows of CSV: dicts by the names in the first row, or lists without `header`."""
         import csv
 
         csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARS))
         for part in self._slices():
             lines = (line.lstrip("\ufeff") + "\n" for line in part._iter_whole_lines())
-            read = (
-                csv.DictReader(lines, delimiter=delimiter)
-                if header
-                else csv.reader(lines, delimiter=delimiter)
-            )
+            make_reader = csv.DictReader if header else csv.reader
+            reader = make_reader(lines, delimiter=delimiter)
             try:
-                yield from read
+                yield from reader
             except csv.Error as exc:
                 raise InputError(
-                    f"Line {read.line_num} of {part.name!r} is not CSV: {exc}."
+                    f"Line {reader.line_num} of {part.name!r} is not CSV: {exc}."
                 ) from None
 
     def _iter_whole_lines(self) -> Iterator[str]:
@@ -208,25 +216,26 @@ class Readable:
 
     def __contains__(self, text: object) -> bool:
         if not isinstance(text, str):
-            raise TypeError(
-                f"a text is looked for, not {type(text).__name__}; grep takes patterns."
-            )
+            raise TypeError(f"`in` needs text, not {type(text).__name__}; grep takes patterns.")
         return any(
             scan.contains_text(part._source, part.start, part._end, text) for part in self._slices()
         )
 
 
 class InputSlice(Readable):
-    """A part of an input, from offset `start` to `end`: `.text`, `.name`, `.size`, `.line`, and all that an input has.
+    """A part of an input, from offset `start` to `end`.
 
-    `ask_llm(prompt, piece)` sends the reference; the server reads the text.
+    It has `.text`, `.name`, `.size`, `.line`, and everything that an input has. `ask_llm(prompt,
+    slice)` sends a reference; the server reads the text.
     """
 
     __slots__ = ("_end", "input", "start")
     __module__ = "__main__"
 
     def __init__(self, input: Input, start: int, end: Optional[int]) -> None:
-        self.input, self.start, self._end = input, start, end
+        self.input = input
+        self.start = start
+        self._end = end  # None: the end of the input
 
     def _slices(self) -> Sequence[InputSlice]:
         return (self,)
@@ -242,23 +251,21 @@ class InputSlice(Readable):
 
     @property
     def end(self) -> int:
-        """Where it ends, as an offset of its input."""
+        """The offset in its input where it ends."""
         return self._resolve_end()
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """The number of bytes."""
         return self._resolve_end() - self.start
 
     def __len__(self) -> int:
         return self.size
 
     def __bool__(self) -> bool:
-        return (
-            bool(self._source.read(self.start, self.start + 1))
-            if self._end is None
-            else self._end > self.start
-        )
+        if self._end is None:
+            return bool(self._source.read(self.start, self.start + 1))
+        return self._end > self.start
 
     @property
     def name(self) -> str:
@@ -267,43 +274,43 @@ class InputSlice(Readable):
 
     @property
     def text(self) -> str:
-        """What it says; raises `InputError` if that is more than fits into one text."""
-        data = self._source.read_uncached(
-            self.start,
-            self.start + MAX_TEXT_BYTES + 1 if self._end is None else self._text_read_end(),
-        )
+        """The text; raises `InputError` if it is too long for one text."""
+        end = self.start + MAX_TEXT_BYTES + 1
+        if self._end is not None:
+            end = min(end, self._end)
+        data = self._source.read_uncached(self.start, end)
         if len(data) > MAX_TEXT_BYTES:
             self._raise_too_large()
         return scan.decode_text(data)
 
-    def _text_read_end(self) -> int:
-        return min(self._resolve_end(), self.start + MAX_TEXT_BYTES + 1)
-
     def _raise_too_large(self) -> None:
         raise InputError(
-            f"This is more than {MAX_TEXT_BYTES:,} bytes of {self.name!r}, too much for one text. Go through it with "
-            ".lines(), .grep(pattern), .chunks(max_chars) or .map(fn), or take a part with .slice(start, end)."
+            f"This is more than {MAX_TEXT_BYTES:,} bytes of {self.name!r}, too many for one text. "
+            "Go through it with .lines(), .grep(pattern), .chunks(max_chars) or .map(fn), "
+            "or take a part with .slice(start, end)."
         )
 
     def __str__(self) -> str:
         return self.text
 
     def __repr__(self) -> str:
-        return f"<{self.name!r} {self.start}:{'' if self._end is None else self._end} {self._preview()}>"
+        end = "" if self._end is None else self._end
+        return f"<{self.name!r} {self.start}:{end} {self._preview()}>"
 
     def _preview(self) -> str:
         try:
             text = self.peek(MAX_PREVIEW_CHARS + 1)
         except InputError as exc:
             return f"! {exc}"
-        return repr(text if len(text) <= MAX_PREVIEW_CHARS else text[:MAX_PREVIEW_CHARS] + "...")
+        if len(text) > MAX_PREVIEW_CHARS:
+            text = text[:MAX_PREVIEW_CHARS] + "..."
+        return repr(text)
 
     def slice(self, start: int = 0, end: Optional[int] = None) -> InputSlice:
-        """Return the piece from offset `start` to `end` of this one, as slices count, between whole characters."""
+        """Return a part of this slice, by offsets that count as in `[start:end]`."""
         if end is None and start >= 0 and self._end is None:
-            return InputSlice(
-                self.input, scan.align_to_character(self._source, self.start + start), None
-            )
+            first = scan.align_to_character(self._source, self.start + start)
+            return InputSlice(self.input, first, None)
         first, last, _ = slice(start, end).indices(self.size)
         return InputSlice(
             self.input,
@@ -311,73 +318,73 @@ class InputSlice(Readable):
             scan.align_to_character(self._source, self.start + max(first, last)),
         )
 
-    def to_argument(self) -> Any:
-        """Return what stands for its text in a question: a reference, or the text where the host does not unpack it."""
+    def to_argument(self) -> Union[str, SliceReference]:
+        """Return what stands for its text in a call.
+
+        This is a reference, or the text itself if the host would have to decompress it.
+        """
         if self._source.is_gzip:
             return self.text
-        return {
-            SLICE_KEY: {"input": self.input.id, "start": self.start, "end": self._resolve_end()}
-        }
+        bounds = {"input": self.input.id, "start": self.start, "end": self._resolve_end()}
+        return {SLICE_KEY: bounds}  # type: ignore[return-value] # the key is a constant
 
     # lines ----------------------------------------------------------------------------------------
 
     @property
     def line(self) -> int:
-        """The number of the line of its input that it begins in; the first is 0."""
-        return self._source.count_newlines_before(self.start) - self._source.count_newlines_before(
-            self.input.start
-        )
+        """The number of the line of its input in which it starts; the first line is 0."""
+        before_slice = self._source.count_newlines_before(self.start)
+        return before_slice - self._source.count_newlines_before(self.input.start)
 
     def _line_count(self) -> int:
         source, end = self._source, self._resolve_end()
         if end <= self.start:
             return 0
-        is_open = source.read(end - 1, end) != b"\n"
-        return (
-            source.count_newlines_before(end) - source.count_newlines_before(self.start) + is_open
-        )
+        newlines = source.count_newlines_before(end) - source.count_newlines_before(self.start)
+        ends_in_line = source.read(end - 1, end) != b"\n"
+        return newlines + ends_in_line
 
     def _find_line_start(self, number: int) -> int:
-        return (
-            self._source.find_line_start(self._source.count_newlines_before(self.start) + number)
-            if number
-            else self.start
-        )
+        if not number:
+            return self.start
+        before_slice = self._source.count_newlines_before(self.start)
+        return self._source.find_line_start(before_slice + number)
 
     def _get_line(self, number: int) -> InputSlice:
-        first, last = next(
-            scan.iter_line_spans(self._source, self._find_line_start(number), self._resolve_end())
-        )
+        line_start = self._find_line_start(number)
+        first, last = next(scan.iter_line_spans(self._source, line_start, self._resolve_end()))
         return InputSlice(self.input, first, last)
 
 
 class InputSlices:
-    """Pieces that are found when they are asked for: iterate, `.first(n)`, `[i]`, `len()`, `.map(fn)`.
+    """Slices that are found when they are needed: iterate, `.first(n)`, `[i]`, `len()`, `.map(fn)`.
 
-    Each look is a pass over the input, until they have been counted and are few enough to be kept.
+    Each use is a pass over the input, until the slices have been counted and are few enough to be
+    kept.
     """
 
-    __slots__ = ("_count", "_kept", "_make")
+    __slots__ = ("_cached", "_count", "_find")
     __module__ = "__main__"
 
-    def __init__(self, make: Callable[[], Iterator[InputSlice]]) -> None:
-        self._make = make
-        self._kept: Optional[List[InputSlice]] = None
+    def __init__(self, find: Callable[[], Iterator[InputSlice]]) -> None:
+        self._find = find
+        self._cached: Optional[List[InputSlice]] = None
         self._count: Optional[int] = None
 
     def __iter__(self) -> Iterator[InputSlice]:
-        return iter(self._kept) if self._kept is not None else self._make()
+        return iter(self._cached) if self._cached is not None else self._find()
 
     def __len__(self) -> int:
         if self._count is None:
-            count, kept = 0, []
-            for piece in self._make():
+            count = 0
+            cached = []
+            for each in self._find():
                 count += 1
                 if count <= MAX_CACHED_SLICES:
-                    kept.append(piece)
+                    cached.append(each)
             self._count = count
             if count <= MAX_CACHED_SLICES:
-                self._kept = kept
+                self._cached = cached
         return self._count
 
     def __bool__(self) -> bool:
@@ -390,46 +397,53 @@ class InputSlices:
         place = which + len(self) if which < 0 else which
         found = next(islice(self, place, None), None) if place >= 0 else None
         if found is None:
-            raise IndexError(f"there are {len(self):,} pieces, and none at {which}")
+            raise IndexError(f"there are {len(self):,} slices, and none at {which}")
         return found
 
     def first(self, n: int = MAX_SHOWN_SLICES) -> List[InputSlice]:
-        """Return the first `n` of them."""
+        """Return the first `n` slices."""
         return list(islice(self, n))
 
     def map(self, fn: Callable[[InputSlice], Any], max_concurrency: int = 16) -> Slots:
-        """Call `fn(piece)` for each, several at a time; return a slot each: `.ok`, `.value`, `.error`."""
+        """Call `fn(slice)` for each, several at once.
+
+        Return one slot each: `.ok`, `.value`, `.error`.
+        """
         return map_concurrently(fn, self, max_concurrency)
 
     def __repr__(self) -> str:
         shown = self.first(MAX_SHOWN_SLICES + 1)
-        lines = [repr(piece) for piece in shown[:MAX_SHOWN_SLICES]] or ["no pieces"]
-        return "\n".join(lines + ["..."] * (len(shown) > MAX_SHOWN_SLICES))
+        lines = [repr(each) for each in shown[:MAX_SHOWN_SLICES]] or ["no slices"]
+        if len(shown) > MAX_SHOWN_SLICES:
+            lines.append("...")
+        return "\n".join(lines)
 
 
 class Input(InputSlice):
-    """One input of a run: `.name`, `.size`, `.path` (a file to be opened by libraries), and what a piece has."""
+    """One input of a run: what a slice has, and `.path`, a file for libraries to open."""
 
     __slots__ = ("id", "source")
     __module__ = "__main__"
 
-    def __init__(self, description: Dict[str, Any]) -> None:
+    def __init__(self, description: InputDescription) -> None:
         self.source = InputSource(description)
-        self.id: str = description["id"]
-        end = description["end"]
-        super().__init__(self, description["start"], end)
+        self.id = description["id"]
+        super().__init__(self, description["start"], description["end"])
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
         return self.source.name
 
     @property
     def path(self) -> str:
-        """The file, as it is; raises `InputError` where the input is only a part of it."""
+        """The path of the unchanged file.
+
+        Raises `InputError` if the input is only a part of the file.
+        """
         if self.start or (self._end is not None and self._end < self.source.size):
             raise InputError(
-                f"{self.name!r} is a part of a file, and no file. Read its .text or its .lines()."
+                f"{self.name!r} is a part of a file, so it has no path. Read its .text or .lines()."
             )
         return self.source.path
 
@@ -439,7 +453,10 @@ class Input(InputSlice):
 
 
 class AllInputs(Readable):
-    """Several inputs, gone through one after the other; `CONTEXT_DATA[0]` and `CONTEXT_DATA["name"]` are one each."""
+    """Several inputs, one after the other.
+
+    `CONTEXT_DATA[0]` or `CONTEXT_DATA["name"]` is one of them.
+    """
 
     __slots__ = ("_inputs",)
     __module__ = "__main__"
@@ -452,7 +469,7 @@ class AllInputs(Readable):
 
     @property
     def size(self) -> int:
-        """The bytes of all."""
+        """The number of bytes of all inputs."""
         return sum(each.size for each in self._inputs)
 
     def __len__(self) -> int:
@@ -468,17 +485,16 @@ class AllInputs(Readable):
     def slice(self, start: int = 0, end: Optional[int] = None) -> InputSlice:
         """Raise `InputError`: offsets are those of one input."""
         raise InputError(
-            f"There are {len(self._inputs)} inputs, and offsets are those of one: {self._list_slice_calls()}"
+            f"There are {len(self._inputs)} inputs. Take a slice of one: {self._list_slice_calls()}"
         )
 
     def _list_slice_calls(self) -> str:
-        return ", ".join(
-            f"CONTEXT_DATA[{each.name!r}].slice(...)" for each in self._inputs[:MAX_LISTED_INPUTS]
-        )
+        named = self._inputs[:MAX_LISTED_INPUTS]
+        return ", ".join(f"CONTEXT_DATA[{each.name!r}].slice(...)" for each in named)
 
     @property
     def text(self) -> str:
-        """What all of them say; raises `InputError` if that is more than fits into one text."""
+        """The text of all inputs; raises `InputError` if it is too long for one text."""
         if self.size > MAX_TEXT_BYTES:
             self._inputs[-1]._raise_too_large()
         return "\n".join(each.text for each in self._inputs)
@@ -487,7 +503,7 @@ class AllInputs(Readable):
         return self.text
 
     def to_argument(self) -> str:
-        """Return what stands for their text in a question."""
+        """Return what stands for their text in a call."""
         return self.text
 
     def __repr__(self) -> str:
@@ -495,7 +511,10 @@ class AllInputs(Readable):
 
 
 class InputList:
-    """The inputs of a run: `CONTEXT_DATA[0]`, `CONTEXT_DATA["name"]`, `.names`; iterating yields them."""
+    """The inputs of a run: `CONTEXT_DATA[0]`, `CONTEXT_DATA["name"]`, `.names`.
+
+    Iterating yields them.
+    """
 
     __slots__ = ("_inputs",)
     __module__ = "__main__"
@@ -505,7 +524,7 @@ class InputList:
 
     @property
     def names(self) -> List[str]:
-        """What they are called, in order."""
+        """The names of the inputs, in order."""
         return [each.name for each in self._inputs]
 
     def __getitem__(self, which: Union[int, str]) -> Input:
@@ -515,9 +534,8 @@ class InputList:
             if each.name == which:
                 return each
         listed = ", ".join(map(repr, self.names))
-        raise KeyError(
-            f"no input is called {which!r}. {did_you_mean(which, self.names)}There are {listed}."
-        )
+        hint = did_you_mean(which, self.names)
+        raise KeyError(f"no input is called {which!r}. {hint}The inputs are {listed}.")
 
     def __len__(self) -> int:
         return len(self._inputs)
@@ -530,25 +548,28 @@ class InputList:
 
 
 class ProvidedInputs:
-    """The inputs that the namespace has now."""
+    """Which inputs the namespace has now."""
 
     keys: ClassVar[List[Any]] = []
 
 
-def set_context(namespace: Dict[str, Any], descriptions: Sequence[Dict[str, Any]]) -> None:
-    """Have `CONTEXT` and `CONTEXT_DATA` be the inputs that the host tells of, if they are not; none: remove them."""
-    ids = [(each["id"], each["name"], each["path"], each["problem"]) for each in descriptions]
-    if ids == ProvidedInputs.keys:
+def set_context(namespace: Dict[str, Any], descriptions: Sequence[InputDescription]) -> None:
+    """Bind `CONTEXT` and `CONTEXT_DATA` to the described inputs; remove both if there are none.
+
+    If the namespace has these inputs already, it stays as it is.
+    """
+    keys = [(each["id"], each["name"], each["path"], each["problem"]) for each in descriptions]
+    if keys == ProvidedInputs.keys:
         return
-    ProvidedInputs.keys = ids
+    ProvidedInputs.keys = keys
     for name in CONTEXT_NAMES:
         namespace.pop(name, None)
-    if descriptions:
-        inputs = [Input(each) for each in descriptions]
-        context = inputs[0] if len(inputs) == 1 else AllInputs(inputs)
-        namespace.update(
-            CONTEXT=context,
-            CONTEXT_DATA=InputList(inputs),
-            InputError=InputError,
-            InputChanged=InputChanged,
-        )
+    if not descriptions:
+        return
+    inputs = [Input(each) for each in descriptions]
+    namespace.update(
+        CONTEXT=inputs[0] if len(inputs) == 1 else AllInputs(inputs),
+        CONTEXT_DATA=InputList(inputs),
+        InputError=InputError,
+        InputChanged=InputChanged,
+    )
