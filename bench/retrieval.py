@@ -1,7 +1,9 @@
-"""How well skills are found: the queries of `retrieval_tasks`, asked of the library's index and of plain BM25.
+"""How well skills are found, by the library's index and by a plain BM25 for comparison.
 
-Recall@3 is the share of queries whose skill is among the first three, MRR the mean of 1/rank (0 beyond the tenth).
-Plain BM25 has names and descriptions, whole words, nothing else. Run it with `make bench-skills`.
+Recall@3 is the share of queries whose skill is among the first three, MRR the mean of 1/rank (0 beyond the tenth). The
+queries are of three kinds: requests written from the list of skills (`retrieval_requests`), queries whose words are not
+in the descriptions, and plain ones (both in `retrieval_tasks`). The plain BM25 has names and summaries, and only whole
+words. Run it with `make bench-skills`.
 """
 
 from __future__ import annotations
@@ -18,23 +20,25 @@ sys.path.append(str(Path(__file__).parent))
 from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
 from mcpruntime_server.capabilities.skills.model import Skill
 from mcpruntime_server.capabilities.skills.search_index import SkillIndex
+from retrieval_requests import REQUESTS
 from retrieval_tasks import QUERIES, SKILLS, Entry
 
-SHOWN = 3  # as many as `list_skills` tells
-RANKED = 10
-PLAIN = 14  # queries at the end that are put plainly
+FOUND_COUNT = 3  # `list_skills` shows so many
+RANKED_COUNT = 10
+PLAIN_COUNT = 14  # queries at the end of `QUERIES` that are put plainly
 
 Search = Callable[[str], Sequence[str]]
+Queries = Sequence[tuple[str, str]]  # each with the name of the right skill
 
 
 def library_search() -> Search:
     """Return the search of the library over the skills of the set, none of which has been used."""
     index = SkillIndex()
-    index.replace_all(map(skill_of, SKILLS))
-    return lambda query: index.search(query, RANKED)
+    index.replace_all(map(to_skill, SKILLS))
+    return lambda query: index.search(query, RANKED_COUNT)
 
 
-def skill_of(entry: Entry) -> Skill:
+def to_skill(entry: Entry) -> Skill:
     """Return an entry as the store would have it."""
     source = f"def run{entry.signature}:\n    return 0\n"
     return Skill(
@@ -52,7 +56,7 @@ def skill_of(entry: Entry) -> Skill:
 
 def plain_search() -> Search:
     """Return BM25 (k1 1.2, b 0.75) over names and descriptions."""
-    documents = [tokens(f"{entry.name} {entry.summary}") for entry in SKILLS]
+    documents = [split_words(f"{entry.name} {entry.summary}") for entry in SKILLS]
     holders = Counter(word for document in documents for word in set(document))
     mean = sum(map(len, documents)) / len(documents)
 
@@ -68,51 +72,50 @@ def plain_search() -> Search:
         return total
 
     def search(query: str) -> list[str]:
-        asked = tokens(query)
+        words = split_words(query)
         scores = {
-            entry.name: score(document, asked)
+            entry.name: score(document, words)
             for entry, document in zip(SKILLS, documents, strict=True)
         }
         found = [name for name, value in scores.items() if value > 0]
-        return sorted(found, key=lambda name: (-scores[name], name))[:RANKED]
+        return sorted(found, key=lambda name: (-scores[name], name))[:RANKED_COUNT]
 
     return search
 
 
-def tokens(text: str) -> list[str]:
-    """Return the words of a text, as plain BM25 takes them."""
+def split_words(text: str) -> list[str]:
+    """Return the words of a text, as the plain BM25 takes them."""
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def told(search: Search, queries: Sequence[tuple[str, str]]) -> str:
-    """Return the two figures as the table has them."""
-    recall, reciprocal = measured(search, queries)
-    return f"{recall:.2f} / {reciprocal:.2f}"
-
-
-def measured(search: Search, queries: Sequence[tuple[str, str]]) -> tuple[float, float]:
+def measure(search: Search, queries: Queries) -> tuple[float, float]:
     """Return recall@3 and MRR."""
-    ranks = [
-        list(search(query)).index(name) + 1 if name in search(query) else 0
-        for query, name in queries
-    ]
-    recall = sum(0 < rank <= SHOWN for rank in ranks) / len(ranks)
+    ranks: list[int] = []
+    for query, name in queries:
+        found = list(search(query))
+        ranks.append(found.index(name) + 1 if name in found else 0)
+    recall = sum(0 < rank <= FOUND_COUNT for rank in ranks) / len(ranks)
     return recall, sum(1 / rank for rank in ranks if rank) / len(ranks)
 
 
 def main() -> None:
-    """Print the table, and with `-v` what was not found."""
+    """Print a table, and with `-v` the queries whose skill was not found."""
     searches = {"plain BM25": plain_search(), "the library": library_search()}
-    parts = {"in other words": QUERIES[:-PLAIN], "plainly": QUERIES[-PLAIN:], "all": QUERIES}
-    print(f"{len(QUERIES)} queries over {len(SKILLS)} skills: recall@{SHOWN} / MRR")
-    for name, search in searches.items():
-        row = [
-            f"{asked} ({len(queries)}) {told(search, queries)}" for asked, queries in parts.items()
-        ]
-        print(f"{name:12}  " + "   ".join(row))
+    kinds: dict[str, Queries] = {
+        "from the list": REQUESTS,
+        "in other words": QUERIES[:-PLAIN_COUNT],
+        "plainly": QUERIES[-PLAIN_COUNT:],
+    }
+    print(f"queries over {len(SKILLS)} skills: recall@{FOUND_COUNT} / MRR")
+    for search_name, search in searches.items():
+        print(f"{search_name:12}", end="")
+        for kind, queries in kinds.items():
+            recall, reciprocal_rank = measure(search, queries)
+            print(f"  {kind} ({len(queries)}) {recall:.2f} / {reciprocal_rank:.2f}", end="")
+        print()
     if "-v" in sys.argv:
-        for query, name in QUERIES:
-            found = list(searches["the library"](query))[:SHOWN]
+        for query, name in (*REQUESTS, *QUERIES):
+            found = list(searches["the library"](query))[:FOUND_COUNT]
             if name not in found:
                 print(f"{query!r}: {name}, found {', '.join(found) or 'nothing'}")
 

@@ -1,4 +1,4 @@
-"""What is done to skills from outside, while a server runs: by hand, by other servers, by what they depend on."""
+"""Changes to skills while a server runs: by hand, by other servers, and in their dependencies."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def problem(server: ServerConnection, code: str) -> str:
     return run.text
 
 
-async def test_two_servers_that_save_one_name_at_once_make_versions_of_their_own(
+async def test_two_servers_saving_one_name_concurrently_make_separate_versions(
     tmp_path: Path,
 ) -> None:
     store = {"folder": str(tmp_path / "store")}
@@ -99,7 +99,7 @@ async def test_cases_that_are_too_large_are_refused(server: ServerConnection) ->
     assert not store_of(server).exists() or not any(store_of(server).rglob("skill.py"))
 
 
-async def test_a_skill_whose_dependency_is_gone_says_which(server: ServerConnection) -> None:
+async def test_a_skill_whose_dependency_is_missing_names_it(server: ServerConnection) -> None:
     await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
     two = await saved(
         server, "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", "two"
@@ -121,7 +121,7 @@ async def test_a_skill_whose_dependency_is_gone_says_which(server: ServerConnect
     )
 
 
-async def test_a_skill_whose_server_is_gone_says_which(tmp_path: Path) -> None:
+async def test_a_skill_whose_server_is_missing_names_it(tmp_path: Path) -> None:
     async with connect_server(settings(tmp_path)) as server:
         await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
     async with connect_server(
@@ -131,7 +131,7 @@ async def test_a_skill_whose_server_is_gone_says_which(tmp_path: Path) -> None:
         assert (await server.client.call_tool("list_skills", {"name": "one"})).is_error is False
 
 
-async def test_cycles_that_are_made_by_hand_are_not_put_in_use(server: ServerConnection) -> None:
+async def test_cycles_made_by_hand_are_not_activated(server: ServerConnection) -> None:
     await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
     await saved(
         server, "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", "two"
@@ -156,7 +156,7 @@ async def test_cycles_that_are_made_by_hand_are_not_put_in_use(server: ServerCon
         ("return", "token = 'ghp_" + "a1B2" * 9 + "'\n    return", "looks like"),
     ],
 )
-async def test_what_comes_by_hand_is_looked_at_like_anything_else(
+async def test_edits_by_hand_are_checked_like_other_code(
     server: ServerConnection, old: str, new: str, why: str
 ) -> None:
     await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "tag")
@@ -171,7 +171,7 @@ async def test_what_comes_by_hand_is_looked_at_like_anything_else(
     assert await server.evaluate("skills.tag('x')", session="new") == "x1"
 
 
-async def test_what_is_done_to_the_folder_while_the_server_runs_costs_only_that(
+async def test_damage_to_one_skill_while_the_server_runs_affects_no_other(
     server: ServerConnection,
 ) -> None:
     for name in ("cut", "emptied", "linked", "removed", "whole"):
@@ -200,7 +200,7 @@ async def test_what_is_done_to_the_folder_while_the_server_runs_costs_only_that(
     assert (again["state"], again["version"] > 1) == ("active", True)
 
 
-async def test_a_read_only_store_is_told_and_costs_no_run(tmp_path: Path) -> None:
+async def test_an_unusable_store_is_reported_and_runs_continue(tmp_path: Path) -> None:
     (tmp_path / "skills_store").write_text("no folder")
     async with connect_server(settings(tmp_path)) as server:
         assert await server.evaluate("1 + 1") == 2
@@ -223,7 +223,7 @@ async def test_a_read_only_store_is_told_and_costs_no_run(tmp_path: Path) -> Non
         "a" * 65,
     ],
 )
-async def test_names_that_cannot_be_are_refused_before_anything_is_done(
+async def test_invalid_names_are_refused_before_anything_is_written(
     server: ServerConnection, name: str
 ) -> None:
     for tool, arguments in (

@@ -1,4 +1,4 @@
-"""Skills as standard clients meet them: resources, the extension for skills, a prompt, folders of Agent Skills."""
+"""Skills for standard clients: resources, the skills extension, a prompt, and mounted guides."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ async def test_skills_are_resources(server: ServerConnection) -> None:
         "skill://Ä/SKILL.md",
     ],
 )
-async def test_nothing_else_is_a_resource(server: ServerConnection, uri: str) -> None:
+async def test_other_addresses_are_not_resources(server: ServerConnection, uri: str) -> None:
     with pytest.raises(MCPError) as caught:
         await server.client.read_resource(uri)
     assert caught.value.error.code == types.INVALID_PARAMS
 
 
-async def test_the_extension_tells_every_file_and_its_digest(server: ServerConnection) -> None:
+async def test_the_extension_lists_every_file_with_its_digest(server: ServerConnection) -> None:
     found = {each["uri"]: each for each in (await ask(server, "skills/list")).skills}
     assert list(found) == ["skill://add-up/SKILL.md", "skill://pdf-forms/SKILL.md"]
     for skill in found.values():

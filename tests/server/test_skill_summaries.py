@@ -1,4 +1,4 @@
-"""Skills in a line: what is left of long ones, and that no line is long for a model."""
+"""One-line summaries of skills: how long ones are truncated, and that none is long for a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def letters(count: int, alphabet: str = "abcdefghijklmnopqrstuvwxyz") -> str:
     return "".join(chance.choice(alphabet) for _ in range(count))
 
 
-def test_a_usual_skill_is_told_whole() -> None:
+def test_a_typical_skill_is_shown_completely() -> None:
     parameters = [
         Parameter("repo_path", "str"),
         Parameter("status", "str", "'open'"),
@@ -72,7 +72,7 @@ def test_no_line_has_more_than_60_tokens(name: str, value: str, summary: str, co
     assert "\n" not in told
 
 
-def test_what_is_cut_is_cut_at_words_and_marked() -> None:
+def test_lines_are_truncated_at_words_and_marked() -> None:
     parameters = [Parameter(f"{word}_parameter", "dict[str, list[str]]", "{}") for word in WORDS]
     told = skill_line(skill(LONG_NAME, parameters, SUMMARY))
     assert told.startswith(f"{LONG_NAME}(first_parameter")

@@ -1,4 +1,4 @@
-"""Skills as a client meets them: kept, found, imported, refused."""
+"""Skills from a client's view: saved, found, imported, refused."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 # keeping and using -----------------------------------------------------------------------------------------------
 
 
-async def test_a_run_becomes_a_skill_that_other_code_imports_with_other_values(
+async def test_a_run_becomes_a_skill_that_other_code_calls_with_other_values(
     world: World,
 ) -> None:
     told = await world.saved(
@@ -96,7 +96,7 @@ async def test_a_run_becomes_a_skill_that_other_code_imports_with_other_values(
     assert "add_one(item: str = 'pears')" in str(shown.value)
 
 
-async def test_a_skill_uses_another_and_says_so(world: World) -> None:
+async def test_a_skill_that_uses_another_names_it(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem.upper()", name="shout")
     told = await world.saved(
         "from skills.shout import run as shout\nword = 'b'\nshout(item=word) + '!'", name="cry"
@@ -109,7 +109,7 @@ async def test_a_skill_uses_another_and_says_so(world: World) -> None:
     assert "[skill_digests]" in manifest
 
 
-async def test_code_is_a_draft_until_a_run_has_proved_it(world: World) -> None:
+async def test_written_code_is_a_draft_until_a_run_that_uses_it_is_saved(world: World) -> None:
     code = f"{IMPORT}def put(item: str) -> str:\n    '''Add an item.'''\n    add(item=item)\n    return item * 2\n"
     draft = (await world.save(code=code)).structured_content or {}
     assert (draft["name"], draft["state"]) == ("put", "draft")
@@ -121,7 +121,7 @@ async def test_code_is_a_draft_until_a_run_has_proved_it(world: World) -> None:
     assert await world.server.evaluate("skills.put('y')") == "yy"
 
 
-async def test_what_does_the_same_becomes_one_skill_with_one_more_case(world: World) -> None:
+async def test_code_that_does_the_same_becomes_one_skill_with_one_more_case(world: World) -> None:
     first = await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '?'")
     again = await world.saved(f"{IMPORT}item = 'bb'\nadd(item=item)\nitem + '?'")
     assert (again["name"], again["version"], again["state"]) == (first["name"], 2, "active")
@@ -153,7 +153,7 @@ async def test_a_session_keeps_the_version_that_it_imported_first(world: World) 
     )
 
 
-async def test_two_saves_of_one_name_at_once_are_two_versions(world: World) -> None:
+async def test_concurrent_saves_of_one_name_become_separate_versions(world: World) -> None:
     runs = [
         await world.server.run(
             f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '{n}!'", session=f"s{n}"
@@ -224,13 +224,13 @@ DRAFTS = {
 
 
 @pytest.mark.parametrize("code", DRAFTS)
-async def test_drafts_say_why_they_are_not_in_use(world: World, code: str) -> None:
+async def test_drafts_say_why_they_are_not_active(world: World, code: str) -> None:
     told = await world.saved(IMPORT + code)
     assert told["state"] == "draft"
     assert DRAFTS[code] in told["reasons"][0]
 
 
-async def test_what_needs_another_runs_file_is_a_draft(world: World) -> None:
+async def test_code_that_needs_the_file_of_another_run_is_a_draft(world: World) -> None:
     server = world.server
     await server.run("with open('numbers.txt', 'w') as out:\n    out.write('42')", session="f")
     run = await server.run("text = open('numbers.txt').read()\nint(text) + 1", session="f")
@@ -239,7 +239,7 @@ async def test_what_needs_another_runs_file_is_a_draft(world: World) -> None:
     assert "FileNotFoundError" in told["reasons"][0]
 
 
-async def test_what_works_with_one_value_only_is_no_parameter(world: World) -> None:
+async def test_a_literal_that_only_works_with_its_value_is_not_a_parameter(world: World) -> None:
     code = (
         "import csv, io\ntext = 'name,qty\\napple,3\\npear,4\\n'\n"
         "def total(rows, key): return sum(int(row[key]) for row in rows)\n"
@@ -250,14 +250,14 @@ async def test_what_works_with_one_value_only_is_no_parameter(world: World) -> N
     assert await world.server.evaluate("skills.total('name,qty\\nfig,9\\n')") == 9
 
 
-async def test_parameters_that_do_nothing_are_told(world: World) -> None:
+async def test_parameters_that_do_nothing_are_reported(world: World) -> None:
     code = f"{IMPORT}def run(item: str, city: str) -> str:\n    add(item=item)\n    return item\nrun('a', 'Oslo')"
     told = await world.saved(code)
     assert told["state"] == "draft"
     assert told["reasons"] == ["Parameter `city` never reaches a call or the result."]
 
 
-async def test_a_run_that_printed_its_result_in_pieces_is_told_what_to_do(world: World) -> None:
+async def test_a_run_that_printed_its_result_in_parts_gets_a_remedy(world: World) -> None:
     told = await world.saved(
         f"{IMPORT}item = 'figs'\nadded = add(item=item)\nprint('Added', added.result)\nprint(item * 2)"
     )
@@ -265,7 +265,9 @@ async def test_a_run_that_printed_its_result_in_pieces_is_told_what_to_do(world:
     assert told["reasons"][0].startswith("The run printed more than its last statement")
 
 
-async def test_a_skill_that_ends_its_interpreter_with_other_values_is_a_draft(world: World) -> None:
+async def test_a_skill_that_kills_its_interpreter_with_other_values_is_a_draft(
+    world: World,
+) -> None:
     code = "def twice(item: str) -> str:\n    import os\n    return item * 2 if item == 'a' else os._exit(3)\ntwice('a')"
     told = await world.saved(code)
     assert told["reasons"][0].startswith(
@@ -273,7 +275,7 @@ async def test_a_skill_that_ends_its_interpreter_with_other_values_is_a_draft(wo
     )
 
 
-async def test_parameters_that_a_case_leaves_out_have_to_matter_too(world: World) -> None:
+async def test_parameters_that_a_case_leaves_out_have_to_matter_as_well(world: World) -> None:
     await world.save(
         code="def run(size: int = 1, kind: str = 'x') -> int:\n    return 42\n", name="fixed"
     )
@@ -283,7 +285,7 @@ async def test_parameters_that_a_case_leaves_out_have_to_matter_too(world: World
     ]
 
 
-async def test_a_parameter_that_chooses_matters_although_most_values_do_nothing(
+async def test_a_parameter_that_selects_a_branch_matters_although_most_values_do_nothing(
     world: World,
 ) -> None:
     code = (
@@ -294,7 +296,7 @@ async def test_a_parameter_that_chooses_matters_although_most_values_do_nothing(
     assert (told["state"], told["reasons"]) == ("active", [])
 
 
-async def test_a_parameter_that_matters_in_one_case_is_fit(world: World) -> None:
+async def test_a_parameter_that_matters_in_one_case_is_accepted(world: World) -> None:
     code = "def part(text: str, most: int = 9) -> str:\n    return text[:most] if 'long' in text else text\n"
     draft = await world.saved(f"{code}part('abc')")
     assert draft["reasons"] == ["Parameter `most` never reaches a call or the result."]
@@ -314,7 +316,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("code", REFUSED)
-async def test_what_cannot_be_kept_is_refused_with_its_reason(world: World, code: str) -> None:
+async def test_runs_that_cannot_be_saved_are_refused_with_the_reason(
+    world: World, code: str
+) -> None:
     run = await world.server.run(code)
     result = await world.save(run=run.run)
     assert result.is_error
@@ -324,7 +328,7 @@ async def test_what_cannot_be_kept_is_refused_with_its_reason(world: World, code
     assert not any(world.store.rglob("skill.py"))
 
 
-async def test_credentials_in_answers_are_not_kept(world: World) -> None:
+async def test_credentials_in_answers_are_not_saved(world: World) -> None:
     run = await world.server.run(
         f"{IMPORT}item = 'AKIA'\nadd(item=item + 'ABCDEFGHIJKLMNOP').result\nitem"
     )
@@ -333,7 +337,7 @@ async def test_credentials_in_answers_are_not_kept(world: World) -> None:
     assert not any(world.store.rglob("*.json"))
 
 
-async def test_what_is_called_a_secret_is_not_kept_with_what_code_was_given(world: World) -> None:
+async def test_inputs_that_are_named_like_credentials_are_not_saved(world: World) -> None:
     await world.save(
         code="def run(password: str) -> int:\n    return len(password) * 2\n", name="strength"
     )
@@ -343,7 +347,7 @@ async def test_what_is_called_a_secret_is_not_kept_with_what_code_was_given(worl
     assert not any(world.store.rglob("*.json"))
 
 
-async def test_requests_that_make_no_sense_are_refused(world: World) -> None:
+async def test_invalid_requests_are_refused(world: World) -> None:
     failed = await world.server.run("1 / 0")
     for arguments, reason in (
         ({}, "Give `run` or `code`"),
@@ -400,7 +404,7 @@ async def test_texts_in_a_format_are_parameters_too(
     assert await world.server.evaluate(f"skills.formed({other})") == expected
 
 
-async def test_code_that_changes_its_defaults_is_a_draft_that_says_so(world: World) -> None:
+async def test_code_that_changes_its_defaults_is_a_draft(world: World) -> None:
     code = "def grow(rows: list = [1]) -> int:\n    rows.append(2)\n    return len(rows)\ngrow([1])"
     told = await world.saved(code)
     assert (told["state"], len(told["reasons"])) == ("draft", 1)
@@ -409,7 +413,7 @@ async def test_code_that_changes_its_defaults_is_a_draft_that_says_so(world: Wor
     assert (await world.saved(mended))["state"] == "active"
 
 
-async def test_code_that_hangs_with_other_values_is_told_of_in_time_and_while_it_lasts(
+async def test_code_that_hangs_with_other_values_is_reported_in_time_with_progress(
     world: World,
 ) -> None:
     heard: list[str] = []
@@ -433,7 +437,7 @@ async def test_code_that_hangs_with_other_values_is_told_of_in_time_and_while_it
 # its life --------------------------------------------------------------------------------------------------------
 
 
-async def test_an_edit_by_hand_is_a_draft_of_its_own(world: World) -> None:
+async def test_an_edit_by_hand_is_a_separate_draft(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     path = world.store / "tag" / "skill.py"
     path.write_text(path.read_text().replace("'1'", "'9'"))
@@ -445,7 +449,7 @@ async def test_an_edit_by_hand_is_a_draft_of_its_own(world: World) -> None:
     )
 
 
-async def test_an_edit_that_changes_the_result_proves_itself_with_a_run_of_its_own(
+async def test_an_edit_that_changes_the_result_is_activated_by_a_run_of_it(
     world: World,
 ) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
@@ -457,7 +461,7 @@ async def test_an_edit_that_changes_the_result_proves_itself_with_a_run_of_its_o
     assert await world.server.evaluate("skills.tag('x')", session="later") == "x9"
 
 
-async def test_a_broken_store_costs_only_what_is_broken(world: World) -> None:
+async def test_a_broken_skill_affects_no_other(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     (world.store / "junk").mkdir()
     (world.store / "junk" / "skill.py").write_text("def run(:\n")
@@ -467,7 +471,7 @@ async def test_a_broken_store_costs_only_what_is_broken(world: World) -> None:
     assert "tag" in text_of(await world.listed())
 
 
-async def test_a_tool_that_has_changed_takes_its_skills_out_of_use(world: World) -> None:
+async def test_a_changed_tool_quarantines_its_skills(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     manifest = world.store / "tag" / "versions" / "1" / "skill.toml"
     text = manifest.read_text()
@@ -481,7 +485,7 @@ async def test_a_tool_that_has_changed_takes_its_skills_out_of_use(world: World)
     assert await world.server.evaluate("skills.tag.v1('x')") == "x1"
 
 
-async def test_replays_of_code_that_uses_skills_give_the_same(world: World) -> None:
+async def test_replays_of_code_that_uses_skills_have_the_same_result(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     await world.server.run("from skills.tag import run\nrun('x')", session="r")
     before = world.added
@@ -491,7 +495,7 @@ async def test_replays_of_code_that_uses_skills_give_the_same(world: World) -> N
     assert json.dumps(told.data).count("x1")
 
 
-async def test_uses_are_counted_and_what_the_gate_did_is_not(world: World) -> None:
+async def test_uses_are_counted_without_those_at_the_gate(world: World) -> None:
     code = f"{IMPORT}def run(item: str) -> str:\n    add(item=item)\n    return item[0] + '1'\nrun('a')"
     await world.saved(code, name="tag")
     for item in ("x", "y", ""):
@@ -504,7 +508,7 @@ async def test_uses_are_counted_and_what_the_gate_did_is_not(world: World) -> No
     assert world.server.client.instructions is not None
 
 
-async def test_clients_hear_of_the_best_skills_at_once(world: World) -> None:
+async def test_the_instructions_name_the_best_skills(world: World) -> None:
     assert "There are none yet" in (world.server.client.instructions or "")
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     async with connect_server(world.folder / "server.toml") as later:
@@ -512,7 +516,7 @@ async def test_clients_hear_of_the_best_skills_at_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("auto", ["draft", "active-on-second-success"])
-async def test_runs_that_worked_become_skills_by_themselves(tmp_path: Path, auto: str) -> None:
+async def test_successful_runs_become_skills_automatically(tmp_path: Path, auto: str) -> None:
     upstreams = {"counted": upstream_entry("counted", str(tmp_path / "added"))}
     sandbox = {"backend": "local", "pool_size": 0}
     settings = write_settings(
@@ -541,7 +545,7 @@ async def test_runs_that_worked_become_skills_by_themselves(tmp_path: Path, auto
     assert lines == [f"add {item}" for item in ("a", "figs", "figs", "kale", "peas", "x")]
 
 
-async def test_what_was_at_the_gate_when_a_server_died_never_goes_on_in_the_world(
+async def test_a_run_at_the_gate_is_never_resumed_with_live_tools(
     tmp_path: Path,
 ) -> None:
     upstreams = {"counted": upstream_entry("counted", str(tmp_path / "added"))}

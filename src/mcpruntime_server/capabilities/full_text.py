@@ -19,6 +19,6 @@ def split_words(text: str) -> list[str]:
 
 
 def match_any(words: Iterable[str]) -> str:
-    """Return the FTS5 expression for any of `words`, at most `MAX_QUERY_WORDS`; longer ones match as prefixes, too."""
+    """Return the FTS5 expression for any of `words`; longer words match as prefixes, too."""
     terms = [f'"{word}"*' if len(word) >= MIN_PREFIX_CHARS else f'"{word}"' for word in words]
     return " OR ".join(terms[:MAX_QUERY_WORDS])

@@ -1,4 +1,4 @@
-"""Skills on their way between stores: archives, hostile ones too, and signatures."""
+"""Archives of skills, hostile ones included, and their signatures."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-def test_what_is_exported_is_the_same_bytes_and_comes_in_as_a_draft(
+def test_exports_are_reproducible_and_imported_as_drafts(
     store: SkillStore, other: SkillStore
 ) -> None:
     skill = kept(store)
@@ -95,7 +95,7 @@ def test_what_is_exported_is_the_same_bytes_and_comes_in_as_a_draft(
     assert import_archive(store, data, ())[1]  # where it came from
 
 
-def test_a_signature_is_taken_over_by_what_is_here_unsigned(
+def test_importing_a_signed_copy_signs_the_unsigned_version(
     store: SkillStore, other: SkillStore, tmp_path: Path
 ) -> None:
     skill = kept(store)
@@ -110,7 +110,7 @@ def test_a_signature_is_taken_over_by_what_is_here_unsigned(
     assert other.version("double", 1).signer_key == public_key_hex(key)
 
 
-def test_another_content_is_another_version(store: SkillStore, other: SkillStore) -> None:
+def test_different_content_becomes_another_version(store: SkillStore, other: SkillStore) -> None:
     mine = kept(store)
     kept(other, SOURCE.replace("* 2", "* 3"))
     taken, _ = import_archive(other, archive_of(store, mine), ())
@@ -137,7 +137,7 @@ HOSTILE: dict[str, Callable[[dict[str, bytes]], None]] = {
 
 
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_archives_are_refused_and_leave_nothing(
+def test_hostile_archives_are_refused_and_leave_no_files(
     store: SkillStore, other: SkillStore, change: Callable[[dict[str, bytes]], None]
 ) -> None:
     data = changed(archive_of(store, kept(store)), change)
@@ -147,7 +147,7 @@ def test_hostile_archives_are_refused_and_leave_nothing(
     assert not (other.folder.parent / "x").exists()
 
 
-def test_links_and_encrypted_files_and_what_is_no_archive_are_refused(store: SkillStore) -> None:
+def test_links_encrypted_files_and_damaged_archives_are_refused(store: SkillStore) -> None:
     data = archive_of(store, kept(store))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
@@ -169,7 +169,7 @@ def test_links_and_encrypted_files_and_what_is_no_archive_are_refused(store: Ski
             unpack_archive(broken)
 
 
-def test_no_single_changed_byte_gets_another_skill_in(store: SkillStore, other: SkillStore) -> None:
+def test_no_single_changed_byte_imports_another_skill(store: SkillStore, other: SkillStore) -> None:
     skill = kept(store)
     data = archive_of(store, skill)
     for at in range(0, len(data), 7):
@@ -193,7 +193,7 @@ def test_no_single_changed_byte_gets_another_skill_in(store: SkillStore, other: 
     ],
     ids=["a secret", "the environment", "a package that is not there", "work at import", "itself"],
 )
-def test_code_that_may_not_be_kept_does_not_come_in(
+def test_code_that_cannot_be_saved_is_not_imported(
     store: SkillStore, other: SkillStore, source: str
 ) -> None:
     with pytest.raises(SkillRefused):
@@ -204,7 +204,7 @@ def test_code_that_may_not_be_kept_does_not_come_in(
 # signatures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_signature_goes_with_the_skill_and_says_whose_it_is(
+def test_a_signature_is_exported_with_the_skill_and_names_the_signer(
     store: SkillStore, other: SkillStore, tmp_path: Path
 ) -> None:
     skill = kept(store)
@@ -220,7 +220,7 @@ def test_a_signature_goes_with_the_skill_and_says_whose_it_is(
     assert taken.state == "draft"
 
 
-def test_a_signature_of_something_else_is_refused(
+def test_a_signature_of_other_content_is_refused(
     store: SkillStore, other: SkillStore, tmp_path: Path
 ) -> None:
     key = load_or_create_key(tmp_path / "key")
@@ -238,7 +238,7 @@ def test_a_signature_of_something_else_is_refused(
         assert not is_signature_valid("double", skill.digest, signature, signer)
 
 
-def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_key_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "key"
     public = public_key_hex(load_or_create_key(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

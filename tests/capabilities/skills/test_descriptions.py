@@ -1,4 +1,4 @@
-"""What a model is shown of code, and what can become of its words."""
+"""Descriptions by a model: what it sees of the code, and what its answer can change."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def made_of(code: str, *calls: RecordedCall) -> ExtractedSkill:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_that_cannot_be_are_refused(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(SkillRefused, match="cannot name a skill"):
         read_answer({**SAID, "name": name})
 
 
 @pytest.mark.parametrize("name", ["Shout Out", "shout-out", " shout_out "])
-def test_names_are_taken_as_people_write_them(name: str) -> None:
+def test_names_are_accepted_as_people_write_them(name: str) -> None:
     assert read_answer({**SAID, "name": name}) == (
         "shout_out",
         "Say it loudly.",
@@ -82,14 +82,14 @@ def test_names_are_taken_as_people_write_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "\u202e\u200b", "token ghp_" + "a1B2" * 9])
-def test_summaries_that_say_nothing_or_too_much_are_refused(text: str) -> None:
+def test_empty_summaries_and_credentials_are_refused(text: str) -> None:
     with pytest.raises(SkillRefused):
         read_answer({**SAID, "summary": text})
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("documented_before", [True, False])
-def test_no_words_are_more_than_words(text: str, documented_before: bool) -> None:
+def test_a_description_changes_docstrings_only(text: str, documented_before: bool) -> None:
     code = "word = 'pears'\nword.upper() + '!'"
     if not documented_before:
         code = "def cry(word: str) -> str:\n    return word.upper() + '!'\ncry('pears')"
@@ -109,7 +109,7 @@ def test_no_words_are_more_than_words(text: str, documented_before: bool) -> Non
     assert "---" not in to_front_matter_line(summary, 1000)
 
 
-def test_what_was_recorded_is_not_shown() -> None:
+def test_the_model_sees_no_recorded_values() -> None:
     call = RecordedCall(
         1,
         "tools.shop.order",
@@ -137,7 +137,7 @@ def test_what_was_recorded_is_not_shown() -> None:
     assert "order(item=item)" in told["code"]
 
 
-def test_what_is_too_long_is_not_shown() -> None:
+def test_code_that_is_too_long_is_not_shown() -> None:
     made = made_of(
         "word = 'pears'\n" + "".join(f"a{n} = word.upper()\n" for n in range(3000)) + "word + '!'"
     )
@@ -149,7 +149,7 @@ def test_what_is_too_long_is_not_shown() -> None:
         format_data(long.source, long, long.case)
 
 
-def test_functions_that_say_what_they_do_are_left_alone() -> None:
+def test_documented_functions_need_no_description() -> None:
     assert not needs_description(
         read_written_skill("def cry(word):\n    'Cry it.'\n    return word.upper()\n")
     )
@@ -157,7 +157,7 @@ def test_functions_that_say_what_they_do_are_left_alone() -> None:
     assert needs_description(made_of("word = 'pears'\nword.upper() + '!'"))
 
 
-def test_docstrings_say_what_parameters_are_in_many_ways() -> None:
+def test_parameter_descriptions_are_found_in_many_formats() -> None:
     source = (
         "def run(a, b, c, d):\n    '''Do it.\n\n    Args:\n        a: one\n        b (int): two: three\n"
         "    - `c`: four\n    other: five\n    d:\n    '''\n    return a\n"
@@ -165,6 +165,6 @@ def test_docstrings_say_what_parameters_are_in_many_ways() -> None:
     assert parameter_descriptions(source) == {"a": "one", "b": "two: three", "c": "four"}
 
 
-def test_lines_are_cut_where_they_are_long() -> None:
+def test_long_lines_are_truncated() -> None:
     assert to_docstring_line("x" * 500, 100) == "x" * 97 + "..."
     assert to_docstring_line("\n" * 10_000 + "late", 100) == ""

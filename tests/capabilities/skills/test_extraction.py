@@ -1,4 +1,4 @@
-"""Skills made of recorded code: what they hold, and that they do what the code did."""
+"""Skills extracted from recorded code: their content, and that they do what the code did."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from hypothesis import strategies as st
 from mcpruntime_server.capabilities.skills.duplicates import source_shape
 from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
 from mcpruntime_server.capabilities.skills.lint import check_source
-from mcpruntime_server.capabilities.skills.model import ExtractedSkill, RecordedStep
+from mcpruntime_server.capabilities.skills.model import (
+    ExtractedSkill,
+    RecordedStep,
+    format_signature,
+)
 from mcpruntime_server.capabilities.skills.parameters import annotation_of
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.events import canonical_json
@@ -350,7 +354,7 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
 
 
 @pytest.mark.parametrize("name", SESSIONS)
-def test_a_skill_does_what_the_session_did_and_what_it_is_told(
+def test_a_skill_reproduces_the_session_and_follows_its_parameters(
     host: Recorder, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -369,7 +373,7 @@ def test_a_skill_does_what_the_session_did_and_what_it_is_told(
     assert "unused" not in made.source
 
 
-def test_calls_of_kept_statements_are_those_of_one_run(host: Recorder) -> None:
+def test_calls_of_kept_statements_are_numbered_as_those_of_one_run(host: Recorder) -> None:
     steps = record(
         host,
         "from tools.git import log\nlog(repo_path='x')\na = log(repo_path='r')\nlog(repo_path='y')",
@@ -385,7 +389,7 @@ def test_calls_of_kept_statements_are_those_of_one_run(host: Recorder) -> None:
     assert case.calls[0].finished_sequence < case.calls[1].started_sequence
 
 
-def test_calls_that_change_the_world_are_kept_whatever_they_are_told(host: Recorder) -> None:
+def test_calls_that_write_are_kept_even_if_the_result_does_not_need_them(host: Recorder) -> None:
     steps = record(
         host, "from tools.git import mark, log\nmark('v1')\nrows = log(repo_path='r')\nlen(rows)"
     )
@@ -395,7 +399,7 @@ def test_calls_that_change_the_world_are_kept_whatever_they_are_told(host: Recor
     assert "mark(key)" in made.source
 
 
-def test_printed_results_are_results(host: Recorder) -> None:
+def test_a_printed_value_is_the_result(host: Recorder) -> None:
     steps = record(host, "from tools.git import log\nprint(f\"{len(log(repo_path='r'))} commits\")")
     made = extract_skill(steps)
     assert made.case is not None
@@ -403,7 +407,7 @@ def test_printed_results_are_results(host: Recorder) -> None:
     assert called(made) == "3 commits"
 
 
-def test_what_awaits_is_async() -> None:
+def test_code_that_awaits_becomes_an_async_function() -> None:
     made = extract_skill(
         [
             RecordedStep(
@@ -427,7 +431,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("code", REFUSED)
-def test_what_has_no_result_or_no_beginning_is_refused(code: str) -> None:
+def test_code_without_a_result_or_with_missing_names_is_refused(code: str) -> None:
     with pytest.raises(SkillRefused) as refused:
         extract_skill([RecordedStep("r", code, True)])
     assert REFUSED[code] in str(refused.value)
@@ -441,13 +445,13 @@ def test_what_has_no_result_or_no_beginning_is_refused(code: str) -> None:
         ("commits = log('/srv/repo', max_count=2)\n[row['sha'] for row in commits]", "commits"),
     ],
 )
-def test_a_skill_is_named_by_what_it_returns_and_not_by_what_it_is_asked(
+def test_a_skill_is_named_after_its_result_and_not_its_parameters(
     host: Recorder, code: str, name: str
 ) -> None:
     assert extract_skill(record(host, f"from tools.git import log\n{code}")).name == name
 
 
-def test_functions_that_change_what_is_global_are_told(host: Recorder) -> None:
+def test_functions_that_assign_to_globals_are_refused(host: Recorder) -> None:
     with pytest.raises(
         SkillRefused, match="Line 3: a skill cannot have global variables such as total"
     ):
@@ -456,7 +460,9 @@ def test_functions_that_change_what_is_global_are_told(host: Recorder) -> None:
         )
 
 
-def test_a_parameter_is_called_like_that_of_a_function_which_never_meets_it(host: Recorder) -> None:
+def test_a_parameter_may_share_a_name_with_a_local_variable_of_an_unrelated_function(
+    host: Recorder,
+) -> None:
     code = (
         "from tools.git import log\ndef size(author):\n    return len(log('/srv/repo', author=author))\n"
         "def longest(most):\n    return max(len(log('/srv/repo', max_count=2)), most)\nsize('Ann') + longest(9)"
@@ -472,12 +478,39 @@ def test_a_parameter_is_called_like_that_of_a_function_which_never_meets_it(host
     assert called(made, author="Bo") == 10
 
 
-def test_names_that_failed_code_defined_are_told(host: Recorder) -> None:
+def test_names_that_only_failed_code_defined_are_reported(host: Recorder) -> None:
     with pytest.raises(SkillRefused, match="only code that failed defines"):
         extract_skill([RecordedStep("a", "x = 1\n1 / 0", False), RecordedStep("b", "x + 1", True)])
 
 
-def test_code_written_as_a_skill_is_taken_as_it_is() -> None:
+UNTYPED = """\
+def primes(n):
+    return [k for k in range(2, n) if all(k % d for d in range(2, k))]
+primes(12)"""
+
+
+def test_an_untyped_function_gets_the_types_of_recorded_values(host: Recorder) -> None:
+    made = extract_skill(record(host, UNTYPED), name="primes_below")
+    assert format_signature(made.signature) == "(n: int) -> list[int]"
+    assert made.summary == "Return primes below n."
+    assert called(made, n=8) == [2, 3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("header", "summary"),
+    [
+        ("def fetch_rates(currency)", "Fetch rates for currency."),
+        ("def total()", "Total."),
+        ("def average_speed(trip, unit)", "Return average speed for trip, unit."),
+    ],
+)
+def test_a_function_without_a_docstring_is_summarized_by_its_name(
+    header: str, summary: str
+) -> None:
+    assert read_written_skill(f"{header}:\n    return 1\n").summary == summary
+
+
+def test_code_written_as_a_skill_stays_as_it_is() -> None:
     code = "import re\n\ndef find(text: str) -> list[str]:\n    '''Find words.'''\n    # kept\n    return re.findall('a', text)\n"
     made = read_written_skill(code)
     assert (made.name, made.summary, made.case) == ("find", "Find words.", None)
@@ -505,13 +538,13 @@ def test_no_default_escapes_the_docstring(text: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [300, 600, 990, 3000, 30_000])
-def test_deep_code_is_kept_or_refused(depth: int) -> None:
+def test_deeply_nested_code_is_extracted_or_refused(depth: int) -> None:
     for code in ("+".join(["a"] * depth), "a" + ".b" * depth, "-" * depth + "a"):
         with suppress(SkillRefused):
             assert source_shape(read_written_skill(f"def run(a):\n    return {code}\n").source)
 
 
-def test_types_of_values() -> None:
+def test_values_have_annotations() -> None:
     values = {
         "str": "x", "bool": True, "int": 1, "float": 1.5, "None": None, "list[int]": [1, 2], "list[float]": [1, 2.5],
         "list[int | None]": [1, None], "list[Any]": [], "dict[str, int]": {"a": 1}, "dict[str, Any]": {"a": 1, "b": "x"},
@@ -538,7 +571,7 @@ LINES = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(LINES, max_size=8), NAMES)
-def test_small_programs_return_what_they_returned(lines: list[str], result: str) -> None:
+def test_extracted_programs_return_the_same_value_each_time(lines: list[str], result: str) -> None:
     code = "\n".join(["a = 2", "b = [3]", "c = a", "d = b", *lines, f"repr({result})"])
     names: dict[str, Any] = {}
     try:

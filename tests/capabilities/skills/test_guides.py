@@ -27,7 +27,7 @@ def make(folder: Path, name: str, description: str = "Fills in forms.", **files:
     return place
 
 
-def test_guides_are_found_in_folders_and_as_folders(tmp_path: Path) -> None:
+def test_guides_are_found_in_a_folder_and_as_the_folder_itself(tmp_path: Path) -> None:
     make(tmp_path / "all", "pdf-forms", scripts__fill="print(1)")
     alone = make(tmp_path, "release-notes", "'Write: notes'")
     (tmp_path / "all" / "empty").mkdir()
@@ -37,7 +37,7 @@ def test_guides_are_found_in_folders_and_as_folders(tmp_path: Path) -> None:
     assert sorted(read_guide_files(found["pdf_forms"])) == ["SKILL.md", "scripts/fill"]
 
 
-def test_an_edit_is_seen_and_what_is_wrong_costs_no_other_guide(tmp_path: Path) -> None:
+def test_an_edit_is_seen_and_a_broken_guide_affects_no_other(tmp_path: Path) -> None:
     good, bad = make(tmp_path, "good"), make(tmp_path, "bad")
     (bad / "SKILL.md").write_text("no front matter")
     guides = GuideFolders([tmp_path, tmp_path / "none"])
@@ -48,7 +48,7 @@ def test_an_edit_is_seen_and_what_is_wrong_costs_no_other_guide(tmp_path: Path) 
     assert guides.load_guides()["good"].summary == "Now another."
 
 
-def test_the_folder_that_is_named_first_has_a_name(tmp_path: Path) -> None:
+def test_the_first_folder_wins_if_two_guides_share_a_name(tmp_path: Path) -> None:
     make(tmp_path / "a", "same", "first")
     make(tmp_path / "b", "same", "second")
     guides = GuideFolders([tmp_path / "a", tmp_path / "b"])
@@ -56,7 +56,7 @@ def test_the_folder_that_is_named_first_has_a_name(tmp_path: Path) -> None:
     assert str(tmp_path / "b" / "same") in guides.problems
 
 
-def test_links_and_hidden_files_and_devices_are_not_given_out(tmp_path: Path) -> None:
+def test_links_hidden_files_and_devices_are_not_served(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")
     place = make(tmp_path / "all", "linked")
@@ -72,7 +72,7 @@ def test_links_and_hidden_files_and_devices_are_not_given_out(tmp_path: Path) ->
     assert guides.problems
 
 
-def test_too_much_is_refused(tmp_path: Path) -> None:
+def test_guides_that_are_too_large_are_refused(tmp_path: Path) -> None:
     place = make(tmp_path, "large")
     with (place / "data").open("wb") as file:
         file.truncate(MAX_GUIDE_BYTES + 1)
@@ -103,6 +103,6 @@ def test_bad_front_matter_is_refused(tmp_path: Path, text: str) -> None:
         read_guide(place)
 
 
-def test_front_matter_runs_nothing() -> None:
+def test_front_matter_executes_nothing() -> None:
     with pytest.raises(SkillRefused):
         parse_front_matter("---\nname: !!python/object/apply:os.system ['true']\n---\n")

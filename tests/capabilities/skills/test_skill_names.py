@@ -1,4 +1,4 @@
-"""Names of skills, and what is a secret or an absolute path in their code."""
+"""Names of skills, and the checks of their source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANDOM = "q7Zr2LkP9xWv4TnB" + "8sYd3HfJ6mGc"
 
 
 @pytest.mark.parametrize("name", ["weather_report", "a", "top3_authors", "x" * 64])
-def test_good_names_are_taken(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert parse_skill_name(name) == name
     assert parse_skill_name(to_slug(name)) == name
 
@@ -72,7 +72,7 @@ def test_good_names_are_taken(name: str) -> None:
         ),
     ],
 )
-def test_other_names_are_refused(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     if name.strip() == "a":
         return
     with pytest.raises(InvalidRequest, match="cannot name a skill"):
@@ -82,7 +82,7 @@ def test_other_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "wanted", ["", "9 lives", "class", "Ünïcode!", "print", "claude", "v1", "_" * 90, "x" * 900]
 )
-def test_a_name_is_found_for_anything(wanted: str) -> None:
+def test_a_valid_name_is_found_for_any_text(wanted: str) -> None:
     first = choose_free_name(wanted, ())
     assert name_problem(first) == ""
     second = choose_free_name(wanted, {first})
@@ -90,7 +90,7 @@ def test_a_name_is_found_for_anything(wanted: str) -> None:
     assert first != second
 
 
-def test_versions_are_told_from_names() -> None:
+def test_names_and_versions_are_parsed() -> None:
     assert parse_version("weather-report@2") == ("weather_report", 2)
     assert parse_version("weather_report") == ("weather_report", None)
     for wrong in ("x@", "x@0", "x@-1", "x@1@2", "@1", "x@1e3"):
@@ -112,11 +112,11 @@ def test_versions_are_told_from_names() -> None:
         "Authorization: Basic " + "dXNlcjpodW50ZXIyMg==",
     ],
 )
-def test_formats_of_credentials_are_known(text: str) -> None:
+def test_known_formats_of_credentials_are_found(text: str) -> None:
     assert find_known_credential(f"x = {text} ")
 
 
-def test_random_texts_are_secrets_and_hashes_words_and_paths_are_not() -> None:
+def test_random_texts_are_credentials_but_hashes_words_and_paths_are_not() -> None:
     assert find_credential(RANDOM)
     assert find_credential("hunter22", "db_password")
     for harmless in (
@@ -134,14 +134,14 @@ def test_random_texts_are_secrets_and_hashes_words_and_paths_are_not() -> None:
     "text",
     ["/home/ann/x", "/etc", "/tmp/a b"[:6], "~/notes", "C:\\Users\\x", "\\\\host\\share", "/a/b/c"],
 )
-def test_absolute_paths_are_seen(text: str) -> None:
+def test_absolute_paths_are_recognised(text: str) -> None:
     assert is_absolute_path(text)
 
 
 @pytest.mark.parametrize(
     "text", ["a/b", "/", "and/or", "https://x.org/y", "/users", "<a href='/x/y'>", "\\d+/\\d+", ""]
 )
-def test_other_texts_are_no_paths(text: str) -> None:
+def test_other_texts_are_not_paths(text: str) -> None:
     assert not is_absolute_path(text)
 
 
@@ -188,7 +188,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("source", REFUSED)
-def test_what_cannot_be_a_skill_is_refused_with_its_line(source: str) -> None:
+def test_code_that_cannot_be_a_skill_is_refused_with_its_line(source: str) -> None:
     with pytest.raises(SkillRefused) as refused:
         check_source(source, PACKAGES)
     assert REFUSED[source] in str(refused.value)
@@ -234,14 +234,14 @@ def run(a: Literal["x"] = "x", b: Annotated[int, "count"] = 1) -> str:
 """
 
 
-def test_definitions_are_no_work() -> None:
+def test_definitions_are_not_work_at_import() -> None:
     assert [each.name for each in check_source(HARMLESS, PACKAGES).signature.parameters] == [
         "a",
         "b",
     ]
 
 
-def test_dependencies_are_read_off_the_code() -> None:
+def test_dependencies_are_read_from_the_code() -> None:
     source = (
         "import re\nimport pandas as pd\nimport tools\nimport tools.time as clock\n"
         "from tools.git import git_log, git_show\n"

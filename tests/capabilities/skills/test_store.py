@@ -1,4 +1,4 @@
-"""The folder of skills: versions, edits by hand, and what strangers put into it."""
+"""The store of skills: versions, edits by hand, and damaged or hostile files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_versions_are_added_and_read_back(store: SkillStore) -> None:
         store.version("greet_all", 3)
 
 
-def test_the_folder_shows_the_newest_version_in_use(store: SkillStore) -> None:
+def test_the_folder_shows_the_newest_active_version(store: SkillStore) -> None:
     first = add(store)
     second = add(store, n=2, state="draft")
     shown = store.folder / "greet-all" / "skill.py"
@@ -65,7 +65,7 @@ def test_the_folder_shows_the_newest_version_in_use(store: SkillStore) -> None:
     assert [each.state for each in store.versions("greet_all")] == ["active", "quarantined"]
 
 
-def test_an_edit_by_hand_is_a_new_draft(store: SkillStore) -> None:
+def test_an_edit_by_hand_becomes_a_new_draft(store: SkillStore) -> None:
     first = add(store)
     path = store.folder / "greet-all" / "skill.py"
     path.write_text(first.source.replace("Greet.", "Greet someone."))
@@ -77,7 +77,7 @@ def test_an_edit_by_hand_is_a_new_draft(store: SkillStore) -> None:
     assert store.versions("greet_all") == versions
 
 
-def test_a_broken_edit_costs_nothing(store: SkillStore) -> None:
+def test_a_broken_edit_leaves_the_versions_as_they_are(store: SkillStore) -> None:
     first = add(store)
     path = store.folder / "greet-all" / "skill.py"
     path.write_text("def run(:\n")
@@ -85,7 +85,7 @@ def test_a_broken_edit_costs_nothing(store: SkillStore) -> None:
     assert "line 1" in store.problems["greet_all"]
 
 
-def test_a_half_written_copy_is_mended(store: SkillStore) -> None:
+def test_an_incomplete_copy_is_written_again(store: SkillStore) -> None:
     add(store)
     folder = store.folder / "greet-all"
     old = (folder / "SKILL.md").read_bytes()
@@ -96,7 +96,7 @@ def test_a_half_written_copy_is_mended(store: SkillStore) -> None:
     assert (folder / "skill.py").read_text() == second.source
 
 
-def test_a_folder_that_somebody_put_there_is_a_draft(store: SkillStore) -> None:
+def test_a_folder_that_somebody_created_becomes_a_draft(store: SkillStore) -> None:
     folder = store.folder / "their-skill"
     folder.mkdir(parents=True)
     (folder / "SKILL.md").write_text("---\nname: their-skill\ndescription: x\n---\n")
@@ -105,7 +105,7 @@ def test_a_folder_that_somebody_put_there_is_a_draft(store: SkillStore) -> None:
     assert [(each.version, each.state) for each in found] == [(1, "draft")]
 
 
-def test_changed_versions_are_not_believed(store: SkillStore) -> None:
+def test_a_changed_version_is_not_loaded(store: SkillStore) -> None:
     add(store)
     path = store.folder / "greet-all" / "versions" / "1" / "skill.py"
     path.write_text(path.read_text() + "# changed\n")
@@ -126,7 +126,7 @@ def test_links_are_not_followed(store: SkillStore, what: str, tmp_path: Path) ->
     assert fresh.problems
 
 
-def test_a_linked_folder_is_no_skill(store: SkillStore, tmp_path: Path) -> None:
+def test_a_linked_folder_is_not_a_skill(store: SkillStore, tmp_path: Path) -> None:
     add(store)
     shutil.move(store.folder / "greet-all", tmp_path / "elsewhere")
     (store.folder / "greet-all").symlink_to(tmp_path / "elsewhere")
@@ -147,7 +147,7 @@ def test_a_linked_folder_is_no_skill(store: SkillStore, tmp_path: Path) -> None:
         'name = "a"\nversion = "b"',
     ],
 )
-def test_manifests_may_be_anything(store: SkillStore, text: str) -> None:
+def test_broken_manifests_are_reported_as_problems(store: SkillStore, text: str) -> None:
     add(store)
     (store.folder / "greet-all" / "versions" / "1" / "skill.toml").write_text(text)
     fresh = SkillStore(store.folder)
@@ -155,7 +155,7 @@ def test_manifests_may_be_anything(store: SkillStore, text: str) -> None:
     assert fresh.problems
 
 
-def test_names_that_are_none_are_passed_over(store: SkillStore) -> None:
+def test_folders_with_invalid_names_are_skipped(store: SkillStore) -> None:
     add(store)
     for name in ("UPPER", "a--b", "..x", "v2", "class", "naïve", "a_b"):
         (store.folder / name).mkdir()
@@ -168,7 +168,7 @@ def test_large_cases_are_refused() -> None:
         encode_case(RecordedCase({"x": "y" * MAX_CASE_BYTES}))
 
 
-def test_saves_at_once_become_versions_of_their_own(store: SkillStore) -> None:
+def test_concurrent_saves_become_separate_versions(store: SkillStore) -> None:
     threads = [
         threading.Thread(target=add, args=(SkillStore(store.folder),), kwargs={"n": n})
         for n in range(8)
@@ -182,7 +182,7 @@ def test_saves_at_once_become_versions_of_their_own(store: SkillStore) -> None:
     assert list(store.folder.glob(".new-*")) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(Unavailable, match="cannot be changed"):
         add(SkillStore(tmp_path / "file"))

@@ -89,7 +89,8 @@ def import_archive(
     file_digests = compute_file_digests(content)
     if dict(manifest.file_digests) != file_digests:
         raise SkillRefused(
-            f"The digests in {MANIFEST_FILE} are not those of the files: the archive is damaged, or was changed."
+            f"The digests in {MANIFEST_FILE} are not those of the files. "
+            "The archive is damaged, or was changed."
         )
     digest = compute_version_digest(file_digests)
     signature, signer_key = manifest.signature_hex, manifest.signer_key

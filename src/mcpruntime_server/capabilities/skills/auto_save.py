@@ -30,7 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class AutoSaver:
-    """Considers every run that succeeded; `may_activate` says whether a second success activates a draft."""
+    """Considers every run that succeeded.
+
+    If it `may_activate`, a second success activates a draft.
+    """
 
     def __init__(self, saver: SkillSaver, *, may_activate: bool) -> None:
         self._saver = saver
@@ -53,7 +56,7 @@ class AutoSaver:
         return True
 
     async def consider_run(self, run: RunRow) -> str:
-        """Save a run if it is worth it, and return one line about that; "" if there is nothing to say."""
+        """Save a run if it is worth it; return a line about that, "" if there is none."""
         patience_s = GATE_PATIENCE_S
         if self._saver.has_describer:
             patience_s += DESCRIPTION_PATIENCE_S

@@ -4,7 +4,9 @@ Rule 1: the model sees code and types only. Defaults, docstrings, comments, text
 input, answers and results are left out, because they may be private.
 Rule 2: its answer is untrusted. It becomes a name and texts in docstrings; no other part of the
 code changes.
-Rule 3: without a usable answer, the words that were read from the code stay, with the reason.
+Rule 3: the request is not in the journal, because no run made it. The version has the model's name,
+the owner's budget pays.
+Rule 4: without a usable answer, the words that were read from the code stay, with the reason.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ MAX_SHOWN_TOOLS = 20
 MAX_SUMMARY_CHARS, MAX_PARAMETER_CHARS = 110, 100
 MIN_HIDDEN_CHARS = 4  # a shorter text is not private, even if it equals an input
 
-PROMPT = """Name and describe the Python function `run` for programmers who look for code that does the same.
+PROMPT = """\
+Name and describe the Python function `run` for programmers who look for code like it.
 name: two to five lowercase words joined by underscores, for what it does in general.
 summary: one sentence of at most 100 characters that begins with a verb.
 parameters: of each, in a few words, what it is.
@@ -63,7 +66,10 @@ class Description:
     def note(self) -> str:
         """What to tell the caller about the model; "" if none was asked."""
         if self.problem:
-            return f"A model was asked for a description, but the code's own words stay: {self.problem}"
+            return (
+                "A model was asked for a description, but the code's own words stay: "
+                f"{self.problem}"
+            )
         return f"It was named and described by {self.author}." if self.author else ""
 
 

@@ -51,7 +51,7 @@ def without_docstrings(tree: Tree) -> Tree:
 
 
 def parameter_descriptions(source: str) -> dict[str, str]:
-    """Return what the docstring of a module's `run` says about its parameters, one line each, by name."""
+    """Return what the docstring of a module's `run` says about each parameter, in one line."""
     tree = parse_source(source)
     names = {each.name for each in check_entry_signature(tree).parameters}
     found: dict[str, str] = {}

@@ -15,7 +15,7 @@ from .model import ExtractedSkill, RecordedCase, Skill
 
 @lru_cache(maxsize=2000)  # each save compares with every source in the store
 def source_shape(source: str) -> str:
-    """Return a digest that sources share which differ only in docstrings, defaults and return types."""
+    """Return a digest of source without its docstrings, defaults and return types."""
     try:
         tree = without_docstrings(ast.parse(source))
         for node in tree.body:

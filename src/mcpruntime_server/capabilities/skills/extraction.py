@@ -59,9 +59,9 @@ VAGUE_NAMES = frozenset(
 )
 VERBS = frozenset(
     """
-    add ask build check compare compute convert count create draw export fetch find format get group list load make
-    measure merge parse print rank read render return search send show sort split store sum summarize total translate
-    update write
+    add ask build check compare compute convert count create draw export fetch find format get
+    group list load make measure merge parse print rank read render return search send show sort
+    split store sum summarize total translate update write
     """.split()  # noqa: SIM905
 )
 INDENT = " " * 4
@@ -70,12 +70,15 @@ PREPOSITIONS = frozenset(
 )
 MAX_POSITIONAL = 3  # with more parameters, all but the first are given by name
 MAX_NAMED_TOOLS = 4  # in a summary
-NESTED_RUN = "Line {line}: the function `run` uses what other statements make, or is called with computed values."
+NESTED_RUN = (
+    "Line {line}: the function `run` uses what other statements make, "
+    "or is called with computed values."
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run: the expression that has it, and the variable that it is assigned to, if any."""
+    """The expression with the result of a run, and the variable that it is assigned to, if any."""
 
     expression: ast.expr
     variable: str = ""
@@ -137,7 +140,7 @@ def find_result(statement: Statement) -> Result:
 def collect_calls(
     steps: Sequence[RecordedStep], kept: Sequence[Statement]
 ) -> tuple[RecordedCall, ...]:
-    """Return the recorded calls that the kept statements made, numbered as if one run had made them."""
+    """Return the recorded calls of the kept statements, numbered as those of one run."""
     lines = {(each.step, line) for each in kept for line in each.lines}
     found: list[RecordedCall] = []
     occurrences: Counter[tuple[str, str]] = Counter()
@@ -165,11 +168,12 @@ def collect_calls(
 
 
 def _check_globals(kept: Sequence[Statement]) -> None:
-    """Raise `SkillRefused` if a function assigns to a global variable, which a skill has no place for."""
+    """Raise `SkillRefused` if a function assigns to a global variable."""
     for part in (part for each in kept for part in ast.walk(each.node)):
         if isinstance(part, ast.Global):
             raise SkillRefused(
-                f"Line {part.lineno}: a skill cannot have global variables such as {part.names[0]}.",
+                f"Line {part.lineno}: a skill cannot have global variables "
+                f"such as {part.names[0]}.",
                 remedy="Pass it to the function and return it, and save that run.",
             )
 
@@ -235,7 +239,7 @@ def import_predefined(names: Collection[str]) -> list[ast.stmt]:
 def keep_called_function(
     kept: Sequence[Statement], result: Result, case: RecordedCase, name: str = ""
 ) -> ExtractedSkill | None:
-    """Return the skill of a function whose call with plain values is the result; None if there is none."""
+    """Return the skill of a function whose call with plain values is the result, if any."""
     call = result.expression
     if isinstance(call, ast.Await):
         call = call.value
@@ -337,7 +341,7 @@ def generate_function(
         if each.is_definition and ENTRY_FUNCTION in each.binds:
             raise SkillRefused(
                 NESTED_RUN.format(line=each.node.lineno),
-                remedy="Move that into `run`, end the code with a call of it with plain values, and save that run.",
+                remedy="Move that into `run`, end with a call with plain values, and save it.",
             )
     found = find_parameters(kept, case.calls, fixed)
     literals = {id(node) for each in found for node in each.nodes}
@@ -537,7 +541,7 @@ def _describe_result(
     tools: Sequence[str],
     found: Sequence[FoundParameter],
 ) -> str:
-    """Return what to call a result: by its keys, its variable, what it is made of, or the tool that it came from."""
+    """Return what to call a result: its keys, its variable, its parts, or the tool that made it."""
     expression = result.expression
     if isinstance(expression, ast.Dict) and not result.variable:
         keys = [each.value for each in expression.keys if isinstance(each, ast.Constant)]

@@ -1,10 +1,13 @@
 """Test a skill against its recorded cases in a clean sandbox, before it may be used.
 
 1. It can be imported alone, and importing it does nothing.
-2. Each recorded case has the same result again, when its calls are answered from the recording, also with other
-   randomness and a year later.
+2. Each recorded case has the same result again when its calls are answered from the recording, also
+   with other randomness and a year later: what depends on today would pass otherwise.
 3. Parameters matter: another value changes the calls or the result.
 4. It is not a constant.
+
+Code that hangs with other values gets a fraction of the time that a save may take, because one save
+at a time is at the gate and others wait for it.
 
 Rule: the host decides whether a skill passes; the sandbox only reports what happened.
 """
@@ -51,13 +54,16 @@ DEPENDS_ON_CHANCE = (
 )
 NO_CASE_REASON = "It has no recorded case: run it once, and save that run."
 IS_CONSTANT = (
-    "It is a constant: it has no parameters and makes no calls. Assign what it works on to a variable, such as "
-    "city = 'Oslo', or write it as a function with parameters."
+    "It is a constant: it has no parameters and makes no calls. Assign what it works on to a "
+    "variable, such as city = 'Oslo', or write it as a function with parameters."
 )
-CHANGES_DEFAULT = "A call changes the default of a parameter, and so the results of later calls: change a copy instead."
+CHANGES_DEFAULT = (
+    "A call changes the default of a parameter, and so the results of later calls: "
+    "change a copy instead."
+)
 PRINTED_MORE = (
-    "The run printed more than its last statement, which alone is the result. End it with one expression that has the "
-    "whole result, and save that run."
+    "The run printed more than its last statement, which alone is the result. "
+    "End it with one expression that has the whole result, and save that run."
 )
 
 TrialResult = tuple[Recording, ReplayDiverged | None]
@@ -67,7 +73,7 @@ OpenTrial = Callable[[], AbstractAsyncContextManager[RunTrial]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of the gate: `reasons` against the skill, and its `cases` with the calls that it really makes.
+    """The outcome of the gate: `reasons` against a skill, and its `cases` with their actual calls.
 
     `removable` are parameters that can be literals as well: they do not matter, or only their
     recorded value works and there is no other parameter. If there are others, such a parameter
@@ -138,7 +144,10 @@ class _Gate:
         return ""
 
     async def _reproduce(self, case: RecordedCase) -> tuple[Recording, str]:
-        """Execute a recorded case, then with other randomness and later; return what happened, and what is wrong."""
+        """Execute a case as recorded, then with other randomness and time.
+
+        Return the first recording, and what is wrong; "" if nothing is.
+        """
         code = self._call_code(case.inputs, case)
         started = anyio.current_time()
         first, diverged = await self._run_trial(code, make_recording(case))
@@ -156,7 +165,7 @@ class _Gate:
         return first, ""
 
     async def _changes_default(self, case: RecordedCase) -> bool:
-        """Return whether a call changes a default, and so later calls that leave the parameter out."""
+        """Return whether a call changes a default, and so the results of later calls."""
         defaults = find_defaults(self._signature)
         mutable = {name for name, value in defaults.items() if isinstance(value, (list, dict))}
         if not mutable:
@@ -173,7 +182,10 @@ class _Gate:
     async def _vary_parameters(
         self, cases: Sequence[RecordedCase], recordings: Sequence[Recording]
     ) -> tuple[list[str], list[str]]:
-        """Return the reasons against parameters, and those that are removable. A parameter has to matter in one case."""
+        """Return the reasons against parameters, and the removable ones.
+
+        A parameter has to matter in one case at least.
+        """
         defaults = find_defaults(self._signature)
         names = dict.fromkeys([*(name for case in cases for name in case.inputs), *defaults])
         makes_calls = any(case.calls for case in cases)
@@ -203,7 +215,7 @@ class _Gate:
     async def _try_other_values(
         self, case: RecordedCase, recorded: Recording, name: str, value: Any
     ) -> list[TrialResult]:
-        """Return what happens in a case with other values of a parameter; [] if they make no difference."""
+        """Return the trials of a case with other values of a parameter; [] if nothing changes."""
         recording = make_recording(case, self._variant_timeout_s)
         for values in (make_variants(value), find_compared_values(self._tree, value)):
             results = [
@@ -266,8 +278,10 @@ def find_difference(
     if case.compares_stdout and recorded.endswith(actual):
         return PRINTED_MORE
     return (
-        f"Its recorded case is not reproduced: the result was {truncate_text(recorded, MAX_SHOWN_CHARS)[0]}, and is "
-        f"{truncate_text(actual, MAX_SHOWN_CHARS)[0]} in a clean sandbox. It may depend on variables, files, randomness or time."
+        "Its recorded case is not reproduced: the result was "
+        f"{truncate_text(recorded, MAX_SHOWN_CHARS)[0]}, and is "
+        f"{truncate_text(actual, MAX_SHOWN_CHARS)[0]} in a clean sandbox. "
+        "It may depend on variables, files, randomness or time."
     )
 
 
@@ -316,7 +330,7 @@ def find_defaults(signature: Signature) -> dict[str, Any]:
 
 
 def make_variants(value: Any) -> Collection[Any]:
-    """Return other values of the type of `value`, first those that are likeliest to make a difference."""
+    """Return other values of the type of `value`, the likeliest to make a difference first."""
     variants: list[Any] = ["x", 1]
     if isinstance(value, bool):
         variants = [not value]
@@ -342,7 +356,7 @@ def change_first_number(text: str) -> str:
 
 
 def find_compared_values(tree: ast.AST, value: Any) -> list[Any]:
-    """Return values of the type of `value` that code compares with or looks up: `if style == "long"`."""
+    """Return values of the same type that code compares with or looks up: `if style == "long"`."""
     found: list[Any] = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.Compare, ast.MatchValue)):

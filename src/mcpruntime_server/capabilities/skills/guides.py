@@ -1,4 +1,4 @@
-"""Read guides: Agent Skills that the user mounts, with instructions, scripts and other files. They are never written.
+"""Read guides: Agent Skills that the user mounts, with instructions, scripts and other files.
 
 Rule 1: nothing of a guide is executed here, and its texts are its author's word. Code reads them in
 its sandbox.
@@ -45,7 +45,7 @@ class Guide:
 
 
 class GuideFolders:
-    """The guides in some folders. Its methods block; they are used from one worker thread at a time."""
+    """The guides in some folders. Its methods block; one worker thread at a time uses them."""
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         self.problems: dict[str, str] = {}  # by folder
@@ -53,7 +53,7 @@ class GuideFolders:
         self._cache: dict[Path, tuple[tuple[int, int, int], Guide]] = {}
 
     def load_guides(self) -> dict[str, Guide]:
-        """Return the guides by name; of two with one name, the one in the folder that is set first."""
+        """Return the guides by name; of two with one name, the one in the first folder."""
         found: dict[str, Guide] = {}
         self.problems = {}
         for parent in self._folders:

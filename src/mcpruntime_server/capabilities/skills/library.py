@@ -97,7 +97,10 @@ class SkillLibrary:
         return len(await self.available_names())
 
     async def search(self, query: str, limit: int) -> list[Skill | Guide]:
-        """Return the active skills and guides that match any word of `query`, best first; all, if it is empty."""
+        """Return the active skills and guides that match any word of `query`, best first.
+
+        An empty query matches all.
+        """
         skills = active_skills(await self.all_versions())
         found: dict[str, Skill | Guide] = {**await self.load_guides(), **skills}
         records = await self.usage_records()
@@ -153,7 +156,7 @@ class SkillLibrary:
             )
 
     async def retire_unused(self) -> list[Skill]:
-        """Retire the active skills that are no longer used, or that mostly fail, and return them."""
+        """Retire and return the active skills that are no longer used, or that mostly fail."""
         records = await self.usage_records()
         retired = []
         for skill in active_skills(await self.all_versions()).values():
@@ -185,7 +188,7 @@ class SkillLibrary:
     # calls from sandboxes -------------------------------------------------------------------------
 
     async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
-        """Answer `skills.source {skill, version}`, `.files`, `.search {query, limit}`, `.names` or `.used`."""
+        """Answer `skills.source`, `.names`, `.files`, `.search` or `.used`."""
         match target:
             case "skills.source":
                 return await self._handle_source(args.get("skill"), args.get("version"))

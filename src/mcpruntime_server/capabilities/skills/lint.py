@@ -61,16 +61,17 @@ DEFINITIONS = (
 # these may be called at import
 HARMLESS_CALLS = frozenset(
     """
-    re.compile frozenset set dict list tuple range field dataclasses.field TypeVar auto enum.auto timedelta
-    datetime.timedelta Decimal decimal.Decimal namedtuple collections.namedtuple dataclass dataclasses.dataclass
-    lru_cache functools.lru_cache functools.wraps
+    re.compile frozenset set dict list tuple range field dataclasses.field TypeVar auto
+    enum.auto timedelta datetime.timedelta Decimal decimal.Decimal namedtuple
+    collections.namedtuple dataclass dataclasses.dataclass lru_cache functools.lru_cache
+    functools.wraps
     """.split()  # noqa: SIM905
 )
 HARMLESS_DECORATORS = frozenset(
     """
-    abstractmethod asynccontextmanager cache cached_property classmethod contextmanager dataclass deleter final getter
-    lru_cache overload override property runtime_checkable setter singledispatch staticmethod total_ordering unique
-    vectorize wraps
+    abstractmethod asynccontextmanager cache cached_property classmethod contextmanager
+    dataclass deleter final getter lru_cache overload override property runtime_checkable setter
+    singledispatch staticmethod total_ordering unique vectorize wraps
     """.split()  # noqa: SIM905
 )
 
@@ -231,7 +232,7 @@ def _check_imports(imported: dict[str, tuple[str, int]], packages: Collection[st
 
 
 def find_tool_names(tree: ast.AST) -> set[str]:
-    """Return the tools that code names ("git.git_log"), and servers ("git") where it does not name the tool."""
+    """Return the tools that code names ("git.git_log"), or only their servers ("git")."""
     return _find_members(tree, TOOLS_PACKAGE, TOOLS_NAMES)
 
 
@@ -246,7 +247,7 @@ def find_skill_names(tree: ast.AST) -> set[str]:
 
 
 def _find_members(tree: ast.AST, package: str, own_names: Collection[str]) -> set[str]:
-    """Return what code names below a package, at most two parts of each: {"git.git_log", "time"}."""
+    """Return what code names below a package, without its own names: {"git.git_log", "time"}."""
     origins: dict[str, str] = {package: package}  # of names: {"log": "tools.git.git_log"}
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -387,7 +388,8 @@ def _check_texts(tree: ast.AST) -> None:
             raise _holds_credential(kind, node.lineno)
         if id(node) not in docstrings and is_absolute_path(text):
             raise SkillRefused(
-                f"Line {node.lineno} holds the absolute path {text!r:.120}, which does not exist elsewhere.",
+                f"Line {node.lineno} holds the absolute path {text!r:.120}, "
+                "which does not exist elsewhere.",
                 remedy="Make it a parameter without a default.",
             )
 

@@ -129,7 +129,7 @@ def _collect_parameters(
 
 
 def _add_literal(found: list[FoundParameter], name: str, node: ast.expr) -> None:
-    """Add a literal to the parameter that has its value, to those that its items have, or as a new parameter."""
+    """Add a literal to the parameter with its value, or with that of an item, or as a new one."""
     value = literal_value(node)
     texts = _shared_texts(found)
     if isinstance(node, (ast.List, ast.Tuple)):
@@ -181,7 +181,7 @@ def _share_texts(
 def _name_parameters(
     found: Sequence[FoundParameter], kept: Sequence[Statement], fixed: Collection[str]
 ) -> list[FoundParameter]:
-    """Give each parameter a name that nothing else in its scope has; return those that are not `fixed`."""
+    """Give each parameter a unique name in its scope, and return those that are not `fixed`."""
     names: set[str] = set()
     for each in found:
         is_own_variable = each.name == each.variable
@@ -348,7 +348,7 @@ class _LiteralFinder(ast.NodeVisitor):
             )
 
     def _recorded_name(self, target: str, argument: ast.expr, node: ast.Call) -> str:
-        """Return the name under which the recorded calls of `node` have the value of a positional argument."""
+        """Return the parameter that has the value of a positional argument in a recorded call."""
         if not _is_literal(argument):
             return ""
         value = literal_value(argument)
@@ -424,7 +424,7 @@ class _LiteralFinder(ast.NodeVisitor):
 
 
 def _find_origins(kept: Sequence[Statement]) -> Mapping[str, str]:
-    """Return what names stand for in the packages of the sandbox: {"git_log": "tools.git.git_log"}."""
+    """Return what names stand for in packages of the sandbox: {"log": "tools.git.git_log"}."""
     packages = PROVIDED_PACKAGES | {MODEL_PACKAGE}
     found = {"tools": "tools", "skills": "skills"}
     found |= {name: f"{MODEL_PACKAGE}.{name}" for name in MODEL_FUNCTIONS}
@@ -463,7 +463,7 @@ def _positional_names(function: FunctionNode) -> list[str]:
 
 
 def _operand_name(node: ast.expr) -> str:
-    """Return what to call the value of an expression: its key, attribute, variable or function; "" if unknown."""
+    """Return what to call an expression: its key, attribute, variable or function; "" if none."""
     match node:
         case ast.Subscript(slice=ast.Constant(str(name))):
             pass
@@ -509,7 +509,7 @@ class _Replacer(ast.NodeTransformer):
 def replace_literals(
     nodes: Iterable[ast.stmt], found: Sequence[FoundParameter]
 ) -> Iterator[ast.stmt]:
-    """Yield statements with parameters in the places of their literals, without those that then do nothing.
+    """Yield statements with parameters for their literals, except those that then do nothing.
 
     The trees are changed in place.
     """
@@ -526,7 +526,10 @@ def replace_literals(
 
 
 def annotation_of(value: Any, depth: int = MAX_TYPE_DEPTH) -> str:
-    """Return the type of a JSON value as Python source; what is nested deeper than `depth`, or mixed, is `Any`."""
+    """Return the type of a JSON value as Python source.
+
+    What is nested deeper than `depth`, or of mixed types, is `Any`.
+    """
     if value is None:
         return "None"
     if isinstance(value, SCALARS):

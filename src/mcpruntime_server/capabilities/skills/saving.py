@@ -1,8 +1,10 @@
-"""Make skills of runs and of written code: extract, check, test at the gate, describe, and add to the store.
+"""Make skills of runs and of written code: extract, check, test, describe, and store them.
 
 Rule 1: a skill becomes active only if it passes the gate. Otherwise it is a draft, with the
 reasons.
-Rule 2: what is saved holds no credentials, neither its code nor its recorded cases.
+Rule 2: nothing is saved without being asked, unless `[skills] auto` wants it (`auto_save`): a case
+holds what tools answered, and lies in a folder beside the settings.
+Rule 3: what is saved holds no credentials, neither its code nor its recorded cases.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ MAX_ATTEMPTS = 3  # at the gate, each with fewer parameters
 NOT_CHECKED_YET = (
     "It has worked once and was not checked: a second run like it, or saving that run, checks it."
 )
-EDIT_REMEDY = "If the edit is meant to change the result: call this exact version with named values, and save that run."
+EDIT_REMEDY = (
+    "If the edit is meant to change the result: call this exact version with named values, "
+    "and save that run."
+)
 
 Extract = Callable[[Collection[str]], ExtractedSkill]  # takes the parameters that stay literals
 
@@ -50,7 +55,10 @@ class SaveResult:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A skill before the gate, with all its cases; `duplicate` is the last version, if that does the same."""
+    """A skill before the gate, with all its cases.
+
+    `duplicate` is the last version, if that does the same.
+    """
 
     name: str
     extracted: ExtractedSkill
@@ -113,7 +121,7 @@ class SkillSaver:
             )
 
     async def save_code(self, code: str, name: str = "") -> SaveResult:
-        """Save code that was written as a skill. It is a draft until a run that uses it is saved."""
+        """Save code that was written as a skill: a draft, until a run that uses it is saved."""
         from .extraction import read_written_skill
 
         name = parse_skill_name(name) if name else ""
@@ -146,7 +154,10 @@ class SkillSaver:
             return await self._save(extract, run.id, session=run.session_id, skips_gate=not name)
 
     async def recheck(self, skill: Skill, *, may_revive: bool = False) -> Skill:
-        """Test a version again, and return it with its new state; a retired one stays retired unless it `may_revive`."""
+        """Test a version again, and return it with its new state.
+
+        A retired version stays retired, unless it `may_revive`.
+        """
         async with self._lock:
             verdict = await self._check_again(skill)
             if verdict.reasons:
@@ -163,7 +174,7 @@ class SkillSaver:
             return await self._library.set_state(skill, "active", (), digests)
 
     async def _check_again(self, skill: Skill) -> Verdict:
-        """Return the verdict on a version that may have been edited, or whose dependencies may have changed."""
+        """Return the verdict on a version that may be edited, or whose tools may have changed."""
         try:
             checked = await anyio.to_thread.run_sync(check_source, skill.source, self._packages)
             check_dependency_cycle(skill.name, checked.skills, await self._library.all_versions())

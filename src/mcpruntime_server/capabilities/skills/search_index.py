@@ -35,7 +35,10 @@ class SkillIndex:
     def search(
         self, query: str, limit: int, weight: Callable[[str], float] = lambda _: 1.0
     ) -> list[str]:
-        """Return the names of what matches any word of `query`, best first; `weight` multiplies the score of a name."""
+        """Return the names of what matches any word of `query`, best first.
+
+        `weight` returns the factor of a name's score.
+        """
         expression = match_any(split_words(query))
         if not expression:
             return []

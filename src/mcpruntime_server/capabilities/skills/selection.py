@@ -27,7 +27,7 @@ def active_skills(skills: VersionsByName) -> dict[str, Skill]:
 
 
 def pick_version(skills: VersionsByName, reference: str) -> Skill:
-    """Return an exact version ("weather_report@2"), or the active version of a skill, or else its newest.
+    """Return an exact version ("weather_report@2"), or a skill's active or else newest version.
 
     Raises `NotFound`, `InvalidRequest`.
     """
@@ -81,7 +81,7 @@ def check_case(case: RecordedCase) -> None:
     if kind := next(filter(None, kinds), ""):
         raise SkillRefused(
             f"An input of the run, or an answer to one of its calls, holds what looks like {kind}.",
-            remedy="Skills are saved with their recorded cases: save a run that does not see credentials.",
+            remedy="Recorded cases are saved, too: save a run that does not see credentials.",
         )
 
 

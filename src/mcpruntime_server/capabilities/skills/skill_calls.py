@@ -1,4 +1,4 @@
-"""Recognise a run that only calls a skill: it is one more case of that skill, and not a skill of its own."""
+"""Recognise a run that only calls a skill: it is another case of that skill, not a new skill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SkillCall:
 
 
 def find_skill_call(step: RecordedStep) -> SkillCall | None:
-    """Return the call of a skill with plain keyword arguments that a run consists of; None if it does more.
+    """Return the call of a skill that a run consists of; None if it does more.
 
     Positional arguments would need the skill's signature, which is not known here.
     """

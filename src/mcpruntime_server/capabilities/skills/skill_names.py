@@ -37,7 +37,7 @@ def name_problem(name: str) -> str:
     if len(name) > MAX_NAME_CHARS:
         return f"it has more than {MAX_NAME_CHARS} characters"
     if not NAME.fullmatch(name):
-        return "it has to start with a lowercase ASCII letter, and may have digits and single underscores"
+        return "it is not made of lowercase ASCII letters, digits and single underscores"
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         return "it is a keyword of Python"
     if name in RESERVED_NAMES or VERSION_MODULE.fullmatch(name):

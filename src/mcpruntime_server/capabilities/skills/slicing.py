@@ -3,7 +3,7 @@
 Only whole top-level statements are selected. What a statement binds and reads is exact: it comes
 from `symtable`. What it may change is guessed generously: a method may change its object, a
 function of the code's own its arguments, and a change to one object counts for every name that may
-refer to it.
+refer to it. Tools get copies of their arguments, so a call changes none of the code's objects.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ DYNAMIC_BUILTINS = frozenset(
 # methods that do not change their object
 PURE_METHODS = frozenset(
     """
-    agg aio astype capitalize casefold copy count decode describe difference encode endswith find findall format get
-    group groupby groups head index intersection isdigit isoformat items join keys lower lstrip match max mean median
-    merge min most_common nlargest partition read_text replace reset_index round rpartition rsplit rstrip search size
-    sort_values split splitlines startswith strftime strip sum tail timestamp title to_dict tolist total_seconds union
-    upper value_counts values zfill
+    agg aio astype capitalize casefold copy count decode describe difference encode endswith
+    find findall format get group groupby groups head index intersection isdigit isoformat items
+    join keys lower lstrip match max mean median merge min most_common nlargest partition
+    read_text replace reset_index round rpartition rsplit rstrip search size sort_values split
+    splitlines startswith strftime strip sum tail timestamp title to_dict tolist total_seconds
+    union upper value_counts values zfill
     """.split()  # noqa: SIM905
 )
 # library functions that change an argument
@@ -44,9 +45,9 @@ ARGUMENT_CHANGERS = frozenset(
 # functions and methods that change files or databases
 FILE_WRITERS = frozenset(
     """
-    commit copyfile copytree dump execute executemany extractall makedirs mkdir move rename rmtree savefig savetxt
-    symlink_to to_csv to_excel to_json to_parquet to_sql touch unlink write write_bytes write_text writelines writerow
-    writerows
+    commit copyfile copytree dump execute executemany extractall makedirs mkdir move rename
+    rmtree savefig savetxt symlink_to to_csv to_excel to_json to_parquet to_sql touch unlink
+    write write_bytes write_text writelines writerow writerows
     """.split()  # noqa: SIM905
 )
 ITEM_KEEPING_BUILTINS = frozenset({"enumerate", "filter", "list", "reversed", "sorted", "zip"})
@@ -97,7 +98,7 @@ def read_statements(steps: Sequence[RecordedStep]) -> list[Statement]:
 
 
 def parse_executed_code(step: RecordedStep) -> ast.Module:
-    """Return the tree of the code that a step ran to its end; `SUBMIT(x)` in the end becomes `x`."""
+    """Return the tree of what a step ran to its end; `SUBMIT(x)` at the end becomes `x`."""
     if step.succeeded:
         tree = parse_source(step.code)
         match tree.body[-1:]:
@@ -206,7 +207,7 @@ def analyse_statement(step: int, node: ast.stmt, names: _CalledNames) -> Stateme
 
 
 def find_names(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the global names that a statement binds, and those that it reads, at once or in calls later."""
+    """Return the global names that a statement binds, and those that it reads, now or later."""
     try:
         table = symtable.symtable(ast.unparse(node), "<code>", "exec")
     except (SyntaxError, ValueError) as exc:
@@ -307,7 +308,7 @@ def base_names(node: ast.expr) -> frozenset[str]:
 
 
 def called_name(call: ast.Call) -> str:
-    """Return the dotted name of a called function, or only the method's name; "" if it has neither."""
+    """Return the dotted name of a called function, or only the method's name; "" if none."""
     if name := dotted_name(call.func):
         return name
     return call.func.attr if isinstance(call.func, ast.Attribute) else ""
@@ -340,7 +341,7 @@ def group_aliases(statements: Iterable[Statement]) -> Mapping[str, int]:
 
 
 def find_changed_names(statements: Sequence[Statement]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names through which statements may change objects, and these with all their aliases."""
+    """Return the names through which objects may change, and these with all their aliases."""
     groups = group_aliases(statements)
     changed = frozenset(name for each in statements for name in each.changes)
     changed_groups = {groups.get(name, name) for name in changed}
@@ -351,7 +352,7 @@ def find_changed_names(statements: Sequence[Statement]) -> tuple[frozenset[str],
 def select_statements(
     statements: Sequence[Statement], steps: Sequence[RecordedStep]
 ) -> list[Statement]:
-    """Return what the last statement needs, and what else changes upstreams or files in the same steps.
+    """Return what the last statement needs, and what else changes something in the same steps.
 
     Raises `SkillRefused` if a name is needed that no statement binds.
     """
@@ -381,7 +382,7 @@ def select_statements(
 def _select_needed(
     statements: Sequence[Statement], steps: Sequence[RecordedStep], required: AbstractSet[int]
 ) -> list[Statement]:
-    """Return what the last statement and those whose nodes have an id in `required` need, themselves included."""
+    """Return what the last statement, and the nodes with an id in `required`, need."""
     if any(each.is_dynamic for each in statements):
         return list(statements)
     groups = group_aliases(statements)

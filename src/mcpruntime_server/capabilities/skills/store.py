@@ -227,7 +227,7 @@ class SkillStore:
             _publish(folder)
         return replace(skill, **changes)  # type: ignore[arg-type]
 
-    # edits by people --------------------------------------------------------------------------------
+    # edits by people ------------------------------------------------------------------------------
 
     def _adopt_edits(self, name: str, folder: Path) -> None:
         """Add a draft version of a folder that somebody has edited or created."""
@@ -322,7 +322,7 @@ def _is_published_copy(folder: Path, found: FileContents) -> bool:
 
 
 def _is_mixed_copy(folder: Path, content: FileContents) -> bool:
-    """Return whether each file is that of some version: nobody edited it, but a copy is incomplete."""
+    """Return whether each file is that of some version: then a copy is incomplete, not edited."""
     versions = [
         read_version_files(_version_folder(folder, number)) for number in _version_numbers(folder)
     ]
@@ -332,7 +332,7 @@ def _is_mixed_copy(folder: Path, content: FileContents) -> bool:
 
 
 def _file_state(folder: Path) -> tuple[object, ...]:
-    """Return a value that changes when any file of a skill does, as far as the file system tells."""
+    """Return a value that changes when a file of a skill does, as far as its status tells."""
     numbers = _version_numbers(folder)
     state: list[object] = [*numbers]
     for part in (folder, *(_version_folder(folder, number) for number in numbers)):

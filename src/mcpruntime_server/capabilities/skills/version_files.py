@@ -1,4 +1,4 @@
-"""Write and read a version of a skill as files: `SKILL.md`, `skill.py`, `cases/*.json` and `skill.toml`.
+"""Write and read the files of a version: `SKILL.md`, `skill.py`, `cases/*.json`, `skill.toml`.
 
 Rule 1: all files but `skill.toml` are the version's content. They never change, and `skill.toml`
 has their digests.
