@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from mcpruntime_server.protocol.payloads import ToolDescription
 from mcpruntime_server.sandboxed.library import tools
 from mcpruntime_server.sandboxed.library.results import (
     AttributeDict,
@@ -386,7 +387,7 @@ class TestMap:
 
 class TestListings:
     def test_a_listing_reads_as_lines_and_is_a_list_of_objects(self) -> None:
-        entry = {
+        entry: ToolDescription = {
             "server": "git",
             "tool": "git_log",
             "signature": "(repo_path)",

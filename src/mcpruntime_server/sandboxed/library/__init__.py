@@ -1,1 +1,1 @@
-"""What user code sees: tools, skills, models, inputs and knowledge."""
+"""What user code sees in a sandbox: tools, skills, models, inputs and knowledge."""

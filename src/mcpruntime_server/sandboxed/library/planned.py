@@ -1,110 +1,46 @@
-"""What code in a dry run gets for a call that is planned instead of made: something that must not be looked into.
+"""The result of a call that a dry run has planned instead of made.
 
-It can be printed, put into a text and kept. Whatever would need to know what it is ends the run there: what follows
-depends on a result that nobody has yet.
-Rule: a run that has come to its `PlanEnded` ends with it (`cause`), whatever the code makes of it. A plan whose end was
-swallowed would be taken for the whole of what the code does.
+It can be printed, put into a text and stored. Any operation that needs the real result ends the dry
+run there, because what follows depends on a result that does not exist yet.
+Rule: a run that has reached a `PlanEnded` ends with it (`find_cause`), even if the code catches it.
+Otherwise a plan whose end was swallowed would look like everything that the code does.
 """
 
 from __future__ import annotations
 
 from ...protocol.library_names import PLANNED_RESULT_TEXT
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
     from typing import Any, NoReturn, Optional
 
-INSPECTING_METHODS = (
-    *(
-        "bool",
-        "len",
-        "iter",
-        "next",
-        "contains",
-        "getitem",
-        "setitem",
-        "delitem",
-        "call",
-        "await",
-        "fspath",
-    ),
-    *(
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "int",
-        "float",
-        "complex",
-        "index",
-        "bytes",
-        "neg",
-        "pos",
-        "abs",
-        "invert",
-    ),
-    *(
-        "add",
-        "radd",
-        "sub",
-        "rsub",
-        "mul",
-        "rmul",
-        "truediv",
-        "rtruediv",
-        "floordiv",
-        "rfloordiv",
-        "mod",
-        "rmod",
-    ),
-    *(
-        "pow",
-        "rpow",
-        "matmul",
-        "rmatmul",
-        "and",
-        "rand",
-        "or",
-        "ror",
-        "xor",
-        "rxor",
-        "lshift",
-        "rshift",
-        "round",
-    ),
-    *(
-        "reduce_ex",
-        "deepcopy",
-        "copy",
-        "setattr",
-        "delattr",
-        "divmod",
-        "rdivmod",
-        "reversed",
-        "trunc",
-    ),
-    *("enter", "exit", "aenter", "aexit", "aiter", "anext"),
-)
+# the special methods whose use needs the real result
+INSPECTING_METHODS = """
+    bool len iter next contains getitem setitem delitem call await fspath
+    eq ne lt le gt ge int float complex index bytes neg pos abs invert
+    add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod
+    pow rpow matmul rmatmul and rand or ror xor rxor lshift rshift round
+    reduce_ex deepcopy copy setattr delattr divmod rdivmod reversed trunc
+    enter exit aenter aexit aiter anext
+""".split()  # noqa: SIM905 - a list would take ninety lines
 
 
 class PlanEnded(BaseException):
-    """The code of a dry run needs a result that is not known before the call is made.
+    """The code of a dry run needs the result of a call that has not been made.
 
-    No `Exception`, so that code which handles the failures of its calls does not take this for one.
+    It is no `Exception`, so that code which handles failed calls does not catch it.
     """
 
     __module__ = "tools"
 
 
 class PlannedResult:
-    """Stands for the result of a call that was planned."""
+    """Stands for the result of a planned call."""
 
     __slots__ = ("_call", "_tool")
     __module__ = "tools"
     any_created = False
-    first_end: Optional[PlanEnded] = None  # the first of the run
+    first_end: Optional[PlanEnded] = None  # of the current run
 
     def __init__(self, tool: str, call: Any) -> None:
         object.__setattr__(self, "_tool", tool)
@@ -117,29 +53,27 @@ class PlannedResult:
     def __format__(self, spec: str) -> str:
         try:
             return format(repr(self), spec)
-        except ValueError:  # a format for numbers, which the result may be
+        except ValueError:  # the format of a number, which the real result may be
             return repr(self)
 
     def __hash__(self) -> int:
         return id(self)
 
     def __getattribute__(self, name: str) -> Any:
-        if not (
-            name.startswith("__") and name.endswith("__")
-        ):  # those are what Python itself looks for
+        is_special = name.startswith("__") and name.endswith("__")  # Python itself looks these up
+        if not is_special:
             end_plan(self)
         return object.__getattribute__(self, name)
 
 
 def end_plan(planned: PlannedResult, *_: Any, **__: Any) -> NoReturn:
-    """End the run where its code looks into a result that there is not."""
-    tool, call = (
-        object.__getattribute__(planned, "_tool"),
-        object.__getattribute__(planned, "_call"),
-    )
+    """End the dry run because its code needs the result of a planned call."""
+    tool = object.__getattribute__(planned, "_tool")
+    call = object.__getattribute__(planned, "_call")
     end = PlanEnded(
-        f"The code needs the result of {tool} (planned call {call}), which is not known before the call is made. "
-        "Commit what is planned; the rest is planned in another round."
+        f"The code needs the result of {tool} (planned call {call}), "
+        "which is not known before the call is made. "
+        "Commit the planned calls; the rest is planned in another round."
     )
     PlannedResult.first_end = PlannedResult.first_end or end
     raise end
@@ -150,17 +84,27 @@ for _name in INSPECTING_METHODS:
 
 
 def find_cause(failure: BaseException) -> BaseException:
-    """Return what ended a run that failed with `failure`: code, asyncio or a thread may have put that in its place."""
-    return failure if isinstance(failure, PlanEnded) else PlannedResult.first_end or failure
+    """Return what ended a run that failed with `failure`.
+
+    Code, asyncio or a thread may have replaced the `PlanEnded` by another exception.
+    """
+    if isinstance(failure, PlanEnded):
+        return failure
+    return PlannedResult.first_end or failure
 
 
 def check_no_planned_result(value: Any) -> None:
-    """Raise `PlanEnded` if the result of a planned call is part of `value`, which is to be sent."""
+    """Raise `PlanEnded` if `value`, which is to be sent, contains the result of a planned call."""
+    if PlannedResult.any_created:
+        _search_planned_result(value)
+
+
+def _search_planned_result(value: Any) -> None:
     if isinstance(value, PlannedResult):
         end_plan(value)
     elif isinstance(value, dict):
         for item in (*value, *value.values()):
-            check_no_planned_result(item)
+            _search_planned_result(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            check_no_planned_result(item)
+            _search_planned_result(item)

@@ -1,7 +1,8 @@
-"""What comes back into sandboxed code: results that read like objects, and the outcomes of batches.
+"""What calls return to code: JSON objects with attributes, and the outcomes of batches.
 
-Rule 1: standard library only, Python >= 3.9, and few imports: this module is part of every sandbox's start.
-Rule 2: a result is JSON data and stays so: `Record` is a dict to everything that asks.
+Rule 1: standard library only, Python >= 3.9, and few imports: this module is part of every start of
+a sandbox.
+Rule 2: a result is JSON data and stays so: to everything that checks, an `AttributeDict` is a dict.
 Rule 3: nothing here knows where results come from.
 """
 
@@ -10,42 +11,47 @@ from __future__ import annotations
 from ...protocol.suggestions import did_you_mean
 from .planned import PlanEnded
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable
+    from typing import Any, Callable, Iterable, Tuple
 
 
-MAX_MAP_THREADS = 256  # of one `map_concurrently`; a sandbox's process limit counts threads too
-MAX_REPR_SLOTS = 20  # slots that the repr of a batch spells out
+MAX_MAP_THREADS = (
+    256  # of one `map_concurrently`; the process limit of a sandbox counts threads, too
+)
+MAX_REPR_SLOTS = 20  # that the repr of a batch lists
 MAX_REPR_CHARS = 200  # of one value in the repr of a slot
+MAX_LISTED_KEYS = 30  # that an error names
 
 
 class AttributeDict(dict[str, "Any"]):
-    """A dict whose keys are attributes too; a key that is also a dict method is reachable by `[]` alone."""
+    """A dict whose keys are attributes, too.
+
+    A key that is also the name of a dict method can be reached by `[]` alone.
+    """
 
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        # No dunder key is an attribute: copy, pickle, numpy and others look for dunder names and call what they find.
+        # Special names are no attributes: copy, pickle, numpy and others call what they find there.
         if name in self and not (name.startswith("__") and name.endswith("__")):
             return self[name]
         keys = [key for key in self if isinstance(key, str)]
-        known = ", ".join(map(repr, keys[:30])) + (", ..." if len(keys) > 30 else "")
-        raise AttributeError(
-            f"no key {name!r} in this result. {did_you_mean(name, keys)}Keys: {known or 'none'}."
-        )
+        known = ", ".join(map(repr, keys[:MAX_LISTED_KEYS]))
+        if len(keys) > MAX_LISTED_KEYS:
+            known += ", ..."
+        hint = did_you_mean(name, keys)
+        raise AttributeError(f"no key {name!r} in this result. {hint}Keys: {known or 'none'}.")
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
 
     def __dir__(self) -> Iterable[str]:
-        return [
-            *super().__dir__(),
-            *(key for key in self if isinstance(key, str) and key.isidentifier()),
-        ]
+        keys = [key for key in self if isinstance(key, str) and key.isidentifier()]
+        return [*super().__dir__(), *keys]
 
     def copy(self) -> AttributeDict:
-        """Return a shallow copy that still allows attribute access."""
+        """Return a shallow copy with attributes."""
         return AttributeDict(self)
 
     __copy__ = copy
@@ -58,12 +64,15 @@ class AttributeDict(dict[str, "Any"]):
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as a plain dict, so that the file can be read where this module is not."""
+        """Pickle as a plain dict, so that Python without this module can read the file."""
         return dict, (), None, None, iter(self.items())
 
 
 def wrap_dicts(value: Any) -> Any:
-    """Return JSON data with every dict in it made a `Record`; lists are changed in place."""
+    """Return JSON data with every dict replaced by an `AttributeDict`.
+
+    Lists are changed in place.
+    """
     kind = type(value)
     if kind is dict:
         return AttributeDict((key, wrap_dicts(item)) for key, item in value.items())
@@ -75,7 +84,7 @@ def wrap_dicts(value: Any) -> Any:
 
 
 class Slot:
-    """The outcome of one item of a batch: `ok`, and then `value`, or else `error` (the exception)."""
+    """The outcome of one item of a batch: `ok` and `value`, or else `error` (the exception)."""
 
     __slots__ = ("error", "ok", "value")
 
@@ -86,7 +95,8 @@ class Slot:
 
     def __repr__(self) -> str:
         text = repr(self.value) if self.ok else f"{type(self.error).__name__}: {self.error}"
-        text = text if len(text) <= MAX_REPR_CHARS else text[:MAX_REPR_CHARS] + "..."
+        if len(text) > MAX_REPR_CHARS:
+            text = text[:MAX_REPR_CHARS] + "..."
         return f"<ok {text}>" if self.ok else f"<failed {text}>"
 
 
@@ -107,9 +117,10 @@ class Slots(list["Any"]):
 def map_concurrently(
     fn: Callable[[Any], Any], items: Iterable[Any], max_concurrency: int = 16
 ) -> Slots:
-    """Call `fn(item)` for every item, up to `max_concurrency` at a time; return one slot each, in order.
+    """Call `fn(item)` for every item, up to `max_concurrency` at once; return a slot for each.
 
-    A slot has `.ok`, `.value` and `.error`; a failure never stops the others. `fn` is any callable; it runs in threads.
+    The slots are in the order of the items and have `.ok`, `.value` and `.error`. A failure never
+    stops the others. `fn` is any callable; it runs in threads.
     """
     import threading
     from contextvars import copy_context
@@ -117,24 +128,26 @@ def map_concurrently(
 
     if max_concurrency < 1:
         raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}.")
-    todo = list(items)
-    slots = Slots([None] * len(todo))
-    queue = iter(enumerate(todo))
+    all_items = list(items)
+    slots = Slots([None] * len(all_items))
+    queue = iter(enumerate(all_items))
     stopped = threading.Event()
 
-    def work(first: tuple[int, Any]) -> None:
+    def work(first: Tuple[int, Any]) -> None:
         for index, item in chain((first,), queue):
             if stopped.is_set():
                 return
             slots[index] = run_item(fn, item)
 
+    # Each thread gets its first item here, so that in a replay it gets the same one.
     threads = [
         threading.Thread(
-            target=copy_context().run, args=(work, first), name=f"tools.map-{first[0]}", daemon=True
+            target=copy_context().run,
+            args=(work, first),
+            name=f"tools.map-{first[0]}",
+            daemon=True,
         )
-        for first in islice(
-            queue, min(max_concurrency, MAX_MAP_THREADS)
-        )  # so that a replay gives each the same one
+        for first in islice(queue, min(max_concurrency, MAX_MAP_THREADS))
     ]
     try:
         for thread in threads:
@@ -144,7 +157,7 @@ def map_concurrently(
     finally:
         stopped.set()  # an interrupted map starts nothing more
     for slot in slots:
-        if isinstance(slot.error, PlanEnded):  # of the whole run, and no item's outcome
+        if isinstance(slot.error, PlanEnded):  # it ends the whole run, not one item
             raise slot.error
     return slots
 
@@ -153,5 +166,5 @@ def run_item(fn: Callable[[Any], Any], item: Any) -> Slot:
     """Return the outcome of `fn(item)`."""
     try:
         return Slot(fn(item))
-    except BaseException as error:  # noqa: BLE001 - in a thread even SystemExit is one item's outcome
+    except BaseException as error:  # noqa: BLE001 - in a thread, even SystemExit is the outcome of one item
         return Slot(error=error)

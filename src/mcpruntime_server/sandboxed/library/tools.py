@@ -1,11 +1,14 @@
-"""What sandboxed code sees of the host: the package `tools` and its errors.
+"""The package `tools`, through which code calls the tools of MCP servers.
 
-`install` puts `tools` into `sys.modules`. A server's module is made at its first import, from source (a *shim*) that
-the host generates; the shim's functions are plain `def`s under the decorator `shim`, which turns them into calls.
+`install_tools` puts `tools` into `sys.modules`. A server's module is made at its first import, from
+source (a *shim*) that the host generates. The functions of a shim are plain `def`s under the
+decorator `shim`, which turns a call of the function into a call of the tool.
 
-Rule 1: standard library only, Python >= 3.9, and few imports: this module is part of every sandbox's start.
-Rule 2: nothing here knows how a call travels; `install` is handed two functions, a blocking one and its async twin.
-Rule 3: names that cannot be right (a server, a tool, a parameter) fail here, with the names that would be.
+Rule 1: standard library only, Python >= 3.9, and few imports: this module is part of every start of
+a sandbox.
+Rule 2: nothing here knows how a call travels; `install_tools` gets two functions, one that blocks
+and one for asyncio.
+Rule 3: a wrong name of a server, tool or parameter fails here, and the error lists the right names.
 """
 
 from __future__ import annotations
@@ -21,17 +24,20 @@ from ...protocol.suggestions import did_you_mean
 from .planned import PlanEnded, PlannedResult, check_no_planned_result
 from .results import Slot, map_concurrently, wrap_dicts
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
     from typing import Any, Awaitable, Callable, Iterable, Mapping, NoReturn, Sequence
 
-VAR_KEYWORDS_FLAG = 0x08  # code flag: the function takes `**kwargs`
+    from ...protocol.payloads import ToolListing
+
+VAR_KEYWORDS_FLAG = 0x08  # of a code object: the function takes `**kwargs`
+MAX_LISTED_NAMES = 50  # that an error lists
 
 # errors -------------------------------------------------------------------------------------------
 
 
 class HostError(Exception):
-    """The host's answer to a call was an error; `kind` is for programs, `data` is plain JSON."""
+    """The host answered a call with an error; `kind` is for programs, `data` is plain JSON."""
 
     def __init__(self, kind: str, message: str, data: Any = None) -> None:
         super().__init__(message)
@@ -41,7 +47,11 @@ class HostError(Exception):
 
 
 class ToolError(Exception):
-    """A tool call failed: `tool` ("git.git_log"), `arguments` as sent, `message`, `kind`, `data` (plain JSON)."""
+    """A tool call failed.
+
+    `tool` is like "git.git_log", `arguments` are those sent; `message`, `kind` and `data` (plain
+    JSON) say why.
+    """
 
     __module__ = TOOLS_PACKAGE
 
@@ -66,34 +76,35 @@ class ToolError(Exception):
 
 
 class ToolArgumentError(ToolError, TypeError):
-    """A tool was called with parameters that it does not have, or without one that it needs."""
+    """A tool was called with a parameter that it does not have, or without a required one."""
 
     __module__ = TOOLS_PACKAGE
 
 
 class ToolDeniedError(ToolError):
-    """A call is not allowed: by the server's settings, or by the person who was asked."""
+    """A call is not allowed, by the server's settings or by the person who was asked."""
 
     __module__ = TOOLS_PACKAGE
 
 
 class ToolUnavailableError(ToolError, ImportError):
-    """A server's module cannot be made because the server does not answer."""
+    """The module of a server cannot be made because the server does not answer."""
 
     __module__ = TOOLS_PACKAGE
 
 
-TOOL_ERROR_TYPES: dict[str, type[ToolError]] = {
+TOOL_ERROR_TYPES: dict[str, type[ToolError]] = {  # by the kind of the host's error
     "invalid_arguments": ToolArgumentError,
     "denied": ToolDeniedError,
-}  # by kind
+}
 
 
 def raise_tool_error(error: HostError, tool: str, arguments: Any) -> NoReturn:
-    """Raise the `ToolError` that sandboxed code is to see instead of `error`."""
-    cls = TOOL_ERROR_TYPES.get(error.kind, ToolError)
-    raise cls(
-        error.message, tool=tool, arguments=arguments, kind=error.kind, data=wrap_dicts(error.data)
+    """Raise the `ToolError` that code sees instead of `error`."""
+    error_type = TOOL_ERROR_TYPES.get(error.kind, ToolError)
+    data = wrap_dicts(error.data)
+    raise error_type(
+        error.message, tool=tool, arguments=arguments, kind=error.kind, data=data
     ) from None
 
 
@@ -101,7 +112,7 @@ def raise_tool_error(error: HostError, tool: str, arguments: Any) -> NoReturn:
 
 
 class HostConnection:
-    """The two functions through which everything leaves the sandbox; replaced by `install`."""
+    """The two functions through which every call leaves the sandbox; `install_tools` sets them."""
 
     call: Callable[[str, dict[str, Any]], Any]
     acall: Callable[[str, dict[str, Any]], Awaitable[Any]]
@@ -111,31 +122,38 @@ host = HostConnection()
 
 
 def call_host(target: str, arguments: dict[str, Any], tool: str) -> Any:
-    """Call the host; raises `ToolError`, in the name of `tool`."""
-    if PlannedResult.any_created:
-        check_no_planned_result(arguments)
+    """Call the host; raises `ToolError` with the name `tool`."""
+    check_no_planned_result(arguments)
     try:
         return wrap_dicts(host.call(target, arguments))
     except HostError as error:
-        if error.kind == "planned":
-            return PlannedResult(tool, error.data["call"])
-        raise_tool_error(error, tool, arguments)
+        return _planned_result(error, tool, arguments)
 
 
 async def call_host_async(target: str, arguments: dict[str, Any], tool: str) -> Any:
-    """Call the host from asyncio; raises `ToolError`, in the name of `tool`."""
-    if PlannedResult.any_created:
-        check_no_planned_result(arguments)
+    """Call the host from asyncio; raises `ToolError` with the name `tool`."""
+    check_no_planned_result(arguments)
     try:
         return wrap_dicts(await host.acall(target, arguments))
     except HostError as error:
-        if error.kind == "planned":
-            return PlannedResult(tool, error.data["call"])
-        raise_tool_error(error, tool, arguments)
+        return _planned_result(error, tool, arguments)
+
+
+def _planned_result(error: HostError, tool: str, arguments: Any) -> PlannedResult:
+    """Return the result of a call that was planned instead of made.
+
+    Raises `ToolError` for any other error.
+    """
+    if error.kind == "planned":
+        return PlannedResult(tool, error.data["call"])
+    raise_tool_error(error, tool, arguments)
 
 
 class ToolParameters:
-    """What a shim's function takes, read off its code; turns a Python call into a tool's arguments."""
+    """The parameters of a shim's function, read from its code.
+
+    Turns a Python call into the tool's arguments.
+    """
 
     def __init__(
         self,
@@ -160,38 +178,37 @@ class ToolParameters:
             self.raise_argument_error(
                 f"takes at most {len(self.names)} positional arguments, got {len(args)}."
             )
-        given = dict(zip(self.names, args))  # noqa: B905 - Python 3.9 has no `strict`
+        bound = dict(zip(self.names, args))  # noqa: B905 - Python 3.9 has no `strict`
         for key, value in kwargs.items():
             name = key if key in self.wire_names else self.python_names.get(key, key)
-            if name in given:
+            if name in bound:
                 self.raise_argument_error(f"got two values for {name!r}.")
             if name not in self.wire_names and not self.accepts_extra:
-                self.raise_argument_error(
-                    f"has no parameter {key!r}. {did_you_mean(key, self.names)}".rstrip()
-                )
-            given[name] = value
-        missing = [name for name in self.required if name not in given]
+                hint = did_you_mean(key, self.names)
+                self.raise_argument_error(f"has no parameter {key!r}. {hint}".rstrip())
+            bound[name] = value
+        missing = [name for name in self.required if name not in bound]
         if missing:
             self.raise_argument_error(f"needs {', '.join(map(repr, missing))}.")
         return {
             self.wire_names.get(name, name): serialize_argument(value)
-            for name, value in given.items()
+            for name, value in bound.items()
             if self.is_sent(name, value)
         }
 
     def is_sent(self, name: str, value: Any) -> bool:
-        """Return whether `value` is sent: None stands for "left out" where the tool does not take null."""
+        """Return whether a value is sent; None means "left out" if the tool refuses null."""
         return value is not None or name not in self.omitted_when_none
 
     def raise_argument_error(self, problem: str) -> NoReturn:
-        """Raise the error for a call that cannot be right, with the parameters that would be."""
+        """Raise the error for a wrong call, with the parameters of the tool."""
         listed = ", ".join(name + "*" * (name in self.required) for name in self.names)
         listing = f"Parameters: {listed} (* = required)." if listed else "It takes no parameters."
         raise ToolArgumentError(f"{self.tool} {problem} {listing}", kind="invalid_arguments")
 
 
 def serialize_argument(value: Any) -> Any:
-    """Return `value`, or the text of a path or of a piece of an input: what is not JSON and is passed all the time."""
+    """Return an argument as it is sent: a path or a slice of an input becomes text."""
     if hasattr(value, "to_argument"):
         return value.text
     return value.__fspath__() if hasattr(value, "__fspath__") else value
@@ -200,10 +217,11 @@ def serialize_argument(value: Any) -> Any:
 def shim(
     server: str, renamed: Mapping[str, str] = {}, unset: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a function of a shim call the tool of its name; `.aio` is its async twin.
+    """Return a decorator that makes a function call the tool of its name; `.aio` is for asyncio.
 
-    `renamed` maps Python names to the tool's own where they differ; `unset` names the parameters for which None
-    means "left out". The function's body never runs: its signature and docstring are what `help` shows.
+    `renamed` maps Python names to the tool's own names where they differ; `unset` names the
+    parameters for which None means "left out". The body of the function never runs: `help` shows
+    its signature and docstring.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -220,7 +238,7 @@ def shim(
             return await call_host_async(target, bind(args, kwargs), tool)
 
         aio.__qualname__ = f"{function.__qualname__}.aio"
-        call.aio = aio  # type: ignore[attr-defined] # functions take attributes, and `help` reads functions best
+        call.aio = aio  # type: ignore[attr-defined] # `help` shows functions best, not objects
         return call
 
     return decorate
@@ -230,7 +248,7 @@ def shim(
 
 
 class ToolInfo:
-    """One tool in a listing; `name` is "git.git_log", and its repr is one line."""
+    """One tool in a listing; `name` is like "git.git_log", and the repr is one line."""
 
     __slots__ = ("effect", "name", "server", "signature", "summary")
 
@@ -246,13 +264,13 @@ class ToolInfo:
 
 
 class ToolList(list[ToolInfo]):
-    """Tools, one a line in its repr; `problems` says which servers could not be asked, and why."""
+    """Tools, one a line in the repr; `problems` says which servers are missing, and why."""
 
     __slots__ = ("problems",)
 
-    def __init__(self, answer: Mapping[str, Any]) -> None:
+    def __init__(self, answer: ToolListing) -> None:
         super().__init__(ToolInfo(**tool) for tool in answer["tools"])
-        self.problems: list[str] = answer["problems"]
+        self.problems = answer["problems"]
 
     def __repr__(self) -> str:
         lines = [repr(tool) for tool in self] or ["no tools found"]
@@ -266,9 +284,8 @@ def search(query: str, limit: int = 10) -> ToolList:
 
 def list_tools(server: str | None = None) -> ToolList:
     """Return all tools, or those of one server."""
-    return ToolList(
-        call_host("catalog.list", {} if server is None else {"server": server}, "tools.list")
-    )
+    arguments = {} if server is None else {"server": server}
+    return ToolList(call_host("catalog.list", arguments, "tools.list"))
 
 
 # the package --------------------------------------------------------------------------------------
@@ -288,7 +305,7 @@ TOOLS_EXPORTS: dict[str, Any] = {
 
 
 class HostPackage(ModuleType):
-    """A package whose modules come from the host: each is imported when it is first named."""
+    """A package whose modules come from the host: an attribute imports the module of that name."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -297,24 +314,27 @@ class HostPackage(ModuleType):
             return importlib.import_module(f"{self.__name__}.{name}")
         except ModuleNotFoundError as error:
             if error.name != name:
-                raise  # it is there, and what it imports is not
+                raise  # the module exists, and something that it imports does not
             raise AttributeError(str(error)) from None
 
 
 class ToolsPackage(HostPackage):
-    """The module `tools`."""
+    """The package `tools`; its documentation lists the servers."""
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]
-        # The servers are listed here and not by `dir`: `help` gets every name that `dir` lists, which would start them.
+        # Not in `dir`: `help` reads every attribute in `dir`, which would start all servers.
         return f"{TOOLS_DOC}\nServers: {', '.join(list_servers()) or 'none'}.\n"
 
 
 class ToolFinder:
-    """Finds and loads `tools.<server>`, and says what is there instead of what is not."""
+    """Finds and loads `tools.<server>`; an import of an unknown name fails with the known ones."""
 
     def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
-        """Return the spec of a server's module; a name below one is a tool that it does not have."""
+        """Return the spec of a server's module.
+
+        Raises `ImportError` for a name inside a server's module.
+        """
         parts = fullname.split(".")
         if parts[0] != TOOLS_PACKAGE or len(parts) < 2:
             return None
@@ -323,57 +343,69 @@ class ToolFinder:
         return ModuleSpec(fullname, self, origin=f"<{fullname}>", is_package=True)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Let the import system make the module."""
+        """Let the import system create the module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fetch the shim and run it."""
+        """Fetch the shim and execute it."""
         module.__getattr__ = functools.partial(resolve_missing_tool, module)  # type: ignore[method-assign]
         execute_shim(module, fetch_shim(get_server_name(module)))
 
 
 def get_server_name(module: ModuleType) -> str:
-    """Return the name of the server whose module this is."""
+    """Return the name of a module's server."""
     return module.__name__.rpartition(".")[2]
 
 
 def execute_shim(module: ModuleType, source: str) -> None:
-    """Run a shim in its module."""
+    """Execute a shim in its module."""
     exec(compile_module(module, source), module.__dict__)
     module.__dict__["_source"] = source
 
 
 def compile_module(module: ModuleType, source: str) -> CodeType:
-    """Return the code of a module that the host sent; its source is kept for tracebacks and `inspect.getsource`."""
+    """Return the code of a module from the host.
+
+    Its source is kept for tracebacks and `inspect.getsource`.
+    """
     import linecache
 
     filename = f"<{module.__name__}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    lines = source.splitlines(keepends=True)
+    linecache.cache[filename] = (len(source), None, lines, filename)
     return compile(source, filename, "exec", dont_inherit=True)
 
 
 def fetch_shim(server: str, is_refresh: bool = False) -> str:
-    """Return the source of a server's shim; raises `ModuleNotFoundError` or `ToolUnavailableError`."""
+    """Return the source of a server's shim.
+
+    Raises `ModuleNotFoundError` or `ToolUnavailableError`.
+    """
     try:
-        source: str = host.call("catalog.shim", {"server": server, "fresh": is_refresh})["source"]
+        answer = host.call("catalog.shim", {"server": server, "fresh": is_refresh})
     except HostError as error:
         if error.kind == "unknown_tool":
-            # `name` is not the full name: the import system swallows an error of that name in `from tools import x`.
+            # Not the full name, because `from tools import x` ignores an error with that name.
             raise ModuleNotFoundError(error.message, name=server) from None
         raise ToolUnavailableError(
             error.message, tool=server, kind=error.kind, data=error.data
         ) from None
+    source: str = answer["source"]
     return source
 
 
 def resolve_missing_tool(module: ModuleType, name: str) -> Any:
-    """Return the tool `name` if the server has got it since its module was made; raises `AttributeError`."""
+    """Return a tool that the server has added since its module was made.
+
+    Raises `AttributeError`.
+    """
     if name.startswith("_"):
         raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+    known_source = module.__dict__.get("_source", "")
     try:
         source = fetch_shim(get_server_name(module), is_refresh=True)
     except ImportError:
-        source = module.__dict__.get("_source", "")
-    if source != module.__dict__.get("_source"):
+        source = known_source
+    if source != known_source:
         execute_shim(module, source)
         if name in module.__dict__:
             return module.__dict__[name]
@@ -381,14 +413,19 @@ def resolve_missing_tool(module: ModuleType, name: str) -> Any:
 
 
 def missing_tool_message(module: ModuleType, name: str) -> str:
-    """Return the message that says what `module` has instead of `name`."""
+    """Return a message that says which tools a module has, and that `name` is none of them."""
     names: list[str] = module.__dict__.get("__all__", [])
-    listed = ", ".join(names[:50]) + (", ..." if len(names) > 50 else "")
-    return f"{module.__name__} has no tool {name!r}. {did_you_mean(name, names)}Tools: {listed or 'none'}."
+    hint = did_you_mean(name, names)
+    return f"{module.__name__} has no tool {name!r}. {hint}Tools: {list_names(names) or 'none'}."
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return the first names as a comma-separated list."""
+    return ", ".join(names[:MAX_LISTED_NAMES]) + (", ..." if len(names) > MAX_LISTED_NAMES else "")
 
 
 def list_servers() -> list[str]:
-    """Return the names of all servers' modules, or none where the host cannot be asked."""
+    """Return the names of all servers' modules; none if the host cannot be asked."""
     try:
         return list(host.call("catalog.servers", {}))
     except HostError:
@@ -399,9 +436,10 @@ def install_tools(
     call: Callable[[str, dict[str, Any]], Any],
     acall: Callable[[str, dict[str, Any]], Awaitable[Any]],
 ) -> ModuleType:
-    """Make `import tools` work, with every call going through `call` or `acall`; may be called again.
+    """Make `import tools` work, with every call going through `call` or `acall`.
 
-    Both raise `HostError`. `call` blocks and is called from any thread; `acall` is called on the running event loop.
+    It may be called again. Both functions raise `HostError`. `call` blocks and is called from any
+    thread; `acall` is called on the running event loop.
     """
     host.call = call
     host.acall = acall
@@ -414,22 +452,21 @@ def install_package(
     exports: Mapping[str, Any],
     finder: Callable[[], Any],
 ) -> ModuleType:
-    """Make the package `name` importable, if it is not, with what is `public` in it; return it."""
+    """Make a package importable, if it is not yet, with `exports` in it; return it."""
     package = sys.modules.get(name)
     if not isinstance(package, package_type):
         package = sys.modules[name] = package_type(name)
         package.__path__ = []
-        package.__dict__.update(
-            exports, __all__=sorted(exports.keys() - {"list", "map"})
-        )  # a star import keeps Python's
+        starred = sorted(exports.keys() - {"list", "map"})  # a star import keeps Python's own
+        package.__dict__.update(exports, __all__=starred)
         sys.meta_path.insert(0, finder())
     return package
 
 
 def forget_stale_modules(servers: Iterable[str]) -> None:
-    """Forget the modules of these servers, so that the next import sees their new shims.
+    """Remove the modules of servers, so that the next import gets their new shims.
 
-    Functions that code has already imported go on working: a tool is called by its name.
+    Functions that code has already imported keep working, because a tool is called by its name.
     """
     package = sys.modules[TOOLS_PACKAGE]
     for server in servers:
@@ -438,10 +475,11 @@ def forget_stale_modules(servers: Iterable[str]) -> None:
             package.__dict__.pop(server, None)
 
 
-TOOLS_DOC = """The MCP servers that this code may use, each a module: `from tools.git import git_log`.
+TOOLS_DOC = """The MCP servers for this code, each a module: `from tools.git import git_log`.
 
-tools.search("words")      the tools that fit, best first      tools.list("git")   all tools of a server
-help(tools.git.git_log)    parameters, types, output           await git_log.aio(...)   the same from asyncio
-tools.map(fn, items)       many calls at once; one slot each: .ok .value .error
-A failed call raises tools.ToolError (.tool .arguments .message .kind .data). Results are JSON data: r["key"] or r.key.
+tools.search("words")     the matching tools, best first    tools.list("git")  tools of a server
+help(tools.git.git_log)   parameters, types, output         await git_log.aio(...)  for asyncio
+tools.map(fn, items)      many calls at once; one slot each: .ok .value .error
+A failed call raises tools.ToolError (.tool .arguments .message .kind .data).
+Results are JSON data: r["key"] or r.key.
 """
