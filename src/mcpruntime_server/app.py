@@ -43,6 +43,7 @@ from .journal import server_lease
 from .journal.retention import collect_garbage
 from .journal.server_lease import ServerLease
 from .journal.store import Journal, open_journal
+from .runtime.package_changes import PackageChanges
 from .runtime.router import Route, Router
 from .runtime.runtime import Runtime, open_runtime
 from .runtime.scratch_run import open_scratch_runner
@@ -51,6 +52,7 @@ from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.docker_backend import DockerBackend
 from .sandbox.local_backend import LocalBackend
 from .server.agent_runs import open_agent_run_session
+from .server.delivery import DeliveryCursor
 from .server.mcp_server import build_mcp_server
 from .server.stdio_transport import open_stdio_streams
 
@@ -107,6 +109,7 @@ class App:
     saver: SkillSaver
     providers: KnowledgeService
     backend: Backend
+    inputs: InputStore
     runtime: Runtime
 
 
@@ -171,20 +174,36 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             ):
                 background.start_soon(sweep_sandboxes, backend)
                 background.start_soon(maintain_stores, journal, library, config.server)
-                settings = config.server, config.sandbox
-                waits_s = config.policy.expires_s
+                package_changes = PackageChanges()
+                catalog.on_change = package_changes.record_change
                 async with open_runtime(
-                    *settings, journal, router, backend, waits_s=waits_s, inputs=inputs
+                    config.server,
+                    config.sandbox,
+                    journal,
+                    router,
+                    backend,
+                    inputs,
+                    package_changes=package_changes,
+                    get_spending=models.run_costs,
+                    announce_code=partial(start_imported_upstreams, catalog, background),
+                    question_expires_s=config.policy.expires_s,
                 ) as runtime:
-                    catalog.on_change = runtime.mark_package_stale
                     open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
                     saver = SkillSaver(library, journal, packages, open_trial, describer)
                     agents.open_session = partial(open_agent_run_session, runtime, config)
-                    runtime.get_spending = models.run_costs
-                    runtime.announce_code = partial(start_imported_upstreams, catalog, background)
                     if resume_runs:
                         background.start_soon(resume_interrupted_runs, runtime)
-                    yield App(config, journal, catalog, library, saver, providers, backend, runtime)
+                    yield App(
+                        config=config,
+                        journal=journal,
+                        catalog=catalog,
+                        library=library,
+                        saver=saver,
+                        providers=providers,
+                        backend=backend,
+                        inputs=inputs,
+                        runtime=runtime,
+                    )
                 background.cancel_scope.cancel()
 
 
@@ -286,7 +305,7 @@ async def sweep_sandboxes(backend: Backend) -> None:
 async def serve_stdio(config: Config) -> None:
     """Serve MCP on stdin and stdout until stdin ends or the process is told to stop."""
     async with open_app(config) as app:
-        timed_out: set[str] = set()
+        cursor = DeliveryCursor()  # over stdio there is one client
         packages = app.catalog.package_names()
         isolated, skills = app.backend.is_isolated, await skills_sentence(app.library)
         server = build_mcp_server(
@@ -296,13 +315,14 @@ async def serve_stdio(config: Config) -> None:
             app.saver,
             app.providers,
             packages,
-            timed_out,
+            app.inputs,
+            lambda _: cursor,
             is_isolated=isolated,
             skills_sentence=skills,
         )
         async with anyio.create_task_group() as tasks:
             await tasks.start(_cancel_on_signal, tasks.cancel_scope)
-            async with open_stdio_streams(timed_out) as (incoming, outgoing):
+            async with open_stdio_streams(cursor.record_timed_out) as (incoming, outgoing):
                 lowlevel = (
                     server._lowlevel_server
                 )  # the SDK has no public way to run on streams of one's own

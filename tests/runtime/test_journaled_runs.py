@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
+from mcpruntime_server.capabilities.inputs.store import InputStore
 from mcpruntime_server.config import SandboxSettings, ServerSettings
 from mcpruntime_server.errors import CallFailed, InvalidRequest, NotFound, Unavailable
 from mcpruntime_server.journal import events
@@ -63,7 +64,9 @@ async def running(
     )
     async with (
         open_journal(folder / "data") as journal,
-        open_runtime(ServerSettings(**settings), SANDBOX, journal, router, backend) as runtime,
+        open_runtime(
+            ServerSettings(**settings), SANDBOX, journal, router, backend, InputStore(journal)
+        ) as runtime,
     ):
         yield runtime, journal
 

@@ -142,7 +142,7 @@ def test_calls_that_ended_otherwise_are_told_and_their_order_is_not() -> None:
         call(1, "t.same", value=1),
         call(2, "t.value", value=1),
         call(3, "t.end"),
-        call(4, "t.quiet", listed=False),
+        call(4, "t.quiet", in_ledger=False),
     ]
     other = [
         call(1, "t.end", finished=None),

@@ -108,7 +108,7 @@ async def test_a_run_under_way_is_told_so_far(runtime: tuple[Runtime, Journal]) 
         async for stored in watch:
             if isinstance(stored.event, CallStarted):
                 break
-        while not run.output.read_since({})["stdout"]:
+        while not run.output.stream_text("stdout"):
             await run.wait_for_update()
     found = await run_history.load_report(runtime[1], run.id)
     assert (found.status, found.stdout, found.value) == ("running", "so far\n", None)

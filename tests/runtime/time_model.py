@@ -18,6 +18,7 @@ from typing import Any
 
 import anyio
 
+from mcpruntime_server.capabilities.inputs.store import InputStore
 from mcpruntime_server.config import SandboxSettings, ServerSettings
 from mcpruntime_server.journal.store import open_journal
 from mcpruntime_server.runtime import run_history, time_travel
@@ -331,7 +332,9 @@ class ModelPlayer:
         settings = ServerSettings(max_sessions=MAX_SESSIONS)
         async with (
             open_journal(self._folder / "data") as self._journal,
-            open_runtime(settings, SANDBOX, self._journal, router, backend) as self._runtime,
+            open_runtime(
+                settings, SANDBOX, self._journal, router, backend, InputStore(self._journal)
+            ) as self._runtime,
         ):
             yield
         if isinstance(backend, DockerBackend):
@@ -497,7 +500,7 @@ class ModelPlayer:
         [session] = [
             each for each in self._runtime._sessions.values() if each.handle == known.handle
         ]
-        [resumed] = [each for each in session._active_runs if each.id == run]
+        [resumed] = [each for each in session.queue.active_runs if each.id == run]
         with anyio.fail_after(2 * TEST_TIMEOUT_S):
             await resumed.finished.wait()
         assert resumed.report.status == "ok", resumed.report

@@ -404,7 +404,7 @@ async def test_a_plan_does_nothing_and_commits_what_was_planned(world: World) ->
         assert world.done == ["count x"]
         assert await connection.evaluate("[x, open('f').read()]") == [1, "old"]
         late = await attach(connection.client, plan.run, answers={"*": "allow"})
-        assert "has gone on since" in late.text
+        assert "has moved on since" in late.text
         await connection.replay("rewind", step=1)
         told = await attach(connection.client, plan.run, answers={"*": "allow"})
         assert (told.status, told.value) == ("ok", 0)

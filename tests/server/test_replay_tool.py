@@ -415,8 +415,7 @@ async def test_tiers_are_true(tmp_path: Path) -> None:
         answer = await server.run("import os\nx, sorted(os.listdir()), 'y' in globals()", "t")
         assert answer.value == [2, ["f1", "f2", "g"], False]
         assert (
-            "What step 4 did to variables before it was interrupted is not among them."
-            in answer.note
+            "What step 4 did to variables before it was interrupted is not restored." in answer.note
         )
 
 
@@ -441,7 +440,7 @@ async def test_a_run_under_way_keeps_its_session_from_being_rewound_unless_it_is
             refused = await server.replay("rewind", "busy", step=1)
             assert refused.is_error
             assert refused.text.startswith(
-                "[invalid_request] The session busy has a run under way."
+                "[invalid_request] The session busy has a run that is not finished."
             )
             assert "cancel=true" in refused.text
             moved = await server.replay("rewind", "busy", step=1, cancel=True)
@@ -490,8 +489,8 @@ async def test_a_run_under_way_keeps_its_session_from_being_rewound_unless_it_is
             {"step": 1, "live": ["nowhere"]},
             "[invalid_request] 'nowhere' is none of the servers that code can call.",
         ),
-        ("rerun", {"step": 2}, "[invalid_request] Step 2 was stopped in its middle"),
-        ("rerun", {}, "[invalid_request] Step 2 was stopped in its middle"),
+        ("rerun", {"step": 2}, "[invalid_request] Step 2 was interrupted"),
+        ("rerun", {}, "[invalid_request] Step 2 was interrupted"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_with_the_reason(

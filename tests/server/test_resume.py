@@ -227,7 +227,7 @@ async def test_a_run_that_kills_its_server_each_time_is_given_up(world: World) -
     async with world.server() as server:
         told = await server.run(f"x = 2\n{code}", "s", "k")
         assert (told["status"], told["error"]["type"]) == ("crashed", "ServerDied")
-        assert "has gone on 3 times" in told["error"]["message"]
+        assert "was resumed 3 times" in told["error"]["message"]
         assert (told["calls"][0]["call"], told["calls"][0]["status"]) == (
             'counted.add(item="once")',
             "ok",

@@ -1,6 +1,6 @@
-"""Where an agent works that a run has begun: a session of its own, which is stopped and closed when the agent ends.
+"""The session in which an agent of a run works; it is stopped and closed when the agent ends.
 
-Whoever looks at the run is told what the agent's run waits for, be it for an agent of its own that waits.
+The watchers of the run see what the agent's runs wait for, and what the agents of those wait for.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from .run_spec import RunSpec
 from .runtime import Runtime
 from .session import Session
 
-STOP_TIMEOUT_S = 12.0  # for code to be interrupted, or its interpreter killed: a little longer than the link takes for that
-WAITING_MESSAGE = "run {} of a sub-agent waits for an answer: run_code(run='{}', ...), or `mcpruntime-server approvals {}`"
+STOP_TIMEOUT_S = 12.0  # a little longer than the link takes to interrupt code or kill its worker
+WAITING_MESSAGE = (
+    "run {} of a sub-agent waits for an answer: "
+    "run_code(run='{}', ...), or `mcpruntime-server approvals {}`"
+)
 
 StatusCallback = Callable[[str], None]
 
 
 class ChildSession:
-    """The session of an agent."""
+    """A session for the runs of one agent."""
 
     def __init__(self, session: Session, timeout_s: float) -> None:
         self.id = session.id
@@ -35,13 +38,12 @@ class ChildSession:
     async def execute(
         self, code: str, report_status: StatusCallback, inputs: Sequence[InputEntry] = ()
     ) -> RunReport:
-        """Run code to its end, telling what it waits for; raises `McpRuntimeError` if the runtime failed.
+        """Execute code to its end, reporting what it waits for; without `inputs`, those of the last run.
 
-        It has the inputs of the run before it, unless some are given.
+        Raises `McpRuntimeError` if the runtime failed.
         """
-        run = self._session.enqueue_run(
-            RunSpec(code, self._timeout_s, context=tuple(inputs) or None)
-        )
+        spec = RunSpec(code, self._timeout_s, context=tuple(inputs) or None)
+        run = self._session.enqueue_run(spec)
         while not run.finished.is_set():
             report_status(describe_pending(run))
             await run.wait_for_update()
@@ -52,19 +54,17 @@ class ChildSession:
 
 
 def describe_pending(run: Run) -> str:
-    """Return what a run waits for, "" if for nothing that anybody could do something about."""
-    return (
-        WAITING_MESSAGE.format(run.id, run.id, run.id)
-        if run.questions.open_questions
-        else run.questions.agent_question
-    )
+    """Return what a run waits for that somebody can answer; "" for nothing."""
+    if run.questions.open_questions:
+        return WAITING_MESSAGE.format(run.id, run.id, run.id)
+    return run.questions.agent_question
 
 
 @asynccontextmanager
 async def open_child_session(
     runtime: Runtime, parent: CallScope, timeout_s: float
 ) -> AsyncIterator[ChildSession]:
-    """Yield a session for an agent of the run `parent`; raises `Unavailable` if there is no room for one more."""
+    """Yield a session for an agent of the run `parent`; raises `Unavailable` if there is no room."""
     row = await runtime.journal.load_session(parent.session_id)
     session = await runtime.open_agent_session(parent.run_id, row.principal)
     with session.keep_open():

@@ -1,4 +1,4 @@
-"""The content of workspace files on its way from a sandbox: pieces are put together, within limits."""
+"""Workspace files on their way from a sandbox: their chunks are joined, within a limit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from ..protocol import wire
 
 
 class FileReceiver:
-    """Puts the pieces of files together; a sandbox that sends too much breaks the protocol."""
-
-    is_complete = False  # all of them, as far as they can be read
+    """Joins the chunks of files; a sandbox that sends more than `max_bytes` breaks the protocol."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.received_files: dict[str, tuple[int, bytes]] = {}
+        self.is_complete = False  # every file that can be read has arrived
+        self.received_files: dict[str, tuple[int, bytes]] = {}  # mode and content, by path
         self._bytes_left = max_bytes
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes] = []  # of the file that is arriving
 
     def receive_chunk(self, message: wire.FileData) -> None:
-        """Take one piece; raises `WireError` beyond the limit."""
+        """Keep one chunk; raises `WireError` for a path outside the workspace or beyond the limit."""
         if "\0" in message.path or not {"", ".", ".."}.isdisjoint(message.path.split("/")):
             raise wire.WireError(f"not a path in the workspace: {message.path!r:.80}")
         self._bytes_left -= len(message.data)
@@ -30,9 +29,10 @@ class FileReceiver:
             self._chunks = []
 
     async def store_blobs(self, journal: Journal) -> dict[str, FileEntry]:
-        """Put what has come into the journal's store of content, once; raises `JournalFailed`."""
+        """Move the received files into the journal's blob store; raises `JournalFailed`."""
         stored = {}
         for path, (mode, data) in self.received_files.items():
-            stored[path] = FileEntry(digest=await journal.put_blob(data), size=len(data), mode=mode)
+            digest = await journal.put_blob(data)
+            stored[path] = FileEntry(digest=digest, size=len(data), mode=mode)
         self.received_files.clear()
         return stored

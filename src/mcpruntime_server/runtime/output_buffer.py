@@ -1,79 +1,107 @@
-"""What the code of a run prints: put together, bounded, and journaled unless the journal has it already."""
+"""The output of a run: decoded, bounded, and journaled unless the journal has it already."""
 
 from __future__ import annotations
 
 import codecs
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 
 from ..journal.events import OutputWritten
 from ..protocol import wire
 
-OUTPUT_OVERHEAD_BYTES = (
-    1024 * 1024
-)  # bytes that a sandbox may send beyond the limit that its own kernel keeps
+OUTPUT_OVERHEAD_BYTES = 1024 * 1024  # beyond the limit that the worker itself keeps
 OUTPUT_STREAMS = ("stdout", "stderr")
 
 
+class StreamBuffer:
+    """The text of one stream, in the chunks in which it came."""
+
+    def __init__(self) -> None:
+        self.length = 0  # in characters
+        self._chunks: list[str] = []
+        self._ends: list[int] = []  # the length after each chunk
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def decode(self, data: bytes, *, final: bool = False) -> str:
+        """Return bytes as text; a character that is split between two calls comes with the second."""
+        return self._decoder.decode(data, final=final)
+
+    def append(self, text: str) -> None:
+        """Add a chunk."""
+        self.length += len(text)
+        self._chunks.append(text)
+        self._ends.append(self.length)
+
+    def read_from(self, position: int) -> str:
+        """Return the text from character `position` on."""
+        if position >= self.length:
+            return ""
+        index = bisect_right(self._ends, position)
+        start = self._ends[index - 1] if index else 0
+        return "".join(self._chunks[index:])[position - start :]
+
+
 class OutputBuffer:
-    """The two streams of a run; `before` is what the journal has of them, which is not written again."""
+    """The two streams of a run; `recorded` is the output that the journal has of it already."""
 
     def __init__(
-        self, append: Callable[[OutputWritten], None], max_bytes: int, recorded: Mapping[str, str]
+        self,
+        append_event: Callable[[OutputWritten], None],
+        max_bytes: int,
+        recorded: Mapping[str, str],
     ) -> None:
-        self.differs_from_recording = False  # from what was there before
-        self._append_event = append
-        self._bytes_left = 2 * (max_bytes + OUTPUT_OVERHEAD_BYTES)  # bytes of both streams
-        self._recorded = dict(recorded)
-        self._chunks: dict[str, list[str]] = {name: [] for name in OUTPUT_STREAMS}
-        self._decoders = {
-            name: codecs.getincrementaldecoder("utf-8")("backslashreplace")
-            for name in OUTPUT_STREAMS
-        }
+        self.differs_from_recording = False
+        self._append_event = append_event
+        self._bytes_left = 2 * (max_bytes + OUTPUT_OVERHEAD_BYTES)  # of both streams together
+        self._recorded = dict(recorded)  # what has not been written again yet
+        self._streams = {name: StreamBuffer() for name in OUTPUT_STREAMS}
 
     def receive_output(self, message: wire.Output) -> None:
-        """Take printed bytes; a character that is split between two messages is put together."""
-        decoder = self._decoders.get(message.stream)
-        if decoder is None:
-            return  # a stream that no kernel of ours has
+        """Add written bytes; raises `WireError` for more than the worker lets through."""
+        stream = self._streams.get(message.stream)
+        if stream is None:
+            return  # a stream that our worker does not have
         self._bytes_left -= len(message.data)
         if self._bytes_left < 0:
             raise wire.WireError("more output than its kernel lets through")
         if message.dropped_bytes > 0:
             note = f"\n[{message.dropped_bytes:,} bytes of output dropped: limit reached]\n"
             self._append_text(message.stream, note, message.dropped_bytes)
-        self._append_text(message.stream, decoder.decode(message.data), 0)
+        self._append_text(message.stream, stream.decode(message.data), 0)
 
     def close(self) -> None:
-        """Take what is left of a character that never came to its end."""
-        for name, decoder in self._decoders.items():
-            self._append_text(name, decoder.decode(b"", final=True), 0)
+        """Add what is left of a character that was not written completely."""
+        for name, stream in self._streams.items():
+            self._append_text(name, stream.decode(b"", final=True), 0)
 
     def stream_text(self, stream: str) -> str:
-        """Return all that was printed to a stream."""
-        return "".join(self._chunks[stream])
+        """Return everything that was written to a stream."""
+        return self._streams[stream].read_from(0)
 
-    def read_since(self, position: dict[str, int]) -> dict[str, str]:
-        """Return what each stream printed since `seen` (stream to pieces), and bring `seen` up to date."""
-        news = {}
-        for name, pieces in self._chunks.items():
-            news[name] = "".join(pieces[position.get(name, 0) :])
-            position[name] = len(pieces)
-        return news
+    def read_from(self, positions: Mapping[str, int]) -> dict[str, str]:
+        """Return the text of each stream from the given character on (default 0)."""
+        return {
+            name: stream.read_from(positions.get(name, 0)) for name, stream in self._streams.items()
+        }
 
-    def has_output_since(self, position: Mapping[str, int]) -> bool:
-        """Return whether something was printed since `seen`."""
-        return any(len(pieces) > position.get(name, 0) for name, pieces in self._chunks.items())
+    def positions(self) -> dict[str, int]:
+        """Return the length of each stream in characters."""
+        return {name: stream.length for name, stream in self._streams.items()}
 
-    def _append_text(self, stream: str, text: str, dropped: int) -> None:
+    def has_output_since(self, positions: Mapping[str, int]) -> bool:
+        """Return whether a stream is longer than the given position."""
+        return any(stream.length > positions.get(name, 0) for name, stream in self._streams.items())
+
+    def _append_text(self, stream: str, text: str, dropped_bytes: int) -> None:
         if not text:
             return
-        self._chunks[stream].append(text)
-        before = self._recorded.get(stream, "")
-        if before:
-            if not before.startswith(text[: len(before)]):
+        self._streams[stream].append(text)
+        recorded = self._recorded.get(stream, "")
+        if recorded:
+            if not recorded.startswith(text[: len(recorded)]):
                 self.differs_from_recording = True
-                before = ""
-            self._recorded[stream] = before[len(text) :]
-            text = text[len(before) :]
+                recorded = ""
+            self._recorded[stream] = recorded[len(text) :]
+            text = text[len(recorded) :]
         if text:
-            self._append_event(OutputWritten(stream, text, dropped))
+            self._append_event(OutputWritten(stream, text, dropped_bytes))

@@ -1,10 +1,10 @@
 """What a run waits for: questions that must be answered before a call of its code is made.
 
-A question is in the journal before anybody hears of it, so that it outlives the server. While a run waits, its time
-limit stands still and its turn to execute is somebody else's.
+A question is in the journal before any client sees it, so that it survives the server. While a run
+waits, its clock stands still and other runs use its slot.
 
-Rule 1: an answer comes once. What it permits is journaled before it is acted on.
-Rule 2: an approval holds for the arguments that it was asked for, unless the person says more.
+Rule 1: a question is answered once. The answer is journaled before anything acts on it.
+Rule 2: an approval holds for the arguments that were shown, unless the person allows more.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ ANSWER_WORDS: Mapping[str, tuple[str, ...]] = {
     IN_DOUBT_KIND: ("again", "fail"),
 }
 MODEL_APPROVER = "model"
-MAX_DENIALS = 3  # of a tool in one run; its other calls are refused unasked, or code could ask until somebody gives in
-NO_DETAILS: Mapping[str, Any] = {}
-MAX_REMEMBERED_ANSWERS = (
-    10_000  # answered questions that a live run remembers, to tell who answers twice
+MAX_DENIALS = (
+    3  # of one tool in a run; further calls are denied unasked, so code cannot wear people down
 )
+NO_DETAILS: Mapping[str, Any] = {}
+MAX_REMEMBERED_ANSWERS = 10_000  # of a live run, to recognise a second answer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class PendingQuestion:
-    """One thing that a run waits for; `args` are those of the call as it would be made."""
+    """One thing that a run waits for; `args` are those that the call would be made with."""
 
     run_id: str
     asked: QuestionAsked
@@ -61,38 +61,83 @@ class PendingQuestion:
 
     @property
     def id(self) -> str:
-        """Its name, unique in the run."""
+        """Its id, unique in the run."""
         return self.asked.question_id
 
     @property
     def covered_calls(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """All calls that the answer holds for: targets and arguments."""
+        """The target and the arguments of every call that the answer holds for."""
         covered = [(each["target"], json.loads(each["sent"])) for each in self.asked.covered_calls]
         return [(self.target, self.args), *covered]
 
 
 class QuestionHost(Protocol):
-    """The run, as its questions know it."""
+    """What the questions need of their run."""
 
     def pause(self) -> None:
-        """Have its time limit stand still, and let others execute."""
+        """Stop the run's clock, and let others use its slot."""
         ...
 
     async def resume(self) -> None:
-        """End the pause, as soon as it may execute again."""
+        """Start the run's clock again, as soon as it has a slot."""
         ...
 
     def notify_watchers(self) -> None:
-        """Tell who watches it that something has changed."""
+        """Wake every task that waits for an update of the run."""
         ...
 
     def set_stage(self, stage: str) -> None:
-        """Tell who watches it what it is about."""
+        """Tell the watchers what the run is about."""
         ...
 
 
+class Permissions:
+    """Which targets people have allowed or denied beyond a single call.
+
+    `session_allowed` is shared by the runs of a session.
+    """
+
+    def __init__(self, session_allowed: set[str]) -> None:
+        self._session_allowed = session_allowed
+        self._run_allowed: set[str] = set()
+        self._denials: Counter[str] = Counter()
+
+    def is_allowed(self, target: str) -> bool:
+        """Return whether a person has allowed all calls of `target`."""
+        return target in self._session_allowed or target in self._run_allowed
+
+    def is_denied(self, target: str) -> bool:
+        """Return whether people have denied `target` so often in this run that none is asked again."""
+        return self._denials[target] >= MAX_DENIALS
+
+    def record_answer(self, answer: QuestionAnswered) -> None:
+        """Note what an answer allows or denies."""
+        if answer.decision == "deny":
+            self._denials[answer.target] += 1
+        if answer.scope == "session":
+            self._session_allowed.add(answer.target)
+        if answer.scope == "run":
+            self._run_allowed.add(answer.target)
+
+
+@dataclass
+class EarlierQuestions:
+    """What a run asked on a server that died: it asks again, and finds what is here."""
+
+    unanswered: dict[QuestionSubject, QuestionAsked] = field(default_factory=dict)
+    undelivered: dict[QuestionSubject, tuple[str, QuestionAnswered]] = field(
+        default_factory=dict
+    )  # the kind of the question, and an answer that the code may not have received
+
+    def kind_of(self, subject: QuestionSubject) -> str:
+        """Return the kind of the question about `subject`; "" if there was none."""
+        if subject in self.unanswered:
+            return self.unanswered[subject].kind
+        return self.undelivered[subject][0] if subject in self.undelivered else ""
+
+
 class PendingQuestions:
-    """The questions of one run; `granted` are the targets that were allowed for the whole session."""
+    """The questions of one run."""
 
     def __init__(
         self,
@@ -100,60 +145,45 @@ class PendingQuestions:
         session_id: str,
         run_id: str,
         host: QuestionHost,
+        find_origin_hints: Callable[[Mapping[str, Any]], Awaitable[list[str]]],
         *,
         expires_s: float,
         allowed_targets: set[str],
     ) -> None:
         self.open_questions: dict[str, PendingQuestion] = {}
-        self.agent_question = ""  # what is asked where agents of the run work
-        self.find_origin_hints: Callable[[Mapping[str, Any]], Awaitable[list[str]]] | None = None
+        self.agent_question = ""  # what the agents of the run wait for
+        self.permissions = Permissions(allowed_targets)
+        self.find_origin_hints = find_origin_hints
         self._journal = journal
         self._session_id = session_id
         self._run_id = run_id
         self._host = host
         self._expires_s = expires_s
-        self._session_allowed = allowed_targets
-        self._run_allowed: set[str] = set()
-        self._denials: Counter[str] = Counter()  # targets of calls
         self._count = 0
-        self._paused_calls: dict[
-            int, anyio.CancelScope
-        ] = {}  # calls that wait for something else than an answer
+        self._paused_calls: dict[int, anyio.CancelScope] = {}  # they wait, but for no answer
         self._answered: dict[str, QuestionAnswered] = {}
-        self._reopened: dict[
-            QuestionSubject, QuestionAsked
-        ] = {}  # asked before the server died, and not answered
-        self._early_answers: dict[
-            str, tuple[Any, str]
-        ] = {}  # by question: an answer that came before it is asked again
-        self._undelivered_answers: dict[
-            QuestionSubject, tuple[str, QuestionAnswered]
-        ] = {}  # kind and answer that the code was not told of
+        self._earlier = EarlierQuestions()
+        self._early_answers: dict[str, tuple[Any, str]] = {}  # answer and author, by question
 
     def restore(self, recording: Recording) -> None:
-        """Go on with the questions of a run that has begun in another server."""
+        """Restore the questions of a run that another server has started."""
         self._count = len(recording.questions)
         self._answered = dict(recording.answers)
-        self._reopened = dict(recording.pending_questions)
+        self._earlier.unanswered.update(recording.pending_questions)
         for asked in recording.questions:
             answer = recording.answers.get(asked.question_id)
-            if answer is not None and answer.scope == "run":
-                self._run_allowed.add(answer.target)
-            if answer is not None and answer.decision == "deny":
-                self._denials[answer.target] += 1
-            if answer is not None and answer.decision not in ("allow", "again"):
-                self._undelivered_answers[question_subject(asked)] = asked.kind, answer
-
-    def is_allowed(self, target: str) -> bool:
-        """Return whether a person has allowed all calls of `target`."""
-        return target in self._session_allowed or target in self._run_allowed
+            if answer is None:
+                continue
+            self.permissions.record_answer(answer)
+            if answer.decision not in ("allow", "again"):
+                self._earlier.undelivered[question_subject(asked)] = asked.kind, answer
 
     def was_never_made(self, recorded: RecordedCall) -> bool:
-        """Return whether a recorded call without an end was not made: a person had not allowed it yet, or refused."""
-        mine = recorded.call_id, ""
-        asked = self._reopened.get(mine)
-        kind = asked.kind if asked is not None else self._undelivered_answers.get(mine, ("",))[0]
-        return kind == APPROVAL_KIND
+        """Return whether a recorded call without an end was certainly not made.
+
+        That is so if a person had not allowed it yet, or had denied it.
+        """
+        return self._earlier.kind_of((recorded.call_id, "")) == APPROVAL_KIND
 
     async def ask(
         self,
@@ -163,20 +193,21 @@ class PendingQuestions:
         args: Mapping[str, Any],
         line: int | None,
         covers: Iterable[ApprovedCall] = (),
-        about: Mapping[str, Any] = NO_DETAILS,
+        model_request: Mapping[str, Any] = NO_DETAILS,
     ) -> QuestionAnswered:
-        """Ask whether call `number` is to be made, or what it is `about`, and wait for the answer."""
-        key = call_number, canonical_json(about) if about else ""
-        unheard = self._undelivered_answers.pop(key, None)
-        if unheard is not None:
-            return unheard[1]
-        asked = self._reopened.pop(key, None)
-        if asked is None and kind == APPROVAL_KIND and self._denials[target] >= MAX_DENIALS:
-            return QuestionAnswered(
-                "", "deny", answered_by=f"as {MAX_DENIALS} calls of it in this run were"
-            )
+        """Ask whether call `call_number` may be made, or put its `model_request`; return the answer."""
+        subject = call_number, canonical_json(model_request) if model_request else ""
+        undelivered = self._earlier.undelivered.pop(subject, None)
+        if undelivered is not None:
+            return undelivered[1]
+        asked = self._earlier.unanswered.pop(subject, None)
         if asked is None:
-            asked = await self._create_question(kind, call_number, args, list(covers), about)
+            if kind == APPROVAL_KIND and self.permissions.is_denied(target):
+                by = f"as {MAX_DENIALS} calls of it in this run were"
+                return QuestionAnswered("", "deny", answered_by=by)
+            asked = await self._create_question(
+                kind, call_number, args, list(covers), model_request
+            )
         question = PendingQuestion(self._run_id, asked, target, args, line)
         self._host.pause()
         self.open_questions[question.id] = question
@@ -198,14 +229,14 @@ class PendingQuestions:
 
     @property
     def is_paused(self) -> bool:
-        """Whether the run waits for something, so that its time stands still."""
+        """Whether the run waits for something, so that its clock stands still."""
         return bool(self.open_questions or self._paused_calls)
 
     @asynccontextmanager
     async def pause_for_call(self, call_number: int) -> AsyncIterator[None]:
-        """Have the run wait for something else than an answer, for call `number`, which takes turns of its own.
+        """Pause the run while call `call_number` waits for something that needs slots of its own.
 
-        Raises `CallFailed` if the code waits no more.
+        Raises `CallFailed` if the code does not wait for the call any more.
         """
         self._host.pause()
         scope = self._paused_calls[call_number] = anyio.CancelScope()
@@ -214,13 +245,13 @@ class PendingQuestions:
                 yield
         finally:
             del self._paused_calls[call_number]
-        if scope.cancelled_caught:
-            raise CallFailed("cancelled", "The code did not wait for the answer.")
         if not self.is_paused:
             await self._host.resume()
+        if scope.cancelled_caught:
+            raise CallFailed("cancelled", "The code did not wait for the answer.")
 
     def set_agent_question(self, stage: str) -> None:
-        """Tell who watches the run what others wait for that it waits for; "" for nothing."""
+        """Tell the watchers of the run what its agents wait for; "" for nothing."""
         self.agent_question = stage
         self._host.set_stage(stage)
 
@@ -230,147 +261,121 @@ class PendingQuestions:
         call_number: int,
         args: Mapping[str, Any],
         covers: list[ApprovedCall],
-        about: Mapping[str, Any],
+        model_request: Mapping[str, Any],
     ) -> QuestionAsked:
         self._count += 1
-        name = f"q{self._count}"
-        hints = await self.origin_hints(args) if kind == APPROVAL_KIND else []
+        expires_at = time.time() + self._expires_s
+        hints = await self.find_origin_hints(args) if kind == APPROVAL_KIND else []
         asked = QuestionAsked(
-            name, kind, call_number, time.time() + self._expires_s, covers, hints, about
+            f"q{self._count}", kind, call_number, expires_at, covers, hints, model_request
         )
         self._journal.append(self._session_id, asked, self._run_id)
         await self._journal.flush()
         return asked
 
-    async def origin_hints(self, args: Mapping[str, Any]) -> list[str]:
-        """Return where text in the arguments of a call may have come from."""
-        return await self.find_origin_hints(args) if self.find_origin_hints is not None else []
-
     def withdraw_call(self, call_number: int) -> None:
-        """The code waits no more for call `number`."""
+        """Settle what call `call_number` waits for: its code waits no more."""
         if call_number in self._paused_calls:
             self._paused_calls[call_number].cancel()
         for question in list(self.open_questions.values()):
             if question.asked.call_id == call_number:
-                self._settle_question(
-                    question,
-                    QuestionAnswered(
-                        question.id, "deny", answered_by="the code, which did not wait"
-                    ),
-                )
+                by = "the code, which did not wait"
+                denial = QuestionAnswered(question.id, "deny", answered_by=by)
+                self._settle_question(question, denial)
 
     def answer_questions(self, given: Mapping[str, Any], by: str, *, may_approve: bool) -> None:
-        """Answer questions, all of them or none; `*` answers those that are not named.
+        """Answer questions by their ids, all of `given` or none; `*` answers those not named.
 
-        Raises `InvalidRequest` for what is not open or is no answer, `Forbidden` where a person has to answer.
+        Raises `InvalidRequest` for a question that is not open or an answer that does not fit, and
+        `Forbidden` where a person has to answer.
         """
-        rest = (
-            {name: given["*"] for name in self.open_questions if name not in given}
-            if "*" in given
-            else {}
-        )
-        chosen = {name: value for name, value in {**rest, **given}.items() if name != "*"}
+        chosen = {name: value for name, value in given.items() if name != "*"}
+        if "*" in given:
+            rest = (name for name in self.open_questions if name not in given)
+            chosen |= dict.fromkeys(rest, given["*"])
         if not chosen:
-            asked = (
-                f"It asks {', '.join(self.open_questions)}: name them, or"
-                if self.open_questions
-                else "It asks nothing:"
-            )
-            raise InvalidRequest(
-                f"Run {self._run_id} is given no answers.",
-                remedy=f"{asked} attach without answers.",
-            )
-        settled = [(self._find_question(name), value) for name, value in chosen.items()]
-        answers = [(question, parse_answer(question, value, by)) for question, value in settled]
+            raise self._no_answers_error()
+        questions = [(self._find_question(name), value) for name, value in chosen.items()]
+        answers = [(question, parse_answer(question, value, by)) for question, value in questions]
         for question, _ in answers:
             if question.asked.kind == APPROVAL_KIND and not may_approve:
                 raise Forbidden(
-                    f"Question {question.id} of run {self._run_id} is for a person: may {question.target} be called?",
-                    remedy=(
-                        "They can answer with `mcpruntime-server approvals`, or in the client where that can ask them."
-                    ),
+                    f"Question {question.id} of run {self._run_id} is for a person: "
+                    f"may {question.target} be called?",
+                    remedy="A person can answer with `mcpruntime-server approvals`, "
+                    "or in a client that can show forms.",
                 )
         for question, answer in answers:
             self._settle_question(question, answer)
 
+    def _no_answers_error(self) -> InvalidRequest:
+        asked = "It asks nothing:"
+        if self.open_questions:
+            asked = f"It asks {', '.join(self.open_questions)}: name them, or"
+        return InvalidRequest(
+            f"Run {self._run_id} is given no answers.", remedy=f"{asked} attach without answers."
+        )
+
     def receive_answer(self, question_id: str, answer: Any, by: str) -> None:
-        """Take what a person has answered elsewhere: now, or when the run comes to ask again."""
+        """Apply an answer from another process: now, or when the run asks the question again."""
         if question_id not in self.open_questions:
             self._early_answers[question_id] = answer, by
             return
         try:
             self.answer_questions({question_id: answer}, by, may_approve=True)
         except InvalidRequest as exc:
-            logger.error(
-                "an answer that was left for run %s could not be taken: %s", self._run_id, exc
-            )
+            logger.error("an answer to a question of run %s is invalid: %s", self._run_id, exc)
 
     def _find_question(self, question_id: str) -> PendingQuestion:
         question = self.open_questions.get(question_id)
-        if question is None or question.answer is not None:
-            known = self._answered.get(question_id)
-            if known is not None:
-                raise InvalidRequest(
-                    f"Question {question_id} of run {self._run_id} was answered already: {known.decision}."
-                )
-            listed = (
-                f"Its questions are {', '.join(self.open_questions)}."
-                if self.open_questions
-                else "It does not wait for an answer."
-            )
+        if question is not None and question.answer is None:
+            return question
+        known = self._answered.get(question_id)
+        if known is not None:
             raise InvalidRequest(
-                f"Run {self._run_id} has no question {question_id!r:.80}.", remedy=listed
+                f"Question {question_id} of run {self._run_id} was answered already: "
+                f"{known.decision}."
             )
-        return question
+        remedy = "It does not wait for an answer."
+        if self.open_questions:
+            remedy = f"Its questions are {', '.join(self.open_questions)}."
+        raise InvalidRequest(
+            f"Run {self._run_id} has no question {question_id!r:.80}.", remedy=remedy
+        )
 
     def _settle_question(self, question: PendingQuestion, answer: QuestionAnswered) -> None:
-        """Journal the answer and let the call go on."""
+        """Journal the answer and wake the call that waits for it."""
         self._journal.append(self._session_id, answer, self._run_id)
         question.answer = answer
-        if answer.decision == "deny":
-            self._denials[answer.target] += 1
+        self.permissions.record_answer(answer)
         self._answered[question.id] = answer
         if len(self._answered) > MAX_REMEMBERED_ANSWERS:
             del self._answered[next(iter(self._answered))]
-        if answer.scope == "session":
-            self._session_allowed.add(answer.target)
-        if answer.scope == "run":
-            self._run_allowed.add(answer.target)
         if answer.scope != "once":
-            for other in self.open_questions.values():
-                if (
-                    other.answer is None
-                    and other.target == answer.target
-                    and other.asked.kind == APPROVAL_KIND
-                ):
-                    self._settle_question(
-                        other, QuestionAnswered(other.id, "allow", "once", answer.answered_by)
-                    )
+            self._allow_same_target(answer)
         question.settled.set()
+
+    def _allow_same_target(self, answer: QuestionAnswered) -> None:
+        """Settle the other open approvals of the target that an answer allows for more than one call."""
+        for other in self.open_questions.values():
+            is_same = other.target == answer.target and other.asked.kind == APPROVAL_KIND
+            if is_same and other.answer is None:
+                allowed = QuestionAnswered(other.id, "allow", "once", answer.answered_by)
+                self._settle_question(other, allowed)
 
 
 def parse_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnswered:
-    """Return an answer as the journal has it; raises `InvalidRequest` if it is none to this question."""
+    """Return the event for an answer; raises `InvalidRequest` if it does not fit the question."""
     kind = question.asked.kind
     if kind == MODEL_REQUEST_KIND:
-        return QuestionAnswered(
-            question.id, "result", "once", by, question.target, check_storable(question, value)
-        )
+        return result_answer(question, value, by)
     words = ANSWER_WORDS[kind]
     if isinstance(value, str) and value in words:
         decision = "allow" if value in APPROVAL_SCOPES else value
-        return QuestionAnswered(
-            question.id, decision, APPROVAL_SCOPES.get(value, "once"), by, question.target
-        )
+        scope = APPROVAL_SCOPES.get(value, "once")
+        return QuestionAnswered(question.id, decision, scope, by, question.target)
     if kind == IN_DOUBT_KIND and isinstance(value, dict) and value.keys() == {"result"}:
-        return QuestionAnswered(
-            question.id,
-            "result",
-            "once",
-            by,
-            question.target,
-            check_storable(question, value["result"]),
-        )
+        return result_answer(question, value["result"], by)
     more = ' or {"result": ...}' if kind == IN_DOUBT_KIND else ""
     raise InvalidRequest(
         f"{json.dumps(value, default=str)[:80]} is no answer to question {question.id}.",
@@ -378,10 +383,10 @@ def parse_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnsw
     )
 
 
-def check_storable(question: PendingQuestion, value: Any) -> Any:
-    """Return a value that somebody has answered with; raises `InvalidRequest` if it cannot be kept."""
+def result_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnswered:
+    """Return the event for an answer that is a value; raises `InvalidRequest` if it is not JSON data."""
     try:
         canonical_json(value)
     except ValueError as exc:
-        raise InvalidRequest(f"The answer given for {question.id} cannot be kept. {exc}") from exc
-    return value
+        raise InvalidRequest(f"The answer to {question.id} cannot be journaled. {exc}") from exc
+    return QuestionAnswered(question.id, "result", "once", by, question.target, value)

@@ -49,9 +49,15 @@ class Replayer:
     ledger, if the recording does not have it.
     """
 
-    def __init__(self, recording: Recording, router: Router, spec: RunSpec | None = None) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        router: Router,
+        spec: RunSpec | None = None,
+        on_halt: Callable[[McpRuntimeError], None] | None = None,
+    ) -> None:
         self.divergence: ReplayDiverged | None = None
-        self.on_halt: Callable[[McpRuntimeError], None] = lambda _: None
+        self._on_halt = on_halt
         self._recording = recording
         self._router = router
         self._live_targets = spec.live_targets if spec else frozenset()
@@ -228,7 +234,8 @@ class Replayer:
     async def _halt_run(self, reason: McpRuntimeError) -> None:
         """Have the run end for `reason`; nothing that its code does from here on reaches anybody."""
         self._is_halted = True
-        self.on_halt(reason)
+        if self._on_halt is not None:
+            self._on_halt(reason)
         await anyio.sleep_forever()
 
 

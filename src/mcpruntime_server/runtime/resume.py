@@ -1,4 +1,4 @@
-"""Runs that a server has left, by its death or on purpose: which of them go on, and as which requests."""
+"""Runs that a server has left unfinished: which of them are resumed, and with which specification."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from ..journal.recording import Recording
 from ..journal.rows import AGENT_PURPOSE
 from .run_spec import RunSpec
 
-RERUN_PURPOSE = "rerun"  # the purpose of sessions in which runs are only executed again
+FORK_PURPOSE = "fork"
+RERUN_PURPOSE = "rerun"  # of sessions in which runs are only executed again
 RERUN_REASON = "It only executed another run again."
-NOT_RESUMABLE_REASONS = {
+NOT_RESUMABLE_REASONS = {  # by the purpose of the session
     RERUN_PURPOSE: RERUN_REASON,
     AGENT_PURPOSE: "Its agent ended with its server.",
-}  # by purposes of sessions
-MAX_RESUMES = 3  # times that a run goes on after the death of its server: it may be what kills it
+}
+MAX_RESUMES = 3  # after the death of a server: the run may be what kills it
 
 
 def why_not_resumable(recording: Recording, purpose: str) -> str:
-    """Return why a run of a session with that purpose does not go on; "" if it does."""
+    """Return why a run in a session with that purpose is not resumed; "" if it is."""
     if purpose in NOT_RESUMABLE_REASONS:
         return NOT_RESUMABLE_REASONS[purpose]
     if recording.resume_count >= MAX_RESUMES and not recording.pending_questions:
-        return f"It has gone on {recording.resume_count} times, and its server has died each time."
+        count = recording.resume_count
+        return f"It was resumed {count} times, and its server died each time."
     if recording.start.replayed_run and not recording.start.dry_run:
         return RERUN_REASON
     return ""
 
 
 def resumed_spec(recording: Recording) -> RunSpec:
-    """Return the request by which a run goes on where its recording ends."""
+    """Return the specification that resumes a run where its recording ends."""
     start = recording.start
     return RunSpec(
         start.code,
@@ -43,14 +45,13 @@ def resumed_spec(recording: Recording) -> RunSpec:
 
 
 def queued_spec(queued: RunQueued) -> RunSpec:
-    """Return the request of a run that another server was told of, and has not begun."""
-    key, context = queued.idempotency_key, None if queued.context is None else tuple(queued.context)
+    """Return the specification of a run that another server has queued and not started."""
     return RunSpec(
         queued.code,
         queued.timeout_s,
-        key,
+        queued.idempotency_key,
         run_id=queued.run_id,
         is_dry_run=queued.dry_run,
         starts_detached=True,
-        context=context,
+        context=None if queued.context is None else tuple(queued.context),
     )

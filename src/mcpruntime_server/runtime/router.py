@@ -336,7 +336,11 @@ class Router:
             approval = await self._require_approval(call, number, call_journal, call_journal.plan)
             args = call_journal.effective_args(call, number)
         by_person = approval is not None and approval["person"]
-        if verdict == "ask" and not by_person and not call_journal.questions.is_allowed(target):
+        if (
+            verdict == "ask"
+            and not by_person
+            and not call_journal.questions.permissions.is_allowed(target)
+        ):
             covers = self._approvals_to_ask(call_journal, number)
             entry.status = "waiting"
             answer = await call_journal.questions.ask(
@@ -358,12 +362,12 @@ class Router:
         number: int,
         entry: LedgerEntry,
         call_journal: CallJournal,
-        about: Mapping[str, Any],
+        request: Mapping[str, Any],
     ) -> Any:
-        """Put a question before the client's model and return the answer; raises `CallFailed` if there is none."""
+        """Ask the client's model and return its answer; raises `CallFailed` if there is none."""
         entry.status = "waiting"
         answer = await call_journal.questions.ask(
-            MODEL_REQUEST_KIND, number, call.target, call.args, call.line, about=about
+            MODEL_REQUEST_KIND, number, call.target, call.args, call.line, model_request=request
         )
         entry.status = "started"
         if answer.decision != "result":
@@ -377,7 +381,7 @@ class Router:
         approval = plan.find_approval(call_journal.call_key(number))
         if approval is None:
             message = f"{call.target} may change something: it is planned, and not made."
-            hints = await call_journal.questions.origin_hints(call.args)
+            hints = await call_journal.questions.find_origin_hints(call.args)
             if PLANNED_RESULT_PREFIX in call_journal.call_key(number)[1]:
                 hints.append(
                     "The arguments hold the result of a planned call: it is planned again when that is known."

@@ -92,6 +92,7 @@ class RecordedRun:
             report.value = None if end.value is None else dict(end.value)
             report.error = None if end.error is None else dict(end.error)
             report.usage = dict(end.usage or {})
+            report.flags = set(end.flags)
         return report
 
     @property

@@ -1,7 +1,8 @@
-"""What the journal is told of one run: that it is queued, begins, goes on, reads clocks, is left, and ends."""
+"""The journal's record of one run: queued, started or resumed, clock readings, suspended, finished."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -23,9 +24,20 @@ from ..journal.store import Journal
 from .run_report import validate_readings
 from .run_spec import RunSpec
 
+RunEventRecord = (
+    RunQueued
+    | RunStarted
+    | RunResumed
+    | RunSuspended
+    | ClocksRead
+    | OutputWritten
+    | RunFinished
+    | FilesChanged
+)
+
 
 class RunJournal:
-    """A run in the journal; `resumed` is what another server has written of it."""
+    """Writes the events of one run; `resumed` is what another server has written of it."""
 
     def __init__(
         self,
@@ -36,93 +48,84 @@ class RunJournal:
         resumed: Recording | None,
     ) -> None:
         self.has_started = False
+        self.seed = spec.recording.start.seed if spec.recording else secrets.token_hex(16)
         self._journal = journal
         self._session_id = session_id
         self._run_id = run_id
         self._spec = spec
         self._is_announced = spec.run_id is not None
-        self._recorded_readings = (
-            {name: len(read) for name, read in resumed.clock_readings.items()} if resumed else {}
-        )
-        self._wait_for_end: Callable[[], Awaitable[Any]] | None = (
-            None  # waits until its end is on the disk
-        )
+        self._recorded_readings: dict[
+            str, int
+        ] = {}  # how many of each clock are not read again yet
+        if resumed:
+            counts = {name: len(values) for name, values in resumed.clock_readings.items()}
+            self._recorded_readings = counts
+        self._wait_for_end: Callable[[], Awaitable[Any]] | None = None
 
-    def append_event(
-        self,
-        event: RunQueued
-        | RunStarted
-        | RunResumed
-        | RunSuspended
-        | ClocksRead
-        | OutputWritten
-        | RunFinished
-        | FilesChanged,
-    ) -> None:
-        """Write down what becomes of it."""
+    def append_event(self, event: RunEventRecord) -> None:
+        """Append an event of this run."""
         self._journal.append(self._session_id, event, self._run_id)
 
     def journal_queued(self) -> None:
-        """Have it survive the death of the server, though it has not begun."""
-        if not self._is_announced:
-            self._is_announced = True
-            request = self._spec
-            context = None if request.context is None else list(request.context)
-            self.append_event(
-                RunQueued(
-                    self._run_id,
-                    request.code,
-                    request.timeout_s,
-                    request.idempotency_key,
-                    request.is_dry_run,
-                    context,
-                )
+        """Record that the run exists, so that it survives the server though it has not started."""
+        if self._is_announced:
+            return
+        self._is_announced = True
+        spec = self._spec
+        context = None if spec.context is None else list(spec.context)
+        self.append_event(
+            RunQueued(
+                self._run_id,
+                spec.code,
+                spec.timeout_s,
+                spec.idempotency_key,
+                spec.is_dry_run,
+                context,
             )
+        )
 
     def journal_start(
         self,
         parent: str | None,
         step: int,
-        name: str,
+        filename: str,
         *,
-        seed: str,
         stale_packages: list[str],
         detached: bool,
         context: Sequence[InputEntry],
     ) -> None:
-        """It starts, as a `RunStarted` says, or goes on."""
+        """Record that the run starts, or is resumed."""
         self.has_started = True
-        request, recording = self._spec, self._spec.recording
-        if request.is_resumed and recording is not None:
-            self.append_event(
-                RunResumed(sum(call.finished_sequence is not None for call in recording.calls))
-            )
+        spec, recording = self._spec, self._spec.recording
+        if spec.is_resumed and recording is not None:
+            finished = [call for call in recording.calls if call.finished_sequence is not None]
+            self.append_event(RunResumed(len(finished)))
             return
         start = RunStarted(
             run_id=self._run_id,
             parent_id=parent,
             step=step,
-            code=request.code,
-            name=name,
-            timeout_s=request.timeout_s,
-            idempotency_key=request.idempotency_key,
-            seed=seed,
+            code=spec.code,
+            name=filename,
+            timeout_s=spec.timeout_s,
+            idempotency_key=spec.idempotency_key,
+            seed=self.seed,
             replayed_run=recording.start.run_id if recording else None,
             stale_packages=stale_packages,
-            dry_run=request.is_dry_run,
-            approved_calls=list(request.approvals),
+            dry_run=spec.is_dry_run,
+            approved_calls=list(spec.approvals),
             detached=detached,
             context=list(context),
         )
         self.append_event(start)
 
     def journal_suspended(self) -> None:
-        """It stops here, and another server is to go on with it."""
-        with suppress(JournalFailed):  # then it counts as one that a crash has stopped
+        """Record that this server leaves the run to the next one."""
+        with suppress(JournalFailed):  # the run then counts as one that a crash has stopped
             self.append_event(RunSuspended())
 
     def journal_clock_readings(self, clocks: Any) -> None:
-        """Write down what clocks have told the code, without what the journal has already."""
+        """Record what the code has read from clocks, except for readings that are recorded already."""
         if not clocks:
             return
         readings = {}
@@ -136,15 +139,15 @@ class RunJournal:
             self.append_event(ClocksRead(readings))
 
     def journal_end(self, event: RunFinished) -> None:
-        """It is over."""
+        """Record the end of the run."""
         self.append_event(event)
         self._wait_for_end = self._journal.start_flush()
 
     async def flush(self) -> None:
-        """Wait until all that was told so far survives a crash; raises `JournalFailed`."""
+        """Wait until a crash cannot lose anything recorded so far; raises `JournalFailed`."""
         await self._journal.flush()
 
     async def wait_until_durable(self) -> None:
-        """Wait until its end survives a crash; raises `JournalFailed`."""
+        """Wait until a crash cannot lose the end of the run; raises `JournalFailed`."""
         if self._wait_for_end is not None:
             await self._wait_for_end()

@@ -1,4 +1,4 @@
-"""What a sandbox sends while it executes a run, taken where it belongs: output, files, and calls to be answered."""
+"""What a sandbox sends while it executes a run: output, files, and calls to be answered."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ from .run_journal import RunJournal
 from .run_report import RunReport
 from .run_spec import RunLimits
 
-FILE_OVERHEAD_BYTES = (
-    64 * 1024 * 1024
-)  # bytes of file content that a sandbox may send beyond its workspace's size
+FILE_OVERHEAD_BYTES = 64 * 1024 * 1024  # of file content, beyond the size of the workspace
 
 
 class RunListener:
-    """Listens to a sandbox for one run, until it is deaf: then the run goes on in another server."""
-
-    is_closed = False
-    has_changed_files = False  # the code has changed files
+    """Receives the messages of one run, until it is closed because another server continues the run."""
 
     def __init__(
         self,
@@ -36,20 +31,27 @@ class RunListener:
         output: OutputBuffer,
         call_handler: CallHandler,
         limits: RunLimits,
+        on_update: Callable[[], None],
     ) -> None:
-        self.on_update: Callable[[], None] = lambda: None
+        self.output = output
         self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES)
+        self.has_changed_files = False
+        self._is_closed = False
         self._report = report
         self._run_journal = run_journal
         self._call_journal = call_journal
-        self._output = output
         self._call_handler = call_handler
+        self._on_update = on_update
+
+    def close(self) -> None:
+        """Drop output and leave calls unanswered from here on."""
+        self._is_closed = True
 
     def on_output(self, message: wire.Output) -> None:
-        """Take what was printed."""
-        if not self.is_closed:
-            self._output.receive_output(message)
-            self.on_update()
+        """Keep a piece of output."""
+        if not self._is_closed:
+            self.output.receive_output(message)
+            self._on_update()
 
     def on_files(self, message: wire.FilesChanged) -> None:
         """Note which files changed; their content follows."""
@@ -57,39 +59,38 @@ class RunListener:
         self._report.changed_files, self._report.removed_files = message.changed, message.removed
         if message.skipped_count > 0:
             self._report.notes.append(
-                f"{message.skipped_count:,} files in the workspace are not kept: too many, or their names are not UTF-8."
+                f"{message.skipped_count:,} files in the workspace are not kept: too many, "
+                "or their names are not UTF-8."
             )
 
     def on_file_data(self, message: wire.FileData) -> None:
-        """Take a piece of a changed file."""
+        """Keep a chunk of a changed file."""
         self.file_receiver.receive_chunk(message)
 
     def on_saved(self, message: wire.FilesSaved) -> None:
-        """All files are here."""
+        """Note that all changed files have arrived."""
         self.file_receiver.is_complete = True
 
     async def on_call(self, message: wire.Call) -> wire.Reply:
-        """Answer what the code asks for; what clocks told it before is journaled before."""
-        if self.is_closed:
+        """Answer a call; what the code has read from clocks before it is journaled first."""
+        if self._is_closed:
             await anyio.sleep_forever()  # until its sandbox is gone
         try:
             self._run_journal.journal_clock_readings(message.clock_readings)
             return await self._call_handler.answer_call(message, self._call_journal)
         except JournalFailed as exc:
             text = f"{message.target} was not called: {exc}"
-            return wire.Reply(
-                message.call_id, None, {"kind": "unavailable", "message": text, "data": None}
-            )
+            error = {"kind": "unavailable", "message": text, "data": None}
+            return wire.Reply(message.call_id, None, error)
 
     async def store_files(self, journal: Journal) -> FilesChanged | None:
-        """Keep the content of the changed files; return what changed, or None if not all of it has come.
+        """Journal the changed files with their content; return None if some have not arrived.
 
-        The journal then says that they were lost, and a rebuild can mend that.
+        In that case the journal says that they are lost, and executing the step again can recover them.
         """
         if not self.file_receiver.is_complete:
             return None
-        changed = FilesChanged(
-            await self.file_receiver.store_blobs(journal), self._report.removed_files
-        )
+        stored = await self.file_receiver.store_blobs(journal)
+        changed = FilesChanged(stored, self._report.removed_files)
         self._run_journal.append_event(changed)
         return changed

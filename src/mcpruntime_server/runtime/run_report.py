@@ -60,9 +60,8 @@ class RunReport:
     usage: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     pending_questions: list[PendingQuestionView] = field(default_factory=list)
-    result_files: dict[str, str] = field(
-        default_factory=dict
-    )  # field that is too long to show -> file that holds it whole
+    result_files: dict[str, str] = field(default_factory=dict)  # complete value, by truncated field
+    flags: set[str] = field(default_factory=set)  # what is special about its end state
 
     def apply_done(self, done: wire.RunDone, stopped: str | None) -> None:
         """Take what the sandbox says of the code's end, and why it was stopped, if it was."""

@@ -1,4 +1,4 @@
-"""What is asked of the runtime: code to run, in which world, and within which limits."""
+"""What is to be executed: the specification of a run, which never changes, and its limits."""
 
 from __future__ import annotations
 
@@ -11,43 +11,37 @@ from ..journal.recording import Recording
 
 @dataclass(frozen=True)
 class RunLimits:
-    """What a run may leave behind: bytes of files and of output; characters and items of what a client is shown.
-
-    A question that it waits for is open for `waits_s` seconds.
-    """
+    """How much a run may leave behind, and how long its questions stay open."""
 
     max_file_bytes: int
     max_output_bytes: int
-    max_shown_chars: int
-    max_shown_items: int
+    max_shown_chars: int  # of a field of its result, for a client
+    max_shown_items: int  # of a list or an object in its value, for a client
     question_expires_s: float
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What is to be run, and in which world: with a recording, in that one, but for what is `live`.
-
-    `key` is the client's name for the request, `id` the run's if it has one already. A `dry_run` plans what may change
-    something, but for what is `approved`. A `detached` one goes on without anybody waiting for it. A run that
-    `resumes` is the recording's own, goes on where that ends, and meets the world from there. A `fresh` one begins
-    without variables whatever came before it. One that `looks_up` what its recording does not have gets, of what is on
-    no ledger (modules to import, searches), the world's answers. `context` are its inputs; None: those of its
-    recording, or else of the run before it.
-    """
+    """Code, and what answers its calls: live handlers, or a recording with its randomness and clocks."""
 
     code: str
     timeout_s: float
-    idempotency_key: str | None = None
+    idempotency_key: str | None = None  # the client's name for the request
     recording: Recording | None = None
-    live_targets: frozenset[str] = frozenset()
-    is_resumed: bool = False
-    starts_fresh: bool = False
-    run_id: str | None = None
-    is_dry_run: bool = False
+    live_targets: frozenset[str] = frozenset()  # servers or tools whose calls are made all the same
+    is_resumed: bool = False  # it continues the recording's own run, live from the recording's end
+    starts_fresh: bool = False  # without variables, whatever came before it
+    run_id: str | None = None  # of a run that the journal has as queued
+    is_dry_run: bool = False  # calls that may write are planned, except for `approvals`
     approvals: tuple[ApprovedCall, ...] = ()
-    starts_detached: bool = False
-    allow_lookups: bool = False
-    context: tuple[InputEntry, ...] | None = None
+    starts_detached: bool = False  # it continues when nobody waits for it
+    allow_lookups: bool = False  # unrecorded catalogue and module lookups go to the live handlers
+    context: tuple[InputEntry, ...] | None = None  # None: of its recording, or of the run before it
+
+    def is_same_request(self, other: RunSpec) -> bool:
+        """Return whether a client that sends both means one run."""
+        mine = self.code, self.is_dry_run, self.context
+        return mine == (other.code, other.is_dry_run, other.context)
 
 
 def new_run_id() -> str:

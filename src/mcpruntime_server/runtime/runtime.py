@@ -1,6 +1,7 @@
 """All live sessions: finding, resuming, opening, forking and closing them.
 
-A session whose server died is taken over by whoever is asked for it, and a run that was under way then goes on.
+When the server of a session has died, the first server that is asked for the session takes it over
+and continues its unfinished run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import TaskGroup
 
-from ..capabilities.inputs.store import InputStore
 from ..config import SandboxSettings, ServerSettings
 from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
 from ..journal.events import QuestionAnswered, RunFinished, RunQueued, SessionOpened
@@ -25,130 +25,110 @@ from ..journal.store import Journal
 from ..protocol import wire
 from ..sandbox import Backend
 from .environment import Environment
-from .resume import RERUN_PURPOSE, queued_spec, resumed_spec, why_not_resumable
+from .input_provider import InputProvider
+from .package_changes import PackageChanges
+from .resume import FORK_PURPOSE, RERUN_PURPOSE, queued_spec, resumed_spec, why_not_resumable
 from .router import Router
 from .run import Run
 from .run_scheduler import RunScheduler
 from .run_spec import RunLimits
 from .sandbox_pool import SandboxPool
 from .session import SAVE_TIMEOUT_S, SESSION_ID_PREFIX, Session, new_session_id
+from .session_services import SessionServices
 
-CLOSE_TIMEOUT_S = 2.5  # for files to arrive when the server ends, interrupted code included: a client kills it after a few seconds
-OPEN_TIMEOUT_S = 0.5  # for a session that is being opened to be there before, so that its runs are handed on, too
+CLOSE_TIMEOUT_S = 2.5  # for interrupted code and its files: a client soon kills a server that ends
+OPEN_TIMEOUT_S = 0.5  # for a session that is being opened: its runs are to be suspended, too
 DAY_S = 86_400.0
-IDLE_CHECK_INTERVAL_S = 0.05  # between looks for idle sessions, at least
-MAX_RESUME_AGE_S = (
-    3600.0  # older runs that a dead server has left go on only when somebody asks for their session
-)
-CAPACITY_POLL_INTERVAL_S = 0.5  # between looks for room for a session whose run is to go on
-REPLY_POLL_INTERVAL_S = (
-    0.5  # between looks for answers that other processes have left, while a run waits for one
-)
-IDLE_REPLY_POLL_INTERVAL_S = (
-    5.0  # the same while none does: it may be for a run that a dead server has left
-)
+IDLE_CHECK_INTERVAL_S = 0.05  # at least
+MAX_RESUME_AGE_S = 3600.0  # older runs of dead servers are resumed only with their session
+CAPACITY_POLL_INTERVAL_S = 0.5  # while there is no room for a session whose run is to be resumed
+REPLY_POLL_INTERVAL_S = 0.5  # for answers from other processes, while a run waits for one
+IDLE_REPLY_POLL_INTERVAL_S = 5.0  # while none waits: an answer may be for a dead server's run
 MB = 1024 * 1024
-MAX_VALUE_CHARS = (
-    256 * 1024
-)  # characters of a value that leave the sandbox; larger ones belong into a file
+MAX_VALUE_CHARS = 256 * 1024  # of a value that leaves the sandbox; larger ones belong in a file
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 logger = logging.getLogger(__name__)
 
 
 class Runtime:
-    """All live sessions of this server."""
+    """All live sessions of this server; `tasks` is the group that they live in."""
 
     def __init__(
         self,
         settings: ServerSettings,
-        journal: Journal,
-        router: Router,
-        pool: SandboxPool,
+        services: SessionServices,
+        backend_name: str,
         tasks: TaskGroup,
-        *,
-        backend: str,
-        limits: RunLimits,
-        inputs: InputStore,
     ) -> None:
-        self.settings = settings
-        self.journal = journal
-        self.router = router
-        self.pool = pool
-        self.backend = backend
-        self.limits = limits
-        self.scheduler = RunScheduler(settings.max_runs, settings.max_runs_per_principal)
-        self.lost_states: dict[str, str] = {}  # runs whose variables cannot be had back, and why
-        self.inputs = inputs
-        self.stale_packages: set[str] = (
-            set()
-        )  # packages of tools that have changed since the server started
-        self.get_spending: Callable[[str], Mapping[str, float]] = (
-            lambda _: {}
-        )  # what a run has paid models for, as its usage
-        self.announce_code: Callable[[str], None] = lambda _: (
-            None
-        )  # told of every run's code, before it runs
+        self._settings = settings
+        self._services = services
+        self._backend_name = backend_name
         self._tasks = tasks
         self._sessions: dict[str, Session] = {}
-        self._closing_sessions: dict[
-            str, Session
-        ] = {}  # closed, and not yet ready to be opened anew
+        self._closing_sessions: dict[str, Session] = {}  # not ready to be opened again yet
         self._opening_lock = anyio.Lock()
         self._is_closing = False
 
-    # finding sessions -----------------------------------------------------------------------------
+    @property
+    def journal(self) -> Journal:
+        """Where everything that happens is recorded."""
+        return self._services.journal
+
+    # finding sessions and runs --------------------------------------------------------------------
 
     async def open_session(self, handle: str | None, principal: str) -> Session:
-        """Return the principal's session `handle`; None makes a new one, and so does a name that is not taken.
+        """Return the principal's session `handle`; None, or a name that is not taken, creates one.
 
-        Use what is returned without waiting in between, or it may have been closed for being idle. Raises `NotFound`
-        for an unknown `s_...` handle, `InvalidRequest` for a name that is none, `Unavailable` if there are too many
-        sessions or another server has this one.
+        Use the session without awaiting anything first, or it may be closed for being idle. Raises
+        `NotFound` for an unknown `s_...` handle, `InvalidRequest` for an invalid name, and
+        `Unavailable` if there are too many sessions or another server has this one.
         """
         return await self._find_or_open(handle, principal, create=True)
 
     async def find_session(self, handle: str, principal: str) -> Session:
-        """Return the principal's session `handle`, which must be there; raises what `session` raises."""
+        """Return the principal's session `handle`, which must exist; raises as `open_session` does."""
         return await self._find_or_open(handle, principal, create=False)
 
-    async def wait_for_files(self, session: str) -> None:
-        """Wait until all that the runs of a session have left is in the journal, if it is live on this server."""
-        live = self._sessions.get(session)
+    async def wait_for_files(self, session_id: str) -> None:
+        """Wait until everything that a session's runs have left is in the journal."""
+        live = self._sessions.get(session_id)
         if live is not None and live.environment is not None:
             await live.environment.wait_for_files()
 
-    def holds_state(self, run: str) -> bool:
-        """Return whether the end state of `run` is parked, or live, in one of this server's sandboxes."""
-        return any(
-            session.environment is not None and session.environment.holds_state(run)
-            for session in self._sessions.values()
-        )
-
     def find_active_run(self, run_id: str, principal: str) -> tuple[Session, Run] | None:
-        """Return a run of the principal's that is under way, with its session."""
+        """Return a run of the principal's that is not finished, with its session."""
         for session in self._sessions.values():
-            found = session.find_active_run(run_id) if session.principal == principal else None
-            if found is not None:
-                return session, found
+            if session.principal == principal:
+                run = session.queue.find_active(run_id)
+                if run is not None:
+                    return session, run
         return None
 
     def agent_runs(self, run_id: str) -> Iterator[Run]:
-        """Yield what is under way of the agents that a run has begun, and of those that these have begun."""
+        """Yield the active runs of the agents that a run has started, and of their agents."""
         for session in list(self._sessions.values()):
             if session.parent_run_id == run_id:
-                for each in session.active_runs:
-                    yield each
-                    yield from self.agent_runs(each.id)
+                for run in session.queue.active_runs:
+                    yield run
+                    yield from self.agent_runs(run.id)
+
+    def current_tier(self, run_id: str, recorded: str) -> str:
+        """Return how the variables at the end of a run can be restored on this server now.
+
+        `recorded` is the tier that follows from the journal alone; "" for a run without a state.
+        """
+        if recorded and self._find_environment(run_id) is not None:
+            return "parked"
+        return "files-only" if recorded and run_id in self._services.lost_states else recorded
 
     async def _find_or_open(self, handle: str | None, principal: str, *, create: bool) -> Session:
         found = self._find_live(handle, principal)
         if found is not None:
             return found
         async with self._opening_lock:
-            return self._find_live(handle, principal) or await self._open_handle(
-                handle, principal, create=create
-            )
+            found = self._find_live(handle, principal)
+            return found or await self._open_handle(handle, principal, create=create)
 
     def _find_live(self, handle: str | None, principal: str) -> Session | None:
         if handle is not None:
@@ -157,21 +137,28 @@ class Runtime:
                     return session
         return None
 
+    def _find_environment(self, run_id: str) -> Environment | None:
+        """Return an environment that holds the end state of a run."""
+        for session in self._sessions.values():
+            if session.environment is not None and session.environment.holds_state(run_id):
+                return session.environment
+        return None
+
+    # opening sessions -----------------------------------------------------------------------------
+
     async def _open_handle(self, handle: str | None, principal: str, *, create: bool) -> Session:
         if handle is None:
-            await self._ensure_capacity()
             return await self._create_session(None, principal)
         await self._wait_until_closed(handle)
         try:
             row = await self.journal.find_session(handle, principal)
         except NotFound:
-            if not create or handle.startswith(SESSION_ID_PREFIX):
-                raise NotFound(
-                    f"There is no session {handle!r:.80}.",
-                    remedy="Leave `session` out to start one, or give a name of your own.",
-                ) from None
-            await self._ensure_capacity()
-            return await self._create_session(handle, principal)
+            if create and not handle.startswith(SESSION_ID_PREFIX):
+                return await self._create_session(handle, principal)
+            raise NotFound(
+                f"There is no session {handle!r:.80}.",
+                remedy="Leave `session` out to start one, or give a name of your own.",
+            ) from None
         row = await self.journal.claim_session(row.id)
         try:
             await self._ensure_capacity()
@@ -182,118 +169,105 @@ class Runtime:
             raise
         return self._start_session(session)
 
-    async def _create_session(self, name: str | None, principal: str) -> Session:
+    async def _wait_until_closed(self, handle: str) -> None:
+        """Wait for a session that is being closed: its last files must be saved first."""
+        for session in list(self._closing_sessions.values()):
+            if handle in (session.id, session.name):
+                await session.closed.wait()
+
+    async def _create_session(
+        self,
+        name: str | None,
+        principal: str,
+        tip: RunRow | None = None,
+        purpose: str = "",
+        parent_run_id: str | None = None,
+        *,
+        shares_environment: bool = False,
+    ) -> Session:
+        """Create a session that starts from run `tip`, or in which an agent of `parent_run_id` works."""
         check_session_name(name)
-        row = await self.journal.create_session(new_session_id(), name, principal)
-        self.journal.append(row.id, SessionOpened(name, principal, self.backend))
-        return self._start_session(Session(row, None, self))
+        await self._ensure_capacity()
+        session_id, tip_id = new_session_id(), tip.id if tip else None
+        origin = parent_run_id or tip_id
+        row = await self.journal.create_session(
+            session_id, name, principal, tip_id, purpose, parent_run_id
+        )
+        opened = SessionOpened(name, principal, self._backend_name, origin, purpose)
+        self.journal.append(row.id, opened)
+        environment = self._find_environment(tip.id) if tip and shares_environment else None
+        return self._start_session(Session(row, tip, self._services, environment))
+
+    async def fork_session(self, at: RunRow, name: str | None, principal: str) -> Session:
+        """Create a session that starts from the end of run `at`.
+
+        It shares the sandbox that holds that state, if there is one.
+        """
+        async with self._opening_lock:
+            return await self._create_session(
+                name, principal, at, FORK_PURPOSE, shares_environment=True
+            )
+
+    async def open_scratch_session(self, at: RunRow | None, principal: str) -> Session:
+        """Create a session to execute something again in, in a sandbox of its own."""
+        async with self._opening_lock:
+            return await self._create_session(None, principal, at, RERUN_PURPOSE)
+
+    async def open_agent_session(self, run_id: str, principal: str) -> Session:
+        """Create an empty session for an agent of a run; raises `Unavailable` if there is no room."""
+        async with self._opening_lock:
+            return await self._create_session(None, principal, None, AGENT_PURPOSE, run_id)
+
+    # taking over sessions of dead servers ---------------------------------------------------------
 
     async def _take_over(self, row: SessionRow) -> Session:
-        """Return a session that is in the journal, with its last run if that has no end, and all that are queued.
-
-        What an older version recorded cannot go on, and what was executed again with recorded answers must not.
-        """
+        """Return a session from the journal, with its unfinished run and its queued runs."""
         session = await self._restore_session(row)
-        for reply in await self.journal.list_submitted_answers():
-            if reply.session_id == row.id:
-                deliver_reply(session, reply)
+        for answer in await self.journal.list_submitted_answers():
+            if answer.session_id == row.id:
+                deliver_answer(session, answer)
         for stored in await self.journal.load_events(row.id, event_type=QuestionAnswered):
             if isinstance(stored.event, QuestionAnswered) and stored.event.scope == "session":
                 session.allowed_targets.add(stored.event.target)
         for queued in await self.journal.list_queued_runs(row.id):
-            for stored in await self.journal.load_events(
-                row.id, run_id=queued.id, event_type=RunQueued
-            ):
+            events = await self.journal.load_events(row.id, run_id=queued.id, event_type=RunQueued)
+            for stored in events:
                 if isinstance(stored.event, RunQueued):
                     session.enqueue_run(queued_spec(stored.event))
         return session
 
     async def _restore_session(self, row: SessionRow) -> Session:
+        """Return a session whose last run is resumed if it has no end, or ended if it cannot be resumed."""
         tip = await self.journal.load_run(row.tip) if row.tip else None
         if tip is None or tip.is_finished or tip.session_id != row.id:
-            return Session(row, tip, self)
+            return Session(row, tip, self._services)
         parent = await self.journal.load_run(tip.parent_id) if tip.parent_id else None
+        session = Session(row, parent, self._services)
         try:
             recording = await load_recording(self.journal, tip)
             problem = why_not_resumable(recording, row.purpose)
         except JournalFailed as exc:
             problem = str(exc)
-        if problem:
-            message = f"Its server died while it ran, and it cannot go on. {problem}"
-            error = {"type": "ServerDied", "message": message, "traceback": "", "line": None}
-            self.journal.append(
-                row.id, RunFinished("crashed", None, error, None, [UNDONE_FLAG]), tip.id
-            )
-            return Session(row, parent, self)
-        session = Session(row, parent, self)
-        session.enqueue_run(resumed_spec(recording))
+        if not problem:
+            session.enqueue_run(resumed_spec(recording))
+            return session
+        message = f"Its server died while it ran, and it cannot be resumed. {problem}"
+        error = {"type": "ServerDied", "message": message, "traceback": "", "line": None}
+        crashed = RunFinished("crashed", None, error, None, [UNDONE_FLAG])
+        self.journal.append(row.id, crashed, tip.id)
         return session
 
-    async def fork_session(
-        self, at: RunRow, name: str | None, principal: str, purpose: str = "fork"
-    ) -> Session:
-        """Make a session whose state is the end of run `at`; where that is parked, they share the sandbox."""
-        check_session_name(name)
-        async with self._opening_lock:
-            await self._ensure_capacity()
-            return await self._create_fork(at, name, principal, purpose)
-
-    async def open_scratch_session(self, at: RunRow | None, principal: str) -> Session:
-        """Make a session to execute something again in, in a sandbox of its own."""
-        async with self._opening_lock:
-            await self._ensure_capacity()
-            return await self._create_fork(at, None, principal, RERUN_PURPOSE)
-
-    async def open_agent_session(self, run: str, principal: str) -> Session:
-        """Make a session, without variables, in which an agent of `run` works; raises `Unavailable` without room."""
-        async with self._opening_lock:
-            await self._ensure_capacity()
-            row = await self.journal.create_session(
-                new_session_id(), None, principal, None, AGENT_PURPOSE, run
-            )
-            self.journal.append(
-                row.id, SessionOpened(None, principal, self.backend, run, AGENT_PURPOSE)
-            )
-            return self._start_session(Session(row, None, self))
-
-    async def _create_fork(
-        self, at: RunRow | None, name: str | None, principal: str, purpose: str
-    ) -> Session:
-        tip = at.id if at else None
-        row = await self.journal.create_session(new_session_id(), name, principal, tip, purpose)
-        self.journal.append(row.id, SessionOpened(name, principal, self.backend, tip, purpose))
-        return self._start_session(
-            Session(row, at, self, self._find_environment(tip) if purpose == "fork" else None)
-        )
-
-    def _find_environment(self, run: str | None) -> Environment | None:
-        homes = (session.environment for session in self._sessions.values())
-        return next(
-            (
-                home
-                for home in homes
-                if home is not None and run is not None and home.holds_state(run)
-            ),
-            None,
-        )
-
-    async def _wait_until_closed(self, handle: str) -> None:
-        """Wait for a session that is being closed: its last files belong to whoever opens it anew."""
-        for session in list(self._closing_sessions.values()):
-            if handle in (session.id, session.name):
-                await session.closed.wait()
-
     async def resume_interrupted_runs(self) -> None:
-        """Have the runs go on that were under way when their servers died, but not long ago."""
+        """Resume the runs that were active when their servers died, unless that is long ago."""
         for row, run in await self.journal.list_interrupted_runs():
             if time.time() - run.started_at < MAX_RESUME_AGE_S:
                 try:
                     await self._resume_session(row)
                 except McpRuntimeError as exc:
-                    logger.error("run %s of a dead server does not go on: %s", run.id, exc)
+                    logger.error("run %s of a dead server is not resumed: %s", run.id, exc)
 
     async def _resume_session(self, row: SessionRow) -> None:
-        """Have a session live, as soon as there is room for it."""
+        """Open a session as soon as there is room for it."""
         while True:
             try:
                 await self.open_session(row.id, row.principal)
@@ -304,51 +278,42 @@ class Runtime:
                 return
             await anyio.sleep(CAPACITY_POLL_INTERVAL_S)
 
-    # answers from elsewhere -----------------------------------------------------------------------
+    # answers from other processes -----------------------------------------------------------------
 
-    async def receive_replies(self) -> None:
-        """Take the answers that other processes leave in the journal, for as long as the server runs.
+    async def receive_submitted_answers(self) -> None:
+        """Deliver the answers that other processes leave in the journal, as long as the server runs.
 
-        They are looked for, because a file tells no other process that it has changed; seldom while no run waits.
+        The journal is polled, because a file cannot tell another process that it has changed.
         """
         while True:
-            waits = any(session.waiting_runs for session in self._sessions.values())
+            waits = any(session.queue.waiting_runs for session in self._sessions.values())
             await anyio.sleep(REPLY_POLL_INTERVAL_S if waits else IDLE_REPLY_POLL_INTERVAL_S)
             try:
-                for reply in await self.journal.list_submitted_answers():
-                    await self._deliver_reply(reply)
+                for answer in await self.journal.list_submitted_answers():
+                    await self._deliver_answer(answer)
             except McpRuntimeError as exc:
-                logger.error("an answer could not be taken: %s", exc)
+                logger.error("an answer could not be delivered: %s", exc)
 
-    async def _deliver_reply(self, reply: SubmittedAnswer) -> None:
-        session = self._sessions.get(reply.session_id)
-        if session is None:
-            row = await self.journal.load_session(reply.session_id)
-            session = await self.open_session(
-                row.id, row.principal
-            )  # in which the run goes on, and comes to wait again
-        deliver_reply(session, reply)
+    async def _deliver_answer(self, answer: SubmittedAnswer) -> None:
+        session = self._sessions.get(answer.session_id)
+        if session is None:  # its run is resumed, and asks again
+            row = await self.journal.load_session(answer.session_id)
+            session = await self.open_session(row.id, row.principal)
+        deliver_answer(session, answer)
 
-    # the lives of sessions ------------------------------------------------------------------------
-
-    def mark_package_stale(self, name: str) -> None:
-        """Have every session import the tools of package `name` anew."""
-        self.stale_packages.add(name)
-        for session in self._sessions.values():
-            session.stale_packages.add(name)
+    # the lifetimes of sessions --------------------------------------------------------------------
 
     def _start_session(self, session: Session) -> Session:
-        """Have a session live that is whole: whoever finds it finds all its runs."""
-        session.stale_packages |= self.stale_packages
+        """Make a session live that has all its runs."""
         self._sessions[session.id] = session
         self._tasks.start_soon(self._run_session, session)
         return session
 
     async def _run_session(self, session: Session) -> None:
-        """Be the task that a session lives in."""
+        """Execute the runs of a session until it is closed, then release it."""
         try:
             await session.execute_runs()
-        except Exception:  # a mistake of ours costs one session its sandbox, and no other anything
+        except Exception:  # a mistake of ours must not take other sessions with it
             logger.exception("session %s failed inside the server", session.id)
         finally:
             self._forget_session(session)
@@ -361,53 +326,53 @@ class Runtime:
             session.closed.set()
 
     def _forget_session(self, session: Session) -> None:
-        """Let `session` be opened anew by whoever asks for it next, once it has ended."""
+        """Let the next request for `session` open it again, once it is closed."""
         if self._sessions.pop(session.id, None) is not None:
             self._closing_sessions[session.id] = session
 
     @property
     def _is_full(self) -> bool:
-        """Whether there are as many sessions as there may be, and all of them busy."""
-        return len(self._sessions) >= self.settings.max_sessions and not any(
-            each.is_idle for each in self._sessions.values()
-        )
+        """Whether the maximum number of sessions is live and all of them are busy."""
+        has_maximum = len(self._sessions) >= self._settings.max_sessions
+        return has_maximum and not any(each.is_idle for each in self._sessions.values())
 
     async def _ensure_capacity(self) -> None:
-        """Close the session that has been idle longest, if there are as many as there may be."""
+        """Close the session that has been idle longest, if the maximum number is live.
+
+        Raises `Unavailable` if none is idle.
+        """
+        limit = self._settings.max_sessions
         if self._is_closing:
-            raise Unavailable("The server is ending.", remedy="Ask the next one.")
-        if len(self._sessions) < self.settings.max_sessions:
+            raise Unavailable("The server is shutting down.", remedy="Ask the next one.")
+        if len(self._sessions) < limit:
             return
         idle = [session for session in self._sessions.values() if session.is_idle]
         if not idle:
             raise Unavailable(
-                f"All {self.settings.max_sessions} sessions are busy.",
-                remedy="Try again, or raise max_sessions.",
+                f"All {limit} sessions are busy.", remedy="Try again, or raise max_sessions."
             )
         oldest = min(idle, key=lambda session: session.last_used)
         self.retire_session(oldest)
         await oldest.closed.wait()
 
     async def retire_idle_sessions(self) -> None:
-        """Close sessions that have been idle for too long, for as long as the server runs."""
+        """Close sessions that have been idle for too long, as long as the server runs."""
+        limit_s = self._settings.session_idle_s
         while True:
-            due = time.monotonic() - self.settings.session_idle_s
-            idle = [session for session in self._sessions.values() if session.is_idle]
-            for session in idle:
-                if session.last_used <= due:
+            due = time.monotonic() - limit_s
+            for session in list(self._sessions.values()):
+                if session.is_idle and session.last_used <= due:
                     self.retire_session(session)
-            left = [session.last_used - due for session in self._sessions.values()]
-            await anyio.sleep(
-                max(min(left, default=self.settings.session_idle_s), IDLE_CHECK_INTERVAL_S)
-            )
+            left_s = [session.last_used - due for session in self._sessions.values()]
+            await anyio.sleep(max(min(left_s, default=limit_s), IDLE_CHECK_INTERVAL_S))
 
     def retire_session(self, session: Session) -> None:
-        """Close an idle session; it can be opened anew."""
+        """Close an idle session; it can be opened again."""
         self._forget_session(session)
         session.close()
 
     async def close(self) -> None:
-        """Stop what runs and save the files of all sessions, as far as that is done in time."""
+        """Stop all runs and save the files of all sessions, as far as there is time for it."""
         self._is_closing = True
         with anyio.move_on_after(OPEN_TIMEOUT_S, shield=True):
             async with self._opening_lock:
@@ -420,16 +385,16 @@ class Runtime:
                 await session.closed.wait()
 
 
-def deliver_reply(session: Session, reply: SubmittedAnswer) -> None:
-    """Have a run know what a person has answered elsewhere, if it is under way."""
-    run = session.find_active_run(reply.run_id)
+def deliver_answer(session: Session, answer: SubmittedAnswer) -> None:
+    """Give a run the answer that a person has submitted in another process, if it is active."""
+    run = session.queue.find_active(answer.run_id)
     if run is not None:
-        told = json.loads(reply.answer_json)
-        run.questions.receive_answer(reply.question_id, told["answer"], told["by"])
+        data = json.loads(answer.answer_json)
+        run.questions.receive_answer(answer.question_id, data["answer"], data["by"])
 
 
 def check_session_name(name: str | None) -> None:
-    """Raise `InvalidRequest` if a session cannot be called that."""
+    """Raise `InvalidRequest` if a session cannot have that name."""
     if name is not None and not SESSION_NAME.fullmatch(name):
         raise InvalidRequest(
             f"{name!r:.80} cannot name a session.",
@@ -444,13 +409,17 @@ async def open_runtime(
     journal: Journal,
     router: Router,
     backend: Backend,
+    inputs: InputProvider,
     *,
-    waits_s: float = DAY_S,
-    inputs: InputStore | None = None,
+    package_changes: PackageChanges | None = None,
+    get_spending: Callable[[str], Mapping[str, float]] = lambda _: {},
+    announce_code: Callable[[str], None] = lambda _: None,
+    question_expires_s: float = DAY_S,
 ) -> AsyncIterator[Runtime]:
-    """Run sessions on `backend` until the context is left; then they are closed, as `Session.cancel` says.
+    """Run sessions on `backend` until the context is left; then they are shut down.
 
-    A question that a run waits for is open for `waits_s`. `inputs` finds and keeps those of runs.
+    `get_spending` returns what a run has paid models, by the names that its usage has;
+    `announce_code` is called with the code of every run before it starts.
     """
     setup = wire.Setup(
         version=wire.PROTOCOL_VERSION,
@@ -463,27 +432,32 @@ async def open_runtime(
         max_checkpoint_bytes=sandbox.checkpoint_mb * MB,
         resource_limits=backend.resource_limits,
     )
+    limits = RunLimits(
+        max_file_bytes=sandbox.workspace_mb * MB,
+        max_output_bytes=sandbox.output_mb * MB,
+        max_shown_chars=settings.result_chars,
+        max_shown_items=settings.result_items,
+        question_expires_s=question_expires_s,
+    )
     async with anyio.create_task_group() as pool_tasks:
         pool = SandboxPool(backend, setup, sandbox.pool_size, pool_tasks)
         pool_tasks.start_soon(pool.fill_after_delay)
+        services = SessionServices(
+            journal=journal,
+            router=router,
+            pool=pool,
+            limits=limits,
+            scheduler=RunScheduler(settings.max_runs, settings.max_runs_per_principal),
+            inputs=inputs,
+            package_changes=package_changes or PackageChanges(),
+            get_spending=get_spending,
+            announce_code=announce_code,
+        )
         try:
             async with anyio.create_task_group() as tasks:
-                limits = RunLimits(
-                    max_file_bytes=sandbox.workspace_mb * MB,
-                    max_output_bytes=sandbox.output_mb * MB,
-                    max_shown_chars=settings.result_chars,
-                    max_shown_items=settings.result_items,
-                    question_expires_s=waits_s,
-                )
-                parts = settings, journal, router, pool, tasks
-                runtime = Runtime(
-                    *parts,
-                    backend=backend.name,
-                    limits=limits,
-                    inputs=inputs or InputStore(journal),
-                )
+                runtime = Runtime(settings, services, backend.name, tasks)
                 tasks.start_soon(runtime.retire_idle_sessions)
-                tasks.start_soon(runtime.receive_replies)
+                tasks.start_soon(runtime.receive_submitted_answers)
                 try:
                     yield runtime
                 finally:

@@ -1,55 +1,47 @@
-"""One session while it is live: a queue of runs, one task that executes them, and a place in a sandbox.
+"""One session while it is live: a queue of runs, and the task that executes them one by one.
 
-Rule: the session's state is the end of its tip, in the journal. A run begins from there wherever the sandbox is by
-then; one whose interpreter died leaves the tip where it was.
+Rule: the session's state is the end of its tip, in the journal. A run starts from there wherever
+the sandbox is by then; a run whose interpreter died leaves the tip where it was.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import re
 import secrets
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
-from ..capabilities.inputs.store import InputStore
 from ..errors import InvalidRequest, JournalFailed, SandboxFailed
-from ..journal.events import ApprovedCall, InputEntry, SandboxStarted, SandboxStopped, TipMoved
+from ..journal.events import ApprovedCall, InputEntry, TipMoved
 from ..journal.recording import Recording
 from ..journal.rows import AGENT_PURPOSE, RunRow, SessionRow
-from ..journal.store import Journal
-from ..sandbox.link import SandboxLink
 from .argument_origins import find_origin_hints
 from .environment import Environment, Restored
+from .environment_lease import EnvironmentLease
 from .input_staging import describe_inputs
+from .package_changes import StalePackages
 from .result_files import ResultFiles
-from .router import Router
-from .run import Run
-from .run_scheduler import RunScheduler
-from .run_spec import RunLimits, RunSpec
-from .sandbox_pool import SandboxPool
+from .run import Run, RunServices
+from .run_execution import PreparedSandbox, RunExecution
+from .run_queue import RunQueue
+from .run_spec import RunSpec
+from .session_services import SessionServices
 
 SAVE_TIMEOUT_S = 10.0  # for the files of the last run to arrive before a sandbox is given up
-MAX_CODE_CHARS = (
-    16 * 1024 * 1024
-)  # characters of one run's code; larger things are data, and belong in a file
-MAX_RESTORE_ATTEMPTS = 2  # to bring variables back: one sandbox may be killed from outside, two are killed by what is executed again
-MAX_IDEMPOTENCY_KEYS = (
-    10_000  # idempotency keys that a live session remembers; the journal knows them all
-)
+MAX_CODE_CHARS = 16 * 1024 * 1024  # of one run; larger things are data, and belong in a file
+MAX_RESTORE_ATTEMPTS = 2  # something outside may kill one sandbox; the replay itself kills two
 CODE_FENCE = re.compile(
     r"\s*(?P<mark>```+|~~~+)[ \t]*(?:python|py|python3)?[ \t]*\n(?P<code>.*?)\n?(?P=mark)\s*",
     re.DOTALL,
 )
-SESSION_ID_PREFIX = "s_"  # what the handles that the server gives out begin with
+SESSION_ID_PREFIX = "s_"
 
 NEW_SESSION_NOTE = "The session {!r} is new."
 RESUMED_NOTE = "The session was resumed in a new sandbox."
@@ -59,21 +51,6 @@ REBUILT_NOTE = (
 )
 
 logger = logging.getLogger(__name__)
-
-
-class SessionServices(Protocol):
-    """What a session needs of the runtime."""
-
-    journal: Journal
-    router: Router
-    pool: SandboxPool
-    limits: RunLimits
-    scheduler: RunScheduler
-    lost_states: dict[str, str]  # runs whose variables cannot be had back, and why
-    stale_packages: set[str]  # packages of tools that have changed since the server started
-    inputs: InputStore
-    get_spending: Callable[[str], Mapping[str, float]]
-    announce_code: Callable[[str], None]
 
 
 class Session:
@@ -86,59 +63,61 @@ class Session:
         services: SessionServices,
         environment: Environment | None = None,
     ) -> None:
-        self.id = row.id
-        self.name = row.name
-        self.principal = row.principal
-        self.parent_run_id = (
-            row.origin if row.purpose == AGENT_PURPOSE else None
-        )  # the run whose agent works in it
-        self.last_used = time.monotonic()
-        self.tip = tip.id if tip else None
+        self.tip = tip.id if tip else None  # the run whose end state is the session's
         self.step = tip.step if tip else 0
-        self.environment = environment
-        self._services = services
-        self._result_files = ResultFiles(
-            services.limits.max_file_bytes,
-            services.limits.max_shown_chars,
-            services.limits.max_shown_items,
-        )
-        self._next_note = (
-            RESUMED_NOTE if row.run_count else NEW_SESSION_NOTE.format(row.name) if row.name else ""
-        )
-        self._send, self._receive = anyio.create_memory_object_stream[Run](math.inf)
-        self._active_runs: list[Run] = []
-        self._runs_by_key: dict[str, str] = {}  # idempotency key -> the run that it has started
-        self._holder_count = 0  # requests during which it must not be closed for being idle
-        self._holds_environment = False  # in its home
-        self._last_inputs: tuple[str | None, Sequence[InputEntry]] = (
-            None,
-            (),
-        )  # of a run, the one that is asked for again
-        self.allowed_targets: set[str] = (
-            set()
-        )  # targets of calls that a person has allowed for as long as it lasts
-        self.stale_packages: set[str] = (
-            set()
-        )  # packages of tools that may have changed since its state was reached
+        self.queue = RunQueue()
+        self.lease = EnvironmentLease(services, row.id, environment)
+        self.allowed_targets: set[str] = set()  # calls that people allowed for the whole session
+        self.last_used = time.monotonic()
         self.closed = anyio.Event()
         self.is_closing = False
-        if environment is not None:
-            environment.add_session(self)
+        self._row = row
+        self._services = services
+        self._run_services = create_run_services(services, row.id)
+        self._stale_packages = StalePackages(services.package_changes)
+        self._next_note = first_note(row)  # for the report of the next run
+        self._holder_count = 0  # requests during which it must not be closed for being idle
+        self._last_inputs: tuple[str | None, Sequence[InputEntry]] = None, ()  # by run
+
+    @property
+    def id(self) -> str:
+        """Its id, which nobody can guess."""
+        return self._row.id
+
+    @property
+    def name(self) -> str | None:
+        """The name that its client has given it."""
+        return self._row.name
+
+    @property
+    def principal(self) -> str:
+        """Whose it is."""
+        return self._row.principal
 
     @property
     def handle(self) -> str:
-        """What a client calls this session."""
+        """What a client calls it."""
         return self.name or self.id
 
     @property
+    def parent_run_id(self) -> str | None:
+        """The run whose agent works in it, if it is an agent's."""
+        return self._row.origin if self._row.purpose == AGENT_PURPOSE else None
+
+    @property
+    def environment(self) -> Environment | None:
+        """The sandbox that it uses, and the states that are there."""
+        return self.lease.environment
+
+    @property
     def is_busy(self) -> bool:
-        """Whether a run is under way or waits for its turn."""
-        return bool(self._active_runs)
+        """Whether it has runs that are not finished."""
+        return bool(self.queue.active_runs)
 
     @property
     def is_idle(self) -> bool:
         """Whether it may be closed without anybody noticing."""
-        return not self._active_runs and not self._holder_count
+        return not self.is_busy and not self._holder_count
 
     # what requests may do -------------------------------------------------------------------------
 
@@ -152,35 +131,13 @@ class Session:
             self._holder_count -= 1
             self.last_used = time.monotonic()
 
-    def find_run_by_key(self, key: str) -> str | None:
-        """Return the run that the request `key` has started since this session is live."""
-        return self._runs_by_key.get(key)
-
-    @property
-    def waiting_runs(self) -> list[Run]:
-        """The runs that wait for an answer."""
-        return [run for run in self._active_runs if run.questions.open_questions]
-
-    @property
-    def active_runs(self) -> Sequence[Run]:
-        """Its runs that are under way, and those that wait for their turn."""
-        return tuple(self._active_runs)
-
-    def find_active_run(self, run_id: str) -> Run | None:
-        """Return that run if it runs or waits for its turn."""
-        return next((each for each in self._active_runs if each.id == run_id), None)
-
     def cancel_run(self, run: Run) -> None:
         """Stop a run, or take it out of the queue; raises `JournalFailed`."""
         if run.is_first_in_session:
             run.cancel()
         else:
             run.cancel_queued()
-            self._active_runs.remove(run)
-
-    def count_runs_before(self, run: Run) -> int:
-        """Return how many of its runs are to end before `run` begins."""
-        return self._active_runs.index(run) if run in self._active_runs else 0
+            self.queue.remove_run(run)
 
     def start_run(
         self,
@@ -192,49 +149,50 @@ class Session:
         dry_run: bool = False,
         context: tuple[InputEntry, ...] | None = None,
     ) -> Run:
-        """Queue `code`; it runs when the runs before it are over. `context` are its inputs; None: as before.
+        """Queue `code` behind the runs that are there; `context` None keeps the inputs of the last.
 
-        The same request again, by its key or by its code, is the run that it has started, while that is not over; by
-        its code alone only if somebody is to wait for it.
+        A request that comes again while its run is not finished returns that run. It is recognised
+        by its key; without one, by its code, unless the run is to be detached.
         """
         if len(code) > MAX_CODE_CHARS:
             raise InvalidRequest(
                 f"The code has {len(code):,} characters; the limit is {MAX_CODE_CHARS:,}.",
-                remedy="Have the code read large data from a file or a tool.",
+                remedy="Let the code read large data from a file or a tool.",
             )
-        code = strip_fences(code)
-        for run in self._active_runs:
-            asked = run.spec.code, run.spec.is_dry_run, run.spec.context
-            is_same = asked == (code, dry_run, context) and not detached
-            if (
-                run.spec.idempotency_key == idempotency_key
-                and (idempotency_key is not None or is_same)
-                and not run.is_cancelled
-            ):
-                return run
-        return self.enqueue_run(
-            RunSpec(
-                code,
-                timeout_s,
-                idempotency_key,
-                is_dry_run=dry_run,
-                starts_detached=detached,
-                context=context,
-            )
+        spec = RunSpec(
+            strip_fences(code),
+            timeout_s,
+            idempotency_key,
+            is_dry_run=dry_run,
+            starts_detached=detached,
+            context=context,
         )
+        return self._find_same_run(spec) or self.enqueue_run(spec)
+
+    def _find_same_run(self, spec: RunSpec) -> Run | None:
+        """Return the active run that the same request has started."""
+        for run in self.queue.active_runs:
+            if run.is_cancelled or run.spec.idempotency_key != spec.idempotency_key:
+                continue
+            if spec.idempotency_key is not None:
+                return run
+            if run.spec.is_same_request(spec) and not spec.starts_detached:
+                return run
+        return None
 
     def commit_plan(
         self, plan: Recording, approvals: Sequence[ApprovedCall], timeout_s: float
     ) -> Run:
         """Execute the code of a dry run again, and make those of its planned calls that are approved.
 
-        Raises `InvalidRequest` if the session is not in the state any more that it was planned in.
+        Raises `InvalidRequest` if the session has moved on since the plan was made.
         """
         start = plan.start
         if self.is_busy or self.tip != start.parent_id:
             raise InvalidRequest(
-                f"The session {self.handle} has gone on since run {start.run_id} was planned.",
-                remedy=f"Plan it again, or go back with replay(action='rewind', step={start.step - 1}) first.",
+                f"The session {self.handle} has moved on since run {start.run_id} was planned.",
+                remedy="Plan it again, or go back first with "
+                f"replay(action='rewind', step={start.step - 1}).",
             )
         key = commit_key(start.run_id)
         return self.enqueue_run(
@@ -243,225 +201,193 @@ class Session:
 
     def enqueue_run(self, spec: RunSpec) -> Run:
         """Queue a run."""
-        around = self._services
-        run = Run(
-            spec,
-            self.id,
-            around.journal,
-            around.router,
-            around.limits,
-            self._result_files,
-            slot=around.scheduler.create_slot(self.principal),
-            allowed_targets=self.allowed_targets,
-            stale_packages=self.stale_packages,
-        )
-        run.get_spending = partial(around.get_spending, run.id)
-        run.questions.find_origin_hints = partial(
-            find_origin_hints, around.journal, around.router, self.id
-        )
-        self._active_runs.append(run)
-        if spec.idempotency_key is not None:
-            self._runs_by_key[spec.idempotency_key] = run.id
-            if len(self._runs_by_key) > MAX_IDEMPOTENCY_KEYS:
-                del self._runs_by_key[next(iter(self._runs_by_key))]
-        self._send.send_nowait(run)
-        around.announce_code(spec.code)
+        slot = self._services.scheduler.create_slot(self.principal)
+        run = Run(spec, self.id, self._run_services, slot, self.allowed_targets)
+        self.queue.add_run(run)
+        self._services.announce_code(spec.code)
         return run
 
     async def move_tip(self, tip: RunRow | None) -> None:
-        """Go on from the end of another run, of this session's or of any other's; raises `JournalFailed`."""
+        """Continue from the end of another run, of this session or any other; raises `JournalFailed`."""
         journal, before = self._services.journal, (self.tip, self.step)
         moved = (tip.id, tip.step) if tip else (None, 0)
         journal.append(self.id, TipMoved(moved[0], before[0]))
         self.tip, self.step = moved
-        self.stale_packages |= self._services.stale_packages
+        self._stale_packages.reset()
         try:
             await journal.flush()
         except JournalFailed:
-            if (
-                self.tip == moved[0] and not self.is_busy
-            ):  # what is told to have failed has not happened
+            if self.tip == moved[0] and not self.is_busy:  # a move that failed did not happen
                 journal.append(self.id, TipMoved(before[0], moved[0]))
                 self.tip, self.step = before
             raise
 
     async def cancel_all_runs(self) -> None:
-        """Cancel what runs or is queued, and wait until it is over."""
-        runs = list(self._active_runs)
+        """Cancel every run and wait until all are finished."""
+        runs = self.queue.active_runs
         for run in runs:
             run.cancel()
         for run in runs:
             await run.wait_until_finished()
 
     def close(self) -> None:
-        """Take no more runs; the session ends when those that are queued are over."""
+        """Take no more runs; the session ends when those in the queue are finished."""
         self.is_closing = True
-        self._send.close()
+        self.queue.close()
 
     def shut_down(self) -> None:
-        """Close; what somebody waits for is undone, for half a step could not be had back in another sandbox.
+        """Close at once: undo the run that somebody waits for, and leave the others to the next server.
 
-        What nobody waits for, and what waits for an answer, is left to the next server.
+        Half a step could not be restored in another sandbox. A run that waits for an answer, or
+        that nobody waits for, is suspended.
         """
         self.close()
-        for run in list(self._active_runs):
+        for run in self.queue.active_runs:
             if run.survives_server:
                 run.suspend()
             elif run.is_first_in_session:
                 run.cancel(undo=True)
-            else:  # it must not begin any more: the tip may be a run that goes on elsewhere
+            else:  # it must not start any more: the tip may be a run that continues elsewhere
                 try:
                     self.cancel_run(run)
                 except JournalFailed as exc:
                     run.suspend()
                     logger.error("a queued run of session %s was not cancelled: %s", self.id, exc)
 
-    # its task ---------------------------------------------------------------------------------------
+    # its task -------------------------------------------------------------------------------------
 
     async def execute_runs(self) -> None:
         """Execute runs until the session is closed."""
         try:
             async with anyio.create_task_group() as savers:
-                async for run in self._receive:
-                    if not run.finished.is_set():  # else it was cancelled in the queue
-                        await self._execute_run(run, savers)
+                async for run in self.queue.take_runs():
+                    await self._execute_run(run, savers)
                 with anyio.move_on_after(SAVE_TIMEOUT_S):
                     if self.environment is not None:
                         await self.environment.wait_for_files()
                 savers.cancel_scope.deadline = anyio.current_time() + SAVE_TIMEOUT_S
         finally:
-            self._send.close()
-            self._receive.close()
-            self._leave_environment("The session was idle or was closed.")
+            self.queue.discard()
+            self.lease.leave("The session was idle or was closed.")
 
     async def _execute_run(self, run: Run, savers: TaskGroup) -> None:
-        recording = run.spec.recording if run.spec.is_resumed else None
-        parent, step = (
-            (recording.start.parent_id, recording.start.step)
-            if recording
-            else (self.tip, self.step + 1)
+        parent, step = self.tip, self.step + 1
+        recording = run.spec.recording
+        if run.spec.is_resumed and recording is not None:
+            parent, step = recording.start.parent_id, recording.start.step
+        execution = RunExecution(
+            run,
+            parent,
+            step,
+            partial(self._prepare_sandbox, parent, run),
+            self._stale_packages.take,
         )
         try:
-            await run.execute(parent, step, partial(self._restore_link, parent, run))
+            await execution.execute()
         finally:
-            self._active_runs.remove(run)
+            self.queue.remove_run(run)
             self.last_used = time.monotonic()
-            self.tip, self.step = (parent, step - 1) if run.is_undone else (run.id, step)
             if run.is_undone:
-                self.stale_packages |= self._services.stale_packages
-            if not run.is_undone:
-                self._last_inputs = run.id, run.inputs
-            self._release_environment(run, savers)
-            if any(each["path"] for each in run.inputs):
-                savers.start_soon(self._hash_inputs, run)
+                self.tip, self.step = parent, step - 1
+                self._stale_packages.reset()
+            else:
+                self.tip, self.step = run.id, step
+                self._last_inputs = run.id, execution.inputs
+            self.lease.release(run, savers)
+            if any(each["path"] for each in execution.inputs):
+                savers.start_soon(self._hash_inputs, run, execution.inputs)
 
-    async def _hash_inputs(self, run: Run) -> None:
-        """Have the journal know the content of large inputs, while nobody waits."""
+    async def _hash_inputs(self, run: Run, inputs: Sequence[InputEntry]) -> None:
+        """Journal the digests of large inputs while nobody waits for the session."""
         try:
             await self._services.inputs.hash_files(
-                self.id, run.id, run.inputs, lambda: not self.is_closing
+                self.id, run.id, inputs, lambda: not self.is_closing
             )
         except JournalFailed as exc:
-            logger.error("the inputs of run %s are not known by content: %s", run.id, exc)
+            logger.error("the inputs of run %s were not hashed: %s", run.id, exc)
 
-    async def _find_inputs(self, run: Run, parent: str | None) -> Sequence[InputEntry]:
-        """Return what `run`, which follows run `parent`, has as inputs."""
-        request = run.spec
-        if request.context is not None:
-            return request.context
-        if request.recording is not None:
-            return request.recording.start.context
+    async def _find_inputs(self, spec: RunSpec, parent: str | None) -> Sequence[InputEntry]:
+        """Return the inputs of a run that follows run `parent`."""
+        if spec.context is not None:
+            return spec.context
+        if spec.recording is not None:
+            return spec.recording.start.context
         if self._last_inputs[0] != parent:
             self._last_inputs = parent, await self._services.inputs.load_context(parent)
         return self._last_inputs[1]
 
-    def _release_environment(self, run: Run, savers: TaskGroup) -> None:
-        """Let others of the family use the sandbox; the files that `run` has changed come meanwhile."""
-        if self.environment is None or not self._holds_environment:
-            return
-        self.environment.record_run_end(run)
-        self.environment.use_lock.release()
-        self._holds_environment = False
-        if not run.files_stored.is_set():
-            savers.start_soon(self.environment.save_files, run)
-
-    async def _restore_link(self, parent: str | None, run: Run) -> SandboxLink:
-        """Return the sandbox for `run`, in the state that run `parent` has left."""
+    async def _prepare_sandbox(self, parent: str | None, run: Run) -> PreparedSandbox:
+        """Return a sandbox for `run` in the state that run `parent` has left; raises `McpRuntimeError`."""
         for _ in range(MAX_RESTORE_ATTEMPTS):
-            home = await self._acquire_environment()
+            environment = await self.lease.acquire()
             with suppress(SandboxFailed):
-                return await self._restore_state(home, parent, run)
+                return await self._restore_state(environment, parent, run)
         if parent is not None:
-            self._services.lost_states[parent] = "No sandbox survived it when it was brought back."
-        return await self._restore_state(await self._acquire_environment(), parent, run)
+            self._services.lost_states[parent] = "No sandbox survived it when it was restored."
+        return await self._restore_state(await self.lease.acquire(), parent, run)
 
-    async def _restore_state(self, home: Environment, parent: str | None, run: Run) -> SandboxLink:
-        run.attach_link(home.link)
-        run.inputs = await self._find_inputs(run, parent)
-        run.describe_restored_state = partial(self._describe_restored_state, home, parent)
-        arrival = await home.restore_state(parent, run)
-        run.starts_fresh = arrival.is_fresh and parent is not None
-        self._add_notes(arrival, run)
-        await home.stage_inputs(run)
-        return home.link
+    async def _restore_state(
+        self, environment: Environment, parent: str | None, run: Run
+    ) -> PreparedSandbox:
+        run.attach_link(environment.link)
+        inputs = await self._find_inputs(run.spec, parent)
+        restored = await environment.restore_state(parent, run)
+        run.report.notes += self._take_notes(restored, run.spec)
+        staged = await environment.stage_inputs(run, inputs)
+        return PreparedSandbox(
+            environment.link,
+            inputs,
+            staged,
+            is_fresh=restored.is_fresh and parent is not None,
+            describe_restored_state=partial(describe_state_after_death, environment, parent),
+        )
 
-    async def _acquire_environment(self) -> Environment:
-        """Return the home whose turn this session has: its family's if that is free, else one of its own."""
-        if self.environment is not None and self.environment.is_closed:
-            self._leave_environment(await self.environment.link.describe_failure())
+    def _take_notes(self, restored: Restored, spec: RunSpec) -> list[str]:
+        """Return what the client of a run should know about the state that it starts from."""
+        if self.lease.take_was_replaced():
             self._next_note = REPLACED_NOTE
-            self._holds_environment = False
-        if self.environment is not None:
-            try:
-                self.environment.use_lock.acquire_nowait()
-            except anyio.WouldBlock:
-                self._leave_environment("Another session of the family is using the sandbox.")
-            else:
-                self._holds_environment = True
-                return self.environment
-        around = self._services
-        slot = await around.pool.acquire()
-        self.environment = Environment(
-            slot, around.journal, around.router, around.limits, around.lost_states, around.inputs
-        )
-        self.environment.add_session(self)
-        self.environment.use_lock.acquire_nowait()
-        self._holds_environment = True
-        info = slot.link.info
-        around.journal.append(
-            self.id,
-            SandboxStarted(info.id, info.image, slot.link.python_version, slot.link.platform),
-        )
-        return self.environment
-
-    def _add_notes(self, arrival: Restored, run: Run) -> None:
-        steps = arrival.rebuilt_steps
-        rebuilt = REBUILT_NOTE.format(steps, "was" if steps == 1 else "were") if steps else ""
-        notes = [self._next_note, rebuilt, *arrival.notes]
-        if run.spec.context:
-            notes.append(describe_inputs(run.spec.context))
-        run.report.notes += [note for note in notes if note]
-        if not run.spec.is_resumed:  # nobody may be there to read what that one says
+        notes = [self._next_note]
+        if restored.rebuilt_steps:
+            verb = "was" if restored.rebuilt_steps == 1 else "were"
+            notes.append(REBUILT_NOTE.format(restored.rebuilt_steps, verb))
+        notes += restored.notes
+        if spec.context:
+            notes.append(describe_inputs(spec.context))
+        if not spec.is_resumed:  # nobody may be there to read the notes of a resumed run
             self._next_note = ""
+        return [note for note in notes if note]
 
-    def _describe_restored_state(self, home: Environment, parent: str | None) -> str:
-        """Return what the next run begins with if this one dies."""
-        if parent is None:
-            return "The next run begins as this one did: without variables and files."
-        if home.holds_state(parent):
-            return "Variables and files are back as they were before this step."
-        return "Files are back as they were before this step; variables will be, as far as the journal can repeat them."
 
-    def _leave_environment(self, reason: str) -> None:
-        if self.environment is not None:
-            self.environment.remove_session(self)
-            self.environment = None
-            try:
-                self._services.journal.append(self.id, SandboxStopped(reason))
-            except JournalFailed as exc:
-                logger.error(
-                    "the end of a sandbox of session %s was not journaled: %s", self.id, exc
-                )
+def create_run_services(services: SessionServices, session_id: str) -> RunServices:
+    """Return what the runs of a session work with."""
+    limits = services.limits
+    return RunServices(
+        services.journal,
+        services.router,
+        limits,
+        ResultFiles(limits.max_file_bytes, limits.max_shown_chars, limits.max_shown_items),
+        services.get_spending,
+        partial(find_origin_hints, services.journal, services.router, session_id),
+    )
+
+
+def first_note(row: SessionRow) -> str:
+    """Return the note for the first run of a session that has become live; "" for an unnamed new one."""
+    if row.run_count:
+        return RESUMED_NOTE
+    return NEW_SESSION_NOTE.format(row.name) if row.name else ""
+
+
+def describe_state_after_death(environment: Environment, parent: str | None) -> str:
+    """Return what the next run starts with if the run after `parent` dies."""
+    if parent is None:
+        return "The next run starts as this one did: without variables and files."
+    if environment.holds_state(parent):
+        return "Variables and files are back as they were before this step."
+    return (
+        "Files are back as they were before this step; variables will be, "
+        "as far as the journal can repeat them."
+    )
 
 
 def commit_key(plan: str) -> str:
@@ -470,7 +396,7 @@ def commit_key(plan: str) -> str:
 
 
 def new_session_id() -> str:
-    """Return a handle that nobody can guess."""
+    """Return an id that nobody can guess."""
     return f"{SESSION_ID_PREFIX}{secrets.token_urlsafe(16)}"
 
 

@@ -1,7 +1,7 @@
-"""Moving in time: to an earlier step, into a new session, and through recorded runs once more.
+"""Rewinding a session, forking it, and executing recorded runs again.
 
-Everything here is a change of the journal (a tip that moves, a session that begins at a run) or a run like any other;
-how a sandbox gets into the state that is asked for is `home`'s.
+Each is a change of the journal (a tip that moves, a session that starts at a run) or a run like any
+other. How a sandbox gets into a state is the business of `environment`.
 """
 
 from __future__ import annotations
@@ -21,71 +21,69 @@ from .run_spec import RunSpec
 from .runtime import Runtime
 from .session import Session, strip_fences
 
-RERUN_EXTRA_TIMEOUT_S = (
-    10.0  # a run may take so much longer than its time limit when it is executed again
-)
+RERUN_EXTRA_TIMEOUT_S = 10.0  # beyond the recorded time limit
 
 
 @dataclass
 class Rerun:
-    """What became of runs that were executed again, in the scratch session `session`.
-
-    `reports` are of the new runs, in order; `differences` says, by recorded run, which fields came out otherwise.
-    """
+    """The outcome of runs that were executed again, in the scratch session `session`."""
 
     session: Session
-    reports: list[RunReport] = field(default_factory=list)
-    differences: dict[str, list[str]] = field(default_factory=dict)
+    reports: list[RunReport] = field(default_factory=list)  # of the new runs, in order
+    differences: dict[str, list[str]] = field(default_factory=dict)  # fields, by recorded run
 
 
 async def find_target(
     journal: Journal, session: SessionRow, step: int | None, run: str | None
 ) -> RunRow | None:
-    """Return the run that `run` or, on the session's line, `step` names, or else its tip; None is step 0.
+    """Return the run `run`, or the one at `step` of the session, or else its tip; None is step 0.
 
     Raises `NotFound`.
     """
-    if run is None and step is None:
-        return await journal.load_run(session.tip) if session.tip else None
-    return None if run is None and step == 0 else await find_run(journal, session, run or str(step))
+    if run is not None:
+        return await find_run(journal, session, run)
+    if step is not None:
+        return None if step == 0 else await find_run(journal, session, str(step))
+    return await journal.load_run(session.tip) if session.tip else None
 
 
 def check_end_state(run: RunRow | None) -> None:
-    """Raise `InvalidRequest` if a run has no end state that a session could begin from."""
-    if run is not None and not run.is_finished:
-        raise InvalidRequest(
-            f"Run {run.id} is under way.", remedy="Wait for its end, or cancel it."
-        )
-    if run is not None and UNDONE_FLAG in run.flags:
+    """Raise `InvalidRequest` if a run has no end state that a session could start from."""
+    if run is None:
+        return
+    check_finished(run)
+    if UNDONE_FLAG in run.flags:
         raise InvalidRequest(
             f"Run {run.id} has left no state: its interpreter died, and what it did was undone.",
             remedy=f"Use the step before it, {run.step - 1}.",
         )
 
 
+def check_finished(run: RunRow) -> None:
+    """Raise `InvalidRequest` if a run is not finished."""
+    if not run.is_finished:
+        raise InvalidRequest(
+            f"Run {run.id} is not finished.", remedy="Wait for its end, or cancel it."
+        )
+
+
 async def restore_tier(runtime: Runtime, run: RunRow) -> str:
-    """Return how the variables at the end of a run can be had back."""
+    """Return how the variables at the end of a run can be restored."""
     exact = is_lineage_reproducible(await runtime.journal.load_lineage(run.id))
-    return current_tier(runtime, run.id, "rebuild" if exact else "files-only")
-
-
-def current_tier(runtime: Runtime, run: str, recorded: str) -> str:
-    """Return the tier of a run here and now, given the one that follows from the journal."""
-    if recorded and runtime.holds_state(run):
-        return "parked"
-    return "files-only" if recorded and run in runtime.lost_states else recorded
+    return runtime.current_tier(run.id, "rebuild" if exact else "files-only")
 
 
 async def rewind_session(
     runtime: Runtime, session: Session, step: int | None, run: str | None, *, cancel: bool
 ) -> RunRow | None:
-    """Have the session go on from an earlier step, or from a run that it left; return that run (None: the beginning).
+    """Continue a session from an earlier step or an abandoned run; return that run, None for step 0.
 
-    Raises `InvalidRequest` while a run is under way, which `cancel` stops first, and `NotFound`.
+    With `cancel`, active runs are stopped first; without it, they are an `InvalidRequest`. Raises
+    `NotFound`.
     """
     if session.is_busy and not cancel:
         raise InvalidRequest(
-            f"The session {session.handle} has a run under way.",
+            f"The session {session.handle} has a run that is not finished.",
             remedy="Wait for its end, or rewind with cancel=true.",
         )
     with session.keep_open():
@@ -95,7 +93,8 @@ async def rewind_session(
         check_end_state(target)
         if session.is_busy:
             raise InvalidRequest(
-                f"The session {session.handle} has got another run meanwhile.", remedy="Try again."
+                f"Another run of the session {session.handle} was started meanwhile.",
+                remedy="Try again.",
             )
         await session.move_tip(target)
     return target
@@ -109,7 +108,7 @@ async def fork_session(
     name: str | None,
     principal: str,
 ) -> Session:
-    """Make a session that goes on from the end of a run of another; raises `NotFound`, `InvalidRequest`."""
+    """Create a session that continues from the end of a run; raises `NotFound`, `InvalidRequest`."""
     target = await find_target(runtime.journal, session, step, run)
     if target is None:
         raise InvalidRequest(
@@ -129,39 +128,39 @@ async def rerun_runs(
     live: Collection[str] = (),
     watch: Callable[[Run], Awaitable[None]] = Run.wait_until_finished,
 ) -> Rerun:
-    """Execute recorded runs again, one after the other, in a fresh sandbox; calls are answered from the recordings.
+    """Execute recorded runs again, one after the other, in a new sandbox, with recorded answers.
 
-    With `code`, that is executed instead of the (last) run's own; calls to servers or tools named in `live` are made.
-    What came before the first is rebuilt. Nothing of the session that the runs belong to changes.
+    `code` replaces the code of the last run. Calls to the servers or tools in `live` are made.
+    What came before the first run is rebuilt. The session that the runs belong to does not change.
     """
     check_repeatable(targets if code is None else targets[:-1])
     for session in {target.session_id for target in targets}:
         await runtime.wait_for_files(session)
     journal = runtime.journal
     parent = await journal.load_run(targets[0].parent_id) if targets[0].parent_id else None
-    made = Rerun(await runtime.open_scratch_session(parent, principal))
+    rerun = Rerun(await runtime.open_scratch_session(parent, principal))
     try:
         for target in targets:
             recording = await load_recording(journal, target)
-            is_last = target is targets[-1]
-            run = made.session.enqueue_run(_rerun_spec(recording, code if is_last else None, live))
+            own_code = code if target is targets[-1] else None
+            run = rerun.session.enqueue_run(_rerun_spec(recording, own_code, live))
             await watch(run)
             if run.failure is not None:
                 raise run.failure
             await run.files_stored.wait()
-            made.reports.append(run.report)
-            made.differences[target.id] = await compare_with_recording(journal, recording, run)
+            rerun.reports.append(run.report)
+            rerun.differences[target.id] = await compare_with_recording(journal, recording, run)
     finally:
-        runtime.retire_session(made.session)
-    return made
+        runtime.retire_session(rerun.session)
+    return rerun
 
 
 async def find_rerun_targets(
     journal: Journal, session: SessionRow, step: int | None, run: str | None, *, only_last: bool
 ) -> list[RunRow]:
-    """Return the runs that a rerun of a step or run of a session is to execute; without either, the whole line.
+    """Return the runs that a rerun executes: the one at a step, or without one the whole session.
 
-    With `only_last` that is its last step. Raises `NotFound`, `InvalidRequest`.
+    With `only_last`, the last step stands for the session. Raises `NotFound`, `InvalidRequest`.
     """
     if step is None and run is None and not only_last:
         targets = await journal.load_lineage(session.tip)
@@ -169,9 +168,8 @@ async def find_rerun_targets(
         target = await find_target(journal, session, step, run)
         targets = [] if target is None else [target]
     if not targets:
-        raise InvalidRequest(
-            f"The session {session.name or session.id} has no such step to execute."
-        )
+        handle = session.name or session.id
+        raise InvalidRequest(f"The session {handle} has no such step to execute.")
     return targets
 
 
@@ -189,22 +187,18 @@ def check_live_targets(live: Collection[str], packages: Collection[str]) -> None
 def check_repeatable(targets: Sequence[RunRow]) -> None:
     """Raise `InvalidRequest` if one of the runs cannot be executed again as it was."""
     for row in targets:
-        if not row.is_finished:
-            raise InvalidRequest(
-                f"Run {row.id} is under way.", remedy="Wait for its end, or cancel it."
-            )
+        check_finished(row)
         if INTERRUPTED_FLAG in row.flags:
             raise InvalidRequest(
-                f"Step {row.step} was stopped in its middle, where nothing can stop it again.",
+                f"Step {row.step} was interrupted, and cannot be interrupted at the same place.",
                 remedy="Execute another step again, or this one with code of your own.",
             )
 
 
 def _rerun_spec(recording: Recording, code: str | None, live: Collection[str]) -> RunSpec:
     start = recording.start
-    own = strip_fences(code) if code is not None else start.code
     return RunSpec(
-        own,
+        start.code if code is None else strip_fences(code),
         start.timeout_s + RERUN_EXTRA_TIMEOUT_S,
         None,
         recording,
@@ -214,12 +208,11 @@ def _rerun_spec(recording: Recording, code: str | None, live: Collection[str]) -
 
 
 async def compare_with_recording(journal: Journal, recording: Recording, run: Run) -> list[str]:
-    """Return the fields of a run that was executed again that differ from the recording."""
+    """Return the fields of a run that differ from the recording that it was executed with."""
     assert run.replayer is not None, "it was given a recording"
     again = await load_recording(journal, await journal.load_run(run.id))
-    differences = [
-        name for name, was in recording.outcome.items() if again.outcome.get(name) != was
-    ]
+    recorded = recording.outcome
+    differences = [name for name, value in recorded.items() if again.outcome.get(name) != value]
     if run.replayer.divergence is not None or run.replayer.find_missing_call() is not None:
         differences.append("calls")
     if recording.file_digests != again.file_digests:

@@ -5,7 +5,7 @@ The list of tools is fixed for the life of the process; what upstream servers of
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from mcp.types import (
 from pydantic import Field, ValidationError
 
 from .. import __version__
+from ..capabilities.inputs.store import InputStore
 from ..capabilities.knowledge.service import KnowledgeService
 from ..capabilities.skills.auto_save import AutoSaver
 from ..capabilities.skills.library import SkillLibrary
@@ -33,6 +34,7 @@ from ..errors import InvalidRequest, McpRuntimeError
 from ..protocol.suggestions import did_you_mean
 from ..runtime.runtime import Runtime
 from .ask_tool import AskToolHandler, build_ask_tool
+from .delivery import FindCursor
 from .knowledge import KnowledgeResources, build_grounded_prompt, knowledge_instructions
 from .replay_tool import REPLAY_DESCRIPTION as REPLAY
 from .replay_tool import ReplayAction, ReplayToolHandler
@@ -88,14 +90,16 @@ def build_mcp_server(
     saver: SkillSaver,
     providers: KnowledgeService,
     packages: Sequence[str],
-    timed_out: Container[str],
+    inputs: InputStore,
+    find_cursor: FindCursor,
     *,
     is_isolated: bool,
     skills_sentence: str = "",
 ) -> MCPServer[Any]:
-    """Return the MCP server over `runtime`; `timed_out` holds the ids of requests that clients do not wait for.
+    """Return the MCP server over `runtime`.
 
-    `skills` is a sentence on those that there are.
+    `find_cursor` returns the delivery cursor of the connection that a request came through;
+    `skills_sentence` says which skills there are.
     """
     default = SessionResolver(runtime)
     actions = ReplayToolHandler(config, runtime, packages, LOCAL_PRINCIPAL)
@@ -103,7 +107,7 @@ def build_mcp_server(
     evolution = (
         None if auto == "off" else AutoSaver(saver, may_activate=auto == "active-on-second-success")
     )
-    runs = RunToolHandler(config, runtime, default, timed_out, evolution)
+    runs = RunToolHandler(config, runtime, default, find_cursor, inputs, evolution)
     server = RuntimeMcpServer(
         "mcpruntime-server",
         (SkillResources(library), KnowledgeResources(providers)),
@@ -115,7 +119,7 @@ def build_mcp_server(
         log_level="WARNING",
         tools=[
             build_run_tool(runs, packages),
-            build_replay_tool(actions, default, timed_out),
+            build_replay_tool(actions, default, find_cursor),
             *build_skill_tools(SkillToolHandler(library, saver, runtime.journal, LOCAL_PRINCIPAL)),
             build_ask_tool(AskToolHandler(config, runs)),
         ],
@@ -212,7 +216,7 @@ def check_attach_arguments(
 
 
 def build_replay_tool(
-    handler: ReplayToolHandler, sessions: SessionResolver, timed_out: Container[str]
+    handler: ReplayToolHandler, sessions: SessionResolver, find_cursor: FindCursor
 ) -> Tool:
     """Return the tool `replay`."""
 
@@ -240,7 +244,7 @@ def build_replay_tool(
                 case "fork":
                     return await handler.fork_session(handle, step, run, name)
                 case "rerun":
-                    watcher = partial(watch_run, ctx=ctx, timed_out=timed_out)
+                    watcher = partial(watch_run, ctx=ctx, cursor=find_cursor(ctx))
                     return await handler.rerun_steps(handle, step, run, code, live or (), watcher)
                 case "diff":
                     return await handler.compare_runs(handle, step, run, other)

@@ -56,7 +56,7 @@ class ReplayToolHandler:
                 "step": each.row.step,
                 "run": each.row.id,
                 "status": each.row.status,
-                "tier": time_travel.current_tier(self._runtime, each.row.id, each.tier) or "undone",
+                "tier": self._runtime.current_tier(each.row.id, each.tier) or "undone",
                 "code": each.code[:80],
                 **({} if each.row.id in tree.lineage else {"left": True}),
             }

@@ -7,9 +7,8 @@ one goes on looking where it left off.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -24,6 +23,7 @@ from mcp.types import (
 )
 
 from ..capabilities.inputs.sources import resolve_context
+from ..capabilities.inputs.store import InputStore
 from ..capabilities.skills.auto_save import AutoSaver
 from ..config import Config
 from ..errors import InvalidRequest, NotFound, Unavailable
@@ -37,6 +37,7 @@ from ..runtime.run_report import RunReport
 from ..runtime.runtime import Runtime
 from ..runtime.session import Session, commit_key
 from . import elicitation, sampling
+from .delivery import DeliveryCursor, FindCursor
 from .result_format import RunResult, build_run_result, run_call_result
 from .run_progress import register_watcher, wait_for_run, wants_progress
 from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
@@ -52,7 +53,6 @@ IDEMPOTENCY_KEY_META = (
 MAX_IDEMPOTENCY_KEY_CHARS = 200
 REMOTE_POLL_INTERVAL_S = 0.5  # between looks at a run that another server has
 CANCEL_TIMEOUT_S = 30.0  # for a cancelled run to end: it is interrupted, then killed
-MAX_TRACKED_RUNS = 1_000  # runs that were told of before their end, of which it is known how much
 
 ToolResponse = CallToolResult | InputRequiredResult
 
@@ -65,17 +65,16 @@ class RunToolHandler:
         config: Config,
         runtime: Runtime,
         sessions: SessionResolver,
-        timed_out: Container[str],
+        find_cursor: FindCursor,
+        inputs: InputStore,
         evolution: AutoSaver | None = None,
     ) -> None:
         self._evolution = evolution
         self._config = config
         self._runtime = runtime
         self._sessions = sessions
-        self._timed_out = timed_out
-        self._delivered_chars: dict[
-            str, dict[str, int]
-        ] = {}  # run to stream to characters, until its end is told, too
+        self._inputs = inputs
+        self.find_cursor = find_cursor
 
     async def start_run(
         self,
@@ -101,7 +100,7 @@ class RunToolHandler:
         if context is not None:
             with found.keep_open():
                 await self._runtime.wait_for_files(found.id)
-                inputs = await resolve_context(self._runtime.inputs, context, found.tip)
+                inputs = await resolve_context(self._inputs, context, found.tip)
         limit_s = timeout_s or self._config.sandbox.timeout_s
         run = found.start_run(
             code, limit_s, key, detached=background, dry_run=dry_run, context=inputs
@@ -118,6 +117,7 @@ class RunToolHandler:
         cancel: bool,
     ) -> ToolResponse:
         """Wait for something new of a run, having answered what it waits for, or cancelled it."""
+        self.find_cursor(ctx).start_request(run)
         found = await self.find_run(run)
         if isinstance(found, RunReport) and answers is None and not cancel:
             found = await self._wait_for_remote_run(found, wait_s)
@@ -160,7 +160,7 @@ class RunToolHandler:
         elif put_aside or given.keys() != {
             APPROVAL_FORM
         }:  # what nobody has answered now waits for whoever attaches
-            return await self.build_progress_result(session, run)
+            return await self.build_progress_result(self.find_cursor(ctx), session, run)
         return await self._watch_run(ctx, session, run, wait_s, is_owner=False, rounds=int(rounds))
 
     async def _wait_until_received(self, run: Run) -> None:
@@ -186,12 +186,12 @@ class RunToolHandler:
         """
         journal = self._runtime.journal
         found = await self._sessions.resolve_session(session)
-        run = found.find_run_by_key(key)
+        run = found.queue.find_by_key(key)
         if run is None:
             row = await journal.find_run_by_key(found.id, key)
             found = await self._sessions.resolve_session(session)
-            run = found.find_run_by_key(key) or (row.id if row and row.is_finished else None)
-        if run is None or found.find_active_run(run) is not None:
+            run = found.queue.find_by_key(key) or (row.id if row and row.is_finished else None)
+        if run is None or found.queue.find_active(run) is not None:
             return None
         return self.build_report_result(await load_report(journal, run), found.handle)
 
@@ -267,12 +267,11 @@ class RunToolHandler:
             )
         if answers is None:
             handle = await self._load_session_handle(report)
-            return self.build_report_result(
-                report
-                if report.status in ("queued", "running")
-                else self._select_undelivered(report),
-                handle,
-            )
+            if report.status not in ("queued", "running"):
+                cursor = self.find_cursor(ctx)
+                report = cursor.select_undelivered(report)
+                cursor.finish(report.run_id)
+            return self.build_report_result(report, handle)
         if report.status != "waiting" or not any(
             wait.kind == "plan" for wait in report.pending_questions
         ):
@@ -297,7 +296,7 @@ class RunToolHandler:
                 remedy=f"Attach to run {before.id}, which did so.",
             )
         session = await self._runtime.find_session(owner.id, LOCAL_PRINCIPAL)
-        if session.find_run_by_key(commit_key(plan)) is not None:
+        if session.queue.find_by_key(commit_key(plan)) is not None:
             raise InvalidRequest(f"The plan of run {plan} is being committed already.")
         return session, session.commit_plan(recording, approvals, recording.start.timeout_s)
 
@@ -314,7 +313,7 @@ class RunToolHandler:
         rounds: int = 0,
     ) -> ToolResponse:
         """Wait for a run as one of those who watch it, and tell what there is."""
-        with register_watcher(run, ctx, self._timed_out, is_owner=is_owner):
+        with register_watcher(run, ctx, self.find_cursor(ctx), is_owner=is_owner):
             return await self._wait_and_ask(
                 ctx, session, run, wait_s, until_update=not is_owner, rounds=rounds
             )
@@ -330,7 +329,7 @@ class RunToolHandler:
         rounds: int,
     ) -> ToolResponse:
         """Wait for a run, asking people what it wants to know, and tell what there is."""
-        settings = self._config.server
+        settings, cursor = self._config.server, self.find_cursor(ctx)
         usual_s = settings.wait_progress_s if wants_progress(ctx) else settings.wait_s
         until = anyio.current_time() + (usual_s if wait_s is None else wait_s)
         while True:
@@ -345,9 +344,10 @@ class RunToolHandler:
                 await wait_for_run(
                     run,
                     ctx,
+                    cursor,
                     left_s,
                     until_update=until_update,
-                    known_ids=run.delivered_questions - can_be_put,
+                    known_ids=set(cursor.delivered_questions(run.id)) - can_be_put,
                 )
             asks, questions = self._find_askable_questions(ctx, run)
             if run.finished.is_set() or not questions or not left_s:
@@ -362,8 +362,9 @@ class RunToolHandler:
                 until, anyio.current_time() + 1.0
             )  # a person may take longer than a request
         if not run.finished.is_set():
-            return await self.build_progress_result(session, run)
-        return await self.build_finished_result(session, run, run.final_report())
+            return await self.build_progress_result(cursor, session, run)
+        report = cursor.select_undelivered(run.report)
+        return await self.build_finished_result(cursor, session, run, report)
 
     def _find_askable_questions(
         self, ctx: Context[Any], run: Run
@@ -392,7 +393,7 @@ class RunToolHandler:
         rounds: int,
     ) -> InputRequiredResult:
         """Return the result by which a client of the newest protocol is asked."""
-        run.is_detached = True
+        run.audience.detach()
         forms, max_tokens = elicitation.select_approvals(questions), self._config.llm.max_tokens
         requests: dict[str, Any] = {
             each.id: sampling.build_sampling_request(each, max_tokens)
@@ -455,12 +456,12 @@ class RunToolHandler:
         return any(question.answer is not None for question in questions)
 
     async def build_finished_result(
-        self, session: Session, run: Run, report: RunReport
+        self, cursor: DeliveryCursor, session: Session, run: Run, report: RunReport
     ) -> CallToolResult:
-        """Tell what became of a run that is over; raises why, if there is nothing to report."""
+        """Return the result of a finished run; raises its failure, if there is nothing to report."""
         if run.failure is not None:
             raise run.failure
-        self._delivered_chars.pop(run.id, None)
+        cursor.finish(run.id)
         result = self._build_run_result(
             report, session.handle
         )  # while the journal is being written
@@ -484,18 +485,22 @@ class RunToolHandler:
             return ""
         return await self._evolution.consider_run(await self._runtime.journal.load_run(run.id))
 
-    async def build_progress_result(self, session: Session, run: Run) -> CallToolResult:
-        """Tell what there is of a run that goes on without this request."""
-        run.is_detached = True
+    async def build_progress_result(
+        self, cursor: DeliveryCursor, session: Session, run: Run
+    ) -> CallToolResult:
+        """Return what there is of a run that continues without this request."""
+        run.audience.detach()
         await run.announce()
         if run.finished.is_set():
-            return await self.build_finished_result(session, run, run.final_report())
-        report = run.snapshot_report()
-        self._record_delivered(report)
-        run.delivered_questions.update(run.pending_ids)
-        before = session.count_runs_before(run)
-        if before and session.waiting_runs:
-            first = session.waiting_runs[0].id
+            finished = cursor.select_undelivered(run.report)
+            return await self.build_finished_result(cursor, session, run, finished)
+        snapshot = run.snapshot_report()
+        report = cursor.select_undelivered(snapshot)
+        cursor.advance(snapshot, run.pending_ids)
+        before = session.queue.count_before(run)
+        waiting = session.queue.waiting_runs
+        if before and waiting:
+            first = waiting[0].id
             report.notes.append(
                 f"Run {first} of this session comes first, which waits for an answer."
             )
@@ -507,26 +512,6 @@ class RunToolHandler:
                 queue_note(ahead, "other run", "other runs") if ahead else "It is about to begin."
             )
         return self.build_report_result(report, session.handle)
-
-    def _record_delivered(self, report: RunReport) -> None:
-        told = self._delivered_chars.pop(report.run_id, {})
-        for stream, text in (("stdout", report.stdout), ("stderr", report.stderr)):
-            told[stream] = told.get(stream, 0) + len(text)
-        self._delivered_chars[report.run_id] = told
-        if len(self._delivered_chars) > MAX_TRACKED_RUNS:
-            del self._delivered_chars[next(iter(self._delivered_chars))]
-
-    def _select_undelivered(self, report: RunReport) -> RunReport:
-        """Return the report of a run that has ended since it was told of, with the output that was not told yet.
-
-        Once its end was told, it is told whole to whoever asks again.
-        """
-        told = self._delivered_chars.pop(report.run_id, {})
-        return replace(
-            report,
-            stdout=report.stdout[told.get("stdout", 0) :],
-            stderr=report.stderr[told.get("stderr", 0) :],
-        )
 
     def build_report_result(self, report: RunReport, handle: str) -> CallToolResult:
         """Tell of a run as the journal has it."""

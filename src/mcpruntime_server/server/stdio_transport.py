@@ -11,7 +11,7 @@ import json
 import os
 import select
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
@@ -91,14 +91,16 @@ class MessageWriter:
 class MessageReader:
     """Yields the messages of a client, one per line.
 
-    It answers a line that is no message with an error itself, and adds the ids of requests that the client no longer
-    waits for to `timed_out`.
+    It answers a line that is no message with an error itself, and calls `on_timed_out` with the id
+    of each request that the client no longer waits for.
     """
 
-    def __init__(self, source: int, writer: MessageWriter, timed_out: set[str]) -> None:
+    def __init__(
+        self, source: int, writer: MessageWriter, on_timed_out: Callable[[str], None]
+    ) -> None:
         self._source = source
         self._writer = writer
-        self._timed_out = timed_out
+        self._on_timed_out = on_timed_out
         self._lines: deque[bytes] = deque()
         self._unfinished: list[bytes] = []  # chunks of a line whose end has not arrived
         self._unfinished_bytes = 0
@@ -115,7 +117,7 @@ class MessageReader:
             message = parse_message(self._lines.popleft())
             if isinstance(message, SessionMessage):
                 if request_id := timed_out_request_id(message):
-                    self._timed_out.add(request_id)
+                    self._on_timed_out(request_id)
                 return message
             with suppress(anyio.BrokenResourceError):  # the end of stdin follows
                 await self._writer.send(SessionMessage(message))
@@ -161,12 +163,12 @@ class MessageReader:
 
 @asynccontextmanager
 async def open_stdio_streams(
-    timed_out: set[str],
+    on_timed_out: Callable[[str], None],
 ) -> AsyncIterator[tuple[MessageReader, MessageWriter]]:
     """Take over fds 0 and 1 and yield the streams that an MCP server runs on.
 
-    The first one ends when stdin does. The ids of requests that the client cancels because it has waited too long are
-    added to `timed_out`.
+    The first one ends when stdin does. `on_timed_out` is called with the id of each request that
+    the client cancels because it has waited too long.
     """
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -175,7 +177,7 @@ async def open_stdio_streams(
     os.dup2(2, 1)
     try:
         writer = MessageWriter(sink)
-        yield MessageReader(source, writer, timed_out), writer
+        yield MessageReader(source, writer, on_timed_out), writer
     finally:
         os.close(source)
         os.close(sink)

@@ -10,12 +10,10 @@ client cannot ask, ends the task with the result that says so. The run goes on w
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import anyio
 from mcp import MCPError
@@ -41,6 +39,7 @@ from ..runtime.run import Run
 from ..runtime.run_report import RunReport
 from ..runtime.session import Session
 from . import elicitation
+from .delivery import DeliveryCursor
 from .result_format import error_result
 from .run_progress import GATHER_QUESTIONS_S
 from .run_tool import INPUT_REQUIRED_VERSION, RunToolHandler
@@ -53,7 +52,6 @@ INLINE_PARAMETERS = (
 )  # parameters of a call that gets its answer as it comes
 POLL_INTERVAL_SHARE = 0.1  # of a run's age, between two looks at it
 MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S = 0.1, 5.0
-MAX_RECENT_RUNS = 32  # tasks whose ends are told with the notes, which the journal does not keep
 MS_PER_DAY = 86_400_000
 
 RequestContext = ServerRequestContext[Any, Any]
@@ -79,10 +77,6 @@ class TasksExtension(Extension):
     def __init__(self, runs: RunToolHandler, keep_days: int) -> None:
         self._runs = runs
         self._ttl_ms = keep_days * MS_PER_DAY or None
-        self._recent_runs: OrderedDict[str, tuple[Session, Run]] = OrderedDict()
-        self._dismissed: WeakKeyDictionary[Run, set[str]] = (
-            WeakKeyDictionary()
-        )  # questions whose form came back empty
 
     def methods(self) -> Sequence[MethodBinding]:
         """Return the requests about tasks."""
@@ -116,7 +110,9 @@ class TasksExtension(Extension):
             return result
         found = await self._runs.find_run(task)
         if not isinstance(found, RunReport):
-            self._remember_run(*found)
+            cursor = self._runs.find_cursor(ctx)
+            cursor.rewind(task)  # the end of the task reports everything
+            cursor.keep_run(*found)
         row, _ = await self._runs.load_run_rows(task)
         return {"resultType": "task", **self._build_task_fields(row, "working")}
 
@@ -127,21 +123,14 @@ class TasksExtension(Extension):
             extensions or {}
         )
 
-    def _remember_run(self, session: Session, run: Run) -> None:
-        run.delivered_output.clear()  # what the call would have told is told with the end of the task
-        self._recent_runs[run.id] = session, run
-        if len(self._recent_runs) > MAX_RECENT_RUNS:
-            self._recent_runs.popitem(last=False)
-
     # requests about tasks ---------------------------------------------------------------------------
 
     async def _handle_get(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
         """Tell what has become of a task."""
         require_client_extension(ctx, self.identifier)
         with convert_errors():
-            status, more = await self._load_task_state(
-                params.task_id, can_ask=client_supports_forms(ctx)
-            )
+            cursor, can_ask = self._runs.find_cursor(ctx), client_supports_forms(ctx)
+            status, more = await self._load_task_state(cursor, params.task_id, can_ask=can_ask)
             row, _ = await self._runs.load_run_rows(params.task_id)
             return {"resultType": "complete", **self._build_task_fields(row, status), **more}
 
@@ -150,9 +139,11 @@ class TasksExtension(Extension):
         require_client_extension(ctx, self.identifier)
         with convert_errors():
             found = await self._runs.find_run(params.task_id)
+            cursor = self._runs.find_cursor(ctx)
             for name, given in params.input_responses.items():
                 if not isinstance(found, RunReport):
-                    await self._receive_form(self._find_asking_run(found[1]), name, given)
+                    asking_run = self._find_asking_run(found[1])
+                    await self._receive_form(cursor, asking_run, name, given)
         return {"resultType": "complete"}
 
     async def _handle_cancel(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
@@ -185,9 +176,11 @@ class TasksExtension(Extension):
             ),
         }
 
-    async def _load_task_state(self, task: str, *, can_ask: bool) -> tuple[str, dict[str, Any]]:
+    async def _load_task_state(
+        self, cursor: DeliveryCursor, task: str, *, can_ask: bool
+    ) -> tuple[str, dict[str, Any]]:
         """Return the status of a task, and what belongs to that; raises `NotFound`."""
-        found = self._find_finished_run(task) or await self._runs.find_run(task)
+        found = self._find_finished_run(cursor, task) or await self._runs.find_run(task)
         if isinstance(found, RunReport):
             return await self._build_journaled_state(found)
         session, run = found
@@ -196,10 +189,10 @@ class TasksExtension(Extension):
             with anyio.move_on_after(GATHER_QUESTIONS_S):
                 await run.wait_until_finished()
         if run.finished.is_set():
-            return await self._build_finished_state(session, run)
+            return await self._build_finished_state(cursor, session, run)
         if all(question.answer is not None for question in asks.questions.open_questions.values()):
-            return "working", {"statusMessage": run.stage or run.status}
-        questions = self._pending_approvals(asks) if can_ask else []
+            return "working", {"statusMessage": run.lifecycle.stage or run.status}
+        questions = self._pending_approvals(cursor, asks) if can_ask else []
         if questions:
             request = ElicitRequest(
                 params=elicitation.build_approval_form(session.handle, run, asks, questions)
@@ -207,27 +200,26 @@ class TasksExtension(Extension):
             return "input_required", {
                 "inputRequests": {elicitation.form_id(questions): to_wire_json(request)}
             }
-        run.delivered_output.clear()  # whoever asks twice is told the same
-        return "completed", {
-            "result": to_wire_json(await self._runs.build_progress_result(session, run))
-        }
+        cursor.rewind(task)  # the same request gets the same result again
+        result = await self._runs.build_progress_result(cursor, session, run)
+        return "completed", {"result": to_wire_json(result)}
 
-    def _find_finished_run(self, task: str) -> tuple[Session, Run] | None:
-        """Return the run of a task if its whole end is remembered; one that moved to another server has none here."""
-        found = self._recent_runs.get(task)
-        return (
-            found
-            if found and found[1].finished.is_set() and found[1].report.status != "cancelled"
-            else None
-        )
+    def _find_finished_run(self, cursor: DeliveryCursor, task: str) -> tuple[Session, Run] | None:
+        """Return the run of a task if it is finished here and kept with its notes."""
+        found = cursor.find_kept_run(task)
+        if found is None or not found[1].finished.is_set():
+            return None
+        return None if found[1].report.status == "cancelled" else found
 
-    async def _build_finished_state(self, session: Session, run: Run) -> tuple[str, dict[str, Any]]:
-        """Tell of a run that has ended here."""
+    async def _build_finished_state(
+        self, cursor: DeliveryCursor, session: Session, run: Run
+    ) -> tuple[str, dict[str, Any]]:
+        """Return the state of a task whose run has ended here."""
         if run.report.status == "cancelled":
             await run.wait_until_recorded()
             return "cancelled", {}
         try:
-            result = await self._runs.build_finished_result(session, run, run.report)
+            result = await self._runs.build_finished_result(cursor, session, run, run.report)
         except McpRuntimeError as exc:
             result = error_result(exc)
         return "completed", {"result": to_wire_json(result)}
@@ -253,17 +245,17 @@ class TasksExtension(Extension):
             filter(elicitation.pending_approvals, (run, *self._runs.agent_runs_of(run))), run
         )
 
-    def _pending_approvals(self, run: Run) -> list[PendingQuestion]:
-        """Return what a person has neither answered nor put aside."""
-        put_aside = self._dismissed.get(run, set())
+    def _pending_approvals(self, cursor: DeliveryCursor, run: Run) -> list[PendingQuestion]:
+        """Return the approvals that a person has neither answered nor dismissed."""
+        dismissed = cursor.dismissed_questions(run.id)
         return [
             each
             for each in elicitation.pending_approvals(run)
-            if each.answer is None and each.id not in put_aside
+            if each.answer is None and each.id not in dismissed
         ]
 
-    async def _receive_form(self, run: Run, name: str, given: Any) -> None:
-        questions = elicitation.questions_of_form(name, self._pending_approvals(run))
+    async def _receive_form(self, cursor: DeliveryCursor, run: Run, name: str, given: Any) -> None:
+        questions = elicitation.questions_of_form(name, self._pending_approvals(cursor, run))
         if not questions:
             return
         try:
@@ -274,7 +266,7 @@ class TasksExtension(Extension):
                 remedy="Answer with an elicitation result.",
             ) from exc
         if not await self._runs.receive_form(run, questions, result):
-            self._dismissed.setdefault(run, set()).update(question.id for question in questions)
+            cursor.dismiss_questions(run.id, [question.id for question in questions])
 
 
 def unfinished_run_id(result: HandlerResult, *, can_ask: bool) -> str | None:

@@ -207,6 +207,14 @@ class InputStore:
                 self.remember_inputs(session, await self.load_context(row.id))
             self._scanned_runs[session] = run
 
+    def input_id(self, entry: InputEntry) -> str:
+        """Return the id of an input, which follows from its content."""
+        return compute_input_id(entry)
+
+    def file_name(self, entry: InputEntry) -> str:
+        """Return the name of the file that holds the content of an input in a sandbox."""
+        return compute_file_name(entry)
+
     def remember_inputs(self, session: str, inputs: Sequence[InputEntry]) -> None:
         """Remember inputs that code of a session may refer to."""
         if not inputs:

@@ -1,0 +1,239 @@
+"""One run's way through a sandbox: it gets a slot, a sandbox in the right state, and is executed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
+from ..journal.events import InputEntry, RunFinished
+from ..journal.rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG
+from ..protocol import wire
+from ..protocol.presentation import truncate_text
+from ..sandbox.link import SandboxLink
+from .run import Run
+from .run_history import planned_call_views
+from .run_state import RunEvent, RunState
+
+MAX_REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedSandbox:
+    """A sandbox that is in the state that a run starts from, and has the run's inputs."""
+
+    link: SandboxLink
+    inputs: Sequence[InputEntry]
+    staged_inputs: Sequence[Mapping[str, Any]]  # as the worker knows them
+    is_fresh: bool  # the variables of the run before are not there
+    describe_restored_state: Callable[[], str]  # what the next run starts with if this one dies
+
+
+class RunExecution:
+    """Executes `run` as step `step`, after run `parent`."""
+
+    def __init__(
+        self,
+        run: Run,
+        parent: str | None,
+        step: int,
+        prepare_sandbox: Callable[[], Awaitable[PreparedSandbox]],
+        take_stale_packages: Callable[[], list[str]],
+    ) -> None:
+        self._run = run
+        self._parent = parent
+        self._step = step
+        self._prepare_sandbox = prepare_sandbox
+        self._take_stale_packages = take_stale_packages
+        self._sandbox: PreparedSandbox | None = None
+        self._stale_packages: list[str] = []
+
+    @property
+    def inputs(self) -> Sequence[InputEntry]:
+        """The inputs of the run."""
+        return self._run.spec.context or () if self._sandbox is None else self._sandbox.inputs
+
+    @property
+    def _filename(self) -> str:
+        """What tracebacks call the code."""
+        return f"<step {self._step}>"
+
+    async def execute(self) -> None:
+        """Execute the code to its end; whatever happens, the run is finished and journaled afterwards."""
+        run = self._run
+        run.report.step = self._step
+        run.lifecycle.apply(RunEvent.HEAD_REACHED)
+        try:
+            if await run.control.acquire_slot():
+                run.lifecycle.apply(RunEvent.SLOT_ACQUIRED)
+            if not run.is_cancelled:
+                self._sandbox = await self._prepare_sandbox()
+            if run.lifecycle.state is not RunState.SUSPENDING:
+                self._journal_start()
+            if self._sandbox is None or run.is_cancelled:
+                self._mark_cancelled()
+            else:
+                run.lifecycle.apply(RunEvent.CODE_STARTED)
+                await self._execute_code(self._sandbox)
+        except McpRuntimeError as exc:
+            self._mark_failed(exc)
+        except BaseException:
+            self._mark_cancelled()
+            raise
+        finally:
+            self._finish()
+
+    def _journal_start(self) -> None:
+        run = self._run
+        self._stale_packages = self._take_stale_packages()
+        run.journal.journal_start(
+            self._parent,
+            self._step,
+            self._filename,
+            stale_packages=self._stale_packages,
+            detached=run.audience.is_detached,
+            context=self.inputs,
+        )
+
+    async def _execute_code(self, sandbox: PreparedSandbox) -> None:
+        run, spec, link = self._run, self._run.spec, sandbox.link
+        run.report.usage["setup_ms"] = run.lifecycle.elapsed_s() * 1e3
+        readings = dict(spec.recording.clock_readings) if spec.recording else None
+        try:
+            done, stopped = await link.execute(
+                spec.code,
+                self._filename,
+                run.listener,
+                spec.timeout_s,
+                self._stale_packages,
+                seed=run.journal.seed,
+                clock_readings=readings,
+                inputs=sandbox.staged_inputs,
+            )
+            self._apply_done(done, stopped, sandbox)
+        except SandboxFailed as exc:
+            run.report.flags.add(UNDONE_FLAG)
+            run.report.apply_failure(exc, status="cancelled" if run.is_cancelled else "crashed")
+            note = f"The session continues in a new sandbox. {sandbox.describe_restored_state()}"
+            run.report.notes.append(note)
+        except JournalFailed as exc:
+            self._mark_failed(exc)
+        except Exception:  # a mistake of ours must not take the other sessions with it
+            logger.exception("run %s failed inside the server", run.id)
+            link.fail("the server made a mistake, which its log describes")
+            message = "The run failed inside the server; its log says why."
+            self._mark_failed(McpRuntimeError(message))
+
+    def _mark_failed(self, failure: McpRuntimeError) -> None:
+        self._run.failure = failure
+        self._run.report.flags.add(UNDONE_FLAG)
+        self._run.report.apply_failure(failure)
+
+    def _mark_cancelled(self) -> None:
+        self._run.report.status = "cancelled"
+        self._run.report.flags.add(UNDONE_FLAG)
+
+    def _apply_done(
+        self, done: wire.RunDone, stopped: str | None, sandbox: PreparedSandbox
+    ) -> None:
+        """Take the code's end from the sandbox's word, as far as the host does not know better."""
+        run, report, request = self._run, self._run.report, self._run.control.stop_request
+        report.apply_done(done, stopped)
+        if request.failure is not None:
+            report.apply_failure(
+                request.failure, f"[{request.failure.code}] {request.failure}", "error"
+            )
+        run.journal.journal_clock_readings(done.clock_readings)
+        if (
+            done.status == "died"
+            or request.failure is not None
+            or (request.undo and stopped is not None)
+        ):
+            report.flags.add(UNDONE_FLAG)
+        plan = run.calls.plan
+        if plan is not None and plan.calls:
+            report.flags.add(UNDONE_FLAG)  # variables may hold what stands for results
+            if report.status in ("ok", "error"):
+                report.apply_plan(planned_call_views(plan.calls))
+        if stopped is not None or done.status == "interrupted":
+            report.flags.add(INTERRUPTED_FLAG)
+        self._add_state_notes(stopped, sandbox)
+
+    def _add_state_notes(self, stopped: str | None, sandbox: PreparedSandbox) -> None:
+        """Say how the run was stopped, and what the next one starts with."""
+        run, notes, restarts = self._run, self._run.report.notes, sandbox.link.restart_reasons
+        if stopped == "timeout":
+            limit_s = run.spec.timeout_s
+            notes.append(f"Stopped after {limit_s:g} s; pass a larger timeout_s if it needs more.")
+        if restarts:  # in this run or since the last one
+            notes.append(truncate_text(restarts[-1], MAX_REASON_CHARS)[0])
+            restarts.clear()
+        if run.report.status == "waiting":
+            has_committed = run.spec.approvals and any(
+                entry.status == "ok" for entry in run.calls.ledger
+            )
+            done = "Nothing of the plan was done"
+            if has_committed:
+                done = "The calls that were committed were made"
+            notes.append(f"{done}; variables and files are as before.")
+        elif run.is_undone:
+            notes.append(sandbox.describe_restored_state())
+        elif stopped is not None:
+            notes.append("Variables and files are kept as they were when the code stopped.")
+
+    # its end --------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Complete the report, journal the end, and wake everybody who waits for it."""
+        run, report, output = self._run, self._run.report, self._run.output
+        run.control.slot.release()
+        report.calls = run.calls.ledger
+        report.usage |= run.services.get_spending(run.id)
+        report.usage["total_ms"] = run.lifecycle.elapsed_s() * 1e3
+        report.usage = {name: round(value, 3) for name, value in report.usage.items()}
+        self._settle_flags()
+        try:
+            if run.lifecycle.state is not RunState.SUSPENDING:
+                self._journal_end()
+        except (JournalFailed, ValueError) as exc:
+            report.notes.append(f"The end of this run could not be journaled: {exc}")
+        report.stdout, report.stderr = output.stream_text("stdout"), output.stream_text("stderr")
+        if run.control.link is not None:
+            texts = {"stdout": report.stdout, "stderr": report.stderr}
+            report.result_files = run.services.result_files.save_long_results(
+                run.control.link, run.id, texts, report.value
+            )
+        if run.is_undone or not run.listener.has_changed_files:
+            run.files_stored.set()
+        run.control.detach_link()
+        run.lifecycle.apply(RunEvent.ENDED)
+
+    def _settle_flags(self) -> None:
+        """Add to the report's flags what describes the state at its end; an undone run has none."""
+        flags = self._run.report.flags
+        if UNDONE_FLAG in flags:
+            flags.intersection_update({UNDONE_FLAG})
+            return
+        if self._sandbox is not None and self._sandbox.is_fresh:
+            flags.add(FRESH_FLAG)
+        if self._run.listener.has_changed_files:
+            flags.add(FILES_FLAG)
+
+    def _journal_end(self) -> None:
+        run, report = self._run, self._run.report
+        if not run.journal.has_started:
+            self._journal_start()
+        run.output.close()
+        if run.output.differs_from_recording:
+            report.notes.append(
+                "After the crash of the server the code printed something else than before it."
+            )
+        run.journal.journal_end(
+            RunFinished(
+                report.status, report.value, report.error, report.usage, sorted(report.flags)
+            )
+        )

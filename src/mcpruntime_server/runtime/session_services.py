@@ -1,0 +1,30 @@
+"""What the sessions of one server share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..journal.store import Journal
+from .input_provider import InputProvider
+from .package_changes import PackageChanges
+from .router import Router
+from .run_scheduler import RunScheduler
+from .run_spec import RunLimits
+from .sandbox_pool import SandboxPool
+
+
+@dataclass(frozen=True)
+class SessionServices:
+    """The collaborators of every session."""
+
+    journal: Journal
+    router: Router
+    pool: SandboxPool
+    limits: RunLimits
+    scheduler: RunScheduler
+    inputs: InputProvider
+    package_changes: PackageChanges
+    get_spending: Callable[[str], Mapping[str, float]]  # what a run has paid models, as its usage
+    announce_code: Callable[[str], None]  # called with the code of every run before it starts
+    lost_states: dict[str, str] = field(default_factory=dict)  # run whose variables are lost -> why

@@ -1,0 +1,137 @@
+"""What one client connection has been sent of runs: output, questions, ends.
+
+A run belongs to its session, and any request may look at it. Each connection has a cursor, so that
+a client gets every piece of output once, and is not asked again what it was asked already.
+
+Rule 1: output is counted in characters of each stream. The journal has the same text, so a position
+holds for a run that is continued by another server, too.
+Rule 2: the end of a run comes with the output that was not delivered before it. A request that asks
+for the run after that gets everything.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..runtime.run import Run
+from ..runtime.run_report import RunReport
+from ..runtime.session import Session
+
+MAX_TRACKED_RUNS = 1_000  # that were reported before they ended
+MAX_KEPT_RUNS = 32  # finished runs with the notes that the journal does not have
+
+NOTHING_DELIVERED: Mapping[str, int] = {}
+
+
+@dataclass
+class RunPosition:
+    """How much of one run was delivered."""
+
+    output: dict[str, int] = field(default_factory=dict)  # characters, by stream
+    questions: set[str] = field(default_factory=set)  # ids
+    dismissed_questions: set[str] = field(default_factory=set)  # forms that came back empty
+    end_delivered: bool = False
+
+
+class DeliveryCursor:
+    """The positions of one client connection in the runs that it has seen."""
+
+    def __init__(self) -> None:
+        self._positions: OrderedDict[str, RunPosition] = OrderedDict()
+        self._kept_runs: OrderedDict[str, tuple[Session, Run]] = OrderedDict()
+        self._timed_out_requests: set[str] = set()
+
+    # output ---------------------------------------------------------------------------------------
+
+    def output_positions(self, run_id: str) -> Mapping[str, int]:
+        """Return how many characters of each stream of a run were delivered."""
+        position = self._positions.get(run_id)
+        return NOTHING_DELIVERED if position is None else position.output
+
+    def select_undelivered(self, report: RunReport) -> RunReport:
+        """Return a report with the output that was not delivered yet."""
+        delivered = self.output_positions(report.run_id)
+        if not delivered:
+            return report
+        return replace(
+            report,
+            stdout=report.stdout[delivered.get("stdout", 0) :],
+            stderr=report.stderr[delivered.get("stderr", 0) :],
+        )
+
+    def advance(self, report: RunReport, question_ids: Collection[str]) -> None:
+        """Note that everything in the report of an unfinished run, and these questions, is delivered."""
+        position = self._position(report.run_id)
+        position.output = {"stdout": len(report.stdout), "stderr": len(report.stderr)}
+        position.questions.update(question_ids)
+
+    def start_request(self, run_id: str) -> None:
+        """Start again with a run whose end was delivered to an earlier request."""
+        position = self._positions.get(run_id)
+        if position is not None and position.end_delivered:
+            del self._positions[run_id]
+
+    def finish(self, run_id: str) -> None:
+        """Note that the end of a run is delivered."""
+        position = self._positions.get(run_id)
+        if position is not None:
+            position.end_delivered = True
+
+    def rewind(self, run_id: str) -> None:
+        """Note that what was read of a run did not reach the client."""
+        if run_id in self._positions:
+            self._positions[run_id].output = {}
+
+    # questions ------------------------------------------------------------------------------------
+
+    def delivered_questions(self, run_id: str) -> Collection[str]:
+        """Return the ids of the questions of a run that were delivered."""
+        position = self._positions.get(run_id)
+        return () if position is None else position.questions
+
+    def dismissed_questions(self, run_id: str) -> Collection[str]:
+        """Return the ids of the questions whose forms came back without an answer."""
+        position = self._positions.get(run_id)
+        return () if position is None else position.dismissed_questions
+
+    def dismiss_questions(self, run_id: str, question_ids: Collection[str]) -> None:
+        """Do not show these questions in forms again."""
+        self._position(run_id).dismissed_questions.update(question_ids)
+
+    # tasks ----------------------------------------------------------------------------------------
+
+    def keep_run(self, session: Session, run: Run) -> None:
+        """Keep a run whose end a task is to report with its notes."""
+        self._kept_runs[run.id] = session, run
+        if len(self._kept_runs) > MAX_KEPT_RUNS:
+            self._kept_runs.popitem(last=False)
+
+    def find_kept_run(self, run_id: str) -> tuple[Session, Run] | None:
+        """Return a run that was kept, with its session."""
+        return self._kept_runs.get(run_id)
+
+    # requests -------------------------------------------------------------------------------------
+
+    def record_timed_out(self, request_id: str) -> None:
+        """Note that the client has given up waiting for a request, but not what it asked for."""
+        self._timed_out_requests.add(request_id)
+
+    def take_timed_out(self, request_id: str | None) -> bool:
+        """Return whether a cancelled request has only timed out; its id may be used again then."""
+        is_timed_out = request_id in self._timed_out_requests
+        if request_id is not None:
+            self._timed_out_requests.discard(request_id)
+        return is_timed_out
+
+    def _position(self, run_id: str) -> RunPosition:
+        position = self._positions.setdefault(run_id, RunPosition())
+        self._positions.move_to_end(run_id)
+        if len(self._positions) > MAX_TRACKED_RUNS:
+            self._positions.popitem(last=False)
+        return position
+
+
+FindCursor = Callable[[Any], DeliveryCursor]  # by the context of a request: its connection's cursor
