@@ -67,7 +67,8 @@ async def find_origin_hints(
         opened = (
             each
             for each in results
-            if each.target.startswith(("tools.", "context.")) and router.is_open_world(each.target)
+            if each.target.startswith(("tools.", "knowledge."))
+            and router.is_open_world(each.target)
         )
         return describe_shared_text(
             args,
