@@ -63,7 +63,7 @@ def run_demo(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())
-def test_the_demo_asks_real_servers_and_shows_what_it_cost() -> None:
+def test_the_demo_uses_real_servers_and_shows_its_costs() -> None:
     done = run_demo()
     assert (done.returncode, done.stderr) == (0, "")
     assert "\033" not in done.stdout
@@ -116,7 +116,7 @@ def check_questions(shown: str, hotfixes: str, told: list[str]) -> None:
     assert re.search(rf"one question a turn +{asked[1]} ", shown)
 
 
-def test_a_demo_that_fails_says_why_and_exits_with_an_error(tmp_path: Path) -> None:
+def test_a_failed_demo_says_why_and_exits_with_an_error(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text('[sandbox]\nimage = "no-such-image:here"\n')
     done = run_demo("--config", str(file))
@@ -134,7 +134,7 @@ def test_a_demo_without_git_is_refused_with_the_remedy(
     assert "apt-get install git" in capsys.readouterr().err
 
 
-def test_servers_that_cannot_be_had_are_named_with_the_remedy(
+def test_servers_that_nothing_can_run_are_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -161,7 +161,7 @@ def test_without_a_filesystem_server_the_report_goes_into_the_workspace() -> Non
     assert 'open("report.md", "w")' in programs.report_program(None)
 
 
-def test_the_demo_uses_the_sandbox_that_the_user_has_set_up(tmp_path: Path) -> None:
+def test_the_demo_uses_the_sandbox_settings_of_the_user(tmp_path: Path) -> None:
     mine = Config.model_validate(
         {"sandbox": {"memory_mb": 99, "packages": ["attrs"]}, "server": {"max_sessions": 1}}
     )
@@ -200,7 +200,7 @@ def test_colour_never_changes_the_text_of_a_program() -> None:
 def test_the_programs_are_python_and_fit_a_terminal() -> None:
     for code in PROGRAMS:
         compile(code, "<step>", "exec")
-        assert max(map(len, code.splitlines())) <= 120
+        assert max(map(len, code.splitlines())) <= 100
 
 
 def test_a_table_puts_figures_below_each_other() -> None:
@@ -209,60 +209,60 @@ def test_a_table_puts_figures_below_each_other() -> None:
     assert out.getvalue() == f"  {'':<4}       n\n  a          1\n  long   1,000\n"
 
 
-def test_time_in_which_several_calls_are_under_way_counts_once() -> None:
+def test_time_of_overlapping_calls_counts_once() -> None:
     assert covered_duration_ms([(2.0, 4.0), (1.0, 3.0), (1.5, 2.0), (6.0, 6.5)]) == pytest.approx(
         3500
     )
     assert covered_duration_ms([]) == 0
 
 
-def test_calls_are_counted_as_the_turns_that_they_would_have_been() -> None:
+def test_calls_are_counted_as_turns_of_their_own() -> None:
     events: list[dict[str, Any]] = [
         {"kind": "RunStarted", "run": "r"},
         {
             "kind": "CallStarted",
             "at": 100.0,
-            "call": 1,
+            "call_id": 1,
             "target": "catalog.shim",
             "args": '{"server":"git"}',
         },
         {
             "kind": "CallFinished",
             "at": 100.5,
-            "call": 1,
+            "call_id": 1,
             "value": {"source": "x" * 999},
             "error": None,
-            "ms": 500.0,
+            "duration_ms": 500.0,
         },
         {
             "kind": "CallStarted",
             "at": 102.0,
-            "call": 2,
+            "call_id": 2,
             "target": "tools.git.git_log",
             "args": '{"n":1}',
         },
         {
             "kind": "CallStarted",
             "at": 103.0,
-            "call": 3,
+            "call_id": 3,
             "target": "tools.git.git_log",
             "args": '{"n":2}',
         },
         {
             "kind": "CallFinished",
             "at": 103.0,
-            "call": 2,
+            "call_id": 2,
             "value": "a commit",
             "error": None,
-            "ms": 1000.0,
+            "duration_ms": 1000.0,
         },
         {
             "kind": "CallFinished",
             "at": 104.5,
-            "call": 3,
+            "call_id": 3,
             "value": None,
             "error": {"message": "no"},
-            "ms": 1500.0,
+            "duration_ms": 1500.0,
         },
     ]
     calls = load_calls(events)
@@ -275,7 +275,7 @@ def test_calls_are_counted_as_the_turns_that_they_would_have_been() -> None:
     assert cost.as_code.characters == len("programanswer")
 
 
-def test_tokens_are_those_of_cl100k_and_may_be_unknown() -> None:
+def test_tokens_are_counted_with_cl100k_and_may_be_unknown() -> None:
     assert count_tokens("hello world") == 2
     assert count_tokens("<|endoftext|>") > 1
     assert sum_amounts([TextAmount(1, 2), TextAmount(3, 4)]) - TextAmount(1, 1) == TextAmount(3, 5)

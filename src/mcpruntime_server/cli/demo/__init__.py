@@ -1,6 +1,7 @@
-"""`mcpruntime-server demo`: the main job on real input, step by step.
+"""`mcpruntime-server demo`: the main features on real servers, step by step.
 
-Rule: the demo is a client. What it shows, it has been told by the server or by the journal; nothing is made up.
+Rule: the demo is an MCP client. Everything it shows comes from the server's answers or from the
+journal.
 """
 
 from .scenario import run_demo

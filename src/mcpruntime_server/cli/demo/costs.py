@@ -1,9 +1,9 @@
-"""What a run cost, and what the same calls would have put before a model, had each been a turn of its own.
+"""What a run cost, and how much text the same calls would be with one call in each turn.
 
-Nothing is estimated: times, arguments and results are those in the journal. One call a turn is counted as the call
-(its name and arguments, which the model writes) and its result; code is counted as the program and the text that
-`run_code` answered with. What each further turn costs on top (the whole conversation is read again), and the
-definitions of the tools, are left out on both sides.
+Nothing is estimated: times, arguments and results come from the journal. One call a turn counts the
+call (its name and arguments, which the model writes) and its result. Code counts the program and
+the text that `run_code` answered. Both sides leave out the definitions of the tools, and that a
+model reads the whole conversation again in each turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Interval = tuple[float, float]  # seconds
 
 @dataclass(frozen=True)
 class TimedCall:
-    """One call that a run made: when it was under way, and what it says as a turn of its own."""
+    """One call of a run: when it was under way, and its text as a turn of its own."""
 
     target: str
     span: Interval
@@ -30,26 +30,26 @@ class TimedCall:
 
     @property
     def is_tool(self) -> bool:
-        """Whether an upstream answered it; the others ask the runtime which tools there are."""
+        """Whether an upstream answered it, and not the catalogue of tools."""
         return self.target.startswith(TOOL_PREFIX)
 
 
 @dataclass(frozen=True)
 class TextAmount:
-    """An amount of text; `tokens` is None where they cannot be counted."""
+    """An amount of text; `tokens` is None if they cannot be counted."""
 
     characters: int
     tokens: int | None
 
     def __sub__(self, other: TextAmount) -> TextAmount:
-        """Return by how much this is more."""
+        """Return the difference of two amounts."""
         tokens = None if self.tokens is None or other.tokens is None else self.tokens - other.tokens
         return TextAmount(self.characters - other.characters, tokens)
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step: milliseconds by phase, and both ways of counting what it put before the model."""
+    """One step: milliseconds by phase, and the text for the model, counted in both ways."""
 
     session_ms: float
     catalog_ms: float
@@ -62,25 +62,23 @@ class StepCost:
 
 
 def load_calls(events: Iterable[Mapping[str, Any]]) -> list[TimedCall]:
-    """Return the calls of a run from its events, as `mcpruntime-server runs SESSION RUN --json` prints them."""
+    """Return the calls of a run from its events, as `runs SESSION RUN --json` prints them."""
     started: dict[int, Mapping[str, Any]] = {}
-    found = []
+    calls = []
     for event in events:
         if event["kind"] == "CallStarted":
             started[event["call_id"]] = event
         elif event["kind"] == "CallFinished":
             start = started[event["call_id"]]
-            text = f"{start['target'].removeprefix(TOOL_PREFIX)} {start['args']}\n{format_result(event)}"
-            found.append(
-                TimedCall(
-                    start["target"], (start["at"], start["at"] + event["duration_ms"] / 1e3), text
-                )
-            )
-    return found
+            name = start["target"].removeprefix(TOOL_PREFIX)
+            text = f"{name} {start['args']}\n{format_result(event)}"
+            span = (start["at"], start["at"] + event["duration_ms"] / 1e3)
+            calls.append(TimedCall(start["target"], span, text))
+    return calls
 
 
 def format_result(finished: Mapping[str, Any]) -> str:
-    """Return a call's result as a model would be shown it: text as it is, data as JSON."""
+    """Return a call's result as text for a model; data becomes JSON."""
     value = finished["error"]["message"] if finished["error"] else finished["value"]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -88,7 +86,7 @@ def format_result(finished: Mapping[str, Any]) -> str:
 def compute_cost(
     calls: Sequence[TimedCall], usage: dict[str, float], total_ms: float, program: str, answer: str
 ) -> StepCost:
-    """Return the cost of a run with this `usage` that answered `program` with `answer`."""
+    """Return the cost of a run of `program` with this `usage` and the text `answer`."""
     session = usage["setup_ms"]
     tools = covered_duration_ms([call.span for call in calls if not call.is_tool])
     working = covered_duration_ms([call.span for call in calls if call.is_tool])
@@ -106,7 +104,7 @@ def compute_cost(
 
 
 def measure_texts(texts: Sequence[str]) -> TextAmount:
-    """Return how much `texts` are."""
+    """Return the amount of text in `texts`."""
     try:
         tokens = sum(map(count_tokens, texts))
     except Unavailable:
@@ -115,7 +113,7 @@ def measure_texts(texts: Sequence[str]) -> TextAmount:
 
 
 def sum_amounts(texts: Sequence[TextAmount]) -> TextAmount:
-    """Return several amounts together."""
+    """Return the sum of several amounts."""
     tokens = [text.tokens for text in texts if text.tokens is not None]
     return TextAmount(
         sum(text.characters for text in texts), sum(tokens) if len(tokens) == len(texts) else None
@@ -128,7 +126,7 @@ def format_amount(text: TextAmount) -> tuple[str, str]:
 
 
 def covered_duration_ms(spans: Sequence[Interval]) -> float:
-    """Return for how long at least one of `spans` was under way; what overlaps counts once."""
+    """Return how long at least one of `spans` was under way; overlaps count once."""
     total, reached = 0.0, 0.0
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))

@@ -1,7 +1,7 @@
-"""The act "questions": code asks a model while there is no key, no account and no model but the client's own.
+"""The part "questions": code asks a model, although the server has no key and no model.
 
-The run waits with all its questions in one go, and the client, whose model has had the code run, answers them. The demo
-is the client, and has no model: a script answers in its place, and the demo says so.
+The run waits with all its questions at once. The client, whose model ran the code, answers them.
+Here the demo is the client and has no model: a script answers in its place, and the demo says so.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ from mcp import Client
 
 from . import programs
 from .costs import format_amount, measure_texts
-from .demo_client import SESSION_NAME, DemoStep, call_run_code
+from .demo_client import SESSION_NAME, DemoStep, call_run_code, show_outcome
 from .demo_console import DemoConsole
 
 SEVERITY_BY_WORDS = {
     "loss": 5,
     "crash": 4,
     "never end": 3,
-}  # how bad a message is that has the words
+}  # of a message that contains the words
 DEFAULT_SEVERITY = 1
-MAX_SHOWN_QUESTIONS = 3  # questions
+MAX_SHOWN_QUESTIONS = 3
 ANSWERED_BY_TEXT = (
-    f"a script of this demo, in the place of a model: it knows {len(SEVERITY_BY_WORDS)} words. In a real client its model reads "
-    "the questions, and answers them all in one request."
+    "a script of this demo, in the place of a model: it knows "
+    f"{len(SEVERITY_BY_WORDS)} words. In a real client, its model reads the questions and answers "
+    "all of them in one request."
 )
 COUNTING_METHOD = (
-    "one question a turn: each question and its answer. As a program: the code, what run_code answered to it (all the "
-    "questions), the answers, and the result. Left out on both sides: that every further turn has the whole "
-    "conversation read again."
+    "one question a turn: each question and its answer. As a program: the code, the answer of "
+    "run_code (all questions), the answers, and the result. Left out on both sides: that a model "
+    "reads the whole conversation again in each turn."
 )
 
 
 async def ask_client_model(screen: DemoConsole, client: Client) -> DemoStep:
-    """Show code that asks, and the client answering; return how the run ended."""
+    """Show code that asks and a client that answers; return the last step."""
     screen.write_heading("questions without a key: code asks the model of the client that runs it")
     screen.write_program(programs.JUDGE)
     screen.start_clock()
@@ -56,9 +57,7 @@ async def ask_client_model(screen: DemoConsole, client: Client) -> DemoStep:
     written = json.dumps({"run": asked.result["run"], "answers": answers})
     done = await call_run_code(screen, client, written, run=asked.result["run"], answers=answers)
     screen.write_line()
-    screen.write_block(
-        str(done.result["value"]) if done.ok else done.text, "green" if done.ok else "red"
-    )
+    show_outcome(screen, done)
     screen.write_line()
     if done.ok:
         show_savings(screen, [asked, done], list(questions.values()))
@@ -66,7 +65,7 @@ async def ask_client_model(screen: DemoConsole, client: Client) -> DemoStep:
 
 
 def answer_question(question: str) -> str:
-    """Return what the script makes of a question."""
+    """Return the answer of the script to a question."""
     return str(
         next(
             (points for words, points in SEVERITY_BY_WORDS.items() if words in question),
@@ -76,7 +75,7 @@ def answer_question(question: str) -> str:
 
 
 def show_savings(screen: DemoConsole, steps: list[DemoStep], questions: list[str]) -> None:
-    """Say what a model has read and written, and what it would have had to with one question a turn."""
+    """Show how much text a model read and wrote, and how much with one question a turn."""
     turns = measure_texts([f"{question}\n{answer_question(question)}" for question in questions])
     program = measure_texts([text for step in steps for text in (step.program, step.text)])
     screen.write_table(

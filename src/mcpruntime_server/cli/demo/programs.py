@@ -1,17 +1,23 @@
-"""What the model would write: the programs that the demo sends, each a step of one session."""
+"""The programs that the demo runs in place of a model; each is one step of a session."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-QUESTION = "Which hotfixes of the last three years were made while the person on call, in Tokyo, was asleep?"
+QUESTION = (
+    "Which hotfixes of the last three years were made while the person on call, in Tokyo, was "
+    "asleep?"
+)
 
 COLLECT = """\
 import re
 from tools.git import git_log, git_show
 
 REPO = {repository!r}
-ENTRY = re.compile(r"Commit: (?P<sha>\\w+)\\nAuthor: (?P<author>.+)\\nDate: (?P<date>.+)\\nMessage: (?P<subject>.+)")
+ENTRY = re.compile(
+    r"Commit: (?P<sha>\\w+)\\nAuthor: (?P<author>.+)\\n"
+    r"Date: (?P<date>.+)\\nMessage: (?P<subject>.+)"
+)
 QUARTERS = [("01-01", "03-31"), ("04-01", "06-30"), ("07-01", "09-30"), ("10-01", "12-31")]
 
 hotfixes = []
@@ -26,14 +32,16 @@ for year in (2023, 2024, 2025):
         commits = [entry.groupdict() for entry in ENTRY.finditer(log)]
         urgent = [commit for commit in commits if commit["subject"].startswith("hotfix")]
         hotfixes += urgent
-        print(f"{{year}} Q{{number}}  {{len(commits):3}} commits  {{len(urgent):2}} hotfixes  {{'#' * len(urgent)}}")
+        counts = f"{{len(commits):3}} commits  {{len(urgent):2}} hotfixes"
+        print(f"{{year}} Q{{number}}  {{counts}}  {{'#' * len(urgent)}}")
 
 # What each of them changed, many at a time: only the number of lines is kept.
 patches = tools.map(lambda commit: git_show(REPO, commit["sha"]), hotfixes)
 for commit, patch in zip(hotfixes, patches):
     commit["lines"] = len(re.findall(r"^[+-](?![+-])", patch.value, re.MULTILINE))
 
-f"{{len(hotfixes)}} hotfixes, {{sum(commit['lines'] for commit in hotfixes):,}} lines changed in a hurry"
+lines = sum(commit["lines"] for commit in hotfixes)
+f"{{len(hotfixes)}} hotfixes, {{lines:,}} lines changed in a hurry"
 """
 
 ANSWER = """\
@@ -53,6 +61,7 @@ for commit, tokyo in zip(hotfixes, tools.map(in_tokyo, hotfixes)):
 authors = Counter(commit["author"].split("<")[0].strip() for commit in asleep)
 areas = Counter(re.search(r"\\((\\w+)\\)", commit["subject"])[1] for commit in asleep)
 latest = sorted(asleep, key=lambda commit: commit["date"])[-5:]
+entry = "{{date:.10}}  {{tokyo}} in Tokyo  {{sha:.8}}  {{subject}}"
 
 report = [
     f"{{len(asleep)}} of {{len(hotfixes)}} hotfixes were made while Tokyo slept (23:00-07:00)",
@@ -60,7 +69,7 @@ report = [
     "in   " + ", ".join(f"{{name}} {{count}}" for name, count in areas.most_common()),
     "",
     "the latest of them:",
-    *("{{date:.10}}  {{tokyo}} in Tokyo  {{sha:.8}}  {{subject}}".format(**commit) for commit in latest),
+    *(entry.format(**commit) for commit in latest),
 ]
 {write}
 "\\n".join(report)
@@ -105,19 +114,21 @@ f"best to be on call with: {name}, {count} of {authors[name]} hotfixes while Tok
 """
 
 JUDGE = """\
-# How bad was each? That is not written anywhere: somebody has to read it. Like messages are asked about once.
+# How bad was each? That is not written anywhere: a model has to judge. Each subject is asked once.
 said = [re.sub(r"^hotfix\\(\\w+\\): | \\(#\\d+\\)$", "", commit["subject"]) for commit in hotfixes]
 different = sorted(set(said))
-slots = ask_llm_batch("How bad is this, from 1 (a nuisance) to 5 (beyond repair)? Only the number.", different)
+question = "How bad is this, from 1 (a nuisance) to 5 (beyond repair)? Only the number."
+slots = ask_llm_batch(question, different)
 badness = {message: int(slot.value) for message, slot in zip(different, slots)}
 
 points = Counter()
 for commit, message in zip(hotfixes, said):
     points[commit["author"].split("<")[0].strip()] += badness[message]
 worst = [message for message in different if badness[message] == max(badness.values())]
+answers = f"{len(different)} answers for {len(hotfixes)} hotfixes"
 
 "\\n".join([
-    f"{len(different)} answers for {len(hotfixes)} hotfixes, {sum(points.values())} points of badness in all",
+    f"{answers}, {sum(points.values())} points of badness in all",
     "mended by  " + ", ".join(f"{name} {count}" for name, count in points.most_common(3)),
     f"worst      {len(worst)} kinds, such as: {worst[0]}",
 ])
@@ -129,10 +140,14 @@ from collections import Counter
 from tools.git import git_log
 
 log = git_log(
-    {repository!r}, max_count=1000, start_timestamp="2024-01-01T00:00:00Z", end_timestamp="2024-03-31T23:59:59Z"
+    {repository!r},
+    max_count=1000,
+    start_timestamp="2024-01-01T00:00:00Z",
+    end_timestamp="2024-03-31T23:59:59Z",
 )
 entries = re.findall(r"Author: (.+)\\nDate: .+\\nMessage: (.+)", log)
-authors = Counter(author.split("<")[0].strip() for author, subject in entries if subject.startswith("hotfix"))
+hotfixes = [author for author, subject in entries if subject.startswith("hotfix")]
+authors = Counter(author.split("<")[0].strip() for author in hotfixes)
 authors.most_common(3)
 """
 
@@ -155,30 +170,32 @@ AGAIN = """\
 
 
 def collection_program(repository: Path) -> str:
-    """Return the first step: walk through the history, keep what matters."""
+    """Return the first step: read the history and keep the hotfixes."""
     return COLLECT.format(repository=str(repository))
 
 
 def skill_task_program(repository: Path) -> str:
-    """Return a task that nobody has done before."""
+    """Return a program that becomes a skill."""
     return LEARN.format(repository=str(repository))
 
 
 def composed_task_program(repository: Path) -> str:
-    """Return a larger task, done with what was learned."""
+    """Return a program for a larger task, which uses that skill."""
     return COMPOSE.format(repository=str(repository))
 
 
 def composed_skill_program(repository: Path) -> str:
-    """Return what is left to write when the larger one is a skill too."""
+    """Return the program that is enough once the larger one is a skill, too."""
     return AGAIN.format(repository=str(repository))
 
 
 def report_program(report: Path | None) -> str:
-    """Return the second step, which writes `report` through the filesystem server, or else into the workspace."""
+    """Return the second step, which writes a report.
+
+    With `report`, the filesystem server writes that file; without, it goes into the workspace.
+    """
     if report is None:
-        return ANSWER.format(
-            import_files="", write='open("report.md", "w").write("\\n".join(report))'
-        )
+        write = 'open("report.md", "w").write("\\n".join(report))'
+        return ANSWER.format(import_files="", write=write)
     call = f'write_file(path={str(report)!r}, content="\\n".join(report))'
     return ANSWER.format(import_files="from tools.files import write_file\n", write=call)

@@ -1,6 +1,6 @@
-"""A git repository with a past: a small project's first three years, the same to the byte each time it is made.
+"""A git repository with the first three years of a small project, always the same to the byte.
 
-`git fast-import` takes the whole history as one stream, in a fraction of a second.
+`git fast-import` reads the whole history as one stream, in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ...errors import Unavailable
 COMMIT_COUNT = 1_248
 START = datetime(2023, 1, 2, tzinfo=UTC)
 DURATION_DAYS = 3 * 365 - 3
-COMMITS_PER_RELEASE = 96  # commits
+COMMITS_PER_RELEASE = 96
 
 
 @dataclass(frozen=True)
 class Author:
-    """Who commits, from how many hours east of Greenwich, how often, and from which hour of their day on."""
+    """Who commits, how many hours east of Greenwich, how often, and from which local hour on."""
 
     name: str
     email: str
@@ -80,7 +80,7 @@ SUBJECT_WORDS = (
 
 
 async def make_repository(folder: Path) -> int:
-    """Make the repository in `folder` and return its number of commits; raises `Unavailable` without git."""
+    """Create the repository and return its number of commits; raises `Unavailable` without git."""
     if shutil.which("git") is None:
         raise Unavailable(
             "The demo needs git.", remedy="Install it, e.g. with `apt-get install git`."
@@ -98,25 +98,27 @@ async def make_repository(folder: Path) -> int:
 
 def generate_history() -> Iterator[str]:
     """Yield the history as `git fast-import` reads it."""
-    chance = Random(20230102)  # noqa: S311 - a plausible past, no secret
+    rng = Random(20230102)  # noqa: S311 - no secret depends on it
     files: dict[str, list[str]] = {}
-    for number, (moment, author) in enumerate(schedule_commits(chance), 1):
-        kind = choose_weighted(chance, COMMIT_KINDS)
-        area = choose_weighted(chance, CODE_AREAS if kind == "hotfix" else AREAS)
-        subject = chance.choice(COMMIT_SUBJECTS[kind]).format(chance.choice(SUBJECT_WORDS))
+    for number, (moment, author) in enumerate(schedule_commits(rng), 1):
+        kind = choose_weighted(rng, COMMIT_KINDS)
+        area = choose_weighted(rng, CODE_AREAS if kind == "hotfix" else AREAS)
+        subject = rng.choice(COMMIT_SUBJECTS[kind]).format(rng.choice(SUBJECT_WORDS))
         message = f"{kind}({area}): {subject} (#{number // 2 + 100})\n"
         when = f"{int(moment.timestamp())} {author.hours_east * 100:+05d}"
         who = f"{author.name} <{author.email}> {when}"
-        yield f"commit refs/heads/main\nmark :{number}\nauthor {who}\ncommitter {who}\n{format_data(message)}"
-        for path in changed_files(chance, kind, area):
-            yield f"M 100644 inline {path}\n{format_data(edit_file(chance, files.setdefault(path, []), subject, number))}"
+        yield f"commit refs/heads/main\nmark :{number}\nauthor {who}\ncommitter {who}\n"
+        yield format_data(message)
+        for path in changed_files(rng, kind, area):
+            content = edit_file(rng, files.setdefault(path, []), subject, number)
+            yield f"M 100644 inline {path}\n{format_data(content)}"
         if number % COMMITS_PER_RELEASE == 0:
             tag = f"v{number // COMMITS_PER_RELEASE // 4}.{number // COMMITS_PER_RELEASE % 4}"
             yield f"reset refs/tags/{tag}\nfrom :{number}\n\n"
 
 
 def schedule_commits(rng: Random) -> list[tuple[datetime, Author]]:
-    """Return when each commit is made and by whom, the first first; people keep to their own day, mostly."""
+    """Return the time and the author of each commit in order; most are within working hours."""
     found = []
     for _ in range(COMMIT_COUNT):
         author = rng.choices(AUTHORS, [each.commit_weight for each in AUTHORS])[0]
@@ -154,10 +156,10 @@ def edit_file(rng: Random, lines: list[str], subject: str, number: int) -> str:
 
 
 def choose_weighted(rng: Random, weights: dict[str, int]) -> str:
-    """Return one of the keys, as often as its weight says."""
+    """Return one of the keys at random, weighted by their values."""
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def format_data(text: str) -> str:
-    """Return `text` as fast-import wants it: its length in bytes first."""
+    """Return `text` in the format of fast-import: its length in bytes first."""
     return f"data {len(text.encode())}\n{text}\n"

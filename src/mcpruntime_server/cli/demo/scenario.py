@@ -1,7 +1,7 @@
-"""The demonstration: a client over stdio, real upstream servers, two programs, and what they cost.
+"""The demo from start to end: an MCP client, real upstream servers, and what they cost.
 
-It is an MCP client like any other and knows of the server only what a client is told; the costs alone come from the
-journal, as the command line prints it.
+The demo knows of the server only what any client is told. The costs come from the journal, as the
+command line prints it.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from .time_travel import rerun_offline, rewind_and_fork
 from .upstream_servers import find_servers, write_demo_settings
 
 COUNTING_METHOD = (
-    "one call a turn: each call's name, arguments and result, as the journal has them. As programs: the code and all "
-    "that run_code answered. Left out on both sides: the tools' definitions, and that every further turn has the "
-    "whole conversation read again."
+    "one call a turn: name, arguments and result of each call, from the journal. As programs: the "
+    "code, and everything that run_code answered. Left out on both sides: the definitions of the "
+    "tools, and that a model reads the whole conversation again in each turn."
 )
 
 
 async def run_demo(config: Config) -> int:
-    """Show the main job on real servers; return the exit code. Raises `Unavailable` where something is missing."""
+    """Run the demo and return the exit code; raises `Unavailable` if something is missing."""
     screen = DemoConsole(sys.stdout)
     try:
-        with open_demo_folder() as stage:
-            servers = find_servers(stage.repository, stage.reports)
-            write_demo_settings(stage.settings, config, servers)
-            await show_introduction(screen, stage, "files" in servers)
+        with open_demo_folder() as folder:
+            servers = find_servers(folder.repository, folder.reports)
+            write_demo_settings(folder.settings, config, servers)
+            await show_introduction(screen, folder, "files" in servers)
             steps = await run_session_acts(
-                screen, stage, stage.reports / "hotfixes.md" if "files" in servers else None
+                screen, folder, folder.reports / "hotfixes.md" if "files" in servers else None
             )
             if not all(step.ok for step in steps):
                 return 1
-            if not await learn_and_reuse(screen, stage):
+            if not await learn_and_reuse(screen, folder):
                 return 1
-            write_demo_settings(stage.settings, config, {})
-            if not await rerun_offline(screen, stage, steps[0]):
+            write_demo_settings(folder.settings, config, {})
+            if not await rerun_offline(screen, folder, steps[0]):
                 return 1
-            await show_costs(screen, stage, steps[:2])
+            await show_costs(screen, folder, steps[:2])
     except* MCPError as group:
         raise Unavailable(
             "The demo's server ended early.", remedy="`mcpruntime-server doctor` may say why."
@@ -67,41 +67,38 @@ async def run_demo(config: Config) -> int:
     return 0
 
 
-async def show_introduction(screen: DemoConsole, stage: DemoFolder, has_files: bool) -> None:
-    """Say what is asked, of what, and with what."""
+async def show_introduction(screen: DemoConsole, folder: DemoFolder, has_files: bool) -> None:
+    """Show the question, the material and the servers."""
     screen.write_heading(f"{APP_NAME} demo")
-    commits = await make_repository(stage.repository)
+    commits = await make_repository(folder.repository)
     screen.write_fact("question", programs.QUESTION)
-    screen.write_fact(
-        "material",
-        f"lantern, a git repository made just now: {commits:,} commits in three years, by five authors",
-    )
-    screen.write_fact(
-        "servers", "mcp-server-git, mcp-server-time" + (", server-filesystem" if has_files else "")
-    )
-    if not has_files:
-        screen.write_fact(
-            "",
-            "(no Node here, so no server-filesystem: the report goes into the session's workspace)",
-        )
+    material = f"{commits:,} commits in three years, by five authors"
+    screen.write_fact("material", f"lantern, a git repository created just now: {material}")
+    if has_files:
+        screen.write_fact("servers", "mcp-server-git, mcp-server-time, server-filesystem")
+    else:
+        screen.write_fact("servers", "mcp-server-git, mcp-server-time")
+        screen.write_fact("", "(without Node, the report goes into the session's workspace)")
 
 
 async def run_session_acts(
-    screen: DemoConsole, stage: DemoFolder, report: Path | None
+    screen: DemoConsole, folder: DemoFolder, report: Path | None
 ) -> list[DemoStep]:
-    """Run both programs in one session, then show it moving in time and asking; return what became of them."""
-    async with connect_client(screen, stage) as client:
+    """Run two programs in one session, then rewind, fork and ask; return the steps.
+
+    The last step failed if it is not `ok`; then the rest is left out.
+    """
+    async with connect_client(screen, folder) as client:
         screen.write_heading("step 1: walk through the history, keep what matters")
-        steps = [await run_program(screen, client, programs.collection_program(stage.repository))]
+        steps = [await run_program(screen, client, programs.collection_program(folder.repository))]
         if steps[0].ok:
             screen.write_heading("step 2: the variable `hotfixes` is still there")
             steps.append(await run_program(screen, client, programs.report_program(report)))
         if report is not None and steps[-1].ok:
             screen.write_line()
             written = await anyio.Path(report).read_text("utf-8")
-            screen.write_line(
-                f"(and in {report.name}, written by server-filesystem: {len(written.splitlines())} lines)"
-            )
+            lines = len(written.splitlines())
+            screen.write_line(f"(also in {report.name}, by server-filesystem: {lines} lines)")
         if steps[-1].ok:
             steps += await rewind_and_fork(screen, client)
         if steps[-1].ok:
@@ -109,19 +106,19 @@ async def run_session_acts(
     return steps
 
 
-async def show_costs(screen: DemoConsole, stage: DemoFolder, steps: list[DemoStep]) -> None:
+async def show_costs(screen: DemoConsole, folder: DemoFolder, steps: list[DemoStep]) -> None:
     """Show what the steps cost."""
-    costs = [await compute_step_cost(stage, step) for step in steps]
+    costs = [await compute_step_cost(folder, step) for step in steps]
     screen.write_heading("what it cost")
     show_durations(screen, costs)
     screen.write_line()
     show_text_amounts(screen, costs)
 
 
-async def compute_step_cost(stage: DemoFolder, step: DemoStep) -> StepCost:
-    """Return what one step cost, by the journal, which the command line prints."""
+async def compute_step_cost(folder: DemoFolder, step: DemoStep) -> StepCost:
+    """Return what one step cost, according to its events in the journal."""
     printed = await anyio.run_process(
-        stage.command_line("runs", SESSION_NAME, step.result["run"], "--json"), stderr=None
+        folder.command_line("runs", SESSION_NAME, step.result["run"], "--json"), stderr=None
     )
     events = map(json.loads, printed.stdout.splitlines())
     return compute_cost(
@@ -130,7 +127,7 @@ async def compute_step_cost(stage: DemoFolder, step: DemoStep) -> StepCost:
 
 
 def show_durations(screen: DemoConsole, costs: Sequence[StepCost]) -> None:
-    """Write where the time went, a column a step."""
+    """Show where the time went, with a column for each step."""
     phases = (
         ("a sandbox for the session", [cost.session_ms for cost in costs]),
         ("starting upstream servers, making shims", [cost.catalog_ms for cost in costs]),
@@ -138,31 +135,23 @@ def show_durations(screen: DemoConsole, costs: Sequence[StepCost]) -> None:
         ("everything else: code, relay, protocol", [cost.code_ms for cost in costs]),
         ("total, as the client saw it", [cost.total_ms for cost in costs]),
     )
-    rows = [
-        (name, *(f"{ms:,.0f}" for ms in values), f"{sum(values):,.0f}") for name, values in phases
-    ]
-    screen.write_table(
-        ["milliseconds", *(f"step {n}" for n in range(1, len(costs) + 1)), "both"], rows
-    )
+    rows = []
+    for name, values in phases:
+        rows.append((name, *(f"{ms:,.0f}" for ms in (*values, sum(values)))))
+    steps = [f"step {number}" for number in range(1, len(costs) + 1)]
+    screen.write_table(["milliseconds", *steps, "both"], rows)
 
 
 def show_text_amounts(screen: DemoConsole, costs: Sequence[StepCost]) -> None:
-    """Write what a model had to read and write, and what it would have had to with one call a turn."""
-    turns, code = (
-        sum_amounts([cost.as_turns for cost in costs]),
-        sum_amounts([cost.as_code for cost in costs]),
-    )
-    screen.write_table(
-        ["", "turns", "characters", "cl100k tokens"],
-        [
-            (
-                "one call a turn",
-                f"{sum(cost.call_count for cost in costs):,}",
-                *format_amount(turns),
-            ),
-            (f"{len(costs)} programs", str(len(costs)), *format_amount(code)),
-            ("kept out of the context", "", *format_amount(turns - code)),
-        ],
-    )
+    """Show how much text a model had to read and write, and how much with one call a turn."""
+    turns = sum_amounts([cost.as_turns for cost in costs])
+    text = sum_amounts([cost.as_code for cost in costs])
+    calls = sum(cost.call_count for cost in costs)
+    rows = [
+        ("one call a turn", f"{calls:,}", *format_amount(turns)),
+        (f"{len(costs)} programs", str(len(costs)), *format_amount(text)),
+        ("kept out of the context", "", *format_amount(turns - text)),
+    ]
+    screen.write_table(["", "turns", "characters", "cl100k tokens"], rows)
     screen.write_line()
     screen.write_fact("counted", COUNTING_METHOD)

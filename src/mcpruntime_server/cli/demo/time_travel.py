@@ -1,6 +1,6 @@
-"""The act "rewind and fork": a step goes wrong and is gone back behind; two ways are tried apart; a step is repeated.
+"""The part "rewind and fork": a step destroys data, is undone, and two forks continue from there.
 
-It plays in the session of the steps before, so the data that is lost and had back is what they have collected.
+It runs in the session of the steps before, so the data that is lost and restored is theirs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from .demo_client import (
 )
 from .demo_console import DemoConsole
 
-SAVED_STEP = 3  # the step that all this goes back to
+SAVED_STEP = 3  # the rewind and both forks go back to its end
 
 
 async def rewind_and_fork(screen: DemoConsole, client: Client) -> list[DemoStep]:
-    """Spoil the data, have it back, and go on in two ways; return the steps, the last of which may have failed."""
+    """Destroy the data, restore it, and continue in two forks; return the steps.
+
+    The last step failed if it is not `ok`; then the rest is left out.
+    """
     steps: list[DemoStep] = []
     screen.write_heading("rewind and fork: step 4 destroys what was collected")
     for program in (programs.SAVE, programs.SPOIL):
@@ -48,21 +51,19 @@ async def rewind_and_fork(screen: DemoConsole, client: Client) -> list[DemoStep]
 
 
 def show_timing(screen: DemoConsole, what: str, steps: list[DemoStep]) -> None:
-    """Say how long moving and the run after it have taken."""
+    """Show how long a rewind or a fork and the run after it took."""
     moved, ran = (step.total_ms for step in steps)
-    screen.write_line(
-        f"({what} {moved:.1f} ms, the run after it {ran:.1f} ms, variables and files included)"
-    )
+    times = f"{what} {moved:.1f} ms, the run after it {ran:.1f} ms"
+    screen.write_line(f"({times}, variables and files included)")
 
 
-async def rerun_offline(screen: DemoConsole, stage: DemoFolder, first: DemoStep) -> bool:
-    """Execute the first step again, when there is no upstream server any more; return whether that went well."""
+async def rerun_offline(screen: DemoConsole, folder: DemoFolder, first: DemoStep) -> bool:
+    """Rerun the first step without any upstream server; return whether that succeeded."""
     screen.write_heading("rerun: step 1 once more, with every upstream server off")
-    async with connect_client(screen, stage) as client:
+    async with connect_client(screen, folder) as client:
         again = await call_replay(screen, client, "rerun", SESSION_NAME, step=1)
     if again.ok:
         calls = sum(line.get("times", 1) for line in again.result.get("calls", ()))
-        screen.write_line(
-            f"({calls} calls, answered by the journal: {again.total_ms:,.0f} ms instead of {first.total_ms:,.0f})"
-        )
+        times = f"{again.total_ms:,.0f} ms instead of {first.total_ms:,.0f}"
+        screen.write_line(f"({calls} calls, answered from the journal: {times})")
     return again.ok

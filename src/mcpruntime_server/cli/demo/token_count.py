@@ -1,4 +1,4 @@
-"""How many tokens a text is, in the encoding cl100k_base, without asking the network."""
+"""Counting the tokens of a text in the encoding cl100k_base, without the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENCODING = (
 
 
 def count_tokens(text: str) -> int:
-    """Return the number of tokens; raises `Unavailable` where the packages for it are not installed."""
+    """Return the number of tokens; raises `Unavailable` if tiktoken is not installed."""
     return len(_load_encoding().encode(text, disallowed_special=()))
 
 

@@ -1,6 +1,7 @@
-"""The demo's upstream servers: where they are found on this machine, and the settings file that names them.
+"""The demo's upstream servers, and the settings that name them.
 
-They are real ones, installed by `scripts/test-upstreams` in a checkout, else run by `uvx` and `npx`.
+They are real servers: those that `scripts/test-upstreams` installed in a checkout, else `uvx` and
+`npx` run them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from ...errors import Unavailable
 
 INSTALL_FOLDER = Path(__file__).resolve().parents[4] / ".venvs"  # of a checkout
 NODE_PACKAGE = "@modelcontextprotocol/server-filesystem"
-INSTALL_REMEDY = "Run `scripts/test-upstreams` in a checkout, or install uv, whose `uvx` runs Python servers without installing."
+INSTALL_REMEDY = (
+    "Run `scripts/test-upstreams` in a checkout, or install uv, whose `uvx` runs Python servers "
+    "without installing them."
+)
 
 ServerEntry = Mapping[str, Any]
 
 
 def find_python_server(installed_in: Path, name: str, *args: str) -> ServerEntry:
-    """Return the entry of a server from PyPI; raises `Unavailable` if it can be had in no way."""
+    """Return the entry of a server from PyPI; raises `Unavailable` if nothing can run it."""
     installed = installed_in / name / "bin" / name
     if installed.is_file():
         return {"command": str(installed), "args": list(args)}
@@ -33,7 +37,7 @@ def find_python_server(installed_in: Path, name: str, *args: str) -> ServerEntry
 
 
 def find_node_server(installed_in: Path, folder: Path) -> ServerEntry | None:
-    """Return the entry of the filesystem server from npm, or None where there is no Node to run it."""
+    """Return the entry of the filesystem server from npm; None without Node."""
     installed = installed_in / "node" / "node_modules" / ".bin" / "mcp-server-filesystem"
     if shutil.which("node") is None:
         return None
@@ -47,7 +51,10 @@ def find_node_server(installed_in: Path, folder: Path) -> ServerEntry | None:
 def find_servers(
     repository: Path, reports: Path, installed_in: Path = INSTALL_FOLDER
 ) -> dict[str, ServerEntry]:
-    """Return `mcpServers` for the demo: git, time and, where Node is present, files; raises `Unavailable`."""
+    """Return `mcpServers` for the demo: git, time and, with Node, files.
+
+    Raises `Unavailable` if git or time cannot be run.
+    """
     found = {
         "git": find_python_server(installed_in, "mcp-server-git", "--repository", str(repository)),
         "time": find_python_server(installed_in, "mcp-server-time"),
@@ -57,7 +64,7 @@ def find_servers(
 
 
 def write_demo_settings(file: Path, config: Config, servers: Mapping[str, ServerEntry]) -> None:
-    """Write settings for a server of the demo's own, with the user's sandbox; its client answers what code asks."""
+    """Write settings with the user's sandbox; the client answers model requests of code."""
     sandbox = config.sandbox.model_dump(mode="json", exclude_defaults=True)
     llm = {"broker": "caller"}
     tables = {"server": {"data_dir": "data"}, "sandbox": sandbox, "mcpServers": servers, "llm": llm}
