@@ -1,10 +1,10 @@
-# Everything a fresh machine needs: `make demo` shows the server at work, `make test` proves it.
+# Everything that a fresh machine needs: `make demo` shows the server at work, `make test` checks it.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams demo test lint check coverage bench bench-llm bench-skills clean
+.PHONY: setup engine image upstreams demo test test-all lint check coverage bench bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -27,6 +27,10 @@ demo: image upstreams
 	@$(BIN)/mcpruntime-server demo
 
 test: image upstreams lint check
+
+# The same tests, but the random and repeated ones are much longer.
+test-all: export LONG_TESTS = 1
+test-all: test
 
 lint: setup
 	$(BIN)/ruff check

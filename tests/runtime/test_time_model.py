@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +10,7 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tests.helpers.sizes import choose_size
 
 from mcpruntime_server.sandbox import link
 
@@ -87,7 +87,7 @@ QUIET = list(HealthCheck)  # examples are slow, and there is nothing to be done 
 
 
 @settings(
-    max_examples=int(os.environ.get("HISTORIES", "60")),
+    max_examples=choose_size("HISTORIES", short=25, long=500),
     suppress_health_check=QUIET,
     print_blob=True,
 )
@@ -96,7 +96,12 @@ def test_local_sessions_are_what_a_plain_model_says(history: list[Action]) -> No
     play("local", history)
 
 
-@settings(max_examples=12, suppress_health_check=QUIET, print_blob=True, phases=[Phase.generate])
+@settings(
+    max_examples=choose_size("CONTAINED_HISTORIES", short=5, long=60),
+    suppress_health_check=QUIET,
+    print_blob=True,
+    phases=[Phase.generate],
+)
 @given(histories)
 def test_contained_sessions_are_what_a_plain_model_says(history: list[Action]) -> None:
     play("docker", history)

@@ -12,6 +12,7 @@ import pytest
 from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox.link import open_link
 
+from ..helpers.sizes import choose_size
 from .conftest import RunRecorder, SandboxDriver, make_backend, make_setup
 
 PRELUDE = """
@@ -86,7 +87,11 @@ def check_only(name: str, done: wire.RunDone, recorder: RunRecorder, own: set[in
 
 
 @pytest.mark.parametrize(
-    ("backend_name", "sessions", "times"), [("local", 4, 220), ("docker", 2, 60)]
+    ("backend_name", "sessions", "times"),
+    [
+        ("local", 4, choose_size("LOCAL_INTERRUPTS", short=50, long=1000)),
+        ("docker", 2, choose_size("DOCKER_INTERRUPTS", short=25, long=300)),
+    ],
 )
 async def test_interrupts_at_random_moments_lose_no_session_and_mix_up_no_runs(
     tmp_path: Path, backend_name: str, sessions: int, times: int

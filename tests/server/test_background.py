@@ -30,11 +30,12 @@ from ..helpers.server_killing import (
     start_ready_server,
     start_server,
 )
+from ..helpers.sizes import choose_size
 from .conftest import upstream_entry
 from .test_approvals import ERAS, attach
 from .test_resume import until
 
-DEATHS = int(os.environ.get("DEATHS", "6"))  # of servers under background runs
+DEATHS = choose_size("DEATHS", short=4, long=20)  # of servers under background runs
 RUNS = max(4, DEATHS)  # of each session then
 SEED = os.environ.get("KILL_SEED") or secrets.token_hex(4)
 IMPORT = "import os, time\nfrom tools.counted import add, count, put\n"

@@ -18,12 +18,13 @@ from mcpruntime_server.server.result_format import build_run_result
 
 from ..helpers.server_connection import write_settings
 from ..helpers.server_killing import STABLE_FIELDS, KillingClient, start_ready_server
+from ..helpers.sizes import choose_size
 from .conftest import upstream_entry
 from .test_lifecycle import containers
 
 pytestmark = pytest.mark.alone
 
-KILLS = int(os.environ.get("KILLS", "40"))  # 200 take some minutes
+KILLS = choose_size("KILLS", short=24, long=200)
 SEED = os.environ.get("KILL_SEED") or secrets.token_hex(4)
 AT_ONCE = 3  # data folders, each with a server of its own
 
