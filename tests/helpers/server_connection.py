@@ -16,6 +16,8 @@ from mcp import StdioServerParameters
 from mcp.client.client import Client
 from mcp.types import CallToolResult
 
+from .forking import forked_command
+
 COMMAND = str(Path(sys.executable).parent / "mcpruntime-server")
 TEST_TIMEOUT_S = 60.0  # seconds; only a test that fails waits so long
 SMALL_LIMITS = {"memory_mb": 256, "workspace_mb": 32, "tmp_mb": 16, "output_mb": 4, "pids": 64}
@@ -84,19 +86,27 @@ def write_settings(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def server_parameters(settings: Path, env: dict[str, str] | None = None) -> StdioServerParameters:
-    """Return how a client starts the server with these settings."""
+def server_parameters(
+    settings: Path, env: dict[str, str] | None = None, *, is_forked: bool = True
+) -> StdioServerParameters:
+    """Return how a client starts the server with these settings; forked, it starts quickly."""
     known = {name: os.environ[name] for name in ("DOCKER_HOST",) if name in os.environ}
-    return StdioServerParameters(
-        command=COMMAND, args=["--config", str(settings), "--stdio"], env={**known, **(env or {})}
-    )
+    options = ("--config", str(settings), "--stdio")
+    command, *args = forked_command(*options) if is_forked else [COMMAND, *options]
+    return StdioServerParameters(command=command, args=args, env={**known, **(env or {})})
 
 
 @asynccontextmanager
 async def connect_server(
-    settings: Path, env: dict[str, str] | None = None, *, limit_s: float = 600.0, **options: Any
+    settings: Path,
+    env: dict[str, str] | None = None,
+    *,
+    limit_s: float = 600.0,
+    is_forked: bool = True,
+    **options: Any,
 ) -> AsyncIterator[ServerConnection]:
-    """Start a server with `settings` and be its client, for so long at most."""
-    async with Client(server_parameters(settings, env), **options) as client:
+    """Start a server with `settings` and be its client, for at most `limit_s`."""
+    parameters = server_parameters(settings, env, is_forked=is_forked)
+    async with Client(parameters, **options) as client:
         with anyio.fail_after(limit_s):
             yield ServerConnection(client, settings.parent / "data")

@@ -1,6 +1,6 @@
-"""MCP servers for tests: where `scripts/test-upstreams` puts the real ones, and how to start those written here.
+"""MCP servers for tests: real ones, which `scripts/test-upstreams` installs, and our own.
 
-Everything is given as a settings entry, the form in which a user would write it.
+Every server is described by a settings entry, as a user would write it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mcpruntime_server.config import UpstreamSettings
+from tests.helpers.forking import forked_script
 
 ROOT = Path(__file__).parents[2]
 VENVS = ROOT / ".venvs"
@@ -24,18 +25,22 @@ NODE_SERVERS = {
     "everything": "mcp-server-everything",
 }
 ARGUMENTS = {"excel": ["stdio"], "filesystem": ["{folder}"], "everything": ["stdio"]}
+SDK_SCRIPTS = {"hinted", "hostile", "lively", "orders", "paced", "shelves"}  # slow to import
 REAL_SERVERS = (*PYTHON_SERVERS, *NODE_SERVERS)
 
 
 def find_executable(name: str) -> Path:
-    """Return where the real server `name` is installed, whether or not it is."""
+    """Return where the real server `name` is installed, or would be."""
     if name in PYTHON_SERVERS:
         return VENVS / PYTHON_SERVERS[name] / "bin" / PYTHON_SERVERS[name]
     return VENVS / "node" / "node_modules" / ".bin" / NODE_SERVERS[name]
 
 
 def real_server(name: str, folder: Path, **more: Any) -> UpstreamSettings:
-    """Return settings for the real server `name`, which may use `folder`; skips the test where it is not installed."""
+    """Return settings for the real server `name`, which may use `folder`.
+
+    Skips the test if the server is not installed.
+    """
     command = find_executable(name)
     if not command.exists():
         why = (
@@ -53,5 +58,8 @@ def real_server(name: str, folder: Path, **more: Any) -> UpstreamSettings:
 
 def own_server(script: str, *arguments: str, **more: Any) -> UpstreamSettings:
     """Return settings for the server of this folder in `script` (without `.py`)."""
-    args = [str(FOLDER / f"{script}.py"), *arguments]
-    return UpstreamSettings.model_validate({"command": sys.executable, "args": args, **more})
+    file = FOLDER / f"{script}.py"
+    command, *args = [sys.executable, str(file), *arguments]
+    if script in SDK_SCRIPTS:
+        command, *args = forked_script(file, *arguments)
+    return UpstreamSettings.model_validate({"command": command, "args": args, **more})
