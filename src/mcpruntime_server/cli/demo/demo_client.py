@@ -104,7 +104,7 @@ async def approve_request(
     screen.write_streamed("a person is asked, and in this demo always says yes:")
     for line in filter(None, request.message.splitlines()):
         screen.write_streamed(f"  {line[:MAX_FORM_LINE_CHARS]}")
-    answers = dict.fromkeys(request.requested_schema["properties"], "allow")
+    answers: Any = dict.fromkeys(request.requested_schema["properties"], "allow")
     return ElicitResult(action="accept", content=answers)
 
 
