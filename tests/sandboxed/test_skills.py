@@ -487,7 +487,7 @@ class TestBadSources:
             ("def run(): return '\udc80'", r"bad@1 cannot be compiled: "),
             ("x = " + "(" * 5_000 + ")" * 5_000, r"bad@1 (cannot be compiled|is not Python)"),
             ("", r"bad@1 has no function 'run'"),
-            ("run = 3", r"bad@1 has something else than a function as 'run'"),
+            ("run = 3", r"In the skill bad@1, 'run' is no function"),
         ],
     )
     def test_what_is_no_skill_says_so_and_leaves_nothing(

@@ -146,7 +146,7 @@ async def test_what_a_model_has_answered_is_data_of_the_next_question(
     told = await server.evaluate(f"{KINDS}\n{code}")
     assert '{"days":[1,2],"found":[{"kind":"cat","name":"Tom"}]}' in told
     failed = await server.run("import datetime\nask_llm('When?', [datetime.date(2026, 1, 1)])")
-    assert failed.error["message"] == "date is not JSON data: give texts, numbers, lists and dicts."
+    assert failed.error["message"] == "date is not JSON data: pass text, numbers, lists and dicts."
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ async def test_a_batch_takes_no_single_text_or_dict_apart(
 ) -> None:
     failed = await server.run(call)
     assert failed.error["type"] == "TypeError"
-    assert "give [data]" in failed.error["message"]
+    assert "pass [data]" in failed.error["message"]
     assert model.read_counts() == {}
 
 
@@ -167,7 +167,7 @@ async def test_a_class_that_needs_more_than_its_fields_is_refused_before_anybody
     model.set_script()
     code = "from dataclasses import InitVar\n@dataclass\nclass Priced:\n    n: int\n    rate: InitVar[float]\n"
     told = await server.run(f"{KINDS}\n{code}ask_llm('x', schema=Priced)")
-    assert "Priced needs 'rate' to be made" in told.error["message"]
+    assert "Priced needs 'rate', which is no field" in told.error["message"]
     assert model.read_counts() == {}
 
 
@@ -185,7 +185,7 @@ async def test_keys_that_json_does_not_have_are_refused_before_anybody_is_asked(
 ) -> None:
     model.set_script()
     told = await server.run("ask_llm('x', schema=dict[int, str])")
-    assert "those of JSON objects are texts" in told.error["message"]
+    assert "JSON objects have strings" in told.error["message"]
     assert model.read_counts() == {}
 
 
