@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpruntime_server.config import Config, import_client_json, load_config, render_config
+from mcpruntime_server.config import Config, SettingSources, load_config
+from mcpruntime_server.config.client_import import import_client_json
 from mcpruntime_server.config.diagnostics import find_key_lines
+from mcpruntime_server.config.display import render_config
 from mcpruntime_server.config.models import (
     SETTINGS_TABLES,
     BudgetLimits,
     KnowledgeSettings,
     UpstreamSettings,
 )
+from mcpruntime_server.config.validation import setting_types
 from mcpruntime_server.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -59,18 +63,17 @@ def refusal(file: Path, text: str, environ: Mapping[str, str] | None = None, **f
 def test_server_toml_lists_every_setting_with_its_default() -> None:
     listed = tomllib.loads((ROOT / "server.toml").read_text())
     for section, model in SETTINGS_TABLES.items():
-        assert list(listed.pop(section)) == list(model.model_fields)
+        assert list(listed.pop(section)) == list(setting_types(model))
     assert listed == {}
     shown = load_config(ROOT / "server.toml", environ={})
     assert (shown.sandbox, shown.policy) == (Config().sandbox, Config().policy)
-    assert (
-        shown.server.model_copy(update={"data_dir": Path(), "shims_dir": Path()}) == Config().server
-    )
+    assert replace(shown.server, data_dir=Path(), shims_dir=Path()) == Config().server
 
 
 def test_server_toml_names_every_key_of_an_upstream_with_its_default() -> None:
     text = (ROOT / "server.toml").read_text()
-    for name, field in UpstreamSettings.model_fields.items():
+    for field in fields(UpstreamSettings):
+        name = field.name
         assert f"# {name} = " in text
         if isinstance(field.default, bool | int | float):
             assert f"# {name} = {json.dumps(field.default)} " in text
@@ -78,7 +81,7 @@ def test_server_toml_names_every_key_of_an_upstream_with_its_default() -> None:
 
 def leaves(settings: Any) -> list[Any]:
     """Return the settings of a table that are set, those of tables in it among them."""
-    values = [value for _, value in settings]
+    values = [getattr(settings, name) for name in setting_types(type(settings))]
     inner = [value for value in values if isinstance(value, BudgetLimits)]
     return [value for value in values if value is not None and value not in inner] + [
         leaf for each in inner for leaf in leaves(each)
@@ -88,15 +91,13 @@ def leaves(settings: Any) -> list[Any]:
 def test_every_setting_has_a_reason_beside_it() -> None:
     lines = (ROOT / "server.toml").read_text().splitlines()
     settings = [line for line in lines if line[:1].isalpha()]
-    assert len(settings) == sum(
-        len(leaves(model.model_validate({}))) for model in SETTINGS_TABLES.values()
-    )
+    assert len(settings) == sum(len(leaves(model())) for model in SETTINGS_TABLES.values())
     assert [line for line in settings if " # " not in line] == []
 
 
 def test_without_a_file_data_lives_in_the_platforms_folder(home: Path) -> None:
     config = load_config(environ={})
-    assert config.settings_file is None
+    assert config.sources.file is None
     assert config.server.data_dir == platformdirs.user_data_path(
         "mcpruntime-server", appauthor=False
     )
@@ -133,7 +134,7 @@ def test_the_file_is_named_by_flag_or_variable_or_lies_in_the_platforms_folder(
     assert loaded(file, "[sandbox]\npids = 2").sandbox.pids == 2
     assert load_config(environ={"MCPRUNTIME_CONFIG": str(file)}).sandbox.pids == 2
     assert load_config(environ={}).sandbox.pids == 1
-    assert load_config(environ={}).settings_file == usual
+    assert load_config(environ={}).sources.file == usual
 
 
 def test_a_file_in_the_working_directory_is_not_read(
@@ -178,8 +179,8 @@ def test_a_list_in_a_variable_is_separated_by_commas_or_json(text: str) -> None:
 
 
 def test_settings_cannot_be_changed() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        Config().sandbox.pids = 3
+    with pytest.raises(FrozenInstanceError):
+        Config().sandbox.pids = 3  # type: ignore[misc]
 
 
 # upstream servers ---------------------------------------------------------------------------------
@@ -266,7 +267,7 @@ def test_a_clients_own_json_can_be_imported(tmp_path: Path, key: str) -> None:
         ("[]", "names no MCP servers"),
         (
             '{"mcpServers": {"a": {"url": "https://x", "type": "sse"}}}',
-            "- mcpServers.a: the SSE transport was removed",
+            "- mcpServers.a is not usable: the SSE transport was removed",
         ),
         ('{"mcpServers": {"a": 5}}', "- mcpServers.a is 5; it must be a table"),
         (
@@ -370,12 +371,12 @@ def test_a_rule_that_no_tool_can_match_is_refused(file: Path, name: str) -> None
     [
         (
             'my-server = "deny"',
-            'policy.tools.my-server: no tool has this name; write "server" or "server.tool"',
+            'policy.tools.my-server is not usable: no tool has this name; write "server" or "server.tool"',
         ),
         ('"ﬁle.x" = "deny"', "in code it is 'file.x'."),
         (
             'git.push = "ask"',
-            'policy.tools.git: the whole name of a rule must be in quotes: "server.tool" = "ask".',
+            'policy.tools.git is not usable: the whole name of a rule must be in quotes: "server.tool" = "ask".',
         ),
         (
             'git = "never"',
@@ -477,7 +478,8 @@ def test_providers_have_paths_relative_to_the_file_and_are_shown_as_they_were_gi
 
 def test_server_toml_names_every_key_of_a_provider_with_its_default() -> None:
     text = (ROOT / "server.toml").read_text()
-    for name, field in KnowledgeSettings.model_fields.items():
+    for field in fields(KnowledgeSettings):
+        name = field.name
         assert f"# {name} = " in text
         if field.default is not None:
             shown = [*field.default] if isinstance(field.default, tuple) else field.default
@@ -487,10 +489,14 @@ def test_server_toml_names_every_key_of_a_provider_with_its_default() -> None:
 @pytest.mark.parametrize(
     ("table", "line", "reason"),
     [
-        ("[knowledge.x]", 1, "knowledge.x: give one of `path`"),
-        ('[knowledge.x]\npath = "a"\nsqlite = "b"', 1, "knowledge.x: give one of `path`"),
-        ('[knowledge.x]\npath = "a"\nsamples = 3', 1, "it goes with `sqlite`"),
-        ('[knowledge.x]\nsqlite = "a"\ninclude = ["*"]', 1, "they go with `path`"),
+        ("[knowledge.x]", 1, "knowledge.x is not usable: give one of `path`"),
+        (
+            '[knowledge.x]\npath = "a"\nsqlite = "b"',
+            1,
+            "knowledge.x is not usable: give one of `path`",
+        ),
+        ('[knowledge.x]\npath = "a"\nsamples = 3', 1, "it needs `sqlite`"),
+        ('[knowledge.x]\nsqlite = "a"\ninclude = ["*"]', 1, "they need `path`"),
         (
             '[knowledge.x]\nsqlite = "a"\nsamples = 101',
             3,
@@ -512,15 +518,15 @@ def test_server_toml_names_every_key_of_a_provider_with_its_default() -> None:
         (
             '[knowledge.x]\nserver = "none"',
             2,
-            "knowledge.x.server is 'none', which is no entry of mcpServers.",
+            "knowledge.x.server is 'none', which is not an enabled entry of mcpServers.",
         ),
         (
             '[knowledge.Handbook]\npath = "a"',
             1,
-            "knowledge.Handbook: a provider's name has lower-case letters",
+            "knowledge.Handbook is not usable: a provider's name begins with",
         ),
-        ('[knowledge."a/b"]\npath = "a"', 1, "a provider's name has lower-case letters"),
-        ('[knowledge."\\u001b[2J"]\npath = "a"', 1, "a provider's name has lower-case letters"),
+        ('[knowledge."a/b"]\npath = "a"', 1, "a provider's name begins with"),
+        ('[knowledge."\\u001b[2J"]\npath = "a"', 1, "a provider's name begins with"),
         ("knowledge = 5", 1, "knowledge is 5; it must be a table"),
         ("knowledge.x = 5", 1, "knowledge.x is 5; it must be a table"),
     ],
@@ -536,7 +542,9 @@ def test_a_provider_that_cannot_work_is_refused(
 
 def test_a_server_that_is_disabled_gives_no_knowledge(file: Path) -> None:
     text = '[mcpServers.a]\ncommand = "x"\ndisabled = true\n[mcpServers.tracker]\ncommand = "x"\n[knowledge.a]\nserver = '
-    assert "line 7: knowledge.a.server is 'a', which is no entry" in refusal(file, text + '"a"')
+    assert "line 7: knowledge.a.server is 'a', which is not an enabled entry" in refusal(
+        file, text + '"a"'
+    )
     assert "Did you mean tracker?" in refusal(file, text + '"trackr"')
 
 
@@ -698,7 +706,7 @@ names = st.text(st.characters(codec="utf-8"), min_size=1)
 @given(names, names)
 def test_any_server_name_and_text_can_be_shown(name: str, text: str) -> None:
     given = {name: {"command": text, "args": [text], "disabled": True}}
-    config = Config().with_sources(None, {}, given)
+    config = Config(sources=SettingSources(servers_as_written=given))
     assert tomllib.loads(render_config(config))["mcpServers"][name]["command"] == text
 
 

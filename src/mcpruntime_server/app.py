@@ -116,7 +116,7 @@ class App:
 @asynccontextmanager
 async def open_tools(config: Config) -> AsyncIterator[Catalog]:
     """Have the user's MCP servers ready to be started by whoever needs them."""
-    base = config.settings_file.parent if config.settings_file else Path.cwd()
+    base = config.sources.file.parent if config.sources.file else Path.cwd()
     async with (
         open_upstreams(config.mcpServers, base, config.server.data_dir / "logs") as upstreams,
         open_catalog(upstreams, config.server.shims_dir) as catalog,

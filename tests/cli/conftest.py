@@ -19,7 +19,7 @@ import pytest
 
 from mcpruntime_server.cli import main
 from tests.helpers.server_connection import COMMAND, TEST_TIMEOUT_S, connect_server, write_settings
-from tests.upstreams import own_server
+from tests.upstreams import own_server_entry
 
 HOSTILE_TEXT = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\u202eover\u2028"
 HOSTILE_CODE = f"""\
@@ -79,7 +79,7 @@ def start_command(*words: str | Path) -> CompletedCommand:
 
 
 def lively_entry() -> dict[str, object]:
-    return own_server("lively").model_dump(mode="json", include={"command", "args"})
+    return own_server_entry("lively")
 
 
 def write_local_settings(folder: Path) -> Path:

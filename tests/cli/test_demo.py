@@ -162,7 +162,7 @@ def test_without_a_filesystem_server_the_report_goes_into_the_workspace() -> Non
 
 
 def test_the_demo_uses_the_sandbox_settings_of_the_user(tmp_path: Path) -> None:
-    mine = Config.model_validate(
+    mine = Config.from_mapping(
         {"sandbox": {"memory_mb": 99, "packages": ["attrs"]}, "server": {"max_sessions": 1}}
     )
     upstream_servers.write_demo_settings(

@@ -9,6 +9,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -632,7 +633,7 @@ async def test_a_mounted_folder_is_read_only_unless_it_says_rw(home: Path) -> No
         print(json.dumps([open("/data/file").read(), "written"]))
     """
     for mode, expected in (("", "Read-only file system"), (":rw", "written")):
-        settings = SMALL.model_copy(update={"mounts": (f"{data}:/data{mode}",)})
+        settings = replace(SMALL, mounts=(f"{data}:/data{mode}",))
         assert await inside(home, code, settings) == ["content", expected]
 
 

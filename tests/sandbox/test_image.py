@@ -10,10 +10,11 @@ import ssl
 import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import anyio
 import docker
@@ -247,9 +248,9 @@ async def test_a_base_image_that_no_registry_has_is_unavailable(client: docker.A
     [{"packages": ("numpy",)}, {"packages": ()}, {"base_image": "python:3.13-slim"}],
     ids=str,
 )
-def test_whatever_determines_the_content_determines_the_name(change: dict[str, object]) -> None:
+def test_whatever_determines_the_content_determines_the_name(change: dict[str, Any]) -> None:
     settings = SandboxSettings()
-    changed = settings.model_copy(update=change)
+    changed = replace(settings, **change)
     assert image.choose_tag(changed) != image.choose_tag(settings)
 
 

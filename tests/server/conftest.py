@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.upstreams import own_server
+from tests.upstreams import own_server_entry
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 
 
 def upstream_entry(script: str, *arguments: str, **more: Any) -> dict[str, Any]:
     """Return one of our own upstream servers as an entry of a settings file."""
-    return own_server(script, *arguments, **more).model_dump(
-        mode="json", include={"command", "args", *more}
-    )
+    return own_server_entry(script, *arguments, **more)
 
 
 @pytest.fixture(scope="module")

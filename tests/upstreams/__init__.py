@@ -51,15 +51,20 @@ def real_server(name: str, folder: Path, **more: Any) -> UpstreamSettings:
         pytest.skip(f"{why}: run scripts/test-upstreams to have {command.name}")
     env = {"MEMORY_FILE_PATH": str(folder / "memory.jsonl")} if name == "memory" else {}
     arguments = [argument.format(folder=folder) for argument in ARGUMENTS.get(name, [])]
-    return UpstreamSettings.model_validate(
+    return UpstreamSettings.from_mapping(
         {"command": str(command), "args": arguments, "env": env, **more}
     )
 
 
 def own_server(script: str, *arguments: str, **more: Any) -> UpstreamSettings:
     """Return settings for the server of this folder in `script` (without `.py`)."""
+    return UpstreamSettings.from_mapping(own_server_entry(script, *arguments, **more))
+
+
+def own_server_entry(script: str, *arguments: str, **more: Any) -> dict[str, Any]:
+    """Return the server of this folder in `script` as an entry of a settings file."""
     file = FOLDER / f"{script}.py"
     command, *args = [sys.executable, str(file), *arguments]
     if script in SDK_SCRIPTS:
         command, *args = forked_script(file, *arguments)
-    return UpstreamSettings.model_validate({"command": command, "args": args, **more})
+    return {"command": command, "args": args, **more}

@@ -103,7 +103,7 @@ def config_command() -> None:
 @pass_config
 def show_command(config: Config) -> int:
     """Show the settings in force and where each comes from; credentials are masked."""
-    from ..config import render_config
+    from ..config.display import render_config
 
     print(render_config(config))
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,8 @@ async def open_standalone_app(config: Config) -> AsyncIterator[App]:
     """Open an app that starts sandboxes only on demand and ignores what other servers left."""
     from ..app import open_app
 
-    sandbox = config.sandbox.model_copy(update={"pool_size": 0})
-    async with open_app(config.model_copy(update={"sandbox": sandbox}), resume_runs=False) as app:
+    alone = replace(config, sandbox=replace(config.sandbox, pool_size=0))
+    async with open_app(alone, resume_runs=False) as app:
         yield app
 
 

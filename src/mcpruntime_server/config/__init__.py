@@ -1,9 +1,10 @@
-"""The settings: what they are, where they come from, and what is said when one is wrong."""
+"""The settings: what can be set, where the values come from, and what is wrong with them.
+
+The text form is in `display`, the import from other clients in `client_import`.
+"""
 
 from __future__ import annotations
 
-from .client_import import import_client_json
-from .display import render_config
 from .loader import load_config
 from .models import (
     BudgetLimits,
@@ -13,9 +14,11 @@ from .models import (
     PolicySettings,
     SandboxSettings,
     ServerSettings,
+    SettingSources,
     UpstreamSettings,
     Verdict,
 )
+from .validation import SecretText
 
 __all__ = [
     "BudgetLimits",
@@ -24,10 +27,10 @@ __all__ = [
     "LlmSettings",
     "PolicySettings",
     "SandboxSettings",
+    "SecretText",
     "ServerSettings",
+    "SettingSources",
     "UpstreamSettings",
     "Verdict",
-    "import_client_json",
     "load_config",
-    "render_config",
 ]

@@ -1,4 +1,4 @@
-"""Upstream servers as other MCP clients' own settings name them."""
+"""Read upstream servers from the settings of other MCP clients."""
 
 from __future__ import annotations
 
@@ -8,41 +8,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from mcpruntime_server.errors import ConfigError
 
-from .diagnostics import SettingLocations, dotted_key
+from .diagnostics import SettingKey, dotted_key
 from .interpolation import interpolate_upstream
-from .models import Config, SettingKey, UpstreamSettings
+from .models import Config, UpstreamSettings
+from .validation import parse_table
 
 
 def import_client_json(
     path: Path, environ: Mapping[str, str] | None = None
 ) -> Mapping[str, UpstreamSettings]:
-    """Return the servers of a client's JSON file: `{"mcpServers": {...}}`, or `{"servers": {...}}` as VS Code has it.
+    """Return the servers of a client's JSON file: `{"mcpServers": {...}}`, or VS Code's `{"servers": {...}}`.
 
-    Keys that only the client knows are left out. Raises `ConfigError`, which lists everything that is wrong.
+    Keys that only the client knows are ignored. Raises `ConfigError`, which lists every mistake.
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
 
-    def complain(key: SettingKey, what: str) -> None:
-        problems.append(f"- {dotted_key(key)} {what}")
+    def report(key: SettingKey, problem: str) -> None:
+        problems.append(f"- {dotted_key(key)} {problem}")
 
     servers = {
-        name: interpolate_upstream(name, given, environ, complain)
-        for name, given in _read_server_entries(path).items()
+        name: interpolate_upstream(name, entry, environ, report)
+        for name, entry in _read_server_entries(path).items()
     }
-    found: Mapping[str, UpstreamSettings] = {}
-    try:
-        found = Config.model_validate({"mcpServers": servers}).mcpServers
-    except ValidationError as exc:
-        places = SettingLocations(None, "", {})
-        problems += [f"- {places.describe_error(error)}" for error in exc.errors(include_url=False)]
-    if problems:
+    config = parse_table(Config, {"mcpServers": servers}, (), report)
+    if config is None or problems:
         raise ConfigError("\n".join((f"The servers in {path} are not usable:", *problems)))
-    return found
+    return config.mcpServers
 
 
 def _read_server_entries(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Finds credentials in text: by the formats that issuers give them, and by how little they look like words.
+"""Recognise credentials: by the names that people give them, by the formats of their issuers, and by their randomness.
 
-Rule 1: what is found is never repeated; a finding names its kind alone.
-Rule 2: linear in the text, whatever it holds.
+Rule 1: a finding names the kind of a credential and never repeats it.
+Rule 2: every search is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ CREDENTIAL_FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_[A-Za-z0-9_]{30,255})"),
     ),
     ("a GitLab token", re.compile(r"\bglpat-[A-Za-z0-9_-]{20,64}")),
-    ("an API key", re.compile(r"\b(?:sk|rk|pk)[-_](?:[a-z]{2,10}[-_]){0,3}[A-Za-z0-9_-]{20,200}")),
+    (
+        "an API key",
+        re.compile(r"\b(?:sk|rk|pk)[-_](?:[a-z]{2,10}[-_]){0,3}[A-Za-z0-9_-]{20,200}"),
+    ),
     ("a Slack token", re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,200}")),
     ("a Google API key", re.compile(r"\bAIza[A-Za-z0-9_-]{35}")),
     (
@@ -35,46 +38,64 @@ CREDENTIAL_FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("a bearer token", re.compile(r"\b[Bb]earer\s+[A-Za-z0-9._~+/-]{20,2000}")),
 )
-NAMED = re.compile(
+CERTAIN_NAME = re.compile(
     r"pass(?:word|wd|phrase)|secret|token|api_?key|credential|private_?key", re.IGNORECASE
 )
-WORD = re.compile(r"[A-Za-z0-9+/_=-]{20,200}")
-HEX = re.compile(r"[0-9a-f]+|[0-9A-F]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-BITS = (
-    4.2  # a character of a random base64 text of 24 characters has more; words and paths have less
+LIKELY_NAME = re.compile(
+    r"key|token|secret|passw|pwd|credential|auth|cookie|dsn|session(?:$|[-_]?id)", re.IGNORECASE
 )
-MIN_NAMED = 6  # characters of a value that is called a secret
+KEY_LIKE_TEXT = re.compile(r"(?=.*[0-9=+%])[A-Za-z0-9+/=_%~-]{16,}")
+RANDOM_WORD = re.compile(r"[A-Za-z0-9+/_=-]{20,200}")
+HEX_OR_UUID = re.compile(
+    r"[0-9a-f]+|[0-9A-F]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+)
+MIN_ENTROPY_BITS = 4.2  # a character of 24 random base64 characters has more; a word or path, less
+MIN_NAMED_CHARS = 6  # of a value whose name calls it a credential
+
+
+def is_credential_name(name: str) -> bool:
+    """Say whether an option, a header or a variable of this name is likely to hold a credential."""
+    return LIKELY_NAME.search(name) is not None
+
+
+def is_key_like(word: str) -> bool:
+    """Say whether a word looks like a key: at least 16 characters, and not letters alone."""
+    return KEY_LIKE_TEXT.fullmatch(word) is not None
 
 
 def find_known_credential(text: str) -> str:
-    """Return what kind of credential `text` holds, by its format; "" if none."""
+    """Return the kind of credential that `text` holds, by its format; "" if there is none."""
     return next((kind for kind, pattern in CREDENTIAL_FORMATS if pattern.search(text)), "")
 
 
 def find_named_credential(text: str, name: str) -> str:
-    """Return what kind of credential `text` is by what it is called; "" if that says nothing."""
-    is_word = len(text) >= MIN_NAMED and not any(map(str.isspace, text))
-    return f"the value of {name!r:.60}" if is_word and NAMED.search(name) else ""
+    """Return the kind of credential that `text` is, by its name; "" if the name does not say."""
+    is_word = len(text) >= MIN_NAMED_CHARS and not any(map(str.isspace, text))
+    return f"the value of {name!r:.60}" if is_word and CERTAIN_NAME.search(name) else ""
 
 
 def find_credential(text: str, name: str = "") -> str:
-    """Return what kind of credential `text` is or holds, `name` being what code calls it; "" if none."""
-    if kind := find_known_credential(text):
+    """Return the kind of credential that `text` is or holds, "" if none.
+
+    `name` is what code calls the text.
+    """
+    if kind := find_known_credential(text) or find_named_credential(text, name):
         return kind
-    if kind := find_named_credential(text, name):
-        return kind
-    return "a random text such as keys are" if any(map(is_random_text, WORD.findall(text))) else ""
+    has_random_word = any(map(is_random_text, RANDOM_WORD.findall(text)))
+    return "a random text such as keys are" if has_random_word else ""
 
 
 def is_random_text(word: str) -> bool:
-    """Return whether a word of at least 20 characters is drawn by chance; hashes and UUIDs are not meant."""
-    if HEX.fullmatch(word):
+    """Say whether a word of at least 20 characters looks random; hashes and UUIDs do not count."""
+    if HEX_OR_UUID.fullmatch(word):
         return False
     kinds = (any(map(str.isupper, word)), any(map(str.islower, word)), any(map(str.isdigit, word)))
-    return all(kinds) and bits_per_character(word) >= min(BITS, math.log2(len(word)) - 0.35)
+    if not all(kinds):
+        return False
+    return bits_per_character(word) >= min(MIN_ENTROPY_BITS, math.log2(len(word)) - 0.35)
 
 
 def bits_per_character(text: str) -> float:
-    """Return the bits that a character of `text` carries."""
+    """Return the entropy of `text`, in bits per character."""
     counts = Counter(text).values()
     return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)

@@ -1,43 +1,23 @@
-"""Where a setting was given, what is wrong with it, and what would be right, in words.
-
-A value that may be a secret is never repeated.
-"""
+"""Where a setting was given, for messages about it, and what its author may have meant."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
 
-from .interpolation import INTERPOLATED_FIELDS
-from .models import SETTINGS_TABLES, Config, KnowledgeSettings, SettingKey, SettingsTable
+SettingKey = tuple[str | int, ...]  # where a setting is in the tree: ("sandbox", "memory_mb")
+ReportProblem = Callable[[SettingKey, str], None]  # the key, and the rest of a sentence about it
 
 T = TypeVar("T")
 
-EXPECTED_BY_ERROR = {
-    "greater_than": "a number greater than {gt}",
-    "greater_than_equal": "a number of at least {ge}",
-    "less_than_equal": "a number of at most {le}",
-    "finite_number": "a finite number",
-    "literal_error": "one of {expected}",
-    "string_type": "text in quotes",
-    "path_type": "a path in quotes",
-    "tuple_type": "a list: [...]",
-    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
-    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
-    **dict.fromkeys(("model_type", "mapping_type", "dict_type"), "a table"),
-}
-
-SECRET_KEYS = (("llm", "api_key"), ("llm", "api_base"))
-
 
 class SettingLocations:
-    """Knows where each setting was given."""
+    """Finds where each setting was given: in the file, by a variable or by a flag."""
 
     def __init__(self, file: Path | None, text: str, origins: Mapping[SettingKey, str]) -> None:
         self._file = file
@@ -45,74 +25,46 @@ class SettingLocations:
         self._origins = origins
 
     def label(self, key: SettingKey) -> str:
-        """Return the place and the name of a setting: `server.toml, line 3: sandbox.pids`."""
-        return (
-            f"{self._locate(key)}: {dotted_key(key)}"
-            if self._file or self._origins
-            else dotted_key(key)
-        )
-
-    def describe_error(self, error: Mapping[str, Any]) -> str:
-        """Return what pydantic found as a line for people."""
-        key: SettingKey = tuple(error["loc"])
-        kind, context = error["type"], error.get("ctx", {})
-        if kind == "extra_forbidden":
-            known: Mapping[str, type[SettingsTable]] = {
-                **SETTINGS_TABLES,
-                "knowledge": KnowledgeSettings,
-            }
-            model = known.get(str(key[0])) if len(key) > 1 else Config
-            allowed = list(model.model_fields) if model else []
-            return f"{self.label(key)} is not a setting.{suggest_names(str(key[-1]), allowed)}"
-        if kind == "value_error":
-            at = key[:-1] if key[-1] == "[key]" else key  # pydantic's mark of a mistake in a name
-            return f"{self.label(at)}: {context['error']}."
-        may_be_secret = key[:2] in SECRET_KEYS or (
-            key[0] == "mcpServers" and key[2:3] != () and key[2] in INTERPOLATED_FIELDS
-        )
-        given = "is not usable" if may_be_secret else f"is {error['input']!r:.100}"
-        wanted = (
-            EXPECTED_BY_ERROR[kind].format(**context) if kind in EXPECTED_BY_ERROR else error["msg"]
-        )
-        return f"{self.label(key)} {given}; it must be {wanted}."
+        """Return where a setting was given, and its name: `server.toml, line 3: sandbox.pids`."""
+        if self._file is None and not self._origins:
+            return dotted_key(key)
+        return f"{self._locate(key)}: {dotted_key(key)}"
 
     def _locate(self, key: SettingKey) -> str:
-        origin = (
-            _nearest_ancestor(self._origins, key, "")
-            or find_table_origin(self._origins, key)
-            or "file"
-        )
+        origin = _nearest_ancestor(self._origins, key, "")
+        origin = origin or find_table_origin(self._origins, key) or "file"
         if origin == "file":
             return f"{self._file}, line {_nearest_ancestor(find_key_lines(self._text), key, 1)}"
         return origin
 
 
-def _nearest_ancestor(known: Mapping[SettingKey, T], key: SettingKey, otherwise: T) -> T:
-    """Return what is known of `key`, or else of the table that it is in."""
-    return next(
-        (known[key[:end]] for end in range(len(key), 0, -1) if key[:end] in known), otherwise
-    )
+def _nearest_ancestor(known: Mapping[SettingKey, T], key: SettingKey, default: T) -> T:
+    """Return what is known of `key`, or else of the innermost table around it."""
+    for end in range(len(key), 0, -1):
+        if key[:end] in known:
+            return known[key[:end]]
+    return default
 
 
 def find_table_origin(origins: Mapping[SettingKey, str], key: SettingKey) -> str | None:
-    """Return where the first setting in the table `key`, or the setting `key` itself, was given."""
+    """Return the origin of the setting `key`, or of the first setting in the table `key`."""
     return next((origin for at, origin in origins.items() if at[: len(key)] == key), None)
 
 
 def suggest_names(name: str, allowed: Iterable[str]) -> str:
-    """Return what may have been meant by `name`, as a sentence to append."""
+    """Return a sentence, with a space before it, that names what `name` may have meant."""
     choices = list(allowed)
     close = get_close_matches(name, choices, n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else f" Allowed are: {', '.join(choices)}."
 
 
-def iter_leaves(tree: Mapping[str, Any], at: SettingKey = ()) -> Iterator[tuple[SettingKey, Any]]:
-    """Yield every value that is not a table, and every empty table."""
+def iter_leaves(tree: Mapping[str, Any], key: SettingKey = ()) -> Iterator[tuple[SettingKey, Any]]:
+    """Yield the key and the value of everything that is not a table, and of every empty table."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from iter_leaves(value, (*at, name))
+            yield from iter_leaves(value, (*key, name))
         else:
-            yield (*at, name), value
+            yield (*key, name), value
 
 
 def dotted_key(key: SettingKey) -> str:
@@ -121,9 +73,10 @@ def dotted_key(key: SettingKey) -> str:
 
 
 def find_key_lines(text: str) -> dict[SettingKey, int]:
-    """Return the line of every table and key of a TOML document that can be parsed.
+    """Return the line of every table and key of a valid TOML document.
 
-    A statement is the shortest run of lines that is a document in itself, so this needs no grammar of its own.
+    A statement is the shortest run of lines that is a document by itself, so this needs no
+    grammar of its own.
     """
     lines = text.split("\n")
     found: dict[SettingKey, int] = {}
@@ -143,6 +96,7 @@ def find_key_lines(text: str) -> dict[SettingKey, int]:
 
 
 def _next_statement(lines: list[str], start: int) -> tuple[int, dict[str, Any]]:
+    """Return the line after the statement that begins at `start`, and its content."""
     for end in range(start + 1, len(lines) + 1):
         try:
             return end, tomllib.loads("\n".join(lines[start:end]))

@@ -1,10 +1,11 @@
-"""From files, variables and flags to one `Config`.
+"""Read the settings from the file, the environment and the command line.
 
-Rule 1: command-line flag > environment (`MCPRUNTIME_SANDBOX__MEMORY_MB=512`) > file > default, setting by setting.
-Rule 2: the file is the one that `--config` or `MCPRUNTIME_CONFIG` names, else `server.toml` in the platform's folder
-for settings. One that merely lies in the working directory is never read: a client starts servers anywhere, and a
-settings file can name programs to run.
-Rule 3: every mistake is reported at once. `os.environ` is read in no other room.
+Rule 1: command-line flag > environment (`MCPRUNTIME_SANDBOX__MEMORY_MB=512`) > file > default,
+setting by setting.
+Rule 2: the file is the one that `--config` or `MCPRUNTIME_CONFIG` names, else `server.toml` in the
+platform's settings folder. A file in the working directory is never read: a client starts servers
+anywhere, and a settings file can name programs to run.
+Rule 3: every mistake is reported at once. No other package reads `os.environ`.
 """
 
 from __future__ import annotations
@@ -13,19 +14,27 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from pydantic import ValidationError
 
 from mcpruntime_server import APP_NAME
 from mcpruntime_server.errors import ConfigError
 
-from .diagnostics import SettingLocations, dotted_key, iter_leaves, suggest_names
+from .diagnostics import (
+    ReportProblem,
+    SettingKey,
+    SettingLocations,
+    dotted_key,
+    iter_leaves,
+    suggest_names,
+)
 from .interpolation import interpolate_llm, interpolate_upstream
-from .models import SETTINGS_TABLES, Config, SettingKey, SettingsTable
+from .models import SETTINGS_TABLES, Config, SettingSources
+from .validation import iter_setting_keys, parse_table
 
 ENV_PREFIX = "MCPRUNTIME_"
 CONFIG_FILE_VARIABLE = "MCPRUNTIME_CONFIG"
@@ -33,32 +42,15 @@ SETTINGS_REMEDY = (
     "(`server.toml` in the project's repository lists every setting with its default.)"
 )
 
-TABLE_KEYS = {("policy", "tools")}  # which a variable cannot hold
+TABLE_KEYS = {("policy", "tools")}  # a variable cannot hold these
 PATH_LIST_KEYS = {("sandbox", "mounts"), ("skills", "folders"), ("server", "context_roots")}
 LIST_KEYS = {("sandbox", "packages"), ("skills", "trusted_keys"), *PATH_LIST_KEYS}
-PROVIDER_PATH_FIELDS = ("path", "sqlite", "python")  # of a provider
 PATH_KEYS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}
-
-
-def _iter_setting_keys(section: SettingKey, model: type[SettingsTable]) -> Iterator[SettingKey]:
-    """Yield the names of a section's settings, those of the tables in it too."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, SettingsTable):
-            yield from _iter_setting_keys((*section, name), kind)
-        else:
-            yield (*section, name)
+PROVIDER_PATH_FIELDS = ("path", "sqlite", "python")
 
 
 def _variable_name(key: SettingKey) -> str:
     return ENV_PREFIX + "__".join(map(str, key)).upper()
-
-
-KEY_BY_VARIABLE: Mapping[str, SettingKey] = {
-    _variable_name(key): key
-    for section, model in SETTINGS_TABLES.items()
-    for key in _iter_setting_keys((section,), model)
-}
 
 
 def load_config(
@@ -66,9 +58,10 @@ def load_config(
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
-    """Return the settings; `overrides` are flags, by dotted name (`sandbox.backend`), None where a flag was not given.
+    """Return the settings.
 
-    Raises `ConfigError`, which lists everything that is wrong.
+    `overrides` are flags by dotted name (`sandbox.backend`); None means that the flag is absent.
+    Raises `ConfigError`, which lists every mistake.
     """
     environ = os.environ if environ is None else environ
     source = _find_settings_file(file, environ)
@@ -77,72 +70,66 @@ def load_config(
     problems: list[str] = []
     tree: dict[str, Any] = {}
     origins: dict[SettingKey, str] = {}
-    _merge_values(
-        tree, dict(iter_leaves(document)), "file", source.parent if source else Path(), origins
-    )
+    base = source.parent if source else Path()
+    _merge_values(tree, dict(iter_leaves(document)), "file", base, origins)
     for key, value in _read_environment(environ, problems).items():
-        _merge_values(
-            tree, {key: value}, f"environment, {_variable_name(key)}", Path.cwd(), origins
-        )
+        origin = f"environment, {_variable_name(key)}"
+        _merge_values(tree, {key: value}, origin, Path.cwd(), origins)
     flags: dict[SettingKey, Any] = {
         tuple(name.split(".")): value
         for name, value in (overrides or {}).items()
         if value is not None
     }
     _merge_values(tree, flags, "command line", Path.cwd(), origins)
-    places = SettingLocations(source, text, origins)
-    as_given = tree.get("mcpServers")
-    if isinstance(as_given, dict):
-        tree["mcpServers"] = {
-            name: interpolate_upstream(
-                name,
-                given,
-                environ,
-                lambda key, what: problems.append(f"{places.label(key)} {what}"),
-            )
-            for name, given in as_given.items()
-        }
-    if isinstance(tree.get("llm"), dict):
-        tree["llm"] = interpolate_llm(
-            tree["llm"], environ, lambda key, what: problems.append(f"{places.label(key)} {what}")
+    locations = SettingLocations(source, text, origins)
+
+    def report(key: SettingKey, problem: str) -> None:
+        problems.append(f"{locations.label(key)} {problem}")
+
+    servers_as_written = tree.get("mcpServers")
+    _interpolate_variables(tree, environ, report)
+    _check_server_names(tree, report)
+    config = parse_table(Config, tree, (), report)
+    if config is None or problems:
+        lines = (f"- {problem}" for problem in problems)
+        raise ConfigError(
+            "\n".join(("The settings are not usable:", *lines)), remedy=SETTINGS_REMEDY
         )
-    problems += _find_unknown_servers(tree, places)
-    config = _validate_tree(tree, places, problems)
-    config = _resolve_folders(config, source)
-    return config.with_sources(source, origins, as_given or {})
+    sources = SettingSources(source, origins, servers_as_written or {})
+    return replace(_resolve_folders(config, source), sources=sources)
 
 
-def _find_unknown_servers(tree: Mapping[str, Any], places: SettingLocations) -> Iterator[str]:
-    """Yield what is wrong with providers that name a server which there is not."""
+def _interpolate_variables(
+    tree: dict[str, Any], environ: Mapping[str, str], report: ReportProblem
+) -> None:
+    servers, llm = tree.get("mcpServers"), tree.get("llm")
+    if isinstance(servers, dict):
+        tree["mcpServers"] = {
+            name: interpolate_upstream(name, entry, environ, report)
+            for name, entry in servers.items()
+        }
+    if isinstance(llm, dict):
+        tree["llm"] = interpolate_llm(llm, environ, report)
+
+
+def _check_server_names(tree: Mapping[str, Any], report: ReportProblem) -> None:
+    """Report knowledge providers that name a server which is disabled or does not exist."""
     servers, providers = tree.get("mcpServers", {}), tree.get("knowledge", {})
     if not isinstance(servers, dict) or not isinstance(providers, dict):
         return
     enabled = [
         name
-        for name, given in servers.items()
-        if not (isinstance(given, dict) and given.get("disabled"))
+        for name, entry in servers.items()
+        if not (isinstance(entry, dict) and entry.get("disabled"))
     ]
-    for name, given in providers.items():
-        server = given.get("server") if isinstance(given, dict) else None
+    for name, entry in providers.items():
+        server = entry.get("server") if isinstance(entry, dict) else None
         if isinstance(server, str) and server not in enabled:
             hint = suggest_names(server, enabled) if enabled else " There are none."
-            at = places.label(("knowledge", name, "server"))
-            yield f"{at} is {server!r:.100}, which is no entry of mcpServers.{hint}"
-
-
-def _validate_tree(
-    tree: Mapping[str, Any], places: SettingLocations, problems: list[str]
-) -> Config:
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as exc:
-        problems += [places.describe_error(error) for error in exc.errors(include_url=False)]
-    if problems:
-        lines = (f"- {problem}" for problem in problems)
-        raise ConfigError(
-            "\n".join(("The settings are not usable:", *lines)), remedy=SETTINGS_REMEDY
-        )
-    return config
+            report(
+                ("knowledge", name, "server"),
+                f"is {server!r:.100}, which is not an enabled entry of mcpServers.{hint}",
+            )
 
 
 def default_settings_file() -> Path:
@@ -151,13 +138,12 @@ def default_settings_file() -> Path:
 
 
 def _find_settings_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
-    named = file or (
-        Path(environ[CONFIG_FILE_VARIABLE]) if environ.get(CONFIG_FILE_VARIABLE) else None
-    )
+    variable = environ.get(CONFIG_FILE_VARIABLE)
+    named = file or (Path(variable) if variable else None)
     if named is not None:
         return named.expanduser().absolute()
-    usual = default_settings_file()
-    return usual if usual.is_file() else None
+    default = default_settings_file()
+    return default if default.is_file() else None
 
 
 def _read_settings_file(path: Path) -> str:
@@ -175,37 +161,51 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        what, line, column = str(exc), text.count("\n") + 1, 1
-        if found := re.fullmatch(
-            r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", what, re.DOTALL
-        ):
-            what = found[1]
+        reason, line, column = str(exc), text.count("\n") + 1, 1
+        pattern = r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)"
+        if found := re.fullmatch(pattern, reason, re.DOTALL):
+            reason = found[1]
             line, column = int(found[2] or line), int(found[3] or column)
         raise ConfigError(
-            f"The settings file {path} is not TOML: line {line}, column {column}: {what}."
+            f"The settings file {path} is not TOML: line {line}, column {column}: {reason}."
         ) from exc
 
 
 def _read_environment(environ: Mapping[str, str], problems: list[str]) -> dict[SettingKey, Any]:
+    """Return the settings that variables give, and add the mistakes in them to `problems`."""
+    names = sorted(
+        name for name in environ if name.startswith(ENV_PREFIX) and name != CONFIG_FILE_VARIABLE
+    )
+    if not names:
+        return {}
+    keys = setting_keys_by_variable()
     found: dict[SettingKey, Any] = {}
-    for name in sorted(environ):
-        if not name.startswith(ENV_PREFIX) or name == CONFIG_FILE_VARIABLE:
-            continue
-        if (key := KEY_BY_VARIABLE.get(name)) is None:
-            problems.append(
-                f"environment: {name} is not a setting.{suggest_names(name, (*KEY_BY_VARIABLE, CONFIG_FILE_VARIABLE))}"
-            )
+    for name in names:
+        key = keys.get(name)
+        if key is None:
+            hint = suggest_names(name, (*keys, CONFIG_FILE_VARIABLE))
+            problems.append(f"environment: {name} is not a setting.{hint}")
         elif key in TABLE_KEYS:
             problems.append(
-                f"environment: {name} is not usable: {dotted_key(key)} is a table, which belongs in a file."
+                f"environment: {name} is not usable: {dotted_key(key)} is a table, "
+                "which belongs in a file."
             )
         else:
             found[key] = _parse_list(environ[name]) if key in LIST_KEYS else environ[name]
     return found
 
 
+def setting_keys_by_variable() -> dict[str, SettingKey]:
+    """Return the setting that each environment variable gives."""
+    return {
+        _variable_name(key): key
+        for section, table in SETTINGS_TABLES.items()
+        for key in iter_setting_keys(table, (section,))
+    }
+
+
 def _parse_list(text: str) -> Any:
-    """Read `a,b` or `["a", "b"]`; what is neither is left for validation to refuse."""
+    """Parse `a,b` or `["a", "b"]`; validation rejects anything else."""
     if not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",") if item.strip()]
     try:
@@ -216,12 +216,13 @@ def _parse_list(text: str) -> Any:
 
 def _merge_values(
     tree: dict[str, Any],
-    leaves: Mapping[SettingKey, Any],
+    values: Mapping[SettingKey, Any],
     origin: str,
     base: Path,
     origins: dict[SettingKey, str],
 ) -> None:
-    for key, value in leaves.items():
+    """Put `values` into `tree`; paths in them are relative to `base`."""
+    for key, value in values.items():
         table: Any = tree
         for name in key[:-1]:
             if not isinstance(table.get(name), dict):
@@ -232,20 +233,21 @@ def _merge_values(
 
 
 def _resolve_paths(key: SettingKey, value: Any, base: Path) -> Any:
-    """Return `value` with the paths in it made absolute: they are relative to `base`."""
-    upstream = key[-1] if len(key) == 3 and key[0] == "mcpServers" else None
-    provider = key[-1] if len(key) == 3 and key[0] == "knowledge" else None
+    """Return `value` with the paths in it made absolute."""
     if key in PATH_LIST_KEYS and isinstance(value, list | tuple):
         return [_absolute_path(item, base) if isinstance(item, str) else item for item in value]
-    if (
-        isinstance(value, str | Path)
-        and str(value)
-        and (key in PATH_KEYS or upstream == "cwd" or provider in PROVIDER_PATH_FIELDS)
-    ):
-        return _absolute_path(str(value), base)
-    if upstream == "command" and isinstance(value, str) and value.startswith(("./", "../", "~/")):
-        return _absolute_path(value, base)
-    return value
+    if not isinstance(value, str | Path) or not str(value):
+        return value
+    section, field = (key[0], key[-1]) if len(key) == 3 else ("", "")
+    if section == "mcpServers" and field == "command":
+        is_path = str(value).startswith(("./", "../", "~/"))
+    elif section == "mcpServers":
+        is_path = field == "cwd"
+    elif section == "knowledge":
+        is_path = field in PROVIDER_PATH_FIELDS
+    else:
+        is_path = key in PATH_KEYS
+    return _absolute_path(str(value), base) if is_path else value
 
 
 def _absolute_path(path: str, base: Path) -> str:
@@ -253,18 +255,16 @@ def _absolute_path(path: str, base: Path) -> str:
 
 
 def _resolve_folders(config: Config, file: Path | None) -> Config:
-    server, skills = config.server, config.skills.folder
-    data = (
-        server.data_dir
-        if server.data_dir != Path()
-        else platformdirs.user_data_path(APP_NAME, appauthor=False)
-    )
-    base = file.parent if file else data
-    shims = server.shims_dir if server.shims_dir != Path() else base / "tool_shims"
-    folder = skills if skills != Path() else base / "skills_store"
-    return config.model_copy(
-        update={
-            "server": server.model_copy(update={"data_dir": data, "shims_dir": shims}),
-            "skills": config.skills.model_copy(update={"folder": folder}),
-        }
+    """Return the settings with the folders that were left empty."""
+    server, skills = config.server, config.skills
+    data_dir = server.data_dir
+    if data_dir == Path():
+        data_dir = platformdirs.user_data_path(APP_NAME, appauthor=False)
+    base = file.parent if file else data_dir
+    shims_dir = server.shims_dir if server.shims_dir != Path() else base / "tool_shims"
+    folder = skills.folder if skills.folder != Path() else base / "skills_store"
+    return replace(
+        config,
+        server=replace(server, data_dir=data_dir, shims_dir=shims_dir),
+        skills=replace(skills, folder=folder),
     )

@@ -1,8 +1,10 @@
 """Commit what the event loop appends, in order, without making the loop wait.
 
 A small batch is committed on the event loop: it goes to the page cache in some 50 microseconds,
-and waking a thread takes several times as long. A thread commits everything else: large batches,
-retries, and whatever cannot be done at once because another process writes.
+and waking a thread takes several times as long. A thread that works beside the event loop also
+makes every system call of the loop wait for the interpreter lock, so the thread sleeps as long as
+it can. It commits the rest: large batches, retries, and whatever cannot be done at once because
+another process writes.
 
 Rule 1: jobs are done in the order in which they were given. All jobs that wait when a commit
 starts share its transaction, so that a burst costs one commit.

@@ -71,7 +71,7 @@ class AskToolHandler:
 
     def _check_model_available(self, ctx: Context[Any]) -> None:
         by = self._settings.effective_broker
-        if by == "nobody":
+        if by == "off":
             raise NoModelConfigured
         if by == "caller" or (
             by == "sampling" and not sampling.supports_sampling(ctx.client_capabilities)

@@ -30,7 +30,7 @@ def opened(tmp_path: Path) -> OpenProviders:
     async def open_them(
         access: Callable[[str], ResourceAccess] = refuse_access, **tables: Any
     ) -> AsyncIterator[KnowledgeService]:
-        settings = {name: KnowledgeSettings.model_validate(table) for name, table in tables.items()}
+        settings = {name: KnowledgeSettings.from_mapping(table) for name, table in tables.items()}
         with anyio.fail_after(TEST_TIMEOUT_S):
             async with open_knowledge(settings, tmp_path / "data", access) as providers:
                 yield providers

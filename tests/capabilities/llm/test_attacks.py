@@ -385,7 +385,7 @@ async def test_a_process_that_is_stuck_gives_its_place_to_another_one(
 ) -> None:
     monkeypatch.setattr(model_process, "REPLY_GRACE_S", 0.2)
     monkeypatch.setattr(model_process, "STUCK_AFTER_S", 0.5)
-    given = LlmSettings.model_validate({"model": "echo", "api_base": model.url, "api_key": API_KEY})
+    given = LlmSettings.from_mapping({"model": "echo", "api_base": model.url, "api_key": API_KEY})
 
     async def ask(timeout_s: float) -> str:
         messages = [{"role": "user", "content": "hello"}]

@@ -37,7 +37,7 @@ async def lively(tmp_path: Path) -> AsyncIterator[Catalog]:
 
 
 def missing() -> UpstreamSettings:
-    return UpstreamSettings.model_validate({"command": "no-such-command"})
+    return UpstreamSettings.from_mapping({"command": "no-such-command"})
 
 
 class TestNames:

@@ -119,7 +119,7 @@ class TestWrapper:
 
 class TestCredentials:
     def test_headers_and_what_is_named_like_a_credential_are_secret(self) -> None:
-        stdio = UpstreamSettings.model_validate(
+        stdio = UpstreamSettings.from_mapping(
             {
                 "command": "x",
                 "env": {
@@ -129,7 +129,7 @@ class TestCredentials:
                 },
             }
         )
-        http = UpstreamSettings.model_validate(
+        http = UpstreamSettings.from_mapping(
             {
                 "url": "https://u:passw0rd@h/p?api_key=k3yk3yk3y&page=frontpage",
                 "headers": {"X": "Bearer abcdefghij"},

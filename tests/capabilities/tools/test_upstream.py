@@ -129,7 +129,7 @@ class TestConnecting:
     async def test_a_missing_command_is_named_and_not_tried_again_at_once(
         self, tmp_path: Path
     ) -> None:
-        settings = UpstreamSettings.model_validate(
+        settings = UpstreamSettings.from_mapping(
             {"command": "no-such-command", "args": ["--token", "hunter2hunter2"]}
         )
         async with one(settings, tmp_path) as upstream:
@@ -375,7 +375,7 @@ async def replay(first: Iterator[Any], receive: Any) -> Any:
 class TestHttp:
     async def test_a_server_over_http_answers_and_gets_its_headers(self, tmp_path: Path) -> None:
         web = WebServer()
-        settings = UpstreamSettings.model_validate(
+        settings = UpstreamSettings.from_mapping(
             {"url": web.url, "headers": {"Authorization": "Bearer t0ken-t0ken"}}
         )
         async with web.running(), one(settings, tmp_path) as upstream:
@@ -388,7 +388,7 @@ class TestHttp:
     ) -> None:
         web = WebServer()
         web.status = 401
-        settings = UpstreamSettings.model_validate(
+        settings = UpstreamSettings.from_mapping(
             {"url": web.url, "headers": {"Authorization": "Bearer t0ken-t0ken"}}
         )
         async with web.running(), one(settings, tmp_path) as upstream:
@@ -399,7 +399,7 @@ class TestHttp:
 
     async def test_a_server_that_is_not_there_is_told_without_its_url(self, tmp_path: Path) -> None:
         async with one(
-            UpstreamSettings.model_validate({"url": WebServer().url}), tmp_path
+            UpstreamSettings.from_mapping({"url": WebServer().url}), tmp_path
         ) as upstream:
             with pytest.raises(
                 CallFailed, match="the connection failed with ConnectError"
@@ -409,7 +409,7 @@ class TestHttp:
 
     async def test_a_server_that_comes_back_is_found_again(self, tmp_path: Path) -> None:
         web = WebServer()
-        async with one(UpstreamSettings.model_validate({"url": web.url}), tmp_path) as upstream:
+        async with one(UpstreamSettings.from_mapping({"url": web.url}), tmp_path) as upstream:
             async with web.running():
                 assert await upstream.call_tool("echo", {"text": "x"}) == "x"
             with pytest.raises(CallFailed) as caught:
@@ -427,7 +427,7 @@ class TestHttp:
     ) -> None:
         web = WebServer()
         web.legacy = True
-        async with one(UpstreamSettings.model_validate({"url": web.url}), tmp_path) as upstream:
+        async with one(UpstreamSettings.from_mapping({"url": web.url}), tmp_path) as upstream:
             async with web.running():
                 assert await upstream.call_tool("echo", {"text": "x"}) == "x"
                 session = web.headers[-1][b"mcp-session-id"]

@@ -15,9 +15,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
-from pydantic import Field, ValidationError
-
 from ...config import BudgetLimits
+from ...config.validation import Bounds, setting_types
 from ...errors import CallFailed, McpRuntimeError
 from ...journal.call_scope import CallScope, current_call_scope
 from ...journal.events import InputEntry
@@ -36,10 +35,11 @@ MAX_CONTEXT_CHARS = 8_000_000  # of a context; larger ones are files that the ag
 MAX_MODEL_NAME_CHARS = 200
 
 
+@dataclass(frozen=True, kw_only=True)
 class AgentLimits(BudgetLimits):
     """What an agent may use, within what the run has left that begins it."""
 
-    steps: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_STEPS
+    steps: Annotated[int, Bounds(at_least=1, at_most=1000)] = DEFAULT_STEPS
 
 
 class ProgramSession(Protocol):
@@ -222,14 +222,10 @@ def parse_request(args: Mapping[str, Any]) -> AgentRequest:
             remedy="Give each agent a part of it.",
         )
     try:
-        limits = AgentLimits.model_validate(budget)
-    except ValidationError as exc:
-        problem = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'budget'}: {each['msg']}"
-            for each in exc.errors()[:3]
-        )
-        known = ", ".join(AgentLimits.model_fields)
+        limits = AgentLimits.from_mapping(budget)
+    except ValueError as exc:
+        known = ", ".join(setting_types(AgentLimits))
         raise CallFailed(
-            "invalid_arguments", f"The budget will not do: {problem}. It may have {known}."
+            "invalid_arguments", f"The budget is invalid: {exc} It may have {known}."
         ) from None
     return AgentRequest(task, context, limits, schema, model)

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote
 
+from ...config.credentials import is_credential_name, is_key_like
+
 MAX_SHOWN_CHARS = 300  # characters of what a provider says
 MAX_SCANNED_CHARS = 20_000  # and of those that are looked through for them
 MIN_SECRET_CHARS = 8  # characters of what can be a credential
@@ -14,13 +16,11 @@ MIN_UNIQUE_SECRET_CHARS = 16  # characters of a credential that no model says by
 PLAIN_PART_CHARS = 5  # characters of a credential that give it away
 ENCODED_PART_CHARS = 8  # and of a transformed one
 WITHHELD_NOTICE = "the provider's words are left out, because they quote a credential."
-SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 # Each goes through a text once: one that looks back or ahead takes minutes for a long word, and keeps all waiting.
 MASKED_KEY = re.compile(
     r"\w(\*{2,}|\.{3,}|\u2026|[xX]{4,})"
 )  # in a word, as providers cut keys short
 LONG_WORD = re.compile(r"[A-Za-z0-9+/=_%~-]{16,}")
-KEY_CHARACTERS = re.compile(r"[0-9=+%]")  # in a long one
 
 
 def find_secrets(environ: Mapping[str, str]) -> list[str]:
@@ -28,7 +28,7 @@ def find_secrets(environ: Mapping[str, str]) -> list[str]:
     return [
         value
         for name, value in environ.items()
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_CHARS
+        if is_credential_name(name) and len(value) >= MIN_SECRET_CHARS
     ]
 
 
@@ -58,9 +58,7 @@ class Redactor:
         ):
             return WITHHELD_NOTICE
         text = LONG_WORD.sub(
-            lambda found: (
-                "***" if found[0] != allowed and KEY_CHARACTERS.search(found[0]) else found[0]
-            ),
+            lambda found: "***" if found[0] != allowed and is_key_like(found[0]) else found[0],
             text,
         )
         return " ".join("***" if MASKED_KEY.search(word) else word for word in text.split(" "))[

@@ -9,7 +9,6 @@ Rule 4: a credential that an upstream was given does not come back: it is replac
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlsplit
@@ -17,14 +16,12 @@ from urllib.parse import parse_qsl, urlsplit
 from mcp import types
 
 from ...config import UpstreamSettings
+from ...config.credentials import is_credential_name
 
 MIN_CREDENTIAL_CHARS = (
     8  # characters; shorter values occur by chance and replacing them would falsify results
 )
 REDACTED = "***"
-CREDENTIAL_NAME_PATTERN = re.compile(
-    r"token|key|secret|passw|credential|auth|session|cookie|dsn", re.IGNORECASE
-)
 FASTMCP_WRAPPER_KEY = (
     "x-fastmcp-wrap-result"  # how one server framework marks an output schema as a wrapper
 )
@@ -132,15 +129,11 @@ def collect_credentials(settings: UpstreamSettings) -> Credentials:
     ]
     values += [value.get_secret_value() for value in settings.headers.values()]
     values += [
-        value.get_secret_value()
-        for name, value in settings.env.items()
-        if CREDENTIAL_NAME_PATTERN.search(name)
+        value.get_secret_value() for name, value in settings.env.items() if is_credential_name(name)
     ]
     if settings.url:
         url = urlsplit(settings.url)
-        values += [
-            value for name, value in parse_qsl(url.query) if CREDENTIAL_NAME_PATTERN.search(name)
-        ]
+        values += [value for name, value in parse_qsl(url.query) if is_credential_name(name)]
         values += [url.password or ""]
     return Credentials(values)
 

@@ -65,7 +65,7 @@ def find_servers(
 
 def write_demo_settings(file: Path, config: Config, servers: Mapping[str, ServerEntry]) -> None:
     """Write settings with the user's sandbox; the client answers model requests of code."""
-    sandbox = config.sandbox.model_dump(mode="json", exclude_defaults=True)
+    sandbox = config.sandbox.non_default_values()
     llm = {"broker": "caller"}
     tables = {"server": {"data_dir": "data"}, "sandbox": sandbox, "mcpServers": servers, "llm": llm}
     file.write_text(tomli_w.dumps(tables), encoding="utf-8")

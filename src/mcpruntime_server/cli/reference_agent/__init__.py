@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ async def create_agent(
     from .session_client import SessionClient, connect, list_package_names
 
     config = load_config() if config is None else config
-    llm = config.llm.model_copy(update={"model": model}) if model else config.llm
+    llm = replace(config.llm, model=model) if model else config.llm
     failure: Exception | None = None
     async with open_model_process(llm) as litellm:
         try:

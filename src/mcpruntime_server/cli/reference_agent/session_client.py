@@ -143,7 +143,7 @@ def server_parameters(
 ) -> StdioServerParameters:
     """Return how our own server is started with these settings; files below `roots` can be inputs, too."""
     limits = [each for each in (usd, config.llm.principal.usd) if each is not None]
-    file = ["--config", str(config.settings_file)] if config.settings_file else []
+    file = ["--config", str(config.sources.file)] if config.sources.file else []
     places = ["--data-dir", str(config.server.data_dir), "--backend", config.sandbox.backend]
     environ = {**os.environ, **({"MCPRUNTIME_LLM__MODEL": model} if model else {})}
     if limits:
