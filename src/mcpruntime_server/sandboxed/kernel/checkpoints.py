@@ -35,7 +35,7 @@ MEASURE_BUSY_S = 0.2  # between two measurements during a run
 MEASURE_SHARE = 20  # measuring takes at most one part in so many of the time
 PARK_IDLE_S = 0.025  # after a run: a client that sends one step after the other is faster
 PARK_COST_S = 0.005  # assumed until it has been measured
-MAX_COST_PER_RUN_S = 0.0002  # of parking, averaged over the runs of a burst
+MAX_COST_PER_RUN_S = 0.0001  # of parking, averaged over the runs of a burst
 MAX_COST_SHARE = 0.05  # of parking, in the time that runs take
 MAX_UNPARKED_RUNS = 64  # to be executed again at most
 

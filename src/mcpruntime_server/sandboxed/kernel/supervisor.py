@@ -43,6 +43,7 @@ MAX_REASON_CHARS = 200
 FORK_BOMB_MIN_S = 0.05  # no fork bomb fills a sandbox sooner, and looking for one takes time
 PARKING_TIMEOUT_S = 5.0  # for a worker to fork before it is replaced
 PARKING_POLL_S = 0.05
+HOLD_S = 0.01  # for a frame that can wait for the next one
 CALL_CODE = wire.TYPE_CODES[wire.Call]
 DONE_CODE = wire.TYPE_CODES[wire.RunDone]
 PARKING_CODES = (wire.TYPE_CODES[wire.ForkParked], wire.TYPE_CODES[wire.ParkFailed])
@@ -56,6 +57,8 @@ class HostConnection:
         self.read_end = read_end
         self.write_end = write_end
         self.protocol = LinkState(SANDBOX)
+        self.flush_at = 0.0  # when held frames are due; 0: none are held
+        self._held = b""
         self._frames = wire.FrameSplitter()
 
     def receive(self) -> List[Tuple[int, bytes]]:
@@ -70,13 +73,24 @@ class HostConnection:
         self.protocol.send(message)
         self._write(wire.encode_message(message))
 
+    def send_soon(self, message: wire.Message) -> None:
+        """Send a message together with the next one, or after a moment: that wakes the host once."""
+        self.protocol.send(message)
+        self._held += wire.encode_message(message)
+        self.flush_at = self.flush_at or time.perf_counter() + HOLD_S
+
+    def flush(self) -> None:
+        """Send what is held."""
+        self._write(b"")
+
     def forward(self, message_type: Type[wire.Message], frame: bytes) -> None:
         """Send a frame of the worker's, unread."""
         self.protocol.send_unread(message_type)
         self._write(frame)
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
+        view = memoryview(self._held + data)
+        self._held, self.flush_at = b"", 0.0
         while view:
             view = view[os.write(self.write_end, view) :]
 
@@ -378,7 +392,7 @@ class Supervisor:
             self.order_parking()  # the loop was late
         skipped_run = self.schedule.start_run()
         if skipped_run:
-            self.host.send(wire.ParkFailed(skipped_run, "the next run followed at once"))
+            self.host.send_soon(wire.ParkFailed(skipped_run, "the next run followed at once"))
         self.run_number = message.run_number
         self.is_park_requested = message.park
         self.run_started_at = time.perf_counter()
@@ -443,9 +457,16 @@ class Supervisor:
             self.interrupt_worker()
         if self.schedule.is_due():
             self.order_parking()
+        if self.host.flush_at and now >= self.host.flush_at:
+            self.host.flush()
 
     def _poll_timeout_ms(self) -> Optional[float]:
-        timers = (self.output.flush_at, self.next_interrupt_at, self.schedule.due_at)
+        timers = (
+            self.output.flush_at,
+            self.host.flush_at,
+            self.next_interrupt_at,
+            self.schedule.due_at,
+        )
         deadlines = [at for at in timers if at] + self.parked_forks.list_deadlines()
         if not deadlines:
             return None
