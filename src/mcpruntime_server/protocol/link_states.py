@@ -1,14 +1,16 @@
 """The protocol between the host and a sandbox: which end may send which message in which state.
 
-Both ends hold a `LinkState` and tell it of each message before they send it and after they receive it.
+Both ends hold a `LinkState` and tell it of each message before they send it and after they receive
+it.
 
-Rule 1: `TRANSITIONS` is the protocol. A message that is not in it is illegal. A legal message moves its
-sender to the next state when it is sent, and its receiver when it is received.
-Rule 2: both ends may send at the same time, so a message can arrive after its receiver has moved on. The
-receiver accepts what is legal in any state that its peer may still be in (`PEER_STATES`). A message that
-arrives late in this way never changes the receiver's state.
-Rule 3: some messages belong to an earlier one, such as the content of announced files or the fork that a
-run asked for. `LinkState` remembers by run number what is still to come, and refuses everything else.
+Rule 1: `TRANSITIONS` is the protocol. A message that is not in it is illegal. A legal message moves
+its sender to the next state when it is sent, and its receiver when it is received.
+Rule 2: both ends may send at the same time, so a message can arrive after its receiver has moved
+on. The receiver accepts what is legal in any state that its peer may still be in (`PEER_STATES`). A
+message that arrives late in this way never changes the receiver's state.
+Rule 3: some messages belong to an earlier one, such as the content of announced files or the fork
+that a run asked for. `LinkState` remembers by run number what is still to come, and refuses
+everything else.
 """
 
 from __future__ import annotations
@@ -117,7 +119,7 @@ class ProtocolError(WireError):
 
 
 class LinkState:
-    """What one end knows of the link; each method raises `ProtocolError` and then changes nothing."""
+    """What one end knows of the link. A method that raises `ProtocolError` changes nothing."""
 
     def __init__(self, role: str) -> None:
         self.role = role
@@ -167,7 +169,7 @@ class LinkState:
         if state == self.state:
             self.state = following
 
-    # Each check returns whether the message's run number is the expected one, and notes the message.
+    # Each check notes the message, or returns False if its run number is not an expected one.
 
     def _check_execute(self, message: Execute) -> bool:
         if message.run_number != self.last_run + 1:

@@ -1,7 +1,8 @@
-"""How values, texts and exceptions are shown to somebody who has little room.
+"""Bounded presentations of values, texts and exceptions.
 
-Used inside the sandbox (to bound what is sent) and on the host (to bound what a client is shown).
-Rule: what is cut keeps its shape. JSON stays JSON, long text keeps head and tail, and each cut says how much is gone.
+Used inside the sandbox, to bound what is sent, and on the host, to bound what a client is shown.
+Rule: what is cut keeps its shape. JSON stays JSON, long text keeps head and tail, and each cut says
+how much is gone.
 """
 
 from __future__ import annotations
@@ -14,37 +15,35 @@ from itertools import islice
 from .suggestions import did_you_mean
 from .wire import escape_surrogates
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     import traceback
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 MAX_JSON_DEPTH = 64  # deeper data is shown by `repr`, which also ends cycles
-SKILL_FILE_PREFIX = (
-    "<skills."  # what the names of skills' source start with; their lines are not lines of the code
-)
-ELLIPSIS = "\u2026"  # the key under which a cut object says how many entries are missing
+SKILL_FILE_PREFIX = "<skills."  # of the file names of skills; their lines are not the step's
+ELLIPSIS = "\u2026"  # marks what is left out; as a key, it counts an object's missing keys
 
 
 def present_value(value: Any, max_chars: int) -> Dict[str, Any]:
-    """Return `value` as {"kind": "json" | "repr", "text", "type", "cut"}, the text about `limit` characters at most.
+    """Return `value` as {"kind": "json" | "repr", "text", "type", "cut"}.
 
-    JSON data is given as JSON (tuples as arrays); everything else, including NaN, by its `repr`.
+    The text has about `max_chars` characters at most; `cut` says whether anything is left out. JSON
+    data is shown as JSON (tuples as arrays), everything else, including NaN, by its `repr`.
     """
     kind, shown = "json", _try_json(value, max_chars)
     if shown is None:
         kind, shown = "repr", truncate_text(safe_repr(value), max_chars)
-    return {"kind": kind, "text": shown[0], "type": type_name(value), "cut": shown[1]}
+    text, is_cut = shown
+    return {"kind": kind, "text": text, "type": type_name(value), "cut": is_cut}
 
 
 def _try_json(value: Any, max_chars: int) -> Optional[Tuple[str, bool]]:
     try:
         return truncate_json(value, max_chars)
-    except (
-        NotJsonData,
-        RuntimeError,
-        ValueError,
-    ):  # changed by a thread meanwhile, or an integer of too many digits
+    except NotJsonData:
+        return None
+    except (RuntimeError, ValueError):  # a thread changes the value, or an integer is too long
         return None
 
 
@@ -56,9 +55,9 @@ class NotJsonData(Exception):
 
 
 def truncate_json(value: Any, max_chars: int, max_items: Optional[int] = None) -> Tuple[str, bool]:
-    """Return JSON data as JSON text of the same shape, of about `limit` characters, and whether anything was cut.
+    """Return JSON data as JSON text of the same shape, and whether anything is left out.
 
-    No list or object in it has more than `max_items` items, if that is given.
+    The text has about `max_chars` characters at most, and each list or object `max_items` items.
     """
     items = max_chars if max_items is None else min(max_chars, max_items)
     characters = max_chars
@@ -71,32 +70,33 @@ def truncate_json(value: Any, max_chars: int, max_items: Optional[int] = None) -
 
 
 class _JsonTruncator:
-    """One attempt to copy JSON data with at most so many items a container, characters a string and nodes in all."""
+    """One attempt to copy JSON data with a limited number of items, characters and nodes."""
 
     def __init__(self, max_items: int, max_text_chars: int, max_nodes: int) -> None:
         self.max_items, self.max_text_chars, self.nodes_left = max_items, max_text_chars, max_nodes
         self.is_truncated = False
 
     def truncate(self, value: Any, depth: int = 0) -> Any:
+        """Return a truncated copy of `value`; raises `NotJsonData`."""
         self.nodes_left -= 1
         kind = type(value)
         if value is None or kind is bool or kind is int:
             return value
         if kind is str:
-            text, was_cut = truncate_text(value, self.max_text_chars)
-            self.is_truncated |= was_cut
+            text, is_cut = truncate_text(value, self.max_text_chars)
+            self.is_truncated |= is_cut
             return text if text.isascii() else escape_surrogates(text)
         if kind is float and value - value == 0:  # neither NaN nor infinite
             return value
         if depth >= MAX_JSON_DEPTH or hasattr(type(value), "_fields"):
             raise NotJsonData
         if isinstance(value, dict):
-            return self.truncate_object(value, depth + 1)
+            return self._truncate_object(value, depth + 1)
         if isinstance(value, (list, tuple)):
-            return self.truncate_array(value, depth + 1)
+            return self._truncate_array(value, depth + 1)
         raise NotJsonData
 
-    def truncate_array(self, value: Sequence[Any], depth: int) -> List[Any]:
+    def _truncate_array(self, value: Sequence[Any], depth: int) -> List[Any]:
         shown: List[Any] = []
         for item in islice(value, self.max_items):
             if self.nodes_left <= 0:
@@ -107,7 +107,7 @@ class _JsonTruncator:
             shown.append(f"{ELLIPSIS} {len(value) - len(shown):,} more items")
         return shown
 
-    def truncate_object(self, value: Dict[Any, Any], depth: int) -> Dict[str, Any]:
+    def _truncate_object(self, value: Dict[Any, Any], depth: int) -> Dict[str, Any]:
         shown: Dict[str, Any] = {}
         for key in islice(value, self.max_items):
             if type(key) is not str:
@@ -133,28 +133,29 @@ def safe_repr(value: Any) -> str:
     """Return `repr(value)`, or a text that says how it failed."""
     try:
         return repr(value)
-    except Exception as exc:  # noqa: BLE001 - whatever the user's __repr__ raises is to be shown, not raised
+    except Exception as exc:  # noqa: BLE001 - a __repr__ of user code may raise anything
         return f"<{type_name(value)} whose repr failed with {type(exc).__name__}>"
 
 
 def truncate_text(text: str, max_chars: int) -> Tuple[str, bool]:
-    """Return `text` cut to head and tail of about `limit` characters together, and whether it was cut."""
+    """Return head and tail of `text` with about `max_chars` characters, and whether it is cut."""
     if len(text) <= max_chars:
         return text, False
-    head = max(max_chars * 2 // 3, 1)
-    tail = max(max_chars - head, 0)
-    missing = len(text) - head - tail
-    return (
-        f"{text[:head]}\n{ELLIPSIS} {missing:,} characters left out {ELLIPSIS}\n{text[len(text) - tail :]}",
-        True,
-    )
+    head_chars = max(max_chars * 2 // 3, 1)
+    tail_chars = max(max_chars - head_chars, 0)
+    missing = len(text) - head_chars - tail_chars
+    head, tail = text[:head_chars], text[len(text) - tail_chars :]
+    return f"{head}\n{ELLIPSIS} {missing:,} characters left out {ELLIPSIS}\n{tail}", True
 
 
 def describe_error(
     exc: BaseException, source_prefixes: Tuple[str, ...], max_chars: int = 8_000
 ) -> Dict[str, Any]:
-    """Return {"type", "message", "traceback", "line"} of `exc`, with frames of files that start with one of `own`."""
-    import traceback  # only now: most runs need none
+    """Return {"type", "message", "traceback", "line"} of `exc`.
+
+    The traceback has only the frames of files whose names start with one of `source_prefixes`.
+    """
+    import traceback  # most runs need none
 
     shown = traceback.TracebackException.from_exception(exc, lookup_lines=False)
     _filter_frames(shown, source_prefixes, set())
@@ -176,37 +177,35 @@ def describe_error(
 
 
 def _spelling_hint(exc: BaseException) -> str:
-    """Return the name that was probably meant, where this Python's own traceback does not say it."""
+    """Return the name that was probably meant, if the traceback of this Python does not say it."""
     if sys.version_info >= (3, 12) or not isinstance(exc, (NameError, AttributeError)):
         return ""
     name = getattr(exc, "name", None)
     if not isinstance(name, str) or "Did you mean" in str(exc):
         return ""
+    known: List[str] = []
     if isinstance(exc, AttributeError):
-        hint = did_you_mean(name, dir(exc.obj))  # type: ignore[attr-defined, unused-ignore]
-    else:
-        at = exc.__traceback__
-        while at is not None and at.tb_next is not None:
-            at = at.tb_next
-        hint = (
-            did_you_mean(name, [*at.tb_frame.f_locals, *at.tb_frame.f_globals, *dir(builtins)])
-            if at
-            else ""
-        )
+        known = dir(exc.obj)  # type: ignore[attr-defined, unused-ignore]
+    elif exc.__traceback__ is not None:
+        entry = exc.__traceback__
+        while entry.tb_next is not None:
+            entry = entry.tb_next
+        known = [*entry.tb_frame.f_locals, *entry.tb_frame.f_globals, *dir(builtins)]
+    hint = did_you_mean(name, known)
     return f". {hint.rstrip()}" if hint else ""
 
 
 def _error_message(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception as failure:  # noqa: BLE001 - the user's __str__ may raise anything
+    except Exception as failure:  # noqa: BLE001 - a __str__ of user code may raise anything
         return f"<{type_name(exc)} whose str failed with {type(failure).__name__}>"
 
 
 def _filter_frames(
     shown: Optional[traceback.TracebackException],
     source_prefixes: Tuple[str, ...],
-    seen: "set[int]",
+    seen: Set[int],
 ) -> None:
     if shown is None or id(shown) in seen:
         return

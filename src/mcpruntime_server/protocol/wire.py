@@ -2,13 +2,14 @@
 
 The host imports this module, and a sandbox gets it as source.
 
-Rule 1: every message is an immutable class listed in `MESSAGE_TYPES`; nothing else crosses the boundary.
-Rule 2: this module does no I/O. `encode_message`, `FrameSplitter` and `MessageDecoder` turn messages
-into bytes and back. Which message is legal when is in `link_states`.
-Rule 3: a frame is `length (4 bytes, big endian) | type code (1 byte) | JSON object | newline | payload`.
-The length counts everything after itself. The payload is the raw bytes of the field `data`; newline and
-payload are present only if the message has that field. The JSON is ASCII on one line, so the first
-newline ends it.
+Rule 1: every message is an immutable class listed in `MESSAGE_TYPES`; nothing else crosses the
+boundary.
+Rule 2: this module does no I/O. `encode_message`, `FrameSplitter` and `MessageDecoder` turn
+messages into bytes and back. Which message is legal when is in `link_states`.
+Rule 3: a frame is `length (4 bytes, big endian) | type code (1 byte) | JSON object | newline |
+payload`. The length counts everything after itself. The payload is the raw bytes of the field
+`data`; newline and payload are present only if the message has that field. The JSON is ASCII on one
+line, so the first newline ends it.
 Rule 4: bytes that are not a message raise `WireError`; after that the connection cannot be trusted.
 """
 
@@ -291,10 +292,10 @@ class ForkDropped(Message):
 
 
 class Promoted(Message):
-    """The answer to `Promote`; if not `ok`, that fork did not exist and an empty interpreter is live.
+    """The answer to `Promote`; if not `ok`, there is no such fork and the interpreter is empty.
 
-    `changed` and `removed` are workspace paths that no `FilesChanged` has named: traces of runs that
-    died and of background processes.
+    `changed` and `removed` are workspace paths that no `FilesChanged` has named: traces of runs
+    that died and of background processes.
     """
 
     run_number: int
@@ -303,7 +304,7 @@ class Promoted(Message):
     removed: List[str]
 
 
-# supervisor -> worker, inside the sandbox -----------------------------------------------------------
+# supervisor -> worker -----------------------------------------------------------------------------
 
 
 class Park(Message):
@@ -390,7 +391,7 @@ def escape_json_surrogates(value: Any) -> Any:
 
 
 class FrameSplitter:
-    """Splits a stream of bytes into frames without decoding them; holds at most one partial frame."""
+    """Splits a stream of bytes into frames, undecoded; holds at most one partial frame."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

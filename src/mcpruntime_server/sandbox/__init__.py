@@ -1,7 +1,8 @@
 """Where Python runs: the interface that every backend implements.
 
-A backend starts an isolated Python process and hands over its stdin and stdout as one stream of bytes, a `Channel`.
-Everything above bytes (the wire, runs, calls, files) is in `link` and the same for all backends.
+A backend starts an isolated Python process and hands over its stdin and stdout as one stream of
+bytes, a `Channel`. Everything above bytes (the wire, runs, calls, files) is in `link` and the same
+for all backends.
 """
 
 from __future__ import annotations
@@ -69,9 +70,11 @@ class Backend(Protocol):
     def open_channel(self, first_bytes: bytes = b"") -> AbstractAsyncContextManager[SandboxChannel]:
         """Start a sandbox running the kernel's bootstrap; leaving the context kills and removes it, within seconds.
 
-        `greeting` is the first that it finds on its stdin, sent before it starts, so that none waits for the other.
+        `greeting` is the first that it finds on its stdin, sent before it starts, so that none
+        waits for the other.
 
-        Raises `Unavailable` where there is no engine or image, `SandboxFailed` where this one could not start.
+        Raises `Unavailable` where there is no engine or image, `SandboxFailed` where this one could
+        not start.
         """
         ...
 

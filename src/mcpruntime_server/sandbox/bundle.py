@@ -1,7 +1,8 @@
 """The sandbox's own code as bytes: how its modules get into a sandbox, and the command and environment that load them.
 
-The packages `protocol` and `sandboxed` are shipped as the package `mcpruntime_sandbox`, with the same layout, so that
-their relative imports work there. The host reads `sandboxed` as text and never imports it.
+The packages `protocol` and `sandboxed` are shipped as the package `mcpruntime_sandbox`, with the
+same layout, so that their relative imports work there. The host reads `sandboxed` as text and never
+imports it.
 """
 
 from __future__ import annotations

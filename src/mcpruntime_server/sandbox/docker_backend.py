@@ -1,9 +1,12 @@
 """Sandboxes as Docker containers: the backend to use.
 
-Rule 1: a container is known by its name before it exists, so whatever happens in between, it can be removed.
+Rule 1: a container is known by its name before it exists, so whatever happens in between, it can be
+removed.
 Rule 2: the stream is attached before the container starts; nothing can have been missed.
-Rule 3: what a sandbox may do is in `hardening`, what the engine is in `engine`; this module is about lifetimes.
-Rule 4: containers carry their server's id. Whoever sweeps removes those whose server is gone, of this data folder only.
+Rule 3: what a sandbox may do is in `hardening`, what the engine is in `engine`; this module is
+about lifetimes.
+Rule 4: containers carry their server's id. Whoever sweeps removes those whose server is gone, of
+this data folder only.
 """
 
 from __future__ import annotations
@@ -145,8 +148,8 @@ class DockerChannel:
 class DockerBackend:
     """Starts sandboxes on the engine that DOCKER_HOST or the current Docker context names.
 
-    `home` is the server's data folder: only containers of servers on it are swept, and of those only the ones whose
-    `owner` no longer `is_alive`.
+    `home` is the server's data folder: only containers of servers on it are swept, and of those
+    only the ones whose `owner` no longer `is_alive`.
     """
 
     name = "docker"

@@ -1,10 +1,10 @@
 """A Docker engine: API calls in worker threads, and a container's attach stream.
 
-Rule 1: nothing here blocks the event loop; every API call runs in a worker thread with a client of its own for as long
-as it takes, because a client is not thread-safe.
-Rule 2: an engine that is not there raises `Unavailable` with the remedy; an engine that refuses raises docker-py's
-`APIError`, which callers turn into a sentence about what they wanted.
-This module must not know what a sandbox is.
+Rule 1: nothing here blocks the event loop; every API call runs in a worker thread with a client of
+its own for as long as it takes, because a client is not thread-safe.
+Rule 2: an engine that is not there raises `Unavailable` with the remedy; an engine that refuses
+raises docker-py's `APIError`, which callers turn into a sentence about what they wanted. This
+module must not know what a sandbox is.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class DockerEngine:
     ) -> ResultT:
         """Return `function(client)`, run in a worker thread; on cancellation it is waited for unless `abandon`.
 
-        Raises `Unavailable` where the engine does not answer, docker-py's `APIError` where it says no.
+        Raises `Unavailable` where the engine does not answer, docker-py's `APIError` where it says
+        no.
         """
         return await anyio.to_thread.run_sync(
             self.call_api_blocking,

@@ -1,7 +1,7 @@
 """What a sandbox may do, as the engine's own container configuration.
 
-Pure functions: settings in, dictionaries out. Every restriction is here and nowhere else, and each has a test that
-tries to break it from inside (tests/sandbox/test_docker.py).
+Pure functions: settings in, dictionaries out. Every restriction is here and nowhere else, and each
+has a test that tries to break it from inside (tests/sandbox/test_docker.py).
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ def choose_cpus(
 ) -> tuple[int, ...]:
     """Return the least used of the engine's cpus, as many as a sandbox may use; none where it may use all of them.
 
-    `nano_cpus` bounds the time; this bounds the affinity, which numeric libraries take for the number of threads.
+    `nano_cpus` bounds the time; this bounds the affinity, which numeric libraries take for the
+    number of threads.
     """
     wanted = math.ceil(settings.cpus)
     if wanted >= available:

@@ -1,9 +1,9 @@
 """The sandbox image: built where it is missing or out of date, and nothing of the host's left in it.
 
-A base image (pulled, or made from Debian's packages) runs `recipe` in a throw-away container; the container's file
-system, exported and imported again, is the image. One layer, no history: index addresses, credentials and certificates
-are only in a volume of that container. The image's label is a digest of all that determines its content, so an
-image with the right label is up to date.
+A base image (pulled, or made from Debian's packages) runs `recipe` in a throw-away container; the
+container's file system, exported and imported again, is the image. One layer, no history: index
+addresses, credentials and certificates are only in a volume of that container. The image's label is
+a digest of all that determines its content, so an image with the right label is up to date.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def bake_image(
     """Run the recipe on `base` and make what comes out the image that `settings` ask for."""
     report("Installing " + (", ".join(settings.packages) or "no packages"))
     with build_container(client, base, settings.packages, environ) as container:
-        client.put_archive(container, recipe.BUILD, pack_build_files(environ))
+        client.put_archive(container, recipe.BUILD_FOLDER, pack_build_files(environ))
         client.start(container)
         tail = report_output(client.logs(container, stream=True, follow=True), report)
         status = client.wait(container)["StatusCode"]
@@ -204,12 +204,12 @@ def build_container(
     container = client.create_container_from_config(
         {
             "Image": base,
-            "Entrypoint": ["python3", f"{recipe.BUILD}/recipe.py"],
+            "Entrypoint": ["python3", f"{recipe.BUILD_FOLDER}/recipe.py"],
             "Cmd": list(packages),
             "User": "0:0",
             "WorkingDir": "/",
             "Env": [f"{name}={value}" for name, value in proxies.items()],
-            "Volumes": {recipe.BUILD: {}},
+            "Volumes": {recipe.BUILD_FOLDER: {}},
             "HostConfig": {"NetworkMode": "host", "LogConfig": {"Type": "local"}, "Init": True},
         }
     )["Id"]
@@ -227,7 +227,7 @@ def pack_build_files(environ: Mapping[str, str]) -> bytes:
         "recipe.py": Path(recipe.__file__).read_bytes(),
         "ca.pem": ca,
         "pip.conf": index_access.format_pip_conf(
-            settings, f"{recipe.BUILD}/ca.pem" if ca else ""
+            settings, f"{recipe.BUILD_FOLDER}/ca.pem" if ca else ""
         ).encode(),
     }
     archive = io.BytesIO()

@@ -1,7 +1,8 @@
 """How this host reaches its package index: pip's settings and certificates, in a form that travels into a build.
 
-Only what another machine can use is taken: addresses of index servers, not folders or files of this one. The result may
-hold credentials, so it goes into the build's own volume and never into an image, a label, a log or an error.
+Only what another machine can use is taken: addresses of index servers, not folders or files of this
+one. The result may hold credentials, so it goes into the build's own volume and never into an
+image, a label, a log or an error.
 """
 
 from __future__ import annotations

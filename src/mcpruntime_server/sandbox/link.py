@@ -1,11 +1,12 @@
 """The host's end of a sandbox: turns bytes into messages, and messages into runs.
 
-Each link has one reader and one writer task. The reader only routes: each call is answered by a task of
-its own, which is cancelled when its run has finished. A message is written at once as far as it fits;
-only the rest is left to the writer task, because a task switch costs more than the write.
+Each link has one reader and one writer task. The reader only routes: each call is answered by a
+task of its own, which is cancelled when its run has finished. A message is written at once as far
+as it fits; only the rest is left to the writer task, because a task switch costs more than the
+write.
 
-The sandbox is not trusted. Bytes that are not a message, or a message that the state of the link does not
-allow (`protocol.link_states`), close the link and do no harm to the host.
+The sandbox is not trusted. Bytes that are not a message, or a message that the state of the link
+does not allow (`protocol.link_states`), close the link and do no harm to the host.
 """
 
 from __future__ import annotations
@@ -193,11 +194,12 @@ class SandboxLink:
     ) -> tuple[wire.RunDone, StopReason | None]:
         """Run `code`; return how it ended, and why it was stopped, if it was. One run at a time.
 
-        `stale_packages` are imported anew. `seed` determines all randomness; `clock_readings` are replayed
-        to the code. `park` keeps the end state so that it can be promoted. `inputs` are the items of
-        `CONTEXT`.
+        `stale_packages` are imported anew. `seed` determines all randomness; `clock_readings` are
+        replayed to the code. `park` keeps the end state so that it can be promoted. `inputs` are
+        the items of `CONTEXT`.
 
-        After `timeout_s` the code is interrupted; if that does not end it, its interpreter is killed.
+        After `timeout_s` the code is interrupted; if that does not end it, its interpreter is
+        killed.
         Raises `SandboxFailed` if the sandbox dies, breaks the protocol or does not react.
         """
         timeout_scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
@@ -277,9 +279,9 @@ class SandboxLink:
     async def promote(self, run_number: int) -> wire.Promoted:
         """Make the parked end state of a run the live one (0: an empty one); not during a run.
 
-        If the answer is not `ok`, that state does not exist any more and the interpreter is empty. The
-        files that the answer names are not restored here. Raises `SandboxFailed` if the sandbox is gone
-        or does not answer in time.
+        If the answer is not `ok`, that state does not exist any more and the interpreter is empty.
+        The files that the answer names are not restored here. Raises `SandboxFailed` if the sandbox
+        is gone or does not answer in time.
         """
         promotion = _Promotion(run_number)
         if not self.closed.is_set():

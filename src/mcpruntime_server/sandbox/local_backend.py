@@ -1,7 +1,7 @@
 """Python without a container: the same kernel as a child process, with resource limits and nothing else.
 
-This keeps nothing from the code: files, network and processes of the user are within its reach. It exists for
-machines without Docker and is used only when it is asked for by name.
+This keeps nothing from the code: files, network and processes of the user are within its reach. It
+exists for machines without Docker and is used only when it is asked for by name.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Turns a base image into the sandbox image: runs inside a throw-away container, as root, as `python3 recipe.py`.
+"""Turns a base image into the sandbox image. Runs as root in a temporary container.
 
-Rule 1: standard library only, Python >= 3.9, and nothing of this package: it is sent there as source.
-Rule 2: whatever is needed only while building lies in `BUILD`, a volume that is not part of the image.
-Rule 3: a change to this file changes the digest of every image, so it needs no version of its own.
+Rule 1: standard library only, Python >= 3.9, and nothing else of this package, because only this
+file is copied into the container.
+Rule 2: what is needed only for the build is in `BUILD_FOLDER`, a volume outside the image.
+Rule 3: this file's content is part of every image's digest, so a change needs no version number.
 """
 
 from __future__ import annotations
@@ -14,73 +15,73 @@ import sys
 import sysconfig
 from pathlib import Path
 
-BUILD = "/tmp/build"  # noqa: S108 - a volume that only this container sees
+BUILD_FOLDER = "/tmp/build"  # noqa: S108 - a volume that only this container sees
 
 
-def pip() -> list[str]:
+def find_pip() -> list[str]:
     """Return a command that runs pip for this interpreter without adding pip to the image."""
-    made = subprocess.run(
-        [sys.executable, "-m", "venv", f"{BUILD}/venv"], check=False, capture_output=True, text=True
+    created = subprocess.run(
+        [sys.executable, "-m", "venv", f"{BUILD_FOLDER}/venv"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
-    if made.returncode == 0:
-        return [f"{BUILD}/venv/bin/python", "-m", "pip", "--python", sys.executable]
-    if (
-        subprocess.run(
-            [sys.executable, "-m", "pip", "--version"], check=False, capture_output=True
-        ).returncode
-        == 0
-    ):
-        return [sys.executable, "-m", "pip"]
-    sys.exit(f"The base image has neither pip nor venv:\n{made.stdout}{made.stderr}")
+    if created.returncode == 0:
+        return [f"{BUILD_FOLDER}/venv/bin/python", "-m", "pip", "--python", sys.executable]
+    own_pip = [sys.executable, "-m", "pip"]
+    if subprocess.run([*own_pip, "--version"], check=False, capture_output=True).returncode == 0:
+        return own_pip
+    sys.exit(f"The base image has neither pip nor venv:\n{created.stdout}{created.stderr}")
 
 
-def install(packages: list[str]) -> None:
-    """Install `packages` for every user of this interpreter."""
+def install_packages(packages: list[str]) -> None:
+    """Install `packages` for all users of this interpreter."""
     environment = {
         **os.environ,
-        "HOME": BUILD,
-        "TMPDIR": BUILD,
-        "PIP_CONFIG_FILE": f"{BUILD}/pip.conf",
-        "PIP_BREAK_SYSTEM_PACKAGES": "1",  # Debian guards its Python against pip; this one is ours
+        "HOME": BUILD_FOLDER,
+        "TMPDIR": BUILD_FOLDER,
+        "PIP_CONFIG_FILE": f"{BUILD_FOLDER}/pip.conf",
+        "PIP_BREAK_SYSTEM_PACKAGES": "1",  # Debian protects its Python from pip
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_NO_CACHE_DIR": "1",
         "PIP_NO_INPUT": "1",
         "PIP_PROGRESS_BAR": "off",
         "PIP_ROOT_USER_ACTION": "ignore",
     }
-    done = subprocess.run([*pip(), "install", "--", *packages], env=environment, check=False)
+    command = [*find_pip(), "install", "--", *packages]
+    done = subprocess.run(command, env=environment, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 
 
-def compile_all() -> None:
-    """Compile everything importable: the root is read-only later, so what is not compiled now never will be."""
+def compile_packages() -> None:
+    """Compile everything that can be imported, because the root file system is read-only later."""
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders |= {folder for folder in sys.path if os.path.isdir(folder)}
     command = [sys.executable, "-m", "compileall", "-q", "-j", "0", *sorted(folders)]
-    # Some packages ship files that are templates or tests for other versions; those stay uncompiled.
+    # Some packages contain templates and tests for other Python versions, which do not compile.
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def name_python() -> None:
+def link_python() -> None:
     """Make `python` the same as `python3`."""
     if not shutil.which("python"):
         Path("/usr/local/bin/python").symlink_to(sys.executable)
 
 
 def make_workspace() -> None:
-    """Make the folder that the workspace is mounted on; older engines give the mount the folder's mode."""
+    """Make the folder for the workspace; older engines give the mount the mode of this folder."""
     Path("/workspace").mkdir(mode=0o700, exist_ok=True)
 
 
 def main() -> None:
-    """Build."""
-    os.umask(0o022)  # the sandbox's user is nobody in particular
+    """Build the content of the image; the arguments are the packages to install."""
+    os.umask(0o022)  # the sandbox runs as a user who owns nothing
     if sys.argv[1:]:
-        install(sys.argv[1:])
-    name_python()
+        install_packages(sys.argv[1:])
+    link_python()
     make_workspace()
-    compile_all()
+    compile_packages()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Folders on this machine that sandboxes see and cannot write to: one for each, with the inputs of its runs.
 
-Rule 1: a folder stands, with a mark in it, before its sandbox starts. Whether the sandbox sees it is not guessed: the
-kernel says what it reads in the mark, because an engine may be on another machine, or in another view of this one.
+Rule 1: a folder stands, with a mark in it, before its sandbox starts. Whether the sandbox sees it
+is not guessed: the kernel says what it reads in the mark, because an engine may be on another
+machine, or in another view of this one.
 Rule 2: nobody else on this machine comes by: the folder that holds them is the server's alone.
 """
 

@@ -1,7 +1,8 @@
 """The bytes between the host and a sandbox, with as few trips through the event loop as can be.
 
-A general stream yields before it reads and before it writes, which is fair and costs a third of a call's time. Here
-every read waits for readiness, which yields as well, and a write that fits goes out at once.
+A general stream yields before it reads and before it writes, which is fair and costs a third of a
+call's time. Here every read waits for readiness, which yields as well, and a write that fits goes
+out at once.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ STREAM_ENDED_ERRORS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.Close
 class SandboxStream(AsyncResource):
     """A connected stream; a unix socket is used directly, anything else (TLS) through its own methods.
 
-    anyio 4.16 lets the event loop complete a waiting write of a unix socket that was cancelled in the same turn, which
-    fails; `wait_readable` and `wait_writable` do not.
+    anyio 4.16 lets the event loop complete a waiting write of a unix socket that was cancelled in
+    the same turn, which fails; `wait_readable` and `wait_writable` do not.
     """
 
     def __init__(self, stream: ByteStream) -> None:

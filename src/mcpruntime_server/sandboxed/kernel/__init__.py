@@ -1,1 +1,1 @@
-"""The processes of a sandbox: a supervisor, a worker that runs user code, and parked forks of it."""
+"""The processes of a sandbox: a supervisor, a worker that runs user code, and its parked forks."""

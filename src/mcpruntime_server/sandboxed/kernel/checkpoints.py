@@ -1,11 +1,12 @@
-"""Checkpoints as the supervisor keeps them: when a state is parked, and the parked forks themselves.
+"""Checkpoints as the supervisor keeps them: when a state is parked, and the parked forks.
 
-Rule 1: the Linux kernel says which process a fork is (SO_PASSCRED), and only a child of the supervisor can
-be one.
+Rule 1: the Linux kernel says which process a fork is (SO_PASSCRED), and only a child of the
+supervisor can be one.
 Rule 2: a fork answers within a timeout or is killed; nothing that it does holds up the others.
-Rule 3: forks are bounded in number and in memory; the oldest goes first. Their memory is the anonymous
-memory that exists only because of them: the proportional memory of all forks and the worker together,
-minus what the worker would have alone. The sandbox's memory limit is raised by their share.
+Rule 3: forks are bounded in number and in memory; the oldest goes first. Their memory is the
+anonymous memory that exists only because of them: the proportional memory of all forks and the
+worker together, minus what the worker would have alone. The sandbox's memory limit is raised by
+their share.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ MAX_UNPARKED_RUNS = 64  # to be executed again at most
 class ParkSchedule:
     """Decides when the end state of a run is parked.
 
-    Parking takes milliseconds, longer than a small step. So a state is parked when the sandbox is idle
-    for a moment, which always happens after the last step of a burst. Within a burst a state is parked
-    only when the work since the last parked state is worth it: it would take long to execute again, or
-    it cannot be repeated exactly because it was interrupted. The cost of parking is measured each time.
+    Parking takes milliseconds, longer than a small step. So a state is parked when the sandbox is
+    idle for a moment, which always happens after the last step of a burst. Within a burst a state
+    is parked only when the work since the last parked state is worth it: it would take long to
+    execute again, or it cannot be repeated exactly because it was interrupted. The cost of parking
+    is measured each time.
     """
 
     def __init__(self) -> None:
@@ -152,7 +154,7 @@ class ParkedForks:
     # start and end --------------------------------------------------------------------------------
 
     def add_fork(self, run_number: int, descriptor: int) -> None:
-        """Take the control socket of a fork that was made at the end of a run; it says hello later."""
+        """Take the control socket of a new fork, which will say hello."""
         try:
             control = socket.socket(fileno=descriptor)
         except OSError:
@@ -248,7 +250,7 @@ class ParkedForks:
     def order_promotion(
         self, run_number: int, generation: int, worker_end: socket.socket
     ) -> Optional[ParkedFork]:
-        """Tell the fork of a run to fork itself as worker `generation`; None if it does not exist."""
+        """Tell the fork of a run, if it exists, to fork itself as worker `generation`."""
         fork = self.by_run.get(run_number)
         if fork is None:
             return None
@@ -265,7 +267,7 @@ class ParkedForks:
         return None
 
     def await_promoted(self, fork: ParkedFork) -> int:
-        """Wait for the worker that a fork was told to make; return its process, or 0 if none came."""
+        """Wait for the worker that a fork was told to make; return its process, or 0."""
         select.select([fork.control_sock], [], [], HELLO_TIMEOUT_S)
         try:
             pid = _receive_hello(fork.control_sock)
@@ -284,7 +286,7 @@ class ParkedForks:
             self.measure_at = max(time.perf_counter() + delay_s, self._measure_not_before)
 
     def measure_memory(self) -> None:
-        """Measure one more process; when all have been measured, drop a fork if they take too much."""
+        """Measure one more process; after the last one, drop a fork if they take too much."""
         started = time.perf_counter()
         pids = [self.worker_pid, *self.pids()]
         unmeasured = [pid for pid in pids if pid not in self._measurements]

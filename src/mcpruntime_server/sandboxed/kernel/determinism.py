@@ -1,13 +1,15 @@
-"""What code observes of chance and of time, so that a run can be replayed.
+"""Makes what code observes of randomness and time repeatable, so that a run can be replayed.
 
-Chance: everything that Python code can draw from (`os.urandom`, `random`, `secrets`, `uuid`, numpy's generators, which
-seed themselves from `secrets`) comes from one stream that a run's seed determines. Recording the seed records it all.
-Time: what the clocks of `time` and `datetime` told the code is recorded by clock, up to a limit; and a recording can be
-told again.
-Both are by thread, as `name@1.2` for the second thread that the first one of the run has started: which of several
-threads comes first is nobody's decision and cannot be repeated.
-Rule: the runtime's own machinery and the parts of the standard library that only wait see the real clocks.
-What this cannot see: C code that reads the system's clock or its randomness by itself.
+Randomness: all that Python code can draw from (`os.urandom`, `random`, `secrets`, `uuid`, and
+numpy's generators, which seed themselves from `secrets`) is one stream that the seed of the run
+determines. So the seed is all that has to be recorded.
+Time: the readings of the clocks in `time` and `datetime` are recorded by clock, up to a limit,
+before the call that may depend on them. A recording can be replayed. Both are separate for each
+thread: `name@1.2` is the second thread that the first thread of the run started. The order in which
+several threads run cannot be repeated.
+
+Rule: the runtime and the parts of the standard library that only wait see the real clocks.
+Limit: C code that reads the system's clock or randomness directly is not covered.
 """
 
 from __future__ import annotations
@@ -20,20 +22,15 @@ import threading
 import time
 from types import ModuleType
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence, Tuple
 
-MAX_READINGS = 10_000  # readings kept of one run; code that reads a clock in a loop is not told apart any further
-CLOCK_NAMES = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
-MONOTONIC_CLOCKS = (
-    "monotonic",
-    "perf_counter",
-    "process_time",
-    "thread_time",
-)  # never run backwards
-PROCESS_CLOCKS = ("process_time", "thread_time")  # begin anew in a copy of the process
-ROUNDING_NS = 1_000  # more than floats of seconds lose
+MAX_READINGS = 10_000  # recorded of one run; later ones are real and not recorded
+PROCESS_CLOCKS = ("process_time", "thread_time")  # start again in a fork of the process
+MONOTONIC_CLOCKS = ("monotonic", "perf_counter", *PROCESS_CLOCKS)
+CLOCK_NAMES = ("time", *MONOTONIC_CLOCKS)
+ROUNDING_NS = 1_000  # more than a float of seconds loses
 WAITING_MODULES = (
     "asyncio",
     "threading",
@@ -54,11 +51,11 @@ class SeededRandomness:
 
     def __init__(self) -> None:
         self._seed = b""
-        self._draws_by_thread: Dict[str, int] = {}  # by thread
+        self._draws_by_thread: Dict[str, int] = {}
         self._lock = threading.Lock()
 
     def reseed(self, seed: str) -> None:
-        """Begin the stream of `seed`; what objects have drawn already stays theirs."""
+        """Start the stream of `seed`; generators that were seeded before are not affected."""
         with self._lock:
             self._seed, self._draws_by_thread = seed.encode(), {}
 
@@ -66,7 +63,7 @@ class SeededRandomness:
         """Return the next `size` bytes."""
         if size < 0:
             raise ValueError("negative argument not allowed")
-        import hashlib  # only now: it loads a cryptographic library, which most runs do not need
+        import hashlib  # loads a cryptographic library, which most runs do not need
 
         with self._lock:
             thread = ThreadNames.current_name()
@@ -76,76 +73,79 @@ class SeededRandomness:
 
 
 class ThreadNames:
-    """Gives each thread a name by the order in which its parent has started its children; "" is the main thread."""
+    """Names each thread by its parent and the number of threads that its parent started before it.
 
-    children_started: ClassVar[Dict[str, int]] = {}  # children, by the name of their parent
+    The main thread has the name "".
+    """
+
+    children_started: ClassVar[Dict[str, int]] = {}  # by the name of the parent
 
     @classmethod
     def current_name(cls) -> str:
-        """Return the name of the thread that asks."""
-        return getattr(threading._active.get(threading.get_ident()), "_observed", "")  # type: ignore[attr-defined]
+        """Return the name of the calling thread."""
+        thread = threading._active.get(threading.get_ident())  # type: ignore[attr-defined]
+        return getattr(thread, "_replay_name", "")
 
     @classmethod
     def install(cls) -> None:
-        """Name the threads that are started from here on."""
+        """Name all threads that are started from now on."""
         start = threading.Thread.start
 
         @functools.wraps(start)
         def named(self: Any) -> None:
             parent = cls.current_name()
             number = cls.children_started[parent] = cls.children_started.get(parent, 0) + 1
-            self._observed = f"{parent}.{number}" if parent else f"@{number}"
+            self._replay_name = f"{parent}.{number}" if parent else f"@{number}"
             start(self)
 
         threading.Thread.start = named  # type: ignore[method-assign]
 
 
 class RecordedClocks:
-    """The clocks that code reads, and what they told it since the last `take`."""
+    """The clocks that code reads, and their readings since the last `take_readings`."""
 
     def __init__(self) -> None:
         self.readings: Dict[str, List[float]] = {}
         self.readings_left = MAX_READINGS
-        self._replayed: Dict[str, List[float]] = {}  # still to be told, the next one last
-        self._floors_ns: Dict[
-            str, int
-        ] = {}  # nanoseconds before which a steady clock must not fall back
-        self._offsets_ns: Dict[
-            str, int
-        ] = {}  # nanoseconds by which a steady clock runs before the real one
+        self._replayed: Dict[str, List[float]] = {}  # readings to replay, the next one last
+        self._floors_ns: Dict[str, int] = {}  # which a monotonic clock must not fall below
+        self._offsets_ns: Dict[str, int] = {}  # of a monotonic clock from the real one
 
     def start_run(self, recorded: Optional[Dict[str, Any]] = None) -> None:
-        """Begin a run: tell it what is `recorded` (name to readings) and then go on with the real clocks."""
+        """Start a run: replay the `recorded` readings, by name, before those of real clocks."""
         self.readings, self.readings_left = {}, MAX_READINGS
         ThreadNames.children_started.clear()
-        told_again = ((name, told) for name, told in (recorded or {}).items() if type(told) is list)
-        known = ((name, told) for name, told in told_again if name.partition("@")[0] in REAL_CLOCKS)
-        self._replayed = {name: told[::-1] for name, told in known if told}
+        self._replayed = {}
+        for name, values in (recorded or {}).items():
+            is_clock = name.partition("@")[0] in REAL_CLOCKS
+            if is_clock and type(values) is list and values:
+                self._replayed[name] = values[::-1]
 
     def take_readings(self) -> Dict[str, List[float]]:
-        """Return what was read since the last time, by clock."""
+        """Return the readings since the last call, by clock."""
         readings, self.readings = self.readings, {}
         return readings
 
     def keep_process_clocks(self) -> None:
-        """Have a copy of this process go on with the process's own clocks where they stand now."""
+        """Let the process's own clocks continue from their present values in a fork of it."""
         for clock in PROCESS_CLOCKS:
-            self._floors_ns[clock] = max(
-                self._floors_ns.get(clock, 0),
-                REAL_CLOCKS[clock + "_ns"]() + self._offsets_ns.get(clock, 0),
-            )
+            now_ns = REAL_CLOCKS[clock + "_ns"]() + self._offsets_ns.get(clock, 0)
+            self._floors_ns[clock] = max(self._floors_ns.get(clock, 0), now_ns)
 
-    def read_clock(self, name: str, frame_depth: int = 2) -> Any:
-        """Return what the clock `name` says; it is recorded unless the caller only waits."""
-        if (self.readings_left <= 0 and not self._replayed) or _is_waiting_module(
-            sys._getframe(frame_depth).f_globals.get("__name__")
-        ):
+    def read_clock(self, name: str) -> Any:
+        """Return a reading of the clock `name` for the caller of the function that calls this.
+
+        It is recorded unless that caller is a module that only waits.
+        """
+        is_done = self.readings_left <= 0 and not self._replayed
+        if is_done or _is_waiting_module(sys._getframe(2).f_globals.get("__name__")):
             return self._read_real_clock(name)
         by_thread = name + ThreadNames.current_name()
         recorded = self._replayed.get(by_thread)
-        value = (
-            self._replay_reading(name, recorded.pop()) if recorded else self._read_real_clock(name)
-        )
+        if recorded:
+            value = self._replay_reading(name, recorded.pop())
+        else:
+            value = self._read_real_clock(name)
         if self.readings_left > 0:
             self.readings_left -= 1
             self.readings.setdefault(by_thread, []).append(value)
@@ -154,27 +154,28 @@ class RecordedClocks:
     def _replay_reading(self, name: str, value: Any) -> Any:
         clock, is_ns = _split_clock_name(name)
         if clock in MONOTONIC_CLOCKS:
-            self._floors_ns[clock] = max(
-                self._floors_ns.get(clock, 0), int(value if is_ns else value * 1e9)
-            )
+            value_ns = int(value if is_ns else value * 1e9)
+            self._floors_ns[clock] = max(self._floors_ns.get(clock, 0), value_ns)
         return value
 
     def _read_real_clock(self, name: str) -> Any:
-        """Return what the real clock says, or what it would if it had run from what was told last."""
+        """Return the real reading, shifted so that a monotonic clock continues from a replay."""
         value = REAL_CLOCKS[name]()
         if not self._floors_ns and not self._offsets_ns:
             return value
         clock, is_ns = _split_clock_name(name)
-        ahead = self._offsets_ns.get(clock, 0)
-        missing = self._floors_ns.pop(clock, 0) - int(value if is_ns else value * 1e9)
-        if missing > ahead:
-            ahead = self._offsets_ns[clock] = missing + ROUNDING_NS
-        return value + (ahead if is_ns else ahead / 1e9)
+        offset_ns = self._offsets_ns.get(clock, 0)
+        missing_ns = self._floors_ns.pop(clock, 0) - int(value if is_ns else value * 1e9)
+        if missing_ns > offset_ns:
+            offset_ns = self._offsets_ns[clock] = missing_ns + ROUNDING_NS
+        return value + (offset_ns if is_ns else offset_ns / 1e9)
 
 
 def _split_clock_name(name: str) -> Tuple[str, bool]:
-    """Return the clock that the function `name` reads, and whether it does so in nanoseconds."""
-    return (name[:-3], True) if name.endswith("_ns") else (name, False)
+    """Return the clock that the function `name` reads, and whether it returns nanoseconds."""
+    if name.endswith("_ns"):
+        return name[: -len("_ns")], True
+    return name, False
 
 
 def _is_waiting_module(module: Optional[str]) -> bool:
@@ -182,17 +183,17 @@ def _is_waiting_module(module: Optional[str]) -> bool:
 
 
 def install_determinism() -> Tuple[SeededRandomness, RecordedClocks]:
-    """Put this process's chance and clocks under observation; before user code, once."""
-    chance, clocks = SeededRandomness(), RecordedClocks()
+    """Replace this process's randomness and clocks; once, before user code runs."""
+    randomness, clocks = SeededRandomness(), RecordedClocks()
     ThreadNames.install()
-    os.urandom = chance.urandom
+    os.urandom = randomness.urandom
     if hasattr(os, "getrandom"):
-        os.getrandom = lambda size, flags=0: chance.urandom(size)
+        os.getrandom = lambda size, flags=0: randomness.urandom(size)
     _patch_time(clocks)
     ImportHooks.run_after_import("random", _patch_random)
     ImportHooks.run_after_import("uuid", _patch_uuid)
     ImportHooks.run_after_import("datetime", lambda module: _patch_datetime(module, clocks))
-    return chance, clocks
+    return randomness, clocks
 
 
 def _patch_time(clocks: RecordedClocks) -> None:
@@ -246,7 +247,7 @@ def _patch_uuid(module: Any) -> None:
 
 
 def _patch_datetime(module: Any, clocks: RecordedClocks) -> None:
-    """Replace the methods that read the clock in the types themselves, which stay what they are."""
+    """Replace methods inside the types, so that the types stay the same objects."""
     utc = module.timezone.utc
 
     def now(cls: Any, tz: Any = None) -> Any:
@@ -266,7 +267,7 @@ def _patch_datetime(module: Any, clocks: RecordedClocks) -> None:
 
 
 def _replace_methods(cls: type, methods: Dict[str, Any]) -> None:
-    """Set attributes of a built-in type, which has no other way to be told."""
+    """Set attributes of a built-in type, which `setattr` refuses."""
     import ctypes
 
     namespace = gc.get_referents(cls.__dict__)[0]
@@ -275,13 +276,13 @@ def _replace_methods(cls: type, methods: Dict[str, Any]) -> None:
 
 
 class ImportHooks:
-    """Runs a function right after a module is first imported, or now if it has been."""
+    """A finder that runs functions right after modules have been imported for the first time."""
 
     pending_hooks: ClassVar[Dict[str, Callable[[ModuleType], None]]] = {}
 
     @classmethod
     def run_after_import(cls, name: str, function: Callable[[ModuleType], None]) -> None:
-        """Have `function(module)` run as soon as there is a module `name`."""
+        """Call `function(module)` after the module is first imported, or now if it has been."""
         if name in sys.modules:
             function(sys.modules[name])
             return
@@ -293,7 +294,7 @@ class ImportHooks:
     def find_spec(
         cls, name: str, path: Optional[Sequence[str]] = None, target: Optional[ModuleType] = None
     ) -> Any:
-        """Find the module as the others would, and have its loader call the function afterwards."""
+        """Find the module with the other finders; let its loader call the function afterwards."""
         function = cls.pending_hooks.pop(name, None)
         if function is None:
             return None

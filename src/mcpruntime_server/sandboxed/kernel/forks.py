@@ -1,12 +1,14 @@
-"""Copies of the worker: parked beside it as it was at the end of a run, and woken to be the worker themselves.
+"""Forks of the worker: parked in the state at the end of a run, and promoted later.
 
-Worker -> intermediate -> parked copy: the intermediate ends at once, so that the copy is no child of the worker's; the
-worker does not wait for it, but collects it before any code of the user's could. A parked copy runs nothing. It waits
-on its control socket, whose other end the supervisor holds; each time it is woken it copies itself in the same way, and
-so stays what it is. The end of its socket is its own end.
-Rule 1: what cannot be in two processes at once (threads, children, pipes, locks) keeps a worker from being parked.
-Rule 2: no code of the user's runs because of a fork of ours: signals are held, hooks are passed over.
-Rule 3: what is needed of `os` is bound before user code can change it.
+The worker forks an intermediate process, which forks the parked one and exits. So the parked fork
+is not a child of the worker; the supervisor adopts it. The worker does not wait for the
+intermediate process, but reaps it before user code can see it. A parked fork runs nothing: it waits
+on its control socket, whose other end the supervisor holds, and exits when that closes. To promote
+it means that it forks itself in the same way, so a checkpoint never changes.
+
+Rule 1: what cannot exist in two processes (threads, children, pipes, locks) prevents parking.
+Rule 2: a fork of the runtime runs no user code: signals are blocked, fork hooks are skipped.
+Rule 3: what this module needs of `os` is bound before user code can change it.
 """
 
 from __future__ import annotations
@@ -60,35 +62,26 @@ from time import sleep
 from ...protocol import wire
 from .processes import MAX_OOM_SCORE, set_oom_score
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Set, Tuple
 
-HELLO_BYTE = b"\n"  # what a copy says when it stands; the supervisor takes its process number from the socket, not from it
-ORDER_BYTES = (
-    8  # bytes of the order to wake: the number of the new worker; its socket comes with it
-)
-ALL_SIGNALS = [
-    number for number in range(1, 65) if number not in (32, 33)
-]  # those two are the C library's own
-KEPT_OPEN_FLAGS = (
-    O_ACCMODE | O_APPEND | O_NONBLOCK | O_SYNC
-)  # what a descriptor opened anew keeps of its flags
-ORPHAN_POLL_S = 0.0001  # between two looks whether the intermediate is gone
+HELLO_BYTE = b"\n"  # a fork sends it when it is ready
+ORDER_BYTES = 8  # the order to promote: the number of the new worker; its socket comes with it
+ALL_SIGNALS = [number for number in range(1, 65) if number not in (32, 33)]  # 32, 33: the C library
+KEPT_OPEN_FLAGS = O_ACCMODE | O_APPEND | O_NONBLOCK | O_SYNC
+ORPHAN_POLL_S = 0.0001
 
-# what can be parked -------------------------------------------------------------------------------
+# obstacles ----------------------------------------------------------------------------------------
 
 
 def find_park_obstacle(runtime_descriptors: Set[int], workspace: str) -> Tuple[str, Dict[int, int]]:
-    """Return what keeps this process from being parked ("": nothing), and where it is in its open files.
-
-    `own` are the descriptors that are the runtime's.
-    """
-    places: Dict[int, int] = {}
+    """Return why this process cannot be parked ("": it can), and the offsets of its open files."""
+    offsets: Dict[int, int] = {}
     if len(listdir("/proc/self/task")) > 1:
-        return "threads are running", places
+        return "threads are running", offsets
     if reap_intermediate() and _has_children():
-        return "child processes are running, or have not been waited for", places
+        return "child processes are running, or have not been waited for", offsets
     targets = _list_descriptors()
     ours = {targets.get(fd) for fd in runtime_descriptors}
     for fd, target in targets.items():
@@ -96,9 +89,11 @@ def find_park_obstacle(runtime_descriptors: Set[int], workspace: str) -> Tuple[s
             continue
         reason = _descriptor_obstacle(fd, target)
         if reason:
-            return f"{reason} (descriptor {fd})", places
-        places[fd] = lseek(fd, 0, SEEK_CUR)
-    return "memory is shared with other processes" if _has_shared_memory(workspace) else "", places
+            return f"{reason} (descriptor {fd})", offsets
+        offsets[fd] = lseek(fd, 0, SEEK_CUR)
+    if _has_shared_memory(workspace):
+        return "memory is shared with other processes", offsets
+    return "", offsets
 
 
 def _has_children() -> bool:
@@ -110,24 +105,25 @@ def _has_children() -> bool:
 
 
 def _list_descriptors() -> Dict[int, str]:
-    """Return what each open descriptor refers to, as the system names it."""
+    """Return what each open descriptor refers to, in the words of /proc."""
     found = {}
     for name in listdir("/proc/self/fd"):
         try:
             found[int(name)] = readlink("/proc/self/fd/" + name)
         except OSError:
-            pass  # the one that listed them
+            pass  # the descriptor that `listdir` used
     return found
 
 
 def _descriptor_obstacle(fd: int, target: str) -> str:
-    """Return why a descriptor of the code's cannot be in two processes, or nothing.
+    """Return why a descriptor of user code cannot be in two processes, or "".
 
-    A copy would keep the other end of a pipe from its end of file, and a lock from being free.
+    A second holder would keep a pipe from reaching its end of file and a lock from being released.
     """
     if not target.startswith("/"):
         kind, _, detail = target.partition(":")
-        return f"a {detail.strip('[]') if kind == 'anon_inode' else kind} is open"
+        name = detail.strip("[]") if kind == "anon_inode" else kind
+        return f"a {name} is open"
     if target.startswith("/memfd:"):
         return "shared memory is open"
     try:
@@ -138,7 +134,7 @@ def _descriptor_obstacle(fd: int, target: str) -> str:
 
 
 def _has_shared_memory(workspace: str) -> bool:
-    """Return whether memory that can be written is shared, other than workspace files, which are restored."""
+    """Return whether writable memory is shared, except that of workspace files."""
     if "mmap" not in sys.modules:
         return False
     allowed = workspace.encode() + b"/"
@@ -151,30 +147,30 @@ def _has_shared_memory(workspace: str) -> bool:
 def _read_file(path: str) -> bytes:
     fd = open(path, os.O_RDONLY | O_CLOEXEC)
     try:
-        pieces: List[bytes] = []
+        chunks: List[bytes] = []
         while True:
-            piece = read(fd, 1 << 16)
-            if not piece:
-                return b"".join(pieces)
-            pieces.append(piece)
+            chunk = read(fd, 1 << 16)
+            if not chunk:
+                return b"".join(chunks)
+            chunks.append(chunk)
     finally:
         close(fd)
 
 
-# parking and waking -------------------------------------------------------------------------------
+# parking and promotion ----------------------------------------------------------------------------
 
 
 class _ForkState:
-    """What is under way: a fork of ours, and the end of an intermediate, by its process number."""
+    """Whether the runtime is forking, and the intermediate process that has not been reaped yet."""
 
     is_forking = False
     intermediate_pid = 0
 
 
 def install_guards() -> None:
-    """Keep what is done here from code of the user's: hooks that it registers for forks, and waiting for any child.
+    """Hide the runtime's forks from fork hooks and from functions that wait for a child.
 
-    `random` for one registers itself, and would be seeded anew in a copy.
+    Among the hooks is that of `random`, which would seed itself anew in the fork.
     """
     register = os.register_at_fork
 
@@ -210,27 +206,29 @@ def _reap_first(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reap_intermediate(options: int = 0) -> bool:
-    """Collect the intermediate; with WNOHANG, return whether that is done."""
+    """Reap the intermediate process; return whether it is gone, which WNOHANG does not wait for."""
     if _ForkState.intermediate_pid:
         try:
             if waitpid(_ForkState.intermediate_pid, options)[0] == 0:
                 return False
         except ChildProcessError:
-            pass  # the code ignores SIGCHLD, and the system has collected it
+            pass  # user code ignores SIGCHLD, so the system has reaped it
         _ForkState.intermediate_pid = 0
     return True
 
 
 def park_fork(sock: Any, run_number: int, oom_score: int) -> int:
-    """Park a copy of this process and tell the supervisor, which `sock` leads to; raises OSError where none can be.
+    """Park a fork of this process and tell the supervisor over `sock`.
 
-    Returns 0 in this process. In each process that the copy is later woken as, which has `sock` lead to the
-    supervisor anew, it returns that worker's number.
+    Raises OSError if that fails.
+
+    Returns 0 in this process. It also returns in each process that is promoted from the fork, with
+    the number of that worker; there `sock` is connected to the supervisor anew.
     """
     theirs, ours = socketpair()
-    theirs.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)  # so that the kernel says who speaks
+    theirs.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)  # the Linux kernel names the sender
     collects = gc.isenabled()
-    gc.disable()  # no finaliser of the code's is to run in a parked copy
+    gc.disable()  # a parked fork must not run finalisers of user code
     mask = pthread_sigmask(SIG_SETMASK, ALL_SIGNALS)
     try:
         if _fork_detached():
@@ -255,7 +253,7 @@ def _announce_fork(sock: Any, run_number: int, theirs: socket) -> None:
 
 
 def _fork_detached() -> bool:
-    """Copy this process so that the copy is the supervisor's child; return whether this is the copy."""
+    """Fork so that the supervisor becomes the parent; return whether this is the fork."""
     _ForkState.is_forking = True
     try:
         _ForkState.intermediate_pid = fork()
@@ -265,7 +263,7 @@ def _fork_detached() -> bool:
             intermediate = getpid()
             if fork():
                 _exit(0)
-        except BaseException:  # noqa: BLE001 - this process must go no further
+        except BaseException:  # noqa: BLE001 - the intermediate process must not continue
             _exit(1)
         while getppid() == intermediate:
             sleep(ORPHAN_POLL_S)
@@ -275,16 +273,19 @@ def _fork_detached() -> bool:
 
 
 def _drop_sigchld() -> None:
-    """Keep a handler of the code's from hearing of a child that was ours."""
+    """Discard the SIGCHLD of the intermediate process before a handler of user code gets it."""
     handler = getsignal(SIGCHLD)
     if callable(handler):
         reap_intermediate()
-        signal(SIGCHLD, SIG_IGN)  # drops the signal that waits
+        signal(SIGCHLD, SIG_IGN)  # discards the pending signal
         signal(SIGCHLD, handler)
 
 
 def _serve_parked_fork(control: socket, control_number: int, oom_score: int) -> int:
-    """Be a parked copy, with the control socket as descriptor `number`; returns in the copies of it that are woken."""
+    """Be a parked fork; returns only in the processes that are promoted from it.
+
+    The control socket becomes descriptor `control_number`.
+    """
     try:
         setsid()
         set_oom_score(oom_score)
@@ -305,46 +306,46 @@ def _serve_parked_fork(control: socket, control_number: int, oom_score: int) -> 
         dup2(fd, control_number, False)
         close(fd)
         return generation
-    except BaseException:  # noqa: BLE001 - a copy that fails must not go on as the worker
+    except BaseException:  # noqa: BLE001 - a parked fork that fails must not continue as the worker
         _exit(wire.BROKEN_EXIT_CODE)
 
 
 def _receive_order(control: socket) -> Tuple[int, int]:
-    """Wait for the order to wake; return the number of the new worker and the socket that it is to have."""
+    """Wait for the order to promote; return the number of the new worker and its socket."""
     data, ancillary, _, _ = control.recvmsg(ORDER_BYTES, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
     if len(data) < ORDER_BYTES or not ancillary:
         _exit(0)
     return int.from_bytes(data, "big"), int.from_bytes(ancillary[0][2][:4], sys.byteorder)
 
 
-# being the worker again ---------------------------------------------------------------------------
+# after a promotion --------------------------------------------------------------------------------
 
 
 def reopen_files(offsets: Dict[int, int]) -> None:
-    """Open each file anew where it was, so that reading on in one copy moves no other."""
-    for fd, place in offsets.items():
+    """Open each file again at its offset, so that reading it in one process moves no other."""
+    for fd, offset in offsets.items():
         try:
             own = open(f"/proc/self/fd/{fd}", (fcntl(fd, F_GETFL) & KEPT_OPEN_FLAGS) | O_CLOEXEC)
             dup2(own, fd, get_inheritable(fd))
             close(own)
         except OSError:
-            pass  # it may not be opened any more: what it shares has to do
+            pass  # permission is gone: it keeps the shared offset
         try:
-            lseek(fd, place, SEEK_SET)
+            lseek(fd, offset, SEEK_SET)
         except OSError:
             pass
 
 
 def event_loop_descriptors(loop: Any) -> Set[int]:
-    """Return the descriptors that an event loop needs for itself."""
+    """Return the descriptors that an event loop uses internally."""
     try:
         return {loop._selector.fileno(), loop._ssock.fileno(), loop._csock.fileno()}
     except AttributeError:
-        return set()  # none, or of another make
+        return set()  # no loop, or one of another implementation
 
 
 def renew_event_loop(loop: Any) -> None:
-    """Give an event loop a selector and a pipe to itself of its own: those that it has are shared by all copies."""
+    """Give an event loop a new selector and wake-up pipe; all forks share the present ones."""
     if not event_loop_descriptors(loop) or loop.is_closed():
         return
     heard = loop._csock.fileno()

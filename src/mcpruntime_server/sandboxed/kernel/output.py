@@ -1,4 +1,4 @@
-"""What a worker prints, on its way through the supervisor."""
+"""The output of a worker on its way through the supervisor: bounded, coalesced, never lost."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from ...protocol import wire
 from . import processes
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Callable, Dict, Optional
 
-COALESCE_S = 0.01  # after one piece of output, the next is held back this long, to be sent together
+COALESCE_S = 0.01  # output that follows within this time is sent together
 READ_BYTES = 64 * 1024
-MAX_DRAIN_READS = 2  # reads that empty a pipe of the usual size; more would let a child that prints on hold everything up
-MAX_IDLE_BYTES = 64 * 1024  # bytes kept of what background threads print between two runs
+MAX_DRAIN_READS = 2  # enough for a full pipe; a child that prints on must not hold everything up
+MAX_IDLE_BYTES = 64 * 1024  # kept of what background threads print between two runs
 
 
 class OutputPipe:
-    """One of the worker's output streams: bounded, coalesced, and never lost."""
+    """One output stream of the worker."""
 
     def __init__(self, name: str, max_bytes: int) -> None:
         self.name = name
@@ -32,7 +32,7 @@ class OutputPipe:
         self.bytes_left = MAX_IDLE_BYTES
 
     def read_available(self, max_reads: int = 1) -> None:
-        """Take what is in the pipe, with so many reads at most; beyond the limit it is counted and dropped."""
+        """Read what is in the pipe; what exceeds the limit is dropped and counted."""
         for _ in range(max_reads):
             try:
                 data = os.read(self.read_end, READ_BYTES)
@@ -46,7 +46,7 @@ class OutputPipe:
                 return
 
     def take_message(self, run_number: int) -> Optional[wire.Output]:
-        """Return what is held as a message, or None if there is nothing to say."""
+        """Return the buffered output as a message, if there is any, and empty the buffer."""
         if not self.buffer and not self.dropped_bytes:
             return None
         message = wire.Output(run_number, self.name, self.dropped_bytes, bytes(self.buffer))
@@ -56,30 +56,30 @@ class OutputPipe:
 
 
 class OutputStreams:
-    """Both streams of the worker's, as messages in the order in which they came."""
+    """Both output streams of the worker."""
 
     def __init__(self, max_bytes: int, send_to_host: Callable[[wire.Message], None]) -> None:
         self.pipes = [OutputPipe("stdout", max_bytes), OutputPipe("stderr", max_bytes)]
         self.by_descriptor: Dict[int, OutputPipe] = {pipe.read_end: pipe for pipe in self.pipes}
         self.run_number = 0
-        self.flush_at = 0.0  # when held output is due; 0 while none is held back
-        self._last_sent_at = 0.0  # when output was sent last
+        self.flush_at = 0.0  # when buffered output is due; 0: there is none
+        self._last_sent_at = 0.0
         self._send_to_host = send_to_host
 
     def start_run(self, run_number: int) -> None:
-        """Count what is printed from here on to run `run`."""
+        """Attribute what is printed from now on to a run."""
         self.run_number = run_number
         for pipe in self.pipes:
             pipe.bytes_left = pipe.max_bytes
 
     def finish_run(self) -> None:
-        """Keep what is printed from here on for the next run."""
+        """Keep what is printed from now on for the next run."""
         self.run_number = 0
         for pipe in self.pipes:
             pipe.bytes_left = MAX_IDLE_BYTES
 
     def handle_readable(self, descriptor: int) -> None:
-        """Take output from a pipe; the first piece goes out at once, what follows closely is sent together."""
+        """Read a pipe. The first output is sent at once, what follows closely is sent together."""
         pipe = self.by_descriptor[descriptor]
         pipe.read_available()
         if not self.run_number:
@@ -91,13 +91,13 @@ class OutputStreams:
             self.flush_at = self._last_sent_at + COALESCE_S
 
     def send_available(self) -> None:
-        """Send all that was printed up to now."""
+        """Send everything that has been printed up to now."""
         for pipe in self.pipes:
             pipe.read_available(MAX_DRAIN_READS)
         self.send_buffered()
 
     def send_buffered(self) -> None:
-        """Send all output that is held back."""
+        """Send everything that has been read."""
         self.flush_at = 0.0
         for pipe in self.pipes:
             message = pipe.take_message(self.run_number)
@@ -106,5 +106,5 @@ class OutputStreams:
                 self._send_to_host(message)
 
     def add_warning(self, problem: str) -> None:
-        """Have the next run's stderr begin with `problem`."""
+        """Put `problem` at the beginning of the next run's stderr."""
         self.pipes[1].buffer += f"mcpruntime: {problem}\n".encode("utf-8", "backslashreplace")

@@ -1,6 +1,6 @@
-"""Processes and descriptors as the supervisor handles them: making, finding, killing, collecting, limiting.
+"""Processes and descriptors: fork, find, kill, reap and limit them.
 
-Nothing here knows the wire or what a worker is.
+This module knows neither the wire nor what a worker is.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import signal
 import sys
 import time
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Set
 
-MIN_RUNTIME_FD = (
-    200  # our own descriptors are kept above the numbers that user code gets or guesses
-)
-MAX_FORK_ATTEMPTS = 500  # times 10 ms: while killed processes are being reaped, none can be made
-MAX_KILL_ROUNDS = 200  # passes over processes that may go on forking meanwhile
-MAX_OOM_SCORE = 1000  # the OOM score that no other exceeds
+MIN_RUNTIME_FD = 200  # above the numbers that user code gets or guesses
+MAX_FORK_ATTEMPTS = 500  # every 10 ms, while killed processes still count towards the limit
+MAX_KILL_ROUNDS = 200  # the processes may fork between two rounds
+MAX_OOM_SCORE = 1000
 
 
 def fork_with_retry(reap: Callable[[], Any]) -> int:
-    """Fork, waiting for room where a process limit is reached; `reap` makes some."""
+    """Fork; at the process limit, `reap` dead children and try again."""
     for _ in range(MAX_FORK_ATTEMPTS):
         try:
             return os.fork()
@@ -35,7 +33,7 @@ def fork_with_retry(reap: Callable[[], Any]) -> int:
 
 
 def move_fd_high(fd: int) -> int:
-    """Move `fd` above the numbers that user code gets, closed in programs that it starts."""
+    """Move `fd` above the numbers that user code gets, and let `exec` close it."""
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, MIN_RUNTIME_FD)
     os.close(fd)
     return high
@@ -51,7 +49,7 @@ def read_oom_score() -> int:
 
 
 def set_oom_score(score: int) -> None:
-    """Say how readily the OOM killer is to choose this process: the worker first, then copies, then the supervisor."""
+    """Set how readily the OOM killer chooses this process."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(score))
@@ -60,7 +58,7 @@ def set_oom_score(score: int) -> None:
 
 
 def is_child(pid: int) -> bool:
-    """Return whether `pid` is a child of this process, alive or not collected: nobody else can have its number."""
+    """Return whether `pid` is a child of this process that runs or has not been reaped."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except OSError:
@@ -69,27 +67,28 @@ def is_child(pid: int) -> bool:
 
 
 def is_dead(pid: int) -> bool:
+    """Return whether a child is dead and not reaped yet."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def reap_children(spared_pid: int = 0) -> List[int]:
-    """Collect dead children other than `keep`, which is left to be buried; return which."""
-    collected: List[int] = []
+    """Reap dead children until there is none or `spared_pid` is next; return their pids."""
+    reaped: List[int] = []
     while True:
         try:
             dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            return collected
+            return reaped
         if dead is None or dead.si_pid == spared_pid:
-            return collected
+            return reaped
         os.waitpid(dead.si_pid, 0)
-        collected.append(dead.si_pid)
+        reaped.append(dead.si_pid)
 
 
 def kill_until_gone(
     list_pids: Callable[[], List[int]], reap: Callable[[], Any], spared: Set[int]
 ) -> None:
-    """Kill the processes that `listed` finds until only `spared` ones are left; they may go on forking meanwhile."""
+    """Kill the listed processes except `spared`, repeatedly, because they may still fork."""
     for _ in range(MAX_KILL_ROUNDS):
         found = [pid for pid in list_pids() if pid not in spared]
         if not found:
@@ -100,23 +99,23 @@ def kill_until_gone(
 
 
 def stop_fork_bomb(max_processes: int, reap: Callable[[], Any], spared: Set[int]) -> None:
-    """Where there are so many processes besides `spared` that nothing else can start, kill those."""
+    """Kill all processes except `spared` if there are so many that others can hardly start."""
     if len(set(other_pids()) - spared) > max_processes * 3 // 4:
         kill_until_gone(other_pids, reap, spared)
 
 
 def kill_others(spared: Set[int]) -> None:
-    """Kill every process of this namespace but its init, this one and `spared` ones."""
+    """Kill every process of this namespace except its init, this one and `spared`."""
     if not spared:
         send_signal(-1, signal.SIGKILL)
         return
-    send_signal(-1, signal.SIGSTOP)  # all at once, so that none forks while they are listed
+    send_signal(-1, signal.SIGSTOP)  # so that none forks while they are listed
     for pid in other_pids():
         send_signal(pid, signal.SIGCONT if pid in spared else signal.SIGKILL)
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Send a signal, whether or not there is anybody to get it."""
+    """Send a signal; a process that does not exist is ignored."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -124,35 +123,35 @@ def send_signal(pid: int, number: int) -> None:
 
 
 def other_pids() -> List[int]:
-    """Return every process of this namespace but its init and this one."""
-    return [
-        int(entry)
-        for entry in os.listdir("/proc")
-        if entry.isdigit() and entry not in ("1", str(os.getpid()))
-    ]
+    """Return every process of this namespace except its init and this one."""
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [pid for pid in pids if pid not in (1, os.getpid())]
 
 
 def descendant_pids() -> List[int]:
-    """Return every process below this one, which adopts orphans."""
-    parents: Dict[int, List[int]] = {}
-    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue
-            parents.setdefault(parent, []).append(int(entry))
+    """Return every process below this one."""
+    if not os.path.isdir("/proc"):
+        return []  # not Linux
+    children: Dict[int, List[int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                parent = int(file.read().rpartition(b")")[2].split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+        children.setdefault(parent, []).append(int(entry))
     found: List[int] = []
-    level = parents.get(os.getpid(), [])
+    level = children.get(os.getpid(), [])
     while level:
         found += level
-        level = [child for pid in level for child in parents.get(pid, [])]
+        level = [child for pid in level for child in children.get(pid, [])]
     return found
 
 
 def become_subreaper() -> None:
-    """Become the parent of every descendant whose own parent dies, so that none escapes `descendants`."""
+    """Become the parent of every orphan below this process, so that `descendant_pids` finds it."""
     if sys.platform != "linux":
         return
     import ctypes
@@ -174,9 +173,10 @@ def apply_resource_limits(limits: Dict[str, Any]) -> None:
 
 
 def describe_exit(status: int, kill_reason: str, broken_exit_code: int) -> str:
-    """Return one sentence on how an interpreter ended; `kill_reason` is why it was killed, if it was by us.
+    """Return one sentence on how an interpreter ended.
 
-    `broken` is the exit code by which one says that it cannot go on.
+    `kill_reason` says why the runtime killed it, if it did. An interpreter that user code has
+    damaged exits with `broken_exit_code`.
     """
     if not os.WIFSIGNALED(status):
         code = os.WEXITSTATUS(status)

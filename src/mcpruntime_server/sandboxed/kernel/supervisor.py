@@ -1,10 +1,11 @@
-"""The process that owns the link to the host, starts the worker and outlives it. It never runs user code.
+"""The process that owns the link to the host and outlives the worker. It never runs user code.
 
-The process tree is `init` -> supervisor -> worker. The worker's fds 1 and 2 are pipes that the supervisor
-reads (`output`), so that output of child processes arrives like any other: in order, bounded, never lost.
-The supervisor forwards whole frames without reading them, notices the worker's death, starts the next one,
-and reports after each run which workspace files changed (`workspace`); no shared file system is needed.
-It keeps the parked forks of the worker and promotes one of them when the host asks for it (`checkpoints`).
+The process tree is `init` -> supervisor -> worker. The worker's fds 1 and 2 are pipes that the
+supervisor reads (`output`), so that output of child processes arrives like any other: in order,
+bounded, never lost. The supervisor forwards whole frames without reading them, notices the worker's
+death, starts the next one, and reports after each run which workspace files changed (`workspace`);
+no shared file system is needed. It keeps the parked forks of the worker and promotes one of them
+when the host asks for it (`checkpoints`).
 
 Rule 1: one thread, one `poll` loop.
 Rule 2: nothing that the worker sends is trusted. Only what it may send at this moment is forwarded;
@@ -62,7 +63,7 @@ class HostConnection:
         self._frames = wire.FrameSplitter()
 
     def receive(self) -> List[Tuple[int, bytes]]:
-        """Return (type code, frame) of the next frames; raises EOFError when the host closes the link."""
+        """Return (type code, frame) of the next frames; raises EOFError at the end of the link."""
         data = os.read(self.read_end, wire.CHUNK_BYTES)
         if not data:
             raise EOFError
@@ -74,7 +75,7 @@ class HostConnection:
         self._write(wire.encode_message(message))
 
     def send_soon(self, message: wire.Message) -> None:
-        """Send a message together with the next one, or after a moment: that wakes the host once."""
+        """Send a message along with the next one, or after HOLD_S, to wake the host only once."""
         self.protocol.send(message)
         self._held += wire.encode_message(message)
         self.flush_at = self.flush_at or time.perf_counter() + HOLD_S
@@ -272,7 +273,7 @@ class Supervisor:
         self.worker.send(wire.encode_message(wire.Reply(call.call_id, None, error)))
 
     def _finish_run(self, done: bytes) -> None:
-        """Send what belongs before `RunDone`, then that; file content follows while the sandbox is idle."""
+        """Send `RunDone` and what belongs before it; file content follows while idle."""
         if not self.run_number:
             return  # forged
         duration_s = time.perf_counter() - self.run_started_at
@@ -411,7 +412,7 @@ class Supervisor:
     # the loop -------------------------------------------------------------------------------------
 
     def serve(self, frames: List[Tuple[int, bytes]]) -> None:
-        """Handle `frames`, which arrived with the first message, then route until the link closes."""
+        """Handle `frames`, which arrived with `Setup`, then route until the link closes."""
         self.start_worker()
         python_version = sys.version.split()[0]
         ready = wire.Ready(

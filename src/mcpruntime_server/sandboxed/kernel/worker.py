@@ -1,8 +1,11 @@
-"""The worker: one interpreter, one namespace, one run at a time. User code lives in this process.
+"""The worker: the process that runs user code. One interpreter, one namespace, one run at a time.
 
-It is forked from the supervisor and speaks with it over a socket (`channel`). What user code prints goes into pipes on
-fds 1 and 2 that the supervisor drains, so that output of C code and of child processes arrives like everybody's.
-Rule: whatever user code raises, closes or leaves behind, `serve` sends exactly one `Done` a run and waits for the next.
+The supervisor forks it and talks to it over a socket (`worker_channel`). Its fds 1 and 2 are pipes
+that the supervisor reads, so that output of C code and of child processes arrives in the same way
+as `print`.
+
+Rule: whatever user code raises, closes or leaves behind, `serve` sends exactly one `RunDone` for
+each run and then waits for the next one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import socket
 import sys
 import types
 from select import select
-from time import perf_counter, process_time  # the real ones: `observe` replaces those in the module
+from time import perf_counter, process_time  # bound before `determinism` replaces them in `time`
 
 from ...protocol import wire
 from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error, present_value
@@ -25,13 +28,14 @@ from ..library import knowledge, models, planned, skills, tools
 from . import determinism, forks
 from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Set, Tuple
 
 PARSE_FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
-REAP_POLL_S = 0.002  # between two looks whether a process that has little left to do is gone
-TASK_CLEANUP_S = 1.0  # how long the tasks of an interrupted run get to finish their clean-up
+CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; importing `inspect` is slow
+REAP_POLL_S = 0.002
+TASK_CLEANUP_S = 1.0  # for the tasks of an interrupted run
 
 
 class Worker:
@@ -55,13 +59,13 @@ class Worker:
         self.usage_meter = UsageMeter()
         self.interrupts = InterruptHandler()
         self.channel = WorkerChannel(sock, self.interrupts, generation, self.clocks)
-        self.pending_sources: Dict[str, Any] = {}  # of code, until `linecache` is imported
+        self.pending_sources: Dict[str, Any] = {}  # entries for `linecache` until it is imported
         determinism.ImportHooks.run_after_import(
             "linecache", lambda module: module.cache.update(self.pending_sources)
         )
         self.has_inputs = False
         self.event_loop: Any = None
-        self.run_task: Any = None  # the run's, while it awaits something
+        self.run_task: Any = None  # of a run that awaits something
         self.workspace = os.getcwd()
         self.source_prefixes = (STEP_FILE_PREFIX, SKILL_FILE_PREFIX, self.workspace)
         self.main_module = types.ModuleType("__main__")
@@ -73,15 +77,14 @@ class Worker:
         self.main_module.__dict__["knowledge"] = knowledge.install_knowledge()
         builtins.input = _refuse_input
         if hasattr(os, "sched_getaffinity"):
-            os.cpu_count = lambda: len(
-                os.sched_getaffinity(0)
-            )  # the host's, else, whatever the container may use
+            # The original returns the host's number, whatever the container may use.
+            os.cpu_count = lambda: len(os.sched_getaffinity(0))
         sys.stdin = _UnreadableStdin()
         forks.install_guards()
         self.reset_streams()
 
     def reset_streams(self) -> None:
-        """Point fds 1 and 2, sys.stdout and sys.stderr at the supervisor's pipes, whatever earlier code did to them."""
+        """Connect fds 1 and 2, sys.stdout and sys.stderr to the pipes, as code may change them."""
         for fd, name in ((1, "stdout"), (2, "stderr")):
             if not _is_same_file(fd, self.output_pipes[fd]):
                 os.dup2(self.output_pipes[fd], fd)
@@ -96,21 +99,21 @@ class Worker:
             setattr(sys, f"__{name}__", stream)
 
     def serve(self) -> None:
-        """Run what the host sends until it closes the channel; never returns."""
+        """Handle commands until the supervisor closes the channel; never returns."""
         while True:
             self.await_intermediate()
             message = self.channel.receive_command()
             if isinstance(message, wire.Execute):
                 try:
                     done = self.execute_run(message)
-                except BaseException:  # noqa: BLE001 - code broke what this module needs: a fresh start helps
+                except BaseException:  # noqa: BLE001 - user code damaged what this module needs
                     os._exit(wire.BROKEN_EXIT_CODE)
                 self.channel.send(done)
             elif isinstance(message, wire.Park):
                 self.park_fork(message.run_number)
 
     def await_intermediate(self) -> None:
-        """Clear up after a fork, unless a command comes first."""
+        """Reap the intermediate process of the last fork, unless a command arrives first."""
         while (
             not forks.reap_intermediate(os.WNOHANG)
             and not select([self.channel.sock], [], [], REAP_POLL_S)[0]
@@ -118,25 +121,28 @@ class Worker:
             pass
 
     def park_fork(self, run_number: int) -> None:
-        """Leave a copy of this process behind, or say why there is none; the copies of it that are woken return too."""
+        """Leave a parked fork of this process behind, or report why that is impossible.
+
+        Also returns in each process that is later promoted from that fork.
+        """
         generation = 0
         try:
-            reason, places = forks.find_park_obstacle(self.runtime_descriptors(), self.workspace)
+            reason, offsets = forks.find_park_obstacle(self.runtime_descriptors(), self.workspace)
             if not reason:
                 self.clocks.keep_process_clocks()
                 generation = forks.park_fork(self.channel.sock, run_number, self.parked_score)
-        except Exception as exc:  # noqa: BLE001 - code may have changed anything; its run is over and told
-            reason = f"the interpreter could not be copied: {exc}"
+        except Exception as exc:  # noqa: BLE001 - user code may have changed anything
+            reason = f"the interpreter could not be forked: {exc}"
         if reason:
             self.channel.send(wire.ParkFailed(run_number, reason))
         elif generation:
             try:
-                self.reinitialize(generation, places)
-            except BaseException:  # noqa: BLE001 - half a worker is none
+                self.reinitialize(generation, offsets)
+            except BaseException:  # noqa: BLE001 - must not continue half initialised
                 os._exit(wire.BROKEN_EXIT_CODE)
 
     def runtime_descriptors(self) -> Set[int]:
-        """Return the descriptors of this process that are the runtime's."""
+        """Return the descriptors of this process that belong to the runtime."""
         return {
             1,
             2,
@@ -147,7 +153,7 @@ class Worker:
         }
 
     def reinitialize(self, generation: int, file_offsets: Dict[int, int]) -> None:
-        """Go on as worker number `generation` in a copy of the process that this was."""
+        """Continue as worker `generation` in a promoted fork of the process that this was."""
         self.pid = os.getpid()
         self.usage_meter.reinitialize()
         forks.reopen_files(file_offsets)
@@ -157,7 +163,7 @@ class Worker:
     # one run --------------------------------------------------------------------------------------
 
     def execute_run(self, message: wire.Execute) -> wire.RunDone:
-        """Run the code of `message` and say how it went; no exception leaves."""
+        """Run the code of `message` and return its outcome; raises nothing that the code raises."""
         self.reset_streams()
         self.channel.run_number, self.channel.filename = message.run_number, message.filename
         if message.stale_packages:
@@ -176,11 +182,9 @@ class Worker:
             try:
                 stream.flush()
             except (ValueError, OSError):
-                pass  # closed by the code
+                pass  # user code closed it
         if os.getpid() != self.pid:
-            os._exit(
-                status != "ok"
-            )  # a copy that code made with `fork`: the result is its parent's to tell
+            os._exit(status != "ok")  # user code called `fork`; only the parent reports the outcome
         return wire.RunDone(
             message.run_number,
             status,
@@ -191,14 +195,14 @@ class Worker:
         )
 
     def provide_inputs(self, descriptions: List[Any]) -> None:
-        """Have `CONTEXT` be what the host says; the module is imported by the first run that has an input."""
+        """Set `CONTEXT`; its module is imported by the first run that has inputs."""
         from ..library import inputs
 
         inputs.set_context(self.main_module.__dict__, descriptions)
         self.has_inputs = bool(descriptions)
 
     def register_source(self, name: str, code: str) -> None:
-        """Have tracebacks and `inspect` find the lines of `code`, once somebody imports what looks for them."""
+        """Let tracebacks and `inspect` find the lines of `code`, once `linecache` is imported."""
         self.pending_sources[name] = (len(code), None, code.splitlines(keepends=True), name)
         if "linecache" in sys.modules:
             sys.modules["linecache"].cache.update(self.pending_sources)
@@ -207,7 +211,7 @@ class Worker:
     def execute_code(
         self, message: wire.Execute
     ) -> Tuple[str, Optional[Dict[str, Any]], Optional[Dict[str, Any]]]:
-        """Return status, value and error of one run; an interrupt strikes between arming and disarming only."""
+        """Return status, value and error of one run. Interrupts are raised only while armed."""
         try:
             try:
                 self.interrupts.is_armed = True
@@ -224,27 +228,23 @@ class Worker:
             end = planned.find_cause(exc)
             if end is exc and exc.code in (None, 0):
                 submitted = models.Submitted.first_of_run
-                return (
-                    "ok",
-                    present_value(submitted.value, self.max_value_chars)
-                    if submitted is not None
-                    else None,
-                    None,
-                )
+                if submitted is None:
+                    return "ok", None, None
+                return "ok", present_value(submitted.value, self.max_value_chars), None
             return "error", None, self.describe_exception(end)
         except KeyboardInterrupt as exc:
             self.interrupts.disarm()
             return "interrupted", None, self.describe_exception(exc)
-        except BaseException as exc:  # noqa: BLE001 - user code may raise anything, and that is its result
+        except BaseException as exc:  # noqa: BLE001 - user code may raise anything
             return "error", None, self.describe_exception(planned.find_cause(exc))
         finally:
             self.cancel_run_task()
 
     def describe_exception(self, exc: BaseException) -> Dict[str, Any]:
-        """Return `exc` as the host gets it, even if describing it fails."""
+        """Return the `error` of `RunDone`, even if `exc` cannot be formatted."""
         try:
             return describe_error(exc, self.source_prefixes)
-        except BaseException as failure:  # noqa: BLE001 - hostile __str__, or no memory or stack left to format with
+        except BaseException as failure:  # noqa: BLE001 - a hostile __str__, no memory, no stack
             return {
                 "type": type(exc).__name__,
                 "message": f"(not printable: {type(failure).__name__})",
@@ -272,7 +272,7 @@ class Worker:
         return value
 
     def run_in_event_loop(self, parts: List[types.CodeType]) -> Any:
-        """Run code that awaits something at its top level on the session's own event loop, which stays."""
+        """Run code with a top-level `await` on the session's event loop, which stays open."""
         import asyncio
 
         if self.event_loop is None or self.event_loop.is_closed():
@@ -282,7 +282,7 @@ class Worker:
         return self.event_loop.run_until_complete(self.run_task)
 
     async def run_parts(self, parts: List[types.CodeType]) -> Any:
-        """Run pieces of code one after the other and return the value of the last."""
+        """Run code objects one after the other and return the value of the last."""
         value = None
         for part in parts:
             value = eval(part, self.main_module.__dict__)
@@ -291,7 +291,7 @@ class Worker:
         return value
 
     def cancel_run_task(self) -> None:
-        """Cancel the code that an interrupt left waiting; tasks that it started on purpose stay."""
+        """Cancel the task of an interrupted run; tasks that its code started stay."""
         task, self.run_task = self.run_task, None
         if task is None or task.done() or self.event_loop.is_closed():
             return
@@ -300,17 +300,15 @@ class Worker:
         task.cancel()
         try:
             self.event_loop.run_until_complete(asyncio.wait([task], timeout=TASK_CLEANUP_S))
-        except BaseException:  # noqa: BLE001, S110 - the interrupt again, out of a task that it struck
+        except BaseException:  # noqa: BLE001, S110 - the interrupt again, from a task that it hit
             pass
-
-
-CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the cost of importing inspect
 
 
 def _parse_code(code: str, name: str) -> ast.Module:
     """Return the syntax tree of `code`.
 
-    Finalisers wait meanwhile: one that reports an error parses source too, and CPython 3.11 then fails the outer parse.
+    Garbage collection is off meanwhile: a finaliser that reports an error parses source, too, and
+    that makes the outer parse fail in CPython 3.11.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -324,7 +322,7 @@ def _parse_code(code: str, name: str) -> ast.Module:
 
 
 def _split_last_value(tree: ast.Module) -> Optional[ast.Expression]:
-    """Return the expression whose value is the run's value, taking it out of `tree` if it stands alone there."""
+    """Return the expression for the run's value; a final expression is removed from `tree`."""
     last = tree.body[-1] if tree.body else None
     if isinstance(last, ast.Expr):
         del tree.body[-1]
@@ -338,16 +336,13 @@ def _split_last_value(tree: ast.Module) -> Optional[ast.Expression]:
     targets = target.elts if isinstance(target, ast.Tuple) else [target]
     names = [name for name in targets if isinstance(name, ast.Name)]
     if len(names) < len(targets):
-        return None  # reading an attribute or an item again could run code of its own
+        return None  # to read an attribute or an item again could run user code
     loaded: List[ast.expr] = [
         ast.copy_location(ast.Name(name.id, ast.Load()), name) for name in names
     ]
-    value = (
-        ast.copy_location(ast.Tuple(loaded, ast.Load()), target)
-        if isinstance(target, ast.Tuple)
-        else loaded[0]
-    )
-    return ast.Expression(value)
+    if not isinstance(target, ast.Tuple):
+        return ast.Expression(loaded[0])
+    return ast.Expression(ast.copy_location(ast.Tuple(loaded, ast.Load()), target))
 
 
 def _is_same_file(fd: int, other: int) -> bool:
@@ -358,13 +353,11 @@ def _is_same_file(fd: int, other: int) -> bool:
 
 
 def _refuse_input(prompt: object = "") -> str:
-    raise RuntimeError(
-        "input() is not available here: nobody can type. Pass the value in the code instead."
-    )
+    raise RuntimeError("input() is not available here. Write the value into the code instead.")
 
 
 class _UnreadableStdin(io.TextIOBase):
-    """A stdin that says why it cannot be read."""
+    """A stdin whose error explains why it cannot be read."""
 
     def readable(self) -> bool:
         return True
@@ -377,36 +370,34 @@ class _UnreadableStdin(io.TextIOBase):
 
 
 class UsageMeter:
-    """What one run uses, from `start` until `usage`."""
+    """Measures what one run uses, from `start` to `measure_usage`."""
 
     def __init__(self) -> None:
         self.started_cpu_s = self.started_at = 0.0
         try:
             self.clear_refs_fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
-            self.clear_refs_fd = (
-                -1
-            )  # not Linux, or /proc is masked: the peak is then the worker's since its start
+            self.clear_refs_fd = -1  # no such file: the peak is then that of all runs so far
 
     def reinitialize(self) -> None:
-        """Measure the process that this one has become, through the same descriptor."""
+        """Let the descriptor refer to this process, which is a fork of the one that opened it."""
         if self.clear_refs_fd >= 0:
             own = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
             os.dup2(own, self.clear_refs_fd, inheritable=False)
             os.close(own)
 
     def start(self) -> None:
-        """Begin to count."""
+        """Start to measure."""
         if self.clear_refs_fd >= 0:
             try:
-                os.pwrite(self.clear_refs_fd, b"5", 0)  # forget the peak so far
+                os.pwrite(self.clear_refs_fd, b"5", 0)  # resets the peak memory
             except OSError:
-                self.clear_refs_fd = -1  # closed by user code
+                self.clear_refs_fd = -1  # user code closed it
         self.started_cpu_s = _cpu_seconds()
         self.started_at = perf_counter()
 
     def measure_usage(self) -> Dict[str, float]:
-        """Return wall and processor time (children included) in milliseconds and peak memory in MB."""
+        """Return wall time, processor time (children included) and peak memory of the run."""
         return {
             "wall_ms": round((perf_counter() - self.started_at) * 1e3, 3),
             "cpu_ms": round((_cpu_seconds() - self.started_cpu_s) * 1e3, 3),

@@ -1,12 +1,14 @@
-"""The worker's end of its socket to the supervisor: whole frames, whatever is interrupted, from any thread or task.
+"""The worker's end of its socket to the supervisor; calls to the host from any thread or task.
 
-Rule 1: SIGINT is held while a frame moves, else half a frame would stay on the socket and make all later ones
-unreadable. It is let in only while this process waits.
+Rule 1: SIGINT is held back while a frame is sent or received. Half a frame on the socket would make
+all later ones unreadable. An interrupt is let through only while this process waits.
 Rule 2: reads are exact (header, then body). A byte read ahead would be duplicated by `fork`.
-Rule 3: there is no reader thread, because threads do not survive a fork. Whoever waits for an answer reads for
-everybody (holds `_reader`); when it has its own answer, it hands the reading to another waiter.
-Rule 4: answers reach the code one at a time, in the order in which they came: the next one is read when what the last
-one was for has taken it and goes no further by itself. Else a replay could not repeat who came first.
+Rule 3: there is no reader thread, because threads do not survive a fork. A thread that waits for a
+reply reads for all others, too (it holds `_read_lock`). When it has its own reply, it wakes another
+one to read.
+Rule 4: replies are delivered one at a time, in the order of their arrival. The next one is read
+only after the receiver of the last one has taken it and waits again or has finished, so that a
+replay can repeat the order.
 """
 
 from __future__ import annotations
@@ -22,27 +24,25 @@ from select import select
 from ...protocol import wire
 from ..library.tools import HostError
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Any, Deque, Dict, List, Optional
 
     from .determinism import RecordedClocks
 
-REPLY_CONSUMED_TIMEOUT_S = 1.0  # for a thread to take its answer, which it does as soon as it is let run; what kills it is rare
-MAX_BUSY_ROUNDS = (
-    32  # of an event loop that is never quiet, before the next answer is read all the same
-)
+REPLY_CONSUMED_TIMEOUT_S = 1.0  # for a thread to take its reply; only a dead one does not
+MAX_BUSY_ROUNDS = 32  # of an event loop that always has work, before the next reply is read
 MAIN_THREAD_ID = threading.main_thread().ident
-STEP_FILE_PREFIX = "<step "  # what the names of executed code start with
+STEP_FILE_PREFIX = "<step "  # of the file names of executed code
 
 
 class InterruptHandler:
-    """SIGINT as a KeyboardInterrupt that only ever strikes user code, or the kernel where it waits for the host."""
+    """Turns SIGINT into a KeyboardInterrupt in user code, or in a wait for the host."""
 
     def __init__(self) -> None:
-        self.is_armed = False  # user code runs, and has not been struck yet
-        self.hold_depth = 0  # how many `Hold` are entered
-        self.is_window_open = False  # inside a `LetIn`
+        self.is_armed = False  # user code is running and has not been interrupted yet
+        self.hold_depth = 0  # of nested `HoldInterrupts`
+        self.is_window_open = False  # inside `AllowInterrupts`
         self.is_pending = False
         signal.signal(signal.SIGINT, self._on_signal)
 
@@ -55,22 +55,23 @@ class InterruptHandler:
             self.raise_interrupt()
 
     def raise_interrupt(self) -> None:
-        """Raise KeyboardInterrupt; what it passes through in the kernel is not struck a second time."""
+        """Raise KeyboardInterrupt, once in a run."""
         self.is_window_open = self.is_pending = False
         if self.is_armed:
-            self.is_armed = False  # the supervisor signals until the run is over; its clean-up is to be left alone
+            self.is_armed = False  # the supervisor repeats the signal, but clean-up code must run
             raise KeyboardInterrupt
 
     def disarm(self) -> None:
-        """User code is over: from here an interrupt has nothing to stop."""
+        """Ignore interrupts: user code has finished."""
         self.is_armed = self.is_window_open = self.is_pending = False
         self.hold_depth = 0
 
 
 class HoldInterrupts:
-    """A region in which interrupts wait; only the main thread receives any, so elsewhere this is nothing.
+    """A context in which interrupts wait. Only the main thread receives any.
 
-    Entering remembers the level and leaving restores it, so that no interrupt between two instructions can shift it.
+    It remembers the depth on entry and restores it on exit, so that an interrupt between two
+    instructions cannot change it.
     """
 
     __slots__ = ("_interrupts", "_outer_depth")
@@ -92,7 +93,7 @@ class HoldInterrupts:
 
 
 class AllowInterrupts:
-    """A window inside a `Hold` in which a wait may be interrupted."""
+    """A context inside `HoldInterrupts` in which a wait may be interrupted."""
 
     __slots__ = ("_interrupts",)
 
@@ -111,7 +112,11 @@ class AllowInterrupts:
 
 
 class PendingCall:
-    """A call that waits for its reply: `lock` wakes a thread, which then opens `taken`; `future` wakes a task."""
+    """A call that waits for its reply, in a thread or in a task.
+
+    `wake_lock` is released to wake the thread, which releases `consumed_lock` when it has the
+    reply. `future` is resolved to wake the task.
+    """
 
     __slots__ = ("consumed_lock", "future", "reply", "target", "wake_lock")
 
@@ -126,6 +131,7 @@ class PendingCall:
             self.consumed_lock.acquire()
 
     def wake(self) -> None:
+        """Let the thread or task look at `reply`."""
         try:
             if self.future is not None:
                 loop = self.future.get_loop()
@@ -136,7 +142,7 @@ class PendingCall:
             else:
                 self.wake_lock.release()
         except RuntimeError:
-            pass  # awake already, or its event loop is closed
+            pass  # it is awake already, or its event loop is closed
 
 
 def _resolve_future(future: Any, reply: Any) -> None:
@@ -145,7 +151,7 @@ def _resolve_future(future: Any, reply: Any) -> None:
 
 
 class WorkerChannel:
-    """Sends frames to and receives frames from the supervisor; makes calls to the host."""
+    """Exchanges frames with the supervisor and makes calls to the host."""
 
     def __init__(
         self,
@@ -155,7 +161,7 @@ class WorkerChannel:
         clocks: RecordedClocks,
     ) -> None:
         self.run_number = 0
-        self.filename = ""  # the name of what is being executed
+        self.filename = ""  # of the code that is being executed
         self.sock = sock
         self._interrupts = interrupts
         self._recorded_clocks = clocks
@@ -163,49 +169,45 @@ class WorkerChannel:
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._id_lock = threading.Lock()
-        self._last_call_id = (
-            generation << 32
-        )  # so that no late reply to a dead interpreter answers a call of this one
+        # Ids of different generations differ, so that a late reply to a dead worker is ignored.
+        self._last_call_id = generation << 32
         self._pending_calls: Dict[int, PendingCall] = {}
         self._command_queue: Deque[wire.Message] = deque()
-        self._command_waiter: Optional[PendingCall] = (
-            None  # the main thread, waiting for its next command
-        )
-        self._waiting_loops: Dict[Any, int] = {}  # event loops that wait for replies, and how many
-        self._busy_rounds = 0  # of an event loop, since it read a message
+        self._command_waiter: Optional[PendingCall] = None  # the main thread between two runs
+        self._waiting_loops: Dict[Any, int] = {}  # event loop -> number of replies it waits for
+        self._busy_rounds = 0  # of an event loop since it read a message
 
     def reinitialize(self, generation: int) -> None:
-        """Go on as the channel of a copy of this process: the calls under way were the other's, and fail here."""
+        """Continue in a fork of the process; the pending calls of the original fail here."""
         self._pid = os.getpid()
         self._last_call_id = generation << 32
         for loop in self._waiting_loops:
             loop.add_reader(self.sock, self._on_readable, loop)
-        pending, self._pending_calls = self._pending_calls, {}
-        for number, each in pending.items():
-            each.reply = wire.Reply(number, None, wire.no_active_run_error(each.target))
-            each.wake()
+        pending_calls, self._pending_calls = self._pending_calls, {}
+        for call_id, pending in pending_calls.items():
+            pending.reply = wire.Reply(call_id, None, wire.no_active_run_error(pending.target))
+            pending.wake()
 
     # frames ---------------------------------------------------------------------------------------
 
     def send(self, message: wire.Message) -> None:
-        """Send `message` whole; raises `wire.WireError` if it is not JSON or too large."""
+        """Send `message`; raises `wire.WireError` if it is not JSON or too large."""
         data = wire.encode_message(message)
         with HoldInterrupts(self._interrupts), self._write_lock:
             self.sock.sendall(data)
 
     def _read_message(self, own_call: Optional[PendingCall] = None) -> None:
-        """Read one message and pass it to whoever waits for it; `mine` is the reader's own."""
+        """Read one message and deliver it; `own_call` is the reader's own."""
         header = self._receive_exactly(wire.HEADER_BYTES)
-        message = wire.decode_message(
-            header[4], self._receive_exactly(wire.parse_frame_size(header[:4]) - 1)
-        )
+        body = self._receive_exactly(wire.parse_frame_size(header[:4]) - 1)
+        message = wire.decode_message(header[4], body)
         if not isinstance(message, wire.Reply):
             self._command_queue.append(message)
             if self._command_waiter is not None:
                 self._command_waiter.wake()
             return
         pending = self._pending_calls.pop(message.call_id, None)
-        if pending is not None:  # else its run was interrupted and nobody waits any more
+        if pending is not None:  # else its run was interrupted and no longer waits
             pending.reply = message
             pending.wake()
             if pending is not own_call and pending.future is None:
@@ -224,10 +226,10 @@ class WorkerChannel:
     # waiting --------------------------------------------------------------------------------------
 
     def receive_command(self) -> wire.Message:
-        """Wait for the next message that is not a reply; replies to background threads are delivered meanwhile."""
+        """Return the next command; meanwhile deliver replies to background threads."""
         with HoldInterrupts(self._interrupts):
-            self._command_waiter = idle = PendingCall()
-            self._wait_until(idle, lambda: bool(self._command_queue))
+            self._command_waiter = waiter = PendingCall()
+            self._wait_until(waiter, lambda: bool(self._command_queue))
             self._command_waiter = None
             return self._command_queue.popleft()
 
@@ -249,7 +251,7 @@ class WorkerChannel:
             self._wake_next_reader(own_call)
 
     def _wake_next_reader(self, own_call: Optional[PendingCall] = None) -> None:
-        """Wake a waiter other than `mine`, so that it becomes the reader; waking one too many is harmless."""
+        """Wake a thread other than that of `own_call` to read; to wake one too many is harmless."""
         for pending in [*self._pending_calls.values(), self._command_waiter]:
             if pending is not None and pending is not own_call and pending.future is None:
                 pending.wake()
@@ -258,49 +260,52 @@ class WorkerChannel:
     # calls ----------------------------------------------------------------------------------------
 
     def call_host(self, target: str, args: Dict[str, Any]) -> Any:
-        """Ask the host for `target` and wait for its answer; raises `HostError`. Safe from any thread."""
+        """Call `target` and return its value; raises `HostError`. Safe in any thread."""
         with HoldInterrupts(self._interrupts):
             pending = PendingCall(target)
-            number = self._send_call(target, args, pending)
+            call_id = self._send_call(target, args, pending)
             try:
                 self._wait_until(pending, lambda: pending.reply is not None)
             finally:
-                self._pending_calls.pop(number, None)
+                self._pending_calls.pop(call_id, None)
                 pending.consumed_lock.release()
         return _reply_value(pending.reply)
 
     async def call_host_async(self, target: str, args: Dict[str, Any]) -> Any:
-        """Ask the host for `target` without blocking the event loop; raises `HostError`."""
+        """Call `target` without blocking the event loop; raises `HostError`."""
         import asyncio
 
         loop = asyncio.get_running_loop()
         pending = PendingCall(target, loop.create_future())
-        number = 0
+        call_id = 0
         try:
             with HoldInterrupts(self._interrupts):
-                number = self._send_call(target, args, pending)
+                call_id = self._send_call(target, args, pending)
                 self._waiting_loops[loop] = self._waiting_loops.get(loop, 0) + 1
                 if self._waiting_loops[loop] == 1:
                     loop.add_reader(self.sock, self._on_readable, loop)
             return _reply_value(await pending.future)
         finally:
             with HoldInterrupts(self._interrupts):
-                if number:
+                if call_id:
                     if pending.reply is None:
-                        self._abandon_call(number)
-                    self._forget_call(number, loop)
+                        self._abandon_call(call_id)
+                    self._forget_call(call_id, loop)
 
     def _abandon_call(self, call_id: int) -> None:
-        """Tell the host that the code waits no more for the reply to `call`, so that a replay can repeat that."""
+        """Tell the host that the code no longer waits for a reply; a replay repeats that."""
         if os.getpid() != self._pid:
-            return  # a copy that code made with `fork`
+            return  # in a process that user code forked
+        args = {"call": call_id}
+        self.send(wire.Call(self._next_call_id(), self.run_number, wire.ABANDON_TARGET, args))
+
+    def _next_call_id(self) -> int:
         with self._id_lock:
             self._last_call_id += 1
-            number = self._last_call_id
-        self.send(wire.Call(number, self.run_number, wire.ABANDON_TARGET, {"call": call_id}))
+            return self._last_call_id
 
     def _forget_call(self, call_id: int, loop: Any) -> None:
-        """Wait no longer for the reply to call `number` on `loop`."""
+        """Stop waiting for the reply to a call on `loop`."""
         self._pending_calls.pop(call_id, None)
         self._waiting_loops[loop] -= 1
         if not self._waiting_loops[loop]:
@@ -313,37 +318,27 @@ class WorkerChannel:
             raise RuntimeError(
                 "A forked process cannot call tools: call them in the main process, or use threads."
             )
-        with self._id_lock:
-            self._last_call_id += 1
-            number = self._last_call_id
-        self._pending_calls[number] = pending
+        call_id = self._next_call_id()
+        line = _calling_line(self.filename)
+        readings = self._recorded_clocks.take_readings() or None
+        self._pending_calls[call_id] = pending
         try:
-            self.send(
-                wire.Call(
-                    number,
-                    self.run_number,
-                    target,
-                    args,
-                    _calling_line(self.filename),
-                    self._recorded_clocks.take_readings() or None,
-                )
-            )
+            self.send(wire.Call(call_id, self.run_number, target, args, line, readings))
         except wire.WireError as exc:
-            del self._pending_calls[number]
-            raise HostError(
-                "invalid_arguments", f"{target}: the arguments are not JSON data: {exc}", None
-            ) from None
-        return number
+            del self._pending_calls[call_id]
+            message = f"{target}: the arguments are not JSON data: {exc}"
+            raise HostError("invalid_arguments", message, None) from None
+        return call_id
 
     def _on_readable(self, loop: Any) -> None:
-        """Read the next message, when `loop` has nothing left to do about the last one."""
+        """Read the next message if `loop` has finished its work for the last one."""
         self._busy_rounds += 1
         if getattr(loop, "_ready", None) and self._busy_rounds < MAX_BUSY_ROUNDS:
-            return  # it will call again
+            return  # the loop will call this again
         self._busy_rounds = 0
         with HoldInterrupts(self._interrupts):
             if not self._read_lock.acquire(blocking=False):
-                return  # a thread reads already
+                return  # a thread is reading
             try:
                 if select([self.sock], [], [], 0)[0]:
                     self._read_message()
@@ -361,7 +356,7 @@ def _reply_value(reply: Optional[wire.Reply]) -> Any:
 
 
 def _calling_line(filename: str) -> Optional[int]:
-    """Return the line of the executed code from which a call comes: functions of other steps have other lines."""
+    """Return the line of this run's code that makes the call, perhaps through other functions."""
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_code.co_filename == filename:

@@ -50,7 +50,7 @@ class WorkerProcess:
         self._poller.modify(self.sock, events)
 
     def receive(self) -> Tuple[bytes, List[int]]:
-        """Return the next bytes (b"" at the end) and descriptors; raises OSError if there are none."""
+        """Return the next bytes (b"" at the end) and descriptors; raises OSError without any."""
         data, ancillary, _, _ = self.sock.recvmsg(
             READ_BYTES, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )

@@ -1,7 +1,7 @@
-"""The workspace as files: what changed since the last look, and moving content in and out in pieces.
+"""The files of the workspace: which of them have changed, and their content in chunks.
 
-Used by the supervisor. Only regular files count; links, sockets and pipes are passed over, and nothing is opened
-that could block. Paths are relative to the workspace, with `/`.
+Only regular files count; links, sockets and pipes are ignored, and nothing is opened that could
+block. Paths are relative to the workspace, with `/`.
 """
 
 from __future__ import annotations
@@ -11,51 +11,47 @@ import stat
 
 from ...protocol import wire
 
-TYPE_CHECKING = False  # `typing` itself costs too much of a sandbox's start
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
     FileStamp = Tuple[int, int, int, int]  # modified and changed (ns), size, mode
 
-HIDDEN_FOLDERS = (
-    ".mcpruntime",
-    "__pycache__",
-)  # folders that are the runtime's own, or only a cache
+HIDDEN_FOLDERS = (".mcpruntime", "__pycache__")  # of the runtime, and a cache: not watched
 MAX_MARKER_CHARS = 200
-MAX_FILES = 50_000  # more are counted and not kept, so that what is told and saved stays bounded
+MAX_FILES = 50_000  # the rest is only counted, so that messages stay bounded
 
 
 class Workspace:
-    """A folder and the state in which it was last seen."""
+    """A folder, and what its files looked like at the last scan."""
 
     def __init__(self, root: str, max_file_bytes: int) -> None:
         self.root = root
         self.max_file_bytes = max_file_bytes
-        self.skipped_count = 0  # files that the last scan did not look at: too many, or named in bytes that are no text
+        self.skipped_count = (
+            0  # files beyond MAX_FILES, or named in invalid UTF-8, at the last scan
+        )
         self._known_stamps: Dict[str, FileStamp] = {}
         self._unsaved_paths: List[str] = []
 
     def record_changes(self) -> Tuple[List[str], List[str]]:
-        """Return the paths changed and removed since the last look; the changed ones become `unsaved`."""
+        """Return the paths changed and removed since the last scan; changed ones become unsaved."""
         changed, removed = self.find_changes()
-        self._unsaved_paths = (
-            sorted({*self._unsaved_paths, *changed} - set(removed))
-            if self._unsaved_paths
-            else changed
-        )
+        unsaved = changed
+        if self._unsaved_paths:
+            unsaved = sorted({*self._unsaved_paths, *changed} - set(removed))
+        self._unsaved_paths = unsaved
         return changed, removed
 
     def find_changes(self) -> Tuple[List[str], List[str]]:
-        """Return the paths changed and removed since the last look."""
+        """Return the paths changed and removed since the last scan."""
         self.skipped_count = 0
         found = dict(self._walk_files())
-        changed = sorted(
-            path for path, stamp in found.items() if self._known_stamps.get(path) != stamp
-        )
-        gone = (path for path in self._known_stamps if path not in found)
-        removed = sorted(
-            path for path in gone if not self._is_file(path)
-        )  # others are beyond the limit
+        known = self._known_stamps
+        changed = sorted(path for path, stamp in found.items() if known.get(path) != stamp)
+        # A known file that was not found may still exist, beyond MAX_FILES.
+        missing = [path for path in known if path not in found]
+        removed = sorted(path for path in missing if not self._is_file(path))
         self._known_stamps = found
         return changed, removed
 
@@ -66,7 +62,7 @@ class Workspace:
             return False
 
     def take_unsaved_paths(self) -> List[str]:
-        """Return the paths whose content has not been sent yet, and forget them."""
+        """Return the paths whose content has not been sent, and consider it sent."""
         paths, self._unsaved_paths = self._unsaved_paths, []
         return paths
 
@@ -78,7 +74,7 @@ class Workspace:
             try:
                 entries = list(os.scandir(os.path.join(self.root, folder)))
             except OSError:
-                continue  # removed meanwhile, or made unreadable
+                continue  # it has been removed or made unreadable
             for entry in entries:
                 path = folder + entry.name
                 try:
@@ -96,18 +92,19 @@ class Workspace:
                     if count > MAX_FILES:
                         self.skipped_count += 1
                         continue
-                    yield path, (info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
+                    yield path, _file_stamp(info)
 
     def read_file(self, path: str) -> Iterator[Tuple[int, bool, bytes]]:
-        """Yield (mode, last, bytes) of a file's content, at least once; raises OSError where it cannot be read."""
-        fd = os.open(
-            os.path.join(self.root, path),
-            os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC,
-        )
+        """Yield (mode, whether it is the last, bytes) of each chunk of a file, at least one.
+
+        Raises OSError if it cannot be read.
+        """
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(os.path.join(self.root, path), flags)
         try:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
-                raise OSError(f"{path} is no regular file any more")
+                raise OSError(f"{path} is not a regular file any more")
             left = min(info.st_size, self.max_file_bytes)
             while True:
                 data = os.read(fd, min(wire.CHUNK_BYTES, left)) if left else b""
@@ -120,38 +117,25 @@ class Workspace:
             os.close(fd)
 
     def write_file(self, path: str, mode: int, offset: int, is_last: bool, data: bytes) -> None:
-        """Write a piece of a file that the host restores, and take it as seen."""
+        """Write a chunk of a file that the host restores; it does not count as a change."""
         full = os.path.join(self.root, path)
         if not offset:
             self._prepare_path(path)
-        flags = (
-            os.O_WRONLY
-            | os.O_CREAT
-            | os.O_NOFOLLOW
-            | os.O_NONBLOCK
-            | os.O_CLOEXEC
-            | (0 if offset else os.O_TRUNC)
-        )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        if not offset:
+            flags |= os.O_TRUNC
         fd = os.open(full, flags, 0o600)
         try:
             os.pwrite(fd, data, offset)
             if is_last:
                 os.fchmod(fd, mode)
-                info = os.fstat(fd)
-                if HIDDEN_FOLDERS[0] not in path.split(
-                    "/"
-                ):  # else the next scan would take it for removed
-                    self._known_stamps[path] = (
-                        info.st_mtime_ns,
-                        info.st_ctime_ns,
-                        info.st_size,
-                        info.st_mode,
-                    )
+                if HIDDEN_FOLDERS[0] not in path.split("/"):  # scans do not find hidden files
+                    self._known_stamps[path] = _file_stamp(os.fstat(fd))
         finally:
             os.close(fd)
 
     def _prepare_path(self, path: str) -> None:
-        """Have folders lead to `path`, and nothing be there but a file that may be written and is this path's alone."""
+        """Make the folders of `path`, and remove what stands in the way of a writable file."""
         full = self.root
         *folders, name = path.split("/")
         for folder in folders:
@@ -172,7 +156,7 @@ class Workspace:
             os.chmod(full, 0o600)
 
     def remove_file(self, path: str) -> None:
-        """Delete what is at `path`, and the folders that become empty by that."""
+        """Delete what is at `path`, and each folder that this leaves empty."""
         _delete_tree(os.path.join(self.root, path))
         self._known_stamps.pop(path, None)
         folder = os.path.dirname(path)
@@ -185,31 +169,30 @@ class Workspace:
 
 
 class FileTransfer:
-    """The workspace's files on their way between here and the host."""
+    """Exchanges the files of the workspace with the host."""
 
     def __init__(self, workspace: Workspace, send_to_host: Callable[[wire.Message], None]) -> None:
         self._workspace = workspace
         self._send_to_host = send_to_host
-        self._unsaved_run: Optional[int] = None  # the run whose files are still to be sent
+        self._unsaved_run: Optional[int] = None  # the run whose files have not been sent
 
     def announce_changes(self, run_number: int) -> None:
-        """Say what run `run` has changed, if anything; the content follows with `save`."""
+        """Tell the host what a run has changed, if anything; `send_contents` sends the content."""
         before = self._workspace.skipped_count
         changed, removed = self._workspace.record_changes()
-        passed_over = self._workspace.skipped_count
-        if changed or removed or passed_over != before:
-            self._send_to_host(wire.FilesChanged(run_number, changed, removed, passed_over))
+        skipped_count = self._workspace.skipped_count
+        if changed or removed or skipped_count != before:
+            self._send_to_host(wire.FilesChanged(run_number, changed, removed, skipped_count))
             self._unsaved_run = run_number
 
     def send_contents(self) -> None:
-        """Send the content of the files that were announced last."""
+        """Send the content of the files that were announced last, if it has not been sent."""
         if self._unsaved_run is None:
             return
-        run, self._unsaved_run = self._unsaved_run, None
-        skipped = [
-            path for path in self._workspace.take_unsaved_paths() if not self._send_file(run, path)
-        ]
-        self._send_to_host(wire.FilesSaved(run, skipped))
+        run_number, self._unsaved_run = self._unsaved_run, None
+        paths = self._workspace.take_unsaved_paths()
+        unreadable = [path for path in paths if not self._send_file(run_number, path)]
+        self._send_to_host(wire.FilesSaved(run_number, unreadable))
 
     def _send_file(self, run_number: int, path: str) -> bool:
         try:
@@ -220,7 +203,7 @@ class FileTransfer:
         return True
 
     def apply_message(self, message: Union[wire.WriteFile, wire.RemoveFile]) -> str:
-        """Write or delete a file for the host; return what went wrong, or nothing."""
+        """Write or delete a file for the host; return what went wrong, or ""."""
         try:
             if isinstance(message, wire.RemoveFile):
                 self._workspace.remove_file(message.path)
@@ -234,8 +217,12 @@ class FileTransfer:
         return ""
 
 
+def _file_stamp(info: os.stat_result) -> FileStamp:
+    return info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode
+
+
 def _is_folder(full: str) -> bool:
-    """Return whether a folder is there, and no link to one."""
+    """Return whether there is a folder, and not a link to one."""
     try:
         return stat.S_ISDIR(os.lstat(full).st_mode)
     except OSError:
@@ -243,7 +230,7 @@ def _is_folder(full: str) -> bool:
 
 
 def _delete_tree(full: str) -> None:
-    """Delete whatever is there, a folder with all that it holds."""
+    """Delete a file, or a folder with all its content."""
     if not _is_folder(full):
         try:
             os.unlink(full)
@@ -256,7 +243,7 @@ def _delete_tree(full: str) -> None:
 
 
 def read_inputs_marker() -> str:
-    """Return what the mark in the folder of inputs says; "" where there is none."""
+    """Return the content of the marker file in the inputs folder; "" if there is none."""
     try:
         with open(f"{wire.INPUTS_FOLDER}/{wire.MARKER_FILE}", encoding="ascii") as file:
             return file.read(MAX_MARKER_CHARS)
