@@ -117,6 +117,7 @@ class _JsonTruncator:
             shown[self.truncate(key)] = self.truncate(value[key], depth)
         if len(shown) < len(value):
             self.is_truncated = True
+            shown.pop(ELLIPSIS, None)  # a key of the value gives way to the mark
             shown[ELLIPSIS] = f"{len(value) - len(shown):,} more keys"
         return shown
 
