@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from mcpruntime_server.capabilities.skills.duplicates import source_shape
 from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
 from mcpruntime_server.capabilities.skills.lint import check_source
+from mcpruntime_server.capabilities.skills.literals import annotation_of
 from mcpruntime_server.capabilities.skills.model import (
     ExtractedSkill,
     RecordedStep,
     format_signature,
 )
-from mcpruntime_server.capabilities.skills.parameters import annotation_of
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.events import canonical_json
 from mcpruntime_server.journal.recording import RecordedCall

@@ -23,10 +23,10 @@ from ...config.credentials import find_known_credential
 from ...errors import McpRuntimeError, SkillRefused, Unavailable
 from .docstrings import to_docstring_line, without_docstrings
 from .duplicates import source_shape
-from .extraction import INDENT, render_module, result_annotation
 from .lint import check_source, entry_of, parse_source
+from .literals import annotation_of, result_annotation
 from .model import TOOL_PREFIX, ExtractedSkill, RecordedCase
-from .parameters import annotation_of
+from .module_source import INDENT, render_module
 from .skill_names import choose_free_name, name_problem
 
 ANSWER_TIMEOUT_S = 60.0  # for the model, and for its process to start

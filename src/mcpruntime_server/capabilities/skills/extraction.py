@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import SkillRefused
@@ -28,22 +28,17 @@ from .lint import (
     parse_source,
     signature_of,
 )
+from .literals import annotation_of, literal_value, result_annotation
 from .model import (
     ENTRY_FUNCTION,
     TOOL_PREFIX,
     ExtractedSkill,
     RecordedCase,
     RecordedStep,
-    format_signature,
     is_model_request,
 )
-from .parameters import (
-    FoundParameter,
-    annotation_of,
-    find_parameters,
-    literal_value,
-    replace_literals,
-)
+from .module_source import INDENT, render_module
+from .parameters import FoundParameter, find_parameters, replace_literals
 from .skill_names import choose_free_name
 from .slicing import (
     MODEL_FUNCTIONS,
@@ -64,7 +59,6 @@ VERBS = frozenset(
     split store sum summarize total translate update write
     """.split()  # noqa: SIM905
 )
-INDENT = " " * 4
 PREPOSITIONS = frozenset(
     {"above", "at", "below", "by", "for", "from", "in", "of", "on", "over", "per"}
 )
@@ -318,14 +312,6 @@ def add_types(function: FunctionNode, inputs: Mapping[str, object], case: Record
         function.returns = _parse_expression(annotation)
 
 
-def result_annotation(case: RecordedCase) -> str:
-    """Return the type of a recorded result; "" if it is not known."""
-    result = case.result or {}
-    if result.get("kind") != "json" or result.get("cut") or case.compares_stdout:
-        return ""
-    return annotation_of(json.loads(result["text"]))
-
-
 def _parse_expression(text: str) -> ast.expr:
     return ast.parse(text, mode="eval").body
 
@@ -487,34 +473,6 @@ def _awaits(node: ast.stmt) -> bool:
         if not isinstance(part, (*DEFINITIONS, ast.Lambda)):
             remaining += ast.iter_child_nodes(part)
     return False
-
-
-def render_module(summary: str, nodes: Iterable[ast.stmt]) -> str:
-    """Return the source of a skill's module."""
-    imports: list[str] = []
-    rest: list[str] = []
-    for node in nodes:
-        is_import = isinstance(node, (ast.Import, ast.ImportFrom))
-        (imports if is_import else rest).append(_render_statement(node))
-    any_import = "from typing import Any"
-    if any("Any" in text for text in rest) and any_import not in imports:
-        imports.insert(0, any_import)
-    head = [f'"""{summary}"""', "", "from __future__ import annotations"]
-    if imports:
-        head += ["", *imports]
-    return "\n".join(head) + "".join(f"\n\n\n{text}" for text in rest) + "\n"
-
-
-def _render_statement(node: ast.stmt) -> str:
-    """Return a statement as source; a function's header has spaces where `ast.unparse` has none."""
-    text = ast.unparse(ast.fix_missing_locations(node))
-    if not isinstance(node, FunctionNode) or node.decorator_list:
-        return text
-    if node.args.vararg or node.args.kwarg or node.args.posonlyargs:
-        return text
-    _, _, body = text.partition("\n")
-    keyword = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
-    return f"{keyword} {node.name}{format_signature(signature_of(node))}:\n{body}"
 
 
 # words --------------------------------------------------------------------------------------------

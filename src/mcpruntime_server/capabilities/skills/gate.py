@@ -29,8 +29,8 @@ from ...journal.events import RunStarted
 from ...journal.recording import Recording
 from ...protocol.presentation import truncate_text
 from .lint import parse_source
+from .literals import literal_value
 from .model import ENTRY_FUNCTION, ExtractedSkill, RecordedCase, Signature, Skill
-from .parameters import literal_value
 
 CANDIDATE_VERSION = 0  # of a skill at the gate that has no version yet
 TRIAL_TIMEOUT_S = 30.0  # of one execution

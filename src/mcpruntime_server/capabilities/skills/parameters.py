@@ -30,19 +30,17 @@ from .lint import (
     dotted_name,
     is_absolute_path,
 )
+from .literals import SCALARS, annotation_of, literal_value
 from .slicing import MODEL_FUNCTIONS, Statement, find_changed_names
 
 MAX_PARAMETERS = 8
 MAX_TEXT_CHARS = 120  # a longer text is code in another language, or data of the program
 MAX_EXAMPLE_CHARS = 60  # of a value in a docstring
 MIN_SHARED_CHARS = 3  # a shorter text may be equal by accident
-SCALARS = (str, int, float, bool)
 COMMON_LITERALS = (0, 1, -1, "")  # these are in all code
 BUILTIN_NAMES = frozenset(dir(builtins))
 ITEMS, LIMIT = "items", "limit"
 AFFIX_NAMES = {"startswith": "prefix", "endswith": "suffix"}
-MAX_TYPE_DEPTH = 3
-MAX_TYPED_ITEMS = 100  # of one container
 
 
 @dataclass
@@ -82,16 +80,6 @@ class FoundParameter:
         """The parameter with its type and default, as a function's header has it."""
         default = "" if self.is_required else f" = {self.value!r}"
         return f"{self.name}: {annotation_of(self.value)}{default}"
-
-
-def literal_value(node: ast.expr) -> Any:
-    """Return the JSON value of a literal; raises `ValueError` if it is not one."""
-    try:
-        value = ast.literal_eval(node)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as exc:
-        raise ValueError("not a literal") from exc
-    return value
 
 
 def find_parameters(
@@ -520,39 +508,3 @@ def replace_literals(
             case ast.Assign([ast.Name(target)], ast.Name(source)) if target == source:
                 continue
         yield node
-
-
-# types --------------------------------------------------------------------------------------------
-
-
-def annotation_of(value: Any, depth: int = MAX_TYPE_DEPTH) -> str:
-    """Return the type of a JSON value as Python source.
-
-    What is nested deeper than `depth`, or of mixed types, is `Any`.
-    """
-    if value is None:
-        return "None"
-    if isinstance(value, SCALARS):
-        return type(value).__name__
-    if depth == 0 or not isinstance(value, (list, tuple, dict)):
-        return "Any"
-    items = list(value.values()) if isinstance(value, dict) else value
-    inner = _union_of(annotation_of(each, depth - 1) for each in items[:MAX_TYPED_ITEMS])
-    if isinstance(value, dict):
-        return f"dict[str, {inner}]"
-    return f"tuple[{inner}, ...]" if isinstance(value, tuple) else f"list[{inner}]"
-
-
-def _union_of(annotations: Iterable[str]) -> str:
-    """Return the type of values of some types, as far as it is one type or None."""
-    kinds = set(annotations)
-    if "float" in kinds:
-        kinds.discard("int")
-    if kinds == {"None"}:
-        return "None"
-    is_optional = "None" in kinds
-    kinds.discard("None")
-    if len(kinds) != 1:
-        return "Any"
-    kind = kinds.pop()
-    return f"{kind} | None" if is_optional and kind != "Any" else kind

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
 from .lint import dotted_name, parse_source
+from .literals import literal_value
 from .model import ENTRY_FUNCTION, RecordedCase, RecordedStep
-from .parameters import literal_value
 
 SKILL_MODULE = re.compile(r"skills\.(?P<name>[a-z0-9_]+?)(?:\.v(?P<version>[0-9]+))?")
 
