@@ -1,9 +1,10 @@
 """How well skills are found, by the library's index and by a plain BM25 for comparison.
 
-Recall@3 is the share of queries whose skill is among the first three, MRR the mean of 1/rank (0 beyond the tenth). The
-queries are of three kinds: requests written from the list of skills (`retrieval_requests`), queries whose words are not
-in the descriptions, and plain ones (both in `retrieval_tasks`). The plain BM25 has names and summaries, and only whole
-words. Run it with `make bench-skills`.
+Recall@3 is the share of queries whose skill is among the first three, MRR the mean of 1/rank (0
+beyond the tenth). The queries are of three kinds: requests written from the list of skills
+(`retrieval_requests`), queries whose words are not in the descriptions, and plain ones (both in
+`retrieval_tasks`). The plain BM25 has names and summaries, and only whole words. Run it with `make
+bench-skills`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Requests that need one skill each, worded as a task is given to an agent.
 
-They were written from the list of skills alone: names, signatures and summaries, as `list_skills` shows them. The
-search was finished before, and was not changed afterwards.
+They were written from the list of skills alone: names, signatures and summaries, as `list_skills`
+shows them. The search was finished before, and was not changed afterwards.
 """
 
 from __future__ import annotations

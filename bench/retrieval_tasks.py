@@ -1,8 +1,8 @@
-"""The retrieval set: skills as a library has them, and what people say when they need one of them.
+"""Skills as a library has them, and queries that need one of them.
 
-Rule 1: data only. Who searches is given `SKILLS`; who measures compares with the names in `QUERIES`.
-Rule 2: a query is said in a person's words, who has not read the description; each has one right skill, among
-neighbours that are nearly right. The last ones are put plainly, in words that a description may well have.
+Rule 1: data only. The search sees `SKILLS`; the benchmark compares with the names in `QUERIES`.
+Rule 2: most queries avoid the words of the descriptions on purpose. Each has one right skill, among
+others that nearly fit. The last ones are put plainly.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""What a skill saves the second time: the same question with other values, asked with the skill and without it.
+"""What a skill saves the second time: the same question with other values, with and without it.
 
-Without it, a model writes the code of the session again (its steps that went well, with the new values) and reads what
-they answer. With it, the model asks `list_skills` in the words of the task, reads the answer, and writes one call. Both
-are played on the same server, in turns; counted are cl100k tokens written and read, and the time of all requests.
-Left out on both sides: what a model thinks, and its waiting. Run it with `make bench-skills`.
+Without it, a model writes the code of the session again (its steps that succeeded, with the new
+values) and reads the answers. With it, the model calls `list_skills` with the words of the task,
+reads the answer, and writes one call. Both run on the same server, in turns. Counted are the cl100k
+tokens that are written and read, and the time of all requests; the model's thinking and waiting are
+left out. Run it with `make bench-skills`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both ways of one task; `found` says whether the search told the skill, `same` whether the answers are equal."""
+    """Both ways of one task.
+
+    `found` says whether the search listed the skill, `same` whether all answers are equal.
+    """
 
     task: Task
     without: Cost
@@ -59,7 +63,7 @@ class Pair:
 
 
 async def compare(server: ServerConnection, world: World, task: Task, store: Path) -> Pair | None:
-    """Learn a task, and do it again with its first new values in both ways; None if it is not a skill in use."""
+    """Save a task as a skill, and do it again in both ways; None if the skill is not active."""
     learnt = await judge(server, world, task, store)
     changes = task.changes(world)
     if learnt.state != "active" or not changes or learnt.wrong:
@@ -132,7 +136,8 @@ def main() -> None:
         pairs = [pair for pair in anyio.run(measure, Path(folder)) if pair.same]
     found = sum(pair.found for pair in pairs)
     print(
-        f"{len(pairs)} tasks a second time, with other values; {found} skills were among the three found; sums"
+        f"{len(pairs)} tasks a second time, with other values; "
+        f"{found} skills were among the three found; sums"
     )
     print(f"{'':14}{'written':>9}{'read':>9}{'tokens':>9}{'seconds':>9}")
     ways = {
@@ -142,7 +147,8 @@ def main() -> None:
     for name, costs in ways.items():
         written, read = sum(cost.written for cost in costs), sum(cost.read for cost in costs)
         print(
-            f"{name:14}{written:9,}{read:9,}{written + read:9,}{sum(cost.seconds for cost in costs):9.2f}"
+            f"{name:14}{written:9,}{read:9,}{written + read:9,}"
+            f"{sum(cost.seconds for cost in costs):9.2f}"
         )
     if "-v" in sys.argv:
         for pair in pairs:

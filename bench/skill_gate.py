@@ -1,9 +1,9 @@
-"""How good the gate is: sessions on real servers, skills made of them, and what these answer to new questions.
+"""How good the gate is: save sessions on real servers as skills, and ask these with new values.
 
-Three numbers come out: how many sessions that ought to become skills did, how many of those give the right answer on
-values that they were not recorded with (the truth is computed without them), and how many of the sessions that no skill
-may be made of were refused. With `--held-out`, the same for tasks that nothing was tuned on. `make bench-skills` runs
-both.
+It counts how many of the sessions that should become skills do, how many of those answer right on
+values that they were not recorded with (the right answers are computed without them), and how many
+of the sessions that must not become skills are refused. `--held-out` does the same for tasks that
+nothing was tuned on. `make bench-skills` runs both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from skill_tasks.task import Values
 
 @dataclass
 class Outcome:
-    """What became of one task: `told` is what `save_skill` said; `right` and `asked` count new values."""
+    """The outcome of one task: the answer of `save_skill`, and how many answers were right."""
 
     task: Task
     state: str
@@ -39,7 +39,7 @@ class Outcome:
 
 
 async def judge(server: ServerConnection, world: World, task: Task, store: Path) -> Outcome:
-    """Play a task's session, have its last run saved, and ask the skill for what its session was not asked."""
+    """Run a task's session, save its last run, and ask the skill with other values."""
     answer = None
     for step in task.code(world):
         answer = await server.run(step, session=task.name)
@@ -58,7 +58,7 @@ async def judge(server: ServerConnection, world: World, task: Task, store: Path)
 async def ask(
     server: ServerConnection, world: World, outcome: Outcome, inputs: dict[str, Any], values: Values
 ) -> None:
-    """Use the skill with new values in the place of recorded ones, and compare with what is right."""
+    """Call the skill with new values, and compare with the right answer."""
     task = outcome.task
     assert task.truth is not None
     outcome.asked += 1
@@ -81,12 +81,16 @@ async def ask(
         outcome.right += 1
     else:
         outcome.wrong.append(
-            f"{values}: {str(value if value is not None else answer.text)[:300]} is not {str(right)[:200]}"
+            f"{values}: {str(value if value is not None else answer.text)[:300]} "
+            f"is not {str(right)[:200]}"
         )
 
 
 def swapped(value: Any, values: Values, found: set[Any]) -> Any:
-    """Return a recorded input with new values for old ones, in lists too; `found` gets those that there were."""
+    """Return a recorded input with new values for old ones, in lists too.
+
+    The old values in it are added to `found`.
+    """
     key = tuple(value) if isinstance(value, list) else value
     for old, new in values.items():
         if type(old) is type(key) and old == key:
@@ -96,7 +100,7 @@ def swapped(value: Any, values: Values, found: set[Any]) -> Any:
 
 
 async def measure(folder: Path, tasks: Sequence[Task]) -> list[Outcome]:
-    """Return what became of all tasks."""
+    """Return the outcomes of all tasks."""
     world = make_world(folder / "world")
     servers = {name: dict(entry) for name, entry in world.servers.items()}
     settings = write_settings(folder, mcpServers=servers, policy=POLICY)
@@ -105,22 +109,22 @@ async def measure(folder: Path, tasks: Sequence[Task]) -> list[Outcome]:
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, int]:
-    """Return the three numbers, with what each is out of."""
+    """Return the counts, each with its total."""
     wanted = [each for each in outcomes if each.task.kind == "skill"]
     active = [each for each in wanted if each.state == "active"]
     refused = [each for each in outcomes if each.task.kind == "refuse"]
     return {
         "sessions": len(outcomes),
-        "ought to be active": len(wanted),
+        "should be active": len(wanted),
         "active": len(active),
         "right on new values": sum(not each.wrong and each.asked > 0 for each in active),
-        "ought to be refused": len(refused),
+        "should be refused": len(refused),
         "rightly refused": sum(each.state != "active" for each in refused),
     }
 
 
 def main() -> None:
-    """Print a line for each task that did not go as it ought to, and the numbers."""
+    """Print a line for each task with an unexpected outcome, and the counts."""
     if missing := missing_servers():
         sys.exit(f"{', '.join(missing)} not installed: run scripts/test-upstreams")
     tasks = HELD_OUT if "--held-out" in sys.argv else TASKS

@@ -1,4 +1,4 @@
-"""What `[skills] auto` costs a run that makes calls, against a server that keeps nothing by itself."""
+"""The cost of `[skills] auto` for a run that makes calls, against a server without it."""
 
 from __future__ import annotations
 

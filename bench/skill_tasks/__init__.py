@@ -1,4 +1,4 @@
-"""The proof set for skills: what agents did once on real servers, and the right answers, known without them."""
+"""Sessions of agents on real servers, with right answers that are computed without them."""
 
 from .files import FILES
 from .held_out import HELD_OUT

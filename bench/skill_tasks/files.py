@@ -1,4 +1,4 @@
-"""Tasks about files: tables, logs, notes and settings that the filesystem server reads and writes."""
+"""Tasks about files, for the filesystem server: tables, logs, notes and settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks of which no skill may be made: each ran well once, and is of no use, or of harm, a second time.
+"""Tasks that must not become skills: each ran once, and would be useless or harmful again.
 
 Credentials are put together here, so that no scanner of this repository takes them for real ones.
 """

@@ -1,6 +1,7 @@
-"""What a task of the proof set is: the code of a session, what may change in it, and the right answer.
+"""A task: the code of a session, other values for its literals, and the right answers.
 
-Rule 1: `truth` never asks an MCP server and never runs the task's code; it reads the world with plain Python.
+Rule 1: `truth` never asks an MCP server and never runs the task's code; it reads the world with
+plain Python.
 Rule 2: values in `news` are those of literals as they were recorded; a list is given as a tuple.
 Rule 3: texts may hold the world's placeholders ("{repo}"), which `World.fill` replaces.
 """
@@ -21,9 +22,10 @@ Truth = Callable[[World, Values], Any]
 class Task:
     """One session that an agent had: what it was asked, and the code of its runs.
 
-    `news` are new values by the recorded ones, each mapping a use of the skill; `truth` is given one (or none, for the
-    recording). A task of the kind "refuse" must not become an active skill, and `why` says what is wrong with it.
-    `fails` are the numbers of the steps, from 0, that end with an error.
+    `news` are new values by the recorded ones, each mapping a use of the skill; `truth` is given
+    one (or none, for the recording). A task of the kind "refuse" must not become an active skill,
+    and `why` says what is wrong with it. `fails` are the numbers of the steps, from 0, that end
+    with an error.
     """
 
     name: str

@@ -1,7 +1,6 @@
-"""The world that the tasks happen in: git repositories, files, a memory and a shop, the same ones every time.
+"""The data of the tasks: git repositories, files, a memory and a shop, the same every time.
 
-Rule: everything follows from constants and seeds. What is asked of the world through servers can be asked of it by
-plain Python as well.
+Rule: all of it follows from constants and seeds. Plain Python can read what the servers answer.
 """
 
 from __future__ import annotations
@@ -187,7 +186,8 @@ def make_repository(folder: Path, name: str, team: tuple[str, ...]) -> None:
 
 
 def _commit(number: int, moment: datetime, author: str, message: str) -> list[str]:
-    who = f"{author} <{author.split(maxsplit=1)[0].lower()}@example.org> {int(moment.timestamp())} +0000"
+    email = f"{author.split(maxsplit=1)[0].lower()}@example.org"
+    who = f"{author} <{email}> {int(moment.timestamp())} +0000"
     return [
         "commit refs/heads/main",
         f"mark :{number}",
@@ -235,7 +235,8 @@ def make_files(folder: Path, name: str) -> None:
         lines = []
         for _ in range(120):
             moment += timedelta(seconds=chance.randint(20, 1500))
-            words = f"{chance.choice(LEVELS)} {service} {chance.choice(MATTERS)} took {chance.randint(2, 4000)}ms"
+            level, matter = chance.choice(LEVELS), chance.choice(MATTERS)
+            words = f"{level} {service} {matter} took {chance.randint(2, 4000)}ms"
             lines.append(f"{moment:%Y-%m-%dT%H:%M:%S} {words}\n")
         (folder / "logs" / f"{service}.log").write_text("".join(lines))
         ports = {
@@ -292,7 +293,7 @@ def _people(chance: random.Random, name: str) -> list[dict[str, Any]]:
 
 
 def remembered() -> list[dict[str, Any]]:
-    """Return what the memory server knows in the beginning: projects, people, and who works on what."""
+    """Return the initial content of the memory server: projects, people, and their relations."""
     chance = random.Random("memory")
     people = [
         {"type": "entity", "name": name, "entityType": "person"}

@@ -36,7 +36,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
 
 
 async def saved(server: ServerConnection, code: str, name: str) -> dict[str, Any]:
-    """Run code in a session of its own, have it kept, and return what is told of that: data, or the error's text."""
+    """Run code in its own session, save it, and return the answer: its data, or an error."""
     run = await server.run(code, session=f"s{abs(hash(code))}")
     assert run.data.get("status") == "ok", run.text
     result = await server.client.call_tool("save_skill", {"run": run.run, "name": name})

@@ -12,7 +12,10 @@ from mcpruntime_server.server.skill_summaries import skill_line
 
 WORDS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"]
 LONG_NAME = "summarize_repository_history_by_author_and_month"
-SUMMARY = "Count the orders of each city in a shop that are open, the largest first, with their sums and their shares."
+SUMMARY = (
+    "Count the orders of each city in a shop that are open, the largest first, "
+    "with their sums and their shares."
+)
 
 
 def skill(
@@ -36,7 +39,8 @@ def test_a_typical_skill_is_shown_completely() -> None:
         skill("orders_by_city", parameters, "Count the orders of each city in a shop.")
     )
     assert told == (
-        "orders_by_city(repo_path: str, status: str = 'open', limit: int = 5) -> list[dict[str, Any]]"
+        "orders_by_city(repo_path: str, status: str = 'open', limit: int = 5) "
+        "-> list[dict[str, Any]]"
         "  # Count the orders of each city in a shop."
     )
 

@@ -23,7 +23,7 @@ IMPORT = "from tools.counted import add\n"
 
 
 class World:
-    """A server with an upstream that writes down what it was asked to add, and its store of skills."""
+    """A server with an upstream that records its calls, and its store of skills."""
 
     def __init__(self, server: ServerConnection, folder: Path) -> None:
         self.server = server
@@ -39,7 +39,7 @@ class World:
         return await self.server.client.call_tool("save_skill", arguments)
 
     async def saved(self, code: str, **arguments: Any) -> dict[str, Any]:
-        """Run code in a session of its own, have it kept, and return what is told of it."""
+        """Run code in its own session, save it, and return the answer."""
         run = await self.server.run(code, session=f"s{len(arguments)}{abs(hash(code))}")
         assert run.data["status"] == "ok", run.text
         result = await self.save(run=run.run, **arguments)
@@ -64,7 +64,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield World(server, tmp_path)
 
 
-# keeping and using -----------------------------------------------------------------------------------------------
+# saving and using ------------------------------------------------------------------------------
 
 
 async def test_a_run_becomes_a_skill_that_other_code_calls_with_other_values(
@@ -212,7 +212,7 @@ async def test_lists_are_short(world: World) -> None:
     assert "def run(item: str = 'w1')" in source["source"]
 
 
-# what is not kept ------------------------------------------------------------------------------------------------
+# what is not saved -----------------------------------------------------------------------------
 
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 DRAFTS = {
@@ -434,7 +434,7 @@ async def test_code_that_hangs_with_other_values_is_reported_in_time_with_progre
     assert heard[0].startswith("the skill is being checked, 1 s")
 
 
-# its life --------------------------------------------------------------------------------------------------------
+# changes over time -----------------------------------------------------------------------------
 
 
 async def test_an_edit_by_hand_is_a_separate_draft(world: World) -> None:

@@ -201,7 +201,7 @@ def test_code_that_cannot_be_saved_is_not_imported(
     assert other.all_versions() == {}
 
 
-# signatures --------------------------------------------------------------------------------------------------------
+# signatures ------------------------------------------------------------------------------------
 
 
 def test_a_signature_is_exported_with_the_skill_and_names_the_signer(
