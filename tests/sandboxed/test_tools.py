@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from mcpruntime_server.protocol import library_names
 from mcpruntime_server.protocol.payloads import ToolDescription
-from mcpruntime_server.sandboxed.library import tools
+from mcpruntime_server.sandboxed.library import models, tools
 from mcpruntime_server.sandboxed.library.results import (
     AttributeDict,
     Slots,
@@ -419,3 +420,8 @@ def test_importing_the_guest_stays_cheap() -> None:
         "_frozen_importlib",
         "_frozen_importlib_external",
     }
+
+
+def test_library_and_host_agree_on_the_names_that_code_gets() -> None:
+    assert tuple(tools.TOOLS_EXPORTS) == library_names.TOOLS_NAMES
+    assert tuple(models.MODEL_EXPORTS) == library_names.MODEL_NAMES

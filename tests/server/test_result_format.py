@@ -78,8 +78,8 @@ def test_data_and_text_carry_the_same_facts(stdout: str, stderr: str) -> None:
         stderr=stderr,
         calls=calls,
         error=error,
-        changed=["a"],
-        removed=["b"],
+        changed_files=["a"],
+        removed_files=["b"],
         usage={"wall_ms": 3.0},
     )
     result, text = told(given)
@@ -113,7 +113,9 @@ def test_a_long_ledger_and_many_files_are_counted() -> None:
     calls = [
         LedgerEntry("tools.a.b", {"n": n}, "error", error="no") for n in range(MAX_LISTED_CALLS + 7)
     ]
-    result, text = told(report(calls=calls, changed=[f"f{n}" for n in range(MAX_LISTED_FILES + 1)]))
+    result, text = told(
+        report(calls=calls, changed_files=[f"f{n}" for n in range(MAX_LISTED_FILES + 1)])
+    )
     assert (len(result.calls), len(result.files)) == (MAX_LISTED_CALLS, MAX_LISTED_FILES)
     assert result.calls[-1].call == f"a.b(n={MAX_LISTED_CALLS + 6})"
     assert f"{MAX_LISTED_CALLS + 7} lines of calls" in text

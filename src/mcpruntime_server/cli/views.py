@@ -13,6 +13,7 @@ from rich.text import Text
 from ..journal.events import FileEntry
 from ..journal.recording import RecordedCall
 from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow
+from ..protocol import presentation
 from ..runtime.run_diff import CallChange, FileChange, LineageDiff, RunDiff, ValueChange
 from ..runtime.run_history import AgentTree, RecordedRun, RunSummary, SessionTree
 from .console import (
@@ -37,6 +38,7 @@ STATUS_STYLES = {
 }  # every other status is red
 CALL_MARKS = {"ok": "✓", "error": "✗", "started": "…"}
 DIFF_STYLES = {"-": "red", "+": "green", " ": ""}
+MAX_CALL_CHARS = 2_000  # of one call's arguments
 MAX_BRANCH_DEPTH = 12  # deeper branches are drawn at this depth
 SESSIONS_COLUMNS = 64  # the least that keeps session ids whole
 STEPS_COLUMNS = 76  # the least that keeps run ids whole
@@ -315,13 +317,10 @@ def show_files(
 
 def format_call(target: str, args: str) -> str:
     """Return a call in Python's notation; `args` is JSON."""
-    name = target.removeprefix("tools.")
     try:
-        arguments = json.loads(args).items()
-        listed = ", ".join(f"{key}={format_json(value)}" for key, value in arguments)
+        return presentation.format_call(target, json.loads(args), MAX_CALL_CHARS)
     except (ValueError, AttributeError, RecursionError):  # an archive may contain any text
-        listed = args
-    return f"{name}({listed})"
+        return f"{target.removeprefix('tools.')}({args})"
 
 
 def format_json(value: Any) -> str:

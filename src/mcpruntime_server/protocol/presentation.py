@@ -18,8 +18,9 @@ from .wire import escape_surrogates
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     import traceback
-    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
+MAX_NAME_CHARS = 200  # of a name in a call, and of a path
 MAX_JSON_DEPTH = 64  # deeper data is shown by `repr`, which also ends cycles
 SKILL_FILE_PREFIX = "<skills."  # of the file names of skills; their lines are not the step's
 ELLIPSIS = "\u2026"  # marks what is left out; as a key, it counts an object's missing keys
@@ -147,6 +148,26 @@ def truncate_text(text: str, max_chars: int) -> Tuple[str, bool]:
     missing = len(text) - head_chars - tail_chars
     head, tail = text[:head_chars], text[len(text) - tail_chars :]
     return f"{head}\n{ELLIPSIS} {missing:,} characters left out {ELLIPSIS}\n{tail}", True
+
+
+def format_call(target: str, arguments: Mapping[str, Any], max_chars: int) -> str:
+    """Return a call in Python's notation; its values together have about `max_chars` characters."""
+    values = [
+        f"{truncate_name(name)}={present_value(value, max_chars)['text']}"
+        for name, value in arguments.items()
+    ]
+    listed, _ = truncate_text(", ".join(values), max_chars)
+    name = target[len("tools.") :] if target.startswith("tools.") else target
+    return f"{truncate_name(name)}({listed})"
+
+
+def truncate_name(name: str) -> str:
+    """Return a name on one line and of at most `MAX_NAME_CHARS` characters."""
+    shown = name if name.isprintable() else repr(name)
+    if len(shown) <= MAX_NAME_CHARS:
+        return shown
+    half = MAX_NAME_CHARS // 2
+    return f"{shown[:half]}{ELLIPSIS}{shown[-half:]}"
 
 
 def describe_error(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from ..config import Config
 from ..errors import McpRuntimeError
 from ..journal.call_scope import MAX_MODEL_REQUEST_CHARS
-from ..protocol.presentation import present_value, truncate_text
+from ..protocol.presentation import format_call, truncate_name, truncate_text
 from ..runtime.pending_questions import MODEL_APPROVER, MODEL_REQUEST_KIND
 from ..runtime.router import CallStatus, LedgerEntry
 from ..runtime.run_report import PendingQuestionView, RunReport, RunStatus, display_value
@@ -28,7 +28,6 @@ FOLDABLE_STATUSES = (
 )  # statuses of runs that are not to be retried
 MIN_FOLDED_CALLS = 4  # like ones from which on they share a line
 MAX_CALL_CHARS = 300  # of one call's arguments, and of its error
-MAX_NAME_CHARS = 200  # of one call's target, and of a file's path
 MAX_QUESTIONS_CHARS = 120_000  # of questions to the client's model that are put at once
 SUBMIT_TARGET = "agent.submit"  # the call by which code submits
 MAX_EXACT_INTEGER = (
@@ -176,7 +175,7 @@ def build_question_line(question: PendingQuestionView) -> PendingQuestionLine:
             call=format_model_question(question.calls[0][1]),
             line=question.line,
         )
-    first, *more = (format_call(target, args) for target, args in question.calls)
+    first, *more = (format_call(target, args, MAX_CALL_CHARS) for target, args in question.calls)
     return PendingQuestionLine(
         id=question.id,
         kind=question.kind,
@@ -278,16 +277,6 @@ def stringify_large_integers(value: Any) -> Any:
     return str(value) if type(value) is int and abs(value) > MAX_EXACT_INTEGER else value
 
 
-def truncate_name(name: str) -> str:
-    """Return `name` on one line and of bearable length."""
-    name = name if name.isprintable() else repr(name)
-    return (
-        name
-        if len(name) <= MAX_NAME_CHARS
-        else f"{name[: MAX_NAME_CHARS // 2]}…{name[-MAX_NAME_CHARS // 2 :]}"
-    )
-
-
 def build_call_lines(report: RunReport) -> tuple[list[CallLine], int]:
     """Return the last lines of a run's ledger, and how many it has; where all went well, like calls share a line.
 
@@ -326,21 +315,10 @@ def build_call_line(entry: LedgerEntry) -> CallLine:
     """Return one line of a ledger, with the arguments as a caller would write them."""
     error = truncate_text(entry.error, MAX_CALL_CHARS)[0] if entry.error else None
     return CallLine(
-        call=format_call(entry.target, entry.args),
+        call=format_call(entry.target, entry.args, MAX_CALL_CHARS),
         status=entry.status,
         ms=round(entry.duration_ms, 1),
         error=error,
-    )
-
-
-def format_call(target: str, args: Mapping[str, Any]) -> str:
-    """Return a call as its caller would write it."""
-    told = ", ".join(
-        f"{truncate_name(key)}={present_value(value, MAX_CALL_CHARS)['text']}"
-        for key, value in args.items()
-    )
-    return (
-        f"{truncate_name(target.removeprefix('tools.'))}({truncate_text(told, MAX_CALL_CHARS)[0]})"
     )
 
 

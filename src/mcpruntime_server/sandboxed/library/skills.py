@@ -358,7 +358,7 @@ def wrap_run(run: Callable[..., Any], reporter: UseReporter) -> Callable[..., An
         except Exception as error:
             reporter.report_failure(inputs, error)
             raise
-        # This blocks the loop for a moment. A report that awaits could be cancelled, and the result lost.
+        # This blocks the loop for a moment. If it awaited, a cancellation could lose the result.
         reporter.report_success(inputs, result)
         return result
 
