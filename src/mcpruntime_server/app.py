@@ -16,7 +16,6 @@ from contextlib import (
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -33,7 +32,7 @@ from .capabilities.skills.guides import GuideFolders
 from .capabilities.skills.library import SkillLibrary
 from .capabilities.skills.saving import SkillSaver
 from .capabilities.skills.store import SkillStore
-from .capabilities.tools.catalog import Catalog, open_catalog
+from .capabilities.tools.catalog import Catalog, ToolListing, open_catalog
 from .capabilities.tools.input_resources import UpstreamResources
 from .capabilities.tools.resource_listing import list_resources, read_text_resource, upstream_digest
 from .capabilities.tools.upstream import open_upstreams
@@ -446,8 +445,8 @@ def check_data_folder(folder: Path) -> HealthCheck:
         return HealthCheck("data folder", False, exc.message, exc.remedy)
 
 
-async def list_tools(config: Config) -> dict[str, Any]:
-    """Return {"tools", "problems"} of all upstreams, which are started for it."""
+async def list_tools(config: Config) -> ToolListing:
+    """Start all upstreams and return their tools."""
     async with open_tools(config) as catalog:
         return await catalog.list_tools()
 

@@ -1,4 +1,4 @@
-"""Files that are seen whole or not at all."""
+"""Files that readers see complete or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`, unless it does already; a link in its place is replaced, not followed."""
+    """Write `data` to `path` unless it is there already; a link is replaced, not followed."""
     if path.is_file() and not path.is_symlink() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,6 +18,6 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:  # whatever stops it, the draft does not stay
+    except BaseException:  # remove the temporary file in every case
         Path(temporary).unlink(missing_ok=True)
         raise

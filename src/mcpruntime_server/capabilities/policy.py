@@ -1,9 +1,10 @@
-"""Which calls code may make: `allow`, `ask` (a person) or `deny`, by the user's rules and by what tools say of it.
+"""The verdict on a call: `allow`, `ask` (a person) or `deny`.
 
-Rule 1: the most specific rule decides: an exact name before a pattern, a pattern with more characters that stand for
-themselves before one with fewer, and of two alike the stricter.
-Rule 2: without a rule, what the tool says of itself decides. That is an upstream's own word; whoever does not trust an
-upstream has a rule for it.
+Rule 1: the user's rules decide first, because the annotations of a tool are only its upstream's
+claims. The most specific rule wins: an exact name before a pattern, a pattern with more literal
+characters before one with fewer, and the stricter of two equal ones.
+Rule 2: without a rule, the annotations decide. A tool counts as destructive only if it says so.
+The protocol's default for tools without annotations would require approval of nearly every call.
 """
 
 from __future__ import annotations
@@ -20,29 +21,27 @@ STRICTNESS_RANK: Mapping[Verdict, int] = {"allow": 0, "ask": 1, "deny": 2}
 
 @dataclass(frozen=True)
 class PolicyRule:
-    """One line of `[policy.tools]`; a name without a dot is about all tools of the servers that have it."""
+    """One line of `[policy.tools]`; a name without a dot applies to all tools of a server."""
 
     name: str
     verdict: Verdict
 
     @property
     def pattern(self) -> str:
-        """What the whole name of a tool has to match."""
+        """The pattern that a full tool name ("server.tool") must match."""
         return self.name if "." in self.name else f"{self.name}.*"
 
     @property
     def server_pattern(self) -> str:
-        """What the name of a server has to match for the rule to be about it."""
+        """The pattern that a server name must match for the rule to apply to it."""
         return self.name.partition(".")[0]
 
     @property
     def precedence(self) -> tuple[bool, int, int]:
-        """How much it counts among the rules that match."""
-        return (
-            not WILDCARD.search(self.pattern),
-            len(WILDCARD.sub("", self.pattern)),
-            STRICTNESS_RANK[self.verdict],
-        )
+        """The sort key among the rules that match; the highest one decides."""
+        is_exact = not WILDCARD.search(self.pattern)
+        literal_chars = len(WILDCARD.sub("", self.pattern))
+        return is_exact, literal_chars, STRICTNESS_RANK[self.verdict]
 
 
 class Policy:
@@ -54,7 +53,7 @@ class Policy:
         self._ranked = sorted(self._rules, key=lambda rule: rule.precedence, reverse=True)
 
     def decide(self, tool: str, *, effect: str, destructive: bool) -> Verdict:
-        """Return what is to be done about a call of `tool` ("server.tool"), which says of itself what it may do."""
+        """Return the verdict on a call of `tool` ("server.tool") with its declared effect."""
         for rule in self._ranked:
             if fnmatchcase(tool, rule.pattern):
                 return rule.verdict
@@ -63,11 +62,11 @@ class Policy:
         return self._settings.destructive if destructive else self._settings.write
 
     def may_read_resources(self, server: str) -> bool:
-        """Return whether resources of a server may be read without asking, as a tool may that only reads."""
+        """Return whether resources of a server may be read without asking, like a reading tool."""
         return self.decide(f"{server}.read_resource", effect="read", destructive=False) == "allow"
 
     def unused_rules(self, packages: Collection[str]) -> list[str]:
-        """Return the names of rules that are about none of the servers, given by their names in code."""
+        """Return the names of rules that apply to none of `packages`, the servers' Python names."""
         return [
             rule.name
             for rule in self._rules

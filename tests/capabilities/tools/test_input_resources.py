@@ -60,7 +60,7 @@ async def test_credentials_do_not_come_back_and_what_is_denied_is_not_asked(tmp_
         _, content = await resources.read_resource("note://left")
         assert TOKEN.encode() not in content
         assert b"***" in content
-        with pytest.raises(InvalidRequest, match="may not be read here"):
+        with pytest.raises(InvalidRequest, match="forbid reading"):
             await resources.read_resource("right:note://right")
         with pytest.raises(InvalidRequest, match="No server has this resource"):
             await resources.read_resource("note://right")

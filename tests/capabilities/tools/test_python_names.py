@@ -65,8 +65,8 @@ def test_a_name_that_needs_no_change_keeps_it_and_the_others_are_reported() -> N
     names = assign_names(["a-b", "a.b", "a_b"], "tool")
     assert names == {"a-b": "a_b_2", "a.b": "a_b_3", "a_b": "a_b"}
     assert describe_collisions(names, "tool") == [
-        "the tool 'a-b' is called 'a_b_2', because others share its name",
-        "the tool 'a.b' is called 'a_b_3', because others share its name",
+        "the tool 'a-b' is renamed to 'a_b_2', because others have the same name",
+        "the tool 'a.b' is renamed to 'a_b_3', because others have the same name",
     ]
 
 

@@ -35,7 +35,9 @@ class Guest:
 
     async def acall(self, target: str, args: dict[str, Any]) -> Any:
         try:
-            return await self._catalog.handlers[target.partition(".")[0]](target, args)
+            if target.startswith("tools."):
+                return await self._catalog.call_tool(target, args)
+            return await self._catalog.handle_call(target, args)
         except CallFailed as error:
             raise tools.HostError(error.kind, str(error), error.data) from None
 

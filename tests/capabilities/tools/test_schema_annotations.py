@@ -139,7 +139,7 @@ def test_what_a_type_cannot_say_is_said_in_words() -> None:
         "at most 3 items",
         "uri",
         "matching ^a",
-        "no two items alike",
+        "unique items",
     ]
     assert list(describe_constraints({"enum": [1.5, 2.5]})) == ["one of 1.5, 2.5"]
     assert (

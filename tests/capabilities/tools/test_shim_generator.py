@@ -183,7 +183,7 @@ class TestHostile:
 
     def test_names_that_collide_are_reported(self) -> None:
         module = describe_module("hostile", "hostile", TOOLS)
-        assert any("'a-b' is called" in problem for problem in module.problems)
+        assert any("'a-b' is renamed to" in problem for problem in module.problems)
 
     @pytest.mark.parametrize("text", [*ESCAPES, *NAMES])
     def test_every_text_survives_as_a_literal(self, text: str) -> None:

@@ -80,7 +80,7 @@ class TestPlain:
     def test_the_words_of_a_failure_are_bounded_and_never_missing(self) -> None:
         assert error_message(text("a", "b"), 100) == "a\nb"
         assert len(error_message(text("x" * 1000), 100)) == 100
-        assert "did not say why" in error_message(text(), 100)
+        assert "without a message" in error_message(text(), 100)
 
 
 class TestWrapper:

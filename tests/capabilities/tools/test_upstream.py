@@ -107,10 +107,10 @@ class TestConnecting:
     @pytest.mark.parametrize(
         ("mode", "kind", "words"),
         [
-            ("dies", "unavailable", "it ended before it was ready"),
+            ("dies", "unavailable", "it exited before it was ready"),
             ("silent", "unavailable", "it was not ready within 1 s"),
-            ("garbage", "protocol", "lines that are no MCP messages"),
-            ("shapeless", "protocol", "no valid ListToolsResult"),
+            ("garbage", "protocol", "lines that are not MCP messages"),
+            ("shapeless", "protocol", "not a valid ListToolsResult"),
         ],
     )
     async def test_an_upstream_that_cannot_be_reached_says_why(
@@ -168,7 +168,7 @@ class TestConnecting:
         ):
             tasks.start_soon(ask, upstream)
             await anyio.wait_all_tasks_blocked()
-        assert failures == ["The upstream up is being shut down."]
+        assert failures == ["The upstream up is shutting down."]
 
     async def test_lines_that_are_no_messages_are_passed_over(self, tmp_path: Path) -> None:
         async with one(own_server("raw", "noisy"), tmp_path) as upstream:
@@ -214,7 +214,7 @@ class TestCalls:
         self, lively: Upstream
     ) -> None:
         with pytest.raises(
-            CallFailed, match=r"The upstream up answered lies .* breaks its own contract"
+            CallFailed, match=r"The upstream up answered lies in violation of its own contract"
         ) as caught:
             await lively.call_tool("lies", {})
         assert caught.value.kind == "protocol"
@@ -233,7 +233,7 @@ class TestCalls:
         self, lively: Upstream
     ) -> None:
         pid = await lively.call_tool("pid", {})
-        with pytest.raises(CallFailed, match="went away while it worked on crash") as caught:
+        with pytest.raises(CallFailed, match="disconnected while it worked on crash") as caught:
             await lively.call_tool("crash", {})
         assert caught.value.kind == "unavailable"
         assert await lively.call_tool("pid", {}) != pid

@@ -1,1 +1,1 @@
-"""The user's MCP servers: connections, the catalogue of tools, and the shims that make them importable."""
+"""The user's MCP servers: connections, the catalogue of tools, and their importable shims."""

@@ -1,19 +1,20 @@
-"""The catalogue: every tool of every upstream under its Python name, found, described and called.
+"""The catalogue: finds, describes and calls the tools of all upstreams by their Python names.
 
-Rule 1: an upstream that fails is one line in an answer, never the end of it.
-Rule 2: nothing is asked of an upstream that can be seen to be wrong here: unknown tools and parameters go no further.
-Rule 3: whatever is asked comes from sandboxed code, so it is checked; what is answered is plain JSON data.
+Rule 1: an upstream that fails costs one line of an answer, never the whole answer.
+Rule 2: a call with an unknown tool or parameter is refused here and does not reach an upstream.
+Rule 3: requests come from sandboxed code, so their arguments are checked. Answers are plain JSON
+data.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypedDict
 
 import anyio
 from mcp import types
@@ -30,17 +31,41 @@ from .shim_store import ShimStore
 from .tool_index import ToolIndex, ToolRow
 from .upstream import RepeatableEvent, Upstream
 
-START_TIMEOUT_S = 20.0  # for an upstream that a search or a listing has to start; a slower one is named and left out
+START_TIMEOUT_S = 20.0  # for an upstream to start for a search or a listing; else it is left out
 MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
-SAVE_TIMEOUT_S = 2.0  # for the last of what was learned to reach the disk
+SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
 
 Effect = Literal["read", "idempotent", "write"]
-Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+
+class ListedTool(TypedDict):
+    """One tool of a listing, as sandboxed code and the command line get it."""
+
+    server: str
+    tool: str
+    signature: str
+    summary: str
+    effect: Effect
+
+
+class ToolListing(TypedDict):
+    """Tools, and one sentence about each upstream that could not be listed."""
+
+    tools: list[ListedTool]
+    problems: list[str]
+
+
+class Shim(TypedDict):
+    """The generated module of one server."""
+
+    server: str
+    source: str
+    digest: str
 
 
 @dataclass(frozen=True)
 class CatalogTool:
-    """One tool, ready to be called: the names of its parameters are its own, not Python's."""
+    """One tool, ready to be called; `parameters` and `required` hold the upstream's own names."""
 
     upstream_name: str
     shim: ToolShim
@@ -48,19 +73,18 @@ class CatalogTool:
     required: frozenset[str]
     accepts_extra: bool
     effect: Effect
-    is_destructive: bool  # as it says itself
-    is_closed_world: bool  # its answers hold nothing that strangers wrote, as it says itself
-    learns_results: bool
-    schema_digest: str  # digest of what it takes and returns
+    is_destructive: bool  # as the tool declares
+    is_closed_world: bool  # as the tool declares: its answers contain no third-party text
+    learns_results: bool  # the tool declares no output schema, so results are observed
+    schema_digest: str  # of the input and output schemas
 
     def check_arguments(self, server: str, arguments: Mapping[str, Any]) -> None:
-        """Raise `CallFailed` if `arguments` lack something or have something that the tool does not know."""
+        """Raise `CallFailed` if a required argument is missing or an argument is unknown."""
         unknown = [name for name in arguments if name not in self.parameters]
         if unknown and not self.accepts_extra:
-            self._raise_invalid_arguments(
-                server,
-                f"has no parameter {unknown[0]!r}. {did_you_mean(unknown[0], self.parameters)}".strip(),
-            )
+            hint = did_you_mean(unknown[0], self.parameters)
+            problem = f"has no parameter {unknown[0]!r}. {hint}"
+            self._raise_invalid_arguments(server, problem.strip())
         missing = sorted(self.required.difference(arguments))
         if missing:
             self._raise_invalid_arguments(server, f"needs {', '.join(map(repr, missing))}.")
@@ -73,7 +97,7 @@ class CatalogTool:
 
 @dataclass(frozen=True)
 class ServerView:
-    """One upstream's tools as of one generation of its list and one state of what was learned."""
+    """One upstream's tools at one generation of its list and one revision of observed shapes."""
 
     generation: int
     revision: int
@@ -84,7 +108,7 @@ class ServerView:
 
 
 class CatalogServer:
-    """One upstream under its Python name, and the latest view of it."""
+    """One upstream under its Python name, with the latest view of its tools."""
 
     def __init__(self, name: str, upstream: Upstream) -> None:
         self.name = name
@@ -95,7 +119,7 @@ class CatalogServer:
 
 @dataclass(frozen=True)
 class UpstreamReport:
-    """What `doctor` says of one upstream: `error` is empty where it answers."""
+    """What `doctor` reports about one upstream; `error` is empty if it answers."""
 
     server: str
     upstream: str
@@ -106,7 +130,7 @@ class UpstreamReport:
 
 
 class Catalog:
-    """All tools of all upstreams; make one with `open_catalog`."""
+    """All tools of all upstreams; created by `open_catalog`."""
 
     def __init__(self, upstreams: Mapping[str, Upstream], shims: ShimStore) -> None:
         names = assign_names(upstreams, "server", TOOLS_NAMES)
@@ -121,12 +145,7 @@ class Catalog:
         for server in self._servers.values():
             server.upstream.on_change = self._make_change_listener(server)
 
-    # what others use ------------------------------------------------------------------------------
-
-    @property
-    def handlers(self) -> dict[str, Handler]:
-        """What the router calls, by the first part of a call's target."""
-        return {"tools": self.call_tool, "catalog": self.handle_call}
+    # public interface -----------------------------------------------------------------------------
 
     @property
     def upstreams(self) -> dict[str, Upstream]:
@@ -134,40 +153,43 @@ class Catalog:
         return {name: server.upstream for name, server in self._servers.items()}
 
     def package_names(self) -> list[str]:
-        """Return the names under which upstreams are importable; starts none of them."""
+        """Return the names under which upstreams are importable, without starting them."""
         return list(self._servers)
 
     def find_idle_packages(self, code: str) -> list[str]:
-        """Return the packages that `code` seems to use and that have not been started yet."""
+        """Return the packages that `code` appears to use and that have not been started yet."""
         idle = (
             name for name, server in self._servers.items() if server.upstream.status.state == "idle"
         )
         return [name for name in idle if re.search(rf"\b{name}\b", code)]
 
     async def start_upstreams(self, names: Iterable[str]) -> None:
-        """Start upstreams all at once, so that code which imports them waits for the slowest and not for each.
+        """Start upstreams concurrently, so that code that imports them waits only for the slowest.
 
-        What goes wrong is told when they are imported.
+        A failure is reported when the package is imported.
         """
         await self._load_views({name: self._servers[name] for name in names})
 
     def effect(self, target: str) -> Effect:
-        """Return what a call of `tools.<server>.<tool>` may do, as far as the tool says; what is unknown may write."""
+        """Return the declared effect of `tools.<server>.<tool>`; an unknown tool may write."""
         tool = self._find_known_tool(target)
         return tool.effect if tool else "write"
 
     def is_destructive(self, target: str) -> bool:
-        """Return whether a tool says that a call of it may destroy something."""
+        """Return whether the tool declares that a call may destroy something."""
         tool = self._find_known_tool(target)
         return tool is not None and tool.is_destructive
 
     def schema_digest(self, tool: str) -> str:
-        """Return the digest of what a tool ("git.git_log") takes and returns; "" if that is not known now."""
+        """Return the digest of the schemas of a tool ("git.git_log"), or "" if it is unknown."""
         known = self._find_known_tool(f"tools.{tool}")
         return f"sha256:{known.schema_digest}" if known else ""
 
     def is_open_world(self, target: str) -> bool:
-        """Return whether the answer to a call may hold what strangers wrote: unless the tool says that it does not."""
+        """Return whether the answer to a call may contain third-party text.
+
+        It may unless the tool declares a closed world.
+        """
         tool = self._find_known_tool(target)
         return tool is None or not tool.is_closed_world
 
@@ -177,7 +199,7 @@ class Catalog:
         return view.tools.get(tool) if view else None
 
     async def prepare_call(self, target: str) -> None:
-        """Have it known what a call of `target` may do; what goes wrong is told to the call itself."""
+        """Load the tool list, so that the effect of `target` is known; ignore failures."""
         server = self._servers.get((*target.split(".", 2), "")[1])
         if server is not None and (
             server.view is None or server.view.generation != server.upstream.generation
@@ -200,7 +222,11 @@ class Catalog:
         return value
 
     async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
-        """Answer `catalog.search {query, limit}`, `.list {server}`, `.shim {server, fresh}` or `.servers {}`."""
+        """Answer a call from the sandbox; raises `CallFailed`.
+
+        The targets are `catalog.search {query, limit}`, `catalog.list {server}`,
+        `catalog.shim {server, fresh}` and `catalog.servers {}`.
+        """
         if target == "catalog.servers":
             return self.package_names()
         if target == "catalog.search":
@@ -213,10 +239,10 @@ class Catalog:
             return await self.load_shim(
                 get_argument(args, "server", str, ""), get_argument(args, "fresh", bool, False)
             )
-        raise CallFailed("unknown_tool", f"The catalogue does not know {target!r}.")
+        raise CallFailed("unknown_tool", f"The catalogue has no function {target!r}.")
 
-    async def search_tools(self, query: str, limit: int = 10) -> dict[str, Any]:
-        """Return {"tools", "problems"}: the tools that match any word of `query`, best first."""
+    async def search_tools(self, query: str, limit: int = 10) -> ToolListing:
+        """Return the tools that match any word of `query`, best first."""
         views, problems = await self._load_views(self._servers)
         found = self._index.search(query, max(1, min(limit, MAX_SEARCH_RESULTS)))
         tools = [
@@ -226,8 +252,8 @@ class Catalog:
         ]
         return {"tools": tools, "problems": problems}
 
-    async def list_tools(self, server: str | None = None) -> dict[str, Any]:
-        """Return {"tools", "problems"}: all tools, or those of one server."""
+    async def list_tools(self, server: str | None = None) -> ToolListing:
+        """Return all tools, or those of one server."""
         names = self._servers if server is None else {server: self._find_server(server)}
         views, problems = await self._load_views(names)
         tools = [
@@ -237,15 +263,15 @@ class Catalog:
         ]
         return {"tools": tools, "problems": problems}
 
-    async def load_shim(self, server: str, fresh: bool = False) -> dict[str, str]:
-        """Return {"server", "source", "digest"} of one server's module, listed anew if `fresh`; raises `CallFailed`."""
+    async def load_shim(self, server: str, fresh: bool = False) -> Shim:
+        """Return one server's module, from a fresh tool list if `fresh`; raises `CallFailed`."""
         if fresh:
             await self._find_server(server).upstream.refresh_tools()
         view = await self._load_view(self._find_server(server))
         return {"server": server, "source": view.source, "digest": view.source_digest}
 
     async def examine_upstreams(self) -> list[UpstreamReport]:
-        """Start every upstream and say how it is, for `doctor`."""
+        """Start every upstream and report its state, for `doctor`."""
         reports: dict[str, UpstreamReport] = {}
 
         async def examine_one(server: CatalogServer) -> None:
@@ -273,7 +299,7 @@ class Catalog:
             hint = did_you_mean(name, self._servers)
             raise CallFailed(
                 "unknown_tool",
-                f"There is no MCP server {name[:80]!r} here. {hint}Servers: {listed}.",
+                f"There is no MCP server {name[:80]!r}. {hint}Servers: {listed}.",
             )
         return server
 
@@ -287,12 +313,12 @@ class Catalog:
     async def _load_views(
         self, names: Mapping[str, CatalogServer]
     ) -> tuple[dict[str, ServerView], list[str]]:
-        """Return the views of servers that answer in time, and one sentence each on the others."""
+        """Return the views of servers that answer in time, and one sentence for each other one."""
         views: dict[str, ServerView] = {}
         problems: dict[str, str] = {}
 
-        async def look(server: CatalogServer) -> None:
-            problems[server.name] = f"{server.name} is still starting; ask again in a moment."
+        async def load(server: CatalogServer) -> None:
+            problems[server.name] = f"{server.name} is still starting. Try again in a moment."
             with anyio.move_on_after(START_TIMEOUT_S):
                 try:
                     views[server.name] = await self._load_view(server)
@@ -302,18 +328,16 @@ class Catalog:
 
         async with anyio.create_task_group() as tasks:
             for server in names.values():
-                tasks.start_soon(look, server)
+                tasks.start_soon(load, server)
         ordered = {name: views[name] for name in names if name in views}
         return ordered, [problems[name] for name in names if name in problems]
 
     async def _load_view(self, server: CatalogServer) -> ServerView:
-        """Return the view of `server` that fits what is known now; raises `CallFailed`."""
+        """Return an up-to-date view of `server`; raises `CallFailed`."""
         tools = await server.upstream.list_tools()
         async with server.lock:
-            generation, revision = (
-                server.upstream.generation,
-                self._shims.shapes_revision(server.name),
-            )
+            generation = server.upstream.generation
+            revision = self._shims.shapes_revision(server.name)
             view = server.view
             if view is None or (view.generation, view.revision) != (generation, revision):
                 tools = server.upstream.known_tools or tools
@@ -329,17 +353,20 @@ class Catalog:
     def _build_view(
         self, server: CatalogServer, tools: tuple[types.Tool, ...], generation: int, revision: int
     ) -> ServerView:
-        """Make the view of one generation; runs in a thread, because a hostile list may take a while."""
+        """Build the view of one generation.
+
+        This runs in a thread, because a hostile tool list may take a while.
+        """
         module = describe_module(
             server.name, server.upstream.name, tools, self._shims.observed_shapes(server.name)
         )
         source = render_module(module)
         self._shims.save_shim(server.name, source)
-        ready = {
+        by_name = {
             shim.name: build_catalog_tool(tool, shim)
             for tool, shim in zip(tools, module.tools, strict=True)
         }
-        return ServerView(generation, revision, ready, module, source, source_digest(source))
+        return ServerView(generation, revision, by_name, module, source, source_digest(source))
 
     def _make_change_listener(self, server: CatalogServer) -> Callable[[Upstream], None]:
         def changed(_: Upstream) -> None:
@@ -349,73 +376,69 @@ class Catalog:
         return changed
 
     async def save_observations(self) -> None:
-        """Write down what was learned, whenever there is something; runs until it is cancelled."""
+        """Save observed shapes whenever there are new ones; runs until it is cancelled."""
         while True:
             await self._observations_changed.wait()
             await anyio.to_thread.run_sync(self._shims.save_observed)
 
     def close(self) -> None:
-        """Let go of the index."""
+        """Close the search index."""
         self._index.close()
 
 
 def build_catalog_tool(tool: types.Tool, shim: ToolShim) -> CatalogTool:
-    """Return `tool` with what a call of it needs to be checked."""
+    """Return `tool` with everything that is needed to check a call."""
     parts = SchemaDocument(tool.input_schema).object_schema(tool.input_schema)
-    names, learns = frozenset(parts.properties), not tool.output_schema
-    hints = tool.annotations
-    destructive = hints is not None and hints.destructive_hint is True and not hints.read_only_hint
-    closed = hints is not None and hints.open_world_hint is False
-    schema = sha256(canonical_json([tool.input_schema, tool.output_schema]).encode()).hexdigest()
-    effect = declared_effect(tool)
+    hints = tool.annotations or types.ToolAnnotations()
+    schemas = canonical_json([tool.input_schema, tool.output_schema])
     return CatalogTool(
-        tool.name,
-        shim,
-        names,
-        parts.required,
-        parts.accepts_extra,
-        effect,
-        destructive,
-        closed,
-        learns,
-        schema,
+        upstream_name=tool.name,
+        shim=shim,
+        parameters=frozenset(parts.properties),
+        required=parts.required,
+        accepts_extra=parts.accepts_extra,
+        effect=declared_effect(tool),
+        is_destructive=hints.destructive_hint is True and not hints.read_only_hint,
+        is_closed_world=hints.open_world_hint is False,
+        learns_results=not tool.output_schema,
+        schema_digest=sha256(schemas.encode()).hexdigest(),
     )
 
 
 def declared_effect(tool: types.Tool) -> Effect:
-    """Return what `tool` says that calling it does; one that does not say may write."""
+    """Return the effect that `tool` declares; a tool without annotations may write."""
     hints = tool.annotations
     if hints and hints.read_only_hint:
         return "read"
     return "idempotent" if hints and hints.idempotent_hint else "write"
 
 
-def listing_entry(server: str, tool: CatalogTool) -> dict[str, str]:
-    """Return one tool as a listing has it."""
+def listing_entry(server: str, tool: CatalogTool) -> ListedTool:
+    """Return one tool as an entry of a listing."""
     shim = tool.shim
     return {
-        "server": server, "tool": shim.name, "signature": shim.signature, "summary": shim.summary, "effect": tool.effect
-    }  # fmt: skip
+        "server": server,
+        "tool": shim.name,
+        "signature": shim.signature,
+        "summary": shim.summary,
+        "effect": tool.effect,
+    }
 
 
 def index_row(server: str, tool: CatalogTool) -> ToolRow:
-    """Return one tool as the index takes it."""
-    return (
-        server,
-        tool.shim.name,
-        tool.shim.doc,
-        " ".join(parameter.name for parameter in tool.shim.parameters),
-    )
+    """Return one tool as a row of the search index."""
+    parameters = " ".join(parameter.name for parameter in tool.shim.parameters)
+    return server, tool.shim.name, tool.shim.doc, parameters
 
 
 @asynccontextmanager
 async def open_catalog(
     upstreams: Mapping[str, Upstream], shims_dir: Path
 ) -> AsyncIterator[Catalog]:
-    """Yield the catalogue of `upstreams`; shims and what is learned of results are kept in `shims_dir`."""
-    shelf = ShimStore(shims_dir)
-    await anyio.to_thread.run_sync(shelf.load_observed)
-    catalog = Catalog(upstreams, shelf)
+    """Yield the catalogue of `upstreams`; shims and observed shapes are stored in `shims_dir`."""
+    shims = ShimStore(shims_dir)
+    await anyio.to_thread.run_sync(shims.load_observed)
+    catalog = Catalog(upstreams, shims)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(catalog.save_observations)
         try:
@@ -423,5 +446,5 @@ async def open_catalog(
         finally:
             tasks.cancel_scope.cancel()
             with anyio.move_on_after(SAVE_TIMEOUT_S, shield=True):
-                await anyio.to_thread.run_sync(shelf.save_observed, abandon_on_cancel=True)
+                await anyio.to_thread.run_sync(shims.save_observed, abandon_on_cancel=True)
             catalog.close()

@@ -1,6 +1,6 @@
-"""Resources of upstreams as inputs: found by server and address, or by an address that only one server has.
+"""Resources of upstreams as inputs of a run: found by server and address, or by address alone.
 
-Rule: only servers that may be read without asking are asked; nothing is started that cannot be meant.
+Rule: only servers whose resources may be read without approval are contacted.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import anyio
 from mcp import Client, types
@@ -17,26 +16,29 @@ from ...errors import CallFailed, InvalidRequest
 from .resource_listing import fetch_resources
 from .upstream import Upstream
 
-MAX_RESOURCE_BYTES = 64 << 20  # of one resource: it comes in one message
-MAX_TEMPLATE_PARTS = 4  # of a form between its variables: matching takes longer with each
-FIND_TIMEOUT_S = 20.0  # for a server to tell which resources it has
-ADDRESS_REMEDY = "A server's resource is named as SERVER:ADDRESS."
+MAX_RESOURCE_BYTES = 64 << 20  # of one resource: it arrives in one message
+MAX_TEMPLATE_PARTS = 4  # between the variables of a template; each makes matching slower
+FIND_TIMEOUT_S = 20.0  # for a server to list its resources
+ADDRESS_REMEDY = "Name a resource as SERVER:ADDRESS."
 
 
 class UpstreamResources:
-    """The resources of all upstreams, by the Python names of these; `may_read` says of which they may be read."""
+    """Reads resources of `upstreams`, given by Python name; `may_read` applies the policy."""
 
     def __init__(self, upstreams: Mapping[str, Upstream], may_read: Callable[[str], bool]) -> None:
         self._upstreams = upstreams
         self._may_read = may_read
 
     async def read_resource(self, reference: str) -> tuple[str, bytes]:
-        """Return address and content of `SERVER:ADDRESS` or `ADDRESS`; raises `InvalidRequest`, `CallFailed`."""
+        """Return address and content of `SERVER:ADDRESS` or `ADDRESS`.
+
+        Raises `InvalidRequest` and `CallFailed`.
+        """
         server, address = self._split_address(reference)
         if server is None:
             server = await self._find_owner(address)
         if not self._may_read(server):
-            raise InvalidRequest(f"Resources of {server} may not be read here: [policy] says so.")
+            raise InvalidRequest(f"The [policy] settings forbid reading resources of {server}.")
         result = await self._upstreams[server].send_request(
             "resources/read", lambda client: client.read_resource(address)
         )
@@ -54,14 +56,14 @@ class UpstreamResources:
         readable = [name for name in self._upstreams if self._may_read(name)]
         found: list[str] = []
 
-        async def look(name: str) -> None:
+        async def check(name: str) -> None:
             with anyio.move_on_after(FIND_TIMEOUT_S):
                 if await self._has_resource(name, address):
                     found.append(name)
 
         async with anyio.create_task_group() as tasks:
             for name in readable:
-                tasks.start_soon(look, name)
+                tasks.start_soon(check, name)
         if len(found) == 1:
             return found[0]
         if found:
@@ -80,30 +82,29 @@ class UpstreamResources:
                 "resources/list", lambda client: lists_resource(client, address)
             )
         except CallFailed:
-            return False  # it has none, or cannot be reached
+            return False  # it has no resources, or cannot be reached
 
 
 async def lists_resource(client: Client, address: str) -> bool:
-    """Return whether a server lists a resource, or a form that its address has."""
+    """Return whether a server lists a resource, or a template that its address matches."""
     if client.server_capabilities.resources is None:
         return False
     if any(str(each.uri) == address for each in await fetch_resources(client)):
         return True
-    forms = await client.list_resource_templates()
-    return any(matches_template(each.uri_template, address) for each in forms.resource_templates)
+    listed = await client.list_resource_templates()
+    return any(matches_template(each.uri_template, address) for each in listed.resource_templates)
 
 
 def matches_template(template: str, address: str) -> bool:
-    """Return whether an address has the form of a template, as far as its plain variables go."""
+    """Return whether an address matches a template; each variable matches any text."""
     parts = re.split(r"\{[^{}]*\}", template)
-    return (
-        len(parts) <= MAX_TEMPLATE_PARTS
-        and re.fullmatch("[^ ]+".join(map(re.escape, parts)), address) is not None
-    )
+    if len(parts) > MAX_TEMPLATE_PARTS:
+        return False
+    return re.fullmatch("[^ ]+".join(map(re.escape, parts)), address) is not None
 
 
-def resource_bytes(result: Any) -> bytes:
-    """Return what a resource holds, its parts one after the other; raises `InvalidRequest`."""
+def resource_bytes(result: types.ReadResourceResult) -> bytes:
+    """Return the content of a resource, its parts joined by newlines; raises `InvalidRequest`."""
     pieces = []
     for each in result.contents:
         if isinstance(each, types.TextResourceContents):
@@ -112,12 +113,10 @@ def resource_bytes(result: Any) -> bytes:
             try:
                 pieces.append(base64.b64decode(each.blob))
             except ValueError:
-                raise InvalidRequest(
-                    "The resource is not what it says: its bytes are not base64."
-                ) from None
+                raise InvalidRequest("The content of the resource is not valid base64.") from None
     data = b"\n".join(pieces)
     if len(data) > MAX_RESOURCE_BYTES:
         raise InvalidRequest(
-            f"The resource has {len(data):,} bytes; at most {MAX_RESOURCE_BYTES:,} can be taken."
+            f"The resource has {len(data):,} bytes; the limit is {MAX_RESOURCE_BYTES:,}."
         )
     return data

@@ -1,8 +1,8 @@
-"""What results look like where a tool does not say: learned from the results themselves, as JSON Schema.
+"""Infers the schema of results from the results of tools that do not declare one.
 
-Rule 1: names and broad types, never values. A key that does not look like a name is a value, and an object with such
-keys, or with very many, is a mapping.
-Rule 2: what is learned is bounded in depth, width and the number of results looked at.
+Rule 1: a schema contains names and types, never values. A key that does not look like a name is a
+value. An object with such a key, or with very many keys, is a mapping.
+Rule 2: depth, width and the number of observed results are bounded.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 MAX_DEPTH = 6
 MAX_KEYS = 40  # of one object; one with more is a mapping
-MAX_ITEMS = 20  # of one array that are looked at
-MAX_NODES = 2_000  # values looked at in one result
-MAX_RESULTS = 20  # of one tool that are looked at
+MAX_ITEMS = 20  # observed of one array
+MAX_NODES = 2_000  # values observed in one result
+MAX_RESULTS = 20  # observed of one tool
 FIELD_NAME = re.compile(r"(?!.{0,40}\d{3})[A-Za-z_$][\w$ -]{0,39}", re.ASCII)
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
@@ -50,7 +50,7 @@ def _infer_shape(value: Any, depth: int, left: list[int]) -> Shape:
 
 
 def _infer_common_shape(values: Any, depth: int, left: list[int]) -> Shape:
-    """Return the schema that fits all of `values`."""
+    """Return the schema that all of `values` match."""
     found: Shape = {}
     for value in values:
         found = merge_shapes(found, _infer_shape(value, depth + 1, left))
@@ -58,7 +58,7 @@ def _infer_common_shape(values: Any, depth: int, left: list[int]) -> Shape:
 
 
 def merge_shapes(one: Shape, other: Shape) -> Shape:
-    """Return the schema that fits whatever `one` or `other` fits."""
+    """Return the schema that matches everything that `one` or `other` matches."""
     if not one or not other:
         return one or other
     kinds = {*one["type"], *other["type"]}

@@ -1,7 +1,7 @@
-"""Python names for what upstreams call their things, which may be anything at all.
+"""Python names for the names of upstreams, tools and parameters, which may be any text.
 
-Rule 1: a name that is fit for Python stays as it is, even if others would have to give way to it.
-Rule 2: the same names always get the same Python names, in whatever order they come.
+Rule 1: a valid Python name stays unchanged, even if others must change for it.
+Rule 2: the same set of names always gets the same Python names, in any order.
 Rule 3: no Python name starts with an underscore, so none is private, mangled or special.
 """
 
@@ -12,21 +12,23 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable
 
-MAX_NAME_CHARS = 64  # characters
+MAX_NAME_CHARS = 64
 
 
 def to_identifier(text: str, kind: str, reserved: Collection[str] = ()) -> str:
-    """Return a Python identifier for `text`; `kind` ("tool", "server", ...) names what has no usable character."""
-    folded = unicodedata.normalize("NFKC", text)[
-        : MAX_NAME_CHARS * 2
-    ]  # as Python itself does with identifiers
+    """Return a Python identifier for `text`.
+
+    `kind` ("tool", "server", ...) is used if `text` has no character that can begin a name.
+    """
+    folded = unicodedata.normalize("NFKC", text)  # as Python itself does with identifiers
+    folded = folded[: MAX_NAME_CHARS * 2]
     name = "".join(char if f"a{char}".isidentifier() else "_" for char in folded)
-    name = re.sub(r"_+", "_", name) if name != folded else name
-    name = (
-        name.strip("_")[:MAX_NAME_CHARS]
-        if name != folded or name.startswith("_")
-        else name[:MAX_NAME_CHARS]
-    )
+    is_changed = name != folded
+    if is_changed:
+        name = re.sub(r"_+", "_", name)
+    if is_changed or name.startswith("_"):
+        name = name.strip("_")
+    name = name[:MAX_NAME_CHARS]
     if not name[:1].isidentifier():
         name = f"{kind}_{name}".rstrip("_")
     return f"{name}_" if keyword.iskeyword(name) or name in reserved else name
@@ -35,21 +37,21 @@ def to_identifier(text: str, kind: str, reserved: Collection[str] = ()) -> str:
 def assign_names(texts: Iterable[str], kind: str, reserved: Collection[str] = ()) -> dict[str, str]:
     """Return a Python name for each of `texts`, no two the same."""
     wanted = {text: to_identifier(text, kind, reserved) for text in texts}
-    # Those that need no change come first, so that they keep their names.
+    # Names that need no change come first, so that they keep their names.
     order = sorted(wanted, key=lambda text: (wanted[text] != text, text))
-    taken: set[str] = set()
-    given: dict[str, str] = {}
+    used: set[str] = set()
+    assigned: dict[str, str] = {}
     for text in order:
         name, number = wanted[text], 2
-        while name in taken:
+        while name in used:
             name, number = f"{wanted[text]}_{number}", number + 1
-        taken.add(name)
-        given[text] = name
-    return {text: given[text] for text in wanted}
+        used.add(name)
+        assigned[text] = name
+    return {text: assigned[text] for text in wanted}
 
 
 def is_public_name(text: str) -> bool:
-    """Return whether `text` is a name such as this module makes."""
+    """Return whether `text` is a name that this module can return."""
     public = text.isidentifier() and not keyword.iskeyword(text) and not text.startswith("_")
     return public and unicodedata.normalize("NFKC", text) == text
 
@@ -57,12 +59,12 @@ def is_public_name(text: str) -> bool:
 def describe_collisions(
     names: dict[str, str], kind: str, reserved: Collection[str] = ()
 ) -> list[str]:
-    """Return one sentence for each of `names` (as `unique` made them) that had to give way to another."""
+    """Return one sentence for each of `names` that `assign_names` changed for uniqueness."""
     moved = {
         text: name for text, name in names.items() if name != to_identifier(text, kind, reserved)
     }
     return [
-        f"the {kind} {text[:80]!r} is called {name!r}, because others share its name"
+        f"the {kind} {text[:80]!r} is renamed to {name!r}, because others have the same name"
         for text, name in moved.items()
     ]
 

@@ -1,6 +1,6 @@
-"""What upstreams list as their resources: page by page within bounds, and read as text.
+"""Lists the resources of upstreams and reads them as text, within bounds.
 
-Rule: an upstream may list without end, say too much and answer with bytes. What is not text of bounded size is None.
+Rule: an upstream may list without end, send too much, or answer with bytes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .upstream import Upstream
 
 MAX_RESOURCES = 10_000  # of one upstream
 MAX_PAGES = 200
-MAX_TEXT_CHARS = 4_000_000  # of the text of one
+MAX_TEXT_CHARS = 4_000_000  # of one resource
 
 
 @dataclass(frozen=True)
 class UpstreamResource:
-    """A resource as its upstream lists it; `version` is "" where it does not tell when it changes."""
+    """A resource as its upstream lists it; `version` is "" if the upstream does not say."""
 
     uri: str
     mime_type: str
@@ -29,14 +29,14 @@ class UpstreamResource:
 
 
 def upstream_digest(upstream: Upstream) -> str:
-    """Return a digest of what an upstream is: what is started, or where it is asked."""
+    """Return a digest of the command or URL of an upstream, which identifies it."""
     settings = upstream.settings
-    told = [settings.command, settings.args, str(settings.cwd), settings.url]
-    return sha256(canonical_json(told).encode("utf-8", "surrogatepass")).hexdigest()
+    identity = [settings.command, settings.args, str(settings.cwd), settings.url]
+    return sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 async def list_resources(upstream: Upstream) -> list[UpstreamResource]:
-    """Return the resources of an upstream; none if it has none. Raises `CallFailed`."""
+    """Return the resources of an upstream; raises `CallFailed`."""
     listed = await upstream.send_request("resources/list", fetch_resources)
     return [
         UpstreamResource(str(each.uri), each.mime_type or "", _resource_version(each))
@@ -45,7 +45,7 @@ async def list_resources(upstream: Upstream) -> list[UpstreamResource]:
 
 
 async def fetch_resources(client: Client) -> list[types.Resource]:
-    """Return the resources that a connected server lists, within bounds."""
+    """Return the resources that a connected server lists, within the limits of this module."""
     if client.server_capabilities.resources is None:
         return []
     found: dict[str, types.Resource] = {}
@@ -65,7 +65,10 @@ def _resource_version(resource: types.Resource) -> str:
 
 
 async def read_text_resource(upstream: Upstream, uri: str) -> str | None:
-    """Return the text of a resource, without the upstream's credentials; None if it is none. Raises `CallFailed`."""
+    """Return the text of a resource without credentials; None if it is not text.
+
+    Raises `CallFailed`.
+    """
     result = await upstream.send_request("resources/read", lambda client: client.read_resource(uri))
     contents = result.contents
     if not contents or not all(isinstance(each, types.TextResourceContents) for each in contents):

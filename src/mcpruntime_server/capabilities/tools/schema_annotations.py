@@ -1,8 +1,9 @@
-"""JSON Schema as Python: annotations, the shape of values as text, and constraints in words.
+"""JSON Schema as Python annotations, as text that shows the shape of a value, and as constraints.
 
-Rule 1: a schema is hostile. Whatever it is (not even a schema, recursive, huge), an answer comes, in bounded time.
-Rule 2: an annotation is made of names, subscripts, literals and `|` alone, and that is checked where it is made.
-Rule 3: what cannot be said in Python's types becomes `Any`; nothing here is used to validate a value.
+Rule 1: a schema is hostile. It may be recursive, huge or no schema at all; every function returns
+within bounded time.
+Rule 2: an annotation contains only names, subscripts, literals and `|`. That is checked here.
+Rule 3: what Python's types cannot express becomes `Any`. Nothing here validates a value.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from urllib.parse import unquote
 
 from .python_names import is_public_name, to_class_name, to_identifier
 
-MAX_DEPTH = 8  # of a value's description
-MAX_NODES = 20_000  # schemas looked at for one server
+MAX_DEPTH = 8  # of the description of a value
+MAX_NODES = 20_000  # schemas visited for one server
 MAX_TYPES = 200  # TypedDicts of one server
 MAX_FIELDS = 100  # of one object
 MAX_BRANCHES = 8  # of a union
 MAX_CHOICES = 50  # of a Literal
-MAX_ANNOTATION_CHARS = 400  # characters
-MAX_SHAPE_CHARS = 1_500  # characters
-MAX_REFERENCES = 16  # references in a row
+MAX_ANNOTATION_CHARS = 400
+MAX_SHAPE_CHARS = 1_500
+MAX_REFERENCES = 16  # followed in a row
 
 PYTHON_TYPES = {
     "string": "str",
@@ -33,6 +34,22 @@ PYTHON_TYPES = {
     "number": "float",
     "boolean": "bool",
     "null": "None",
+}
+NUMBER_CONSTRAINTS = {
+    "minimum": ">= {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "<= {}",
+    "exclusiveMaximum": "< {}",
+    "multipleOf": "a multiple of {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+}
+TEXT_CONSTRAINTS = {
+    "format": "{}",
+    "pattern": "matching {}",
+    "contentEncoding": "encoded as {}",
 }
 ALLOWED_NODES = (
     ast.Expression,
@@ -49,7 +66,7 @@ ALLOWED_NODES = (
 
 
 class SourceText(str):
-    """Source text that is put into a module as it is, because it was made and checked here."""
+    """Source text that enters a module unchanged, because it was generated and checked here."""
 
     __slots__ = ()
 
@@ -58,20 +75,20 @@ class SourceText(str):
 
 
 def checked_annotation(annotation: str) -> SourceText:
-    """Return `annotation` as source text, or `Any` where it is not plainly a type."""
+    """Return `annotation` as source text, or `Any` if it is too long or not a plain type."""
+    if len(annotation) > MAX_ANNOTATION_CHARS:
+        return SourceText("Any")
     try:
         tree = ast.parse(annotation, mode="eval", feature_version=(3, 9))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return SourceText("Any")
-    plain = len(annotation) <= MAX_ANNOTATION_CHARS and all(
-        isinstance(node, ALLOWED_NODES) for node in ast.walk(tree)
-    )
-    return SourceText(annotation if plain else "Any")
+    is_plain = all(isinstance(node, ALLOWED_NODES) for node in ast.walk(tree))
+    return SourceText(annotation if is_plain else "Any")
 
 
 @dataclass(frozen=True)
 class TypedDictSpec:
-    """One TypedDict: field names as they are on the wire, with the annotations of their values."""
+    """One TypedDict: the field names of the JSON object and the annotations of their values."""
 
     name: str
     fields: dict[str, SourceText]
@@ -83,13 +100,13 @@ class TypedDictSpec:
 
     @property
     def quoted_fields(self) -> dict[str, str]:
-        """The fields with their annotations as values, for where they cannot be written as a class body."""
+        """The fields as a dict of strings, for the functional syntax of TypedDict."""
         return {field: str(annotation) for field, annotation in self.fields.items()}
 
 
 @dataclass(frozen=True)
 class ObjectSchema:
-    """What an object schema says of its keys; `open` means that keys other than these may be given."""
+    """The keys of an object schema; `accepts_extra` means that other keys are allowed, too."""
 
     properties: dict[str, Any]
     required: frozenset[str]
@@ -97,13 +114,13 @@ class ObjectSchema:
 
 
 class SchemaDocument:
-    """One schema as an upstream sent it, which its references refer to."""
+    """One schema as an upstream sent it; its references are resolved within it."""
 
     def __init__(self, root: Any) -> None:
         self.root = root if isinstance(root, dict) else {}
 
     def flatten(self, schema: Any) -> dict[str, Any]:
-        """Return `schema` with references followed and `allOf` merged; what is no schema becomes an empty one."""
+        """Return `schema` with references resolved and `allOf` merged; {} if it is no schema."""
         followed, _ = self.resolve(schema)
         parts = followed.get("allOf")
         if not isinstance(parts, list):
@@ -113,13 +130,15 @@ class SchemaDocument:
             properties = {**as_dict(merged.get("properties")), **as_dict(part.get("properties"))}
             required = [*as_list(merged.get("required")), *as_list(part.get("required"))]
             merged = {**merged, **part}
-            merged |= {"properties": properties} if properties else {}
-            merged |= {"required": required} if required else {}
+            if properties:
+                merged["properties"] = properties
+            if required:
+                merged["required"] = required
         merged.pop("allOf", None)
         return merged
 
     def resolve(self, schema: Any) -> tuple[dict[str, Any], str]:
-        """Return the schema that `schema` is or refers to, and the name it has among the definitions."""
+        """Return the schema that `schema` is or refers to, and its name among the definitions."""
         name = ""
         for _ in range(MAX_REFERENCES):
             if not isinstance(schema, dict):
@@ -127,14 +146,15 @@ class SchemaDocument:
             reference = schema.get("$ref")
             if not isinstance(reference, str):
                 return schema, name
-            beside = {key: value for key, value in schema.items() if key != "$ref"}
+            siblings = {key: value for key, value in schema.items() if key != "$ref"}
             name = reference.rpartition("/")[2]
-            target = self.resolve_pointer(reference)
-            schema = {**target, **beside} if beside and isinstance(target, dict) else target
+            schema = self.resolve_pointer(reference)
+            if siblings and isinstance(schema, dict):
+                schema = {**schema, **siblings}
         return {}, ""
 
     def resolve_pointer(self, reference: str) -> Any:
-        """Return what a reference within this document points to, or nothing."""
+        """Return what a reference within this document points to, or {}."""
         if not reference.startswith("#"):
             return {}
         found: Any = self.root
@@ -149,7 +169,7 @@ class SchemaDocument:
         return found
 
     def object_schema(self, schema: Any) -> ObjectSchema:
-        """Return what an object schema says of its keys."""
+        """Return the keys of an object schema, those of its `anyOf` and `oneOf` included."""
         schema = self.flatten(schema)
         properties = {
             key: value
@@ -168,11 +188,10 @@ class SchemaDocument:
         for key in required:
             properties.setdefault(key, {})
         extra = schema.get("additionalProperties")
-        is_open = (
-            extra is True or (isinstance(extra, dict) and extra != {"not": {}}) or bool(branches)
-        )
+        allows_extra = extra is True or (isinstance(extra, dict) and extra != {"not": {}})
         shown = dict(islice(properties.items(), MAX_FIELDS))
-        return ObjectSchema(shown, frozenset(required), is_open or len(properties) > len(shown))
+        is_open = allows_extra or bool(branches) or len(properties) > len(shown)
+        return ObjectSchema(shown, frozenset(required), is_open)
 
 
 def as_dict(value: Any) -> dict[Any, Any]:
@@ -188,11 +207,8 @@ def as_list(value: Any) -> list[Any]:
 def json_types(schema: dict[str, Any]) -> list[str]:
     """Return the JSON types that `schema` names or implies, `null` last."""
     named = schema.get("type")
-    found = (
-        [named]
-        if isinstance(named, str)
-        else [kind for kind in as_list(named) if isinstance(kind, str)]
-    )
+    candidates = [named] if isinstance(named, str) else as_list(named)
+    found = [kind for kind in candidates if isinstance(kind, str)]
     if not found and isinstance(schema.get("properties"), dict):
         found = ["object"]
     if not found and ("items" in schema or "prefixItems" in schema):
@@ -203,15 +219,12 @@ def json_types(schema: dict[str, Any]) -> list[str]:
 
 
 def literal_values(schema: dict[str, Any]) -> list[Any] | None:
-    """Return the values that `schema` allows if they can be told apart as a Literal."""
+    """Return the values that `schema` allows if they fit into a Literal, else None."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(values, list) or not 0 < len(values) <= MAX_CHOICES:
         return None
-    return (
-        values
-        if all(value is None or type(value) in (str, int, bool) for value in values)
-        else None
-    )
+    fits = all(value is None or type(value) in (str, int, bool) for value in values)
+    return values if fits else None
 
 
 def join_union(parts: list[str]) -> str:
@@ -221,18 +234,17 @@ def join_union(parts: list[str]) -> str:
 
 
 class AnnotationBuilder:
-    """The annotations of one server's tools, and the TypedDicts that they need."""
+    """Builds the annotations of one server's tools, and the TypedDicts that they need."""
 
     def __init__(self, reserved: set[str]) -> None:
         self.typed_dicts: list[TypedDictSpec] = []
         self._used_names = set(reserved)
-        self._named_schemas: dict[
-            int, tuple[Any, str]
-        ] = {}  # by identity, and the schema itself so that it stays alive
+        # By identity of the schema; the schema is kept so that its id is not used again.
+        self._named_schemas: dict[int, tuple[Any, str]] = {}
         self._visited_nodes = 0
 
     def annotate(self, document: SchemaDocument, schema: Any, hint: str) -> SourceText:
-        """Return the annotation of a value of `schema`; `hint` names a TypedDict that has no name of its own."""
+        """Return the annotation of a value of `schema`; `hint` names an anonymous TypedDict."""
         return checked_annotation(self._build_annotation(document, schema, hint, 0))
 
     def _build_annotation(
@@ -246,11 +258,9 @@ class AnnotationBuilder:
         allowed = literal_values(flat)
         if allowed:
             text = f"Literal[{', '.join(map(repr, allowed))}]"
-            return (
-                text
-                if len(text) <= MAX_ANNOTATION_CHARS
-                else join_union([PYTHON_TYPES.get(kind, "Any") for kind in json_types(flat)])
-            )
+            if len(text) <= MAX_ANNOTATION_CHARS:
+                return text
+            return join_union([PYTHON_TYPES.get(kind, "Any") for kind in json_types(flat)])
         for key in ("anyOf", "oneOf"):
             if as_list(flat.get(key)) and not as_dict(flat.get("properties")):
                 branches = flat[key][:MAX_BRANCHES]
@@ -258,7 +268,8 @@ class AnnotationBuilder:
                     self._build_annotation(document, branch, hint, depth + 1) for branch in branches
                 ]
                 return join_union(parts + ["None"] * (flat.get("nullable") is True))
-        hint = to_class_name(name or str(flat.get("title") or "")) if name else hint
+        if name:
+            hint = to_class_name(name)
         return join_union(
             [
                 self._annotate_type(kind, document, followed, flat, hint, depth)
@@ -276,28 +287,24 @@ class AnnotationBuilder:
         depth: int,
     ) -> str:
         if kind == "array":
-            item = (
-                self._build_annotation(document, flat.get("items"), f"{hint}Item", depth + 1)
-                if "items" in flat
-                else "Any"
-            )
+            item = "Any"
+            if "items" in flat:
+                item = self._build_annotation(document, flat["items"], f"{hint}Item", depth + 1)
             return f"list[{item}]"
         if kind != "object":
             return PYTHON_TYPES.get(kind, "Any")
         if as_dict(flat.get("properties")):
             return self._add_typed_dict(document, followed, hint, depth)
+        value = "Any"
         extra = flat.get("additionalProperties")
-        value = (
-            self._build_annotation(document, extra, f"{hint}Value", depth + 1)
-            if isinstance(extra, dict)
-            else "Any"
-        )
+        if isinstance(extra, dict):
+            value = self._build_annotation(document, extra, f"{hint}Value", depth + 1)
         return f"dict[str, {value}]"
 
     def _add_typed_dict(
         self, document: SchemaDocument, schema: dict[str, Any], hint: str, depth: int
     ) -> str:
-        """Return the name of the TypedDict for an object; its own fields may refer back to it."""
+        """Return the name of the TypedDict for an object; its fields may refer back to it."""
         known = self._named_schemas.get(id(schema))
         if known:
             return known[1]
@@ -332,13 +339,13 @@ class AnnotationBuilder:
 
 
 def describe_shape(document: SchemaDocument, schema: Any) -> str:
-    """Return what a value of `schema` looks like: `{"name": str, "tags"?: [str]}`; `?` marks what may be absent."""
+    """Return a shape like `{"name": str, "tags"?: [str]}`; `?` marks an optional key."""
     text = _ShapeWriter(document).describe(schema, ())
     return text if len(text) <= MAX_SHAPE_CHARS else text[:MAX_SHAPE_CHARS] + " ..."
 
 
 class _ShapeWriter:
-    """One shape in the making; `path` holds the schemas that the current one is part of, so that it ends."""
+    """Writes one shape; `path` holds the enclosing schemas, so that recursion ends."""
 
     def __init__(self, document: SchemaDocument) -> None:
         self._document = document
@@ -367,34 +374,31 @@ class _ShapeWriter:
         if kind != "object":
             return PYTHON_TYPES.get(kind, "Any")
         if as_dict(flat.get("properties")):
-            parts = self._document.object_schema(flat)
-            fields = (
-                f"{json.dumps(key, ensure_ascii=False)}{'' if key in parts.required else '?'}: {self.describe(value, path)}"
-                for key, value in parts.properties.items()
-            )
-            return "{" + ", ".join(fields) + "}"
+            return self._describe_object(flat, path)
         extra = flat.get("additionalProperties")
-        return f"{{str: {self.describe(extra, path) if isinstance(extra, dict) else 'Any'}}}"
+        value = self.describe(extra, path) if isinstance(extra, dict) else "Any"
+        return f"{{str: {value}}}"
+
+    def _describe_object(self, flat: dict[str, Any], path: tuple[int, ...]) -> str:
+        parts = self._document.object_schema(flat)
+        fields = []
+        for key, value in parts.properties.items():
+            mark = "" if key in parts.required else "?"
+            name = json.dumps(key, ensure_ascii=False)
+            fields.append(f"{name}{mark}: {self.describe(value, path)}")
+        return f"{{{', '.join(fields)}}}"
 
 
 def describe_constraints(schema: dict[str, Any]) -> Iterator[str]:
-    """Yield what else `schema` asks of a value, in words."""
-    bounds = (
-        ("minimum", ">= {}"), ("exclusiveMinimum", "> {}"), ("maximum", "<= {}"), ("exclusiveMaximum", "< {}"),
-        ("multipleOf", "a multiple of {}"), ("minLength", "at least {} characters"),
-        ("maxLength", "at most {} characters"), ("minItems", "at least {} items"), ("maxItems", "at most {} items"),
-    )  # fmt: skip
-    for key, words in bounds:
+    """Yield the other constraints of `schema` in words."""
+    for key, words in NUMBER_CONSTRAINTS.items():
         if type(schema.get(key)) in (int, float):
             yield words.format(f"{schema[key]:.12g}")
-    for key, words in (
-        ("format", "{}"),
-        ("pattern", "matching {}"),
-        ("contentEncoding", "encoded as {}"),
-    ):
+    for key, words in TEXT_CONSTRAINTS.items():
         if isinstance(schema.get(key), str):
             yield words.format(schema[key][:100])
     if schema.get("uniqueItems") is True:
-        yield "no two items alike"
+        yield "unique items"
     if isinstance(schema.get("enum"), list) and literal_values(schema) is None:
-        yield f"one of {', '.join(str(value)[:40] for value in schema['enum'][:MAX_CHOICES])}"[:400]
+        values = ", ".join(str(value)[:40] for value in schema["enum"][:MAX_CHOICES])
+        yield f"one of {values}"[:400]

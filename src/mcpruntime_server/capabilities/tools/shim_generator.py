@@ -1,10 +1,12 @@
-"""Generated Python: one module per upstream, which makes its tools importable functions.
+"""Generates one Python module per upstream, which makes its tools importable functions.
 
-Rule 1: everything that an upstream says is hostile. A value enters a module as its `repr`, a name as a sanitised
-identifier, an annotation as checked source text (`schemas.Code`); the template has no other way to print anything.
-Rule 2: a module is parsed, and its statements are compared with those expected, before anybody gets to see it.
-Rule 3: importing a module defines names and nothing else; it is valid for Python 3.9 and imports the standard
-library and `tools` alone.
+Rule 1: everything that an upstream sends is hostile. A value enters a module as its `repr`, a name
+as a sanitised identifier, an annotation as checked `SourceText`. The template cannot print
+anything else.
+Rule 2: a generated module is parsed, and its statements are compared with the expected ones,
+before it is used.
+Rule 3: importing a module only defines names. It is valid for Python 3.9 and imports only the
+standard library and `tools`.
 """
 
 from __future__ import annotations
@@ -42,11 +44,11 @@ from .tool_results import has_result_wrapper
 if TYPE_CHECKING:
     from jinja2 import Template
 
-MAX_DESCRIPTION_CHARS = 4_000  # characters of a tool's
-MAX_NOTE_CHARS = 600  # characters of a parameter's
-MAX_DEFAULT_CHARS = 80  # characters; a longer default is not spelled out
-MAX_SUMMARY_CHARS = 160  # characters of the first sentence
-MAX_SIGNATURE_CHARS = 240  # characters in a listing
+MAX_DESCRIPTION_CHARS = 4_000  # of a tool
+MAX_NOTE_CHARS = 600  # of a parameter
+MAX_DEFAULT_CHARS = 80  # a longer default is shown as `...`
+MAX_SUMMARY_CHARS = 160  # of the first sentence
+MAX_SIGNATURE_CHARS = 240  # in a listing
 RESERVED_NAMES = frozenset(
     {"shim", "Any", "Literal", "NotRequired", "TypedDict", "TYPE_CHECKING", "annotations"}
 )
@@ -55,7 +57,7 @@ MODULE_HEADER = (ast.Expr, ast.ImportFrom, ast.ImportFrom, ast.ImportFrom, ast.I
 
 @dataclass(frozen=True)
 class ShimParameter:
-    """One parameter of a tool: `wire` is the tool's own name for it."""
+    """One parameter of a tool, under its own name and its Python name."""
 
     upstream_name: str
     name: str
@@ -68,14 +70,16 @@ class ShimParameter:
     @property
     def signature_text(self) -> str:
         """The parameter as a signature shows it."""
-        return f"{self.name}: {self.annotation}" + (
-            "" if self.is_required else f" = {self.default!r}"
-        )
+        default = "" if self.is_required else f" = {self.default!r}"
+        return f"{self.name}: {self.annotation}{default}"
 
 
 @dataclass(frozen=True)
 class ToolShim:
-    """One tool as the template and the catalogue need it; `extra` names `**extra` where the tool takes anything."""
+    """One tool as the template and the catalogue need it.
+
+    `extra_name` is the name of `**extra` if the tool accepts other parameters, else "".
+    """
 
     upstream_name: str
     name: str
@@ -87,7 +91,7 @@ class ToolShim:
 
     @property
     def renamed_parameters(self) -> dict[str, str]:
-        """Python names of parameters that differ from the tool's own."""
+        """The tool's own parameter names, by the Python names that differ from them."""
         return {
             parameter.name: parameter.upstream_name
             for parameter in self.parameters
@@ -96,7 +100,7 @@ class ToolShim:
 
     @property
     def omitted_parameters(self) -> tuple[str, ...]:
-        """Parameters for which None means "left out", because the tool does not take null."""
+        """Parameters that are not sent if they are None, because the tool does not accept null."""
         return tuple(
             p.name
             for p in self.parameters
@@ -106,9 +110,9 @@ class ToolShim:
     @property
     def signature(self) -> str:
         """The signature in one line."""
-        shown = [parameter.signature_text for parameter in self.parameters] + [
-            f"**{self.extra_name}: Any"
-        ] * bool(self.extra_name)
+        shown = [parameter.signature_text for parameter in self.parameters]
+        if self.extra_name:
+            shown.append(f"**{self.extra_name}: Any")
         returns = "" if self.returns == "Any" else f" -> {self.returns}"
         text = f"({', '.join(shown)}){returns}"
         return text if len(text) <= MAX_SIGNATURE_CHARS else f"{text[:MAX_SIGNATURE_CHARS]} ..."
@@ -116,7 +120,7 @@ class ToolShim:
 
 @dataclass(frozen=True)
 class ShimModule:
-    """One upstream's module: `problems` says which of its names could not stay as they are."""
+    """One upstream's module; `problems` lists the tool names that had to change."""
 
     name: str
     doc: str
@@ -133,14 +137,20 @@ class ShimModule:
 def describe_module(
     name: str, upstream: str, tools: Sequence[types.Tool], observed: Mapping[str, Any] | None = None
 ) -> ShimModule:
-    """Return what the module `name` for the tools of `upstream` says; `observed` maps tools to schemas of results."""
+    """Return the content of the module `name` for the tools of `upstream`.
+
+    `observed` maps tools to the shapes of their results.
+    """
     names = assign_names((tool.name for tool in tools), "tool", RESERVED_NAMES)
     annotations = AnnotationBuilder({*names.values(), *RESERVED_NAMES})
     shown = tuple(
         describe_tool(tool, names[tool.name], annotations, (observed or {}).get(tool.name))
         for tool in tools
     )
-    doc = f"The tools of the MCP server {upstream[:200]!r}. Generated from what it says of itself; not to be edited."
+    doc = (
+        f"The tools of the MCP server {upstream[:200]!r}. "
+        "Generated from the server's own descriptions; do not edit."
+    )
     return ShimModule(
         name,
         doc,
@@ -153,22 +163,18 @@ def describe_module(
 def describe_tool(
     tool: types.Tool, name: str, annotations: AnnotationBuilder, observed: Any
 ) -> ToolShim:
-    """Return everything that a shim says of `tool`."""
+    """Return the content of the shim of `tool`."""
     document = SchemaDocument(tool.input_schema)
     parts = document.object_schema(document.root)
     parameters = describe_parameters(document, parts, to_class_name(name), annotations)
-    extra = (
-        to_identifier("extra", "extra", {parameter.name for parameter in parameters})
-        if parts.accepts_extra
-        else ""
-    )
+    extra = ""
+    if parts.accepts_extra:
+        extra = to_identifier("extra", "extra", {parameter.name for parameter in parameters})
     result = SchemaDocument(tool.output_schema)
     schema = unwrapped_schema(tool, result)
-    returns = (
-        annotations.annotate(result, schema, f"{to_class_name(name)}Result")
-        if tool.output_schema
-        else SourceText("Any")
-    )
+    returns = SourceText("Any")
+    if tool.output_schema:
+        returns = annotations.annotate(result, schema, f"{to_class_name(name)}Result")
     text = inspect.cleandoc(
         truncate_text(tool.description or tool.title or "", MAX_DESCRIPTION_CHARS)
     )
@@ -179,7 +185,7 @@ def describe_tool(
 
 
 def unwrapped_schema(tool: types.Tool, document: SchemaDocument) -> Any:
-    """Return the schema of what sandboxed code gets from `tool`: without the wrapper where it has one."""
+    """Return the schema of what sandboxed code gets from `tool`, without a result wrapper."""
     return document.root["properties"]["result"] if has_result_wrapper(tool) else document.root
 
 
@@ -212,7 +218,7 @@ def describe_parameter(
     hint: str,
     annotations: AnnotationBuilder,
 ) -> ShimParameter:
-    """Return one parameter; one that may be left out and has no default of its own gets None."""
+    """Return one parameter; an optional one without a default gets None."""
     flat = document.flatten(schema)
     annotation = annotations.annotate(document, schema, hint)
     takes_null = annotation == "Any" or annotation.endswith("None") or annotation.endswith("None]")
@@ -225,7 +231,7 @@ def describe_parameter(
 
 
 def signature_default(default: Any) -> Any:
-    """Return a default as it can stand in a signature: itself, or `...` where it is too long or no JSON."""
+    """Return `default` for a signature, or `...` if it is too long or not JSON."""
     try:
         json.dumps(default, allow_nan=False)
     except (ValueError, RecursionError):
@@ -234,25 +240,21 @@ def signature_default(default: Any) -> Any:
 
 
 def parameter_note(document: SchemaDocument, schema: dict[str, Any]) -> str:
-    """Return what is to be known of a parameter beyond its type."""
+    """Return description, constraints and shape of a parameter, as far as it has them."""
+    parts = []
     description = schema.get("description")
-    text = (
-        truncate_text(" ".join(description.split()), MAX_NOTE_CHARS)
-        if isinstance(description, str)
-        else ""
-    )
-    limits = "; ".join(describe_constraints(schema))
-    looks = describe_shape(document, schema)
-    pieces = (
-        text,
-        f"[{limits}]" if limits else "",
-        f"Shape: {looks}" if "{" in looks and looks != "{str: Any}" else "",
-    )
-    return " ".join(filter(None, pieces))
+    if isinstance(description, str) and description.strip():
+        parts.append(truncate_text(" ".join(description.split()), MAX_NOTE_CHARS))
+    if constraints := "; ".join(describe_constraints(schema)):
+        parts.append(f"[{constraints}]")
+    shape = describe_shape(document, schema)
+    if "{" in shape and shape != "{str: Any}":
+        parts.append(f"Shape: {shape}")
+    return " ".join(parts)
 
 
 def format_parameters(parameters: Sequence[ShimParameter]) -> str:
-    """Return the part of a docstring that explains the parameters."""
+    """Return the section of a docstring that describes the parameters."""
     if not parameters:
         return ""
     lines = [
@@ -263,12 +265,13 @@ def format_parameters(parameters: Sequence[ShimParameter]) -> str:
 
 
 def format_result(tool: types.Tool, schema: Any, observed: Any) -> str:
-    """Return the part of a docstring that says what comes back."""
+    """Return the section of a docstring that describes the result."""
     if tool.output_schema:
         return f"Returns: {describe_shape(SchemaDocument(tool.output_schema), schema)}"
     if observed is not None:
-        return f"Returns (observed, not promised): {describe_shape(SchemaDocument(observed), observed)}"
-    return "Returns: not declared; text, or the data that the text is JSON of."
+        shape = describe_shape(SchemaDocument(observed), observed)
+        return f"Returns (observed, not promised): {shape}"
+    return "Returns: not declared; text, or parsed data if the text is JSON."
 
 
 def first_sentence(text: str) -> str:
@@ -279,7 +282,7 @@ def first_sentence(text: str) -> str:
 
 
 def truncate_text(text: str, limit: int) -> str:
-    """Return `text`, cut to `limit` characters and marked if it was."""
+    """Return `text`, cut to `limit` characters and marked if it is longer."""
     return text if len(text) <= limit else f"{text[:limit].rstrip()} ..."
 
 
@@ -287,14 +290,14 @@ def truncate_text(text: str, limit: int) -> str:
 
 
 def python_literal(value: Any) -> str:
-    """Return `value` as Python source: the filter `py`; a text of several lines becomes one literal a line."""
+    """Return `value` as Python source, one literal per line of text; the filter `py`."""
     if type(value) is str and "\n" in value:
         return "\n    ".join(["(", *map(repr, value.splitlines(keepends=True))]) + "\n    )"
     return repr(value)
 
 
 def checked_name(value: str) -> str:
-    """Return `value` if it is a name that `names` made: the filter `name`."""
+    """Return `value` if it is a sanitised name; the filter `name`."""
     if not is_public_name(value):
         raise ValueError(f"{value!r} is not a sanitised name")
     return value
@@ -302,10 +305,10 @@ def checked_name(value: str) -> str:
 
 @functools.cache
 def load_template() -> Template:
-    """Return the template of a module; Jinja is imported with the first shim, not with the server."""
+    """Return the template of a module; only the first shim imports Jinja, for a fast start."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(  # noqa: S701 - what is made is Python, where HTML's escapes would be errors
+    environment = Environment(  # noqa: S701 - HTML escapes would be errors in Python source
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -317,18 +320,16 @@ def load_template() -> Template:
 
 
 def render_module(module: ShimModule) -> str:
-    """Return the source of `module`; raises `ValueError` if it is not exactly what it should be."""
+    """Return the source of `module`; raises `ValueError` if it has unexpected statements."""
     source = load_template().render(module=module)
     tree = ast.parse(source, feature_version=(3, 9))
-    compile(
-        tree, f"<{module.name}>", "exec"
-    )  # finds what the parser lets pass, such as a parameter given twice
+    # The compiler finds errors that the parser accepts, such as a duplicate parameter.
+    compile(tree, f"<{module.name}>", "exec")
     body = [ast.ClassDef if record.fits_class_body else ast.Assign for record in module.typed_dicts]
     expected = [*MODULE_HEADER, *body, *[ast.FunctionDef] * len(module.tools)]
-    if [type(node) for node in tree.body] != expected or ast.get_docstring(
-        tree, clean=False
-    ) != module.doc:
-        raise ValueError(f"the shim of {module.name} is not made of what it should be")
+    doc = ast.get_docstring(tree, clean=False)
+    if [type(node) for node in tree.body] != expected or doc != module.doc:
+        raise ValueError(f"the shim of {module.name} has unexpected statements")
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     for tool, function in zip(module.tools, functions, strict=True):
         if (
@@ -336,9 +337,7 @@ def render_module(module: ShimModule) -> str:
             or len(function.body) != 1
             or ast.get_docstring(function, clean=False) != tool.doc
         ):
-            raise ValueError(
-                f"the shim of {module.name}.{tool.name} is not made of what it should be"
-            )
+            raise ValueError(f"the shim of {module.name}.{tool.name} has unexpected statements")
     return source
 
 

@@ -1,9 +1,9 @@
-"""The folder in which shims lie, readable and diffable, and beside them what was learned of results.
+"""The folder of generated shims and of observed result shapes, both readable and diffable.
 
-`<server>.py` is the shim as sandboxes last got it; `<server>.observed.json` maps a tool's own name to the schema of
-what it has answered. Both are made anew from what upstreams say and do; nothing reads a shim back.
+`<server>.py` is the shim that sandboxes got last. `<server>.observed.json` maps a tool's own name
+to the schema of its results so far. Shims are generated from the upstreams and never read back.
 
-Rule: the disk may be full, read-only or somebody else's. What cannot be kept there works without.
+Rule: the disk may be full or read-only. Everything works without what cannot be stored.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .observed_shapes import MAX_RESULTS, Shape, infer_shape, merge_shapes
 
 OBSERVED_SUFFIX = ".observed.json"
 SHAPE_KEYWORDS = frozenset({"type", "items", "properties", "required", "additionalProperties"})
-MAX_FILE_BYTES = 4 * 1024 * 1024  # bytes; a larger one is not ours
+MAX_FILE_BYTES = 4 * 1024 * 1024  # of observed shapes; a larger file was not written here
 
 
 class ShimStore:
-    """Shims and observations on disk; safe to use from several threads."""
+    """Shims and observed shapes on disk; safe to use from several threads."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class ShimStore:
         self._unsaved_servers: set[str] = set()
 
     def load_observed(self) -> None:
-        """Read what was learned before; a file that is not as it should be counts as nothing learned."""
+        """Read the observed shapes; an invalid file is ignored."""
         for path in sorted(self._folder.glob(f"*{OBSERVED_SUFFIX}")):
             with suppress(OSError, ValueError, RecursionError):
                 found = (
@@ -45,21 +45,24 @@ class ShimStore:
                     self._shapes[path.name.removesuffix(OBSERVED_SUFFIX)] = shapes
 
     def save_shim(self, server: str, source: str) -> None:
-        """Keep the shim of `server`."""
+        """Store the shim of `server`."""
         with suppress(OSError):
             write_atomically(self._folder / f"{server}.py", source.encode())
 
     def observed_shapes(self, server: str) -> dict[str, Shape]:
-        """Return what was learned of the tools of `server`."""
+        """Return the observed shapes of the tools of `server`."""
         with self._lock:
             return dict(self._shapes.get(server, {}))
 
     def shapes_revision(self, server: str) -> int:
-        """Return a number that grows when something new is learned of `server`."""
+        """Return a number that grows whenever an observed shape of `server` changes."""
         return self._revisions.get(server, 0)
 
     def observe_result(self, server: str, tool: str, value: Any) -> bool:
-        """Look at a result; return whether it showed something new. Only the first results of a tool are looked at."""
+        """Merge the shape of a result; return whether that changed anything.
+
+        Only the first results of a tool are observed.
+        """
         looked = self._observed_counts.get((server, tool), 0)
         if looked >= MAX_RESULTS:
             return False
@@ -75,7 +78,7 @@ class ShimStore:
         return True
 
     def save_observed(self) -> None:
-        """Write down what was learned since the last time."""
+        """Write the shapes that changed since the last call."""
         with self._lock:
             texts = {
                 name: json.dumps(self._shapes[name], indent=1, sort_keys=True)
@@ -88,7 +91,7 @@ class ShimStore:
 
 
 def is_shape(value: Any) -> bool:
-    """Return whether `value` is a schema such as `observed` makes."""
+    """Return whether `value` is a schema as `observed_shapes` infers it."""
     if not isinstance(value, dict) or not value.keys() <= SHAPE_KEYWORDS:
         return False
     kinds, properties = value.get("type", []), value.get("properties", {})

@@ -1,7 +1,8 @@
-"""Where an upstream's stderr goes: a file of its own, bounded, without the credentials that it was given.
+"""The stderr of an upstream: a log file of bounded size, with credentials replaced.
 
-Rule 1: a thread reads, because a chatty upstream must not cost the event loop a wake-up per line.
-Rule 2: it always reads on, whatever becomes of the file, because an upstream whose stderr is full stands still.
+Rule 1: a thread reads, because a chatty upstream must not wake the event loop for each line.
+Rule 2: the thread keeps reading even if the file cannot be written, because an upstream whose
+stderr is full would block.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import anyio
 
 from .tool_results import Credentials
 
-MAX_LOG_BYTES = 1024 * 1024  # bytes; one older file of the same size is kept
-MAX_LINE_BYTES = 64 * 1024  # bytes held back until their line ends
-DRAIN_TIMEOUT_S = 1.0  # for the thread to write what a dead upstream said; one that lives on elsewhere is left to itself
+MAX_LOG_BYTES = 1024 * 1024  # one older file of the same size is kept
+MAX_LINE_BYTES = 64 * 1024  # buffered until the line ends
+DRAIN_TIMEOUT_S = 1.0  # for the last output; a surviving child may hold the pipe open for ever
 
 
 def log_path(folder: Path, upstream: str) -> Path:
-    """Return the log file of `upstream`, whatever characters its name has; no two share one."""
+    """Return the log file of `upstream`; any name is allowed, and no two share a file."""
     name = re.sub(r"[^\w-]+", "_", upstream, flags=re.ASCII)[:60]
     if name != upstream:
         name = f"{name}-{zlib.crc32(upstream.encode(errors='surrogatepass')):08x}"
@@ -34,7 +35,7 @@ def log_path(folder: Path, upstream: str) -> Path:
 
 @asynccontextmanager
 async def open_stderr_log(path: Path, credentials: Credentials) -> AsyncIterator[TextIO]:
-    """Yield a file to give a child process as its stderr; what it writes ends up in `path`."""
+    """Yield the file to use as stderr of a child process; its output is written to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
     thread = threading.Thread(
@@ -67,9 +68,7 @@ def _copy_lines(reader: int, path: Path, credentials: Credentials) -> None:
 
 
 def _append_to_log(path: Path, data: bytes) -> None:
-    with suppress(
-        OSError
-    ):  # a log that cannot be written (disk full, folder gone) must not stop the upstream
+    with suppress(OSError):  # a full disk must not stop the upstream
         if path.exists() and path.stat().st_size + len(data) > MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
         with path.open("ab") as file:

@@ -1,11 +1,11 @@
 """An MCP server in a child process, reached over its stdin and stdout.
 
-The SDK's own stdio client passes every message through two tasks and two memory streams. These streams read and write
-the pipes directly, which saves four switches between tasks in each call.
+The SDK's own stdio client passes every message through two tasks and two memory streams. These
+streams read and write the pipes directly, which saves four task switches in each call.
 
-Rule 1: a message is written whole or not at all, even if its sender is cancelled.
-Rule 2: leaving asks the process to exit, waits, then terminates and at last kills its process group. Each wait is
-bounded.
+Rule 1: a message is written whole, even if its sender is cancelled.
+Rule 2: leaving asks the process to exit, waits, then terminates and at last kills its process
+group. Each wait is bounded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DRAIN_CHUNKS = (
 class MessageReader:
     """The messages that a process writes to its stdout; sets `ended` when no more can come.
 
-    A line that is no message is yielded as the error that says why.
+    A line that is not a message is yielded as the error that says why.
     """
 
     def __init__(self, stdout: int, ended: anyio.Event) -> None:
@@ -174,8 +174,8 @@ async def open_stdio_client(
 ) -> AsyncIterator[tuple[MessageReader, MessageWriter]]:
     """Start `command` in `folder` and yield its streams; leaving stops the process.
 
-    `env` is added to the SDK's minimal environment. The stderr of the process goes to `errors`. Raises `OSError` if the
-    process cannot be started.
+    `env` is added to the SDK's minimal environment. The stderr of the process goes to `errors`.
+    Raises `OSError` if the process cannot be started.
     """
     process = _start_process(command, get_default_environment() | dict(env), folder, errors)
     assert process.stdin is not None
@@ -207,7 +207,7 @@ def _start_process(
 
 
 async def stop_process(process: subprocess.Popen[bytes]) -> None:
-    """Close the stdin of `process`, wait for it to exit, then terminate and kill its process group."""
+    """Close the stdin of `process`, wait for its exit, then terminate and kill its group."""
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(OSError):
@@ -221,7 +221,7 @@ async def stop_process(process: subprocess.Popen[bytes]) -> None:
 
 
 async def _wait_for_exit(process: subprocess.Popen[bytes], *, whole_group: bool = False) -> bool:
-    """Return whether `process` exits within the grace period, and with it its group if `whole_group`."""
+    """Return whether `process`, or its `whole_group`, exits within the grace period."""
     with anyio.move_on_after(EXIT_GRACE_S):
         while process.poll() is None or (whole_group and _is_group_alive(process)):
             _discard_output(process)

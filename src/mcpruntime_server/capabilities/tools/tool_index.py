@@ -1,6 +1,6 @@
-"""Full-text search over tools: SQLite's FTS5 in memory, ranked by BM25, names counting most.
+"""Full-text search over tools: SQLite's FTS5 in memory, ranked by BM25; names count most.
 
-Rule: text in, rows out. This module knows neither upstreams nor shims, and no query can be a syntax error.
+Rule: this module knows neither upstreams nor shims, and no query can be a syntax error.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ ToolRow = tuple[str, str, str, str]  # server, tool, description, parameters
 
 
 class ToolIndex:
-    """The tools of all servers as far as they are known; used from one thread."""
+    """The known tools of all servers; used from one thread."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect(":memory:")
         self._db.execute(
             "CREATE VIRTUAL TABLE tools USING fts5("
-            "server UNINDEXED, tool UNINDEXED, name, description, parameters, tokenize = 'porter unicode61')"
+            "server UNINDEXED, tool UNINDEXED, name, description, parameters, "
+            "tokenize = 'porter unicode61')"
         )
 
     def replace_server(self, server: str, rows: Iterable[ToolRow]) -> None:
-        """Make `rows` all that is known of `server`."""
+        """Replace all tools of `server` by `rows`."""
         with self._db:
             self._db.execute("DELETE FROM tools WHERE server = ?", (server,))
             self._db.executemany(
@@ -34,7 +35,7 @@ class ToolIndex:
             )
 
     def search(self, query: str, limit: int) -> list[tuple[str, str]]:
-        """Return (server, tool) of what matches any word of `query`, best first."""
+        """Return (server, tool) of the tools that match any word of `query`, best first."""
         terms = [f'"{word}"*' for word in split_words(query)[:MAX_QUERY_WORDS]]
         if not terms:
             return []
@@ -46,7 +47,7 @@ class ToolIndex:
         return list(rows)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Close the database."""
         self._db.close()
 
 

@@ -1,9 +1,10 @@
-"""What an upstream answers, as plain JSON data for sandboxed code.
+"""Tool results as plain JSON data for sandboxed code.
 
-Rule 1: structured content is the answer where there is any; the text beside it says the same again.
-Rule 2: without it each content block becomes one value, and an answer of several blocks becomes a list of values.
-Rule 3: a text block that is a JSON object or array is that; every other text stays text.
-Rule 4: a credential that an upstream was given does not come back: it is replaced before anybody sees the answer.
+Rule 1: structured content is the result if there is any; its text blocks only repeat it.
+Rule 2: otherwise each content block becomes one value, and several blocks become a list.
+Rule 3: a text block that is a JSON object or array is parsed; every other text stays text.
+Rule 4: a credential that an upstream was given never comes back. It is replaced before anything
+else sees the result.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ FASTMCP_WRAPPER_KEY = (
 
 
 def has_result_wrapper(tool: types.Tool) -> bool:
-    """Return whether the output schema of `tool` is the `{"result": value}` that SDKs put around what is no object."""
+    """Return whether `tool` declares the `{"result": value}` that SDKs wrap around a non-object."""
     schema = tool.output_schema
     properties = schema.get("properties") if schema else None
     if not schema or not isinstance(properties, dict) or set(properties) != {"result"}:
         return False
+    if schema.get(FASTMCP_WRAPPER_KEY) is True:
+        return True
     title = str(schema.get("title", ""))
-    return schema.get(FASTMCP_WRAPPER_KEY) is True or (
-        schema.get("required") == ["result"] and title.endswith("Output")
-    )
+    return schema.get("required") == ["result"] and title.endswith("Output")
 
 
 def to_json_data(result: types.CallToolResult, is_wrapped: bool) -> Any:
-    """Return what `result` says as JSON data; `wrapped` is what `is_wrapper` said of the tool."""
+    """Return `result` as JSON data; `is_wrapped` is the tool's `has_result_wrapper`."""
     structured = result.structured_content
     if structured is not None:
         return structured["result"] if is_wrapped and "result" in structured else structured
@@ -51,13 +52,13 @@ def to_json_data(result: types.CallToolResult, is_wrapped: bool) -> Any:
 
 
 def error_message(result: types.CallToolResult, limit: int) -> str:
-    """Return the words of a failed result, at most `limit` characters."""
+    """Return the text of a failed result, at most `limit` characters."""
     texts = [block.text for block in result.content if isinstance(block, types.TextContent)]
-    return "\n".join(texts).strip()[:limit] or "the tool failed and did not say why"
+    return "\n".join(texts).strip()[:limit] or "the tool failed without a message"
 
 
 def content_block_value(block: types.ContentBlock) -> Any:
-    """Return one content block as JSON data: text or what it encodes, else a dict with `type` and its data."""
+    """Return one content block as JSON data: parsed text, or a dict with `type` and its data."""
     if isinstance(block, types.TextContent):
         return parse_text(block.text)
     if isinstance(block, types.ImageContent | types.AudioContent):
@@ -72,7 +73,7 @@ def content_block_value(block: types.ContentBlock) -> Any:
 
 
 def parse_text(text: str) -> Any:
-    """Return the JSON object or array that `text` is, else `text` itself."""
+    """Return the JSON object or array in `text`, else `text` itself."""
     if text.lstrip()[:1] not in ("{", "["):
         return text
     try:
@@ -86,10 +87,10 @@ def _reject_constant(constant: str) -> NoReturn:
 
 
 class Credentials:
-    """The secret values that one upstream was given, and their removal from whatever it says."""
+    """The secret values that one upstream was given; replaces them in what it sends."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        # The longest first, so that no part of a value is left of one that contains another.
+        # The longest first, so that no rest remains of a value that contains another one.
         self._values = sorted(
             {value for value in values if len(value) >= MIN_CREDENTIAL_CHARS}, key=len, reverse=True
         )
@@ -123,7 +124,10 @@ class Credentials:
 
 
 def collect_credentials(settings: UpstreamSettings) -> Credentials:
-    """Return what is secret in `settings`: all header values, and values of `env` and `url` whose names say so."""
+    """Return the credentials in `settings`.
+
+    These are all header values, and those values of `env` and `url` whose names look secret.
+    """
     values = [
         word for value in settings.headers.values() for word in value.get_secret_value().split()
     ]
@@ -139,5 +143,5 @@ def collect_credentials(settings: UpstreamSettings) -> Credentials:
 
 
 def reveal_secrets(table: Mapping[str, Any]) -> dict[str, str]:
-    """Return the secret values of a settings table, in the clear; for the one place that makes the connection."""
+    """Return the secret values of a settings table in plain text; only for `transport`."""
     return {name: value.get_secret_value() for name, value in table.items()}

@@ -1,9 +1,9 @@
-"""How bytes get to an upstream and back: a child process's stdin and stdout, or streamable HTTP.
+"""The transports to an upstream: stdin and stdout of a child process, or streamable HTTP.
 
-Rule 1: this is the one place where credentials are in the clear, for as long as it takes to hand them over.
-Rule 2: a child process gets a minimal environment plus the `env` of its settings, a process group of its own, and a
-file for its stderr; it never shares the server's own streams.
-Rule 3: the end of a stream is seen at once, by whoever waits for `ended`.
+Rule 1: credentials are in plain text only here, while they are handed to the upstream.
+Rule 2: a child process gets a minimal environment plus the `env` of its settings, a process group
+of its own, and a file for its stderr. It never shares the streams of the server.
+Rule 3: `ended` is set as soon as the stream of a child process ends.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .tool_results import Credentials, reveal_secrets
 
 CONNECT_TIMEOUT_S = 10.0  # for a TCP connection, TLS included
 SESSION_HEADER = "mcp-session-id"
-MAX_SILENCE_S = (
-    300.0  # of an event stream on which nothing need happen, on top of the upstream's own time-out
-)
+MAX_SILENCE_S = 300.0  # of an idle event stream, in addition to the upstream's own timeout
 
 
 @dataclass
 class TransportState:
-    """One connection's line: `ended` is set when nothing more can come; `http_status` is the last refusal's.
+    """The state of one connection.
 
-    `forgotten` says that an HTTP server no longer knows the session; the protocol then asks for a new one.
+    `ended` is set when no more messages can arrive. `http_status` is that of the last refused
+    request. `is_session_expired` means that an HTTP server no longer knows the session; the
+    protocol then requires a new one.
     """
 
     ended: anyio.Event = field(default_factory=anyio.Event)
@@ -50,12 +50,11 @@ async def open_transport(
     log: Path,
     credentials: Credentials,
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Yield the SDK's pair of streams to the upstream that `settings` describe; leaving ends its process."""
-    opened = (
-        _open_http(state, settings)
-        if settings.command is None
-        else _open_stdio(state, settings, base_dir, log, credentials)
-    )
+    """Yield the SDK's pair of streams to an upstream; leaving ends its process."""
+    if settings.command is None:
+        opened = _open_http(state, settings)
+    else:
+        opened = _open_stdio(state, settings, base_dir, log, credentials)
     async with opened as streams:
         yield streams
 
@@ -83,12 +82,12 @@ async def _open_stdio(
 async def _open_http(
     state: TransportState, settings: UpstreamSettings
 ) -> AsyncIterator[tuple[Any, Any]]:
-    async def note_refusal(response: httpx2.Response) -> None:
-        if response.is_error:
-            state.http_status = response.status_code
-            state.is_session_expired |= (
-                response.status_code == 404 and SESSION_HEADER in response.request.headers
-            )
+    async def record_refusal(response: httpx2.Response) -> None:
+        if not response.is_error:
+            return
+        state.http_status = response.status_code
+        if response.status_code == 404 and SESSION_HEADER in response.request.headers:
+            state.is_session_expired = True
 
     client = httpx2.AsyncClient(
         headers=reveal_secrets(settings.headers),
@@ -96,7 +95,7 @@ async def _open_http(
         limits=httpx2.Limits(
             max_connections=None, max_keepalive_connections=settings.max_concurrency
         ),
-        event_hooks={"response": [note_refusal]},
+        event_hooks={"response": [record_refusal]},
     )
     async with client, streamable_http_client(str(settings.url), http_client=client) as streams:
         yield streams

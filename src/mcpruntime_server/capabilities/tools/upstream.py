@@ -1,9 +1,10 @@
-"""Connections to the user's MCP servers: made on first need, shared, supervised, and ended within a bound.
+"""Connections to the user's MCP servers: opened on first use, shared, supervised, closed in time.
 
-Rule 1: a connection belongs to one task, its upstream's supervisor; callers only use what the supervisor holds up.
-Rule 2: nothing is done twice behind a caller's back. A call that may have reached an upstream is never sent again.
-Rule 3: whatever an upstream does, a caller sees `CallFailed`, which names the upstream and what to do.
-Rule 4: no message carries arguments, environment, headers or a URL.
+Rule 1: a connection belongs to one task, the supervisor of its upstream. Callers only use it.
+Rule 2: a call that may have reached an upstream is never sent again.
+Rule 3: every failure of an upstream reaches the caller as `CallFailed`, which names the upstream
+and says what to do.
+Rule 4: no message contains arguments, environment variables, headers or a URL.
 """
 
 from __future__ import annotations
@@ -33,11 +34,9 @@ MAX_TOOLS = 2_000  # of one upstream; more is a mistake or an attack
 MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an error
 MIN_RETRY_DELAY_S = 0.2  # before the next connection after one that failed or did not last
 MAX_RETRY_DELAY_S = 30.0
-STABLE_CONNECTION_S = (
-    10.0  # a connection that lived so long was sound: its end is no reason to hold back
-)
-CLOSED_MESSAGE = "Connection closed"  # the SDK's words where the connection is over
-STREAM_LOST_PREFIX = "SSE stream"  # how the SDK's words begin where only this call's stream is over
+STABLE_CONNECTION_S = 10.0  # after a connection that lived so long, the next needs no delay
+CLOSED_MESSAGE = "Connection closed"  # the SDK's message if the connection has ended
+STREAM_LOST_PREFIX = "SSE stream"  # of the SDK's message if only the stream of this call has ended
 
 UpstreamState = Literal["idle", "connecting", "ready", "failed"]
 T = TypeVar("T")
@@ -45,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UpstreamStatus:
-    """How an upstream is; `error` is why it could not be reached, until it can be again."""
+    """The state of an upstream; `error` says why the last attempt to connect failed."""
 
     state: UpstreamState
     error: str = ""
@@ -53,18 +52,21 @@ class UpstreamStatus:
 
 @dataclass(frozen=True)
 class UpstreamConnection:
-    """One live connection, and the line that it stands on."""
+    """One live connection and the state of its transport."""
 
     client: Client
     transport: TransportState
 
     def is_session_expired(self, error: MCPError) -> bool:
-        """Return whether `error` says that the session is forgotten: the request went no further than the door."""
+        """Return whether `error` says that the server has dropped the session.
+
+        Such a server has not processed the request, so it may be sent again.
+        """
         return self.transport.is_session_expired and "session" in error.message.lower()
 
 
 class ConnectAttempt:
-    """One attempt to connect, which any number of callers wait for."""
+    """One attempt to connect, for which any number of callers wait."""
 
     def __init__(self) -> None:
         self.finished = anyio.Event()
@@ -72,23 +74,23 @@ class ConnectAttempt:
 
 
 class RepeatableEvent:
-    """An event that can be waited for again and again, by one task."""
+    """An event for which one task can wait repeatedly."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
 
     def set(self) -> None:
-        """Wake the task that waits, now or next."""
+        """Wake the task that is waiting, or the next one to wait."""
         self._event.set()
 
     async def wait(self) -> None:
-        """Return when it has been set since the last time."""
+        """Return when the event has been set since the last return."""
         await self._event.wait()
         self._event = anyio.Event()
 
 
 class Upstream:
-    """One MCP server of the user's."""
+    """One of the user's MCP servers; `on_change` is called whenever its tool list changes."""
 
     def __init__(
         self, name: str, settings: UpstreamSettings, base_dir: Path, log_dir: Path
@@ -110,13 +112,13 @@ class Upstream:
         self._failure: Callable[[], CallFailed] | None = None
         self._failed_attempts = 0  # connections in a row that failed or did not last
         self._retry_at = 0.0
-        self._invalid_messages = 0  # messages that were none, on the current line
+        self._invalid_messages = 0  # received on the current connection
 
-    # what others use ------------------------------------------------------------------------------
+    # public interface -----------------------------------------------------------------------------
 
     @property
     def status(self) -> UpstreamStatus:
-        """How this upstream is right now; asking does not start it."""
+        """The current state; reading it does not start the upstream."""
         error = self._failure().message if self._failure else ""
         if self._connection:
             return UpstreamStatus("ready")
@@ -126,42 +128,42 @@ class Upstream:
 
     @property
     def known_tools(self) -> tuple[types.Tool, ...] | None:
-        """The tools as last listed, or None before the first connection."""
+        """The tools of the last listing, or None before the first connection."""
         return self._tools
 
     async def list_tools(self) -> tuple[types.Tool, ...]:
-        """Return the tools as last listed, connecting if that was never done; raises `CallFailed`."""
+        """Return the tools of the last listing; the first call connects. Raises `CallFailed`."""
         if self._tools is None:
             await self._connect()
         return self._tools or ()
 
     async def refresh_tools(self) -> None:
-        """Ask a connected upstream for its tools now, where somebody misses one; its notice of a change may be late."""
+        """List the tools of a connected upstream again, before it announces a change."""
         if self._connection:
             await self._try_list_tools(self._connection.client)
 
     async def call_tool(self, tool: str, arguments: dict[str, Any]) -> Any:
-        """Call `tool` (the upstream's own name for it) and return plain JSON data; raises `CallFailed`."""
+        """Call `tool`, by its upstream's own name, and return JSON data; raises `CallFailed`."""
         result = await self.send_request(
             tool, lambda client: client.call_tool(tool, arguments, self.settings.timeout_s)
         )
         if result.is_error:
-            message, data = error_message(result, MAX_MESSAGE_CHARS), result.structured_content
-            raise CallFailed(
-                "tool_error",
-                self._credentials.redact_text(message),
-                data=self._credentials.redact(data),
-            )
+            message = self._credentials.redact_text(error_message(result, MAX_MESSAGE_CHARS))
+            data = self._credentials.redact(result.structured_content)
+            raise CallFailed("tool_error", message, data=data)
         value = to_json_data(result, tool in self._wrapped_tools)
         return self._credentials.redact(value) if self._credentials else value
 
     async def send_request(self, operation: str, request: Callable[[Client], Awaitable[T]]) -> T:
-        """Put a question to the connected client; `what` names it in errors. Raises `CallFailed`."""
+        """Run `request` with the connected client; errors call it `operation`.
+
+        Raises `CallFailed`.
+        """
         async with self._call_slots:
             return await self._send(operation, request)
 
     def redact_bytes(self, data: bytes) -> bytes:
-        """Return what this upstream has sent without the credentials that it was given."""
+        """Return `data` with the credentials of this upstream replaced."""
         return self._credentials.redact_bytes(data)
 
     # calls ----------------------------------------------------------------------------------------
@@ -187,18 +189,20 @@ class Upstream:
     def _raise_mcp_error(
         self, tool: str, connection: UpstreamConnection, error: MCPError
     ) -> NoReturn:
-        """Raise what `error` means to the caller of `tool`."""
+        """Raise the error that the caller of `tool` gets for `error`."""
         if error.code == types.REQUEST_TIMEOUT:
             raise CallFailed(
                 "timeout",
-                f"{self.name}.{tool} did not answer within {self.settings.timeout_s:g} s and may still be at work.",
-                remedy=f"Ask it for less at a time, or raise `timeout_s` under [mcpServers.{self.name}].",
+                f"{self.name}.{tool} did not answer within {self.settings.timeout_s:g} s "
+                "and may still be running.",
+                remedy="Request less at a time, or raise `timeout_s` "
+                f"under [mcpServers.{self.name}].",
             ) from None
         if error.code == types.CONNECTION_CLOSED and error.message == CLOSED_MESSAGE:
             self._mark_disconnected(connection)
             self._raise_disconnected(tool, "its connection closed")
         if error.code == types.CONNECTION_CLOSED and error.message.startswith(STREAM_LOST_PREFIX):
-            self._raise_disconnected(tool, "its answer broke off")
+            self._raise_disconnected(tool, "the stream of its answer ended early")
         kind = "invalid_arguments" if error.code == types.INVALID_PARAMS else "tool_error"
         message = self._credentials.redact_text(error.message)[:MAX_MESSAGE_CHARS]
         raise CallFailed(kind, message, data=self._credentials.redact(error.data)) from None
@@ -206,8 +210,8 @@ class Upstream:
     def _raise_disconnected(self, tool: str, how: str) -> NoReturn:
         raise CallFailed(
             "unavailable",
-            f"The upstream {self.name} went away while it worked on {tool} ({how}).",
-            remedy="Whether the call was carried out is not known: look before you repeat a write. "
+            f"The upstream {self.name} disconnected while it worked on {tool} ({how}).",
+            remedy="The call may or may not have taken effect: check before you repeat a write. "
             "The next call connects again.",
         ) from None
 
@@ -215,14 +219,14 @@ class Upstream:
         detail = self._credentials.redact_text(str(error))[:MAX_MESSAGE_CHARS]
         raise CallFailed(
             "protocol",
-            f"The upstream {self.name} answered {tool} with something that breaks its own contract: {detail}",
-            remedy="The call was probably carried out. Its server needs mending, or a newer version.",
+            f"The upstream {self.name} answered {tool} in violation of its own contract: {detail}",
+            remedy="The call has probably taken effect. The server needs a fix or an update.",
         ) from None
 
     # the connection -------------------------------------------------------------------------------
 
     async def _connect(self) -> UpstreamConnection:
-        """Return the live connection, asking the supervisor for one if need be; raises `CallFailed`."""
+        """Return the live connection, which the supervisor opens if needed; raises `CallFailed`."""
         while self._connection is None:
             if self._failure and not self._is_connecting and anyio.current_time() < self._retry_at:
                 raise self._failure()
@@ -234,7 +238,7 @@ class Upstream:
         return self._connection
 
     async def supervise(self) -> None:
-        """Hold up the connection for as long as anybody wants it; runs until it is cancelled."""
+        """Open the connection when a caller requests it; runs until it is cancelled."""
         try:
             while True:
                 await self._connect_requested.wait()
@@ -243,56 +247,55 @@ class Upstream:
                 await self._hold_connection()
         finally:
             self._finish_attempt(
-                lambda: CallFailed("unavailable", f"The upstream {self.name} is being shut down.")
+                lambda: CallFailed("unavailable", f"The upstream {self.name} is shutting down.")
             )
 
     async def _hold_connection(self) -> None:
-        """Connect, keep the tool list fresh, and return when the connection is over, however it ends."""
-        line, since, attempt = TransportState(), anyio.current_time(), self._attempt
-        problem, understood = f"it was not ready within {self.settings.timeout_s:g} s", True
+        """Connect, keep the tool list up to date, and return when the connection ends."""
+        state = TransportState()
+        attempt = self._attempt
+        started_at = anyio.current_time()
+        problem = f"it was not ready within {self.settings.timeout_s:g} s"
+        is_protocol_error = False
         try:
-            with anyio.move_on_after(self.settings.timeout_s) as start:
-                await self._run_connection(line, start)
-        except Exception as raised:  # noqa: BLE001 - an upstream may fail in any way; its supervisor outlives all
+            with anyio.move_on_after(self.settings.timeout_s) as start_scope:
+                await self._run_connection(state, start_scope)
+        except Exception as raised:  # noqa: BLE001 - the supervisor survives every kind of failure
             error = innermost_exception(raised)
-            problem, understood = (
-                describe_connect_error(error, line.http_status),
-                not isinstance(error, ValidationError),
-            )
-        lasted = anyio.current_time() - since > STABLE_CONNECTION_S
-        stood = self._attempt is not attempt
-        self._failed_attempts = 0 if stood and lasted else self._failed_attempts + 1
+            problem = describe_connect_error(error, state.http_status)
+            is_protocol_error = isinstance(error, ValidationError)
+        was_ready = self._attempt is not attempt
+        was_stable = anyio.current_time() - started_at > STABLE_CONNECTION_S
+        self._failed_attempts = 0 if was_ready and was_stable else self._failed_attempts + 1
         self._retry_at = anyio.current_time() + self._retry_delay_s()
-        if not stood:
-            self._finish_attempt(
-                self._build_connect_failure(self._credentials.redact_text(problem), understood)
-            )
+        if not was_ready:
+            problem = self._credentials.redact_text(problem)
+            self._finish_attempt(self._build_connect_failure(problem, is_protocol_error))
 
     def _retry_delay_s(self) -> float:
-        """Return how long to hold back, in seconds: doubling, and spread so that upstreams do not move in step."""
+        """Return the delay before the next attempt: exponential, with jitter."""
         if not self._failed_attempts:
             return 0.0
-        spread = random.uniform(0.5, 1.5)  # noqa: S311 - guards nothing
-        return (
-            min(MIN_RETRY_DELAY_S * 2.0 ** min(self._failed_attempts - 1, 16), MAX_RETRY_DELAY_S)
-            * spread
-        )
+        delay_s = MIN_RETRY_DELAY_S * 2.0 ** min(self._failed_attempts - 1, 16)
+        jitter = random.uniform(0.5, 1.5)  # noqa: S311 - not used for security
+        return min(delay_s, MAX_RETRY_DELAY_S) * jitter
 
-    def _build_connect_failure(self, problem: str, is_understood: bool) -> Callable[[], CallFailed]:
-        kind, message = "unavailable", f"The upstream {self.name} cannot be reached: {problem}."
-        if not is_understood:
-            kind = "protocol"
+    def _build_connect_failure(
+        self, problem: str, is_protocol_error: bool
+    ) -> Callable[[], CallFailed]:
+        """Return a factory of errors, because each caller needs an exception of its own."""
+        message = f"The upstream {self.name} cannot be reached: {problem}."
         if self._invalid_messages:
-            kind, message = (
-                "protocol",
-                f"{message} It also sent {self._invalid_messages} lines that are no MCP messages.",
-            )
+            is_protocol_error = True
+            message += f" It also sent {self._invalid_messages} lines that are not MCP messages."
+        kind = "protocol" if is_protocol_error else "unavailable"
         remedy = f"Check [mcpServers.{self.name}] in the settings"
-        remedy += f", and {self.log_file.name} for what it said." if self.log_file.exists() else "."
-        return lambda: CallFailed(kind, message, remedy=remedy)
+        if self.log_file.exists():
+            remedy += f", and its stderr in {self.log_file.name}"
+        return lambda: CallFailed(kind, message, remedy=f"{remedy}.")
 
     def _finish_attempt(self, failure: Callable[[], CallFailed] | None) -> None:
-        """Tell everybody who waits how the current attempt ended; the next one starts when somebody asks for it."""
+        """Report the result of the current attempt to all who wait for it."""
         attempt, self._attempt = self._attempt, ConnectAttempt()
         self._connect_requested = anyio.Event()
         self._is_connecting = False
@@ -300,13 +303,16 @@ class Upstream:
         attempt.finished.set()
 
     def _mark_disconnected(self, connection: UpstreamConnection) -> None:
-        """Note that `connection` is over; the next caller asks for a new one."""
+        """Record that `connection` has ended; the next caller requests a new one."""
         connection.transport.ended.set()
         if self._connection is connection:
             self._connection = None
 
     async def _run_connection(self, state: TransportState, start_scope: anyio.CancelScope) -> None:
-        """Be connected until the other end is gone; `start` bounds the time until the connection stands."""
+        """Connect and stay connected until the upstream disconnects.
+
+        `start_scope` limits the time until the connection is ready.
+        """
         changed = RepeatableEvent()
         self._invalid_messages = 0
         async with AsyncExitStack() as stack:
@@ -344,7 +350,7 @@ class Upstream:
     # the tool list --------------------------------------------------------------------------------
 
     async def _list_tools(self, client: Client) -> None:
-        """Fetch the tool list; a changed one counts as a new generation."""
+        """Fetch the tool list; a changed list starts a new generation."""
         found: dict[str, types.Tool] = {}
         cursor: str | None = None
         while True:
@@ -364,16 +370,19 @@ class Upstream:
         try:
             await self._list_tools(client)
         except (MCPError, ValidationError, RuntimeError):
-            return  # the list that is known stays in use; where the connection is over, the line says so
+            return  # keep the known list; a lost connection is reported by its transport
 
     async def _follow_notifications(self, client: Client, changed: RepeatableEvent) -> None:
-        """Older protocol revisions push a notification when the tools change."""
+        """List the tools again after each notification, as older protocol revisions send them."""
         while True:
             await changed.wait()
             await self._try_list_tools(client)
 
     async def _follow_subscription(self, client: Client) -> None:
-        """From 2026-07-28 on, a client subscribes to changes; a subscription that ends is opened again."""
+        """Subscribe to changes of the tool list, as protocol revision 2026-07-28 offers it.
+
+        A subscription that ends is opened again.
+        """
         capability = client.server_capabilities.tools
         if capability is None or not capability.list_changed:
             return
@@ -382,7 +391,7 @@ class Upstream:
             try:
                 async with client.listen(tools_list_changed=True) as events:
                     delay = MIN_RETRY_DELAY_S
-                    await self._try_list_tools(client)  # what changed while nobody listened
+                    await self._try_list_tools(client)  # it may have changed before
                     async for _ in events:
                         await self._try_list_tools(client)
             except ListenNotSupportedError:
@@ -394,25 +403,25 @@ class Upstream:
 
 
 def innermost_exception(error: BaseException) -> BaseException:
-    """Return the first real exception in what may be nested groups of them."""
+    """Return the first exception in `error` that is not an exception group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def describe_connect_error(error: BaseException, http_status: int) -> str:
-    """Return what went wrong while connecting, without words that may hold a URL or a credential."""
+    """Return why a connection failed, without text that may contain a URL or a credential."""
     if http_status in (401, 403):
         return f"it refused the credentials (HTTP {http_status})"
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
         return f"{error.filename!r}: {error.strerror}"
     if isinstance(error, MCPError) and error.message == CLOSED_MESSAGE:
-        return "it ended before it was ready"
+        return "it exited before it was ready"
     status = f" (HTTP {http_status})" if http_status else ""
     if isinstance(error, MCPError):
         return f"it answered with error {error.code}, {error.message[:MAX_MESSAGE_CHARS]!r}{status}"
     if isinstance(error, ValidationError):
-        return f"what it said is no valid {error.title}{status}"
+        return f"its answer is not a valid {error.title}{status}"
     return f"the connection failed with {type(error).__name__}{status}"
 
 
@@ -420,9 +429,10 @@ def describe_connect_error(error: BaseException, http_status: int) -> str:
 async def open_upstreams(
     settings: Mapping[str, UpstreamSettings], base_dir: Path, log_dir: Path
 ) -> AsyncIterator[dict[str, Upstream]]:
-    """Yield the upstreams by name, none of them started yet; leaving ends all connections and their processes.
+    """Yield the upstreams by name, not yet started; leaving ends all connections and processes.
 
-    Paths in the settings are relative to `base_dir`; the stderr of each upstream goes to a file in `log_dir`.
+    Paths in the settings are relative to `base_dir`. The stderr of each upstream goes to a file in
+    `log_dir`.
     """
     enabled = {name: entry for name, entry in settings.items() if not entry.disabled}
     upstreams = {name: Upstream(name, entry, base_dir, log_dir) for name, entry in enabled.items()}
