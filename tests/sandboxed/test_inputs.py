@@ -1,4 +1,7 @@
-"""Inputs as code sees them, held against the same done at once in memory, with small blocks so that all ends occur."""
+"""Inputs as code sees them, compared with the same operations on the whole text in memory.
+
+Blocks are small, so that every kind of boundary occurs.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ def is_plain(data: bytes) -> bool:
 
 
 @given(BYTES.filter(is_plain))
-def test_lines_are_those_of_the_text_whatever_the_blocks(files: Files, data: bytes) -> None:
+def test_lines_do_not_depend_on_block_boundaries(files: Files, data: bytes) -> None:
     wanted = [shown(line) for line in lines_of(data)]
     for each in files.both(data):
         assert [line.text for line in each.lines()] == wanted
@@ -126,7 +129,7 @@ def test_lines_are_those_of_the_text_whatever_the_blocks(files: Files, data: byt
 
 
 @given(TEXTS)
-def test_iterating_yields_lines_as_text_and_long_ones_in_parts(files: Files, text: str) -> None:
+def test_iteration_yields_lines_as_text_and_long_lines_in_parts(files: Files, text: str) -> None:
     [plain, packed] = files.both(text.encode())
     found = list(plain)
     assert found == list(packed)
@@ -142,12 +145,12 @@ def test_iterating_yields_lines_as_text_and_long_ones_in_parts(files: Files, tex
         ["needle", "ä", "e{2}", "^a", "a$", r"\w+ \w", "x.*x", "[^a]€", r"\s", "", "(?<=a)n"]
     ),
 )
-def test_hits_are_the_lines_that_a_look_at_each_line_finds(
+def test_grep_returns_the_lines_that_match_one_by_one(
     files: Files, text: str, pattern: str
 ) -> None:
     lines = [shown(line) for line in lines_of(text.encode())]
     if any(len(line.encode()) > 40 for line in lines):
-        return  # each hit of a long line is one of its own
+        return  # in a long line, each match is a slice of its own
     wanted = [(number, line) for number, line in enumerate(lines) if re.search(pattern, line)]
     for each in files.both(text.encode()):
         assert [(hit.line, hit.text) for hit in each.grep(pattern)] == wanted
@@ -156,14 +159,14 @@ def test_hits_are_the_lines_that_a_look_at_each_line_finds(
 
 @example(
     b"aaaaaaaaaaaaaaa\n\naaa", 3, 1, "lines"
-)  # the break of a chunk lies in what the one before has covered
+)  # the only break is in the part that the chunk before has covered
 @given(
     BYTES.filter(is_plain),
     st.integers(1, 40),
     st.integers(0, 39),
     st.sampled_from(["chars", "lines", "paragraphs"]),
 )
-def test_chunks_cover_everything_and_are_never_too_long(
+def test_chunks_cover_the_whole_text_and_are_never_too_long(
     files: Files, data: bytes, size: int, overlap: int, by: str
 ) -> None:
     overlap %= size
@@ -181,7 +184,7 @@ def test_chunks_cover_everything_and_are_never_too_long(
 
 
 @given(TEXTS, st.integers(0, 80), st.integers(0, 80))
-def test_slices_lie_between_characters_and_adjacent_ones_make_a_whole(
+def test_slices_end_between_characters_and_adjacent_ones_join_without_loss(
     files: Files, text: str, one: int, two: int
 ) -> None:
     data = text.encode()
@@ -195,9 +198,7 @@ def test_slices_lie_between_characters_and_adjacent_ones_make_a_whole(
 
 
 @given(TEXTS, st.integers(0, 12))
-def test_a_sample_is_lines_of_the_text_in_order_without_repetition(
-    files: Files, text: str, n: int
-) -> None:
+def test_a_sample_has_distinct_lines_in_their_order(files: Files, text: str, n: int) -> None:
     [plain, _] = files.both(text.encode())
     starts = [line.start for line in plain.lines()]
     taken = [line.start for line in plain.sample(n)]
@@ -206,7 +207,9 @@ def test_a_sample_is_lines_of_the_text_in_order_without_repetition(
     assert set(taken) <= set(starts)
 
 
-def test_chunks_end_where_they_are_told_to(given_as: Callable[..., Input]) -> None:
+def test_chunks_end_after_lines_paragraphs_or_anywhere_as_requested(
+    given_as: Callable[..., Input],
+) -> None:
     text = given_as("one\ntwo\n\nthree\nfour\n")
     assert [chunk.text for chunk in text.chunks(12)] == ["one\ntwo\n\n", "three\nfour\n"]
     assert [chunk.text for chunk in text.chunks(15, by="paragraphs")] == [
@@ -224,7 +227,7 @@ def test_chunks_end_where_they_are_told_to(given_as: Callable[..., Input]) -> No
         text.chunks(10, overlap=10)
 
 
-def test_records_and_rows_say_which_line_is_wrong(given_as: Callable[..., Input]) -> None:
+def test_records_and_rows_name_the_line_that_is_wrong(given_as: Callable[..., Input]) -> None:
     assert list(given_as('\ufeff{"a": 1}\n\n[2]\r\n').records()) == [{"a": 1}, [2]]
     with pytest.raises(InputError, match="Line 1 is not JSON"):
         list(given_as("1\n{").records())
@@ -237,7 +240,7 @@ def test_records_and_rows_say_which_line_is_wrong(given_as: Callable[..., Input]
 
 @given(text=TEXTS, end=st.sampled_from(["\n", "\r\n"]))
 @example(text="x" * 200, end="\r\n")
-def test_records_and_rows_are_those_of_the_text_however_long_its_lines(
+def test_records_and_rows_are_complete_even_if_lines_are_long(
     files: Files, text: str, end: str
 ) -> None:
     words = [text, "more", ""]
@@ -245,14 +248,12 @@ def test_records_and_rows_are_those_of_the_text_however_long_its_lines(
         "".join(json.dumps(each, ensure_ascii=False) + end for each in words).encode()
     ):
         assert list(found.records()) == words
-    words = [
-        each.replace("\r", "") for each in words
-    ]  # lines end with \n, whatever they ended with
+    words = [each.replace("\r", "") for each in words]  # all line endings become \n
     for found in files.both(end.join(["a,b", *(f'"{each}","{each}"' for each in words)]).encode()):
         assert [[row["a"], row["b"]] for row in found.rows()] == [[each, each] for each in words]
 
 
-def test_fields_are_as_long_as_they_are_and_lines_up_to_what_makes_a_text(
+def test_long_csv_fields_are_read_and_too_long_lines_are_refused(
     given_as: Callable[..., Input], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [len(row["b"]) for row in given_as(f"a,b\n1,{'x' * 200_000}").rows()] == [200_000]
@@ -264,13 +265,13 @@ def test_fields_are_as_long_as_they_are_and_lines_up_to_what_makes_a_text(
 @given(data=TEXTS, text=TEXTS)
 @example(data="one\ntwo", text="e\nt")
 @example(data="", text="")
-def test_a_text_is_in_an_input_whatever_its_lines(files: Files, data: str, text: str) -> None:
+def test_a_text_that_spans_lines_is_found_in_an_input(files: Files, data: str, text: str) -> None:
     for part in (text, data[len(data) // 3 : len(data) // 2]):
         for found in files.both(data.encode()):
             assert (part in found) == (part in data)
 
 
-def test_an_empty_file_has_nothing_and_that_is_no_error(given_as: Callable[..., Input]) -> None:
+def test_an_empty_file_is_an_empty_input(given_as: Callable[..., Input]) -> None:
     empty = given_as("")
     assert (empty.text, list(empty), len(empty.lines()), len(empty.chunks(5)), empty.sample(3)) == (
         "",
@@ -284,7 +285,7 @@ def test_an_empty_file_has_nothing_and_that_is_no_error(given_as: Callable[..., 
     assert repr(empty) == "<input 'input' 0 bytes ''>"
 
 
-def test_a_name_that_an_input_does_not_have_is_told_with_those_that_it_has(
+def test_an_unknown_attribute_of_an_input_lists_the_known_ones(
     given_as: Callable[..., Input],
 ) -> None:
     with pytest.raises(
@@ -330,7 +331,7 @@ def test_brackets_return_slices_and_errors_say_what_else_there_is(
         AllInputs([given_as("x", "a"), given_as("y", "b")])[:1]
 
 
-def test_of_several_inputs_passes_go_through_all_and_offsets_need_one(
+def test_passes_go_through_several_inputs_and_offsets_need_one(
     given_as: Callable[..., Input],
 ) -> None:
     several = AllInputs([given_as("a1\na2", "a"), given_as("b1\nb2\n", "b"), given_as("", "c")])
@@ -349,7 +350,7 @@ def test_of_several_inputs_passes_go_through_all_and_offsets_need_one(
         listed["data.cvs"]
 
 
-def test_the_namespace_follows_what_the_host_says_and_keeps_what_is_the_codes_own(
+def test_the_namespace_has_the_inputs_of_the_run_and_keeps_the_codes_names(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "one").write_text("1")
@@ -364,7 +365,7 @@ def test_the_namespace_follows_what_the_host_says_and_keeps_what_is_the_codes_ow
     assert namespace == {"x": 1}
 
 
-def test_a_part_of_a_file_is_an_input_that_knows_no_more(tmp_path: Path) -> None:
+def test_an_input_that_is_a_part_of_a_file_gives_nothing_else_of_it(tmp_path: Path) -> None:
     path = tmp_path / "whole"
     path.write_text("secret\nmine 1\nmine 2\nsecret\n")
     part = Input(describe_file(str(path), start=7, end=21))
@@ -379,7 +380,7 @@ def test_a_part_of_a_file_is_an_input_that_knows_no_more(tmp_path: Path) -> None
 # what is not as it was ------------------------------------------------------------------------------
 
 
-def test_a_file_that_shrinks_or_changes_is_an_error_in_the_middle_of_a_pass(
+def test_a_file_that_changes_during_a_pass_is_an_error(
     given_as: Callable[..., Input],
 ) -> None:
     for change in (
@@ -395,14 +396,14 @@ def test_a_file_that_shrinks_or_changes_is_an_error_in_the_middle_of_a_pass(
             list(lines)
 
 
-def test_a_problem_that_the_host_knows_of_is_told_at_the_first_look(tmp_path: Path) -> None:
+def test_a_problem_that_the_host_knows_is_raised_at_the_first_read(tmp_path: Path) -> None:
     context = Input(describe_file(str(tmp_path), problem="It is gone."))
     assert "It is gone." in repr(context)
     with pytest.raises(InputChanged, match=r"It is gone\."):
         context.peek()
 
 
-def test_damaged_gzip_is_an_error_and_padding_and_members_are_not(
+def test_damaged_gzip_is_an_error_but_padding_and_several_members_are_read(
     given_as: Callable[..., Input],
 ) -> None:
     packed = gzip.compress(b"one\n") + gzip.compress(b"two\n")
@@ -428,7 +429,7 @@ def test_a_gzip_bomb_is_stopped_and_takes_no_memory(
     assert bomb.peek(3) == "\0\0\0"
 
 
-def test_packed_places_are_found_in_any_order(
+def test_compressed_input_is_read_in_any_order(
     given_as: Callable[..., Input], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(input_source, "INITIAL_GAP_BYTES", 100)
@@ -443,7 +444,7 @@ def test_packed_places_are_found_in_any_order(
     assert context.slice(-6).text == "01999\n"
 
 
-def test_what_is_too_much_for_one_text_is_refused_with_what_to_do(
+def test_too_much_for_one_text_is_refused_with_a_remedy(
     given_as: Callable[..., Input], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "MAX_TEXT_BYTES", 10)
@@ -453,7 +454,7 @@ def test_what_is_too_much_for_one_text_is_refused_with_what_to_do(
     assert str(given_as("x" * 10)) == "x" * 10
 
 
-def test_a_hit_in_a_line_that_is_too_long_comes_with_what_is_around_it(
+def test_a_match_in_a_very_long_line_comes_with_the_text_around_it(
     given_as: Callable[..., Input],
 ) -> None:
     text = "x" * 300 + "needle" + "y" * 300 + "\nneedle\n" + "z" * 200

@@ -1,4 +1,4 @@
-"""The name `knowledge` as sandboxed code meets it."""
+"""The module `knowledge` as code in a sandbox sees it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     sys.modules.pop("knowledge", None)
 
 
-def test_passages_are_read_by_attribute_and_shown_with_their_place(bench: Bench) -> None:
+def test_passages_have_attributes_and_a_repr_with_their_place(bench: Bench) -> None:
     found = knowledge.search("hotels", limit=2, source="handbook")
     assert bench.calls == [
         ("knowledge.search", {"query": "hotels", "limit": 2, "source": "handbook"})
@@ -74,7 +74,7 @@ def test_passages_are_read_by_attribute_and_shown_with_their_place(bench: Bench)
     )
 
 
-def test_what_is_missing_is_shown_even_if_nothing_was_found(bench: Bench) -> None:
+def test_problems_are_shown_even_if_nothing_was_found(bench: Bench) -> None:
     bench.problems = ["handbook is still being indexed."]
     found = knowledge.search("trains")
     assert not found
@@ -84,7 +84,7 @@ def test_what_is_missing_is_shown_even_if_nothing_was_found(bench: Bench) -> Non
     )
 
 
-def test_a_long_text_comes_in_parts_and_whole(bench: Bench) -> None:
+def test_a_long_text_is_read_in_parts_and_returned_whole(bench: Bench) -> None:
     assert knowledge.get("knowledge://handbook/travel.md") == TEXT
     assert len(bench.calls) == 3
     assert (

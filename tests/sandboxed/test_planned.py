@@ -1,4 +1,4 @@
-"""What code in a dry run holds instead of results: it can be kept and shown; the plan ends where it is looked at."""
+"""The results of planned calls can be stored and shown; any other use ends the plan."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_looking_into_it_ends_the_plan(planned: Any, look: Callable[[Any], Any]) -> None:
+def test_using_the_result_of_a_planned_call_ends_the_plan(
+    planned: Any, look: Callable[[Any], Any]
+) -> None:
     result = planned()
     with pytest.raises(
         PlanEnded, match=r"needs the result of s.tool \(planned call 1\), which is not known"
@@ -117,7 +119,7 @@ def test_looking_into_it_ends_the_plan(planned: Any, look: Callable[[Any], Any])
         look(result)
 
 
-def test_it_can_be_kept_shown_and_put_into_texts(planned: Any) -> None:
+def test_a_planned_result_can_be_stored_printed_and_formatted(planned: Any) -> None:
     result = planned()
     text = PLANNED_RESULT_TEXT.format(1)
     assert (repr(result), str(result), f"{result}", f"{result:>30}") == (
@@ -136,7 +138,9 @@ def test_it_can_be_kept_shown_and_put_into_texts(planned: Any) -> None:
 @pytest.mark.parametrize(
     "wrap", [lambda r: r, lambda r: [r], lambda r: {"a": [r]}, lambda r: (1, r)]
 )
-def test_it_is_shown_by_its_repr_as_a_value(planned: Any, wrap: Callable[[Any], Any]) -> None:
+def test_a_planned_result_as_a_value_is_shown_by_its_repr(
+    planned: Any, wrap: Callable[[Any], Any]
+) -> None:
     value = wrap(planned())
     assert present_value(value, 1_000)["text"] == repr(value)
     assert PlannedResult.first_end is None
@@ -146,14 +150,14 @@ def test_it_is_shown_by_its_repr_as_a_value(planned: Any, wrap: Callable[[Any], 
     "wrap",
     [lambda r: r, lambda r: [r], lambda r: {"a": [{"b": r}]}, lambda r: (1, r), lambda r: {r: 1}],
 )
-def test_it_cannot_be_sent(planned: Any, wrap: Callable[[Any], Any]) -> None:
+def test_a_planned_result_cannot_be_sent(planned: Any, wrap: Callable[[Any], Any]) -> None:
     result = planned()
     with pytest.raises(PlanEnded):
         planned(wrap(result))
     assert planned(x="plain") is not None
 
 
-def test_code_that_handles_failures_does_not_take_it_for_one(planned: Any) -> None:
+def test_code_that_handles_failures_does_not_catch_the_end_of_the_plan(planned: Any) -> None:
     def careless() -> str:
         try:
             return str(planned().key)
@@ -164,14 +168,14 @@ def test_code_that_handles_failures_does_not_take_it_for_one(planned: Any) -> No
         careless()
 
 
-def test_batches_let_it_out_and_hold_planned_results(planned: Any) -> None:
+def test_batches_raise_the_end_of_the_plan_and_return_planned_results(planned: Any) -> None:
     slots = map_concurrently(planned, range(5))
     assert all(slot.ok and isinstance(slot.value, PlannedResult) for slot in slots)
     with pytest.raises(PlanEnded):
         map_concurrently(lambda n: planned(n).key, range(5))
 
 
-async def test_asyncio_code_is_treated_alike(planned: Any) -> None:
+async def test_asyncio_code_gets_planned_results_too(planned: Any) -> None:
     results = await asyncio.gather(*(planned.aio(n) for n in range(3)))
     assert all(isinstance(result, PlannedResult) for result in results)
     with pytest.raises(PlanEnded):
@@ -303,7 +307,7 @@ async def test_the_run_ends_with_the_plan_and_shows_the_line(run: Any, code: str
     assert "mcpruntime_sandbox" not in done.error["traceback"]
 
 
-async def test_the_next_run_is_not_ended_by_it(run: Any) -> None:
+async def test_the_next_run_does_not_end_with_an_earlier_plan(run: Any) -> None:
     await run(f"{IMPORT}try: put(1).key\nexcept: pass")
     done, _ = await run("1 + 1")
     assert (done.status, done.value["text"]) == ("ok", "2")

@@ -1,4 +1,4 @@
-"""The package `skills` as sandboxed code meets it: imports, versions, calls, what is told of them, and bad sources."""
+"""The package `skills` as code in a sandbox sees it: imports, versions, reports, bad sources."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Bench:
     def __init__(self) -> None:
         self.versions: dict[str, list[tuple[str, str]]] = {"weather_report": [(REPORT, "active")]}
         self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.answer: Any = None  # instead of everything
+        self.answer: Any = None  # returned instead of anything else
         self.refuses_uses = False
 
     def add(self, name: str, source: str, state: str = "active") -> None:
@@ -161,7 +161,7 @@ class TestImports:
         ],
     )
     @pytest.mark.parametrize("state", ["active", "draft", "retired"])
-    def test_an_exact_version_is_had_whatever_its_state(
+    def test_an_exact_version_is_importable_in_any_state(
         self, bench: Bench, code: str, state: str
     ) -> None:
         bench.add("weather_report", "def run(): return 2", state)
@@ -172,7 +172,7 @@ class TestImports:
         )
 
     @pytest.mark.parametrize("state", ["draft", "quarantined", "retired"])
-    def test_a_skill_without_a_version_in_use_is_had_by_version_only(
+    def test_a_skill_without_an_active_version_is_importable_by_version_only(
         self, bench: Bench, state: str
     ) -> None:
         bench.add("lonely", "def run(): return 1", state)
@@ -188,7 +188,7 @@ class TestImports:
                     run(code)
                 assert caught.value.kind == state  # type: ignore[attr-defined]
 
-    def test_a_skill_that_comes_into_use_is_found_in_the_next_run(self, bench: Bench) -> None:
+    def test_a_skill_that_becomes_active_is_found_in_the_next_run(self, bench: Bench) -> None:
         bench.add("lonely", "def run(): return 1", "draft")
         held = run("from skills import lonely")["lonely"]
         bench.add("lonely", "def run(): return 2")
@@ -202,7 +202,7 @@ class TestImports:
             run("import skills.gone")
         assert loaded() == []
 
-    def test_an_unknown_skill_says_which_was_meant(self, bench: Bench) -> None:
+    def test_an_unknown_skill_suggests_a_similar_name(self, bench: Bench) -> None:
         for code in (
             "import skills.weather",
             "from skills import weather",
@@ -216,7 +216,7 @@ class TestImports:
         with pytest.raises(ModuleNotFoundError, match="Did you mean"):
             run("from skills.weather_report.v9 import run")
 
-    def test_a_name_that_a_skill_does_not_have_says_what_it_has(self, bench: Bench) -> None:
+    def test_an_unknown_name_in_a_skill_lists_the_known_ones(self, bench: Bench) -> None:
         for code in (
             "from skills.weather_report import rnu",
             "from skills.weather_report.v1 import rnu",
@@ -229,7 +229,7 @@ class TestImports:
         with pytest.raises(AttributeError, match="has no 'v01'"):
             run("import skills\nskills.weather_report.v01")
 
-    def test_private_names_ask_the_host_nothing(self, bench: Bench) -> None:
+    def test_private_names_do_not_call_the_host(self, bench: Bench) -> None:
         package = sys.modules["skills"]
         assert not hasattr(package, "_repr_html_")
         with pytest.raises(ModuleNotFoundError):
@@ -240,7 +240,7 @@ class TestImports:
     @pytest.mark.parametrize(
         "name", ["", "@", "a.b", "weather report", "weather_report@", "x@0", "x@2.1", "../x"]
     )
-    def test_what_cannot_be_a_skill_is_not_loaded(self, bench: Bench, name: str) -> None:
+    def test_an_invalid_skill_name_is_not_loaded(self, bench: Bench, name: str) -> None:
         with pytest.raises(ValueError, match="names no skill: write 'weather_report'"):
             skills.load(name)
         assert bench.calls == []
@@ -250,13 +250,15 @@ class TestImports:
         assert run("import skills\nr = skills.composed()")["r"] == "Rome"
         assert [use["skill"] for use in bench.used] == ["weather_report", "composed"]
 
-    def test_what_a_skill_lacks_is_not_taken_for_the_skill(self, bench: Bench) -> None:
+    def test_a_missing_import_in_a_skill_does_not_look_like_a_missing_skill(
+        self, bench: Bench
+    ) -> None:
         bench.add("composed", COMPOSED.replace("weather", "wether"))
         for code in ("import skills\nskills.composed", "import skills.composed"):
             with pytest.raises(ModuleNotFoundError, match="no skill 'wether_report'"):
                 run(code)
 
-    def test_skills_that_import_each_other_are_told_so(self, bench: Bench) -> None:
+    def test_a_circular_import_of_skills_is_explained(self, bench: Bench) -> None:
         bench.add("one", "from skills.two import run as two\ndef run(): return two()")
         bench.add("two", "from skills.one import run as one\ndef run(): return one()")
         with pytest.raises(
@@ -268,16 +270,14 @@ class TestImports:
         bench.add("two", "import skills\ndef run(): return skills.one.__name__")
         assert run("import skills\nr = skills.one()")["r"] == "skills.one"
 
-    def test_a_skill_that_calls_its_importer_as_it_is_imported_is_told_so(
-        self, bench: Bench
-    ) -> None:
+    def test_a_skill_that_calls_its_importer_during_import_is_explained(self, bench: Bench) -> None:
         bench.add("one", "import skills.two\ndef run(): return 1")
         bench.add("two", "import skills.one\nskills.one()\ndef run(): return 2")
         with pytest.raises(AttributeError, match="circular import"):
             run("import skills.one")
         assert loaded() == []
 
-    def test_threads_that_import_at_once_get_one_module(self, bench: Bench) -> None:
+    def test_threads_that_import_at_the_same_time_get_one_module(self, bench: Bench) -> None:
         barrier = threading.Barrier(8)
 
         def get(_: int) -> Any:
@@ -295,7 +295,7 @@ class TestImports:
 
 
 class TestReading:
-    def test_help_shows_the_true_signature_and_docs(self, bench: Bench) -> None:
+    def test_help_shows_the_skills_signature_and_docs(self, bench: Bench) -> None:
         module = importlib.import_module("skills.weather_report")
         signature = "(city: str = 'Oslo', *days: int, unit: str = 'C') -> dict"
         text = pydoc.plain(pydoc.render_doc(module.run))
@@ -304,7 +304,7 @@ class TestReading:
         assert f"run{signature}" in pydoc.plain(pydoc.render_doc(module))
         assert str(inspect.signature(module)) == str(inspect.signature(module.run)) == signature  # type: ignore[arg-type]
 
-    def test_sources_can_be_read(self, bench: Bench) -> None:
+    def test_the_source_of_a_skill_can_be_read(self, bench: Bench) -> None:
         module = importlib.import_module("skills.weather_report")
         assert inspect.getsource(module.run).startswith("def run(city")
         assert inspect.getsource(module) == REPORT
@@ -316,7 +316,7 @@ class TestReading:
         assert 'File "<skills.weather_report>", line 7, in run' in text
         assert 'raise LookupError(f"no {city}")' in text
 
-    def test_help_on_the_package_names_the_skills_and_runs_none(self, bench: Bench) -> None:
+    def test_help_on_the_package_lists_the_skills_and_runs_none(self, bench: Bench) -> None:
         bench.add("broken", "raise SystemExit")
         text = pydoc.plain(pydoc.render_doc(sys.modules["skills"]))
         assert "Skills: weather_report, broken." in text
@@ -326,9 +326,7 @@ class TestReading:
         )
         assert sys.modules["skills"].list() == ["weather_report", "broken"]
 
-    def test_help_without_a_host_still_helps(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_help_works_without_a_host(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(target: str, args: dict[str, Any]) -> Any:
             raise tools.HostError("unavailable", "no")
 
@@ -340,7 +338,7 @@ class TestReading:
         assert "search" in names
         assert "list" not in names
 
-    def test_a_search_reads_as_lines_and_is_a_list_of_objects(self, bench: Bench) -> None:
+    def test_a_search_result_prints_as_lines_and_is_a_list_of_objects(self, bench: Bench) -> None:
         found = sys.modules["skills"].search("weather", limit=3)
         assert repr(found) == 'weather_report(city: str = "Oslo") -> dict  # Reports the weather.'
         assert (found[0].name, found[0].version, found[0].state) == ("weather_report", 2, "active")
@@ -348,13 +346,13 @@ class TestReading:
         assert repr(skills.SkillList()) == "no skills found"
 
     @pytest.mark.usefixtures("bench")
-    def test_errors_can_be_pickled_and_are_the_packages(self) -> None:
+    def test_errors_can_be_pickled_and_belong_to_the_package(self) -> None:
         error = pickle.loads(pickle.dumps(skills.SkillUnavailableError("no", "draft")))
         assert (str(error), error.kind, type(error).__module__) == ("no", "draft", "skills")
 
 
 class TestUses:
-    def test_success_and_failure_are_told_once_each_a_run(self, bench: Bench) -> None:
+    def test_success_and_failure_are_reported_once_each_per_run(self, bench: Bench) -> None:
         report = importlib.import_module("skills.weather_report").run
         for city in ["Oslo", "Atlantis"] * 50:
             with contextlib.suppress(LookupError):
@@ -365,7 +363,7 @@ class TestUses:
         report("Oslo")
         assert bench.used[2:] == [ok]
 
-    def test_what_is_not_active_tells_the_case(self, bench: Bench) -> None:
+    def test_an_inactive_version_reports_a_case(self, bench: Bench) -> None:
         bench.add("weather_report", REPORT, "draft")
         report = importlib.import_module("skills.weather_report.v2").run
         report("Rome", 1, 2)
@@ -381,7 +379,7 @@ class TestUses:
             report("Atlantis")
         assert (bench.used[1]["ok"], "output" in bench.used[1]) == (False, False)
 
-    def test_inputs_are_those_before_the_call(self, bench: Bench) -> None:
+    def test_reported_inputs_are_those_before_the_call(self, bench: Bench) -> None:
         bench.add("eater", "def run(items):\n    items.clear()\n    return items", "draft")
         importlib.import_module("skills.eater.v1").run([1, 2])
         assert bench.used[0]["inputs"] == {"items": [1, 2]}
@@ -389,23 +387,21 @@ class TestUses:
     @pytest.mark.parametrize(
         "value", [object(), {1, 2}, float("nan"), "x" * 20_000, [[0] * 200] * 200, {1: 2}, b"x"]
     )
-    def test_inputs_that_are_no_small_json_data_are_left_out(
-        self, bench: Bench, value: Any
-    ) -> None:
+    def test_inputs_that_are_large_or_not_json_are_left_out(self, bench: Bench, value: Any) -> None:
         bench.add("same", "def run(value): return value", "draft")
         importlib.import_module("skills.same.v1").run(value)
         assert "inputs" not in bench.used[0]
         assert len(bench.used[0]["output"]["text"]) < 17_000
         assert " 0x7" not in bench.used[0]["output"]["text"]
 
-    def test_a_failure_to_tell_is_nobodys_business(self, bench: Bench) -> None:
+    def test_a_failed_report_does_not_affect_the_code(self, bench: Bench) -> None:
         bench.refuses_uses = True
         assert run("import skills\nr = skills.weather_report()")["r"]["city"] == "Oslo"
         with pytest.raises(LookupError):
             run("import skills\nskills.weather_report('Atlantis')")
         assert len(bench.used) == 2
 
-    def test_results_and_errors_that_cannot_be_shown_break_nothing(self, bench: Bench) -> None:
+    def test_results_and_errors_without_a_repr_do_not_affect_the_code(self, bench: Bench) -> None:
         bench.add(
             "rude",
             "class Rude(Exception):\n    def __repr__(self): raise ValueError\n    __str__ = __repr__\n"
@@ -417,7 +413,7 @@ class TestUses:
         with pytest.raises(importlib.import_module("skills.rude.v1").Rude):
             rude(True)
 
-    def test_wrong_arguments_are_the_callers_failure(self, bench: Bench) -> None:
+    def test_wrong_arguments_are_not_reported_as_a_failure_of_the_skill(self, bench: Bench) -> None:
         with pytest.raises(TypeError, match="unexpected keyword argument 'town'"):
             run("import skills\nskills.weather_report(town='Oslo')")
         assert bench.used == []
@@ -426,14 +422,14 @@ class TestUses:
             run("import skills\nskills.wrong()")
         assert bench.used[0]["error"].endswith("(line 1)")
 
-    def test_an_exit_or_an_interrupt_is_no_failure_of_the_skill(self, bench: Bench) -> None:
+    def test_an_exit_or_an_interrupt_is_not_reported_as_a_failure(self, bench: Bench) -> None:
         bench.add("quits", "def run(error): raise error")
         for error in (KeyboardInterrupt, SystemExit):
             with pytest.raises(error):
                 importlib.import_module("skills.quits").run(error)
         assert bench.used == []
 
-    def test_what_is_only_planned_is_not_told(self, bench: Bench) -> None:
+    def test_uses_with_planned_calls_are_not_reported(self, bench: Bench) -> None:
         bench.add(
             "looks",
             "def run(value, look): return len(value) if look else {'value': value}",
@@ -447,7 +443,7 @@ class TestUses:
         PlannedResult.first_end = None
         assert bench.used == []
 
-    async def test_what_is_asynchronous_stays_so(self, bench: Bench) -> None:
+    async def test_an_asynchronous_skill_stays_asynchronous(self, bench: Bench) -> None:
         bench.add(
             "slow",
             "import asyncio\nasync def run(n):\n    await asyncio.sleep(0)\n    return 1 / n",
@@ -463,7 +459,7 @@ class TestUses:
             (False, "ZeroDivisionError: division by zero (line 4)"),
         ]
 
-    async def test_a_cancelled_skill_has_not_failed(self, bench: Bench) -> None:
+    async def test_a_cancelled_skill_is_not_reported_as_failed(self, bench: Bench) -> None:
         bench.add(
             "waits", "async def run(event, started):\n    started.set()\n    await event.wait()"
         )
@@ -490,7 +486,7 @@ class TestBadSources:
             ("run = 3", r"In the skill bad@1, 'run' is no function"),
         ],
     )
-    def test_what_is_no_skill_says_so_and_leaves_nothing(
+    def test_a_source_that_is_no_skill_is_refused_and_leaves_no_module(
         self, bench: Bench, source: str, message: str
     ) -> None:
         bench.add("bad", source)
@@ -504,7 +500,7 @@ class TestBadSources:
             assert loaded() == []
 
     @pytest.mark.parametrize("failure", [SystemExit, KeyboardInterrupt, ValueError, AttributeError])
-    def test_what_fails_as_it_is_imported_leaves_nothing(
+    def test_a_source_that_fails_during_import_leaves_no_module(
         self, bench: Bench, failure: type[BaseException]
     ) -> None:
         bench.add("bad", f"def run(): pass\nraise {failure.__name__}('no')")
@@ -513,7 +509,7 @@ class TestBadSources:
         assert loaded() == []
         assert "bad" not in sys.modules["skills"].__dict__
 
-    def test_a_large_source_is_imported_all_the_same(self, bench: Bench) -> None:
+    def test_a_large_source_is_imported(self, bench: Bench) -> None:
         bench.add("large", "TEXT = '" + "x" * (1 << 20) + "'\ndef run(): return len(TEXT)")
         assert run("import skills\nr = skills.large()")["r"] == 1 << 20
 
@@ -527,7 +523,9 @@ class TestBadSources:
             {"source": "", "version": "1", "state": ""},
         ],
     )
-    def test_an_answer_that_is_no_skill_is_an_import_error(self, bench: Bench, answer: Any) -> None:
+    def test_an_invalid_answer_for_a_skill_is_an_import_error(
+        self, bench: Bench, answer: Any
+    ) -> None:
         bench.answer = answer
         with pytest.raises(
             skills.SkillUnavailableError, match="The host's answer for the skill 'weather_report'"
@@ -537,7 +535,7 @@ class TestBadSources:
     @pytest.mark.parametrize(
         "answer", [[], "x", {}, {"skills": 3}, {"skills": [3]}, {"skills": [{"name": "x"}]}]
     )
-    def test_an_answer_that_is_no_search_is_an_error(self, bench: Bench, answer: Any) -> None:
+    def test_an_invalid_answer_to_a_search_is_an_error(self, bench: Bench, answer: Any) -> None:
         bench.answer = answer
         with pytest.raises(skills.SkillUnavailableError, match="not a list of skills"):
             skills.search("x")

@@ -1,4 +1,4 @@
-"""The package `tools` as sandboxed code meets it: imports, calls, errors, batches and listings."""
+"""The package `tools` as code in a sandbox sees it: imports, calls, errors, batches, listings."""
 
 from __future__ import annotations
 
@@ -116,20 +116,20 @@ class TestImports:
         assert names["same"]
         assert [call[0] for call in bench.calls] == ["catalog.shim"]
 
-    def test_a_server_is_imported_when_it_is_first_named(self, bench: Bench) -> None:
+    def test_a_server_is_imported_at_its_first_use(self, bench: Bench) -> None:
         assert (
             run("import tools\nanswer = tools.git.git_log('.')")["answer"].target
             == "tools.git.git_log"
         )
 
-    def test_an_unknown_server_says_which_was_meant(self, bench: Bench) -> None:
+    def test_an_unknown_server_suggests_a_similar_name(self, bench: Bench) -> None:
         for code in ("import tools.gti", "from tools import gti", "from tools.gti import git_log"):
             with pytest.raises(ModuleNotFoundError, match="Did you mean 'git'"):
                 run(code)
         with pytest.raises(AttributeError, match="Did you mean 'git'"):
             run("import tools\ntools.gti")
 
-    def test_an_unknown_tool_says_which_was_meant(self, git: Any) -> None:
+    def test_an_unknown_tool_suggests_a_similar_name(self, git: Any) -> None:
         with pytest.raises(ImportError, match=r"no tool 'git_lgo'. Did you mean 'git_log'"):
             run("from tools.git import git_lgo")
         with pytest.raises(AttributeError, match=r"Did you mean 'git_log'.*git_show"):
@@ -143,7 +143,7 @@ class TestImports:
             with pytest.raises(error, match="down does not answer"):
                 run("import tools.down")
 
-    def test_probing_for_private_names_asks_the_host_nothing(self, bench: Bench) -> None:
+    def test_probing_for_private_names_does_not_call_the_host(self, bench: Bench) -> None:
         assert not hasattr(sys.modules["tools"], "__wrapped__")
         assert not hasattr(sys.modules["tools"], "_repr_html_")
         assert bench.calls == []
@@ -155,7 +155,7 @@ class TestImports:
         assert run("from tools.git import grown")["grown"]().target == "tools.git.grown"
         assert old("x").target == "tools.git.git_log"
 
-    def test_a_tool_that_is_new_since_the_import_is_found(self, bench: Bench, git: Any) -> None:
+    def test_a_tool_added_after_the_import_is_found(self, bench: Bench, git: Any) -> None:
         bench.shims["git"] = GIT.replace('"echo"]', '"echo", "grown", "later"]').replace(
             "def echo", "def grown"
         ) + ('\n@shim("git")\ndef later() -> Any:\n    "New too."\n')
@@ -164,14 +164,14 @@ class TestImports:
         with pytest.raises(AttributeError, match="Did you mean 'later'"):
             _ = git.latre
 
-    def test_a_server_that_has_gone_still_says_which_tool_was_meant(
+    def test_a_server_that_is_gone_still_suggests_a_similar_tool(
         self, bench: Bench, git: Any
     ) -> None:
         bench.shims["git"] = ""
         with pytest.raises(AttributeError, match="Did you mean 'git_log'"):
             _ = git.git_lgo
 
-    def test_installing_again_replaces_the_way_out_and_keeps_the_modules(
+    def test_installing_again_replaces_the_connection_and_keeps_the_modules(
         self, bench: Bench, git: Any
     ) -> None:
         other = Bench()
@@ -181,7 +181,7 @@ class TestImports:
         assert len(other.sent) == 1
         assert sum(isinstance(finder, tools.ToolFinder) for finder in sys.meta_path) == 1
 
-    def test_help_on_the_package_names_the_servers_and_starts_none(self, bench: Bench) -> None:
+    def test_help_on_the_package_lists_the_servers_and_starts_none(self, bench: Bench) -> None:
         bench.shims["down"] = ""
         text = pydoc.plain(pydoc.render_doc(sys.modules["tools"]))
         assert "Servers: git, down." in text
@@ -206,7 +206,7 @@ class TestImports:
 
 
 class TestCalls:
-    def test_parameters_go_by_position_or_by_name(self, bench: Bench, git: Any) -> None:
+    def test_arguments_are_passed_by_position_or_by_name(self, bench: Bench, git: Any) -> None:
         git.git_log("a", 3)
         git.git_log(max_count=3, repo_path="a")
         assert bench.sent == [("tools.git.git_log", {"repo_path": "a", "max_count": 3})] * 2
@@ -221,12 +221,12 @@ class TestCalls:
             {"class": "x", "per page": None},
         ]
 
-    def test_a_renamed_parameter_answers_to_both_names(self, bench: Bench, git: Any) -> None:
+    def test_a_renamed_parameter_accepts_both_names(self, bench: Bench, git: Any) -> None:
         git.git_show(**{"class": "x", "per page": 2})
         git.git_show(class_="x", per_page=2)
         assert [args for _, args in bench.sent] == [{"class": "x", "per page": 2}] * 2
 
-    def test_a_tool_that_takes_anything_is_sent_anything(self, bench: Bench, git: Any) -> None:
+    def test_a_tool_with_open_parameters_gets_any_argument(self, bench: Bench, git: Any) -> None:
         git.echo(1, other=2)
         assert bench.sent[0][1] == {"value": 1, "other": 2}
 
@@ -254,7 +254,7 @@ class TestCalls:
             )
         assert bench.sent == []
 
-    def test_a_failed_call_raises_with_all_that_is_known(self, bench: Bench, git: Any) -> None:
+    def test_a_failed_call_raises_an_error_with_all_details(self, bench: Bench, git: Any) -> None:
         bench.failure = tools.HostError("tool_error", "no such repository", {"code": 128})
         with pytest.raises(tools.ToolError) as caught:
             git.git_log("a")
@@ -278,7 +278,7 @@ class TestCalls:
         with pytest.raises(TypeError, match="max_count is no integer"):
             git.git_log("a")
 
-    async def test_aio_does_the_same_from_asyncio(self, bench: Bench, git: Any) -> None:
+    async def test_aio_does_the_same_for_asyncio(self, bench: Bench, git: Any) -> None:
         answers = await asyncio.gather(*(git.git_log.aio(str(number)) for number in range(3)))
         assert [answer.args.repo_path for answer in answers] == ["0", "1", "2"]
         with pytest.raises(tools.ToolArgumentError):
@@ -288,13 +288,13 @@ class TestCalls:
             await git.git_log.aio("a")
 
 
-class TestRecords:
+class TestAttributeDicts:
     def test_keys_are_attributes_at_every_depth(self) -> None:
         data = wrap_dicts({"bugs": [{"key": "A-1", "tags": [["x", {"deep": 1}]]}]})
         assert data.bugs[0].key == "A-1"
         assert data.bugs[0].tags[0][1].deep == 1
 
-    def test_a_record_is_plain_json_data_to_everything_else(self) -> None:
+    def test_an_attribute_dict_is_plain_json_data_to_other_code(self) -> None:
         plain = {"a": [1, {"b": None}], "items": 3}
         data = wrap_dicts(json.loads(json.dumps(plain)))
         assert data == plain
@@ -312,16 +312,16 @@ class TestRecords:
         assert b"mcpruntime" not in pickle.dumps(data)
         assert type(pickle.loads(pickle.dumps(data))["a"]) is dict
 
-    def test_a_key_that_is_a_dict_method_is_reachable_by_brackets(self) -> None:
+    def test_a_key_named_like_a_dict_method_is_reachable_by_brackets(self) -> None:
         data = wrap_dicts({"items": [1], "keys": 2})
         assert data["items"] == [1]
         assert callable(data.items)
 
-    def test_a_missing_key_says_which_was_meant(self) -> None:
+    def test_a_missing_key_suggests_a_similar_one(self) -> None:
         with pytest.raises(AttributeError, match=r"Did you mean 'status'.*Keys: 'status', 'id'"):
             _ = wrap_dicts({"status": 1, "id": 2}).stauts
 
-    def test_assigning_an_attribute_assigns_the_key(self) -> None:
+    def test_setting_an_attribute_sets_the_key(self) -> None:
         data = wrap_dicts({})
         data.seen = True
         assert data == {"seen": True}
@@ -336,17 +336,17 @@ class TestRecords:
 
 
 class TestMap:
-    def test_order_is_kept_and_every_item_has_a_slot(self, bench: Bench, git: Any) -> None:
+    def test_slots_are_in_the_order_of_the_items(self, bench: Bench, git: Any) -> None:
         slots = sys.modules["tools"].map(git.git_log, ["a", "b", "c"])
         assert [slot.value.args.repo_path for slot in slots] == ["a", "b", "c"]
 
-    def test_a_failure_is_one_items_outcome(self, bench: Bench) -> None:
+    def test_a_failure_is_the_outcome_of_one_item(self, bench: Bench) -> None:
         slots = map_concurrently(lambda number: 1 // number, [1, 0, 1])
         assert [slot.ok for slot in slots] == [True, False, True]
         assert isinstance(slots[1].error, ZeroDivisionError)
         assert repr(slots).startswith("2 ok, 1 failed\n[0] <ok 1>\n[1] <failed ZeroDivisionError: ")
 
-    def test_even_an_exit_is_one_items_outcome(self) -> None:
+    def test_even_an_exit_is_the_outcome_of_one_item(self) -> None:
         assert isinstance(map_concurrently(sys.exit, [3])[0].error, SystemExit)
 
     def test_items_run_at_the_same_time_up_to_the_limit(self) -> None:
@@ -354,7 +354,7 @@ class TestMap:
         slots = map_concurrently(lambda _: barrier.wait(timeout=30), range(4), max_concurrency=4)
         assert all(slot.ok for slot in slots)
 
-    def test_nothing_to_do_and_a_senseless_limit(self) -> None:
+    def test_an_empty_batch_is_fine_and_a_limit_below_one_is_refused(self) -> None:
         assert map_concurrently(str, []) == []
         with pytest.raises(ValueError, match="at least 1, not 0"):
             map_concurrently(str, [1], max_concurrency=0)
@@ -387,7 +387,7 @@ class TestMap:
 
 
 class TestListings:
-    def test_a_listing_reads_as_lines_and_is_a_list_of_objects(self) -> None:
+    def test_a_listing_prints_as_lines_and_is_a_list_of_objects(self) -> None:
         entry: ToolDescription = {
             "server": "git",
             "tool": "git_log",
@@ -401,13 +401,13 @@ class TestListings:
         assert (listing[0].name, listing[0].effect) == ("git.git_log", "read")
         assert repr(tools.ToolList({"tools": [], "problems": []})) == "no tools found"
 
-    def test_a_listing_that_the_host_refuses_is_a_tool_error(self, bench: Bench) -> None:
+    def test_a_refused_listing_is_a_tool_error(self, bench: Bench) -> None:
         bench.failure = tools.HostError("unknown_tool", "no server 'x'")
         with pytest.raises(tools.ToolError, match=r"tools.list: no server 'x'"):
             sys.modules["tools"].list("x")
 
 
-def test_importing_the_guest_stays_cheap() -> None:
+def test_importing_the_tools_library_stays_cheap() -> None:
     code = (
         "import sys, typing, functools, importlib\nbefore = set(sys.modules)\n"
         "import mcpruntime_server.sandboxed.library.tools\nprint(sorted(set(sys.modules) - before))"

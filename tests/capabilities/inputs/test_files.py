@@ -1,4 +1,4 @@
-"""Files as inputs: nothing outside the roots, nothing but files, and nothing that is not what it was."""
+"""Files as inputs: only regular files below the roots, and never changed content."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def content(roots: InputRoots, path: str) -> bytes:
         return files.read_range(fd, 0, 1000)
 
 
-def test_only_what_is_below_a_root_is_opened(root: Path, tmp_path: Path) -> None:
+def test_only_files_below_a_root_are_opened(root: Path, tmp_path: Path) -> None:
     roots = InputRoots((root,), tmp_path / "data")
     assert content(roots, f"{root}/inner/../inner/./file.txt") == b"mine"
     (root / "out").symlink_to(tmp_path / "secret")
@@ -73,9 +73,7 @@ def test_only_what_is_below_a_root_is_opened(root: Path, tmp_path: Path) -> None
         content(roots, f"{root}/none")
 
 
-def test_a_root_may_be_a_link_and_the_servers_own_folder_is_none(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_root_may_be_a_link_and_the_servers_folder_is_refused(root: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.symlink_to(root)
     roots = InputRoots((linked,), tmp_path / "data")
@@ -92,7 +90,7 @@ def test_a_root_may_be_a_link_and_the_servers_own_folder_is_none(
         content(InputRoots((), tmp_path / "data"), f"{root}/inner/file.txt")
 
 
-def test_what_is_exchanged_for_a_link_between_look_and_use_is_not_followed(
+def test_a_path_replaced_by_a_link_after_the_check_is_not_followed(
     root: Path, tmp_path: Path
 ) -> None:
     found = InputRoots((root,), tmp_path / "data").resolve_path(f"{root}/inner/file.txt")
@@ -108,13 +106,13 @@ def test_what_is_exchanged_for_a_link_between_look_and_use_is_not_followed(
         open_beneath(*found)
 
 
-def test_only_files_are_opened_and_nothing_that_could_block(
+def test_only_regular_files_are_opened_and_nothing_blocks(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roots = InputRoots((root,), tmp_path / "data")
     os.mkfifo(root / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
-        monkeypatch.chdir(root)  # the address of a socket is short
+        monkeypatch.chdir(root)  # the path of a socket must be short
         listening.bind("socket")
         for name, kind in (("pipe", "a pipe"), ("socket", "a socket"), ("inner", "a folder")):
             with pytest.raises(InvalidRequest, match=f"is {kind}, not a file"):
@@ -123,7 +121,7 @@ def test_only_files_are_opened_and_nothing_that_could_block(
         content(InputRoots((Path("/dev"),), tmp_path), "/dev/null")
 
 
-def test_addresses_of_files_are_paths_of_this_machine() -> None:
+def test_file_addresses_are_paths_of_this_machine() -> None:
     assert (
         files.parse_file_uri("file:///a%20b/c")
         == files.parse_file_uri("file://localhost/a%20b/c")
@@ -137,7 +135,7 @@ def test_addresses_of_files_are_paths_of_this_machine() -> None:
 # entries --------------------------------------------------------------------------------------------
 
 
-async def test_small_files_are_kept_and_large_ones_known_by_what_they_were(
+async def test_small_files_are_kept_by_content_and_large_ones_by_stamp(
     journal: Journal, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MAX_CONTENT_BYTES", 10)
@@ -162,7 +160,7 @@ async def test_small_files_are_kept_and_large_ones_known_by_what_they_were(
             inputs.read_content(large)
 
 
-async def test_a_file_whose_content_is_the_same_again_is_taken_for_it(
+async def test_a_file_with_the_same_content_is_recognised(
     journal: Journal, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MAX_CONTENT_BYTES", 3)
@@ -181,7 +179,7 @@ async def test_a_file_whose_content_is_the_same_again_is_taken_for_it(
         later.read_content(entry)
 
 
-async def test_what_is_put_before_a_sandbox_is_the_file_itself_or_a_copy_of_it(
+async def test_a_sandbox_gets_a_link_to_the_file_or_a_copy_of_it(
     journal: Journal, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MAX_CONTENT_BYTES", 3)
@@ -194,7 +192,7 @@ async def test_what_is_put_before_a_sandbox_is_the_file_itself_or_a_copy_of_it(
     inputs.place_content(await inputs.add_file(str(path)), target, lambda _: None)
     assert target.samefile(path)
     target.unlink()
-    path.chmod(0o600)  # its owner's alone: the sandbox's user could not read a link
+    path.chmod(0o600)  # the user of the sandbox could not read a link to it
     entry = await inputs.add_file(str(path))
     modified = inputs.place_content(entry, target, lambda _: None)
     assert not target.samefile(path)
@@ -212,7 +210,7 @@ async def test_what_is_put_before_a_sandbox_is_the_file_itself_or_a_copy_of_it(
     assert [name for name in os.listdir(tmp_path) if "target" in name] == []
 
 
-def test_names_of_files_inside_follow_from_content_and_have_no_detours() -> None:
+def test_file_names_in_the_sandbox_follow_from_the_content() -> None:
     entry = InputEntry(
         name="../../x/../a.csv.gz", digest="d", path="", size=1, stamp="", start=0, end=None
     )
@@ -229,9 +227,7 @@ def test_names_of_files_inside_follow_from_content_and_have_no_detours() -> None
 # what clients name ----------------------------------------------------------------------------------
 
 
-async def test_what_is_wrong_with_an_input_is_said_of_that_one(
-    journal: Journal, root: Path
-) -> None:
+async def test_an_error_names_the_input_that_is_wrong(journal: Journal, root: Path) -> None:
     inputs = InputStore(journal, [root])
     for given, wrong in (
         ([str(root)], "is a folder. Name a file in it"),
@@ -263,7 +259,7 @@ async def test_names_are_printable_and_unique(journal: Journal, root: Path) -> N
 # references from code -------------------------------------------------------------------------------
 
 
-async def test_a_reference_names_an_input_of_the_line_of_its_own_run(journal: Journal) -> None:
+async def test_a_reference_reaches_only_inputs_of_its_own_runs_lineage(journal: Journal) -> None:
     inputs = InputStore(journal)
     mine, other = await inputs.add_text("ab€cd"), await inputs.add_text("secret")
     for session, run, entry in (("s_1", "r_1", mine), ("s_2", "r_2", other)):
@@ -278,9 +274,7 @@ async def test_a_reference_names_an_input_of_the_line_of_its_own_run(journal: Jo
         piece = await inputs.add_slice("s_1", "r_1", reference, "piece")
         return inputs.read_content(piece)
 
-    async with (
-        anyio.create_task_group() as tasks
-    ):  # that many look for the same does not keep one from finding it
+    async with anyio.create_task_group() as tasks:  # concurrent lookups find the same input
         for _ in range(5):
             tasks.start_soon(text, compute_input_id(mine), 0, 2)
     assert await text(compute_input_id(mine), 2, 6) == "€c".encode()
@@ -302,7 +296,7 @@ async def test_a_reference_names_an_input_of_the_line_of_its_own_run(journal: Jo
             await text(compute_input_id(mine), first, last)
 
 
-async def test_a_large_piece_is_a_part_of_the_same_content(
+async def test_a_large_slice_is_an_input_of_the_same_content(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = InputStore(journal)
@@ -324,7 +318,7 @@ async def test_a_large_piece_is_a_part_of_the_same_content(
         )
 
 
-async def test_pieces_that_are_asked_about_at_once_take_no_more_memory_than_there_is_room_for(
+async def test_slices_in_concurrent_calls_stay_within_the_memory_limit(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MAX_HELD_BYTES", 10)

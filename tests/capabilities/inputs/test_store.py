@@ -1,4 +1,4 @@
-"""The journal keeps what runs were given for as long as it keeps the runs, and takes it along into archives."""
+"""The journal keeps the inputs of runs as long as the runs, and archives contain them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mcpruntime_server.journal.retention import collect_garbage
 from mcpruntime_server.journal.store import Journal, open_journal
 
 LATER_S = 2 * 3600.0
-MANY = 100  # inputs: more than fit into the event itself
+MANY = 100  # inputs, more than fit into the event itself
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def run_with(journal: Journal, inputs: list[InputEntry]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, MANY])
-async def test_what_runs_were_given_is_not_swept(journal: Journal, count: int) -> None:
+async def test_the_inputs_of_runs_are_not_swept(journal: Journal, count: int) -> None:
     inputs = await context(journal, count)
     run_with(journal, inputs)
     queued = await InputStore(journal).add_text("queued")
@@ -53,7 +53,7 @@ async def test_what_runs_were_given_is_not_swept(journal: Journal, count: int) -
 
 
 @pytest.mark.parametrize("count", [1, MANY])
-async def test_an_archive_holds_what_runs_were_given(
+async def test_an_archive_contains_the_inputs_of_runs(
     journal: Journal, tmp_path: Path, count: int
 ) -> None:
     inputs = await context(journal, count)

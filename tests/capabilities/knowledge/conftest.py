@@ -1,4 +1,4 @@
-"""The room alone: providers over an index in a folder of the test's own."""
+"""The knowledge service alone, with an index in a folder of the test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mcpruntime_server.capabilities.knowledge.resource_provider import ResourceA
 from mcpruntime_server.capabilities.knowledge.service import KnowledgeService, open_knowledge
 from mcpruntime_server.config import KnowledgeSettings
 
-TEST_TIMEOUT_S = 60.0  # seconds; only a test that fails waits so long
+TEST_TIMEOUT_S = 60.0  # only a failing test waits so long
 OpenProviders = Callable[..., Any]
 
 
@@ -24,7 +24,7 @@ def refuse_access(name: str) -> ResourceAccess:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> OpenProviders:
-    """Return what opens providers, given by their settings."""
+    """Return a function that opens the service for provider settings."""
 
     @asynccontextmanager
     async def open_them(
@@ -39,7 +39,7 @@ def opened(tmp_path: Path) -> OpenProviders:
 
 
 async def refresh_providers(providers: KnowledgeService) -> KnowledgeService:
-    """Have everything looked at anew, whenever that was done before, and wait for it."""
+    """Refresh the index now, even if it is fresh, and wait for it."""
     for held in providers._providers.values():
         held.refresh_due = float("-inf")
     await providers.check_providers(TEST_TIMEOUT_S)
@@ -47,6 +47,6 @@ async def refresh_providers(providers: KnowledgeService) -> KnowledgeService:
 
 
 async def search_texts(providers: KnowledgeService, query: str, **more: Any) -> list[str]:
-    """Return the texts that are found once everything is indexed."""
+    """Return the texts that a search finds after everything is indexed."""
     await refresh_providers(providers)
     return [each["text"] for each in (await providers.search(query, **more))["passages"]]

@@ -1,4 +1,4 @@
-"""A folder of documents: what is read of it, what is passed over and told, and that nothing outside can be had."""
+"""A folder of documents: what is read, what is skipped, and that nothing else can be read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def summary(providers: Any) -> dict[str, Any]:
     return dict(found)
 
 
-async def test_passages_say_where_they_stand_in_the_file(opened: OpenProviders, docs: Path) -> None:
+async def test_passages_have_their_place_in_the_file(opened: OpenProviders, docs: Path) -> None:
     async with opened(handbook={"path": str(docs)}) as providers:
         await refresh_providers(providers)
         [best, *_] = (await providers.search("how often does the installer run"))["passages"]
@@ -46,7 +46,7 @@ async def test_passages_say_where_they_stand_in_the_file(opened: OpenProviders, 
         assert (row["name"], row["title"]) == ("rates.csv", "rows 1-3 of country,rate")
 
 
-async def test_what_is_passed_over_is_told(
+async def test_skipped_files_are_reported_with_the_reason(
     opened: OpenProviders, docs: Path, tmp_path: Path
 ) -> None:
     outside = tmp_path / "secret.md"
@@ -103,7 +103,7 @@ async def test_what_is_passed_over_is_told(
         "knowledge://handbook/guide/setup.md\0",
     ],
 )
-async def test_nothing_else_can_be_had(
+async def test_nothing_outside_the_documents_can_be_read(
     opened: OpenProviders, docs: Path, tmp_path: Path, uri: str
 ) -> None:
     (tmp_path / "secret.md").write_text("the launch code")
@@ -115,7 +115,7 @@ async def test_nothing_else_can_be_had(
         assert caught.value.kind in ("not_found", "unknown_provider")
 
 
-def test_a_path_that_is_exchanged_for_a_link_leads_nowhere(docs: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_replaced_by_a_link_is_not_followed(docs: Path, tmp_path: Path) -> None:
     folder = FolderProvider(docs)
     assert "guide/setup.md" in folder.names()
     (tmp_path / "other").mkdir()
@@ -129,13 +129,13 @@ def test_a_path_that_is_exchanged_for_a_link_leads_nowhere(docs: Path, tmp_path:
             folder.read(name)
 
 
-def test_a_file_that_grows_meanwhile_is_not_read_whole(docs: Path) -> None:
+def test_a_file_that_grows_during_the_read_is_skipped(docs: Path) -> None:
     os.truncate(docs / "rates.csv", MAX_DOCUMENT_BYTES + 1)
     with pytest.raises(DocumentSkipped, match="too large"):
         FolderProvider(docs).read("rates.csv")
 
 
-async def test_a_folder_that_vanishes_is_told_and_what_was_known_is_found(
+async def test_a_folder_that_vanishes_is_reported_and_indexed_texts_are_still_found(
     opened: OpenProviders, docs: Path
 ) -> None:
     async with opened(handbook={"path": str(docs)}) as providers:
@@ -152,7 +152,7 @@ async def test_a_folder_that_vanishes_is_told_and_what_was_known_is_found(
         assert (await providers.search("installer"))["problems"] == []
 
 
-async def test_a_folder_that_is_not_there_is_told(opened: OpenProviders, docs: Path) -> None:
+async def test_a_missing_folder_is_reported(opened: OpenProviders, docs: Path) -> None:
     for path in (docs / "none", docs / "rates.csv"):
         async with opened(handbook={"path": str(path)}) as providers:
             found = await summary(providers)
@@ -175,11 +175,11 @@ async def test_a_folder_that_is_not_there_is_told(opened: OpenProviders, docs: P
         ("v?.[x]", ["v1.[x]"], ["v1.x", "v12.[x]"]),
     ],
 )
-def test_patterns_are_about_paths(pattern: str, yes: list[str], no: list[str]) -> None:
+def test_patterns_match_paths(pattern: str, yes: list[str], no: list[str]) -> None:
     assert [path for path in (*yes, *no) if compile_glob(pattern).fullmatch(path)] == yes
 
 
-async def test_what_is_included_is_read_whatever_it_is_called(
+async def test_an_included_file_is_read_whatever_its_suffix(
     opened: OpenProviders, docs: Path
 ) -> None:
     (docs / "tool.py").write_text("def frobnicate(): ...\n")

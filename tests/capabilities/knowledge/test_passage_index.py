@@ -1,4 +1,4 @@
-"""The index: only what changed is read again, several servers share it, damage and odd questions do no harm."""
+"""The index: only changes are read, servers share it, damage and odd queries do no harm."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def found(index: PassageIndex, question: str, *sources: str) -> list[str]:
     return [each.name for each in index.search(question, sources or ("s",), 10)]
 
 
-def test_only_what_has_changed_is_read_again(index: PassageIndex) -> None:
+def test_only_changed_texts_are_read_again(index: PassageIndex) -> None:
     shelf = Shelf(a="apples", b="bananas", c="cherries")
     refresh_index(index, "s", shelf, RefreshProgress())
     assert shelf.take() == ["a", "b", "c"]
@@ -73,7 +73,7 @@ def test_only_what_has_changed_is_read_again(index: PassageIndex) -> None:
     ) == (["a"], ["b"], [])
 
 
-def test_sources_are_apart(index: PassageIndex) -> None:
+def test_sources_are_separate(index: PassageIndex) -> None:
     for source in ("s", "t"):
         refresh_index(index, source, Shelf(a=f"fruit of {source}"), RefreshProgress())
     assert len(index.search("fruit", ("s",), 10)) == 1
@@ -82,7 +82,7 @@ def test_sources_are_apart(index: PassageIndex) -> None:
     assert index.search("fruit", (), 10) == []
 
 
-def test_a_refresh_that_is_stopped_keeps_what_it_has_read(index: PassageIndex) -> None:
+def test_a_stopped_refresh_keeps_what_it_has_read(index: PassageIndex) -> None:
     progress = RefreshProgress()
 
     class Stopping(Shelf):
@@ -97,7 +97,7 @@ def test_a_refresh_that_is_stopped_keeps_what_it_has_read(index: PassageIndex) -
 
 
 @given(st.text(max_size=50))
-def test_any_text_is_a_question(question: str) -> None:
+def test_any_text_is_a_valid_query(question: str) -> None:
     index = PassageIndex(Path(os.environ["PYTEST_INDEX"]))
     index.search(question, ("s",), 3)
 
@@ -123,7 +123,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> None:
         "{x y}:z",
     ],
 )
-def test_the_syntax_of_queries_is_only_words(index: PassageIndex, question: str) -> None:
+def test_query_syntax_is_treated_as_words(index: PassageIndex, question: str) -> None:
     refresh_index(index, "s", Shelf(a="apples and pears, near"), RefreshProgress())
     assert found(index, question) == (["a"] if "apples" in question or "NEAR" in question else [])
 
@@ -134,10 +134,10 @@ def test_words_are_found_in_other_forms_inside_names_and_by_meaning(index: Passa
     assert found(index, "connection opened") == ["a"]
     assert found(index, "archive an invoice") == ["b"]
     assert found(index, "the bill") == ["b"]
-    assert found(index, "what is it") == ["c"]  # nothing but such words: then they count
+    assert found(index, "what is it") == ["c"]  # common words count if there are no others
 
 
-def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_index_is_rebuilt(tmp_path: Path) -> None:
     for damage in (b"no database" * 500, b"SQLite format 3\0" + os.urandom(8192)):
         for path in tmp_path.glob("context-*"):
             path.unlink()
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
         assert found(PassageIndex(tmp_path), "apples") == ["a"]
 
 
-async def test_a_file_that_is_damaged_in_use_is_told_and_made_anew(
+async def test_an_index_damaged_in_use_is_reported_and_rebuilt(
     opened: OpenProviders, tmp_path: Path
 ) -> None:
     (tmp_path / "docs").mkdir()
@@ -176,7 +176,7 @@ for _ in range(3):
 """
 
 
-def test_servers_that_index_the_same_at_once_do_not_hurt_each_other(tmp_path: Path) -> None:
+def test_servers_can_index_the_same_folder_at_the_same_time(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     for number in range(600):

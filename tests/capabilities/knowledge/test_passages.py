@@ -1,4 +1,4 @@
-"""Texts are cut into passages that say exactly where they stand, whatever the text is."""
+"""Any text is split into passages whose spans are exact."""
 
 from __future__ import annotations
 
@@ -76,13 +76,11 @@ def check(text: str, pieces: list[PassageSpan]) -> None:
 
 
 @given(texts, st.sampled_from(sorted(SCANNERS)))
-def test_passages_are_parts_of_their_text_in_order_and_nothing_is_missing(
-    text: str, kind: str
-) -> None:
+def test_passages_are_ordered_parts_of_their_text_without_gaps(text: str, kind: str) -> None:
     check(text, split_passages(text, kind))
 
 
-def test_markdown_has_the_path_of_its_headings() -> None:
+def test_markdown_passages_have_the_path_of_their_headings() -> None:
     text = (
         "intro\n\n# Guide\n\n## Install\n\nRun it.\n\n### Linux\napt\n\n"
         "Use\n===\n\n```sh\n# no heading\n```\n\n## Errors ##\nnone\n"
@@ -100,11 +98,11 @@ def test_markdown_has_the_path_of_its_headings() -> None:
     ]
 
 
-def test_front_matter_is_no_heading() -> None:
+def test_front_matter_is_not_a_heading() -> None:
     assert titles("---\ntitle: x\n---\n\n# A\n\ntext\n", "markdown") == ["", "A"]
 
 
-def test_data_has_the_path_of_its_keys() -> None:
+def test_data_passages_have_the_path_of_their_keys() -> None:
     long = "x" * 600
     data = {
         "server": {"port": 1, "note": long, "more": long, "last": long},
@@ -118,7 +116,7 @@ def test_data_has_the_path_of_its_keys() -> None:
     assert titles(toml, "toml") == ["server", "users"]
 
 
-def test_tables_tell_their_columns_and_rows() -> None:
+def test_table_passages_name_their_columns_and_rows() -> None:
     text = "id,name\n" + "".join(f'{number},"a\nb {"x" * 200}"\n' for number in range(2, 20))
     pieces = split_passages(text, "csv")
     assert pieces[0].title == "rows 1-8 of id,name"
@@ -126,7 +124,7 @@ def test_tables_tell_their_columns_and_rows() -> None:
     assert (pieces[1].first_line, pieces[1].last_line) == (16, 29)
 
 
-def test_statements_that_create_something_stand_alone() -> None:
+def test_create_statements_are_passages_of_their_own() -> None:
     text = (
         "-- shop\nCREATE TABLE IF NOT EXISTS a (\n id int\n);\n"
         "insert into a values (1);\ncreate unique index b on a (id);\n"
@@ -161,13 +159,13 @@ def test_statements_that_create_something_stand_alone() -> None:
         ("json", "[" + "1," * 500_000 + "1]"),
     ],
 )
-def test_texts_that_are_made_to_hurt_are_cut_like_others(kind: str, text: str) -> None:
+def test_hostile_texts_are_split_like_others(kind: str, text: str) -> None:
     pieces = split_passages(text, kind)
     assert sum(piece.end - piece.start for piece in pieces) > 0
     assert max(piece.end - piece.start for piece in pieces) <= MAX_PASSAGE_CHARS
 
 
-def test_kinds_follow_suffixes() -> None:
+def test_formats_follow_suffixes() -> None:
     names = [
         "a.md",
         "b/C.JSON",

@@ -1,4 +1,4 @@
-"""A Python file of the user's own as a provider: whatever it does, only its own texts are missing."""
+"""A provider in a Python file of the user: whatever it does, only its own texts are missing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(tmp_path: Path, source: str) -> Path:
     return file
 
 
-async def test_its_texts_are_found_like_others(opened: OpenProviders, tmp_path: Path) -> None:
+async def test_texts_of_a_python_provider_are_found(opened: OpenProviders, tmp_path: Path) -> None:
     async with opened(wiki={"python": str(write(tmp_path, WIKI))}) as providers:
         await refresh_providers(providers)
         [office] = (await providers.search("office"))["passages"]
@@ -50,7 +50,7 @@ async def test_its_texts_are_found_like_others(opened: OpenProviders, tmp_path: 
         assert row["title"] == "rows 1-2 of country,rate"
 
 
-async def test_a_function_that_makes_one_will_do_and_texts_without_a_version_are_kept(
+async def test_a_provider_function_works_and_texts_without_a_version_are_kept(
     opened: OpenProviders, tmp_path: Path
 ) -> None:
     source = (
@@ -84,7 +84,7 @@ async def test_a_function_that_makes_one_will_do_and_texts_without_a_version_are
         ),
     ],
 )
-def test_what_goes_wrong_is_told(tmp_path: Path, source: str, words: str) -> None:
+def test_errors_of_a_provider_are_reported(tmp_path: Path, source: str, words: str) -> None:
     file = write(tmp_path, source)
     with pytest.raises(Unavailable) as caught:
         PythonProvider(file, 20).names()
@@ -94,12 +94,12 @@ def test_what_goes_wrong_is_told(tmp_path: Path, source: str, words: str) -> Non
     assert len(caught.value.message) < 800
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_provider_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="FileNotFoundError"):
         PythonProvider(tmp_path / "none.py", 20).names()
 
 
-async def test_one_text_that_fails_is_passed_over(opened: OpenProviders, tmp_path: Path) -> None:
+async def test_a_text_that_fails_is_skipped(opened: OpenProviders, tmp_path: Path) -> None:
     source = """
 class Provider:
     def names(self):
@@ -119,7 +119,7 @@ class Provider:
         }
 
 
-def test_one_that_hangs_is_told_and_not_asked_again_meanwhile(tmp_path: Path) -> None:
+def test_a_provider_that_hangs_is_reported_and_not_called_again_meanwhile(tmp_path: Path) -> None:
     source = (
         "import threading\ngate = threading.Event()\n"
         "class Provider:\n    def names(self): return {'a': '1', 'b': '1'}\n"

@@ -1,4 +1,4 @@
-"""The provider that README.md shows works as it is."""
+"""The example of a provider in README.md works unchanged."""
 
 from __future__ import annotations
 

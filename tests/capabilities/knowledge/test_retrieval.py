@@ -1,4 +1,4 @@
-"""Questions in the words of people, over the project's own documents and a database."""
+"""Queries in everyday words, over the project's own documents and a database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CREATE TABLE order_lines (order_id REFERENCES orders (id), sku TEXT REFERENCES p
 CREATE TABLE stock (sku TEXT REFERENCES products (sku), warehouse TEXT, on_hand INTEGER);
 CREATE VIEW revenue AS SELECT sku, sum(quantity) AS sold FROM order_lines GROUP BY sku;
 """
-QUESTIONS = [  # a question, and what stands in the passage that answers it
+QUESTIONS = [  # a query, and text of the passage that answers it
     ("How do I install it?", "pip install mcpruntime-server"),
     ("What happens when a container's server dies?", "A container dies with its server"),
     ("Which tools does the model see?", "whatever the number of servers behind it"),
@@ -59,7 +59,7 @@ def corpus(tmp_path: Path) -> dict[str, Any]:
     return {"docs": {"path": str(docs)}, "shop": {"sqlite": str(tmp_path / "shop.db")}}
 
 
-async def test_most_questions_are_answered_by_the_first_three_passages(
+async def test_most_queries_are_answered_by_the_first_three_passages(
     opened: OpenProviders, corpus: dict[str, Any], tmp_path: Path
 ) -> None:
     ranks = []

@@ -1,4 +1,4 @@
-"""Providers as code, clients and people meet them: the real server over stdio, and `doctor`."""
+"""Providers as code, clients and people see them: the real server over stdio, and `doctor`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         yield connection
 
 
-async def test_code_finds_passages_and_reads_on(server: ServerConnection) -> None:
+async def test_code_finds_passages_and_reads_their_documents(server: ServerConnection) -> None:
     code = """
 from knowledge import search
 found = search("which hotels may I book", limit=3, source="handbook")
@@ -117,7 +117,7 @@ async def test_every_kind_of_provider_is_searched(server: ServerConnection) -> N
     ) == [{"id": 1, "total": 99.5}]
 
 
-async def test_what_comes_back_is_readable_and_tells_what_is_missing(
+async def test_results_are_readable_and_name_what_is_missing(
     server: ServerConnection,
 ) -> None:
     shown = (await server.run("knowledge.search('hotels', limit=1)")).text
@@ -164,15 +164,13 @@ async def test_what_comes_back_is_readable_and_tells_what_is_missing(
         ("knowledge.describe('none')", "There is no provider 'none'."),
     ],
 )
-async def test_what_makes_no_sense_is_refused(
-    server: ServerConnection, code: str, words: str
-) -> None:
+async def test_invalid_calls_are_refused(server: ServerConnection, code: str, words: str) -> None:
     failed = await server.run(code)
     assert failed.data["status"] == "error"
     assert words in failed.text
 
 
-async def test_limits_hold_whatever_is_asked(server: ServerConnection) -> None:
+async def test_limits_hold_for_any_argument(server: ServerConnection) -> None:
     assert await server.evaluate("len(knowledge.search('the', limit=10**9)) <= 50") is True
     assert await server.evaluate("len(knowledge.search('the travel', limit=-5))") <= 1
     assert (
@@ -186,7 +184,7 @@ async def test_limits_hold_whatever_is_asked(server: ServerConnection) -> None:
     )
 
 
-async def test_calls_are_on_no_ledger_and_the_description_has_not_grown(
+async def test_calls_are_not_in_the_ledger_and_the_tool_description_has_not_grown(
     server: ServerConnection,
 ) -> None:
     answer = await server.run("len(knowledge.search('hotels'))")
@@ -200,7 +198,7 @@ async def test_calls_are_on_no_ledger_and_the_description_has_not_grown(
     )
 
 
-async def test_a_run_is_replayed_without_looking_again(tmp_path: Path) -> None:
+async def test_a_replay_does_not_search_again(tmp_path: Path) -> None:
     async with connect_server(make(tmp_path)) as server:
         await server.run("while knowledge.search('x').problems: pass")
         first = await server.run("knowledge.search('hotels', limit=1)[0].text")
@@ -209,7 +207,7 @@ async def test_a_run_is_replayed_without_looking_again(tmp_path: Path) -> None:
         assert "The same as recorded" in again.text
 
 
-async def test_texts_are_resources(server: ServerConnection) -> None:
+async def test_documents_are_resources(server: ServerConnection) -> None:
     listed = {str(each.uri): each for each in (await server.client.list_resources()).resources}
     assert listed["knowledge://handbook/travel.md"].mime_type == "text/markdown"
     assert {"knowledge://shop/orders", "knowledge://wiki/Printers"} <= set(listed)
@@ -233,7 +231,7 @@ async def test_texts_are_resources(server: ServerConnection) -> None:
         assert caught.value.error.code == INVALID_PARAMS
 
 
-async def test_a_prompt_gives_a_task_the_passages_as_material(server: ServerConnection) -> None:
+async def test_a_prompt_adds_passages_to_a_task_as_material(server: ServerConnection) -> None:
     result = await server.client.get_prompt(
         "grounded", {"task": "What is the password policy of the office?"}
     )
@@ -250,7 +248,7 @@ async def test_a_prompt_gives_a_task_the_passages_as_material(server: ServerConn
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
 
 
-async def test_without_providers_code_is_told_how_to_have_some(tmp_path: Path) -> None:
+async def test_without_providers_the_answer_says_how_to_add_one(tmp_path: Path) -> None:
     async with connect_server(write_settings(tmp_path, sandbox=SMALL)) as server:
         assert (
             "add a table [knowledge.NAME] to the settings"
@@ -263,7 +261,7 @@ async def test_without_providers_code_is_told_how_to_have_some(tmp_path: Path) -
         ]
 
 
-def test_doctor_says_how_each_provider_is(tmp_path: Path) -> None:
+def test_doctor_reports_the_state_of_each_provider(tmp_path: Path) -> None:
     settings = make(tmp_path)
     (tmp_path / "docs" / "movie.mp4").write_bytes(b"x")
     with settings.open("a") as file:

@@ -1,4 +1,4 @@
-"""The schema of a database: found, shown, with rows only where the settings allow, and never changed."""
+"""The schema of a database is found; rows are returned if allowed; nothing is ever changed."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ async def test_tables_are_passages(opened: OpenProviders, shop: Path) -> None:
         assert "  index orders_of_customers on customer, total\n" in best["text"]
         assert (await providers.get(best["uri"]))["text"] == best["text"]
         [described] = await providers.describe_all()
-        assert described["documents"] == 6  # tables that only serve another are none
+        assert described["documents"] == 6  # shadow tables are not documents
         [odd] = (await providers.search("photo"))["passages"]
         assert (await providers.get(odd["uri"]))["text"] == odd["text"]
         assert "c1@example.com" not in str(await providers.describe("shop"))
 
 
-async def test_rows_are_shown_on_request_and_only_if_the_settings_say_so(
+async def test_rows_are_returned_only_on_request_and_if_the_settings_allow_it(
     opened: OpenProviders, shop: Path
 ) -> None:
     async with opened(
@@ -80,7 +80,7 @@ async def test_rows_are_shown_on_request_and_only_if_the_settings_say_so(
             assert caught.value.kind == "denied"
 
 
-async def test_a_table_that_changes_is_found_as_it_is(opened: OpenProviders, shop: Path) -> None:
+async def test_a_changed_table_is_found_in_its_new_form(opened: OpenProviders, shop: Path) -> None:
     async with opened(shop={"sqlite": str(shop)}) as providers:
         await refresh_providers(providers)
         with sqlite3.connect(shop) as db:
@@ -103,7 +103,7 @@ async def test_a_table_that_changes_is_found_as_it_is(opened: OpenProviders, sho
         (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000), "cannot be read"),
     ],
 )
-def test_what_is_no_database_is_told(tmp_path: Path, make: object, words: str) -> None:
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path, make: object, words: str) -> None:
     path = tmp_path / "x.db"
     make(path)  # type: ignore[operator]
     with pytest.raises(Unavailable, match=words) as caught:
@@ -111,7 +111,7 @@ def test_what_is_no_database_is_told(tmp_path: Path, make: object, words: str) -
     assert str(path) in caught.value.message
 
 
-def test_a_database_that_somebody_holds_is_told(shop: Path) -> None:
+def test_a_locked_database_is_reported(shop: Path) -> None:
     holder = sqlite3.connect(shop)
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(Unavailable, match="locked"):
@@ -120,7 +120,7 @@ def test_a_database_that_somebody_holds_is_told(shop: Path) -> None:
     assert "orders" in SqliteProvider(shop).names()
 
 
-def test_nothing_is_ever_written(shop: Path) -> None:
+def test_the_database_is_never_written(shop: Path) -> None:
     database, before = SqliteProvider(shop, 5), shop.read_bytes()
     for name in database.names():
         database.read(name)
