@@ -34,7 +34,8 @@ TABLE: Mapping[str, frozenset[str]] = {
     "capabilities.agent": RECORDS | {"capabilities", "capabilities.llm"},
     "runtime": RECORDS | {"sandbox", "capabilities.inputs"},
     "server": RECORDS
-    | {"runtime", "capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
+    | {"runtime", "capabilities"}
+    | {"capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
     "app": RECORDS | CAPABILITY_ROOMS | {"sandbox", "capabilities", "runtime", "server"},
     "cli": RECORDS
     | {"sandbox", "capabilities", "capabilities.skills", "capabilities.agent", "capabilities.llm"}
