@@ -1,8 +1,7 @@
-"""Where Python runs: the interface that every backend implements.
+"""Where Python runs: the interface of all backends.
 
-A backend starts an isolated Python process and hands over its stdin and stdout as one stream of
-bytes, a `Channel`. Everything above bytes (the wire, runs, calls, files) is in `link` and the same
-for all backends.
+A backend starts an isolated Python process and returns its stdin and stdout as one stream of bytes,
+a `SandboxChannel`. Everything above bytes (messages, runs, calls, files) is in `link`.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class SandboxInfo:
-    """What a started sandbox is: `image` is a content digest where the backend has one."""
+    """A sandbox that has been started."""
 
     id: str
     backend: str
-    image: str
-    inputs_folder: Path | None = (
-        None  # the folder on this machine of which it has a view that it cannot write to
-    )
-    inputs_path_inside: str = ""  # where it has that, if it has
+    image: str  # a content digest if the backend has one
+    inputs_folder: Path | None = None  # on this machine; the sandbox may see it read-only
+    inputs_path_inside: str = ""  # the path of that folder in the sandbox
     is_isolated: bool = True
 
 
@@ -36,63 +33,60 @@ class SandboxChannel(Protocol):
         ...
 
     def send_nowait(self, data: bytes) -> int:
-        """Write as much of `data` as goes without waiting, if anything; return how many bytes that were."""
+        """Write as much of `data` as possible without waiting; return the number of bytes."""
         ...
 
     async def send(self, data: bytes) -> None:
-        """Write all of `data`; raises `SandboxFailed` when the sandbox is gone. One sender at a time."""
+        """Write as much of `data` as fits without waiting; return the number of bytes."""
         ...
 
     async def receive(self) -> bytes:
-        """Return the next bytes of the sandbox's stdout, or b"" when it is gone. One receiver at a time."""
+        """Return the next bytes of stdout, or b"" at the end; one receiver at a time."""
         ...
 
     async def read_memory_bytes(self) -> int | None:
-        """Return the sandbox's memory in bytes, without page cache; None where the backend cannot tell."""
+        """Return the sandbox's memory without page cache, or None if the backend cannot tell."""
         ...
 
     async def explain_exit(self) -> str:
-        """Return one sentence on why the sandbox is gone ("it ran out of memory", "exit code 3", ...)."""
+        """Return a clause on why the sandbox is gone, such as "exit code 3."."""
         ...
 
 
 class Backend(Protocol):
-    """Makes sandboxes. `isolated` says whether code inside is kept from the host, its processes among others."""
+    """Starts sandboxes."""
 
     name: str
-    is_isolated: bool
+    is_isolated: bool  # code cannot reach the host, and has a process namespace of its own
 
     @property
     def resource_limits(self) -> dict[str, int]:
-        """Resource limits for the kernel to set, by their names in the module `resource`."""
+        """Resource limits that the worker sets for itself, by name in the module `resource`."""
         ...
 
     def open_channel(self, first_bytes: bytes = b"") -> AbstractAsyncContextManager[SandboxChannel]:
-        """Start a sandbox running the kernel's bootstrap; leaving the context kills and removes it, within seconds.
+        """Start a sandbox that runs the bootstrap; leaving the context kills and removes it.
 
-        `greeting` is the first that it finds on its stdin, sent before it starts, so that none
-        waits for the other.
-
-        Raises `Unavailable` where there is no engine or image, `SandboxFailed` where this one could
-        not start.
+        `first_bytes` are sent before it starts, so that neither end waits for the other. Raises
+        `Unavailable` if there is no engine or image, `SandboxFailed` if this sandbox did not start.
         """
         ...
 
     async def run_checks(self) -> list[HealthCheck]:
-        """Examine what this backend depends on, for `doctor`."""
+        """Check what this backend depends on, for `doctor`."""
         ...
 
     async def remove_orphans(self) -> int:
-        """Remove what servers that are gone have left behind; return how many sandboxes that were."""
+        """Remove the sandboxes of servers that are gone; return their number."""
         ...
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """One line of `doctor`: what was looked at, whether it is in order or only works, and what to do if not."""
+    """One line of `doctor`."""
 
     name: str
     is_ok: bool
     detail: str
     remedy: str = ""
-    is_warning: bool = False
+    is_warning: bool = False  # it works, but needs attention

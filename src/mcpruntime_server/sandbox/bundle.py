@@ -1,8 +1,9 @@
-"""The sandbox's own code as bytes: how its modules get into a sandbox, and the command and environment that load them.
+"""The sandbox's own code as bytes, and the command and the environment that load it.
 
-The packages `protocol` and `sandboxed` are shipped as the package `mcpruntime_sandbox`, with the
-same layout, so that their relative imports work there. The host reads `sandboxed` as text and never
-imports it.
+The code is shipped as source over stdin when a sandbox starts, so that any image with Python 3.9 or
+newer will do. The packages `protocol` and `sandboxed` become the package `mcpruntime_sandbox`, with
+the same layout, so that their relative imports work there. The host reads `sandboxed` as text and
+never imports it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ PACKAGE_ROOT = Path(__file__).parent.parent
 SANDBOX_PACKAGE = "mcpruntime_sandbox"
 MARSHAL_VERSION = 2  # a format that every Python reads, for text, bytes and tuples
 
-# stdin starts with a length and that many bytes of compressed marshal data: a magic number, the names of packages, and
-# a mapping from module name to (source, code compiled for the Python with that magic number). No file is written, so
-# a read-only image that contains nothing of ours can run it; a Python equal to the host's does not compile anything.
+# stdin starts with a length and that many bytes of compressed marshal data: a magic number, the
+# names of packages, and a mapping from module name to (source, code that was compiled by the Python
+# with that magic number). No file is written, so a read-only image can run it. A Python equal to
+# the host's need not compile anything. The data is sent before the container starts.
 BOOTSTRAP = """\
 import sys,os,marshal,zlib
 from _frozen_importlib_external import MAGIC_NUMBER
@@ -46,7 +48,8 @@ class Importer:
         name=module.__name__.partition('.')[2]
         if name in modules:
             source,code=modules[name]
-            code=marshal.loads(code) if magic==MAGIC_NUMBER else compile(source,'<'+module.__name__+'>','exec')
+            if magic==MAGIC_NUMBER: code=marshal.loads(code)
+            else: code=compile(source,'<'+module.__name__+'>','exec')
             exec(code,module.__dict__)
 sys.meta_path.insert(0,Importer)
 from mcpruntime_sandbox.sandboxed.kernel.supervisor import main
@@ -61,7 +64,7 @@ KERNEL_ENV = {
     "OMP_NUM_THREADS": "1",  # threads of numeric libraries do not survive a fork
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large blocks in huge pages make forks, and so checkpoints, cheaper
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # huge pages make forks cheaper
     "MPLBACKEND": "Agg",
     "MPLCONFIGDIR": "/tmp/matplotlib",  # noqa: S108 - the sandbox's own /tmp
 }
@@ -85,7 +88,7 @@ def build_bundle() -> bytes:
 
 
 def _find_modules() -> Iterator[tuple[str, Path]]:
-    """Yield the dotted name and the file of each shipped module and package, packages named without `__init__`."""
+    """Yield the dotted name and the file of each module; that of a package is its `__init__`."""
     for package in SHIPPED_PACKAGES:
         for path in sorted((PACKAGE_ROOT / package).rglob("*.py")):
             parts = path.relative_to(PACKAGE_ROOT).with_suffix("").parts

@@ -1,4 +1,4 @@
-"""A base image from Debian's own packages, for hosts that reach a Debian mirror but no image registry."""
+"""A base image from Debian packages, for hosts that reach a Debian mirror but no image registry."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ BASE_REPOSITORY = "mcpruntime-base"
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DEFAULT_SUITE = "bookworm"
 INCLUDED_PACKAGES = "python3,python3-venv"
-# What nobody reads in a sandbox. The rest is as Debian made it.
-EXCLUDED_PATHS = ("dev/*", "usr/share/doc/*", "usr/share/locale/*", "usr/share/man/*", "usr/share/info/*",
-             "var/cache/*", "var/lib/apt/lists/*", "var/log/*", "tmp/*")  # fmt: skip
+# What no sandbox needs. The rest is unchanged.
+EXCLUDED_PATHS = (
+    *("dev/*", "usr/share/doc/*", "usr/share/locale/*", "usr/share/man/*", "usr/share/info/*"),
+    *("var/cache/*", "var/lib/apt/lists/*", "var/log/*", "tmp/*"),
+)
 REPORTED_PHASES = ("Retrieving", "Validating", "Extracting", "Unpacking", "Configuring")
-MAX_TAIL_LINES = 12  # lines of a failed command's output that are worth showing
+MAX_TAIL_LINES = 12  # of a command's output, in an error
 
 ProgressReporter = Callable[[str], None]
 
 
 def make_base_image(engine: DockerEngine, tag: str, report: ProgressReporter) -> str:
-    """Make the image `tag` from a debootstrap root file system, unless it is there; blocking; returns its id.
+    """Make the image `tag` with debootstrap, unless it exists, and return its id. This blocks.
 
-    Raises `Unavailable` where debootstrap cannot run.
+    Raises `Unavailable` if debootstrap cannot run.
     """
     from docker.errors import ImageNotFound
 
@@ -43,15 +45,8 @@ def make_base_image(engine: DockerEngine, tag: str, report: ProgressReporter) ->
     report(f"Making a base image from Debian packages ({suite})")
     with tempfile.TemporaryDirectory(prefix="mcpruntime-") as folder:
         root = Path(folder, "root")
-        command = [
-            program,
-            "--variant=minbase",
-            f"--include={INCLUDED_PACKAGES}",
-            suite,
-            str(root),
-            mirror,
-        ]
-        run_debootstrap(command, report)
+        options = ["--variant=minbase", f"--include={INCLUDED_PACKAGES}"]
+        run_debootstrap([program, *options, suite, str(root), mirror], report)
         report("Importing the base image")
         return import_root_folder(engine, root, tag)
 
@@ -60,18 +55,20 @@ def check_requirements() -> None:
     """Raise `Unavailable` unless this host and user can run debootstrap."""
     if platform.system() != "Linux" or not shutil.which("apt-get"):
         raise Unavailable(
-            "The base image cannot be pulled, and only Debian and Ubuntu can make one from packages.",
-            remedy="Make the image registry reachable, or name an image that the engine has: `[sandbox] base_image`.",
+            "The base image cannot be pulled, and only Debian and Ubuntu can make one.",
+            remedy="Make the image registry reachable, "
+            "or name an image that the engine has: `[sandbox] base_image`.",
         )
     if os.geteuid() != 0:
         raise Unavailable(
             "The base image cannot be pulled, and making one from Debian packages needs root.",
-            remedy="Run `sudo mcpruntime-server image build` once, or make the image registry reachable.",
+            remedy="Run `sudo mcpruntime-server image build` once, "
+            "or make the image registry reachable.",
         )
 
 
 def find_debootstrap(report: ProgressReporter) -> str:
-    """Return the path of debootstrap, installing it if need be."""
+    """Return the path of debootstrap; install it if necessary."""
     if not shutil.which("debootstrap"):
         report("Installing debootstrap")
         run_command(["apt-get", "update", "-qq"])
@@ -88,20 +85,17 @@ def read_host_suite() -> str:
 
 
 def compute_base_tag() -> str:
-    """Return the name of the base image that this host makes; it changes with whatever determines the content."""
+    """Return the name of the base image that this host makes; it depends on all that is in it."""
     parts = "\n".join([INCLUDED_PACKAGES, *EXCLUDED_PATHS])
-    return f"{BASE_REPOSITORY}:{read_host_suite()}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(parts.encode()).hexdigest()
+    return f"{BASE_REPOSITORY}:{read_host_suite()}-{digest[:8]}"
 
 
 def find_release() -> tuple[str, str]:
-    """Return the suite and the mirror to take packages from: this host's own where it names them."""
+    """Return the suite and the mirror for packages: this host's own, or the default ones."""
     suite = read_host_suite()
-    command = [
-        "apt-get",
-        "indextargets",
-        "--format",
-        "$(RELEASE) $(COMPONENT) $(CREATED_BY) $(REPO_URI)",
-    ]
+    fields = "$(RELEASE) $(COMPONENT) $(CREATED_BY) $(REPO_URI)"
+    command = ["apt-get", "indextargets", "--format", fields]
     listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     for line in listed.splitlines():
         found, component, kind, mirror = line.split(" ", 3)
@@ -112,18 +106,29 @@ def find_release() -> tuple[str, str]:
 
 def run_command(command: list[str]) -> None:
     """Run `command` quietly; raises `Unavailable` with the end of its output if it fails."""
-    done = subprocess.run(command, check=False, text=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    done = subprocess.run(
+        command,
+        check=False,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     if done.returncode:
         raise command_failed_error(command, done.stdout.splitlines())
 
 
 def run_debootstrap(command: list[str], report: ProgressReporter) -> None:
-    """Run `command`, reporting the phases of debootstrap as they begin; raises `Unavailable` if it fails."""
+    """Run debootstrap and report its phases; raises `Unavailable` if it fails."""
     lines: list[str] = []
     seen = set()
-    with subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # fmt: skip
+    with subprocess.Popen(
+        command,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             lines = [*lines[1 - MAX_TAIL_LINES :], line.rstrip()]
@@ -136,7 +141,7 @@ def run_debootstrap(command: list[str], report: ProgressReporter) -> None:
 
 
 def command_failed_error(command: list[str], lines: list[str]) -> Unavailable:
-    """Return the error that says that `command` failed and how its output ended."""
+    """Return the error for a failed command, with the end of its output."""
     tail = "\n".join(lines[-MAX_TAIL_LINES:])
     return Unavailable(
         f"`{' '.join(command)}` failed:\n{tail}\n",
@@ -145,9 +150,9 @@ def command_failed_error(command: list[str], lines: list[str]) -> Unavailable:
 
 
 def import_root_folder(engine: DockerEngine, root: Path, tag: str) -> str:
-    """Make the folder `root` the image `tag`; returns its id."""
-    without = [f"--exclude=./{pattern}" for pattern in EXCLUDED_PATHS]
-    command = ["tar", "--create", "--numeric-owner", "--wildcards", *without, "-C", str(root), "."]
+    """Import the folder `root` as the image `tag` and return its id."""
+    excluded = [f"--exclude=./{pattern}" for pattern in EXCLUDED_PATHS]
+    command = ["tar", "--create", "--numeric-owner", "--wildcards", *excluded, "-C", str(root), "."]
     repository, _, name = tag.rpartition(":")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tar:
         assert tar.stdout is not None

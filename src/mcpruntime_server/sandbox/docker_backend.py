@@ -1,12 +1,15 @@
-"""Sandboxes as Docker containers: the backend to use.
+"""The backend to use: sandboxes as Docker containers.
+
+This module is about their lifetimes. What a sandbox may do is in `hardening`, what an engine is in
+`docker_engine`.
 
 Rule 1: a container is known by its name before it exists, so whatever happens in between, it can be
 removed.
-Rule 2: the stream is attached before the container starts; nothing can have been missed.
-Rule 3: what a sandbox may do is in `hardening`, what the engine is in `engine`; this module is
-about lifetimes.
-Rule 4: containers carry their server's id. Whoever sweeps removes those whose server is gone, of
-this data folder only.
+Rule 2: the stream is attached before the container starts, so nothing that it sends is missed.
+Rule 3: a container dies with its server. Its stdin can be attached only once (`StdinOnce`), and the
+supervisor exits at the end of its input. Containers that are left all the same are found by their
+labels and removed by `remove_orphans`, but only when the lease of the server that owns them is
+free.
 """
 
 from __future__ import annotations
@@ -37,53 +40,52 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONTAINER_PREFIX = "mcpruntime-"  # of the names of containers; their server's id follows
+CONTAINER_PREFIX = "mcpruntime-"  # of container names; the server's id follows
 OWNER_LABEL = "mcpruntime.owner"
-DATA_FOLDER_LABEL = "mcpruntime.home"
-MAX_STDERR_BYTES = 4096  # bytes of a container's stderr kept to explain its death
-MAX_SHOWN_CHARS = 300  # characters of it that an error shows
-REMOVE_TIMEOUT_S = (
-    10.0  # a loaded engine needs seconds to remove a container; after that the sweep does it
-)
+DATA_FOLDER_LABEL = "mcpruntime.data-folder"
+ATTACH_HEADER_BYTES = 8  # stream, 0, 0, 0, length (4 bytes)
+STDERR_STREAM = 2
+MAX_STDERR_BYTES = 4096  # kept to explain how a container ended
+MAX_SHOWN_CHARS = 300  # of stderr, in an error
+REMOVE_TIMEOUT_S = 10.0  # a loaded engine takes seconds; what is left is removed as an orphan
 HTTP_NOT_FOUND = 404
-MISSING_FOLDER_TEXT = "bind source path does not exist"  # in an engine's words
-EXIT_STATE_TIMEOUT_S = (
-    3  # between the end of the stream and the engine's record of how the container ended
-)
+HTTP_CONFLICT = 409
+MISSING_FOLDER_TEXT = "bind source path does not exist"  # the engine's words
+EXIT_STATE_TIMEOUT_S = 3  # for the engine to record how a container ended
 
 
 class AttachDecoder:
-    """Takes the engine's frames apart (8 bytes of head: stream, 0, 0, 0, length), whatever pieces they come in."""
+    """Separates stdout and stderr in the framed stream of an attached container."""
 
     def __init__(self) -> None:
-        self.stderr = b""  # the last of it
-        self._frame_bytes_left = 0  # bytes of the current frame still to come
+        self.stderr = b""  # its end
+        self._frame_bytes_left = 0  # of the present frame
         self._is_stdout = True
-        self._head = b""  # of the next frame, as far as it has come
+        self._header = b""  # of the next frame, as far as it has arrived
 
     def feed(self, data: bytes) -> bytes:
-        """Return the stdout bytes that are in `data`; the usual piece, one whole frame, is copied once."""
-        out = []
+        """Return the stdout bytes in `data`; a whole frame, the usual case, is copied once."""
+        chunks = []
         view = memoryview(data)
-        at = 0
-        while at < len(data):
+        start = 0
+        while start < len(data):
             if self._frame_bytes_left:
-                piece = view[at : at + self._frame_bytes_left]
-                at += len(piece)
-                self._frame_bytes_left -= len(piece)
+                chunk = view[start : start + self._frame_bytes_left]
+                start += len(chunk)
+                self._frame_bytes_left -= len(chunk)
                 if self._is_stdout:
-                    out.append(piece)
+                    chunks.append(chunk)
                 else:
-                    self.stderr = (self.stderr + piece)[-MAX_STDERR_BYTES:]
+                    self.stderr = (self.stderr + chunk)[-MAX_STDERR_BYTES:]
                 continue
-            missing = 8 - len(self._head)
-            self._head += view[at : at + missing]
-            at += missing
-            if len(self._head) == 8:
-                self._is_stdout = self._head[0] != 2
-                self._frame_bytes_left = int.from_bytes(self._head[4:], "big")
-                self._head = b""
-        return b"".join(out)
+            missing = ATTACH_HEADER_BYTES - len(self._header)
+            self._header += view[start : start + missing]
+            start += missing
+            if len(self._header) == ATTACH_HEADER_BYTES:
+                self._is_stdout = self._header[0] != STDERR_STREAM
+                self._frame_bytes_left = int.from_bytes(self._header[4:], "big")
+                self._header = b""
+        return b"".join(chunks)
 
 
 class DockerChannel:
@@ -119,7 +121,7 @@ class DockerChannel:
         return parse_used_memory(stats.get("memory_stats") or {})
 
     async def explain_exit(self) -> str:
-        """Return how the container ended, as the engine tells it."""
+        """Return how the container ended, according to the engine."""
         from docker.errors import APIError, NotFound
 
         try:
@@ -136,11 +138,7 @@ class DockerChannel:
         try:
             client.wait(self.info.id, timeout=EXIT_STATE_TIMEOUT_S)
         except RequestException:
-            log.debug(
-                "The container %s still runs %s s after its stream ended.",
-                self.info.id,
-                EXIT_STATE_TIMEOUT_S,
-            )
+            log.debug("The container %s still runs after its stream has ended.", self.info.id)
         state: dict[str, Any] = client.inspect_container(self.info.id)["State"]
         return state
 
@@ -148,8 +146,7 @@ class DockerChannel:
 class DockerBackend:
     """Starts sandboxes on the engine that DOCKER_HOST or the current Docker context names.
 
-    `home` is the server's data folder: only containers of servers on it are swept, and of those
-    only the ones whose `owner` no longer `is_alive`.
+    An orphan is a container of a server with the same `data_folder` whose `owner` is not alive.
     """
 
     name = "docker"
@@ -170,19 +167,17 @@ class DockerBackend:
         self._labels = {OWNER_LABEL: owner, DATA_FOLDER_LABEL: data_folder_digest(data_folder)}
         self._is_alive = is_alive
         self._engine = DockerEngine()
-        self._engine_info: dict[str, Any] = {}  # what the engine says of itself
+        self._engine_info: dict[str, Any] = {}  # its answer to `/info`
         self._image_id = ""  # of the image in use
-        self._pinned_cpus: dict[str, tuple[int, ...]] = {}  # of the sandboxes that are open
+        self._pinned_cpus: dict[str, tuple[int, ...]] = {}  # by container
         self._shared_folders = SharedFolders(data_folder.resolve() / "inputs")
-        self._can_mount_folders = (
-            True  # the engine can mount folders of this machine, as far as is known
-        )
+        self._can_mount_folders = True  # of this machine, as far as is known
         for entry in settings.mounts:
             hardening.parse_mount(entry)
 
     @property
     def resource_limits(self) -> dict[str, int]:
-        """None for the kernel to set: the container has them."""
+        """None: the container has its own."""
         return {}
 
     @asynccontextmanager
@@ -214,7 +209,7 @@ class DockerBackend:
         return found.id
 
     async def _create_container(self, name: str) -> str:
-        """Create the container `name`; return its image, which is looked up once and again when it is gone."""
+        """Create the container `name`; return its image, which is looked up again if it is gone."""
         known = self._image_id
         self._image_id = known or await self._engine.call_api(self._find_image)
         try:
@@ -254,7 +249,7 @@ class DockerBackend:
             if exc.status_code == HTTP_NOT_FOUND:
                 raise image.missing_image_error(image.choose_tag(self._settings)) from exc
             if shares and MISSING_FOLDER_TEXT in str(exc.explanation):
-                self._can_mount_folders = False  # it is on another machine: inputs go over the link
+                self._can_mount_folders = False  # the engine is on another machine: use the link
                 await self._create_from_image(name, image_id)
                 return
             raise SandboxFailed(
@@ -283,18 +278,19 @@ class DockerBackend:
             log.warning("The container %s was not removed within %s s.", name, REMOVE_TIMEOUT_S)
 
     async def run_checks(self) -> list[HealthCheck]:
-        """Say whether the engine answers, can enforce the limits, and has the image."""
+        """Check whether the engine answers, can enforce the limits, and has the image."""
         try:
-            facts = await self._engine.call_api(
+            engine_info = await self._engine.call_api(
                 lambda client: {**client.info(), **client.version()}
             )
         except Unavailable as exc:
             return [HealthCheck("engine", False, exc.message, exc.remedy)]
+        checks = check_engine(engine_info, self._settings.runtime)
         found = await image.find_current_image(self._settings, self._engine)
-        return [*check_engine(facts, self._settings.runtime), check_image(self._settings, found)]
+        return [*checks, check_image(self._settings, found)]
 
     async def remove_orphans(self) -> int:
-        """Remove the containers of this data folder whose server is gone, and their folders; return how many."""
+        """Remove orphaned containers and their folders; return the number of containers."""
         count = await self._engine.call_api(self._remove_orphan_containers)
         await run_sync(
             self._shared_folders.remove_orphans, lambda name: not self._is_alive(parse_owner(name))
@@ -304,10 +300,11 @@ class DockerBackend:
     def _remove_orphan_containers(self, client: APIClient) -> int:
         filters = {"label": f"{DATA_FOLDER_LABEL}={self._labels[DATA_FOLDER_LABEL]}"}
         listed = client.containers(all=True, filters=filters)
-        left = [
-            each["Id"] for each in listed if not self._is_alive(each["Labels"].get(OWNER_LABEL, ""))
-        ]
-        return sum(remove_container(client, container) for container in left)
+        count = 0
+        for container in listed:
+            if not self._is_alive(container["Labels"].get(OWNER_LABEL, "")):
+                count += remove_container(client, container["Id"])
+        return count
 
     def close(self) -> None:
         """Close the connections to the engine."""
@@ -315,7 +312,7 @@ class DockerBackend:
 
 
 def remove_container(client: APIClient, container: str) -> bool:
-    """Kill and remove `container`; say whether this call is what removed it."""
+    """Kill and remove `container`; return whether this call removed it."""
     from docker.errors import APIError, NotFound
 
     try:
@@ -323,32 +320,32 @@ def remove_container(client: APIClient, container: str) -> bool:
     except NotFound:
         return False
     except APIError as exc:
-        if exc.status_code != 409:  # being removed already
-            raise SandboxFailed(
-                f"The engine did not remove {container}: {exc.explanation or exc}"
-            ) from exc
-        return False
+        if exc.status_code == HTTP_CONFLICT:
+            return False  # it is being removed already
+        raise SandboxFailed(
+            f"The engine did not remove {container}: {exc.explanation or exc}"
+        ) from exc
     return True
 
 
 def parse_owner(container: str) -> str:
-    """Return the id of the server that has given a container its name."""
+    """Return the id of the server in the name of a container."""
     return container.removeprefix(CONTAINER_PREFIX).rpartition("-")[0]
 
 
 def data_folder_digest(data_folder: Path) -> str:
-    """Return a label for the data folder `home` of this machine; an engine may serve several machines."""
+    """Return a label for a data folder of this machine; an engine may serve several machines."""
     id_file = Path("/etc/machine-id")
     machine = id_file.read_text(encoding="ascii").strip() if id_file.exists() else platform.node()
     return hashlib.sha256(f"{machine}:{data_folder.resolve()}".encode()).hexdigest()[:16]
 
 
 def parse_used_memory(stats: Mapping[str, Any]) -> int | None:
-    """Return the bytes in use without page cache, from the engine's figures for cgroup v1 or v2, if there are any."""
+    """Return the bytes in use without page cache, from the engine's figures for cgroup v1 or v2."""
     if "usage" not in stats:
         return None
     detail = stats.get("stats") or {}
-    # Only pages of real files are cache; those of a tmpfs are memory, and the engine's lists know the difference.
+    # The files of a tmpfs are memory, not cache; these two figures leave them out.
     files = (
         detail.get(f"total_{name}", detail.get(name, 0))
         for name in ("active_file", "inactive_file")
@@ -357,68 +354,55 @@ def parse_used_memory(stats: Mapping[str, Any]) -> int | None:
 
 
 def describe_exit(state: Mapping[str, Any], memory_mb: int) -> str:
-    """Return in words how a container with the engine's `state` ended."""
+    """Return a clause on how a container with the engine's `state` ended."""
     code = int(state.get("ExitCode") or 0)
     if state.get("Running"):
         return "the engine closed its stream; it may have been restarted."
     if state.get("OOMKilled") and code == 128 + signal.SIGKILL:
         return f"it was killed, and its memory had run out ({memory_mb} MB, `[sandbox] memory_mb`)."
-    ending = f"exit code {code}"
+    text = f"exit code {code}"
     if code > 128 and code - 128 in set(signal.Signals):
-        ending = f"it was killed by {signal.Signals(code - 128).name}"
-    also = ", after a process in it was killed for lack of memory" if state.get("OOMKilled") else ""
-    return f"{ending}{also}." + (
-        f" The engine says: {state['Error']}" if state.get("Error") else ""
-    )
+        text = f"it was killed by {signal.Signals(code - 128).name}"
+    if state.get("OOMKilled"):
+        text += ", after a process in it was killed for lack of memory"
+    if state.get("Error"):
+        return f"{text}. The engine says: {state['Error']}"
+    return f"{text}."
 
 
 def describe_stderr(stderr: bytes) -> str:
-    """Return the end of what a container wrote to stderr, as part of a sentence that cannot be mistaken for ours."""
+    """Return the end of a container's stderr, quoted, as part of an error message."""
     text = stderr.decode(errors="replace").strip()[-MAX_SHOWN_CHARS:]
     return f" Its last words were {text!r}." if text else ""
 
 
 def check_engine(engine_info: Mapping[str, Any], runtime: str) -> list[HealthCheck]:
-    """Return the checks of what the engine can do, from what it says of itself."""
-    security = " ".join(engine_info.get("SecurityOptions") or ())
+    """Return the checks of what an engine can do, from its answers to `/info` and `/version`."""
+    versions = [f"Docker {engine_info['Version']}", f"API {engine_info['ApiVersion']}"]
+    checks = [HealthCheck("engine", True, ", ".join([*versions, engine_info["OSType"]]))]
+
+    has_seccomp = "name=seccomp" in " ".join(engine_info.get("SecurityOptions") or ())
+    detail = "the engine cannot filter system calls"
+    if has_seccomp:
+        detail = "system calls are filtered"
+    remedy = "Use a kernel with CONFIG_SECCOMP_FILTER."
+    checks.append(HealthCheck("seccomp", has_seccomp, detail, remedy))
+
+    enforced = {name.lower() for name, value in engine_info.items() if value}
     limits = ("MemoryLimit", "SwapLimit", "PidsLimit", "CpuCfsQuota")
-    lacking = [
-        name
-        for name in limits
-        if not engine_info.get(name, engine_info.get(name.replace("Cpu", "CPU")))
-    ]
-    checks = [
-        HealthCheck(
-            "engine",
-            True,
-            f"Docker {engine_info['Version']}, API {engine_info['ApiVersion']}, {engine_info['OSType']}",
-        ),
-        HealthCheck(
-            "seccomp",
-            "name=seccomp" in security,
-            "system calls are filtered"
-            if "name=seccomp" in security
-            else "the engine cannot filter system calls",
-            "Use a kernel with CONFIG_SECCOMP_FILTER.",
-        ),
-        HealthCheck(
-            "limits",
-            not lacking,
-            f"cgroup v{engine_info.get('CgroupVersion', 1)}"
-            + (f" without {', '.join(lacking)}" if lacking else ""),
-            "Enable these cgroup controllers on the engine's host (for swap: boot with `swapaccount=1`).",
-        ),
-    ]
+    missing = [name for name in limits if name.lower() not in enforced]
+    detail = f"cgroup v{engine_info.get('CgroupVersion', 1)}"
+    if missing:
+        detail += f" without {', '.join(missing)}"
+    remedy = (
+        "Enable these cgroup controllers on the engine's host (swap: boot with `swapaccount=1`)."
+    )
+    checks.append(HealthCheck("limits", not missing, detail, remedy))
+
     if runtime:
         known = sorted(engine_info.get("Runtimes") or ())
-        checks.append(
-            HealthCheck(
-                "runtime",
-                runtime in known,
-                f"{runtime}; the engine has {', '.join(known)}",
-                "Install it.",
-            )
-        )
+        detail = f"{runtime}; the engine has {', '.join(known)}"
+        checks.append(HealthCheck("runtime", runtime in known, detail, "Install it."))
     return checks
 
 

@@ -1,10 +1,11 @@
 """A Docker engine: API calls in worker threads, and a container's attach stream.
 
-Rule 1: nothing here blocks the event loop; every API call runs in a worker thread with a client of
-its own for as long as it takes, because a client is not thread-safe.
-Rule 2: an engine that is not there raises `Unavailable` with the remedy; an engine that refuses
-raises docker-py's `APIError`, which callers turn into a sentence about what they wanted. This
-module must not know what a sandbox is.
+This module does not know what a sandbox is.
+
+Rule 1: nothing here blocks the event loop. Each API call runs in a worker thread, with a client
+that no other thread uses meanwhile, because a client is not thread-safe.
+Rule 2: if the engine does not answer, `Unavailable` is raised, with a remedy. If it refuses,
+docker-py's `APIError` is raised, and the caller turns it into a sentence about what it wanted.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-API_TIMEOUT_S = 60  # seconds: an engine under load takes seconds; one that takes a minute is not going to answer
-CONNECT_TIMEOUT_S = 10  # seconds
+API_TIMEOUT_S = 60  # an engine under load takes seconds
+CONNECT_TIMEOUT_S = 10
 MIN_API_VERSION = "1.41"  # engine 20.10: private cgroup namespaces, one-shot statistics
-PARALLEL_CALLS = 8  # worker threads: the engine itself creates containers hardly faster in parallel
+PARALLEL_CALLS = 8  # more worker threads do not make the engine faster
 IMPORT_LOCK = threading.Lock()
-MAX_HEAD_BYTES = 16 * 1024  # bytes of HTTP response head that we are ready to read
+MAX_HEAD_BYTES = 16 * 1024  # of an HTTP response
 
-NOT_RUNNING_REMEDY = "Start it (`sudo systemctl start docker`), or run `scripts/docker-engine`, which installs and starts one."
+NOT_RUNNING_REMEDY = (
+    "Start it (`sudo systemctl start docker`), or run `scripts/docker-engine`, "
+    "which installs and starts one."
+)
 PERMISSION_REMEDY = (
     "Add your user to the group `docker` (`sudo usermod -aG docker $USER`) and log in again."
 )
@@ -54,7 +58,7 @@ class EngineAddress:
 
     @classmethod
     def parse(cls, url: str) -> EngineAddress:
-        """Return the address that docker-py's normalised `url` names; raises `Unavailable` for ssh and pipes."""
+        """Parse docker-py's normalised `url`; raises `Unavailable` for ssh and named pipes."""
         scheme, _, rest = url.partition("://")
         if scheme == "http+unix":
             return cls("unix", "/" + rest.lstrip("/"), "localhost", 0)
@@ -63,12 +67,13 @@ class EngineAddress:
             return cls(scheme, "", parts.hostname or "localhost", parts.port or 0)
         raise Unavailable(
             f"The Docker engine at {url} is reached by {scheme}, which this server does not speak.",
-            remedy="Set DOCKER_HOST to a unix:// or tcp:// address; `ssh -L` forwards a remote engine's socket.",
+            remedy="Set DOCKER_HOST to a unix:// or tcp:// address; "
+            "`ssh -L` forwards a remote engine's socket.",
         )
 
 
 def import_docker() -> None:
-    """Import docker-py before anybody uses a part of it: threads that import parts at once see each other's halves."""
+    """Import all of docker-py at once: concurrent imports of its modules see incomplete ones."""
     with IMPORT_LOCK:
         importlib.import_module("docker.context")
 
@@ -87,10 +92,10 @@ class DockerEngine:
     async def call_api(
         self, function: Callable[[APIClient], ResultT], *, abandon_on_cancel: bool = False
     ) -> ResultT:
-        """Return `function(client)`, run in a worker thread; on cancellation it is waited for unless `abandon`.
+        """Return `function(client)`, run in a worker thread.
 
-        Raises `Unavailable` where the engine does not answer, docker-py's `APIError` where it says
-        no.
+        A cancelled call is waited for, unless `abandon_on_cancel` is set. Raises `Unavailable` if
+        the engine does not answer, and docker-py's `APIError` if it refuses.
         """
         return await anyio.to_thread.run_sync(
             self.call_api_blocking,
@@ -100,7 +105,7 @@ class DockerEngine:
         )
 
     def call_api_blocking(self, function: Callable[[APIClient], ResultT]) -> ResultT:
-        """Do what `call` does in the calling thread, which must not be the event loop's."""
+        """Do the same in the calling thread, which must not be that of the event loop."""
         import_docker()
         from docker.errors import DockerException
         from requests.exceptions import RequestException
@@ -131,7 +136,10 @@ class DockerEngine:
         return client
 
     def _check_socket(self) -> None:
-        """Raise `OSError` unless the engine's socket is listened on; docker-py buries the reason and leaks a socket."""
+        """Raise `OSError` unless the engine listens on its socket.
+
+        docker-py would hide the reason and leak a socket.
+        """
         if self._address and self._address.scheme == "unix":
             with socket.socket(socket.AF_UNIX) as unix:
                 unix.settimeout(CONNECT_TIMEOUT_S)
@@ -168,7 +176,7 @@ class DockerEngine:
             client.close()
         if parse_version(found) < parse_version(MIN_API_VERSION):
             raise Unavailable(
-                f"The Docker engine speaks API version {found}; this server needs at least {MIN_API_VERSION}.",
+                f"The Docker engine speaks API version {found}, not {MIN_API_VERSION} or newer.",
                 remedy="Update Docker to 20.10 or newer.",
             )
         return found
@@ -186,11 +194,11 @@ class DockerEngine:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is reached over a network; one behind a socket of this machine may be elsewhere, too."""
+        """Whether it is reached over a network; one behind a Unix socket may be remote, too."""
         return self._address is not None and self._address.scheme != "unix"
 
     async def attach_container(self, container: str) -> anyio.abc.ByteStream:
-        """Return the raw stream of `container`'s stdin and framed stdout and stderr; attach before starting it.
+        """Return the raw stream of stdin and framed output of a container that has not started.
 
         Raises `Unavailable` where the engine does not answer, `SandboxFailed` where it says no.
         """
@@ -221,10 +229,11 @@ class DockerEngine:
         )
 
     async def _upgrade_connection(self, stream: anyio.abc.ByteStream, path: str) -> None:
-        await stream.send(
-            f"POST {path}?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\r\n"
-            "Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n".encode()
+        lines = (
+            f"POST {path}?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1",
+            *("Host: docker", "Connection: Upgrade", "Upgrade: tcp", "Content-Length: 0"),
         )
+        await stream.send("".join(f"{line}\r\n" for line in (*lines, "")).encode())
         head = b""
         try:
             while b"\r\n\r\n" not in head and len(head) < MAX_HEAD_BYTES:
@@ -234,7 +243,7 @@ class DockerEngine:
                 "The Docker engine closed the connection instead of attaching."
             ) from exc
         status, _, rest = head.partition(b"\r\n")
-        # 101 is the answer to `Upgrade`; engines behind some proxies answer 200 and stream all the same.
+        # 101 is the answer to `Upgrade`; engines behind some proxies answer 200 and stream as well.
         if status.split()[1:2] not in ([b"101"], [b"200"]):
             reason = rest.partition(b"\r\n\r\n")[2] or status
             raise SandboxFailed(
@@ -248,12 +257,12 @@ class DockerEngine:
 
 
 def parse_version(version: str) -> tuple[int, ...]:
-    """Return what orders API versions."""
+    """Return the numbers of an API version, which can be compared."""
     return tuple(map(int, version.split(".")))
 
 
 def make_tls_context(tls: TLSConfig | None) -> ssl.SSLContext:
-    """Return the context that `tls`, docker-py's form of the Docker client's TLS settings, describes."""
+    """Return the context for docker-py's TLS settings."""
     context = ssl.create_default_context(cafile=tls.ca_cert if tls else None)
     if tls and tls.cert:
         context.load_cert_chain(*tls.cert)
@@ -264,7 +273,7 @@ def make_tls_context(tls: TLSConfig | None) -> ssl.SSLContext:
 
 
 def find_root_cause(exc: BaseException) -> str:
-    """Return the innermost reason of `exc`; the outer layers of HTTP libraries only repeat each other."""
+    """Return the innermost reason of `exc`; HTTP libraries wrap it in layers that say no more."""
     while inner := exc.__cause__ or exc.__context__:
         exc = inner
     return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__

@@ -1,7 +1,7 @@
-"""What a sandbox may do, as the engine's own container configuration.
+"""What a sandbox may do, as a container configuration for the engine.
 
 Pure functions: settings in, dictionaries out. Every restriction is here and nowhere else, and each
-has a test that tries to break it from inside (tests/sandbox/test_docker.py).
+has a test that tries to break it from inside (tests/sandbox/test_docker_backend.py).
 """
 
 from __future__ import annotations
@@ -22,21 +22,13 @@ from ..protocol.wire import INPUTS_FOLDER
 BYTES_PER_MB = 1024 * 1024
 WORKSPACE_FOLDER = "/workspace"
 TMP_FOLDER = "/tmp"  # noqa: S108 - the sandbox's own
-BYTES_PER_INODE = 4096  # a tmpfs gets one inode per this many bytes: files cost kernel memory that no size limit counts
+BYTES_PER_INODE = 4096  # of a tmpfs; files cost kernel memory that its size limit does not count
 MAX_OPEN_FILES = 1024
-MAX_LOCKED_BYTES = 64 * 1024  # bytes: keeps secrets out of swap, does not pin the machine's memory
-SPARE_PROCESSES = (
-    2  # processes that are there for a moment while a checkpoint is parked or promoted
-)
-OOM_SCORE = (
-    500  # when the host itself runs out of memory, sandboxes die before anything of the host's
-)
-UID_RANGE = range(
-    0x7000_0000, 0x7FFF_0000
-)  # where distributions allocate neither users nor containers
-MAPPED_UID_RANGE = range(
-    20_000, 60_000
-)  # an engine with a user namespace of its own has only 65,536 of them
+MAX_LOCKED_BYTES = 64 * 1024  # enough to keep secrets out of swap
+SPARE_PROCESSES = 2  # exist for a moment while a fork is parked or promoted
+OOM_SCORE = 500  # if the host runs out of memory, sandboxes die before its own processes
+UID_RANGE = range(0x7000_0000, 0x7FFF_0000)  # not used by distributions for users or containers
+MAPPED_UID_RANGE = range(20_000, 60_000)  # an engine with a user namespace has only 65,536 ids
 SYSTEM_FOLDERS = ("/", "/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")
 RESERVED_FOLDERS = (*SYSTEM_FOLDERS, TMP_FOLDER, WORKSPACE_FOLDER, INPUTS_FOLDER)
 
@@ -52,7 +44,7 @@ def make_container_config(
     cpuset: str = "",
     inputs: str = "",
 ) -> dict[str, Any]:
-    """Return the body of the engine's "create container" request for one sandbox; it sees the folder `inputs`."""
+    """Return the body of the request that creates a container, which sees the folder `inputs`."""
     return {
         "Image": image,
         "Entrypoint": list(argv[:1]),
@@ -67,23 +59,22 @@ def make_container_config(
         "AttachStdout": True,
         "AttachStderr": True,
         "OpenStdin": True,
-        "StdinOnce": True,  # a server that is gone, however it went, is an end of file, and the kernel exits
+        "StdinOnce": True,  # stdin ends with the server; then the supervisor exits
         "NetworkDisabled": True,
         "HostConfig": make_host_config(settings, uid, cpuset, inputs),
     }
 
 
 def make_environment(settings: SandboxSettings) -> dict[str, str]:
-    """Return the variables that programs expect; the user has no entry in the image's list of users."""
+    """Return the variables that programs expect; /etc/passwd has no entry for the user."""
+    cpus = math.ceil(settings.cpus)
     return {
         "HOME": TMP_FOLDER,
         "TMPDIR": TMP_FOLDER,
         "USER": "sandbox",
         "LOGNAME": "sandbox",
         "LANG": "C.UTF-8",
-        "PYTHON_CPU_COUNT": str(
-            math.ceil(settings.cpus)
-        ),  # Python >= 3.13; older ones tell the host's number
+        "PYTHON_CPU_COUNT": str(cpus),  # Python >= 3.13; an older one reports that of the host
     }
 
 
@@ -91,11 +82,18 @@ def make_host_config(
     settings: SandboxSettings, uid: int, cpuset: str, inputs: str = ""
 ) -> dict[str, Any]:
     """Return the restrictions that the engine enforces on one sandbox."""
-    parked_mb = settings.checkpoint_mb if settings.checkpoints else 0
-    memory = (
-        settings.memory_mb + settings.workspace_mb + settings.tmp_mb + parked_mb
-    ) * BYTES_PER_MB
+    memory_mb = settings.memory_mb + settings.workspace_mb + settings.tmp_mb
+    max_processes = settings.pids
+    if settings.checkpoints:
+        memory_mb += settings.checkpoint_mb
+        max_processes += settings.checkpoints + SPARE_PROCESSES
+    memory_bytes = memory_mb * BYTES_PER_MB
     largest_file = max(settings.workspace_mb, settings.tmp_mb) * BYTES_PER_MB
+    shared_tmpfs = format_tmpfs_options(settings.tmp_mb, "noexec,mode=1777")
+    workspace_options = f"exec,mode=0700,uid={uid},gid={uid}"
+    mounts = [parse_mount(entry) for entry in settings.mounts]
+    if inputs:
+        mounts.append(make_bind_mount(inputs, INPUTS_FOLDER))
     return {
         "NetworkMode": "none",
         "CapDrop": ["ALL"],
@@ -103,20 +101,14 @@ def make_host_config(
         "ReadonlyRootfs": True,
         "Privileged": False,
         "Tmpfs": {
-            TMP_FOLDER: format_tmpfs_options(settings.tmp_mb, "noexec,mode=1777"),
-            WORKSPACE_FOLDER: format_tmpfs_options(
-                settings.workspace_mb, f"exec,mode=0700,uid={uid},gid={uid}"
-            ),
-            "/dev/shm": format_tmpfs_options(settings.tmp_mb, "noexec,mode=1777"),  # noqa: S108 - the sandbox's own
+            TMP_FOLDER: shared_tmpfs,
+            WORKSPACE_FOLDER: format_tmpfs_options(settings.workspace_mb, workspace_options),
+            "/dev/shm": shared_tmpfs,  # noqa: S108 - the sandbox's own
         },
-        "Mounts": [
-            *map(parse_mount, settings.mounts),
-            *([make_bind_mount(inputs, INPUTS_FOLDER)] if inputs else []),
-        ],
-        "Memory": memory,
-        "MemorySwap": memory,
-        "PidsLimit": settings.pids
-        + (settings.checkpoints + SPARE_PROCESSES if settings.checkpoints else 0),
+        "Mounts": mounts,
+        "Memory": memory_bytes,
+        "MemorySwap": memory_bytes,
+        "PidsLimit": max_processes,
         "NanoCpus": round(settings.cpus * 1e9),
         "CpusetCpus": cpuset,
         "OomScoreAdj": OOM_SCORE,
@@ -137,7 +129,8 @@ def make_host_config(
 
 def format_tmpfs_options(size_mb: int, options: str) -> str:
     """Return the mount options of a tmpfs that is bounded in bytes and in files."""
-    return f"rw,nosuid,nodev,{options},size={size_mb}m,nr_inodes={size_mb * BYTES_PER_MB // BYTES_PER_INODE}"
+    max_inodes = size_mb * BYTES_PER_MB // BYTES_PER_INODE
+    return f"rw,nosuid,nodev,{options},size={size_mb}m,nr_inodes={max_inodes}"
 
 
 def format_ulimit(name: str, value: int) -> dict[str, Any]:
@@ -147,32 +140,33 @@ def format_ulimit(name: str, value: int) -> dict[str, Any]:
 
 @cache
 def load_seccomp_profile() -> str:
-    """Return the seccomp profile as the one line that the engine's API takes."""
+    """Return the seccomp profile on one line, as the engine's API expects it."""
     text = resources.files(__package__).joinpath("seccomp.json").read_text(encoding="utf-8")
     return json.dumps(json.loads(text), separators=(",", ":"))
 
 
 def parse_mount(entry: str) -> dict[str, Any]:
-    """Return the bind mount that `/host/folder:/sandbox/folder[:rw]` describes; raises `ConfigError` if none."""
+    """Parse `/host/folder:/sandbox/folder[:rw]`; raises `ConfigError` if it is not allowed."""
     source, _, rest = entry.partition(":")
     target, _, mode = rest.partition(":")
     if not source.startswith("/") or not target.startswith("/") or mode not in ("", "ro", "rw"):
         raise ConfigError(
             f"`[sandbox] mounts` has {entry!r}, which is not a mount.",
-            remedy="Write `/host/folder:/sandbox/folder`, with `:rw` behind it if the sandbox may write there.",
+            remedy="Write `/host/folder:/sandbox/folder`, "
+            "followed by `:rw` if the sandbox may write there.",
         )
-    place = PurePosixPath(target)
-    is_reserved = str(place) in RESERVED_FOLDERS or place.is_relative_to(INPUTS_FOLDER)
-    if ".." in place.parts or is_reserved or source.strip("/") == "":
+    path = PurePosixPath(target)
+    is_reserved = str(path) in RESERVED_FOLDERS or path.is_relative_to(INPUTS_FOLDER)
+    if ".." in path.parts or is_reserved or source.strip("/") == "":
         raise ConfigError(
             f"`[sandbox] mounts` has {entry!r}, which would expose or hide a system folder.",
-            remedy="Name a folder of your own, and a place for it such as `/data`.",
+            remedy="Mount a folder of your own at a path such as `/data`.",
         )
     return make_bind_mount(source, target, writable=mode == "rw")
 
 
 def make_bind_mount(source: str, target: str, *, writable: bool = False) -> dict[str, Any]:
-    """Return the mount of a folder of the engine's machine."""
+    """Return the mount of a folder on the engine's machine."""
     return {
         "Type": "bind",
         "Source": source,
@@ -183,17 +177,17 @@ def make_bind_mount(source: str, target: str, *, writable: bool = False) -> dict
 
 
 def choose_uid(mapped: bool) -> int:
-    """Return a user id for one sandbox; `mapped` engines have a user namespace and fewer of them."""
+    """Return a random user id for one sandbox; an engine with a user namespace is `mapped`."""
     return secrets.choice(MAPPED_UID_RANGE if mapped else UID_RANGE)
 
 
 def choose_cpus(
     settings: SandboxSettings, taken: Iterable[Sequence[int]], available: int
 ) -> tuple[int, ...]:
-    """Return the least used of the engine's cpus, as many as a sandbox may use; none where it may use all of them.
+    """Return the least used of the engine's cpus, as many as a sandbox may use; () for all of them.
 
-    `nano_cpus` bounds the time; this bounds the affinity, which numeric libraries take for the
-    number of threads.
+    `NanoCpus` limits the processor time. This limits the affinity, from which numeric libraries
+    derive their number of threads.
     """
     wanted = math.ceil(settings.cpus)
     if wanted >= available:
@@ -202,6 +196,5 @@ def choose_cpus(
     for cpus in taken:
         for cpu in cpus:
             uses[cpu] += 1
-    return tuple(
-        sorted(sorted(range(available), key=lambda cpu: (uses[cpu], secrets.randbits(16)))[:wanted])
-    )
+    least_used = sorted(range(available), key=lambda cpu: (uses[cpu], secrets.randbits(16)))
+    return tuple(sorted(least_used[:wanted]))

@@ -1,9 +1,10 @@
-"""The sandbox image: built where it is missing or out of date, and nothing of the host's left in it.
+"""The sandbox image: built if it is missing or out of date, without anything of the host in it.
 
-A base image (pulled, or made from Debian's packages) runs `recipe` in a throw-away container; the
-container's file system, exported and imported again, is the image. One layer, no history: index
-addresses, credentials and certificates are only in a volume of that container. The image's label is
-a digest of all that determines its content, so an image with the right label is up to date.
+A base image (pulled, or made from Debian's packages) runs `recipe` in a temporary container. The
+file system of that container, exported and imported again, is the image: one layer without a
+history. Index addresses, credentials and certificates are only in a volume of the container. The
+tag of the image contains a digest of all that determines its content, so an image with the right
+tag is up to date.
 """
 
 from __future__ import annotations
@@ -33,11 +34,9 @@ IMAGE_REPOSITORY = "mcpruntime-sandbox"
 RECIPE_LABEL = "mcpruntime.recipe"
 BASE_LABEL = "mcpruntime.base"
 BUILD_COMMAND = "Run `mcpruntime-server image build`."
-STEP_TIMEOUT_S = (
-    1800  # seconds without a byte from the engine: importing a large image is silent for minutes
-)
-PULL_TIMEOUT_S = 30  # seconds without a byte: a registry that cannot be reached may never say so
-MAX_TAIL_LINES = 12  # lines of pip's output that a failure shows
+STEP_TIMEOUT_S = 1800  # without a byte from the engine, which imports large images silently
+PULL_TIMEOUT_S = 30  # without a byte; an unreachable registry may never answer
+MAX_TAIL_LINES = 12  # of pip's output, in an error
 REPORTED_PREFIXES = ("Collecting", "Downloading", "Building", "Installing", "Successfully")
 
 ProgressReporter = Callable[[str], None]
@@ -45,22 +44,17 @@ ProgressReporter = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image that the engine has: its name, and the digest of its content."""
+    """An image that the engine has."""
 
     tag: str
-    id: str
+    id: str  # a digest of its content
 
 
 def compute_recipe_digest(settings: SandboxSettings) -> str:
     """Return the digest of everything that determines the content of the image."""
     source = Path(recipe.__file__).read_text(encoding="utf-8")
-    parts = [
-        settings.base_image,
-        *settings.packages,
-        source,
-        debian.INCLUDED_PACKAGES,
-        *debian.EXCLUDED_PATHS,
-    ]
+    base = [debian.INCLUDED_PACKAGES, *debian.EXCLUDED_PATHS]
+    parts = [settings.base_image, *settings.packages, source, *base]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -70,7 +64,7 @@ def choose_tag(settings: SandboxSettings) -> str:
 
 
 async def find_current_image(settings: SandboxSettings, engine: DockerEngine) -> ImageRef | None:
-    """Return the image that these settings ask for, or None if the engine does not have it."""
+    """Return the image for these settings, or None if the engine does not have it."""
     return await engine.call_api(lambda client: look_up_image(client, choose_tag(settings)))
 
 
@@ -85,7 +79,7 @@ def look_up_image(client: APIClient, tag: str) -> ImageRef | None:
 
 
 def missing_image_error(tag: str) -> Unavailable:
-    """Return the error that says that the image `tag` is not there."""
+    """Return the error for an image that the engine does not have."""
     return Unavailable(f"The engine does not have the sandbox image {tag}.", remedy=BUILD_COMMAND)
 
 
@@ -95,10 +89,10 @@ async def build_image(
     force: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> ImageRef:
-    """Make the image that these settings ask for, unless it is there; `report` gets a line for each thing begun.
+    """Build the image for these settings unless it exists; `report` gets a line for each step.
 
-    `environ` names the host's index, certificates and proxies; the process's own unless given.
-    Raises `Unavailable` where the base or the packages cannot be had.
+    `environ` (default: `os.environ`) names the host's package index, certificates and proxies.
+    Raises `Unavailable` if the base image or the packages cannot be downloaded.
     """
     return await anyio.to_thread.run_sync(
         _build_image, settings, report, force, environ or os.environ
@@ -122,17 +116,17 @@ def _build_image(
             engine.call_api_blocking(
                 lambda client: bake_image(client, base, settings, environ, report)
             )
-        made = engine.call_api_blocking(lambda client: look_up_image(client, tag))
+        built = engine.call_api_blocking(lambda client: look_up_image(client, tag))
     finally:
         engine.close()
-    if not made:
+    if not built:
         raise missing_image_error(tag)
     report(f"The sandbox image {tag} is ready")
-    return made
+    return built
 
 
 def provide_base_image(engine: DockerEngine, name: str, report: ProgressReporter) -> str:
-    """Return the id of the base image: the engine's own, else pulled, else made from Debian's packages."""
+    """Return the id of the base image; pull it or make it from Debian's packages if necessary."""
     if found := engine.call_api_blocking(lambda client: look_up_image(client, name)):
         return found.id
     try:
@@ -143,7 +137,7 @@ def provide_base_image(engine: DockerEngine, name: str, report: ProgressReporter
 
 
 def pull_image(engine: DockerEngine, name: str, report: ProgressReporter) -> str:
-    """Pull the image `name` and return its id; raises `Unavailable` if no registry gives it."""
+    """Pull the image `name` and return its id; raises `Unavailable` if that fails."""
     from docker.errors import APIError
     from docker.utils import parse_repository_tag
 
@@ -174,7 +168,7 @@ def bake_image(
     environ: Mapping[str, str],
     report: ProgressReporter,
 ) -> None:
-    """Run the recipe on `base` and make what comes out the image that `settings` ask for."""
+    """Run the recipe on the image `base` and import the result as the image for `settings`."""
     report("Installing " + (", ".join(settings.packages) or "no packages"))
     with build_container(client, base, settings.packages, environ) as container:
         client.put_archive(container, recipe.BUILD_FOLDER, pack_build_files(environ))
@@ -182,10 +176,9 @@ def bake_image(
         tail = report_output(client.logs(container, stream=True, follow=True), report)
         status = client.wait(container)["StatusCode"]
         if status:
+            output = "\n".join(tail)
             raise Unavailable(
-                f"The packages could not be installed (exit code {status}):\n"
-                + "\n".join(tail)
-                + "\n",
+                f"The packages could not be installed (exit code {status}):\n{output}\n",
                 remedy="Check `[sandbox] packages`, and that the package index can be reached.",
             )
         report("Writing the image")
@@ -199,7 +192,7 @@ def bake_image(
 def build_container(
     client: APIClient, base: str, packages: Iterable[str], environ: Mapping[str, str]
 ) -> Iterator[str]:
-    """Create the container that runs the recipe; it is removed, with its volume, whatever happens."""
+    """Create the container that runs the recipe; remove it and its volume afterwards."""
     proxies = index_access.find_proxies(environ)
     container = client.create_container_from_config(
         {
@@ -220,15 +213,14 @@ def build_container(
 
 
 def pack_build_files(environ: Mapping[str, str]) -> bytes:
-    """Return a tar archive of what the recipe needs: itself, pip's settings and the host's certificates."""
+    """Return a tar archive with the recipe, pip's settings and the host's certificates."""
     settings = index_access.read_pip_settings(environ, Path.home())
-    ca = index_access.read_ca_bundle(environ, settings)
+    certificates = index_access.read_ca_bundle(environ, settings)
+    certificate_path = f"{recipe.BUILD_FOLDER}/ca.pem" if certificates else ""
     files = {
         "recipe.py": Path(recipe.__file__).read_bytes(),
-        "ca.pem": ca,
-        "pip.conf": index_access.format_pip_conf(
-            settings, f"{recipe.BUILD_FOLDER}/ca.pem" if ca else ""
-        ).encode(),
+        "ca.pem": certificates,
+        "pip.conf": index_access.format_pip_conf(settings, certificate_path).encode(),
     }
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -240,7 +232,7 @@ def pack_build_files(environ: Mapping[str, str]) -> bytes:
 
 
 def report_output(output: Iterable[bytes], report: ProgressReporter) -> list[str]:
-    """Report the lines of pip that say what it does; return the last lines of all."""
+    """Report the lines of pip's output that show progress; return the last lines of the output."""
     tail: list[str] = []
     for line in decode_lines(output):
         tail = [*tail[1 - MAX_TAIL_LINES :], line]
@@ -250,7 +242,7 @@ def report_output(output: Iterable[bytes], report: ProgressReporter) -> list[str
 
 
 def decode_lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Yield the lines of a stream of bytes that come in any pieces, without credentials."""
+    """Yield the lines of a stream of bytes, with credentials masked."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -261,7 +253,7 @@ def decode_lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 def format_image_changes(base: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
-    """Return the Dockerfile instructions that give the imported file system the base's environment and our labels."""
+    """Return Dockerfile instructions that give an imported image its environment and labels."""
     variables = [entry.partition("=") for entry in base.get("Env") or ()]
     return [
         *(f"ENV {name}={quote_value(value)}" for name, _, value in variables),

@@ -1,7 +1,7 @@
-"""How this host reaches its package index: pip's settings and certificates, in a form that travels into a build.
+"""How this host reaches its package index: pip's settings and certificates, for a build.
 
 Only what another machine can use is taken: addresses of index servers, not folders or files of this
-one. The result may hold credentials, so it goes into the build's own volume and never into an
+one. The result may contain credentials, so it goes into the build's own volume and never into an
 image, a label, a log or an error.
 """
 
@@ -34,14 +34,14 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 
 
 def read_pip_settings(environ: Mapping[str, str], home: Path) -> dict[str, str]:
-    """Return pip's settings on this host, each file overriding the ones before it and the environment all of them."""
+    """Return pip's settings: later files override earlier ones, and the environment all."""
     found: dict[str, str] = {}
     for file in list_pip_files(environ, home):
         parser = configparser.RawConfigParser()
         try:
             parser.read(file, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError):
-            continue  # pip itself would refuse it; a build without it may still succeed
+            continue  # pip would refuse it; a build without it may succeed
         for section in ("global", "install"):
             if parser.has_section(section):
                 found.update(parser.items(section))
@@ -52,7 +52,7 @@ def read_pip_settings(environ: Mapping[str, str], home: Path) -> dict[str, str]:
 
 
 def list_pip_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
-    """Yield the places of pip's configuration, in the order in which pip reads them."""
+    """Yield the paths of pip's configuration files, in the order in which pip reads them."""
     chosen = environ.get("PIP_CONFIG_FILE")
     if chosen != "/dev/null":
         for folder in environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":"):
@@ -66,21 +66,21 @@ def list_pip_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
 
 
 def format_pip_conf(settings: Mapping[str, str], cert: str) -> str:
-    """Return the text of a pip.conf with what of `settings` another machine can use; `cert` is a path there, or ""."""
+    """Return a pip.conf with what another machine can use; `cert` is a path there, or ""."""
     kept = {name: settings.get(name, "").split() for name in (*URL_SETTINGS, *WORD_SETTINGS)}
     for name in URL_SETTINGS:
         kept[name] = [url for url in kept[name] if re.match(r"https?://", url)]
-    lines = [
-        "[global]",
-        *(f"{name} = " + "\n    ".join(values) for name, values in kept.items() if values),
-    ]
+    lines = ["[global]"]
+    for name, values in kept.items():
+        if values:
+            lines.append(f"{name} = " + "\n    ".join(values))
     if cert:
         lines.append(f"cert = {cert}")
     return "\n".join(lines) + "\n"
 
 
 def read_ca_bundle(environ: Mapping[str, str], settings: Mapping[str, str]) -> bytes:
-    """Return the certificates that this host trusts, as PEM; empty where it has no bundle."""
+    """Return the certificates that this host trusts, as PEM; b"" if it has no bundle."""
     named = [settings.get("cert", ""), *(environ.get(name, "") for name in CA_VARIABLES), *CA_FILES]
     for name in filter(None, named):
         file = Path(name)
@@ -91,11 +91,10 @@ def read_ca_bundle(environ: Mapping[str, str], settings: Mapping[str, str]) -> b
 
 def find_proxies(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that name this host's proxies."""
-    return {
-        name: value for name, value in environ.items() if name.lower() in PROXY_VARIABLES and value
-    }
+    found = {name: value for name, value in environ.items() if name.lower() in PROXY_VARIABLES}
+    return {name: value for name, value in found.items() if value}
 
 
 def mask_credentials(text: str) -> str:
-    """Return `text` with the user and password of every URL in it blotted out."""
+    """Return `text` with the user and password in each URL replaced by `***`."""
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

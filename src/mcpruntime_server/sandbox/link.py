@@ -36,7 +36,7 @@ MAX_PARK_FAILURES = 64  # remembered reasons; older ones are of no use
 
 
 class ExecutionListener(Protocol):
-    """Receives what a sandbox sends during a run. The methods are called in order and must not block."""
+    """Receives what a sandbox sends during a run, in order. The methods must not block."""
 
     def on_output(self, message: wire.Output) -> None:
         """Code printed something."""
@@ -87,7 +87,7 @@ class _Promotion:
 
 
 class _FrameWriter:
-    """Writes frames to a channel, at once as far as they fit, the rest from the task `write_loop`."""
+    """Writes frames to a channel: at once as far as they fit, the rest in `write_loop`."""
 
     def __init__(self, channel: SandboxChannel) -> None:
         self._channel = channel
@@ -165,7 +165,7 @@ class SandboxLink:
         return await self._channel.read_memory_bytes()
 
     async def start(self, setup: wire.Setup) -> None:
-        """Start the reader and the writer, and wait for the answer to `setup`, which was sent already.
+        """Start the reader and the writer, and wait for the answer to `setup`, which has been sent.
 
         Raises `SandboxFailed` if none arrives in time.
         """
@@ -314,7 +314,7 @@ class SandboxLink:
         await self._files_received.wait()
 
     def fail(self, reason: str) -> None:
-        """Give the sandbox up; everything that waits for it raises `SandboxFailed` with `reason`."""
+        """Give the sandbox up; what waits for it raises `SandboxFailed` with `reason`."""
         if self.closed.is_set():
             return
         self._failure_reason = reason

@@ -1,7 +1,7 @@
-"""Python without a container: the same kernel as a child process, with resource limits and nothing else.
+"""Python without a container: the same kernel as a child process, with resource limits only.
 
-This keeps nothing from the code: files, network and processes of the user are within its reach. It
-exists for machines without Docker and is used only when it is asked for by name.
+This isolates nothing: code can reach the files, the network and the processes of the user. It
+exists for machines without Docker and is used only if the settings name it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ..config import SandboxSettings
 from . import HealthCheck, SandboxInfo
 from .stream import SandboxStream
 
-EXIT_TIMEOUT_S = 3.0  # a kernel whose link is closed kills its processes and exits at once; longer means it is stuck
-SANDBOX_VARIABLE = "MCPRUNTIME_SANDBOX"  # an environment variable by which every process of a sandbox is found again
+EXIT_TIMEOUT_S = 3.0  # a supervisor whose link is closed exits at once unless it is stuck
+SANDBOX_VARIABLE = "MCPRUNTIME_SANDBOX"  # names the sandbox in the environment of its processes
 BYTES_PER_MB = 1024 * 1024
-MAPPED_MEMORY_MB = 1024  # libraries and the stacks of threads are mapped, and count as address space, long before they are used
+MAPPED_MEMORY_MB = 1024  # address space of libraries and thread stacks that is never used
 
 
 class LocalChannel:
-    """The socket that is the kernel's stdin and stdout."""
+    """The socket that is the supervisor's stdin and stdout."""
 
     def __init__(self, info: SandboxInfo, stream: SandboxStream, process: Process) -> None:
         self.info = info
@@ -40,18 +40,16 @@ class LocalChannel:
         self._process = process
 
     async def read_memory_bytes(self) -> int | None:
-        """Return the proportional memory of all its processes."""
+        """Return the proportional memory of all processes of the sandbox."""
         return await run_sync(lambda: sum(map(_read_memory_bytes, _find_processes(self.info.id))))
 
     async def explain_exit(self) -> str:
-        """Return how its first process ended."""
+        """Return how the supervisor ended."""
         with anyio.move_on_after(EXIT_TIMEOUT_S):
             code = await self._process.wait()
-            return (
-                f"its process was ended by {signal.Signals(-code).name}."
-                if code < 0
-                else f"exit code {code}."
-            )
+            if code < 0:
+                return f"its process was ended by {signal.Signals(-code).name}."
+            return f"exit code {code}."
         return "its process closed the link."
 
 
@@ -79,7 +77,7 @@ class LocalBackend:
 
     @property
     def resource_limits(self) -> dict[str, int]:
-        """Resource limits that each interpreter sets for itself, by their names in the module `resource`."""
+        """Resource limits that each worker sets for itself, by name in the module `resource`."""
         settings = self._settings
         return {
             "RLIMIT_AS": (settings.memory_mb + MAPPED_MEMORY_MB) * BYTES_PER_MB,
@@ -117,12 +115,13 @@ class LocalBackend:
                 start_new_session=True,
             )
         try:
-            inputs, python = workspace.parent / "inputs", f"python:{sys.version.split()[0]}"
-            info = SandboxInfo(name, self.name, python, inputs, str(inputs), is_isolated=False)
+            image = f"python:{sys.version.split()[0]}"
+            inputs = workspace.parent / "inputs"
+            info = SandboxInfo(name, self.name, image, inputs, str(inputs), is_isolated=False)
             yield LocalChannel(info, stream, process)
         finally:
             with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):
-                await stream.aclose()  # the kernel reads the end, kills what it started, and exits
+                await stream.aclose()  # the supervisor kills its processes and exits
                 await process.wait()
             with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):
                 await run_sync(_kill_processes, name)
@@ -142,32 +141,22 @@ class LocalBackend:
         shutil.rmtree(self._root / name, ignore_errors=True)
 
     async def run_checks(self) -> list[HealthCheck]:
-        """Say what this backend does not do."""
-        detail = "local: code runs WITHOUT isolation: it can read and change everything that this user can"
-        return [
-            HealthCheck(
-                "sandbox",
-                True,
-                detail,
-                'Use `backend = "docker"` for code that you have not read.',
-                is_warning=True,
-            )
-        ]
+        """Warn that this backend does not isolate."""
+        detail = "local: code runs WITHOUT isolation: it can read and change all that this user can"
+        remedy = 'Use `backend = "docker"` for code that you have not read.'
+        return [HealthCheck("sandbox", True, detail, remedy, is_warning=True)]
 
     async def remove_orphans(self) -> int:
-        """Kill the processes and remove the folders of servers that are gone."""
+        """Kill the processes and remove the folders of sandboxes whose servers are gone."""
         return await run_sync(self._remove_orphan_folders)
 
     def _remove_orphan_folders(self) -> int:
-        left = [
-            path.name
-            for path in self._root.glob("*-*")
-            if not self._is_alive(path.name.rpartition("-")[0])
-        ]
-        for name in left:
+        names = [path.name for path in self._root.glob("*-*")]
+        orphans = [name for name in names if not self._is_alive(name.rpartition("-")[0])]
+        for name in orphans:
             _kill_processes(name)
             self._remove_folder(name)
-        return len(left)
+        return len(orphans)
 
 
 def _find_processes(name: str) -> Iterator[int]:

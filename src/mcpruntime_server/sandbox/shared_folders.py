@@ -1,9 +1,9 @@
-"""Folders on this machine that sandboxes see and cannot write to: one for each, with the inputs of its runs.
+"""Folders on this machine that sandboxes see read-only, each with the inputs of its runs.
 
-Rule 1: a folder stands, with a mark in it, before its sandbox starts. Whether the sandbox sees it
-is not guessed: the kernel says what it reads in the mark, because an engine may be on another
-machine, or in another view of this one.
-Rule 2: nobody else on this machine comes by: the folder that holds them is the server's alone.
+Rule 1: a folder exists, with a marker file in it, before its sandbox starts. The supervisor reports
+what it reads in the marker. So the host knows whether the sandbox sees the folder, even if the
+engine is on another machine or in another mount namespace.
+Rule 2: other users of this machine have no access, because only the server may enter `root`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from pathlib import Path
 
 from ..protocol.wire import MARKER_FILE
 
-FOLDER_MODE = 0o755  # the sandbox has a user of its own, who is nobody here
+FOLDER_MODE = 0o755  # the sandbox's user is another one than the server's
+READ_ONLY_MODE = 0o444
 
 
 class SharedFolders:
-    """The folders of all sandboxes of a data folder, below `root`, by the names of their sandboxes."""
+    """The folders of all sandboxes of one data folder, below `root`, by sandbox name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def create_folder(self, sandbox: str) -> Path:
-        """Make the folder of a sandbox that is about to start."""
+        """Create the folder of a sandbox that is about to start."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = self.root / sandbox
         folder.mkdir()
         folder.chmod(FOLDER_MODE)
-        mark = folder / MARKER_FILE
-        mark.write_text(sandbox, encoding="ascii")
-        mark.chmod(FOLDER_MODE & 0o444)
+        marker = folder / MARKER_FILE
+        marker.write_text(sandbox, encoding="ascii")
+        marker.chmod(READ_ONLY_MODE)
         return folder
 
     def remove_folder(self, sandbox: str) -> None:

@@ -1,8 +1,7 @@
-"""The bytes between the host and a sandbox, with as few trips through the event loop as can be.
+"""The bytes between the host and a sandbox, with few passes through the event loop.
 
-A general stream yields before it reads and before it writes, which is fair and costs a third of a
-call's time. Here every read waits for readiness, which yields as well, and a write that fits goes
-out at once.
+A general stream yields before each read and each write, which takes a third of a call's time. Here
+a read waits for readiness, which yields anyway, and a write that fits is made at once.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ STREAM_ENDED_ERRORS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.Close
 
 
 class SandboxStream(AsyncResource):
-    """A connected stream; a unix socket is used directly, anything else (TLS) through its own methods.
+    """A connected stream. A Unix socket is used directly, anything else (TLS) by its own methods.
 
     anyio 4.16 lets the event loop complete a waiting write of a unix socket that was cancelled in
     the same turn, which fails; `wait_readable` and `wait_writable` do not.
@@ -34,16 +33,16 @@ class SandboxStream(AsyncResource):
             self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
 
     def send_nowait(self, data: bytes) -> int:
-        """Write as much of `data` as goes without waiting; return how many bytes that were."""
+        """Write as much of `data` as possible without waiting; return the number of bytes."""
         if self._socket is None:
             return 0
         try:
             return self._socket.send(data)
-        except OSError:  # full, which passes; or closed, which the next `send` reports
+        except OSError:  # it is full, or it is closed, which the next `send` reports
             return 0
 
     async def send(self, data: bytes) -> None:
-        """Write all of `data`; raises `SandboxFailed` when the other end is gone."""
+        """Write all of `data`; raises `SandboxFailed` if the other end is gone."""
         try:
             if self._socket is None:
                 await self._stream.send(data)
@@ -65,18 +64,18 @@ class SandboxStream(AsyncResource):
                 return await self._stream.receive(RECEIVE_BYTES)
             while True:
                 await anyio.wait_readable(self._socket)
-                with suppress(BlockingIOError):  # woken for nothing
+                with suppress(BlockingIOError):  # a spurious wake-up
                     if data := self._socket.recv(RECEIVE_BYTES):
                         return data
                     break
         except (*STREAM_ENDED_ERRORS, OSError):
             pass
-        # The other end may go on holding its half open without reading it: a sender would wait for ever.
+        # The other end may keep its half open without reading: a sender would wait for ever.
         await anyio.aclose_forcefully(self)
         return b""
 
     async def aclose(self) -> None:
-        """Close it; whoever waits for it is woken, and finds it at its end."""
+        """Close it; a waiting receiver is woken and returns b""."""
         if self._socket is not None and self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
         await self._stream.aclose()
