@@ -1,4 +1,4 @@
-"""Settings come from where they should, and a mistake in them is explained."""
+"""Settings are read from their sources in order, and every mistake is explained."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_server_toml_names_every_key_of_an_upstream_with_its_default() -> None:
 
 
 def leaves(settings: Any) -> list[Any]:
-    """Return the settings of a table that are set, those of tables in it among them."""
+    """Return the settings of a table that are not None, those of nested tables included."""
     values = [getattr(settings, name) for name in setting_types(type(settings))]
     inner = [value for value in values if isinstance(value, BudgetLimits)]
     return [value for value in values if value is not None and value not in inner] + [
@@ -108,7 +108,7 @@ def test_without_a_file_data_lives_in_the_platforms_folder(home: Path) -> None:
 # where settings come from -------------------------------------------------------------------------
 
 
-def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(file: Path) -> None:
+def test_a_flag_overrides_a_variable_and_a_variable_the_file_and_the_default(file: Path) -> None:
     text = "[sandbox]\nmemory_mb = 1\npids = 1\ncpus = 1"
     environ = {
         "MCPRUNTIME_SANDBOX__MEMORY_MB": "2",
@@ -125,7 +125,7 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(file: 
     )
 
 
-def test_the_file_is_named_by_flag_or_variable_or_lies_in_the_platforms_folder(
+def test_the_file_is_named_by_flag_or_variable_or_is_in_the_platforms_folder(
     home: Path, file: Path
 ) -> None:
     usual = platformdirs.user_config_path("mcpruntime-server", appauthor=False) / "server.toml"
@@ -186,7 +186,7 @@ def test_settings_cannot_be_changed() -> None:
 # upstream servers ---------------------------------------------------------------------------------
 
 
-def test_variables_are_filled_in_where_credentials_go(file: Path) -> None:
+def test_variables_are_replaced_in_fields_for_credentials(file: Path) -> None:
     text = """
         [mcpServers."a b".env]
         TOKEN = "${TOKEN}"
@@ -205,7 +205,7 @@ def test_variables_are_filled_in_where_credentials_go(file: Path) -> None:
     assert "t0p" not in repr(servers)
 
 
-def test_a_missing_variable_is_named_with_its_place(file: Path) -> None:
+def test_a_missing_variable_is_reported_with_its_place(file: Path) -> None:
     said = refusal(file, '[mcpServers.web]\nurl = "https://x"\nheaders = { A = "${TOKEN}" }')
     assert f"{file}, line 3: mcpServers.web.headers.A needs the environment variable TOKEN" in said
     assert "${TOKEN:-default}" in said
@@ -220,7 +220,7 @@ def test_a_disabled_server_needs_no_variables(file: Path) -> None:
 
 
 @pytest.mark.parametrize("odd", ["${}", "${1}", "${input:token}", "${a b}", "${OPEN"])
-def test_what_looks_like_a_variable_and_is_none_is_refused(file: Path, odd: str) -> None:
+def test_a_malformed_variable_is_rejected(file: Path, odd: str) -> None:
     assert f"mcpServers.x.args.0 has '{odd}'" in refusal(
         file, f'[mcpServers.x]\ncommand = "x"\nargs = ["{odd}"]'
     )
@@ -238,17 +238,17 @@ def test_what_looks_like_a_variable_and_is_none_is_refused(file: Path, odd: str)
         ('command = "x"\ntimeout_s = 0', "is 0; it must be a number greater than 0"),
     ],
 )
-def test_an_upstream_that_cannot_work_is_refused(file: Path, entry: str, reason: str) -> None:
+def test_an_unusable_upstream_is_rejected(file: Path, entry: str, reason: str) -> None:
     assert reason in refusal(file, f"[mcpServers.x]\n{entry}")
 
 
-def test_clients_own_keys_are_let_be(file: Path) -> None:
+def test_keys_of_other_clients_are_ignored(file: Path) -> None:
     text = '[mcpServers.x]\ncommand = "x"\ntype = "stdio"\nautoApprove = ["y"]'
     assert loaded(file, text).mcpServers["x"].command == "x"
 
 
 @pytest.mark.parametrize("key", ["mcpServers", "servers"])
-def test_a_clients_own_json_can_be_imported(tmp_path: Path, key: str) -> None:
+def test_the_json_file_of_a_client_can_be_imported(tmp_path: Path, key: str) -> None:
     path = tmp_path / "client.json"
     servers = {
         "git": {"command": "uvx", "args": ["mcp-server-git"], "type": "stdio", "alwaysAllow": []},
@@ -299,7 +299,7 @@ RULES = """
 """
 
 
-def test_rules_are_a_table_and_shown_as_they_were_given(file: Path) -> None:
+def test_rules_are_a_table_and_shown_as_they_were_written(file: Path) -> None:
     config = loaded(
         file,
         RULES,
@@ -358,7 +358,7 @@ NO_TOOL = [
 
 
 @pytest.mark.parametrize("name", NO_TOOL)
-def test_a_rule_that_no_tool_can_match_is_refused(file: Path, name: str) -> None:
+def test_a_rule_that_no_tool_can_match_is_rejected(file: Path, name: str) -> None:
     text = f'[policy.tools]\nfine = "deny"\n{json.dumps(name)} = "deny"'
     said = refusal(file, text)
     assert f"{file}, line 3: policy.tools." in said
@@ -371,12 +371,14 @@ def test_a_rule_that_no_tool_can_match_is_refused(file: Path, name: str) -> None
     [
         (
             'my-server = "deny"',
-            'policy.tools.my-server is not usable: no tool has this name; write "server" or "server.tool"',
+            "policy.tools.my-server is not usable: no tool has this name; write "
+            '"server" or "server.tool"',
         ),
         ('"ﬁle.x" = "deny"', "in code it is 'file.x'."),
         (
             'git.push = "ask"',
-            'policy.tools.git is not usable: the whole name of a rule must be in quotes: "server.tool" = "ask".',
+            "policy.tools.git is not usable: the whole name of a rule must be in quotes: "
+            '"server.tool" = "ask".',
         ),
         (
             'git = "never"',
@@ -389,7 +391,7 @@ def test_a_rule_that_no_tool_can_match_is_refused(file: Path, name: str) -> None
         ),
     ],
 )
-def test_what_is_wrong_with_a_rule_is_shown_with_its_line(
+def test_the_problem_of_a_rule_is_reported_with_its_line(
     file: Path, line: str, reason: str
 ) -> None:
     assert f"{file}, line 2: " in (said := refusal(file, f"[policy.tools]\n{line}"))
@@ -407,7 +409,7 @@ def test_what_is_wrong_with_a_rule_is_shown_with_its_line(
         ("tool = {}", "is not a setting. Did you mean tools?"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused(file: Path, line: str, reason: str) -> None:
+def test_an_invalid_policy_is_rejected(file: Path, line: str, reason: str) -> None:
     said = refusal(file, f"[policy]\n{line}")
     assert f"{file}, line 2: policy.{line.split(maxsplit=1)[0]} " in said
     assert reason in said
@@ -421,13 +423,13 @@ def test_rules_cannot_come_from_a_variable(file: Path) -> None:
     )
 
 
-def test_variables_reach_the_settings_of_tables_one_by_one(file: Path) -> None:
+def test_a_variable_sets_one_setting_of_a_nested_table(file: Path) -> None:
     run = loaded(file, "[llm.run]\ncalls = 7\nusd = 1", {"MCPRUNTIME_LLM__RUN__USD": "0.5"}).llm.run
     assert (run.calls, run.usd, run.depth) == (7, 0.5, 3)
     assert "MCPRUNTIME_LLM__RUN is not a setting" in refusal(file, "", {"MCPRUNTIME_LLM__RUN": "7"})
 
 
-def test_how_long_requests_wait_and_how_many_runs_there_are_can_be_set(file: Path) -> None:
+def test_waiting_times_and_numbers_of_runs_can_be_set(file: Path) -> None:
     server = loaded(
         file, "[server]\nwait_s = 0.5\nmax_runs = 1", {"MCPRUNTIME_SERVER__WAIT_PROGRESS_S": "9"}
     ).server
@@ -445,7 +447,7 @@ def test_how_long_requests_wait_and_how_many_runs_there_are_can_be_set(file: Pat
 # knowledge providers ------------------------------------------------------------------------------
 
 
-def test_providers_have_paths_relative_to_the_file_and_are_shown_as_they_were_given(
+def test_paths_of_providers_are_relative_to_the_file_and_only_set_keys_are_shown(
     file: Path,
 ) -> None:
     text = """
@@ -531,17 +533,16 @@ def test_server_toml_names_every_key_of_a_provider_with_its_default() -> None:
         ("knowledge.x = 5", 1, "knowledge.x is 5; it must be a table"),
     ],
 )
-def test_a_provider_that_cannot_work_is_refused(
-    file: Path, table: str, line: int, reason: str
-) -> None:
+def test_an_unusable_provider_is_rejected(file: Path, table: str, line: int, reason: str) -> None:
     said = refusal(file, table)
     assert f"{file}, line {line}: " in said
     assert reason in said
     assert "\x1b" not in said
 
 
-def test_a_server_that_is_disabled_gives_no_knowledge(file: Path) -> None:
-    text = '[mcpServers.a]\ncommand = "x"\ndisabled = true\n[mcpServers.tracker]\ncommand = "x"\n[knowledge.a]\nserver = '
+def test_a_disabled_server_cannot_be_a_provider(file: Path) -> None:
+    servers = '[mcpServers.a]\ncommand = "x"\ndisabled = true\n[mcpServers.tracker]\ncommand = "x"'
+    text = f"{servers}\n[knowledge.a]\nserver = "
     assert "line 7: knowledge.a.server is 'a', which is not an enabled entry" in refusal(
         file, text + '"a"'
     )
@@ -551,7 +552,7 @@ def test_a_server_that_is_disabled_gives_no_knowledge(file: Path) -> None:
 # mistakes -----------------------------------------------------------------------------------------
 
 
-def test_a_syntax_error_is_shown_with_line_and_column(file: Path) -> None:
+def test_a_syntax_error_is_reported_with_line_and_column(file: Path) -> None:
     assert f"{file} is not TOML: line 2, column 14: Expected newline" in refusal(
         file, "[sandbox]\nmemory_mb = 5x\nmemory_mb = "
     )
@@ -569,7 +570,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
         load_config(path, environ={})
 
 
-def test_an_unknown_key_is_shown_with_its_place_and_what_was_meant(file: Path) -> None:
+def test_an_unknown_key_is_reported_with_its_place_and_a_suggestion(file: Path) -> None:
     said = refusal(file, "\n[sandbox]\n\nmemroy_mb = 5\n")
     assert f"{file}, line 4: sandbox.memroy_mb is not a setting. Did you mean memory_mb?" in said
     assert "Did you mean mcpServers?" in refusal(file, '[mcpservers.x]\ncommand = "x"')
@@ -591,16 +592,16 @@ def test_an_unknown_key_is_shown_with_its_place_and_what_was_meant(file: Path) -
         ("packages = 'numpy'", "is 'numpy'; it must be a list: [...]."),
     ],
 )
-def test_a_wrong_value_is_shown_with_what_is_allowed(file: Path, line: str, reason: str) -> None:
+def test_a_wrong_value_is_reported_with_what_is_allowed(file: Path, line: str, reason: str) -> None:
     said = refusal(file, f"[sandbox]\n{line}")
     assert f"{file}, line 2: sandbox.{line.split(maxsplit=1)[0]} {reason}" in said
 
 
-def test_a_table_that_is_none_is_refused(file: Path) -> None:
+def test_a_value_instead_of_a_table_is_rejected(file: Path) -> None:
     assert f"{file}, line 1: sandbox is 5; it must be a table." in refusal(file, "sandbox = 5")
 
 
-def test_a_mistake_in_a_variable_or_a_flag_is_shown_as_that(file: Path) -> None:
+def test_a_mistake_in_a_variable_or_a_flag_is_reported_with_its_origin(file: Path) -> None:
     environ = {
         "MCPRUNTIME_SANDBOX__PIDS": "many",
         "MCPRUNTIME_SANDBOX__MEMRY_MB": "5",
@@ -620,7 +621,7 @@ def test_a_mistake_in_a_variable_or_a_flag_is_shown_as_that(file: Path) -> None:
     assert "command line: sandbx is not a setting. Did you mean sandbox?" in said
 
 
-def test_all_mistakes_are_listed_at_once_and_no_secret_among_them(file: Path) -> None:
+def test_all_mistakes_are_reported_at_once_without_secrets(file: Path) -> None:
     text = """
         [server]
         log_level = "loud"
@@ -646,7 +647,10 @@ def test_all_mistakes_are_listed_at_once_and_no_secret_among_them(file: Path) ->
 
 
 def test_statements_over_many_lines_do_not_confuse_the_line_numbers() -> None:
-    text = 'x = """\n[y]\nz = 1\n"""\n# [no]\na.b = { c = 1 }\n["q.r".s]\nt = [\n  1,\n]\n[[u]]\nv = 1\n'
+    text = (
+        'x = """\n[y]\nz = 1\n"""\n# [no]\na.b = { c = 1 }\n'
+        '["q.r".s]\nt = [\n  1,\n]\n[[u]]\nv = 1\n'
+    )
     assert find_key_lines(text) == {
         ("x",): 1,
         ("a",): 6,
@@ -690,7 +694,7 @@ def test_the_settings_in_force_are_shown_with_their_origin_and_without_secrets(f
     assert tree["sandbox"]["packages"] == ["numpy", "pandas", "matplotlib"]
 
 
-def test_what_is_shown_of_the_defaults_can_be_read_back(file: Path) -> None:
+def test_the_rendered_defaults_can_be_read_back(file: Path) -> None:
     config = load_config(environ={})
     again = loaded(file, render_config(config))
     assert (again.server, again.sandbox, again.policy) == (
@@ -704,13 +708,13 @@ names = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
 @given(names, names)
-def test_any_server_name_and_text_can_be_shown(name: str, text: str) -> None:
+def test_any_server_name_and_text_can_be_rendered(name: str, text: str) -> None:
     given = {name: {"command": text, "args": [text], "disabled": True}}
     config = Config(sources=SettingSources(servers_as_written=given))
     assert tomllib.loads(render_config(config))["mcpServers"][name]["command"] == text
 
 
-def test_credentials_of_models_are_shown_in_no_way(file: Path) -> None:
+def test_credentials_of_models_are_never_shown(file: Path) -> None:
     given = 'model = "m"\napi_key = "hush-hush-0123456"\napi_base = "https://me:hush@host/v1?key=${KEY}"\n'
     shown = render_config(loaded(file, f"[llm]\n{given}", {"KEY": "hush-hush-7890123"}))
     assert "hush" not in shown

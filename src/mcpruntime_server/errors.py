@@ -1,9 +1,9 @@
-"""Every error that this package raises on purpose.
+"""The errors that this package raises deliberately.
 
-Rule 1: an error says what happened, where, and what to do about it (`remedy`), in full sentences.
-Rule 2: user code that fails is data (a run with status `error`), never one of these; an exception here
-means that the runtime was asked for something it cannot do, or that one of its parts failed.
-Rule 3: no message carries a credential.
+Rule 1: a message says what happened, with the value, and `remedy` what to do, in full sentences.
+Rule 2: user code that fails is data (a run with the status `error`), never one of these. An
+exception means that the runtime cannot do what it was asked, or that one of its parts failed.
+Rule 3: no message contains a credential.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 MODEL_SETUP_REMEDY = (
-    "There are three ways to have one: [llm] model with its provider's key in the environment; "
-    "[llm] api_base and model, for a server like OpenAI's; "
-    'or [llm] broker = "caller", with which the client\'s own model answers what code asks.'
+    "There are three ways to set one up: [llm] model, with its provider's key in the environment; "
+    "[llm] api_base and model, for an OpenAI-compatible server; "
+    'or [llm] broker = "caller", so that the client\'s own model answers.'
 )
 
 
@@ -34,7 +34,7 @@ class McpRuntimeError(Exception):
 
 
 class ConfigError(McpRuntimeError):
-    """The settings are not usable; the message names the file, the line and the key."""
+    """The settings cannot be used; the message names the file, the line and the key."""
 
     code = "config_invalid"
     http_status = 400
@@ -42,7 +42,7 @@ class ConfigError(McpRuntimeError):
 
 
 class InvalidRequest(McpRuntimeError):
-    """A request is malformed or asks for something that does not apply."""
+    """A request is malformed, or does not apply to what it names."""
 
     code = "invalid_request"
     http_status = 400
@@ -50,7 +50,7 @@ class InvalidRequest(McpRuntimeError):
 
 
 class NotFound(McpRuntimeError):
-    """A session, run or other named thing does not exist, or belongs to somebody else."""
+    """A session, a run or another named object does not exist, or belongs to another principal."""
 
     code = "not_found"
     http_status = 404
@@ -58,7 +58,7 @@ class NotFound(McpRuntimeError):
 
 
 class SkillRefused(McpRuntimeError):
-    """Code cannot be kept as a skill; the message names the line where there is one."""
+    """Code cannot become a skill; the message names the line if there is one."""
 
     code = "skill_refused"
     http_status = 400
@@ -66,7 +66,7 @@ class SkillRefused(McpRuntimeError):
 
 
 class Forbidden(McpRuntimeError):
-    """A request asks for what only a person may decide."""
+    """A request needs the decision of a person."""
 
     code = "forbidden"
     http_status = 403
@@ -74,7 +74,7 @@ class Forbidden(McpRuntimeError):
 
 
 class NoModelConfigured(McpRuntimeError):
-    """Nobody is there to answer a question to a model."""
+    """No model is available to answer a request of code."""
 
     code = "no_model"
     http_status = 503
@@ -85,28 +85,28 @@ class NoModelConfigured(McpRuntimeError):
 
 
 class BudgetExceeded(McpRuntimeError):
-    """A question to a model would cost more than what is left; it was not asked."""
+    """A model request would exceed the budget; it was not sent."""
 
     code = "budget_exceeded"
     http_status = 429
 
 
 class InvalidModelResponse(McpRuntimeError):
-    """A model has answered, twice, but not as the schema wants it."""
+    """A model responded twice, and neither response matches the schema."""
 
     code = "llm_bad_answer"
     http_status = 502
 
 
 class ModelRequestFailed(McpRuntimeError):
-    """A model did not answer; the message says why."""
+    """A model did not respond; the message says why."""
 
     code = "llm_failed"
     http_status = 502
 
 
 class Unavailable(McpRuntimeError):
-    """Something that the runtime depends on (engine, image, upstream, capacity) is not there now."""
+    """Something that the runtime needs (engine, image, upstream, capacity) is not available now."""
 
     code = "unavailable"
     http_status = 503
@@ -114,26 +114,27 @@ class Unavailable(McpRuntimeError):
 
 
 class SandboxFailed(McpRuntimeError):
-    """A sandbox could not be made, died, or broke the protocol; its session lives on in a new one."""
+    """A sandbox could not start, died, or broke the protocol; the session gets a new one."""
 
     code = "sandbox_failed"
 
 
 class JournalFailed(McpRuntimeError):
-    """The journal could not be written or read; nothing that was acknowledged before is lost."""
+    """The journal cannot be written or read; nothing that was acknowledged before is lost."""
 
     code = "journal_failed"
 
 
 class ReplayDiverged(McpRuntimeError):
-    """Code that is executed again asked for something else than it did when it was recorded."""
+    """Code that is executed again made another call than the recorded one."""
 
     code = "replay_diverged"
     http_status = 409
 
     def __init__(self, step: int, call_id: int, expected: str, actual: str) -> None:
         super().__init__(
-            f"Step {step}, call {call_id}: the recording expects {expected}; the code came to {actual}."
+            f"Step {step}, call {call_id}: the recording expects {expected}, "
+            f"but the code reached {actual}."
         )
         self.step = step
         self.call_id = call_id
@@ -142,18 +143,18 @@ class ReplayDiverged(McpRuntimeError):
 
 
 class InputChanged(McpRuntimeError):
-    """An input of a run is not what it was when it was given, or is gone."""
+    """An input of a run has changed since the run got it, or is gone."""
 
     code = "input_changed"
     http_status = 409
 
 
 class CallFailed(McpRuntimeError):
-    """A call from sandboxed code failed; raised by handlers, and raised again inside the code.
+    """A call from sandboxed code failed; handlers raise it, and the code gets it as an exception.
 
-    `kind` names the reason for programs: `tool_error` (the upstream said no), `unavailable`, `timeout`,
-    `unknown_tool`, `invalid_arguments`, `protocol` (the upstream broke its contract), `cancelled`, `internal`.
-    `data` is plain JSON that the code may inspect.
+    `kind` is the reason, for programs: `tool_error` (the upstream reported an error),
+    `unavailable`, `timeout`, `unknown_tool`, `invalid_arguments`, `protocol` (the upstream
+    violated its contract), `cancelled`, `internal` and others. `data` is JSON for the code.
     """
 
     code = "call_failed"

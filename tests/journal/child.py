@@ -1,4 +1,4 @@
-"""Servers for the tests to kill and to starve: `child.py MODE DATA_DIR SESSION`; each line printed is a promise."""
+"""Servers for tests to kill: `child.py MODE DATA_DIR SESSION`; each printed line is a promise."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def claim_session(journal: Journal, session: str) -> int:
 
 
 async def append_for_ever(journal: Journal, session: str) -> None:
-    """Print the ordinal of each event once it is safe."""
+    """Print the sequence number of each event once it is recorded."""
     n = await claim_session(journal, session)
     while True:
         for _ in range(n % 4 + 1):
@@ -63,7 +63,7 @@ async def append_200(journal: Journal, session: str) -> None:
 
 
 async def wander_for_ever(journal: Journal, session: str) -> None:
-    """Run, rewind and lose runs; print the ordinal of each event once it is safe."""
+    """Run, rewind and lose runs; print the number of each event once it is recorded."""
     n = await claim_session(journal, session)
     runs: list[str | None] = [
         None,
@@ -91,7 +91,7 @@ async def wander_for_ever(journal: Journal, session: str) -> None:
 
 
 async def collect_for_ever(journal: Journal, _: str) -> None:
-    """Make sessions and have all but the last of them collected; print how many there have been."""
+    """Create sessions and collect all but the last; print how many there have been."""
     later = time.time() + 100 * 24 * 3600
     for number in itertools.count():
         session, run = f"s_{secrets.token_hex(8)}", f"r_{secrets.token_hex(8)}"
@@ -110,7 +110,7 @@ async def collect_for_ever(journal: Journal, _: str) -> None:
 
 
 async def import_for_ever(journal: Journal, archive: str) -> None:
-    """Take in the same archive again and again; print how many times."""
+    """Import the same archive again and again; print how often."""
     for number in itertools.count():
         await import_session(journal, Path(archive), "me")
         print_line(number)
@@ -124,7 +124,7 @@ async def hold(journal: Journal, session: str) -> None:
 
 
 async def fill_the_disk(journal: Journal, session: str, large: bool) -> None:
-    """Append until the disk refuses, then go on when there is room; print the refusal and the last ordinal."""
+    """Append until the disk is full, then with room again; print the error and the last number."""
     await claim_session(journal, session)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, unlimited[1]))
@@ -142,7 +142,7 @@ async def fill_the_disk(journal: Journal, session: str, large: bool) -> None:
 
 
 async def rewind_on_a_full_disk(journal: Journal, session: str) -> None:
-    """Move the tip while the disk refuses; print what cannot be done, and the tip before and after there is room."""
+    """Move the tip on a full disk; print the errors, and the tip before and after there is room."""
     await claim_session(journal, session)
     for run, parent in (("r_1", None), ("r_2", "r_1")):
         journal.append(session, RunStarted(run, parent, 1, "1", "<step>", 1.0, seed="s"), run)

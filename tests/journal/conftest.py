@@ -19,6 +19,6 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
 
 @pytest.fixture
 async def there(tmp_path: Path) -> AsyncIterator[Journal]:
-    """Another journal, empty."""
+    """Another journal, which is empty."""
     async with open_journal(tmp_path / "there") as opened:
         yield opened

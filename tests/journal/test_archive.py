@@ -1,4 +1,4 @@
-"""A session goes from one journal to another in one file, whole, and nothing else comes with it."""
+"""An archive carries a session from one journal to another, whole, and nothing else."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def ran(
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    """A journal with a session `s_2` that was forked from `s_1`, rewound, crashed in, resumed and left under way."""
+    """A journal with a session `s_2`: forked from `s_1`, rewound, crashed, resumed, unfinished."""
     async with open_journal(tmp_path / "here") as opened:
         await opened.create_session("s_1", "base", "me")
         opened.append("s_1", SessionOpened("base", "me", "local"))
@@ -96,7 +96,7 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
 
 
 async def told(journal: Journal, session: str) -> list[Any]:
-    """Return what an export keeps of a session's events."""
+    """Return the events of a session as an export keeps them."""
     return [
         (
             stored.sequence,
@@ -111,7 +111,7 @@ async def told(journal: Journal, session: str) -> list[Any]:
 # there and back -----------------------------------------------------------------------------------
 
 
-async def test_a_session_arrives_as_it_was_with_the_runs_of_others_that_it_builds_on(
+async def test_an_import_restores_the_session_and_the_ancestors_of_its_runs(
     journal: Journal, there: Journal, tmp_path: Path
 ) -> None:
     said: list[str] = []
@@ -138,7 +138,7 @@ async def test_a_session_arrives_as_it_was_with_the_runs_of_others_that_it_build
     ]
 
 
-async def test_an_imported_session_can_be_rewound_forked_run_in_and_exported_again(
+async def test_an_imported_session_can_be_rewound_forked_used_and_exported_again(
     journal: Journal, there: Journal, tmp_path: Path
 ) -> None:
     await export_session(journal, "s_2", tmp_path / "idea.zip")
@@ -156,7 +156,7 @@ async def test_an_imported_session_can_be_rewound_forked_run_in_and_exported_aga
     assert (again.name, again.id != "s_2") == ("idea 2", True)
 
 
-async def test_where_an_id_is_taken_all_are_new_and_fit_together(
+async def test_all_ids_are_replaced_consistently_if_one_of_them_is_taken(
     journal: Journal, tmp_path: Path
 ) -> None:
     await export_session(journal, "s_2", tmp_path / "idea.zip")
@@ -177,7 +177,7 @@ async def test_where_an_id_is_taken_all_are_new_and_fit_together(
     assert (await journal.load_files_at(first.tip))[0] == (await journal.load_files_at("r_6"))[0]
 
 
-async def test_a_fork_without_runs_of_its_own_and_an_empty_session_travel_too(
+async def test_a_fork_without_own_runs_and_an_empty_session_can_be_exported(
     journal: Journal, there: Journal, tmp_path: Path
 ) -> None:
     await journal.create_session("s_3", None, "me", tip="r_4", purpose="fork")
@@ -196,7 +196,7 @@ async def test_a_fork_without_runs_of_its_own_and_an_empty_session_travel_too(
     assert (await there.find_session("empty", "you")).tip is None
 
 
-async def test_a_line_that_goes_back_and_forth_between_sessions_arrives(
+async def test_a_lineage_that_alternates_between_two_sessions_is_imported(
     journal: Journal, there: Journal, tmp_path: Path
 ) -> None:
     journal.append("s_1", TipMoved("r_4", "r_private"))
@@ -212,7 +212,7 @@ async def test_a_line_that_goes_back_and_forth_between_sessions_arrives(
     ]
 
 
-async def test_imports_at_once_do_not_take_back_what_another_has_brought(
+async def test_a_failed_import_does_not_roll_back_a_concurrent_one(
     journal: Journal, there: Journal, tmp_path: Path
 ) -> None:
     await export_session(journal, "s_2", tmp_path / "idea.zip")
@@ -235,7 +235,7 @@ async def test_imports_at_once_do_not_take_back_what_another_has_brought(
         assert len((await there.load_files_at(row.tip))[0]) == 304
 
 
-async def test_a_run_that_was_under_way_is_ended_and_does_not_go_on_elsewhere(
+async def test_an_unfinished_run_is_finished_by_the_import_and_not_resumed(
     journal: Journal, there: Journal, tmp_path: Path
 ) -> None:
     journal.append("s_2", started("r_7", 4, "r_6"), "r_7")
@@ -247,7 +247,7 @@ async def test_a_run_that_was_under_way_is_ended_and_does_not_go_on_elsewhere(
     assert (run.status, run.flags) == ("cancelled", frozenset({"interrupted", "undone"}))
 
 
-async def test_a_file_is_replaced_only_if_that_is_said(journal: Journal, tmp_path: Path) -> None:
+async def test_an_export_replaces_a_file_only_with_force(journal: Journal, tmp_path: Path) -> None:
     path = tmp_path / "idea.zip"
     path.write_text("precious")
     with pytest.raises(InvalidRequest, match=r"There is already a file .*idea.zip"):
@@ -259,7 +259,7 @@ async def test_a_file_is_replaced_only_if_that_is_said(journal: Journal, tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["here", "idea.zip"]
 
 
-async def test_equal_sessions_make_equal_files(journal: Journal, tmp_path: Path) -> None:
+async def test_equal_sessions_give_equal_archives(journal: Journal, tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         await export_session(journal, "s_2", tmp_path / name)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
@@ -278,7 +278,7 @@ async def test_an_export_that_cannot_be_written_leaves_nothing(
 
 
 @pytest.mark.parametrize("which", ["file", "list of files", "output"])
-async def test_damage_is_named_and_left_out_only_if_that_is_said(
+async def test_a_damaged_blob_fails_the_export_unless_damage_is_skipped(
     journal: Journal, there: Journal, tmp_path: Path, which: str
 ) -> None:
     files, _ = await journal.load_files_at("r_6")
@@ -311,7 +311,7 @@ async def test_damage_is_named_and_left_out_only_if_that_is_said(
             await there.load_events("s_2")
 
 
-async def test_giving_up_an_export_or_an_import_leaves_nothing(
+async def test_a_cancelled_export_or_import_leaves_nothing(
     journal: Journal, there: Journal, tmp_path: Path
 ) -> None:
     await export_session(journal, "s_2", tmp_path / "idea.zip")

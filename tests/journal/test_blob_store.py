@@ -26,14 +26,14 @@ def drafts(store: BlobStore) -> list[Path]:
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 1000])
-def test_what_was_put_is_got(store: BlobStore, data: bytes) -> None:
+def test_get_returns_what_was_put(store: BlobStore, data: bytes) -> None:
     digest = store.put(data)
     assert digest == sha256(data).hexdigest()
     assert store.get(digest) == data
     assert store.blob_path(digest) == store.root / digest[:2] / digest
 
 
-def test_pieces_make_the_same_blob_as_the_whole(store: BlobStore) -> None:
+def test_chunks_give_the_same_blob_as_the_whole(store: BlobStore) -> None:
     with store.open_writer() as writer:
         writer.write(b"one ")
         writer.write(b"two")
@@ -43,7 +43,7 @@ def test_pieces_make_the_same_blob_as_the_whole(store: BlobStore) -> None:
     assert drafts(store) == []
 
 
-def test_a_blob_that_is_given_up_leaves_nothing(store: BlobStore) -> None:
+def test_an_uncommitted_blob_leaves_nothing(store: BlobStore) -> None:
     with store.open_writer() as writer:
         writer.write(b"half")
     assert [path for path in store.root.rglob("*") if path.is_file()] == []
@@ -66,7 +66,7 @@ def test_equal_content_is_written_once(store: BlobStore) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"trunc", b"truncated-Blob"])
-def test_a_damaged_blob_is_named_and_putting_it_again_mends_a_truncated_one(
+def test_a_damaged_blob_is_named_and_putting_a_truncated_one_again_repairs_it(
     store: BlobStore, damage: bytes
 ) -> None:
     good = b"truncated blob"
@@ -83,12 +83,12 @@ def test_a_damaged_blob_is_named_and_putting_it_again_mends_a_truncated_one(
         assert store.get(digest) == good
 
 
-def test_a_blob_that_is_not_there_is_not_found(store: BlobStore) -> None:
+def test_a_missing_blob_is_not_found(store: BlobStore) -> None:
     with pytest.raises(NotFound, match="is not in"):
         store.get("0" * 64)
 
 
-def test_drafts_of_killed_servers_are_cleared_after_a_day(store: BlobStore) -> None:
+def test_drafts_of_killed_servers_are_removed_after_a_day(store: BlobStore) -> None:
     abandoned, fresh = store.root / "tmp" / "abandoned", store.root / "tmp" / "fresh"
     abandoned.touch()
     fresh.touch()
@@ -103,7 +103,7 @@ def test_only_digests_are_names(store: BlobStore, name: str) -> None:
         store.get(name)
 
 
-def test_what_is_put_again_is_never_lost_to_collectors_at_work(store: BlobStore) -> None:
+def test_a_blob_that_is_put_again_survives_a_concurrent_discard(store: BlobStore) -> None:
     data, begun, over = b"wanted again", time.time() - 1, threading.Event()
     path = store.blob_path(store.put(data))
 

@@ -1,4 +1,4 @@
-"""Events survive being written and read, and say so when they cannot be."""
+"""Events are read back as they were written, and anything else is rejected."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def cycle() -> list[Any]:
 @pytest.mark.parametrize(
     "value", [float("nan"), float("-inf"), b"bytes", {1, 2}, cycle(), {(1, 2): 3}]
 )
-def test_what_is_not_json_is_refused_with_the_kind_of_the_event(value: Any) -> None:
+def test_a_value_that_is_not_json_is_rejected_with_the_kind_of_the_event(value: Any) -> None:
     with pytest.raises(
         ValueError,
         match=r"An event of kind call_finished cannot be recorded. This is not JSON data",
@@ -111,19 +111,19 @@ def test_what_is_not_json_is_refused_with_the_kind_of_the_event(value: Any) -> N
         canonical_json(value)
 
 
-def test_surrogates_side_by_side_come_back_as_the_character_they_spell() -> None:
+def test_adjacent_surrogates_are_read_back_as_the_character_they_encode() -> None:
     written = event_to_json(OutputWritten("stdout", "\ud83d\ude00"))
     read = event_from_fields("output_written", json.loads(written))
     assert read == OutputWritten("stdout", "\U0001f600")
 
 
-def test_a_kind_from_a_newer_version_is_kept_as_it_is() -> None:
+def test_a_kind_from_a_newer_version_is_kept_unchanged() -> None:
     event = event_from_fields("tea_served", {"cups": 2})
     assert event == UnknownEvent("tea_served", {"cups": 2})
     assert (event_kind(event), event_to_json(event)) == ("tea_served", '{"cups":2}')
 
 
-def test_fields_from_a_newer_version_are_left_out() -> None:
+def test_fields_from_a_newer_version_are_ignored() -> None:
     assert event_from_fields("run_finished", {"status": "ok", "mood": "good"}) == RunFinished("ok")
 
 

@@ -1,4 +1,4 @@
-"""An archive is a stranger's: what is wrong with it is named, and nothing of it stays."""
+"""An archive is not trusted: its problem is named, and nothing of it remains."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def refused(journal: Journal, tmp_path: Path, data: bytes, reason: str) ->
     return str(caught.value)
 
 
-async def test_the_good_archive_of_these_tests_is_taken(there: Journal, tmp_path: Path) -> None:
+async def test_the_valid_archive_of_these_tests_is_imported(there: Journal, tmp_path: Path) -> None:
     (tmp_path / "good.zip").write_bytes(zipped(packed()))
     row = await import_session(there, tmp_path / "good.zip", "you")
     assert (await there.load_files_at(row.tip))[0] == {
@@ -300,14 +300,14 @@ HOSTILE: dict[str, tuple[Members, str]] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-async def test_a_hostile_archive_is_refused_and_leaves_nothing(
+async def test_a_hostile_archive_is_rejected_and_leaves_nothing(
     there: Journal, tmp_path: Path, what: str
 ) -> None:
     members, reason = HOSTILE[what]
     assert "hostile.zip is rejected" in await refused(there, tmp_path, zipped(members), reason)
 
 
-async def test_a_question_or_a_leave_in_an_archive_holds_nowhere(
+async def test_questions_and_approvals_of_an_archive_have_no_effect(
     there: Journal, tmp_path: Path
 ) -> None:
     scope = blob_of(b'"session"')
@@ -339,7 +339,7 @@ async def test_a_question_or_a_leave_in_an_archive_holds_nowhere(
         await there.submit_answer("r_1", "q9", '"allow"')
 
 
-async def test_links_are_refused(there: Journal, tmp_path: Path) -> None:
+async def test_links_are_rejected(there: Journal, tmp_path: Path) -> None:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:
         for name, data in packed().items():
@@ -350,7 +350,7 @@ async def test_links_are_refused(there: Journal, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-async def test_a_name_that_is_there_twice_is_refused(there: Journal, tmp_path: Path) -> None:
+async def test_a_duplicate_member_is_rejected(there: Journal, tmp_path: Path) -> None:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:
         for name, data in [*packed().items(), ("manifest.json", b"{}")]:
@@ -359,15 +359,13 @@ async def test_a_name_that_is_there_twice_is_refused(there: Journal, tmp_path: P
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-async def test_other_ways_to_compress_are_refused(
-    there: Journal, tmp_path: Path, method: int
-) -> None:
+async def test_other_compressions_are_rejected(there: Journal, tmp_path: Path, method: int) -> None:
     await refused(
         there, tmp_path, zipped(packed(), method), "uses a compression other than deflate"
     )
 
 
-async def test_bombs_are_refused_while_they_are_read(
+async def test_bombs_are_rejected_while_they_are_read(
     there: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zeros = bytes(8 * 1024 * 1024)
@@ -406,7 +404,7 @@ async def test_bombs_are_refused_while_they_are_read(
     await refused(there, tmp_path, zipped(packed(two, TWO_RUNS)), "starts more than 1 runs")
 
 
-async def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
+async def test_a_huge_directory_is_rejected_before_it_is_read(
     there: Journal, tmp_path: Path
 ) -> None:
     whole = zipped(packed())
@@ -429,7 +427,7 @@ async def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_re
     )
 
 
-async def test_what_is_no_whole_zip_is_refused(there: Journal, tmp_path: Path) -> None:
+async def test_an_incomplete_or_damaged_zip_is_rejected(there: Journal, tmp_path: Path) -> None:
     whole = zipped(packed())
     for data in (
         b"",
@@ -452,9 +450,7 @@ async def test_what_is_no_whole_zip_is_refused(there: Journal, tmp_path: Path) -
             await import_session(there, tmp_path / "broken.zip", "you")
 
 
-async def test_pipes_folders_and_what_is_not_there_are_no_archives(
-    there: Journal, tmp_path: Path
-) -> None:
+async def test_pipes_folders_and_missing_files_are_rejected(there: Journal, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with anyio.fail_after(5):
         for name, reason in (

@@ -1,4 +1,4 @@
-"""The tree of runs: tips, lines, forks and the files at the end of a run are what a plain model of them says."""
+"""The tree of runs: tips, lineages, forks and files match a simple model."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_the_tip_of_a_run_whose_interpreter_died_is_its_parent_again(
     assert await tip(journal) is None
 
 
-async def test_a_moved_tip_stays_where_it_is_when_the_run_that_was_left_is_undone(
+async def test_a_moved_tip_stays_when_the_previous_tip_is_undone(
     journal: Journal,
 ) -> None:
     ran(journal, "s_1", "r_1", None)
@@ -74,7 +74,7 @@ async def test_a_moved_tip_stays_where_it_is_when_the_run_that_was_left_is_undon
     assert await tip(journal) == "r_1"
 
 
-async def test_the_tip_moves_back_to_nothing_and_forth_again(journal: Journal) -> None:
+async def test_the_tip_can_move_to_nothing_and_back(journal: Journal) -> None:
     ran(journal, "s_1", "r_1", None)
     journal.append("s_1", TipMoved(None, "r_1"))
     assert await tip(journal) is None
@@ -82,7 +82,7 @@ async def test_the_tip_moves_back_to_nothing_and_forth_again(journal: Journal) -
     assert await tip(journal) == "r_1"
 
 
-async def test_a_tip_that_is_no_run_is_refused_and_changes_nothing(journal: Journal) -> None:
+async def test_a_tip_that_is_not_a_run_is_rejected_and_changes_nothing(journal: Journal) -> None:
     ran(journal, "s_1", "r_1", None)
     journal.append("s_1", TipMoved("r_9", "r_1"))
     with pytest.raises(
@@ -95,7 +95,7 @@ async def test_a_tip_that_is_no_run_is_refused_and_changes_nothing(journal: Jour
 
 
 @pytest.mark.parametrize("parent", ["r_1", "r_9"])
-async def test_a_run_starts_from_an_earlier_one_only(journal: Journal, parent: str) -> None:
+async def test_a_run_can_start_only_from_an_earlier_run(journal: Journal, parent: str) -> None:
     journal.append("s_1", started("r_1", 1, parent), "r_1")
     with pytest.raises(JournalFailed, match="could not be recorded"):
         await journal.flush()
@@ -105,7 +105,7 @@ async def test_a_run_starts_from_an_earlier_one_only(journal: Journal, parent: s
 # lines --------------------------------------------------------------------------------------------
 
 
-async def test_a_fork_shares_the_line_that_it_was_made_at(journal: Journal) -> None:
+async def test_a_fork_shares_the_lineage_of_its_origin(journal: Journal) -> None:
     ran(journal, "s_1", "r_1", None)
     ran(journal, "s_1", "r_2", "r_1", step=2)
     fork = await journal.create_session("s_2", "idea", "me", tip="r_1", purpose="fork")
@@ -120,7 +120,7 @@ async def test_a_fork_shares_the_line_that_it_was_made_at(journal: Journal) -> N
     assert await journal.load_lineage(None) == []
 
 
-async def test_what_is_not_there_has_no_line_no_files_and_no_forks(journal: Journal) -> None:
+async def test_an_unknown_run_has_no_lineage_no_files_and_no_forks(journal: Journal) -> None:
     with pytest.raises(NotFound, match="There is no run 'r_9'"):
         await journal.load_lineage("r_9")
     with pytest.raises(NotFound, match="There is no run 'r_9'"):
@@ -131,7 +131,7 @@ async def test_what_is_not_there_has_no_line_no_files_and_no_forks(journal: Jour
     assert await journal.load_files_at(None) == ({}, [])
 
 
-async def test_a_line_of_thousands_of_runs_is_read_at_once(journal: Journal) -> None:
+async def test_a_lineage_of_thousands_of_runs_is_read_quickly(journal: Journal) -> None:
     parent = None
     for number in range(3000):
         ran(journal, "s_1", f"r_{number}", parent, step=number + 1)
@@ -142,7 +142,7 @@ async def test_a_line_of_thousands_of_runs_is_read_at_once(journal: Journal) -> 
 # files --------------------------------------------------------------------------------------------
 
 
-async def test_files_that_were_announced_and_never_came_are_named_by_their_run(
+async def test_runs_whose_announced_files_were_lost_are_named(
     journal: Journal,
 ) -> None:
     ran(journal, "s_1", "r_1", None, "files")
@@ -154,7 +154,7 @@ async def test_files_that_were_announced_and_never_came_are_named_by_their_run(
     assert await journal.load_files_at("r_3") == ({"a": entry(3)}, ["r_2"])
 
 
-async def test_several_changes_of_one_run_count_in_order(journal: Journal) -> None:
+async def test_several_file_changes_of_one_run_apply_in_order(journal: Journal) -> None:
     journal.append("s_1", started("r_1"), "r_1")
     journal.append("s_1", FilesChanged({"a": entry(1)}), "r_1")
     journal.append("s_1", RunFinished("ok", flags=["files"]), "r_1")
@@ -163,7 +163,7 @@ async def test_several_changes_of_one_run_count_in_order(journal: Journal) -> No
     assert len(await journal.load_events("s_1", run_id="r_1")) == 4
 
 
-async def test_a_damaged_list_of_files_is_named_and_other_lines_are_not_affected(
+async def test_a_damaged_list_of_files_is_named_and_other_lineages_are_intact(
     journal: Journal,
 ) -> None:
     ran(journal, "s_1", "r_1", None, "files")
@@ -186,7 +186,9 @@ async def test_a_damaged_list_of_files_is_named_and_other_lines_are_not_affected
 # requests, interrupted runs, pins -----------------------------------------------------------------
 
 
-async def test_the_newest_run_of_a_request_is_found_in_its_own_session(journal: Journal) -> None:
+async def test_the_newest_run_with_an_idempotency_key_is_found_in_its_session(
+    journal: Journal,
+) -> None:
     await journal.create_session("s_2", None, "me")
     journal.append("s_1", started("r_1", key="k \ud800"), "r_1")
     journal.append("s_1", started("r_2", key="k \ud800"), "r_2")
@@ -197,7 +199,7 @@ async def test_the_newest_run_of_a_request_is_found_in_its_own_session(journal: 
     assert await journal.find_run_by_key("s_1", "other") is None
 
 
-async def test_runs_are_interrupted_where_no_live_server_has_their_session(
+async def test_unfinished_runs_of_sessions_without_a_live_server_are_interrupted(
     journal: Journal, tmp_path: Path
 ) -> None:
     async with open_journal(tmp_path) as other:
@@ -215,7 +217,7 @@ async def test_runs_are_interrupted_where_no_live_server_has_their_session(
     assert [run.id for _, run in await journal.list_interrupted_runs("me")] == ["r_1"]
 
 
-async def test_a_resumed_run_keeps_its_place_and_goes_on_where_it_is(
+async def test_a_resumed_run_keeps_its_place_in_the_lineage(
     journal: Journal, tmp_path: Path
 ) -> None:
     journal.append("s_1", started("r_1"), "r_1")
@@ -238,7 +240,7 @@ async def test_a_resumed_run_keeps_its_place_and_goes_on_where_it_is(
         assert (await other.load_run("r_1")).status == "ok"
 
 
-async def test_pins_are_kept_with_their_reasons_until_they_are_taken_off(journal: Journal) -> None:
+async def test_pins_keep_their_reasons_until_they_are_removed(journal: Journal) -> None:
     ran(journal, "s_1", "r_1", None)
     ran(journal, "s_1", "r_2", "r_1")
     await journal.pin_run("r_2", "a skill")
@@ -257,7 +259,7 @@ async def test_pins_are_kept_with_their_reasons_until_they_are_taken_off(journal
 
 @dataclass
 class Model:
-    """What the journal should know: each run's parent and changes, each session's tip."""
+    """The expected state: the parent and the changes of each run, the tip of each session."""
 
     parents: dict[str, str | None] = field(default_factory=dict)
     changes: dict[str, list[FilesChanged]] = field(default_factory=dict)
@@ -332,7 +334,7 @@ async def act(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(a_run | others, max_size=25))
-def test_tips_lines_and_files_are_those_of_a_plain_model(
+def test_tips_lineages_and_files_match_a_simple_model(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[object, ...]]
 ) -> None:
     model = Model(tips={"s_1": None})

@@ -1,4 +1,4 @@
-"""The journal among real processes: killed at random moments, sharing a folder, running out of disk."""
+"""The journal with real processes: killed at any moment, sharing a folder, on a full disk."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def killed_again_and_again(
 ) -> int:
     """Return the highest number that a server printed before one of its deaths.
 
-    The first dies when it has printed one; the others live up to twice as long, however fast the machine is.
+    The first dies when it has printed a number; the others live up to twice as long.
     """
     acknowledged, first_s = 0, 0.0
     for _ in range(kills):
@@ -108,7 +108,7 @@ async def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path: Pat
     connection.close()
 
 
-async def test_tips_and_runs_are_what_the_events_say_after_a_kill_at_any_moment(
+async def test_tips_and_runs_agree_with_the_events_after_a_kill_at_any_moment(
     tmp_path: Path,
 ) -> None:
     acknowledged = await killed_again_and_again("wander_for_ever", tmp_path)
@@ -163,7 +163,7 @@ async def test_a_rewind_while_the_disk_is_full_takes_effect_once_there_is_room(
 
 
 async def check_what_is_seen(data_dir: Path) -> int:
-    """Read all that can be seen, collect the rest, and return the number of sessions."""
+    """Read everything visible, collect garbage, and return the number of sessions."""
     async with open_journal(data_dir) as journal:
         for seen in range(2):
             rows = await journal.list_sessions()
@@ -186,14 +186,14 @@ async def check_what_is_seen(data_dir: Path) -> int:
     return len(rows)
 
 
-async def test_a_collector_that_is_killed_at_any_moment_leaves_whole_sessions(
+async def test_a_garbage_collection_killed_at_any_moment_leaves_whole_sessions(
     tmp_path: Path,
 ) -> None:
     assert await killed_again_and_again("collect_for_ever", tmp_path, kills=15) > 1
     assert await check_what_is_seen(tmp_path) <= 15
 
 
-async def test_an_import_that_is_killed_at_any_moment_leaves_whole_sessions_or_nothing(
+async def test_an_import_killed_at_any_moment_leaves_whole_sessions_or_nothing(
     tmp_path: Path,
 ) -> None:
     async with open_journal(tmp_path / "from") as journal:
@@ -231,7 +231,7 @@ async def test_two_servers_write_to_one_folder_at_once(tmp_path: Path) -> None:
             ]
 
 
-async def test_a_session_belongs_to_one_living_server_and_to_anyone_after_its_death(
+async def test_a_session_belongs_to_its_live_server_and_can_be_claimed_after_its_death(
     tmp_path: Path,
 ) -> None:
     async with open_journal(tmp_path) as journal:

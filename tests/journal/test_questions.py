@@ -1,4 +1,4 @@
-"""Queued runs, questions and the answers that other processes leave, as the journal has them."""
+"""Queued runs, pending questions, and answers that other processes submit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def begin(journal: Journal) -> None:
     journal.append("s_7", CallStarted(1, "tools.a.b", "{}", "write", 0), "r_1")
 
 
-async def test_a_queued_run_begins_once_and_is_no_step_before(journal: Journal) -> None:
+async def test_a_queued_run_is_no_step_until_it_starts_and_starts_once(journal: Journal) -> None:
     await journal.create_session("s_7", "seven", "me")
     journal.append("s_7", RunQueued("r_1", "1", 1.0, "key"), "r_1")
     assert [
@@ -56,7 +56,7 @@ async def test_a_queued_run_begins_once_and_is_no_step_before(journal: Journal) 
     ]
 
 
-async def test_a_queued_run_that_is_cancelled_moves_no_tip(journal: Journal) -> None:
+async def test_a_cancelled_queued_run_does_not_move_the_tip(journal: Journal) -> None:
     await begin(journal)
     journal.append("s_7", RunQueued("r_2", "1", 1.0), "r_2")
     journal.append("s_7", RunFinished("cancelled", flags=["undone"]), "r_2")
@@ -65,7 +65,7 @@ async def test_a_queued_run_that_is_cancelled_moves_no_tip(journal: Journal) -> 
     assert [run.id for run in await journal.list_visited_runs("s_7")] == ["r_1"]
 
 
-async def test_a_run_that_has_begun_does_not_begin_again(journal: Journal) -> None:
+async def test_a_started_run_cannot_start_again(journal: Journal) -> None:
     await begin(journal)
     journal.append("s_7", started("r_1"), "r_1")
     with pytest.raises(JournalFailed, match="already"):
@@ -73,7 +73,7 @@ async def test_a_run_that_has_begun_does_not_begin_again(journal: Journal) -> No
 
 
 @pytest.mark.parametrize("is_over", [False, True])
-async def test_a_queued_run_begins_in_its_own_session_and_once(
+async def test_a_queued_run_starts_once_and_in_its_own_session(
     journal: Journal, *, is_over: bool
 ) -> None:
     await begin(journal)
@@ -94,7 +94,7 @@ async def test_a_queued_run_begins_in_its_own_session_and_once(
     assert await journal.list_queued_runs("s_7") == []
 
 
-async def test_questions_are_open_until_they_are_answered_or_their_run_is_over(
+async def test_questions_are_pending_until_they_are_answered_or_their_run_has_finished(
     journal: Journal,
 ) -> None:
     await begin(journal)
@@ -127,7 +127,9 @@ async def test_questions_are_open_until_they_are_answered_or_their_run_is_over(
     assert await journal.list_pending_questions() == []
 
 
-async def test_an_archive_carries_no_queue_and_no_leave(journal: Journal, tmp_path: Path) -> None:
+async def test_an_archive_contains_no_queued_runs_and_no_approvals(
+    journal: Journal, tmp_path: Path
+) -> None:
     await journal.create_session("s_7", "seven", "me")
     approved = {"target": "tools.a.b", "args": "{}", "nth": 0, "sent": "{}", "person": True}
     begun = started("r_1")

@@ -1,4 +1,4 @@
-"""The journal forgets whole sessions that nobody needs, and blobs that nothing refers to, and nothing else."""
+"""Garbage collection removes whole unused sessions and unused blobs, and nothing else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def session(
     purpose: str = "",
     release: bool = True,
 ) -> str:
-    """Make a session `s_NAME` with a run `r_NAME` that leaves a file and a long value; return the run."""
+    """Create a session `s_NAME` with a run `r_NAME`, a file and a long value; return the run."""
     run = f"r_{name}"
     await journal.create_session(f"s_{name}", None, "me", tip=tip, purpose=purpose)
     digest = await journal.put_blob(data or name.encode())
@@ -80,7 +80,7 @@ def blobs(journal: Journal) -> int:
 # sessions -----------------------------------------------------------------------------------------
 
 
-async def test_sessions_go_when_they_have_not_been_used_for_so_many_days(empty: Journal) -> None:
+async def test_sessions_unused_for_keep_days_are_removed(empty: Journal) -> None:
     await session(empty, "a")
     assert await collect_garbage(empty, 90, 0, now=later(89)) == CollectionReport((), 0, 0, 0, {})
     found = await collect_garbage(empty, 90, 0, now=later(91))
@@ -98,7 +98,7 @@ async def test_no_limit_removes_no_session(empty: Journal) -> None:
     assert (await collect_garbage(empty, 0, 0, now=later(99_999))).sessions == ()
 
 
-async def test_a_dry_run_says_the_same_and_changes_nothing(empty: Journal) -> None:
+async def test_a_dry_run_reports_the_same_and_changes_nothing(empty: Journal) -> None:
     await session(empty, "a")
     would = await collect_garbage(empty, 90, 0, now=later(), dry_run=True)
     assert await left(empty) == {"a"}
@@ -106,7 +106,7 @@ async def test_a_dry_run_says_the_same_and_changes_nothing(empty: Journal) -> No
     assert would == await collect_garbage(empty, 90, 0, now=later())
 
 
-async def test_a_session_that_a_live_server_has_stays(empty: Journal, tmp_path: Path) -> None:
+async def test_a_session_of_a_live_server_stays(empty: Journal, tmp_path: Path) -> None:
     async with open_journal(tmp_path) as other:
         await session(other, "a", release=False)
         found = await collect_garbage(empty, 90, 0, now=later())
@@ -115,7 +115,7 @@ async def test_a_session_that_a_live_server_has_stays(empty: Journal, tmp_path: 
     assert (await collect_garbage(empty, 90, 0, now=later())).sessions == ("s_a",)
 
 
-async def test_a_session_that_others_build_on_stays_as_long_as_they_do(empty: Journal) -> None:
+async def test_a_session_stays_as_long_as_others_depend_on_it(empty: Journal) -> None:
     run = await session(empty, "a")
     fork = await session(empty, "b", tip=run, purpose="fork")
     await empty.create_session(
@@ -129,7 +129,9 @@ async def test_a_session_that_others_build_on_stays_as_long_as_they_do(empty: Jo
     assert (await collect_garbage(empty, 90, 0, now=later())).sessions == ("s_c", "s_b", "s_a")
 
 
-async def test_a_session_with_a_pinned_run_stays_with_all_that_it_builds_on(empty: Journal) -> None:
+async def test_a_session_with_a_pinned_run_stays_with_everything_it_depends_on(
+    empty: Journal,
+) -> None:
     run = await session(empty, "a")
     fork = await session(empty, "b", tip=run, purpose="fork")
     await empty.pin_run(fork, "the skill fetch_weather")
@@ -140,7 +142,7 @@ async def test_a_session_with_a_pinned_run_stays_with_all_that_it_builds_on(empt
     assert len((await collect_garbage(empty, 90, 0, now=later())).sessions) == 2
 
 
-async def test_beyond_the_size_scratch_sessions_go_first_and_then_the_least_recently_used(
+async def test_above_keep_mb_scratch_sessions_go_first_then_the_least_recently_used(
     empty: Journal,
 ) -> None:
     big = 700_000
@@ -153,7 +155,7 @@ async def test_beyond_the_size_scratch_sessions_go_first_and_then_the_least_rece
     assert sum(size for _, size, _ in empty.blobs.iter_blobs()) < 1024 * 1024
 
 
-async def test_content_that_sessions_share_stays_with_the_last_of_them(empty: Journal) -> None:
+async def test_shared_blobs_stay_until_the_last_session_that_uses_them_goes(empty: Journal) -> None:
     data = os.urandom(1000)
     await session(empty, "a", data)
     await session(empty, "b", data, release=False)
@@ -175,7 +177,7 @@ usages = st.lists(
 
 
 @given(usages, st.none() | st.integers(0, 9), st.integers(0, 300))
-def test_a_plan_removes_nothing_that_must_stay_and_all_that_is_due_and_may_go(
+def test_a_plan_removes_everything_that_is_due_and_nothing_that_must_stay(
     rows: list[tuple[str, int, bool, int, int]], due: int | None, limit: int
 ) -> None:
     found = [
@@ -220,7 +222,9 @@ def test_a_plan_removes_nothing_that_must_stay_and_all_that_is_due_and_may_go(
         assert not going
 
 
-async def test_a_session_that_is_used_needed_or_pinned_meanwhile_stays(empty: Journal) -> None:
+async def test_a_session_that_is_used_required_or_pinned_during_a_collection_stays(
+    empty: Journal,
+) -> None:
     run = await session(empty, "a")
     (usage,) = await empty.read(lambda rows: retention._load_usages(empty, rows))
     await empty.claim_session("s_a")
@@ -234,7 +238,7 @@ async def test_a_session_that_is_used_needed_or_pinned_meanwhile_stays(empty: Jo
     assert await left(empty) == {"a", "b"}
 
 
-async def test_a_removal_or_an_import_that_was_killed_is_finished_by_the_next_collection(
+async def test_the_next_collection_completes_a_killed_removal_or_import(
     empty: Journal,
 ) -> None:
     await session(empty, "a")
@@ -257,7 +261,7 @@ async def test_a_removal_or_an_import_that_was_killed_is_finished_by_the_next_co
     assert blobs(empty) == 0
 
 
-async def test_one_collects_at_a_time(empty: Journal) -> None:
+async def test_only_one_collection_runs_at_a_time(empty: Journal) -> None:
     with (
         retention._collection_lock(empty.data_dir),
         pytest.raises(Unavailable, match="Another garbage collection of the journal is running"),
@@ -269,7 +273,7 @@ async def test_one_collects_at_a_time(empty: Journal) -> None:
 # blobs --------------------------------------------------------------------------------------------
 
 
-async def test_only_blobs_that_nothing_refers_to_and_nobody_just_put_are_swept(
+async def test_only_old_blobs_without_references_are_removed(
     empty: Journal,
 ) -> None:
     await session(empty, "a", release=False)
@@ -285,7 +289,7 @@ async def test_only_blobs_that_nothing_refers_to_and_nobody_just_put_are_swept(
     assert len(await empty.load_events("s_a")) == 4
 
 
-async def test_a_list_of_files_that_is_a_blob_itself_keeps_them(empty: Journal) -> None:
+async def test_a_list_of_files_that_is_itself_a_blob_keeps_the_files(empty: Journal) -> None:
     await empty.create_session("s_a", None, "me")
     many: dict[str, FileEntry] = {}
     for number in range(200):
@@ -326,7 +330,7 @@ async def test_a_blob_that_is_refreshed_while_it_is_discarded_stays(empty: Journ
 # space --------------------------------------------------------------------------------------------
 
 
-async def test_the_space_is_given_back(tmp_path: Path) -> None:
+async def test_free_space_is_returned_to_the_file_system(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
         for _ in range(1000):
@@ -359,9 +363,7 @@ async def test_a_damaged_page_is_named_and_nothing_is_removed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("broken", ["collect.lock", "blobs/ab"])
-async def test_a_data_folder_that_cannot_be_read_or_written_is_an_error_that_says_so(
-    empty: Journal, broken: str
-) -> None:
+async def test_an_unusable_data_folder_is_reported(empty: Journal, broken: str) -> None:
     path = empty.data_dir / broken
     path.unlink(missing_ok=True)
     if broken == "collect.lock":

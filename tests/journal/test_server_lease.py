@@ -17,7 +17,7 @@ def test_a_server_is_alive_while_it_holds_its_lease(tmp_path: Path) -> None:
     assert server_lease.server_process_id(tmp_path, held.owner) is None
 
 
-def test_servers_on_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_servers_on_one_folder_do_not_affect_each_other(tmp_path: Path) -> None:
     with ServerLease(tmp_path) as first:
         with ServerLease(tmp_path) as second:
             assert first.owner != second.owner
@@ -26,7 +26,7 @@ def test_servers_on_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None
         assert server_lease.is_server_alive(tmp_path, first.owner)
 
 
-def test_what_a_dead_server_left_is_swept_by_the_next(tmp_path: Path) -> None:
+def test_the_lease_of_a_dead_server_is_removed_by_the_next(tmp_path: Path) -> None:
     left = server_lease.lease_path(tmp_path, "gone")
     left.parent.mkdir()
     left.write_text("1\n")

@@ -1,4 +1,4 @@
-"""What is appended is recorded, in order, once, and can be read by who may."""
+"""Events are recorded once and in order, and sessions belong to their owners."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_events_are_numbered_from_one_and_read_back_as_they_were_appended(
     assert await journal.load_events("s_1") == given
 
 
-async def test_events_can_be_asked_for_by_run_and_by_place(journal: Journal) -> None:
+async def test_events_can_be_selected_by_run_place_and_type(journal: Journal) -> None:
     journal.append("s_1", started("r_1"), "r_1")
     journal.append("s_1", OutputWritten("stdout", "of the run"), "r_1")
     journal.append("s_1", OutputWritten("stdout", "of the session"))
@@ -66,7 +66,7 @@ async def test_events_can_be_asked_for_by_run_and_by_place(journal: Journal) -> 
     assert await journal.load_events("s_2") == []
 
 
-async def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
+async def test_sequence_numbers_continue_after_a_restart(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
         journal.append("s_1", OutputWritten("stdout", "before"))
@@ -78,7 +78,7 @@ async def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
         )
 
 
-async def test_leaving_the_journal_records_what_was_never_flushed(tmp_path: Path) -> None:
+async def test_closing_the_journal_records_events_that_were_not_flushed(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
         for number in range(5000):
@@ -89,7 +89,7 @@ async def test_leaving_the_journal_records_what_was_never_flushed(tmp_path: Path
     assert sorted(os.listdir(tmp_path)) == ["blobs", "journal.db", "servers"]
 
 
-async def test_long_fields_are_kept_beside_the_rows_and_equal_ones_once(
+async def test_large_fields_are_blobs_and_equal_ones_are_stored_once(
     journal: Journal, tmp_path: Path
 ) -> None:
     long = ["ä" * 100_000]
@@ -99,7 +99,7 @@ async def test_long_fields_are_kept_beside_the_rows_and_equal_ones_once(
     assert (tmp_path / "journal.db-wal").stat().st_size < 500_000
 
 
-async def test_an_event_that_is_not_json_is_refused_at_once_and_leaves_no_gap(
+async def test_an_event_that_is_not_json_is_rejected_at_once_and_leaves_no_gap(
     journal: Journal,
 ) -> None:
     with pytest.raises(ValueError, match="cannot be recorded"):
@@ -107,7 +107,7 @@ async def test_an_event_that_is_not_json_is_refused_at_once_and_leaves_no_gap(
     assert journal.append("s_1", CallFinished(1)).sequence == 1
 
 
-async def test_only_a_claimed_session_is_appended_to(journal: Journal) -> None:
+async def test_only_the_owner_of_a_session_can_append(journal: Journal) -> None:
     with pytest.raises(JournalFailed, match="does not own the session 's_2'"):
         journal.append("s_2", OutputWritten("stdout", "x"))
     await journal.release_session("s_1")
@@ -115,7 +115,7 @@ async def test_only_a_claimed_session_is_appended_to(journal: Journal) -> None:
         journal.append("s_1", OutputWritten("stdout", "x"))
 
 
-async def test_an_event_that_contradicts_the_record_fails_alone(journal: Journal) -> None:
+async def test_an_event_that_contradicts_the_journal_fails_alone(journal: Journal) -> None:
     await journal.create_session("s_2", None, "me")
     journal.append("s_2", OutputWritten("stdout", "before"))
     journal.append("s_1", started("r_1"), "r_1")
@@ -130,9 +130,7 @@ async def test_an_event_that_contradicts_the_record_fails_alone(journal: Journal
     assert len(await journal.load_events("s_1")) == 1
 
 
-async def test_flush_waits_for_what_another_task_is_flushing(
-    journal: Journal, tmp_path: Path
-) -> None:
+async def test_flush_waits_for_a_concurrent_flush(journal: Journal, tmp_path: Path) -> None:
     journal.append("s_1", OutputWritten("stdout", "shared"))
     counts = []
 
@@ -193,7 +191,7 @@ async def test_two_principals_may_use_the_same_name_and_one_may_not_twice(journa
     assert len(await journal.list_sessions()) == 4
 
 
-async def test_a_name_that_is_not_text_is_refused(journal: Journal) -> None:
+async def test_a_name_that_is_not_valid_text_is_rejected(journal: Journal) -> None:
     with pytest.raises(InvalidRequest, match="not valid text"):
         await journal.create_session("s_2", "\udc00", "me")
 
@@ -253,14 +251,14 @@ async def test_a_released_session_can_be_claimed_by_another_server(
 # watching -----------------------------------------------------------------------------------------
 
 
-async def test_a_watch_shows_new_events_as_they_are_appended(journal: Journal) -> None:
+async def test_a_tail_yields_new_events_as_they_are_appended(journal: Journal) -> None:
     journal.append("s_1", OutputWritten("stdout", "earlier"))
     with anyio.fail_after(5), journal.tail_events("s_1") as stream:
         given = [journal.append("s_1", event) for event in printed("a", "b")]
         assert [await anext(stream), await anext(stream)] == given
 
 
-async def test_a_watch_from_a_place_on_misses_and_repeats_nothing(journal: Journal) -> None:
+async def test_a_tail_from_a_sequence_number_misses_and_repeats_nothing(journal: Journal) -> None:
     seen: list[StoredEvent] = []
 
     async def follow() -> None:
@@ -282,7 +280,7 @@ async def test_a_watch_from_a_place_on_misses_and_repeats_nothing(journal: Journ
     assert [stored.sequence for stored in seen] == list(range(1, 2001))
 
 
-async def test_a_watcher_that_fell_behind_reads_what_it_missed(journal: Journal) -> None:
+async def test_a_tail_that_fell_behind_reads_what_it_missed(journal: Journal) -> None:
     with anyio.fail_after(30), journal.tail_events("s_1") as stream:
         given = [
             journal.append("s_1", OutputWritten("stdout", str(number))) for number in range(3000)
@@ -290,7 +288,7 @@ async def test_a_watcher_that_fell_behind_reads_what_it_missed(journal: Journal)
         assert [await anext(stream) for _ in given] == given
 
 
-async def test_a_watch_ends_with_the_journal(tmp_path: Path) -> None:
+async def test_a_tail_ends_with_the_journal(tmp_path: Path) -> None:
     seen = []
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
@@ -338,21 +336,21 @@ async def test_a_damaged_page_is_reported_with_a_remedy(tmp_path: Path) -> None:
         assert [row.id for row in await journal.list_sessions()] == ["s_1"]
 
 
-async def test_a_blob_that_cannot_be_kept_is_an_error_of_the_journal(journal: Journal) -> None:
+async def test_a_blob_that_cannot_be_stored_is_a_journal_error(journal: Journal) -> None:
     folder = journal.blobs.blob_path(sha256(b"x").hexdigest()).parent
     folder.touch()
     with pytest.raises(JournalFailed, match="blobs failed: Not a directory"):
         await journal.put_blob(b"x")
 
 
-async def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal.db").write_bytes(b"something else entirely" * 1000)
     with pytest.raises(JournalFailed, match=r"journal.db is damaged"):
         async with open_journal(tmp_path):
             pass
 
 
-async def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+async def test_a_data_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(JournalFailed, match=r"file/data/journal.db failed: Not a directory"):
         async with open_journal(tmp_path / "file" / "data"):

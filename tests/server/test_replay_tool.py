@@ -277,7 +277,7 @@ async def test_other_code_that_asks_for_something_else_is_told_where_it_diverges
     assert again.error["type"].endswith("ToolError")
     told = again.error["message"]
     assert 'Step 1, call 3: the recording expects tools.paced.nap({"ms":0,"name":"b"})' in told
-    assert 'the code came to tools.paced.nap({"ms":1,"name":"c"})' in told
+    assert 'the code reached tools.paced.nap({"ms":1,"name":"c"})' in told
     assert "Differs from the recording: step 1" in again.note
     assert "calls" in again.note
 

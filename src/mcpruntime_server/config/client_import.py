@@ -19,7 +19,7 @@ from .validation import parse_table
 def import_client_json(
     path: Path, environ: Mapping[str, str] | None = None
 ) -> Mapping[str, UpstreamSettings]:
-    """Return the servers of a client's JSON file: `{"mcpServers": {...}}`, or VS Code's `{"servers": {...}}`.
+    """Return the servers of a JSON file: `{"mcpServers": {...}}`, or VS Code's `{"servers": ...}`.
 
     Keys that only the client knows are ignored. Raises `ConfigError`, which lists every mistake.
     """

@@ -1,4 +1,4 @@
-"""Recognise credentials: by the names that people give them, by the formats of their issuers, and by their randomness.
+"""Recognise credentials: by their names, by the formats of their issuers, and by randomness.
 
 Rule 1: a finding names the kind of a credential and never repeats it.
 Rule 2: every search is linear in the length of the text.

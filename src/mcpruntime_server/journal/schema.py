@@ -29,7 +29,7 @@ MIGRATIONS: tuple[str, ...] = (
         principal        TEXT NOT NULL,
         created_at       REAL NOT NULL,              -- seconds since the epoch, as all times here
         last_used_at     REAL NOT NULL,              -- when its last run started or finished
-        owner            TEXT,                       -- the server that may append, see `server_lease`
+        owner            TEXT,                       -- the server that may append
         tip              TEXT REFERENCES runs (id),  -- the run that the next one starts from
         origin           TEXT,                       -- the run that it was forked at
         purpose          TEXT NOT NULL DEFAULT '',
@@ -38,7 +38,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE runs (
         id               TEXT PRIMARY KEY,
         session_id       TEXT NOT NULL REFERENCES sessions (id),
-        parent_id        TEXT REFERENCES runs (id),  -- may be in another session: a fork copies nothing
+        parent_id        TEXT REFERENCES runs (id),  -- may be in another session
         step             INTEGER NOT NULL,           -- depth in its lineage
         name             TEXT NOT NULL,
         status           TEXT NOT NULL,              -- 'queued' or 'running' until it has finished
@@ -58,12 +58,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE events (                            -- one tree, so that an event dirties one page
         session_id       TEXT NOT NULL REFERENCES sessions (id),
         sequence         INTEGER NOT NULL,           -- number in the session, from 1
-        run_id           TEXT,                       -- no declared reference: it would need an index
+        run_id           TEXT,                       -- undeclared: it would need an index
         recorded_at      REAL NOT NULL,
         kind             TEXT NOT NULL,
         version          INTEGER NOT NULL,
         body             TEXT NOT NULL,              -- the fields as JSON, without the large ones
-        large_fields     TEXT,                       -- {field: digest of its JSON in the blob store}
+        large_fields     TEXT,                       -- {field: digest of its JSON as a blob}
         PRIMARY KEY (session_id, sequence)
     ) WITHOUT ROWID;
     CREATE INDEX file_events ON events (session_id, run_id) WHERE kind = 'files_changed';
@@ -75,7 +75,7 @@ MIGRATIONS: tuple[str, ...] = (
         session_id       TEXT NOT NULL,
         sequence         INTEGER NOT NULL,           -- of its QuestionAsked
         expires_at       REAL NOT NULL,
-        answer_json      TEXT,                       -- from another process, for the session's owner
+        answer_json      TEXT,                       -- from another process, for the owner
         PRIMARY KEY (run_id, question_id)
     ) WITHOUT ROWID;
     CREATE TABLE pins (
