@@ -114,7 +114,7 @@ def is_plain(data: bytes) -> bool:
     return not data.startswith(b"\x1f\x8b\x08")
 
 
-# passes ---------------------------------------------------------------------------------------------
+# passes -------------------------------------------------------------------------------------------
 
 
 @given(BYTES.filter(is_plain))
@@ -377,7 +377,7 @@ def test_an_input_that_is_a_part_of_a_file_gives_nothing_else_of_it(tmp_path: Pa
         part.path  # noqa: B018
 
 
-# what is not as it was ------------------------------------------------------------------------------
+# what is not as it was ----------------------------------------------------------------------------
 
 
 def test_a_file_that_changes_during_a_pass_is_an_error(
@@ -462,7 +462,7 @@ def test_a_match_in_a_very_long_line_comes_with_the_text_around_it(
     assert len(given_as("ä" * 500).grep("ä{3}$")) == 1
 
 
-# references -----------------------------------------------------------------------------------------
+# references ---------------------------------------------------------------------------------------
 
 
 def test_slices_are_sent_as_references_and_compressed_ones_as_text(
@@ -482,7 +482,10 @@ from mcpruntime_server.sandboxed.library import inputs
 import os
 path = sys.argv[1]
 info = os.stat(path)
-told = dict(id="x", name="x", path=path, size=info.st_size, modified_ns=info.st_mtime_ns, problem="", start=0, end=None)
+told = dict(
+    id="x", name="x", path=path, size=info.st_size, modified_ns=info.st_mtime_ns,
+    problem="", start=0, end=None,
+)
 context = inputs.Input(told)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert [line.size for line in context.lines()] == [info.st_size]

@@ -70,7 +70,8 @@ def test_passages_have_attributes_and_a_repr_with_their_place(bench: Bench) -> N
     shown = present_value(found, 1000)
     assert shown["kind"] == "repr"
     assert shown["text"] == (
-        "[0] handbook: travel.md > Hotels, lines 7-9 (knowledge://handbook/travel.md#L7-9)\nFour stars at most."
+        "[0] handbook: travel.md > Hotels, lines 7-9 "
+        "(knowledge://handbook/travel.md#L7-9)\nFour stars at most."
     )
 
 

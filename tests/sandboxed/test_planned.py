@@ -198,7 +198,7 @@ def test_a_denied_call_raises_an_error_of_its_own(
     )
 
 
-# in a sandbox ---------------------------------------------------------------------------------------
+# in a sandbox -------------------------------------------------------------------------------------
 
 
 class DryRun:
@@ -292,7 +292,8 @@ async def test_a_run_may_end_with_a_planned_result(run: Any) -> None:
         "try: put(1).key\nexcept: pass",
         "try: put(1).key\nfinally: {}['other']",
         "import sys\ntry: put(1).key\nfinally: sys.exit()",
-        "import threading\nthread = threading.Thread(target=lambda: put(1).key)\nthread.start()\nthread.join()",
+        "import threading\nthread = threading.Thread(target=lambda: put(1).key)\n"
+        "thread.start()\nthread.join()",
     ],
 )
 async def test_the_run_ends_with_the_plan_and_shows_the_line(run: Any, code: str) -> None:

@@ -36,7 +36,7 @@ COMPOSED = (
 
 
 class Bench:
-    """The host's side: has sources by name and version, of which the last that is active is in use."""
+    """The host: it has sources by name and version; the last active version is used."""
 
     def __init__(self) -> None:
         self.versions: dict[str, list[tuple[str, str]]] = {"weather_report": [(REPORT, "active")]}
@@ -404,7 +404,8 @@ class TestUses:
     def test_results_and_errors_without_a_repr_do_not_affect_the_code(self, bench: Bench) -> None:
         bench.add(
             "rude",
-            "class Rude(Exception):\n    def __repr__(self): raise ValueError\n    __str__ = __repr__\n"
+            "class Rude(Exception):\n"
+            "    def __repr__(self): raise ValueError\n    __str__ = __repr__\n"
             "def run(fails):\n    if fails: raise Rude\n    return Rude()",
             "draft",
         )
@@ -545,7 +546,8 @@ class TestBadSources:
 def test_importing_the_package_stays_cheap() -> None:
     code = (
         "import sys, typing, functools, importlib, json\nbefore = set(sys.modules)\n"
-        "import mcpruntime_server.sandboxed.library.skills\nprint(sorted(set(sys.modules) - before))"
+        "import mcpruntime_server.sandboxed.library.skills\n"
+        "print(sorted(set(sys.modules) - before))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = [name for name in eval(done.stdout) if not name.startswith("mcpruntime_server")]

@@ -125,6 +125,15 @@ class ToolListing(TypedDict):
     problems: List[str]  # why the tools of some servers are missing
 
 
+class SkillSource(TypedDict, total=False):
+    """The answer to `skills.source`: the source of a version, or the text of a guide."""
+
+    source: str
+    version: int
+    state: str
+    guide: str
+
+
 class SkillDescription(TypedDict):
     """One skill in the answer to `skills.search`."""
 
@@ -163,6 +172,22 @@ class ModelRequestData(TypedDict, total=False):
     schema: Dict[str, Any]
     model: str
     max_tokens: int
+
+
+class CallError(TypedDict):
+    """Why a call failed."""
+
+    kind: str
+    message: str
+    data: Any
+
+
+class BatchAnswer(TypedDict, total=False):
+    """The answer to one request of `llm.batch`: a value or an error."""
+
+    ok: bool
+    value: Any
+    error: CallError
 
 
 class AgentTaskData(TypedDict, total=False):

@@ -132,7 +132,7 @@ def test_file_addresses_are_paths_of_this_machine() -> None:
             files.parse_file_uri(address)
 
 
-# entries --------------------------------------------------------------------------------------------
+# entries ------------------------------------------------------------------------------------------
 
 
 async def test_small_files_are_kept_by_content_and_large_ones_by_stamp(
@@ -224,7 +224,7 @@ def test_file_names_in_the_sandbox_follow_from_the_content() -> None:
     assert compute_input_id(InputEntry(**{**entry, "end": 1})) != compute_input_id(entry)
 
 
-# what clients name ----------------------------------------------------------------------------------
+# what clients name --------------------------------------------------------------------------------
 
 
 async def test_an_error_names_the_input_that_is_wrong(journal: Journal, root: Path) -> None:
@@ -256,7 +256,7 @@ async def test_names_are_printable_and_unique(journal: Journal, root: Path) -> N
     assert [each["name"] for each in found] == ["text", "text (2)", "a__[31m__", "file.txt"]
 
 
-# references from code -------------------------------------------------------------------------------
+# references from code -----------------------------------------------------------------------------
 
 
 async def test_a_reference_reaches_only_inputs_of_its_own_runs_lineage(journal: Journal) -> None:

@@ -202,7 +202,8 @@ async def test_an_answer_does_not_wait_until_everything_is_indexed(
     os.mkfifo(pipe)
     source = (
         f"import pathlib\nclass Provider:\n    def names(self): return {{'a': '1', 'b': '1'}}\n"
-        f"    def read(self, name):\n        if name == 'b': pathlib.Path({str(pipe)!r}).read_text()\n"
+        "    def read(self, name):\n"
+        f"        if name == 'b': pathlib.Path({str(pipe)!r}).read_text()\n"
         "        return 'apples ' + name\n"
     )
     (tmp_path / "slow.py").write_text(source)

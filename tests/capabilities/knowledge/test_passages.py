@@ -110,7 +110,8 @@ def test_data_passages_have_the_path_of_their_keys() -> None:
     }
     assert titles(json.dumps(data), "json")[-2:] == ["users[0].name", "users[1]"]
     assert titles(json.dumps(data, indent=2), "json")[0] == "server"
-    yaml = f"server:\n  port: 1\n  note: {long}\n  'more': {long}\nusers:\n  - name: {long}\n    age: 3\n"
+    server = f"server:\n  port: 1\n  note: {long}\n  'more': {long}\n"
+    yaml = f"{server}users:\n  - name: {long}\n    age: 3\n"
     assert titles(yaml, "yaml") == ["server", "users"]
     toml = f'[server]\nport = 1\nnote = "{long}"\n\n[[users]]\nname = "{long}"\nage = 3\n'
     assert titles(toml, "toml") == ["server", "users"]

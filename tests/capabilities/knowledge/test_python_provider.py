@@ -20,7 +20,10 @@ class Page:
     text: str
 
 class Provider:
-    pages = {"Home": Page("# Home\\n\\nThe office is in Bergen."), "rates.csv": Page("country,rate\\nNorway,25\\n")}
+    pages = {
+        "Home": Page("# Home\\n\\nThe office is in Bergen."),
+        "rates.csv": Page("country,rate\\nNorway,25\\n"),
+    }
 
     def names(self):
         print("listing")
@@ -54,8 +57,9 @@ async def test_a_provider_function_works_and_texts_without_a_version_are_kept(
     opened: OpenProviders, tmp_path: Path
 ) -> None:
     source = (
-        "class Wiki:\n    reads = 0\n    def names(self): return {'a': ''}\n    def read(self, name):\n"
-        "        self.reads += 1\n        return f'read {self.reads} times'\ndef Provider(): return Wiki()\n"
+        "class Wiki:\n    reads = 0\n    def names(self): return {'a': ''}\n"
+        "    def read(self, name):\n        self.reads += 1\n"
+        "        return f'read {self.reads} times'\ndef Provider(): return Wiki()\n"
     )
     async with opened(wiki={"python": str(write(tmp_path, source))}) as providers:
         assert await search_texts(providers, "read") == ["read 1 times"]
@@ -79,7 +83,8 @@ async def test_a_provider_function_works_and_texts_without_a_version_are_kept(
         ),
         ("class Provider:\n    def names(self): raise KeyboardInterrupt", "KeyboardInterrupt"),
         (
-            "class E(Exception):\n    def __str__(self): raise self\nclass Provider:\n    def names(self): raise E()",
+            "class E(Exception):\n    def __str__(self): raise self\n"
+            "class Provider:\n    def names(self): raise E()",
             "E",
         ),
     ],

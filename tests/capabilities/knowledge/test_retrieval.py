@@ -13,17 +13,23 @@ from .conftest import OpenProviders, refresh_providers
 
 ROOT = Path(__file__).parents[3]
 SHOP = """
-CREATE TABLE customers (id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, country TEXT, signed_up TEXT);
+CREATE TABLE customers (
+    id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, country TEXT, signed_up TEXT
+);
 CREATE TABLE products (sku TEXT PRIMARY KEY, title TEXT, unit_price REAL, discontinued INTEGER);
-CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id REFERENCES customers (id), placed_at TEXT, status TEXT);
-CREATE TABLE order_lines (order_id REFERENCES orders (id), sku TEXT REFERENCES products (sku), quantity INTEGER);
+CREATE TABLE orders (
+    id INTEGER PRIMARY KEY, customer_id REFERENCES customers (id), placed_at TEXT, status TEXT
+);
+CREATE TABLE order_lines (
+    order_id REFERENCES orders (id), sku TEXT REFERENCES products (sku), quantity INTEGER
+);
 CREATE TABLE stock (sku TEXT REFERENCES products (sku), warehouse TEXT, on_hand INTEGER);
 CREATE VIEW revenue AS SELECT sku, sum(quantity) AS sold FROM order_lines GROUP BY sku;
 """
 QUESTIONS = [  # a query, and text of the passage that answers it
     ("How do I install it?", "pip install mcpruntime-server"),
-    ("What happens when a container's server dies?", "A container dies with its server"),
-    ("Which tools does the model see?", "whatever the number of servers behind it"),
+    ("What happens to runs when a server dies?", "When a server dies"),
+    ("Which tools does the model see?", "whatever the number of servers behind"),
     (
         "How can a person approve a call on the command line?",
         "mcpruntime-server approvals RUN q1 allow",
@@ -37,7 +43,7 @@ QUESTIONS = [  # a query, and text of the passage that answers it
     ("How do I go back to an earlier step?", "replay rewind SESSION"),
     ("How much memory does one sandbox get?", "memory_mb = 512"),
     ("How many seconds may a run take?", "timeout_s = 120.0"),
-    ("Why does the journal's thread sleep?", "The journal's thread sleeps"),
+    ("What happens when a replay diverges?", "`ReplayDiverged`"),
     ("Where is the email address of a customer?", "table customers"),
     ("Which table has the price of an article?", "table products"),
     ("How many pieces are left in the warehouse?", "table stock"),

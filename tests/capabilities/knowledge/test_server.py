@@ -79,7 +79,8 @@ async def test_code_finds_passages_and_reads_their_documents(server: ServerConne
 from knowledge import search
 found = search("which hotels may I book", limit=3, source="handbook")
 best = found[0]
-[best.source, best.name, best.title, best.uri, best.span["lines"], best.text, knowledge.get(best), found.problems]"""
+place = [best.source, best.name, best.title, best.uri, best.span["lines"]]
+[*place, best.text, knowledge.get(best), found.problems]"""
     lines = (server.data_dir.parent / "docs" / "travel.md").read_text().split("\n")
     source, name, title, uri, span, text, got, problems = await server.evaluate(code)
     assert (source, name, title) == ("handbook", "travel.md", "Travel > Hotels")

@@ -13,7 +13,9 @@ from mcpruntime_server.errors import CallFailed, Unavailable
 from .conftest import OpenProviders, refresh_providers
 
 SCHEMA = """
-CREATE TABLE customers (id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, city TEXT DEFAULT 'Oslo');
+CREATE TABLE customers (
+    id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, city TEXT DEFAULT 'Oslo'
+);
 CREATE TABLE orders (
     id INTEGER PRIMARY KEY,
     customer INTEGER NOT NULL REFERENCES customers (id),
@@ -23,7 +25,8 @@ CREATE INDEX orders_of_customers ON orders (customer, total);
 CREATE VIEW large_orders AS SELECT * FROM orders WHERE total > 100;
 CREATE TABLE "odd ""name"" [x];--" (photo BLOB, note TEXT);
 CREATE VIRTUAL TABLE notes USING fts5(body);
-CREATE VIEW endless AS WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n;
+CREATE VIEW endless AS
+    WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n;
 """
 
 

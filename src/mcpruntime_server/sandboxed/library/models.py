@@ -18,9 +18,9 @@ from .tools import HostError, host
 
 TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Mapping, NoReturn
+    from typing import Any, Iterable, NoReturn
 
-    from ...protocol.payloads import AgentTaskData, ModelRequestData
+    from ...protocol.payloads import AgentTaskData, BatchAnswer, ModelRequestData
 
 
 class LlmError(Exception):
@@ -165,7 +165,7 @@ def build_model_request(
     return _without_none(request)  # type: ignore[return-value] # the keys are those of the type
 
 
-def build_slot(answer: Mapping[str, Any], answer_format: AnswerFormat) -> Slot:
+def build_slot(answer: BatchAnswer, answer_format: AnswerFormat) -> Slot:
     """Return the slot for one answer of a batch."""
     if answer["ok"]:
         try:

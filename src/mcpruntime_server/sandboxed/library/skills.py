@@ -34,7 +34,7 @@ TYPE_CHECKING = False  # importing `typing` would slow down every start of a san
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from ...protocol.payloads import PresentedValue, SkillDescription, SkillUse
+    from ...protocol.payloads import PresentedValue, SkillDescription, SkillSource, SkillUse
 
 ENTRY_FUNCTION = "run"  # the function that a skill is
 VERSION_PATTERN = re.compile(r"v(0|[1-9][0-9]{0,5})", re.ASCII)  # v0 is being checked by the gate
@@ -141,8 +141,9 @@ class SkillFinder:
             module.__doc__ = str(error)
             inactive_skills[module.__name__] = (str(error), error.kind)
             return
-        if type(source.get("guide")) is str:
-            module.__doc__ = source["guide"]
+        guide = source.get("guide")
+        if type(guide) is str:
+            module.__doc__ = guide
             module.__dict__["is_guide"] = True
         else:
             execute_skill(module, skill, source)
@@ -152,7 +153,7 @@ class SkillFinder:
 inactive_skills: dict[str, tuple[str, str]] = {}
 
 
-def fetch_skill(skill: str, version: int | None) -> dict[str, Any]:
+def fetch_skill(skill: str, version: int | None) -> SkillSource:
     """Return a skill from the host; raises `ModuleNotFoundError` or `SkillUnavailableError`."""
     try:
         answer = host.call("skills.source", {"skill": skill, "version": version})
@@ -170,8 +171,8 @@ def fetch_skill(skill: str, version: int | None) -> dict[str, Any]:
             f"The host's answer for the skill {skill!r} is not a skill: "
             f"it needs {', '.join(fields)}."
         )
-    found: dict[str, Any] = answer
-    return found
+    source: SkillSource = answer
+    return source
 
 
 def unpack_guide(guide: str) -> Any:
@@ -190,7 +191,7 @@ def unpack_guide(guide: str) -> Any:
     return folder
 
 
-def execute_skill(module: SkillModule, skill: str, answer: dict[str, Any]) -> None:
+def execute_skill(module: SkillModule, skill: str, answer: SkillSource) -> None:
     """Execute a skill's source in its module.
 
     Raises `SkillUnavailableError` if it is not the source of a skill, and whatever the source
