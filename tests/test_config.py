@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpruntime_server.config import Config, SettingSources, load_config
+from mcpruntime_server.config import Config, SecretText, SettingSources, load_config
 from mcpruntime_server.config.client_import import import_client_json
 from mcpruntime_server.config.diagnostics import find_key_lines
 from mcpruntime_server.config.display import render_config
@@ -595,6 +595,45 @@ def test_an_unknown_key_is_reported_with_its_place_and_a_suggestion(file: Path) 
 def test_a_wrong_value_is_reported_with_what_is_allowed(file: Path, line: str, reason: str) -> None:
     said = refusal(file, f"[sandbox]\n{line}")
     assert f"{file}, line 2: sandbox.{line.split(maxsplit=1)[0]} {reason}" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('command = "x"\ndisabled = 1', "disabled is 1; it must be true or false."),
+        ('command = "x"\nmax_concurrency = true', "is True; it must be a whole number."),
+        ('command = "x"\ntimeout_s = true', "is True; it must be a number."),
+        ('command = "x"\ntimeout_s = "soon"', "is 'soon'; it must be a number."),
+        ('command = "x"\nargs = "one"', "args is not usable; it must be a list: [...]."),
+        ('command = "x"\nenv = "one"', "env is not usable; it must be a table."),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_rejected(file: Path, line: str, reason: str) -> None:
+    assert reason in refusal(file, f"[mcpServers.x]\n{line}")
+
+
+def test_a_number_or_truth_value_may_be_written_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "client.json"
+    entry = {"command": "x", "timeout_s": "2.5", "max_concurrency": 3.0, "disabled": "False"}
+    path.write_text(json.dumps({"mcpServers": {"a": {**entry, "cwd": None}}}))
+    found = import_client_json(path, {})["a"]
+    assert (found.timeout_s, found.max_concurrency, found.disabled) == (2.5, 3, False)
+    assert found.cwd is None
+
+
+def test_a_table_made_from_values_lists_every_problem() -> None:
+    with pytest.raises(
+        ValueError, match=r"^cals is not a setting\. Did you .* calls is -1; it must"
+    ):
+        BudgetLimits.from_mapping({"calls": -1, "cals": 1})
+    with pytest.raises(ValueError, match=r"^is \[\]; it must be a table\.$"):
+        BudgetLimits.from_mapping([])
+    assert BudgetLimits.from_mapping({"calls": 2}).non_default_values() == {"calls": 2}
+
+
+def test_a_secret_is_masked_wherever_it_is_printed() -> None:
+    assert repr(SecretText("hush")) == str(SecretText("hush")) == "SecretText('********')"
+    assert repr(SecretText("")) == "SecretText('')"
 
 
 def test_a_value_instead_of_a_table_is_rejected(file: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from mcpruntime_server.errors import JournalFailed
 
@@ -62,6 +62,16 @@ def question_subject(question: QuestionAsked) -> QuestionSubject:
     return question.call_id, canonical_json(request) if request else ""
 
 
+class RunOutcome(TypedDict):
+    """What a run produced, apart from files; `status` is None if it has not finished."""
+
+    status: str | None
+    value: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    stdout: str
+    stderr: str
+
+
 @dataclass(frozen=True)
 class Recording:
     """One run: `finish` is None if it has not finished, `files` if it changed none."""
@@ -92,10 +102,15 @@ class Recording:
         return frozenset(self.finish.flags if self.finish else ())
 
     @property
-    def outcome(self) -> dict[str, Any]:
-        """What it produced, by field, apart from files."""
-        end = {name: getattr(self.finish, name, None) for name in ("status", "value", "error")}
-        return {**end, "stdout": "", "stderr": "", **self.output}
+    def outcome(self) -> RunOutcome:
+        """What it produced, apart from files."""
+        return {
+            "status": self.finish.status if self.finish else None,
+            "value": self.finish.value if self.finish else None,
+            "error": self.finish.error if self.finish else None,
+            "stdout": self.output.get("stdout", ""),
+            "stderr": self.output.get("stderr", ""),
+        }
 
     @property
     def file_digests(self) -> dict[str, str | None]:
