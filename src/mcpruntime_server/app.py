@@ -1,4 +1,4 @@
-"""The composition root: builds every part from the settings and fits them together. No logic of its own."""
+"""The composition root: builds all parts from the settings and connects them; no other logic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -55,22 +55,23 @@ from .server.delivery import DeliveryCursor
 from .server.mcp_server import build_mcp_server
 from .server.stdio_transport import open_stdio_streams
 
-MAINTENANCE_DELAY_S = 60.0  # from a server's start until it has time for what is not urgent
-MAINTENANCE_INTERVAL_S = 3600.0  # between looks at what the journal need not keep any more
-MAX_NAMED_SKILLS = 5  # that a client hears of before it asks
-GATE_PRINCIPAL = "gate"  # whose sessions those are in which skills are put to the test
-UNUSED_RULE_REMEDY = "Rules name servers as code does: see `mcpruntime-server tools`."
-INDEXING_TIMEOUT_S = 60.0  # for which `doctor` waits until everything is indexed
-FIRST_SWEEP_DELAY_S = 1.0  # a server that comes up has a client that waits
-SWEEP_INTERVAL_S = (
-    300.0  # a crashed server's containers end by themselves; what is left of them can wait
-)
+MAINTENANCE_DELAY_S = 60.0  # after the start of the server: none of it is urgent
+MAINTENANCE_INTERVAL_S = 3600.0
+MAX_NAMED_SKILLS = 5  # in the instructions for clients
+GATE_PRINCIPAL = "gate"  # owns the sessions in which skills are tested
+UNUSED_RULE_REMEDY = "Rules use the Python names of servers: see `mcpruntime-server tools`."
+INDEXING_TIMEOUT_S = 60.0  # for `doctor` to index all knowledge providers
+FIRST_SWEEP_DELAY_S = 1.0  # after the start of the server, when a client is waiting
+SWEEP_INTERVAL_S = 300.0  # the containers of a dead server stop by themselves, so this can wait
 
 logger = logging.getLogger(__name__)
 
 
 def acquire_lease(folder: Path) -> ServerLease:
-    """Return the lock by which other servers on the data folder know that this one is alive."""
+    """Return the lock that shows other servers on the data folder that this one is alive.
+
+    Raises `Unavailable`.
+    """
     try:
         return ServerLease(folder)
     except OSError as exc:
@@ -82,7 +83,7 @@ def acquire_lease(folder: Path) -> ServerLease:
 
 @asynccontextmanager
 async def open_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
-    """Yield the backend that the settings name; `auto` is Docker, because nothing else isolates."""
+    """Yield the configured backend; `auto` is Docker, the only one that isolates."""
     is_alive = partial(server_lease.is_server_alive, config.server.data_dir)
     if config.sandbox.backend == "local":
         root = config.server.data_dir / "sandboxes"
@@ -99,7 +100,7 @@ async def open_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
 
 @dataclass(frozen=True)
 class App:
-    """Everything that a running server consists of."""
+    """The parts of a running server."""
 
     config: Config
     journal: Journal
@@ -113,27 +114,33 @@ class App:
 
 
 @asynccontextmanager
-async def open_tools(config: Config) -> AsyncIterator[Catalog]:
-    """Have the user's MCP servers ready to be started by whoever needs them."""
+async def open_tools(
+    config: Config, on_change: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Catalog]:
+    """Yield the catalogue of the user's MCP servers, which start on first use.
+
+    `on_change` is called with the name of a package whose tools have changed.
+    """
     base = config.sources.file.parent if config.sources.file else Path.cwd()
     async with (
         open_upstreams(config.mcpServers, base, config.server.data_dir / "logs") as upstreams,
-        open_catalog(upstreams, config.server.shims_dir) as catalog,
+        open_catalog(upstreams, config.server.shims_dir, on_change) as catalog,
     ):
         yield catalog
 
 
 @asynccontextmanager
 async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator[App]:
-    """Bring everything up; leaving takes it down in the opposite order, sandboxes included.
+    """Start all parts; leaving stops them in reverse order, sandboxes included.
 
-    One that `resumes` goes on with the runs that dead servers left under way.
+    With `resume_runs`, the unfinished runs of dead servers continue here.
     """
     folder = config.server.data_dir
-    with acquire_lease(folder) as held:
+    package_changes = PackageChanges()
+    with acquire_lease(folder) as lease:
         async with (
-            open_journal(folder, held) as journal,
-            open_tools(config) as catalog,
+            open_journal(folder, lease) as journal,
+            open_tools(config, package_changes.record_change) as catalog,
             open_knowledge_providers(config, catalog) as providers,
             open_model_process(config.llm) as litellm,
         ):
@@ -144,7 +151,6 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             models = ModelService(
                 config.llm, journal, select_backend(config.llm, litellm), inputs.resolve_data
             )
-            agents = SubAgents(models, inputs)
             guides = GuideFolders(config.skills.folders)
             library = SkillLibrary(
                 SkillStore(config.skills.folder), journal, catalog.schema_digest, guides
@@ -164,17 +170,14 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                         is_listed=False,
                         is_open_world=lambda _: True,
                     ),
-                    "agent": Route(agents.handle_call, agents.call_effect),
                 }
             )
             async with (
-                open_backend(config, held.owner) as backend,
+                open_backend(config, lease.owner) as backend,
                 anyio.create_task_group() as background,
             ):
                 background.start_soon(sweep_sandboxes, backend)
                 background.start_soon(maintain_stores, journal, library, config.server)
-                package_changes = PackageChanges()
-                catalog.on_change = package_changes.record_change
                 async with open_runtime(
                     config.server,
                     config.sandbox,
@@ -189,7 +192,9 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                 ) as runtime:
                     open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
                     saver = SkillSaver(library, journal, packages, open_trial, describer)
-                    agents.open_session = partial(open_agent_run_session, runtime, config)
+                    open_session = partial(open_agent_run_session, runtime, config)
+                    agents = SubAgents(models, inputs, open_session)
+                    router.add_route("agent", Route(agents.handle_call, agents.call_effect))
                     if resume_runs:
                         background.start_soon(resume_interrupted_runs, runtime)
                     yield App(
@@ -209,66 +214,68 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
 def open_knowledge_providers(
     config: Config, catalog: Catalog
 ) -> AbstractAsyncContextManager[KnowledgeService]:
-    """Have the providers of the settings ready; nothing of them is read before somebody asks."""
+    """Return the configured providers, which read nothing before the first request."""
 
-    def access(server: str) -> ResourceAccess:
+    def access_server(server: str) -> ResourceAccess:
         upstream = next(each for each in catalog.upstreams.values() if each.name == server)
 
-        async def listed() -> list[ListedResource]:
+        async def list_server() -> list[ListedResource]:
             return [
                 ListedResource(each.uri, each.mime_type, each.version)
                 for each in await list_resources(upstream)
             ]
 
-        return ResourceAccess(
-            upstream_digest(upstream), listed, partial(read_text_resource, upstream)
-        )
+        read = partial(read_text_resource, upstream)
+        return ResourceAccess(upstream_digest(upstream), list_server, read)
 
-    return open_knowledge(config.knowledge, config.server.data_dir, access)
+    return open_knowledge(config.knowledge, config.server.data_dir, access_server)
 
 
 def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
-    """Return the way to the user's MCP servers: what may be called is the policy's matter."""
+    """Return the route to the user's MCP servers, with the verdicts of `policy`."""
 
-    def verdict(target: str) -> Verdict:
-        effect, destructive = catalog.effect(target), catalog.is_destructive(target)
-        return policy.decide(target.removeprefix("tools."), effect=effect, destructive=destructive)
+    def decide(target: str) -> Verdict:
+        return policy.decide(
+            target.removeprefix("tools."),
+            effect=catalog.effect(target),
+            destructive=catalog.is_destructive(target),
+        )
 
     return Route(
         catalog.call_tool,
         catalog.effect,
         prepare=catalog.prepare_call,
-        verdict_for=verdict,
+        verdict_for=decide,
         is_open_world=catalog.is_open_world,
     )
 
 
 def start_imported_upstreams(catalog: Catalog, background: TaskGroup, code: str) -> None:
-    """Start the upstreams that `code` is going to import, while it is on its way."""
+    """Start the upstreams that `code` will import, while it is sent to the sandbox."""
     if names := catalog.find_idle_packages(code):
         background.start_soon(start_upstreams, catalog, names)
 
 
 async def start_upstreams(catalog: Catalog, names: Sequence[str]) -> None:
-    """Start upstreams ahead of their use; a failure is told to the code that imports them."""
+    """Start upstreams before they are used; code that imports them gets their failures."""
     try:
         await catalog.start_upstreams(names)
-    except Exception:  # a mistake of ours in what is only a head start must not end the server
-        logger.exception("the upstreams %s could not be started ahead", ", ".join(names))
+    except Exception:  # an optional early start must not end the server
+        logger.exception("could not start the upstreams %s early", ", ".join(names))
 
 
 async def resume_interrupted_runs(runtime: Runtime) -> None:
-    """Have runs go on that servers left under way when they died; failures are told to whoever asks for the session."""
+    """Continue the unfinished runs of dead servers; a failure is reported to their clients."""
     try:
         await runtime.resume_interrupted_runs()
     except McpRuntimeError as exc:
-        logger.error("runs of dead servers do not go on: %s", exc)
+        logger.error("could not resume the runs of dead servers: %s", exc)
 
 
 async def maintain_stores(
     journal: Journal, library: SkillLibrary, settings: ServerSettings
 ) -> None:
-    """Keep the journal within its limits of age and size, and retire skills, from a while after the start on."""
+    """Keep the journal within its limits of age and size, and retire unused skills."""
     await anyio.sleep(MAINTENANCE_DELAY_S)
     while True:
         try:
@@ -280,72 +287,65 @@ async def maintain_stores(
                     cleared.bytes,
                 )
         except McpRuntimeError as exc:
-            logger.warning("the journal was not cleared up: %s", exc)
+            logger.warning("could not remove old sessions from the journal: %s", exc)
         try:
             for skill in await library.retire_unused():
                 logger.info("retired the skill %s: %s", skill.id, " ".join(skill.reasons))
         except McpRuntimeError as exc:
-            logger.warning("the skills were not looked through: %s", exc)
+            logger.warning("could not retire unused skills: %s", exc)
         await anyio.sleep(MAINTENANCE_INTERVAL_S)
 
 
 async def sweep_sandboxes(backend: Backend) -> None:
-    """Remove what dead servers left behind, soon and from time to time."""
+    """Remove the sandboxes of dead servers, soon after the start and then periodically."""
     await anyio.sleep(FIRST_SWEEP_DELAY_S)
     while True:
         try:
             if count := await backend.remove_orphans():
-                logger.info("removed %d sandboxes of servers that are gone", count)
+                logger.info("removed %d sandboxes of dead servers", count)
         except McpRuntimeError as exc:
-            logger.warning("nothing was swept: %s", exc)
+            logger.warning("could not remove the sandboxes of dead servers: %s", exc)
         await anyio.sleep(SWEEP_INTERVAL_S)
 
 
 async def serve_stdio(config: Config) -> None:
-    """Serve MCP on stdin and stdout until stdin ends or the process is told to stop."""
+    """Serve MCP on stdin and stdout until stdin ends or a signal stops the process."""
     async with open_app(config) as app:
         cursor = DeliveryCursor()  # over stdio there is one client
-        packages = app.catalog.package_names()
-        isolated, skills = app.backend.is_isolated, await skills_sentence(app.library)
         server = build_mcp_server(
             config,
             app.runtime,
             app.library,
             app.saver,
             app.providers,
-            packages,
+            app.catalog.package_names(),
             app.inputs,
             lambda _: cursor,
-            is_isolated=isolated,
-            skills_sentence=skills,
+            is_isolated=app.backend.is_isolated,
+            skills_sentence=await skills_sentence(app.library),
         )
         async with anyio.create_task_group() as tasks:
             await tasks.start(_cancel_on_signal, tasks.cancel_scope)
             async with open_stdio_streams(cursor.record_timed_out) as (incoming, outgoing):
-                lowlevel = (
-                    server._lowlevel_server
-                )  # the SDK has no public way to run on streams of one's own
+                # The SDK has no public method that runs a server on given streams.
+                lowlevel = server._lowlevel_server
                 await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
             tasks.cancel_scope.cancel()
 
 
 async def skills_sentence(library: SkillLibrary) -> str:
-    """Return a sentence on the skills that there are, naming the best."""
+    """Return a sentence about the skills that exist, with the names of the best ones."""
     try:
-        count, best = (
-            await library.count_available(),
-            [skill.name for skill in await library.search("", MAX_NAMED_SKILLS)],
-        )
+        count = await library.count_available()
+        best = [skill.name for skill in await library.search("", MAX_NAMED_SKILLS)]
     except McpRuntimeError as exc:
-        logger.warning("the skills cannot be read: %s", exc)
+        logger.warning("could not read the skills: %s", exc)
         return ""
     if not best:
         return "There are none yet: save_skill keeps a run."
-    return (
-        f"There are {count}; the best: {', '.join(best)}."
-        if count > 1
-        else f"There is one: {best[0]}."
-    )
+    if count == 1:
+        return f"There is one: {best[0]}."
+    return f"There are {count}; the best: {', '.join(best)}."
 
 
 async def _cancel_on_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
@@ -357,11 +357,11 @@ async def _cancel_on_signal(scope: anyio.CancelScope, *, task_status: TaskStatus
             return
 
 
-# for the command line -------------------------------------------------------------------------------
+# for the command line ---------------------------------------------------------------------------
 
 
 async def run_checks(config: Config) -> list[HealthCheck]:
-    """Check everything that a server with these settings depends on."""
+    """Check everything that a server with these settings needs."""
     checks = [check_data_folder(config.server.data_dir)]
     if not checks[0].is_ok:
         return checks
@@ -378,7 +378,7 @@ async def run_checks(config: Config) -> list[HealthCheck]:
             HealthCheck(
                 "policy",
                 True,
-                f"{name} is about no server here.",
+                f"The rule {name} matches no server.",
                 UNUSED_RULE_REMEDY,
                 is_warning=True,
             )
@@ -400,44 +400,39 @@ async def run_checks(config: Config) -> list[HealthCheck]:
 
 @contextmanager
 def redirect_stdout_to_stderr() -> Iterator[None]:
-    """Have what a provider of the user's prints go to stderr, and what programs print that it starts.
+    """Send the output of user-written providers, and of programs they start, to stderr.
 
-    Other programs read what `doctor` says.
+    The stdout of `doctor` may be parsed by other programs.
     """
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 async def check_knowledge(config: Config, catalog: Catalog) -> list[HealthCheck]:
-    """Index every provider as far as time allows, and say how it is."""
+    """Index every provider as far as time allows, and report its state."""
     checks = []
     async with open_knowledge_providers(config, catalog) as providers:
         for each in await providers.check_providers(INDEXING_TIMEOUT_S):
-            over = format_skipped(each)
+            name, problem = f"knowledge {each['name']}", each["problem"]
+            if each["is_failed"]:
+                checks.append(HealthCheck(name, False, problem, problem, is_warning=bool(problem)))
+                continue
             detail = f"{each['documents']:,} documents, {each['passages']:,} passages"
-            detail += f"; skipped: {over}" if over else ""
-            ok, problem = not each["is_failed"], each["problem"]
-            checks.append(
-                HealthCheck(
-                    f"knowledge {each['name']}",
-                    ok,
-                    detail if ok else problem,
-                    problem,
-                    is_warning=bool(problem),
-                )
-            )
+            if skipped := format_skipped(each):
+                detail += f"; skipped: {skipped}"
+            checks.append(HealthCheck(name, True, detail, problem, is_warning=bool(problem)))
     return checks
 
 
 def check_data_folder(folder: Path) -> HealthCheck:
-    """Say whether the journal can be kept in `folder`."""
+    """Check whether the journal can be stored in `folder`."""
     try:
         with acquire_lease(folder):
             return HealthCheck("data folder", True, str(folder))

@@ -150,4 +150,4 @@ def test_doctor_names_policy_rules_without_a_server(tmp_path: Path) -> None:
     )
     done = run_command("--config", settings, "doctor")
     assert done.returncode == 0
-    assert "warn  policy: nowhere.* is about no server here." in done.stdout
+    assert "warn  policy: The rule nowhere.* matches no server." in done.stdout

@@ -218,10 +218,14 @@ class Router:
     """Answers calls by their prefix."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
-        self._routes = routes
+        self._routes = dict(routes)
         self._unknown_route = Route(
             self._reject_unknown_target, lambda _: "read"
         )  # journaled like any other call, so that it can be replayed
+
+    def add_route(self, prefix: str, route: Route) -> None:
+        """Route the calls of `prefix`, for a handler that is built after the runtime."""
+        self._routes[prefix] = route
 
     def effect_of(self, target: str) -> Effect:
         """Return what a call of `target` may change."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from mcpruntime_server.errors import CallFailed
 
 
 @asynccontextmanager
-async def catalogue(folder: Path, **settings: UpstreamSettings) -> AsyncIterator[Catalog]:
+async def catalogue(
+    folder: Path, on_change: Callable[[str], None] = lambda _: None, /, **settings: UpstreamSettings
+) -> AsyncIterator[Catalog]:
     async with (
         open_upstreams(settings, folder, folder / "logs") as upstreams,
-        open_catalog(upstreams, folder / "shims") as catalog,
+        open_catalog(upstreams, folder / "shims", on_change) as catalog,
     ):
         with anyio.fail_after(60):
             yield catalog
@@ -210,24 +212,22 @@ class TestFinding:
         assert "'no-such-command': No such file" in bad.error
         assert "[mcpServers.lost]" in bad.remedy
 
-    async def test_a_list_that_grows_is_found_and_whoever_asked_is_told(
-        self, lively: Catalog
-    ) -> None:
-        told = anyio.Event()
+    async def test_a_list_that_grows_is_loaded_again_and_reported(self, tmp_path: Path) -> None:
+        reported = anyio.Event()
         changed: list[str] = []
 
         def on_change(server: str) -> None:
             changed.append(server)
-            told.set()
+            reported.set()
 
-        lively.on_change = on_change
-        before = await lively.load_shim("lively")
-        await lively.call_tool("tools.lively.grow", {})
-        await told.wait()
-        assert changed == ["lively"]
-        assert await lively.call_tool("tools.lively.grown", {}) == "grown"
-        assert (await lively.search_tools("grown"))["tools"][0]["tool"] == "grown"
-        assert (await lively.load_shim("lively"))["digest"] != before["digest"]
+        async with catalogue(tmp_path, on_change, lively=own_server("lively")) as catalog:
+            before = await catalog.load_shim("lively")
+            await catalog.call_tool("tools.lively.grow", {})
+            await reported.wait()
+            assert changed == ["lively"]
+            assert await catalog.call_tool("tools.lively.grown", {}) == "grown"
+            assert (await catalog.search_tools("grown"))["tools"][0]["tool"] == "grown"
+            assert (await catalog.load_shim("lively"))["digest"] != before["digest"]
 
 
 class TestShims:

@@ -38,7 +38,7 @@ async def lively(tmp_path: Path) -> AsyncIterator[Upstream]:
 async def changed(upstream: Upstream) -> None:
     """Return when the tool list of `upstream` is another."""
     event = anyio.Event()
-    upstream.on_change = lambda _: event.set()
+    upstream.add_change_listener(event.set)
     await upstream.call_tool("grow", {})
     await event.wait()
 

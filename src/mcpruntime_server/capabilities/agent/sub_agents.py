@@ -74,11 +74,12 @@ OpenProgramSession = Callable[[CallScope], AbstractAsyncContextManager[ProgramSe
 class SubAgents:
     """The agents that runs have begun; `open_place` makes a session for one."""
 
-    open_session: OpenProgramSession
-
-    def __init__(self, models: ModelService, input_slices: InputSlices) -> None:
+    def __init__(
+        self, models: ModelService, input_slices: InputSlices, open_session: OpenProgramSession
+    ) -> None:
         self._models = models
         self._input_slices = input_slices
+        self._open_session = open_session
         self._agent_waits: dict[
             str, dict[str, str]
         ] = {}  # by run: what its agents wait for, by their sessions
@@ -103,7 +104,7 @@ class SubAgents:
             async with (
                 self._models.open_agent_account(caller, request.limits) as purse,
                 caller.release_slot(),
-                self.open_session(caller) as place,
+                self._open_session(caller) as place,
             ):
                 with self._models.charge_session(place.session_id, purse):
                     return await self._run_task(caller, request, purse, place)

@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypedDict
@@ -132,10 +133,12 @@ class UpstreamReport:
 class Catalog:
     """All tools of all upstreams; created by `open_catalog`."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream], shims: ShimStore) -> None:
+    def __init__(
+        self, upstreams: Mapping[str, Upstream], shims: ShimStore, on_change: Callable[[str], None]
+    ) -> None:
         names = assign_names(upstreams, "server", TOOLS_NAMES)
         self.problems = tuple(describe_collisions(names, "server", TOOLS_NAMES))
-        self.on_change: Callable[[str], None] = lambda _: None
+        self._on_change = on_change
         self._servers = {
             names[key]: CatalogServer(names[key], upstream) for key, upstream in upstreams.items()
         }
@@ -143,7 +146,7 @@ class Catalog:
         self._index = ToolIndex()
         self._observations_changed = RepeatableEvent()
         for server in self._servers.values():
-            server.upstream.on_change = self._make_change_listener(server)
+            server.upstream.add_change_listener(partial(self._report_change, server))
 
     # public interface -----------------------------------------------------------------------------
 
@@ -368,12 +371,9 @@ class Catalog:
         }
         return ServerView(generation, revision, by_name, module, source, source_digest(source))
 
-    def _make_change_listener(self, server: CatalogServer) -> Callable[[Upstream], None]:
-        def changed(_: Upstream) -> None:
-            if server.view is not None:
-                self.on_change(server.name)
-
-        return changed
+    def _report_change(self, server: CatalogServer) -> None:
+        if server.view is not None:
+            self._on_change(server.name)
 
     async def save_observations(self) -> None:
         """Save observed shapes whenever there are new ones; runs until it is cancelled."""
@@ -433,12 +433,18 @@ def index_row(server: str, tool: CatalogTool) -> ToolRow:
 
 @asynccontextmanager
 async def open_catalog(
-    upstreams: Mapping[str, Upstream], shims_dir: Path
+    upstreams: Mapping[str, Upstream],
+    shims_dir: Path,
+    on_change: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Catalog]:
-    """Yield the catalogue of `upstreams`; shims and observed shapes are stored in `shims_dir`."""
+    """Yield the catalogue of `upstreams`; shims and observed shapes are stored in `shims_dir`.
+
+    `on_change` is called with the package of a server whose tools have changed since they were
+    imported first.
+    """
     shims = ShimStore(shims_dir)
     await anyio.to_thread.run_sync(shims.load_observed)
-    catalog = Catalog(upstreams, shims)
+    catalog = Catalog(upstreams, shims, on_change)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(catalog.save_observations)
         try:

@@ -90,7 +90,7 @@ class RepeatableEvent:
 
 
 class Upstream:
-    """One of the user's MCP servers; `on_change` is called whenever its tool list changes."""
+    """One of the user's MCP servers."""
 
     def __init__(
         self, name: str, settings: UpstreamSettings, base_dir: Path, log_dir: Path
@@ -98,7 +98,7 @@ class Upstream:
         self.name = name
         self.settings = settings
         self.generation = 0  # counts the changes of the tool list
-        self.on_change: Callable[[Upstream], None] = lambda _: None
+        self._change_listeners: list[Callable[[], None]] = []
         self.log_file = log_path(log_dir, name)
         self._base_dir = base_dir
         self._credentials = collect_credentials(settings)
@@ -130,6 +130,10 @@ class Upstream:
     def known_tools(self) -> tuple[types.Tool, ...] | None:
         """The tools of the last listing, or None before the first connection."""
         return self._tools
+
+    def add_change_listener(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever the tool list changes."""
+        self._change_listeners.append(listener)
 
     async def list_tools(self) -> tuple[types.Tool, ...]:
         """Return the tools of the last listing; the first call connects. Raises `CallFailed`."""
@@ -364,7 +368,8 @@ class Upstream:
             self._tools = tools
             self._wrapped_tools = frozenset(tool.name for tool in tools if has_result_wrapper(tool))
             self.generation += 1
-            self.on_change(self)
+            for listener in self._change_listeners:
+                listener()
 
     async def _try_list_tools(self, client: Client) -> None:
         try:
