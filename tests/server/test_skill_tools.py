@@ -306,6 +306,26 @@ async def test_a_parameter_that_matters_in_one_case_is_accepted(world: World) ->
     assert (told["version"], told["state"], told["reasons"]) == (2, "active", [])
 
 
+IMPORT_EFFECTS = {
+    "NOISE = print('imported')": "Importing it calls, prints or writes something",
+    "LOG = open('log.txt', 'w')": "Importing it calls, prints or writes something",
+    "from tools.counted import add\nADDED = add(item='a')": "It cannot be imported: tools.ToolError",
+    "DATA = open('missing.txt')": "It cannot be imported: FileNotFoundError",
+}
+
+
+@pytest.mark.parametrize("line", IMPORT_EFFECTS)
+async def test_code_that_does_something_at_import_is_a_draft(world: World, line: str) -> None:
+    code = f"{line}\ndef run(item: str) -> str:\n    return item * 2\n"
+    result = await world.save(code=code, name="noisy")
+    assert not result.is_error, text_of(result)
+    await world.server.run("open('missing.txt', 'w').close()", session="use")
+    run = await world.server.run("from skills.noisy.v1 import run\nrun(item='x')", session="use")
+    told = (await world.save(run=run.run)).structured_content or {}
+    assert told["state"] == "draft"
+    assert told["reasons"][0].startswith(IMPORT_EFFECTS[line])
+
+
 REFUSED = {
     f"key = '{KEY}'\nlen(key)": "what looks like an AWS access key",
     "def where() -> str:\n    return '/home/ann/data.csv'\nwhere()": "absolute path",

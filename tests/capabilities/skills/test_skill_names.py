@@ -147,18 +147,10 @@ def test_other_texts_are_not_paths(text: str) -> None:
 
 RUN = "def run(a: int = 1) -> int:\n    return a\n"
 REFUSED = {
-    f"{RUN}x = open('f')\n": "Line 3 does work",
     f"print('hello')\n{RUN}": "Line 1 does work",
     f"import os\nfor x in []: pass\n{RUN}": "Line 2 does work",
-    "def run(a=open('f')):\n    return a\n": "Line 1 does work",
-    "class A:\n    x = [print(1)]\n" + RUN: "Line 2 does work",
     "class A:\n    for x in [1]:\n        print(x)\n" + RUN: "Line 2 does work",
     "class A:\n    class B:\n        with open('f'):\n            pass\n" + RUN: "Line 3 does work",
-    f"import tools\n@tools.git.git_log\ndef f(): pass\n{RUN}": "Line 2 does work",
-    f"@print\nclass A: pass\n{RUN}": "Line 1 does work",
-    "def run(a: print('x')):\n    return a\n": "Line 1 does work",
-    "def run(a) -> print('x'):\n    return a\n": "Line 1 does work",
-    f"x: print('x') = 1\n{RUN}": "Line 1 does work",
     f"import builtins\nbuiltins.open = None\n{RUN}": "Line 2 does work",
     f"x = {{}}\nx[print('x')] = 1\n{RUN}": "Line 2 does work",
     f"{RUN}    # \u202e }} after that\n": "Line 3 has characters that change the direction of text",

@@ -23,8 +23,8 @@ from .lint import (
     PROVIDED_PACKAGES,
     FunctionNode,
     check_entry_signature,
+    dotted_name,
     entry_of,
-    is_harmless,
     parse_source,
     signature_of,
 )
@@ -62,6 +62,7 @@ VERBS = frozenset(
 PREPOSITIONS = frozenset(
     {"above", "at", "below", "by", "for", "from", "in", "of", "on", "over", "per"}
 )
+CONSTANT_MAKERS = frozenset({"re.compile", "frozenset", "Decimal", "timedelta"})
 MAX_POSITIONAL = 3  # with more parameters, all but the first are given by name
 MAX_NAMED_TOOLS = 4  # in a summary
 NESTED_RUN = (
@@ -417,8 +418,9 @@ def split_statements(
 def _is_constant(node: ast.stmt, *, may_be_literal: bool) -> bool:
     """Return whether a statement names what never changes: a pattern, or a literal in capitals."""
     match node:
-        case ast.Assign([ast.Name()], ast.Call() as call):
-            return is_harmless(call)
+        case ast.Assign([ast.Name()], ast.Call(function, arguments, [])):
+            is_known = dotted_name(function) in CONSTANT_MAKERS
+            return is_known and all(isinstance(each, ast.Constant) for each in arguments)
         case ast.Assign([ast.Name(name)], value) if may_be_literal and name.isupper():
             try:
                 literal_value(value)

@@ -48,7 +48,7 @@ MAX_SHOWN_CHARS = 300  # of a value or an error in a reason
 CASE_RUN_ID = "case"  # in recordings made of cases; runs that replay one never use live handlers
 FIRST_NUMBER = re.compile(r"([0-9]*)([0-9])(?![0-9])", re.ASCII)
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
-IMPORT_HAS_EFFECTS = "Importing it calls or prints something: move that into `run`."
+IMPORT_HAS_EFFECTS = "Importing it calls, prints or writes something: move that into `run`."
 DEPENDS_ON_CHANCE = (
     "The result depends on randomness or on the time: make what it needs of them a parameter."
 )
@@ -139,7 +139,8 @@ class _Gate:
         recording, _ = await self._run_trial(code, make_recording(RecordedCase({})))
         if recording.outcome["status"] != "ok":
             return f"It cannot be imported: {describe_error(recording)}"
-        if any(call.in_ledger for call in recording.calls) or any(recording.output.values()):
+        has_calls = any(call.in_ledger for call in recording.calls)
+        if has_calls or any(recording.output.values()) or recording.file_digests:
             return IMPORT_HAS_EFFECTS
         return ""
 

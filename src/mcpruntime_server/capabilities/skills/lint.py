@@ -58,22 +58,6 @@ DEFINITIONS = (
     ast.Import,
     ast.ImportFrom,
 )
-# these may be called at import
-HARMLESS_CALLS = frozenset(
-    """
-    re.compile frozenset set dict list tuple range field dataclasses.field TypeVar auto
-    enum.auto timedelta datetime.timedelta Decimal decimal.Decimal namedtuple
-    collections.namedtuple dataclass dataclasses.dataclass lru_cache functools.lru_cache
-    functools.wraps
-    """.split()  # noqa: SIM905
-)
-HARMLESS_DECORATORS = frozenset(
-    """
-    abstractmethod asynccontextmanager cache cached_property classmethod contextmanager
-    dataclass deleter final getter lru_cache overload override property runtime_checkable setter
-    singledispatch staticmethod total_ordering unique vectorize wraps
-    """.split()  # noqa: SIM905
-)
 
 
 @dataclass(frozen=True)
@@ -113,7 +97,7 @@ def check_source(source: str, packages: Collection[str] | None) -> CheckedSource
     tree = parse_source(source)
     _check_comments(source)
     try:
-        _check_import_does_nothing(tree)
+        _check_statements(tree)
         _check_texts(tree)
         _check_environment(tree)
         entry = entry_of(tree)
@@ -282,83 +266,35 @@ def dotted_name(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
-# work at import -----------------------------------------------------------------------------------
+# refusals ---------------------------------------------------------------------------------------
 
 
-def _check_import_does_nothing(tree: ast.Module) -> None:
-    """Raise `SkillRefused` if importing the module does more than define things."""
-    own = {node.name for node in tree.body if isinstance(node, (FunctionNode, ast.ClassDef))}
+def _check_statements(tree: ast.Module) -> None:
+    """Raise `SkillRefused` for statements beside `run` that do more than define something.
+
+    What expressions in definitions do at import is left to the gate.
+    """
     bodies = [tree.body]
     while bodies:
         for node in bodies.pop():
             if isinstance(node, ast.ClassDef):
                 bodies.append(node.body)
-            decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-            work = [each for each in decorators if not _is_harmless_decorator(each, own)]
-            work += [each for each in _run_at_import(node) if not is_harmless(each)]
-            is_definition = isinstance(node, DEFINITIONS) or _names_a_value(node)
-            if work or not is_definition:
-                line = work[0].lineno if work else node.lineno
+            if not _is_definition(node):
                 raise SkillRefused(
-                    f"Line {line} does work when the skill is imported.",
+                    f"Line {node.lineno} does work when the skill is imported.",
                     remedy="Move it into `run`. Beside `run`, there may be imports, functions, "
                     "classes and constants.",
                 )
 
 
-def _names_a_value(node: ast.stmt) -> bool:
-    """Return whether a statement is a docstring, does nothing, or assigns to names."""
+def _is_definition(node: ast.stmt) -> bool:
+    """Return whether a statement defines or names something, is a docstring or does nothing."""
     match node:
-        case ast.Pass() | ast.Expr(ast.Constant()):
-            return True
         case ast.Assign(targets=targets):
             return all(isinstance(each, (ast.Name, ast.Tuple)) for each in targets)
-        case ast.AnnAssign(target=ast.Name()):
+        case ast.AnnAssign(target=ast.Name()) | ast.Expr(ast.Constant()) | ast.Pass():
             return True
-    return False
-
-
-def _run_at_import(node: ast.stmt) -> list[ast.expr]:
-    """Return the expressions of a definition or an assignment that are evaluated at once."""
-    match node:
-        case ast.FunctionDef(args=args) | ast.AsyncFunctionDef(args=args):
-            parts = [*args.defaults, *args.kw_defaults, node.returns]
-            parts += [arg.annotation for arg in ast.walk(args) if isinstance(arg, ast.arg)]
-        case ast.ClassDef(bases=bases, keywords=keywords):
-            parts = [*bases, *(each.value for each in keywords)]
-        case ast.Assign(targets=targets, value=value):
-            parts = [*targets, value]
-        case ast.AnnAssign(annotation=annotation, value=value):
-            parts = [annotation, value]
-        case _:
-            parts = []
-    return [part for part in parts if part is not None]
-
-
-def is_harmless(expression: ast.expr) -> bool:
-    """Return whether an expression only makes a value, and may be evaluated at import."""
-    for node in ast.walk(expression):
-        if isinstance(node, ast.Call) and dotted_name(node.func) not in HARMLESS_CALLS:
-            return False
-        if isinstance(node, (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)):
-            return False
-        if isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load):
-            return False
-    return True
-
-
-def _is_harmless_decorator(decorator: ast.expr, own: Collection[str]) -> bool:
-    """Return whether a decorator is the module's own, or a known one."""
-    arguments: list[ast.expr] = []
-    if isinstance(decorator, ast.Call):
-        arguments = [*decorator.args, *(keyword.value for keyword in decorator.keywords)]
-        decorator = decorator.func
-    name = dotted_name(decorator)
-    is_known = name in own or name.rpartition(".")[2] in HARMLESS_DECORATORS
-    return is_known and all(map(is_harmless, arguments))
-
-
-# credentials, paths and the environment -----------------------------------------------------------
+    return isinstance(node, DEFINITIONS)
 
 
 def _check_comments(source: str) -> None:

@@ -2,8 +2,8 @@
 
 Three kinds of literals become parameters: those that code gives a name to (`city = "Oslo"`),
 arguments of tools, skills, models and the code's own functions (named after their parameters), and
-those that code compares with, cuts at or iterates over (`row["status"] == "open"`, `rows[:5]`, `for
-n in [2]`).
+those that code compares with, cuts at or iterates over (`row["status"] == "open"`, `rows[:5]`,
+`for n in [2]`).
 
 Rule: a text that is a parameter is that parameter everywhere, or a result would name what the
 caller did not ask for.
