@@ -482,11 +482,11 @@ from mcpruntime_server.sandboxed.library import inputs
 import os
 path = sys.argv[1]
 info = os.stat(path)
-told = dict(
+description = dict(
     id="x", name="x", path=path, size=info.st_size, modified_ns=info.st_mtime_ns,
     problem="", start=0, end=None,
 )
-context = inputs.Input(told)
+context = inputs.Input(description)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert [line.size for line in context.lines()] == [info.st_size]
 assert sum(len(part) for part in context) == info.st_size

@@ -330,7 +330,7 @@ async def test_slices_in_concurrent_calls_stay_within_the_memory_limit(
 
     async def ask(size: int) -> None:
         nonlocal held, most
-        enter_call_scope(CallScope("s_1", "r_1", nobody, nullcontext, print))
+        enter_call_scope(CallScope("s_1", "r_1", refuse_request, nullcontext, print))
         async with inputs.resolve_data(
             {"$slice": {"input": compute_input_id(whole), "start": 0, "end": size}}
         ) as text:
@@ -347,10 +347,10 @@ async def test_slices_in_concurrent_calls_stay_within_the_memory_limit(
     assert most <= 10
     with pytest.raises(CallFailed, match="at most 8 bytes, not 9"):
         await ask(9)
-    enter_call_scope(CallScope("s_1", "r_1", nobody, nullcontext, print))
+    enter_call_scope(CallScope("s_1", "r_1", refuse_request, nullcontext, print))
     async with inputs.resolve_data({"a": 1}) as data:
         assert data == {"a": 1}
 
 
-async def nobody(_: Mapping[str, Any]) -> None:
-    raise AssertionError("nobody is asked")
+async def refuse_request(_: Mapping[str, Any]) -> None:
+    raise AssertionError("no model is asked")

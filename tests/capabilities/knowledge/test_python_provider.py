@@ -115,8 +115,8 @@ class Provider:
 """
     async with opened(wiki={"python": str(write(tmp_path, source))}) as providers:
         assert await search_texts(providers, "fine words") == ["fine words ?"]
-        [told] = await providers.describe_all()
-        assert {reason: each["count"] for reason, each in told["skipped"].items()} == {
+        [summary] = await providers.describe_all()
+        assert {reason: each["count"] for reason, each in summary["skipped"].items()} == {
             "not a name and a version": 4,
             "its provider failed": 1,
             "not text": 1,

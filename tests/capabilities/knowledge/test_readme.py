@@ -19,7 +19,7 @@ async def test_the_example_of_a_provider_works(opened: OpenProviders, tmp_path: 
     (tmp_path / "modules.py").write_text(source)
     async with opened(modules={"python": str(tmp_path / "modules.py")}) as providers:
         await refresh_providers(providers)
-        [told] = await providers.describe_all()
-        assert (told["documents"], told["skipped"], told["problem"]) == (3, {}, "")
+        [summary] = await providers.describe_all()
+        assert (summary["documents"], summary["skipped"], summary["problem"]) == (3, {}, "")
         [best, *_] = (await providers.search("population standard deviation"))["passages"]
         assert best["name"] == "statistics.txt"

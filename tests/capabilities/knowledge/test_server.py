@@ -104,14 +104,14 @@ async def test_every_kind_of_provider_is_searched(server: ServerConnection) -> N
     }
     code = f"[knowledge.search(question)[0].source for question in {list(questions)!r}]"
     assert await server.evaluate(code) == list(questions.values())
-    told = {each["name"]: each for each in await server.evaluate("knowledge.describe()")}
-    assert {name: each["documents"] for name, each in told.items()} == {
+    summaries = {each["name"]: each for each in await server.evaluate("knowledge.describe()")}
+    assert {name: each["documents"] for name, each in summaries.items()} == {
         "handbook": 2,
         "shop": 1,
         "notes": 3,
         "wiki": 1,
     }
-    over = {reason: each["count"] for reason, each in told["notes"]["skipped"].items()}
+    over = {reason: each["count"] for reason, each in summaries["notes"]["skipped"].items()}
     assert over == {"not text": 1, "not a printable address": 1, "its server refuses to send it": 1}
     assert await server.evaluate(
         "knowledge.describe('shop', samples=1)['outline'][0]['samples']"

@@ -1,7 +1,7 @@
 """Files of this machine that are inputs: opened only below the allowed roots, and recognised later.
 
 Rule 1: a path is resolved first, then opened part by part from its root without following links. So
-the opened file is below a root even if somebody replaces folders or links in the meantime.
+the opened file is below a root even if folders or links are replaced in the meantime.
 Rule 2: a file is recognised by its size and its stamp: device, inode and time of modification. If
 they differ, it counts as the same file only if its content is the same.
 Rule 3: only regular files are opened.

@@ -2,7 +2,7 @@
 
 A link gives away the requested content and nothing else: neither the file's name nor the right to
 change it, because the sandbox sees the folder read-only. The owner can still change the file;
-whoever reads the input notices that. This module is synchronous: call it from a worker thread.
+a reader of the input notices that. This module is synchronous: call it from a worker thread.
 """
 
 from __future__ import annotations

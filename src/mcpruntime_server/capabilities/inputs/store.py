@@ -47,7 +47,7 @@ async def refuse_resource(address: str) -> tuple[str, bytes]:
 
 
 class MemoryLimiter:
-    """A number of bytes; whoever reserves some waits until so many are free."""
+    """A number of bytes; a reservation waits until enough of them are free."""
 
     def __init__(self, size: int) -> None:
         self._free_bytes = size

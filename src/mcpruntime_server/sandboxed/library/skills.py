@@ -4,7 +4,7 @@ A module is made at its first import, from source that the host has. `skills.wea
 active version, `skills.weather_report.v2` an exact one. A skill without an active version has a
 module, too (it is in `inactive_skills`), because Python imports it on the way to an exact version;
 any other use of it fails in this run. A guide is also a module: its documentation is text that
-somebody has written for agents, and its attribute `folder` is the folder with its files.
+was written for agents, and its attribute `folder` is the folder with its files.
 
 Rule 1: as in `tools`: standard library only, Python >= 3.9, and nothing here knows how a call
 travels.
