@@ -1,4 +1,4 @@
-"""The protocol's table: both ends agree on it, whatever crosses on the way, and refuse everything else."""
+"""The protocol's table: both ends agree, whatever crosses on the way, and refuse the rest."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_runs_are_numbered_without_gaps() -> None:
 
 
 class TwoEnds(RuleBasedStateMachine):
-    """Both ends send whatever their table allows; each message arrives some time later, in order."""
+    """Both ends send whatever their table allows; messages arrive some time later, in order."""
 
     def __init__(self) -> None:
         super().__init__()

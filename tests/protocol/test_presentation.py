@@ -1,4 +1,4 @@
-"""How values, texts and errors are shown: whole where there is room, else cut without losing their shape."""
+"""Values, texts and errors are presented whole if they fit, else truncated in the same shape."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ from mcpruntime_server.protocol.presentation import (
 
 SLACK = 120  # characters beyond a limit that the notes about a cut may take
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
     max_leaves=60,
 )  # fmt: skip
 
@@ -40,9 +46,7 @@ def test_json_that_fits_is_shown_whole(value: Any) -> None:
 
 
 @given(JSON, st.integers(50, 400))
-def test_json_that_is_cut_is_json_of_the_same_shape_within_the_limit(
-    value: Any, limit: int
-) -> None:
+def test_truncated_json_has_the_same_shape_within_the_limit(value: Any, limit: int) -> None:
     text, cut = truncate_json(value, limit)
     shown = json.loads(text)
     if cut:
@@ -131,7 +135,7 @@ def test_a_long_text_keeps_head_and_tail_and_counts_the_rest(text: str, limit: i
     ],
     ids=lambda given: type(given).__name__,
 )
-def test_what_json_cannot_say_is_shown_by_its_repr(value: Any, kind: str) -> None:
+def test_what_json_cannot_express_is_shown_by_its_repr(value: Any, kind: str) -> None:
     shown = present_value(value, 10_000)
     assert shown["kind"] == kind
     if kind == "json":
@@ -147,7 +151,7 @@ def test_a_value_that_changes_while_it_is_shown_is_shown_by_its_repr() -> None:
     assert present_value(Changing(a=1, b=2), 1_000)["kind"] == "repr"
 
 
-def test_nothing_of_the_kernel_is_in_the_traceback_of_a_failing_repr() -> None:
+def test_the_traceback_of_a_failing_repr_has_no_frames_of_the_kernel() -> None:
     class Interrupted:
         def __repr__(self) -> str:
             raise KeyboardInterrupt

@@ -97,7 +97,7 @@ def test_a_frame_of_any_json_is_a_message_or_an_error_and_nothing_else(
 
 
 def check_fed(data: bytes) -> None:
-    """Feed `data`; whatever comes out has the types that its class promises and can be sent again."""
+    """Feed `data`; each message that results has the declared types and can be sent again."""
     try:
         found = wire.MessageDecoder().decode_messages(data)
     except wire.WireError:
@@ -113,9 +113,7 @@ def check_fed(data: bytes) -> None:
 
 
 @given(MESSAGES, st.data())
-def test_a_frame_that_is_cut_short_is_waited_for(
-    message: wire.Message, data: st.DataObject
-) -> None:
+def test_an_incomplete_frame_waits_for_the_rest(message: wire.Message, data: st.DataObject) -> None:
     frame = wire.encode_message(message)
     end = data.draw(st.integers(0, len(frame) - 1))
     decoder = wire.MessageDecoder()
@@ -124,7 +122,7 @@ def test_a_frame_that_is_cut_short_is_waited_for(
 
 
 @given(st.just(0) | st.integers(wire.MAX_FRAME_BYTES + 1, 2**32 - 1))
-def test_a_size_out_of_bounds_is_refused_before_anything_is_kept(size: int) -> None:
+def test_an_impossible_size_is_refused_before_anything_is_buffered(size: int) -> None:
     with pytest.raises(wire.WireError, match="the limit is"):
         wire.FrameSplitter().feed(size.to_bytes(4, "big") + b"x")
 
@@ -155,13 +153,13 @@ def test_a_message_beyond_the_limit_cannot_be_sent() -> None:
         wire.encode_message(wire.Reply(1, "x" * wire.MAX_FRAME_BYTES))
 
 
-def test_half_a_character_arrives_as_its_escape() -> None:
+def test_a_lone_surrogate_arrives_as_its_escape() -> None:
     sent = wire.Call(1, 1, "t", {"\ud800": ["\udfff", "\U0001f600"]})
     [found] = wire.MessageDecoder().decode_messages(wire.encode_message(sent))
     assert found == wire.Call(1, 1, "t", {"\\ud800": ["\\udfff", "\U0001f600"]})
 
 
-def test_depth_that_python_cannot_read_is_an_error() -> None:
+def test_json_that_is_nested_too_deeply_is_an_error() -> None:
     head = b'{"call":1,"value":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     body = bytes([wire.TYPE_CODES[wire.Reply]]) + head
     with pytest.raises(wire.WireError):

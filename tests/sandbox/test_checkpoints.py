@@ -1,4 +1,4 @@
-"""Checkpoints: states that are parked, promoted and dropped, on each backend, with friendly and with hostile code."""
+"""Checkpoints: states are parked, promoted and dropped, with friendly and with hostile code."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ async def promoted(run: SandboxDriver, number: int) -> wire.Promoted:
     return answer
 
 
-# rewinding ------------------------------------------------------------------------------------------
+# rewinding ----------------------------------------------------------------------------------------
 
 
-async def test_a_promoted_state_is_what_it_was_however_often(run: SandboxDriver) -> None:
+async def test_a_state_can_be_promoted_repeatedly_and_never_changes(run: SandboxDriver) -> None:
     first = await parked(run, "x = [1]")
     second = await parked(run, "x.append(2)")
     for number, value in ((first, "[1]"), (second, "[1, 2]"), (first, "[1]"), (first, "[1]")):
@@ -72,7 +72,7 @@ async def test_a_promoted_state_is_what_it_was_however_often(run: SandboxDriver)
         await run("x.append('lost')", park=False)
 
 
-async def test_branches_of_branches_keep_apart(run: SandboxDriver) -> None:
+async def test_branches_of_branches_are_independent(run: SandboxDriver) -> None:
     root = await parked(run, "x = ['root']")
     left = await parked(run, "x.append('left')")
     await promoted(run, root)
@@ -86,13 +86,13 @@ async def test_branches_of_branches_keep_apart(run: SandboxDriver) -> None:
     assert await run.evaluate("x") == '["root", "right"]'
 
 
-async def test_zero_is_an_empty_interpreter(run: SandboxDriver) -> None:
+async def test_promoting_run_zero_gives_an_empty_interpreter(run: SandboxDriver) -> None:
     await parked(run, "x = 1")
     await promoted(run, 0)
     assert await run.evaluate("'x' in globals()") == "false"
 
 
-async def test_a_state_that_is_not_parked_leaves_an_empty_interpreter_and_says_so(
+async def test_promoting_a_state_that_is_not_parked_fails_and_leaves_an_empty_interpreter(
     run: SandboxDriver,
 ) -> None:
     await run("x = 1", park=False)
@@ -102,7 +102,7 @@ async def test_a_state_that_is_not_parked_leaves_an_empty_interpreter_and_says_s
     assert await run.evaluate("'x' in globals()") == "false"
 
 
-async def test_the_promotion_of_a_run_that_has_only_just_ended_waits_for_its_copy(
+async def test_promoting_a_run_that_has_just_finished_waits_for_its_fork(
     run: SandboxDriver,
 ) -> None:
     for number in range(20):
@@ -111,7 +111,7 @@ async def test_the_promotion_of_a_run_that_has_only_just_ended_waits_for_its_cop
         assert await run.evaluate("x") == str(number)
 
 
-async def test_generators_of_chance_go_on_where_they_were(run: SandboxDriver) -> None:
+async def test_random_generators_continue_in_the_same_state(run: SandboxDriver) -> None:
     number = await parked(
         run, "import random, uuid\ndef draw(): return str((random.random(), uuid.uuid4()))"
     )
@@ -124,7 +124,7 @@ async def test_generators_of_chance_go_on_where_they_were(run: SandboxDriver) ->
     assert len(set(seen)) == 1
 
 
-async def test_files_are_read_on_from_where_they_were(run: SandboxDriver) -> None:
+async def test_open_files_continue_at_the_same_offset(run: SandboxDriver) -> None:
     await run("open('lines', 'w').write('one\\ntwo\\nthree\\n')")
     number = await parked(
         run,
@@ -135,13 +135,18 @@ async def test_files_are_read_on_from_where_they_were(run: SandboxDriver) -> Non
         assert await run.evaluate("file.readline(), raw.read(4).decode()") == '["one\\n", "two\\n"]'
 
 
-async def test_the_event_loop_goes_on_with_its_tasks(run: SandboxDriver) -> None:
+async def test_the_event_loop_continues_with_its_tasks(run: SandboxDriver) -> None:
     number = await parked(
         run,
-        f"{CALL}import asyncio\nticks = []\nasync def tick():\n    while True:\n        ticks.append(1)\n"
-        "        await asyncio.sleep(0.001)\ntask = asyncio.create_task(tick())\nawait asyncio.sleep(0.01)",
+        f"{CALL}import asyncio\nticks = []\nasync def tick():\n    while True:\n"
+        f"        ticks.append(1)\n"
+        "        await asyncio.sleep(0.001)\ntask = asyncio.create_task(tick())\n"
+        "await asyncio.sleep(0.01)",
     )
-    gather = "r = await asyncio.gather(*(host.acall('test.echo', {'n': n}) for n in range(20)))\n[e['n'] for e in r]"
+    gather = (
+        "r = await asyncio.gather(*(host.acall('test.echo', {'n': n}) for n in range(20)))\n"
+        "[e['n'] for e in r]"
+    )
     for _ in range(2):
         await promoted(run, number)
         assert (
@@ -154,11 +159,12 @@ async def test_the_event_loop_goes_on_with_its_tasks(run: SandboxDriver) -> None
     await parked(run, "task.cancel()")
 
 
-async def test_a_task_that_waits_for_a_call_is_told_that_its_run_is_over(
+async def test_a_task_that_waits_for_a_call_gets_an_error_after_a_promotion(
     run: SandboxDriver,
 ) -> None:
     number = await parked(
-        run, f"{CALL}import asyncio\ntask = asyncio.create_task(host.acall('test.nap', {{'seconds': 600}}))\n"
+        run, f"{CALL}import asyncio\ntask = asyncio.create_task(host.acall('test.nap', "
+             f"{{'seconds': 600}}))\n"
         "await asyncio.sleep(0.01)"
     )  # fmt: skip
     await promoted(run, number)
@@ -182,7 +188,7 @@ async def test_a_promoted_worker_can_be_interrupted(run: SandboxDriver) -> None:
     assert await run.evaluate("x") == "1"
 
 
-async def test_interrupts_at_random_moments_strike_promoted_workers_no_harder(
+async def test_promoted_workers_survive_interrupts_at_random_moments(
     run: SandboxDriver,
 ) -> None:
     for seed in range(2):
@@ -193,13 +199,13 @@ async def test_interrupts_at_random_moments_strike_promoted_workers_no_harder(
         await promoted(run, 0)
 
 
-async def test_a_clock_of_the_process_does_not_run_backwards(run: SandboxDriver) -> None:
+async def test_process_time_does_not_run_backwards(run: SandboxDriver) -> None:
     number = await parked(run, "import time\nsum(range(5_000_000))\nthen = time.process_time()")
     await promoted(run, number)
     assert await run.evaluate("time.process_time() >= then") == "true"
 
 
-async def test_what_a_promoted_worker_prints_and_uses_is_its_own(run: SandboxDriver) -> None:
+async def test_output_files_and_usage_of_a_promoted_worker_are_reported(run: SandboxDriver) -> None:
     await promoted(run, await parked(run, "import os, subprocess"))
     done = await run("print('a')\nsubprocess.run(['echo', 'b'])\nopen('f', 'w').write('c')")
     assert run.recorder.output_text() == "a\nb\n"
@@ -209,10 +215,11 @@ async def test_what_a_promoted_worker_prints_and_uses_is_its_own(run: SandboxDri
     assert done.usage["peak_mb"] > 1
 
 
-async def test_hooks_for_forks_are_not_called_for_ours(run: SandboxDriver) -> None:
+async def test_fork_hooks_are_not_called_for_forks_of_the_runtime(run: SandboxDriver) -> None:
     number = await parked(
         run,
-        "import os, sys\nheard = []\ndef shout(): heard.append(1); print('hook'); raise ValueError\n"
+        "import os, sys\nheard = []\ndef shout(): heard.append(1); print('hook'); raise "
+        "ValueError\n"
         "os.register_at_fork(before=shout, after_in_child=shout, after_in_parent=shout)",
     )
     await promoted(run, number)
@@ -223,13 +230,13 @@ async def test_hooks_for_forks_are_not_called_for_ours(run: SandboxDriver) -> No
     assert await run.evaluate("len(heard)") == "2"
 
 
-async def test_waiting_for_any_child_finds_no_copies(run: SandboxDriver) -> None:
+async def test_waiting_for_any_child_does_not_find_forks_of_the_runtime(run: SandboxDriver) -> None:
     code = "import os\ntry: found = os.wait()\nexcept ChildProcessError: found = 'none'\nfound"
     for _ in range(10):
         assert await run.evaluate(code) == '"none"'
 
 
-async def test_a_handler_for_children_hears_of_none(run: SandboxDriver) -> None:
+async def test_a_sigchld_handler_is_not_called_for_forks_of_the_runtime(run: SandboxDriver) -> None:
     await run(
         "import signal\nheard = []\nsignal.signal(signal.SIGCHLD, lambda *_: heard.append(1))"
     )
@@ -237,7 +244,7 @@ async def test_a_handler_for_children_hears_of_none(run: SandboxDriver) -> None:
         assert await run.evaluate("heard") == "[]"
 
 
-async def test_a_burst_of_steps_parks_its_last_one_and_says_what_became_of_each(
+async def test_a_burst_of_steps_parks_its_last_one_and_reports_the_others(
     run: SandboxDriver,
 ) -> None:
     await parked(run, "x = 0")
@@ -251,23 +258,23 @@ async def test_a_burst_of_steps_parks_its_last_one_and_says_what_became_of_each(
     assert "followed at once" in run.link.park_failures.get(first_left, "followed at once")
 
 
-# what cannot be parked ------------------------------------------------------------------------------
+# what cannot be parked ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("code", "word"),
     [
-        ("import threading\nover = threading.Event()\nthreading.Thread(target=over.wait).start()", "threads"),
+        ("import threading\nthreading.Thread(target=threading.Event().wait).start()", "threads"),
         ("import subprocess\nchild = subprocess.Popen(['sleep', '600'])", "child processes"),
         ("import os\nends = os.pipe()", "a pipe is open"),
         ("import socket\nends = socket.socketpair()", "a socket is open"),
         ("import select\nevents = select.epoll()", "eventpoll is open"),
         ("import os\ntty = os.open('/dev/ptmx', os.O_RDWR)", "a pipe or device is open"),
-        ("import fcntl\nfile = open('f', 'w')\nfcntl.flock(file, fcntl.LOCK_EX)", "a file is locked"),
+        ("import fcntl\nf = open('f', 'w')\nfcntl.flock(f, fcntl.LOCK_EX)", "a file is locked"),
         ("import mmap\nshared = mmap.mmap(-1, 4096)", "memory is shared"),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_copied_is_not_parked_and_the_reason_is_told(
+async def test_what_cannot_be_forked_is_not_parked_and_the_reason_is_reported(
     run: SandboxDriver, code: str, word: str
 ) -> None:
     await parked(run, "x = 1")
@@ -275,31 +282,33 @@ async def test_what_cannot_be_copied_is_not_parked_and_the_reason_is_told(
     assert await run.evaluate("x") == "1"
 
 
-async def test_what_is_over_hinders_no_checkpoint(run: SandboxDriver) -> None:
+async def test_finished_threads_and_children_do_not_prevent_parking(run: SandboxDriver) -> None:
     await parked(
         run,
-        "import asyncio, subprocess, threading, tempfile, mmap\nthread = threading.Thread(target=print)\n"
-        "thread.start(); thread.join()\nsubprocess.run(['true'])\nawait asyncio.sleep(0)\nfile = open('f', 'w')",
+        "import asyncio, subprocess, threading, tempfile, mmap\n"
+        "thread = threading.Thread(target=print)\n"
+        "thread.start(); thread.join()\nsubprocess.run(['true'])\nawait asyncio.sleep(0)\n"
+        "file = open('f', 'w')",
     )
 
 
-# deaths ---------------------------------------------------------------------------------------------
+# deaths -------------------------------------------------------------------------------------------
 
 DEATHS = {
     "exit": "os._exit(3)",
     "kill": "os.kill(os.getpid(), 9)",
     "segfault": "import ctypes; ctypes.string_at(1)",
-    "stack overflow": "import sys; sys.setrecursionlimit(10**9)\ndef f(_): sorted([1], key=f)\nf(1); os.abort()",
+    "stack overflow": "import sys; sys.setrecursionlimit(10**9)\ndef f(_): sorted([1], key=f)\n"
+    "f(1); os.abort()",
     "memory": "hoard = []\nwhile True:\n    try: hoard.append(bytearray(b'x') * 10_000_000)\n"
     "    except MemoryError: os._exit(9)",
-    "interrupts ignored": "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)",
+    "interrupts ignored": "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "time.sleep(60)",
 }
 
 
 @pytest.mark.parametrize("name", DEATHS)
-async def test_a_death_undoes_the_run_and_no_more_twice_in_a_row(
-    run: SandboxDriver, name: str
-) -> None:
+async def test_a_death_loses_the_run_and_nothing_before_it(run: SandboxDriver, name: str) -> None:
     number = await parked(
         run,
         "import os\nx = {'kept': [1]}\nopen('old', 'w').write('old')\nopen('gone', 'w').close()",
@@ -323,7 +332,7 @@ async def test_a_death_undoes_the_run_and_no_more_twice_in_a_row(
         assert run.recorder.files is None
 
 
-async def test_processes_that_a_run_has_left_die_with_a_promotion(run: SandboxDriver) -> None:
+async def test_a_promotion_kills_processes_that_a_run_has_left(run: SandboxDriver) -> None:
     number = await parked(run, "import os, subprocess")
     done = await run(
         "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\nchild.pid"
@@ -334,14 +343,15 @@ async def test_processes_that_a_run_has_left_die_with_a_promotion(run: SandboxDr
     assert run.link.parked_runs >= {number}
 
 
-async def test_whatever_stands_in_the_way_of_a_restored_file_gives_way(run: SandboxDriver) -> None:
+async def test_restoring_a_file_removes_whatever_is_in_its_way(run: SandboxDriver) -> None:
     number = await parked(
         run,
         "import os, shutil, socket\nfor name in 'abc': open(name, 'w').write(name)\nos.mkdir('d')\n"
         "open('d/e', 'w').write('e')\ndef bind(path): socket.socket(socket.AF_UNIX).bind(path)",
     )
     await run(
-        "for name in 'abc': os.remove(name)\nbind('a'); os.mkdir('b'); open('b/x', 'w').close(); os.symlink('/', 'c')\n"
+        "for name in 'abc': os.remove(name)\n"
+        "bind('a'); os.mkdir('b'); open('b/x', 'w').close(); os.symlink('/', 'c')\n"
         "shutil.rmtree('d'); os.symlink('/tmp', 'd'); os._exit(1)"
     )
     answer = await promoted(run, number)
@@ -356,10 +366,10 @@ async def test_whatever_stands_in_the_way_of_a_restored_file_gives_way(run: Sand
     assert run.recorder.files is None
 
 
-# bounds ---------------------------------------------------------------------------------------------
+# bounds -------------------------------------------------------------------------------------------
 
 
-async def test_the_oldest_make_room_and_are_told(run: SandboxDriver) -> None:
+async def test_the_oldest_forks_are_dropped_and_reported(run: SandboxDriver) -> None:
     numbers = [await parked(run, f"x = {number}") for number in range(SMALL_LIMITS.checkpoints + 3)]
     await until(lambda: len(run.link.parked_runs) == SMALL_LIMITS.checkpoints)
     assert run.link.parked_runs == set(numbers[3:])
@@ -368,7 +378,7 @@ async def test_the_oldest_make_room_and_are_told(run: SandboxDriver) -> None:
     assert await run.evaluate("x") == "3"
 
 
-async def test_memory_of_their_own_bounds_them_and_shared_memory_does_not(
+async def test_forks_are_limited_by_their_own_memory_but_not_by_shared_memory(
     run: SandboxDriver,
 ) -> None:
     await parked(run, "heap = bytearray(b'x') * (60 << 20)")
@@ -392,7 +402,7 @@ async def test_without_checkpoints_nothing_is_parked(backend: Backend) -> None:
         assert not (await link.promote(1)).ok
 
 
-async def test_a_hundred_runs_leave_no_process_but_the_copies(run: SandboxDriver) -> None:
+async def test_a_hundred_runs_leave_no_process_except_parked_forks(run: SandboxDriver) -> None:
     await run(CHILDREN)
     for number in range(100):
         await run("import os; os.system('true')")
@@ -403,7 +413,7 @@ async def test_a_hundred_runs_leave_no_process_but_the_copies(run: SandboxDriver
     assert done.value["text"] == f"[{SMALL_LIMITS.checkpoints}, false]"
 
 
-# hostile code ---------------------------------------------------------------------------------------
+# hostile code -------------------------------------------------------------------------------------
 
 COPIES = (
     CHILDREN
@@ -411,7 +421,7 @@ COPIES = (
 )
 
 
-async def test_copies_that_code_kills_are_told(run: SandboxDriver) -> None:
+async def test_forks_that_code_kills_are_reported(run: SandboxDriver) -> None:
     number = await parked(run, COPIES)
     await run("strike(signal.SIGKILL)", park=False)
     await until(lambda: not run.link.parked_runs)
@@ -419,16 +429,14 @@ async def test_copies_that_code_kills_are_told(run: SandboxDriver) -> None:
     assert await run.evaluate("1") == "1"
 
 
-async def test_copies_that_code_stops_go_on(run: SandboxDriver) -> None:
+async def test_forks_that_code_stops_can_be_promoted(run: SandboxDriver) -> None:
     number = await parked(run, COPIES + "x = 1")
     await run("strike(signal.SIGSTOP)", park=False)
     await promoted(run, number)
     assert await run.evaluate("x") == "1"
 
 
-async def test_a_fork_bomb_does_not_take_the_copies_with_it(
-    run: SandboxDriver, backend: Backend
-) -> None:
+async def test_parked_forks_survive_a_fork_bomb(run: SandboxDriver, backend: Backend) -> None:
     if not backend.is_isolated:
         pytest.skip("a fork bomb is only bounded in a container")
     number = await parked(run, "import os\nx = 1")
@@ -453,13 +461,12 @@ FORGE = (
         "sock.sendall(wire.encode_message(wire.ParkFailed(1, 'x')))",
         "sock.sendall(wire.encode_message(wire.Promoted(1, True, [], [])))",
         "sock.sendall(wire.encode_message(wire.ForkDropped(1)))",
-        "for _ in range(2000): socket.send_fds(sock, [wire.encode_message(wire.ForkParked(1))], [0, 1, 2])",
+        "for _ in range(2000): socket.send_fds(sock, "
+        "[wire.encode_message(wire.ForkParked(1))], [0, 1, 2])",
         "socket.send_fds(sock, [wire.encode_message(wire.Call(1, 1, 'test.echo', {}))], [0])",
     ],
 )
-async def test_a_forged_frame_costs_the_interpreter_and_nothing_else(
-    run: SandboxDriver, forged: str
-) -> None:
+async def test_a_forged_frame_kills_only_the_interpreter(run: SandboxDriver, forged: str) -> None:
     number = await parked(run, FORGE)
     done = await run(f"{forged}\nimport time; time.sleep(30)", timeout_s=25)
     assert done.status == "died"
@@ -478,7 +485,7 @@ FALSE = {  # what is handed over as the control socket of a copy
 
 
 @pytest.mark.parametrize("name", FALSE)
-async def test_a_false_copy_is_none(run: SandboxDriver, name: str) -> None:
+async def test_a_forged_fork_is_refused(run: SandboxDriver, name: str) -> None:
     code = f"""
 ends = {FALSE[name]}
 from mcpruntime_sandbox.sandboxed.kernel import forks
@@ -494,13 +501,14 @@ forks.park_fork = park_fork
     assert await run.evaluate("1") == "1"
 
 
-async def test_a_copy_that_never_says_hello_holds_nothing_up_for_long(run: SandboxDriver) -> None:
+async def test_a_fork_that_never_says_hello_does_not_block_for_long(run: SandboxDriver) -> None:
     code = """
 from mcpruntime_sandbox.sandboxed.kernel import forks
 ends = []
 def park_fork(sock, run_number, oom_score):
     ends.append(socket.socketpair())
-    socket.send_fds(sock, [wire.encode_message(wire.ForkParked(run_number))], [ends[-1][1].fileno()])
+    frame = wire.encode_message(wire.ForkParked(run_number))
+    socket.send_fds(sock, [frame], [ends[-1][1].fileno()])
     return 0
 forks.find_park_obstacle = lambda *_: ('', {})
 forks.park_fork = park_fork
@@ -513,7 +521,7 @@ forks.park_fork = park_fork
     assert len(run.link.park_failures) == 21
 
 
-async def test_a_message_that_makes_no_sense_ends_the_link(backend: Backend) -> None:
+async def test_a_message_with_an_impossible_run_number_is_refused(backend: Backend) -> None:
     for message in (
         wire.ForkParked(9),
         wire.ForkDropped(0),
@@ -525,7 +533,7 @@ async def test_a_message_that_makes_no_sense_ends_the_link(backend: Backend) -> 
                 link._route(message)
 
 
-async def test_a_link_that_is_closed_promotes_nothing(backend: Backend) -> None:
+async def test_promoting_on_a_closed_link_fails(backend: Backend) -> None:
     async with open_link(backend, make_setup(backend)) as link:
         link.fail("it was closed")
         with pytest.raises(SandboxFailed, match="it was closed"):

@@ -1,4 +1,4 @@
-"""What every backend must do, tried on each: the same cases against Docker and against local processes."""
+"""What every backend must do: the same cases for containers and for local processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcpruntime_server.sandbox.link import SandboxLink, open_link
 
 from .conftest import RunRecorder, SandboxDriver, make_setup
 
-# values ---------------------------------------------------------------------------------------------
+# values -------------------------------------------------------------------------------------------
 
 
 async def test_variables_imports_and_functions_persist(run: SandboxDriver) -> None:
@@ -56,7 +56,7 @@ async def test_a_repr_that_raises_is_reported_and_not_raised(run: SandboxDriver)
     assert text == "<Bad whose repr failed with ValueError>"
 
 
-async def test_a_huge_value_is_cut_and_says_so(run: SandboxDriver) -> None:
+async def test_a_huge_value_is_truncated_and_marked(run: SandboxDriver) -> None:
     done = await run("'x' * 100_000_000")
     assert done.value is not None
     assert done.value["cut"]
@@ -65,12 +65,13 @@ async def test_a_huge_value_is_cut_and_says_so(run: SandboxDriver) -> None:
 
 async def test_top_level_await_works_and_its_loop_stays(run: SandboxDriver) -> None:
     await run(
-        "import asyncio\ntask = asyncio.ensure_future(asyncio.sleep(0, 'later'))\nawait asyncio.sleep(0)"
+        "import asyncio\ntask = asyncio.ensure_future(asyncio.sleep(0, 'later'))\n"
+        "await asyncio.sleep(0)"
     )
     assert await run.evaluate("await task") == '"later"'
 
 
-async def test_threads_go_on_between_runs(run: SandboxDriver) -> None:
+async def test_threads_continue_between_runs(run: SandboxDriver) -> None:
     await run(
         "import threading\ngo, seen = threading.Event(), []\n"
         "t = threading.Thread(target=lambda: (go.wait(), seen.append(1)))\nt.start()"
@@ -78,7 +79,7 @@ async def test_threads_go_on_between_runs(run: SandboxDriver) -> None:
     assert await run.evaluate("go.set(); t.join(); seen") == "[1]"
 
 
-# errors ---------------------------------------------------------------------------------------------
+# errors -------------------------------------------------------------------------------------------
 
 
 async def test_an_error_shows_the_users_own_lines(run: SandboxDriver) -> None:
@@ -98,7 +99,7 @@ async def test_a_syntax_error_names_the_line(run: SandboxDriver) -> None:
     assert (done.error["type"], done.error["line"]) == ("SyntaxError", 2)
 
 
-async def test_a_misspelt_name_gets_a_suggestion(run: SandboxDriver) -> None:
+async def test_a_misspelled_name_gets_a_suggestion(run: SandboxDriver) -> None:
     done = await run("counter = 1\ncountre")
     assert done.error is not None
     assert "counter" in done.error["traceback"].splitlines()[-1]
@@ -123,10 +124,10 @@ async def test_sys_exit_ends_the_run_and_not_the_session(run: SandboxDriver) -> 
     assert await run.evaluate("x") == "5"
 
 
-# output ---------------------------------------------------------------------------------------------
+# output -------------------------------------------------------------------------------------------
 
 
-async def test_stdout_and_stderr_arrive_apart(run: SandboxDriver) -> None:
+async def test_stdout_and_stderr_are_separate(run: SandboxDriver) -> None:
     await run("import sys\nprint('out')\nprint('err', file=sys.stderr)")
     assert (run.recorder.output_text("stdout"), run.recorder.output_text("stderr")) == (
         "out\n",
@@ -136,7 +137,8 @@ async def test_stdout_and_stderr_arrive_apart(run: SandboxDriver) -> None:
 
 async def test_output_of_child_processes_and_raw_descriptors_arrives(run: SandboxDriver) -> None:
     await run(
-        "import os, subprocess, sys\nsubprocess.run([sys.executable, '-c', 'print(1)'])\nos.write(1, b'raw')"
+        "import os, subprocess, sys\nsubprocess.run([sys.executable, '-c', 'print(1)'])\n"
+        "os.write(1, b'raw')"
     )
     assert run.recorder.output_text() == "1\nraw"
 
@@ -188,12 +190,14 @@ async def test_what_a_thread_prints_between_runs_is_in_the_next(run: SandboxDriv
     )  # or it was printed before the second run was over
 
 
-# calls ----------------------------------------------------------------------------------------------
+# calls --------------------------------------------------------------------------------------------
 
 CALL = "from mcpruntime_sandbox.sandboxed.library.tools import host, HostError\n"
 
 
-async def test_a_call_returns_what_the_host_answers_and_names_its_line(run: SandboxDriver) -> None:
+async def test_a_call_returns_the_answer_of_the_host_and_reports_its_line(
+    run: SandboxDriver,
+) -> None:
     assert (
         await run.evaluate(f"{CALL}host.call('test.echo', {{'a': [1, None]}})")
         == '{"a": [1, null]}'
@@ -203,8 +207,8 @@ async def test_a_call_returns_what_the_host_answers_and_names_its_line(run: Sand
 
 async def test_an_error_of_the_host_is_raised_where_the_code_called(run: SandboxDriver) -> None:
     code = (
-        CALL
-        + "try:\n    host.call('test.fail', {})\nexcept HostError as e:\n    r = (e.kind, e.message, e.data)\nr"
+        CALL + "try:\n    host.call('test.fail', {})\nexcept HostError as e:\n"
+        "    r = (e.kind, e.message, e.data)\nr"
     )
     assert await run.evaluate(code) == '["tool_error", "no", {"why": 1}]'
 
@@ -213,7 +217,8 @@ async def test_threads_call_at_the_same_time(run: SandboxDriver) -> None:
     code = (
         f"{CALL}from concurrent.futures import ThreadPoolExecutor\n"
         "with ThreadPoolExecutor(32) as pool:\n"
-        "    r = list(pool.map(lambda n: host.call('test.nap', {'seconds': 0.2, 'n': n})['n'], range(32)))\n"
+        "    r = list(pool.map(lambda n: host.call('test.nap', {'seconds': 0.2, 'n': n})['n'], "
+        "range(32)))\n"
         "r == list(range(32))"
     )
     with anyio.fail_after(5):
@@ -224,7 +229,8 @@ async def test_tasks_and_threads_call_at_the_same_time(run: SandboxDriver) -> No
     code = (
         f"{CALL}import asyncio\n"
         "tasks = [host.acall('test.nap', {'seconds': 0.2, 'n': n}) for n in range(16)]\n"
-        "threads = [asyncio.to_thread(host.call, 'test.nap', {'seconds': 0.2, 'n': n}) for n in range(16, 20)]\n"
+        "threads = [asyncio.to_thread(host.call, 'test.nap', {'seconds': 0.2, 'n': n}) for n "
+        "in range(16, 20)]\n"
         "[r['n'] for r in await asyncio.gather(*tasks, *threads)] == list(range(20))"
     )
     with anyio.fail_after(5):
@@ -238,7 +244,7 @@ async def test_arguments_that_are_not_json_are_refused_in_the_code(run: SandboxD
     assert run.recorder.calls == []
 
 
-async def test_a_forked_copy_cannot_call_and_does_not_answer_for_its_parent(
+async def test_a_process_that_code_forks_cannot_call_and_reports_no_result(
     run: SandboxDriver,
 ) -> None:
     code = (
@@ -249,10 +255,10 @@ async def test_a_forked_copy_cannot_call_and_does_not_answer_for_its_parent(
     assert await run.evaluate("1") == "1"
 
 
-# stopping -------------------------------------------------------------------------------------------
+# stopping -----------------------------------------------------------------------------------------
 
 
-async def test_code_past_its_time_is_interrupted_and_the_namespace_stays(
+async def test_code_is_interrupted_after_its_timeout_and_variables_stay(
     run: SandboxDriver,
 ) -> None:
     await run("x = 1")
@@ -269,14 +275,15 @@ async def test_code_that_waits_for_the_host_is_interrupted(run: SandboxDriver) -
 
 async def test_code_that_awaits_is_interrupted_and_cleans_up(run: SandboxDriver) -> None:
     await run(
-        "import asyncio\nclean = []\nasync def f():\n    try: await asyncio.sleep(600)\n    finally: clean.append(1)"
+        "import asyncio\nclean = []\nasync def f():\n    try: await asyncio.sleep(600)\n"
+        "    finally: clean.append(1)"
     )
     done = await run("await f()", timeout_s=0.3)
     assert done.status == "interrupted"
     assert await run.evaluate("clean") == "[1]"
 
 
-async def test_code_that_ignores_interrupts_loses_its_interpreter_and_not_the_session(
+async def test_code_that_ignores_interrupts_loses_its_interpreter_but_not_the_sandbox(
     run: SandboxDriver,
 ) -> None:
     await run("open('kept', 'w').write('file')")
@@ -291,7 +298,10 @@ async def test_code_that_ignores_interrupts_loses_its_interpreter_and_not_the_se
 
 async def test_a_child_process_that_outlives_a_killed_run_is_killed_too(run: SandboxDriver) -> None:
     code = "import signal, subprocess, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    code += "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\nopen('pid', 'w').write(str(child.pid))\n"
+    code += (
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "open('pid', 'w').write(str(child.pid))\n"
+    )
     await run(code + "time.sleep(60)", timeout_s=0.5)
     alive = (
         "import os\npid = int(open('pid').read())\n"
@@ -300,7 +310,7 @@ async def test_a_child_process_that_outlives_a_killed_run_is_killed_too(run: San
     assert await run.evaluate(alive) == "false"
 
 
-# dying ----------------------------------------------------------------------------------------------
+# dying --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -327,7 +337,7 @@ async def test_an_interpreter_that_dies_is_replaced(
     assert run.link.restart_reasons
 
 
-async def test_code_that_breaks_what_the_kernel_needs_gets_a_fresh_interpreter(
+async def test_code_that_damages_the_runtime_gets_a_new_interpreter(
     run: SandboxDriver,
 ) -> None:
     assert (await run("import os\nos.getpid = None")).status == "died"
@@ -335,7 +345,7 @@ async def test_code_that_breaks_what_the_kernel_needs_gets_a_fresh_interpreter(
     assert "modules that it needs" in run.link.restart_reasons[-1]
 
 
-async def test_calls_without_end_are_refused_and_do_not_pile_up(run: SandboxDriver) -> None:
+async def test_endless_calls_are_refused_beyond_a_limit(run: SandboxDriver) -> None:
     code = (
         f"{CALL}import asyncio\n"
         "naps = [host.acall('test.nap', {'seconds': 5}) for _ in range(1200)]\n"
@@ -345,7 +355,7 @@ async def test_calls_without_end_are_refused_and_do_not_pile_up(run: SandboxDriv
     assert await run.evaluate(code) == "176"
 
 
-async def test_code_that_takes_all_memory_does_not_take_the_session(run: SandboxDriver) -> None:
+async def test_code_that_takes_all_memory_does_not_end_the_sandbox(run: SandboxDriver) -> None:
     done = await run("x = []\nwhile True: x.append(bytearray(10_000_000))")
     assert done.status in (
         "died",
@@ -364,14 +374,15 @@ async def test_code_that_kills_its_parent_ends_the_sandbox_with_an_error(
         await run("1")
 
 
-# files ----------------------------------------------------------------------------------------------
+# files --------------------------------------------------------------------------------------------
 
 
-async def test_changed_and_removed_files_are_told_and_their_content_arrives(
+async def test_changed_and_removed_files_are_reported_with_their_content(
     run: SandboxDriver,
 ) -> None:
     await run(
-        "import os\nos.makedirs('a/b')\nopen('a/b/c.txt', 'w').write('one')\nopen('big', 'wb').write(bytes(1_000_000))"
+        "import os\nos.makedirs('a/b')\nopen('a/b/c.txt', 'w').write('one')\n"
+        "open('big', 'wb').write(bytes(1_000_000))"
     )
     await run.link.wait_for_files()
     assert run.recorder.files is not None
@@ -423,7 +434,7 @@ async def test_a_full_disk_is_an_error_in_the_code(run: SandboxDriver) -> None:
     assert await run.evaluate("open('small', 'w').write('x')") == "1"
 
 
-# chance and time --------------------------------------------------------------------------------------
+# chance and time ----------------------------------------------------------------------------------
 
 DRAW = (
     "import random, secrets, uuid, os\n"
@@ -431,7 +442,7 @@ DRAW = (
 )
 
 
-async def test_the_same_seed_gives_the_same_chance(backend: Backend) -> None:
+async def test_the_same_seed_gives_the_same_randomness(backend: Backend) -> None:
     async def drawn(link: SandboxLink, seed: str) -> str:
         done = await SandboxDriver(link)(DRAW, seed=seed)
         assert done.value is not None
@@ -445,14 +456,14 @@ async def test_the_same_seed_gives_the_same_chance(backend: Backend) -> None:
         assert await drawn(one, "two") != await drawn(other, "three")
 
 
-async def test_chance_of_a_run_follows_from_its_own_seed_alone(run: SandboxDriver) -> None:
+async def test_randomness_of_a_run_depends_on_its_own_seed_alone(run: SandboxDriver) -> None:
     await run("import os, secrets, uuid")  # `random` keeps a generator, which its import draws
     fresh = "str((os.urandom(4), secrets.token_hex(4), uuid.uuid4()))"
     first, other, again = [(await run(fresh, seed=seed)).value for seed in ("one", "two", "one")]
     assert first == again != other
 
 
-async def test_what_clocks_tell_the_code_is_recorded(run: SandboxDriver) -> None:
+async def test_clock_readings_are_recorded(run: SandboxDriver) -> None:
     done = await run(
         "import time, datetime\na, b = time.time(), datetime.datetime.now().timestamp()\na, b"
     )
@@ -463,7 +474,7 @@ async def test_what_clocks_tell_the_code_is_recorded(run: SandboxDriver) -> None
     assert (await run("1")).clock_readings == {}
 
 
-async def test_what_clocks_tell_the_code_before_a_call_comes_with_the_call(
+async def test_clock_readings_before_a_call_come_with_the_call(
     run: SandboxDriver,
 ) -> None:
     read = "seen.append(time.time()); "
@@ -478,10 +489,13 @@ async def test_what_clocks_tell_the_code_before_a_call_comes_with_the_call(
     assert [round(float(part), 2) for part in done.value["text"].strip("[]").split(",")] == told
 
 
-async def test_recorded_readings_are_told_again_and_then_the_real_clocks_go_on(
+async def test_recorded_readings_are_replayed_before_those_of_real_clocks(
     run: SandboxDriver,
 ) -> None:
-    code = "import time\na, b, c = time.monotonic(), time.monotonic(), time.time()\n(a, b > a, c > 1e9)"
+    code = (
+        "import time\na, b, c = time.monotonic(), time.monotonic(), time.time()\n"
+        "(a, b > a, c > 1e9)"
+    )
     ahead = 1e7
     done = await run(code, clock_readings={"monotonic": [ahead]})
     assert done.value is not None
@@ -489,10 +503,10 @@ async def test_recorded_readings_are_told_again_and_then_the_real_clocks_go_on(
     assert await run.evaluate("time.monotonic() > 1e7") == "true"
 
 
-# the link ---------------------------------------------------------------------------------------------
+# the link -----------------------------------------------------------------------------------------
 
 
-async def test_many_runs_leave_nothing_of_one_to_the_next(run: SandboxDriver) -> None:
+async def test_many_runs_do_not_mix_up_output_or_replies(run: SandboxDriver) -> None:
     for number in range(50):
         recorder = RunRecorder()
         done = await run(
@@ -503,7 +517,7 @@ async def test_many_runs_leave_nothing_of_one_to_the_next(run: SandboxDriver) ->
         assert (recorder.output_text(), done.value["text"]) == (f"{number}\n", str(number))
 
 
-async def test_a_kernel_of_another_version_does_not_come_up(backend: Backend) -> None:
+async def test_another_protocol_version_is_refused(backend: Backend) -> None:
     setup = make_setup(backend)
     other = wire.Setup(**{**setup.__dict__, "version": wire.PROTOCOL_VERSION + 1})
     with pytest.raises(ExceptionGroup) as failed:

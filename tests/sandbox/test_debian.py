@@ -1,4 +1,4 @@
-"""The base image from Debian's packages; the whole of it runs wherever `make image` finds no registry."""
+"""The base image from Debian packages; `make image` builds it where there is no registry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcpruntime_server.sandbox.docker_engine import DockerEngine
 TAG = "mcpruntime-base:test"
 
 
-def test_a_folder_becomes_an_image_without_what_nobody_reads(tmp_path: Path) -> None:
+def test_a_folder_becomes_an_image_without_excluded_paths(tmp_path: Path) -> None:
     for file in (
         "etc/keep",
         "usr/share/doc/package/copyright",
@@ -72,8 +72,11 @@ def test_the_base_is_named_by_its_release_and_its_content() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_is_told_what_needs_root() -> None:
-    script = "import os; os.setgid(65534); os.setuid(65534); from %s import debian; debian.check_requirements()"
+def test_an_ordinary_user_learns_what_needs_root() -> None:
+    script = (
+        "import os; os.setgid(65534); os.setuid(65534); from %s import debian; "
+        "debian.check_requirements()"
+    )
     # The modules are imported before the change of user, who may not be able to read them.
     imported = f"import {debian.__name__}; " + script % debian.__name__.rpartition(".")[0]
     done = subprocess.run(

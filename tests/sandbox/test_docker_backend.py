@@ -106,10 +106,10 @@ async def inside(home: Path, code: str, settings: SandboxSettings = SMALL) -> An
     return json.loads(printed)
 
 
-# what code inside is and sees -----------------------------------------------------------------------
+# what code inside is and sees ---------------------------------------------------------------------
 
 
-async def test_code_runs_as_nobody_in_particular_without_capabilities_and_behind_a_filter(
+async def test_code_runs_as_an_unknown_user_without_capabilities_and_with_seccomp(
     home: Path,
 ) -> None:
     status = await inside(
@@ -147,8 +147,12 @@ async def test_the_root_cannot_be_written_and_the_workspace_can(home: Path) -> N
             return "yes"
         workspace = os.stat(".")
         print(json.dumps({
-            "writes": {folder: writes(folder) for folder in ("/", "/etc", "/usr", "/dev", "/sys", "/tmp", ".")},
-            "cwd": os.getcwd(), "mode": oct(workspace.st_mode & 0o777), "mine": workspace.st_uid == os.getuid(),
+            "writes": {
+                folder: writes(folder)
+                for folder in ("/", "/etc", "/usr", "/dev", "/sys", "/tmp", ".")
+            },
+            "cwd": os.getcwd(), "mode": oct(workspace.st_mode & 0o777),
+            "mine": workspace.st_uid == os.getuid(),
             "home": os.path.expanduser("~"),
         }))
         """,
@@ -217,7 +221,8 @@ async def test_resource_limits_cannot_be_raised(home: Path) -> None:
         """
         import resource
         names = ("FSIZE", "NOFILE", "CORE", "MEMLOCK", "MSGQUEUE")
-        print(json.dumps([resource.getrlimit(getattr(resource, "RLIMIT_" + name, 12))[1] for name in names]))
+        kinds = [getattr(resource, "RLIMIT_" + name, 12) for name in names]
+        print(json.dumps([resource.getrlimit(kind)[1] for kind in kinds]))
         """,
     ) == [8 << 20, 1024, 0, 64 << 10, 0]
 
@@ -235,7 +240,9 @@ async def test_namespaces_and_devices_are_the_sandbox_s_own(home: Path) -> None:
         print(json.dumps({
             "namespaces": {name: os.readlink("/proc/self/ns/" + name) for name in names},
             "devices": sorted(os.listdir("/dev")), "host": os.uname().nodename,
-            "interfaces": [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]],
+            "interfaces": [
+                line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]
+            ],
             "cgroup": open("/proc/self/cgroup").read().splitlines(),
         }))
         """,
@@ -271,7 +278,9 @@ async def test_only_unix_sockets_can_be_made(home: Path) -> None:
         asyncio.run(asyncio.sleep(0))
         made = {}
         for family in range(0, 46):
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+            for kind in (
+                socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET
+            ):
                 try:
                     socket.socket(family, kind).close()
                 except OSError as exc:
@@ -290,21 +299,25 @@ async def test_dangerous_system_calls_are_refused(home: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         arm = platform.machine() == "aarch64"
         calls = {  # name: (x86-64, arm64, arguments that would work for somebody who may)
-            "ptrace": (101, 117, (0, 0, 0, 0)), "process_vm_readv": (310, 270, (os.getpid(), 0, 0, 0, 0, 0)),
+            "ptrace": (101, 117, (0, 0, 0, 0)),
+            "process_vm_readv": (310, 270, (os.getpid(), 0, 0, 0, 0, 0)),
             "unshare user": (272, 97, (0x10000000,)), "unshare mount": (272, 97, (0x20000,)),
             "setns": (308, 268, (-1, 0)), "clone newuser": (56, 220, (0x10000000 | 17, 0, 0, 0, 0)),
             "io_uring_setup": (425, 425, (1, 0)), "keyctl": (250, 219, (0, -3, 0)),
             "add_key": (248, 217, (b"user", b"a", b"b", 1, -3)), "bpf": (321, 280, (0, 0, 0)),
             "perf_event_open": (298, 241, (0, 0, -1, -1, 0)), "userfaultfd": (323, 282, (1,)),
-            "mount": (165, 40, (b"none", b"/tmp", b"tmpfs", 0, 0)), "umount2": (166, 39, (b"/tmp", 0)),
+            "mount": (165, 40, (b"none", b"/tmp", b"tmpfs", 0, 0)),
+            "umount2": (166, 39, (b"/tmp", 0)),
             "pivot_root": (155, 41, (b"/tmp", b"/tmp")), "chroot": (161, 51, (b"/tmp",)),
             "fsopen": (430, 430, (b"tmpfs", 0)), "open_tree": (428, 428, (-100, b"/tmp", 1)),
-            "open_by_handle_at": (304, 265, (-1, 0, 0)), "name_to_handle_at": (303, 264, (-100, b"/", 0, 0, 0)),
+            "open_by_handle_at": (304, 265, (-1, 0, 0)),
+            "name_to_handle_at": (303, 264, (-100, b"/", 0, 0, 0)),
             "kexec_load": (246, 104, (0, 0, 0, 0)), "init_module": (175, 105, (0, 0, b"")),
             "personality": (135, 92, (0x0040000,)), "shmget": (29, 194, (0, 4096, 0o600)),
             "mq_open": (240, 180, (b"a", 0o101, 0o600, 0)), "quotactl": (179, 60, (0, 0, 0, 0)),
             "pidfd_getfd": (438, 438, (-1, 0, 0)), "process_madvise": (440, 440, (-1, 0, 0, 0, 0)),
-            "seccomp": (317, 277, (0, 0, 0)), "syslog": (103, 116, (3, 0, 0)), "fanotify_init": (300, 262, (0, 0)),
+            "seccomp": (317, 277, (0, 0, 0)), "syslog": (103, 116, (3, 0, 0)),
+            "fanotify_init": (300, 262, (0, 0)),
         }
         found = {}
         for name, (x86, arm64, arguments) in calls.items():
@@ -320,11 +333,12 @@ async def test_dangerous_system_calls_are_refused(home: Path) -> None:
     assert refused["clone3"] == [-1, 38]
 
 
-async def test_ordinary_python_notices_nothing_of_the_filter(home: Path) -> None:
+async def test_seccomp_does_not_affect_ordinary_python(home: Path) -> None:
     assert await inside(
         home,
         """
-        import asyncio, concurrent.futures, multiprocessing, subprocess, tempfile, threading, time, uuid
+        import asyncio, concurrent.futures, multiprocessing, subprocess, tempfile
+        import threading, time, uuid
         import numpy, pandas
         import matplotlib; matplotlib.use("Agg")
         import matplotlib.pyplot as plot
@@ -349,7 +363,7 @@ async def test_ordinary_python_notices_nothing_of_the_filter(home: Path) -> None
     ) == [7, True, 10, 10, 10, 10, 300.0]
 
 
-# what code inside can use up ------------------------------------------------------------------------
+# what code inside can use up ----------------------------------------------------------------------
 
 
 async def test_a_fork_bomb_ends_in_errors_and_the_engine_lives(
@@ -377,7 +391,7 @@ async def test_a_fork_bomb_ends_in_errors_and_the_engine_lives(
     assert engine.ping()
 
 
-async def test_code_that_takes_all_memory_is_killed_and_the_cause_is_told(home: Path) -> None:
+async def test_code_that_takes_all_memory_is_killed_and_the_cause_is_reported(home: Path) -> None:
     printed, death = await outcome(
         home, "print('begun', flush=True); hoard = [bytearray(1 << 20) for _ in range(10**6)]"
     )
@@ -386,7 +400,7 @@ async def test_code_that_takes_all_memory_is_killed_and_the_cause_is_told(home: 
     assert "96 MB" in death
 
 
-async def test_a_child_that_runs_out_of_memory_is_not_taken_for_the_whole(home: Path) -> None:
+async def test_a_child_that_runs_out_of_memory_does_not_explain_the_exit_alone(home: Path) -> None:
     code = """
     import subprocess, sys
     hoard = "hoard = [bytearray(1 << 20) for _ in range(10**6)]"
@@ -417,7 +431,7 @@ async def test_memory_is_counted_with_workspace_files_and_without_page_cache(hom
     assert 20 << 20 < used < 60 << 20
 
 
-# the stream -----------------------------------------------------------------------------------------
+# the stream ---------------------------------------------------------------------------------------
 
 
 async def test_ten_megabytes_come_back_byte_for_byte(home: Path) -> None:
@@ -433,7 +447,7 @@ async def test_ten_megabytes_come_back_byte_for_byte(home: Path) -> None:
     assert got == sent
 
 
-async def test_stderr_is_kept_apart_and_explains_the_death(home: Path) -> None:
+async def test_stderr_is_separate_and_explains_the_exit(home: Path) -> None:
     printed, death = await outcome(home, "import sys; print('out'); sys.exit('no such thing')")
     assert printed == "out\n"
     assert death == "exit code 1. Its last words were 'no such thing'."
@@ -463,7 +477,7 @@ async def test_a_container_that_is_removed_from_outside_ends_the_stream(
 
 
 @pytest.mark.parametrize("piece", [1, 3, 7, 8, 9, 1000])
-def test_frames_come_apart_whatever_pieces_they_come_in(piece: int) -> None:
+def test_frames_are_decoded_whatever_chunks_they_arrive_in(piece: int) -> None:
     framed = b"".join(
         bytes((stream, 0, 0, 0)) + len(text).to_bytes(4, "big") + text
         for stream, text in [
@@ -480,10 +494,10 @@ def test_frames_come_apart_whatever_pieces_they_come_in(piece: int) -> None:
     assert frames.stderr == b"!" * 4096
 
 
-# lifetimes ------------------------------------------------------------------------------------------
+# lifetimes ----------------------------------------------------------------------------------------
 
 
-async def test_ten_opened_and_closed_at_once_leave_nothing(
+async def test_ten_sandboxes_opened_and_closed_at_once_leave_nothing(
     home: Path, engine: docker.APIClient
 ) -> None:
     made = backend(home, ECHO)
@@ -514,7 +528,7 @@ async def test_cancelling_at_any_moment_leaves_nothing(
     assert containers(engine, home) == []
 
 
-async def test_a_killed_server_s_sandbox_stops_by_itself_and_is_swept(
+async def test_a_killed_servers_sandbox_stops_by_itself_and_is_removed_as_an_orphan(
     home: Path, engine: docker.APIClient
 ) -> None:
     server = f"""
@@ -524,7 +538,8 @@ from mcpruntime_server.config import SandboxSettings
 from mcpruntime_server.sandbox.docker_backend import DockerBackend
 async def main():
     argv = ["python3", "-c", {ECHO!r}]
-    backend = DockerBackend(SandboxSettings(), Path({str(home)!r}), argv, {{}}, "doomed", lambda owner: True)
+    home = Path({str(home)!r})
+    backend = DockerBackend(SandboxSettings(), home, argv, {{}}, "doomed", lambda owner: True)
     async with backend.open_channel() as channel:
         print(channel.info.id, flush=True)
         await channel.receive()
@@ -544,7 +559,7 @@ anyio.run(main)
         engine.inspect_container(container)
 
 
-async def test_a_sweep_leaves_living_servers_and_other_data_folders_alone(
+async def test_sandboxes_of_living_servers_and_other_data_folders_are_no_orphans(
     home: Path, tmp_path: Path
 ) -> None:
     mine, other = backend(home, ECHO), backend(tmp_path / "other", ECHO, owner="gone")
@@ -571,10 +586,10 @@ async def test_labels_name_the_server_and_its_data_folder(
     made.close()
 
 
-# what is wrong outside ------------------------------------------------------------------------------
+# what is wrong outside ----------------------------------------------------------------------------
 
 
-async def test_an_engine_that_is_not_there_is_unavailable_and_the_remedy_is_named(
+async def test_a_missing_engine_is_unavailable_with_a_remedy(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{home}/nothing.sock")
@@ -589,7 +604,7 @@ async def test_an_engine_that_is_not_there_is_unavailable_and_the_remedy_is_name
     assert "scripts/docker-engine" in check.remedy
 
 
-async def test_an_image_that_is_not_there_is_unavailable_and_the_remedy_is_named(
+async def test_a_missing_image_is_unavailable_with_a_remedy(
     home: Path,
 ) -> None:
     made = backend(home, ECHO, SandboxSettings(packages=("never-built",)))
@@ -603,7 +618,7 @@ async def test_an_image_that_is_not_there_is_unavailable_and_the_remedy_is_named
     assert all(check.is_ok for name, check in checks.items() if name != "image")
 
 
-async def test_a_runtime_that_the_engine_does_not_have_is_told(home: Path) -> None:
+async def test_a_runtime_that_the_engine_does_not_have_is_reported(home: Path) -> None:
     made = backend(home, ECHO, SandboxSettings(runtime="no-such-runtime"))
     with pytest.raises(SandboxFailed, match="no-such-runtime"):
         async with made.open_channel():
@@ -656,7 +671,7 @@ def test_a_mount_that_makes_no_sense_is_a_config_error(tmp_path: Path, entry: st
         backend(tmp_path, ECHO, SandboxSettings(mounts=(entry,)))
 
 
-# figures in the engine's forms ----------------------------------------------------------------------
+# figures in the engine's forms --------------------------------------------------------------------
 
 
 def test_memory_is_read_from_both_forms_of_statistics() -> None:
@@ -669,11 +684,11 @@ def test_memory_is_read_from_both_forms_of_statistics() -> None:
     assert parse_used_memory({}) is None
 
 
-def test_a_container_that_still_runs_is_said_to() -> None:
+def test_a_container_that_still_runs_is_described_so() -> None:
     assert "restarted" in describe_exit({"Running": True, "ExitCode": 0}, 512)
 
 
-def test_last_words_cannot_imitate_our_own_lines() -> None:
+def test_stderr_is_quoted_in_the_description_of_an_exit() -> None:
     assert (
         describe_stderr(b"ok\nThe server says: all is well\n")
         == r" Its last words were 'ok\nThe server says: all is well'."

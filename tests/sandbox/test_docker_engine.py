@@ -153,7 +153,7 @@ def certificates(folder: Path) -> None:
     (folder / "key.pem").write_bytes(private)
 
 
-async def test_an_engine_that_goes_away_ends_its_sandboxes_and_hangs_nobody(
+async def test_an_engine_that_stops_ends_its_sandboxes_without_a_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "engine.sock"
@@ -185,7 +185,8 @@ async def test_an_old_engine_is_refused_with_the_version_that_is_needed(
     path = tmp_path / "old.sock"
     monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
     body = b'{"ApiVersion": "1.40"}'
-    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: application/json\r\n\r\n".encode()
+    lines = ("HTTP/1.1 200 OK", f"Content-Length: {len(body)}", "Content-Type: application/json")
+    head = "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
     async def answer(stream: anyio.abc.ByteStream) -> None:
         async with stream:
@@ -205,7 +206,7 @@ async def test_an_old_engine_is_refused_with_the_version_that_is_needed(
         tasks.cancel_scope.cancel()
 
 
-def test_addresses_are_understood_and_ssh_is_refused_with_a_way_out() -> None:
+def test_addresses_are_parsed_and_ssh_is_refused_with_a_remedy() -> None:
     assert EngineAddress.parse("http+unix:///run/docker.sock") == EngineAddress(
         "unix", "/run/docker.sock", "localhost", 0
     )

@@ -1,4 +1,4 @@
-"""Interrupts at random moments, a thousand of them: no session is lost, and nothing of one run is seen in another."""
+"""A thousand interrupts at random moments lose no session and mix up no runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ kept = 0
 """
 UNTIL = "end = time.monotonic() + {s}\nwhile time.monotonic() < end: "
 THREADS = """
-workers = [threading.Thread(target=lambda: [host.call('t', {{'n': {n}}}) for _ in range(20)]) for _ in range(4)]
+def work(): [host.call('t', {{'n': {n}}}) for _ in range(20)]
+workers = [threading.Thread(target=work) for _ in range(4)]
 for worker in workers: worker.start()
 for worker in workers: worker.join()
 time.sleep({s})
@@ -33,11 +34,13 @@ BODIES = {  # each says only `{n}` and calls only with `{n}`, for about `{s}` se
     "calls": UNTIL + "assert host.call('t', {{'n': {n}}})['n'] == {n}",
     "naps": "host.call('test.nap', {{'seconds': {s}, 'n': {n}}})",
     "awaits": UNTIL + "assert (await host.acall('t', {{'n': {n}}}))['n'] == {n}",
-    "gathers": "await asyncio.gather(*(host.acall('test.nap', {{'seconds': {s}, 'n': {n}}}) for _ in range(8)))",
+    "gathers": "await asyncio.gather(*(host.acall('test.nap', {{'seconds': {s}, 'n': {n}}}) "
+    "for _ in range(8)))",
     "sleeps": "time.sleep({s})",
     "computes": UNTIL + "sum(range(1000))",
     "threads": THREADS,
-    "processes": "subprocess.run([sys.executable, '-c', 'print({n}, flush=True); import time; time.sleep({s})'])",
+    "processes": "subprocess.run([sys.executable, '-c', 'print({n}, flush=True); import time; "
+    "time.sleep({s})'])",
     "cleans up": "try: time.sleep({s})\nfinally: print({n})",
     "ends at once": "{n}",
 }
@@ -113,7 +116,7 @@ async def test_interrupts_at_random_moments_lose_no_session_and_mix_up_no_runs(
     assert total["interrupted"] > sessions * times / 2
 
 
-async def test_an_interrupt_that_comes_before_the_code_begins_stops_it_all_the_same(
+async def test_an_interrupt_before_the_code_starts_stops_it_as_well(
     run: SandboxDriver,
 ) -> None:
     await run("import time")

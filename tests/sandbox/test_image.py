@@ -1,4 +1,4 @@
-"""The sandbox image: built from what the settings say, from where the host says, and without a trace of the host."""
+"""The sandbox image: built from the settings and the host's index, without a trace of the host."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ def wheel() -> bytes:
     """A package of one module, in the form that pip installs."""
     files = {
         "sandboxprobe.py": "ANSWER = 42\n",
-        "sandboxprobe-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: sandboxprobe\nVersion: 1.0\n",
-        "sandboxprobe-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "sandboxprobe-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: sandboxprobe\n"
+        "Version: 1.0\n",
+        "sandboxprobe-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
     }
     record = "".join(
         f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip('=')},{len(text)}\n"
@@ -121,7 +123,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
 
 
 def self_signed(folder: Path) -> tuple[bytes, Path]:
-    """Write a certificate for 127.0.0.1 and its key; return the certificate and the file with both."""
+    """Write a certificate for 127.0.0.1 and its key; return its file and the file with both."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mcpruntime test authority")])
     now = datetime.now(UTC)
@@ -146,7 +148,7 @@ def self_signed(folder: Path) -> tuple[bytes, Path]:
 
 
 def python(client: docker.APIClient, tag: str, code: str) -> str:
-    """What `code` prints in a container of the image `tag`, run by a user that the image does not know."""
+    """Return what `code` prints in a container of the image, as a user unknown to the image."""
     container = client.create_container(
         tag, ["python3", "-c", code], user="1234567:1234567", network_disabled=True
     )
@@ -163,7 +165,7 @@ def everything_in(client: docker.APIClient, tag: str) -> bytes:
     return b"".join(client.get_image(tag))
 
 
-async def test_packages_come_from_the_host_s_index_and_leave_no_trace_of_it(
+async def test_packages_come_from_the_hosts_index_and_leave_no_trace_of_it(
     base: str, index: Index, client: docker.APIClient
 ) -> None:
     settings = SandboxSettings(base_image=base, packages=("sandboxprobe",))
@@ -188,7 +190,7 @@ async def test_packages_come_from_the_host_s_index_and_leave_no_trace_of_it(
         client.remove_image(made.tag, force=True)
 
 
-async def test_a_package_that_does_not_exist_is_told_in_pip_s_words_and_leaves_nothing(
+async def test_a_missing_package_is_reported_in_pips_words_and_leaves_nothing(
     base: str, index: Index, client: docker.APIClient
 ) -> None:
     before = (client.containers(all=True, quiet=True), client.volumes()["Volumes"])
@@ -209,7 +211,10 @@ async def test_no_packages_at_all_make_an_image_of_bare_python(
     settings = SandboxSettings(base_image=base, packages=())
     made = await image.build_image(settings, print)
     try:
-        code = "import json, os, sys; print(json.__cached__ is not None and os.path.exists(json.__cached__))"
+        code = (
+            "import json, os, sys; print(json.__cached__ is not None and "
+            "os.path.exists(json.__cached__))"
+        )
         assert python(client, made.tag, code) == "True\n"
         assert (
             python(client, made.tag, "import os; print(os.stat('/workspace').st_mode & 0o777)")
@@ -229,11 +234,14 @@ async def test_an_image_that_is_up_to_date_is_not_built_again(base: str) -> None
     engine.close()
 
 
-async def test_the_default_packages_can_be_imported_by_anybody(
+async def test_the_default_packages_can_be_imported_by_any_user(
     base: str, client: docker.APIClient
 ) -> None:
     tag = image.choose_tag(SandboxSettings())
-    code = "import os; os.environ['HOME'] = '/tmp'; import numpy, pandas, matplotlib; print(numpy.arange(3).sum())"
+    code = (
+        "import os; os.environ['HOME'] = '/tmp'; import numpy, pandas, matplotlib; "
+        "print(numpy.arange(3).sum())"
+    )
     assert python(client, tag, code).endswith("3\n")
 
 
@@ -248,7 +256,7 @@ async def test_a_base_image_that_no_registry_has_is_unavailable(client: docker.A
     [{"packages": ("numpy",)}, {"packages": ()}, {"base_image": "python:3.13-slim"}],
     ids=str,
 )
-def test_whatever_determines_the_content_determines_the_name(change: dict[str, Any]) -> None:
+def test_the_name_depends_on_all_that_determines_the_content(change: dict[str, Any]) -> None:
     settings = SandboxSettings()
     changed = replace(settings, **change)
     assert image.choose_tag(changed) != image.choose_tag(settings)
@@ -258,7 +266,7 @@ def test_what_does_not_determine_the_content_does_not_change_the_name() -> None:
     assert image.choose_tag(SandboxSettings(memory_mb=64)) == image.choose_tag(SandboxSettings())
 
 
-def test_an_image_of_one_s_own_keeps_its_name() -> None:
+def test_a_custom_image_keeps_its_name() -> None:
     assert (
         image.choose_tag(SandboxSettings(image="registry.example/mine:1"))
         == "registry.example/mine:1"

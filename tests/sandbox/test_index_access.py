@@ -26,7 +26,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_environment_beats_the_files_and_a_section_of_a_command_the_global_one(
+def test_the_environment_overrides_files_and_a_command_section_the_global_one(
     home: Path,
 ) -> None:
     assert read_pip_settings({}, home)["index-url"] == "https://install.example/simple"
@@ -42,12 +42,12 @@ def test_a_chosen_file_is_read_last_and_dev_null_means_none(home: Path) -> None:
     assert read_pip_settings({"PIP_CONFIG_FILE": "/dev/null"}, home) == {}
 
 
-def test_a_broken_file_is_passed_over(home: Path) -> None:
+def test_a_broken_file_is_skipped(home: Path) -> None:
     (home / ".config" / "pip" / "pip.conf").write_text("no section\n")
     assert "timeout" not in read_pip_settings({"XDG_CONFIG_DIRS": ""}, home)
 
 
-def test_folders_and_files_of_this_host_stay_here() -> None:
+def test_folders_and_files_of_this_host_are_left_out() -> None:
     settings = {
         "index-url": "https://index.example/simple",
         "extra-index-url": "file:///srv/simple https://a.example/simple\nhttps://b.example/simple",
@@ -84,7 +84,7 @@ def test_proxies_are_passed_on_in_both_spellings() -> None:
     assert find_proxies(environ) == {"HTTPS_PROXY": "http://p:1", "no_proxy": "localhost"}
 
 
-def test_credentials_in_addresses_are_blotted_out() -> None:
+def test_credentials_in_addresses_are_masked() -> None:
     text = "Looking in https://user:pa-ss@index.example/simple and http://token@b.example"
     assert (
         mask_credentials(text)

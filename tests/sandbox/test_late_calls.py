@@ -1,4 +1,4 @@
-"""Calls that a background thread makes when its run is over are answered with an error: no thread waits for ever."""
+"""A call that a background thread makes after its run is answered with an error."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def work(wait):
 
 async def test_a_call_that_outlives_its_run_is_answered(run: SandboxDriver) -> None:
     await run(
-        START
-        + "thread = threading.Thread(target=work, args=(False,)); thread.start()\nimport time; time.sleep(0.2)"
+        START + "thread = threading.Thread(target=work, args=(False,)); thread.start()\n"
+        "import time; time.sleep(0.2)"
     )
     assert [call.target for call in run.recorder.calls] == ["test.nap"]
     with anyio.fail_after(20):
@@ -37,17 +37,18 @@ async def test_a_call_between_two_runs_is_answered(run: SandboxDriver) -> None:
     assert run.recorder.calls == []
 
 
-async def test_a_reply_to_a_killed_interpreter_answers_no_call_of_the_next(
+async def test_a_late_reply_to_a_killed_interpreter_is_ignored_by_the_next(
     run: SandboxDriver,
 ) -> None:
     done = await run(
-        START
-        + "import os\nthreading.Thread(target=work, args=(False,)).start()\nimport time; time.sleep(0.2); os._exit(1)"
+        START + "import os\nthreading.Thread(target=work, args=(False,)).start()\n"
+        "import time; time.sleep(0.2); os._exit(1)"
     )
     assert done.status == "died"
     assert (
         await run.evaluate(
-            "from mcpruntime_sandbox.sandboxed.library.tools import host\nhost.call('test.echo', {'a': 1})['a']"
+            "from mcpruntime_sandbox.sandboxed.library.tools import host\n"
+            "host.call('test.echo', {'a': 1})['a']"
         )
         == "1"
     )

@@ -1,4 +1,4 @@
-"""The folder of inputs that each container sees: read-only, its own alone, gone with it, and not needed."""
+"""The inputs folder of a container: read-only, its own, removed with it, and optional."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_no_sandbox_sees_the_inputs_of_another(
     assert (server.data_dir / "inputs").stat().st_mode & 0o077 == 0
 
 
-async def test_the_folders_go_with_their_sandboxes(server: ServerConnection) -> None:
+async def test_the_folders_are_removed_with_their_sandboxes(server: ServerConnection) -> None:
     await server.run("1", context=[{"text": "x"}])
     assert len(list((server.data_dir / "inputs").iterdir())) == 1
     [before] = os.listdir(server.data_dir / "inputs")
@@ -108,7 +108,7 @@ async def test_the_folders_go_with_their_sandboxes(server: ServerConnection) -> 
             await server.run("1")
 
 
-def test_a_sweep_removes_what_dead_servers_have_left(tmp_path: Path) -> None:
+def test_folders_of_dead_servers_are_removed(tmp_path: Path) -> None:
     folders = SharedFolders(tmp_path / "inputs")
     folders.remove_orphans(lambda _: True)
     assert parse_owner("mcpruntime-a-b-0123") == "a-b"
@@ -118,7 +118,7 @@ def test_a_sweep_removes_what_dead_servers_have_left(tmp_path: Path) -> None:
     assert os.listdir(folders.root) == ["mcpruntime-live-1"]
 
 
-# engines elsewhere ----------------------------------------------------------------------------------
+# engines elsewhere --------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -159,7 +159,7 @@ async def forwarded() -> AsyncIterator[str]:
         tasks.cancel_scope.cancel()
 
 
-async def test_where_the_engine_is_elsewhere_inputs_are_copied_and_large_ones_refused(
+async def test_a_remote_engine_gets_copies_of_inputs_and_no_large_ones(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "files").mkdir()

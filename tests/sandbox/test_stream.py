@@ -33,7 +33,7 @@ def drain(end: socket.socket) -> int:
             return read
 
 
-async def test_a_write_that_is_cancelled_as_it_may_go_on_leaves_nothing_behind(
+async def test_a_write_that_is_cancelled_when_it_could_continue_leaves_nothing_behind(
     ends: tuple[SandboxStream, socket.socket],
 ) -> None:
     stream, theirs = ends
@@ -61,7 +61,7 @@ async def test_all_of_a_long_write_arrives(ends: tuple[SandboxStream, socket.soc
     assert read == len(MORE)
 
 
-async def test_closing_wakes_who_reads_and_who_writes(
+async def test_closing_wakes_readers_and_writers(
     ends: tuple[SandboxStream, socket.socket],
 ) -> None:
     stream, _ = ends

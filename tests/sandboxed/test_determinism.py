@@ -1,4 +1,4 @@
-"""Chance and time under observation, each case in a process of its own because it changes the process for good."""
+"""Randomness and time, each case in a process of its own because it changes the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ randomness.reseed({seed!r})
 
 
 def observed(code: str, seed: str = "seed") -> Any:
-    """Run `code`, which leaves its answer in `answer`, in an observed process; return the answer."""
+    """Run `code`, which assigns to `answer`, in a new process; return the answer."""
     program = f"{START.format(seed=seed)}{code}\nprint(json.dumps(answer))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
@@ -42,13 +42,13 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_chance_follows_from_the_seed(name: str) -> None:
+def test_randomness_depends_on_the_seed(name: str) -> None:
     one, same, other = (observed(DRAWS[name], seed) for seed in ("one", "one", "other"))
     assert one == same
     assert one != other
 
 
-def test_a_seed_of_the_codes_own_means_what_it_always_does() -> None:
+def test_a_seed_in_user_code_works_as_usual() -> None:
     import random
 
     assert (
@@ -62,8 +62,11 @@ def test_draws_do_not_repeat() -> None:
     assert observed(code) == 10_000
 
 
-def test_odd_sizes_are_refused_as_by_the_system() -> None:
-    code = "import os\ntry: os.urandom(-1)\nexcept ValueError: answer = [len(os.urandom(0)), len(os.urandom(10**6))]"
+def test_unusual_sizes_work_as_usual() -> None:
+    code = (
+        "import os\ntry: os.urandom(-1)\n"
+        "except ValueError: answer = [len(os.urandom(0)), len(os.urandom(10**6))]"
+    )
     assert observed(code) == [0, 10**6]
 
 
@@ -86,7 +89,7 @@ READS = {
 
 
 @pytest.mark.parametrize("name", READS)
-def test_what_a_clock_told_is_recorded(name: str) -> None:
+def test_readings_of_a_clock_are_recorded(name: str) -> None:
     clock, code = READS[name]
     readings, seen = observed(f"{code}\nanswer = [clocks.take_readings(), seen]")
     assert list(readings) == [clock]
@@ -112,17 +115,23 @@ def test_calendar_functions_read_the_recorded_clock(code: str) -> None:
     "code",
     ["import time; time.localtime(0)", "import time; time.ctime(0)", "import time; time.gmtime(0)"],
 )
-def test_a_conversion_reads_no_clock(code: str) -> None:
+def test_a_conversion_does_not_read_a_clock(code: str) -> None:
     assert observed(f"{code}\nanswer = clocks.take_readings()") == {}
 
 
 def test_what_only_waits_is_not_recorded() -> None:
-    code = "import threading, queue, asyncio\nclocks.take_readings()\nevent = threading.Event(); event.wait(0.01)\n"
-    code += "try: queue.Queue().get(timeout=0.01)\nexcept queue.Empty: pass\nasyncio.run(asyncio.sleep(0.01))\n"
+    code = (
+        "import threading, queue, asyncio\nclocks.take_readings()\n"
+        "event = threading.Event(); event.wait(0.01)\n"
+    )
+    code += (
+        "try: queue.Queue().get(timeout=0.01)\nexcept queue.Empty: pass\n"
+        "asyncio.run(asyncio.sleep(0.01))\n"
+    )
     assert observed(f"{code}answer = clocks.take_readings()") == {}
 
 
-def test_types_stay_what_they_are() -> None:
+def test_types_of_datetime_stay_the_same_objects() -> None:
     code = "import datetime, time, pickle\nnow = datetime.datetime.now()\n"
     code += "answer = [type(now) is datetime.datetime, pickle.loads(pickle.dumps(now)) == now, "
     code += (
@@ -132,7 +141,10 @@ def test_types_stay_what_they_are() -> None:
 
 
 def test_a_loop_that_reads_a_clock_is_recorded_up_to_a_limit() -> None:
-    code = "import time\nfor _ in range(30_000): time.time()\nfirst = len(clocks.take_readings()['time'])\ntime.time()\n"
+    code = (
+        "import time\nfor _ in range(30_000): time.time()\n"
+        "first = len(clocks.take_readings()['time'])\ntime.time()\n"
+    )
     code += "rest = clocks.take_readings()\nclocks.start_run()\ntime.time()\n"
     assert observed(f"{code}answer = [first, rest, len(clocks.take_readings()['time'])]") == [
         10_000,
@@ -141,14 +153,17 @@ def test_a_loop_that_reads_a_clock_is_recorded_up_to_a_limit() -> None:
     ]
 
 
-def test_an_import_that_fails_is_the_same_error_as_ever() -> None:
+def test_an_import_that_fails_raises_the_usual_error() -> None:
     code = "try: import no_such_module_at_all\nexcept ModuleNotFoundError as exc: answer = exc.name"
     assert observed(code) == "no_such_module_at_all"
 
 
-def test_recorded_readings_are_told_in_order_and_recorded_again() -> None:
+def test_recorded_readings_are_replayed_in_order_and_recorded_again() -> None:
     code = "import time\nclocks.start_run({'time': [1.5, 2.5], 'perf_counter_ns': [7]})\n"
-    code += "seen = [time.time(), time.perf_counter_ns(), time.time()]\nlater = time.time()\nread = clocks.take_readings()\n"
+    code += (
+        "seen = [time.time(), time.perf_counter_ns(), time.time()]\nlater = time.time()\n"
+        "read = clocks.take_readings()\n"
+    )
     seen, read, later = observed(f"{code}answer = [seen, read, later]")
     assert seen == [1.5, 7, 2.5]
     assert read == {"time": [1.5, 2.5, later], "perf_counter_ns": [7]}
@@ -157,7 +172,7 @@ def test_recorded_readings_are_told_in_order_and_recorded_again() -> None:
 
 @pytest.mark.parametrize("clock", ["monotonic", "perf_counter", "process_time", "thread_time"])
 @pytest.mark.parametrize("after", ["", "_ns"])
-def test_a_steady_clock_goes_on_from_what_was_told(clock: str, after: str) -> None:
+def test_a_monotonic_clock_continues_from_replayed_readings(clock: str, after: str) -> None:
     code = (
         f"import time\nclocks.start_run({{'{clock}': [1e8]}})\ntime.{clock}()\nclocks.start_run()\n"
     )
@@ -166,15 +181,19 @@ def test_a_steady_clock_goes_on_from_what_was_told(clock: str, after: str) -> No
     assert 1e8 * unit <= one <= two < 1.001e8 * unit
 
 
-def test_recorded_readings_of_the_past_turn_no_steady_clock_back() -> None:
-    code = "import time\nfirst = time.monotonic()\nclocks.start_run({'monotonic': [1.0]})\ntime.monotonic()\n"
+def test_replayed_readings_of_the_past_turn_no_monotonic_clock_back() -> None:
+    code = (
+        "import time\nfirst = time.monotonic()\nclocks.start_run({'monotonic': [1.0]})\n"
+        "time.monotonic()\n"
+    )
     assert observed(f"{code}answer = time.monotonic() >= first") is True
 
 
-def test_what_is_not_a_recording_is_passed_over() -> None:
+def test_what_is_not_a_recording_is_ignored() -> None:
     assert (
         observed(
-            "import time\nclocks.start_run({'time': 'x', 'no clock': [1]})\nanswer = time.time() > 1e9"
+            "import time\nclocks.start_run({'time': 'x', 'no clock': [1]})\n"
+            "answer = time.time() > 1e9"
         )
         is True
     )

@@ -37,7 +37,7 @@ class SandboxChannel(Protocol):
         ...
 
     async def send(self, data: bytes) -> None:
-        """Write as much of `data` as fits without waiting; return the number of bytes."""
+        """Write all of `data`; one sender at a time. Raises `SandboxFailed` if it is gone."""
         ...
 
     async def receive(self) -> bytes:
