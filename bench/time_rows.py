@@ -154,6 +154,9 @@ async def _measure_move(
             at = (
                 await server.run_code("n += 1\nopen(f'old{n}', 'w').write('x' * 10_000)", "line")
             )["run"]
+            await anyio.sleep(
+                PAUSE_S
+            )  # or it would not be parked, as the next step follows at once
             await server.run_code(
                 "n += 1\nopen(f'new{n}', 'w').write('x' * 10_000)\nopen('kept', 'w').close()",
                 "line",

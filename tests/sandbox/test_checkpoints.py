@@ -258,6 +258,14 @@ async def test_a_burst_of_steps_parks_its_last_one_and_reports_the_others(
     assert "followed at once" in run.link.park_failures.get(first_left, "followed at once")
 
 
+async def test_a_state_that_is_still_needed_is_parked_in_a_burst(run: SandboxDriver) -> None:
+    await run("x = 1")
+    number = run.link.last_run_number
+    await run("x = 2", keep_previous=True)
+    await promoted(run, number)
+    assert await run.evaluate("x") == "1"
+
+
 # what cannot be parked ----------------------------------------------------------------------------
 
 

@@ -149,6 +149,7 @@ class Execute(Message):
     seed: str  # determines all randomness of the run
     clock_readings: Optional[Dict[str, Any]] = None  # by clock: what to replay before real time
     park: bool = True  # answer with `ForkParked` or `ParkFailed` after the run
+    keep_previous: bool = False  # park the present state first, even in a burst
     inputs: Optional[List[Any]] = None  # the items of `CONTEXT`, as `inputs.Input` takes them
 
 

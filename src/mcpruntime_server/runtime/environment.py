@@ -98,6 +98,11 @@ class Environment:
         """Whether the sandbox is gone."""
         return self.link.closed.is_set()
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several sessions use the sandbox."""
+        return len(self._users) > 1
+
     def holds_state(self, run: str | None) -> bool:
         """Return whether the end state of `run` can be restored in milliseconds."""
         number = self._link_runs.get(run)

@@ -30,6 +30,7 @@ class PreparedSandbox:
     inputs: Sequence[InputEntry]
     staged_inputs: Sequence[Mapping[str, Any]]  # as the worker knows them
     is_fresh: bool  # the variables of the run before are not there
+    is_shared: bool  # another session may need the state that the run starts from
     describe_restored_state: Callable[[], str]  # what the next run starts with if this one dies
 
 
@@ -112,6 +113,7 @@ class RunExecution:
                 self._stale_packages,
                 seed=run.journal.seed,
                 clock_readings=readings,
+                keep_previous=sandbox.is_shared or spec.is_dry_run,
                 inputs=sandbox.staged_inputs,
             )
             self._apply_done(done, stopped, sandbox)

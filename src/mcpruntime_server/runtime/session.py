@@ -339,6 +339,7 @@ class Session:
             inputs,
             staged,
             is_fresh=restored.is_fresh and parent is not None,
+            is_shared=environment.is_shared,
             describe_restored_state=partial(describe_state_after_death, environment, parent),
         )
 

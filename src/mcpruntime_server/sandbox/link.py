@@ -190,13 +190,15 @@ class SandboxLink:
         seed: str = "",
         clock_readings: Mapping[str, list[float]] | None = None,
         park: bool = True,
+        keep_previous: bool = False,
         inputs: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[wire.RunDone, StopReason | None]:
         """Run `code`; return how it ended, and why it was stopped, if it was. One run at a time.
 
         `stale_packages` are imported anew. `seed` determines all randomness; `clock_readings` are
-        replayed to the code. `park` keeps the end state so that it can be promoted. `inputs` are
-        the items of `CONTEXT`.
+        replayed to the code. `park` keeps the end state so that it can be promoted, or at least that
+        of the last run of a burst. `keep_previous` keeps the present state, even in a burst. `inputs`
+        are the items of `CONTEXT`.
 
         After `timeout_s` the code is interrupted; if that does not end it, its interpreter is
         killed.
@@ -216,6 +218,7 @@ class SandboxLink:
                         seed,
                         None if clock_readings is None else dict(clock_readings),
                         park and self._max_checkpoints > 0,
+                        keep_previous,
                         [dict(item) for item in inputs] or None,
                     )
                 )

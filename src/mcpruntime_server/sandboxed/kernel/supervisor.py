@@ -389,8 +389,8 @@ class Supervisor:
 
     def start_run(self, message: wire.Execute, frame: bytes) -> None:
         """Hand a run to the worker."""
-        if self.schedule.is_due():
-            self.order_parking()  # the loop was late
+        if message.keep_previous or self.schedule.is_due():
+            self.order_parking()  # the worker does that first
         skipped_run = self.schedule.start_run()
         if skipped_run:
             self.host.send_soon(wire.ParkFailed(skipped_run, "the next run followed at once"))
