@@ -1,1 +1,1 @@
-"""What clients see: the MCP tools, and how results are told."""
+"""The MCP surface: tools, resources and prompts, and the format of results."""

@@ -1,4 +1,4 @@
-"""Where the agents of runs work, as their loop knows it: results as `run_code` tells them, what was submitted whole."""
+"""The session in which an agent works, with results in the format of `run_code`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .result_format import build_run_result, submitted_values
 
 
 class AgentRunSession:
-    """The session of an agent."""
+    """The session of an agent; a submitted value is returned whole, not truncated."""
 
     def __init__(self, child: ChildSession, config: Config) -> None:
         self.session_id = child.id
@@ -25,22 +25,23 @@ class AgentRunSession:
     async def execute(
         self, code: str, report_status: StatusCallback, inputs: Sequence[InputEntry] = ()
     ) -> dict[str, Any]:
-        """Run code to its end and return what `run_code` answers with; raises `McpRuntimeError`."""
+        """Run code to its end and return the data of a `run_code` result.
+
+        Raises `McpRuntimeError`.
+        """
         report = await self._child.execute(code, report_status, inputs)
-        result = build_run_result(report, self.session_id, self._config).model_dump(
-            mode="json", exclude_defaults=True
-        )
-        return (
-            {**result, "value": value}
-            if (value := next(iter(submitted_values(report)), None)) is not None
-            else result
-        )
+        result = build_run_result(report, self.session_id, self._config)
+        data = result.model_dump(mode="json", exclude_defaults=True)
+        submitted = submitted_values(report)
+        if submitted and submitted[0] is not None:
+            data["value"] = submitted[0]
+        return data
 
 
 @asynccontextmanager
 async def open_agent_run_session(
     runtime: Runtime, config: Config, parent: CallScope
 ) -> AsyncIterator[AgentRunSession]:
-    """Yield a session for an agent of the run `parent`; raises `Unavailable` if there is no room for one more."""
+    """Yield a session for an agent of the run `parent`; raises `Unavailable` at the limit."""
     async with open_child_session(runtime, parent, config.sandbox.timeout_s) as child:
         yield AgentRunSession(child, config)

@@ -1,6 +1,6 @@
-"""The tool `ask_llm`: one question to a model, as a run of the client's session whose code is the call.
+"""The tool `ask_llm`: a run of the client's session whose code is one call of `ask_llm`.
 
-So budgets, journal, replay, progress and cancelling are those of runs, and exist once.
+Journal, replay, budgets, progress and cancelling are therefore those of runs and exist only once.
 """
 
 from __future__ import annotations
@@ -28,18 +28,16 @@ from .run_tool import RunToolHandler, ToolResponse
 from .tool_schemas import compact_schema
 
 ASK_DESCRIPTION = "Ask another model about data; a JSON schema types the answer."
-ASK_EXPRESSION = "__import__('llm').ask_llm"  # whatever code has made of the name since
+ASK_EXPRESSION = "__import__('llm').ask_llm"  # code may have assigned to the name `ask_llm`
 ERROR_TYPES: Mapping[str, type[McpRuntimeError]] = {
     "BudgetExceeded": BudgetExceeded,
     "LlmAnswerError": InvalidModelResponse,
 }
-MAX_SCHEMA_DEPTH = (
-    60  # of a schema: more than the host takes, and less than what Python's parser does
-)
+MAX_SCHEMA_DEPTH = 60  # more than the host accepts, less than Python's parser does
 
 
 class AskToolHandler:
-    """Carries out the tool."""
+    """Answers calls of `ask_llm`."""
 
     def __init__(self, config: Config, runs: RunToolHandler) -> None:
         self._settings = config.llm
@@ -54,70 +52,78 @@ class AskToolHandler:
         schema: Mapping[str, Any] | None,
         model: str | None,
     ) -> ToolResponse:
-        """Ask, and return the result of the run with the answer as its value; raises why there is none."""
+        """Return the result of a run with the model's answer as its value.
+
+        Raises `NoModelConfigured`, `BudgetExceeded`, `InvalidModelResponse` or `ModelRequestFailed`
+        if there is no answer.
+        """
         if ctx.request_state is not None:
-            return ask_result(
-                await self._runs.receive_input_responses(ctx, ctx.request_state, None)
-            )
+            response = await self._runs.receive_input_responses(ctx, ctx.request_state, None)
+            return ask_result(response)
         self._check_model_available(ctx)
         code = build_ask_code(prompt, data, schema, model)
-        patience_s = self._settings.timeout_s * (self._settings.retries + 1)
-        timeout_s = self._default_timeout_s + patience_s
-        return ask_result(
-            await self._runs.start_run(
-                ctx, code, None, timeout_s, None, background=False, dry_run=False
-            )
+        model_timeout_s = self._settings.timeout_s * (self._settings.retries + 1)
+        timeout_s = self._default_timeout_s + model_timeout_s
+        response = await self._runs.start_run(
+            ctx, code, None, timeout_s, None, background=False, dry_run=False
         )
+        return ask_result(response)
 
     def _check_model_available(self, ctx: Context[Any]) -> None:
-        by = self._settings.effective_broker
-        if by == "off":
+        broker = self._settings.effective_broker
+        if broker == "off":
             raise NoModelConfigured
-        if by == "caller" or (
-            by == "sampling" and not sampling.supports_sampling(ctx.client_capabilities)
-        ):
+        if broker == "sampling" and sampling.supports_sampling(ctx.client_capabilities):
+            return
+        if broker in ("caller", "sampling"):
             raise NoModelConfigured(
-                "The model that answers here is the client's own, and would ask itself.",
-                remedy="Answer it yourself; or a person sets [llm] model, for another model to answer.",
+                "The model that answers here is the client's own, so it would ask itself.",
+                remedy="Answer it yourself, or configure another model with [llm] model.",
             )
 
 
 def build_ask_code(
     prompt: str, data: Any, schema: Mapping[str, Any] | None, model: str | None
 ) -> str:
-    """Return the code that asks; raises `InvalidRequest` for what is no JSON data, or no schema for its depth."""
+    """Return the code of the run.
+
+    Raises `InvalidRequest` if `data` is not JSON data or the schema is nested too deeply.
+    """
     options: dict[str, Any] = {"schema": schema, "model": model}
     try:
         text = data if data is None or isinstance(data, str) else canonical_json(data)
         canonical_json(schema)
     except ValueError as exc:
-        raise InvalidRequest(f"`data` and `schema` are JSON data. {exc}") from exc
+        raise InvalidRequest(f"`data` and `schema` must be JSON data. {exc}") from exc
     if schema is not None and exceeds_depth(schema, MAX_SCHEMA_DEPTH):
         raise InvalidRequest("The schema is nested too deeply.", remedy="Ask for less at once.")
-    given = [repr(prompt), *([repr(text)] if text is not None else [])]
-    given += [f"{name}={value!r}" for name, value in options.items() if value is not None]
-    return f"{ASK_EXPRESSION}({', '.join(given)})"
+    arguments = [repr(prompt)]
+    if text is not None:
+        arguments.append(repr(text))
+    arguments += [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    return f"{ASK_EXPRESSION}({', '.join(arguments)})"
 
 
 def exceeds_depth(value: Any, max_depth: int) -> bool:
-    """Return whether JSON data is nested more than `depth` deep."""
+    """Return whether JSON data is nested more than `max_depth` levels deep."""
     if max_depth < 0:
         return True
-    inner = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    )
-    return any(exceeds_depth(each, max_depth - 1) for each in inner)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return False
+    return any(exceeds_depth(each, max_depth - 1) for each in value)
 
 
 def ask_result(response: ToolResponse) -> ToolResponse:
-    """Return what became of a run as what became of its question; raises why that has no answer."""
+    """Return the result of a run as the answer to its question; raises if the run failed."""
     if isinstance(response, InputRequiredResult) or response.structured_content is None:
         return response
     result = RunResult.model_validate({**response.structured_content, "calls": [], "files": []})
     if result.status == "error" and result.error is not None:
-        again = f"replay(action='show', session={result.session!r}, run={result.run!r}) shows the question."
-        kind = ERROR_TYPES.get(result.error.type.rpartition(".")[2], ModelRequestFailed)
-        raise kind(result.error.message, remedy=again)
+        show = f"replay(action='show', session={result.session!r}, run={result.run!r})"
+        error_type = ERROR_TYPES.get(result.error.type.rpartition(".")[2], ModelRequestFailed)
+        raise error_type(result.error.message, remedy=f"{show} shows the question.")
     return run_call_result(result)
 
 

@@ -1,6 +1,7 @@
 """The MCP server and its tools.
 
-The list of tools is fixed for the life of the process; what upstream servers offer is learnt from inside the sandbox.
+The list of tools is fixed for the life of the process. What upstream servers offer is found from
+inside the sandbox.
 """
 
 from __future__ import annotations
@@ -47,39 +48,38 @@ from .skill_tools import SkillToolHandler, build_skill_prompt, build_skill_tools
 from .tasks_extension import TasksExtension
 from .tool_schemas import compact_schema, list_parameters
 
-MAX_LISTED_PACKAGES = (
-    50  # names of upstream packages in the description; `tools.list()` knows the rest
-)
-MAX_TIMEOUT_S = 86_400  # that a request may ask for
+MAX_LISTED_PACKAGES = 50  # in the description of `run_code`; `tools.list()` returns all
+MAX_TIMEOUT_S = 86_400  # that a request may set
 
 SERVER_INSTRUCTIONS = """\
-Write Python and run it with run_code; the interpreter keeps variables, imports and files from call to call.
-MCP servers are packages there: `from tools.NAME import FUNCTION`; tools.search("words") finds, help(FUNCTION) explains.
+Write Python and run it with run_code; the interpreter keeps variables, imports and files \
+from call to call.
+MCP servers are packages there: `from tools.NAME import FUNCTION`; tools.search("words") finds, \
+help(FUNCTION) explains.
 Failures raise tools.ToolError; `tools.map(fn, items)` runs many at once; top-level await works.
 Loop, filter and combine in code; print or return only what you need to see.
-ask_llm and ask_llm_batch, there without an import, have a model read what you need not: help(ask_llm)."""
+ask_llm and ask_llm_batch, available without an import, let a model read what you need not: \
+help(ask_llm)."""
 SKILLS_INSTRUCTIONS = """
-Code that worked is kept as skills: `from skills.NAME import run`; list_skills or skills.search("words") finds. {}"""
+Code that worked is kept as skills: `from skills.NAME import run`; list_skills or \
+skills.search("words") finds. {}"""
 
 ISOLATION_WARNING = "\nWARNING: code runs on this machine without isolation (`local` backend)."
 
 
 def run_code_description(packages: Sequence[str]) -> str:
-    """Return what the model reads about `run_code`."""
+    """Return the description of `run_code` for the model."""
     named = ", ".join(packages[:MAX_LISTED_PACKAGES]) or "none configured"
-    more = (
-        f" and {len(packages) - MAX_LISTED_PACKAGES} more"
-        if len(packages) > MAX_LISTED_PACKAGES
-        else ""
-    )
+    if len(packages) > MAX_LISTED_PACKAGES:
+        named += f" and {len(packages) - MAX_LISTED_PACKAGES} more"
     return (
-        "Run Python in a persistent sandbox: variables and files stay. Returns the last expression's or assignment's "
-        "value, stdout, stderr, calls, changed files.\n"
-        f"MCP servers as packages: {named}{more}. Find functions with `tools.search('words')`, read "
-        "`help(tools.NAME.FUNCTION)`, call via `from tools.NAME import FUNCTION`; `tools.map(fn, items)`: many at "
-        "once.\n"
-        "A run goes on after wait_s, or with background=true: `run` waits for more, with `answers` to what it asks. "
-        "dry_run=true plans calls that write; `answers` commits."
+        "Run Python in a persistent sandbox: variables and files stay. Returns the last "
+        "expression's or assignment's value, stdout, stderr, calls, changed files.\n"
+        f"MCP servers as packages: {named}. Find functions with `tools.search('words')`, read "
+        "`help(tools.NAME.FUNCTION)`, call via `from tools.NAME import FUNCTION`; "
+        "`tools.map(fn, items)`: many at once.\n"
+        "A run continues after wait_s, or with background=true: `run` waits for more, with "
+        "`answers` to what it asks. dry_run=true plans calls that write; `answers` commits."
     )
 
 
@@ -101,25 +101,26 @@ def build_mcp_server(
     `find_cursor` returns the delivery cursor of the connection that a request came through;
     `skills_sentence` says which skills there are.
     """
-    default = SessionResolver(runtime)
-    actions = ReplayToolHandler(config, runtime, packages, LOCAL_PRINCIPAL)
-    auto = config.skills.auto
-    evolution = (
-        None if auto == "off" else AutoSaver(saver, may_activate=auto == "active-on-second-success")
-    )
-    runs = RunToolHandler(config, runtime, default, find_cursor, inputs, evolution)
+    sessions = SessionResolver(runtime)
+    replays = ReplayToolHandler(config, runtime, packages, LOCAL_PRINCIPAL)
+    auto_saver = None
+    if config.skills.auto != "off":
+        may_activate = config.skills.auto == "active-on-second-success"
+        auto_saver = AutoSaver(saver, may_activate=may_activate)
+    runs = RunToolHandler(config, runtime, sessions, find_cursor, inputs, auto_saver)
+    instructions = SERVER_INSTRUCTIONS + SKILLS_INSTRUCTIONS.format(skills_sentence)
+    instructions += knowledge_instructions(providers.names)
+    if not is_isolated:
+        instructions += ISOLATION_WARNING
     server = RuntimeMcpServer(
         "mcpruntime-server",
         (SkillResources(library), KnowledgeResources(providers)),
         version=__version__,
-        instructions=SERVER_INSTRUCTIONS
-        + SKILLS_INSTRUCTIONS.format(skills_sentence)
-        + knowledge_instructions(providers.names)
-        + ("" if is_isolated else ISOLATION_WARNING),
+        instructions=instructions,
         log_level="WARNING",
         tools=[
             build_run_tool(runs, packages),
-            build_replay_tool(actions, default, find_cursor),
+            build_replay_tool(replays, sessions, find_cursor),
             *build_skill_tools(SkillToolHandler(library, saver, runtime.journal, LOCAL_PRINCIPAL)),
             build_ask_tool(AskToolHandler(config, runs)),
         ],
@@ -165,7 +166,7 @@ def build_run_tool(handler: RunToolHandler, packages: Sequence[str]) -> Tool:
                 )
             if answers is not None or cancel:
                 raise InvalidRequest(
-                    "`answers` and `cancel` are about a run.", remedy="Name it with `run`."
+                    "`answers` and `cancel` apply to a run.", remedy="Name it with `run`."
                 )
             return await handler.start_run(
                 ctx,
@@ -195,23 +196,24 @@ def build_run_tool(handler: RunToolHandler, packages: Sequence[str]) -> Tool:
 def check_attach_arguments(
     code: str | None, answers: Any, *, dry_run: bool, cancel: bool, context: Any
 ) -> None:
-    """Raise `InvalidRequest` if these do not go with each other, or not with `run`."""
+    """Raise `InvalidRequest` if these arguments contradict each other or `run`."""
     if code is not None:
         raise InvalidRequest(
             "`code` starts a run and `run` attaches to one.", remedy="Give one of them."
         )
     if context is not None:
         raise InvalidRequest(
-            "`context` is about `code`: a run that there is has its inputs.", remedy="Leave it out."
+            "`context` applies to `code`: an existing run already has its inputs.",
+            remedy="Leave it out.",
         )
     if dry_run:
         raise InvalidRequest(
-            "`dry_run` is about `code`: how a run that there is meets the world is settled.",
-            remedy="Leave it out, or plan the code itself.",
+            "`dry_run` applies to `code`: an existing run is a dry run or is not.",
+            remedy="Leave it out, or start the code again as a dry run.",
         )
     if answers is not None and cancel:
         raise InvalidRequest(
-            "A run goes on with `answers` and ends with `cancel`.", remedy="Give one of them."
+            "`answers` continues a run and `cancel` ends it.", remedy="Give one of them."
         )
 
 
@@ -261,24 +263,24 @@ def build_replay_tool(
 
 
 class RuntimeMcpServer(MCPServer[Any]):
-    """The SDK's server, whose resources come from `sources`, and whose refusals name what would be right."""
+    """The SDK's server with resources from `sources` and with errors that suggest a correction."""
 
     def __init__(self, name: str, sources: Sequence[ResourceSource], **settings: Any) -> None:
         super().__init__(name, **settings)
         self._sources = sources
 
     async def list_resources(self) -> list[Resource]:
-        """Return what all sources have."""
+        """Return the resources of all sources."""
         return [resource for source in self._sources for resource in await source.list_resources()]
 
     async def list_resource_templates(self) -> list[ResourceTemplate]:
-        """Return the forms of addresses of all sources."""
+        """Return the address templates of all sources."""
         return [template for source in self._sources for template in source.list_templates()]
 
     async def read_resource(
         self, uri: Any, context: Context[Any] | None = None
     ) -> Iterable[ReadResourceContents]:
-        """Return what an address stands for; raises `ResourceNotFoundError`."""
+        """Return the resource at an address; raises `ResourceNotFoundError`."""
         for source in self._sources:
             if str(uri).startswith(source.scheme):
                 try:
@@ -287,22 +289,21 @@ class RuntimeMcpServer(MCPServer[Any]):
                     raise ResourceNotFoundError(str(exc)) from None
         schemes = ", ".join(source.scheme for source in self._sources)
         raise ResourceNotFoundError(
-            f"There is nothing at {str(uri)!r:.200}: addresses begin with {schemes}."
+            f"There is no resource at {str(uri)!r:.200}: addresses begin with {schemes}."
         )
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any] | None = None
     ) -> Any:
-        """Call a tool; raises `ToolError` for arguments that it does not take, instead of passing over them."""
+        """Call a tool; raises `ToolError` for unknown arguments, which the SDK would ignore."""
         tool = self._tool_manager.get_tool(name)
         if tool is None:
-            names = ", ".join(known.name for known in self._tool_manager.list_tools())
+            names = ", ".join(each.name for each in self._tool_manager.list_tools())
             raise ToolError(f"[not_found] There is no tool {name!r:.80}. The tools are {names}.")
-        for key in arguments.keys() - tool.parameters["properties"].keys():
-            hint = did_you_mean(key, tool.parameters["properties"])
-            raise ToolError(
-                f"[invalid_request] {name} has no parameter {key!r:.80}. {hint}{list_parameters(tool)}"
-            )
+        known = tool.parameters["properties"]
+        for key in arguments.keys() - known.keys():
+            problem = f"{name} has no parameter {key!r:.80}. {did_you_mean(key, known)}"
+            raise ToolError(f"[invalid_request] {problem}{list_parameters(tool)}")
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as exc:

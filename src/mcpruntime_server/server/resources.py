@@ -1,6 +1,7 @@
-"""What the server tells as MCP resources: each source has a scheme of addresses of its own.
+"""MCP resources: each source has its own address scheme.
 
-Skills are at `skill://NAME/PATH`, and also in the extension for skills (SEP-2640), which tells each file's digest.
+Skills are at `skill://NAME/PATH`, and in the skills extension (SEP-2640), which adds the digest of
+each file.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from ..capabilities.skills.version_files import SKILL_FILE, compute_digest
 from ..errors import InvalidRequest, McpRuntimeError, NotFound
 
 SKILL_SCHEME = "skill://"
-MAX_LISTED_RESOURCES = 100  # resources; the template has the address of any other
-SKILLS_PAGE_SIZE = 50  # skills of one answer of the extension
+MAX_LISTED_RESOURCES = 100  # the template gives the addresses of the others
+SKILLS_PAGE_SIZE = 50
 MARKDOWN_TYPE = "text/markdown"
 TEXT_TYPES = (MARKDOWN_TYPE, "text/", "application/json", "application/toml", "application/yaml")
 
@@ -40,25 +41,25 @@ mimetypes.add_type("application/toml", ".toml")
 
 
 class ResourceSource(Protocol):
-    """Some of what the server has to tell."""
+    """The resources of one scheme."""
 
     scheme: str
 
     async def list_resources(self) -> Sequence[Resource]:
-        """Return what there is, the best first, if it is much."""
+        """Return the resources, the best ones if there are many."""
         ...
 
     def list_templates(self) -> Sequence[ResourceTemplate]:
-        """Return the forms of addresses."""
+        """Return the templates of addresses."""
         ...
 
     async def read_resource(self, uri: str) -> ReadResourceContents:
-        """Return what an address of the scheme stands for; raises `NotFound`, `InvalidRequest`, `Unavailable`."""
+        """Return the resource at `uri`; raises `NotFound`, `InvalidRequest` or `Unavailable`."""
         ...
 
 
 class SkillResources:
-    """Skills in use, and guides, as resources."""
+    """Available skills, and guides, as resources."""
 
     scheme = SKILL_SCHEME
 
@@ -78,7 +79,7 @@ class SkillResources:
         ]
 
     def list_templates(self) -> Sequence[ResourceTemplate]:
-        """Return the address of a skill's file."""
+        """Return the template for the files of a skill."""
         return [
             ResourceTemplate(
                 uri_template=f"{SKILL_SCHEME}{{name}}/{{+path}}",
@@ -100,19 +101,20 @@ class SkillResources:
 
 
 def to_resource_contents(path: str, data: bytes) -> ReadResourceContents:
-    """Return a file as clients get it: as text, if it is that."""
-    kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    """Return a file as resource contents: as text if possible."""
+    mime_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    is_text_type = mime_type.startswith(TEXT_TYPES)
+    if b"\0" in data and not is_text_type:
+        return ReadResourceContents(data, mime_type)
     try:
-        text = data.decode() if kind.startswith(TEXT_TYPES) or b"\0" not in data else None
+        text = data.decode()
     except ValueError:
-        text = None
-    if text is None:
-        return ReadResourceContents(data, kind)
-    return ReadResourceContents(text, kind if kind.startswith(TEXT_TYPES) else "text/plain")
+        return ReadResourceContents(data, mime_type)
+    return ReadResourceContents(text, mime_type if is_text_type else "text/plain")
 
 
 def skill_uri(skill: Skill | Guide, path: str = SKILL_FILE) -> str:
-    """Return the address of a skill's file."""
+    """Return the address of a file of a skill."""
     return f"{SKILL_SCHEME}{to_slug(skill.name)}/{path}"
 
 
@@ -120,7 +122,7 @@ def skill_uri(skill: Skill | Guide, path: str = SKILL_FILE) -> str:
 
 
 class SkillRequestParams(RequestParams):
-    """Which skill a request is about: the address of its SKILL.md."""
+    """The parameters of `skills/get`: the address of a SKILL.md."""
 
     uri: str
 
@@ -134,7 +136,7 @@ class SkillsExtension(Extension):
         self._library = library
 
     def methods(self) -> Sequence[MethodBinding]:
-        """Return the requests about skills."""
+        """Return the methods of the extension."""
         return [
             MethodBinding("skills/list", PaginatedRequestParams, self._handle_list),
             MethodBinding("skills/get", SkillRequestParams, self._handle_get),
@@ -143,21 +145,19 @@ class SkillsExtension(Extension):
     async def _handle_list(
         self, ctx: ServerRequestContext[Any, Any], params: PaginatedRequestParams
     ) -> dict[str, Any]:
-        names = sorted(await self._library.available_names())
-        begin = (
-            next((at for at, name in enumerate(names) if name > params.cursor), len(names))
-            if params.cursor
-            else 0
-        )
-        page = names[begin : begin + SKILLS_PAGE_SIZE]
-        told = []
+        cursor = params.cursor or ""
+        names = sorted(name for name in await self._library.available_names() if name > cursor)
+        page = names[:SKILLS_PAGE_SIZE]
+        skills = []
         for name in page:
             try:
-                told.append(await self._describe_skill(name))
+                skills.append(await self._describe_skill(name))
             except McpRuntimeError:
-                continue  # gone since, or its files cannot be read, which `doctor` and `skills list` tell
-        more = {"nextCursor": page[-1]} if begin + SKILLS_PAGE_SIZE < len(names) else {}
-        return extension_result({"skills": told, **more})
+                continue  # removed meanwhile, or unreadable, which `doctor` reports
+        result: dict[str, Any] = {"skills": skills}
+        if len(names) > SKILLS_PAGE_SIZE:
+            result["nextCursor"] = page[-1]
+        return extension_result(result)
 
     async def _handle_get(
         self, ctx: ServerRequestContext[Any, Any], params: SkillRequestParams
@@ -165,7 +165,10 @@ class SkillsExtension(Extension):
         name, _, path = params.uri.removeprefix(SKILL_SCHEME).partition("/")
         try:
             if not params.uri.startswith(SKILL_SCHEME) or path != SKILL_FILE:
-                raise InvalidRequest(f"A skill's address is {SKILL_SCHEME}NAME/{SKILL_FILE}.")
+                raise InvalidRequest(
+                    f"{params.uri!r:.200} is not the address of a skill.",
+                    remedy=f"It has the form {SKILL_SCHEME}NAME/{SKILL_FILE}.",
+                )
             return extension_result({"skill": await self._describe_skill(parse_skill_name(name))})
         except McpRuntimeError as exc:
             raise MCPError(INVALID_PARAMS, str(exc), {"uri": params.uri}) from None
@@ -182,14 +185,13 @@ class SkillsExtension(Extension):
                 for path, data in content.items()
             ]
         )
-        told = parse_front_matter(content[SKILL_FILE].decode("utf-8", "replace"))
         return {
             "uri": f"{SKILL_SCHEME}{to_slug(name)}/{SKILL_FILE}",
-            "frontmatter": told,
+            "frontmatter": parse_front_matter(content[SKILL_FILE].decode("utf-8", "replace")),
             "resources": files,
         }
 
 
 def extension_result(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result of a request of the extension; it holds until the next save."""
+    """Return the result of a request of the extension, which clients must not cache."""
     return {"resultType": "complete", "ttlMs": 0, "cacheScope": "private", **data}

@@ -1,7 +1,7 @@
-"""Skills in one line each, of fewer than 60 tokens whatever they are called and take.
+"""Summarises each skill in one line of fewer than 60 tokens.
 
-Rule: models pay for every word, and which tokenizer they have is not known here; so tokens are guessed, rather too many
-than too few.
+Rule: models pay for every token. The tokenizer of the client's model is unknown, so tokens are
+estimated, rather too many than too few.
 """
 
 from __future__ import annotations
@@ -10,48 +10,61 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypedDict
 
 from ..capabilities.skills.docstrings import to_one_line
 from ..capabilities.skills.guides import Guide
 from ..capabilities.skills.model import Parameter, Skill, format_signature
 
-MAX_LINE_TOKENS = 56  # tokens, guessed
-MAX_SIGNATURE_TOKENS = 48  # of these, at most, for name and signature
-MAX_DEFAULT_CHARS = 12  # characters of a default in a signature that is too long
+MAX_LINE_TOKENS = 56  # estimated
+MAX_SIGNATURE_TOKENS = 48  # of these, for name and signature
+MAX_DEFAULT_CHARS = 12  # of a default in a shortened signature
 VOWELS = frozenset("aeiouyAEIOUY")
 PUNCTUATION = r"[!-/:-@[-`{-~]"
-TOKEN_PATTERN = re.compile(
-    rf"{PUNCTUATION}?[A-Za-z]+|[0-9]+|{PUNCTUATION}+(?![A-Za-z])|[^!-~\s]"
-)  # a word takes in the mark before it
+# A word includes the punctuation mark before it.
+TOKEN_PATTERN = re.compile(rf"{PUNCTUATION}?[A-Za-z]+|[0-9]+|{PUNCTUATION}+(?![A-Za-z])|[^!-~\s]")
+
+
+class SkillSummary(TypedDict):
+    """The parts of the line about a skill."""
+
+    name: str
+    signature: str
+    summary: str
 
 
 def skill_line(skill: Skill | Guide) -> str:
     """Return a skill in one line: name, signature and summary."""
-    told = skill_summary(skill)
-    return f"{told['name']}{told['signature']}  # {told['summary']}"
+    parts = skill_summary(skill)
+    return f"{parts['name']}{parts['signature']}  # {parts['summary']}"
 
 
-def skill_summary(skill: Skill | Guide) -> dict[str, str]:
-    """Return name, signature and summary of a skill, the last two cut as far as they have to be."""
+def skill_summary(skill: Skill | Guide) -> SkillSummary:
+    """Return name, signature and summary of a skill, shortened to fit into one line."""
+    signature = ""
+    summary = to_one_line(skill.summary)
     if isinstance(skill, Guide):
-        signature, summary = "", f"guide: {to_one_line(skill.summary)}"
+        summary = f"guide: {summary}"
     else:
-        fits = (
+        fitting = (
             each
             for each in shrinking_signatures(skill)
             if estimate_tokens(skill.name + each) <= MAX_SIGNATURE_TOKENS
         )
-        signature, summary = next(fits, "(...)"), to_one_line(skill.summary)
-    room = MAX_LINE_TOKENS - estimate_tokens(f"{skill.name}{signature}  # ")
+        signature = next(fitting, "(...)")
+    remaining_tokens = MAX_LINE_TOKENS - estimate_tokens(f"{skill.name}{signature}  # ")
     return {
         "name": skill.name,
         "signature": signature,
-        "summary": truncate_to_tokens(summary, room),
+        "summary": truncate_to_tokens(summary, remaining_tokens),
     }
 
 
 def shrinking_signatures(skill: Skill) -> Iterator[str]:
-    """Yield a skill's signature, and then in fewer and fewer words: long defaults, types and defaults go first."""
+    """Yield a skill's signature in shorter and shorter forms.
+
+    Long defaults are hidden first, then the types, the defaults and the last parameters.
+    """
     whole = skill.signature
     yield format_signature(whole)
     brief = replace(whole, parameters=tuple(map(hide_long_default, whole.parameters)))
@@ -66,13 +79,13 @@ def shrinking_signatures(skill: Skill) -> Iterator[str]:
 
 
 def hide_long_default(parameter: Parameter) -> Parameter:
-    """Return a parameter that shows its default only if that is short."""
+    """Return `parameter` with `...` in place of a long default."""
     is_long = parameter.default is not None and len(parameter.default) > MAX_DEFAULT_CHARS
     return replace(parameter, default="...") if is_long else parameter
 
 
 def truncate_to_tokens(text: str, max_tokens: int) -> str:
-    """Return as much of a text as has room, up to the end of a word."""
+    """Return as much of a text as fits, up to the end of a word."""
     if estimate_tokens(text) <= max_tokens:
         return text
     words = text[: max_tokens * 8].split(" ")
@@ -87,7 +100,7 @@ def truncate_to_tokens(text: str, max_tokens: int) -> str:
 
 
 def estimate_tokens(text: str) -> int:
-    """Return about how many tokens a text is."""
+    """Return the estimated number of tokens of a text."""
     return sum(map(_estimate_piece_tokens, TOKEN_PATTERN.findall(text)))
 
 
@@ -98,6 +111,6 @@ def _estimate_piece_tokens(piece: str) -> int:
         return math.ceil(len(piece) / 3)
     if not piece[-1].isalpha():
         return math.ceil(len(piece) / 1.5)
-    if len(piece) > 14 or VOWELS.isdisjoint(piece):  # no word
+    if len(piece) > 14 or VOWELS.isdisjoint(piece):  # not a word
         return math.ceil(len(piece) / 1.8)
     return 1 if len(piece) <= 6 else math.ceil(len(piece) / 5)

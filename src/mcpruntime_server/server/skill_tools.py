@@ -25,22 +25,26 @@ from .run_progress import send_heartbeats
 from .skill_summaries import skill_line, skill_summary
 from .tool_schemas import compact_schema
 
-MAX_LISTED_SKILLS = 3  # a search tells the best; `name` tells all of one
-MAX_PROMPT_SKILLS = 8  # skills that a prompt names
+MAX_LISTED_SKILLS = 3  # the best results of a search
+MAX_PROMPT_SKILLS = 8
 
 LIST_SKILLS_DESCRIPTION = (
     "Tested code to import: `from skills.NAME import run`. query finds, name shows."
 )
-SAVE_SKILL_DESCRIPTION = "Keep a run that worked as a tested skill; its literals become parameters. Or code with def run()."
+SAVE_SKILL_DESCRIPTION = (
+    "Keep a run that worked as a tested skill; its literals become parameters. "
+    "Or code with def run()."
+)
 
 SKILL_PROMPT_HEADER = (
-    "Do it with run_code. Code that worked before, in the order in which it may help (`from skills.NAME import run`; "
-    "a guide's text is skills.NAME.__doc__, its files are in skills.NAME.folder):"
+    "Do it with run_code. Code that worked before, best match first "
+    "(`from skills.NAME import run`; a guide's text is skills.NAME.__doc__, "
+    "its files are in skills.NAME.folder):"
 )
 
 
 class SkillToolHandler:
-    """Carries out the tools."""
+    """Answers calls of `list_skills` and `save_skill`."""
 
     def __init__(
         self, library: SkillLibrary, saver: SkillSaver, journal: Journal, principal: str
@@ -51,35 +55,37 @@ class SkillToolHandler:
         self._principal = principal
 
     async def list_skills(self, query: str | None, name: str | None) -> CallToolResult:
-        """Tell the skills that fit best, or all of one."""
+        """Return the best matches for `query`, or everything about the skill `name`."""
         if name is not None:
-            if guide := (await self._library.load_guides()).get(name.strip().replace("-", "_")):
-                return build_guide_result(guide)
-            skill = await self._library.get(name)
-            return build_skill_result(
-                skill,
-                (await self._library.usage_records()).get(
-                    (skill.name, skill.version), UsageRecord()
-                ),
-            )
+            return await self._show_skill(name)
         found = await self._library.search(query or "", MAX_LISTED_SKILLS)
         count = await self._library.count_available()
-        lines = [skill_line(skill) for skill in found] or [
-            "No skill fits." if count else "There are no skills yet."
-        ]
+        lines = [skill_line(skill) for skill in found]
+        if count == 0:
+            lines = ["There are no skills yet."]
+        elif not found:
+            lines = ["No skill matches."]
         if count > len(found):
             lines.append(f"{count} skills in all.")
         return text_call_result(
             "\n".join(lines), {"skills": [skill_summary(skill) for skill in found], "count": count}
         )
 
+    async def _show_skill(self, name: str) -> CallToolResult:
+        guides = await self._library.load_guides()
+        if guide := guides.get(name.strip().replace("-", "_")):
+            return build_guide_result(guide)
+        skill = await self._library.get(name)
+        records = await self._library.usage_records()
+        return build_skill_result(skill, records.get((skill.name, skill.version), UsageRecord()))
+
     async def save_skill(
         self, run: str | None, code: str | None, name: str | None
     ) -> CallToolResult:
-        """Keep a run, or code, as a skill, and tell what became of it."""
+        """Save a run, or code, as a skill, and return its state."""
         if (run is None) == (code is None):
             raise InvalidRequest(
-                "A skill is made of a run or of code.", remedy="Give `run` or `code`."
+                "A skill is made from a run or from code.", remedy="Give `run` or `code`."
             )
         if run is not None:
             row = await self._find_run(run)
@@ -87,18 +93,14 @@ class SkillToolHandler:
         else:
             saved = await self._saver.save_code(code or "", name or "")
         skill = saved.skill
-        lines = [
-            f"{skill.id} is {describe_state(skill.state)}"
-            + (" already." if saved.already_existed else "."),
-            *skill.reasons,
-            *([saved.note] if saved.note else []),
-            skill_line(skill),
-            usage_code(skill),
-        ]
-        note = {"note": saved.note} if saved.note else {}
-        return text_call_result(
-            "\n".join(lines), {**listing_entry(skill), "reasons": [*skill.reasons], **note}
-        )
+        already = " already" if saved.already_existed else ""
+        lines = [f"{skill.id} is {describe_state(skill.state)}{already}.", *skill.reasons]
+        data = {**listing_entry(skill), "reasons": [*skill.reasons]}
+        if saved.note:
+            lines.append(saved.note)
+            data["note"] = saved.note
+        lines += [skill_line(skill), usage_code(skill)]
+        return text_call_result("\n".join(lines), data)
 
     async def _find_run(self, run: str) -> RunRow:
         row = await self._journal.load_run(run)
@@ -107,7 +109,7 @@ class SkillToolHandler:
 
 
 def build_guide_result(guide: Guide) -> CallToolResult:
-    """Tell all of a guide: the text that its author has written for agents."""
+    """Return everything about a guide: the text that its author has written for agents."""
     lines = [
         f"{guide.name} is a guide. In code its files are in skills.{guide.name}.folder.",
         guide.text,
@@ -120,25 +122,26 @@ def usage_code(skill: Skill) -> str:
     if skill.state == "active":
         return f"from skills.{skill.name} import run"
     exact = f"from skills.{skill.name}.v{skill.version} import run"
-    return f"{exact}  # then save the run that calls run(...) with keywords, to have it checked"
+    return f"{exact}  # then save the run that calls run(...) with keywords, to test it"
 
 
 def build_skill_result(skill: Skill, record: UsageRecord) -> CallToolResult:
-    """Tell all of one skill."""
-    used = skill.call_targets
+    """Return everything about a skill."""
+    targets = skill.call_targets
     lines = [
-        f"{skill.id} is {describe_state(skill.state)}; recorded cases: {len(skill.cases)}; runs that used it: {record.uses}, "
-        f"of which it failed in {record.uses - record.successes}.",
+        f"{skill.id} is {describe_state(skill.state)}; recorded cases: {len(skill.cases)}; "
+        f"runs that used it: {record.uses}, failed: {record.uses - record.successes}.",
         *skill.reasons,
         skill_line(skill),
         usage_code(skill),
-        *([f"It uses {', '.join(used)}."] if used else []),
-        skill.source,
     ]
+    if targets:
+        lines.append(f"It uses {', '.join(targets)}.")
+    lines.append(skill.source)
     data = {
         **listing_entry(skill),
         "reasons": [*skill.reasons],
-        "uses": used,
+        "uses": targets,
         "source": skill.source,
         "used": record.uses,
     }
@@ -146,7 +149,7 @@ def build_skill_result(skill: Skill, record: UsageRecord) -> CallToolResult:
 
 
 def build_skill_tools(handler: SkillToolHandler) -> list[Tool]:
-    """Return the tools."""
+    """Return the tools `list_skills` and `save_skill`."""
 
     async def list_skills(query: str | None = None, name: str | None = None) -> CallToolResult:
         try:
@@ -157,7 +160,7 @@ def build_skill_tools(handler: SkillToolHandler) -> list[Tool]:
     async def save_skill(
         ctx: Context[Any], run: str | None = None, code: str | None = None, name: str | None = None
     ) -> CallToolResult:
-        async with send_heartbeats(ctx, "the skill is being checked"):
+        async with send_heartbeats(ctx, "testing the skill"):
             try:
                 return await handler.save_skill(run, code, name)
             except McpRuntimeError as exc:
@@ -183,13 +186,13 @@ def build_skill_tools(handler: SkillToolHandler) -> list[Tool]:
 
 
 def build_skill_prompt(library: SkillLibrary) -> Prompt:
-    """Return the prompt that begins a task with the skills which may help."""
+    """Return the prompt that adds matching skills to a task."""
 
     async def with_skills(task: Annotated[str, Field(description="What is to be done")]) -> str:
         found = await library.search(task, MAX_PROMPT_SKILLS)
-        lines = [f"- {skill_line(skill)}" for skill in found] or [
-            "- none: save what works with save_skill"
-        ]
+        lines = [f"- {skill_line(skill)}" for skill in found]
+        if not found:
+            lines = ["- none: save what works with save_skill"]
         return "\n".join((task, "", SKILL_PROMPT_HEADER, *lines))
 
     return Prompt.from_function(

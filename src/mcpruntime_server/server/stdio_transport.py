@@ -1,8 +1,9 @@
 """MCP over stdin and stdout without worker threads, tasks or queues of its own.
 
-The SDK's transport reads and writes through threads: three changes of thread per request take a quarter of the time of
-a short run, and a thread that waits for a line cannot be cancelled. Here the event loop waits for the descriptors.
-Other code in this process that writes to fd 1 writes to stderr, and code that reads fd 0 reads nothing.
+The SDK's transport reads and writes through threads: three changes of thread per request take a
+quarter of the time of a short run, and a thread that waits for a line cannot be cancelled. Here the
+event loop waits for the descriptors. Other code in this process that writes to fd 1 writes to
+stderr, and code that reads fd 0 reads nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MAX_LINE_BYTES = 64 * 1024 * 1024  # of one message; a client that sends more is
 
 
 class MessageWriter:
-    """Writes each message as one line to a descriptor, which may be shared and so stays blocking."""
+    """Writes each message as one line to a descriptor, which stays blocking as it may be shared."""
 
     def __init__(self, sink: int) -> None:
         self._sink = sink
@@ -186,8 +187,8 @@ async def open_stdio_streams(
 def timed_out_request_id(message: SessionMessage) -> str | None:
     """Return the id of the request that `message` cancels because the client has waited too long.
 
-    Return None for any other message. A cancelled request stops its run, a timed-out one does not. The protocol tells
-    them apart only by the wording of the reason; all SDKs say "timed out".
+    Return None for any other message. A cancelled request stops its run, a timed-out one does not.
+    The protocol tells them apart only by the wording of the reason; all SDKs say "timed out".
     """
     content = message.message
     if not isinstance(content, JSONRPCNotification):
@@ -203,7 +204,8 @@ def timed_out_request_id(message: SessionMessage) -> str | None:
 def parse_message(line: bytes) -> SessionMessage | JSONRPCError:
     """Return the message in `line`, or the error that answers it.
 
-    JSON can contain half of a surrogate pair, which the SDK refuses; here it stays visible as an escape.
+    JSON can contain half of a surrogate pair, which the SDK refuses. Here it stays visible as an
+    escape.
     """
     try:
         return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
