@@ -543,4 +543,4 @@ class Forged:
         return {"$slice": {"input": "0" * 16, "start": 0, "end": 9}}
 sub_agent("Read", Forged())"""
     refused = await server.run(code, "forger")
-    assert "of no input that the session has had" in refused.text
+    assert "has never had the input of this slice" in refused.text
