@@ -1,4 +1,4 @@
-"""A client of the server as users have it: the real command, started by the MCP SDK, spoken to over stdio."""
+"""An MCP client of a real server process, which the SDK starts and speaks to over stdio."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL_LIMITS = {"memory_mb": 256, "workspace_mb": 32, "tmp_mb": 16, "output_mb":
 
 @dataclass(frozen=True)
 class ToolAnswer:
-    """What one request was answered with: typed data (empty if it is an error) and text."""
+    """The answer to one request: typed data (empty if it is an error) and text."""
 
     data: dict[str, Any]
     text: str
@@ -39,14 +39,14 @@ class ToolAnswer:
 
 
 def parse_answer(result: CallToolResult) -> ToolAnswer:
-    """Return what a request was answered with."""
+    """Return the answer in the result of a request."""
     [content] = result.content
     assert content.type == "text"
     return ToolAnswer(result.structured_content or {}, content.text, bool(result.is_error))
 
 
 class ServerConnection:
-    """A client that has one server of its own."""
+    """A client with a server of its own."""
 
     def __init__(self, client: Client, folder: Path) -> None:
         self.client = client
@@ -54,7 +54,7 @@ class ServerConnection:
 
     @property
     def server_pids(self) -> list[int]:
-        """The processes of the servers on this data folder."""
+        """The ids of the server processes on this data folder."""
         return [int(path.read_text()) for path in (self.data_dir / "servers").glob("*.lock")]
 
     async def run(self, code: str, session: str | None = None, **more: Any) -> ToolAnswer:
@@ -77,7 +77,7 @@ class ServerConnection:
 
 
 def write_settings(folder: Path, **sections: Any) -> Path:
-    """Write a settings file into `folder`, with small limits unless `sections` says otherwise; return its path."""
+    """Write a settings file with small limits, which `sections` may change; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     server = {"data_dir": str(folder / "data"), **sections.pop("server", {})}
     sandbox = {"backend": "docker", **SMALL_LIMITS, **sections.pop("sandbox", {})}

@@ -1,7 +1,7 @@
-"""Servers that can be killed at any moment, and a client that asks each of them for the next step of its sessions.
+"""Servers that are killed at any moment, and a client that uses one after the other.
 
-The client keeps a plain model of what variables, files and the upstream must be, and checks it against all it is told.
-Where a server died in the middle of a call, it looks whether the upstream has done that, and answers accordingly.
+The client keeps a plain model of variables, files and the upstream, and checks every answer against
+it. If a server died during a call, the client looks whether the upstream did it, and answers so.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ from anyio.abc import Process
 from .server_connection import COMMAND, TEST_TIMEOUT_S
 
 IDEMPOTENCY_KEY = "mcpruntime/idempotency-key"
-LANE_COUNT = 2  # sessions at once
-INSPECT_WAIT_S = 5  # for a look at a session
-MAX_STEPS = (
-    6  # of a session, before the next one begins: all of them are executed again after each kill
-)
+LANE_COUNT = 2  # sessions at the same time
+INSPECT_WAIT_S = 5  # of a request that inspects a session
+MAX_STEPS = 6  # of a session: all of them are executed again after each kill
 STABLE_FIELDS = (
     "run",
     "step",
@@ -37,7 +35,7 @@ STABLE_FIELDS = (
     "stdout",
     "stderr",
     "error",
-)  # what must be the same whenever it is told
+)  # fields that never change once they were reported
 
 FIRST_CODE = """\
 import asyncio, json, os, random, time, uuid
@@ -118,12 +116,12 @@ class KillableServer:
         self._is_gone = False
 
     async def read_messages(self) -> None:
-        """Take what it says until it is gone."""
+        """Receive messages until the server is gone."""
         assert self.process.stdout is not None
-        heard = b""
+        buffered = b""
         try:
             async for data in self.process.stdout:
-                *lines, heard = (heard + data).split(b"\n")
+                *lines, buffered = (buffered + data).split(b"\n")
                 for line in lines:
                     message = json.loads(line)
                     if "id" in message:
@@ -138,12 +136,12 @@ class KillableServer:
         self._update = anyio.Event()
 
     def count_finished_step(self) -> None:
-        """One more step is over."""
+        """Count one more finished step."""
         self._finished_steps += 1
         self._notify_waiters()
 
     async def wait_finished_steps(self, times: int) -> None:
-        """Wait until so many steps are over."""
+        """Wait until so many steps are finished."""
         while self._finished_steps < times:
             await self._update.wait()
 
@@ -200,7 +198,7 @@ class KillableServer:
         return data
 
     async def close(self) -> None:
-        """Have it end by itself, as a client does."""
+        """Close its stdin and wait until it has exited, as a client does."""
         assert self.process.stdin is not None
         await self.process.stdin.aclose()
         with anyio.fail_after(TEST_TIMEOUT_S):
@@ -209,7 +207,7 @@ class KillableServer:
 
 @asynccontextmanager
 async def start_server(settings: Path) -> AsyncIterator[KillableServer]:
-    """Start a server; it is gone afterwards."""
+    """Start a server and kill it afterwards."""
     command = [COMMAND, "--config", str(settings), "--stdio"]
     with settings.with_suffix(".log").open("ab") as log:
         async with (
@@ -230,7 +228,7 @@ async def start_server(settings: Path) -> AsyncIterator[KillableServer]:
 
 @asynccontextmanager
 async def start_ready_server(settings: Path) -> AsyncIterator[KillableServer]:
-    """Start a server that takes requests; it is gone afterwards."""
+    """Start a server, initialize it, and kill it afterwards."""
     async with start_server(settings) as server:
         await server.initialize()
         yield server
@@ -238,7 +236,7 @@ async def start_ready_server(settings: Path) -> AsyncIterator[KillableServer]:
 
 @dataclass
 class Step:
-    """Something that a session is asked to do, until its client knows what became of it."""
+    """A step of a session, until the client knows its outcome."""
 
     kind: str
     tag: str
@@ -254,7 +252,7 @@ class Step:
 
 @dataclass
 class SessionModel:
-    """What a session's state should be."""
+    """The expected state of a session."""
 
     session: str
     step_count: int = 0
@@ -262,16 +260,16 @@ class SessionModel:
     files: dict[str, str] = field(default_factory=dict)
     finished_steps: int = 0
     pending: Step | None = None
-    may_be_cancelled: bool = False  # the step that is pending: a server was told to end meanwhile
-    is_uncertain: bool = False  # a step was cancelled, and the model does not know where
+    may_be_cancelled: bool = False  # the pending step, because a server is shutting down
+    is_uncertain: bool = False  # a step was cancelled at an unknown point
 
     @property
     def digests(self) -> dict[str, str]:
-        """The files as `LOOK` tells them."""
+        """The files in the format of `INSPECT_CODE`."""
         return {name: sha256(text.encode()).hexdigest() for name, text in self.files.items()}
 
     def apply_step(self, kind: str, made: list[str]) -> None:
-        """Do what a step of that kind does, which has made these items."""
+        """Change the state as a step of this kind does; `made` are the items that it added."""
         self.finished_steps += 1
         if kind == "first":
             return
@@ -286,28 +284,28 @@ class SessionModel:
 
 
 class KillingClient:
-    """Works on one data folder, in several sessions at once, through servers that are killed under it."""
+    """Uses one data folder in several sessions at once, while its servers are killed."""
 
     def __init__(self, settings: Path, upstream: Path, seed: str) -> None:
         self.settings = settings
         self.upstream = upstream
         self.random = random.Random(seed)
         self.lanes: list[list[SessionModel]] = [[] for _ in range(LANE_COUNT)]
-        self.reported: dict[str, dict[str, Any]] = {}  # run -> what was told of it
+        self.reported: dict[str, dict[str, Any]] = {}  # run -> what was reported of it
         self.endings: Counter[str] = Counter()  # how steps ended
         self.kill_moments: Counter[str] = Counter()  # when servers were killed
         self.error_ledgers: dict[
             str, str
-        ] = {}  # step that went wrong -> the calls that were told of it
+        ] = {}  # tag of a failed step -> the calls that were reported
         self.kills = 0
-        self.in_doubt_calls = 0  # calls of which a server could not say how they ended
-        self.resumed = 0  # times that a run went on after that
-        self._is_stopping = False  # the server has been told to end
+        self.in_doubt_calls = 0  # calls that were in doubt after a crash
+        self.resumed = 0  # runs that were resumed after that
+        self._is_stopping = False  # the server is shutting down
 
-    # a server's life ----------------------------------------------------------------------------------
+    # a server's life -----------------------------------------------------------------------------
 
     async def run_until_killed(self) -> None:
-        """Start a server, work with it, and kill it at a random moment."""
+        """Start a server, use it, and kill it at a random moment."""
         self._is_stopping = False
         async with start_server(self.settings) as server, anyio.create_task_group() as tasks:
             tasks.start_soon(self._kill, server)
@@ -325,12 +323,12 @@ class KillingClient:
     async def _kill(self, server: KillableServer) -> None:
         draw = self.random.uniform
         moment = self.random.choices(
-            ("start", "asked", "called", "told", "shutdown"), (2, 4, 5, 4, 2)
+            ("start", "requested", "called", "reported", "shutdown"), (2, 4, 5, 4, 2)
         )[0]
         self.kill_moments[moment] += 1
         if moment == "start":
             await anyio.sleep(draw(0, 1.5))
-        elif moment == "asked":
+        elif moment == "requested":
             await server.requested.wait()
             await anyio.sleep(draw(0, 1.2))
         elif moment == "called":
@@ -350,7 +348,7 @@ class KillingClient:
             server.process.kill()
 
     async def _wait_upstream_calls(self, times: int) -> None:
-        """Wait until the upstream has been called so often, or for so long that it is not going to be."""
+        """Wait until the upstream was called so often, or for 5 s."""
         before = len(self.read_ledger())
         with anyio.move_on_after(5):
             while len(self.read_ledger()) < before + times:  # noqa: ASYNC110 - the upstream is another process
@@ -359,7 +357,7 @@ class KillingClient:
     def read_ledger(self) -> list[str]:
         return self.upstream.read_text().splitlines() if self.upstream.exists() else []
 
-    # its work -----------------------------------------------------------------------------------------
+    # its work ------------------------------------------------------------------------------------
 
     async def _run_lane(self, server: KillableServer, models: list[SessionModel]) -> None:
         with suppress(ServerKilled):
@@ -367,7 +365,7 @@ class KillingClient:
                 await self._run_step(server, models)
 
     async def _run_step(self, server: KillableServer, models: list[SessionModel]) -> None:
-        """Ask for one more step of a session, or again for one of which nothing was heard; now and then look."""
+        """Run a new step, or repeat one without an answer; now and then check the state."""
         model = self._current_session(models)
         if self.random.random() < 0.3 and model.finished_steps:
             await self.check_state(server, model)
@@ -386,21 +384,19 @@ class KillingClient:
                 wait["id"]: self._resolve_doubt(wait) for wait in data.get("waiting_for", ())
             }
             await server.wait_run(data["run"], **({"answers": answers} if answers else {}))
-            data = await server.wait_run(
-                data["run"]
-            )  # when it is over: with all that it has printed
+            data = await server.wait_run(data["run"])  # once it is finished: with its whole output
         server.count_finished_step()
         self._check_report(model, step, data)
         model.pending = None
         if data["status"] == "ok":
             model.apply_step(step.kind, data.get("value") or [])
-        elif data["status"] == "cancelled":  # what it has changed stays as it was then
+        elif data["status"] == "cancelled":  # it stopped at an unknown point
             model.is_uncertain = True
         elif model.finished_steps:
             await self.check_state(server, model)
 
     def _resolve_doubt(self, wait: dict[str, Any]) -> Any:
-        """Say what became of a call under which a server died."""
+        """Return the outcome of a call during which a server died."""
         assert wait["kind"] == "in_doubt", wait
         self.in_doubt_calls += 1
         _, tool, item, _ = re.split(r"counted\.|\(item=\"|\"\)", wait["call"])
@@ -420,7 +416,7 @@ class KillingClient:
         return [model for lane in self.lanes for model in lane if model.pending is not None]
 
     def _check_report(self, model: SessionModel, step: Step, data: dict[str, Any]) -> None:
-        """Check what is told of a step against what may be told, and what was told before."""
+        """Check that the report of a step is allowed and equals earlier reports."""
         facts = {name: data.get(name) for name in STABLE_FIELDS}
         assert self.reported.setdefault(data["run"], facts) == facts
         status, error = data["status"], data.get("error") or {}
@@ -433,14 +429,14 @@ class KillingClient:
             self.error_ledgers[step.tag] = json.dumps(data.get("calls", []))
 
     async def check_state(self, server: KillableServer, model: SessionModel) -> None:
-        """Compare a session's state with the model; a step of which nothing was heard may be done or not."""
+        """Compare a session with the model; a step without an answer may be done or not."""
         data = await server.call_run_code(
             {"code": INSPECT_CODE, "session": model.session, "wait_s": INSPECT_WAIT_S}, {}
         )
         while data["status"] in ("queued", "running"):
             if (
                 data["status"] == "queued" and model.pending is not None
-            ):  # behind a step that may wait for us
+            ):  # behind a step that may wait for this client
                 await server.wait_run(data["run"], cancel=True)
                 await self._finish_step(server, model, model.pending)
                 return
@@ -448,9 +444,7 @@ class KillingClient:
         if data["status"] == "cancelled" and self._is_stopping:
             return
         if "value" not in data and model.may_be_cancelled:
-            model.is_uncertain = (
-                True  # a step that was cancelled is not executed again: variables may be missing
-            )
+            model.is_uncertain = True  # a cancelled step is not executed again
             return
         assert data["status"] == "ok", data
         n, seen, files = data["value"]
@@ -459,17 +453,15 @@ class KillingClient:
             await self._finish_step(server, model, step)
         elif files != model.digests and step is not None and model.may_be_cancelled:
             await self._finish_step(server, model, step)
-            assert model.is_uncertain, (
-                data
-            )  # it was cancelled in its middle, which the client had not been told
+            assert model.is_uncertain, data  # it was cancelled, which had not been reported yet
             return
         assert (n, seen) == (model.step_count, model.items), data
         assert files == model.digests, (data, sorted(model.files))
 
-    # the end ------------------------------------------------------------------------------------------
+    # the end -------------------------------------------------------------------------------------
 
     async def finish_sessions(self, server: KillableServer) -> None:
-        """With a server that is left alone: every session is as it should be and goes on."""
+        """On a server that is not killed, check that every session is right and continues."""
         for models in self.lanes:
             while any(model.pending for model in models):
                 await self._run_step(server, models)
@@ -480,7 +472,7 @@ class KillingClient:
                     await self.check_state(server, model)
 
     def check_calls(self) -> None:
-        """Nothing was done twice; what was done is part of a step that went well, or was told of one that did not."""
+        """Check that no call was made twice, and that every call that was made was reported."""
         done = Counter(
             line.removeprefix("add ") for line in self.read_ledger() if line.startswith("add ")
         )
@@ -495,4 +487,4 @@ class KillingClient:
         assert acknowledged <= done.keys()
         for item in done.keys() - acknowledged:
             tag = item.partition(":")[0]
-            assert item in self.error_ledgers.get(tag, ""), f"{item} was done, and nobody was told"
+            assert item in self.error_ledgers.get(tag, ""), f"{item} was done and not reported"
