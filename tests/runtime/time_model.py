@@ -1,6 +1,7 @@
-"""A plain model of sessions that move in time, and a player that does the same to real ones and compares.
+"""A plain model of sessions with rewinds and forks, and a player that compares real ones with it.
 
-A state is variables and files; a run makes one from another; sessions point at runs. That is all that the model knows.
+A state is variables and files; a run makes one state from another; sessions point at runs. The
+model knows nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mcpruntime_server.sandbox.local_backend import LocalBackend, _find_processe
 SANDBOX = SandboxSettings(
     memory_mb=256, workspace_mb=32, tmp_mb=16, output_mb=1, pids=64, pool_size=0, checkpoints=2
 )
-MAX_SESSIONS = 3  # more are closed and opened anew
+MAX_SESSIONS = 3  # others are evicted and restored
 TEST_TIMEOUT_S = 60.0
 FAILURE_NOTES = (
     "gone",
@@ -41,7 +42,7 @@ FAILURE_NOTES = (
     "not restored",
     "were lost",
     "not among them",
-)  # in notes, when a state is not all there
+)  # words of notes about a state that is incomplete
 VARIABLE_NAMES = ("x", "y", "z")
 DEATH_CODE = {
     "exit": "os._exit(3)",
@@ -82,11 +83,11 @@ class ModelState:
     files: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def to_json(self) -> Any:
-        """Return it as `look()` tells it."""
+        """Return the state in the format of `look()`."""
         return [self.variables, {path: list(file) for path, file in self.files.items()}]
 
 
-# what can be done to a state --------------------------------------------------------------------------------
+# what can be done to a state --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,13 @@ class SetVariable:
 
 @dataclass(frozen=True)
 class GrowVariable:
-    """Change an object in its place, with something that nobody can foresee and something from outside."""
+    """Append to a list a random value and the result of a call."""
 
     name: str
 
     def code(self) -> str:
-        return f"if {self.name!r} in globals(): {self.name} += [uuid.uuid4().hex, host.call('t.tick', {{}})]"
+        values = "[uuid.uuid4().hex, host.call('t.tick', {})]"
+        return f"if {self.name!r} in globals(): {self.name} += {values}"
 
     def apply(self, state: ModelState) -> ModelState:
         if self.name not in state.variables:
@@ -155,7 +157,7 @@ class WriteFile:
 
 @dataclass(frozen=True)
 class DeletePath:
-    """A file, or a folder with all that is in it."""
+    """A file, or a folder with everything in it."""
 
     path: str
 
@@ -175,7 +177,7 @@ StateChange = SetVariable | GrowVariable | DeleteVariable | WriteFile | DeletePa
 
 
 class _Anything:
-    """Stands for a value that the model cannot foresee; the first one told is what it is from then on."""
+    """A value that the model cannot know before it is reported once."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -186,14 +188,14 @@ class _Anything:
 
 ANYTHING: Any = _Anything()
 
-# what can be done to sessions -------------------------------------------------------------------------------
+# what can be done to sessions --------------------------------------------------------------------
 
-Index = int  # which of the sessions, or of a session's runs, there are; any number will do
+Index = int  # of a session, or of a run of it; any number is valid, modulo their count
 
 
 @dataclass(frozen=True)
 class RunCode:
-    """Run code that changes the state, and ends well or with an error."""
+    """Run code that changes the state and succeeds or fails."""
 
     session: Index
     changes: tuple[StateChange, ...]
@@ -239,12 +241,12 @@ class RestartServer:
 
 @dataclass(frozen=True)
 class CrashServer:
-    """Go on with what is on the disk at this moment, at another place."""
+    """Continue in a copy of the data folder as it is at this moment."""
 
 
 @dataclass(frozen=True)
 class CrashDuringRun:
-    """The same in the middle of a run, which then goes on."""
+    """The same in the middle of a run, which is then resumed."""
 
     session: Index
     changes: tuple[StateChange, ...]
@@ -263,12 +265,12 @@ Action = (
     | CrashDuringRun
 )
 
-# the player -------------------------------------------------------------------------------------------------
+# the player --------------------------------------------------------------------------------------
 
 
 @dataclass
 class ModelSession:
-    """What the model knows of a session: the run that it is at, and those that it can go to."""
+    """A session in the model: the run it is at, and the runs it can be rewound to."""
 
     handle: str
     tip: str | None = None
@@ -285,7 +287,7 @@ class InterruptedRun:
 
 
 class ModelPlayer:
-    """Does deeds to real sessions and to the model, and compares."""
+    """Performs actions on real sessions and on the model, and compares them."""
 
     def __init__(self, folder: Path, backend: str) -> None:
         self._folder = folder / "0"
@@ -301,7 +303,7 @@ class ModelPlayer:
         self._unfinished: InterruptedRun | None = None
 
     async def play(self, deeds: Sequence[Action]) -> None:
-        """Do all of it; raises AssertionError where the real sessions are not as they should be."""
+        """Perform all actions; raises AssertionError if the real sessions differ from the model."""
         left = list(deeds)
         while True:
             async with self._run_server():
@@ -365,7 +367,7 @@ class ModelPlayer:
     def _select_session(self, at: Index) -> ModelSession:
         return self._sessions[at % len(self._sessions)]
 
-    # runs -------------------------------------------------------------------------------------------
+    # runs ----------------------------------------------------------------------------------------
 
     async def _run(
         self, known: ModelSession, changes: Sequence[StateChange], *, fails: bool = False
@@ -386,7 +388,7 @@ class ModelPlayer:
                 )
 
     def _check_run(self, known: ModelSession, run: Run, changes: Sequence[StateChange]) -> None:
-        """Compare what a run tells with what should be; what could not be foreseen is known from now on."""
+        """Compare the result of a run with the model, and learn the values it could not know."""
         report, state = run.report, self._apply_changes(known, changes)
         assert not any(word in note for note in report.notes for word in FAILURE_NOTES), (
             report.notes
@@ -401,7 +403,7 @@ class ModelPlayer:
         known.runs.append(run.id)
 
     def _apply_changes(self, known: ModelSession, changes: Sequence[StateChange]) -> ModelState:
-        """Return the state after changes in a session, and count the calls that they make."""
+        """Return the state of a session after changes, and count the calls that they make."""
         state = self._states[known.tip]
         for change in changes:
             self._expected_ticks += (
@@ -435,7 +437,7 @@ class ModelPlayer:
     async def _open_session(self, known: ModelSession) -> Session:
         return await self._runtime.open_session(known.handle, "me")
 
-    # moving in time ---------------------------------------------------------------------------------
+    # moving in time ------------------------------------------------------------------------------
 
     async def _rewind(self, known: ModelSession, at: Index) -> None:
         run = known.runs[at % len(known.runs)]
@@ -455,7 +457,7 @@ class ModelPlayer:
         runs = [None, *(row.id for row in await self._journal.load_lineage(run))]
         self._sessions.append(ModelSession(name, run, runs))
 
-    # what happens to sandboxes and servers ----------------------------------------------------------
+    # what happens to sandboxes and servers -------------------------------------------------------
 
     async def _lose_sandbox(self, known: ModelSession) -> None:
         home = (await self._open_session(known)).environment
@@ -471,7 +473,7 @@ class ModelPlayer:
             await home.link.closed.wait()
 
     async def _stop_server(self, deed: Action) -> None:
-        """Have this server be the last one at this place, unless it ends in peace."""
+        """Restart or crash the server, which may be in the middle of a run."""
         if isinstance(deed, CrashDuringRun):
             known = self._select_session(deed.session)
             code = "\n".join(
@@ -487,7 +489,7 @@ class ModelPlayer:
             self._folder = copy_data_folder(self._folder)
 
     async def _finish_interrupted_run(self) -> None:
-        """See the run to its end that the last server has left."""
+        """Wait until the run that the last server left unfinished is resumed and finished."""
         if self._unfinished is None:
             return
         known, run, changes = (
@@ -509,13 +511,13 @@ class ModelPlayer:
 
 
 def build_code(changes: Sequence[StateChange], end: str = "") -> str:
-    """Return code that makes changes, and then ends in some way, or tells the state."""
+    """Return code that makes changes, then runs `end`, by default reporting the state."""
     lines = [change.code() for change in changes]
     return "\n".join([PRELUDE, *lines, end or "look()"])
 
 
 def copy_data_folder(place: Path) -> Path:
-    """Return another place with what a server that is killed now would leave at this one."""
+    """Return a copy of a folder as a server that is killed now would leave it."""
     other = place.parent / str(int(place.name) + 1)
     (other / "data").mkdir(parents=True)
     with sqlite3.connect(place / "data" / "journal.db", isolation_level=None) as connection:

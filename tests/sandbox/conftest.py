@@ -1,4 +1,4 @@
-"""A sandbox of each kind, and something that listens to it."""
+"""A sandbox of each backend, and drivers that run code in it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make_setup(backend: Backend) -> wire.Setup:
 
 @dataclass
 class RunRecorder:
-    """Keeps what a sandbox sends during one run, and answers its calls with `answer`."""
+    """Records what a sandbox sends during one run; answers its calls with `answer`."""
 
     answer: Callable[[wire.Call], Any] = lambda call: call.args
     output: list[wire.Output] = field(default_factory=list)
@@ -120,7 +120,7 @@ class SandboxDriver:
         return done
 
     async def evaluate(self, code: str) -> Any:
-        """Look at something, which is worth no checkpoint."""
+        """Return the value of an expression, without a checkpoint."""
         done = await self(code, park=False)
         assert done.status == "ok", done.error
         return done.value and done.value["text"]
@@ -128,6 +128,6 @@ class SandboxDriver:
 
 @pytest.fixture
 async def run(backend: Backend) -> AsyncIterator[SandboxDriver]:
-    """Something that runs code in a fresh sandbox of the backend."""
+    """A driver of a fresh sandbox of the backend."""
     async with open_link(backend, make_setup(backend)) as link:
         yield SandboxDriver(link)

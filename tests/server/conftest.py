@@ -1,4 +1,4 @@
-"""One server for the tests of a module, and a session in it that must never notice what the others suffer."""
+"""One server for the tests of a module, with a session that no test may affect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def upstream_entry(script: str, *arguments: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerConnection]:
-    """A server with Docker sandboxes and several upstreams, of which some are not well."""
+    """A server with Docker sandboxes and several upstreams, some of them broken."""
     upstreams = {
         "lively": upstream_entry("lively"),
         "slow": upstream_entry("lively", timeout_s=0.5),
@@ -40,7 +40,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 async def server(
     shared: ServerConnection, request: pytest.FixtureRequest
 ) -> AsyncIterator[ServerConnection]:
-    """The module's server; afterwards another session has all that it had, and the server answers."""
+    """The module's server; afterwards the session `witness` must be unchanged and working."""
     before = await shared.evaluate("n += 1; open('kept', 'w').write(str(n)); n", session="witness")
     yield shared
     code = "n -= 1\n[n + 1, open('kept').read(), n]"
