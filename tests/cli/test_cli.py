@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,22 @@ def test_without_a_command_the_help_is_printed() -> None:
 
 def test_the_version_is_printed() -> None:
     assert start_command("--version").stdout.startswith("mcpruntime-server ")
+
+
+def test_the_shell_completes_commands() -> None:
+    line = {"COMP_WORDS": "mcpruntime-server replay re", "COMP_CWORD": "2"}
+    done = run_command(_MCPRUNTIME_SERVER_COMPLETE="bash_complete", **line)
+    assert done.stdout.split() == ["plain,rerun", "plain,rewind"]
+
+
+def test_reading_the_journal_imports_nothing_slow(used: Path) -> None:
+    code = (
+        "import sys\nfrom mcpruntime_server.cli import main\n"
+        f"main(['--config', {str(used)!r}, 'sessions'])\n"
+        "print({'mcp', 'docker', 'jinja2', 'cryptography', 'httpx', 'aiohttp'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
 
 
 def test_an_unknown_command_is_refused() -> None:

@@ -53,7 +53,8 @@ class ActionGroup(click.Group):
         """Parse `args`, with the action put in front if it is left out."""
         words = [word for word in args if not word.startswith("-")]
         has_action = bool(words) and words[0] in self.commands
-        if not has_action and args[:1] != ["--help"]:
+        is_completion = ctx.resilient_parsing  # by the shell, while the words are being typed
+        if not has_action and not is_completion and args[:1] != ["--help"]:
             args = ["show" if words else "list", *args]
         return super().parse_args(ctx, args)
 
