@@ -102,7 +102,7 @@ async def test_one_command_answers_all_approvals_of_a_run(world: World) -> None:
 async def test_an_answer_is_kept_for_a_server_that_starts_later(world: World) -> None:
     async with start_ready_server(world.settings) as server:
         told = await server.run(f"{IMPORT}add(item='a').result", "s")
-        server.process.kill()
+        server.kill()
     done = await approvals(world, told["run"], "q1", "allow")
     assert done.stdout.endswith("The run continues when a server is started on this data folder.\n")
     assert "(answered, not yet received)" in (await approvals(world)).stdout

@@ -25,6 +25,8 @@ def main() -> int:
     connection.sendall(data[sent:])
     with connection.makefile("rb") as answers:
         pid = int(answers.readline())
+        with open(f"{sys.argv[1]}.{os.getpid()}", "w") as file:  # for `forked_pid`
+            file.write(str(pid))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: os.kill(pid, number))
         return int(answers.readline() or b"1")

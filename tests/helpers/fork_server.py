@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
 REQUEST_BYTES = 1 << 20
@@ -61,8 +62,13 @@ def serve(connection: socket.socket) -> None:
         os.close(descriptor)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     connection.sendall(b"%d\n" % pid)
+    exited = os.pidfd_open(pid)
+    readable, _, _ = select.select([exited, connection], [], [])
+    if exited not in readable:  # the client was killed
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+    with suppress(BrokenPipeError):
+        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 
 

@@ -6,6 +6,7 @@ import atexit
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def forked_command(*arguments: str) -> list[str]:
     """Return a command line for `mcpruntime-server ARGUMENT...`, forked."""
     client = str(HELPERS / "fork_client.py")
     return [sys.executable, "-ES", client, fork_server_socket(), *arguments]
+
+
+def forked_pid(client_pid: int) -> int | None:
+    """Return the process that was forked for a `fork_client.py`; None if it is not forked yet."""
+    with suppress(OSError, ValueError):
+        return int(Path(f"{fork_server_socket()}.{client_pid}").read_text())
+    return None
 
 
 def forked_script(file: Path, *arguments: str) -> list[str]:

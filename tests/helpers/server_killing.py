@@ -7,6 +7,7 @@ it. If a server died during a call, the client looks whether the upstream did it
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 import anyio
 from anyio.abc import Process
 
+from .forking import forked_command, forked_pid
 from .server_connection import COMMAND, TEST_TIMEOUT_S
 
 IDEMPOTENCY_KEY = "mcpruntime/idempotency-key"
@@ -106,8 +108,9 @@ class ServerKilled(Exception):
 class KillableServer:
     """One server process, spoken to line by line."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, *, is_forked: bool) -> None:
         self.process = process
+        self._is_forked = is_forked
         self.requested = anyio.Event()
         self._finished_steps = 0
         self._replies: dict[int, dict[str, Any]] = {}
@@ -197,6 +200,17 @@ class KillableServer:
         data: dict[str, Any] = result["structuredContent"]
         return data
 
+    @property
+    def pid(self) -> int:
+        """The id of the process; before it is forked, that of its client, which it dies with."""
+        forked = forked_pid(self.process.pid) if self._is_forked else None
+        return forked or self.process.pid
+
+    def kill(self) -> None:
+        """Kill the server, at whatever it is doing."""
+        with suppress(ProcessLookupError):  # it is dead already
+            os.kill(self.pid, signal.SIGKILL)
+
     async def close(self) -> None:
         """Close its stdin and wait until it has exited, as a client does."""
         assert self.process.stdin is not None
@@ -206,21 +220,22 @@ class KillableServer:
 
 
 @asynccontextmanager
-async def start_server(settings: Path) -> AsyncIterator[KillableServer]:
+async def start_server(settings: Path, *, is_forked: bool = True) -> AsyncIterator[KillableServer]:
     """Start a server and kill it afterwards."""
-    command = [COMMAND, "--config", str(settings), "--stdio"]
+    options = ("--config", str(settings), "--stdio")
+    command = forked_command(*options) if is_forked else [COMMAND, *options]
     with settings.with_suffix(".log").open("ab") as log:
         async with (
             await anyio.open_process(command, stderr=log) as process,
             anyio.create_task_group() as tasks,
         ):
-            server = KillableServer(process)
+            server = KillableServer(process, is_forked=is_forked)
             tasks.start_soon(server.read_messages)
             try:
                 yield server
             finally:
                 if process.returncode is None:
-                    process.kill()
+                    server.kill()
                 with anyio.CancelScope(shield=True):
                     await process.wait()
                 tasks.cancel_scope.cancel()
@@ -307,7 +322,10 @@ class KillingClient:
     async def run_until_killed(self) -> None:
         """Start a server, use it, and kill it at a random moment."""
         self._is_stopping = False
-        async with start_server(self.settings) as server, anyio.create_task_group() as tasks:
+        async with (
+            start_server(self.settings, is_forked=False) as server,
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(self._kill, server)
             with suppress(ServerKilled):
                 await server.initialize()
@@ -345,7 +363,7 @@ class KillingClient:
             server.process.send_signal(signal.SIGTERM)
             await anyio.sleep(draw(0, 0.5))
         if server.process.returncode is None:
-            server.process.kill()
+            server.kill()
 
     async def _wait_upstream_calls(self, times: int) -> None:
         """Wait until the upstream was called so often, or for 5 s."""

@@ -319,7 +319,7 @@ async def test_code_that_gives_up_waiting_withdraws_its_question(tmp_path: Path)
 
 async def hang_up(server: KillableServer, how: str) -> None:
     if how == "killed":
-        server.process.kill()
+        server.kill()
         await server.process.wait()
     else:
         await server.close()
@@ -369,7 +369,7 @@ async def test_200_approvals_across_deaths_of_the_server_are_each_acted_on_once(
                 else:
                     answered, answer = answered + 1, "allow"
                 told = await server.wait_run(run, answers={wait["id"]: answer})
-            server.process.kill()
+            server.kill()
             deaths += 1
     async with start_ready_server(world.settings) as server:
         told = await server.wait_run(run)
@@ -474,7 +474,7 @@ async def test_what_was_changed_in_a_plan_is_what_is_asked_about_and_made_after_
         assert [asked[0]["call"], *asked[0]["more"]] == [
             'counted.add(hold="before", item="changed")', 'counted.add(item="changed too")'
         ]  # fmt: skip
-        server.process.kill()
+        server.kill()
     async with open_journal(world.settings.parent / "data") as journal:
         past = await load_report(journal, run)
         assert [dict(args) for _, args in past.pending_questions[0].calls] == [
@@ -484,7 +484,7 @@ async def test_what_was_changed_in_a_plan_is_what_is_asked_about_and_made_after_
     async with start_ready_server(world.settings) as server:
         await server.wait_run(run, wait_s=0)
         await until(lambda: world.upstream.with_suffix(".held").exists())
-        server.process.kill()
+        server.kill()
     world.upstream.with_suffix(".hold").unlink()
     async with start_ready_server(world.settings) as server:
         told = await server.wait_run(run)
@@ -588,7 +588,7 @@ async def test_a_commit_that_a_server_dies_in_goes_on_without_repeating_anything
         assert len(plan["waiting_for"]) == 6
         told = await server.wait_run(plan["run"], answers={"*": "allow"}, wait_s=0)
         await until(lambda: "add 3" in world.done)
-        server.process.kill()
+        server.kill()
     world.upstream.with_suffix(".hold").unlink()
     async with start_ready_server(world.settings) as server:
         told = await server.wait_run(told["run"])

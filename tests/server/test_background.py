@@ -435,7 +435,7 @@ async def test_readers_that_give_up_while_a_session_is_taken_over_leave_none_of_
                     "background": True,
                 }
                 runs = [(await server.call_run_code(request, {}))["run"] for _ in range(20)]
-                server.process.kill()
+                server.kill()
             with anyio.move_on_after(moments.uniform(0, 0.02)):
                 await attach(other.client, runs[0])
             world.open(f"go{life}")
@@ -457,7 +457,7 @@ async def test_what_was_told_outlives_a_server_that_is_killed_at_once(world: Wor
         begun = await server.call_run_code(
             {"code": "'begun'", "session": "s", "background": True}, {}
         )
-        server.process.kill()
+        server.kill()
     async with world.client() as connection:
         past = await attach(connection.client, over["run"])
         assert (past.status, past.value, past.stdout) == (told["status"], 42, "out\n")
@@ -534,7 +534,7 @@ async def test_a_run_goes_on_with_whoever_waits_for_it_when_its_server_dies(worl
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look, other, run)
             await other.run("1")
-            server.process.kill()
+            server.kill()
             world.open()
     assert (answers[0].status, answers[0].value) == ("ok", "end")
     assert world.done == ["add a", "add b"]
@@ -552,7 +552,7 @@ async def test_runs_for_which_there_is_no_room_go_on_one_after_the_other(world: 
                     )
                 )["run"]
             )
-        server.process.kill()
+        server.kill()
     world.configure(max_sessions=1)
     async with world.server() as server:  # one of them goes on here
         await server.wait_run(runs[0], wait_s=0.1)

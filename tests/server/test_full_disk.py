@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> World:
 @contextmanager
 def full_disk(server: KillableServer) -> Iterator[None]:
     """Let the server write nothing meanwhile."""
-    pid = server.process.pid
+    pid = server.pid
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, hard))
     yield
@@ -56,7 +56,7 @@ async def test_a_session_goes_on_once_there_is_room_and_loses_nothing(world: Wor
         after = await server.run("x += 1\nx", "s")
         assert (after["status"], after["value"], after["step"]) == ("ok", 3, 3)
         assert NOT_RECORDED not in after.get("note", "")
-        server.process.kill()
+        server.kill()
     async with world.server() as server:
         again = await server.run("x += 1\nopen('f', 'w').write('kept')\nx", "s", "k")
         assert (again["value"], again["run"]) == (2, told["run"])
@@ -69,7 +69,7 @@ async def test_what_was_not_recorded_is_as_if_it_never_was_after_a_crash(world: 
         with full_disk(server):
             told = await server.run("x = 2\nopen('f', 'w').write('new')\nx", "s")
             assert NOT_RECORDED in told["note"]
-            server.process.kill()
+            server.kill()
     async with world.server() as server:
         after = await server.run("x, open('f').read()", "s")
         assert (after["value"], after["step"]) == ([1, "old"], 2)
@@ -86,6 +86,6 @@ async def test_a_rewind_on_a_full_disk_is_refused_and_the_session_stays_usable(
             refused = await server.request("tools/call", {"name": "replay", "arguments": arguments})
             assert refused["isError"]
         assert (await server.run("x", "s"))["value"] == 2
-        server.process.kill()
+        server.kill()
     async with world.server() as server:
         assert (await server.run("x", "s"))["value"] == 2

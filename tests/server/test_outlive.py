@@ -211,7 +211,7 @@ async def test_a_long_run_under_a_client_that_gives_up_early(world: World) -> No
 
 async def gone(server: KillableServer, how: str) -> None:
     if how == "killed":
-        server.process.kill()
+        server.kill()
         await server.process.wait()
     else:
         await server.close()

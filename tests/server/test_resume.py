@@ -64,7 +64,7 @@ class World:
         async with start_ready_server(self.settings) as server, anyio.create_task_group() as tasks:
             tasks.start_soon(expect_death, server, code, session, key)
             await until(lambda: self.held == before + calls)
-            server.process.kill()
+            server.kill()
         self.hold(on=False)
 
     def server(self) -> AbstractAsyncContextManager[KillableServer]:
@@ -191,7 +191,7 @@ async def test_a_question_about_a_call_in_doubt_outlives_more_deaths(world: Worl
         async with world.server() as server:
             told = await server.run(code, "s", "k")
             assert [wait["id"] for wait in told["waiting_for"]] == ["q1"]
-            server.process.kill()
+            server.kill()
     async with world.server() as server:
         told = await server.run(code, "s", "k")
         told = await server.wait_run(told["run"], answers={"q1": {"result": {"result": 0}}})
@@ -222,7 +222,7 @@ async def test_a_run_that_kills_its_server_each_time_is_given_up(world: World) -
         before = world.held
         async with world.server() as server:  # nobody asks for it
             await until(lambda before=before: world.held == before + 1)  # type: ignore[misc]
-            server.process.kill()
+            server.kill()
         world.hold(on=False)
     async with world.server() as server:
         told = await server.run(f"x = 2\n{code}", "s", "k")
@@ -244,7 +244,7 @@ async def test_several_sessions_go_on_at_once_after_a_crash(world: World) -> Non
         for name in names:
             tasks.start_soon(expect_death, server, f"NAME = {name!r}\n{code}", name, None)
         await until(lambda: world.held == 3)
-        server.process.kill()
+        server.kill()
     world.hold(on=False)
     async with world.server() as server:
         for name in names:
@@ -264,7 +264,7 @@ async def test_a_key_is_answered_as_before_whenever_it_comes_again(world: World)
         assert (await server.run("1", "s", "other"))["step"] == 2
     async with world.server() as server:
         assert comparable(await server.run(code, "s", "k")) == comparable(first)
-        server.process.kill()
+        server.kill()
     async with world.server() as server:
         assert comparable(await server.run(code, "s", "k")) == comparable(first)
     assert world.done == ["add x"]
@@ -290,7 +290,7 @@ async def test_a_key_that_comes_again_while_its_run_goes_on_attaches(world: Worl
         tasks.start_soon(ask, server)
         go.touch()
         await until(lambda: len(told) == 4)
-        server.process.kill()
+        server.kill()
     assert {each["run"] for each in told} == {told[0]["run"]}
     assert world.done == ["add x"]
 
@@ -306,7 +306,7 @@ async def test_keys_that_come_many_at_once_execute_once_each(world: World) -> No
             for _ in range(5):
                 tasks.start_soon(ask, server, f"k{number}")
         await until(lambda: len(told) == 50)
-        server.process.kill()
+        server.kill()
     assert sorted(world.done) == [f"add k{number}" for number in range(10)]
 
 
@@ -326,7 +326,7 @@ async def test_the_same_code_attaches_only_while_it_runs(world: World) -> None:
         go.touch()
         await until(lambda: len(runs) == 2)
         await ask(server)
-        server.process.kill()
+        server.kill()
     assert runs[0] == runs[1] != runs[2]
     assert world.done == ["add x", "add x"]
 

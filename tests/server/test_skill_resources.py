@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import mcp.types as types
@@ -25,17 +24,18 @@ def run(numbers: list) -> int:
 GUIDE = "---\nname: pdf-forms\ndescription: Fills in PDF forms.\n---\nRun scripts/fill.py\n"
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
-    guide = tmp_path / "guides" / "pdf-forms"
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerConnection]:
+    folder = tmp_path_factory.mktemp("skills")
+    guide = folder / "guides" / "pdf-forms"
     (guide / "scripts").mkdir(parents=True)
     (guide / "SKILL.md").write_text(GUIDE)
     (guide / "scripts" / "fill.py").write_text("print('filled')\n")
     (guide / "logo.png").write_bytes(b"\x89PNG\0\xff")
     settings = write_settings(
-        tmp_path,
+        folder,
         sandbox={"backend": "local", "pool_size": 0},
-        skills={"folders": [str(tmp_path / "guides")]},
+        skills={"folders": [str(folder / "guides")]},
     )
     async with connect_server(settings) as server:
         await server.client.call_tool("save_skill", {"code": CODE, "name": "add_up"})

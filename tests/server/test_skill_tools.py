@@ -581,7 +581,7 @@ async def test_a_run_at_the_gate_is_never_resumed_with_live_tools(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(save_until_killed, server, run)
             await until(began.exists)
-            server.process.kill()
+            server.kill()
     hold.unlink()
     async with start_ready_server(settings) as server:
         await server.call_run_code({"code": "1", "session": "t"}, {})

@@ -76,7 +76,7 @@ async def test_no_level_is_ever_above_a_limit_and_nothing_stays_reserved(
         share = question["share"] if question["ends"] == "answered" else 0
         used = ModelUsage(1, int(tokens_in * share), int(tokens_out * share), cents / 100 * share)
         with scope:
-            async with run.slot():
+            async with run.request_slot():
                 try:
                     reserved = run.reserve(amount)
                 except CallFailed:
