@@ -8,11 +8,12 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.helpers.commands import CompletedCommand, run_command
 from tests.helpers.server_connection import ServerConnection
 from tests.helpers.server_killing import start_ready_server
 from tests.server.test_approvals import IMPORT, World, attach, choose
 
-from .conftest import HOSTILE_TEXT, CompletedCommand, run_command
+from .conftest import HOSTILE_TEXT
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.commands import run_command, start_command
 from tests.helpers.server_connection import COMMAND, write_settings
 
-from .conftest import RunCommand, lively_entry, parse_json, run_command, start_command
+from .conftest import RunCommand, lively_entry, parse_json
 
 
 def test_without_a_command_the_help_is_printed() -> None:

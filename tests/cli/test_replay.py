@@ -21,9 +21,10 @@ from mcp import MCPError
 from rich.cells import cell_len
 
 from mcpruntime_server.cli.views import STEPS_COLUMNS
+from tests.helpers.commands import run_command
 from tests.helpers.server_connection import COMMAND, connect_server
 
-from .conftest import RunCommand, parse_json, run_command, write_local_settings
+from .conftest import RunCommand, parse_json, write_local_settings
 
 HARMFUL = "\x1b\x07\x9b\r\u202e\u2028"
 

@@ -10,7 +10,8 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.cli.conftest import lively_entry, run_command
+from tests.cli.conftest import lively_entry
+from tests.helpers.commands import run_command
 from tests.helpers.server_connection import connect_server, write_settings
 
 CODE = """\

@@ -63,7 +63,8 @@ def serve(connection: socket.socket) -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     connection.sendall(b"%d\n" % pid)
     exited = os.pidfd_open(pid)
-    readable, _, _ = select.select([exited, connection], [], [])
+    watched: list[Any] = [exited, connection]
+    readable, _, _ = select.select(watched, [], [])
     if exited not in readable:  # the client was killed
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.cli.conftest import run_command
+from tests.helpers.commands import run_command
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 from .conftest import upstream_entry

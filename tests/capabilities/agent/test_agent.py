@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from mcpruntime_server.cli.reference_agent.reference_agent import (
 )
 from mcpruntime_server.config import load_config
 from mcpruntime_server.errors import CallFailed, Unavailable
-from tests.helpers.server_connection import COMMAND
+from tests.helpers.commands import CompletedCommand, run_command
 from tests.server.conftest import upstream_entry
 
 from .conftest import program_answer, write_model_settings
@@ -54,9 +53,8 @@ async def agent(
             yield made
 
 
-def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [COMMAND, "--config", str(path), "agent", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LATE_S, check=False)
+def run(path: Path, *arguments: str) -> CompletedCommand:
+    return run_command("--config", path, "agent", *arguments)
 
 
 def test_large_files_are_inputs_of_programs_and_nobody_else_reads_them(
@@ -84,6 +82,7 @@ def test_large_files_are_inputs_of_programs_and_nobody_else_reads_them(
         "--json",
         "--context",
         str(log),
+        "--context",
         str(other),
     )
     assert told.returncode == 0, told.stderr
@@ -158,26 +157,26 @@ def test_an_agent_that_fails_says_why_after_its_cost(
     told = run(write_model_settings(tmp_path, model), "anything", "--max-steps", "2")
     assert told.returncode == 1
     assert "The agent has submitted nothing that will do in 2 steps." in told.stderr
-    assert "the agent                       2 questions" in told.stdout
+    assert "the agent                       2 requests" in told.stdout
 
 
 def test_questions_that_fail_are_in_the_cost(tmp_path: Path, model: fake_llm.ModelServer) -> None:
     model.set_script({"reply": "", "usage": {"prompt_tokens": 1000}}, {"fault": "500"})
     told = run(write_model_settings(tmp_path, model, retries=1), "anything")
     assert told.returncode == 1
-    assert re.search("the agent +2 questions +1,000 tokens in", told.stdout)
+    assert re.search("the agent +2 requests +1,000 tokens in", told.stdout)
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([" "], "There is no task."),
-        (["x", "--budget-usd", "inf"], "numbers over 0"),
+        ([" "], "The task is empty."),
+        (["x", "--budget-usd", "inf"], "must be greater than 0"),
         (["x", "--context", "/dev/zero"], "/dev/zero holds more than 1,000,000 bytes"),
-        (["x", "--max-steps", "0"], "numbers over 0"),
-        (["x", "--budget-usd", "nan"], "numbers over 0"),
+        (["x", "--max-steps", "0"], "must be greater than 0"),
+        (["x", "--budget-usd", "nan"], "must be greater than 0"),
         (["x", "--context", "/nowhere/at/all"], "/nowhere/at/all cannot be read"),
-        (["x", "--schema", "/nowhere/at/all"], "is no JSON schema"),
+        (["x", "--schema", "/nowhere/at/all"], "is not a JSON schema"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -6,15 +6,14 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import anyio
 import pytest
 
 import fake_llm
+from tests.helpers.commands import run_command
 from tests.helpers.server_connection import (
-    COMMAND,
     ServerConnection,
     ToolAnswer,
     connect_server,
@@ -445,9 +444,7 @@ async def test_agents_are_told_as_a_tree_of_their_sessions(
 
 def told(path: Path, *words: str) -> str:
     """Return what the command line says."""
-    done = subprocess.run(
-        [COMMAND, "--config", str(path), *words], capture_output=True, text=True, check=False
-    )
+    done = run_command("--config", path, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
