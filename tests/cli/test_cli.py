@@ -25,8 +25,11 @@ def test_the_version_is_printed() -> None:
 
 
 def test_the_shell_completes_commands() -> None:
-    line = {"COMP_WORDS": "mcpruntime-server replay re", "COMP_CWORD": "2"}
-    done = run_command(_MCPRUNTIME_SERVER_COMPLETE="bash_complete", **line)
+    done = run_command(
+        _MCPRUNTIME_SERVER_COMPLETE="bash_complete",
+        COMP_WORDS="mcpruntime-server replay re",
+        COMP_CWORD="2",
+    )
     assert done.stdout.split() == ["plain,rerun", "plain,rewind"]
 
 

@@ -31,10 +31,13 @@ def _unscripted(model: fake_llm.ModelServer) -> None:
 
 
 def write_model_settings(
-    folder: Path, model: fake_llm.ModelServer, server: dict[str, Any] | None = None, **llm: Any
+    folder: Path,
+    model_server: fake_llm.ModelServer,
+    server: dict[str, Any] | None = None,
+    **llm: Any,
 ) -> Path:
-    """Write the settings of a server whose questions the model answers."""
-    given = {"model": "echo", "api_base": model.url, "api_key": API_KEY, "retries": 0, **llm}
+    """Write settings of a server whose model requests this model server answers."""
+    given = {"model": "echo", "api_base": model_server.url, "api_key": API_KEY, "retries": 0, **llm}
     return write_settings(folder, sandbox=LOCAL_SANDBOX, llm=given, server=server or {})
 
 
