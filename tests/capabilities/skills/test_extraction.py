@@ -333,6 +333,15 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         {"most": 1},
         1,
     ),
+    "a function that is called beside a call that writes": (
+        (
+            "from tools.git import log, put\ndef count(repo):\n    return len(log(repo))\n"
+            "done = put(key='seen', value=[1])\ncount('/srv/repo')",
+        ),
+        {"repo": "/srv/repo", "key": "seen", "value": [1]},
+        {"key": "other"},
+        3,
+    ),
     "the one function that is called": (
         (
             "import json\nfrom tools.git import log\ndef count(repo, who):\n    return len(log(repo, author=who))",

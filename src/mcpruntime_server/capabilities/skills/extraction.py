@@ -146,15 +146,14 @@ def collect_calls(
             last = max(last, call.started_sequence, call.finished_sequence or 0)
             if call.in_ledger and (call.line_number is None or (number, call.line_number) in lines):
                 key = call.target, call.args
+                finished = call.finished_sequence
                 found.append(
                     replace(
                         call,
                         call_id=len(found) + 1,
                         nth=occurrences[key],
                         started_sequence=call.started_sequence + offset,
-                        finished_sequence=None
-                        if call.finished_sequence is None
-                        else call.finished_sequence + offset,
+                        finished_sequence=None if finished is None else finished + offset,
                     )
                 )
                 occurrences[key] += 1
@@ -250,6 +249,7 @@ def keep_called_function(
         for node in inside[:-1]:
             match node:
                 case ast.Assign([ast.Name(variable)], value):
+                    literal_value(value)  # a call here may be needed for what it does
                     constants[variable] = value
                 case _:
                     return None
@@ -264,14 +264,13 @@ def keep_called_function(
         return None
     inputs = json.loads(canonical_json(inputs))
     add_types(entry, inputs, case)
-    alias = (
-        ast.parse(f"{ENTRY_FUNCTION} = {entry.name}").body if entry.name != ENTRY_FUNCTION else []
-    )
+    if entry.name != ENTRY_FUNCTION:
+        beside += ast.parse(f"{ENTRY_FUNCTION} = {entry.name}").body
     summary = summarize_function(entry, name or entry.name)
     return ExtractedSkill(
         choose_free_name(entry.name, ()),
         summary,
-        render_module(summary, [*beside, *alias]),
+        render_module(summary, beside),
         signature_of(entry),
         replace(case, inputs=inputs),
         is_hand_written=True,
