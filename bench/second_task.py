@@ -24,7 +24,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
 from mcpruntime_server.cli.demo.token_count import count_tokens
-from skill_gate import judge, swapped
+from skill_gate import replace_values, save_task
 from skill_tasks import POLICY, TASKS, Task, World, make_world, missing_servers
 
 ROUNDS = 4  # of both ways, each first in half of them; the fastest of each counts
@@ -64,15 +64,17 @@ class Pair:
 
 async def compare(server: ServerConnection, world: World, task: Task, store: Path) -> Pair | None:
     """Save a task as a skill, and do it again in both ways; None if the skill is not active."""
-    learnt = await judge(server, world, task, store)
+    learnt = await save_task(server, world, task, store)
     changes = task.changes(world)
-    if learnt.state != "active" or not changes or learnt.wrong:
+    if learnt.state != "active" or not changes or learnt.problems:
         return None
     place = store / task.name.replace("_", "-")
     case = json.loads((place / "cases" / "0001.json").read_text())
-    inputs = {name: swapped(value, changes[0], set()) for name, value in case["inputs"].items()}
+    inputs = {
+        name: replace_values(value, changes[0], set()) for name, value in case["inputs"].items()
+    }
     steps = [
-        replaced(step, changes[0])
+        replace_literals(step, changes[0])
         for number, step in enumerate(task.code(world))
         if number not in task.fails
     ]
@@ -88,7 +90,7 @@ async def compare(server: ServerConnection, world: World, task: Task, store: Pat
         ):  # the first finds a sandbox ready
             session = f"{task.name} {attempt} {way}"
             if way == "with":
-                told = await asked.request(server, "list_skills", {"query": task.text})
+                listed = await asked.request(server, "list_skills", {"query": task.text})
             for code in [call] if way == "with" else steps:
                 cost = asked if way == "with" else again
                 answer = await cost.request(server, "run_code", {"code": code, "session": session})
@@ -97,11 +99,11 @@ async def compare(server: ServerConnection, world: World, task: Task, store: Pat
     without, with_skill = (
         min(costs, key=lambda cost: cost.seconds) for costs in zip(*rounds, strict=True)
     )
-    found = any(skill["name"] == task.name for skill in told["skills"])
+    found = any(skill["name"] == task.name for skill in listed["skills"])
     return Pair(task, without, with_skill, found, all(answer == answers[0] for answer in answers))
 
 
-def replaced(code: str, values: Any) -> str:
+def replace_literals(code: str, values: Any) -> str:
     """Return code with new literals for recorded ones."""
     for old, new in values.items():
         for quote in "\"'":

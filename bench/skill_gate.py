@@ -32,42 +32,42 @@ class Outcome:
 
     task: Task
     state: str
-    told: str
-    asked: int = 0
-    right: int = 0
-    wrong: list[str] = field(default_factory=list)
+    answer_text: str
+    asked_count: int = 0
+    right_count: int = 0
+    problems: list[str] = field(default_factory=list)
 
 
-async def judge(server: ServerConnection, world: World, task: Task, store: Path) -> Outcome:
+async def save_task(server: ServerConnection, world: World, task: Task, store: Path) -> Outcome:
     """Run a task's session, save its last run, and ask the skill with other values."""
     answer = None
     for step in task.code(world):
         answer = await server.run(step, session=task.name)
     assert answer is not None
     result = await server.client.call_tool("save_skill", {"run": answer.run, "name": task.name})
-    told = getattr(result.content[0], "text", "")
+    answer_text = getattr(result.content[0], "text", "")
     data = result.structured_content or {}
-    outcome = Outcome(task, "refused" if result.is_error else str(data.get("state")), told)
+    outcome = Outcome(task, "refused" if result.is_error else str(data.get("state")), answer_text)
     if outcome.state == "active" and task.truth is not None:
         case = json.loads((store / task.name.replace("_", "-") / "cases" / "0001.json").read_text())
         for values in task.changes(world):
-            await ask(server, world, outcome, case["inputs"], values)
+            await ask_skill(server, world, outcome, case["inputs"], values)
     return outcome
 
 
-async def ask(
+async def ask_skill(
     server: ServerConnection, world: World, outcome: Outcome, inputs: dict[str, Any], values: Values
 ) -> None:
     """Call the skill with new values, and compare with the right answer."""
     task = outcome.task
     assert task.truth is not None
-    outcome.asked += 1
+    outcome.asked_count += 1
     changed: dict[str, Any] = {}
     found: set[Any] = set()
     for name, value in inputs.items():
-        changed[name] = swapped(value, values, found)
+        changed[name] = replace_values(value, values, found)
     if found != set(values):
-        outcome.wrong.append(f"no parameter for {sorted(map(repr, set(values) - found))}")
+        outcome.problems.append(f"no parameter for {sorted(map(repr, set(values) - found))}")
         return
     call = f"run(**{changed!r})"
     source = f"import inspect\nfrom skills.{task.name} import run\nresult = {call}\n"
@@ -78,15 +78,15 @@ async def ask(
     value = json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
     right = task.truth(world, values)
     if answer.data.get("status") == "ok" and (value == right or str(value) == str(right)):
-        outcome.right += 1
+        outcome.right_count += 1
     else:
-        outcome.wrong.append(
+        outcome.problems.append(
             f"{values}: {str(value if value is not None else answer.text)[:300]} "
             f"is not {str(right)[:200]}"
         )
 
 
-def swapped(value: Any, values: Values, found: set[Any]) -> Any:
+def replace_values(value: Any, values: Values, found: set[Any]) -> Any:
     """Return a recorded input with new values for old ones, in lists too.
 
     The old values in it are added to `found`.
@@ -96,7 +96,11 @@ def swapped(value: Any, values: Values, found: set[Any]) -> Any:
         if type(old) is type(key) and old == key:
             found.add(old)
             return list(new) if isinstance(new, tuple) else new
-    return [swapped(each, values, found) for each in value] if isinstance(value, list) else value
+    return (
+        [replace_values(each, values, found) for each in value]
+        if isinstance(value, list)
+        else value
+    )
 
 
 async def measure(folder: Path, tasks: Sequence[Task]) -> list[Outcome]:
@@ -105,7 +109,7 @@ async def measure(folder: Path, tasks: Sequence[Task]) -> list[Outcome]:
     servers = {name: dict(entry) for name, entry in world.servers.items()}
     settings = write_settings(folder, mcpServers=servers, policy=POLICY)
     async with connect_server(settings) as server:
-        return [await judge(server, world, task, folder / "skills_store") for task in tasks]
+        return [await save_task(server, world, task, folder / "skills_store") for task in tasks]
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, int]:
@@ -117,7 +121,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, int]:
         "sessions": len(outcomes),
         "should be active": len(wanted),
         "active": len(active),
-        "right on new values": sum(not each.wrong and each.asked > 0 for each in active),
+        "right on new values": sum(not each.problems and each.asked_count > 0 for each in active),
         "should be refused": len(refused),
         "rightly refused": sum(each.state != "active" for each in refused),
     }
@@ -132,10 +136,14 @@ def main() -> None:
         outcomes = anyio.run(measure, Path(folder), tasks)
     for each in outcomes:
         is_wanted = each.task.kind == "skill"
-        if is_wanted == (each.state == "active") and not each.wrong and "-v" not in sys.argv:
+        if is_wanted == (each.state == "active") and not each.problems and "-v" not in sys.argv:
             continue
-        told = " | ".join(each.told.splitlines()[1:2] or each.told.splitlines())
-        print(f"{each.task.kind:7}{each.state:9}{each.task.name}: {'; '.join(each.wrong) or told}")
+        answer_text = " | ".join(
+            each.answer_text.splitlines()[1:2] or each.answer_text.splitlines()
+        )
+        print(
+            f"{each.task.kind:7}{each.state:9}{each.task.name}: {'; '.join(each.problems) or answer_text}"
+        )
     for name, number in summary(outcomes).items():
         print(f"{number:4} {name}")
 

@@ -35,7 +35,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
         yield server
 
 
-async def saved(server: ServerConnection, code: str, name: str) -> dict[str, Any]:
+async def save_run(server: ServerConnection, code: str, name: str) -> dict[str, Any]:
     """Run code in its own session, save it, and return the answer: its data, or an error."""
     run = await server.run(code, session=f"s{abs(hash(code))}")
     assert run.data.get("status") == "ok", run.text
@@ -47,11 +47,11 @@ async def saved(server: ServerConnection, code: str, name: str) -> dict[str, Any
     )
 
 
-def store_of(server: ServerConnection) -> Path:
+def store_folder(server: ServerConnection) -> Path:
     return server.data_dir.parent / "skills_store"
 
 
-async def problem(server: ServerConnection, code: str) -> str:
+async def error_of(server: ServerConnection, code: str) -> str:
     """Return the error that code ends with, in a session of its own."""
     run = await server.run(code, session="p" + os.urandom(4).hex())
     assert run.data.get("status") == "error", run.text
@@ -69,11 +69,11 @@ async def test_two_servers_saving_one_name_concurrently_make_separate_versions(
     ):
 
         async def save(server: ServerConnection, number: int) -> None:
-            told = await saved(
+            answer = await save_run(
                 server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '{number}'", "same"
             )
-            assert told["state"] == "active", told
-            versions.append(told["version"])
+            assert answer["state"] == "active", answer
+            versions.append(answer["version"])
 
         async with anyio.create_task_group() as tasks:
             for number in range(6):
@@ -93,54 +93,54 @@ async def test_two_servers_saving_one_name_concurrently_make_separate_versions(
 
 async def test_cases_that_are_too_large_are_refused(server: ServerConnection) -> None:
     code = "from tools.lively import echo\ntext = 'x' * 600_000\nlen(str(echo(text=text)))"
-    told = await saved(server, code, "large")
-    assert "The recorded case has 1," in told["error"]
-    assert "Run it on less data" in told["error"]
-    assert not store_of(server).exists() or not any(store_of(server).rglob("skill.py"))
+    answer = await save_run(server, code, "large")
+    assert "The recorded case has 1," in answer["error"]
+    assert "Run it on less data" in answer["error"]
+    assert not store_folder(server).exists() or not any(store_folder(server).rglob("skill.py"))
 
 
 async def test_a_skill_whose_dependency_is_missing_names_it(server: ServerConnection) -> None:
-    await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
-    two = await saved(
+    await save_run(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
+    two = await save_run(
         server, "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", "two"
     )
     assert two["state"] == "active"
-    shutil.rmtree(store_of(server) / "one")
-    text = await problem(server, "from skills.two import run\nrun('x')")
+    shutil.rmtree(store_folder(server) / "one")
+    text = await error_of(server, "from skills.two import run\nrun('x')")
     assert "ModuleNotFoundError" in text
     assert "There is no skill 'one'" in text
     checked = run_command(
-        "--config", store_of(server).parent / "server.toml", "skills", "check", "two"
+        "--config", store_folder(server).parent / "server.toml", "skills", "check", "two"
     )
     assert checked.returncode == 1
     assert "two@1 is quarantined." in checked.stdout
     assert "There is no skill 'one'" in checked.stdout
     assert (
         "two@1"
-        not in run_command("--config", store_of(server).parent / "server.toml", "skills").stdout
+        not in run_command("--config", store_folder(server).parent / "server.toml", "skills").stdout
     )
 
 
 async def test_a_skill_whose_server_is_missing_names_it(tmp_path: Path) -> None:
     async with connect_server(settings(tmp_path)) as server:
-        await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
+        await save_run(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
     async with connect_server(
         settings(tmp_path, mcpServers={"lively": upstream_entry("lively")})
     ) as server:
-        assert "counted" in await problem(server, "from skills.one import run\nrun('x')")
+        assert "counted" in await error_of(server, "from skills.one import run\nrun('x')")
         assert (await server.client.call_tool("list_skills", {"name": "one"})).is_error is False
 
 
 async def test_cycles_made_by_hand_are_not_activated(server: ServerConnection) -> None:
-    await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
-    await saved(
+    await save_run(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
+    await save_run(
         server, "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", "two"
     )
-    path = store_of(server) / "one" / "skill.py"
+    path = store_folder(server) / "one" / "skill.py"
     path.write_text(
         path.read_text().replace("from tools", "from skills.two import run as two\nfrom tools")
     )
-    config = store_of(server).parent / "server.toml"
+    config = store_folder(server).parent / "server.toml"
     checked = run_command("--config", config, "skills", "promote", "one@2")
     assert checked.returncode == 1
     assert "one would use itself, through one, two" in checked.stdout
@@ -159,11 +159,11 @@ async def test_cycles_made_by_hand_are_not_activated(server: ServerConnection) -
 async def test_edits_by_hand_are_checked_like_other_code(
     server: ServerConnection, old: str, new: str, why: str
 ) -> None:
-    await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "tag")
-    path = store_of(server) / "tag" / "skill.py"
+    await save_run(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "tag")
+    path = store_folder(server) / "tag" / "skill.py"
     path.write_text(path.read_text().replace(old, new, 1))
     checked = run_command(
-        "--config", store_of(server).parent / "server.toml", "skills", "promote", "tag@2"
+        "--config", store_folder(server).parent / "server.toml", "skills", "promote", "tag@2"
     )
     assert checked.returncode == 1
     assert "tag@2 is a draft.\n    Line " in checked.stdout
@@ -175,9 +175,11 @@ async def test_damage_to_one_skill_while_the_server_runs_affects_no_other(
     server: ServerConnection,
 ) -> None:
     for name in ("cut", "emptied", "linked", "removed", "whole"):
-        told = await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + ' {name}'", name)
-        assert told["state"] == "active"
-    store = store_of(server)
+        answer = await save_run(
+            server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + ' {name}'", name
+        )
+        assert answer["state"] == "active"
+    store = store_folder(server)
     manifest = store / "cut" / "versions" / "1" / "skill.toml"
     manifest.write_bytes(manifest.read_bytes()[:40])  # as if its writer had died
     (store / "emptied" / "versions" / "1" / "skill.py").write_bytes(b"")
@@ -189,14 +191,16 @@ async def test_damage_to_one_skill_while_the_server_runs_affects_no_other(
     (store / "deep" / "skill.py").write_text(f"def run(a={'-' * 900}1):\n    return a\n")
     assert await server.evaluate("skills.whole('x')", session="new") == "x whole"
     for name in ("cut", "emptied", "removed"):
-        assert name in await problem(server, f"from skills.{name} import run")
+        assert name in await error_of(server, f"from skills.{name} import run")
     listed = await server.client.call_tool("list_skills", {})
     assert "whole" in str(listed.structured_content)
     listing = run_command("--config", store.parent / "server.toml", "skills", "list")
     assert (listing.returncode, "whole@1" in listing.stdout) == (0, True)
     for name in ("cut", "emptied", "deep"):
         assert f"problem: {name}" in listing.stderr
-    again = await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + ' cut again'", "cut")
+    again = await save_run(
+        server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + ' cut again'", "cut"
+    )
     assert (again["state"], again["version"] > 1) == ("active", True)
 
 
@@ -204,8 +208,8 @@ async def test_an_unusable_store_is_reported_and_runs_continue(tmp_path: Path) -
     (tmp_path / "skills_store").write_text("no folder")
     async with connect_server(settings(tmp_path)) as server:
         assert await server.evaluate("1 + 1") == 2
-        told = await saved(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
-        assert told["error"].startswith("[unavailable] ")
+        answer = await save_run(server, f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", "one")
+        assert answer["error"].startswith("[unavailable] ")
 
 
 @pytest.mark.parametrize(
@@ -233,4 +237,4 @@ async def test_invalid_names_are_refused_before_anything_is_written(
         result = await server.client.call_tool(tool, arguments)
         assert result.is_error
         assert "cannot name a skill" in getattr(result.content[0], "text", "")
-    assert not store_of(server).exists()
+    assert not store_folder(server).exists()

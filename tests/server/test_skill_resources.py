@@ -123,8 +123,8 @@ async def test_a_prompt_names_the_skills_for_a_task(server: ServerConnection) ->
 
 
 async def test_code_reads_a_guide_and_runs_its_scripts(server: ServerConnection) -> None:
-    told = await server.client.call_tool("list_skills", {"name": "pdf-forms"})
-    assert "Run scripts/fill.py" in str(told.content)
+    answer = await server.client.call_tool("list_skills", {"name": "pdf-forms"})
+    assert "Run scripts/fill.py" in str(answer.content)
     found = await server.client.call_tool("list_skills", {"query": "fill in a form"})
     assert "pdf_forms  # guide" in str(found.content)
     code = (

@@ -35,10 +35,10 @@ def test_a_typical_skill_is_shown_completely() -> None:
         Parameter("status", "str", "'open'"),
         Parameter("limit", "int", "5"),
     ]
-    told = skill_line(
+    shown = skill_line(
         skill("orders_by_city", parameters, "Count the orders of each city in a shop.")
     )
-    assert told == (
+    assert shown == (
         "orders_by_city(repo_path: str, status: str = 'open', limit: int = 5) "
         "-> list[dict[str, Any]]"
         "  # Count the orders of each city in a shop."
@@ -70,15 +70,15 @@ def test_no_line_has_more_than_60_tokens(name: str, value: str, summary: str, co
     parameters = [
         Parameter(f"{word}_parameter", "dict[str, list[str]]", value) for word in WORDS[:count]
     ]
-    told = skill_line(skill(name, parameters, summary))
-    assert count_tokens(told) < 60, told
-    assert told.startswith(f"{name}(")
-    assert "\n" not in told
+    shown = skill_line(skill(name, parameters, summary))
+    assert count_tokens(shown) < 60, shown
+    assert shown.startswith(f"{name}(")
+    assert "\n" not in shown
 
 
 def test_lines_are_truncated_at_words_and_marked() -> None:
     parameters = [Parameter(f"{word}_parameter", "dict[str, list[str]]", "{}") for word in WORDS]
-    told = skill_line(skill(LONG_NAME, parameters, SUMMARY))
-    assert told.startswith(f"{LONG_NAME}(first_parameter")
-    assert "..." in told
-    assert told.endswith("...")
+    shown = skill_line(skill(LONG_NAME, parameters, SUMMARY))
+    assert shown.startswith(f"{LONG_NAME}(first_parameter")
+    assert "..." in shown
+    assert shown.endswith("...")

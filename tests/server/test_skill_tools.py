@@ -43,14 +43,14 @@ class World:
         run = await self.server.run(code, session=f"s{len(arguments)}{abs(hash(code))}")
         assert run.data["status"] == "ok", run.text
         result = await self.save(run=run.run, **arguments)
-        assert not result.is_error, text_of(result)
+        assert not result.is_error, text_of_result(result)
         return dict(result.structured_content or {})
 
     async def listed(self, **arguments: Any) -> CallToolResult:
         return await self.server.client.call_tool("list_skills", arguments)
 
 
-def text_of(result: CallToolResult) -> str:
+def text_of_result(result: CallToolResult) -> str:
     return getattr(result.content[0], "text", "")
 
 
@@ -70,17 +70,17 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def test_a_run_becomes_a_skill_that_other_code_calls_with_other_values(
     world: World,
 ) -> None:
-    told = await world.saved(
+    answer = await world.saved(
         f"{IMPORT}item = 'pears'\nanswer = add(item=item)\n[item, answer.result >= 0]",
         name="add-one",
     )
-    assert (told["name"], told["version"], told["state"], told["reasons"]) == (
+    assert (answer["name"], answer["version"], answer["state"], answer["reasons"]) == (
         "add_one",
         1,
         "active",
         [],
     )
-    assert told["signature"].startswith("(item: str = 'pears')")
+    assert answer["signature"].startswith("(item: str = 'pears')")
     assert world.added == ["add pears"]  # the gate has called nothing
     server = world.server
     assert await server.evaluate("from skills.add_one import run\nrun(item='figs')") == [
@@ -98,10 +98,10 @@ async def test_a_run_becomes_a_skill_that_other_code_calls_with_other_values(
 
 async def test_a_skill_that_uses_another_names_it(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem.upper()", name="shout")
-    told = await world.saved(
+    answer = await world.saved(
         "from skills.shout import run as shout\nword = 'b'\nshout(item=word) + '!'", name="cry"
     )
-    assert told["state"] == "active", told
+    assert answer["state"] == "active", answer
     assert await world.server.evaluate("skills.cry('c')") == "C!"
     data = (await world.listed(name="cry")).structured_content or {}
     assert "skills.shout" in data["uses"]
@@ -116,8 +116,8 @@ async def test_written_code_is_a_draft_until_a_run_that_uses_it_is_saved(world: 
     assert "no recorded case" in draft["reasons"][0]
     refused = await world.server.run("from skills.put import run")
     assert "is not in use: it is a draft" in refused.text
-    told = await world.saved("from skills.put.v1 import run\nrun(item='x')")
-    assert (told["name"], told["version"], told["state"]) == ("put", 2, "active")
+    answer = await world.saved("from skills.put.v1 import run\nrun(item='x')")
+    assert (answer["name"], answer["version"], answer["state"]) == ("put", 2, "active")
     assert await world.server.evaluate("skills.put('y')") == "yy"
 
 
@@ -133,14 +133,14 @@ async def test_code_that_does_the_same_becomes_one_skill_with_one_more_case(worl
         f"{IMPORT}item = 'bb'\nadd(item=item)\nitem + '?'", session="third"
     )
     result = await world.save(run=run.run)
-    assert "already" in text_of(result)
+    assert "already" in text_of_result(result)
 
 
 async def test_a_session_keeps_the_version_that_it_imported_first(world: World) -> None:
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     assert await world.server.evaluate("import skills\nskills.tag('x')", session="old") == "x1"
-    told = await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '2'", name="tag")
-    assert told["version"] == 2
+    answer = await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '2'", name="tag")
+    assert answer["version"] == 2
     assert (
         await world.server.evaluate("from skills.tag import run\nrun('x')", session="old") == "x1"
     )
@@ -163,8 +163,8 @@ async def test_concurrent_saves_of_one_name_become_separate_versions(world: Worl
     versions: list[int] = []
 
     async def save(run: str) -> None:
-        told = (await world.save(run=run, name="same")).structured_content or {}
-        versions.append(told["version"])
+        answer = (await world.save(run=run, name="same")).structured_content or {}
+        versions.append(answer["version"])
 
     async with anyio.create_task_group() as tasks:
         for run in runs:
@@ -187,7 +187,7 @@ async def test_the_folder_is_a_valid_agent_skill(world: World) -> None:
 async def test_lists_are_short(world: World) -> None:
     from mcpruntime_server.cli.demo.token_count import count_tokens
 
-    assert "no skills yet" in text_of(await world.listed())
+    assert "no skills yet" in text_of_result(await world.listed())
     for n in range(5):
         code = f"def run(first_parameter: str = 'x', second_parameter: int = {n}) -> str:\n    return first_parameter\n"
         await world.save(code=code, name=f"number_{n}")
@@ -204,10 +204,10 @@ async def test_lists_are_short(world: World) -> None:
     found = await world.listed(query="repeat an item")
     data = found.structured_content or {}
     assert (len(data["skills"]), data["count"]) == (3, 5)
-    lines = text_of(found).splitlines()
+    lines = text_of_result(found).splitlines()
     assert len(lines) == 4
     assert all((count_tokens(line) or 0) < 60 for line in lines)
-    assert "No skill matches" in text_of(await world.listed(query="zzz qqq"))
+    assert "No skill matches" in text_of_result(await world.listed(query="zzz qqq"))
     source = (await world.listed(name="repeat_1")).structured_content or {}
     assert "def run(item: str = 'w1')" in source["source"]
 
@@ -225,18 +225,18 @@ DRAFTS = {
 
 @pytest.mark.parametrize("code", DRAFTS)
 async def test_drafts_say_why_they_are_not_active(world: World, code: str) -> None:
-    told = await world.saved(IMPORT + code)
-    assert told["state"] == "draft"
-    assert DRAFTS[code] in told["reasons"][0]
+    answer = await world.saved(IMPORT + code)
+    assert answer["state"] == "draft"
+    assert DRAFTS[code] in answer["reasons"][0]
 
 
 async def test_code_that_needs_the_file_of_another_run_is_a_draft(world: World) -> None:
     server = world.server
     await server.run("with open('numbers.txt', 'w') as out:\n    out.write('42')", session="f")
     run = await server.run("text = open('numbers.txt').read()\nint(text) + 1", session="f")
-    told = (await world.save(run=run.run)).structured_content or {}
-    assert told["state"] == "draft"
-    assert "FileNotFoundError" in told["reasons"][0]
+    answer = (await world.save(run=run.run)).structured_content or {}
+    assert answer["state"] == "draft"
+    assert "FileNotFoundError" in answer["reasons"][0]
 
 
 async def test_a_literal_that_only_works_with_its_value_is_not_a_parameter(world: World) -> None:
@@ -245,32 +245,32 @@ async def test_a_literal_that_only_works_with_its_value_is_not_a_parameter(world
         "def total(rows, key): return sum(int(row[key]) for row in rows)\n"
         "rows = list(csv.DictReader(io.StringIO(text)))\ntotal(rows, 'qty')"
     )
-    told = await world.saved(code)
-    assert told["state"] == "active", told
+    answer = await world.saved(code)
+    assert answer["state"] == "active", answer
     assert await world.server.evaluate("skills.total('name,qty\\nfig,9\\n')") == 9
 
 
 async def test_parameters_that_do_nothing_are_reported(world: World) -> None:
     code = f"{IMPORT}def run(item: str, city: str) -> str:\n    add(item=item)\n    return item\nrun('a', 'Oslo')"
-    told = await world.saved(code)
-    assert told["state"] == "draft"
-    assert told["reasons"] == ["Parameter `city` never reaches a call or the result."]
+    answer = await world.saved(code)
+    assert answer["state"] == "draft"
+    assert answer["reasons"] == ["Parameter `city` never reaches a call or the result."]
 
 
 async def test_a_run_that_printed_its_result_in_parts_gets_a_remedy(world: World) -> None:
-    told = await world.saved(
+    answer = await world.saved(
         f"{IMPORT}item = 'figs'\nadded = add(item=item)\nprint('Added', added.result)\nprint(item * 2)"
     )
-    assert told["state"] == "draft"
-    assert told["reasons"][0].startswith("The run printed more than its last statement")
+    assert answer["state"] == "draft"
+    assert answer["reasons"][0].startswith("The run printed more than its last statement")
 
 
 async def test_a_skill_that_kills_its_interpreter_with_other_values_is_a_draft(
     world: World,
 ) -> None:
     code = "def twice(item: str) -> str:\n    import os\n    return item * 2 if item == 'a' else os._exit(3)\ntwice('a')"
-    told = await world.saved(code)
-    assert told["reasons"][0].startswith(
+    answer = await world.saved(code)
+    assert answer["reasons"][0].startswith(
         "It works only for the recorded value of parameter `item`: "
     )
 
@@ -279,8 +279,8 @@ async def test_parameters_that_a_case_leaves_out_have_to_matter_as_well(world: W
     await world.save(
         code="def run(size: int = 1, kind: str = 'x') -> int:\n    return 42\n", name="fixed"
     )
-    told = await world.saved("from skills.fixed.v1 import run\nrun()")
-    assert told["reasons"] == [
+    answer = await world.saved("from skills.fixed.v1 import run\nrun()")
+    assert answer["reasons"] == [
         f"Parameter `{each}` never reaches a call or the result." for each in ("size", "kind")
     ]
 
@@ -292,18 +292,18 @@ async def test_a_parameter_that_selects_a_branch_matters_although_most_values_do
         "def told(item: str, style: str = 'short') -> str:\n"
         "    return item * 2 if style == 'long' else item\ntold('figs')"
     )
-    told = await world.saved(code)
-    assert (told["state"], told["reasons"]) == ("active", [])
+    answer = await world.saved(code)
+    assert (answer["state"], answer["reasons"]) == ("active", [])
 
 
 async def test_a_parameter_that_matters_in_one_case_is_accepted(world: World) -> None:
     code = "def part(text: str, most: int = 9) -> str:\n    return text[:most] if 'long' in text else text\n"
     draft = await world.saved(f"{code}part('abc')")
     assert draft["reasons"] == ["Parameter `most` never reaches a call or the result."]
-    told = await world.saved(
+    answer = await world.saved(
         f"from skills.{draft['name']}.v1 import run\nrun(text='a long long text')"
     )
-    assert (told["version"], told["state"], told["reasons"]) == (2, "active", [])
+    assert (answer["version"], answer["state"], answer["reasons"]) == (2, "active", [])
 
 
 IMPORT_EFFECTS = {
@@ -318,12 +318,12 @@ IMPORT_EFFECTS = {
 async def test_code_that_does_something_at_import_is_a_draft(world: World, line: str) -> None:
     code = f"{line}\ndef run(item: str) -> str:\n    return item * 2\n"
     result = await world.save(code=code, name="noisy")
-    assert not result.is_error, text_of(result)
+    assert not result.is_error, text_of_result(result)
     await world.server.run("open('missing.txt', 'w').close()", session="use")
     run = await world.server.run("from skills.noisy.v1 import run\nrun(item='x')", session="use")
-    told = (await world.save(run=run.run)).structured_content or {}
-    assert told["state"] == "draft"
-    assert told["reasons"][0].startswith(IMPORT_EFFECTS[line])
+    answer = (await world.save(run=run.run)).structured_content or {}
+    assert answer["state"] == "draft"
+    assert answer["reasons"][0].startswith(IMPORT_EFFECTS[line])
 
 
 REFUSED = {
@@ -342,9 +342,9 @@ async def test_runs_that_cannot_be_saved_are_refused_with_the_reason(
     run = await world.server.run(code)
     result = await world.save(run=run.run)
     assert result.is_error
-    assert text_of(result).startswith("[skill_refused] ")
-    assert REFUSED[code] in text_of(result)
-    assert KEY not in text_of(result)
+    assert text_of_result(result).startswith("[skill_refused] ")
+    assert REFUSED[code] in text_of_result(result)
+    assert KEY not in text_of_result(result)
     assert not any(world.store.rglob("skill.py"))
 
 
@@ -353,7 +353,7 @@ async def test_credentials_in_answers_are_not_saved(world: World) -> None:
         f"{IMPORT}item = 'AKIA'\nadd(item=item + 'ABCDEFGHIJKLMNOP').result\nitem"
     )
     result = await world.save(run=run.run)
-    assert "holds what looks like an AWS access key" in text_of(result)
+    assert "holds what looks like an AWS access key" in text_of_result(result)
     assert not any(world.store.rglob("*.json"))
 
 
@@ -363,7 +363,7 @@ async def test_inputs_that_are_named_like_credentials_are_not_saved(world: World
     )
     run = await world.server.run("from skills.strength.v1 import run\nrun(password='hunter22')")
     result = await world.save(run=run.run)
-    assert "holds what looks like the value of 'password'" in text_of(result)
+    assert "holds what looks like the value of 'password'" in text_of_result(result)
     assert not any(world.store.rglob("*.json"))
 
 
@@ -388,7 +388,7 @@ async def test_invalid_requests_are_refused(world: World) -> None:
     ):
         result = await world.save(**arguments)
         assert result.is_error, arguments
-        assert reason in text_of(result), arguments
+        assert reason in text_of_result(result), arguments
     for name in ("nope", "nope@3", "@", "../x"):
         assert (await world.listed(name=name)).is_error
 
@@ -401,7 +401,7 @@ async def test_cycles_of_skills_are_refused(world: World) -> None:
     code = "from skills.two import run as two\ndef run(item: str = 'x') -> str:\n    return two(item)\n"
     result = await world.save(code=code, name="one")
     assert result.is_error
-    assert "one would use itself, through" in text_of(result)
+    assert "one would use itself, through" in text_of_result(result)
 
 
 @pytest.mark.parametrize(
@@ -419,16 +419,16 @@ async def test_cycles_of_skills_are_refused(world: World) -> None:
 async def test_texts_in_a_format_are_parameters_too(
     world: World, code: str, other: str, expected: int
 ) -> None:
-    told = await world.saved(code, name="formed")
-    assert told["state"] == "active", told["reasons"]
+    answer = await world.saved(code, name="formed")
+    assert answer["state"] == "active", answer["reasons"]
     assert await world.server.evaluate(f"skills.formed({other})") == expected
 
 
 async def test_code_that_changes_its_defaults_is_a_draft(world: World) -> None:
     code = "def grow(rows: list = [1]) -> int:\n    rows.append(2)\n    return len(rows)\ngrow([1])"
-    told = await world.saved(code)
-    assert (told["state"], len(told["reasons"])) == ("draft", 1)
-    assert "changes the default of a parameter" in told["reasons"][0]
+    answer = await world.saved(code)
+    assert (answer["state"], len(answer["reasons"])) == ("draft", 1)
+    assert "changes the default of a parameter" in answer["reasons"][0]
     mended = code.replace("    rows.append", "    rows = [*rows]\n    rows.append")
     assert (await world.saved(mended))["state"] == "active"
 
@@ -444,12 +444,13 @@ async def test_code_that_hangs_with_other_values_is_reported_in_time_with_progre
     code = "def run(n: int = 3) -> int:\n    while n != 3:\n        pass\n    return n * 2\nrun(3)"
     run = await world.server.run(code, session="loops")
     with anyio.fail_after(100):  # each of four values would take 30 s
-        told = await world.server.client.call_tool(
+        answer = await world.server.client.call_tool(
             "save_skill", {"run": run.run}, progress_callback=listen
         )
-    assert (told.structured_content or {})["state"] == "draft"
-    assert "only for the recorded value of parameter `n`: it does not finish within" in text_of(
-        told
+    assert (answer.structured_content or {})["state"] == "draft"
+    assert (
+        "only for the recorded value of parameter `n`: it does not finish within"
+        in text_of_result(answer)
     )
     assert heard[0].startswith("testing the skill, 1 s")
 
@@ -463,7 +464,7 @@ async def test_an_edit_by_hand_is_a_separate_draft(world: World) -> None:
     path.write_text(path.read_text().replace("'1'", "'9'"))
     assert await world.server.evaluate("skills.tag('x')", session="a") == "x1"
     assert await world.server.evaluate("skills.tag.v2('x')", session="a") == "x9"
-    shown = text_of(await world.listed(name="tag@2"))
+    shown = text_of_result(await world.listed(name="tag@2"))
     assert (
         "edited by hand, and has not been checked since: `mcpruntime-server skills promote" in shown
     )
@@ -475,9 +476,9 @@ async def test_an_edit_that_changes_the_result_is_activated_by_a_run_of_it(
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     path = world.store / "tag" / "skill.py"
     path.write_text(path.read_text().replace("'1'", "'9'"))
-    told = await world.server.run("skills.tag.v2(item='b')", session="edited")
-    saved = await world.save(run=told.run)
-    assert not saved.is_error, text_of(saved)
+    answer = await world.server.run("skills.tag.v2(item='b')", session="edited")
+    saved = await world.save(run=answer.run)
+    assert not saved.is_error, text_of_result(saved)
     assert await world.server.evaluate("skills.tag('x')", session="later") == "x9"
 
 
@@ -488,7 +489,7 @@ async def test_a_broken_skill_affects_no_other(world: World) -> None:
     (world.store / "linked").symlink_to("/etc")
     (world.store / "tag" / "versions" / "7").mkdir()
     assert await world.server.evaluate("skills.tag('x')") == "x1"
-    assert "tag" in text_of(await world.listed())
+    assert "tag" in text_of_result(await world.listed())
 
 
 async def test_a_changed_tool_quarantines_its_skills(world: World) -> None:
@@ -509,10 +510,10 @@ async def test_replays_of_code_that_uses_skills_have_the_same_result(world: Worl
     await world.saved(f"{IMPORT}item = 'a'\nadd(item=item)\nitem + '1'", name="tag")
     await world.server.run("from skills.tag import run\nrun('x')", session="r")
     before = world.added
-    told = await world.server.replay("rerun", "r")
-    assert told.data["status"] == "ok", told.text
+    answer = await world.server.replay("rerun", "r")
+    assert answer.data["status"] == "ok", answer.text
     assert world.added == before
-    assert json.dumps(told.data).count("x1")
+    assert json.dumps(answer.data).count("x1")
 
 
 async def test_uses_are_counted_without_those_at_the_gate(world: World) -> None:
@@ -522,7 +523,7 @@ async def test_uses_are_counted_without_those_at_the_gate(world: World) -> None:
         await world.server.run(f"from skills.tag import run\nfor n in range(3):\n    run({item!r})")
     data = (await world.listed(name="tag")).structured_content or {}
     assert data["used"] == 3
-    assert "runs that used it: 3, failed: 1." in text_of(await world.listed(name="tag"))
+    assert "runs that used it: 3, failed: 1." in text_of_result(await world.listed(name="tag"))
     assert world.server.client.instructions is not None
 
 

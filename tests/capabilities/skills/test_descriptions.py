@@ -24,7 +24,7 @@ from mcpruntime_server.capabilities.skills.model import ExtractedSkill, Recorded
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.recording import RecordedCall
 
-SAID = {"name": "shout_out", "summary": "Say it loudly", "parameters": {"word": "what is said"}}
+ANSWER = {"name": "shout_out", "summary": "Say it loudly", "parameters": {"word": "what is said"}}
 LONG, LOOK_ALIKE = "a" * 65, "w\u0435ather"
 NAMES = [
     "../../etc/passwd",
@@ -52,7 +52,7 @@ TEXTS = [
 ]
 
 
-def made_of(code: str, *calls: RecordedCall) -> ExtractedSkill:
+def extract(code: str, *calls: RecordedCall) -> ExtractedSkill:
     return extract_skill(
         [
             RecordedStep(
@@ -69,12 +69,12 @@ def made_of(code: str, *calls: RecordedCall) -> ExtractedSkill:
 @pytest.mark.parametrize("name", NAMES)
 def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(SkillRefused, match="cannot name a skill"):
-        read_answer({**SAID, "name": name})
+        read_answer({**ANSWER, "name": name})
 
 
 @pytest.mark.parametrize("name", ["Shout Out", "shout-out", " shout_out "])
 def test_names_are_accepted_as_people_write_them(name: str) -> None:
-    assert read_answer({**SAID, "name": name}) == (
+    assert read_answer({**ANSWER, "name": name}) == (
         "shout_out",
         "Say it loudly.",
         {"word": "what is said"},
@@ -84,7 +84,7 @@ def test_names_are_accepted_as_people_write_them(name: str) -> None:
 @pytest.mark.parametrize("text", ["", " \n\t", "\u202e\u200b", "token ghp_" + "a1B2" * 9])
 def test_empty_summaries_and_credentials_are_refused(text: str) -> None:
     with pytest.raises(SkillRefused):
-        read_answer({**SAID, "summary": text})
+        read_answer({**ANSWER, "summary": text})
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -93,9 +93,9 @@ def test_a_description_changes_docstrings_only(text: str, documented_before: boo
     code = "word = 'pears'\nword.upper() + '!'"
     if not documented_before:
         code = "def cry(word: str) -> str:\n    return word.upper() + '!'\ncry('pears')"
-    source = made_of(code).source
+    source = extract(code).source
     _, summary, about = read_answer(
-        {**SAID, "summary": f"Say {text}", "parameters": {"word": text}}
+        {**ANSWER, "summary": f"Say {text}", "parameters": {"word": text}}
     )
     worded = set_docstrings(source, summary, about)
     tree = ast.parse(worded)
@@ -125,23 +125,23 @@ def test_the_model_sees_no_recorded_values() -> None:
         "from tools.shop import order\nitem = 'SECRET PEARS'\nfound = order(item=item)  # for SECRET Ann\n"
         "label = {'of': item, 'SECRET PEARS': len(found) > 4711}\nstr(label)"
     )
-    made = made_of(code, call)
+    made = extract(code, call)
     assert made.case is not None
     text = format_data(made.source, made, made.case)
     assert "SECRET" not in text
     assert "4711" not in text
     assert "PEARS!" not in text
-    told = json.loads(text)
-    assert told["parameters"]["item"] == "str"
-    assert (told["returns"], told["answers"]) == ("str", {"tools.shop.order": "list[str]"})
-    assert "order(item=item)" in told["code"]
+    data = json.loads(text)
+    assert data["parameters"]["item"] == "str"
+    assert (data["returns"], data["answers"]) == ("str", {"tools.shop.order": "list[str]"})
+    assert "order(item=item)" in data["code"]
 
 
 def test_code_that_is_too_long_is_not_shown() -> None:
-    made = made_of(
+    made = extract(
         "word = 'pears'\n" + "".join(f"a{n} = word.upper()\n" for n in range(3000)) + "word + '!'"
     )
-    long = made_of("word = 'pears'\nrows = [" + "word.upper(), " * 9000 + "]\nrows")
+    long = extract("word = 'pears'\nrows = [" + "word.upper(), " * 9000 + "]\nrows")
     assert made.case is not None
     assert long.case is not None
     assert format_data(made.source, made, made.case)
@@ -154,7 +154,7 @@ def test_documented_functions_need_no_description() -> None:
         read_written_skill("def cry(word):\n    'Cry it.'\n    return word.upper()\n")
     )
     assert needs_description(read_written_skill("def cry(word):\n    return word.upper()\n"))
-    assert needs_description(made_of("word = 'pears'\nword.upper() + '!'"))
+    assert needs_description(extract("word = 'pears'\nword.upper() + '!'"))
 
 
 def test_parameter_descriptions_are_found_in_many_formats() -> None:

@@ -120,12 +120,12 @@ def record(host: Recorder, *codes: str) -> list[RecordedStep]:
     return steps
 
 
-def called(made: ExtractedSkill, **inputs: Any) -> Any:
+def call_skill(extracted: ExtractedSkill, **inputs: Any) -> Any:
     """Return what the extracted function returns for the recorded inputs, but for these."""
     names: dict[str, Any] = {"__name__": "skill"}
-    exec(compile(made.source, "<step skill>", "exec"), names)
-    assert made.case is not None
-    value = names["run"](**{**made.case.inputs, **inputs})
+    exec(compile(extracted.source, "<step skill>", "exec"), names)
+    assert extracted.case is not None
+    value = names["run"](**{**extracted.case.inputs, **inputs})
     return asyncio.run(value) if asyncio.iscoroutine(value) else value
 
 
@@ -369,17 +369,17 @@ def test_a_skill_reproduces_the_session_and_follows_its_parameters(
     monkeypatch.chdir(tmp_path)
     codes, inputs, others, expected = SESSIONS[name]
     steps = record(host, *codes)
-    made = extract_skill(steps)
-    assert made.case is not None
-    assert dict(made.case.inputs) == inputs
+    extracted = extract_skill(steps)
+    assert extracted.case is not None
+    assert dict(extracted.case.inputs) == inputs
     assert steps[-1].result is not None
-    assert json.loads(json.dumps(called(made))) == json.loads(steps[-1].result["text"])
-    assert called(made, **others) == expected
-    checked = check_source(made.source, ["numpy"])
-    assert checked.signature == made.signature
-    assert "/srv/repo" not in made.source.split('"""')[-1]
-    assert "print(" not in made.source
-    assert "unused" not in made.source
+    assert json.loads(json.dumps(call_skill(extracted))) == json.loads(steps[-1].result["text"])
+    assert call_skill(extracted, **others) == expected
+    checked = check_source(extracted.source, ["numpy"])
+    assert checked.signature == extracted.signature
+    assert "/srv/repo" not in extracted.source.split('"""')[-1]
+    assert "print(" not in extracted.source
+    assert "unused" not in extracted.source
 
 
 def test_calls_of_kept_statements_are_numbered_as_those_of_one_run(host: Recorder) -> None:
@@ -402,31 +402,31 @@ def test_calls_that_write_are_kept_even_if_the_result_does_not_need_them(host: R
     steps = record(
         host, "from tools.git import mark, log\nmark('v1')\nrows = log(repo_path='r')\nlen(rows)"
     )
-    made = extract_skill(steps)
-    assert made.case is not None
-    assert [call.target for call in made.case.calls] == ["tools.git.mark", "tools.git.log"]
-    assert "mark(key)" in made.source
+    extracted = extract_skill(steps)
+    assert extracted.case is not None
+    assert [call.target for call in extracted.case.calls] == ["tools.git.mark", "tools.git.log"]
+    assert "mark(key)" in extracted.source
 
 
 def test_a_printed_value_is_the_result(host: Recorder) -> None:
     steps = record(host, "from tools.git import log\nprint(f\"{len(log(repo_path='r'))} commits\")")
-    made = extract_skill(steps)
-    assert made.case is not None
-    assert made.case.compares_stdout
-    assert called(made) == "3 commits"
+    extracted = extract_skill(steps)
+    assert extracted.case is not None
+    assert extracted.case.compares_stdout
+    assert call_skill(extracted) == "3 commits"
 
 
 def test_code_that_awaits_becomes_an_async_function() -> None:
-    made = extract_skill(
+    extracted = extract_skill(
         [
             RecordedStep(
                 "r", "import asyncio\ncity = 'Oslo'\nawait asyncio.sleep(0, result=city)", True
             )
         ]
     )
-    assert made.signature.is_async
-    assert called(made) == "Oslo"
-    assert called(made, city="Rome") == "Rome"
+    assert extracted.signature.is_async
+    assert call_skill(extracted) == "Oslo"
+    assert call_skill(extracted, city="Rome") == "Rome"
 
 
 REFUSED = {
@@ -476,15 +476,15 @@ def test_a_parameter_may_share_a_name_with_a_local_variable_of_an_unrelated_func
         "from tools.git import log\ndef size(author):\n    return len(log('/srv/repo', author=author))\n"
         "def longest(most):\n    return max(len(log('/srv/repo', max_count=2)), most)\nsize('Ann') + longest(9)"
     )
-    made = extract_skill(record(host, code))
-    assert made.case is not None
-    assert made.case.inputs == {
+    extracted = extract_skill(record(host, code))
+    assert extracted.case is not None
+    assert extracted.case.inputs == {
         "repo_path": "/srv/repo",
         "max_count": 2,
         "author": "Ann",
         "most": 9,
     }
-    assert called(made, author="Bo") == 10
+    assert call_skill(extracted, author="Bo") == 10
 
 
 def test_names_that_only_failed_code_defined_are_reported(host: Recorder) -> None:
@@ -499,10 +499,10 @@ primes(12)"""
 
 
 def test_an_untyped_function_gets_the_types_of_recorded_values(host: Recorder) -> None:
-    made = extract_skill(record(host, UNTYPED), name="primes_below")
-    assert format_signature(made.signature) == "(n: int) -> list[int]"
-    assert made.summary == "Return primes below n."
-    assert called(made, n=8) == [2, 3, 5, 7]
+    extracted = extract_skill(record(host, UNTYPED), name="primes_below")
+    assert format_signature(extracted.signature) == "(n: int) -> list[int]"
+    assert extracted.summary == "Return primes below n."
+    assert call_skill(extracted, n=8) == [2, 3, 5, 7]
 
 
 @pytest.mark.parametrize(
@@ -521,29 +521,29 @@ def test_a_function_without_a_docstring_is_summarized_by_its_name(
 
 def test_code_written_as_a_skill_stays_as_it_is() -> None:
     code = "import re\n\ndef find(text: str) -> list[str]:\n    '''Find words.'''\n    # kept\n    return re.findall('a', text)\n"
-    made = read_written_skill(code)
-    assert (made.name, made.summary, made.case) == ("find", "Find words.", None)
-    assert made.source == f"{code}\n\nrun = find\n"
+    extracted = read_written_skill(code)
+    assert (extracted.name, extracted.summary, extracted.case) == ("find", "Find words.", None)
+    assert extracted.source == f"{code}\n\nrun = find\n"
     assert read_written_skill("def run(a):\n    return a\n").source == "def run(a):\n    return a\n"
 
 
 @pytest.mark.parametrize("text", ['"""', 'a\'""" import os', "\\\\", "\x00", "\ud800", "it's"])
 def test_no_default_escapes_the_docstring(text: str) -> None:
     code = f"item = {text!r}\nitem + '!'"
-    made = extract_skill(
+    extracted = extract_skill(
         [
             RecordedStep(
                 "r", code, True, (), {"kind": "json", "type": "str", "text": '"x"', "cut": False}
             )
         ]
     )
-    assert [type(node).__name__ for node in ast.parse(made.source).body] == [
+    assert [type(node).__name__ for node in ast.parse(extracted.source).body] == [
         "Expr",
         "ImportFrom",
         "FunctionDef",
     ]
-    assert made.case is not None
-    assert made.case.inputs == {"item": text}
+    assert extracted.case is not None
+    assert extracted.case.inputs == {"item": text}
 
 
 @pytest.mark.parametrize("depth", [300, 600, 990, 3000, 30_000])
@@ -587,16 +587,16 @@ def test_extracted_programs_return_the_same_value_each_time(lines: list[str], re
         exec(code, names)
     except Exception:  # noqa: BLE001 - only what works is saved
         return
-    made = extract_skill(
+    extracted = extract_skill(
         [
             RecordedStep(
                 "r", code, True, result={"kind": "json", "text": '""', "type": "str", "cut": False}
             )
         ]
     )
-    assert called(made) == repr(names[result])
+    assert call_skill(extracted) == repr(names[result])
     skill: dict[str, Any] = {}
-    exec(made.source, skill)
+    exec(extracted.source, skill)
     assert [skill["run"](), skill["run"]()] == [
         repr(names[result])
     ] * 2  # what changes a default would show
