@@ -32,7 +32,7 @@ TABLE: Mapping[str, frozenset[str]] = {
     "capabilities.knowledge": RECORDS | {"capabilities"},
     "capabilities.inputs": RECORDS | {"capabilities"},
     "capabilities.agent": RECORDS | {"capabilities", "capabilities.llm"},
-    "runtime": RECORDS | {"sandbox", "capabilities.inputs"},
+    "runtime": RECORDS | {"sandbox"},
     "server": RECORDS
     | {"runtime", "capabilities"}
     | {"capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},

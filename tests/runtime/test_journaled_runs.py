@@ -85,6 +85,17 @@ async def finish(session: Session, code: str, timeout_s: float = 30.0) -> Run:
     return run
 
 
+async def finish_parked(session: Session, code: str) -> Run:
+    """Run `code` to its end and wait until the sandbox has parked its state, or cannot."""
+    run = await finish(session, code)
+    assert session.environment is not None
+    link = session.environment.link
+    with anyio.fail_after(60):
+        while link.live_run not in {*link.parked_runs, *link.park_failures}:  # noqa: ASYNC110
+            await anyio.sleep(0.005)  # the link has no event for this
+    return run
+
+
 async def journaled(journal: Journal, run: Run) -> list[events.Event]:
     return [
         stored.event for stored in await journal.load_events(run.report.session_id, run_id=run.id)

@@ -145,7 +145,7 @@ def test_calls_that_ended_otherwise_are_told_and_their_order_is_not() -> None:
         call(4, "t.quiet", in_ledger=False),
     ]
     other = [
-        call(1, "t.end", finished=None),
+        call(1, "t.end", finished_sequence=None),
         call(2, "t.value", value=2),
         call(3, "t.same", value=1),
     ]

@@ -14,7 +14,7 @@ from mcpruntime_server.errors import InvalidRequest, NotFound
 from mcpruntime_server.journal.events import CallStarted
 from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.runtime import run_history, time_travel
-from mcpruntime_server.runtime.router import LedgerEntry
+from mcpruntime_server.runtime.call_journal import LedgerEntry
 from mcpruntime_server.runtime.run import Run
 from mcpruntime_server.runtime.run_report import RunReport
 from mcpruntime_server.runtime.runtime import Runtime

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anyio
 import pytest
 
 from mcpruntime_server.errors import InvalidRequest, NotFound
@@ -14,9 +13,8 @@ from mcpruntime_server.runtime import run_history, time_travel
 from mcpruntime_server.runtime.runtime import Runtime
 from mcpruntime_server.runtime.session import Session
 
-from .test_journaled_runs import CALL, finish, running
+from .test_journaled_runs import CALL, finish, finish_parked, running
 
-PAUSE_S = 0.03  # after a step, so that the sandbox falls idle and parks its state
 ECHO = f"{CALL}import random, uuid, time, os, secrets\n"
 FICKLE = (
     "[random.random(), str(uuid.uuid4()), time.time(), os.urandom(4).hex(), secrets.token_hex(4), time.monotonic(),"
@@ -52,8 +50,7 @@ async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
 )
 async def test_a_step_that_dies_is_undone_with_its_files(runtime: Runtime, death: str) -> None:
     session = await runtime.open_session("s", "me")
-    await finish(session, "x = [1]\nopen('kept', 'w').write('before')")
-    await anyio.sleep(PAUSE_S)
+    await finish_parked(session, "x = [1]\nopen('kept', 'w').write('before')")
     run = await finish(
         session, f"x.append(2)\nopen('kept', 'w').write('after')\nopen('new', 'w').close()\n{death}"
     )
@@ -80,9 +77,8 @@ async def test_a_rewound_session_goes_on_from_there_and_can_return(runtime: Runt
 
 async def test_a_fork_and_its_origin_go_on_apart(runtime: Runtime) -> None:
     session = await runtime.open_session("s", "me")
-    await finish(session, "x = [1]\nopen('f', 'w').write('one')")
-    await anyio.sleep(PAUSE_S)
-    await finish(session, "x.append(2)\nopen('f', 'w').write('two')")
+    await finish_parked(session, "x = [1]\nopen('f', 'w').write('one')")
+    await finish_parked(session, "x.append(2)\nopen('f', 'w').write('two')")
     forked = await time_travel.fork_session(
         runtime, await row_of(runtime, session), 1, None, "other", "me"
     )

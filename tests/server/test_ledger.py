@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mcpruntime_server.config import Config
-from mcpruntime_server.runtime.router import LedgerEntry
+from mcpruntime_server.runtime.call_journal import LedgerEntry
 from mcpruntime_server.runtime.run_report import RunReport, RunStatus
 from mcpruntime_server.server.result_format import build_run_result, format_run_result
 

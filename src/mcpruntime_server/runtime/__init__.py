@@ -1,4 +1,5 @@
-"""Sessions, their runs, the sandboxes these happen in, and the one router for everything that code asks of the host.
+"""Sessions, their runs, their sandboxes, and the router for all calls of sandboxed code.
 
-It knows the journal and sandboxes. It does not know capabilities (tools, models, ...): the router is handed a mapping.
+It knows the journal and sandboxes. It does not know capabilities (tools, models, inputs, ...): the
+router gets a mapping from prefix to route, and inputs are a protocol (`input_provider`).
 """

@@ -1,15 +1,16 @@
-"""Where text in a call's arguments may have come from, for whoever is asked whether the call may be made.
+"""Hints on where text in a call's arguments may come from, for the person who decides.
 
-What a stranger wrote into a page or a mail can have code send something, or send it somewhere, that nobody wanted. So
-text that the arguments share with what tools of the open world answered is named, with the call that it came from.
+A page or a mail that a stranger wrote can make code send something that nobody wanted to send, or
+to somebody whom nobody chose. So text that the arguments share with an answer from the open world
+is named, with the call that it came from.
 
-It is a hint, never a proof: text that was translated, encoded or put together on the way is not found, and text may be
-the same by chance. Nothing is allowed or refused because of it.
+A hint is no proof. Text that was translated, encoded or assembled on the way is not found, and text
+may be equal by chance. Nothing is allowed or denied because of a hint.
 
-Rule 1: strings and whole numbers are compared, names of fields too, with case folded and whitespace collapsed. Short
-ones count if they occur as a whole, longer ones if a piece of them does.
-Rule 2: both sides are hostile. What is read, compared and told is bounded, the time for it grows no faster than that,
-and what was left out is told. Whatever is told is ASCII that can be printed, names that an archive brought, too.
+Rule 1: strings, whole numbers and names of fields are compared, with case folded and whitespace
+collapsed. A short text counts if it occurs as a whole, a longer one if one of its shingles occurs.
+Rule 2: both sides are hostile. What is read, compared and shown is bounded, time grows linearly
+with it, and omissions are reported. Hints are printable ASCII, also where an archive brought names.
 """
 
 from __future__ import annotations
@@ -26,31 +27,20 @@ from ..journal.rows import CallResult
 from ..journal.store import Journal
 from .router import Router
 
-MAX_SEARCHED_EVENTS = 5_000  # of a session, that are looked through for answers
-MIN_TEXT_CHARS = (
-    6  # characters of what is compared: shorter texts are the same by chance all the time
-)
-SHINGLE_CHARS = (
-    16  # characters that a longer text has to share; texts shorter than this count as a whole
-)
-BLOCK_CHARS = (
-    SHINGLE_CHARS // 2
-)  # any piece covers a whole block of so many characters that begins at a multiple of it
-MAX_ARGUMENT_CHARS = 32_768  # of the arguments
-MAX_SOURCE_CHARS = 1_000_000  # of all results together, the newest first
-MAX_SOURCES = (
-    200  # results, the newest first: the arguments are looked through for each that shares a piece
-)
-MAX_VALUES = 100_000  # of the arguments, and of all results together, whether they are text or not
-MAX_HINTS = 5  # texts of the arguments that are told
-MAX_SHOWN_CHARS = 60  # characters of a text or of its place that are told
-MAX_NUMBER_DIGITS = (
-    64  # of a whole number; a longer one takes the square of its length to be written down
-)
-MAX_SEPARATE_SEARCHES = (
-    16  # texts; a search for each of so few is faster than a look at every place of a result
-)
-TEXT_SEPARATOR = "\0"  # between the texts of a result, so that no piece spans two of them
+MAX_SEARCHED_EVENTS = 5_000  # of a session
+SEARCHED_PREFIXES = ("tools.", "knowledge.")
+MIN_TEXT_CHARS = 6  # shorter texts are equal by chance all the time
+SHINGLE_CHARS = 16  # that a longer text has to share; a shorter text counts as a whole
+BLOCK_CHARS = SHINGLE_CHARS // 2  # every shingle contains a block that starts at a multiple of this
+MAX_ARGUMENT_CHARS = 32_768
+MAX_SOURCE_CHARS = 1_000_000  # of all results together, newest first
+MAX_SOURCES = 200  # results, newest first
+MAX_VALUES = 100_000  # of the arguments, and of all results together, text or not
+MAX_HINTS = 5
+MAX_SHOWN_CHARS = 60  # of a text or of its path
+MAX_NUMBER_DIGITS = 64  # of a whole number; formatting takes quadratic time
+MAX_SEPARATE_SEARCHES = 16  # for more texts, one pass over all positions of a result is faster
+TEXT_SEPARATOR = "\0"  # between the texts of a result, so that no shingle spans two of them
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +48,16 @@ logger = logging.getLogger(__name__)
 async def find_origin_hints(
     journal: Journal, router: Router, session: str, args: Mapping[str, Any]
 ) -> list[str]:
-    """Return hints on a call's arguments, from what providers and tools of the open world have answered in a session.
+    """Return hints on a call's arguments from the open-world answers that a session has got.
 
-    The runs of the session itself count, the one that makes the call among them, and no more than `LAST_EVENTS`.
+    The last `MAX_SEARCHED_EVENTS` events of the session are searched, the calling run included.
     """
 
-    def look(results: Iterable[CallResult]) -> list[str]:
+    def scan(results: Iterable[CallResult]) -> list[str]:
         opened = (
             each
             for each in results
-            if each.target.startswith(("tools.", "knowledge."))
-            and router.is_open_world(each.target)
+            if each.target.startswith(SEARCHED_PREFIXES) and router.is_open_world(each.target)
         )
         return describe_shared_text(
             args,
@@ -79,7 +68,7 @@ async def find_origin_hints(
         )
 
     try:
-        return await journal.scan_call_results(session, MAX_SEARCHED_EVENTS, look)
+        return await journal.scan_call_results(session, MAX_SEARCHED_EVENTS, scan)
     except (JournalFailed, ValueError, KeyError, TypeError) as exc:  # a person can be asked without
         logger.warning("no hints on a call in session %s: %s", session, exc)
         return []
@@ -87,7 +76,7 @@ async def find_origin_hints(
 
 @dataclass(frozen=True)
 class JsonNode:
-    """One value inside JSON data; the name of a field has the place of the object that the field is in."""
+    """One value in JSON data; the name of a field has the path of the object that it belongs to."""
 
     value: Any
     path: str
@@ -95,7 +84,7 @@ class JsonNode:
 
     @property
     def text(self) -> str:
-        """What is compared of it, before case is folded; empty if nothing is."""
+        """What is compared of it, with its case; "" if nothing is."""
         if (
             isinstance(self.value, int)
             and not isinstance(self.value, bool)
@@ -106,13 +95,13 @@ class JsonNode:
 
     @property
     def is_parameter_name(self) -> bool:
-        """Whether it is the name of one of the tool's parameters, which many results have for a name, too."""
+        """Whether it is the name of a tool's parameter; results often have the same names."""
         return self.is_key and not self.path
 
 
 @dataclass
 class TextMatch:
-    """The longest run of pieces that was found of a text so far, in the text of the result that has them."""
+    """The longest run of shingles of a text that was found so far, and the result that has them."""
 
     start: int
     end: int
@@ -122,7 +111,7 @@ class TextMatch:
 
 @dataclass
 class ArgumentText:
-    """A text of the arguments, folded and as it is shown."""
+    """A text of the arguments, with case folded and as it is shown."""
 
     folded: str
     display_text: str
@@ -131,7 +120,7 @@ class ArgumentText:
 
 
 class TextReader:
-    """Reads the texts of JSON data until it has read as much as it may; then it `is_short` of something."""
+    """Reads the texts of JSON data up to a limit; if there is more, `is_truncated` is set."""
 
     def __init__(self, chars: int) -> None:
         self.is_truncated = False
@@ -139,9 +128,9 @@ class TextReader:
         self._values_left = MAX_VALUES
 
     def read_texts(self, data: Any) -> Iterator[tuple[JsonNode, str]]:
-        """Yield the parts that are text, and as much of their text as may be read, with whitespace collapsed."""
-        for part in walk_json(data):
-            text = part.text
+        """Yield the nodes that have text, with their text up to the limit, whitespace collapsed."""
+        for node in walk_json(data):
+            text = node.text
             self.is_truncated = (
                 self.is_truncated or self._values_left <= 0 or len(text) > self._chars_left
             )
@@ -149,13 +138,13 @@ class TextReader:
             self._values_left -= 1
             self._chars_left -= len(text)
             if text:
-                yield part, " ".join(text.split())
+                yield node, " ".join(text.split())
             if self.is_truncated:
                 return
 
 
 class OriginFinder:
-    """Looks for the texts of the arguments in one result after the other."""
+    """Searches one result after the other for the texts of the arguments."""
 
     def __init__(self, wanted: Iterable[ArgumentText]) -> None:
         self._short_texts: dict[int, dict[str, ArgumentText]] = {}
@@ -175,7 +164,7 @@ class OriginFinder:
         }
 
     def scan_source(self, source: str, label: str) -> None:
-        """Note what occurs in `source`, the folded text of the result of the call that `label` names."""
+        """Record which texts occur in `source`, the folded text of the result of call `label`."""
         for size, wanted in self._short_texts.items():
             for text in find_whole_texts(wanted, source, size):
                 wanted.pop(text).match = TextMatch(0, size, source, label)
@@ -186,7 +175,7 @@ class OriginFinder:
                     each.match = TextMatch(start, end, source, label)
 
     def _find_shingles(self, source: str) -> set[str]:
-        """Return those of the pieces that occur in `source`, which is looked at closely only around known blocks."""
+        """Return the shingles that occur in `source`; only places near known blocks matter."""
         found: set[str] = set()
         for at in range(0, len(source) - BLOCK_CHARS + 1, BLOCK_CHARS):
             if source[at : at + BLOCK_CHARS] in self._blocks:
@@ -200,9 +189,10 @@ class OriginFinder:
 
 
 def describe_shared_text(arguments: Any, sources: Iterable[tuple[str, Any]]) -> list[str]:
-    """Return a few sentences on text in `arguments` that is in a result, too; blocks, for a few seconds at worst.
+    """Return a few sentences on text that `arguments` share with results; may block for seconds.
 
-    `sources` are results with the names of their calls, the newest first; at most one more is taken than is compared.
+    `sources` are the labels of calls with their results, newest first; at most one more is taken
+    than is compared.
     """
     reader = TextReader(MAX_ARGUMENT_CHARS)
     wanted = collect_argument_texts(reader.read_texts(arguments))
@@ -223,7 +213,7 @@ def describe_shared_text(arguments: Any, sources: Iterable[tuple[str, Any]]) -> 
 
 
 def scan_sources(sources: Iterable[tuple[str, Any]], finder: OriginFinder) -> bool:
-    """Look through as many results as may be read; return whether that was not all of them."""
+    """Scan results up to the limit; return whether there are more."""
     reader = TextReader(MAX_SOURCE_CHARS)
     rest = iter(sources)
     for label, result in islice(rest, MAX_SOURCES):
@@ -236,20 +226,19 @@ def scan_sources(sources: Iterable[tuple[str, Any]], finder: OriginFinder) -> bo
 
 
 def collect_argument_texts(texts: Iterable[tuple[JsonNode, str]]) -> list[ArgumentText]:
-    """Return what is to be looked for, each text once, where it comes first."""
+    """Return the texts to search for, each once, at its first position."""
     wanted: dict[str, ArgumentText] = {}
     for part, text in texts:
         folded = text.casefold()
         if len(folded) >= (SHINGLE_CHARS if part.is_parameter_name else MIN_TEXT_CHARS):
-            shown = (
-                text if len(text) == len(folded) else folded
-            )  # so that a piece of the one is one of the other
+            # Positions in the folded text must be valid in the shown text, too.
+            shown = text if len(text) == len(folded) else folded
             wanted.setdefault(folded, ArgumentText(folded, shown, part))
     return list(wanted.values())
 
 
 def format_hint(wanted: ArgumentText, match: TextMatch) -> str:
-    """Return what is told of a text that was found."""
+    """Return the sentence on a text that was found."""
     end = find_contiguous_end(wanted.folded, match)
     piece, size = wanted.display_text[match.start : end], end - match.start
     told = quote_ascii(shorten_text(piece))
@@ -260,22 +249,22 @@ def format_hint(wanted: ArgumentText, match: TextMatch) -> str:
 
 
 def format_call_label(run: str, call: int, target: str) -> str:
-    """Return what is told of a call."""
+    """Return the name of a call for a sentence."""
     return f"{quote_ascii(shorten_text(target))[1:-1]} (call {call} of run {run})"
 
 
 def quote_ascii(text: str) -> str:
-    """Return text as JSON in ASCII, all of which can be printed, so that no letter passes for another."""
+    """Return text as printable ASCII JSON, so that no letter can pass for another."""
     return json.dumps(text).replace("\x7f", "\\u007f")
 
 
 def shorten_text(text: str) -> str:
-    """Return as much of `text` as is told."""
+    """Return `text`, truncated to what is shown."""
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[: MAX_SHOWN_CHARS - 3]}..."
 
 
 def find_contiguous_end(text: str, match: TextMatch) -> int:
-    """Return how far the source has the run in one piece: all its parts do occur there, but maybe apart."""
+    """Return how far the source has a run contiguously; its shingles may also occur apart."""
     sure, end = match.start + min(SHINGLE_CHARS, len(text)), match.end
     if text[match.start : end] in match.source:
         return end
@@ -289,7 +278,7 @@ def find_contiguous_end(text: str, match: TextMatch) -> int:
 
 
 def find_whole_texts(wanted: Iterable[str], source: str, size: int) -> set[str]:
-    """Return those of the texts of `size` characters that occur in `source`."""
+    """Return the texts, all of `size` characters, that occur in `source`."""
     texts = set(wanted)
     if len(texts) <= MAX_SEPARATE_SEARCHES:
         return {text for text in texts if text in source}
@@ -297,7 +286,7 @@ def find_whole_texts(wanted: Iterable[str], source: str, size: int) -> set[str]:
 
 
 def find_longest_run(text: str, occurring: set[str]) -> tuple[int, int]:
-    """Return where the longest part of `text` is of which each piece is known to occur."""
+    """Return start and end of the longest part of `text` whose shingles all occur."""
     longest, start = (0, 0), 0
     for at, piece in enumerate(iter_shingles(text, SHINGLE_CHARS)):
         if piece not in occurring:
@@ -308,12 +297,12 @@ def find_longest_run(text: str, occurring: set[str]) -> tuple[int, int]:
 
 
 def iter_shingles(text: str, size: int) -> Iterator[str]:
-    """Yield every part of `text` that has `size` characters."""
+    """Yield every substring of `size` characters."""
     return (text[at : at + size] for at in range(len(text) - size + 1))
 
 
 def walk_json(data: Any) -> Iterator[JsonNode]:
-    """Yield every value in JSON data, depth first; without recursion, because it may be deep."""
+    """Yield every value in JSON data, depth first; without recursion, because data may be deep."""
     rest = [iter([JsonNode(data, "")])]
     while rest:
         part = next(rest[-1], None)
@@ -326,29 +315,26 @@ def walk_json(data: Any) -> Iterator[JsonNode]:
 
 
 def child_nodes(part: JsonNode) -> Iterator[JsonNode]:
-    """Yield what is directly in an object or a list."""
+    """Yield the values that are directly in an object or a list."""
     if not isinstance(part.value, dict):
         for number, item in enumerate(part.value):
             yield JsonNode(item, join_path(part.path, f"[{number}]"))
         return
     for name, item in part.value.items():
         yield JsonNode(name, part.path, is_key=True)
-        plain = (
-            isinstance(name, str)
-            and len(name) <= MAX_SHOWN_CHARS
-            and name.isascii()
-            and name.isidentifier()
-        )
-        step = (
-            (f".{name}" if part.path else name)
-            if plain
-            else f"[{quote_ascii(str(name)[:MAX_SHOWN_CHARS])}]"
-        )
-        yield JsonNode(item, join_path(part.path, step))
+        yield JsonNode(item, join_path(part.path, path_step(name, is_first=not part.path)))
 
 
-def join_path(place: str, step: str) -> str:
-    """Return the place of a value within another, shortened where it is too long to be read."""
-    if place.endswith("..."):
-        return place
-    return shorten_text(place + step)
+def path_step(name: Any, *, is_first: bool) -> str:
+    """Return the name of a field as a step of a path."""
+    is_short = isinstance(name, str) and len(name) <= MAX_SHOWN_CHARS
+    if is_short and name.isascii() and name.isidentifier():
+        return name if is_first else f".{name}"
+    return f"[{quote_ascii(str(name)[:MAX_SHOWN_CHARS])}]"
+
+
+def join_path(path: str, step: str) -> str:
+    """Return the path of a value in another, truncated to what is shown."""
+    if path.endswith("..."):
+        return path
+    return shorten_text(path + step)

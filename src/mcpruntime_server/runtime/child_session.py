@@ -38,7 +38,9 @@ class ChildSession:
     async def execute(
         self, code: str, report_status: StatusCallback, inputs: Sequence[InputEntry] = ()
     ) -> RunReport:
-        """Execute code to its end, reporting what it waits for; without `inputs`, those of the last run.
+        """Execute code to its end, reporting what it waits for.
+
+        Without `inputs`, the run has those of the run before it.
 
         Raises `McpRuntimeError` if the runtime failed.
         """
@@ -64,7 +66,7 @@ def describe_pending(run: Run) -> str:
 async def open_child_session(
     runtime: Runtime, parent: CallScope, timeout_s: float
 ) -> AsyncIterator[ChildSession]:
-    """Yield a session for an agent of the run `parent`; raises `Unavailable` if there is no room."""
+    """Yield a session for an agent of the run `parent`; raises `Unavailable` if none is free."""
     row = await runtime.journal.load_session(parent.session_id)
     session = await runtime.open_agent_session(parent.run_id, row.principal)
     with session.keep_open():

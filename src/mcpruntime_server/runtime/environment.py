@@ -7,7 +7,8 @@ promoted in milliseconds; else the steps since the nearest state that is here ar
 
 Rule 1: files in the workspace are known by content, so that only files that differ are moved.
 Rule 2: the variables are those of the step that was asked for, or there are none and the client is
-told why.
+told why. A rebuild is checked: if a step makes another call or ends otherwise than recorded, the
+variables are given up. Interrupted steps are left out, and then any difference counts.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class Environment:
     # restoring a state ----------------------------------------------------------------------------
 
     async def restore_state(self, tip: str | None, run: Run) -> Restored:
-        """Restore the end state of run `tip`, for `run`, which follows it; raises `SandboxFailed`."""
+        """Restore the end state of run `tip` for `run`, the next one; raises `SandboxFailed`."""
         starts_fresh = run.spec.starts_fresh
         if self._current_run == tip and self._is_live_state(tip) and not starts_fresh:
             return Restored()
@@ -214,7 +215,7 @@ class Environment:
     async def _restore_variables(
         self, lineage: Sequence[RunRow], run: Run, restored: Restored
     ) -> None:
-        """Promote the nearest state of `lineage` that is here, and execute the steps after it again."""
+        """Promote the nearest state of `lineage` that is here, and rebuild the steps after it."""
         done = self._count_reusable_steps(lineage)
         base = lineage[done - 1].id if done else None
         is_complete = done == len(lineage)
@@ -230,7 +231,7 @@ class Environment:
             await self._rebuild_steps(lineage, done, run, restored)
 
     def _count_reusable_steps(self, lineage: Sequence[RunRow]) -> int:
-        """Return how many steps of `lineage` need not be executed to restore the state at its end."""
+        """Return how many steps of `lineage` need not be executed again to restore its end."""
         for done in range(len(lineage), 0, -1):
             if self.holds_state(lineage[done - 1].id):
                 return done
@@ -239,7 +240,7 @@ class Environment:
         return 0
 
     async def _promote_state(self, run: str | None) -> bool:
-        """Make the end state of `run` live; return False if it is gone and the interpreter is empty."""
+        """Make the end state of `run` live; return False if it is gone: then nothing is live."""
         if self._is_live_state(run) and (run is not None or self._current_run is None):
             return True
         promoted = await self.link.promote(self._link_runs[run])

@@ -35,7 +35,7 @@ class EnvironmentLease:
             environment.add_user(self)
 
     async def acquire(self) -> Environment:
-        """Return the environment that this session may use now; a new one if there is none or it is in use.
+        """Return the environment to use now; a new one if its own is gone or in use.
 
         Raises `Unavailable` or `SandboxFailed`.
         """

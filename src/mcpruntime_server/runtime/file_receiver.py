@@ -17,7 +17,7 @@ class FileReceiver:
         self._chunks: list[bytes] = []  # of the file that is arriving
 
     def receive_chunk(self, message: wire.FileData) -> None:
-        """Keep one chunk; raises `WireError` for a path outside the workspace or beyond the limit."""
+        """Keep one chunk; raises `WireError` for an invalid path or beyond the limit."""
         if "\0" in message.path or not {"", ".", ".."}.isdisjoint(message.path.split("/")):
             raise wire.WireError(f"not a path in the workspace: {message.path!r:.80}")
         self._bytes_left -= len(message.data)

@@ -23,7 +23,7 @@ class StreamBuffer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
     def decode(self, data: bytes, *, final: bool = False) -> str:
-        """Return bytes as text; a character that is split between two calls comes with the second."""
+        """Return bytes as text; a character that is split between calls comes with the last."""
         return self._decoder.decode(data, final=final)
 
     def append(self, text: str) -> None:
@@ -63,9 +63,9 @@ class OutputBuffer:
             return  # a stream that our worker does not have
         self._bytes_left -= len(message.data)
         if self._bytes_left < 0:
-            raise wire.WireError("more output than its kernel lets through")
+            raise wire.WireError("more output than its worker lets through")
         if message.dropped_bytes > 0:
-            note = f"\n[{message.dropped_bytes:,} bytes of output dropped: limit reached]\n"
+            note = dropped_output_note(message.dropped_bytes)
             self._append_text(message.stream, note, message.dropped_bytes)
         self._append_text(message.stream, stream.decode(message.data), 0)
 
@@ -105,3 +105,8 @@ class OutputBuffer:
             text = text[len(recorded) :]
         if text:
             self._append_event(OutputWritten(stream, text, dropped_bytes))
+
+
+def dropped_output_note(count: int) -> str:
+    """Return what stands in the output where the worker has dropped bytes of it."""
+    return f"\n[{count:,} bytes of output dropped: limit reached]\n"

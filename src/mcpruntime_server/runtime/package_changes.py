@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PackageChanges:
-    """The packages that have changed since the server started, in the order of their last change."""
+    """The packages that have changed since the server started, by their last change."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -16,7 +16,7 @@ class PackageChanges:
         self._last_changes[package] = self._count
 
     def names_since(self, number: int) -> tuple[list[str], int]:
-        """Return what has changed after change `number`, sorted, and the number of the last change."""
+        """Return the packages that changed after change `number`, sorted, and the last number."""
         names = [name for name, last in self._last_changes.items() if last > number]
         return sorted(names), self._count
 

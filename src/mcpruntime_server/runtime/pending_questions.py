@@ -107,7 +107,7 @@ class Permissions:
         return target in self._session_allowed or target in self._run_allowed
 
     def is_denied(self, target: str) -> bool:
-        """Return whether people have denied `target` so often in this run that none is asked again."""
+        """Return whether `target` was denied so often in this run that nobody is asked again."""
         return self._denials[target] >= MAX_DENIALS
 
     def record_answer(self, answer: QuestionAnswered) -> None:
@@ -195,7 +195,7 @@ class PendingQuestions:
         covers: Iterable[ApprovedCall] = (),
         model_request: Mapping[str, Any] = NO_DETAILS,
     ) -> QuestionAnswered:
-        """Ask whether call `call_number` may be made, or put its `model_request`; return the answer."""
+        """Ask whether a call may be made, or ask the model for it; return the answer."""
         subject = call_number, canonical_json(model_request) if model_request else ""
         undelivered = self._earlier.undelivered.pop(subject, None)
         if undelivered is not None:
@@ -356,7 +356,7 @@ class PendingQuestions:
         question.settled.set()
 
     def _allow_same_target(self, answer: QuestionAnswered) -> None:
-        """Settle the other open approvals of the target that an answer allows for more than one call."""
+        """Settle the other open approvals of a target that was allowed for more than one call."""
         for other in self.open_questions.values():
             is_same = other.target == answer.target and other.asked.kind == APPROVAL_KIND
             if is_same and other.answer is None:
@@ -384,7 +384,7 @@ def parse_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnsw
 
 
 def result_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnswered:
-    """Return the event for an answer that is a value; raises `InvalidRequest` if it is not JSON data."""
+    """Return the event for an answer that is a value; raises `InvalidRequest` if it is not JSON."""
     try:
         canonical_json(value)
     except ValueError as exc:

@@ -1,8 +1,9 @@
-"""Planning what code would change, and committing to it.
+"""Plans the calls of a dry run that would change something, and commits them.
 
-A dry run lets calls through that only read, and records the others instead of making them. To commit, the code is
-executed again: what it read is answered from the journal, and the planned calls that were approved are made. What it
-comes to beyond them, because it has now seen their results, is planned in its turn: another round.
+A dry run lets calls through that only read, and records the others instead of making them. To
+commit a plan, the code is executed again: what it read is answered from the journal, and the
+planned calls that were approved are made. Further calls, which the code makes because it has now
+seen their results, are planned in another round.
 
 Rule: a call is made only if target, arguments and occurrence are those that were approved.
 """
@@ -18,7 +19,7 @@ from ..errors import InvalidRequest
 from ..journal.events import ApprovedCall, canonical_json
 from ..journal.recording import RecordedCall, Recording
 
-PLANNED_KIND = "planned"  # the kind of error that a planned call is answered with
+PLANNED_KIND = "planned"  # the kind of error that a planned call gets
 CallKey = tuple[str, str, int]  # target, canonical arguments, occurrence
 
 
@@ -34,43 +35,45 @@ class PlannedCall:
 
 
 class Plan:
-    """What is decided of the calls of a run that may write: those approved are made, others refused or planned."""
+    """The decisions on the calls of a dry run that may write: approved, denied, or only planned."""
 
     def __init__(self, approvals: Iterable[ApprovedCall] = ()) -> None:
         self._calls: dict[int, PlannedCall] = {}
         self._approvals = {approval_key(each): each for each in approvals}
 
     def find_approval(self, key: CallKey) -> ApprovedCall | None:
-        """Return what was decided of a call, or None where nothing was."""
+        """Return the decision on a call; None if there is none."""
         return self._approvals.get(key)
 
     def approved_args(self, key: CallKey, args: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments with which a call is made that has `args` in the code: those that were approved."""
+        """Return the arguments that were approved for a call that has `args` in the code."""
         approval = self.find_approval(key)
-        found: dict[str, Any] = (
-            json.loads(approval["sent"]) if approval is not None and approval["sent"] else args
-        )
-        return found
+        if approval is None or not approval["sent"]:
+            return args
+        sent: dict[str, Any] = json.loads(approval["sent"])
+        return sent
 
     @property
     def calls(self) -> list[PlannedCall]:
-        """The calls that were planned in this run, in order."""
+        """The calls that this run has planned, in order."""
         return [self._calls[number] for number in sorted(self._calls)]
 
     def add_call(self, call: PlannedCall) -> None:
-        """Note a call that is not made."""
+        """Add a call that is not made."""
         self._calls[call.number] = call
 
     def restore_recorded(self, recording: Recording) -> None:
-        """Have what was planned and decided in another server."""
+        """Restore what was planned and decided on another server."""
         for call in filter(is_planned, recording.calls):
             self.add_call(planned_call_of(call))
         for asked in recording.questions:
             answer = recording.answers.get(asked.question_id)
-            if answer is not None:
-                (self.record_approval if answer.decision == "allow" else self.record_denial)(
-                    asked.covered_calls
-                )
+            if answer is None:
+                continue
+            if answer.decision == "allow":
+                self.record_approval(asked.covered_calls)
+            else:
+                self.record_denial(asked.covered_calls)
 
     @property
     def approved_calls(self) -> list[ApprovedCall]:
@@ -78,20 +81,19 @@ class Plan:
         return [each for each in self._approvals.values() if each["sent"]]
 
     def record_approval(self, approvals: Iterable[ApprovedCall]) -> None:
-        """A person has allowed these."""
+        """Note that a person has approved these calls."""
         for each in approvals:
             self._approvals[approval_key(each)] = ApprovedCall(**{**each, "person": True})
 
     def record_denial(self, approvals: Iterable[ApprovedCall]) -> None:
-        """A person has refused these."""
+        """Note that a person has denied these calls."""
         for each in approvals:
-            self._approvals[approval_key(each)] = ApprovedCall(
-                **{**each, "sent": "", "person": True}
-            )
+            denied = ApprovedCall(**{**each, "sent": "", "person": True})
+            self._approvals[approval_key(each)] = denied
 
 
 def approval_key(approval: ApprovedCall) -> CallKey:
-    """Return the name of the call that was decided on."""
+    """Return the key of the call that a decision is about."""
     return approval["target"], approval["args"], approval["nth"]
 
 
@@ -110,7 +112,7 @@ def planned_call_of(call: RecordedCall) -> PlannedCall:
 
 
 def parse_args(call: RecordedCall) -> dict[str, Any]:
-    """Return the arguments of a recorded call; an archive of a stranger's may have nonsense there."""
+    """Return the arguments of a recorded call; {} if they are invalid, as in a forged archive."""
     try:
         args = json.loads(call.args)
     except (ValueError, RecursionError):
@@ -118,22 +120,23 @@ def parse_args(call: RecordedCall) -> dict[str, Any]:
     return args if isinstance(args, dict) else {}
 
 
-def planned_call_name(call: int) -> str:
-    """Return the name under which a planned call is committed."""
-    return f"c{call}"
+def planned_call_name(number: int) -> str:
+    """Return the name under which a client commits a planned call."""
+    return f"c{number}"
 
 
 def planned_calls(recording: Recording) -> dict[str, RecordedCall]:
-    """Return the calls that a dry run has planned, in order, by the names under which they are committed."""
+    """Return the calls that a dry run has planned, in order, by the names that clients use."""
     return {planned_call_name(call.call_id): call for call in recording.calls if is_planned(call)}
 
 
 def decide_approvals(
     recording: Recording, answers: Mapping[str, Any], *, for_person: bool = False
 ) -> list[ApprovedCall]:
-    """Return what `answers` decide of the planned calls of a dry run; what they do not name is not to be made.
+    """Return the decisions that `answers` make on the planned calls of a dry run.
 
-    They count as a person's if whoever gives them may decide `for_person`. Raises `InvalidRequest`.
+    A call that they do not name is not made. With `for_person` they count as a person's decisions.
+    Raises `InvalidRequest`.
     """
     planned = planned_calls(recording)
     unknown = [name for name in answers if name != "*" and name not in planned]
@@ -142,26 +145,27 @@ def decide_approvals(
         raise InvalidRequest(
             f"The plan has no call {unknown[0]!r:.80}.", remedy=f"Its calls are {names:.500}."
         )
-    rest = answers.get("*", "deny")
+    default = answers.get("*", "deny")
     return [
-        _decide_call(name, call, answers.get(name, rest), for_person=for_person)
+        _decide_call(name, call, answers.get(name, default), for_person=for_person)
         for name, call in planned.items()
     ]
 
 
 def _decide_call(name: str, call: RecordedCall, answer: Any, *, for_person: bool) -> ApprovedCall:
-    sent: str | None = (
-        {"allow": call.args, "deny": ""}.get(answer) if isinstance(answer, str) else None
-    )
-    if isinstance(answer, dict) and answer.keys() == {"args"} and isinstance(answer["args"], dict):
+    sent: str | None = None  # the arguments to send; "" to deny the call
+    if isinstance(answer, str):
+        sent = {"allow": call.args, "deny": ""}.get(answer)
+    elif isinstance(answer, dict) and answer.keys() == {"args"}:
+        args = answer["args"]
         try:
-            sent = canonical_json(answer["args"])
+            sent = canonical_json(args) if isinstance(args, dict) else None
         except ValueError as exc:
             raise InvalidRequest(f"The arguments given for {name} cannot be sent. {exc}") from exc
     if sent is None:
         raise InvalidRequest(
             f"{json.dumps(answer, default=str)[:80]} is no answer to {name}.",
-            remedy="Answer with 'allow', 'deny' or {\"args\": {...}}, which is made instead.",
+            remedy="Answer with 'allow', 'deny' or {\"args\": {...}} to send other arguments.",
         )
     return ApprovedCall(
         target=call.target, args=call.args, nth=call.nth, sent=sent, person=for_person

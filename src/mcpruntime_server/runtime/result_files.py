@@ -1,6 +1,7 @@
-"""Where the code itself finds what a client was shown only a part of: files in a hidden folder of its workspace.
+"""Saves the complete results of runs as files, where a client was shown only a part of them.
 
-They are not the session's files: they are neither journaled (the journal has the text already) nor restored.
+The files are in a hidden folder of the workspace, for code of the session to read. They are not the
+session's files: they are neither journaled (the journal has the text already) nor restored.
 """
 
 from __future__ import annotations
@@ -12,47 +13,55 @@ from typing import Any
 from ..sandbox.link import SandboxLink
 from .run_report import display_value
 
-HIDDEN_FOLDER = ".mcpruntime"  # the kernel does not report what changes in it
-RESULT_WORKSPACE_SHARE = (
-    4  # the kept texts take at most this fraction of the workspace; the oldest go first
-)
+HIDDEN_FOLDER = ".mcpruntime"  # the supervisor does not report changes in it
+RESULT_WORKSPACE_SHARE = 4  # the files take at most this fraction of the workspace; oldest go first
+OWNER_MODE = 0o600
 
 
 class ResultFiles:
-    """The texts that are kept in one sandbox at a time, of `size` bytes together at most."""
+    """The files with complete results in one sandbox at a time.
+
+    A text of more than `max_chars`, or a list or object of more than `max_items`, is not shown
+    completely.
+    """
 
     def __init__(self, workspace_bytes: int, max_chars: int, max_items: int) -> None:
         self._max_bytes = workspace_bytes // RESULT_WORKSPACE_SHARE
         self._max_chars = max_chars
         self._max_items = max_items
         self._link: SandboxLink | None = None
-        self._files: deque[tuple[str, int]] = deque()
+        self._files: deque[tuple[str, int]] = deque()  # path and size, oldest first
 
     def save_long_results(
-        self, link: SandboxLink, run: str, texts: Mapping[str, str], value: Mapping[str, Any] | None
+        self,
+        link: SandboxLink,
+        run_id: str,
+        output: Mapping[str, str],
+        value: Mapping[str, Any] | None,
     ) -> dict[str, str]:
-        """Write what of a run's results is too long to be shown whole; return where, by field.
+        """Save the results of a run that are not shown completely; return the paths, by field.
 
-        `shown` and `items` are the characters and items that a client is shown. What is too large is not kept.
+        A result that is larger than all files may be together is not saved.
         """
-        long = {name: text for name, text in texts.items() if len(text) > self._max_chars}
-        if value is not None and display_value(value, self._max_chars, self._max_items)[1]:
-            long["value"] = value["text"]
         if link.closed.is_set():
             return {}
-        kept = {name: self._write_file(link, f"{run}.{name}", text) for name, text in long.items()}
-        return {name: path for name, path in kept.items() if path}
+        long = {name: text for name, text in output.items() if len(text) > self._max_chars}
+        if value is not None and display_value(value, self._max_chars, self._max_items)[1]:
+            long["value"] = value["text"]
+        saved = {}
+        for name, text in long.items():
+            data = text.encode("utf-8", "backslashreplace")
+            if len(data) <= self._max_bytes:
+                saved[name] = self._write_file(link, f"{run_id}.{name}", data)
+        return saved
 
-    def _write_file(self, link: SandboxLink, name: str, text: str) -> str:
-        data = text.encode("utf-8", "backslashreplace")
-        if len(data) > self._max_bytes:
-            return ""
+    def _write_file(self, link: SandboxLink, name: str, data: bytes) -> str:
         if link is not self._link:
             self._link = link
             self._files.clear()
         while self._files and len(data) + sum(size for _, size in self._files) > self._max_bytes:
-            link.write_file(self._files.popleft()[0], 0o600, b"")
+            link.write_file(self._files.popleft()[0], OWNER_MODE, b"")
         path = f"{HIDDEN_FOLDER}/{name}"
-        link.write_file(path, 0o600, data)
+        link.write_file(path, OWNER_MODE, data)
         self._files.append((path, len(data)))
         return path

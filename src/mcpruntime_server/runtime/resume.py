@@ -1,4 +1,4 @@
-"""Runs that a server has left unfinished: which of them are resumed, and with which specification."""
+"""Runs that a server has left unfinished: which are resumed, and with which specification."""
 
 from __future__ import annotations
 

@@ -24,12 +24,13 @@ from ..journal.recording import Recording
 from ..journal.rows import UNDONE_FLAG
 from ..journal.store import Journal
 from ..sandbox.link import SandboxLink
+from .call_journal import CallJournal
 from .output_buffer import OutputBuffer
 from .pending_questions import PendingQuestion, PendingQuestions
 from .plan import Plan
 from .replayer import Replayer
 from .result_files import ResultFiles
-from .router import CallJournal, Router
+from .router import Router
 from .run_control import RunControl
 from .run_history import ledger_entry_of, pending_question_view
 from .run_journal import RunJournal
@@ -95,6 +96,7 @@ class Run:
         self.id = resumed.start.run_id if resumed else spec.run_id or new_run_id()
         self.services = services
         self.report = RunReport(self.id, session_id, 0)
+        self.flags: set[str] = set()  # what is special about its end state, as in `RunFinished`
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.files_stored = anyio.Event()  # the changed files are in the journal, or lost
         self.lifecycle = RunLifecycle()
@@ -163,7 +165,7 @@ class Run:
     @property
     def is_undone(self) -> bool:
         """Whether the session's state is still the one before it."""
-        return UNDONE_FLAG in self.report.flags
+        return UNDONE_FLAG in self.flags
 
     @property
     def is_cancelled(self) -> bool:
@@ -229,7 +231,7 @@ class Run:
         self.control.stop_request.is_cancelled = True
         self.lifecycle.apply(RunEvent.STOP_REQUESTED)
         self.report.status = "cancelled"
-        self.report.flags.add(UNDONE_FLAG)
+        self.flags.add(UNDONE_FLAG)
         self.journal.journal_queued()
         self.journal.journal_end(RunFinished("cancelled", flags=[UNDONE_FLAG]))
         self.files_stored.set()

@@ -60,7 +60,7 @@ class RunControl:
             self.link.pause_timeout()
 
     async def resume(self, is_paused: Callable[[], bool]) -> bool:
-        """Wait for a slot and start the clock again; return False if the run is paused again by then."""
+        """Wait for a slot and start the clock again; return False if the run is paused again."""
         async with self._resume_lock:
             if not self.slot.is_held and not is_paused():
                 await self.slot.acquire()

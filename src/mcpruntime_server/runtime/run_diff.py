@@ -1,7 +1,7 @@
-"""Comparing the past: two runs, or two lines of them.
+"""Compares two recorded runs, or the lineages of two runs.
 
-What is compared may be large, and hostile: each text is compared in a bounded part, and each difference that is told is
-bounded. Times and figures of use are not compared, because they never agree.
+What is compared may be large, and hostile: of each text a bounded part is compared, and each
+difference is bounded. Times and usage are not compared, because they never agree.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from ..journal.events import FileEntry
 from ..journal.recording import RecordedCall
 from ..journal.rows import UNDONE_FLAG, RunRow
 from ..journal.store import Journal
+from .plan import CallKey
 from .run_history import RecordedRun, load_run
 
-MAX_LINE_CHARS = 400  # longer lines are compared in pieces
-MAX_COMPARED_LINES = (
-    1000  # of each text, from the first one that differs: difflib takes the square of it
-)
-MAX_DIFF_LINES = 400  # of a difference
-CONTEXT_LINES = 2  # lines around what differs
-MAX_DIFFED_FILE_BYTES = 256 * 1024  # larger files are told apart by their digests only
-MAX_DIFFED_FILES = 100  # whose texts are compared
+MAX_LINE_CHARS = 400  # longer lines are split and compared in parts
+MAX_COMPARED_LINES = 1000  # from the first difference on; difflib takes quadratic time
+MAX_DIFF_LINES = 400
+CONTEXT_LINES = 2  # around a difference
+MAX_DIFFED_FILE_BYTES = 256 * 1024  # of larger files only the digests are compared
+MAX_DIFFED_FILES = 100  # whose content is compared
 NO_NEWLINE = "\\ No newline at end"
 
 T = TypeVar("T")
@@ -34,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ValueChange:
-    """One thing in both states; None where there is none."""
+    """A field that differs; None where a run does not have it."""
 
     a: Any
     b: Any
@@ -42,7 +41,7 @@ class ValueChange:
 
 @dataclass(frozen=True)
 class CallChange:
-    """A call that only one of two runs made (the other side is None), or that ended otherwise."""
+    """A call that only one run made (the other side is None), or that ended differently."""
 
     target: str
     args: str  # canonical JSON
@@ -53,7 +52,7 @@ class CallChange:
 
 @dataclass(frozen=True)
 class FileChange:
-    """A file that differs; `text` is the unified difference where both are text of bearable size."""
+    """A file that differs; `text` is the unified difference of texts that are not too large."""
 
     path: str
     a: FileEntry | None
@@ -63,30 +62,30 @@ class FileChange:
 
 @dataclass(frozen=True)
 class RunDiff:
-    """How run `b` differs from run `a`; what is the same is empty. `files` are of the workspaces at their ends."""
+    """How run `b` differs from run `a`; a field that does not differ is empty."""
 
     a: RunRow
     b: RunRow
-    code: str = ""  # this and the next two as unified differences
+    code: str = ""  # this and the next two are unified differences
     stdout: str = ""
     stderr: str = ""
     calls: tuple[CallChange, ...] = ()
     value: ValueChange | None = None
     error: ValueChange | None = None
     status: ValueChange | None = None
-    files: tuple[FileChange, ...] = ()
+    files: tuple[FileChange, ...] = ()  # in the workspaces at their ends
     damage: tuple[str, ...] = ()
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs, as far as that can be read."""
+        """Whether nothing differs, as far as the journal can be read."""
         texts, ends = (self.code, self.stdout, self.stderr), (self.value, self.error, self.status)
         return not any((*texts, *ends, self.calls, self.files))
 
 
 @dataclass(frozen=True)
 class LineageDiff:
-    """How line `b` differs from line `a`: runs that both have, then pairs of steps, then steps without a partner."""
+    """How lineage `b` differs from lineage `a`: common runs, pairs of steps, and unpaired steps."""
 
     a: str | None  # the tips
     b: str | None
@@ -94,19 +93,19 @@ class LineageDiff:
     steps: tuple[RunDiff, ...] = ()
     only_a: tuple[RunRow, ...] = ()
     only_b: tuple[RunRow, ...] = ()
-    files: tuple[FileChange, ...] = ()  # of the workspaces at the tips
+    files: tuple[FileChange, ...] = ()  # in the workspaces at the tips
     damage: tuple[str, ...] = ()
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs, as far as that can be read."""
+        """Whether nothing differs, as far as the journal can be read."""
         return not (self.only_a or self.only_b or self.files) and all(
             step.is_equal for step in self.steps
         )
 
 
 async def diff_runs(journal: Journal, a: RunRow, b: RunRow, *, files: bool = True) -> RunDiff:
-    """Compare two runs, and with `files` the workspaces at their ends."""
+    """Compare two runs and, with `files`, the workspaces at their ends."""
     one, other = await load_run(journal, a), await load_run(journal, b)
     damage = [*one.damage, *other.damage]
     changed = await diff_files(journal, a.id, b.id, damage) if files else ()
@@ -127,7 +126,7 @@ async def diff_runs(journal: Journal, a: RunRow, b: RunRow, *, files: bool = Tru
 
 
 async def diff_lineages(journal: Journal, a: str | None, b: str | None) -> LineageDiff:
-    """Compare the lines that lead to two runs."""
+    """Compare the runs that lead to two runs."""
     one, other = await journal.load_lineage(a), await journal.load_lineage(b)
     shared = 0
     while shared < min(len(one), len(other)) and one[shared].id == other[shared].id:
@@ -152,24 +151,24 @@ async def diff_lineages(journal: Journal, a: str | None, b: str | None) -> Linea
 
 
 def value_change(a: Any, b: Any) -> ValueChange | None:
-    """Return both, if they are not the same."""
+    """Return both values if they differ."""
     return ValueChange(a, b) if a != b else None
 
 
 def end_status(run: RecordedRun) -> str:
-    """Return how a run ended."""
+    """Return the status of a run, and whether it was undone."""
     return f"{run.report.status}, undone" if UNDONE_FLAG in run.row.flags else run.report.status
 
 
-# calls ----------------------------------------------------------------------------------------------
+# calls --------------------------------------------------------------------------------------------
 
 
 def diff_calls(a: Sequence[RecordedCall], b: Sequence[RecordedCall]) -> tuple[CallChange, ...]:
-    """Return the listed calls that differ, in order; the order itself is not compared: calls may be concurrent."""
-    before = {
-        (call.target, call.args, call.nth): call_outcome(call) for call in a if call.in_ledger
-    }
-    after = {(call.target, call.args, call.nth): call_outcome(call) for call in b if call.in_ledger}
+    """Return the calls of the ledgers that differ.
+
+    Their order is not compared, because calls may be concurrent.
+    """
+    before, after = outcomes_by_key(a), outcomes_by_key(b)
     changes = [
         CallChange(*key, before.get(key), after.get(key))
         for key in merge_ordered(list(before), list(after))
@@ -177,30 +176,41 @@ def diff_calls(a: Sequence[RecordedCall], b: Sequence[RecordedCall]) -> tuple[Ca
     return tuple(each for each in changes if each.a != each.b)
 
 
+def outcomes_by_key(calls: Sequence[RecordedCall]) -> dict[CallKey, Mapping[str, Any]]:
+    """Return how the calls of a ledger ended."""
+    return {
+        (call.target, call.args, call.nth): call_outcome(call) for call in calls if call.in_ledger
+    }
+
+
 def call_outcome(call: RecordedCall) -> Mapping[str, Any]:
-    """Return how a call ended."""
+    """Return how a call ended: status, value and error."""
     if call.finished_sequence is None:
         return {"status": "started", "value": None, "error": None}
     return {"status": "error" if call.error else "ok", "value": call.value, "error": call.error}
 
 
 def merge_ordered(a: Sequence[T], b: Sequence[T]) -> list[T]:
-    """Return the items of both, none twice, in the order of `a`; those of `b` alone come after what they follow."""
-    where, in_b, place = {item: at for at, item in enumerate(a)}, set(b), 0
-    order: list[T] = []
+    """Return the items of both, each once, in the order of `a`; the rest of `b` keeps its place."""
+    index_in_a, in_b = {item: index for index, item in enumerate(a)}, set(b)
+    merged: list[T] = []
+    done = 0  # items of `a` that are merged
     for item in b:
-        at = where.get(item)
-        end = max(place, place if at is None else at + 1)
-        while at is None and end < len(a) and a[end] not in in_b:
-            end += 1
-        order += a[place:end]
-        place = end
-        if at is None:
-            order.append(item)
-    return [*order, *a[place:]]
+        index = index_in_a.get(item)
+        end = done
+        if index is not None:
+            end = max(done, index + 1)
+        else:
+            while end < len(a) and a[end] not in in_b:
+                end += 1
+        merged += a[done:end]
+        done = end
+        if index is None:
+            merged.append(item)
+    return [*merged, *a[done:]]
 
 
-# files ----------------------------------------------------------------------------------------------
+# files --------------------------------------------------------------------------------------------
 
 
 async def diff_files(
@@ -224,7 +234,7 @@ async def diff_files(
 async def _diff_contents(
     journal: Journal, a: FileEntry | None, b: FileEntry | None, damage: list[str]
 ) -> str:
-    """Return the unified difference of two files, "" if one of them is no text, too large or damaged."""
+    """Return the unified difference of two files; "" if one is binary, too large or damaged."""
     texts = []
     for entry in (a, b):
         if entry is not None and entry["size"] > MAX_DIFFED_FILE_BYTES:
@@ -240,33 +250,36 @@ async def _diff_contents(
     return "" if any("\0" in text for text in texts) else unified_diff(*texts)
 
 
-# texts ----------------------------------------------------------------------------------------------
+# texts --------------------------------------------------------------------------------------------
 
 
 def unified_diff(a: str, b: str) -> str:
-    """Return the unified difference of two texts, bounded; "" only if they are the same.
+    """Return the unified difference of two texts, bounded; "" only if they are equal.
 
-    Line numbers count the pieces of long lines.
+    Line numbers count the parts of long lines.
     """
     if a == b:
         return ""
-    one_ends = bool(a and b) and a.endswith("\n") != b.endswith("\n")
-    before, after = _split_lines(a, mark=one_ends), _split_lines(b, mark=one_ends)
+    ends_differ = bool(a and b) and a.endswith("\n") != b.endswith("\n")
+    before, after = _split_lines(a, mark_end=ends_differ), _split_lines(b, mark_end=ends_differ)
     start = max(0, _common_prefix_length(before, after) - CONTEXT_LINES)
     left, right = before[start:], after[start:]
     end = max(0, _common_prefix_length(left[::-1], right[::-1]) - CONTEXT_LINES)
     left, right = left[: len(left) - end], right[: len(right) - end]
     lines = list(_diff_hunks(left[:MAX_COMPARED_LINES], right[:MAX_COMPARED_LINES], start))
-    told = lines[:MAX_DIFF_LINES]
+    shown = lines[:MAX_DIFF_LINES]
     if len(lines) > MAX_DIFF_LINES or max(len(left), len(right)) > MAX_COMPARED_LINES:
-        told.append("… more differs than is told")
-    return "\n".join(told) or "… only line ends differ"
+        shown.append("… more lines differ than are shown")
+    return "\n".join(shown) or "… only line ends differ"
 
 
-def _split_lines(text: str, *, mark: bool) -> list[str]:
-    """Return the lines of a text, long ones in pieces; with `mark`, that the last one does not end counts as a line."""
+def _split_lines(text: str, *, mark_end: bool) -> list[str]:
+    """Return the lines of a text, long ones in parts; `mark_end` shows a missing newline."""
     lines = text.split("\n")
-    lines[-1:] = [lines[-1], *([NO_NEWLINE] if mark else [])] if lines[-1] else []
+    if not lines[-1]:
+        lines.pop()
+    elif mark_end:
+        lines.append(NO_NEWLINE)
     return [
         line[at : at + MAX_LINE_CHARS]
         for line in lines
@@ -275,16 +288,18 @@ def _split_lines(text: str, *, mark: bool) -> list[str]:
 
 
 def _common_prefix_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return how many lines two texts begin with that are the same."""
+    """Return how many lines at the start of two texts are equal."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((number for number, (one, other) in pairs if one != other), min(len(a), len(b)))
 
 
 def _diff_hunks(a: Sequence[str], b: Sequence[str], start: int) -> Iterator[str]:
-    """Yield the lines of a unified difference of texts that begin after line `start`."""
+    """Yield the lines of a unified difference of texts that start after line `start`."""
     for group in difflib.SequenceMatcher(None, a, b).get_grouped_opcodes(CONTEXT_LINES):
         (_, left, _, right, _), (_, _, left_end, _, right_end) = group[0], group[-1]
-        yield f"@@ -{_hunk_range(start + left, left_end - left)} +{_hunk_range(start + right, right_end - right)} @@"
+        old_range = _hunk_range(start + left, left_end - left)
+        new_range = _hunk_range(start + right, right_end - right)
+        yield f"@@ -{old_range} +{new_range} @@"
         for tag, i, i_end, j, j_end in group:
             if tag == "equal":
                 yield from (f" {line}" for line in a[i:i_end])
@@ -297,11 +312,11 @@ def _hunk_range(start: int, length: int) -> str:
     return f"{start + 1 if length else start},{length}"
 
 
-# for programs ---------------------------------------------------------------------------------------
+# for programs -------------------------------------------------------------------------------------
 
 
 def diff_to_json(found: Any) -> Any:
-    """Return a difference, or a part of one, as JSON data; runs by their ids."""
+    """Return a difference, or a part of one, as JSON data; a run is its id."""
     if isinstance(found, RunRow):
         return found.id
     if isinstance(found, tuple):

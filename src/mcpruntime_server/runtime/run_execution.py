@@ -1,4 +1,4 @@
-"""One run's way through a sandbox: it gets a slot, a sandbox in the right state, and is executed."""
+"""One run's way through a sandbox: slot, sandbox in the right state, execution, end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ class RunExecution:
     @property
     def inputs(self) -> Sequence[InputEntry]:
         """The inputs of the run."""
-        return self._run.spec.context or () if self._sandbox is None else self._sandbox.inputs
+        if self._sandbox is not None:
+            return self._sandbox.inputs
+        return self._run.spec.context or ()
 
     @property
     def _filename(self) -> str:
@@ -64,7 +66,7 @@ class RunExecution:
         return f"<step {self._step}>"
 
     async def execute(self) -> None:
-        """Execute the code to its end; whatever happens, the run is finished and journaled afterwards."""
+        """Execute the code to its end; the run is finished and journaled whatever happens."""
         run = self._run
         run.report.step = self._step
         run.lifecycle.apply(RunEvent.HEAD_REACHED)
@@ -89,8 +91,11 @@ class RunExecution:
             self._finish()
 
     def _journal_start(self) -> None:
-        run = self._run
-        self._stale_packages = self._take_stale_packages()
+        run, recording = self._run, self._run.spec.recording
+        if recording is not None:
+            self._stale_packages = sorted(recording.start.stale_packages)
+        else:
+            self._stale_packages = self._take_stale_packages()
         run.journal.journal_start(
             self._parent,
             self._step,
@@ -118,7 +123,7 @@ class RunExecution:
             )
             self._apply_done(done, stopped, sandbox)
         except SandboxFailed as exc:
-            run.report.flags.add(UNDONE_FLAG)
+            run.flags.add(UNDONE_FLAG)
             run.report.apply_failure(exc, status="cancelled" if run.is_cancelled else "crashed")
             note = f"The session continues in a new sandbox. {sandbox.describe_restored_state()}"
             run.report.notes.append(note)
@@ -132,12 +137,12 @@ class RunExecution:
 
     def _mark_failed(self, failure: McpRuntimeError) -> None:
         self._run.failure = failure
-        self._run.report.flags.add(UNDONE_FLAG)
+        self._run.flags.add(UNDONE_FLAG)
         self._run.report.apply_failure(failure)
 
     def _mark_cancelled(self) -> None:
         self._run.report.status = "cancelled"
-        self._run.report.flags.add(UNDONE_FLAG)
+        self._run.flags.add(UNDONE_FLAG)
 
     def _apply_done(
         self, done: wire.RunDone, stopped: str | None, sandbox: PreparedSandbox
@@ -155,14 +160,14 @@ class RunExecution:
             or request.failure is not None
             or (request.undo and stopped is not None)
         ):
-            report.flags.add(UNDONE_FLAG)
+            run.flags.add(UNDONE_FLAG)
         plan = run.calls.plan
         if plan is not None and plan.calls:
-            report.flags.add(UNDONE_FLAG)  # variables may hold what stands for results
+            run.flags.add(UNDONE_FLAG)  # variables may hold what stands for results
             if report.status in ("ok", "error"):
                 report.apply_plan(planned_call_views(plan.calls))
         if stopped is not None or done.status == "interrupted":
-            report.flags.add(INTERRUPTED_FLAG)
+            run.flags.add(INTERRUPTED_FLAG)
         self._add_state_notes(stopped, sandbox)
 
     def _add_state_notes(self, stopped: str | None, sandbox: PreparedSandbox) -> None:
@@ -215,8 +220,8 @@ class RunExecution:
         run.lifecycle.apply(RunEvent.ENDED)
 
     def _settle_flags(self) -> None:
-        """Add to the report's flags what describes the state at its end; an undone run has none."""
-        flags = self._run.report.flags
+        """Set the flags that describe the state at the end of the run; an undone run has none."""
+        flags = self._run.flags
         if UNDONE_FLAG in flags:
             flags.intersection_update({UNDONE_FLAG})
             return
@@ -235,7 +240,5 @@ class RunExecution:
                 "After the crash of the server the code printed something else than before it."
             )
         run.journal.journal_end(
-            RunFinished(
-                report.status, report.value, report.error, report.usage, sorted(report.flags)
-            )
+            RunFinished(report.status, report.value, report.error, report.usage, sorted(run.flags))
         )

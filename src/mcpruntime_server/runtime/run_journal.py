@@ -1,4 +1,4 @@
-"""The journal's record of one run: queued, started or resumed, clock readings, suspended, finished."""
+"""Writes the events of one run: queued, started, resumed, clock readings, suspended, finished."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class RunJournal:
             self.append_event(RunSuspended())
 
     def journal_clock_readings(self, clocks: Any) -> None:
-        """Record what the code has read from clocks, except for readings that are recorded already."""
+        """Record what the code has read from clocks, except for what is recorded already."""
         if not clocks:
             return
         readings = {}

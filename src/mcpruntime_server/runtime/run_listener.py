@@ -10,9 +10,10 @@ from ..errors import JournalFailed
 from ..journal.events import FilesChanged
 from ..journal.store import Journal
 from ..protocol import wire
+from .call_journal import CallJournal
 from .file_receiver import FileReceiver
 from .output_buffer import OutputBuffer
-from .router import CallHandler, CallJournal
+from .router import CallHandler
 from .run_journal import RunJournal
 from .run_report import RunReport
 from .run_spec import RunLimits
@@ -21,7 +22,7 @@ FILE_OVERHEAD_BYTES = 64 * 1024 * 1024  # of file content, beyond the size of th
 
 
 class RunListener:
-    """Receives the messages of one run, until it is closed because another server continues the run."""
+    """Receives the messages of one run; closed when another server continues the run."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class RunListener:
     async def store_files(self, journal: Journal) -> FilesChanged | None:
         """Journal the changed files with their content; return None if some have not arrived.
 
-        In that case the journal says that they are lost, and executing the step again can recover them.
+        The journal then says that they are lost; executing the step again can recover them.
         """
         if not self.file_receiver.is_complete:
             return None

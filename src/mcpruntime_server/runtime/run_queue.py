@@ -1,4 +1,4 @@
-"""The runs of one session that are not finished, in their order, and the requests that started runs."""
+"""The unfinished runs of one session, in their order, and the requests that started runs."""
 
 from __future__ import annotations
 

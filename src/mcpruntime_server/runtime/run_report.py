@@ -1,6 +1,6 @@
-"""What is known of a run: the same for one under way and for one read back from the journal.
+"""What is known of a run: the same for a run under way and for one read back from the journal.
 
-What a sandbox says of itself is made sure here to be what it should be; it is hostile, and all of it goes to a client.
+What a sandbox says is hostile, and it goes to a client: here it is validated.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Any, Literal
 from ..errors import McpRuntimeError
 from ..protocol import wire
 from ..protocol.presentation import NotJsonData, truncate_json, truncate_text
-from .router import LedgerEntry
+from .call_journal import LedgerEntry
 
 RunStatus = Literal[
     "queued", "running", "waiting", "ok", "error", "timeout", "crashed", "cancelled"
 ]
 
 USAGE_FIELDS = ("wall_ms", "cpu_ms", "peak_mb")
-MAX_USAGE_VALUE = 1e15  # of usage; more is not a measurement
-MAX_ERROR_CHARS = (
-    16_000  # of an error's message or traceback; the kernel sends half of that at most
-)
+MAX_USAGE_VALUE = 1e15  # more is not a measurement
+MAX_TYPE_CHARS = 200  # of the name of a value's type
+MAX_ERROR_CHARS = 16_000  # of a message or traceback; the worker sends at most half of that
 
 
 @dataclass(frozen=True)
 class PendingQuestionView:
-    """What a run waits for, under the name `id`.
+    """What a run waits for, as a client sees it.
 
-    That its `calls` are allowed ("approval"), decided on after a crash ("in_doubt"), or committed ("plan").
+    Its `kind` is "approval" (may the calls be made?), "in_doubt" (were they made before a crash?),
+    "question" (of the code to the client's model) or "plan" (shall the calls be committed?).
     """
 
     id: str
@@ -44,7 +44,7 @@ class PendingQuestionView:
 
 @dataclass
 class RunReport:
-    """What is known of a run so far; the same for a run under way and one read back from the journal."""
+    """What is known of a run so far."""
 
     run_id: str
     session_id: str
@@ -61,14 +61,13 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
     pending_questions: list[PendingQuestionView] = field(default_factory=list)
     result_files: dict[str, str] = field(default_factory=dict)  # complete value, by truncated field
-    flags: set[str] = field(default_factory=set)  # what is special about its end state
 
-    def apply_done(self, done: wire.RunDone, stopped: str | None) -> None:
-        """Take what the sandbox says of the code's end, and why it was stopped, if it was."""
+    def apply_done(self, done: wire.RunDone, stop_reason: str | None) -> None:
+        """Set what the sandbox says of the end; `stop_reason` is why the code was stopped."""
         self.value, self.error = validate_value(done.value), validate_error(done.error)
         self.usage |= validate_usage(done.usage)
-        if stopped is not None:
-            self.status = "timeout" if stopped == "timeout" else "cancelled"
+        if stop_reason is not None:
+            self.status = "timeout" if stop_reason == "timeout" else "cancelled"
         elif done.status == "ok":
             self.status = "ok"
         else:
@@ -77,50 +76,50 @@ class RunReport:
     def apply_failure(
         self, failure: McpRuntimeError, message: str = "", status: RunStatus = "crashed"
     ) -> None:
-        """It ended for a reason outside its code."""
-        told = message or str(failure)
+        """Set an end for which the code is not responsible."""
         self.status, self.value = status, None
         self.error = {
             "type": type(failure).__name__,
-            "message": told,
+            "message": message or str(failure),
             "traceback": "",
             "line": None,
         }
 
     def apply_plan(self, plan: list[PendingQuestionView]) -> None:
-        """Its code has ended, and it waits for its plan to be committed."""
+        """Wait for a plan to be committed: the code has ended."""
         self.status, self.pending_questions = "waiting", plan
         if self.error is not None:
             self.notes.append(
-                "The plan ends where the code could not go on; what follows is planned in another round."
+                "The plan ends where the code could not continue; "
+                "what follows is planned in another round."
             )
 
 
 def display_value(value: Mapping[str, Any], max_chars: int, max_items: int) -> tuple[Any, bool]:
-    """Return a run's value as a client gets it, and whether these limits cut it.
+    """Return a run's value as a client gets it, and whether it is truncated.
 
-    JSON data is given as itself, with at most `items` items a list or object, everything else as text.
+    JSON data stays data, with at most `max_items` items in a list or object; the rest is text.
     """
     text = value["text"]
-    if value["kind"] == "json":
-        data = wire.escape_json_surrogates(json.loads(text))
-        if len(text) <= max_chars and text.count(",") < max_items:
-            return data, False
-        text, cut = truncate_json(data, max_chars, max_items)
-        return json.loads(text), cut
-    return truncate_text(text, max_chars)
+    if value["kind"] != "json":
+        return truncate_text(text, max_chars)
+    data = wire.escape_json_surrogates(json.loads(text))
+    if len(text) <= max_chars and text.count(",") < max_items:
+        return data, False
+    text, is_truncated = truncate_json(data, max_chars, max_items)
+    return json.loads(text), is_truncated
 
 
 def validate_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a sandbox says is the value, made sure to be what `present` returns."""
+    """Return the value of a run, with the fields that `present_value` returns."""
     if value is None:
         return None
     text = str(value.get("text"))
-    kind = "json" if value.get("kind") == "json" and _is_json_text(text) else "repr"
+    is_json = value.get("kind") == "json" and _is_json_text(text)
     return {
-        "kind": kind,
+        "kind": "json" if is_json else "repr",
         "text": text,
-        "type": str(value.get("type"))[:200],
+        "type": str(value.get("type"))[:MAX_TYPE_CHARS],
         "cut": bool(value.get("cut")),
     }
 
@@ -134,21 +133,21 @@ def _is_json_text(text: str) -> bool:
 
 
 def validate_usage(usage: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return what a sandbox says it used, made sure to be figures that can be written down."""
-    found = ((name, (usage or {}).get(name)) for name in USAGE_FIELDS)
-    return {
-        name: value
-        for name, value in found
-        if isinstance(value, (int, float)) and 0 <= value <= MAX_USAGE_VALUE
-    }
+    """Return the figures of a sandbox's usage that can be measurements."""
+    valid: dict[str, float] = {}
+    for name in USAGE_FIELDS:
+        value = (usage or {}).get(name)
+        if isinstance(value, (int, float)) and 0 <= value <= MAX_USAGE_VALUE:
+            valid[name] = value
+    return valid
 
 
-def validate_readings(clocks: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Return what a sandbox says its clocks told the code, made sure to be lists of numbers."""
-    lists = {str(name): values for name, values in clocks.items() if isinstance(values, list)}
+def validate_readings(readings: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the clock readings of a sandbox that are numbers, by clock."""
     return {
-        name: [value for value in values if _is_finite_number(value)]
-        for name, values in lists.items()
+        str(name): [value for value in values if _is_finite_number(value)]
+        for name, values in readings.items()
+        if isinstance(values, list)
     }
 
 
@@ -157,7 +156,7 @@ def _is_finite_number(value: Any) -> bool:
 
 
 def validate_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a sandbox says is the error, made sure to be what `describe_error` returns."""
+    """Return the error of a run: type, message, traceback and line."""
     if error is None:
         return None
     line = error.get("line")

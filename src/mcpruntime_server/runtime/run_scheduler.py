@@ -1,7 +1,8 @@
-"""Who may execute now: so many runs at once, so many of one principal, and the others in a fair order.
+"""Decides which runs execute now: a number of slots, a maximum for each principal, and fair queues.
 
-Principals are served in turn, whoever waits with many runs not before whoever waits with one; the runs of a principal
-first come, first served. A principal at its own limit is passed over while others can go.
+Principals are served in rotation, so that one with many waiting runs is not preferred to one with
+a single run. The runs of one principal are served in the order in which they came. A principal that
+is at its maximum is skipped.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ import anyio
 
 
 class RunScheduler:
-    """The places to execute in: `total` of them, `each` for one principal at most."""
+    """The slots to execute in: `total` of them, `max_per_principal` for one principal."""
 
     def __init__(self, total: int, max_per_principal: int) -> None:
         self._free_slots = total
         self._max_per_principal = max_per_principal
         self._held_slots: Counter[str] = Counter()
-        self._queues: dict[
-            str, deque[RunSlot]
-        ] = {}  # of principals with runs that wait; whose turn it is comes first
+        self._queues: dict[str, deque[RunSlot]] = {}  # by principal; the next one to serve first
 
     def create_slot(self, principal: str) -> RunSlot:
-        """Return what a run of `principal` takes before it executes."""
+        """Return the slot of a run of `principal`, which it acquires before it executes."""
         return RunSlot(self, principal)
 
     def _can_admit(self, principal: str) -> bool:
@@ -52,29 +51,31 @@ class RunScheduler:
             del self._queues[slot.principal]
 
     def _admit_waiting(self) -> None:
-        """Give free places to those who wait."""
+        """Grant free slots to runs that wait."""
         while (principal := next(filter(self._can_admit, self._queues), None)) is not None:
             queue = self._queues.pop(principal)
-            turn = queue.popleft()
+            slot = queue.popleft()
             if queue:
                 self._queues[principal] = queue  # behind the others
-            self._grant_slot(turn)
-            turn.admitted.set()
+            self._grant_slot(slot)
+            slot.admitted.set()
 
     def _count_ahead(self, slot: RunSlot) -> int:
-        """Return how many runs go before `turn`, if nobody else comes: one of each principal a round."""
-        own = self._queues[slot.principal].index(slot)
-        names = list(self._queues)
-        before = names.index(slot.principal)
-        return own + sum(
-            min(len(queue), own + (place < before))
-            for place, queue in enumerate(self._queues.values())
-            if place != before
-        )
+        """Return how many runs are served before `slot`: one per principal and round."""
+        rounds = self._queues[slot.principal].index(slot)
+        principals = list(self._queues)
+        own_place = principals.index(slot.principal)
+        ahead = rounds
+        for place, queue in enumerate(self._queues.values()):
+            if place < own_place:
+                ahead += min(len(queue), rounds + 1)
+            elif place > own_place:
+                ahead += min(len(queue), rounds)
+        return ahead
 
 
 class RunSlot:
-    """One run's place to execute in, while it has one."""
+    """One run's permission to execute, while it holds it."""
 
     def __init__(self, scheduler: RunScheduler, principal: str) -> None:
         self.principal = principal
@@ -85,38 +86,36 @@ class RunSlot:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it stands in the queue."""
+        """Whether the run is in a queue."""
         return self._is_queued and not self.is_held
 
     @property
     def slots_ahead(self) -> int:
-        """How many runs are before it; 0 if it is not waiting."""
+        """How many runs are served first; 0 if this one is not waiting."""
         return self._scheduler._count_ahead(self) if self.is_waiting else 0
 
     async def acquire(self) -> None:
-        """Wait until it may execute; not to be called while it is taken, or twice at once."""
+        """Wait until the run may execute; not while it holds the slot, and not twice at once."""
         assert not self.is_held
         assert not self._is_queued
-        turns = self._scheduler
-        if turns._can_admit(
-            self.principal
-        ):  # nobody waits who could: a free place has been given away already
-            turns._grant_slot(self)
+        scheduler = self._scheduler
+        if scheduler._can_admit(self.principal):  # then nobody waits who could be admitted
+            scheduler._grant_slot(self)
             return
         self._is_queued, self.admitted = True, anyio.Event()
-        turns._enqueue_slot(self)
+        scheduler._enqueue_slot(self)
         try:
             await self.admitted.wait()
         except BaseException:
-            if self.is_held:  # it was admitted in the moment in which it gave up
-                turns._release_slot(self)
+            if self.is_held:  # it was admitted at the moment when it gave up
+                scheduler._release_slot(self)
             else:
-                turns._dequeue_slot(self)
+                scheduler._dequeue_slot(self)
             raise
         finally:
             self._is_queued = False
 
     def release(self) -> None:
-        """Let others execute, if it is taken."""
+        """Let other runs execute, if the slot is held."""
         if self.is_held:
             self._scheduler._release_slot(self)

@@ -22,7 +22,7 @@ class RunLimits:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Code, and what answers its calls: live handlers, or a recording with its randomness and clocks."""
+    """Code, and what answers its calls: live handlers, or a recording."""
 
     code: str
     timeout_s: float

@@ -1,4 +1,4 @@
-"""The states that a run goes through, as data, in the manner of h11's `_state.py`.
+"""The states that a run goes through, as data.
 
 Rule 1: a run is in one state. Every change of it is an event, and `TRANSITIONS` is the only place
 that says which event is legal in which state, and where it leads. An event that the table does not
@@ -7,8 +7,8 @@ list is a mistake of ours, and raises `IllegalTransition`.
 Rule 2: the table says what a run does, not how it ended. How it ended (ok, error, cancelled, ...)
 is the status of its report.
 
-                 HEAD_REACHED    SLOT_ACQUIRED     CODE_STARTED
-        QUEUED ──────────> ADMITTING ────────> PREPARING ────────> RUNNING <──> PAUSED
+        HEAD_REACHED         SLOT_ACQUIRED         CODE_STARTED
+    QUEUED ──────> ADMITTING ──────────> PREPARING ─────────> RUNNING <──> PAUSED
 
 Every state but the two final ones can also go to STOPPING (somebody wants the run to end) or to
 SUSPENDING (the server ends, and the next one is to continue the run). A run that ended is FINISHED;
@@ -83,7 +83,7 @@ TRANSITIONS: Mapping[RunState, Mapping[RunEvent, RunState]] = {
         RunEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
         RunEvent.ENDED: RunState.FINISHED,  # its time was up, or its sandbox died
     },
-    # What is stopped or suspended goes the rest of its way through the sandbox without leaving its state.
+    # A run that stops or is suspended still passes through the sandbox, but stays in its state.
     RunState.STOPPING: {
         RunEvent.HEAD_REACHED: RunState.STOPPING,
         RunEvent.SLOT_ACQUIRED: RunState.STOPPING,

@@ -87,7 +87,7 @@ class Runtime:
         return await self._find_or_open(handle, principal, create=True)
 
     async def find_session(self, handle: str, principal: str) -> Session:
-        """Return the principal's session `handle`, which must exist; raises as `open_session` does."""
+        """Return the principal's existing session `handle`; raises as `open_session` does."""
         return await self._find_or_open(handle, principal, create=False)
 
     async def wait_for_files(self, session_id: str) -> None:
@@ -185,7 +185,7 @@ class Runtime:
         *,
         shares_environment: bool = False,
     ) -> Session:
-        """Create a session that starts from run `tip`, or in which an agent of `parent_run_id` works."""
+        """Create a session that starts from run `tip`, or an agent's for `parent_run_id`."""
         check_session_name(name)
         await self._ensure_capacity()
         session_id, tip_id = new_session_id(), tip.id if tip else None
@@ -214,7 +214,7 @@ class Runtime:
             return await self._create_session(None, principal, at, RERUN_PURPOSE)
 
     async def open_agent_session(self, run_id: str, principal: str) -> Session:
-        """Create an empty session for an agent of a run; raises `Unavailable` if there is no room."""
+        """Create an empty session for an agent of a run; raises `Unavailable` if none is free."""
         async with self._opening_lock:
             return await self._create_session(None, principal, None, AGENT_PURPOSE, run_id)
 
@@ -237,7 +237,7 @@ class Runtime:
         return session
 
     async def _restore_session(self, row: SessionRow) -> Session:
-        """Return a session whose last run is resumed if it has no end, or ended if it cannot be resumed."""
+        """Return a session whose unfinished run is resumed, or ended if it cannot be resumed."""
         tip = await self.journal.load_run(row.tip) if row.tip else None
         if tip is None or tip.is_finished or tip.session_id != row.id:
             return Session(row, tip, self._services)
@@ -281,7 +281,7 @@ class Runtime:
     # answers from other processes -----------------------------------------------------------------
 
     async def receive_submitted_answers(self) -> None:
-        """Deliver the answers that other processes leave in the journal, as long as the server runs.
+        """Deliver the answers that other processes leave in the journal, until cancelled.
 
         The journal is polled, because a file cannot tell another process that it has changed.
         """

@@ -1,7 +1,7 @@
-"""Sandboxes that stand ready, and those that sessions have taken.
+"""Sandboxes that are ready for use, and those that sessions have acquired.
 
-Each sandbox lives in a task of its own, which enters and leaves its contexts; whoever takes it only holds a `Slot`.
-The pool refills in the background and nobody waits for a refill while a sandbox is ready.
+Each sandbox lives in a task of its own, which opens and closes it; whoever acquires it only holds a
+`SandboxSlot`. The pool is refilled in the background.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from ..sandbox import Backend
 from ..sandbox.link import SandboxLink, open_link
 
 MAX_CONCURRENT_STARTS = 4  # more at a time only make each of them slower
-FILL_DELAY_S = 0.3  # of a server's start, in which its client waits for an answer, and hardly ever for a sandbox
+FILL_DELAY_S = (
+    0.3  # after the start of a server, whose client waits for an answer, not for a sandbox
+)
 
 logger = logging.getLogger(__name__)
 
 
 class SandboxSlot:
-    """A sandbox that stands; its holder gives it back with `release`, after which it is removed."""
+    """A sandbox that is ready; it is removed when its holder releases the slot."""
 
     def __init__(self, link: SandboxLink) -> None:
         self.link = link
         self.released = anyio.Event()
 
     def release(self) -> None:
-        """Have it removed."""
+        """Have the sandbox removed."""
         self.released.set()
 
 
@@ -47,13 +49,11 @@ class SandboxPool:
         self._starting = 0
         self._waiting = 0
         self._attempts = 0  # to start a sandbox, so far
-        self._failures: deque[tuple[int, McpRuntimeError]] = (
-            deque()
-        )  # of which attempts, for those who wait
+        self._failures: deque[tuple[int, McpRuntimeError]] = deque()  # by attempt, for who waits
         self._update = anyio.Event()
 
     async def acquire(self) -> SandboxSlot:
-        """Return a sandbox, a ready one if there is one; raises `Unavailable` or `SandboxFailed` if none can be had."""
+        """Return a sandbox, preferably a ready one; raises `Unavailable` or `SandboxFailed`."""
         self._waiting += 1
         try:
             slot = await self._take_next_slot()
@@ -65,9 +65,7 @@ class SandboxPool:
         return slot
 
     async def _take_next_slot(self) -> SandboxSlot:
-        before = (
-            self._attempts
-        )  # failures of earlier ones say nothing of now: the engine may be back
+        before = self._attempts  # an earlier failure says nothing now: the engine may be back
         while True:
             self.fill()
             while self._ready:
@@ -75,7 +73,8 @@ class SandboxPool:
                 if not slot.link.closed.is_set():
                     return slot
                 slot.release()
-            if (failure := self._take_failure_after(before)) is not None:
+            failure = self._take_failure_after(before)
+            if failure is not None:
                 raise failure
             await self._update.wait()
 
@@ -87,12 +86,12 @@ class SandboxPool:
         return None
 
     async def fill_after_delay(self) -> None:
-        """Start the sandboxes that are to stand ready, when the server has come up."""
+        """Start the sandboxes that are kept ready, once the server has had time to start."""
         await anyio.sleep(FILL_DELAY_S)
         self.fill()
 
     def fill(self) -> None:
-        """Start the sandboxes that are waited for or missing from the ready ones, a few at a time."""
+        """Start the sandboxes that are waited for or to be kept ready, a few at a time."""
         missing = self._waiting + self._size - len(self._ready) - self._starting
         for _ in range(min(missing, MAX_CONCURRENT_STARTS - self._starting)):
             self._starting += 1
@@ -100,34 +99,31 @@ class SandboxPool:
             self._tasks.start_soon(self._run_sandbox, self._attempts)
 
     async def _run_sandbox(self, attempt: int) -> None:
-        """Be the task that one sandbox lives in."""
-        stands = False
+        """Open one sandbox and keep it until its slot is released."""
+        is_ready = False
         try:
             async with open_link(self._backend, self._setup) as link:
                 slot = SandboxSlot(link)
-                stands = True
+                is_ready = True
                 self._starting -= 1
                 self._ready.append(slot)
                 self._notify_waiters()
                 await slot.released.wait()
         except* McpRuntimeError as group:
-            self._record_failure(attempt, _first_error(group), stands=stands)
+            self._record_failure(attempt, _first_error(group), was_ready=is_ready)
         except* Exception as mistake:  # ours: it must not take the server with it
             logger.error("a sandbox failed inside the server", exc_info=mistake)
             failure = SandboxFailed("The sandbox failed inside the server; its log says why.")
-            self._record_failure(attempt, failure, stands=stands)
+            self._record_failure(attempt, failure, was_ready=is_ready)
         finally:
-            if not stands:
+            if not is_ready:
                 self._starting -= 1
                 self._notify_waiters()
 
-    def _record_failure(self, attempt: int, failure: McpRuntimeError, *, stands: bool) -> None:
-        logger.error(
-            "a sandbox %s: %s",
-            "could not be removed" if stands else "could not be started",
-            failure,
-        )
-        if not stands and self._waiting:
+    def _record_failure(self, attempt: int, failure: McpRuntimeError, *, was_ready: bool) -> None:
+        what = "could not be removed" if was_ready else "could not be started"
+        logger.error("a sandbox %s: %s", what, failure)
+        if not was_ready and self._waiting:
             self._failures.append((attempt, failure))
 
     def _notify_waiters(self) -> None:

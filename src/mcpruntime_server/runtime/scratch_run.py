@@ -1,4 +1,4 @@
-"""Runs code in a clean sandbox with the answers of a recording, so that nothing outside is touched."""
+"""Runs code in a clean sandbox with the answers of a recording; nothing outside is touched."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def open_scratch_runner(runtime: Runtime, principal: str) -> AsyncIterator
 async def execute_in_scratch(
     runtime: Runtime, session: Session, code: str, recording: Recording
 ) -> ScratchResult:
-    """Run code with a recording and return what happened; raises `McpRuntimeError` if it could not run."""
+    """Run code with a recording and return what happened; raises `McpRuntimeError`."""
     spec = RunSpec(
         code, recording.start.timeout_s, None, recording, starts_fresh=True, allow_lookups=True
     )

@@ -183,7 +183,7 @@ class Session:
     def commit_plan(
         self, plan: Recording, approvals: Sequence[ApprovedCall], timeout_s: float
     ) -> Run:
-        """Execute the code of a dry run again, and make those of its planned calls that are approved.
+        """Execute the code of a dry run again, and make the planned calls that are approved.
 
         Raises `InvalidRequest` if the session has moved on since the plan was made.
         """
@@ -208,7 +208,7 @@ class Session:
         return run
 
     async def move_tip(self, tip: RunRow | None) -> None:
-        """Continue from the end of another run, of this session or any other; raises `JournalFailed`."""
+        """Continue from the end of another run, of any session; raises `JournalFailed`."""
         journal, before = self._services.journal, (self.tip, self.step)
         moved = (tip.id, tip.step) if tip else (None, 0)
         journal.append(self.id, TipMoved(moved[0], before[0]))
@@ -236,7 +236,7 @@ class Session:
         self.queue.close()
 
     def shut_down(self) -> None:
-        """Close at once: undo the run that somebody waits for, and leave the others to the next server.
+        """Close at once: undo the run that somebody waits for; leave others to the next server.
 
         Half a step could not be restored in another sandbox. A run that waits for an answer, or
         that nobody waits for, is suspended.
@@ -317,7 +317,7 @@ class Session:
         return self._last_inputs[1]
 
     async def _prepare_sandbox(self, parent: str | None, run: Run) -> PreparedSandbox:
-        """Return a sandbox for `run` in the state that run `parent` has left; raises `McpRuntimeError`."""
+        """Return a sandbox for `run` in the end state of run `parent`; raises `McpRuntimeError`."""
         for _ in range(MAX_RESTORE_ATTEMPTS):
             environment = await self.lease.acquire()
             with suppress(SandboxFailed):
@@ -373,7 +373,7 @@ def create_run_services(services: SessionServices, session_id: str) -> RunServic
 
 
 def first_note(row: SessionRow) -> str:
-    """Return the note for the first run of a session that has become live; "" for an unnamed new one."""
+    """Return the note for the first run of a session that has become live; "" for none."""
     if row.run_count:
         return RESUMED_NOTE
     return NEW_SESSION_NOTE.format(row.name) if row.name else ""
@@ -392,7 +392,7 @@ def describe_state_after_death(environment: Environment, parent: str | None) -> 
 
 
 def commit_key(plan: str) -> str:
-    """Return the idempotency key of the run that commits the dry run `plan`: it is committed once."""
+    """Return the idempotency key of the run that commits the dry run `plan`, only once."""
     return f"commit:{plan}"
 
 

@@ -76,7 +76,7 @@ async def restore_tier(runtime: Runtime, run: RunRow) -> str:
 async def rewind_session(
     runtime: Runtime, session: Session, step: int | None, run: str | None, *, cancel: bool
 ) -> RunRow | None:
-    """Continue a session from an earlier step or an abandoned run; return that run, None for step 0.
+    """Continue a session from another step or an abandoned run; return that run, None for step 0.
 
     With `cancel`, active runs are stopped first; without it, they are an `InvalidRequest`. Raises
     `NotFound`.
@@ -108,7 +108,7 @@ async def fork_session(
     name: str | None,
     principal: str,
 ) -> Session:
-    """Create a session that continues from the end of a run; raises `NotFound`, `InvalidRequest`."""
+    """Create a session that starts from the end of a run; raises `NotFound`, `InvalidRequest`."""
     target = await find_target(runtime.journal, session, step, run)
     if target is None:
         raise InvalidRequest(

@@ -63,7 +63,7 @@ class DeliveryCursor:
         )
 
     def advance(self, report: RunReport, question_ids: Collection[str]) -> None:
-        """Note that everything in the report of an unfinished run, and these questions, is delivered."""
+        """Note that the report of an unfinished run and these questions are delivered."""
         position = self._position(report.run_id)
         position.output = {"stdout": len(report.stdout), "stderr": len(report.stderr)}
         position.questions.update(question_ids)

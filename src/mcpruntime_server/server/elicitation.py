@@ -1,7 +1,7 @@
-"""How a person is asked, through the client, whether calls may be made.
+"""Forms that ask a person, through the client, whether calls may be made.
 
-What code wants to call, and with which arguments, comes from a sandbox: it is shown as ASCII JSON, so that nothing in
-it can pass for our own words or hide.
+Targets and arguments come from a sandbox. They are shown as ASCII JSON, so that nothing in them can
+hide or look like our own words.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mcp.types import ClientCapabilities, ElicitRequestFormParams, ElicitResult
 from ..runtime.pending_questions import APPROVAL_KIND, APPROVAL_SCOPES, PendingQuestion
 from ..runtime.run import Run
 
-MAX_MESSAGE_CHARS = 60_000  # of one form: 200 calls with some arguments each
+MAX_MESSAGE_CHARS = 60_000  # of a form: 200 calls with some arguments each
 MAX_ARGUMENTS_CHARS = 2_000  # of one call's arguments
-FORM_ID_CHARS = 16  # of a form's name
+FORM_ID_CHARS = 16
 FIELD_PREFIX = "decision"
 CHOICES = (*APPROVAL_SCOPES, "deny")
 CHOICE_LABELS = ("Allow once", "Allow for this run", "Allow for this session", "Deny")
@@ -38,32 +38,32 @@ def supports_forms(capabilities: ClientCapabilities | None) -> bool:
 
 
 def pending_approvals(run: Run) -> list[PendingQuestion]:
-    """Return what a person has to answer before `run` goes on."""
+    """Return what a person has to answer before `run` continues."""
     return select_approvals(run.questions.open_questions.values())
 
 
 def select_approvals(questions: Iterable[PendingQuestion]) -> list[PendingQuestion]:
-    """Return those that are a person's to answer."""
+    """Return the questions that a person has to answer."""
     return [question for question in questions if question.asked.kind == APPROVAL_KIND]
 
 
 def form_id(questions: Sequence[PendingQuestion]) -> str:
-    """Return the name of the form that asks these; another form of the run, or of its agents', has another name."""
+    """Return an id for the form with these questions, which differs from that of any other form."""
     asked = " ".join(f"{question.run_id}:{question.id}" for question in questions)
     return sha256(asked.encode()).hexdigest()[:FORM_ID_CHARS]
 
 
 def questions_of_form(form: str, questions: Sequence[PendingQuestion]) -> Sequence[PendingQuestion]:
-    """Return those of the open `questions` that were asked with the form `name`; none if not all of them are open.
+    """Return the open `questions` that the form has asked; none if some are not open any more.
 
-    What was asked since then comes after them. It was not shown, and must not be answered with that form.
+    Later questions follow them. They were not shown, and are not answered with this form.
     """
     shown = (questions[:count] for count in range(1, len(questions) + 1))
     return next((each for each in shown if form_id(each) == form), ())
 
 
 def group_by_target(questions: Sequence[PendingQuestion]) -> dict[str, list[PendingQuestion]]:
-    """Return questions by the target of the calls."""
+    """Return the questions by the target of their calls."""
     groups: dict[str, list[PendingQuestion]] = {}
     for question in questions:
         groups.setdefault(question.target, []).append(question)
@@ -73,14 +73,14 @@ def group_by_target(questions: Sequence[PendingQuestion]) -> dict[str, list[Pend
 def build_approval_form(
     handle: str, run: Run, asking_run: Run, questions: Sequence[PendingQuestion]
 ) -> ElicitRequestFormParams:
-    """Return the form that asks for a decision on each tool that is to be called.
+    """Return the form that asks for a decision on each target.
 
-    Run `asks` wants to call them: `run`, of the session `handle`, or one of an agent that it has begun.
+    `asking_run` wants to call them: `run` itself, of the session `handle`, or a run of its agents.
     """
-    whose = f"Code in the session {json.dumps(handle)} (run {run.id})"
+    caller = f"code in the session {json.dumps(handle)} (run {run.id})"
     if asking_run is not run:
-        whose = f"A sub-agent (run {asking_run.id}) of code in the session {json.dumps(handle)} (run {run.id})"
-    lines = [f"{whose} wants to make these calls."]
+        caller = f"a sub-agent (run {asking_run.id}) of {caller}"
+    lines = [f"{caller[0].upper()}{caller[1:]} wants to make these calls."]
     properties: dict[str, Any] = {}
     for number, (target, group) in enumerate(group_by_target(questions).items(), 1):
         calls = [
@@ -88,16 +88,15 @@ def build_approval_form(
             for question in group
             for called, args in question.covered_calls
         ]
-        shown = target.removeprefix("tools.")
-        lines.append(
-            f"\n{number}. {json.dumps(shown)[1:-1]}, {len(calls)} {'call' if len(calls) == 1 else 'calls'}:"
-        )
+        title = f"{number}. {json.dumps(target.removeprefix('tools.'))[1:-1]}"
+        count = "1 call" if len(calls) == 1 else f"{len(calls)} calls"
+        lines.append(f"\n{title}, {count}:")
         for question, called, args in calls:
             lines += format_call_lines(question, called, args, target)
         properties[f"{FIELD_PREFIX}_{number}"] = {
             "type": "string",
-            "title": f"{number}. {json.dumps(shown)[1:-1]}",
-            "description": f"{len(calls)} calls{GROUP_NOTE}" if len(calls) > 1 else "1 call",
+            "title": title,
+            "description": f"{count}{GROUP_NOTE}" if len(calls) > 1 else count,
             "enum": list(CHOICES),
             "enumNames": list(CHOICE_LABELS),
         }
@@ -108,36 +107,29 @@ def build_approval_form(
 def format_call_lines(
     question: PendingQuestion, target: str, args: Mapping[str, Any], group: str
 ) -> list[str]:
-    """Return one call as lines of the form."""
+    """Return the lines of a form that show one call."""
     text = json.dumps(args, sort_keys=True)
-    text = (
-        text
-        if len(text) <= MAX_ARGUMENTS_CHARS
-        else f"{text[:MAX_ARGUMENTS_CHARS]}... ({len(text):,} characters)"
-    )
+    if len(text) > MAX_ARGUMENTS_CHARS:
+        text = f"{text[:MAX_ARGUMENTS_CHARS]}... ({len(text):,} characters)"
     name = "" if target == group else f"{json.dumps(target)[1:-1]} "
     line = f" (line {question.line})" if question.line else ""
     return [f"   {name}{text}{line}", *(f"     hint: {hint}" for hint in question.asked.hints)]
 
 
 def join_bounded_lines(lines: Sequence[str]) -> str:
-    """Return as many of `lines` as a form can hold, and how many are left out."""
+    """Return the lines that fit into a form, and how many are left out."""
     size = 0
     for count, line in enumerate(lines):
         size += len(line) + 1
         if size > MAX_MESSAGE_CHARS:
             rest = len(lines) - count
-            return "\n".join(
-                [
-                    *lines[:count],
-                    f"... and {rest} more lines: `mcpruntime-server approvals` shows all.",
-                ]
-            )
+            note = f"... and {rest} more lines: `mcpruntime-server approvals` shows all."
+            return "\n".join([*lines[:count], note])
     return "\n".join(lines)
 
 
 def parse_decisions(questions: Sequence[PendingQuestion], result: ElicitResult) -> dict[str, str]:
-    """Return the answers that a form came back with, by question; none if it was put aside or filled in wrongly."""
+    """Return the answers in a form, by question; none if it was dismissed or is invalid."""
     if result.action == "cancel":
         return {}
     content = result.content or {}

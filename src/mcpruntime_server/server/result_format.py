@@ -19,8 +19,8 @@ from ..config import Config
 from ..errors import McpRuntimeError
 from ..journal.call_scope import MAX_MODEL_REQUEST_CHARS
 from ..protocol.presentation import format_call, truncate_name, truncate_text
+from ..runtime.call_journal import CallStatus, LedgerEntry
 from ..runtime.pending_questions import MODEL_APPROVER, MODEL_REQUEST_KIND
-from ..runtime.router import CallStatus, LedgerEntry
 from ..runtime.run_report import PendingQuestionView, RunReport, RunStatus, display_value
 
 MAX_LISTED_CALLS = 50  # of a run; the journal has all of them

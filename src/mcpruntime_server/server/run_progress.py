@@ -1,4 +1,4 @@
-"""How a request watches a run: progress while it lasts, and what happens when the request is cancelled.
+"""How a request watches a run: its progress, and what happens when the request is cancelled.
 
 A request that its client cancels stops the run that it has started, if no other request watches the
 run. A request that has only timed out does not: its client asks again, and finds the run.
@@ -80,7 +80,7 @@ def wants_progress(ctx: Context[Any]) -> bool:
 
 @asynccontextmanager
 async def send_heartbeats(ctx: Context[Any], activity: str) -> AsyncIterator[None]:
-    """Send signs of life while an activity that raises nothing lasts, if the client wants progress."""
+    """Send signs of life during an activity that raises nothing, if the client wants progress."""
 
     async def send() -> None:
         started_at, count, quiet_s = anyio.current_time(), 0, FIRST_HEARTBEAT_S

@@ -1,4 +1,4 @@
-"""Whose requests these are, and which session a client means that names none."""
+"""Finds the session that a request is about; a client that names none gets a default session."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import anyio
 from ..runtime.runtime import Runtime
 from ..runtime.session import Session
 
-LOCAL_PRINCIPAL = "local"  # over stdio, whoever started the process
+LOCAL_PRINCIPAL = "local"  # the user who started the server over stdio
 
 
 class SessionResolver:
-    """The session of a client that names none: over stdio, one for the life of the process."""
+    """Finds sessions by their handles; the default session lives as long as the process."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -19,11 +19,10 @@ class SessionResolver:
         self._lock = anyio.Lock()
 
     async def resolve_session(self, handle: str | None) -> Session:
-        """Return the session `handle`, or without one the default, made at its first use."""
+        """Return the session `handle`; without a handle the default, created at its first use."""
         if handle is not None or self._default_handle is not None:
-            return await self._runtime.open_session(
-                self._default_handle if handle is None else handle, LOCAL_PRINCIPAL
-            )
+            wanted = self._default_handle if handle is None else handle
+            return await self._runtime.open_session(wanted, LOCAL_PRINCIPAL)
         async with self._lock:
             session = await self._runtime.open_session(self._default_handle, LOCAL_PRINCIPAL)
             self._default_handle = session.id

@@ -1,10 +1,12 @@
-"""The MCP extension for tasks: a call of `run_code` that takes long is answered at once, and its client asks again.
+"""The MCP extension for tasks: a long call of `run_code` is answered at once, and its client polls.
 
-Rule 1: a task is a run, and its id the run's. The journal has it, so it is there after a restart of the server.
-Rule 2: a call becomes a task if it starts code, says nothing of waiting itself (`wait_s`, `background`) and its run is
-not over soon. Whatever else a model does with runs, attaching to them included, is answered like any client's.
-Rule 3: the forms that a person is to fill in are the task's (`input_required`). What the model is to answer, or this
-client cannot ask, ends the task with the result that says so. The run goes on when that is answered.
+Rule 1: a task is a run, and has the run's id. The journal has the run, so that the task survives a
+restart of the server.
+Rule 2: a call becomes a task if it starts code, does not say itself how to wait (`wait_s`,
+`background`), and its run is not finished soon. Other requests about runs are answered as usual.
+Rule 3: a task shows the forms for a person itself (`input_required`). If the model has to answer, or
+the client cannot show forms, the task ends with a result that says so. The run continues when it
+gets its answer.
 """
 
 from __future__ import annotations
@@ -39,38 +41,36 @@ from ..runtime.run import Run
 from ..runtime.run_report import RunReport
 from ..runtime.session import Session
 from . import elicitation
+from .client_questions import INPUT_REQUIRED_VERSION
 from .delivery import DeliveryCursor
 from .result_format import error_result
 from .run_progress import GATHER_QUESTIONS_S
-from .run_tool import INPUT_REQUIRED_VERSION, RunToolHandler
+from .run_tool import RunToolHandler
 
-INLINE_RESULT_S = 0.2  # that a run may take for its call to be answered with its result
-INLINE_PARAMETERS = (
-    "wait_s",
-    "background",
-    "run",
-)  # parameters of a call that gets its answer as it comes
-POLL_INTERVAL_SHARE = 0.1  # of a run's age, between two looks at it
-MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S = 0.1, 5.0
+INLINE_RESULT_S = 0.2  # a call whose run is finished by then gets its result instead of a task
+INLINE_PARAMETERS = ("wait_s", "background", "run")  # of calls that never become tasks
+POLL_INTERVAL_SHARE = 0.1  # of a run's age
+MIN_POLL_INTERVAL_S = 0.1
+MAX_POLL_INTERVAL_S = 5.0
 MS_PER_DAY = 86_400_000
 
 RequestContext = ServerRequestContext[Any, Any]
 
 
 class TaskParams(RequestParams):
-    """Which task a request is about."""
+    """The task that a request is about."""
 
     task_id: str
 
 
 class TaskUpdateParams(TaskParams):
-    """What a person has answered, by the names of the forms; what bears another name may be anything."""
+    """What a person has answered, by the names of the forms; other names are ignored."""
 
     input_responses: dict[str, Any]
 
 
 class TasksExtension(Extension):
-    """Tasks over the runs of a server, whose journal keeps a session for `keep_days` (0: for ever)."""
+    """Tasks over the runs of a server; its journal keeps sessions for `keep_days` (0: for ever)."""
 
     identifier = "io.modelcontextprotocol/tasks"
 
@@ -79,7 +79,7 @@ class TasksExtension(Extension):
         self._ttl_ms = keep_days * MS_PER_DAY or None
 
     def methods(self) -> Sequence[MethodBinding]:
-        """Return the requests about tasks."""
+        """Return the handlers of the requests about tasks."""
         versions = frozenset({INPUT_REQUIRED_VERSION})
         return [
             MethodBinding("tasks/get", TaskParams, self._handle_get, versions),
@@ -87,33 +87,28 @@ class TasksExtension(Extension):
             MethodBinding("tasks/cancel", TaskParams, self._handle_cancel, versions),
         ]
 
-    # the call ---------------------------------------------------------------------------------------
+    # the call -------------------------------------------------------------------------------------
 
     async def intercept_tool_call(
         self, params: CallToolRequestParams, ctx: RequestContext, call_next: CallNext
     ) -> HandlerResult:
-        """Answer a call whose run is not over soon with a task."""
+        """Answer a call whose run is not finished soon with a task."""
         arguments = params.arguments or {}
-        if (
-            params.name != "run_code"
-            or not self._is_supported_by(ctx)
-            or any(name in arguments for name in INLINE_PARAMETERS)
-        ):
+        is_inline = any(name in arguments for name in INLINE_PARAMETERS)
+        if params.name != "run_code" or is_inline or not self._is_supported_by(ctx):
             return await call_next(ctx)
-        params.arguments = {
-            **arguments,
-            "wait_s": INLINE_RESULT_S,
-        }  # the tool gets these, whatever context it is given
+        # The tool reads these arguments, whatever context it gets.
+        params.arguments = {**arguments, "wait_s": INLINE_RESULT_S}
         result = await call_next(ctx)
         task = unfinished_run_id(result, can_ask=client_supports_forms(ctx))
         if task is None:
             return result
-        found = await self._runs.find_run(task)
+        found = await self._runs.lookup.find_run(task)
         if not isinstance(found, RunReport):
             cursor = self._runs.find_cursor(ctx)
             cursor.rewind(task)  # the end of the task reports everything
             cursor.keep_run(*found)
-        row, _ = await self._runs.load_run_rows(task)
+        row, _ = await self._runs.lookup.load_run_rows(task)
         return {"resultType": "task", **self._build_task_fields(row, "working")}
 
     def _is_supported_by(self, ctx: RequestContext) -> bool:
@@ -123,22 +118,22 @@ class TasksExtension(Extension):
             extensions or {}
         )
 
-    # requests about tasks ---------------------------------------------------------------------------
+    # requests about tasks -------------------------------------------------------------------------
 
     async def _handle_get(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
-        """Tell what has become of a task."""
+        """Return the state of a task."""
         require_client_extension(ctx, self.identifier)
         with convert_errors():
             cursor, can_ask = self._runs.find_cursor(ctx), client_supports_forms(ctx)
             status, more = await self._load_task_state(cursor, params.task_id, can_ask=can_ask)
-            row, _ = await self._runs.load_run_rows(params.task_id)
+            row, _ = await self._runs.lookup.load_run_rows(params.task_id)
             return {"resultType": "complete", **self._build_task_fields(row, status), **more}
 
     async def _handle_update(self, ctx: RequestContext, params: TaskUpdateParams) -> HandlerResult:
-        """Take the forms that a person has filled in; one that is not asked, or not any more, is passed over."""
+        """Take the forms that a person has filled in; a form that is not pending is skipped."""
         require_client_extension(ctx, self.identifier)
         with convert_errors():
-            found = await self._runs.find_run(params.task_id)
+            found = await self._runs.lookup.find_run(params.task_id)
             cursor = self._runs.find_cursor(ctx)
             for name, given in params.input_responses.items():
                 if not isinstance(found, RunReport):
@@ -147,59 +142,53 @@ class TasksExtension(Extension):
         return {"resultType": "complete"}
 
     async def _handle_cancel(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
-        """Stop the run of a task; one that is over, or under way in another server, is left alone."""
+        """Cancel the run of a task, unless it is finished or another server executes it."""
         require_client_extension(ctx, self.identifier)
         with convert_errors():
-            found = await self._runs.find_run(params.task_id)
+            found = await self._runs.lookup.find_run(params.task_id)
             if not isinstance(found, RunReport):
                 session, run = found
                 session.cancel_run(run)
         return {"resultType": "complete"}
 
-    # what there is to tell --------------------------------------------------------------------------
+    # the state of a task --------------------------------------------------------------------------
 
     def _build_task_fields(self, row: RunRow, status: str) -> dict[str, Any]:
-        """Return what is told of every task."""
+        """Return the fields that every task has."""
         now = time.time()
+        poll_interval_s = max((now - row.started_at) * POLL_INTERVAL_SHARE, MIN_POLL_INTERVAL_S)
         return {
             "taskId": row.id,
             "status": status,
             "createdAt": format_timestamp(row.started_at),
             "lastUpdatedAt": format_timestamp(row.finished_at or now),
             "ttlMs": self._ttl_ms,
-            "pollIntervalMs": round(
-                min(
-                    max((now - row.started_at) * POLL_INTERVAL_SHARE, MIN_POLL_INTERVAL_S),
-                    MAX_POLL_INTERVAL_S,
-                )
-                * 1e3
-            ),
+            "pollIntervalMs": round(min(poll_interval_s, MAX_POLL_INTERVAL_S) * 1e3),
         }
 
     async def _load_task_state(
         self, cursor: DeliveryCursor, task: str, *, can_ask: bool
     ) -> tuple[str, dict[str, Any]]:
-        """Return the status of a task, and what belongs to that; raises `NotFound`."""
-        found = self._find_finished_run(cursor, task) or await self._runs.find_run(task)
+        """Return the status of a task and the fields that belong to it; raises `NotFound`."""
+        found = self._find_finished_run(cursor, task) or await self._runs.lookup.find_run(task)
         if isinstance(found, RunReport):
             return await self._build_journaled_state(found)
         session, run = found
-        asks = self._find_asking_run(run)
-        if asks.questions.open_questions:
+        asking_run = self._find_asking_run(run)
+        if asking_run.questions.open_questions:
             with anyio.move_on_after(GATHER_QUESTIONS_S):
                 await run.wait_until_finished()
         if run.finished.is_set():
             return await self._build_finished_state(cursor, session, run)
-        if all(question.answer is not None for question in asks.questions.open_questions.values()):
+        if all(
+            question.answer is not None for question in asking_run.questions.open_questions.values()
+        ):
             return "working", {"statusMessage": run.lifecycle.stage or run.status}
-        questions = self._pending_approvals(cursor, asks) if can_ask else []
+        questions = self._pending_approvals(cursor, asking_run) if can_ask else []
         if questions:
-            request = ElicitRequest(
-                params=elicitation.build_approval_form(session.handle, run, asks, questions)
-            )
-            return "input_required", {
-                "inputRequests": {elicitation.form_id(questions): to_wire_json(request)}
-            }
+            form = elicitation.build_approval_form(session.handle, run, asking_run, questions)
+            request = to_wire_json(ElicitRequest(params=form))
+            return "input_required", {"inputRequests": {elicitation.form_id(questions): request}}
         cursor.rewind(task)  # the same request gets the same result again
         result = await self._runs.build_progress_result(cursor, session, run)
         return "completed", {"result": to_wire_json(result)}
@@ -225,24 +214,21 @@ class TasksExtension(Extension):
         return "completed", {"result": to_wire_json(result)}
 
     async def _build_journaled_state(self, report: RunReport) -> tuple[str, dict[str, Any]]:
-        """Tell of a run as the journal has it."""
-        row, session = await self._runs.load_run_rows(report.run_id)
+        """Return the state of a task from the journal."""
+        row, session = await self._runs.lookup.load_run_rows(report.run_id)
         if not row.is_finished:
             return "working", {"statusMessage": f"{report.status} in another server"}
         if report.status == "cancelled":
             return "cancelled", {}
-        return "completed", {
-            "result": to_wire_json(
-                self._runs.build_report_result(report, session.name or session.id)
-            )
-        }
+        result = self._runs.build_report_result(report, session.name or session.id)
+        return "completed", {"result": to_wire_json(result)}
 
-    # what a person is asked -------------------------------------------------------------------------
+    # what a person is asked -----------------------------------------------------------------------
 
     def _find_asking_run(self, run: Run) -> Run:
-        """Return the run that asks a person something: `run`, or one of an agent that it has begun."""
+        """Return the run that asks a person: `run`, or a run of one of its agents."""
         return next(
-            filter(elicitation.pending_approvals, (run, *self._runs.agent_runs_of(run))), run
+            filter(elicitation.pending_approvals, (run, *self._runs.lookup.agent_runs_of(run))), run
         )
 
     def _pending_approvals(self, cursor: DeliveryCursor, run: Run) -> list[PendingQuestion]:
@@ -262,15 +248,15 @@ class TasksExtension(Extension):
             result = ElicitResult.model_validate(given, by_name=False)
         except ValidationError as exc:
             raise InvalidRequest(
-                f"What was given for the form {name} is no answer to one.",
-                remedy="Answer with an elicitation result.",
+                f"The answer to the form {name} is not an elicitation result.",
+                remedy="Send what the client's form has returned.",
             ) from exc
-        if not await self._runs.receive_form(run, questions, result):
+        if not await self._runs.questions.receive_form(run, questions, result):
             cursor.dismiss_questions(run.id, [question.id for question in questions])
 
 
 def unfinished_run_id(result: HandlerResult, *, can_ask: bool) -> str | None:
-    """Return the run that `result` tells of, if it goes on by itself or when a person has been asked."""
+    """Return the run in `result`, if it continues by itself or after a person was asked."""
     if isinstance(result, InputRequiredResult):
         return (result.request_state or "").partition(" ")[0]
     data = result.structured_content if isinstance(result, CallToolResult) else None
@@ -287,7 +273,7 @@ def client_supports_forms(ctx: RequestContext) -> bool:
 
 @contextmanager
 def convert_errors() -> Iterator[None]:
-    """Tell of what is wrong with a request about a task as errors of the protocol."""
+    """Turn our errors into errors of the protocol."""
     try:
         yield
     except (NotFound, InvalidRequest) as exc:

@@ -1,0 +1,178 @@
+"""The calls of one run: their numbers, their ledger for the client, and their events.
+
+The ledger lists the calls that a client should know of. The line number of a call is one of the
+step that makes it, not of a function from an earlier step that it goes through.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import JournalFailed
+from ..journal.events import CallFinished, CallStarted, canonical_json
+from ..journal.recording import RecordedCall
+from ..journal.store import Journal
+from ..protocol.wire import Call
+from .pending_questions import PendingQuestions
+from .plan import PLANNED_KIND, CallKey, Plan
+
+CallStatus = Literal["started", "waiting", "ok", "error", "denied", "planned"]
+STATUS_BY_ERROR_KIND: Mapping[str, CallStatus] = {"denied": "denied", PLANNED_KIND: "planned"}
+ABANDONED_ERROR: Mapping[str, Any] = {
+    "kind": "abandoned",
+    "message": "The code did not wait for the answer; what was asked for may have been done.",
+    "data": None,
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LedgerEntry:
+    """A call that a run has made, for the client."""
+
+    target: str
+    args: dict[str, Any]
+    status: CallStatus = "started"  # "waiting" while a question about it is open
+    duration_ms: float = 0.0
+    error: str = ""
+
+    def apply_error(self, error: Mapping[str, Any]) -> None:
+        """Set the status that follows from an error, and the message."""
+        self.status = STATUS_BY_ERROR_KIND.get(str(error.get("kind")), "error")
+        self.error = str(error.get("message", ""))
+
+
+class CallJournal:
+    """Numbers the calls of one run, keeps the ledger and journals starts and ends.
+
+    The sandbox identifies a call by an id of its own, which only serves to match replies. The
+    journal identifies it by its number.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        session_id: str,
+        run_id: str,
+        questions: PendingQuestions,
+        plan: Plan | None = None,
+    ) -> None:
+        self.questions = questions
+        self.plan = plan  # of a dry run
+        self.ledger: list[LedgerEntry] = []
+        self.session_id = session_id
+        self.run_id = run_id
+        self._journal = journal
+        self._call_count = 0
+        self._occurrences: Counter[tuple[str, str]] = Counter()  # by target and arguments
+        self._recorded_entries: dict[int, LedgerEntry] = {}  # by number
+        self._entries_by_id: dict[int, LedgerEntry] = {}
+        self._numbers_by_id: dict[int, int] = {}  # of calls that have no end in the journal
+        self._abandoned_numbers: set[int] = set()
+        self._open_writes: set[int] = set()  # numbers; these and the keys have no end yet
+        self._open_keys: dict[int, CallKey] = {}  # by number
+
+    def add_to_ledger(self, call: Call) -> LedgerEntry:
+        """Add `call` to the ledger."""
+        entry = self._entries_by_id[call.call_id] = LedgerEntry(call.target, call.args)
+        self.ledger.append(entry)
+        return entry
+
+    def start_call(self, call: Call, effect: str, *, is_listed: bool) -> int:
+        """Journal the start of `call`; return its number. Raises `ValueError` if it is not JSON."""
+        args = canonical_json(call.args)
+        nth = self._occurrences[call.target, args]
+        self._occurrences[call.target, args] += 1
+        self._call_count += 1
+        number = self._call_count
+        self._numbers_by_id[call.call_id] = number
+        self._open_keys[number] = call.target, args, nth
+        self._append_event(
+            CallStarted(number, call.target, args, effect, nth, call.line, is_listed)
+        )
+        if effect == "write":
+            self._open_writes.add(number)
+        return number
+
+    def restore_call(self, recorded: RecordedCall, entry: LedgerEntry) -> None:
+        """Count a call that was made on a dead server, whether or not the code makes it again."""
+        self._call_count = max(self._call_count, recorded.call_id)
+        self._recorded_entries[recorded.call_id] = entry
+        if recorded.in_ledger:
+            self.ledger.append(entry)
+
+    def resume_call(self, call: Call, recorded: RecordedCall) -> LedgerEntry:
+        """Return the ledger entry of a call that the journal has and that the code makes again."""
+        if recorded.finished_sequence is None:
+            self._numbers_by_id[call.call_id] = recorded.call_id
+            self._open_keys[recorded.call_id] = recorded.target, recorded.args, recorded.nth
+        self._occurrences[call.target, recorded.args] += 1
+        entry = self._entries_by_id[call.call_id] = self._recorded_entries[recorded.call_id]
+        return entry
+
+    def call_key(self, number: int) -> CallKey:
+        """Return the key that identifies an unfinished call in a recording."""
+        return self._open_keys[number]
+
+    def effective_args(self, call: Call, number: int) -> dict[str, Any]:
+        """Return the arguments that a call is made with; an approved plan may change them."""
+        if self.plan is None:
+            return call.args
+        return self.plan.approved_args(self.call_key(number), call.args)
+
+    def finish_call(
+        self, number: int, value: Any, error: Mapping[str, Any] | None, duration_ms: float
+    ) -> None:
+        """Journal the end of a call, unless the code has abandoned it."""
+        if not self.is_abandoned(number):
+            self._append_event(CallFinished(number, value, error, duration_ms))
+        self._open_keys.pop(number, None)
+        if number in self._open_writes:
+            self._open_writes.discard(number)
+            self._journal.flush_soon()  # if the server dies first, the write is in doubt
+
+    def fail_call(self, number: int, error: Mapping[str, Any], duration_ms: float) -> None:
+        """Journal that a call failed; if that is impossible, the code still gets the error."""
+        try:
+            self.finish_call(number, None, error, duration_ms)
+        except (JournalFailed, ValueError) as exc:
+            logger.error("the end of a call in run %s was not journaled: %s", self.run_id, exc)
+
+    def abandon_call(self, call: Call) -> None:
+        """Journal that the code does not wait for the answer to the call that `call` names."""
+        call_id = abandoned_call_id(call)
+        number = self._numbers_by_id.pop(call_id, None)
+        if number is None:
+            return
+        self.questions.withdraw_call(number)
+        self.fail_call(number, ABANDONED_ERROR, 0.0)
+        self._abandoned_numbers.add(number)
+        if call_id in self._entries_by_id:
+            self._entries_by_id[call_id].apply_error(ABANDONED_ERROR)
+
+    def is_abandoned(self, number: int | None) -> bool:
+        """Return whether the code has stopped waiting for a call."""
+        return number in self._abandoned_numbers
+
+    async def flush(self) -> None:
+        """Wait until a crash cannot lose what was journaled so far; raises `JournalFailed`."""
+        await self._journal.flush()
+
+    def _append_event(self, event: CallStarted | CallFinished) -> None:
+        self._journal.append(self.session_id, event, self.run_id)
+
+
+def abandoned_call_id(call: Call) -> int:
+    """Return the sandbox's id of the call that is abandoned; -1 if there is none."""
+    call_id = call.args.get("call")
+    return call_id if type(call_id) is int else -1
+
+
+def is_abandoned_error(error: Mapping[str, Any] | None) -> bool:
+    """Return whether a call ended because the code did not wait for it."""
+    return error is not None and error.get("kind") == ABANDONED_ERROR["kind"]

@@ -1,0 +1,186 @@
+"""Asks a client what a run waits for: a person by forms, or the client's model by sampling.
+
+In the newest protocol the result of the request carries the questions, and the client sends its
+request again with the answers. In the older ones the server sends requests of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from mcp import MCPError
+from mcp.server.mcpserver import Context
+from mcp.types import ElicitRequest, ElicitResult, InputRequiredResult
+
+from ..config import Config
+from ..runtime.pending_questions import PendingQuestion
+from ..runtime.run import Run
+from ..runtime.session import Session
+from . import elicitation, sampling
+from .run_lookup import RunLookup
+
+INPUT_REQUIRED_VERSION = "2026-07-28"  # the first protocol whose results can ask for input
+MAX_QUESTION_ROUNDS = 8  # in one request; the SDK's clients give up after ten
+APPROVAL_FORM = "approval"  # the name of the form in a result; model requests have their own names
+PERSON = "a person, in the client"
+RECEIPT_TIMEOUT_S = 30.0  # for the code to receive an answer
+
+
+@dataclass(frozen=True)
+class AskedQuestions:
+    """Questions that a client can be asked now, and the run that asks them."""
+
+    run: Run
+    questions: Sequence[PendingQuestion]
+
+
+@dataclass(frozen=True)
+class RequestState:
+    """What a client sends back with its answers, so that the server knows what they answer."""
+
+    run_id: str  # that the request waits for
+    rounds: int  # of questions so far
+    form_id: str
+    asking_run_id: str
+
+    def encode(self) -> str:
+        """Return the state as text for a client."""
+        return f"{self.run_id} {self.rounds} {self.form_id} {self.asking_run_id}"
+
+    @classmethod
+    def decode(cls, text: str) -> RequestState:
+        """Return the state that `encode` has written."""
+        run_id, rounds, form_id, asking_run_id = text.split(" ")
+        return cls(run_id, int(rounds), form_id, asking_run_id)
+
+
+class ClientQuestions:
+    """Asks clients, and gives their answers to the runs."""
+
+    def __init__(self, config: Config, lookup: RunLookup) -> None:
+        self._max_tokens = config.llm.max_tokens
+        self._is_sampling_broker = config.llm.effective_broker == "sampling"
+        self._lookup = lookup
+
+    def find_askable(self, ctx: Context[Any], run: Run) -> AskedQuestions:
+        """Return the questions of `run`, or of one of its agents, that this client can be asked."""
+        for each in (run, *self._lookup.agent_runs_of(run)):
+            questions = self._questions_for_client(ctx, each)
+            if questions:
+                return AskedQuestions(each, questions)
+        return AskedQuestions(run, ())
+
+    def _questions_for_client(self, ctx: Context[Any], run: Run) -> list[PendingQuestion]:
+        questions: list[PendingQuestion] = []
+        if elicitation.client_supports_forms(ctx):
+            questions += elicitation.pending_approvals(run)
+        asks_model = supports_input_required(ctx) or self._is_sampling_broker
+        if asks_model and sampling.supports_sampling(ctx.client_capabilities):
+            questions += sampling.pending_model_questions(run)
+        return questions
+
+    def build_input_required(
+        self, session: Session, run: Run, asked: AskedQuestions, rounds: int
+    ) -> InputRequiredResult:
+        """Return the result that asks a client; the run continues when the request has ended."""
+        run.audience.detach()
+        approvals = elicitation.select_approvals(asked.questions)
+        requests: dict[str, Any] = {
+            each.id: sampling.build_sampling_request(each, self._max_tokens)
+            for each in asked.questions
+            if each not in approvals
+        }
+        if approvals:
+            form = elicitation.build_approval_form(session.handle, run, asked.run, approvals)
+            requests[APPROVAL_FORM] = ElicitRequest(params=form)
+        state = RequestState(run.id, rounds, elicitation.form_id(approvals), asked.run.id)
+        return InputRequiredResult(input_requests=requests, request_state=state.encode())
+
+    async def receive_responses(
+        self, ctx: Context[Any], state: RequestState, asking_run: Run
+    ) -> bool:
+        """Give the answers in a request to the run that asked; return whether to continue waiting.
+
+        A client that answers nothing gets what there is instead of another question.
+        """
+        responses = ctx.input_responses or {}
+        result = responses.get(APPROVAL_FORM)
+        approvals = elicitation.pending_approvals(asking_run)
+        questions = elicitation.questions_of_form(state.form_id, approvals)
+        was_dismissed = False
+        if questions and isinstance(result, ElicitResult):
+            was_dismissed = not await self.receive_form(asking_run, questions, result)
+        if sampling.receive_responses(asking_run, responses):
+            await self.wait_until_received(asking_run)
+            return True
+        return not was_dismissed and responses.keys() == {APPROVAL_FORM}
+
+    async def receive_form(
+        self, run: Run, questions: Sequence[PendingQuestion], result: ElicitResult
+    ) -> bool:
+        """Give the decisions in a form to the run; return whether there are any."""
+        answers = elicitation.parse_decisions(questions, result)
+        if answers:
+            run.questions.answer_questions(answers, PERSON, may_approve=True)
+            await self.wait_until_received(run)
+        return bool(answers)
+
+    async def wait_until_received(self, run: Run) -> None:
+        """Wait until the code has received its answers."""
+        with anyio.move_on_after(RECEIPT_TIMEOUT_S):
+            await run.wait_for_receipt()
+
+    # older protocols ------------------------------------------------------------------------------
+
+    async def ask_client(
+        self, ctx: Context[Any], session: Session, run: Run, asked: AskedQuestions
+    ) -> bool:
+        """Ask a client of an older protocol; return whether something was answered."""
+        approvals = elicitation.select_approvals(asked.questions)
+        if approvals:
+            return await self._elicit_approvals(ctx, session, run, asked.run, approvals)
+        is_answered = await sampling.sample_answers(
+            ctx, asked.run, asked.questions, self._max_tokens
+        )
+        await self.wait_until_received(asked.run)
+        return is_answered
+
+    async def _elicit_approvals(
+        self,
+        ctx: Context[Any],
+        session: Session,
+        run: Run,
+        asking_run: Run,
+        questions: Sequence[PendingQuestion],
+    ) -> bool:
+        """Have a person fill in a form, unless the questions are answered elsewhere first."""
+        form = elicitation.build_approval_form(session.handle, run, asking_run, questions)
+        answers: dict[str, str] = {}
+        async with anyio.create_task_group() as tasks:
+
+            async def wait_for_other_answer() -> None:
+                await asking_run.wait_until_answered(questions)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(wait_for_other_answer)
+            with suppress(MCPError):  # the client cannot show forms after all
+                result = await ctx.session.elicit_form(
+                    form.message, form.requested_schema, related_request_id=ctx.request_id
+                )
+                answers = elicitation.parse_decisions(questions, result)
+            tasks.cancel_scope.cancel()
+        open_ids = asking_run.questions.open_questions
+        still_open = {name: answer for name, answer in answers.items() if name in open_ids}
+        if still_open:
+            asking_run.questions.answer_questions(still_open, PERSON, may_approve=True)
+            await asking_run.wait_for_receipt()
+        return any(question.answer is not None for question in questions)
+
+
+def supports_input_required(ctx: Context[Any]) -> bool:
+    """Return whether the result of a request can ask its client for input."""
+    return ctx.protocol_version is not None and ctx.protocol_version >= INPUT_REQUIRED_VERSION
