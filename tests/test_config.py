@@ -631,6 +631,30 @@ def test_a_table_made_from_values_lists_every_problem() -> None:
     assert BudgetLimits.from_mapping({"calls": 2}).non_default_values() == {"calls": 2}
 
 
+def test_a_public_key_has_64_hexadecimal_digits(file: Path) -> None:
+    key = "0123456789abcdef" * 4
+    assert loaded(file, f'[skills]\ntrusted_keys = ["{key}"]').skills.trusted_keys == (key,)
+    said = refusal(file, '[skills]\ntrusted_keys = ["ABC"]')
+    assert "skills.trusted_keys.0 is not usable: a public key has 64 hexadecimal digits" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "broker"),
+    [("", "off"), ('model = "m"', "litellm"), ('model = "m"\nbroker = "caller"', "caller")],
+)
+def test_the_automatic_broker_depends_on_the_model(file: Path, line: str, broker: str) -> None:
+    assert loaded(file, f"[llm]\n{line}").llm.effective_broker == broker
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe{"])
+def test_an_unreadable_client_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "client.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=str(path)):
+        import_client_json(path, {})
+
+
 def test_a_secret_is_masked_wherever_it_is_printed() -> None:
     assert repr(SecretText("hush")) == str(SecretText("hush")) == "SecretText('********')"
     assert repr(SecretText("")) == "SecretText('')"
