@@ -15,6 +15,7 @@ from mcp.types import ElicitRequestFormParams, ElicitResult, InputRequiredResult
 
 from mcpruntime_server.journal.store import open_journal
 from mcpruntime_server.runtime.run_history import load_report
+from tests.helpers.sizes import choose_size
 
 from ..helpers.server_connection import (
     TEST_TIMEOUT_S,
@@ -31,6 +32,7 @@ from .test_resume import until
 IMPORT = "import tools\nfrom tools.counted import add, count, put\n"
 ASK = {"tools": {"counted.add": "ask", "counted.put": "deny"}}
 ERAS = ["legacy", "auto"]
+APPROVALS = choose_size("APPROVALS", short=60, long=200)
 
 
 class Person:
@@ -348,17 +350,17 @@ async def test_a_run_that_waits_does_so_in_the_next_server(world: World, how: st
     assert world.done == ["add a"]
 
 
-async def test_200_approvals_across_deaths_of_the_server_are_each_acted_on_once(
+async def test_approvals_across_deaths_of_the_server_are_each_acted_on_once(
     tmp_path: Path,
 ) -> None:
     world = World(tmp_path, approver="model")
-    code = f"{IMPORT}made = []\nfor i in range(200):\n    made.append(add(item=f'item {{i}}').result)\nlen(made)"
+    code = f"{IMPORT}made = []\nfor i in range({APPROVALS}):\n    made.append(add(item=f'item {{i}}').result)\nlen(made)"
     run, answered, deaths = "", 0, 0
     while deaths < 3:
         async with start_ready_server(world.settings) as server:
             told = await server.wait_run(run) if run else await server.run(code, "s")
             run = told["run"]
-            until = answered + 50
+            until = answered + APPROVALS // 4
             while answered < until:
                 [wait] = told["waiting_for"]
                 if wait["kind"] == "in_doubt":
@@ -377,8 +379,8 @@ async def test_200_approvals_across_deaths_of_the_server_are_each_acted_on_once(
             [wait] = told["waiting_for"]
             answer = "allow" if wait["kind"] == "approval" else {"result": {"result": 0}}
             told = await server.wait_run(run, answers={wait["id"]: answer})
-        assert (told["status"], told["value"]) == ("ok", 200), told
-    assert world.done == [f"add item {i}" for i in range(200)]
+        assert (told["status"], told["value"]) == ("ok", APPROVALS), told
+    assert world.done == [f"add item {i}" for i in range(APPROVALS)]
 
 
 # plans ----------------------------------------------------------------------------------------------------------

@@ -328,7 +328,7 @@ async def test_results_are_told_by_another_server_to_the_same_principal(
                 "hello\n",
                 "s",
             )
-            elsewhere: ToolAnswer = await attach(other.client, waits.run)
+            elsewhere: ToolAnswer = await attach(other.client, waits.run, wait_s=0.5)
             assert elsewhere.status == "running"
             refused = await attach(other.client, waits.run, cancel=True)
             assert refused.text.startswith("[invalid_request] ")
