@@ -1,0 +1,98 @@
+"""Versions of skills: which one is picked, which ones do the same, and what they must not contain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mcpruntime_server.capabilities.skills.duplicates import (
+    find_duplicate,
+    merge_cases,
+    source_shape,
+)
+from mcpruntime_server.capabilities.skills.extraction import read_written_skill
+from mcpruntime_server.capabilities.skills.model import RecordedCase, Signature, Skill
+from mcpruntime_server.capabilities.skills.search_index import SkillIndex
+from mcpruntime_server.capabilities.skills.selection import (
+    active_skills,
+    check_case,
+    check_dependency_cycle,
+    pick_version,
+)
+from mcpruntime_server.errors import NotFound, SkillRefused
+
+SOURCE = 'def run(city: str = "Oslo") -> str:\n    """Greet."""\n    return city.upper()\n'
+
+
+def skill(name: str = "greet", version: int = 1, **changes: Any) -> Skill:
+    made = Skill(name, version, "active", "Greet a city.", SOURCE, Signature(), (), "", 0.0)
+    return replace(made, **changes)
+
+
+def test_the_newest_active_version_is_picked() -> None:
+    versions = (skill(), skill(version=2), skill(version=3, state="draft"))
+    skills = {"greet": versions, "later": (skill("later", state="draft"),)}
+    assert active_skills(skills) == {"greet": versions[1]}
+    assert pick_version(skills, "greet") is versions[1]
+    assert pick_version(skills, "greet@3") is versions[2]
+    assert pick_version(skills, "later").state == "draft"
+    with pytest.raises(NotFound, match="the newest is 3"):
+        pick_version(skills, "greet@9")
+    with pytest.raises(NotFound, match="Did you mean"):
+        pick_version(skills, "gret")
+
+
+def test_sources_that_differ_in_docstrings_and_defaults_are_duplicates() -> None:
+    other = SOURCE.replace("Oslo", "Rome").replace("Greet.", "Say hello.")
+    assert source_shape(other) == source_shape(SOURCE)
+    assert source_shape(SOURCE.replace("upper", "lower")) != source_shape(SOURCE)
+    extracted = read_written_skill(other)
+    assert find_duplicate(extracted, {"greet": (skill(),)}) == "greet"
+    assert find_duplicate(extracted, {"greet": (skill(state="retired"),)}) == ""
+    assert find_duplicate(extracted, {}) == ""
+
+
+def test_a_duplicate_gets_one_more_case() -> None:
+    known, new = RecordedCase({"city": "Oslo"}), RecordedCase({"city": "Rome"})
+    extracted = replace(read_written_skill(SOURCE), case=new)
+    merged = merge_cases(extracted, (), (skill(cases=(known,)),))
+    assert merged.cases == (known, new)
+    assert merge_cases(extracted, (), (skill(cases=(new,)),)).cases == (new,)
+    assert merge_cases(extracted, (known,), ()).cases == (known, new)
+
+
+def test_an_edited_draft_keeps_only_the_case_that_was_recorded_with_it() -> None:
+    known, new = RecordedCase({"city": "Oslo"}), RecordedCase({"city": "Rome"})
+    extracted = replace(read_written_skill(SOURCE), case=new)
+    edited = skill(cases=(known,), origin="edit", state="draft")
+    assert merge_cases(extracted, (), (edited,)).cases == (new,)
+
+
+def test_a_skill_must_not_use_itself_through_others() -> None:
+    skills = {
+        "one": (skill("one", skill_digests={"two": ""}),),
+        "two": (skill("two", skill_digests={"three@2": ""}),),
+    }
+    check_dependency_cycle("four", ["one"], skills)
+    with pytest.raises(SkillRefused, match="three would use itself, through one, three, two"):
+        check_dependency_cycle("three", ["one@1"], skills)
+
+
+def test_cases_with_credentials_are_refused() -> None:
+    check_case(RecordedCase({"city": "Oslo"}))
+    with pytest.raises(SkillRefused, match="the value of 'password'"):
+        check_case(RecordedCase({"password": "hunter22"}))
+    with pytest.raises(SkillRefused, match="an AWS access key"):
+        check_case(RecordedCase({}, stdout="AKIA" + "ABCDEFGHIJKLMNOP"))
+
+
+def test_a_search_ranks_by_score_and_weight() -> None:
+    index = SkillIndex()
+    index.replace_all([skill("greet_city"), skill("city_totals", summary="Add up sales by city.")])
+    assert index.search("sales by city", 3) == ["city_totals", "greet_city"]
+    assert index.search("city", 1, lambda name: 2.0 if name == "greet_city" else 1.0) == [
+        "greet_city"
+    ]
+    assert index.search("'--", 3) == []
