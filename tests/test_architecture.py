@@ -166,7 +166,7 @@ def test_relative_and_hidden_imports_are_seen() -> None:
 
 
 def module_imports() -> dict[str, set[str]]:
-    """Return the modules of the package that each of its modules imports, in-function imports included."""
+    """Return the package's modules that each of its modules imports, anywhere in its code."""
     names = {module_of(path) for path in SOURCE.rglob("*.py")}
     found: dict[str, set[str]] = {}
     for path, package, tree in modules():

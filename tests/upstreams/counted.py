@@ -1,8 +1,9 @@
-"""An MCP server by hand that counts what it does: `counted.py FILE [MAX_DELAY_MS]`; it starts in a few milliseconds.
+"""A hand-written MCP server that counts its calls: `counted.py FILE [MAX_DELAY_MS]`.
 
-Each thing that it is asked to do is a line of FILE: `tool item`. It waits a little before and after it does so, so that
-whoever is killed meanwhile cannot know whether it has. A call with `hold` hangs `before` or `after` that for as long as
-there is a file FILE.hold, after it has said so in the pipe FILE.held.
+It starts in a few milliseconds. Each call appends a line `tool item` to FILE. It waits a little
+before and after that, so that a client killed meanwhile cannot know whether the line is there. A
+call with `hold` hangs `before` or `after` that as long as the file FILE.hold exists; it first
+appends a line to FILE.held.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An MCP server whose tool list is an attack: on names, on docstrings, on the readers of schemas."""
+"""An MCP server whose list of tools attacks names, docstrings and readers of schemas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An MCP server of the current protocol revision whose tools answer, fail, hang, crash and change."""
+"""An MCP server of the current protocol revision; its tools answer, fail, hang, crash, change."""
 
 from __future__ import annotations
 

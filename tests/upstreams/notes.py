@@ -1,8 +1,9 @@
-"""An MCP server of an older protocol revision, by hand, that has resources, as its first argument says.
+"""A hand-written MCP server of an older protocol revision with resources.
 
-fine     two pages of them: Markdown, bytes, one with a credential in it, one that is not given, one that is counted
+Its first argument says which:
+fine     two pages: Markdown, bytes, one with a credential, one that fails, one that is counted
 endless  each page is full and names a next one
-empty    has no resources, and does not say that it could have any
+empty    has no resources, and does not announce any
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""An MCP server over the orders of a shop in an SQLite file, which is its argument; and the shop itself.
+"""An MCP server over the orders of a shop, in the SQLite file that is its argument.
 
-Rule: `make_orders` makes the same shop always, so that whoever asks the server can know what is right without it.
+Rule: `make_orders` always makes the same shop, so that tests know the right answers without it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ READS = ToolAnnotations(read_only_hint=True)
 MAX_ROWS = 5000
 
 SCHEMA = """
-CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT, email TEXT, region TEXT, country TEXT, segment TEXT,
-    since TEXT);
-CREATE TABLE products (id INTEGER PRIMARY KEY, sku TEXT UNIQUE, name TEXT, category TEXT, price REAL, stock INTEGER);
-CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER REFERENCES customers(id), placed TEXT, shipped TEXT,
-    status TEXT, channel TEXT);
-CREATE TABLE items (order_id INTEGER REFERENCES orders(id), product_id INTEGER REFERENCES products(id),
-    quantity INTEGER, unit_price REAL);
+CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT, email TEXT, region TEXT, country TEXT,
+    segment TEXT, since TEXT);
+CREATE TABLE products (id INTEGER PRIMARY KEY, sku TEXT UNIQUE, name TEXT, category TEXT,
+    price REAL, stock INTEGER);
+CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER REFERENCES customers(id),
+    placed TEXT, shipped TEXT, status TEXT, channel TEXT);
+CREATE TABLE items (order_id INTEGER REFERENCES orders(id),
+    product_id INTEGER REFERENCES products(id), quantity INTEGER, unit_price REAL);
 CREATE TABLE notes (order_id INTEGER, topic TEXT, text TEXT, PRIMARY KEY (order_id, topic));
 """
 COUNTRIES = {

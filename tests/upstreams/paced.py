@@ -30,7 +30,7 @@ async def refuse(name: str) -> str:
 
 @server.tool()
 def note(text: str) -> int:
-    """Append a line to the file that is the server's argument; return how many answers there have been."""
+    """Append a line to the file named by the server's argument; return the number of answers."""
     with Path(sys.argv[1]).open("a", encoding="utf-8") as file:
         file.write(f"{text}\n")
     return next(ticks)

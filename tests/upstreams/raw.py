@@ -1,12 +1,12 @@
-"""An MCP server of an older protocol revision, by hand, that misbehaves as its first argument says.
+"""A hand-written MCP server of an older protocol revision that misbehaves as argv[1] says.
 
-fine       lists one tool, `grow`, and pushes a notification when the list has grown
-garbage    says things that are no JSON-RPC, and nothing else
-noisy      says things that are no JSON-RPC between its answers
+fine       lists one tool, `grow`, and sends a notification when the list has grown
+garbage    writes only lines that are not JSON-RPC
+noisy      writes lines that are not JSON-RPC between its answers
 silent     reads and never answers
-dies       ends before it is ready
-stubborn   ignores the end of its stdin and SIGTERM, and has a child that does too; its pids go to the file in argv[2]
-shapeless  lists tools that are none
+dies       exits before it is ready
+stubborn   ignores the end of stdin and SIGTERM, like its child; writes their pids to argv[2]
+shapeless  lists tools that are not valid
 """
 
 from __future__ import annotations
