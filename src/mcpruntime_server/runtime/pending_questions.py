@@ -264,10 +264,11 @@ class PendingQuestions:
         model_request: Mapping[str, Any],
     ) -> QuestionAsked:
         self._count += 1
-        expires_at = time.time() + self._expires_s
+        question_id = f"q{self._count}"  # other questions may come while hints are searched for
         hints = await self.find_origin_hints(args) if kind == APPROVAL_KIND else []
+        expires_at = time.time() + self._expires_s
         asked = QuestionAsked(
-            f"q{self._count}", kind, call_number, expires_at, covers, hints, model_request
+            question_id, kind, call_number, expires_at, covers, hints, model_request
         )
         self._journal.append(self._session_id, asked, self._run_id)
         await self._journal.flush()
