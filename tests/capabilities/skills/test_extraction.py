@@ -492,6 +492,41 @@ def test_names_that_only_failed_code_defined_are_reported(host: Recorder) -> Non
         extract_skill([RecordedStep("a", "x = 1\n1 / 0", False), RecordedStep("b", "x + 1", True)])
 
 
+LITERALS: Mapping[str, dict[str, Any]] = {
+    "answer = ask_llm('Which city?', data='A letter')\nanswer.upper()": {"data": "A letter"},
+    "answer = ask_llm('Which city?')\nanswer.upper()": {"prompt": "Which city?"},
+    "answers = ask_llm_batch(['One?', 'Two?'])\nlen(answers)": {"prompt": ["One?", "Two?"]},
+    "import tools\nslots = tools.map(tools.git.log, ['ab', 'cd'])\nlen(slots)": {
+        "items": ["ab", "cd"]
+    },
+    "import tools\nby = input()\nlen(tools.git.log(names=['Ann', by]))": {"name": "Ann"},
+    "import tools\nrows = tools.git.log()\n[r for r in rows if r.sha.startswith('ab')]": {
+        "prefix": "ab"
+    },
+    "import tools\nrows = tools.git.log()\n[r for r in rows if 3 < r.get('n') <= len(rows)]": {
+        "min_n": 3
+    },
+    "import tools\nrows = tools.git.log()\n[r for r in rows if len(r.files) > 7]": {"min_count": 7},
+    "import tools\nrows = tools.git.log()\n[r for r in rows for kind in ['fix'] if r.kind == kind]": {
+        "kinds": ["fix"]
+    },
+    "import tools\nstate = 'open'\nrows = tools.git.log(states=['open', 'new'])\n"
+    "[row for row in rows if row.state == state]": {"state": "open"},
+    "from dataclasses import dataclass\nimport tools\n@dataclass\nclass Query:\n    author: str\n"
+    "len(tools.git.log(query=Query('Ann')))": {"author": "Ann"},
+}
+
+
+@pytest.mark.parametrize("code", LITERALS)
+def test_literals_from_the_task_become_parameters_with_telling_names(code: str) -> None:
+    tool = RecordedCall(1, "tools.git.log", "{}", 0, "read", 0, 1, line_number=2)
+    model = RecordedCall(1, "llm.ask", "{}", 0, "read", 0, 1, line_number=1)
+    call = model if "ask_llm" in code else tool
+    extracted = extract_skill([RecordedStep("r", code, True, (call,))])
+    assert extracted.case is not None
+    assert extracted.case.inputs == LITERALS[code]
+
+
 UNTYPED = """\
 def primes(n):
     return [k for k in range(2, n) if all(k % d for d in range(2, k))]
