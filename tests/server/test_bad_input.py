@@ -1,6 +1,6 @@
-"""Hostile and unlucky code, sent by a real client: the answer is clear, the session goes on, the others notice nothing.
+"""Hostile and unlucky code: the answer is clear, and other sessions are not affected.
 
-The fixture `server` checks, after every test, that another session has kept its variables and files.
+After each test the fixture `server` checks that another session has kept its variables and files.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from ..helpers.server_connection import connect_server as connect_to
 
 pytestmark = pytest.mark.alone
 
+PAUSE_S = 0.03  # after a step, so that the sandbox falls idle and parks its state
 STATUSES = {"ok", "error", "timeout", "crashed"}
 
 
 async def attack(
     server: ServerConnection, code: str, timeout_s: float = 2.0
 ) -> tuple[ToolAnswer, ToolAnswer]:
-    """Run `code` in a session of its own; return its answer and that of an innocent run after it."""
+    """Run `code` in a session of its own; return its answer and that of a harmless run after it."""
     session = f"victim {abs(hash(code))}"
     await server.run("before = 1; open('file', 'w').write('kept')", session=session)
     with anyio.fail_after(60):
@@ -38,7 +39,7 @@ async def attack(
     return answer, after
 
 
-# code that is wrong, or ends in an unusual way --------------------------------------------------------
+# code that is wrong, or ends in an unusual way ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,14 +90,17 @@ async def test_an_unusual_end_is_told_as_it_was(
     "code",
     [
         "import json\njson.dumps = json.loads = None",
-        "import builtins\nfor name in ('len', 'type', 'str', 'repr', 'eval', 'int'): setattr(builtins, name, None)",
+        "import builtins\nfor name in ('len', 'type', 'str', 'repr', 'eval', 'int'): "
+        "setattr(builtins, name, None)",
         "import sys\nsys.modules.clear()",
-        "import traceback, ast, select\ntraceback.TracebackException = ast.parse = select.select = None",
+        "import traceback, ast, select\n"
+        "traceback.TracebackException = ast.parse = select.select = None",
         "import sys\nsys.settrace(lambda *a: 1 / 0)\nx = 1",
         "import sys\nsys.stdout = sys.stderr = sys.excepthook = sys.displayhook = None\n1 / 0",
         "from resource import RLIMIT_NOFILE, setrlimit\nsetrlimit(RLIMIT_NOFILE, (0, 0))",
         "import sys\ndel sys.modules['__main__']\nglobals().clear()",
-        "import os\nos.makedirs('/tmp/gone')\nos.chdir('/tmp/gone')\nos.rmdir('/tmp/gone')\nos.chdir('/workspace')",
+        "import os\nos.makedirs('/tmp/gone')\nos.chdir('/tmp/gone')\nos.rmdir('/tmp/gone')\n"
+        "os.chdir('/workspace')",
     ],
 )
 async def test_code_that_breaks_its_own_interpreter_harms_no_later_run(
@@ -106,7 +110,7 @@ async def test_code_that_breaks_its_own_interpreter_harms_no_later_run(
     assert answer.status in STATUSES
 
 
-# code that takes too much -----------------------------------------------------------------------------
+# code that takes too much -------------------------------------------------------------------------
 
 
 async def test_a_gigabyte_of_output_is_cut_and_counted(server: ServerConnection) -> None:
@@ -129,7 +133,8 @@ async def test_a_gigabyte_of_output_is_cut_and_counted(server: ServerConnection)
             {"timeout"},
         ),
         (
-            "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
+            "import threading, time\nwhile True: threading.Thread(target=time.sleep, "
+            "args=(99,)).start()",
             {"error"},
         ),
         ("with open('big', 'wb') as f:\n    while True: f.write(bytes(1_000_000))", {"error"}),
@@ -163,6 +168,7 @@ async def test_endless_code_is_stopped_at_its_time_limit(
 ) -> None:
     session = f"endless {abs(hash(code))}"
     await server.run("before = 7", session=session)
+    await anyio.sleep(PAUSE_S)
     answer = await server.run(code, session=session, timeout_s=0.5)
     assert answer.status == "timeout"
     assert "Stopped after 0.5 s" in answer.note
@@ -171,7 +177,7 @@ async def test_endless_code_is_stopped_at_its_time_limit(
     assert await server.evaluate("before", session=session) == 7
 
 
-# code that attacks what it runs in ----------------------------------------------------------------------
+# code that attacks what it runs in ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,8 @@ async def test_endless_code_is_stopped_at_its_time_limit(
     [
         "import os\nfor fd in (0, 1, 2): os.close(fd)",
         "import os\nos.closerange(3, 1024)",
-        "import os\nfor fd in range(99, 999):\n    try: os.write(fd, b'?' * 9)\n    except OSError: pass\nwhile 1: 0",
+        "import os\nfor fd in range(99, 999):\n    try: os.write(fd, b'?' * 9)\n"
+        "    except OSError: pass\nwhile 1: 0",
         "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nwhile True: pass",
         "import os, signal\nos.kill(-1, signal.SIGKILL)",
         "import os, signal\nos.kill(1, signal.SIGTERM)",
@@ -207,7 +214,7 @@ FORGE = """
 import json, os, stat, time
 from mcpruntime_sandbox.protocol import wire
 def frame(name, head, data=None):
-    kind = [cls.__name__ for cls in wire.KINDS].index(name)
+    kind = [cls.__name__ for cls in wire.MESSAGE_TYPES].index(name)
     head = head if isinstance(head, bytes) else json.dumps(head).encode()
     body = bytes([kind]) + head + (b'' if data is None else b'\\n' + data)
     return len(body).to_bytes(4, 'big') + body
@@ -225,40 +232,49 @@ def say_outside(data):
 run = 2
 """
 ODD = (
-    b'{"run":2,"status":"?","value":{"kind":"json","text":"NaN","type":5},"error":{"line":"x","message":[1]},'
-    b'"usage":{"wall_ms":NaN,"cpu_ms":1e999},"clocks":{"time":[NaN,1,"x"]}}'
+    b'{"run_number":2,"status":"?","value":{"kind":"json","text":"NaN","type":5},"error":{"line":"x","message":[1]},'
+    b'"usage":{"wall_ms":NaN,"cpu_ms":1e999},"clock_readings":{"time":[NaN,1,"x"]}}'
 )
-NAN = b'{"id":9,"run":2,"target":"tools.lively.echo","args":{"a":NaN}}'
+NAN = b'{"call_id":9,"run_number":2,"target":"tools.lively.echo","args":{"a":NaN}}'
 BIG = "{'type': 'e' * 9_000_000, 'message': 'm' * 9_000_000, 'traceback': 't', 'line': 10 ** 30}"
 FORGERIES = {
-    "types": "say(frame('Done', {'run': 'x'}))",
+    "types": "say(frame('RunDone', {'run_number': 'x'}))",
     "huge length": "say(b'\\xff' * 9)",
     "no length": "say(bytes(9))",
-    "half a frame": "say(frame('Done', {'run': run, 'status': 'ok'})[:10])",
-    "a kind of the host's": "say(frame('Execute', {'run': 9, 'code': '1', 'name': 'x'}))",
-    "a kind of the supervisor's": "say(frame('Restarted', {'reason': 'x'}))",
-    "twice": "say(frame('Done', {'run': run, 'status': 'ok'}) * 2)",
-    "another run": "say(frame('Done', {'run': 99, 'status': 'ok'}))",
-    "odd fields": f"say(frame('Done', {ODD!r}))",
-    "huge figures": "say(frame('Done', {'run': run, 'status': 'ok', 'usage': {'wall_ms': 10 ** 400}}))",
-    "deep": "text = '[' * 500 + ']' * 500\nsay(frame('Done', {'run': run, 'status': 'ok', 'value': "
+    "half a frame": "say(frame('RunDone', {'run_number': run, 'status': 'ok'})[:10])",
+    "a type of the host's": "say(frame('Execute', {'run_number': 9, 'code': '', 'filename': ''}))",
+    "a type of the supervisor's": "say(frame('WorkerRestarted', {'reason': 'x'}))",
+    "twice": "say(frame('RunDone', {'run_number': run, 'status': 'ok'}) * 2)",
+    "another run": "say(frame('RunDone', {'run_number': 99, 'status': 'ok'}))",
+    "odd fields": f"say(frame('RunDone', {ODD!r}))",
+    "huge figures": "say(frame('RunDone', {'run_number': run, 'status': 'ok', 'usage': "
+    "{'wall_ms': 10 ** 400}}))",
+    "deep": "text = '[' * 500 + ']' * 500\n"
+    "say(frame('RunDone', {'run_number': run, 'status': 'ok', 'value': "
     "{'kind': 'json', 'text': text}}))",
-    "huge texts": "text = json.dumps('x' * 9_000_000)\nsay(frame('Done', {'run': run, 'status': 'ok', 'value': "
+    "huge texts": "text = json.dumps('x' * 9_000_000)\n"
+    "say(frame('RunDone', {'run_number': run, 'status': 'ok', 'value': "
     "{'kind': 'json', 'text': text}, 'error': " + BIG + "}))",
-    "a call with odd types": "say(frame('Call', {'id': 'x', 'run': run, 'target': 'tools.a.b', 'args': {}}))",
+    "a call with odd types": "say(frame('Call', {'call_id': 'x', 'run_number': run, 'target': "
+    "'tools.a.b', 'args': {}}))",
     "a call of nothing": "long = 't' * 999_999\n"
-    "say(frame('Call', {'id': -1, 'run': 9, 'target': long, 'args': {long: 1}}))",
+    "say(frame('Call', {'call_id': -1, 'run_number': 9, 'target': long, 'args': {long: 1}}))",
     "a call with NaN": f"say(frame('Call', {NAN!r}))",
-    "one id a thousand times": "call = {'id': 1, 'run': 2, 'target': 'catalog.servers', 'args': {}}\n"
+    "one id a thousand times": "call = {'call_id': 1, 'run_number': 2, 'target': "
+    "'catalog.servers', 'args': {}}\n"
     "say(frame('Call', call) * 1000)",
     "garbage outside": "say_outside(b'\\xff' * 99)",
-    "files outside": "say_outside(frame('Files', {'run': run, 'changed': ['../x'], 'removed': ['y' * 99_999]})"
-    " + frame('FileData', {'run': run, 'path': '../../x', 'mode': 511, 'last': True}, b'evil'))",
-    "NUL in a path": "say_outside(frame('Files', {'run': run, 'changed': ['x'], 'removed': []})"
-    " + frame('FileData', {'run': run, 'path': 'a\\0b', 'mode': 511, 'last': True}, b'evil'))",
-    "endless output": "head = {'run': run, 'stream': 'stdout', 'dropped': -5}\n"
+    "files outside": "say_outside(frame('FilesChanged', {'run_number': run, 'changed': "
+    "['../x'], 'removed': ['y' * 99_999]})"
+    " + frame('FileData', {'run_number': run, 'path': '../../x', 'mode': 511, 'is_last': "
+    "True}, b'evil'))",
+    "NUL in a path": "say_outside(frame('FilesChanged', {'run_number': run, 'changed': ['x'], "
+    "'removed': []})"
+    " + frame('FileData', {'run_number': run, 'path': 'a\\0b', 'mode': 511, 'is_last': True}, "
+    "b'evil'))",
+    "endless output": "head = {'run_number': run, 'stream': 'stdout', 'dropped_bytes': -5}\n"
     "for _ in range(300): say_outside(frame('Output', head, b'y' * 99_999))",
-    "deaths": "say_outside(frame('Restarted', {'reason': 'r' * 999_999}))",
+    "deaths": "say_outside(frame('WorkerRestarted', {'reason': 'r' * 999_999}))",
 }
 
 
@@ -279,7 +295,7 @@ async def test_forged_frames_cost_their_own_sandbox_at_most(
         assert await server.evaluate("open('file').read()", session=session) == "kept"
 
 
-# values that are hard to show -------------------------------------------------------------------------------
+# values that are hard to show ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -343,13 +359,16 @@ echo(text='\\ud83d')
 
 
 async def test_file_names_stay_on_one_line_and_of_bearable_length(server: ServerConnection) -> None:
-    code = "import os\nd = 'd' * 250\nos.makedirs(d)\nopen(f'{d}/{d}', 'w').close()\nopen('two\\nlines', 'w').close()"
+    code = (
+        "import os\nd = 'd' * 250\nos.makedirs(d)\nopen(f'{d}/{d}', 'w').close()\nopen('two\\n"
+        "lines', 'w').close()"
+    )
     answer = await server.run(code, session="names")
     assert answer.files[1] == "'two\\nlines'"
     assert len(answer.files[0]) <= 201
 
 
-# upstreams that are not well --------------------------------------------------------------------------------
+# upstreams that are not well ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["missing", "garbage", "silent", "dies", "shapeless"])
@@ -402,7 +421,7 @@ async def test_hostile_tools_can_be_listed_and_called(server: ServerConnection) 
     assert await server.evaluate("tools.hostile.class_()", session="hostile") == "class"
 
 
-# requests that are wrong ------------------------------------------------------------------------------------
+# requests that are wrong --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -453,7 +472,7 @@ async def test_five_megabytes_of_code_run(server: ServerConnection) -> None:
     assert await server.evaluate(code, session="large code") == 5_000_000
 
 
-# no engine, no image ----------------------------------------------------------------------------------------
+# no engine, no image ------------------------------------------------------------------------------
 
 
 async def test_without_an_image_the_answer_names_the_command_that_makes_it(tmp_path: Path) -> None:
