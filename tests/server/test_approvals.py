@@ -1,4 +1,4 @@
-"""Calls that a person is asked about, and plans that are committed: what is not allowed is not done."""
+"""Approval of calls by a person, and the commit of plans: nothing is done without approval."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def attach(client: Client, run: str, **more: Any) -> ToolAnswer:
     return parse_answer(await client.call_tool("run_code", {"run": run, **more}))
 
 
-# a client that can ask ------------------------------------------------------------------------------------------
+# a client that can ask ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -222,7 +222,7 @@ async def test_an_allowance_for_a_session_outlives_the_server(world: World) -> N
     assert len(person.shown) == 1
 
 
-# a client that cannot -------------------------------------------------------------------------------------------
+# a client that cannot -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -316,7 +316,7 @@ async def test_code_that_gives_up_waiting_withdraws_its_question(tmp_path: Path)
     assert world.done == ["add b"]
 
 
-# across the death of a server -----------------------------------------------------------------------------------
+# across the death of a server ---------------------------------------------------------------------
 
 
 async def hang_up(server: KillableServer, how: str) -> None:
@@ -383,7 +383,7 @@ async def test_approvals_across_deaths_of_the_server_are_each_acted_on_once(
     assert world.done == [f"add item {i}" for i in range(APPROVALS)]
 
 
-# plans ----------------------------------------------------------------------------------------------------------
+# plans --------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Runs in the background under attack: by readers, limits, deaths of servers, and requests that make no sense."""
+"""Background runs under attack: by readers, limits, dying servers and senseless requests."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def end_of(connection: ServerConnection, run: str) -> ToolAnswer:
     return told
 
 
-# how long a request waits ---------------------------------------------------------------------------------------
+# how long a request waits -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -215,7 +215,7 @@ async def test_a_run_that_ends_between_two_looks_tells_the_rest_and_then_the_who
     assert (early.stdout, texts) == ("a\n", ["b\n", "a\nb\n"])
 
 
-# many at once ---------------------------------------------------------------------------------------------------
+# many at once -------------------------------------------------------------------------------------
 
 
 async def test_sessions_have_fair_turns_however_many_runs_each_has(world: World) -> None:
@@ -303,7 +303,7 @@ async def test_busy_sessions_are_not_closed_for_others_and_can_be_attached_to(wo
         assert [await connection.evaluate("x", session=f"s{n}") for n in range(2)] == [0, 1]
 
 
-# time, while a run is under way -----------------------------------------------------------------------------------
+# time, while a run is under way -------------------------------------------------------------------
 
 
 async def test_a_session_goes_back_only_when_what_it_runs_is_cancelled_and_can_be_forked(
@@ -331,7 +331,7 @@ async def test_a_session_goes_back_only_when_what_it_runs_is_cancelled_and_can_b
         assert await connection.evaluate("x", session="s") == 1
 
 
-# upstreams that change ----------------------------------------------------------------------------------------------
+# upstreams that change ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -370,7 +370,7 @@ async def test_tools_that_have_changed_are_new_after_a_run_that_was_undone(world
         assert await connection.evaluate(look, session="s") is True
 
 
-# clients that give up -------------------------------------------------------------------------------------------------
+# clients that give up -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -444,7 +444,7 @@ async def test_readers_that_give_up_while_a_session_is_taken_over_leave_none_of_
     assert world.marks == [str(life) for life in range(5) for _ in range(20)]
 
 
-# servers that end, or die, and others on the same folder --------------------------------------------------------------
+# servers that end, or die, and others on the same folder ------------------------------------------
 
 
 async def test_what_was_told_outlives_a_server_that_is_killed_at_once(world: World) -> None:
@@ -646,7 +646,7 @@ async def test_background_runs_are_executed_once_each_and_in_order_whatever_beco
     print(dict(work.deaths))
 
 
-# requests that make no sense ------------------------------------------------------------------------------------------
+# requests that make no sense ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [

@@ -1,4 +1,4 @@
-"""Hostile and unlucky code: the answer is clear, and other sessions are not affected.
+"""Hostile and faulty code from a real client: clear answers, and no effect on other sessions.
 
 After each test the fixture `server` checks that another session has kept its variables and files.
 """

@@ -1,4 +1,4 @@
-"""A server whose disk is full: runs fail cleanly, what was told stays true, and sessions go on once there is room.
+"""A server whose disk is full: runs fail cleanly, and sessions continue once there is space.
 
 A limit on the size of files makes each write to the journal fail as it does on a full disk.
 """

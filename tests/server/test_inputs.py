@@ -1,4 +1,4 @@
-"""Inputs as a client gives them: what code sees of them, and that every way back to a state has the same."""
+"""Inputs from a client: what code sees of them, the same after each way of restoring a state."""
 
 from __future__ import annotations
 

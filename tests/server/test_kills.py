@@ -1,4 +1,4 @@
-"""Servers are killed at random moments while code calls an upstream: nothing is done twice, lost, or left behind."""
+"""Servers killed at random during upstream calls: nothing is done twice, lost or left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger of calls: whole where a retry might repeat something, short where all went well."""
+"""The list of calls: complete where a retry might repeat something, short after a success."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a server starts, ends, dies, shares its data folder, and what becomes of sessions meanwhile."""
+"""How servers start, stop, die and share a data folder, and what happens to their sessions."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def two_servers(settings: Path) -> AsyncIterator[tuple[ServerConnection, S
         yield one, other
 
 
-# the end -------------------------------------------------------------------------------------------------
+# the end ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", ["1", ENDLESS], ids=["idle", "busy"])
@@ -181,7 +181,7 @@ async def test_a_session_whose_server_was_killed_in_a_run_goes_on_at_the_next_st
         assert "was resumed" in answer.note
 
 
-# sessions ---------------------------------------------------------------------------------------------------
+# sessions -----------------------------------------------------------------------------------------
 
 
 async def test_a_session_is_resumed_by_the_next_server_with_all_it_had_and_says_so(
@@ -277,7 +277,7 @@ async def check_turn(server: ServerConnection, name: str, turn: int) -> None:
     assert answer.value == turn, answer.text
 
 
-# sandboxes that are lost from outside --------------------------------------------------------------------------
+# sandboxes that are lost from outside -------------------------------------------------------------
 
 
 async def test_a_container_that_is_killed_between_runs_is_replaced_with_all_that_was_in_it(
@@ -319,7 +319,7 @@ async def test_a_container_that_is_killed_while_code_runs_ends_the_run_and_not_t
         assert await server.evaluate("open('a.txt').read()", session="report") == "kept"
 
 
-# the data folder -------------------------------------------------------------------------------------------------
+# the data folder ----------------------------------------------------------------------------------
 
 
 def start(settings: Path, said: str) -> subprocess.CompletedProcess[str]:

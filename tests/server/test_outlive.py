@@ -40,7 +40,7 @@ def gate(folder: Path) -> str:
     return f"import os, time\nwhile not os.path.exists({str(folder / 'go')!r}): time.sleep(0.02)\n"
 
 
-# attaching ------------------------------------------------------------------------------------------------------
+# attaching ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -152,7 +152,7 @@ async def value_of(client: Any, run: str) -> Any:
     return told.data.get("value")
 
 
-# cancelling -----------------------------------------------------------------------------------------------------
+# cancelling ---------------------------------------------------------------------------------------
 
 
 async def test_runs_are_cancelled_by_their_ids(world: World, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ async def test_a_long_run_under_a_client_that_gives_up_early(world: World) -> No
     print(f"{time.monotonic() - begun:.0f} s, {given_up} requests were given up")
 
 
-# servers that end, or die ---------------------------------------------------------------------------------------
+# servers that end, or die -------------------------------------------------------------------------
 
 
 async def gone(server: KillableServer, how: str) -> None:
@@ -350,7 +350,7 @@ async def test_the_same_background_request_is_one_run(world: World, tmp_path: Pa
         assert await value_of(connection.client, other) == 1
 
 
-# what time does with it -----------------------------------------------------------------------------------------
+# what time does with it ---------------------------------------------------------------------------
 
 
 async def test_a_session_can_be_forked_and_not_rewound_while_a_run_waits(tmp_path: Path) -> None:

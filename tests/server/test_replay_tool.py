@@ -1,4 +1,4 @@
-"""The tool `replay` as a client uses it, and the proof that what is executed again observes what it did then.
+"""The tool `replay` for a client, and the proof that a rerun observes what the run observed.
 
 For the proof a session is recorded, and the server is then started with an upstream that does not exist.
 """
@@ -214,7 +214,7 @@ async def until_tiers(server: ServerConnection, session: str, wanted: dict[int, 
             await anyio.lowlevel.checkpoint()
 
 
-# the same again ---------------------------------------------------------------------------------------
+# the same again -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -263,7 +263,7 @@ async def test_a_fork_of_a_recorded_step_goes_on_with_its_variables_and_files(
     assert f"{step} of its steps were executed again, with recorded answers" in answer.note
 
 
-# something else ---------------------------------------------------------------------------------------
+# something else -----------------------------------------------------------------------------------
 
 
 async def test_other_code_that_asks_for_something_else_is_told_where_it_diverges(
@@ -346,7 +346,7 @@ async def test_runs_and_sessions_are_compared(server: ServerConnection) -> None:
     assert [step["b"] for step in lines.steps] == [third.run]
 
 
-# moving -----------------------------------------------------------------------------------------------
+# moving -------------------------------------------------------------------------------------------
 
 
 async def test_a_parked_step_is_brought_back_without_executing_anything_again(
@@ -449,7 +449,7 @@ async def test_a_run_under_way_keeps_its_session_from_being_rewound_unless_it_is
     assert await server.evaluate("x", "busy") == 1
 
 
-# bad input --------------------------------------------------------------------------------------------
+# bad input ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a client is told of a run: small things whole, large ones cut in shape, the same in data and in text."""
+"""The result of a run: small values whole, large ones truncated, equal in data and text."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_call_stays_on_a_line_of_bearable_length(args: dict[str, Any]) -> None
     assert len(line.error or "") < 400
 
 
-# with a real server: the whole is where the note says ------------------------------------------------------------
+# with a real server: the whole is where the note says ---------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Runs that outlive their server, and requests that are sent twice: what was done once is not done again."""
+"""Runs that outlive their server, and requests that are sent twice: nothing is done twice."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def expect_death(server: KillableServer, code: str, session: str, key: str
         await server.run(code, session, key)
 
 
-# what becomes of the run ------------------------------------------------------------------------------------
+# what becomes of the run --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tool", ["count", "put"])
@@ -252,7 +252,7 @@ async def test_several_sessions_go_on_at_once_after_a_crash(world: World) -> Non
     assert sorted(world.done) == [f"{tool} {name}" for tool in ("add", "count") for name in names]
 
 
-# the same request twice ---------------------------------------------------------------------------------------
+# the same request twice ---------------------------------------------------------------------------
 
 
 async def test_a_key_is_answered_as_before_whenever_it_comes_again(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The server as a client meets it: its one tool, progress, cancellation, sessions side by side, odd messages."""
+"""The server over stdio: its tools, progress, cancellation, parallel sessions, odd messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Progress:
         self.first.set()
 
 
-# the tool -------------------------------------------------------------------------------------------------
+# the tool -----------------------------------------------------------------------------------------
 
 
 async def test_the_tools_are_few_and_cost_few_tokens(server: ServerConnection) -> None:
@@ -106,7 +106,7 @@ async def test_five_hundred_runs_of_a_session_are_all_there(server: ServerConnec
     assert await server.evaluate("total", session="many") == sum(range(500))
 
 
-# progress ----------------------------------------------------------------------------------------------------
+# progress -----------------------------------------------------------------------------------------
 
 
 async def test_output_is_heard_while_the_code_runs_and_numbers_increase(
@@ -137,7 +137,7 @@ async def test_a_line_of_progress_is_short_even_if_much_is_printed(
     assert all(len(text) <= 2_000 for _, text in progress.heard)
 
 
-# cancellation ----------------------------------------------------------------------------------------------------
+# cancellation -------------------------------------------------------------------------------------
 
 
 async def test_a_cancelled_request_interrupts_its_code_and_keeps_the_session(
@@ -183,7 +183,7 @@ async def test_a_request_that_is_cancelled_while_its_sandbox_starts_never_runs(
         assert await server.evaluate("import os; os.path.exists('ran')", session="early") is False
 
 
-# side by side ----------------------------------------------------------------------------------------------------
+# side by side -------------------------------------------------------------------------------------
 
 
 async def test_two_sessions_run_at_once(server: ServerConnection) -> None:
@@ -222,7 +222,7 @@ async def test_nothing_of_one_session_is_seen_in_another(server: ServerConnectio
             tasks.start_soon(check, name)
 
 
-# odd messages ----------------------------------------------------------------------------------------------------
+# odd messages -------------------------------------------------------------------------------------
 
 
 def test_half_a_character_in_a_request_stays_visible() -> None:

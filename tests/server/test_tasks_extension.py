@@ -151,7 +151,7 @@ async def taking(world: World, **options: Any) -> AsyncIterator[Taker]:
         yield Taker(connection)
 
 
-# calls ----------------------------------------------------------------------------------------------------------
+# calls --------------------------------------------------------------------------------------------
 
 
 async def test_a_call_that_is_over_soon_is_answered_with_its_result(world: World) -> None:
@@ -255,7 +255,7 @@ async def test_a_task_can_be_attached_to_and_tells_all_that_was_printed(
         assert (await client.get(task)).answer.stdout == "early\nlate\n"
 
 
-# people ---------------------------------------------------------------------------------------------------------
+# people -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("form", "value", "done"), [(ALLOW, 0, ["add a"]), (DENY, "refused", [])])
@@ -365,7 +365,7 @@ async def test_a_plan_is_the_result_of_its_task(world: World) -> None:
     assert world.done == ["put a"]
 
 
-# wrong requests -------------------------------------------------------------------------------------------------
+# wrong requests -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -16,9 +16,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 EVENT_VERSION = 1
+
+Effect = Literal["read", "idempotent", "write"]  # of a call, as its handler declares it
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,18 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
 from ..journal.call_scope import CallScope, enter_call_scope
-from ..journal.events import ApprovedCall, QuestionAnswered
+from ..journal.events import ApprovedCall, Effect, QuestionAnswered
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.wire import ABANDON_TARGET, Call, Reply
 from .call_journal import CallJournal, LedgerEntry
 from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND, NO_DETAILS
 from .plan import PLANNED_KIND, Plan, PlannedCall
 
-Effect = Literal["read", "idempotent", "write"]
 PLANNED_RESULT_PREFIX = PLANNED_RESULT_TEXT.partition("{")[0]  # of a planned result in arguments
 
 logger = logging.getLogger(__name__)

@@ -53,7 +53,8 @@ class TestNames:
         async with catalogue(tmp_path, **entries) as catalog:
             assert catalog.package_names() == ["my_server", "my_server_2", "search_", "class_"]
             assert catalog.problems == (
-                "the server 'my.server' is renamed to 'my_server_2', because others have the same name",
+                "the server 'my.server' is renamed to 'my_server_2', "
+                "because others have the same name",
             )
             assert await catalog.handle_call("catalog.servers", {}) == catalog.package_names()
 
@@ -148,7 +149,8 @@ class TestCalls:
                 "tools.lively.echo",
                 {"txt": "a"},
                 "invalid_arguments",
-                "lively.echo has no parameter 'txt'. Did you mean 'text'? Parameters: text*, times (* = required).",
+                "lively.echo has no parameter 'txt'. Did you mean 'text'? "
+                "Parameters: text*, times (* = required).",
             ),
             ("tools.lively.echo", {"times": 1}, "invalid_arguments", "lively.echo needs 'text'."),
             ("tools.lively.pid", {"x": 1}, "invalid_arguments", "It takes no parameters."),

@@ -1,4 +1,4 @@
-"""What results look like, learned from results, and no more than that."""
+"""The shapes of results, inferred from the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python names for things that may be called anything."""
+"""Python names for arbitrary names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that other people wrote: every tool of theirs, as sandboxed code gets to see and use it."""
+"""Third-party servers: each of their tools, as sandboxed code sees and uses it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"
 
 
 class Guest:
-    """The guest's two functions over a catalogue in the same process, as a kernel gives them over the wire."""
+    """The host functions of the library, over a catalogue in the same process."""
 
     def __init__(self, catalog: Catalog, portal: BlockingPortal) -> None:
         self._catalog = catalog
@@ -59,7 +59,7 @@ Code = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 @asynccontextmanager
 async def sandboxed(folder: Path, *names: str) -> AsyncIterator[tuple[Code, dict[str, Upstream]]]:
-    """Yield a function that runs code in a thread where `tools` is importable, and the upstreams behind it."""
+    """Yield a function that runs code in a thread where `tools` is importable, and its upstreams."""
     settings = {
         name: real_server(name, folder) if name in REAL_SERVERS else own_server(name)
         for name in names

@@ -1,4 +1,4 @@
-"""Generated modules: right for tools as they should be, safe for tools as nobody should make them."""
+"""Generated modules are correct for valid tools and safe for hostile ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of shims, which may be anything but well kept."""
+"""The folder of shims, even if it is damaged or read-only."""
 
 from __future__ import annotations
 

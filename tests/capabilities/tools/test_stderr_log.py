@@ -1,4 +1,4 @@
-"""The log of an upstream: whole, bounded, and without credentials."""
+"""The log of an upstream: complete, bounded, and without credentials."""
 
 from __future__ import annotations
 

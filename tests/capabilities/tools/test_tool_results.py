@@ -1,4 +1,4 @@
-"""What upstreams answer, as plain data and without what they were told in confidence."""
+"""Tool results as JSON data, with credentials replaced."""
 
 from __future__ import annotations
 

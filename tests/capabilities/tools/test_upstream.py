@@ -1,4 +1,4 @@
-"""Connections to upstreams that are well, that are not, and that stop being so."""
+"""Connections to upstreams that work, that do not, and that fail later."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ class TestSecrets:
 
 
 class WebServer:
-    """The server `lively` over HTTP in this process, on a port that stays the same when it is started again."""
+    """The server `lively` over HTTP in this process; a restart keeps its port."""
 
     def __init__(self) -> None:
         with socket.socket() as probe:

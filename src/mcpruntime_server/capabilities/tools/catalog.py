@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import anyio
 from mcp import types
 
 from ...errors import CallFailed
-from ...journal.events import canonical_json
+from ...journal.events import Effect, canonical_json
 from ...protocol.library_names import TOOLS_NAMES
 from ...protocol.suggestions import did_you_mean
 from ..call_arguments import get_argument
@@ -35,8 +35,6 @@ from .upstream import RepeatableEvent, Upstream
 START_TIMEOUT_S = 20.0  # for an upstream to start for a search or a listing; else it is left out
 MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
-
-Effect = Literal["read", "idempotent", "write"]
 
 
 class ListedTool(TypedDict):
