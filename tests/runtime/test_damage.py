@@ -1,4 +1,4 @@
-"""Journals that are damaged in the middle, sandboxes that stop talking, runs of other people: what remains usable."""
+"""Damaged journals, silent sandboxes and runs of other principals cost no more than they must."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ NOTE_OF_REBUILD = (
 )
 
 
-async def test_a_damaged_file_is_named_and_all_else_is_there(tmp_path: Path) -> None:
+async def test_a_damaged_file_is_reported_and_the_rest_is_restored(tmp_path: Path) -> None:
     await make_line(tmp_path)
     spoil(tmp_path, sha256(b"three").hexdigest())
     async with running(tmp_path) as (runtime, _):
@@ -107,7 +107,7 @@ async def test_a_damaged_file_is_named_and_all_else_is_there(tmp_path: Path) -> 
         assert "not restored" not in notes
 
 
-async def test_a_damaged_list_of_files_is_named_and_the_session_goes_on(tmp_path: Path) -> None:
+async def test_a_damaged_file_list_is_reported_and_the_session_continues(tmp_path: Path) -> None:
     await make_line(tmp_path)
     damage_event(tmp_path, "files_changed", 3)
     async with running(tmp_path) as (runtime, _):
@@ -120,7 +120,7 @@ async def test_a_damaged_list_of_files_is_named_and_the_session_goes_on(tmp_path
         assert (await told(session, "x, open('f').read()"))[0] == '[[1, 20000], "one"]'
 
 
-async def test_a_run_under_way_whose_code_is_damaged_is_given_up(tmp_path: Path) -> None:
+async def test_an_unfinished_run_with_damaged_code_is_not_resumed(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, journal):
         session = await runtime.open_session("s", "me")
         await told(session, "x = 1")
@@ -145,7 +145,7 @@ async def test_a_run_under_way_whose_code_is_damaged_is_given_up(tmp_path: Path)
         assert (await journal.load_run(str(tip))).status == "crashed"
 
 
-async def test_a_sandbox_that_keeps_its_files_to_itself_is_replaced(
+async def test_a_sandbox_that_does_not_send_its_files_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "FILES_TIMEOUT_S", 0.5)
@@ -164,7 +164,7 @@ async def test_a_sandbox_that_keeps_its_files_to_itself_is_replaced(
         ] == "[2, 30000000]"
 
 
-async def test_runs_of_other_people_are_not_there(tmp_path: Path) -> None:
+async def test_runs_of_other_principals_are_not_found(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, _):
         mine = await runtime.open_session("mine", "me")
         run = await finish(mine, "secret = 1")

@@ -1,4 +1,4 @@
-"""Sessions on real sandboxes and a real journal: what a client is told of a run is what the journal says of it."""
+"""Sessions on real sandboxes and a real journal: reports match the journal."""
 
 from __future__ import annotations
 
@@ -116,9 +116,7 @@ async def journaled(journal: Journal, run: Run) -> list[events.Event]:
         "print('x' * 2_000_000)",
     ],
 )
-async def test_a_report_says_what_the_journal_says(
-    runtime: tuple[Runtime, Journal], code: str
-) -> None:
+async def test_a_report_matches_the_journal(runtime: tuple[Runtime, Journal], code: str) -> None:
     session = await runtime[0].open_session("report", "me")
     run = await finish(session, code)
     report, found = run.report, await journaled(runtime[1], run)
@@ -172,7 +170,7 @@ async def test_files_are_journaled_with_their_content_and_restored(tmp_path: Pat
         assert run.report.value["text"] == '[["d"], "one!"]'
 
 
-async def test_a_call_that_is_under_way_when_its_run_ends_stays_started(
+async def test_a_call_that_is_unfinished_when_its_run_ends_stays_started(
     runtime: tuple[Runtime, Journal],
 ) -> None:
     session = await runtime[0].open_session("report", "me")
@@ -184,7 +182,7 @@ async def test_a_call_that_is_under_way_when_its_run_ends_stays_started(
     assert events.CallFinished not in kinds
 
 
-async def test_calls_of_an_unlisted_route_are_journaled_and_stay_off_the_ledger(
+async def test_calls_of_an_unlisted_route_are_journaled_but_not_in_the_ledger(
     runtime: tuple[Runtime, Journal],
 ) -> None:
     session = await runtime[0].open_session("report", "me")
@@ -193,7 +191,7 @@ async def test_calls_of_an_unlisted_route_are_journaled_and_stay_off_the_ledger(
     assert any(isinstance(event, events.CallStarted) for event in await journaled(runtime[1], run))
 
 
-async def test_another_principals_session_is_as_if_it_were_not_there(
+async def test_a_session_of_another_principal_is_not_found(
     runtime: tuple[Runtime, Journal],
 ) -> None:
     mine = await runtime[0].open_session("report", "me")
@@ -206,7 +204,7 @@ async def test_another_principals_session_is_as_if_it_were_not_there(
 
 
 @pytest.mark.parametrize("name", ["", " x", "a/b", "x" * 65, "é", "a\n"])
-async def test_a_name_that_is_none_is_refused(runtime: tuple[Runtime, Journal], name: str) -> None:
+async def test_an_invalid_name_is_refused(runtime: tuple[Runtime, Journal], name: str) -> None:
     with pytest.raises(InvalidRequest):
         await runtime[0].open_session(name, "me")
 
@@ -219,7 +217,9 @@ async def test_a_session_that_another_server_holds_is_unavailable(tmp_path: Path
             await other.open_session("report", "me")
 
 
-async def test_a_closed_session_is_opened_anew_only_when_its_files_are_safe(tmp_path: Path) -> None:
+async def test_a_closed_session_is_opened_again_only_when_its_files_are_saved(
+    tmp_path: Path,
+) -> None:
     read = "import os\nos.path.getsize('f') if os.path.exists('f') else 0"
     async with running(tmp_path, max_sessions=1) as (runtime, _):
         for turn in range(3):
@@ -231,7 +231,7 @@ async def test_a_closed_session_is_opened_anew_only_when_its_files_are_safe(tmp_
                 await finish(session, f"open('f', 'wb').write(bytes({turn + 1}))")
 
 
-async def test_runs_under_way_at_the_end_are_journaled_as_cancelled(tmp_path: Path) -> None:
+async def test_unfinished_runs_are_journaled_as_cancelled_at_shutdown(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, journal):
         session = await runtime.open_session("report", "me")
         run = session.start_run("import time; time.sleep(99)", 99)
@@ -257,5 +257,5 @@ async def test_runs_under_way_at_the_end_are_journaled_as_cancelled(tmp_path: Pa
         ("```python\n```", ""),
     ],
 )
-def test_fences_and_indentation_are_taken_off(code: str, inner: str) -> None:
+def test_fences_and_indentation_are_removed(code: str, inner: str) -> None:
     assert strip_fences(code) == inner

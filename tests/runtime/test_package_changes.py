@@ -1,4 +1,4 @@
-"""Each session imports a changed package again once, and all of them after its state was restored."""
+"""Each session imports a changed package again once, and all of them in a restored state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs and lines are compared: what is told is what differs, and it is bounded whatever was recorded."""
+"""Runs and lineages are compared: every difference is reported, within bounds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def row(session: Session, journal: Journal, code: str) -> RunRow:
     return await journal.load_run(run.id)
 
 
-async def test_a_run_equals_itself_and_its_repetition(runtime: tuple[Runtime, Journal]) -> None:
+async def test_a_run_equals_itself_and_its_rerun(runtime: tuple[Runtime, Journal]) -> None:
     session = await runtime[0].open_session("report", "me")
     code = f"{CALL}import random\nprint(random.random())\nopen('f', 'w').write('x')\nhost.call('t.echo', {{}})"
     first = await row(session, runtime[1], code)
@@ -64,7 +64,9 @@ async def test_a_run_equals_itself_and_its_repetition(runtime: tuple[Runtime, Jo
     }
 
 
-async def test_all_that_differs_between_two_runs_is_told(runtime: tuple[Runtime, Journal]) -> None:
+async def test_every_difference_between_two_runs_is_reported(
+    runtime: tuple[Runtime, Journal],
+) -> None:
     session = await runtime[0].open_session("report", "me")
     await row(
         session,
@@ -108,7 +110,9 @@ async def test_all_that_differs_between_two_runs_is_told(runtime: tuple[Runtime,
     assert json.loads(json.dumps(diff_to_json(found)))["files"][0]["a"]["size"] == 4
 
 
-async def test_lines_are_compared_from_where_they_part(runtime: tuple[Runtime, Journal]) -> None:
+async def test_lineages_are_compared_from_where_they_diverge(
+    runtime: tuple[Runtime, Journal],
+) -> None:
     journal = runtime[1]
     session = await runtime[0].open_session("report", "me")
     shared = await row(session, journal, "x = 1")
@@ -134,7 +138,7 @@ async def test_lines_are_compared_from_where_they_part(runtime: tuple[Runtime, J
     assert (await diff_lineages(journal, None, shared.id)).only_b == (shared,)
 
 
-def test_calls_that_ended_otherwise_are_told_and_their_order_is_not() -> None:
+def test_calls_with_another_outcome_are_reported_and_their_order_is_not() -> None:
     def call(number: int, target: str, **end: object) -> RecordedCall:
         return replace(RecordedCall(number, target, "{}", 0, "read", number, number + 9), **end)  # type: ignore[arg-type]
 
@@ -159,7 +163,7 @@ def test_calls_that_ended_otherwise_are_told_and_their_order_is_not() -> None:
     ]
 
 
-async def test_damaged_contents_are_named_and_the_rest_is_compared(tmp_path: Path) -> None:
+async def test_damaged_content_is_reported_and_the_rest_is_compared(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, journal):
         session = await runtime.open_session("report", "me")
         one = await row(
@@ -196,7 +200,7 @@ async def test_damaged_contents_are_named_and_the_rest_is_compared(tmp_path: Pat
         ("a\n" * 1_000_000, "b\n" * 1_000_000),
     ],
 )
-def test_the_difference_of_hostile_texts_is_short_and_soon_found(a: str, b: str) -> None:
+def test_the_difference_of_hostile_texts_is_short_and_found_quickly(a: str, b: str) -> None:
     began = process_time()
     found = unified_diff(a, b)
     assert 0 < len(found) < 400_000
@@ -223,19 +227,17 @@ def test_a_difference_at_the_end_of_long_texts_is_shown_alone() -> None:
         ("a\\ No newline at end", "a"),
     ],
 )
-def test_texts_that_differ_in_line_ends_only_are_not_the_same(a: str, b: str) -> None:
+def test_texts_that_differ_only_in_line_ends_are_different(a: str, b: str) -> None:
     assert unified_diff(a, b)
 
 
 @given(st.text("ab\n"), st.text("ab\n"))
-def test_only_the_same_texts_have_no_difference(a: str, b: str) -> None:
+def test_only_equal_texts_have_no_difference(a: str, b: str) -> None:
     assert (unified_diff(a, b) == "") == (a == b)
 
 
 @given(st.lists(st.integers(0, 9), unique=True), st.lists(st.integers(0, 9), unique=True))
-def test_merging_keeps_every_item_once_and_the_order_of_the_first(
-    a: list[int], b: list[int]
-) -> None:
+def test_a_merge_has_every_item_once_in_the_order_of_the_first(a: list[int], b: list[int]) -> None:
     found = merge_ordered(a, b)
     assert sorted(found) == sorted({*a, *b})
     assert [item for item in found if item in a] == a

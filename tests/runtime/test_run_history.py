@@ -1,4 +1,4 @@
-"""The past is read back as it was told: reports, lines and trees of real runs; what is damaged is named."""
+"""Reports, lineages and trees are read from the journal as they were; damage is reported."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def comparable(report: RunReport) -> RunReport:
 
 
 @pytest.mark.parametrize("code", CASES)
-async def test_a_report_that_is_read_back_equals_the_one_that_was_told(
+async def test_a_report_from_the_journal_equals_the_delivered_one(
     runtime: tuple[Runtime, Journal], code: str
 ) -> None:
     session = await runtime[0].open_session("report", "me")
@@ -78,7 +78,7 @@ async def test_a_report_that_is_read_back_equals_the_one_that_was_told(
     assert (past.code, past.damage) == (code, ())
 
 
-async def test_files_that_go_are_read_back(runtime: tuple[Runtime, Journal]) -> None:
+async def test_removed_files_are_read_from_the_journal(runtime: tuple[Runtime, Journal]) -> None:
     session = await runtime[0].open_session("report", "me")
     await finished(session, "open('a', 'w').close()\nopen('b', 'w').close()")
     run = await finished(session, "import os\nos.remove('a')\nopen('b', 'w').write('b')")
@@ -90,7 +90,7 @@ async def test_files_that_go_are_read_back(runtime: tuple[Runtime, Journal]) -> 
     ("code", "timeout_s"),
     [(f"{CALL}host.call('t.hang', {{}})", 0.5), ("import time\nprint(1)\ntime.sleep(99)", 0.5)],
 )
-async def test_a_run_that_was_stopped_is_read_back(
+async def test_a_stopped_run_is_read_from_the_journal(
     runtime: tuple[Runtime, Journal], code: str, timeout_s: float
 ) -> None:
     run = await finished(await runtime[0].open_session("report", "me"), code, timeout_s)
@@ -99,7 +99,7 @@ async def test_a_run_that_was_stopped_is_read_back(
     assert found.status == "timeout"
 
 
-async def test_a_run_under_way_is_told_so_far(runtime: tuple[Runtime, Journal]) -> None:
+async def test_an_unfinished_run_is_reported_so_far(runtime: tuple[Runtime, Journal]) -> None:
     session = await runtime[0].open_session("report", "me")
     run = session.start_run(
         f"{CALL}print('so far', flush=True)\nhost.call('t.hang', {{'n': 1}})", 30
@@ -117,7 +117,7 @@ async def test_a_run_under_way_is_told_so_far(runtime: tuple[Runtime, Journal]) 
     await run.finished.wait()
 
 
-async def test_a_line_is_read_back_across_sessions_without_what_was_left(
+async def test_a_lineage_spans_sessions_and_omits_abandoned_runs(
     runtime: tuple[Runtime, Journal],
 ) -> None:
     session = await runtime[0].open_session("report", "me")
@@ -131,7 +131,7 @@ async def test_a_line_is_read_back_across_sessions_without_what_was_left(
     assert await run_history.load_lineage(runtime[1], None) == []
 
 
-async def test_a_tree_has_the_line_what_was_left_and_the_forks(
+async def test_a_tree_has_the_lineage_abandoned_runs_and_forks(
     runtime: tuple[Runtime, Journal],
 ) -> None:
     session = await runtime[0].open_session("report", "me")
@@ -174,7 +174,7 @@ async def test_a_tree_has_the_line_what_was_left_and_the_forks(
     assert (theirs.lineage, [each.code for each in theirs.runs]) == ((), ["x = 1", "y = 2"])
 
 
-async def test_a_damaged_blob_or_event_is_named_and_the_rest_is_told(tmp_path: Path) -> None:
+async def test_a_damaged_blob_or_event_is_reported_with_the_rest(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, journal):
         session = await runtime.open_session("report", "me")
         run = await finished(
@@ -207,7 +207,9 @@ async def test_a_damaged_blob_or_event_is_named_and_the_rest_is_told(tmp_path: P
         assert len(tree.damage) == 1
 
 
-async def test_what_is_not_there_is_said_with_what_is(runtime: tuple[Runtime, Journal]) -> None:
+async def test_an_error_for_a_missing_name_lists_known_ones(
+    runtime: tuple[Runtime, Journal],
+) -> None:
     journal = runtime[1]
     with pytest.raises(NotFound, match="no sessions here yet"):
         await run_history.find_session(journal, "report")
@@ -237,7 +239,7 @@ async def test_what_is_not_there_is_said_with_what_is(runtime: tuple[Runtime, Jo
         await run_history.load_report(journal, "r_none")
 
 
-async def test_a_name_of_two_principals_is_no_name_for_both(
+async def test_a_name_that_two_principals_use_is_ambiguous(
     runtime: tuple[Runtime, Journal],
 ) -> None:
     ids = [(await runtime[0].open_session("report", principal)).id for principal in ("me", "you")]

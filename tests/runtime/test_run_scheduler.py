@@ -1,4 +1,4 @@
-"""Runs take turns: never more at once than may be, never a free place while somebody could have it, and fairly."""
+"""Runs execute within limits, in a fair order, and no slot stays free while a run could use it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def settle() -> None:
         await checkpoint()
 
 
-async def test_turns_are_given_in_a_circle_of_principals_and_in_order_within_one() -> None:
+async def test_principals_are_served_in_rotation_and_their_runs_in_order() -> None:
     turns = RunScheduler(1, 1)
     first = turns.create_slot("x")
     await first.acquire()
@@ -49,7 +49,7 @@ async def test_turns_are_given_in_a_circle_of_principals_and_in_order_within_one
     assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
-async def test_a_principal_at_its_limit_is_passed_over() -> None:
+async def test_a_principal_at_its_limit_is_skipped() -> None:
     turns = RunScheduler(3, 2)
     mine = [turns.create_slot("a") for _ in range(3)]
     other = turns.create_slot("b")
@@ -67,7 +67,7 @@ async def test_a_principal_at_its_limit_is_passed_over() -> None:
     assert not mine[2].is_waiting
 
 
-async def test_who_gives_up_in_the_moment_of_its_turn_passes_it_on() -> None:
+async def test_a_slot_that_is_given_up_when_it_is_granted_goes_to_the_next_run() -> None:
     turns = RunScheduler(1, 1)
     first, second, third = (turns.create_slot("a") for _ in range(3))
     await first.acquire()
@@ -91,7 +91,7 @@ async def test_who_gives_up_in_the_moment_of_its_turn_passes_it_on() -> None:
 @pytest.mark.parametrize("limits", [(1, 1), (2, 1), (3, 2), (4, 4)])
 @given(steps=steps)
 @settings(max_examples=60, deadline=None)
-def test_the_limits_hold_and_no_place_is_left_free(
+def test_limits_hold_and_no_slot_stays_free_while_a_run_waits(
     limits: tuple[int, int], steps: list[tuple[str, str, int]]
 ) -> None:
     anyio.run(play, limits, steps)

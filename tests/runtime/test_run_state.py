@@ -1,4 +1,4 @@
-"""The states of a run are a table: every legal event leads somewhere, every other one is refused."""
+"""The states of a run are a table: legal events lead somewhere, others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random histories of sessions, on real sandboxes and a real journal, against a plain model of what their state is."""
+"""Random histories of sessions, on real sandboxes and a real journal, match a simple model."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ QUIET = list(HealthCheck)  # examples are slow, and there is nothing to be done 
     print_blob=True,
 )
 @given(histories)
-def test_local_sessions_are_what_a_plain_model_says(history: list[Action]) -> None:
+def test_local_sessions_behave_like_a_simple_model(history: list[Action]) -> None:
     play("local", history)
 
 
@@ -103,5 +103,5 @@ def test_local_sessions_are_what_a_plain_model_says(history: list[Action]) -> No
     phases=[Phase.generate],
 )
 @given(histories)
-def test_contained_sessions_are_what_a_plain_model_says(history: list[Action]) -> None:
+def test_contained_sessions_behave_like_a_simple_model(history: list[Action]) -> None:
     play("docker", history)

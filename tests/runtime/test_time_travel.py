@@ -1,4 +1,4 @@
-"""Sessions move in time: deaths are undone, steps are returned to, forked, and executed again from the journal."""
+"""Sessions are rewound, forked, rebuilt and rerun; steps that die are undone."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_step_that_dies_is_undone_with_its_files(runtime: Runtime, death
     assert session.step == 2 + (run.report.status == "error")
 
 
-async def test_a_rewound_session_goes_on_from_there_and_can_return(runtime: Runtime) -> None:
+async def test_a_rewound_session_continues_from_there_and_can_return(runtime: Runtime) -> None:
     session = await runtime.open_session("s", "me")
     runs = [await finish(session, f"x = {n}\nopen('f', 'w').write(str(x))") for n in range(4)]
     await time_travel.rewind_session(runtime, session, 2, None, cancel=False)
@@ -75,7 +75,7 @@ async def test_a_rewound_session_goes_on_from_there_and_can_return(runtime: Runt
     assert await value(session, "'x' in globals(), __import__('os').listdir()") == "[false, []]"
 
 
-async def test_a_fork_and_its_origin_go_on_apart(runtime: Runtime) -> None:
+async def test_a_fork_and_its_origin_continue_independently(runtime: Runtime) -> None:
     session = await runtime.open_session("s", "me")
     await finish_parked(session, "x = [1]\nopen('f', 'w').write('one')")
     await finish_parked(session, "x.append(2)\nopen('f', 'w').write('two')")
@@ -91,7 +91,7 @@ async def test_a_fork_and_its_origin_go_on_apart(runtime: Runtime) -> None:
     assert forked.environment is session.environment
 
 
-async def test_a_fork_can_return_to_what_it_began_with(runtime: Runtime) -> None:
+async def test_a_fork_can_return_to_its_first_state(runtime: Runtime) -> None:
     session = await runtime.open_session("s", "me")
     runs = [await finish(session, f"x = {n}") for n in range(3)]
     forked = await time_travel.fork_session(
@@ -106,7 +106,9 @@ async def test_a_fork_can_return_to_what_it_began_with(runtime: Runtime) -> None
     assert {run.id for run in runs} | {left.id} <= {each.row.id for each in tree.runs}
 
 
-async def test_branches_that_run_at_once_do_so_in_sandboxes_of_their_own(runtime: Runtime) -> None:
+async def test_branches_that_run_at_the_same_time_have_their_own_sandboxes(
+    runtime: Runtime,
+) -> None:
     session = await runtime.open_session("s", "me")
     await finish(session, "x = 1")
     forked = await time_travel.fork_session(
@@ -140,7 +142,7 @@ async def test_a_session_is_rebuilt_after_a_restart_and_touches_nothing_outside(
     assert len(calls) == made
 
 
-async def test_a_rerun_gives_what_was_recorded(runtime: Runtime) -> None:
+async def test_a_rerun_repeats_the_recording(runtime: Runtime) -> None:
     session = await runtime.open_session("s", "me")
     await finish(session, f"{ECHO}x = {FICKLE}")
     await finish(
@@ -153,7 +155,7 @@ async def test_a_rerun_gives_what_was_recorded(runtime: Runtime) -> None:
     assert made.differences == {line[1].id: []}
 
 
-async def test_a_rerun_with_other_code_tells_where_it_diverges(runtime: Runtime) -> None:
+async def test_a_rerun_with_other_code_reports_where_it_diverges(runtime: Runtime) -> None:
     session = await runtime.open_session("s", "me")
     await finish(session, f"{CALL}a = host.call('t.echo', {{'n': 1}})")
     line = await runtime.journal.load_lineage(session.tip)
@@ -186,7 +188,7 @@ async def test_bad_targets_are_refused(runtime: Runtime) -> None:
     assert await value(session, "x") == "1"
 
 
-async def test_an_interrupted_step_is_left_out_of_a_rebuild_and_this_is_said(
+async def test_a_rebuild_omits_interrupted_steps_and_says_so(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path) as (runtime, _):
@@ -231,7 +233,7 @@ async def test_a_rerun_that_removes_another_file_differs(runtime: Runtime) -> No
     assert other.differences == {line[1].id: ["files"]}
 
 
-async def test_calls_with_odd_arguments_are_answered_in_a_rerun(runtime: Runtime) -> None:
+async def test_calls_with_unusual_arguments_are_answered_in_a_rerun(runtime: Runtime) -> None:
     session = await runtime.open_session("s", "me")
     call = "try: print(host.call(target, {'server': [{}]}))\n    except HostError as e: print(e)"
     await finish(session, f"{CALL}for target in ('catalog.shim', 't.echo', 'x'):\n    {call}")
@@ -240,7 +242,7 @@ async def test_calls_with_odd_arguments_are_answered_in_a_rerun(runtime: Runtime
     assert made.differences == {line[0].id: []}
 
 
-async def test_a_run_that_the_servers_end_cancels_is_undone(tmp_path: Path) -> None:
+async def test_a_run_that_is_cancelled_at_shutdown_is_undone(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, _):
         session = await runtime.open_session("s", "me")
         await finish(session, "x = [1]\nopen('f', 'w').write('before')")
@@ -263,10 +265,10 @@ async def test_a_run_that_the_servers_end_cancels_is_undone(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
-async def test_variables_outlive_one_sandbox_that_dies_when_they_are_brought_back(
+async def test_variables_survive_one_sandbox_that_dies_while_they_are_restored(
     tmp_path: Path, deaths: int
 ) -> None:
-    """The code kills its own sandbox so many times when it is executed again; a file outside counts."""
+    """Code that kills its sandbox so many times when it is executed again; a file counts."""
     count = tmp_path / "count"
     count.write_text("-1")
     kill = (

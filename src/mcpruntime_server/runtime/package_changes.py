@@ -26,7 +26,7 @@ class StalePackages:
 
     def __init__(self, changes: PackageChanges) -> None:
         self._changes = changes
-        self._seen = 0  # the number of the last change that the interpreter was told of
+        self._seen = 0  # the number of the last change that the interpreter knows
 
     def take(self) -> list[str]:
         """Return the stale packages, sorted; the caller has them imported again."""

@@ -10,7 +10,7 @@ after the end of its recording.
 Rule 2: a resumed run never repeats a call whose outcome the journal does not have, unless the call
 is harmless or somebody says so. It changes nothing before it has repeated the recorded writes.
 Rule 3: a call that the recording does not have is a divergence. The code gets it as an error, and
-it is kept for whoever compares the runs.
+it is kept for the comparison of the runs.
 """
 
 from __future__ import annotations

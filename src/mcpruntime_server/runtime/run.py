@@ -250,6 +250,8 @@ class Run:
 
     def _halt(self, reason: McpRuntimeError) -> None:
         """Stop it because the host cannot let it continue."""
+        if self.lifecycle.is_final:
+            return
         self.control.stop_request.failure = reason
         self.lifecycle.apply(RunEvent.STOP_REQUESTED)
         self.control.stop_code()
@@ -315,5 +317,6 @@ class Run:
 
     async def resume(self) -> None:
         """Start its clock again, as soon as it has a slot."""
-        if await self.control.resume(lambda: self.questions.is_paused):
+        has_resumed = await self.control.resume(lambda: self.questions.is_paused)
+        if has_resumed and not self.lifecycle.is_final:
             self.lifecycle.apply(RunEvent.RESUMED)

@@ -1,7 +1,7 @@
 """Sandboxes that are ready for use, and those that sessions have acquired.
 
-Each sandbox lives in a task of its own, which opens and closes it; whoever acquires it only holds a
-`SandboxSlot`. The pool is refilled in the background.
+Each sandbox lives in a task of its own, which opens and closes it; a session that acquires it only
+holds a `SandboxSlot`. The pool is refilled in the background.
 """
 
 from __future__ import annotations

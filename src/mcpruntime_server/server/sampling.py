@@ -62,7 +62,7 @@ def build_sampling_request(question: PendingQuestion, max_tokens: int) -> Create
 
 
 def receive_responses(run: Run, responses: Mapping[str, Any]) -> bool:
-    """Give a model's answers to the run, by the ids of its questions; return whether there are any."""
+    """Give a model's answers to the run, by question; return whether there are any."""
     known = {question.id for question in pending_model_questions(run)}
     answers = {
         name: text

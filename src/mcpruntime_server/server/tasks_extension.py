@@ -4,8 +4,8 @@ Rule 1: a task is a run, and has the run's id. The journal has the run, so that 
 restart of the server.
 Rule 2: a call becomes a task if it starts code, does not say itself how to wait (`wait_s`,
 `background`), and its run is not finished soon. Other requests about runs are answered as usual.
-Rule 3: a task shows the forms for a person itself (`input_required`). If the model has to answer, or
-the client cannot show forms, the task ends with a result that says so. The run continues when it
+Rule 3: a task shows the forms for a person (`input_required`). If the model has to answer, or the
+client cannot show forms, the task ends with a result that says so. The run continues when it
 gets its answer.
 """
 
