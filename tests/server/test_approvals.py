@@ -119,7 +119,7 @@ async def test_a_person_is_asked_in_the_client_and_sees_what_is_called(
 
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize("word", ["deny", "decline"])
-async def test_what_a_person_refuses_is_not_done_and_the_code_is_told(
+async def test_a_refused_call_is_not_made_and_the_code_gets_an_error(
     world: World, era: str, word: str
 ) -> None:
     code = f"{IMPORT}try: add(item='a')\nexcept tools.ToolDeniedError as e: r = [e.kind, e.tool, str(e)]\nr"
@@ -575,7 +575,7 @@ async def test_a_plan_is_committed_by_another_server_and_expires(tmp_path: Path)
     assert world.done == ["put a"]
 
 
-async def test_a_commit_that_a_server_dies_in_goes_on_without_repeating_anything(
+async def test_a_commit_continues_after_a_server_crash_without_repeating_calls(
     world: World,
 ) -> None:
     world.settings.write_text(
@@ -600,7 +600,7 @@ async def test_a_commit_that_a_server_dies_in_goes_on_without_repeating_anything
     assert world.done == [f"add {i}" for i in range(6)]
 
 
-async def test_code_cannot_ask_until_somebody_gives_in(world: World) -> None:
+async def test_code_cannot_ask_without_limit(world: World) -> None:
     code = (
         f"{IMPORT}n = 0\nwhile n < 50:\n    try: add(item=str(n))\n"
         "    except tools.ToolDeniedError as e: n += 1; why = str(e)\nwhy"

@@ -158,7 +158,7 @@ async def test_attaching_blocks_until_there_is_something_new(world: World, era: 
         world.open("end")
 
 
-async def test_readers_at_once_are_told_nothing_twice_and_each_is_told_the_end(
+async def test_concurrent_readers_get_output_once_and_each_gets_the_end(
     world: World,
 ) -> None:
     heard: list[str] = []
@@ -182,7 +182,7 @@ async def test_readers_at_once_are_told_nothing_twice_and_each_is_told_the_end(
     assert len(lines) == len(set(lines))
 
 
-async def test_what_a_run_prints_is_told_once_and_in_order(world: World) -> None:
+async def test_output_of_a_run_is_delivered_once_and_in_order(world: World) -> None:
     code = (
         "import sys, time\nfor n in range(40):\n    print(n, flush=True)\n    print(-n, file=sys.stderr, flush=True)\n"
         "    time.sleep(0.05)"
@@ -375,7 +375,7 @@ async def test_tools_that_have_changed_are_new_after_a_run_that_was_undone(world
 
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize("how", ["timed out", "wait over"])
-async def test_a_foreground_run_that_nobody_waits_for_any_more_goes_on_here_and_in_the_next_server(
+async def test_an_abandoned_foreground_run_continues_here_and_in_the_next_server(
     world: World, era: str, how: str
 ) -> None:
     code = f"{IMPORT}x = add(item='a').result\n{world.marked('on')}{world.gate()}add(item='b')\nx"
@@ -447,7 +447,7 @@ async def test_readers_that_give_up_while_a_session_is_taken_over_leave_none_of_
 # servers that end, or die, and others on the same folder ------------------------------------------
 
 
-async def test_what_was_told_outlives_a_server_that_is_killed_at_once(world: World) -> None:
+async def test_delivered_output_survives_a_server_killed_at_once(world: World) -> None:
     async with world.server() as server:
         over = await server.call_run_code(
             {"code": "print('out')\n6 * 7", "session": "s", "background": True}, {}
@@ -519,7 +519,9 @@ async def test_a_reader_of_a_run_that_another_server_has_waits_for_its_end(world
         )  # it was not closed for a session of others
 
 
-async def test_a_run_goes_on_with_whoever_waits_for_it_when_its_server_dies(world: World) -> None:
+async def test_a_run_continues_on_the_server_that_waits_for_it_when_its_own_dies(
+    world: World,
+) -> None:
     answers: list[ToolAnswer] = []
 
     async def look(connection: ServerConnection, run: str) -> None:
@@ -540,7 +542,7 @@ async def test_a_run_goes_on_with_whoever_waits_for_it_when_its_server_dies(worl
     assert world.done == ["add a", "add b"]
 
 
-async def test_runs_for_which_there_is_no_room_go_on_one_after_the_other(world: World) -> None:
+async def test_runs_beyond_capacity_continue_one_after_the_other(world: World) -> None:
     runs = []
     async with world.server() as server:
         for n in range(3):

@@ -459,7 +459,7 @@ async def test_a_wrong_request_is_refused_with_what_would_be_right(
     assert "pydantic" not in text
 
 
-async def test_a_tool_that_is_none_is_refused_with_the_names_of_those_that_are(
+async def test_an_unknown_tool_is_refused_with_the_names_of_the_known_ones(
     server: ServerConnection,
 ) -> None:
     result = await server.client.call_tool("run_codes", {})

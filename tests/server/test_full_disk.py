@@ -46,7 +46,7 @@ async def test_no_write_is_called_that_cannot_be_journaled(world: World) -> None
         assert world.done == ["add known"]
 
 
-async def test_a_session_goes_on_once_there_is_room_and_loses_nothing(world: World) -> None:
+async def test_a_session_continues_once_there_is_space_and_loses_nothing(world: World) -> None:
     async with world.server() as server:
         await server.run(f"{IMPORT}\nx = 1", "s")
         with full_disk(server):

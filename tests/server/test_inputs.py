@@ -171,7 +171,7 @@ async def test_a_file_that_shrinks_while_it_is_read_is_an_error_in_the_code(
     )
 
 
-async def test_a_run_that_goes_on_after_the_death_of_its_server_has_its_inputs(
+async def test_a_run_that_continues_after_a_server_crash_has_its_inputs(
     tmp_path: Path,
 ) -> None:
     path = settings(tmp_path, mcpServers={"paced": upstream_entry("paced", str(tmp_path / "gate"))})

@@ -29,7 +29,7 @@ SEED = os.environ.get("KILL_SEED") or secrets.token_hex(4)
 AT_ONCE = 3  # data folders, each with a server of its own
 
 
-async def test_killed_servers_double_no_call_and_lose_nothing_that_they_told(
+async def test_killed_servers_repeat_no_call_and_lose_no_delivered_result(
     tmp_path: Path,
 ) -> None:
     print(f"KILL_SEED={SEED}")  # shown where it fails

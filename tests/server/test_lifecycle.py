@@ -116,9 +116,7 @@ async def two_servers(settings: Path) -> AsyncIterator[tuple[ServerConnection, S
 
 @pytest.mark.parametrize("code", ["1", ENDLESS], ids=["idle", "busy"])
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "stdin"])
-async def test_a_server_that_is_told_to_end_leaves_no_container(
-    settings: Path, how: str, code: str
-) -> None:
+async def test_a_stopped_server_leaves_no_container(settings: Path, how: str, code: str) -> None:
     async with raw_server(settings) as server:
         await server.run(code)
         await server.hear("running" if code == ENDLESS else '"id":2')
@@ -132,7 +130,7 @@ async def test_a_server_that_is_told_to_end_leaves_no_container(
     assert containers(settings) == []
 
 
-async def test_a_server_that_is_told_to_end_while_a_sandbox_starts_leaves_none(
+async def test_a_server_stopped_while_a_sandbox_starts_leaves_no_container(
     settings: Path,
 ) -> None:
     async with raw_server(settings) as server:
@@ -167,7 +165,7 @@ async def test_containers_of_a_killed_server_are_gone_after_the_next_start(setti
             assert (await successor.run("2")).value == 2
 
 
-async def test_a_session_whose_server_was_killed_in_a_run_goes_on_at_the_next_step(
+async def test_a_session_continues_at_the_next_step_after_its_server_was_killed(
     settings: Path,
 ) -> None:
     async with raw_server(settings) as server:

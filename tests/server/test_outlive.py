@@ -44,7 +44,7 @@ def gate(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_background_run_is_told_of_at_once_and_attaching_tells_what_is_new(
+async def test_a_background_run_returns_at_once_and_attaching_delivers_updates(
     world: World, tmp_path: Path, era: str
 ) -> None:
     code = f"print('first', flush=True)\n{gate(tmp_path)}print('second')\n42"
@@ -69,7 +69,7 @@ async def test_a_background_run_is_told_of_at_once_and_attaching_tells_what_is_n
         assert (again.status, again.value, again.stdout) == ("ok", 42, "first\nsecond\n")
 
 
-async def test_a_request_returns_after_its_wait_and_the_run_goes_on(
+async def test_a_request_returns_after_its_wait_and_the_run_continues(
     world: World, tmp_path: Path
 ) -> None:
     async with world.client() as connection:
@@ -83,7 +83,7 @@ async def test_a_request_returns_after_its_wait_and_the_run_goes_on(
         assert (await attach(connection.client, told.run)).value == "end"
 
 
-async def test_progress_goes_on_while_attached(world: World, tmp_path: Path) -> None:
+async def test_progress_continues_while_attached(world: World, tmp_path: Path) -> None:
     heard: list[str] = []
 
     async def listen(progress: float, total: float | None, message: str | None) -> None:
@@ -122,7 +122,7 @@ async def test_runs_of_a_session_queue_and_those_of_others_do_not(
         ]
 
 
-async def test_the_limits_on_runs_are_kept_and_told(world: World, tmp_path: Path) -> None:
+async def test_the_limits_on_runs_are_enforced_and_reported(world: World, tmp_path: Path) -> None:
     text = world.settings.read_text()
     world.settings.write_text(
         text.replace("[server]", "[server]\nmax_runs = 4\nmax_runs_per_principal = 2")
@@ -218,7 +218,7 @@ async def gone(server: KillableServer, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
-async def test_background_runs_go_on_in_the_next_server(
+async def test_background_runs_continue_in_the_next_server(
     world: World, tmp_path: Path, how: str
 ) -> None:
     world.settings.write_text(world.settings.read_text().replace('"counted.add" = "ask"\n', ""))
@@ -313,7 +313,7 @@ async def expect_end(server: KillableServer, arguments: dict[str, Any]) -> None:
         await server.call_run_code(arguments, {})
 
 
-async def test_results_are_told_by_another_server_to_the_same_principal(
+async def test_another_server_delivers_results_to_the_same_principal(
     world: World, tmp_path: Path
 ) -> None:
     async with world.client() as connection:

@@ -241,7 +241,7 @@ async def test_a_whole_session_executed_again_is_the_same(recorded: Recorded) ->
     assert recorded.notes.read_text() == "one\ntwo\none\n"
 
 
-async def test_what_was_recorded_is_told_as_it_was_then(recorded: Recorded) -> None:
+async def test_a_recorded_run_is_shown_as_it_was(recorded: Recorded) -> None:
     for name, told in recorded.told.items():
         shown = await recorded.server.replay("show", "s", step=STEPS[name])
         for field in COMPARED:
@@ -251,7 +251,7 @@ async def test_what_was_recorded_is_told_as_it_was_then(recorded: Recorded) -> N
         assert PROGRAMS[name] in shown.text
 
 
-async def test_a_fork_of_a_recorded_step_goes_on_with_its_variables_and_files(
+async def test_a_fork_of_a_recorded_step_has_its_variables_and_files(
     recorded: Recorded,
 ) -> None:
     step = STEPS["threads that ask for the same"]
@@ -266,7 +266,7 @@ async def test_a_fork_of_a_recorded_step_goes_on_with_its_variables_and_files(
 # something else -----------------------------------------------------------------------------------
 
 
-async def test_other_code_that_asks_for_something_else_is_told_where_it_diverges(
+async def test_changed_code_that_makes_another_call_is_reported_where_it_diverges(
     server: ServerConnection,
 ) -> None:
     await server.run("from tools.paced import nap\nnap('a', 0)\nx = nap('b', 0)", "other")
@@ -282,7 +282,7 @@ async def test_other_code_that_asks_for_something_else_is_told_where_it_diverges
     assert "calls" in again.note
 
 
-async def test_other_code_that_leaves_a_call_out_is_told_so(server: ServerConnection) -> None:
+async def test_changed_code_that_omits_a_call_is_reported(server: ServerConnection) -> None:
     await server.run("from tools.paced import nap\nnap('a', 0), nap('b', 0)", "less")
     again = await server.replay(
         "rerun", "less", step=1, code="from tools.paced import nap\nnap('b', 0)"

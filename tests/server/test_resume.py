@@ -128,7 +128,7 @@ DOUBTFUL = (
         ("before", "fail", "in_doubt"),
     ],
 )
-async def test_a_write_in_doubt_has_the_run_wait_until_somebody_says_what_became_of_it(
+async def test_a_write_in_doubt_makes_the_run_wait_for_a_decision(
     world: World, when: str, answer: Any, value: Any
 ) -> None:
     async with world.server() as server:
@@ -236,7 +236,7 @@ async def test_a_run_that_kills_its_server_each_time_is_given_up(world: World) -
     assert world.done == ["add once"]
 
 
-async def test_several_sessions_go_on_at_once_after_a_crash(world: World) -> None:
+async def test_several_sessions_continue_concurrently_after_a_crash(world: World) -> None:
     code = f"{IMPORT}\nadd(item=NAME)\ncount(item=NAME, hold='before')\nNAME"
     names = ["a", "b", "c"]
     world.hold()
@@ -274,7 +274,7 @@ def comparable(told: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if name != "note"}
 
 
-async def test_a_key_that_comes_again_while_its_run_goes_on_attaches(world: World) -> None:
+async def test_a_repeated_key_attaches_to_the_running_run(world: World) -> None:
     code = f"{IMPORT}\nadd(item='x')\nwhile not os.path.exists(GO): time.sleep(0.01)\n'went'"
     go = world.upstream.with_suffix(".go")
     code = f"GO = {str(go)!r}\n{code}"

@@ -109,7 +109,7 @@ async def test_five_hundred_runs_of_a_session_are_all_there(server: ServerConnec
 # progress -----------------------------------------------------------------------------------------
 
 
-async def test_output_is_heard_while_the_code_runs_and_numbers_increase(
+async def test_output_arrives_while_the_code_runs_with_increasing_progress(
     server: ServerConnection,
 ) -> None:
     progress = Progress()

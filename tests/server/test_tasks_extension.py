@@ -186,9 +186,7 @@ async def test_a_long_run_is_a_task_and_the_task_ends_with_its_result(
         assert await client.connection.evaluate("2") == 2
 
 
-async def test_the_end_of_a_task_is_told_with_its_notes_and_failures(
-    world: World, tmp_path: Path
-) -> None:
+async def test_the_end_of_a_task_has_its_notes_and_failures(world: World, tmp_path: Path) -> None:
     async with taking(world) as client:
         task = await client.begin("import time\ntime.sleep(60)", timeout_s=1.0)
         told = (await client.until(task, "completed")).answer
@@ -259,7 +257,7 @@ async def test_a_task_can_be_attached_to_and_tells_all_that_was_printed(
 
 
 @pytest.mark.parametrize(("form", "value", "done"), [(ALLOW, 0, ["add a"]), (DENY, "refused", [])])
-async def test_a_task_asks_a_person_and_goes_on_with_the_answer(
+async def test_a_task_asks_a_person_and_continues_with_the_answer(
     world: World, form: dict[str, Any], value: Any, done: list[str]
 ) -> None:
     code = f"{IMPORT}r = 'refused'\ntry: r = add(item='a').result\nexcept tools.ToolDeniedError: pass\nr"
@@ -326,7 +324,7 @@ async def test_a_form_that_is_put_aside_ends_the_task_and_the_model_can_have_it_
         assert parse_answer(again).value == 0
 
 
-async def test_a_client_that_cannot_ask_is_told_what_the_run_waits_for(world: World) -> None:
+async def test_a_client_that_cannot_ask_gets_what_the_run_waits_for(world: World) -> None:
     async with taking(world) as client:
         told = await client.call(code=f"{IMPORT}add(item='a').result")
         while isinstance(told, Created):

@@ -117,7 +117,9 @@ class TestHeadStart:
             await catalog.start_upstreams(["lively"])
             assert catalog.find_idle_packages("tools.lively.echo, tools.missing") == ["missing"]
 
-    async def test_what_cannot_be_started_is_told_when_it_is_imported(self, tmp_path: Path) -> None:
+    async def test_an_upstream_that_cannot_start_is_reported_on_import(
+        self, tmp_path: Path
+    ) -> None:
         async with catalogue(tmp_path, missing=missing()) as catalog:
             await catalog.start_upstreams(["missing"])
             with pytest.raises(CallFailed, match="missing"):

@@ -128,7 +128,9 @@ async def test_every_tool_refuses_a_parameter_that_it_does_not_have(
                 getattr(module, function_name)(no_such_parameter=1)
 
 
-async def test_git_answers_in_a_loop_and_says_no_to_what_is_no_repository(tmp_path: Path) -> None:
+async def test_git_answers_in_a_loop_and_refuses_a_folder_without_a_repository(
+    tmp_path: Path,
+) -> None:
     repository = tmp_path / "repository"
     commit = [
         "git",
@@ -188,7 +190,7 @@ async def test_files_and_entities_are_written_and_read_by_servers_on_node(tmp_pa
     assert graph.entities[0].observations == ["is here"]
 
 
-async def test_calls_go_on_from_threads_and_from_asyncio_at_the_same_time(tmp_path: Path) -> None:
+async def test_threads_and_asyncio_can_call_at_the_same_time(tmp_path: Path) -> None:
     async with sandboxed(tmp_path, "lively") as (run, _):
         lively = await run(lambda: importlib.import_module("tools.lively"))
         async with anyio.create_task_group() as tasks:

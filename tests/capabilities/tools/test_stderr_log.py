@@ -50,7 +50,7 @@ async def test_a_flood_is_bounded_and_its_end_is_kept(tmp_path: Path) -> None:
     assert size_of(tmp_path) <= 2 * MAX_LOG_BYTES + 2 * MAX_LINE_BYTES
 
 
-async def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+async def test_a_log_that_cannot_be_written_stops_no_upstream(tmp_path: Path) -> None:
     path = tmp_path / "up.log"
     path.mkdir()
     await say(path, b"lost\n" * 100_000)

@@ -89,7 +89,7 @@ class TestConnecting:
         assert len(crowds) == 12
         assert max(crowds) <= 2
 
-    async def test_a_disabled_upstream_is_none(self, tmp_path: Path) -> None:
+    async def test_a_disabled_upstream_is_left_out(self, tmp_path: Path) -> None:
         async with open_upstreams(
             {"up": own_server("lively", disabled=True)}, tmp_path, tmp_path
         ) as upstreams:
@@ -154,7 +154,7 @@ class TestConnecting:
                 tasks.start_soon(ask)
         assert len({id(failure) for failure in failures}) == 5
 
-    async def test_whoever_waits_when_everything_ends_is_told(self, tmp_path: Path) -> None:
+    async def test_a_waiting_caller_gets_an_error_at_shutdown(self, tmp_path: Path) -> None:
         failures: list[str] = []
 
         async def ask(upstream: Upstream) -> None:
@@ -229,7 +229,7 @@ class TestCalls:
             assert caught.value.kind == "timeout"
             assert await upstream.call_tool("pid", {}) == pid
 
-    async def test_a_crash_in_the_middle_of_a_call_is_told_and_the_next_call_connects_again(
+    async def test_a_crash_during_a_call_is_reported_and_the_next_call_reconnects(
         self, lively: Upstream
     ) -> None:
         pid = await lively.call_tool("pid", {})
@@ -383,9 +383,7 @@ class TestHttp:
             assert await upstream.call_tool("echo", {"text": "a t0ken-t0ken b"}) == "a *** b"
         assert all(headers[b"authorization"] == b"Bearer t0ken-t0ken" for headers in web.headers)
 
-    async def test_a_server_that_refuses_the_credentials_is_told_apart(
-        self, tmp_path: Path
-    ) -> None:
+    async def test_refused_credentials_are_reported_as_such(self, tmp_path: Path) -> None:
         web = WebServer()
         web.status = 401
         settings = UpstreamSettings.from_mapping(
@@ -397,7 +395,7 @@ class TestHttp:
         assert "t0ken" not in str(caught.value)
         assert "k3y" not in str(caught.value)
 
-    async def test_a_server_that_is_not_there_is_told_without_its_url(self, tmp_path: Path) -> None:
+    async def test_an_unreachable_server_is_reported_without_its_url(self, tmp_path: Path) -> None:
         async with one(
             UpstreamSettings.from_mapping({"url": WebServer().url}), tmp_path
         ) as upstream:
