@@ -32,7 +32,7 @@ from .capabilities.skills.guides import GuideFolders
 from .capabilities.skills.library import SkillLibrary
 from .capabilities.skills.saving import SkillSaver
 from .capabilities.skills.store import SkillStore
-from .capabilities.tools.catalog import Catalog, ToolListing, open_catalog
+from .capabilities.tools.catalog import Catalog, open_catalog
 from .capabilities.tools.input_resources import UpstreamResources
 from .capabilities.tools.resource_listing import list_resources, read_text_resource, upstream_digest
 from .capabilities.tools.upstream import open_upstreams
@@ -42,6 +42,7 @@ from .journal import server_lease
 from .journal.retention import collect_garbage
 from .journal.server_lease import ServerLease
 from .journal.store import Journal, open_journal
+from .protocol.payloads import ToolListing
 from .runtime.package_changes import PackageChanges
 from .runtime.router import Route, Router
 from .runtime.runtime import Runtime, open_runtime

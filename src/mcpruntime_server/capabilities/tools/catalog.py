@@ -23,6 +23,7 @@ from mcp import types
 from ...errors import CallFailed
 from ...journal.events import Effect, canonical_json
 from ...protocol.library_names import TOOLS_NAMES
+from ...protocol.payloads import ToolDescription, ToolListing
 from ...protocol.suggestions import did_you_mean
 from ..call_arguments import get_argument
 from .python_names import assign_names, describe_collisions
@@ -35,23 +36,6 @@ from .upstream import RepeatableEvent, Upstream
 START_TIMEOUT_S = 20.0  # for an upstream to start for a search or a listing; else it is left out
 MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
-
-
-class ListedTool(TypedDict):
-    """One tool of a listing, as sandboxed code and the command line get it."""
-
-    server: str
-    tool: str
-    signature: str
-    summary: str
-    effect: Effect
-
-
-class ToolListing(TypedDict):
-    """Tools, and one sentence about each upstream that could not be listed."""
-
-    tools: list[ListedTool]
-    problems: list[str]
 
 
 class Shim(TypedDict):
@@ -411,7 +395,7 @@ def declared_effect(tool: types.Tool) -> Effect:
     return "idempotent" if hints and hints.idempotent_hint else "write"
 
 
-def listing_entry(server: str, tool: CatalogTool) -> ListedTool:
+def listing_entry(server: str, tool: CatalogTool) -> ToolDescription:
     """Return one tool as an entry of a listing."""
     shim = tool.shim
     return {
