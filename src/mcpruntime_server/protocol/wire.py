@@ -147,7 +147,7 @@ class Execute(Message):
     filename: str
     stale_packages: List[str]  # to be imported anew
     seed: str  # determines all randomness of the run
-    clock_readings: Optional[Dict[str, Any]] = None  # by clock: what to replay before real time
+    clock_readings: Optional[Dict[str, Any]] = None  # to be replayed, by clock
     park: bool = True  # answer with `ForkParked` or `ParkFailed` after the run
     keep_previous: bool = False  # park the present state first, even in a burst
     inputs: Optional[List[Any]] = None  # the items of `CONTEXT`, as `inputs.Input` takes them
@@ -224,7 +224,7 @@ class Call(Message):
     target: str
     args: Dict[str, Any]
     line: Optional[int] = None  # of the user's code that made the call, if known
-    clock_readings: Optional[Dict[str, Any]] = None  # by clock: what it told since the last call
+    clock_readings: Optional[Dict[str, Any]] = None  # since the last call, by clock
 
 
 class FilesChanged(Message):
@@ -253,7 +253,7 @@ class RunDone(Message):
     value: Optional[Dict[str, Any]] = None  # see `presentation.present_value`
     error: Optional[Dict[str, Any]] = None  # keys: type, message, traceback, line
     usage: Optional[Dict[str, float]] = None  # keys: wall_ms, cpu_ms, peak_mb
-    clock_readings: Optional[Dict[str, Any]] = None  # by clock: what it told since the last call
+    clock_readings: Optional[Dict[str, Any]] = None  # since the last call, by clock
 
 
 class FileData(Message):

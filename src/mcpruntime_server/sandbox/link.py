@@ -196,9 +196,9 @@ class SandboxLink:
         """Run `code`; return how it ended, and why it was stopped, if it was. One run at a time.
 
         `stale_packages` are imported anew. `seed` determines all randomness; `clock_readings` are
-        replayed to the code. `park` keeps the end state so that it can be promoted, or at least that
-        of the last run of a burst. `keep_previous` keeps the present state, even in a burst. `inputs`
-        are the items of `CONTEXT`.
+        replayed to the code. `park` keeps the end state so that it can be promoted, or at least
+        that of the last run of a burst. `keep_previous` keeps the present state, even in a burst.
+        `inputs` are the items of `CONTEXT`.
 
         After `timeout_s` the code is interrupted; if that does not end it, its interpreter is
         killed.
@@ -226,7 +226,7 @@ class SandboxLink:
             finally:
                 self._execution = None
                 for scope in list(execution.call_scopes):
-                    scope.cancel()  # nobody waits for the reply any more
+                    scope.cancel()  # the code no longer waits for the reply
                 if self._protocol.state == RUNNING:
                     self.fail("a run was abandoned")
         if execution.done is None:

@@ -348,12 +348,12 @@ def renew_event_loop(loop: Any) -> None:
     """Give an event loop a new selector and wake-up pipe; all forks share the present ones."""
     if not event_loop_descriptors(loop) or loop.is_closed():
         return
-    heard = loop._csock.fileno()
+    old_wakeup_fd = loop._csock.fileno()
     selector, loop._selector = loop._selector, type(loop._selector)()
     selector.close()
     loop._ssock.close()
     loop._csock.close()
     loop._internal_fds -= 1
     loop._make_self_pipe()
-    wakeup = set_wakeup_fd(-1)
-    set_wakeup_fd(loop._csock.fileno() if wakeup == heard else wakeup)
+    wakeup_fd = set_wakeup_fd(-1)
+    set_wakeup_fd(loop._csock.fileno() if wakeup_fd == old_wakeup_fd else wakeup_fd)

@@ -234,7 +234,7 @@ class Supervisor:
             self._route_worker_data(data, descriptors)
         else:
             self.handle_worker_hangup()
-        if descriptors:  # left over, so nobody asked for them
+        if descriptors:  # left over, so they were not asked for
             close_descriptors(descriptors)
             self.expel_worker()
         return bool(data)

@@ -88,6 +88,6 @@ def unpack_descriptors(content: bytes) -> List[int]:
 
 
 def close_descriptors(descriptors: List[int]) -> None:
-    """Close received descriptors that nobody asked for."""
+    """Close received descriptors that were not asked for."""
     for descriptor in descriptors:
         os.close(descriptor)
