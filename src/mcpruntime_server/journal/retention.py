@@ -5,7 +5,7 @@ another session that stays depends on it. Scratch sessions go first.
 Rule 2: one transaction hides a session and its runs, then small ones erase its events. If the
 process is killed in between, nobody sees what is left, and the next collection erases it.
 Rule 3: a blob goes only if it is older than `MIN_BLOB_AGE_S` and nothing referred to it when the
-references were collected; whoever writes an event puts or refreshes its blobs first. If an event
+references were collected; a writer puts or refreshes the blobs of an event first. If an event
 cannot be read, no blob goes.
 Other servers may use the folder at the same time: each step is short and checks again what it
 relies on.

@@ -413,7 +413,7 @@ async def test_a_process_that_is_stuck_gives_its_place_to_another_one(
 def workers_of(pid: int) -> list[int]:
     """Return the processes below `pid` that ask models."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if "llm.worker" in arguments_of(int(child))]
+    return [int(child) for child in children if "llm.model_worker" in arguments_of(int(child))]
 
 
 def peak_of(pid: int) -> int:
@@ -437,4 +437,6 @@ async def test_what_is_spent_is_journaled_and_told_without_words(server: ServerC
             )
         ]
     assert bodies
-    assert all(each.keys() == {"calls", "tokens_in", "tokens_out", "usd", "ms"} for each in bodies)
+    assert all(
+        each.keys() == {"calls", "tokens_in", "tokens_out", "usd", "duration_ms"} for each in bodies
+    )
