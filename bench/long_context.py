@@ -37,8 +37,8 @@ import fake_llm
 from harness import start_server
 from long_tasks import TASK_KINDS, Task, TaskKind, make_task
 from mcpruntime_server.capabilities.agent.agent_loop import ProgramFinished
-from mcpruntime_server.capabilities.agent.material import LocalFiles
 from mcpruntime_server.cli.reference_agent import create_agent
+from mcpruntime_server.cli.reference_agent.local_files import LocalFiles
 from mcpruntime_server.cli.reference_agent.reference_agent import ReferenceAgent, TaskFinished
 from mcpruntime_server.config import load_config
 from mcpruntime_server.errors import McpRuntimeError

@@ -31,7 +31,7 @@ TABLE: Mapping[str, frozenset[str]] = {
     "capabilities.llm": RECORDS | {"capabilities"},
     "capabilities.knowledge": RECORDS | {"capabilities"},
     "capabilities.inputs": RECORDS | {"capabilities"},
-    "capabilities.agent": RECORDS | {"capabilities", "capabilities.llm"},
+    "capabilities.agent": RECORDS | {"capabilities"},
     "runtime": RECORDS | {"sandbox"},
     "server": RECORDS
     | {"runtime", "capabilities"}

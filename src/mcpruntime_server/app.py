@@ -143,14 +143,14 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             open_journal(folder, lease) as journal,
             open_tools(config, package_changes.record_change) as catalog,
             open_knowledge_providers(config, catalog) as providers,
-            open_model_process(config.llm) as litellm,
+            open_model_process(config.llm) as model_process,
         ):
             packages = None if config.sandbox.image else config.sandbox.packages
             policy = Policy(config.policy)
             resources = UpstreamResources(catalog.upstreams, policy.may_read_resources)
             inputs = InputStore(journal, config.server.context_roots, resources.read_resource)
             models = ModelService(
-                config.llm, journal, select_backend(config.llm, litellm), inputs.resolve_data
+                config.llm, journal, select_backend(config.llm, model_process), inputs.resolve_data
             )
             guides = GuideFolders(config.skills.folders)
             library = SkillLibrary(
@@ -194,7 +194,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
                     saver = SkillSaver(library, journal, packages, open_trial, describer)
                     open_session = partial(open_agent_run_session, runtime, config)
-                    agents = SubAgents(models, inputs, open_session)
+                    agents = SubAgents(models.open_agent_model, open_session, inputs)
                     router.add_route("agent", Route(agents.handle_call, agents.call_effect))
                     if resume_runs:
                         background.start_soon(resume_interrupted_runs, runtime)

@@ -13,12 +13,12 @@ import anyio
 import click
 
 from ..capabilities.agent import DEFAULT_STEPS
-from ..capabilities.agent.material import LocalFiles, read_file_start
 from ..capabilities.model_requests import ModelUsage
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from .console import ConsoleWriter, format_count, format_duration, print_json
 from .options import full_option, json_option, pass_config
+from .reference_agent.local_files import LocalFiles, read_file_start
 
 if TYPE_CHECKING:
     from .reference_agent.reference_agent import ReferenceAgent, TaskCost, TaskEvent, TaskFinished

@@ -70,7 +70,7 @@ def test_large_files_are_inputs_of_programs_and_nobody_else_reads_them(
     other.write_text("nothing")
     model.set_script(
         {
-            "match": "CONTEXT: 2 inputs: day.log [(][0-9,]+ bytes[)], other.log [(]7 bytes[)]. It is no str.*\n0 ERROR",
+            "match": "CONTEXT: 2 inputs: day.log [(][0-9,]+ bytes[)], other.log [(]7 bytes[)]. It is not a str.*\n0 ERROR",
             "reply": program_answer(
                 "SUBMIT([len(CONTEXT.grep('ERROR')), CONTEXT_DATA['other.log'].text])"
             ),
@@ -156,7 +156,7 @@ def test_an_agent_that_fails_says_why_after_its_cost(
     model.set_script({"match": "", "reply": "I would rather talk.", "times": 99})
     told = run(write_model_settings(tmp_path, model), "anything", "--max-steps", "2")
     assert told.returncode == 1
-    assert "The agent has submitted nothing that will do in 2 steps." in told.stderr
+    assert "The agent submitted no valid value in 2 steps." in told.stderr
     assert re.search("the agent +2 requests", told.stdout)
 
 
@@ -195,10 +195,7 @@ def test_without_a_model_the_ways_to_have_one_that_drives_agents_are_told(
     tmp_path: Path, model: fake_llm.ModelServer, none: dict[str, Any]
 ) -> None:
     told = run(write_model_settings(tmp_path, model, **none), "x")
-    assert (
-        "Set [llm] model: of a provider whose key is in the environment, or of a server"
-        in told.stderr
-    )
+    assert "Set [llm] model to a model of a provider whose key is in the environment" in told.stderr
     assert "caller" not in told.stderr
 
 
@@ -216,7 +213,7 @@ async def test_one_question_does_where_the_material_fits(
         events = [event async for event in made.stream("Who wrote it?", "Written by Ann.")]
         assert [type(event) for event in events] == [RouteChosen, TaskFinished]
         assert isinstance(events[0], RouteChosen)
-        assert events[0].route.method == "question"
+        assert events[0].route.method == "request"
         finished = await made.execute_task(
             "Who wrote it?", "By Ann.", schema={"type": "object", "required": ["name"]}
         )
@@ -271,7 +268,7 @@ async def test_what_worked_becomes_a_skill_that_the_next_task_is_told_of(
     async with create_agent(load_config(path)) as made:
         first = await made.execute_task("Count the apples in stock")
         assert first.value == {"apples": 0}
-        assert "kept as the skill" in first.skill_note, first.skill_note
+        assert "saved as the skill" in first.skill_note, first.skill_note
         name = first.skill_note.split()[4]
         model.set_script(
             {
@@ -288,7 +285,7 @@ async def test_what_worked_becomes_a_skill_that_the_next_task_is_told_of(
 async def test_an_error_leaves_the_agent_as_it_is(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
-    with pytest.raises(CallFailed, match="A schema is a JSON schema"):
+    with pytest.raises(CallFailed, match="A schema must be a JSON schema"):
         async with agent(tmp_path, model) as made:
             await made.execute_task("x", schema=[])  # type: ignore[arg-type]
 
@@ -296,7 +293,7 @@ async def test_an_error_leaves_the_agent_as_it_is(
 async def test_what_it_costs_ends_it(tmp_path: Path, model: fake_llm.ModelServer) -> None:
     model.set_script({"match": "", "reply": program_answer("1"), "times": 99})
     async with agent(tmp_path, model, model="gpt-4o", usd=0.06, recursive=True) as made:
-        with pytest.raises(CallFailed, match=r"The budget of the agent is 0\.06 USD"):
+        with pytest.raises(CallFailed, match=r"The agent budget is 0\.06 USD"):
             await made.execute_task("Spend")
         assert 0 < made.cost.total.usd <= 0.06
 
@@ -314,7 +311,7 @@ async def test_one_program_cannot_cost_more_than_the_task_may(
         {"match": "", "reply": "ok", "times": 2000},
     )
     async with agent(tmp_path, model, model="gpt-4o", usd=0.2, recursive=True, steps=2) as made:
-        with pytest.raises(CallFailed, match=r"The budget of the agent is 0\.2 USD"):
+        with pytest.raises(CallFailed, match=r"The agent budget is 0\.2 USD"):
             await made.execute_task("Spend")
         assert 0.1 < made.cost.programs.usd <= 0.2
         assert made.cost.total.calls < 1000

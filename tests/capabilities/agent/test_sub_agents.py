@@ -101,7 +101,7 @@ told"""
     with anyio.fail_after(
         100
     ):  # the limit of the program itself is the session's, and 20 steps might follow
-        assert "1 seconds from its first question on" in await server.evaluate(code)
+        assert "1 seconds from its first request" in await server.evaluate(code)
 
 
 async def test_an_agent_that_never_submits_has_failed_and_says_where_it_worked(
@@ -118,7 +118,7 @@ told"""
         "agent_failed",
         "The answer is 42.",
         "s_",
-        "The agent has submitted nothing that will do in 2 ",
+        "The agent submitted no valid value in 2 steps. Giv",
     ]
     assert model.read_counts()["calls"] == 2
 
@@ -141,11 +141,11 @@ except BudgetExceeded as error:
 @pytest.mark.parametrize(
     ("budget", "problem"),
     [
-        ({"calls": -1}, "greater than or equal to 0"),
-        ({"wishes": 3}, "wishes: Extra inputs"),
-        ({"steps": 10_000}, "less than or equal to 1000"),
-        ({"usd": "much"}, "usd: Input should be a valid number"),
-        ([1], "budget: Input should be"),
+        ({"calls": -1}, "calls is -1; it must be a number of at least 0"),
+        ({"wishes": 3}, "wishes is not a setting. Allowed are: calls,"),
+        ({"steps": 10_000}, "it must be a number of at most 1000"),
+        ({"usd": "much"}, "usd is 'much'; it must be a number"),
+        ([1], "The budget must be a dict."),
     ],
 )
 async def test_a_budget_that_is_none_is_refused(
@@ -187,7 +187,9 @@ except BudgetExceeded as error:
     )
     told = await server.evaluate("sub_agent('level 1')")
     assert told[:3] == [1, 2, 3]
-    assert "Agents of run may begin agents 3 levels deep, and this is 4." in told[3]
+    assert (
+        "The run budget allows agents 3 levels deep, and this one would be at level 4." in told[3]
+    )
     assert model.read_counts()["calls"] == 3
 
 
@@ -197,7 +199,7 @@ async def test_a_depth_can_be_narrowed(
     model.set_script(
         {"match": "Task:\nnarrow", "reply": program_answer("sub_agent('more')")},
         {
-            "match": "BudgetExceeded: Agents of agent 1 may begin agents 0 levels",
+            "match": "BudgetExceeded: The agent 1 budget allows agents 0 levels",
             "reply": program_answer("SUBMIT('refused')"),
         },
     )
@@ -385,7 +387,7 @@ async def test_a_question_of_an_agent_is_named_where_its_run_is_looked_at_and_ca
     ("llm", "why"),
     [
         ({}, "No model is configured."),
-        ({"broker": "caller"}, "The client's own model answers questions, and drives no agents."),
+        ({"broker": "caller"}, "The client's own model answers requests but cannot drive agents."),
         ({"broker": "off", "model": "echo"}, "No model is configured."),
     ],
 )
@@ -395,7 +397,7 @@ async def test_without_a_model_that_drives_agents_the_ways_to_have_one_are_told(
     async with connect_server(write_settings(tmp_path, sandbox=LOCAL_SANDBOX, llm=llm)) as server:
         failed = await server.run("sub_agent('x')")
         assert "LlmError: " in failed.text
-        assert f"{why} Set [llm] model: of a provider" in failed.text
+        assert f"{why} Set [llm] model to a model of a provider" in failed.text
 
 
 async def test_the_key_is_in_nothing_that_an_agent_leaves(
@@ -404,7 +406,7 @@ async def test_the_key_is_in_nothing_that_an_agent_leaves(
     wrong = "wrong-key-that-nobody-may-see"
     async with connect_server(write_model_settings(tmp_path, model, api_key=wrong)) as server:
         failed = await server.run("sub_agent('x')")
-        assert "refuses the key" in failed.text
+        assert "refused the key" in failed.text
     for file in (tmp_path / "data").rglob("*"):
         assert not file.is_file() or wrong.encode() not in file.read_bytes()
 
@@ -519,7 +521,7 @@ async def test_a_piece_of_an_input_is_the_context_of_an_agent_which_reads_it_its
     text = "".join(f"line {number}\n" for number in range(1000))
     model.set_script(
         {
-            "match": "CONTEXT: an input: rows [0-9:]+ [(][0-9,]+ bytes[)]. It is no str.*begins\n<data \\w+>\nline 500",
+            "match": "CONTEXT: an input: rows [0-9:]+ [(][0-9,]+ bytes[)]. It is not a str.*begins\n<data \\w+>\nline 500",
             "reply": program_answer("hits = CONTEXT.grep('line 7')\nlen(hits)"),
         },
         {"match": "value: 100", "reply": program_answer("SUBMIT([hits[0].text, len(CONTEXT)])")},

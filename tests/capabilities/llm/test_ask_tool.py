@@ -65,7 +65,7 @@ async def test_answers_follow_the_schema_or_are_errors_with_a_code(
     assert "replay(action='show', session=" in refused.text
     model.set_script({"fault": "400", "times": 9})
     assert (await ask(server, "Well?")).text.startswith(
-        "[llm_failed] The model could not be asked (HTTP 400)"
+        "[llm_failed] The model request failed (HTTP 400)"
     )
 
 
@@ -76,7 +76,7 @@ async def test_a_schema_that_is_too_deep_is_refused(server: ServerConnection, de
         schema = {"items": schema}
     refused = await ask(server, "x", schema=schema)
     assert refused.is_error
-    assert "too deep" in refused.text
+    assert "The schema is nested" in refused.text
 
 
 async def test_a_long_question_is_told_of_within_seconds(
@@ -97,7 +97,7 @@ async def test_budgets_hold_for_the_tool_too(tmp_path: Path, model: fake_llm.Mod
     async with connect_server(settings(tmp_path, model, session={"calls": 2})) as server:
         assert [(await ask(server, f"{n}")).is_error for n in range(2)] == [False, False]
         refused = await ask(server, "one more")
-        assert refused.text.startswith("[budget_exceeded] The budget of session is 2 questions")
+        assert refused.text.startswith("[budget_exceeded] The session budget is 2 model requests")
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ import pytest
 import fake_llm
 from fake_llm import API_KEY
 from mcpruntime_server.capabilities.llm import model_process
+from mcpruntime_server.capabilities.llm.model_backend import ModelFailed
 from mcpruntime_server.capabilities.llm.redaction import WITHHELD_NOTICE, Redactor
-from mcpruntime_server.capabilities.model_requests import ModelFailed
 from mcpruntime_server.config import LlmSettings
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 from tests.server.test_resume import until
@@ -199,7 +199,7 @@ async def test_a_number_that_no_schema_can_be_held_against_fails_alone(
     )
     code = "[s.ok or str(s.error) for s in ask_llm_batch(['huge', 'small'], schema={'multipleOf': 0.5})]"
     told = await server.evaluate(code)
-    assert "a number in it is too large" in told[0]
+    assert "it contains a number that is too large" in told[0]
     assert told[1] is True
 
 
@@ -333,8 +333,8 @@ async def test_code_chooses_no_provider(tmp_path: Path, model: fake_llm.ModelSer
     path = settings(tmp_path, model, model="openai/echo", api_base="", models=["openai/json"])
     async with connect_server(path, {"OPENAI_API_KEY": API_KEY}) as server:
         told = await server.run("ask_llm('x', model='huggingface/http://127.0.0.1:9/take-the-key')")
-        assert "Code may not ask the model" in told.text
-        assert "It may ask openai/echo, openai/json;" in told.text
+        assert "Code may not use the model" in told.text
+        assert "It may use openai/echo, openai/json;" in told.text
 
 
 async def test_nothing_of_the_folder_that_a_server_is_started_in_is_run(
@@ -342,7 +342,7 @@ async def test_nothing_of_the_folder_that_a_server_is_started_in_is_run(
 ) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
-    for name in ("litellm", "aiohttp", "json", "httpx"):
+    for name in ("litellm", "httpx2", "json", "httpx"):
         (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()")
     (folder / ".env").write_text("OPENAI_API_BASE=http://127.0.0.1:9\n")
     monkeypatch.chdir(folder)
@@ -355,7 +355,7 @@ async def test_nothing_of_the_folder_that_a_server_is_started_in_is_run(
 
 
 def test_what_asks_models_is_no_part_of_a_start() -> None:
-    code = "import sys, mcpruntime_server.app\nprint([m for m in ('litellm', 'openai', 'aiohttp') if m in sys.modules])"
+    code = "import sys, mcpruntime_server.app\nprint([m for m in ('litellm', 'openai', 'httpx') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -123,7 +123,7 @@ async def test_what_begins_agents_bounds_them_and_how_deep_they_go() -> None:
         grandchild.add_agent_budget(BudgetLimits())
     grandchild.reserve(ModelUsage(1)).settle(ModelUsage(1))
     child.reserve(ModelUsage(1)).settle(ModelUsage(1))
-    with pytest.raises(CallFailed, match="The budget of run is 2 questions"):
+    with pytest.raises(CallFailed, match="The run budget is 2 model requests"):
         grandchild.reserve(ModelUsage(1))
 
 
@@ -205,7 +205,7 @@ except BudgetExceeded as error:
 [told == again, told]"""
         same, told = await server.evaluate(code)
         assert same
-        assert "1 seconds from its first question on" in told
+        assert "1 seconds from its first request" in told
 
 
 async def test_time_cuts_off_the_wait_for_a_provider_that_is_busy(
@@ -293,5 +293,5 @@ async def test_a_provider_that_wants_us_to_wait_is_waited_for_or_said_to(
         assert await server.evaluate(code) >= 2
         model.set_script({"match": "late", "fault": "429", "retry_after": 3600, "times": 9})
         told = await server.run("ask_llm('late')")
-        assert "The provider wants us to wait 3,600 s." in told.text
+        assert "The provider asks for a wait of 3,600 s." in told.text
         assert model.read_counts()["fault 429"] == 1

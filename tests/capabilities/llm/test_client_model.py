@@ -135,7 +135,7 @@ async def test_a_question_that_is_too_long_to_be_put_is_an_error_and_not_half_a_
 ) -> None:
     told = await server.run("ask_llm('Which?', 'x' * 100_000)")
     assert told.status == "error"
-    assert "characters; the client's model is asked at most 60,000" in told.text
+    assert "characters; the client's model accepts 60,000" in told.text
     code = (
         "[s.ok for s in ask_llm_batch('Which?', ['x' * 50_000] * 3 + ['y' * 50_000, 'z' * 90_000])]"
     )

@@ -248,7 +248,7 @@ async def test_errors_say_what_is_wrong_and_hold_no_key(
     path = settings(tmp_path, model, api_key=wrong)
     async with connect_server(path) as server:
         failed = await server.run("ask_llm('x')")
-        assert "refuses the key" in failed.text
+        assert "refused the key" in failed.text
         assert (
             await server.evaluate("import os\n[k for k, v in os.environ.items() if 'nobody' in v]")
             == []
@@ -292,7 +292,7 @@ except BudgetExceeded as error:
         assert await server.evaluate("NAME = 'a'" + code) == [
             20,
             20,
-            "The budget of run is 20 questions; 20 ar",
+            "The run budget is 20 model requests: 20 ",
         ]
         assert (await server.evaluate("NAME = 'b'" + code))[0] == 10  # the session's is used up
         assert model.read_counts()["calls"] == 30

@@ -1,3 +1,9 @@
-"""Sub-agents: models that write programs, see the results, and submit a value."""
+"""Agents: models that write programs, see their results, and submit an answer.
 
-DEFAULT_STEPS = 20  # programs of one task, unless the caller sets another limit
+`agent_loop` is the loop of an agent, `conversation` its messages, `sub_agents` the calls by which
+code starts agents.
+"""
+
+from __future__ import annotations
+
+DEFAULT_STEPS = 20  # programs of one task

@@ -1,14 +1,15 @@
-"""The loop of an agent: a model writes a program, it is executed, the model sees what came of it, until one submits.
+"""The loop of an agent: a model writes a program, the program runs, the model sees the result, until one submits.
 
-Rule 1: this is the only such loop. Who asks the model and who executes programs is the caller's matter (`World`).
-Rule 2: only `SUBMIT` ends it with a value. All else ends it with an exception, never with a text that looks like an
-answer.
-Rule 3: every answer of the model is a step, one without a program too, so that it ends whatever the model says.
+Rule 1: this is the only such loop. An `AgentWorkspace` asks the model and runs the programs.
+Rule 2: only `SUBMIT` ends it with a value. Everything else ends it with an exception, never with a
+text that looks like an answer.
+Rule 3: every answer of the model counts as a step, also one without a program, so that the loop
+ends in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,36 +29,30 @@ from .conversation import (
     truncate_conversation,
 )
 from .material import AgentMaterial
+from .program_result import ProgramResult
 
 AGENT_FAILED = "agent_failed"
-MAX_CONVERSATION_CHARS = (
-    200_000  # characters of a conversation, unless the model's window is known to be smaller
-)
-MIN_CONVERSATION_CHARS = (
-    8_000  # characters: a conversation that is too long with so many has a task that is
-)
+MAX_CONVERSATION_CHARS = 200_000  # unless the model is known to accept less
+MIN_CONVERSATION_CHARS = 8_000  # if so few are too many, the task itself is too long
 REQUEST_TOO_LONG = "llm_too_long"
-MAX_LAST_ANSWER_CHARS = 1_000  # characters of what the model said last, in an error
+MAX_LAST_ANSWER_CHARS = 1_000  # of the model's last answer, in an error
 
 
 class AgentWorkspace(Protocol):
-    """Where an agent lives."""
+    """The model and the session of an agent."""
 
     async def ask_model(self, messages: Messages) -> Completion:
-        """Return what the model says; raises `CallFailed`."""
+        """Return the model's completion; raises `CallFailed`."""
         ...
 
-    async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
-        """Run a program to its end, with inputs if they are given, and return what `run_code` answers with.
-
-        Raises `McpRuntimeError`.
-        """
+    async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> ProgramResult:
+        """Run a program to its end, on new inputs if there are any; raises `McpRuntimeError`."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelAnswered:
-    """The model has said something."""
+    """The model answered."""
 
     step: int
     text: str
@@ -66,7 +61,7 @@ class ModelAnswered:
 
 @dataclass(frozen=True)
 class ProgramStarted:
-    """A program is being executed."""
+    """A program is about to run."""
 
     step: int
     code: str
@@ -74,16 +69,16 @@ class ProgramStarted:
 
 @dataclass(frozen=True)
 class ProgramFinished:
-    """A program was executed: `result` is what `run_code` answers with."""
+    """A program has run."""
 
     step: int
     code: str
-    result: Mapping[str, Any]
+    result: ProgramResult
 
 
 @dataclass(frozen=True)
 class AnswerRejected:
-    """The model was told that its answer, or what it has submitted, will not do."""
+    """The answer contains no program, or the submitted value violates the schema."""
 
     step: int
     problem: str
@@ -91,11 +86,11 @@ class AnswerRejected:
 
 @dataclass(frozen=True)
 class ValueSubmitted:
-    """The end: what the program of this step has submitted."""
+    """The last event: the program of this step submitted a value."""
 
     step: int
     value: Any
-    result: Mapping[str, Any]
+    result: ProgramResult
 
 
 AgentEvent = ModelAnswered | ProgramStarted | ProgramFinished | AnswerRejected | ValueSubmitted
@@ -104,51 +99,48 @@ AgentEvent = ModelAnswered | ProgramStarted | ProgramFinished | AnswerRejected |
 async def run_agent(
     task: AgentTask, workspace: AgentWorkspace, max_chars: int = MAX_CONVERSATION_CHARS
 ) -> AsyncIterator[AgentEvent]:
-    """Yield what happens until something that will do is submitted; raises `CallFailed`, by default `agent_failed`."""
-    messages, said = opening_messages(task), ""
+    """Yield events until a good value is submitted; raises `CallFailed`, with `agent_failed` after the last step."""
+    messages = opening_messages(task)
+    answer = ""
     for step in range(1, task.max_steps + 1):
-        done, max_chars = await _ask_model(workspace, messages, max_chars)
-        said = done.text
-        yield ModelAnswered(step, said, done.usage)
-        messages.append(build_message("assistant", said[:MAX_ANSWER_CHARS]))
+        completion, max_chars = await _ask_model(workspace, messages, max_chars)
+        answer = completion.text
+        yield ModelAnswered(step, answer, completion.usage)
+        messages.append(build_message("assistant", answer[:MAX_ANSWER_CHARS]))
         try:
-            code = extract_program(said, is_truncated=done.is_truncated)
+            code = extract_program(answer, is_truncated=completion.is_truncated)
         except NoProgramFound as problem:
             yield AnswerRejected(step, str(problem))
-            messages.append(
-                build_message(
-                    "user", f"{step_heading(step, task.max_steps, 'no program')}\n{problem}"
-                )
-            )
+            heading = step_heading(step, task.max_steps, "no program")
+            messages.append(build_message("user", f"{heading}\n{problem}"))
             continue
         yield ProgramStarted(step, code)
         result = await workspace.run_program(code)
         yield ProgramFinished(step, code, result)
-        if not (result.get("submitted") and result["status"] == "ok"):
+        if not result.get("submitted") or result["status"] != "ok":
             messages.append(build_message("user", result_message(result, step, task.max_steps)))
             continue
         value = result.get("value")
-        wrong = "" if task.schema is None else find_schema_violation(value, task.schema)
-        if not wrong:
+        violation = "" if task.schema is None else find_schema_violation(value, task.schema)
+        if not violation:
             yield ValueSubmitted(step, value, result)
             return
-        yield AnswerRejected(step, wrong)
-        text = f"What was submitted does not follow the schema: {wrong}\nSubmit another value."
-        messages.append(
-            build_message("user", f"{step_heading(step, task.max_steps, 'not submitted')}\n{text}")
-        )
+        yield AnswerRejected(step, violation)
+        heading = step_heading(step, task.max_steps, "not submitted")
+        problem_text = f"The submitted value does not follow the schema: {violation}"
+        messages.append(build_message("user", f"{heading}\n{problem_text}\nSubmit another value."))
     raise CallFailed(
         AGENT_FAILED,
-        f"The agent has submitted nothing that will do in {task.max_steps} steps.",
+        f"The agent submitted no valid value in {task.max_steps} steps.",
         remedy="Give it more steps, a smaller task, or a better model.",
-        data={"steps": task.max_steps, "last": said[:MAX_LAST_ANSWER_CHARS]},
+        data={"steps": task.max_steps, "last": answer[:MAX_LAST_ANSWER_CHARS]},
     )
 
 
 async def _ask_model(
     workspace: AgentWorkspace, messages: Messages, max_chars: int
 ) -> tuple[Completion, int]:
-    """Return what the model says to as much of a conversation as it takes, and how much that is."""
+    """Return the completion of a conversation, shortened until the model accepts it, and its limit of characters."""
     while True:
         try:
             return await workspace.ask_model(truncate_conversation(messages, max_chars)), max_chars
@@ -159,13 +151,11 @@ async def _ask_model(
 
 
 async def provide_material(workspace: AgentWorkspace, material: AgentMaterial | None) -> str:
-    """Have the material in the agent's namespace and return what its model is told of it; raises `CallFailed`."""
+    """Set CONTEXT in the agent's session and return the description for the model; raises `CallFailed`."""
     if material is None:
         return ""
     result = await workspace.run_program(material.setup_code, material.inputs)
     if result["status"] != "ok":
-        raise CallFailed(
-            AGENT_FAILED,
-            f"The context could not be handed over: {describe_result(result)[:MAX_LAST_ANSWER_CHARS]}",
-        )
+        problem = describe_result(result)[:MAX_LAST_ANSWER_CHARS]
+        raise CallFailed(AGENT_FAILED, f"The context could not be provided: {problem}")
     return material.description

@@ -1,66 +1,92 @@
-"""The calls by which code has agents work for it: `agent.run`, and `agent.submit`, by which an agent ends its task.
+"""The calls for agents: `agent.run` starts one, and `agent.submit` ends its task with a value.
 
-An agent works in a session of its own, which the run that has begun it knows, and is known by. It pays from a budget
-below that run's. While it works, the run's time stands still and its turn to execute is somebody else's; it ends when
-the run does.
+An agent works in a session of its own, which is linked to the run that started it. It pays from a
+budget below that run's. While it works, the run's clock is stopped and its slot is free for other
+runs. It ends when the run ends.
 
-What an agent has done outside is not known from its call alone. So the call counts as one that writes: it is planned in
-a dry run, answered from the journal in a replay, and when a server has died in its middle, somebody is asked.
+The call alone does not say what an agent did outside. So it counts as a write: it is planned in a
+dry run, answered from the journal in a replay, and after a crash in its middle someone must decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypedDict, cast
 
 from ...config import BudgetLimits
-from ...config.validation import Bounds, setting_types
+from ...config.validation import Bounds
 from ...errors import CallFailed, McpRuntimeError
 from ...journal.call_scope import CallScope, current_call_scope
 from ...journal.events import InputEntry
 from ...protocol.library_names import SLICE_KEY
 from ..json_schemas import check_schema
-from ..llm.budget_accounts import BudgetAccount
-from ..llm.model_service import ModelService, usage_data
-from ..model_requests import Completion, Messages
+from ..model_requests import Completion, Messages, ModelUsage, UsageData
 from . import DEFAULT_STEPS
 from .agent_loop import ValueSubmitted, provide_material, run_agent
 from .conversation import MAX_TASK_CHARS, AgentTask
 from .material import PREVIEW_CHARS, AgentMaterial, material_text, prepare_inputs, prepare_material
+from .program_result import ProgramResult
 
-RUN_TARGET, SUBMIT_TARGET = "agent.run", "agent.submit"
-MAX_CONTEXT_CHARS = 8_000_000  # of a context; larger ones are files that the agent reads
+RUN_TARGET = "agent.run"
+SUBMIT_TARGET = "agent.submit"
+MAX_CONTEXT_CHARS = 8_000_000  # larger material is passed as files
 MAX_MODEL_NAME_CHARS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentLimits(BudgetLimits):
-    """What an agent may use, within what the run has left that begins it."""
+    """What an agent may use, within what is left of the budget of the run that starts it."""
 
     steps: Annotated[int, Bounds(at_least=1, at_most=1000)] = DEFAULT_STEPS
 
 
+class DrivingModel(Protocol):
+    """The model that drives an agent, paid from the agent's budget."""
+
+    @property
+    def depth(self) -> int:
+        """Number of agents above the agent's programs, itself included."""
+        ...
+
+    @property
+    def used(self) -> ModelUsage:
+        """What the agent and its programs have used so far."""
+        ...
+
+    async def complete(self, messages: Messages) -> Completion:
+        """Return the model's completion; raises `CallFailed`."""
+        ...
+
+    def time_limit(self) -> AbstractContextManager[None]:
+        """Cancel the body when the time of the budget is used up; raises `CallFailed` then."""
+        ...
+
+    def charge_session(self, session_id: str) -> AbstractContextManager[None]:
+        """Let the requests of programs in a session be paid from the agent's budget."""
+        ...
+
+
 class ProgramSession(Protocol):
-    """A session in which an agent works."""
+    """The session in which an agent works."""
 
     session_id: str
 
     async def execute(
         self, code: str, report_status: Callable[[str], None], inputs: Sequence[InputEntry] = ()
     ) -> Mapping[str, Any]:
-        """Run code to its end and return what `run_code` answers with; raises `McpRuntimeError`."""
+        """Run code to its end and return the answer of `run_code`; raises `McpRuntimeError`."""
         ...
 
 
 class InputSlices(Protocol):
-    """Whoever knows the inputs of runs."""
+    """The inputs of runs."""
 
     async def add_slice(
         self, session_id: str, run_id: str, reference: Any, name: str = ""
     ) -> InputEntry:
-        """Return a piece of an input of a run as an input of its own; raises `CallFailed`."""
+        """Return a slice of an input of a run as an input of its own; raises `CallFailed`."""
         ...
 
     async def read_preview(self, entry: InputEntry, size: int) -> str:
@@ -68,129 +94,17 @@ class InputSlices(Protocol):
         ...
 
 
+OpenModel = Callable[[CallScope, BudgetLimits, str], AbstractAsyncContextManager[DrivingModel]]
 OpenProgramSession = Callable[[CallScope], AbstractAsyncContextManager[ProgramSession]]
 
 
-class SubAgents:
-    """The agents that runs have begun; `open_place` makes a session for one."""
+class AgentAnswer(TypedDict):
+    """The answer of `agent.run`."""
 
-    def __init__(
-        self, models: ModelService, input_slices: InputSlices, open_session: OpenProgramSession
-    ) -> None:
-        self._models = models
-        self._input_slices = input_slices
-        self._open_session = open_session
-        self._agent_waits: dict[
-            str, dict[str, str]
-        ] = {}  # by run: what its agents wait for, by their sessions
-
-    @staticmethod
-    def call_effect(target: str) -> Any:
-        """Return what a call may change."""
-        return "read" if target == SUBMIT_TARGET else "write"
-
-    async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
-        """Answer `agent.run {task, context, budget, schema, model}` or `agent.submit {value}`; raises `CallFailed`."""
-        if target == SUBMIT_TARGET:
-            return None
-        if target == RUN_TARGET:
-            return await self._run_agent(current_call_scope(), parse_request(args))
-        raise CallFailed("unknown_target", f"Agents are not asked for {target!r:.80}.")
-
-    async def _run_agent(self, caller: CallScope, request: AgentRequest) -> dict[str, Any]:
-        """Have an agent work; return what it has submitted, in which session, and what it has used."""
-        self._models.check_can_drive_agents(request.model)
-        try:
-            async with (
-                self._models.open_agent_account(caller, request.limits) as purse,
-                caller.release_slot(),
-                self._open_session(caller) as place,
-            ):
-                with self._models.charge_session(place.session_id, purse):
-                    return await self._run_task(caller, request, purse, place)
-        except CallFailed:
-            raise
-        except McpRuntimeError as exc:
-            raise CallFailed("unavailable", f"The agent could not work: {exc}") from None
-
-    async def _run_task(
-        self,
-        caller: CallScope,
-        request: AgentRequest,
-        account: BudgetAccount,
-        session: ProgramSession,
-    ) -> dict[str, Any]:
-        desk = SubAgentWorkspace(
-            self._models,
-            account,
-            request.model,
-            session,
-            lambda text: self._report_status(caller, session.session_id, text),
-        )
-        value, steps = None, 0
-        try:
-            context = await provide_material(
-                desk, await self._prepare_material(caller, request.context)
-            )
-            brief = AgentTask(
-                request.task,
-                request.limits.steps,
-                account.budget.depth,
-                context,
-                schema=request.schema,
-            )
-            async for event in run_agent(brief, desk):
-                if isinstance(event, ValueSubmitted):
-                    value, steps = event.value, event.step
-        except CallFailed as exc:
-            data = {**(exc.data or {}), "session": session.session_id}
-            raise CallFailed(exc.kind, exc.message, remedy=exc.remedy, data=data) from None
-        finally:
-            self._report_status(caller, session.session_id, "")
-        return {
-            "value": value,
-            "session": session.session_id,
-            "steps": steps,
-            "usage": usage_data(account.budget.used),
-        }
-
-    async def _prepare_material(self, caller: CallScope, context: Any) -> AgentMaterial | None:
-        """Return how an agent gets what it is given: a reference to a piece becomes an input of its own."""
-        if not (isinstance(context, dict) and context.keys() == {SLICE_KEY}):
-            return prepare_material(context)
-        entry = await self._input_slices.add_slice(caller.session_id, caller.run_id, context)
-        begins = await self._input_slices.read_preview(entry, PREVIEW_CHARS)
-        size = (entry["size"] if entry["end"] is None else entry["end"]) - entry["start"]
-        return prepare_inputs(f"{entry['name']} ({size:,} bytes)", begins, [entry])
-
-    def _report_status(self, caller: CallScope, session_id: str, message: str) -> None:
-        """Have whoever looks at a run know what its agents wait for."""
-        waits = self._agent_waits.setdefault(caller.run_id, {})
-        if waits.get(session_id, "") != message:
-            waits.pop(session_id, None) if not message else waits.update({session_id: message})
-            caller.report_progress("; ".join(waits.values()))
-        if not waits:
-            del self._agent_waits[caller.run_id]
-
-
-@dataclass
-class SubAgentWorkspace:
-    """Where an agent of a run asks and executes."""
-
-    models: ModelService
-    account: BudgetAccount
-    model: str
-    session: ProgramSession
-    report_status: Callable[[str], None]
-
-    async def ask_model(self, messages: Messages) -> Completion:
-        """Return what the model says; raises `CallFailed`."""
-        return await self.models.complete_for_agent(messages, self.account, self.model)
-
-    async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
-        """Run a program to its end, or to that of the agent's time; raises `McpRuntimeError`, `CallFailed`."""
-        with self.account.budget.time_limit():
-            return await self.session.execute(code, self.report_status, inputs)
+    value: Any
+    session: str
+    steps: int
+    usage: UsageData
 
 
 @dataclass(frozen=True)
@@ -204,29 +118,152 @@ class AgentRequest:
     model: str
 
 
-def parse_request(args: Mapping[str, Any]) -> AgentRequest:
-    """Return what code has sent, made sure to be what it should be; raises `CallFailed`."""
-    task, context, schema = args.get("task"), args.get("context"), args.get("schema")
-    model, budget = args.get("model") or "", args.get("budget") or {}
-    if not isinstance(task, str) or not task.strip() or len(task) > MAX_TASK_CHARS:
-        raise CallFailed(
-            "invalid_arguments", f"A task is a text of 1 to {MAX_TASK_CHARS:,} characters."
+class SubAgents:
+    """Runs the agents that code starts."""
+
+    def __init__(
+        self, open_model: OpenModel, open_session: OpenProgramSession, input_slices: InputSlices
+    ) -> None:
+        self._open_model = open_model
+        self._open_session = open_session
+        self._input_slices = input_slices
+        self._waiting: dict[str, dict[str, str]] = {}  # what agents wait for, by run and session
+
+    @staticmethod
+    def call_effect(target: str) -> Any:
+        """Return what a call may change."""
+        return "read" if target == SUBMIT_TARGET else "write"
+
+    async def handle_call(self, target: str, args: dict[str, Any]) -> AgentAnswer | None:
+        """Answer `agent.run {task, context, budget, schema, model}` or `agent.submit {value}`; raises `CallFailed`."""
+        if target == SUBMIT_TARGET:
+            return None
+        if target == RUN_TARGET:
+            return await self._run_agent(current_call_scope(), parse_request(args))
+        raise CallFailed("unknown_target", f"There is no call {target!r:.80} for agents.")
+
+    async def _run_agent(self, caller: CallScope, request: AgentRequest) -> AgentAnswer:
+        try:
+            async with (
+                self._open_model(caller, request.limits, request.model) as model,
+                caller.release_slot(),
+                self._open_session(caller) as session,
+            ):
+                with model.charge_session(session.session_id):
+                    return await self._run_task(caller, request, model, session)
+        except CallFailed:
+            raise
+        except McpRuntimeError as exc:
+            raise CallFailed("unavailable", f"The agent could not work: {exc}") from None
+
+    async def _run_task(
+        self,
+        caller: CallScope,
+        request: AgentRequest,
+        model: DrivingModel,
+        session: ProgramSession,
+    ) -> AgentAnswer:
+        session_id = session.session_id
+        workspace = SubAgentWorkspace(
+            model, session, lambda status: self._report_status(caller, session_id, status)
         )
+        value: Any = None
+        steps = 0
+        try:
+            material = await self._prepare_material(caller, request.context)
+            description = await provide_material(workspace, material)
+            task = AgentTask(
+                request.task,
+                request.limits.steps,
+                model.depth,
+                description,
+                schema=request.schema,
+            )
+            async for event in run_agent(task, workspace):
+                if isinstance(event, ValueSubmitted):
+                    value, steps = event.value, event.step
+        except CallFailed as exc:
+            data = {**(exc.data or {}), "session": session_id}
+            raise CallFailed(exc.kind, exc.message, remedy=exc.remedy, data=data) from None
+        finally:
+            self._report_status(caller, session_id, "")
+        return {
+            "value": value,
+            "session": session_id,
+            "steps": steps,
+            "usage": model.used.to_data(),
+        }
+
+    async def _prepare_material(self, caller: CallScope, context: Any) -> AgentMaterial | None:
+        """Return how an agent receives its material: a slice becomes an input of its own."""
+        if not isinstance(context, dict) or context.keys() != {SLICE_KEY}:
+            return prepare_material(context)
+        entry = await self._input_slices.add_slice(caller.session_id, caller.run_id, context)
+        preview = await self._input_slices.read_preview(entry, PREVIEW_CHARS)
+        end = entry["size"] if entry["end"] is None else entry["end"]
+        name = f"{entry['name']} ({end - entry['start']:,} bytes)"
+        return prepare_inputs(name, preview, [entry])
+
+    def _report_status(self, caller: CallScope, session_id: str, status: str) -> None:
+        """Show in the run what its agents wait for; "" if this one does not wait."""
+        waiting = self._waiting.setdefault(caller.run_id, {})
+        if waiting.get(session_id, "") != status:
+            if status:
+                waiting[session_id] = status
+            else:
+                del waiting[session_id]
+            caller.report_progress("; ".join(waiting.values()))
+        if not waiting:
+            del self._waiting[caller.run_id]
+
+
+@dataclass(frozen=True)
+class SubAgentWorkspace:
+    """The model and the session of a sub-agent."""
+
+    model: DrivingModel
+    session: ProgramSession
+    report_status: Callable[[str], None]
+
+    async def ask_model(self, messages: Messages) -> Completion:
+        """Return the model's completion; raises `CallFailed`."""
+        return await self.model.complete(messages)
+
+    async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> ProgramResult:
+        """Run a program to its end, or to the end of the agent's time; raises `McpRuntimeError`, `CallFailed`."""
+        with self.model.time_limit():
+            result = await self.session.execute(code, self.report_status, inputs)
+        return cast(ProgramResult, result)
+
+
+def parse_request(args: Mapping[str, Any]) -> AgentRequest:
+    """Return a request as code sent it; raises `CallFailed` for invalid arguments."""
+    task, context, schema = args.get("task"), args.get("context"), args.get("schema")
+    model = args.get("model") or ""
+    if not isinstance(task, str) or not task.strip() or len(task) > MAX_TASK_CHARS:
+        raise invalid_request(f"A task is a text of 1 to {MAX_TASK_CHARS:,} characters.")
     if not isinstance(model, str) or len(model) > MAX_MODEL_NAME_CHARS:
-        raise CallFailed("invalid_arguments", "`model` is the name of one.")
+        raise invalid_request("`model` must be the name of a model.")
     if schema is not None:
         check_schema(schema)
     if len(material_text(context)) > MAX_CONTEXT_CHARS:
-        raise CallFailed(
-            "invalid_arguments",
+        raise invalid_request(
             f"A context has at most {MAX_CONTEXT_CHARS:,} characters.",
-            remedy="Give each agent a part of it.",
+            "Give each agent a part of it.",
         )
+    return AgentRequest(task, context, parse_limits(args.get("budget") or {}), schema, model)
+
+
+def parse_limits(budget: Any) -> AgentLimits:
+    """Return the budget of an agent; raises `CallFailed` with what is wrong."""
+    if not isinstance(budget, dict):
+        raise invalid_request("The budget must be a dict.")
     try:
-        limits = AgentLimits.from_mapping(budget)
+        return AgentLimits.from_mapping(budget)
     except ValueError as exc:
-        known = ", ".join(setting_types(AgentLimits))
-        raise CallFailed(
-            "invalid_arguments", f"The budget is invalid: {exc} It may have {known}."
-        ) from None
-    return AgentRequest(task, context, limits, schema, model)
+        raise invalid_request(f"The budget is invalid: {exc}") from None
+
+
+def invalid_request(message: str, remedy: str = "") -> CallFailed:
+    """Return the error for invalid arguments."""
+    return CallFailed("invalid_arguments", message, remedy=remedy)

@@ -1,1 +1,1 @@
-"""Questions that code asks of a model: what they may cost, who answers them, and what an answer has to be like."""
+"""Model requests from code: budgets, retries, structured answers, and the process that sends the requests."""

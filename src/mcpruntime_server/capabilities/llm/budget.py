@@ -1,9 +1,10 @@
-"""What questions to models may cost, for a principal, a session, a run and whoever it has had begin.
+"""Budgets for model requests, per principal, session, run and agent.
 
-Budgets are a tree. What a question may cost at most is taken from all levels before it is asked, or from none, and set
-right when it is answered; so no limit is passed, however many ask at once. Each time that a question is put before a
-model counts as one question, retries and repairs too. Time is counted from the first question on; when it is over,
-what is under way is cut off. What was cut off counts with all that was reserved: nobody knows what it has cost.
+Budgets form a tree. Before a request is sent, the most that it can cost is reserved at every level
+or at none; the reservation is replaced by the real cost afterwards. So no limit is exceeded,
+however many requests run concurrently. Every attempt counts as one call, retries and repairs
+included. Time counts from the first request; when it is used up, requests in progress are
+interrupted. An interrupted request counts with all that was reserved, because its cost is unknown.
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ from ..model_requests import ModelUsage
 
 BUDGET_EXCEEDED = "budget_exceeded"
 AMOUNT_LABELS = {
-    "calls": "questions",
-    "tokens_in": "tokens in",
-    "tokens_out": "tokens out",
+    "calls": "model requests",
+    "tokens_in": "input tokens",
+    "tokens_out": "output tokens",
     "usd": "USD",
 }
-USD_DIGITS = 12  # of USD that matter: sums of floats are a little off
-RAISE_BUDGET_REMEDY = "Ask less, or have it raised under [llm] in the settings."
-MAX_LISTED_AGENTS = 200  # agents of one level that are told apart
+USD_DIGITS = 12  # that are compared with a limit: sums of floats are slightly off
+RAISE_BUDGET_REMEDY = "Send fewer requests, or raise the budget under [llm] in the settings."
+MAX_LISTED_AGENTS = 200  # of one level; the usage of older ones is only summed
 
 
 @dataclass
 class Reservation:
-    """What was taken for a question that is being asked."""
+    """The amount that is reserved for one request."""
 
     budget: Budget
     amount: ModelUsage
     is_open: bool = True
 
     def settle(self, used: ModelUsage) -> None:
-        """Give back what was taken, and count what it has really cost."""
+        """Release the reserved amount and count the real cost."""
         assert self.is_open, "a reservation is settled once"
         self.is_open = False
         for level in self.budget.levels():
-            left = level.reserved.calls - self.amount.calls
-            level.reserved = subtract_usage(level.reserved, self.amount) if left else ModelUsage()
+            is_last = level.reserved.calls == self.amount.calls
+            level.reserved = ModelUsage() if is_last else level.reserved - self.amount
             level.used += used
 
 
 class Budget:
-    """One level: what was used, what is reserved, and the limits of both; `began` is on the monotonic clock."""
+    """One level: its limits, the used amount and the reserved amount; `started_at` is a monotonic time."""
 
     def __init__(
         self,
@@ -65,18 +66,16 @@ class Budget:
         started_at: float | None = None,
     ) -> None:
         self.name = name
+        self.depth = depth  # number of agents above this level, itself included
         self.used = used or ModelUsage()
         self.reserved = ModelUsage()
+        self.agent_budgets: deque[Budget] = deque()  # of the latest agents
+        self.agents_started = 0
         self._limits = limits
         self._parent = parent
-        self._depth = depth
         self._started_at = started_at
         self._request_limiter = anyio.CapacityLimiter(limits.concurrency or math.inf)
-        self.agent_budgets: deque[Budget] = deque()  # that were begun here, the last ones
-        self._unlisted_usage = (
-            ModelUsage()
-        )  # what agents have used that are not told apart any more
-        self._agent_count = 0
+        self._unlisted_usage = ModelUsage()  # of agents that are no longer in `agent_budgets`
 
     def levels(self) -> Iterator[Budget]:
         """Yield this level and those above it."""
@@ -85,33 +84,22 @@ class Budget:
             yield level
             level = level._parent
 
-    @property
-    def depth(self) -> int:
-        """How many agents are above it, itself included; 0 for a run that nobody's agent makes."""
-        return self._depth
-
     def add_agent_budget(self, limits: BudgetLimits) -> Budget:
-        """Return the level of an agent below this one; raises `CallFailed` beyond the depth that any level allows."""
-        depth = self._depth + 1
+        """Return a new level for an agent below this one; raises `CallFailed` if a level forbids the depth."""
+        depth = self.depth + 1
         for level in self.levels():
-            below = depth - level._depth
-            if level._limits.depth is not None and below > level._limits.depth:
-                raise CallFailed(
-                    BUDGET_EXCEEDED,
-                    f"Agents of {level.name} may begin agents {level._limits.depth} levels deep, and this is {below}.",
-                    remedy="Do it here, or have it raised as `depth` under [llm.run] in the settings.",
-                    data={"level": level.name, "what": "depth", "limit": level._limits.depth},
-                )
-        self._agent_count += 1
-        name = f"{self.name}.{self._agent_count}" if self._depth else f"agent {self._agent_count}"
-        made = Budget(name, limits, self, depth)
+            level._check_depth(depth - level.depth)
+        self.agents_started += 1
+        number = self.agents_started
+        name = f"{self.name}.{number}" if self.depth else f"agent {number}"
+        budget = Budget(name, limits, self, depth)
         if len(self.agent_budgets) == MAX_LISTED_AGENTS:
             self._unlisted_usage += self.agent_budgets.popleft().used
-        self.agent_budgets.append(made)
-        return made
+        self.agent_budgets.append(budget)
+        return budget
 
     def reserve(self, amount: ModelUsage) -> Reservation:
-        """Take `amount` from every level; raises `CallFailed` if one has not so much left, and takes nothing."""
+        """Reserve `amount` at every level; raises `CallFailed`, and reserves nothing, if a level lacks it."""
         now = time.monotonic()
         for level in self.levels():
             level._check_limits(amount)
@@ -119,115 +107,99 @@ class Budget:
                 raise level._time_exceeded()
         for level in self.levels():
             level.reserved += amount
-            level._started_at = now if level._started_at is None else level._started_at
+            if level._started_at is None:
+                level._started_at = now
         return Reservation(self, amount)
 
     def spend(self, used: ModelUsage) -> None:
-        """Count what was paid without having been reserved."""
+        """Count a cost for which nothing was reserved."""
         for level in self.levels():
             level.used += used
 
     @property
-    def agents_started(self) -> int:
-        """How many agents were begun here."""
-        return self._agent_count
-
-    @property
     def agents_usage(self) -> ModelUsage:
-        """What the agents that were begun here have used."""
-        return sum((each.used for each in self.agent_budgets), self._unlisted_usage)
+        """The usage of the agents that were started at this level."""
+        return sum((budget.used for budget in self.agent_budgets), self._unlisted_usage)
 
     @contextmanager
     def time_limit(self) -> Iterator[None]:
-        """Cut off what is done in here when the time of a level is over; raises `CallFailed` then."""
+        """Cancel the body when the time of a level is used up; raises `CallFailed` then."""
         now = time.monotonic()
-        first = min(self.levels(), key=lambda level: level._remaining_s(now))
-        with anyio.move_on_after(first._remaining_s(now)) as limit:
+        shortest = min(self.levels(), key=lambda level: level._remaining_s(now))
+        with anyio.move_on_after(shortest._remaining_s(now)) as scope:
             yield
-        if limit.cancelled_caught:
-            raise first._time_exceeded()
-
-    def _check_limits(self, requested: ModelUsage) -> None:
-        taken = self.used + self.reserved
-        for what, limit in self._limits.counted_limits().items():
-            asked = getattr(requested, what)
-            if (
-                limit is not None
-                and asked
-                and round(getattr(taken, what) + asked, USD_DIGITS) > limit
-            ):
-                raise CallFailed(
-                    BUDGET_EXCEEDED,
-                    f"The budget of {self.name} is {limit:g} {AMOUNT_LABELS[what]}; {getattr(self.used, what):g} are used, "
-                    f"{getattr(self.reserved, what):g} reserved, and this asks for up to {asked:g}.",
-                    remedy=RAISE_BUDGET_REMEDY,
-                    data={
-                        "level": self.name,
-                        "what": what,
-                        "limit": limit,
-                        "used": getattr(self.used, what),
-                    },
-                )
-
-    def _remaining_s(self, now: float) -> float:
-        limit = self._limits.wall_s
-        return (
-            math.inf
-            if limit is None
-            else limit - (now - (now if self._started_at is None else self._started_at))
-        )
-
-    def _time_exceeded(self) -> CallFailed:
-        limit = self._limits.wall_s
-        return CallFailed(
-            BUDGET_EXCEEDED,
-            f"The budget of {self.name} is {limit:g} seconds from its first question on.",
-            remedy=RAISE_BUDGET_REMEDY,
-            data={"level": self.name, "what": "wall_s", "limit": limit},
-        )
+        if scope.cancelled_caught:
+            raise shortest._time_exceeded()
 
     @asynccontextmanager
     async def request_slot(self) -> AsyncIterator[None]:
-        """Wait until every level lets one more question be under way."""
+        """Wait until every level allows one more concurrent request."""
         async with AsyncExitStack() as stack:
             for level in self.levels():
                 await stack.enter_async_context(level._request_limiter)
             yield
 
     def usage_report(self) -> dict[str, dict[str, Any]]:
-        """Return what each level has used, and its limits; of this one, what each of its agents has used."""
-        agents = (
-            {"agents": [each._agent_report() for each in self.agent_budgets]}
-            if self.agent_budgets
-            else {}
-        )
+        """Return the usage and the limits of each level by its name, as JSON data; for this level its agents, too."""
         return {
-            level.name: {**level._usage_figures(), **(agents if level is self else {})}
+            level.name: level._agent_report() if level is self else level._usage_figures()
             for level in self.levels()
         }
 
+    def _agent_report(self) -> dict[str, Any]:
+        report: dict[str, Any] = dict(self._usage_figures())
+        if self.agent_budgets:
+            report["agents"] = [
+                {"name": budget.name, **budget._agent_report()} for budget in self.agent_budgets
+            ]
+        return report
+
     def _usage_figures(self) -> dict[str, float]:
         limits = {
-            f"max_{what}": limit
-            for what, limit in self._limits.counted_limits().items()
+            f"max_{name}": limit
+            for name, limit in self._limits.counted_limits().items()
             if limit is not None
         }
-        return {**{what: getattr(self.used, what) for what in AMOUNT_LABELS}, **limits}
+        used = {name: getattr(self.used, name) for name in AMOUNT_LABELS}
+        return used | limits
 
-    def _agent_report(self) -> dict[str, Any]:
-        agents = (
-            {"agents": [each._agent_report() for each in self.agent_budgets]}
-            if self.agent_budgets
-            else {}
+    def _check_depth(self, depth: int) -> None:
+        limit = self._limits.depth
+        if limit is not None and depth > limit:
+            raise CallFailed(
+                BUDGET_EXCEEDED,
+                f"The {self.name} budget allows agents {limit} levels deep, and this one would be at level {depth}.",
+                remedy="Do the work here, or raise `depth` under [llm.run] in the settings.",
+                data={"level": self.name, "what": "depth", "limit": limit},
+            )
+
+    def _check_limits(self, requested: ModelUsage) -> None:
+        taken = self.used + self.reserved
+        for name, limit in self._limits.counted_limits().items():
+            amount = getattr(requested, name)
+            if limit is None or not amount:
+                continue
+            if round(getattr(taken, name) + amount, USD_DIGITS) > limit:
+                used, reserved = getattr(self.used, name), getattr(self.reserved, name)
+                raise CallFailed(
+                    BUDGET_EXCEEDED,
+                    f"The {self.name} budget is {limit:g} {AMOUNT_LABELS[name]}: {used:g} are used, "
+                    f"{reserved:g} are reserved, and this request may need {amount:g}.",
+                    remedy=RAISE_BUDGET_REMEDY,
+                    data={"level": self.name, "what": name, "limit": limit, "used": used},
+                )
+
+    def _remaining_s(self, now: float) -> float:
+        limit = self._limits.wall_s
+        if limit is None:
+            return math.inf
+        return limit if self._started_at is None else limit - (now - self._started_at)
+
+    def _time_exceeded(self) -> CallFailed:
+        limit = self._limits.wall_s
+        return CallFailed(
+            BUDGET_EXCEEDED,
+            f"The {self.name} budget is {limit:g} seconds from its first request, and they have passed.",
+            remedy=RAISE_BUDGET_REMEDY,
+            data={"level": self.name, "what": "wall_s", "limit": limit},
         )
-        return {"name": self.name, **self._usage_figures(), **agents}
-
-
-def subtract_usage(one: ModelUsage, other: ModelUsage) -> ModelUsage:
-    """Return the difference."""
-    return ModelUsage(
-        one.calls - other.calls,
-        one.tokens_in - other.tokens_in,
-        one.tokens_out - other.tokens_out,
-        max(one.usd - other.usd, 0.0),
-    )

@@ -1,70 +1,50 @@
-"""Who has used how much: the budgets of principals, sessions and runs, and the answers that sessions have had.
+"""Which budget a run or an agent pays from, and the answers that it can reuse.
 
-Rule: what sessions and runs have used is the journal's to say. So neither the death of a server nor being forgotten
-here gives anybody a new budget. A principal's is for as long as a server lives.
+Rule: the journal records what sessions and runs used. So neither a restart of the server nor
+eviction from memory gives anyone a new budget. The budget of a principal lasts as long as the
+server process.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 import anyio
 
-from ...config import LlmSettings
-from ...errors import NotFound
+from ...config import BudgetLimits, LlmSettings
+from ...errors import JournalFailed, NotFound
 from ...journal.call_scope import CallScope
 from ...journal.events import ModelUsageRecorded
 from ...journal.store import Journal
-from ..model_requests import ModelResponse, ModelUsage
+from ..model_requests import ModelUsage
+from .answer_cache import AnswerCache
 from .budget import Budget
 
-MAX_IDLE_SESSIONS = 200  # whose answers and budgets are remembered, beside those that are asking
-MAX_RUN_BUDGETS = 1_000  # of a session, whose budgets are remembered
-MAX_CACHED_ANSWERS, MAX_CACHED_CHARS = 2_000, 4_000_000  # answers of a session
+MAX_IDLE_SESSIONS = 200  # whose budgets and answers stay in memory
+MAX_RUN_BUDGETS = 1_000  # of one session that stay in memory
+
+logger = logging.getLogger(__name__)
 
 
-class AnswerCache:
-    """The answers that a session has had; the same question is asked once, also by many at once."""
+@dataclass
+class JournaledUsage:
+    """What a run used according to the journal, and the monotonic time of its first request."""
 
-    def __init__(self) -> None:
-        self._responses: OrderedDict[str, ModelResponse] = OrderedDict()
-        self._total_chars = 0
-        self._in_flight: dict[str, anyio.Event] = {}
-
-    async def get_or_ask(
-        self, key: str, ask: Callable[[], Awaitable[ModelResponse]]
-    ) -> ModelResponse:
-        """Return the answer to the question `key`; `ask` asks it."""
-        while key in self._in_flight:
-            await self._in_flight[key].wait()
-        if key in self._responses:
-            self._responses.move_to_end(key)
-            return replace(self._responses[key], usage=ModelUsage(), is_cached=True)
-        self._in_flight[key] = anyio.Event()
-        try:
-            answer = await ask()
-        finally:
-            self._in_flight.pop(key).set()
-        self._responses[key] = answer
-        self._total_chars += answer.text_chars
-        while len(self._responses) > MAX_CACHED_ANSWERS or self._total_chars > MAX_CACHED_CHARS:
-            _, gone = self._responses.popitem(last=False)
-            self._total_chars -= gone.text_chars
-        return answer
+    used: ModelUsage
+    started_at: float
 
 
 @dataclass
 class SessionAccount:
-    """A session: its budget, what its runs have used, and its answers; `users` are asking now."""
+    """The budget of a session, those of its runs, and its answers."""
 
     budget: Budget
-    journaled_usage: dict[
-        str, tuple[ModelUsage, float]
-    ]  # what runs had used when this was opened, and when they began
+    journaled: dict[str, JournaledUsage]  # by run, when the account was loaded
     run_budgets: OrderedDict[str, Budget] = field(default_factory=OrderedDict)
     answer_cache: AnswerCache = field(default_factory=AnswerCache)
     active_requests: int = 0
@@ -72,111 +52,143 @@ class SessionAccount:
 
 @dataclass(frozen=True)
 class BudgetAccount:
-    """What a run or an agent pays from, the answers that it has had, and the run in whose name that is journaled."""
+    """The budget and the answers of a run or an agent; `journal` records its usage for the run, if there is one."""
 
     budget: Budget
-    answer_cache: AnswerCache
+    answer_cache: AnswerCache = field(default_factory=AnswerCache)
+    journal: Journal | None = None
     session_id: str = ""
     run_id: str = ""
 
+    def for_agent(self, limits: BudgetLimits) -> BudgetAccount:
+        """Return the account of an agent below this one; raises `CallFailed` if its depth is not allowed."""
+        budget = self.budget.add_agent_budget(limits)
+        return BudgetAccount(budget, AnswerCache(), self.journal, self.session_id, self.run_id)
+
+    def record_usage(self, used: ModelUsage, duration_ms: float) -> None:
+        """Write to the journal what one attempt cost."""
+        if self.journal is None:
+            return
+        event = ModelUsageRecorded(
+            used.calls, used.tokens_in, used.tokens_out, used.usd, round(duration_ms, 3)
+        )
+        try:
+            self.journal.append(self.session_id, event, self.run_id)
+        except JournalFailed as exc:
+            logger.error(
+                "the cost of a model request of run %s was not journaled: %s", self.run_id, exc
+            )
+
 
 class AccountRegistry:
-    """All of them, as far as they are remembered."""
+    """The accounts of all sessions and of the agents at work."""
 
     def __init__(self, settings: LlmSettings, journal: Journal) -> None:
         self._settings = settings
         self._journal = journal
         self._principal_budgets: dict[str, Budget] = {}
         self._session_accounts: OrderedDict[str, SessionAccount] = OrderedDict()
+        self._agent_accounts: dict[str, BudgetAccount] = {}  # by the sessions of the agents
         self._open_lock = anyio.Lock()
-        self.agent_accounts: dict[str, BudgetAccount] = {}  # of those that work, by their sessions
 
     @asynccontextmanager
     async def open_account(self, caller: CallScope) -> AsyncIterator[BudgetAccount]:
-        """Yield what a run pays from, which is not forgotten meanwhile."""
-        if caller.session_id in self.agent_accounts:
-            yield self.agent_accounts[caller.session_id]
+        """Yield the account that a run pays from, and keep it in memory meanwhile."""
+        if caller.session_id in self._agent_accounts:
+            yield self._agent_accounts[caller.session_id]
             return
         async with self._open_lock:
-            account = self._session_accounts.get(caller.session_id) or await self._load_account(
-                caller.session_id
-            )
-            account.active_requests += 1
+            session = self._session_accounts.get(caller.session_id)
+            if session is None:
+                session = await self._load_account(caller.session_id)
+            session.active_requests += 1
         self._session_accounts.move_to_end(caller.session_id)
+        budget = self._run_budget(session, caller.run_id)
         try:
             yield BudgetAccount(
-                self._run_budget(account, caller.run_id),
-                account.answer_cache,
-                caller.session_id,
-                caller.run_id,
+                budget, session.answer_cache, self._journal, caller.session_id, caller.run_id
             )
         finally:
-            account.active_requests -= 1
+            session.active_requests -= 1
+
+    @contextmanager
+    def charge_session(self, session_id: str, account: BudgetAccount) -> Iterator[None]:
+        """Let everything in the session of an agent be paid from the agent's account."""
+        self._agent_accounts[session_id] = account
+        try:
+            yield
+        finally:
+            del self._agent_accounts[session_id]
 
     def find_run_budget(self, run_id: str) -> Budget | None:
-        """Return the budget of a run that has asked something not long ago."""
-        return next(
-            (
-                account.run_budgets[run_id]
-                for account in self._session_accounts.values()
-                if run_id in account.run_budgets
-            ),
-            None,
-        )
+        """Return the budget of a run, if it sent a request and is still in memory."""
+        for session in self._session_accounts.values():
+            if run_id in session.run_budgets:
+                return session.run_budgets[run_id]
+        return None
 
     async def find_owner_budget(self, session_id: str) -> Budget:
-        """Return the budget of whom a session belongs to."""
+        """Return the budget of the principal that a session belongs to."""
         principal = await self._find_principal(session_id)
-        return self._principal_budgets.setdefault(
-            principal, Budget("principal", self._settings.principal)
-        )
+        if principal not in self._principal_budgets:
+            self._principal_budgets[principal] = Budget("principal", self._settings.principal)
+        return self._principal_budgets[principal]
 
-    def _run_budget(self, account: SessionAccount, run_id: str) -> Budget:
-        if run_id not in account.run_budgets:
-            used, began = account.journaled_usage.get(run_id, (ModelUsage(), None))
-            account.run_budgets[run_id] = Budget(
-                "run", self._settings.run, account.budget, used=used, started_at=began
-            )
-            if (
-                len(account.run_budgets) > MAX_RUN_BUDGETS
-            ):  # runs of a session come one after the other: that one is over
-                account.run_budgets.popitem(last=False)
-        return account.run_budgets[run_id]
+    def _run_budget(self, session: SessionAccount, run_id: str) -> Budget:
+        budget = session.run_budgets.get(run_id)
+        if budget is not None:
+            return budget
+        past = session.journaled.get(run_id)
+        budget = Budget(
+            "run",
+            self._settings.run,
+            session.budget,
+            used=past.used if past else None,
+            started_at=past.started_at if past else None,
+        )
+        session.run_budgets[run_id] = budget
+        if len(session.run_budgets) > MAX_RUN_BUDGETS:
+            session.run_budgets.popitem(
+                last=False
+            )  # a session runs in order: that run has finished
+        return budget
 
     async def _load_account(self, session_id: str) -> SessionAccount:
-        past: dict[str, tuple[ModelUsage, float]] = {}
-        now = time.time() - time.monotonic()
-        for stored in await self._journal.load_events(
-            session_id, event_type=ModelUsageRecorded, damage=[]
-        ):
-            spent = stored.event
-            if isinstance(spent, ModelUsageRecorded) and stored.run_id is not None:
-                used, began = past.get(
-                    stored.run_id,
-                    (ModelUsage(), stored.recorded_at - now - spent.duration_ms / 1e3),
-                )
-                past[stored.run_id] = used + usage_from_event(spent), began
-        used = sum((each for each, _ in past.values()), ModelUsage())
-        first = min((began for _, began in past.values()), default=None)
+        journaled = await self._load_journaled_usage(session_id)
         budget = Budget(
             "session",
             self._settings.session,
             await self.find_owner_budget(session_id),
-            used=used,
-            started_at=first,
+            used=sum((past.used for past in journaled.values()), ModelUsage()),
+            started_at=min((past.started_at for past in journaled.values()), default=None),
         )
         self._evict_idle_accounts()
-        self._session_accounts[session_id] = SessionAccount(budget, past)
+        self._session_accounts[session_id] = SessionAccount(budget, journaled)
         return self._session_accounts[session_id]
+
+    async def _load_journaled_usage(self, session_id: str) -> dict[str, JournaledUsage]:
+        monotonic_offset = time.time() - time.monotonic()
+        found: dict[str, JournaledUsage] = {}
+        for stored in await self._journal.load_events(
+            session_id, event_type=ModelUsageRecorded, damage=[]
+        ):
+            event = stored.event
+            if not isinstance(event, ModelUsageRecorded) or stored.run_id is None:
+                continue
+            started_at = stored.recorded_at - monotonic_offset - event.duration_ms / 1e3
+            past = found.setdefault(stored.run_id, JournaledUsage(ModelUsage(), started_at))
+            past.used += usage_from_event(event)
+        return found
 
     def _evict_idle_accounts(self) -> None:
         idle = [
-            session
-            for session, account in self._session_accounts.items()
-            if not account.active_requests
+            session_id
+            for session_id, session in self._session_accounts.items()
+            if not session.active_requests
         ]
-        for session in idle[: max(len(self._session_accounts) - MAX_IDLE_SESSIONS + 1, 0)]:
-            del self._session_accounts[session]
+        excess = len(self._session_accounts) - MAX_IDLE_SESSIONS + 1
+        for session_id in idle[: max(excess, 0)]:
+            del self._session_accounts[session_id]
 
     async def _find_principal(self, session_id: str) -> str:
         try:
@@ -185,8 +197,8 @@ class AccountRegistry:
             return ""
 
 
-def usage_from_event(spent: ModelUsageRecorded) -> ModelUsage:
-    """Return what was spent; an imported session may say that it was less than nothing."""
+def usage_from_event(event: ModelUsageRecorded) -> ModelUsage:
+    """Return the usage in an event; in an imported session it may be negative, which counts as nothing."""
     return ModelUsage(
-        max(spent.calls, 0), max(spent.tokens_in, 0), max(spent.tokens_out, 0), max(spent.usd, 0.0)
+        max(event.calls, 0), max(event.tokens_in, 0), max(event.tokens_out, 0), max(event.usd, 0.0)
     )

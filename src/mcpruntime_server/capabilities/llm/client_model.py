@@ -1,6 +1,6 @@
-"""The broker without a key: the model of the client, which has had the code run, answers its questions.
+"""The backend without a key: the model of the MCP client that started the run answers its requests.
 
-The run waits meanwhile, and all questions of a batch are put at once.
+The run waits meanwhile. All requests of a batch are sent at once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 from ...errors import CallFailed
 from ...journal.call_scope import MAX_MODEL_REQUEST_CHARS, current_call_scope
 from ..model_requests import Completion, Messages, ModelUsage
+from .model_backend import TokenPrices
 
 
 class ClientModel:
-    """Puts questions before the client's model."""
+    """Sends requests to the client's model."""
 
     async def complete(
         self,
@@ -26,21 +27,23 @@ class ClientModel:
         timeout_s: float,
         schema: Mapping[str, Any] | None,
     ) -> Completion:
-        """Return what the client's model answers; raises `CallFailed` if nobody does."""
-        asked = [message["content"] for message in messages if message["role"] != "system"]
-        prompt = "\n\n".join(asked)
-        if (
-            len(prompt) > MAX_MODEL_REQUEST_CHARS
-        ):  # a part of it would be answered as if it were all
+        """Return the answer of the client's model; raises `CallFailed` if there is none."""
+        texts = [message["content"] for message in messages if message["role"] != "system"]
+        prompt = "\n\n".join(texts)
+        if len(prompt) > MAX_MODEL_REQUEST_CHARS:  # half a prompt would get half an answer
             raise CallFailed(
                 "llm_too_long",
-                f"The question has {len(prompt):,} characters; the client's model is asked at most {MAX_MODEL_REQUEST_CHARS:,}.",
+                f"The prompt has {len(prompt):,} characters; the client's model accepts "
+                f"{MAX_MODEL_REQUEST_CHARS:,}.",
                 remedy="Ask about parts of the data, or about less of it.",
             )
-        about = {"prompt": prompt, **({} if schema is None else {"schema": schema})}
-        said = await current_call_scope().ask_client_model(about)
-        return Completion(said if isinstance(said, str) else json.dumps(said), ModelUsage(1))
+        question: dict[str, Any] = {"prompt": prompt}
+        if schema is not None:
+            question["schema"] = schema
+        answer = await current_call_scope().ask_client_model(question)
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        return Completion(text, ModelUsage(1))
 
-    async def token_prices(self, model: str) -> tuple[float, float]:
-        """Return nothing: the client pays for its own model."""
-        return 0.0, 0.0
+    async def token_prices(self, model: str) -> TokenPrices:
+        """Return no prices: the client pays for its own model."""
+        return TokenPrices()

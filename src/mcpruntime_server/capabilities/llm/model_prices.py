@@ -1,4 +1,4 @@
-"""What models cost and who provides them, from the table that litellm ships; importing it would take seconds."""
+"""Prices, limits and providers of models, from the table that litellm ships; importing litellm would take seconds."""
 
 from __future__ import annotations
 
@@ -8,41 +8,51 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .model_backend import TokenPrices
+
 TABLE_FILE = "model_prices_and_context_window_backup.json"
 
 
 @cache
 def load_price_table() -> dict[str, dict[str, Any]]:
-    """Return the table; empty if this litellm has none."""
+    """Return the rows of the table by model; empty if litellm does not ship it."""
     spec = importlib.util.find_spec("litellm")
-    folders = spec.submodule_search_locations if spec is not None else None
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    folder = Path(next(iter(spec.submodule_search_locations)))
     try:
-        found = json.loads((Path(next(iter(folders or [""]))) / TABLE_FILE).read_bytes())
+        table = json.loads((folder / TABLE_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    return {name: each for name, each in found.items() if isinstance(each, dict)}
+    return {name: row for name, row in table.items() if isinstance(row, dict)}
 
 
 def find_model_row(model: str) -> dict[str, Any]:
-    """Return the row of a model; empty if it has none."""
-    return load_price_table().get(model) or load_price_table().get(model.partition("/")[2]) or {}
+    """Return the row of a model, with or without its provider's prefix; empty if there is none."""
+    table = load_price_table()
+    return table.get(model) or table.get(model.partition("/")[2]) or {}
 
 
 def find_max_input_tokens(model: str) -> int:
-    """Return how many tokens a model takes in; 0 where that is not known."""
+    """Return how many tokens a prompt may have; 0 where that is not known."""
     tokens = find_model_row(model).get("max_input_tokens")
     return tokens if isinstance(tokens, int) else 0
 
 
-def find_token_prices(model: str) -> tuple[float, float]:
-    """Return USD for a token in, and for one out; 0 where that is not known."""
-    known = find_model_row(model)
-    costs = known.get("input_cost_per_token"), known.get("output_cost_per_token")
-    one, other = (float(cost) if isinstance(cost, int | float) else 0.0 for cost in costs)
-    return one, other
+def find_token_prices(model: str) -> TokenPrices:
+    """Return the prices of a model; 0 where they are not known."""
+    row = find_model_row(model)
+    return TokenPrices(
+        as_price(row.get("input_cost_per_token")), as_price(row.get("output_cost_per_token"))
+    )
+
+
+def as_price(value: Any) -> float:
+    """Return a price of the table; 0 if it is not a number."""
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 @cache
 def list_providers() -> frozenset[str]:
-    """Return what litellm's names of models begin with."""
-    return frozenset(str(each.get("litellm_provider", "")) for each in load_price_table().values())
+    """Return the provider prefixes of litellm's model names."""
+    return frozenset(str(row.get("litellm_provider", "")) for row in load_price_table().values())

@@ -1,6 +1,6 @@
-"""The broker for every model that litellm knows, and for servers like OpenAI's: a process of its own.
+"""The backend for all models of litellm and for servers with OpenAI's API: a separate process sends the requests.
 
-It starts with the first question; until then nothing of this costs anything.
+The process starts with the first request.
 """
 
 from __future__ import annotations
@@ -11,45 +11,53 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from anyio.abc import Process, TaskGroup, TaskStatus
 
 from ...config import LlmSettings
-from ..model_requests import (
+from ..model_requests import Completion, Messages, ModelUsage
+from .model_backend import ModelFailed, TokenPrices
+from .worker_protocol import (
     API_KEY_VARIABLE,
     MAX_LINE_BYTES,
-    Completion,
-    Messages,
-    ModelFailed,
-    ModelUsage,
+    CancelCommand,
+    Command,
+    CompleteCommand,
+    CompletionReply,
+    DescribeCommand,
+    DescriptionReply,
+    ErrorData,
+    ErrorReply,
+    ModelSelection,
+    Reply,
+    WorkerUsage,
 )
 
-START_TIMEOUT_S = (
-    60.0  # for what a first question needs to be imported, on a machine with much to do
-)
-EXIT_TIMEOUT_S = 2.0  # for the process to end when its input does
-REPLY_GRACE_S = 5.0  # that the process may take longer than the provider is given
-STUCK_AFTER_S = 60.0  # that it has said nothing to what it was asked, when it is late, for another to take its place
-RESTART_DELAY_S = 1.0  # between a death of the process and the next one
+WORKER_MODULE = "mcpruntime_server.capabilities.llm.model_worker"
+START_TIMEOUT_S = 60.0  # the first request imports litellm, on a machine that may be busy
+EXIT_TIMEOUT_S = 2.0  # for the process to exit after its input has ended
+REPLY_GRACE_S = 5.0  # beyond the time that the provider has
+STUCK_AFTER_S = 60.0  # without any reply, a process that is late is replaced
+RESTART_DELAY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class PendingReply:
-    """A question under way."""
+    """A command that waits for its reply; `done` without a reply means that the process ended."""
 
     done: anyio.Event = field(default_factory=anyio.Event)
-    reply: dict[str, Any] | None = None
+    reply: Reply | None = None
 
 
 class ModelProcess:
-    """Puts questions before the process; see `opened`."""
+    """Sends commands to the process; see `open_model_process`."""
 
     def __init__(self, settings: LlmSettings, tasks: TaskGroup) -> None:
         self._settings = settings
@@ -59,9 +67,7 @@ class ModelProcess:
         self._write_lock = anyio.Lock()
         self._pending: dict[int, PendingReply] = {}
         self._last_id = 0
-        self._silent_since: float | None = (
-            None  # when it was asked first, since it said something last
-        )
+        self._silent_since: float | None = None  # the first command since the last reply
 
     async def complete(
         self,
@@ -72,89 +78,87 @@ class ModelProcess:
         timeout_s: float,
         schema: Mapping[str, Any] | None,
     ) -> Completion:
-        """Return what the model says; raises `ModelFailed`."""
-        asked = {
-            **self._model_fields(model),
+        """Return the model's completion; raises `ModelFailed`."""
+        command: CompleteCommand = {
+            **self._select(model),
+            "id": self._next_id(),
+            "command": "complete",
             "messages": list(messages),
             "max_tokens": max_tokens,
             "timeout_s": timeout_s,
             "schema": schema,
         }
-        told = await self._send_request(asked, timeout_s)
-        tokens_in, tokens_out, usd = told["usage"]
-        return Completion(told["text"], ModelUsage(1, tokens_in, tokens_out, usd), told["is_cut"])
+        reply = cast(CompletionReply, await self._send_command(command, timeout_s))
+        return Completion(reply["text"], model_usage(reply["usage"]), reply["is_truncated"])
 
-    async def token_prices(self, model: str) -> tuple[float, float]:
-        """Return USD for a token in, and for one out; 0 where that is not known."""
-        told = await self._send_request(
-            {"price": True, **self._model_fields(model)}, START_TIMEOUT_S
-        )
-        one, other = told["price"]
-        return one, other
+    async def token_prices(self, model: str) -> TokenPrices:
+        """Return the prices of a model; raises `ModelFailed`."""
+        reply = await self._describe(model)
+        return TokenPrices(reply["usd_in"], reply["usd_out"])
 
     async def max_input_tokens(self, model: str) -> int:
-        """Return how many tokens a model takes in; 0 where that is not known."""
+        """Return how many tokens a prompt may have; 0 where that is not known."""
         with suppress(ModelFailed):
-            return int(
-                (
-                    await self._send_request(
-                        {"price": True, **self._model_fields(model)}, START_TIMEOUT_S
-                    )
-                )["window"]
-            )
+            return (await self._describe(model))["max_input_tokens"]
         return 0
 
-    def _model_fields(self, model: str) -> dict[str, Any]:
+    async def _describe(self, model: str) -> DescriptionReply:
+        command: DescribeCommand = {
+            **self._select(model),
+            "id": self._next_id(),
+            "command": "describe",
+        }
+        return cast(DescriptionReply, await self._send_command(command, START_TIMEOUT_S))
+
+    def _select(self, model: str) -> ModelSelection:
         settings = self._settings
         return {
             "model": model,
-            "named": model in (settings.model, *settings.models),
+            "is_configured": model in (settings.model, *settings.models),
             "api_base": settings.api_base,
         }
 
-    async def _send_request(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        process = await self._ensure_started()
+    def _next_id(self) -> int:
         self._last_id += 1
-        number, pending = self._last_id, PendingReply()
-        self._pending[number] = pending
+        return self._last_id
+
+    async def _send_command(
+        self, command: CompleteCommand | DescribeCommand, timeout_s: float
+    ) -> CompletionReply | DescriptionReply:
+        """Send a command and return its reply; raises `ModelFailed`."""
+        process = await self._ensure_started()
+        pending = self._pending[command["id"]] = PendingReply()
         try:
-            with anyio.move_on_after(timeout_s + REPLY_GRACE_S) as patience:
-                await self._send(process, {"id": number, **request})
+            with anyio.move_on_after(timeout_s + REPLY_GRACE_S) as scope:
+                await self._write(process, command)
                 await pending.done.wait()
-            if patience.cancelled_caught:
+            if scope.cancelled_caught:
                 self._kill_if_stuck(process)
         finally:
-            del self._pending[number]
+            del self._pending[command["id"]]
             if not pending.done.is_set():
-                with (
-                    anyio.CancelScope(shield=True),
-                    anyio.move_on_after(EXIT_TIMEOUT_S),
-                    suppress(ModelFailed),
-                ):
-                    await self._send(process, {"id": 0, "cancel": number})
+                await self._cancel_command(process, command["id"])
         if pending.reply is None:
             raise ModelFailed(
-                "llm_unavailable", "The process that asks models gave no answer.", is_transient=True
+                "llm_unavailable",
+                "The process that sends model requests did not reply.",
+                is_transient=True,
             )
-        if error := pending.reply.get("error"):
-            raise model_failure(error, pending.reply.get("usage"))
+        if "error" in pending.reply:
+            raise model_failure(pending.reply)
         return pending.reply
 
-    def _kill_if_stuck(self, process: Process) -> None:
-        """End a process that is late, and has been silent for long: it could answer nobody any more."""
-        if self._silent_since is not None and time.monotonic() - self._silent_since > STUCK_AFTER_S:
-            logger.warning("the process that asks models is stuck, and is ended")
-            with suppress(ProcessLookupError):  # others may have found that, too
-                process.kill()
+    async def _cancel_command(self, process: Process, command_id: int) -> None:
+        command: CancelCommand = {"id": command_id, "command": "cancel"}
+        with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True), suppress(ModelFailed):
+            await self._write(process, command)
 
-    async def _send(self, process: Process, message: Mapping[str, Any]) -> None:
+    async def _write(self, process: Process, command: Command) -> None:
         assert process.stdin is not None
-        line = json.dumps(message).encode() + b"\n"
-        if (
-            len(line) > MAX_LINE_BYTES
-        ):  # it would be the end of the process, and of what others have asked
+        line = json.dumps(command).encode() + b"\n"
+        if len(line) > MAX_LINE_BYTES:  # the process could not read it, and would end for all
             raise ModelFailed(
-                "llm_too_long", f"The question is longer than {MAX_LINE_BYTES:,} bytes."
+                "llm_too_long", f"The request is longer than {MAX_LINE_BYTES:,} bytes."
             )
         self._silent_since = self._silent_since or time.monotonic()
         try:
@@ -162,8 +166,18 @@ class ModelProcess:
                 await process.stdin.send(line)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             raise ModelFailed(
-                "llm_unavailable", "The process that asks models has ended.", is_transient=True
+                "llm_unavailable",
+                "The process that sends model requests has ended.",
+                is_transient=True,
             ) from None
+
+    def _kill_if_stuck(self, process: Process) -> None:
+        """Kill a process that has not replied to anyone for long."""
+        if self._silent_since is None or time.monotonic() - self._silent_since <= STUCK_AFTER_S:
+            return
+        logger.warning("the process that sends model requests is stuck and is killed")
+        with suppress(ProcessLookupError):  # another request may have killed it
+            process.kill()
 
     async def _ensure_started(self) -> Process:
         async with self._start_lock:
@@ -172,64 +186,70 @@ class ModelProcess:
             return self._process
 
     async def _run_process(self, *, task_status: TaskStatus[Process]) -> None:
-        """Have the process for as long as it lives; questions that it leaves open have failed."""
+        """Run the process until it ends, then let all pending commands fail."""
         environ = {**os.environ, API_KEY_VARIABLE: self._settings.api_key.get_secret_value()}
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "mcpruntime_server.capabilities.llm.model_worker",
-        ]  # -P: nothing of the folder it is in
+        command = [sys.executable, "-P", "-m", WORKER_MODULE]  # -P: import nothing from the cwd
         process = await anyio.open_process(command, env=environ, stderr=subprocess.DEVNULL)
         try:
             task_status.started(process)
             await self._read_replies(process)
-            logger.warning("the process that asks models has ended")
+            logger.warning("the process that sends model requests has ended")
             await anyio.sleep(RESTART_DELAY_S)
         finally:
-            self._process = self._silent_since = None
+            self._process = None
+            self._silent_since = None
             for pending in self._pending.values():
                 pending.done.set()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(EXIT_TIMEOUT_S):
-                assert process.stdin is not None
-                await process.stdin.aclose()
-                await process.wait()
-            with suppress(ProcessLookupError):
-                process.kill()
-            with anyio.CancelScope(shield=True):
-                await process.aclose()
+            await stop_process(process)
 
     async def _read_replies(self, process: Process) -> None:
         assert process.stdout is not None
-        parts: list[bytes] = []  # of a line that is not whole yet
+        unfinished: list[bytes] = []  # parts of a line
         async for chunk in process.stdout:
             self._silent_since = None
             *lines, rest = chunk.split(b"\n")
             for line in lines:
-                told = json.loads(b"".join((*parts, line)))
-                parts.clear()
-                if pending := self._pending.get(told["id"]):
-                    pending.reply = told
+                reply: Reply = json.loads(b"".join((*unfinished, line)))
+                unfinished.clear()
+                if pending := self._pending.get(reply["id"]):
+                    pending.reply = reply
                     pending.done.set()
-            parts.append(rest)
+            unfinished.append(rest)
 
 
-def model_failure(error: Mapping[str, Any], usage: Sequence[float] | None) -> ModelFailed:
-    """Return an error as the process has told it."""
-    cost = ModelUsage(1, int(usage[0]), int(usage[1]), usage[2]) if usage is not None else None
+async def stop_process(process: Process) -> None:
+    """End the process: close its input, wait, kill, reap."""
+    assert process.stdin is not None
+    with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):
+        await process.stdin.aclose()
+        await process.wait()
+    with suppress(ProcessLookupError):
+        process.kill()
+    with anyio.CancelScope(shield=True):
+        await process.aclose()
+
+
+def model_usage(usage: WorkerUsage) -> ModelUsage:
+    """Return the usage of one request."""
+    return ModelUsage(1, usage["tokens_in"], usage["tokens_out"], usage["usd"])
+
+
+def model_failure(reply: ErrorReply) -> ModelFailed:
+    """Return the error of a reply."""
+    error: ErrorData = reply["error"]
     return ModelFailed(
         error["kind"],
         error["message"],
-        is_transient=bool(error.get("passing")),
-        retry_after_s=float(error.get("after_s", 0.0)),
-        usage=cost,
-        is_interrupted=bool(error.get("cut")),
+        is_transient=error.get("is_transient", False),
+        retry_after_s=error.get("retry_after_s", 0.0),
+        usage=model_usage(reply["usage"]) if "usage" in reply else None,
+        is_interrupted=error.get("is_interrupted", False),
     )
 
 
 @asynccontextmanager
 async def open_model_process(settings: LlmSettings) -> AsyncIterator[ModelProcess]:
-    """Yield the broker; its process ends with this."""
+    """Yield the backend; its process ends with the context."""
     async with anyio.create_task_group() as tasks:
         yield ModelProcess(settings, tasks)
         tasks.cancel_scope.cancel()

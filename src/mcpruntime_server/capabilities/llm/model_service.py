@@ -1,273 +1,285 @@
-"""Questions of code, answered: within budgets, from the cache, again where it passes, and as the schema wants it.
+"""Answers the model requests of code: within budgets, from the cache, with retries, and as the schema wants.
 
-Rule 1: a question is asked only when what it may cost is reserved, and what it has cost is counted, however it ends.
-Rule 2: errors are errors, never texts that look like answers. Credentials are in none of them.
+Rule: errors are errors, never texts that look like answers; they contain no credentials.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypedDict
 
 import anyio
 
 from ...config import BudgetLimits, LlmSettings
-from ...errors import CallFailed, JournalFailed
+from ...errors import CallFailed
 from ...journal.call_scope import CallScope, current_call_scope
-from ...journal.events import ModelUsageRecorded, canonical_json
+from ...journal.events import canonical_json
 from ...journal.store import Journal
 from ..json_schemas import check_schema
-from ..model_requests import (
-    Completion,
-    Messages,
-    ModelBackend,
-    ModelRequest,
-    ModelResponse,
-    ModelUsage,
-)
-from .budget import subtract_usage
-from .budget_accounts import AccountRegistry, AnswerCache, BudgetAccount
-from .budgeted_model import BudgetedModel, answer_request
+from ..model_requests import Completion, Messages, ModelUsage, UsageData
+from .budget_accounts import AccountRegistry, BudgetAccount
+from .budgeted_model import BudgetedModel
 from .client_model import ClientModel
+from .model_backend import ModelBackend, ModelRequest, ModelResponse
+from .structured_answers import answer_request
 
-MAX_BATCH = 10_000  # questions of one call
-MAX_TEXT_CHARS = 20_000_000  # characters of a prompt or of its data
-MAX_ANSWER_TOKENS = 10_000_000  # of an answer
-MAX_BATCH_ANSWER_CHARS = 20_000_000  # characters of the answers to a batch
-BATCH_ANSWERS_TOO_LONG = f"The answers to a batch have at most {MAX_BATCH_ANSWER_CHARS:,} characters: ask fewer questions at once."
+MAX_BATCH = 10_000  # requests of one call
+MAX_TEXT_CHARS = 20_000_000  # of a prompt, and of its data
+MAX_ANSWER_TOKENS = 10_000_000
+MAX_BATCH_ANSWER_CHARS = 20_000_000  # of all answers of a batch
+BATCH_ANSWERS_TOO_LONG = f"The answers of a batch have at most {MAX_BATCH_ANSWER_CHARS:,} characters: send fewer requests at once."
 
-logger = logging.getLogger(__name__)
+ResolveData = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+class ResponseData(TypedDict):
+    """An answer as code receives it."""
+
+    value: Any
+    usage: UsageData
+    cached: bool
+
+
+class SlotError(TypedDict):
+    """Why one request of a batch failed."""
+
+    kind: str
+    message: str
+    data: Any
+
+
+class AnsweredSlot(ResponseData):
+    """The slot of a request of a batch that was answered."""
+
+    ok: bool
+
+
+class FailedSlot(TypedDict):
+    """The slot of a request of a batch that failed."""
+
+    ok: bool
+    error: SlotError
+
+
+Slot = AnsweredSlot | FailedSlot
+
+
+class AgentModel:
+    """The model that drives one agent, with the agent's account."""
+
+    def __init__(
+        self, model: BudgetedModel, name: str, account: BudgetAccount, accounts: AccountRegistry
+    ) -> None:
+        self._model = model
+        self._name = name
+        self._account = account
+        self._accounts = accounts
+
+    @property
+    def depth(self) -> int:
+        """Number of agents above the agent's programs, itself included."""
+        return self._account.budget.depth
+
+    @property
+    def used(self) -> ModelUsage:
+        """What the agent and its programs have used so far."""
+        return self._account.budget.used
+
+    async def complete(self, messages: Messages) -> Completion:
+        """Return the model's completion; raises `CallFailed`."""
+        return await self._model.complete(
+            messages,
+            self._account.budget,
+            model=self._name,
+            record_usage=self._account.record_usage,
+        )
+
+    @contextmanager
+    def time_limit(self) -> Iterator[None]:
+        """Cancel the body when the time of the agent's budget is used up; raises `CallFailed` then."""
+        with self._account.budget.time_limit():
+            yield
+
+    @contextmanager
+    def charge_session(self, session_id: str) -> Iterator[None]:
+        """Let the requests of programs in a session be paid from the agent's account."""
+        with self._accounts.charge_session(session_id, self._account):
+            yield
 
 
 class ModelService:
-    """What `ask_llm` and its like ask."""
+    """Handles `ask_llm`, `ask_llm_batch` and `llm_usage`, and opens the models that drive agents."""
 
     def __init__(
         self,
         settings: LlmSettings,
         journal: Journal,
         backend: ModelBackend | None,
-        resolve_data: Callable[[Any], AbstractAsyncContextManager[Any]] = nullcontext,
+        resolve_data: ResolveData = nullcontext,
     ) -> None:
-        self._resolve_data = resolve_data  # yields what data is that is only a reference, for as long as it is needed
         self._settings = settings
-        self._journal = journal
+        self._resolve_data = resolve_data  # yields the data of a request, read if it is a reference
         self._model = BudgetedModel(settings, backend)
         self._accounts = AccountRegistry(settings, journal)
 
     async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
-        """Answer `llm.ask {question}`, `llm.batch {questions}` or `llm.usage {}`; raises `CallFailed`."""
-        async with self._accounts.open_account(current_call_scope()) as purse:
+        """Answer `llm.ask {request}`, `llm.batch {questions}` or `llm.usage {}`; raises `CallFailed`."""
+        async with self._accounts.open_account(current_call_scope()) as account:
             if target == "llm.usage":
-                return purse.budget.usage_report()
+                return account.budget.usage_report()
             if target == "llm.ask":
-                return response_data(await self._answer_item(args, purse))
+                return response_data(await self._answer_item(args, account))
             if target == "llm.batch":
-                return await self._answer_batch(args.get("questions"), purse)
-        raise CallFailed("unknown_target", f"Models are not asked with {target!r:.80}.")
+                return await self._answer_batch(args.get("questions"), account)
+        raise CallFailed("unknown_target", f"There is no call {target!r:.80} for models.")
 
     async def ask_for_session(
         self, session_id: str, prompt: str, data: str, schema: Mapping[str, Any]
     ) -> Any:
-        """Return the answer to a question of the server's own about a session, whose owner's budget pays.
+        """Return the answer to a request of the server's own, paid from the budget of a session's principal.
 
-        Raises `CallFailed`. The client's own model is not asked: no run waits for it.
+        Raises `CallFailed`. The client's own model cannot answer: it answers only while a run
+        waits.
         """
         if self._model.is_client_model:
             raise CallFailed(
-                "no_model", "There is no model but the client's own, which can name what it saves."
+                "no_model",
+                "The only model is the client's own, and the client can name what it saves itself.",
             )
-        question = self._parse_request({"prompt": prompt, "data": data, "schema": schema})
-        return (
-            await self._ask_cached(
-                question,
-                BudgetAccount(await self._accounts.find_owner_budget(session_id), AnswerCache()),
-            )
-        ).value
+        request = self._parse_request({"prompt": prompt, "data": data, "schema": schema})
+        account = BudgetAccount(await self._accounts.find_owner_budget(session_id))
+        return (await self._ask_cached(request, account)).value
 
-    # one question -----------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def open_agent_model(
+        self, caller: CallScope, limits: BudgetLimits, model: str
+    ) -> AsyncIterator[AgentModel]:
+        """Yield the model for an agent that a run starts; raises `CallFailed` if no model can drive it.
+
+        The agent's budget is a level below the run's. Its depth may be refused, too.
+        """
+        self._model.check_can_drive_agents(model)
+        async with self._accounts.open_account(caller) as account:
+            yield AgentModel(self._model, model, account.for_agent(limits), self._accounts)
+
+    def run_costs(self, run_id: str) -> dict[str, float]:
+        """Return what a run paid for models as `llm_...`, and its agents as `agents_...`; without zeros."""
+        budget = self._accounts.find_run_budget(run_id)
+        if budget is None:
+            return {}
+        agents = budget.agents_usage
+        costs: dict[str, float] = {}
+        if budget.agents_started:
+            costs["agents"] = budget.agents_started
+        for prefix, usage in (("llm", budget.used - agents), ("agents", agents)):
+            costs |= {f"{prefix}_{name}": amount for name, amount in vars(usage).items() if amount}
+        return costs
+
+    # one request ------------------------------------------------------------------------------------
 
     async def _answer_item(self, item: Any, account: BudgetAccount) -> ModelResponse:
-        """Answer a question as code has sent it, with what its data refers to."""
+        """Answer a request as code sent it."""
         if not isinstance(item, dict):
             return await self._ask_cached(self._parse_request(item), account)
         async with self._resolve_data(item.get("data")) as data:
             return await self._ask_cached(self._parse_request({**item, "data": data}), account)
 
     async def _ask_cached(self, request: ModelRequest, account: BudgetAccount) -> ModelResponse:
-        key = sha256(
-            canonical_json([request.__dict__]).encode("utf-8", "surrogatepass")
-        ).hexdigest()
-        return await account.answer_cache.get_or_ask(
-            key, lambda: answer_request(request, partial(self._complete, request, account))
-        )
+        canonical = canonical_json([vars(request)])
+        key = sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        complete = partial(self._complete, request, account)
+        return await account.answer_cache.get_or_ask(key, lambda: answer_request(request, complete))
 
     async def _complete(
         self, request: ModelRequest, account: BudgetAccount, messages: Messages
     ) -> Completion:
-        """Put messages before the model, and journal what that cost."""
         return await self._model.complete(
             messages,
             account.budget,
             model=request.model,
             max_tokens=request.max_tokens,
             schema=request.schema,
-            record_usage=partial(self._record_usage, account),
+            record_usage=account.record_usage,
         )
-
-    def _record_usage(self, account: BudgetAccount, used: ModelUsage, ms: float) -> None:
-        if not account.run_id:
-            return
-        spent = ModelUsageRecorded(
-            used.calls, used.tokens_in, used.tokens_out, used.usd, round(ms, 3)
-        )
-        try:
-            self._journal.append(account.session_id, spent, account.run_id)
-        except JournalFailed as exc:
-            logger.error(
-                "what a question in run %s has cost was not journaled: %s", account.run_id, exc
-            )
-
-    # agents -----------------------------------------------------------------------------------------
-
-    def check_can_drive_agents(self, model: str) -> None:
-        """Raise `CallFailed` unless there is a model that can drive an agent."""
-        self._model.check_can_drive_agents(model)
-
-    @asynccontextmanager
-    async def open_agent_account(
-        self, caller: CallScope, limits: BudgetLimits
-    ) -> AsyncIterator[BudgetAccount]:
-        """Yield what an agent pays from that a run begins; raises `CallFailed` beyond the depth."""
-        async with self._accounts.open_account(caller) as purse:
-            yield replace(
-                purse, budget=purse.budget.add_agent_budget(limits), answer_cache=AnswerCache()
-            )
-
-    @contextmanager
-    def charge_session(self, session_id: str, account: BudgetAccount) -> Iterator[None]:
-        """Have what code in an agent's session asks be paid from the agent's purse."""
-        self._accounts.agent_accounts[session_id] = account
-        try:
-            yield
-        finally:
-            del self._accounts.agent_accounts[session_id]
-
-    async def complete_for_agent(
-        self, messages: Messages, account: BudgetAccount, model: str
-    ) -> Completion:
-        """Return what the model says that drives an agent; raises `CallFailed`."""
-        return await self._model.complete(
-            messages, account.budget, model=model, record_usage=partial(self._record_usage, account)
-        )
-
-    def run_costs(self, run_id: str) -> dict[str, float]:
-        """Return what a run has paid models for, apart from that its agents have; empty if nothing."""
-        budget = self._accounts.find_run_budget(run_id)
-        if budget is None:
-            return {}
-        own, agents = (
-            usage_data(subtract_usage(budget.used, budget.agents_usage)),
-            usage_data(budget.agents_usage),
-        )
-        found = {
-            **{f"llm_{what}": own[what] for what in own},
-            **{f"agents_{what}": agents[what] for what in agents},
-        }
-        return {
-            name: amount
-            for name, amount in {"agents": budget.agents_started, **found}.items()
-            if amount
-        }
-
-    # many -------------------------------------------------------------------------------------------
-
-    async def _answer_batch(self, items: Any, account: BudgetAccount) -> list[dict[str, Any]]:
-        """Answer many questions, each with a slot of its own, in their order."""
-        if not isinstance(items, list) or len(items) > MAX_BATCH:
-            raise CallFailed(
-                "invalid_arguments", f"A batch is a list of at most {MAX_BATCH:,} questions."
-            )
-        slots: list[dict[str, Any]] = [{}] * len(items)
-        left = iter(enumerate(items))
-        chars = 0
-
-        async def work() -> None:
-            nonlocal chars
-            for number, each in left:
-                try:
-                    answer = await self._answer_item(each, account)
-                    chars += answer.text_chars
-                    if chars > MAX_BATCH_ANSWER_CHARS:
-                        raise CallFailed("llm_too_long", BATCH_ANSWERS_TOO_LONG)
-                    slots[number] = {"ok": True, **response_data(answer)}
-                except CallFailed as exc:
-                    slots[number] = {
-                        "ok": False,
-                        "error": {"kind": exc.kind, "message": str(exc), "data": exc.data},
-                    }
-
-        async with anyio.create_task_group() as tasks:
-            at_once = None if self._model.is_client_model else self._settings.run.concurrency
-            for _ in range(min(at_once or len(items), len(items))):
-                tasks.start_soon(work)
-        return slots
 
     def _parse_request(self, item: Any) -> ModelRequest:
-        """Return a question as code has sent it; raises `CallFailed`."""
+        """Return a request as code sent it; raises `CallFailed`."""
         if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
-            raise CallFailed("invalid_arguments", "A question has a prompt, which is a text.")
+            raise invalid_request("A request needs a prompt, which is a text.")
         prompt, data, schema = item["prompt"], item.get("data"), item.get("schema")
-        model, limit = item.get("model") or "", item.get("max_tokens", self._settings.max_tokens)
-        data = "" if data is None else data if isinstance(data, str) else canonical_json(data)
+        model = item.get("model") or ""
+        max_tokens = item.get("max_tokens", self._settings.max_tokens)
+        if data is None:
+            data = ""
+        elif not isinstance(data, str):
+            data = canonical_json(data)
         if max(len(prompt), len(data)) > MAX_TEXT_CHARS:
-            raise CallFailed(
-                "invalid_arguments",
-                f"A prompt or its data has at most {MAX_TEXT_CHARS:,} characters.",
+            raise invalid_request(
+                f"A prompt or its data has at most {MAX_TEXT_CHARS:,} characters."
             )
-        if (
-            not isinstance(model, str)
-            or type(limit) is not int
-            or not 0 < limit <= MAX_ANSWER_TOKENS
-        ):
-            raise CallFailed(
-                "invalid_arguments",
-                f"`model` is a name, and `max_tokens` from 1 to {MAX_ANSWER_TOKENS:,}.",
+        if not isinstance(model, str):
+            raise invalid_request("`model` must be the name of a model.")
+        if type(max_tokens) is not int or not 0 < max_tokens <= MAX_ANSWER_TOKENS:
+            raise invalid_request(
+                f"`max_tokens` must be an integer from 1 to {MAX_ANSWER_TOKENS:,}."
             )
         if schema is not None:
             check_schema(schema)
-        return ModelRequest(prompt, data, schema, model, limit)
+        return ModelRequest(prompt, data, schema, model, max_tokens)
+
+    # batches ----------------------------------------------------------------------------------------
+
+    async def _answer_batch(self, items: Any, account: BudgetAccount) -> list[Slot]:
+        """Answer many requests, each in a slot of its own, in their order."""
+        if not isinstance(items, list) or len(items) > MAX_BATCH:
+            raise invalid_request(f"A batch is a list of at most {MAX_BATCH:,} requests.")
+        slots: dict[int, Slot] = {}
+        remaining = iter(enumerate(items))
+        answer_chars = 0
+
+        async def answer_remaining() -> None:
+            nonlocal answer_chars
+            for number, item in remaining:
+                try:
+                    response = await self._answer_item(item, account)
+                    answer_chars += response.text_chars
+                    if answer_chars > MAX_BATCH_ANSWER_CHARS:
+                        raise CallFailed("llm_too_long", BATCH_ANSWERS_TOO_LONG)
+                    slots[number] = AnsweredSlot(ok=True, **response_data(response))
+                except CallFailed as exc:
+                    error = SlotError(kind=exc.kind, message=str(exc), data=exc.data)
+                    slots[number] = FailedSlot(ok=False, error=error)
+
+        concurrency = None if self._model.is_client_model else self._settings.run.concurrency
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(concurrency or len(items), len(items))):
+                tasks.start_soon(answer_remaining)
+        return [slots[number] for number in range(len(items))]
 
 
-def response_data(response: ModelResponse) -> dict[str, Any]:
-    """Return an answer as code gets it."""
+def invalid_request(message: str) -> CallFailed:
+    """Return the error for a request that code sent with wrong arguments."""
+    return CallFailed("invalid_arguments", message)
+
+
+def response_data(response: ModelResponse) -> ResponseData:
+    """Return an answer as code receives it."""
     return {
         "value": response.value,
-        "usage": usage_data(response.usage),
+        "usage": response.usage.to_data(),
         "cached": response.is_cached,
     }
 
 
-def usage_data(usage: ModelUsage) -> dict[str, Any]:
-    """Return what questions cost, as code gets it."""
-    return {
-        "calls": usage.calls,
-        "tokens_in": usage.tokens_in,
-        "tokens_out": usage.tokens_out,
-        "usd": usage.usd,
-    }
-
-
 def select_backend(settings: LlmSettings, process: ModelBackend) -> ModelBackend | None:
-    """Return who answers, as the settings have it; None if nobody does."""
-    brokers: Mapping[str, ModelBackend] = {
-        "litellm": process,
-        "caller": ClientModel(),
-        "sampling": ClientModel(),
-    }
-    return brokers.get(settings.effective_broker)
+    """Return the backend that the settings name; None if there is none."""
+    match settings.effective_broker:
+        case "litellm":
+            return process
+        case "caller" | "sampling":
+            return ClientModel()
+        case _:
+            return None

@@ -1,8 +1,9 @@
-"""The process that speaks to models: a line of JSON for each question, and one for each answer.
+"""The process that sends model requests; `worker_protocol` has its messages.
 
-It is a process of its own because litellm takes seconds to import and many megabytes to keep, and because what it
-prints, logs and knows of credentials stays there. It ends when its input does. Servers like OpenAI's at an address of
-the user's own are spoken to directly, which costs a tenth of the time; litellm is imported when a provider needs it.
+It is a process of its own because litellm takes seconds to import and many megabytes, and so that
+whatever litellm prints, logs and knows of credentials stays there. It ends when its input ends.
+Servers with OpenAI's API at a configured address are called without litellm, which takes a fraction
+of the time; litellm is imported on first use.
 """
 
 from __future__ import annotations
@@ -12,254 +13,301 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import partial
 from time import time
-from typing import Any
+from typing import Any, BinaryIO
 
-import aiohttp
+import httpx2
 
-from ..model_requests import API_KEY_VARIABLE, MAX_LINE_BYTES
+from .model_backend import TokenPrices
 from .model_prices import find_max_input_tokens, find_token_prices, list_providers
 from .openai_client import (
-    MAX_BODY_BYTES,
     MalformedResponse,
     OpenAiClient,
+    ProviderAnswer,
     ResponseTooLarge,
-    response_too_large,
+    limited_chunks,
 )
 from .redaction import Redactor, find_secrets
+from .worker_protocol import (
+    API_KEY_VARIABLE,
+    MAX_LINE_BYTES,
+    Command,
+    CompleteCommand,
+    CompletionReply,
+    DescribeCommand,
+    DescriptionReply,
+    ErrorData,
+    ErrorReply,
+    ModelSelection,
+    Reply,
+    WorkerUsage,
+)
 
-MAX_ANSWER_CHARS = 4_000_000  # characters
-MAX_COUNTED_TOKENS = 1_000_000_000  # that are believed to be those of one question
+MAX_ANSWER_CHARS = 4_000_000
+MAX_COUNTED_TOKENS = 1_000_000_000  # of one request that are believed
 TRANSIENT_STATUSES = {408, 409, 429, 500, 502, 503, 504, 529}
-REFUSED_STATUS_KINDS = {401: "llm_unauthorized", 403: "llm_unauthorized", 404: "llm_unknown_model"}
 TRANSIENT_ERROR_NAMES = (
     "APIConnectionError",
     "InternalServerError",
     "ServiceUnavailableError",
     "RateLimitError",
 )
-# How servers that know no code for it say that a question has more tokens than their model takes.
+# How servers without an error code for it say that a prompt exceeds the model's limit.
 TOO_LONG_PATTERN = re.compile(
-    r"context.{0,12}(length|size|window)|too many (input )?tokens|(prompt|input|request) (is )?too (long|large)",
+    r"context.{0,12}(length|size|window)|too many (input )?tokens|"
+    r"(prompt|input|request) (is )?too (long|large)",
     re.IGNORECASE,
 )
-JsonObject = dict[str, Any]
 
 
 class ModelWorker:
-    """Answers what comes in, many questions at a time."""
+    """Handles many commands concurrently."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, output: BinaryIO) -> None:
         self._output = output
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._key = os.environ.pop(API_KEY_VARIABLE, "")
-        self._redactor = Redactor([*find_secrets(os.environ), *([self._key] if self._key else [])])
-        self._openai_client = OpenAiClient(self._key)
+        self._api_key = os.environ.pop(API_KEY_VARIABLE, "")
+        secrets = find_secrets(os.environ)
+        if self._api_key:
+            secrets.append(self._api_key)
+        self._redactor = Redactor(secrets)
+        self._openai_client = OpenAiClient(self._api_key)
         self._litellm: Any = None
 
     async def serve(self, lines: asyncio.StreamReader) -> None:
-        """Answer until there is nothing more to read."""
+        """Handle commands until there are no more."""
         while line := await lines.readline():
-            asked = json.loads(line)
-            number = asked["id"]
-            if "cancel" in asked:
-                if task := self._tasks.get(asked["cancel"]):
+            command: Command = json.loads(line)
+            if command["command"] == "cancel":
+                if task := self._tasks.get(command["id"]):
                     task.cancel()
                 continue
-            task = asyncio.create_task(self._handle_request(number, asked))
-            self._tasks[number] = task
-            task.add_done_callback(partial(self._remove_task, number))
+            task = asyncio.create_task(self._handle_command(command))
+            self._tasks[command["id"]] = task
+            task.add_done_callback(partial(self._remove_task, command["id"]))
 
-    def _remove_task(self, number: int, _: asyncio.Task[None]) -> None:
-        self._tasks.pop(number, None)
+    def _remove_task(self, command_id: int, _: asyncio.Task[None]) -> None:
+        self._tasks.pop(command_id, None)
 
-    async def _handle_request(self, number: int, request: JsonObject) -> None:
+    async def _handle_command(self, command: CompleteCommand | DescribeCommand) -> None:
+        reply: Reply
         try:
-            if "price" in request:
-                told: JsonObject = {
-                    "price": self._token_prices(request),
-                    "window": find_max_input_tokens(request["model"]),
-                }
+            if command["command"] == "describe":
+                reply = self._describe(command)
             else:
-                told = self._withhold_secrets(
-                    check_completion(
-                        await self._complete(request), find_token_prices(request["model"])
-                    )
-                )
-        except Exception as exc:  # noqa: BLE001 - whatever a provider's client raises is what became of it
-            told = {"error": self._describe_error(exc, request)}
-        self._output.write(json.dumps({"id": number, **told}).encode() + b"\n")
+                answer = await self._complete(command)
+                reply = check_answer(command["id"], answer, find_token_prices(command["model"]))
+                reply = self._withhold_secrets(reply)
+        except Exception as exc:  # noqa: BLE001 - a provider's client may raise anything
+            reply = {"id": command["id"], "error": self._describe_error(exc, command["model"])}
+        self._output.write(json.dumps(reply).encode() + b"\n")
 
-    async def _complete(self, request: JsonObject) -> JsonObject:
-        """Ask the address that the settings have, or the provider that the model's name begins with.
+    def _describe(self, command: DescribeCommand) -> DescriptionReply:
+        """Return the description of a model, and import what it needs, outside the time of a request."""
+        if uses_litellm(command):
+            self._import_litellm()
+        prices = find_token_prices(command["model"])
+        return {
+            "id": command["id"],
+            "usd_in": prices.usd_in,
+            "usd_out": prices.usd_out,
+            "max_input_tokens": find_max_input_tokens(command["model"]),
+        }
 
-        Code names models, too: only those that the settings name may choose a provider, or the key would go anywhere.
-        """
-        return await (
-            self._complete_with_litellm(request)
-            if uses_litellm(request)
-            else self._openai_client.complete(request)
-        )
+    async def _complete(self, command: CompleteCommand) -> ProviderAnswer:
+        if uses_litellm(command):
+            return await self._complete_with_litellm(command)
+        return await self._openai_client.complete(command)
 
-    def _token_prices(self, request: JsonObject) -> tuple[float, float]:
-        """Return what the model costs, ready to ask it: what takes long is not to be part of a question's time."""
-        if uses_litellm(request):
-            self._litellm = self._litellm or import_litellm()
-        return find_token_prices(request["model"])
+    def _import_litellm(self) -> Any:
+        if self._litellm is None:
+            self._litellm = import_litellm()
+        return self._litellm
 
-    async def _complete_with_litellm(self, request: JsonObject) -> JsonObject:
-        litellm = self._litellm = self._litellm or import_litellm()
-        options: JsonObject = {"api_base": request["api_base"]} if request["api_base"] else {}
-        if self._key:
-            options["api_key"] = self._key
-        if request["schema"] is not None and litellm.supports_response_schema(request["model"]):
-            form = {"name": "answer", "schema": request["schema"]}
-            options["response_format"] = {"type": "json_schema", "json_schema": form}
-        async with asyncio.timeout(
-            request["timeout_s"]
-        ):  # litellm's own starts anew with each byte that comes
-            done = await litellm.acompletion(
-                model=request["model"],
-                messages=request["messages"],
-                max_tokens=request["max_tokens"],
-                timeout=request["timeout_s"],
+    async def _complete_with_litellm(self, command: CompleteCommand) -> ProviderAnswer:
+        litellm = self._import_litellm()
+        options: dict[str, Any] = {}
+        if command["api_base"]:
+            options["api_base"] = command["api_base"]
+        if self._api_key:
+            options["api_key"] = self._api_key
+        if command["schema"] is not None and litellm.supports_response_schema(command["model"]):
+            json_schema = {"name": "answer", "schema": command["schema"]}
+            options["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        # litellm's own timeout starts again with each byte that arrives
+        async with asyncio.timeout(command["timeout_s"]):
+            response = await litellm.acompletion(
+                model=command["model"],
+                messages=command["messages"],
+                max_tokens=command["max_tokens"],
+                timeout=command["timeout_s"],
                 max_retries=0,
                 num_retries=0,
                 drop_params=True,
                 **options,
             )
-        if not done.choices:
-            raise MalformedResponse("The provider has given no answer.")
-        choice, usage = done.choices[0], getattr(done, "usage", None)
-        return {
-            "content": choice.message.content or "",
-            "finish_reason": choice.finish_reason,
-            "tokens": (getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0)),
-            "usd": getattr(done, "_hidden_params", {}).get("response_cost"),
-        }
+        if not response.choices:
+            raise MalformedResponse("The provider returned no answer.")
+        choice = response.choices[0]
+        usage = getattr(response, "usage", None)
+        return ProviderAnswer(
+            choice.message.content or "",
+            choice.finish_reason,
+            getattr(usage, "prompt_tokens", 0),
+            getattr(usage, "completion_tokens", 0),
+            getattr(response, "_hidden_params", {}).get("response_cost"),
+        )
 
-    def _withhold_secrets(self, reply: JsonObject) -> JsonObject:
-        """Return what is told of an answer, unless it has a key in it: code and the journal are never to see one."""
-        if not self._redactor.contains_secret(reply.get("text", "")):
+    def _withhold_secrets(self, reply: Reply) -> Reply:
+        """Return a reply; an answer with a credential in it becomes an error, because code and the journal see it."""
+        if "text" not in reply or not self._redactor.contains_secret(reply["text"]):
             return reply
-        message = "The model's answer is left out, because it quotes a credential."
-        return {"error": {"kind": "llm_bad_answer", "message": message}, "usage": reply["usage"]}
+        message = "The model's answer is withheld, because it quotes a credential."
+        return error_reply(reply["id"], "llm_bad_answer", message, usage=reply["usage"])
 
-    def _describe_error(self, exc: Exception, request: JsonObject) -> JsonObject:
-        """Return an error without credentials; the provider's own words on a refused key may quote it."""
-        status, name = getattr(exc, "status_code", None), type(exc).__name__
-        text = self._redactor.redact(str(exc), request["model"])
+    def _describe_error(self, exc: Exception, model: str) -> ErrorData:
+        """Return an error without credentials; a provider may quote a refused key in its message."""
         if is_response_too_large(exc):
-            return {"kind": "llm_bad_answer", "message": str(response_too_large()), "cut": True}
+            message = str(ResponseTooLarge())
+            return {"kind": "llm_bad_answer", "message": message, "is_interrupted": True}
         if isinstance(exc, MalformedResponse):
-            return {"kind": "llm_unavailable", "message": str(exc), "passing": True}
+            return {"kind": "llm_unavailable", "message": str(exc), "is_transient": True}
+        name = type(exc).__name__
         if isinstance(exc, TimeoutError) or name == "Timeout":
             return {
                 "kind": "llm_timeout",
                 "message": "The model did not answer in time.",
-                "passing": True,
-                "cut": True,
+                "is_transient": True,
+                "is_interrupted": True,
             }
-        if status in REFUSED_STATUS_KINDS:
-            what = "refuses the key" if status != 404 else "does not know the model, or the address"
-            return {
-                "kind": REFUSED_STATUS_KINDS[status],
-                "message": f"The provider {what} (HTTP {status}).",
-            }
-        if status is not None and 300 <= status < 400:
-            message = (
-                f"The address sends questions elsewhere (HTTP {status}), where the key must not go."
-            )
-            return {"kind": "llm_failed", "message": message}
+        status = getattr(exc, "status_code", None)
+        reason = self._redactor.redact(str(exc), model) or name
+        if error := describe_status(status):
+            return error
         if name == "ContextWindowExceededError" or (
             status in (400, 413) and TOO_LONG_PATTERN.search(str(exc))
         ):
-            return {
-                "kind": "llm_too_long",
-                "message": f"The question is longer than the model takes: {text}",
-            }
+            message = f"The prompt is longer than the model accepts: {reason}"
+            return {"kind": "llm_too_long", "message": message}
         if name == "ContentPolicyViolationError":
-            return {"kind": "llm_refused", "message": f"The provider does not answer this: {text}"}
-        passing = (
+            message = f"The provider refuses this request: {reason}"
+            return {"kind": "llm_refused", "message": message}
+        is_transient = (
             status in TRANSIENT_STATUSES
             or name in TRANSIENT_ERROR_NAMES
-            or isinstance(exc, aiohttp.ClientError)
+            or isinstance(exc, httpx2.HTTPError)
         )
-        message = (
-            f"The model could not be asked (HTTP {status}): {text}"
-            if status
-            else f"The model failed: {text}"
-        )
-        kind = "llm_unavailable" if passing else "llm_failed"
-        return {"kind": kind, "message": message, "passing": passing, "after_s": retry_after_s(exc)}
-
-
-def uses_litellm(request: JsonObject) -> bool:
-    """Return whether a model is asked through litellm."""
-    provider, slash, _ = request["model"].partition("/")
-    return not request["api_base"] or bool(
-        request["named"] and slash and provider in list_providers()
-    )
-
-
-def check_completion(completion: JsonObject, prices: tuple[float, float]) -> JsonObject:
-    """Return what is told of an answer: its text and what it cost, or what is wrong with it."""
-    text, usd = completion["content"], completion.get("usd")
-    tokens_in, tokens_out = (
-        min(max(each, 0), MAX_COUNTED_TOKENS) if type(each) is int else 0
-        for each in completion["tokens"]
-    )
-    if not isinstance(usd, int | float) or not 0 <= usd < float("inf"):
-        usd = tokens_in * prices[0] + tokens_out * prices[1]
-    usage, is_cut = {"usage": [tokens_in, tokens_out, usd]}, completion["finish_reason"] == "length"
-    if completion["finish_reason"] == "content_filter":
-        message = "The provider's filter has kept the answer back."
-        return {"error": {"kind": "llm_refused", "message": message}, **usage}
-    if not text:
-        message = "The model has answered with nothing" + (
-            ", and used all its tokens." if is_cut else "."
-        )
+        failed = f"failed (HTTP {status})" if status else "failed"
         return {
-            "error": {"kind": "llm_bad_answer", "message": message, "passing": not is_cut},
-            **usage,
+            "kind": "llm_unavailable" if is_transient else "llm_failed",
+            "message": f"The model request {failed}: {reason}",
+            "is_transient": is_transient,
+            "retry_after_s": retry_after_s(exc),
         }
-    if len(text) > MAX_ANSWER_CHARS:
-        message = (
-            f"The model's answer has {len(text):,} characters; {MAX_ANSWER_CHARS:,} are taken."
+
+
+def uses_litellm(command: ModelSelection) -> bool:
+    """Return whether a request goes through litellm.
+
+    Code chooses models, too. Only a configured model may name a provider; otherwise the key could
+    go anywhere.
+    """
+    if not command["api_base"]:
+        return True
+    provider, slash, _ = command["model"].partition("/")
+    return bool(command["is_configured"] and slash and provider in list_providers())
+
+
+def describe_status(status: int | None) -> ErrorData | None:
+    """Return the error for an HTTP status that needs no reason; None for others."""
+    if status in (401, 403):
+        message = f"The provider refused the key (HTTP {status})."
+        return {"kind": "llm_unauthorized", "message": message}
+    if status == 404:
+        message = "The provider does not know the model, or the address is wrong (HTTP 404)."
+        return {"kind": "llm_unknown_model", "message": message}
+    if status is not None and 300 <= status < 400:
+        message = f"The address redirects requests (HTTP {status}); the key must not follow."
+        return {"kind": "llm_failed", "message": message}
+    return None
+
+
+def error_reply(command_id: int, kind: str, message: str, *, usage: WorkerUsage) -> ErrorReply:
+    """Return the reply for an answer that is not good; it has cost something."""
+    return {"id": command_id, "error": {"kind": kind, "message": message}, "usage": usage}
+
+
+def check_answer(
+    command_id: int, answer: ProviderAnswer, prices: TokenPrices
+) -> CompletionReply | ErrorReply:
+    """Return the reply for an answer: its text and its cost, or what is wrong with it."""
+    usage = check_usage(answer, prices)
+    is_truncated = answer.finish_reason == "length"
+    if answer.finish_reason == "content_filter":
+        message = "The provider's content filter withheld the answer."
+        return error_reply(command_id, "llm_refused", message, usage=usage)
+    if not answer.text:
+        end = ", and used all its tokens." if is_truncated else "."
+        reply = error_reply(
+            command_id, "llm_bad_answer", f"The model returned an empty answer{end}", usage=usage
         )
-        return {"error": {"kind": "llm_bad_answer", "message": message}, **usage}
-    return {"text": text, "is_cut": is_cut, **usage}
+        reply["error"]["is_transient"] = not is_truncated
+        return reply
+    if len(answer.text) > MAX_ANSWER_CHARS:
+        message = (
+            f"The answer has {len(answer.text):,} characters; the limit is {MAX_ANSWER_CHARS:,}."
+        )
+        return error_reply(command_id, "llm_bad_answer", message, usage=usage)
+    return {
+        "id": command_id,
+        "text": answer.text,
+        "is_truncated": is_truncated,
+        "usage": usage,
+    }
+
+
+def check_usage(answer: ProviderAnswer, prices: TokenPrices) -> WorkerUsage:
+    """Return the usage that a provider claims, as far as it is plausible."""
+    tokens_in = check_tokens(answer.tokens_in)
+    tokens_out = check_tokens(answer.tokens_out)
+    usd = answer.usd
+    if not isinstance(usd, int | float) or not 0 <= usd < float("inf"):
+        usd = prices.cost_usd(tokens_in, tokens_out)
+    return {"tokens_in": tokens_in, "tokens_out": tokens_out, "usd": usd}
+
+
+def check_tokens(count: Any) -> int:
+    """Return a plausible number of tokens."""
+    return min(max(count, 0), MAX_COUNTED_TOKENS) if type(count) is int else 0
 
 
 def retry_after_s(exc: Exception) -> float:
-    """Return the seconds that a provider wants us to wait, as it says in a header: a number, or a date."""
-    told = (
-        getattr(exc, "headers", None)
-        or getattr(getattr(exc, "response", None), "headers", None)
-        or {}
-    )
-    told = told if told.get("retry-after") else getattr(exc, "litellm_response_headers", None) or {}
-    value = str(told.get("retry-after") or "")
+    """Return the seconds after which a provider wants to be called again: its header has a number or a date."""
+    value = str(find_headers(exc).get("retry-after") or "")
     try:
-        found = (
-            float(value)
-            if value.replace(".", "", 1).isdigit()
-            else parsedate_to_datetime(value).timestamp() - time()
-        )
+        if value.replace(".", "", 1).isdigit():
+            return float(value)
+        return max(parsedate_to_datetime(value).timestamp() - time(), 0.0)
     except (ValueError, TypeError, OverflowError):
         return 0.0
-    return max(found, 0.0)
+
+
+def find_headers(exc: Exception) -> Mapping[str, Any]:
+    """Return the response headers of an error of our client or of litellm's."""
+    response = getattr(exc, "response", None)
+    headers = getattr(exc, "headers", None) or getattr(response, "headers", None) or {}
+    if headers.get("retry-after"):
+        return headers
+    return getattr(exc, "litellm_response_headers", None) or {}
 
 
 def import_litellm() -> Any:
-    """Return litellm, told to be quiet, to ask the network for nothing of its own, and to follow no redirect."""
+    """Return litellm: quiet, without network access of its own, and with limited HTTP clients."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-    os.environ["LITELLM_MODE"] = (
-        "PRODUCTION"  # or it would read an `.env` of whatever folder this runs in
-    )
+    os.environ["LITELLM_MODE"] = "PRODUCTION"  # otherwise it reads an `.env` file of the cwd
     os.environ.setdefault("LITELLM_LOG", "CRITICAL")
     limit_http_clients()
     import litellm
@@ -270,38 +318,26 @@ def import_litellm() -> Any:
 
 
 def limit_http_clients() -> None:
-    """Have the HTTP clients of this process stay where they are sent, and read no answer that has no end.
-
-    Some would take their keys elsewhere, and all hold an answer several times over.
-    """
+    """Let litellm's HTTP clients follow no redirect, which would take the key along, and bound what they read."""
     import httpx
 
-    class Bounded(httpx.AsyncClient):
+    class LimitedClient(httpx.AsyncClient):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "follow_redirects": False})
             hooks = self.event_hooks
-            self.event_hooks = {**hooks, "response": [*hooks["response"], bound]}
+            self.event_hooks = {**hooks, "response": [*hooks["response"], limit_response]}
 
-    async def bound(response: httpx.Response) -> None:
-        response.aiter_bytes = partial(limited_chunks, response.aiter_bytes)  # type: ignore[method-assign]
+    async def limit_response(response: httpx.Response) -> None:
+        read_chunks = response.aiter_bytes
+        response.aiter_bytes = (  # type: ignore[method-assign]
+            lambda chunk_size=None: limited_chunks(read_chunks(chunk_size))
+        )
 
-    httpx.AsyncClient = Bounded  # type: ignore[misc]
-
-
-async def limited_chunks(
-    read: Callable[..., AsyncIterator[bytes]], *args: Any, **options: Any
-) -> AsyncIterator[bytes]:
-    """Yield the parts of an answer, unpacked; raises `TooLarge`."""
-    size = 0
-    async for part in read(*args, **options):
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise response_too_large()
-        yield part
+    httpx.AsyncClient = LimitedClient  # type: ignore[misc]
 
 
 def is_response_too_large(exc: BaseException | None) -> bool:
-    """Return whether an error comes from an answer without an end, whatever the clients have made of that."""
+    """Return whether an error was caused by `ResponseTooLarge`, however a client wrapped it."""
     seen: list[BaseException] = []
     while exc is not None and exc not in seen:
         if isinstance(exc, ResponseTooLarge):
@@ -312,9 +348,9 @@ def is_response_too_large(exc: BaseException | None) -> bool:
 
 
 async def main() -> None:
-    """Serve standard input, answering on what standard output was at the start."""
+    """Serve commands on standard input and reply on the original standard output."""
     output = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what anybody prints is no answer
+    os.dup2(2, 1)  # whatever prints must not look like a reply
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)

@@ -1,104 +1,109 @@
-"""The client for servers like OpenAI's, at an address of the user's own: one request a question, and little else.
+"""An HTTP client for servers with OpenAI's API at an address of the user's own.
 
-Rule 1: the key goes to the address that the settings have, and never with a redirect to another.
-Rule 2: an answer is bounded in time and in size, however slowly or generously it comes.
+Rule 1: the key goes to the configured address only; redirects are not followed.
+Rule 2: an answer is bounded in time and in size, however slowly the server sends it or however
+much.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
+import httpx2
 
-MAX_BODY_BYTES = 8 * 1024 * 1024  # bytes of an answer
-READ_CHUNK_BYTES = 65_536
+from .worker_protocol import CompleteCommand
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+MAX_REASON_BYTES = 65_536  # of an error page that are looked at
+KEEPALIVE_S = 4.0  # common servers close an idle connection after 5 s; a request must not meet that
+
+
+@dataclass(frozen=True)
+class ProviderAnswer:
+    """What a provider answered; the token counts and the price are its own claims, and are not checked yet."""
+
+    text: str
+    finish_reason: Any
+    tokens_in: Any = None
+    tokens_out: Any = None
+    usd: Any = None
 
 
 class HttpStatusError(Exception):
-    """The server has answered with an error; the names are those of other clients' errors."""
+    """The server answered with an error; the attributes are named as in the errors of litellm."""
 
-    def __init__(self, status: int, text: str, headers: Any) -> None:
-        super().__init__(text)
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
+        super().__init__(reason)
         self.status_code = status
         self.headers = headers
 
 
 class MalformedResponse(Exception):
-    """What came is no answer."""
+    """The response is not an answer in OpenAI's format."""
 
 
 class ResponseTooLarge(MalformedResponse):
-    """What came has no end that is worth waiting for."""
+    """The response has more bytes than are read."""
 
-
-def response_too_large() -> ResponseTooLarge:
-    """Return the error of an answer that is too large."""
-    return ResponseTooLarge(f"The answer is larger than {MAX_BODY_BYTES:,} bytes.")
+    def __init__(self) -> None:
+        super().__init__(f"The answer is larger than {MAX_BODY_BYTES:,} bytes.")
 
 
 class OpenAiClient:
-    """Speaks to one server, over connections that it keeps; to be made and used in a running loop."""
+    """Sends requests to one server over persistent connections; must be created in a running event loop."""
 
-    def __init__(self, key: str) -> None:
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            json_serialize=json.dumps,
+    def __init__(self, api_key: str) -> None:
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
+        self._http = httpx2.AsyncClient(
+            headers=headers,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            follow_redirects=False,
+            timeout=None,  # the whole request has one limit, below
+            limits=httpx2.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S
+            ),
         )
 
-    async def complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return what the server says; raises `Refused`, `Malformed`, `TooLarge` and others."""
-        url = request["api_base"].rstrip("/") + "/chat/completions"
-        body = {
-            "model": request["model"],
-            "messages": request["messages"],
-            "max_tokens": request["max_tokens"],
-        }
+    async def complete(self, command: CompleteCommand) -> ProviderAnswer:
+        """Return the server's answer; raises `HttpStatusError`, `MalformedResponse`, `TimeoutError` and others."""
+        url = f"{command['api_base'].rstrip('/')}/chat/completions"
+        body = json.dumps(
+            {
+                "model": command["model"],
+                "messages": command["messages"],
+                "max_tokens": command["max_tokens"],
+            }
+        )
         async with (
-            asyncio.timeout(request["timeout_s"]),
-            self._http.post(
-                url,
-                json=body,
-                headers=self._headers,
-                allow_redirects=False,
-                proxy=find_proxy(url),
-                timeout=NO_TIMEOUT,
-            ) as response,
+            asyncio.timeout(command["timeout_s"]),
+            self._http.stream("POST", url, content=body.encode()) as response,
         ):
-            text = await read_body(response)
-            if response.status != 200:
-                raise HttpStatusError(response.status, error_message(text), response.headers)
-        return parse_response(text)
+            content = b"".join([chunk async for chunk in limited_chunks(response.aiter_bytes())])
+        if response.status_code != 200:
+            raise HttpStatusError(response.status_code, error_reason(content), response.headers)
+        return parse_response(content)
 
 
-NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # the time is bounded as a whole, around it
+async def limited_chunks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks of a response; raises `ResponseTooLarge`."""
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise ResponseTooLarge
+        yield chunk
 
 
-def find_proxy(url: str) -> str | None:
-    """Return the proxy that the environment has for an address."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
-
-
-async def read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body; raises `TooLarge`."""
-    found = bytearray()
-    async for chunk in response.content.iter_chunked(READ_CHUNK_BYTES):
-        found += chunk
-        if len(found) > MAX_BODY_BYTES:
-            response.close()
-            raise response_too_large()
-    return bytes(found)
-
-
-def error_message(body: bytes) -> str:
-    """Return what a server says of its refusal."""
-    text = body[:READ_CHUNK_BYTES].decode("utf-8", "replace")
+def error_reason(body: bytes) -> str:
+    """Return why a server refused a request: the message in its error, else its whole text."""
+    text = body[:MAX_REASON_BYTES].decode("utf-8", "replace")
     try:
         error = json.loads(text)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
@@ -106,24 +111,27 @@ def error_message(body: bytes) -> str:
         return text
 
 
-def parse_response(body: bytes) -> dict[str, Any]:
-    """Return {content, finish_reason, usage} of an answer; raises `Malformed`."""
+def parse_response(body: bytes) -> ProviderAnswer:
+    """Return the answer in a response; raises `MalformedResponse`."""
     try:
-        found = json.loads(body)
-        choice = found["choices"][0]
+        response = json.loads(body)
+        choice = response["choices"][0]
         content = choice["message"].get("content")
         if isinstance(content, list):
             content = "".join(
                 part.get("text", "") for part in content if part.get("type") == "text"
             )
-        usage = found.get("usage") or {}
-        tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        usage = response.get("usage") or {}
+        answer = ProviderAnswer(
+            content or "",
+            choice.get("finish_reason"),
+            usage.get("prompt_tokens"),
+            usage.get("completion_tokens"),
+        )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise MalformedResponse("The server has answered with what is no answer.") from None
-    if not isinstance(content, str | None):
-        raise MalformedResponse("The server has answered with what is no text.")
-    return {
-        "content": content or "",
-        "finish_reason": choice.get("finish_reason"),
-        "tokens": tokens,
-    }
+        raise MalformedResponse(
+            f"The model server returned an invalid response (HTTP 200, {len(body):,} bytes)."
+        ) from None
+    if not isinstance(answer.text, str):
+        raise MalformedResponse("The model server returned an answer that is not text.")
+    return answer

@@ -1,4 +1,4 @@
-"""What may be told of a provider's words: nothing that could be a part of a credential, however it is written."""
+"""Removes credentials from what a provider says, also parts of credentials and encoded ones."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from urllib.parse import quote
 
 from ...config.credentials import is_credential_name, is_key_like
 
-MAX_SHOWN_CHARS = 300  # characters of what a provider says
-MAX_SCANNED_CHARS = 20_000  # and of those that are looked through for them
-MIN_SECRET_CHARS = 8  # characters of what can be a credential
-MIN_UNIQUE_SECRET_CHARS = 16  # characters of a credential that no model says by chance, unlike "ollama" and others that stand for none
-PLAIN_PART_CHARS = 5  # characters of a credential that give it away
-ENCODED_PART_CHARS = 8  # and of a transformed one
-WITHHELD_NOTICE = "the provider's words are left out, because they quote a credential."
-# Each goes through a text once: one that looks back or ahead takes minutes for a long word, and keeps all waiting.
-MASKED_KEY = re.compile(
-    r"\w(\*{2,}|\.{3,}|\u2026|[xX]{4,})"
-)  # in a word, as providers cut keys short
+MAX_SHOWN_CHARS = 300  # of a provider's message
+MAX_SCANNED_CHARS = 20_000
+MIN_SECRET_CHARS = 8
+MIN_UNIQUE_SECRET_CHARS = 16  # shorter values, such as "ollama", may occur in an answer by chance
+PLAIN_PART_CHARS = 5  # of a credential in a row that are too many to show
+ENCODED_PART_CHARS = 8  # and of an encoded one
+WITHHELD_NOTICE = "the provider's message is withheld, because it quotes a credential."
+# These scan a text once. A pattern that looks back or ahead takes minutes for a long word and
+# blocks the process.
+MASKED_KEY = re.compile(r"\w(\*{2,}|\.{3,}|\u2026|[xX]{4,})")  # as providers abbreviate keys
 LONG_WORD = re.compile(r"[A-Za-z0-9+/=_%~-]{16,}")
+REDACTED = "***"
 
 
 def find_secrets(environ: Mapping[str, str]) -> list[str]:
-    """Return what looks like credentials in an environment."""
+    """Return the values of an environment that look like credentials."""
     return [
         value
         for name, value in environ.items()
@@ -33,7 +33,7 @@ def find_secrets(environ: Mapping[str, str]) -> list[str]:
 
 
 class Redactor:
-    """Makes what a provider says fit to be told."""
+    """Redacts known credentials and words that look like keys."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self._secrets = tuple(secrets)
@@ -44,45 +44,48 @@ class Redactor:
                 self._secret_parts.update(substrings(form, ENCODED_PART_CHARS))
 
     def redact(self, text: str, allowed: str = "") -> str:
-        """Return what can be told of `text`, in which only the name `known` may look like a key."""
-        text = " ".join(
-            "".join(
-                char if char.isprintable() else " " for char in text[:MAX_SCANNED_CHARS]
-            ).split()
-        )
-        folded = text.replace(allowed, " ").casefold() if allowed else text.casefold()
-        if any(
-            folded[at : at + size] in self._secret_parts
-            for size in (PLAIN_PART_CHARS, ENCODED_PART_CHARS)
-            for at in range(len(folded))
-        ):
+        """Return what may be shown of `text`; only the name `allowed` may look like a key."""
+        scanned = text[:MAX_SCANNED_CHARS]
+        printable = "".join(char if char.isprintable() else " " for char in scanned)
+        words = " ".join(printable.split())
+        if self._contains_secret_part(words.replace(allowed, " ") if allowed else words):
             return WITHHELD_NOTICE
-        text = LONG_WORD.sub(
-            lambda found: "***" if found[0] != allowed and is_key_like(found[0]) else found[0],
-            text,
-        )
-        return " ".join("***" if MASKED_KEY.search(word) else word for word in text.split(" "))[
-            :MAX_SHOWN_CHARS
-        ]
+        words = LONG_WORD.sub(lambda found: redact_key(found[0], allowed), words)
+        shown = [REDACTED if MASKED_KEY.search(word) else word for word in words.split(" ")]
+        return " ".join(shown)[:MAX_SHOWN_CHARS]
 
     def contains_secret(self, text: str) -> bool:
-        """Return whether a text has a credential in it, as it is."""
+        """Return whether a text contains a credential literally."""
         return any(
             len(secret) >= MIN_UNIQUE_SECRET_CHARS and secret in text for secret in self._secrets
         )
 
+    def _contains_secret_part(self, text: str) -> bool:
+        folded = text.casefold()
+        return any(
+            folded[start : start + size] in self._secret_parts
+            for size in (PLAIN_PART_CHARS, ENCODED_PART_CHARS)
+            for start in range(len(folded))
+        )
+
+
+def redact_key(word: str, allowed: str) -> str:
+    """Return a long word, redacted if it looks like a key."""
+    return REDACTED if word != allowed and is_key_like(word) else word
+
 
 def substrings(text: str, size: int) -> Iterator[str]:
-    """Yield all parts of that size, in small letters."""
+    """Yield all substrings of that size in lower case."""
     folded = text.casefold()
-    yield from (folded[at : at + size] for at in range(len(folded) - size + 1))
+    yield from (folded[start : start + size] for start in range(len(folded) - size + 1))
 
 
 def encoded_forms(secret: str) -> Iterator[str]:
-    """Yield a credential as it is when somebody has transformed it."""
+    """Yield a credential in the encodings in which it may be quoted."""
     data = secret.encode("utf-8", "surrogateescape")
-    for shift in range(3):  # base64 depends on what comes before
-        yield base64.b64encode(b"\0" * shift + data).decode()[4 if shift else 0 : -4]
+    for shift in range(3):  # base64 depends on what precedes
+        encoded = base64.b64encode(b"\0" * shift + data).decode()
+        yield encoded[4 if shift else 0 : -4]
     yield data.hex()
     yield quote(secret, safe="", errors="surrogateescape")
     yield secret[::-1]

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
-from urllib.parse import unquote
 
+from ..json_pointers import resolve_pointer
 from .python_names import is_public_name, to_class_name, to_identifier
 
 MAX_DEPTH = 8  # of the description of a value
@@ -155,18 +155,10 @@ class SchemaDocument:
 
     def resolve_pointer(self, reference: str) -> Any:
         """Return what a reference within this document points to, or {}."""
-        if not reference.startswith("#"):
+        try:
+            return resolve_pointer(self.root, reference)
+        except (LookupError, ValueError):
             return {}
-        found: Any = self.root
-        for part in filter(None, reference[1:].split("/")):
-            key = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and key.isdigit() and int(key[:9]) < len(found):
-                found = found[int(key[:9])]
-            elif isinstance(found, dict):
-                found = found.get(key, {})
-            else:
-                return {}
-        return found
 
     def object_schema(self, schema: Any) -> ObjectSchema:
         """Return the keys of an object schema, those of its `anyOf` and `oneOf` included."""

@@ -1,12 +1,9 @@
-"""Agents: models that write programs, see what comes of them, and submit an answer.
+"""The reference agent: a model that does tasks by writing programs for a server, as an ordinary MCP client.
 
-`loop` is how one works, `conversation` what is said; `sub_agents` are those that code begins, on the server. The
-reference agent is a client of the server:
-
-    async with create_agent(load(path), model="...") as agent:
-        result = await agent.execute_task("Which commits broke the build?")
-        async for event in agent.stream("And who wrote them?", context=log):
-            ...
+async with create_agent(load_config(path), model="...") as agent:
+    result = await agent.execute_task("Which commits broke the build?")
+    async for event in agent.stream("And who wrote them?", context=log):
+        ...
 """
 
 from __future__ import annotations
@@ -27,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["create_agent"]
 
 
+def ignore_wait(message: str) -> None:
+    """Report nothing."""
+
+
 @asynccontextmanager
 async def create_agent(
     config: Config | None = None,
@@ -38,19 +39,19 @@ async def create_agent(
     usd: float | None = None,
     saves_skills: bool = True,
     roots: Sequence[Path] = (),
-    on_wait: Callable[[str], None] = lambda _: None,
+    on_wait: Callable[[str], None] = ignore_wait,
 ) -> AsyncIterator[ReferenceAgent]:
-    """Yield an agent with a server of its own on the same settings, or one that is a client of `target`.
+    """Yield an agent with a new server on the same settings, or one that is a client of `target`.
 
-    `model` stands in for the settings' one. `recursive` has every task done by programs, in so many `steps` at most.
-    `usd` is what all tasks together may cost. `keeps`: runs that used tools and submitted become skills. Files below
-    `roots` can be given to a server of its own (`Files`). `on_wait` is told what a run waits for. Raises
-    `McpRuntimeError`: `CallFailed` (`no_model`) if no model can drive an agent.
+    `model` replaces the model of the settings. With `recursive`, every task is done by programs; a
+    task has at most `steps` programs. `usd` limits the cost of all tasks together. With
+    `saves_skills`, runs that used tools and submitted a value are saved as skills. Files below
+    `roots` can be inputs of a new server. `on_wait` is called with what a run waits for. Raises
+    `McpRuntimeError`, such as `CallFailed` (`no_model`) if no model can drive an agent.
     """
+    # The command line imports this module, but not the modules below, at every start.
     from ...capabilities.llm.budget import Budget
-    from ...capabilities.llm.budgeted_model import (
-        BudgetedModel,
-    )  # this room is part of the server's start, and the rest of an agent is not
+    from ...capabilities.llm.budgeted_model import BudgetedModel
     from ...capabilities.llm.model_process import open_model_process
     from ...capabilities.llm.model_service import select_backend
     from .reference_agent import ReferenceAgent
@@ -59,24 +60,24 @@ async def create_agent(
     config = load_config() if config is None else config
     llm = replace(config.llm, model=model) if model else config.llm
     failure: Exception | None = None
-    async with open_model_process(llm) as litellm:
+    async with open_model_process(llm) as process:
         try:
-            asker = BudgetedModel(llm, select_backend(llm, litellm))
-            asker.check_can_drive_agents("")
+            budgeted_model = BudgetedModel(llm, select_backend(llm, process))
+            budgeted_model.check_can_drive_agents("")
             async with connect(config, target, model, roots, usd) as client:
-                made = ReferenceAgent(
-                    asker,
+                agent = ReferenceAgent(
+                    budgeted_model,
                     lambda: SessionClient(client, on_wait),
-                    Budget("the agent", BudgetLimits(usd=usd)),
-                    max_input_tokens=await litellm.max_input_tokens(llm.model),
+                    Budget("agent", BudgetLimits(usd=usd)),
+                    max_input_tokens=await process.max_input_tokens(llm.model),
                     packages=await list_package_names(client),
                     recursive=recursive,
                     steps=steps,
                     saves_skills=saves_skills,
                 )
                 try:
-                    yield made
-                except Exception as exc:  # noqa: BLE001 - raised below, out of the groups of what is open here
+                    yield agent
+                except Exception as exc:  # noqa: BLE001 - raised below, outside the task groups
                     failure = exc
         except McpRuntimeError as exc:
             failure = exc

@@ -1,55 +1,53 @@
-"""The reference agent: it has a task done by a model that writes programs for a server, and says what that has cost.
+"""The reference agent: a model writes programs for a server until a task is done; it reports what that cost.
 
-Rule 1: it is a client like any other; whatever it can do, another client can.
-Rule 2: what its own questions and its programs' have cost counts against one budget, and is told apart.
+Rule 1: it is an ordinary client; whatever it can do, another client can do.
+Rule 2: its own model requests and those of its programs count against one budget, and are reported
+separately.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from anyio.to_thread import run_sync
 
-from ...capabilities.agent import DEFAULT_STEPS, agent_loop
+from ...capabilities.agent import DEFAULT_STEPS
 from ...capabilities.agent.agent_loop import (
     MAX_CONVERSATION_CHARS,
     REQUEST_TOO_LONG,
+    AgentEvent,
     ValueSubmitted,
     provide_material,
     run_agent,
 )
 from ...capabilities.agent.conversation import AgentTask
-from ...capabilities.agent.material import (
-    LocalFiles,
-    material_size,
-    material_text,
-    prepare_material,
-)
+from ...capabilities.agent.program_result import ProgramResult
 from ...capabilities.json_schemas import check_schema
 from ...capabilities.llm.budget import Budget
-from ...capabilities.llm.budgeted_model import BudgetedModel, answer_request
-from ...capabilities.model_requests import Completion, Messages, ModelRequest, ModelUsage
+from ...capabilities.llm.budgeted_model import BudgetedModel
+from ...capabilities.llm.model_backend import ModelRequest
+from ...capabilities.llm.structured_answers import answer_request
+from ...capabilities.model_requests import Completion, Messages, ModelUsage
 from ...errors import CallFailed
+from .local_files import LocalFiles, context_size, context_text, prepare_context
 from .session_client import SessionClient
-from .task_routing import CHARS_PER_TOKEN, MATERIAL_SHARE, TaskRoute, choose_route
-
-COUNTED_FIELDS = ("calls", "tokens_in", "tokens_out")  # figures of usage that are whole numbers
+from .task_routing import TaskRoute, choose_route, max_material_chars
 
 
 @dataclass(frozen=True)
 class TaskCost:
-    """What a task has cost: the agent's own questions, those of its programs, and those of agents that these began."""
+    """What a task cost: the agent's own requests, those of its programs, and those of sub-agents."""
 
     own: ModelUsage = field(default_factory=ModelUsage)
     programs: ModelUsage = field(default_factory=ModelUsage)
     agents: ModelUsage = field(default_factory=ModelUsage)
-    agents_started: int = 0  # agents
+    agents_started: int = 0
 
     @property
     def total(self) -> ModelUsage:
-        """All of it."""
+        """The sum of all."""
         return self.own + self.programs + self.agents
 
     def __add__(self, other: TaskCost) -> TaskCost:
@@ -63,21 +61,21 @@ class TaskCost:
 
 @dataclass(frozen=True)
 class RouteChosen:
-    """The way of the task is chosen."""
+    """It is decided how the task is done."""
 
     route: TaskRoute
 
 
 @dataclass(frozen=True)
 class SkillsFound:
-    """There are skills that may help, a line each."""
+    """There are skills that may help, one per line."""
 
     skills: str
 
 
 @dataclass(frozen=True)
 class TaskFinished:
-    """The end: `value` is the answer; `kept` says what became of the run as a skill, where that was tried."""
+    """The last event: `value` is the answer; `skill_note` says what happened if the run was to become a skill."""
 
     value: Any
     steps: int
@@ -87,16 +85,16 @@ class TaskFinished:
     skill_note: str = ""
 
 
-TaskEvent = RouteChosen | SkillsFound | TaskFinished | agent_loop.AgentEvent
+TaskEvent = RouteChosen | SkillsFound | TaskFinished | AgentEvent
 
 
 class ReferenceAgent:
-    """Has tasks done, one after the other or at once; see `create_agent`."""
+    """Does tasks, one after another or concurrently; see `create_agent`."""
 
     def __init__(
         self,
         model: BudgetedModel,
-        open_session: Any,
+        open_session: Callable[[], SessionClient],
         budget: Budget,
         *,
         max_input_tokens: int = 0,
@@ -118,78 +116,82 @@ class ReferenceAgent:
     async def execute_task(
         self, task: str, context: Any = None, *, schema: Mapping[str, Any] | None = None
     ) -> TaskFinished:
-        """Return how a task ended; raises `McpRuntimeError` if it came to no answer."""
+        """Do a task and return how it finished; raises `McpRuntimeError` if there is no answer."""
         finished: TaskFinished | None = None
         async for event in self.stream(task, context, schema=schema):
             if isinstance(event, TaskFinished):
                 finished = event
-        assert finished is not None, "it ends with an answer or raises"
+        assert finished is not None, "the stream ends with `TaskFinished` or raises"
         return finished
 
     async def stream(
         self, task: str, context: Any = None, *, schema: Mapping[str, Any] | None = None
     ) -> AsyncIterator[TaskEvent]:
-        """Yield what happens while a task is done, `Finished` last; `context` is a text, JSON data, or `Files`."""
+        """Do a task and yield its events, `TaskFinished` last; `context` is a text, JSON data, or `LocalFiles`."""
         if schema is not None:
             check_schema(schema)
-        way = choose_route(
+        route = choose_route(
             task,
-            material_size(context),
+            context_size(context),
             self._max_input_tokens,
             recursive=self._recursive,
             is_compressed=isinstance(context, LocalFiles) and context.has_compressed_file,
             packages=self._packages,
         )
-        yield RouteChosen(way)
-        desk = TaskWorkspace(self._model, self._budget, self._open_session())
+        yield RouteChosen(route)
+        workspace = TaskWorkspace(self._model, self._budget, self._open_session())
         try:
-            if way.method == "question":
-                try:
-                    question = ModelRequest(task, await run_sync(material_text, context), schema)
-                    answer = await answer_request(question, desk.ask_model)
-                except CallFailed as exc:
-                    if exc.kind != REQUEST_TOO_LONG:
-                        raise
-                    yield RouteChosen(
-                        TaskRoute("programs", "The model cannot read the material at once.")
-                    )
-                else:
-                    yield TaskFinished(answer.value, 1, desk.session.session_id, desk.cost)
+            if route.method == "request":
+                finished = await self._ask_once(task, context, schema, workspace)
+                if finished is not None:
+                    yield finished
                     return
-            async for event in self._run_programs(task, context, schema, desk):
+                yield RouteChosen(
+                    TaskRoute("programs", "The model cannot read the material at once.")
+                )
+            async for event in self._run_programs(task, context, schema, workspace):
                 yield event
         finally:
-            self.cost += desk.cost
+            self.cost += workspace.cost
+
+    async def _ask_once(
+        self, task: str, context: Any, schema: Mapping[str, Any] | None, workspace: TaskWorkspace
+    ) -> TaskFinished | None:
+        """Do a task with one request; return None if the material is too long for the model after all."""
+        request = ModelRequest(task, await run_sync(context_text, context), schema)
+        try:
+            response = await answer_request(request, workspace.ask_model)
+        except CallFailed as exc:
+            if exc.kind == REQUEST_TOO_LONG:
+                return None
+            raise
+        return TaskFinished(response.value, 1, workspace.session.session_id, workspace.cost)
 
     async def _run_programs(
         self, task: str, context: Any, schema: Mapping[str, Any] | None, workspace: TaskWorkspace
     ) -> AsyncIterator[TaskEvent]:
-        skills = await workspace.session.find_skills(task)
+        session = workspace.session
+        skills = await session.find_skills(task)
         if skills:
             yield SkillsFound(skills)
-        told = await provide_material(workspace, prepare_material(context))
-        brief = AgentTask(task, self._steps, 0, told, skills, schema)
-        room = (
-            min(
-                MAX_CONVERSATION_CHARS,
-                int(self._max_input_tokens * MATERIAL_SHARE * CHARS_PER_TOKEN),
-            )
-            if self._max_input_tokens
-            else MAX_CONVERSATION_CHARS
-        )
-        async for event in run_agent(brief, workspace, room):
+        description = await provide_material(workspace, prepare_context(context))
+        agent_task = AgentTask(task, self._steps, 0, description, skills, schema)
+        max_chars = MAX_CONVERSATION_CHARS
+        if self._max_input_tokens:
+            max_chars = min(max_chars, max_material_chars(self._max_input_tokens))
+        async for event in run_agent(agent_task, workspace, max_chars):
             yield event
             if isinstance(event, ValueSubmitted):
-                run, kept = event.result["run"], ""
+                run_id, skill_note = event.result["run"], ""
                 if self._saves_skills and context is None and has_used_tools(event.result):
-                    kept = await workspace.session.save_skill(run)
+                    skill_note = await session.save_skill(run_id)
                 yield TaskFinished(
-                    event.value, event.step, workspace.session.session_id, workspace.cost, run, kept
+                    event.value, event.step, session.session_id, workspace.cost, run_id, skill_note
                 )
 
 
 class TaskWorkspace:
-    """Where one task is done: the agent's model, a session on the server, and what both have cost."""
+    """The model and the session of one task, and what both have cost."""
 
     def __init__(self, model: BudgetedModel, budget: Budget, session: SessionClient) -> None:
         self.session = session
@@ -198,30 +200,32 @@ class TaskWorkspace:
         self._budget = budget
 
     async def ask_model(self, messages: Messages) -> Completion:
-        """Return what the model says; raises `CallFailed`."""
+        """Return the model's completion; raises `CallFailed`."""
         return await self._model.complete(messages, self._budget, record_usage=self._record_usage)
 
     def _record_usage(self, used: ModelUsage, _: float) -> None:
-        self.cost += TaskCost(used)  # of those that failed, too
+        self.cost += TaskCost(used)
 
-    async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
+    async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> ProgramResult:
         """Run a program to its end; raises `McpRuntimeError`."""
         result = await self.session.run_program(code, inputs)
         figures = result.get("usage", {})
-        spent, agents = usage_with_prefix(figures, "llm_"), usage_with_prefix(figures, "agents_")
-        self.cost += TaskCost(ModelUsage(), spent, agents, int(figures.get("agents", 0)))
-        self._budget.spend(spent + agents)
+        programs, agents = find_usage(figures, "llm_"), find_usage(figures, "agents_")
+        self.cost += TaskCost(ModelUsage(), programs, agents, int(figures.get("agents", 0)))
+        self._budget.spend(programs + agents)
         return result
 
 
-def usage_with_prefix(figures: Mapping[str, float], prefix: str) -> ModelUsage:
-    """Return what the usage of a run says of questions."""
-    calls, tokens_in, tokens_out = (
-        int(figures.get(f"{prefix}{what}", 0)) for what in COUNTED_FIELDS
+def find_usage(figures: Mapping[str, float], prefix: str) -> ModelUsage:
+    """Return the model usage in the `usage` of a run whose keys begin with `prefix`."""
+    return ModelUsage(
+        int(figures.get(f"{prefix}calls", 0)),
+        int(figures.get(f"{prefix}tokens_in", 0)),
+        int(figures.get(f"{prefix}tokens_out", 0)),
+        figures.get(f"{prefix}usd", 0.0),
     )
-    return ModelUsage(calls, tokens_in, tokens_out, figures.get(f"{prefix}usd", 0.0))
 
 
-def has_used_tools(result: Mapping[str, Any]) -> bool:
-    """Return whether the run that has submitted did something that another task could want again: it used tools."""
+def has_used_tools(result: ProgramResult) -> bool:
+    """Return whether a run called tools, so that another task could need the same."""
     return any(not call["call"].startswith("agent.") for call in result.get("calls", ()))

@@ -1,6 +1,6 @@
-"""The reference agent's end of the server: an MCP client that has programs executed, finds skills and keeps them.
+"""The reference agent's MCP client: it runs programs, finds skills and saves them.
 
-It knows the tools as any client does, and nothing of what is behind them.
+It uses the tools as any client does, and knows nothing of the server behind them.
 """
 
 from __future__ import annotations
@@ -10,76 +10,92 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
 
 from ... import APP_NAME
+from ...capabilities.agent.program_result import ProgramResult
 from ...config import Config
 from ...errors import CallFailed, Unavailable
 
-McpTarget = (
-    Any  # what the SDK's client connects to: a URL, a server, a transport, parameters of a process
-)
+McpTarget = Any  # whatever the SDK's client connects to: a URL, a server, a transport, ...
 PACKAGES_PATTERN = re.compile(r"servers as packages: (?!none)([\w, ]+?)(?: and \d+ more)?\.")
 UNFINISHED_STATUSES = ("queued", "running", "waiting")
-OUTPUT_FIELDS = ("stdout", "stderr")
-SUB_AGENT_WAITS_MARK = "sub-agent waits"  # in the note of a run: what its agents wait for
-SKILL_QUERY_CHARS = 300  # of a task, to look for skills with
+SUB_AGENT_WAITS_MARK = "sub-agent waits"  # in the note of a run whose sub-agents wait
+SKILL_QUERY_CHARS = 300  # of a task
 VALUE_CUT_MARK = "value is cut"  # in the note of a run
 VALUE_TOO_LARGE = "So it was not submitted: submit less, or write it to a file and submit its name."
-WAIT_MESSAGE = (
-    "run {run} waits for a person: {calls}; answer with `mcpruntime-server approvals {run}`"
-)
 
 
 class SessionClient:
-    """One session on a server."""
+    """A client of one session on a server; `on_wait` is called with what a run waits for."""
 
     def __init__(self, client: Client, on_wait: Callable[[str], None]) -> None:
         self.session_id = f"agent-{secrets.token_hex(4)}"
         self._client = client
         self._on_wait = on_wait
 
-    async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> Mapping[str, Any]:
+    async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> ProgramResult:
         """Run a program to its end, whatever it waits for; raises `McpRuntimeError`."""
-        context = {"context": list(inputs)} if inputs else {}
-        told = await self.call_tool("run_code", code=code, session=self.session_id, **context)
-        printed = {name: told.get(name, "") for name in OUTPUT_FIELDS}
-        while told["status"] in UNFINISHED_STATUSES:
-            if told["status"] == "waiting":
-                calls = ", ".join(wait["call"] for wait in told["waiting_for"])
-                self._on_wait(WAIT_MESSAGE.format(run=told["run"], calls=calls))
-            elif SUB_AGENT_WAITS_MARK in told.get("note", ""):
-                self._on_wait(told["note"])
-            told = await self.call_tool("run_code", run=told["run"])
-            printed = {name: printed[name] + told.get(name, "") for name in OUTPUT_FIELDS}
-        if told.get("submitted") and VALUE_CUT_MARK in told.get("note", ""):
-            told |= {"submitted": False, "note": f"{told['note']} {VALUE_TOO_LARGE}"}
-        return {**told, **{name: text for name, text in printed.items() if text}}
+        arguments: dict[str, Any] = {"code": code, "session": self.session_id}
+        if inputs:
+            arguments["context"] = list(inputs)
+        result = await self._run_code(**arguments)
+        stdout, stderr = result.get("stdout", ""), result.get("stderr", "")
+        while result["status"] in UNFINISHED_STATUSES:
+            self._report_wait(result)
+            result = await self._run_code(run=result["run"])
+            stdout += result.get("stdout", "")
+            stderr += result.get("stderr", "")
+        if stdout:
+            result["stdout"] = stdout
+        if stderr:
+            result["stderr"] = stderr
+        note = result.get("note", "")
+        if result.get("submitted") and VALUE_CUT_MARK in note:
+            result["submitted"] = False
+            result["note"] = f"{note} {VALUE_TOO_LARGE}"
+        return result
+
+    async def _run_code(self, **arguments: Any) -> ProgramResult:
+        return cast(ProgramResult, await self.call_tool("run_code", **arguments))
+
+    def _report_wait(self, result: ProgramResult) -> None:
+        note = result.get("note", "")
+        if result["status"] == "waiting":
+            run = result["run"]
+            calls = ", ".join(question["call"] for question in result.get("waiting_for", ()))
+            command = f"mcpruntime-server approvals {run}"
+            self._on_wait(f"run {run} waits for an approval: {calls}; answer with `{command}`")
+        elif SUB_AGENT_WAITS_MARK in note:
+            self._on_wait(note)
 
     async def find_skills(self, task: str) -> str:
-        """Return the skills that may help, a line each; "" if there are none."""
-        told = await self.call_tool("list_skills", query=task[:SKILL_QUERY_CHARS])
-        lines = [f"{each['name']}: {each.get('summary', '')}" for each in told.get("skills", ())]
+        """Return the skills that may help, one per line; "" if there are none."""
+        answer = await self.call_tool("list_skills", query=task[:SKILL_QUERY_CHARS])
+        lines = [
+            f"{skill['name']}: {skill.get('summary', '')}" for skill in answer.get("skills", ())
+        ]
         return "\n".join(lines)
 
     async def save_skill(self, run_id: str) -> str:
-        """Have a run kept as a skill; return in one line what became of it."""
+        """Save a run as a skill; return in one line what happened."""
         try:
-            told = await self.call_tool("save_skill", run=run_id)
+            answer = await self.call_tool("save_skill", run=run_id)
         except CallFailed as exc:
-            return f"not kept as a skill: {exc.message}"
-        reasons = " ".join(told.get("reasons", ()))
-        return f"kept as the skill {told['name']} ({told.get('state', '')}){f': {reasons}' if reasons else ''}"
+            return f"not saved as a skill: {exc.message}"
+        saved = f"saved as the skill {answer['name']} ({answer.get('state', '')})"
+        reasons = " ".join(answer.get("reasons", ()))
+        return f"{saved}: {reasons}" if reasons else saved
 
     async def call_tool(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """Return what a tool answers; raises `CallFailed` where it refuses, `Unavailable` if the server is gone."""
+        """Return the structured answer of a tool; raises `CallFailed` if it refuses, `Unavailable` without a server."""
         try:
             answer = await self._client.call_tool(tool, arguments)
         except MCPError as exc:
@@ -112,9 +128,10 @@ async def connect(
     roots: Sequence[Path] = (),
     usd: float | None = None,
 ) -> AsyncIterator[Client]:
-    """Yield a client of `target`, or of a server of our own with the same settings, but for what is given here.
+    """Yield a client of `target`, or else of a new server with these settings.
 
-    All that programs ask there costs `usd` at most.
+    The arguments override the settings of a new server: `usd` is the most that all its programs may
+    spend on models.
     """
     if target is not None:
         async with Client(target) as client:
@@ -123,14 +140,14 @@ async def connect(
     log = config.server.data_dir / "logs" / "agent-server.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        errors = log.open("a", encoding="utf-8")
+        log_file = log.open("a", encoding="utf-8")
     except OSError as exc:
         raise Unavailable(f"The log {log} cannot be written: {exc.strerror}.") from exc
     async with AsyncExitStack() as stack:
-        stack.enter_context(errors)
-        own = Client(stdio_client(server_parameters(config, model, roots, usd), errors))
+        stack.enter_context(log_file)
+        parameters = server_parameters(config, model, roots, usd)
         try:
-            client = await stack.enter_async_context(own)
+            client = await stack.enter_async_context(Client(stdio_client(parameters, log_file)))
         except (MCPError, ExceptionGroup) as exc:
             raise Unavailable(
                 "The server of the agent did not start.", remedy=f"Its log {log} says why."
@@ -141,15 +158,24 @@ async def connect(
 def server_parameters(
     config: Config, model: str, roots: Sequence[Path], usd: float | None
 ) -> StdioServerParameters:
-    """Return how our own server is started with these settings; files below `roots` can be inputs, too."""
-    limits = [each for each in (usd, config.llm.principal.usd) if each is not None]
-    file = ["--config", str(config.sources.file)] if config.sources.file else []
-    places = ["--data-dir", str(config.server.data_dir), "--backend", config.sandbox.backend]
-    environ = {**os.environ, **({"MCPRUNTIME_LLM__MODEL": model} if model else {})}
+    """Return how to start a server with these settings; files below `roots` can be its inputs, too."""
+    args = [
+        "--data-dir",
+        str(config.server.data_dir),
+        "--backend",
+        config.sandbox.backend,
+        "--stdio",
+    ]
+    if config.sources.file:
+        args = ["--config", str(config.sources.file), *args]
+    environ = dict(os.environ)
+    if model:
+        environ["MCPRUNTIME_LLM__MODEL"] = model
+    limits = [limit for limit in (usd, config.llm.principal.usd) if limit is not None]
     if limits:
         environ["MCPRUNTIME_LLM__PRINCIPAL__USD"] = str(min(limits))
     if roots:
         folders = dict.fromkeys(map(str, (*config.server.context_roots, *roots)))
         environ["MCPRUNTIME_SERVER__CONTEXT_ROOTS"] = json.dumps(list(folders))
     command = str(Path(sys.executable).with_name(APP_NAME))
-    return StdioServerParameters(command=command, args=[*file, *places, "--stdio"], env=environ)
+    return StdioServerParameters(command=command, args=args, env=environ)

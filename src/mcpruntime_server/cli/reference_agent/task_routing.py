@@ -1,7 +1,8 @@
-"""Which way a task goes: one plain question to the model, or programs over the material. A pure function.
+"""How a task is done: with one model request over all the material, or with programs. A pure function.
 
-A question is cheaper and quicker, and good where the model can read everything at once and only has to find or say
-something. Where many parts have to be put together, models lose count long before their windows are full.
+A single request is cheaper and faster, and good enough where the model can read everything at once
+and only has to find or say something. Where many parts must be combined, models lose count long
+before their input limits are reached.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-CHARS_PER_TOKEN = 3  # characters, at least
-DEFAULT_INPUT_TOKENS = 32_000  # tokens, of a model that nothing is known of
-MATERIAL_SHARE = (
-    0.5  # of a window that material may fill; the rest is for the question and the answer
-)
-SMALL_MATERIAL_CHARS = 2_000  # characters of material in which nothing can be lost count of
+CHARS_PER_TOKEN = 3  # at least
+DEFAULT_INPUT_TOKENS = 32_000  # of a model whose limit is not known
+MATERIAL_SHARE = 0.5  # of the input limit; the rest is for the task and the answer
+SMALL_MATERIAL_CHARS = 2_000  # in which a model does not lose count
 AGGREGATION_WORDS = re.compile(
     r"\b(how (many|much|often)|count\w*|number of|each|every|all|total\w*|sum of|average|mean|median|most|least|fewest|"
     r"more often|less often|frequen\w+|distribution|percent\w*|share of|per|rank\w*|sort\w*|group\w*|list\b.*\bof|"
@@ -27,9 +26,9 @@ AGGREGATION_WORDS = re.compile(
 
 @dataclass(frozen=True)
 class TaskRoute:
-    """The way that a task goes: by one `question`, or by `programs`; `reason` is a sentence."""
+    """How a task is done: with one model `request` or with `programs`; `reason` is a sentence."""
 
-    method: Literal["question", "programs"]
+    method: Literal["request", "programs"]
     reason: str
 
 
@@ -42,24 +41,22 @@ def choose_route(
     is_compressed: bool = False,
     packages: Collection[str] = (),
 ) -> TaskRoute:
-    """Return the way of a task with material of `size` characters (None: there is none).
+    """Return how to do a task with material of `size` characters (None: no material).
 
-    `window` is the model's, in tokens (0: not known). `packed`: the material has to be unpacked.
-    `packages` are those of tools that programs could use.
+    `max_input_tokens` is the model's limit (0: not known). `packages` are those of tools that
+    programs can use.
     """
     if recursive:
-        return TaskRoute("programs", "It was asked for.")
+        return TaskRoute("programs", "Programs were requested.")
     if size is None:
-        return TaskRoute(
-            "programs", "There is no material: only programs can find or do something."
-        )
+        return TaskRoute("programs", "Without material, only programs can find or do something.")
     if is_compressed:
-        return TaskRoute("programs", "The material is packed: only programs can read it.")
-    room = int((max_input_tokens or DEFAULT_INPUT_TOKENS) * MATERIAL_SHARE * CHARS_PER_TOKEN)
-    if size > room:
+        return TaskRoute("programs", "The material is compressed, and only programs can read it.")
+    readable = max_material_chars(max_input_tokens or DEFAULT_INPUT_TOKENS)
+    if size > readable:
         return TaskRoute(
             "programs",
-            f"{size:,} characters of material are more than the {room:,} that are read at once.",
+            f"The material has {size:,} characters, and the model reads {readable:,} at once.",
         )
     words = set(re.findall(r"[a-z0-9_]+", task.lower()))
     if named := sorted(name for name in packages if name.lower() in words):
@@ -67,9 +64,14 @@ def choose_route(
     if size > SMALL_MATERIAL_CHARS and (found := AGGREGATION_WORDS.search(task)):
         return TaskRoute(
             "programs",
-            f"Parts have to be put together ({found[0]!r}), in {size:,} characters of material.",
+            f"The task combines parts ({found[0]!r}) of {size:,} characters of material.",
         )
     return TaskRoute(
-        "question",
-        f"{size:,} characters of material are read at once, and nothing has to be put together.",
+        "request",
+        f"The model can read {size:,} characters at once, and the task combines no parts.",
     )
+
+
+def max_material_chars(max_input_tokens: int) -> int:
+    """Return how many characters of material fit into a prompt."""
+    return int(max_input_tokens * MATERIAL_SHARE * CHARS_PER_TOKEN)
