@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-import httpx
+import httpx2
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -335,13 +335,13 @@ class ModelServer:
 
     def set_script(self, *entries: dict[str, Any]) -> None:
         """Say how the next questions are answered, and forget what was counted."""
-        httpx.post(
+        httpx2.post(
             self.url.removesuffix("/v1") + "/script", content=json.dumps(entries)
         ).raise_for_status()
 
     def read_counts(self) -> dict[str, int]:
         """Return what was counted since the last script."""
-        found: dict[str, int] = httpx.get(self.url.removesuffix("/v1") + "/stats").json()
+        found: dict[str, int] = httpx2.get(self.url.removesuffix("/v1") + "/stats").json()
         return found
 
 

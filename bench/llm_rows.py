@@ -1,7 +1,7 @@
-"""Rows about questions to a model: many at once, from code, against what is possible and against a direct client.
+"""The row about model requests: many at once from code, compared with the ideal and a direct client.
 
-The model is `fake_llm`, which takes its time to answer and no processor. A direct client with the same questions in the
-same run shows what it, HTTP and the machine leave of the ideal.
+The model is `fake_llm`, which answers slowly but uses little processor time. A direct client with
+the same requests shows how much of the ideal the model, HTTP and the machine leave.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-import aiohttp
 import anyio
+import httpx2
 
 import fake_llm
 from harness import BenchmarkRow, TestServer, sample_in_turns, start_server
@@ -42,7 +42,7 @@ async def many_model_requests(bench: BenchContext) -> list[BenchmarkRow]:
     direct = BenchmarkRow(
         "questions-direct",
         "the same, next to a direct client",
-        "asyncio and aiohttp, as many",
+        "httpx2, as many",
         "ratio",
         None,
     )
@@ -84,9 +84,8 @@ async def measure_direct_client(model: fake_llm.ModelServer) -> float:
     bodies = iter([request_body(number) for number in range(REQUESTS)])
     headers = {"authorization": f"Bearer {fake_llm.API_KEY}", "content-type": "application/json"}
     url = f"{model.url}/chat/completions"
-    async with aiohttp.ClientSession(
-        headers=headers, connector=aiohttp.TCPConnector(limit=CONCURRENCY)
-    ) as client:
+    limits = httpx2.Limits(max_connections=CONCURRENCY, max_keepalive_connections=CONCURRENCY)
+    async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
         started = time.perf_counter()
         async with anyio.create_task_group() as tasks:
             for _ in range(CONCURRENCY):
@@ -101,12 +100,10 @@ def request_body(number: int) -> bytes:
     ).encode()
 
 
-async def send_requests(client: aiohttp.ClientSession, url: str, bodies: Iterator[bytes]) -> None:
-    """Put one question after the other, until there are no more."""
-    for each in bodies:
-        async with client.post(url, data=each) as answer:
-            answer.raise_for_status()
-            await answer.read()
+async def send_requests(client: httpx2.AsyncClient, url: str, bodies: Iterator[bytes]) -> None:
+    """Send one request after another until there are no more."""
+    for body in bodies:
+        (await client.post(url, content=body)).raise_for_status()
 
 
 LLM_ROWS: Sequence[Callable[[BenchContext], Awaitable[list[BenchmarkRow]]]] = (many_model_requests,)

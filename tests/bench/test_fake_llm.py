@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
@@ -86,18 +86,18 @@ def _unscripted(model: fake_llm.ModelServer) -> None:
 
 def post(
     model: fake_llm.ModelServer, text: object = "Hello", name: str = "echo", **more: Any
-) -> httpx.Response:
+) -> httpx2.Response:
     body = {"model": name, "messages": [{"role": "user", "content": text}], **more}
-    return httpx.post(
+    return httpx2.post(
         f"{model.url}/chat/completions", json=body, headers={"authorization": f"Bearer {API_KEY}"}
     )
 
 
-def said(answer: httpx.Response) -> Any:
+def said(answer: httpx2.Response) -> Any:
     return answer.json()["choices"][0]["message"]["content"]
 
 
-def chunks_of(answer: httpx.Response) -> list[Any]:
+def chunks_of(answer: httpx2.Response) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
     return [json.loads(line) if line != "[DONE]" else line for line in lines]
 
@@ -144,7 +144,7 @@ def test_faults_come_as_scripted_and_pass(model: fake_llm.ModelServer) -> None:
     model.set_script(
         {"fault": "cut"}, {"fault": "empty"}, {"reply": {"not": "text"}, "latency_s": 0.01}
     )
-    with pytest.raises(httpx.RemoteProtocolError):
+    with pytest.raises(httpx2.RemoteProtocolError):
         post(model)
     assert post(model).json()["choices"] == []
     assert said(post(model)) == '{"not": "text"}'
@@ -155,8 +155,8 @@ def test_a_model_that_never_answers_is_left_and_then_answers_others(
 ) -> None:
     model.set_script({"fault": "timeout"})
     body = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(
             f"{model.url}/chat/completions",
             json=body,
             headers={"authorization": f"Bearer {API_KEY}"},
@@ -182,13 +182,13 @@ def test_answers_may_be_slow_huge_or_elsewhere(model: fake_llm.ModelServer) -> N
         "completion_tokens": 1,
         "total_tokens": 8,
     }
-    assert httpx.get(other, headers={"authorization": f"Bearer {API_KEY}"}).status_code == 400
+    assert httpx2.get(other, headers={"authorization": f"Bearer {API_KEY}"}).status_code == 400
     assert model.read_counts()["key elsewhere"] == 1
 
 
 def test_what_is_no_request_is_refused_as_openai_does(model: fake_llm.ModelServer) -> None:
     url, headers = f"{model.url}/chat/completions", {"authorization": f"Bearer {API_KEY}"}
-    assert httpx.post(url, json={}).status_code == 401
+    assert httpx2.post(url, json={}).status_code == 401
     for content in (
         "{",
         "[]",
@@ -196,7 +196,7 @@ def test_what_is_no_request_is_refused_as_openai_does(model: fake_llm.ModelServe
         '{"model": "echo", "messages": []}',
         '{"model": 1, "messages": [{}]}',
     ):
-        assert httpx.post(url, content=content, headers=headers).status_code == 400, content
+        assert httpx2.post(url, content=content, headers=headers).status_code == 400, content
     for name in ("nobody", "forgetful", "forgetful:some:echo", "forgetful:9:nobody"):
         unknown = post(model, name=name)
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
@@ -209,7 +209,7 @@ def test_what_is_no_request_is_refused_as_openai_does(model: fake_llm.ModelServe
         assert post(model, name="tool" if "tools" in more else "echo", **more).status_code == 400, (
             more
         )
-    assert "reader" in [each["id"] for each in httpx.get(f"{model.url}/models").json()["data"]]
+    assert "reader" in [each["id"] for each in httpx2.get(f"{model.url}/models").json()["data"]]
 
 
 def test_tool_calls_come_by_script_too(model: fake_llm.ModelServer) -> None:
