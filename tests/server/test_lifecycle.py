@@ -313,7 +313,7 @@ async def test_a_container_that_is_killed_while_code_runs_ends_the_run_and_not_t
             while not answers:
                 await anyio.lowlevel.checkpoint()
         assert (answers[0].status, answers[0].stdout) == ("crashed", "on\n")
-        assert "goes on in a new sandbox" in answers[0].note
+        assert "continues in a new sandbox" in answers[0].note
         assert await server.evaluate("open('a.txt').read()", session="report") == "kept"
 
 
