@@ -82,8 +82,8 @@ async def check_not_interrupted(journal: Journal, row: SessionRow) -> None:
     interrupted = await journal.list_interrupted_runs()
     if any(session.id == row.id for session, _ in interrupted):
         raise InvalidRequest(
-            f"A run of the session {row.name or row.id} was under way when its server died; "
-            "the next server resumes it.",
+            f"A run of the session {row.name or row.id} is not finished: its server died, "
+            "and the next one resumes it.",
             remedy="Start a server and wait until the run has finished, or use --cancel.",
         )
 
