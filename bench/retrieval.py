@@ -1,10 +1,10 @@
-"""How well skills are found, by the library's index and by a plain BM25 for comparison.
+"""How well skills and tools are found, by the server's indexes and by a plain BM25 for comparison.
 
 Recall@3 is the share of queries whose skill is among the first three, MRR the mean of 1/rank (0
-beyond the tenth). The queries are of three kinds: requests written from the list of skills
-(`retrieval_requests`), queries whose words are not in the descriptions, and plain ones (both in
-`retrieval_tasks`). The plain BM25 has names and summaries, and only whole words. Run it with `make
-bench-skills`.
+beyond the tenth). The queries for skills are of three kinds: requests by a person who saw only the
+list of skills (`retrieval_requests`), queries whose words are not in the descriptions, and plain
+ones (both in `retrieval_tasks`). The tools are those of the real MCP servers that the tests use.
+The plain BM25 has names and descriptions, and only whole words. Run it with `make bench-skills`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,30 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import anyio
+from mcp import Client, StdioServerParameters
 
 sys.path.append(str(Path(__file__).parent))
 
 from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
 from mcpruntime_server.capabilities.skills.model import Skill
 from mcpruntime_server.capabilities.skills.search_index import SkillIndex
-from retrieval_requests import REQUESTS
+from mcpruntime_server.capabilities.tools.tool_index import ToolIndex, ToolRow
+from retrieval_requests import SKILL_REQUESTS, TOOL_REQUESTS
 from retrieval_tasks import QUERIES, SKILLS, Entry
 
+SERVERS_FOLDER = Path(__file__).parents[1] / ".venvs"
+TOOL_SERVERS: Mapping[str, tuple[str, ...]] = {  # command and arguments, below `SERVERS_FOLDER`
+    "git": ("mcp-server-git/bin/mcp-server-git",),
+    "time": ("mcp-server-time/bin/mcp-server-time",),
+    "excel": ("excel-mcp-server/bin/excel-mcp-server", "stdio"),
+    "files": ("node/node_modules/.bin/mcp-server-filesystem", "."),
+    "memory": ("node/node_modules/.bin/mcp-server-memory",),
+    "everything": ("node/node_modules/.bin/mcp-server-everything",),
+}
 FOUND_COUNT = 3  # `list_skills` shows so many
 RANKED_COUNT = 10
 PLAIN_COUNT = 14  # queries at the end of `QUERIES` that are put plainly
@@ -55,9 +68,29 @@ def to_skill(entry: Entry) -> Skill:
     )
 
 
-def plain_search() -> Search:
-    """Return BM25 (k1 1.2, b 0.75) over names and descriptions."""
-    documents = [split_words(f"{entry.name} {entry.summary}") for entry in SKILLS]
+def tool_search(rows: Sequence[ToolRow]) -> Search:
+    """Return the search of the catalogue over `rows`."""
+    index = ToolIndex()
+    for server in TOOL_SERVERS:
+        index.replace_server(server, [row for row in rows if row[0] == server])
+    return lambda query: [".".join(found) for found in index.search(query, RANKED_COUNT)]
+
+
+async def list_tools() -> list[ToolRow]:
+    """Return the tools of the installed servers, as the catalogue indexes them."""
+    rows: list[ToolRow] = []
+    for server, (command, *arguments) in TOOL_SERVERS.items():
+        parameters = StdioServerParameters(command=str(SERVERS_FOLDER / command), args=arguments)
+        async with Client(parameters) as client:
+            for tool in (await client.list_tools()).tools:
+                names = " ".join(tool.input_schema.get("properties", {}))
+                rows.append((server, tool.name, tool.description or "", names))
+    return rows
+
+
+def plain_search(descriptions: Mapping[str, str]) -> Search:
+    """Return BM25 (k1 1.2, b 0.75) over names and their descriptions."""
+    documents = [split_words(f"{name} {text}") for name, text in descriptions.items()]
     holders = Counter(word for document in documents for word in set(document))
     mean = sum(map(len, documents)) / len(documents)
 
@@ -75,8 +108,8 @@ def plain_search() -> Search:
     def search(query: str) -> list[str]:
         words = split_words(query)
         scores = {
-            entry.name: score(document, words)
-            for entry, document in zip(SKILLS, documents, strict=True)
+            name: score(document, words)
+            for name, document in zip(descriptions, documents, strict=True)
         }
         found = [name for name, value in scores.items() if value > 0]
         return sorted(found, key=lambda name: (-scores[name], name))[:RANKED_COUNT]
@@ -99,26 +132,45 @@ def measure(search: Search, queries: Queries) -> tuple[float, float]:
     return recall, sum(1 / rank for rank in ranks if rank) / len(ranks)
 
 
+def format_figures(kind: str, search: Search, queries: Queries) -> str:
+    """Return one entry of the table."""
+    recall, reciprocal_rank = measure(search, queries)
+    return f"{kind} ({len(queries)}) {recall:.2f} / {reciprocal_rank:.2f}"
+
+
 def main() -> None:
-    """Print a table, and with `-v` the queries whose skill was not found."""
-    searches = {"plain BM25": plain_search(), "the library": library_search()}
+    """Print the tables, and with `-v` the requests whose skill or tool was not found."""
+    plain = plain_search({entry.name: entry.summary for entry in SKILLS})
+    library = library_search()
     kinds: dict[str, Queries] = {
-        "from the list": REQUESTS,
+        "requests": SKILL_REQUESTS,
         "in other words": QUERIES[:-PLAIN_COUNT],
         "plainly": QUERIES[-PLAIN_COUNT:],
     }
     print(f"queries over {len(SKILLS)} skills: recall@{FOUND_COUNT} / MRR")
-    for search_name, search in searches.items():
-        print(f"{search_name:12}", end="")
-        for kind, queries in kinds.items():
-            recall, reciprocal_rank = measure(search, queries)
-            print(f"  {kind} ({len(queries)}) {recall:.2f} / {reciprocal_rank:.2f}", end="")
-        print()
+    for name, search in (("plain BM25", plain), ("the library", library)):
+        print(
+            f"{name:13}",
+            *(format_figures(kind, search, queries) for kind, queries in kinds.items()),
+            sep="  ",
+        )
+    rows = anyio.run(list_tools)
+    plain_tools = plain_search({f"{server}.{tool}": text for server, tool, text, _ in rows})
+    tools = tool_search(rows)
+    print(f"requests over {len(rows)} tools of {len(TOOL_SERVERS)} servers")
+    for name, search in (("plain BM25", plain_tools), ("the catalogue", tools)):
+        print(f"{name:13}", format_figures("requests", search, TOOL_REQUESTS), sep="  ")
     if "-v" in sys.argv:
-        for query, name in (*REQUESTS, *QUERIES):
-            found = list(searches["the library"](query))[:FOUND_COUNT]
-            if name not in found:
-                print(f"{query!r}: {name}, found {', '.join(found) or 'nothing'}")
+        print_misses(library, (*SKILL_REQUESTS, *QUERIES))
+        print_misses(tools, TOOL_REQUESTS)
+
+
+def print_misses(search: Search, queries: Queries) -> None:
+    """Print the queries whose skill or tool is not among the first found."""
+    for query, name in queries:
+        found = list(search(query))[:FOUND_COUNT]
+        if name not in found:
+            print(f"{query!r}: {name}, found {', '.join(found) or 'nothing'}")
 
 
 if __name__ == "__main__":
