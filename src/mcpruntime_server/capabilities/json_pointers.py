@@ -8,7 +8,10 @@ from urllib.parse import unquote
 
 
 def split_pointer(reference: str) -> Iterator[str]:
-    """Yield the unescaped keys of a reference such as `#/$defs/name`; raises `ValueError` unless it begins with `#`."""
+    """Yield the unescaped keys of a reference such as `#/$defs/name`.
+
+    Raises `ValueError` unless it begins with `#`.
+    """
     if not reference.startswith("#"):
         raise ValueError(f"The reference {reference!r:.80} leads out of the document.")
     for part in filter(None, reference[1:].split("/")):
@@ -16,7 +19,10 @@ def split_pointer(reference: str) -> Iterator[str]:
 
 
 def resolve_pointer(document: Any, reference: str) -> Any:
-    """Return the part of a JSON document that a reference names; raises `LookupError` or `ValueError`."""
+    """Return the part of a JSON document that a reference names.
+
+    Raises `LookupError` or `ValueError`.
+    """
     found = document
     for key in split_pointer(reference):
         if isinstance(found, list) and key.isdecimal():

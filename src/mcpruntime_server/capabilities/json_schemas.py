@@ -1,4 +1,4 @@
-"""JSON schemas from code that is not trusted: which ones are accepted, and whether a value follows one.
+"""JSON schemas from untrusted code: which ones are accepted, and whether a value follows one.
 
 Rule: schema and value may both come from an attacker, and they are compared on the host. So a
 schema is refused if it is too large, refers to itself or to another document, or uses a keyword
@@ -32,7 +32,7 @@ REFUSED_KEYWORDS: Mapping[str, type] = {
 
 
 def check_schema(schema: Any) -> None:
-    """Raise `CallFailed` unless `schema` is a JSON schema that is safe to validate values against."""
+    """Raise `CallFailed` unless `schema` is a JSON schema that is safe to validate with."""
     import jsonschema  # here, because the start of a server does not need it
     from jsonschema.exceptions import SchemaError
 
@@ -47,7 +47,7 @@ def check_schema(schema: Any) -> None:
     try:
         if count_schema_parts(schema) > MAX_SCHEMA_PARTS:
             raise refuse_schema(
-                f"With its references expanded, the schema has more than {MAX_SCHEMA_PARTS:,} parts."
+                f"The schema has more than {MAX_SCHEMA_PARTS:,} parts, references expanded."
             )
         jsonschema.Draft202012Validator.check_schema(schema)
     except SchemaError as exc:
@@ -64,7 +64,10 @@ def refuse_schema(message: str) -> CallFailed:
 
 
 def nesting_depth(value: Any) -> int:
-    """Return how deeply a JSON value is nested, up to a little over `MAX_NESTING`; does not recurse."""
+    """Return how deeply a JSON value is nested, counted up to `MAX_NESTING` + 1.
+
+    The function does not recurse.
+    """
     deepest = 0
     pending = [(value, 1)]
     while pending:
@@ -97,7 +100,10 @@ def find_refused_keyword(schema: Any) -> str:
 
 
 def count_schema_parts(schema: Mapping[str, Any]) -> int:
-    """Return the number of parts of a schema with its references expanded; raises `CallFailed` if that is endless."""
+    """Return the number of parts of a schema with its references expanded.
+
+    Raises `CallFailed` if that is endless.
+    """
     known: dict[str, int] = {}
     being_counted: set[str] = set()
 
@@ -139,7 +145,10 @@ def unresolved_reference(reference: str) -> CallFailed:
 
 
 def find_schema_violation(value: Any, schema: Mapping[str, Any]) -> str:
-    """Return where and how a value violates a schema, "" if it does not; raises `CallFailed` for a bad schema."""
+    """Return where and how a value violates a schema, "" if it does not.
+
+    Raises `CallFailed` for a bad schema.
+    """
     import jsonschema
     from jsonschema.exceptions import ValidationError
     from referencing import Registry

@@ -1,4 +1,4 @@
-"""Messages to models, their completions and their usage: the data that capabilities share about models."""
+"""What capabilities share about models: messages, completions and usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The loop of an agent: a model writes a program, the program runs, the model sees the result, until one submits.
+"""The loop of an agent.
+
+A model writes a program, the program runs, and the model sees the result, until a program submits
+a value.
 
 Rule 1: this is the only such loop. An `AgentWorkspace` asks the model and runs the programs.
 Rule 2: only `SUBMIT` ends it with a value. Everything else ends it with an exception, never with a
@@ -99,7 +102,10 @@ AgentEvent = ModelAnswered | ProgramStarted | ProgramFinished | AnswerRejected |
 async def run_agent(
     task: AgentTask, workspace: AgentWorkspace, max_chars: int = MAX_CONVERSATION_CHARS
 ) -> AsyncIterator[AgentEvent]:
-    """Yield events until a good value is submitted; raises `CallFailed`, with `agent_failed` after the last step."""
+    """Yield events until a good value is submitted.
+
+    Raises `CallFailed`, with `agent_failed` after the last step.
+    """
     messages = opening_messages(task)
     answer = ""
     for step in range(1, task.max_steps + 1):
@@ -140,7 +146,7 @@ async def run_agent(
 async def _ask_model(
     workspace: AgentWorkspace, messages: Messages, max_chars: int
 ) -> tuple[Completion, int]:
-    """Return the completion of a conversation, shortened until the model accepts it, and its limit of characters."""
+    """Return a completion, and the limit of characters at which the model accepted its prompt."""
     while True:
         try:
             return await workspace.ask_model(truncate_conversation(messages, max_chars)), max_chars
@@ -151,7 +157,10 @@ async def _ask_model(
 
 
 async def provide_material(workspace: AgentWorkspace, material: AgentMaterial | None) -> str:
-    """Set CONTEXT in the agent's session and return the description for the model; raises `CallFailed`."""
+    """Set CONTEXT in the agent's session and return the description for the model.
+
+    Raises `CallFailed`.
+    """
     if material is None:
         return ""
     result = await workspace.run_program(material.setup_code, material.inputs)

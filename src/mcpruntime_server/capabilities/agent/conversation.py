@@ -1,4 +1,4 @@
-"""The conversation of an agent with its model: what the model is shown, and the program in its answer.
+"""The conversation of an agent with its model: messages, and the program in an answer.
 
 Sub-agents and the reference agent have the same conversation. All of it is text:
 
@@ -52,7 +52,10 @@ TRUNCATED_PROBLEM = "The answer ends before its program does. Write it again, sh
 
 @dataclass(frozen=True)
 class AgentTask:
-    """The task of an agent: `material` describes the variable CONTEXT, `skills` lists some that may help."""
+    """The task of an agent.
+
+    `material` describes the variable CONTEXT, `skills` lists some that may help.
+    """
 
     text: str
     max_steps: int
@@ -118,7 +121,9 @@ def extract_program(answer: str, *, is_truncated: bool = False) -> str:
 
 
 def fenced_blocks(answer: str, *, is_truncated: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield language and text of the fenced blocks; raises `NoProgramFound` if the last one is cut off.
+    """Yield language and text of the fenced blocks.
+
+    Raises `NoProgramFound` if the last one is cut off.
 
     A program may contain a fence, in a string of several lines: a block that is not Python extends
     to a later fence.
@@ -149,7 +154,10 @@ def find_closing_fences(answer: str, start: int, mark: str) -> list[tuple[int, i
 
 
 def fence_language(info: str) -> str:
-    """Return the language that a fence names: `Python`, `{python}` and `python title=x` are the same."""
+    """Return the language that a fence names.
+
+    `Python`, `{python}` and `python title=x` are the same.
+    """
     words = info.strip().strip("{}.").lower().replace(",", " ").split()
     return words[0].strip("{}.") if words else ""
 
@@ -217,7 +225,10 @@ def truncate_field(text: str) -> str:
 
 
 def truncate_conversation(messages: Messages, max_chars: int) -> list[dict[str, str]]:
-    """Return a conversation of about `max_chars`: of old answers and results only the beginning is kept."""
+    """Return a conversation of about `max_chars`.
+
+    Only the beginning of old answers and results is kept.
+    """
     kept = [dict(message) for message in messages]
     excess = sum(len(message["content"]) for message in kept) - max_chars
     for message in kept[2:-RECENT_MESSAGES]:

@@ -1,4 +1,4 @@
-"""How an agent receives its material: the program or the inputs that set CONTEXT, and its description for the model.
+"""How an agent receives its material: what sets CONTEXT, and its description for the model.
 
 Texts and JSON data become plain values. Files and slices of inputs become inputs of the agent's
 session, which programs read piece by piece.
@@ -17,16 +17,16 @@ from ..data_marks import mark_as_data
 CONTEXT_NAME = "CONTEXT"
 PREVIEW_CHARS = 400  # of the material that the model is shown
 READING_HELP = (
-    "It is not a str: CONTEXT.peek(n), .slice(start, end), .lines(start, end), .grep(pattern), .sample(n) and "
-    '.chunks(max_chars, overlap=0, by="lines") return slices of it, and .text is the text of a slice; ask_llm accepts '
-    "slices as data and sub_agent as context; `for line in CONTEXT` reads all of it; CONTEXT_DATA has the inputs by "
-    "position and name"
+    "It is not a str: CONTEXT.peek(n), .slice(start, end), .lines(start, end), .grep(pattern), "
+    '.sample(n) and .chunks(max_chars, overlap=0, by="lines") return slices of it, and .text is '
+    "the text of a slice; ask_llm accepts slices as data and sub_agent as context; "
+    "`for line in CONTEXT` reads all of it; CONTEXT_DATA has the inputs by position and name"
 )
 
 
 @dataclass(frozen=True)
 class AgentMaterial:
-    """The material of a task: its description for the model, and the program and inputs that provide it."""
+    """The material of a task: a description, and a program and inputs that set it up."""
 
     description: str
     setup_code: str = "None"
@@ -49,7 +49,8 @@ def prepare_material(context: Any) -> AgentMaterial | None:
         setup_code = f"{CONTEXT_NAME} = {context!r}"
     else:
         description = f"{describe_json(context)}, {len(text):,} characters as JSON"
-        setup_code = f"import json as _json\n{CONTEXT_NAME} = _json.loads({json.dumps(context)!r})\ndel _json"
+        loads = f"_json.loads({json.dumps(context)!r})"
+        setup_code = f"import json as _json\n{CONTEXT_NAME} = {loads}\ndel _json"
     preview, _ = truncate_text(text, PREVIEW_CHARS)
     return AgentMaterial(
         f"{description}; it begins\n{mark_as_data(preview)}", f"{setup_code}\nNone"

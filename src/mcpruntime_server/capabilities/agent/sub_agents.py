@@ -1,5 +1,8 @@
 """The calls for agents: `agent.run` starts one, and `agent.submit` ends its task with a value.
 
+Only the call `agent.submit` submits. A value that merely looks like an answer may be data of a
+third party.
+
 An agent works in a session of its own, which is linked to the run that started it. It pays from a
 budget below that run's. While it works, the run's clock is stopped and its slot is free for other
 runs. It ends when the run ends.
@@ -135,7 +138,10 @@ class SubAgents:
         return "read" if target == SUBMIT_TARGET else "write"
 
     async def handle_call(self, target: str, args: dict[str, Any]) -> AgentAnswer | None:
-        """Answer `agent.run {task, context, budget, schema, model}` or `agent.submit {value}`; raises `CallFailed`."""
+        """Answer `agent.run {task, context, budget, schema, model}` or `agent.submit {value}`.
+
+        Raises `CallFailed`.
+        """
         if target == SUBMIT_TARGET:
             return None
         if target == RUN_TARGET:
@@ -230,7 +236,10 @@ class SubAgentWorkspace:
         return await self.model.complete(messages)
 
     async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> ProgramResult:
-        """Run a program to its end, or to the end of the agent's time; raises `McpRuntimeError`, `CallFailed`."""
+        """Run a program to its end, or to the end of the agent's time.
+
+        Raises `McpRuntimeError`, `CallFailed`.
+        """
         with self.model.time_limit():
             result = await self.session.execute(code, self.report_status, inputs)
         return cast(ProgramResult, result)

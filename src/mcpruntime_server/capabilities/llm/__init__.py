@@ -1,1 +1,1 @@
-"""Model requests from code: budgets, retries, structured answers, and the process that sends the requests."""
+"""Model requests: budgets, retries, structured answers, and the process that sends them."""

@@ -1,4 +1,4 @@
-"""The answers that a session or an agent has received, so that the same request is sent only once."""
+"""The answers of a session or an agent, so that the same request is sent only once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ MAX_CACHED_CHARS = 4_000_000
 
 
 class AnswerCache:
-    """A cache that drops the least recently used answers; concurrent equal requests are sent once."""
+    """A cache that drops the least recently used answers.
+
+    Concurrent equal requests are sent once.
+    """
 
     def __init__(self) -> None:
         self._responses: OrderedDict[str, ModelResponse] = OrderedDict()

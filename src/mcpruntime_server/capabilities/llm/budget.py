@@ -54,7 +54,10 @@ class Reservation:
 
 
 class Budget:
-    """One level: its limits, the used amount and the reserved amount; `started_at` is a monotonic time."""
+    """One level: its limits, the used amount and the reserved amount.
+
+    `started_at` is a monotonic time.
+    """
 
     def __init__(
         self,
@@ -85,7 +88,10 @@ class Budget:
             level = level._parent
 
     def add_agent_budget(self, limits: BudgetLimits) -> Budget:
-        """Return a new level for an agent below this one; raises `CallFailed` if a level forbids the depth."""
+        """Return a new level for an agent below this one.
+
+        Raises `CallFailed` if a level forbids the depth.
+        """
         depth = self.depth + 1
         for level in self.levels():
             level._check_depth(depth - level.depth)
@@ -99,7 +105,10 @@ class Budget:
         return budget
 
     def reserve(self, amount: ModelUsage) -> Reservation:
-        """Reserve `amount` at every level; raises `CallFailed`, and reserves nothing, if a level lacks it."""
+        """Reserve `amount` at every level.
+
+        Raises `CallFailed`, and reserves nothing, if a level lacks it.
+        """
         now = time.monotonic()
         for level in self.levels():
             level._check_limits(amount)
@@ -140,7 +149,10 @@ class Budget:
             yield
 
     def usage_report(self) -> dict[str, dict[str, Any]]:
-        """Return the usage and the limits of each level by its name, as JSON data; for this level its agents, too."""
+        """Return the usage and the limits of each level by its name, as JSON data.
+
+        The report of this level includes its agents.
+        """
         return {
             level.name: level._agent_report() if level is self else level._usage_figures()
             for level in self.levels()
@@ -168,7 +180,8 @@ class Budget:
         if limit is not None and depth > limit:
             raise CallFailed(
                 BUDGET_EXCEEDED,
-                f"The {self.name} budget allows agents {limit} levels deep, and this one would be at level {depth}.",
+                f"The {self.name} budget allows agents {limit} levels deep, "
+                f"and this one would be at level {depth}.",
                 remedy="Do the work here, or raise `depth` under [llm.run] in the settings.",
                 data={"level": self.name, "what": "depth", "limit": limit},
             )
@@ -183,7 +196,8 @@ class Budget:
                 used, reserved = getattr(self.used, name), getattr(self.reserved, name)
                 raise CallFailed(
                     BUDGET_EXCEEDED,
-                    f"The {self.name} budget is {limit:g} {AMOUNT_LABELS[name]}: {used:g} are used, "
+                    f"The {self.name} budget is {limit:g} {AMOUNT_LABELS[name]}: "
+                    f"{used:g} are used, "
                     f"{reserved:g} are reserved, and this request may need {amount:g}.",
                     remedy=RAISE_BUDGET_REMEDY,
                     data={"level": self.name, "what": name, "limit": limit, "used": used},
@@ -199,7 +213,8 @@ class Budget:
         limit = self._limits.wall_s
         return CallFailed(
             BUDGET_EXCEEDED,
-            f"The {self.name} budget is {limit:g} seconds from its first request, and they have passed.",
+            f"The {self.name} budget is {limit:g} seconds from its first request, "
+            "and they have passed.",
             remedy=RAISE_BUDGET_REMEDY,
             data={"level": self.name, "what": "wall_s", "limit": limit},
         )

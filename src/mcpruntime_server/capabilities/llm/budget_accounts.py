@@ -52,7 +52,10 @@ class SessionAccount:
 
 @dataclass(frozen=True)
 class BudgetAccount:
-    """The budget and the answers of a run or an agent; `journal` records its usage for the run, if there is one."""
+    """The budget and the answers of a run or an agent.
+
+    `journal` records its usage for the run, if there is one.
+    """
 
     budget: Budget
     answer_cache: AnswerCache = field(default_factory=AnswerCache)
@@ -61,7 +64,10 @@ class BudgetAccount:
     run_id: str = ""
 
     def for_agent(self, limits: BudgetLimits) -> BudgetAccount:
-        """Return the account of an agent below this one; raises `CallFailed` if its depth is not allowed."""
+        """Return the account of an agent below this one.
+
+        Raises `CallFailed` if its depth is not allowed.
+        """
         budget = self.budget.add_agent_budget(limits)
         return BudgetAccount(budget, AnswerCache(), self.journal, self.session_id, self.run_id)
 
@@ -198,7 +204,10 @@ class AccountRegistry:
 
 
 def usage_from_event(event: ModelUsageRecorded) -> ModelUsage:
-    """Return the usage in an event; in an imported session it may be negative, which counts as nothing."""
+    """Return the usage in an event.
+
+    In an imported session it may be negative, which counts as nothing.
+    """
     return ModelUsage(
         max(event.calls, 0), max(event.tokens_in, 0), max(event.tokens_out, 0), max(event.usd, 0.0)
     )

@@ -27,7 +27,10 @@ FIRST_RETRY_DELAY_S = 0.5
 MAX_RETRY_DELAY_S = 60.0  # a provider that asks for a longer wait has failed
 PROVIDER_OVERHEAD_TOKENS = 64  # that a provider may add to a prompt
 CLIENT_MODEL_DRIVES_NO_AGENTS = "The client's own model answers requests but cannot drive agents."
-CONFIGURE_MODEL_REMEDY = "Set [llm] model to a model of a provider whose key is in the environment, or of the server at [llm] api_base."
+CONFIGURE_MODEL_REMEDY = (
+    "Set [llm] model to a model of a provider whose key is in the environment, "
+    "or of the server at [llm] api_base."
+)
 
 RecordUsage = Callable[[ModelUsage, float], None]  # the cost of one attempt, and its milliseconds
 
@@ -46,7 +49,10 @@ class BudgetedModel:
 
     @property
     def is_client_model(self) -> bool:
-        """Whether the client's own model answers; it receives all requests at once and costs nothing here."""
+        """Whether the client's own model answers.
+
+        It receives all requests at once and costs nothing here.
+        """
         return isinstance(self._backend, ClientModel)
 
     def check_can_drive_agents(self, model: str) -> None:
@@ -69,7 +75,7 @@ class BudgetedModel:
         schema: Mapping[str, Any] | None = None,
         record_usage: RecordUsage = ignore_usage,
     ) -> Completion:
-        """Send messages to the model, with retries; return its completion and the usage of all attempts.
+        """Send messages to the model, with retries; return its completion and the total usage.
 
         `record_usage` is called after each attempt. Raises `CallFailed`.
         """
@@ -100,7 +106,10 @@ class BudgetedModel:
         raise AssertionError("the last attempt returns or raises")
 
     def _select_model(self, model: str) -> tuple[ModelBackend, str]:
-        """Return the backend and the model to use; raises `CallFailed` if there is none, or code may not use it."""
+        """Return the backend and the model to use.
+
+        Raises `CallFailed` if there is none, or code may not use it.
+        """
         settings = self._settings
         allowed = dict.fromkeys(filter(None, (settings.model, *settings.models)))
         allows_any = self.is_client_model or bool(settings.api_base)
@@ -111,7 +120,7 @@ class BudgetedModel:
             raise CallFailed(
                 "llm_unknown_model",
                 f"Code may not use the model {model!r:.80}.",
-                remedy=f"It may use {', '.join(allowed)}; [llm] models in the settings allows others.",
+                remedy=f"It may use {', '.join(allowed)}; the setting [llm] models allows others.",
             )
         return self._backend, model or settings.model
 
@@ -174,7 +183,7 @@ def retry_delay_s(attempt: int) -> float:
 
 
 def describe_failure(failure: ModelFailed) -> str:
-    """Return the message of a failure and, where that is why it is final, how long the provider wants to wait."""
+    """Return the message of a failure, with the requested wait if that is too long."""
     if failure.retry_after_s <= MAX_RETRY_DELAY_S:
         return failure.message
     return f"{failure.message} The provider asks for a wait of {failure.retry_after_s:,.0f} s."

@@ -1,4 +1,4 @@
-"""A request to a model, the response, and the protocol of the backends that send requests. Immutable data."""
+"""A request to a model, its response, and the protocol of the backends that send requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..model_requests import Completion, Messages, ModelUsage
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """One request: `data` is the material that it is about; the answer has to follow `schema`, a JSON schema."""
+    """One request about `data`; the answer must follow `schema`, a JSON schema."""
 
     prompt: str
     data: str = ""
@@ -22,7 +22,10 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class ModelResponse:
-    """The answer to a request: `value` is its text or, with a schema, the JSON value in the text."""
+    """The answer to a request.
+
+    `value` is its text or, with a schema, the JSON value in the text.
+    """
 
     value: Any
     text_chars: int
@@ -32,7 +35,10 @@ class ModelResponse:
 
 @dataclass(frozen=True)
 class TokenPrices:
-    """USD for one token of a prompt and for one token of an answer; 0 where the price is not known."""
+    """USD for one token of a prompt and for one token of an answer.
+
+    They are 0 where the price is not known.
+    """
 
     usd_in: float = 0.0
     usd_out: float = 0.0
@@ -63,7 +69,9 @@ class ModelBackend(Protocol):
 
 
 class ModelFailed(Exception):
-    """A model did not answer; `kind` is the error code, and a transient failure is worth another attempt.
+    """A model did not answer.
+
+    `kind` is the error code, and a transient failure is worth another attempt.
 
     `usage` is what the attempt cost, if that is known. An interrupted request may have cost all
     that was reserved.

@@ -1,4 +1,7 @@
-"""Prices, limits and providers of models, from the table that litellm ships; importing litellm would take seconds."""
+"""Prices, limits and providers of models, from the table that litellm ships.
+
+Importing litellm would take seconds.
+"""
 
 from __future__ import annotations
 

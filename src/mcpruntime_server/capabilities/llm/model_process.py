@@ -1,4 +1,6 @@
-"""The backend for all models of litellm and for servers with OpenAI's API: a separate process sends the requests.
+"""The backend for litellm's models and for servers with OpenAI's API.
+
+A separate process sends the requests.
 
 The process starts with the first request.
 """

@@ -1,4 +1,4 @@
-"""Answers the model requests of code: within budgets, from the cache, with retries, and as the schema wants.
+"""Answers the model requests of code, within budgets, with a cache, retries and schemas.
 
 Rule: errors are errors, never texts that look like answers; they contain no credentials.
 """
@@ -30,7 +30,10 @@ MAX_BATCH = 10_000  # requests of one call
 MAX_TEXT_CHARS = 20_000_000  # of a prompt, and of its data
 MAX_ANSWER_TOKENS = 10_000_000
 MAX_BATCH_ANSWER_CHARS = 20_000_000  # of all answers of a batch
-BATCH_ANSWERS_TOO_LONG = f"The answers of a batch have at most {MAX_BATCH_ANSWER_CHARS:,} characters: send fewer requests at once."
+BATCH_ANSWERS_TOO_LONG = (
+    f"The answers of a batch have at most {MAX_BATCH_ANSWER_CHARS:,} characters: "
+    "send fewer requests at once."
+)
 
 ResolveData = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -99,7 +102,10 @@ class AgentModel:
 
     @contextmanager
     def time_limit(self) -> Iterator[None]:
-        """Cancel the body when the time of the agent's budget is used up; raises `CallFailed` then."""
+        """Cancel the body when the time of the agent's budget is used up.
+
+        Raises `CallFailed` then.
+        """
         with self._account.budget.time_limit():
             yield
 
@@ -111,7 +117,7 @@ class AgentModel:
 
 
 class ModelService:
-    """Handles `ask_llm`, `ask_llm_batch` and `llm_usage`, and opens the models that drive agents."""
+    """Handles `ask_llm`, `ask_llm_batch` and `llm_usage`, and opens models that drive agents."""
 
     def __init__(
         self,
@@ -126,7 +132,10 @@ class ModelService:
         self._accounts = AccountRegistry(settings, journal)
 
     async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
-        """Answer `llm.ask {request}`, `llm.batch {questions}` or `llm.usage {}`; raises `CallFailed`."""
+        """Answer `llm.ask {request}`, `llm.batch {questions}` or `llm.usage {}`.
+
+        Raises `CallFailed`.
+        """
         async with self._accounts.open_account(current_call_scope()) as account:
             if target == "llm.usage":
                 return account.budget.usage_report()
@@ -139,7 +148,7 @@ class ModelService:
     async def ask_for_session(
         self, session_id: str, prompt: str, data: str, schema: Mapping[str, Any]
     ) -> Any:
-        """Return the answer to a request of the server's own, paid from the budget of a session's principal.
+        """Return the answer to a request of the server, paid by the principal of a session.
 
         Raises `CallFailed`. The client's own model cannot answer: it answers only while a run
         waits.
@@ -157,7 +166,9 @@ class ModelService:
     async def open_agent_model(
         self, caller: CallScope, limits: BudgetLimits, model: str
     ) -> AsyncIterator[AgentModel]:
-        """Yield the model for an agent that a run starts; raises `CallFailed` if no model can drive it.
+        """Yield the model for an agent that a run starts.
+
+        Raises `CallFailed` if no model can drive it.
 
         The agent's budget is a level below the run's. Its depth may be refused, too.
         """
@@ -166,7 +177,10 @@ class ModelService:
             yield AgentModel(self._model, model, account.for_agent(limits), self._accounts)
 
     def run_costs(self, run_id: str) -> dict[str, float]:
-        """Return what a run paid for models as `llm_...`, and its agents as `agents_...`; without zeros."""
+        """Return what a run paid for models as `llm_...`, and its agents as `agents_...`.
+
+        Zeros are left out.
+        """
         budget = self._accounts.find_run_budget(run_id)
         if budget is None:
             return {}
@@ -178,7 +192,7 @@ class ModelService:
             costs |= {f"{prefix}_{name}": amount for name, amount in vars(usage).items() if amount}
         return costs
 
-    # one request ------------------------------------------------------------------------------------
+    # one request ------------------------------------------------------------------------------
 
     async def _answer_item(self, item: Any, account: BudgetAccount) -> ModelResponse:
         """Answer a request as code sent it."""
@@ -230,7 +244,7 @@ class ModelService:
             check_schema(schema)
         return ModelRequest(prompt, data, schema, model, max_tokens)
 
-    # batches ----------------------------------------------------------------------------------------
+    # batches ----------------------------------------------------------------------------------
 
     async def _answer_batch(self, items: Any, account: BudgetAccount) -> list[Slot]:
         """Answer many requests, each in a slot of its own, in their order."""

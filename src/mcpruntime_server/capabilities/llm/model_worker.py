@@ -106,7 +106,7 @@ class ModelWorker:
         self._output.write(json.dumps(reply).encode() + b"\n")
 
     def _describe(self, command: DescribeCommand) -> DescriptionReply:
-        """Return the description of a model, and import what it needs, outside the time of a request."""
+        """Return the description of a model, and import what it needs before the first request."""
         if uses_litellm(command):
             self._import_litellm()
         prices = find_token_prices(command["model"])
@@ -162,14 +162,20 @@ class ModelWorker:
         )
 
     def _withhold_secrets(self, reply: Reply) -> Reply:
-        """Return a reply; an answer with a credential in it becomes an error, because code and the journal see it."""
+        """Return a reply; an answer that contains a credential becomes an error.
+
+        Code and the journal see the answer.
+        """
         if "text" not in reply or not self._redactor.contains_secret(reply["text"]):
             return reply
         message = "The model's answer is withheld, because it quotes a credential."
         return error_reply(reply["id"], "llm_bad_answer", message, usage=reply["usage"])
 
     def _describe_error(self, exc: Exception, model: str) -> ErrorData:
-        """Return an error without credentials; a provider may quote a refused key in its message."""
+        """Return an error without credentials.
+
+        A provider may quote a refused key in its message.
+        """
         if is_response_too_large(exc):
             message = str(ResponseTooLarge())
             return {"kind": "llm_bad_answer", "message": message, "is_interrupted": True}
@@ -285,7 +291,10 @@ def check_tokens(count: Any) -> int:
 
 
 def retry_after_s(exc: Exception) -> float:
-    """Return the seconds after which a provider wants to be called again: its header has a number or a date."""
+    """Return the seconds after which a provider wants to be called again.
+
+    Its header has a number or a date.
+    """
     value = str(find_headers(exc).get("retry-after") or "")
     try:
         if value.replace(".", "", 1).isdigit():
@@ -318,7 +327,7 @@ def import_litellm() -> Any:
 
 
 def limit_http_clients() -> None:
-    """Let litellm's HTTP clients follow no redirect, which would take the key along, and bound what they read."""
+    """Stop litellm's HTTP clients from following redirects with the key; bound what they read."""
     import httpx
 
     class LimitedClient(httpx.AsyncClient):

@@ -25,7 +25,10 @@ KEEPALIVE_S = 4.0  # common servers close an idle connection after 5 s; a reques
 
 @dataclass(frozen=True)
 class ProviderAnswer:
-    """What a provider answered; the token counts and the price are its own claims, and are not checked yet."""
+    """The answer of a provider.
+
+    The token counts and the price are its own claims and have not been checked.
+    """
 
     text: str
     finish_reason: Any
@@ -55,7 +58,10 @@ class ResponseTooLarge(MalformedResponse):
 
 
 class OpenAiClient:
-    """Sends requests to one server over persistent connections; must be created in a running event loop."""
+    """Sends requests to one server over persistent connections.
+
+    It must be created in a running event loop.
+    """
 
     def __init__(self, api_key: str) -> None:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
@@ -72,7 +78,10 @@ class OpenAiClient:
         )
 
     async def complete(self, command: CompleteCommand) -> ProviderAnswer:
-        """Return the server's answer; raises `HttpStatusError`, `MalformedResponse`, `TimeoutError` and others."""
+        """Return the server's answer.
+
+        Raises `HttpStatusError`, `MalformedResponse`, `TimeoutError` and others.
+        """
         url = f"{command['api_base'].rstrip('/')}/chat/completions"
         body = json.dumps(
             {

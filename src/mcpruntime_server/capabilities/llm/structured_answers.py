@@ -1,4 +1,8 @@
-"""The messages of a request, and the value in the model's answer; an answer that violates the schema is retried once."""
+"""The messages of a request, and the value in the model's answer.
+
+An answer that violates the schema is requested once more. A truncated answer is an error, never
+half a value, because nothing in half a value shows that something is missing.
+"""
 
 from __future__ import annotations
 
@@ -82,12 +86,15 @@ def build_repair_messages(messages: Messages, answer: str, problem: str) -> list
 
 
 def parse_completion(completion: Completion, request: ModelRequest) -> Any:
-    """Return the value of an answer; raises `ValueError` if it violates the schema, `CallFailed` if it is cut off."""
+    """Return the value of an answer.
+
+    Raises `ValueError` if it violates the schema, `CallFailed` if it is cut off.
+    """
     if completion.is_truncated:
         raise CallFailed(
             BAD_ANSWER,
             "The answer reached its limit of tokens and is cut off.",
-            remedy="Ask for less at once, or raise `max_tokens` of the request or [llm] max_tokens.",
+            remedy="Ask for less at once, or raise `max_tokens` of the request or of [llm].",
             data={"text": completion.text[:MAX_QUOTED_ANSWER_CHARS]},
         )
     if request.schema is None:
@@ -96,7 +103,10 @@ def parse_completion(completion: Completion, request: ModelRequest) -> Any:
 
 
 def parse_answer(answer: str, schema: Mapping[str, Any]) -> Any:
-    """Return the JSON value in an answer; raises `ValueError` that says how it violates the schema."""
+    """Return the JSON value in an answer.
+
+    Raises `ValueError`, whose message says how the answer violates the schema.
+    """
     try:
         value = extract_json(answer)
     except ValueError:
@@ -170,7 +180,10 @@ def is_text_wrapper(schema: Mapping[str, Any]) -> bool:
 
 
 def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; raises `ValueError` for a repeated key, which parsers treat differently."""
+    """Return a JSON object.
+
+    Raises `ValueError` for a repeated key, which parsers treat differently.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(key for key, _ in pairs)

@@ -35,7 +35,10 @@ class CompleteCommand(ModelSelection):
 
 
 class DescribeCommand(ModelSelection):
-    """Describe a model and get ready for it; the reply is a `DescriptionReply` or an `ErrorReply`."""
+    """Describe a model and get ready for it.
+
+    The reply is a `DescriptionReply` or an `ErrorReply`.
+    """
 
     id: int
     command: Literal["describe"]

@@ -1,4 +1,4 @@
-"""The reference agent: a model that does tasks by writing programs for a server, as an ordinary MCP client.
+"""The reference agent: an MCP client that does tasks with programs that a model writes.
 
 async with create_agent(load_config(path), model="...") as agent:
     result = await agent.execute_task("Which commits broke the build?")

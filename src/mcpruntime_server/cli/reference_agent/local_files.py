@@ -1,4 +1,7 @@
-"""Files of the client as the material of a task: programs read them as inputs, and nothing else does."""
+"""Files of the client as the material of a task.
+
+Programs read them as inputs, and nothing else does.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def read_file_start(path: Path, size: int) -> bytes:
 
 
 def context_size(context: Any) -> int | None:
-    """Return the size of material in characters or bytes; None if there is none. Raises `InvalidRequest`."""
+    """Return the size of material in characters or bytes; None if there is none.
+
+    Raises `InvalidRequest`.
+    """
     if context is None:
         return None
     return context.total_bytes if isinstance(context, LocalFiles) else len(material_text(context))

@@ -1,4 +1,4 @@
-"""The reference agent: a model writes programs for a server until a task is done; it reports what that cost.
+"""The agent itself: it does a task and reports what it cost.
 
 Rule 1: it is an ordinary client; whatever it can do, another client can do.
 Rule 2: its own model requests and those of its programs count against one budget, and are reported
@@ -38,7 +38,7 @@ from .task_routing import TaskRoute, choose_route, max_material_chars
 
 @dataclass(frozen=True)
 class TaskCost:
-    """What a task cost: the agent's own requests, those of its programs, and those of sub-agents."""
+    """The cost of a task: of the agent's own requests, its programs and their sub-agents."""
 
     own: ModelUsage = field(default_factory=ModelUsage)
     programs: ModelUsage = field(default_factory=ModelUsage)
@@ -75,7 +75,10 @@ class SkillsFound:
 
 @dataclass(frozen=True)
 class TaskFinished:
-    """The last event: `value` is the answer; `skill_note` says what happened if the run was to become a skill."""
+    """The last event: `value` is the answer.
+
+    `skill_note` says what happened if the run was to become a skill.
+    """
 
     value: Any
     steps: int
@@ -127,7 +130,10 @@ class ReferenceAgent:
     async def stream(
         self, task: str, context: Any = None, *, schema: Mapping[str, Any] | None = None
     ) -> AsyncIterator[TaskEvent]:
-        """Do a task and yield its events, `TaskFinished` last; `context` is a text, JSON data, or `LocalFiles`."""
+        """Do a task and yield its events, `TaskFinished` last.
+
+        `context` is a text, JSON data, or `LocalFiles`.
+        """
         if schema is not None:
             check_schema(schema)
         route = choose_route(
@@ -157,7 +163,10 @@ class ReferenceAgent:
     async def _ask_once(
         self, task: str, context: Any, schema: Mapping[str, Any] | None, workspace: TaskWorkspace
     ) -> TaskFinished | None:
-        """Do a task with one request; return None if the material is too long for the model after all."""
+        """Do a task with one request.
+
+        Return None if the material is too long for the model after all.
+        """
         request = ModelRequest(task, await run_sync(context_text, context), schema)
         try:
             response = await answer_request(request, workspace.ask_model)

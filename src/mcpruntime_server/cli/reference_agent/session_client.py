@@ -95,7 +95,10 @@ class SessionClient:
         return f"{saved}: {reasons}" if reasons else saved
 
     async def call_tool(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """Return the structured answer of a tool; raises `CallFailed` if it refuses, `Unavailable` without a server."""
+        """Return the structured answer of a tool.
+
+        Raises `CallFailed` if it refuses, `Unavailable` without a server.
+        """
         try:
             answer = await self._client.call_tool(tool, arguments)
         except MCPError as exc:
@@ -158,7 +161,10 @@ async def connect(
 def server_parameters(
     config: Config, model: str, roots: Sequence[Path], usd: float | None
 ) -> StdioServerParameters:
-    """Return how to start a server with these settings; files below `roots` can be its inputs, too."""
+    """Return how to start a server with these settings.
+
+    Files below `roots` can be its inputs, too.
+    """
     args = [
         "--data-dir",
         str(config.server.data_dir),

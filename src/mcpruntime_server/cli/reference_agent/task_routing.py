@@ -1,4 +1,4 @@
-"""How a task is done: with one model request over all the material, or with programs. A pure function.
+"""How a task is done: with one model request over all the material, or with programs.
 
 A single request is cheaper and faster, and good enough where the model can read everything at once
 and only has to find or say something. Where many parts must be combined, models lose count long
@@ -17,9 +17,10 @@ DEFAULT_INPUT_TOKENS = 32_000  # of a model whose limit is not known
 MATERIAL_SHARE = 0.5  # of the input limit; the rest is for the task and the answer
 SMALL_MATERIAL_CHARS = 2_000  # in which a model does not lose count
 AGGREGATION_WORDS = re.compile(
-    r"\b(how (many|much|often)|count\w*|number of|each|every|all|total\w*|sum of|average|mean|median|most|least|fewest|"
-    r"more often|less often|frequen\w+|distribution|percent\w*|share of|per|rank\w*|sort\w*|group\w*|list\b.*\bof|"
-    r"compare\w*|pairs?|between|duplicates?|unique|distinct|across|table of)\b",
+    r"\b(how (many|much|often)|count\w*|number of|each|every|all|total\w*|sum of|average|mean|"
+    r"median|most|least|fewest|more often|less often|frequen\w+|distribution|percent\w*|share of|"
+    r"per|rank\w*|sort\w*|group\w*|list\b.*\bof|compare\w*|pairs?|between|duplicates?|unique|"
+    r"distinct|across|table of)\b",
     re.IGNORECASE,
 )
 
