@@ -10,8 +10,8 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+import aiohttp
 import anyio
-import httpx2
 
 import fake_llm
 from harness import BenchmarkRow, TestServer, sample_in_turns, start_server
@@ -42,7 +42,7 @@ async def many_model_requests(bench: BenchContext) -> list[BenchmarkRow]:
     direct = BenchmarkRow(
         "questions-direct",
         "the same, next to a direct client",
-        "httpx2, as many",
+        "asyncio and aiohttp, as many",
         "ratio",
         None,
     )
@@ -84,8 +84,8 @@ async def measure_direct_client(model: fake_llm.ModelServer) -> float:
     bodies = iter([request_body(number) for number in range(REQUESTS)])
     headers = {"authorization": f"Bearer {fake_llm.API_KEY}", "content-type": "application/json"}
     url = f"{model.url}/chat/completions"
-    limits = httpx2.Limits(max_connections=CONCURRENCY, max_keepalive_connections=CONCURRENCY)
-    async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
+    connector = aiohttp.TCPConnector(limit=CONCURRENCY)
+    async with aiohttp.ClientSession(headers=headers, connector=connector) as client:
         started = time.perf_counter()
         async with anyio.create_task_group() as tasks:
             for _ in range(CONCURRENCY):
@@ -100,10 +100,12 @@ def request_body(number: int) -> bytes:
     ).encode()
 
 
-async def send_requests(client: httpx2.AsyncClient, url: str, bodies: Iterator[bytes]) -> None:
+async def send_requests(client: aiohttp.ClientSession, url: str, bodies: Iterator[bytes]) -> None:
     """Send one request after another until there are no more."""
     for body in bodies:
-        (await client.post(url, content=body)).raise_for_status()
+        async with client.post(url, data=body) as response:
+            response.raise_for_status()
+            await response.read()
 
 
 LLM_ROWS: Sequence[Callable[[BenchContext], Awaitable[list[BenchmarkRow]]]] = (many_model_requests,)

@@ -342,7 +342,7 @@ async def test_nothing_of_the_folder_that_a_server_is_started_in_is_run(
 ) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
-    for name in ("litellm", "httpx2", "json", "httpx"):
+    for name in ("litellm", "aiohttp", "json", "httpx"):
         (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()")
     (folder / ".env").write_text("OPENAI_API_BASE=http://127.0.0.1:9\n")
     monkeypatch.chdir(folder)
@@ -355,7 +355,7 @@ async def test_nothing_of_the_folder_that_a_server_is_started_in_is_run(
 
 
 def test_what_asks_models_is_no_part_of_a_start() -> None:
-    code = "import sys, mcpruntime_server.app\nprint([m for m in ('litellm', 'openai', 'httpx') if m in sys.modules])"
+    code = "import sys, mcpruntime_server.app\nprint([m for m in ('litellm', 'openai', 'aiohttp') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

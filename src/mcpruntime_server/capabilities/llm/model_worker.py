@@ -19,7 +19,7 @@ from functools import partial
 from time import time
 from typing import Any, BinaryIO
 
-import httpx2
+import aiohttp
 
 from .model_backend import TokenPrices
 from .model_prices import find_max_input_tokens, find_token_prices, list_providers
@@ -204,7 +204,7 @@ class ModelWorker:
         is_transient = (
             status in TRANSIENT_STATUSES
             or name in TRANSIENT_ERROR_NAMES
-            or isinstance(exc, httpx2.HTTPError)
+            or isinstance(exc, aiohttp.ClientError)
         )
         failed = f"failed (HTTP {status})" if status else "failed"
         return {

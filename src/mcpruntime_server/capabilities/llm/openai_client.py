@@ -11,14 +11,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx2
+import aiohttp
 
 from .worker_protocol import CompleteCommand
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
+READ_CHUNK_BYTES = 65_536
 MAX_REASON_BYTES = 65_536  # of an error page that are looked at
 KEEPALIVE_S = 4.0  # common servers close an idle connection after 5 s; a request must not meet that
 
@@ -64,17 +66,14 @@ class OpenAiClient:
     """
 
     def __init__(self, api_key: str) -> None:
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        headers = {"content-type": "application/json"}
         if api_key:
             headers["authorization"] = f"Bearer {api_key}"
-        self._http = httpx2.AsyncClient(
+        self._http = aiohttp.ClientSession(
             headers=headers,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            follow_redirects=False,
-            timeout=None,  # the whole request has one limit, below
-            limits=httpx2.Limits(
-                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S
-            ),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # the whole request has one limit, below
         )
 
     async def complete(self, command: CompleteCommand) -> ProviderAnswer:
@@ -92,12 +91,24 @@ class OpenAiClient:
         )
         async with (
             asyncio.timeout(command["timeout_s"]),
-            self._http.stream("POST", url, content=body.encode()) as response,
+            self._http.post(
+                url, data=body.encode(), allow_redirects=False, proxy=find_proxy(url)
+            ) as response,
         ):
-            content = b"".join([chunk async for chunk in limited_chunks(response.aiter_bytes())])
-        if response.status_code != 200:
-            raise HttpStatusError(response.status_code, error_reason(content), response.headers)
+            chunks = limited_chunks(response.content.iter_chunked(READ_CHUNK_BYTES))
+            content = b"".join([chunk async for chunk in chunks])
+        if response.status != 200:
+            raise HttpStatusError(response.status, error_reason(content), response.headers)
         return parse_response(content)
+
+
+def find_proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for an address.
+
+    aiohttp's `trust_env` would also send credentials from a `.netrc` file.
+    """
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 async def limited_chunks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
