@@ -1,4 +1,4 @@
-"""The least MCP server that the SDK makes: what others are measured against, and the upstream that both sides call."""
+"""The smallest MCP server of the SDK: the baseline, and the upstream that both sides call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ READ_ONLY = ToolAnnotations(read_only_hint=True)
 
 
 class NoopResult(BaseModel):
-    """A typed result, as tools of our day have it."""
+    """A typed result."""
 
     n: int
 
@@ -25,7 +25,7 @@ async def noop(n: int = 0) -> NoopResult:
 
 @server.tool()
 async def unsaid(n: int) -> NoopResult:
-    """Do nothing, without telling anybody that it changes nothing."""
+    """Do nothing, without the hint that the tool only reads."""
     return NoopResult(n=n)
 
 

@@ -1,8 +1,8 @@
-"""Measures inputs: how soon a large file is there, and the time and memory of a pass: `python bench/context.py --help`.
+"""Measures inputs: how soon a large file is available, and what a pass over it takes.
 
-The server is spoken to as an MCP client would. Each pass is one run; its memory is the peak of the interpreter in the
-sandbox over that of a run that does nothing. `.grep` is measured in turns with `grep -c` and with a loop in Python over
-the same file.
+Run `python bench/context.py --help`. The benchmark is an MCP client. Each pass is one run; its
+memory is the peak of the interpreter in the sandbox above that of a run that does nothing. `.grep`
+is measured in turns with `grep -c` and with a loop in Python over the same file.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def write_log_file(path: Path, size_mb: int) -> None:
-    """Write a log with a needle in each block of some hundred kilobytes."""
+    """Write a log with a needle after every 5,000 lines."""
     lines = "".join(LOG_LINE.format(number * 37 % 991, number % 16) for number in range(5_000))
     with path.open("w", encoding="ascii") as file:
         number = 0
@@ -75,7 +75,7 @@ def write_log_file(path: Path, size_mb: int) -> None:
 
 
 async def run_benchmark(folder: Path, size_mb: int, backend: str, packed: bool) -> int:
-    """Measure everything on a server of our own."""
+    """Start a server and measure everything."""
     path = folder / "files" / "large.log"
     path.parent.mkdir()
     write_log_file(path, size_mb)
@@ -112,7 +112,7 @@ async def run_benchmark(folder: Path, size_mb: int, backend: str, packed: bool) 
 async def run_code(
     client: Client, code: str, context: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return the result of `code`; raises `RuntimeError` unless it ran well."""
+    """Return the result of `code`; raises `RuntimeError` unless the status is ok."""
     arguments = {"code": code, "session": "bench"} | (
         {} if context is None else {"context": list(context)}
     )
@@ -124,7 +124,7 @@ async def run_code(
 
 
 async def measure_availability(client: Client, path: Path) -> bool:
-    """Measure from the request until code has read the beginning."""
+    """Measure the time until code has read the beginning of the input."""
     await run_code(client, "1")
     started = time.perf_counter()
     await run_code(client, "CONTEXT.peek()", [str(path)])
@@ -142,7 +142,7 @@ async def measure_availability(client: Client, path: Path) -> bool:
 
 
 async def measure_pass(client: Client, name: str, code: str, base: float) -> bool:
-    """Measure one pass over the input, and what it takes beyond `base` MB."""
+    """Measure one pass over the input, and its memory above `base` MB."""
     result = await run_code(client, code)
     above = result["usage"]["peak_mb"] - base
     seconds, met = result["usage"]["wall_ms"] / 1e3, bool(above <= MAX_EXTRA_MB)
@@ -155,7 +155,7 @@ async def measure_pass(client: Client, name: str, code: str, base: float) -> boo
 
 
 async def compare_grep(client: Client, path: Path) -> None:
-    """Print the time of `.grep` as a ratio to those of other ways to count the same lines."""
+    """Print how long `.grep` takes compared with other ways to count the same lines."""
     others = {
         "grep -c": ["grep", "-c", NEEDLE, str(path)],
         "a loop in Python": [sys.executable, "-c", PYTHON_LOOP, str(path)],

@@ -1,4 +1,4 @@
-"""The Docker engine as the benchmark uses it: our server's containers seen from outside, and raw ones beside them."""
+"""The Docker engine: the containers of a server, and raw containers to compare them with."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class ServerContainers:
         self._owner = ""
 
     def find_owner(self) -> None:
-        """Find out under which name the server labels its containers: that of its lock file."""
+        """Find the label of the server's containers: the name of its lock file."""
         self._owner = next(self._servers.glob("*.lock")).stem
 
     async def list_ids(self) -> list[str]:
-        """Return the running ones."""
+        """Return the ids of the running containers."""
         return [each["Id"] for each in await self._run_in_thread(self._list_containers)]
 
     async def wait_until_settled(self, count: int) -> list[str]:
-        """Wait until `count` of them run and have started up: those of sessions and a full pool."""
+        """Wait until `count` containers, of sessions and of a full pool, have started and are idle."""
         with anyio.fail_after(SETTLE_TIMEOUT_S):
             quiet = 0
             while quiet < 2:
@@ -51,7 +51,7 @@ class ServerContainers:
             return found
 
     async def memory_mib(self, container: str) -> float:
-        """Return what `container` uses, page cache not counted."""
+        """Return the memory of a container without the page cache."""
         return await self._run_in_thread(read_memory_mib, container)
 
     async def clone_configuration(
@@ -63,7 +63,7 @@ class ServerContainers:
         )
 
     async def close(self) -> None:
-        """Remove what is left of them, and say so: a stopped server leaves nothing behind."""
+        """Remove leftover containers and report them: a stopped server should leave none."""
         with anyio.CancelScope(shield=True):
             left = await self._run_in_thread(self._list_leftovers) if self._owner else []
             for container in left:
@@ -88,7 +88,7 @@ class ServerContainers:
 
 
 class RawContainer:
-    """A container without a server: what the engine alone takes."""
+    """A container without a server, to measure the engine alone."""
 
     def __init__(self, config: dict[str, Any], client: APIClient) -> None:
         self._config = config
@@ -116,7 +116,10 @@ class RawContainer:
 
 
 def read_configuration(client: APIClient, model: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Return the body of a "create container" request: that of the container `model`, with another program."""
+    """Return the body of a "create container" request.
+
+    That of the container `model`, with another program.
+    """
     found = client.inspect_container(model)
     config: dict[str, Any] = {**found["Config"], "HostConfig": found["HostConfig"], "Labels": {}}
     return {**config, "Entrypoint": list(argv[:1]), "Cmd": list(argv[1:]), "NetworkDisabled": True}
@@ -129,7 +132,7 @@ def read_statistics(client: APIClient, container: str) -> dict[str, Any]:
 
 
 def is_idle(client: APIClient, container: str) -> bool:
-    """Say whether `container` has all its processes (init, supervisor, worker) and none of them has anything to do."""
+    """Return whether init, supervisor and worker of a container exist and all of them sleep."""
     try:
         states = [
             row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"] or ()
@@ -140,7 +143,10 @@ def is_idle(client: APIClient, container: str) -> bool:
 
 
 def read_memory_mib(client: APIClient, container: str) -> float:
-    """Return the MiB that `container` uses without the cache of files: cgroup v1 and v2 name it differently."""
+    """Return the MiB that `container` uses without the cache of files.
+
+    Cgroup v1 and v2 name it differently.
+    """
     found = read_statistics(client, container)["memory_stats"]
     detail = found["stats"]
     cache = sum(

@@ -1,10 +1,13 @@
-"""A deterministic model: an OpenAI-compatible server that answers by rule or by script, with faults on demand.
+"""A deterministic model.
 
-The name of the model is its rule (`fake_rules`). A script comes first: each entry answers what its `match` finds in the
-model's name and the last message, as often as `times` says (once), after `latency_s`, with `reply`, `tool_calls` or a
-`fault`: a status such as 429 (with `retry_after`), `timeout` (nothing is said until the client leaves), `malformed`,
-`empty`, `cut` (an answer or a stream that ends in its middle), `slow` (`drops` spaces, no answer), `huge` (`bytes` of
-it), `redirect` (`to`). Tokens are characters/4, rounded up, unless an entry has a `usage` of its own.
+An OpenAI-compatible server that answers by rule or by script, with faults on demand.
+
+The name of the model is its rule (`fake_rules`). A script comes first: each entry answers what its
+`match` finds in the model's name and the last message, as often as `times` says (once), after
+`latency_s`, with `reply`, `tool_calls` or a `fault`: a status such as 429 (with `retry_after`),
+`timeout` (nothing is said until the client leaves), `malformed`, `empty`, `cut` (an answer or a
+stream that ends in its middle), `slow` (`drops` spaces, no answer), `huge` (`bytes` of it),
+`redirect` (`to`). Tokens are characters/4, rounded up, unless an entry has a `usage` of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ NEVER_S = 86_400.0
 
 @dataclass
 class ScriptedModel:
-    """What the server knows: its script, what it has been asked, and how many ask now."""
+    """The state of the server: its script, its counts, and the requests in flight."""
 
     api_key: str = API_KEY
     latency_s: float = 0.0
@@ -68,7 +71,7 @@ class ScriptedModel:
 
     @contextmanager
     def track_request(self) -> Iterator[None]:
-        """Count a question as under way."""
+        """Count a request as in flight."""
         self.in_flight += 1
         self.counts["most at once"] = max(self.counts["most at once"], self.in_flight)
         try:
@@ -91,7 +94,7 @@ class Reply:
 
 
 def error_response(status: int, code: str, message: str, **headers: str) -> JSONResponse:
-    """Return an error as OpenAI's API tells it."""
+    """Return an error in the format of OpenAI's API."""
     return JSONResponse(
         {"error": {"message": message, "type": code, "code": code}}, status, headers=headers
     )
@@ -232,7 +235,7 @@ def build_reply(body: Mapping[str, Any], texts: Sequence[str], entry: Mapping[st
 
 
 async def wait_while_connected(seconds: float, request: Request) -> bool:
-    """Wait that long, or until the client has gone; return whether it is still there."""
+    """Wait that long or until the client disconnects; return whether it is still connected."""
     if seconds < WATCH_CLIENT_FROM_S:
         await anyio.sleep(seconds)
         return True
@@ -244,14 +247,14 @@ async def wait_while_connected(seconds: float, request: Request) -> bool:
 
 
 async def drip_spaces(entry: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    """Yield a space now and then, which no answer follows."""
+    """Yield a space now and then, and no answer."""
     for _ in range(int(entry["drops"])):
         yield b" "
         await anyio.sleep(entry.get("every_s", 0.2))
 
 
 async def stream_large_body(size: int) -> AsyncIterator[bytes]:
-    """Yield the beginning of an answer that is so large."""
+    """Yield an answer of that many bytes."""
     yield b'{"id": "x", "model": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "'
     for _ in range(size // BODY_CHUNK_BYTES):
         yield b"a" * BODY_CHUNK_BYTES
@@ -261,7 +264,10 @@ async def stream_large_body(size: int) -> AsyncIterator[bytes]:
 async def stream_reply(
     head: Mapping[str, Any], reply: Reply, *, includes_usage: bool, is_truncated: bool
 ) -> AsyncIterator[str]:
-    """Yield an answer in pieces, as server-sent events; one that is cut ends after the first half, without an end."""
+    """Yield an answer in pieces, as server-sent events.
+
+    One that is cut ends after the first half, without an end.
+    """
     text = reply.message.get("content") or ""
     pieces: list[dict[str, Any]] = [
         {"content": text[at : at + STREAM_PIECE_CHARS]}
@@ -297,7 +303,7 @@ def format_event(chunk: Mapping[str, Any]) -> str:
 
 
 def fault_response(fault: str, entry: Mapping[str, Any]) -> Response:
-    """Return what goes wrong: a status, a body that is none, or an answer without one."""
+    """Return the response for a fault: an error status, or a malformed or empty body."""
     if fault.isdigit():
         headers = {"retry-after": str(entry["retry_after"])} if "retry_after" in entry else {}
         return error_response(
@@ -334,20 +340,20 @@ class ModelServer:
     url: str
 
     def set_script(self, *entries: dict[str, Any]) -> None:
-        """Say how the next questions are answered, and forget what was counted."""
+        """Set how the next requests are answered, and reset the counts."""
         httpx2.post(
             self.url.removesuffix("/v1") + "/script", content=json.dumps(entries)
         ).raise_for_status()
 
     def read_counts(self) -> dict[str, int]:
-        """Return what was counted since the last script."""
+        """Return the counts since the last script."""
         found: dict[str, int] = httpx2.get(self.url.removesuffix("/v1") + "/stats").json()
         return found
 
 
 @contextmanager
 def start_model_server(*options: str) -> Iterator[ModelServer]:
-    """Run the server beside us."""
+    """Run the server in a process of its own."""
     command = [sys.executable, __file__, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -358,7 +364,7 @@ def start_model_server(*options: str) -> Iterator[ModelServer]:
 
 
 def main() -> None:
-    """Serve until told to stop; the first line that is printed has the address."""
+    """Serve until terminated; the first line of output has the address."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -370,7 +376,8 @@ def main() -> None:
     model = ScriptedModel(
         options.key, options.latency_ms / 1e3, json.load(options.script) if options.script else []
     )
-    # With its protocol named, asyncio sends at once; else half of an answer waits 40 ms for the client's word.
+    # With its protocol named, asyncio sends at once; else half of an answer waits 40 ms for the
+    # client's word.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", options.port))

@@ -1,8 +1,9 @@
-"""The rule `reader`, asked as an agent: it writes programs, by what stands in the conversation and by nothing else.
+"""The rule `reader`, called as an agent: it writes programs, based on the conversation alone.
 
-Unless it was told, it first looks at how CONTEXT begins. Rows of messages it has labelled, a few at once, and counts
-them in code; in prose it searches for sentences that may matter and has only those read. What it cannot count it asks
-about in one piece. A program that failed it writes again, with smaller pieces.
+If it has not seen how CONTEXT begins, it first prints that. For rows of messages it lets the model
+label a few at a time and counts in code. In prose it searches for sentences that may matter, and lets
+the model read only those. For anything else it asks about the whole text at once. After a failure it
+writes the program again, with smaller pieces.
 """
 
 from __future__ import annotations
@@ -89,7 +90,10 @@ SUBMIT(ask_llm({question!r}, str(CONTEXT)))
 
 
 def write_program(messages: Sequence[str]) -> str:
-    """Return the next program of a conversation: system prompt, task, and then answers and what came of them."""
+    """Return the next program of a conversation.
+
+    System prompt, task, and then answers and what came of them.
+    """
     task, _, told = messages[1].removeprefix("Task:\n").partition("\n\nCONTEXT: ")
     results = [text for text in messages[2:] if text.startswith("Step ")]
     if not results and "\n" not in told:

@@ -1,12 +1,14 @@
-"""The rule `reader` of the deterministic model: it understands short texts by a lexicon, and long ones less and less.
+"""The rule `reader` of the deterministic model: it reads short texts well and long ones badly.
 
-It is asked in plain words and can do five things with what stands before it: say what each line is about, count,
-compare, find a month or users, and find the number that opens a vault. Asked to note what a part has on a question, it
-writes tallies, and reads them again. It knows nothing else; above all, it never sees who made the text.
+The reader understands plain questions by a lexicon and can do five things with a text: say what each
+line is about, count, compare, find a month or users, and find the number that opens a vault. When it
+is asked for notes on a part of a text, it writes tallies, which it can read again. It knows nothing
+else, and in particular not who generated the text.
 
-Its limit is attention: of the lines in `seen` characters it misjudges the share `SLIP * (seen / SPAN) ** 3`, and of the
-facts it overlooks as many. Which ones follows from the line and from what stands beside it, so that the same question
-has the same answer, and the same line in other company another.
+Its limit is attention: in a text of N characters it misjudges the share
+`SLIP_SHARE * (N / ATTENTION_CHARS) ** 3` of the lines and overlooks as many facts. Which ones depends
+on the line and on the length of the text: the same question has the same answer, and the same line
+in a text of another length may have another.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def read_text(text: str, schema: Mapping[str, Any] | None) -> str:
 
 
 def split_material(text: str) -> tuple[str, str]:
-    """Return question and material; without marks, the material is what comes after the first blank line."""
+    """Return question and material; without marks, the material follows the first blank line."""
     if marked := MARKED_DATA.search(text):
         return text[: marked.start()], marked[1]
     question, _, data = text.partition("\n\n")
@@ -99,7 +101,10 @@ def answer_question(question: str, data: str) -> Any:
 
 
 def judge_topic(line: str, seen: int) -> str:
-    """Return what a line is about, rightly unless attention slips; what has no cue is taken for the first topic."""
+    """Return the topic of a line, or a wrong one where attention slips.
+
+    A line without a cue counts as the first topic.
+    """
     text = line.rsplit(" | ", maxsplit=1)[-1]
     open_clauses = [
         clause for clause in CLAUSE_END.split(text) if not SETTLED_PHRASES.search(clause)
@@ -124,7 +129,7 @@ def is_misjudged(line: str, seen: int) -> bool:
 
 
 def parse_question(question: str) -> ParsedQuestion | None:
-    """Return what is asked of rows, from the last sentence that asks; None if it is nothing that the reader can do."""
+    """Return the question about rows in the last sentence that asks; None if it is unknown."""
     asks = re.findall(r"[A-Z][^.?\n]*\?", question)
     last = asks[-1] if asks else ""
     topics = tuple(topic for topic in re.findall(r"[a-z]+", last) if topic in TOPIC_CUES)

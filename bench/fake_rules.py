@@ -1,9 +1,9 @@
-"""What the deterministic model says: the name of a model is its rule.
+"""The answers of the deterministic model: the name of a model is its rule.
 
-`echo`, `sum` (of the integers that it sees), `count:WORD`, `json` (the smallest value of the schema), `never-json`,
-`tool` (calls the first tool with the smallest arguments, then says what that has answered), `reader` (`fake_reader`;
-asked as an agent, it programs: `fake_programmer`), and `forgetful:N:RULE`, which sees of each message only the first
-and the last N/2 characters.
+`echo`, `sum` (of the integers that it sees), `count:WORD`, `json` (the smallest value of the
+schema), `never-json`, `tool` (calls the first tool with the smallest arguments, then says what that
+has answered), `reader` (`fake_reader`; asked as an agent, it programs: `fake_programmer`), and
+`forgetful:N:RULE`, which sees of each message only the first and the last N/2 characters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Schema = Mapping[str, Any] | None
 
 
 class UnknownModel(ValueError):
-    """There is no such rule."""
+    """No rule has this name."""
 
 
 def answer_by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
@@ -42,7 +42,7 @@ def answer_by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
 
 
 def truncate_to_window(text: str, window: int) -> str:
-    """Return what is seen of a text through a window."""
+    """Return the beginning and the end of a text that is longer than the window."""
     half = window // 2
     return text if len(text) <= window else text[:half] + text[len(text) - half :]
 
@@ -58,7 +58,7 @@ def count_word(texts: Sequence[str], rest: str, schema: Schema) -> str:
 
 
 def read_or_program(texts: Sequence[str], rest: str, schema: Schema) -> str:
-    """Read, or program where an agent is wanted."""
+    """Read a text, or write a program for an agent."""
     return write_program(texts) if AGENT_MARK in texts[0] else read_text(texts[-1], schema)
 
 
@@ -74,7 +74,10 @@ RULES: Mapping[str, Callable[[Sequence[str], str, Schema], str]] = {
 
 
 def tool_calls_by_rule(model: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the tool calls with which the model answers: one, where its rule is `tool` and none was answered yet."""
+    """Return the tool calls with which the model answers.
+
+    One, where its rule is `tool` and none was answered yet.
+    """
     tools = body.get("tools") or []
     if (
         model.rpartition("/")[2] != "tool"

@@ -1,6 +1,6 @@
-"""What every row is made of: samples of two things, taken in turns, so that a noisy machine is noisy for both.
+"""Rows of the table: samples of two things, taken in turns, so that noise affects both.
 
-The server is only ever spoken to as an MCP client would; `engine` looks at its containers from outside.
+The benchmark is an MCP client of the server; `engine` looks at its containers from outside.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ FigureKind = Literal["ratio", "difference", "value"]
 
 @dataclass
 class BenchmarkRow:
-    """One line of the table: p50 of both sides in `unit`, and a bound on their ratio, their difference or on ours."""
+    """One line of the table.
+
+    P50 of both sides in `unit`, and a bound on their ratio, their difference or on ours.
+    """
 
     name: str
     title: str
@@ -43,7 +46,7 @@ class BenchmarkRow:
 
     @property
     def figure(self) -> float:
-        """What the bound is about."""
+        """The value that is compared with the bound."""
         ours = statistics.median(self.ours)
         if self.kind == "value" or not self.baseline:
             return ours
@@ -56,7 +59,7 @@ class BenchmarkRow:
         return None if self.bound is None else self.figure <= self.bound
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything that is known of the row."""
+        """Return the row as JSON data."""
         return {
             "name": self.name,
             "title": self.title,
@@ -88,7 +91,7 @@ def summarize_samples(samples: Sequence[float]) -> dict[str, float] | None:
 async def sample_in_turns(
     row: BenchmarkRow, ours: TakeSample, baseline: TakeSample, samples: int, warm_up: int = 1
 ) -> BenchmarkRow:
-    """Fill `row` with `samples` of each side; who goes first changes every time."""
+    """Fill `row` with `samples` of each side, which take turns in going first."""
     for n in range(-warm_up, samples):
         first, second = (ours, baseline) if n % 2 else (baseline, ours)
         values = {first: await first(), second: await second()}
@@ -106,7 +109,7 @@ async def measure_ms(call: Callable[..., Awaitable[object]], *args: Any, **optio
 
 
 class TestServer:
-    """A running server of ours, and its containers."""
+    """A running server and its containers."""
 
     def __init__(self, client: Client, containers: ServerContainers) -> None:
         self.client = client
@@ -115,7 +118,7 @@ class TestServer:
     async def run_code(
         self, code: str, session: str | None = None, **options: Any
     ) -> dict[str, Any]:
-        """Return the result of `code`; raises `RuntimeError` unless it ran well."""
+        """Return the result of `code`; raises `RuntimeError` unless the status is ok."""
         arguments = {"code": code} | ({"session": session} if session else {})
         answer = await self.client.call_tool("run_code", arguments, **options)
         result: dict[str, Any] = answer.structured_content or {}
@@ -124,7 +127,7 @@ class TestServer:
         return result
 
     async def call_replay(self, action: str, session: str, **more: Any) -> dict[str, Any]:
-        """Return what the tool `replay` answers; raises `RuntimeError` unless it went well."""
+        """Return the answer of the tool `replay`; raises `RuntimeError` unless the status is ok."""
         answer = await self.client.call_tool(
             "replay", {"action": action, "session": session, **more}
         )
@@ -135,7 +138,10 @@ class TestServer:
 
 
 def write_settings(folder: Path, sections: Mapping[str, Any] | None = None, **sandbox: Any) -> Path:
-    """Write a settings file with the bare server as the upstream `bare`, and `more` sections; return its path."""
+    """Write a settings file with the bare server as the upstream `bare`, and `more` sections.
+
+    Return its path.
+    """
     command, *args = BARE_COMMAND
     file = folder / "server.toml"
     table: Mapping[str, Any] = {
@@ -149,7 +155,7 @@ def write_settings(folder: Path, sections: Mapping[str, Any] | None = None, **sa
 
 
 def server_parameters(command: str, *args: str) -> StdioServerParameters:
-    """Return how a server is started: in our own environment, which knows where the engine is."""
+    """Return how to start a server, in this environment, which names the engine."""
     return StdioServerParameters(command=command, args=list(args), env=dict(os.environ))
 
 
@@ -157,7 +163,9 @@ def server_parameters(command: str, *args: str) -> StdioServerParameters:
 async def start_server(
     folder: Path | None = None, sections: Mapping[str, Any] | None = None, **sandbox: Any
 ) -> AsyncIterator[TestServer]:
-    """Run our server over stdio with these `[sandbox]` settings and `more` sections; what it leaves behind is removed.
+    """Run our server over stdio with these `[sandbox]` settings and `more` sections.
+
+    What it leaves behind is removed.
 
     Its data is in `folder`, which then stays.
     """

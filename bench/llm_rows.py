@@ -1,4 +1,6 @@
-"""The row about model requests: many at once from code, compared with the ideal and a direct client.
+"""The row about model requests.
+
+Many at once from code, compared with the ideal and a direct client.
 
 The model is `fake_llm`, which answers slowly but uses little processor time. A direct client with
 the same requests shows how much of the ideal the model, HTTP and the machine leave.

@@ -1,17 +1,19 @@
-"""What becomes of long texts with a model that forgets: `python bench/long_context.py --help`, or `make bench-llm`.
+"""Compares ways to answer questions about long texts with a model that has a small window.
 
-The tasks are those of `long_tasks`; the model is `forgetful:N:reader` (`fake_reader`), asked over HTTP by our server,
-which is spoken to as an MCP client would. Three ways to answer are compared:
+Run `python bench/long_context.py --help`, or `make bench-llm`. The tasks are those of `long_tasks`;
+the model is `forgetful:N:reader` (`fake_reader`). The server calls it over HTTP, and the benchmark is
+an MCP client of the server. Three strategies are compared:
 
-- one call: question and text, all of it, in one prompt;
-- chunks: the text in pieces that fill the window, a note on each, and one call over all notes; no code by the model;
-- recursion: the same model drives the reference agent (`fake_programmer`), with programs that ask it about small pieces
-  of their CONTEXT.
+- one call: the question and the whole text in one prompt;
+- chunks: a note on each piece that fits into the window, and one call over all notes; the model
+  writes no code;
+- recursion: the same model drives the reference agent (`fake_programmer`), whose programs ask it
+  about small pieces of CONTEXT.
 
-What this can show: what the runtime makes of such a model, in scores, calls, tokens, seconds and memory, and that it
-goes on working at 16 million characters. What it cannot: how good any real model is. The reader is a lexicon with a
-window and with slips that grow with what it reads at once; the programmer knows how such tasks are solved, and a real
-one has to think of it. Tokens are characters/4, and the prices are assumptions (`--usd-in`, `--usd-out`).
+The benchmark shows what the runtime achieves with such a model in scores, calls, tokens, seconds and
+memory, and that it works with 16 million characters. It does not show how good a real model is: the
+reader is a lexicon with a window whose errors grow with the text, and the programmer knows how the
+tasks are solved. Tokens are characters/4, and the prices are assumptions (`--usd-in`, `--usd-out`).
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ session_numbers = count(1)
 
 @dataclass(frozen=True)
 class BenchmarkSetup:
-    """Where tasks are done: a client of our server, the reference agent, the model's server, and where texts are."""
+    """The parts of the benchmark: clients, model server, and the folder of the texts."""
 
     client: Client
     agent: ReferenceAgent
@@ -189,7 +191,10 @@ async def run_to_answer(stage: BenchmarkSetup, code: str) -> TaskResult:
 
 
 async def run_to_end(client: Client, code: str, session: str) -> dict[str, Any]:
-    """Run code to its end, however long that takes, and return its result; raises `RuntimeError` if it is not run."""
+    """Run code to its end, however long that takes, and return its result.
+
+    Raises `RuntimeError` if the tool fails.
+    """
     arguments: dict[str, Any] = {"code": code, "session": session}
     while True:
         answer = await client.call_tool("run_code", arguments)
@@ -258,7 +263,7 @@ async def run_benchmark(options: argparse.Namespace) -> list[ResultLine]:
 async def compare_strategies(
     stage: BenchmarkSetup, kind: TaskKind, size: int, options: argparse.Namespace
 ) -> list[ResultLine]:
-    """Return a line for each strategy: what it does with all texts of a kind and size, on average."""
+    """Return a line for each strategy: its averages over all texts of a kind and size."""
     found: dict[str, list[ResultLine]] = {name: [] for name in options.strategies}
     for seed in range(options.seed, options.seed + (options.texts if size <= SMALL_SIZE else 1)):
         task = await anyio.to_thread.run_sync(make_task, kind, 2**size, seed)

@@ -1,10 +1,10 @@
-"""Long texts with questions whose answers are known: rows that have to be understood, and facts in a haystack.
+"""Long texts with questions whose answers are known.
 
-*Rows* are messages of customers. What each is about is judged from its words and written nowhere; many also speak of
-something else that is settled. The questions (counts, comparisons, months, pairs of topics) need every row, as those of
-OOLONG do.
-*Haystacks* are prose with one fact that is asked for, or several, among sentences with the same names and with other
-numbers. Everything follows from kind, size and seed.
+*Rows* are messages of customers. The topic of a message follows from its words and is written
+nowhere; many messages also mention a settled matter. The questions (counts, comparisons, months,
+pairs of topics) need every row, as in OOLONG. *Haystacks* are prose with one fact to find, or
+several, among sentences with the same names and with other numbers. Kind, size and seed determine
+a task completely.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ class MessageRow:
 
 @dataclass(frozen=True)
 class Task:
-    """A question about a text; `truth` are the words that a right answer has, or the one number of a count."""
+    """A question about a text.
+
+    `truth` has the words of the right answer, or the one number of a count.
+    """
 
     kind: TaskKind
     question: str
@@ -84,7 +87,7 @@ class Task:
     truth: tuple[str, ...]
 
     def score(self, answer: object) -> float:
-        """Return how right an answer is, from 0 to 1: a count by its relative error, everything else by F1."""
+        """Return a score from 0 to 1: by relative error for a count, by F1 for everything else."""
         told = str(answer)
         if self.kind == "count":
             found = re.search(r"-?\d+", told)
@@ -109,7 +112,7 @@ def f1_score(truth: Collection[str], found: Collection[str]) -> float:
 
 
 def make_task(kind: TaskKind, size: int, seed: int = 0) -> Task:
-    """Return a task on a text of at most `size` characters, and little less; raises `ValueError` if that is too few."""
+    """Return a task on a text of almost `size` characters; raises `ValueError` for a small size."""
     if size < MIN_TEXT_CHARS:
         raise ValueError(f"a text has at least {MIN_TEXT_CHARS:,} characters, and not {size:,}")
     if kind in ("needle", "needles"):

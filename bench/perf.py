@@ -1,7 +1,7 @@
-"""Measures the server against its performance budget and prints the table: `python bench/perf.py --help`.
+"""Measures the server against its performance budget and prints a table.
 
-Each row is measured next to what it is compared with, sample by sample. Figures are reported and never asserted: the
-exit code says only whether everything could be measured.
+Run `python bench/perf.py --help`. Each row is measured in turns with its baseline. Figures are
+reported, never asserted: the exit code only says whether everything could be measured.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ def row_names() -> Iterable[str]:
 async def measure_rows(
     wanted: Sequence[MeasureRow], quick: bool
 ) -> tuple[list[BenchmarkRow], dict[str, str]]:
-    """Return the rows that could be measured, and why others could not; each is printed when it is done."""
+    """Return the rows that could be measured, and why others could not.
+
+    Each is printed when it is done.
+    """
     rows: list[BenchmarkRow] = []
     failures: dict[str, str] = {}
     print(
@@ -127,7 +130,7 @@ def format_row(row: BenchmarkRow) -> str:
 
 
 def format_figure(value: float, row: BenchmarkRow) -> str:
-    """Return what is compared with the bound, and the bound, as text."""
+    """Return a figure or its bound as text."""
     return (
         f"{value:.2f}x"
         if row.kind == "ratio"
@@ -144,7 +147,7 @@ def format_amount(value: float, unit: str) -> str:
 def build_report(
     rows: Sequence[BenchmarkRow], failures: dict[str, str], took_s: float, quick: bool
 ) -> dict[str, Any]:
-    """Return everything as JSON data, with what a reader needs to judge it."""
+    """Return all rows as JSON data, with the facts about machine and versions."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,

@@ -1,4 +1,4 @@
-"""The rows of the performance budget, one function each; a row is given what it needs and returns its samples."""
+"""The rows of the performance budget, one function each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ unique_numbers = count(1)  # every call has an argument of its own: nobody may a
 
 @dataclass(frozen=True)
 class BenchContext:
-    """What all rows share: a server of ours with a warm pool, a bare one, and how much is measured."""
+    """What all rows share.
+
+    A server of ours with a warm pool, a bare one, and how much is measured.
+    """
 
     server: TestServer
     bare_client: Client
@@ -66,7 +69,7 @@ class BenchContext:
 
 
 async def warm_run(bench: BenchContext) -> BenchmarkRow:
-    """A run in a session that is warm, against a tool that does nothing."""
+    """A run in a warm session, compared with a tool that does nothing."""
     row = BenchmarkRow(
         "warm", 'warm run_code("1+1") over stdio', "no-op tool of a bare SDK server", "ratio", 1.25
     )
@@ -76,7 +79,7 @@ async def warm_run(bench: BenchContext) -> BenchmarkRow:
 
 
 async def inside_call(bench: BenchContext) -> BenchmarkRow:
-    """A call from inside to an upstream tool that says it only reads, against the same call by a direct client."""
+    """A call from inside to a read-only tool, compared with the same call by a direct client."""
     row = BenchmarkRow(
         "inside-call",
         "call from inside to a reading tool",
@@ -88,7 +91,7 @@ async def inside_call(bench: BenchContext) -> BenchmarkRow:
 
 
 async def inside_write(bench: BenchContext) -> BenchmarkRow:
-    """The same to a tool that may write, which waits until the journal has the call on the disk."""
+    """The same for a tool that may write: the call waits until it is on the disk."""
     row = BenchmarkRow(
         "inside-write",
         "the same to a tool that may write",
@@ -167,7 +170,7 @@ async def _fan_out(bench: BenchContext, row: BenchmarkRow, call: str, check: str
 
 
 async def pool_hit(bench: BenchContext) -> BenchmarkRow:
-    """The first run of a new session for which a sandbox stands ready, against a warm run just before."""
+    """The first run of a session with a sandbox from the pool, compared with a warm run."""
     row = BenchmarkRow(
         "pool", "first run of a session from the warm pool", "warm run", "difference", 5.0
     )
@@ -236,7 +239,7 @@ async def _measure_initialize(command: Sequence[str]) -> float:
 
 
 async def idle_memory(bench: BenchContext) -> BenchmarkRow:
-    """The memory of a session that waits, next to that of a Python that does nothing else."""
+    """The memory of an idle session, compared with that of an idle Python."""
     row = BenchmarkRow(
         "memory",
         "idle session, without page cache",
@@ -267,7 +270,7 @@ async def big_output(bench: BenchContext) -> BenchmarkRow:
 
 
 async def first_line(bench: BenchContext) -> BenchmarkRow:
-    """From printing a line inside to the client's hearing of it, while the code still runs."""
+    """From printing a line inside until the client receives it, while the code still runs."""
     row = BenchmarkRow("first-line", "printed line to progress at the client", "", "value", 50.0)
     heard: list[float] = []
 
@@ -285,7 +288,7 @@ async def first_line(bench: BenchContext) -> BenchmarkRow:
 
 
 async def tool_list(bench: BenchContext) -> BenchmarkRow:
-    """What the list of tools costs a model: names, descriptions and input schemas."""
+    """The tokens of the list of tools: names, descriptions and input schemas."""
     row = BenchmarkRow("tools-list", "tools/list in cl100k tokens", "", "value", 700.0, "tokens")
     tools = (await bench.server.client.list_tools()).tools
     seen = [

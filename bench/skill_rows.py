@@ -16,7 +16,7 @@ total = sum(rows) * 7 + {number}
 
 
 async def auto_kept(bench: BenchContext) -> BenchmarkRow:
-    """A run that becomes a draft, each time another one."""
+    """Runs that each become another draft."""
     row = BenchmarkRow(
         "auto-kept",
         "a run with 3 calls, kept as a draft by itself",
@@ -32,7 +32,7 @@ async def auto_kept(bench: BenchContext) -> BenchmarkRow:
 
 
 async def auto_known(bench: BenchContext) -> BenchmarkRow:
-    """The same code once more, which was looked at before."""
+    """The same code again, which has been examined before."""
     row = BenchmarkRow(
         "auto-known", "the same run once more", 'the same with auto = "off"', "ratio", None
     )
@@ -49,7 +49,7 @@ async def auto_known(bench: BenchContext) -> BenchmarkRow:
 
 
 async def auto_plain(bench: BenchContext) -> BenchmarkRow:
-    """A run without calls, which is not looked at."""
+    """A run without calls, which is not examined."""
     row = BenchmarkRow(
         "auto-plain", 'run_code("1+1") with auto', 'the same with auto = "off"', "ratio", None
     )

@@ -1,4 +1,4 @@
-"""The rows about time: what checkpoints cost, and how long it takes to move to another step or to execute one again."""
+"""The rows about time travel: the cost of checkpoints, of moving to a step, and of replays."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ file_numbers = count(1)
 
 
 async def checkpoint_small(bench: BenchContext) -> list[BenchmarkRow]:
-    """What a checkpoint costs a step where the heap is many small objects."""
+    """The cost of a checkpoint with a heap of many small objects."""
     return await _measure_checkpoints(bench, "small")
 
 
 async def checkpoint_large(bench: BenchContext) -> list[BenchmarkRow]:
-    """What a checkpoint costs a step where the heap is a few large buffers."""
+    """The cost of a checkpoint with a heap of a few large buffers."""
     return await _measure_checkpoints(bench, "large")
 
 
@@ -93,7 +93,7 @@ async def _run_burst(server: TestServer, session: str) -> list[float]:
 
 
 async def checkpoint_files(bench: BenchContext) -> list[BenchmarkRow]:
-    """What files in the workspace cost a step that changes one of them."""
+    """The cost of the files in the workspace for a step that changes one of them."""
     rows = []
     async with start_server() as server:
         await server.run_code("import os", "few")
@@ -120,7 +120,7 @@ async def checkpoint_files(bench: BenchContext) -> list[BenchmarkRow]:
 
 
 async def rewind_session(bench: BenchContext) -> list[BenchmarkRow]:
-    """Going back to a parked step and running there, against a warm run; files change in between."""
+    """A rewind to a parked step and a run there, compared with a warm run; files change between."""
     return [
         await _measure_move(
             bench, f"rewind-{mb}", f"rewind and a run, {mb} MB", mb, _rewind_and_run
@@ -130,7 +130,7 @@ async def rewind_session(bench: BenchContext) -> list[BenchmarkRow]:
 
 
 async def fork_session(bench: BenchContext) -> list[BenchmarkRow]:
-    """Forking a parked step and running in the fork, against a warm run; files change in between."""
+    """A fork of a parked step and a run in it, compared with a warm run; files change between."""
     return [
         await _measure_move(
             bench, f"fork-{mb}", f"fork and its first run, {mb} MB", mb, _fork_and_run
@@ -181,7 +181,7 @@ async def _fork_and_run(server: TestServer, session: str, run: str) -> None:
 
 
 def check_was_parked(result: dict[str, Any]) -> None:
-    """Raise `RuntimeError` if a state was not brought from a parked copy."""
+    """Raise `RuntimeError` if a state was not restored from a parked fork."""
     if "executed again" in result.get("note", ""):
         raise RuntimeError(f"the step was not parked: {result['note']}")
 
@@ -190,7 +190,7 @@ def check_was_parked(result: dict[str, Any]) -> None:
 
 
 async def rerun_steps(bench: BenchContext) -> list[BenchmarkRow]:
-    """Executing many small steps again: in a fresh sandbox by `rerun`, and in the session's own by a rewind."""
+    """Replays of many small steps: in a new sandbox with `rerun`, and in place after a rewind."""
     bound = 2.0
     again = BenchmarkRow(
         "rerun-step",
@@ -240,14 +240,14 @@ async def rerun_steps(bench: BenchContext) -> list[BenchmarkRow]:
 
 
 async def _expect_note(answer: Awaitable[dict[str, Any]], words: str) -> None:
-    """Raise `RuntimeError` unless `answer` says so: what was not done is not to be measured."""
+    """Raise `RuntimeError` unless the note contains `words`, which prove what was measured."""
     note = (await answer).get("note", "")
     if words not in note:
         raise RuntimeError(f"the note is {note!r}, not {words!r}")
 
 
 async def journal_growth(bench: BenchContext) -> BenchmarkRow:
-    """What the data folder grows by with each plain step."""
+    """The growth of the data folder with each plain step."""
     row = BenchmarkRow(
         "journal-bytes", "journal, each plain step", "its code and output", "value", None, "B"
     )
