@@ -1,4 +1,4 @@
-"""An MCP server that is itself the runtime: it runs an agent's Python in sandboxes and journals every run."""
+"""An MCP server that runs the Python code of agents in sandboxes and journals every run."""
 
 APP_NAME = "mcpruntime-server"
 __version__ = "0.1.0"

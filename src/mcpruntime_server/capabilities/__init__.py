@@ -1,1 +1,1 @@
-"""What the router routes calls to. The packages here do not import each other."""
+"""The handlers of the calls that code makes. The packages here do not import each other."""

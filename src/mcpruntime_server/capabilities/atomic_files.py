@@ -1,4 +1,4 @@
-"""Files that readers see complete or not at all."""
+"""Write files so that readers see them complete or not at all."""
 
 from __future__ import annotations
 

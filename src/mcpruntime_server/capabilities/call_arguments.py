@@ -1,4 +1,4 @@
-"""Reading the arguments of calls, which code in a sandbox has put together."""
+"""Read the arguments of calls. They are untrusted, because code in a sandbox wrote them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import CallFailed
 def get_argument(args: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     """Return an argument of exactly this type, or `default`.
 
-    Raises `CallFailed` for another type.
+    Raises `CallFailed` if it has another type.
     """
     value = args.get(name, default)
     if value is not default and type(value) is not kind:

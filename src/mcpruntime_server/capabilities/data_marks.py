@@ -1,7 +1,7 @@
 """Marks that separate data from instructions in a prompt.
 
-Rule: data stays data. It stands between lines `<data X>` and `</data X>`, where X is a hash of the
-data itself, so that the author of the data cannot write the closing mark.
+Rule: data stands between lines `<data X>` and `</data X>`, where X is a hash of the data itself. So
+the author of the data cannot write the closing mark.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Split texts and queries into words for full-text search with SQLite's FTS5.
 
-Rule: no query can be a syntax error, because only its words are searched for, each in quotes.
+Rule: a query never causes a syntax error, because the search uses only its words, each in quotes.
 """
 
 from __future__ import annotations

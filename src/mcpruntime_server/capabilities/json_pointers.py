@@ -1,4 +1,4 @@
-"""JSON pointers, as `$ref` of a JSON schema uses them."""
+"""JSON pointers, in the form that `$ref` of a JSON schema uses."""
 
 from __future__ import annotations
 

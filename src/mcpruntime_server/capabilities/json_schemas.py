@@ -16,7 +16,7 @@ from .json_pointers import resolve_pointer
 
 MAX_SCHEMA_CHARS = 50_000
 MAX_NESTING = 40
-MAX_SCHEMA_PARTS = 20_000  # with the target of a reference counted each time that it is referred to
+MAX_SCHEMA_PARTS = 20_000  # the target of a reference counts once per reference
 MAX_PROBLEM_CHARS = 300
 REFUSED_KEYWORDS: Mapping[str, type] = {
     "pattern": str,
@@ -102,7 +102,7 @@ def find_refused_keyword(schema: Any) -> str:
 def count_schema_parts(schema: Mapping[str, Any]) -> int:
     """Return the number of parts of a schema with its references expanded.
 
-    Raises `CallFailed` if that is endless.
+    Raises `CallFailed` if references form a cycle or have no target.
     """
     known: dict[str, int] = {}
     being_counted: set[str] = set()
@@ -160,7 +160,7 @@ def find_schema_violation(value: Any, schema: Mapping[str, Any]) -> str:
     except ValidationError as exc:
         place = exc.json_path[:MAX_PROBLEM_CHARS] if exc.path else "the value"
         return f"{place}: {exc.message[:MAX_PROBLEM_CHARS]}"
-    except OverflowError:  # `multipleOf` divides
+    except OverflowError:  # from the division for `multipleOf`
         return "it contains a number that is too large"
     except (Unresolvable, RecursionError) as exc:
         raise unresolved_reference(str(exc)) from None

@@ -1,4 +1,4 @@
-"""What capabilities share about models: messages, completions and usage."""
+"""Messages, completions and usage of models: the types that capabilities share."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Rule 1: the user's rules decide first, because the annotations of a tool are onl
 claims. The most specific rule wins: an exact name before a pattern, a pattern with more literal
 characters before one with fewer, and the stricter of two equal ones.
 Rule 2: without a rule, the annotations decide. A tool counts as destructive only if it says so.
-The protocol's default for tools without annotations would require approval of nearly every call.
+MCP's default for tools without annotations would require approval of nearly every call.
 """
 
 from __future__ import annotations

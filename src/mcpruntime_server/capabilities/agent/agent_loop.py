@@ -6,8 +6,8 @@ a value.
 Rule 1: this is the only such loop. An `AgentWorkspace` asks the model and runs the programs.
 Rule 2: only `SUBMIT` ends it with a value. Everything else ends it with an exception, never with a
 text that looks like an answer.
-Rule 3: every answer of the model counts as a step, also one without a program, so that the loop
-ends in any case.
+Rule 3: every answer of the model counts as a step, even one without a program. So the loop always
+ends.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from .material import AgentMaterial
 from .program_result import ProgramResult
 
 AGENT_FAILED = "agent_failed"
-MAX_CONVERSATION_CHARS = 200_000  # unless the model is known to accept less
-MIN_CONVERSATION_CHARS = 8_000  # if so few are too many, the task itself is too long
+MAX_CONVERSATION_CHARS = 200_000  # less if the model has a lower known limit
+MIN_CONVERSATION_CHARS = 8_000  # if the model refuses even these, the task is too long
 REQUEST_TOO_LONG = "llm_too_long"
 MAX_LAST_ANSWER_CHARS = 1_000  # of the model's last answer, in an error
 
@@ -102,7 +102,7 @@ AgentEvent = ModelAnswered | ProgramStarted | ProgramFinished | AnswerRejected |
 async def run_agent(
     task: AgentTask, workspace: AgentWorkspace, max_chars: int = MAX_CONVERSATION_CHARS
 ) -> AsyncIterator[AgentEvent]:
-    """Yield events until a good value is submitted.
+    """Yield events until a program submits a value that follows the schema.
 
     Raises `CallFailed`, with `agent_failed` after the last step.
     """
@@ -146,7 +146,10 @@ async def run_agent(
 async def _ask_model(
     workspace: AgentWorkspace, messages: Messages, max_chars: int
 ) -> tuple[Completion, int]:
-    """Return a completion, and the limit of characters at which the model accepted its prompt."""
+    """Return a completion and the limit of characters for the next prompt.
+
+    The limit is halved until the model accepts the prompt.
+    """
     while True:
         try:
             return await workspace.ask_model(truncate_conversation(messages, max_chars)), max_chars

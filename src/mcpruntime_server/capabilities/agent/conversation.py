@@ -3,16 +3,16 @@
 Sub-agents and the reference agent have the same conversation. All of it is text:
 
 - system: `system.txt`. Its first line ends with the mark `[mcpruntime agent, depth D, N steps]`.
-- user, first: `Task:`, a line break and the task; then, each after an empty line and only if there
-  is any, `CONTEXT: ` with what the variable holds and how it begins, `Skills: ` with those that may
-  help, and `Submit: ` with the JSON schema of the answer.
+- user, first: `Task:`, a line break and the task. Up to three optional parts follow, each after an
+  empty line: `CONTEXT: ` with a description of the variable and the beginning of its content,
+  `Skills: ` with the skills that may help, and `Submit: ` with the JSON schema of the answer.
 - assistant: a sentence and one program, fenced with ```python and ```.
-- user, after a program: `Step N of M: STATUS`, and the result between data marks; or `Step N of M:
-  no program` or `Step N of M: not submitted`, and the problem. `(last step)` follows where the next
+- user, after a program: `Step N of M: STATUS` and the result between data marks, or `Step N of M:
+  no program` or `Step N of M: not submitted` and the problem. `(last step)` follows if the next
   program is the last.
 
-Rule 1: whatever comes from data, tools or code stands between data marks.
-Rule 2: what the model is shown is bounded, however much there is.
+Rule 1: text from data, tools or code stands between data marks.
+Rule 2: the text that the model sees has a maximum length, whatever the size of the data.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ..model_requests import Messages
 from .program_result import ProgramResult
 
 MAX_FIELD_CHARS = 6_000  # of each field of a result
-MAX_LISTED_CALLS = 20  # of a failed program
+MAX_LISTED_CALLS = 20  # calls shown of a failed program
 MAX_TASK_CHARS = 100_000
-MAX_ANSWER_CHARS = 20_000  # of an answer that the model is shown again
+MAX_ANSWER_CHARS = 20_000  # of an answer that is sent back to the model
 OLD_MESSAGE_CHARS = 300  # of an old message, when the conversation is too long
-RECENT_MESSAGES = 6  # at the end, which are never shortened
-MAX_INNER_FENCES = 20  # that may stand inside one program
+RECENT_MESSAGES = 6  # so many messages at the end are never shortened
+MAX_INNER_FENCES = 20  # fences that may stand inside one program
 OPENING_FENCE = re.compile(r"^[ \t]*(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$", re.MULTILINE)
 PYTHON_LANGUAGES = ("python", "py", "python3", "repl", "ipython", "pycon", "tool_code")
 
@@ -54,7 +54,7 @@ TRUNCATED_PROBLEM = "The answer ends before its program does. Write it again, sh
 class AgentTask:
     """The task of an agent.
 
-    `material` describes the variable CONTEXT, `skills` lists some that may help.
+    `material` describes the variable CONTEXT, and `skills` lists skills that may help.
     """
 
     text: str
@@ -91,7 +91,7 @@ def opening_messages(task: AgentTask) -> list[dict[str, str]]:
 
 
 def build_message(role: str, text: str) -> dict[str, str]:
-    """Return a message; characters that cannot be sent are replaced."""
+    """Return a message in which characters that cannot be sent are replaced."""
     return {"role": role, "content": text.encode("utf-8", "replace").decode()}
 
 
@@ -101,9 +101,9 @@ def build_message(role: str, text: str) -> dict[str, str]:
 def extract_program(answer: str, *, is_truncated: bool = False) -> str:
     """Return the program in an answer: its Python blocks joined; raises `NoProgramFound`.
 
-    If no block names Python, those without a language count. An answer that is itself a program
-    with `SUBMIT` needs no fence. In a truncated answer, a block without an end is not a program,
-    even if it can be parsed.
+    If no block names Python, the blocks without a language count. An answer that is itself a
+    program with `SUBMIT` needs no fence. In a truncated answer, a block without an end is not a
+    program, even if it can be parsed.
     """
     answer = answer.replace("\r\n", "\n")
     blocks = list(fenced_blocks(answer, is_truncated=is_truncated))
@@ -121,12 +121,12 @@ def extract_program(answer: str, *, is_truncated: bool = False) -> str:
 
 
 def fenced_blocks(answer: str, *, is_truncated: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield language and text of the fenced blocks.
+    """Yield the language and the text of each fenced block.
 
-    Raises `NoProgramFound` if the last one is cut off.
+    A program may contain a fence, in a string of several lines. So a Python block that is not valid
+    up to the first closing fence extends to the first one that makes it valid.
 
-    A program may contain a fence, in a string of several lines: a block that is not Python extends
-    to a later fence.
+    Raises `NoProgramFound` if the last block is truncated.
     """
     position = 0
     while (opening := OPENING_FENCE.search(answer, position)) is not None:
@@ -148,7 +148,7 @@ def fenced_blocks(answer: str, *, is_truncated: bool = False) -> Iterator[tuple[
 
 
 def find_closing_fences(answer: str, start: int, mark: str) -> list[tuple[int, int]]:
-    """Return where the fences begin and end that could close a block opened with `mark`."""
+    """Return the start and end of each fence that could close a block opened with `mark`."""
     closing = re.compile(rf"^[ \t]*{mark[0]}{{{len(mark)},}}[ \t]*$", re.MULTILINE)
     return [found.span() for found in islice(closing.finditer(answer, start), MAX_INNER_FENCES)]
 
@@ -156,7 +156,7 @@ def find_closing_fences(answer: str, start: int, mark: str) -> list[tuple[int, i
 def fence_language(info: str) -> str:
     """Return the language that a fence names.
 
-    `Python`, `{python}` and `python title=x` are the same.
+    `Python`, `{python}` and `python title=x` name the same language.
     """
     words = info.strip().strip("{}.").lower().replace(",", " ").split()
     return words[0].strip("{}.") if words else ""
@@ -184,7 +184,7 @@ def is_python(code: str) -> bool:
 
 
 def result_message(result: ProgramResult, step: int, steps: int) -> str:
-    """Return what the model is shown of a result."""
+    """Return the message that shows a result to the model."""
     heading = step_heading(step, steps, result["status"])
     return f"{heading}\n{mark_as_data(describe_result(result))}"
 
@@ -196,7 +196,7 @@ def step_heading(step: int, steps: int, outcome: str) -> str:
 
 
 def describe_result(result: ProgramResult) -> str:
-    """Return a result as text; a failed one with the calls that were made."""
+    """Return a result as text; a failed result includes the calls that were made."""
     lines = []
     if (value := result.get("value")) is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -220,7 +220,7 @@ def describe_result(result: ProgramResult) -> str:
 
 
 def truncate_field(text: str) -> str:
-    """Return a field of a result, truncated."""
+    """Return a field of a result, truncated to its maximum length."""
     return truncate_text(text, MAX_FIELD_CHARS)[0]
 
 

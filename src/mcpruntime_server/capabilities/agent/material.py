@@ -1,4 +1,4 @@
-"""How an agent receives its material: what sets CONTEXT, and its description for the model.
+"""Prepare the material of an agent: the code that sets CONTEXT, and its description for the model.
 
 Texts and JSON data become plain values. Files and slices of inputs become inputs of the agent's
 session, which programs read piece by piece.
@@ -15,7 +15,7 @@ from ...protocol.presentation import truncate_text
 from ..data_marks import mark_as_data
 
 CONTEXT_NAME = "CONTEXT"
-PREVIEW_CHARS = 400  # of the material that the model is shown
+PREVIEW_CHARS = 400  # of the material, shown to the model
 READING_HELP = (
     "It is not a str: CONTEXT.peek(n), .slice(start, end), .lines(start, end), .grep(pattern), "
     '.sample(n) and .chunks(max_chars, overlap=0, by="lines") return slices of it, and .text is '

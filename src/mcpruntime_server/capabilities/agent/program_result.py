@@ -1,4 +1,4 @@
-"""The result of a program, as `run_code` answers with it: the fields that agents read."""
+"""The result of a program: the fields of the answer of `run_code` that agents read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ProgramError(TypedDict):
 
 
 class ProgramCall(TypedDict, total=False):
-    """One line of the ledger: a call, or several calls that are alike."""
+    """One line of the ledger: a call, or several similar calls."""
 
     call: Required[str]
     status: Required[str]

@@ -1,14 +1,14 @@
 """The calls for agents: `agent.run` starts one, and `agent.submit` ends its task with a value.
 
-Only the call `agent.submit` submits. A value that merely looks like an answer may be data of a
-third party.
+Only the call `agent.submit` submits a value. Any other value that looks like an answer may be data
+of a third party.
 
 An agent works in a session of its own, which is linked to the run that started it. It pays from a
-budget below that run's. While it works, the run's clock is stopped and its slot is free for other
-runs. It ends when the run ends.
+budget below that run's. While it works, the clock of the run is stopped and the run's slot is free
+for other runs. The agent ends when the run ends.
 
-The call alone does not say what an agent did outside. So it counts as a write: it is planned in a
-dry run, answered from the journal in a replay, and after a crash in its middle someone must decide.
+The call does not show what the agent changed outside. So it counts as a write: a dry run plans
+it, and a replay answers it from the journal. After a crash during the call, a person must decide.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_MODEL_NAME_CHARS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class AgentLimits(BudgetLimits):
-    """What an agent may use, within what is left of the budget of the run that starts it."""
+    """Limits of an agent, within the remaining budget of the run that starts it."""
 
     steps: Annotated[int, Bounds(at_least=1, at_most=1000)] = DEFAULT_STEPS
 
@@ -55,7 +55,7 @@ class DrivingModel(Protocol):
 
     @property
     def used(self) -> ModelUsage:
-        """What the agent and its programs have used so far."""
+        """The usage of the agent and its programs so far."""
         ...
 
     async def complete(self, messages: Messages) -> Completion:
@@ -63,11 +63,11 @@ class DrivingModel(Protocol):
         ...
 
     def time_limit(self) -> AbstractContextManager[None]:
-        """Cancel the body when the time of the budget is used up; raises `CallFailed` then."""
+        """Cancel the body and raise `CallFailed` when the time of the budget is used up."""
         ...
 
     def charge_session(self, session_id: str) -> AbstractContextManager[None]:
-        """Let the requests of programs in a session be paid from the agent's budget."""
+        """Charge the requests of programs in a session to the agent's budget."""
         ...
 
 
@@ -89,7 +89,7 @@ class InputSlices(Protocol):
     async def add_slice(
         self, session_id: str, run_id: str, reference: Any, name: str = ""
     ) -> InputEntry:
-        """Return a slice of an input of a run as an input of its own; raises `CallFailed`."""
+        """Return a slice of an input of a run as a new input; raises `CallFailed`."""
         ...
 
     async def read_preview(self, entry: InputEntry, size: int) -> str:
@@ -112,7 +112,7 @@ class AgentAnswer(TypedDict):
 
 @dataclass(frozen=True)
 class AgentRequest:
-    """What code wants an agent to do."""
+    """The arguments of `agent.run`."""
 
     task: str
     context: Any
@@ -211,7 +211,7 @@ class SubAgents:
         return prepare_inputs(name, preview, [entry])
 
     def _report_status(self, caller: CallScope, session_id: str, status: str) -> None:
-        """Show in the run what its agents wait for; "" if this one does not wait."""
+        """Show in the run what its agents wait for; `status` is "" if this one does not wait."""
         waiting = self._waiting.setdefault(caller.run_id, {})
         if waiting.get(session_id, "") != status:
             if status:
@@ -238,7 +238,7 @@ class SubAgentWorkspace:
     async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> ProgramResult:
         """Run a program to its end, or to the end of the agent's time.
 
-        Raises `McpRuntimeError`, `CallFailed`.
+        Raises `McpRuntimeError` or `CallFailed`.
         """
         with self.model.time_limit():
             result = await self.session.execute(code, self.report_status, inputs)

@@ -1,4 +1,4 @@
-"""The answers of a session or an agent, so that the same request is sent only once."""
+"""A cache of the answers of a session or an agent, so that each request is sent only once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_CACHED_CHARS = 4_000_000
 class AnswerCache:
     """A cache that drops the least recently used answers.
 
-    Concurrent equal requests are sent once.
+    Equal requests that run concurrently are sent once.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class AnswerCache:
     async def get_or_ask(
         self, key: str, ask: Callable[[], Awaitable[ModelResponse]]
     ) -> ModelResponse:
-        """Return the cached response for `key`, else the one that `ask` returns."""
+        """Return the cached response for `key`, or else call `ask` and cache what it returns."""
         while key in self._in_flight:
             await self._in_flight[key].wait()
         if key in self._responses:

@@ -1,10 +1,12 @@
 """Budgets for model requests, per principal, session, run and agent.
 
-Budgets form a tree. Before a request is sent, the most that it can cost is reserved at every level
-or at none; the reservation is replaced by the real cost afterwards. So no limit is exceeded,
-however many requests run concurrently. Every attempt counts as one call, retries and repairs
-included. Time counts from the first request; when it is used up, requests in progress are
-interrupted. An interrupted request counts with all that was reserved, because its cost is unknown.
+Budgets form a tree. Before a request is sent, its maximum cost is reserved at every level, or at
+none if one level lacks it. After the request, the real cost replaces the reservation. So no limit
+is exceeded, however many requests run concurrently.
+
+Every attempt counts as one call, retries and repairs included. Time counts from the first request.
+When the time is used up, requests in progress are interrupted. An interrupted request counts with
+its whole reservation, because its cost is unknown.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ AMOUNT_LABELS = {
     "tokens_out": "output tokens",
     "usd": "USD",
 }
-USD_DIGITS = 12  # that are compared with a limit: sums of floats are slightly off
+USD_DIGITS = 12  # digits compared with a limit: sums of floats are slightly off
 RAISE_BUDGET_REMEDY = "Send fewer requests, or raise the budget under [llm] in the settings."
-MAX_LISTED_AGENTS = 200  # of one level; the usage of older ones is only summed
+MAX_LISTED_AGENTS = 200  # per level; the usage of older agents is only summed
 
 
 @dataclass
@@ -72,13 +74,13 @@ class Budget:
         self.depth = depth  # number of agents above this level, itself included
         self.used = used or ModelUsage()
         self.reserved = ModelUsage()
-        self.agent_budgets: deque[Budget] = deque()  # of the latest agents
+        self.agent_budgets: deque[Budget] = deque()  # budgets of the latest agents
         self.agents_started = 0
         self._limits = limits
         self._parent = parent
         self._started_at = started_at
         self._request_limiter = anyio.CapacityLimiter(limits.concurrency or math.inf)
-        self._unlisted_usage = ModelUsage()  # of agents that are no longer in `agent_budgets`
+        self._unlisted_usage = ModelUsage()  # of agents no longer in `agent_budgets`
 
     def levels(self) -> Iterator[Budget]:
         """Yield this level and those above it."""
@@ -127,12 +129,12 @@ class Budget:
 
     @property
     def agents_usage(self) -> ModelUsage:
-        """The usage of the agents that were started at this level."""
+        """The total usage of the agents that were started at this level."""
         return sum((budget.used for budget in self.agent_budgets), self._unlisted_usage)
 
     @contextmanager
     def time_limit(self) -> Iterator[None]:
-        """Cancel the body when the time of a level is used up; raises `CallFailed` then."""
+        """Cancel the body and raise `CallFailed` when the time of a level is used up."""
         now = time.monotonic()
         shortest = min(self.levels(), key=lambda level: level._remaining_s(now))
         with anyio.move_on_after(shortest._remaining_s(now)) as scope:

@@ -1,8 +1,7 @@
-"""Which budget a run or an agent pays from, and the answers that it can reuse.
+"""Find the budget that a run or an agent pays from, and the answers that it can reuse.
 
-Rule: the journal records what sessions and runs used. So neither a restart of the server nor
-eviction from memory gives anyone a new budget. The budget of a principal lasts as long as the
-server process.
+Rule: the journal records the usage of sessions and runs. So neither a restart of the server nor an
+eviction from memory renews a budget. The budget of a principal lasts as long as the server process.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from ..model_requests import ModelUsage
 from .answer_cache import AnswerCache
 from .budget import Budget
 
-MAX_IDLE_SESSIONS = 200  # whose budgets and answers stay in memory
-MAX_RUN_BUDGETS = 1_000  # of one session that stay in memory
+MAX_IDLE_SESSIONS = 200  # sessions whose budgets and answers stay in memory
+MAX_RUN_BUDGETS = 1_000  # kept in memory per session
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class SessionAccount:
     """The budget of a session, those of its runs, and its answers."""
 
     budget: Budget
-    journaled: dict[str, JournaledUsage]  # by run, when the account was loaded
+    journaled: dict[str, JournaledUsage]  # by run, as it was when the account was loaded
     run_budgets: OrderedDict[str, Budget] = field(default_factory=OrderedDict)
     answer_cache: AnswerCache = field(default_factory=AnswerCache)
     active_requests: int = 0
@@ -54,7 +53,7 @@ class SessionAccount:
 class BudgetAccount:
     """The budget and the answers of a run or an agent.
 
-    `journal` records its usage for the run, if there is one.
+    `journal`, if there is one, records the usage for the run.
     """
 
     budget: Budget
@@ -99,7 +98,7 @@ class AccountRegistry:
 
     @asynccontextmanager
     async def open_account(self, caller: CallScope) -> AsyncIterator[BudgetAccount]:
-        """Yield the account that a run pays from, and keep it in memory meanwhile."""
+        """Yield the account that a run pays from, and keep it in memory until the context ends."""
         if caller.session_id in self._agent_accounts:
             yield self._agent_accounts[caller.session_id]
             return
@@ -119,7 +118,7 @@ class AccountRegistry:
 
     @contextmanager
     def charge_session(self, session_id: str, account: BudgetAccount) -> Iterator[None]:
-        """Let everything in the session of an agent be paid from the agent's account."""
+        """Charge all requests in the session of an agent to the agent's account."""
         self._agent_accounts[session_id] = account
         try:
             yield
@@ -154,9 +153,8 @@ class AccountRegistry:
         )
         session.run_budgets[run_id] = budget
         if len(session.run_budgets) > MAX_RUN_BUDGETS:
-            session.run_budgets.popitem(
-                last=False
-            )  # a session runs in order: that run has finished
+            # The oldest run has finished, because a session executes its runs in order.
+            session.run_budgets.popitem(last=False)
         return budget
 
     async def _load_account(self, session_id: str) -> SessionAccount:
@@ -206,7 +204,7 @@ class AccountRegistry:
 def usage_from_event(event: ModelUsageRecorded) -> ModelUsage:
     """Return the usage in an event.
 
-    In an imported session it may be negative, which counts as nothing.
+    A negative number, which an imported session may contain, counts as 0.
     """
     return ModelUsage(
         max(event.calls, 0), max(event.tokens_in, 0), max(event.tokens_out, 0), max(event.usd, 0.0)

@@ -1,7 +1,7 @@
 """Requests to the configured models, within budgets and with retries.
 
-Rule: a request is sent only after the most that it can cost is reserved, and its cost is counted
-however it ends.
+Rule: a request is sent only after its maximum cost is reserved, and its cost is counted however it
+ends.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .client_model import ClientModel
 from .model_backend import ModelBackend, ModelFailed, TokenPrices
 
 FIRST_RETRY_DELAY_S = 0.5
-MAX_RETRY_DELAY_S = 60.0  # a provider that asks for a longer wait has failed
-PROVIDER_OVERHEAD_TOKENS = 64  # that a provider may add to a prompt
+MAX_RETRY_DELAY_S = 60.0  # if the provider asks for a longer wait, there is no retry
+PROVIDER_OVERHEAD_TOKENS = 64  # tokens that a provider may add to a prompt
 CLIENT_MODEL_DRIVES_NO_AGENTS = "The client's own model answers requests but cannot drive agents."
 CONFIGURE_MODEL_REMEDY = (
     "Set [llm] model to a model of a provider whose key is in the environment, "
@@ -40,7 +40,7 @@ def ignore_usage(used: ModelUsage, duration_ms: float) -> None:
 
 
 class BudgetedModel:
-    """Sends messages to the model of the settings, or to another one of the same backend."""
+    """Sends messages to the configured model, or to another model of the same backend."""
 
     def __init__(self, settings: LlmSettings, backend: ModelBackend | None) -> None:
         self._settings = settings
@@ -56,13 +56,12 @@ class BudgetedModel:
         return isinstance(self._backend, ClientModel)
 
     def check_can_drive_agents(self, model: str) -> None:
-        """Raise `CallFailed` unless `model`, or the one of the settings, can drive an agent."""
+        """Raise `CallFailed` unless `model`, or else the configured model, can drive an agent."""
         if self.is_client_model:
             raise no_model(CLIENT_MODEL_DRIVES_NO_AGENTS, CONFIGURE_MODEL_REMEDY)
         if self._backend is None or not (model or self._settings.model):
-            raise no_model(
-                remedy=CONFIGURE_MODEL_REMEDY
-            )  # the default remedy names the client's model
+            # The default remedy would suggest the client's model.
+            raise no_model(remedy=CONFIGURE_MODEL_REMEDY)
         self._select_model(model)
 
     async def complete(
@@ -108,7 +107,7 @@ class BudgetedModel:
     def _select_model(self, model: str) -> tuple[ModelBackend, str]:
         """Return the backend and the model to use.
 
-        Raises `CallFailed` if there is none, or code may not use it.
+        Raises `CallFailed` if there is none, or if code may not use it.
         """
         settings = self._settings
         allowed = dict.fromkeys(filter(None, (settings.model, *settings.models)))
@@ -127,7 +126,7 @@ class BudgetedModel:
     async def _estimate_max_usage(
         self, backend: ModelBackend, model: str, messages: Messages, max_tokens: int
     ) -> ModelUsage:
-        """Return the most that a request can cost: a token has at least one byte."""
+        """Return the maximum cost of a request: at most one token per byte."""
         if self.is_client_model:
             return ModelUsage(1)
         if model not in self._token_prices:
@@ -148,10 +147,10 @@ class BudgetedModel:
         budget: Budget,
         record_usage: RecordUsage,
     ) -> Completion:
-        """Send messages once; `max_usage` is reserved meanwhile."""
+        """Send messages once, with `max_usage` reserved until the request ends."""
         reservation = budget.reserve(max_usage)
         started_at = time.monotonic()
-        used = max_usage  # if the request is cancelled
+        used = max_usage  # stays if the request is cancelled
         try:
             with nullcontext() if self.is_client_model else budget.time_limit():
                 completion = await send()
@@ -177,13 +176,13 @@ def is_worth_retrying(failure: ModelFailed) -> bool:
 
 
 def retry_delay_s(attempt: int) -> float:
-    """Return the seconds to wait after an attempt, counted from 0: exponential, with jitter."""
+    """Return the seconds to wait after attempt 0, 1, 2, ...: exponential, with jitter."""
     longest: float = min(FIRST_RETRY_DELAY_S * 2.0**attempt, MAX_RETRY_DELAY_S)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 def describe_failure(failure: ModelFailed) -> str:
-    """Return the message of a failure, with the requested wait if that is too long."""
+    """Return the message of a failure, with the requested wait if it is too long."""
     if failure.retry_after_s <= MAX_RETRY_DELAY_S:
         return failure.message
     return f"{failure.message} The provider asks for a wait of {failure.retry_after_s:,.0f} s."

@@ -1,6 +1,6 @@
 """The backend without a key: the model of the MCP client that started the run answers its requests.
 
-The run waits meanwhile. All requests of a batch are sent at once.
+The run waits for the answer. All requests of a batch are sent at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ClientModel:
         """Return the answer of the client's model; raises `CallFailed` if there is none."""
         texts = [message["content"] for message in messages if message["role"] != "system"]
         prompt = "\n\n".join(texts)
-        if len(prompt) > MAX_MODEL_REQUEST_CHARS:  # half a prompt would get half an answer
+        if len(prompt) > MAX_MODEL_REQUEST_CHARS:  # a truncated prompt would get a wrong answer
             raise CallFailed(
                 "llm_too_long",
                 f"The prompt has {len(prompt):,} characters; the client's model accepts "

@@ -37,7 +37,7 @@ class ModelResponse:
 class TokenPrices:
     """USD for one token of a prompt and for one token of an answer.
 
-    They are 0 where the price is not known.
+    An unknown price is 0.
     """
 
     usd_in: float = 0.0
@@ -71,10 +71,10 @@ class ModelBackend(Protocol):
 class ModelFailed(Exception):
     """A model did not answer.
 
-    `kind` is the error code, and a transient failure is worth another attempt.
+    `kind` is the error code. After a transient failure, another attempt may succeed.
 
-    `usage` is what the attempt cost, if that is known. An interrupted request may have cost all
-    that was reserved.
+    `usage` is the cost of the attempt, if it is known. An interrupted request may have cost as much
+    as was reserved.
     """
 
     def __init__(
@@ -91,6 +91,6 @@ class ModelFailed(Exception):
         self.kind = kind
         self.message = message
         self.is_transient = is_transient
-        self.retry_after_s = retry_after_s  # as the provider requests it
+        self.retry_after_s = retry_after_s  # the delay that the provider requests
         self.usage = usage
         self.is_interrupted = is_interrupted

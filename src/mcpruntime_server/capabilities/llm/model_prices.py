@@ -1,6 +1,6 @@
 """Prices, limits and providers of models, from the table that litellm ships.
 
-Importing litellm would take seconds.
+This module reads the file, because importing litellm takes seconds.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def find_model_row(model: str) -> dict[str, Any]:
 
 
 def find_max_input_tokens(model: str) -> int:
-    """Return how many tokens a prompt may have; 0 where that is not known."""
+    """Return how many tokens a prompt may have; 0 if the limit is unknown."""
     tokens = find_model_row(model).get("max_input_tokens")
     return tokens if isinstance(tokens, int) else 0
 
 
 def find_token_prices(model: str) -> TokenPrices:
-    """Return the prices of a model; 0 where they are not known."""
+    """Return the prices of a model; an unknown price is 0."""
     row = find_model_row(model)
     return TokenPrices(
         as_price(row.get("input_cost_per_token")), as_price(row.get("output_cost_per_token"))

@@ -1,8 +1,6 @@
 """The backend for litellm's models and for servers with OpenAI's API.
 
-A separate process sends the requests.
-
-The process starts with the first request.
+A separate process sends the requests. It starts with the first request.
 """
 
 from __future__ import annotations
@@ -42,9 +40,9 @@ from .worker_protocol import (
 
 WORKER_MODULE = "mcpruntime_server.capabilities.llm.model_worker"
 START_TIMEOUT_S = 60.0  # the first request imports litellm, on a machine that may be busy
-EXIT_TIMEOUT_S = 2.0  # for the process to exit after its input has ended
-REPLY_GRACE_S = 5.0  # beyond the time that the provider has
-STUCK_AFTER_S = 60.0  # without any reply, a process that is late is replaced
+EXIT_TIMEOUT_S = 2.0  # for the process to exit after its input ends
+REPLY_GRACE_S = 5.0  # added to the timeout of the provider
+STUCK_AFTER_S = 60.0  # a late process that has sent no reply for so long is replaced
 RESTART_DELAY_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -69,7 +67,7 @@ class ModelProcess:
         self._write_lock = anyio.Lock()
         self._pending: dict[int, PendingReply] = {}
         self._last_id = 0
-        self._silent_since: float | None = None  # the first command since the last reply
+        self._silent_since: float | None = None  # time of the first command since the last reply
 
     async def complete(
         self,
@@ -99,7 +97,7 @@ class ModelProcess:
         return TokenPrices(reply["usd_in"], reply["usd_out"])
 
     async def max_input_tokens(self, model: str) -> int:
-        """Return how many tokens a prompt may have; 0 where that is not known."""
+        """Return how many tokens a prompt may have; 0 if the limit is unknown."""
         with suppress(ModelFailed):
             return (await self._describe(model))["max_input_tokens"]
         return 0
@@ -158,7 +156,7 @@ class ModelProcess:
     async def _write(self, process: Process, command: Command) -> None:
         assert process.stdin is not None
         line = json.dumps(command).encode() + b"\n"
-        if len(line) > MAX_LINE_BYTES:  # the process could not read it, and would end for all
+        if len(line) > MAX_LINE_BYTES:  # the process would fail, and all its commands with it
             raise ModelFailed(
                 "llm_too_long", f"The request is longer than {MAX_LINE_BYTES:,} bytes."
             )
@@ -174,7 +172,7 @@ class ModelProcess:
             ) from None
 
     def _kill_if_stuck(self, process: Process) -> None:
-        """Kill a process that has not replied to anyone for long."""
+        """Kill the process if it has not replied to any command for `STUCK_AFTER_S`."""
         if self._silent_since is None or time.monotonic() - self._silent_since <= STUCK_AFTER_S:
             return
         logger.warning("the process that sends model requests is stuck and is killed")
@@ -188,7 +186,7 @@ class ModelProcess:
             return self._process
 
     async def _run_process(self, *, task_status: TaskStatus[Process]) -> None:
-        """Run the process until it ends, then let all pending commands fail."""
+        """Run the process until it ends, then fail all pending commands."""
         environ = {**os.environ, API_KEY_VARIABLE: self._settings.api_key.get_secret_value()}
         command = [sys.executable, "-P", "-m", WORKER_MODULE]  # -P: import nothing from the cwd
         process = await anyio.open_process(command, env=environ, stderr=subprocess.DEVNULL)

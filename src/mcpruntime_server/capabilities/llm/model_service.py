@@ -1,6 +1,6 @@
-"""Answers the model requests of code, within budgets, with a cache, retries and schemas.
+"""Answer the model requests of code, within budgets, with a cache, retries and schemas.
 
-Rule: errors are errors, never texts that look like answers; they contain no credentials.
+Rule: a failure is an error, never a text that looks like an answer. Errors contain no credentials.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .model_backend import ModelBackend, ModelRequest, ModelResponse
 from .structured_answers import answer_request
 
 MAX_BATCH = 10_000  # requests of one call
-MAX_TEXT_CHARS = 20_000_000  # of a prompt, and of its data
+MAX_TEXT_CHARS = 20_000_000  # of a prompt and, separately, of its data
 MAX_ANSWER_TOKENS = 10_000_000
 MAX_BATCH_ANSWER_CHARS = 20_000_000  # of all answers of a batch
 BATCH_ANSWERS_TOO_LONG = (
@@ -47,7 +47,7 @@ class ResponseData(TypedDict):
 
 
 class SlotError(TypedDict):
-    """Why one request of a batch failed."""
+    """The reason why one request of a batch failed."""
 
     kind: str
     message: str
@@ -55,13 +55,13 @@ class SlotError(TypedDict):
 
 
 class AnsweredSlot(ResponseData):
-    """The slot of a request of a batch that was answered."""
+    """The slot of an answered request of a batch."""
 
     ok: bool
 
 
 class FailedSlot(TypedDict):
-    """The slot of a request of a batch that failed."""
+    """The slot of a failed request of a batch."""
 
     ok: bool
     error: SlotError
@@ -88,7 +88,7 @@ class AgentModel:
 
     @property
     def used(self) -> ModelUsage:
-        """What the agent and its programs have used so far."""
+        """The usage of the agent and its programs so far."""
         return self._account.budget.used
 
     async def complete(self, messages: Messages) -> Completion:
@@ -102,16 +102,13 @@ class AgentModel:
 
     @contextmanager
     def time_limit(self) -> Iterator[None]:
-        """Cancel the body when the time of the agent's budget is used up.
-
-        Raises `CallFailed` then.
-        """
+        """Cancel the body and raise `CallFailed` when the agent's time is used up."""
         with self._account.budget.time_limit():
             yield
 
     @contextmanager
     def charge_session(self, session_id: str) -> Iterator[None]:
-        """Let the requests of programs in a session be paid from the agent's account."""
+        """Charge the requests of programs in a session to the agent's account."""
         with self._accounts.charge_session(session_id, self._account):
             yield
 
@@ -127,7 +124,7 @@ class ModelService:
         resolve_data: ResolveData = nullcontext,
     ) -> None:
         self._settings = settings
-        self._resolve_data = resolve_data  # yields the data of a request, read if it is a reference
+        self._resolve_data = resolve_data  # yields the data of a request, reads a reference
         self._model = BudgetedModel(settings, backend)
         self._accounts = AccountRegistry(settings, journal)
 
@@ -168,16 +165,16 @@ class ModelService:
     ) -> AsyncIterator[AgentModel]:
         """Yield the model for an agent that a run starts.
 
-        Raises `CallFailed` if no model can drive it.
+        The agent's budget is a level below the run's.
 
-        The agent's budget is a level below the run's. Its depth may be refused, too.
+        Raises `CallFailed` if no model can drive the agent, or if its depth is not allowed.
         """
         self._model.check_can_drive_agents(model)
         async with self._accounts.open_account(caller) as account:
             yield AgentModel(self._model, model, account.for_agent(limits), self._accounts)
 
     def run_costs(self, run_id: str) -> dict[str, float]:
-        """Return what a run paid for models as `llm_...`, and its agents as `agents_...`.
+        """Return the model costs of a run as `llm_...`, and those of its agents as `agents_...`.
 
         Zeros are left out.
         """

@@ -1,9 +1,11 @@
 """The process that sends model requests; `worker_protocol` has its messages.
 
-It is a process of its own because litellm takes seconds to import and many megabytes, and so that
-whatever litellm prints, logs and knows of credentials stays there. It ends when its input ends.
-Servers with OpenAI's API at a configured address are called without litellm, which takes a fraction
-of the time; litellm is imported on first use.
+It is a separate process for two reasons. The import of litellm takes seconds and many megabytes.
+And litellm's output, logs and credentials stay in this process. The process ends when its input
+ends.
+
+Servers with OpenAI's API at a configured address are called without litellm, in a fraction of the
+time. litellm is imported on first use.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from .worker_protocol import (
 )
 
 MAX_ANSWER_CHARS = 4_000_000
-MAX_COUNTED_TOKENS = 1_000_000_000  # of one request that are believed
+MAX_COUNTED_TOKENS = 1_000_000_000  # per request; a provider's higher claim is reduced to this
 TRANSIENT_STATUSES = {408, 409, 429, 500, 502, 503, 504, 529}
 TRANSIENT_ERROR_NAMES = (
     "APIConnectionError",
@@ -55,7 +57,7 @@ TRANSIENT_ERROR_NAMES = (
     "ServiceUnavailableError",
     "RateLimitError",
 )
-# How servers without an error code for it say that a prompt exceeds the model's limit.
+# Messages of servers that have no error code for a prompt that exceeds the model's limit.
 TOO_LONG_PATTERN = re.compile(
     r"context.{0,12}(length|size|window)|too many (input )?tokens|"
     r"(prompt|input|request) (is )?too (long|large)",
@@ -218,8 +220,8 @@ class ModelWorker:
 def uses_litellm(command: ModelSelection) -> bool:
     """Return whether a request goes through litellm.
 
-    Code chooses models, too. Only a configured model may name a provider; otherwise the key could
-    go anywhere.
+    Code can choose a model, too. Only a configured model may name a provider. Otherwise code could
+    send the key to any provider.
     """
     if not command["api_base"]:
         return True
@@ -228,7 +230,7 @@ def uses_litellm(command: ModelSelection) -> bool:
 
 
 def describe_status(status: int | None) -> ErrorData | None:
-    """Return the error for an HTTP status that needs no reason; None for others."""
+    """Return the error for a status whose meaning is clear without the body; None for others."""
     if status in (401, 403):
         message = f"The provider refused the key (HTTP {status})."
         return {"kind": "llm_unauthorized", "message": message}
@@ -242,14 +244,14 @@ def describe_status(status: int | None) -> ErrorData | None:
 
 
 def error_reply(command_id: int, kind: str, message: str, *, usage: WorkerUsage) -> ErrorReply:
-    """Return the reply for an answer that is not good; it has cost something."""
+    """Return the error reply for an unusable answer, with its cost."""
     return {"id": command_id, "error": {"kind": kind, "message": message}, "usage": usage}
 
 
 def check_answer(
     command_id: int, answer: ProviderAnswer, prices: TokenPrices
 ) -> CompletionReply | ErrorReply:
-    """Return the reply for an answer: its text and its cost, or what is wrong with it."""
+    """Return the reply for an answer: its text and cost, or an error."""
     usage = check_usage(answer, prices)
     is_truncated = answer.finish_reason == "length"
     if answer.finish_reason == "content_filter":
@@ -276,7 +278,7 @@ def check_answer(
 
 
 def check_usage(answer: ProviderAnswer, prices: TokenPrices) -> WorkerUsage:
-    """Return the usage that a provider claims, as far as it is plausible."""
+    """Return the plausible part of the usage that a provider claims."""
     tokens_in = check_tokens(answer.tokens_in)
     tokens_out = check_tokens(answer.tokens_out)
     usd = answer.usd
@@ -291,9 +293,9 @@ def check_tokens(count: Any) -> int:
 
 
 def retry_after_s(exc: Exception) -> float:
-    """Return the seconds after which a provider wants to be called again.
+    """Return the seconds that a provider asks to wait before the next request.
 
-    Its header has a number or a date.
+    Its header contains a number or a date.
     """
     value = str(find_headers(exc).get("retry-after") or "")
     try:
@@ -316,7 +318,7 @@ def find_headers(exc: Exception) -> Mapping[str, Any]:
 def import_litellm() -> Any:
     """Return litellm: quiet, without network access of its own, and with limited HTTP clients."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-    os.environ["LITELLM_MODE"] = "PRODUCTION"  # otherwise it reads an `.env` file of the cwd
+    os.environ["LITELLM_MODE"] = "PRODUCTION"  # otherwise it reads `.env` in the working directory
     os.environ.setdefault("LITELLM_LOG", "CRITICAL")
     limit_http_clients()
     import litellm
@@ -359,7 +361,7 @@ def is_response_too_large(exc: BaseException | None) -> bool:
 async def main() -> None:
     """Serve commands on standard input and reply on the original standard output."""
     output = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever prints must not look like a reply
+    os.dup2(2, 1)  # printed text must not look like a reply
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)

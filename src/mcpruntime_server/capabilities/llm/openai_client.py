@@ -1,8 +1,7 @@
-"""An HTTP client for servers with OpenAI's API at an address of the user's own.
+"""An HTTP client for servers with OpenAI's API at an address that the user configures.
 
 Rule 1: the key goes to the configured address only; redirects are not followed.
-Rule 2: an answer is bounded in time and in size, however slowly the server sends it or however
-much.
+Rule 2: the time and the size of an answer are limited.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .worker_protocol import CompleteCommand
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 READ_CHUNK_BYTES = 65_536
-MAX_REASON_BYTES = 65_536  # of an error page that are looked at
+MAX_REASON_BYTES = 65_536  # read from an error page
 KEEPALIVE_S = 4.0  # common servers close an idle connection after 5 s; a request must not meet that
 
 
@@ -29,7 +28,7 @@ KEEPALIVE_S = 4.0  # common servers close an idle connection after 5 s; a reques
 class ProviderAnswer:
     """The answer of a provider.
 
-    The token counts and the price are its own claims and have not been checked.
+    The token counts and the price are the provider's claims and are not checked.
     """
 
     text: str
@@ -62,7 +61,7 @@ class ResponseTooLarge(MalformedResponse):
 class OpenAiClient:
     """Sends requests to one server over persistent connections.
 
-    It must be created in a running event loop.
+    Create it in a running event loop.
     """
 
     def __init__(self, api_key: str) -> None:

@@ -1,4 +1,4 @@
-"""Removes credentials from what a provider says, also parts of credentials and encoded ones."""
+"""Remove credentials, parts of them and encoded ones from the messages of a provider."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MAX_SHOWN_CHARS = 300  # of a provider's message
 MAX_SCANNED_CHARS = 20_000
 MIN_SECRET_CHARS = 8
 MIN_UNIQUE_SECRET_CHARS = 16  # shorter values, such as "ollama", may occur in an answer by chance
-PLAIN_PART_CHARS = 5  # of a credential in a row that are too many to show
-ENCODED_PART_CHARS = 8  # and of an encoded one
+PLAIN_PART_CHARS = 5  # a message that quotes so much of a credential is withheld
+ENCODED_PART_CHARS = 8  # the same for an encoded credential
 WITHHELD_NOTICE = "the provider's message is withheld, because it quotes a credential."
-# These scan a text once. A pattern that looks back or ahead takes minutes for a long word and
-# blocks the process.
+# These patterns scan a text once. A pattern that looks back or ahead would take minutes for a long
+# word and block the process.
 MASKED_KEY = re.compile(r"\w(\*{2,}|\.{3,}|\u2026|[xX]{4,})")  # as providers abbreviate keys
 LONG_WORD = re.compile(r"[A-Za-z0-9+/=_%~-]{16,}")
 REDACTED = "***"
@@ -44,7 +44,10 @@ class Redactor:
                 self._secret_parts.update(substrings(form, ENCODED_PART_CHARS))
 
     def redact(self, text: str, allowed: str = "") -> str:
-        """Return what may be shown of `text`; only the name `allowed` may look like a key."""
+        """Return `text` redacted and truncated, or a notice that it is withheld.
+
+        Only the name `allowed` may look like a key.
+        """
         scanned = text[:MAX_SCANNED_CHARS]
         printable = "".join(char if char.isprintable() else " " for char in scanned)
         words = " ".join(printable.split())
@@ -81,9 +84,9 @@ def substrings(text: str, size: int) -> Iterator[str]:
 
 
 def encoded_forms(secret: str) -> Iterator[str]:
-    """Yield a credential in the encodings in which it may be quoted."""
+    """Yield a credential in the encodings in which a message may quote it."""
     data = secret.encode("utf-8", "surrogateescape")
-    for shift in range(3):  # base64 depends on what precedes
+    for shift in range(3):  # base64 depends on the number of preceding bytes
         encoded = base64.b64encode(b"\0" * shift + data).decode()
         yield encoded[4 if shift else 0 : -4]
     yield data.hex()

@@ -1,7 +1,7 @@
 """The messages of a request, and the value in the model's answer.
 
-An answer that violates the schema is requested once more. A truncated answer is an error, never
-half a value, because nothing in half a value shows that something is missing.
+An answer that violates the schema is requested once more. A truncated answer is an error, because
+nothing in half a value shows that the rest is missing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ REPAIR_INSTRUCTION = (
 )
 BAD_ANSWER = "llm_bad_answer"
 CODE_FENCE = "```"
-JSON_START_CHARS = ("{", "[", '"')  # JSON other than numbers and words
-WRAPPER_KEY = "value"  # the only key of an object around a plain value: some providers want objects
-MAX_VALIDATION_WORK = 20_000_000  # parts of a schema times parts of an answer
+JSON_START_CHARS = ("{", "[", '"')  # of JSON other than numbers and words
+WRAPPER_KEY = "value"  # the key of an object around a plain value; some providers want objects
+MAX_VALIDATION_WORK = 20_000_000  # number of schema parts times number of answer parts
 MAX_REPEATED_ANSWER_CHARS = 2_000  # of a wrong answer that the model sees again
 MAX_QUOTED_ANSWER_CHARS = 1_000  # of a wrong answer in an error
 
@@ -37,7 +37,7 @@ MAX_QUOTED_ANSWER_CHARS = 1_000  # of a wrong answer in an error
 async def answer_request(
     request: ModelRequest, complete: Callable[[Messages], Awaitable[Completion]]
 ) -> ModelResponse:
-    """Return the answer to a request; raises `CallFailed`, also for an answer that is cut off.
+    """Return the answer to a request; raises `CallFailed`, also for a truncated answer.
 
     `complete` sends messages to a model. An answer that violates the schema is requested once more.
     """
@@ -61,7 +61,7 @@ async def answer_request(
 
 
 def build_messages(request: ModelRequest) -> list[dict[str, str]]:
-    """Return the messages of a request: the data stands apart from the prompt."""
+    """Return the messages of a request, with the data apart from the prompt."""
     system = [SYSTEM_PROMPT]
     prompt = request.prompt
     if request.data:
@@ -77,7 +77,7 @@ def build_messages(request: ModelRequest) -> list[dict[str, str]]:
 
 
 def build_repair_messages(messages: Messages, answer: str, problem: str) -> list[dict[str, str]]:
-    """Return the messages that ask again after a wrong answer."""
+    """Return the messages that repeat a request after a wrong answer."""
     return [
         *map(dict, messages),
         {"role": "assistant", "content": answer[:MAX_REPEATED_ANSWER_CHARS]},
@@ -88,7 +88,7 @@ def build_repair_messages(messages: Messages, answer: str, problem: str) -> list
 def parse_completion(completion: Completion, request: ModelRequest) -> Any:
     """Return the value of an answer.
 
-    Raises `ValueError` if it violates the schema, `CallFailed` if it is cut off.
+    Raises `ValueError` if it violates the schema, `CallFailed` if it is truncated.
     """
     if completion.is_truncated:
         raise CallFailed(
@@ -150,7 +150,7 @@ def extract_json(answer: str) -> Any:
 def candidate_texts(answer: str) -> Iterator[str]:
     """Yield the whole answer, its fenced part, and the part from the first brace to the last.
 
-    Each takes one pass, because a hostile answer may consist of nothing but fences or braces.
+    Each search takes one pass, because a hostile answer may consist of fences or braces alone.
     """
     yield answer
     first, last = answer.find(CODE_FENCE), answer.rfind(CODE_FENCE)

@@ -1,7 +1,7 @@
 """The messages between the server and the process that sends model requests, as lines of JSON.
 
-Each command has an `id`, and one reply with the same `id` follows; `cancel` names the command to
-cancel and gets no reply.
+Each command has an `id` and receives one reply with the same `id`. `cancel` names the command to
+cancel and receives no reply.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict, final
 
 API_KEY_VARIABLE = "MCPRUNTIME_LLM_KEY"  # the environment variable that passes [llm] api_key
-MAX_LINE_BYTES = (
-    256 * 1024 * 1024
-)  # of a command: the longest prompt and data, six bytes a character
+# A command contains the longest prompt and data, with up to six bytes per character.
+MAX_LINE_BYTES = 256 * 1024 * 1024
 
 
 class ModelSelection(TypedDict):
-    """The model of a command; only a configured one may choose a provider by its name."""
+    """The model of a command. Only the name of a configured model may choose a provider."""
 
     model: str
     is_configured: bool
@@ -74,7 +73,7 @@ class CompletionReply(TypedDict):
 
 @final
 class DescriptionReply(TypedDict):
-    """USD for a token in and out, and the longest prompt in tokens; 0 where that is not known."""
+    """USD per token in and out, and the longest prompt in tokens; 0 if unknown."""
 
     id: int
     usd_in: float
@@ -83,7 +82,7 @@ class DescriptionReply(TypedDict):
 
 
 class ErrorData(TypedDict):
-    """Why there is no answer, as `ModelFailed` has it."""
+    """The reason why there is no answer; the fields are those of `ModelFailed`."""
 
     kind: str
     message: str
@@ -94,7 +93,7 @@ class ErrorData(TypedDict):
 
 @final
 class ErrorReply(TypedDict):
-    """A failure; `usage` is what it cost, if that is known."""
+    """A failure; `usage` is its cost, if it is known."""
 
     id: int
     error: ErrorData

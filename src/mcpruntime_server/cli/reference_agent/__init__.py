@@ -1,4 +1,4 @@
-"""The reference agent: an MCP client that does tasks with programs that a model writes.
+"""The reference agent: an MCP client whose model writes programs to do tasks.
 
 async with create_agent(load_config(path), model="...") as agent:
     result = await agent.execute_task("Which commits broke the build?")
@@ -41,13 +41,14 @@ async def create_agent(
     roots: Sequence[Path] = (),
     on_wait: Callable[[str], None] = ignore_wait,
 ) -> AsyncIterator[ReferenceAgent]:
-    """Yield an agent with a new server on the same settings, or one that is a client of `target`.
+    """Yield an agent with a new server on these settings, or with `target` as its server.
 
-    `model` replaces the model of the settings. With `recursive`, every task is done by programs; a
-    task has at most `steps` programs. `usd` limits the cost of all tasks together. With
-    `saves_skills`, runs that used tools and submitted a value are saved as skills. Files below
-    `roots` can be inputs of a new server. `on_wait` is called with what a run waits for. Raises
-    `McpRuntimeError`, such as `CallFailed` (`no_model`) if no model can drive an agent.
+    `model` replaces the configured model. With `recursive`, programs do every task. A task has at
+    most `steps` programs. `usd` limits the cost of all tasks together. With `saves_skills`, runs
+    that used tools and submitted a value are saved as skills. Files below `roots` can be inputs of
+    a new server. `on_wait` receives a description of what a run waits for.
+
+    Raises `McpRuntimeError`, such as `CallFailed` (`no_model`) if no model can drive an agent.
     """
     # The command line imports this module, but not the modules below, at every start.
     from ...capabilities.llm.budget import Budget

@@ -1,6 +1,6 @@
 """Files of the client as the material of a task.
 
-Programs read them as inputs, and nothing else does.
+Programs read them as inputs. A task without programs includes their text in its model request.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class LocalFiles:
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files; raises `InvalidRequest`."""
+        """The size of all files together; raises `InvalidRequest`."""
         return sum(file_bytes(path) for path in self.paths)
 
     @property
     def has_compressed_file(self) -> bool:
-        """Whether one is a gzip file, which a model cannot read."""
+        """Whether one of the files is a gzip file, which a model cannot read."""
         return any(path.is_file() and is_gzip(path) for path in self.paths)
 
 

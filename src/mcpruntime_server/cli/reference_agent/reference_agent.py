@@ -1,7 +1,7 @@
-"""The agent itself: it does a task and reports what it cost.
+"""The agent itself: it does a task and reports the cost.
 
-Rule 1: it is an ordinary client; whatever it can do, another client can do.
-Rule 2: its own model requests and those of its programs count against one budget, and are reported
+Rule 1: it is an ordinary client. Another client can do everything that it does.
+Rule 2: its own model requests and those of its programs count against one budget, but are reported
 separately.
 """
 
@@ -61,14 +61,14 @@ class TaskCost:
 
 @dataclass(frozen=True)
 class RouteChosen:
-    """It is decided how the task is done."""
+    """The agent decided how to do the task."""
 
     route: TaskRoute
 
 
 @dataclass(frozen=True)
 class SkillsFound:
-    """There are skills that may help, one per line."""
+    """The search found skills that may help; `skills` has one per line."""
 
     skills: str
 
@@ -77,7 +77,7 @@ class SkillsFound:
 class TaskFinished:
     """The last event: `value` is the answer.
 
-    `skill_note` says what happened if the run was to become a skill.
+    `skill_note` is the outcome of saving the run as a skill; "" if that was not tried.
     """
 
     value: Any
@@ -165,7 +165,7 @@ class ReferenceAgent:
     ) -> TaskFinished | None:
         """Do a task with one request.
 
-        Return None if the material is too long for the model after all.
+        Return None if the model refuses the material as too long.
         """
         request = ModelRequest(task, await run_sync(context_text, context), schema)
         try:
@@ -200,7 +200,7 @@ class ReferenceAgent:
 
 
 class TaskWorkspace:
-    """The model and the session of one task, and what both have cost."""
+    """The model and the session of one task, and the cost of both."""
 
     def __init__(self, model: BudgetedModel, budget: Budget, session: SessionClient) -> None:
         self.session = session
@@ -236,5 +236,5 @@ def find_usage(figures: Mapping[str, float], prefix: str) -> ModelUsage:
 
 
 def has_used_tools(result: ProgramResult) -> bool:
-    """Return whether a run called tools, so that another task could need the same."""
+    """Return whether a run called tools, so that its program may help with another task."""
     return any(not call["call"].startswith("agent.") for call in result.get("calls", ()))

@@ -1,6 +1,6 @@
 """The reference agent's MCP client: it runs programs, finds skills and saves them.
 
-It uses the tools as any client does, and knows nothing of the server behind them.
+It uses the tools like any other client, and knows nothing else about the server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...capabilities.agent.program_result import ProgramResult
 from ...config import Config
 from ...errors import CallFailed, Unavailable
 
-McpTarget = Any  # whatever the SDK's client connects to: a URL, a server, a transport, ...
+McpTarget = Any  # anything that the SDK's client can connect to: a URL, a server, a transport, ...
 PACKAGES_PATTERN = re.compile(r"servers as packages: (?!none)([\w, ]+?)(?: and \d+ more)?\.")
 UNFINISHED_STATUSES = ("queued", "running", "waiting")
 SUB_AGENT_WAITS_MARK = "sub-agent waits"  # in the note of a run whose sub-agents wait
@@ -34,7 +34,7 @@ VALUE_TOO_LARGE = "So it was not submitted: submit less, or write it to a file a
 
 
 class SessionClient:
-    """A client of one session on a server; `on_wait` is called with what a run waits for."""
+    """A client of one session on a server; `on_wait` receives what a run waits for."""
 
     def __init__(self, client: Client, on_wait: Callable[[str], None]) -> None:
         self.session_id = f"agent-{secrets.token_hex(4)}"
@@ -42,7 +42,7 @@ class SessionClient:
         self._on_wait = on_wait
 
     async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> ProgramResult:
-        """Run a program to its end, whatever it waits for; raises `McpRuntimeError`."""
+        """Run a program to its end, through all its waits; raises `McpRuntimeError`."""
         arguments: dict[str, Any] = {"code": code, "session": self.session_id}
         if inputs:
             arguments["context"] = list(inputs)
@@ -85,7 +85,7 @@ class SessionClient:
         return "\n".join(lines)
 
     async def save_skill(self, run_id: str) -> str:
-        """Save a run as a skill; return in one line what happened."""
+        """Save a run as a skill and return the outcome in one line."""
         try:
             answer = await self.call_tool("save_skill", run=run_id)
         except CallFailed as exc:
@@ -97,7 +97,7 @@ class SessionClient:
     async def call_tool(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """Return the structured answer of a tool.
 
-        Raises `CallFailed` if it refuses, `Unavailable` without a server.
+        Raises `CallFailed` if the tool refuses, `Unavailable` without a server.
         """
         try:
             answer = await self._client.call_tool(tool, arguments)
@@ -111,7 +111,7 @@ class SessionClient:
 
 
 async def list_package_names(client: Client) -> tuple[str, ...]:
-    """Return the packages of tools that the server names in the description of `run_code`."""
+    """Return the tool packages that the description of `run_code` names."""
     for tool in (await client.list_tools()).tools:
         if tool.name == "run_code" and (found := PACKAGES_PATTERN.search(tool.description or "")):
             return tuple(re.findall(r"\w+", found[1]))
@@ -133,8 +133,8 @@ async def connect(
 ) -> AsyncIterator[Client]:
     """Yield a client of `target`, or else of a new server with these settings.
 
-    The arguments override the settings of a new server: `usd` is the most that all its programs may
-    spend on models.
+    The arguments override the settings of a new server. `usd` is the most that all its programs
+    together may spend on models.
     """
     if target is not None:
         async with Client(target) as client:
@@ -161,7 +161,7 @@ async def connect(
 def server_parameters(
     config: Config, model: str, roots: Sequence[Path], usd: float | None
 ) -> StdioServerParameters:
-    """Return how to start a server with these settings.
+    """Return the parameters that start a server with these settings.
 
     Files below `roots` can be its inputs, too.
     """

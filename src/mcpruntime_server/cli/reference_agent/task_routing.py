@@ -1,8 +1,8 @@
-"""How a task is done: with one model request over all the material, or with programs.
+"""Decide how to do a task: with one model request over all the material, or with programs.
 
-A single request is cheaper and faster, and good enough where the model can read everything at once
-and only has to find or say something. Where many parts must be combined, models lose count long
-before their input limits are reached.
+A single request is cheaper and faster. It is good enough if the model can read everything at once
+and only has to find or say something. If a task combines many parts, models lose count long before
+the material reaches their input limits.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-CHARS_PER_TOKEN = 3  # at least
-DEFAULT_INPUT_TOKENS = 32_000  # of a model whose limit is not known
+CHARS_PER_TOKEN = 3  # a low estimate
+DEFAULT_INPUT_TOKENS = 32_000  # for a model with an unknown limit
 MATERIAL_SHARE = 0.5  # of the input limit; the rest is for the task and the answer
-SMALL_MATERIAL_CHARS = 2_000  # in which a model does not lose count
+SMALL_MATERIAL_CHARS = 2_000  # a model does not lose count in so few
 AGGREGATION_WORDS = re.compile(
     r"\b(how (many|much|often)|count\w*|number of|each|every|all|total\w*|sum of|average|mean|"
     r"median|most|least|fewest|more often|less often|frequen\w+|distribution|percent\w*|share of|"
@@ -27,7 +27,7 @@ AGGREGATION_WORDS = re.compile(
 
 @dataclass(frozen=True)
 class TaskRoute:
-    """How a task is done: with one model `request` or with `programs`; `reason` is a sentence."""
+    """How to do a task: with one model `request` or with `programs`; `reason` is a sentence."""
 
     method: Literal["request", "programs"]
     reason: str
@@ -44,7 +44,7 @@ def choose_route(
 ) -> TaskRoute:
     """Return how to do a task with material of `size` characters (None: no material).
 
-    `max_input_tokens` is the model's limit (0: not known). `packages` are those of tools that
+    `max_input_tokens` is the model's limit (0: unknown). `packages` are the tool packages that
     programs can use.
     """
     if recursive:
