@@ -57,7 +57,7 @@ def run(path: Path, *arguments: str) -> CompletedCommand:
     return run_command("--config", path, "agent", *arguments)
 
 
-def test_large_files_are_inputs_of_programs_and_nobody_else_reads_them(
+def test_large_files_become_inputs_that_only_programs_read(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     log, other = tmp_path / "given" / "day.log", tmp_path / "given" / "other.log"
@@ -116,7 +116,7 @@ def test_packed_files_are_read_by_programs_however_small_they_are(
 # on the command line ----------------------------------------------------------------------------------------
 
 
-def test_the_verb_tells_every_step_and_what_it_has_cost(
+def test_the_command_shows_every_step_and_the_cost(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(*SQUARES)
@@ -179,7 +179,7 @@ def test_questions_that_fail_are_in_the_cost(tmp_path: Path, model: fake_llm.Mod
         (["x", "--schema", "/nowhere/at/all"], "is not a JSON schema"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_invalid_arguments_are_refused(
     tmp_path: Path, model: fake_llm.ModelServer, arguments: list[str], problem: str
 ) -> None:
     told = run(write_model_settings(tmp_path, model), *arguments)
@@ -191,7 +191,7 @@ def test_what_makes_no_sense_is_refused(
 @pytest.mark.parametrize(
     "none", [{"model": "", "api_base": ""}, {"model": ""}, {"model": "", "broker": "caller"}]
 )
-def test_without_a_model_the_ways_to_have_one_that_drives_agents_are_told(
+def test_without_a_driving_model_the_command_names_the_remedy(
     tmp_path: Path, model: fake_llm.ModelServer, none: dict[str, Any]
 ) -> None:
     told = run(write_model_settings(tmp_path, model, **none), "x")
@@ -238,7 +238,7 @@ async def test_material_that_the_model_cannot_read_at_once_is_left_to_programs(
         assert (finished.value, finished.steps) == ("Ann.", 1)
 
 
-async def test_a_value_that_does_not_follow_the_schema_is_told_back(
+async def test_a_value_that_violates_the_schema_is_rejected(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -254,7 +254,7 @@ async def test_a_value_that_does_not_follow_the_schema_is_told_back(
         assert events[-1].value == 3
 
 
-async def test_what_worked_becomes_a_skill_that_the_next_task_is_told_of(
+async def test_a_finished_task_becomes_a_skill_for_the_next_one(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     path = write_model_settings(tmp_path, model)
@@ -290,7 +290,7 @@ async def test_an_error_leaves_the_agent_as_it_is(
             await made.execute_task("x", schema=[])  # type: ignore[arg-type]
 
 
-async def test_what_it_costs_ends_it(tmp_path: Path, model: fake_llm.ModelServer) -> None:
+async def test_the_budget_ends_a_task(tmp_path: Path, model: fake_llm.ModelServer) -> None:
     model.set_script({"match": "", "reply": program_answer("1"), "times": 99})
     async with agent(tmp_path, model, model="gpt-4o", usd=0.06, recursive=True) as made:
         with pytest.raises(CallFailed, match=r"The agent budget is 0\.06 USD"):
@@ -317,7 +317,7 @@ async def test_one_program_cannot_cost_more_than_the_task_may(
         assert made.cost.total.calls < 1000
 
 
-async def test_a_server_that_does_not_start_is_told(
+async def test_a_server_that_does_not_start_is_reported(
     tmp_path: Path, model: fake_llm.ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(write_model_settings(tmp_path, model))
@@ -330,7 +330,9 @@ async def test_a_server_that_does_not_start_is_told(
     assert "MCPRUNTIME_SANDBOX__PIDS" in log.read_text()
 
 
-async def test_the_death_of_the_server_is_told(tmp_path: Path, model: fake_llm.ModelServer) -> None:
+async def test_the_death_of_the_server_is_reported(
+    tmp_path: Path, model: fake_llm.ModelServer
+) -> None:
     code = "import os, signal\nos.kill(int(open(CONTEXT).read()), signal.SIGKILL)"
     model.set_script({"match": "Task:\nKill", "reply": program_answer(code)})
     async with agent(tmp_path, model, recursive=True) as made:
@@ -358,7 +360,7 @@ async def test_tasks_are_done_at_once_in_sessions_of_their_own(
     assert len({each.session_id for each in ended}) == 2
 
 
-async def test_a_result_that_comes_in_pieces_is_seen_whole(
+async def test_output_that_arrives_in_pieces_is_joined(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     code = "import time\nprint('first', flush=True)\ntime.sleep(2)\nprint('second')\n1"
@@ -373,7 +375,7 @@ async def test_a_result_that_comes_in_pieces_is_seen_whole(
         assert result["stdout"] == "first\nsecond\n"
 
 
-async def test_a_value_that_does_not_come_whole_is_not_taken_for_the_answer(
+async def test_a_truncated_value_is_not_submitted(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(

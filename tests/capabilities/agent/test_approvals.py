@@ -44,7 +44,7 @@ def asking(tmp_path: Path, model: fake_llm.ModelServer) -> Path:
 
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize(("word", "value"), [("allow", "placed"), ("deny", "refused")])
-async def test_a_person_is_asked_in_the_client_what_an_agent_may_do(
+async def test_the_client_shows_an_approval_that_an_agent_needs(
     model: fake_llm.ModelServer, tmp_path: Path, era: str, word: str, value: str
 ) -> None:
     person = choose(word)
@@ -61,7 +61,7 @@ async def test_a_person_is_asked_in_the_client_what_an_agent_may_do(
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_form_of_an_agent_that_is_put_aside_is_asked_again_when_somebody_looks(
+async def test_a_dismissed_form_of_an_agent_returns_with_the_next_request(
     model: fake_llm.ModelServer, tmp_path: Path, era: str
 ) -> None:
     person = choose("cancel", "allow")
@@ -75,7 +75,7 @@ async def test_a_form_of_an_agent_that_is_put_aside_is_asked_again_when_somebody
     assert len(person.shown) == 2
 
 
-async def test_a_task_asks_what_its_agent_may_do(
+async def test_a_task_passes_on_the_approvals_of_its_agent(
     model: fake_llm.ModelServer, tmp_path: Path
 ) -> None:
     async with connect_server(
@@ -91,7 +91,7 @@ async def test_a_task_asks_what_its_agent_may_do(
         assert (await client.until(task, "completed")).answer.value == "placed"
 
 
-async def test_a_form_of_an_agent_that_is_put_aside_ends_the_task_and_says_so(
+async def test_a_dismissed_form_of_an_agent_ends_the_task_and_says_so(
     model: fake_llm.ModelServer, tmp_path: Path
 ) -> None:
     async with connect_server(

@@ -47,14 +47,14 @@ TICKS = "```"
         ("```python\nthis is no python\n```", "this is no python"),
     ],
 )
-def test_a_program_is_found_in_whatever_fence_it_stands(said: str, program: str) -> None:
+def test_a_program_is_found_in_any_fence(said: str, program: str) -> None:
     assert extract_program(said) == program
 
 
 @pytest.mark.parametrize(
     "said", ["```python\nSUBMIT(1)", "SUBMIT(4)", "I think", "```python\nx = 1\n```\n```python\ny"]
 )
-def test_half_a_program_is_none_though_it_can_be_parsed(said: str) -> None:
+def test_half_a_program_is_rejected_even_if_it_can_be_parsed(said: str) -> None:
     with pytest.raises(NoProgramFound, match="ends before its program does"):
         extract_program(said, is_truncated=True)
 
@@ -75,7 +75,7 @@ def test_a_program_that_ends_before_its_answer_is_cut_off_is_whole() -> None:
         ("`x = 1`", "no Python"),
     ],
 )
-def test_an_answer_without_a_whole_program_is_told_so(said: str, problem: str) -> None:
+def test_an_answer_without_a_whole_program_is_rejected(said: str, problem: str) -> None:
     with pytest.raises(NoProgramFound, match=problem):
         extract_program(said)
 
@@ -83,7 +83,7 @@ def test_an_answer_without_a_whole_program_is_told_so(said: str, problem: str) -
 @given_by(
     st.text(st.sampled_from(["`", "~", "p", "y", "\n", " ", "(", "'", "x", "\r", "{"]), max_size=60)
 )
-def test_no_answer_whatever_breaks_it(said: str) -> None:
+def test_no_answer_breaks_the_extraction(said: str) -> None:
     with suppress(NoProgramFound):
         assert extract_program(said).strip()
 

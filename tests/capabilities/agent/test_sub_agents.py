@@ -30,7 +30,7 @@ async def attach(server: ServerConnection, run: str, **more: object) -> ToolAnsw
     return parse_answer(await server.client.call_tool("run_code", {"run": run, **more}))
 
 
-async def test_an_agent_writes_sees_mends_and_submits(
+async def test_an_agent_corrects_a_failed_program_and_submits(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -48,7 +48,7 @@ async def test_an_agent_writes_sees_mends_and_submits(
     assert model.read_counts()["calls"] == 3
 
 
-async def test_a_value_of_the_wrong_type_is_told_back_and_the_right_one_is_what_was_wanted(
+async def test_a_value_of_the_wrong_type_is_rejected_and_the_next_one_is_converted(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     code = """
@@ -75,7 +75,7 @@ found = sub_agent('Find it', {'rows': [1, 2]}, schema=Found)
     assert await server.evaluate(code) == ["Found", "x", [1, 2]]
 
 
-async def test_a_list_may_be_wanted_and_what_is_no_data_is_refused_where_it_is_submitted(
+async def test_a_submitted_list_is_accepted_and_an_object_is_refused(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -148,7 +148,7 @@ except BudgetExceeded as error:
         ([1], "The budget must be a dict."),
     ],
 )
-async def test_a_budget_that_is_none_is_refused(
+async def test_an_invalid_budget_is_refused(
     server: ServerConnection, budget: object, problem: str
 ) -> None:
     failed = await server.run(f"sub_agent('x', budget={budget!r})")
@@ -164,7 +164,7 @@ async def test_a_budget_that_is_none_is_refused(
         "sub_agent('x', schema={'type': 'no'})",
     ],
 )
-async def test_what_makes_no_sense_is_refused_before_anything_is_asked(
+async def test_invalid_requests_are_refused_before_they_are_sent(
     server: ServerConnection, model: fake_llm.ModelServer, call: str
 ) -> None:
     failed = await server.run(call)
@@ -172,7 +172,7 @@ async def test_what_makes_no_sense_is_refused_before_anything_is_asked(
     assert model.read_counts() == {}
 
 
-async def test_agents_begin_agents_three_deep_and_no_deeper(
+async def test_agents_start_agents_three_levels_deep_and_no_deeper(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     deepest = """
@@ -231,7 +231,7 @@ async def test_agents_are_begun_from_asyncio_and_submit_there(
     assert "stderr" not in submitted.data
 
 
-async def test_submit_ends_a_run_whatever_the_code_makes_of_it(server: ServerConnection) -> None:
+async def test_submit_ends_a_run_even_if_code_catches_everything(server: ServerConnection) -> None:
     code = "try:\n    SUBMIT({'a': 1})\nexcept BaseException:\n    pass\nprint('more')\n'another value'"
     answer = await server.run(code)
     assert (answer.value, answer.submitted, answer.stdout) == ({"a": 1}, True, "more\n")
@@ -242,7 +242,7 @@ async def test_submit_ends_a_run_whatever_the_code_makes_of_it(server: ServerCon
     assert "submitted" not in failed.data
 
 
-async def test_with_room_for_one_run_a_nested_tree_comes_to_its_end(
+async def test_nested_agents_finish_with_a_single_run_slot(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     path = write_model_settings(tmp_path, model, {"max_runs": 1, "max_runs_per_principal": 1})
@@ -261,7 +261,7 @@ async def test_with_room_for_one_run_a_nested_tree_comes_to_its_end(
         assert await server.evaluate(code) == [[1, 2, 3], 9]
 
 
-async def test_where_all_sessions_are_taken_the_code_is_told(
+async def test_without_a_free_session_the_call_fails(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -282,7 +282,7 @@ async def test_its_time_does_not_count_while_an_agent_works(
     assert (answer.status, answer.data.get("value")) == ("ok", "done"), answer.text
 
 
-async def test_a_rerun_answers_from_the_journal_and_begins_no_agent(
+async def test_a_rerun_answers_from_the_journal_and_starts_no_agent(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script({"match": "Task:\nonce", "reply": program_answer("SUBMIT({'n': 1})")})
@@ -325,7 +325,7 @@ finally:
     await until((tmp_path / "gone").exists)
 
 
-async def test_a_crash_in_the_middle_leaves_the_call_in_doubt_and_nothing_is_begun_again_unasked(
+async def test_a_crash_in_the_middle_leaves_the_call_in_doubt_and_restarts_nothing(
     model: fake_llm.ModelServer, tmp_path: Path
 ) -> None:
     wrote = tmp_path / "wrote"
@@ -391,7 +391,7 @@ async def test_a_question_of_an_agent_is_named_where_its_run_is_looked_at_and_ca
         ({"broker": "off", "model": "echo"}, "No model is configured."),
     ],
 )
-async def test_without_a_model_that_drives_agents_the_ways_to_have_one_are_told(
+async def test_without_a_driving_model_the_error_names_the_remedy(
     tmp_path: Path, llm: dict[str, str], why: str
 ) -> None:
     async with connect_server(write_settings(tmp_path, sandbox=LOCAL_SANDBOX, llm=llm)) as server:
@@ -411,7 +411,7 @@ async def test_the_key_is_in_nothing_that_an_agent_leaves(
         assert not file.is_file() or wrong.encode() not in file.read_bytes()
 
 
-async def test_agents_are_told_as_a_tree_of_their_sessions(
+async def test_agents_are_shown_as_a_tree_of_sessions(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -479,7 +479,7 @@ async def test_a_planned_agent_works_when_the_plan_is_committed(
     assert done.value == 5
 
 
-async def test_a_program_that_kills_its_interpreter_or_takes_too_long_is_told_to_the_model(
+async def test_the_model_learns_that_a_program_crashed_or_timed_out(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -505,7 +505,7 @@ async def test_a_conversation_that_is_too_long_is_shortened(
     assert await server.evaluate("sub_agent('Long')") == "fits"
 
 
-async def test_a_large_value_comes_whole(
+async def test_a_large_value_is_returned_whole(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -515,7 +515,7 @@ async def test_a_large_value_comes_whole(
     assert await server.evaluate(code) == [20_000, 1, True]
 
 
-async def test_a_piece_of_an_input_is_the_context_of_an_agent_which_reads_it_itself(
+async def test_a_slice_of_an_input_is_the_context_of_an_agent_that_reads_it(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     text = "".join(f"line {number}\n" for number in range(1000))

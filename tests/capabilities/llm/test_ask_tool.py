@@ -79,7 +79,7 @@ async def test_a_schema_that_is_too_deep_is_refused(server: ServerConnection, de
     assert "The schema is nested" in refused.text
 
 
-async def test_a_long_question_is_told_of_within_seconds(
+async def test_a_long_request_is_reported_within_seconds(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     heard: list[tuple[float, str | None]] = []
@@ -103,7 +103,7 @@ async def test_budgets_hold_for_the_tool_too(tmp_path: Path, model: fake_llm.Mod
 @pytest.mark.parametrize(
     ("llm", "reason"), [({}, "No model is configured"), ({"broker": "caller"}, "would ask itself")]
 )
-async def test_without_another_model_the_reason_is_told(
+async def test_without_another_model_the_reason_is_given(
     tmp_path: Path, llm: dict[str, str], reason: str
 ) -> None:
     async with connect_server(write_settings(tmp_path, sandbox=SMALL, llm=llm)) as server:

@@ -115,7 +115,7 @@ async def test_sums_of_money_are_exact_at_the_limit() -> None:
         budget.reserve(ModelUsage(1, usd=0.000001))
 
 
-async def test_what_begins_agents_bounds_them_and_how_deep_they_go() -> None:
+async def test_a_run_limits_its_agents_and_their_depth() -> None:
     run = Budget("run", BudgetLimits(calls=2, depth=2))
     child = run.add_agent_budget(BudgetLimits())
     grandchild = child.add_agent_budget(BudgetLimits(calls=9))
@@ -188,7 +188,9 @@ slots += tools.map(ask_llm, [f'another {n}' for n in range(60)])
         assert more["calls"] == attempts + 2
 
 
-async def test_time_cuts_off_what_is_under_way(tmp_path: Path, model: fake_llm.ModelServer) -> None:
+async def test_the_end_of_the_time_interrupts_requests(
+    tmp_path: Path, model: fake_llm.ModelServer
+) -> None:
     async with connect_server(settings(tmp_path, model, run={"wall_s": 1.0})) as server:
         await server.evaluate("ask_llm('ready?')")
         model.set_script({"match": "slow", "latency_s": 30, "times": 9})
@@ -246,7 +248,7 @@ asked"""
         assert await server.evaluate(f"NAME = 'c'{loop}", "other") == 8
 
 
-async def test_usage_can_be_asked_for_right_after_an_error(
+async def test_usage_is_available_right_after_an_error(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     async with connect_server(settings(tmp_path, model, retries=2)) as server:
@@ -260,7 +262,7 @@ llm_usage()['run']['calls']"""
         assert await server.evaluate(code) == 3  # each time that it is put before a model counts
 
 
-async def test_the_same_question_by_many_at_once_is_asked_once(
+async def test_concurrent_equal_requests_are_sent_once(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     async with connect_server(settings(tmp_path, model)) as server:

@@ -54,7 +54,7 @@ async def test_the_model_of_the_client_answers_and_the_run_goes_on(
     )  # asked once in a session
 
 
-async def test_a_whole_batch_is_put_at_once_and_wrong_answers_alone_again(
+async def test_a_batch_is_sent_at_once_and_only_wrong_answers_are_requested_again(
     server: ServerConnection,
 ) -> None:
     asked = await server.run(
@@ -123,14 +123,14 @@ async def test_a_cancelled_run_asks_nobody_any_more(server: ServerConnection) ->
     ("given", "said"),
     [(7, "7"), ({"a": [1]}, '{"a": [1]}'), (None, "null"), ("", ""), (True, "true")],
 )
-async def test_whatever_json_answers_a_question_is_its_text(
+async def test_any_json_answer_becomes_text(
     server: ServerConnection, given: object, said: str
 ) -> None:
     asked = await server.run("ask_llm('Which?')")
     assert (await attach(server, asked.run, answers={"*": given})).value == said
 
 
-async def test_a_question_that_is_too_long_to_be_put_is_an_error_and_not_half_a_question(
+async def test_a_request_that_is_too_long_for_the_client_is_an_error(
     server: ServerConnection,
 ) -> None:
     told = await server.run("ask_llm('Which?', 'x' * 100_000)")
@@ -161,7 +161,7 @@ async def test_a_question_that_nobody_answers_expires(tmp_path: Path) -> None:
         assert told.value == "llm_unavailable"
 
 
-async def test_waiting_costs_none_of_the_run_s_time(server: ServerConnection) -> None:
+async def test_waiting_does_not_use_the_time_of_the_run(server: ServerConnection) -> None:
     asked = await server.run("import time\ntime.sleep(0.3)\nask_llm('Well?')", timeout_s=2)
     again = await attach(server, asked.run, wait_s=3)
     assert again.status == "waiting"

@@ -120,7 +120,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("kind", MADE)
-async def test_an_answer_becomes_the_type_that_it_follows(
+async def test_an_answer_is_converted_to_its_type(
     server: ServerConnection, model: fake_llm.ModelServer, kind: str
 ) -> None:
     said, made = MADE[kind]
@@ -138,7 +138,7 @@ slots = ask_llm_batch(['one', 'two'], schema=Even)
     assert await server.evaluate(KINDS + code) == [2, "AssertionError('odd')"]
 
 
-async def test_what_a_model_has_answered_is_data_of_the_next_question(
+async def test_an_answer_can_be_the_data_of_the_next_request(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script({"reply": '[{"kind": "cat", "name": "Tom"}]'})
@@ -161,7 +161,7 @@ async def test_a_batch_takes_no_single_text_or_dict_apart(
     assert model.read_counts() == {}
 
 
-async def test_a_class_that_needs_more_than_its_fields_is_refused_before_anybody_is_asked(
+async def test_a_class_that_needs_more_than_its_fields_is_refused_before_a_request(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script()
@@ -180,7 +180,7 @@ async def test_fields_that_are_required_are_told_and_asked_for(
     assert await server.evaluate(f"{KINDS}\nask_llm('Who?', schema=Told)") == {"who": "me"}
 
 
-async def test_keys_that_json_does_not_have_are_refused_before_anybody_is_asked(
+async def test_keys_that_are_not_strings_are_refused_before_a_request(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script()
@@ -189,7 +189,7 @@ async def test_keys_that_json_does_not_have_are_refused_before_anybody_is_asked(
     assert model.read_counts() == {}
 
 
-async def test_an_answer_that_breaks_the_schema_is_asked_for_once_more_and_then_an_error(
+async def test_an_answer_that_violates_the_schema_twice_is_an_error(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -218,7 +218,7 @@ slots = ask_llm_batch(['first', 'second', 'third'])
     assert await server.evaluate("ask_llm_batch([])") == []
 
 
-async def test_what_passes_is_asked_again_and_the_same_question_once(
+async def test_transient_failures_are_retried_and_answers_are_cached(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
@@ -241,7 +241,7 @@ async def test_a_run_is_replayed_without_asking_again(
     assert model.read_counts()["calls"] == 1
 
 
-async def test_errors_say_what_is_wrong_and_hold_no_key(
+async def test_errors_say_what_is_wrong_and_contain_no_key(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     wrong = "wrong-key-that-nobody-may-see"
@@ -257,7 +257,7 @@ async def test_errors_say_what_is_wrong_and_hold_no_key(
         assert not file.is_file() or wrong.encode() not in file.read_bytes()
 
 
-async def test_without_a_model_the_ways_to_have_one_are_told(tmp_path: Path) -> None:
+async def test_without_a_model_the_error_names_the_remedy(tmp_path: Path) -> None:
     async with connect_server(write_settings(tmp_path, sandbox=SMALL)) as server:
         failed = await server.run("ask_llm('x')")
         assert "LlmError: No model is configured." in failed.text
@@ -267,7 +267,7 @@ async def test_without_a_model_the_ways_to_have_one_are_told(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "schema", ["{'type': 'nothing'}", "{'pattern': '(a+)+$'}", "{'$ref': 'http://127.0.0.1:9/x'}"]
 )
-async def test_a_schema_that_is_none_or_harmful_is_refused(
+async def test_an_invalid_or_harmful_schema_is_refused(
     server: ServerConnection, schema: str
 ) -> None:
     failed = await server.run(f"ask_llm('x', schema={schema}, model='json')")
@@ -313,7 +313,7 @@ except BudgetExceeded as error:
         ('{"value": "a"}', "{'$ref': '#/$defs/word', '$defs': {'word': {'type': 'string'}}}", "a"),
     ],
 )
-async def test_an_answer_counts_whatever_is_said_around_it(
+async def test_json_is_found_among_other_words(
     server: ServerConnection, model: fake_llm.ModelServer, said: str, schema: str, value: Any
 ) -> None:
     model.set_script({"reply": said})
@@ -321,7 +321,7 @@ async def test_an_answer_counts_whatever_is_said_around_it(
     assert model.read_counts()["calls"] == 1
 
 
-async def test_words_are_no_answer_where_none_are_wanted(
+async def test_plain_text_is_no_answer_for_a_schema_without_text(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(

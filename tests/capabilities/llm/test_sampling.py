@@ -58,9 +58,7 @@ async def nobody(_: Any, asked: ElicitRequestParams) -> ElicitResult:
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_an_answer_that_is_cut_off_is_none_and_the_question_stays(
-    tmp_path: Path, mode: str
-) -> None:
+async def test_a_truncated_answer_does_not_answer_the_question(tmp_path: Path, mode: str) -> None:
     path = write_settings(tmp_path, sandbox=SMALL, llm={"broker": "sampling"})
     async with connect_server(path, mode=mode, sampling_callback=cut) as server:
         told = await server.run("ask_llm('is it?')")
@@ -85,7 +83,7 @@ async def test_a_client_that_offers_sampling_has_its_model_answer(
         assert told.value == "AND YOU?"
 
 
-async def test_the_caller_is_asked_through_the_newest_protocol_only(tmp_path: Path) -> None:
+async def test_the_client_model_is_asked_through_the_newest_protocol_only(tmp_path: Path) -> None:
     model = Model()
     path = write_settings(tmp_path, sandbox=SMALL, llm={"broker": "caller"})
     async with connect_server(path, sampling_callback=model.answer) as server:
@@ -98,9 +96,7 @@ async def test_the_caller_is_asked_through_the_newest_protocol_only(tmp_path: Pa
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_what_the_client_does_not_answer_waits_as_without_it(
-    tmp_path: Path, mode: str
-) -> None:
+async def test_a_request_that_the_client_does_not_answer_waits(tmp_path: Path, mode: str) -> None:
     model = Model(refuses=lambda text: text in ("b", "c"))
     path = write_settings(tmp_path, sandbox=SMALL, llm={"broker": "sampling"})
     async with connect_server(path, mode=mode, sampling_callback=model.answer) as server:

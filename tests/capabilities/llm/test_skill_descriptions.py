@@ -84,7 +84,7 @@ def unlike(number: int) -> str:
     return CODE.replace("* 3", f"* {number} + [{number}]")
 
 
-async def test_a_model_names_and_documents_what_has_passed_the_gate(
+async def test_a_model_names_and_documents_a_skill_that_passed_the_gate(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script({"match": "Name and describe", "reply": SAID})
@@ -184,7 +184,7 @@ async def test_a_name_that_is_taken_gets_a_number_and_a_given_one_stays(
     assert (told["name"], told["summary"]) == ("my_own", "Add an item and repeat it.")
 
 
-async def test_what_its_author_has_said_stays(
+async def test_the_author_s_own_words_stay(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script({"match": "Name and describe", "reply": SAID, "times": 9})
@@ -219,7 +219,7 @@ async def test_drafts_are_not_described(
 @pytest.mark.parametrize(
     "fault", ["500", "malformed", "never-json", "budget", "key", "none", "caller"]
 )
-async def test_without_an_answer_the_codes_own_words_stand_and_that_is_told(
+async def test_without_an_answer_the_generated_description_stays(
     tmp_path: Path, model: fake_llm.ModelServer, fault: str
 ) -> None:
     faults: dict[str, dict[str, Any]] = {
@@ -247,7 +247,7 @@ async def test_without_an_answer_the_codes_own_words_stand_and_that_is_told(
         assert told["note"] in text
 
 
-async def test_what_is_kept_by_itself_is_described_when_it_is_put_in_use(
+async def test_an_automatic_draft_is_described_when_it_becomes_active(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     model.set_script({"match": "Name and describe", "reply": SAID})

@@ -89,7 +89,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_a_run_that_asked_a_model_is_a_skill_proved_with_the_recorded_answers(
+async def test_a_run_with_model_requests_becomes_a_skill_proved_with_recorded_answers(
     server: ServerConnection, model: fake_llm.ModelServer, name: str
 ) -> None:
     code, parameter = CASES[name]
@@ -133,7 +133,7 @@ async def test_a_question_that_no_parameter_reaches_says_so(server: ServerConnec
     assert told["reasons"] == ["Parameter `city` never reaches a call or the result."]
 
 
-async def test_code_that_asks_models_is_kept_with_the_imports_that_it_lacks(
+async def test_a_skill_with_model_requests_gets_its_missing_imports(
     server: ServerConnection,
 ) -> None:
     code = '"""Sort."""\n\ndef kind_of(text: str) -> str:\n    """Say what it is."""\n    return ask_llm("Kind?", text)\n'
