@@ -26,7 +26,7 @@ LOG_LINE = "2026-11-26 12:00:00 INFO request served in {} ms by worker {}\n"
 NEEDLE = "needle"
 MAX_EXTRA_MB = 64.0
 MAX_AVAILABLE_S = 1.0
-COMPARE_ROUNDS = 3  # of what is compared
+COMPARE_ROUNDS = 3  # measurements of `.grep` and of each alternative
 PASSES = {
     "grep, literal": "len(CONTEXT.grep('needle'))",
     "grep, pattern": "len(CONTEXT.grep(r'nee+dle \\d+'))",

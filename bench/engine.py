@@ -15,9 +15,9 @@ from docker.utils import kwargs_from_env
 
 API_VERSION = "1.41"
 OWNER_LABEL = "mcpruntime.owner"
-SETTLE_TIMEOUT_S = 30.0  # for the pool to refill on a machine that is busy
+SETTLE_TIMEOUT_S = 30.0  # a busy machine refills the pool within this time
 POLL_INTERVAL_S = 0.02
-REMOVAL_TIMEOUT_S = 5.0  # a stopped server's containers are gone by then
+REMOVAL_TIMEOUT_S = 5.0  # a stopped server removes its containers within this time
 BARE_PYTHON = ("python3", "-s", "-u", "-c", "import sys; print('.'); sys.stdin.read()")
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class ServerContainers:
         return [each["Id"] for each in await self._run_in_thread(self._list_containers)]
 
     async def wait_until_settled(self, count: int) -> list[str]:
-        """Wait until `count` containers, of sessions and of a full pool, have started and are idle."""
+        """Wait until exactly `count` containers exist and all are idle; return their ids."""
         with anyio.fail_after(SETTLE_TIMEOUT_S):
             quiet = 0
             while quiet < 2:
@@ -57,7 +57,10 @@ class ServerContainers:
     async def clone_configuration(
         self, model: str, argv: Sequence[str] = BARE_PYTHON
     ) -> RawContainer:
-        """Return a container of the image and with the restrictions of `model`, not yet created, that runs `argv`."""
+        """Return a raw container that runs `argv`, with the image and the limits of `model`.
+
+        `RawContainer.measure_start` creates it.
+        """
         return RawContainer(
             await self._run_in_thread(read_configuration, model, argv), self._client
         )
@@ -110,23 +113,20 @@ class RawContainer:
         return took
 
     def remove(self) -> None:
-        """Remove it."""
+        """Remove the container."""
         self._stream.close()
         remove_container(self._client, self.id)
 
 
 def read_configuration(client: APIClient, model: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Return the body of a "create container" request.
-
-    That of the container `model`, with another program.
-    """
+    """Return a "create container" request that copies the container `model` but runs `argv`."""
     found = client.inspect_container(model)
     config: dict[str, Any] = {**found["Config"], "HostConfig": found["HostConfig"], "Labels": {}}
     return {**config, "Entrypoint": list(argv[:1]), "Cmd": list(argv[1:]), "NetworkDisabled": True}
 
 
 def read_statistics(client: APIClient, container: str) -> dict[str, Any]:
-    """Return the engine's figures of `container` for this moment."""
+    """Return the engine's current statistics of `container`."""
     found: dict[str, Any] = client.stats(container, stream=False, one_shot=True)
     return found
 
@@ -138,14 +138,14 @@ def is_idle(client: APIClient, container: str) -> bool:
             row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"] or ()
         ]
     except APIError:
-        return False  # it has just been removed
+        return False  # the container has just been removed
     return len(states) >= 3 and all(state.startswith("S") for state in states)
 
 
 def read_memory_mib(client: APIClient, container: str) -> float:
-    """Return the MiB that `container` uses without the cache of files.
+    """Return the memory of `container` in MiB, without the page cache.
 
-    Cgroup v1 and v2 name it differently.
+    Cgroup v1 and v2 use different names for the page cache.
     """
     found = read_statistics(client, container)["memory_stats"]
     detail = found["stats"]

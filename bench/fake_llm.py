@@ -1,13 +1,20 @@
-"""A deterministic model.
+"""A deterministic model: an OpenAI-compatible server that answers by rule or by script.
 
-An OpenAI-compatible server that answers by rule or by script, with faults on demand.
+The name of the model is its rule (`fake_rules`). Entries of the script have priority over rules. An
+entry applies to a request if its pattern `match` occurs in the model's name or the last message. It
+applies `times` times (default 1). After `latency_s` it answers with `reply`, `tool_calls` or a
+`fault`:
 
-The name of the model is its rule (`fake_rules`). A script comes first: each entry answers what its
-`match` finds in the model's name and the last message, as often as `times` says (once), after
-`latency_s`, with `reply`, `tool_calls` or a `fault`: a status such as 429 (with `retry_after`),
-`timeout` (nothing is said until the client leaves), `malformed`, `empty`, `cut` (an answer or a
-stream that ends in its middle), `slow` (`drops` spaces, no answer), `huge` (`bytes` of it),
-`redirect` (`to`). Tokens are characters/4, rounded up, unless an entry has a `usage` of its own.
+- a status such as 429, with `retry_after`;
+- `timeout`: no answer until the client disconnects;
+- `malformed`: a body that is not JSON;
+- `empty`: an answer without choices;
+- `cut`: an answer or a stream that ends in the middle;
+- `slow`: `drops` spaces and no answer;
+- `huge`: an answer of `bytes` bytes;
+- `redirect`: a redirect to the address `to`.
+
+The number of tokens is characters/4, rounded up, unless an entry has its own `usage`.
 """
 
 from __future__ import annotations
@@ -42,10 +49,10 @@ from fake_rules import (
 )
 
 API_KEY = "test-key-0123456789"
-TRUNCATED_BODY = '{"id": "x", "choices": [{"mess'  # a body that ends in its middle
-STREAM_PIECE_CHARS = 16  # characters that a stream sends at once
+TRUNCATED_BODY = '{"id": "x", "choices": [{"mess'  # a body that ends in the middle
+STREAM_PIECE_CHARS = 16  # characters in one piece of a stream
 BODY_CHUNK_BYTES = 65_536
-WATCH_CLIENT_FROM_S = 1.0  # from which latency on it is noticed that a client has gone
+WATCH_CLIENT_FROM_S = 1.0  # shorter waits do not notice that a client disconnects
 NEVER_S = 86_400.0
 
 
@@ -60,7 +67,7 @@ class ScriptedModel:
     in_flight: int = 0
 
     def find_entry(self, model: str, text: str) -> dict[str, Any] | None:
-        """Return the first entry of the script that answers this, once less."""
+        """Return the first entry that applies to a request, and use it up once."""
         for entry in self.script:
             if entry.get("times", 1) > 0 and re.search(
                 entry.get("match", ""), f"{model}\n{text}", re.DOTALL
@@ -86,7 +93,7 @@ class ScriptedModel:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: the message, why it ends, and how many tokens it took."""
+    """An answer: the message, the reason for its end, and the tokens used."""
 
     message: dict[str, Any]
     finish_reason: str
@@ -101,7 +108,7 @@ def error_response(status: int, code: str, message: str, **headers: str) -> JSON
 
 
 def build_app(model: ScriptedModel) -> Starlette:
-    """Return the server."""
+    """Return the web application that serves `model`."""
 
     async def complete(request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {model.api_key}":
@@ -153,9 +160,8 @@ def build_app(model: ScriptedModel) -> Starlette:
             return StreamingResponse(pieces, media_type="text/event-stream")
         choice = {"index": 0, "message": said.message, "finish_reason": said.finish_reason}
         body = {**head, "object": "chat.completion", "choices": [choice], "usage": said.usage}
-        return Response(
-            json.dumps(body), media_type="application/json"
-        )  # in ASCII: half a character is told, too
+        # ASCII also represents half of a surrogate pair, which UTF-8 cannot encode.
+        return Response(json.dumps(body), media_type="application/json")
 
     async def script(request: Request) -> Response:
         model.script = await request.json()
@@ -189,21 +195,25 @@ def build_app(model: ScriptedModel) -> Starlette:
 
 
 def message_texts(body: Mapping[str, Any]) -> list[str]:
-    """Return what each message says; raises `LookupError` and the like where there is none."""
+    """Return the text of each message.
+
+    Raises:
+        LookupError, TypeError, AttributeError, ValueError: The request is not a valid chat.
+    """
     if not isinstance(body["model"], str) or not body["messages"]:
         raise ValueError("a model is a name, and there is at least one message")
     return [content_text(message.get("content")) for message in body["messages"]]
 
 
 def content_text(content: Any) -> str:
-    """Return the text of a message, which may come in parts."""
+    """Return the text of a message, whose content may be a list of parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content)
     return str(content or "")
 
 
 def build_reply(body: Mapping[str, Any], texts: Sequence[str], entry: Mapping[str, Any]) -> Reply:
-    """Return what the model says, by script or by rule; raises `UnknownModel`."""
+    """Return the answer of the script or the rule; raises `UnknownModel`."""
     calls, limit = (
         entry.get("tool_calls"),
         body.get("max_tokens") or body.get("max_completion_tokens"),
@@ -247,7 +257,7 @@ async def wait_while_connected(seconds: float, request: Request) -> bool:
 
 
 async def drip_spaces(entry: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    """Yield a space now and then, and no answer."""
+    """Yield spaces slowly, and no answer."""
     for _ in range(int(entry["drops"])):
         yield b" "
         await anyio.sleep(entry.get("every_s", 0.2))
@@ -255,10 +265,16 @@ async def drip_spaces(entry: Mapping[str, Any]) -> AsyncIterator[bytes]:
 
 async def stream_large_body(size: int) -> AsyncIterator[bytes]:
     """Yield an answer of that many bytes."""
-    yield b'{"id": "x", "model": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "'
+    yield (
+        b'{"id": "x", "model": "x", "choices": '
+        b'[{"index": 0, "message": {"role": "assistant", "content": "'
+    )
     for _ in range(size // BODY_CHUNK_BYTES):
         yield b"a" * BODY_CHUNK_BYTES
-    yield b'"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
+    yield (
+        b'"}, "finish_reason": "stop"}], '
+        b'"usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
+    )
 
 
 async def stream_reply(
@@ -266,7 +282,7 @@ async def stream_reply(
 ) -> AsyncIterator[str]:
     """Yield an answer in pieces, as server-sent events.
 
-    One that is cut ends after the first half, without an end.
+    A truncated answer stops after half of its pieces, without the final events.
     """
     text = reply.message.get("content") or ""
     pieces: list[dict[str, Any]] = [
@@ -298,7 +314,7 @@ async def stream_reply(
 
 
 def format_event(chunk: Mapping[str, Any]) -> str:
-    """Return one piece as a server-sent event."""
+    """Return a chunk as a server-sent event."""
     return f"data: {json.dumps({**chunk, 'object': 'chat.completion.chunk'})}\n\n"
 
 
@@ -335,7 +351,7 @@ def fault_response(fault: str, entry: Mapping[str, Any]) -> Response:
 
 @dataclass(frozen=True)
 class ModelServer:
-    """A model server in a process of its own."""
+    """A model server that runs in its own process."""
 
     url: str
 
@@ -353,7 +369,7 @@ class ModelServer:
 
 @contextmanager
 def start_model_server(*options: str) -> Iterator[ModelServer]:
-    """Run the server in a process of its own."""
+    """Run the server in its own process."""
     command = [sys.executable, __file__, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -364,7 +380,7 @@ def start_model_server(*options: str) -> Iterator[ModelServer]:
 
 
 def main() -> None:
-    """Serve until terminated; the first line of output has the address."""
+    """Serve until terminated; print the address as the first line of output."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -376,8 +392,8 @@ def main() -> None:
     model = ScriptedModel(
         options.key, options.latency_ms / 1e3, json.load(options.script) if options.script else []
     )
-    # With its protocol named, asyncio sends at once; else half of an answer waits 40 ms for the
-    # client's word.
+    # asyncio sets TCP_NODELAY only if the socket names its protocol. Without it, the second part of
+    # an answer waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", options.port))

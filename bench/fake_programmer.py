@@ -1,9 +1,9 @@
 """The rule `reader`, called as an agent: it writes programs, based on the conversation alone.
 
-If it has not seen how CONTEXT begins, it first prints that. For rows of messages it lets the model
-label a few at a time and counts in code. In prose it searches for sentences that may matter, and lets
-the model read only those. For anything else it asks about the whole text at once. After a failure it
-writes the program again, with smaller pieces.
+If the conversation does not show the beginning of CONTEXT, the first program prints it. For rows of
+messages, the program asks the model to label a few rows at a time and counts in code. In prose, it
+searches for relevant sentences and sends only those to the model. For anything else it asks about
+the whole text at once. After a failure it uses smaller pieces.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fake_reader import MESSAGE_ROW, ParsedQuestion, parse_question
 
 AGENT_MARK = "[mcpruntime agent,"  # in the system prompt of `agent/system.txt`
-PIECE_CHARS = 4_000  # characters that it has read at once
+PIECE_CHARS = 4_000  # characters that one model call reads
 LINES_CODE = "CONTEXT.splitlines() if isinstance(CONTEXT, str) else CONTEXT"
 LOOK_ANSWER = """\
 I look at how the material begins.
@@ -33,29 +33,36 @@ for line in {lines}:
         pieces.append([])
     if line.strip():
         pieces[-1].append(line)
-prompt = f"Say for each line what it is about: one of {{', '.join(TOPICS)}}. One topic for each line, in their order."
+prompt = f"Say for each line what it is about: one of {{', '.join(TOPICS)}}.\
+ One topic for each line, in their order."
 rows, unread = [], []
 for first in range(0, len(pieces), 256):
     some = pieces[first : first + 256]
-    for piece, slot in zip(some, ask_llm_batch(prompt, ["\\n".join(piece) for piece in some], schema=list[str])):
+    for piece, slot in zip(some,\
+ ask_llm_batch(prompt, ["\\n".join(piece) for piece in some], schema=list[str])):
         if slot.ok and len(slot.value) == len(piece):
-            rows += [(line[:7], line.split(" | ")[1], topic) for line, topic in zip(piece, slot.value)]
+            rows += [(line[:7], line.split(" | ")[1], topic)\
+ for line, topic in zip(piece, slot.value)]
         else:
             unread.append(slot.error or len(piece))
 if unread:
-    raise RuntimeError(f"{{len(unread)}} of {{len(pieces)}} pieces were not read well: {{unread[0]}}")
+    raise RuntimeError(f"{{len(unread)}} of {{len(pieces)}} pieces were not read well:\
+ {{unread[0]}}")
 {conclude}
 ```"""
 SUBMIT_CODE = {
     "count": "SUBMIT(sum(topic == {0!r} for _, _, topic in rows))",
     "compare": (
-        "counts = Counter(topic for _, _, topic in rows)\nSUBMIT({0!r} if counts[{0!r}] > counts[{1!r}] else {1!r})"
+        "counts = Counter(topic for _, _, topic in rows)\n"
+        "SUBMIT({0!r} if counts[{0!r}] > counts[{1!r}] else {1!r})"
     ),
     "month": (
-        "months = Counter(month for month, _, topic in rows if topic == {0!r})\nSUBMIT(months.most_common(1)[0][0])"
+        "months = Counter(month for month, _, topic in rows if topic == {0!r})\n"
+        "SUBMIT(months.most_common(1)[0][0])"
     ),
     "pairs": (
-        "users = [{{user for _, user, topic in rows if topic == wanted}} for wanted in ({0!r}, {1!r})]\n"
+        "users = [{{user for _, user, topic in rows if topic == wanted}} "
+        "for wanted in ({0!r}, {1!r})]\n"
         "SUBMIT(sorted(users[0] & users[1]))"
     ),
 }
@@ -92,7 +99,7 @@ SUBMIT(ask_llm({question!r}, str(CONTEXT)))
 def write_program(messages: Sequence[str]) -> str:
     """Return the next program of a conversation.
 
-    System prompt, task, and then answers and what came of them.
+    The messages are the system prompt, the task, and then programs and their results in turns.
     """
     task, _, told = messages[1].removeprefix("Task:\n").partition("\n\nCONTEXT: ")
     results = [text for text in messages[2:] if text.startswith("Step ")]
@@ -103,7 +110,7 @@ def write_program(messages: Sequence[str]) -> str:
 
 
 def choose_program(task: str, preview: str, piece_chars: int) -> str:
-    """Return the program that solves a task on material that looks so."""
+    """Return a program that solves a task; `preview` is the beginning of the material."""
     asked = parse_question(task)
     if asked is not None and MESSAGE_ROW.search(preview):
         return count_rows_program(task, asked, piece_chars)
@@ -119,7 +126,7 @@ def choose_program(task: str, preview: str, piece_chars: int) -> str:
 
 
 def count_rows_program(task: str, question: ParsedQuestion, piece_chars: int) -> str:
-    """Return the program that has rows labelled, and counts."""
+    """Return a program that asks the model to label rows, and counts the labels."""
     listed = re.search(r"one of these topics: ([\w, ]+)\.", task)
     topics = listed[1].split(", ") if listed else list(question.topics)
     return ROWS_ANSWER.format(

@@ -1,14 +1,13 @@
 """The rule `reader` of the deterministic model: it reads short texts well and long ones badly.
 
-The reader understands plain questions by a lexicon and can do five things with a text: say what each
-line is about, count, compare, find a month or users, and find the number that opens a vault. When it
-is asked for notes on a part of a text, it writes tallies, which it can read again. It knows nothing
-else, and in particular not who generated the text.
+The reader understands plain questions with a lexicon. It can name the topic of each line, count,
+compare, find a month or users, and find the number that opens a vault. When a prompt asks for
+notes on a part of a text, it writes tallies, which it can read again. It shares no code with the
+generator of the texts (`long_tasks`).
 
 Its limit is attention: in a text of N characters it misjudges the share
-`SLIP_SHARE * (N / ATTENTION_CHARS) ** 3` of the lines and overlooks as many facts. Which ones depends
-on the line and on the length of the text: the same question has the same answer, and the same line
-in a text of another length may have another.
+`SLIP_SHARE * (N / ATTENTION_CHARS) ** 3` of the lines and misses the same share of the facts. A
+slip depends only on the line and on the length of the text, so the same request has the same answer.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from hashlib import blake2b
 from typing import Any
 from zlib import crc32
 
-ATTENTION_CHARS, SLIP_SHARE, MAX_SLIP_SHARE = (
-    16_384,
-    0.3,
-    0.5,
-)  # characters, and the share that is misjudged in so many; never more than the last
+# In a text of `ATTENTION_CHARS` characters, the reader misjudges the share `SLIP_SHARE`.
+ATTENTION_CHARS, SLIP_SHARE, MAX_SLIP_SHARE = 16_384, 0.3, 0.5
 TOPIC_CUES = {
     "billing": r"euros left|euros more|owe me|charged|statement shows|discount|\bfee\b|invoice",
     "delivery": r"parcel|courier|tracking|warehouse|to the address|\bvan\b|was to be here|driver",
     "defect": r"stopped working|crack|smells|noise|hinge|switch on|battery|leaks",
     "login": r"password|six digits|locked out|user name|reset|sign in|profile|let me in",
     "praise": r"that good|deserves|loves|hoped for|wonderful|at once|worth every|envies",
-    "cancellation": r"subscription|longer want|take back|renew|the club|changed my mind|nothing more|may have the",
+    "cancellation": (
+        r"subscription|longer want|take back|renew|the club|changed my mind|nothing more"
+        r"|may have the"
+    ),
 }
 TOPICS = tuple(TOPIC_CUES)
 TOPIC_CUE = re.compile(
     "|".join(f"(?P<{topic}>{cues})" for topic, cues in TOPIC_CUES.items()), re.IGNORECASE
 )
 SETTLED_PHRASES = re.compile(
-    r"was fine|were fine|were right|as agreed|on the day you said|on time|is fine|as it should be|no longer a worry"
-    r"|no trouble|used to",
+    r"was fine|were fine|were right|as agreed|on the day you said|on time|is fine|as it should be"
+    r"|no longer a worry|no trouble|used to",
     re.IGNORECASE,
 )
 CLAUSE_END = re.compile(r"[.?!]\s|, but ")
@@ -50,21 +49,21 @@ MARKED_DATA = re.compile(r"\n\n<data [0-9a-f]+>\n(.*?)(?:\n</data [0-9a-f]+>|\Z)
 SENTENCE = re.compile(r"[^.\n]+\.")
 VAULT_PHRASES = re.compile(r"\bopen\b|yields|inside the vault|combination|unlocks")
 NOTE_LINE = re.compile(r"^(\w+): (.+)$", re.MULTILINE)
-WHOLE_TEXT = "all"  # what is counted where neither months nor users matter
+WHOLE_TEXT = "all"  # the key of a tally that does not distinguish months or users
 
-Tally = dict[str, Counter[str]]  # by topic, of months, users or the whole
+Tally = dict[str, Counter[str]]  # topic -> month, user or `WHOLE_TEXT` -> rows
 
 
 @dataclass(frozen=True)
 class ParsedQuestion:
-    """A question as it is understood: about what, and what is counted for it."""
+    """A question that the reader understands: its kind and its topics."""
 
     kind: str
     topics: tuple[str, ...]
 
 
 def read_text(text: str, schema: Mapping[str, Any] | None) -> str:
-    """Return what the reader says to a text: a question, and then what it is about."""
+    """Return the answer to a prompt: a question followed by material."""
     question, data = split_material(text)
     found = answer_question(question, data)
     if schema is None:
@@ -73,7 +72,10 @@ def read_text(text: str, schema: Mapping[str, Any] | None) -> str:
 
 
 def split_material(text: str) -> tuple[str, str]:
-    """Return question and material; without marks, the material follows the first blank line."""
+    """Split a prompt into question and material.
+
+    Without data marks, the material follows the first blank line.
+    """
     if marked := MARKED_DATA.search(text):
         return text[: marked.start()], marked[1]
     question, _, data = text.partition("\n\n")
@@ -81,7 +83,7 @@ def split_material(text: str) -> tuple[str, str]:
 
 
 def answer_question(question: str, data: str) -> Any:
-    """Return what the reader makes of a question about `data`."""
+    """Return the reader's answer to a question about `data`."""
     if re.search(r"\beach line\b.*\bone of\b", question, re.DOTALL):
         return [judge_topic(line, len(data)) for line in data.splitlines() if line.strip()]
     if re.search(r"\bvaults?\b", question):
@@ -101,9 +103,9 @@ def answer_question(question: str, data: str) -> Any:
 
 
 def judge_topic(line: str, seen: int) -> str:
-    """Return the topic of a line, or a wrong one where attention slips.
+    """Return the topic of a line, or a wrong topic if the reader slips.
 
-    A line without a cue counts as the first topic.
+    A line without cues has the first topic.
     """
     text = line.rsplit(" | ", maxsplit=1)[-1]
     open_clauses = [
@@ -121,7 +123,7 @@ def judge_topic(line: str, seen: int) -> str:
 
 
 def is_misjudged(line: str, seen: int) -> bool:
-    """Say whether a line is misjudged among so many characters."""
+    """Return whether the reader misjudges a line of a text of `seen` characters."""
     digest = blake2b(f"{seen} {line}".encode("utf-8", "replace"), digest_size=4).digest()
     return int.from_bytes(digest, "big") / 2**32 < min(
         MAX_SLIP_SHARE, SLIP_SHARE * (seen / ATTENTION_CHARS) ** 3
@@ -129,7 +131,7 @@ def is_misjudged(line: str, seen: int) -> bool:
 
 
 def parse_question(question: str) -> ParsedQuestion | None:
-    """Return the question about rows in the last sentence that asks; None if it is unknown."""
+    """Parse the last sentence with a question mark; return None if it has no known form."""
     asks = re.findall(r"[A-Z][^.?\n]*\?", question)
     last = asks[-1] if asks else ""
     topics = tuple(topic for topic in re.findall(r"[a-z]+", last) if topic in TOPIC_CUES)
@@ -145,7 +147,7 @@ def parse_question(question: str) -> ParsedQuestion | None:
 
 
 def count_rows(question: ParsedQuestion, data: str) -> Tally:
-    """Return what the rows say that are whole."""
+    """Return the tally of all complete rows."""
     tally: Tally = {topic: Counter() for topic in question.topics}
     for row in MESSAGE_ROW.finditer(data):
         topic = judge_topic(row[0], len(data))
@@ -155,12 +157,12 @@ def count_rows(question: ParsedQuestion, data: str) -> Tally:
 
 
 def format_counts(counts: Counter[str]) -> str:
-    """Return one line of notes."""
+    """Return the counts of one topic as a line of notes."""
     return ", ".join(f"{name} {number}" for name, number in sorted(counts.items())) or "none"
 
 
 def parse_notes(notes: str) -> Tally:
-    """Return what notes say, added up."""
+    """Return the sum of the tallies in notes."""
     tally: Tally = {}
     for topic, counts in NOTE_LINE.findall(notes):
         found = tally.setdefault(topic, Counter())
@@ -170,7 +172,7 @@ def parse_notes(notes: str) -> Tally:
 
 
 def conclude_answer(question: ParsedQuestion, tally: Tally) -> Any:
-    """Return the answer that a tally gives."""
+    """Return the answer to a question from a tally."""
     counts = [tally.get(topic, Counter()) for topic in question.topics]
     conclude: dict[str, Callable[[], Any]] = {
         "count": lambda: sum(counts[0].values()),
@@ -187,7 +189,7 @@ def conclude_answer(question: ParsedQuestion, tally: Tally) -> Any:
 
 
 def find_facts(question: str, data: str) -> dict[str, str]:
-    """Return the numbers that open vaults, by place, for places that are asked about."""
+    """Return the numbers that open the vaults in the question, by place."""
     places = set(re.findall(r"[A-Z][a-z]+", question.rpartition("vault")[2]))
     found: dict[str, str] = {}
     for sentence in vault_sentences(data):
@@ -201,7 +203,7 @@ def find_facts(question: str, data: str) -> dict[str, str]:
 
 
 def vault_sentences(data: str) -> Iterator[str]:
-    """Yield the sentences that tell what opens a vault; notes have them in short."""
+    """Yield the sentences about numbers that open vaults, also from the short form of notes."""
     for sentence in SENTENCE.findall(data):
         if "vault" in sentence and VAULT_PHRASES.search(sentence):
             yield sentence
@@ -210,10 +212,10 @@ def vault_sentences(data: str) -> Iterator[str]:
 
 
 def format_facts(facts: Mapping[str, str]) -> str:
-    """Return facts as an answer has them."""
+    """Return facts as the text of an answer."""
     return "\n".join(f"{place}: {code}" for place, code in facts.items()) or "not found"
 
 
 def label_lines(lines: Sequence[str]) -> list[str]:
-    """Return what lines are about, each read alone: the reader at its best."""
+    """Return the topics of lines that the reader reads one by one, which is most accurate."""
     return [judge_topic(line, len(line)) for line in lines]

@@ -1,9 +1,13 @@
 """The answers of the deterministic model: the name of a model is its rule.
 
-`echo`, `sum` (of the integers that it sees), `count:WORD`, `json` (the smallest value of the
-schema), `never-json`, `tool` (calls the first tool with the smallest arguments, then says what that
-has answered), `reader` (`fake_reader`; asked as an agent, it programs: `fake_programmer`), and
-`forgetful:N:RULE`, which sees of each message only the first and the last N/2 characters.
+- `echo`: the last message;
+- `sum`: the sum of the integers in the last message;
+- `count:WORD`: how often the word occurs in it;
+- `json`: the smallest value of the schema;
+- `never-json`: a text that is not JSON;
+- `tool`: a call of the first tool with the smallest arguments, then the result of the call;
+- `reader`: an answer from a text (`fake_reader`), or for an agent a program (`fake_programmer`);
+- `forgetful:N:RULE`: the rule, applied to the first and the last N/2 characters of each message.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ class UnknownModel(ValueError):
 
 
 def answer_by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
-    """Return what the model says to a conversation; raises `UnknownModel`."""
+    """Return the model's answer in a conversation; raises `UnknownModel`."""
     rule, _, rest = model.rpartition("/")[2].partition(":")
     if rule == "forgetful":
         window, _, other = rest.partition(":")
@@ -42,23 +46,23 @@ def answer_by_rule(model: str, texts: Sequence[str], schema: Schema) -> str:
 
 
 def truncate_to_window(text: str, window: int) -> str:
-    """Return the beginning and the end of a text that is longer than the window."""
+    """Return a text without its middle if it is longer than the window."""
     half = window // 2
     return text if len(text) <= window else text[:half] + text[len(text) - half :]
 
 
 def add_integers(texts: Sequence[str], rest: str, schema: Schema) -> str:
-    """Add up the integers."""
+    """Return the sum of the integers in the last message."""
     return str(sum(map(int, re.findall(r"-?\d+", texts[-1]))))
 
 
 def count_word(texts: Sequence[str], rest: str, schema: Schema) -> str:
-    """Count a word."""
+    """Return how often the word `rest` occurs in the last message."""
     return str(len(re.findall(rf"\b{re.escape(rest)}\b", texts[-1])))
 
 
 def read_or_program(texts: Sequence[str], rest: str, schema: Schema) -> str:
-    """Read a text, or write a program for an agent."""
+    """Answer from a text, or write a program if an agent asks."""
     return write_program(texts) if AGENT_MARK in texts[0] else read_text(texts[-1], schema)
 
 
@@ -74,9 +78,9 @@ RULES: Mapping[str, Callable[[Sequence[str], str, Schema], str]] = {
 
 
 def tool_calls_by_rule(model: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the tool calls with which the model answers.
+    """Return the tool calls of the answer.
 
-    One, where its rule is `tool` and none was answered yet.
+    Only the rule `tool` makes a call, unless the last message is the result of one.
     """
     tools = body.get("tools") or []
     if (
@@ -97,7 +101,7 @@ def tool_calls_by_rule(model: str, body: Mapping[str, Any]) -> list[dict[str, An
 
 
 def extract_schema(text: str) -> Any:
-    """Return the JSON object at the end of a text; None if there is none."""
+    """Return the JSON object at the end of a text, or None."""
     try:
         return json.loads(text[text.index("\n{") :])
     except ValueError:
@@ -105,7 +109,7 @@ def extract_schema(text: str) -> Any:
 
 
 def smallest_value(schema: Mapping[str, Any]) -> Any:
-    """Return the smallest value that follows a schema."""
+    """Return the smallest value that is valid for a schema."""
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
@@ -131,5 +135,5 @@ def smallest_value(schema: Mapping[str, Any]) -> Any:
 
 
 def count_tokens(text: str) -> int:
-    """Return how many tokens a text counts as."""
+    """Return the number of tokens of a text: characters/4, rounded up."""
     return math.ceil(len(text) / 4)

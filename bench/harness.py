@@ -1,4 +1,4 @@
-"""Rows of the table: samples of two things, taken in turns, so that noise affects both.
+"""Rows of the table: two things are measured in turns, so that noise affects both.
 
 The benchmark is an MCP client of the server; `engine` looks at its containers from outside.
 """
@@ -24,15 +24,15 @@ from engine import ServerContainers
 BARE_COMMAND = (sys.executable, str(Path(__file__).with_name("bare_server.py")))
 SERVER_COMMAND = str(Path(sys.executable).with_name("mcpruntime-server"))
 
-TakeSample = Callable[[], Awaitable[float]]  # does the thing once and returns what it measured
+TakeSample = Callable[[], Awaitable[float]]  # performs one operation and returns the measured value
 FigureKind = Literal["ratio", "difference", "value"]
 
 
 @dataclass
 class BenchmarkRow:
-    """One line of the table.
+    """One line of the table: the samples of both sides, in `unit`.
 
-    P50 of both sides in `unit`, and a bound on their ratio, their difference or on ours.
+    The bound limits the ratio or the difference of their medians, or our median (`kind`).
     """
 
     name: str
@@ -55,7 +55,7 @@ class BenchmarkRow:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the figure is within its bound; None where there is no bound."""
+        """Whether the figure is within its bound; None without a bound."""
         return None if self.bound is None else self.figure <= self.bound
 
     def as_json(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class BenchmarkRow:
 
 
 def summarize_samples(samples: Sequence[float]) -> dict[str, float] | None:
-    """Return p50, p90, least and number of `samples`."""
+    """Return median, 90th percentile, minimum and number of `samples`."""
     if not samples:
         return None
     ordered = sorted(samples)
@@ -91,7 +91,7 @@ def summarize_samples(samples: Sequence[float]) -> dict[str, float] | None:
 async def sample_in_turns(
     row: BenchmarkRow, ours: TakeSample, baseline: TakeSample, samples: int, warm_up: int = 1
 ) -> BenchmarkRow:
-    """Fill `row` with `samples` of each side, which take turns in going first."""
+    """Add `samples` samples of each side to `row`; the sides take turns in being first."""
     for n in range(-warm_up, samples):
         first, second = (ours, baseline) if n % 2 else (baseline, ours)
         values = {first: await first(), second: await second()}
@@ -138,9 +138,9 @@ class TestServer:
 
 
 def write_settings(folder: Path, sections: Mapping[str, Any] | None = None, **sandbox: Any) -> Path:
-    """Write a settings file with the bare server as the upstream `bare`, and `more` sections.
+    """Write a settings file and return its path.
 
-    Return its path.
+    The bare server is the upstream `bare`. `sections` replace or extend the other tables.
     """
     command, *args = BARE_COMMAND
     file = folder / "server.toml"
@@ -155,7 +155,10 @@ def write_settings(folder: Path, sections: Mapping[str, Any] | None = None, **sa
 
 
 def server_parameters(command: str, *args: str) -> StdioServerParameters:
-    """Return how to start a server, in this environment, which names the engine."""
+    """Return parameters that start a server with the variables of this process.
+
+    The server needs them to find the Docker engine.
+    """
     return StdioServerParameters(command=command, args=list(args), env=dict(os.environ))
 
 
@@ -163,11 +166,9 @@ def server_parameters(command: str, *args: str) -> StdioServerParameters:
 async def start_server(
     folder: Path | None = None, sections: Mapping[str, Any] | None = None, **sandbox: Any
 ) -> AsyncIterator[TestServer]:
-    """Run our server over stdio with these `[sandbox]` settings and `more` sections.
+    """Run our server over stdio with these `[sandbox]` settings and other `sections`.
 
-    What it leaves behind is removed.
-
-    Its data is in `folder`, which then stays.
+    Its data is in `folder`, or in a temporary folder. At the end, leftover containers are removed.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as temporary:
         folder = folder or Path(temporary)

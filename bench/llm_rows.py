@@ -1,6 +1,4 @@
-"""The row about model requests.
-
-Many at once from code, compared with the ideal and a direct client.
+"""The rows about model requests: a batch from code, compared with the ideal and a direct client.
 
 The model is `fake_llm`, which answers slowly but uses little processor time. A direct client with
 the same requests shows how much of the ideal the model, HTTP and the machine leave.
@@ -23,7 +21,7 @@ REQUESTS = 1_000
 CONCURRENCY = 32
 LATENCY_MS = 50
 IDEAL_MS = REQUESTS * LATENCY_MS / CONCURRENCY
-WAIT_S = 110.0  # for a machine that is busy with something else
+WAIT_S = 110.0  # enough for a busy machine
 BATCH_CODE = """\
 import time
 prompts = [f"{name} {{number}}" for number in range({questions})]
@@ -36,7 +34,7 @@ took
 
 
 async def many_model_requests(bench: BenchContext) -> list[BenchmarkRow]:
-    """Many questions from one run, which the budget lets ask so many at once."""
+    """A batch of requests from one run, with `CONCURRENCY` requests at once."""
     title = f"{REQUESTS:,} questions of {LATENCY_MS} ms, {CONCURRENCY} at once"
     ideal = BenchmarkRow(
         "questions", title, f"the ideal: {REQUESTS} / {CONCURRENCY} x {LATENCY_MS} ms", "ratio", 1.3
@@ -71,7 +69,7 @@ async def many_model_requests(bench: BenchContext) -> list[BenchmarkRow]:
 
 
 async def measure_batch(server: TestServer) -> float:
-    """Return the milliseconds of a batch, as the code sees them."""
+    """Return the milliseconds of a batch, measured by the code in the sandbox."""
     return float(
         (
             await server.run_code(
@@ -82,7 +80,7 @@ async def measure_batch(server: TestServer) -> float:
 
 
 async def measure_direct_client(model: fake_llm.ModelServer) -> float:
-    """Return the milliseconds that a direct client takes."""
+    """Return the milliseconds that a direct client takes for the same requests."""
     bodies = iter([request_body(number) for number in range(REQUESTS)])
     headers = {"authorization": f"Bearer {fake_llm.API_KEY}", "content-type": "application/json"}
     url = f"{model.url}/chat/completions"
@@ -96,14 +94,14 @@ async def measure_direct_client(model: fake_llm.ModelServer) -> float:
 
 
 def request_body(number: int) -> bytes:
-    """Return a question as it is sent."""
+    """Return the body of a request."""
     return json.dumps(
         {"model": "echo", "messages": [{"role": "user", "content": f"question {number}"}]}
     ).encode()
 
 
 async def send_requests(client: aiohttp.ClientSession, url: str, bodies: Iterator[bytes]) -> None:
-    """Send one request after another until there are no more."""
+    """Send one request after another until `bodies` is empty."""
     for body in bodies:
         async with client.post(url, data=body) as response:
             response.raise_for_status()
