@@ -432,7 +432,7 @@ async def test_agents_are_shown_as_a_tree_of_sessions(
     assert "[tip, 1 agent]" in told(path, "replay", "list", "mine")
     shown = told(path, "replay", "show", "mine", "1")
     tree = shown.partition("  agents\n")[2].partition("  value")[0]
-    assert [re.sub(" +", " ", line).split("ok")[0].strip() for line in tree.splitlines()] == [
+    assert [re.sub(" +", " ", line).split(" ok")[0].strip() for line in tree.splitlines()] == [
         *("└─ " + re.findall(r"s_\S+", tree)[0], "step 1"),
         *("├─ " + re.findall(r"s_\S+", tree)[1], "│ step 1", "│ step 2"),
         *("└─ " + re.findall(r"s_\S+", tree)[2], "step 1", "step 2"),
