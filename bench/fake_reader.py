@@ -7,7 +7,7 @@ generator of the texts (`long_tasks`).
 
 Its limit is attention: in a text of N characters it misjudges the share
 `SLIP_SHARE * (N / ATTENTION_CHARS) ** 3` of the lines and misses the same share of the facts. A
-slip depends only on the line and on the length of the text, so the same request has the same answer.
+slip depends only on the line and on the length of the text: the same request has the same answer.
 """
 
 from __future__ import annotations

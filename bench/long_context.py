@@ -1,8 +1,8 @@
 """Compares ways to answer questions about long texts with a model that has a small window.
 
 Run `python bench/long_context.py --help`, or `make bench-llm`. The tasks are those of `long_tasks`;
-the model is `forgetful:N:reader` (`fake_reader`). The server calls it over HTTP, and the benchmark is
-an MCP client of the server. Three strategies are compared:
+the model is `forgetful:N:reader` (`fake_reader`). The server calls it over HTTP, and the benchmark
+is an MCP client of the server. It compares three strategies:
 
 - one call: the question and the whole text in one prompt;
 - chunks: a note on each piece that fits into the window, and one call over all notes; the model
@@ -10,10 +10,11 @@ an MCP client of the server. Three strategies are compared:
 - recursion: the same model drives the reference agent (`fake_programmer`), whose programs ask it
   about small pieces of CONTEXT.
 
-The benchmark shows what the runtime achieves with such a model in scores, calls, tokens, seconds and
-memory, and that it works with 16 million characters. It does not show how good a real model is: the
-reader is a lexicon with a window whose errors grow with the text, and the programmer knows how the
-tasks are solved. Tokens are characters/4, and the prices are assumptions (`--usd-in`, `--usd-out`).
+The benchmark shows what the runtime achieves with such a model in scores, calls, tokens, seconds
+and memory, and that it works with 16 million characters. It does not show how good a real model is:
+the reader is a lexicon with a window whose errors grow with the text, and the programmer knows how
+to solve these tasks. Tokens are characters/4, and the prices are assumptions (`--usd-in`,
+`--usd-out`).
 """
 
 from __future__ import annotations
@@ -46,14 +47,12 @@ from mcpruntime_server.config import load_config
 from mcpruntime_server.errors import McpRuntimeError
 
 DEFAULT_SIZES, QUICK_SIZES = (13, 15, 18, 20, 22, 24), (13, 15, 18)  # powers of 2
-TEXTS_PER_TASK, SMALL_SIZE = (
-    3,
-    18,
-)  # of texts up to this size there are so many for each task, of larger ones one
-WINDOW_CHARS = 16_384  # characters that the model sees of a message
+# Up to 2^SMALL_SIZE characters, each task has `TEXTS_PER_TASK` texts; above that, it has one.
+TEXTS_PER_TASK, SMALL_SIZE = 3, 18
+WINDOW_CHARS = 16_384  # the part of a message that the model sees
 MIN_SIZE, MAX_SIZE = 11, 24
-QUESTION_CHARS = 1_000  # of it for the question
-BATCH_PIECES = 256  # pieces of one batch
+QUESTION_CHARS = 1_000  # the part of the window for the question
+BATCH_PIECES = 256  # pieces in one batch
 SANDBOX_FOLDER = "/texts"
 RUN_TIMEOUT_S = 3_600.0
 DEFAULT_RESULTS = Path(__file__).parent / "results" / "long_context.json"
@@ -81,11 +80,13 @@ notes = []
 for first in range(0, len(parts), {at_once}):
     some = parts[first : first + {at_once}]
     numbers = range(first + 1, first + 1 + len(some))
-    for slot in ask_llm_batch([note.format(number, len(parts), question) for number in numbers], some):
+    for slot in ask_llm_batch(\
+[note.format(number, len(parts), question) for number in numbers], some):
         if not slot.ok:
             raise slot.error
         notes.append(slot.value)
-ask_llm(f"These are notes on all parts of a longer text. Answer from them: {{question}}", "\\n".join(notes))
+ask_llm(f"These are notes on all parts of a longer text. Answer from them: {{question}}",\
+ "\\n".join(notes))
 """
 
 session_numbers = count(1)
@@ -93,7 +94,7 @@ session_numbers = count(1)
 
 @dataclass(frozen=True)
 class BenchmarkSetup:
-    """The parts of the benchmark: clients, model server, and the folder of the texts."""
+    """The parts of the benchmark: clients, model server, and the folder with the texts."""
 
     client: Client
     agent: ReferenceAgent
@@ -108,7 +109,7 @@ class BenchmarkSetup:
         return f"forgetful:{self.window_chars}:reader"
 
     def new_session(self) -> str:
-        """Return a session that has not been: within one, the same question is asked only once."""
+        """Return a new session name; within a session, the cache answers repeated questions."""
         return f"way {next(session_numbers)}"
 
 
@@ -130,7 +131,7 @@ class ResultLine:
 
     @property
     def table_row(self) -> str:
-        """The line as it is printed."""
+        """The line as printed text."""
         figures = (
             f"{self.calls:,}",
             f"{self.tokens_in:,}",
@@ -146,7 +147,7 @@ class ResultLine:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """An answer, and the most memory that the sandbox had while it was looked for."""
+    """An answer, and the peak memory of the sandbox during the task."""
 
     answer: Any
     peak_mb: float
@@ -156,12 +157,12 @@ Strategy = Callable[[BenchmarkSetup, Task, str], Awaitable[TaskResult]]
 
 
 async def answer_in_one_call(stage: BenchmarkSetup, task: Task, path: str) -> TaskResult:
-    """Paste everything."""
+    """Send the whole text in one prompt."""
     return await run_to_answer(stage, ONE_CALL_CODE.format(question=task.question, path=path))
 
 
 async def answer_by_chunks(stage: BenchmarkSetup, task: Task, path: str) -> TaskResult:
-    """Map and reduce without the model's thinking about it."""
+    """Take a note on each chunk, then answer from all notes."""
     size = stage.window_chars - QUESTION_CHARS
     return await run_to_answer(
         stage,
@@ -170,7 +171,7 @@ async def answer_by_chunks(stage: BenchmarkSetup, task: Task, path: str) -> Task
 
 
 async def answer_by_agent(stage: BenchmarkSetup, task: Task, path: str) -> TaskResult:
-    """Let the model program."""
+    """Let the reference agent write and run programs."""
     done, peak = TaskResult("", 0.0), 0.0
     async for event in stage.agent.stream(
         task.question, LocalFiles((stage.texts_folder / "text",))
@@ -183,7 +184,7 @@ async def answer_by_agent(stage: BenchmarkSetup, task: Task, path: str) -> TaskR
 
 
 async def run_to_answer(stage: BenchmarkSetup, code: str) -> TaskResult:
-    """Run a program in a session of its own, to its end; raises `RuntimeError` if it fails."""
+    """Run a program to its end in a new session; raises `RuntimeError` if it fails."""
     result = await run_to_end(stage.client, code, stage.new_session())
     if result["status"] != "ok":
         raise RuntimeError((result.get("error") or {}).get("message") or str(result)[:300])
@@ -191,9 +192,10 @@ async def run_to_answer(stage: BenchmarkSetup, code: str) -> TaskResult:
 
 
 async def run_to_end(client: Client, code: str, session: str) -> dict[str, Any]:
-    """Run code to its end, however long that takes, and return its result.
+    """Run code to its end without a time limit, and return the result.
 
-    Raises `RuntimeError` if the tool fails.
+    Raises:
+        RuntimeError: The tool call failed.
     """
     arguments: dict[str, Any] = {"code": code, "session": session}
     while True:
@@ -214,7 +216,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 async def run_benchmark(options: argparse.Namespace) -> list[ResultLine]:
-    """Return the table; each line is printed when it is done."""
+    """Return the lines of the table; print each as soon as it is measured."""
     print(TABLE_LAYOUT.format(*TABLE_HEADER))
     lines: list[ResultLine] = []
     with (
@@ -249,9 +251,8 @@ async def run_benchmark(options: argparse.Namespace) -> list[ResultLine]:
                 texts,
                 str(texts) if is_local else SANDBOX_FOLDER,
             )
-            await run_to_answer(
-                stage, "ask_llm('Are you there?')"
-            )  # what it takes to start is nobody's time
+            # The first request also starts the model process; no strategy pays for that.
+            await run_to_answer(stage, "ask_llm('Are you there?')")
             for size in options.sizes:
                 for kind in options.tasks:
                     for line in await compare_strategies(stage, kind, size, options):
@@ -274,7 +275,7 @@ async def compare_strategies(
 
 
 def average_lines(lines: Sequence[ResultLine]) -> ResultLine:
-    """Return lines as one: means, the most memory, and the first failure."""
+    """Return one line with the means, the highest peak memory and the first failure."""
     return replace(
         lines[0],
         score=mean(line.score for line in lines),
@@ -289,7 +290,7 @@ def average_lines(lines: Sequence[ResultLine]) -> ResultLine:
 
 
 def server_sections(model: fake_llm.ModelServer, window: int) -> dict[str, Any]:
-    """Return settings for long work: with limits that it does not reach."""
+    """Return settings whose limits the benchmark does not reach."""
     llm = {
         "model": f"forgetful:{window}:reader",
         "api_base": model.url,
@@ -309,7 +310,7 @@ def server_sections(model: fake_llm.ModelServer, window: int) -> dict[str, Any]:
 async def measure_task(
     stage: BenchmarkSetup, task: Task, name: str, usd_in: float, usd_out: float
 ) -> ResultLine:
-    """Do a task in one way, and return its line; what cannot be done has no score."""
+    """Do a task with one strategy and return its line; a failure has the score 0."""
     stage.model.set_script()
     began, failed, done = time.perf_counter(), "", TaskResult("", 0.0)
     try:
@@ -350,14 +351,17 @@ def summarize_scores(
 
 
 def parse_size(text: str) -> int:
-    """Return a size from the command line, as a power of 2."""
+    """Return the exponent of a size from the command line."""
     if not text.isdecimal() or not MIN_SIZE <= int(text) <= MAX_SIZE:
         raise argparse.ArgumentTypeError(f"{text!r} is no power of 2 from {MIN_SIZE} to {MAX_SIZE}")
     return int(text)
 
 
 def parse_window(text: str) -> int:
-    """Return a window from the command line, which has room for a question and for something to read."""
+    """Return a window size from the command line.
+
+    The window must hold a question and as many characters of text.
+    """
     if not text.isdecimal() or int(text) < 2 * QUESTION_CHARS:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no number of characters from {2 * QUESTION_CHARS:,} on"
@@ -406,12 +410,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Print the table; return 1 if something could not be done at all."""
+    """Print the table; return 1 if a task failed."""
     options = build_parser().parse_args()
     options.sizes = options.sizes or (QUICK_SIZES if options.quick else DEFAULT_SIZES)
     lines = anyio.run(run_benchmark, options)
     print(
-        f"\ncost at an assumed {options.usd_in:g} USD in and {options.usd_out:g} USD out a million tokens; scores are"
+        f"\ncost at an assumed {options.usd_in:g} USD in and {options.usd_out:g} USD out "
+        "a million tokens; scores are"
     )
     print("the relative error of counts, taken from 1, and F1 of everything else\n")
     print("\n".join(summarize_scores(lines, options.sizes, options.strategies)))

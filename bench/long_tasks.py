@@ -41,12 +41,12 @@ TOPICS = tuple(TOPIC_SENTENCES)
 FIRST_DAY = date(2024, 1, 1)
 MONTH_NAMES = [f"2024-{month:02}" for month in range(1, 13)]
 DAYS = 366
-CHARS_PER_USER, MAX_USERS = 1_200, 1_000  # of one user, on average, until there are so many
-TOPICS_PER_USER = 3  # topics that one user writes about
-MIN_TEXT_CHARS = 2_048  # characters of a text
-CLEAR_RATIO = 1.1  # by so much one count is above the other, where they are compared
-PLANTED_FACTS = 5  # facts where there are several
-DECOY_FACTS = 3  # facts about places that nobody asks about
+CHARS_PER_USER, MAX_USERS = 1_200, 1_000  # average characters per user; the most users
+TOPICS_PER_USER = 3  # each user writes about so many topics
+MIN_TEXT_CHARS = 2_048
+CLEAR_RATIO = 1.1  # the least ratio of two counts that a question compares
+PLANTED_FACTS = 5  # facts in a task of the kind `needles`
+DECOY_FACTS = 3  # facts about places that are not in the question
 ROWS_INSTRUCTIONS = (
     "Each line is a message: date, user, text. Each is about one of these topics: "
     + ", ".join(TOPICS)
@@ -56,7 +56,7 @@ ROWS_INSTRUCTIONS = (
 
 @dataclass(frozen=True)
 class MessageRow:
-    """A message, and what it is about."""
+    """A message and its topic."""
 
     day: date
     user: str
@@ -65,12 +65,12 @@ class MessageRow:
 
     @property
     def month(self) -> str:
-        """The month as answers have it."""
+        """The month in the format of answers."""
         return f"{self.day:%Y-%m}"
 
     @property
     def line(self) -> str:
-        """The message as it stands in the text."""
+        """The message as a line of the text."""
         return f"{self.day} | {self.user} | {self.text}"
 
 
@@ -78,7 +78,7 @@ class MessageRow:
 class Task:
     """A question about a text.
 
-    `truth` has the words of the right answer, or the one number of a count.
+    `truth` contains the words of the right answer, or the number for a count.
     """
 
     kind: TaskKind
@@ -128,7 +128,7 @@ def make_task(kind: TaskKind, size: int, seed: int = 0) -> Task:
 
 @cache
 def make_rows(size: int, seed: int = 0) -> tuple[MessageRow, ...]:
-    """Return messages in the order of their days."""
+    """Return messages, ordered by day."""
     chance = Random(f"rows {size} {seed}")
     users = [
         f"u{number:04}"
@@ -156,7 +156,10 @@ def make_rows(size: int, seed: int = 0) -> tuple[MessageRow, ...]:
 
 
 def write_message(random: Random, topic: str) -> str:
-    """Return a text about a topic, perhaps with something that is settled, and with what people write around it."""
+    """Return a text about a topic.
+
+    It may also have an aside about a settled matter, an opening and a closing.
+    """
     said = fill_template(random, random.choice(TOPIC_SENTENCES[topic]))
     if random.random() < 0.6:
         other = random.choice([each for each in TOPICS if each != topic])
@@ -174,7 +177,7 @@ def write_message(random: Random, topic: str) -> str:
 
 
 def fill_template(random: Random, template: str) -> str:
-    """Return a sentence with its gaps filled."""
+    """Return a template with random words in its placeholders."""
     return template.format(
         thing=random.choice(THINGS),
         time=random.choice(TIMES),
@@ -186,22 +189,22 @@ def fill_template(random: Random, template: str) -> str:
 
 
 def capitalize_first(text: str) -> str:
-    """Return a sentence as it begins."""
+    """Return a text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
-QuestionAndTruth = tuple[str, tuple[str, ...]]  # a question, and its truth
+QuestionAndTruth = tuple[str, tuple[str, ...]]  # a question and its truth
 
 
 def ask_count(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
-    """Ask how many there are of a topic."""
+    """Ask for the number of messages about a topic."""
     counts = Counter(row.topic for row in rows)
     topic = random.choice(sorted(counts))
     return f"How many messages are about {topic}?", (str(counts[topic]),)
 
 
 def ask_compare(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
-    """Ask which of two topics there is more of; as near to each other as is clear."""
+    """Ask which of two topics has more messages; their counts are close but clearly different."""
     counts = Counter(row.topic for row in rows)
     pairs = sorted(permutations(counts, 2), key=lambda pair: counts[pair[0]] / counts[pair[1]])
     more, less = next(
@@ -212,7 +215,7 @@ def ask_compare(rows: Collection[MessageRow], random: Random) -> QuestionAndTrut
 
 
 def ask_month(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
-    """Ask for the month with most of a topic, where that is as clear as it can be."""
+    """Ask for the month with most messages about a topic that has a clear maximum."""
     counts = Counter((row.topic, row.month) for row in rows)
     best: dict[str, tuple[float, str]] = {}
     for topic in TOPICS:
@@ -228,7 +231,7 @@ def ask_month(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
 
 
 def ask_pairs(rows: Collection[MessageRow], random: Random) -> QuestionAndTruth:
-    """Ask who has written about two topics; there is somebody."""
+    """Ask for the users who wrote about both of two topics; there is at least one."""
     users = {topic: {row.user for row in rows if row.topic == topic} for topic in TOPICS}
     pairs = [pair for pair in permutations(TOPICS, 2) if users[pair[0]] & users[pair[1]]]
     one, other = random.choice(pairs)
@@ -248,7 +251,7 @@ QUESTION_MAKERS = {
 
 
 def make_haystack(kind: TaskKind, size: int, seed: int = 0) -> Task:
-    """Return a task whose facts stand at places of chance in prose."""
+    """Return a task whose facts are at random positions in prose."""
     chance = Random(f"{kind} {size} {seed}")
     asked = PLANTED_FACTS if kind == "needles" else 1
     places = chance.sample(PLACES, asked + DECOY_FACTS)
@@ -268,13 +271,14 @@ def make_haystack(kind: TaskKind, size: int, seed: int = 0) -> Task:
     question = (
         f"Which number opens the vault in {wanted[0]}?"
         if asked == 1
-        else f"Which numbers open the vaults in {', '.join(wanted[:-1])} and {wanted[-1]}? Name each with its number."
+        else f"Which numbers open the vaults in {', '.join(wanted[:-1])} and {wanted[-1]}? "
+        "Name each with its number."
     )
     return Task(kind, question, text, tuple(codes[:asked]))
 
 
 def write_prose(random: Random, size: int) -> Iterator[str]:
-    """Yield sentences, each with a character between them, until there is no more room."""
+    """Yield sentences that fit into `size` characters with a separator after each."""
     while True:
         place, other = random.sample(PLACES, 2)
         sentence = random.choice(PROSE_SENTENCES).format(

@@ -1,6 +1,7 @@
-"""The words that `long_tasks` makes its texts of. What reads them (`fake_reader`) has a lexicon of its own.
+"""The words in texts that `long_tasks` generates; the reader (`fake_reader`) has its own lexicon.
 
-Rule: no sentence about a topic has the topic's name in it, nor a word that all sentences about it share.
+Rule: a sentence about a topic does not contain the topic's name, and no word occurs in all
+sentences about a topic.
 """
 
 from __future__ import annotations

@@ -31,11 +31,11 @@ MeasureRow = Callable[[BenchContext], Awaitable[BenchmarkRow | list[BenchmarkRow
 ALL_ROWS: Sequence[MeasureRow] = (*SERVER_ROWS, *TIME_ROWS, *SKILL_ROWS, *LLM_ROWS)
 DEFAULT_RESULTS = Path(__file__).parent / "results" / "perf.json"
 TABLE_LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"
-ROW_TIMEOUT_S = 120.0  # no row takes so long; one that does has hung
+ROW_TIMEOUT_S = 120.0  # a row that takes longer hangs
 
 
 def main() -> int:
-    """Measure what was asked for; return 0 unless a row could not be measured."""
+    """Measure the selected rows; return 1 if a row failed and 2 if no row matches."""
     options = build_parser().parse_args()
     wanted = [
         row
@@ -52,7 +52,8 @@ def main() -> int:
     rows, failures = anyio.run(measure_rows, wanted, options.quick)
     took = time.monotonic() - started
     print(
-        f"\n{len(rows)} rows in {took:.0f} s, on {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
+        f"\n{len(rows)} rows in {took:.0f} s, on {os.cpu_count()} processors, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(
@@ -86,9 +87,9 @@ def row_names() -> Iterable[str]:
 async def measure_rows(
     wanted: Sequence[MeasureRow], quick: bool
 ) -> tuple[list[BenchmarkRow], dict[str, str]]:
-    """Return the rows that could be measured, and why others could not.
+    """Return the measured rows, and an error message for each failed one.
 
-    Each is printed when it is done.
+    Each row is printed as soon as it is measured.
     """
     rows: list[BenchmarkRow] = []
     failures: dict[str, str] = {}
@@ -103,7 +104,7 @@ async def measure_rows(
             try:
                 with anyio.fail_after(ROW_TIMEOUT_S):
                     measured = await measure_row(bench)
-            except Exception as exc:  # noqa: BLE001 - whatever went wrong, the other rows are measured
+            except Exception as exc:  # noqa: BLE001 - the other rows are measured after any failure
                 failures[measure_row.__name__] = repr(exc)
                 print(f"{measure_row.__name__}: could not be measured: {exc!r}", file=sys.stderr)
                 continue
@@ -147,7 +148,7 @@ def format_amount(value: float, unit: str) -> str:
 def build_report(
     rows: Sequence[BenchmarkRow], failures: dict[str, str], took_s: float, quick: bool
 ) -> dict[str, Any]:
-    """Return all rows as JSON data, with the facts about machine and versions."""
+    """Return all rows as JSON data, with facts about the machine and versions."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,

@@ -1,10 +1,10 @@
-"""How well skills and tools are found, by the server's indexes and by a plain BM25 for comparison.
+"""Measures how well the server's indexes find skills and tools, compared with a plain BM25.
 
 Recall@3 is the share of queries whose skill is among the first three, MRR the mean of 1/rank (0
 beyond the tenth). The queries for skills are of three kinds: requests by a person who saw only the
 list of skills (`retrieval_requests`), queries whose words are not in the descriptions, and plain
 ones (both in `retrieval_tasks`). The tools are those of the real MCP servers that the tests use.
-The plain BM25 has names and descriptions, and only whole words. Run it with `make bench-skills`.
+The plain BM25 matches whole words of names and descriptions. Run it with `make bench-skills`.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ TOOL_SERVERS: Mapping[str, tuple[str, ...]] = {  # command and arguments, below 
     "memory": ("node/node_modules/.bin/mcp-server-memory",),
     "everything": ("node/node_modules/.bin/mcp-server-everything",),
 }
-FOUND_COUNT = 3  # `list_skills` shows so many
+FOUND_COUNT = 3  # the number of results of `list_skills`
 RANKED_COUNT = 10
-PLAIN_COUNT = 14  # queries at the end of `QUERIES` that are put plainly
+PLAIN_COUNT = 14  # plain queries, at the end of `QUERIES`
 
 Search = Callable[[str], Sequence[str]]
-Queries = Sequence[tuple[str, str]]  # each with the name of the right skill
+Queries = Sequence[tuple[str, str]]  # queries with the name of the right skill or tool
 
 
 def library_search() -> Search:
-    """Return the search of the library over the skills of the set, none of which has been used."""
+    """Return the search of the skill library over `SKILLS`, without usage data."""
     index = SkillIndex()
     index.replace_all(map(to_skill, SKILLS))
     return lambda query: index.search(query, RANKED_COUNT)
 
 
 def to_skill(entry: Entry) -> Skill:
-    """Return an entry as the store would have it."""
+    """Return an entry as a skill of the store."""
     source = f"def run{entry.signature}:\n    return 0\n"
     return Skill(
         name=entry.name,
@@ -89,7 +89,7 @@ async def list_tools() -> list[ToolRow]:
 
 
 def plain_search(descriptions: Mapping[str, str]) -> Search:
-    """Return BM25 (k1 1.2, b 0.75) over names and their descriptions."""
+    """Return a BM25 search (k1 1.2, b 0.75) over names and descriptions."""
     documents = [split_words(f"{name} {text}") for name, text in descriptions.items()]
     holders = Counter(word for document in documents for word in set(document))
     mean = sum(map(len, documents)) / len(documents)
@@ -118,7 +118,7 @@ def plain_search(descriptions: Mapping[str, str]) -> Search:
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text, as the plain BM25 takes them."""
+    """Return the words of a text in lower case."""
     return re.findall(r"[^\W_]+", text.lower())
 
 
@@ -139,7 +139,7 @@ def format_figures(kind: str, search: Search, queries: Queries) -> str:
 
 
 def main() -> None:
-    """Print the tables, and with `-v` the requests whose skill or tool was not found."""
+    """Print the tables; with `-v`, also print the queries without the right result."""
     plain = plain_search({entry.name: entry.summary for entry in SKILLS})
     library = library_search()
     kinds: dict[str, Queries] = {
@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def print_misses(search: Search, queries: Queries) -> None:
-    """Print the queries whose skill or tool is not among the first found."""
+    """Print the queries whose skill or tool is not among the first `FOUND_COUNT` results."""
     for query, name in queries:
         found = list(search(query))[:FOUND_COUNT]
         if name not in found:

@@ -70,7 +70,7 @@ SKILL_REQUESTS: tuple[tuple[str, str], ...] = (
     ("how many open issues does each person have", "open_tickets_by_owner"),
 )
 
-TOOL_REQUESTS: tuple[tuple[str, str], ...] = (  # with the name of the right tool, "server.tool"
+TOOL_REQUESTS: tuple[tuple[str, str], ...] = (  # request and right tool, "server.tool"
     ("what's changed in my repo right now", "git.git_status"),
     ("what am I about to commit, show staged changes", "git.git_diff_staged"),
     ("compare my branch with main", "git.git_diff"),

@@ -1,8 +1,8 @@
-"""Skills as a library has them, and queries that need one of them.
+"""A library of skills, and queries that each need one of them.
 
 Rule 1: data only. The search sees `SKILLS`; the benchmark compares with the names in `QUERIES`.
 Rule 2: most queries avoid the words of the descriptions on purpose. Each has one right skill, among
-others that nearly fit. The last ones are put plainly.
+similar ones. The last queries use plain words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Entry:
 
 BODIES = {task.name: "\n".join(task.steps) for task in TASKS}
 
-# Skills of the proof set: signature and summary; their code is what was recorded.
+# Skills of the proof set: signature and summary; their code is the recorded code.
 RECORDED = {
     "revenue_by_category": (
         '(region: str = "EMEA", year: str = "2025") -> dict',
@@ -186,7 +186,7 @@ RECORDED = {
     ),
 }
 
-# Everyday skills beside them, many of them easy to take for one of the others.
+# Everyday skills, many of which resemble another skill.
 OTHERS = (
     Entry(
         "orders_by_region",

@@ -32,7 +32,7 @@ FAN_OUT = 64
 NAP_MS = 50
 CALLS_PER_RUN = 50  # calls from one run
 MAX_LINE_BYTES = 1 << 20
-EXIT_TIMEOUT_S = 15.0  # a server whose stdin has ended removes its containers and is gone
+EXIT_TIMEOUT_S = 15.0  # the server removes its containers after its stdin ends
 INITIALIZE_LINE = (
     b"%s\n"
     % json.dumps(
@@ -49,22 +49,19 @@ INITIALIZE_LINE = (
     ).encode()
 )
 
-unique_numbers = count(1)  # every call has an argument of its own: nobody may answer from a cache
+unique_numbers = count(1)  # a new argument for each call, so that no cache can answer
 
 
 @dataclass(frozen=True)
 class BenchContext:
-    """What all rows share.
-
-    A server of ours with a warm pool, a bare one, and how much is measured.
-    """
+    """What all rows share: our server with a warm pool, a bare server, and the sample mode."""
 
     server: TestServer
     bare_client: Client
     quick: bool
 
     def samples(self, full: int, quick: int) -> int:
-        """Return how many samples to take."""
+        """Return the number of samples to take."""
         return quick if self.quick else full
 
 
@@ -91,7 +88,7 @@ async def inside_call(bench: BenchContext) -> BenchmarkRow:
 
 
 async def inside_write(bench: BenchContext) -> BenchmarkRow:
-    """The same for a tool that may write: the call waits until it is on the disk."""
+    """The same for a tool that may write: the journal syncs the call to disk first."""
     row = BenchmarkRow(
         "inside-write",
         "the same to a tool that may write",
@@ -184,7 +181,7 @@ async def pool_hit(bench: BenchContext) -> BenchmarkRow:
 
 
 async def cold_session(bench: BenchContext) -> BenchmarkRow:
-    """The first run of a session that has to wait for a new container, against the engine alone."""
+    """The first run of a session that waits for a new container, compared with the engine alone."""
     row = BenchmarkRow(
         "cold",
         "cold session: first run, no pool",
@@ -209,7 +206,7 @@ async def cold_session(bench: BenchContext) -> BenchmarkRow:
 
 
 async def start_up(bench: BenchContext) -> BenchmarkRow:
-    """From starting the process, with default settings, until `initialize` is answered."""
+    """The time from process start, with default settings, to the answer to `initialize`."""
     row = BenchmarkRow(
         "start-up", "start-up until initialize is answered", "bare SDK server", "ratio", 1.3
     )
@@ -270,7 +267,7 @@ async def big_output(bench: BenchContext) -> BenchmarkRow:
 
 
 async def first_line(bench: BenchContext) -> BenchmarkRow:
-    """From printing a line inside until the client receives it, while the code still runs."""
+    """The time from a `print` in the sandbox until the client receives it, during the run."""
     row = BenchmarkRow("first-line", "printed line to progress at the client", "", "value", 50.0)
     heard: list[float] = []
 

@@ -1,10 +1,10 @@
-"""What a skill saves the second time: the same question with other values, with and without it.
+"""Measures what a skill saves when the same question comes again with other values.
 
-Without it, a model writes the code of the session again (its steps that succeeded, with the new
-values) and reads the answers. With it, the model calls `list_skills` with the words of the task,
-reads the answer, and writes one call. Both run on the same server, in turns. Counted are the cl100k
-tokens that are written and read, and the time of all requests; the model's thinking and waiting are
-left out. Run it with `make bench-skills`.
+Without the skill, a model writes the code of the session again (the steps that succeeded, with the
+new values) and reads the answers. With the skill, it calls `list_skills` with the text of the task,
+reads the answer, and writes one call. Both run on the same server, in turns. The benchmark counts
+the cl100k tokens that the model writes and reads, and the time of all requests, without the model's
+own time. Run it with `make bench-skills`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mcpruntime_server.cli.demo.token_count import count_tokens
 from skill_gate import replace_values, save_task
 from skill_tasks import POLICY, TASKS, Task, World, make_world, missing_servers
 
-ROUNDS = 4  # of both ways, each first in half of them; the fastest of each counts
+ROUNDS = 4  # each way is first in half of the rounds; its fastest round counts
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both ways of one task.
+    """The costs of one task with and without the skill.
 
     `found` says whether the search listed the skill, `same` whether all answers are equal.
     """
@@ -63,7 +63,7 @@ class Pair:
 
 
 async def compare(server: ServerConnection, world: World, task: Task, store: Path) -> Pair | None:
-    """Save a task as a skill, and do it again in both ways; None if the skill is not active."""
+    """Save a task as a skill and repeat it in both ways; None if the skill is not active."""
     learnt = await save_task(server, world, task, store)
     changes = task.changes(world)
     if learnt.state != "active" or not changes or learnt.problems:
@@ -85,9 +85,8 @@ async def compare(server: ServerConnection, world: World, task: Task, store: Pat
     answers: list[Any] = []
     for attempt in range(ROUNDS):
         again, asked = Cost(), Cost()
-        for way in (
-            ("without", "with") if attempt % 2 else ("with", "without")
-        ):  # the first finds a sandbox ready
+        # The first way gets a sandbox from the pool.
+        for way in ("without", "with") if attempt % 2 else ("with", "without"):
             session = f"{task.name} {attempt} {way}"
             if way == "with":
                 listed = await asked.request(server, "list_skills", {"query": task.text})
@@ -104,7 +103,7 @@ async def compare(server: ServerConnection, world: World, task: Task, store: Pat
 
 
 def replace_literals(code: str, values: Any) -> str:
-    """Return code with new literals for recorded ones."""
+    """Return code with new literals in place of the recorded ones."""
     for old, new in values.items():
         for quote in "\"'":
             shown = (
@@ -117,7 +116,7 @@ def replace_literals(code: str, values: Any) -> str:
 
 
 async def measure(folder: Path) -> list[Pair]:
-    """Return both ways of every task that became a skill."""
+    """Return the costs of every task that became a skill."""
     world = make_world(folder / "world")
     servers = {name: dict(entry) for name, entry in world.servers.items()}
     settings = write_settings(folder, mcpServers=servers, policy=POLICY)

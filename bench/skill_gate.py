@@ -1,9 +1,9 @@
-"""How good the gate is: save sessions on real servers as skills, and ask these with new values.
+"""Measures the gate of `save_skill`: saves sessions on real servers and calls the new skills.
 
-It counts how many of the sessions that should become skills do, how many of those answer right on
-values that they were not recorded with (the right answers are computed without them), and how many
-of the sessions that must not become skills are refused. `--held-out` does the same for tasks that
-nothing was tuned on. `make bench-skills` runs both.
+It counts how many sessions that should become skills do so, how many of these skills answer right
+for new values (the right answers are computed without skills), and how many sessions that must not
+become skills are refused. `--held-out` does the same for tasks that were not used for tuning.
+`make bench-skills` runs both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from skill_tasks.task import Values
 
 @dataclass
 class Outcome:
-    """The outcome of one task: the answer of `save_skill`, and how many answers were right."""
+    """The outcome of one task: the answer of `save_skill`, and the number of right answers."""
 
     task: Task
     state: str
@@ -39,7 +39,7 @@ class Outcome:
 
 
 async def save_task(server: ServerConnection, world: World, task: Task, store: Path) -> Outcome:
-    """Run a task's session, save its last run, and ask the skill with other values."""
+    """Run a task's session, save its last run, and call the skill with other values."""
     answer = None
     for step in task.code(world):
         answer = await server.run(step, session=task.name)
@@ -58,7 +58,7 @@ async def save_task(server: ServerConnection, world: World, task: Task, store: P
 async def ask_skill(
     server: ServerConnection, world: World, outcome: Outcome, inputs: dict[str, Any], values: Values
 ) -> None:
-    """Call the skill with new values, and compare with the right answer."""
+    """Call the skill with new values and compare the result with the right answer."""
     task = outcome.task
     assert task.truth is not None
     outcome.asked_count += 1
@@ -142,7 +142,8 @@ def main() -> None:
             each.answer_text.splitlines()[1:2] or each.answer_text.splitlines()
         )
         print(
-            f"{each.task.kind:7}{each.state:9}{each.task.name}: {'; '.join(each.problems) or answer_text}"
+            f"{each.task.kind:7}{each.state:9}{each.task.name}: "
+            f"{'; '.join(each.problems) or answer_text}"
         )
     for name, number in summary(outcomes).items():
         print(f"{number:4} {name}")

@@ -1,4 +1,4 @@
-"""The cost of `[skills] auto` for a run that makes calls, against a server without it."""
+"""The rows about skills: the cost of `[skills] auto` for a run."""
 
 from __future__ import annotations
 

@@ -15,19 +15,19 @@ from harness import BenchmarkRow, TestServer, measure_ms, start_server
 from rows import BenchContext
 
 HEAPS = {
-    "small": "heap = [(n, str(n)) for n in range({mb} * 5_900)]",  # about 178 bytes each, as resident memory grows
+    # about 178 bytes of resident memory for each object
+    "small": "heap = [(n, str(n)) for n in range({mb} * 5_900)]",
     "large": "heap = [bytearray(b'x' * 1_000_000) for _ in range({mb})]",
 }
 SIZES_MB = (0, 10, 100, 400)
 BOUND_AT_MB = 100
 MEMORY_MB = 1024
-PAUSE_S = 0.15  # a copy stands and has been measured by then
-BURST_STEPS = (
-    6  # steps one after the other: each but the first pays for the checkpoint of the one before
-)
+PAUSE_S = 0.15  # long enough to park a fork of the session
+# Steps without a pause: each but the first pays for the checkpoint of the step before it.
+BURST_STEPS = 6
 FILE_COUNTS = (10, 1_000, 10_000)
 REPLAYED_STEPS = 50
-JOURNALED_STEPS = 200  # steps
+JOURNALED_STEPS = 200
 
 file_numbers = count(1)
 
@@ -116,7 +116,7 @@ async def checkpoint_files(bench: BenchContext) -> list[BenchmarkRow]:
     return rows
 
 
-# moving -----------------------------------------------------------------------------------------------
+# rewind and fork ----------------------------------------------------------------------------------
 
 
 async def rewind_session(bench: BenchContext) -> list[BenchmarkRow]:
@@ -154,16 +154,13 @@ async def _measure_move(
             at = (
                 await server.run_code("n += 1\nopen(f'old{n}', 'w').write('x' * 10_000)", "line")
             )["run"]
-            await anyio.sleep(
-                PAUSE_S
-            )  # or it would not be parked, as the next step follows at once
+            await anyio.sleep(PAUSE_S)  # without a pause, the step would not be parked
             await server.run_code(
                 "n += 1\nopen(f'new{n}', 'w').write('x' * 10_000)\nopen('kept', 'w').close()",
                 "line",
             )
-            await anyio.sleep(
-                PAUSE_S
-            )  # before both, or one of them pays for the checkpoint of the step before
+            # Both measurements follow a pause, so that neither pays for the checkpoint before it.
+            await anyio.sleep(PAUSE_S)
             row.baseline.append(await measure_ms(server.run_code, "n += 1", "line"))
             await anyio.sleep(PAUSE_S)
             row.ours.append(await measure_ms(move, server, "line", at))
@@ -181,12 +178,12 @@ async def _fork_and_run(server: TestServer, session: str, run: str) -> None:
 
 
 def check_was_parked(result: dict[str, Any]) -> None:
-    """Raise `RuntimeError` if a state was not restored from a parked fork."""
+    """Raise `RuntimeError` if steps were executed again instead of restored from a parked fork."""
     if "executed again" in result.get("note", ""):
         raise RuntimeError(f"the step was not parked: {result['note']}")
 
 
-# executing again --------------------------------------------------------------------------------------
+# replays ------------------------------------------------------------------------------------------
 
 
 async def rerun_steps(bench: BenchContext) -> list[BenchmarkRow]:
@@ -240,7 +237,7 @@ async def rerun_steps(bench: BenchContext) -> list[BenchmarkRow]:
 
 
 async def _expect_note(answer: Awaitable[dict[str, Any]], words: str) -> None:
-    """Raise `RuntimeError` unless the note contains `words`, which prove what was measured."""
+    """Raise `RuntimeError` unless the note contains `words`."""
     note = (await answer).get("note", "")
     if words not in note:
         raise RuntimeError(f"the note is {note!r}, not {words!r}")
@@ -266,7 +263,7 @@ async def journal_growth(bench: BenchContext) -> BenchmarkRow:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below `folder`."""
+    """Return the total size in bytes of all files below `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

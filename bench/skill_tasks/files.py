@@ -14,7 +14,7 @@ from .world import World
 
 
 def folder(world: World, values: Values) -> Path:
-    """Return the folder that is asked about."""
+    """Return the folder that the values select."""
     return Path(chosen(world, values, "{data}"))
 
 
@@ -31,7 +31,7 @@ def people(world: World, values: Values) -> list[dict[str, Any]]:
 
 
 def log_entries(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log, apart."""
+    """Return the entries of a log, split into fields."""
     line = re.compile(
         r"(?P<at>\S+) (?P<level>\w+) (?P<service>\w+) (?P<what>\w+) took (?P<ms>\d+)ms"
     )

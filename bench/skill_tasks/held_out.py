@@ -1,6 +1,6 @@
-"""Tasks that the extraction was not tuned on: other habits of writing code, over the same world.
+"""Tasks that were not used to tune the extraction: other coding habits, the same data.
 
-Rule: what does not become a skill here is told as it is; the tasks are not changed for it.
+Rule: the benchmark reports tasks that do not become skills; nobody adapts the tasks.
 """
 
 from __future__ import annotations

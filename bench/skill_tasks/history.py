@@ -13,7 +13,7 @@ from .world import World
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit as git tells of it; `kind` and `area` are of its subject, "kind(area): ..."."""
+    """One commit in the output of git; its subject is "kind(area): ..."."""
 
     sha: str
     author: str
@@ -30,7 +30,7 @@ class Commit:
 
 
 def commits(world: World, values: Values) -> list[Commit]:
-    """Return the history of the repository that is asked about, the newest first."""
+    """Return the history of the selected repository, newest first."""
     log = world.git(chosen(world, values, "{repo}"), "log", "--format=%H%x09%an%x09%ct%x09%s")
     lines = [line.split("\t") for line in log.splitlines()]
     return [

@@ -1,4 +1,4 @@
-"""Tasks about zones and a memory, tasks that use several servers, and tasks that need none."""
+"""Tasks about time zones and a memory, tasks with several servers, and tasks without any."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Tasks that must not become skills: each ran once, and would be useless or harmful again.
+"""Tasks that must not become skills: each would be useless or harmful a second time.
 
-Credentials are put together here, so that no scanner of this repository takes them for real ones.
+Credentials are concatenated from parts, so that scanners do not report them as real ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tasks about the shop: what agents asked the orders server, in SQL and around it."""
+"""Tasks about the shop: sessions with the orders server, in SQL and in plain Python."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Rule 1: `truth` never asks an MCP server and never runs the task's code; it reads the world with
 plain Python.
-Rule 2: values in `news` are those of literals as they were recorded; a list is given as a tuple.
+Rule 2: values in `news` are the values of recorded literals; a tuple stands for a list.
 Rule 3: texts may hold the world's placeholders ("{repo}"), which `World.fill` replaces.
 """
 
@@ -20,11 +20,11 @@ Truth = Callable[[World, Values], Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One session that an agent had: what it was asked, and the code of its runs.
+    """One session of an agent: its request and the code of its runs.
 
-    `news` are new values by the recorded ones, each mapping a use of the skill; `truth` is given
-    one (or none, for the recording). A task of the kind "refuse" must not become an active skill,
-    and `why` says what is wrong with it. `fails` are the numbers of the steps, from 0, that end
+    Each mapping in `news` is one use of the skill: recorded values -> new values. `truth` receives
+    such a mapping, or an empty one for the recording. A task of the kind "refuse" must not become
+    an active skill; `why` gives the reason. `fails` are the numbers, from 0, of the steps that end
     with an error.
     """
 
@@ -38,11 +38,11 @@ class Task:
     fails: frozenset[int] = frozenset()
 
     def code(self, world: World) -> tuple[str, ...]:
-        """Return the steps as they are run in a world."""
+        """Return the steps with the placeholders replaced."""
         return tuple(world.fill(step) for step in self.steps)
 
     def changes(self, world: World) -> tuple[Values, ...]:
-        """Return `news` as they are in a world."""
+        """Return `news` with the placeholders replaced."""
         return tuple(
             {fill(world, old): fill(world, new) for old, new in change.items()}
             for change in self.news
@@ -57,6 +57,6 @@ def fill(world: World, value: Any) -> Any:
 
 
 def chosen(world: World, values: Values, recorded: Any) -> Any:
-    """Return what holds instead of a recorded value: the new one if there is one, else itself."""
+    """Return the new value for a recorded value, or the recorded value itself."""
     recorded = fill(world, recorded)
     return values.get(recorded, recorded)

@@ -1,6 +1,6 @@
 """The data of the tasks: git repositories, files, a memory and a shop, the same every time.
 
-Rule: all of it follows from constants and seeds. Plain Python can read what the servers answer.
+Rule: constants and seeds determine all data. Plain Python can read the data behind each server.
 """
 
 from __future__ import annotations
@@ -30,23 +30,22 @@ SERVERS = {
     "filesystem": NODE / "mcp-server-filesystem",
     "memory": NODE / "mcp-server-memory",
 }
-POLICY = {
-    "tools": {"filesystem.write_file": "allow"}
-}  # it says that it may destroy, and nobody is there to ask
+# The tool has the destructive hint, and the benchmark has no user who approves calls.
+POLICY = {"tools": {"filesystem.write_file": "allow"}}
 
 Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class World:
-    """A folder with all that tasks ask about, and the servers through which they ask."""
+    """A folder with the data of all tasks, and the servers that read it."""
 
     folder: Path
     servers: Mapping[str, Entry] = field(default_factory=dict)
 
     @property
     def places(self) -> Mapping[str, Path]:
-        """What the placeholders in the texts of tasks stand for."""
+        """The values of the placeholders in tasks."""
         names = ("harbor", "beacon", "north", "south")
         return dict(
             zip(
@@ -73,7 +72,7 @@ class World:
         return text
 
     def rows(self, sql: str, *params: Any) -> list[sqlite3.Row]:
-        """Return what a query of the shop's database finds."""
+        """Return the rows of a query on the shop's database."""
         with closing(sqlite3.connect(self.shop)) as database:
             database.row_factory = sqlite3.Row
             return database.execute(sql, params).fetchall()
@@ -83,7 +82,7 @@ class World:
         return [dict(row) for row in self.rows(f"SELECT * FROM {name} ORDER BY rowid")]
 
     def git(self, repository: str, *arguments: str) -> str:
-        """Return what git itself says of a repository."""
+        """Return the output of a git command in a repository."""
         command = ["git", "-C", repository, *arguments]
         return subprocess.run(
             command, env=GIT_ENVIRONMENT, capture_output=True, text=True, check=True
@@ -96,7 +95,7 @@ def missing_servers() -> list[str]:
 
 
 def make_world(folder: Path) -> World:
-    """Make the world in an empty folder."""
+    """Create the world in an empty folder."""
     world = World(folder.resolve(), {})
     make_repository(world.places["repo"], "harbor", TEAM)
     make_repository(world.places["repo2"], "beacon", OTHER_TEAM)
@@ -110,7 +109,7 @@ def make_world(folder: Path) -> World:
 
 
 def servers_of(world: World) -> dict[str, Entry]:
-    """Return the servers of a world, as `mcpServers` has them."""
+    """Return the servers of a world in the format of `mcpServers`."""
     entries = {name: {"command": str(path), "args": []} for name, path in SERVERS.items()}
     entries["filesystem"]["args"] = [str(world.places["data"]), str(world.places["data2"])]
     entries["orders"] = {"command": sys.executable, "args": [str(ORDERS), str(world.shop)]}
@@ -145,15 +144,12 @@ MATTERS = (
     "quota",
     "banner",
 )
-BRANCHES = {
-    "release-1": 20,
-    "release-2": 45,
-    "feature/quota": 60,
-}  # how many commits each is behind the first
+# The number of commits by which each branch is behind the first.
+BRANCHES = {"release-1": 20, "release-2": 45, "feature/quota": 60}
 
 
 def make_repository(folder: Path, name: str, team: tuple[str, ...]) -> None:
-    """Make a repository with a history of two years."""
+    """Create a repository with a history of two years."""
     chance = random.Random(name)
     moment = datetime(2024, 1, 3, 9, tzinfo=UTC)
     stream: list[str] = []
@@ -213,7 +209,7 @@ TOPICS = ("roadmap", "incident", "hiring", "budget", "retro", "onboarding")
 
 
 def make_files(folder: Path, name: str) -> None:
-    """Make a folder of tables, logs, notes and settings."""
+    """Create a folder with tables, logs, notes and settings."""
     chance = random.Random(name)
     for sub in ("sales", "logs", "notes", "settings"):
         (folder / sub).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The deterministic model server speaks OpenAI's protocol, to raw HTTP and to the clients that the project uses."""
+"""The deterministic model server speaks OpenAI's protocol, to raw HTTP clients and to litellm."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ import litellm
 
 def ask(model, text="Hello there, world", **more):
     return litellm.completion(
-        model="openai/" + model, api_base=sys.argv[1], api_key=sys.argv[2], max_retries=0, num_retries=0,
+        model="openai/" + model, api_base=sys.argv[1], api_key=sys.argv[2],\
+ max_retries=0, num_retries=0,
         messages=more.pop("messages", [{"role": "user", "content": text}]), **more)
 
 def failure(**more):
@@ -54,12 +55,15 @@ pieces = list(ask("echo", stream=True, stream_options={"include_usage": True}))
 rebuilt = litellm.stream_chunk_builder(list(ask("tool", tools=[tool], stream=True)))
 called = ask("tool", tools=[tool]).choices[0]
 result = {"role": "tool", "tool_call_id": called.message.tool_calls[0].id, "content": "rain"}
-after = ask("tool", tools=[tool], messages=[{"role": "user", "content": "?"}, called.message.model_dump(), result])
+after = ask("tool", tools=[tool],\
+ messages=[{"role": "user", "content": "?"}, called.message.model_dump(), result])
 print(json.dumps({
     "text": answered.choices[0].message.content,
     "usage": [answered.usage.prompt_tokens, answered.usage.completion_tokens],
-    "streamed": [choice.delta.content for piece in pieces for choice in piece.choices if choice.delta.content],
-    "streamed usage": [piece.usage.total_tokens for piece in pieces if getattr(piece, "usage", None)],
+    "streamed": [choice.delta.content\
+ for piece in pieces for choice in piece.choices if choice.delta.content],
+    "streamed usage": [piece.usage.total_tokens\
+ for piece in pieces if getattr(piece, "usage", None)],
     "call": [called.finish_reason, called.message.tool_calls[0].function.name,
              json.loads(called.message.tool_calls[0].function.arguments)],
     "streamed call": [call.function.arguments for call in rebuilt.choices[0].message.tool_calls],

@@ -1,4 +1,4 @@
-"""The model that reads: right on little, less so on much, blind beyond its window; as an agent it writes programs."""
+"""The rule `reader` is right on short texts and errs on long ones; an agent gets programs."""
 
 from __future__ import annotations
 

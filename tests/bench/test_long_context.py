@@ -1,4 +1,4 @@
-"""The comparison runs for real, through the server; the figures are those of a small text and a model that forgets."""
+"""The comparison runs through a real server, with a small text and a model with a small window."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> 
         assert line["peak_mb"] > 0
     for task in ("count", "needles"):
         assert by_way[task, "one call"]["calls"] == 1
-        assert by_way[task, "chunks"]["calls"] == 6  # five parts, and one over their notes
-        assert by_way[task, "recursion"]["calls"] >= 2  # a program, and what it asks
+        assert by_way[task, "chunks"]["calls"] == 6  # five parts, and one call over their notes
+        assert by_way[task, "recursion"]["calls"] >= 2  # a program and its model calls
         assert by_way[task, "recursion"]["score"] > by_way[task, "one call"]["score"]
     assert "mean score" in done.stdout
     assert "assumed" in done.stdout

@@ -1,4 +1,4 @@
-"""The long tasks are sound: what is held to be right is what their texts say, to whoever understands each line."""
+"""The long tasks are sound: their right answers follow from the topics of the lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEMS = ("bill", "deliver", "defect", "log in", "login", "prais", "cancel")
 
 
 def found_by_reading(task: Task) -> set[str]:
-    """Answer a question by judging the words of each line, and in another way than the generator does."""
+    """Answer a question from the words of each line, independently of the generator."""
     lines = task.text.split("\n")
     asked = [word for word in re.findall(r"\w+", task.question.split("\n")[-1]) if word in TOPICS]
     sets = {

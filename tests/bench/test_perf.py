@@ -1,4 +1,4 @@
-"""The benchmark measures for real; its figures are the machine's and are not looked at here."""
+"""The benchmark measures real servers. Its figures depend on the machine and are not checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof set is sound: each session runs on the real servers, and what is held to be right is what it finds."""
+"""The proof set is sound: each session runs on real servers and returns the expected answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stage:
     server: ServerConnection
 
     async def play(self, task: Task, code: tuple[str, ...], session: str) -> Any:
-        """Run a session of a task, of which every step must end as the task says; return the value of the last."""
+        """Run the steps of a task, check how each ends, and return the last value."""
         answer = None
         for number, step in enumerate(code):
             answer = await self.server.run(step, session=session)
@@ -44,7 +44,7 @@ class Stage:
 
 
 def parsed(value: Any) -> Any:
-    """Return a value as JSON data: large ones are told as text."""
+    """Return a value as JSON data; large values arrive as JSON text."""
     return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
 
 
@@ -60,7 +60,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
 
 
 class Changed(ast.NodeTransformer):
-    """Puts new values in the place of literals, whole ones only; `found` are those that there were."""
+    """Replaces whole literals by new values; `found` are the literals that occur."""
 
     def __init__(self, values: Values) -> None:
         self.values = values
