@@ -24,7 +24,7 @@ def policy(tools: dict[str, Any] | None = None, **defaults: Any) -> Policy:
 
 
 def verdict(tools: dict[str, Any], tool: str) -> Verdict:
-    """Return what is said of a tool that says nothing of itself; without a rule it would be allowed."""
+    """Return the decision for a tool without annotations; without a rule it is allowed."""
     return policy(tools).decide(tool, effect="write", destructive=False)
 
 

@@ -179,7 +179,10 @@ def test_hints_are_short_and_printable() -> None:
 def test_lookalike_letters_are_escaped() -> None:
     address = "b\u043eb@b\u0430nk.example\x7f"  # two letters of it are Cyrillic
     assert found({"to": {"\u0430b": address}}, address) == [
-        '"b\\u043eb@b\\u0430nk.example\\u007f" (in to["\\u0430b"]) also appears in the answer of call 0.'
+        (
+            '"b\\u043eb@b\\u0430nk.example\\u007f" (in to["\\u0430b"]) also appears in the answer '
+            "of call 0."
+        )
     ]
 
 

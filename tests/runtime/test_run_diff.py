@@ -47,7 +47,10 @@ async def row(session: Session, journal: Journal, code: str) -> RunRow:
 
 async def test_a_run_equals_itself_and_its_rerun(runtime: tuple[Runtime, Journal]) -> None:
     session = await runtime[0].open_session("report", "me")
-    code = f"{CALL}import random\nprint(random.random())\nopen('f', 'w').write('x')\nhost.call('t.echo', {{}})"
+    code = (
+        f"{CALL}import random\nprint(random.random())\nopen('f', 'w').write('x')\n"
+        f"host.call('t.echo', {{}})"
+    )
     first = await row(session, runtime[1], code)
     assert (await diff_runs(runtime[1], first, first)).is_equal
     made = await time_travel.rerun_runs(runtime[0], [first], "me")
@@ -81,8 +84,10 @@ async def test_every_difference_between_two_runs_is_reported(
     other = await row(
         session,
         runtime[1],
-        "import os\nprint('a\\nc')\nprint('e', file=sys.stderr)\nhost.call('t.echo', {'n': 1})\nos.remove('gone')\n"
-        "open('f', 'a').write('3\\n')\nopen('new', 'wb').write(b'\\0\\xff')\nhost.call('t.fail', {})",
+        "import os\nprint('a\\nc')\nprint('e', file=sys.stderr)\nhost.call('t.echo', {'n': 1})\n"
+        "os.remove('gone')\n"
+        "open('f', 'a').write('3\\n')\nopen('new', 'wb').write(b'\\0\\xff')\n"
+        "host.call('t.fail', {})",
     )
     found = await diff_runs(runtime[1], one, other)
     assert not found.is_equal

@@ -17,7 +17,8 @@ from .test_journaled_runs import CALL, finish, finish_parked, running
 
 ECHO = f"{CALL}import random, uuid, time, os, secrets\n"
 FICKLE = (
-    "[random.random(), str(uuid.uuid4()), time.time(), os.urandom(4).hex(), secrets.token_hex(4), time.monotonic(),"
+    "[random.random(), str(uuid.uuid4()), time.time(), os.urandom(4).hex(), secrets.token_hex(4), "
+    "time.monotonic(),"
     " host.call('t.echo', {'n': time.time_ns()})]"
 )
 
@@ -272,7 +273,8 @@ async def test_variables_survive_one_sandbox_that_dies_while_they_are_restored(
     count = tmp_path / "count"
     count.write_text("-1")
     kill = (
-        f"import os, signal\nn = int(open({str(count)!r}).read()) + 1\nopen({str(count)!r}, 'w').write(str(n))\n"
+        f"import os, signal\nn = int(open({str(count)!r}).read()) + 1\n"
+        f"open({str(count)!r}, 'w').write(str(n))\n"
         f"if 0 < n <= {deaths}: os.kill(os.getppid(), signal.SIGKILL)\nx = 1"
     )
     async with running(tmp_path) as (runtime, _):

@@ -44,7 +44,7 @@ META: Any = {IDEMPOTENCY_KEY: "the same"}
 
 
 class World:
-    """Settings of a server whose code is not isolated, so that a test can hold it, and what its upstream has done."""
+    """A server with unisolated code, which a test can block, and a record of upstream calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,7 +66,10 @@ class World:
 
     def gate(self, name: str = "go") -> str:
         """Return code that waits until `open` has been called with that name."""
-        return f"import os, time\nwhile not os.path.exists({str(self.folder / name)!r}): time.sleep(0.01)\n"
+        return (
+            "import os, time\n"
+            f"while not os.path.exists({str(self.folder / name)!r}): time.sleep(0.01)\n"
+        )
 
     def open(self, name: str = "go") -> None:
         (self.folder / name).touch()
@@ -184,7 +187,8 @@ async def test_concurrent_readers_get_output_once_and_each_gets_the_end(
 
 async def test_output_of_a_run_is_delivered_once_and_in_order(world: World) -> None:
     code = (
-        "import sys, time\nfor n in range(40):\n    print(n, flush=True)\n    print(-n, file=sys.stderr, flush=True)\n"
+        "import sys, time\nfor n in range(40):\n    print(n, flush=True)\n"
+        "    print(-n, file=sys.stderr, flush=True)\n"
         "    time.sleep(0.05)"
     )
     out, err = "", ""
@@ -566,7 +570,7 @@ async def test_runs_beyond_capacity_continue_one_after_the_other(world: World) -
 
 
 class Work:
-    """Runs in the background of two sessions, whose servers die or are told to end at random moments."""
+    """Background runs of two sessions, whose servers die or stop at random moments."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -580,7 +584,10 @@ class Work:
         """Ask for what has not been asked for, once more for what has, and look at some."""
         for tag, session in self.tags.items():
             if tag not in self.runs or self.moments.random() < 0.2:
-                code = f"{IMPORT}for i in range(4): add(item=f'{tag}-{{i}}'); time.sleep(0.01)\nprint({tag!r})\n{tag!r}"
+                code = (
+                    f"{IMPORT}for i in range(4): add(item=f'{tag}-{{i}}'); time.sleep(0.01)\n"
+                    f"print({tag!r})\n{tag!r}"
+                )
                 told = await server.call_run_code(
                     {"code": code, "session": session, "background": True}, {IDEMPOTENCY_KEY: tag}
                 )
@@ -605,7 +612,7 @@ class Work:
         return told
 
     async def live_and_die(self) -> None:
-        """Have a server for a while."""
+        """Run a server for a while."""
         async with start_server(self.world.settings) as server, anyio.create_task_group() as tasks:
             tasks.start_soon(self._end, server)
             with suppress(

@@ -148,7 +148,10 @@ async def test_a_large_file_that_has_changed_is_never_taken_for_what_it_was(tmp_
     async with connect_server(path) as server:
         later = await server.run("'count' in globals()", "s")
         assert later.value is False
-        told = "Step 1 cannot be executed again. The file behind the input 'large.txt' has changed since it was passed."
+        told = (
+            "Step 1 cannot be executed again. The file behind the input 'large.txt' has changed "
+            "since it was passed."
+        )
         assert told in later.note
         read = await server.run("CONTEXT.peek()", "s")
         assert "InputChanged" in read.text
@@ -204,7 +207,10 @@ async def test_a_piece_is_asked_about_without_its_text_leaving_the_sandbox(tmp_p
             assert "\nsecond line ä\n</data " in asked.value
             assert "second" not in str(asked.calls)
             assert "$slice" in str(asked.calls)
-            batch = "[slot.value for slot in CONTEXT.map(lambda piece: ask_llm('Say', piece), max_chars=11)]"
+            batch = (
+                "[slot.value for slot in CONTEXT.map(lambda piece: ask_llm('Say', piece), "
+                "max_chars=11)]"
+            )
             assert [("first line" in each) for each in await server.evaluate(batch, "s")] == [
                 True,
                 False,

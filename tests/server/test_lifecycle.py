@@ -26,9 +26,13 @@ from .test_resume import until
 
 INITIALIZE = (
     '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},'
-    '"clientInfo":{"name":"raw","version":"1"}}}\n{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
+    '"clientInfo":{"name":"raw","version":"1"}}}\n'
+    '{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
 )
-ENDLESS = "print('running', flush=True)\nwhile True:\n    try:\n        while True: pass\n    except BaseException: pass"
+ENDLESS = (
+    "print('running', flush=True)\nwhile True:\n    try:\n        while True: pass\n"
+    "    except BaseException: pass"
+)
 END_S = 5.0  # a server that was asked to end is gone by then, and so are its containers
 
 
@@ -46,7 +50,7 @@ def containers(settings: Path) -> list[str]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Path]:
-    """Settings of a server with Docker sandboxes; at the end of the test none of its containers is left."""
+    """Settings of a server with Docker sandboxes; the test ends without leftover containers."""
     path = write_settings(tmp_path)
     yield path
     left = containers(path)
@@ -267,7 +271,10 @@ async def test_every_session_of_many_comes_back_while_they_evict_each_other(tmp_
 
 
 async def check_turn(server: ServerConnection, name: str, turn: int) -> None:
-    code = "import os\nn = int(open('n').read()) + 1 if os.path.exists('n') else 0\nopen('n', 'w').write(str(n))\nn"
+    code = (
+        "import os\nn = int(open('n').read()) + 1 if os.path.exists('n') else 0\n"
+        "open('n', 'w').write(str(n))\nn"
+    )
     answer = await server.run(code, session=name)
     while answer.is_error:  # both places were taken
         assert "busy" in answer.text, answer.text
@@ -301,7 +308,10 @@ async def test_a_container_that_is_killed_while_code_runs_ends_the_run_and_not_t
             started.set()
 
         async def run() -> None:
-            code = "open('a.txt', 'w').write('lost')\nprint('on', flush=True)\nimport time; time.sleep(99)"
+            code = (
+                "open('a.txt', 'w').write('lost')\nprint('on', flush=True)\n"
+                "import time; time.sleep(99)"
+            )
             answers.append(await server.run(code, session="report", progress_callback=heard))
 
         await server.run("open('a.txt', 'w').write('kept')", session="report")

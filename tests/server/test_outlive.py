@@ -23,7 +23,7 @@ from .test_approvals import ERAS, IMPORT, World, attach
 
 pytestmark = pytest.mark.alone
 
-GIVES_UP_S = 1.0  # after which the client of a long run gives up a request; REQUEST_S=60 RUN_S=600 is the real case
+GIVES_UP_S = 1.0  # client timeout of a request; REQUEST_S=60 RUN_S=600 is the real case
 REQUEST_S = float(os.environ.get("REQUEST_S", str(GIVES_UP_S)))
 RUN_S = float(os.environ.get("RUN_S", "6"))
 PRINTS = 4  # of the long run
@@ -36,7 +36,7 @@ def world(tmp_path: Path) -> World:
 
 
 def gate(folder: Path) -> str:
-    """Return code that waits for the file `go` in `folder`, which only code without isolation can see."""
+    """Return code that waits for the file `go` in `folder`; only unisolated code can see it."""
     return f"import os, time\nwhile not os.path.exists({str(folder / 'go')!r}): time.sleep(0.02)\n"
 
 
@@ -222,7 +222,10 @@ async def test_background_runs_continue_in_the_next_server(
     world: World, tmp_path: Path, how: str
 ) -> None:
     world.settings.write_text(world.settings.read_text().replace('"counted.add" = "ask"\n', ""))
-    first = f"{IMPORT}x = 1\nadd(item='a')\nprint('before', flush=True)\n{gate(tmp_path)}add(item='b')\nprint('after')"
+    first = (
+        f"{IMPORT}x = 1\nadd(item='a')\nprint('before', flush=True)\n"
+        f"{gate(tmp_path)}add(item='b')\nprint('after')"
+    )
     async with start_ready_server(world.settings) as server:
         one = await server.call_run_code({"code": first, "session": "s", "background": True}, {})
         two = await server.call_run_code(

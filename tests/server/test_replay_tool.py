@@ -1,6 +1,6 @@
 """The tool `replay` for a client, and the proof that a rerun observes what the run observed.
 
-For the proof a session is recorded, and the server is then started with an upstream that does not exist.
+The proof records a session, and then starts the server with an upstream that does not exist.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from datetime import date, datetime, timezone
 import random
 own = random.Random()
 [random.random(), own.random(), random.SystemRandom().random(), random.sample(range(99), 5), random.gauss(0, 1)]""",
-    "random that goes on from step to step": "[random.random(), random.choice('abcdef'), own.getrandbits(40)]",
+    ("random that goes on from step to step"): (
+        "[random.random(), random.choice('abcdef'), own.getrandbits(40)]"
+    ),
     "numpy": """
 import numpy as np
 generator = np.random.default_rng()
@@ -47,7 +49,10 @@ generator = np.random.default_rng()
  np.random.permutation(8).tolist(), str(np.random.SeedSequence().entropy)]""",
     "numpy that goes on from step to step": """
 [float(np.random.rand()), float(generator.random()), float(np.random.RandomState().rand())]""",
-    "uuid": "import uuid\n[str(uuid.uuid1()), str(uuid.uuid4()), str(uuid.uuid1()), hex(uuid.getnode())]",
+    "uuid": (
+        "import uuid\n"
+        "[str(uuid.uuid1()), str(uuid.uuid4()), str(uuid.uuid1()), hex(uuid.getnode())]"
+    ),
     "secrets": """
 import os, secrets
 [secrets.token_hex(8), secrets.randbelow(10**9), os.urandom(6).hex(), os.getrandom(5).hex(), secrets.token_urlsafe(9)]
@@ -208,7 +213,7 @@ async def steps_of(server: ServerConnection, session: str) -> dict[int, str]:
 
 
 async def until_tiers(server: ServerConnection, session: str, wanted: dict[int, str]) -> None:
-    """Wait until copies stand where they should: they are made while the session is idle already."""
+    """Wait until the expected copies exist; the server makes them while the session is idle."""
     with anyio.fail_after(TEST_TIMEOUT_S):
         while await steps_of(server, session) != wanted:
             await anyio.lowlevel.checkpoint()
@@ -296,7 +301,10 @@ async def test_other_code_gets_the_recorded_answers(server: ServerConnection) ->
         "from tools.paced import nap\nimport time\nx = [nap('a', 0), time.time()]", "code"
     )
     await server.run("y = 5", "code")
-    code = "from tools.paced import nap\nimport time\nsum(map(len, x := [nap('a', 0)])), x, time.time()"
+    code = (
+        "from tools.paced import nap\nimport time\n"
+        "sum(map(len, x := [nap('a', 0)])), x, time.time()"
+    )
     again = await server.replay("rerun", "code", step=1, code=code)
     assert again.value == [len(then.value[0]), [then.value[0]], then.value[1]]
     assert "Differs from the recording: step 1" in again.note

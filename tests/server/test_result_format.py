@@ -191,7 +191,10 @@ async def test_code_can_read_the_whole_of_a_value_that_is_cut(
 async def test_kept_texts_never_fill_the_workspace(small: ServerConnection) -> None:
     for _ in range(12):
         await small.run("print('x' * 3_000_000)", session="full")
-    code = "import os\nsum(os.path.getsize(f'.mcpruntime/{name}') for name in os.listdir('.mcpruntime'))"
+    code = (
+        "import os\n"
+        "sum(os.path.getsize(f'.mcpruntime/{name}') for name in os.listdir('.mcpruntime'))"
+    )
     assert await small.evaluate(code, session="full") <= 8 * 1024 * 1024
     answer = await small.run(
         "open('own', 'wb').write(bytes(20_000_000)); print('z' * 9_999)", session="full"

@@ -51,7 +51,7 @@ class World:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def hold(self, *, on: bool = True) -> None:
-        """Have calls that ask for it hang, or no longer."""
+        """Make calls that ask for it hang, or release them."""
         path = self.upstream.with_suffix(".hold")
         path.touch() if on else path.unlink()
 
@@ -79,7 +79,7 @@ def world(tmp_path: Path) -> World:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that other processes do."""
     with anyio.fail_after(TEST_TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110 - nobody tells of it
+        while not condition():  # noqa: ASYNC110 - no event signals it
             await anyio.sleep(0.01)
 
 
@@ -98,7 +98,8 @@ async def test_a_harmless_call_under_way_is_made_again_and_finished_ones_are_not
 ) -> None:
     code = (
         f"{IMPORT}\nwhen = time.time_ns()\nitem = uuid.uuid4().hex\nprint(item, when, flush=True)\n"
-        f"first = add(item=item)\nprint('half', flush=True)\nsecond = {tool}(item='x', hold='{when}')\nprint('whole')\n"
+        "first = add(item=item)\nprint('half', flush=True)\n"
+        f"second = {tool}(item='x', hold='{when}')\nprint('whole')\n"
         "[item, when, first.result]"
     )
     await world.die_in(code)
@@ -169,7 +170,8 @@ async def test_a_write_that_another_thread_makes_waits_for_the_one_in_doubt_to_b
     world: World,
 ) -> None:
     code = (
-        f"{IMPORT}\nimport threading\nt = threading.Thread(target=lambda: add(item='doubt', hold='before'))\n"
+        f"{IMPORT}\nimport threading\n"
+        "t = threading.Thread(target=lambda: add(item='doubt', hold='before'))\n"
         "t.start()\ncount(item='x', hold='before')\nadd(item='late')\nt.join()"
     )
     await world.die_in(code, calls=2)
@@ -201,8 +203,10 @@ async def test_a_question_about_a_call_in_doubt_outlives_more_deaths(world: Worl
 
 async def test_calls_of_a_run_that_dies_again_and_again_are_numbered_apart(world: World) -> None:
     code = (
-        f"{IMPORT}\nimport threading\nt = threading.Thread(target=lambda: [time.sleep(0.3), add(item='slow')])\n"
-        "t.start()\nfor n in range(4): count(item=str(n), hold='after')\nt.join()\nadd(item='end')\n'done'"
+        f"{IMPORT}\nimport threading\n"
+        "t = threading.Thread(target=lambda: [time.sleep(0.3), add(item='slow')])\n"
+        "t.start()\nfor n in range(4): count(item=str(n), hold='after')\nt.join()\n"
+        "add(item='end')\n'done'"
     )
     for _ in range(2):
         await world.die_in(code)

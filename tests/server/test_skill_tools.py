@@ -110,7 +110,10 @@ async def test_a_skill_that_uses_another_names_it(world: World) -> None:
 
 
 async def test_written_code_is_a_draft_until_a_run_that_uses_it_is_saved(world: World) -> None:
-    code = f"{IMPORT}def put(item: str) -> str:\n    '''Add an item.'''\n    add(item=item)\n    return item * 2\n"
+    code = (
+        f"{IMPORT}def put(item: str) -> str:\n    '''Add an item.'''\n    add(item=item)\n"
+        "    return item * 2\n"
+    )
     draft = (await world.save(code=code)).structured_content or {}
     assert (draft["name"], draft["state"]) == ("put", "draft")
     assert "no recorded case" in draft["reasons"][0]
@@ -189,7 +192,10 @@ async def test_lists_are_short(world: World) -> None:
 
     assert "no skills yet" in text_of_result(await world.listed())
     for n in range(5):
-        code = f"def run(first_parameter: str = 'x', second_parameter: int = {n}) -> str:\n    return first_parameter\n"
+        code = (
+            f"def run(first_parameter: str = 'x', second_parameter: int = {n}) -> str:\n"
+            "    return first_parameter\n"
+        )
         await world.save(code=code, name=f"number_{n}")
         await world.saved(
             f"from skills.number_{n}.v1 import run\nrun(first_parameter='a{n}', second_parameter=3)"
@@ -217,8 +223,12 @@ async def test_lists_are_short(world: World) -> None:
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 DRAFTS = {
     "3 * 2 + len('abc')": "It is a constant",
-    "import random\nitem = 'a'\nadd(item=item)\nitem + str(random.random())": "depends on randomness",
-    "import time\nitem = 'a'\nadd(item=item)\nround(time.time(), 3)": "depends on randomness or on the time",
+    (
+        "import random\nitem = 'a'\nadd(item=item)\nitem + str(random.random())"
+    ): "depends on randomness",
+    ("import time\nitem = 'a'\nadd(item=item)\nround(time.time(), 3)"): (
+        "depends on randomness or on the time"
+    ),
     "from pathlib import Path\nPath('mine.txt').write_text('x')": "It is a constant",
 }
 
@@ -251,7 +261,10 @@ async def test_a_literal_that_only_works_with_its_value_is_not_a_parameter(world
 
 
 async def test_parameters_that_do_nothing_are_reported(world: World) -> None:
-    code = f"{IMPORT}def run(item: str, city: str) -> str:\n    add(item=item)\n    return item\nrun('a', 'Oslo')"
+    code = (
+        f"{IMPORT}def run(item: str, city: str) -> str:\n    add(item=item)\n    return item\n"
+        "run('a', 'Oslo')"
+    )
     answer = await world.saved(code)
     assert answer["state"] == "draft"
     assert answer["reasons"] == ["Parameter `city` never reaches a call or the result."]
@@ -259,7 +272,8 @@ async def test_parameters_that_do_nothing_are_reported(world: World) -> None:
 
 async def test_a_run_that_printed_its_result_in_parts_gets_a_remedy(world: World) -> None:
     answer = await world.saved(
-        f"{IMPORT}item = 'figs'\nadded = add(item=item)\nprint('Added', added.result)\nprint(item * 2)"
+        f"{IMPORT}item = 'figs'\nadded = add(item=item)\nprint('Added', added.result)\n"
+        "print(item * 2)"
     )
     assert answer["state"] == "draft"
     assert answer["reasons"][0].startswith("The run printed more than its last statement")
@@ -268,7 +282,10 @@ async def test_a_run_that_printed_its_result_in_parts_gets_a_remedy(world: World
 async def test_a_skill_that_kills_its_interpreter_with_other_values_is_a_draft(
     world: World,
 ) -> None:
-    code = "def twice(item: str) -> str:\n    import os\n    return item * 2 if item == 'a' else os._exit(3)\ntwice('a')"
+    code = (
+        "def twice(item: str) -> str:\n    import os\n"
+        "    return item * 2 if item == 'a' else os._exit(3)\ntwice('a')"
+    )
     answer = await world.saved(code)
     assert answer["reasons"][0].startswith(
         "It works only for the recorded value of parameter `item`: "
@@ -297,7 +314,10 @@ async def test_a_parameter_that_selects_a_branch_matters_although_most_values_do
 
 
 async def test_a_parameter_that_matters_in_one_case_is_accepted(world: World) -> None:
-    code = "def part(text: str, most: int = 9) -> str:\n    return text[:most] if 'long' in text else text\n"
+    code = (
+        "def part(text: str, most: int = 9) -> str:\n"
+        "    return text[:most] if 'long' in text else text\n"
+    )
     draft = await world.saved(f"{code}part('abc')")
     assert draft["reasons"] == ["Parameter `most` never reaches a call or the result."]
     answer = await world.saved(
@@ -309,7 +329,9 @@ async def test_a_parameter_that_matters_in_one_case_is_accepted(world: World) ->
 IMPORT_EFFECTS = {
     "NOISE = print('imported')": "Importing it calls, prints or writes something",
     "LOG = open('log.txt', 'w')": "Importing it calls, prints or writes something",
-    "from tools.counted import add\nADDED = add(item='a')": "It cannot be imported: tools.ToolError",
+    ("from tools.counted import add\nADDED = add(item='a')"): (
+        "It cannot be imported: tools.ToolError"
+    ),
     "DATA = open('missing.txt')": "It cannot be imported: FileNotFoundError",
 }
 
@@ -398,7 +420,10 @@ async def test_cycles_of_skills_are_refused(world: World) -> None:
     await world.saved(
         "from skills.one import run as one\nword = 'b'\none(item=word) + '2'", name="two"
     )
-    code = "from skills.two import run as two\ndef run(item: str = 'x') -> str:\n    return two(item)\n"
+    code = (
+        "from skills.two import run as two\ndef run(item: str = 'x') -> str:\n"
+        "    return two(item)\n"
+    )
     result = await world.save(code=code, name="one")
     assert result.is_error
     assert "one would use itself, through" in text_of_result(result)
@@ -517,7 +542,10 @@ async def test_replays_of_code_that_uses_skills_have_the_same_result(world: Worl
 
 
 async def test_uses_are_counted_without_those_at_the_gate(world: World) -> None:
-    code = f"{IMPORT}def run(item: str) -> str:\n    add(item=item)\n    return item[0] + '1'\nrun('a')"
+    code = (
+        f"{IMPORT}def run(item: str) -> str:\n    add(item=item)\n    return item[0] + '1'\n"
+        "run('a')"
+    )
     await world.saved(code, name="tag")
     for item in ("x", "y", ""):
         await world.server.run(f"from skills.tag import run\nfor n in range(3):\n    run({item!r})")
@@ -573,7 +601,8 @@ async def test_a_run_at_the_gate_is_never_resumed_with_live_tools(
     )
     hold, began = tmp_path / "hold", tmp_path / "began"
     code = (
-        f"import os\n{IMPORT}hold, began, item = {str(hold)!r}, {str(began)!r}, 'a'\nwhile os.path.exists(hold):\n"
+        f"import os\n{IMPORT}hold, began, item = {str(hold)!r}, {str(began)!r}, 'a'\n"
+        "while os.path.exists(hold):\n"
         "    open(began, 'w').close()\n    item = str(item)\nadd(item=item)\nitem + '1'"
     )
     async with start_ready_server(settings) as server:

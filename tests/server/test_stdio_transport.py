@@ -114,7 +114,10 @@ async def test_output_arrives_while_the_code_runs_with_increasing_progress(
 ) -> None:
     progress = Progress()
     async with anyio.create_task_group() as tasks:
-        code = "import time\nfor n in range(3):\n    print('line', n, flush=True)\n    time.sleep(0.05)\ntime.sleep(99)"
+        code = (
+            "import time\nfor n in range(3):\n    print('line', n, flush=True)\n"
+            "    time.sleep(0.05)\ntime.sleep(99)"
+        )
 
         async def run() -> None:
             await server.run(code, session="progress", progress_callback=progress)

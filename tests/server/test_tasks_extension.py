@@ -260,7 +260,10 @@ async def test_a_task_can_be_attached_to_and_tells_all_that_was_printed(
 async def test_a_task_asks_a_person_and_continues_with_the_answer(
     world: World, form: dict[str, Any], value: Any, done: list[str]
 ) -> None:
-    code = f"{IMPORT}r = 'refused'\ntry: r = add(item='a').result\nexcept tools.ToolDeniedError: pass\nr"
+    code = (
+        f"{IMPORT}r = 'refused'\ntry: r = add(item='a').result\n"
+        "except tools.ToolDeniedError: pass\nr"
+    )
     async with taking(world, elicitation_callback=NOBODY) as client:
         task = await client.begin(code)
         asking = await client.until(task, "input_required")
@@ -279,8 +282,10 @@ async def test_a_task_asks_a_person_and_continues_with_the_answer(
 async def test_each_form_has_a_name_of_its_own_and_allows_what_it_showed(world: World) -> None:
     code = (
         f"{IMPORT}import os, threading, time\n"
-        "def later():\n    while not os.path.exists('go'): time.sleep(0.01)\n    add(item='unseen')\n"
-        "thread = threading.Thread(target=later)\nthread.start()\nadd(item='seen')\nthread.join()\n'end'"
+        "def later():\n    while not os.path.exists('go'): time.sleep(0.01)\n"
+        "    add(item='unseen')\n"
+        "thread = threading.Thread(target=later)\nthread.start()\nadd(item='seen')\n"
+        "thread.join()\n'end'"
     )
     async with taking(world, elicitation_callback=NOBODY) as client:
         task = await client.begin(

@@ -29,7 +29,7 @@ from tests.server.conftest import upstream_entry
 
 from .conftest import program_answer, write_model_settings
 
-LATE_S = 400.0  # only a test that fails waits so long: models are asked by processes of several seconds' start
+LATE_S = 400.0  # limit of a failing test; a model process takes seconds to start
 SQUARES = [
     {
         "match": "Task:\n\x1b\\[1mcompute",
@@ -70,7 +70,10 @@ def test_large_files_become_inputs_that_only_programs_read(
     other.write_text("nothing")
     model.set_script(
         {
-            "match": "CONTEXT: 2 inputs: day.log [(][0-9,]+ bytes[)], other.log [(]7 bytes[)]. It is not a str.*\n0 ERROR",
+            "match": (
+                "CONTEXT: 2 inputs: day.log [(][0-9,]+ bytes[)], other.log [(]7 bytes[)]. It is "
+                "not a str.*\n0 ERROR"
+            ),
             "reply": program_answer(
                 "SUBMIT([len(CONTEXT.grep('ERROR')), CONTEXT_DATA['other.log'].text])"
             ),
@@ -99,7 +102,10 @@ def test_packed_files_are_read_by_programs_however_small_they_are(
     log.parent.mkdir()
     packed = gzip.compress(b"all is well\n" * 100)
     log.write_bytes(packed[: len(packed) - cut])
-    count = "try:\n    found = CONTEXT.line_count()\nexcept InputError as error:\n    found = str(error).split(' after')[0]"
+    count = (
+        "try:\n    found = CONTEXT.line_count()\nexcept InputError as error:\n"
+        "    found = str(error).split(' after')[0]"
+    )
     model.set_script(
         {
             "match": "It begins\n<data .*>\nall is well\nall",
@@ -113,7 +119,7 @@ def test_packed_files_are_read_by_programs_however_small_they_are(
     assert json.loads(told.stdout)["value"] == value
 
 
-# on the command line ----------------------------------------------------------------------------------------
+# on the command line ------------------------------------------------------------------------------
 
 
 def test_the_command_shows_every_step_and_the_cost(
@@ -199,7 +205,7 @@ def test_without_a_driving_model_the_command_names_the_remedy(
     assert "caller" not in told.stderr
 
 
-# in Python --------------------------------------------------------------------------------------------------
+# in Python ----------------------------------------------------------------------------------------
 
 
 async def test_one_question_does_where_the_material_fits(
@@ -261,9 +267,13 @@ async def test_a_finished_task_becomes_a_skill_for_the_next_one(
     upstream = upstream_entry("counted", str(tmp_path / "done"))
     with path.open("a") as file:
         file.write(
-            f"\n[mcpServers.counted]\ncommand = {upstream['command']!r}\nargs = {upstream['args']!r}\n"
+            f"\n[mcpServers.counted]\ncommand = {upstream['command']!r}\n"
+            f"args = {upstream['args']!r}\n"
         )
-    code = "from tools.counted import count\nitem = 'apples'\nfound = count(item=item)\nSUBMIT({item: found['result']})"
+    code = (
+        "from tools.counted import count\nitem = 'apples'\nfound = count(item=item)\n"
+        "SUBMIT({item: found['result']})"
+    )
     model.set_script({"match": "Task:\nCount the apples", "reply": program_answer(code)})
     async with create_agent(load_config(path)) as made:
         first = await made.execute_task("Count the apples in stock")

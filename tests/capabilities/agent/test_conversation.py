@@ -1,4 +1,4 @@
-"""What a model is told, and the program that is taken out of what it answers, in whatever form it comes."""
+"""The messages that a model receives, and how the program is extracted from its answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents that code begins: through the real server, a session of their own, and HTTP to the deterministic model."""
+"""Sub-agents that code starts, with the real server, own sessions and a deterministic model."""
 
 from __future__ import annotations
 
@@ -232,7 +232,10 @@ async def test_agents_are_begun_from_asyncio_and_submit_there(
 
 
 async def test_submit_ends_a_run_even_if_code_catches_everything(server: ServerConnection) -> None:
-    code = "try:\n    SUBMIT({'a': 1})\nexcept BaseException:\n    pass\nprint('more')\n'another value'"
+    code = (
+        "try:\n    SUBMIT({'a': 1})\nexcept BaseException:\n    pass\nprint('more')\n"
+        "'another value'"
+    )
     answer = await server.run(code)
     assert (answer.value, answer.submitted, answer.stdout) == ({"a": 1}, True, "more\n")
     again = await server.run("'nothing'")
@@ -247,7 +250,10 @@ async def test_nested_agents_finish_with_a_single_run_slot(
 ) -> None:
     path = write_model_settings(tmp_path, model, {"max_runs": 1, "max_runs_per_principal": 1})
     async with connect_server(path) as server:
-        code = "slots = sub_agent_batch('outer', [None] * 2)\nfirst = sub_agent('inner', 9)\n[slots[0].value, first]"
+        code = (
+            "slots = sub_agent_batch('outer', [None] * 2)\nfirst = sub_agent('inner', 9)\n"
+            "[slots[0].value, first]"
+        )
         model.set_script(
             {
                 "match": "Task:\nouter",
@@ -454,7 +460,10 @@ def told(path: Path, *words: str) -> str:
 async def test_code_that_waits_no_more_for_an_agent_ends_it(
     server: ServerConnection, model: fake_llm.ModelServer, tmp_path: Path
 ) -> None:
-    hang = f"import time\ntry:\n    time.sleep(600)\nfinally:\n    open({str(tmp_path / 'gone')!r}, 'w')"
+    hang = (
+        "import time\ntry:\n    time.sleep(600)\nfinally:\n"
+        f"    open({str(tmp_path / 'gone')!r}, 'w')"
+    )
     model.set_script({"match": "Task:\nlinger", "reply": program_answer(hang)})
     code = """
 import asyncio
@@ -511,7 +520,10 @@ async def test_a_large_value_is_returned_whole(
     model.set_script(
         {"match": "Task:\nLarge", "reply": program_answer("SUBMIT(['row ' * 20] * len(CONTEXT))")}
     )
-    code = "found = sub_agent('Large', 'x' * 20_000)\n[len(found), len(set(found)), found[-1] == 'row ' * 20]"
+    code = (
+        "found = sub_agent('Large', 'x' * 20_000)\n"
+        "[len(found), len(set(found)), found[-1] == 'row ' * 20]"
+    )
     assert await server.evaluate(code) == [20_000, 1, True]
 
 
@@ -521,12 +533,18 @@ async def test_a_slice_of_an_input_is_the_context_of_an_agent_that_reads_it(
     text = "".join(f"line {number}\n" for number in range(1000))
     model.set_script(
         {
-            "match": "CONTEXT: an input: rows [0-9:]+ [(][0-9,]+ bytes[)]. It is not a str.*begins\n<data \\w+>\nline 500",
+            "match": (
+                "CONTEXT: an input: rows [0-9:]+ [(][0-9,]+ bytes[)]. It is not a str.*begins\n"
+                "<data \\w+>\nline 500"
+            ),
             "reply": program_answer("hits = CONTEXT.grep('line 7')\nlen(hits)"),
         },
         {"match": "value: 100", "reply": program_answer("SUBMIT([hits[0].text, len(CONTEXT)])")},
     )
-    code = "half = CONTEXT.lines(500, 1000)\nsub_agent('Find', CONTEXT.slice(half[0].start, half[-1].end))"
+    code = (
+        "half = CONTEXT.lines(500, 1000)\n"
+        "sub_agent('Find', CONTEXT.slice(half[0].start, half[-1].end))"
+    )
     found = await server.run(code, "halves", context=[{"text": text, "name": "rows"}])
     assert found.data["status"] == "ok", found.text
     hit, size = found.value

@@ -1,4 +1,4 @@
-"""Providers, models and code that mean harm, or just misbehave: through real HTTP, both ways of asking."""
+"""Malicious or faulty providers, models and code, over real HTTP, with both request paths."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def test_a_credential_is_shown_in_no_encoding(form: str) -> None:
 
 
 def test_text_without_credentials_is_shown_unchanged() -> None:
-    said = "This model's maximum context length is 8192 tokens, but 9000 were given to openai/gpt-5-2025-08-07."
+    said = (
+        "This model's maximum context length is 8192 tokens, but 9000 were given to "
+        "openai/gpt-5-2025-08-07."
+    )
     assert Redactor([SECRET]).redact(said, "openai/gpt-5-2025-08-07") == said
     assert "eyJhbGciOi" not in Redactor([]).redact(
         "a stranger's token: eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
@@ -197,7 +200,10 @@ async def test_a_number_that_no_schema_can_be_held_against_fails_alone(
         {"match": "huge|too large", "reply": "1" + "0" * 4000, "times": 2},
         {"match": "small", "reply": "5"},
     )
-    code = "[s.ok or str(s.error) for s in ask_llm_batch(['huge', 'small'], schema={'multipleOf': 0.5})]"
+    code = (
+        "[s.ok or str(s.error) for s in ask_llm_batch(['huge', 'small'], schema={'multipleOf': "
+        "0.5})]"
+    )
     told = await server.evaluate(code)
     assert "it contains a number that is too large" in told[0]
     assert told[1] is True
@@ -292,7 +298,10 @@ async def test_a_schema_that_takes_for_ever_is_refused(
 async def test_finite_references_and_formats_are_followed(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
-    schema = "{'type': 'object', 'properties': {'at': {'$ref': '#/$defs/d'}}, '$defs': {'d': {'format': 'date'}}}"
+    schema = (
+        "{'type': 'object', 'properties': {'at': {'$ref': '#/$defs/d'}}, '$defs': {'d': "
+        "{'format': 'date'}}}"
+    )
     model.set_script({"reply": '{"at": "soon"}'})
     assert await server.evaluate(f"ask_llm('when?', schema={schema})") == {"at": "soon"}
 
@@ -355,7 +364,10 @@ async def test_nothing_of_the_folder_that_a_server_is_started_in_is_run(
 
 
 def test_the_start_imports_no_model_client() -> None:
-    code = "import sys, mcpruntime_server.app\nprint([m for m in ('litellm', 'openai', 'aiohttp') if m in sys.modules])"
+    code = (
+        "import sys, mcpruntime_server.app\n"
+        "print([m for m in ('litellm', 'openai', 'aiohttp') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

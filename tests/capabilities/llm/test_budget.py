@@ -1,4 +1,4 @@
-"""Budgets hold at every instant, whatever happens to the questions: real concurrency, random schedules, real HTTP."""
+"""Budgets hold at every instant, under real concurrency, random schedules and real HTTP."""
 
 from __future__ import annotations
 
@@ -128,11 +128,14 @@ async def test_a_run_limits_its_agents_and_their_depth() -> None:
 
 
 STOPS = {
-    "a batch": "slots = ask_llm_batch([f'{n}' for n in range(10_000)])\nasked = sum(s.ok for s in slots)",
+    "a batch": (
+        "slots = ask_llm_batch([f'{n}' for n in range(10_000)])\nasked = sum(s.ok for s in slots)"
+    ),
     "threads": "slots = tools.map(ask_llm, [f'{n}' for n in range(300)], max_concurrency=20)\n"
     "asked = sum(s.ok for s in slots)",
     "asyncio": "import asyncio\n"
-    "found = await asyncio.gather(*(aask_llm(f'{n}') for n in range(300)), return_exceptions=True)\n"
+    "found = await asyncio.gather(*(aask_llm(f'{n}') for n in range(300)), "
+    "return_exceptions=True)\n"
     "asked = sum(type(each) is str for each in found)",
 }
 
@@ -280,7 +283,10 @@ async def test_time_cuts_off_waiting_to_ask_again(
     async with connect_server(settings(tmp_path, model, run={"wall_s": 2.0}, retries=2)) as server:
         await server.evaluate("ask_llm('ready?')")
         model.set_script({"match": "busy", "fault": "429", "retry_after": 20, "times": 9})
-        code = "import time\nstarted = time.monotonic()\ntry: ask_llm('busy')\nexcept BudgetExceeded: pass\n"
+        code = (
+            "import time\nstarted = time.monotonic()\ntry: ask_llm('busy')\n"
+            "except BudgetExceeded: pass\n"
+        )
         assert await server.evaluate(f"{code}time.monotonic() - started") < 15
 
 

@@ -1,4 +1,4 @@
-"""Code that asks a model: through the server, the process with litellm, and HTTP, to the deterministic model server."""
+"""Code that asks a deterministic model, through the server, the litellm process and HTTP."""
 
 from __future__ import annotations
 
@@ -142,7 +142,10 @@ async def test_an_answer_can_be_the_data_of_the_next_request(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script({"reply": '[{"kind": "cat", "name": "Tom"}]'})
-    code = "found = ask_llm('Find all', schema=list[Cat])\nask_llm('In common?', {'found': found, 'days': {2, 1}})"
+    code = (
+        "found = ask_llm('Find all', schema=list[Cat])\n"
+        "ask_llm('In common?', {'found': found, 'days': {2, 1}})"
+    )
     told = await server.evaluate(f"{KINDS}\n{code}")
     assert '{"days":[1,2],"found":[{"kind":"cat","name":"Tom"}]}' in told
     failed = await server.run("import datetime\nask_llm('When?', [datetime.date(2026, 1, 1)])")
@@ -165,7 +168,10 @@ async def test_a_class_that_needs_more_than_its_fields_is_refused_before_a_reque
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script()
-    code = "from dataclasses import InitVar\n@dataclass\nclass Priced:\n    n: int\n    rate: InitVar[float]\n"
+    code = (
+        "from dataclasses import InitVar\n@dataclass\nclass Priced:\n    n: int\n"
+        "    rate: InitVar[float]\n"
+    )
     told = await server.run(f"{KINDS}\n{code}ask_llm('x', schema=Priced)")
     assert "Priced needs 'rate', which is no field" in told.error["message"]
     assert model.read_counts() == {}

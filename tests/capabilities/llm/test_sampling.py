@@ -28,7 +28,7 @@ SEVERAL = "[s.value if s.ok else str(s.error) for s in ask_llm_batch([f'{n}?' fo
 
 
 class Model:
-    """What the client's model says, and what it was asked; `refuses` says what nobody lets it see."""
+    """Model answers and received requests of the client; with `refuses`, it rejects requests."""
 
     def __init__(self, refuses: Callable[[str], bool] = lambda _: False) -> None:
         self.asked: list[CreateMessageRequestParams] = []

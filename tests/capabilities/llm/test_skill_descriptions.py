@@ -1,4 +1,4 @@
-"""Skills that a model names and describes, through the process with litellm and HTTP; and what it cannot do to them."""
+"""Skill names and descriptions from a model (litellm, HTTP), and the limits of its influence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ sys.path.append(str(Path(__file__).parents[3] / "bench"))
 import fake_llm
 from fake_llm import API_KEY
 
-CODE = "from tools.counted import add\nitem = 'SECRET PEARS'\nanswer = add(item=item)\nwords = [item.lower()] * 3\nwords"
+CODE = (
+    "from tools.counted import add\nitem = 'SECRET PEARS'\nanswer = add(item=item)\n"
+    "words = [item.lower()] * 3\nwords"
+)
 SAID = {
     "name": "shout_thrice",
     "summary": "Add an item and repeat it",
@@ -190,7 +193,8 @@ async def test_the_author_s_own_words_stay(
     model.set_script({"match": "Name and describe", "reply": SAID, "times": 9})
     asked = asked_of(model)
     documented = (
-        "from tools.counted import add\ndef put(item: str) -> str:\n    '''Put it there.'''\n    add(item=item)\n"
+        "from tools.counted import add\ndef put(item: str) -> str:\n    '''Put it there.'''\n"
+        "    add(item=item)\n"
         "    return item * 2\nput('a')"
     )
     told, _ = await saved(server, documented)

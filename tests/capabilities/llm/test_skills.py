@@ -65,18 +65,29 @@ place = ask_llm("Which place?", text, schema=Place)
 [place.name, place.size * 2]
 """
 CASES = {
-    "ask": ("text = 'Oslo lies by a fjord'\nanswer = ask_llm('Which city?', text)\nanswer.upper()", "text"),
+    "ask": ((
+        "text = 'Oslo lies by a fjord'\nanswer = ask_llm('Which city?', text)\nanswer.upper()"
+    ), "text"),
     "literal": ("answer = ask_llm('Which city?', 'Oslo lies by a fjord')\nanswer.upper()", "data"),
     "question": ("answer = ask_llm('What is the capital of Norway?')\nanswer.upper()", "prompt"),
-    "inside": ("city = 'Oslo'\nanswer = ask_llm(f'How large is {city}, really?')\nanswer.upper()", "city"),
-    "awaited": ("city = 'Oslo'\nanswer = await aask_llm('How large?', city)\nanswer.upper()", "city"),
+    "inside": ((
+        "city = 'Oslo'\nanswer = ask_llm(f'How large is {city}, really?')\nanswer.upper()"
+    ), "city"),
+    "awaited": ((
+        "city = 'Oslo'\nanswer = await aask_llm('How large?', city)\nanswer.upper()"
+    ), "city"),
     "schema": (
-        "city = 'Oslo'\nschema = {'type': 'object', 'properties': {'n': {'type': 'integer'}}, 'required': ['n']}\n"
+        "city = 'Oslo'\n"
+        "schema = {'type': 'object', 'properties': {'n': {'type': 'integer'}}, 'required': "
+        "['n']}\n"
         "found = ask_llm('How large?', city, schema=schema, model='json')\n[city, found['n']]",
         "city",
     ),
     "several": (
-        "names = ['Oslo', 'Rome']\nslots = ask_llm_batch('Where?', names)\n[s.value.upper() for s in slots]",
+        (
+            "names = ['Oslo', 'Rome']\nslots = ask_llm_batch('Where?', names)\n"
+            "[s.value.upper() for s in slots]"
+        ),
         "names",
     ),
     "caught": (
@@ -84,7 +95,9 @@ CASES = {
         "except LlmAnswerError as error:\n    found = error.kind\n[city, found]",
         "city",
     ),
-    "aliased": ("from llm import ask_llm as ask\ncity = 'Oslo'\nfound = ask('How large?', city)\nfound", "city"),
+    "aliased": ((
+        "from llm import ask_llm as ask\ncity = 'Oslo'\nfound = ask('How large?', city)\nfound"
+    ), "city"),
 }  # fmt: skip
 
 
@@ -127,7 +140,10 @@ async def test_types_of_answers_are_part_of_the_skill(
 
 
 async def test_a_question_that_no_parameter_reaches_says_so(server: ServerConnection) -> None:
-    code = "def run(text: str, city: str) -> str:\n    return ask_llm('Which?', text).upper()\nrun('by a fjord', 'Oslo')"
+    code = (
+        "def run(text: str, city: str) -> str:\n    return ask_llm('Which?', text).upper()\n"
+        "run('by a fjord', 'Oslo')"
+    )
     told = await kept(server, code, "idle_one")
     assert told["state"] == "draft"
     assert told["reasons"] == ["Parameter `city` never reaches a call or the result."]
@@ -136,7 +152,10 @@ async def test_a_question_that_no_parameter_reaches_says_so(server: ServerConnec
 async def test_a_skill_with_model_requests_gets_its_missing_imports(
     server: ServerConnection,
 ) -> None:
-    code = '"""Sort."""\n\ndef kind_of(text: str) -> str:\n    """Say what it is."""\n    return ask_llm("Kind?", text)\n'
+    code = (
+        '"""Sort."""\n\ndef kind_of(text: str) -> str:\n    """Say what it is."""\n'
+        '    return ask_llm("Kind?", text)\n'
+    )
     draft = (await server.client.call_tool("save_skill", {"code": code})).structured_content or {}
     assert draft["state"] == "draft"
     assert (await source(server, "kind_of@1")).splitlines()[1] == "from llm import ask_llm"

@@ -189,7 +189,10 @@ def test_no_single_changed_byte_imports_another_skill(store: SkillStore, other: 
         "import os\n\n\ndef run(n: int) -> str:\n    return os.environ['HOME'] * n\n",
         "import numpy\n\n\ndef run(n: int) -> int:\n    return numpy.abs(n)\n",
         "print(1)\n\n\ndef run(n: int) -> int:\n    return n\n",
-        "from skills.double import run as other\n\n\ndef run(n: int) -> int:\n    return other(n)\n",
+        (
+            "from skills.double import run as other\n\n\ndef run(n: int) -> int:\n"
+            "    return other(n)\n"
+        ),
     ],
     ids=["a secret", "the environment", "a package that is not there", "work at import", "itself"],
 )

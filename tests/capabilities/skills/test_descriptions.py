@@ -122,7 +122,8 @@ def test_the_model_sees_no_recorded_values() -> None:
         line_number=3,
     )
     code = (
-        "from tools.shop import order\nitem = 'SECRET PEARS'\nfound = order(item=item)  # for SECRET Ann\n"
+        "from tools.shop import order\nitem = 'SECRET PEARS'\n"
+        "found = order(item=item)  # for SECRET Ann\n"
         "label = {'of': item, 'SECRET PEARS': len(found) > 4711}\nstr(label)"
     )
     made = extract(code, call)
@@ -159,7 +160,8 @@ def test_documented_functions_need_no_description() -> None:
 
 def test_parameter_descriptions_are_found_in_many_formats() -> None:
     source = (
-        "def run(a, b, c, d):\n    '''Do it.\n\n    Args:\n        a: one\n        b (int): two: three\n"
+        "def run(a, b, c, d):\n    '''Do it.\n\n    Args:\n        a: one\n"
+        "        b (int): two: three\n"
         "    - `c`: four\n    other: five\n    d:\n    '''\n    return a\n"
     )
     assert parameter_descriptions(source) == {"a": "one", "b": "two: three", "c": "four"}

@@ -91,7 +91,7 @@ def host() -> Iterator[Recorder]:
 
 
 def record(host: Recorder, *codes: str) -> list[RecordedStep]:
-    """Run codes one after the other, as a session does; the value is that of the last expression."""
+    """Run pieces of code in order, as a session does; return the last expression's value."""
     names: dict[str, Any] = {"__name__": "__main__"}
     steps = []
     for number, code in enumerate(codes):
@@ -133,7 +133,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     # codes, recorded inputs, other inputs, what comes out then
     "a name given to a literal": (
         (
-            "from tools.git import log\nauthor = 'Ann'\nrows = log(repo_path='/srv/repo')\n[r['sha'] for r in rows if r['author'] == author]",
+            (
+                "from tools.git import log\nauthor = 'Ann'\nrows = log(repo_path='/srv/repo')\n"
+                "[r['sha'] for r in rows if r['author'] == author]"
+            ),
         ),
         {"repo_path": "/srv/repo", "author": "Ann"},
         {"author": "Bo"},
@@ -141,7 +144,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "a dict of which a tool is told a part": (
         (
-            "from tools.git import put\norder = {'item': 'tea', 'n': 2}\nput(order['item'], 1)\norder['item'] * order['n']",
+            (
+                "from tools.git import put\norder = {'item': 'tea', 'n': 2}\n"
+                "put(order['item'], 1)\norder['item'] * order['n']"
+            ),
         ),
         {"order": {"item": "tea", "n": 2}, "value": 1},
         {"order": {"item": "x", "n": 3}},
@@ -149,7 +155,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "a file that is written and read": (
         (
-            "from pathlib import Path\ntext = 'tea'\nPath('n.txt').write_text(text)\nPath('n.txt').read_text().upper()",
+            (
+                "from pathlib import Path\ntext = 'tea'\nPath('n.txt').write_text(text)\n"
+                "Path('n.txt').read_text().upper()"
+            ),
         ),
         {"text": "tea"},
         {"text": "figs"},
@@ -175,7 +184,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "a name with a type given to a literal": (
         (
-            "from tools.git import log\nmost: int = 2\nby: str | None = 'Ann'\nlen(log('/srv/repo', max_count=most, author=by))",
+            (
+                "from tools.git import log\nmost: int = 2\nby: str | None = 'Ann'\n"
+                "len(log('/srv/repo', max_count=most, author=by))"
+            ),
         ),
         {"most": 2, "by": "Ann", "repo_path": "/srv/repo"},
         {"by": "Bo"},
@@ -185,7 +197,8 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         (
             "import json\nfrom tools.git import log\nJSON = '/srv/repo'\nMAX = 4\nN, n = 2, 9\n"
             "rows = log(repo_path=JSON)\nfor n in range(N):\n    last = n\n"
-            "json.dumps([max(row['n'] for row in rows), [row['n'] for row in rows if row['n'] > MAX], last < N])",
+            "json.dumps([max(row['n'] for row in rows), [row['n'] for row in rows if row['n'] > "
+            "MAX], last < N])",
         ),
         {"json_": "/srv/repo", "max_": 4, "n_": 2},
         {"max_": 6},
@@ -193,7 +206,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "constants that differ in their case": (
         (
-            "from tools.git import log\nBy = 'Ann'\nBY = 'Bo'\n[len(log('/srv/repo', author=By)), len(log('/srv/repo', author=BY))]",
+            (
+                "from tools.git import log\nBy = 'Ann'\nBY = 'Bo'\n"
+                "[len(log('/srv/repo', author=By)), len(log('/srv/repo', author=BY))]"
+            ),
         ),
         {"by": "Ann", "by_": "Bo", "repo_path": "/srv/repo"},
         {"by_": "Ann"},
@@ -201,7 +217,8 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "capitals that a function calls in small letters": (
         (
-            "from tools.git import log\nAUTHOR = 'Ann'\ndef is_other(author):\n    return author != AUTHOR\n"
+            "from tools.git import log\nAUTHOR = 'Ann'\ndef is_other(author):\n"
+            "    return author != AUTHOR\n"
             "len([row for row in log(repo_path='/srv/repo') if is_other(row['author'])])",
         ),
         {"author": "Ann", "repo_path": "/srv/repo"},
@@ -211,7 +228,8 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     "what an object of code's own class is made of": (
         (
             "from tools.git import log\nclass Board:\n    def __init__(self, repo, by=None):\n"
-            "        self.rows = log(repo_path=repo, author=by)\n    def size(self):\n        return len(self.rows)\n"
+            "        self.rows = log(repo_path=repo, author=by)\n    def size(self):\n"
+            "        return len(self.rows)\n"
             "board = Board('/srv/repo', by='Ann')\nboard.size()",
         ),
         {"repo": "/srv/repo", "by": "Ann"},
@@ -220,7 +238,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "exploration and prints are left out": (
         (
-            "import tools.git as git\nprint(dir(git))\nfirst = git.log(repo_path='/srv/repo', max_count=1)\nprint(first)",
+            (
+                "import tools.git as git\nprint(dir(git))\n"
+                "first = git.log(repo_path='/srv/repo', max_count=1)\nprint(first)"
+            ),
             "x = undefined_name",
             "rows = git.log(repo_path='/srv/repo')\nprint(len(rows))",
             "total = sum(r['n'] for r in rows if r['n'] > 3)\ntotal",
@@ -233,7 +254,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
         (
             "from tools.git import log\nfound = {}\nfor row in log(repo_path='/srv/repo'):\n"
             "    found.setdefault(row['author'], []).append(row['n'])\nunused = 3",
-            "for values in found.values():\n    values.sort(reverse=True)\nalias = found\nalias['x'] = [7]",
+            (
+                "for values in found.values():\n    values.sort(reverse=True)\nalias = found\n"
+                "alias['x'] = [7]"
+            ),
             "found.pop('Bo')\nsorted(found.items())[:2]",
         ),
         {"repo_path": "/srv/repo", "limit": 2},
@@ -252,7 +276,8 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     "a pattern stays what it is": (
         (
             "from tools.git import log\nrows = log(repo_path='/srv/repo', author='Ann')\n"
-            "match rows[0]['author']:\n    case 'Ann':\n        found = 'her'\n    case _:\n        found = 'somebody'\nfound",
+            "match rows[0]['author']:\n    case 'Ann':\n        found = 'her'\n    case _:\n"
+            "        found = 'somebody'\nfound",
         ),
         {"repo_path": "/srv/repo", "author": "Ann"},
         {"author": "Bo"},
@@ -260,7 +285,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "what is gone through": (
         (
-            "from tools.git import log\n[len(log('/srv/repo', author=author)) for author in ['Ann', 'Bo', 'Ann']]",
+            (
+                "from tools.git import log\n"
+                "[len(log('/srv/repo', author=author)) for author in ['Ann', 'Bo', 'Ann']]"
+            ),
         ),
         {"repo_path": "/srv/repo", "authors": ["Ann", "Bo", "Ann"]},
         {"authors": ["Bo"]},
@@ -283,7 +311,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "another run is called otherwise": (
         (
-            "from math import sqrt as run\nfrom tools.git import log\nnumber = log(repo_path='/srv/repo')[0]['n']\n[run(number * 5), 'Ann']",
+            (
+                "from math import sqrt as run\nfrom tools.git import log\n"
+                "number = log(repo_path='/srv/repo')[0]['n']\n[run(number * 5), 'Ann']"
+            ),
         ),
         {"repo_path": "/srv/repo"},
         {},
@@ -291,7 +322,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "a name that was imported from two places": (
         (
-            "from tools.git import log\nfrom math import floor as turn\nlow = turn(log(repo_path='/srv/repo', author='Bo')[0]['n'] / 3)",
+            (
+                "from tools.git import log\nfrom math import floor as turn\n"
+                "low = turn(log(repo_path='/srv/repo', author='Bo')[0]['n'] / 3)"
+            ),
             "from math import ceil as turn\n[low, turn(7 / 3)]",
         ),
         {"repo_path": "/srv/repo", "author": "Bo"},
@@ -300,8 +334,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "helpers stay as they are": (
         (
-            "from tools.git import log\nfrom collections import Counter\nSTEP = 2\ndef half(n):\n    return n // STEP\n"
-            "STEP = 3\nrows = log(repo_path='/srv/repo')\nCounter(half(r['n']) for r in rows if r['author'] == 'Ann').most_common(1)",
+            "from tools.git import log\nfrom collections import Counter\nSTEP = 2\ndef half(n):\n"
+            "    return n // STEP\n"
+            "STEP = 3\nrows = log(repo_path='/srv/repo')\n"
+            "Counter(half(r['n']) for r in rows if r['author'] == 'Ann').most_common(1)",
         ),
         {"repo_path": "/srv/repo", "author": "Ann"},
         {"author": "Bo"},
@@ -309,7 +345,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "calls that change the world are part of it": (
         (
-            "from tools.git import log, put\nput(key='seen', value=[1])\nlen(log(repo_path='/srv/repo'))",
+            (
+                "from tools.git import log, put\nput(key='seen', value=[1])\n"
+                "len(log(repo_path='/srv/repo'))"
+            ),
         ),
         {"repo_path": "/srv/repo", "key": "seen", "value": [1]},
         {"key": "other"},
@@ -317,8 +356,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "try and with and walrus": (
         (
-            "import io\nfrom tools.git import log\ntry:\n    rows = log(repo_path='/srv/repo', author='Ann')\n"
-            "except ValueError as error:\n    rows = []\nwith io.StringIO() as out:\n    out.write(str(len(rows)))\n"
+            "import io\nfrom tools.git import log\ntry:\n"
+            "    rows = log(repo_path='/srv/repo', author='Ann')\n"
+            "except ValueError as error:\n    rows = []\nwith io.StringIO() as out:\n"
+            "    out.write(str(len(rows)))\n"
             "    text = out.getvalue()\nif (n := len(text)) > 5:\n    text = text[:5]\n[text, n]",
         ),
         {"repo_path": "/srv/repo", "author": "Ann", "limit": 5},
@@ -327,7 +368,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "an explicit function": (
         (
-            "from tools.git import log\ndef run(repo: str, most: int = 2) -> int:\n    'Count.'\n    return len(log(repo)[:most])\nrun('/srv/repo')",
+            (
+                "from tools.git import log\ndef run(repo: str, most: int = 2) -> int:\n"
+                "    'Count.'\n    return len(log(repo)[:most])\nrun('/srv/repo')"
+            ),
         ),
         {"repo": "/srv/repo", "most": 2},
         {"most": 1},
@@ -344,7 +388,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "the one function that is called": (
         (
-            "import json\nfrom tools.git import log\ndef count(repo, who):\n    return len(log(repo, author=who))",
+            (
+                "import json\nfrom tools.git import log\ndef count(repo, who):\n"
+                "    return len(log(repo, author=who))"
+            ),
             "who = 'Ann'\nresult = count('/srv/repo', who=who)",
         ),
         {"repo": "/srv/repo", "who": "Ann"},
@@ -353,7 +400,10 @@ SESSIONS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], An
     ),
     "an assignment as the result": (
         (
-            "from tools.git import log\nnames = sorted({r['author'] for r in log(repo_path='/srv/repo')})",
+            (
+                "from tools.git import log\n"
+                "names = sorted({r['author'] for r in log(repo_path='/srv/repo')})"
+            ),
         ),
         {"repo_path": "/srv/repo"},
         {},
@@ -473,8 +523,10 @@ def test_a_parameter_may_share_a_name_with_a_local_variable_of_an_unrelated_func
     host: Recorder,
 ) -> None:
     code = (
-        "from tools.git import log\ndef size(author):\n    return len(log('/srv/repo', author=author))\n"
-        "def longest(most):\n    return max(len(log('/srv/repo', max_count=2)), most)\nsize('Ann') + longest(9)"
+        "from tools.git import log\ndef size(author):\n"
+        "    return len(log('/srv/repo', author=author))\n"
+        "def longest(most):\n    return max(len(log('/srv/repo', max_count=2)), most)\n"
+        "size('Ann') + longest(9)"
     )
     extracted = extract_skill(record(host, code))
     assert extracted.case is not None
@@ -507,9 +559,10 @@ LITERALS: Mapping[str, dict[str, Any]] = {
         "min_n": 3
     },
     "import tools\nrows = tools.git.log()\n[r for r in rows if len(r.files) > 7]": {"min_count": 7},
-    "import tools\nrows = tools.git.log()\n[r for r in rows for kind in ['fix'] if r.kind == kind]": {
-        "kinds": ["fix"]
-    },
+    (
+        "import tools\nrows = tools.git.log()\n"
+        "[r for r in rows for kind in ['fix'] if r.kind == kind]"
+    ): {"kinds": ["fix"]},
     "import tools\nstate = 'open'\nrows = tools.git.log(states=['open', 'new'])\n"
     "[row for row in rows if row.state == state]": {"state": "open"},
     "from dataclasses import dataclass\nimport tools\n@dataclass\nclass Query:\n    author: str\n"
@@ -555,7 +608,10 @@ def test_a_function_without_a_docstring_is_summarized_by_its_name(
 
 
 def test_code_written_as_a_skill_stays_as_it_is() -> None:
-    code = "import re\n\ndef find(text: str) -> list[str]:\n    '''Find words.'''\n    # kept\n    return re.findall('a', text)\n"
+    code = (
+        "import re\n\ndef find(text: str) -> list[str]:\n    '''Find words.'''\n    # kept\n"
+        "    return re.findall('a', text)\n"
+    )
     extracted = read_written_skill(code)
     assert (extracted.name, extracted.summary, extracted.case) == ("find", "Find words.", None)
     assert extracted.source == f"{code}\n\nrun = find\n"

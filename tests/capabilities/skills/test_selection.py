@@ -1,4 +1,4 @@
-"""Versions of skills: which one is picked, which ones do the same, and what they must not contain."""
+"""Skill versions: selection, equivalence, and forbidden contents."""
 
 from __future__ import annotations
 

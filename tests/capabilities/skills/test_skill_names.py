@@ -164,13 +164,23 @@ REFUSED = {
     f"import requests\n{RUN}": "Line 1 imports 'requests'",
     "def run():\n    import boto3.session\n    return 1\n": "Line 2 imports 'boto3.session'",
     "import os\ndef run():\n    return os.environ['HOME']\n": "Line 3 reads the environment",
-    "from os import getenv as g\ndef run():\n    return g('HOME')\n": "Line 3 reads the environment",
+    ("from os import getenv as g\ndef run():\n    return g('HOME')\n"): (
+        "Line 3 reads the environment"
+    ),
     "def run():\n    return open('/home/ann/data.csv').read()\n": "Line 2 holds the absolute path",
     f"def run():\n    return '{RANDOM}'\n": "Line 2 holds what looks like a random text",
-    "def run(password='hunter22'):\n    return password\n": "Line 1 holds what looks like the value of 'password'",
-    "def run(*, password='hunter22'):\n    return password\n": "Line 1 holds what looks like the value of 'password'",
-    "def run(a):\n    user, password = 'bo', 'hunter22'\n    return a\n": "Line 2 holds what looks like the value of",
-    "def run(a):\n    return (password := 'hunter22')\n": "Line 2 holds what looks like the value of 'password'",
+    ("def run(password='hunter22'):\n    return password\n"): (
+        "Line 1 holds what looks like the value of 'password'"
+    ),
+    ("def run(*, password='hunter22'):\n    return password\n"): (
+        "Line 1 holds what looks like the value of 'password'"
+    ),
+    ("def run(a):\n    user, password = 'bo', 'hunter22'\n    return a\n"): (
+        "Line 2 holds what looks like the value of"
+    ),
+    ("def run(a):\n    return (password := 'hunter22')\n"): (
+        "Line 2 holds what looks like the value of 'password'"
+    ),
     f"def run(a):\n    return a  # with {RANDOM}\n": "Line 2 holds what looks like a random text",
     f"{RUN}# AKIA{'ABCDEFGHIJKLMNOP'}": "Line 3 holds what looks like an AWS access key",
     "x = 1\0\n": "cannot be parsed",
@@ -237,11 +247,13 @@ def test_dependencies_are_read_from_the_code() -> None:
     source = (
         "import re\nimport pandas as pd\nimport tools\nimport tools.time as clock\n"
         "from tools.git import git_log, git_show\n"
-        "from tools import memory\nfrom skills.top_authors import run as top\nfrom skills.report.v2 import run as old\n"
+        "from tools import memory\nfrom skills.top_authors import run as top\n"
+        "from skills.report.v2 import run as old\n"
         "import skills\nPATTERN = re.compile('x+')\n"
         "def run(repo: str) -> object:\n"
         "    tools.search('x')\n"
-        "    return [git_log(repo), git_show(repo), clock.now(), memory.read_graph(), tools.sqlite.query('x'), top(), "
+        "    return [git_log(repo), git_show(repo), clock.now(), memory.read_graph(), "
+        "tools.sqlite.query('x'), top(), "
         "skills.other.run(), old()]\n"
     )
     checked = check_source(source, PACKAGES)

@@ -59,7 +59,7 @@ Code = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 @asynccontextmanager
 async def sandboxed(folder: Path, *names: str) -> AsyncIterator[tuple[Code, dict[str, Upstream]]]:
-    """Yield a function that runs code in a thread where `tools` is importable, and its upstreams."""
+    """Yield a function that runs code in a thread that can import `tools`, and the upstreams."""
     settings = {
         name: real_server(name, folder) if name in REAL_SERVERS else own_server(name)
         for name in names

@@ -34,7 +34,10 @@ GOLDEN = Path(__file__).parent / "golden" / "tracker.py.txt"
 TRACKER = [
     types.Tool(
         name="create-issue",
-        description="Open an issue in a repository. It gets the next free number.\n\n    Indented text stays so.",
+        description=(
+            "Open an issue in a repository. It gets the next free number.\n\n"
+            "    Indented text stays so."
+        ),
         input_schema={
             "type": "object",
             "required": ["repo", "labels"],
@@ -146,9 +149,9 @@ class TestGolden:
     def test_help_says_what_a_caller_needs(self, sent: Any) -> None:
         text = pydoc.plain(pydoc.render_doc(execute(GOLDEN.read_text()).create_issue))
         assert (
-            "create_issue(repo: 'str', labels: \"list[Literal['bug', 'idea']]\", title: 'str' = 'Untitled'"
-            in text
-        )
+            "create_issue(repo: 'str', labels: \"list[Literal['bug', 'idea']]\", title: 'str' "
+            "= 'Untitled'"
+        ) in text
         assert "Open an issue in a repository." in text
         assert 'class_ (Class | None): Shape: {"name": str, "from"?: str}' in text
         assert "due_in (int | None): Days from now [>= 0]" in text
