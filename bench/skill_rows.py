@@ -71,7 +71,7 @@ async def _run_new_code(server: TestServer) -> float:
 @asynccontextmanager
 async def _start_servers() -> AsyncIterator[tuple[TestServer, TestServer]]:
     async with (
-        start_server(more={"skills": {"auto": "active-on-second-success"}}) as ours,
+        start_server(sections={"skills": {"auto": "active-on-second-success"}}) as ours,
         start_server() as baseline,
     ):
         yield ours, baseline

@@ -110,7 +110,7 @@ async def end_of(connection: ServerConnection, run: str) -> ToolAnswer:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_request_waits_as_long_as_the_settings_say_and_longer_for_a_client_that_hears_progress(
+async def test_a_request_waits_as_the_settings_say_and_longer_for_a_client_with_progress(
     world: World, era: str
 ) -> None:
     world.configure(wait_s=0.3, wait_progress_s=2 * TEST_TIMEOUT_S)
@@ -632,7 +632,7 @@ class Work:
             getattr(server.process, how)()
 
 
-async def test_background_runs_are_executed_once_each_and_in_order_whatever_becomes_of_their_servers(
+async def test_background_runs_execute_once_and_in_order_whatever_happens_to_their_servers(
     world: World,
 ) -> None:
     print(f"KILL_SEED={SEED}")  # shown where it fails
@@ -661,7 +661,8 @@ async def test_background_runs_are_executed_once_each_and_in_order_whatever_beco
 @pytest.mark.parametrize("arguments", [
     {"run": ""}, {"run": " "}, {"run": "\x00"}, {"run": 5}, {"run": []}, {"run": "r_' OR 1=1 --"},
     {"run": "s"}, {"cancel": "please"}, {"answers": []}, {"answers": "allow"}, {"answers": {}},
-    {"answers": {"q1": "allow"}}, {"answers": {"*": "allow"}}, {"answers": {"*": "allow"}, "cancel": True},
+    {"answers": {"q1": "allow"}}, {"answers": {"*": "allow"}},
+    {"answers": {"*": "allow"}, "cancel": True},
     {"wait_s": -0.1}, {"wait_s": [1]}, {"background": 2},
     {"code": "1"}, {"code": ""}, {"dry_run": True}, {"timeout_s": 0}, {"run": None, "cancel": True},
 ])  # fmt: skip

@@ -431,6 +431,7 @@ async def test_a_run_under_way_keeps_its_session_from_being_rewound_unless_it_is
     server: ServerConnection,
 ) -> None:
     await server.run("x = 1", "busy")
+    await until_tiers(server, "busy", {1: "parked"})
     begun = anyio.Event()
     ends: list[ToolAnswer] = []
 

@@ -272,10 +272,10 @@ async def test_text_is_returned_unchanged(
 
 HARMFUL = {
     "a loop": "{'$defs': {'a': {'$ref': '#/$defs/a'}}, '$ref': '#/$defs/a'}",
-    "a long way round": "{'$defs': {'a': {'items': {'$ref': '#/$defs/b'}}, 'b': {'anyOf': [{'$ref': '#/$defs/a'}]}}, "
-    "'$ref': '#/$defs/a'}",
-    "twice as much each time": "{'$defs': {f'a{n}': {'allOf': [{'$ref': f'#/$defs/a{n + 1}'}] * 2} for n in range(30)} "
-    "| {'a30': {}}, '$ref': '#/$defs/a0'}",
+    "a long way round": "{'$defs': {'a': {'items': {'$ref': '#/$defs/b'}}, "
+    "'b': {'anyOf': [{'$ref': '#/$defs/a'}]}}, '$ref': '#/$defs/a'}",
+    "twice as much each time": "{'$defs': {f'a{n}': {'allOf': "
+    "[{'$ref': f'#/$defs/a{n + 1}'}] * 2} for n in range(30)} | {'a30': {}}, '$ref': '#/$defs/a0'}",
     "from elsewhere": "{'$ref': 'http://127.0.0.1:9/x'}",
     "a place that is none": "{'$ref': '#/$defs/none'}",
     "a base": "{'$id': 'http://127.0.0.1:9/x'}",

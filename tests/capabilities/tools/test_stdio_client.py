@@ -94,7 +94,12 @@ async def test_the_end_of_the_process_ends_the_messages(tmp_path: Path) -> None:
             await reader.receive()
         assert ended.is_set()
         with pytest.raises(anyio.BrokenResourceError):
-            await writer.send(message("nobody reads this"))
+            await send_forever(writer)  # the process may close its stdin a moment after its stdout
+
+
+async def send_forever(writer: MessageWriter) -> None:
+    while True:
+        await writer.send(message("nobody reads this"))
 
 
 async def test_a_closed_writer_refuses_messages(tmp_path: Path) -> None:
