@@ -1,4 +1,4 @@
-"""The command line. Each command is one function, and everything it does can be had without it."""
+"""The command line: one function per command; everything it does is also available in Python."""
 
 from .command_line import main
 

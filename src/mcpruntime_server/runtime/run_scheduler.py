@@ -99,7 +99,7 @@ class RunSlot:
         assert not self.is_held
         assert not self._is_queued
         scheduler = self._scheduler
-        if scheduler._can_admit(self.principal):  # then nobody waits who could be admitted
+        if scheduler._can_admit(self.principal):  # then no queued run could be admitted either
             scheduler._grant_slot(self)
             return
         self._is_queued, self.admitted = True, anyio.Event()
