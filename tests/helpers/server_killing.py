@@ -21,6 +21,7 @@ from typing import Any
 
 import anyio
 from anyio.abc import Process
+from mcp.types import CONNECTION_CLOSED
 
 from .forking import forked_command, forked_pid
 from .server_connection import COMMAND, TEST_TIMEOUT_S
@@ -158,7 +159,7 @@ class KillableServer:
             raise ServerKilled from None
 
     async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the result of a request; raises `Killed`."""
+        """Return the result of a request; raises `ServerKilled`."""
         self._last_request_id += 1
         number = self._last_request_id
         await self.send_message({"id": number, "method": method, "params": params})
@@ -168,6 +169,8 @@ class KillableServer:
                     raise ServerKilled
                 await self._update.wait()
         reply = self._replies.pop(number)
+        if reply.get("error", {}).get("code") == CONNECTION_CLOSED:  # a server that stops says so
+            raise ServerKilled
         assert "result" in reply, reply
         result: dict[str, Any] = reply["result"]
         return result
