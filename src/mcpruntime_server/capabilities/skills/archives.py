@@ -1,11 +1,9 @@
 """Exchange skills between stores: a version as a zip with one folder of the Agent Skills standard.
 
 Rule 1: every export of a version produces the same bytes.
-Rule 2: an archive may come from an untrusted source. It is read within limits, and believed only
-as far as it
-was checked: its digests and its signature have to be right, its state and statistics are ignored.
-It becomes a draft, which has to pass the gate here. A trusted key changes what is said about a
-skill, not what is done with it.
+Rule 2: an archive may come from an untrusted source. It is read within limits. Its digests and its
+signature must be right, and its state and statistics are ignored. It becomes a draft, which must
+pass the gate here. A trusted key changes what is said about a skill, not what is done with it.
 """
 
 from __future__ import annotations
