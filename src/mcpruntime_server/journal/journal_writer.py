@@ -85,6 +85,7 @@ class JournalWriter:
         self._last_loop_commit = 0.0  # by the loop's clock
         self._wakes: SimpleQueue[bool] = SimpleQueue()  # for the thread; True: a quiet moment
         self._commit_lock = threading.Lock()  # held from taking jobs until they are committed
+        self._unnotified: list[anyio.Event] = []  # of finished jobs; by the holder of the lock
         self._has_postponed = False  # the thread holds jobs that the disk refused
         self._bytes_in = 0  # counted by the loop
         self._bytes_out = 0  # counted by the holder of the lock
@@ -165,7 +166,9 @@ class JournalWriter:
         except Exception:  # noqa: BLE001 - a busy or full disk, a wrong job: the thread handles it
             return False
         finally:
+            waiters = self._take_waiters()
             self._commit_lock.release()
+        _set_all(waiters)
         self._last_loop_commit = self._loop.time()
         self._schedule_checkpoint(CHECKPOINT_IDLE_S)
         return True
@@ -205,12 +208,8 @@ class JournalWriter:
         postponed: list[WriteJob] = []
         while True:
             is_quiet = self._wait_for_wake(bool(postponed))
-            with self._commit_lock:
-                while self._jobs and len(postponed) < MAX_JOBS_PER_TRANSACTION:
-                    postponed.append(self._jobs.popleft())
-                if postponed:
-                    postponed = self._commit_jobs(postponed)
-                self._has_postponed = bool(postponed)
+            if self._jobs or postponed:
+                postponed = self._commit_waiting(postponed)
             if is_quiet or self._bytes_since_checkpoint > CHECKPOINT_BYTES:
                 self._write_checkpoint()
             if self._is_stopping and not self._jobs:
@@ -218,6 +217,22 @@ class JournalWriter:
         for connection in (self._thread_connection, self._loop_connection):
             connection.close()
         self._loop.call_soon_threadsafe(self._stopped.set)
+
+    def _commit_waiting(self, postponed: list[WriteJob]) -> list[WriteJob]:
+        """Commit `postponed` and what is queued; return what the disk refused.
+
+        Whoever waits is woken when the lock is free again: the next commit may be the loop's.
+        """
+        with self._commit_lock:
+            while self._jobs and len(postponed) < MAX_JOBS_PER_TRANSACTION:
+                postponed.append(self._jobs.popleft())
+            if postponed:
+                postponed = self._commit_jobs(postponed)
+            self._has_postponed = bool(postponed)
+            waiters = self._take_waiters()
+        if waiters:  # one wake-up of the loop for all of them
+            self._loop.call_soon_threadsafe(_set_all, waiters)
+        return postponed
 
     def _wait_for_wake(self, has_postponed: bool) -> bool:
         """Wait for jobs, a retry or a checkpoint; return whether the moment is quiet."""
@@ -280,9 +295,11 @@ class JournalWriter:
         size_bytes = sum(job.size_bytes for job in jobs)
         self._bytes_out += size_bytes
         self._bytes_since_checkpoint += size_bytes + 1
-        events = [job.finished for job in jobs if job.finished is not None]
-        if events:  # one wake-up of the loop for all of them
-            self._loop.call_soon_threadsafe(_set_all, events)
+        self._unnotified += [job.finished for job in jobs if job.finished is not None]
+
+    def _take_waiters(self) -> list[anyio.Event]:
+        waiters, self._unnotified = self._unnotified, []
+        return waiters
 
     def _write_checkpoint(self) -> None:
         self._bytes_since_checkpoint = 0
