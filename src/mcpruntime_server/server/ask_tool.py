@@ -25,7 +25,7 @@ from ..journal.events import canonical_json
 from . import sampling
 from .result_format import RunResult, error_result, run_call_result
 from .run_tool import RunToolHandler, ToolResponse
-from .tool_schemas import compact_schema
+from .tool_schemas import build_tool
 
 ASK_DESCRIPTION = "Ask another model about data; a JSON schema types the answer."
 ASK_EXPRESSION = "__import__('llm').ask_llm"  # code may have assigned to the name `ask_llm`
@@ -142,13 +142,9 @@ def build_ask_tool(handler: AskToolHandler) -> Tool:
         except McpRuntimeError as exc:
             return error_result(exc)
 
-    tool = Tool.from_function(
+    return build_tool(
         ask_llm,
-        description=ASK_DESCRIPTION,
-        annotations=ToolAnnotations(
-            title="Ask a model", destructive_hint=False, open_world_hint=True
-        ),
+        ASK_DESCRIPTION,
+        ToolAnnotations(title="Ask a model", destructive_hint=False, open_world_hint=True),
+        RunResult.model_json_schema(),
     )
-    tool.parameters = compact_schema(tool.parameters)
-    tool.fn_metadata.output_schema = compact_schema(RunResult.model_json_schema(), nested=False)
-    return tool

@@ -46,7 +46,7 @@ from .run_tool import RunToolHandler
 from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
 from .skill_tools import SkillToolHandler, build_skill_prompt, build_skill_tools
 from .tasks_extension import TasksExtension
-from .tool_schemas import compact_schema, list_parameters
+from .tool_schemas import build_tool, list_parameters
 
 MAX_LISTED_PACKAGES = 50  # in the description of `run_code`; `tools.list()` returns all
 MAX_TIMEOUT_S = 86_400  # that a request may set
@@ -181,16 +181,12 @@ def build_run_tool(handler: RunToolHandler, packages: Sequence[str]) -> Tool:
         except McpRuntimeError as exc:
             return error_result(exc)
 
-    tool = Tool.from_function(
+    return build_tool(
         run_code,
-        description=run_code_description(packages),
-        annotations=ToolAnnotations(
-            title="Run Python", destructive_hint=True, open_world_hint=True
-        ),
+        run_code_description(packages),
+        ToolAnnotations(title="Run Python", destructive_hint=True, open_world_hint=True),
+        RunResult.model_json_schema(),
     )
-    tool.parameters = compact_schema(tool.parameters)
-    tool.fn_metadata.output_schema = compact_schema(RunResult.model_json_schema(), nested=False)
-    return tool
 
 
 def check_attach_arguments(
@@ -253,13 +249,11 @@ def build_replay_tool(
         except McpRuntimeError as exc:
             return error_result(exc)
 
-    tool = Tool.from_function(
+    return build_tool(
         replay,
-        description=REPLAY,
-        annotations=ToolAnnotations(title="Replay", destructive_hint=False, open_world_hint=True),
+        REPLAY,
+        ToolAnnotations(title="Replay", destructive_hint=False, open_world_hint=True),
     )
-    tool.parameters = compact_schema(tool.parameters)
-    return tool
 
 
 class RuntimeMcpServer(MCPServer[Any]):

@@ -23,7 +23,7 @@ from ..runtime.run_history import find_run, find_session
 from .result_format import error_result, text_call_result
 from .run_progress import send_heartbeats
 from .skill_summaries import skill_line, skill_summary
-from .tool_schemas import compact_schema
+from .tool_schemas import build_tool
 
 MAX_LISTED_SKILLS = 3  # the best results of a search
 MAX_PROMPT_SKILLS = 8
@@ -166,23 +166,18 @@ def build_skill_tools(handler: SkillToolHandler) -> list[Tool]:
             except McpRuntimeError as exc:
                 return error_result(exc)
 
-    tools = [
-        Tool.from_function(
+    return [
+        build_tool(
             list_skills,
-            description=LIST_SKILLS_DESCRIPTION,
-            annotations=ToolAnnotations(title="Skills", read_only_hint=True),
+            LIST_SKILLS_DESCRIPTION,
+            ToolAnnotations(title="Skills", read_only_hint=True),
         ),
-        Tool.from_function(
+        build_tool(
             save_skill,
-            description=SAVE_SKILL_DESCRIPTION,
-            annotations=ToolAnnotations(
-                title="Save a skill", destructive_hint=False, open_world_hint=False
-            ),
+            SAVE_SKILL_DESCRIPTION,
+            ToolAnnotations(title="Save a skill", destructive_hint=False, open_world_hint=False),
         ),
     ]
-    for tool in tools:
-        tool.parameters = compact_schema(tool.parameters)
-    return tools
 
 
 def build_skill_prompt(library: SkillLibrary) -> Prompt:

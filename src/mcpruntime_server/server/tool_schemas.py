@@ -1,15 +1,54 @@
-"""Shortens the schemas of the tools, because models pay for every word of them."""
+"""Builds the tools: their schemas are short, because models pay for every word of them.
+
+Text that a client sends for a text parameter stays as it is. The SDK would parse it as JSON, so
+that the code `[1, 2, 3]` would not be text any more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
+from mcp.types import ToolAnnotations
 
 BOUND_KEYWORDS = ("minimum", "maximum", "exclusiveMinimum", "additionalProperties")
 OMITTED_KEYWORDS = ("title", "default", "anyOf", *BOUND_KEYWORDS)
 FLAT_KEYWORDS = ("type", "description", "enum")
+
+
+class ToolArguments(FuncMetadata):
+    """The arguments of a tool, in which JSON is parsed only where text is not accepted."""
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return `data` with lists and objects instead of the JSON text that some clients send."""
+        texts = {
+            name: data[name]
+            for name, parameter in self.arg_model.model_fields.items()
+            if name in data and accepts_text(parameter.annotation)
+        }
+        return {**super().pre_parse_json(data), **texts}
+
+
+def accepts_text(annotation: Any) -> bool:
+    """Return whether a parameter with this annotation accepts any text."""
+    return annotation is Any or str in (annotation, *get_args(annotation))
+
+
+def build_tool(
+    function: Callable[..., Any],
+    description: str,
+    annotations: ToolAnnotations,
+    output_schema: Mapping[str, Any] | None = None,
+) -> Tool:
+    """Return the tool that `function` implements, with compact schemas."""
+    tool = Tool.from_function(function, description=description, annotations=annotations)
+    tool.parameters = compact_schema(tool.parameters)
+    tool.fn_metadata = ToolArguments(arg_model=tool.fn_metadata.arg_model)
+    if output_schema is not None:
+        tool.fn_metadata.output_schema = compact_schema(output_schema, nested=False)
+    return tool
 
 
 def compact_schema(schema: Mapping[str, Any], *, nested: bool = True) -> dict[str, Any]:
