@@ -164,7 +164,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     "tools": build_tools_route(catalog, policy),
                     "catalog": Route(catalog.handle_call, lambda _: "read", is_listed=False),
                     "skills": Route(library.handle_call, lambda _: "read", is_listed=False),
-                    "llm": Route(models.handle_call, lambda _: "read"),
+                    "llm": Route(models.handle_call, lambda _: "read", is_billed=True),
                     "knowledge": Route(
                         providers.handle_call,
                         lambda _: "read",

@@ -74,8 +74,8 @@ class CallJournal:
         self._entries_by_id: dict[int, LedgerEntry] = {}
         self._numbers_by_id: dict[int, int] = {}  # of calls that have no end in the journal
         self._abandoned_numbers: set[int] = set()
-        self._open_writes: set[int] = set()  # numbers; these and the keys have no end yet
-        self._open_keys: dict[int, CallKey] = {}  # by number
+        self._open_keys: dict[int, CallKey] = {}  # by number; of calls that have no end yet
+        self._has_gap = False  # the code has seen an answer that the journal could not take
 
     def add_to_ledger(self, call: Call) -> LedgerEntry:
         """Add `call` to the ledger."""
@@ -95,8 +95,6 @@ class CallJournal:
         self._append_event(
             CallStarted(number, call.target, args, effect, nth, call.line, is_listed)
         )
-        if effect == "write":
-            self._open_writes.add(number)
         return number
 
     def restore_call(self, recorded: RecordedCall, entry: LedgerEntry) -> None:
@@ -129,12 +127,12 @@ class CallJournal:
         self, number: int, value: Any, error: Mapping[str, Any] | None, duration_ms: float
     ) -> None:
         """Journal the end of a call, unless the code has abandoned it."""
-        if not self.is_abandoned(number):
-            self._append_event(CallFinished(number, value, error, duration_ms))
-        self._open_keys.pop(number, None)
-        if number in self._open_writes:
-            self._open_writes.discard(number)
-            self._journal.flush_soon()  # if the server dies first, the write is in doubt
+        self._append_end(CallFinished(number, value, error, duration_ms))
+        self._journal.flush_soon()  # once the answer is on its way: the call is not made again
+
+    def copy_end(self, number: int, recorded: RecordedCall) -> None:
+        """Journal the end of a call that another run has made: a crash may lose it."""
+        self._append_end(CallFinished(number, recorded.value, recorded.error, 0.0))
 
     def fail_call(self, number: int, error: Mapping[str, Any], duration_ms: float) -> None:
         """Journal that a call failed; if that is impossible, the code still gets the error."""
@@ -142,6 +140,14 @@ class CallJournal:
             self.finish_call(number, None, error, duration_ms)
         except (JournalFailed, ValueError) as exc:
             logger.error("the end of a call in run %s was not journaled: %s", self.run_id, exc)
+            self.record_gap()
+
+    def record_gap(self) -> None:
+        """Note that the code gets an answer that the journal does not have.
+
+        What it does from here on cannot be repeated after a crash, so `flush` fails.
+        """
+        self._has_gap = True
 
     def abandon_call(self, call: Call) -> None:
         """Journal that the code does not wait for the answer to the call that `call` names."""
@@ -160,8 +166,18 @@ class CallJournal:
         return number in self._abandoned_numbers
 
     async def flush(self) -> None:
-        """Wait until a crash cannot lose what was journaled so far; raises `JournalFailed`."""
+        """Wait until a crash cannot lose what the code has seen so far; raises `JournalFailed`."""
+        if self._has_gap:
+            raise JournalFailed(
+                "The answer to an earlier call of this run is not in the journal.",
+                remedy="Run the code again.",
+            )
         await self._journal.flush()
+
+    def _append_end(self, event: CallFinished) -> None:
+        if not self.is_abandoned(event.call_id):
+            self._append_event(event)
+        self._open_keys.pop(event.call_id, None)
 
     def _append_event(self, event: CallStarted | CallFinished) -> None:
         self._journal.append(self.session_id, event, self.run_id)

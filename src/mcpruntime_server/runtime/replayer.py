@@ -8,7 +8,7 @@ sees it end first. What does not happen again is skipped after a second.
 Rule 1: nothing outside is touched, except for what is named as live and what a resumed run does
 after the end of its recording.
 Rule 2: a resumed run never repeats a call whose outcome the journal does not have, unless the call
-is harmless or somebody says so. It changes nothing before it has repeated the recorded writes.
+is harmless or somebody says so. It changes nothing before it has repeated all recorded changes.
 Rule 3: a call that the recording does not have is a divergence. The code gets it as an error, and
 it is kept for the comparison of the runs.
 """
@@ -139,7 +139,7 @@ class Replayer:
             number = call_journal.start_call(call, recorded.effect, is_listed=is_listed)
         await self._wait_for_turn(recorded)
         if call_journal is not None:
-            call_journal.finish_call(number, recorded.value, recorded.error, 0.0)
+            call_journal.copy_end(number, recorded)
         return _recorded_reply(call, recorded, entry)
 
     async def _resume_call(
@@ -191,11 +191,11 @@ class Replayer:
         return Reply(call.call_id, None, error)
 
     async def _wait_until_caught_up(self, call: Call, args: str) -> None:
-        """Wait until a resumed run has repeated all recorded writes, before it changes anything."""
+        """Wait until a resumed run has repeated what it changed, before it changes anything."""
         if self._router.effect_of(call.target) == "read":
             return
         waited_from = time.monotonic()
-        while left := [each for each in self._order.unstarted_calls() if each.effect == "write"]:
+        while left := [each for each in self._order.unstarted_calls() if each.effect != "read"]:
             if time.monotonic() - waited_from > CATCH_UP_TIMEOUT_S:
                 got = format_call(call.target, args)
                 await self._halt_run(self._make_divergence(format_recorded_call(left[0]), got))

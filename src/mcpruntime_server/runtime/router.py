@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol
 from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
 from ..journal.call_scope import CallScope, enter_call_scope
-from ..journal.events import ApprovedCall, Effect, QuestionAnswered
+from ..journal.events import ApprovedCall, Effect, QuestionAnswered, canonical_json
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.wire import ABANDON_TARGET, Call, Reply
 from .call_journal import CallJournal, LedgerEntry
@@ -48,6 +48,7 @@ class Route:
     handle: Callable[[str, dict[str, Any]], Awaitable[Any]]
     effect_of: Callable[[str], Effect]  # what a call may change, known when `prepare` has returned
     is_listed: bool = True  # in the ledger
+    is_billed: bool = False  # somebody pays for a call, whatever it changes
     prepare: Callable[[str], Awaitable[None]] | None = None
     verdict_for: Callable[[str], Verdict] = allow_always
     is_open_world: Callable[[str], bool] = is_never_open_world  # strangers may write its answers
@@ -140,6 +141,11 @@ class Router:
         """Return whether strangers may have written the answers of `target`."""
         return self._find_route(target).is_open_world(target)
 
+    def leaves_trace(self, target: str) -> bool:
+        """Return whether the outside remembers a call of `target`: it is billed, or not a read."""
+        route = self._find_route(target)
+        return route.is_billed or route.effect_of(target) != "read"
+
     async def answer_call(self, call: Call, call_journal: CallJournal) -> Reply:
         """Return the reply to `call`, which has the error if it fails; raises only cancellation."""
         if call.target == ABANDON_TARGET:
@@ -206,12 +212,11 @@ class Router:
         return Reply(call.call_id, value)
 
     async def _handle_call(self, active: ActiveCall, args: dict[str, Any]) -> Any:
-        route = self._find_route(active.target)
-        if route.effect_of(active.target) == "write":
-            # A server that dies now must know that the call was made, or it would be made twice.
+        if self.leaves_trace(active.target):
+            # The arguments may follow from answers before: all of them must survive a crash now.
             await _flush_call_start(active)
         active.enter_scope()
-        return await route.handle(active.target, args)
+        return await self._find_route(active.target).handle(active.target, args)
 
     # what may be called ---------------------------------------------------------------------------
 
@@ -313,6 +318,7 @@ async def _start_call(call: Call, route: Route, call_journal: CallJournal) -> in
         message = f"{call.target}: the arguments are not JSON data: {exc}"
         raise CallFailed("invalid_arguments", message) from exc
     except JournalFailed as exc:
+        call_journal.record_gap()
         raise _not_called(call.target, exc) from exc
 
 
@@ -341,7 +347,7 @@ def _elapsed_ms(started: float) -> float:
 def _describe_failure(target: str, exc: Exception) -> dict[str, Any]:
     """Return `exc` as the error that code gets; the text of an unforeseen one stays here."""
     if isinstance(exc, CallFailed):
-        return {"kind": exc.kind, "message": str(exc), "data": exc.data}
+        return {"kind": exc.kind, "message": str(exc), "data": _drop_invalid_json(exc.data)}
     kind, message = "internal", f"{target} failed inside the server; its log says why."
     if isinstance(exc, JournalFailed):
         kind = "unavailable"
@@ -351,3 +357,12 @@ def _describe_failure(target: str, exc: Exception) -> dict[str, Any]:
     else:
         logger.error("call of %s failed", target, exc_info=exc)
     return {"kind": kind, "message": message, "data": None}
+
+
+def _drop_invalid_json(data: Any) -> Any:
+    """Return `data`, or None if the journal could not hold it."""
+    try:
+        canonical_json(data)
+    except ValueError:
+        return None
+    return data

@@ -80,6 +80,7 @@ class RunListener:
             self._run_journal.journal_clock_readings(message.clock_readings)
             return await self._call_handler.answer_call(message, self._call_journal)
         except JournalFailed as exc:
+            self._call_journal.record_gap()
             text = f"{message.target} was not called: {exc}"
             error = {"kind": "unavailable", "message": text, "data": None}
             return wire.Reply(message.call_id, None, error)
