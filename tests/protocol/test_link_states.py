@@ -24,7 +24,7 @@ from mcpruntime_server.protocol.link_states import (
     ProtocolError,
 )
 
-SETUP = wire.Setup(wire.PROTOCOL_VERSION, True, 1, 1, 1, 1, 1, 1, {})
+SETUP = wire.Setup(wire.PROTOCOL_VERSION, True, 1, 1, 1, 1, 1, 1, 1, 1, {})
 READY = wire.Ready(wire.PROTOCOL_VERSION, "3.11", "linux")
 
 

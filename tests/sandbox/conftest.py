@@ -42,6 +42,8 @@ def make_setup(backend: Backend) -> wire.Setup:
         has_own_processes=backend.is_isolated,
         max_output_bytes=SMALL_LIMITS.output_mb << 20,
         max_value_chars=10_000,
+        max_shown_chars=10_000,
+        max_shown_items=1_000,
         max_file_bytes=SMALL_LIMITS.workspace_mb << 20,
         max_processes=SMALL_LIMITS.pids if backend.is_isolated else 0,
         max_checkpoints=SMALL_LIMITS.checkpoints,

@@ -246,6 +246,8 @@ async def run(
         has_own_processes=False,
         max_output_bytes=1 << 20,
         max_value_chars=10_000,
+        max_shown_chars=10_000,
+        max_shown_items=1_000,
         max_file_bytes=1 << 20,
         max_processes=0,
         max_checkpoints=0,

@@ -131,7 +131,9 @@ class Setup(Message):
     version: int
     has_own_processes: bool  # it has a process namespace of its own
     max_output_bytes: int  # of each stream, for one run
-    max_value_chars: int
+    max_value_chars: int  # of a value that is sent whole
+    max_shown_chars: int  # of a value that is cut, as a client gets it
+    max_shown_items: int  # of a list or an object in such a value
     max_file_bytes: int
     max_processes: int  # processes and threads that the container allows user code; 0: not limited
     max_checkpoints: int  # parked forks; 0: none

@@ -46,8 +46,10 @@ class ResultFiles:
         if link.closed.is_set():
             return {}
         long = {name: text for name, text in output.items() if len(text) > self._max_chars}
-        if value is not None and display_value(value, self._max_chars, self._max_items)[1]:
-            long["value"] = value["text"]
+        if value is not None and not value["cut"]:
+            is_cut = display_value(value, self._max_chars, self._max_items)[1]
+            if is_cut:
+                long["value"] = value["text"]
         saved = {}
         for name, text in long.items():
             data = text.encode("utf-8", "backslashreplace")

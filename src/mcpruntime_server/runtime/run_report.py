@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from ..errors import McpRuntimeError
 from ..protocol import wire
-from ..protocol.presentation import NotJsonData, truncate_json, truncate_text
+from ..protocol.presentation import truncate_json, truncate_text
+from ..protocol.truncation import NotJsonData
 from .call_journal import LedgerEntry
 
 RunStatus = Literal[
@@ -22,6 +23,8 @@ RunStatus = Literal[
 
 USAGE_FIELDS = ("wall_ms", "cpu_ms", "peak_mb")
 MAX_USAGE_VALUE = 1e15  # more is not a measurement
+MAX_CUT_EXCESS = 1.25  # of a value that the sandbox has cut; more is not by our presenter
+MIN_BOUND_CHARS = 200
 MAX_TYPE_CHARS = 200  # of the name of a value's type
 MAX_ERROR_CHARS = 16_000  # of a message or traceback; the worker sends at most half of that
 
@@ -95,19 +98,26 @@ class RunReport:
             )
 
 
-def display_value(value: Mapping[str, Any], max_chars: int, max_items: int) -> tuple[Any, bool]:
+def display_value(
+    value: Mapping[str, Any], max_chars: int, max_items: int | None
+) -> tuple[Any, bool]:
     """Return a run's value as a client gets it, and whether it is truncated.
 
-    JSON data stays data, with at most `max_items` items in a list or object; the rest is text.
+    JSON data stays data, with at most `max_items` items in a list or object; the rest is text. A
+    value that came whole is cut here; one that the sandbox had to cut is as its client gets it.
     """
-    text = value["text"]
+    text, is_cut = value["text"], value["cut"]
+    if is_cut:  # in the sandbox, where its parts were counted: here it is only bounded
+        max_chars = max(int(max_chars * MAX_CUT_EXCESS), MIN_BOUND_CHARS)
+        max_items = None
     if value["kind"] != "json":
-        return truncate_text(text, max_chars)
+        text, is_cut_again = truncate_text(text, max_chars)
+        return text, is_cut or is_cut_again
     data = wire.escape_json_surrogates(json.loads(text))
-    if len(text) <= max_chars and text.count(",") < max_items:
-        return data, False
-    text, is_truncated = truncate_json(data, max_chars, max_items)
-    return json.loads(text), is_truncated
+    if len(text) <= max_chars and (max_items is None or text.count(",") < max_items):
+        return data, is_cut
+    text, is_cut_again = truncate_json(data, max_chars, max_items)
+    return json.loads(text), is_cut or is_cut_again
 
 
 def validate_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -45,7 +45,7 @@ CAPACITY_POLL_INTERVAL_S = 0.5  # while there is no room for a session whose run
 REPLY_POLL_INTERVAL_S = 0.5  # for answers from other processes, while a run waits for one
 IDLE_REPLY_POLL_INTERVAL_S = 5.0  # while none waits: an answer may be for a dead server's run
 MB = 1024 * 1024
-MAX_VALUE_CHARS = 256 * 1024  # of a value that leaves the sandbox; larger ones belong in a file
+MAX_VALUE_CHARS = 256 * 1024  # of a value that leaves the sandbox whole
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 logger = logging.getLogger(__name__)
@@ -426,6 +426,8 @@ async def open_runtime(
         has_own_processes=backend.is_isolated,
         max_output_bytes=sandbox.output_mb * MB,
         max_value_chars=MAX_VALUE_CHARS,
+        max_shown_chars=settings.result_chars,
+        max_shown_items=settings.result_items,
         max_file_bytes=sandbox.workspace_mb * MB,
         max_processes=sandbox.pids if backend.is_isolated else 0,
         max_checkpoints=sandbox.checkpoints,

@@ -116,7 +116,6 @@ def build_run_result(report: RunReport, handle: str, config: Config) -> RunResul
     value, value_truncated = None, False
     if report.value is not None:
         value, value_truncated = display_value(report.value, limit, settings.result_items)
-        value_truncated = value_truncated or report.value["cut"]
     files = [truncate_name(path) for path in report.changed_files]
     files += [f"-{truncate_name(path)}" for path in report.removed_files]
     calls, call_count = build_call_lines(report)
@@ -249,10 +248,7 @@ def next_step_notes(report: RunReport, model_approves: bool) -> list[str]:
 def truncation_note(name: str, report: RunReport) -> str:
     """Return where the rest of the truncated field `name` can be found."""
     if name in report.result_files:
-        content = "all of it"
-        if name == "value" and report.value is not None and report.value["cut"]:
-            content = "as much of it as left the interpreter"
-        return f"{name} is cut; code can read {content} in {report.result_files[name]!r}."
+        return f"{name} is cut; code can read all of it in {report.result_files[name]!r}."
     if name == "value":
         return "value is cut; return less of it, or write it to a file."
     return f"{name} is cut, and is too large for a file; print less."

@@ -51,7 +51,7 @@ class Worker:
         parked_score: int,
     ) -> None:
         self.pid = os.getpid()
-        self.max_value_chars = setup.max_value_chars
+        self.setup = setup
         self.parked_score = parked_score
         self.output_pipes = {1: stdout, 2: stderr}
         self.streams: Dict[str, io.TextIOWrapper] = {}
@@ -218,7 +218,7 @@ class Worker:
                 value = self.evaluate_code(message.code, message.filename)
                 if models.Submitted.first_of_run is not None:
                     raise models.Submitted.first_of_run
-                shown = None if value is None else present_value(value, self.max_value_chars)
+                shown = None if value is None else self.present(value)
             finally:
                 self.interrupts.disarm()
             if planned.PlannedResult.first_end is not None:
@@ -230,7 +230,7 @@ class Worker:
                 submitted = models.Submitted.first_of_run
                 if submitted is None:
                     return "ok", None, None
-                return "ok", present_value(submitted.value, self.max_value_chars), None
+                return "ok", self.present(submitted.value), None
             return "error", None, self.describe_exception(end)
         except KeyboardInterrupt as exc:
             self.interrupts.disarm()
@@ -239,6 +239,13 @@ class Worker:
             return "error", None, self.describe_exception(planned.find_cause(exc))
         finally:
             self.cancel_run_task()
+
+    def present(self, value: Any) -> Dict[str, Any]:
+        """Return the `value` of `RunDone`: whole, or cut to what a client is shown."""
+        setup = self.setup
+        return present_value(
+            value, setup.max_shown_chars, setup.max_shown_items, setup.max_value_chars
+        )
 
     def describe_exception(self, exc: BaseException) -> Dict[str, Any]:
         """Return the `error` of `RunDone`, even if `exc` cannot be formatted."""
