@@ -357,6 +357,13 @@ NO_TOOL = [
 ]
 
 
+def test_tools_that_only_read_are_named_like_rules(file: Path) -> None:
+    policy = loaded(file, '[policy]\nreads = ["shop.get_*", "notes"]').policy
+    assert policy.reads == ("shop.get_*", "notes")
+    said = refusal(file, '[policy]\nreads = ["shop.get-order"]')
+    assert "policy.reads.0 is not usable: no tool has this name" in said
+
+
 @pytest.mark.parametrize("name", NO_TOOL)
 def test_a_rule_that_no_tool_can_match_is_rejected(file: Path, name: str) -> None:
     text = f'[policy.tools]\nfine = "deny"\n{json.dumps(name)} = "deny"'

@@ -32,7 +32,7 @@ from .capabilities.skills.guides import GuideFolders
 from .capabilities.skills.library import SkillLibrary
 from .capabilities.skills.saving import SkillSaver
 from .capabilities.skills.store import SkillStore
-from .capabilities.tools.catalog import Catalog, open_catalog
+from .capabilities.tools.catalog import Catalog, UpstreamReport, open_catalog
 from .capabilities.tools.input_resources import UpstreamResources
 from .capabilities.tools.resource_listing import list_resources, read_text_resource, upstream_digest
 from .capabilities.tools.upstream import open_upstreams
@@ -58,6 +58,7 @@ from .server.stdio_transport import open_stdio_streams
 
 MAINTENANCE_DELAY_S = 60.0  # after the start of the server: none of it is urgent
 MAINTENANCE_INTERVAL_S = 3600.0
+MAX_NAMED_TOOLS = 40  # in one line of `doctor`
 MAX_NAMED_SKILLS = 5  # in the instructions for clients
 GATE_PRINCIPAL = "gate"  # owns the sessions in which skills are tested
 UNUSED_RULE_REMEDY = "Rules use the Python names of servers: see `mcpruntime-server tools`."
@@ -125,7 +126,9 @@ async def open_tools(
     base = config.sources.file.parent if config.sources.file else Path.cwd()
     async with (
         open_upstreams(config.mcpServers, base, config.server.data_dir / "logs") as upstreams,
-        open_catalog(upstreams, config.server.shims_dir, on_change) as catalog,
+        open_catalog(
+            upstreams, config.server.shims_dir, on_change, Policy(config.policy).declares_read
+        ) as catalog,
     ):
         yield catalog
 
@@ -394,9 +397,27 @@ async def run_checks(config: Config) -> list[HealthCheck]:
                 HealthCheck(f"upstream {report.upstream}", True, problem)
                 for problem in report.problems
             ]
+            if report.undeclared:
+                checks.append(check_declared_effects(report))
         with redirect_stdout_to_stderr():
             checks += await check_knowledge(config, catalog)
     return checks
+
+
+def check_declared_effects(report: UpstreamReport) -> HealthCheck:
+    """Report the tools of an upstream that neither annotations nor the settings describe."""
+    names = report.undeclared
+    listed = ", ".join(names[:MAX_NAMED_TOOLS])
+    if len(names) > MAX_NAMED_TOOLS:
+        listed += f" and {len(names) - MAX_NAMED_TOOLS} more"
+    return HealthCheck(
+        f"upstream {report.upstream}",
+        True,
+        f"{len(names)} of {report.tools} tools have no annotations on effects "
+        f"and count as writing: {listed}",
+        f'Name those that only read: [policy] reads = ["{report.server}.{names[0]}", ...].',
+        is_warning=True,
+    )
 
 
 @contextmanager

@@ -148,3 +148,18 @@ def test_rules_about_no_server_are_named() -> None:
     assert made.unused_rules(["git", "time"]) == ["gti", "m?.y", "Git.*"]
     assert made.unused_rules([]) == ["git.push", "gti", "*.x", "m?.y", "Git.*"]
     assert policy().unused_rules(["git"]) == []
+
+
+@pytest.mark.parametrize(
+    ("reads", "tool", "expected"),
+    [
+        (["shop.get_*"], "shop.get_order", True),
+        (["shop.get_*"], "shop.set_order", False),
+        (["shop.get_*"], "workshop.get_order", False),
+        (["shop"], "shop.anything", True),
+        (["*.list_*", "shop.find"], "shop.find", True),
+        ([], "shop.get_order", False),
+    ],
+)
+def test_tools_can_be_declared_as_reading(reads: list[str], tool: str, expected: bool) -> None:
+    assert policy(reads=tuple(reads)).declares_read(tool) is expected

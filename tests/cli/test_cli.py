@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.commands import run_command, start_command
 from tests.helpers.server_connection import COMMAND, write_settings
+from tests.upstreams import own_server_entry
 
 from .conftest import RunCommand, lively_entry, parse_json
 
@@ -172,3 +173,30 @@ def test_doctor_names_policy_rules_without_a_server(tmp_path: Path) -> None:
     done = run_command("--config", settings, "doctor")
     assert done.returncode == 0
     assert "warn  policy: The rule nowhere.* matches no server." in done.stdout
+
+
+def test_doctor_lists_tools_that_declare_nothing(tmp_path: Path) -> None:
+    hinted = own_server_entry("hinted")
+
+    def lines(*reads: str) -> list[str]:
+        settings = write_settings(
+            tmp_path,
+            sandbox={"backend": "local"},
+            mcpServers={"hinted": hinted},
+            policy={"reads": [*reads]},
+        )
+        done = run_command("--config", settings, "doctor")
+        assert done.returncode == 0, done.stdout
+        return done.stdout.splitlines()
+
+    shown = lines()
+    warning = (
+        "warn  upstream hinted: 3 of 8 tools have no annotations on effects and count as writing: "
+        "nothing, no_hints, open"
+    )
+    assert shown[shown.index(warning) + 1] == (
+        '      -> Name those that only read: [policy] reads = ["hinted.nothing", ...].'
+    )
+    assert any(": 1 of 8 tools" in line and line.endswith(": open") for line in lines("hinted.no*"))
+    assert not any("annotations" in line for line in lines("hinted"))
+    assert "warn  policy: The rule nowhere.get_* matches no server." in lines("nowhere.get_*")

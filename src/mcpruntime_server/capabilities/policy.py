@@ -1,10 +1,11 @@
-"""The verdict on a call: `allow`, `ask` (a person) or `deny`.
+"""The verdict on a call: `allow`, `ask` (a person) or `deny`; and which tools only read.
 
 Rule 1: the user's rules decide first, because the annotations of a tool are only its upstream's
 claims. The most specific rule wins: an exact name before a pattern, a pattern with more literal
 characters before one with fewer, and the stricter of two equal ones.
 Rule 2: without a rule, the annotations decide. A tool counts as destructive only if it says so.
 MCP's default for tools without annotations would require approval of nearly every call.
+Rule 3: a tool that the user declares as reading only reads, whatever its annotations say.
 """
 
 from __future__ import annotations
@@ -29,12 +30,7 @@ class PolicyRule:
     @property
     def pattern(self) -> str:
         """The pattern that a full tool name ("server.tool") must match."""
-        return self.name if "." in self.name else f"{self.name}.*"
-
-    @property
-    def server_pattern(self) -> str:
-        """The pattern that a server name must match for the rule to apply to it."""
-        return self.name.partition(".")[0]
+        return full_pattern(self.name)
 
     @property
     def precedence(self) -> tuple[bool, int, int]:
@@ -44,13 +40,23 @@ class PolicyRule:
         return is_exact, literal_chars, STRICTNESS_RANK[self.verdict]
 
 
+def full_pattern(name: str) -> str:
+    """Return the pattern of tool names that a rule's name stands for."""
+    return name if "." in name else f"{name}.*"
+
+
+def server_pattern(name: str) -> str:
+    """Return the pattern of server names in a rule's name."""
+    return name.partition(".")[0]
+
+
 class Policy:
     """The rules of one server."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
-        self._rules = [PolicyRule(name, verdict) for name, verdict in settings.tools.items()]
-        self._ranked = sorted(self._rules, key=lambda rule: rule.precedence, reverse=True)
+        rules = [PolicyRule(name, verdict) for name, verdict in settings.tools.items()]
+        self._ranked = sorted(rules, key=lambda rule: rule.precedence, reverse=True)
 
     def decide(self, tool: str, *, effect: str, destructive: bool) -> Verdict:
         """Return the verdict on a call of `tool` ("server.tool") with its declared effect."""
@@ -61,6 +67,10 @@ class Policy:
             return self._settings.read
         return self._settings.destructive if destructive else self._settings.write
 
+    def declares_read(self, tool: str) -> bool:
+        """Return whether the settings say that `tool` ("server.tool") only reads."""
+        return any(fnmatchcase(tool, full_pattern(name)) for name in self._settings.reads)
+
     def may_read_resources(self, server: str) -> bool:
         """Return whether resources of a server may be read without asking, like a reading tool."""
         return self.decide(f"{server}.read_resource", effect="read", destructive=False) == "allow"
@@ -68,7 +78,7 @@ class Policy:
     def unused_rules(self, packages: Collection[str]) -> list[str]:
         """Return the names of rules that apply to none of `packages`, the servers' Python names."""
         return [
-            rule.name
-            for rule in self._rules
-            if not any(fnmatchcase(name, rule.server_pattern) for name in packages)
+            rule
+            for rule in (*self._settings.tools, *self._settings.reads)
+            if not any(fnmatchcase(name, server_pattern(rule)) for name in packages)
         ]

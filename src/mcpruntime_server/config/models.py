@@ -130,6 +130,7 @@ class PolicySettings(SettingsTable):
     destructive: Verdict = "ask"
     approver: Literal["person", "model"] = "person"
     expires_s: Seconds = 86_400.0
+    reads: tuple[RuleName, ...] = ()  # tools that only read, by name or pattern
     tools: Mapping[RuleName, RuleVerdict] = field(default_factory=dict)  # by name or pattern
 
 

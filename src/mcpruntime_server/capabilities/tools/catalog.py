@@ -35,6 +35,7 @@ from .upstream import RepeatableEvent, Upstream
 
 START_TIMEOUT_S = 20.0  # for an upstream to start for a search or a listing; else it is left out
 MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
+EFFECT_HINTS = ("read_only_hint", "destructive_hint", "idempotent_hint")
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
 
 
@@ -57,6 +58,7 @@ class CatalogTool:
     accepts_extra: bool
     effect: Effect
     is_destructive: bool  # as the tool declares
+    declares_effect: bool  # the effect is known: from annotations, or from the settings
     is_closed_world: bool  # as the tool declares: its answers contain no third-party text
     learns_results: bool  # the tool declares no output schema, so results are observed
     schema_digest: str  # of the input and output schemas
@@ -110,17 +112,23 @@ class UpstreamReport:
     error: str
     remedy: str
     problems: tuple[str, ...]
+    undeclared: tuple[str, ...] = ()  # tools of which nobody says what a call may change
 
 
 class Catalog:
     """All tools of all upstreams; created by `open_catalog`."""
 
     def __init__(
-        self, upstreams: Mapping[str, Upstream], shims: ShimStore, on_change: Callable[[str], None]
+        self,
+        upstreams: Mapping[str, Upstream],
+        shims: ShimStore,
+        on_change: Callable[[str], None],
+        declares_read: Callable[[str], bool],
     ) -> None:
         names = assign_names(upstreams, "server", TOOLS_NAMES)
         self.problems = tuple(describe_collisions(names, "server", TOOLS_NAMES))
         self._on_change = on_change
+        self._declares_read = declares_read
         self._servers = {
             names[key]: CatalogServer(names[key], upstream) for key, upstream in upstreams.items()
         }
@@ -156,7 +164,10 @@ class Catalog:
         await self._load_views({name: self._servers[name] for name in names})
 
     def effect(self, target: str) -> Effect:
-        """Return the declared effect of `tools.<server>.<tool>`; an unknown tool may write."""
+        """Return the effect of `tools.<server>.<tool>`, as the settings or the tool declare it.
+
+        An unknown tool may write.
+        """
         tool = self._find_known_tool(target)
         return tool.effect if tool else "write"
 
@@ -265,9 +276,15 @@ class Catalog:
                 view = await self._load_view(server)
             except CallFailed as failure:
                 error, remedy = failure.message, failure.remedy
-            tools, problems = (len(view.tools), view.module.problems) if view else (0, ())
+            tools = view.tools if view else {}
             reports[server.name] = UpstreamReport(
-                server.name, server.upstream.name, tools, error, remedy, problems
+                server.name,
+                server.upstream.name,
+                len(tools),
+                error,
+                remedy,
+                view.module.problems if view else (),
+                tuple(name for name, tool in tools.items() if not tool.declares_effect),
             )
 
         async with anyio.create_task_group() as tasks:
@@ -348,7 +365,9 @@ class Catalog:
         source = render_module(module)
         self._shims.save_shim(server.name, source)
         by_name = {
-            shim.name: build_catalog_tool(tool, shim)
+            shim.name: build_catalog_tool(
+                tool, shim, only_reads=self._declares_read(f"{server.name}.{shim.name}")
+            )
             for tool, shim in zip(tools, module.tools, strict=True)
         }
         return ServerView(generation, revision, by_name, module, source, source_digest(source))
@@ -368,8 +387,13 @@ class Catalog:
         self._index.close()
 
 
-def build_catalog_tool(tool: types.Tool, shim: ToolShim) -> CatalogTool:
-    """Return `tool` with everything that is needed to check a call."""
+def build_catalog_tool(
+    tool: types.Tool, shim: ToolShim, *, only_reads: bool = False
+) -> CatalogTool:
+    """Return `tool` with everything that is needed to check a call.
+
+    With `only_reads`, the user has declared that it changes nothing.
+    """
     parts = SchemaDocument(tool.input_schema).object_schema(tool.input_schema)
     hints = tool.annotations or types.ToolAnnotations()
     schemas = canonical_json([tool.input_schema, tool.output_schema])
@@ -379,8 +403,10 @@ def build_catalog_tool(tool: types.Tool, shim: ToolShim) -> CatalogTool:
         parameters=frozenset(parts.properties),
         required=parts.required,
         accepts_extra=parts.accepts_extra,
-        effect=declared_effect(tool),
+        effect="read" if only_reads else declared_effect(tool),
         is_destructive=hints.destructive_hint is True and not hints.read_only_hint,
+        declares_effect=only_reads
+        or any(getattr(hints, name) is not None for name in EFFECT_HINTS),
         is_closed_world=hints.open_world_hint is False,
         learns_results=not tool.output_schema,
         schema_digest=sha256(schemas.encode()).hexdigest(),
@@ -418,15 +444,17 @@ async def open_catalog(
     upstreams: Mapping[str, Upstream],
     shims_dir: Path,
     on_change: Callable[[str], None] = lambda _: None,
+    declares_read: Callable[[str], bool] = lambda _: False,
 ) -> AsyncIterator[Catalog]:
     """Yield the catalogue of `upstreams`; shims and observed shapes are stored in `shims_dir`.
 
     `on_change` is called with the package of a server whose tools have changed since they were
-    imported first.
+    imported first. `declares_read` says of a tool ("git.git_log") whether the user has declared
+    that it only reads.
     """
     shims = ShimStore(shims_dir)
     await anyio.to_thread.run_sync(shims.load_observed)
-    catalog = Catalog(upstreams, shims, on_change)
+    catalog = Catalog(upstreams, shims, on_change, declares_read)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(catalog.save_observations)
         try:
