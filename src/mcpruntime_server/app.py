@@ -33,6 +33,7 @@ from .capabilities.skills.library import SkillLibrary
 from .capabilities.skills.saving import SkillSaver
 from .capabilities.skills.store import SkillStore
 from .capabilities.tools.catalog import Catalog, UpstreamReport, open_catalog
+from .capabilities.tools.catalogue_cache import CatalogueCache
 from .capabilities.tools.input_resources import UpstreamResources
 from .capabilities.tools.resource_listing import list_resources, read_text_resource, upstream_digest
 from .capabilities.tools.upstream import open_upstreams
@@ -124,8 +125,10 @@ async def open_tools(
     `on_change` is called with the name of a package whose tools have changed.
     """
     base = config.sources.file.parent if config.sources.file else Path.cwd()
+    data_dir = config.server.data_dir
+    cache = CatalogueCache(data_dir / "catalogues")
     async with (
-        open_upstreams(config.mcpServers, base, config.server.data_dir / "logs") as upstreams,
+        open_upstreams(config.mcpServers, base, data_dir / "logs", cache) as upstreams,
         open_catalog(
             upstreams, config.server.shims_dir, on_change, Policy(config.policy).declares_read
         ) as catalog,
@@ -268,6 +271,14 @@ async def start_upstreams(catalog: Catalog, names: Sequence[str]) -> None:
         logger.exception("could not start the upstreams %s early", ", ".join(names))
 
 
+async def refresh_catalogue(catalog: Catalog) -> None:
+    """List the tools of all upstreams, soon after the start of the server."""
+    try:
+        await catalog.refresh()
+    except Exception:  # an optional early start must not end the server
+        logger.exception("could not refresh the catalogue")
+
+
 async def resume_interrupted_runs(runtime: Runtime) -> None:
     """Continue the unfinished runs of dead servers; a failure is reported to their clients."""
     try:
@@ -330,6 +341,7 @@ async def serve_stdio(config: Config) -> None:
         )
         async with anyio.create_task_group() as tasks:
             await tasks.start(_cancel_on_signal, tasks.cancel_scope)
+            tasks.start_soon(refresh_catalogue, app.catalog)
             async with open_stdio_streams(cursor.record_timed_out) as (incoming, outgoing):
                 # The SDK has no public method that runs a server on given streams.
                 lowlevel = server._lowlevel_server
@@ -465,10 +477,10 @@ def check_data_folder(folder: Path) -> HealthCheck:
 async def list_tools(config: Config) -> ToolListing:
     """Start all upstreams and return their tools."""
     async with open_tools(config) as catalog:
-        return await catalog.list_tools()
+        return await catalog.list_live_tools()
 
 
 async def load_shim_source(config: Config, package: str) -> str:
     """Return the source of one upstream's generated module."""
     async with open_tools(config) as catalog:
-        return (await catalog.load_shim(package))["source"]
+        return (await catalog.load_live_shim(package))["source"]

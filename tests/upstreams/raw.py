@@ -7,6 +7,8 @@ silent     reads and never answers
 dies       exits before it is ready
 stubborn   ignores the end of stdin and SIGTERM, like its child; writes their pids to argv[2]
 shapeless  lists tools that are not valid
+gated      writes argv[3] and answers once argv[2] exists
+telling    repeats its last argument in the description of its tool
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import json
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 mode = sys.argv[1]
@@ -57,6 +61,12 @@ def main() -> None:
         sys.exit("I cannot go on")
     if mode == "stubborn":
         refuse_to_end()
+    if mode == "telling":
+        tools[0]["description"] = f"I was given {sys.argv[-1]}."
+    if mode == "gated":
+        Path(sys.argv[3]).touch()
+        while not Path(sys.argv[2]).exists():
+            time.sleep(0.01)
     for line in sys.stdin:
         if mode in ("garbage", "noisy"):
             print("Starting up... {not json", flush=True)

@@ -38,6 +38,11 @@ def current_call_scope() -> CallScope:
     return _current_scope.get()
 
 
+def find_call_scope() -> CallScope | None:
+    """Return the scope of the call that this task answers, or None if it answers none."""
+    return _current_scope.get(None)
+
+
 def enter_call_scope(scope: CallScope) -> None:
     """Set the scope for this task and the tasks that it starts."""
     _current_scope.set(scope)

@@ -4,6 +4,9 @@ Rule 1: an upstream that fails costs one line of an answer, never the whole answ
 Rule 2: a call with an unknown tool or parameter is refused here and does not reach an upstream.
 Rule 3: requests come from sandboxed code, so their arguments are checked. Answers are plain JSON
 data.
+Rule 4: what is only shown (searches, listings, modules) may come from the stored tool list of an
+earlier process and waits for no upstream that has one. A call waits for its own upstream alone, and
+its effect follows from the list of this process.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +25,7 @@ import anyio
 from mcp import types
 
 from ...errors import CallFailed
+from ...journal.call_scope import find_call_scope
 from ...journal.events import Effect, canonical_json
 from ...protocol.library_names import TOOLS_NAMES
 from ...protocol.payloads import ToolDescription, ToolListing
@@ -34,8 +39,11 @@ from .tool_index import ToolIndex, ToolRow
 from .upstream import RepeatableEvent, Upstream
 
 START_TIMEOUT_S = 20.0  # for an upstream to start for a search or a listing; else it is left out
+REFRESH_DELAY_S = 1.0  # after the start of the server, when a client is waiting
+REFRESH_CONCURRENCY = 2  # upstreams that start early at a time; one that is needed does not wait
 MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
 EFFECT_HINTS = ("read_only_hint", "destructive_hint", "idempotent_hint")
+MAX_NAMED_SESSIONS = 1_000  # whose last named problems are remembered
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
 
 
@@ -101,6 +109,14 @@ class CatalogServer:
         self.view: ServerView | None = None
         self.lock = anyio.Lock()
 
+    @property
+    def live_view(self) -> ServerView | None:
+        """The latest view, if it shows tools that the upstream has listed for this process."""
+        live_since = self.upstream.live_since
+        if self.view is None or live_since is None or self.view.generation < live_since:
+            return None
+        return self.view
+
 
 @dataclass(frozen=True)
 class UpstreamReport:
@@ -134,6 +150,7 @@ class Catalog:
         }
         self._shims = shims
         self._index = ToolIndex()
+        self._named_problems: dict[str, dict[str, str]] = {}  # by session, then by server
         self._observations_changed = RepeatableEvent()
         for server in self._servers.values():
             server.upstream.add_change_listener(partial(self._report_change, server))
@@ -157,11 +174,30 @@ class Catalog:
         return [name for name in idle if re.search(rf"\b{name}\b", code)]
 
     async def start_upstreams(self, names: Iterable[str]) -> None:
-        """Start upstreams concurrently, so that code that imports them waits only for the slowest.
+        """Start upstreams concurrently, so that code that calls them waits only for the slowest.
 
-        A failure is reported when the package is imported.
+        A failure is reported when the package is imported or called.
         """
-        await self._load_views({name: self._servers[name] for name in names})
+        await self._load_live_views({name: self._servers[name] for name in names})
+
+    async def refresh(self) -> None:
+        """Prepare the stored tools for searches, then start every upstream to list its tools.
+
+        Those without stored tools are started first. A failure is reported when it matters.
+        """
+        await anyio.sleep(REFRESH_DELAY_S)
+        stored = [each for each in self._servers.values() if each.upstream.known_tools is not None]
+        for server in stored:
+            await self._load_view(server)
+        slots = anyio.Semaphore(REFRESH_CONCURRENCY)
+
+        async def start_one(server: CatalogServer) -> None:
+            async with slots:
+                await self._load_live_views({server.name: server})
+
+        async with anyio.create_task_group() as tasks:
+            for server in sorted(self._servers.values(), key=stored.__contains__):
+                tasks.start_soon(start_one, server)
 
     def effect(self, target: str) -> Effect:
         """Return the effect of `tools.<server>.<tool>`, as the settings or the tool declare it.
@@ -190,26 +226,23 @@ class Catalog:
         return tool is None or not tool.is_closed_world
 
     def _find_known_tool(self, target: str) -> CatalogTool | None:
-        _, server, tool = (*target.split(".", 2), "", "")[:3]
-        view = self._servers[server].view if server in self._servers else None
+        """Return a tool that its upstream has listed for this process."""
+        _, name, tool = (*target.split(".", 2), "", "")[:3]
+        view = self._servers[name].live_view if name in self._servers else None
         return view.tools.get(tool) if view else None
 
     async def prepare_call(self, target: str) -> None:
         """Load the tool list, so that the effect of `target` is known; ignore failures."""
         server = self._servers.get((*target.split(".", 2), "")[1])
-        if server is not None and (
-            server.view is None or server.view.generation != server.upstream.generation
-        ):
+        if server is not None:
             with suppress(CallFailed):
-                await self._load_view(server)
+                await self._load_live_view(server)
 
     async def call_tool(self, target: str, args: dict[str, Any]) -> Any:
         """Call the tool that `target` (`tools.<server>.<tool>`) names; raises `CallFailed`."""
         _, name, tool_name = (*target.split(".", 2), "", "")[:3]
         server = self._find_server(name)
-        view = server.view
-        if view is None or view.generation != server.upstream.generation:
-            view = await self._load_view(server)
+        view = await self._load_live_view(server)
         tool = view.tools.get(tool_name) or self._raise_unknown_tool(view, tool_name)
         tool.check_arguments(name, args)
         value = await server.upstream.call_tool(tool.upstream_name, args)
@@ -239,31 +272,40 @@ class Catalog:
 
     async def search_tools(self, query: str, limit: int = 10) -> ToolListing:
         """Return the tools that match any word of `query`, best first."""
-        views, problems = await self._load_views(self._servers)
+        _, problems = await self._load_views(self._servers)
         found = self._index.search(query, max(1, min(limit, MAX_SEARCH_RESULTS)))
-        tools = [
-            listing_entry(server, views[server].tools[tool])
-            for server, tool in found
-            if server in views
-        ]
-        return {"tools": tools, "problems": problems}
+        # The index has the tools of the latest views, which may be newer than those just loaded.
+        views = {name: server.view for name, server in self._servers.items() if server.view}
+        tools = [listing_entry(server, views[server].tools[tool]) for server, tool in found]
+        return {"tools": tools, "problems": self._select_problems(problems, is_empty=not tools)}
 
     async def list_tools(self, server: str | None = None) -> ToolListing:
         """Return all tools, or those of one server."""
         names = self._servers if server is None else {server: self._find_server(server)}
         views, problems = await self._load_views(names)
-        tools = [
-            listing_entry(name, tool)
-            for name, view in views.items()
-            for tool in view.tools.values()
-        ]
-        return {"tools": tools, "problems": problems}
+        tools = build_listing(views)
+        is_asked_for = server is not None or not tools
+        return {"tools": tools, "problems": self._select_problems(problems, is_empty=is_asked_for)}
+
+    async def list_live_tools(self) -> ToolListing:
+        """Start every upstream and return all tools; those of a broken one are the stored ones."""
+        problems = await self._load_live_views(self._servers)
+        views = {name: each.view for name, each in self._servers.items() if each.view}
+        return {"tools": build_listing(views), "problems": list(problems.values())}
 
     async def load_shim(self, server: str, fresh: bool = False) -> Shim:
         """Return one server's module, from a fresh tool list if `fresh`; raises `CallFailed`."""
+        found = self._find_server(server)
         if fresh:
-            await self._find_server(server).upstream.refresh_tools()
-        view = await self._load_view(self._find_server(server))
+            with suppress(CallFailed):  # the stored tools, if any, are all that is known
+                await found.upstream.list_tools()
+            await found.upstream.refresh_tools()
+        view = await self._load_view(found)
+        return {"server": server, "source": view.source, "digest": view.source_digest}
+
+    async def load_live_shim(self, server: str) -> Shim:
+        """Start a server, if needed, and return the module of its tools; raises `CallFailed`."""
+        view = await self._load_live_view(self._find_server(server))
         return {"server": server, "source": view.source, "digest": view.source_digest}
 
     async def examine_upstreams(self) -> list[UpstreamReport]:
@@ -273,9 +315,10 @@ class Catalog:
         async def examine_one(server: CatalogServer) -> None:
             error, remedy, view = "", "", None
             try:
-                view = await self._load_view(server)
+                view = await self._load_live_view(server)
             except CallFailed as failure:
-                error, remedy = failure.message, failure.remedy
+                error = describe_problem(server.upstream, failure.message)
+                remedy = failure.remedy
             tools = view.tools if view else {}
             reports[server.name] = UpstreamReport(
                 server.name,
@@ -314,29 +357,81 @@ class Catalog:
 
     async def _load_views(
         self, names: Mapping[str, CatalogServer]
-    ) -> tuple[dict[str, ServerView], list[str]]:
-        """Return the views of servers that answer in time, and one sentence for each other one."""
+    ) -> tuple[dict[str, ServerView], dict[str, str]]:
+        """Return the views of servers whose tools are known or arrive in time.
+
+        The second value has one sentence about each server that is broken or not there yet.
+        """
         views: dict[str, ServerView] = {}
         problems: dict[str, str] = {}
 
         async def load(server: CatalogServer) -> None:
-            problems[server.name] = f"{server.name} is still starting. Try again in a moment."
-            with anyio.move_on_after(START_TIMEOUT_S):
+            upstream = server.upstream
+            failure = upstream.failure
+            if upstream.live_since is None and failure is not None:
+                upstream.request_connection()  # it may work by the next time
+                problems[server.name] = describe_problem(upstream, failure)
+                if upstream.known_tools is None:
+                    return
+            with anyio.move_on_after(max(0.0, START_TIMEOUT_S - upstream.connecting_s)) as scope:
                 try:
                     views[server.name] = await self._load_view(server)
-                    del problems[server.name]
                 except CallFailed as error:
-                    problems[server.name] = str(error)
+                    problems[server.name] = describe_problem(upstream, error)
+            if scope.cancelled_caught:
+                problems[server.name] = f"{server.name} is still starting. Try again in a moment."
 
         async with anyio.create_task_group() as tasks:
             for server in names.values():
                 tasks.start_soon(load, server)
         ordered = {name: views[name] for name in names if name in views}
-        return ordered, [problems[name] for name in names if name in problems]
+        return ordered, {name: problems[name] for name in names if name in problems}
+
+    async def _load_live_views(self, names: Mapping[str, CatalogServer]) -> dict[str, str]:
+        """Start servers, and return one sentence about each that does not answer in time."""
+        problems: dict[str, str] = {}
+
+        async def load(server: CatalogServer) -> None:
+            with anyio.move_on_after(START_TIMEOUT_S) as scope:
+                try:
+                    await self._load_live_view(server)
+                except CallFailed as error:
+                    problems[server.name] = describe_problem(server.upstream, error)
+            if scope.cancelled_caught:
+                problems[server.name] = f"{server.name} is still starting. Try again in a moment."
+
+        async with anyio.create_task_group() as tasks:
+            for server in names.values():
+                tasks.start_soon(load, server)
+        return {name: problems[name] for name in names if name in problems}
+
+    def _select_problems(self, problems: Mapping[str, str], *, is_empty: bool) -> list[str]:
+        """Return the problems to name: each one once in a session, or all if nothing was found."""
+        scope = find_call_scope()
+        if scope is None:
+            return list(problems.values())
+        known = self._named_problems.pop(scope.session_id, {})
+        self._named_problems[scope.session_id] = dict(problems)
+        if len(self._named_problems) > MAX_NAMED_SESSIONS:
+            self._named_problems.pop(next(iter(self._named_problems)))
+        return [text for name, text in problems.items() if is_empty or known.get(name) != text]
+
+    async def _load_live_view(self, server: CatalogServer) -> ServerView:
+        """Return a view of what `server` has listed for this process; raises `CallFailed`."""
+        await server.upstream.list_tools()
+        view = server.view
+        if view is not None and view.generation == server.upstream.generation:
+            return view
+        return await self._load_view(server)
 
     async def _load_view(self, server: CatalogServer) -> ServerView:
-        """Return an up-to-date view of `server`; raises `CallFailed`."""
-        tools = await server.upstream.list_tools()
+        """Return a view of the tools that are known, which may be stored ones.
+
+        If none are known, the upstream starts. Raises `CallFailed`.
+        """
+        tools = server.upstream.known_tools
+        if tools is None:
+            tools = await server.upstream.list_tools()
         async with server.lock:
             generation = server.upstream.generation
             revision = self._shims.shapes_revision(server.name)
@@ -373,7 +468,7 @@ class Catalog:
         return ServerView(generation, revision, by_name, module, source, source_digest(source))
 
     def _report_change(self, server: CatalogServer) -> None:
-        if server.view is not None:
+        if server.upstream.generation > 1:  # code may have imported the first one
             self._on_change(server.name)
 
     async def save_observations(self) -> None:
@@ -419,6 +514,21 @@ def declared_effect(tool: types.Tool) -> Effect:
     if hints and hints.read_only_hint:
         return "read"
     return "idempotent" if hints and hints.idempotent_hint else "write"
+
+
+def describe_problem(upstream: Upstream, problem: object) -> str:
+    """Return `problem`, and that a listing shows the tools of `upstream` although calls fail."""
+    if upstream.preloaded_at is None:
+        return str(problem)
+    listed = datetime.fromtimestamp(upstream.preloaded_at, UTC)
+    return f"{problem} Its tools are those of {listed:%Y-%m-%d %H:%M} UTC; calls fail."
+
+
+def build_listing(views: Mapping[str, ServerView]) -> list[ToolDescription]:
+    """Return the tools of all `views` as entries of a listing."""
+    return [
+        listing_entry(name, tool) for name, view in views.items() for tool in view.tools.values()
+    ]
 
 
 def listing_entry(server: str, tool: CatalogTool) -> ToolDescription:

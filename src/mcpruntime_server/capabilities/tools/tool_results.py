@@ -10,7 +10,8 @@ else sees the result.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
@@ -126,7 +127,8 @@ class Credentials:
 def collect_credentials(settings: UpstreamSettings) -> Credentials:
     """Return the credentials in `settings`.
 
-    These are all header values, and those values of `env` and `url` whose names look secret.
+    These are all header values, and those values of `env`, `args` and `url` whose names look
+    secret.
     """
     values = [
         word for value in settings.headers.values() for word in value.get_secret_value().split()
@@ -135,11 +137,32 @@ def collect_credentials(settings: UpstreamSettings) -> Credentials:
     values += [
         value.get_secret_value() for name, value in settings.env.items() if is_credential_name(name)
     ]
-    if settings.url:
-        url = urlsplit(settings.url)
-        values += [value for name, value in parse_qsl(url.query) if is_credential_name(name)]
-        values += [url.password or ""]
+    values += _credential_arguments(settings.args)
+    for text in filter(None, (settings.url, *settings.args)):
+        values += _url_credentials(text)
     return Credentials(values)
+
+
+def _credential_arguments(args: Sequence[str]) -> list[str]:
+    """Return the values of `--token VALUE` and `--token=VALUE`, for names that look secret."""
+    found = []
+    for flag, following in zip_longest(args, args[1:], fillvalue=""):
+        name, is_joined, value = flag.partition("=")
+        if name.startswith("-") and is_credential_name(name.strip("-")):
+            found.append(value if is_joined else following)
+    return found
+
+
+def _url_credentials(text: str) -> list[str]:
+    """Return the password and the secret parameters of a URL; none if `text` is not one."""
+    try:
+        url = urlsplit(text)
+    except ValueError:
+        return []
+    if not url.scheme or not url.netloc:
+        return []
+    parameters = [value for name, value in parse_qsl(url.query) if is_credential_name(name)]
+    return [url.password or "", *parameters]
 
 
 def reveal_secrets(table: Mapping[str, Any]) -> dict[str, str]:

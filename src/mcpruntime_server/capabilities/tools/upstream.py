@@ -5,16 +5,19 @@ Rule 2: a call that may have reached an upstream is never sent again.
 Rule 3: every failure of an upstream reaches the caller as `CallFailed`, which names the upstream
 and says what to do.
 Rule 4: no message contains arguments, environment variables, headers or a URL.
+Rule 5: tools of an earlier process may be shown before the upstream is connected, never called.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -26,16 +29,24 @@ from pydantic import ValidationError
 from ... import APP_NAME
 from ...config import UpstreamSettings
 from ...errors import CallFailed
+from .catalogue_cache import (
+    MAX_TOOLS,
+    Catalogue,
+    CatalogueCache,
+    catalogue_key,
+    dump_tool,
+    parse_tool,
+)
 from .stderr_log import log_path
 from .tool_results import collect_credentials, error_message, has_result_wrapper, to_json_data
 from .transport import TransportState, open_transport
 
-MAX_TOOLS = 2_000  # of one upstream; more is a mistake or an attack
 MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an error
 MIN_RETRY_DELAY_S = 0.2  # before the next connection after one that failed or did not last
 MAX_RETRY_DELAY_S = 30.0
 STABLE_CONNECTION_S = 10.0  # after a connection that lived so long, the next needs no delay
 CLOSED_MESSAGE = "Connection closed"  # the SDK's message if the connection has ended
+SAVE_TIMEOUT_S = 2.0  # for the last tool lists to reach the disk at shutdown
 STREAM_LOST_PREFIX = "SSE stream"  # of the SDK's message if only the stream of this call has ended
 
 UpstreamState = Literal["idle", "connecting", "ready", "failed"]
@@ -104,11 +115,16 @@ class Upstream:
         self._credentials = collect_credentials(settings)
         self._call_slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
         self._tools: tuple[types.Tool, ...] | None = None
+        self._live_since: int | None = None
+        self._preloaded_at: float | None = None
+        self._listed = RepeatableEvent()
+        self._unsaved: Catalogue | None = None
         self._wrapped_tools: frozenset[str] = frozenset()
         self._connection: UpstreamConnection | None = None
         self._attempt = ConnectAttempt()
         self._connect_requested = anyio.Event()
         self._is_connecting = False
+        self._connecting_since = 0.0
         self._failure: Callable[[], CallFailed] | None = None
         self._failed_attempts = 0  # connections in a row that failed or did not last
         self._retry_at = 0.0
@@ -127,17 +143,69 @@ class Upstream:
         return UpstreamStatus("failed", error) if error else UpstreamStatus("idle")
 
     @property
+    def failure(self) -> CallFailed | None:
+        """Why the last attempt to connect failed, or None if it did not fail."""
+        return self._failure() if self._failure else None
+
+    @property
     def known_tools(self) -> tuple[types.Tool, ...] | None:
-        """The tools of the last listing, or None before the first connection."""
+        """The tools of the last listing, or None if there was none.
+
+        Before the first connection, these are the tools of an earlier process, if they are stored.
+        """
         return self._tools
+
+    @property
+    def live_since(self) -> int | None:
+        """The generation that this process listed first, or None if it has not listed any."""
+        return self._live_since
+
+    @property
+    def preloaded_at(self) -> float | None:
+        """The time (Unix) of the listing by an earlier process, while that is the last one."""
+        return self._preloaded_at if self._live_since is None else None
+
+    @property
+    def connecting_s(self) -> float:
+        """The seconds for which the current attempt to connect has lasted; 0 if there is none."""
+        return anyio.current_time() - self._connecting_since if self._is_connecting else 0.0
+
+    def preload_tools(self, catalogue: Catalogue) -> None:
+        """Use the tools of an earlier process until this one has listed them."""
+        self._preloaded_at = catalogue.listed_at
+        self._set_tools(catalogue.tools)
+
+    def request_connection(self) -> None:
+        """Start to connect, if the upstream is not connected, without waiting for it."""
+        if self._connection is None:
+            self._connect_requested.set()
+
+    async def keep_stored(self, cache: CatalogueCache) -> None:
+        """Store the tools after each listing; runs until it is cancelled."""
+        while True:
+            await self._listed.wait()
+            await self.store_tools(cache)
+
+    async def store_tools(self, cache: CatalogueCache) -> None:
+        """Store the tools, if they were listed since they were stored last."""
+        catalogue = self._unsaved
+        if catalogue is None:
+            return
+        key = catalogue_key(self.settings)
+        await anyio.to_thread.run_sync(cache.save, key, catalogue, abandon_on_cancel=True)
+        if self._unsaved is catalogue:
+            self._unsaved = None
 
     def add_change_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the tool list changes."""
         self._change_listeners.append(listener)
 
     async def list_tools(self) -> tuple[types.Tool, ...]:
-        """Return the tools of the last listing; the first call connects. Raises `CallFailed`."""
-        if self._tools is None:
+        """Return the tools as this process listed them last; the first call connects.
+
+        Raises `CallFailed`.
+        """
+        if self._live_since is None:
             await self._connect()
         return self._tools or ()
 
@@ -247,6 +315,7 @@ class Upstream:
             while True:
                 await self._connect_requested.wait()
                 self._is_connecting = True
+                self._connecting_since = anyio.current_time()
                 await anyio.sleep(max(0.0, self._retry_at - anyio.current_time()))
                 await self._hold_connection()
         finally:
@@ -363,13 +432,29 @@ class Upstream:
             cursor = page.next_cursor
             if not cursor or not page.tools or len(found) > MAX_TOOLS:
                 break
-        tools = tuple(found.values())[:MAX_TOOLS]
+        tools = tuple(map(self._redact_tool, islice(found.values(), MAX_TOOLS)))
         if tools != self._tools:
-            self._tools = tools
-            self._wrapped_tools = frozenset(tool.name for tool in tools if has_result_wrapper(tool))
-            self.generation += 1
-            for listener in self._change_listeners:
-                listener()
+            self._set_tools(tools)
+        if self._live_since is None:
+            self._live_since = self.generation
+        server = client.server_info
+        self._unsaved = Catalogue(tools, server.version if server else "", time.time())
+        self._listed.set()
+
+    def _set_tools(self, tools: tuple[types.Tool, ...]) -> None:
+        self._tools = tools
+        self._wrapped_tools = frozenset(tool.name for tool in tools if has_result_wrapper(tool))
+        self.generation += 1
+        for listener in self._change_listeners:
+            listener()
+
+    def _redact_tool(self, tool: types.Tool) -> types.Tool:
+        """Return `tool` without the credentials of this upstream; raises `ValidationError`."""
+        if not self._credentials:
+            return tool
+        data = dump_tool(tool)
+        redacted = self._credentials.redact(data)
+        return tool if redacted == data else parse_tool(redacted)
 
     async def _try_list_tools(self, client: Client) -> None:
         try:
@@ -432,19 +517,40 @@ def describe_connect_error(error: BaseException, http_status: int) -> str:
 
 @asynccontextmanager
 async def open_upstreams(
-    settings: Mapping[str, UpstreamSettings], base_dir: Path, log_dir: Path
+    settings: Mapping[str, UpstreamSettings],
+    base_dir: Path,
+    log_dir: Path,
+    cache: CatalogueCache | None = None,
 ) -> AsyncIterator[dict[str, Upstream]]:
     """Yield the upstreams by name, not yet started; leaving ends all connections and processes.
 
     Paths in the settings are relative to `base_dir`. The stderr of each upstream goes to a file in
-    `log_dir`.
+    `log_dir`. Until an upstream is connected, its tools are those in the `cache`.
     """
     enabled = {name: entry for name, entry in settings.items() if not entry.disabled}
     upstreams = {name: Upstream(name, entry, base_dir, log_dir) for name, entry in enabled.items()}
-    async with anyio.create_task_group() as tasks:
-        for upstream in upstreams.values():
-            tasks.start_soon(upstream.supervise, name=f"upstream {upstream.name}")
-        try:
-            yield upstreams
-        finally:
-            tasks.cancel_scope.cancel()
+    if cache is not None:
+        await anyio.to_thread.run_sync(preload_stored_tools, upstreams.values(), cache)
+    try:
+        async with anyio.create_task_group() as tasks:
+            for upstream in upstreams.values():
+                tasks.start_soon(upstream.supervise, name=f"upstream {upstream.name}")
+                if cache is not None:
+                    tasks.start_soon(upstream.keep_stored, cache)
+            try:
+                yield upstreams
+            finally:
+                tasks.cancel_scope.cancel()
+    finally:
+        if cache is not None:
+            with anyio.move_on_after(SAVE_TIMEOUT_S, shield=True):
+                for upstream in upstreams.values():
+                    await upstream.store_tools(cache)
+
+
+def preload_stored_tools(upstreams: Iterable[Upstream], cache: CatalogueCache) -> None:
+    """Load the stored tools of `upstreams`, and remove entries that nobody uses any more."""
+    for upstream in upstreams:
+        if catalogue := cache.load(catalogue_key(upstream.settings)):
+            upstream.preload_tools(catalogue)
+    cache.remove_stale()

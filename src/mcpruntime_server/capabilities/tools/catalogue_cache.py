@@ -1,0 +1,161 @@
+"""The tool lists that upstreams had when they were last connected, so that a restart can use them.
+
+An entry is found by a digest of what starts the upstream. The version of a server is known only
+once it has started, so it is stored in the entry; the listing that follows each start replaces it.
+
+Rule 1: an entry is as hostile as the upstream that it came from, and the file may be damaged. It is
+bounded and checked when it is read. An unusable entry is logged and ignored.
+Rule 2: no entry contains a credential. The digest covers the names of environment variables and
+headers, not their values, and the tools arrive here with credentials replaced.
+Rule 3: an entry saves waiting and decides nothing. What a call may do follows from a live listing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+from mcp import types
+
+from ...config import UpstreamSettings
+from ...journal.events import canonical_json
+from ..atomic_files import write_atomically
+from .tool_results import collect_credentials
+
+FORMAT_VERSION = 1
+MAX_TOOLS = 2_000  # of one upstream; more is a mistake or an attack
+MAX_ENTRY_BYTES = 4 * 1024 * 1024  # a longer tool list is not stored
+MAX_VERSION_CHARS = 80
+MAX_ENTRIES = 256  # kept, those that were listed last
+MAX_ENTRY_AGE_S = 30 * 24 * 3600.0  # since the upstream was last listed
+ENTRY_SUFFIX = ".json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The tools of one upstream; `listed_at` is the time (Unix) of the listing."""
+
+    tools: tuple[types.Tool, ...]
+    server_version: str
+    listed_at: float
+
+
+def catalogue_key(settings: UpstreamSettings) -> str:
+    """Return the digest that identifies the upstream of `settings`, without its credentials."""
+    credentials = collect_credentials(settings)
+    identity = {
+        "command": settings.command,
+        "args": [credentials.redact_text(each) for each in settings.args],
+        "cwd": str(settings.cwd or ""),
+        "url": credentials.redact_text(settings.url or ""),
+        "env": sorted(settings.env),
+        "headers": sorted(settings.headers),
+    }
+    return sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class CatalogueCache:
+    """A folder with one file for each upstream; several servers may use it at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, key: str) -> Catalogue | None:
+        """Return the stored entry, or None if there is none that can be used."""
+        path = self._entry_path(key)
+        try:
+            data, listed_at = _read_entry(path)
+            return _parse_entry(data, key, listed_at)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else type(exc).__name__
+            logger.warning("ignored the stored tool list %s: %s", path, reason)
+            return None
+
+    def save(self, key: str, catalogue: Catalogue) -> None:
+        """Store `catalogue`, unless it is too long or the disk refuses it."""
+        path = self._entry_path(key)
+        data = _format_entry(key, catalogue)
+        if len(data) > MAX_ENTRY_BYTES:
+            logger.info("a tool list of %d bytes is not stored", len(data))
+            return
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(path, data, mode=0o600)
+            os.utime(path, (catalogue.listed_at, catalogue.listed_at))
+        except OSError as exc:
+            logger.warning("could not store the tool list %s: %s", path, exc.strerror)
+
+    def remove_stale(self) -> None:
+        """Remove entries of upstreams that no server has listed for long, and those too many."""
+        listed_at: dict[Path, float] = {}
+        with suppress(OSError):
+            for path in self._folder.glob(f"*{ENTRY_SUFFIX}"):
+                listed_at[path] = path.lstat().st_mtime
+        newest_first = sorted(listed_at, key=lambda path: listed_at[path], reverse=True)
+        oldest_kept = time.time() - MAX_ENTRY_AGE_S
+        for place, path in enumerate(newest_first):
+            if place >= MAX_ENTRIES or listed_at[path] < oldest_kept:
+                with suppress(OSError):
+                    path.unlink()
+
+    def _entry_path(self, key: str) -> Path:
+        return self._folder / f"{key}{ENTRY_SUFFIX}"
+
+
+def _format_entry(key: str, catalogue: Catalogue) -> bytes:
+    entry = {
+        "format": FORMAT_VERSION,
+        "key": key,
+        "version": catalogue.server_version[:MAX_VERSION_CHARS],
+        "tools": [dump_tool(tool) for tool in catalogue.tools],
+    }
+    return json.dumps(entry).encode()
+
+
+def dump_tool(tool: types.Tool) -> dict[str, Any]:
+    """Return `tool` as the JSON data that its server sent."""
+    data: dict[str, Any] = tool.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return data
+
+
+def parse_tool(data: Any) -> types.Tool:
+    """Return the tool that is described by JSON data; raises `ValueError`."""
+    return types.Tool.model_validate(data, by_name=False)
+
+
+def _read_entry(path: Path) -> tuple[bytes, float]:
+    """Return the bytes of a regular file, and its time of modification; raises `ValueError`."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        data = file.read(MAX_ENTRY_BYTES + 1) if S_ISREG(status.st_mode) else b""
+        if not data or len(data) > MAX_ENTRY_BYTES:
+            raise ValueError("not a file of a usable size")
+        return data, status.st_mtime
+
+
+def _parse_entry(data: bytes, key: str, listed_at: float) -> Catalogue:
+    """Return the entry of `key` in `data`; raises `ValueError`."""
+    entry = json.loads(data)
+    if not isinstance(entry, Mapping) or entry.get("format") != FORMAT_VERSION:
+        raise ValueError("another format")
+    tools, version = entry.get("tools"), entry.get("version")
+    if entry.get("key") != key or not isinstance(version, str) or not isinstance(tools, list):
+        raise ValueError("not the entry of this upstream")
+    parsed = tuple(map(parse_tool, tools))
+    if len(parsed) > MAX_TOOLS or len({tool.name for tool in parsed}) < len(parsed):
+        raise ValueError("not a list of tools")
+    return Catalogue(parsed, version[:MAX_VERSION_CHARS], listed_at)
