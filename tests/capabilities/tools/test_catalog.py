@@ -198,7 +198,8 @@ class TestFinding:
             assert found["tools"][0] == {
                 "server": "lively",
                 "tool": "bug",
-                "signature": "(key: str) -> BugResult",
+                "signature": "(key: str) -> {key: str, tags?: list[str], parent?: Bug | None} "
+                "where Bug = {key: str, tags?: list[str], parent?: Bug | None}",
                 "summary": "Return a bug by its key.",
                 "effect": "idempotent",
             }

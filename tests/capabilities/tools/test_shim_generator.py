@@ -28,6 +28,7 @@ from mcpruntime_server.capabilities.tools.shim_generator import (
     render_module,
     source_digest,
 )
+from mcpruntime_server.capabilities.tools.signatures import format_signature
 from mcpruntime_server.sandboxed.library import tools
 
 GOLDEN = Path(__file__).parent / "golden" / "tracker.py.txt"
@@ -158,12 +159,16 @@ class TestGolden:
         assert 'Returns: {"number": int, "children"?: [' in text
 
     def test_a_listing_shows_one_line(self) -> None:
-        shown = {
-            tool.name: (tool.signature, tool.summary)
-            for tool in describe_module("t", "t", TRACKER).tools
-        }
+        module = describe_module("t", "t", TRACKER)
+        shown = {tool.name: (format_signature(module, tool), tool.summary) for tool in module.tools}
         assert shown["count"] == ("(**extra: Any) -> int", "")
-        assert shown["create_issue"][1] == "Open an issue in a repository."
+        assert shown["create_issue"] == (
+            "(repo: str, labels: list[Literal['bug', 'idea']], title: str = 'Untitled', "
+            "class_: {name: str, from?: str} | None = None, due_in: int | None = None, "
+            "parent: int | None = None) -> CreateIssueResult "
+            "where CreateIssueResult = {number: int, children?: list[CreateIssueResult]}",
+            "Open an issue in a repository.",
+        )
 
     def test_none_means_left_out_only_where_null_is_not_taken(
         self, sent: list[tuple[str, dict[str, Any]]]

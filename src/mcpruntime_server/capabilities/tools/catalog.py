@@ -35,6 +35,7 @@ from .python_names import assign_names, describe_collisions
 from .schema_annotations import SchemaDocument
 from .shim_generator import ShimModule, ToolShim, describe_module, render_module, source_digest
 from .shim_store import ShimStore
+from .signatures import MAX_RECORD_CHARS, format_signature
 from .tool_index import ToolIndex, ToolRow
 from .upstream import RepeatableEvent, Upstream
 
@@ -42,6 +43,7 @@ START_TIMEOUT_S = 20.0  # for an upstream to start for a search or a listing; el
 REFRESH_DELAY_S = 1.0  # after the start of the server, when a client is waiting
 REFRESH_CONCURRENCY = 2  # upstreams that start early at a time; one that is needed does not wait
 MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
+MAX_DETAILED_RESULTS = 3  # of them, the best ones, with all fields of the records that they take
 EFFECT_HINTS = ("read_only_hint", "destructive_hint", "idempotent_hint")
 MAX_NAMED_SESSIONS = 1_000  # whose last named problems are remembered
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
@@ -61,6 +63,7 @@ class CatalogTool:
 
     upstream_name: str
     shim: ToolShim
+    signature: str  # as listings show it
     parameters: frozenset[str]
     required: frozenset[str]
     accepts_extra: bool
@@ -277,6 +280,10 @@ class Catalog:
         # The index has the tools of the latest views, which may be newer than those just loaded.
         views = {name: server.view for name, server in self._servers.items() if server.view}
         tools = [listing_entry(server, views[server].tools[tool]) for server, tool in found]
+        for entry in tools[:MAX_DETAILED_RESULTS]:
+            module = views[entry["server"]].module
+            shim = views[entry["server"]].tools[entry["tool"]].shim
+            entry["signature"] = format_signature(module, shim, MAX_RECORD_CHARS)
         return {"tools": tools, "problems": self._select_problems(problems, is_empty=not tools)}
 
     async def list_tools(self, server: str | None = None) -> ToolListing:
@@ -461,7 +468,10 @@ class Catalog:
         self._shims.save_shim(server.name, source)
         by_name = {
             shim.name: build_catalog_tool(
-                tool, shim, only_reads=self._declares_read(f"{server.name}.{shim.name}")
+                tool,
+                shim,
+                format_signature(module, shim),
+                only_reads=self._declares_read(f"{server.name}.{shim.name}"),
             )
             for tool, shim in zip(tools, module.tools, strict=True)
         }
@@ -483,7 +493,7 @@ class Catalog:
 
 
 def build_catalog_tool(
-    tool: types.Tool, shim: ToolShim, *, only_reads: bool = False
+    tool: types.Tool, shim: ToolShim, signature: str, *, only_reads: bool = False
 ) -> CatalogTool:
     """Return `tool` with everything that is needed to check a call.
 
@@ -495,6 +505,7 @@ def build_catalog_tool(
     return CatalogTool(
         upstream_name=tool.name,
         shim=shim,
+        signature=signature,
         parameters=frozenset(parts.properties),
         required=parts.required,
         accepts_extra=parts.accepts_extra,
@@ -537,7 +548,7 @@ def listing_entry(server: str, tool: CatalogTool) -> ToolDescription:
     return {
         "server": server,
         "tool": shim.name,
-        "signature": shim.signature,
+        "signature": tool.signature,
         "summary": shim.summary,
         "effect": tool.effect,
     }

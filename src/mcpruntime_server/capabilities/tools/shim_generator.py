@@ -48,7 +48,6 @@ MAX_DESCRIPTION_CHARS = 4_000  # of a tool
 MAX_NOTE_CHARS = 600  # of a parameter
 MAX_DEFAULT_CHARS = 80  # a longer default is shown as `...`
 MAX_SUMMARY_CHARS = 160  # of the first sentence
-MAX_SIGNATURE_CHARS = 240  # in a listing
 RESERVED_NAMES = frozenset(
     {"shim", "Any", "Literal", "NotRequired", "TypedDict", "TYPE_CHECKING", "annotations"}
 )
@@ -106,16 +105,6 @@ class ToolShim:
             for p in self.parameters
             if p.default is None and not p.is_required and not p.takes_null
         )
-
-    @property
-    def signature(self) -> str:
-        """The signature in one line."""
-        shown = [parameter.signature_text for parameter in self.parameters]
-        if self.extra_name:
-            shown.append(f"**{self.extra_name}: Any")
-        returns = "" if self.returns == "Any" else f" -> {self.returns}"
-        text = f"({', '.join(shown)}){returns}"
-        return text if len(text) <= MAX_SIGNATURE_CHARS else f"{text[:MAX_SIGNATURE_CHARS]} ..."
 
 
 @dataclass(frozen=True)

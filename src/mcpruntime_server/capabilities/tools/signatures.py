@@ -1,0 +1,142 @@
+"""What a listing shows of a tool: its signature, and the fields of the records that it names.
+
+Rule 1: every parameter is shown as long as it fits; a required one is never left out.
+Rule 2: what is left out is counted, and `help` shows it.
+Rule 3: names and types come from `shim_generator`, which has checked them. A field name is quoted
+unless it is a plain name.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from .schema_annotations import TypedDictSpec
+from .shim_generator import ShimModule, ShimParameter, ToolShim
+
+MAX_PARAMETER_CHARS = 1_000  # of all optional parameters; required ones may need more
+MAX_LISTED_RECORD_CHARS = 240  # of the records of one tool in a long listing
+MAX_RECORD_CHARS = 1_200  # of the records of a tool that is shown in full
+MAX_FIELD_NAME_CHARS = 40
+MAX_ANNOTATION_CHARS = 80  # of a required parameter, once its signature is too long
+WORD = re.compile(r"\w+")
+USE_PATTERN = r"(?<![\w'\"]){}(?![\w'\"])"  # of a name that is no part of a longer one, or quoted
+OPTIONAL_FIELD = re.compile(r"NotRequired\[(.*)\]")
+
+
+def format_signature(
+    module: ShimModule, tool: ToolShim, record_chars: int = MAX_LISTED_RECORD_CHARS
+) -> str:
+    """Return the signature of `tool` in one line, with at most `record_chars` of its records.
+
+    A record that is named once stands in the place of its name, others follow the signature.
+    """
+    returns = "" if tool.returns == "Any" else f" -> {tool.returns}"
+    signature = f"({format_parameters(tool)}){returns}"
+    records = select_records(module, tool, record_chars)
+    texts = {"": signature, **records}
+    for name in reversed(records):  # a record comes after those that name it
+        uses = [key for key, text in texts.items() for _ in find_uses(name, text)]
+        if len(uses) == 1 and uses != [name]:
+            body = texts.pop(name)
+            texts[uses[0]] = replace_use(name, texts[uses[0]], body)
+    signature = texts.pop("")
+    named = ", ".join(f"{name} = {body}" for name, body in texts.items())
+    return f"{signature} where {named}" if named else signature
+
+
+def format_parameters(tool: ToolShim) -> str:
+    """Return the parameters of `tool`; optional ones that do not fit are counted."""
+    required = [each for each in tool.parameters if each.is_required]
+    optional = [each for each in tool.parameters if not each.is_required]
+    shown = [each.signature_text for each in required]
+    if sum(map(len, shown)) > MAX_PARAMETER_CHARS:
+        shown = list(map(format_short_parameter, required))
+    room = MAX_PARAMETER_CHARS - sum(map(len, shown))
+    texts = [each.signature_text for each in optional]
+    count = count_fitting(texts, room)
+    shown += texts[:count]
+    if count < len(texts):
+        shown.append(f"... {len(texts) - count} more optional")
+    if tool.extra_name:
+        shown.append(f"**{tool.extra_name}: Any")
+    return ", ".join(shown)
+
+
+def format_short_parameter(parameter: ShimParameter) -> str:
+    """Return a required parameter without an annotation that is long."""
+    is_short = len(parameter.annotation) <= MAX_ANNOTATION_CHARS
+    return parameter.signature_text if is_short else parameter.name
+
+
+def select_records(module: ShimModule, tool: ToolShim, room: int) -> dict[str, str]:
+    """Return the fields of the records that a signature names, then of those that they name.
+
+    A record of which nothing fits into `room` is left out.
+    """
+    known = {record.name: record for record in module.typed_dicts}
+    annotations = [*(each.annotation for each in tool.parameters), tool.returns]
+    waiting = [name for text in annotations for name in find_names(text, known)]
+    found: dict[str, str] = {}
+    for name in waiting:  # grows while it is read
+        if name in found:
+            continue
+        fields = select_fields(known[name], room)
+        if not fields:
+            continue
+        found[name] = f"{{{', '.join(format_field(*field) for field in fields)}"
+        left_out = len(known[name].fields) - len(fields)
+        found[name] += f", ... {left_out} more}}" if left_out else "}"
+        room -= len(found[name])
+        waiting += [each for _, text in fields for each in find_names(text, known)]
+    return found
+
+
+def select_fields(record: TypedDictSpec, room: int) -> Sequence[tuple[str, str]]:
+    """Return the fields that fit into `room` characters, required ones first."""
+    fields = sorted(record.fields.items(), key=lambda field: is_optional_field(field[1]))
+    return fields[: count_fitting([format_field(*field) for field in fields], room)]
+
+
+def find_names(annotation: str, known: Mapping[str, TypedDictSpec]) -> list[str]:
+    """Return the names of `known` records in `annotation`, in their order."""
+    if known.keys().isdisjoint(WORD.findall(annotation)):
+        return []
+    nodes = ast.walk(ast.parse(annotation, mode="eval"))
+    names = dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name))
+    return [name for name in names if name in known]
+
+
+def find_uses(name: str, text: str) -> list[str]:
+    """Return the places where `text` names a record."""
+    return re.findall(USE_PATTERN.format(name), text)
+
+
+def replace_use(name: str, text: str, body: str) -> str:
+    """Return `text` with `body` in place of the name of a record."""
+    return re.sub(USE_PATTERN.format(name), lambda _: body, text)
+
+
+def is_optional_field(annotation: str) -> bool:
+    """Return whether a field may be left out."""
+    return OPTIONAL_FIELD.fullmatch(annotation) is not None
+
+
+def format_field(name: str, annotation: str) -> str:
+    """Return one field of a record; `?` marks an optional one."""
+    optional = OPTIONAL_FIELD.fullmatch(annotation)
+    shown = name if name.isidentifier() and name.isascii() else json.dumps(name)
+    if len(shown) > MAX_FIELD_NAME_CHARS:
+        shown = f"{shown[:MAX_FIELD_NAME_CHARS]}..."
+    return f"{shown}?: {optional[1]}" if optional else f"{shown}: {annotation}"
+
+
+def count_fitting(texts: Sequence[str], room: int) -> int:
+    """Return how many of `texts`, joined by commas, fit into `room` characters."""
+    for count, text in enumerate(texts):
+        room -= len(text) + 2
+        if room < 0:
+            return count
+    return len(texts)
