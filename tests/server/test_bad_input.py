@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+from ..helpers.forged_messages import FORGE
 from ..helpers.server_connection import ServerConnection, ToolAnswer, write_settings
 from ..helpers.server_connection import connect_server as connect_to
 
@@ -210,27 +211,6 @@ async def test_a_stopped_supervisor_costs_the_sandbox_and_not_the_session(
     assert "did not react" in answer.text
 
 
-FORGE = """
-import json, os, stat, time
-from mcpruntime_sandbox.protocol import wire
-def frame(name, head, data=None):
-    kind = [cls.__name__ for cls in wire.MESSAGE_TYPES].index(name)
-    head = head if isinstance(head, bytes) else json.dumps(head).encode()
-    body = bytes([kind]) + head + (b'' if data is None else b'\\n' + data)
-    return len(body).to_bytes(4, 'big') + body
-def say(data):
-    for fd in range(3, 1024):
-        try:
-            if stat.S_ISSOCK(os.fstat(fd).st_mode): os.write(fd, data)
-        except OSError: pass
-def say_outside(data):
-    parent = f'/proc/{os.getppid()}/fd'
-    for entry in os.listdir(parent):
-        try:
-            if int(entry) >= 200: os.write(os.open(f'{parent}/{entry}', os.O_WRONLY), data)
-        except OSError: pass
-run = 2
-"""
 ODD = (
     b'{"run_number":2,"status":"?","value":{"kind":"json","text":"NaN","type":5},"error":{"line":"x","message":[1]},'
     b'"usage":{"wall_ms":NaN,"cpu_ms":1e999},"clock_readings":{"time":[NaN,1,"x"]}}'

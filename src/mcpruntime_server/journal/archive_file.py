@@ -26,6 +26,7 @@ from tempfile import NamedTemporaryFile
 from typing import IO, Any, TypeVar
 
 from ..errors import InvalidRequest
+from .events import decode_json
 from .type_checks import matches_field_type
 
 ARCHIVE_FORMAT = "mcpruntime-server session archive"
@@ -218,7 +219,7 @@ class ArchiveReader:
     def parse_json(self, where: str, text: bytes) -> Any:
         """Return `text` as JSON data."""
         try:
-            return json.loads(
+            return decode_json(
                 text.decode("ascii"), parse_constant=_reject_constant, parse_float=_parse_finite
             )
         except (ValueError, RecursionError) as exc:

@@ -3,9 +3,9 @@
 Rule 1: everything that happens is one frozen dataclass in `EVENT_CLASSES`, written once and never
 changed.
 Rule 2: this module does no I/O and knows neither SQL nor the sandbox; values are plain JSON data.
-Rule 3: the text is ASCII JSON. A lone surrogate is escaped and read back as it was; a high and a
-low one in a row are read back as the character that they encode. NaN, infinities, cycles and
-anything else that is not JSON raise `ValueError`.
+Rule 3: the text is ASCII JSON. A lone surrogate, which UTF-8 cannot encode, is read back as the
+text of its escape; a high and a low one in a row are read back as the character that they encode.
+NaN, infinities, cycles and anything else that is not JSON raise `ValueError`.
 Rule 4: readers accept what a newer version wrote: an unknown kind becomes an `UnknownEvent`, an
 unknown field is ignored. A field that is added later therefore needs a default. `EVENT_VERSION`
 rises only when the meaning of an existing field changes.
@@ -322,6 +322,32 @@ def event_kind(event: Event) -> str:
 def event_fields(event: Event) -> Mapping[str, Any]:
     """Return the fields of `event` as they are written."""
     return event.fields if isinstance(event, UnknownEvent) else vars(event)
+
+
+def escape_surrogates(text: str) -> str:
+    """Return `text` with its lone surrogates escaped: neither UTF-8 nor SQLite can hold them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def decode_json(
+    text: str,
+    parse_float: Callable[[str], float] | None = None,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """Return the JSON data in `text`, lone surrogates escaped; raises `ValueError`."""
+    data = json.loads(text, parse_float=parse_float, parse_constant=parse_constant)
+    has_surrogates = "\\ud" in text or "\\uD" in text
+    return _escape_strings(data) if has_surrogates else data
+
+
+def _escape_strings(value: Any) -> Any:
+    if isinstance(value, str):
+        return escape_surrogates(value)
+    if isinstance(value, list):
+        return [_escape_strings(item) for item in value]
+    if isinstance(value, dict):
+        return {escape_surrogates(key): _escape_strings(item) for key, item in value.items()}
+    return value
 
 
 def encode_json(value: Any) -> str:

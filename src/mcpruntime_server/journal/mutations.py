@@ -27,10 +27,11 @@ from .events import (
     RunStarted,
     TipMoved,
     encode_json,
+    escape_surrogates,
     event_fields,
     event_kind,
 )
-from .queries import escape_surrogates, has_run, last_sequence, load_session
+from .queries import has_run, last_sequence, load_session
 from .rows import UNDONE_FLAG, SessionRow, StoredEvent
 from .server_lease import is_server_alive, server_process_id
 

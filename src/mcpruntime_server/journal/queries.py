@@ -6,7 +6,6 @@ A session that is being imported or removed has the purpose `partial` and is inv
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from sqlite3 import Connection
@@ -14,7 +13,7 @@ from typing import Any
 
 from ..errors import JournalFailed, NotFound
 from .blob_store import BlobStore
-from .events import FileEntry, FilesChanged, event_from_fields
+from .events import FileEntry, FilesChanged, decode_json, escape_surrogates, event_from_fields
 from .rows import (
     FILES_FLAG,
     UNDONE_FLAG,
@@ -82,11 +81,6 @@ SELECT_SKILL_USES = """
     SELECT body, recorded_at, run_id FROM events JOIN sessions ON sessions.id = events.session_id
     WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0
         AND purpose NOT IN ('rerun', 'partial')"""
-
-
-def escape_surrogates(text: str) -> str:
-    """Return text from outside as SQLite accepts it: with lone surrogates escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # sessions ---------------------------------------------------------------------------------------
@@ -272,12 +266,12 @@ def _join_large_fields(
     blobs: BlobStore, body: str, large_fields: str | None, where: str, damage: list[str] | None
 ) -> Mapping[str, Any]:
     """Return the fields of an event; with `damage`, unreadable ones are reported and left out."""
-    fields = json.loads(body)
+    fields = decode_json(body)
     if not isinstance(fields, dict):
         raise ValueError("it is not a JSON object.")
-    for name, digest in json.loads(large_fields).items() if large_fields else ():
+    for name, digest in decode_json(large_fields).items() if large_fields else ():
         try:
-            fields[name] = json.loads(blobs.get(digest))
+            fields[name] = decode_json(blobs.get(digest).decode("ascii"))
         except (ValueError, NotFound, JournalFailed) as exc:
             if damage is None:
                 raise
@@ -330,7 +324,7 @@ def iter_call_results(
         WHERE session_id = ? AND sequence > ? AND kind = 'call_started'"""
     for run_id, body in connection.execute(started, (session_id, since)):
         with suppress(ValueError, KeyError, TypeError):  # damaged, or its target is a large field
-            fields = json.loads(body)
+            fields = decode_json(body)
             if isinstance(fields["target"], str):
                 targets[run_id, fields["call_id"]] = fields["target"]
     finished = """
@@ -355,5 +349,5 @@ def load_skill_uses(connection: Connection) -> list[tuple[str, float]]:
     found: dict[tuple[str, str], float] = {}
     for body, recorded_at, run_id in connection.execute(SELECT_SKILL_USES):
         with suppress(ValueError, KeyError, TypeError):
-            found.setdefault((run_id, str(json.loads(body)["args"])), float(recorded_at))
+            found.setdefault((run_id, str(decode_json(body)["args"])), float(recorded_at))
     return [(args, at) for (_, args), at in found.items()]

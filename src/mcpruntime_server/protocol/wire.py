@@ -43,6 +43,7 @@ else:
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # a larger value belongs in a file
 CHUNK_BYTES = 256 * 1024  # file content or output in one frame, so that other messages do not wait
+MAX_DATA_DEPTH = 100  # of nested arrays and objects in a message; no JSON reader refuses as much
 HEADER_BYTES = 5  # length and type code
 ABANDON_TARGET = "runtime.abandon"  # tells that code no longer waits for the call in `args["call"]`
 INPUTS_FOLDER = "/context"  # where a container mounts the folder of its inputs
@@ -324,9 +325,13 @@ MESSAGE_TYPES: Tuple[Type[Message], ...] = (
 TYPE_CODES: Dict[Type[Message], int] = {cls: code for code, cls in enumerate(MESSAGE_TYPES)}
 
 
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 # Bound here, so that code that replaces `json.loads` does not break the runtime.
 _dump_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-_load_json = json.JSONDecoder().decode
+_load_json = json.JSONDecoder(parse_constant=_reject_constant).decode
 
 
 def encode_message(message: Message) -> bytes:
@@ -336,6 +341,7 @@ def encode_message(message: Message) -> bytes:
     payload = b"\n" + fields.pop("data") if cls.HAS_PAYLOAD else b""
     try:
         text = _dump_json(fields)
+        _check_depth(text, fields)
     except (TypeError, ValueError, RecursionError) as exc:
         raise WireError(f"{cls.__name__} cannot be sent: {exc}") from exc
     size = 1 + len(text) + len(payload)
@@ -352,12 +358,14 @@ def decode_message(type_code: int, body: bytes) -> Message:
     if type_code >= len(MESSAGE_TYPES):
         raise WireError(f"no message has the type code {type_code}")
     cls = MESSAGE_TYPES[type_code]
-    text, payload = body, None
+    head, payload = body, None
     if cls.HAS_PAYLOAD:
-        text, _, payload = body.partition(b"\n")
+        head, _, payload = body.partition(b"\n")
     try:
-        fields = _load_json(text.decode("ascii"))
-        if b"\\ud" in text:
+        text = head.decode("ascii")
+        fields = _load_json(text)
+        _check_depth(text, fields)
+        if "\\ud" in text or "\\uD" in text:
             fields = escape_json_surrogates(fields)
         if payload is not None:
             fields["data"] = payload
@@ -369,6 +377,23 @@ def decode_message(type_code: int, body: bytes) -> Message:
         if not fits(value):
             raise WireError(f"{cls.__name__}.{name} has the wrong type: {value!r:.80}")
     return message
+
+
+def _check_depth(text: str, data: Any) -> None:
+    """Raise `ValueError` if `data`, whose JSON is `text`, is nested too deeply."""
+    if text.count("[") + text.count("{") <= MAX_DATA_DEPTH:
+        return
+    level = [data]
+    for _ in range(MAX_DATA_DEPTH):
+        level = [item for each in level for item in _iter_containers(each)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MAX_DATA_DEPTH} deep")
+
+
+def _iter_containers(value: Any) -> List[Any]:
+    items = value.values() if isinstance(value, dict) else value
+    return [item for item in items if isinstance(item, (dict, list, tuple))]
 
 
 def no_active_run_error(target: str) -> Dict[str, Any]:

@@ -9,6 +9,7 @@ stderr, and code that reads fd 0 reads nothing.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 from collections import deque
@@ -20,11 +21,14 @@ from typing import Self
 import anyio
 from mcp.shared.message import SessionMessage
 from mcp.types import (
+    INTERNAL_ERROR,
     INVALID_REQUEST,
     PARSE_ERROR,
     ErrorData,
     JSONRPCError,
+    JSONRPCMessage,
     JSONRPCNotification,
+    JSONRPCResponse,
     jsonrpc_message_adapter,
 )
 from pydantic import ValidationError
@@ -34,6 +38,8 @@ from ..protocol.wire import escape_json_surrogates
 READ_CHUNK_BYTES = 64 * 1024
 WRITE_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is writable takes so much without blocking
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one message; a client that sends more is broken
+
+logger = logging.getLogger(__name__)
 
 
 class MessageWriter:
@@ -49,8 +55,7 @@ class MessageWriter:
 
         If the sender is cancelled while the client reads slowly, the next sender writes the rest.
         """
-        text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
-        self._unsent.append(memoryview(text.encode() + b"\n"))
+        self._unsent.append(memoryview(encode_message(message.message) + b"\n"))
         if len(self._unsent) == 1 and self._write_now():
             return
         async with self._flushing:
@@ -182,6 +187,17 @@ async def open_stdio_streams(
     finally:
         os.close(source)
         os.close(sink)
+
+
+def encode_message(message: JSONRPCMessage) -> bytes:
+    """Return `message` as JSON; what cannot be written costs the answer to that request alone."""
+    try:
+        return message.model_dump_json(by_alias=True, exclude_unset=True).encode()
+    except (ValueError, RecursionError) as exc:
+        logger.error("a message to the client cannot be written: %s", exc)
+        request_id = message.id if isinstance(message, JSONRPCResponse | JSONRPCError) else None
+        error = _error_response(request_id, INTERNAL_ERROR, "The answer cannot be written as JSON.")
+        return error.model_dump_json(by_alias=True, exclude_unset=True).encode()
 
 
 def timed_out_request_id(message: SessionMessage) -> str | None:

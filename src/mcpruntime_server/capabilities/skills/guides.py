@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import McpRuntimeError, SkillRefused
+from ...protocol.wire import escape_json_surrogates
 from .docstrings import to_one_line
 from .skill_names import parse_skill_name
 from .version_files import SKILL_FILE
@@ -25,6 +26,7 @@ MAX_GUIDE_FILES = 500
 MAX_GUIDE_BYTES = 16_000_000
 MAX_FOLDER_DEPTH = 8
 MAX_FRONT_MATTER_CHARS = 16_000
+MAX_FRONT_MATTER_DEPTH = 20
 MAX_MESSAGE_CHARS = 200  # of an error of the YAML reader
 FENCE = "---"
 
@@ -100,7 +102,11 @@ def read_guide(folder: Path) -> Guide:
 
 
 def parse_front_matter(text: str) -> dict[str, Any]:
-    """Return the front matter of a SKILL.md; raises `SkillRefused`."""
+    """Return the front matter of a SKILL.md, as JSON data; raises `SkillRefused`.
+
+    Only plain YAML is accepted: aliases can make a short text endlessly large, and tags make
+    objects of other types.
+    """
     lines = text.removeprefix("\ufeff")[:MAX_FRONT_MATTER_CHARS].splitlines()
     fences = [number for number, line in enumerate(lines) if line.rstrip() == FENCE]
     if len(fences) < 2 or fences[0] != 0:
@@ -108,13 +114,34 @@ def parse_front_matter(text: str) -> dict[str, Any]:
     import yaml  # needed for guides and archives only
 
     try:
-        found = yaml.safe_load("\n".join(lines[1 : fences[1]]))
+        source = "\n".join(lines[1 : fences[1]])
+        _check_plain_yaml(source)
+        found = yaml.load(source, yaml.BaseLoader)  # noqa: S506 - it makes nothing but text
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
         message = to_one_line(str(exc))[:MAX_MESSAGE_CHARS]
         raise SkillRefused(f"The front matter of {SKILL_FILE} is not YAML: {message}.") from None
     if not isinstance(found, dict):
         return {}
-    return {key: value for key, value in found.items() if isinstance(key, str)}
+    cleaned: dict[str, Any] = escape_json_surrogates(found)
+    return cleaned
+
+
+def _check_plain_yaml(source: str) -> None:
+    """Raise `ValueError` if YAML has aliases, anchors or tags, or is nested too deeply."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(source, yaml.BaseLoader):
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            raise ValueError("aliases and anchors are not accepted")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError("tags are not accepted")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_FRONT_MATTER_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_FRONT_MATTER_DEPTH} deep")
 
 
 def read_guide_files(guide: Guide) -> Mapping[str, bytes]:

@@ -58,7 +58,7 @@ def count_uses(uses: Iterable[tuple[str, float]]) -> UsageRecords:
         try:
             use = json.loads(arguments)
             name, version, succeeded = use["skill"], use["version"], use["ok"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(name, str) and type(version) is int and isinstance(succeeded, bool):
             record = found.setdefault((name, version), UsageRecord())
