@@ -23,6 +23,7 @@ ESCAPES = [
     "\r\nimport os\u2028import os\x0cimport os\x85",
     "lone \ud800 surrogate",
     '")\n    raise SystemExit\n    ("',
+    "\x1b]0;a title\x07\x1b[2J\x1b[31mred \u202e backwards",
 ]
 NAMES = [
     *(
@@ -112,7 +113,7 @@ SCHEMAS: list[dict[str, Any]] = [
     {
         "type": "object",
         "properties": {
-            name: {"description": text} for name, text in zip("abcdef", ESCAPES, strict=True)
+            name: {"description": text} for name, text in zip("abcdefg", ESCAPES, strict=True)
         },
     },
     {

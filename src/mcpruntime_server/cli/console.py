@@ -252,6 +252,12 @@ def format_count(count: int, noun: str) -> str:
 # for programs -------------------------------------------------------------------------------------
 
 
+def print_text(text: str, out: TextIO | None = None) -> None:
+    """Print a text whose words may be a stranger's, to stdout by default."""
+    for line in escape_lines(text):
+        print(line, file=open_stdout() if out is None else out)
+
+
 def print_json(value: Any) -> None:
     """Print JSON for programs."""
     print(json.dumps(value, indent=2, default=str))

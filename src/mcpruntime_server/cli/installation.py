@@ -9,7 +9,7 @@ import anyio
 import click
 
 from ..config import Config
-from .console import print_json
+from .console import print_json, print_text
 from .options import json_option, pass_config
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def print_check(check: HealthCheck) -> None:
         mark = "FAIL"
     elif check.is_warning:
         mark = "warn"
-    print(f"{mark}  {check.name}: {check.detail}")
+    print_text(f"{mark}  {check.name}: {check.detail}")
     if mark != "ok  " and check.remedy:
-        print(f"      -> {check.remedy}")
+        print_text(f"      -> {check.remedy}")
 
 
 @click.group("image")
@@ -81,16 +81,17 @@ def tools_command(config: Config, *, server: str | None, as_json: bool) -> int:
     from ..app import list_tools, load_shim_source
 
     if server is not None:
-        print(anyio.run(load_shim_source, config, server))
+        print_text(anyio.run(load_shim_source, config, server))
         return 0
     listing = anyio.run(list_tools, config)
     if as_json:
         print_json(listing)
         return 0
     for tool in listing["tools"]:
-        print(f"tools.{tool['server']}.{tool['tool']}{tool['signature']}\n    {tool['summary']}")
+        name = f"tools.{tool['server']}.{tool['tool']}"
+        print_text(f"{name}{tool['signature']}\n    {tool['summary']}")
     for problem in listing["problems"]:
-        print(f"problem: {problem}", file=sys.stderr)
+        print_text(f"problem: {problem}", sys.stderr)
     return 1 if listing["problems"] else 0
 
 
