@@ -55,6 +55,7 @@ from .sandbox.local_backend import LocalBackend
 from .server.agent_runs import open_agent_run_session
 from .server.delivery import DeliveryCursor
 from .server.mcp_server import build_mcp_server
+from .server.question_pages import max_question_chars
 from .server.stdio_transport import open_stdio_streams
 
 MAINTENANCE_DELAY_S = 60.0  # after the start of the server: none of it is urgent
@@ -155,9 +156,9 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             policy = Policy(config.policy)
             resources = UpstreamResources(catalog.upstreams, policy.may_read_resources)
             inputs = InputStore(journal, config.server.context_roots, resources.read_resource)
-            models = ModelService(
-                config.llm, journal, select_backend(config.llm, model_process), inputs.resolve_data
-            )
+            max_caller_chars = max_question_chars(config.server.result_chars)
+            model_backend = select_backend(config.llm, model_process, max_caller_chars)
+            models = ModelService(config.llm, journal, model_backend, inputs.resolve_data)
             guides = GuideFolders(config.skills.folders)
             library = SkillLibrary(
                 SkillStore(config.skills.folder), journal, catalog.schema_digest, guides

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CallFailed
 from .json_pointers import resolve_pointer
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 MAX_SCHEMA_CHARS = 50_000
 MAX_NESTING = 40
 MAX_SCHEMA_PARTS = 20_000  # the target of a reference counts once per reference
 MAX_PROBLEM_CHARS = 300
+MAX_ALLOWED_CHARS = 2_000  # of the allowed values in a problem
 REFUSED_KEYWORDS: Mapping[str, type] = {
     "pattern": str,
     "patternProperties": dict,
@@ -159,9 +163,29 @@ def find_schema_violation(value: Any, schema: Mapping[str, Any]) -> str:
         jsonschema.Draft202012Validator(schema, registry=no_network).validate(value)
     except ValidationError as exc:
         place = exc.json_path[:MAX_PROBLEM_CHARS] if exc.path else "the value"
+        if allowed := list_allowed_values(exc):
+            got = json.dumps(exc.instance, ensure_ascii=False)[:MAX_PROBLEM_CHARS]
+            listed = ", ".join(json.dumps(each, ensure_ascii=False) for each in allowed)
+            return f"{place}: {got} is not one of {listed[:MAX_ALLOWED_CHARS]}"
         return f"{place}: {exc.message[:MAX_PROBLEM_CHARS]}"
     except OverflowError:  # from the division for `multipleOf`
         return "it contains a number that is too large"
     except (Unresolvable, RecursionError) as exc:
         raise unresolved_reference(str(exc)) from None
     return ""
+
+
+def list_allowed_values(violation: ValidationError) -> list[Any]:
+    """Return the values that a schema allows where it was violated; [] if they are not listed."""
+    keyword: Any = violation.validator
+    expected: Any = violation.validator_value
+    if keyword == "enum":
+        return list(expected)
+    if keyword == "const":
+        return [expected]
+    if keyword == "type" and expected == "null":
+        return [None]
+    if keyword not in ("anyOf", "oneOf") or not violation.context:
+        return []
+    alternatives = [list_allowed_values(each) for each in violation.context]
+    return [value for values in alternatives for value in values] if all(alternatives) else []

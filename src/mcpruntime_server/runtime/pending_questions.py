@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -227,6 +227,10 @@ class PendingQuestions:
         assert question.answer is not None, "it has just been settled"
         return question.answer
 
+    def asks_about(self, call_number: int) -> bool:
+        """Return whether a question about call `call_number` is open."""
+        return any(each.asked.call_id == call_number for each in self.open_questions.values())
+
     @property
     def is_paused(self) -> bool:
         """Whether the run waits for something, so that its clock stands still."""
@@ -284,19 +288,36 @@ class PendingQuestions:
                 denial = QuestionAnswered(question.id, "deny", answered_by=by)
                 self._settle_question(question, denial)
 
-    def answer_questions(self, given: Mapping[str, Any], by: str, *, may_approve: bool) -> None:
+    def answer_questions(
+        self,
+        given: Mapping[str, Any],
+        by: str,
+        *,
+        may_approve: bool,
+        shown_ids: Collection[str] | None = None,
+    ) -> None:
         """Answer questions by their ids, all of `given` or none; `*` answers those not named.
 
-        Raises `InvalidRequest` for a question that is not open or an answer that does not fit, and
-        `Forbidden` where a person has to answer.
+        Whoever answers has seen the questions `shown_ids`, all of them if that is None.
+
+        Raises `InvalidRequest` for a question that is not open or was not shown, or an answer that
+        does not fit, and `Forbidden` where a person has to answer.
         """
+        shown = self.open_questions if shown_ids is None else shown_ids
         chosen = {name: value for name, value in given.items() if name != "*"}
         if "*" in given:
-            rest = (name for name in self.open_questions if name not in given)
+            rest = (name for name in self.open_questions if name in shown and name not in given)
             chosen |= dict.fromkeys(rest, given["*"])
         if not chosen:
-            raise self._no_answers_error()
+            raise self._no_answers_error(shown)
         questions = [(self._find_question(name), value) for name, value in chosen.items()]
+        unseen = [question.id for question, _ in questions if question.id not in shown]
+        if unseen:
+            raise InvalidRequest(
+                f"Question {unseen[0]} of run {self._run_id} was not shown yet.",
+                remedy="Attach without answers to see it, after those that were shown: "
+                f"{self._list_open(shown) or 'none'}.",
+            )
         answers = [(question, parse_answer(question, value, by)) for question, value in questions]
         for question, _ in answers:
             if question.asked.kind == APPROVAL_KIND and not may_approve:
@@ -309,10 +330,13 @@ class PendingQuestions:
         for question, answer in answers:
             self._settle_question(question, answer)
 
-    def _no_answers_error(self) -> InvalidRequest:
-        asked = "It asks nothing:"
-        if self.open_questions:
-            asked = f"It asks {', '.join(self.open_questions)}: name them, or"
+    def _list_open(self, shown: Collection[str]) -> str:
+        return ", ".join(name for name in self.open_questions if name in shown)
+
+    def _no_answers_error(self, shown: Collection[str]) -> InvalidRequest:
+        asked = "It asks nothing that was shown:" if self.open_questions else "It asks nothing:"
+        if listed := self._list_open(shown):
+            asked = f"It asks {listed}: name them, or"
         return InvalidRequest(
             f"Run {self._run_id} is given no answers.", remedy=f"{asked} attach without answers."
         )

@@ -93,7 +93,8 @@ class ActiveCall:
         answer = await self.journal.questions.ask(
             kind, self.number, self.target, args, self.call.line, covers, model_request
         )
-        self.entry.status = "started"
+        if not self.journal.questions.asks_about(self.number):  # else a batch waits for others
+            self.entry.status = "started"
         return answer
 
     async def ask_model(self, request: Mapping[str, Any]) -> Any:

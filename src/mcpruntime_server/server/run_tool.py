@@ -123,7 +123,12 @@ class RunToolHandler:
                 await active.wait_until_finished()
         if answers is not None:
             by_model = self._config.policy.approver == MODEL_APPROVER
-            active.questions.answer_questions(answers, MODEL_APPROVER, may_approve=by_model)
+            active.questions.answer_questions(
+                answers,
+                MODEL_APPROVER,
+                may_approve=by_model,
+                shown_ids=self.find_cursor(ctx).delivered_questions(run),
+            )
             await self.questions.wait_until_received(active)
         return await self._watch_run(ctx, session, active, wait_s, is_owner=False)
 
@@ -280,7 +285,11 @@ class RunToolHandler:
         askable = {question.id for question in asked.questions}
         if asked.run is not run:
             askable = {run.questions.agent_question}
-        return set(cursor.delivered_questions(run.id)) - askable
+        delivered = set(cursor.delivered_questions(run.id))
+        next_ids = list(run.questions.open_questions)[:1]
+        if delivered.issuperset(next_ids):  # the page that begins with it was delivered
+            delivered.update(run.questions.open_questions)
+        return delivered - askable
 
     # results --------------------------------------------------------------------------------------
 
@@ -320,11 +329,13 @@ class RunToolHandler:
             return await self.build_finished_result(cursor, session, run, finished)
         snapshot = run.snapshot_report()
         report = cursor.select_undelivered(snapshot)
-        cursor.advance(snapshot, run.pending_ids)
         queue_note = describe_queue(session, run)
         if queue_note:
             report.notes.append(queue_note)
-        return self.build_report_result(report, session.handle)
+        result = self._build_run_result(report, session.handle)
+        shown = {question.id for question in result.waiting_for}
+        cursor.advance(snapshot, shown | (run.pending_ids - set(run.questions.open_questions)))
+        return run_call_result(result)
 
     def build_report_result(self, report: RunReport, handle: str) -> CallToolResult:
         """Return the result for a report."""

@@ -25,7 +25,7 @@ from mcp.types import (
 
 from ..runtime.pending_questions import MODEL_REQUEST_KIND, PendingQuestion
 from ..runtime.run import Run
-from .result_format import format_model_question
+from .question_pages import format_model_question
 
 CLIENT_MODEL = "the client's model"
 MAX_QUESTIONS = 50  # at once

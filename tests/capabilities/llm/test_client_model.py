@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -135,9 +136,9 @@ async def test_a_request_that_is_too_long_for_the_client_is_an_error(
 ) -> None:
     told = await server.run("ask_llm('Which?', 'x' * 100_000)")
     assert told.status == "error"
-    assert "characters; the client's model accepts 60,000" in told.text
+    assert "characters as JSON; the client's model accepts 18,850" in told.text
     code = (
-        "[s.ok for s in ask_llm_batch('Which?', ['x' * 50_000] * 3 + ['y' * 50_000, 'z' * 90_000])]"
+        "[s.ok for s in ask_llm_batch('Which?', ['x' * 15_000] * 3 + ['y' * 15_000, 'z' * 90_000])]"
     )
     asked = await server.run(code)
     while asked.status == "waiting":
@@ -205,3 +206,103 @@ async def command(server: ServerConnection, *arguments: str) -> str:
     settings_file = server.data_dir.parent / "server.toml"
     done = await anyio.run_process([COMMAND, "--config", str(settings_file), *arguments])
     return done.stdout.decode()
+
+
+# pages --------------------------------------------------------------------------------------------
+
+MAILS = (
+    "mails = [f'Mail {n}: ' + 'we would like to know more about it. ' * 55 for n in range(40)]\n"
+)
+CLASSIFY = (
+    "from typing import Literal\n"
+    "slots = ask_llm_batch('Which kind of mail is this?', mails,"
+    " schema=Literal['praise', 'complaint', 'question'])\n"
+    "[slot.value for slot in slots]"
+)
+
+
+async def test_many_questions_come_in_pages_that_a_client_can_show(
+    server: ServerConnection,
+) -> None:
+    asked, pages = await server.run(MAILS + CLASSIFY), 0
+    known: set[str] = set()
+    while asked.status == "waiting":
+        pages += 1
+        shown = json.dumps(asked.data, ensure_ascii=False)
+        assert max(len(shown), len(asked.text)) <= 20_000
+        assert shown.count("Which kind of mail is this?") == 1
+        assert shown.count('\\"complaint\\"') == 1
+        assert list(asked.data).index("note") < list(asked.data).index("waiting_for")
+        assert asked.text.index("Answer all with run_code(run=") < asked.text.index("Mail ")
+        ids = [wait["id"] for wait in asked.waiting_for]
+        assert known.isdisjoint(ids)
+        known.update(ids)
+        again = await attach(server, asked.run, wait_s=0)
+        assert [wait["id"] for wait in again.waiting_for] == ids
+        asked = await attach(server, asked.run, answers=dict.fromkeys(ids, "question"))
+    assert (asked.value, len(known), pages) == (["question"] * 40, 40, 5)
+
+
+async def test_questions_that_were_not_shown_cannot_be_answered(server: ServerConnection) -> None:
+    asked = await server.run(MAILS + CLASSIFY)
+    shown = [wait["id"] for wait in asked.waiting_for]
+    assert f"These are {len(shown)} of 40; the others follow." in asked.note
+    refused = await attach(server, asked.run, answers={"q1": "praise", "q40": "praise"})
+    assert refused.is_error
+    assert "Question q40 of run" in refused.text
+    assert "was not shown yet" in refused.text
+    told = await attach(server, asked.run, answers={"*": "praise"})
+    assert told.waiting_for[0]["id"] == f"q{len(shown) + 1}"  # the others were not answered by `*`
+    while told.status == "waiting":
+        told = await attach(server, told.run, answers={"*": "complaint"})
+    assert told.value == ["praise"] * len(shown) + ["complaint"] * (40 - len(shown))
+
+
+async def test_an_answer_before_any_question_was_shown_is_refused(server: ServerConnection) -> None:
+    begun = await server.run("ask_llm('Well?')", background=True)
+    for answers in ({"q1": "yes"}, {"*": "yes"}):
+        assert (await attach(server, begun.run, answers=answers)).is_error
+    asked = await attach(server, begun.run, wait_s=20)
+    assert [wait["call"] for wait in asked.waiting_for] == ["Well?"]
+    assert (await attach(server, begun.run, answers={"*": "yes"})).value == "yes"
+
+
+@pytest.mark.parametrize("wrong", ["maybe", '"maybe"', {"value": "maybe"}])
+@pytest.mark.parametrize("kind", ["Literal['yes', 'no']", "Literal['yes', 'no'] | None"])
+async def test_a_wrong_enum_answer_gets_the_allowed_values(
+    server: ServerConnection, wrong: object, kind: str
+) -> None:
+    asked = await server.run(
+        f"from typing import Literal\nask_llm('Is it?', 'Text', schema={kind})"
+    )
+    again = await attach(server, asked.run, answers={"*": wrong})
+    [wait] = again.waiting_for
+    assert "Your answer was: " in wait["call"]
+    assert '"maybe" is not one of "yes", "no"' in wait["call"]
+    assert (await attach(server, asked.run, answers={"*": "no"})).value == "no"
+
+
+async def test_questions_of_different_batches_keep_their_own_prompt_and_schema(
+    server: ServerConnection,
+) -> None:
+    code = (
+        "def ask(item): return ask_llm(*item[:2], schema=item[2])\n"
+        "items = [('How old?', 'A', int), ('How old?', 'B', int), ('How tall?', 'B', int),"
+        " ('How old?', 'C', str), ('Well?', None, None)]\n"
+        "[slot.value for slot in tools.map(ask, items)]"
+    )
+    asked = await server.run(code)
+    while len(asked.waiting_for) < 5:
+        asked = await attach(server, asked.run, wait_s=5)
+    calls = {wait["id"]: wait["call"] for wait in asked.waiting_for}
+    by_data = {
+        data: [call for call in calls.values() if f">\n{data}\n</data" in call] for data in "ABC"
+    }
+    old = [call for call in [*by_data["A"], *by_data["B"]] if not call.startswith("How tall?")]
+    first, second = sorted(old, key=len, reverse=True)
+    assert first.startswith("How old?")
+    [first_id] = [name for name, call in calls.items() if call == first]
+    assert second.startswith(f"As {first_id}, about this:\n<data ")
+    assert by_data["C"][0].startswith("How old?")
+    assert '"string"' in by_data["C"][0]
+    assert "Well?" in calls.values()

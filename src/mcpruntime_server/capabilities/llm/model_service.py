@@ -15,7 +15,7 @@ import anyio
 
 from ...config import BudgetLimits, LlmSettings
 from ...errors import CallFailed
-from ...journal.call_scope import CallScope, current_call_scope
+from ...journal.call_scope import MAX_MODEL_REQUEST_CHARS, CallScope, current_call_scope
 from ...journal.events import canonical_json
 from ...journal.store import Journal
 from ..json_schemas import check_schema
@@ -285,12 +285,19 @@ def response_data(response: ModelResponse) -> ResponseData:
     }
 
 
-def select_backend(settings: LlmSettings, process: ModelBackend) -> ModelBackend | None:
-    """Return the backend that the settings name; None if there is none."""
+def select_backend(
+    settings: LlmSettings, process: ModelBackend, max_caller_chars: int = MAX_MODEL_REQUEST_CHARS
+) -> ModelBackend | None:
+    """Return the backend that the settings name; None if there is none.
+
+    A request for the broker `caller` has at most `max_caller_chars`: it is part of a result.
+    """
     match settings.effective_broker:
         case "litellm":
             return process
-        case "caller" | "sampling":
-            return ClientModel()
+        case "caller":
+            return ClientModel(max_caller_chars)
+        case "sampling":
+            return ClientModel(MAX_MODEL_REQUEST_CHARS)
         case _:
             return None

@@ -126,11 +126,9 @@ def parse_answer(answer: str, schema: Mapping[str, Any]) -> Any:
 
 
 def is_plain_text_answer(text: str, schema: Mapping[str, Any]) -> bool:
-    """Return whether an answer that is not JSON is the text that the schema wraps in an object."""
+    """Return whether an answer that is not JSON stands for the text that the schema wraps."""
     looks_like_json = text[:1] in JSON_START_CHARS or CODE_FENCE in text
-    if looks_like_json or not is_text_wrapper(schema):
-        return False
-    return not find_schema_violation({WRAPPER_KEY: text}, schema)
+    return is_text_wrapper(schema) and not looks_like_json
 
 
 def extract_json(answer: str) -> Any:
@@ -176,7 +174,13 @@ def is_text_wrapper(schema: Mapping[str, Any]) -> bool:
     if not is_wrapper_schema(schema):
         return False
     inner = schema["properties"][WRAPPER_KEY]
-    return isinstance(inner, dict) and (inner.get("type") == "string" or "enum" in inner)
+    if not isinstance(inner, dict):
+        return False
+    alternatives = inner.get("anyOf")
+    return any(
+        isinstance(each, dict) and (each.get("type") == "string" or "enum" in each)
+        for each in (inner, *(alternatives if isinstance(alternatives, list) else ()))
+    )
 
 
 def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
