@@ -14,6 +14,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -24,6 +25,8 @@ sys.path.append(str(Path(__file__).parent))
 from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
 from mcpruntime_server.capabilities.skills.model import Skill
 from mcpruntime_server.capabilities.skills.search_index import SkillIndex
+from mcpruntime_server.capabilities.tools.catalog import index_row
+from mcpruntime_server.capabilities.tools.shim_generator import describe_module
 from mcpruntime_server.capabilities.tools.tool_index import ToolIndex, ToolRow
 from retrieval_requests import SKILL_REQUESTS, TOOL_REQUESTS
 from retrieval_tasks import QUERIES, SKILLS, Entry
@@ -72,20 +75,26 @@ def tool_search(rows: Sequence[ToolRow]) -> Search:
     """Return the search of the catalogue over `rows`."""
     index = ToolIndex()
     for server in TOOL_SERVERS:
-        index.replace_server(server, [row for row in rows if row[0] == server])
+        index.replace_server(server, [row for row in rows if row.server == server])
     return lambda query: [".".join(found) for found in index.search(query, RANKED_COUNT)]
 
 
-async def list_tools() -> list[ToolRow]:
-    """Return the tools of the installed servers, as the catalogue indexes them."""
+async def list_tools() -> tuple[list[ToolRow], dict[str, str]]:
+    """Return the tools of the installed servers: as the catalogue indexes them, and as described.
+
+    The second value maps each name to the description that the server sends.
+    """
     rows: list[ToolRow] = []
+    descriptions: dict[str, str] = {}
     for server, (command, *arguments) in TOOL_SERVERS.items():
         parameters = StdioServerParameters(command=str(SERVERS_FOLDER / command), args=arguments)
         async with Client(parameters) as client:
-            for tool in (await client.list_tools()).tools:
-                names = " ".join(tool.input_schema.get("properties", {}))
-                rows.append((server, tool.name, tool.description or "", names))
-    return rows
+            tools = (await client.list_tools()).tools
+            module = describe_module(server, server, tools)
+            for tool, shim in zip(tools, module.tools, strict=True):
+                rows.append(replace(index_row(server, shim), tool=tool.name))
+                descriptions[f"{server}.{tool.name}"] = tool.description or ""
+    return rows, descriptions
 
 
 def plain_search(descriptions: Mapping[str, str]) -> Search:
@@ -154,8 +163,8 @@ def main() -> None:
             *(format_figures(kind, search, queries) for kind, queries in kinds.items()),
             sep="  ",
         )
-    rows = anyio.run(list_tools)
-    plain_tools = plain_search({f"{server}.{tool}": text for server, tool, text, _ in rows})
+    rows, descriptions = anyio.run(list_tools)
+    plain_tools = plain_search(descriptions)
     tools = tool_search(rows)
     print(f"requests over {len(rows)} tools of {len(TOOL_SERVERS)} servers")
     for name, search in (("plain BM25", plain_tools), ("the catalogue", tools)):

@@ -450,7 +450,7 @@ class Catalog:
                 )
                 server.view = view
                 self._index.replace_server(
-                    server.name, [index_row(server.name, tool) for tool in view.tools.values()]
+                    server.name, [index_row(server.name, tool.shim) for tool in view.tools.values()]
                 )
             return view
 
@@ -554,10 +554,16 @@ def listing_entry(server: str, tool: CatalogTool) -> ToolDescription:
     }
 
 
-def index_row(server: str, tool: CatalogTool) -> ToolRow:
+def index_row(server: str, shim: ToolShim) -> ToolRow:
     """Return one tool as a row of the search index."""
-    parameters = " ".join(parameter.name for parameter in tool.shim.parameters)
-    return server, tool.shim.name, tool.shim.doc, parameters
+    return ToolRow(
+        server,
+        shim.name,
+        shim.summary,
+        shim.description.removeprefix(shim.summary),
+        " ".join(parameter.name for parameter in shim.parameters),
+        " ".join(parameter.note for parameter in shim.parameters),
+    )
 
 
 @asynccontextmanager

@@ -86,6 +86,7 @@ class ToolShim:
     extra_name: str
     returns: SourceText
     summary: str
+    description: str
     doc: str
 
     @property
@@ -170,7 +171,8 @@ def describe_tool(
     doc = "\n\n".join(
         filter(None, (text, format_parameters(parameters), format_result(tool, schema, observed)))
     )
-    return ToolShim(tool.name, name, parameters, extra, returns, first_sentence(text), doc)
+    summary = first_sentence(text)
+    return ToolShim(tool.name, name, parameters, extra, returns, summary, text, doc)
 
 
 def unwrapped_schema(tool: types.Tool, document: SchemaDocument) -> Any:
