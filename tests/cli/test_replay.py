@@ -79,7 +79,7 @@ def test_steps_are_shown_with_code_calls_output_and_files(run: RunCommand) -> No
     assert "  1  x = 1" in one
     assert "  2  print('hello')" in one
     assert "│ hello" in one
-    assert '✓ lively.echo(text="said")' in two
+    assert "✓ lively.echo(text='said')" in two
     assert '→ "said"' in two
     assert "line 2" in two
     assert "4 B  f" in two
@@ -176,7 +176,7 @@ def test_runs_and_lineages_are_compared(run: RunCommand) -> None:
     one = run("replay", "diff", "report:1", "report:2")
     assert one.returncode == 1
     assert "    -print('hello')" in one.stdout
-    assert '+ lively.echo(text="said")' in one.stdout
+    assert "+ lively.echo(text='said')" in one.stdout
     assert "    + f  4 B" in one.stdout
     found = parse_json(run("replay", "diff", "report", "try", "--json"))
     assert (len(found["common"]), len(found["steps"]), found["equal"]) == (2, 1, False)

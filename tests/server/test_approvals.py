@@ -421,7 +421,7 @@ async def test_a_plan_does_nothing_and_commits_what_was_planned(world: World) ->
         assert (plan.status, plan.value) == ("waiting", 0)
         assert [
             (wait["id"], wait["kind"], wait["call"], wait["line"]) for wait in plan.waiting_for
-        ] == [(f"c{i + 2}", "plan", f'counted.put(item="0 {i}")', 2) for i in range(3)]
+        ] == [(f"c{i + 2}", "plan", f"counted.put(item='0 {i}')", 2) for i in range(3)]
         assert "error" not in plan.data
         assert world.done == ["count x"]
         assert await connection.evaluate("[x, open('f').read()]") == [1, "old"]
@@ -494,7 +494,7 @@ async def test_what_was_changed_in_a_plan_is_what_is_asked_about_and_made_after_
         told = await server.wait_run(plan["run"], answers=answers)
         run, asked = told["run"], told["waiting_for"]
         assert [asked[0]["call"], *asked[0]["more"]] == [
-            'counted.add(hold="before", item="changed")', 'counted.add(item="changed too")'
+            "counted.add(hold='before', item='changed')", "counted.add(item='changed too')"
         ]  # fmt: skip
         server.kill()
     async with open_journal(world.settings.parent / "data") as journal:
@@ -530,7 +530,7 @@ async def test_what_is_read_after_a_commit_is_what_was_planned_with(world: World
         await connection.run(f"{IMPORT}put(item='meanwhile')", session="q")
         told = await attach(connection.client, plan.run, answers={"*": "allow"})
         assert told.status == "ok"
-    planned = [wait["call"].split('"')[1] for wait in plan.waiting_for]
+    planned = [wait["call"].split("'")[1] for wait in plan.waiting_for]
     assert world.done == ["count x", "put meanwhile", *(f"put {item}" for item in planned)]
 
 

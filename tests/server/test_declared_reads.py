@@ -35,11 +35,11 @@ async def test_a_dry_run_goes_on_after_a_declared_read(tmp_path: Path, reads: li
         listed = await server.evaluate("[(t.name, t.effect) for t in tools.list('counted')]")
     calls = [wait["call"] for wait in plan.waiting_for]
     if reads:
-        assert calls == ['counted.put(item="0 found")']
+        assert calls == ["counted.put(item='0 found')"]
         assert (tmp_path / "done").read_text() == "add looked\n"
         assert dict(listed)["counted.add"] == "read"
     else:
-        assert calls == ['counted.add(item="looked")']
+        assert calls == ["counted.add(item='looked')"]
         assert not (tmp_path / "done").exists()
 
 

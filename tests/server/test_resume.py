@@ -159,7 +159,7 @@ async def test_all_calls_in_doubt_are_asked_about_and_none_is_made_before(world:
         while len(told["waiting_for"]) < 5:  # they are made again by threads, one after the other
             told = await server.wait_run(told["run"])
         assert sorted(wait["call"] for wait in told["waiting_for"]) == [
-            f'counted.add(item="i{n}", hold="after")' for n in range(5)
+            f"counted.add(item='i{n}', hold='after')" for n in range(5)
         ]
         told = await server.wait_run(told["run"], answers={"*": "fail"})
         assert told["value"] == [False] * 5
@@ -233,7 +233,7 @@ async def test_a_run_that_kills_its_server_each_time_is_given_up(world: World) -
         assert (told["status"], told["error"]["type"]) == ("crashed", "ServerDied")
         assert "was resumed 3 times" in told["error"]["message"]
         assert (told["calls"][0]["call"], told["calls"][0]["status"]) == (
-            'counted.add(item="once")',
+            "counted.add(item='once')",
             "ok",
         )
         assert (await server.run("x", "s"))["value"] == 1

@@ -218,7 +218,7 @@ async def test_nothing_of_one_session_is_seen_in_another(server: ServerConnectio
             code = f"me = '{name}'\nprint(me, {number})\ntools.lively.echo(text=me)"
             answer = await server.run(code, session=name)
             assert (answer.stdout, answer.value) == (f"{name} {number}\n", name)
-            assert [line["call"] for line in answer.calls] == [f'lively.echo(text="{name}")']
+            assert [line["call"] for line in answer.calls] == [f"lively.echo(text='{name}')"]
 
     async with anyio.create_task_group() as tasks:
         for name in ("ann", "bob", "cat"):

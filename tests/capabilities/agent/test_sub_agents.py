@@ -305,7 +305,7 @@ async def test_a_dry_run_plans_an_agent(
         "found = sub_agent('plan me')\nprint('next')\nfound", session="planned", dry_run=True
     )
     assert planned.status == "waiting"
-    assert planned.waiting_for[0]["call"].startswith('agent.run(task="plan me"')
+    assert planned.waiting_for[0]["call"].startswith("agent.run(task='plan me'")
     assert model.read_counts() == {}
 
 
