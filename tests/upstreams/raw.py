@@ -6,6 +6,7 @@ noisy      writes lines that are not JSON-RPC between its answers
 silent     reads and never answers
 dies       exits before it is ready
 stubborn   ignores the end of stdin and SIGTERM, like its child; writes their pids to argv[2]
+asks       answers a call with a question
 shapeless  lists tools that are not valid
 gated      writes argv[3] and answers once argv[2] exists
 telling    repeats its last argument in the description of its tool
@@ -41,6 +42,8 @@ def answer(method: str, params: dict[str, Any]) -> Any:
         }
     if method == "tools/list":
         return {"tools": ["not", "tools"] if mode == "shapeless" else tools}
+    if method == "tools/call" and mode == "asks":
+        return {"resultType": "input_required", "inputRequests": {}, "requestState": "s"}
     if method == "tools/call":
         tools.append({"name": "grown", "inputSchema": {"type": "object", "properties": {}}})
         say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})

@@ -219,6 +219,12 @@ class TestCalls:
             await lively.call_tool("lies", {})
         assert caught.value.kind == "protocol"
 
+    async def test_a_tool_that_asks_for_input_is_a_tool_error(self, tmp_path: Path) -> None:
+        async with one(own_server("raw", "asks"), tmp_path) as upstream:
+            with pytest.raises(CallFailed, match="grow asks for input, which") as caught:
+                await upstream.call_tool("grow", {})
+            assert caught.value.kind == "tool_error"
+
     async def test_a_call_that_takes_too_long_is_given_up_and_the_connection_kept(
         self, tmp_path: Path
     ) -> None:

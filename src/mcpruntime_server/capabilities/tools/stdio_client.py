@@ -1,7 +1,8 @@
 """An MCP server in a child process, reached over its stdin and stdout.
 
 The SDK's own stdio client passes every message through two tasks and two memory streams. These
-streams read and write the pipes directly, which saves four task switches in each call.
+streams read and write the pipes directly, which saves four task switches in each call. They carry
+the messages of the SDK, and those of `DirectRequests`.
 
 Rule 1: a message is written whole, even if its sender is cancelled.
 Rule 2: leaving asks the process to exit, waits, then terminates and at last kills its process
@@ -10,6 +11,8 @@ group. Each wait is bounded.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +28,10 @@ from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
 from mcp.types import jsonrpc_message_adapter
 
+from .direct_requests import DirectRequests
+
 READ_CHUNK_BYTES = 64 * 1024
+MAX_WAITING_MESSAGES = 100  # for the SDK; then the process waits until it has read some
 EXIT_GRACE_S = 2.0  # for a process to exit by itself, then again after SIGTERM and after SIGKILL
 EXIT_POLL_S = 0.01  # `Popen.wait` would block, and pidfds do not exist on all platforms
 DRAIN_CHUNKS = (
@@ -36,26 +42,35 @@ DRAIN_CHUNKS = (
 class MessageReader:
     """The messages that a process writes to its stdout; sets `ended` when no more can come.
 
-    A line that is not a message is yielded as the error that says why.
+    A line that is not a message is yielded as the error that says why. Answers to `requests` are
+    taken out as they arrive, in a callback of the event loop, which saves a task switch.
     """
 
-    def __init__(self, stdout: int, ended: anyio.Event) -> None:
+    def __init__(self, stdout: int, ended: anyio.Event, requests: DirectRequests) -> None:
         self._stdout = stdout
         self._ended = ended
-        self._lines: deque[bytes] = deque()
+        self._requests = requests
+        self._loop = asyncio.get_running_loop()
+        self._messages: deque[SessionMessage | Exception] = deque()  # for the SDK
+        self._has_message = anyio.Event()
         self._unfinished: list[bytes] = []  # chunks of a line whose end has not arrived
+        self._is_reading = False
+        self._is_at_end = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> SessionMessage | Exception:
-        while not self._lines:
-            chunk = await self._read_chunk()
-            if not chunk:
+        while not self._messages:
+            if self._is_at_end:
                 self._ended.set()
                 raise StopAsyncIteration
-            self._add_chunk(chunk)
-        return _parse_line(self._lines.popleft())
+            self._has_message = anyio.Event()
+            await self._has_message.wait()
+        message = self._messages.popleft()
+        if len(self._messages) < MAX_WAITING_MESSAGES:
+            self.start()
+        return message
 
     async def receive(self) -> SessionMessage | Exception:
         """Return the next message; raises `anyio.EndOfStream` after the last one."""
@@ -64,24 +79,58 @@ class MessageReader:
         except StopAsyncIteration:
             raise anyio.EndOfStream from None
 
-    async def _read_chunk(self) -> bytes:
-        """Return the next bytes of the pipe, or b"" at its end."""
-        while True:
-            await anyio.wait_readable(self._stdout)
-            try:
-                return os.read(self._stdout, READ_CHUNK_BYTES)
-            except BlockingIOError:  # a spurious wake-up
-                continue
-            except OSError:
-                return b""
+    def start(self) -> None:
+        """Read what the process writes from here on."""
+        if not self._is_reading and not self._is_at_end:
+            self._is_reading = True
+            self._loop.add_reader(self._stdout, self._read_chunk)
 
-    def _add_chunk(self, chunk: bytes) -> None:
+    def stop(self) -> None:
+        """Leave what the process writes in the pipe."""
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self._stdout)
+
+    def _read_chunk(self) -> None:
+        """Read what is in the pipe, and wake the SDK if there is a message for it."""
+        try:
+            chunk = os.read(self._stdout, READ_CHUNK_BYTES)
+        except BlockingIOError:  # a spurious wake-up
+            return
+        except OSError:
+            chunk = b""
+        if chunk:
+            for line in self._split_lines(chunk):
+                message = self._parse_line(line)
+                if message is not None:
+                    self._messages.append(message)
+        else:
+            self._requests.close()
+            self._is_at_end = True
+        if self._is_at_end or len(self._messages) >= MAX_WAITING_MESSAGES:
+            self.stop()
+        if self._is_at_end or self._messages:
+            self._has_message.set()
+
+    def _split_lines(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that `chunk` completes, without empty ones."""
         first, *more = chunk.split(b"\n")
         self._unfinished.append(first)
-        if more:
-            complete = [b"".join(self._unfinished), *more[:-1]]
-            self._lines.extend(line for line in complete if line.strip())
-            self._unfinished = [more[-1]]
+        if not more:
+            return []
+        lines = [b"".join(self._unfinished), *more[:-1]]
+        self._unfinished = [more[-1]]
+        return [line for line in lines if line.strip()]
+
+    def _parse_line(self, line: bytes) -> SessionMessage | Exception | None:
+        """Return the SDK's message in `line`, or None for the answer to a direct request."""
+        try:
+            message = json.loads(line.decode("utf-8", "replace"))
+            if self._requests.take_answer(message):
+                return None
+            return SessionMessage(jsonrpc_message_adapter.validate_python(message, by_name=False))
+        except (ValueError, RecursionError) as exc:
+            return exc
 
     async def aclose(self) -> None:
         """Do nothing: the pipe belongs to `open_stdio_client`."""
@@ -108,14 +157,18 @@ class MessageWriter:
         self._is_closed = False
 
     async def send(self, message: SessionMessage) -> None:
-        """Write `message`; raises `anyio.BrokenResourceError` if the process no longer reads.
+        """Write `message`; raises what `send_line` raises."""
+        text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
+        await self.send_line(text.encode("utf-8", "replace") + b"\n")
+
+    async def send_line(self, line: bytes) -> None:
+        """Write `line`; raises `anyio.BrokenResourceError` if the process no longer reads.
 
         If the sender is cancelled while the pipe is full, the next sender writes the rest.
         """
         if self._is_closed:
             raise anyio.ClosedResourceError
-        text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
-        self._unsent.append(memoryview(text.encode("utf-8", "replace") + b"\n"))
+        self._unsent.append(memoryview(line))
         if len(self._unsent) == 1 and self._write_now():
             return
         async with self._flushing:
@@ -154,16 +207,6 @@ class MessageWriter:
         await self.aclose()
 
 
-def _parse_line(line: bytes) -> SessionMessage | Exception:
-    try:
-        message = jsonrpc_message_adapter.validate_json(
-            line.decode("utf-8", "replace"), by_name=False
-        )
-    except ValueError as exc:
-        return exc
-    return SessionMessage(message)
-
-
 @asynccontextmanager
 async def open_stdio_client(
     command: Sequence[str],
@@ -171,18 +214,26 @@ async def open_stdio_client(
     folder: Path,
     errors: IO[str],
     ended: anyio.Event,
+    requests: DirectRequests,
 ) -> AsyncIterator[tuple[MessageReader, MessageWriter]]:
     """Start `command` in `folder` and yield its streams; leaving stops the process.
 
     `env` is added to the SDK's minimal environment. The stderr of the process goes to `errors`.
+    `requests` use the streams as well.
     Raises `OSError` if the process cannot be started.
     """
     process = _start_process(command, get_default_environment() | dict(env), folder, errors)
     assert process.stdin is not None
     assert process.stdout is not None
+    writer = MessageWriter(process.stdin.fileno())
+    reader = MessageReader(process.stdout.fileno(), ended, requests)
     try:
-        yield MessageReader(process.stdout.fileno(), ended), MessageWriter(process.stdin.fileno())
+        requests.open(writer.send_line)
+        reader.start()
+        yield reader, writer
     finally:
+        requests.close()
+        reader.stop()
         with anyio.CancelScope(shield=True):
             await stop_process(process)
 

@@ -45,7 +45,8 @@ def to_json_data(result: types.CallToolResult, is_wrapped: bool) -> Any:
     """Return `result` as JSON data; `is_wrapped` is the tool's `has_result_wrapper`."""
     structured = result.structured_content
     if structured is not None:
-        return structured["result"] if is_wrapped and "result" in structured else structured
+        has_wrapper = is_wrapped and isinstance(structured, dict) and "result" in structured
+        return structured["result"] if has_wrapper else structured
     values = [content_block_value(block) for block in result.content]
     if len(values) == 1:
         return values[0]

@@ -19,6 +19,7 @@ import httpx2
 from mcp.client.streamable_http import streamable_http_client
 
 from ...config import UpstreamSettings
+from .direct_requests import DirectRequests
 from .stderr_log import open_stderr_log
 from .stdio_client import open_stdio_client
 from .tool_results import Credentials, reveal_secrets
@@ -34,12 +35,13 @@ class TransportState:
 
     `ended` is set when no more messages can arrive. `http_status` is that of the last refused
     request. `is_session_expired` means that an HTTP server no longer knows the session; the
-    protocol then requires a new one.
+    protocol then requires a new one. A child process takes `direct_requests`.
     """
 
     ended: anyio.Event = field(default_factory=anyio.Event)
     http_status: int = 0
     is_session_expired: bool = False
+    direct_requests: DirectRequests | None = None
 
 
 @asynccontextmanager
@@ -69,10 +71,11 @@ async def _open_stdio(
 ) -> AsyncIterator[tuple[Any, Any]]:
     command = [str(settings.command), *settings.args]
     folder = base_dir / (settings.cwd or "")
+    requests = state.direct_requests = DirectRequests()
     async with (
         open_stderr_log(log, credentials) as errors,
         open_stdio_client(
-            command, reveal_secrets(settings.env), folder, errors, state.ended
+            command, reveal_secrets(settings.env), folder, errors, state.ended, requests
         ) as streams,
     ):
         yield streams

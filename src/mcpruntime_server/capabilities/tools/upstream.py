@@ -37,6 +37,7 @@ from .catalogue_cache import (
     dump_tool,
     parse_tool,
 )
+from .direct_requests import CLOSED_MESSAGE, DirectCalls
 from .stderr_log import log_path
 from .tool_results import collect_credentials, error_message, has_result_wrapper, to_json_data
 from .transport import TransportState, open_transport
@@ -45,7 +46,6 @@ MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an er
 MIN_RETRY_DELAY_S = 0.2  # before the next connection after one that failed or did not last
 MAX_RETRY_DELAY_S = 30.0
 STABLE_CONNECTION_S = 10.0  # after a connection that lived so long, the next needs no delay
-CLOSED_MESSAGE = "Connection closed"  # the SDK's message if the connection has ended
 SAVE_TIMEOUT_S = 2.0  # for the last tool lists to reach the disk at shutdown
 STREAM_LOST_PREFIX = "SSE stream"  # of the SDK's message if only the stream of this call has ended
 
@@ -67,6 +67,13 @@ class UpstreamConnection:
 
     client: Client
     transport: TransportState
+    direct_calls: DirectCalls | None  # faster than the client's, where the transport allows them
+
+    async def call_tool(
+        self, tool: str, arguments: dict[str, Any], timeout_s: float
+    ) -> types.CallToolResult:
+        """Return the result of a call; raises what the client raises."""
+        return await (self.direct_calls or self.client).call_tool(tool, arguments, timeout_s)
 
     def is_session_expired(self, error: MCPError) -> bool:
         """Return whether `error` says that the server has dropped the session.
@@ -216,9 +223,9 @@ class Upstream:
 
     async def call_tool(self, tool: str, arguments: dict[str, Any]) -> Any:
         """Call `tool`, by its upstream's own name, and return JSON data; raises `CallFailed`."""
-        result = await self.send_request(
-            tool, lambda client: client.call_tool(tool, arguments, self.settings.timeout_s)
-        )
+        timeout_s = self.settings.timeout_s
+        async with self._call_slots:
+            result = await self._send(tool, lambda to: to.call_tool(tool, arguments, timeout_s))
         if result.is_error:
             message = self._credentials.redact_text(error_message(result, MAX_MESSAGE_CHARS))
             data = self._credentials.redact(result.structured_content)
@@ -232,7 +239,7 @@ class Upstream:
         Raises `CallFailed`.
         """
         async with self._call_slots:
-            return await self._send(operation, request)
+            return await self._send(operation, lambda connection: request(connection.client))
 
     def redact_bytes(self, data: bytes) -> bytes:
         """Return `data` with the credentials of this upstream replaced."""
@@ -240,17 +247,17 @@ class Upstream:
 
     # calls ----------------------------------------------------------------------------------------
 
-    async def _send(self, tool: str, request: Callable[[Client], Awaitable[T]]) -> T:
+    async def _send(self, tool: str, request: Callable[[UpstreamConnection], Awaitable[T]]) -> T:
         connection = self._connection or await self._connect()
         try:
             try:
-                return await request(connection.client)
+                return await request(connection)
             except MCPError as error:
                 if not connection.is_session_expired(error):
                     raise
                 self._mark_disconnected(connection)
                 connection = await self._connect()
-                return await request(connection.client)
+                return await request(connection)
         except MCPError as error:
             self._raise_mcp_error(tool, connection, error)
         except (ValidationError, RuntimeError, ValueError) as error:
@@ -395,7 +402,9 @@ class Upstream:
             client = await stack.enter_async_context(self._build_client(transport, changed))
             await self._list_tools(client)
             start_scope.deadline = math.inf
-            connection = self._connection = UpstreamConnection(client, state)
+            requests = state.direct_requests
+            direct_calls = DirectCalls(requests, client) if requests else None
+            connection = self._connection = UpstreamConnection(client, state, direct_calls)
             stack.callback(self._mark_disconnected, connection)
             self._finish_attempt(None)
             async with anyio.create_task_group() as tasks:
