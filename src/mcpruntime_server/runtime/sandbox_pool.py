@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class SandboxSlot:
-    """A sandbox that is ready; it is removed when its holder releases the slot."""
+    """A sandbox that is ready; it is removed when its holder releases the slot, or when it fails.
+
+    A sandbox that has failed may still run code, so it does not wait for its holder.
+    """
 
     def __init__(self, link: SandboxLink) -> None:
         self.link = link
@@ -35,6 +38,18 @@ class SandboxSlot:
     def release(self) -> None:
         """Have the sandbox removed."""
         self.released.set()
+
+    async def wait_until_unused(self) -> None:
+        """Wait until the sandbox is released, or has failed and it is known why."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._release_failed)
+            await self.released.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _release_failed(self) -> None:
+        await self.link.closed.wait()
+        await self.link.describe_failure()  # while the container can tell
+        self.release()
 
 
 class SandboxPool:
@@ -108,7 +123,7 @@ class SandboxPool:
                 self._starting -= 1
                 self._ready.append(slot)
                 self._notify_waiters()
-                await slot.released.wait()
+                await slot.wait_until_unused()
         except* McpRuntimeError as group:
             self._record_failure(attempt, _first_error(group), was_ready=is_ready)
         except* Exception as mistake:  # ours: it must not take the server with it

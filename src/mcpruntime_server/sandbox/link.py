@@ -29,10 +29,12 @@ from .bundle import build_bundle
 
 MAX_OPEN_CALLS = 1024  # of one run: each takes memory of the host while it waits
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
-INTERRUPT_GRACE_S = 3.0  # for code to clean up after KeyboardInterrupt
-KILL_GRACE_S = 5.0  # to kill all processes and start an empty interpreter; usually milliseconds
+INTERRUPT_GRACE_S = 2.0  # for code to clean up after KeyboardInterrupt
+KILL_GRACE_S = 2.5  # to kill all processes and start an empty interpreter; usually milliseconds
 PROMOTE_TIMEOUT_S = 20.0  # longer than the three timeouts of the supervisor that it includes
 MAX_PARK_FAILURES = 64  # remembered reasons; older ones are of no use
+MAX_RESTART_REASONS = 8
+MAX_REASON_CHARS = 1_000  # a supervisor that is damaged may send any text
 
 
 class ExecutionListener(Protocol):
@@ -144,6 +146,7 @@ class SandboxLink:
         self._files_received = anyio.Event()
         self._files_received.set()
         self._failure_reason = ""
+        self._explaining = anyio.Lock()
 
     @property
     def info(self) -> SandboxInfo:
@@ -330,8 +333,10 @@ class SandboxLink:
 
     async def describe_failure(self) -> str:
         """Return one sentence on why the sandbox is gone."""
-        reason = self._failure_reason or await self._channel.explain_exit()
-        return f"The sandbox is gone: {reason}"
+        async with self._explaining:
+            if not self._failure_reason:
+                self._failure_reason = await self._channel.explain_exit()
+        return f"The sandbox is gone: {self._failure_reason}"
 
     # sending and receiving ------------------------------------------------------------------------
 
@@ -366,7 +371,7 @@ class SandboxLink:
                 if len(self.parked_runs) > self._max_checkpoints + 1:  # the oldest goes afterwards
                     raise ProtocolError(f"more than {self._max_checkpoints} checkpoints")
             case wire.ParkFailed():
-                self.park_failures[message.run_number] = message.reason
+                self.park_failures[message.run_number] = message.reason[:MAX_REASON_CHARS]
                 while len(self.park_failures) > MAX_PARK_FAILURES:
                     del self.park_failures[next(iter(self.park_failures))]
             case wire.Promoted():
@@ -375,7 +380,8 @@ class SandboxLink:
                     self._promotion.result = message
                     self._promotion.finished.set()
             case wire.WorkerRestarted():
-                self.restart_reasons.append(message.reason)
+                self.restart_reasons.append(message.reason[:MAX_REASON_CHARS])
+                del self.restart_reasons[:-MAX_RESTART_REASONS]
                 self.live_run = 0
             case wire.Ready():
                 self.python_version = message.python_version
