@@ -80,6 +80,7 @@ class JournalWriter:
         self._jobs: deque[WriteJob] = deque()
         self._loop = asyncio.get_running_loop()
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._backlog_since = 0.0  # by the loop's clock: when the oldest waiting event came
         self._soon_handle: asyncio.Handle | None = None
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._last_loop_commit = 0.0  # by the loop's clock
@@ -103,6 +104,8 @@ class JournalWriter:
 
     def enqueue(self, work: Callable[[sqlite3.Connection], Any], size_bytes: int) -> None:
         """Queue an event, which must not be lost."""
+        if not self.backlog_bytes:
+            self._backlog_since = self._loop.time()
         self._bytes_in += size_bytes
         self._jobs.append(WriteJob(work, is_event=True, size_bytes=size_bytes))
         if self.backlog_bytes > URGENT_BYTES:
@@ -140,8 +143,13 @@ class JournalWriter:
     # on the event loop ----------------------------------------------------------------------
 
     def _commit_lingering(self) -> None:
+        """Commit the events that nobody has waited for, if they have waited long enough."""
         self._linger_timer = None
-        self._commit_soon()
+        remaining_s = self._backlog_since + MAX_LINGER_S - self._loop.time()
+        if self.backlog_bytes and remaining_s > 0:  # those before it were committed meanwhile
+            self._linger_timer = self._loop.call_later(remaining_s, self._commit_lingering)
+        else:
+            self._commit_soon()
 
     def _commit_soon(self) -> None:
         self._soon_handle = None

@@ -6,8 +6,8 @@ a read waits for readiness, which yields anyway, and a write that fits is made a
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from contextlib import suppress
 
 import anyio
 from anyio.abc import AsyncResource, ByteStream, SocketAttribute, UNIXSocketStream
@@ -23,11 +23,16 @@ class SandboxStream(AsyncResource):
     """A connected stream. A Unix socket is used directly, anything else (TLS) by its own methods.
 
     anyio 4.16 lets the event loop complete a waiting write of a unix socket that was cancelled in
-    the same turn, which fails; `wait_readable` and `wait_writable` do not.
+    the same turn, which fails; `wait_writable` does not.
     """
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._received = b""  # and not taken yet
+        self._waiter: asyncio.Future[None] | None = None  # of `receive`
+        self._is_watching = False
+        self._is_at_end = False
         self._socket: socket.socket | None = None
         if isinstance(stream, UNIXSocketStream):
             self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
@@ -62,20 +67,58 @@ class SandboxStream(AsyncResource):
         try:
             if self._socket is None:
                 return await self._stream.receive(RECEIVE_BYTES)
-            while True:
-                await anyio.wait_readable(self._socket)
-                with suppress(BlockingIOError):  # a spurious wake-up
-                    if data := self._socket.recv(RECEIVE_BYTES):
-                        return data
-                    break
+            while not self._received and not self._is_at_end:
+                self._watch()
+                self._waiter = self._loop.create_future()
+                await self._waiter
+            data, self._received = self._received, b""
+            if data:
+                return data
         except (*STREAM_ENDED_ERRORS, OSError):
             pass
         # The other end may keep its half open without reading: a sender would wait for ever.
         await anyio.aclose_forcefully(self)
         return b""
 
+    def _watch(self) -> None:
+        """Receive what arrives, in a callback that stays registered between the messages."""
+        if not self._is_watching and self._socket is not None:
+            self._loop.add_reader(self._socket, self._receive_now)
+            self._is_watching = True
+
+    def _unwatch(self) -> None:
+        if self._is_watching and self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._is_watching = False
+
+    def _receive_now(self) -> None:
+        """Receive what has arrived, unless the bytes before it are still to be taken."""
+        assert self._socket is not None
+        if self._received:
+            self._unwatch()  # the sender waits until they are
+            return
+        try:
+            self._received = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:  # a spurious wake-up
+            return
+        except OSError:
+            self._received = b""
+        if not self._received:
+            self._end()
+        self._wake()
+
+    def _end(self) -> None:
+        self._is_at_end = True
+        self._unwatch()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
     async def aclose(self) -> None:
         """Close it; a waiting receiver is woken and returns b""."""
         if self._socket is not None and self._socket.fileno() >= 0:
+            self._end()
+            self._wake()
             anyio.notify_closing(self._socket)
         await self._stream.aclose()
