@@ -338,6 +338,7 @@ async def serve_stdio(config: Config) -> None:
             app.inputs,
             lambda _: cursor,
             is_isolated=app.backend.is_isolated,
+            signatures=await app.catalog.describe_briefly(),
             skills_sentence=await skills_sentence(app.library),
         )
         async with anyio.create_task_group() as tasks:

@@ -46,7 +46,7 @@ from .run_tool import RunToolHandler
 from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
 from .skill_tools import SkillToolHandler, build_skill_prompt, build_skill_tools
 from .tasks_extension import TasksExtension
-from .tool_schemas import build_tool, list_parameters
+from .tool_schemas import add_signatures, build_tool, list_parameters
 
 MAX_LISTED_PACKAGES = 50  # in the description of `run_code`; `tools.list()` returns all
 MAX_TIMEOUT_S = 86_400  # that a request may set
@@ -94,12 +94,14 @@ def build_mcp_server(
     find_cursor: FindCursor,
     *,
     is_isolated: bool,
+    signatures: Sequence[str] = (),
     skills_sentence: str = "",
 ) -> MCPServer[Any]:
     """Return the MCP server over `runtime`.
 
     `find_cursor` returns the delivery cursor of the connection that a request came through;
-    `skills_sentence` says which skills there are.
+    `signatures` are those of all functions of the packages, if they are few; `skills_sentence` says
+    which skills there are.
     """
     sessions = SessionResolver(runtime)
     replays = ReplayToolHandler(config, runtime, packages, LOCAL_PRINCIPAL)
@@ -112,18 +114,20 @@ def build_mcp_server(
     instructions += knowledge_instructions(providers.names)
     if not is_isolated:
         instructions += ISOLATION_WARNING
+    tools = [
+        build_run_tool(runs, packages),
+        build_replay_tool(replays, sessions, find_cursor),
+        *build_skill_tools(SkillToolHandler(library, saver, runtime.journal, LOCAL_PRINCIPAL)),
+        build_ask_tool(AskToolHandler(config, runs)),
+    ]
+    add_signatures(tools, signatures)
     server = RuntimeMcpServer(
         "mcpruntime-server",
         (SkillResources(library), KnowledgeResources(providers)),
         version=__version__,
         instructions=instructions,
         log_level="WARNING",
-        tools=[
-            build_run_tool(runs, packages),
-            build_replay_tool(replays, sessions, find_cursor),
-            *build_skill_tools(SkillToolHandler(library, saver, runtime.journal, LOCAL_PRINCIPAL)),
-            build_ask_tool(AskToolHandler(config, runs)),
-        ],
+        tools=tools,
         extensions=[TasksExtension(runs, config.server.keep_days), SkillsExtension(library)],
     )
     server.add_prompt(build_skill_prompt(library))

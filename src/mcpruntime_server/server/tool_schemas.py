@@ -6,13 +6,22 @@ that the code `[1, 2, 3]` would not be text any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp.types import ToolAnnotations
 
+MAX_LIST_TOKENS = 750  # of all tools: names, descriptions and input schemas
+SIGNATURES_MARGIN = 1.2  # unusual names have more tokens than estimated
+TOKEN_PIECE = re.compile(r"[A-Za-z]+|\d+|_+|\s+|[^\w\s]+|\w")
+MAX_WORD_CHARS = 8  # of one token
+MAX_DIGITS = 3
+MAX_MARKS = 3
 BOUND_KEYWORDS = ("minimum", "maximum", "exclusiveMinimum", "additionalProperties")
 OMITTED_KEYWORDS = ("title", "default", "anyOf", *BOUND_KEYWORDS)
 FLAT_KEYWORDS = ("type", "description", "enum")
@@ -74,6 +83,33 @@ def compact_schema(schema: Mapping[str, Any], *, nested: bool = True) -> dict[st
     if required := schema.get("required"):
         compact["required"] = list(required)
     return compact
+
+
+def add_signatures(tools: Sequence[Tool], signatures: Sequence[str]) -> None:
+    """Add `signatures` to the description of the first tool if all of them fit into the list."""
+    listed = json.dumps([[tool.name, tool.description, tool.parameters] for tool in tools])
+    text = f"\nThey declare: {'; '.join(signatures)}."
+    cost = estimate_tokens(listed) + math.ceil(SIGNATURES_MARGIN * estimate_tokens(text))
+    if signatures and cost <= MAX_LIST_TOKENS:
+        tools[0].description += text
+
+
+def estimate_tokens(text: str) -> int:
+    """Return about how many tokens `text` has, rather too many; the tables are not at hand here."""
+    return sum(map(_estimate_piece, TOKEN_PIECE.findall(text)))
+
+
+def _estimate_piece(piece: str) -> int:
+    first = piece[0]
+    if not first.isascii():
+        return len(piece.encode("utf-8", "replace"))
+    if first.isalpha():
+        return math.ceil(len(piece) / MAX_WORD_CHARS)
+    if first.isdigit():
+        return math.ceil(len(piece) / MAX_DIGITS)
+    if first.isspace():
+        return 0 if piece == " " else 1
+    return math.ceil(len(piece) / MAX_MARKS)
 
 
 def list_parameters(tool: Tool) -> str:

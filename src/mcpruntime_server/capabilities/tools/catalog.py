@@ -35,7 +35,7 @@ from .python_names import assign_names, describe_collisions
 from .schema_annotations import SchemaDocument
 from .shim_generator import ShimModule, ToolShim, describe_module, render_module, source_digest
 from .shim_store import ShimStore
-from .signatures import MAX_RECORD_CHARS, format_signature
+from .signatures import MAX_RECORD_CHARS, format_brief_signature, format_signature
 from .tool_index import ToolIndex, ToolRow
 from .upstream import RepeatableEvent, Upstream
 
@@ -46,6 +46,7 @@ MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
 MAX_DETAILED_RESULTS = 3  # of them, the best ones, with all fields of the records that they take
 EFFECT_HINTS = ("read_only_hint", "destructive_hint", "idempotent_hint")
 MAX_NAMED_SESSIONS = 1_000  # whose last named problems are remembered
+MAX_BRIEF_TOOLS = 16  # whose signatures might fit into the description of a tool
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
 
 
@@ -168,6 +169,23 @@ class Catalog:
     def package_names(self) -> list[str]:
         """Return the names under which upstreams are importable, without starting them."""
         return list(self._servers)
+
+    async def describe_briefly(self) -> list[str]:
+        """Return the signatures of all tools if they are few and already known, else nothing.
+
+        No upstream is started.
+        """
+        known = {name: server.upstream.known_tools for name, server in self._servers.items()}
+        if sum(len(tools or ()) for tools in known.values()) > MAX_BRIEF_TOOLS:
+            return []
+        found: list[str | None] = []
+        for name, tools in known.items():
+            if tools is None:
+                return []
+            module = await anyio.to_thread.run_sync(describe_module, name, name, tools)
+            found += [format_brief_signature(name, tool) for tool in module.tools]
+        signatures = [each for each in found if each is not None]
+        return signatures if len(signatures) == len(found) else []
 
     def find_idle_packages(self, code: str) -> list[str]:
         """Return the packages that `code` appears to use and that have not been started yet."""

@@ -2,7 +2,9 @@
 
 Rule 1: every parameter is shown as long as it fits; a required one is never left out.
 Rule 2: what is left out is counted, and `help` shows it.
-Rule 3: names and types come from `shim_generator`, which has checked them. A field name is quoted
+Rule 3: a brief signature is for the description of a tool, next to the server's own words. It has
+no text of an upstream but names and short words.
+Rule 4: names and types come from `shim_generator`, which has checked them. A field name is quoted
 unless it is a plain name.
 """
 
@@ -13,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from .schema_annotations import TypedDictSpec
+from .schema_annotations import SourceText, TypedDictSpec
 from .shim_generator import ShimModule, ShimParameter, ToolShim
 
 MAX_PARAMETER_CHARS = 1_000  # of all optional parameters; required ones may need more
@@ -21,6 +23,8 @@ MAX_LISTED_RECORD_CHARS = 240  # of the records of one tool in a long listing
 MAX_RECORD_CHARS = 1_200  # of the records of a tool that is shown in full
 MAX_FIELD_NAME_CHARS = 40
 MAX_ANNOTATION_CHARS = 80  # of a required parameter, once its signature is too long
+PLAIN_TYPES = frozenset({"str", "int", "float", "bool", "list", "dict", "Any", "Literal"})
+SHORT_WORD = re.compile(r"[A-Za-z0-9_.:/-]{0,20}")
 WORD = re.compile(r"\w+")
 USE_PATTERN = r"(?<![\w'\"]){}(?![\w'\"])"  # of a name that is no part of a longer one, or quoted
 OPTIONAL_FIELD = re.compile(r"NotRequired\[(.*)\]")
@@ -45,6 +49,38 @@ def format_signature(
     signature = texts.pop("")
     named = ", ".join(f"{name} = {body}" for name, body in texts.items())
     return f"{signature} where {named}" if named else signature
+
+
+def format_brief_signature(server: str, tool: ToolShim) -> str | None:
+    """Return a signature like `git.log(path: str, limit=10)`, or None if it needs a record."""
+    if not all(map(needs_no_record, tool.parameters)):
+        return None
+    parameters = ", ".join(map(format_brief_parameter, tool.parameters))
+    extra = f"{', ' * bool(parameters)}**{tool.extra_name}" if tool.extra_name else ""
+    return f"{server}.{tool.name}({parameters}{extra})"
+
+
+def needs_no_record(parameter: ShimParameter) -> bool:
+    """Return whether the annotation has only types that Python has."""
+    nodes = ast.walk(ast.parse(parameter.annotation, mode="eval"))
+    return all(node.id in PLAIN_TYPES for node in nodes if isinstance(node, ast.Name))
+
+
+def format_brief_parameter(parameter: ShimParameter) -> str:
+    """Return a parameter with its default, or with its type if there is none."""
+    if parameter.default is not None:
+        is_short = is_short_word(parameter.default)
+        return f"{parameter.name}={repr(parameter.default) if is_short else '...'}"
+    nodes = ast.walk(ast.parse(parameter.annotation, mode="eval"))
+    choices = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return parameter.signature_text if all(map(is_short_word, choices)) else parameter.name
+
+
+def is_short_word(value: object) -> bool:
+    """Return whether a value is a number, a flag, None or one short word."""
+    if isinstance(value, str):
+        return SHORT_WORD.fullmatch(value) is not None and not isinstance(value, SourceText)
+    return value is None or isinstance(value, bool | int | float)
 
 
 def format_parameters(tool: ToolShim) -> str:
