@@ -259,9 +259,22 @@ def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
 
 
 def start_imported_upstreams(catalog: Catalog, background: TaskGroup, code: str) -> None:
-    """Start the upstreams that `code` will import, while it is sent to the sandbox."""
+    """Start the upstreams that `code` will import, while it is sent to the sandbox.
+
+    What is stored of all upstreams is prepared, too, for searches.
+    """
+    if "tools" in code:
+        background.start_soon(prepare_stored_tools, catalog, code)
     if names := catalog.find_idle_packages(code):
         background.start_soon(start_upstreams, catalog, names)
+
+
+async def prepare_stored_tools(catalog: Catalog, code: str) -> None:
+    """Prepare stored tools before they are used; a failure is reported by what needs them."""
+    try:
+        await catalog.prepare_stored(code)
+    except Exception:  # an optional preparation must not end the server
+        logger.exception("could not prepare the stored tools")
 
 
 async def start_upstreams(catalog: Catalog, names: Sequence[str]) -> None:

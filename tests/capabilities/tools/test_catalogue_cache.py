@@ -246,6 +246,7 @@ class TestRestart:
         monkeypatch.setattr("mcpruntime_server.capabilities.tools.catalog.START_TIMEOUT_S", 0.5)
         servers = {"lively": own_server("lively"), "mail": gated(tmp_path, "mail")}
         async with open_stored(tmp_path, **servers) as catalog:
+            await catalog.load_shim("lively")
             found = await catalog.search_tools("echo")
             assert found["problems"] == ["mail is still starting. Try again in a moment."]
             assert catalog.upstreams["mail"].connecting_s > 0

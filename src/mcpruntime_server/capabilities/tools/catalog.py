@@ -100,8 +100,6 @@ class ServerView:
     revision: int
     tools: dict[str, CatalogTool]
     module: ShimModule
-    source: str
-    source_digest: str
 
 
 class CatalogServer:
@@ -111,6 +109,7 @@ class CatalogServer:
         self.name = name
         self.upstream = upstream
         self.view: ServerView | None = None
+        self.shim: tuple[ServerView, Shim] | None = None  # the module of a view, once it is needed
         self.lock = anyio.Lock()
 
     @property
@@ -192,7 +191,10 @@ class Catalog:
         idle = (
             name for name, server in self._servers.items() if server.upstream.status.state == "idle"
         )
-        return [name for name in idle if re.search(rf"\b{name}\b", code)]
+        return [name for name in idle if self._is_named(name, code)]
+
+    def _is_named(self, package: str, code: str) -> bool:
+        return re.search(rf"\b{package}\b", code) is not None
 
     async def start_upstreams(self, names: Iterable[str]) -> None:
         """Start upstreams concurrently, so that code that calls them waits only for the slowest.
@@ -201,15 +203,22 @@ class Catalog:
         """
         await self._load_live_views({name: self._servers[name] for name in names})
 
+    async def prepare_stored(self, code: str) -> None:
+        """Prepare what is known for searches, and the modules of the packages that `code` names."""
+        for server in list(self._servers.values()):
+            if server.upstream.known_tools is not None:
+                view = await self._load_view(server)
+                if self._is_named(server.name, code):
+                    await self._load_shim(server, view)
+
     async def refresh(self) -> None:
         """Prepare the stored tools for searches, then start every upstream to list its tools.
 
         Those without stored tools are started first. A failure is reported when it matters.
         """
         await anyio.sleep(REFRESH_DELAY_S)
+        await self.prepare_stored("")
         stored = [each for each in self._servers.values() if each.upstream.known_tools is not None]
-        for server in stored:
-            await self._load_view(server)
         slots = anyio.Semaphore(REFRESH_CONCURRENCY)
 
         async def start_one(server: CatalogServer) -> None:
@@ -325,13 +334,12 @@ class Catalog:
             with suppress(CallFailed):  # the stored tools, if any, are all that is known
                 await found.upstream.list_tools()
             await found.upstream.refresh_tools()
-        view = await self._load_view(found)
-        return {"server": server, "source": view.source, "digest": view.source_digest}
+        return await self._load_shim(found, await self._load_view(found))
 
     async def load_live_shim(self, server: str) -> Shim:
         """Start a server, if needed, and return the module of its tools; raises `CallFailed`."""
-        view = await self._load_live_view(self._find_server(server))
-        return {"server": server, "source": view.source, "digest": view.source_digest}
+        found = self._find_server(server)
+        return await self._load_shim(found, await self._load_live_view(found))
 
     async def examine_upstreams(self) -> list[UpstreamReport]:
         """Start every upstream and report its state, for `doctor`."""
@@ -482,8 +490,6 @@ class Catalog:
         module = describe_module(
             server.name, server.upstream.name, tools, self._shims.observed_shapes(server.name)
         )
-        source = render_module(module)
-        self._shims.save_shim(server.name, source)
         by_name = {
             shim.name: build_catalog_tool(
                 tool,
@@ -493,7 +499,19 @@ class Catalog:
             )
             for tool, shim in zip(tools, module.tools, strict=True)
         }
-        return ServerView(generation, revision, by_name, module, source, source_digest(source))
+        return ServerView(generation, revision, by_name, module)
+
+    async def _load_shim(self, server: CatalogServer, view: ServerView) -> Shim:
+        """Return the module of a view, which is generated once."""
+        async with server.lock:
+            if server.shim is None or server.shim[0] is not view:
+                server.shim = (view, await anyio.to_thread.run_sync(self._build_shim, view))
+            return server.shim[1]
+
+    def _build_shim(self, view: ServerView) -> Shim:
+        name, source = view.module.name, render_module(view.module)
+        self._shims.save_shim(name, source)
+        return {"server": name, "source": source, "digest": source_digest(source)}
 
     def _report_change(self, server: CatalogServer) -> None:
         if server.upstream.generation > 1:  # code may have imported the first one
