@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from .capabilities.agent.sub_agents import SubAgents
 from .capabilities.inputs.store import InputStore
@@ -338,7 +337,7 @@ async def sweep_sandboxes(backend: Backend) -> None:
 
 
 async def serve_stdio(config: Config) -> None:
-    """Serve MCP on stdin and stdout until stdin ends or a signal stops the process."""
+    """Serve MCP on stdin and stdout until stdin ends."""
     async with open_app(config) as app:
         cursor = DeliveryCursor()  # over stdio there is one client
         server = build_mcp_server(
@@ -355,7 +354,6 @@ async def serve_stdio(config: Config) -> None:
             skills_sentence=await skills_sentence(app.library),
         )
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_cancel_on_signal, tasks.cancel_scope)
             tasks.start_soon(refresh_catalogue, app.catalog)
             async with open_stdio_streams(cursor.record_timed_out) as (incoming, outgoing):
                 # The SDK has no public method that runs a server on given streams.
@@ -377,15 +375,6 @@ async def skills_sentence(library: SkillLibrary) -> str:
     if count == 1:
         return f"There is one: {best[0]}."
     return f"There are {count}; the best: {', '.join(best)}."
-
-
-async def _cancel_on_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            logger.info("stopping: %s", number.name)
-            scope.cancel()
-            return
 
 
 # for the command line ---------------------------------------------------------------------------

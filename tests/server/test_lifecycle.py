@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import tty
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,17 @@ def settings(tmp_path: Path) -> Iterator[Path]:
     assert left == []
 
 
+def run_request(code: str, number: int = 2, **more: Any) -> str:
+    """Return the line that asks for `code` to be run, with progress."""
+    params = {
+        "name": "run_code",
+        "arguments": {"code": code, **more},
+        "_meta": {"progressToken": "p"},
+    }
+    request = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+    return json.dumps(request) + "\n"
+
+
 class Raw:
     """A server process whose stdin and stdout are in the test's hands."""
 
@@ -80,13 +94,7 @@ class Raw:
 
     async def run(self, code: str, number: int = 2, **more: Any) -> None:
         """Ask for `code` to be run, with progress."""
-        params = {
-            "name": "run_code",
-            "arguments": {"code": code, **more},
-            "_meta": {"progressToken": "p"},
-        }
-        request = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
-        await self.say(json.dumps(request) + "\n")
+        await self.say(run_request(code, number, **more))
 
     async def end(self) -> int:
         """Wait for the process to end; return its exit code."""
@@ -94,10 +102,22 @@ class Raw:
             return await self.process.wait()
 
 
+def with_hangup() -> list[str]:
+    """Return the start of a command that heeds SIGHUP, even if these tests run under nohup."""
+    return ["env", "--default-signal=HUP,INT,TERM"]
+
+
+async def until_stopping(settings: Path) -> None:
+    """Wait until a server has noted in its log that it stops."""
+    log = settings.parent / "data" / "logs" / "server.log"
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        await until(lambda: "stopping: " in log.read_text())
+
+
 @asynccontextmanager
-async def raw_server(settings: Path) -> AsyncIterator[Raw]:
+async def raw_server(settings: Path, wrapper: Sequence[str] = ()) -> AsyncIterator[Raw]:
     """Start a server whose sandboxes are up before anything else happens."""
-    command = [COMMAND, "--config", str(settings), "--stdio"]
+    command = [*wrapper, COMMAND, "--config", str(settings), "--stdio"]
     async with await anyio.open_process(command, stderr=subprocess.DEVNULL) as process:
         try:
             server = Raw(process)
@@ -131,6 +151,77 @@ async def test_a_stopped_server_leaves_no_container(settings: Path, how: str, co
         else:
             server.process.send_signal(getattr(signal, how))
         assert await server.end() == 0
+    assert containers(settings) == []
+
+
+@pytest.mark.parametrize(
+    "signals", ["SIGHUP", "SIGTERM SIGTERM", "SIGINT SIGINT", "SIGHUP SIGTERM SIGHUP SIGINT"]
+)
+async def test_more_signals_do_not_disturb_a_server_that_stops(
+    settings: Path, signals: str
+) -> None:
+    first, *others = (signal.Signals[name] for name in signals.split())
+    async with raw_server(settings, with_hangup()) as server:
+        await server.run(ENDLESS)
+        await server.hear("running")
+        server.process.send_signal(first)
+        await until_stopping(settings)
+        for number in others:
+            server.process.send_signal(number)
+        with anyio.fail_after(TEST_TIMEOUT_S):
+            assert await server.process.wait() == 0
+    assert containers(settings) == []
+
+
+@pytest.mark.parametrize("has_more_signals", [False, True])
+async def test_a_server_whose_terminal_is_closed_leaves_no_container(
+    settings: Path, *, has_more_signals: bool
+) -> None:
+    terminal, server_side = pty.openpty()
+    tty.setraw(server_side)
+    command = [*with_hangup(), "setsid", "--ctty", COMMAND, "--config", str(settings), "--stdio"]
+    async with await anyio.open_process(
+        command, stdin=server_side, stdout=server_side, stderr=server_side
+    ) as process:
+        os.close(server_side)
+        os.write(terminal, f"{INITIALIZE}{run_request(ENDLESS)}".encode())
+        heard = b""
+        with anyio.fail_after(TEST_TIMEOUT_S):
+            while b'"message":"running' not in heard:
+                await anyio.wait_readable(terminal)
+                heard += os.read(terminal, 65_536)
+            os.close(terminal)
+            if has_more_signals:
+                await until_stopping(settings)
+                for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
+                    process.send_signal(number)
+            assert await process.wait() == 0
+    assert containers(settings) == []
+
+
+async def test_a_server_under_nohup_ignores_a_hangup(settings: Path) -> None:
+    async with raw_server(settings, ["env", "--ignore-signal=HUP"]) as server:
+        server.process.send_signal(signal.SIGHUP)
+        await server.run("1 + 1")
+        await server.hear('"value":2')
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.end() == 0
+
+
+async def test_a_command_that_is_stopped_twice_leaves_no_container(settings: Path) -> None:
+    async with connect_server(settings) as server:
+        await server.run("1", session="report")
+    command = [COMMAND, "--config", str(settings), "replay", "rerun", "report"]
+    code = settings.with_name("endless.py")
+    code.write_text(ENDLESS)
+    async with await anyio.open_process(
+        [*command, "1", "--code", str(code)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        with anyio.fail_after(TEST_TIMEOUT_S):
+            await until(lambda: bool(containers(settings)))
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
     assert containers(settings) == []
 
 
@@ -173,7 +264,9 @@ async def test_a_session_continues_at_the_next_step_after_its_server_was_killed(
     settings: Path,
 ) -> None:
     async with raw_server(settings) as server:
-        await server.run(ENDLESS, session="report", timeout_s=2)
+        # Unlike ENDLESS it can be interrupted: a run whose interpreter is killed is no step.
+        code = "print('running', flush=True)\nwhile True: pass"
+        await server.run(code, session="report", timeout_s=2)
         await server.hear("running")
         server.process.kill()
         await server.end()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 
 from ..capabilities.agent import DEFAULT_STEPS
@@ -19,6 +18,7 @@ from ..errors import InvalidRequest, McpRuntimeError
 from .console import ConsoleWriter, format_count, format_duration, print_json
 from .options import full_option, json_option, pass_config
 from .reference_agent.local_files import LocalFiles, read_file_start
+from .signals import run_until_signal
 
 if TYPE_CHECKING:
     from .reference_agent.reference_agent import ReferenceAgent, TaskCost, TaskEvent, TaskFinished
@@ -109,7 +109,7 @@ def agent_command(
                 return await agent.execute_task(task, agent_task.context, schema=agent_task.schema)
             return await stream_task(writer, agent, agent_task)
 
-    finished = anyio.run(work)
+    finished = run_until_signal(work)
     if as_json:
         print_json(serialize_outcome(finished))
     return 0

@@ -11,6 +11,7 @@ import click
 from ..config import Config
 from .console import print_json, print_text
 from .options import json_option, pass_config
+from .signals import run_until_signal
 
 if TYPE_CHECKING:
     from ..sandbox import HealthCheck
@@ -22,7 +23,7 @@ def demo_command(config: Config) -> int:
     """Show the main features on real MCP servers, step by step."""
     from .demo import run_demo
 
-    return anyio.run(run_demo, config)
+    return run_until_signal(run_demo, config)
 
 
 @click.command("doctor")

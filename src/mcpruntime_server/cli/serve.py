@@ -6,17 +6,19 @@ import gc
 import logging
 import logging.handlers
 import sys
+from contextlib import suppress
 
-import anyio
+import click
 
 from ..config import Config
 from ..errors import ConfigError
+from .signals import run_until_signal
 
 MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
 
 
 def serve_stdio(config: Config) -> int:
-    """Serve MCP on stdin and stdout until the client closes stdin; return the exit code."""
+    """Serve MCP on stdin and stdout until the client closes stdin or a signal comes; return 0."""
     # The imported objects stay alive. Examining them again and again takes a tenth of the start.
     gc.disable()
     from ..app import serve_stdio as serve
@@ -24,7 +26,8 @@ def serve_stdio(config: Config) -> int:
     gc.freeze()
     gc.enable()
     configure_logging(config)
-    anyio.run(serve, config)
+    with suppress(click.exceptions.Exit):  # a signal is a usual way to stop a server
+        run_until_signal(serve, config)
     return 0
 
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anyio
 import click
 
 from ..capabilities.skills.archives import MAX_ARCHIVE_BYTES, import_archive, pack_skill
@@ -28,6 +27,7 @@ from ..config import Config
 from ..errors import InvalidRequest, Unavailable
 from .console import ConsoleWriter, create_console, escape_text, format_time, print_json
 from .options import ActionGroup, json_option, pass_config
+from .signals import run_until_signal
 
 RETIRED_REASON = "Retired by hand."
 
@@ -148,7 +148,7 @@ def check_command(config: Config, *, names: tuple[str, ...], as_json: bool) -> i
         newest = [versions[-1] for versions in versions_by_name.values()]
         quarantined = [skill for skill in newest if skill.state == "quarantined"]
         skills = [*active_skills(versions_by_name).values(), *quarantined]
-    checked = anyio.run(check_versions, config, skills)
+    checked = run_until_signal(check_versions, config, skills)
     if as_json:
         print_json([serialize_skill(skill) for skill in checked])
         return exit_code_of(checked)
@@ -164,7 +164,7 @@ def promote_command(config: Config, *, name: str) -> int:
     if skill.state == "active":
         raise InvalidRequest(f"{skill.id} is in use already.")
     check = partial(check_versions, config, [skill], may_revive=True)
-    return report_checked(anyio.run(check))
+    return report_checked(run_until_signal(check))
 
 
 @skills_command.command("retire")
@@ -254,7 +254,7 @@ def import_command(config: Config, *, file: Path, no_check: bool) -> int:
     if no_check or skill.state != "draft":
         print(f"{skill.id} is {describe_state(skill.state)}.")
         return 0
-    return report_checked(anyio.run(check_versions, config, [skill]))
+    return report_checked(run_until_signal(check_versions, config, [skill]))
 
 
 @skills_command.command("sign")

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
 import click
 
 from ..config import Config
@@ -21,6 +20,7 @@ from ..journal.store import Journal
 from ..runtime.run_history import find_session, is_step_number
 from .console import ConsoleWriter, escape_text, print_json
 from .options import full_option, json_option, pass_config
+from .signals import run_until_signal
 
 if TYPE_CHECKING:
     from ..app import App
@@ -68,7 +68,7 @@ def rewind_command(config: Config, *, session: str, step: str, cancel: bool, as_
                 app.runtime, opened, *target, cancel=cancel
             )
 
-    row, run = anyio.run(rewind)
+    row, run = run_until_signal(rewind)
     if as_json:
         print_json({"session": row.id, "run": run and run.id, "step": run.step if run else 0})
         return 0
@@ -111,7 +111,7 @@ def fork_command(
             made_row = await find_session(app.journal, made.id)
             return made_row, await app.journal.load_run(str(made.tip))
 
-    row, run = anyio.run(fork)
+    row, run = run_until_signal(fork)
     if as_json:
         print_json({"session": row.id, "name": row.name, "run": run.id, "step": run.step})
     else:
@@ -158,7 +158,7 @@ def rerun_command(
     from . import views
 
     code = load_code(code_file)
-    diffs = anyio.run(rerun_session, config, session, step, code, live)
+    diffs = run_until_signal(rerun_session, config, session, step, code, live)
     is_equal = all(diff.is_equal for diff, _ in diffs)
     if as_json:
         runs = [{"differs": fields, **diff_to_json(diff)} for diff, fields in diffs]

@@ -139,7 +139,11 @@ class MessageReader:
         """Read one chunk; return whether more can follow."""
         with suppress(PermissionError):  # a regular file is always ready, and epoll refuses it
             await anyio.wait_readable(self._source)
-        chunk = os.read(self._source, READ_CHUNK_BYTES)
+        try:
+            chunk = os.read(self._source, READ_CHUNK_BYTES)
+        except OSError as exc:  # the terminal was closed
+            logger.info("stdin cannot be read any more: %s", exc)
+            return False
         if not chunk or self._unfinished_bytes > MAX_LINE_BYTES:
             return False
         first, *more = chunk.split(b"\n")
