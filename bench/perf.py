@@ -22,13 +22,20 @@ import anyio
 
 from harness import BenchmarkRow, start_bare_server, start_server
 from llm_rows import LLM_ROWS
+from restart_rows import RESTART_ROWS
 from rows import SERVER_ROWS, BenchContext
 from skill_rows import SKILL_ROWS
 from time_rows import TIME_ROWS
 
 MeasureRow = Callable[[BenchContext], Awaitable[BenchmarkRow | list[BenchmarkRow]]]
 
-ALL_ROWS: Sequence[MeasureRow] = (*SERVER_ROWS, *TIME_ROWS, *SKILL_ROWS, *LLM_ROWS)
+ALL_ROWS: Sequence[MeasureRow] = (
+    *SERVER_ROWS,
+    *RESTART_ROWS,
+    *TIME_ROWS,
+    *SKILL_ROWS,
+    *LLM_ROWS,
+)
 DEFAULT_RESULTS = Path(__file__).parent / "results" / "perf.json"
 TABLE_LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"
 ROW_TIMEOUT_S = 120.0  # a row that takes longer hangs
