@@ -11,6 +11,7 @@ payload`. The length counts everything after itself. The payload is the raw byte
 `data`; newline and payload are present only if the message has that field. The JSON is ASCII on one
 line, so the first newline ends it.
 Rule 4: bytes that are not a message raise `WireError`; after that the connection cannot be trusted.
+So does a message that is larger, has more elements or is nested deeper than its class allows.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         Callable,
         ClassVar,
         Dict,
+        Iterator,
         List,
         Optional,
         Tuple,
@@ -41,8 +43,13 @@ else:
 
 
 PROTOCOL_VERSION = 1
-MAX_FRAME_BYTES = 64 * 1024 * 1024  # a larger value belongs in a file
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # of what the host sends; a larger value belongs in a file
 CHUNK_BYTES = 256 * 1024  # file content or output in one frame, so that other messages do not wait
+MAX_CHUNK_BYTES = 1024 * 1024  # of a frame with such a chunk
+MAX_CONTROL_BYTES = 64 * 1024  # of a message that only says what has happened
+MAX_DATA_BYTES = 8 * 1024 * 1024  # of a message with data or names that code chooses
+MAX_ELEMENTS = 250_000  # of all arrays and objects in such a message together
+MAX_TARGET_CHARS = 1_000  # of the name of what is called
 MAX_DATA_DEPTH = 100  # of nested arrays and objects in a message; no JSON reader refuses as much
 HEADER_BYTES = 5  # length and type code
 ABANDON_TARGET = "runtime.abandon"  # tells that code no longer waits for the call in `args["call"]`
@@ -83,6 +90,8 @@ class Message:
     FIELDS: ClassVar[Tuple[Tuple[str, Callable[[Any], bool]], ...]] = ()  # name and type check
     FIELD_NAMES: ClassVar[Tuple[str, ...]] = ()
     HAS_PAYLOAD: ClassVar[bool] = False
+    MAX_BYTES: ClassVar[int] = MAX_FRAME_BYTES
+    MAX_ELEMENTS: ClassVar[int] = MAX_FRAME_BYTES
 
     def __init_subclass__(cls) -> None:
         cls.FIELDS = tuple((name, TYPE_CHECKS[kind]) for name, kind in cls.__annotations__.items())
@@ -104,6 +113,9 @@ class Message:
         if kwargs:
             raise TypeError(f"{cls.__name__} has no {', '.join(kwargs)}")
         self.__dict__.update(values)
+
+    def check(self) -> None:
+        """Raise `ValueError` if a field has a value that its type does not rule out."""
 
     def replace(self: MessageT, **changes: Any) -> MessageT:
         """Return a copy with some fields changed."""
@@ -204,6 +216,8 @@ class Promote(Message):
 class Ready(Message):
     """The answer to `Setup`: the first interpreter is about to start."""
 
+    MAX_BYTES = MAX_CONTROL_BYTES
+
     version: int
     python_version: str
     platform: str
@@ -212,6 +226,8 @@ class Ready(Message):
 
 class Output(Message):
     """What the run printed."""
+
+    MAX_BYTES = MAX_CHUNK_BYTES
 
     run_number: int
     stream: str  # "stdout" | "stderr"
@@ -222,6 +238,9 @@ class Output(Message):
 class Call(Message):
     """Sandboxed code asks the host for something."""
 
+    MAX_BYTES = MAX_DATA_BYTES
+    MAX_ELEMENTS = MAX_ELEMENTS
+
     call_id: int
     run_number: int
     target: str
@@ -229,9 +248,17 @@ class Call(Message):
     line: Optional[int] = None  # of the user's code that made the call, if known
     clock_readings: Optional[Dict[str, Any]] = None  # since the last call, by clock
 
+    def check(self) -> None:
+        """Raise `ValueError` if the target is longer than any name of a tool."""
+        if len(self.target) > MAX_TARGET_CHARS:
+            raise ValueError(f"its target has more than {MAX_TARGET_CHARS:,} characters")
+
 
 class FilesChanged(Message):
     """Workspace paths that the run changed or removed; sent before `RunDone` unless it died."""
+
+    MAX_BYTES = MAX_DATA_BYTES
+    MAX_ELEMENTS = MAX_ELEMENTS
 
     run_number: int
     changed: List[str]
@@ -245,11 +272,16 @@ class WorkerRestarted(Message):
     The paths that it changed before it died follow with the next `Promoted`.
     """
 
+    MAX_BYTES = MAX_CONTROL_BYTES
+
     reason: str
 
 
 class RunDone(Message):
     """The run has finished."""
+
+    MAX_BYTES = MAX_DATA_BYTES
+    MAX_ELEMENTS = MAX_ELEMENTS
 
     run_number: int
     status: str  # "ok" | "error" | "interrupted" | "died"
@@ -262,6 +294,8 @@ class RunDone(Message):
 class FileData(Message):
     """A chunk of a file that `FilesChanged` named; sent after `RunDone`."""
 
+    MAX_BYTES = MAX_CHUNK_BYTES
+
     run_number: int
     path: str
     mode: int
@@ -272,6 +306,9 @@ class FileData(Message):
 class FilesSaved(Message):
     """The content of all files that `FilesChanged` named has been sent."""
 
+    MAX_BYTES = MAX_DATA_BYTES
+    MAX_ELEMENTS = MAX_ELEMENTS
+
     run_number: int
     unreadable: List[str]  # paths whose content is missing
 
@@ -279,11 +316,15 @@ class FilesSaved(Message):
 class ForkParked(Message):
     """A fork of the interpreter, as it was at the end of the run, can be promoted."""
 
+    MAX_BYTES = MAX_CONTROL_BYTES
+
     run_number: int
 
 
 class ParkFailed(Message):
     """There will be no fork of the interpreter as it was at the end of the run."""
+
+    MAX_BYTES = MAX_CONTROL_BYTES
 
     run_number: int
     reason: str  # a clause for people
@@ -291,6 +332,8 @@ class ParkFailed(Message):
 
 class ForkDropped(Message):
     """The parked fork of the run is gone: it was the oldest of too many, or it died."""
+
+    MAX_BYTES = MAX_CONTROL_BYTES
 
     run_number: int
 
@@ -301,6 +344,9 @@ class Promoted(Message):
     `changed` and `removed` are workspace paths that no `FilesChanged` has named: traces of runs
     that died and of background processes.
     """
+
+    MAX_BYTES = MAX_DATA_BYTES
+    MAX_ELEMENTS = MAX_ELEMENTS
 
     run_number: int
     ok: bool
@@ -340,13 +386,15 @@ def encode_message(message: Message) -> bytes:
     fields = dict(message.__dict__)
     payload = b"\n" + fields.pop("data") if cls.HAS_PAYLOAD else b""
     try:
+        message.check()
         text = _dump_json(fields)
+        _check_elements(cls, text)
         _check_depth(text, fields)
     except (TypeError, ValueError, RecursionError) as exc:
         raise WireError(f"{cls.__name__} cannot be sent: {exc}") from exc
     size = 1 + len(text) + len(payload)
-    if size > MAX_FRAME_BYTES:
-        raise WireError(f"{cls.__name__} is {size} bytes; the limit is {MAX_FRAME_BYTES}")
+    if size > cls.MAX_BYTES:
+        raise WireError(f"{cls.__name__} is {size:,} bytes; the limit is {cls.MAX_BYTES:,}")
     return size.to_bytes(4, "big") + bytes((TYPE_CODES[cls],)) + text.encode("ascii") + payload
 
 
@@ -363,6 +411,7 @@ def decode_message(type_code: int, body: bytes) -> Message:
         head, _, payload = body.partition(b"\n")
     try:
         text = head.decode("ascii")
+        _check_elements(cls, text)
         fields = _load_json(text)
         _check_depth(text, fields)
         if "\\ud" in text or "\\uD" in text:
@@ -376,7 +425,17 @@ def decode_message(type_code: int, body: bytes) -> Message:
         value = getattr(message, name)
         if not fits(value):
             raise WireError(f"{cls.__name__}.{name} has the wrong type: {value!r:.80}")
+    try:
+        message.check()
+    except ValueError as exc:
+        raise WireError(f"not a {cls.__name__}: {exc}") from None
     return message
+
+
+def _check_elements(cls: Type[Message], text: str) -> None:
+    """Raise `ValueError` if JSON may have too many elements; commas in texts count, too."""
+    if text.count(",") > cls.MAX_ELEMENTS:
+        raise ValueError(f"it has more than {cls.MAX_ELEMENTS:,} elements")
 
 
 def _check_depth(text: str, data: Any) -> None:
@@ -429,18 +488,23 @@ class FrameSplitter:
 
         Raises `WireError` on an impossible size.
         """
+        return list(self.iter_frames(data))
+
+    def iter_frames(self, data: bytes) -> Iterator[Tuple[int, bytes]]:
+        """Yield (type code, frame) of each frame that `data` completes, which must be exhausted.
+
+        Raises `WireError` on an impossible size.
+        """
         buffer = self._buffer
         buffer += data
-        frames = []
         start = 0
         while len(buffer) - start >= HEADER_BYTES:
-            end = start + 4 + parse_frame_size(buffer[start : start + 4])
+            end = start + 4 + parse_frame_size(buffer[start : start + HEADER_BYTES])
             if len(buffer) < end:
                 break
-            frames.append((buffer[start + 4], bytes(buffer[start:end])))
+            yield buffer[start + 4], bytes(buffer[start:end])
             start = end
         del buffer[:start]
-        return frames
 
 
 class MessageDecoder(FrameSplitter):
@@ -448,12 +512,21 @@ class MessageDecoder(FrameSplitter):
 
     def decode_messages(self, data: bytes) -> List[Message]:
         """Return each message that `data` completes; raises `WireError` on anything else."""
-        return [decode_message(code, frame[HEADER_BYTES:]) for code, frame in self.feed(data)]
+        return list(self.iter_messages(data))
+
+    def iter_messages(self, data: bytes) -> Iterator[Message]:
+        """Yield each message that `data` completes, which must be exhausted.
+
+        Raises `WireError` on anything else.
+        """
+        for code, frame in self.iter_frames(data):
+            yield decode_message(code, frame[HEADER_BYTES:])
 
 
-def parse_frame_size(prefix: Union[bytes, bytearray]) -> int:
-    """Return the size in a frame's first four bytes; raises `WireError` if it is out of bounds."""
-    size = int.from_bytes(prefix, "big")
-    if not 1 <= size <= MAX_FRAME_BYTES:
-        raise WireError(f"a frame of {size} bytes; the limit is {MAX_FRAME_BYTES}")
+def parse_frame_size(header: Union[bytes, bytearray]) -> int:
+    """Return the size in a frame's header; raises `WireError` if its type does not allow it."""
+    size = int.from_bytes(header[:4], "big")
+    limit = MESSAGE_TYPES[header[4]].MAX_BYTES if header[4] < len(MESSAGE_TYPES) else 1
+    if not 1 <= size <= limit:
+        raise WireError(f"a frame of {size} bytes; the limit is {limit}")
     return size

@@ -11,20 +11,32 @@ from ..protocol import wire
 
 OUTPUT_OVERHEAD_BYTES = 1024 * 1024  # beyond the limit that the worker itself keeps
 OUTPUT_STREAMS = ("stdout", "stderr")
+# Bytes that are not UTF-8, by how they are decoded. The codec that spells them out itself calls
+# Python code for each of them.
+ESCAPED_BYTES = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)}
 
 
 class StreamBuffer:
     """The text of one stream, in the chunks in which it came."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_chars: int) -> None:
         self.length = 0  # in characters
+        self.dropped_chars = 0  # beyond the limit
+        self._max_chars = max_chars
         self._chunks: list[str] = []
         self._ends: list[int] = []  # the length after each chunk
-        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def decode(self, data: bytes, *, final: bool = False) -> str:
         """Return bytes as text; a character that is split between calls comes with the last."""
-        return self._decoder.decode(data, final=final)
+        text = self._decoder.decode(data, final=final)
+        return text if text.isascii() else text.translate(ESCAPED_BYTES)
+
+    def limit(self, text: str) -> str:
+        """Return as much of a chunk as there is room for, and count the rest."""
+        kept = text[: max(self._max_chars - self.length, 0)]
+        self.dropped_chars += len(text) - len(kept)
+        return kept
 
     def append(self, text: str) -> None:
         """Add a chunk."""
@@ -54,7 +66,8 @@ class OutputBuffer:
         self._append_event = append_event
         self._bytes_left = 2 * (max_bytes + OUTPUT_OVERHEAD_BYTES)  # of both streams together
         self._recorded = dict(recorded)  # what has not been written again yet
-        self._streams = {name: StreamBuffer() for name in OUTPUT_STREAMS}
+        max_chars = max_bytes + OUTPUT_OVERHEAD_BYTES
+        self._streams = {name: StreamBuffer(max_chars) for name in OUTPUT_STREAMS}
 
     def receive_output(self, message: wire.Output) -> None:
         """Add written bytes; raises `WireError` for more than the worker lets through."""
@@ -67,12 +80,14 @@ class OutputBuffer:
         if message.dropped_bytes > 0:
             note = dropped_output_note(message.dropped_bytes)
             self._append_text(message.stream, note, message.dropped_bytes)
-        self._append_text(message.stream, stream.decode(message.data), 0)
+        self._append_text(message.stream, stream.limit(stream.decode(message.data)), 0)
 
     def close(self) -> None:
-        """Add what is left of a character that was not written completely."""
+        """Add what is left of a character that was not written completely, and what is missing."""
         for name, stream in self._streams.items():
-            self._append_text(name, stream.decode(b"", final=True), 0)
+            self._append_text(name, stream.limit(stream.decode(b"", final=True)), 0)
+            if stream.dropped_chars:
+                self._append_text(name, dropped_text_note(stream.dropped_chars), 0)
 
     def stream_text(self, stream: str) -> str:
         """Return everything that was written to a stream."""
@@ -105,6 +120,11 @@ class OutputBuffer:
             text = text[len(recorded) :]
         if text:
             self._append_event(OutputWritten(stream, text, dropped_bytes))
+
+
+def dropped_text_note(count: int) -> str:
+    """Return what stands at the end of output that is longer as text than in bytes."""
+    return f"\n[{count:,} characters of output dropped: limit reached]\n"
 
 
 def dropped_output_note(count: int) -> str:

@@ -12,6 +12,7 @@ does not allow (`protocol.link_states`), close the link and do no harm to the ho
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine
 INTERRUPT_GRACE_S = 2.0  # for code to clean up after KeyboardInterrupt
 KILL_GRACE_S = 2.5  # to kill all processes and start an empty interpreter; usually milliseconds
 PROMOTE_TIMEOUT_S = 20.0  # longer than the three timeouts of the supervisor that it includes
+MAX_TURN_S = 0.002  # that a link works on what it has received before others do
 MAX_PARK_FAILURES = 64  # remembered reasons; older ones are of no use
 MAX_RESTART_REASONS = 8
 MAX_REASON_CHARS = 1_000  # a supervisor that is damaged may send any text
@@ -351,8 +353,12 @@ class SandboxLink:
         decoder = wire.MessageDecoder()
         while data := await self._channel.receive():
             try:
-                for message in decoder.decode_messages(data):
+                turn_ends_at = time.perf_counter() + MAX_TURN_S
+                for message in decoder.iter_messages(data):
                     self._route(message)
+                    if time.perf_counter() > turn_ends_at:
+                        await anyio.lowlevel.checkpoint()  # others take their turn
+                        turn_ends_at = time.perf_counter() + MAX_TURN_S
             except wire.WireError as exc:
                 self.has_broken_protocol = True
                 self.fail(f"it broke the protocol ({exc})")

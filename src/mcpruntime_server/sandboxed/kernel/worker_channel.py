@@ -199,7 +199,7 @@ class WorkerChannel:
     def _read_message(self, own_call: Optional[PendingCall] = None) -> None:
         """Read one message and deliver it; `own_call` is the reader's own."""
         header = self._receive_exactly(wire.HEADER_BYTES)
-        body = self._receive_exactly(wire.parse_frame_size(header[:4]) - 1)
+        body = self._receive_exactly(wire.parse_frame_size(header) - 1)
         message = wire.decode_message(header[4], body)
         if not isinstance(message, wire.Reply):
             self._command_queue.append(message)
@@ -326,7 +326,7 @@ class WorkerChannel:
             self.send(wire.Call(call_id, self.run_number, target, args, line, readings))
         except wire.WireError as exc:
             del self._pending_calls[call_id]
-            message = f"{target}: the arguments are not JSON data: {exc}"
+            message = f"{target}: the arguments cannot be sent: {exc}"
             raise HostError("invalid_arguments", message, None) from None
         return call_id
 

@@ -1,0 +1,73 @@
+"""Code that floods the link, or sends what is too large, is refused or slowed down alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.helpers.forged_messages import FORGE
+from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
+from tests.upstreams import own_server_entry
+
+from .bystander import observe
+
+CALL = f"""{FORGE}
+def call(number, target='catalog.servers', args=None):
+    fields = {{'call_id': number, 'run_number': 2, 'target': target, 'args': args or {{}}}}
+    return frame('Call', fields)
+"""
+WAIT = "\ntime.sleep(0.5)"
+ATTACKS = {
+    "output that is no text": "import os\ndata = bytes(range(128, 256)) * 8192\n"
+    "for _ in range(30): os.write(1, data); os.write(2, data)",
+    "much output": "for _ in range(100): print('y\\n' * 500_000)",
+    "a value of many objects": "[{}] * 3_000_000",
+    "arguments of many objects": "from tools.lively import echo\n"
+    "try: echo(text=[{}] * 2_000_000)\nexcept Exception as exc: said = str(exc)\nsaid",
+    "many parameters": "from tools.lively import echo\n"
+    "try: echo(**{f'p{n}': 1 for n in range(150_000)})\nexcept Exception: pass",
+    "large calls of nothing": CALL
+    + "for n in range(12): say(call(n, 'nothing.x', {'a': 'z' * 20_000_000}))"
+    + WAIT,
+    "a long name": CALL + "say(call(1, 'tools.lively.' + 'n' * 4_000_000))" + WAIT,
+    "calls with one id": CALL + "say(call(7) * 5_000)" + WAIT,
+    "calls that wait for nothing": CALL + "for n in range(1_500): say(call(n))" + WAIT,
+    "many clock readings": FORGE
+    + "fields = {'call_id': 1, 'run_number': 2, 'target': 'catalog.servers', 'args': {}}\n"
+    "say(frame('Call', {**fields, 'clock_readings': {'time': [1.5] * 1_000_000}}))" + WAIT,
+    "large values": FORGE
+    + "value = {'kind': 'json', 'text': '[' + '{},' * 9_000_000 + '{}]', 'type': 'list', "
+    "'cut': False}\nsay(frame('RunDone', {'run_number': 2, 'status': 'ok', 'value': value}))"
+    + WAIT,
+}
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerConnection]:
+    """A server with an upstream."""
+    upstreams = {"lively": own_server_entry("lively")}
+    settings = write_settings(tmp_path_factory.mktemp("server"), mcpServers=upstreams)
+    async with connect_server(settings) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+async def test_others_are_served_and_the_server_stays_small(
+    server: ServerConnection, attack: str
+) -> None:
+    await server.run("open('file', 'w').write('kept')", attack)
+    async with observe(server):
+        answer = await server.run(ATTACKS[attack], attack, timeout_s=20)
+        assert answer.status in ("ok", "error", "crashed"), answer.text
+        assert len(answer.text) < 60_000
+        await server.run("1", attack)  # which may hear what the attacker says belatedly
+        assert await server.evaluate("open('file').read()", attack) == "kept"
+
+
+async def test_arguments_that_are_too_large_get_a_clear_error(server: ServerConnection) -> None:
+    code = (
+        "from tools.lively import echo\n"
+        "try: echo(text='x' * 9_000_000)\nexcept Exception as exc: said = str(exc)\nsaid"
+    )
+    assert "the limit is 8,388,608" in await server.evaluate(code, "large")
