@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
@@ -48,6 +49,8 @@ def run_until_signal(
 
 def stopping_signals() -> list[signal.Signals]:
     """Return the signals that end a process; `nohup` lets SIGHUP be ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        return []  # Python handles signals in the main thread
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
