@@ -141,7 +141,7 @@ async def test_a_write_in_doubt_makes_the_run_wait_for_a_decision(
         assert (told["status"], told["step"], "value" in told) == ("waiting", 2, False)
         [wait] = told["waiting_for"]
         assert (wait["id"], wait["kind"], wait["line"]) == ("q1", "in_doubt", 4)
-        assert wait["call"] == f'counted.add(item="second", hold="{when}")'
+        assert wait["call"] == f"counted.add(item='second', hold='{when}')"
         assert [line["status"] for line in told["calls"]] == ["ok", "waiting"]
         told = await server.wait_run(told["run"], answers={"q1": answer})
         assert (told["status"], told["value"]) == ("ok", value), told
