@@ -37,6 +37,7 @@ from .capabilities.tools.input_resources import UpstreamResources
 from .capabilities.tools.resource_listing import list_resources, read_text_resource, upstream_digest
 from .capabilities.tools.upstream import open_upstreams
 from .config import Config, ServerSettings, Verdict
+from .config.shell_commands import format_command
 from .errors import McpRuntimeError, Unavailable
 from .journal import server_lease
 from .journal.retention import collect_garbage
@@ -196,6 +197,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     get_spending=models.run_costs,
                     announce_code=partial(start_imported_upstreams, catalog, background),
                     question_expires_s=config.policy.expires_s,
+                    approvals_command=format_command(config, "approvals"),
                 ) as runtime:
                     open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
                     saver = SkillSaver(library, journal, packages, open_trial, describer)

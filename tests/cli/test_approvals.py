@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import anyio
 import pytest
 
+from mcpruntime_server.config import load_config
+from mcpruntime_server.config.shell_commands import format_command
 from tests.helpers.commands import CompletedCommand, run_command
 from tests.helpers.server_connection import ServerConnection
 from tests.helpers.server_killing import start_ready_server
@@ -144,7 +147,7 @@ async def test_mistakes_are_named(world: World) -> None:
             ((told.run, "q7", "allow"), "does not wait for an answer to 'q7'"),
             ((told.run, "q1", "again"), "'again' is not an answer to question q1"),
             ((told.run, "q1", "yes"), "Use allow, allow_run, allow_session, deny."),
-            ((told.run, "q1"), "An answer needs a run, a question and the answer."),
+            ((told.run, "q1"), "Question 'q1' of run"),
         ):
             done = await approvals(world, *words)
             assert (done.returncode, problem in done.stderr) == (2, True), done
@@ -152,3 +155,35 @@ async def test_mistakes_are_named(world: World) -> None:
             each["answered"] for each in json.loads((await approvals(world, "--json")).stdout)
         ] == [False]
     assert world.done == []
+
+
+async def test_the_command_in_the_note_answers_and_a_run_can_be_listed_alone(world: World) -> None:
+    async with world.client() as connection:
+        told = await connection.run(f"{IMPORT}add(item='a').result")
+        other = await connection.run(f"{IMPORT}add(item='b').result", session="other")
+        listed = (await approvals(world, told.run)).stdout
+        assert f"run {told.run} q1" in listed
+        assert other.run not in listed
+        program, *words = shlex.split(told.note.split("`")[1])
+        assert (program, words[-1]) == ("mcpruntime-server", "allow")
+        done = await anyio.to_thread.run_sync(lambda: run_command(*words))
+        assert done.returncode == 0, done.stderr
+        assert (await attach(connection.client, told.run, wait_s=20)).value == 0
+        await attach(connection.client, other.run, cancel=True)
+    assert "does not wait for an answer." in (await approvals(world, told.run)).stdout
+
+
+def test_a_command_has_the_options_that_lead_to_the_same_data(tmp_path: Path) -> None:
+    file = tmp_path / "my settings.toml"
+    file.write_text(f"[server]\ndata_dir = '{tmp_path / 'data'}'\n")
+    config = load_config(file, environ={})
+    assert format_command(config, "approvals") == (f"mcpruntime-server --config '{file}' approvals")
+    elsewhere = {"server.data_dir": str(tmp_path / "other")}
+    config = load_config(file, elsewhere, environ={})
+    assert format_command(config, "approvals", "r_1", "all", "allow") == (
+        f"mcpruntime-server --config '{file}' --data-dir {tmp_path / 'other'} "
+        "approvals r_1 all allow"
+    )
+    variable = {"MCPRUNTIME_SERVER__DATA_DIR": str(tmp_path / "third")}
+    config = load_config(None, environ={**variable, "HOME": str(tmp_path)})
+    assert f"--data-dir {tmp_path / 'third'} " in format_command(config, "approvals")

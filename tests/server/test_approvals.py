@@ -130,7 +130,8 @@ async def test_a_refused_call_is_not_made_and_the_code_gets_an_error(
         told = await connection.run(code)
     assert told.status == "ok"
     assert told.value[:2] == ["denied", "counted.add"]
-    assert "refused" in told.value[2]
+    who = {"deny": "a person, in the client", "decline": "the client, which declined the form"}
+    assert f"was not called: it was refused by {who[word]}." in told.value[2]
     assert [line["status"] for line in told.calls] == ["denied"]
     assert world.done == []
 
@@ -238,11 +239,13 @@ async def test_the_model_cannot_allow_for_the_person(world: World, era: str) -> 
     async with world.client(mode=era) as connection:
         told = await connection.run(f"{IMPORT}add(item='a')")
         assert (told.status, told.waiting_for[0]["kind"]) == ("waiting", "approval")
-        assert "mcpruntime-server approvals" in told.note
+        command = f"mcpruntime-server --config {world.settings} approvals {told.run}"
+        assert f"`{command} all allow`" in told.note
         for answers in ({"q1": "allow"}, {"*": "allow"}, {"q1": "deny"}):
             refused = await attach(connection.client, told.run, answers=answers)
             assert refused.is_error
             assert refused.text.startswith("[forbidden] ")
+            assert f"`{command} q1 allow`" in refused.text
         wrongs: list[tuple[dict[str, Any], str]] = [
             ({"q2": "allow"}, "has no question 'q2'"),
             ({"q1": "yes"}, "is no answer to question q1"),
@@ -545,6 +548,40 @@ async def test_a_person_is_asked_once_about_all_of_a_plan(world: World, era: str
     assert world.done == [f"add item {i}" for i in range(200)]
     [form] = person.shown
     assert all(f'"item {i}"' in form.message for i in range(200))
+
+
+async def test_a_plan_says_what_its_commit_needs_and_advice_is_not_circular(world: World) -> None:
+    code = "for i in range(2): add(item=str(i))\nput(item='x')"
+    async with planning(world) as connection:
+        plan = await connection.run(code, dry_run=True)
+        assert "a person is asked once about c1, c2: in the client" in plan.note
+        shown = await connection.replay("show", session=plan.session, run=plan.run)
+        assert plan.note.endswith(shown.note)
+        told = await attach(connection.client, plan.run, answers={"*": "allow"})
+        assert (told.status, len(told.waiting_for), len(told.waiting_for[0]["more"])) == (
+            "waiting",
+            1,
+            1,
+        )
+        assert "dry_run" not in told.note
+        assert f"approvals {told.run} all allow`" in told.note
+        await attach(connection.client, told.run, cancel=True)
+        direct = await connection.run("add(item='x')")
+        assert "plan it with dry_run=true" in direct.note
+    assert world.done == []
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_no_form_is_shown_where_the_model_approves(tmp_path: Path, era: str) -> None:
+    world, person = World(tmp_path, approver="model"), choose("deny")
+    async with world.client(mode=era, elicitation_callback=person) as connection:
+        plan = await connection.run(f"{IMPORT}add(item='a')", dry_run=True)
+        assert "a person" not in plan.note
+        told = await connection.run(f"{IMPORT}add(item='a')", session="other")
+        assert (told.status, told.waiting_for[0]["id"]) == ("waiting", "q1")
+        told = await attach(connection.client, told.run, answers={"q1": "deny"})
+        assert "refused by the client's model" in told.error["message"]
+    assert (person.shown, world.done) == ([], [])
 
 
 async def test_what_a_person_refuses_of_a_plan_is_not_done(world: World) -> None:

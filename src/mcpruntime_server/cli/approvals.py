@@ -57,18 +57,19 @@ class OpenQuestion:
 def approvals_command(
     config: Config, *, run: str | None, question: str | None, answer: str | None, as_json: bool
 ) -> int:
-    """List what runs wait for, or answer a QUESTION of a RUN.
+    """List what runs wait for, or a RUN, or answer a QUESTION of it.
 
     QUESTION is the question's id, or `all` for all approvals that the run waits for.
 
     ANSWER is allow (this call), allow_run (all calls of the tool in this run), allow_session
     (in this session) or deny. If a server died during a call: again, or fail.
     """
-    if run is None:
-        return list_open_questions(config, as_json=as_json)
-    if question is None or answer is None:
+    if run is None or question is None:
+        return list_open_questions(config, run, as_json=as_json)
+    if answer is None:
         raise InvalidRequest(
-            "An answer needs a run, a question and the answer.", remedy="`approvals` lists them."
+            f"Question {question!r:.80} of run {run!r:.80} is given no answer.",
+            remedy="Use `approvals RUN QUESTION ANSWER`; `approvals RUN` lists the questions.",
         )
     return submit_answer(config, run, question, answer)
 
@@ -141,9 +142,11 @@ def check_answer(question: OpenQuestion, answer: str) -> None:
 # the list -----------------------------------------------------------------------------------------
 
 
-def list_open_questions(config: Config, *, as_json: bool) -> int:
-    """Print everything that runs wait for, with the complete arguments of calls."""
+def list_open_questions(config: Config, run_id: str | None, *, as_json: bool) -> int:
+    """Print everything that runs, or one run, wait for, with the complete arguments of calls."""
     questions = read_journal(config, load_open_questions)
+    if run_id is not None:
+        questions = [question for question in questions if question.row.run_id == run_id]
     if as_json:
         print_json([serialize_question(question) for question in questions])
         return 0
@@ -151,7 +154,8 @@ def list_open_questions(config: Config, *, as_json: bool) -> int:
     for question in questions:
         show_question(writer, question)
     if not questions:
-        writer.write_line("No run waits for an answer.")
+        waiting = "No run waits" if run_id is None else f"Run {run_id} does not wait"
+        writer.write_line(f"{escape_text(waiting)} for an answer.")
     return 0
 
 

@@ -20,8 +20,7 @@ from .session import Session
 
 STOP_TIMEOUT_S = 12.0  # a little longer than the link takes to interrupt code or kill its worker
 WAITING_MESSAGE = (
-    "run {} of a sub-agent waits for an answer: "
-    "run_code(run='{}', ...), or `mcpruntime-server approvals {}`"
+    "run {} of a sub-agent waits for an answer: run_code(run='{}', ...), or `{}` by a person"
 )
 
 StatusCallback = Callable[[str], None]
@@ -58,7 +57,7 @@ class ChildSession:
 def describe_pending(run: Run) -> str:
     """Return what a run waits for that somebody can answer; "" for nothing."""
     if run.questions.open_questions:
-        return WAITING_MESSAGE.format(run.id, run.id, run.id)
+        return WAITING_MESSAGE.format(run.id, run.id, run.questions.answer_command)
     return run.questions.agent_question
 
 

@@ -38,6 +38,7 @@ ANSWER_WORDS: Mapping[str, tuple[str, ...]] = {
     IN_DOUBT_KIND: ("again", "fail"),
 }
 MODEL_APPROVER = "model"
+BY_MODEL = "the client's model"
 MAX_DENIALS = (
     3  # of one tool in a run; further calls are denied unasked, so code cannot wear people down
 )
@@ -149,6 +150,7 @@ class PendingQuestions:
         *,
         expires_s: float,
         allowed_targets: set[str],
+        approvals_command: str,
     ) -> None:
         self.open_questions: dict[str, PendingQuestion] = {}
         self.agent_question = ""  # what the agents of the run wait for
@@ -159,6 +161,7 @@ class PendingQuestions:
         self._run_id = run_id
         self._host = host
         self._expires_s = expires_s
+        self._approvals_command = approvals_command
         self._count = 0
         self._paused_calls: dict[int, anyio.CancelScope] = {}  # they wait, but for no answer
         self._answered: dict[str, QuestionAnswered] = {}
@@ -203,7 +206,7 @@ class PendingQuestions:
         asked = self._earlier.unanswered.pop(subject, None)
         if asked is None:
             if kind == APPROVAL_KIND and self.permissions.is_denied(target):
-                by = f"as {MAX_DENIALS} calls of it in this run were"
+                by = f"the server, as {MAX_DENIALS} calls of it in this run were refused"
                 return QuestionAnswered("", "deny", answered_by=by)
             asked = await self._create_question(
                 kind, call_number, args, list(covers), model_request
@@ -226,6 +229,11 @@ class PendingQuestions:
             await self._host.resume()
         assert question.answer is not None, "it has just been settled"
         return question.answer
+
+    @property
+    def answer_command(self) -> str:
+        """The command with which a person lists these questions, and answers them."""
+        return f"{self._approvals_command} {self._run_id}"
 
     def asks_about(self, call_number: int) -> bool:
         """Return whether a question about call `call_number` is open."""
@@ -324,8 +332,8 @@ class PendingQuestions:
                 raise Forbidden(
                     f"Question {question.id} of run {self._run_id} is for a person: "
                     f"may {question.target} be called?",
-                    remedy="A person can answer with `mcpruntime-server approvals`, "
-                    "or in a client that can show forms.",
+                    remedy="A person can answer in a client that shows forms, or with "
+                    f"`{self.answer_command} {question.id} allow` (or deny).",
                 )
         for question, answer in answers:
             self._settle_question(question, answer)

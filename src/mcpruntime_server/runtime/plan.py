@@ -32,6 +32,7 @@ class PlannedCall:
     args: Mapping[str, Any]
     line: int | None
     hints: tuple[str, ...] = ()
+    needs_person: bool = False  # a person is asked before it is made
 
 
 class Plan:
@@ -104,10 +105,15 @@ def is_planned(call: RecordedCall) -> bool:
 
 def planned_call_of(call: RecordedCall) -> PlannedCall:
     """Return a recorded call that was planned."""
-    data = (call.error or {}).get("data")
-    hints = data.get("hints", []) if isinstance(data, dict) else []
+    found = (call.error or {}).get("data")
+    data = found if isinstance(found, dict) else {}
     return PlannedCall(
-        call.call_id, call.target, parse_args(call), call.line_number, tuple(map(str, hints))
+        call.call_id,
+        call.target,
+        parse_args(call),
+        call.line_number,
+        tuple(map(str, data.get("hints", []))),
+        needs_person=data.get("needs_person") is True,
     )
 
 

@@ -81,6 +81,11 @@ class ActiveCall:
         """The arguments that it is made with."""
         return self.journal.effective_args(self.call, self.number)
 
+    @property
+    def is_allowed_by_person(self) -> bool:
+        """Whether a person has allowed all calls of its target."""
+        return self.journal.questions.permissions.is_allowed(self.target)
+
     async def ask(
         self,
         kind: str,
@@ -230,7 +235,8 @@ class Router:
             raise CallFailed("denied", f"{target} is not allowed here.", remedy=remedy)
         args, is_approved = active.call.args, False
         if plan is not None and route.effect_of(target) != "read":
-            approval = await self._require_approval(active, plan)
+            needs_person = verdict == "ask" and not active.is_allowed_by_person
+            approval = await self._require_approval(active, plan, needs_person=needs_person)
             args, is_approved = active.effective_args, approval["person"]
         if verdict == "ask" and not is_approved:
             await self._ask_person(active, args)
@@ -238,7 +244,7 @@ class Router:
 
     async def _ask_person(self, active: ActiveCall, args: dict[str, Any]) -> None:
         """Ask a person whether a call may be made; raises `CallFailed` if it may not."""
-        if active.journal.questions.permissions.is_allowed(active.target):
+        if active.is_allowed_by_person:
             return
         covers = self._approvals_to_ask(active)
         answer = await active.ask(APPROVAL_KIND, args, covers=covers)
@@ -251,7 +257,9 @@ class Router:
         if not is_allowed:
             raise CallFailed("denied", _denial_message(active.target, answer))
 
-    async def _require_approval(self, active: ActiveCall, plan: Plan) -> ApprovedCall:
+    async def _require_approval(
+        self, active: ActiveCall, plan: Plan, *, needs_person: bool
+    ) -> ApprovedCall:
         """Return the approval of a call; raises `CallFailed` if it is only planned, or denied."""
         call, key = active.call, active.journal.call_key(active.number)
         approval = plan.find_approval(key)
@@ -263,10 +271,17 @@ class Router:
                     "it is planned again when that is known."
                 )
             plan.add_call(
-                PlannedCall(active.number, call.target, call.args, call.line, tuple(hints))
+                PlannedCall(
+                    active.number,
+                    call.target,
+                    call.args,
+                    call.line,
+                    tuple(hints),
+                    needs_person=needs_person,
+                )
             )
             message = f"{call.target} may change something: it is planned, and not made."
-            data = {"call": active.number, "hints": hints}
+            data = {"call": active.number, "hints": hints, "needs_person": needs_person}
             raise CallFailed(PLANNED_KIND, message, data=data)
         if not approval["sent"]:
             message = f"{call.target} was planned with these arguments, and was not approved."
@@ -338,7 +353,7 @@ def _not_called(target: str, exc: JournalFailed) -> CallFailed:
 def _denial_message(target: str, answer: QuestionAnswered) -> str:
     if answer.decision == "expired":
         return f"{target} was not called: nobody has answered whether it may be."
-    return f"{target} was not called: it was refused ({answer.answered_by or 'nobody said why'})."
+    return f"{target} was not called: it was refused by {answer.answered_by or 'nobody known'}."
 
 
 def _elapsed_ms(started: float) -> float:

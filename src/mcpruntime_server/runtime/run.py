@@ -95,7 +95,7 @@ class Run:
         self.spec = spec
         self.id = resumed.start.run_id if resumed else spec.run_id or new_run_id()
         self.services = services
-        self.report = RunReport(self.id, session_id, 0)
+        self.report = RunReport(self.id, session_id, 0, is_dry_run=spec.is_dry_run)
         self.flags: set[str] = set()  # what is special about its end state, as in `RunFinished`
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.files_stored = anyio.Event()  # the changed files are in the journal, or lost
@@ -111,6 +111,7 @@ class Run:
             services.find_origin_hints,
             expires_s=limits.question_expires_s,
             allowed_targets=allowed_targets,
+            approvals_command=limits.approvals_command,
         )
         plan = Plan(spec.approvals) if spec.is_dry_run else None
         self.calls = CallJournal(journal, session_id, self.id, self.questions, plan)

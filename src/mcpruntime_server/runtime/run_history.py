@@ -61,7 +61,8 @@ class RecordedRun:
     def report(self) -> RunReport:
         """The report that its client got, except for the notes, which the journal does not have."""
         row, finished, files = self.row, self.finished, self.files
-        report = RunReport(row.id, row.session_id, row.step)
+        is_dry_run = self.start is not None and self.start.dry_run
+        report = RunReport(row.id, row.session_id, row.step, is_dry_run=is_dry_run)
         report.stdout, report.stderr = self.output["stdout"], self.output["stderr"]
         report.calls = [ledger_entry_of(call) for call in self.calls if call.in_ledger]
         if files is not None:
@@ -119,6 +120,7 @@ def planned_call_views(calls: Iterable[PlannedCall]) -> list[PendingQuestionView
             ((call.target, call.args),),
             call.line,
             call.hints,
+            needs_person=call.needs_person,
         )
         for call in calls
     ]

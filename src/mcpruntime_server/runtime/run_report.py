@@ -43,6 +43,7 @@ class PendingQuestionView:
     line: int | None = None
     hints: tuple[str, ...] = ()
     expires: float | None = None  # seconds since the epoch
+    needs_person: bool = False  # a planned call that a person is asked about when it is committed
 
 
 @dataclass
@@ -53,6 +54,7 @@ class RunReport:
     session_id: str
     step: int
     status: RunStatus = "running"
+    is_dry_run: bool = False  # or the commit of one
     value: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     stdout: str = ""
@@ -94,7 +96,8 @@ class RunReport:
         if self.error is not None:
             self.notes.append(
                 "The plan ends where the code could not continue; "
-                "what follows is planned in another round."
+                "what follows is planned in another round. A dry run does call tools that only "
+                "read, if they or the server's setting [policy] reads say so."
             )
 
 

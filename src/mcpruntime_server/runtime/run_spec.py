@@ -18,6 +18,7 @@ class RunLimits:
     max_shown_chars: int  # of a field of its result, for a client
     max_shown_items: int  # of a list or an object in its value, for a client
     question_expires_s: float
+    approvals_command: str  # with which a person lists and answers questions
 
 
 @dataclass(frozen=True)

@@ -415,11 +415,13 @@ async def open_runtime(
     get_spending: Callable[[str], Mapping[str, float]] = lambda _: {},
     announce_code: Callable[[str], None] = lambda _: None,
     question_expires_s: float = DAY_S,
+    approvals_command: str = "",
 ) -> AsyncIterator[Runtime]:
     """Run sessions on `backend` until the context is left; then they are shut down.
 
     `get_spending` returns what a run has paid models, by the names that its usage has;
-    `announce_code` is called with the code of every run before it starts.
+    `announce_code` is called with the code of every run before it starts. `approvals_command` is
+    named to people who have to answer.
     """
     setup = wire.Setup(
         version=wire.PROTOCOL_VERSION,
@@ -440,6 +442,7 @@ async def open_runtime(
         max_shown_chars=settings.result_chars,
         max_shown_items=settings.result_items,
         question_expires_s=question_expires_s,
+        approvals_command=approvals_command,
     )
     async with anyio.create_task_group() as pool_tasks:
         pool = SandboxPool(backend, setup, sandbox.pool_size, pool_tasks)

@@ -17,7 +17,7 @@ from mcp.server.mcpserver import Context
 from mcp.types import ElicitRequest, ElicitResult, InputRequiredResult
 
 from ..config import Config
-from ..runtime.pending_questions import PendingQuestion
+from ..runtime.pending_questions import MODEL_APPROVER, PendingQuestion
 from ..runtime.run import Run
 from ..runtime.session import Session
 from . import elicitation, sampling
@@ -27,6 +27,7 @@ INPUT_REQUIRED_VERSION = "2026-07-28"  # the first protocol whose results can as
 MAX_QUESTION_ROUNDS = 8  # in one request; the SDK's clients give up after ten
 APPROVAL_FORM = "approval"  # the name of the form in a result; model requests have their own names
 PERSON = "a person, in the client"
+DECLINED = "the client, which declined the form"  # perhaps without showing it
 RECEIPT_TIMEOUT_S = 30.0  # for the code to receive an answer
 
 
@@ -64,6 +65,7 @@ class ClientQuestions:
     def __init__(self, config: Config, lookup: RunLookup) -> None:
         self._max_tokens = config.llm.max_tokens
         self._is_sampling_broker = config.llm.effective_broker == "sampling"
+        self.asks_person = config.policy.approver != MODEL_APPROVER
         self._lookup = lookup
 
     def find_askable(self, ctx: Context[Any], run: Run) -> AskedQuestions:
@@ -76,7 +78,7 @@ class ClientQuestions:
 
     def _questions_for_client(self, ctx: Context[Any], run: Run) -> list[PendingQuestion]:
         questions: list[PendingQuestion] = []
-        if elicitation.client_supports_forms(ctx):
+        if self.asks_person and elicitation.client_supports_forms(ctx):
             questions += elicitation.pending_approvals(run)
         asks_model = supports_input_required(ctx) or self._is_sampling_broker
         if asks_model and sampling.supports_sampling(ctx.client_capabilities):
@@ -125,7 +127,8 @@ class ClientQuestions:
         """Give the decisions in a form to the run; return whether there are any."""
         answers = elicitation.parse_decisions(questions, result)
         if answers:
-            run.questions.answer_questions(answers, PERSON, may_approve=True)
+            by = describe_author(result)
+            run.questions.answer_questions(answers, by, may_approve=True)
             await self.wait_until_received(run)
         return bool(answers)
 
@@ -160,6 +163,7 @@ class ClientQuestions:
         """Have a person fill in a form, unless the questions are answered elsewhere first."""
         form = elicitation.build_approval_form(session.handle, run, asking_run, questions)
         answers: dict[str, str] = {}
+        by = PERSON
         async with anyio.create_task_group() as tasks:
 
             async def wait_for_other_answer() -> None:
@@ -172,13 +176,19 @@ class ClientQuestions:
                     form.message, form.requested_schema, related_request_id=ctx.request_id
                 )
                 answers = elicitation.parse_decisions(questions, result)
+                by = describe_author(result)
             tasks.cancel_scope.cancel()
         open_ids = asking_run.questions.open_questions
         still_open = {name: answer for name, answer in answers.items() if name in open_ids}
         if still_open:
-            asking_run.questions.answer_questions(still_open, PERSON, may_approve=True)
+            asking_run.questions.answer_questions(still_open, by, may_approve=True)
             await asking_run.wait_for_receipt()
         return any(question.answer is not None for question in questions)
+
+
+def describe_author(result: ElicitResult) -> str:
+    """Return who has answered a form: a client may decline it without asking anybody."""
+    return DECLINED if result.action == "decline" else PERSON
 
 
 def supports_input_required(ctx: Context[Any]) -> bool:

@@ -101,7 +101,10 @@ def build_approval_form(
             "enumNames": list(CHOICE_LABELS),
         }
     schema = {"type": "object", "properties": properties, "required": list(properties)}
-    return ElicitRequestFormParams(message=join_bounded_lines(lines), requested_schema=schema)
+    return ElicitRequestFormParams(
+        message=join_bounded_lines(lines, asking_run.questions.answer_command),
+        requested_schema=schema,
+    )
 
 
 def format_call_lines(
@@ -116,14 +119,14 @@ def format_call_lines(
     return [f"   {name}{text}{line}", *(f"     hint: {hint}" for hint in question.asked.hints)]
 
 
-def join_bounded_lines(lines: Sequence[str]) -> str:
-    """Return the lines that fit into a form, and how many are left out."""
+def join_bounded_lines(lines: Sequence[str], list_command: str) -> str:
+    """Return the lines that fit into a form; then how many are left out, and what lists them."""
     size = 0
     for count, line in enumerate(lines):
         size += len(line) + 1
         if size > MAX_MESSAGE_CHARS:
             rest = len(lines) - count
-            note = f"... and {rest} more lines: `mcpruntime-server approvals` shows all."
+            note = f"... and {rest} more lines: `{list_command}` shows all."
             return "\n".join([*lines[:count], note])
     return "\n".join(lines)
 

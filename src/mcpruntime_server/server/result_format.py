@@ -16,6 +16,7 @@ from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel, Field
 
 from ..config import Config
+from ..config.shell_commands import format_command
 from ..errors import McpRuntimeError
 from ..protocol.presentation import format_call, truncate_name, truncate_text
 from ..runtime.call_journal import CallStatus, LedgerEntry
@@ -30,6 +31,7 @@ from .question_pages import (
 
 MAX_LISTED_CALLS = 50  # of a run; the journal has all of them
 MAX_LISTED_FILES = 50
+MAX_LISTED_NAMES = 10  # of planned calls, in a note
 FOLDABLE_STATUSES = ("ok", "queued", "running", "waiting")  # of runs that need no retry
 MIN_FOLDED_CALLS = 4  # of one tool; fewer calls get a line each
 SUBMIT_TARGET = "agent.submit"  # the call that submits an agent's answer
@@ -125,7 +127,7 @@ def build_run_result(report: RunReport, handle: str, config: Config) -> RunResul
         notes.append(truncation_note("stderr", report))
     if call_count > len(calls):
         notes.append(omission_note("lines of calls", call_count, f"the last {len(calls)}"))
-    notes += next_step_notes(report, len(questions), config.policy.approver == MODEL_APPROVER)
+    notes += next_step_notes(report, len(questions), config)
     if len(files) > MAX_LISTED_FILES:
         notes.append(omission_note("changed files", len(files), f"the first {MAX_LISTED_FILES}"))
     return RunResult(
@@ -156,7 +158,7 @@ def submitted_values(report: RunReport) -> list[Any]:
     ]
 
 
-def next_step_notes(report: RunReport, shown_count: int, model_approves: bool) -> list[str]:
+def next_step_notes(report: RunReport, shown_count: int, config: Config) -> list[str]:
     """Return how a client continues a run that is not finished.
 
     The result has the first `shown_count` questions.
@@ -168,6 +170,7 @@ def next_step_notes(report: RunReport, shown_count: int, model_approves: bool) -
         return []
     kinds = {question.kind for question in report.pending_questions}
     question_count = len(report.pending_questions)
+    model_approves = config.policy.approver == MODEL_APPROVER
     notes = []
     if "approval" in kinds and model_approves:
         notes.append(
@@ -175,11 +178,15 @@ def next_step_notes(report: RunReport, shown_count: int, model_approves: bool) -
             "answers={'q1': 'allow' | 'allow_run' | 'allow_session' | 'deny'})."
         )
     elif "approval" in kinds:
+        command = format_command(config, "approvals", report.run_id, "all", "allow")
         notes.append(
-            "A person has to allow this: in the client, if it can ask, or with "
-            f"`mcpruntime-server approvals`. {attach}) waits for it. A loop can be allowed as a "
-            "whole: cancel it, and plan it with dry_run=true."
+            f"A person has to allow this: in the client, if it shows forms, or with `{command}` "
+            f"(or deny). {attach}) waits for it."
         )
+        if not report.is_dry_run:
+            notes.append(
+                "A loop can be allowed as a whole: cancel it, and plan it with dry_run=true."
+            )
     if MODEL_REQUEST_KIND in kinds:
         notes.append(
             f"The code asks you. Answer all with {attach}, answers={{'q1': 'your answer', ...}}). "
@@ -199,7 +206,20 @@ def next_step_notes(report: RunReport, shown_count: int, model_approves: bool) -
             f"Commit all with {attach}, answers={{'*': 'allow'}}), or some by their names; "
             "{'c1': {'args': {...}}} changes one. Calls that are not named are not made."
         )
+        asked = [each.id for each in report.pending_questions if each.needs_person]
+        if asked and not model_approves:
+            notes.append(
+                f"Before calls are made, a person is asked once about {join_names(asked)}: in the "
+                "client, if it shows forms, or on the command line."
+            )
     return notes
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    listed = ", ".join(names[:MAX_LISTED_NAMES])
+    more = len(names) - MAX_LISTED_NAMES
+    return f"{listed} and {more:,} more" if more > 0 else listed
 
 
 def truncation_note(name: str, report: RunReport) -> str:

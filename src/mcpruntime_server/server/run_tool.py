@@ -21,7 +21,7 @@ from ..capabilities.skills.auto_save import AutoSaver
 from ..config import Config
 from ..errors import InvalidRequest
 from ..journal.recording import load_recording
-from ..runtime.pending_questions import MODEL_APPROVER
+from ..runtime.pending_questions import BY_MODEL, MODEL_APPROVER
 from ..runtime.plan import decide_approvals
 from ..runtime.run import Run
 from ..runtime.run_history import load_report
@@ -125,7 +125,7 @@ class RunToolHandler:
             by_model = self._config.policy.approver == MODEL_APPROVER
             active.questions.answer_questions(
                 answers,
-                MODEL_APPROVER,
+                BY_MODEL,
                 may_approve=by_model,
                 shown_ids=self.find_cursor(ctx).delivered_questions(run),
             )

@@ -100,7 +100,7 @@ class TasksExtension(Extension):
         # The tool reads these arguments, whatever context it gets.
         params.arguments = {**arguments, "wait_s": INLINE_RESULT_S}
         result = await call_next(ctx)
-        task = unfinished_run_id(result, can_ask=client_supports_forms(ctx))
+        task = unfinished_run_id(result, can_ask=self._can_ask(ctx))
         if task is None:
             return result
         found = await self._runs.lookup.find_run(task)
@@ -110,6 +110,10 @@ class TasksExtension(Extension):
             cursor.keep_run(*found)
         row, _ = await self._runs.lookup.load_run_rows(task)
         return {"resultType": "task", **self._build_task_fields(row, "working")}
+
+    def _can_ask(self, ctx: RequestContext) -> bool:
+        """Return whether a person can be asked through the client."""
+        return self._runs.questions.asks_person and client_supports_forms(ctx)
 
     def _is_supported_by(self, ctx: RequestContext) -> bool:
         capabilities = ctx.session.client_capabilities
@@ -124,7 +128,7 @@ class TasksExtension(Extension):
         """Return the state of a task."""
         require_client_extension(ctx, self.identifier)
         with convert_errors():
-            cursor, can_ask = self._runs.find_cursor(ctx), client_supports_forms(ctx)
+            cursor, can_ask = self._runs.find_cursor(ctx), self._can_ask(ctx)
             status, more = await self._load_task_state(cursor, params.task_id, can_ask=can_ask)
             row, _ = await self._runs.lookup.load_run_rows(params.task_id)
             return {"resultType": "complete", **self._build_task_fields(row, status), **more}

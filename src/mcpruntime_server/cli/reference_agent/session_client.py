@@ -71,8 +71,7 @@ class SessionClient:
         if result["status"] == "waiting":
             run = result["run"]
             calls = ", ".join(question["call"] for question in result.get("waiting_for", ()))
-            command = f"mcpruntime-server approvals {run}"
-            self._on_wait(f"run {run} waits for an approval: {calls}; answer with `{command}`")
+            self._on_wait(f"run {run} waits for an approval: {calls}. {note}")
         elif SUB_AGENT_WAITS_MARK in note:
             self._on_wait(note)
 
