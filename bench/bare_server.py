@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 server = MCPServer("bare")
 READ_ONLY = ToolAnnotations(read_only_hint=True)
+IDEMPOTENT = ToolAnnotations(idempotent_hint=True)
 
 
 class NoopResult(BaseModel):
@@ -20,6 +21,12 @@ class NoopResult(BaseModel):
 @server.tool(annotations=READ_ONLY)
 async def noop(n: int = 0) -> NoopResult:
     """Do nothing."""
+    return NoopResult(n=n)
+
+
+@server.tool(annotations=IDEMPOTENT)
+async def again(n: int) -> NoopResult:
+    """Do nothing, with the hint that the tool may be called again."""
     return NoopResult(n=n)
 
 

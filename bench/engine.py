@@ -30,10 +30,17 @@ class ServerContainers:
         self._servers = data_dir / "servers"
         self._client = APIClient(version=API_VERSION, timeout=60, **kwargs_from_env())
         self._owner = ""
+        self._pid = 0
 
     def find_owner(self) -> None:
-        """Find the label of the server's containers: the name of its lock file."""
-        self._owner = next(self._servers.glob("*.lock")).stem
+        """Find the server: the name of its lock file is the label of its containers."""
+        lock = next(self._servers.glob("*.lock"))
+        self._owner, self._pid = lock.stem, int(lock.read_text())
+
+    def processor_ms(self) -> float:
+        """Return the processor time that the server itself has used, all threads together."""
+        threads = Path(f"/proc/{self._pid}/task").iterdir()
+        return sum(int((each / "schedstat").read_text().split()[0]) for each in threads) / 1e6
 
     async def list_ids(self) -> list[str]:
         """Return the ids of the running containers."""

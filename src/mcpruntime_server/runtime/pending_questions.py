@@ -379,6 +379,7 @@ class PendingQuestions:
     def _settle_question(self, question: PendingQuestion, answer: QuestionAnswered) -> None:
         """Journal the answer and wake the call that waits for it."""
         self._journal.append(self._session_id, answer, self._run_id)
+        self._journal.flush_soon()  # nobody is asked twice
         question.answer = answer
         self.permissions.record_answer(answer)
         self._answered[question.id] = answer
