@@ -1,39 +1,96 @@
-"""The list of calls: complete where a retry might repeat something, short after a success."""
+"""The list of calls and the figures of a result: what a model needs, and nothing twice."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from mcpruntime_server.config import Config
-from mcpruntime_server.runtime.call_journal import LedgerEntry
+from mcpruntime_server.runtime.call_journal import CallStatus, LedgerEntry
 from mcpruntime_server.runtime.run_report import RunReport, RunStatus
-from mcpruntime_server.server.result_format import build_run_result, format_run_result
+from mcpruntime_server.server.delivery import DeliveryCursor
+from mcpruntime_server.server.result_format import (
+    MAX_LISTED_WRITES,
+    build_run_result,
+    format_call_line,
+    format_run_result,
+)
 
 
 def report(status: RunStatus, *calls: LedgerEntry) -> RunReport:
     return RunReport("r_1", "s_1", 1, status=status, calls=list(calls))
 
 
-def entry(n: int, status: Literal["ok", "error"] = "ok", error: str = "") -> LedgerEntry:
-    return LedgerEntry("tools.git.git_show", {"n": n}, status, 1.5, error)
+def entry(
+    n: int, status: CallStatus = "ok", error: str = "", *, effect: str = "read", tool: str = "show"
+) -> LedgerEntry:
+    return LedgerEntry(f"tools.git.{tool}", {"n": n}, status, 1.4, error, effect)
 
 
-def test_like_calls_of_a_run_that_went_well_share_a_line() -> None:
-    result = build_run_result(report("ok", *map(entry, range(65))), "s_1", Config())
-    (line,) = result.calls
-    assert (line.call, line.times, line.ms) == ("git.git_show(...)", 65, 97.5)
-    assert "git.git_show(...) -> ok, 65 times" in format_run_result(result)
+def listed(*calls: LedgerEntry, status: RunStatus = "ok") -> list[str]:
+    result = build_run_result(report(status, *calls), "s_1", Config())
+    return [format_call_line(line) for line in result.calls]
 
 
-def test_few_calls_and_failed_ones_keep_their_arguments() -> None:
+def test_reads_are_counted_for_each_tool() -> None:
+    calls = [*map(entry, range(65)), *(entry(n, tool="log") for n in range(2)), entry(7, tool="a")]
+    assert listed(*calls) == [
+        "git.show(...) -> ok, 65 times, 91 ms",
+        "git.log(...) -> ok, 2 times, 3 ms",
+        "git.a(n=7) -> ok, 1 ms",
+    ]
+    assert listed(*calls, status="error") == listed(*calls)
+
+
+def test_writes_and_failures_are_listed() -> None:
+    writes = [entry(n, effect="write", tool="push") for n in range(3)]
     failed = entry(99, "error", "no such commit")
-    result = build_run_result(report("ok", *map(entry, range(10)), failed), "s_1", Config())
-    assert [line.call for line in result.calls] == ["git.git_show(...)", "git.git_show(n=99)"]
-    assert result.calls[1].error == "no such commit"
-    few = build_run_result(report("ok", entry(1), entry(2)), "s_1", Config())
-    assert [line.call for line in few.calls] == ["git.git_show(n=1)", "git.git_show(n=2)"]
+    assert listed(*map(entry, range(10)), *writes, failed) == [
+        "git.show(...) -> ok, 10 times, 14 ms",
+        *(f"git.push(n={n}) -> ok, 1 ms" for n in range(3)),
+        "git.show(n=99) -> error, 1 ms: no such commit",
+    ]
 
 
-def test_a_run_that_failed_lists_every_call() -> None:
-    result = build_run_result(report("error", *map(entry, range(20))), "s_1", Config())
-    assert [line.call for line in result.calls] == [f"git.git_show(n={n})" for n in range(20)]
+def test_many_writes_of_a_run_that_went_well_end_with_a_count() -> None:
+    writes = [entry(n, effect="write") for n in range(MAX_LISTED_WRITES + 30)]
+    lines = listed(*writes)
+    assert len(lines) == MAX_LISTED_WRITES + 1
+    assert lines[-1] == "git.show(...) -> ok, 30 times, 42 ms"
+    assert len(listed(*writes, status="error")) == len(writes)
+
+
+def test_an_error_stands_in_a_result_once() -> None:
+    message = "git.show: no such commit: 99"
+    frames = 'Traceback (most recent call last):\n  File "<step 1>"'
+    error = {
+        "type": "tools.ToolError",
+        "message": message,
+        "traceback": f"{frames}\ntools.ToolError: {message}",
+        "line": 1,
+    }
+    given = report("error", entry(99, "error", "no such commit: 99"))
+    given.error = error
+    result = build_run_result(given, "s_1", Config())
+    assert result.model_dump_json().count("no such commit: 99") == 1
+    text = format_run_result(result)
+    assert text.count("no such commit: 99") == 1
+    assert f'  File "<step 1>"\ntools.ToolError: {message}' in text
+
+
+def test_usage_is_shown_where_it_explains_something() -> None:
+    given = report("ok")
+    given.usage = {"wall_ms": 3.7, "cpu_ms": 3.1, "peak_mb": 14.5, "setup_ms": 0.4, "total_ms": 9.0}
+    assert "usage" not in format_run_result(build_run_result(given, "s_1", Config()))
+    given.usage |= {"wall_ms": 12_345.678, "peak_mb": 400.3, "llm_usd": 0.02, "llm_calls": 2}
+    result = build_run_result(given, "s_1", Config())
+    assert result.usage == {"wall_ms": 12_346, "peak_mb": 400, "llm_usd": 0.02, "llm_calls": 2}
+    assert "usage: wall_ms 12,346, peak_mb 400" in format_run_result(result)
+
+
+def test_a_request_that_attaches_again_gets_the_calls_that_are_new() -> None:
+    cursor = DeliveryCursor()
+    under_way = entry(2, "started", effect="write")
+    given = report("running", entry(1, effect="write"), under_way)
+    assert len(cursor.select_undelivered(given).calls) == 2
+    cursor.advance(given, ())
+    under_way.status = "ok"
+    given.calls.append(entry(3, effect="write"))
+    assert [each.args["n"] for each in cursor.select_undelivered(given).calls] == [2, 3]

@@ -233,7 +233,7 @@ async def test_a_run_that_kills_its_server_each_time_is_given_up(world: World) -
         assert (told["status"], told["error"]["type"]) == ("crashed", "ServerDied")
         assert "was resumed 3 times" in told["error"]["message"]
         assert (told["calls"][0]["call"], told["calls"][0]["status"]) == (
-            "counted.add(item='once')",
+            'counted.add(item="once")',
             "ok",
         )
         assert (await server.run("x", "s"))["value"] == 1

@@ -15,6 +15,7 @@ from ..capabilities.agent import DEFAULT_STEPS
 from ..capabilities.model_requests import ModelUsage
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
+from ..protocol.presentation import format_error
 from .console import ConsoleWriter, format_count, format_duration, print_json
 from .options import full_option, json_option, pass_config
 from .reference_agent.local_files import LocalFiles, read_file_start
@@ -176,8 +177,9 @@ def show_run_result(writer: ConsoleWriter, result: Any) -> None:
         for call in result.get("calls", ())
         if not call["call"].startswith("agent.submit")
     )
-    duration = format_duration(result.get("usage", {}).get("total_ms", 0.0) / 1e3)
-    facts = [result["status"], duration]
+    facts = [result["status"]]
+    if wall_ms := result.get("usage", {}).get("wall_ms"):
+        facts.append(format_duration(wall_ms / 1e3))
     if calls:
         facts.append(format_count(calls, "call"))
     style = "green" if result["status"] == "ok" else "red"
@@ -189,7 +191,9 @@ def show_run_result(writer: ConsoleWriter, result: Any) -> None:
     if result.get("stderr"):
         writer.write_block("stderr", result["stderr"], "yellow")
     if error := result.get("error"):
-        writer.write_block("error", error["traceback"] or error["message"], "red")
+        writer.write_block(
+            "error", format_error(error["type"], error["message"], error["traceback"]), "red"
+        )
 
 
 def show_cost(writer: ConsoleWriter, cost: TaskCost) -> None:

@@ -129,6 +129,15 @@ def describe_error(
     }
 
 
+def format_error(kind: str, message: str, traceback: str) -> str:
+    """Return an error as text: the traceback, and the message unless it ends with that."""
+    summary = f"{kind}: {message}" if message else kind
+    last = traceback.rpartition("\n")[2]
+    if traceback and not last.startswith(" "):  # no line of a frame
+        return traceback
+    return f"{traceback}\n{summary}" if traceback else summary
+
+
 def _spelling_hint(exc: BaseException) -> str:
     """Return the name that was probably meant, if the traceback of this Python does not say it."""
     if sys.version_info >= (3, 12) or not isinstance(exc, (NameError, AttributeError)):

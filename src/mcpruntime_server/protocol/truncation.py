@@ -175,6 +175,11 @@ class Presenter:
         """Return what stands for a container that is nested too deeply or contains itself."""
         raise NotImplementedError
 
+    def _cut_json_text(self, text: str, max_chars: int) -> str:
+        shown, is_cut = cut_text(text, max_chars - 2, lambda part: len(_dump_text(part)) - 2)
+        self.is_cut |= is_cut
+        return _dump_text(shown)
+
     def fit(self, value: Any, max_chars: int, depth: int = 0) -> Optional[str]:
         """Return the whole text of `value`; None if it is longer than `max_chars`.
 
@@ -352,7 +357,7 @@ class JsonPresenter(Presenter):
         """Return a scalar as JSON; raises `NotJsonData`."""
         kind = type(value)
         if kind is str:
-            return _dump_text(value) if _json_size(value, max_chars) <= max_chars else None
+            return _fit_text(value, max_chars)
         if value is None or kind is bool or kind is int:
             return _dump_json(value)
         if kind is float and value - value == 0:  # neither NaN nor infinite
@@ -361,20 +366,18 @@ class JsonPresenter(Presenter):
 
     def cut_leaf(self, value: Any, max_chars: int) -> str:
         """Return a shortened text as JSON."""
-        text, is_cut = cut_text(value, max_chars - 2, lambda part: len(_dump_text(part)) - 2)
-        self.is_cut |= is_cut
-        return _dump_text(text)
+        return self._cut_json_text(value, max_chars)
 
 
 def _dump_text(text: str) -> str:
     return _dump_json(text if text.isascii() else escape_surrogates(text))
 
 
-def _json_size(text: str, max_chars: int) -> int:
-    """Return how long `text` is as JSON, or more than `max_chars`."""
+def _fit_text(text: str, max_chars: int) -> Optional[str]:
     if len(text) + 2 > max_chars:
-        return len(text) + 2
-    return len(_dump_text(text))
+        return None
+    dumped = _dump_text(text)
+    return dumped if len(dumped) <= max_chars else None
 
 
 class _SequenceParts:
@@ -534,10 +537,22 @@ class Arguments:
 
 
 class CallPresenter(PythonPresenter):
-    """Presents the arguments of a call as Python code."""
+    """Presents the arguments of a call as Python code, texts in double quotes."""
 
     def open_container(self, value: Any) -> Optional[Container]:
         """Return the arguments, or the parts of one."""
         if isinstance(value, Arguments):
             return Container(("(", ")"), len(value.values), "argument", value.iterate)
         return super().open_container(value)
+
+    def fit_leaf(self, value: Any, max_chars: int) -> Optional[str]:
+        """Return a text as JSON has it, which is Python, too; everything else by its repr."""
+        if type(value) is str:
+            return _fit_text(value, max_chars)
+        return super().fit_leaf(value, max_chars)
+
+    def cut_leaf(self, value: Any, max_chars: int) -> str:
+        """Return a shortened text or repr."""
+        if type(value) is str:
+            return self._cut_json_text(value, max_chars)
+        return super().cut_leaf(value, max_chars)

@@ -40,6 +40,12 @@ class LedgerEntry:
     status: CallStatus = "started"  # "waiting" while a question about it is open
     duration_ms: float = 0.0
     error: str = ""
+    effect: str = "write"  # "read" | "idempotent" | "write"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more becomes of the call."""
+        return self.status not in ("started", "waiting")
 
     def apply_error(self, error: Mapping[str, Any]) -> None:
         """Set the status that follows from an error, and the message."""
@@ -92,6 +98,8 @@ class CallJournal:
         number = self._call_count
         self._numbers_by_id[call.call_id] = number
         self._open_keys[number] = call.target, args, nth
+        if call.call_id in self._entries_by_id:
+            self._entries_by_id[call.call_id].effect = effect
         self._append_event(
             CallStarted(number, call.target, args, effect, nth, call.line, is_listed)
         )

@@ -153,6 +153,7 @@ class PendingQuestions:
         approvals_command: str,
     ) -> None:
         self.open_questions: dict[str, PendingQuestion] = {}
+        self.waited_s = 0.0  # for answers, up to `_waiting_since`
         self.agent_question = ""  # what the agents of the run wait for
         self.permissions = Permissions(allowed_targets)
         self.find_origin_hints = find_origin_hints
@@ -163,6 +164,7 @@ class PendingQuestions:
         self._expires_s = expires_s
         self._approvals_command = approvals_command
         self._count = 0
+        self._waiting_since = 0.0
         self._paused_calls: dict[int, anyio.CancelScope] = {}  # they wait, but for no answer
         self._answered: dict[str, QuestionAnswered] = {}
         self._earlier = EarlierQuestions()
@@ -213,6 +215,8 @@ class PendingQuestions:
             )
         question = PendingQuestion(self._run_id, asked, target, args, line)
         self._host.pause()
+        if not self.open_questions:
+            self._waiting_since = time.perf_counter()
         self.open_questions[question.id] = question
         try:
             if question.id in self._early_answers:
@@ -223,6 +227,8 @@ class PendingQuestions:
             if question.answer is None:
                 self._settle_question(question, QuestionAnswered(question.id, "expired"))
         finally:
+            self.waited_s = self.measure_waiting()
+            self._waiting_since = time.perf_counter()
             self.open_questions.pop(question.id, None)
             self._host.notify_watchers()
         if not self.is_paused:
@@ -234,6 +240,12 @@ class PendingQuestions:
     def answer_command(self) -> str:
         """The command with which a person lists these questions, and answers them."""
         return f"{self._approvals_command} {self._run_id}"
+
+    def measure_waiting(self) -> float:
+        """Return for how many seconds in all the run has waited for answers."""
+        if not self.open_questions:
+            return self.waited_s
+        return self.waited_s + time.perf_counter() - self._waiting_since
 
     def asks_about(self, call_number: int) -> bool:
         """Return whether a question about call `call_number` is open."""

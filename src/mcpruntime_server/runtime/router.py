@@ -199,7 +199,7 @@ class Router:
                     args = await self._authorize_call(active)
                 else:
                     args = active.effective_args
-                entry.status = "started"
+                entry.status, entry.args = "started", args
                 started = time.perf_counter()
                 value = await self._handle_call(active, args)
             entry.duration_ms = _elapsed_ms(started)
@@ -238,6 +238,7 @@ class Router:
             needs_person = verdict == "ask" and not active.is_allowed_by_person
             approval = await self._require_approval(active, plan, needs_person=needs_person)
             args, is_approved = active.effective_args, approval["person"]
+            active.entry.args = args  # that is the call that is made, or asked about
         if verdict == "ask" and not is_approved:
             await self._ask_person(active, args)
         return args

@@ -137,8 +137,9 @@ class Run:
     def _restore_recorded(self, recording: Recording) -> None:
         """Restore the calls, questions and plan of a run that another server has started."""
         self.questions.restore(recording)
+        plan = Plan(recording.start.approved_calls)
         for call in recording.calls:
-            self.calls.restore_call(call, ledger_entry_of(call))
+            self.calls.restore_call(call, ledger_entry_of(call, plan))
         if self.calls.plan is not None:
             self.calls.plan.restore_recorded(recording)
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ..errors import InvalidRequest, NotFound
 from ..journal.events import (
+    ApprovedCall,
     CallStarted,
     FileEntry,
     FilesChanged,
@@ -64,7 +65,8 @@ class RecordedRun:
         is_dry_run = self.start is not None and self.start.dry_run
         report = RunReport(row.id, row.session_id, row.step, is_dry_run=is_dry_run)
         report.stdout, report.stderr = self.output["stdout"], self.output["stderr"]
-        report.calls = [ledger_entry_of(call) for call in self.calls if call.in_ledger]
+        approvals = self.start.approved_calls if self.start else ()
+        report.calls = ledger_of(self.calls, approvals)
         if files is not None:
             report.changed_files, report.removed_files = list(files.changed), list(files.removed)
         if finished is None:
@@ -145,9 +147,18 @@ def build_recorded_run(
     )
 
 
-def ledger_entry_of(call: RecordedCall) -> LedgerEntry:
-    """Return a recorded call as an entry of the ledger."""
-    entry = LedgerEntry(call.target, parse_args(call), duration_ms=call.duration_ms)
+def ledger_of(
+    calls: Iterable[RecordedCall], approvals: Iterable[ApprovedCall]
+) -> list[LedgerEntry]:
+    """Return the ledger of recorded calls; an approval may have changed their arguments."""
+    plan = Plan(approvals)
+    return [ledger_entry_of(call, plan) for call in calls if call.in_ledger]
+
+
+def ledger_entry_of(call: RecordedCall, plan: Plan) -> LedgerEntry:
+    """Return a recorded call, with the arguments that it was made with, as an entry."""
+    args = plan.approved_args((call.target, call.args, call.nth), parse_args(call))
+    entry = LedgerEntry(call.target, args, duration_ms=call.duration_ms, effect=call.effect)
     if call.error is not None:
         entry.apply_error(call.error)
     elif call.finished_sequence is not None:

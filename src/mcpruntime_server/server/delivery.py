@@ -19,6 +19,7 @@ from typing import Any
 from ..runtime.run import Run
 from ..runtime.run_report import RunReport
 from ..runtime.session import Session
+from .result_format import SUBMIT_TARGET
 
 MAX_TRACKED_RUNS = 1_000  # that were reported before they ended
 MAX_KEPT_RUNS = 32  # finished runs with the notes that the journal does not have
@@ -31,6 +32,7 @@ class RunPosition:
     """How much of one run was delivered."""
 
     output: dict[str, int] = field(default_factory=dict)  # characters, by stream
+    calls: set[int] = field(default_factory=set)  # settled ones, by their place in the ledger
     questions: set[str] = field(default_factory=set)  # ids
     dismissed_questions: set[str] = field(default_factory=set)  # forms that came back empty
     end_delivered: bool = False
@@ -52,12 +54,14 @@ class DeliveryCursor:
         return NOTHING_DELIVERED if position is None else position.output
 
     def select_undelivered(self, report: RunReport) -> RunReport:
-        """Return a report with the output that was not delivered yet."""
+        """Return a report with the output and the calls that were not delivered yet."""
         delivered = self.output_positions(report.run_id)
         if not delivered:
             return report
+        known = self._positions[report.run_id].calls
         return replace(
             report,
+            calls=[entry for index, entry in enumerate(report.calls) if index not in known],
             stdout=report.stdout[delivered.get("stdout", 0) :],
             stderr=report.stderr[delivered.get("stderr", 0) :],
         )
@@ -66,6 +70,11 @@ class DeliveryCursor:
         """Note that the report of an unfinished run and these questions are delivered."""
         position = self._position(report.run_id)
         position.output = {"stdout": len(report.stdout), "stderr": len(report.stderr)}
+        position.calls.update(
+            index
+            for index, entry in enumerate(report.calls)
+            if entry.is_settled and entry.target != SUBMIT_TARGET
+        )
         position.questions.update(question_ids)
 
     def start_request(self, run_id: str) -> None:
@@ -84,6 +93,7 @@ class DeliveryCursor:
         """Note that what was read of a run did not reach the client."""
         if run_id in self._positions:
             self._positions[run_id].output = {}
+            self._positions[run_id].calls = set()
 
     # questions ------------------------------------------------------------------------------------
 

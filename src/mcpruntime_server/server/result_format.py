@@ -2,14 +2,16 @@
 
 The output schema is flat and empty fields are left out, because clients check every result against
 it and models pay for every word. Where a run succeeded, similar calls share a line. Where it did
-not, all calls are listed, because a retry must know which writes were made.
+not, every call that may have written is listed, because a retry must know which ones were made.
+Usage is shown where it explains something: time that a person notices, money, memory near the
+limit.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcp.types import CallToolResult, TextContent
@@ -18,7 +20,7 @@ from pydantic import BaseModel, Field
 from ..config import Config
 from ..config.shell_commands import format_command
 from ..errors import McpRuntimeError
-from ..protocol.presentation import format_call, truncate_name, truncate_text
+from ..protocol.presentation import format_call, format_error, truncate_name, truncate_text
 from ..runtime.call_journal import CallStatus, LedgerEntry
 from ..runtime.pending_questions import MODEL_APPROVER, MODEL_REQUEST_KIND
 from ..runtime.run_report import RunReport, RunStatus, display_value
@@ -33,7 +35,9 @@ MAX_LISTED_CALLS = 50  # of a run; the journal has all of them
 MAX_LISTED_FILES = 50
 MAX_LISTED_NAMES = 10  # of planned calls, in a note
 FOLDABLE_STATUSES = ("ok", "queued", "running", "waiting")  # of runs that need no retry
-MIN_FOLDED_CALLS = 4  # of one tool; fewer calls get a line each
+MAX_LISTED_WRITES = 10  # of one tool that went well, in a run that did; the others are counted
+MIN_SHOWN_MS = 1_000  # of a duration in the usage
+MIN_SHOWN_MEMORY_SHARE = 0.5  # of the memory limit
 SUBMIT_TARGET = "agent.submit"  # the call that submits an agent's answer
 MAX_EXACT_INTEGER = 2**53  # clients that store numbers as doubles would change larger ones
 
@@ -49,7 +53,7 @@ class CallLine(BaseModel):
 
 
 class ErrorInfo(BaseModel):
-    """Why the code failed; the traceback shows only lines of the code."""
+    """Why the code failed; the traceback shows only lines of the code, and not the message."""
 
     type: str
     message: str
@@ -138,11 +142,11 @@ def build_run_result(report: RunReport, handle: str, config: Config) -> RunResul
         value=stringify_large_integers(value),
         stdout=stdout,
         stderr=stderr,
-        error=ErrorInfo(**report.error) if report.error else None,
+        error=build_error_info(report.error) if report.error else None,
         calls=calls,
         waiting_for=questions,
         files=files[:MAX_LISTED_FILES],
-        usage=report.usage,
+        usage=select_usage(report, config.sandbox.memory_mb),
         submitted=bool(submitted_values(report)),
         note=" ".join(notes),
     )
@@ -254,29 +258,82 @@ def build_call_lines(report: RunReport) -> tuple[list[CallLine], int]:
     """
     asked = ("planned", "waiting") if report.pending_questions else ()
     calls = [entry for entry in report.calls if entry.status not in asked]
-    if report.status not in FOLDABLE_STATUSES:
-        return [build_call_line(entry) for entry in calls[-MAX_LISTED_CALLS:]], len(calls)
-    lines = fold_call_lines(calls)
+    max_writes = MAX_LISTED_WRITES if report.status in FOLDABLE_STATUSES else MAX_LISTED_CALLS
+    lines = list_calls(calls, max_writes)
+    message = report.error["message"] if report.error else ""
+    for line in lines:
+        if line.error and line.error in message:
+            line.error = None  # it is the error of the run
     return lines[-MAX_LISTED_CALLS:], len(lines)
 
 
-def fold_call_lines(calls: Sequence[LedgerEntry]) -> list[CallLine]:
-    """Return a line for each call, but one for all successful calls of a tool if they are many."""
+def list_calls(calls: Sequence[LedgerEntry], max_writes: int) -> list[CallLine]:
+    """Return a line for each write and failure; calls that only read are counted for each tool.
+
+    Of each tool at most `max_writes` calls that went well have lines; the others are counted.
+    """
     lines: list[CallLine] = []
-    counts = Counter(entry.target for entry in calls if entry.status == "ok")
-    folded: dict[str, CallLine] = {}
+    reads = Counter(each.target for each in calls if is_successful_read(each))
+    writes: Counter[str] = Counter()
+    counted: dict[tuple[str, str], CallLine] = {}
     for entry in calls:
-        if entry.status != "ok" or counts[entry.target] < MIN_FOLDED_CALLS:
+        if entry.status == "ok" and entry.effect != "read":
+            writes[entry.target] += 1
+        is_counted = (
+            reads[entry.target] > 1
+            if is_successful_read(entry)
+            else entry.status == "ok" and writes[entry.target] > max_writes
+        )
+        if not is_counted:
             lines.append(build_call_line(entry))
             continue
-        if entry.target not in folded:
+        key = entry.target, entry.effect
+        if key not in counted:
             name = truncate_name(entry.target.removeprefix("tools."))
-            folded[entry.target] = CallLine(
-                call=f"{name}(...)", status="ok", ms=0.0, times=counts[entry.target]
-            )
-            lines.append(folded[entry.target])
-        folded[entry.target].ms = round(folded[entry.target].ms + entry.duration_ms, 1)
+            counted[key] = CallLine(call=f"{name}(...)", status="ok", ms=0.0, times=0)
+            lines.append(counted[key])
+        counted[key].times += 1
+        counted[key].ms += entry.duration_ms
+    for line in counted.values():
+        line.ms = round_ms(line.ms)
     return lines
+
+
+def is_successful_read(entry: LedgerEntry) -> bool:
+    """Return whether a call has changed nothing and went well."""
+    return entry.status == "ok" and entry.effect == "read"
+
+
+def round_ms(duration_ms: float) -> float:
+    """Return a duration without digits that nobody needs."""
+    return float(round(duration_ms))
+
+
+def select_usage(report: RunReport, memory_mb: int) -> dict[str, float]:
+    """Return what is worth knowing of the usage of a run: long waits, much memory, and money."""
+    shown: dict[str, float] = {}
+    for name, value in report.usage.items():
+        if name in ("wall_ms", "setup_ms"):
+            if value >= MIN_SHOWN_MS:
+                shown[name] = round_ms(value)
+        elif name == "peak_mb":
+            if value >= memory_mb * MIN_SHOWN_MEMORY_SHARE:
+                shown[name] = round(value)
+        elif name not in ("cpu_ms", "total_ms") and value:
+            shown[name] = value
+    return shown
+
+
+def build_error_info(error: Mapping[str, Any]) -> ErrorInfo:
+    """Return an error for the result; its text stands there once."""
+    kind, message, traceback = error["type"], error["message"], error["traceback"]
+    frames, _, last = traceback.rpartition("\n")
+    summary = f"{kind}: {message}"
+    if traceback.endswith(f"\n{summary}"):
+        traceback = traceback[: -len(summary) - 1]
+    elif last and summary.startswith(last):  # a message may have more, as that of a SyntaxError
+        traceback = frames
+    return ErrorInfo(type=kind, message=message, traceback=traceback, line=error["line"])
 
 
 def build_call_line(entry: LedgerEntry) -> CallLine:
@@ -285,7 +342,7 @@ def build_call_line(entry: LedgerEntry) -> CallLine:
     return CallLine(
         call=format_call(entry.target, entry.args, MAX_CALL_CHARS),
         status=entry.status,
-        ms=round(entry.duration_ms, 1),
+        ms=round_ms(entry.duration_ms),
         error=error,
     )
 
@@ -305,7 +362,7 @@ def format_run_result(result: RunResult) -> str:
             lines.append(f"{name}:\n{text.rstrip()}")
     if result.error is not None:
         error = result.error
-        lines.append(f"error:\n{error.traceback or f'{error.type}: {error.message}'}")
+        lines.append(f"error:\n{format_error(error.type, error.message, error.traceback)}")
     if result.calls:
         lines.append("calls:")
         lines += [f"  {format_call_line(line)}" for line in result.calls]
@@ -315,7 +372,7 @@ def format_run_result(result: RunResult) -> str:
     if result.files:
         lines.append(f"files: {', '.join(result.files)}")
     if result.usage:
-        usage = ", ".join(f"{name} {value:g}" for name, value in result.usage.items())
+        usage = ", ".join(f"{name} {value:,g}" for name, value in result.usage.items())
         lines.append(f"usage: {usage}")
     return "\n".join(lines)
 
@@ -331,6 +388,7 @@ def format_question_line(question: PendingQuestionLine) -> str:
 
 def format_call_line(line: CallLine) -> str:
     """Return the line about a call as text."""
-    times = f", {line.times} times" if line.times > 1 else ""
+    times = f", {line.times:,} times" if line.times > 1 else ""
+    duration = f", {line.ms:,.0f} ms" if line.ms else ""
     error = f": {line.error}" if line.error else ""
-    return f"{line.call} -> {line.status}{times}, {line.ms:g} ms{error}"
+    return f"{line.call} -> {line.status}{times}{duration}{error}"

@@ -314,7 +314,7 @@ class RunToolHandler:
         saver = self._auto_saver
         if saver is None or report.status != "ok" or run.spec.is_dry_run:
             return ""
-        if not saver.should_consider(run.spec.code, report.value, len(report.calls)):
+        if not saver.should_consider(run.spec.code, report.value, len(run.report.calls)):
             return ""
         return await saver.consider_run(await self._runtime.journal.load_run(run.id))
 

@@ -28,7 +28,7 @@ from itertools import islice
 from string import Template
 from typing import Any
 
-from ...protocol.presentation import truncate_text
+from ...protocol.presentation import format_error, truncate_text
 from ..data_marks import mark_as_data
 from ..model_requests import Messages
 from .program_result import ProgramResult
@@ -208,7 +208,8 @@ def describe_result(result: ProgramResult) -> str:
         if output.rstrip():
             lines.append(f"{name}:\n{truncate_field(output.rstrip())}")
     if error := result.get("error"):
-        lines.append(f"error:\n{truncate_field(error['traceback'] or error['message'])}")
+        text = format_error(error["type"], error["message"], error["traceback"])
+        lines.append(f"error:\n{truncate_field(text)}")
         if calls := result.get("calls"):
             lines.append("calls that were made:")
             lines += [f"  {each['call']} -> {each['status']}" for each in calls[-MAX_LISTED_CALLS:]]
