@@ -142,7 +142,7 @@ async def test_a_write_in_doubt_makes_the_run_wait_for_a_decision(
         [wait] = told["waiting_for"]
         assert (wait["id"], wait["kind"], wait["line"]) == ("q1", "in_doubt", 4)
         assert wait["call"] == f"counted.add(item='second', hold='{when}')"
-        assert [line["status"] for line in told["calls"]] == ["ok", "waiting"]
+        assert [line["status"] for line in told["calls"]] == ["ok"]
         told = await server.wait_run(told["run"], answers={"q1": answer})
         assert (told["status"], told["value"]) == ("ok", value), told
         assert (await server.run("x, open('f').read()", "s"))["value"] == [[1, 2, 3], "new"]
@@ -233,7 +233,7 @@ async def test_a_run_that_kills_its_server_each_time_is_given_up(world: World) -
         assert (told["status"], told["error"]["type"]) == ("crashed", "ServerDied")
         assert "was resumed 3 times" in told["error"]["message"]
         assert (told["calls"][0]["call"], told["calls"][0]["status"]) == (
-            'counted.add(item="once")',
+            "counted.add(item='once')",
             "ok",
         )
         assert (await server.run("x", "s"))["value"] == 1

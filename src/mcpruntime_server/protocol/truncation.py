@@ -175,11 +175,6 @@ class Presenter:
         """Return what stands for a container that is nested too deeply or contains itself."""
         raise NotImplementedError
 
-    def _cut_json_text(self, text: str, max_chars: int) -> str:
-        shown, is_cut = cut_text(text, max_chars - 2, lambda part: len(_dump_text(part)) - 2)
-        self.is_cut |= is_cut
-        return _dump_text(shown)
-
     def fit(self, value: Any, max_chars: int, depth: int = 0) -> Optional[str]:
         """Return the whole text of `value`; None if it is longer than `max_chars`.
 
@@ -366,7 +361,9 @@ class JsonPresenter(Presenter):
 
     def cut_leaf(self, value: Any, max_chars: int) -> str:
         """Return a shortened text as JSON."""
-        return self._cut_json_text(value, max_chars)
+        text, is_cut = cut_text(value, max_chars - 2, lambda part: len(_dump_text(part)) - 2)
+        self.is_cut |= is_cut
+        return _dump_text(text)
 
 
 def _dump_text(text: str) -> str:
@@ -537,22 +534,10 @@ class Arguments:
 
 
 class CallPresenter(PythonPresenter):
-    """Presents the arguments of a call as Python code, texts in double quotes."""
+    """Presents the arguments of a call as Python code."""
 
     def open_container(self, value: Any) -> Optional[Container]:
         """Return the arguments, or the parts of one."""
         if isinstance(value, Arguments):
             return Container(("(", ")"), len(value.values), "argument", value.iterate)
         return super().open_container(value)
-
-    def fit_leaf(self, value: Any, max_chars: int) -> Optional[str]:
-        """Return a text as JSON has it, which is Python, too; everything else by its repr."""
-        if type(value) is str:
-            return _fit_text(value, max_chars)
-        return super().fit_leaf(value, max_chars)
-
-    def cut_leaf(self, value: Any, max_chars: int) -> str:
-        """Return a shortened text or repr."""
-        if type(value) is str:
-            return self._cut_json_text(value, max_chars)
-        return super().cut_leaf(value, max_chars)
