@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -141,7 +142,9 @@ async def test_a_request_that_is_not_to_wait_tells_what_there_is(world: World, e
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_attaching_blocks_until_there_is_something_new(world: World, era: str) -> None:
+async def test_attaching_blocks_until_the_end_whatever_the_code_prints(
+    world: World, era: str
+) -> None:
     answers: list[ToolAnswer] = []
 
     async def look(connection: ServerConnection, run: str) -> None:
@@ -149,16 +152,32 @@ async def test_attaching_blocks_until_there_is_something_new(world: World, era: 
 
     async with world.client(mode=era) as connection:
         told = await connection.run(
-            f"{world.gate()}print('new', flush=True)\n{world.gate('end')}", background=True
+            f"{world.gate()}print('new', flush=True)\n{world.marked('on')}{world.gate('end')}",
+            background=True,
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look, connection, told.run)
-            for n in range(5):
-                assert await connection.evaluate(str(n), session="other") == n
-            assert answers == []
             world.open()
-        assert (answers[0].status, answers[0].stdout) == ("running", "new\n")
-        world.open("end")
+            await until(lambda: world.marks == ["on"])
+            while "stdout" not in (await attach(connection.client, told.run, wait_s=0)).data:
+                pass
+            assert answers == []
+            world.open("end")
+        assert answers[0].status == "ok"
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_attaching_waits_as_long_as_it_is_told_to_while_the_code_prints(
+    world: World, era: str
+) -> None:
+    code = "import time\nwhile True:\n    print('on', flush=True)\n    time.sleep(0.05)"
+    async with world.client(mode=era) as connection:
+        told = await connection.run(code, background=True)
+        started_at = time.monotonic()
+        early = await attach(connection.client, told.run, wait_s=3)
+        assert time.monotonic() - started_at >= 3
+        assert (early.status, early.stdout[:3]) == ("running", "on\n")
+        assert (await attach(connection.client, told.run, cancel=True)).status == "cancelled"
 
 
 async def test_concurrent_readers_get_output_once_and_each_gets_the_end(
@@ -168,7 +187,7 @@ async def test_concurrent_readers_get_output_once_and_each_gets_the_end(
     ends: list[str] = []
 
     async def read(connection: ServerConnection, run: str) -> None:
-        while (told := await attach(connection.client, run)).status in UNDER_WAY:
+        while (told := await attach(connection.client, run, wait_s=0.3)).status in UNDER_WAY:
             heard.append(told.data.get("stdout", ""))
         ends.append(told.status)
 
@@ -212,7 +231,9 @@ async def test_a_run_that_ends_between_two_looks_tells_the_rest_and_then_the_who
         told = await connection.run(
             f"print('a', flush=True)\n{world.gate()}\nprint('b')", background=True, session="s"
         )
-        early = await attach(connection.client, told.run, wait_s=TEST_TIMEOUT_S)
+        early = await attach(connection.client, told.run, wait_s=0.1)
+        while not early.data.get("stdout"):
+            early = await attach(connection.client, told.run, wait_s=0.1)
         world.open()
         assert await connection.evaluate("1", session="s") == 1
         texts = [(await attach(connection.client, told.run)).stdout for _ in range(2)]

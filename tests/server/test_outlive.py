@@ -54,7 +54,8 @@ async def test_a_background_run_returns_at_once_and_attaching_delivers_updates(
         run = told.run
         printed = told.data.get("stdout", "")
         while not printed:
-            printed += (await attach(connection.client, run)).data.get("stdout", "")
+            told = await attach(connection.client, run, wait_s=0.1)
+            printed += told.data.get("stdout", "")
         assert printed == "first\n"
         still = await attach(connection.client, run, wait_s=0.2)
         assert (still.status, "stdout" in still.data) == ("running", False)
@@ -232,7 +233,7 @@ async def test_background_runs_continue_in_the_next_server(
             {"code": "x += 1\nx", "session": "s", "background": True}, {IDEMPOTENCY_KEY: "k"}
         )
         assert two["status"] == "queued"
-        while "before" not in (await server.wait_run(one["run"])).get("stdout", ""):
+        while "stdout" not in await server.wait_run(one["run"], wait_s=0.1):
             pass
         await gone(server, how)
     (tmp_path / "go").touch()

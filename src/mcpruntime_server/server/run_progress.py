@@ -21,7 +21,6 @@ FIRST_HEARTBEAT_S = 1.0  # until a silent run sends a sign of life; the interval
 MAX_HEARTBEAT_INTERVAL_S = 15.0
 MAX_PROGRESS_CHARS = 2_000  # of one progress message
 GATHER_QUESTIONS_S = 0.1  # so that questions that come together are delivered together
-GATHER_OUTPUT_S = 2.0  # so that output that comes together is delivered together
 
 
 async def watch_run(run: Run, ctx: Context[Any], cursor: DeliveryCursor) -> None:
@@ -55,22 +54,20 @@ async def wait_for_run(
     ctx: Context[Any],
     cursor: DeliveryCursor,
     wait_s: float = math.inf,
-    *,
-    until_update: bool = False,
     known_ids: Collection[str] = (),
 ) -> None:
     """Wait until `run` is finished or asks something that is not in `known_ids`, at most `wait_s`.
 
-    With `until_update`, new output ends the wait, too.
+    New output does not end the wait: each result costs the client's model a turn.
     """
     with anyio.move_on_after(wait_s):
         if wants_progress(ctx):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(report_progress, run, ctx, cursor)
-                await wait_until_reportable(run, cursor, known_ids, until_update=until_update)
+                await wait_until_reportable(run, known_ids)
                 tasks.cancel_scope.cancel()
         else:
-            await wait_until_reportable(run, cursor, known_ids, until_update=until_update)
+            await wait_until_reportable(run, known_ids)
 
 
 def wants_progress(ctx: Context[Any]) -> bool:
@@ -98,22 +95,16 @@ async def send_heartbeats(ctx: Context[Any], activity: str) -> AsyncIterator[Non
         tasks.cancel_scope.cancel()
 
 
-async def wait_until_reportable(
-    run: Run, cursor: DeliveryCursor, known_ids: Collection[str], *, until_update: bool
-) -> None:
-    """Wait until `run` is finished, asks something new or, with `until_update`, has new output."""
+async def wait_until_reportable(run: Run, known_ids: Collection[str]) -> None:
+    """Wait until `run` is finished or asks something that is not in `known_ids`."""
     while not run.finished.is_set():
-        if run.pending_ids.difference(known_ids):
-            with anyio.move_on_after(GATHER_QUESTIONS_S):
-                await run.wait_until_finished()
-            if run.pending_ids.difference(known_ids):
-                return
-        elif until_update and run.output.has_output_since(cursor.output_positions(run.id)):
-            with anyio.move_on_after(GATHER_OUTPUT_S):
-                await wait_until_reportable(run, cursor, known_ids, until_update=False)
-            return
-        else:
+        if not run.pending_ids.difference(known_ids):
             await run.wait_for_update()
+            continue
+        with anyio.move_on_after(GATHER_QUESTIONS_S):
+            await run.wait_until_finished()
+        if run.pending_ids.difference(known_ids):
+            return
 
 
 async def report_progress(run: Run, ctx: Context[Any], cursor: DeliveryCursor) -> None:

@@ -108,12 +108,14 @@ class RunToolHandler:
         *,
         cancel: bool,
     ) -> ToolResponse:
-        """Wait for something new of a run, after answering its questions or cancelling it."""
+        """Wait for a run's end or its next question, after answering or cancelling it."""
         self.find_cursor(ctx).start_request(run)
         found = await self.lookup.find_run(run)
         if isinstance(found, RunReport) and answers is None and not cancel:
             limit_s = self._config.server.wait_s if wait_s is None else wait_s
+            until = anyio.current_time() + limit_s
             found = await self.lookup.wait_for_remote_run(found, limit_s)
+            wait_s = max(until - anyio.current_time(), 0.0)  # for a run that continues here
         if isinstance(found, RunReport):
             return await self._handle_journaled_run(ctx, found, answers, wait_s, cancel=cancel)
         session, active = found
@@ -235,9 +237,7 @@ class RunToolHandler:
     ) -> ToolResponse:
         """Wait for a run, and return what there is; the request that started it `is_owner`."""
         with register_watcher(run, ctx, self.find_cursor(ctx), is_owner=is_owner):
-            return await self._wait_and_ask(
-                ctx, session, run, wait_s, until_update=not is_owner, rounds=rounds
-            )
+            return await self._wait_and_ask(ctx, session, run, wait_s, rounds=rounds)
 
     async def _wait_and_ask(
         self,
@@ -246,7 +246,6 @@ class RunToolHandler:
         run: Run,
         wait_s: float | None,
         *,
-        until_update: bool,
         rounds: int,
     ) -> ToolResponse:
         """Wait for a run, asking through the client what it waits for, and return what there is."""
@@ -256,14 +255,7 @@ class RunToolHandler:
         while True:
             left_s = max(until - anyio.current_time(), 0.0)
             if left_s or run.finished.is_set():
-                await wait_for_run(
-                    run,
-                    ctx,
-                    cursor,
-                    left_s,
-                    until_update=until_update,
-                    known_ids=self._known_ids(ctx, cursor, run),
-                )
+                await wait_for_run(run, ctx, cursor, left_s, self._known_ids(ctx, cursor, run))
             asked = self.questions.find_askable(ctx, run)
             if run.finished.is_set() or not asked.questions or not left_s:
                 break
