@@ -7,6 +7,7 @@ silent     reads and never answers
 dies       exits before it is ready
 stubborn   ignores the end of stdin and SIGTERM, like its child; writes their pids to argv[2]
 asks       answers a call with a question
+endless    answers a call with a line that never ends
 shapeless  lists tools that are not valid
 gated      writes argv[3] and answers once argv[2] exists
 telling    repeats its last argument in the description of its tool
@@ -42,6 +43,8 @@ def answer(method: str, params: dict[str, Any]) -> Any:
         }
     if method == "tools/list":
         return {"tools": ["not", "tools"] if mode == "shapeless" else tools}
+    while method == "tools/call" and mode == "endless":
+        sys.stdout.write("x" * 1_000_000)
     if method == "tools/call" and mode == "asks":
         return {"resultType": "input_required", "inputRequests": {}, "requestState": "s"}
     if method == "tools/call":

@@ -225,6 +225,12 @@ class TestCalls:
                 await upstream.call_tool("grow", {})
             assert caught.value.kind == "tool_error"
 
+    async def test_a_line_without_end_ends_the_connection(self, tmp_path: Path) -> None:
+        async with one(own_server("raw", "endless"), tmp_path) as upstream:
+            with pytest.raises(CallFailed, match="more than 67,108,864 bytes at once") as caught:
+                await upstream.call_tool("grow", {})
+            assert caught.value.kind == "unavailable"
+
     async def test_a_call_that_takes_too_long_is_given_up_and_the_connection_kept(
         self, tmp_path: Path
     ) -> None:

@@ -38,13 +38,16 @@ class DirectRequests:
         self._write_line: WriteLine | None = None
         self._answers: dict[int, Answer] = {}  # of open requests, by id
         self._last_id = FIRST_REQUEST_ID
+        self.close_reason = "its connection closed"  # a clause for people
 
     def open(self, write_line: WriteLine) -> None:
         """Send requests with `write_line` from here on."""
         self._write_line = write_line
 
-    def close(self) -> None:
-        """End every request: no more answers can come."""
+    def close(self, reason: str) -> None:
+        """End every request: no more answers can come, for `reason`."""
+        if self._write_line is not None:
+            self.close_reason = reason
         self._write_line = None
         for answer in self._answers.values():
             if not answer.done():

@@ -31,6 +31,7 @@ from mcp.types import jsonrpc_message_adapter
 from .direct_requests import DirectRequests
 
 READ_CHUNK_BYTES = 64 * 1024
+MAX_LINE_BYTES = 64 * 1024 * 1024  # of one message; a sandbox cannot be sent more either
 MAX_WAITING_MESSAGES = 100  # for the SDK; then the process waits until it has read some
 EXIT_GRACE_S = 2.0  # for a process to exit by itself, then again after SIGTERM and after SIGKILL
 EXIT_POLL_S = 0.01  # `Popen.wait` would block, and pidfds do not exist on all platforms
@@ -54,6 +55,7 @@ class MessageReader:
         self._messages: deque[SessionMessage | Exception] = deque()  # for the SDK
         self._has_message = anyio.Event()
         self._unfinished: list[bytes] = []  # chunks of a line whose end has not arrived
+        self._unfinished_bytes = 0
         self._is_reading = False
         self._is_at_end = False
 
@@ -105,21 +107,28 @@ class MessageReader:
                 if message is not None:
                     self._messages.append(message)
         else:
-            self._requests.close()
-            self._is_at_end = True
+            self._end("its connection closed")
+        if self._unfinished_bytes > MAX_LINE_BYTES:
+            self._end(f"it sent more than {MAX_LINE_BYTES:,} bytes at once")
         if self._is_at_end or len(self._messages) >= MAX_WAITING_MESSAGES:
             self.stop()
         if self._is_at_end or self._messages:
             self._has_message.set()
 
+    def _end(self, reason: str) -> None:
+        """Read no more: `reason` is a clause for people."""
+        self._requests.close(reason)
+        self._is_at_end = True
+
     def _split_lines(self, chunk: bytes) -> list[bytes]:
         """Return the lines that `chunk` completes, without empty ones."""
         first, *more = chunk.split(b"\n")
         self._unfinished.append(first)
+        self._unfinished_bytes += len(first)
         if not more:
             return []
         lines = [b"".join(self._unfinished), *more[:-1]]
-        self._unfinished = [more[-1]]
+        self._unfinished, self._unfinished_bytes = [more[-1]], len(more[-1])
         return [line for line in lines if line.strip()]
 
     def _parse_line(self, line: bytes) -> SessionMessage | Exception | None:
@@ -232,7 +241,7 @@ async def open_stdio_client(
         reader.start()
         yield reader, writer
     finally:
-        requests.close()
+        requests.close("it was stopped")
         reader.stop()
         with anyio.CancelScope(shield=True):
             await stop_process(process)

@@ -75,6 +75,12 @@ class UpstreamConnection:
         """Return the result of a call; raises what the client raises."""
         return await (self.direct_calls or self.client).call_tool(tool, arguments, timeout_s)
 
+    @property
+    def close_reason(self) -> str:
+        """Why the connection has ended, as a clause."""
+        requests = self.transport.direct_requests
+        return requests.close_reason if requests else "its connection closed"
+
     def is_session_expired(self, error: MCPError) -> bool:
         """Return whether `error` says that the server has dropped the session.
 
@@ -279,7 +285,7 @@ class Upstream:
             ) from None
         if error.code == types.CONNECTION_CLOSED and error.message == CLOSED_MESSAGE:
             self._mark_disconnected(connection)
-            self._raise_disconnected(tool, "its connection closed")
+            self._raise_disconnected(tool, connection.close_reason)
         if error.code == types.CONNECTION_CLOSED and error.message.startswith(STREAM_LOST_PREFIX):
             self._raise_disconnected(tool, "the stream of its answer ended early")
         kind = "invalid_arguments" if error.code == types.INVALID_PARAMS else "tool_error"
