@@ -266,6 +266,7 @@ class TestRestart:
         edited = entry.with_stem(catalogue_key(missing()))
         edited.write_text(edited.read_text().replace(catalogue_key(good), edited.stem))
         async with open_stored(tmp_path, old=missing(), lively=own_server("lively")) as catalog:
+            assert named(await catalog.list_live_tools()) >= {"old.grow", "lively.echo"}
             assert "grow" in (await catalog.load_shim("old"))["source"]
             with pytest.raises(CallFailed, match="'no-such-command': No such file") as caught:
                 await catalog.call_tool("tools.old.grow", {})

@@ -324,7 +324,12 @@ class Catalog:
     async def list_live_tools(self) -> ToolListing:
         """Start every upstream and return all tools; those of a broken one are the stored ones."""
         problems = await self._load_live_views(self._servers)
-        views = {name: each.view for name, each in self._servers.items() if each.view}
+        known = {
+            name: server
+            for name, server in self._servers.items()
+            if server.upstream.known_tools is not None
+        }
+        views = {name: await self._load_view(server) for name, server in known.items()}
         return {"tools": build_listing(views), "problems": list(problems.values())}
 
     async def load_shim(self, server: str, fresh: bool = False) -> Shim:
