@@ -647,7 +647,7 @@ def test_a_public_key_has_64_hexadecimal_digits(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "broker"),
-    [("", "off"), ('model = "m"', "litellm"), ('model = "m"\nbroker = "caller"', "caller")],
+    [("", "caller"), ('model = "m"', "litellm"), ('model = "m"\nbroker = "caller"', "caller")],
 )
 def test_the_automatic_broker_depends_on_the_model(file: Path, line: str, broker: str) -> None:
     assert loaded(file, f"[llm]\n{line}").llm.effective_broker == broker

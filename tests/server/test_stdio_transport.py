@@ -49,7 +49,6 @@ async def test_the_tools_are_few_and_cost_few_tokens(server: ServerConnection) -
         "replay",
         "list_skills",
         "save_skill",
-        "ask_llm",
     ]
     starts = {"code", "session", "timeout_s", "wait_s", "background", "dry_run", "context"}
     assert set(tools[0].input_schema["properties"]) == {*starts, "run", "answers", "cancel"}

@@ -211,7 +211,7 @@ class LlmSettings(SettingsTable):
     def effective_broker(self) -> Literal["litellm", "caller", "sampling", "off"]:
         """The broker that answers, with "auto" resolved."""
         if self.broker == "auto":
-            return "litellm" if self.model else "off"
+            return "litellm" if self.model else "caller"
         return self.broker
 
 

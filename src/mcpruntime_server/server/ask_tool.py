@@ -1,6 +1,7 @@
 """The tool `ask_llm`: a run of the client's session whose code is one call of `ask_llm`.
 
 Journal, replay, budgets, progress and cancelling are therefore those of runs and exist only once.
+It is offered where another model than the client's own answers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import CallToolResult, InputRequiredResult, ToolAnnotations
 
-from ..config import Config
+from ..config import Config, LlmSettings
 from ..errors import (
     BudgetExceeded,
     InvalidModelResponse,
@@ -70,16 +71,18 @@ class AskToolHandler:
         return ask_result(response)
 
     def _check_model_available(self, ctx: Context[Any]) -> None:
-        broker = self._settings.effective_broker
-        if broker == "off":
-            raise NoModelConfigured
-        if broker == "sampling" and sampling.supports_sampling(ctx.client_capabilities):
+        if self._settings.effective_broker != "sampling":
             return
-        if broker in ("caller", "sampling"):
+        if not sampling.supports_sampling(ctx.client_capabilities):
             raise NoModelConfigured(
                 "The model that answers here is the client's own, so it would ask itself.",
                 remedy="Answer it yourself, or configure another model with [llm] model.",
             )
+
+
+def asks_other_model(settings: LlmSettings) -> bool:
+    """Return whether the tool is offered: a client that asked its own model would ask itself."""
+    return settings.effective_broker in ("litellm", "sampling")
 
 
 def build_ask_code(

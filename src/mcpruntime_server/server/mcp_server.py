@@ -30,11 +30,11 @@ from ..capabilities.knowledge.service import KnowledgeService
 from ..capabilities.skills.auto_save import AutoSaver
 from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.skills.saving import SkillSaver
-from ..config import Config
+from ..config import Config, LlmSettings
 from ..errors import InvalidRequest, McpRuntimeError
 from ..protocol.suggestions import did_you_mean
 from ..runtime.runtime import Runtime
-from .ask_tool import AskToolHandler, build_ask_tool
+from .ask_tool import AskToolHandler, asks_other_model, build_ask_tool
 from .delivery import FindCursor
 from .knowledge import KnowledgeResources, build_grounded_prompt, knowledge_instructions
 from .replay_tool import REPLAY_DESCRIPTION as REPLAY
@@ -57,9 +57,13 @@ from call to call.
 MCP servers are packages there: `from tools.NAME import FUNCTION`; tools.search("words") finds, \
 help(FUNCTION) explains.
 Failures raise tools.ToolError; `tools.map(fn, items)` runs many at once; top-level await works.
-Loop, filter and combine in code; print or return only what you need to see.
+Loop, filter and combine in code; print or return only what you need to see."""
+ASK_INSTRUCTIONS = """
 ask_llm and ask_llm_batch, available without an import, let a model read what you need not: \
 help(ask_llm)."""
+ASK_CALLER_INSTRUCTIONS = """
+ask_llm and ask_llm_batch, available without an import, ask you: the run waits, and its result \
+says how to answer."""
 SKILLS_INSTRUCTIONS = """
 Code that worked is kept as skills: `from skills.NAME import run`; list_skills or \
 skills.search("words") finds. {}"""
@@ -81,6 +85,13 @@ def run_code_description(packages: Sequence[str]) -> str:
         "A run continues after wait_s, or with background=true: `run` waits for more, with "
         "`answers` to what it asks. dry_run=true plans calls that write; `answers` commits."
     )
+
+
+def ask_instructions(settings: LlmSettings) -> str:
+    """Return what clients are told about `ask_llm` in code; "" if nobody answers it."""
+    if settings.effective_broker == "off":
+        return ""
+    return ASK_CALLER_INSTRUCTIONS if settings.effective_broker == "caller" else ASK_INSTRUCTIONS
 
 
 def build_mcp_server(
@@ -110,7 +121,8 @@ def build_mcp_server(
         may_activate = config.skills.auto == "active-on-second-success"
         auto_saver = AutoSaver(saver, may_activate=may_activate)
     runs = RunToolHandler(config, runtime, sessions, find_cursor, inputs, auto_saver)
-    instructions = SERVER_INSTRUCTIONS + SKILLS_INSTRUCTIONS.format(skills_sentence)
+    instructions = SERVER_INSTRUCTIONS + ask_instructions(config.llm)
+    instructions += SKILLS_INSTRUCTIONS.format(skills_sentence)
     instructions += knowledge_instructions(providers.names)
     if not is_isolated:
         instructions += ISOLATION_WARNING
@@ -118,8 +130,9 @@ def build_mcp_server(
         build_run_tool(runs, packages),
         build_replay_tool(replays, sessions, find_cursor),
         *build_skill_tools(SkillToolHandler(library, saver, runtime.journal, LOCAL_PRINCIPAL)),
-        build_ask_tool(AskToolHandler(config, runs)),
     ]
+    if asks_other_model(config.llm):
+        tools.append(build_ask_tool(AskToolHandler(config, runs)))
     add_signatures(tools, signatures)
     server = RuntimeMcpServer(
         "mcpruntime-server",

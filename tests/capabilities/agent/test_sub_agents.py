@@ -392,7 +392,7 @@ async def test_a_question_of_an_agent_is_named_where_its_run_is_looked_at_and_ca
 @pytest.mark.parametrize(
     ("llm", "why"),
     [
-        ({}, "No model is configured."),
+        ({}, "The client's own model answers requests but cannot drive agents."),
         ({"broker": "caller"}, "The client's own model answers requests but cannot drive agents."),
         ({"broker": "off", "model": "echo"}, "No model is configured."),
     ],

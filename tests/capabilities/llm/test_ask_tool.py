@@ -101,16 +101,27 @@ async def test_budgets_hold_for_the_tool_too(tmp_path: Path, model: fake_llm.Mod
 
 
 @pytest.mark.parametrize(
-    ("llm", "reason"), [({}, "No model is configured"), ({"broker": "caller"}, "would ask itself")]
+    ("llm", "says"),
+    [({}, "ask you"), ({"broker": "caller", "model": "m"}, "ask you"), ({"broker": "off"}, "")],
 )
-async def test_without_another_model_the_reason_is_given(
-    tmp_path: Path, llm: dict[str, str], reason: str
+async def test_without_another_model_the_tool_is_not_offered(
+    tmp_path: Path, llm: dict[str, str], says: str
 ) -> None:
     async with connect_server(write_settings(tmp_path, sandbox=SMALL, llm=llm)) as server:
-        refused = await ask(server, "x")
-        assert refused.is_error
-        assert refused.text.startswith("[no_model]")
-        assert reason in refused.text
+        tools = (await server.client.list_tools()).tools
+        assert "ask_llm" not in [tool.name for tool in tools]
+        instructions = server.client.instructions or ""
+        assert ("ask_llm" in instructions) is bool(says)
+        assert says in instructions
+        refused = parse_answer(await server.client.call_tool("ask_llm", {"prompt": "x"}))
+        assert "There is no tool 'ask_llm'" in refused.text
+        asked = await server.run("ask_llm('Which?')")
+        if says:
+            answers = {"run": asked.run, "answers": {"q1": "this"}}
+            told = parse_answer(await server.client.call_tool("run_code", answers))
+            assert told.value == "this"
+        else:
+            assert "No model is configured." in asked.text
 
 
 async def test_all_tools_together_cost_a_model_little(server: ServerConnection) -> None:

@@ -264,7 +264,8 @@ async def test_errors_say_what_is_wrong_and_contain_no_key(
 
 
 async def test_without_a_model_the_error_names_the_remedy(tmp_path: Path) -> None:
-    async with connect_server(write_settings(tmp_path, sandbox=SMALL)) as server:
+    path = write_settings(tmp_path, sandbox=SMALL, llm={"broker": "off"})
+    async with connect_server(path) as server:
         failed = await server.run("ask_llm('x')")
         assert "LlmError: No model is configured." in failed.text
         assert 'broker = "caller"' in failed.text
