@@ -91,8 +91,8 @@ class Taker:
         return parse_answer(result) if isinstance(result, CallToolResult) else result
 
     async def begin(self, code: str, **more: Any) -> str:
-        """Return the task that this code becomes."""
-        created = await self.call(code=code, **more)
+        """Return the task that this code becomes at once."""
+        created = await self.call(code=code, background=True, **more)
         assert isinstance(created, Created), created
         assert created.status == "working"
         return created.task_id
@@ -154,20 +154,25 @@ async def taking(world: World, **options: Any) -> AsyncIterator[Taker]:
 # calls --------------------------------------------------------------------------------------------
 
 
-async def test_a_call_that_is_over_soon_is_answered_with_its_result(world: World) -> None:
+async def test_a_call_whose_run_ends_in_time_is_answered_with_its_result(
+    world: World, gate: Gate
+) -> None:
     async with taking(world) as client:
-        told = await client.call(code="x + 1")
+        told = await client.call(code="import time\ntime.sleep(1)\nx + 1")
         assert (told.status, told.value) == ("ok", 2)
         assert (await client.call(code="1 +")).error["type"] == "SyntaxError"
         assert (await client.call(cod="1")).text.startswith("[invalid_request] ")
 
 
-async def test_a_long_run_is_a_task_and_the_task_ends_with_its_result(
-    world: World, gate: Gate
+@pytest.mark.parametrize(
+    "arguments", [{"wait_s": 0.3}, {"wait_s": 0}, {"background": True}, {"run": None, "wait_s": 0}]
+)
+async def test_a_run_that_outlasts_its_request_is_a_task_that_ends_with_its_result(
+    world: World, gate: Gate, arguments: dict[str, Any]
 ) -> None:
     async with taking(world) as client:
         created = await client.call(
-            code=f"print('early', flush=True)\n{gate.code}print('late')\nNone, x"
+            code=f"print('early', flush=True)\n{gate.code}print('late')\nNone, x", **arguments
         )
         assert created.ttl_ms == 90 * 86_400_000
         assert created.poll_interval_ms >= 100
@@ -184,6 +189,16 @@ async def test_a_long_run_is_a_task_and_the_task_ends_with_its_result(
         assert told.stdout == "early\nlate\n"
         assert (await client.get(created.task_id)).result == done.result
         assert await client.connection.evaluate("2") == 2
+
+
+async def test_a_run_is_a_task_after_the_wait_of_the_settings(world: World, gate: Gate) -> None:
+    settings = world.settings.read_text()
+    world.settings.write_text(settings.replace("[server]", "[server]\nwait_s = 0.3"))
+    async with taking(world) as client:
+        created = await client.call(code=gate.code)
+        assert isinstance(created, Created)
+        gate.open()
+        assert (await client.until(created.task_id, "completed")).answer.status == "ok"
 
 
 async def test_the_end_of_a_task_has_its_notes_and_failures(world: World, tmp_path: Path) -> None:
@@ -230,27 +245,45 @@ async def test_a_cancelled_task_stops_and_stays_so(world: World, gate: Gate) -> 
         assert (await client.get(running)).status == "cancelled"
 
 
-@pytest.mark.parametrize("plain", [{"wait_s": 0}, {"background": True}])
-async def test_a_model_that_waits_by_itself_gets_plain_results(
-    world: World, gate: Gate, plain: dict[str, Any]
-) -> None:
-    async with taking(world) as client:
-        told = await client.call(code=f"{gate.code}3", **plain)
-        assert told.status in ("queued", "running")
-        gate.open()
-        assert (await client.call(run=told.run)).value == 3
-        assert (await client.get(told.run)).answer.value == 3
-
-
-async def test_a_task_can_be_attached_to_and_tells_all_that_was_printed(
+async def test_a_result_that_a_request_got_is_not_repeated_by_the_task(
     world: World, gate: Gate
 ) -> None:
     async with taking(world) as client:
-        task = await client.begin(f"print('early', flush=True)\n{gate.code}print('late')")
-        assert (await client.call(run=task)).stdout == "early\n"
+        task = await client.begin(f"print('early', flush=True)\n{gate.code}print('late')\n3")
+        early = await client.call(run=task, wait_s=0.1)
+        while "stdout" not in early.data:
+            early = await client.call(run=task, wait_s=0.1)
+        assert early.stdout == "early\n"
+        answers: list[ToolAnswer] = []
+
+        async def wait() -> None:
+            answers.append(await client.call(run=task))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            while not (await client.get(task)).status_message:
+                pass
+            gate.open()
+            brief = (await client.until(task, "completed")).answer
+        assert (answers[0].value, answers[0].stdout) == (3, "late\n")
+        assert brief.data.keys() == {"run", "session", "step", "status", "note"}
+        assert brief.status == "ok"
+        assert f"delivered to the call with run={task!r}" in brief.note
+        again = await client.call(run=task)
+        assert (again.value, again.stdout) == (3, "early\nlate\n")
+        assert (await client.get(task)).answer == brief
+
+
+async def test_the_result_of_a_task_stays_and_can_be_asked_for_again(
+    world: World, gate: Gate
+) -> None:
+    async with taking(world) as client:
+        task = await client.begin(f"{gate.code}3")
         gate.open()
-        assert (await client.call(run=task)).stdout == "late\n"
-        assert (await client.get(task)).answer.stdout == "early\nlate\n"
+        done = await client.until(task, "completed")
+        assert done.answer.value == 3
+        assert (await client.call(run=task)).value == 3
+        assert (await client.get(task)).result == done.result
 
 
 # people -------------------------------------------------------------------------------------------

@@ -73,6 +73,11 @@ class Audience:
         self.is_detached = True
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nobody waits."""
+        return self._count == 0
+
+    @property
     def is_last(self) -> bool:
         """Whether the run is to stop if one of those who wait gives up."""
         return self._count == 1 and not self.is_detached

@@ -36,6 +36,7 @@ class RunPosition:
     questions: set[str] = field(default_factory=set)  # ids
     dismissed_questions: set[str] = field(default_factory=set)  # forms that came back empty
     end_delivered: bool = False
+    is_task_result_full: bool | None = None  # None until the result of its task was asked for
 
 
 class DeliveryCursor:
@@ -81,7 +82,7 @@ class DeliveryCursor:
         """Start again with a run whose end was delivered to an earlier request."""
         position = self._positions.get(run_id)
         if position is not None and position.end_delivered:
-            del self._positions[run_id]
+            position.output = {}
 
     def finish(self, run_id: str) -> None:
         """Note that the end of a run is delivered."""
@@ -118,6 +119,16 @@ class DeliveryCursor:
         self._kept_runs[run.id] = session, run
         if len(self._kept_runs) > MAX_KEPT_RUNS:
             self._kept_runs.popitem(last=False)
+
+    def claim_task_result(self, run_id: str) -> bool:
+        """Return whether the result of a task has what its run left; it stays as it was first.
+
+        It does not if the end of the run was delivered to a request before.
+        """
+        position = self._position(run_id)
+        if position.is_task_result_full is None:
+            position.is_task_result_full = not position.end_delivered
+        return position.is_task_result_full
 
     def find_kept_run(self, run_id: str) -> tuple[Session, Run] | None:
         """Return a run that was kept, with its session."""

@@ -76,6 +76,11 @@ class RunLookup:
                 remedy="A run's id is in the result of the call that started it.",
             ) from None
 
+    async def load_request_time(self, row: RunRow) -> float:
+        """Return when a run was asked for, in epoch seconds; it may have started later."""
+        first = await self._journal.load_events(row.session_id, row.id, limit=1, damage=[])
+        return first[0].recorded_at if first else row.started_at
+
     async def load_session_handle(self, report: RunReport) -> str:
         """Return what a client calls the session of a run."""
         row = await self._journal.load_session(report.session_id)

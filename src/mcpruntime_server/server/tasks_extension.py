@@ -2,11 +2,13 @@
 
 Rule 1: a task is a run, and has the run's id. The journal has the run, so that the task survives a
 restart of the server.
-Rule 2: a call becomes a task if it starts code, does not say itself how to wait (`wait_s`,
-`background`), and its run is not finished soon. Other requests about runs are answered as usual.
+Rule 2: a call becomes a task if it starts code, and its request would return before the run does:
+with `background`, or after `wait_s`. Other requests about runs are answered as usual.
 Rule 3: a task shows the forms for a person (`input_required`). If the model has to answer, or the
 client cannot show forms, the task ends with a result that says so. The run continues when it
 gets its answer.
+Rule 4: a result is delivered once. A task does not end while a request waits for its run, and what
+that request got is not repeated. Where the task was first, its result stays the same.
 """
 
 from __future__ import annotations
@@ -29,13 +31,11 @@ from mcp.types import (
     CallToolResult,
     ElicitRequest,
     ElicitResult,
-    InputRequiredResult,
     RequestParams,
 )
 from pydantic import ValidationError
 
 from ..errors import InvalidRequest, McpRuntimeError, NotFound
-from ..journal.rows import RunRow
 from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion
 from ..runtime.run import Run
 from ..runtime.run_report import RunReport
@@ -47,8 +47,7 @@ from .result_format import error_result
 from .run_progress import GATHER_QUESTIONS_S
 from .run_tool import RunToolHandler
 
-INLINE_RESULT_S = 0.2  # a call whose run is finished by then gets its result instead of a task
-INLINE_PARAMETERS = ("wait_s", "background", "run")  # of calls that never become tasks
+DELIVERED_NOTE = "Its result was delivered to the call with run={!r}."
 POLL_INTERVAL_SHARE = 0.1  # of a run's age
 MIN_POLL_INTERVAL_S = 0.1
 MAX_POLL_INTERVAL_S = 5.0
@@ -92,14 +91,11 @@ class TasksExtension(Extension):
     async def intercept_tool_call(
         self, params: CallToolRequestParams, ctx: RequestContext, call_next: CallNext
     ) -> HandlerResult:
-        """Answer a call whose run is not finished soon with a task."""
-        arguments = params.arguments or {}
-        is_inline = any(name in arguments for name in INLINE_PARAMETERS)
-        if params.name != "run_code" or is_inline or not self._is_supported_by(ctx):
-            return await call_next(ctx)
-        # The tool reads these arguments, whatever context it gets.
-        params.arguments = {**arguments, "wait_s": INLINE_RESULT_S}
+        """Answer a call with a task if its run continues without the request."""
         result = await call_next(ctx)
+        starts_code = params.name == "run_code" and (params.arguments or {}).get("run") is None
+        if not starts_code or not self._is_supported_by(ctx):
+            return result
         task = unfinished_run_id(result, can_ask=self._can_ask(ctx))
         if task is None:
             return result
@@ -108,8 +104,7 @@ class TasksExtension(Extension):
             cursor = self._runs.find_cursor(ctx)
             cursor.rewind(task)  # the end of the task reports everything
             cursor.keep_run(*found)
-        row, _ = await self._runs.lookup.load_run_rows(task)
-        return {"resultType": "task", **self._build_task_fields(row, "working")}
+        return {"resultType": "task", **await self._build_task_fields(task, "working")}
 
     def _can_ask(self, ctx: RequestContext) -> bool:
         """Return whether a person can be asked through the client."""
@@ -130,8 +125,8 @@ class TasksExtension(Extension):
         with convert_errors():
             cursor, can_ask = self._runs.find_cursor(ctx), self._can_ask(ctx)
             status, more = await self._load_task_state(cursor, params.task_id, can_ask=can_ask)
-            row, _ = await self._runs.lookup.load_run_rows(params.task_id)
-            return {"resultType": "complete", **self._build_task_fields(row, status), **more}
+            fields = await self._build_task_fields(params.task_id, status)
+            return {"resultType": "complete", **fields, **more}
 
     async def _handle_update(self, ctx: RequestContext, params: TaskUpdateParams) -> HandlerResult:
         """Take the forms that a person has filled in; a form that is not pending is skipped."""
@@ -157,14 +152,16 @@ class TasksExtension(Extension):
 
     # the state of a task --------------------------------------------------------------------------
 
-    def _build_task_fields(self, row: RunRow, status: str) -> dict[str, Any]:
+    async def _build_task_fields(self, task: str, status: str) -> dict[str, Any]:
         """Return the fields that every task has."""
+        row, _ = await self._runs.lookup.load_run_rows(task)
+        created_at = await self._runs.lookup.load_request_time(row)
         now = time.time()
-        poll_interval_s = max((now - row.started_at) * POLL_INTERVAL_SHARE, MIN_POLL_INTERVAL_S)
+        poll_interval_s = max((now - created_at) * POLL_INTERVAL_SHARE, MIN_POLL_INTERVAL_S)
         return {
             "taskId": row.id,
             "status": status,
-            "createdAt": format_timestamp(row.started_at),
+            "createdAt": format_timestamp(created_at),
             "lastUpdatedAt": format_timestamp(row.finished_at or now),
             "ttlMs": self._ttl_ms,
             "pollIntervalMs": round(min(poll_interval_s, MAX_POLL_INTERVAL_S) * 1e3),
@@ -176,8 +173,10 @@ class TasksExtension(Extension):
         """Return the status of a task and the fields that belong to it; raises `NotFound`."""
         found = self._find_finished_run(cursor, task) or await self._runs.lookup.find_run(task)
         if isinstance(found, RunReport):
-            return await self._build_journaled_state(found)
+            return await self._build_journaled_state(cursor, found)
         session, run = found
+        if run.finished.is_set() and not run.audience.is_empty:
+            return "working", {}  # a request that waits for it gets its end first
         asking_run = self._find_asking_run(run)
         if asking_run.questions.open_questions:
             with anyio.move_on_after(GATHER_QUESTIONS_S):
@@ -211,19 +210,34 @@ class TasksExtension(Extension):
         if run.report.status == "cancelled":
             await run.wait_until_recorded()
             return "cancelled", {}
+        if not cursor.claim_task_result(run.id):
+            return self._build_delivered_state(run.report, session.handle)
         try:
             result = await self._runs.build_finished_result(cursor, session, run, run.report)
         except McpRuntimeError as exc:
             result = error_result(exc)
         return "completed", {"result": to_wire_json(result)}
 
-    async def _build_journaled_state(self, report: RunReport) -> tuple[str, dict[str, Any]]:
+    def _build_delivered_state(self, report: RunReport, handle: str) -> tuple[str, dict[str, Any]]:
+        """Return the state of a task whose result another request has delivered."""
+        note = DELIVERED_NOTE.format(report.run_id)
+        brief = RunReport(
+            report.run_id, report.session_id, report.step, report.status, notes=[note]
+        )
+        result = self._runs.build_report_result(brief, handle)
+        return "completed", {"result": to_wire_json(result)}
+
+    async def _build_journaled_state(
+        self, cursor: DeliveryCursor, report: RunReport
+    ) -> tuple[str, dict[str, Any]]:
         """Return the state of a task from the journal."""
         row, session = await self._runs.lookup.load_run_rows(report.run_id)
         if not row.is_finished:
             return "working", {"statusMessage": f"{report.status} in another server"}
         if report.status == "cancelled":
             return "cancelled", {}
+        if not cursor.claim_task_result(report.run_id):
+            return self._build_delivered_state(report, session.name or session.id)
         result = self._runs.build_report_result(report, session.name or session.id)
         return "completed", {"result": to_wire_json(result)}
 
@@ -261,8 +275,6 @@ class TasksExtension(Extension):
 
 def unfinished_run_id(result: HandlerResult, *, can_ask: bool) -> str | None:
     """Return the run in `result`, if it continues by itself or after a person was asked."""
-    if isinstance(result, InputRequiredResult):
-        return (result.request_state or "").partition(" ")[0]
     data = result.structured_content if isinstance(result, CallToolResult) else None
     if data is None:
         return None
