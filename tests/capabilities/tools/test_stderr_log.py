@@ -7,13 +7,13 @@ from pathlib import Path
 
 import anyio
 
+from mcpruntime_server.capabilities.tools.credentials import Credentials
 from mcpruntime_server.capabilities.tools.stderr_log import (
     MAX_LINE_BYTES,
     MAX_LOG_BYTES,
     log_path,
     open_stderr_log,
 )
-from mcpruntime_server.capabilities.tools.tool_results import Credentials
 
 
 async def say(path: Path, data: bytes) -> None:
@@ -40,6 +40,12 @@ async def test_what_is_said_is_kept_and_added_to(tmp_path: Path) -> None:
 async def test_a_credential_is_hidden_wherever_the_pipe_cuts_it(tmp_path: Path) -> None:
     path = tmp_path / "up.log"
     await say(path, b"x" * (MAX_LINE_BYTES - 5) + b"s3cret-s3cret\nand s3cret-s3cret\n" * 3)
+    assert b"s3cret" not in path.read_bytes()
+
+
+async def test_a_credential_is_hidden_in_a_line_without_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "up.log"
+    await say(path, (b"x" * 7_001 + b"s3cret-s3cret") * 60)
     assert b"s3cret" not in path.read_bytes()
 
 

@@ -8,14 +8,11 @@ import pytest
 from mcp import types
 
 from mcpruntime_server.capabilities.tools.tool_results import (
-    Credentials,
-    collect_credentials,
     error_message,
     has_result_wrapper,
     parse_text,
     to_json_data,
 )
-from mcpruntime_server.config import UpstreamSettings
 
 
 def text(*texts: str) -> types.CallToolResult:
@@ -115,41 +112,3 @@ class TestWrapper:
     )
     def test_anything_else_is_none(self, schema: dict[str, Any] | None) -> None:
         assert not has_result_wrapper(tool(schema))
-
-
-class TestCredentials:
-    def test_headers_and_what_is_named_like_a_credential_are_secret(self) -> None:
-        stdio = UpstreamSettings.from_mapping(
-            {
-                "command": "x",
-                "env": {
-                    "GITHUB_TOKEN": "ghp_12345678",
-                    "HOME": "/home/somebody",
-                    "DB_PASSWORD": "short",
-                },
-            }
-        )
-        http = UpstreamSettings.from_mapping(
-            {
-                "url": "https://u:passw0rd@h/p?api_key=k3yk3yk3y&page=frontpage",
-                "headers": {"X": "Bearer abcdefghij"},
-            }
-        )
-        said = "ghp_12345678 /home/somebody short k3yk3yk3y frontpage passw0rd abcdefghij"
-        assert (
-            collect_credentials(stdio).redact(said)
-            == "*** /home/somebody short k3yk3yk3y frontpage passw0rd abcdefghij"
-        )
-        assert (
-            collect_credentials(http).redact(said)
-            == "ghp_12345678 /home/somebody short *** frontpage *** ***"
-        )
-
-    def test_they_are_found_at_every_depth_and_in_keys(self) -> None:
-        secret = Credentials(["12345678", "1234567890"])
-        data = {"a": ["x 1234567890 y", {"12345678": None}], "n": 12345678}
-        assert secret.redact(data) == {"a": ["x *** y", {"***": None}], "n": 12345678}
-        assert secret.redact_bytes(b"1234567890\n") == b"***\n"
-
-    def test_without_any_there_is_nothing_to_do(self) -> None:
-        assert not Credentials(["short"])

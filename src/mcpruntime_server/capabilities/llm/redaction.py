@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote
 
 from ...config.credentials import is_credential_name, is_key_like
+from ..credential_forms import encode_base64_forms
 
 MAX_SHOWN_CHARS = 300  # of a provider's message
 MAX_SCANNED_CHARS = 20_000
@@ -85,10 +85,7 @@ def substrings(text: str, size: int) -> Iterator[str]:
 
 def encoded_forms(secret: str) -> Iterator[str]:
     """Yield a credential in the encodings in which a message may quote it."""
-    data = secret.encode("utf-8", "surrogateescape")
-    for shift in range(3):  # base64 depends on the number of preceding bytes
-        encoded = base64.b64encode(b"\0" * shift + data).decode()
-        yield encoded[4 if shift else 0 : -4]
-    yield data.hex()
+    yield from encode_base64_forms(secret)
+    yield secret.encode("utf-8", "surrogateescape").hex()
     yield quote(secret, safe="", errors="surrogateescape")
     yield secret[::-1]

@@ -29,7 +29,7 @@ from mcp import types
 from ...config import UpstreamSettings
 from ...journal.events import canonical_json
 from ..atomic_files import write_atomically
-from .tool_results import collect_credentials
+from .credentials import collect_credentials
 
 FORMAT_VERSION = 1
 MAX_TOOLS = 2_000  # of one upstream; more is a mistake or an attack

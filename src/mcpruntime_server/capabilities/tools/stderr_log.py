@@ -18,7 +18,7 @@ from typing import TextIO
 
 import anyio
 
-from .tool_results import Credentials
+from .credentials import Credentials
 
 MAX_LOG_BYTES = 1024 * 1024  # one older file of the same size is kept
 MAX_LINE_BYTES = 64 * 1024  # buffered until the line ends
@@ -60,7 +60,9 @@ def _copy_lines(reader: int, path: Path, credentials: Credentials) -> None:
         while data := pipe.read(MAX_LINE_BYTES):
             lines, newline, pending = (pending + data).rpartition(b"\n")
             if len(pending) > MAX_LINE_BYTES:
-                lines, newline, pending = lines + newline + pending, b"\n", b""
+                # What may be the beginning of a credential waits for its end.
+                end = len(pending) - credentials.max_form_bytes
+                lines, newline, pending = lines + newline + pending[:end], b"\n", pending[end:]
             if lines:
                 _append_to_log(path, credentials.redact_bytes(lines + newline))
     if pending:

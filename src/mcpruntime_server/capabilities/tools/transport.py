@@ -19,10 +19,10 @@ import httpx2
 from mcp.client.streamable_http import streamable_http_client
 
 from ...config import UpstreamSettings
+from .credentials import Credentials, reveal_secrets
 from .direct_requests import DirectRequests
 from .stderr_log import open_stderr_log
 from .stdio_client import open_stdio_client
-from .tool_results import Credentials, reveal_secrets
 
 CONNECT_TIMEOUT_S = 10.0  # for a TCP connection, TLS included
 SESSION_HEADER = "mcp-session-id"

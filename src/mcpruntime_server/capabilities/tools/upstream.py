@@ -37,9 +37,10 @@ from .catalogue_cache import (
     dump_tool,
     parse_tool,
 )
+from .credentials import collect_credentials
 from .direct_requests import CLOSED_MESSAGE, DirectCalls
 from .stderr_log import log_path
-from .tool_results import collect_credentials, error_message, has_result_wrapper, to_json_data
+from .tool_results import error_message, has_result_wrapper, to_json_data
 from .transport import TransportState, open_transport
 
 MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an error
