@@ -338,8 +338,8 @@ async def sweep_sandboxes(backend: Backend) -> None:
         await anyio.sleep(SWEEP_INTERVAL_S)
 
 
-async def serve_stdio(config: Config) -> None:
-    """Serve MCP on stdin and stdout until stdin ends."""
+async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
+    """Serve MCP on stdin and stdout until stdin ends or `is_stopping` is set."""
     async with open_app(config) as app:
         cursor = DeliveryCursor()  # over stdio there is one client
         server = build_mcp_server(
@@ -356,12 +356,19 @@ async def serve_stdio(config: Config) -> None:
             skills_sentence=await skills_sentence(app.library),
         )
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel_when_set, is_stopping, tasks.cancel_scope)
             tasks.start_soon(refresh_catalogue, app.catalog)
             async with open_stdio_streams(cursor.record_timed_out) as (incoming, outgoing):
                 # The SDK has no public method that runs a server on given streams.
                 lowlevel = server._lowlevel_server
                 await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
             tasks.cancel_scope.cancel()
+
+
+async def cancel_when_set(event: anyio.Event, scope: anyio.CancelScope) -> None:
+    """Cancel `scope` when `event` is set."""
+    await event.wait()
+    scope.cancel()
 
 
 async def skills_sentence(library: SkillLibrary) -> str:

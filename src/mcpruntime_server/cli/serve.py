@@ -6,13 +6,10 @@ import gc
 import logging
 import logging.handlers
 import sys
-from contextlib import suppress
-
-import click
 
 from ..config import Config
 from ..errors import ConfigError
-from .signals import run_until_signal
+from .signals import serve_until_signal
 
 MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
 
@@ -26,8 +23,7 @@ def serve_stdio(config: Config) -> int:
     gc.freeze()
     gc.enable()
     configure_logging(config)
-    with suppress(click.exceptions.Exit):  # a signal is a usual way to stop a server
-        run_until_signal(serve, config)
+    serve_until_signal(serve, config)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How a signal ends a command that has sandboxes: they are removed first, whatever else is sent.
+"""How a signal ends a server or a command: sandboxes are removed first, whatever else is sent.
 
 Rule: the handlers stay until everything is cleaned up, so that a second signal does not abort that.
 Whoever closes a terminal sends several: the shell and the kernel each send SIGHUP, and a client
@@ -7,6 +7,7 @@ sends SIGTERM if its server does not end at once. All clean-ups have time limits
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import threading
@@ -16,6 +17,8 @@ from typing import TypeVar, TypeVarTuple
 import anyio
 import click
 
+from ..config import Config
+
 FATAL_SIGNAL_EXIT_CODE = 128  # the number of the signal is added, as shells do
 
 logger = logging.getLogger(__name__)
@@ -24,27 +27,57 @@ ResultT = TypeVar("ResultT")
 ArgumentsT = TypeVarTuple("ArgumentsT")
 
 
+def serve_until_signal(
+    serve: Callable[[Config, anyio.Event], Awaitable[None]], config: Config
+) -> None:
+    """Run a server; a signal sets the event that it gets."""
+
+    async def work() -> None:
+        is_stopping = anyio.Event()
+        await run_with_handler(lambda _: is_stopping.set(), serve, config, is_stopping)
+
+    anyio.run(work)
+
+
 def run_until_signal(
     function: Callable[[*ArgumentsT], Awaitable[ResultT]], *args: *ArgumentsT
 ) -> ResultT:
-    """Run an async function; a signal cancels it.
+    """Run an async function; a signal interrupts it, and it cleans up.
 
-    Raises `click.exceptions.Exit` after a signal, when the function has cleaned up.
+    Raises `click.exceptions.Exit` then.
     """
     received: list[signal.Signals] = []
-    results: list[ResultT] = []
 
-    async def work() -> None:
-        with anyio.open_signal_receiver(*stopping_signals()) as signals:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(cancel_at_signal, signals, tasks.cancel_scope, received)
-                results.append(await function(*args))
-                tasks.cancel_scope.cancel()
+    async def work() -> ResultT:
+        task = asyncio.current_task()
+        assert task is not None, "this is a coroutine"
 
-    anyio.run(work)
-    if not results:
-        raise click.exceptions.Exit(FATAL_SIGNAL_EXIT_CODE + received[0])
-    return results[0]
+        def interrupt(number: signal.Signals) -> None:
+            received.append(number)
+            task.cancel()  # once: a cancelled scope would cancel the clean-up, too
+
+        return await run_with_handler(interrupt, function, *args)
+
+    try:
+        return anyio.run(work)
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise click.exceptions.Exit(FATAL_SIGNAL_EXIT_CODE + received[0]) from None
+
+
+async def run_with_handler(
+    handle: Callable[[signal.Signals], None],
+    function: Callable[[*ArgumentsT], Awaitable[ResultT]],
+    *args: *ArgumentsT,
+) -> ResultT:
+    """Return what a function returns; `handle` gets the first signal, others are ignored."""
+    with anyio.open_signal_receiver(*stopping_signals()) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call_at_signal, signals, handle)
+            result = await function(*args)
+            tasks.cancel_scope.cancel()
+    return result
 
 
 def stopping_signals() -> list[signal.Signals]:
@@ -57,14 +90,11 @@ def stopping_signals() -> list[signal.Signals]:
     return numbers
 
 
-async def cancel_at_signal(
-    signals: AsyncIterator[signal.Signals],
-    scope: anyio.CancelScope,
-    received: list[signal.Signals],
+async def call_at_signal(
+    signals: AsyncIterator[signal.Signals], handle: Callable[[signal.Signals], None]
 ) -> None:
-    """Cancel `scope` at the first signal, and note which it was."""
+    """Call `handle` with the first signal."""
     async for number in signals:
         logger.info("stopping: %s", number.name)
-        received.append(number)
-        scope.cancel()
+        handle(number)
         return
