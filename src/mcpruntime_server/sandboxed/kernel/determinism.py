@@ -5,8 +5,11 @@ numpy's generators, which seed themselves from `secrets`) is one stream that the
 determines. So the seed is all that has to be recorded.
 Time: the readings of the clocks in `time` and `datetime` are recorded by clock, up to a limit,
 before the call that may depend on them. A recording can be replayed. Both are separate for each
-thread: `name@1.2` is the second thread that the first thread of the run started. The order in which
-several threads run cannot be repeated.
+thread: `name@1.2` is the second thread that the first thread of the run started. In a thread pool
+they are separate for each job: `name@j3` is the third job that the main thread submitted, whichever
+thread executes it. The order in which several threads run cannot be repeated.
+What wakes an event loop is recorded like the readings of a clock, under the name of the loop
+(`loop1`); `event_loop` says what the numbers mean.
 
 Rule: the runtime and the parts of the standard library that only wait see the real clocks.
 Limit: C code that reads the system's clock or randomness directly is not covered.
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence, Tuple
 
 MAX_READINGS = 10_000  # recorded of one run; later ones are real and not recorded
+MAX_WAKE_UPS = 20_000  # of event loops, likewise
+LOOP_PREFIX = "loop"  # of the names under which the wake-ups of event loops are recorded
 PROCESS_CLOCKS = ("process_time", "thread_time")  # start again in a fork of the process
 MONOTONIC_CLOCKS = ("monotonic", "perf_counter", *PROCESS_CLOCKS)
 CLOCK_NAMES = ("time", *MONOTONIC_CLOCKS)
@@ -79,6 +84,7 @@ class ThreadNames:
     """
 
     children_started: ClassVar[Dict[str, int]] = {}  # by the name of the parent
+    jobs_submitted: ClassVar[Dict[str, int]] = {}  # to thread pools, by the name of the submitter
 
     @classmethod
     def current_name(cls) -> str:
@@ -94,37 +100,118 @@ class ThreadNames:
         @functools.wraps(start)
         def named(self: Any) -> None:
             parent = cls.current_name()
-            number = cls.children_started[parent] = cls.children_started.get(parent, 0) + 1
-            self._replay_name = f"{parent}.{number}" if parent else f"@{number}"
+            target = getattr(self, "_target", None)
+            if getattr(target, "__module__", None) == "concurrent.futures.thread":
+                self._replay_name = _child_name(parent, "pool")  # how many there are is a race
+            else:
+                number = cls.children_started[parent] = cls.children_started.get(parent, 0) + 1
+                self._replay_name = _child_name(parent, str(number))
             start(self)
 
         threading.Thread.start = named  # type: ignore[method-assign]
 
+    @classmethod
+    def name_jobs(cls, module: Any) -> None:
+        """Give the thread that executes a job of a `ThreadPoolExecutor` the job's name."""
+        submit = module.ThreadPoolExecutor.submit
+
+        @functools.wraps(submit)
+        def named(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            parent = cls.current_name()
+            number = cls.jobs_submitted[parent] = cls.jobs_submitted.get(parent, 0) + 1
+            name = _child_name(parent, f"j{number}")
+
+            def job() -> Any:
+                threading.current_thread()._replay_name = name  # type: ignore[attr-defined]
+                return fn(*args, **kwargs)
+
+            return submit(self, job)
+
+        module.ThreadPoolExecutor.submit = named
+
+    @classmethod
+    def start_run(cls) -> None:
+        """Count from 1 again."""
+        cls.children_started.clear()
+        cls.jobs_submitted.clear()
+
+
+def _child_name(parent: str, part: str) -> str:
+    return f"{parent}.{part}" if parent else f"@{part}"
+
 
 class RecordedClocks:
-    """The clocks that code reads, and their readings since the last `take_readings`."""
+    """The clocks that code reads, and their readings since the last `take_readings`.
+
+    The wake-ups of event loops are among the readings. `traces` has, by thread, a function that
+    returns the trace of the loop that is running there.
+    """
 
     def __init__(self) -> None:
         self.readings: Dict[str, List[float]] = {}
         self.readings_left = MAX_READINGS
+        self.wake_ups_left = MAX_WAKE_UPS
+        self.run_count = 0
+        self.traces: Dict[int, Callable[[], Any]] = {}
+        self._loops_by_thread: Dict[str, int] = {}  # used in the run
+        self._objects_by_thread: Dict[str, int] = {}  # numbered in the run
         self._replayed: Dict[str, List[float]] = {}  # readings to replay, the next one last
+        self._replayed_loops: Dict[str, List[float]] = {}  # likewise, the first one first
         self._floors_ns: Dict[str, int] = {}  # which a monotonic clock must not fall below
         self._offsets_ns: Dict[str, int] = {}  # of a monotonic clock from the real one
 
     def start_run(self, recorded: Optional[Dict[str, Any]] = None) -> None:
         """Start a run: replay the `recorded` readings, by name, before those of real clocks."""
         self.readings, self.readings_left = {}, MAX_READINGS
-        ThreadNames.children_started.clear()
+        self.wake_ups_left = MAX_WAKE_UPS
+        self.run_count += 1
+        self._loops_by_thread, self._objects_by_thread = {}, {}
+        ThreadNames.start_run()
         self._replayed = {}
+        self._replayed_loops = {}
         for name, values in (recorded or {}).items():
-            is_clock = name.partition("@")[0] in REAL_CLOCKS
-            if is_clock and type(values) is list and values:
+            if type(values) is not list or not values:
+                continue
+            if name.partition("@")[0] in REAL_CLOCKS:
                 self._replayed[name] = values[::-1]
+            elif name.startswith(LOOP_PREFIX):
+                self._replayed_loops[name] = values
 
     def take_readings(self) -> Dict[str, List[float]]:
         """Return the readings since the last call, by clock."""
+        current_trace = self.traces.get(threading.get_ident())
+        if current_trace is not None:
+            current_trace().complete()  # what the caller does next follows from all of it
         readings, self.readings = self.readings, {}
         return readings
+
+    def next_loop_name(self) -> str:
+        """Return the name of an event loop that the calling thread uses for the first time."""
+        thread = ThreadNames.current_name()
+        number = self._loops_by_thread[thread] = self._loops_by_thread.get(thread, 0) + 1
+        return f"{LOOP_PREFIX}{number}{thread}"
+
+    def next_object_number(self) -> int:
+        """Return the number of an object that the calling thread hashes for the first time."""
+        thread = ThreadNames.current_name()
+        number = self._objects_by_thread[thread] = self._objects_by_thread.get(thread, 0) + 1
+        return number
+
+    def replayed_readings(self, loop_name: str) -> List[Any]:
+        """Return what was recorded of an event loop, once."""
+        return self._replayed_loops.pop(loop_name, [])
+
+    def record_wake_up(self, loop_name: str, numbers: Sequence[int]) -> bool:
+        """Record what woke an event loop; return whether the limit allows that."""
+        if self.wake_ups_left <= 0:
+            return False
+        self.wake_ups_left -= 1
+        self.readings.setdefault(loop_name, []).extend(numbers)
+        return True
+
+    def monotonic_ms(self) -> int:
+        """Return the monotonic clock in milliseconds, unrecorded."""
+        return int(self._read_real_clock("monotonic_ns") // 1_000_000)
 
     def keep_process_clocks(self) -> None:
         """Let the process's own clocks continue from their present values in a fork of it."""
@@ -186,6 +273,7 @@ def install_determinism() -> Tuple[SeededRandomness, RecordedClocks]:
     """Replace this process's randomness and clocks; once, before user code runs."""
     randomness, clocks = SeededRandomness(), RecordedClocks()
     ThreadNames.install()
+    ImportHooks.run_after_import("concurrent.futures.thread", ThreadNames.name_jobs)
     os.urandom = randomness.urandom
     if hasattr(os, "getrandom"):
         os.getrandom = lambda size, flags=0: randomness.urandom(size)

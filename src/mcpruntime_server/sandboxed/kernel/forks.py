@@ -349,11 +349,14 @@ def renew_event_loop(loop: Any) -> None:
     if not event_loop_descriptors(loop) or loop.is_closed():
         return
     old_wakeup_fd = loop._csock.fileno()
-    selector, loop._selector = loop._selector, type(loop._selector)()
-    selector.close()
-    loop._ssock.close()
-    loop._csock.close()
-    loop._internal_fds -= 1
-    loop._make_self_pipe()
+    if hasattr(loop, "renew_selector"):
+        loop.renew_selector()
+    else:
+        selector, loop._selector = loop._selector, type(loop._selector)()
+        selector.close()
+        loop._ssock.close()
+        loop._csock.close()
+        loop._internal_fds -= 1
+        loop._make_self_pipe()
     wakeup_fd = set_wakeup_fd(-1)
     set_wakeup_fd(loop._csock.fileno() if wakeup_fd == old_wakeup_fd else wakeup_fd)

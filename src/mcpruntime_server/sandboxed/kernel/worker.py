@@ -59,6 +59,7 @@ class Worker:
         self.usage_meter = UsageMeter()
         self.interrupts = InterruptHandler()
         self.channel = WorkerChannel(sock, self.interrupts, generation, self.clocks)
+        determinism.ImportHooks.run_after_import("asyncio", self.install_event_loop)
         self.pending_sources: Dict[str, Any] = {}  # entries for `linecache` until it is imported
         determinism.ImportHooks.run_after_import(
             "linecache", lambda module: module.cache.update(self.pending_sources)
@@ -82,6 +83,12 @@ class Worker:
         sys.stdin = _UnreadableStdin()
         forks.install_guards()
         self.reset_streams()
+
+    def install_event_loop(self, module: types.ModuleType) -> None:
+        """Let `asyncio`, once it is imported, make event loops that can be replayed."""
+        from . import event_loop
+
+        event_loop.install_event_loop(self.clocks, self.channel)
 
     def reset_streams(self) -> None:
         """Connect fds 1 and 2, sys.stdout and sys.stderr to the pipes, as code may change them."""

@@ -8,7 +8,8 @@ reply reads for all others, too (it holds `_read_lock`). When it has its own rep
 one to read.
 Rule 4: replies are delivered one at a time, in the order of their arrival. The next one is read
 only after the receiver of the last one has taken it and waits again or has finished, so that a
-replay can repeat the order.
+replay can repeat the order. An event loop of ours (`event_loop`) decides itself when it acts on the
+replies to its tasks; for an event loop of another class the rule is all there is.
 """
 
 from __future__ import annotations
@@ -115,14 +116,16 @@ class PendingCall:
     """A call that waits for its reply, in a thread or in a task.
 
     `wake_lock` is released to wake the thread, which releases `consumed_lock` when it has the
-    reply. `future` is resolved to wake the task.
+    reply. `future` is resolved to wake the task. `number` is that of a call that a replayable event
+    loop has opened.
     """
 
-    __slots__ = ("consumed_lock", "future", "reply", "target", "wake_lock")
+    __slots__ = ("consumed_lock", "future", "number", "reply", "target", "wake_lock")
 
     def __init__(self, target: str = "", future: Any = None) -> None:
         self.target = target
         self.future = future
+        self.number = 0
         self.reply: Optional[wire.Reply] = None
         self.wake_lock = threading.Lock()
         self.consumed_lock = threading.Lock()
@@ -135,7 +138,9 @@ class PendingCall:
         try:
             if self.future is not None:
                 loop = self.future.get_loop()
-                if loop is sys.modules["asyncio"]._get_running_loop():
+                if self.number:
+                    loop.deliver_reply(self.number, _resolve_future, self.future, self.reply)
+                elif loop is sys.modules["asyncio"]._get_running_loop():
                     _resolve_future(self.future, self.reply)
                 else:
                     loop.call_soon_threadsafe(_resolve_future, self.future, self.reply)
@@ -174,8 +179,8 @@ class WorkerChannel:
         self._pending_calls: Dict[int, PendingCall] = {}
         self._command_queue: Deque[wire.Message] = deque()
         self._command_waiter: Optional[PendingCall] = None  # the main thread between two runs
-        self._waiting_loops: Dict[Any, int] = {}  # event loop -> number of replies it waits for
-        self._busy_rounds = 0  # of an event loop since it read a message
+        self._waiting_loops: Dict[Any, int] = {}  # not replayable -> number of replies it awaits
+        self._busy_rounds = 0  # of such a loop since it read a message
 
     def reinitialize(self, generation: int) -> None:
         """Continue in a fork of the process; the pending calls of the original fail here."""
@@ -275,22 +280,27 @@ class WorkerChannel:
         """Call `target` without blocking the event loop; raises `HostError`."""
         import asyncio
 
-        loop = asyncio.get_running_loop()
+        loop: Any = asyncio.get_running_loop()
         pending = PendingCall(target, loop.create_future())
         call_id = 0
         try:
             with HoldInterrupts(self._interrupts):
+                if hasattr(loop, "open_call"):
+                    pending.number = loop.open_call()
                 call_id = self._send_call(target, args, pending)
-                self._waiting_loops[loop] = self._waiting_loops.get(loop, 0) + 1
-                if self._waiting_loops[loop] == 1:
-                    loop.add_reader(self.sock, self._on_readable, loop)
+                if not pending.number:
+                    self._watch_for_loop(loop)
             return _reply_value(await pending.future)
         finally:
             with HoldInterrupts(self._interrupts):
                 if call_id:
                     if pending.reply is None:
                         self._abandon_call(call_id)
-                    self._forget_call(call_id, loop)
+                    self._pending_calls.pop(call_id, None)
+                    if not pending.number:
+                        self._stop_watching(loop)
+                if pending.number and not loop.close_call(pending.number):
+                    self._wake_next_reader()
 
     def _abandon_call(self, call_id: int) -> None:
         """Tell the host that the code no longer waits for a reply; a replay repeats that."""
@@ -304,9 +314,14 @@ class WorkerChannel:
             self._last_call_id += 1
             return self._last_call_id
 
-    def _forget_call(self, call_id: int, loop: Any) -> None:
-        """Stop waiting for the reply to a call on `loop`."""
-        self._pending_calls.pop(call_id, None)
+    def _watch_for_loop(self, loop: Any) -> None:
+        """Let an event loop that is not replayable read replies while one of its tasks waits."""
+        self._waiting_loops[loop] = self._waiting_loops.get(loop, 0) + 1
+        if self._waiting_loops[loop] == 1:
+            loop.add_reader(self.sock, self._on_readable, loop)
+
+    def _stop_watching(self, loop: Any) -> None:
+        """Undo one `_watch_for_loop`."""
         self._waiting_loops[loop] -= 1
         if not self._waiting_loops[loop]:
             del self._waiting_loops[loop]
@@ -336,6 +351,10 @@ class WorkerChannel:
         if getattr(loop, "_ready", None) and self._busy_rounds < MAX_BUSY_ROUNDS:
             return  # the loop will call this again
         self._busy_rounds = 0
+        self.read_available()
+
+    def read_available(self) -> None:
+        """Read the next message, if there is one and no thread is reading."""
         with HoldInterrupts(self._interrupts):
             if not self._read_lock.acquire(blocking=False):
                 return  # a thread is reading
