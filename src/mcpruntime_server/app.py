@@ -286,14 +286,6 @@ async def start_upstreams(catalog: Catalog, names: Sequence[str]) -> None:
         logger.exception("could not start the upstreams %s early", ", ".join(names))
 
 
-async def refresh_catalogue(catalog: Catalog) -> None:
-    """List the tools of all upstreams, soon after the start of the server."""
-    try:
-        await catalog.refresh()
-    except Exception:  # an optional early start must not end the server
-        logger.exception("could not refresh the catalogue")
-
-
 async def resume_interrupted_runs(runtime: Runtime) -> None:
     """Continue the unfinished runs of dead servers; a failure is reported to their clients."""
     try:
@@ -357,7 +349,7 @@ async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_when_set, is_stopping, tasks.cancel_scope)
-            tasks.start_soon(refresh_catalogue, app.catalog)
+            tasks.start_soon(app.catalog.refresh)
             async with open_stdio_streams(cursor.record_timed_out) as (incoming, outgoing):
                 # The SDK has no public method that runs a server on given streams.
                 lowlevel = server._lowlevel_server

@@ -153,20 +153,26 @@ class TestKeys:
             {"env": {"MODE": "a"}},
             {"command": None, "url": "http://a"},
         ]
-        keys = [catalogue_key(settings(**entry)) for entry in entries]
+        here = Path("/here")
+        keys = [catalogue_key("x", settings(**entry), here) for entry in entries]
+        keys += [
+            catalogue_key("y", settings(), here),
+            catalogue_key("x", settings(), Path("/elsewhere")),
+        ]
         assert len(set(keys)) == len(keys)
-        assert catalogue_key(settings(timeout_s=3)) == keys[0]
+        assert catalogue_key("x", settings(timeout_s=3), here) == keys[0]
 
     def test_the_value_of_a_credential_is_no_part_of_the_key(self) -> None:
         def keys(value: str) -> list[str]:
-            return [
-                catalogue_key(settings(env={"TOKEN": value, "MODE": "a"})),
-                catalogue_key(settings(args=["--token", value])),
-                catalogue_key(settings(args=[f"--api-key={value}"])),
-                catalogue_key(settings(args=[f"postgres://user:{value}@host/db"])),
-                catalogue_key(settings(command=None, url=f"http://h/?token={value}")),
-                catalogue_key(settings(command=None, url="http://h", headers={"X": value})),
+            entries: list[dict[str, Any]] = [
+                {"env": {"TOKEN": value, "MODE": "a"}},
+                {"args": ["--token", value]},
+                {"args": [f"--api-key={value}"]},
+                {"args": [f"postgres://user:{value}@host/db"]},
+                {"command": None, "url": f"http://h/?token={value}"},
+                {"command": None, "url": "http://h", "headers": {"X": value}},
             ]
+            return [catalogue_key("x", settings(**entry), Path()) for entry in entries]
 
         assert keys("hunter2hunter2") == keys("another-secret")
 
@@ -261,10 +267,10 @@ class TestRestart:
         good = own_server("raw", "fine")
         async with open_stored(tmp_path, old=good, lively=own_server("lively")) as catalog:
             await catalog.list_live_tools()
-        entry = tmp_path / "catalogues" / f"{catalogue_key(good)}.json"
-        entry.rename(entry.with_stem(catalogue_key(missing())))
-        edited = entry.with_stem(catalogue_key(missing()))
-        edited.write_text(edited.read_text().replace(catalogue_key(good), edited.stem))
+        cache = CatalogueCache(tmp_path / "catalogues")
+        stored = cache.load(catalogue_key("old", good, tmp_path))
+        assert stored is not None
+        cache.save(catalogue_key("old", missing(), tmp_path), stored)
         async with open_stored(tmp_path, old=missing(), lively=own_server("lively")) as catalog:
             assert named(await catalog.list_live_tools()) >= {"old.grow", "lively.echo"}
             assert "grow" in (await catalog.load_shim("old"))["source"]
@@ -308,7 +314,9 @@ class TestRestart:
         server = own_server("lively")
         async with open_stored(tmp_path, changed.append, lively=server) as catalog:
             before = await catalog.load_shim("lively")
-        CatalogueCache(tmp_path / "catalogues").save(catalogue_key(server), catalogue())
+        CatalogueCache(tmp_path / "catalogues").save(
+            catalogue_key("lively", server, tmp_path), catalogue()
+        )
         async with open_stored(tmp_path, changed.append, lively=server) as catalog:
             assert "def look" in (await catalog.load_shim("lively"))["source"]
             assert catalog.effect("tools.lively.look") == "write"
@@ -326,7 +334,9 @@ class TestRestart:
     ) -> None:
         server = own_server("hinted")
         claims = tool("destroys", annotations={"readOnlyHint": True, "openWorldHint": False})
-        CatalogueCache(tmp_path / "catalogues").save(catalogue_key(server), catalogue(claims))
+        CatalogueCache(tmp_path / "catalogues").save(
+            catalogue_key("hinted", server, tmp_path), catalogue(claims)
+        )
         target = "tools.hinted.destroys"
         async with open_stored(tmp_path, hinted=server) as catalog:
             assert (await catalog.list_tools())["tools"][0]["effect"] == "read"
@@ -338,7 +348,9 @@ class TestRestart:
         self, tmp_path: Path
     ) -> None:
         server = own_server("lively")
-        CatalogueCache(tmp_path / "catalogues").save(catalogue_key(server), catalogue())
+        CatalogueCache(tmp_path / "catalogues").save(
+            catalogue_key("lively", server, tmp_path), catalogue()
+        )
         async with open_stored(tmp_path, lively=server) as catalog:
             assert "def echo" not in (await catalog.load_shim("lively"))["source"]
             assert "def echo" in (await catalog.load_shim("lively", fresh=True))["source"]

@@ -11,6 +11,7 @@ its effect follows from the list of this process.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -48,6 +49,8 @@ EFFECT_HINTS = ("read_only_hint", "destructive_hint", "idempotent_hint")
 MAX_NAMED_SESSIONS = 1_000  # whose last named problems are remembered
 MAX_BRIEF_TOOLS = 16  # whose signatures might fit into the description of a tool
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
+
+logger = logging.getLogger(__name__)
 
 
 class Shim(TypedDict):
@@ -212,21 +215,26 @@ class Catalog:
                     await self._load_shim(server, view)
 
     async def refresh(self) -> None:
-        """Prepare the stored tools for searches, then start every upstream to list its tools.
+        """Start every upstream to list its tools, soon after the start of the server.
 
         Those without stored tools are started first. A failure is reported when it matters.
         """
         await anyio.sleep(REFRESH_DELAY_S)
-        await self.prepare_stored("")
-        stored = [each for each in self._servers.values() if each.upstream.known_tools is not None]
         slots = anyio.Semaphore(REFRESH_CONCURRENCY)
 
         async def start_one(server: CatalogServer) -> None:
-            async with slots:
-                await self._load_live_views({server.name: server})
+            try:
+                if server.upstream.known_tools is not None:
+                    await self._load_view(server)  # searches use it until the upstream answers
+                async with slots:
+                    await self._load_live_views({server.name: server})
+            except Exception:  # the others are started after any failure
+                logger.exception("could not refresh the tools of %s", server.name)
 
         async with anyio.create_task_group() as tasks:
-            for server in sorted(self._servers.values(), key=stored.__contains__):
+            for server in sorted(
+                self._servers.values(), key=lambda each: each.upstream.known_tools is not None
+            ):
                 tasks.start_soon(start_one, server)
 
     def effect(self, target: str) -> Effect:

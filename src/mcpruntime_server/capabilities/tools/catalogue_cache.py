@@ -51,13 +51,18 @@ class Catalogue:
     listed_at: float
 
 
-def catalogue_key(settings: UpstreamSettings) -> str:
-    """Return the digest that identifies the upstream of `settings`, without its credentials."""
+def catalogue_key(name: str, settings: UpstreamSettings, base_dir: Path) -> str:
+    """Return the digest that identifies an upstream, without its credentials.
+
+    Two entries of the settings may start the same command with other values of variables, and offer
+    other tools, so the `name` counts, too. Paths in `settings` are relative to `base_dir`.
+    """
     credentials = collect_credentials(settings)
     identity = {
+        "name": name,
         "command": settings.command,
         "args": [credentials.redact_text(each) for each in settings.args],
-        "cwd": str(settings.cwd or ""),
+        "folder": str(base_dir / (settings.cwd or "")),
         "url": credentials.redact_text(settings.url or ""),
         "env": sorted(settings.env),
         "headers": sorted(settings.headers),

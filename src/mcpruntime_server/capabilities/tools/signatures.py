@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .schema_annotations import SourceText, TypedDictSpec
 from .shim_generator import ShimModule, ShimParameter, ToolShim
@@ -33,15 +33,16 @@ OPTIONAL_FIELD = re.compile(r"NotRequired\[(.*)\]")
 def format_signature(
     module: ShimModule, tool: ToolShim, record_chars: int = MAX_LISTED_RECORD_CHARS
 ) -> str:
-    """Return the signature of `tool` in one line, with at most `record_chars` of its records.
+    """Return the signature of `tool` in one line, with `record_chars` of what its parameters take.
 
     A record that is named once stands in the place of its name, others follow the signature.
     """
     returns = "" if tool.returns == "Any" else f" -> {tool.returns}"
     signature = f"({format_parameters(tool)}){returns}"
-    records = select_records(module, tool, record_chars)
-    texts = {"": signature, **records}
-    for name in reversed(records):  # a record comes after those that name it
+    taken = select_records(module, [each.annotation for each in tool.parameters], record_chars)
+    returned = select_records(module, [tool.returns], MAX_LISTED_RECORD_CHARS)
+    texts = {"": signature, **taken, **returned, **taken}
+    for name in {**taken, **returned}:
         uses = [key for key, text in texts.items() for _ in find_uses(name, text)]
         if len(uses) == 1 and uses != [name]:
             body = texts.pop(name)
@@ -107,13 +108,12 @@ def format_short_parameter(parameter: ShimParameter) -> str:
     return parameter.signature_text if is_short else parameter.name
 
 
-def select_records(module: ShimModule, tool: ToolShim, room: int) -> dict[str, str]:
-    """Return the fields of the records that a signature names, then of those that they name.
+def select_records(module: ShimModule, annotations: Iterable[str], room: int) -> dict[str, str]:
+    """Return the fields of the records that `annotations` name, then of those that they name.
 
     A record of which nothing fits into `room` is left out.
     """
     known = {record.name: record for record in module.typed_dicts}
-    annotations = [*(each.annotation for each in tool.parameters), tool.returns]
     waiting = [name for text in annotations for name in find_names(text, known)]
     found: dict[str, str] = {}
     for name in waiting:  # grows while it is read

@@ -47,6 +47,7 @@ MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an er
 MIN_RETRY_DELAY_S = 0.2  # before the next connection after one that failed or did not last
 MAX_RETRY_DELAY_S = 30.0
 STABLE_CONNECTION_S = 10.0  # after a connection that lived so long, the next needs no delay
+SAVE_INTERVAL_S = 1.0  # at least, between two tool lists that are stored
 SAVE_TIMEOUT_S = 2.0  # for the last tool lists to reach the disk at shutdown
 STREAM_LOST_PREFIX = "SSE stream"  # of the SDK's message if only the stream of this call has ended
 
@@ -126,6 +127,7 @@ class Upstream:
         self._change_listeners: list[Callable[[], None]] = []
         self.log_file = log_path(log_dir, name)
         self._base_dir = base_dir
+        self.cache_key = catalogue_key(name, settings, base_dir)
         self._credentials = collect_credentials(settings)
         self._call_slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
         self._tools: tuple[types.Tool, ...] | None = None
@@ -199,14 +201,16 @@ class Upstream:
         while True:
             await self._listed.wait()
             await self.store_tools(cache)
+            await anyio.sleep(SAVE_INTERVAL_S)
 
     async def store_tools(self, cache: CatalogueCache) -> None:
         """Store the tools, if they were listed since they were stored last."""
         catalogue = self._unsaved
         if catalogue is None:
             return
-        key = catalogue_key(self.settings)
-        await anyio.to_thread.run_sync(cache.save, key, catalogue, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(
+            cache.save, self.cache_key, catalogue, abandon_on_cancel=True
+        )
         if self._unsaved is catalogue:
             self._unsaved = None
 
@@ -567,6 +571,6 @@ async def open_upstreams(
 def preload_stored_tools(upstreams: Iterable[Upstream], cache: CatalogueCache) -> None:
     """Load the stored tools of `upstreams`, and remove entries that nobody uses any more."""
     for upstream in upstreams:
-        if catalogue := cache.load(catalogue_key(upstream.settings)):
+        if catalogue := cache.load(upstream.cache_key):
             upstream.preload_tools(catalogue)
     cache.remove_stale()
