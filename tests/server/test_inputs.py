@@ -17,7 +17,13 @@ import pytest
 
 from tests.server.conftest import upstream_entry
 
-from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from ..helpers.server_connection import (
+    ServerConnection,
+    ToolAnswer,
+    connect_server,
+    parse_answer,
+    write_settings,
+)
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
@@ -241,16 +247,76 @@ async def test_resources_of_servers_are_inputs_by_their_addresses(tmp_path: Path
         assert "context[0], 'note://none': No server has this resource" in refused.text
 
 
-async def test_a_skill_cannot_be_made_of_what_was_only_given_to_one_session(
+async def save(server: ServerConnection, **arguments: str) -> ToolAnswer:
+    return parse_answer(await server.client.call_tool("save_skill", arguments))
+
+
+LOG = "INFO start\nERROR disk full\nINFO next\nERROR no route\n"
+COUNT_LINES = (
+    "level = 'ERROR'\n"
+    "def is_wanted(line):\n    return line.startswith(level) and line in CONTEXT\n"
+    "found = [line for line in CONTEXT if is_wanted(line)]\n"
+    "{'found': found, 'lines': CONTEXT.line_count(), 'name': CONTEXT.name}"
+)
+
+
+async def test_code_that_reads_context_becomes_a_skill_with_the_input_as_a_parameter(
     server: ServerConnection,
 ) -> None:
-    run = await server.run(
-        "total = sum(len(line) for line in CONTEXT)\ntotal", "s", context=[{"text": "a\nbc"}]
+    log = {"text": LOG, "name": "app.log"}
+    run = await server.run(COUNT_LINES, "s", context=[log])
+    saved = await save(
+        server, run=run.run, name="pick_lines", description="Pick the lines of a level."
     )
-    assert run.value == 3
-    kept = await server.client.call_tool("save_skill", {"run": run.run, "name": "counts"})
+    assert "pick_lines@1 is in use" in saved.text, saved.text
+    assert "Pick the lines of a level." in saved.text
+    shown = parse_answer(await server.client.call_tool("list_skills", {"name": "pick_lines"}))
+    assert "(context, level: str = 'ERROR')" in shown.text
+    assert "CONTEXT" not in shown.source.replace("pass CONTEXT", "")
+    assert '"""Pick the lines of a level.' in shown.source
+    used = await server.run(
+        "from skills.pick_lines import run\nrun(context=CONTEXT, level='INFO')",
+        "other",
+        context=[{"text": "INFO one\nWARN two\n", "name": "b"}],
+    )
+    assert used.value == {"found": ["INFO one"], "lines": 2, "name": "b"}
+    again = await save(server, run=used.run)
+    assert "pick_lines@" in again.text
+    assert "is in use" in again.text, again.text
+    found = parse_answer(await server.client.call_tool("list_skills", {"name": "pick_lines"}))
+    assert "recorded cases: 2" in found.text
+
+
+async def test_a_skill_must_depend_on_its_input(server: ServerConnection) -> None:
+    run = await server.run("part = CONTEXT\nlen('constant')", "s", context=[{"text": "a\nb"}])
+    saved = await save(server, run=run.run, name="constant")
+    assert "is in use" not in saved.text
+
+
+@pytest.mark.parametrize(
+    ("context", "code"),
+    [
+        ([{"text": "a"}, TWO], "len(CONTEXT_DATA)"),
+        ([{"text": "a"}, TWO], "total = sum(len(line) for line in CONTEXT)\ntotal"),
+        ([{"text": "x" * 600_000}], "len(CONTEXT.text)"),
+    ],
+)
+async def test_inputs_that_a_case_cannot_hold_are_refused_with_the_reason(
+    server: ServerConnection, context: list[Any], code: str
+) -> None:
+    run = await server.run(code, "s", context=context)
+    assert run.status == "ok", run.text
+    kept = await save(server, run=run.run, name="counts")
     assert kept.is_error
-    assert "needs 'CONTEXT'" in str(kept.content)
+    assert "which cannot become a parameter: only CONTEXT can" in kept.text
+
+
+async def test_an_input_with_credentials_is_not_saved(server: ServerConnection) -> None:
+    secret = "ghp_" + "a1B2" * 9
+    run = await server.run("len(CONTEXT.text)", "s", context=[{"text": f"token {secret}"}])
+    kept = await save(server, run=run.run, name="leaks")
+    assert kept.is_error
+    assert "looks like" in kept.text
 
 
 async def test_the_result_says_what_was_given_and_what_can_be_done_with_it(

@@ -80,7 +80,7 @@ class SkillToolHandler:
         return build_skill_result(skill, records.get((skill.name, skill.version), UsageRecord()))
 
     async def save_skill(
-        self, run: str | None, code: str | None, name: str | None
+        self, run: str | None, code: str | None, name: str | None, description: str | None
     ) -> CallToolResult:
         """Save a run, or code, as a skill, and return its state."""
         if (run is None) == (code is None):
@@ -89,9 +89,9 @@ class SkillToolHandler:
             )
         if run is not None:
             row = await self._find_run(run)
-            saved = await self._saver.save_run(row, name or "")
+            saved = await self._saver.save_run(row, name or "", description or "")
         else:
-            saved = await self._saver.save_code(code or "", name or "")
+            saved = await self._saver.save_code(code or "", name or "", description or "")
         skill = saved.skill
         already = " already" if saved.already_existed else ""
         lines = [f"{skill.id} is {describe_state(skill.state)}{already}.", *skill.reasons]
@@ -158,11 +158,15 @@ def build_skill_tools(handler: SkillToolHandler) -> list[Tool]:
             return error_result(exc)
 
     async def save_skill(
-        ctx: Context[Any], run: str | None = None, code: str | None = None, name: str | None = None
+        ctx: Context[Any],
+        run: str | None = None,
+        code: str | None = None,
+        name: str | None = None,
+        description: str | None = None,
     ) -> CallToolResult:
         async with send_heartbeats(ctx, "testing the skill"):
             try:
-                return await handler.save_skill(run, code, name)
+                return await handler.save_skill(run, code, name, description)
             except McpRuntimeError as exc:
                 return error_result(exc)
 

@@ -34,6 +34,7 @@ SAVING_RESERVE_S = 1.0  # of the caller's time, to save the skill without the mo
 MAX_SHOWN_CHARS = 30_000  # of code and types
 MAX_SHOWN_TOOLS = 20
 MAX_SUMMARY_CHARS, MAX_PARAMETER_CHARS = 110, 100
+MAX_GIVEN_SUMMARY_CHARS = 300  # of a description that the caller of `save_skill` gives
 MIN_HIDDEN_CHARS = 4  # a shorter text is not private, even if it equals an input
 
 PROMPT = """\
@@ -111,6 +112,23 @@ class SkillDescriber:
         return Description(
             name, summary, set_docstrings(own.source, summary, parameters), self._model
         )
+
+
+def apply_summary(own: Description, summary: str, *, is_hand_written: bool) -> Description:
+    """Return a description with the words of the person or model that saves the skill.
+
+    The docstring of code that somebody has written stays as it is.
+
+    Raises `SkillRefused` if it is empty or holds what looks like a credential.
+    """
+    line = to_docstring_line(summary, MAX_GIVEN_SUMMARY_CHARS).rstrip(".")
+    if not line:
+        raise SkillRefused("The description is empty.", remedy="Leave it out, or say what it does.")
+    if kind := find_known_credential(line):
+        raise SkillRefused(f"The description holds what looks like {kind}.")
+    line = f"{line}."
+    source = own.source if is_hand_written else set_docstrings(own.source, line, {})
+    return replace(own, summary=line, source=source)
 
 
 def needs_description(extracted: ExtractedSkill) -> bool:

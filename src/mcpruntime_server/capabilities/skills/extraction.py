@@ -30,6 +30,7 @@ from .lint import (
 )
 from .literals import annotation_of, literal_value, result_annotation
 from .model import (
+    CONTEXT_NAME,
     ENTRY_FUNCTION,
     TOOL_PREFIX,
     ExtractedSkill,
@@ -44,6 +45,7 @@ from .slicing import (
     MODEL_FUNCTIONS,
     PREDEFINED_NAMES,
     Statement,
+    find_input,
     find_names,
     read_statements,
     select_statements,
@@ -65,6 +67,7 @@ PREPOSITIONS = frozenset(
 CONSTANT_MAKERS = frozenset({"re.compile", "frozenset", "Decimal", "timedelta"})
 MAX_POSITIONAL = 3  # with more parameters, all but the first are given by name
 MAX_NAMED_TOOLS = 4  # in a summary
+INPUT_TEXT = "an input, as `context` of run_code gives it; pass CONTEXT"
 NESTED_RUN = (
     "Line {line}: the function `run` uses what other statements make, "
     "or is called with computed values."
@@ -106,7 +109,7 @@ def extract_skill(
         if all(each.step == len(steps) - 1 for each in kept):
             case = replace(case, seed=last.seed, clock_readings=last.clock_readings)
         return keep_called_function(kept, result, case, name) or generate_function(
-            kept, result, case, fixed
+            kept, result, case, fixed, find_input(kept, steps)
         )
     except RecursionError:
         raise SkillRefused("The code is nested too deeply.") from None
@@ -320,16 +323,23 @@ def _parse_expression(text: str) -> ast.expr:
 
 
 def generate_function(
-    kept: Sequence[Statement], result: Result, case: RecordedCase, fixed: Collection[str]
+    kept: Sequence[Statement],
+    result: Result,
+    case: RecordedCase,
+    fixed: Collection[str],
+    context: Mapping[str, object] | None = None,
 ) -> ExtractedSkill:
-    """Return the skill whose `run` has the kept statements as its body."""
+    """Return the skill whose `run` has the kept statements as its body.
+
+    If they read CONTEXT, which was `context`, the input is a parameter.
+    """
     for each in kept:
         if each.is_definition and ENTRY_FUNCTION in each.binds:
             raise SkillRefused(
                 NESTED_RUN.format(line=each.node.lineno),
                 remedy="Move that into `run`, end with a call with plain values, and save it.",
             )
-    found = find_parameters(kept, case.calls, fixed)
+    found = find_parameters(kept, case.calls, fixed, context)
     literals = {id(node) for each in found for node in each.nodes}
     beside, inside = split_statements(kept, literals=literals)
     tools = sorted(
@@ -452,9 +462,12 @@ def make_run(
     if len(parts) > MAX_POSITIONAL:
         parts.insert(1, "*")
     examples = ", ".join(f"{each.name}={each.example}" for each in found if each.example)
-    docstring = summary
+    lines = [f"{each.name}: {INPUT_TEXT}" for each in found if each.is_input]
     if examples:
-        docstring += f"\n\n{INDENT}Recorded with {examples}.\n{INDENT}"
+        lines.append(f"Recorded with {examples}.")
+    docstring = "\n".join([summary, "", *(f"{INDENT}{line}" for line in lines), INDENT])
+    if not lines:
+        docstring = summary
     returns = f" -> {annotation}" if annotation else ""
     keyword = "async def" if is_async else "def"
     function = ast.parse(f"{keyword} {ENTRY_FUNCTION}({', '.join(parts)}){returns}: pass").body[0]
@@ -512,6 +525,7 @@ def _describe_result(
     inputs = {each.name for each in found} | {
         each.variable for each in found
     }  # no names for a result
+    inputs.add(CONTEXT_NAME)
     for each in kept:
         if isinstance(each.node, (ast.Import, ast.ImportFrom)):
             inputs |= each.binds

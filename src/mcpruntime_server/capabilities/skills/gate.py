@@ -25,12 +25,22 @@ from typing import Any
 import anyio
 
 from ...errors import ReplayDiverged
-from ...journal.events import RunStarted
+from ...journal.events import InputEntry, RunStarted
 from ...journal.recording import Recording
 from ...protocol.presentation import truncate_text
 from .lint import parse_source
 from .literals import literal_value
-from .model import ENTRY_FUNCTION, ExtractedSkill, RecordedCase, Signature, Skill
+from .model import (
+    CONTEXT_NAME,
+    ENTRY_FUNCTION,
+    INPUT_KEY,
+    ExtractedSkill,
+    RecordedCase,
+    Signature,
+    Skill,
+    is_input_value,
+    make_input_value,
+)
 
 CANDIDATE_VERSION = 0  # of a skill at the gate that has no version yet
 TRIAL_TIMEOUT_S = 30.0  # of one execution
@@ -69,6 +79,7 @@ PRINTED_MORE = (
 TrialResult = tuple[Recording, ReplayDiverged | None]
 RunTrial = Callable[[str, Recording], Awaitable[TrialResult]]
 OpenTrial = Callable[[], AbstractAsyncContextManager[RunTrial]]
+StoreBlob = Callable[[bytes], Awaitable[str]]  # returns the digest
 
 
 @dataclass(frozen=True)
@@ -90,14 +101,19 @@ async def run_gate(
     candidate: ExtractedSkill | Skill,
     cases: Sequence[RecordedCase],
     open_trial: OpenTrial,
+    store_blob: StoreBlob,
     version: int = CANDIDATE_VERSION,
 ) -> Verdict:
-    """Test a skill that can be imported as `skills.<name>.v<version>`."""
+    """Test a skill that can be imported as `skills.<name>.v<version>`.
+
+    `store_blob` keeps the content of recorded inputs for the executions.
+    """
     if not cases:
         return Verdict((NO_CASE_REASON,), ())
     with anyio.move_on_after(GATE_TIMEOUT_S):
         async with open_trial() as run_trial:
-            return await _Gate(f"skills.{name}.v{version}", candidate, run_trial).test(cases)
+            gate = _Gate(f"skills.{name}.v{version}", candidate, run_trial, store_blob)
+            return await gate.test(cases)
     reason = f"Its cases did not finish within {GATE_TIMEOUT_S:.0f} seconds."
     return Verdict((reason,), tuple(cases))
 
@@ -105,11 +121,18 @@ async def run_gate(
 class _Gate:
     """The test of one skill, which is imported from `module`."""
 
-    def __init__(self, module: str, candidate: ExtractedSkill | Skill, run_trial: RunTrial) -> None:
+    def __init__(
+        self,
+        module: str,
+        candidate: ExtractedSkill | Skill,
+        run_trial: RunTrial,
+        store_blob: StoreBlob,
+    ) -> None:
         self._module = module
         self._signature = candidate.signature
         self._tree = parse_source(candidate.source)
         self._run_trial = run_trial
+        self._store_blob = store_blob
         self._reseeded_trials = RESEEDED_TRIALS if RANDOMNESS.search(candidate.source) else 1
         self._variant_timeout_s = MIN_VARIANT_TIMEOUT_S
 
@@ -149,9 +172,8 @@ class _Gate:
 
         Return the first recording, and what is wrong; "" if nothing is.
         """
-        code = self._call_code(case.inputs, case)
         started = anyio.current_time()
-        first, diverged = await self._run_trial(code, make_recording(case))
+        first, diverged = await self._run_case(case, case.inputs)
         elapsed_s = anyio.current_time() - started
         self._variant_timeout_s = max(
             self._variant_timeout_s, MIN_VARIANT_TIMEOUT_S + VARIANT_SLOWDOWN * elapsed_s
@@ -160,7 +182,7 @@ class _Gate:
             return first, reason
         later = replace(case, seed="", clock_readings=shift_time(first.clock_readings))
         for _ in range(self._reseeded_trials):
-            again, diverged = await self._run_trial(code, make_recording(later))
+            again, diverged = await self._run_case(later, case.inputs)
             if diverged or fingerprint_of(again) != fingerprint_of(first):
                 return first, DEPENDS_ON_CHANCE
         return first, ""
@@ -177,7 +199,8 @@ class _Gate:
             f"from inspect import signature\nfrom {self._module} import {ENTRY_FUNCTION}\n"
             f"before = {signature}\n{self._call_code(inputs, case)}\n{signature} == before"
         )
-        recording, _ = await self._run_trial(code, make_recording(case, self._variant_timeout_s))
+        recording = await self._make_recording(case, inputs, self._variant_timeout_s)
+        recording, _ = await self._run_trial(code, recording)
         return text_of_result(recording.outcome["value"]) == "false"
 
     async def _vary_parameters(
@@ -217,12 +240,9 @@ class _Gate:
         self, case: RecordedCase, recorded: Recording, name: str, value: Any
     ) -> list[TrialResult]:
         """Return the trials of a case with other values of a parameter; [] if nothing changes."""
-        recording = make_recording(case, self._variant_timeout_s)
         for values in (make_variants(value), find_compared_values(self._tree, value)):
             results = [
-                await self._run_trial(
-                    self._call_code({**case.inputs, name: other}, case), recording
-                )
+                await self._run_case(case, {**case.inputs, name: other}, self._variant_timeout_s)
                 for other in values
             ]
             if any(
@@ -232,8 +252,32 @@ class _Gate:
                 return results
         return []
 
+    async def _run_case(
+        self, case: RecordedCase, inputs: Mapping[str, Any], timeout_s: float = TRIAL_TIMEOUT_S
+    ) -> TrialResult:
+        """Call the skill with `inputs`; its calls are answered from a recorded case."""
+        recording = await self._make_recording(case, inputs, timeout_s)
+        return await self._run_trial(self._call_code(inputs, case), recording)
+
+    async def _make_recording(
+        self, case: RecordedCase, inputs: Mapping[str, Any], timeout_s: float
+    ) -> Recording:
+        """Return the recording of a case in which CONTEXT is the input among `inputs`."""
+        recording = make_recording(case, timeout_s)
+        for value in filter(is_input_value, inputs.values()):
+            name, text = value[INPUT_KEY]["name"], value[INPUT_KEY]["text"]
+            data = text.encode("utf-8", "surrogatepass")
+            digest = await self._store_blob(data)
+            entry = InputEntry(
+                name=name, digest=digest, path="", size=len(data), stamp="", start=0, end=None
+            )
+            recording = replace(recording, start=replace(recording.start, context=[entry]))
+        return recording
+
     def _call_code(self, inputs: Mapping[str, Any], case: RecordedCase) -> str:
-        call = f"{ENTRY_FUNCTION}(**{dict(inputs)!r})"
+        literals = {name: value for name, value in inputs.items() if not is_input_value(value)}
+        arguments = [f"{name}={CONTEXT_NAME}" for name in inputs if name not in literals]
+        call = f"{ENTRY_FUNCTION}({', '.join([*arguments, f'**{literals!r}'])})"
         if self._signature.is_async:
             call = f"await {call}"
         if case.compares_stdout:
@@ -333,7 +377,12 @@ def find_defaults(signature: Signature) -> dict[str, Any]:
 def make_variants(value: Any) -> Collection[Any]:
     """Return other values of the type of `value`, the likeliest to make a difference first."""
     variants: list[Any] = ["x", 1]
-    if isinstance(value, bool):
+    if is_input_value(value):
+        name, text = value[INPUT_KEY]["name"], value[INPUT_KEY]["text"]
+        lines = text.splitlines(keepends=True)
+        texts = ("".join(lines[: len(lines) // 2]), "".join(lines[1:]), change_first_number(text))
+        variants = [make_input_value(name, each) for each in (*texts, text * 2, "")]
+    elif isinstance(value, bool):
         variants = [not value]
     elif isinstance(value, (int, float)):
         variants = [value - 1, value + 1, value * 3 + 7, 0]

@@ -15,6 +15,10 @@ from ...journal.recording import RecordedCall
 ENTRY_FUNCTION = "run"  # of a skill's module
 TOOL_PREFIX, MODEL_PREFIX = "tools.", "llm."  # of the targets of calls
 
+CONTEXT_NAME = "CONTEXT"  # in code: the input of its run
+MAX_INPUT_BYTES = 500_000  # of an input in a recorded case
+INPUT_KEY = "$input"  # of a recorded argument that is an input, with its name and text
+
 SkillState = Literal["draft", "active", "quarantined", "retired"]
 
 
@@ -71,6 +75,7 @@ class RecordedStep:
     seed: str = ""
     clock_readings: Mapping[str, list[float]] = field(default_factory=dict)
     failed_line: int = 0
+    input: Mapping[str, Any] | None = None  # what CONTEXT was, as an argument of a case has it
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,21 @@ class Skill:
             *(f"skills.{name}" for name in self.skill_digests),
             *sorted(target for target in targets if not target.startswith(TOOL_PREFIX)),
         ]
+
+
+def make_input_value(name: str, text: str) -> dict[str, Any]:
+    """Return an input as an argument of a recorded case has it."""
+    return {INPUT_KEY: {"name": name, "text": text}}
+
+
+def is_input_value(value: Any) -> bool:
+    """Return whether a recorded argument is an input, which code gets as CONTEXT."""
+    if not isinstance(value, Mapping) or value.keys() != {INPUT_KEY}:
+        return False
+    found = value[INPUT_KEY]
+    return isinstance(found, Mapping) and all(
+        isinstance(found.get(name), str) for name in ("name", "text")
+    )
 
 
 def is_model_request(target: str) -> bool:

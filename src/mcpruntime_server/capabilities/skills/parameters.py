@@ -31,6 +31,7 @@ from .lint import (
     is_absolute_path,
 )
 from .literals import SCALARS, annotation_of, literal_value
+from .model import CONTEXT_NAME
 from .slicing import MODEL_FUNCTIONS, Statement, find_changed_names
 
 MAX_PARAMETERS = 8
@@ -56,11 +57,12 @@ class FoundParameter:
     nodes: list[ast.expr] = field(default_factory=list)
     needs_copy: bool = False
     variable: str = ""  # that the code assigns it to
+    is_input: bool = False  # it stands for CONTEXT, not for literals
 
     @property
     def is_required(self) -> bool:
-        """Whether it has no default: an absolute path does not exist elsewhere."""
-        return isinstance(self.value, str) and is_absolute_path(self.value)
+        """Whether it has no default: an absolute path, or an input, does not exist elsewhere."""
+        return self.is_input or (isinstance(self.value, str) and is_absolute_path(self.value))
 
     @property
     def example(self) -> str:
@@ -78,24 +80,45 @@ class FoundParameter:
     @property
     def declaration(self) -> str:
         """The parameter with its type and default, as a function's header has it."""
+        if self.is_input:
+            return self.name
         default = "" if self.is_required else f" = {self.value!r}"
         return f"{self.name}: {annotation_of(self.value)}{default}"
 
 
 def find_parameters(
-    kept: Sequence[Statement], calls: Sequence[RecordedCall], fixed: Collection[str]
+    kept: Sequence[Statement],
+    calls: Sequence[RecordedCall],
+    fixed: Collection[str],
+    context: Mapping[str, Any] | None = None,
 ) -> list[FoundParameter]:
     """Return at most `MAX_PARAMETERS` parameters of the code, the likeliest first.
+
+    If the code reads CONTEXT, which was `context`, that is one more.
 
     Those named in `fixed` stay literals. Code that calls nothing would be a constant without
     parameters, so it may have long texts, and parts of what it assigns, as parameters.
     """
-    found = _name_parameters(_collect_parameters(kept, calls), kept, fixed)
+    collected = _collect_parameters(kept, calls)
+    if context is not None:
+        collected.insert(0, FoundParameter("context", context, _find_reads(kept), is_input=True))
+    found = _name_parameters(collected, kept, fixed)
     for is_part in (False, True):
         if not found and not calls:
             data = _find_assigned(kept, may_be_long=True, is_part=is_part)
             found = _name_parameters(data, kept, fixed)
     return found
+
+
+def _find_reads(kept: Sequence[Statement]) -> list[ast.expr]:
+    """Return the places where code reads CONTEXT."""
+    return [
+        part
+        for each in kept
+        if CONTEXT_NAME in each.reads
+        for part in ast.walk(each.node)
+        if isinstance(part, ast.Name) and part.id == CONTEXT_NAME
+    ]
 
 
 def _collect_parameters(
@@ -177,7 +200,7 @@ def _name_parameters(
         while each.name in taken or keyword.iskeyword(each.name):
             each.name += "_"
         names.add(each.name)
-    return [each for each in found if each.name not in fixed]
+    return [each for each in found if each.is_input or each.name not in fixed]
 
 
 def _names_in_scope(nodes: Iterable[ast.expr], kept: Sequence[Statement]) -> set[str]:

@@ -13,19 +13,29 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import anyio
 
-from ...errors import InvalidRequest, SkillRefused
-from ...journal.recording import load_recording
+from ...errors import InvalidRequest, NotFound, SkillRefused
+from ...journal.recording import Recording, load_recording
 from ...journal.rows import RunRow
 from ...journal.store import Journal
-from .descriptions import Description, SkillDescriber, needs_description
+from .descriptions import Description, SkillDescriber, apply_summary, needs_description
 from .duplicates import find_duplicate, merge_cases
 from .gate import CANDIDATE_VERSION, OpenTrial, Verdict, run_gate
 from .library import SkillLibrary
 from .lint import CheckedSource, check_entry_signature, check_source, parse_source
-from .model import TOOL_PREFIX, ExtractedSkill, RecordedCase, RecordedStep, Skill
+from .model import (
+    CONTEXT_NAME,
+    MAX_INPUT_BYTES,
+    TOOL_PREFIX,
+    ExtractedSkill,
+    RecordedCase,
+    RecordedStep,
+    Skill,
+    make_input_value,
+)
 from .selection import check_case, check_dependency_cycle
 from .skill_calls import SkillCall, find_skill_call
 from .skill_names import choose_free_name, parse_skill_name
@@ -100,8 +110,8 @@ class SkillSaver:
         """Whether a save may ask a model."""
         return self._describer is not None
 
-    async def save_run(self, run: RunRow, name: str = "") -> SaveResult:
-        """Save what a recorded run did as a skill.
+    async def save_run(self, run: RunRow, name: str = "", summary: str = "") -> SaveResult:
+        """Save what a recorded run did as a skill, described by `summary` if that is given.
 
         Raises `SkillRefused`, `InvalidRequest`, `JournalFailed`.
         """
@@ -117,16 +127,22 @@ class SkillSaver:
             if call := await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
                 return await self._add_case(call)
             return await self._save(
-                partial(extract_skill, steps, name=name), run.id, name, session=run.session_id
+                partial(extract_skill, steps, name=name),
+                run.id,
+                name,
+                session=run.session_id,
+                summary=summary,
             )
 
-    async def save_code(self, code: str, name: str = "") -> SaveResult:
+    async def save_code(self, code: str, name: str = "", summary: str = "") -> SaveResult:
         """Save code that was written as a skill: a draft, until a run that uses it is saved."""
         from .extraction import read_written_skill
 
         name = parse_skill_name(name) if name else ""
         async with self._lock:
-            return await self._save(lambda _: read_written_skill(code, name), "code", name)
+            return await self._save(
+                lambda _: read_written_skill(code, name), "code", name, summary=summary
+            )
 
     async def propose_draft(self, run: RunRow, *, may_activate: bool) -> SaveResult | None:
         """Save a run that makes calls as a draft, without a check; None if it is not worth that.
@@ -182,13 +198,22 @@ class SkillSaver:
                 check_case(case)
         except SkillRefused as exc:
             return Verdict((str(exc),), skill.cases)
-        return await run_gate(skill.name, skill, skill.cases, self._open_trial, skill.version)
+        return await run_gate(
+            skill.name,
+            skill,
+            skill.cases,
+            self._open_trial,
+            self._journal.put_blob,
+            skill.version,
+        )
 
     async def _load_steps(self, run: RunRow) -> list[RecordedStep]:
         """Return the recorded runs that led to a run, and that run."""
         steps = []
         for row in (await self._journal.load_lineage(run.id))[-MAX_STEPS:]:
             recording = await load_recording(self._journal, row)
+            # A function of an earlier step may read the input of the last one.
+            may_read = row.id == run.id or CONTEXT_NAME in recording.start.code
             outcome = recording.outcome
             error = outcome["error"] or {}
             steps.append(
@@ -202,9 +227,23 @@ class SkillSaver:
                     recording.start.seed,
                     recording.clock_readings,
                     error.get("line") or 0,
+                    await self._load_input(recording) if may_read else None,
                 )
             )
         return steps
+
+    async def _load_input(self, recording: Recording) -> Mapping[str, Any] | None:
+        """Return what CONTEXT was; None if that was no single text which a case can hold."""
+        context = recording.start.context
+        entry = context[0] if len(context) == 1 else None
+        if entry is None or not entry["digest"] or entry["size"] > MAX_INPUT_BYTES:
+            return None
+        try:
+            data = await self._journal.get_blob(entry["digest"])
+            text = data[entry["start"] : entry["end"]].decode()
+        except (NotFound, UnicodeDecodeError):
+            return None
+        return make_input_value(entry["name"], text)
 
     async def _add_case(self, call: SkillCall) -> SaveResult:
         """Test a skill with one more case."""
@@ -233,11 +272,12 @@ class SkillSaver:
         others: tuple[RecordedCase, ...] = (),
         session: str = "",
         skips_gate: bool = False,
+        summary: str = "",
     ) -> SaveResult:
         """Test a skill, and add it as a new version, active or not.
 
-        `others` are known cases. With a `session`, a model may describe the skill, and the
-        session's owner pays.
+        `others` are known cases. Without a `summary` and with a `session`, a model may describe the
+        skill, and the session's owner pays.
         """
         skills = await self._library.all_versions()
         taken_names = {*skills, *await self._library.load_guides()}
@@ -248,7 +288,8 @@ class SkillSaver:
             if duplicate is not None and duplicate.state == "active":
                 is_known = not others and len(candidate.cases) == len(duplicate.cases)
                 if is_known:
-                    return SaveResult(duplicate, already_existed=True)
+                    note = "It keeps its description." if summary else ""
+                    return SaveResult(duplicate, already_existed=True, note=note)
             if skips_gate:
                 verdict = Verdict((NOT_CHECKED_YET,), candidate.cases)
                 break
@@ -260,7 +301,10 @@ class SkillSaver:
             fixed = removable  # extract it again, with literals in the places of these parameters
         description = candidate.description
         is_new = all(each.state != "active" for each in skills.get(candidate.name, ()))
-        if session and is_new and not verdict.reasons:
+        if summary:
+            is_hand_written = candidate.extracted.is_hand_written
+            description = apply_summary(description, summary, is_hand_written=is_hand_written)
+        elif session and is_new and not verdict.reasons:
             may_rename = not name and candidate.name not in skills
             names = taken_names if may_rename else None
             description = await self._describe(candidate, verdict.cases[-1], session, names)
@@ -299,6 +343,7 @@ class SkillSaver:
                 candidate.extracted,
                 candidate.cases,
                 self._open_trial,
+                self._journal.put_blob,
                 CANDIDATE_VERSION,
             )
 

@@ -6,12 +6,13 @@ import ast
 import json
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
 from .lint import dotted_name, parse_source
 from .literals import literal_value
-from .model import ENTRY_FUNCTION, RecordedCase, RecordedStep
+from .model import CONTEXT_NAME, ENTRY_FUNCTION, RecordedCase, RecordedStep
 
 SKILL_MODULE = re.compile(r"skills\.(?P<name>[a-z0-9_]+?)(?:\.v(?P<version>[0-9]+))?")
 
@@ -56,7 +57,9 @@ def find_skill_call(step: RecordedStep) -> SkillCall | None:
     if module is None or call.args:
         return None
     try:
-        inputs = {str(each.arg): literal_value(each.value) for each in call.keywords if each.arg}
+        inputs = {
+            str(each.arg): read_argument(each.value, step) for each in call.keywords if each.arg
+        }
     except ValueError:
         return None
     listed = [(number, each) for number, each in enumerate(step.calls, 1) if each.in_ledger]
@@ -70,3 +73,10 @@ def find_skill_call(step: RecordedStep) -> SkillCall | None:
     )
     version = int(module["version"]) if module["version"] else None
     return SkillCall(module["name"], version, case)
+
+
+def read_argument(node: ast.expr, step: RecordedStep) -> Any:
+    """Return a literal argument, or the input of the step; raises `ValueError` for others."""
+    if isinstance(node, ast.Name) and node.id == CONTEXT_NAME and step.input is not None:
+        return dict(step.input)
+    return literal_value(node)

@@ -14,11 +14,12 @@ import symtable
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import SkillRefused
 from ...protocol.library_names import KNOWLEDGE_MODULE, MODEL_NAMES, SKILLS_PACKAGE, TOOLS_PACKAGE
 from .lint import DEFINITIONS, FunctionNode, dotted_name, parse_source
-from .model import RecordedStep
+from .model import CONTEXT_NAME, MAX_INPUT_BYTES, RecordedStep
 
 MODEL_FUNCTIONS = frozenset(MODEL_NAMES)  # sandboxed code has them without an import
 REMOTE_PACKAGES = frozenset({TOOLS_PACKAGE, KNOWLEDGE_MODULE})  # they run outside the sandbox
@@ -410,10 +411,26 @@ def _select_needed(
         for name in _follow_calls(each.reads, read_in_calls):
             needed.add(name)
             needed_by.setdefault(name, each)
-    missing = sorted(needed - PREDEFINED_NAMES - {name for each in kept for name in each.binds})
+    found = PREDEFINED_NAMES | {name for each in kept for name in each.binds}
+    if find_input(kept[::-1], steps) is not None:
+        found |= {CONTEXT_NAME}
+    missing = sorted(needed - found)
     if missing:
         raise _missing_name(missing[0], needed_by[missing[0]], steps)
     return kept[::-1]
+
+
+def find_input(
+    kept: Sequence[Statement], steps: Sequence[RecordedStep]
+) -> Mapping[str, Any] | None:
+    """Return the input that all `kept` statements read as CONTEXT; None if there is no such."""
+    readers = [each for each in kept if CONTEXT_NAME in each.reads]
+    if not readers or any(CONTEXT_NAME in each.binds for each in kept):
+        return None
+    # A definition reads it when it is called, in the last step as far as is known.
+    numbers = {len(steps) - 1 if each.is_definition else each.step for each in readers}
+    first, *others = (steps[number].input for number in sorted(numbers))
+    return first if all(each == first for each in others) else None
 
 
 def _follow_calls(names: Iterable[str], read_in_calls: Mapping[str, frozenset[str]]) -> set[str]:
@@ -429,6 +446,12 @@ def _follow_calls(names: Iterable[str], read_in_calls: Mapping[str, frozenset[st
 
 
 def _missing_name(name: str, statement: Statement, steps: Sequence[RecordedStep]) -> SkillRefused:
+    if name.startswith(CONTEXT_NAME):
+        return SkillRefused(
+            f"Line {statement.lines[0]} needs {name!r}, which cannot become a parameter: only "
+            f"{CONTEXT_NAME} can, if it was one UTF-8 text of at most {MAX_INPUT_BYTES:,} bytes.",
+            remedy="Save a run with one such input.",
+        )
     if any(not step.succeeded and name in step.code for step in steps):
         reason = "only code that failed defines"
     else:

@@ -25,7 +25,16 @@ from ...errors import SkillRefused
 from ...journal.events import canonical_json
 from .docstrings import parameter_descriptions, to_front_matter_line, to_one_line
 from .lint import check_entry_signature, is_absolute_path, parse_source
-from .model import RecordedCase, Signature, Skill, SkillState, format_signature, is_model_request
+from .model import (
+    CONTEXT_NAME,
+    RecordedCase,
+    Signature,
+    Skill,
+    SkillState,
+    format_signature,
+    is_input_value,
+    is_model_request,
+)
 from .skill_names import parse_skill_name, to_slug
 
 if TYPE_CHECKING:
@@ -140,6 +149,8 @@ def render_version_files(
 
 def _format_example(value: Any) -> str:
     """Return a value as an example shows it, without paths of the machine that recorded it."""
+    if is_input_value(value):
+        return CONTEXT_NAME
     text = repr(value)
     is_path = isinstance(value, str) and is_absolute_path(value)
     return '"..."' if is_path or len(text) > MAX_EXAMPLE_CHARS else text
