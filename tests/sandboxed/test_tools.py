@@ -22,6 +22,7 @@ import pytest
 
 from mcpruntime_server.protocol import library_names
 from mcpruntime_server.protocol.payloads import ToolDescription
+from mcpruntime_server.protocol.presentation import present_value
 from mcpruntime_server.sandboxed.library import models, tools
 from mcpruntime_server.sandboxed.library.results import (
     AttributeDict,
@@ -230,6 +231,14 @@ class TestCalls:
         git.echo(1, other=2)
         assert bench.sent[0][1] == {"value": 1, "other": 2}
 
+    def test_an_argument_that_looks_misspelled_is_refused_by_an_open_tool(
+        self, bench: Bench, git: Any
+    ) -> None:
+        with pytest.raises(tools.ToolArgumentError, match="Did you mean 'value'"):
+            git.echo(vaule=1)
+        git.echo(1, value_2=2, values=3)  # `value` is given, so it was not misspelled
+        assert bench.sent == [("tools.git.echo", {"value": 1, "value_2": 2, "values": 3})]
+
     def test_a_path_is_sent_as_text(self, bench: Bench, git: Any) -> None:
         git.git_log(Path("/tmp"))
         assert bench.sent[0][1] == {"repo_path": "/tmp"}
@@ -365,6 +374,40 @@ class TestMap:
         assert len(repr(slots)) < 10_000
         assert repr(slots).endswith("... and 480 more")
 
+    @pytest.mark.parametrize(
+        "use",
+        [
+            len,
+            iter,
+            list,
+            sum,
+            lambda slot: slot["x"],
+            lambda slot: slot[0],
+            lambda slot: "x" in slot,
+            lambda slot: slot.title,
+        ],
+    )
+    def test_a_slot_that_is_used_as_a_value_names_its_value(self, use: Any) -> None:
+        [slot] = map_concurrently(str, [1])
+        with pytest.raises((TypeError, AttributeError), match=r"\[slot.value for slot in slots"):
+            use(slot)
+        assert slot
+        assert copy.deepcopy(slot).value == "1"
+
+    def test_dicts_of_arguments_as_items_name_the_lambda_that_spreads_them(
+        self, bench: Bench, git: Any
+    ) -> None:
+        batches = sys.modules["tools"].map
+        items = [{"repo_path": "a", "max_count": 2}, {"repo_path": "b"}]
+        with pytest.raises(
+            TypeError, match=r"tools.map\(lambda item: git_log\(\*\*item\), items\)"
+        ):
+            batches(git.git_log, items)
+        assert bench.sent == []
+        assert all(slot.ok for slot in batches(lambda item: git.git_log(**item), items))
+        batches(git.echo, [{"value": 1}])  # its first parameter may be a dict
+        assert bench.sent[-1][1] == {"value": {"value": 1}}
+
     def test_an_interrupt_ends_the_wait_and_starts_nothing_more(
         self, default_interrupts: None
     ) -> None:
@@ -400,6 +443,14 @@ class TestListings:
         assert isinstance(listing, list)
         assert (listing[0].name, listing[0].effect) == ("git.git_log", "read")
         assert repr(tools.ToolList({"tools": [], "problems": []})) == "no tools found"
+
+    def test_an_empty_listing_shows_what_is_missing_as_a_value(self) -> None:
+        listing = tools.ToolList({"tools": [], "problems": ["tracker cannot be reached"]})
+        shown = present_value(listing, 1000)
+        assert shown["text"] == "no tools found\n! tracker cannot be reached"
+
+    def test_dir_of_a_server_lists_its_tools_alone(self, git: Any) -> None:
+        assert dir(git) == ["echo", "git_log", "git_show"]
 
     def test_a_refused_listing_is_a_tool_error(self, bench: Bench) -> None:
         bench.failure = tools.HostError("unknown_tool", "no server 'x'")

@@ -335,6 +335,8 @@ class JsonPresenter(Presenter):
         if isinstance(value, dict):
             return Container(("{", "}"), len(value), "key", _ObjectParts(value).iterate)
         if isinstance(value, (list, tuple)) and not hasattr(type(value), "_fields"):
+            if not has_repr_of(value, list, tuple):
+                raise NotJsonData  # its repr says more than its items
             return Container(("[", "]"), len(value), "item", _SequenceParts(value).iterate)
         return None
 

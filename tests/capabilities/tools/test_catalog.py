@@ -155,7 +155,12 @@ class TestCalls:
                 "Parameters: text*, times (* = required).",
             ),
             ("tools.lively.echo", {"times": 1}, "invalid_arguments", "lively.echo needs 'text'."),
-            ("tools.lively.pid", {"x": 1}, "invalid_arguments", "It takes no parameters."),
+            (
+                "tools.lively.echo",
+                {"text": "a", "tmies": 2},
+                "invalid_arguments",
+                "lively.echo has no parameter 'tmies'. Did you mean 'times'?",
+            ),
         ],
     )
     async def test_what_cannot_be_right_goes_no_further(

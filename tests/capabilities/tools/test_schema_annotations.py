@@ -114,7 +114,24 @@ def test_all_of_puts_its_parts_together() -> None:
     )
     assert list(parts.properties) == ["a", "b"]
     assert parts.required == {"a"}
-    assert not parts.accepts_extra
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_open"),
+    [
+        ({"type": "object"}, True),
+        ({"properties": {"a": {}}}, True),
+        ({"properties": {"a": {}}, "additionalProperties": {"type": "string"}}, True),
+        ({"properties": {"a": {}}, "additionalProperties": False}, False),
+        ({"properties": {"a": {}}, "additionalProperties": {"not": {}}}, False),
+        ({"properties": {"a": {}}, "unevaluatedProperties": False}, False),
+        ({"allOf": [{"properties": {"a": {}}, "additionalProperties": False}]}, False),
+    ],
+)
+def test_a_schema_that_does_not_forbid_other_keys_is_open(
+    schema: dict[str, Any], is_open: bool
+) -> None:
+    assert SchemaDocument({}).object_schema(schema).accepts_extra is is_open
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from ...journal.call_scope import find_call_scope
 from ...journal.events import Effect, canonical_json
 from ...protocol.library_names import TOOLS_NAMES
 from ...protocol.payloads import ToolDescription, ToolListing
-from ...protocol.suggestions import did_you_mean
+from ...protocol.suggestions import did_you_mean, find_misspelled
 from ..call_arguments import get_argument
 from .python_names import assign_names, describe_collisions
 from .schema_annotations import SchemaDocument
@@ -80,10 +80,14 @@ class CatalogTool:
 
     def check_arguments(self, server: str, arguments: Mapping[str, Any]) -> None:
         """Raise `CallFailed` if a required argument is missing or an argument is unknown."""
-        unknown = [name for name in arguments if name not in self.parameters]
-        if unknown and not self.accepts_extra:
-            hint = did_you_mean(unknown[0], self.parameters)
-            problem = f"has no parameter {unknown[0]!r}. {hint}"
+        names = [parameter.upstream_name for parameter in self.shim.parameters]
+        for name in arguments:
+            if name in self.parameters:
+                continue
+            if self.accepts_extra and not find_misspelled(name, names, arguments):
+                continue
+            hint = did_you_mean(name, names)
+            problem = f"has no parameter {name[:80]!r}. {hint}"
             self._raise_invalid_arguments(server, problem.strip())
         missing = sorted(self.required.difference(arguments))
         if missing:

@@ -179,11 +179,17 @@ class SchemaDocument:
                 properties.setdefault(key, value)
         for key in required:
             properties.setdefault(key, {})
-        extra = schema.get("additionalProperties")
-        allows_extra = extra is True or (isinstance(extra, dict) and extra != {"not": {}})
         shown = dict(islice(properties.items(), MAX_FIELDS))
-        is_open = allows_extra or bool(branches) or len(properties) > len(shown)
+        is_open = not forbids_extra(schema) or bool(branches) or len(properties) > len(shown)
         return ObjectSchema(shown, frozenset(required), is_open)
+
+
+def forbids_extra(schema: dict[str, Any]) -> bool:
+    """Return whether an object schema allows no other keys than those that it names."""
+    return any(
+        schema.get(key) is False or schema.get(key) == {"not": {}}
+        for key in ("additionalProperties", "unevaluatedProperties")
+    )
 
 
 def as_dict(value: Any) -> dict[Any, Any]:

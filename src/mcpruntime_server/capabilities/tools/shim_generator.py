@@ -77,13 +77,16 @@ class ShimParameter:
 class ToolShim:
     """One tool as the template and the catalogue need it.
 
-    `extra_name` is the name of `**extra` if the tool accepts other parameters, else "".
+    `extra_name` is the name of `**extra` if the tool accepts other parameters, else "". Most tools
+    do so only because their schemas do not forbid it. With `declares_extra`, a schema says what
+    else it accepts, or names no parameter at all.
     """
 
     upstream_name: str
     name: str
     parameters: tuple[ShimParameter, ...]
     extra_name: str
+    declares_extra: bool
     returns: SourceText
     summary: str
     description: str
@@ -172,7 +175,9 @@ def describe_tool(
         filter(None, (text, format_parameters(parameters), format_result(tool, schema, observed)))
     )
     summary = first_sentence(text)
-    return ToolShim(tool.name, name, parameters, extra, returns, summary, text, doc)
+    flat = document.flatten(document.root)
+    declares_extra = bool(extra) and ("additionalProperties" in flat or "properties" not in flat)
+    return ToolShim(tool.name, name, parameters, extra, declares_extra, returns, summary, text, doc)
 
 
 def unwrapped_schema(tool: types.Tool, document: SchemaDocument) -> Any:

@@ -57,7 +57,7 @@ def format_brief_signature(server: str, tool: ToolShim) -> str | None:
     if not all(map(needs_no_record, tool.parameters)):
         return None
     parameters = ", ".join(map(format_brief_parameter, tool.parameters))
-    extra = f"{', ' * bool(parameters)}**{tool.extra_name}" if tool.extra_name else ""
+    extra = f"{', ' * bool(parameters)}**{tool.extra_name}" if tool.declares_extra else ""
     return f"{server}.{tool.name}({parameters}{extra})"
 
 
@@ -97,7 +97,7 @@ def format_parameters(tool: ToolShim) -> str:
     shown += texts[:count]
     if count < len(texts):
         shown.append(f"... {len(texts) - count} more optional")
-    if tool.extra_name:
+    if tool.declares_extra:
         shown.append(f"**{tool.extra_name}: Any")
     return ", ".join(shown)
 

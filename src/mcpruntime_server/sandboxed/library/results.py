@@ -13,7 +13,7 @@ from .planned import PlanEnded
 
 TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, Tuple
+    from typing import Any, Callable, Iterable, Iterator, Tuple
 
 
 MAX_MAP_THREADS = (
@@ -22,6 +22,7 @@ MAX_MAP_THREADS = (
 MAX_REPR_SLOTS = 20  # that the repr of a batch lists
 MAX_REPR_CHARS = 200  # of one value in the repr of a slot
 MAX_LISTED_KEYS = 30  # that an error names
+SLOT_HINT = "The result of the item is its .value: [slot.value for slot in slots if slot.ok]."
 
 
 class AttributeDict(dict[str, "Any"]):
@@ -84,7 +85,10 @@ def wrap_dicts(value: Any) -> Any:
 
 
 class Slot:
-    """The outcome of one item of a batch: `ok` and `value`, or else `error` (the exception)."""
+    """The outcome of one item of a batch: `ok` and `value`, or else `error` (the exception).
+
+    What would use it as the value itself fails, and the error names `.value`.
+    """
 
     __slots__ = ("error", "ok", "value")
 
@@ -92,6 +96,24 @@ class Slot:
         self.ok = error is None
         self.value = value
         self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a slot has no {name!r}: it has .ok, .value and .error. {SLOT_HINT}")
+
+    def __bool__(self) -> bool:
+        return True  # without this, `__len__` would be asked
+
+    def __len__(self) -> int:
+        raise TypeError(f"a slot has no len(). {SLOT_HINT}")
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(f"a slot cannot be iterated. {SLOT_HINT}")
+
+    def __getitem__(self, key: Any) -> Any:
+        raise TypeError(f"a slot has no items. {SLOT_HINT}")
+
+    def __contains__(self, item: Any) -> bool:
+        raise TypeError(f"a slot contains nothing. {SLOT_HINT}")
 
     def __repr__(self) -> str:
         text = repr(self.value) if self.ok else f"{type(self.error).__name__}: {self.error}"

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 
 from ...protocol.library_names import TOOLS_PACKAGE
-from ...protocol.suggestions import did_you_mean
+from ...protocol.suggestions import did_you_mean, find_misspelled, find_similar
 from .planned import PlanEnded, PlannedResult, check_no_planned_result
-from .results import Slot, map_concurrently, wrap_dicts
+from .results import Slot, Slots, map_concurrently, wrap_dicts
 
 TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 VAR_KEYWORDS_FLAG = 0x08  # of a code object: the function takes `**kwargs`
 MAX_LISTED_NAMES = 50  # that an error lists
+WORD = re.compile(r"\w+")
+SCALAR_TYPES = {"str", "int", "float", "bool", "None", "list"}  # in an annotation without records
 
 # errors -------------------------------------------------------------------------------------------
 
@@ -171,6 +174,8 @@ class ToolParameters:
         self.wire_names = {name: renamed.get(name, name) for name in self.names}
         self.python_names = {wire: name for name, wire in self.wire_names.items()}
         self.omitted_when_none = frozenset(unset)
+        first = function.__annotations__.get(self.names[0], "") if self.names else ""
+        self.takes_object_first = not set(WORD.findall(str(first))) <= SCALAR_TYPES
 
     def bind_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments to send, without those left out; raises `ToolArgumentError`."""
@@ -183,11 +188,11 @@ class ToolParameters:
             name = key if key in self.wire_names else self.python_names.get(key, key)
             if name in bound:
                 self.raise_argument_error(f"got two values for {name!r}.")
-            if name not in self.wire_names and not self.accepts_extra:
-                hint = did_you_mean(key, self.names)
-                self.raise_argument_error(f"has no parameter {key!r}. {hint}".rstrip())
             bound[name] = value
         missing = [name for name in self.required if name not in bound]
+        for name in bound:
+            if name not in self.wire_names:
+                self.check_extra_argument(name, missing, bound)
         if missing:
             self.raise_argument_error(f"needs {', '.join(map(repr, missing))}.")
         return {
@@ -195,6 +200,36 @@ class ToolParameters:
             for name, value in bound.items()
             if self.is_sent(name, value)
         }
+
+    def check_extra_argument(self, name: str, missing: Sequence[str], bound: Any) -> None:
+        """Raise `ToolArgumentError` for an argument that the tool does not name.
+
+        A tool that accepts others gets it, unless it looks like a misspelling, or like a parameter
+        that is missing.
+        """
+        if self.accepts_extra:
+            meant = find_misspelled(name, self.names, bound) or find_similar(name, missing)
+        else:
+            meant = find_similar(name, self.names)
+        if meant or not self.accepts_extra:
+            hint = f" Did you mean {meant!r}?" if meant else ""
+            self.raise_argument_error(f"has no parameter {name[:80]!r}.{hint}")
+
+    def check_items(self, items: Sequence[Any]) -> None:
+        """Raise `ToolArgumentError` if each item of a batch is a dict of this tool's arguments."""
+        if not items or self.takes_object_first:
+            return
+        if all(isinstance(item, dict) and item and self.knows_names(item) for item in items):
+            function = self.tool.rpartition(".")[2]
+            raise ToolArgumentError(
+                f"tools.map calls {function}(item), and the items are dicts of its arguments. "
+                f"Spread them: tools.map(lambda item: {function}(**item), items).",
+                kind="invalid_arguments",
+            )
+
+    def knows_names(self, names: Iterable[Any]) -> bool:
+        """Return whether all of `names` are parameters."""
+        return all(name in self.wire_names or name in self.python_names for name in names)
 
     def is_sent(self, name: str, value: Any) -> bool:
         """Return whether a value is sent; None means "left out" if the tool refuses null."""
@@ -227,7 +262,8 @@ def shim(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         tool = f"{server}.{function.__name__}"
         target = f"{TOOLS_PACKAGE}.{tool}"
-        bind = ToolParameters(function, tool, renamed, unset).bind_arguments
+        parameters = ToolParameters(function, tool, renamed, unset)
+        bind = parameters.bind_arguments
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -237,12 +273,29 @@ def shim(
         async def aio(*args: Any, **kwargs: Any) -> Any:
             return await call_host_async(target, bind(args, kwargs), tool)
 
+        call.parameters = parameters  # type: ignore[attr-defined] # `help` shows functions best
         aio.__qualname__ = f"{function.__qualname__}.aio"
-        call.aio = aio  # type: ignore[attr-defined] # `help` shows functions best, not objects
+        call.aio = aio  # type: ignore[attr-defined]
         return call
 
     return decorate
 
+
+def map_tools(fn: Callable[[Any], Any], items: Iterable[Any], max_concurrency: int = 16) -> Slots:
+    """Call `fn(item)` for every item, up to `max_concurrency` at once; return a slot for each.
+
+    The slots are in the order of the items and have `.ok`, `.value` and `.error`. A failure never
+    stops the others. `fn` is any callable; it runs in threads. For items that are dicts of
+    arguments: `tools.map(lambda item: fn(**item), items)`.
+    """
+    all_items = list(items)
+    parameters = getattr(fn, "parameters", None)
+    if isinstance(parameters, ToolParameters):
+        parameters.check_items(all_items)
+    return map_concurrently(fn, all_items, max_concurrency)
+
+
+map_tools.__name__ = map_tools.__qualname__ = "map"
 
 # finding tools ------------------------------------------------------------------------------------
 
@@ -293,7 +346,7 @@ def list_tools(server: str | None = None) -> ToolList:
 TOOLS_EXPORTS: dict[str, Any] = {
     "search": search,
     "list": list_tools,
-    "map": map_concurrently,
+    "map": map_tools,
     "shim": shim,
     "Slot": Slot,
     "ToolError": ToolError,
@@ -348,6 +401,7 @@ class ToolFinder:
     def exec_module(self, module: ModuleType) -> None:
         """Fetch the shim and execute it."""
         module.__getattr__ = functools.partial(resolve_missing_tool, module)  # type: ignore[method-assign]
+        module.__dir__ = lambda: sorted(module.__dict__.get("__all__", ()))  # type: ignore[method-assign]
         execute_shim(module, fetch_shim(get_server_name(module)))
 
 
