@@ -539,7 +539,68 @@ async def test_a_run_that_left_no_state_cannot_be_gone_back_to(server: ServerCon
 
 async def test_without_a_session_the_client_has_its_own(server: ServerConnection) -> None:
     ran = await server.run("1")
-    listed = await server.replay("list")
-    assert listed.session == ran.session
+    shown = await server.replay("show")
+    assert (shown.session, shown.run) == (ran.session, ran.run)
     empty = await server.replay("rewind", step=0)
     assert empty.session == ran.session
+
+
+async def test_a_run_names_its_session(server: ServerConnection) -> None:
+    first = await server.run("x = 1", "named by a run")
+    second = await server.run("x = 2", "named by a run")
+    listed = await server.replay("list", run=first.run)
+    assert [step["run"] for step in listed.steps] == [first.run, second.run]
+    shown = await server.replay("show", run=first.run)
+    assert (shown.session, shown.code) == ("named by a run", "x = 1")
+    again = await server.replay("rerun", run=first.run)
+    assert "The same as recorded" in again.note
+    assert (await server.replay("diff", run=first.run, other=second.run)).equal is False
+    fork = await server.replay("fork", run=first.run)
+    assert await server.evaluate("x", fork.session) == 1
+    moved = await server.replay("rewind", run=first.run)
+    assert (moved.session, moved.step) == ("named by a run", 1)
+    unknown = await server.replay("show", run="r_none")
+    assert unknown.text.startswith("[not_found] There is no run 'r_none'.")
+
+
+async def test_sessions_are_listed_one_on_each_line(tmp_path: Path) -> None:
+    async with connect_server(write_settings(tmp_path, sandbox={"backend": "local"})) as server:
+        assert (await server.replay("list")).text == "There are no sessions yet."
+        await server.run("1", "first")
+        await server.run("1", "second")
+        await server.run("2", "first")
+        await server.replay("rerun", "second")
+        listed = await server.replay("list")
+        assert [(each["session"], each["runs"]) for each in listed.sessions] == [
+            ("first", 2),
+            ("second", 1),
+        ]
+        first, second = listed.text.splitlines()
+        assert first.startswith("session first | 2 runs | last used 20")
+        assert second.startswith("session second | 1 run | last used 20")
+
+
+async def test_a_client_that_reconnects_learns_which_session_it_used_last(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, sandbox={"backend": "local"})
+    async with connect_server(settings) as server:
+        first = await server.run("x = 1")
+        assert "note" not in first.data
+    async with connect_server(settings) as server, connect_server(settings) as other:
+        again = await server.run("1")
+        assert again.note.startswith(f"This session is new. The one used last is {first.session!r}")
+        assert "note" not in (await server.run("2")).data
+        assert await server.evaluate("x", first.session) == 1
+        assert "note" not in (await other.run("1")).data  # both sessions are in use
+
+
+async def test_a_rewind_names_the_writes_that_it_does_not_undo(server: ServerConnection) -> None:
+    await server.run("from tools.paced import note, nap\nnote('kept')", "writes")
+    await server.run("note('one')\nnap('a', 0)", "writes")
+    await server.run("for n in range(12): note('many')", "writes")
+    moved = await server.replay("rewind", "writes", step=1)
+    assert moved.not_undone[0] == "paced.note(text='one')"
+    assert "paced.note(...) x3" in moved.not_undone
+    assert not any("kept" in call or "nap" in call for call in moved.not_undone)
+    assert "These calls are not undone:\npaced.note(text='one')\n" in moved.text
+    back = await server.replay("rewind", "writes", step=0)
+    assert back.not_undone == ["paced.note(text='kept')"]

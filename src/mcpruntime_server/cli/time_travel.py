@@ -17,14 +17,18 @@ from ..config import Config
 from ..errors import InvalidRequest
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
+from ..protocol.presentation import format_call
 from ..runtime.run_history import find_session, is_step_number
 from .console import ConsoleWriter, escape_text, print_json
 from .options import full_option, json_option, pass_config
 from .signals import run_until_signal
 
+MAX_LEFT_CALL_CHARS = 300  # of the arguments of a call that a rewind does not undo
+
 if TYPE_CHECKING:
     from ..app import App
     from ..runtime.run_diff import RunDiff
+    from ..runtime.time_travel import Rewound
 
 
 @asynccontextmanager
@@ -57,7 +61,7 @@ def rewind_command(config: Config, *, session: str, step: str, cancel: bool, as_
     """
     from ..runtime import time_travel
 
-    async def rewind() -> tuple[SessionRow, RunRow | None]:
+    async def rewind() -> tuple[SessionRow, Rewound]:
         async with open_standalone_app(config) as app:
             row = await find_session(app.journal, session)
             if not cancel:
@@ -68,12 +72,23 @@ def rewind_command(config: Config, *, session: str, step: str, cancel: bool, as_
                 app.runtime, opened, *target, cancel=cancel
             )
 
-    row, run = run_until_signal(rewind)
+    row, rewound = run_until_signal(rewind)
+    run = rewound.run
+    calls = [
+        format_call(entry.target, entry.args, MAX_LEFT_CALL_CHARS)
+        for entry in rewound.remaining_writes
+    ]
     if as_json:
-        print_json({"session": row.id, "run": run and run.id, "step": run.step if run else 0})
+        step_number = run.step if run else 0
+        print_json(
+            {"session": row.id, "run": run and run.id, "step": step_number, "not_undone": calls}
+        )
         return 0
     position = f"the end of step {run.step} ({run.id})" if run else "the beginning"
-    ConsoleWriter().write_line(f"{escape_text(row.name or row.id)} continues from {position}")
+    writer = ConsoleWriter()
+    writer.write_line(f"{escape_text(row.name or row.id)} continues from {position}")
+    for call in calls:
+        writer.write_line(f"not undone: {escape_text(call)}")
     return 0
 
 

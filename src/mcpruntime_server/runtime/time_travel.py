@@ -13,9 +13,10 @@ from ..errors import InvalidRequest
 from ..journal.recording import Recording, load_recording
 from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, RunRow, SessionRow
 from ..journal.store import Journal
+from .call_journal import LedgerEntry
 from .environment import is_lineage_reproducible
 from .run import Run
-from .run_history import find_run, find_session
+from .run_history import find_run, find_session, load_report
 from .run_report import RunReport
 from .run_spec import RunSpec
 from .runtime import Runtime
@@ -31,6 +32,14 @@ class Rerun:
     session: Session
     reports: list[RunReport] = field(default_factory=list)  # of the new runs, in order
     differences: dict[str, list[str]] = field(default_factory=dict)  # fields, by recorded run
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """A session that was rewound: to the end of `run`, or to its beginning."""
+
+    run: RunRow | None
+    remaining_writes: Sequence[LedgerEntry] = ()  # calls of the steps left, which are not undone
 
 
 async def find_target(
@@ -75,8 +84,8 @@ async def restore_tier(runtime: Runtime, run: RunRow) -> str:
 
 async def rewind_session(
     runtime: Runtime, session: Session, step: int | None, run: str | None, *, cancel: bool
-) -> RunRow | None:
-    """Continue a session from another step or an abandoned run; return that run, None for step 0.
+) -> Rewound:
+    """Continue a session from another step, 0 for its beginning, or from an abandoned run.
 
     With `cancel`, active runs are stopped first; without it, they are an `InvalidRequest`. Raises
     `NotFound`.
@@ -87,6 +96,7 @@ async def rewind_session(
             remedy="Wait for its end, or rewind with cancel=true.",
         )
     with session.keep_open():
+        cancelled = [active.id for active in session.queue.active_runs]
         await session.cancel_all_runs()
         row = await find_session(runtime.journal, session.id)
         target = await find_target(runtime.journal, row, step, run)
@@ -97,7 +107,30 @@ async def rewind_session(
                 remedy="Try again.",
             )
         await session.move_tip(target)
-    return target
+        remaining = await find_remaining_writes(runtime.journal, row.tip, cancelled, target)
+    return Rewound(target, remaining)
+
+
+async def find_remaining_writes(
+    journal: Journal, tip: str | None, cancelled: Sequence[str], target: RunRow | None
+) -> list[LedgerEntry]:
+    """Return the calls that may have written something outside, in the steps after `target`.
+
+    These are the steps of the lineage of `tip`, and the runs that were `cancelled`.
+    """
+    kept = {row.id for row in await journal.load_lineage(target.id if target else None)}
+    left = [row.id for row in await journal.load_lineage(tip)]
+    writes = []
+    for run in dict.fromkeys([*left, *cancelled]):
+        if run not in kept:
+            report = await load_report(journal, run)
+            writes += [entry for entry in report.calls if may_have_written(entry)]
+    return writes
+
+
+def may_have_written(entry: LedgerEntry) -> bool:
+    """Return whether a call was made that does more than read, and did not fail."""
+    return entry.effect != "read" and entry.status in ("ok", "started")
 
 
 async def fork_session(

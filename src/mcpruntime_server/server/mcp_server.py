@@ -248,7 +248,14 @@ def build_replay_tool(
         cancel: bool = False,
     ) -> CallToolResult:
         try:
-            handle = (await sessions.resolve_session(None)).handle if session is None else session
+            if session is not None:
+                handle = session
+            elif run is not None:
+                handle = await handler.find_handle(run)
+            elif action == "list":
+                return await handler.list_sessions()
+            else:
+                handle = (await sessions.resolve_session(None)).handle
             match action:
                 case "list":
                     return await handler.list_steps(handle)

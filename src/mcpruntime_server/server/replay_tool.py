@@ -9,23 +9,34 @@ from typing import Any, Literal
 from mcp.types import CallToolResult
 
 from ..config import Config
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, NotFound
 from ..journal.rows import RunRow, SessionRow
 from ..protocol.presentation import truncate_json, truncate_text
 from ..runtime import run_history, time_travel
+from ..runtime.call_journal import LedgerEntry
 from ..runtime.run import Run
 from ..runtime.run_diff import diff_lineages, diff_runs, diff_to_json
 from ..runtime.runtime import Runtime
-from .result_format import build_run_result, run_call_result, text_call_result
+from .result_format import (
+    MAX_LISTED_CALLS,
+    MAX_LISTED_WRITES,
+    build_run_result,
+    list_calls,
+    run_call_result,
+    text_call_result,
+)
+from .session_resolver import CLIENT_PURPOSES, format_minute
 
 ReplayAction = Literal["list", "show", "rewind", "fork", "rerun", "diff"]
+MAX_LISTED_SESSIONS = 50  # the last used ones
 MAX_LISTED_STEPS = 50  # the last ones; the command line lists all
 MAX_LISTED_CODE_CHARS = 80
 
 REPLAY_DESCRIPTION = (
-    "A session's recorded steps: list; show (code, calls, output); rewind (calls are not undone; "
-    "cancel= stops what runs); fork (to a new session, name=); rerun (with recorded answers; code= "
-    "other code, live= servers to call); diff (with other= run or session)."
+    "A session's recorded steps: list (without session: all sessions); show (code, calls, output); "
+    "rewind (calls are not undone; cancel= stops what runs); fork (to a new session, name=); rerun "
+    "(with recorded answers; code= other code, live= servers to call); diff (with other= run or "
+    "session)."
 )
 
 
@@ -47,6 +58,33 @@ class ReplayToolHandler:
         self._runtime = runtime
         self._journal = runtime.journal
         self._principal = principal
+
+    async def find_handle(self, run: str) -> str:
+        """Return what a client calls the session of a run; raises `NotFound`."""
+        try:
+            row = await self._journal.load_run(run)
+            session = await self._journal.find_session(row.session_id, self._principal)
+        except NotFound:
+            raise NotFound(
+                f"There is no run {run!r:.80}.", remedy="replay(action='list') lists the sessions."
+            ) from None
+        return session.name or session.id
+
+    async def list_sessions(self) -> CallToolResult:
+        """List the sessions, the one used last on top."""
+        rows = await self._journal.list_sessions(self._principal)
+        own = [row for row in rows if row.purpose in CLIENT_PURPOSES]
+        sessions, lines = [], []
+        for row in own[:MAX_LISTED_SESSIONS]:
+            handle, time = row.name or row.id, format_minute(row.last_used_at)
+            sessions.append({"session": handle, "runs": row.run_count, "last_used": time})
+            lines.append(f"session {handle} | {count_runs(row.run_count)} | last used {time}")
+        if len(own) > len(sessions):
+            lines.append(f"and {len(own) - len(sessions):,} more")
+        return text_call_result(
+            "\n".join(lines) or "There are no sessions yet.",
+            {"sessions": sessions, "count": len(own)},
+        )
 
     async def list_steps(self, handle: str) -> CallToolResult:
         """List the last steps of a session, abandoned runs included."""
@@ -70,7 +108,7 @@ class ReplayToolHandler:
                 prefix = "left "
             steps.append(step)
             lines.append(f"{prefix}step {row.step} | {row.status} | {tier} | run {row.id} | {code}")
-        heading = f"session {handle} | {len(tree.runs)} runs | at step {len(tree.lineage)}"
+        heading = f"session {handle} | {count_runs(len(tree.runs))} | at step {len(tree.lineage)}"
         return text_call_result(
             "\n".join([heading, *lines]),
             {"session": handle, "at": len(tree.lineage), "steps": steps},
@@ -94,8 +132,10 @@ class ReplayToolHandler:
         if step is None and run is None:
             raise InvalidRequest("rewind needs `step` or `run`.")
         session = await self._runtime.find_session(handle, self._principal)
-        target = await time_travel.rewind_session(self._runtime, session, step, run, cancel=cancel)
-        return await self._build_position_result(session.handle, target)
+        rewound = await time_travel.rewind_session(self._runtime, session, step, run, cancel=cancel)
+        return await self._build_position_result(
+            session.handle, rewound.run, rewound.remaining_writes
+        )
 
     async def fork_session(
         self, handle: str, step: int | None, run: str | None, name: str | None
@@ -108,17 +148,22 @@ class ReplayToolHandler:
         tip = await self._journal.load_run(str(forked.tip))
         return await self._build_position_result(forked.handle, tip)
 
-    async def _build_position_result(self, handle: str, at: RunRow | None) -> CallToolResult:
-        """Return at which step a session is, and how that state is restored."""
+    async def _build_position_result(
+        self, handle: str, at: RunRow | None, remaining_writes: Sequence[LedgerEntry] = ()
+    ) -> CallToolResult:
+        """Return at which step a session is, how that state is restored, and what is not undone."""
         step, run_id, tier = 0, None, "parked"
         if at is not None:
             step, run_id = at.step, at.id
             tier = await time_travel.restore_tier(self._runtime, at)
         note = TIER_NOTES[tier]
-        return text_call_result(
-            f"session {handle} | at step {step} | {tier}: {note}",
-            {"session": handle, "step": step, "run": run_id, "tier": tier, "note": note},
-        )
+        text = f"session {handle} | at step {step} | {tier}: {note}"
+        data = {"session": handle, "step": step, "run": run_id, "tier": tier, "note": note}
+        if remaining_writes:
+            calls = describe_writes(remaining_writes)
+            text = "\n".join([text, "These calls are not undone:", *calls])
+            data["not_undone"] = calls
+        return text_call_result(text, data)
 
     async def rerun_steps(
         self,
@@ -174,6 +219,20 @@ class ReplayToolHandler:
         if target is None:
             raise InvalidRequest("Nothing was executed in step 0.")
         return target
+
+
+def count_runs(count: int) -> str:
+    """Return a number of runs in words."""
+    return "1 run" if count == 1 else f"{count:,} runs"
+
+
+def describe_writes(writes: Sequence[LedgerEntry]) -> list[str]:
+    """Return a line for each call, up to a limit for each tool, and how many more there are."""
+    lines = []
+    for line in list_calls(writes, MAX_LISTED_WRITES)[:MAX_LISTED_CALLS]:
+        unsure = " (no answer came: it may have been made)" if line.status == "started" else ""
+        lines.append(f"{line.call} x{line.times}" if line.times > 1 else f"{line.call}{unsure}")
+    return lines
 
 
 def comparison_note(runs: Sequence[RunRow], differences: Mapping[str, list[str]]) -> str:

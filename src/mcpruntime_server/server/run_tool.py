@@ -97,6 +97,8 @@ class RunToolHandler:
         run = found.start_run(
             code, limit_s, key, detached=background, dry_run=dry_run, context=inputs
         )
+        if first_note := self._sessions.take_first_note(found):
+            run.report.notes.append(first_note)
         return await self._watch_run(ctx, found, run, 0.0 if background else wait_s)
 
     async def attach_to_run(
