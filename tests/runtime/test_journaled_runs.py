@@ -17,6 +17,7 @@ from mcpruntime_server.journal import events
 from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.runtime.router import Route, Router
 from mcpruntime_server.runtime.run import Run
+from mcpruntime_server.runtime.run_journal import MAX_READINGS
 from mcpruntime_server.runtime.runtime import Runtime, open_runtime
 from mcpruntime_server.runtime.session import Session, strip_fences
 from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
@@ -153,6 +154,24 @@ def dict_of(started: list[events.CallStarted]) -> Callable[[events.CallFinished]
             self.target, self.error = targets[end.call_id], end.error
 
     return Ended
+
+
+async def test_forged_clock_readings_are_bounded(runtime: tuple[Runtime, Journal]) -> None:
+    code = (
+        f"{CALL}import gc\n"
+        "[clocks] = [o for o in gc.get_objects() if type(o).__name__ == 'RecordedClocks']\n"
+        "for n in range(4):\n"
+        "    forged = {'loop1': [n] * 60_000, 'x' * 999: [1], 'time': [10**99, 'x', None]}\n"
+        "    clocks.readings = forged\n"
+        "    host.call('t.echo', {'n': n})"
+    )
+    session = await runtime[0].open_session("report", "me")
+    run = await finish(session, code)
+    assert run.report.status == "ok", run.report
+    events_read = [e for e in await journaled(runtime[1], run) if isinstance(e, events.ClocksRead)]
+    assert {name for event in events_read for name in event.readings} == {"loop1"}
+    numbers = [len(values) for event in events_read for values in event.readings.values()]
+    assert sum(numbers) == MAX_READINGS
 
 
 async def test_files_are_journaled_with_their_content_and_restored(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ RunEventRecord = (
     | FilesChanged
 )
 
+MAX_READINGS = 100_000  # numbers of one run; an honest worker sends fewer
+
 
 class RunJournal:
     """Writes the events of one run; `resumed` is what another server has written of it."""
@@ -60,6 +62,7 @@ class RunJournal:
         if resumed:
             counts = {name: len(values) for name, values in resumed.clock_readings.items()}
             self._recorded_readings = counts
+        self._readings_left = MAX_READINGS
         self._wait_for_end: Callable[[], Awaitable[Any]] | None = None
 
     def append_event(self, event: RunEventRecord) -> None:
@@ -125,7 +128,10 @@ class RunJournal:
             self.append_event(RunSuspended())
 
     def journal_clock_readings(self, clocks: Any) -> None:
-        """Record what the code has read from clocks, except for what is recorded already."""
+        """Record what the code has read from clocks, except for what is recorded already.
+
+        Readings beyond the limit are not recorded, so that the run may differ when it is replayed.
+        """
         if not clocks:
             return
         readings = {}
@@ -133,8 +139,10 @@ class RunJournal:
             known = min(self._recorded_readings.get(name, 0), len(values))
             if known:
                 self._recorded_readings[name] -= known
-            if values[known:]:
-                readings[name] = values[known:]
+            new = values[known : known + self._readings_left]
+            if new:
+                self._readings_left -= len(new)
+                readings[name] = new
         if readings:
             self.append_event(ClocksRead(readings))
 

@@ -25,6 +25,8 @@ USAGE_FIELDS = ("wall_ms", "cpu_ms", "peak_mb")
 MAX_USAGE_VALUE = 1e15  # more is not a measurement
 MAX_CUT_EXCESS = 1.25  # of a value that the sandbox has cut; more is not by our presenter
 MIN_BOUND_CHARS = 200
+MAX_READING = 1 << 63  # of a clock, in nanoseconds
+MAX_CLOCK_NAME_CHARS = 200  # with the thread that reads it
 MAX_TYPE_CHARS = 200  # of the name of a value's type
 MAX_ERROR_CHARS = 16_000  # of a message or traceback; the worker sends at most half of that
 
@@ -158,14 +160,16 @@ def validate_usage(usage: Mapping[str, Any] | None) -> dict[str, float]:
 def validate_readings(readings: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the clock readings of a sandbox that are numbers, by clock."""
     return {
-        str(name): [value for value in values if _is_finite_number(value)]
+        name: [value for value in values if _is_reading(value)]
         for name, values in readings.items()
-        if isinstance(values, list)
+        if isinstance(values, list) and len(name) <= MAX_CLOCK_NAME_CHARS
     }
 
 
-def _is_finite_number(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+def _is_reading(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) <= MAX_READING
+    return type(value) is float and math.isfinite(value)
 
 
 def validate_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ Time: the readings of the clocks in `time` and `datetime` are recorded by clock,
 before the call that may depend on them. A recording can be replayed. Both are separate for each
 thread: `name@1.2` is the second thread that the first thread of the run started. In a thread pool
 they are separate for each job: `name@j3` is the third job that the main thread submitted, whichever
-thread executes it. The order in which several threads run cannot be repeated.
+thread executes it; in `tools.map`, for each item. How threads alternate cannot be repeated: after
+`time.sleep`, two threads may append to a list in another order, which is then reported.
 What wakes an event loop is recorded like the readings of a clock, under the name of the loop
 (`loop1`); `event_loop` says what the numbers mean.
 
@@ -88,9 +89,9 @@ class ThreadNames:
 
     @classmethod
     def current_name(cls) -> str:
-        """Return the name of the calling thread."""
+        """Return the name of the calling thread, or of the job that it executes."""
         thread = threading._active.get(threading.get_ident())  # type: ignore[attr-defined]
-        return getattr(thread, "_replay_name", "")
+        return getattr(thread, "_job_name", "") or getattr(thread, "_replay_name", "")
 
     @classmethod
     def install(cls) -> None:
@@ -122,7 +123,7 @@ class ThreadNames:
             name = _child_name(parent, f"j{number}")
 
             def job() -> Any:
-                threading.current_thread()._replay_name = name  # type: ignore[attr-defined]
+                threading.current_thread()._job_name = name  # type: ignore[attr-defined]
                 return fn(*args, **kwargs)
 
             return submit(self, job)

@@ -143,6 +143,10 @@ def map_concurrently(
 
     The slots are in the order of the items and have `.ok`, `.value` and `.error`. A failure never
     stops the others. `fn` is any callable; it runs in threads.
+
+    A replay returns the same slots if `fn` uses only its item, answers to calls, clocks, and
+    randomness of its own (`uuid`, `secrets`, `random.Random()`). How threads alternate between
+    calls, and so what they append to a shared list or draw from `random` itself, is not repeated.
     """
     import threading
     from contextvars import copy_context
@@ -156,9 +160,13 @@ def map_concurrently(
     stopped = threading.Event()
 
     def work(first: Tuple[int, Any]) -> None:
+        thread: Any = threading.current_thread()
+        first_name = getattr(threads[0], "_replay_name", "")
         for index, item in chain((first,), queue):
             if stopped.is_set():
                 return
+            # What an item observes is recorded for the item: another thread may get it in a replay.
+            thread._job_name = f"{first_name}.i{index}"
             slots[index] = run_item(fn, item)
 
     # Each thread gets its first item here, so that in a replay it gets the same one.
