@@ -22,7 +22,7 @@ from mcp.types import (
     ResourceTemplate,
     ToolAnnotations,
 )
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, WithJsonSchema
 
 from .. import __version__
 from ..capabilities.inputs.store import InputStore
@@ -47,6 +47,10 @@ from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
 from .skill_tools import SkillToolHandler, build_skill_prompt, build_skill_tools
 from .tasks_extension import TasksExtension
 from .tool_schemas import add_signatures, build_tool, list_parameters
+
+# Without a type of the items, some clients turn them into strings and others refuse the schema.
+INPUT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+InputItem = Annotated[Any, WithJsonSchema(INPUT_SCHEMA)]  # `resolve_context` checks it
 
 MAX_LISTED_PACKAGES = 50  # in the description of `run_code`; `tools.list()` returns all
 MAX_TIMEOUT_S = 86_400  # that a request may set
@@ -161,7 +165,8 @@ def build_run_tool(handler: RunToolHandler, packages: Sequence[str]) -> Tool:
         background: bool = False,
         dry_run: bool = False,
         context: Annotated[
-            list[Any] | None, Field(description="Paths, URIs, {text}: CONTEXT in code")
+            list[InputItem] | None,
+            Field(description="Paths, globs, URIs, {text}: CONTEXT in code"),
         ] = None,
         run: str | None = None,
         answers: dict[str, Any] | None = None,

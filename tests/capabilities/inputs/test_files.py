@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mcpruntime_server.capabilities.inputs.store import (
 from mcpruntime_server.errors import CallFailed, InputChanged, InvalidRequest
 from mcpruntime_server.journal.call_scope import CallScope, enter_call_scope
 from mcpruntime_server.journal.events import InputEntry, RunFinished, RunStarted
-from mcpruntime_server.journal.store import Journal, open_journal
+from mcpruntime_server.journal.store import Journal
 
 
 @pytest.fixture
@@ -34,12 +34,6 @@ def root(tmp_path: Path) -> Path:
     (folder / "inner" / "file.txt").write_text("mine")
     (tmp_path / "secret").write_text("secret")
     return folder
-
-
-@pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    async with open_journal(tmp_path / "data") as opened:
-        yield opened
 
 
 def content(roots: InputRoots, path: str) -> bytes:
@@ -196,7 +190,7 @@ async def test_a_sandbox_gets_a_link_to_the_file_or_a_copy_of_it(
     entry = await inputs.add_file(str(path))
     modified = inputs.place_content(entry, target, lambda _: None)
     assert not target.samefile(path)
-    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"mine", 0o444)
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"mine", 0o644)
     assert modified == target.stat().st_mtime_ns == path.stat().st_mtime_ns
     target.unlink()
 
@@ -230,7 +224,8 @@ def test_file_names_in_the_sandbox_follow_from_the_content() -> None:
 async def test_an_error_names_the_input_that_is_wrong(journal: Journal, root: Path) -> None:
     inputs = InputStore(journal, [root])
     for given, wrong in (
-        ([str(root)], "is a folder. Name a file in it"),
+        ([f"{root}/*.none"], "No file matches"),
+        ([f"{root.parent}/*"], "not in a folder"),
         (["/etc/passwd"], r"context\[0\], '/etc/passwd': .*not in a folder"),
         ([{"text": "x"}, {"txt": "y"}], r"context\[1\]"),
         ([{"text": 1}], "either `text` or `source`"),
@@ -239,7 +234,7 @@ async def test_an_error_names_the_input_that_is_wrong(journal: Journal, root: Pa
         (["two\nlines"], r'Pass text as \{"text"'),
         (["a.txt"], "no file 'a.txt'.*none yet"),
         (["docs:x"], "No server has 'docs:x'"),
-        ([{"text": "x"}] * 65, "has 65 inputs"),
+        ([{"text": "x"}] * 65, "at most 64 inputs"),
     ):
         with pytest.raises(InvalidRequest, match=f"(?s){wrong}"):
             await resolve_context(inputs, given, None)

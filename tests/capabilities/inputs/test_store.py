@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,9 @@ MANY = 100  # inputs, more than fit into the event itself
 
 
 @pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    async with open_journal(tmp_path / "data") as opened:
-        await opened.create_session("s_1", None, "me")
-        yield opened
+async def journal(journal: Journal) -> Journal:
+    await journal.create_session("s_1", None, "me")
+    return journal
 
 
 async def context(journal: Journal, count: int) -> list[InputEntry]:

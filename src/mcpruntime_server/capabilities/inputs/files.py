@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ...errors import InvalidRequest
+from .patterns import ANY_FOLDERS, is_pattern, iter_files, match_paths, split_pattern
 
 READ_BYTES = 1 << 20  # bytes of one read
 NO_ROOTS_REMEDY = "Add its folder to [server] context_roots in the settings."
@@ -51,21 +52,41 @@ class InputRoots:
         if "\0" in path or not path.startswith("/"):
             raise InvalidRequest(f"{path!r:.200} is not an absolute path.")
         real_path = os.path.realpath(path)
-        if is_inside(real_path, os.path.realpath(self.server_dir)):
+        server_dir = os.path.realpath(self.server_dir)
+        if real_path == server_dir or is_inside(real_path, server_dir):
             raise InvalidRequest(
                 f"{path!r:.200} is in the server's data folder.", remedy="Name a file of your own."
             )
         for folder in self.folders:
             root = os.path.realpath(folder)
-            if real_path == root:
-                raise InvalidRequest(f"{path!r:.200} is a folder.", remedy="Name a file in it.")
-            if is_inside(real_path, root):
+            if real_path == root or is_inside(real_path, root):
                 return root, os.path.relpath(real_path, root)
         allowed = ", ".join(map(str, self.folders))
         raise InvalidRequest(
             f"{path!r:.200} is not in a folder that inputs may come from.",
             remedy=f"Allowed folders: {allowed}." if allowed else NO_ROOTS_REMEDY,
         )
+
+    def list_files(self, path: str) -> tuple[str, list[str]] | None:
+        """Return the folder and the relative paths that a folder or a pattern names.
+
+        Return None if `path` names one file. Raises `InvalidRequest`.
+        """
+        if is_pattern(path) and not os.path.lexists(path):
+            folder, pattern = split_pattern(path)
+        elif os.path.isdir(path):
+            folder, pattern = path.rstrip("/") or "/", ANY_FOLDERS
+        else:
+            return None
+        root, relative_path = self.resolve_path(folder)
+        real_folder = os.path.normpath(os.path.join(root, relative_path))
+        server_dir = os.path.realpath(self.server_dir)
+        paths = (
+            each
+            for each in iter_files(real_folder)
+            if not is_inside(os.path.join(real_folder, each), server_dir)
+        )
+        return real_folder, match_paths(paths, pattern)
 
     @contextmanager
     def open_file(self, path: str) -> Iterator[tuple[int, str]]:

@@ -17,7 +17,8 @@ from ...errors import InputChanged, Unavailable
 
 COPY_BYTES = 8 << 20  # bytes of one read and write
 FICLONE = 0x40049409  # the ioctl that makes a file share the blocks of another
-READABLE_MODE = 0o444  # the sandbox's user is unknown on this machine
+# The sandbox's user is unknown on this machine, sees the folder read-only, and copies the mode.
+READABLE_MODE = 0o644
 OTHERS_MAY_READ = 0o004
 ReportCopied = Callable[[int], None]  # gets the number of bytes copied so far; may raise
 

@@ -1,6 +1,6 @@
 """Turns what a client names in `context` into inputs.
 
-It can name text, files, workspace files and resources of upstreams.
+It can name text, files, folders, patterns of files, workspace files and resources of upstreams.
 
 Rule: if one of them is wrong, the error says which one, and what would be right.
 """
@@ -11,9 +11,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from anyio.to_thread import run_sync
+
 from ...errors import InvalidRequest, McpRuntimeError
-from ...journal.events import InputEntry
+from ...journal.events import FileEntry, InputEntry
 from .files import parse_file_uri
+from .patterns import is_pattern, match_paths
 from .store import MAX_CONTENT_BYTES, InputStore
 
 MAX_INPUTS = 64  # of one run
@@ -26,8 +29,9 @@ UNPRINTABLE_PATTERN = re.compile(
 SCHEME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 WORKSPACE_PREFIX = "workspace:"
 INPUT_FORMS_REMEDY = (
-    'An input is {"text": "..."}, an absolute path or file: address, a workspace file, '
-    'or a resource of a server; with a name: {"source": "...", "name": "..."}.'
+    'An input is {"text": "..."}, an absolute path, folder or pattern (/data/*.csv), a file: '
+    "address, a workspace file or pattern, or a resource of a server; with a name: "
+    '{"source": "...", "name": "..."}.'
 )
 
 
@@ -38,27 +42,29 @@ async def resolve_context(
 
     Raises `InvalidRequest`.
     """
-    if len(sources) > MAX_INPUTS:
-        raise InvalidRequest(
-            f"`context` has {len(sources)} inputs; at most {MAX_INPUTS} are allowed."
-        )
     entries: list[InputEntry] = []
     for place, source in enumerate(sources):
         try:
-            entry = await _resolve_input(store, source, tip)
+            found = await _resolve_input(store, source, tip, MAX_INPUTS - len(entries))
         except McpRuntimeError as exc:
             shown = source.get("source", "text") if isinstance(source, dict) else source
             raise InvalidRequest(
                 f"context[{place}], {shown!r:.200}: {exc.message}", remedy=exc.remedy
             ) from None
-        name = make_unique_name(entry["name"], [each["name"] for each in entries])
-        entries.append({**entry, "name": name})
+        for entry in found:
+            name = make_unique_name(entry["name"], [each["name"] for each in entries])
+            entries.append({**entry, "name": name})
     return tuple(entries)
 
 
-async def _resolve_input(store: InputStore, item: Any, tip: str | None) -> InputEntry:
+async def _resolve_input(
+    store: InputStore, item: Any, tip: str | None, room: int
+) -> list[InputEntry]:
+    """Return the inputs that one item names, at most `room`; raises `InvalidRequest`."""
+    if room == 0:
+        raise InvalidRequest(f"A run has at most {MAX_INPUTS} inputs.")
     if isinstance(item, str):
-        return await _from_source(store, item, "", tip)
+        return await _from_source(store, item, "", tip, room)
     if not isinstance(item, dict) or not item.keys() <= {"text", "source", "name"}:
         raise InvalidRequest("This does not name an input.", remedy=INPUT_FORMS_REMEDY)
     name, text, source = item.get("name", ""), item.get("text"), item.get("source")
@@ -68,41 +74,67 @@ async def _resolve_input(store: InputStore, item: Any, tip: str | None) -> Input
             remedy=INPUT_FORMS_REMEDY,
         )
     if not isinstance(text, str):
-        return await _from_source(store, str(source), name, tip)
+        return await _from_source(store, str(source), name, tip, room)
     if len(text) > MAX_CONTENT_BYTES:
         raise InvalidRequest(
             f"The text has {len(text):,} characters.", remedy="Pass a large text as a file."
         )
-    return await store.add_text(text, name or "text")
+    return [await store.add_text(text, name or "text")]
 
 
-async def _from_source(store: InputStore, source: str, name: str, tip: str | None) -> InputEntry:
+async def _from_source(
+    store: InputStore, source: str, name: str, tip: str | None, room: int
+) -> list[InputEntry]:
     if "\n" in source or len(source) > MAX_SOURCE_CHARS:
         raise InvalidRequest(
             "This is neither a path nor an address.", remedy='Pass text as {"text": "..."}.'
         )
     if source.startswith("/"):
-        return await store.add_file(source, name)
+        return await _from_machine(store, source, name, room)
     if source.startswith("file:"):
-        return await store.add_file(parse_file_uri(source), name)
+        return [await store.add_file(parse_file_uri(source), name)]
     if source.startswith(WORKSPACE_PREFIX) or not SCHEME_PATTERN.match(source):
-        return await _from_workspace(store, source.removeprefix(WORKSPACE_PREFIX), name, tip)
+        return await _from_workspace(store, source.removeprefix(WORKSPACE_PREFIX), name, tip, room)
     resource_name, data = await store.read_resource(source)
-    return await store.add_bytes(data, name or resource_name)
+    return [await store.add_bytes(data, name or resource_name)]
 
 
-async def _from_workspace(store: InputStore, path: str, name: str, tip: str | None) -> InputEntry:
+async def _from_machine(store: InputStore, source: str, name: str, room: int) -> list[InputEntry]:
+    """Return a file, the files below a folder, or those that match a pattern.
+
+    The names of several are their paths below the folder, after `name`, if there is one.
+    """
+    listed = await run_sync(store.roots.list_files, source)
+    if listed is None:
+        return [await store.add_file(source, name)]
+    folder, paths = listed
+    check_count(len(paths), room)
+    prefix = f"{name}/" if name else ""
+    return [await store.add_file(f"{folder}/{path}", f"{prefix}{path}") for path in paths]
+
+
+async def _from_workspace(
+    store: InputStore, path: str, name: str, tip: str | None, room: int
+) -> list[InputEntry]:
     files, _ = await store.journal.load_files_at(tip, [])
-    path = path.removeprefix("./")
-    entry = files.get(path)
-    if entry is None:
+    path = path.removeprefix("./").removesuffix("/")
+    if path in files:
+        return [_workspace_entry(path, files[path], name or path.rpartition("/")[2])]
+    paths = match_paths(files, path if is_pattern(path) else f"{path}/**")
+    if not paths:
         listed = ", ".join(map(repr, sorted(files)[:MAX_LISTED_FILES])) or "none yet"
         raise InvalidRequest(
             f"The workspace of the session has no file {path!r:.200}.",
             remedy=f"Its files: {listed}. Name a file elsewhere by its absolute path.",
         )
+    check_count(len(paths), room)
+    prefix = f"{name}/" if name else ""
+    return [_workspace_entry(each, files[each], f"{prefix}{each}") for each in paths]
+
+
+def _workspace_entry(path: str, entry: FileEntry, name: str) -> InputEntry:
     return InputEntry(
-        name=name or path.rpartition("/")[2],
+        name=name,
         digest=entry["digest"],
         path="",
         size=entry["size"],
@@ -110,6 +142,17 @@ async def _from_workspace(store: InputStore, path: str, name: str, tip: str | No
         start=0,
         end=None,
     )
+
+
+def check_count(count: int, room: int) -> None:
+    """Raise `InvalidRequest` unless there are files, and room for them among the inputs."""
+    if count == 0:
+        raise InvalidRequest("No file matches.", remedy="List the folder, or change the pattern.")
+    if count > room:
+        raise InvalidRequest(
+            f"These are {count:,} files; a run has at most {MAX_INPUTS} inputs.",
+            remedy="Name fewer with a pattern, or mount the folder: [sandbox] mounts.",
+        )
 
 
 def make_unique_name(name: str, taken: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from ...journal.events import InputEntry, InputHashed, RunStarted, canonical_jso
 from ...journal.store import Journal
 from ...protocol.library_names import SLICE_KEY
 from . import files, placement
+from .databases import HEADER_BYTES, WAL_SUFFIX, is_wal_database, merge_log, remove_wal_mode
 from .files import InputRoots
 
 MAX_CONTENT_BYTES = 16 << 20  # of an input that is kept by content
@@ -120,15 +121,32 @@ class InputStore:
                 start=0,
                 end=None,
             )
+            has_wal_mode = is_wal_database(files.read_range(fd, 0, HEADER_BYTES))
+            log = self._read_log(path) if has_wal_mode else b""
             if info.st_size > MAX_CONTENT_BYTES:
+                if log:
+                    raise InvalidRequest(
+                        f"{path!r:.200} is a SQLite database with changes in its log.",
+                        remedy="Close the programs that use it, "
+                        "or run PRAGMA wal_checkpoint(TRUNCATE).",
+                    )
                 return entry, None
             data = files.read_range(fd, 0, info.st_size)
-            if len(data) != info.st_size or files.compute_stamp(os.fstat(fd)) != stamp:
+            is_changed = len(data) != info.st_size or files.compute_stamp(os.fstat(fd)) != stamp
+            if is_changed or (has_wal_mode and self._read_log(path) != log):
                 raise InvalidRequest(
                     f"{path!r:.200} changed while it was read.",
                     remedy="Try again when it is complete.",
                 )
-            return entry, data
+            return entry, merge_log(data, log) if has_wal_mode else data
+
+    def _read_log(self, path: str) -> bytes:
+        """Return the log of a SQLite database; b"" if there is none."""
+        try:
+            with self.roots.open_file(path + WAL_SUFFIX) as (fd, _):
+                return files.read_range(fd, 0, MAX_CONTENT_BYTES)
+        except InvalidRequest:
+            return b""
 
     async def add_slice(self, session: str, run: str, reference: Any, name: str = "") -> InputEntry:
         """Return a slice of an input of run `run` as an input of its own, for another session.
@@ -299,8 +317,11 @@ class InputStore:
         """
         fd = self._open_content(entry)
         try:
-            if entry["digest"] or not placement.link_file(fd, target):
+            has_wal_mode = is_wal_database(files.read_range(fd, 0, HEADER_BYTES))
+            if entry["digest"] or has_wal_mode or not placement.link_file(fd, target):
                 placement.copy_file(fd, target, report_copied, entry["digest"])
+            if has_wal_mode and not entry["digest"]:
+                remove_wal_mode(target)
             info = os.fstat(fd)
             if entry["path"] and not self._is_unchanged(fd, entry):
                 target.unlink()
