@@ -48,6 +48,14 @@ AT_ONCE = {
         "last = total(tools.map(lambda k: do(W, N, k, 'w', do(R, N, k, 'r')), range(4)))"
     ),
     "gather": "last = sum(await asyncio.gather(*(do_async(R, N, k, last) for k in range(5))))",
+    "jitter": (
+        "async def late(k):\n"
+        "    await asyncio.sleep(random.random() / 100)\n"
+        "    return await do_async(R, N, k)\n"
+        "for done in asyncio.as_completed([late(k) for k in range(4)]):\n"
+        "    last = await done\n"
+        "    await do_async(W, N, 'w', last)"
+    ),
     "gather pairs": "last = sum(await asyncio.gather(*(pair(R, W, N, k) for k in range(4))))",
 }
 
