@@ -256,6 +256,13 @@ class ClocksRead(Event):
     readings: Mapping[str, list[float]]  # by name of the clock, in order
 
 
+class MediaEntry(TypedDict):
+    """One image or sound that the code has shown; `data` is in base64."""
+
+    mime_type: str
+    data: str
+
+
 @dataclass(frozen=True)
 class RunFinished(Event):
     """The run has finished; `flags` say what happened to its state and how to restore it.
@@ -271,6 +278,7 @@ class RunFinished(Event):
     error: Mapping[str, Any] | None = None  # keys: type, message, traceback
     usage: Mapping[str, float] | None = None  # keys: wall_ms, cpu_ms, peak_mb
     flags: list[str] = field(default_factory=list)
+    media: list[MediaEntry] = field(default_factory=list)  # in the order in which it was shown
 
 
 @dataclass(frozen=True)

@@ -289,6 +289,7 @@ class RunDone(Message):
     error: Optional[Dict[str, Any]] = None  # keys: type, message, traceback, line
     usage: Optional[Dict[str, float]] = None  # keys: wall_ms, cpu_ms, peak_mb
     clock_readings: Optional[Dict[str, Any]] = None  # since the last call, by clock
+    media: Optional[List[Any]] = None  # what was shown, in order: {"mime_type", "data" in base64}
 
 
 class FileData(Message):

@@ -243,5 +243,12 @@ class RunExecution:
                 "After the crash of the server the code printed something else than before it."
             )
         run.journal.journal_end(
-            RunFinished(report.status, report.value, report.error, report.usage, sorted(run.flags))
+            RunFinished(
+                report.status,
+                report.value,
+                report.error,
+                report.usage,
+                sorted(run.flags),
+                report.media,
+            )
         )

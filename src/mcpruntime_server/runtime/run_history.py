@@ -27,7 +27,7 @@ from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow, Store
 from ..journal.store import Journal
 from .call_journal import LedgerEntry
 from .plan import Plan, PlannedCall, is_planned, parse_args, planned_call_name, planned_call_of
-from .run_report import PendingQuestionView, RunReport, RunStatus
+from .run_report import PendingQuestionView, RunReport, RunStatus, validate_media
 
 MAX_NAMED_SESSIONS = 5  # in an error
 MAX_STEP_DIGITS = 9
@@ -82,6 +82,7 @@ class RecordedRun:
         report.value = None if finished.value is None else dict(finished.value)
         report.error = None if finished.error is None else dict(finished.error)
         report.usage = dict(finished.usage or {})
+        report.media, _ = validate_media(finished.media)
         return report
 
     @property

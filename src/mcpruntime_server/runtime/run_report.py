@@ -5,14 +5,22 @@ What a sandbox says is hostile, and it goes to a client: here it is validated.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import McpRuntimeError
+from ..journal.events import MediaEntry
 from ..protocol import wire
+from ..protocol.media import (
+    MAX_ALL_MEDIA_BYTES,
+    MAX_MEDIA_BYTES,
+    MAX_MEDIA_ITEMS,
+    identify_media,
+)
 from ..protocol.presentation import truncate_json, truncate_text
 from ..protocol.truncation import NotJsonData
 from .call_journal import LedgerEntry
@@ -64,6 +72,7 @@ class RunReport:
     calls: list[LedgerEntry] = field(default_factory=list)
     changed_files: list[str] = field(default_factory=list)
     removed_files: list[str] = field(default_factory=list)
+    media: list[MediaEntry] = field(default_factory=list)  # what the code has shown, in order
     usage: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     pending_questions: list[PendingQuestionView] = field(default_factory=list)
@@ -72,6 +81,9 @@ class RunReport:
     def apply_done(self, done: wire.RunDone, stop_reason: str | None) -> None:
         """Set what the sandbox says of the end; `stop_reason` is why the code was stopped."""
         self.value, self.error = validate_value(done.value), validate_error(done.error)
+        self.media, problem = validate_media(done.media)
+        if problem:
+            self.notes.append(problem)
         self.usage |= validate_usage(done.usage)
         if stop_reason is not None:
             self.status = "timeout" if stop_reason == "timeout" else "cancelled"
@@ -137,6 +149,41 @@ def validate_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "type": str(value.get("type"))[:MAX_TYPE_CHARS],
         "cut": bool(value.get("cut")),
     }
+
+
+def validate_media(claimed: Sequence[Any] | None) -> tuple[list[MediaEntry], str]:
+    """Return the images and sounds of a run that are what they claim to be, and why others are not.
+
+    The type is that of the bytes; number and size are bounded.
+    """
+    valid: list[MediaEntry] = []
+    problems: list[str] = []
+    size = 0
+    for item in (claimed or ())[: MAX_MEDIA_ITEMS + 1]:
+        text = item.get("data") if isinstance(item, dict) else None
+        if not isinstance(text, str) or len(text) > MAX_MEDIA_BYTES * 2:
+            problems.append("it is too large or no data")
+            continue
+        try:
+            data = base64.b64decode(text, validate=True)
+        except ValueError:
+            problems.append("its data is not in base64")
+            continue
+        media = identify_media(data)
+        problem = "it is no image and no sound" if media is None else media.problem
+        size += len(data)
+        if not problem and (len(valid) >= MAX_MEDIA_ITEMS or size > MAX_ALL_MEDIA_BYTES):
+            problem = "a run may show no more"
+        if problem or media is None:
+            problems.append(problem)
+        else:
+            encoded = base64.b64encode(data).decode()
+            valid.append(MediaEntry(mime_type=media.mime_type, data=encoded))
+    refused = len(claimed or ()) - len(valid)
+    if not refused:
+        return valid, ""
+    what = "1 image or sound is" if refused == 1 else f"{refused:,} images or sounds are"
+    return valid, f"{what} not shown: {problems[0]}."
 
 
 def _is_json_text(text: str) -> bool:

@@ -40,7 +40,7 @@ from .knowledge import KnowledgeResources, build_grounded_prompt, knowledge_inst
 from .replay_tool import REPLAY_DESCRIPTION as REPLAY
 from .replay_tool import ReplayAction, ReplayToolHandler
 from .resources import ResourceSource, SkillResources, SkillsExtension
-from .result_format import RunResult, error_result
+from .result_format import RunResult, error_result, keep_media_visible
 from .run_progress import watch_run
 from .run_tool import RunToolHandler
 from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
@@ -285,6 +285,12 @@ def build_replay_tool(
     )
 
 
+def find_client_name(ctx: Context[Any]) -> str:
+    """Return what a client calls itself; "" if it does not say."""
+    params = ctx.session.client_params
+    return "" if params is None or params.client_info is None else params.client_info.name
+
+
 class RuntimeMcpServer(MCPServer[Any]):
     """The SDK's server with resources from `sources` and with errors that suggest a correction."""
 
@@ -328,7 +334,7 @@ class RuntimeMcpServer(MCPServer[Any]):
             problem = f"{name} has no parameter {key!r:.80}. {did_you_mean(key, known)}"
             raise ToolError(f"[invalid_request] {problem}{list_parameters(tool)}")
         try:
-            return await super().call_tool(name, arguments, context)
+            result = await super().call_tool(name, arguments, context)
         except ToolError as exc:
             if isinstance(exc.__cause__, ValidationError):
                 problems = [
@@ -339,3 +345,6 @@ class RuntimeMcpServer(MCPServer[Any]):
                     f"[invalid_request] {' '.join(problems)} {list_parameters(tool)}"
                 ) from exc
             raise
+        if isinstance(result, CallToolResult) and context is not None:
+            return keep_media_visible(result, find_client_name(context))
+        return result

@@ -23,8 +23,8 @@ from select import select
 from time import perf_counter, process_time  # bound before `determinism` replaces them in `time`
 
 from ...protocol import wire
-from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error, present_value
-from ..library import knowledge, models, planned, skills, tools
+from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error
+from ..library import display, knowledge, models, planned, skills, tools
 from . import determinism, forks
 from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
 
@@ -75,6 +75,8 @@ class Worker:
         self.main_module.__dict__["tools"] = sys.modules["tools"]
         self.main_module.__dict__["skills"] = skills.install_skills()
         self.main_module.__dict__.update(models.install_models())
+        self.display, names = display.install_display(determinism.ImportHooks.run_after_import)
+        self.main_module.__dict__.update(names)
         self.main_module.__dict__["knowledge"] = knowledge.install_knowledge()
         builtins.input = _refuse_input
         if hasattr(os, "sched_getaffinity"):
@@ -181,6 +183,7 @@ class Worker:
         self.register_source(message.filename, message.code)
         planned.PlannedResult.first_end = None
         models.Submitted.first_of_run = None
+        self.display.start_run()
         self.randomness.reseed(message.seed)
         self.clocks.start_run(message.clock_readings)
         self.usage_meter.start()
@@ -199,6 +202,7 @@ class Worker:
             error,
             self.usage_meter.measure_usage(),
             self.clocks.take_readings(),
+            self.display.take_media(),
         )
 
     def provide_inputs(self, descriptions: List[Any]) -> None:
@@ -250,7 +254,7 @@ class Worker:
     def present(self, value: Any) -> Dict[str, Any]:
         """Return the `value` of `RunDone`: whole, or cut to what a client is shown."""
         setup = self.setup
-        return present_value(
+        return self.display.present(
             value, setup.max_shown_chars, setup.max_shown_items, setup.max_value_chars
         )
 
