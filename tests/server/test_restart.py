@@ -85,9 +85,7 @@ def edit_stored_tools(data_dir: Path, old: str, new: str) -> None:
     entry.write_text(text.replace(f'"name": "{old}"', f'"name": "{new}"'))
 
 
-@pytest.mark.parametrize(
-    ("script", "is_shown"), [(("raw", "fine"), True), (("lively",), False), (("paced", "x"), True)]
-)
+@pytest.mark.parametrize(("script", "is_shown"), [(("raw", "fine"), True), (("hostile",), False)])
 async def test_few_functions_are_in_the_description_once_they_are_known(
     tmp_path: Path, script: tuple[str, ...], is_shown: bool
 ) -> None:
