@@ -360,6 +360,8 @@ NO_TOOL = [
 def test_tools_that_only_read_are_named_like_rules(file: Path) -> None:
     policy = loaded(file, '[policy]\nreads = ["shop.get_*", "notes"]').policy
     assert policy.reads == ("shop.get_*", "notes")
+    variable = {"MCPRUNTIME_POLICY__READS": "a.b,c"}
+    assert loaded(file, "", variable).policy.reads == ("a.b", "c")
     said = refusal(file, '[policy]\nreads = ["shop.get-order"]')
     assert "policy.reads.0 is not usable: no tool has this name" in said
 

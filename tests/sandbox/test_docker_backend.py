@@ -27,6 +27,7 @@ from mcpruntime_server.sandbox.docker_backend import (
     AttachDecoder,
     DockerBackend,
     DockerChannel,
+    check_mounts,
     data_folder_digest,
     describe_exit,
     describe_stderr,
@@ -650,6 +651,25 @@ async def test_a_mounted_folder_is_read_only_unless_it_says_rw(home: Path) -> No
     for mode, expected in (("", "Read-only file system"), (":rw", "written")):
         settings = replace(SMALL, mounts=(f"{data}:/data{mode}",))
         assert await inside(home, code, settings) == ["content", expected]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the administrator can give folders away")
+async def test_a_folder_of_a_user_that_nobody_else_may_enter_can_be_written(home: Path) -> None:
+    data = open_to_all(home)
+    os.chown(data, 12_345, 12_345)
+    data.chmod(0o700)
+    code = "open('/data/new', 'w').write('x')\nprint(json.dumps(os.listdir('/data')))"
+    settings = replace(SMALL, mounts=(f"{data}:/data:rw",))
+    assert sorted(await inside(home, code, settings)) == ["file", "new"]
+    assert (data / "new").stat().st_uid == 12_345
+    assert check_mounts(settings) == []
+
+
+def test_a_folder_of_the_administrator_is_reported(tmp_path: Path) -> None:
+    settings = SandboxSettings(mounts=(f"{tmp_path}:/data:rw", f"{tmp_path}:/more"))
+    if tmp_path.stat().st_uid == 0:
+        [check] = check_mounts(settings)
+        assert str(tmp_path) in check.detail
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,12 @@ SETTINGS_REMEDY = (
 
 TABLE_KEYS = {("policy", "tools")}  # a variable cannot hold these
 PATH_LIST_KEYS = {("sandbox", "mounts"), ("skills", "folders"), ("server", "context_roots")}
-LIST_KEYS = {("sandbox", "packages"), ("skills", "trusted_keys"), *PATH_LIST_KEYS}
+LIST_KEYS = {
+    ("sandbox", "packages"),
+    ("policy", "reads"),
+    ("skills", "trusted_keys"),
+    *PATH_LIST_KEYS,
+}
 PATH_KEYS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}
 PROVIDER_PATH_FIELDS = ("path", "sqlite", "python")
 

@@ -107,12 +107,13 @@ def planned_call_of(call: RecordedCall) -> PlannedCall:
     """Return a recorded call that was planned."""
     found = (call.error or {}).get("data")
     data = found if isinstance(found, dict) else {}
+    hints = data.get("hints")
     return PlannedCall(
         call.call_id,
         call.target,
         parse_args(call),
         call.line_number,
-        tuple(map(str, data.get("hints", []))),
+        tuple(map(str, hints)) if isinstance(hints, list) else (),
         needs_person=data.get("needs_person") is True,
     )
 

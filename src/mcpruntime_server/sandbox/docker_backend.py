@@ -237,7 +237,7 @@ class DockerBackend:
             self._argv,
             self._env,
             self._labels,
-            uid=hardening.choose_uid(mapped),
+            uid=hardening.choose_uid(self._settings, is_mapped=mapped),
             cpuset=",".join(map(str, self._pinned_cpus.get(name, ()))),
             inputs=str(self._shared_folders.root / name) if shares else "",
         )
@@ -287,7 +287,7 @@ class DockerBackend:
             return [HealthCheck("engine", False, exc.message, exc.remedy)]
         checks = check_engine(engine_info, self._settings.runtime)
         found = await image.find_current_image(self._settings, self._engine)
-        return [*checks, check_image(self._settings, found)]
+        return [*checks, check_image(self._settings, found), *check_mounts(self._settings)]
 
     async def remove_orphans(self) -> int:
         """Remove orphaned containers and their folders; return the number of containers."""
@@ -404,6 +404,20 @@ def check_engine(engine_info: Mapping[str, Any], runtime: str) -> list[HealthChe
         detail = f"{runtime}; the engine has {', '.join(known)}"
         checks.append(HealthCheck("runtime", runtime in known, detail, "Install it."))
     return checks
+
+
+def check_mounts(settings: SandboxSettings) -> list[HealthCheck]:
+    """Return a warning for each `:rw` folder that sandboxes cannot write into."""
+    return [
+        HealthCheck(
+            "mount",
+            True,
+            f"sandboxes cannot write into {folder}: another user owns it, or the administrator",
+            "Give it to the owner of the other folders with `:rw`, or let everybody write there.",
+            is_warning=True,
+        )
+        for folder in hardening.find_unwritable_mounts(settings)
+    ]
 
 
 def check_image(settings: SandboxSettings, found: image.ImageRef | None) -> HealthCheck:

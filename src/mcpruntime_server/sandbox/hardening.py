@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -176,9 +178,46 @@ def make_bind_mount(source: str, target: str, *, writable: bool = False) -> dict
     }
 
 
-def choose_uid(mapped: bool) -> int:
-    """Return a random user id for one sandbox; an engine with a user namespace is `mapped`."""
-    return secrets.choice(MAPPED_UID_RANGE if mapped else UID_RANGE)
+def choose_uid(settings: SandboxSettings, *, is_mapped: bool) -> int:
+    """Return the user id for one sandbox: random, unless it may write into a mounted folder.
+
+    Then it is the owner of that folder, so that nobody has to change its mode. An engine with a
+    user namespace is `mapped`: the ids of this machine mean nothing there.
+    """
+    owner = None if is_mapped else find_writer(settings)
+    if owner is not None:
+        return owner
+    return secrets.choice(MAPPED_UID_RANGE if is_mapped else UID_RANGE)
+
+
+def find_writer(settings: SandboxSettings) -> int | None:
+    """Return the owner of the folders that sandboxes may write into; None if there is not one.
+
+    The administrator does not count, since no sandbox gets that user id.
+    """
+    owners = set()
+    for mount in map(parse_mount, settings.mounts):
+        if not mount["ReadOnly"]:
+            try:
+                owners.add(os.stat(mount["Source"]).st_uid)
+            except OSError:
+                return None  # the engine is on another machine, or says what is wrong
+    return owners.pop() if len(owners) == 1 and owners != {0} else None
+
+
+def find_unwritable_mounts(settings: SandboxSettings) -> list[str]:
+    """Return the folders that sandboxes are to write into and cannot, as far as is known here."""
+    writer = find_writer(settings)
+    found = []
+    for mount in map(parse_mount, settings.mounts):
+        try:
+            info = os.stat(mount["Source"])
+        except OSError:
+            continue
+        may_write = info.st_uid == writer or info.st_mode & stat.S_IWOTH
+        if not mount["ReadOnly"] and not may_write:
+            found.append(mount["Source"])
+    return found
 
 
 def choose_cpus(

@@ -235,6 +235,7 @@ async def test_many_questions_come_in_pages_that_a_client_can_show(
         assert list(asked.data).index("note") < list(asked.data).index("waiting_for")
         assert asked.text.index("Answer all with run_code(run=") < asked.text.index("Mail ")
         ids = [wait["id"] for wait in asked.waiting_for]
+        assert f"answers={{'{ids[0]}': 'your answer', ...}})" in asked.note
         assert known.isdisjoint(ids)
         known.update(ids)
         again = await attach(server, asked.run, wait_s=0)

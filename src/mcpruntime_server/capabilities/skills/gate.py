@@ -276,8 +276,8 @@ class _Gate:
 
     def _call_code(self, inputs: Mapping[str, Any], case: RecordedCase) -> str:
         literals = {name: value for name, value in inputs.items() if not is_input_value(value)}
-        arguments = [f"{name}={CONTEXT_NAME}" for name in inputs if name not in literals]
-        call = f"{ENTRY_FUNCTION}({', '.join([*arguments, f'**{literals!r}'])})"
+        read = [f"{name!r}: {CONTEXT_NAME}" for name in inputs if name not in literals]
+        call = f"{ENTRY_FUNCTION}(**{literals!r}, **{{{', '.join(read)}}})"
         if self._signature.is_async:
             call = f"await {call}"
         if case.compares_stdout:
