@@ -9,6 +9,16 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, TypedDict
 
 
+class SandboxFacts(TypedDict):
+    """What a sandbox is told about itself, for `help()` and hints."""
+
+    is_isolated: bool  # a container without a network; else a process on the user's machine
+    timeout_s: float  # of a run that asks for no other
+    roots: List[str]  # folders of the user whose files `context` may name
+    mounts: List[str]  # folders of the sandbox that are the user's: "/data", "/out (writable)"
+    fetchers: List[str]  # tools that can fetch from the network, as far as they are known
+
+
 class InputDescription(TypedDict):
     """One input of a run, as `Execute` names it to the worker."""
 

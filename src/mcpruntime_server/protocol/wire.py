@@ -152,6 +152,7 @@ class Setup(Message):
     max_checkpoints: int  # parked forks; 0: none
     max_checkpoint_bytes: int  # memory of all parked forks together, beyond that of the worker
     resource_limits: Dict[str, Any]  # by name in the module `resource`; a container has its own
+    facts: Optional[Dict[str, Any]] = None  # `SandboxFacts`, for `help()` and hints
 
 
 class Execute(Message):

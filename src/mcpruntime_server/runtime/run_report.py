@@ -36,6 +36,7 @@ MIN_BOUND_CHARS = 200
 MAX_READING = 1 << 63  # of a clock, in nanoseconds
 MAX_CLOCK_NAME_CHARS = 200  # with the thread that reads it
 MAX_TYPE_CHARS = 200  # of the name of a value's type
+MAX_HINT_CHARS = 1_500
 MAX_ERROR_CHARS = 16_000  # of a message or traceback; the worker sends at most half of that
 
 
@@ -228,4 +229,6 @@ def validate_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
         name: truncate_text(str(error.get(name, "")), MAX_ERROR_CHARS)[0]
         for name in ("type", "message", "traceback")
     }
-    return {**texts, "line": line if type(line) is int else None}
+    described = {**texts, "line": line if type(line) is int else None}
+    hint = truncate_text(str(error.get("hint") or ""), MAX_HINT_CHARS)[0]
+    return {**described, "hint": hint} if hint else described

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -32,6 +32,7 @@ from .router import Router
 from .run import Run
 from .run_scheduler import RunScheduler
 from .run_spec import RunLimits
+from .sandbox_facts import collect_facts
 from .sandbox_pool import SandboxPool
 from .session import SAVE_TIMEOUT_S, SESSION_ID_PREFIX, Session, new_session_id
 from .session_services import SessionServices
@@ -416,12 +417,13 @@ async def open_runtime(
     announce_code: Callable[[str], None] = lambda _: None,
     question_expires_s: float = DAY_S,
     approvals_command: str = "",
+    fetchers: Sequence[str] = (),
 ) -> AsyncIterator[Runtime]:
     """Run sessions on `backend` until the context is left; then they are shut down.
 
     `get_spending` returns what a run has paid models, by the names that its usage has;
     `announce_code` is called with the code of every run before it starts. `approvals_command` is
-    named to people who have to answer.
+    named to people who have to answer, `fetchers` to code that looks for a network.
     """
     setup = wire.Setup(
         version=wire.PROTOCOL_VERSION,
@@ -435,6 +437,7 @@ async def open_runtime(
         max_checkpoints=sandbox.checkpoints,
         max_checkpoint_bytes=sandbox.checkpoint_mb * MB,
         resource_limits=backend.resource_limits,
+        facts=dict(collect_facts(settings, sandbox, fetchers, is_isolated=backend.is_isolated)),
     )
     limits = RunLimits(
         max_file_bytes=sandbox.workspace_mb * MB,

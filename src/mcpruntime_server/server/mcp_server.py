@@ -32,8 +32,10 @@ from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.skills.saving import SkillSaver
 from ..config import Config, LlmSettings
 from ..errors import InvalidRequest, McpRuntimeError
+from ..protocol.sandbox_facts import describe_sandbox
 from ..protocol.suggestions import did_you_mean
 from ..runtime.runtime import Runtime
+from ..runtime.sandbox_facts import collect_facts, name_python
 from .ask_tool import AskToolHandler, asks_other_model, build_ask_tool
 from .delivery import FindCursor
 from .knowledge import KnowledgeResources, build_grounded_prompt, knowledge_instructions
@@ -91,6 +93,15 @@ def run_code_description(packages: Sequence[str]) -> str:
     )
 
 
+def sandbox_instructions(config: Config, *, is_isolated: bool) -> str:
+    """Return what the model reads about the sandbox, in three lines."""
+    packages: Sequence[str] = config.sandbox.packages
+    if config.sandbox.image or not is_isolated:
+        packages = ["what is installed there (help() lists it)"]
+    facts = collect_facts(config.server, config.sandbox, is_isolated=is_isolated)
+    return describe_sandbox(facts, name_python(config.sandbox, is_isolated=is_isolated), packages)
+
+
 def ask_instructions(settings: LlmSettings) -> str:
     """Return what clients are told about `ask_llm` in code; "" if nobody answers it."""
     if settings.effective_broker == "off":
@@ -126,6 +137,7 @@ def build_mcp_server(
         auto_saver = AutoSaver(saver, may_activate=may_activate)
     runs = RunToolHandler(config, runtime, sessions, find_cursor, inputs, auto_saver)
     instructions = SERVER_INSTRUCTIONS + ask_instructions(config.llm)
+    instructions += f"\n{sandbox_instructions(config, is_isolated=is_isolated)}"
     instructions += SKILLS_INSTRUCTIONS.format(skills_sentence)
     instructions += knowledge_instructions(providers.names)
     if not is_isolated:

@@ -61,6 +61,7 @@ class ErrorInfo(BaseModel):
     message: str
     traceback: str
     line: int | None = None
+    hint: str = ""
 
 
 class RunResult(BaseModel):
@@ -362,7 +363,13 @@ def build_error_info(error: Mapping[str, Any]) -> ErrorInfo:
         traceback = traceback[: -len(summary) - 1]
     elif last and summary.startswith(last):  # a message may have more, as that of a SyntaxError
         traceback = frames
-    return ErrorInfo(type=kind, message=message, traceback=traceback, line=error["line"])
+    return ErrorInfo(
+        type=kind,
+        message=message,
+        traceback=traceback,
+        line=error["line"],
+        hint=error.get("hint", ""),
+    )
 
 
 def build_call_line(entry: LedgerEntry) -> CallLine:
@@ -393,6 +400,8 @@ def format_run_result(result: RunResult) -> str:
     if result.error is not None:
         error = result.error
         lines.append(f"error:\n{format_error(error.type, error.message, error.traceback)}")
+        if error.hint:
+            lines.append(f"hint: {error.hint}")
     if result.calls:
         lines.append("calls:")
         lines += [f"  {format_call_line(line)}" for line in result.calls]

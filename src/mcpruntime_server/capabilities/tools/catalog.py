@@ -34,7 +34,14 @@ from ...protocol.suggestions import did_you_mean, find_misspelled
 from ..call_arguments import get_argument
 from .python_names import assign_names, describe_collisions
 from .schema_annotations import SchemaDocument
-from .shim_generator import ShimModule, ToolShim, describe_module, render_module, source_digest
+from .shim_generator import (
+    RESERVED_NAMES,
+    ShimModule,
+    ToolShim,
+    describe_module,
+    render_module,
+    source_digest,
+)
 from .shim_store import ShimStore
 from .signatures import MAX_RECORD_CHARS, format_brief_signature, format_signature
 from .tool_index import ToolIndex, ToolRow
@@ -47,6 +54,8 @@ MAX_SEARCH_RESULTS = 50  # tools in the answer to a search
 MAX_DETAILED_RESULTS = 3  # of them, the best ones, with all fields of the records that they take
 EFFECT_HINTS = ("read_only_hint", "destructive_hint", "idempotent_hint")
 MAX_NAMED_SESSIONS = 1_000  # whose last named problems are remembered
+FETCHING = re.compile(r"(?i)(?:^|_)(?:fetch|browse|navigate|crawl|scrape|download|http|url)(?:_|$)")
+MAX_FETCHERS = 5  # that a hint may name
 MAX_BRIEF_TOOLS = 16  # whose signatures might fit into the description of a tool
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
 
@@ -192,6 +201,15 @@ class Catalog:
             found += [format_brief_signature(name, tool) for tool in module.tools]
         signatures = [each for each in found if each is not None]
         return signatures if len(signatures) == len(found) else []
+
+    def find_fetchers(self) -> list[str]:
+        """Return the known tools whose names say that they fetch from the network."""
+        found = []
+        for server in self._servers.values():
+            tools = server.upstream.known_tools or ()
+            names = assign_names((tool.name for tool in tools), "tool", RESERVED_NAMES)
+            found += [f"{server.name}.{name}" for name in names.values() if FETCHING.search(name)]
+        return found[:MAX_FETCHERS]
 
     def find_idle_packages(self, code: str) -> list[str]:
         """Return the packages that `code` appears to use and that have not been started yet."""

@@ -24,7 +24,7 @@ from time import perf_counter, process_time  # bound before `determinism` replac
 
 from ...protocol import wire
 from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error
-from ..library import display, knowledge, models, planned, skills, tools
+from ..library import display, guidance, knowledge, models, planned, skills, tools
 from . import determinism, forks
 from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
 
@@ -78,6 +78,8 @@ class Worker:
         self.display, names = display.install_display(determinism.ImportHooks.run_after_import)
         self.main_module.__dict__.update(names)
         self.main_module.__dict__["knowledge"] = knowledge.install_knowledge()
+        self.guide = guidance.Guide(setup.facts)
+        builtins.help = self.guide.help  # type: ignore[assignment]
         builtins.input = _refuse_input
         if hasattr(os, "sched_getaffinity"):
             # The original returns the host's number, whatever the container may use.
@@ -261,13 +263,15 @@ class Worker:
     def describe_exception(self, exc: BaseException) -> Dict[str, Any]:
         """Return the `error` of `RunDone`, even if `exc` cannot be formatted."""
         try:
-            return describe_error(exc, self.source_prefixes)
+            error = describe_error(exc, self.source_prefixes)
         except BaseException as failure:  # noqa: BLE001 - a hostile __str__, no memory, no stack
             return {
                 "type": type(exc).__name__,
                 "message": f"(not printable: {type(failure).__name__})",
                 "traceback": "",
             }
+        hint = self.guide.find_hint(exc, self.pending_sources)
+        return {**error, "hint": hint} if hint else error
 
     def evaluate_code(self, code: str, name: str) -> Any:
         """Run `code` and return the value of its last expression or last assignment."""

@@ -32,6 +32,27 @@ MAX_LISTED_INPUTS = 10  # inputs that an error names
 MAX_PREVIEW_CHARS = 80  # of a text in a repr
 MAX_CACHED_SLICES = 50_000  # of one result, kept after they have been counted
 MAX_SHOWN_SLICES = 10  # in a repr
+CONTEXT_HELP = """CONTEXT is the input of this run, or all of them; CONTEXT_DATA lists them.
+It is read in parts, however large it is; a part is a slice, and has everything that follows.
+
+.peek(n=1000)                the first n characters
+.text                        all of it as one text; an error if it is too long
+.lines(start, end)           lines, numbered from 0, each a slice; .line_count()
+for line in CONTEXT          lines as text
+.grep(pattern, ignore_case)  the lines that a regular expression matches; .line is the number
+.records()                   the JSON value of each line
+.rows(header=True, delimiter=",")  the rows of CSV, dicts or lists
+.chunks(max_chars, overlap=0, by="lines")  slices that cover it
+.map(fn, max_chars=20000, ...)     calls fn(chunk) for each, several at once; slots: .ok .value
+.sample(n)                   some lines of it
+CONTEXT[start:end]           a slice by offsets in bytes; .start .end .size .name .line
+"word" in CONTEXT            whether it contains a text
+.path                        the file, for libraries that open one (of a whole input)
+
+CONTEXT_DATA[0], CONTEXT_DATA["name"], CONTEXT_DATA.names: one of several inputs.
+ask_llm(prompt, slice) sends a reference; the server reads the text.
+Errors are InputError, or InputChanged if the file has changed since.
+"""
 CONTEXT_NAMES = ("CONTEXT", "CONTEXT_DATA", "InputError", "InputChanged")
 
 
@@ -48,6 +69,11 @@ class Readable:
 
     def _slices(self) -> Sequence[InputSlice]:
         raise NotImplementedError
+
+    @property
+    def _help_text(self) -> str:
+        """What `help(CONTEXT)` prints."""
+        return CONTEXT_HELP
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -521,6 +547,11 @@ class InputList:
 
     def __init__(self, inputs: Sequence[Input]) -> None:
         self._inputs = tuple(inputs)
+
+    @property
+    def _help_text(self) -> str:
+        """What `help(CONTEXT_DATA)` prints."""
+        return CONTEXT_HELP
 
     @property
     def names(self) -> List[str]:

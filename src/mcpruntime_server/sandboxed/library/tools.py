@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 VAR_KEYWORDS_FLAG = 0x08  # of a code object: the function takes `**kwargs`
 MAX_LISTED_NAMES = 50  # that an error lists
+MAX_SERVERS_CHARS = 500  # of the names in `help(tools)`
 WORD = re.compile(r"\w+")
 SCALAR_TYPES = {"str", "int", "float", "bool", "None", "list"}  # in an annotation without records
 
@@ -377,7 +378,21 @@ class ToolsPackage(HostPackage):
     @property
     def __doc__(self) -> str:  # type: ignore[override]
         # Not in `dir`: `help` reads every attribute in `dir`, which would start all servers.
-        return f"{TOOLS_DOC}\nServers: {', '.join(list_servers()) or 'none'}.\n"
+        return self._help_text
+
+    @property
+    def _help_text(self) -> str:
+        """What `help(tools)` prints: how tools are found and called, and the servers."""
+        servers = list_servers()
+        shown: list[str] = []
+        room = MAX_SERVERS_CHARS
+        for server in servers:
+            room -= len(server) + 2
+            if room < 0:
+                shown.append(f"and {len(servers) - len(shown)} more (tools.list() has all)")
+                break
+            shown.append(server)
+        return f"{TOOLS_DOC}\nServers: {', '.join(shown) or 'none'}.\n"
 
 
 class ToolFinder:
@@ -531,9 +546,17 @@ def forget_stale_modules(servers: Iterable[str]) -> None:
 
 TOOLS_DOC = """The MCP servers for this code, each a module: `from tools.git import git_log`.
 
-tools.search("words")     the matching tools, best first    tools.list("git")  tools of a server
-help(tools.git.git_log)   parameters, types, output         await git_log.aio(...)  for asyncio
-tools.map(fn, items)      many calls at once; one slot each: .ok .value .error
-A failed call raises tools.ToolError (.tool .arguments .message .kind .data).
-Results are JSON data: r["key"] or r.key.
+tools.search("words", limit=10)         the matching tools with signatures, best first
+tools.list("git")                       the tools of a server; of all without a name
+tools.map(fn, items, max_concurrency=16)
+    calls fn(item) for all items at once; a slot each, in order: .ok .value .error
+    values = [slot.value for slot in tools.map(git_log, repos) if slot.ok]
+    items that are dicts of arguments: tools.map(lambda item: fn(**item), items)
+help(tools.git.git_log)                 parameters, types and result of a tool
+await git_log.aio(...)                  the same call for asyncio; without .aio it blocks
+
+A failed call raises tools.ToolError (.tool .arguments .message .kind .data):
+ToolArgumentError before anything is sent, ToolDeniedError if it is not allowed,
+ToolUnavailableError if a server does not answer. Results are JSON data: r["key"] or r.key;
+keys like "items" that dicts have as methods only as r["items"].
 """

@@ -1,0 +1,54 @@
+"""What a sandbox is, in three lines: for `help()` in the sandbox and for the server's instructions.
+
+Standard library only, Python >= 3.9.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
+if TYPE_CHECKING:
+    from typing import Any, Dict, Sequence
+
+    from .payloads import SandboxFacts
+
+NO_FACTS: Dict[str, Any] = {
+    "is_isolated": False,
+    "timeout_s": 0.0,
+    "roots": [],
+    "mounts": [],
+    "fetchers": [],
+}
+MAX_NAMED_FOLDERS = 5
+MAX_NAMED_PACKAGES = 25
+
+
+def describe_sandbox(facts: SandboxFacts, python: str, packages: Sequence[str]) -> str:
+    """Return three lines: interpreter and packages, the user's files, and the time limit."""
+    installed = list_some(packages, MAX_NAMED_PACKAGES) or "the standard library alone"
+    place = "a container without network" if facts["is_isolated"] else "the user's own machine"
+    return (
+        f"{python} in {place}, with {installed}.\n"
+        f"{describe_user_files(facts)}\n"
+        f"A run may take {facts['timeout_s']:g} s (timeout_s)."
+    )
+
+
+def describe_user_files(facts: SandboxFacts) -> str:
+    """Return one line about the files of the user that code can reach."""
+    if not facts["is_isolated"]:
+        return "The user's files are under their own paths."
+    ways = []
+    if facts["roots"]:
+        roots = list_some(facts["roots"], MAX_NAMED_FOLDERS)
+        ways.append(f"context=[path] gives code a file below {roots} as CONTEXT")
+    if facts["mounts"]:
+        ways.append(f"mounted: {list_some(facts['mounts'], MAX_NAMED_FOLDERS)}")
+    if not ways:
+        return "The user's files are out of reach; write your own into the current folder."
+    return f"The user's files: {'; '.join(ways)}."
+
+
+def list_some(names: Sequence[str], limit: int) -> str:
+    """Return the first names as a list, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

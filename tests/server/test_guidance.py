@@ -1,0 +1,117 @@
+"""What a sandbox says of itself, and the hints of common failures, as a client gets them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from .conftest import upstream_entry
+
+ROOT = "/nowhere/of-the-user"
+
+
+@pytest.fixture(scope="module")
+async def guided(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerConnection]:
+    """A server with a folder of the user, a mount and an upstream."""
+    folder = tmp_path_factory.mktemp("guided")
+    mounted = folder / "mounted"
+    mounted.mkdir()
+    settings = write_settings(
+        folder,
+        mcpServers={"lively": upstream_entry("lively")},
+        server={"context_roots": [ROOT]},
+        sandbox={"mounts": [f"{mounted}:/data"]},
+    )
+    async with connect_server(settings) as connection:
+        yield connection
+
+
+async def test_the_instructions_and_help_say_what_the_sandbox_is(guided: ServerConnection) -> None:
+    instructions = guided.client.instructions or ""
+    printed = (await guided.run("help()")).stdout
+    for text in (instructions, printed):
+        assert "Python 3." in text
+        assert "in a container without network, with " in text
+        assert "numpy" in text
+        assert f"context=[path] gives code a file below {ROOT} as CONTEXT; mounted: /data." in text
+        assert "A run may take 120 s" in text
+    assert len(printed.splitlines()) == 4
+
+
+async def test_help_on_tools_is_short_and_shows_the_ways_to_call(guided: ServerConnection) -> None:
+    printed = (await guided.run("help(tools)")).stdout
+    assert len(printed) <= 2_000
+    for text in ("tools.map(fn, items", "tools.search(", "tools.list(", "Servers: lively."):
+        assert text in printed
+
+
+async def test_help_on_inputs_is_short(guided: ServerConnection) -> None:
+    code = "help(CONTEXT)\nhelp(CONTEXT_DATA)"
+    answer = await guided.run(code, context=[{"text": "a\nb"}])
+    half = answer.stdout[: len(answer.stdout) // 2]
+    assert answer.stdout == half * 2
+    assert len(half) <= 2_000
+    for name in (".grep(", ".map(", ".lines(", ".chunks("):
+        assert name in half
+
+
+HINTS: list[tuple[str, str]] = [
+    ("import requests", "requests is not installed. Installed: "),
+    ("import requests", "`[sandbox] packages`"),
+    (f"open('{ROOT}/a.csv')", f"context=['{ROOT}/a.csv']"),
+    ("open('/home/someone/a.csv')", "The sandbox does not see the user's machine"),
+    (
+        "import urllib.request\nurllib.request.urlopen('http://example.com')",
+        "There is no network here.",
+    ),
+    (
+        "from tools.lively import echo\nawait echo('a')",
+        "echo(...) returns its result at once. With await: `await echo.aio(...)`.",
+    ),
+    ("await tools.lively.echo('a')", "`await tools.lively.echo.aio(...)`"),
+    (
+        "o = {'items': [1]}\nfor each in o.items:\n    pass",
+        'The key is reached by ["items"].',
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "hint"), HINTS)
+async def test_an_error_names_the_way_out(guided: ServerConnection, code: str, hint: str) -> None:
+    answer = await guided.run(code)
+    assert answer.status == "error"
+    assert hint in answer.error["hint"], answer.text
+    assert f"hint: {answer.error['hint']}" in answer.text
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise ModuleNotFoundError('requests')",
+        "import tools.nothing",
+        "open('missing.csv')",
+        "open('/data/missing.csv')",
+        "raise FileNotFoundError('/home/someone/a.csv')",
+        "async def f():\n    return 1\nawait 5",
+        "[1].items",
+        "1 / 0",
+        "raise OSError('no network')",
+    ],
+)
+async def test_an_error_with_another_cause_has_no_hint(guided: ServerConnection, code: str) -> None:
+    answer = await guided.run(code)
+    assert answer.status == "error"
+    assert "hint" not in answer.error, answer.text
+
+
+async def test_code_that_catches_an_error_sees_nothing_of_a_hint(guided: ServerConnection) -> None:
+    code = "try:\n    import requests\nexcept ImportError as exc:\n    caught = exc\nstr(caught)"
+    assert await guided.evaluate(code) == "No module named 'requests'"
+
+
+async def test_a_failed_run_with_a_hint_replays(guided: ServerConnection) -> None:
+    answer = await guided.run("import requests", session="replayed")
+    replayed = await guided.replay("rerun", "replayed", step=answer.step)
+    assert "differ" not in replayed.text.lower(), replayed.text
