@@ -18,6 +18,7 @@ from mcpruntime_server.runtime.run_history import load_report
 from tests.helpers.sizes import choose_size
 
 from ..helpers.server_connection import (
+    COMMAND,
     TEST_TIMEOUT_S,
     ServerConnection,
     ToolAnswer,
@@ -200,8 +201,14 @@ async def test_a_form_allows_what_it_showed_and_not_what_was_asked_since(world: 
         )
         assert isinstance(second, InputRequiredResult)
         assert world.done == ["add seen"]
-        told = await attach(connection.client, run)
-        assert (told.status, told.value) == ("ok", "end")
+        ended = await session.call_tool(
+            "run_code",
+            {"code": code},
+            input_responses=answers,
+            request_state=second.request_state,
+        )
+        told = parse_answer(ended)
+        assert (told.run, told.status, told.value) == (run, "ok", "end")
     assert world.done == ["add seen", "add unseen"]
 
 
@@ -719,3 +726,69 @@ async def test_a_request_that_is_cancelled_while_a_person_is_asked_takes_its_run
                 pass
         assert await connection.evaluate("x", session="s") == 1
     assert world.done == []
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_requests_that_wait_for_the_same_run_show_a_person_one_form(
+    world: World, era: str
+) -> None:
+    asked, may_answer = anyio.Event(), anyio.Event()
+    shown: list[Any] = []
+    answers: list[ToolAnswer] = []
+
+    async def answer(context: Any, params: Any) -> ElicitResult:
+        shown.append(params)
+        asked.set()
+        await may_answer.wait()
+        return ElicitResult(action="accept", content={"decision_1": "allow"})
+
+    async def wait(connection: ServerConnection, run: str) -> None:
+        answers.append(await attach(connection.client, run, wait_s=TEST_TIMEOUT_S))
+
+    gate = world.upstream.with_suffix(".go")
+    code = (
+        f"{IMPORT}import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+        "add(item='a').result"
+    )
+    async with world.client(mode=era, elicitation_callback=answer) as connection:
+        run = (await connection.run(code, background=True)).run
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(wait, connection, run)
+            gate.touch()
+            with anyio.fail_after(TEST_TIMEOUT_S):
+                await asked.wait()
+            late = await attach(connection.client, run, wait_s=1)
+            assert late.status == "waiting"
+            may_answer.set()
+    assert len(shown) == 1
+    assert [each.value for each in answers] == [0, 0]
+    assert world.done == ["add a"]
+
+
+async def test_a_form_is_closed_when_its_question_is_answered_elsewhere(world: World) -> None:
+    asked, closed = anyio.Event(), anyio.Event()
+    answers: list[ToolAnswer] = []
+
+    async def never(context: Any, params: Any) -> ElicitResult:
+        asked.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            closed.set()
+        raise AssertionError
+
+    async def run(connection: ServerConnection) -> None:
+        answers.append(await connection.run(f"{IMPORT}add(item='a').result", session="s"))
+
+    async with world.client(mode="legacy", elicitation_callback=never) as connection:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, connection)
+            with anyio.fail_after(TEST_TIMEOUT_S):
+                await asked.wait()
+                [step] = (await connection.replay("list", "s")).steps
+                command = [COMMAND, "--config", str(world.settings), "approvals", step["run"]]
+                await anyio.run_process([*command, "all", "allow"])
+                await closed.wait()
+        assert answers[0].value == 0
+    assert world.done == ["add a"]

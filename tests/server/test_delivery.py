@@ -80,3 +80,30 @@ def test_the_oldest_positions_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> 
     for run in ("r_1", "r_2", "r_1", "r_3"):
         cursor.advance(report("a", run=run), ())
     assert [read(cursor, report("a", run=run))[0] for run in ("r_1", "r_2", "r_3")] == ["", "a", ""]
+
+
+async def test_a_question_is_in_a_form_until_that_is_closed_replaced_or_dropped() -> None:
+    cursor = DeliveryCursor()
+    cursor.open_form("a", "r_1", ["q1", "q2"])
+    assert cursor.questions_in_forms("r_1") == {"q1", "q2"}
+    assert cursor.questions_in_forms("r_2") == set()
+    cursor.open_form("b", "r_1", ["q2"], is_of_task=True)
+    assert cursor.questions_in_forms("r_1") == {"q2"}
+    assert cursor.questions_in_forms("r_1", with_tasks=False) == set()
+    cursor.close_form("b")
+    cursor.close_form("a")
+    assert cursor.questions_in_forms("r_1") == set()
+    cursor.open_form("c", "r_1", ["q3"], open_s=0.0)
+    assert (cursor.questions_in_forms("r_1"), cursor.form_left_s()) == (set(), 0.0)
+
+
+def test_the_result_of_a_task_is_full_unless_a_request_got_it_and_stays_so() -> None:
+    cursor = DeliveryCursor()
+    assert cursor.claim_task_result("r_1")
+    cursor.finish("r_1")
+    assert cursor.claim_task_result("r_1")
+    cursor.advance(report(run="r_2"), ())
+    cursor.finish("r_2")
+    cursor.start_request("r_2")
+    assert not cursor.claim_task_result("r_2")
+    assert not cursor.claim_task_result("r_2")

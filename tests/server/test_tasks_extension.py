@@ -312,6 +312,18 @@ async def test_a_task_asks_a_person_and_continues_with_the_answer(
     assert world.done == done
 
 
+async def test_a_question_that_a_task_shows_is_not_asked_by_requests(world: World) -> None:
+    person = choose("allow")
+    async with taking(world, elicitation_callback=person) as client:
+        task = await client.begin(f"{IMPORT}add(item='a').result")
+        asking = await client.until(task, "input_required")
+        told = await client.connection.client.call_tool("run_code", {"run": task, "wait_s": 0.5})
+        assert (parse_answer(told).status, person.shown) == ("waiting", [])
+        await client.update(task, dict.fromkeys(asking.input_requests or {}, ALLOW))
+        assert (await client.until(task, "completed")).answer.value == 0
+    assert world.done == ["add a"]
+
+
 async def test_each_form_has_a_name_of_its_own_and_allows_what_it_showed(world: World) -> None:
     code = (
         f"{IMPORT}import os, threading, time\n"

@@ -21,6 +21,7 @@ from ..runtime.pending_questions import MODEL_APPROVER, PendingQuestion
 from ..runtime.run import Run
 from ..runtime.session import Session
 from . import elicitation, sampling
+from .delivery import FindCursor
 from .run_lookup import RunLookup
 
 INPUT_REQUIRED_VERSION = "2026-07-28"  # the first protocol whose results can ask for input
@@ -28,6 +29,7 @@ MAX_QUESTION_ROUNDS = 8  # in one request; the SDK's clients give up after ten
 APPROVAL_FORM = "approval"  # the name of the form in a result; model requests have their own names
 PERSON = "a person, in the client"
 DECLINED = "the client, which declined the form"  # perhaps without showing it
+FORM_OPEN_S = 20.0  # without an answer; then another request asks: nobody says if it was dropped
 RECEIPT_TIMEOUT_S = 30.0  # for the code to receive an answer
 
 
@@ -62,11 +64,12 @@ class RequestState:
 class ClientQuestions:
     """Asks clients, and gives their answers to the runs."""
 
-    def __init__(self, config: Config, lookup: RunLookup) -> None:
+    def __init__(self, config: Config, lookup: RunLookup, find_cursor: FindCursor) -> None:
         self._max_tokens = config.llm.max_tokens
         self._is_sampling_broker = config.llm.effective_broker == "sampling"
         self.asks_person = config.policy.approver != MODEL_APPROVER
         self._lookup = lookup
+        self._find_cursor = find_cursor
 
     def find_askable(self, ctx: Context[Any], run: Run) -> AskedQuestions:
         """Return the questions of `run`, or of one of its agents, that this client can be asked."""
@@ -79,14 +82,31 @@ class ClientQuestions:
     def _questions_for_client(self, ctx: Context[Any], run: Run) -> list[PendingQuestion]:
         questions: list[PendingQuestion] = []
         if self.asks_person and elicitation.client_supports_forms(ctx):
-            questions += elicitation.pending_approvals(run)
+            in_forms = self._find_cursor(ctx).questions_in_forms(run.id)
+            approvals = elicitation.pending_approvals(run)
+            questions += [each for each in approvals if each.id not in in_forms]
         asks_model = supports_input_required(ctx) or self._is_sampling_broker
         if asks_model and sampling.supports_sampling(ctx.client_capabilities):
             questions += sampling.pending_model_questions(run)
         return questions
 
+    def find_shown(self, ctx: Context[Any], run: Run) -> set[str]:
+        """Return the ids of what `run` waits for that the client shows in other forms already."""
+        cursor = self._find_cursor(ctx)
+        shown = cursor.questions_in_forms(run.id)
+        agent_question = run.questions.agent_question
+        agent_runs = self._lookup.agent_runs_of(run)
+        if agent_question and any(cursor.questions_in_forms(each.id) for each in agent_runs):
+            shown.add(agent_question)
+        return shown
+
     def build_input_required(
-        self, session: Session, run: Run, asked: AskedQuestions, rounds: int
+        self,
+        ctx: Context[Any],
+        session: Session,
+        run: Run,
+        asked: AskedQuestions,
+        rounds: int,
     ) -> InputRequiredResult:
         """Return the result that asks a client; the run continues when the request has ended."""
         run.audience.detach()
@@ -99,7 +119,11 @@ class ClientQuestions:
         if approvals:
             form = elicitation.build_approval_form(session.handle, run, asked.run, approvals)
             requests[APPROVAL_FORM] = ElicitRequest(params=form)
-        state = RequestState(run.id, rounds, elicitation.form_id(approvals), asked.run.id)
+        form_id = elicitation.form_id(approvals)
+        if approvals:
+            ids = [each.id for each in approvals]
+            self._find_cursor(ctx).open_form(form_id, asked.run.id, ids, FORM_OPEN_S)
+        state = RequestState(run.id, rounds, form_id, asked.run.id)
         return InputRequiredResult(input_requests=requests, request_state=state.encode())
 
     async def receive_responses(
@@ -109,6 +133,7 @@ class ClientQuestions:
 
         A client that answers nothing gets what there is instead of another question.
         """
+        self._find_cursor(ctx).close_form(state.form_id)
         responses = ctx.input_responses or {}
         result = responses.get(APPROVAL_FORM)
         approvals = elicitation.pending_approvals(asking_run)
@@ -162,22 +187,27 @@ class ClientQuestions:
     ) -> bool:
         """Have a person fill in a form, unless the questions are answered elsewhere first."""
         form = elicitation.build_approval_form(session.handle, run, asking_run, questions)
+        cursor, form_id = self._find_cursor(ctx), elicitation.form_id(questions)
         answers: dict[str, str] = {}
         by = PERSON
-        async with anyio.create_task_group() as tasks:
+        cursor.open_form(form_id, asking_run.id, [question.id for question in questions])
+        try:
+            async with anyio.create_task_group() as tasks:
 
-            async def wait_for_other_answer() -> None:
-                await asking_run.wait_until_answered(questions)
+                async def wait_for_other_answer() -> None:
+                    await asking_run.wait_until_answered(questions)
+                    tasks.cancel_scope.cancel()  # which closes the form
+
+                tasks.start_soon(wait_for_other_answer)
+                with suppress(MCPError):  # the client cannot show forms after all
+                    result = await ctx.session.elicit_form(
+                        form.message, form.requested_schema, related_request_id=ctx.request_id
+                    )
+                    answers = elicitation.parse_decisions(questions, result)
+                    by = describe_author(result)
                 tasks.cancel_scope.cancel()
-
-            tasks.start_soon(wait_for_other_answer)
-            with suppress(MCPError):  # the client cannot show forms after all
-                result = await ctx.session.elicit_form(
-                    form.message, form.requested_schema, related_request_id=ctx.request_id
-                )
-                answers = elicitation.parse_decisions(questions, result)
-                by = describe_author(result)
-            tasks.cancel_scope.cancel()
+        finally:
+            cursor.close_form(form_id)
         open_ids = asking_run.questions.open_questions
         still_open = {name: answer for name, answer in answers.items() if name in open_ids}
         if still_open:

@@ -11,10 +11,13 @@ for the run after that gets everything.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import anyio
 
 from ..runtime.run import Run
 from ..runtime.run_report import RunReport
@@ -25,6 +28,16 @@ MAX_TRACKED_RUNS = 1_000  # that were reported before they ended
 MAX_KEPT_RUNS = 32  # finished runs with the notes that the journal does not have
 
 NOTHING_DELIVERED: Mapping[str, int] = {}
+
+
+@dataclass(frozen=True)
+class OpenForm:
+    """A form that the client shows to a person, as far as is known."""
+
+    run_id: str
+    question_ids: frozenset[str]
+    is_of_task: bool  # shown for a task, not for a request
+    open_until: float  # on the clock of the event loop
 
 
 @dataclass
@@ -46,6 +59,7 @@ class DeliveryCursor:
         self._positions: OrderedDict[str, RunPosition] = OrderedDict()
         self._kept_runs: OrderedDict[str, tuple[Session, Run]] = OrderedDict()
         self._timed_out_requests: set[str] = set()
+        self._open_forms: dict[str, OpenForm] = {}
 
     # output ---------------------------------------------------------------------------------------
 
@@ -111,6 +125,47 @@ class DeliveryCursor:
     def dismiss_questions(self, run_id: str, question_ids: Collection[str]) -> None:
         """Do not show these questions in forms again."""
         self._position(run_id).dismissed_questions.update(question_ids)
+
+    def open_form(
+        self,
+        form_id: str,
+        run_id: str,
+        question_ids: Collection[str],
+        open_s: float = math.inf,
+        *,
+        is_of_task: bool = False,
+    ) -> None:
+        """Note that the client shows a form with these questions, for `open_s` or until closed.
+
+        It takes the place of an earlier form with one of them.
+        """
+        now, ids = anyio.current_time(), frozenset(question_ids)
+        self._open_forms = {
+            name: form
+            for name, form in self._open_forms.items()
+            if form.open_until > now and not (form.run_id == run_id and form.question_ids & ids)
+        }
+        self._open_forms[form_id] = OpenForm(run_id, ids, is_of_task, now + open_s)
+
+    def close_form(self, form_id: str) -> None:
+        """Note that a form has come back, or is not needed any more."""
+        self._open_forms.pop(form_id, None)
+
+    def questions_in_forms(self, run_id: str, *, with_tasks: bool = True) -> set[str]:
+        """Return the ids of the questions of a run that a person sees in forms now."""
+        now = anyio.current_time()
+        return {
+            question_id
+            for form in self._open_forms.values()
+            if form.run_id == run_id and form.open_until > now
+            if with_tasks or not form.is_of_task
+            for question_id in form.question_ids
+        }
+
+    def form_left_s(self) -> float:
+        """Return how long it takes until the next form counts as dropped."""
+        ends = [form.open_until for form in self._open_forms.values()]
+        return max(min(ends, default=math.inf) - anyio.current_time(), 0.0)
 
     # tasks ----------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ class RunToolHandler:
     ) -> None:
         self.find_cursor = find_cursor
         self.lookup = RunLookup(runtime)
-        self.questions = ClientQuestions(config, self.lookup)
+        self.questions = ClientQuestions(config, self.lookup, find_cursor)
         self._config = config
         self._runtime = runtime
         self._sessions = sessions
@@ -257,14 +257,22 @@ class RunToolHandler:
         while True:
             left_s = max(until - anyio.current_time(), 0.0)
             if left_s or run.finished.is_set():
-                await wait_for_run(run, ctx, cursor, left_s, self._known_ids(ctx, cursor, run))
+                limit_s = left_s
+                if self.questions.find_shown(ctx, run):
+                    limit_s = min(left_s, cursor.form_left_s())
+                await wait_for_run(run, ctx, cursor, limit_s, self._known_ids(ctx, cursor, run))
             asked = self.questions.find_askable(ctx, run)
-            if run.finished.is_set() or not asked.questions or not left_s:
+            if run.finished.is_set() or not left_s:
+                break
+            if not asked.questions:
+                has_time = anyio.current_time() < until
+                if has_time and not run.pending_ids - self._known_ids(ctx, cursor, run):
+                    continue  # another request has just shown it to a person
                 break
             if supports_input_required(ctx):
                 if rounds >= MAX_QUESTION_ROUNDS:
                     break
-                return self.questions.build_input_required(session, run, asked, rounds + 1)
+                return self.questions.build_input_required(ctx, session, run, asked, rounds + 1)
             if not await self.questions.ask_client(ctx, session, run, asked):
                 break
             until = max(until, anyio.current_time() + ANSWER_EXTRA_S)
@@ -283,7 +291,7 @@ class RunToolHandler:
         next_ids = list(run.questions.open_questions)[:1]
         if delivered.issuperset(next_ids):  # the page that begins with it was delivered
             delivered.update(run.questions.open_questions)
-        return delivered - askable
+        return (delivered - askable) | self.questions.find_shown(ctx, run)
 
     # results --------------------------------------------------------------------------------------
 

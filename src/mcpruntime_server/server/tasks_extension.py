@@ -51,6 +51,7 @@ DELIVERED_NOTE = "Its result was delivered to the call with run={!r}."
 POLL_INTERVAL_SHARE = 0.1  # of a run's age
 MIN_POLL_INTERVAL_S = 0.1
 MAX_POLL_INTERVAL_S = 5.0
+TASK_FORM_OPEN_S = 3 * MAX_POLL_INTERVAL_S  # after the last look at a task
 MS_PER_DAY = 86_400_000
 
 RequestContext = ServerRequestContext[Any, Any]
@@ -189,9 +190,14 @@ class TasksExtension(Extension):
             return "working", {"statusMessage": run.lifecycle.stage or run.status}
         questions = self._pending_approvals(cursor, asking_run) if can_ask else []
         if questions:
+            in_requests = cursor.questions_in_forms(asking_run.id, with_tasks=False)
+            if any(question.id in in_requests for question in questions):
+                return "working", {"statusMessage": run.status}  # a person is being asked
             form = elicitation.build_approval_form(session.handle, run, asking_run, questions)
             request = to_wire_json(ElicitRequest(params=form))
-            return "input_required", {"inputRequests": {elicitation.form_id(questions): request}}
+            form_id, ids = elicitation.form_id(questions), [each.id for each in questions]
+            cursor.open_form(form_id, asking_run.id, ids, TASK_FORM_OPEN_S, is_of_task=True)
+            return "input_required", {"inputRequests": {form_id: request}}
         cursor.rewind(task)  # the same request gets the same result again
         result = await self._runs.build_progress_result(cursor, session, run)
         return "completed", {"result": to_wire_json(result)}
@@ -262,6 +268,7 @@ class TasksExtension(Extension):
         questions = elicitation.questions_of_form(name, self._pending_approvals(cursor, run))
         if not questions:
             return
+        cursor.close_form(name)
         try:
             result = ElicitResult.model_validate(given, by_name=False)
         except ValidationError as exc:
