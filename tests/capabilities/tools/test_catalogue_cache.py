@@ -261,6 +261,21 @@ class TestRestart:
             await catalog.load_shim("mail")
             assert (await catalog.search_tools("grow"))["problems"] == []
 
+    async def test_a_server_that_hangs_longer_than_searches_wait_is_still_listed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "open").touch()
+        async with open_stored(tmp_path, mail=gated(tmp_path, "mail")) as catalog:
+            await catalog.list_live_tools()
+        (tmp_path / "open").unlink()
+        monkeypatch.setattr("mcpruntime_server.capabilities.tools.catalog.START_TIMEOUT_S", 0.0)
+        async with open_stored(tmp_path, mail=gated(tmp_path, "mail")) as catalog:
+            assert await catalog._load_live_views(catalog._servers) == {
+                "mail": "mail is still starting. Try again in a moment."
+            }
+            assert named(await catalog.search_tools("grow")) == {"mail.grow"}
+            assert (await catalog.list_tools())["problems"] == []
+
     async def test_a_broken_server_is_listed_and_a_call_of_it_says_why(
         self, tmp_path: Path
     ) -> None:
@@ -306,6 +321,8 @@ class TestRestart:
             assert await problems_of("s_1", "echo") == []
             assert len(await problems_of("s_2", "echo")) == 1
             assert len(await problems_of("s_1", "xylophone")) == 1
+            await catalog.list_tools("lively")
+            assert await problems_of("s_1", "echo") == []
 
     async def test_a_list_that_has_changed_since_is_reported_and_replaces_the_stored_one(
         self, tmp_path: Path

@@ -341,15 +341,16 @@ class Catalog:
             module = views[entry["server"]].module
             shim = views[entry["server"]].tools[entry["tool"]].shim
             entry["signature"] = format_signature(module, shim, MAX_RECORD_CHARS)
-        return {"tools": tools, "problems": self._select_problems(problems, is_empty=not tools)}
+        shown = self._select_problems(self._servers, problems, is_empty=not tools)
+        return {"tools": tools, "problems": shown}
 
     async def list_tools(self, server: str | None = None) -> ToolListing:
         """Return all tools, or those of one server."""
         names = self._servers if server is None else {server: self._find_server(server)}
         views, problems = await self._load_views(names)
         tools = build_listing(views)
-        is_asked_for = server is not None or not tools
-        return {"tools": tools, "problems": self._select_problems(problems, is_empty=is_asked_for)}
+        shown = self._select_problems(names, problems, is_empty=server is not None or not tools)
+        return {"tools": tools, "problems": shown}
 
     async def list_live_tools(self) -> ToolListing:
         """Start every upstream and return all tools; those of a broken one are the stored ones."""
@@ -441,13 +442,12 @@ class Catalog:
                 problems[server.name] = describe_problem(upstream, failure)
                 if upstream.known_tools is None:
                     return
-            with anyio.move_on_after(max(0.0, START_TIMEOUT_S - upstream.connecting_s)) as scope:
-                try:
-                    views[server.name] = await self._load_view(server)
-                except CallFailed as error:
-                    problems[server.name] = describe_problem(upstream, error)
-            if scope.cancelled_caught:
-                problems[server.name] = f"{server.name} is still starting. Try again in a moment."
+            if upstream.known_tools is None:
+                wait_s = max(0.0, START_TIMEOUT_S - upstream.connecting_s)
+                if problem := await self._wait_for_tools(server, wait_s):
+                    problems[server.name] = problem
+                    return
+            views[server.name] = await self._load_view(server)
 
         async with anyio.create_task_group() as tasks:
             for server in names.values():
@@ -460,26 +460,36 @@ class Catalog:
         problems: dict[str, str] = {}
 
         async def load(server: CatalogServer) -> None:
-            with anyio.move_on_after(START_TIMEOUT_S) as scope:
-                try:
-                    await self._load_live_view(server)
-                except CallFailed as error:
-                    problems[server.name] = describe_problem(server.upstream, error)
-            if scope.cancelled_caught:
-                problems[server.name] = f"{server.name} is still starting. Try again in a moment."
+            if problem := await self._wait_for_tools(server, START_TIMEOUT_S):
+                problems[server.name] = problem
+            else:
+                await self._load_live_view(server)
 
         async with anyio.create_task_group() as tasks:
             for server in names.values():
                 tasks.start_soon(load, server)
         return {name: problems[name] for name in names if name in problems}
 
-    def _select_problems(self, problems: Mapping[str, str], *, is_empty: bool) -> list[str]:
+    async def _wait_for_tools(self, server: CatalogServer, wait_s: float) -> str:
+        """Wait until `server` has listed its tools; return why it has not, or "" if it has."""
+        with anyio.move_on_after(wait_s):
+            try:
+                await server.upstream.list_tools()
+            except CallFailed as error:
+                return describe_problem(server.upstream, error)
+            return ""
+        return f"{server.name} is still starting. Try again in a moment."
+
+    def _select_problems(
+        self, asked: Iterable[str], problems: Mapping[str, str], *, is_empty: bool
+    ) -> list[str]:
         """Return the problems to name: each one once in a session, or all if nothing was found."""
         scope = find_call_scope()
         if scope is None:
             return list(problems.values())
         known = self._named_problems.pop(scope.session_id, {})
-        self._named_problems[scope.session_id] = dict(problems)
+        others = {name: text for name, text in known.items() if name not in asked}
+        self._named_problems[scope.session_id] = {**others, **problems}
         if len(self._named_problems) > MAX_NAMED_SESSIONS:
             self._named_problems.pop(next(iter(self._named_problems)))
         return [text for name, text in problems.items() if is_empty or known.get(name) != text]
