@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mcpruntime_server.runtime.run_report import RunReport
@@ -94,7 +96,9 @@ async def test_a_question_is_in_a_form_until_that_is_closed_replaced_or_dropped(
     cursor.close_form("a")
     assert cursor.questions_in_forms("r_1") == set()
     cursor.open_form("c", "r_1", ["q3"], open_s=0.0)
-    assert (cursor.questions_in_forms("r_1"), cursor.form_left_s()) == (set(), 0.0)
+    assert (cursor.questions_in_forms("r_1"), cursor.form_left_s()) == (set(), math.inf)
+    cursor.open_form("d", "r_1", ["q4"], open_s=60.0)
+    assert 0 < cursor.form_left_s() <= 60
 
 
 def test_the_result_of_a_task_is_full_unless_a_request_got_it_and_stays_so() -> None:

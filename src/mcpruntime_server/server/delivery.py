@@ -163,9 +163,10 @@ class DeliveryCursor:
         }
 
     def form_left_s(self) -> float:
-        """Return how long it takes until the next form counts as dropped."""
-        ends = [form.open_until for form in self._open_forms.values()]
-        return max(min(ends, default=math.inf) - anyio.current_time(), 0.0)
+        """Return the time until the next open form counts as dropped, more than 0."""
+        now = anyio.current_time()
+        left_s = [form.open_until - now for form in self._open_forms.values()]
+        return min((each for each in left_s if each > 0), default=math.inf)
 
     # tasks ----------------------------------------------------------------------------------------
 
