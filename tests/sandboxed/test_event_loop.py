@@ -173,6 +173,19 @@ async def main():
         seen.append(await first)
 asyncio.run(main())
 """,
+    "a callback about a future that is done": """
+import threading
+async def main():
+    loop = asyncio.get_running_loop()
+    done, other = loop.create_future(), loop.create_future()
+    done.set_result("done")
+    def tell(future):
+        seen.append(future.result())
+        other.set_result(None)
+    threading.Thread(target=lambda: loop.call_soon_threadsafe(tell, done)).start()
+    await other
+asyncio.run(main())
+""",
     "sets of queues": """
 async def main():
     queues = {asyncio.Queue() for _ in range(30)}

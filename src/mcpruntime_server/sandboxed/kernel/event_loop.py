@@ -303,8 +303,11 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         """Return the time of the loop's clock in seconds; it advances in milliseconds."""
-        if sys._getframe(1).f_code is RUN_ONCE_CODE or threading.get_ident() != self._owner_id:
+        if sys._getframe(1).f_code is RUN_ONCE_CODE:
             return self._now_ms / 1000
+        if threading.get_ident() != self._owner_id:  # when is a race
+            is_replaying = self._trace is not None and self._trace.is_replaying
+            return (self._now_ms if is_replaying else self._live_ms()) / 1000
         trace = self._current_trace()
         trace.count_moment()
         if trace.is_replaying:
@@ -401,7 +404,7 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
         """Record and schedule what has arrived and still matters."""
         while self._arrivals:
             kind, number, handle = self._arrivals.popleft()
-            if not _is_obsolete(handle):
+            if not _is_obsolete(kind, handle):
                 trace.record(kind, number)
                 self._ready.append(handle)
 
@@ -522,8 +525,7 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
         self, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> events.Handle:
         """Call `callback` soon. Safe in any thread."""
-        job = next((each for each in args if isinstance(each, ThreadFuture)), None)
-        number = self._jobs.pop(job, None) if job is not None else None
+        number = self._take_job(args)
         if number is None and threading.get_ident() == self._owner_id:
             return super().call_soon_threadsafe(callback, *args, context=context)
         self._check_closed()
@@ -533,6 +535,12 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
         else:
             self._deliver(THREAD, zlib.crc32(ThreadNames.current_name().encode()), handle)
         return handle
+
+    def _take_job(self, args: Tuple[Any, ...]) -> Optional[int]:
+        """Return the number of the job whose end is told with `args`, as `wrap_future` does it."""
+        if len(args) == 2 and asyncio.isfuture(args[0]) and isinstance(args[1], ThreadFuture):
+            return self._jobs.pop(args[1], None)
+        return None
 
     def run_in_executor(  # type: ignore[override] # likewise
         self, executor: Any, func: Any, *args: Any
@@ -577,12 +585,12 @@ def _real_time() -> float:
     return ReplayableEventLoop.clocks.monotonic_ms() / 1e3
 
 
-def _is_obsolete(handle: events.Handle) -> bool:
+def _is_obsolete(kind: int, handle: events.Handle) -> bool:
     """Return whether a handle would do nothing: it or the future that it resolves is done."""
-    if handle.cancelled():
-        return True
-    args: Any = handle._args
-    return bool(args) and isinstance(args[0], asyncio.Future) and args[0].done()
+    if handle.cancelled() or kind == THREAD:
+        return handle.cancelled()
+    future: asyncio.Future[Any] = handle._args[0]
+    return future.done()
 
 
 def _readable_bytes(key: selectors.SelectorKey, mask: int) -> int:
