@@ -261,3 +261,20 @@ async def test_a_client_that_reads_data_gets_the_line(
     result = await run(server, f"{PLOT}plt.plot([1, 2])")
     assert result.structured_content is not None
     assert re.fullmatch(r"\[image 1: PNG \d+x\d+\]", result.structured_content["value"])
+
+
+async def test_modules_can_show_things_and_code_that_does_can_become_a_skill(
+    server: ServerConnection,
+) -> None:
+    code = (
+        "import pandas as pd\nrows = [{'n': 1, 'm': 4}, {'n': 2, 'm': 6}]\n"
+        "table = pd.DataFrame(rows)\nshow(table)\nint(table['n'].sum())"
+    )
+    arguments = {"code": code, "session": "skill"}
+    done = (await server.client.call_tool("run_code", arguments)).structured_content
+    assert done is not None
+    saved = await server.client.call_tool("save_skill", {"run": done["run"], "name": "sum_rows"})
+    assert not saved.is_error, saved
+    assert "value: 3" in text_of(await run(server, "from skills.sum_rows import run\nrun()"))
+    code = "open('pages.py', 'w').write('def page(): show([1, 2])')\nimport pages\npages.page()"
+    assert "stdout:\n[1, 2]" in text_of(await run(server, code))

@@ -26,6 +26,9 @@ TOOLS_NAMES = (
     "PlanEnded",
 )
 
+# the builtin that the sandbox adds to those of Python
+SHOW_NAME = "show"
+
 # the names of the module `llm`, which code also has without an import
 MODEL_NAMES = (
     "ask_llm",

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...journal.recording import RecordedCall
+from ...protocol.library_names import SHOW_NAME
 from .lint import (
     DEFINITIONS,
     MODEL_PACKAGE,
@@ -39,7 +40,7 @@ MAX_TEXT_CHARS = 120  # a longer text is code in another language, or data of th
 MAX_EXAMPLE_CHARS = 60  # of a value in a docstring
 MIN_SHARED_CHARS = 3  # a shorter text may be equal by accident
 COMMON_LITERALS = (0, 1, -1, "")  # these are in all code
-BUILTIN_NAMES = frozenset(dir(builtins))
+BUILTIN_NAMES = frozenset([*dir(builtins), SHOW_NAME])
 ITEMS, LIMIT = "items", "limit"
 AFFIX_NAMES = {"startswith": "prefix", "endswith": "suffix"}
 

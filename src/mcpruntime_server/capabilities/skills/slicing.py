@@ -17,13 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import SkillRefused
-from ...protocol.library_names import KNOWLEDGE_MODULE, MODEL_NAMES, SKILLS_PACKAGE, TOOLS_PACKAGE
+from ...protocol.library_names import (
+    KNOWLEDGE_MODULE,
+    MODEL_NAMES,
+    SHOW_NAME,
+    SKILLS_PACKAGE,
+    TOOLS_PACKAGE,
+)
 from .lint import DEFINITIONS, FunctionNode, dotted_name, parse_source
 from .model import CONTEXT_NAME, MAX_INPUT_BYTES, RecordedStep
 
 MODEL_FUNCTIONS = frozenset(MODEL_NAMES)  # sandboxed code has them without an import
 REMOTE_PACKAGES = frozenset({TOOLS_PACKAGE, KNOWLEDGE_MODULE})  # they run outside the sandbox
-PREDEFINED_NAMES = frozenset(dir(builtins)) | MODEL_FUNCTIONS | REMOTE_PACKAGES
+PREDEFINED_NAMES = frozenset([*dir(builtins), SHOW_NAME]) | MODEL_FUNCTIONS | REMOTE_PACKAGES
 PREDEFINED_NAMES |= {SKILLS_PACKAGE, "__name__", "__file__", "__doc__"}
 DYNAMIC_BUILTINS = frozenset(
     {"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"}

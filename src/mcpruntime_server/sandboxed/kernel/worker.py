@@ -75,8 +75,7 @@ class Worker:
         self.main_module.__dict__["tools"] = sys.modules["tools"]
         self.main_module.__dict__["skills"] = skills.install_skills()
         self.main_module.__dict__.update(models.install_models())
-        self.display, names = display.install_display(determinism.ImportHooks.run_after_import)
-        self.main_module.__dict__.update(names)
+        self.display = display.install_display(determinism.ImportHooks.run_after_import)
         self.main_module.__dict__["knowledge"] = knowledge.install_knowledge()
         self.guide = guidance.Guide(setup.facts)
         builtins.help = self.guide.help  # type: ignore[assignment]

@@ -11,9 +11,11 @@ Rule 2: what is shown is bounded here, so that it fits; the host checks it again
 
 from __future__ import annotations
 
+import builtins
 import sys
 from weakref import WeakKeyDictionary
 
+from ...protocol.library_names import SHOW_NAME
 from ...protocol.media import (
     MAX_ALL_MEDIA_BYTES,
     MAX_IMAGE_SIDE,
@@ -27,7 +29,7 @@ from ...protocol.truncation import PythonPresenter, type_name
 
 TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional
 
 SHRINK_FACTOR = 0.7  # of a picture's sides, when it has too many bytes
 MAX_SHRINKS = 6
@@ -145,7 +147,10 @@ def find_media(value: Any) -> Optional[Media]:
         return encode_image(value)
     draw = getattr(type(value), "_repr_png_", None)  # what notebooks ask for
     if draw is not None and not isinstance(value, type):
-        data = draw(value)
+        try:
+            data = draw(value)
+        except Exception:  # noqa: BLE001 - then it is shown by its repr, as in a notebook
+            return None
         return identify_media(data) if isinstance(data, bytes) else None
     return None
 
@@ -297,8 +302,8 @@ def _plural(noun: str, count: int) -> str:
 
 def install_display(
     run_after_import: Callable[[str, Callable[[Any], None]], None],
-) -> Tuple[Display, Dict[str, Any]]:
-    """Return the display and the names that code has without an import.
+) -> Display:
+    """Make `show` a builtin, so that modules and skills have it, too; return the display.
 
     `run_after_import` calls a function with a module once code has imported it.
     """
@@ -322,4 +327,5 @@ def install_display(
     run_after_import("matplotlib.pyplot", replace_pyplot_show)
     run_after_import("matplotlib.figure", replace_figure_show)
     run_after_import("PIL.Image", replace_image_show)
-    return display, {"show": display.show}
+    setattr(builtins, SHOW_NAME, display.show)
+    return display
