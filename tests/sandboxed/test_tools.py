@@ -449,6 +449,18 @@ class TestListings:
         shown = present_value(listing, 1000)
         assert shown["text"] == "no tools found\n! tracker cannot be reached"
 
+    def test_a_tool_with_the_name_of_a_builtin_is_an_attribute_under_it_too(
+        self, bench: Bench
+    ) -> None:
+        bench.shims["files"] = (
+            'from tools import shim\n__all__ = ["list_"]\n'
+            '@shim("files", tool="list")\ndef list_():\n    "Lists."\n'
+        )
+        names = run("import tools\nfrom tools.files import *\nfound = tools.files.list()")
+        assert names["found"].target == "tools.files.list"
+        assert "list_" in names
+        assert "list" not in names
+
     def test_dir_of_a_server_lists_its_tools_alone(self, git: Any) -> None:
         assert dir(git) == ["echo", "git_log", "git_show"]
 

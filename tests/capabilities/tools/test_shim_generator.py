@@ -29,6 +29,7 @@ from mcpruntime_server.capabilities.tools.shim_generator import (
     source_digest,
 )
 from mcpruntime_server.capabilities.tools.signatures import format_signature
+from mcpruntime_server.capabilities.tools.tool_results import parse_text
 from mcpruntime_server.sandboxed.library import tools
 
 GOLDEN = Path(__file__).parent / "golden" / "tracker.py.txt"
@@ -177,6 +178,65 @@ class TestGolden:
         module.create_issue("a/b", [], due_in=None, parent=None)
         assert sent[0][1] == {"repo": "a/b", "labels": [], "parent": None}
 
+    def test_values_that_a_schema_does_not_allow_are_refused_before_a_call(self, sent: Any) -> None:
+        mode = {"enum": ["fast", "slow"]}
+        tool = types.Tool(
+            name="start",
+            input_schema={
+                "properties": {
+                    "mode": mode,
+                    "level": {"anyOf": [{"enum": [1, 2]}, {"type": "null"}]},
+                    "in": {"const": "here"},
+                    "free": {"anyOf": [mode, {"type": "string"}]},
+                },
+                "required": ["mode"],
+            },
+        )
+        start = execute(render_module(describe_module("made", "made", [tool]))).start
+        refused: list[tuple[str, dict[str, Any]]] = [
+            (r"mode = 'fats'. Did you mean 'fast'\? Allowed: 'fast', 'slow'.", {"mode": "fats"}),
+            (r"level = 3. Allowed: 1, 2, None.", {"mode": "fast", "level": 3}),
+            (r"mode = None", {"mode": None}),
+            (r"mode = \[\]", {"mode": []}),
+            (r"in_ = 'there'", {"mode": "fast", "in": "there"}),
+        ]
+        for problem, arguments in refused:
+            with pytest.raises(tools.ToolArgumentError, match=problem):
+                start(**arguments)
+        assert sent == []
+        start("slow", level=None, in_=None, free="any")
+        assert sent == [("tools.made.start", {"mode": "slow", "level": None, "free": "any"})]
+
+    def test_a_tool_with_the_name_of_a_builtin_does_not_hide_it(self, sent: Any) -> None:
+        made = [
+            types.Tool(name=name, input_schema={"type": "object"})
+            for name in ("list", "open", "open_", "search")
+        ]
+        module = describe_module("made", "made", made)
+        source = render_module(module)
+        assert module.function_names == ["list_", "open__", "open_", "search"]
+        names: dict[str, Any] = {}
+        exec(source, names)
+        assert not {"list", "open"} & names.keys()
+        for name in module.function_names:
+            names[name](any_name=1)
+        assert [target for target, _ in sent] == [
+            f"tools.made.{name}" for name in ("list", "open", "open_", "search")
+        ]
+
+    def test_the_docs_say_what_is_parsed(self) -> None:
+        [tool] = describe_module(
+            "made", "made", [types.Tool(name="x", input_schema={"type": "object"})]
+        ).tools
+        assert "a text that is a JSON object or array as a whole is parsed" in tool.doc
+        assert [parse_text(text) for text in ('{"a": 1}', "[1]", "5", "true", "{a} b")] == [
+            {"a": 1},
+            [1],
+            "5",
+            "true",
+            "{a} b",
+        ]
+
 
 class TestHostile:
     def test_every_hostile_tool_yields_a_module_that_only_defines_names(self, sent: Any) -> None:
@@ -186,7 +246,7 @@ class TestHostile:
         assert len(module.tools) == len(TOOLS)
         assert sent == []
         for tool in module.tools:
-            assert inspect.getdoc(getattr(functions, tool.name)) is not None
+            assert inspect.getdoc(getattr(functions, tool.function_name)) is not None
         assert len(source) < 400_000
 
     def test_names_that_collide_are_reported(self) -> None:

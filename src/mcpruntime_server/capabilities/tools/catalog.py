@@ -289,7 +289,11 @@ class Catalog:
         """Return a tool that its upstream has listed for this process."""
         _, name, tool = (*target.split(".", 2), "", "")[:3]
         view = self._servers[name].live_view if name in self._servers else None
-        return view.tools.get(tool) if view else None
+        if view is None:
+            return None
+        # Skills name a tool as they import it.
+        same = (each for each in view.tools.values() if each.shim.function_name == tool)
+        return view.tools.get(tool) or next(same, None)
 
     async def prepare_call(self, target: str) -> None:
         """Load the tool list, so that the effect of `target` is known; ignore failures."""
@@ -626,11 +630,14 @@ def build_listing(views: Mapping[str, ServerView]) -> list[ToolDescription]:
 def listing_entry(server: str, tool: CatalogTool) -> ToolDescription:
     """Return one tool as an entry of a listing."""
     shim = tool.shim
+    summary = shim.summary
+    if shim.function_name != shim.name:
+        summary = f"import {shim.function_name}: {summary}"
     return {
         "server": server,
         "tool": shim.name,
         "signature": tool.signature,
-        "summary": shim.summary,
+        "summary": summary,
         "effect": tool.effect,
     }
 

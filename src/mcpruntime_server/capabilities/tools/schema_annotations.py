@@ -225,6 +225,25 @@ def literal_values(schema: dict[str, Any]) -> list[Any] | None:
     return values if fits else None
 
 
+def allowed_values(document: SchemaDocument, schema: Any) -> tuple[Any, ...]:
+    """Return all values that `schema` allows, if they are few scalars; else nothing."""
+    flat = document.flatten(schema)
+    values = literal_values(flat)
+    if values is None:
+        branches = as_list(flat.get("anyOf")) or as_list(flat.get("oneOf"))
+        if not 0 < len(branches) <= MAX_BRANCHES:
+            return ()
+        values = []
+        for branch in map(document.flatten, branches):
+            found = [None] if json_types(branch) == ["null"] else literal_values(branch)
+            if not found:
+                return ()
+            values += found
+    if flat.get("nullable") is True:
+        values = [*values, None]
+    return tuple(values) if len(repr(values)) <= MAX_SHAPE_CHARS else ()
+
+
 def join_union(parts: list[str]) -> str:
     """Return the annotation that allows any of `parts`."""
     distinct = sorted(dict.fromkeys(parts), key=lambda part: part == "None")

@@ -12,11 +12,12 @@ standard library and `tools`.
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from .schema_annotations import (
     SchemaDocument,
     SourceText,
     TypedDictSpec,
+    allowed_values,
     describe_constraints,
     describe_shape,
 )
@@ -51,6 +53,9 @@ MAX_SUMMARY_CHARS = 160  # of the first sentence
 RESERVED_NAMES = frozenset(
     {"shim", "Any", "Literal", "NotRequired", "TypedDict", "TYPE_CHECKING", "annotations"}
 )
+UNDECLARED_RESULT = """\
+Returns: not declared. A text is a str; a text that is a JSON object or array as a whole is parsed
+into a dict or list, other JSON ("5", "true") stays text. Several texts are a list, none is None."""
 MODULE_HEADER = (ast.Expr, ast.ImportFrom, ast.ImportFrom, ast.ImportFrom, ast.If, ast.Assign)
 
 
@@ -64,6 +69,7 @@ class ShimParameter:
     annotation: SourceText
     default: Any
     takes_null: bool
+    choices: tuple[Any, ...]  # all values that are allowed; () if that is not known
     note: str
 
     @property
@@ -84,6 +90,7 @@ class ToolShim:
 
     upstream_name: str
     name: str
+    function_name: str  # `name`, unless that would hide a builtin of Python
     parameters: tuple[ShimParameter, ...]
     extra_name: str
     declares_extra: bool
@@ -100,6 +107,11 @@ class ToolShim:
             for parameter in self.parameters
             if parameter.name != parameter.upstream_name
         }
+
+    @property
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """All values that parameters accept, by Python name, where these are known."""
+        return {each.name: each.choices for each in self.parameters if each.choices}
 
     @property
     def omitted_parameters(self) -> tuple[str, ...]:
@@ -122,9 +134,9 @@ class ShimModule:
     problems: tuple[str, ...]
 
     @property
-    def tool_names(self) -> list[str]:
-        """The names of all tools."""
-        return [tool.name for tool in self.tools]
+    def function_names(self) -> list[str]:
+        """The names under which the tools are imported."""
+        return [tool.function_name for tool in self.tools]
 
 
 def describe_module(
@@ -135,9 +147,16 @@ def describe_module(
     `observed` maps tools to the shapes of their results.
     """
     names = assign_names((tool.name for tool in tools), "tool", RESERVED_NAMES)
-    annotations = AnnotationBuilder({*names.values(), *RESERVED_NAMES})
+    functions = assign_function_names(names.values())
+    annotations = AnnotationBuilder({*names.values(), *functions.values(), *RESERVED_NAMES})
     shown = tuple(
-        describe_tool(tool, names[tool.name], annotations, (observed or {}).get(tool.name))
+        describe_tool(
+            tool,
+            names[tool.name],
+            functions[names[tool.name]],
+            annotations,
+            (observed or {}).get(tool.name),
+        )
         for tool in tools
     )
     doc = (
@@ -153,8 +172,25 @@ def describe_module(
     )
 
 
+def assign_function_names(names: Collection[str]) -> dict[str, str]:
+    """Return the name of the function of each tool; none is that of a builtin of Python."""
+    used = set(names)
+    functions = {}
+    for name in names:
+        function = name
+        while hasattr(builtins, name) and function in used:
+            function += "_"
+        used.add(function)
+        functions[name] = function
+    return functions
+
+
 def describe_tool(
-    tool: types.Tool, name: str, annotations: AnnotationBuilder, observed: Any
+    tool: types.Tool,
+    name: str,
+    function_name: str,
+    annotations: AnnotationBuilder,
+    observed: Any,
 ) -> ToolShim:
     """Return the content of the shim of `tool`."""
     document = SchemaDocument(tool.input_schema)
@@ -177,7 +213,18 @@ def describe_tool(
     summary = first_sentence(text)
     flat = document.flatten(document.root)
     declares_extra = bool(extra) and ("additionalProperties" in flat or "properties" not in flat)
-    return ToolShim(tool.name, name, parameters, extra, declares_extra, returns, summary, text, doc)
+    return ToolShim(
+        tool.name,
+        name,
+        function_name,
+        parameters,
+        extra,
+        declares_extra,
+        returns,
+        summary,
+        text,
+        doc,
+    )
 
 
 def unwrapped_schema(tool: types.Tool, document: SchemaDocument) -> Any:
@@ -222,7 +269,14 @@ def describe_parameter(
     if not required and default is None and not takes_null:
         annotation = SourceText(f"{annotation} | None")
     return ShimParameter(
-        wire, name, required, annotation, default, takes_null, parameter_note(document, flat)
+        wire,
+        name,
+        required,
+        annotation,
+        default,
+        takes_null,
+        allowed_values(document, schema),
+        parameter_note(document, flat),
     )
 
 
@@ -267,7 +321,7 @@ def format_result(tool: types.Tool, schema: Any, observed: Any) -> str:
     if observed is not None:
         shape = describe_shape(SchemaDocument(observed), observed)
         return f"Returns (observed, not promised): {shape}"
-    return "Returns: not declared; text, or parsed data if the text is JSON."
+    return UNDECLARED_RESULT
 
 
 def first_sentence(text: str) -> str:
@@ -329,7 +383,7 @@ def render_module(module: ShimModule) -> str:
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     for tool, function in zip(module.tools, functions, strict=True):
         if (
-            function.name != tool.name
+            function.name != tool.function_name
             or len(function.body) != 1
             or ast.get_docstring(function, clean=False) != tool.doc
         ):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ...protocol.payloads import ToolListing
 
 VAR_KEYWORDS_FLAG = 0x08  # of a code object: the function takes `**kwargs`
+MAX_VALUE_CHARS = 80  # of a refused value in an error
+JSON_TYPES = (str, int, float, type(None), list, tuple, dict)  # others are converted later
 MAX_LISTED_NAMES = 50  # that an error lists
 MAX_SERVERS_CHARS = 500  # of the names in `help(tools)`
 WORD = re.compile(r"\w+")
@@ -165,6 +167,7 @@ class ToolParameters:
         tool: str,
         renamed: Mapping[str, str],
         unset: Sequence[str],
+        choices: Mapping[str, Sequence[Any]],
     ) -> None:
         code = function.__code__
         defaults = len(function.__defaults__ or ())
@@ -175,6 +178,7 @@ class ToolParameters:
         self.wire_names = {name: renamed.get(name, name) for name in self.names}
         self.python_names = {wire: name for name, wire in self.wire_names.items()}
         self.omitted_when_none = frozenset(unset)
+        self.choices = choices
         first = function.__annotations__.get(self.names[0], "") if self.names else ""
         self.takes_object_first = not set(WORD.findall(str(first))) <= SCALAR_TYPES
 
@@ -196,6 +200,9 @@ class ToolParameters:
                 self.check_extra_argument(name, missing, bound)
         if missing:
             self.raise_argument_error(f"needs {', '.join(map(repr, missing))}.")
+        for name, allowed in self.choices.items():
+            if name in bound and self.is_sent(name, bound[name]):
+                self.check_choice(name, bound[name], allowed)
         return {
             self.wire_names.get(name, name): serialize_argument(value)
             for name, value in bound.items()
@@ -215,6 +222,18 @@ class ToolParameters:
         if meant or not self.accepts_extra:
             hint = f" Did you mean {meant!r}?" if meant else ""
             self.raise_argument_error(f"has no parameter {name[:80]!r}.{hint}")
+
+    def check_choice(self, name: str, value: Any, allowed: Sequence[Any]) -> None:
+        """Raise `ToolArgumentError` for JSON data that is none of the allowed values."""
+        if not isinstance(value, JSON_TYPES) or value in allowed:
+            return
+        shown = ", ".join(map(repr, allowed))
+        hint = ""
+        if isinstance(value, str):
+            hint = did_you_mean(value, [each for each in allowed if isinstance(each, str)])
+        self.raise_argument_error(
+            f"does not accept {name} = {repr(value)[:MAX_VALUE_CHARS]}. {hint}Allowed: {shown}."
+        )
 
     def check_items(self, items: Sequence[Any]) -> None:
         """Raise `ToolArgumentError` if each item of a batch is a dict of this tool's arguments."""
@@ -251,9 +270,16 @@ def serialize_argument(value: Any) -> Any:
 
 
 def shim(
-    server: str, renamed: Mapping[str, str] = {}, unset: Sequence[str] = ()
+    server: str,
+    renamed: Mapping[str, str] = {},
+    unset: Sequence[str] = (),
+    choices: Mapping[str, Sequence[Any]] = {},
+    tool: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that makes a function call the tool of its name; `.aio` is for asyncio.
+
+    `tool` is the name of the tool if the function has another one, `choices` has the parameters
+    that accept only certain values.
 
     `renamed` maps Python names to the tool's own names where they differ; `unset` names the
     parameters for which None means "left out". The body of the function never runs: `help` shows
@@ -261,18 +287,18 @@ def shim(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        tool = f"{server}.{function.__name__}"
-        target = f"{TOOLS_PACKAGE}.{tool}"
-        parameters = ToolParameters(function, tool, renamed, unset)
+        full_name = f"{server}.{tool or function.__name__}"
+        target = f"{TOOLS_PACKAGE}.{full_name}"
+        parameters = ToolParameters(function, full_name, renamed, unset, choices)
         bind = parameters.bind_arguments
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            return call_host(target, bind(args, kwargs), tool)
+            return call_host(target, bind(args, kwargs), full_name)
 
         @functools.wraps(function)
         async def aio(*args: Any, **kwargs: Any) -> Any:
-            return await call_host_async(target, bind(args, kwargs), tool)
+            return await call_host_async(target, bind(args, kwargs), full_name)
 
         call.parameters = parameters  # type: ignore[attr-defined] # `help` shows functions best
         aio.__qualname__ = f"{function.__qualname__}.aio"
@@ -469,6 +495,10 @@ def resolve_missing_tool(module: ModuleType, name: str) -> Any:
     """
     if name.startswith("_"):
         raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+    known = module.__dict__.get(f"{name}_")  # of a tool that has the name of a builtin
+    parameters = getattr(known, "parameters", None)
+    if isinstance(parameters, ToolParameters) and parameters.tool.endswith(f".{name}"):
+        return known
     known_source = module.__dict__.get("_source", "")
     try:
         source = fetch_shim(get_server_name(module), is_refresh=True)
