@@ -84,7 +84,7 @@ def run_code_description(packages: Sequence[str]) -> str:
         named += f" and {len(packages) - MAX_LISTED_PACKAGES} more"
     return (
         "Run Python in a persistent sandbox: variables and files stay. Returns the last "
-        "expression's or assignment's value, stdout, stderr, calls, changed files.\n"
+        "expression's or assignment's value, what it prints and plots (`show(x)`), calls, files.\n"
         f"MCP servers as packages: {named}. Find functions with `tools.search('words')`, read "
         "`help(tools.NAME.FUNCTION)`, call via `from tools.NAME import FUNCTION`; "
         "`tools.map(fn, items)`: many at once.\n"
