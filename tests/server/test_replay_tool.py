@@ -431,7 +431,7 @@ async def test_a_run_under_way_keeps_its_session_from_being_rewound_unless_it_is
     server: ServerConnection,
 ) -> None:
     await server.run("x = 1", "busy")
-    await until_tiers(server, "busy", {1: "parked"})
+    await anyio.sleep(PAUSE_S)  # the state of a step that the next one follows at once is rebuilt
     begun = anyio.Event()
     ends: list[ToolAnswer] = []
 
@@ -453,8 +453,7 @@ async def test_a_run_under_way_keeps_its_session_from_being_rewound_unless_it_is
             )
             assert "cancel=true" in refused.text
             moved = await server.replay("rewind", "busy", step=1, cancel=True)
-            assert moved.step == 1
-            assert moved.tier in ("parked", "rebuild")  # a fork may be dropped while the loop runs
+            assert (moved.step, moved.tier) == (1, "parked")
     assert [end.status for end in ends] == ["cancelled"]
     assert await server.evaluate("x", "busy") == 1
 
