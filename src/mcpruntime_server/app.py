@@ -20,6 +20,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from .capabilities.agent.sub_agents import SubAgents
+from .capabilities.file_exports import FileExporter
 from .capabilities.inputs.store import InputStore
 from .capabilities.knowledge.resource_provider import ListedResource, ResourceAccess
 from .capabilities.knowledge.service import KnowledgeService, format_skipped, open_knowledge
@@ -58,6 +59,8 @@ from .server.mcp_server import build_mcp_server
 from .server.question_pages import max_question_chars
 from .server.stdio_transport import open_stdio_streams
 
+FILES_PREFIX = "files"  # of calls that export files
+MB = 1024 * 1024
 MAINTENANCE_DELAY_S = 60.0  # after the start of the server: none of it is urgent
 MAINTENANCE_INTERVAL_S = 3600.0
 MAX_NAMED_TOOLS = 40  # in one line of `doctor`
@@ -159,6 +162,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             max_caller_chars = max_question_chars(config.server.result_chars)
             model_backend = select_backend(config.llm, model_process, max_caller_chars)
             models = ModelService(config.llm, journal, model_backend, inputs.resolve_data)
+            exporter = FileExporter(config.server.export_dir, config.sandbox.workspace_mb * MB)
             guides = GuideFolders(config.skills.folders)
             library = SkillLibrary(
                 SkillStore(config.skills.folder), journal, catalog.schema_digest, guides
@@ -170,6 +174,11 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                 {
                     "tools": build_tools_route(catalog, policy),
                     "catalog": Route(catalog.handle_call, lambda _: "read", is_listed=False),
+                    FILES_PREFIX: Route(
+                        exporter.handle_call,
+                        lambda _: "write",
+                        verdict_for=partial(policy.decide, effect="write", destructive=False),
+                    ),
                     "skills": Route(library.handle_call, lambda _: "read", is_listed=False),
                     "llm": Route(models.handle_call, lambda _: "read", is_billed=True),
                     "knowledge": Route(
@@ -395,7 +404,8 @@ async def run_checks(config: Config) -> list[HealthCheck]:
             HealthCheck("upstreams", False, problem, "Rename one of them.")
             for problem in catalog.problems
         ]
-        unused = Policy(config.policy).unused_rules(catalog.package_names())
+        packages = [*catalog.package_names(), FILES_PREFIX]
+        unused = Policy(config.policy).unused_rules(packages)
         checks += [
             HealthCheck(
                 "policy",

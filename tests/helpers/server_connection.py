@@ -40,7 +40,7 @@ class ToolAnswer:
 
 def parse_answer(result: CallToolResult) -> ToolAnswer:
     """Return the answer in the result of a request."""
-    [content] = result.content
+    content, *_ = result.content  # links and pictures follow
     assert content.type == "text"
     return ToolAnswer(result.structured_content or {}, content.text, bool(result.is_error))
 

@@ -226,7 +226,7 @@ async def test_blocks_of_upstreams_and_files_are_shown(server: ServerConnection)
         "['a caption', image]"
     )
     result = await run(server, code)
-    first, second, third = result.content[1:]
+    first, second, third, *_ = result.content[1:]
     assert isinstance(first, ImageContent)
     assert isinstance(second, AudioContent)
     assert isinstance(third, ImageContent)

@@ -50,7 +50,12 @@ LIST_KEYS = {
     ("skills", "trusted_keys"),
     *PATH_LIST_KEYS,
 }
-PATH_KEYS = {("server", "data_dir"), ("server", "shims_dir"), ("skills", "folder")}
+PATH_KEYS = {
+    ("server", "data_dir"),
+    ("server", "shims_dir"),
+    ("server", "export_dir"),
+    ("skills", "folder"),
+}
 PROVIDER_PATH_FIELDS = ("path", "sqlite", "python")
 
 
@@ -267,9 +272,10 @@ def _resolve_folders(config: Config, file: Path | None) -> Config:
         data_dir = platformdirs.user_data_path(APP_NAME, appauthor=False)
     base = file.parent if file else data_dir
     shims_dir = server.shims_dir if server.shims_dir != Path() else base / "tool_shims"
+    export_dir = server.export_dir if server.export_dir != Path() else data_dir / "exports"
     folder = skills.folder if skills.folder != Path() else base / "skills_store"
     return replace(
         config,
-        server=replace(server, data_dir=data_dir, shims_dir=shims_dir),
+        server=replace(server, data_dir=data_dir, shims_dir=shims_dir, export_dir=export_dir),
         skills=replace(skills, folder=folder),
     )

@@ -85,6 +85,7 @@ class ServerSettings(SettingsTable):
     shims_dir: Path = (
         Path()
     )  # empty: `tool_shims` beside the settings file, else in the data folder
+    export_dir: Path = Path()  # empty: `exports` in the data folder; files that code exports
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     wait_s: Seconds = 45.0
     wait_progress_s: Seconds = 280.0

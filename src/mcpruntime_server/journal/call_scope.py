@@ -20,7 +20,8 @@ class CallScope:
 
     `ask_client_model` sends a request to the client's model and returns the answer. Inside
     `release_slot` the run's clock stands still and other runs may use its slot. `report_progress`
-    sets the text that clients see while the run is unfinished.
+    sets the text that clients see while the run is unfinished. `describe_call` sets the arguments
+    and the outcome that the ledger shows.
     """
 
     session_id: str
@@ -28,6 +29,7 @@ class CallScope:
     ask_client_model: Callable[[Mapping[str, Any]], Awaitable[Any]]
     release_slot: Callable[[], AbstractAsyncContextManager[None]]
     report_progress: Callable[[str], None]
+    describe_call: Callable[[dict[str, Any], str], None]
 
 
 _current_scope: ContextVar[CallScope] = ContextVar("scope")

@@ -26,8 +26,9 @@ TOOLS_NAMES = (
     "PlanEnded",
 )
 
-# the builtin that the sandbox adds to those of Python
+# the builtins that the sandbox adds to those of Python
 SHOW_NAME = "show"
+EXPORT_NAME = "export"
 
 # the names of the module `llm`, which code also has without an import
 MODEL_NAMES = (

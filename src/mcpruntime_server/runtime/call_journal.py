@@ -41,11 +41,16 @@ class LedgerEntry:
     duration_ms: float = 0.0
     error: str = ""
     effect: str = "write"  # "read" | "idempotent" | "write"
+    outcome: str = ""  # what came of it, where a client should know that
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing more becomes of the call."""
         return self.status not in ("started", "waiting")
+
+    def describe(self, args: dict[str, Any], outcome: str) -> None:
+        """Show other arguments than those of the call, and what came of it."""
+        self.args, self.outcome = args, outcome
 
     def apply_error(self, error: Mapping[str, Any]) -> None:
         """Set the status that follows from an error, and the message."""

@@ -119,6 +119,7 @@ class ActiveCall:
                 self.ask_model,
                 partial(questions.pause_for_call, self.number),
                 questions.set_agent_question,
+                self.entry.describe,
             )
         )
 

@@ -49,6 +49,7 @@ from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
 from .skill_tools import SkillToolHandler, build_skill_prompt, build_skill_tools
 from .tasks_extension import TasksExtension
 from .tool_schemas import add_signatures, build_tool, list_parameters
+from .workspace_resources import WorkspaceResources
 
 # Without a type of the items, some clients turn them into strings and others refuse the schema.
 INPUT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object"}]}
@@ -152,7 +153,11 @@ def build_mcp_server(
     add_signatures(tools, signatures)
     server = RuntimeMcpServer(
         "mcpruntime-server",
-        (SkillResources(library), KnowledgeResources(providers)),
+        (
+            WorkspaceResources(runtime, LOCAL_PRINCIPAL),
+            SkillResources(library),
+            KnowledgeResources(providers),
+        ),
         version=__version__,
         instructions=instructions,
         log_level="WARNING",

@@ -31,9 +31,11 @@ from .question_pages import (
     page_chars,
     select_question_page,
 )
+from .workspace_resources import link_files
 
 MAX_LISTED_CALLS = 50  # of a run; the journal has all of them
 MAX_LISTED_FILES = 50
+REMOVED_MARK = "-"  # before the path of a removed file
 MAX_LISTED_NAMES = 10  # of planned calls, in a note
 FOLDABLE_STATUSES = ("ok", "queued", "running", "waiting")  # of runs that need no retry
 MAX_LISTED_WRITES = 10  # of one tool that went well, in a run that did; the others are counted
@@ -103,6 +105,8 @@ def run_call_result(result: RunResult, code: str = "") -> CallToolResult:
         text = f"{text}\ncode:\n{code}"
     call_result = text_call_result(text, data)
     call_result.content += map(build_media_content, result._media)
+    changed = [path for path in result.files if not path.startswith(REMOVED_MARK)]
+    call_result.content += link_files(result.session, changed)
     return call_result
 
 
@@ -111,7 +115,7 @@ def keep_media_visible(result: CallToolResult, client_name: str) -> CallToolResu
 
     Where there is data, some clients show their model nothing else.
     """
-    has_media = any(not isinstance(content, TextContent) for content in result.content)
+    has_media = any(isinstance(each, ImageContent | AudioContent) for each in result.content)
     if has_media and client_name.startswith(DATA_ONLY_CLIENTS):
         return result.model_copy(update={"structured_content": None})
     return result
@@ -140,7 +144,7 @@ def build_run_result(report: RunReport, handle: str, config: Config) -> RunResul
     if report.value is not None:
         value, value_truncated = display_value(report.value, limit, settings.result_items)
     files = [truncate_name(path) for path in report.changed_files]
-    files += [f"-{truncate_name(path)}" for path in report.removed_files]
+    files += [f"{REMOVED_MARK}{truncate_name(path)}" for path in report.removed_files]
     calls, call_count = build_call_lines(report)
     questions = select_question_page(
         report.pending_questions,
@@ -375,8 +379,9 @@ def build_error_info(error: Mapping[str, Any]) -> ErrorInfo:
 def build_call_line(entry: LedgerEntry) -> CallLine:
     """Return the line about one call, with the arguments as a caller would write them."""
     error = truncate_text(entry.error, MAX_CALL_CHARS)[0] if entry.error else None
+    outcome = f" = {entry.outcome}" if entry.outcome else ""
     return CallLine(
-        call=format_call(entry.target, entry.args, MAX_CALL_CHARS),
+        call=format_call(entry.target, entry.args, MAX_CALL_CHARS) + outcome,
         status=entry.status,
         ms=round_ms(entry.duration_ms),
         error=error,

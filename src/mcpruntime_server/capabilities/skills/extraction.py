@@ -42,7 +42,7 @@ from .module_source import INDENT, render_module
 from .parameters import FoundParameter, find_parameters, replace_literals
 from .skill_names import choose_free_name
 from .slicing import (
-    MODEL_FUNCTIONS,
+    HOST_FUNCTIONS,
     PREDEFINED_NAMES,
     Statement,
     find_input,
@@ -224,7 +224,7 @@ def import_predefined(names: Collection[str]) -> list[ast.stmt]:
     """Return the imports for those of `names` that sandboxed code has without one."""
     packages = sorted(PROVIDED_PACKAGES.intersection(names))
     imports: list[ast.stmt] = [ast.Import([ast.alias(package)]) for package in packages]
-    if functions := sorted(MODEL_FUNCTIONS.intersection(names)):
+    if functions := sorted(HOST_FUNCTIONS.intersection(names)):
         aliases = [ast.alias(function) for function in functions]
         imports.append(ast.ImportFrom(MODEL_PACKAGE, aliases, 0))
     return imports

@@ -33,7 +33,7 @@ from .lint import (
 )
 from .literals import SCALARS, annotation_of, literal_value
 from .model import CONTEXT_NAME
-from .slicing import MODEL_FUNCTIONS, Statement, find_changed_names
+from .slicing import HOST_FUNCTIONS, Statement, find_changed_names
 
 MAX_PARAMETERS = 8
 MAX_TEXT_CHARS = 120  # a longer text is code in another language, or data of the program
@@ -439,7 +439,7 @@ def _find_origins(kept: Sequence[Statement]) -> Mapping[str, str]:
     """Return what names stand for in packages of the sandbox: {"log": "tools.git.git_log"}."""
     packages = PROVIDED_PACKAGES | {MODEL_PACKAGE}
     found = {"tools": "tools", "skills": "skills"}
-    found |= {name: f"{MODEL_PACKAGE}.{name}" for name in MODEL_FUNCTIONS}
+    found |= {name: f"{MODEL_PACKAGE}.{name}" for name in HOST_FUNCTIONS}
     for node in (part for each in kept for part in ast.walk(each.node)):
         if isinstance(node, ast.ImportFrom):
             names = {

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...errors import SkillRefused
 from ...protocol.library_names import (
+    EXPORT_NAME,
     KNOWLEDGE_MODULE,
     MODEL_NAMES,
     SHOW_NAME,
@@ -27,9 +28,10 @@ from ...protocol.library_names import (
 from .lint import DEFINITIONS, FunctionNode, dotted_name, parse_source
 from .model import CONTEXT_NAME, MAX_INPUT_BYTES, RecordedStep
 
-MODEL_FUNCTIONS = frozenset(MODEL_NAMES)  # sandboxed code has them without an import
+# sandboxed code has them without an import
+HOST_FUNCTIONS = frozenset((*MODEL_NAMES, EXPORT_NAME))
 REMOTE_PACKAGES = frozenset({TOOLS_PACKAGE, KNOWLEDGE_MODULE})  # they run outside the sandbox
-PREDEFINED_NAMES = frozenset([*dir(builtins), SHOW_NAME]) | MODEL_FUNCTIONS | REMOTE_PACKAGES
+PREDEFINED_NAMES = frozenset([*dir(builtins), SHOW_NAME]) | HOST_FUNCTIONS | REMOTE_PACKAGES
 PREDEFINED_NAMES |= {SKILLS_PACKAGE, "__name__", "__file__", "__doc__"}
 DYNAMIC_BUILTINS = frozenset(
     {"exec", "eval", "globals", "locals", "vars", "__import__", "setattr", "delattr"}
@@ -174,7 +176,7 @@ class _CalledNames:
             for node in tree.body
             if isinstance(node, (FunctionNode, ast.ClassDef))
         }
-        bound, imported, remote = set(local), set[str](), {*MODEL_FUNCTIONS, *REMOTE_PACKAGES}
+        bound, imported, remote = set(local), set[str](), {*HOST_FUNCTIONS, *REMOTE_PACKAGES}
         for node in (part for tree in trees for part in ast.walk(tree)):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 bound.add(node.id)

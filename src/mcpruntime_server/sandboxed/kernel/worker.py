@@ -24,7 +24,7 @@ from time import perf_counter, process_time  # bound before `determinism` replac
 
 from ...protocol import wire
 from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error
-from ..library import display, guidance, knowledge, models, planned, skills, tools
+from ..library import display, exports, guidance, knowledge, models, planned, skills, tools
 from . import determinism, forks
 from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
 
@@ -76,6 +76,7 @@ class Worker:
         self.main_module.__dict__["skills"] = skills.install_skills()
         self.main_module.__dict__.update(models.install_models())
         self.display = display.install_display(determinism.ImportHooks.run_after_import)
+        exports.install_export()
         self.main_module.__dict__["knowledge"] = knowledge.install_knowledge()
         self.guide = guidance.Guide(setup.facts)
         builtins.help = self.guide.help  # type: ignore[assignment]
