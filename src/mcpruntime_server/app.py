@@ -60,6 +60,7 @@ from .server.question_pages import max_question_chars
 from .server.stdio_transport import open_stdio_streams
 
 FILES_PREFIX = "files"  # of calls that export files
+UPLOADS_PREFIX = "uploads"  # of calls that bring the content of such files
 MB = 1024 * 1024
 MAINTENANCE_DELAY_S = 60.0  # after the start of the server: none of it is urgent
 MAINTENANCE_INTERVAL_S = 3600.0
@@ -162,7 +163,9 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             max_caller_chars = max_question_chars(config.server.result_chars)
             model_backend = select_backend(config.llm, model_process, max_caller_chars)
             models = ModelService(config.llm, journal, model_backend, inputs.resolve_data)
-            exporter = FileExporter(config.server.export_dir, config.sandbox.workspace_mb * MB)
+            exporter = FileExporter(
+                config.server.export_dir, journal, config.sandbox.workspace_mb * MB
+            )
             guides = GuideFolders(config.skills.folders)
             library = SkillLibrary(
                 SkillStore(config.skills.folder), journal, catalog.schema_digest, guides
@@ -176,8 +179,11 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     "catalog": Route(catalog.handle_call, lambda _: "read", is_listed=False),
                     FILES_PREFIX: Route(
                         exporter.handle_call,
-                        lambda _: "write",
-                        verdict_for=partial(policy.decide, effect="write", destructive=False),
+                        lambda _: "idempotent",
+                        verdict_for=partial(policy.decide, effect="idempotent", destructive=False),
+                    ),
+                    UPLOADS_PREFIX: Route(
+                        exporter.handle_upload, lambda _: "read", is_listed=False
                     ),
                     "skills": Route(library.handle_call, lambda _: "read", is_listed=False),
                     "llm": Route(models.handle_call, lambda _: "read", is_billed=True),

@@ -61,12 +61,22 @@ async def test_what_is_not_there_is_not_found(server: ServerConnection, uri: str
         await server.client.read_resource(uri)
 
 
+async def test_names_that_cannot_be_shown_have_no_links(server: ServerConnection) -> None:
+    code = "for name in ('-x', 'a\\x1b[2Jb', 'a\\nb', 'y' * 250): open(name, 'w').close()"
+    result = await server.client.call_tool("run_code", {"code": code, "session": "s"})
+    links = [each for each in result.content if isinstance(each, ResourceLink)]
+    assert [each.name for each in links] == ["-x"]
+    listed = (await server.client.list_resources()).resources
+    assert all(each.name.isprintable() for each in listed)
+
+
+async def test_a_large_file_is_not_a_resource(server: ServerConnection) -> None:
+    await server.run("open('big', 'wb').truncate((16 << 20) + 1)", "s")
+    with pytest.raises(MCPError, match="at most 16,777,216"):
+        await server.client.read_resource("workspace://s/big")
+
+
 # exports ------------------------------------------------------------------------------------------
-
-
-def exported_files(folder: Path) -> list[str]:
-    """Return the names of the files that have been exported, without drafts."""
-    return sorted(path.name for path in folder.glob("exports/[!.]*"))
 
 
 async def test_an_export_names_the_path_and_overwrites_nothing(
@@ -98,7 +108,11 @@ async def test_a_replay_writes_nothing_and_a_plan_only_when_it_is_committed(
     planned = await server.run("export('a b.txt')", "s", dry_run=True)
     assert planned.status == "waiting"
     assert not (tmp_path / "exports").exists()
-    await server.run("export('a b.txt')", "s")
+    answers = {"run": planned.run, "answers": {"*": "allow"}}
+    committed = await server.client.call_tool("run_code", answers)
+    assert committed.structured_content is not None
+    assert committed.structured_content["value"] == str(tmp_path / "exports" / "a b.txt")
+    (tmp_path / "exports" / "a b.txt").write_text("changed by the user")
     again = await server.replay("rerun", "s", step=2)
     assert "The same as recorded" in again.text
     assert len(list((tmp_path / "exports").iterdir())) == 1
@@ -113,41 +127,66 @@ async def test_a_name_that_is_no_plain_name_is_refused(
     answer = await server.run(f"open('a', 'w').close()\nexport('a', {name!r})", "s")
     assert answer.status == "error"
     assert "not a name for an exported file" in answer.text
-    assert exported_files(tmp_path) == []
+    assert not (tmp_path / "exports").exists()
+
+
+async def test_an_archive_made_again_with_other_dates_does_not_differ(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0})
+    code = """
+import os, zipfile
+open('a', 'w').write('x')
+os.utime('a', (10**9, 10**9 + 2 * os.getpid()))  # another time in each interpreter
+with zipfile.ZipFile('a.zip', 'w') as archive:
+    archive.write('a')
+path = export('a.zip')
+path"""
+    async with connect_server(settings) as server:
+        first = await server.run(code, "s")
+        again = await server.replay("rerun", "s", run=first.run)
+        assert again.value == first.value, again.text
+    async with connect_server(settings) as server:
+        assert await server.evaluate("path", "s") == first.value
+    assert len(list((tmp_path / "data" / "exports").iterdir())) == 1
+
+
+async def test_the_same_content_is_written_once(server: ServerConnection, tmp_path: Path) -> None:
+    code = "open('a', 'w').write('x')\n[export('a'), export('a')]"
+    assert (await server.run(code, "s")).value == [str(tmp_path / "exports" / "a")] * 2
+
+
+async def test_an_empty_file_can_be_exported(server: ServerConnection, tmp_path: Path) -> None:
+    await server.run("open('empty', 'w').close()\nexport('empty')", "s")
+    assert (tmp_path / "exports" / "empty").read_bytes() == b""
 
 
 FORGED = """
-import hashlib, base64
 from mcpruntime_sandbox.sandboxed.library import tools
-def piece(**changes):
-    data = b'content'
-    fields = {'name': 'x', 'size': 7, 'sha256': hashlib.sha256(data).hexdigest(), 'offset': 0,
-              'data': base64.b64encode(data).decode()}
+def call(target, data=b'', **arguments):
     try:
-        return tools.call_host('files.export', {**fields, **changes}, 'export')
-    except tools.ToolError as exc:
+        return tools.host.call(target, arguments, data)
+    except tools.HostError as exc:
         return str(exc)
 """
 
 
 @pytest.mark.parametrize(
-    ("changes", "wrong"),
+    ("call", "wrong"),
     [
-        ("sha256='0' * 64", "is incomplete"),
-        ("size=10**12", "can be exported"),
-        ("offset=-1", "not within the file"),
-        ("offset=5", "not within the file"),
-        ("data='???'", "is base64"),
-        ("size=True", "a piece has"),
-        ("data=None", "a piece has"),
+        ("call('uploads.piece', bytes(4 * 1024 * 1024 + 1))", "at most 4,194,304 bytes"),
+        ("call('files.export', name='x', pieces=['0' * 64])", "not stored any more"),
+        ("call('files.export', name='x', pieces=['../../x'])", "not stored any more"),
+        ("call('files.export', name='x', pieces=[1])", "named by its digest"),
+        ("call('files.export', name='x', pieces=['0' * 64] * 1000)", "too many"),
+        ("call('files.export', name=1, pieces=[])", "a name and pieces"),
+        ("[call('uploads.piece', bytes(4194304)) for _ in range(65)][-1]", "can export"),
     ],
 )
-async def test_a_forged_piece_leaves_no_file(
-    server: ServerConnection, tmp_path: Path, changes: str, wrong: str
+async def test_a_forged_call_leaves_no_file(
+    server: ServerConnection, tmp_path: Path, call: str, wrong: str
 ) -> None:
-    said = await server.evaluate(f"{FORGED}\npiece({changes})", "s")
-    assert wrong.lower() in str(said).lower()
-    assert exported_files(tmp_path) == []
+    said = await server.evaluate(f"{FORGED}\n{call}", "s")
+    assert wrong in str(said)
+    assert not (tmp_path / "exports").exists() or not list((tmp_path / "exports").iterdir())
 
 
 async def test_a_link_in_the_folder_is_not_followed(

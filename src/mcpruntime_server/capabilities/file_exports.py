@@ -1,107 +1,103 @@
 """Copies files that code exports to a folder of the user.
 
-The content comes with the calls, in pieces, because the host gets the files of a workspace only at
-the end of a run. So an export is a call like any other: it is journaled, a dry run plans it, and a
-replay answers it from the recording and writes nothing.
+The content comes with calls of its own, in pieces, because the host gets the files of a workspace
+only at the end of a run. The pieces are blobs of the journal, and the call that writes the file
+names them. So an export is a call like any other: a dry run plans it, a replay answers it from the
+recording and writes nothing, and a run that a crash has interrupted has the content still.
 
-Rule 1: nothing is overwritten: a file whose name is taken gets a number. Nothing is followed or
-written outside the folder, and nobody but its owner can read what is written.
-Rule 2: a file appears when all of its content is there and has the SHA-256 that was announced. A
-run that a crash has interrupted continues with the pieces that are there.
+Rule 1: nothing is overwritten: a file whose name is taken gets a number, unless it has the same
+content. So a call can be repeated. Nothing is followed or written outside the folder, and nobody
+but its owner can read what is written.
+Rule 2: a file appears when all of its content is there.
+Rule 3: a run can send as many bytes as a workspace holds.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
+import secrets
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from anyio.to_thread import run_sync
 
-from ..errors import CallFailed
+from ..errors import CallFailed, JournalFailed, NotFound
 from ..journal.call_scope import current_call_scope
+from ..journal.store import Journal
 
 EXPORT_TARGET = "files.export"
+UPLOAD_TARGET = "uploads.piece"
+MAX_PIECE_BYTES = 4 * 1024 * 1024
+MIN_CHARGE_BYTES = 4096  # of a piece, however small: it is a file of the journal
 MAX_NAME_BYTES = 200
 MAX_NUMBERED_NAMES = 1_000
-DRAFT_SUFFIX = ".part"
+MAX_KNOWN_RUNS = 1_000
+READ_BYTES = 1 << 20
 
 
 class FileExporter:
-    """Writes exported files into `folder`, of at most `max_bytes` each."""
+    """Writes exported files into `folder`; a run can send `max_run_bytes`."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, journal: Journal, max_run_bytes: int) -> None:
         self.folder = folder
-        self._max_bytes = max_bytes
+        self._journal = journal
+        self._max_run_bytes = max_run_bytes
+        self._run_bytes: OrderedDict[str, int] = OrderedDict()  # received, by run
 
-    async def handle_call(self, target: str, args: dict[str, Any]) -> str | None:
-        """Take one piece of a file; return the path once it is complete.
+    async def handle_upload(self, target: str, args: dict[str, Any]) -> str:
+        """Keep a piece of a file and return its digest; raises `CallFailed`."""
+        if target != UPLOAD_TARGET:
+            raise CallFailed("not_found", f"There is no {target!r:.100}.")
+        scope = current_call_scope()
+        if len(scope.data) > MAX_PIECE_BYTES:
+            raise CallFailed("invalid_arguments", f"A piece has at most {MAX_PIECE_BYTES:,} bytes.")
+        received = self._run_bytes.pop(scope.run_id, 0)
+        self._run_bytes[scope.run_id] = received  # as the run seen last
+        if len(self._run_bytes) > MAX_KNOWN_RUNS:
+            self._run_bytes.popitem(last=False)
+        received += max(len(scope.data), MIN_CHARGE_BYTES)
+        if received > self._max_run_bytes:
+            raise CallFailed(
+                "too_large",
+                f"A run can export {self._max_run_bytes:,} bytes, as many as its workspace holds.",
+                remedy="Export less, or raise [sandbox] workspace_mb.",
+            )
+        self._run_bytes[scope.run_id] = received
+        return await self._journal.put_blob(scope.data)
 
-        Raises `CallFailed`.
-        """
+    async def handle_call(self, target: str, args: dict[str, Any]) -> str:
+        """Write a file and return its path; raises `CallFailed`."""
         if target != EXPORT_TARGET:
             raise CallFailed("not_found", f"There is no {target!r:.100}.")
-        piece = FilePiece(args, self._max_bytes)
-        scope = current_call_scope()
-        draft = f".{scope.run_id}-{piece.digest[:16]}{DRAFT_SUFFIX}"
-        try:
-            path = await run_sync(self._write_piece, self.folder / draft, piece)
-        except OSError as exc:
-            raise CallFailed(
-                "unavailable", f"{piece.name!r} cannot be written to {self.folder}: {exc.strerror}."
-            ) from None
-        scope.describe_call({"name": piece.name, "size": piece.size}, path or "")
+        name, pieces = args.get("name"), args.get("pieces")
+        if not isinstance(name, str) or not isinstance(pieces, list):
+            raise CallFailed("invalid_arguments", "A file has a name and pieces.")
+        if not all(isinstance(each, str) for each in pieces):
+            raise CallFailed("invalid_arguments", "A piece is named by its digest.")
+        if len(pieces) > self._max_run_bytes // MAX_PIECE_BYTES + 1:
+            raise CallFailed("too_large", f"{len(pieces):,} pieces are too many for one file.")
+        path, size = await run_sync(self._write_pieces, check_name(name), pieces)
+        current_call_scope().describe_call({"name": name, "size": size}, path)
         return path
 
-    def _write_piece(self, draft: Path, piece: FilePiece) -> str | None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(draft, flags, 0o600)
+    def _write_pieces(self, name: str, pieces: list[str]) -> tuple[str, int]:
         try:
-            os.pwrite(fd, piece.data, piece.offset)
-            if not piece.is_last:
-                return None
-            os.truncate(fd, piece.size)
-            with os.fdopen(os.dup(fd), "rb") as file:
-                file.seek(0)
-                digest = sha256()
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        finally:
-            os.close(fd)
-        if digest.hexdigest() != piece.digest:
-            draft.unlink()
-            raise CallFailed("invalid_arguments", f"The content of {piece.name!r} is incomplete.")
-        return str(publish_file(draft, self.folder / piece.name))
-
-
-class FilePiece:
-    """A checked piece of a file, as code has sent it."""
-
-    def __init__(self, args: dict[str, Any], max_bytes: int) -> None:
-        name, digest, data = (args.get(key) for key in ("name", "sha256", "data"))
-        size, offset = args.get("size"), args.get("offset")
-        if not (isinstance(name, str) and isinstance(digest, str) and isinstance(data, str)):
-            raise CallFailed("invalid_arguments", "A piece has a name, its SHA-256 and its data.")
-        if type(size) is not int or type(offset) is not int:
-            raise CallFailed("invalid_arguments", "A piece has the file's size and an offset.")
-        if size > max_bytes:
-            message = f"{name!r:.200} has {size:,} bytes; at most {max_bytes:,} can be exported."
-            raise CallFailed("invalid_arguments", message)
-        try:
-            self.data = base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError):
-            raise CallFailed("invalid_arguments", "The data of a piece is base64.") from None
-        if not 0 <= offset <= offset + len(self.data) <= size:
-            raise CallFailed("invalid_arguments", "The piece is not within the file.")
-        self.name = check_name(name)
-        self.digest = digest
-        self.size = size
-        self.offset = offset
-        self.is_last = offset + len(self.data) == size
+            path = write_file(self.folder, name, map(self._journal.blobs.get, pieces))
+            return str(path), path.stat().st_size
+        except NotFound:
+            raise CallFailed(
+                "not_found", f"The content of {name!r} is not stored any more: export it again."
+            ) from None
+        except JournalFailed as exc:
+            raise CallFailed("unavailable", exc.message) from None
+        except OSError as exc:
+            raise CallFailed(
+                "unavailable", f"{name!r} cannot be written to {self.folder}: {exc.strerror}."
+            ) from None
 
 
 def check_name(name: str) -> str:
@@ -116,8 +112,29 @@ def check_name(name: str) -> str:
     return name
 
 
-def publish_file(draft: Path, target: Path) -> Path:
-    """Give a file its name, with a number if that is taken; return its path."""
+def write_file(folder: Path, name: str, chunks: Iterable[bytes]) -> Path:
+    """Write a file, with a number if its name is taken; return its path.
+
+    Raises `OSError`, or `CallFailed` if there are too many files of this name.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = folder / f".draft-{secrets.token_hex(8)}"
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        digest = sha256()
+        with os.fdopen(fd, "wb") as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        return publish_file(draft, folder / name, digest.hexdigest())
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def publish_file(draft: Path, target: Path, digest: str) -> Path:
+    """Give a file its name, with a number if another file has it; return its path."""
     for number in range(1, MAX_NUMBERED_NAMES + 1):
         path = target
         if number > 1:
@@ -125,8 +142,22 @@ def publish_file(draft: Path, target: Path) -> Path:
         try:
             os.link(draft, path, follow_symlinks=False)  # fails if the name is taken
         except FileExistsError:
-            continue
-        draft.unlink()
+            if hash_regular_file(path) != digest:
+                continue
         return path
-    draft.unlink()
     raise CallFailed("unavailable", f"There are too many files called {target.name!r}.")
+
+
+def hash_regular_file(path: Path) -> str:
+    """Return the SHA-256 of a regular file; "" for anything else."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return ""
+        digest = sha256()
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+        return digest.hexdigest()

@@ -31,6 +31,7 @@ COMMAND_MODULES = {
     "config": ".installation",
     "demo": ".installation",
     "doctor": ".installation",
+    "files": ".files",
     "gc": ".archives",
     "image": ".installation",
     "replay": ".replay",

@@ -30,6 +30,7 @@ class CallScope:
     release_slot: Callable[[], AbstractAsyncContextManager[None]]
     report_progress: Callable[[str], None]
     describe_call: Callable[[dict[str, Any], str], None]
+    data: bytes = b""  # that came with the call
 
 
 _current_scope: ContextVar[CallScope] = ContextVar("scope")

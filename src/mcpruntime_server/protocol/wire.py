@@ -248,6 +248,7 @@ class Call(Message):
     args: Dict[str, Any]
     line: Optional[int] = None  # of the user's code that made the call, if known
     clock_readings: Optional[Dict[str, Any]] = None  # since the last call, by clock
+    data: bytes = b""  # for the handler: neither journaled nor compared by a replay
 
     def check(self) -> None:
         """Raise `ValueError` if the target is longer than any name of a tool."""

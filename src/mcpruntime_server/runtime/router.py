@@ -120,6 +120,7 @@ class ActiveCall:
                 partial(questions.pause_for_call, self.number),
                 questions.set_agent_question,
                 self.entry.describe,
+                self.call.data,
             )
         )
 

@@ -88,6 +88,7 @@ class RunResult(BaseModel):
     usage: dict[str, float] = {}
     submitted: bool = Field(False, description="The value was submitted as an agent's answer.")
     _media: list[MediaEntry] = PrivateAttr(default_factory=list)  # content of its own
+    _linked_files: list[str] = PrivateAttr(default_factory=list)  # also content of its own
 
 
 def error_result(exc: McpRuntimeError) -> CallToolResult:
@@ -105,8 +106,7 @@ def run_call_result(result: RunResult, code: str = "") -> CallToolResult:
         text = f"{text}\ncode:\n{code}"
     call_result = text_call_result(text, data)
     call_result.content += map(build_media_content, result._media)
-    changed = [path for path in result.files if not path.startswith(REMOVED_MARK)]
-    call_result.content += link_files(result.session, changed)
+    call_result.content += link_files(result.session, result._linked_files)
     return call_result
 
 
@@ -180,6 +180,7 @@ def build_run_result(report: RunReport, handle: str, config: Config) -> RunResul
         note=" ".join(notes),
     )
     result._media = report.media
+    result._linked_files = [path for path in report.changed_files if truncate_name(path) == path]
     return result
 
 

@@ -12,13 +12,15 @@ from urllib.parse import quote, unquote
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.types import Resource, ResourceLink, ResourceTemplate
 
-from ..errors import NotFound
+from ..errors import InvalidRequest, NotFound
+from ..protocol.presentation import truncate_name
 from ..runtime.run_history import find_session
 from ..runtime.runtime import Runtime
 from .resources import to_resource_contents
 
 WORKSPACE_SCHEME = "workspace://"
 MAX_LISTED_FILES = 100  # of the session used last; the template gives the addresses of all others
+MAX_RESOURCE_BYTES = 16 << 20  # a client holds all of it, and as base64
 MAX_LINKS = 10  # in the result of one run; it names the other files
 
 
@@ -42,7 +44,7 @@ class WorkspaceResources:
         return [
             Resource(
                 uri=workspace_uri(handle, path),
-                name=path,
+                name=truncate_name(path),
                 size=files[path]["size"],
                 mime_type=guess_type(path),
             )
@@ -71,6 +73,12 @@ class WorkspaceResources:
         entry = files.get(path)
         if entry is None:
             raise NotFound(f"The workspace of {handle!r:.80} has no file {path!r:.200}.")
+        if entry["size"] > MAX_RESOURCE_BYTES:
+            raise InvalidRequest(
+                f"The file {path!r:.200} has {entry['size']:,} bytes; a resource has at most "
+                f"{MAX_RESOURCE_BYTES:,}.",
+                remedy="Copy it to the user's machine: export(path) in code.",
+            )
         return to_resource_contents(path, await journal.get_blob(entry["digest"]))
 
 
@@ -85,7 +93,7 @@ def guess_type(path: str) -> str:
 
 
 def link_files(session: str, paths: Iterable[str]) -> list[ResourceLink]:
-    """Return links to the first of some workspace files."""
+    """Return links to the first of some workspace files, whose paths are short and printable."""
     return [
         ResourceLink(
             type="resource_link",

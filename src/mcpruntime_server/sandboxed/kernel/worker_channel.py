@@ -264,11 +264,11 @@ class WorkerChannel:
 
     # calls ----------------------------------------------------------------------------------------
 
-    def call_host(self, target: str, args: Dict[str, Any]) -> Any:
+    def call_host(self, target: str, args: Dict[str, Any], data: bytes = b"") -> Any:
         """Call `target` and return its value; raises `HostError`. Safe in any thread."""
         with HoldInterrupts(self._interrupts):
             pending = PendingCall(target)
-            call_id = self._send_call(target, args, pending)
+            call_id = self._send_call(target, args, pending, data)
             try:
                 self._wait_until(pending, lambda: pending.reply is not None)
             finally:
@@ -328,7 +328,9 @@ class WorkerChannel:
             loop.remove_reader(self.sock)
             self._wake_next_reader()
 
-    def _send_call(self, target: str, args: Dict[str, Any], pending: PendingCall) -> int:
+    def _send_call(
+        self, target: str, args: Dict[str, Any], pending: PendingCall, data: bytes = b""
+    ) -> int:
         if os.getpid() != self._pid:
             raise RuntimeError(
                 "A forked process cannot call tools: call them in the main process, or use threads."
@@ -338,7 +340,7 @@ class WorkerChannel:
         readings = self._recorded_clocks.take_readings() or None
         self._pending_calls[call_id] = pending
         try:
-            self.send(wire.Call(call_id, self.run_number, target, args, line, readings))
+            self.send(wire.Call(call_id, self.run_number, target, args, line, readings, data))
         except wire.WireError as exc:
             del self._pending_calls[call_id]
             message = f"{target}: the arguments cannot be sent: {exc}"

@@ -329,7 +329,7 @@ class UseReporter:
             use: SkillUse = {"skill": self.skill, "version": self.version, "ok": ok, **describe()}
             if inputs is not None:
                 use["inputs"] = inputs
-            host.call("skills.used", use)  # type: ignore[arg-type]
+            host.call("skills.used", use)
         except Exception:  # noqa: BLE001, S110 - the code has its result and must not notice
             pass
 

@@ -120,7 +120,7 @@ def raise_tool_error(error: HostError, tool: str, arguments: Any) -> NoReturn:
 class HostConnection:
     """The two functions through which every call leaves the sandbox; `install_tools` sets them."""
 
-    call: Callable[[str, dict[str, Any]], Any]
+    call: Callable[..., Any]  # target, arguments, and bytes for the handler if there are any
     acall: Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
