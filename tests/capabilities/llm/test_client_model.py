@@ -224,10 +224,19 @@ CLASSIFY = (
 )
 
 
+async def ask_about_mails(server: ServerConnection) -> ToolAnswer:
+    """Return the first page of the questions about all mails."""
+    asked = await server.run(MAILS + CLASSIFY)
+    with anyio.fail_after(60):
+        while "of 40; the others follow." not in asked.note:  # on a busy machine they come in parts
+            asked = await attach(server, asked.run, wait_s=0.2)
+    return asked
+
+
 async def test_many_questions_come_in_pages_that_a_client_can_show(
     server: ServerConnection,
 ) -> None:
-    asked, pages = await server.run(MAILS + CLASSIFY), 0
+    asked, pages = await ask_about_mails(server), 0
     known: set[str] = set()
     while asked.status == "waiting":
         pages += 1
@@ -248,7 +257,7 @@ async def test_many_questions_come_in_pages_that_a_client_can_show(
 
 
 async def test_questions_that_were_not_shown_cannot_be_answered(server: ServerConnection) -> None:
-    asked = await server.run(MAILS + CLASSIFY)
+    asked = await ask_about_mails(server)
     shown = [wait["id"] for wait in asked.waiting_for]
     assert f"These are {len(shown)} of 40; the others follow." in asked.note
     refused = await attach(server, asked.run, answers={"q1": "praise", "q40": "praise"})
