@@ -116,16 +116,21 @@ async def test_every_tool_has_a_function_with_the_right_signature(
 
 
 @pytest.mark.parametrize("name", REAL_SERVERS)
-async def test_every_tool_refuses_a_parameter_that_it_does_not_have(
-    name: str, tmp_path: Path
-) -> None:
+async def test_every_tool_refuses_a_misspelled_parameter(name: str, tmp_path: Path) -> None:
     async with sandboxed(tmp_path, name) as (run, _):
         module = await run(lambda: importlib.import_module(f"tools.{name}"))
         for function_name in module.__all__:
+            function = getattr(module, function_name)
+            parameters = inspect.signature(function).parameters.values()
+            named = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+            longest = max(named, key=len, default="")
+            if len(longest) < 4:
+                continue  # no misspelling of so short a name is unmistakable
             with pytest.raises(
-                TypeError, match=rf"{name}\.{function_name} has no parameter 'no_such_parameter'"
+                TypeError,
+                match=rf"{name}\.{function_name} has no parameter '{longest}x'\. Did you mean '",
             ):
-                getattr(module, function_name)(no_such_parameter=1)
+                function(**{f"{longest}x": 1})
 
 
 async def test_git_answers_in_a_loop_and_refuses_a_folder_without_a_repository(
