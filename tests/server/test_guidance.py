@@ -20,7 +20,7 @@ async def guided(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     mounted.mkdir()
     settings = write_settings(
         folder,
-        mcpServers={"lively": upstream_entry("lively")},
+        mcpServers={"lively": upstream_entry("lively"), "dies": upstream_entry("raw", "dies")},
         server={"context_roots": [ROOT]},
         sandbox={"mounts": [f"{mounted}:/data"]},
     )
@@ -43,7 +43,7 @@ async def test_the_instructions_and_help_say_what_the_sandbox_is(guided: ServerC
 async def test_help_on_tools_is_short_and_shows_the_ways_to_call(guided: ServerConnection) -> None:
     printed = (await guided.run("help(tools)")).stdout
     assert len(printed) <= 2_000
-    for text in ("tools.map(fn, items", "tools.search(", "tools.list(", "Servers: lively."):
+    for text in ("tools.map(fn, items", "tools.search(", "tools.list(", "Servers: lively, dies."):
         assert text in printed
 
 
@@ -115,3 +115,16 @@ async def test_a_failed_run_with_a_hint_replays(guided: ServerConnection) -> Non
     answer = await guided.run("import requests", session="replayed")
     replayed = await guided.replay("rerun", "replayed", step=answer.step)
     assert "differ" not in replayed.text.lower(), replayed.text
+
+
+async def test_an_upstream_that_died_names_its_stderr_and_its_log(guided: ServerConnection) -> None:
+    answer = await guided.run("import tools.dies")
+    assert "upstream-dies.log and ends with 'I cannot go on'" in answer.error["message"]
+
+
+async def test_a_listing_with_an_upstream_that_died_says_so_as_a_value(
+    guided: ServerConnection,
+) -> None:
+    value = await guided.evaluate("tools.list('lively')[:0] or tools.search('zzzz')")
+    assert "no tools found" in value
+    assert "! The upstream dies cannot be reached" in value

@@ -326,6 +326,15 @@ class TestSecrets:
         assert '"API_TOKEN": "***"' in log.read_text()
         assert "s3cret" not in log.read_text()
 
+    async def test_an_upstream_that_died_shows_its_last_stderr_and_where_its_log_is(
+        self, tmp_path: Path
+    ) -> None:
+        async with one(own_server("raw", "dies"), tmp_path) as upstream:
+            with pytest.raises(CallFailed) as caught:
+                await upstream.list_tools()
+            assert f"Its stderr is in {upstream.log_file} and ends with " in caught.value.remedy
+            assert "I cannot go on" in caught.value.remedy
+
 
 class WebServer:
     """The server `lively` over HTTP in this process; a restart keeps its port."""

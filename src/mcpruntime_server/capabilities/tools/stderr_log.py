@@ -18,10 +18,22 @@ from typing import TextIO
 
 import anyio
 
-from .credentials import Credentials
+from .credentials import REDACTED, Credentials
 
 MAX_LOG_BYTES = 1024 * 1024  # one older file of the same size is kept
 MAX_LINE_BYTES = 64 * 1024  # buffered until the line ends
+MAX_TAIL_BYTES = 4096
+MAX_TAIL_LINES = 4  # that an error quotes
+MAX_TAIL_LINE_CHARS = 160
+LIKELY_CREDENTIALS = (
+    re.compile(
+        r"(?i)((?:pass\w*|\w*token|\w*secret|\w*api[_-]?key|authorization|cookie)"
+        r"[\"']?\s*[=:]\s*)[^,;]+"
+    ),
+    re.compile(r"(?i)(\b(?:bearer|basic)\s+)\S+"),
+    re.compile(r"(\w+://)[^/\s@]+(?=@)"),
+    re.compile(r"()\b(?:sk|pk|ghp|gho|xox[abp])[-_][A-Za-z0-9_-]{8,}"),
+)
 DRAIN_TIMEOUT_S = 1.0  # for the last output; a surviving child may hold the pipe open for ever
 
 
@@ -51,6 +63,45 @@ async def open_stderr_log(path: Path, credentials: Credentials) -> AsyncIterator
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(thread.join, DRAIN_TIMEOUT_S)
+
+
+def log_size(path: Path) -> int:
+    """Return the size of a log file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def quote_last_lines(path: Path, start: int) -> str:
+    """Return the last lines of a log after offset `start`, each quoted; "" if there are none.
+
+    They are text of an upstream: bounded, without control characters, and without what looks like
+    a credential.
+    """
+    size = log_size(path)
+    first = start if start <= size else 0  # the file has been replaced since
+    try:
+        with path.open("rb") as file:
+            if size - MAX_TAIL_BYTES > first:
+                file.seek(size - MAX_TAIL_BYTES)
+                file.readline()  # the rest of a line, which may be that of a credential
+            else:
+                file.seek(first)
+            text = file.read(MAX_TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(map(quote_line, lines[-MAX_TAIL_LINES:]))
+
+
+def quote_line(line: str) -> str:
+    """Return one line in quotation marks, shortened and without what looks like a credential."""
+    shown = line
+    for pattern in LIKELY_CREDENTIALS:
+        shown = pattern.sub(rf"\1{REDACTED}", shown)
+    shown = shown if len(shown) <= MAX_TAIL_LINE_CHARS else f"{shown[:MAX_TAIL_LINE_CHARS]}..."
+    return ascii(shown) if not shown.isprintable() else repr(shown)
 
 
 def _copy_lines(reader: int, path: Path, credentials: Credentials) -> None:

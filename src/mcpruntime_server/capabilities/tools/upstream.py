@@ -39,13 +39,14 @@ from .catalogue_cache import (
 )
 from .credentials import collect_credentials
 from .direct_requests import CLOSED_MESSAGE, DirectCalls
-from .stderr_log import log_path
+from .stderr_log import log_path, log_size, quote_last_lines
 from .tool_results import error_message, has_result_wrapper, to_json_data
 from .transport import TransportState, open_transport
 
 MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an error
 MIN_RETRY_DELAY_S = 0.2  # before the next connection after one that failed or did not last
 MAX_RETRY_DELAY_S = 30.0
+DRAIN_TIMEOUT_S = 2.0  # for the last stderr of a process that has died
 STABLE_CONNECTION_S = 10.0  # after a connection that lived so long, the next needs no delay
 SAVE_INTERVAL_S = 1.0  # at least, between two tool lists that are stored
 SAVE_TIMEOUT_S = 2.0  # for the last tool lists to reach the disk at shutdown
@@ -70,6 +71,7 @@ class UpstreamConnection:
     client: Client
     transport: TransportState
     direct_calls: DirectCalls | None  # faster than the client's, where the transport allows them
+    closed: anyio.Event  # set when the process has ended and its stderr is in the log
 
     async def call_tool(
         self, tool: str, arguments: dict[str, Any], timeout_s: float
@@ -145,6 +147,7 @@ class Upstream:
         self._failed_attempts = 0  # connections in a row that failed or did not last
         self._retry_at = 0.0
         self._invalid_messages = 0  # received on the current connection
+        self._log_start = 0  # where the stderr of the current process begins in the log
 
     # public interface -----------------------------------------------------------------------------
 
@@ -270,15 +273,31 @@ class Upstream:
                 connection = await self._connect()
                 return await request(connection)
         except MCPError as error:
-            self._raise_mcp_error(tool, connection, error)
+            if error.code == types.CONNECTION_CLOSED and error.message == CLOSED_MESSAGE:
+                self._mark_disconnected(connection)
+                with anyio.move_on_after(DRAIN_TIMEOUT_S):
+                    await connection.closed.wait()
+                stderr = await self._quote_stderr()
+                self._raise_disconnected(tool, connection.close_reason, stderr)
+            self._raise_mcp_error(tool, error)
         except (ValidationError, RuntimeError, ValueError) as error:
             self._raise_protocol_error(tool, error)
         except (OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
             self._raise_disconnected(tool, type(error).__name__)
 
-    def _raise_mcp_error(
-        self, tool: str, connection: UpstreamConnection, error: MCPError
-    ) -> NoReturn:
+    async def _quote_stderr(self) -> str:
+        """Return a sentence with what a process has written last, or only where its log is."""
+
+        def read() -> str:
+            if not self.log_file.exists():
+                return ""
+            quoted = quote_last_lines(self.log_file, self._log_start)
+            text = f" Its stderr is in {self.log_file}"
+            return f"{text} and ends with {quoted}." if quoted else f"{text}."
+
+        return await anyio.to_thread.run_sync(read)
+
+    def _raise_mcp_error(self, tool: str, error: MCPError) -> NoReturn:
         """Raise the error that the caller of `tool` gets for `error`."""
         if error.code == types.REQUEST_TIMEOUT:
             raise CallFailed(
@@ -288,21 +307,18 @@ class Upstream:
                 remedy="Request less at a time, or raise `timeout_s` "
                 f"under [mcpServers.{self.name}].",
             ) from None
-        if error.code == types.CONNECTION_CLOSED and error.message == CLOSED_MESSAGE:
-            self._mark_disconnected(connection)
-            self._raise_disconnected(tool, connection.close_reason)
         if error.code == types.CONNECTION_CLOSED and error.message.startswith(STREAM_LOST_PREFIX):
             self._raise_disconnected(tool, "the stream of its answer ended early")
         kind = "invalid_arguments" if error.code == types.INVALID_PARAMS else "tool_error"
         message = self._credentials.redact_text(error.message)[:MAX_MESSAGE_CHARS]
         raise CallFailed(kind, message, data=self._credentials.redact(error.data)) from None
 
-    def _raise_disconnected(self, tool: str, how: str) -> NoReturn:
+    def _raise_disconnected(self, tool: str, how: str, stderr: str = "") -> NoReturn:
         raise CallFailed(
             "unavailable",
             f"The upstream {self.name} disconnected while it worked on {tool} ({how}).",
             remedy="The call may or may not have taken effect: check before you repeat a write. "
-            "The next call connects again.",
+            f"The next call connects again.{stderr}",
         ) from None
 
     def _raise_protocol_error(self, tool: str, error: Exception) -> NoReturn:
@@ -361,7 +377,8 @@ class Upstream:
         self._retry_at = anyio.current_time() + self._retry_delay_s()
         if not was_ready:
             problem = self._credentials.redact_text(problem)
-            self._finish_attempt(self._build_connect_failure(problem, is_protocol_error))
+            stderr = await self._quote_stderr()
+            self._finish_attempt(self._build_connect_failure(problem, is_protocol_error, stderr))
 
     def _retry_delay_s(self) -> float:
         """Return the delay before the next attempt: exponential, with jitter."""
@@ -372,7 +389,7 @@ class Upstream:
         return min(delay_s, MAX_RETRY_DELAY_S) * jitter
 
     def _build_connect_failure(
-        self, problem: str, is_protocol_error: bool
+        self, problem: str, is_protocol_error: bool, stderr: str
     ) -> Callable[[], CallFailed]:
         """Return a factory of errors, because each caller needs an exception of its own."""
         message = f"The upstream {self.name} cannot be reached: {problem}."
@@ -381,9 +398,8 @@ class Upstream:
             message += f" It also sent {self._invalid_messages} lines that are not MCP messages."
         kind = "protocol" if is_protocol_error else "unavailable"
         remedy = f"Check [mcpServers.{self.name}] in the settings"
-        if self.log_file.exists():
-            remedy += f", and its stderr in {self.log_file.name}"
-        return lambda: CallFailed(kind, message, remedy=f"{remedy}.")
+        remedy = f"{remedy}.{stderr}"
+        return lambda: CallFailed(kind, message, remedy=remedy)
 
     def _finish_attempt(self, failure: Callable[[], CallFailed] | None) -> None:
         """Report the result of the current attempt to all who wait for it."""
@@ -406,7 +422,10 @@ class Upstream:
         """
         changed = RepeatableEvent()
         self._invalid_messages = 0
+        self._log_start = await anyio.to_thread.run_sync(log_size, self.log_file)
+        closed = anyio.Event()
         async with AsyncExitStack() as stack:
+            stack.callback(closed.set)
             transport = open_transport(
                 state, self.settings, self._base_dir, self.log_file, self._credentials
             )
@@ -415,7 +434,7 @@ class Upstream:
             start_scope.deadline = math.inf
             requests = state.direct_requests
             direct_calls = DirectCalls(requests, client) if requests else None
-            connection = self._connection = UpstreamConnection(client, state, direct_calls)
+            connection = self._connection = UpstreamConnection(client, state, direct_calls, closed)
             stack.callback(self._mark_disconnected, connection)
             self._finish_attempt(None)
             async with anyio.create_task_group() as tasks:
