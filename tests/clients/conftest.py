@@ -24,6 +24,7 @@ TURNS: dict[str, dict[str, Any]] = {
     "a tool": {"code": "from tools.ledger import add, count\nadd(item='x')\nint(count())"},
     "a picture": {"code": "from PIL import Image\nImage.new('RGB', (8, 8), 'red')"},
     "files": {"code": "for name in 'ab': open(name, 'w').write(f'text of {name}')"},
+    "picture": {"code": "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"},
     "inputs": {"code": "[item.peek(99) for item in CONTEXT_DATA]", "context": ["a", "b"]},
 }
 
