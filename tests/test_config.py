@@ -67,7 +67,10 @@ def test_server_toml_lists_every_setting_with_its_default() -> None:
     assert listed == {}
     shown = load_config(ROOT / "server.toml", environ={})
     assert (shown.sandbox, shown.policy) == (Config().sandbox, Config().policy)
-    assert replace(shown.server, data_dir=Path(), shims_dir=Path()) == Config().server
+    assert (
+        replace(shown.server, data_dir=Path(), shims_dir=Path(), export_dir=Path())
+        == Config().server
+    )
 
 
 def test_server_toml_names_every_key_of_an_upstream_with_its_default() -> None:
