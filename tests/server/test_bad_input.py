@@ -288,7 +288,7 @@ async def test_forged_frames_cost_their_own_sandbox_at_most(
         ("class A:\n    def __repr__(self): return 3\nA()", "<A whose repr failed with TypeError>"),
         (
             "x = []\nfor _ in range(10**6): x = [x]\nx",
-            "<list whose repr failed with RecursionError>",
+            "[" * 65 + "..." + "]" * 65,
         ),
         ("2 ** 20_000", "<int whose repr failed with ValueError>"),
         ("[float('nan'), float('inf'), 1.5]", "[nan, inf, 1.5]"),
