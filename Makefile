@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents demo test test-all lint check coverage bench bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents demo test test-all lint check attack coverage bench bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -46,6 +46,10 @@ AGAIN := --last-failed --last-failed-no-failures none
 check: setup
 	$(BIN)/pytest -m "not alone" --numprocesses 2 --dist loadscope || $(BIN)/pytest -m "not alone" $(AGAIN)
 	$(BIN)/pytest -m alone || $(BIN)/pytest -m alone $(AGAIN)
+
+# What attacks do to others, measured: nothing else may work on the machine.
+attack: image upstreams
+	ATTACKS=1 $(BIN)/pytest tests/attacks
 
 coverage: image upstreams agents
 	$(BIN)/coverage run -m pytest
