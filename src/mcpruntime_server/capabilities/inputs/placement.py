@@ -19,16 +19,16 @@ COPY_BYTES = 8 << 20  # bytes of one read and write
 FICLONE = 0x40049409  # the ioctl that makes a file share the blocks of another
 # The sandbox's user is unknown on this machine, sees the folder read-only, and copies the mode.
 READABLE_MODE = 0o644
-OTHERS_MAY_READ = 0o004
+LINKABLE_MODE = 0o204  # others may read the file, and the owner of a copy may write it
 ReportCopied = Callable[[int], None]  # gets the number of bytes copied so far; may raise
 
 
 def link_file(fd: int, target: Path) -> bool:
     """Make `target` a hard link to the open file; return False if that is impossible.
 
-    It is also impossible if the sandbox could not read the file.
+    It is also impossible if the sandbox could not read the file, or could not write its copies.
     """
-    if not os.fstat(fd).st_mode & OTHERS_MAY_READ:
+    if os.fstat(fd).st_mode & LINKABLE_MODE != LINKABLE_MODE:
         return False
     try:
         descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -92,7 +92,7 @@ async def _from_source(
     if source.startswith("/"):
         return await _from_machine(store, source, name, room)
     if source.startswith("file:"):
-        return [await store.add_file(parse_file_uri(source), name)]
+        return await _from_machine(store, parse_file_uri(source), name, room)
     if source.startswith(WORKSPACE_PREFIX) or not SCHEME_PATTERN.match(source):
         return await _from_workspace(store, source.removeprefix(WORKSPACE_PREFIX), name, tip, room)
     resource_name, data = await store.read_resource(source)
