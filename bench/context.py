@@ -21,6 +21,8 @@ import anyio
 import tomli_w
 from mcp import Client, StdioServerParameters
 
+from harness import USAGE_META_KEY
+
 SERVER_COMMAND = str(Path(sys.executable).with_name("mcpruntime-server"))
 LOG_LINE = "2026-11-26 12:00:00 INFO request served in {} ms by worker {}\n"
 NEEDLE = "needle"
@@ -120,7 +122,7 @@ async def run_code(
     result: dict[str, Any] = answer.structured_content or {}
     if answer.is_error or result.get("status") != "ok":
         raise RuntimeError(f"run_code failed: {result or answer.content}")
-    return result
+    return {**result, "usage": (answer.meta or {}).get(USAGE_META_KEY, {})}
 
 
 async def measure_availability(client: Client, path: Path) -> bool:

@@ -21,6 +21,7 @@ from mcp import Client, StdioServerParameters
 
 from engine import ServerContainers
 
+USAGE_META_KEY = "mcpruntime/usage"  # in the `_meta` of a result of `run_code`
 BARE_COMMAND = (sys.executable, str(Path(__file__).with_name("bare_server.py")))
 SERVER_COMMAND = str(Path(sys.executable).with_name("mcpruntime-server"))
 
@@ -124,7 +125,7 @@ class TestServer:
         result: dict[str, Any] = answer.structured_content or {}
         if answer.is_error or result.get("status") != "ok":
             raise RuntimeError(f"run_code failed: {result or answer.content}")
-        return result
+        return {**result, "usage": (answer.meta or {}).get(USAGE_META_KEY, {})}
 
     async def call_replay(self, action: str, session: str, **more: Any) -> dict[str, Any]:
         """Return the answer of the tool `replay`; raises `RuntimeError` unless the status is ok."""

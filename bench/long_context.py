@@ -37,7 +37,7 @@ from mcp import Client
 sys.path.append(str(Path(__file__).parent))
 
 import fake_llm
-from harness import start_server
+from harness import USAGE_META_KEY, start_server
 from long_tasks import TASK_KINDS, Task, TaskKind, make_task
 from mcpruntime_server.capabilities.agent.agent_loop import ProgramFinished
 from mcpruntime_server.cli.reference_agent import create_agent
@@ -204,7 +204,7 @@ async def run_to_end(client: Client, code: str, session: str) -> dict[str, Any]:
         if answer.is_error or not result:
             raise RuntimeError(f"run_code failed: {answer.content}")
         if result["status"] not in ("queued", "running"):
-            return result
+            return {**result, "usage": (answer.meta or {}).get(USAGE_META_KEY, {})}
         arguments = {"run": result["run"]}
 
 

@@ -4,7 +4,7 @@ The output schema is flat and empty fields are left out, because clients check e
 it and models pay for every word. Where a run succeeded, similar calls share a line. Where it did
 not, every call that may have written is listed, because a retry must know which ones were made.
 Usage is shown where it explains something: time that a person notices, money, memory near the
-limit.
+limit. Programs find all of it in `_meta`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .question_pages import (
 )
 from .workspace_resources import link_files
 
+USAGE_META_KEY = "mcpruntime/usage"  # all figures about a run, which models need not read
 MAX_LISTED_CALLS = 50  # of a run; the journal has all of them
 MAX_LISTED_FILES = 50
 REMOVED_MARK = "-"  # before the path of a removed file
@@ -88,6 +89,7 @@ class RunResult(BaseModel):
     usage: dict[str, float] = {}
     submitted: bool = Field(False, description="The value was submitted as an agent's answer.")
     _media: list[MediaEntry] = PrivateAttr(default_factory=list)  # content of its own
+    _all_usage: dict[str, float] = PrivateAttr(default_factory=dict)  # for programs, in `_meta`
     _linked_files: list[str] = PrivateAttr(default_factory=list)  # also content of its own
 
 
@@ -106,6 +108,7 @@ def run_call_result(result: RunResult, code: str = "") -> CallToolResult:
         text = f"{text}\ncode:\n{code}"
     call_result = text_call_result(text, data)
     call_result.content += map(build_media_content, result._media)
+    call_result.meta = {USAGE_META_KEY: result._all_usage}
     call_result.content += link_files(result.session, result._linked_files)
     return call_result
 
@@ -180,6 +183,7 @@ def build_run_result(report: RunReport, handle: str, config: Config) -> RunResul
         note=" ".join(notes),
     )
     result._media = report.media
+    result._all_usage = dict(report.usage)
     result._linked_files = [path for path in report.changed_files if truncate_name(path) == path]
     return result
 

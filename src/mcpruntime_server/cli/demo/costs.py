@@ -87,7 +87,7 @@ def compute_cost(
     calls: Sequence[TimedCall], usage: dict[str, float], total_ms: float, program: str, answer: str
 ) -> StepCost:
     """Return the cost of a run of `program` with this `usage` and the text `answer`."""
-    session = usage.get("setup_ms", 0.0)  # left out if it is short
+    session = usage["setup_ms"]
     tools = covered_duration_ms([call.span for call in calls if not call.is_tool])
     working = covered_duration_ms([call.span for call in calls if call.is_tool])
     turns = [call.text for call in calls if call.is_tool]

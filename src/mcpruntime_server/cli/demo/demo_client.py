@@ -23,6 +23,7 @@ from mcp.types import (
 )
 
 from ... import APP_NAME
+from ...server.result_format import USAGE_META_KEY
 from .demo_console import DemoConsole
 
 SESSION_NAME = "demo"
@@ -140,7 +141,11 @@ async def call_run_code(
     started = time.perf_counter()
     answer = await client.call_tool("run_code", arguments, progress_callback=on_progress)
     total_ms = (time.perf_counter() - started) * 1e3
-    return DemoStep(written, answer.structured_content or {}, join_text(answer), total_ms)
+    result = {
+        **(answer.structured_content or {}),
+        "usage": (answer.meta or {}).get(USAGE_META_KEY, {}),
+    }
+    return DemoStep(written, result, join_text(answer), total_ms)
 
 
 async def call_replay(

@@ -23,6 +23,7 @@ from ... import APP_NAME
 from ...capabilities.agent.program_result import ProgramResult
 from ...config import Config
 from ...errors import CallFailed, Unavailable
+from ...server.result_format import USAGE_META_KEY
 
 McpTarget = Any  # anything that the SDK's client can connect to: a URL, a server, a transport, ...
 PACKAGES_PATTERN = re.compile(r"servers as packages: (?!none)([\w, ]+?)(?: and \d+ more)?\.")
@@ -106,7 +107,8 @@ class SessionClient:
             ) from None
         if answer.is_error:
             raise CallFailed("refused", result_text(answer))
-        return answer.structured_content or {}
+        usage = (answer.meta or {}).get(USAGE_META_KEY)
+        return {**(answer.structured_content or {}), **({"usage": usage} if usage else {})}
 
 
 async def list_package_names(client: Client) -> tuple[str, ...]:
