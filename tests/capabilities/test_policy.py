@@ -163,3 +163,9 @@ def test_rules_about_no_server_are_named() -> None:
 )
 def test_tools_can_be_declared_as_reading(reads: list[str], tool: str, expected: bool) -> None:
     assert policy(reads=tuple(reads)).declares_read(tool) is expected
+
+
+def test_a_rule_may_name_a_tool_as_code_imports_it() -> None:
+    policy = Policy(PolicySettings(tools={"files.open_": "deny"}))
+    assert policy.decide("files.open", effect="write", destructive=False) == "deny"
+    assert policy.decide("files.openx", effect="write", destructive=False) == "allow"

@@ -32,12 +32,20 @@ async def test_the_instructions_and_help_say_what_the_sandbox_is(guided: ServerC
     instructions = guided.client.instructions or ""
     printed = (await guided.run("help()")).stdout
     for text in (instructions, printed):
-        assert "Python 3." in text
         assert "in a container without network, with " in text
         assert "numpy" in text
         assert f"context=[path] gives code a file below {ROOT} as CONTEXT; mounted: /data." in text
+        assert f"export(path) copies one to {guided.data_dir}/exports." in text
         assert "A run may take 120 s" in text
     assert len(printed.splitlines()) == 4
+
+
+async def test_the_instructions_name_the_python_that_the_sandbox_has(
+    guided: ServerConnection,
+) -> None:
+    version = await guided.evaluate("import platform\nplatform.python_version()")
+    async with connect_server(guided.data_dir.parent / "server.toml") as restarted:
+        assert f"Python {version} in a container" in (restarted.client.instructions or "")
 
 
 async def test_help_on_tools_is_short_and_shows_the_ways_to_call(guided: ServerConnection) -> None:

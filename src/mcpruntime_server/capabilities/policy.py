@@ -45,6 +45,16 @@ def full_pattern(name: str) -> str:
     return name if "." in name else f"{name}.*"
 
 
+def matches(tool: str, name: str) -> bool:
+    """Return whether a rule's name stands for `tool` ("server.tool").
+
+    A rule may also name a tool as code imports it if it is called like a builtin: "files.open_".
+    """
+    pattern = full_pattern(name)
+    is_exact = not WILDCARD.search(pattern)
+    return fnmatchcase(tool, pattern) or (is_exact and pattern == f"{tool}_")
+
+
 def server_pattern(name: str) -> str:
     """Return the pattern of server names in a rule's name."""
     return name.partition(".")[0]
@@ -61,7 +71,7 @@ class Policy:
     def decide(self, tool: str, *, effect: str, destructive: bool) -> Verdict:
         """Return the verdict on a call of `tool` ("server.tool") with its declared effect."""
         for rule in self._ranked:
-            if fnmatchcase(tool, rule.pattern):
+            if matches(tool, rule.name):
                 return rule.verdict
         if effect == "read":
             return self._settings.read
@@ -69,7 +79,7 @@ class Policy:
 
     def declares_read(self, tool: str) -> bool:
         """Return whether the settings say that `tool` ("server.tool") only reads."""
-        return any(fnmatchcase(tool, full_pattern(name)) for name in self._settings.reads)
+        return any(matches(tool, name) for name in self._settings.reads)
 
     def may_read_resources(self, server: str) -> bool:
         """Return whether resources of a server may be read without asking, like a reading tool."""

@@ -341,6 +341,16 @@ def iter_call_results(
             yield CallResult(run_id, call_id, target, fields.get("value"))
 
 
+def load_last_python(connection: Connection) -> str:
+    """Return the Python version of the sandbox that was started last; "" if there was none."""
+    query = """
+        SELECT json_extract(body, '$.python') FROM events
+        WHERE kind = 'sandbox_started' ORDER BY recorded_at DESC LIMIT 1"""
+    for (version,) in connection.execute(query):
+        return str(version or "")
+    return ""
+
+
 def load_skill_uses(connection: Connection) -> list[tuple[str, float]]:
     """Return what code reported about the skills that it used, as canonical JSON, and when.
 

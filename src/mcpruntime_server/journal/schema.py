@@ -67,6 +67,7 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (session_id, sequence)
     ) WITHOUT ROWID;
     CREATE INDEX file_events ON events (session_id, run_id) WHERE kind = 'files_changed';
+    CREATE INDEX sandbox_starts ON events (recorded_at) WHERE kind = 'sandbox_started';
     CREATE INDEX skill_uses ON events (session_id, run_id)
         WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0;
     CREATE TABLE questions (                         -- what runs wait for, until it is answered

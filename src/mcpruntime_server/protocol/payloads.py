@@ -16,6 +16,7 @@ class SandboxFacts(TypedDict):
     timeout_s: float  # of a run that asks for no other
     roots: List[str]  # folders of the user whose files `context` may name
     mounts: List[str]  # folders of the sandbox that are the user's: "/data", "/out (writable)"
+    export_dir: str  # the user's folder that `export` copies files to
     fetchers: List[str]  # tools that can fetch from the network, as far as they are known
 
 

@@ -16,6 +16,7 @@ NO_FACTS: Dict[str, Any] = {
     "timeout_s": 0.0,
     "roots": [],
     "mounts": [],
+    "export_dir": "",
     "fetchers": [],
 }
 MAX_NAMED_FOLDERS = 5
@@ -44,8 +45,8 @@ def describe_user_files(facts: SandboxFacts) -> str:
     if facts["mounts"]:
         ways.append(f"mounted: {list_some(facts['mounts'], MAX_NAMED_FOLDERS)}")
     if not ways:
-        return "The user's files are out of reach; write your own into the current folder."
-    return f"The user's files: {'; '.join(ways)}."
+        ways.append("out of reach")
+    return f"The user's files: {'; '.join(ways)}. export(path) copies one to {facts['export_dir']}."
 
 
 def list_some(names: Sequence[str], limit: int) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Sequence
 
 from ..config import SandboxSettings, ServerSettings
+from ..journal.store import Journal
 from ..protocol.payloads import SandboxFacts
-
-PYTHON_IMAGE = re.compile(r"(?:^|/)python:(\d+\.\d+)")
 
 
 def collect_facts(
@@ -26,6 +24,7 @@ def collect_facts(
         "timeout_s": sandbox.timeout_s,
         "roots": [os.fspath(root) for root in settings.context_roots],
         "mounts": list(map(describe_mount, sandbox.mounts)) if is_isolated else [],
+        "export_dir": os.fspath(settings.export_dir),
         "fetchers": list(fetchers),
     }
 
@@ -38,9 +37,9 @@ def describe_mount(entry: str) -> str:
     return parts[-1]
 
 
-def name_python(sandbox: SandboxSettings, *, is_isolated: bool) -> str:
-    """Return the interpreter of a sandbox, with its version if that is known here."""
+async def name_python(journal: Journal, *, is_isolated: bool) -> str:
+    """Return the interpreter of a sandbox, with the version that the last one had, if any."""
     if not is_isolated:
         return f"Python {platform.python_version()}"
-    found = PYTHON_IMAGE.search(sandbox.image or sandbox.base_image)
-    return f"Python {found[1]}" if found else "Python"
+    version = await journal.load_last_python()
+    return f"Python {version}" if version else "Python"

@@ -35,7 +35,7 @@ from ..errors import InvalidRequest, McpRuntimeError
 from ..protocol.sandbox_facts import describe_sandbox
 from ..protocol.suggestions import did_you_mean
 from ..runtime.runtime import Runtime
-from ..runtime.sandbox_facts import collect_facts, name_python
+from ..runtime.sandbox_facts import collect_facts
 from .ask_tool import AskToolHandler, asks_other_model, build_ask_tool
 from .delivery import FindCursor
 from .knowledge import KnowledgeResources, build_grounded_prompt, knowledge_instructions
@@ -94,13 +94,13 @@ def run_code_description(packages: Sequence[str]) -> str:
     )
 
 
-def sandbox_instructions(config: Config, *, is_isolated: bool) -> str:
+def sandbox_instructions(config: Config, python: str, *, is_isolated: bool) -> str:
     """Return what the model reads about the sandbox, in three lines."""
     packages: Sequence[str] = config.sandbox.packages
     if config.sandbox.image or not is_isolated:
         packages = ["what is installed there (help() lists it)"]
     facts = collect_facts(config.server, config.sandbox, is_isolated=is_isolated)
-    return describe_sandbox(facts, name_python(config.sandbox, is_isolated=is_isolated), packages)
+    return describe_sandbox(facts, python, packages)
 
 
 def ask_instructions(settings: LlmSettings) -> str:
@@ -121,14 +121,15 @@ def build_mcp_server(
     find_cursor: FindCursor,
     *,
     is_isolated: bool,
+    python: str,
     signatures: Sequence[str] = (),
     skills_sentence: str = "",
 ) -> MCPServer[Any]:
     """Return the MCP server over `runtime`.
 
     `find_cursor` returns the delivery cursor of the connection that a request came through;
-    `signatures` are those of all functions of the packages, if they are few; `skills_sentence` says
-    which skills there are.
+    `python` names the interpreter of the sandboxes; `signatures` are those of all functions of the
+    packages, if they are few; `skills_sentence` says which skills there are.
     """
     sessions = SessionResolver(runtime)
     replays = ReplayToolHandler(config, runtime, packages, LOCAL_PRINCIPAL)
@@ -138,7 +139,7 @@ def build_mcp_server(
         auto_saver = AutoSaver(saver, may_activate=may_activate)
     runs = RunToolHandler(config, runtime, sessions, find_cursor, inputs, auto_saver)
     instructions = SERVER_INSTRUCTIONS + ask_instructions(config.llm)
-    instructions += f"\n{sandbox_instructions(config, is_isolated=is_isolated)}"
+    instructions += f"\n{sandbox_instructions(config, python, is_isolated=is_isolated)}"
     instructions += SKILLS_INSTRUCTIONS.format(skills_sentence)
     instructions += knowledge_instructions(providers.names)
     if not is_isolated:
