@@ -76,7 +76,7 @@ def test_durations_are_short(seconds: float | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        ('{"a":1,"b":"é"}', 't.f(a=1, b="é")'),
+        ('{"a":1,"b":"é"}', "t.f(a=1, b='é')"),
         ("{}", "t.f()"),
         ("[1", "t.f([1)"),
         ("[1]", "t.f([1])"),

@@ -73,7 +73,8 @@ async def test_skills_are_resources(server: ServerConnection) -> None:
     assert "from skills.add_up import run" in await read(server, "skill://add-up/SKILL.md")
     assert "def run(numbers" in await read(server, "skill://add-up/skill.py")
     assert await read(server, "skill://pdf-forms/scripts/fill.py") == "print('filled')\n"
-    [template] = (await server.client.list_resource_templates()).resource_templates
+    templates = (await server.client.list_resource_templates()).resource_templates
+    [template] = [each for each in templates if each.name == "skill"]
     assert template.uri_template == "skill://{name}/{+path}"
 
 

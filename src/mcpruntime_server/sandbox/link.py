@@ -30,8 +30,8 @@ from .bundle import build_bundle
 
 MAX_OPEN_CALLS = 1024  # of one run: each takes memory of the host while it waits
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
-INTERRUPT_GRACE_S = 2.0  # for code to clean up after KeyboardInterrupt
-KILL_GRACE_S = 2.5  # to kill all processes and start an empty interpreter; usually milliseconds
+INTERRUPT_GRACE_S = 3.0  # for code to clean up after KeyboardInterrupt
+KILL_GRACE_S = 1.5  # to kill all processes and start an empty interpreter; usually milliseconds
 PROMOTE_TIMEOUT_S = 20.0  # longer than the three timeouts of the supervisor that it includes
 MAX_TURN_S = 0.002  # that a link works on what it has received before others do
 MAX_PARK_FAILURES = 64  # remembered reasons; older ones are of no use

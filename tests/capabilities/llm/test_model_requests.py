@@ -221,7 +221,7 @@ slots = ask_llm_batch(['first', 'second', 'third'])
     assert await server.evaluate(code) == ["first", "LlmError", "third"]
     code = "[slot.value for slot in ask_llm_batch('Sum', ['1 2', [3, 4]], model='count:Sum')]"
     assert await server.evaluate(code) == ["1", "1"]
-    assert await server.evaluate("ask_llm_batch([])") == []
+    assert await server.evaluate("list(ask_llm_batch([]))") == []
 
 
 async def test_transient_failures_are_retried_and_answers_are_cached(
