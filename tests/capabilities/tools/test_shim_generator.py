@@ -28,6 +28,11 @@ from mcpruntime_server.capabilities.tools.shim_generator import (
     render_module,
     source_digest,
 )
+from mcpruntime_server.capabilities.tools.schema_annotations import (
+    MAX_NODES,
+    AnnotationBuilder,
+    SchemaDocument,
+)
 from mcpruntime_server.capabilities.tools.signatures import format_signature
 from mcpruntime_server.capabilities.tools.tool_results import parse_text
 from mcpruntime_server.sandboxed.library import tools
@@ -206,6 +211,71 @@ class TestGolden:
         assert sent == []
         start("slow", level=None, in_=None, free="any")
         assert sent == [("tools.made.start", {"mode": "slow", "level": None, "free": "any"})]
+
+    def test_values_of_items_and_fields_are_checked_before_a_call(self, sent: Any) -> None:
+        step = {
+            "properties": {
+                "kind": {"enum": ["build", "test"]},
+                "needs": {"type": "array", "items": {"$ref": "#/$defs/Step"}},
+                "free": {"type": "string"},
+            },
+            "required": ["kind"],
+        }
+        tool = types.Tool(
+            name="plan",
+            input_schema={
+                "properties": {
+                    "labels": {"type": "array", "items": {"enum": ["bug", "idea"]}},
+                    "steps": {
+                        "anyOf": [
+                            {"type": "array", "items": {"$ref": "#/$defs/Step"}},
+                            {"type": "null"},
+                        ]
+                    },
+                    "either": {
+                        "oneOf": [
+                            {"properties": {"kind": {"const": "a"}}},
+                            {"properties": {"kind": {"const": "b"}}},
+                        ]
+                    },
+                },
+                "$defs": {"Step": step},
+            },
+        )
+        plan = execute(render_module(describe_module("made", "made", [tool]))).plan
+        build = {"kind": "build"}
+        refused: list[tuple[str, dict[str, Any]]] = [
+            (r"labels\[1\] = 'bugs'. Did you mean 'bug'\?", {"labels": ["bug", "bugs"]}),
+            (r"steps\[0\]\['kind'\] = 'lint'. Allowed: 'build',", {"steps": [{"kind": "lint"}]}),
+            (
+                r"steps\[0\]\['needs'\]\[0\]\['kind'\] = 1",
+                {"steps": [{**build, "needs": [{"kind": 1}]}]},
+            ),
+        ]
+        for problem, arguments in refused:
+            with pytest.raises(tools.ToolArgumentError, match=problem):
+                plan(**arguments)
+        assert sent == []
+        # Another type, and what only one branch of several forbids, is left to the server.
+        accepted: list[dict[str, Any]] = [
+            {"labels": ["idea"], "steps": [{**build, "free": "any", "other": 1}], "either": {}},
+            {"labels": "bug", "steps": None, "either": {"kind": "b"}},
+            {"labels": (), "steps": [1, "a", None]},
+        ]
+        for arguments in accepted:
+            plan(**arguments)
+        assert [call for _, call in sent] == accepted
+
+    def test_a_schema_that_branches_without_end_costs_little(self) -> None:
+        node: dict[str, Any] = {"properties": {str(n): {"$ref": "#/$defs/N"} for n in range(99)}}
+        node["properties"]["kind"] = {"enum": ["a", "b"]}
+        parameters = {f"p{n}": {"$ref": "#/$defs/N"} for n in range(99)}
+        schema = {"properties": parameters, "$defs": {"N": node}}
+        builder = AnnotationBuilder(set())
+        document = SchemaDocument(schema)
+        for each in parameters.values():
+            assert builder.find_choices(document, each) == ()
+        assert builder._visited_choices < 2 * MAX_NODES + 100 * 100
 
     def test_a_tool_with_the_name_of_a_builtin_does_not_hide_it(self, sent: Any) -> None:
         made = [

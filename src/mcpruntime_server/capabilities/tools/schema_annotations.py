@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..json_pointers import resolve_pointer
 from .python_names import is_public_name, to_class_name, to_identifier
@@ -24,6 +24,8 @@ MAX_TYPES = 200  # TypedDicts of one server
 MAX_FIELDS = 100  # of one object
 MAX_BRANCHES = 8  # of a union
 MAX_CHOICES = 50  # of a Literal
+MAX_CHOICE_DEPTH = 6  # of items and fields whose allowed values are checked before a call
+MAX_CHOICE_CHARS = 4_000  # of the allowed values of one parameter
 MAX_ANNOTATION_CHARS = 400
 MAX_SHAPE_CHARS = 1_500
 MAX_REFERENCES = 16  # followed in a row
@@ -63,6 +65,11 @@ ALLOWED_NODES = (
     ast.UnaryOp,
     ast.USub,
 )
+
+
+# The values that a schema allows: all of them; those of the items of an array, in a list; or those
+# of the fields of an object.
+Choices: TypeAlias = "tuple[Any, ...] | list[Choices] | dict[str, Choices]"
 
 
 class SourceText(str):
@@ -244,6 +251,11 @@ def allowed_values(document: SchemaDocument, schema: Any) -> tuple[Any, ...]:
     return tuple(values) if len(repr(values)) <= MAX_SHAPE_CHARS else ()
 
 
+def is_null(document: SchemaDocument, schema: Any) -> bool:
+    """Return whether `schema` allows null alone."""
+    return json_types(document.flatten(schema)) == ["null"]
+
+
 def join_union(parts: list[str]) -> str:
     """Return the annotation that allows any of `parts`."""
     distinct = sorted(dict.fromkeys(parts), key=lambda part: part == "None")
@@ -251,7 +263,7 @@ def join_union(parts: list[str]) -> str:
 
 
 class AnnotationBuilder:
-    """Builds the annotations of one server's tools, and the TypedDicts that they need."""
+    """Builds the annotations of one server's tools, with TypedDicts, and finds allowed values."""
 
     def __init__(self, reserved: set[str]) -> None:
         self.typed_dicts: list[TypedDictSpec] = []
@@ -259,10 +271,38 @@ class AnnotationBuilder:
         # By identity of the schema; the schema is kept so that its id is not used again.
         self._named_schemas: dict[int, tuple[Any, str]] = {}
         self._visited_nodes = 0
+        self._visited_choices = 0
 
     def annotate(self, document: SchemaDocument, schema: Any, hint: str) -> SourceText:
         """Return the annotation of a value of `schema`; `hint` names an anonymous TypedDict."""
         return checked_annotation(self._build_annotation(document, schema, hint, 0))
+
+    def find_choices(self, document: SchemaDocument, schema: Any) -> Choices:
+        """Return the values that `schema` allows, also in items and fields; () if not known."""
+        choices = self._find_choices(document, schema, 0)
+        return choices if len(repr(choices)) <= MAX_CHOICE_CHARS else ()
+
+    def _find_choices(self, document: SchemaDocument, schema: Any, depth: int) -> Choices:
+        self._visited_choices += 1
+        if values := allowed_values(document, schema):
+            return values
+        if depth >= MAX_CHOICE_DEPTH or self._visited_choices > MAX_NODES:
+            return ()
+        flat = document.flatten(schema)
+        branches = as_list(flat.get("anyOf")) or as_list(flat.get("oneOf"))
+        if branches and "properties" not in flat:
+            # Of several that are not null, any may be meant.
+            others = [each for each in branches[: MAX_BRANCHES + 1] if not is_null(document, each)]
+            return self._find_choices(document, others[0], depth + 1) if len(others) == 1 else ()
+        kinds = json_types(flat)
+        if "array" in kinds and "prefixItems" not in flat:
+            items = self._find_choices(document, flat.get("items"), depth + 1)
+            return [items] if items else ()
+        if "object" not in kinds:
+            return ()
+        fields = islice(as_dict(flat.get("properties")).items(), MAX_FIELDS)
+        found = {key: self._find_choices(document, value, depth + 1) for key, value in fields}
+        return {key: choices for key, choices in found.items() if choices} or ()
 
     def _build_annotation(
         self, document: SchemaDocument, schema: Any, hint: str, depth: int

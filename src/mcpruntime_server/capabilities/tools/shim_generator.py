@@ -33,11 +33,11 @@ from .python_names import (
 )
 from .schema_annotations import (
     AnnotationBuilder,
+    Choices,
     ObjectSchema,
     SchemaDocument,
     SourceText,
     TypedDictSpec,
-    allowed_values,
     describe_constraints,
     describe_shape,
 )
@@ -69,7 +69,7 @@ class ShimParameter:
     annotation: SourceText
     default: Any
     takes_null: bool
-    choices: tuple[Any, ...]  # all values that are allowed; () if that is not known
+    choices: Choices  # the values that are allowed; () if that is not known
     note: str
 
     @property
@@ -109,8 +109,8 @@ class ToolShim:
         }
 
     @property
-    def choices(self) -> dict[str, tuple[Any, ...]]:
-        """All values that parameters accept, by Python name, where these are known."""
+    def choices(self) -> dict[str, Choices]:
+        """The values that parameters accept, by Python name, where these are known."""
         return {each.name: each.choices for each in self.parameters if each.choices}
 
     @property
@@ -275,7 +275,7 @@ def describe_parameter(
         annotation,
         default,
         takes_null,
-        allowed_values(document, schema),
+        annotations.find_choices(document, schema),
         parameter_note(document, flat),
     )
 

@@ -167,7 +167,7 @@ class ToolParameters:
         tool: str,
         renamed: Mapping[str, str],
         unset: Sequence[str],
-        choices: Mapping[str, Sequence[Any]],
+        choices: Mapping[str, Any],
     ) -> None:
         code = function.__code__
         defaults = len(function.__defaults__ or ())
@@ -223,8 +223,21 @@ class ToolParameters:
             hint = f" Did you mean {meant!r}?" if meant else ""
             self.raise_argument_error(f"has no parameter {name[:80]!r}.{hint}")
 
-    def check_choice(self, name: str, value: Any, allowed: Sequence[Any]) -> None:
-        """Raise `ToolArgumentError` for JSON data that is none of the allowed values."""
+    def check_choice(self, name: str, value: Any, allowed: Any) -> None:
+        """Raise `ToolArgumentError` for JSON data that is none of the allowed values.
+
+        `allowed` is a tuple of values, a list with those of each item, or a dict with those of
+        fields.
+        """
+        if isinstance(allowed, list):
+            for index, item in enumerate(value if isinstance(value, (list, tuple)) else ()):
+                self.check_choice(f"{name}[{index}]", item, allowed[0])
+            return
+        if isinstance(allowed, dict):
+            for field in allowed if isinstance(value, dict) else ():
+                if field in value:
+                    self.check_choice(f"{name}[{field!r}]", value[field], allowed[field])
+            return
         if not isinstance(value, JSON_TYPES) or value in allowed:
             return
         shown = ", ".join(map(repr, allowed))
@@ -273,13 +286,13 @@ def shim(
     server: str,
     renamed: Mapping[str, str] = {},
     unset: Sequence[str] = (),
-    choices: Mapping[str, Sequence[Any]] = {},
+    choices: Mapping[str, Any] = {},
     tool: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that makes a function call the tool of its name; `.aio` is for asyncio.
 
     `tool` is the name of the tool if the function has another one, `choices` has the parameters
-    that accept only certain values.
+    that accept only certain values, or whose items or fields do.
 
     `renamed` maps Python names to the tool's own names where they differ; `unset` names the
     parameters for which None means "left out". The body of the function never runs: `help` shows
