@@ -214,7 +214,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     announce_code=partial(start_imported_upstreams, catalog, background),
                     question_expires_s=config.policy.expires_s,
                     approvals_command=format_command(config, "approvals"),
-                    fetchers=catalog.find_fetchers(),
+                    find_fetchers=catalog.find_fetchers,
                 ) as runtime:
                     open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
                     saver = SkillSaver(library, journal, packages, open_trial, describer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,11 @@ async def guided(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     mounted.mkdir()
     settings = write_settings(
         folder,
-        mcpServers={"lively": upstream_entry("lively"), "dies": upstream_entry("raw", "dies")},
+        mcpServers={
+            "lively": upstream_entry("lively"),
+            "dies": upstream_entry("raw", "dies"),
+            "collapses": upstream_entry("raw", "collapses"),
+        },
         server={"context_roots": [ROOT]},
         sandbox={"mounts": [f"{mounted}:/data"]},
     )
@@ -51,7 +56,12 @@ async def test_the_instructions_name_the_python_that_the_sandbox_has(
 async def test_help_on_tools_is_short_and_shows_the_ways_to_call(guided: ServerConnection) -> None:
     printed = (await guided.run("help(tools)")).stdout
     assert len(printed) <= 2_000
-    for text in ("tools.map(fn, items", "tools.search(", "tools.list(", "Servers: lively, dies."):
+    for text in (
+        "tools.map(fn, items",
+        "tools.search(",
+        "tools.list(",
+        "Servers: lively, dies, collapses.",
+    ):
         assert text in printed
 
 
@@ -128,6 +138,44 @@ async def test_a_failed_run_with_a_hint_replays(guided: ServerConnection) -> Non
 async def test_an_upstream_that_died_names_its_stderr_and_its_log(guided: ServerConnection) -> None:
     answer = await guided.run("import tools.dies")
     assert "upstream-dies.log and ends with 'I cannot go on'" in answer.error["message"]
+
+
+async def test_an_upstream_that_dies_during_a_call_names_its_stderr_and_its_log(
+    guided: ServerConnection,
+) -> None:
+    code = (
+        "try:\n    tools.collapses.grow()\n"
+        "except tools.ToolError as exc:\n    caught = exc\n[caught.kind, str(caught)]"
+    )
+    kind, message = await guided.evaluate(code)
+    assert kind == "unavailable"
+    log = guided.data_dir / "logs" / "upstream-collapses.log"
+    assert "disconnected while it worked on grow" in message
+    assert f"Its stderr is in {log} and ends with 'first' | 'MY_TOKEN=***' |" in message
+    assert "'the disk is full'." in message
+
+
+async def test_a_failed_name_resolution_names_the_tools_that_fetch(tmp_path: Path) -> None:
+    fetching = {"web": upstream_entry("web"), "lively": upstream_entry("lively")}
+    async with connect_server(write_settings(tmp_path, mcpServers=fetching)) as server:
+        # They are known to the first server that listed them, not only to the next one.
+        assert "fetch" in str(await server.evaluate("tools.list('web')"))
+        answer = await server.run("import socket\nsocket.getaddrinfo('example.com', 443)")
+        assert answer.error["hint"] == (
+            "There is no network here. Tools that can fetch: web.fetch, web.browse_page."
+        )
+        printed = await server.evaluate("tools.web.fetch('http://example.com/')")
+        assert printed == "the page at http://example.com/"
+
+
+async def test_a_failed_name_resolution_without_tools_that_fetch_names_the_search(
+    guided: ServerConnection,
+) -> None:
+    await guided.run("tools.list()")
+    answer = await guided.run("import socket\nsocket.getaddrinfo('example.com', 443)")
+    assert answer.error["hint"] == (
+        "There is no network here. tools.search('fetch url') finds tools that may fetch."
+    )
 
 
 async def test_a_listing_with_an_upstream_that_died_says_so_as_a_value(

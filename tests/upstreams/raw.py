@@ -5,6 +5,7 @@ garbage    writes only lines that are not JSON-RPC
 noisy      writes lines that are not JSON-RPC between its answers
 silent     reads and never answers
 dies       exits before it is ready
+collapses  exits during a call
 stubborn   ignores the end of stdin and SIGTERM, like its child; writes their pids to argv[2]
 asks       answers a call with a question
 endless    answers a call with a line that never ends
@@ -43,6 +44,9 @@ def answer(method: str, params: dict[str, Any]) -> Any:
         }
     if method == "tools/list":
         return {"tools": ["not", "tools"] if mode == "shapeless" else tools}
+    if method == "tools/call" and mode == "collapses":
+        print("first\nMY_TOKEN=abcdefgh123\nthe disk is full", file=sys.stderr, flush=True)
+        os._exit(3)
     while method == "tools/call" and mode == "endless":
         sys.stdout.write("x" * 1_000_000)
     if method == "tools/call" and mode == "asks":

@@ -17,7 +17,7 @@ class SandboxFacts(TypedDict):
     roots: List[str]  # folders of the user whose files `context` may name
     mounts: List[str]  # folders of the sandbox that are the user's: "/data", "/out (writable)"
     export_dir: str  # the user's folder that `export` copies files to
-    fetchers: List[str]  # tools that can fetch from the network, as far as they are known
+    fetchers: List[str]  # tools that fetch from the network, as far as known when a run starts
 
 
 class InputDescription(TypedDict):

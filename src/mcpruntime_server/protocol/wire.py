@@ -167,6 +167,7 @@ class Execute(Message):
     park: bool = True  # answer with `ForkParked` or `ParkFailed` after the run
     keep_previous: bool = False  # park the present state first, even in a burst
     inputs: Optional[List[Any]] = None  # the items of `CONTEXT`, as `inputs.Input` takes them
+    fetchers: Optional[List[Any]] = None  # tools that fetch from the network, as far as known
 
 
 class Reply(Message):

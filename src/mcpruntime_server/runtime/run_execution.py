@@ -44,12 +44,14 @@ class RunExecution:
         step: int,
         prepare_sandbox: Callable[[], Awaitable[PreparedSandbox]],
         take_stale_packages: Callable[[], list[str]],
+        find_fetchers: Callable[[], Sequence[str]],
     ) -> None:
         self._run = run
         self._parent = parent
         self._step = step
         self._prepare_sandbox = prepare_sandbox
         self._take_stale_packages = take_stale_packages
+        self._find_fetchers = find_fetchers
         self._sandbox: PreparedSandbox | None = None
         self._stale_packages: list[str] = []
 
@@ -120,6 +122,7 @@ class RunExecution:
                 clock_readings=readings,
                 keep_previous=sandbox.is_shared or spec.is_dry_run,
                 inputs=sandbox.staged_inputs,
+                fetchers=self._find_fetchers(),
             )
             self._apply_done(done, stopped, sandbox)
         except SandboxFailed as exc:

@@ -417,13 +417,14 @@ async def open_runtime(
     announce_code: Callable[[str], None] = lambda _: None,
     question_expires_s: float = DAY_S,
     approvals_command: str = "",
-    fetchers: Sequence[str] = (),
+    find_fetchers: Callable[[], Sequence[str]] = tuple,
 ) -> AsyncIterator[Runtime]:
     """Run sessions on `backend` until the context is left; then they are shut down.
 
     `get_spending` returns what a run has paid models, by the names that its usage has;
     `announce_code` is called with the code of every run before it starts. `approvals_command` is
-    named to people who have to answer, `fetchers` to code that looks for a network.
+    named to people who have to answer, what `find_fetchers` returns to code that looks for a
+    network.
     """
     setup = wire.Setup(
         version=wire.PROTOCOL_VERSION,
@@ -437,7 +438,7 @@ async def open_runtime(
         max_checkpoints=sandbox.checkpoints,
         max_checkpoint_bytes=sandbox.checkpoint_mb * MB,
         resource_limits=backend.resource_limits,
-        facts=dict(collect_facts(settings, sandbox, fetchers, is_isolated=backend.is_isolated)),
+        facts=dict(collect_facts(settings, sandbox, is_isolated=backend.is_isolated)),
     )
     limits = RunLimits(
         max_file_bytes=sandbox.workspace_mb * MB,
@@ -460,6 +461,7 @@ async def open_runtime(
             package_changes=package_changes or PackageChanges(),
             get_spending=get_spending,
             announce_code=announce_code,
+            find_fetchers=find_fetchers,
         )
         try:
             async with anyio.create_task_group() as tasks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 
 from ..config import SandboxSettings, ServerSettings
 from ..journal.store import Journal
@@ -14,7 +13,6 @@ from ..protocol.payloads import SandboxFacts
 def collect_facts(
     settings: ServerSettings,
     sandbox: SandboxSettings,
-    fetchers: Sequence[str] = (),
     *,
     is_isolated: bool,
 ) -> SandboxFacts:
@@ -25,7 +23,7 @@ def collect_facts(
         "roots": [os.fspath(root) for root in settings.context_roots],
         "mounts": list(map(describe_mount, sandbox.mounts)) if is_isolated else [],
         "export_dir": os.fspath(settings.export_dir),
-        "fetchers": list(fetchers),
+        "fetchers": [],
     }
 
 

@@ -281,6 +281,7 @@ class Session:
             step,
             partial(self._prepare_sandbox, parent, run),
             self._stale_packages.take,
+            self._services.find_fetchers,
         )
         try:
             await execution.execute()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..journal.store import Journal
@@ -27,4 +27,5 @@ class SessionServices:
     package_changes: PackageChanges
     get_spending: Callable[[str], Mapping[str, float]]  # what a run has paid models, as its usage
     announce_code: Callable[[str], None]  # called with the code of every run before it starts
+    find_fetchers: Callable[[], Sequence[str]]  # tools that fetch, for code that seeks a network
     lost_states: dict[str, str] = field(default_factory=dict)  # run whose variables are lost -> why

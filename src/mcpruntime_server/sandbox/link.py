@@ -197,13 +197,15 @@ class SandboxLink:
         park: bool = True,
         keep_previous: bool = False,
         inputs: Sequence[Mapping[str, Any]] = (),
+        fetchers: Sequence[str] = (),
     ) -> tuple[wire.RunDone, StopReason | None]:
         """Run `code`; return how it ended, and why it was stopped, if it was. One run at a time.
 
         `stale_packages` are imported anew. `seed` determines all randomness; `clock_readings` are
         replayed to the code. `park` keeps the end state so that it can be promoted, or at least
         that of the last run of a burst. `keep_previous` keeps the present state, even in a burst.
-        `inputs` are the items of `CONTEXT`.
+        `inputs` are the items of `CONTEXT`, `fetchers` what a hint names to code that looks for a
+        network.
 
         After `timeout_s` the code is interrupted; if that does not end it, its interpreter is
         killed.
@@ -225,6 +227,7 @@ class SandboxLink:
                         park and self._max_checkpoints > 0,
                         keep_previous,
                         [dict(item) for item in inputs] or None,
+                        list(fetchers) or None,
                     )
                 )
                 await self._wait_until_finished(execution)

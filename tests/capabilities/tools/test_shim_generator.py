@@ -20,6 +20,11 @@ from mcp import types
 from tests.capabilities.tools.test_schema_annotations import SCHEMA
 from tests.upstreams.hostile import ESCAPES, NAMES, TOOLS
 
+from mcpruntime_server.capabilities.tools.schema_annotations import (
+    MAX_NODES,
+    AnnotationBuilder,
+    SchemaDocument,
+)
 from mcpruntime_server.capabilities.tools.shim_generator import (
     MODULE_HEADER,
     checked_name,
@@ -27,11 +32,6 @@ from mcpruntime_server.capabilities.tools.shim_generator import (
     python_literal,
     render_module,
     source_digest,
-)
-from mcpruntime_server.capabilities.tools.schema_annotations import (
-    MAX_NODES,
-    AnnotationBuilder,
-    SchemaDocument,
 )
 from mcpruntime_server.capabilities.tools.signatures import format_signature
 from mcpruntime_server.capabilities.tools.tool_results import parse_text

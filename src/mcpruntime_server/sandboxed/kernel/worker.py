@@ -179,6 +179,7 @@ class Worker:
         self.channel.run_number, self.channel.filename = message.run_number, message.filename
         if message.stale_packages:
             tools.forget_stale_modules(message.stale_packages)
+        self.guide.facts["fetchers"] = message.fetchers or []
         skills.reset_for_run()
         if message.inputs or self.has_inputs:
             self.provide_inputs(message.inputs or [])
