@@ -164,8 +164,24 @@ async def test_a_failed_name_resolution_names_the_tools_that_fetch(tmp_path: Pat
         assert answer.error["hint"] == (
             "There is no network here. Tools that can fetch: web.fetch, web.browse_page."
         )
-        printed = await server.evaluate("tools.web.fetch('http://example.com/')")
-        assert printed == "the page at http://example.com/"
+
+
+async def test_help_on_a_large_server_is_short_and_help_on_a_tool_is_complete(
+    tmp_path: Path,
+) -> None:
+    settings = write_settings(tmp_path, mcpServers={"web": upstream_entry("web")})
+    async with connect_server(settings) as server:
+        printed = (await server.run("help(tools.web)")).stdout
+        assert len(printed) <= 4_000
+        assert "fetch  Return the page at an address.\n" in printed
+        names = await server.evaluate("dir(tools.web)")
+        assert len(names) == 46
+        assert all(f"\n{name}  " in printed for name in names)
+        assert "help(tools.web.fetch) shows" in printed
+        printed = (await server.run("help(tools.web.fetch)")).stdout
+        assert "fetch(url: 'str', headers: 'dict[str, str] | None' = None" in printed
+        assert "It is cut after 5,000 characters." in printed
+        assert "url* (str)" in printed
 
 
 async def test_a_failed_name_resolution_without_tools_that_fetch_names_the_search(

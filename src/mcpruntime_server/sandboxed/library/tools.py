@@ -36,6 +36,10 @@ MAX_VALUE_CHARS = 80  # of a refused value in an error
 JSON_TYPES = (str, int, float, type(None), list, tuple, dict)  # others are converted later
 MAX_LISTED_NAMES = 50  # that an error lists
 MAX_SERVERS_CHARS = 500  # of the names in `help(tools)`
+MAX_TOOLS_CHARS = 3_500  # of the names and summaries in the help on a server
+MIN_SUMMARY_CHARS = 12  # a shorter one says nothing
+MAX_SUMMARY_CHARS = 120
+UNDESCRIBED = ("Parameters (", "Returns: ", "Returns (")  # a docstring without a description
 WORD = re.compile(r"\w+")
 SCALAR_TYPES = {"str", "int", "float", "bool", "None", "list"}  # in an annotation without records
 
@@ -434,6 +438,46 @@ class ToolsPackage(HostPackage):
         return f"{TOOLS_DOC}\nServers: {', '.join(shown) or 'none'}.\n"
 
 
+class ServerModule(ModuleType):
+    """The module of one server; its documentation has one line for each tool."""
+
+    @property
+    def _help_text(self) -> str:
+        """What `help` prints of a server: names, summaries, and how to see a tool in full."""
+        server = get_server_name(self)
+        names: list[str] = self.__dict__.get("__all__", [])
+        if not names:
+            return f"The MCP server {server} has no tools.\n"
+        width = MAX_TOOLS_CHARS // len(names) - 1
+        lines: list[str] = []
+        room = MAX_TOOLS_CHARS
+        for name in names:
+            summary_chars = min(width - len(name) - 2, MAX_SUMMARY_CHARS)
+            line = f"{name}  {summarize(self.__dict__.get(name), summary_chars)}".rstrip()
+            room -= len(line) + 1
+            if room < 0:
+                lines.append(f"and {len(names) - len(lines)} more")
+                break
+            lines.append(line)
+        listed, example = "\n".join(lines), f"{self.__name__}.{names[0]}"
+        return (
+            f"The MCP server {server}, {len(names)} tools: "
+            f"`from {self.__name__} import {names[0]}`.\n\n{listed}\n\n"
+            f'help({example}) shows one in full, tools.list("{server}") all signatures, '
+            'tools.search("words") finds.\n'
+        )
+
+
+def summarize(function: Any, max_chars: int) -> str:
+    """Return the first sentence of the docstring of a tool, or "" if it does not fit or is none."""
+    text = " ".join((getattr(function, "__doc__", "") or "").partition("\n\n")[0].split())
+    if max_chars < MIN_SUMMARY_CHARS or text.startswith(UNDESCRIBED):
+        return ""
+    end = text.find(". ")
+    sentence = text[: end + 1] if end > 0 else text
+    return sentence if len(sentence) <= max_chars else f"{sentence[: max_chars - 3].rstrip()}..."
+
+
 class ToolFinder:
     """Finds and loads `tools.<server>`; an import of an unknown name fails with the known ones."""
 
@@ -449,8 +493,9 @@ class ToolFinder:
             raise ImportError(missing_tool_message(sys.modules[".".join(parts[:2])], parts[2]))
         return ModuleSpec(fullname, self, origin=f"<{fullname}>", is_package=True)  # type: ignore[arg-type]
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Let the import system create the module."""
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return an empty module."""
+        return ServerModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Fetch the shim and execute it."""
