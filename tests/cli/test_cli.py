@@ -175,6 +175,19 @@ def test_doctor_names_policy_rules_without_a_server(tmp_path: Path) -> None:
     assert "warn  policy: The rule nowhere.* matches no server." in done.stdout
 
 
+def test_doctor_quotes_the_stderr_of_an_upstream_that_died(tmp_path: Path) -> None:
+    settings = write_settings(
+        tmp_path, sandbox={"backend": "local"}, mcpServers={"dies": own_server_entry("raw", "dies")}
+    )
+    done = run_command("--config", settings, "doctor")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    [place] = [n for n, line in enumerate(lines) if line.startswith("FAIL  upstream dies: ")]
+    assert "it exited before it was ready" in lines[place]
+    log = tmp_path / "data" / "logs" / "upstream-dies.log"
+    assert f"Its stderr is in {log} and ends with 'I cannot go on'." in lines[place + 1]
+
+
 def test_doctor_lists_tools_that_declare_nothing(tmp_path: Path) -> None:
     hinted = own_server_entry("hinted")
 
