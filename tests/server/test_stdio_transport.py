@@ -61,6 +61,23 @@ async def test_the_tools_are_few_and_cost_few_tokens(server: ServerConnection) -
     )
 
 
+@pytest.mark.parametrize("llm", [{}, {"model": "m", "api_base": "http://127.0.0.1:9"}])
+@pytest.mark.parametrize("name", ["srv{}", "a_server_with_a_long_name_{}", "x" * 200 + "{}"])
+async def test_many_servers_do_not_make_the_list_of_tools_long(
+    tmp_path: Path, llm: dict[str, str], name: str
+) -> None:
+    upstreams = {name.format(n): {"command": "/nowhere"} for n in range(100)}
+    async with connect_server(write_settings(tmp_path, mcpServers=upstreams, llm=llm)) as server:
+        tools = (await server.client.list_tools()).tools
+        listed = [
+            {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
+            for tool in tools
+        ]
+        assert count_tokens(json.dumps(listed, ensure_ascii=False)) <= 750
+        shown = tools[0].description or ""
+        assert " more. `tools.search(" in shown or "100; tools.list() names them." in shown
+
+
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_clients_of_both_eras_are_served(
     tmp_path_factory: pytest.TempPathFactory, mode: Any

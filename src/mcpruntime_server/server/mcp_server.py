@@ -48,14 +48,16 @@ from .run_tool import RunToolHandler
 from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
 from .skill_tools import SkillToolHandler, build_skill_prompt, build_skill_tools
 from .tasks_extension import TasksExtension
-from .tool_schemas import add_signatures, build_tool, list_parameters
+from .tool_schemas import add_signatures, build_tool, list_names, list_parameters
 from .workspace_resources import WorkspaceResources
 
 # Without a type of the items, some clients turn them into strings and others refuse the schema.
 INPUT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 InputItem = Annotated[Any, WithJsonSchema(INPUT_SCHEMA)]  # `resolve_context` checks it
 
-MAX_LISTED_PACKAGES = 50  # in the description of `run_code`; `tools.list()` returns all
+# Of the packages in the description of `run_code`; `tools.list()` returns all.
+MAX_PACKAGE_TOKENS = 85
+MAX_PACKAGE_TOKENS_WITH_ASK = 18  # when `ask_llm` is listed, too
 MAX_TIMEOUT_S = 86_400  # that a request may set
 
 SERVER_INSTRUCTIONS = """\
@@ -78,16 +80,14 @@ skills.search("words") finds. {}"""
 ISOLATION_WARNING = "\nWARNING: code runs on this machine without isolation (`local` backend)."
 
 
-def run_code_description(packages: Sequence[str]) -> str:
+def run_code_description(packages: Sequence[str], max_package_tokens: int) -> str:
     """Return the description of `run_code` for the model."""
-    named = ", ".join(packages[:MAX_LISTED_PACKAGES]) or "none configured"
-    if len(packages) > MAX_LISTED_PACKAGES:
-        named += f" and {len(packages) - MAX_LISTED_PACKAGES} more"
+    named = list_names(packages, max_package_tokens) or "none configured"
     return (
         "Run Python in a persistent sandbox: variables and files stay. Returns the last "
         "expression's or assignment's value, what it prints and plots (`show(x)`), calls, files.\n"
-        f"MCP servers as packages: {named}. Find functions with `tools.search('words')`, read "
-        "`help(tools.NAME.FUNCTION)`, call via `from tools.NAME import FUNCTION`; "
+        f"MCP servers as packages: {named}. `tools.search('words')` finds functions, "
+        "`from tools.NAME import FUNCTION` imports one, `help(FUNCTION)` explains it; "
         "`tools.map(fn, items)`: many at once.\n"
         "A run continues after wait_s, or with background=true: `run` waits for more, with "
         "`answers` to what it asks. dry_run=true plans calls that write; `answers` commits."
@@ -144,12 +144,14 @@ def build_mcp_server(
     instructions += knowledge_instructions(providers.names)
     if not is_isolated:
         instructions += ISOLATION_WARNING
+    has_ask = asks_other_model(config.llm)
+    package_tokens = MAX_PACKAGE_TOKENS_WITH_ASK if has_ask else MAX_PACKAGE_TOKENS
     tools = [
-        build_run_tool(runs, packages),
+        build_run_tool(runs, packages, package_tokens),
         build_replay_tool(replays, sessions, find_cursor),
         *build_skill_tools(SkillToolHandler(library, saver, runtime.journal, LOCAL_PRINCIPAL)),
     ]
-    if asks_other_model(config.llm):
+    if has_ask:
         tools.append(build_ask_tool(AskToolHandler(config, runs)))
     add_signatures(tools, signatures)
     server = RuntimeMcpServer(
@@ -171,7 +173,9 @@ def build_mcp_server(
     return server
 
 
-def build_run_tool(handler: RunToolHandler, packages: Sequence[str]) -> Tool:
+def build_run_tool(
+    handler: RunToolHandler, packages: Sequence[str], max_package_tokens: int
+) -> Tool:
     """Return the tool `run_code`."""
 
     async def run_code(
@@ -223,7 +227,7 @@ def build_run_tool(handler: RunToolHandler, packages: Sequence[str]) -> Tool:
 
     return build_tool(
         run_code,
-        run_code_description(packages),
+        run_code_description(packages, max_package_tokens),
         ToolAnnotations(title="Run Python", destructive_hint=True, open_world_hint=True),
         RunResult.model_json_schema(),
     )

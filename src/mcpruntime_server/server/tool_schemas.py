@@ -94,6 +94,16 @@ def add_signatures(tools: Sequence[Tool], signatures: Sequence[str]) -> None:
         tools[0].description += text
 
 
+def list_names(names: Sequence[str], max_tokens: int) -> str:
+    """Return the first names that fit into `max_tokens`, and how many more there are."""
+    for count in range(len(names), 0, -1):
+        rest = len(names) - count
+        text = ", ".join(names[:count]) + (f" and {rest} more" if rest else "")
+        if math.ceil(SIGNATURES_MARGIN * estimate_tokens(text)) <= max_tokens:
+            return text
+    return f"{len(names)}; tools.list() names them" if names else ""
+
+
 def estimate_tokens(text: str) -> int:
     """Return about how many tokens `text` has, rather too many; the tables are not at hand here."""
     return sum(map(_estimate_piece, TOKEN_PIECE.findall(text)))
