@@ -200,3 +200,15 @@ async def test_a_listing_with_an_upstream_that_died_says_so_as_a_value(
     value = await guided.evaluate("tools.list('lively')[:0] or tools.search('zzzz')")
     assert "no tools found" in value
     assert "! The upstream dies cannot be reached" in value
+
+
+@pytest.mark.parametrize(
+    "code", ["list(tools.search('zzzz'))", "[each.name for each in tools.list('dies')]"]
+)
+async def test_an_empty_value_made_of_a_listing_comes_with_its_problems(
+    guided: ServerConnection, code: str
+) -> None:
+    answer = await guided.run(code)
+    assert (answer.status, answer.value) == ("ok", [])
+    assert answer.stderr.count("! The upstream dies cannot be reached") == 1
+    assert "! The upstream dies cannot be reached" in answer.text

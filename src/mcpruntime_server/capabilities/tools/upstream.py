@@ -283,7 +283,7 @@ class Upstream:
         except (ValidationError, RuntimeError, ValueError) as error:
             self._raise_protocol_error(tool, error)
         except (OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
-            self._raise_disconnected(tool, type(error).__name__)
+            self._raise_disconnected(tool, type(error).__name__, await self._quote_stderr())
 
     async def _quote_stderr(self) -> str:
         """Return a sentence with what a process has written last, or only where its log is."""

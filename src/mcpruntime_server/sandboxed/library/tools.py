@@ -27,7 +27,7 @@ from .results import Slot, Slots, map_concurrently, wrap_dicts
 
 TYPE_CHECKING = False  # importing `typing` would slow down every start of a sandbox
 if TYPE_CHECKING:
-    from typing import Any, Awaitable, Callable, Iterable, Mapping, NoReturn, Sequence
+    from typing import Any, Awaitable, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
 
     from ...protocol.payloads import ToolListing
 
@@ -361,16 +361,28 @@ class ToolInfo:
 
 
 class ToolList(list[ToolInfo]):
-    """Tools, one a line in the repr; `problems` says which servers are missing, and why."""
+    """Tools, one a line in the repr; `problems` says which servers are missing, and why.
 
-    __slots__ = ("problems",)
+    Code that iterates makes a value of its own, which does not show the problems, such as `[]`.
+    They are printed then, once.
+    """
+
+    __slots__ = ("_are_problems_shown", "problems")
 
     def __init__(self, answer: ToolListing) -> None:
         super().__init__(ToolInfo(**tool) for tool in answer["tools"])
         self.problems = answer["problems"]
+        self._are_problems_shown = not self.problems
+
+    def __iter__(self) -> Iterator[ToolInfo]:
+        if not self._are_problems_shown:
+            self._are_problems_shown = True
+            for problem in self.problems:
+                print(f"! {problem}", file=sys.stderr)
+        return super().__iter__()
 
     def __repr__(self) -> str:
-        lines = [repr(tool) for tool in self] or ["no tools found"]
+        lines = [repr(tool) for tool in super().__iter__()] or ["no tools found"]
         return "\n".join(lines + [f"! {problem}" for problem in self.problems])
 
 
