@@ -71,3 +71,15 @@ async def test_arguments_that_are_too_large_get_a_clear_error(server: ServerConn
         "try: echo(text='x' * 9_000_000)\nexcept Exception as exc: said = str(exc)\nsaid"
     )
     assert "the limit is 8,388,608" in await server.evaluate(code, "large")
+
+
+async def test_many_large_calls_at_once_are_all_answered(server: ServerConnection) -> None:
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\nfrom tools.lively import echo\n"
+        "with ThreadPoolExecutor(60) as pool:\n"
+        "    lengths = [len(str(each)) >= 300_000 for each in "
+        "pool.map(lambda n: echo(text=str(n % 10) * 300_000), range(120))]\n"
+        "(len(lengths), all(lengths))"
+    )
+    answer = await server.run(code, "many", timeout_s=30)
+    assert answer.data.get("value") == [120, True], answer.text

@@ -538,7 +538,7 @@ async def test_a_message_with_an_impossible_run_number_is_refused(backend: Backe
     ):
         async with open_link(backend, make_setup(backend)) as link:
             with pytest.raises(wire.WireError):
-                link._route(message)
+                link._route(message, 0)
 
 
 async def test_promoting_on_a_closed_link_fails(backend: Backend) -> None:

@@ -72,7 +72,7 @@ def test_an_error_stands_in_a_result_once() -> None:
     assert result.model_dump_json().count("no such commit: 99") == 1
     text = format_run_result(result)
     assert text.count("no such commit: 99") == 1
-    assert f'  File "<step 1>"\ntools.ToolError: {message}' in text
+    assert f'    File "<step 1>"\n  tools.ToolError: {message}' in text
 
 
 def test_usage_is_shown_where_it_explains_something() -> None:

@@ -233,7 +233,7 @@ async def test_blocks_of_upstreams_and_files_are_shown(server: ServerConnection)
     assert (second.mime_type, second.data) == ("audio/wav", entry(sound())["data"])
     text = text_of(result)
     assert 'value: ["a caption", "[image 3: PNG 8x6]"]' in text
-    assert "[image 1: PNG 5x4]\n[audio 2: WAV]\nplain" in text
+    assert "  [image 1: PNG 5x4]\n  [audio 2: WAV]\n  plain" in text
 
 
 async def test_a_table_has_all_columns_and_its_shape(server: ServerConnection) -> None:
@@ -246,13 +246,13 @@ async def test_a_table_has_all_columns_and_its_shape(server: ServerConnection) -
     assert "[1,000 rows x 26 columns]" in text
     assert len(text) < 20_000
     heading = next(line for line in text.splitlines() if "column_0" in line)
-    row = next(line for line in text.splitlines() if line.startswith("999"))
+    row = next(line for line in text.splitlines() if line.startswith("  999"))
     assert len(heading) == len(row)
     wide = text_of(await run(server, "pd.DataFrame({f'c{n}': [1] for n in range(2_000)})"))
     assert "[1 row x 2,000 columns]" in wide
     assert "'c0', 'c1'" in wide
     small = text_of(await run(server, "show(pd.DataFrame({'a': [1, 2]}))"))
-    assert "   a\n0  1\n1  2\n[2 rows x 1 column]" in small
+    assert "     a\n  0  1\n  1  2\n  [2 rows x 1 column]" in small
 
 
 async def test_a_client_that_reads_data_gets_the_line(
@@ -277,4 +277,4 @@ async def test_modules_can_show_things_and_code_that_does_can_become_a_skill(
     assert not saved.is_error, saved
     assert "value: 3" in text_of(await run(server, "from skills.sum_rows import run\nrun()"))
     code = "open('pages.py', 'w').write('def page(): show([1, 2])')\nimport pages\npages.page()"
-    assert "stdout:\n[1, 2]" in text_of(await run(server, code))
+    assert "stdout:\n  [1, 2]" in text_of(await run(server, code))

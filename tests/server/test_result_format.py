@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from mcpruntime_server.server.result_format import (
     MAX_LISTED_FILES,
     RunResult,
     build_run_result,
+    dump_on_one_line,
     format_run_result,
 )
 
@@ -64,9 +66,9 @@ def test_a_shown_value_is_json_within_the_limits(value: Any) -> None:
         max(sizes(result.value), default=0) <= SETTINGS.server.result_items + 8
     )  # the mark, or items that are not longer than it
     if isinstance(result.value, str):
-        assert result.value.rstrip("\n") in text
+        assert textwrap.indent(result.value.rstrip("\n"), "  ").strip(" ") in text
     elif result.value is not None:
-        assert f"value: {shown}" in text
+        assert f"value: {dump_on_one_line(result.value)}" in text
 
 
 @given(st.text(max_size=2000), st.text(max_size=2000))
@@ -87,8 +89,8 @@ def test_data_and_text_carry_the_same_facts(stdout: str, stderr: str) -> None:
         result.run,
         result.session,
         result.status,
-        result.stdout.rstrip(),
-        result.stderr.rstrip(),
+        textwrap.indent(result.stdout.rstrip(), "  "),
+        textwrap.indent(result.stderr.rstrip(), "  "),
     ):
         assert fact in text
     assert "git.log(n=1) -> error, 1 ms: no such branch" in text

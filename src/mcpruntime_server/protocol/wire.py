@@ -268,6 +268,10 @@ class FilesChanged(Message):
     removed: List[str]
     skipped_count: int = 0  # files that are not kept: beyond the limit, or named in invalid UTF-8
 
+    def check(self) -> None:
+        """Raise `ValueError` if it names what cannot be a file of the workspace."""
+        check_workspace_paths(self.changed + self.removed)
+
 
 class WorkerRestarted(Message):
     """The interpreter died and an empty one replaces it.
@@ -305,6 +309,10 @@ class FileData(Message):
     mode: int
     is_last: bool
     data: bytes
+
+    def check(self) -> None:
+        """Raise `ValueError` if it names what cannot be a file of the workspace."""
+        check_workspace_paths([self.path])
 
 
 class FilesSaved(Message):
@@ -356,6 +364,10 @@ class Promoted(Message):
     ok: bool
     changed: List[str]
     removed: List[str]
+
+    def check(self) -> None:
+        """Raise `ValueError` if it names what cannot be a file of the workspace."""
+        check_workspace_paths(self.changed + self.removed)
 
 
 # supervisor -> worker -----------------------------------------------------------------------------
@@ -459,6 +471,18 @@ def _iter_containers(value: Any) -> List[Any]:
     return [item for item in items if isinstance(item, (dict, list, tuple))]
 
 
+def is_workspace_path(path: str) -> bool:
+    """Return whether a workspace can have a file at `path`: it is relative and normalised."""
+    return "\0" not in path and {"", ".", ".."}.isdisjoint(path.split("/"))
+
+
+def check_workspace_paths(paths: List[str]) -> None:
+    """Raise `ValueError` if one of them cannot be the path of a file of a workspace."""
+    for path in paths:
+        if not is_workspace_path(path):
+            raise ValueError(f"{path!r:.80} is not a path in the workspace")
+
+
 def no_active_run_error(target: str) -> Dict[str, Any]:
     """Return the error for a call that a background thread makes when no run is active."""
     message = f"{target}: no run is active that could make this call"
@@ -514,6 +538,8 @@ class FrameSplitter:
 class MessageDecoder(FrameSplitter):
     """Turns a stream of bytes into messages."""
 
+    frame_bytes = 0  # the size of the frame of the last message
+
     def decode_messages(self, data: bytes) -> List[Message]:
         """Return each message that `data` completes; raises `WireError` on anything else."""
         return list(self.iter_messages(data))
@@ -524,6 +550,7 @@ class MessageDecoder(FrameSplitter):
         Raises `WireError` on anything else.
         """
         for code, frame in self.iter_frames(data):
+            self.frame_bytes = len(frame)
             yield decode_message(code, frame[HEADER_BYTES:])
 
 

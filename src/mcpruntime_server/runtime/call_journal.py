@@ -6,6 +6,7 @@ step that makes it, not of a function from an earlier step that it goes through.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from ..errors import JournalFailed
 from ..journal.events import CallFinished, CallStarted, canonical_json
 from ..journal.recording import RecordedCall
 from ..journal.store import Journal
+from ..protocol.presentation import format_call
 from ..protocol.wire import Call
 from .pending_questions import PendingQuestions
 from .plan import PLANNED_KIND, CallKey, Plan
@@ -27,6 +29,10 @@ ABANDONED_ERROR: Mapping[str, Any] = {
     "message": "The code did not wait for the answer; what was asked for may have been done.",
     "data": None,
 }
+
+MAX_CALL_CHARS = 300  # of the arguments of one call, as a client sees them
+MAX_KEPT_CHARS = 2_000  # of the arguments of a call that is over
+SUBMIT_TARGET = "agent.submit"  # the call that submits an agent's answer
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +48,21 @@ class LedgerEntry:
     error: str = ""
     effect: str = "write"  # "read" | "idempotent" | "write"
     outcome: str = ""  # what came of it, where a client should know that
+    shown: str = ""  # the call as a client sees it, where `args` are too large to be kept
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing more becomes of the call."""
         return self.status not in ("started", "waiting")
+
+    def format(self) -> str:
+        """Return the call as a client sees it."""
+        return self.shown or format_call(self.target, self.args, MAX_CALL_CHARS)
+
+    def forget_large_args(self) -> None:
+        """Keep only what a client sees of large arguments: the journal has them."""
+        if self.target != SUBMIT_TARGET and measure(self.args, MAX_KEPT_CHARS) > MAX_KEPT_CHARS:
+            self.shown, self.args = self.format(), {}
 
     def describe(self, args: dict[str, Any], outcome: str) -> None:
         """Show other arguments than those of the call, and what came of it."""
@@ -80,7 +96,7 @@ class CallJournal:
         self.run_id = run_id
         self._journal = journal
         self._call_count = 0
-        self._occurrences: Counter[tuple[str, str]] = Counter()  # by target and arguments
+        self._occurrences: Counter[tuple[str, str]] = Counter()  # by target and `digest_args`
         self._recorded_entries: dict[int, LedgerEntry] = {}  # by number
         self._entries_by_id: dict[int, LedgerEntry] = {}
         self._numbers_by_id: dict[int, int] = {}  # of calls that have no end in the journal
@@ -97,8 +113,9 @@ class CallJournal:
     def start_call(self, call: Call, effect: str, *, is_listed: bool) -> int:
         """Journal the start of `call`; return its number. Raises `ValueError` if it is not JSON."""
         args = canonical_json(call.args)
-        nth = self._occurrences[call.target, args]
-        self._occurrences[call.target, args] += 1
+        occurrence = call.target, digest_args(args)
+        nth = self._occurrences[occurrence]
+        self._occurrences[occurrence] += 1
         self._call_count += 1
         number = self._call_count
         self._numbers_by_id[call.call_id] = number
@@ -122,7 +139,7 @@ class CallJournal:
         if recorded.finished_sequence is None:
             self._numbers_by_id[call.call_id] = recorded.call_id
             self._open_keys[recorded.call_id] = recorded.target, recorded.args, recorded.nth
-        self._occurrences[call.target, recorded.args] += 1
+        self._occurrences[call.target, digest_args(recorded.args)] += 1
         entry = self._entries_by_id[call.call_id] = self._recorded_entries[recorded.call_id]
         return entry
 
@@ -194,6 +211,27 @@ class CallJournal:
 
     def _append_event(self, event: CallStarted | CallFinished) -> None:
         self._journal.append(self.session_id, event, self.run_id)
+
+
+def digest_args(args: str) -> str:
+    """Return what stands for canonical arguments: a digest if they are long."""
+    if len(args) <= MAX_KEPT_CHARS:
+        return args
+    return hashlib.sha256(args.encode()).hexdigest()
+
+
+def measure(value: Any, limit: int) -> int:
+    """Return about how many characters JSON data has; no longer exact beyond `limit`."""
+    size, waiting = 0, [value]
+    while waiting and size <= limit:
+        item = waiting.pop()
+        size += len(item) if isinstance(item, str) else 8
+        if isinstance(item, dict):
+            size += sum(map(len, item))
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return size
 
 
 def abandoned_call_id(call: Call) -> int:

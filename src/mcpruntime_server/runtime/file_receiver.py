@@ -13,13 +13,14 @@ class FileReceiver:
     def __init__(self, max_bytes: int) -> None:
         self.is_complete = False  # every file that can be read has arrived
         self.received_files: dict[str, tuple[int, bytes]] = {}  # mode and content, by path
+        self.expected_files: set[str] = set()  # the paths of those that have changed
         self._bytes_left = max_bytes
         self._chunks: list[bytes] = []  # of the file that is arriving
 
     def receive_chunk(self, message: wire.FileData) -> None:
-        """Keep one chunk; raises `WireError` for an invalid path or beyond the limit."""
-        if "\0" in message.path or not {"", ".", ".."}.isdisjoint(message.path.split("/")):
-            raise wire.WireError(f"not a path in the workspace: {message.path!r:.80}")
+        """Keep one chunk; raises `WireError` for a file that was not announced, or too much."""
+        if message.path not in self.expected_files:
+            raise wire.WireError(f"content of a file that has not changed: {message.path!r:.80}")
         self._bytes_left -= len(message.data)
         if self._bytes_left < 0:
             raise wire.WireError("more file content than the workspace can hold")

@@ -78,7 +78,7 @@ class OutputBuffer:
         if self._bytes_left < 0:
             raise wire.WireError("more output than its worker lets through")
         if message.dropped_bytes > 0:
-            note = dropped_output_note(message.dropped_bytes)
+            note = stream.limit(dropped_output_note(message.dropped_bytes))
             self._append_text(message.stream, note, message.dropped_bytes)
         self._append_text(message.stream, stream.limit(stream.decode(message.data)), 0)
 

@@ -62,6 +62,7 @@ class RebuildListener:
 
     def on_files(self, message: wire.FilesChanged) -> None:
         """Note which files were removed; the content of the changed ones follows."""
+        self.file_receiver.expected_files = set(message.changed)
         self.removed_files = message.removed
 
     def on_file_data(self, message: wire.FileData) -> None:

@@ -163,6 +163,14 @@ class Router:
             entry = call_journal.add_to_ledger(call)
         else:
             entry = LedgerEntry(call.target, call.args)
+        try:
+            return await self._answer_listed_call(call, entry, call_journal)
+        finally:
+            entry.forget_large_args()
+
+    async def _answer_listed_call(
+        self, call: Call, entry: LedgerEntry, call_journal: CallJournal
+    ) -> Reply:
         started = time.perf_counter()
         try:
             number = await _start_call(call, self._find_route(call.target), call_journal)
@@ -187,7 +195,10 @@ class Router:
         A call that is `in_doubt` may have been made: somebody is asked before it is made again.
         """
         active = ActiveCall(call, entry, call_journal, number)
-        return await self._execute_call(active, in_doubt=in_doubt)
+        try:
+            return await self._execute_call(active, in_doubt=in_doubt)
+        finally:
+            entry.forget_large_args()
 
     async def _execute_call(self, active: ActiveCall, *, in_doubt: bool = False) -> Reply:
         call, entry, journal, number = active.call, active.entry, active.journal, active.number

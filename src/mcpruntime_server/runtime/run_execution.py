@@ -183,7 +183,7 @@ class RunExecution:
             limit_s = run.spec.timeout_s
             notes.append(f"Stopped after {limit_s:g} s; pass a larger timeout_s if it needs more.")
         if restarts:  # in this run or since the last one
-            notes.append(truncate_text(restarts[-1], MAX_REASON_CHARS)[0])
+            notes.append(f"The sandbox says: {truncate_text(restarts[-1], MAX_REASON_CHARS)[0]!r}.")
             restarts.clear()
         if run.report.status == "waiting":
             has_committed = run.spec.approvals and any(

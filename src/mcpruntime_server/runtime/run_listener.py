@@ -57,6 +57,7 @@ class RunListener:
     def on_files(self, message: wire.FilesChanged) -> None:
         """Note which files changed; their content follows."""
         self.has_changed_files = True
+        self.file_receiver.expected_files = set(message.changed)
         self._report.changed_files, self._report.removed_files = message.changed, message.removed
         if message.skipped_count > 0:
             self._report.notes.append(

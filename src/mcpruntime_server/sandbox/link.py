@@ -29,6 +29,7 @@ from . import Backend, SandboxChannel, SandboxInfo
 from .bundle import build_bundle
 
 MAX_OPEN_CALLS = 1024  # of one run: each takes memory of the host while it waits
+MAX_OPEN_CALL_BYTES = 2 * 1024 * 1024  # of calls that wait for an answer; one may be larger
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
 INTERRUPT_GRACE_S = 3.0  # for code to clean up after KeyboardInterrupt
 KILL_GRACE_S = 1.5  # to kill all processes and start an empty interpreter; usually milliseconds
@@ -77,6 +78,7 @@ class _Execution:
     paused_time_left_s: float | None = None  # until its timeout; None while the clock runs
     call_scopes: set[anyio.CancelScope] = field(default_factory=set)  # of calls being answered
     open_call_count: int = 0  # calls received and not yet answered
+    open_call_bytes: int = 0
     done: wire.RunDone | None = None
     stop_reason: StopReason | None = None
 
@@ -141,6 +143,7 @@ class SandboxLink:
         self._channel = channel
         self._protocol = LinkState(HOST)
         self._writer = _FrameWriter(channel)
+        self._reader_may_go_on = anyio.Event()
         self._ready = anyio.Event()
         self._promotion: _Promotion | None = None
         self._execution: _Execution | None = None
@@ -233,6 +236,7 @@ class SandboxLink:
                 await self._wait_until_finished(execution)
             finally:
                 self._execution = None
+                self._wake_reader()
                 for scope in list(execution.call_scopes):
                     scope.cancel()  # the code no longer waits for the reply
                 if self._protocol.state == RUNNING:
@@ -247,6 +251,7 @@ class SandboxLink:
         if execution.finished.is_set():
             return
         execution.stop_reason = execution.stop_reason or "timeout"
+        self._wake_reader()
         steps = ((wire.Interrupt, INTERRUPT_GRACE_S), (wire.Kill, KILL_GRACE_S))
         for message_type, grace_s in steps:
             self._send(message_type(execution.run_number))
@@ -330,6 +335,7 @@ class SandboxLink:
             return
         self._failure_reason = reason
         self.closed.set()
+        self._wake_reader()
         self._files_received.set()
         self._ready.set()
         for waiting in (self._execution, self._promotion):
@@ -358,7 +364,10 @@ class SandboxLink:
             try:
                 turn_ends_at = time.perf_counter() + MAX_TURN_S
                 for message in decoder.iter_messages(data):
-                    self._route(message)
+                    self._route(message, decoder.frame_bytes)
+                    while self._is_reader_to_wait():
+                        self._reader_may_go_on = anyio.Event()
+                        await self._reader_may_go_on.wait()
                     if time.perf_counter() > turn_ends_at:
                         await anyio.lowlevel.checkpoint()  # others take their turn
                         turn_ends_at = time.perf_counter() + MAX_TURN_S
@@ -368,12 +377,25 @@ class SandboxLink:
                 return
         self.fail("")
 
-    def _route(self, message: wire.Message) -> None:
+    def _is_reader_to_wait(self) -> bool:
+        """Return whether the sandbox has to wait until some of its calls are answered.
+
+        What the code says when it is stopped is always read.
+        """
+        execution = self._execution
+        if self.closed.is_set() or execution is None or execution.stop_reason is not None:
+            return False
+        return execution.open_call_bytes > MAX_OPEN_CALL_BYTES
+
+    def _wake_reader(self) -> None:
+        self._reader_may_go_on.set()
+
+    def _route(self, message: wire.Message, size: int) -> None:
         self._protocol.receive(message)
         match message:
             case wire.Output() | wire.Call() | wire.FilesChanged() | wire.RunDone():
                 if self._execution is not None:
-                    self._route_to_execution(self._execution, message)
+                    self._route_to_execution(self._execution, message, size)
             case wire.FileData() | wire.FilesSaved():
                 self._route_files(message)
             case wire.ForkParked():
@@ -403,6 +425,7 @@ class SandboxLink:
         self,
         execution: _Execution,
         message: wire.Output | wire.Call | wire.FilesChanged | wire.RunDone,
+        size: int,
     ) -> None:
         match message:
             case wire.Output():
@@ -412,7 +435,8 @@ class SandboxLink:
                 self._send_error(message, "unavailable", text)
             case wire.Call():
                 execution.open_call_count += 1
-                self._task_group.start_soon(self._answer_call, execution, message)
+                execution.open_call_bytes += size
+                self._task_group.start_soon(self._answer_call, execution, message, size)
             case wire.FilesChanged():
                 self._file_listener = execution.listener
                 self._files_received = anyio.Event()
@@ -432,7 +456,7 @@ class SandboxLink:
         self._file_listener = None
         self._files_received.set()
 
-    async def _answer_call(self, execution: _Execution, call: wire.Call) -> None:
+    async def _answer_call(self, execution: _Execution, call: wire.Call, size: int) -> None:
         reply = wire.Reply(call.call_id, None, wire.no_active_run_error(call.target))
         if self._execution is execution:  # else it finished before this task started
             with anyio.CancelScope() as scope:
@@ -442,10 +466,12 @@ class SandboxLink:
                 finally:
                     execution.call_scopes.discard(scope)
         execution.open_call_count -= 1
+        execution.open_call_bytes -= size
         try:
             self._send(reply)
         except wire.WireError as exc:
             self._send_error(call, "too_large", f"{call.target}: the result cannot be sent: {exc}")
+        self._wake_reader()
 
     def _send_error(self, call: wire.Call, kind: str, message: str) -> None:
         error = {"kind": kind, "message": message, "data": None}

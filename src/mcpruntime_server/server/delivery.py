@@ -19,10 +19,10 @@ from typing import Any
 
 import anyio
 
+from ..runtime.call_journal import SUBMIT_TARGET
 from ..runtime.run import Run
 from ..runtime.run_report import RunReport
 from ..runtime.session import Session
-from .result_format import SUBMIT_TARGET
 
 MAX_TRACKED_RUNS = 1_000  # that were reported before they ended
 MAX_KEPT_RUNS = 32  # finished runs with the notes that the journal does not have

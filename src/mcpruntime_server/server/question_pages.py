@@ -18,10 +18,10 @@ from pydantic import BaseModel
 
 from ..journal.call_scope import MAX_MODEL_REQUEST_CHARS
 from ..protocol.presentation import format_call, truncate_text
+from ..runtime.call_journal import MAX_CALL_CHARS
 from ..runtime.pending_questions import MODEL_REQUEST_KIND
 from ..runtime.run_report import PendingQuestionView
 
-MAX_CALL_CHARS = 300  # of the arguments of one call, and of its error
 RESULT_FRAME_CHARS = 1_000  # of a result, for everything but output and questions
 QUESTION_FRAME_CHARS = 150  # of a question, for everything but prompt and schema
 DATA_START = re.compile(r"\n\n(?=<data [0-9a-f]{12}>\n)")  # after the prompt of a model request

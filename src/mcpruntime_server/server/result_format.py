@@ -5,11 +5,14 @@ it and models pay for every word. Where a run succeeded, similar calls share a l
 not, every call that may have written is listed, because a retry must know which ones were made.
 Usage is shown where it explains something: time that a person notices, money, memory near the
 limit. Programs find all of it in `_meta`.
+Rule: in the text, only the server's own lines start at the margin. What code, tools or people say
+stands on the line of its label, or is indented below it, so that it cannot pass for such a line.
 """
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,12 +24,16 @@ from ..config import Config
 from ..config.shell_commands import format_command
 from ..errors import McpRuntimeError
 from ..journal.events import MediaEntry
-from ..protocol.presentation import format_call, format_error, truncate_name, truncate_text
-from ..runtime.call_journal import CallStatus, LedgerEntry
+from ..protocol.presentation import format_error, truncate_name, truncate_text
+from ..runtime.call_journal import (
+    MAX_CALL_CHARS,
+    SUBMIT_TARGET,
+    CallStatus,
+    LedgerEntry,
+)
 from ..runtime.pending_questions import MODEL_APPROVER, MODEL_REQUEST_KIND
 from ..runtime.run_report import RunReport, RunStatus, display_value
 from .question_pages import (
-    MAX_CALL_CHARS,
     PendingQuestionLine,
     page_chars,
     select_question_page,
@@ -42,8 +49,9 @@ FOLDABLE_STATUSES = ("ok", "queued", "running", "waiting")  # of runs that need 
 MAX_LISTED_WRITES = 10  # of one tool that went well, in a run that did; the others are counted
 MIN_SHOWN_MS = 1_000  # of a duration in the usage
 MIN_SHOWN_MEMORY_SHARE = 0.5  # of the memory limit
-SUBMIT_TARGET = "agent.submit"  # the call that submits an agent's answer
 DATA_ONLY_CLIENTS = ("codex",)  # first words of their names
+ESCAPED_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # in JSON
+INDENT = "  "  # before lines that are not the server's own
 MAX_EXACT_INTEGER = 2**53  # clients that store numbers as doubles would change larger ones
 
 
@@ -105,7 +113,7 @@ def run_call_result(result: RunResult, code: str = "") -> CallToolResult:
     text = format_run_result(result)
     if code:
         data["code"] = code
-        text = f"{text}\ncode:\n{code}"
+        text = f"{text}\n{format_block('code', code)}"
     call_result = text_call_result(text, data)
     call_result.content += map(build_media_content, result._media)
     call_result.meta = {USAGE_META_KEY: result._all_usage}
@@ -386,7 +394,7 @@ def build_call_line(entry: LedgerEntry) -> CallLine:
     error = truncate_text(entry.error, MAX_CALL_CHARS)[0] if entry.error else None
     outcome = f" = {entry.outcome}" if entry.outcome else ""
     return CallLine(
-        call=format_call(entry.target, entry.args, MAX_CALL_CHARS) + outcome,
+        call=entry.format() + outcome,
         status=entry.status,
         ms=round_ms(entry.duration_ms),
         error=error,
@@ -397,24 +405,28 @@ def format_run_result(result: RunResult) -> str:
     """Return a result as plain text, for clients that show the model only that."""
     lines = [f"{result.status} | session {result.session} | step {result.step} | run {result.run}"]
     if result.note:
-        lines.append(f"note: {result.note}")
+        lines.append(f"note: {indent_following_lines(result.note)}")
     if result.value is not None:
         text = result.value
         if not isinstance(text, str):
-            text = json.dumps(text, ensure_ascii=False)
-        space = "\n" if "\n" in text else " "  # a table keeps its columns
-        lines.append(f"value{' (submitted)' if result.submitted else ''}:{space}{text}")
+            text = dump_on_one_line(text)
+        label = "value (submitted)" if result.submitted else "value"
+        if len(text.splitlines()) > 1:  # a table keeps its columns
+            lines.append(format_block(label, text))
+        else:
+            lines.append(f"{label}: {text}")
     for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
         if text:
-            lines.append(f"{name}:\n{text.rstrip()}")
+            lines.append(format_block(name, text.rstrip()))
     if result.error is not None:
         error = result.error
-        lines.append(f"error:\n{format_error(error.type, error.message, error.traceback)}")
+        described = format_error(error.type, error.message, error.traceback)
+        lines.append(format_block("error", described))
         if error.hint:
-            lines.append(f"hint: {error.hint}")
+            lines.append(f"hint: {indent_following_lines(error.hint)}")
     if result.calls:
         lines.append("calls:")
-        lines += [f"  {format_call_line(line)}" for line in result.calls]
+        lines += [f"{INDENT}{format_call_line(line)}" for line in result.calls]
     if result.waiting_for:
         lines.append("waiting for:")
         lines += [format_question_line(question) for question in result.waiting_for]
@@ -426,18 +438,33 @@ def format_run_result(result: RunResult) -> str:
     return "\n".join(lines)
 
 
+def dump_on_one_line(data: Any) -> str:
+    """Return JSON data as text without any character that ends a line."""
+    return json.dumps(data, ensure_ascii=False).translate(ESCAPED_LINE_ENDS)
+
+
+def format_block(label: str, text: str) -> str:
+    """Return text that is not the server's own: indented, below its label."""
+    return f"{label}:\n{textwrap.indent(text, INDENT)}"
+
+
+def indent_following_lines(text: str, indent: str = INDENT) -> str:
+    """Return text whose lines after the first are indented."""
+    return textwrap.indent(text, indent).removeprefix(indent)
+
+
 def format_question_line(question: PendingQuestionLine) -> str:
     """Return a pending question as text."""
     position = f" (line {question.line})" if question.line is not None else ""
-    lines = [f"  {question.id} {question.kind}: {question.call}{position}"]
-    lines += [f"    and {call}" for call in question.more]
-    lines += [f"    hint: {hint}" for hint in question.hints]
-    return "\n".join(lines)
+    lines = [f"{question.id} {question.kind}: {question.call}{position}"]
+    lines += [f"{INDENT}and {call}" for call in question.more]
+    lines += [f"{INDENT}hint: {hint}" for hint in question.hints]
+    return textwrap.indent("\n".join(lines), INDENT)
 
 
 def format_call_line(line: CallLine) -> str:
     """Return the line about a call as text."""
     times = f", {line.times:,} times" if line.times > 1 else ""
     duration = f", {line.ms:,.0f} ms" if line.ms else ""
-    error = f": {line.error}" if line.error else ""
+    error = f": {indent_following_lines(line.error, INDENT * 2)}" if line.error else ""
     return f"{line.call} -> {line.status}{times}{duration}{error}"
