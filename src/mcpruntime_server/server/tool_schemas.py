@@ -96,7 +96,7 @@ def add_signatures(tools: Sequence[Tool], signatures: Sequence[str]) -> None:
 
 def list_names(names: Sequence[str], max_tokens: int) -> str:
     """Return the first names that fit into `max_tokens`, and how many more there are."""
-    for count in range(len(names), 0, -1):
+    for count in range(min(len(names), max_tokens), 0, -1):
         rest = len(names) - count
         text = ", ".join(names[:count]) + (f" and {rest} more" if rest else "")
         if math.ceil(SIGNATURES_MARGIN * estimate_tokens(text)) <= max_tokens:
