@@ -29,7 +29,7 @@ from . import Backend, SandboxChannel, SandboxInfo
 from .bundle import build_bundle
 
 MAX_OPEN_CALLS = 1024  # of one run: each takes memory of the host while it waits
-MAX_OPEN_CALL_BYTES = 2 * 1024 * 1024  # of calls that wait for an answer; one may be larger
+MAX_OPEN_CALL_BYTES = 16 * 1024 * 1024  # of calls that wait for an answer
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
 INTERRUPT_GRACE_S = 3.0  # for code to clean up after KeyboardInterrupt
 KILL_GRACE_S = 1.5  # to kill all processes and start an empty interpreter; usually milliseconds
