@@ -137,6 +137,22 @@ async def test_a_refused_call_is_not_made_and_the_code_gets_an_error(
     assert world.done == []
 
 
+async def test_the_time_that_a_person_takes_is_not_the_time_of_the_code(world: World) -> None:
+    allow = choose("allow")
+
+    async def answer_slowly(context: Any, params: Any) -> ElicitResult:
+        await anyio.sleep(2.0)
+        return await allow(context, params)
+
+    async with world.client(mode="legacy", elicitation_callback=answer_slowly) as connection:
+        arguments = {"code": f"{IMPORT}add(item='a')\nNone"}
+        result = await connection.client.call_tool("run_code", arguments)
+    usage = (result.meta or {})["mcpruntime/usage"]
+    assert usage["total_ms"] > 2_000
+    assert usage["wall_ms"] < usage["total_ms"] - 1_900
+    assert world.done == ["add a"]
+
+
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_form_that_is_put_aside_leaves_the_run_waiting_and_it_can_be_asked_again(
     world: World, era: str
@@ -466,7 +482,11 @@ async def test_some_of_a_plan_is_committed_and_some_of_it_changed(world: World) 
             assert refused.text.startswith("[invalid_request] ")
         told = await attach(connection.client, plan.run, answers=answers)
         assert (told.status, told.value) == ("ok", ["done", "not", "done", "not"]), told.text
-        assert [line["status"] for line in told.calls] == ["ok", "denied", "ok", "denied"]
+        made = ["put(item='0')", "put(item='1')", "put(item='changed')", "put(item='3')"]
+        expected = [f"counted.{call}" for call in made]
+        for seen in (told, await connection.replay("show", run=told.run)):
+            assert [line["call"] for line in seen.calls] == expected
+            assert [line["status"] for line in seen.calls] == ["ok", "denied", "ok", "denied"]
     assert world.done == ["put 0", "put changed"]
 
 

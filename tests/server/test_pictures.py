@@ -23,6 +23,8 @@ from mcpruntime_server.protocol.media import (
     identify_media,
 )
 from mcpruntime_server.runtime.run_report import validate_media
+from tests.upstreams import own_server_entry
+from tests.upstreams.painter import RED_PIXEL
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 
@@ -111,7 +113,9 @@ def test_the_pictures_of_a_run_are_bounded_in_number_and_size() -> None:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerConnection]:
     """A server whose upstream returns pictures and sounds."""
     settings = write_settings(
-        tmp_path_factory.mktemp("pictures"), sandbox={"memory_mb": 512, "timeout_s": 300}
+        tmp_path_factory.mktemp("pictures"),
+        sandbox={"memory_mb": 512, "timeout_s": 300},
+        mcpServers={"painter": own_server_entry("painter")},
     )
     async with connect_server(settings) as connection:
         yield connection
@@ -216,6 +220,19 @@ async def test_more_pictures_than_allowed_are_named_in_the_output(server: Server
     result = await run(server, code)
     assert len(pictures_in(result)) == MAX_MEDIA_ITEMS
     assert text_of(result).count("[image not shown: a run shows at most 10") == 3
+
+
+async def test_what_an_upstream_paints_and_plays_reaches_the_client(
+    server: ServerConnection,
+) -> None:
+    result = await run(server, "from tools.painter import paint, play\npaint()")
+    [picture] = [each for each in result.content if isinstance(each, ImageContent)]
+    assert base64.b64decode(picture.data) == RED_PIXEL
+    assert 'value: ["a red pixel", "[image 1: PNG 1x1]"]' in text_of(result)
+    result = await run(server, "show(play())\nplay()['mimeType']")
+    [heard] = [each for each in result.content if isinstance(each, AudioContent)]
+    assert base64.b64decode(heard.data) == sound()
+    assert "audio/wav" in text_of(result)
 
 
 async def test_blocks_of_upstreams_and_files_are_shown(server: ServerConnection) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mcp import MCPError
-from mcp.types import BlobResourceContents, ResourceLink, TextResourceContents
+from mcp.types import BlobResourceContents, ElicitResult, ResourceLink, TextResourceContents
+
+from mcpruntime_server.journal import open_journal
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 
@@ -74,6 +77,21 @@ async def test_a_large_file_is_not_a_resource(server: ServerConnection) -> None:
     await server.run("open('big', 'wb').truncate((16 << 20) + 1)", "s")
     with pytest.raises(MCPError, match="at most 16,777,216"):
         await server.client.read_resource("workspace://s/big")
+
+
+async def test_a_session_of_somebody_else_is_not_found(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path)
+    async with connect_server(settings) as server:
+        await server.run(WRITE, "s")
+        mine = (await server.client.list_resources()).resources
+    async with open_journal(tmp_path / "data") as journal:
+        await journal.create_session("s_other", "theirs", "somebody else")
+    async with connect_server(settings) as server:
+        for handle in ("s_other", "theirs"):
+            with pytest.raises(MCPError, match="There is no session"):
+                await server.client.read_resource(f"workspace://{handle}/a")
+        listed = (await server.client.list_resources()).resources
+        assert [each.uri for each in listed] == [each.uri for each in mine]
 
 
 # exports ------------------------------------------------------------------------------------------
@@ -157,6 +175,21 @@ async def test_the_same_content_is_written_once(server: ServerConnection, tmp_pa
 async def test_an_empty_file_can_be_exported(server: ServerConnection, tmp_path: Path) -> None:
     await server.run("open('empty', 'w').close()\nexport('empty')", "s")
     assert (tmp_path / "exports" / "empty").read_bytes() == b""
+
+
+@pytest.mark.parametrize("verdict", ["deny", "ask"])
+async def test_the_policy_rules_exports(tmp_path: Path, verdict: str) -> None:
+    settings = write_settings(tmp_path, policy={"tools": {"files.export": verdict}})
+
+    async def refuse(context: Any, params: Any) -> ElicitResult:
+        assert "files.export" in params.message
+        return ElicitResult(action="decline")
+
+    async with connect_server(settings, mode="legacy", elicitation_callback=refuse) as server:
+        await server.run(WRITE, "s")
+        code = "try: export('x.bin')\nexcept tools.ToolDeniedError: said = 'denied'\nsaid"
+        assert await server.evaluate(code, "s") == "denied"
+    assert not (tmp_path / "data" / "exports").exists()
 
 
 FORGED = """

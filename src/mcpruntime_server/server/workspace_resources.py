@@ -39,6 +39,7 @@ class WorkspaceResources:
         sessions = await journal.list_sessions(self._principal)
         if not sessions:
             return []
+        await self._runtime.wait_for_files(sessions[0].id)
         files, _ = await journal.load_files_at(sessions[0].tip, [])
         handle = sessions[0].name or sessions[0].id
         return [
