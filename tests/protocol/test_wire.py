@@ -35,8 +35,17 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+# of messages that the sandbox sends: the host accepts no others
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1)
+PATHS = st.lists(NAMES.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map(
+    "/".join
+)
+PATH_FIELDS = {"path": PATHS, "changed": st.lists(PATHS), "removed": st.lists(PATHS)}
+
+
 def a_message(cls: type[wire.Message]) -> st.SearchStrategy[wire.Message]:
     parts = {name: FIELDS[str(annotation)] for name, annotation in cls.__annotations__.items()}
+    parts |= {name: paths for name, paths in PATH_FIELDS.items() if name in parts}
     return st.fixed_dictionaries(parts).map(lambda fields: cls(**fields))
 
 

@@ -5,6 +5,7 @@ The proof records a session, and then starts the server with an upstream that do
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,7 +254,7 @@ async def test_a_recorded_run_is_shown_as_it_was(recorded: Recorded) -> None:
             assert shown.data.get(field) == told.data.get(field), (name, field)
         assert len(shown.data.get("calls", ())) == len(told.data.get("calls", ()))
         assert shown.code == PROGRAMS[name]
-        assert PROGRAMS[name] in shown.text
+        assert textwrap.indent(PROGRAMS[name].strip("\n"), "  ") in shown.text
 
 
 async def test_a_fork_of_a_recorded_step_has_its_variables_and_files(
