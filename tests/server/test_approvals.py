@@ -812,3 +812,14 @@ async def test_a_form_is_closed_when_its_question_is_answered_elsewhere(world: W
                 await closed.wait()
         assert answers[0].value == 0
     assert world.done == ["add a"]
+
+
+async def test_a_call_that_a_client_has_seen_is_not_listed_again(world: World) -> None:
+    code = f"{IMPORT}put(item='a')\nimport time\ntime.sleep(3)\nput(item='b')"
+    async with World(world.upstream.parent / "more", tools={}).client() as connection:
+        answers = [await connection.run(code, wait_s=0.5)]
+        while answers[-1].status == "running":
+            answers.append(await attach(connection.client, answers[0].run, wait_s=0.5))
+    listed = [line["call"] for answer in answers for line in answer.data.get("calls", ())]
+    assert listed == ["counted.put(item='a')", "counted.put(item='b')"]
+    assert len(answers) > 2
