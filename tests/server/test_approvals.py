@@ -546,6 +546,8 @@ async def test_what_was_changed_in_a_plan_is_what_is_asked_about_and_made_after_
         )
         told = await server.wait_run(run, answers={"*": "again"})
         assert told["status"] == "ok", told
+        made = [line["call"] for line in told["calls"] if line["status"] == "ok"]
+        assert made == [asked[0]["call"], *asked[0]["more"]]
     assert world.done == ["add changed", "add changed too"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -199,6 +200,22 @@ async def test_a_question_about_a_call_in_doubt_outlives_more_deaths(world: Worl
         told = await server.wait_run(told["run"], answers={"q1": {"result": {"result": 0}}})
         assert told["value"] == "end"
     assert world.done == ["add first"]
+
+
+async def test_a_file_that_was_exported_before_the_death_is_there_once(world: World) -> None:
+    code = (
+        f"{IMPORT}\nopen('x', 'w').write(uuid.uuid4().hex)\nwhere = export('x')\n"
+        "count(item='x', hold='before')\n[where, export('x'), open('x').read()]"
+    )
+    await world.die_in(code)
+    async with world.server() as server:
+        told = await server.run(code, "s", "k")
+    assert told["status"] == "ok", str(told)
+    first, second, text = told["value"]
+    assert first == second
+    assert os.listdir(Path(first).parent) == ["x"]
+    with open(first) as file:  # noqa: ASYNC230 - a small local file
+        assert file.read() == text
 
 
 async def test_calls_of_a_run_that_dies_again_and_again_are_numbered_apart(world: World) -> None:

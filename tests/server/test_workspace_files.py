@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,20 @@ async def test_the_policy_rules_exports(tmp_path: Path, verdict: str) -> None:
         code = "try: export('x.bin')\nexcept tools.ToolDeniedError: said = 'denied'\nsaid"
         assert await server.evaluate(code, "s") == "denied"
     assert not (tmp_path / "data" / "exports").exists()
+
+
+async def test_a_rewind_and_a_fork_export_nothing_again(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, sandbox={"checkpoints": 0})  # so that steps run again
+    async with connect_server(settings) as server:
+        await server.run(WRITE, "s")
+        path = await server.evaluate("where = export('x.bin')\nwhere", "s")
+        os.unlink(path)
+        await server.run("later = 1", "s")
+        await server.replay("rewind", "s", step=2)
+        assert await server.evaluate("where", "s") == path
+        await server.replay("fork", "s", step=2, name="branch")
+        assert await server.evaluate("where", "branch") == path
+    assert os.listdir(os.path.dirname(path)) == []
 
 
 FORGED = """
