@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from tests.helpers.forged_messages import FORGE
-from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
-from tests.upstreams import own_server_entry
+from tests.helpers.server_connection import ServerConnection
 
 from .bystander import observe
 
@@ -41,15 +38,6 @@ ATTACKS = {
     "'cut': False}\nsay(frame('RunDone', {'run_number': 2, 'status': 'ok', 'value': value}))"
     + WAIT,
 }
-
-
-@pytest.fixture(scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerConnection]:
-    """A server with an upstream."""
-    upstreams = {"lively": own_server_entry("lively")}
-    settings = write_settings(tmp_path_factory.mktemp("server"), mcpServers=upstreams)
-    async with connect_server(settings) as connection:
-        yield connection
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 import struct
-import wave
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,7 +22,7 @@ from mcpruntime_server.protocol.media import (
 )
 from mcpruntime_server.runtime.run_report import validate_media
 from tests.upstreams import own_server_entry
-from tests.upstreams.painter import RED_PIXEL
+from tests.upstreams.painter import RED_PIXEL, make_silence
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 
@@ -45,17 +43,6 @@ def png(width: int = 1, height: int = 1) -> bytes:
     )
 
 
-def sound() -> bytes:
-    """Return a short silence."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(1)
-        file.setframerate(8_000)
-        file.writeframes(bytes(80))
-    return buffer.getvalue()
-
-
 def entry(data: bytes, mime_type: str = "image/png") -> dict[str, str]:
     return {"mime_type": mime_type, "data": base64.b64encode(data).decode()}
 
@@ -67,7 +54,7 @@ def test_a_picture_is_what_its_own_header_says() -> None:
     found = identify_media(png(40, 30))
     assert found is not None
     assert (found.mime_type, found.width, found.height) == ("image/png", 40, 30)
-    shown, problem = validate_media([entry(png(40, 30), "text/html"), entry(sound())])
+    shown, problem = validate_media([entry(png(40, 30), "text/html"), entry(make_silence())])
     assert [item["mime_type"] for item in shown] == ["image/png", "audio/wav"]
     assert problem == ""
 
@@ -231,14 +218,15 @@ async def test_what_an_upstream_paints_and_plays_reaches_the_client(
     assert 'value: ["a red pixel", "[image 1: PNG 1x1]"]' in text_of(result)
     result = await run(server, "show(play())\nplay()['mimeType']")
     [heard] = [each for each in result.content if isinstance(each, AudioContent)]
-    assert base64.b64decode(heard.data) == sound()
+    assert base64.b64decode(heard.data) == make_silence()
     assert "audio/wav" in text_of(result)
 
 
 async def test_blocks_of_upstreams_and_files_are_shown(server: ServerConnection) -> None:
+    silence = entry(make_silence())["data"]
     code = (
         f"image = dict(type='image', mimeType='image/png', data={entry(png(8, 6))['data']!r})\n"
-        f"sound = dict(type='audio', mimeType='audio/wav', data={entry(sound())['data']!r})\n"
+        f"sound = dict(type='audio', mimeType='audio/wav', data={silence!r})\n"
         f"open('p.png', 'wb').write({png(5, 4)!r})\nshow('p.png', sound, 'plain')\n"
         "['a caption', image]"
     )
@@ -247,7 +235,7 @@ async def test_blocks_of_upstreams_and_files_are_shown(server: ServerConnection)
     assert isinstance(first, ImageContent)
     assert isinstance(second, AudioContent)
     assert isinstance(third, ImageContent)
-    assert (second.mime_type, second.data) == ("audio/wav", entry(sound())["data"])
+    assert (second.mime_type, second.data) == ("audio/wav", entry(make_silence())["data"])
     text = text_of(result)
     assert 'value: ["a caption", "[image 3: PNG 8x6]"]' in text
     assert "  [image 1: PNG 5x4]\n  [audio 2: WAV]\n  plain" in text

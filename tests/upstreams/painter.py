@@ -16,6 +16,17 @@ RED_PIXEL = bytes.fromhex(
 server = MCPServer("painter")
 
 
+def make_silence() -> bytes:
+    """Return a short sound."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(1)
+        file.setframerate(8_000)
+        file.writeframes(bytes(80))
+    return buffer.getvalue()
+
+
 @server.tool(structured_output=False)
 def paint() -> list[str | Image]:
     """Return a picture with a caption."""
@@ -25,13 +36,7 @@ def paint() -> list[str | Image]:
 @server.tool(structured_output=False)
 def play() -> Audio:
     """Return a short silence."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(1)
-        file.setframerate(8_000)
-        file.writeframes(bytes(80))
-    return Audio(data=buffer.getvalue(), format="wav")
+    return Audio(data=make_silence(), format="wav")
 
 
 if __name__ == "__main__":

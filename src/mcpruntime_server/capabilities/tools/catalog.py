@@ -147,7 +147,7 @@ class UpstreamReport:
     error: str
     remedy: str
     problems: tuple[str, ...]
-    undeclared: tuple[str, ...] = ()  # tools of which nobody says what a call may change
+    undeclared: tuple[str, ...] = ()  # tools whose effects nobody has declared
 
 
 class Catalog:

@@ -8,7 +8,7 @@ and an answer belongs to the one whose id it carries.
 
 Rule 1: a request ends once: with its answer, or as `MCPError` when its time is over or the
 connection has ended, with the codes that the SDK uses.
-Rule 2: whoever gives a request up tells the server so.
+Rule 2: a server is told when nobody waits for its answer any more.
 """
 
 from __future__ import annotations
