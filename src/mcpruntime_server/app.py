@@ -48,7 +48,6 @@ from .protocol.payloads import ToolListing
 from .runtime.package_changes import PackageChanges
 from .runtime.router import Route, Router
 from .runtime.runtime import Runtime, open_runtime
-from .runtime.sandbox_facts import name_python
 from .runtime.scratch_run import open_scratch_runner
 from .sandbox import Backend, HealthCheck
 from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
@@ -361,7 +360,7 @@ async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
             app.inputs,
             lambda _: cursor,
             is_isolated=app.backend.is_isolated,
-            python=await name_python(app.journal, is_isolated=app.backend.is_isolated),
+            python=await app.runtime.name_python(),
             signatures=await app.catalog.describe_briefly(),
             skills_sentence=await skills_sentence(app.library),
         )

@@ -186,6 +186,8 @@ async def test_packages_come_from_the_hosts_index_and_leave_no_trace_of_it(
         assert any("Collecting sandboxprobe" in line for line in lines)
         found = client.inspect_image(made.tag)["Config"]["Labels"]
         assert found[image.RECIPE_LABEL] == image.compute_recipe_digest(settings)
+        version = python(client, made.tag, "import platform; print(platform.python_version())")
+        assert found[image.PYTHON_LABEL] == version.strip()
     finally:
         client.remove_image(made.tag, force=True)
 

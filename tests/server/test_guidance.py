@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mcpruntime_server.config import SandboxSettings
+from mcpruntime_server.sandbox.image import choose_tag
+
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 from .conftest import upstream_entry
 
@@ -45,12 +48,31 @@ async def test_the_instructions_and_help_say_what_the_sandbox_is(guided: ServerC
     assert len(printed.splitlines()) == 4
 
 
-async def test_the_instructions_name_the_python_that_the_sandbox_has(
+async def test_the_first_instructions_name_the_python_that_the_sandbox_has(
     guided: ServerConnection,
 ) -> None:
     version = await guided.evaluate("import platform\nplatform.python_version()")
-    async with connect_server(guided.data_dir.parent / "server.toml") as restarted:
-        assert f"Python {version} in a container" in (restarted.client.instructions or "")
+    assert f"Python {version} in a container" in (guided.client.instructions or "")
+
+
+async def test_an_image_of_the_users_own_is_asked_for_its_python(tmp_path: Path) -> None:
+    image = choose_tag(SandboxSettings())  # as an own image, its label is not believed
+    settings = write_settings(tmp_path, sandbox={"image": image})
+    async with connect_server(settings) as first:
+        version = await first.evaluate("import platform\nplatform.python_version()")
+        assert f"Python {version} in a container" in (first.client.instructions or "")
+    settings = write_settings(tmp_path, sandbox={"image": image, "pool_size": 0})
+    async with connect_server(settings) as second:  # the journal knows it
+        assert f"Python {version} in a container" in (second.client.instructions or "")
+
+
+@pytest.mark.parametrize("env", [{}, {"DOCKER_HOST": "unix:///nowhere/docker.sock"}])
+async def test_without_an_image_or_an_engine_no_version_is_named(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    settings = write_settings(tmp_path, sandbox={"image": "localhost:1/nothing:here"})
+    async with connect_server(settings, env) as connection:
+        assert "\nPython in a container" in (connection.client.instructions or "")
 
 
 async def test_help_on_tools_is_short_and_shows_the_ways_to_call(guided: ServerConnection) -> None:

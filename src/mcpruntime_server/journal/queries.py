@@ -26,6 +26,8 @@ from .rows import (
     SubmittedAnswer,
 )
 
+MAX_SANDBOX_STARTS = 100  # looked at for the Python version of an image
+
 # The statements are composed of constants; values are always bound.
 SELECT_SESSIONS = """
     SELECT id, name, principal, created_at, last_used_at, owner, tip,
@@ -341,12 +343,14 @@ def iter_call_results(
             yield CallResult(run_id, call_id, target, fields.get("value"))
 
 
-def load_last_python(connection: Connection) -> str:
-    """Return the Python version of the sandbox that was started last; "" if there was none."""
+def load_python_version(connection: Connection, image: str) -> str:
+    """Return the Python version that sandboxes with that image had; "" if none was of late."""
     query = """
-        SELECT json_extract(body, '$.python') FROM events
-        WHERE kind = 'sandbox_started' ORDER BY recorded_at DESC LIMIT 1"""
-    for (version,) in connection.execute(query):
+        SELECT version FROM (
+            SELECT json_extract(body, '$.image') AS image, json_extract(body, '$.python') AS version
+            FROM events WHERE kind = 'sandbox_started' ORDER BY recorded_at DESC LIMIT ?)
+        WHERE image = ? LIMIT 1"""
+    for (version,) in connection.execute(query, (MAX_SANDBOX_STARTS, image)):
         return str(version or "")
     return ""
 

@@ -233,9 +233,9 @@ class Journal:
         """Return the sessions of one principal, or of all, the last used first."""
         return await self.read(lambda rows: queries.list_sessions(rows, principal))
 
-    async def load_last_python(self) -> str:
-        """Return the Python version of the sandbox that was started last; "" if there was none."""
-        return await self.read(queries.load_last_python)
+    async def load_python_version(self, image: str) -> str:
+        """Return the Python version that sandboxes with that image had; "" if it is not known."""
+        return await self.read(lambda rows: queries.load_python_version(rows, image))
 
     async def list_runs(self, session_id: str) -> list[RunRow]:
         """Return the runs of a session, oldest first."""

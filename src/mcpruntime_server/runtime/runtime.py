@@ -32,7 +32,7 @@ from .router import Router
 from .run import Run
 from .run_scheduler import RunScheduler
 from .run_spec import RunLimits
-from .sandbox_facts import collect_facts
+from .sandbox_facts import collect_facts, name_python
 from .sandbox_pool import SandboxPool
 from .session import SAVE_TIMEOUT_S, SESSION_ID_PREFIX, Session, new_session_id
 from .session_services import SessionServices
@@ -59,12 +59,12 @@ class Runtime:
         self,
         settings: ServerSettings,
         services: SessionServices,
-        backend_name: str,
+        backend: Backend,
         tasks: TaskGroup,
     ) -> None:
         self._settings = settings
         self._services = services
-        self._backend_name = backend_name
+        self._backend = backend
         self._tasks = tasks
         self._sessions: dict[str, Session] = {}
         self._closing_sessions: dict[str, Session] = {}  # not ready to be opened again yet
@@ -75,6 +75,10 @@ class Runtime:
     def journal(self) -> Journal:
         """Where everything that happens is recorded."""
         return self._services.journal
+
+    async def name_python(self) -> str:
+        """Return the interpreter of new sandboxes, with its version if it is known."""
+        return await name_python(self._backend, self.journal, self._services.pool)
 
     # finding sessions and runs --------------------------------------------------------------------
 
@@ -194,7 +198,7 @@ class Runtime:
         row = await self.journal.create_session(
             session_id, name, principal, tip_id, purpose, parent_run_id
         )
-        opened = SessionOpened(name, principal, self._backend_name, origin, purpose)
+        opened = SessionOpened(name, principal, self._backend.name, origin, purpose)
         self.journal.append(row.id, opened)
         environment = self._find_environment(tip.id) if tip and shares_environment else None
         return self._start_session(Session(row, tip, self._services, environment))
@@ -465,7 +469,7 @@ async def open_runtime(
         )
         try:
             async with anyio.create_task_group() as tasks:
-                runtime = Runtime(settings, services, backend.name, tasks)
+                runtime = Runtime(settings, services, backend, tasks)
                 tasks.start_soon(runtime.retire_idle_sessions)
                 tasks.start_soon(runtime.receive_submitted_answers)
                 try:

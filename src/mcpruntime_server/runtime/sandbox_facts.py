@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
+import re
 
 from ..config import SandboxSettings, ServerSettings
 from ..journal.store import Journal
 from ..protocol.payloads import SandboxFacts
+from ..sandbox import Backend
+from .sandbox_pool import SandboxPool
+
+PYTHON_VERSION = re.compile(r"\d+\.\d+[\w.+-]{0,20}")  # journals may be of foreign origin
 
 
 def collect_facts(
@@ -35,9 +39,15 @@ def describe_mount(entry: str) -> str:
     return parts[-1]
 
 
-async def name_python(journal: Journal, *, is_isolated: bool) -> str:
-    """Return the interpreter of a sandbox, with the version that the last one had, if any."""
-    if not is_isolated:
-        return f"Python {platform.python_version()}"
-    version = await journal.load_last_python()
-    return f"Python {version}" if version else "Python"
+async def name_python(backend: Backend, journal: Journal, pool: SandboxPool) -> str:
+    """Return the interpreter of new sandboxes, with its version if it is known.
+
+    The image says it, or sandboxes that ran in it before. An image that knows nothing of its
+    Python, and in which none has run yet, is asked by the first sandbox that is kept ready.
+    """
+    image = await backend.summarize_image()
+    if not image.id:
+        return "Python"
+    version = image.python_version or await journal.load_python_version(image.id)
+    version = version or await pool.find_python_version()
+    return f"Python {version}" if PYTHON_VERSION.fullmatch(version) else "Python"

@@ -17,6 +17,7 @@ from ..protocol import wire
 from ..sandbox import Backend
 from ..sandbox.link import SandboxLink, open_link
 
+VERSION_TIMEOUT_S = 3.0  # for the first sandbox; a client waits, and some do not wait longer
 MAX_CONCURRENT_STARTS = 4  # more at a time only make each of them slower
 FILL_DELAY_S = (
     0.3  # after the start of a server, whose client waits for an answer, not for a sandbox
@@ -99,6 +100,14 @@ class SandboxPool:
                 self._failures.remove(found)
                 return found[1]
         return None
+
+    async def find_python_version(self) -> str:
+        """Return the version of Python in the sandboxes that are kept ready; "" if none starts."""
+        self.fill()
+        with anyio.move_on_after(VERSION_TIMEOUT_S):
+            while self._starting and not self._ready:
+                await self._update.wait()
+        return self._ready[0].link.python_version if self._ready else ""
 
     async def fill_after_delay(self) -> None:
         """Start the sandboxes that are kept ready, once the server has had time to start."""

@@ -24,6 +24,14 @@ class SandboxInfo:
     is_isolated: bool = True
 
 
+@dataclass(frozen=True)
+class ImageSummary:
+    """What new sandboxes will run in, as far as it is known without starting one."""
+
+    id: str = ""  # as in `SandboxInfo.image`; "" if there is none
+    python_version: str = ""
+
+
 class SandboxChannel(Protocol):
     """The host's end of the bytes that go in and out of one sandbox."""
 
@@ -70,6 +78,10 @@ class Backend(Protocol):
         `first_bytes` are sent before it starts, so that neither end waits for the other. Raises
         `Unavailable` if there is no engine or image, `SandboxFailed` if this sandbox did not start.
         """
+        ...
+
+    async def summarize_image(self) -> ImageSummary:
+        """Return what is known of the image, in milliseconds; nothing if nothing answers."""
         ...
 
     async def run_checks(self) -> list[HealthCheck]:

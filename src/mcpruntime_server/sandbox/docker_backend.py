@@ -30,7 +30,7 @@ from anyio.to_thread import run_sync
 from ..config import SandboxSettings
 from ..errors import McpRuntimeError, SandboxFailed, Unavailable
 from ..protocol.wire import INPUTS_FOLDER
-from . import HealthCheck, SandboxInfo, hardening, image
+from . import HealthCheck, ImageSummary, SandboxInfo, hardening, image
 from .docker_engine import DockerEngine
 from .shared_folders import SharedFolders
 from .stream import SandboxStream
@@ -51,6 +51,7 @@ REMOVE_TIMEOUT_S = 10.0  # a loaded engine takes seconds; what is left is remove
 HTTP_NOT_FOUND = 404
 HTTP_CONFLICT = 409
 MISSING_FOLDER_TEXT = "bind source path does not exist"  # the engine's words
+SUMMARY_TIMEOUT_S = 2.0  # for the engine to tell about the image; a client waits
 EXIT_STATE_TIMEOUT_S = 3  # for the engine to record how a container ended
 
 
@@ -276,6 +277,14 @@ class DockerBackend:
                 log.warning("The container %s could not be removed: %s", name, exc)
         if bound.cancelled_caught:
             log.warning("The container %s was not removed within %s s.", name, REMOVE_TIMEOUT_S)
+
+    async def summarize_image(self) -> ImageSummary:
+        """Return the id of the image, and the version of its Python if this program built it."""
+        with anyio.move_on_after(SUMMARY_TIMEOUT_S):
+            found = await self._engine.inspect_image(image.choose_tag(self._settings))
+            version = image.parse_python_version(self._settings, found)
+            return ImageSummary(str(found.get("Id") or ""), version)
+        return ImageSummary()
 
     async def run_checks(self) -> list[HealthCheck]:
         """Check whether the engine answers, can enforce the limits, and has the image."""

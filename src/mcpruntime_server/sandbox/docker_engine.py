@@ -11,11 +11,15 @@ docker-py's `APIError` is raised, and the caller turns it into a sentence about 
 from __future__ import annotations
 
 import importlib
+import os
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +28,7 @@ import anyio.abc
 import anyio.to_thread
 
 from ..errors import SandboxFailed, Unavailable
+from . import engine_socket
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -103,6 +108,18 @@ class DockerEngine:
             abandon_on_cancel=abandon_on_cancel,
             limiter=self._limiter,
         )
+
+    async def inspect_image(self, tag: str) -> dict[str, Any]:
+        """Return what the engine says of an image; nothing if it has none, or does not answer."""
+        path = engine_socket.find_socket(os.environ, Path.home())
+        if path:
+            inspect = partial(engine_socket.inspect_image, path, tag)
+        else:
+            inspect = partial(self.call_api_blocking, partial(inspect_image, tag=tag))
+        try:
+            return await anyio.to_thread.run_sync(inspect, abandon_on_cancel=True)
+        except (OSError, HTTPException, ValueError, Unavailable):
+            return {}
 
     def call_api_blocking(self, function: Callable[[APIClient], ResultT]) -> ResultT:
         """Do the same in the calling thread, which must not be that of the event loop."""
@@ -254,6 +271,16 @@ class DockerEngine:
         """Close all idle connections."""
         while self._idle_clients:
             self._idle_clients.pop().close()
+
+
+def inspect_image(client: APIClient, tag: str) -> dict[str, Any]:
+    """Return what the engine says of an image; nothing if it refuses."""
+    from docker.errors import APIError
+
+    try:
+        return dict(client.inspect_image(tag))
+    except APIError:
+        return {}
 
 
 def parse_version(version: str) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 IMAGE_REPOSITORY = "mcpruntime-sandbox"
 RECIPE_LABEL = "mcpruntime.recipe"
 BASE_LABEL = "mcpruntime.base"
+PYTHON_LABEL = "mcpruntime.python"  # the version of its interpreter
 BUILD_COMMAND = "Run `mcpruntime-server image build`."
 STEP_TIMEOUT_S = 1800  # without a byte from the engine, which imports large images silently
 PULL_TIMEOUT_S = 30  # without a byte; an unreachable registry may never answer
@@ -76,6 +77,17 @@ def look_up_image(client: APIClient, tag: str) -> ImageRef | None:
         return ImageRef(tag, client.inspect_image(tag)["Id"])
     except ImageNotFound:
         return None
+
+
+def parse_python_version(settings: SandboxSettings, inspected: Mapping[str, Any]) -> str:
+    """Return the Python version that the build found in the image, "" if it is not known.
+
+    An image of the user's own may have inherited the label, and another interpreter since.
+    """
+    if settings.image:
+        return ""
+    labels = (inspected.get("Config") or {}).get("Labels") or {}
+    return str(labels.get(PYTHON_LABEL) or "")
 
 
 def missing_image_error(tag: str) -> Unavailable:
@@ -183,7 +195,11 @@ def bake_image(
             )
         report("Writing the image")
         repository, _, tag = choose_tag(settings).rpartition(":")
-        labels = {RECIPE_LABEL: compute_recipe_digest(settings), BASE_LABEL: base}
+        labels = {
+            RECIPE_LABEL: compute_recipe_digest(settings),
+            BASE_LABEL: base,
+            PYTHON_LABEL: tail[-1].removeprefix(recipe.PYTHON_PREFIX) if tail else "",
+        }
         changes = format_image_changes(client.inspect_image(base)["Config"] or {}, labels)
         client.import_image_from_stream(client.export(container), repository, tag, changes)
 

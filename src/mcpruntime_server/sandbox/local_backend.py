@@ -7,6 +7,7 @@ exists for machines without Docker and is used only if the settings name it.
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -22,9 +23,10 @@ from anyio.abc import Process, UNIXSocketStream
 from anyio.to_thread import run_sync
 
 from ..config import SandboxSettings
-from . import HealthCheck, SandboxInfo
+from . import HealthCheck, ImageSummary, SandboxInfo
 from .stream import SandboxStream
 
+LOCAL_IMAGE = f"python:{platform.python_version()}"
 EXIT_TIMEOUT_S = 3.0  # a supervisor whose link is closed exits at once unless it is stuck
 SANDBOX_VARIABLE = "MCPRUNTIME_SANDBOX"  # names the sandbox in the environment of its processes
 BYTES_PER_MB = 1024 * 1024
@@ -115,9 +117,8 @@ class LocalBackend:
                 start_new_session=True,
             )
         try:
-            image = f"python:{sys.version.split()[0]}"
             inputs = workspace.parent / "inputs"
-            info = SandboxInfo(name, self.name, image, inputs, str(inputs), is_isolated=False)
+            info = SandboxInfo(name, self.name, LOCAL_IMAGE, inputs, str(inputs), is_isolated=False)
             yield LocalChannel(info, stream, process)
         finally:
             with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):
@@ -139,6 +140,10 @@ class LocalBackend:
 
     def _remove_folder(self, name: str) -> None:
         shutil.rmtree(self._root / name, ignore_errors=True)
+
+    async def summarize_image(self) -> ImageSummary:
+        """Return the version of this interpreter, which sandboxes share."""
+        return ImageSummary(LOCAL_IMAGE, platform.python_version())
 
     async def run_checks(self) -> list[HealthCheck]:
         """Warn that this backend does not isolate."""

@@ -9,6 +9,7 @@ Rule 3: this file's content is part of every image's digest, so a change needs n
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import sysconfig
 from pathlib import Path
 
 BUILD_FOLDER = "/tmp/build"  # noqa: S108 - a volume that only this container sees
+PYTHON_PREFIX = "Python of the image: "  # the last line of the output has the version
 
 
 def find_pip() -> list[str]:
@@ -82,6 +84,7 @@ def main() -> None:
     link_python()
     make_workspace()
     compile_packages()
+    print(PYTHON_PREFIX + platform.python_version(), flush=True)
 
 
 if __name__ == "__main__":
