@@ -70,7 +70,7 @@ GATE_PRINCIPAL = "gate"  # owns the sessions in which skills are tested
 UNUSED_RULE_REMEDY = "Rules use the Python names of servers: see `mcpruntime-server tools`."
 INDEXING_TIMEOUT_S = 60.0  # for `doctor` to index all knowledge providers
 FIRST_SWEEP_DELAY_S = 1.0  # after the start of the server, when a client is waiting
-SWEEP_INTERVAL_S = 300.0  # the containers of a dead server stop by themselves, so this can wait
+SWEEP_INTERVAL_S = 60.0  # what an engine did not remove at once may still use a processor
 
 logger = logging.getLogger(__name__)
 
@@ -335,14 +335,14 @@ async def maintain_stores(
 
 
 async def sweep_sandboxes(backend: Backend) -> None:
-    """Remove the sandboxes of dead servers, soon after the start and then periodically."""
+    """Remove the sandboxes that were left behind, soon after the start and then periodically."""
     await anyio.sleep(FIRST_SWEEP_DELAY_S)
     while True:
         try:
             if count := await backend.remove_orphans():
-                logger.info("removed %d sandboxes of dead servers", count)
+                logger.info("removed %d sandboxes that were left behind", count)
         except McpRuntimeError as exc:
-            logger.warning("could not remove the sandboxes of dead servers: %s", exc)
+            logger.warning("could not remove the sandboxes that were left behind: %s", exc)
         await anyio.sleep(SWEEP_INTERVAL_S)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from docker.errors import NotFound
 
 from mcpruntime_server.config import SandboxSettings
 from mcpruntime_server.errors import ConfigError, SandboxFailed, Unavailable
-from mcpruntime_server.sandbox import hardening, image
+from mcpruntime_server.sandbox import HealthCheck, hardening, image
 from mcpruntime_server.sandbox.docker_backend import (
     DATA_FOLDER_LABEL,
     OWNER_LABEL,
@@ -574,6 +575,24 @@ async def test_sandboxes_of_living_servers_and_other_data_folders_are_no_orphans
             assert await second.receive() == b""
     mine.close()
     other.close()
+
+
+async def test_a_sandbox_that_was_given_up_is_counted_and_removed(home: Path) -> None:
+    def count_sandboxes(checks: list[HealthCheck]) -> Mapping[str, int]:
+        return next(check.figures for check in checks if check.name == "sandboxes")
+
+    mine = backend(home, ECHO)
+    async with mine.open_channel() as given_up, mine.open_channel() as used:
+        assert given_up.info.inputs_folder is not None
+        shutil.rmtree(given_up.info.inputs_folder)  # as if the engine had not removed it in time
+        counts = count_sandboxes(await mine.run_checks())
+        assert counts == {"sandboxes_in_use": 1, "sandboxes_left": 1}
+        assert await mine.remove_orphans() == 1
+        await used.send(b"still here")
+        assert await used.receive() == b"still here"
+        counts = count_sandboxes(await mine.run_checks())
+        assert counts == {"sandboxes_in_use": 1, "sandboxes_left": 0}
+    mine.close()
 
 
 async def test_labels_name_the_server_and_its_data_folder(

@@ -6,8 +6,9 @@ a `SandboxChannel`. Everything above bytes (messages, runs, calls, files) is in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -89,7 +90,7 @@ class Backend(Protocol):
         ...
 
     async def remove_orphans(self) -> int:
-        """Remove the sandboxes of servers that are gone; return their number."""
+        """Remove the sandboxes that servers have left behind; return their number."""
         ...
 
 
@@ -102,3 +103,4 @@ class HealthCheck:
     detail: str
     remedy: str = ""
     is_warning: bool = False  # it works, but needs attention
+    figures: Mapping[str, int] = field(default_factory=dict)  # for programs, by name

@@ -8,8 +8,8 @@ removed.
 Rule 2: the stream is attached before the container starts, so nothing that it sends is missed.
 Rule 3: a container dies with its server. Its stdin can be attached only once (`StdinOnce`), and the
 supervisor exits at the end of its input. Containers that are left all the same are found by their
-labels and removed by `remove_orphans`, but only when the lease of the server that owns them is
-free.
+labels, counted by `run_checks` and removed by `remove_orphans`: those of a server whose lease is
+free, and those that a living server has given up, whose folder it has removed.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class DockerChannel:
 class DockerBackend:
     """Starts sandboxes on the engine that DOCKER_HOST or the current Docker context names.
 
-    An orphan is a container of a server with the same `data_folder` whose `owner` is not alive.
+    An orphan is a container of the same `data_folder` that its server has given up, or whose
+    `owner` is not alive.
     """
 
     name = "docker"
@@ -296,7 +297,13 @@ class DockerBackend:
             return [HealthCheck("engine", False, exc.message, exc.remedy)]
         checks = check_engine(engine_info, self._settings.runtime)
         found = await image.find_current_image(self._settings, self._engine)
-        return [*checks, check_image(self._settings, found), *check_mounts(self._settings)]
+        running, left = await self._engine.call_api(self._count_containers)
+        return [
+            *checks,
+            check_image(self._settings, found),
+            check_sandboxes(running, left),
+            *check_mounts(self._settings),
+        ]
 
     async def remove_orphans(self) -> int:
         """Remove orphaned containers and their folders; return the number of containers."""
@@ -307,13 +314,24 @@ class DockerBackend:
         return count
 
     def _remove_orphan_containers(self, client: APIClient) -> int:
+        orphans = filter(self._is_orphan, self._list_containers(client))
+        return sum(remove_container(client, container["Id"]) for container in orphans)
+
+    def _count_containers(self, client: APIClient) -> tuple[int, int]:
+        """Return how many containers are in use, and how many are left."""
+        listed = self._list_containers(client)
+        left = sum(map(self._is_orphan, listed))
+        return len(listed) - left, left
+
+    def _list_containers(self, client: APIClient) -> list[dict[str, Any]]:
         filters = {"label": f"{DATA_FOLDER_LABEL}={self._labels[DATA_FOLDER_LABEL]}"}
-        listed = client.containers(all=True, filters=filters)
-        count = 0
-        for container in listed:
-            if not self._is_alive(container["Labels"].get(OWNER_LABEL, "")):
-                count += remove_container(client, container["Id"])
-        return count
+        listed: list[dict[str, Any]] = client.containers(all=True, filters=filters)
+        return listed
+
+    def _is_orphan(self, container: Mapping[str, Any]) -> bool:
+        if not self._is_alive(container["Labels"].get(OWNER_LABEL, "")):
+            return True
+        return not self._shared_folders.has_folder(container["Names"][0].removeprefix("/"))
 
     def close(self) -> None:
         """Close the connections to the engine."""
@@ -427,6 +445,18 @@ def check_mounts(settings: SandboxSettings) -> list[HealthCheck]:
         )
         for folder in hardening.find_unwritable_mounts(settings)
     ]
+
+
+def check_sandboxes(running: int, left: int) -> HealthCheck:
+    """Return the check of the sandboxes that servers of this data folder use and have left."""
+    return HealthCheck(
+        "sandboxes",
+        True,
+        f"{running} in use, {left} left behind",
+        "A server that runs on this data folder removes them within a minute.",
+        is_warning=left > 0,
+        figures={"sandboxes_in_use": running, "sandboxes_left": left},
+    )
 
 
 def check_image(settings: SandboxSettings, found: image.ImageRef | None) -> HealthCheck:

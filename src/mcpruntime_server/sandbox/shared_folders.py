@@ -39,6 +39,10 @@ class SharedFolders:
         """Remove the folder of a sandbox that is gone."""
         shutil.rmtree(self.root / sandbox, ignore_errors=True)
 
+    def has_folder(self, sandbox: str) -> bool:
+        """Return whether a sandbox has a folder: from before its start until it is given up."""
+        return (self.root / sandbox).exists()
+
     def remove_orphans(self, is_orphan: Callable[[str], bool]) -> None:
         """Remove the folders of sandboxes whose servers are gone."""
         names = [path.name for path in self.root.iterdir()] if self.root.exists() else []
