@@ -39,6 +39,7 @@ TOOL_SERVERS: Mapping[str, tuple[str, ...]] = {  # command and arguments, below 
     "files": ("node/node_modules/.bin/mcp-server-filesystem", "."),
     "memory": ("node/node_modules/.bin/mcp-server-memory",),
     "everything": ("node/node_modules/.bin/mcp-server-everything",),
+    "browser": ("node/node_modules/.bin/playwright-mcp",),
 }
 FOUND_COUNT = 3  # the number of results of `list_skills`
 RANKED_COUNT = 10

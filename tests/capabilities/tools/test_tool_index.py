@@ -65,14 +65,6 @@ def test_small_words_of_a_question_do_not_count() -> None:
     assert made.search("what is it", 5) == [("a", "notify")]
 
 
-def test_one_action_has_several_words_and_its_own_counts_most() -> None:
-    made = build_index(
-        row("a", "delete_sheet"), row("a", "remove_filter"), row("a", "create_sheet")
-    )
-    assert made.search("remove sheet", 1) == [("a", "delete_sheet")]
-    assert made.search("remove", 5) == [("a", "remove_filter"), ("a", "delete_sheet")]
-
-
 def test_a_server_that_the_query_names_comes_first() -> None:
     made = build_index(row("jira", "create_issue"), row("github_api", "create_issue"))
     assert made.search("create issue jira", 1) == [("jira", "create_issue")]

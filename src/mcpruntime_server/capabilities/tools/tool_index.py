@@ -5,8 +5,8 @@ are summed over the fields, each with a weight and a length norm of its own, and
 a long description does not make the words of a name worth less, as one length for all would.
 
 Rule 1: this module knows neither upstreams nor shims, and no query can be a syntax error.
-Rule 2: what a query means is not guessed. Synonyms are words that APIs and people use for the same
-action or thing, whatever the servers are. They count half.
+Rule 2: what a query means is not guessed: no list of synonyms. One was measured, and found nothing
+more for requests whose author it had not met before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..full_text import MAX_QUERY_WORDS, MIN_PREFIX_CHARS, split_words
 MAX_INDEXED_CHARS = 4_000  # of each field of a tool
 MAX_SERVER_CHARS = 1_000_000  # of each field of all tools of a server
 SATURATION = 1.2  # BM25's k1: the fourth occurrence of a word says less than the first
-RELATED_WEIGHT = 0.5  # of a match by synonym or by the beginning of a word
+PREFIX_WEIGHT = 0.5  # of a match with the beginning of a word
 NAMED_SERVER_WEIGHT = 1.5  # for the tools of a server that the query names
 MAX_QUERY_CHARS = 2_000
 ACRONYM_END = re.compile(r"(?<=[A-Z])(?=[A-Z][a-z])")  # `getHTTPUrl` has three words
@@ -47,26 +47,6 @@ STOP_WORDS = frozenset(
         "want was we what when where which who will with would you your"
     )
 )
-SYNONYMS: Sequence[Sequence[str]] = [
-    line.split()
-    for line in (
-        "get read fetch show view retrieve display list",
-        "search find lookup query",
-        "create add make new insert",
-        "delete remove erase",
-        "update edit change modify set",
-        "send post submit",
-        "copy duplicate clone",
-        "move rename",
-        "run execute start launch",
-        "stop cancel abort",
-        "folder directory",
-        "image picture photo",
-        "color colour",
-        "mail email",
-        "difference diff compare",
-    )
-]
 
 
 @dataclass(frozen=True)
@@ -106,7 +86,6 @@ class ToolIndex:
         self._tools: dict[int, IndexedTool] = {}  # by row
         self._server_stems: dict[str, frozenset[str]] = {}
         self._mean_lengths = [1.0] * len(FIELD_WEIGHTS)
-        self._synonyms = [frozenset(self._stem_words(group)) for group in SYNONYMS]
 
     def replace_server(self, server: str, rows: Sequence[ToolRow]) -> None:
         """Replace all tools of `server` by `rows`."""
@@ -146,18 +125,14 @@ class ToolIndex:
     def _score_word(self, stem: str) -> dict[int, float]:
         """Return how much a word of the query contributes to the score of each matching row."""
         same = self._find_frequencies(stem, stem)
-        related: dict[int, float] = {}
-        for word in self._find_synonyms(stem):
-            _keep_largest(related, self._find_frequencies(word, word))
-        matched = len(same.keys() | related.keys())
+        longer: dict[int, float] = {}
         if len(stem) >= MIN_PREFIX_CHARS:
             longer = self._find_frequencies(f"{stem}\1", f"{stem}\U0010ffff")
-            _keep_largest(related, longer)
         frequencies = {
-            row: same.get(row, 0.0) + RELATED_WEIGHT * related.get(row, 0.0)
-            for row in same.keys() | related.keys()
+            row: same.get(row, 0.0) + PREFIX_WEIGHT * longer.get(row, 0.0)
+            for row in same.keys() | longer.keys()
         }
-        matched = matched or len(frequencies)
+        matched = len(same) or len(frequencies)
         rarity = math.log(1 + (len(self._tools) - matched + 0.5) / (matched + 0.5))
         return {
             row: rarity * frequency * (SATURATION + 1) / (SATURATION + frequency)
@@ -179,9 +154,6 @@ class ToolIndex:
             found[row] += weight * count / (1 - discount + discount * relative)
         return found
 
-    def _find_synonyms(self, stem: str) -> set[str]:
-        return {word for group in self._synonyms if stem in group for word in group} - {stem}
-
     def _stem_words(self, words: Iterable[str]) -> list[str]:
         """Return the distinct stems of `words`, in their order, as the index stores them."""
         self._db.execute("INSERT INTO texts VALUES (?)", (" ".join(words),))
@@ -194,12 +166,6 @@ class ToolIndex:
     def close(self) -> None:
         """Close the database."""
         self._db.close()
-
-
-def _keep_largest(values: dict[int, float], others: Mapping[int, float]) -> None:
-    """Raise each of `values` to that of `others`."""
-    for row, value in others.items():
-        values[row] = max(value, values.get(row, 0.0))
 
 
 def _split_name(text: str) -> list[str]:
