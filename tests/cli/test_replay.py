@@ -255,20 +255,36 @@ def test_a_session_is_exported_and_imported(run: RunCommand, tmp_path: Path) -> 
     )
 
 
+HOSTILE_VALUE = {"kind": "\x1b", "text": "\x1b[2J", "type": "\x1b", "cut": True}
+HOSTILE_ERROR = {
+    "type": "\x1b]0;title\x07",
+    "message": "\r\x9b",
+    "traceback": "\x1b[2J",
+    "line": -1,
+    "hint": "\x1b",
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
         (
             "run_finished",
-            {"status": "\x1b[31m", "value": {"text": 5}, "error": {"message": [1], "traceback": 5}},
+            {"status": "\x1b[31m", "value": HOSTILE_VALUE, "error": HOSTILE_ERROR},
         ),
         (
             "run_finished",
-            {"value": {}, "error": {}, "flags": ["undone", "\x1b"], "usage": {"wall_ms": 1e300}},
+            {"value": None, "flags": ["undone", "\x1b"], "usage": {"wall_ms": 1e300}},
         ),
         ("call_started", {"args": "{", "line_number": -1}),
         ("call_started", {"args": "[" * 100_000, "target": "\x1b]0;title\x07"}),
-        ("call_finished", {"error": {"kind": 1, "message": {"a": "\x1b"}}, "duration_ms": -1e300}),
+        (
+            "call_finished",
+            {
+                "error": {"kind": "\x1b", "message": "\x1b]0;title\x07", "data": {"a": "\x1b"}},
+                "duration_ms": -1e300,
+            },
+        ),
         ("run_started", {"code": "\0\ud800x = (\n\t'''\x1b"}),
     ],
 )

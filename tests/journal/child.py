@@ -22,6 +22,7 @@ from mcpruntime_server.journal.events import (
     OutputWritten,
     RunFinished,
     RunStarted,
+    RunValue,
     TipMoved,
 )
 from mcpruntime_server.journal.retention import collect_garbage
@@ -100,7 +101,16 @@ async def collect_for_ever(journal: Journal, _: str) -> None:
         journal.append(session, RunStarted(run, None, 1, "1", "<step>", 1.0, seed="s"), run)
         for line in range(600):
             journal.append(session, OutputWritten("stdout", f"line {line}"), run)
-        journal.append(session, RunFinished("ok", {"long": LARGE + run}, flags=["files"]), run)
+        value: RunValue = {"kind": "json", "text": LARGE + run, "type": "str", "cut": False}
+        journal.append(
+            session,
+            RunFinished(
+                "ok",
+                value,
+                flags=["files"],
+            ),
+            run,
+        )
         journal.append(
             session, FilesChanged({"a": {"digest": digest, "size": len(run), "mode": 0o644}}), run
         )

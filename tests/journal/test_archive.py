@@ -28,6 +28,7 @@ from mcpruntime_server.journal.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    RunValue,
     SandboxStarted,
     SessionOpened,
     TipMoved,
@@ -58,6 +59,7 @@ async def ran(
     journal: Journal, session: str, run: str, step: int, parent: str | None, *events: Event
 ) -> None:
     entry = await a_file(journal, run.encode() * 1000)
+    value: RunValue = {"kind": "json", "text": run, "type": "str", "cut": False}
     for event in (
         started(run, step, parent),
         ClocksRead({"time": [1.5, 2.0]}),
@@ -65,7 +67,12 @@ async def ran(
         CallFinished(1, {"value": [LONG, 1, None]}, None, 1.5),
         OutputWritten("stdout", LONG),
         *events,
-        RunFinished("ok", {"text": run}, usage={"wall_ms": 1.0}, flags=["files"]),
+        RunFinished(
+            "ok",
+            value,
+            usage={"wall_ms": 1.0},
+            flags=["files"],
+        ),
         FilesChanged({f"{run}.txt": entry, "folder/last": entry}, []),
     ):
         journal.append(session, event, run)

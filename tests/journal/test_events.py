@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 from mcpruntime_server.journal.events import (
     EVENT_CLASSES,
     ApprovedCall,
+    CallError,
     CallFinished,
     Event,
     FileEntry,
     InputEntry,
     MediaEntry,
+    ModelRequest,
     OutputWritten,
+    RunError,
     RunFinished,
+    RunValue,
     UnknownEvent,
     canonical_json,
     event_from_fields,
@@ -36,6 +40,13 @@ data = st.recursive(
     max_leaves=20,
 )
 objects = st.dictionaries(texts, data, max_size=4)
+
+
+def typed_dicts(cls: Any, **items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    others = {key: st.from_type(hint) for key, hint in get_type_hints(cls).items()}
+    return st.fixed_dictionaries({**others, **items})
+
+
 OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     str: texts,
     int: st.integers(),
@@ -50,7 +61,10 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     list[MediaEntry]: st.lists(st.from_type(MediaEntry), max_size=2),
     list[InputEntry] | None: st.none() | st.lists(st.from_type(InputEntry), max_size=2),
     Mapping[str, Any]: objects,
-    Mapping[str, Any] | None: st.none() | objects,
+    ModelRequest | None: st.none() | typed_dicts(ModelRequest, schema=st.none() | objects),
+    CallError | None: st.none() | typed_dicts(CallError, data=data),
+    RunValue | None: st.none() | typed_dicts(RunValue),
+    RunError | None: st.none() | typed_dicts(RunError),
     Mapping[str, float] | None: st.none() | st.dictionaries(texts, floats, max_size=4),
     Mapping[str, list[float]]: st.dictionaries(texts, st.lists(floats, max_size=4), max_size=4),
     Mapping[str, FileEntry]: st.dictionaries(texts, st.from_type(FileEntry), max_size=4),

@@ -31,7 +31,8 @@ async def told(session: Session, code: str) -> tuple[str | None, str]:
     """Return value and notes of a run that must succeed."""
     run = await finish(session, code)
     assert run.report.status == "ok", run.report
-    return (run.report.value or {}).get("text"), " ".join(run.report.notes)
+    value = run.report.value
+    return value and value["text"], " ".join(run.report.notes)
 
 
 def spoil(folder: Path, digest: str) -> None:

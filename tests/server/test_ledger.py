@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mcpruntime_server.config import Config
+from mcpruntime_server.journal.events import RunError
 from mcpruntime_server.runtime.call_journal import CallStatus, LedgerEntry
 from mcpruntime_server.runtime.run_report import RunReport, RunStatus
 from mcpruntime_server.server.delivery import DeliveryCursor
@@ -60,11 +61,12 @@ def test_many_writes_of_a_run_that_went_well_end_with_a_count() -> None:
 def test_an_error_stands_in_a_result_once() -> None:
     message = "git.show: no such commit: 99"
     frames = 'Traceback (most recent call last):\n  File "<step 1>"'
-    error = {
+    error: RunError = {
         "type": "tools.ToolError",
         "message": message,
         "traceback": f"{frames}\ntools.ToolError: {message}",
         "line": 1,
+        "hint": "",
     }
     given = report("error", entry(99, "error", "no such commit: 99"))
     given.error = error

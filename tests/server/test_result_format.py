@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.config import Config, ServerSettings
+from mcpruntime_server.journal.events import RunError
 from mcpruntime_server.protocol.presentation import present_value
 from mcpruntime_server.runtime.call_journal import LedgerEntry
 from mcpruntime_server.runtime.run_report import RunReport
@@ -74,7 +75,13 @@ def test_a_shown_value_is_json_within_the_limits(value: Any) -> None:
 @given(st.text(max_size=2000), st.text(max_size=2000))
 def test_data_and_text_carry_the_same_facts(stdout: str, stderr: str) -> None:
     calls = [LedgerEntry("tools.git.log", {"n": 1}, "error", 1.25, "no such branch")]
-    error = {"type": "ToolError", "message": "no", "traceback": "Traceback: no", "line": 3}
+    error: RunError = {
+        "type": "ToolError",
+        "message": "no",
+        "traceback": "Traceback: no",
+        "line": 3,
+        "hint": "",
+    }
     given = report(
         stdout=stdout,
         stderr=stderr,

@@ -169,7 +169,8 @@ def show_question(writer: ConsoleWriter, question: OpenQuestion) -> None:
     line = "" if view.line is None else f"  (line {view.line})"
     for target, args in view.calls:
         name = escape_text(target.removeprefix("tools."))
-        writer.write_line(f"  {name} {json.dumps(args, sort_keys=True)}{line}")
+        asked = json.dumps(view.model_request or args, sort_keys=True)
+        writer.write_line(f"  {name} {asked}{line}")
     for hint in view.hints:
         writer.write_line(f"  hint: {escape_text(hint)}")
     remaining_s = max(row.expires_at - time.time(), 0.0)
@@ -185,6 +186,7 @@ def serialize_question(question: OpenQuestion) -> dict[str, Any]:
         "session": session.name or session.id,
         "kind": view.kind,
         "calls": [{"target": target, "args": args} for target, args in view.calls],
+        "model_request": view.model_request,
         "line": view.line,
         "hints": list(view.hints),
         "expires": row.expires_at,

@@ -10,11 +10,18 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from ..journal.events import FileEntry
+from ..journal.events import CallError, FileEntry, RunError, RunValue
 from ..journal.recording import RecordedCall
 from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow
 from ..protocol import presentation
-from ..runtime.run_diff import CallChange, FileChange, LineageDiff, RunDiff, ValueChange
+from ..runtime.run_diff import (
+    CallChange,
+    CallOutcome,
+    FileChange,
+    LineageDiff,
+    RunDiff,
+    ValueChange,
+)
 from ..runtime.run_history import AgentTree, RecordedRun, RunSummary, SessionTree
 from .console import (
     ConsoleWriter,
@@ -328,24 +335,23 @@ def format_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def format_run_value(value: Mapping[str, Any] | None) -> str:
+def format_run_value(value: RunValue | None) -> str:
     """Return a run's value as text."""
     if value is None:
         return "(none)"
-    return f"{value.get('text', '')}{' …' if value.get('cut') else ''}"
+    return f"{value['text']}{' …' if value['cut'] else ''}"
 
 
-def format_error(error: Mapping[str, Any] | None) -> str:
+def format_error(error: RunError | None) -> str:
     """Return a run's error as text."""
     if error is None:
         return "(none)"
-    message = f"{error.get('type', 'Error')}: {error.get('message', '')}"
-    return str(error.get("traceback") or message)
+    return error["traceback"] or f"{error['type']}: {error['message']}"
 
 
-def format_call_error(error: Mapping[str, Any]) -> str:
+def format_call_error(error: CallError) -> str:
     """Return a call's error on one line."""
-    return f"{error.get('kind', 'error')}: {error.get('message', '')}"
+    return f"{error['kind']}: {error['message']}"
 
 
 # differences --------------------------------------------------------------------------------------
@@ -409,7 +415,7 @@ def _show_call_change(writer: ConsoleWriter, change: CallChange) -> None:
             writer.write_line(f"    {shown}", style=DIFF_STYLES[side])
 
 
-def format_outcome(outcome: Mapping[str, Any]) -> str:
+def format_outcome(outcome: CallOutcome) -> str:
     """Return how a call ended."""
     if outcome["error"]:
         return format_call_error(outcome["error"])

@@ -38,7 +38,7 @@ from .archive_file import (
     write_archive,
 )
 from .blob_store import BlobStore
-from .events import RunFinished, event_to_json, listed_digests
+from .events import RunError, RunFinished, event_to_json, listed_digests
 from .rows import INTERRUPTED_FLAG, UNDONE_FLAG, RawEventRow, SessionRow, StoredEvent
 from .schema import journal_error
 from .store import Journal
@@ -53,10 +53,12 @@ PROGRESS_INTERVAL = 500  # blobs or events between two reports
 ROLLBACK_TIMEOUT_S = 30.0  # for a failed import; garbage collection removes the rest
 RUN_QUEUED_KIND = "run_queued"
 SESSION_EVENT_KINDS = ("session_opened", "sandbox_started", "sandbox_stopped")  # runs need these
-INTERRUPTED_ERROR = {
+INTERRUPTED_ERROR: RunError = {
     "type": "Interrupted",
     "message": "The run was unfinished when its session was exported.",
     "traceback": "",
+    "line": None,
+    "hint": "",
 }
 
 ProgressCallback = Callable[[str], None]

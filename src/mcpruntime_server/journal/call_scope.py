@@ -5,11 +5,13 @@ The router enters the scope before it calls a handler.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+
+from .events import ModelRequest
 
 MAX_MODEL_REQUEST_CHARS = 60_000  # of one request to the client's model
 
@@ -26,7 +28,7 @@ class CallScope:
 
     session_id: str
     run_id: str
-    ask_client_model: Callable[[Mapping[str, Any]], Awaitable[Any]]
+    ask_client_model: Callable[[ModelRequest], Awaitable[Any]]
     release_slot: Callable[[], AbstractAsyncContextManager[None]]
     report_progress: Callable[[str], None]
     describe_call: Callable[[dict[str, Any], str], None]

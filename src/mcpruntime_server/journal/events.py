@@ -16,7 +16,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 EVENT_VERSION = 1
 
@@ -177,14 +179,47 @@ class CallStarted(Event):
     in_ledger: bool = True
 
 
+class ModelRequest(TypedDict):
+    """A request to the client's model; `schema` is None where any text is an answer."""
+
+    prompt: str
+    schema: Mapping[str, Any] | None
+
+
+class CallError(TypedDict):
+    """The error that a call raises in the code; `kind` decides its type there."""
+
+    kind: str
+    message: str
+    data: Any
+
+
+class RunValue(TypedDict):
+    """The value of a run as text: JSON, or that of `repr`; `cut` if parts are left out."""
+
+    kind: str  # "json" | "repr"
+    text: str
+    type: str
+    cut: bool
+
+
+class RunError(TypedDict):
+    """The exception that ended a run; `line` is that of the run's code, None if there is none."""
+
+    type: str
+    message: str
+    traceback: str
+    line: int | None
+    hint: str
+
+
 @dataclass(frozen=True)
 class QuestionAsked(Event):
     """The run waits until `expires_at` for the answer to a question about call `call_id`.
 
     `kind` is "approval" (may it be made?), "in_doubt" (a crash may have interrupted it: make it
-    again?) or "question" (the call asks the client's model: `model_request` has the `prompt` and
-    the `schema`, if any). The answer also holds for `covered_calls` of a plan. `hints` say where
-    text in the arguments may have come from.
+    again?) or "question" (the call sends `model_request` to the client's model). The answer also
+    holds for `covered_calls` of a plan. `hints` say where text in the arguments may have come from.
     """
 
     question_id: str  # "q1", ...
@@ -193,7 +228,7 @@ class QuestionAsked(Event):
     expires_at: float  # seconds since the epoch
     covered_calls: list[ApprovedCall] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
-    model_request: Mapping[str, Any] = field(default_factory=dict)
+    model_request: ModelRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -214,11 +249,11 @@ class QuestionAnswered(Event):
 
 @dataclass(frozen=True)
 class CallFinished(Event):
-    """The call returned `value`, or failed with `error` (keys: kind, message, data)."""
+    """The call returned `value`, or failed with `error`."""
 
     call_id: int
     value: Any = None
-    error: Mapping[str, Any] | None = None
+    error: CallError | None = None
     duration_ms: float = 0.0
 
 
@@ -274,8 +309,8 @@ class RunFinished(Event):
     """
 
     status: str  # "ok" | "error" | "timeout" | "crashed" | "cancelled" | "waiting"
-    value: Mapping[str, Any] | None = None
-    error: Mapping[str, Any] | None = None  # keys: type, message, traceback
+    value: RunValue | None = None
+    error: RunError | None = None
     usage: Mapping[str, float] | None = None  # keys: wall_ms, cpu_ms, peak_mb
     flags: list[str] = field(default_factory=list)
     media: list[MediaEntry] = field(default_factory=list)  # in the order in which it was shown

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from mcpruntime_server.errors import JournalFailed
 
 from .events import (
+    CallError,
     CallFinished,
     CallStarted,
     ClocksRead,
@@ -21,10 +22,12 @@ from .events import (
     OutputWritten,
     QuestionAnswered,
     QuestionAsked,
+    RunError,
     RunFinished,
     RunResumed,
     RunStarted,
     RunSuspended,
+    RunValue,
     canonical_json,
 )
 from .rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, RunRow, StoredEvent
@@ -47,7 +50,7 @@ class RecordedCall:
     started_sequence: int
     finished_sequence: int | None = None
     value: Any = None
-    error: Mapping[str, Any] | None = None
+    error: CallError | None = None
     duration_ms: float = 0.0
     line_number: int | None = None  # in the user's code
     in_ledger: bool = True
@@ -66,8 +69,8 @@ class RunOutcome(TypedDict):
     """What a run produced, apart from files; `status` is None if it has not finished."""
 
     status: str | None
-    value: Mapping[str, Any] | None
-    error: Mapping[str, Any] | None
+    value: RunValue | None
+    error: RunError | None
     stdout: str
     stderr: str
 

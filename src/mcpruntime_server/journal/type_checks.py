@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from functools import cache
 from math import isfinite
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, get_args, get_origin, get_type_hints
+
+from typing_extensions import is_typeddict
 
 MAX_SAFE_INTEGER = 2**53  # JSON programs disagree about larger integers; SQLite ends at 2**63
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import JournalFailed
-from ..journal.events import CallFinished, CallStarted, canonical_json
+from ..journal.events import CallError, CallFinished, CallStarted, canonical_json
 from ..journal.recording import RecordedCall
 from ..journal.store import Journal
 from ..protocol.presentation import format_call
@@ -24,7 +24,7 @@ from .plan import PLANNED_KIND, CallKey, Plan
 
 CallStatus = Literal["started", "waiting", "ok", "error", "denied", "planned"]
 STATUS_BY_ERROR_KIND: Mapping[str, CallStatus] = {"denied": "denied", PLANNED_KIND: "planned"}
-ABANDONED_ERROR: Mapping[str, Any] = {
+ABANDONED_ERROR: CallError = {
     "kind": "abandoned",
     "message": "The code did not wait for the answer; what was asked for may have been done.",
     "data": None,
@@ -68,10 +68,10 @@ class LedgerEntry:
         """Show other arguments than those of the call, and what came of it."""
         self.args, self.outcome = args, outcome
 
-    def apply_error(self, error: Mapping[str, Any]) -> None:
+    def apply_error(self, error: CallError) -> None:
         """Set the status that follows from an error, and the message."""
-        self.status = STATUS_BY_ERROR_KIND.get(str(error.get("kind")), "error")
-        self.error = str(error.get("message", ""))
+        self.status = STATUS_BY_ERROR_KIND.get(error["kind"], "error")
+        self.error = error["message"]
 
 
 class CallJournal:
@@ -154,7 +154,7 @@ class CallJournal:
         return self.plan.approved_args(self.call_key(number), call.args)
 
     def finish_call(
-        self, number: int, value: Any, error: Mapping[str, Any] | None, duration_ms: float
+        self, number: int, value: Any, error: CallError | None, duration_ms: float
     ) -> None:
         """Journal the end of a call, unless the code has abandoned it."""
         self._append_end(CallFinished(number, value, error, duration_ms))
@@ -164,7 +164,7 @@ class CallJournal:
         """Journal the end of a call that another run has made: a crash may lose it."""
         self._append_end(CallFinished(number, recorded.value, recorded.error, 0.0))
 
-    def fail_call(self, number: int, error: Mapping[str, Any], duration_ms: float) -> None:
+    def fail_call(self, number: int, error: CallError, duration_ms: float) -> None:
         """Journal that a call failed; if that is impossible, the code still gets the error."""
         try:
             self.finish_call(number, None, error, duration_ms)
@@ -240,6 +240,6 @@ def abandoned_call_id(call: Call) -> int:
     return call_id if type(call_id) is int else -1
 
 
-def is_abandoned_error(error: Mapping[str, Any] | None) -> bool:
+def is_abandoned_error(error: CallError | None) -> bool:
     """Return whether a call ended because the code did not wait for it."""
-    return error is not None and error.get("kind") == ABANDONED_ERROR["kind"]
+    return error is not None and error["kind"] == ABANDONED_ERROR["kind"]

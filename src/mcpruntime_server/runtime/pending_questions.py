@@ -21,7 +21,13 @@ from typing import Any, Protocol
 import anyio
 
 from ..errors import CallFailed, Forbidden, InvalidRequest
-from ..journal.events import ApprovedCall, QuestionAnswered, QuestionAsked, canonical_json
+from ..journal.events import (
+    ApprovedCall,
+    ModelRequest,
+    QuestionAnswered,
+    QuestionAsked,
+    canonical_json,
+)
 from ..journal.recording import QuestionSubject, RecordedCall, Recording, question_subject
 from ..journal.store import Journal
 
@@ -42,7 +48,6 @@ BY_MODEL = "the client's model"
 MAX_DENIALS = (
     3  # of one tool in a run; further calls are denied unasked, so code cannot wear people down
 )
-NO_DETAILS: Mapping[str, Any] = {}
 MAX_REMEMBERED_ANSWERS = 10_000  # of a live run, to recognise a second answer
 
 logger = logging.getLogger(__name__)
@@ -198,7 +203,7 @@ class PendingQuestions:
         args: Mapping[str, Any],
         line: int | None,
         covers: Iterable[ApprovedCall] = (),
-        model_request: Mapping[str, Any] = NO_DETAILS,
+        model_request: ModelRequest | None = None,
     ) -> QuestionAnswered:
         """Ask whether a call may be made, or ask the model for it; return the answer."""
         subject = call_number, canonical_json(model_request) if model_request else ""
@@ -285,7 +290,7 @@ class PendingQuestions:
         call_number: int,
         args: Mapping[str, Any],
         covers: list[ApprovedCall],
-        model_request: Mapping[str, Any],
+        model_request: ModelRequest | None,
     ) -> QuestionAsked:
         self._count += 1
         question_id = f"q{self._count}"  # other questions may come while hints are searched for

@@ -105,7 +105,7 @@ def is_planned(call: RecordedCall) -> bool:
 
 def planned_call_of(call: RecordedCall) -> PlannedCall:
     """Return a recorded call that was planned."""
-    found = (call.error or {}).get("data")
+    found = call.error and call.error["data"]
     data = found if isinstance(found, dict) else {}
     hints = data.get("hints")
     return PlannedCall(

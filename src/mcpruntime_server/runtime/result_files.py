@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
 
+from ..journal.events import RunValue
 from ..sandbox.link import SandboxLink
 from .run_report import display_value
 
@@ -37,7 +37,7 @@ class ResultFiles:
         link: SandboxLink,
         run_id: str,
         output: Mapping[str, str],
-        value: Mapping[str, Any] | None,
+        value: RunValue | None,
     ) -> dict[str, str]:
         """Save the results of a run that are not shown completely; return the paths, by field.
 

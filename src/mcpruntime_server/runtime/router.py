@@ -19,11 +19,18 @@ from typing import Any, NoReturn, Protocol
 from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
 from ..journal.call_scope import CallScope, enter_call_scope
-from ..journal.events import ApprovedCall, Effect, QuestionAnswered, canonical_json
+from ..journal.events import (
+    ApprovedCall,
+    CallError,
+    Effect,
+    ModelRequest,
+    QuestionAnswered,
+    canonical_json,
+)
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.wire import ABANDON_TARGET, Call, Reply
 from .call_journal import CallJournal, LedgerEntry
-from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND, NO_DETAILS
+from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND
 from .plan import PLANNED_KIND, Plan, PlannedCall
 
 PLANNED_RESULT_PREFIX = PLANNED_RESULT_TEXT.partition("{")[0]  # of a planned result in arguments
@@ -91,7 +98,7 @@ class ActiveCall:
         kind: str,
         args: Mapping[str, Any],
         covers: Iterable[ApprovedCall] = (),
-        model_request: Mapping[str, Any] = NO_DETAILS,
+        model_request: ModelRequest | None = None,
     ) -> QuestionAnswered:
         """Ask about this call and return the answer; the run waits."""
         self.entry.status = "waiting"
@@ -102,7 +109,7 @@ class ActiveCall:
             self.entry.status = "started"
         return answer
 
-    async def ask_model(self, request: Mapping[str, Any]) -> Any:
+    async def ask_model(self, request: ModelRequest) -> Any:
         """Return the answer of the client's model; raises `CallFailed` if there is none."""
         answer = await self.ask(MODEL_REQUEST_KIND, self.call.args, model_request=request)
         if answer.decision != "result":
@@ -178,7 +185,7 @@ class Router:
             error = _describe_failure(call.target, exc)
             entry.duration_ms = _elapsed_ms(started)
             entry.apply_error(error)
-            return Reply(call.call_id, None, error)
+            return Reply(call.call_id, None, dict(error))
         return await self._execute_call(ActiveCall(call, entry, call_journal, number))
 
     async def resume_call(
@@ -225,7 +232,7 @@ class Router:
                 entry.apply_error(error)
                 if entry.status == "planned":
                     entry.error = ""
-            return Reply(call.call_id, None, error)
+            return Reply(call.call_id, None, dict(error))
         if not journal.is_abandoned(number):
             entry.status = "ok"
         return Reply(call.call_id, value)
@@ -374,7 +381,7 @@ def _elapsed_ms(started: float) -> float:
     return round((time.perf_counter() - started) * 1e3, 3)
 
 
-def _describe_failure(target: str, exc: Exception) -> dict[str, Any]:
+def _describe_failure(target: str, exc: Exception) -> CallError:
     """Return `exc` as the error that code gets; the text of an unforeseen one stays here."""
     if isinstance(exc, CallFailed):
         return {"kind": exc.kind, "message": str(exc), "data": _drop_invalid_json(exc.data)}

@@ -7,13 +7,13 @@ difference is bounded. Times and usage are not compared, because they never agre
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from ..errors import JournalFailed, NotFound
-from ..journal.events import FileEntry
+from ..journal.events import CallError, FileEntry
 from ..journal.recording import RecordedCall
 from ..journal.rows import UNDONE_FLAG, RunRow
 from ..journal.store import Journal
@@ -39,6 +39,14 @@ class ValueChange:
     b: Any
 
 
+class CallOutcome(TypedDict):
+    """How a call ended."""
+
+    status: str  # "started" | "ok" | "error"
+    value: Any
+    error: CallError | None
+
+
 @dataclass(frozen=True)
 class CallChange:
     """A call that only one run made (the other side is None), or that ended differently."""
@@ -46,8 +54,8 @@ class CallChange:
     target: str
     args: str  # canonical JSON
     nth: int
-    a: Mapping[str, Any] | None  # keys: status, value, error
-    b: Mapping[str, Any] | None
+    a: CallOutcome | None
+    b: CallOutcome | None
 
 
 @dataclass(frozen=True)
@@ -176,15 +184,15 @@ def diff_calls(a: Sequence[RecordedCall], b: Sequence[RecordedCall]) -> tuple[Ca
     return tuple(each for each in changes if each.a != each.b)
 
 
-def outcomes_by_key(calls: Sequence[RecordedCall]) -> dict[CallKey, Mapping[str, Any]]:
+def outcomes_by_key(calls: Sequence[RecordedCall]) -> dict[CallKey, CallOutcome]:
     """Return how the calls of a ledger ended."""
     return {
         (call.target, call.args, call.nth): call_outcome(call) for call in calls if call.in_ledger
     }
 
 
-def call_outcome(call: RecordedCall) -> Mapping[str, Any]:
-    """Return how a call ended: status, value and error."""
+def call_outcome(call: RecordedCall) -> CallOutcome:
+    """Return how a call ended."""
     if call.finished_sequence is None:
         return {"status": "started", "value": None, "error": None}
     return {"status": "error" if call.error else "ok", "value": call.value, "error": call.error}

@@ -79,8 +79,8 @@ class RecordedRun:
         if report.status == "waiting":
             planned = [planned_call_of(call) for call in self.calls if is_planned(call)]
             report.pending_questions = planned_call_views(planned)
-        report.value = None if finished.value is None else dict(finished.value)
-        report.error = None if finished.error is None else dict(finished.error)
+        report.value = finished.value
+        report.error = finished.error
         report.usage = dict(finished.usage or {})
         report.media, _ = validate_media(finished.media)
         return report
@@ -104,13 +104,15 @@ def pending_question_view(
 ) -> PendingQuestionView:
     """Return a question as a client sees it: about a call and those that the answer covers, too."""
     calls = [(target, args)]
-    hints: Sequence[str] = asked.hints
-    if asked.model_request:
-        calls, hints = [(target, asked.model_request)], ()
-    else:
-        calls += [(each["target"], json.loads(each["sent"])) for each in asked.covered_calls]
+    calls += [(each["target"], json.loads(each["sent"])) for each in asked.covered_calls]
     return PendingQuestionView(
-        asked.question_id, asked.kind, tuple(calls), line, tuple(hints), asked.expires_at
+        asked.question_id,
+        asked.kind,
+        tuple(calls),
+        asked.model_request,
+        line,
+        tuple(asked.hints),
+        asked.expires_at,
     )
 
 
@@ -121,8 +123,8 @@ def planned_call_views(calls: Iterable[PlannedCall]) -> list[PendingQuestionView
             planned_call_name(call.number),
             "plan",
             ((call.target, call.args),),
-            call.line,
-            call.hints,
+            line=call.line,
+            hints=call.hints,
             needs_person=call.needs_person,
         )
         for call in calls

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import McpRuntimeError
-from ..journal.events import MediaEntry
+from ..journal.events import MediaEntry, ModelRequest, RunError, RunValue
 from ..protocol import wire
 from ..protocol.media import (
     MAX_ALL_MEDIA_BYTES,
@@ -51,6 +51,7 @@ class PendingQuestionView:
     id: str
     kind: str
     calls: tuple[tuple[str, Mapping[str, Any]], ...]  # target and arguments
+    model_request: ModelRequest | None = None  # of a "question"
     line: int | None = None
     hints: tuple[str, ...] = ()
     expires: float | None = None  # seconds since the epoch
@@ -66,8 +67,8 @@ class RunReport:
     step: int
     status: RunStatus = "running"
     is_dry_run: bool = False  # or the commit of one
-    value: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
+    value: RunValue | None = None
+    error: RunError | None = None
     stdout: str = ""
     stderr: str = ""
     calls: list[LedgerEntry] = field(default_factory=list)
@@ -103,6 +104,7 @@ class RunReport:
             "message": message or str(failure),
             "traceback": "",
             "line": None,
+            "hint": "",
         }
 
     def apply_plan(self, plan: list[PendingQuestionView]) -> None:
@@ -116,9 +118,7 @@ class RunReport:
             )
 
 
-def display_value(
-    value: Mapping[str, Any], max_chars: int, max_items: int | None
-) -> tuple[Any, bool]:
+def display_value(value: RunValue, max_chars: int, max_items: int | None) -> tuple[Any, bool]:
     """Return a run's value as a client gets it, and whether it is truncated.
 
     JSON data stays data, with at most `max_items` items in a list or object; the rest is text. A
@@ -138,8 +138,8 @@ def display_value(
     return json.loads(text), is_cut or is_cut_again
 
 
-def validate_value(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the value of a run, with the fields that `present_value` returns."""
+def validate_value(value: Mapping[str, Any] | None) -> RunValue | None:
+    """Return what the sandbox says is the value of a run, of the right types."""
     if value is None:
         return None
     text = str(value.get("text"))
@@ -220,15 +220,19 @@ def _is_reading(value: Any) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
-def validate_error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the error of a run: type, message, traceback and line."""
+def validate_error(error: Mapping[str, Any] | None) -> RunError | None:
+    """Return what the sandbox says is the error of a run, bounded and of the right types."""
     if error is None:
         return None
     line = error.get("line")
-    texts = {
-        name: truncate_text(str(error.get(name, "")), MAX_ERROR_CHARS)[0]
-        for name in ("type", "message", "traceback")
+
+    def text(name: str, max_chars: int) -> str:
+        return truncate_text(str(error.get(name) or ""), max_chars)[0]
+
+    return {
+        "type": text("type", MAX_ERROR_CHARS),
+        "message": text("message", MAX_ERROR_CHARS),
+        "traceback": text("traceback", MAX_ERROR_CHARS),
+        "line": line if type(line) is int else None,
+        "hint": text("hint", MAX_HINT_CHARS),
     }
-    described = {**texts, "line": line if type(line) is int else None}
-    hint = truncate_text(str(error.get("hint") or ""), MAX_HINT_CHARS)[0]
-    return {**described, "hint": hint} if hint else described

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from ..config import SandboxSettings, ServerSettings
 from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
-from ..journal.events import QuestionAnswered, RunFinished, RunQueued, SessionOpened
+from ..journal.events import QuestionAnswered, RunError, RunFinished, RunQueued, SessionOpened
 from ..journal.recording import load_recording
 from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow, SubmittedAnswer
 from ..journal.store import Journal
@@ -257,7 +257,13 @@ class Runtime:
             session.enqueue_run(resumed_spec(recording))
             return session
         message = f"Its server died while it ran, and it cannot be resumed. {problem}"
-        error = {"type": "ServerDied", "message": message, "traceback": "", "line": None}
+        error: RunError = {
+            "type": "ServerDied",
+            "message": message,
+            "traceback": "",
+            "line": None,
+            "hint": "",
+        }
         crashed = RunFinished("crashed", None, error, None, [UNDONE_FLAG])
         self.journal.append(row.id, crashed, tip.id)
         return session

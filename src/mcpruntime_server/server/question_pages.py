@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel
 
 from ..journal.call_scope import MAX_MODEL_REQUEST_CHARS
+from ..journal.events import ModelRequest
 from ..protocol.presentation import format_call, truncate_text
 from ..runtime.call_journal import MAX_CALL_CHARS
-from ..runtime.pending_questions import MODEL_REQUEST_KIND
 from ..runtime.run_report import PendingQuestionView
 
 RESULT_FRAME_CHARS = 1_000  # of a result, for everything but output and questions
@@ -47,14 +46,13 @@ class ModelQuestion:
     schema: str
 
     @classmethod
-    def parse(cls, request: Mapping[str, Any]) -> ModelQuestion:
+    def parse(cls, request: ModelRequest) -> ModelQuestion:
         """Return the parts of a model request."""
-        text = truncate_text(str(request["prompt"]), MAX_MODEL_REQUEST_CHARS)[0]
+        text = truncate_text(request["prompt"], MAX_MODEL_REQUEST_CHARS)[0]
         prompt, *data = DATA_START.split(text, maxsplit=1)
-        schema = ""
-        if "schema" in request:
-            schema = json.dumps(request["schema"], ensure_ascii=False)
-        return cls(prompt, "".join(data), schema)
+        schema = request["schema"]
+        schema_text = "" if schema is None else json.dumps(schema, ensure_ascii=False)
+        return cls(prompt, "".join(data), schema_text)
 
     def format(self, alike_id: str = "", schema_id: str = "") -> str:
         """Return the text for the client's model.
@@ -81,7 +79,7 @@ def max_question_chars(result_chars: int) -> int:
     return min(page_chars(result_chars) - QUESTION_FRAME_CHARS, MAX_MODEL_REQUEST_CHARS)
 
 
-def format_model_question(request: Mapping[str, Any]) -> str:
+def format_model_question(request: ModelRequest) -> str:
     """Return the whole text of a model request for the client's model."""
     return ModelQuestion.parse(request).format()
 
@@ -94,8 +92,8 @@ def select_question_page(
     id_by_frame: dict[tuple[str, str], str] = {}  # by prompt and schema
     id_by_schema: dict[str, str] = {}
     for question in questions[:max_lines]:
-        if question.kind == MODEL_REQUEST_KIND:
-            parts = ModelQuestion.parse(question.calls[0][1])
+        if question.model_request is not None:
+            parts = ModelQuestion.parse(question.model_request)
             frame = parts.prompt, parts.schema
             line = PendingQuestionLine(
                 id=question.id,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mcp.types import AudioContent, CallToolResult, ContentBlock, ImageContent, TextContent
@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, PrivateAttr
 from ..config import Config
 from ..config.shell_commands import format_command
 from ..errors import McpRuntimeError
-from ..journal.events import MediaEntry
+from ..journal.events import MediaEntry, RunError
 from ..protocol.presentation import format_error, truncate_name, truncate_text
 from ..runtime.call_journal import (
     MAX_CALL_CHARS,
@@ -371,7 +371,7 @@ def select_usage(report: RunReport, memory_mb: int) -> dict[str, float]:
     return shown
 
 
-def build_error_info(error: Mapping[str, Any]) -> ErrorInfo:
+def build_error_info(error: RunError) -> ErrorInfo:
     """Return an error for the result; its text stands there once."""
     kind, message, traceback = error["type"], error["message"], error["traceback"]
     frames, _, last = traceback.rpartition("\n")
@@ -385,7 +385,7 @@ def build_error_info(error: Mapping[str, Any]) -> ErrorInfo:
         message=message,
         traceback=traceback,
         line=error["line"],
-        hint=error.get("hint", ""),
+        hint=error["hint"],
     )
 
 

@@ -53,7 +53,9 @@ def pending_model_questions(run: Run) -> list[PendingQuestion]:
 
 def build_sampling_request(question: PendingQuestion, max_tokens: int) -> CreateMessageRequest:
     """Return the request that asks a client's model."""
-    text = TextContent(type="text", text=format_model_question(question.asked.model_request))
+    request = question.asked.model_request
+    assert request is not None  # `pending_model_questions` returns no others
+    text = TextContent(type="text", text=format_model_question(request))
     message = SamplingMessage(role="user", content=text)
     params = CreateMessageRequestParams(
         messages=[message], system_prompt=SYSTEM_PROMPT, max_tokens=max_tokens

@@ -26,7 +26,7 @@ from mcpruntime_server.capabilities.skills.model import (
     format_signature,
 )
 from mcpruntime_server.errors import SkillRefused
-from mcpruntime_server.journal.events import canonical_json
+from mcpruntime_server.journal.events import RunValue, canonical_json
 from mcpruntime_server.journal.recording import RecordedCall
 
 ROWS = [
@@ -109,7 +109,7 @@ def record(host: Recorder, *codes: str) -> list[RecordedStep]:
             value = eval(ast.unparse(last), names)
         elif ok and isinstance(last, ast.Assign):
             value = eval(ast.unparse(last.targets[0]), names)
-        shown = {
+        shown: RunValue = {
             "kind": "json",
             "text": json.dumps(value),
             "type": type(value).__name__,

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import CallFailed
 from ...journal.call_scope import current_call_scope
+from ...journal.events import ModelRequest
 from ..model_requests import Completion, Messages, ModelUsage
 from .model_backend import TokenPrices
 
@@ -35,10 +36,8 @@ class ClientModel:
     ) -> Completion:
         """Return the answer of the client's model; raises `CallFailed` if there is none."""
         prompt = "\n\n".join(format_message(each) for each in messages if each["role"] != "system")
-        question: dict[str, Any] = {"prompt": prompt}
-        if schema is not None:
-            question["schema"] = schema
-        size = len(json.dumps(question, ensure_ascii=False))
+        request: ModelRequest = {"prompt": prompt, "schema": schema}
+        size = len(json.dumps(request, ensure_ascii=False))
         if size > self._max_chars:  # a client that truncates it would give a wrong answer
             raise CallFailed(
                 "llm_too_long",
@@ -47,7 +46,7 @@ class ClientModel:
                 remedy="Ask about parts of the data, or about less of it. For a client that shows "
                 "longer results, raise [server] result_chars.",
             )
-        answer = await current_call_scope().ask_client_model(question)
+        answer = await current_call_scope().ask_client_model(request)
         text = answer if isinstance(answer, str) else json.dumps(answer)
         return Completion(text, ModelUsage(1))
 

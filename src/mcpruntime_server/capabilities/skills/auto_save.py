@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
 
 import anyio
 
 from ...errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused
+from ...journal.events import RunValue
 from ...journal.rows import RunRow
 from .saving import SkillSaver
 
@@ -40,7 +39,7 @@ class AutoSaver:
         self._may_activate = may_activate
         self._considered: dict[bytes, None] = {}
 
-    def should_consider(self, code: str, value: Mapping[str, Any] | None, call_count: int) -> bool:
+    def should_consider(self, code: str, value: RunValue | None, call_count: int) -> bool:
         """Return whether a run may be worth saving, and its code is new."""
         if not call_count or not has_useful_result(value):
             return False
@@ -80,9 +79,9 @@ class AutoSaver:
         return ""
 
 
-def has_useful_result(value: Mapping[str, Any] | None) -> bool:
+def has_useful_result(value: RunValue | None) -> bool:
     """Return whether a run's value is more than nothing, or yes or no."""
-    if value is None or value.get("kind") != "json":
+    if value is None or value["kind"] != "json":
         return False
     try:
         return json.loads(value["text"]) not in (None, "", [], {}, True, False)

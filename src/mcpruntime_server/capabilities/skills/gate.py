@@ -25,7 +25,7 @@ from typing import Any
 import anyio
 
 from ...errors import ReplayDiverged
-from ...journal.events import InputEntry, RunStarted
+from ...journal.events import InputEntry, RunStarted, RunValue
 from ...journal.recording import Recording
 from ...protocol.presentation import truncate_text
 from .lint import parse_source
@@ -330,7 +330,7 @@ def find_difference(
     )
 
 
-def text_of_result(result: Mapping[str, Any] | None) -> str:
+def text_of_result(result: RunValue | None) -> str:
     """Return a run's value as a text that is the same for equal values."""
     if result is None:
         return "None"
@@ -340,12 +340,11 @@ def text_of_result(result: Mapping[str, Any] | None) -> str:
 
 def fingerprint_of(recording: Recording) -> tuple[object, ...]:
     """Return what is equal for executions with the same calls, output and result."""
-    error = recording.outcome["error"] or {}
+    error = recording.outcome["error"]
     return (
         recording.outcome["status"],
         text_of_result(recording.outcome["value"]),
-        error.get("type"),
-        error.get("message"),
+        error and (error["type"], error["message"]),
         tuple(sorted(recording.output.items())),
         tuple(sorted((call.target, call.args) for call in recording.calls if call.in_ledger)),
     )
@@ -356,8 +355,8 @@ def describe_error(recording: Recording) -> str:
     status = recording.outcome["status"]
     if status == "timeout":
         return f"it does not finish within {recording.start.timeout_s:.0f} seconds"
-    error = recording.outcome["error"] or {}
-    text = f"{error.get('type', status)}: {error.get('message', '')}".strip(": ")
+    error = recording.outcome["error"]
+    text = f"{error['type']}: {error['message']}" if error else str(status)
     return truncate_text(" ".join(text.split()), MAX_SHOWN_CHARS)[0]
 
 

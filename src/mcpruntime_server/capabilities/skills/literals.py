@@ -59,7 +59,7 @@ def _union_of(annotations: Iterable[str]) -> str:
 
 def result_annotation(case: RecordedCase) -> str:
     """Return the type of a recorded result; "" if it is not known."""
-    result = case.result or {}
-    if result.get("kind") != "json" or result.get("cut") or case.compares_stdout:
+    result = case.result
+    if result is None or result["kind"] != "json" or result["cut"] or case.compares_stdout:
         return ""
     return annotation_of(json.loads(result["text"]))

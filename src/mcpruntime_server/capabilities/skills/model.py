@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ...journal.events import RunValue
 from ...journal.recording import RecordedCall
 
 ENTRY_FUNCTION = "run"  # of a skill's module
@@ -45,14 +46,14 @@ class Signature:
 class RecordedCase:
     """One recorded use of a skill: its arguments, the answers to its calls, and its result.
 
-    `result` is a run's value as the journal has it (keys: kind, type, text, cut). A case that
-    `compares_stdout` is reproduced when it prints the same, whatever it returns: its code printed
-    its result. `seed` and `clock_readings` are the randomness and the time that the code observed.
+    A case that `compares_stdout` is reproduced when it prints the same, whatever it returns: its
+    code printed its result. `seed` and `clock_readings` are the randomness and the time that the
+    code observed.
     """
 
     inputs: Mapping[str, Any]
     calls: tuple[RecordedCall, ...] = ()
-    result: Mapping[str, Any] | None = None
+    result: RunValue | None = None
     stdout: str = ""
     compares_stdout: bool = False
     seed: str = ""
@@ -61,7 +62,7 @@ class RecordedCase:
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One recorded run that a skill may be made of; `result` is as in `RecordedCase`.
+    """One recorded run that a skill may be made of.
 
     If it failed, the lines before `failed_line` are known to have run.
     """
@@ -70,7 +71,7 @@ class RecordedStep:
     code: str
     succeeded: bool
     calls: tuple[RecordedCall, ...] = ()
-    result: Mapping[str, Any] | None = None
+    result: RunValue | None = None
     stdout: str = ""
     seed: str = ""
     clock_readings: Mapping[str, list[float]] = field(default_factory=dict)

@@ -215,7 +215,7 @@ class SkillSaver:
             # A function of an earlier step may read the input of the last one.
             may_read = row.id == run.id or CONTEXT_NAME in recording.start.code
             outcome = recording.outcome
-            error = outcome["error"] or {}
+            error = outcome["error"]
             steps.append(
                 RecordedStep(
                     row.id,
@@ -226,7 +226,7 @@ class SkillSaver:
                     outcome["stdout"],
                     recording.start.seed,
                     recording.clock_readings,
-                    error.get("line") or 0,
+                    (error and error["line"]) or 0,
                     await self._load_input(recording) if may_read else None,
                 )
             )
