@@ -1,8 +1,12 @@
-"""JSON schemas from untrusted code: which ones are accepted, and whether a value follows one.
+"""JSON schemas from untrusted sources: which ones code may use, and whether a value follows one.
 
-Rule: schema and value may both come from an attacker, and they are compared on the host. So a
-schema is refused if it is too large, refers to itself or to another document, or uses a keyword
-whose check can take unbounded time.
+Rule 1: schema and value may both come from an attacker, and they are compared on the host. So a
+schema of code is refused if it is too large, refers to itself or to another document, or uses a
+keyword whose check can take unbounded time.
+Rule 2: nothing here waits, and a comparison cannot be interrupted. Callers know what it costs
+before they make it (`schema_cost`), or make it in a process of its own (`schema_checks`).
+Rule 3: patterns are searched in linear time. Those that need more (with references to what was
+matched, or looking around) may take so many steps back and no more. No reference is ever fetched.
 """
 
 from __future__ import annotations
@@ -13,15 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CallFailed
 from .json_pointers import resolve_pointer
+from .schema_cost import measure_size
 
 if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError
+    from jsonschema_rs import PatternOptionsType, ValidationError, Validator
 
 MAX_SCHEMA_CHARS = 50_000
 MAX_NESTING = 40
 MAX_SCHEMA_PARTS = 20_000  # the target of a reference counts once per reference
 MAX_PROBLEM_CHARS = 300
 MAX_ALLOWED_CHARS = 2_000  # of the allowed values in a problem
+PATTERN_BYTES = 256 << 10  # of a compiled pattern; counts of repetitions make it large
+PATTERN_STEPS = 10_000  # back, while a pattern that looks around is searched in one text
+DIALECT = "$schema"
 REFUSED_KEYWORDS: Mapping[str, type] = {
     "pattern": str,
     "patternProperties": dict,
@@ -37,29 +45,29 @@ REFUSED_KEYWORDS: Mapping[str, type] = {
 
 def check_schema(schema: Any) -> None:
     """Raise `CallFailed` unless `schema` is a JSON schema that is safe to validate with."""
-    import jsonschema  # here, because the start of a server does not need it
-    from jsonschema.exceptions import SchemaError
-
     if not isinstance(schema, dict):
         raise refuse_schema("A schema must be a JSON schema, given as a dict.")
+    size = measure_size(schema, MAX_SCHEMA_PARTS, MAX_NESTING)
+    if size.depth > MAX_NESTING:
+        raise refuse_schema(f"The schema is nested more than {MAX_NESTING} levels deep.")
+    if size.parts > MAX_SCHEMA_PARTS or size.chars > MAX_SCHEMA_CHARS:
+        raise refuse_schema(f"The schema has more than {MAX_SCHEMA_CHARS:,} characters.")
     if len(json.dumps(schema)) > MAX_SCHEMA_CHARS:
         raise refuse_schema(f"The schema has more than {MAX_SCHEMA_CHARS:,} characters.")
-    if nesting_depth(schema) > MAX_NESTING:
-        raise refuse_schema(f"The schema is nested more than {MAX_NESTING} levels deep.")
     if keyword := find_refused_keyword(schema):
         raise refuse_schema(f"The schema uses `{keyword}`, which can take unbounded time to check.")
     try:
-        if count_schema_parts(schema) > MAX_SCHEMA_PARTS:
-            raise refuse_schema(
-                f"The schema has more than {MAX_SCHEMA_PARTS:,} parts, references expanded."
-            )
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except SchemaError as exc:
-        raise refuse_schema(
-            f"This is not a valid JSON schema: {exc.message[:MAX_PROBLEM_CHARS]}"
-        ) from None
+        parts = count_schema_parts(schema)
     except RecursionError:
         raise refuse_schema("The schema is nested too deeply.") from None
+    if parts > MAX_SCHEMA_PARTS:
+        raise refuse_schema(
+            f"The schema has more than {MAX_SCHEMA_PARTS:,} parts, references expanded."
+        )
+    try:
+        compile_schema(schema)
+    except ValueError as exc:
+        raise refuse_schema(f"This is not a valid JSON schema: {exc}") from None
 
 
 def refuse_schema(message: str) -> CallFailed:
@@ -148,44 +156,90 @@ def unresolved_reference(reference: str) -> CallFailed:
     )
 
 
-def find_schema_violation(value: Any, schema: Mapping[str, Any]) -> str:
-    """Return where and how a value violates a schema, "" if it does not.
+def compile_schema(schema: Mapping[str, Any]) -> Validator:
+    """Return a schema in the form that values are compared with; raises `ValueError`."""
+    from jsonschema_rs import FancyRegexOptions
 
-    Raises `CallFailed` for a bad schema.
-    """
-    import jsonschema
-    from jsonschema.exceptions import ValidationError
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    no_network = Registry()  # the default registry would fetch references
     try:
-        jsonschema.Draft202012Validator(schema, registry=no_network).validate(value)
+        return compile_linear(schema)
+    except ValueError:  # perhaps a pattern that cannot be searched in linear time
+        options = FancyRegexOptions(PATTERN_STEPS, PATTERN_BYTES, PATTERN_BYTES)
+        return _compile_with(schema, options)
+
+
+def compile_linear(schema: Mapping[str, Any]) -> Validator:
+    """Return a schema whose patterns are all searched in linear time; raises `ValueError`."""
+    from jsonschema_rs import RegexOptions
+
+    return _compile_with(schema, RegexOptions(PATTERN_BYTES, PATTERN_BYTES))
+
+
+def _compile_with(schema: Mapping[str, Any], patterns: PatternOptionsType) -> Validator:
+    import jsonschema_rs  # here, because the start of a server does not need it
+
+    chosen: type[Validator] = jsonschema_rs.Draft202012Validator
+    for dialect, validator in {
+        "http://json-schema.org/draft-04/schema": jsonschema_rs.Draft4Validator,
+        "http://json-schema.org/draft-06/schema": jsonschema_rs.Draft6Validator,
+        "http://json-schema.org/draft-07/schema": jsonschema_rs.Draft7Validator,
+        "https://json-schema.org/draft/2019-09/schema": jsonschema_rs.Draft201909Validator,
+    }.items():
+        if str(schema.get(DIALECT)).rstrip("#") == dialect:
+            chosen = validator
+    # Any other dialect is read as the newest one; it is never fetched.
+    content = {key: value for key, value in schema.items() if key != DIALECT}
+    try:
+        return chosen(content, validate_formats=False, pattern_options=patterns, offline=True)
+    except ValueError as exc:
+        message = getattr(exc, "message", str(exc))
+        raise ValueError(message[:MAX_PROBLEM_CHARS]) from None
+
+
+def find_violation(value: Any, validator: Validator) -> str:
+    """Return where and how a value violates a compiled schema, "" if it does not."""
+    from jsonschema_rs import ValidationError
+
+    try:
+        if validator.is_valid(value):  # which does not compare again what it knows
+            return ""
+        validator.validate(value)
     except ValidationError as exc:
-        place = exc.json_path[:MAX_PROBLEM_CHARS] if exc.path else "the value"
-        if allowed := list_allowed_values(exc):
-            got = json.dumps(exc.instance, ensure_ascii=False)[:MAX_PROBLEM_CHARS]
-            listed = ", ".join(json.dumps(each, ensure_ascii=False) for each in allowed)
-            return f"{place}: {got} is not one of {listed[:MAX_ALLOWED_CHARS]}"
-        return f"{place}: {exc.message[:MAX_PROBLEM_CHARS]}"
-    except OverflowError:  # from the division for `multipleOf`
-        return "it contains a number that is too large"
-    except (Unresolvable, RecursionError) as exc:
-        raise unresolved_reference(str(exc)) from None
+        return describe_violation(exc)
+    except ValueError as exc:  # a value that is not JSON
+        return f"the value: {str(exc)[:MAX_PROBLEM_CHARS]}"
     return ""
+
+
+def describe_violation(violation: ValidationError) -> str:
+    """Return where and how a value violates a schema."""
+    place = format_place(violation.instance_path) if violation.instance_path else "the value"
+    if allowed := list_allowed_values(violation):
+        got = json.dumps(violation.instance, ensure_ascii=False)[:MAX_PROBLEM_CHARS]
+        listed = ", ".join(json.dumps(each, ensure_ascii=False) for each in allowed)
+        return f"{place}: {got} is not one of {listed[:MAX_ALLOWED_CHARS]}"
+    return f"{place}: {violation.message[:MAX_PROBLEM_CHARS]}"
+
+
+def format_place(path: list[str | int]) -> str:
+    """Return a place in a value as people write it, such as `$.rows[2].name`."""
+    parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in path]
+    return f"${''.join(parts)}"[:MAX_PROBLEM_CHARS]
 
 
 def list_allowed_values(violation: ValidationError) -> list[Any]:
     """Return the values that a schema allows where it was violated; [] if they are not listed."""
-    keyword: Any = violation.validator
-    expected: Any = violation.validator_value
-    if keyword == "enum":
-        return list(expected)
-    if keyword == "const":
-        return [expected]
-    if keyword == "type" and expected == "null":
-        return [None]
-    if keyword not in ("anyOf", "oneOf") or not violation.context:
-        return []
-    alternatives = [list_allowed_values(each) for each in violation.context]
-    return [value for values in alternatives for value in values] if all(alternatives) else []
+    from jsonschema_rs import ValidationErrorKind as Kind
+
+    match violation.kind:
+        case Kind.Enum(options=options):
+            return options
+        case Kind.Constant(expected_value=expected):
+            return [expected]
+        case Kind.Type(types=["null"]):
+            return [None]
+        case Kind.AnyOf(context=branches) | Kind.OneOfNotValid(context=branches):
+            alternatives = [list_allowed_values(each[0]) for each in branches if each]
+            return (
+                [value for values in alternatives for value in values] if all(alternatives) else []
+            )
+    return []

@@ -230,6 +230,7 @@ class UpstreamSettings(SettingsTable):
     headers: Mapping[str, SecretText] = field(default_factory=dict, repr=False)
     timeout_s: Seconds = 60.0
     max_concurrency: PositiveInt = 64
+    max_schema_parts: PositiveInt = 20_000  # of one schema of a tool; all have 20 times as many
     disabled: bool = False
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...errors import CallFailed
-from ..json_schemas import find_schema_violation
 from ..model_requests import Completion, Messages, ModelUsage
+from ..schema_checks import check_value
 from .conversation import (
     MAX_ANSWER_CHARS,
     AgentTask,
@@ -127,7 +127,7 @@ async def run_agent(
             messages.append(build_message("user", result_message(result, step, task.max_steps)))
             continue
         value = result.get("value")
-        violation = "" if task.schema is None else find_schema_violation(value, task.schema)
+        violation = "" if task.schema is None else await check_value(value, task.schema)
         if not violation:
             yield ValueSubmitted(step, value, result)
             return

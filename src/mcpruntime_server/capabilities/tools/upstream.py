@@ -39,6 +39,7 @@ from .catalogue_cache import (
 )
 from .credentials import collect_credentials
 from .direct_requests import CLOSED_MESSAGE, DirectCalls
+from .output_checks import OutputChecks, ToolBounds, accept_result
 from .stderr_log import log_path, log_size, quote_last_lines
 from .tool_results import error_message, has_result_wrapper, to_json_data
 from .transport import TransportState, open_transport
@@ -138,6 +139,7 @@ class Upstream:
         self._listed = RepeatableEvent()
         self._unsaved: Catalogue | None = None
         self._wrapped_tools: frozenset[str] = frozenset()
+        self._output_checks = OutputChecks()
         self._connection: UpstreamConnection | None = None
         self._attempt = ConnectAttempt()
         self._connect_requested = anyio.Event()
@@ -237,9 +239,8 @@ class Upstream:
 
     async def call_tool(self, tool: str, arguments: dict[str, Any]) -> Any:
         """Call `tool`, by its upstream's own name, and return JSON data; raises `CallFailed`."""
-        timeout_s = self.settings.timeout_s
         async with self._call_slots:
-            result = await self._send(tool, lambda to: to.call_tool(tool, arguments, timeout_s))
+            result = await self._send(tool, lambda to: self._call_checked(to, tool, arguments))
         if result.is_error:
             message = self._credentials.redact_text(error_message(result, MAX_MESSAGE_CHARS))
             data = self._credentials.redact(result.structured_content)
@@ -260,6 +261,14 @@ class Upstream:
         return self._credentials.redact_bytes(data)
 
     # calls ----------------------------------------------------------------------------------------
+
+    async def _call_checked(
+        self, connection: UpstreamConnection, tool: str, arguments: dict[str, Any]
+    ) -> types.CallToolResult:
+        """Return a result that follows the tool's schema; raises `ValueError` if it does not."""
+        result = await connection.call_tool(tool, arguments, self.settings.timeout_s)
+        await self._output_checks.check(tool, result)
+        return result
 
     async def _send(self, tool: str, request: Callable[[UpstreamConnection], Awaitable[T]]) -> T:
         connection = self._connection or await self._connect()
@@ -429,7 +438,9 @@ class Upstream:
             transport = open_transport(
                 state, self.settings, self._base_dir, self.log_file, self._credentials
             )
+            stack.push_async_callback(self._output_checks.close)
             client = await stack.enter_async_context(self._build_client(transport, changed))
+            client.session.validate_tool_result = accept_result  # type: ignore[method-assign]
             await self._list_tools(client)
             start_scope.deadline = math.inf
             requests = state.direct_requests
@@ -471,7 +482,11 @@ class Upstream:
             cursor = page.next_cursor
             if not cursor or not page.tools or len(found) > MAX_TOOLS:
                 break
-        tools = tuple(map(self._redact_tool, islice(found.values(), MAX_TOOLS)))
+        listed = tuple(islice(found.values(), MAX_TOOLS))
+        bounds = ToolBounds(self.settings.max_schema_parts)
+        bounded = await anyio.to_thread.run_sync(bounds.apply, listed)
+        self._output_checks.replace_schemas(bounded.outputs)
+        tools = tuple(map(self._redact_tool, bounded.tools))
         if tools != self._tools:
             self._set_tools(tools)
         if self._live_since is None:
