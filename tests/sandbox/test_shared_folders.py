@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import anyio
@@ -13,9 +14,13 @@ import pytest
 from anyio.abc import SocketStream, UNIXSocketStream
 
 from mcpruntime_server.config import SandboxSettings
-from mcpruntime_server.protocol.wire import MARKER_FILE
+from mcpruntime_server.protocol.wire import INPUTS_FOLDER, MARKER_FILE
 from mcpruntime_server.sandbox import image
-from mcpruntime_server.sandbox.docker_backend import parse_owner
+from mcpruntime_server.sandbox.docker_backend import (
+    DATA_FOLDER_LABEL,
+    data_folder_digest,
+    parse_owner,
+)
 from mcpruntime_server.sandbox.shared_folders import SharedFolders
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
@@ -38,6 +43,17 @@ path = CONTEXT.path
     "link": attempt(lambda: os.link(path, "/context/hard")),
     "link out": attempt(lambda: os.link(path, "/workspace/hard")),
 }, sorted(os.listdir("/context"))]
+"""
+COPY = """
+import os, shutil, subprocess
+path = CONTEXT.path
+copies = [shutil.copy(path, "copied.txt"), shutil.copy2(path, "copied2.txt")]
+copies.append(shutil.copytree(os.path.dirname(path), "tree") + "/" + os.path.basename(path))
+subprocess.run(["cp", "-p", path, "by-cp.txt"], check=True)
+for copy in [*copies, "by-cp.txt"]:
+    with open(copy, "a") as file:
+        file.write(" and more")
+[open(copy).read() for copy in [path, *copies, "by-cp.txt"]]
 """
 
 
@@ -168,10 +184,68 @@ async def test_a_remote_engine_gets_copies_of_inputs_and_no_large_ones(
     roots = {"context_roots": [str(tmp_path / "files")]}
     path = write_settings(tmp_path, sandbox={"pool_size": 0}, server=roots)
     async with forwarded() as address, connect_server(path, {"DOCKER_HOST": address}) as server:
-        found = await server.run(
-            "import os; [CONTEXT.text, os.path.exists('/context')]", context=[{"text": "over"}]
-        )
-        assert found.value == ["over", False]
+        found = await server.run(LOOK, context=[{"text": "over"}])
+        place, outcomes, names = found.value
+        assert place == "/context"
+        assert set(outcomes.values()) <= {"EACCES", "EPERM", "EXDEV"}, outcomes
+        assert len(names) == 1
+        copied = await server.run(COPY)
+        assert copied.value == ["over", *["over and more"] * 4], copied.text
         refused = await server.run("1", context=[str(large)])
         assert "the engine is on another machine" in refused.text
         assert await server.evaluate("CONTEXT.text") == "over"
+        volumes = find_input_volumes(server.data_dir)
+        assert len(volumes) == 1
+        assert list_volumes().issuperset(volumes)
+    assert list_volumes().isdisjoint(volumes)
+
+
+async def test_a_remote_engine_gets_databases_that_can_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    path = tmp_path / "files" / "large.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("CREATE TABLE t (x)")
+        database.execute("INSERT INTO t VALUES (zeroblob(17000000))")
+        database.commit()
+    settings = write_settings(
+        tmp_path,
+        sandbox={"pool_size": 0, "workspace_mb": 64, "memory_mb": 384},
+        server={"context_roots": [str(tmp_path / "files")]},
+    )
+    code = (
+        "import sqlite3; sqlite3.connect(f'file:{CONTEXT.path}?mode=ro', uri=True)"
+        ".execute('SELECT length(x) FROM t').fetchall()"
+    )
+    async with forwarded() as address, connect_server(settings, {"DOCKER_HOST": address}) as server:
+        found = await server.run(code, context=[str(path)])
+        assert found.value == [[17_000_000]], found.text
+
+
+async def test_copies_of_shared_inputs_are_writable(server: ServerConnection) -> None:
+    copied = await server.run(COPY, context=[{"text": "over"}])
+    assert copied.value == ["over", *["over and more"] * 4], copied.text
+
+
+def find_input_volumes(data_dir: Path) -> list[str]:
+    """Return the names of the volumes of inputs that the sandboxes of a data folder have."""
+    client = docker.APIClient()
+    label = f"{DATA_FOLDER_LABEL}={data_folder_digest(data_dir)}"
+    try:
+        return [
+            mount["Name"]
+            for container in client.containers(all=True, filters={"label": label})
+            for mount in container["Mounts"]
+            if mount["Destination"] == INPUTS_FOLDER and mount["Type"] == "volume"
+        ]
+    finally:
+        client.close()
+
+
+def list_volumes() -> set[str]:
+    """Return the names of all volumes of the engine."""
+    client = docker.APIClient()
+    try:
+        return {volume["Name"] for volume in client.volumes()["Volumes"] or ()}
+    finally:
+        client.close()

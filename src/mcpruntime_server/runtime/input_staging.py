@@ -116,7 +116,7 @@ class InputStaging:
     ) -> tuple[str, int]:
         folder = self._link.inputs_folder
         if folder is None:
-            return await self._send_file(name, entry)
+            return await self._copy_file(name, entry)
         progress = CopyProgress(entry, observer)
         modified_ns = await run_sync(
             self._inputs.place_content, entry, folder / name, progress.report_copied
@@ -125,8 +125,11 @@ class InputStaging:
             observer.set_stage("")
         return f"{self._link.info.inputs_path_inside}/{name}", modified_ns
 
-    async def _send_file(self, name: str, entry: InputEntry) -> tuple[str, int]:
-        """Copy an input over the link: a remote engine cannot mount a folder of this machine."""
+    async def _copy_file(self, name: str, entry: InputEntry) -> tuple[str, int]:
+        """Copy an input to an engine that cannot mount a folder of this machine.
+
+        Over the link only if the folder is mounted and the sandbox may not read it all the same.
+        """
         if entry["size"] > self._bytes_left:
             raise InvalidRequest(
                 f"The input {entry['name']!r} has {entry['size']:,} bytes, and the engine is on "
@@ -134,8 +137,11 @@ class InputStaging:
                 remedy="Use an engine on this machine, raise [sandbox] workspace_mb, or pass less.",
             )
         self._bytes_left -= entry["size"]
-        path = f"{HIDDEN_FOLDER}/inputs/{name}"
         data = await run_sync(self._inputs.read_content, entry)
+        if self._link.info.takes_inputs:
+            await self._link.copy_input(name, data)
+            return f"{self._link.info.inputs_path_inside}/{name}", 0
+        path = f"{HIDDEN_FOLDER}/inputs/{name}"
         self._link.write_file(path, READ_ONLY_MODE, data)
         return f"{WORKSPACE_FOLDER}/{path}", 0
 

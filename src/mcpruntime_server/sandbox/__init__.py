@@ -22,6 +22,7 @@ class SandboxInfo:
     image: str  # a content digest if the backend has one
     inputs_folder: Path | None = None  # on this machine; the sandbox may see it read-only
     inputs_path_inside: str = ""  # the path of that folder in the sandbox
+    takes_inputs: bool = False  # there, through `copy_input`, because no folder is shared
     is_isolated: bool = True
 
 
@@ -51,6 +52,13 @@ class SandboxChannel(Protocol):
 
     async def receive(self) -> bytes:
         """Return the next bytes of stdout, or b"" at the end; one receiver at a time."""
+        ...
+
+    async def copy_input(self, name: str, data: bytes) -> None:
+        """Put a file into the folder of inputs, where code can read it and not change it.
+
+        Only where `info.takes_inputs`. Raises `Unavailable` or `SandboxFailed`.
+        """
         ...
 
     async def read_memory_bytes(self) -> int | None:

@@ -19,7 +19,8 @@ import logging
 import platform
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import tarfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from anyio.to_thread import run_sync
 
 from ..config import SandboxSettings
 from ..errors import McpRuntimeError, SandboxFailed, Unavailable
+from ..protocol import wire
 from ..protocol.wire import INPUTS_FOLDER
 from . import HealthCheck, ImageSummary, SandboxInfo, hardening, image
 from .docker_engine import DockerEngine
@@ -48,6 +50,7 @@ STDERR_STREAM = 2
 MAX_STDERR_BYTES = 4096  # kept to explain how a container ended
 MAX_SHOWN_CHARS = 300  # of stderr, in an error
 REMOVE_TIMEOUT_S = 10.0  # a loaded engine takes seconds; what is left is removed as an orphan
+INPUT_MODE = 0o644  # copies have it, too, and belong to the sandbox
 HTTP_NOT_FOUND = 404
 HTTP_CONFLICT = 409
 MISSING_FOLDER_TEXT = "bind source path does not exist"  # the engine's words
@@ -108,6 +111,21 @@ class DockerChannel:
             if data := self._decoder.feed(framed):
                 return data
         return b""
+
+    async def copy_input(self, name: str, data: bytes) -> None:
+        """Send a file to the engine, which puts it into the volume of inputs, owned by root."""
+        from docker.errors import APIError
+
+        try:
+            await self._engine.call_api(
+                lambda client: client.put_archive(
+                    self.info.id, self.info.inputs_path_inside, pack_file(name, data)
+                )
+            )
+        except APIError as exc:
+            raise SandboxFailed(
+                f"The engine refused an input of the sandbox: {exc.explanation or exc}"
+            ) from exc
 
     async def read_memory_bytes(self) -> int | None:
         """Return the container's memory in bytes, without page cache; None if it is gone."""
@@ -193,7 +211,15 @@ class DockerBackend:
                 sent = sandbox.send_nowait(first_bytes)
                 await self._start_container(name)
                 await sandbox.send(first_bytes[sent:])
-                info = SandboxInfo(name, self.name, found, folder, INPUTS_FOLDER)
+                shares = self._can_mount_folders
+                info = SandboxInfo(
+                    name,
+                    self.name,
+                    found,
+                    folder if shares else None,
+                    INPUTS_FOLDER,
+                    takes_inputs=not shares,
+                )
                 yield DockerChannel(info, self._engine, sandbox, self._settings.memory_mb)
         finally:
             self._pinned_cpus.pop(name, None)
@@ -336,6 +362,17 @@ class DockerBackend:
     def close(self) -> None:
         """Close the connections to the engine."""
         self._engine.close()
+
+
+def pack_file(name: str, data: bytes) -> Iterator[bytes]:
+    """Yield a tar archive of one file that everybody may read and its owner, root, may write."""
+    entry = tarfile.TarInfo(name)
+    entry.mode = INPUT_MODE
+    entry.size = len(data)
+    yield entry.tobuf()
+    for start in range(0, len(data), wire.CHUNK_BYTES):
+        yield data[start : start + wire.CHUNK_BYTES]
+    yield bytes(-len(data) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
 
 
 def remove_container(client: APIClient, container: str) -> bool:

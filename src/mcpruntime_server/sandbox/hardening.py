@@ -46,7 +46,10 @@ def make_container_config(
     cpuset: str = "",
     inputs: str = "",
 ) -> dict[str, Any]:
-    """Return the body of the request that creates a container, which sees the folder `inputs`."""
+    """Return the body of the request that creates a container, which sees the folder `inputs`.
+
+    Without one, it has a volume there that only the engine can write.
+    """
     return {
         "Image": image,
         "Entrypoint": list(argv[:1]),
@@ -94,8 +97,7 @@ def make_host_config(
     shared_tmpfs = format_tmpfs_options(settings.tmp_mb, "noexec,mode=1777")
     workspace_options = f"exec,mode=0700,uid={uid},gid={uid}"
     mounts = [parse_mount(entry) for entry in settings.mounts]
-    if inputs:
-        mounts.append(make_bind_mount(inputs, INPUTS_FOLDER))
+    mounts.append(make_bind_mount(inputs, INPUTS_FOLDER) if inputs else make_inputs_volume())
     return {
         "NetworkMode": "none",
         "CapDrop": ["ALL"],
@@ -176,6 +178,11 @@ def make_bind_mount(source: str, target: str, *, writable: bool = False) -> dict
         "ReadOnly": not writable,
         "BindOptions": {"Propagation": "rprivate"},
     }
+
+
+def make_inputs_volume() -> dict[str, Any]:
+    """Return the mount of an empty folder of root's, which is removed with its container."""
+    return {"Type": "volume", "Target": INPUTS_FOLDER, "VolumeOptions": {"NoCopy": True}}
 
 
 def choose_uid(settings: SandboxSettings, *, is_mapped: bool) -> int:

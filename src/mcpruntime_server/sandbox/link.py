@@ -168,6 +168,10 @@ class SandboxLink:
         """The runs whose end states can be promoted."""
         return self._protocol.parked_runs
 
+    async def copy_input(self, name: str, data: bytes) -> None:
+        """Put a file into the folder of inputs; see `SandboxChannel`."""
+        await self._channel.copy_input(name, data)
+
     async def read_memory_bytes(self) -> int | None:
         """Return the memory of the sandbox, if the backend can tell."""
         return await self._channel.read_memory_bytes()

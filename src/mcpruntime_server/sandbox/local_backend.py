@@ -41,6 +41,10 @@ class LocalChannel:
         self.send_nowait, self.send, self.receive = stream.send_nowait, stream.send, stream.receive
         self._process = process
 
+    async def copy_input(self, name: str, data: bytes) -> None:
+        """Write a file into the folder of inputs, which is on this machine."""
+        await run_sync(Path(self.info.inputs_path_inside, name).write_bytes, data)
+
     async def read_memory_bytes(self) -> int | None:
         """Return the proportional memory of all processes of the sandbox."""
         return await run_sync(lambda: sum(map(_read_memory_bytes, _find_processes(self.info.id))))

@@ -331,8 +331,11 @@ class InputStore:
             os.close(fd)
 
     def read_content(self, entry: InputEntry) -> bytes:
-        """Return the whole content or file; raises `InputChanged`. Call it in a worker thread."""
-        return self._read_range(entry, 0, entry["size"])
+        """Return what `place_content` places; raises `InputChanged`. Call it in a worker thread."""
+        data = self._read_range(entry, 0, entry["size"])
+        if entry["digest"] or not is_wal_database(data[:HEADER_BYTES]):
+            return data
+        return merge_log(data, b"")
 
     # digests of files, computed in the background -------------------------------------------------
 
