@@ -61,13 +61,25 @@ async def test_arguments_that_are_too_large_get_a_clear_error(server: ServerConn
     assert "the limit is 8,388,608" in await server.evaluate(code, "large")
 
 
-async def test_many_large_calls_at_once_are_all_answered(server: ServerConnection) -> None:
+async def test_many_large_calls_in_threads_get_their_own_answers(server: ServerConnection) -> None:
     code = (
         "from concurrent.futures import ThreadPoolExecutor\nfrom tools.lively import echo\n"
-        "with ThreadPoolExecutor(60) as pool:\n"
-        "    lengths = [len(str(each)) >= 300_000 for each in "
-        "pool.map(lambda n: echo(text=str(n % 10) * 300_000), range(120))]\n"
-        "(len(lengths), all(lengths))"
+        "def call(n): return str(n % 10) * 300_000 in str(echo(text=str(n % 10) * 300_000))\n"
+        "with ThreadPoolExecutor(60) as pool: answers = list(pool.map(call, range(120)))\n"
+        "(len(answers), all(answers))"
     )
-    answer = await server.run(code, "many", timeout_s=30)
+    answer = await server.run(code, "many", timeout_s=60)
+    assert answer.data.get("value") == [120, True], answer.text
+
+
+async def test_many_large_calls_in_tasks_get_their_own_answers(server: ServerConnection) -> None:
+    code = (
+        "import asyncio\nfrom tools.lively import echo\n"
+        "async def call(n):\n"
+        "    text = str(n % 10) * 300_000\n"
+        "    return text in str(await echo.aio(text=text))\n"
+        "answers = await asyncio.gather(*map(call, range(120)))\n"
+        "(len(answers), all(answers))"
+    )
+    answer = await server.run(code, "many", timeout_s=60)
     assert answer.data.get("value") == [120, True], answer.text

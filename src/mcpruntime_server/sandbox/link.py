@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +30,16 @@ from .bundle import build_bundle
 
 MAX_OPEN_CALLS = 1024  # of one run: each takes memory of the host while it waits
 MAX_OPEN_CALL_BYTES = 16 * 1024 * 1024  # of calls that wait for an answer
+MAX_UNREAD_BYTES = 8 * 1024 * 1024  # of replies that the sandbox has not read: it makes no calls
+MAX_CALLS_PER_TURN = 8  # that a link starts before others do something
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
 INTERRUPT_GRACE_S = 3.0  # for code to clean up after KeyboardInterrupt
 KILL_GRACE_S = 1.5  # to kill all processes and start an empty interpreter; usually milliseconds
 PROMOTE_TIMEOUT_S = 20.0  # longer than the three timeouts of the supervisor that it includes
 MAX_TURN_S = 0.002  # that a link works on what it has received before others do
+LONG_TURN_S = 0.005  # one message took longer than a link may work at once
+REST_FACTOR = 3  # of the time of a long turn
+MAX_REST_S = 0.5
 MAX_PARK_FAILURES = 64  # remembered reasons; older ones are of no use
 MAX_RESTART_REASONS = 8
 MAX_REASON_CHARS = 1_000  # a supervisor that is damaged may send any text
@@ -77,8 +82,9 @@ class _Execution:
     finished: anyio.Event = field(default_factory=anyio.Event)
     paused_time_left_s: float | None = None  # until its timeout; None while the clock runs
     call_scopes: set[anyio.CancelScope] = field(default_factory=set)  # of calls being answered
-    open_call_count: int = 0  # calls received and not yet answered
+    open_call_ids: set[int] = field(default_factory=set)  # of calls that are not answered yet
     open_call_bytes: int = 0
+    max_reply_bytes: int = 0  # of the largest reply up to now
     done: wire.RunDone | None = None
     stop_reason: StopReason | None = None
 
@@ -95,8 +101,10 @@ class _Promotion:
 class _FrameWriter:
     """Writes frames to a channel: at once as far as they fit, the rest in `write_loop`."""
 
-    def __init__(self, channel: SandboxChannel) -> None:
+    def __init__(self, channel: SandboxChannel, on_written: Callable[[], None]) -> None:
+        self.unread_bytes = 0  # that the sandbox has not taken yet
         self._channel = channel
+        self._on_written = on_written
         self._queue: list[bytes] = []
         self._has_queued = anyio.Event()
         self._is_idle = True  # nothing is being written, so that a frame does not overtake another
@@ -106,6 +114,7 @@ class _FrameWriter:
         if self._is_idle:
             data = data[self._channel.send_nowait(data) :]
         if data:
+            self.unread_bytes += len(data)
             self._queue.append(data)
             self._is_idle = False
             self._has_queued.set()
@@ -121,7 +130,40 @@ class _FrameWriter:
                     await self._channel.send(data)
                 except SandboxFailed:
                     return  # the reader finds out why
+                self.unread_bytes -= len(data)
+                self._on_written()
             self._is_idle = True
+
+
+class _Turn:
+    """What a link does before others take their turn: it reads for 2 ms, or starts some calls.
+
+    A message that takes much longer costs the link a rest, so that others have most of the time.
+    """
+
+    def __init__(self) -> None:
+        self._started_at = time.perf_counter()
+        self._call_count = 0
+
+    def count_message(self, message: wire.Message) -> None:
+        """Count a message that has been routed; the task of a call does its work later."""
+        self._call_count += type(message) is wire.Call
+
+    @property
+    def is_over(self) -> bool:
+        """Whether others are to take their turn."""
+        return self._call_count >= MAX_CALLS_PER_TURN or self._elapsed_s() > MAX_TURN_S
+
+    async def let_others_work(self) -> None:
+        """Wait until all others have had their turn, or longer after a long one."""
+        elapsed_s = self._elapsed_s()
+        if elapsed_s < LONG_TURN_S:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await anyio.sleep(min(elapsed_s * REST_FACTOR, MAX_REST_S))
+
+    def _elapsed_s(self) -> float:
+        return time.perf_counter() - self._started_at
 
 
 class SandboxLink:
@@ -142,7 +184,7 @@ class SandboxLink:
         self.has_broken_protocol = False  # the link was closed because of what the sandbox sent
         self._channel = channel
         self._protocol = LinkState(HOST)
-        self._writer = _FrameWriter(channel)
+        self._writer = _FrameWriter(channel, self._wake_reader)
         self._reader_may_go_on = anyio.Event()
         self._ready = anyio.Event()
         self._promotion: _Promotion | None = None
@@ -355,26 +397,31 @@ class SandboxLink:
 
     # sending and receiving ------------------------------------------------------------------------
 
-    def _send(self, message: wire.Message) -> None:
-        """Send `message` unless the sandbox is gone; raises `WireError` if it cannot be encoded."""
+    def _send(self, message: wire.Message) -> int:
+        """Send `message` unless the sandbox is gone; return the size of its frame.
+
+        Raises `WireError` if it cannot be encoded.
+        """
         data = wire.encode_message(message)
         if not self.closed.is_set():
             self._protocol.send(message)
             self._writer.write(data)
+        return len(data)
 
     async def _read_loop(self) -> None:
         decoder = wire.MessageDecoder()
         while data := await self._channel.receive():
             try:
-                turn_ends_at = time.perf_counter() + MAX_TURN_S
+                turn = _Turn()
                 for message in decoder.iter_messages(data):
                     self._route(message, decoder.frame_bytes)
+                    turn.count_message(message)
                     while self._is_reader_to_wait():
                         self._reader_may_go_on = anyio.Event()
                         await self._reader_may_go_on.wait()
-                    if time.perf_counter() > turn_ends_at:
-                        await anyio.lowlevel.checkpoint()  # others take their turn
-                        turn_ends_at = time.perf_counter() + MAX_TURN_S
+                    if turn.is_over:
+                        await turn.let_others_work()
+                        turn = _Turn()
             except wire.WireError as exc:
                 self.has_broken_protocol = True
                 self.fail(f"it broke the protocol ({exc})")
@@ -382,14 +429,19 @@ class SandboxLink:
         self.fail("")
 
     def _is_reader_to_wait(self) -> bool:
-        """Return whether the sandbox has to wait until some of its calls are answered.
+        """Return whether the sandbox has to wait until calls are answered, and replies read.
 
         What the code says when it is stopped is always read.
         """
         execution = self._execution
         if self.closed.is_set() or execution is None or execution.stop_reason is not None:
             return False
-        return execution.open_call_bytes > MAX_OPEN_CALL_BYTES
+        if execution.open_call_bytes > MAX_OPEN_CALL_BYTES:
+            return True
+        unread_bytes = self._writer.unread_bytes
+        if unread_bytes:  # it does not read as fast as it calls: the open calls add to it
+            unread_bytes += len(execution.open_call_ids) * execution.max_reply_bytes
+        return unread_bytes > MAX_UNREAD_BYTES
 
     def _wake_reader(self) -> None:
         self._reader_may_go_on.set()
@@ -434,11 +486,13 @@ class SandboxLink:
         match message:
             case wire.Output():
                 execution.listener.on_output(message)
-            case wire.Call() if execution.open_call_count >= MAX_OPEN_CALLS:
+            case wire.Call() if len(execution.open_call_ids) >= MAX_OPEN_CALLS:
                 text = f"{MAX_OPEN_CALLS:,} calls are waiting for an answer already"
                 self._send_error(message, "unavailable", text)
+            case wire.Call() if message.call_id in execution.open_call_ids:
+                raise ProtocolError(f"two open calls have the id {message.call_id}")
             case wire.Call():
-                execution.open_call_count += 1
+                execution.open_call_ids.add(message.call_id)
                 execution.open_call_bytes += size
                 self._task_group.start_soon(self._answer_call, execution, message, size)
             case wire.FilesChanged():
@@ -469,10 +523,11 @@ class SandboxLink:
                     reply = await execution.listener.on_call(call)
                 finally:
                     execution.call_scopes.discard(scope)
-        execution.open_call_count -= 1
+        execution.open_call_ids.discard(call.call_id)
         execution.open_call_bytes -= size
         try:
-            self._send(reply)
+            reply_bytes = self._send(reply)
+            execution.max_reply_bytes = max(execution.max_reply_bytes, reply_bytes)
         except wire.WireError as exc:
             self._send_error(call, "too_large", f"{call.target}: the result cannot be sent: {exc}")
         self._wake_reader()

@@ -52,7 +52,11 @@ REPLY_CODE = wire.TYPE_CODES[wire.Reply]
 
 
 class HostConnection:
-    """The supervisor's end of the link."""
+    """The supervisor's end of the link.
+
+    It receives while it waits to send: the host reads no more calls while the replies to earlier
+    ones have not been read.
+    """
 
     def __init__(self, read_end: int, write_end: int) -> None:
         self.read_end = read_end
@@ -60,14 +64,25 @@ class HostConnection:
         self.protocol = LinkState(SANDBOX)
         self.flush_at = 0.0  # when held frames are due; 0: none are held
         self._held = b""
-        self._frames = wire.FrameSplitter()
+        self._splitter = wire.FrameSplitter()
+        self._received: List[Tuple[int, bytes]] = []  # and not taken yet
+        self._has_ended = False
+        os.set_blocking(write_end, False)
 
-    def receive(self) -> List[Tuple[int, bytes]]:
-        """Return (type code, frame) of the next frames; raises EOFError at the end of the link."""
-        data = os.read(self.read_end, wire.CHUNK_BYTES)
-        if not data:
+    def receive(self) -> None:
+        """Receive the next frames; raises EOFError at the end of the link."""
+        if not self._receive_available():
             raise EOFError
-        return self._frames.feed(data)
+
+    def receive_first(self) -> Optional[Tuple[int, bytes]]:
+        """Receive frames and take the first one, if there is any; raises EOFError."""
+        self.receive()
+        return self._received.pop(0) if self._received else None
+
+    def take_frames(self) -> List[Tuple[int, bytes]]:
+        """Return (type code, frame) of each frame that was received since the last call."""
+        frames, self._received = self._received, []
+        return frames
 
     def send(self, message: wire.Message) -> None:
         """Send a message of the supervisor's own."""
@@ -93,7 +108,22 @@ class HostConnection:
         view = memoryview(self._held + data)
         self._held, self.flush_at = b"", 0.0
         while view:
-            view = view[os.write(self.write_end, view) :]
+            try:
+                view = view[os.write(self.write_end, view) :]
+            except BlockingIOError:
+                self._wait_until_writable()
+
+    def _wait_until_writable(self) -> None:
+        watched = [] if self._has_ended else [self.read_end]
+        if select.select(watched, [self.write_end], [])[0]:
+            self._receive_available()
+
+    def _receive_available(self) -> bool:
+        """Receive frames; return whether the link still exists."""
+        data = os.read(self.read_end, wire.CHUNK_BYTES)
+        self._has_ended = not data
+        self._received += self._splitter.feed(data)
+        return bool(data)
 
 
 class Supervisor:
@@ -357,11 +387,16 @@ class Supervisor:
     def read_host(self) -> None:
         """Handle what the host sends; when it closes the link, everything here ends."""
         try:
-            frames = self.host.receive()
+            self.host.receive()
         except EOFError:
             self.shut_down()
-        for type_code, frame in frames:
-            self.handle_host_frame(type_code, frame)
+        self.handle_host_frames()
+
+    def handle_host_frames(self) -> None:
+        """Handle all frames of the host, those included that arrive meanwhile."""
+        while frames := self.host.take_frames():
+            for type_code, frame in frames:
+                self.handle_host_frame(type_code, frame)
 
     def handle_host_frame(self, type_code: int, frame: bytes) -> None:
         """Handle one frame of the host; replies are forwarded unread."""
@@ -411,8 +446,8 @@ class Supervisor:
 
     # the loop -------------------------------------------------------------------------------------
 
-    def serve(self, frames: List[Tuple[int, bytes]]) -> None:
-        """Handle `frames`, which arrived with `Setup`, then route until the link closes."""
+    def serve(self) -> None:
+        """Route until the link closes."""
         self.start_worker()
         python_version = sys.version.split()[0]
         ready = wire.Ready(
@@ -421,9 +456,8 @@ class Supervisor:
         self.host.send(ready)
         if self.setup.has_own_processes and self.setup.max_checkpoints:
             processes.become_subreaper()  # it loads a library, so the host is answered first
-        for type_code, frame in frames:
-            self.handle_host_frame(type_code, frame)
         while True:
+            self.handle_host_frames()  # those that arrived with `Setup`, or while this end sent
             for fd, events in self.poller.poll(self._poll_timeout_ms()):
                 self._handle_event(fd, events)
             self._run_timers()
@@ -500,13 +534,13 @@ def main() -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)  # what is printed here by mistake must not reach the link
     os.close(null)
-    frames: List[Tuple[int, bytes]] = []
-    while not frames:
+    setup_frame: Optional[Tuple[int, bytes]] = None
+    while setup_frame is None:
         try:
-            frames = host.receive()
+            setup_frame = host.receive_first()
         except EOFError:
             os._exit(0)
-    type_code, frame = frames[0]
+    type_code, frame = setup_frame
     setup = wire.decode_message(type_code, frame[wire.HEADER_BYTES :])
     version = getattr(setup, "version", "?")
     if not isinstance(setup, wire.Setup) or version != wire.PROTOCOL_VERSION:
@@ -516,4 +550,4 @@ def main() -> None:
     host.protocol.receive(setup)
     if not setup.has_own_processes:
         processes.become_subreaper()
-    Supervisor(setup, host).serve(frames[1:])
+    Supervisor(setup, host).serve()
