@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.upstreams import own_server
 
 from mcpruntime_server.capabilities.tools.input_resources import UpstreamResources, matches_template
@@ -67,7 +70,34 @@ async def test_credentials_do_not_come_back_and_what_is_denied_is_not_asked(tmp_
         assert (await resources.read_resource("note://shared"))[1] == b"of all, told by left"
 
 
-def test_forms_of_addresses_that_would_take_long_to_match_are_none() -> None:
-    assert matches_template("a://{x}/b", "a://1/b")
-    assert not matches_template("a://{x}/b", "a:///c")
-    assert not matches_template("{a}{b}{c}{d}{e}{f}{g}{h}x", "y" * 4000)
+@pytest.mark.parametrize(
+    ("template", "address", "matches"),
+    [
+        ("a://{x}/b", "a://1/b", True),
+        ("a://{x}/b", "a:///c", False),
+        ("a://{x}/b", "a://1/b/b", True),
+        ("a://{x}/b", "a://1/c", False),
+        ("a://{x}", "a://", False),
+        ("a://{x}{y}", "a://1", False),
+        ("a://{x}{y}", "a://12", True),
+        ("a://b", "a://b", True),
+        ("a://b", "a://bc", False),
+        ("a://{+path}.md{?line,column}", "a://x/y.md", True),
+        ("a://{+path}.md{?line,column}", "a://x/y.md?line=3", True),
+        ("a://{x}/{y}/z", "a://1/2/3/z", True),
+        ("a://{x}", "a://1 2", False),
+        ("{a}{b}{c}{d}{e}{f}{g}{h}x", "y" * 4000, False),
+    ],
+)
+def test_an_address_matches_a_template(template: str, address: str, matches: bool) -> None:
+    assert matches_template(template, address) is matches
+
+
+@given(
+    texts=st.lists(st.text("ab/", max_size=3), min_size=2, max_size=5),
+    address=st.text("ab/", max_size=12),
+)
+def test_matching_is_that_of_a_regular_expression(texts: list[str], address: str) -> None:
+    pattern = ".+".join(map(re.escape, texts))
+    expected = re.fullmatch(pattern, address) is not None
+    assert matches_template("{x}".join(texts), address) is expected

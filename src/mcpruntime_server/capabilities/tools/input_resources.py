@@ -17,7 +17,12 @@ from .resource_listing import fetch_resources
 from .upstream import Upstream
 
 MAX_RESOURCE_BYTES = 64 << 20  # of one resource: it arrives in one message
-MAX_TEMPLATE_PARTS = 4  # between the variables of a template; each makes matching slower
+MAX_TEMPLATES = 200  # of one server, with which an address is compared
+MAX_TEMPLATE_CHARS = 1_000
+MAX_EXPRESSIONS = 32  # of a template
+MAX_ADDRESS_CHARS = 4_000
+EXPRESSION = re.compile(r"\{([+#./;?&=,!@|]?)[^{}]*\}")
+MAY_BE_EMPTY = frozenset("#./;?&")  # operators of expressions that may stand for nothing
 FIND_TIMEOUT_S = 20.0  # for a server to list its resources
 ADDRESS_REMEDY = "Name a resource as SERVER:ADDRESS."
 
@@ -35,6 +40,10 @@ class UpstreamResources:
         Raises `InvalidRequest` and `CallFailed`.
         """
         server, address = self._split_address(reference)
+        if len(address) > MAX_ADDRESS_CHARS:
+            raise InvalidRequest(
+                f"The address has {len(address):,} characters; the limit is {MAX_ADDRESS_CHARS:,}."
+            )
         if server is None:
             server = await self._find_owner(address)
         if not self._may_read(server):
@@ -92,15 +101,32 @@ async def lists_resource(client: Client, address: str) -> bool:
     if any(str(each.uri) == address for each in await fetch_resources(client)):
         return True
     listed = await client.list_resource_templates()
-    return any(matches_template(each.uri_template, address) for each in listed.resource_templates)
+    considered = listed.resource_templates[:MAX_TEMPLATES]
+    return any(matches_template(each.uri_template, address) for each in considered)
 
 
 def matches_template(template: str, address: str) -> bool:
-    """Return whether an address matches a template; each variable matches any text."""
-    parts = re.split(r"\{[^{}]*\}", template)
-    if len(parts) > MAX_TEMPLATE_PARTS:
+    """Return whether an address matches a template (RFC 6570); an expression matches any text.
+
+    The function takes linear time: the text of an expression ends where what follows it occurs
+    first, and no later place would match more.
+    """
+    if len(template) > MAX_TEMPLATE_CHARS or len(address) > MAX_ADDRESS_CHARS or " " in address:
         return False
-    return re.fullmatch("[^ ]+".join(map(re.escape, parts)), address) is not None
+    start, *rest = EXPRESSION.split(template)
+    if not rest:
+        return template == address
+    if not address.startswith(start) or len(rest) > 2 * MAX_EXPRESSIONS:
+        return False
+    place = len(start)
+    operators, texts = rest[::2], rest[1::2]
+    for operator, text in zip(operators, texts[:-1], strict=False):
+        found = address.find(text, place + (operator not in MAY_BE_EMPTY))
+        if found < 0:
+            return False
+        place = found + len(text)
+    place += operators[-1] not in MAY_BE_EMPTY
+    return address.endswith(texts[-1]) and place <= len(address) - len(texts[-1])
 
 
 def resource_bytes(result: types.ReadResourceResult) -> bytes:
