@@ -13,13 +13,12 @@ from mcpruntime_server.cli.console import (
     HEAD_LINES,
     TAIL_LINES,
     ConsoleWriter,
-    escape_lines,
-    escape_text,
     format_duration,
     format_size,
     pad_text,
     truncate_text,
 )
+from mcpruntime_server.cli.terminal_text import escape_lines, escape_text
 from mcpruntime_server.cli.views import format_call
 
 ANY = st.text(st.characters())

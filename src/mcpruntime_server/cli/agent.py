@@ -16,10 +16,11 @@ from ..capabilities.model_requests import ModelUsage
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from ..protocol.presentation import format_error
-from .console import ConsoleWriter, format_count, format_duration, print_json
+from .console import ConsoleWriter, format_count, format_duration
 from .options import full_option, json_option, pass_config
 from .reference_agent.local_files import LocalFiles, read_file_start
 from .signals import run_until_signal
+from .terminal_text import print_json
 
 if TYPE_CHECKING:
     from .reference_agent.reference_agent import ReferenceAgent, TaskCost, TaskEvent, TaskFinished

@@ -26,9 +26,10 @@ from ..runtime.pending_questions import (
 )
 from ..runtime.run_history import load_run
 from ..runtime.run_report import PendingQuestionView
-from .console import ConsoleWriter, escape_text, format_duration, print_json
+from .console import ConsoleWriter, format_duration
 from .journal_access import read_journal
 from .options import json_option, pass_config
+from .terminal_text import print_json, print_text
 
 ALL_APPROVALS = "all"
 ANSWERED_BY = "a person, on the command line"
@@ -104,7 +105,7 @@ def submit_answer(config: Config, run_id: str, question_id: str, answer: str) ->
     count, is_alive = read_journal(config, submit)
     answers = "1 answer is" if count == 1 else f"{count} answers are"
     when = "." if is_alive else " when a server is started on this data folder."
-    print(f"{answers} left for the server. The run continues{when}")
+    print_text(f"{answers} left for the server. The run continues{when}")
     return 0
 
 
@@ -155,7 +156,7 @@ def list_open_questions(config: Config, run_id: str | None, *, as_json: bool) ->
         show_question(writer, question)
     if not questions:
         waiting = "No run waits" if run_id is None else f"Run {run_id} does not wait"
-        writer.write_line(f"{escape_text(waiting)} for an answer.")
+        writer.write_line(f"{waiting} for an answer.")
     return 0
 
 
@@ -164,15 +165,14 @@ def show_question(writer: ConsoleWriter, question: OpenQuestion) -> None:
     row, session, view = question.row, question.session, question.view
     heading = f"run {row.run_id} {row.question_id}  session {session.name or session.id}"
     state = " (answered, not yet received)" if row.is_answered else ""
-    text = escape_text(f"{heading}  {QUESTION_TEXTS[view.kind]}{state}")
-    writer.write_line(text, style="bold")
+    writer.write_line(f"{heading}  {QUESTION_TEXTS[view.kind]}{state}", style="bold")
     line = "" if view.line is None else f"  (line {view.line})"
     for target, args in view.calls:
-        name = escape_text(target.removeprefix("tools."))
+        name = target.removeprefix("tools.")
         asked = json.dumps(view.model_request or args, sort_keys=True)
         writer.write_line(f"  {name} {asked}{line}")
     for hint in view.hints:
-        writer.write_line(f"  hint: {escape_text(hint)}")
+        writer.write_line(f"  hint: {hint}")
     remaining_s = max(row.expires_at - time.time(), 0.0)
     writer.write_line(f"  expires in {format_duration(remaining_s)}")
 

@@ -12,9 +12,10 @@ from ..errors import NotFound
 from ..journal.rows import RunRow
 from ..journal.store import Journal
 from ..runtime.run_history import find_session, row_fields
-from .console import ConsoleWriter, escape_text, format_count, format_size, print_json
+from .console import ConsoleWriter, format_count, format_size
 from .journal_access import read_journal, resolve_run
 from .options import json_option, pass_config
+from .terminal_text import print_json
 
 if TYPE_CHECKING:
     from ..journal.archive_file import ArchiveManifest
@@ -45,7 +46,7 @@ def export_command(
         return 0
     writer = ConsoleWriter()
     runs = format_count(manifest.run_count, "run")
-    writer.write_line(f"{runs} in {escape_text(str(file))}, {format_size(file_bytes)}")
+    writer.write_line(f"{runs} in {file}, {format_size(file_bytes)}")
     for digest in skipped:
         writer.write_warning(f"left out, because it is damaged: {digest}")
     return 0
@@ -64,7 +65,7 @@ def import_command(config: Config, *, file: Path, as_json: bool) -> int:
     if as_json:
         print_json(row_fields(row))
     else:
-        label, runs = escape_text(row.name or row.id), format_count(row.run_count, "run")
+        label, runs = row.name or row.id, format_count(row.run_count, "run")
         ConsoleWriter().write_line(f"{label}  {row.id}  {runs}")
     return 0
 
@@ -136,5 +137,5 @@ def gc_command(config: Config, *, dry_run: bool, as_json: bool) -> int:
     verb, size = "would remove" if dry_run else "removed", format_size(removed.bytes)
     writer.write_line(f"{verb} {sessions}, {events}, {blobs}: {size}")
     for session, reason in removed.kept.items():
-        writer.write_note(f"  kept {escape_text(session)}: {escape_text(reason)}")
+        writer.write_note(f"  kept {session}: {reason}")
     return 0

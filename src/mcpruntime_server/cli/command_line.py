@@ -6,6 +6,7 @@ to load only where it is needed, so that `sessions` does not wait for the MCP SD
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from click.shell_completion import shell_complete
 from .. import APP_NAME, __version__
 from ..errors import McpRuntimeError
 from .options import ConfigSource
+from .terminal_text import print_text, print_traceback
 
 E = TypeVar("E", bound=BaseException)
 
@@ -99,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if instruction := os.environ.get(COMPLETION_VARIABLE):
         return shell_complete(command_line, {}, APP_NAME, COMPLETION_VARIABLE, instruction)
     code = 0
+    sys.excepthook = print_traceback
     try:
         words = sys.argv[1:] if arguments is None else list(arguments)
         with command_line.make_context(APP_NAME, words) as context:
@@ -108,13 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = next(iterate_leaves(group)).exit_code
     except* click.ClickException as group:
         for error in iterate_leaves(group):
-            error.show()
+            text = io.StringIO()
+            error.show(text)
+            print_text(text.getvalue(), sys.stderr)
             code = error.exit_code
     except* McpRuntimeError as group:
-        from .console import escape_lines
-
         for failure in iterate_leaves(group):
-            print("\n".join(escape_lines(f"{APP_NAME}: {failure}")), file=sys.stderr)
+            print_text(f"{APP_NAME}: {failure}", sys.stderr)
             code = failure.exit_code
     except* BrokenPipeError:  # the reader of the output needs no more
         # Without this, the interpreter would fail to flush the rest when it exits.

@@ -1,29 +1,29 @@
-"""Terminal output of the commands: styled text for people, JSON for programs.
+"""Terminal output of the commands for people: styled text.
 
-Rule 1: recorded text comes from strangers. `escape_text` and `escape_lines` spell out every
-character that does not print before the text is written, so none of them reaches a terminal.
+Rule 1: recorded text comes from strangers. Every character that does not print is spelled out, so
+none reaches a terminal: the writers do it themselves, and so does `terminal_text`; nothing else in
+the command line writes to stdout or stderr.
 Rule 2: output that is cut says how much is missing. Output to a pipe has no styles, and its lines
 are not wrapped.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from .terminal_text import escape_lines, escape_text, open_stdout
 
 PIPE_COLUMNS = 120  # assumed where the output is not a terminal
 MIN_COLUMNS = 40
@@ -31,7 +31,6 @@ UNLIMITED_COLUMNS = 1_000_000
 HEAD_LINES, TAIL_LINES = 30, 10  # of a long text that is cut
 MAX_LINE_CHARS = 2_000
 MAX_AGE_S = 1e10  # an archive may claim that something is older than the calendar
-TAB_SPACES = "    "
 DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan", "…": "dim"}  # by a line's first character
 MIN_RULE_COLUMNS = 3
 
@@ -87,9 +86,7 @@ class ConsoleWriter:
 
     def write_line(self, *parts: Part, style: str = "") -> None:
         """Write one line made of strings, each of them plain or with a style of its own."""
-        line = Text.assemble(*parts, style=style)
-        line.rstrip()
-        self._console.print(line)
+        self._console.print(assemble_line(*parts, style=style))
 
     def write_heading(self, text: str, style: str = "bold") -> None:
         """Write a line that opens a section."""
@@ -99,7 +96,7 @@ class ConsoleWriter:
 
     def write_block(self, title: str, text: str, style: str = "cyan") -> None:
         """Write a recorded text with a bar at its left."""
-        self.write_line((f"  {escape_text(title)}", "dim"))
+        self.write_line((f"  {title}", "dim"))
         for line in self.select_excerpt(escape_lines(text)):
             for part in self._wrap_line(Text(str(line)), self.width - 6):
                 self.write_line("    ", ("│", style), " ", part)
@@ -135,7 +132,7 @@ class ConsoleWriter:
 
     def write_warning(self, text: str) -> None:
         """Write what is wrong with what is shown."""
-        self.write_line("  ", ("!", "yellow"), f" {escape_text(text)}")
+        self.write_line("  ", ("!", "yellow"), f" {text}")
 
     def write_footer(self) -> None:
         """If something was cut, say how to see all of it."""
@@ -175,20 +172,34 @@ class ConsoleWriter:
 # recorded text ------------------------------------------------------------------------------------
 
 
-def escape_text(text: str) -> str:
-    """Return a stranger's text on one line; characters that do not print are spelled out."""
-    if text.isprintable():
-        return text
-    spaced = text.replace("\t", TAB_SPACES)
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in spaced)
+def assemble_line(*parts: Part, style: str = "") -> Text:
+    """Return one line made of strings, each of them plain or with a style, all of them escaped."""
+    line = Text(style=style)
+    for part in parts:
+        if isinstance(part, tuple):
+            line.append(escape_text(part[0]), part[1])
+        else:
+            line.append(escape_cell(part))
+    line.rstrip()
+    return line
 
 
-def escape_lines(text: str) -> list[str]:
-    """Return the lines of a stranger's text, escaped."""
-    lines = text.replace("\r\n", "\n").split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return [escape_text(line) for line in lines]
+def escape_cell(text: str | Text) -> str | Text:
+    """Return a text, escaped; a styled one that has something to escape loses its styles."""
+    if isinstance(text, str):
+        return escape_text(text)
+    return text if text.plain.isprintable() else Text(escape_text(text.plain), text.style)
+
+
+class PlainTable(Table):
+    """A table without borders and with `gap` spaces between columns, whose cells are escaped."""
+
+    def __init__(self, gap: int = 2) -> None:
+        super().__init__(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+
+    def add_cells(self, *cells: str | Text) -> None:
+        """Add a row."""
+        self.add_row(*map(escape_cell, cells))
 
 
 def truncate_text(text: str, columns: int) -> str:
@@ -247,24 +258,3 @@ def format_size(count: int) -> str:
 def format_count(count: int, noun: str) -> str:
     """Return a number and what it counts: "1 step", "2,000 steps"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-# for programs -------------------------------------------------------------------------------------
-
-
-def print_text(text: str, out: TextIO | None = None) -> None:
-    """Print a text whose words may be a stranger's, to stdout by default."""
-    for line in escape_lines(text):
-        print(line, file=open_stdout() if out is None else out)
-
-
-def print_json(value: Any) -> None:
-    """Print JSON for programs."""
-    print(json.dumps(value, indent=2, default=str))
-
-
-def open_stdout() -> TextIO:
-    """Return stdout, set up to accept any text."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    return sys.stdout

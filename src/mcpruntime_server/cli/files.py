@@ -17,9 +17,10 @@ from ..errors import InvalidRequest, NotFound, Unavailable
 from ..journal.events import FileEntry
 from ..journal.store import Journal
 from ..runtime.run_history import find_session
-from .console import ConsoleWriter, escape_text, format_count, format_size, print_json
+from .console import ConsoleWriter, format_count, format_size
 from .journal_access import read_journal
 from .options import json_option, pass_config
+from .terminal_text import print_json
 
 GET_ACTION = "get"
 MAX_NAMED_FILES = 10  # in an error
@@ -49,7 +50,7 @@ def files_command(config: Config, *, session: str, words: tuple[str, ...], as_js
         return 0
     writer = ConsoleWriter()
     for path, copy in copies.items():
-        writer.write_line(f"{escape_text(path)} -> {escape_text(str(copy))}")
+        writer.write_line(f"{path} -> {copy}")
     return 0
 
 
@@ -61,7 +62,7 @@ def list_files(config: Config, session: str, *, as_json: bool) -> int:
         return 0
     writer = ConsoleWriter()
     for path in sorted(files):
-        writer.write_line(f"{format_size(files[path]['size']):>9}  {escape_text(path)}")
+        writer.write_line(f"{format_size(files[path]['size']):>9}  {path}")
     writer.write_note(format_count(len(files), "file"))
     return 0
 

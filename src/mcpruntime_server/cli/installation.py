@@ -9,9 +9,9 @@ import anyio
 import click
 
 from ..config import Config
-from .console import print_json, print_text
 from .options import json_option, pass_config
 from .signals import run_until_signal
+from .terminal_text import print_json, print_text
 
 if TYPE_CHECKING:
     from ..sandbox import HealthCheck
@@ -69,7 +69,7 @@ def build_command(config: Config, *, force: bool) -> int:
     """Build the image of the sandboxes if it is not up to date."""
     from ..sandbox.image import build_image
 
-    anyio.run(build_image, config.sandbox, lambda line: print(line, flush=True), force)
+    anyio.run(build_image, config.sandbox, print_text, force)
     return 0
 
 
@@ -107,5 +107,5 @@ def show_command(config: Config) -> int:
     """Show the settings in force and where each comes from; credentials are masked."""
     from ..config.display import render_config
 
-    print(render_config(config))
+    print_text(render_config(config))
     return 0

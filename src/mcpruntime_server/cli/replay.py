@@ -30,9 +30,10 @@ from ..runtime.run_history import (
     row_fields,
 )
 from .archives import export_command, import_command, pin_command, unpin_command
-from .console import ConsoleWriter, escape_text, format_count, format_time, print_json
+from .console import ConsoleWriter, format_count, format_time
 from .journal_access import read_journal, resolve_run_or_session
 from .options import ActionGroup, full_option, json_option, pass_config
+from .terminal_text import print_json, print_text
 from .time_travel import fork_command, rerun_command, rewind_command
 
 HIDDEN_PURPOSES = {"rerun": "rerun", AGENT_PURPOSE: "agent"}  # purpose of a session -> its name
@@ -185,14 +186,14 @@ def show_events(config: Config, name: str, run: str, *, as_json: bool) -> int:
     events = read_journal(config, load)
     if as_json:
         for stored in events:
-            print(json.dumps(serialize_event(stored)))
+            print_json(serialize_event(stored), indent=None)
     else:
         writer = ConsoleWriter()
         for stored in events:
             show_event(writer, stored)
         writer.write_footer()
     for text in damage:
-        print(f"damaged: {escape_text(text)}", file=sys.stderr)
+        print_text(f"damaged: {text}", sys.stderr)
     return 0
 
 

@@ -10,6 +10,7 @@ import sys
 from ..config import Config
 from ..errors import ConfigError
 from .signals import serve_until_signal
+from .terminal_text import EscapingFormatter
 
 MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
 
@@ -40,10 +41,12 @@ def configure_logging(config: Config) -> None:
             f"The log cannot be written to {folder}: {exc.strerror}.",
             remedy="Make the folder writable, or name another data folder with --data-dir.",
         ) from exc
+    to_stderr = logging.StreamHandler(sys.stderr)
+    for handler in (to_file, to_stderr):
+        handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("mcpruntime_server")
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for handler in (to_file, logging.StreamHandler(sys.stderr)):
-        handler.setFormatter(formatter)
-        logger.addHandler(handler)
+    logger.addHandler(to_file)
     logger.setLevel(config.server.log_level.upper())
-    logger.propagate = False  # the SDK gives the root logger a handler of its own
+    # The SDK would give the root logger a handler that writes control characters as they are.
+    logging.getLogger().addHandler(to_stderr)
+    logging.captureWarnings(capture=True)

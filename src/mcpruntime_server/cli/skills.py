@@ -25,9 +25,10 @@ from ..capabilities.skills.signing import (
 from ..capabilities.skills.store import SkillStore
 from ..config import Config
 from ..errors import InvalidRequest, Unavailable
-from .console import ConsoleWriter, create_console, escape_text, format_time, print_json
+from .console import ConsoleWriter, create_console, format_time
 from .options import ActionGroup, json_option, pass_config
 from .signals import run_until_signal
+from .terminal_text import print_json, print_text
 
 RETIRED_REASON = "Retired by hand."
 
@@ -61,15 +62,15 @@ def list_command(config: Config, *, show_all: bool, as_json: bool) -> int:
     else:
         writer = ConsoleWriter()
         for skill in listed:
-            signature = escape_text(format_signature(skill.signature))
+            signature = format_signature(skill.signature)
             writer.write_line((skill.id, "bold"), f"{signature}  {describe_state(skill.state)}")
-            writer.write_line(f"    {escape_text(skill.summary)}")
+            writer.write_line(f"    {skill.summary}")
         if not show_all:
             drafts = sum(versions[-1].state == "draft" for versions in versions_by_name.values())
             counts = f"{len(listed)} in use, drafts: {drafts}"
             writer.write_line(f"{counts}; `skills list --all` has everything.")
     for folder, problem in store.problems.items():
-        print(f"problem: {escape_text(folder)}: {escape_text(problem)}", file=sys.stderr)
+        print_text(f"problem: {folder}: {problem}", sys.stderr)
     return 0
 
 
@@ -84,14 +85,13 @@ def show_command(config: Config, *, name: str, as_json: bool) -> int:
         print_json({**serialize_skill(skill), "source": skill.source})
         return 0
     state, saved = describe_state(skill.state), format_time(skill.saved_at)
-    origin = escape_text(skill.origin)
-    uses = ", ".join(map(escape_text, skill.call_targets)) or "nothing"
+    uses = ", ".join(skill.call_targets) or "nothing"
     writer = ConsoleWriter(show_full=True)
-    writer.write_line((skill.id, "bold"), f" is {state}, saved {saved}, from {origin}")
+    writer.write_line((skill.id, "bold"), f" is {state}, saved {saved}, from {skill.origin}")
     for reason in skill.reasons:
-        writer.write_line(f"  {escape_text(reason)}")
-    writer.write_line(f"{skill.name}{escape_text(format_signature(skill.signature))}")
-    writer.write_line(f"  {escape_text(skill.summary)}")
+        writer.write_line(f"  {reason}")
+    writer.write_line(f"{skill.name}{format_signature(skill.signature)}")
+    writer.write_line(f"  {skill.summary}")
     writer.write_line(f"  uses {uses}; recorded cases: {len(skill.cases)}; {skill.digest}")
     writer.write_line(f"  {describe_signature(skill, config.skills.trusted_keys)}")
     writer.write_program(skill.source)
@@ -175,9 +175,9 @@ def retire_command(config: Config, *, name: str) -> int:
     store = SkillStore(config.skills.folder)
     skill = pick_version(store.all_versions(), name)
     skill = store.set_state(skill, "retired", (RETIRED_REASON,))
-    print(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} still imports it.")
+    print_text(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} still imports it.")
     if other := active_skills(store.all_versions()).get(skill.name):
-        print(f"{other.id} is in use now.")
+        print_text(f"{other.id} is in use now.")
     return 0
 
 
@@ -200,9 +200,9 @@ async def check_versions(
 def report_checked(skills: list[Skill]) -> int:
     """Print the states of checked versions with the reasons; return the exit code."""
     for skill in skills:
-        print(f"{skill.id} is {describe_state(skill.state)}.")
+        print_text(f"{skill.id} is {describe_state(skill.state)}.")
         for reason in skill.reasons:
-            print(f"    {escape_text(reason)}")
+            print_text(f"    {reason}")
     return exit_code_of(skills)
 
 
@@ -232,7 +232,7 @@ def export_command(config: Config, *, name: str, file: Path, force: bool) -> int
     except OSError as exc:
         raise Unavailable(f"{skill.id} cannot be written to {file}: {exc.strerror}.") from exc
     signature = describe_signature(skill, config.skills.trusted_keys)
-    print(f"{skill.id} is in {file}: {len(data):,} bytes, {signature}.")
+    print_text(f"{skill.id} is in {file}: {len(data):,} bytes, {signature}.")
     return 0
 
 
@@ -250,9 +250,9 @@ def import_command(config: Config, *, file: Path, no_check: bool) -> int:
     packages = None if config.sandbox.image else config.sandbox.packages
     skill, is_known = import_archive(SkillStore(config.skills.folder), data, packages)
     signature = describe_signature(skill, config.skills.trusted_keys)
-    print(f"{skill.id}: {'here already' if is_known else 'imported'}, {signature}.")
+    print_text(f"{skill.id}: {'here already' if is_known else 'imported'}, {signature}.")
     if no_check or skill.state != "draft":
-        print(f"{skill.id} is {describe_state(skill.state)}.")
+        print_text(f"{skill.id} is {describe_state(skill.state)}.")
         return 0
     return report_checked(run_until_signal(check_versions, config, [skill]))
 
@@ -274,5 +274,7 @@ def sign_command(config: Config, *, name: str, key_file: Path) -> int:
     skill = pick_version(store.all_versions(), name)
     key = load_or_create_key(key_file)
     skill = store.set_signature(skill, create_signature(skill, key), public_key_hex(key))
-    print(f"{skill.id} is signed. The public key, for [skills] trusted_keys: {skill.signer_key}")
+    print_text(
+        f"{skill.id} is signed. The public key, for [skills] trusted_keys: {skill.signer_key}"
+    )
     return 0

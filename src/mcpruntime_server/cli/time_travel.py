@@ -19,9 +19,10 @@ from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from ..protocol.presentation import format_call
 from ..runtime.run_history import find_session, is_step_number
-from .console import ConsoleWriter, escape_text, print_json
+from .console import ConsoleWriter
 from .options import full_option, json_option, pass_config
 from .signals import run_until_signal
+from .terminal_text import print_json
 
 MAX_LEFT_CALL_CHARS = 300  # of the arguments of a call that a rewind does not undo
 
@@ -86,9 +87,9 @@ def rewind_command(config: Config, *, session: str, step: str, cancel: bool, as_
         return 0
     position = f"the end of step {run.step} ({run.id})" if run else "the beginning"
     writer = ConsoleWriter()
-    writer.write_line(f"{escape_text(row.name or row.id)} continues from {position}")
+    writer.write_line(f"{row.name or row.id} continues from {position}")
     for call in calls:
-        writer.write_line(f"not undone: {escape_text(call)}")
+        writer.write_line(f"not undone: {call}")
     return 0
 
 
@@ -130,7 +131,7 @@ def fork_command(
     if as_json:
         print_json({"session": row.id, "name": row.name, "run": run.id, "step": run.step})
     else:
-        label = escape_text(row.name or row.id)
+        label = row.name or row.id
         ConsoleWriter().write_line(f"{label} starts at the end of step {run.step} ({run.id})")
     return 0
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
-from rich.table import Table
 from rich.text import Text
 
 from ..journal.events import CallError, FileEntry, RunError, RunValue
@@ -27,7 +26,8 @@ from .console import (
     ConsoleWriter,
     Omission,
     Part,
-    escape_text,
+    PlainTable,
+    assemble_line,
     format_age,
     format_count,
     format_duration,
@@ -69,34 +69,31 @@ def show_sessions(
     if not rows:
         writer.write_note("There are no sessions in this data folder.")
         return
-    table = create_table()
+    table = PlainTable()
     table.add_column("session", min_width=7)
     table.add_column("id", no_wrap=True)
     table.add_column("runs", justify="right", no_wrap=True)
     table.add_column("last used", no_wrap=True)
     table.add_column("")
     for row in rows:
-        name, origin = escape_text(row.name or "-"), describe_origin(row, origins)
+        name, origin = row.name or "-", describe_origin(row, origins)
         age = format_age(row.last_used_at)
-        table.add_row(one_line(name), row.id, f"{row.run_count:,}", age, one_line(origin))
+        table.add_cells(one_line(name), row.id, f"{row.run_count:,}", age, one_line(origin))
     writer.write_table(table, SESSIONS_COLUMNS)
-
-
-def create_table() -> Table:
-    """Return a table without borders."""
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
 def one_line(*parts: Part) -> Text:
     """Return a cell that is cut instead of wrapped where its column is too narrow."""
-    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+    line = assemble_line(*parts)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def describe_origin(row: SessionRow, origins: Mapping[str, str]) -> str:
     """Return how a session came about, "" if a client just started it."""
     if row.purpose == "import":
         return "imported"
-    origin = escape_text(origins.get(row.origin or "", ""))
+    origin = origins.get(row.origin or "", "")
     if row.purpose == AGENT_PURPOSE:
         return f"agent of {origin}" if origin else "agent"
     if row.purpose == "rerun":
@@ -112,9 +109,9 @@ def show_tree(writer: ConsoleWriter, tree: SessionTree, pins: Mapping[str, str])
     session = tree.session
     position = f"at step {len(tree.lineage)}" if tree.lineage else "at the beginning"
     runs = format_count(session.run_count, "run")
-    writer.write_heading(f"{escape_text(session_label(session))} · {runs} · {position}")
+    writer.write_heading(f"{session_label(session)} · {runs} · {position}")
     if tree.runs:
-        table = create_table()
+        table = PlainTable()
         for name, justify in (("", "left"), ("step", "right"), ("status", "left")):
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for name in ("took", "calls", "files"):
@@ -132,7 +129,7 @@ def show_tree(writer: ConsoleWriter, tree: SessionTree, pins: Mapping[str, str])
 
 def add_step_row(
     writer: ConsoleWriter,
-    table: Table,
+    table: PlainTable,
     tree: SessionTree,
     graph: str,
     summary: RunSummary,
@@ -143,10 +140,10 @@ def add_step_row(
     is_in_lineage = row.id in tree.lineage
     labels = step_labels(tree, summary, pin)
     code = writer.truncate_line(summary.code, writer.width)
-    table.add_row(
+    table.add_cells(
         Text(graph, "blue" if is_in_lineage else "dim"),
         str(row.step),
-        Text(escape_text(row.status), status_style(row.status)),
+        Text(row.status, status_style(row.status)),
         format_run_duration(row),
         str(summary.call_count or "·"),
         str(summary.file_count or "·"),
@@ -169,9 +166,9 @@ def step_labels(tree: SessionTree, summary: RunSummary, pin: str | None) -> list
     if summary.tier == "files-only":
         labels.append("files only")
     if pin is not None:
-        labels.append(f"pinned: {escape_text(pin)}" if pin else "pinned")
+        labels.append(f"pinned: {pin}" if pin else "pinned")
     named = [fork for fork in forks if fork.purpose not in ("rerun", AGENT_PURPOSE)]
-    labels += [f"fork: {escape_text(session_label(fork))}" for fork in named]
+    labels += [f"fork: {session_label(fork)}" for fork in named]
     agents = sum(fork.purpose == AGENT_PURPOSE for fork in forks)
     if agents:
         labels.append(format_count(agents, "agent"))
@@ -294,14 +291,14 @@ def draw_agents(agents: Sequence[AgentTree], margin: str) -> Iterator[Text]:
     for agent in agents:
         is_last = agent is agents[-1]
         branch = "└─" if is_last else "├─"
-        yield Text.assemble(f"{margin}{branch} ", (escape_text(agent.session.id), "bold"))
+        yield assemble_line(f"{margin}{branch} ", (agent.session.id, "bold"))
         inner = f"{margin}{' ' if is_last else '│'}  "
         for row in agent.runs:
-            status = pad_text(escape_text(row.status), STATUS_COLUMNS)
-            yield Text.assemble(
+            status = pad_text(row.status, STATUS_COLUMNS)
+            yield assemble_line(
                 f"{inner}step {row.step:<3} ",
                 (status, status_style(row.status)),
-                f" {format_run_duration(row):>7}  {escape_text(row.id)}",
+                f" {format_run_duration(row):>7}  {row.id}",
             )
             yield from draw_agents(agent.agents.get(row.id, ()), f"{inner}  ")
 
@@ -458,7 +455,7 @@ def show_lineage_diff(writer: ConsoleWriter, diff: LineageDiff) -> None:
         show_changes(writer, step)
     for mark, rows in (("-", diff.only_a), ("+", diff.only_b)):
         for row in rows:
-            text = f"{mark} step {row.step} · {row.id} · {escape_text(row.status)}"
+            text = f"{mark} step {row.step} · {row.id} · {row.status}"
             writer.write_line(text, style=DIFF_STYLES[mark])
     if diff.files:
         writer.write_heading("workspaces at the tips")

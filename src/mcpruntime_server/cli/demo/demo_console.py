@@ -9,10 +9,15 @@ from typing import TextIO
 
 from rich.cells import cell_len
 from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
-from ..console import MIN_RULE_COLUMNS, Part, create_console, highlight_python
+from ..console import (
+    MIN_RULE_COLUMNS,
+    Part,
+    PlainTable,
+    assemble_line,
+    create_console,
+    highlight_python,
+)
 
 MAX_COLUMNS = 100
 MARGIN_COLUMNS = 2
@@ -30,9 +35,7 @@ class DemoConsole:
 
     def write_line(self, *parts: Part, style: str = "") -> None:
         """Write one line made of strings, each of them plain or with a style of its own."""
-        line = Text.assemble(" " * MARGIN_COLUMNS, *parts, style=style)
-        line.rstrip()
-        self._console.print(line)
+        self._console.print(assemble_line(" " * MARGIN_COLUMNS, *parts, style=style))
         self._out.flush()
 
     def write_heading(self, text: str) -> None:
@@ -72,11 +75,11 @@ class DemoConsole:
 
     def write_table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Write a table whose first column is text and whose other columns are figures."""
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+        table = PlainTable(gap=3)
         table.add_column(head[0])
         for name in head[1:]:
             table.add_column(name, justify="right")
         for row in rows:
-            table.add_row(*row)
+            table.add_cells(*row)
         self._console.print(Padding(table, (0, 0, 0, MARGIN_COLUMNS), expand=False))
         self._out.flush()
