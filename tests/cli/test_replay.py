@@ -255,6 +255,32 @@ def test_a_session_is_exported_and_imported(run: RunCommand, tmp_path: Path) -> 
     )
 
 
+EXPORTING = "open('f', 'w').write('one')\nexport('f')"
+
+
+async def test_an_imported_export_is_said_to_be_where_it_was_recorded(tmp_path: Path) -> None:
+    here = write_local_settings(tmp_path / "here")
+    async with connect_server(here) as server:
+        path = await server.evaluate(EXPORTING, "work")
+    archive = tmp_path / "work.zip"
+    shown = await to_thread.run_sync(run_command, "--config", here, "replay", "show", "work")
+    assert "files.export(name='f', size=3)" in shown.stdout
+    assert f"→ {path}\n" in shown.stdout
+    for name in ("there", "further"):
+        there = write_local_settings(tmp_path / name)
+        for words in (
+            (here, "replay", "export", "work", archive, "--force"),
+            (there, "replay", "import", archive),
+        ):
+            done = await to_thread.run_sync(run_command, "--config", *words)
+            assert done.returncode == 0, done.stderr
+        async with connect_server(there) as server:
+            shown = await server.replay("show", "work", step=1)
+        call = f"files.export(name='f', size=3) = {path} (where it was recorded)"
+        assert [each["call"] for each in shown.calls] == [call]
+        here = there
+
+
 HOSTILE_VALUE = {"kind": "\x1b", "text": "\x1b[2J", "type": "\x1b", "cut": True}
 HOSTILE_ERROR = {
     "type": "\x1b]0;title\x07",
@@ -285,6 +311,7 @@ HOSTILE_ERROR = {
                 "duration_ms": -1e300,
             },
         ),
+        ("call_finished", {"summary": {"args": {"\x1b": ["\x1b"]}, "outcome": "\x1b]0;t\x07"}}),
         ("run_started", {"code": "\0\ud800x = (\n\t'''\x1b"}),
     ],
 )

@@ -216,6 +216,8 @@ async def test_a_file_that_was_exported_before_the_death_is_there_once(world: Wo
     assert os.listdir(Path(first).parent) == ["x"]
     with open(first) as file:  # noqa: ASYNC230 - a small local file
         assert file.read() == text
+    calls = [line["call"] for line in told["calls"]]
+    assert calls[0] == calls[2] == f"files.export(name='x', size={len(text)}) = {first}"
 
 
 async def test_calls_of_a_run_that_dies_again_and_again_are_numbered_apart(world: World) -> None:

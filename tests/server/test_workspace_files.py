@@ -237,6 +237,23 @@ async def test_a_forged_call_leaves_no_file(
     assert not (tmp_path / "exports").exists() or not list((tmp_path / "exports").iterdir())
 
 
+async def test_the_journal_knows_an_export_by_name_size_and_path(
+    server: ServerConnection, tmp_path: Path
+) -> None:
+    await server.run(WRITE, "s")
+    live = await server.run("export('x.bin')", "s")
+    [line] = live.calls
+    assert line["call"] == f"files.export(name='x.bin', size=2) = {tmp_path}/exports/x.bin"
+    shown = await server.replay("show", run=live.run)
+    assert [each["call"] for each in shown.calls] == [line["call"]]
+    again = await server.replay("rerun", "s", step=2)
+    assert [each["call"] for each in again.calls] == [line["call"]]
+    shown = await server.replay("show", run=again.run)
+    assert [each["call"] for each in shown.calls] == [line["call"]]
+    moved = await server.replay("rewind", "s", step=1)
+    assert line["call"] in moved.text
+
+
 async def test_a_link_in_the_folder_is_not_followed(
     server: ServerConnection, tmp_path: Path
 ) -> None:

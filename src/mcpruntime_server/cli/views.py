@@ -278,11 +278,13 @@ def show_call(writer: ConsoleWriter, call: RecordedCall) -> None:
         if call.line_number:
             facts += f" · line {call.line_number}"
     columns = writer.width - cell_len(facts) - 8
-    text = writer.truncate_line(format_call(call.target, call.args), columns)
+    text = writer.truncate_line(format_recorded_call(call), columns)
     text = pad_text(text, max(columns, cell_len(text)))
     writer.write_line("    ", (CALL_MARKS[status], style), f" {text}  {facts}")
     if call.finished_sequence is not None:
-        outcome = format_call_error(call.error) if call.error else format_json(call.value)
+        outcome = call.summary["outcome"] if call.summary else format_json(call.value)
+        if call.error:
+            outcome = format_call_error(call.error)
         writer.write_note(f"      → {writer.truncate_line(outcome, writer.width - 8)}")
 
 
@@ -317,6 +319,13 @@ def show_files(
         path, fact, style = file
         path = writer.truncate_line(path, writer.width - 14)
         writer.write_line("    ", (f"{fact:>8}", style), f"  {path}")
+
+
+def format_recorded_call(call: RecordedCall) -> str:
+    """Return a call of a run in Python's notation, as the ledger shows it."""
+    if call.summary is None:
+        return format_call(call.target, call.args)
+    return presentation.format_call(call.target, call.summary["args"], MAX_CALL_CHARS)
 
 
 def format_call(target: str, args: str) -> str:

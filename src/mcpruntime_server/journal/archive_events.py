@@ -20,6 +20,7 @@ from .events import (
     EVENT_CLASSES,
     EVENT_FIELDS,
     EVENT_VERSION,
+    CallFinished,
     Event,
     FilesChanged,
     QuestionAnswered,
@@ -37,6 +38,7 @@ from .type_checks import MAX_SAFE_INTEGER, matches_field_type
 
 KIND_PATTERN = re.compile(r"[a-z0-9_]{1,64}")
 MAX_RUNS = 100_000  # kept in memory while an archive is checked
+ELSEWHERE_SUFFIX = " (where it was recorded)"  # after what a call did outside the journal
 INLINE_FIELDS = {  # the tables have these, so that they cannot be blobs
     "run_id",
     "parent_id",
@@ -310,6 +312,9 @@ class ArchivedEventReader:
                 }
             case QuestionAnswered():
                 replaced = {"scope": "once"}  # an approval does not extend to further calls here
+            case CallFinished(summary=summary) if summary and summary["outcome"]:
+                outcome = summary["outcome"].removesuffix(ELSEWHERE_SUFFIX) + ELSEWHERE_SUFFIX
+                replaced = {"summary": {**summary, "outcome": outcome}}
             case TipMoved():
                 replaced = {
                     "tip": self._map_known_run(event.tip),

@@ -23,7 +23,7 @@ class CallScope:
     `ask_client_model` sends a request to the client's model and returns the answer. Inside
     `release_slot` the run's clock stands still and other runs may use its slot. `report_progress`
     sets the text that clients see while the run is unfinished. `describe_call` sets the arguments
-    and the outcome that the ledger shows.
+    and the outcome that the ledger shows, now and whenever the run is read from the journal.
     """
 
     session_id: str

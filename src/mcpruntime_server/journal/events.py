@@ -247,6 +247,13 @@ class QuestionAnswered(Event):
     value: Any = None
 
 
+class CallSummary(TypedDict):
+    """What the ledger shows of a call instead of its arguments, and what came of it."""
+
+    args: Mapping[str, Any]
+    outcome: str
+
+
 @dataclass(frozen=True)
 class CallFinished(Event):
     """The call returned `value`, or failed with `error`."""
@@ -255,6 +262,7 @@ class CallFinished(Event):
     value: Any = None
     error: CallError | None = None
     duration_ms: float = 0.0
+    summary: CallSummary | None = None  # of a call whose arguments say little
 
 
 @dataclass(frozen=True)

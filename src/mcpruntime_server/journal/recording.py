@@ -17,6 +17,7 @@ from .events import (
     CallError,
     CallFinished,
     CallStarted,
+    CallSummary,
     ClocksRead,
     FilesChanged,
     OutputWritten,
@@ -54,6 +55,7 @@ class RecordedCall:
     duration_ms: float = 0.0
     line_number: int | None = None  # in the user's code
     in_ledger: bool = True
+    summary: CallSummary | None = None
 
 
 QuestionSubject = tuple[int, str]  # the call, and the model request if a call makes several
@@ -198,6 +200,7 @@ class RecordingBuilder:
                     value=finished.value,
                     error=finished.error,
                     duration_ms=finished.duration_ms,
+                    summary=finished.summary,
                 )
             case QuestionAsked() as question:
                 self.questions.append(question)

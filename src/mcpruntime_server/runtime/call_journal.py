@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import JournalFailed
-from ..journal.events import CallError, CallFinished, CallStarted, canonical_json
+from ..journal.events import CallError, CallFinished, CallStarted, CallSummary, canonical_json
 from ..journal.recording import RecordedCall
 from ..journal.store import Journal
 from ..protocol.presentation import format_call
@@ -47,7 +47,7 @@ class LedgerEntry:
     duration_ms: float = 0.0
     error: str = ""
     effect: str = "write"  # "read" | "idempotent" | "write"
-    outcome: str = ""  # what came of it, where a client should know that
+    summary: CallSummary | None = None  # what a client sees instead of the arguments
     shown: str = ""  # the call as a client sees it, where `args` are too large to be kept
 
     @property
@@ -57,7 +57,8 @@ class LedgerEntry:
 
     def format(self) -> str:
         """Return the call as a client sees it."""
-        return self.shown or format_call(self.target, self.args, MAX_CALL_CHARS)
+        args = self.summary["args"] if self.summary else self.args
+        return self.shown or format_call(self.target, args, MAX_CALL_CHARS)
 
     def forget_large_args(self) -> None:
         """Keep only what a client sees of large arguments: the journal has them."""
@@ -66,7 +67,7 @@ class LedgerEntry:
 
     def describe(self, args: dict[str, Any], outcome: str) -> None:
         """Show other arguments than those of the call, and what came of it."""
-        self.args, self.outcome = args, outcome
+        self.summary = {"args": args, "outcome": outcome}
 
     def apply_error(self, error: CallError) -> None:
         """Set the status that follows from an error, and the message."""
@@ -154,15 +155,22 @@ class CallJournal:
         return self.plan.approved_args(self.call_key(number), call.args)
 
     def finish_call(
-        self, number: int, value: Any, error: CallError | None, duration_ms: float
+        self,
+        number: int,
+        value: Any,
+        error: CallError | None,
+        duration_ms: float,
+        summary: CallSummary | None = None,
     ) -> None:
         """Journal the end of a call, unless the code has abandoned it."""
-        self._append_end(CallFinished(number, value, error, duration_ms))
+        self._append_end(CallFinished(number, value, error, duration_ms, summary))
         self._journal.flush_soon()  # once the answer is on its way: the call is not made again
 
     def copy_end(self, number: int, recorded: RecordedCall) -> None:
         """Journal the end of a call that another run has made: a crash may lose it."""
-        self._append_end(CallFinished(number, recorded.value, recorded.error, 0.0))
+        self._append_end(
+            CallFinished(number, recorded.value, recorded.error, 0.0, recorded.summary)
+        )
 
     def fail_call(self, number: int, error: CallError, duration_ms: float) -> None:
         """Journal that a call failed; if that is impossible, the code still gets the error."""

@@ -314,7 +314,7 @@ def format_call(target: str, args: str) -> str:
 
 
 def _recorded_reply(call: Call, recorded: RecordedCall, entry: LedgerEntry) -> Reply:
-    entry.duration_ms = recorded.duration_ms
+    entry.duration_ms, entry.summary = recorded.duration_ms, recorded.summary
     if recorded.error is None:
         entry.status = "ok"
         return Reply(call.call_id, recorded.value)

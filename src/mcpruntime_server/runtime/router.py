@@ -223,7 +223,7 @@ class Router:
                 started = time.perf_counter()
                 value = await self._handle_call(active, args)
             entry.duration_ms = _elapsed_ms(started)
-            journal.finish_call(number, value, None, entry.duration_ms)
+            journal.finish_call(number, value, None, entry.duration_ms, entry.summary)
         except Exception as exc:  # noqa: BLE001 - a handler's failure is the answer, whatever it is
             error = _describe_failure(call.target, exc)
             entry.duration_ms = _elapsed_ms(started)

@@ -161,7 +161,13 @@ def ledger_of(
 def ledger_entry_of(call: RecordedCall, plan: Plan) -> LedgerEntry:
     """Return a recorded call, with the arguments that it was made with, as an entry."""
     args = plan.approved_args((call.target, call.args, call.nth), parse_args(call))
-    entry = LedgerEntry(call.target, args, duration_ms=call.duration_ms, effect=call.effect)
+    entry = LedgerEntry(
+        call.target,
+        args,
+        duration_ms=call.duration_ms,
+        effect=call.effect,
+        summary=call.summary,
+    )
     if call.error is not None:
         entry.apply_error(call.error)
     elif call.finished_sequence is not None:

@@ -392,9 +392,13 @@ def build_error_info(error: RunError) -> ErrorInfo:
 def build_call_line(entry: LedgerEntry) -> CallLine:
     """Return the line about one call, with the arguments as a caller would write them."""
     error = truncate_text(entry.error, MAX_CALL_CHARS)[0] if entry.error else None
-    outcome = f" = {entry.outcome}" if entry.outcome else ""
+    call = entry.format()
+    if entry.summary is not None:
+        outcome = entry.summary["outcome"]  # an archive may contain any text
+        outcome = outcome if outcome.isprintable() else repr(outcome)
+        call += f" = {truncate_text(outcome, MAX_CALL_CHARS)[0]}"
     return CallLine(
-        call=entry.format() + outcome,
+        call=call,
         status=entry.status,
         ms=round_ms(entry.duration_ms),
         error=error,
