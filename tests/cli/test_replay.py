@@ -263,9 +263,9 @@ async def test_an_imported_export_is_said_to_be_where_it_was_recorded(tmp_path: 
     async with connect_server(here) as server:
         path = await server.evaluate(EXPORTING, "work")
     archive = tmp_path / "work.zip"
-    shown = await to_thread.run_sync(run_command, "--config", here, "replay", "show", "work")
-    assert "files.export(name='f', size=3)" in shown.stdout
-    assert f"→ {path}\n" in shown.stdout
+    printed = await to_thread.run_sync(run_command, "--config", here, "replay", "show", "work")
+    assert "files.export(name='f', size=3)" in printed.stdout
+    assert f"→ {path}\n" in printed.stdout
     for name in ("there", "further"):
         there = write_local_settings(tmp_path / name)
         for words in (
