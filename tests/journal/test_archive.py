@@ -17,6 +17,7 @@ import pytest
 from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
 from mcpruntime_server.journal import Journal, open_journal
 from mcpruntime_server.journal.archive import export_session, import_session
+from mcpruntime_server.journal.archive_file import write_archive
 from mcpruntime_server.journal.events import (
     CallFinished,
     CallStarted,
@@ -337,3 +338,14 @@ async def test_a_cancelled_export_or_import_leaves_nothing(
         == []
     )
     assert (await import_session(there, tmp_path / "idea.zip", "you")).id == "s_2"
+
+
+def test_content_that_compresses_too_well_is_stored_as_it_is(tmp_path: Path) -> None:
+    zeros, text = bytes(3 * 1024 * 1024), b"a line of text\n" * 50
+    path = tmp_path / "session.zip"
+    with write_archive(path, force=False) as archive:
+        archive.add_blob("0" * 64, zeros)
+        archive.add_blob("1" * 64, text)
+    with zipfile.ZipFile(path) as file:
+        methods = [member.compress_type for member in file.infolist()]
+    assert methods == [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]

@@ -143,7 +143,34 @@ async def test_the_valid_archive_of_these_tests_is_imported(there: Journal, tmp_
 
 
 TWO_RUNS = {"run_count": 2}
+OBJECTS = blob_of(b'{"x": [' + b"{}," * 700_000 + b"{}]}")
+DEEP = blob_of(b"[" * 101 + b"]" * 101)
+VERY_DEEP = blob_of(b"[" * 100_000 + b"]" * 100_000)
+TEXT_WITHOUT_END = blob_of(b'"' + rb"\"" * 600_000 + b"," * 1_000_001)
+
+
+def with_field(blob: tuple[str, bytes]) -> Members:
+    started = {"call_id": 1, "target": "x", "effect": "read", "nth": 0}
+    changed = event(2, "call_started", started, large_fields={"args": blob[0][6:]})
+    start, finish, _ = good_events()
+    finish["sequence"] = 3
+    return packed([start, changed, finish], blobs=dict([blob]))
+
+
 HOSTILE: dict[str, tuple[Members, str]] = {
+    "many objects": (with_field(OBJECTS), "holds more than 1,000,000 values"),
+    "deep field": (with_field(DEEP), "is nested more than 100 levels deep"),
+    "very deep field": (with_field(VERY_DEEP), "is nested more than 100 levels deep"),
+    "text without an end": (with_field(TEXT_WITHOUT_END), "is not JSON"),
+    "many objects in a line": (
+        with_body(0, more=[{}] * 700_000),
+        "line 1' holds more than 1,000,000 values",
+    ),
+    "deep line": (with_body(0, more=json.loads(DEEP[1])), "levels deep"),
+    "deep manifest": (
+        with_member("manifest.json", b"[" * 5_000 + b"]" * 5_000),
+        "is nested more than 100",
+    ),
     "traversal": (with_member("../../evil", b""), r"'../../evil' does not belong"),
     "absolute": (with_member("/etc/passwd", b""), r"'/etc/passwd' does not belong"),
     "folder": (with_member("blobs/", b""), r"'blobs/' does not belong"),
@@ -199,7 +226,10 @@ HOSTILE: dict[str, tuple[Members, str]] = {
         packed([{key: each for key, each in good_events()[0].items() if key != "run_id"}]),
         "is not an",
     ),
-    "nested too deeply": (with_member("events.jsonl", b"[" * 100_000), "line 1' is not JSON"),
+    "nested too deeply": (
+        with_member("events.jsonl", b"[" * 100_000),
+        "line 1' is nested more than 100",
+    ),
     "infinity": (with_member("events.jsonl", b"[1e999]\n"), "is too large"),
     "not a number": (with_member("events.jsonl", b"[NaN]\n"), "NaN is not a JSON number"),
     "endless integer": (with_member("events.jsonl", b"[" + b"9" * 9999 + b"]\n"), "is not JSON"),
@@ -397,6 +427,10 @@ async def test_bombs_are_rejected_while_they_are_read(
         zipped(with_member("events.jsonl", lines)),
         "'events.jsonl' makes it larger than 2 MB",
     )
+    monkeypatch.setattr(archive_file, "MAX_TOTAL_BYTES", 1 << 40)
+    monkeypatch.setattr(archive_file, "FREE_BYTES", 1024 * 1024)
+    bombs = dict(blob_of(bytes([number]) * 900_000) for number in range(3))
+    await refused(there, tmp_path, zipped(packed(blobs=bombs)), "MB, which its size allows")
     monkeypatch.setattr(archive_file, "MAX_MEMBERS", 3)
     await refused(there, tmp_path, zipped(packed(blobs=several)), "exceeds the limit of 3 members")
     monkeypatch.setattr(archive_events, "MAX_RUNS", 1)

@@ -352,6 +352,7 @@ def _choose_names(
 def _store_blobs(
     blobs: BlobStore, archive: ArchiveReader, digests: set[str], progress: ProgressCallback
 ) -> None:
+    archive.start_pass()
     try:
         for count, digest in enumerate(sorted(digests)):
             if not blobs.refresh(digest, archive.blob_sizes[digest]):

@@ -1,7 +1,8 @@
 """The file format of an archive: a zip with a manifest, events as lines of JSON, and blobs.
 
 Rule 1: the file is not trusted. What it claims is checked, every amount is bounded while it is
-read, and nothing in it names a path to write to.
+read, and nothing in it names a path to write to. A small file does not expand to a large one: what
+is written here never does, because content that compresses too well is stored as it is.
 Rule 2: every problem is an `InvalidRequest` that names the member and the reason.
 This module knows bytes and JSON, neither events nor the journal.
 """
@@ -38,11 +39,17 @@ MB = 1024 * 1024
 MAX_MEMBERS = 200_000  # several times as many as 4 GB of ordinary files
 MAX_DIRECTORY_BYTES = 40 * MB  # of the zip, which is read at once: 200 bytes for each member
 MAX_TOTAL_BYTES = 4096 * MB  # uncompressed: the default size of a whole journal
+MAX_EXPANSION = 100  # times the size of the file that it may have uncompressed, and these bytes:
+FREE_BYTES = 64 * MB
+MAX_BLOB_EXPANSION = 50  # a blob that compresses better is stored as it is
 MAX_BLOB_BYTES = 1024 * MB  # uncompressed: several times a workspace
 MAX_MANIFEST_BYTES = 16 * MB
 MAX_LINE_BYTES = 4 * MB  # one event, whose large fields are blobs
-MAX_FIELD_BYTES = 128 * MB  # a blob that is a field, read at once: twice the longest message
+MAX_FIELD_BYTES = 68 * MB  # a blob that is a field, read at once: more than the longest message
+MAX_VALUES = 1_000_000  # of a field or line, those in arrays and objects included
+MAX_DEPTH = 100  # of a field or line; the same limit as for the messages of a sandbox
 CHUNK_BYTES = 256 * 1024
+JSON_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)  # each byte is read once
 END_RECORD = struct.Struct("<4s4H2LH")  # the end of a zip without a comment, as written here
 ZIP64_END_RECORD = struct.Struct("<4sQ2H2L4Q")
 ZIP64_LOCATOR = struct.Struct("<4sLQL")
@@ -95,7 +102,10 @@ class ArchiveWriter:
 
     def add_blob(self, digest: str, data: bytes) -> None:
         """Add a blob."""
-        self._file.writestr(_zip_member(f"blobs/{digest}"), data)
+        member = _zip_member(f"blobs/{digest}")
+        if len(data) > MB and len(zlib.compress(data, 1)) * MAX_BLOB_EXPANSION < len(data):
+            member.compress_type = zipfile.ZIP_STORED
+        self._file.writestr(member, data)
 
     def write_manifest(self, manifest: ArchiveManifest) -> None:
         """Write the manifest."""
@@ -157,6 +167,7 @@ class ArchiveReader:
     def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
         self.path = path
         self._file = file
+        self._max_total = min(MAX_TOTAL_BYTES, FREE_BYTES + MAX_EXPANSION * path.stat().st_size)
         self._total = 0
         self._members = self._list_members()
         self.blob_digests = {
@@ -173,7 +184,7 @@ class ArchiveReader:
 
     def verify_blobs(self) -> Iterator[str]:
         """Read all blobs and yield their digests; raises if the content of one does not match."""
-        self._total = 0
+        self.start_pass()
         for digest in sorted(self.blob_digests):
             content_hash, size = sha256(), 0
             for chunk in self.iter_chunks(digest):
@@ -183,6 +194,10 @@ class ArchiveReader:
                 raise self.rejection(f"blobs/{digest}", "has content with another digest")
             self.blob_sizes[digest] = size
             yield digest
+
+    def start_pass(self) -> None:
+        """Count anew what is read: the archive is read several times."""
+        self._total = 0
 
     def iter_chunks(self, digest: str, limit: int = MAX_BLOB_BYTES) -> Iterator[bytes]:
         """Yield the content of a blob in chunks."""
@@ -205,7 +220,7 @@ class ArchiveReader:
 
     def iter_lines(self) -> Iterator[tuple[str, Any]]:
         """Yield the place and the JSON data of each line of events."""
-        self._total = 0
+        self.start_pass()
         with self._open_member(EVENTS_MEMBER) as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
@@ -218,17 +233,29 @@ class ArchiveReader:
 
     def parse_json(self, where: str, text: bytes) -> Any:
         """Return `text` as JSON data."""
+        if _has_too_many_values(text):
+            raise self.rejection(where, f"holds more than {MAX_VALUES:,} values")
         try:
-            return decode_json(
+            data = decode_json(
                 text.decode("ascii"), parse_constant=_reject_constant, parse_float=_parse_finite
             )
-        except (ValueError, RecursionError) as exc:
+        except RecursionError:
+            raise self._too_deep(where) from None
+        except ValueError as exc:
             raise self.rejection(where, f"is not JSON ({exc!s:.80})") from None
+        if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _is_too_deep(data):
+            raise self._too_deep(where)
+        return data
+
+    def _too_deep(self, where: str) -> InvalidRequest:
+        return self.rejection(where, f"is nested more than {MAX_DEPTH} levels deep")
 
     def _count_bytes(self, member: str, size: int) -> None:
         self._total += size
-        if self._total > MAX_TOTAL_BYTES:
-            raise self.rejection(member, f"makes it larger than {MAX_TOTAL_BYTES // MB} MB")
+        if self._total > self._max_total:
+            raise self.rejection(
+                member, f"makes it larger than {self._max_total // MB} MB, which its size allows"
+            )
 
     @contextmanager
     def _open_member(self, member: str) -> Iterator[IO[bytes]]:
@@ -348,6 +375,31 @@ def _check_directory(raw: IO[bytes]) -> None:
             raise ValueError("its end is not where the file says")
     if length > MAX_DIRECTORY_BYTES:
         raise ValueError(f"its directory is larger than {MAX_DIRECTORY_BYTES // MB} MB")
+
+
+def _has_too_many_values(text: bytes) -> bool:
+    """Return whether JSON has more than `MAX_VALUES` values, before anything is made of them."""
+    if _count_marks(text) <= MAX_VALUES:
+        return False
+    return _count_marks(JSON_TEXT.sub(b"", text)) > MAX_VALUES
+
+
+def _count_marks(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
+def _is_too_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        containers = [each for each in level if isinstance(each, dict | list)]
+        if not containers:
+            return False
+        level = [
+            item
+            for each in containers
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return True
 
 
 def _parse_finite(text: str) -> float:
