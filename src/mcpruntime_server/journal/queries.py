@@ -22,6 +22,7 @@ from .rows import (
     RawEventRow,
     RunRow,
     SessionRow,
+    SkillUseRow,
     StoredEvent,
     SubmittedAnswer,
 )
@@ -80,9 +81,12 @@ SELECT_VISITED_RUNS = """
     SELECT runs.id, runs.session_id FROM visited JOIN runs ON runs.id = visited.id
     ORDER BY runs.rowid"""
 SELECT_SKILL_USES = """
-    SELECT body, recorded_at, run_id FROM events JOIN sessions ON sessions.id = events.session_id
+    SELECT body, recorded_at, run_id, session_id, principal
+    FROM events JOIN sessions ON sessions.id = events.session_id
     WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0
-        AND purpose NOT IN ('rerun', 'partial')"""
+        AND purpose NOT IN ('rerun', 'partial', 'import')"""
+SELECT_SESSION_ORIGINS = """
+    SELECT sessions.id, runs.session_id FROM sessions JOIN runs ON runs.id = sessions.origin"""
 
 
 # sessions ---------------------------------------------------------------------------------------
@@ -355,13 +359,25 @@ def load_python_version(connection: Connection, image: str) -> str:
     return ""
 
 
-def load_skill_uses(connection: Connection) -> list[tuple[str, float]]:
-    """Return what code reported about the skills that it used, as canonical JSON, and when.
+def load_skill_uses(connection: Connection) -> list[SkillUseRow]:
+    """Return what code reported about the skills that it used.
 
-    Reruns are left out. The same report counts once for each run.
+    Reruns are left out, and so are imported sessions, which may say anything.
     """
-    found: dict[tuple[str, str], float] = {}
-    for body, recorded_at, run_id in connection.execute(SELECT_SKILL_USES):
+    origins = dict(connection.execute(SELECT_SESSION_ORIGINS).fetchall())
+    found = []
+    for body, recorded_at, run_id, session_id, principal in connection.execute(SELECT_SKILL_USES):
+        family = _find_first_session(session_id, origins)
         with suppress(ValueError, KeyError, TypeError):
-            found.setdefault((run_id, str(decode_json(body)["args"])), float(recorded_at))
-    return [(args, at) for (_, args), at in found.items()]
+            args = str(decode_json(body)["args"])
+            found.append(SkillUseRow(args, float(recorded_at), run_id, family, principal))
+    return found
+
+
+def _find_first_session(session_id: str, origins: Mapping[str, str]) -> str:
+    """Return the session that a session was forked from or is an agent of, over all steps."""
+    seen = set()
+    while session_id in origins and session_id not in seen:
+        seen.add(session_id)
+        session_id = origins[session_id]
+    return session_id

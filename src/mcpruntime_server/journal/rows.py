@@ -32,6 +32,19 @@ class RawEventRow(NamedTuple):
     large_fields: str | None
 
 
+class SkillUseRow(NamedTuple):
+    """A report of a run about a skill; `args` is canonical JSON that sandboxed code made.
+
+    `family` is the session that the run's session comes from by forks and agents, or that session.
+    """
+
+    args: str
+    recorded_at: float
+    run_id: str
+    family: str
+    principal: str
+
+
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
     """Event number `sequence` (from 1) of a session; `run_id` is None if it concerns no run."""

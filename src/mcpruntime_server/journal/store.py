@@ -32,7 +32,15 @@ from .blob_store import BlobStore
 from .event_tail import EventTail, push_to_all
 from .events import KIND_BY_CLASS, Event, FileEntry, event_to_json
 from .journal_writer import JournalWriter
-from .rows import CallResult, QuestionRow, RunRow, SessionRow, StoredEvent, SubmittedAnswer
+from .rows import (
+    CallResult,
+    QuestionRow,
+    RunRow,
+    SessionRow,
+    SkillUseRow,
+    StoredEvent,
+    SubmittedAnswer,
+)
 from .schema import connect_nonblocking, connect_reader, journal_error, open_for_writing
 from .server_lease import ServerLease, is_server_alive
 
@@ -345,8 +353,8 @@ class Journal:
             lambda rows: work(queries.iter_call_results(rows, self.blobs, session_id, last))
         )
 
-    async def load_skill_uses(self) -> list[tuple[str, float]]:
-        """Return what code reported about the skills that it used, as canonical JSON, and when."""
+    async def load_skill_uses(self) -> list[SkillUseRow]:
+        """Return what code reported about the skills that it used."""
         return await self.read(queries.load_skill_uses)
 
     @contextmanager

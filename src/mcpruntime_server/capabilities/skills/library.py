@@ -157,11 +157,13 @@ class SkillLibrary:
 
     async def retire_unused(self) -> list[Skill]:
         """Retire and return the active skills that are no longer used, or that mostly fail."""
-        records = await self.usage_records()
+        uses = await self._journal.load_skill_uses()
+        records = count_uses(uses)
+        is_shared = len({use.principal for use in uses}) > 1
         retired = []
         for skill in active_skills(await self.all_versions()).values():
             record = records.get((skill.name, skill.version), UsageRecord())
-            if reason := retirement_reason(record, skill.saved_at):
+            if reason := retirement_reason(record, skill.saved_at, is_shared=is_shared):
                 retired.append(await self.set_state(skill, "retired", (reason,)))
         return retired
 
