@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 from ..errors import ReplayDiverged
 from ..journal.recording import Recording, load_recording
@@ -13,34 +12,46 @@ from .runtime import Runtime
 from .session import Session
 
 ScratchResult = tuple[Recording, ReplayDiverged | None]  # what happened, and where it diverged
-ScratchRunner = Callable[[str, Recording], Awaitable[ScratchResult]]
+
+
+class ScratchRunner:
+    """Runs code in a session of its own, each time as its first step."""
+
+    def __init__(self, runtime: Runtime, session: Session) -> None:
+        self._runtime = runtime
+        self._session = session
+
+    @property
+    def session_id(self) -> str:
+        """The session whose calls come from that code."""
+        return self._session.id
+
+    async def execute(self, code: str, recording: Recording) -> ScratchResult:
+        """Run code with a recording and return what happened; raises `McpRuntimeError`."""
+        spec = RunSpec(
+            code, recording.start.timeout_s, None, recording, starts_fresh=True, allow_lookups=True
+        )
+        if self._session.tip is not None:
+            await self._session.move_tip(None)
+        run = self._session.enqueue_run(spec)
+        await run.wait_until_finished()
+        if run.failure is not None:
+            raise run.failure
+        await run.files_stored.wait()
+        assert run.replayer is not None, "it was given a recording"
+        journal = self._runtime.journal
+        row = await journal.load_run(run.id)
+        return await load_recording(journal, row), run.replayer.divergence
 
 
 @asynccontextmanager
 async def open_scratch_runner(runtime: Runtime, principal: str) -> AsyncIterator[ScratchRunner]:
-    """Yield a function that runs code with a recording, each time without variables.
+    """Yield what runs code in a new scratch session.
 
     Raises `Unavailable` if there is no room for one more session.
     """
     session = await runtime.open_scratch_session(None, principal)
     try:
-        yield partial(execute_in_scratch, runtime, session)
+        yield ScratchRunner(runtime, session)
     finally:
         runtime.retire_session(session)
-
-
-async def execute_in_scratch(
-    runtime: Runtime, session: Session, code: str, recording: Recording
-) -> ScratchResult:
-    """Run code with a recording and return what happened; raises `McpRuntimeError`."""
-    spec = RunSpec(
-        code, recording.start.timeout_s, None, recording, starts_fresh=True, allow_lookups=True
-    )
-    run = session.enqueue_run(spec)
-    await run.wait_until_finished()
-    if run.failure is not None:
-        raise run.failure
-    await run.files_stored.wait()
-    assert run.replayer is not None, "it was given a recording"
-    row = await runtime.journal.load_run(run.id)
-    return await load_recording(runtime.journal, row), run.replayer.divergence

@@ -30,7 +30,7 @@ from .module_source import INDENT, render_module
 from .skill_names import choose_free_name, name_problem
 
 ANSWER_TIMEOUT_S = 60.0  # for the model, and for its process to start
-SAVING_RESERVE_S = 1.0  # of the caller's time, to save the skill without the model's words
+SAVING_RESERVE_S = 1.0  # of the caller's time, to save the skill
 MAX_SHOWN_CHARS = 30_000  # of code and types
 MAX_SHOWN_TOOLS = 20
 MAX_SUMMARY_CHARS, MAX_PARAMETER_CHARS = 110, 100
@@ -88,13 +88,15 @@ class SkillDescriber:
         case: RecordedCase,
         session: str,
         taken_names: Collection[str] | None,
+        test_s: float = 0.0,
     ) -> Description:
         """Return the model's description, or `own` with the problem; the owner of `session` pays.
 
-        The name changes only if `taken_names` are given.
+        The name changes only if `taken_names` are given. Afterwards the caller tests the skill with
+        these words, which takes about `test_s` seconds.
         """
         time_left_s = anyio.current_effective_deadline() - anyio.current_time()
-        timeout_s = min(ANSWER_TIMEOUT_S, time_left_s - SAVING_RESERVE_S)
+        timeout_s = min(ANSWER_TIMEOUT_S, time_left_s - SAVING_RESERVE_S - 2 * test_s)
         try:
             data = format_data(own.source, extracted, case)
             with anyio.move_on_after(timeout_s):

@@ -9,7 +9,10 @@
 Code that hangs with other values gets a fraction of the time that a save may take, because one save
 at a time is at the gate and others wait for it.
 
-Rule: the host decides whether a skill passes; the sandbox only reports what happened.
+Rule 1: the host decides whether a skill passes; the sandbox only reports what happened.
+Rule 2: a candidate gets no sign that it is being tested: its name, its version, its state, and the
+code that calls it are those of a use. It can still notice that its calls are answered from a
+recording, so the gate finds what does not work, and not what is malicious.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ import ast
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 
@@ -34,7 +37,6 @@ from .model import (
     CONTEXT_NAME,
     ENTRY_FUNCTION,
     INPUT_KEY,
-    ExtractedSkill,
     RecordedCase,
     Signature,
     Skill,
@@ -42,7 +44,6 @@ from .model import (
     make_input_value,
 )
 
-CANDIDATE_VERSION = 0  # of a skill at the gate that has no version yet
 TRIAL_TIMEOUT_S = 30.0  # of one execution
 GATE_TIMEOUT_S = 180.0  # of all executions
 MIN_VARIANT_TIMEOUT_S = 3.0  # of an execution with other values,
@@ -77,8 +78,21 @@ PRINTED_MORE = (
 )
 
 TrialResult = tuple[Recording, ReplayDiverged | None]
-RunTrial = Callable[[str, Recording], Awaitable[TrialResult]]
-OpenTrial = Callable[[], AbstractAsyncContextManager[RunTrial]]
+
+
+class Trial(Protocol):
+    """Executes code in a session of its own, each time as its first step."""
+
+    @property
+    def session_id(self) -> str:
+        """The session whose calls come from that code."""
+
+    async def execute(self, code: str, recording: Recording) -> TrialResult:
+        """Execute code; its calls are answered from a recording."""
+
+
+OpenTrial = Callable[[], AbstractAsyncContextManager[Trial]]
+OfferSkill = Callable[[str, Skill], AbstractContextManager[None]]  # to the code of a session
 StoreBlob = Callable[[bytes], Awaitable[str]]  # returns the digest
 
 
@@ -97,41 +111,33 @@ class Verdict:
 
 
 async def run_gate(
-    name: str,
-    candidate: ExtractedSkill | Skill,
-    cases: Sequence[RecordedCase],
-    open_trial: OpenTrial,
-    store_blob: StoreBlob,
-    version: int = CANDIDATE_VERSION,
+    candidate: Skill, open_trial: OpenTrial, offer_skill: OfferSkill, store_blob: StoreBlob
 ) -> Verdict:
-    """Test a skill that can be imported as `skills.<name>.v<version>`.
+    """Test a skill against its cases.
 
-    `store_blob` keeps the content of recorded inputs for the executions.
+    `offer_skill` makes it the version in use for the code of one session. `store_blob` keeps the
+    content of recorded inputs for the executions.
     """
-    if not cases:
+    if not candidate.cases:
         return Verdict((NO_CASE_REASON,), ())
+    candidate = replace(candidate, state="active", reasons=())
     with anyio.move_on_after(GATE_TIMEOUT_S):
-        async with open_trial() as run_trial:
-            gate = _Gate(f"skills.{name}.v{version}", candidate, run_trial, store_blob)
-            return await gate.test(cases)
+        async with open_trial() as trial:
+            with offer_skill(trial.session_id, candidate):
+                return await _Gate(candidate, trial, store_blob).test(candidate.cases)
     reason = f"Its cases did not finish within {GATE_TIMEOUT_S:.0f} seconds."
-    return Verdict((reason,), tuple(cases))
+    return Verdict((reason,), candidate.cases)
 
 
 class _Gate:
-    """The test of one skill, which is imported from `module`."""
+    """The test of one skill, which the code of `trial` imports like any skill in use."""
 
-    def __init__(
-        self,
-        module: str,
-        candidate: ExtractedSkill | Skill,
-        run_trial: RunTrial,
-        store_blob: StoreBlob,
-    ) -> None:
-        self._module = module
+    def __init__(self, candidate: Skill, trial: Trial, store_blob: StoreBlob) -> None:
+        self._module = f"skills.{candidate.name}"
+        self._exact_module = f"{self._module}.v{candidate.version}"
         self._signature = candidate.signature
         self._tree = parse_source(candidate.source)
-        self._run_trial = run_trial
+        self._trial = trial
         self._store_blob = store_blob
         self._reseeded_trials = RESEEDED_TRIALS if RANDOMNESS.search(candidate.source) else 1
         self._variant_timeout_s = MIN_VARIANT_TIMEOUT_S
@@ -159,16 +165,16 @@ class _Gate:
     async def _test_import(self) -> str:
         """Return what is wrong with importing it alone; "" if nothing is."""
         code = f"from {self._module} import {ENTRY_FUNCTION}"
-        recording, _ = await self._run_trial(code, make_recording(RecordedCase({})))
+        recording, diverged = await self._trial.execute(code, make_recording(RecordedCase({})))
         if recording.outcome["status"] != "ok":
             return f"It cannot be imported: {describe_error(recording)}"
-        has_calls = any(call.in_ledger for call in recording.calls)
+        has_calls = diverged is not None or any(call.in_ledger for call in recording.calls)
         if has_calls or any(recording.output.values()) or recording.file_digests:
             return IMPORT_HAS_EFFECTS
         return ""
 
     async def _reproduce(self, case: RecordedCase) -> tuple[Recording, str]:
-        """Execute a case as recorded, then with other randomness and time.
+        """Execute a case as recorded, then as an exact version with other randomness and time.
 
         Return the first recording, and what is wrong; "" if nothing is.
         """
@@ -182,10 +188,15 @@ class _Gate:
             return first, reason
         later = replace(case, seed="", clock_readings=shift_time(first.clock_readings))
         for _ in range(self._reseeded_trials):
-            again, diverged = await self._run_case(later, case.inputs)
-            if diverged or fingerprint_of(again) != fingerprint_of(first):
+            again, diverged = await self._run_case(later, case.inputs, module=self._exact_module)
+            if diverged or not self._is_repetition(again, first):
                 return first, DEPENDS_ON_CHANCE
         return first, ""
+
+    def _is_repetition(self, again: Recording, first: Recording) -> bool:
+        """Return whether the exact version did the same; its module has another name."""
+        repeated = repr(fingerprint_of(again)).replace(self._exact_module, self._module)
+        return repeated == repr(fingerprint_of(first))
 
     async def _changes_default(self, case: RecordedCase) -> bool:
         """Return whether a call changes a default, and so the results of later calls."""
@@ -197,10 +208,10 @@ class _Gate:
         signature = f"str(signature({ENTRY_FUNCTION}))"
         code = (
             f"from inspect import signature\nfrom {self._module} import {ENTRY_FUNCTION}\n"
-            f"before = {signature}\n{self._call_code(inputs, case)}\n{signature} == before"
+            f"before = {signature}\n{self._call(inputs, case)}\n{signature} == before"
         )
         recording = await self._make_recording(case, inputs, self._variant_timeout_s)
-        recording, _ = await self._run_trial(code, recording)
+        recording, _ = await self._trial.execute(code, recording)
         return text_of_result(recording.outcome["value"]) == "false"
 
     async def _vary_parameters(
@@ -253,11 +264,16 @@ class _Gate:
         return []
 
     async def _run_case(
-        self, case: RecordedCase, inputs: Mapping[str, Any], timeout_s: float = TRIAL_TIMEOUT_S
+        self,
+        case: RecordedCase,
+        inputs: Mapping[str, Any],
+        timeout_s: float = TRIAL_TIMEOUT_S,
+        module: str = "",
     ) -> TrialResult:
         """Call the skill with `inputs`; its calls are answered from a recorded case."""
         recording = await self._make_recording(case, inputs, timeout_s)
-        return await self._run_trial(self._call_code(inputs, case), recording)
+        code = f"from {module or self._module} import {ENTRY_FUNCTION}\n{self._call(inputs, case)}"
+        return await self._trial.execute(code, recording)
 
     async def _make_recording(
         self, case: RecordedCase, inputs: Mapping[str, Any], timeout_s: float
@@ -274,15 +290,16 @@ class _Gate:
             recording = replace(recording, start=replace(recording.start, context=[entry]))
         return recording
 
-    def _call_code(self, inputs: Mapping[str, Any], case: RecordedCase) -> str:
-        literals = {name: value for name, value in inputs.items() if not is_input_value(value)}
-        read = [f"{name!r}: {CONTEXT_NAME}" for name in inputs if name not in literals]
-        call = f"{ENTRY_FUNCTION}(**{literals!r}, **{{{', '.join(read)}}})"
+    def _call(self, inputs: Mapping[str, Any], case: RecordedCase) -> str:
+        """Return the statement with which somebody would call the skill."""
+        arguments = [
+            f"{name}={CONTEXT_NAME if is_input_value(value) else repr(value)}"
+            for name, value in inputs.items()
+        ]
+        call = f"{ENTRY_FUNCTION}({', '.join(arguments)})"
         if self._signature.is_async:
             call = f"await {call}"
-        if case.compares_stdout:
-            call = f"print({call})"
-        return f"from {self._module} import {ENTRY_FUNCTION}\n{call}"
+        return f"print({call})" if case.compares_stdout else call
 
 
 # recordings ---------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from ...errors import (
     SkillRefused,
     Unavailable,
 )
+from ...journal.call_scope import find_call_scope
 from ...journal.store import Journal
-from .gate import CANDIDATE_VERSION
 from .guides import Guide, GuideFolders, read_guide_files
 from .model import Skill, SkillState
 from .search_index import SkillIndex
@@ -55,7 +55,7 @@ class SkillLibrary:
         self._guides = guides or GuideFolders()
         self._index = SkillIndex()
         self._indexed: dict[str, str] = {}  # the content's identity, by name
-        self._candidates: dict[str, str] = {}  # the source, by name, while it is at the gate
+        self._offered: dict[str, Skill] = {}  # by the id of the session that tests it
         self._store_lock = anyio.Lock()
 
     # finding --------------------------------------------------------------------------------------
@@ -63,7 +63,14 @@ class SkillLibrary:
     async def all_versions(self) -> dict[str, tuple[Skill, ...]]:
         """Return the versions of every skill, by its name, oldest first; raises `Unavailable`."""
         async with self._store_lock:
-            return await anyio.to_thread.run_sync(self._store.all_versions)
+            skills = await anyio.to_thread.run_sync(self._store.all_versions)
+        scope = find_call_scope()
+        if scope is not None and (offered := self._offered.get(scope.session_id)) is not None:
+            others = [
+                each for each in skills.get(offered.name, ()) if each.version != offered.version
+            ]
+            skills[offered.name] = (*others, offered)
+        return skills
 
     async def load_guides(self) -> dict[str, Guide]:
         """Return the guides by name, except those whose name a skill has."""
@@ -178,14 +185,19 @@ class SkillLibrary:
         except McpRuntimeError:
             return ""
 
+    async def next_version(self, name: str) -> int:
+        """Return the number that the next version of a skill will have."""
+        async with self._store_lock:
+            return await anyio.to_thread.run_sync(self._store.next_version, name)
+
     @contextmanager
-    def offer_candidate(self, name: str, source: str) -> Iterator[None]:
-        """Let code import a source as version 0 of a skill, while it is at the gate."""
-        self._candidates[name] = source
+    def offer_skill(self, session_id: str, skill: Skill) -> Iterator[None]:
+        """Let the code of a session find a version in use, whatever the store has."""
+        self._offered[session_id] = skill
         try:
             yield
         finally:
-            del self._candidates[name]
+            del self._offered[session_id]
 
     # calls from sandboxes -------------------------------------------------------------------------
 
@@ -215,13 +227,9 @@ class SkillLibrary:
             raise CallFailed(
                 "invalid_arguments", "A skill has a name, and a version that is a number."
             )
-        if version == CANDIDATE_VERSION and name in self._candidates:
-            return _source_answer(name, version, "draft", self._candidates[name])
         try:
             skill = await self.get(name if version is None else f"{name}@{version}")
         except (NotFound, InvalidRequest) as exc:
-            if version is None and name in self._candidates:
-                raise CallFailed("draft", f"The skill {name} is being checked.") from None
             guide = (await self.load_guides()).get(name)
             if version is None and guide is not None:
                 return {**_source_answer(name, 0, "guide", ""), "guide": guide.text}
@@ -249,6 +257,8 @@ class SkillLibrary:
 
     async def _quarantine_if_changed(self, skill: Skill) -> Skill:
         """Return an active skill as it is now that the schemas of its tools may have changed."""
+        if skill in self._offered.values():
+            return skill
         current = {tool: self._tool_digest(tool) for tool in skill.tool_digests}
         changed = sorted(
             tool

@@ -4,7 +4,8 @@ Rule 1: a skill becomes active only if it passes the gate. Otherwise it is a dra
 reasons.
 Rule 2: nothing is saved without being asked, unless `[skills] auto` wants it (`auto_save`): a case
 holds what tools answered, and lies in a folder beside the settings.
-Rule 3: what is saved holds no credentials, neither its code nor its recorded cases.
+Rule 3: what becomes active has passed the gate exactly as it is saved, name and words included.
+Rule 4: what is saved holds no credentials, neither its code nor its recorded cases.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ...journal.rows import RunRow
 from ...journal.store import Journal
 from .descriptions import Description, SkillDescriber, apply_summary, needs_description
 from .duplicates import find_duplicate, merge_cases
-from .gate import CANDIDATE_VERSION, OpenTrial, Verdict, run_gate
+from .gate import OpenTrial, Verdict, run_gate
 from .library import SkillLibrary
 from .lint import CheckedSource, check_entry_signature, check_source, parse_source
 from .model import (
@@ -39,7 +40,7 @@ from .model import (
 from .selection import check_case, check_dependency_cycle
 from .skill_calls import SkillCall, find_skill_call
 from .skill_names import choose_free_name, parse_skill_name
-from .version_files import Manifest, render_version_files
+from .version_files import Manifest, compute_digest, render_version_files
 
 MAX_STEPS = 200  # of a session, from which a skill is extracted
 MAX_ATTEMPTS = 3  # at the gate, each with fewer parameters
@@ -65,22 +66,21 @@ class SaveResult:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A skill before the gate, with all its cases.
+    """A skill before the gate, with its words and all its cases.
 
     `duplicate` is the last version, if that does the same.
     """
 
-    name: str
     extracted: ExtractedSkill
     checked: CheckedSource
+    description: Description
     cases: tuple[RecordedCase, ...]
     duplicate: Skill | None
 
     @property
-    def description(self) -> Description:
-        """The words that it has already."""
-        summary = self.duplicate.summary if self.duplicate else self.extracted.summary
-        return Description(self.name, summary, self.extracted.source)
+    def name(self) -> str:
+        """What code will call it."""
+        return self.description.name
 
 
 class SkillSaver:
@@ -198,13 +198,11 @@ class SkillSaver:
                 check_case(case)
         except SkillRefused as exc:
             return Verdict((str(exc),), skill.cases)
+        return await self._test(skill)
+
+    async def _test(self, skill: Skill) -> Verdict:
         return await run_gate(
-            skill.name,
-            skill,
-            skill.cases,
-            self._open_trial,
-            self._journal.put_blob,
-            skill.version,
+            skill, self._open_trial, self._library.offer_skill, self._journal.put_blob
         )
 
     async def _load_steps(self, run: RunRow) -> list[RecordedStep]:
@@ -283,7 +281,9 @@ class SkillSaver:
         taken_names = {*skills, *await self._library.load_guides()}
         fixed: frozenset[str] = frozenset()
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            candidate = await self._check(extract, fixed, name, others, skills, taken_names)
+            candidate = await self._check(
+                extract, fixed, name, others, skills, taken_names, summary
+            )
             duplicate = candidate.duplicate
             if duplicate is not None and duplicate.state == "active":
                 is_known = not others and len(candidate.cases) == len(duplicate.cases)
@@ -293,22 +293,20 @@ class SkillSaver:
             if skips_gate:
                 verdict = Verdict((NOT_CHECKED_YET,), candidate.cases)
                 break
-            verdict = await self._test(candidate)
+            started = anyio.current_time()
+            verdict = await self._test_candidate(candidate)
+            gate_s = anyio.current_time() - started
             removable = fixed.union(verdict.removable)
             is_final = removable == fixed or candidate.extracted.is_hand_written
             if is_final or attempt == MAX_ATTEMPTS:
                 break
             fixed = removable  # extract it again, with literals in the places of these parameters
-        description = candidate.description
         is_new = all(each.state != "active" for each in skills.get(candidate.name, ()))
-        if summary:
-            is_hand_written = candidate.extracted.is_hand_written
-            description = apply_summary(description, summary, is_hand_written=is_hand_written)
-        elif session and is_new and not verdict.reasons:
+        if session and is_new and not summary and not verdict.reasons:
             may_rename = not name and candidate.name not in skills
             names = taken_names if may_rename else None
-            description = await self._describe(candidate, verdict.cases[-1], session, names)
-        return await self._add(candidate, description, verdict, origin)
+            candidate = await self._describe(candidate, verdict.cases[-1], session, names, gate_s)
+        return await self._add(candidate, verdict, origin)
 
     async def _check(
         self,
@@ -318,6 +316,7 @@ class SkillSaver:
         others: tuple[RecordedCase, ...],
         skills: Mapping[str, Sequence[Skill]],
         taken_names: Collection[str],
+        summary: str,
     ) -> _Candidate:
         """Return what is to be tested at the gate.
 
@@ -334,18 +333,28 @@ class SkillSaver:
         if merged.source != extracted.source:
             signature = check_entry_signature(parse_source(merged.source))
             extracted = replace(extracted, source=merged.source, signature=signature)
-        return _Candidate(name, extracted, checked, merged.cases, merged.duplicate)
+        known_summary = merged.duplicate.summary if merged.duplicate else extracted.summary
+        description = Description(name, known_summary, extracted.source)
+        if summary:
+            is_hand_written = extracted.is_hand_written
+            description = apply_summary(description, summary, is_hand_written=is_hand_written)
+        return _Candidate(extracted, checked, description, merged.cases, merged.duplicate)
 
-    async def _test(self, candidate: _Candidate) -> Verdict:
-        with self._library.offer_candidate(candidate.name, candidate.extracted.source):
-            return await run_gate(
-                candidate.name,
-                candidate.extracted,
-                candidate.cases,
-                self._open_trial,
-                self._journal.put_blob,
-                CANDIDATE_VERSION,
-            )
+    async def _test_candidate(self, candidate: _Candidate) -> Verdict:
+        """Test a candidate as the version that it will be."""
+        description = candidate.description
+        skill = Skill(
+            name=description.name,
+            version=await self._library.next_version(description.name),
+            state="active",
+            summary=description.summary,
+            source=description.source,
+            signature=candidate.extracted.signature,
+            cases=candidate.cases,
+            digest=compute_digest(description.source.encode()),
+            saved_at=time.time(),
+        )
+        return await self._test(skill)
 
     async def _describe(
         self,
@@ -353,19 +362,25 @@ class SkillSaver:
         case: RecordedCase,
         session: str,
         taken_names: Collection[str] | None,
-    ) -> Description:
+        gate_s: float,
+    ) -> _Candidate:
+        """Return a candidate with a model's words, if it passes the gate with them, too."""
         extracted = candidate.extracted
         if self._describer is None or not needs_description(extracted):
-            return candidate.description
+            return candidate
         names = None if extracted.is_hand_written else taken_names
-        return await self._describer.describe_skill(
-            candidate.description, extracted, case, session, names
+        description = await self._describer.describe_skill(
+            candidate.description, extracted, case, session, names, gate_s
         )
+        described = replace(candidate, description=description)
+        if description.author and (await self._test_candidate(described)).reasons:
+            problem = "With its words, the skill does not pass its test."
+            return replace(candidate, description=replace(candidate.description, problem=problem))
+        return described
 
-    async def _add(
-        self, candidate: _Candidate, description: Description, verdict: Verdict, origin: str
-    ) -> SaveResult:
+    async def _add(self, candidate: _Candidate, verdict: Verdict, origin: str) -> SaveResult:
         """Add a tested candidate to the store as a new version."""
+        description = candidate.description
         targets = {call.target for case in verdict.cases for call in case.calls}
         tools = {
             target.removeprefix(TOOL_PREFIX) for target in targets if target.startswith(TOOL_PREFIX)

@@ -114,6 +114,10 @@ class SkillStore:
                 return skill
         raise NotFound(f"There is no version {number} of the skill {name}.")
 
+    def next_version(self, name: str) -> int:
+        """Return the number that the next version of a skill will have."""
+        return max(_version_numbers(self.folder / to_slug(name)), default=0) + 1
+
     def read_content_files(self, skill: Skill) -> FileContents:
         """Return the files of a version without its manifest; raises `SkillRefused`, `OSError`."""
         return without_manifest(self.read_all_files(skill))
@@ -172,7 +176,7 @@ class SkillStore:
                 f"The folder of {manifest.name} is a link.",
                 remedy="Replace it by a folder, or remove it.",
             )
-        number = max(_version_numbers(folder), default=0) + 1
+        number = self.next_version(manifest.name)
         digests = compute_file_digests(content)
         manifest = manifest.model_copy(update={"version": number, "file_digests": digests})
         skill = load_skill(content, manifest)

@@ -154,10 +154,13 @@ def become_subreaper() -> None:
     """Become the parent of every orphan below this process, so that `descendant_pids` finds it."""
     if sys.platform != "linux":
         return
+    known = set(sys.modules)
     import ctypes
 
     pr_set_child_subreaper = 36
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+    for name in set(sys.modules) - known:  # workers start with the same modules, whenever they do
+        del sys.modules[name]
 
 
 def apply_resource_limits(limits: Dict[str, Any]) -> None:

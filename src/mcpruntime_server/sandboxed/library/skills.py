@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ...protocol.payloads import PresentedValue, SkillDescription, SkillSource, SkillUse
 
 ENTRY_FUNCTION = "run"  # the function that a skill is
-VERSION_PATTERN = re.compile(r"v(0|[1-9][0-9]{0,5})", re.ASCII)  # v0 is being checked by the gate
+VERSION_PATTERN = re.compile(r"v[1-9][0-9]{0,5}", re.ASCII)
 ADDRESS_PATTERN = re.compile(r"\b0x[0-9a-fA-F]{6,16}\b")  # in reprs; each interpreter has others
 INACTIVE_STATES = ("draft", "quarantined", "retired")  # error kinds: no version is active
 MAX_CASE_CHARS = 16_000  # of the inputs and of the output of a case, each as JSON
@@ -416,7 +416,7 @@ def load(skill: str) -> ModuleType:
     """Return the module of a skill, "weather-report", or of a version, "weather_report@2"."""
     name, at, version = skill.strip().replace("-", "_").partition("@")
     version = f"v{version.removeprefix('v')}"
-    is_exact = VERSION_PATTERN.fullmatch(version) is not None and version != "v0"
+    is_exact = VERSION_PATTERN.fullmatch(version) is not None
     if not name.isidentifier() or (at and not is_exact):
         raise ValueError(
             f"{skill!r:.80} names no skill: "
