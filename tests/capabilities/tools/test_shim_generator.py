@@ -20,11 +20,6 @@ from mcp import types
 from tests.capabilities.tools.test_schema_annotations import SCHEMA
 from tests.upstreams.hostile import ESCAPES, NAMES, TOOLS
 
-from mcpruntime_server.capabilities.tools.schema_annotations import (
-    MAX_NODES,
-    AnnotationBuilder,
-    SchemaDocument,
-)
 from mcpruntime_server.capabilities.tools.shim_generator import (
     MODULE_HEADER,
     checked_name,
@@ -256,7 +251,7 @@ class TestGolden:
             with pytest.raises(tools.ToolArgumentError, match=problem):
                 plan(**arguments)
         assert sent == []
-        # Another type, and what only one branch of several forbids, is left to the server.
+        # Another type is left to the server, as are branches that allow any type.
         accepted: list[dict[str, Any]] = [
             {"labels": ["idea"], "steps": [{**build, "free": "any", "other": 1}], "either": {}},
             {"labels": "bug", "steps": None, "either": {"kind": "b"}},
@@ -266,16 +261,38 @@ class TestGolden:
             plan(**arguments)
         assert [call for _, call in sent] == accepted
 
-    def test_a_schema_that_branches_without_end_costs_little(self) -> None:
-        node: dict[str, Any] = {"properties": {str(n): {"$ref": "#/$defs/N"} for n in range(99)}}
-        node["properties"]["kind"] = {"enum": ["a", "b"]}
-        parameters = {f"p{n}": {"$ref": "#/$defs/N"} for n in range(99)}
-        schema = {"properties": parameters, "$defs": {"N": node}}
-        builder = AnnotationBuilder(set())
-        document = SchemaDocument(schema)
-        for each in parameters.values():
-            assert builder.find_choices(document, each) == ()
-        assert builder._visited_choices < 2 * MAX_NODES + 100 * 100
+    def test_branches_keys_and_other_parameters_are_checked_before_a_call(self, sent: Any) -> None:
+        mode = {"enum": ["fast", "slow"]}
+        tool = types.Tool(
+            name="start",
+            input_schema={
+                "properties": {
+                    "mode": {"anyOf": [mode, {"type": "integer"}]},
+                    "by": {
+                        "type": "object",
+                        "properties": {"name": {"type": "string"}},
+                        "additionalProperties": False,
+                    },
+                },
+                "additionalProperties": {"type": "array", "items": mode},
+            },
+        )
+        start = execute(render_module(describe_module("made", "made", [tool]))).start
+        refused: list[tuple[str, dict[str, Any]]] = [
+            (
+                r"made.start does not accept mode = 'fats'. Did you mean 'fast'\? "
+                r"Allowed: 'fast', 'slow', an integer. Parameters: mode, by",
+                {"mode": "fats"},
+            ),
+            (r"by\['nane'\]. Did you mean 'name'\? Allowed keys: 'name'.", {"by": {"nane": "x"}}),
+            (r"other\[0\] = 'x'. Allowed: 'fast', 'slow'.", {"other": ["x"]}),
+        ]
+        for problem, arguments in refused:
+            with pytest.raises(tools.ToolArgumentError, match=problem):
+                start(**arguments)
+        assert sent == []
+        start(mode=7, by={"name": "x"}, other=["fast"])
+        assert len(sent) == 1
 
     def test_a_tool_with_the_name_of_a_builtin_does_not_hide_it(self, sent: Any) -> None:
         made = [

@@ -1,4 +1,5 @@
-"""JSON Schema as Python annotations, as text that shows the shape of a value, and as constraints.
+"""JSON Schema as Python annotations, as text that shows the shape of a value, and as constraints
+in words.
 
 Rule 1: a schema is hostile. It may be recursive, huge or no schema at all; every function returns
 within bounded time.
@@ -13,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..json_pointers import resolve_pointer
 from .python_names import is_public_name, to_class_name, to_identifier
@@ -24,8 +25,6 @@ MAX_TYPES = 200  # TypedDicts of one server
 MAX_FIELDS = 100  # of one object
 MAX_BRANCHES = 8  # of a union
 MAX_CHOICES = 50  # of a Literal
-MAX_CHOICE_DEPTH = 6  # of items and fields whose allowed values are checked before a call
-MAX_CHOICE_CHARS = 4_000  # of the allowed values of one parameter
 MAX_ANNOTATION_CHARS = 400
 MAX_SHAPE_CHARS = 1_500
 MAX_REFERENCES = 16  # followed in a row
@@ -65,11 +64,6 @@ ALLOWED_NODES = (
     ast.UnaryOp,
     ast.USub,
 )
-
-
-# The values that a schema allows: all of them; those of the items of an array, in a list; or those
-# of the fields of an object.
-Choices: TypeAlias = "tuple[Any, ...] | list[Choices] | dict[str, Choices]"
 
 
 class SourceText(str):
@@ -134,13 +128,7 @@ class SchemaDocument:
             return followed
         merged: dict[str, Any] = {}
         for part, _ in map(self.resolve, [followed, *parts[:MAX_BRANCHES]]):
-            properties = {**as_dict(merged.get("properties")), **as_dict(part.get("properties"))}
-            required = [*as_list(merged.get("required")), *as_list(part.get("required"))]
-            merged = {**merged, **part}
-            if properties:
-                merged["properties"] = properties
-            if required:
-                merged["required"] = required
+            merged = merge_schemas(merged, part)
         merged.pop("allOf", None)
         return merged
 
@@ -157,7 +145,7 @@ class SchemaDocument:
             name = reference.rpartition("/")[2]
             schema = self.resolve_pointer(reference)
             if siblings and isinstance(schema, dict):
-                schema = {**schema, **siblings}
+                schema = merge_schemas(schema, siblings)
         return {}, ""
 
     def resolve_pointer(self, reference: str) -> Any:
@@ -189,6 +177,17 @@ class SchemaDocument:
         shown = dict(islice(properties.items(), MAX_FIELDS))
         is_open = not forbids_extra(schema) or bool(branches) or len(properties) > len(shown)
         return ObjectSchema(shown, frozenset(required), is_open)
+
+
+def merge_schemas(schema: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords of both, `other` first, with the properties of both."""
+    merged = {**schema, **other}
+    properties = {**as_dict(schema.get("properties")), **as_dict(other.get("properties"))}
+    if properties:
+        merged["properties"] = properties
+    if required := [*as_list(schema.get("required")), *as_list(other.get("required"))]:
+        merged["required"] = required
+    return merged
 
 
 def forbids_extra(schema: dict[str, Any]) -> bool:
@@ -232,30 +231,6 @@ def literal_values(schema: dict[str, Any]) -> list[Any] | None:
     return values if fits else None
 
 
-def allowed_values(document: SchemaDocument, schema: Any) -> tuple[Any, ...]:
-    """Return all values that `schema` allows, if they are few scalars; else nothing."""
-    flat = document.flatten(schema)
-    values = literal_values(flat)
-    if values is None:
-        branches = as_list(flat.get("anyOf")) or as_list(flat.get("oneOf"))
-        if not 0 < len(branches) <= MAX_BRANCHES:
-            return ()
-        values = []
-        for branch in map(document.flatten, branches):
-            found = [None] if json_types(branch) == ["null"] else literal_values(branch)
-            if not found:
-                return ()
-            values += found
-    if flat.get("nullable") is True:
-        values = [*values, None]
-    return tuple(values) if len(repr(values)) <= MAX_SHAPE_CHARS else ()
-
-
-def is_null(document: SchemaDocument, schema: Any) -> bool:
-    """Return whether `schema` allows null alone."""
-    return json_types(document.flatten(schema)) == ["null"]
-
-
 def join_union(parts: list[str]) -> str:
     """Return the annotation that allows any of `parts`."""
     distinct = sorted(dict.fromkeys(parts), key=lambda part: part == "None")
@@ -263,7 +238,7 @@ def join_union(parts: list[str]) -> str:
 
 
 class AnnotationBuilder:
-    """Builds the annotations of one server's tools, with TypedDicts, and finds allowed values."""
+    """Builds the annotations of one server's tools, with TypedDicts."""
 
     def __init__(self, reserved: set[str]) -> None:
         self.typed_dicts: list[TypedDictSpec] = []
@@ -271,38 +246,10 @@ class AnnotationBuilder:
         # By identity of the schema; the schema is kept so that its id is not used again.
         self._named_schemas: dict[int, tuple[Any, str]] = {}
         self._visited_nodes = 0
-        self._visited_choices = 0
 
     def annotate(self, document: SchemaDocument, schema: Any, hint: str) -> SourceText:
         """Return the annotation of a value of `schema`; `hint` names an anonymous TypedDict."""
         return checked_annotation(self._build_annotation(document, schema, hint, 0))
-
-    def find_choices(self, document: SchemaDocument, schema: Any) -> Choices:
-        """Return the values that `schema` allows, also in items and fields; () if not known."""
-        choices = self._find_choices(document, schema, 0)
-        return choices if len(repr(choices)) <= MAX_CHOICE_CHARS else ()
-
-    def _find_choices(self, document: SchemaDocument, schema: Any, depth: int) -> Choices:
-        self._visited_choices += 1
-        if values := allowed_values(document, schema):
-            return values
-        if depth >= MAX_CHOICE_DEPTH or self._visited_choices > MAX_NODES:
-            return ()
-        flat = document.flatten(schema)
-        branches = as_list(flat.get("anyOf")) or as_list(flat.get("oneOf"))
-        if branches and "properties" not in flat:
-            # Of several that are not null, any may be meant.
-            others = [each for each in branches[: MAX_BRANCHES + 1] if not is_null(document, each)]
-            return self._find_choices(document, others[0], depth + 1) if len(others) == 1 else ()
-        kinds = json_types(flat)
-        if "array" in kinds and "prefixItems" not in flat:
-            items = self._find_choices(document, flat.get("items"), depth + 1)
-            return [items] if items else ()
-        if "object" not in kinds:
-            return ()
-        fields = islice(as_dict(flat.get("properties")).items(), MAX_FIELDS)
-        found = {key: self._find_choices(document, value, depth + 1) for key, value in fields}
-        return {key: choices for key, choices in found.items() if choices} or ()
 
     def _build_annotation(
         self, document: SchemaDocument, schema: Any, hint: str, depth: int

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcp import types
 
+from .argument_choices import ChoiceFinder, Choices
 from .python_names import (
     assign_names,
     describe_collisions,
@@ -33,7 +34,6 @@ from .python_names import (
 )
 from .schema_annotations import (
     AnnotationBuilder,
-    Choices,
     ObjectSchema,
     SchemaDocument,
     SourceText,
@@ -69,7 +69,7 @@ class ShimParameter:
     annotation: SourceText
     default: Any
     takes_null: bool
-    choices: Choices  # the values that are allowed; () if that is not known
+    choices: Choices  # what is allowed; () if that is not known
     note: str
 
     @property
@@ -94,6 +94,7 @@ class ToolShim:
     parameters: tuple[ShimParameter, ...]
     extra_name: str
     declares_extra: bool
+    extra_choices: Choices
     returns: SourceText
     summary: str
     description: str
@@ -110,8 +111,9 @@ class ToolShim:
 
     @property
     def choices(self) -> dict[str, Choices]:
-        """The values that parameters accept, by Python name, where these are known."""
-        return {each.name: each.choices for each in self.parameters if each.choices}
+        """What parameters accept, by Python name, where it is known; `**` is for all others."""
+        known = {each.name: each.choices for each in self.parameters if each.choices}
+        return {**known, "**": self.extra_choices} if self.extra_choices else known
 
     @property
     def omitted_parameters(self) -> tuple[str, ...]:
@@ -149,12 +151,14 @@ def describe_module(
     names = assign_names((tool.name for tool in tools), "tool", RESERVED_NAMES)
     functions = assign_function_names(names.values())
     annotations = AnnotationBuilder({*names.values(), *functions.values(), *RESERVED_NAMES})
+    choices = ChoiceFinder()
     shown = tuple(
         describe_tool(
             tool,
             names[tool.name],
             functions[names[tool.name]],
             annotations,
+            choices,
             (observed or {}).get(tool.name),
         )
         for tool in tools
@@ -190,12 +194,13 @@ def describe_tool(
     name: str,
     function_name: str,
     annotations: AnnotationBuilder,
+    choices: ChoiceFinder,
     observed: Any,
 ) -> ToolShim:
     """Return the content of the shim of `tool`."""
     document = SchemaDocument(tool.input_schema)
     parts = document.object_schema(document.root)
-    parameters = describe_parameters(document, parts, to_class_name(name), annotations)
+    parameters = describe_parameters(document, parts, to_class_name(name), annotations, choices)
     extra = ""
     if parts.accepts_extra:
         extra = to_identifier("extra", "extra", {parameter.name for parameter in parameters})
@@ -220,6 +225,7 @@ def describe_tool(
         parameters,
         extra,
         declares_extra,
+        choices.find_extra_choices(document) if extra else (),
         returns,
         summary,
         text,
@@ -233,7 +239,11 @@ def unwrapped_schema(tool: types.Tool, document: SchemaDocument) -> Any:
 
 
 def describe_parameters(
-    document: SchemaDocument, parts: ObjectSchema, hint: str, annotations: AnnotationBuilder
+    document: SchemaDocument,
+    parts: ObjectSchema,
+    hint: str,
+    annotations: AnnotationBuilder,
+    choices: ChoiceFinder,
 ) -> tuple[ShimParameter, ...]:
     """Return the parameters, required ones first."""
     names = assign_names(parts.properties, "parameter")
@@ -246,6 +256,7 @@ def describe_parameters(
             schema,
             f"{hint}{to_class_name(wire)}",
             annotations,
+            choices,
         )
         for wire, schema in parts.properties.items()
     ]
@@ -260,6 +271,7 @@ def describe_parameter(
     schema: Any,
     hint: str,
     annotations: AnnotationBuilder,
+    choices: ChoiceFinder,
 ) -> ShimParameter:
     """Return one parameter; an optional one without a default gets None."""
     flat = document.flatten(schema)
@@ -275,7 +287,7 @@ def describe_parameter(
         annotation,
         default,
         takes_null,
-        annotations.find_choices(document, schema),
+        choices.find_choices(document, schema),
         parameter_note(document, flat),
     )
 

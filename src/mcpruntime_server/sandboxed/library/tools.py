@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ...protocol.payloads import ToolListing
 
 VAR_KEYWORDS_FLAG = 0x08  # of a code object: the function takes `**kwargs`
-MAX_VALUE_CHARS = 80  # of a refused value in an error
-JSON_TYPES = (str, int, float, type(None), list, tuple, dict)  # others are converted later
 MAX_LISTED_NAMES = 50  # that an error lists
 MAX_SERVERS_CHARS = 500  # of the names in `help(tools)`
 MAX_TOOLS_CHARS = 3_500  # of the names and summaries in the help on a server
@@ -204,9 +202,8 @@ class ToolParameters:
                 self.check_extra_argument(name, missing, bound)
         if missing:
             self.raise_argument_error(f"needs {', '.join(map(repr, missing))}.")
-        for name, allowed in self.choices.items():
-            if name in bound and self.is_sent(name, bound[name]):
-                self.check_choice(name, bound[name], allowed)
+        if self.choices:
+            self.check_choices(bound)
         return {
             self.wire_names.get(name, name): serialize_argument(value)
             for name, value in bound.items()
@@ -227,30 +224,17 @@ class ToolParameters:
             hint = f" Did you mean {meant!r}?" if meant else ""
             self.raise_argument_error(f"has no parameter {name[:80]!r}.{hint}")
 
-    def check_choice(self, name: str, value: Any, allowed: Any) -> None:
-        """Raise `ToolArgumentError` for JSON data that is none of the allowed values.
+    def check_choices(self, bound: Mapping[str, Any]) -> None:
+        """Raise `ToolArgumentError` for an argument that the tool does not allow."""
+        from .argument_checks import EXTRA_NAME, ArgumentChecker
 
-        `allowed` is a tuple of values, a list with those of each item, or a dict with those of
-        fields.
-        """
-        if isinstance(allowed, list):
-            for index, item in enumerate(value if isinstance(value, (list, tuple)) else ()):
-                self.check_choice(f"{name}[{index}]", item, allowed[0])
-            return
-        if isinstance(allowed, dict):
-            for field in allowed if isinstance(value, dict) else ():
-                if field in value:
-                    self.check_choice(f"{name}[{field!r}]", value[field], allowed[field])
-            return
-        if not isinstance(value, JSON_TYPES) or value in allowed:
-            return
-        shown = ", ".join(map(repr, allowed))
-        hint = ""
-        if isinstance(value, str):
-            hint = did_you_mean(value, [each for each in allowed if isinstance(each, str)])
-        self.raise_argument_error(
-            f"does not accept {name} = {repr(value)[:MAX_VALUE_CHARS]}. {hint}Allowed: {shown}."
-        )
+        others = self.choices.get(EXTRA_NAME, ())
+        for name, value in bound.items():
+            allowed = self.choices.get(name, () if name in self.wire_names else others)
+            if allowed and self.is_sent(name, value):
+                refusal = ArgumentChecker().find_refusal(name, value, allowed)
+                if refusal is not None:
+                    self.raise_argument_error(refusal.format())
 
     def check_items(self, items: Sequence[Any]) -> None:
         """Raise `ToolArgumentError` if each item of a batch is a dict of this tool's arguments."""
@@ -295,8 +279,8 @@ def shim(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that makes a function call the tool of its name; `.aio` is for asyncio.
 
-    `tool` is the name of the tool if the function has another one, `choices` has the parameters
-    that accept only certain values, or whose items or fields do.
+    `tool` is the name of the tool if the function has another one, `choices` has what
+    parameters accept, where that is known, in the form of `argument_checks`.
 
     `renamed` maps Python names to the tool's own names where they differ; `unset` names the
     parameters for which None means "left out". The body of the function never runs: `help` shows
