@@ -168,7 +168,10 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             )
             guides = GuideFolders(config.skills.folders)
             library = SkillLibrary(
-                SkillStore(config.skills.folder), journal, catalog.schema_digest, guides
+                SkillStore(config.skills.folder, config.skills.trusted_keys),
+                journal,
+                catalog.schema_digest,
+                guides,
             )
             describer = None
             if config.skills.describe == "model":

@@ -17,6 +17,7 @@ from ..capabilities.skills.archives import MAX_ARCHIVE_BYTES, import_archive, pa
 from ..capabilities.skills.model import Skill, format_signature
 from ..capabilities.skills.selection import active_skills, describe_state, pick_version
 from ..capabilities.skills.signing import (
+    REPLACE_OPTION,
     create_signature,
     describe_signature,
     load_or_create_key,
@@ -43,6 +44,11 @@ def skills_command() -> None:
     """
 
 
+def open_store(config: Config) -> SkillStore:
+    """Return the store of these settings."""
+    return SkillStore(config.skills.folder, config.skills.trusted_keys)
+
+
 # reading ------------------------------------------------------------------------------------------
 
 
@@ -52,7 +58,7 @@ def skills_command() -> None:
 @pass_config
 def list_command(config: Config, *, show_all: bool, as_json: bool) -> int:
     """List the skills in use."""
-    store = SkillStore(config.skills.folder)
+    store = open_store(config)
     versions_by_name = store.all_versions()
     listed = list(active_skills(versions_by_name).values())
     if show_all:
@@ -80,7 +86,7 @@ def list_command(config: Config, *, show_all: bool, as_json: bool) -> int:
 @pass_config
 def show_command(config: Config, *, name: str, as_json: bool) -> int:
     """Show one version: state, reasons, signature, code."""
-    skill = pick_version(SkillStore(config.skills.folder).all_versions(), name)
+    skill = pick_version(open_store(config).all_versions(), name)
     if as_json:
         print_json({**serialize_skill(skill), "source": skill.source})
         return 0
@@ -104,7 +110,7 @@ def show_command(config: Config, *, name: str, as_json: bool) -> int:
 @pass_config
 def diff_command(config: Config, *, a: str, b: str) -> int:
     """Compare the code of two versions; exit with 1 if it differs."""
-    versions = SkillStore(config.skills.folder).all_versions()
+    versions = open_store(config).all_versions()
     left, right = pick_version(versions, a), pick_version(versions, b)
     left_lines, right_lines = left.source.splitlines(), right.source.splitlines()
     diff = list(difflib.unified_diff(left_lines, right_lines, left.id, right.id, lineterm=""))
@@ -142,7 +148,7 @@ def check_command(config: Config, *, names: tuple[str, ...], as_json: bool) -> i
 
     Exits with 1 if one does not pass.
     """
-    versions_by_name = SkillStore(config.skills.folder).all_versions()
+    versions_by_name = open_store(config).all_versions()
     skills = [pick_version(versions_by_name, name) for name in names]
     if not names:
         newest = [versions[-1] for versions in versions_by_name.values()]
@@ -157,13 +163,16 @@ def check_command(config: Config, *, names: tuple[str, ...], as_json: bool) -> i
 
 @skills_command.command("promote")
 @name_argument
+@click.option(REPLACE_OPTION, is_flag=True, help="Let it take the place of a signed version.")
 @pass_config
-def promote_command(config: Config, *, name: str) -> int:
+def promote_command(config: Config, *, name: str, replace_signed: bool) -> int:
     """Put a draft or a retired version in use, if it passes the gate."""
-    skill = pick_version(SkillStore(config.skills.folder).all_versions(), name)
+    skill = pick_version(open_store(config).all_versions(), name)
     if skill.state == "active":
         raise InvalidRequest(f"{skill.id} is in use already.")
-    check = partial(check_versions, config, [skill], may_revive=True)
+    check = partial(
+        check_versions, config, [skill], may_revive=True, replaces_signed=replace_signed
+    )
     return report_checked(run_until_signal(check))
 
 
@@ -172,17 +181,23 @@ def promote_command(config: Config, *, name: str) -> int:
 @pass_config
 def retire_command(config: Config, *, name: str) -> int:
     """Take a version out of use; code can still import exactly this version."""
-    store = SkillStore(config.skills.folder)
+    store = open_store(config)
     skill = pick_version(store.all_versions(), name)
     skill = store.set_state(skill, "retired", (RETIRED_REASON,))
     print_text(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} still imports it.")
     if other := active_skills(store.all_versions()).get(skill.name):
         print_text(f"{other.id} is in use now.")
+    else:
+        print_text(f"No version of {skill.name} is in use.")
     return 0
 
 
 async def check_versions(
-    config: Config, skills: list[Skill], *, may_revive: bool = False
+    config: Config,
+    skills: list[Skill],
+    *,
+    may_revive: bool = False,
+    replaces_signed: bool = False,
 ) -> list[Skill]:
     """Return the versions as they are after the gate; starts the upstreams that they use."""
     from rich.progress import track
@@ -194,7 +209,8 @@ async def check_versions(
         await app.catalog.start_upstreams(servers & set(app.catalog.package_names()))
         console = create_console(sys.stderr)
         tracked = track(skills, "checking", console=console, disable=not console.is_terminal)
-        return [await app.saver.recheck(skill, may_revive=may_revive) for skill in tracked]
+        recheck = partial(app.saver.recheck, may_revive=may_revive, replaces_signed=replaces_signed)
+        return [await recheck(skill) for skill in tracked]
 
 
 def report_checked(skills: list[Skill]) -> int:
@@ -221,7 +237,7 @@ def exit_code_of(skills: list[Skill]) -> int:
 @pass_config
 def export_command(config: Config, *, name: str, file: Path, force: bool) -> int:
     """Write a version into a zip, which `skills import` reads elsewhere."""
-    store = SkillStore(config.skills.folder)
+    store = open_store(config)
     skill = pick_version(store.all_versions(), name)
     try:
         data = pack_skill(skill, store.read_all_files(skill))
@@ -248,7 +264,7 @@ def import_command(config: Config, *, file: Path, no_check: bool) -> int:
     except OSError as exc:
         raise Unavailable(f"{file} cannot be read: {exc.strerror}.") from exc
     packages = None if config.sandbox.image else config.sandbox.packages
-    skill, is_known = import_archive(SkillStore(config.skills.folder), data, packages)
+    skill, is_known = import_archive(open_store(config), data, packages)
     signature = describe_signature(skill, config.skills.trusted_keys)
     print_text(f"{skill.id}: {'here already' if is_known else 'imported'}, {signature}.")
     if no_check or skill.state != "draft":
@@ -270,7 +286,7 @@ def import_command(config: Config, *, file: Path, no_check: bool) -> int:
 @pass_config
 def sign_command(config: Config, *, name: str, key_file: Path) -> int:
     """Sign a version."""
-    store = SkillStore(config.skills.folder)
+    store = open_store(config)
     skill = pick_version(store.all_versions(), name)
     key = load_or_create_key(key_file)
     skill = store.set_signature(skill, create_signature(skill, key), public_key_hex(key))

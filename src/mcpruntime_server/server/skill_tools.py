@@ -15,6 +15,7 @@ from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.skills.model import Skill
 from ..capabilities.skills.saving import SkillSaver
 from ..capabilities.skills.selection import describe_state, listing_entry
+from ..capabilities.skills.signing import is_held_back
 from ..capabilities.skills.usage import UsageRecord
 from ..errors import InvalidRequest, McpRuntimeError
 from ..journal.rows import RunRow
@@ -122,6 +123,8 @@ def usage_code(skill: Skill) -> str:
     if skill.state == "active":
         return f"from skills.{skill.name} import run"
     exact = f"from skills.{skill.name}.v{skill.version} import run"
+    if is_held_back(skill):
+        return f"{exact}  # it has passed its test"
     return f"{exact}  # then save the run that calls run(...) with keywords, to test it"
 
 

@@ -100,8 +100,7 @@ def import_archive(
     skills = store.all_versions()
     for known in skills.get(manifest.name, ()):
         if known.digest == digest:
-            is_newly_signed = bool(signature) and not known.signature_hex
-            if is_newly_signed:
+            if may_adopt_signature(known, signer_key, store.trusted_keys):
                 return store.set_signature(known, signature, signer_key), True
             return known, True
     checked = check_source(decode_text_file(content, SOURCE_FILE), packages)
@@ -128,6 +127,16 @@ def import_archive(
         signer_key=signer_key,
     )
     return store.add_version(content, imported), False
+
+
+def may_adopt_signature(known: Skill, signer_key: str, trusted_keys: Collection[str]) -> bool:
+    """Return whether a version gets the signature that an archive of the same files has.
+
+    The key of a version in use decides what may replace it, so that must be a trusted one.
+    """
+    if signer_key in trusted_keys:
+        return known.signer_key not in trusted_keys
+    return bool(signer_key) and not known.signature_hex and not known.was_in_use
 
 
 def unpack_archive(data: bytes) -> tuple[str, dict[str, bytes]]:

@@ -19,6 +19,7 @@ from ...errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused
 from ...journal.events import RunValue
 from ...journal.rows import RunRow
 from .saving import SkillSaver
+from .signing import is_held_back
 
 GATE_PATIENCE_S = 5.0
 DESCRIPTION_PATIENCE_S = 10.0
@@ -66,6 +67,10 @@ class AutoSaver:
                     return ""
                 skill = saved.skill
                 use = f"from skills.{skill.name} import run."
+                if is_held_back(skill):
+                    return (
+                        "" if saved.already_existed else f"Saved as {skill.id}. {skill.reasons[0]}"
+                    )
                 if skill.state != "active":
                     note = f"Saved as the draft skill {skill.id}: save_skill(run=...) checks it."
                     return "" if saved.already_existed else note

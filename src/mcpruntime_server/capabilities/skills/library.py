@@ -155,12 +155,20 @@ class SkillLibrary:
         state: SkillState,
         reasons: tuple[str, ...] = (),
         tool_digests: Mapping[str, str] | None = None,
+        *,
+        replaces_signed: bool = False,
     ) -> Skill:
-        """Change the state of a version, and return it."""
+        """Change the state of a version as the store allows, and return it."""
+        change = partial(
+            self._store.set_state,
+            skill,
+            state,
+            reasons,
+            tool_digests,
+            replaces_signed=replaces_signed,
+        )
         async with self._store_lock:
-            return await anyio.to_thread.run_sync(
-                self._store.set_state, skill, state, reasons, tool_digests
-            )
+            return await anyio.to_thread.run_sync(change)
 
     async def retire_unused(self) -> list[Skill]:
         """Retire and return the active skills that are no longer used, or that mostly fail."""

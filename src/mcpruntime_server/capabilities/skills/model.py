@@ -104,6 +104,7 @@ class Skill:
     that of all its files. `origin` is the id of the run that it was made of, or "code", "edit" or
     "import". `saved_at` is in seconds since the epoch. `described_by` is the model that found its
     words, if one did. `signature_hex` was made with the key `signer_key`; "" if it is unsigned.
+    `was_in_use` says whether it is or ever was active.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Skill:
     described_by: str = ""
     signature_hex: str = ""
     signer_key: str = ""
+    was_in_use: bool = False
 
     @property
     def id(self) -> str:

@@ -38,6 +38,7 @@ from .model import (
     make_input_value,
 )
 from .selection import check_case, check_dependency_cycle
+from .signing import is_held_back
 from .skill_calls import SkillCall, find_skill_call
 from .skill_names import choose_free_name, parse_skill_name
 from .version_files import Manifest, compute_digest, render_version_files
@@ -169,10 +170,13 @@ class SkillSaver:
             extract = partial(extract_skill, steps)
             return await self._save(extract, run.id, session=run.session_id, skips_gate=not name)
 
-    async def recheck(self, skill: Skill, *, may_revive: bool = False) -> Skill:
+    async def recheck(
+        self, skill: Skill, *, may_revive: bool = False, replaces_signed: bool = False
+    ) -> Skill:
         """Test a version again, and return it with its new state.
 
-        A retired version stays retired, unless it `may_revive`.
+        A retired version stays retired, unless it `may_revive`. `replaces_signed` is a person's
+        word that it may take the place of a signed version.
         """
         async with self._lock:
             verdict = await self._check_again(skill)
@@ -187,7 +191,9 @@ class SkillSaver:
                 tool: self._library.tool_digest(tool) or checked
                 for tool, checked in skill.tool_digests.items()
             }
-            return await self._library.set_state(skill, "active", (), digests)
+            return await self._library.set_state(
+                skill, "active", (), digests, replaces_signed=replaces_signed
+            )
 
     async def _check_again(self, skill: Skill) -> Verdict:
         """Return the verdict on a version that may be edited, or whose tools may have changed."""
@@ -285,7 +291,10 @@ class SkillSaver:
                 extract, fixed, name, others, skills, taken_names, summary
             )
             duplicate = candidate.duplicate
-            if duplicate is not None and duplicate.state == "active":
+            is_tested = duplicate is not None and (
+                duplicate.state == "active" or is_held_back(duplicate)
+            )
+            if duplicate is not None and is_tested:
                 is_known = not others and len(candidate.cases) == len(duplicate.cases)
                 if is_known:
                     note = "It keeps its description." if summary else ""

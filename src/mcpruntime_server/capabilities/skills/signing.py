@@ -1,14 +1,16 @@
 """Sign versions of skills with an Ed25519 key, and check such signatures.
 
-Rule: a signature covers the name and the digest of all files, so it is valid wherever these are the
-same.
+Rule 1: a signature covers the name and the digest of all files, so it is valid wherever these are
+the same.
+Rule 2: a skill that is signed stays signed. Once a signed version has been in use, another version
+is put in use only with a signature of the same key or of a trusted one, or by a person.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 PURPOSE = "mcpruntime-server skill"  # so that a signature of something else is never one of a skill
 MAX_KEY_FILE_BYTES = 200
 SHOWN_KEY_CHARS = 16
+REPLACE_OPTION = "--replace-signed"  # with which a person puts any version in use
 
 
 def load_or_create_key(path: Path) -> Ed25519PrivateKey:
@@ -96,3 +99,52 @@ def describe_signature(skill: Skill, trusted_keys: Collection[str]) -> str:
     is_trusted = skill.signer_key in trusted_keys
     signer = "a trusted key" if is_trusted else "a key that is not trusted"
     return f"signed by {signer} ({skill.signer_key[:SHOWN_KEY_CHARS]})"
+
+
+# which version may be put in use ------------------------------------------------------------------
+
+
+def is_signed_by(skill: Skill, keys: Collection[str]) -> bool:
+    """Return whether one of `keys` has signed a version."""
+    return skill.signer_key in keys and is_signature_valid(
+        skill.name, skill.digest, skill.signature_hex, skill.signer_key
+    )
+
+
+def find_protected_version(versions: Sequence[Skill]) -> Skill | None:
+    """Return the newest signed version that is or was in use.
+
+    Return None if there is none, or if a version that came after it is in use without it: then a
+    person has decided so. `versions` are in order.
+    """
+    for skill in reversed(versions):
+        if skill.was_in_use and is_signed_by(skill, {skill.signer_key}):
+            return skill
+        if skill.state == "active":
+            return None
+    return None
+
+
+def succession_problem(
+    skill: Skill, versions: Sequence[Skill], trusted_keys: Collection[str]
+) -> str:
+    """Return why a version may not be put in use without a person; "" if it may."""
+    protected = find_protected_version(versions)
+    if protected is None or protected.version == skill.version:
+        return ""
+    if is_signed_by(skill, {protected.signer_key, *trusted_keys}):
+        return ""
+    how = "is signed with a key that is not trusted" if skill.signature_hex else "is not"
+    return (
+        f"{protected.id} is signed and this version {how}, so it is not put in use. "
+        f"A person can do that: {_replace_command(skill)}."
+    )
+
+
+def is_held_back(skill: Skill) -> bool:
+    """Return whether a version only lacks a signature, or a person, to be put in use."""
+    return bool(skill.reasons) and skill.reasons[0].endswith(f"{_replace_command(skill)}.")
+
+
+def _replace_command(skill: Skill) -> str:
+    return f"`mcpruntime-server skills promote {skill.id} {REPLACE_OPTION}`"

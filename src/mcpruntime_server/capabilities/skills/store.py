@@ -9,7 +9,9 @@ all. Its content is never written again. Its manifest, which has its state, is r
 Rule 2: everything outside `versions/` is a copy. An edited copy becomes a new draft version; a copy
 that a dying process left incomplete is written again.
 Rule 3: several processes may use one store. A process that changes it holds its lock.
-Rule 4: what cannot be read is reported in `problems`, and affects no other skill.
+Rule 4: whoever puts a version in use, the store asks whether a signed one may be replaced by it
+(`signing`). Such a version takes older ones out of use that could not replace it.
+Rule 5: what cannot be read is reported in `problems`, and affects no other skill.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from ...errors import McpRuntimeError, NotFound, SkillRefused, Unavailable
 from ..atomic_files import write_atomically
 from .lint import check_entry_signature, find_skill_names, find_tool_names, parse_source
 from .model import Skill, SkillState
+from .signing import is_signed_by, succession_problem
 from .skill_names import name_problem, to_slug
 from .version_files import (
     CASES_FOLDER,
@@ -63,8 +66,9 @@ EDITED = (
 class SkillStore:
     """All skills on disk. Its methods block; they are used from worker threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trusted_keys: Collection[str] = ()) -> None:
         self.folder = folder
+        self.trusted_keys = trusted_keys
         self.problems: dict[str, str] = {}  # by "name" or "name@version"
         self._cache: dict[str, tuple[tuple[object, ...], tuple[Skill, ...]]] = {}
 
@@ -180,6 +184,10 @@ class SkillStore:
         digests = compute_file_digests(content)
         manifest = manifest.model_copy(update={"version": number, "file_digests": digests})
         skill = load_skill(content, manifest)
+        if skill.state == "active" and (problem := self._succession_problem(skill, folder)):
+            changes = {"state": "draft", "reasons": (problem,)}
+            manifest = manifest.model_copy(update=changes)
+            skill = load_skill(content, manifest)
         self._remove_old_staging()
         staged = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.folder))
         try:
@@ -190,6 +198,7 @@ class SkillStore:
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
+        self._retire_replaced(skill, folder)
         _publish(folder)
         return skill
 
@@ -205,19 +214,27 @@ class SkillStore:
         state: SkillState,
         reasons: tuple[str, ...] = (),
         tool_digests: Mapping[str, str] | None = None,
+        *,
+        replaces_signed: bool = False,
     ) -> Skill:
-        """Change the state of a version, and return it; raises `NotFound`."""
+        """Change the state of a version, and return it; raises `NotFound`.
+
+        A version that may not be put in use keeps its state and gets the reason, unless a person
+        said that it `replaces_signed` ones.
+        """
         changes: dict[str, object] = {"state": state, "reasons": reasons}
         if tool_digests is not None:
             changes["tool_digests"] = tool_digests
-        return self._change_manifest(skill, changes)
+        return self._change_manifest(skill, changes, replaces_signed=replaces_signed)
 
     def set_signature(self, skill: Skill, signature: str, signer_key: str) -> Skill:
         """Replace the signature of a version, and return it; raises `NotFound`."""
-        changes = {"signature_hex": signature, "signer_key": signer_key}
+        changes: dict[str, object] = {"signature_hex": signature, "signer_key": signer_key}
         return self._change_manifest(skill, changes)
 
-    def _change_manifest(self, skill: Skill, changes: Mapping[str, object]) -> Skill:
+    def _change_manifest(
+        self, skill: Skill, changes: dict[str, object], *, replaces_signed: bool = False
+    ) -> Skill:
         """Change fields that a manifest and a skill share."""
         folder = self.folder / to_slug(skill.name)
         path = _version_folder(folder, skill.version) / MANIFEST_FILE
@@ -226,10 +243,35 @@ class SkillStore:
                 manifest = decode_manifest(read_plain_file(path))
             except FileNotFoundError:
                 raise NotFound(f"There is no skill {skill.id}.") from None
+            is_put_in_use = changes.get("state") == "active" and manifest.state != "active"
+            problem = self._succession_problem(skill, folder) if is_put_in_use else ""
+            if problem and not replaces_signed:
+                changes = {"state": manifest.state, "reasons": (problem,)}
+            changes["was_in_use"] = manifest.has_been_in_use or changes.get("state") == "active"
             manifest = manifest.model_copy(update=changes)
             write_atomically(path, encode_manifest(manifest))
+            changed: Skill = replace(skill, **changes)  # type: ignore[arg-type]
+            self._retire_replaced(changed, folder)
             _publish(folder)
-        return replace(skill, **changes)  # type: ignore[arg-type]
+        return changed
+
+    def _succession_problem(self, skill: Skill, folder: Path) -> str:
+        """Return why a version may not be put in use without a person; "" if it may."""
+        versions = tuple(self._read_versions(skill.name, folder))
+        return succession_problem(skill, versions, self.trusted_keys)
+
+    def _retire_replaced(self, skill: Skill, folder: Path) -> None:
+        """Take the versions out of use that must not come back when a signed one is retired."""
+        if skill.state != "active" or not is_signed_by(skill, {skill.signer_key}):
+            return
+        reasons = (f"{skill.id}, which is signed, has replaced it.",)
+        for other in tuple(self._read_versions(skill.name, folder)):
+            is_signed = is_signed_by(other, {skill.signer_key, *self.trusted_keys})
+            if other.version < skill.version and other.state == "active" and not is_signed:
+                path = _version_folder(folder, other.version) / MANIFEST_FILE
+                changes = {"state": "retired", "reasons": reasons, "was_in_use": True}
+                manifest = decode_manifest(read_plain_file(path)).model_copy(update=changes)
+                write_atomically(path, encode_manifest(manifest))
 
     # edits by people ------------------------------------------------------------------------------
 

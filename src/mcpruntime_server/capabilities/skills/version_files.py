@@ -73,6 +73,12 @@ class Manifest(BaseModel):
     described_by: str = ""
     signature_hex: str = ""
     signer_key: str = ""
+    was_in_use: bool = False
+
+    @property
+    def has_been_in_use(self) -> bool:
+        """Whether it is or ever was active; older manifests do not have `was_in_use`."""
+        return self.was_in_use or self.state in ("active", "quarantined")
 
 
 def compute_digest(data: bytes) -> str:
@@ -239,6 +245,7 @@ def load_skill(files: FileContents, manifest: Manifest) -> Skill:
         **{
             **manifest.model_dump(exclude={"file_digests"}),
             "summary": to_one_line(manifest.summary),
+            "was_in_use": manifest.has_been_in_use,
         },
         source=source,
         signature=check_entry_signature(parse_source(source)),
