@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents demo test test-all lint check attack coverage bench bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents demo test test-all lint check attack fuzz coverage bench bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -50,6 +50,12 @@ check: setup
 # What attacks do to others, measured: nothing else may work on the machine.
 attack: image upstreams
 	ATTACKS=1 $(BIN)/pytest tests/attacks
+
+# Changed inputs for the readers of what strangers send, so many minutes for each of five.
+MINUTES := 10
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzzing --minutes $(MINUTES)
 
 coverage: image upstreams agents
 	$(BIN)/coverage run -m pytest

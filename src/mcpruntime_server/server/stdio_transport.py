@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import select
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 from mcp.shared.message import SessionMessage
@@ -33,11 +34,15 @@ from mcp.types import (
 )
 from pydantic import ValidationError
 
-from ..protocol.wire import escape_json_surrogates
+from ..protocol.wire import MAX_DATA_DEPTH, escape_json_surrogates
 
 READ_CHUNK_BYTES = 64 * 1024
 WRITE_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is writable takes so much without blocking
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one message; a client that sends more is broken
+MAX_REQUEST_ID_CHARS = 1_000
+MAX_REQUEST_NUMBER = 1 << 63
+JSON_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+JSON_BRACKETS = re.compile(rb"[\[\]{}]")
 
 logger = logging.getLogger(__name__)
 
@@ -228,21 +233,41 @@ def parse_message(line: bytes) -> SessionMessage | JSONRPCError:
     escape.
     """
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
+        message = jsonrpc_message_adapter.validate_json(line, by_name=False)
     except ValidationError:
-        pass
-    try:
-        data = escape_json_surrogates(json.loads(line))
-    except (ValueError, RecursionError) as exc:
-        return _error_response(None, PARSE_ERROR, f"A line is not JSON: {exc}")
-    try:
-        return SessionMessage(jsonrpc_message_adapter.validate_python(data, by_name=False))
-    except ValidationError:
-        request_id = data.get("id") if isinstance(data, dict) else None
-        if not isinstance(request_id, int | str):
-            request_id = None
-        return _error_response(request_id, INVALID_REQUEST, "A line is not JSON-RPC.")
+        try:
+            data = escape_json_surrogates(json.loads(line))
+        except (ValueError, RecursionError) as exc:
+            return _error_response(None, PARSE_ERROR, f"A line is not JSON: {exc}")
+        try:
+            message = jsonrpc_message_adapter.validate_python(data, by_name=False)
+        except ValidationError:
+            request_id = data.get("id") if isinstance(data, dict) else None
+            return _error_response(request_id, INVALID_REQUEST, "A line is not JSON-RPC.")
+    if is_nested_too_deeply(line):
+        text = f"A line is nested more than {MAX_DATA_DEPTH} deep."
+        return _error_response(getattr(message, "id", None), INVALID_REQUEST, text)
+    return SessionMessage(message)
 
 
-def _error_response(request_id: int | str | None, code: int, text: str) -> JSONRPCError:
-    return JSONRPCError(jsonrpc="2.0", id=request_id, error=ErrorData(code=code, message=text))
+def is_nested_too_deeply(line: bytes) -> bool:
+    """Return whether JSON has more than `MAX_DATA_DEPTH` arrays and objects in each other."""
+    if line.count(b"[") + line.count(b"{") <= MAX_DATA_DEPTH:
+        return False
+    depth = 0
+    for bracket in JSON_BRACKETS.finditer(JSON_TEXT.sub(b"", line)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > MAX_DATA_DEPTH:
+            return True
+    return False
+
+
+def _error_response(request_id: Any, code: int, text: str) -> JSONRPCError:
+    """Return an error; its id is null unless `request_id` can be that of a request."""
+    is_number = type(request_id) is int and abs(request_id) <= MAX_REQUEST_NUMBER
+    is_text = isinstance(request_id, str) and len(request_id) <= MAX_REQUEST_ID_CHARS
+    return JSONRPCError(
+        jsonrpc="2.0",
+        id=request_id if is_number or is_text else None,
+        error=ErrorData(code=code, message=text),
+    )
