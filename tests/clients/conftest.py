@@ -50,12 +50,17 @@ async def play(agent: CodingAgent, folder: Path) -> Played:
     return Played(model.requests[0], results, printed)
 
 
-@pytest.fixture(scope="module", params=AGENTS, ids=lambda agent: agent.name)
-def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """The conversation of an agent; without the agent the tests are skipped."""
-    agent: CodingAgent = request.param
+def require_agent(agent: CodingAgent) -> None:
+    """Skip the test, with the reason, if an agent is not installed."""
     missing = FOLDER / ".missing"
     if missing.exists() or not agent.command.exists():
         reason = missing.read_text().strip() if missing.exists() else "it is not installed"
         pytest.skip(f"{agent.name}: {reason} (scripts/test-agents)")
+
+
+@pytest.fixture(scope="module", params=AGENTS, ids=lambda agent: agent.name)
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """The conversation of an agent; without the agent the tests are skipped."""
+    agent: CodingAgent = request.param
+    require_agent(agent)
     return anyio.run(play, agent, tmp_path_factory.mktemp(agent.name))
