@@ -6,7 +6,9 @@ naming them: `pytest tests/attacks`. Everything else, such as `make test`, runs 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,8 @@ from tests.upstreams import own_server_entry
 
 from .bystander import IS_MEASURED
 from .report import AttackLog
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))  # for its model server
 
 FOLDER = "tests/attacks/"
 ATTACKS = AttackLog()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import sqlite3
-import subprocess
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +19,8 @@ from mcp import MCPError
 from rich.cells import cell_len
 
 from mcpruntime_server.cli.views import STEPS_COLUMNS
-from tests.helpers.commands import run_command
-from tests.helpers.server_connection import COMMAND, connect_server
+from tests.helpers.commands import run_command, run_on_terminal
+from tests.helpers.server_connection import connect_server
 
 from .conftest import RunCommand, parse_json, write_local_settings
 
@@ -122,31 +120,8 @@ def test_recorded_control_characters_never_reach_the_terminal(
     assert all(line.isprintable() for line in done.stdout.split("\n"))
 
 
-def on_terminal(used: Path, *words: str, columns: int = 80, **env: str) -> str:
-    """Return what a verb writes to a terminal of so many columns."""
-    ours, theirs = pty.openpty()
-    environ = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": "/nonexistent",
-        "TERM": "xterm",
-        "COLUMNS": str(columns),
-        **env,
-    }
-    process = subprocess.Popen([COMMAND, "--config", str(used), *words], stdout=theirs, env=environ)
-    os.close(theirs)
-    written = b""
-    try:
-        while piece := os.read(ours, 65536):
-            written += piece
-    except OSError:  # how a terminal ends
-        pass
-    os.close(ours)
-    assert process.wait(60) in (0, 1)
-    return written.decode()
-
-
 def test_a_terminal_gets_colours_and_no_other_control_sequences(used: Path) -> None:
-    shown = on_terminal(used, "replay", "report")
+    shown = run_on_terminal(used, "replay", "report")
     assert "\x1b[32m" in shown
     assert set(shown.replace("\x1b", "").split("\n")) & {"\r"} == {"\r"}
     assert "\x1b" not in re.sub("\x1b\\[[0-9;]*m", "", shown)

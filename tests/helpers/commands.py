@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pty
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
@@ -60,3 +61,27 @@ def start_command(*words: str | Path) -> CompletedCommand:
         check=False,
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
     )
+
+
+def run_on_terminal(settings: Path, *words: str, columns: int = 80, **env: str) -> str:
+    """Return what a command writes to a real terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    environ = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "TERM": "xterm",
+        "COLUMNS": str(columns),
+        **env,
+    }
+    command = [COMMAND, "--config", str(settings), *words]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environ)
+    os.close(theirs)
+    written = b""
+    try:
+        while piece := os.read(ours, 65536):
+            written += piece
+    except OSError:  # how a terminal ends
+        pass
+    os.close(ours)
+    assert process.wait(TEST_TIMEOUT_S) in (0, 1)
+    return written.decode()
