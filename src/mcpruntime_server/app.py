@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from .capabilities.agent.sub_agents import SubAgents
-from .capabilities.file_exports import FileExporter
+from .capabilities.file_exports import FileExporter, remove_old_drafts
 from .capabilities.inputs.store import InputStore
 from .capabilities.knowledge.resource_provider import ListedResource, ResourceAccess
 from .capabilities.knowledge.service import KnowledgeService, format_skipped, open_knowledge
@@ -202,7 +203,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                 open_backend(config, lease.owner) as backend,
                 anyio.create_task_group() as background,
             ):
-                background.start_soon(sweep_sandboxes, backend)
+                background.start_soon(sweep_leftovers, backend, config.server.export_dir)
                 background.start_soon(maintain_stores, journal, library, config.server)
                 async with open_runtime(
                     config.server,
@@ -337,8 +338,8 @@ async def maintain_stores(
         await anyio.sleep(MAINTENANCE_INTERVAL_S)
 
 
-async def sweep_sandboxes(backend: Backend) -> None:
-    """Remove the sandboxes that were left behind, soon after the start and then periodically."""
+async def sweep_leftovers(backend: Backend, export_dir: Path) -> None:
+    """Remove what was left behind, soon after the start of the server and then periodically."""
     await anyio.sleep(FIRST_SWEEP_DELAY_S)
     while True:
         try:
@@ -346,6 +347,8 @@ async def sweep_sandboxes(backend: Backend) -> None:
                 logger.info("removed %d sandboxes that were left behind", count)
         except McpRuntimeError as exc:
             logger.warning("could not remove the sandboxes that were left behind: %s", exc)
+        if count := await to_thread.run_sync(remove_old_drafts, export_dir):
+            logger.info("removed %d half-written exports that were left behind", count)
         await anyio.sleep(SWEEP_INTERVAL_S)
 
 

@@ -32,8 +32,9 @@ INITIALIZE = (
     '"clientInfo":{"name":"raw","version":"1"}}}\n'
     '{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
 )
+# What it prints is in no sign of life ("still running"), which comes before its code runs.
 ENDLESS = (
-    "print('running', flush=True)\nwhile True:\n    try:\n        while True: pass\n"
+    "print('looping', flush=True)\nwhile True:\n    try:\n        while True: pass\n"
     "    except BaseException: pass"
 )
 END_S = 5.0  # a server that was asked to end is gone by then, and so are its containers
@@ -143,7 +144,7 @@ async def two_servers(settings: Path) -> AsyncIterator[tuple[ServerConnection, S
 async def test_a_stopped_server_leaves_no_container(settings: Path, how: str, code: str) -> None:
     async with raw_server(settings) as server:
         await server.run(code)
-        await server.hear("running" if code == ENDLESS else '"id":2')
+        await server.hear("looping" if code == ENDLESS else '"id":2')
         assert containers(settings)
         if how == "stdin":
             assert server.process.stdin is not None
@@ -163,7 +164,7 @@ async def test_more_signals_do_not_disturb_a_server_that_stops(
     first, *others = (signal.Signals[name] for name in signals.split())
     async with raw_server(settings, with_hangup()) as server:
         await server.run(ENDLESS)
-        await server.hear("running")
+        await server.hear("looping")
         server.process.send_signal(first)
         await until_stopping(settings)
         for number in others:
@@ -187,7 +188,7 @@ async def test_a_server_whose_terminal_is_closed_leaves_no_container(
         os.write(terminal, f"{INITIALIZE}{run_request(ENDLESS)}".encode())
         heard = b""
         with anyio.fail_after(TEST_TIMEOUT_S):
-            while b'"message":"running' not in heard:
+            while b'"message":"looping' not in heard:
                 await anyio.wait_readable(terminal)
                 heard += os.read(terminal, 65_536)
             os.close(terminal)
@@ -248,7 +249,7 @@ async def test_files_of_the_last_run_outlive_a_server_whose_client_leaves_at_onc
 async def test_containers_of_a_killed_server_are_gone_after_the_next_start(settings: Path) -> None:
     async with raw_server(settings) as server:
         await server.run(ENDLESS)
-        await server.hear("running")
+        await server.hear("looping")
         server.process.kill()
         await server.end()
     async with connect_server(settings) as successor:
@@ -265,9 +266,9 @@ async def test_a_session_continues_at_the_next_step_after_its_server_was_killed(
 ) -> None:
     async with raw_server(settings) as server:
         # Unlike ENDLESS it can be interrupted: a run whose interpreter is killed is no step.
-        code = "print('running', flush=True)\nwhile True: pass"
+        code = "print('looping', flush=True)\nwhile True: pass"
         await server.run(code, session="report", timeout_s=2)
-        await server.hear("running")
+        await server.hear("looping")
         server.process.kill()
         await server.end()
     async with connect_server(settings) as successor:

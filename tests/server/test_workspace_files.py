@@ -11,9 +11,13 @@ import pytest
 from mcp import MCPError
 from mcp.types import BlobResourceContents, ElicitResult, ResourceLink, TextResourceContents
 
+from mcpruntime_server.capabilities.file_exports import DRAFT_PREFIX
 from mcpruntime_server.journal import open_journal
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from ..helpers.server_killing import start_ready_server
+from .test_approvals import attach
+from .test_resume import until
 
 WRITE = "open('a b.txt', 'w').write('text')\nopen('x.bin', 'wb').write(b'\\0\\xff')"
 
@@ -252,6 +256,55 @@ async def test_the_journal_knows_an_export_by_name_size_and_path(
     assert [each["call"] for each in shown.calls] == [line["call"]]
     moved = await server.replay("rewind", "s", step=1)
     assert line["call"] in moved.text
+
+
+async def test_half_written_files_of_killed_servers_are_removed_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    names = {
+        "old": f"{DRAFT_PREFIX}{'0' * 16}",
+        "young": f"{DRAFT_PREFIX}{'1' * 16}",
+        "other": f"{DRAFT_PREFIX}notes",
+        "link": f"{DRAFT_PREFIX}{'2' * 16}",
+    }
+    for name in ("old", "young", "other"):
+        (folder / names[name]).write_text("half")
+    (folder / names["link"]).symlink_to(folder / names["other"])
+    for name in ("old", "other", "link"):
+        os.utime(folder / names[name], (1, 1), follow_symlinks=False)
+    settings = write_settings(
+        tmp_path, server={"export_dir": str(folder)}, sandbox={"backend": "local"}
+    )
+    async with connect_server(settings):
+        await until(lambda: not (folder / names["old"]).exists())
+    assert set(os.listdir(folder)) == {names["young"], names["other"], names["link"]}
+
+
+async def test_a_run_that_another_server_continues_has_what_is_left_of_its_budget(
+    tmp_path: Path,
+) -> None:
+    gate = tmp_path / "go"
+    code = f"""
+import os, time
+open('half', 'wb').write(os.urandom(600_000))
+export('half')
+while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+open('half', 'wb').write(os.urandom(600_000))
+export('half')"""
+    settings = write_settings(tmp_path, sandbox={"backend": "local", "workspace_mb": 1})
+    exports = tmp_path / "data" / "exports"
+    async with start_ready_server(settings) as server:
+        first = await server.call_run_code({"code": code, "session": "s", "background": True}, {})
+        await until(lambda: exports.exists() and os.listdir(exports) == ["half"])
+        server.kill()
+    gate.touch()
+    async with connect_server(settings) as connection:
+        answer = await attach(connection.client, first["run"])
+        assert answer.status == "error"
+        assert "A run can export 1,048,576 bytes" in answer.error["message"]
+        assert (await connection.run("export('half')", "s")).status == "ok"  # a run of its own
 
 
 async def test_a_link_in_the_folder_is_not_followed(

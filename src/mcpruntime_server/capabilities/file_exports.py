@@ -8,17 +8,21 @@ recording and writes nothing, and a run that a crash has interrupted has the con
 Rule 1: nothing is overwritten: a file whose name is taken gets a number, unless it has the same
 content. So a call can be repeated. Nothing is followed or written outside the folder, and nobody
 but its owner can read what is written.
-Rule 2: a file appears when all of its content is there.
-Rule 3: a run can send as many bytes as a workspace holds.
+Rule 2: a file appears when all of its content is there. What a killed server leaves half written
+is removed later.
+Rule 3: a run can send as many bytes as a workspace holds, on all servers that execute it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,11 +30,14 @@ from typing import Any
 from anyio.to_thread import run_sync
 
 from ..errors import CallFailed, JournalFailed, NotFound
-from ..journal.call_scope import current_call_scope
+from ..journal.call_scope import CallScope, current_call_scope
 from ..journal.store import Journal
 
 EXPORT_TARGET = "files.export"
 UPLOAD_TARGET = "uploads.piece"
+DRAFT_PREFIX = ".mcpruntime-draft-"
+DRAFT_NAME = re.compile(re.escape(DRAFT_PREFIX) + "[0-9a-f]{16}")
+MAX_DRAFT_AGE_S = 3600.0  # since it was written to; other servers may write into the folder, too
 MAX_PIECE_BYTES = 4 * 1024 * 1024
 MIN_CHARGE_BYTES = 4096  # of a piece, however small: it is a file of the journal
 MAX_NAME_BYTES = 200
@@ -55,7 +62,10 @@ class FileExporter:
         scope = current_call_scope()
         if len(scope.data) > MAX_PIECE_BYTES:
             raise CallFailed("invalid_arguments", f"A piece has at most {MAX_PIECE_BYTES:,} bytes.")
-        received = self._run_bytes.pop(scope.run_id, 0)
+        if scope.run_id not in self._run_bytes:
+            recorded = await self._count_recorded_bytes(scope)
+            self._run_bytes.setdefault(scope.run_id, recorded)
+        received = self._run_bytes.pop(scope.run_id)
         self._run_bytes[scope.run_id] = received  # as the run seen last
         if len(self._run_bytes) > MAX_KNOWN_RUNS:
             self._run_bytes.popitem(last=False)
@@ -68,6 +78,18 @@ class FileExporter:
             )
         self._run_bytes[scope.run_id] = received
         return await self._journal.put_blob(scope.data)
+
+    async def _count_recorded_bytes(self, scope: CallScope) -> int:
+        """Return what a run has sent to an earlier server, or long ago."""
+        pieces = await self._journal.load_call_texts(scope.session_id, scope.run_id, UPLOAD_TARGET)
+        return await run_sync(lambda: sum(map(self._charge_stored_piece, pieces)))
+
+    def _charge_stored_piece(self, digest: str) -> int:
+        try:
+            size = self._journal.blobs.blob_path(digest).stat().st_size
+        except (NotFound, OSError):
+            size = 0
+        return max(size, MIN_CHARGE_BYTES)
 
     async def handle_call(self, target: str, args: dict[str, Any]) -> str:
         """Write a file and return its path; raises `CallFailed`."""
@@ -118,7 +140,7 @@ def write_file(folder: Path, name: str, chunks: Iterable[bytes]) -> Path:
     Raises `OSError`, or `CallFailed` if there are too many files of this name.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = folder / f".draft-{secrets.token_hex(8)}"
+    draft = folder / f"{DRAFT_PREFIX}{secrets.token_hex(8)}"
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         digest = sha256()
@@ -131,6 +153,26 @@ def write_file(folder: Path, name: str, chunks: Iterable[bytes]) -> Path:
         return publish_file(draft, folder / name, digest.hexdigest())
     finally:
         draft.unlink(missing_ok=True)
+
+
+def remove_old_drafts(folder: Path) -> int:
+    """Remove what killed servers have left half written; return the number of files.
+
+    Nothing else in the folder is touched, and no draft that is being written.
+    """
+    count = 0
+    try:
+        names = [name for name in os.listdir(folder) if DRAFT_NAME.fullmatch(name)]
+    except OSError:  # there is no such folder yet
+        return 0
+    for name in names:
+        with suppress(OSError):
+            info = os.lstat(folder / name)
+            is_own = stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
+            if is_own and time.time() - info.st_mtime > MAX_DRAFT_AGE_S:
+                os.unlink(folder / name)
+                count += 1
+    return count
 
 
 def publish_file(draft: Path, target: Path, digest: str) -> Path:

@@ -27,6 +27,7 @@ from .rows import (
     SubmittedAnswer,
 )
 
+MAX_TEXT_EVENT_CHARS = 2_000  # of an event with a short text
 MAX_SANDBOX_STARTS = 100  # looked at for the Python version of an image
 
 # The statements are composed of constants; values are always bound.
@@ -345,6 +346,27 @@ def iter_call_results(
             continue
         if target is not None and fields.get("error") is None:
             yield CallResult(run_id, call_id, target, fields.get("value"))
+
+
+def load_call_texts(connection: Connection, session_id: str, run_id: str, target: str) -> list[str]:
+    """Return the short texts that a run's successful calls of `target` have returned."""
+    query = """
+        SELECT kind, json_extract(body, '$.call_id'), json_extract(body, '$.target'),
+            json_extract(body, '$.value')
+        FROM events WHERE session_id = ?1 AND run_id = ?2 AND length(body) < ?3
+            AND sequence >= (SELECT first_sequence FROM runs WHERE id = ?2)
+            AND kind IN ('call_started', 'call_finished')
+        ORDER BY sequence"""
+    calls: set[int] = set()
+    values = []
+    for kind, call_id, called, value in connection.execute(
+        query, (session_id, run_id, MAX_TEXT_EVENT_CHARS)
+    ):
+        if kind == "call_started" and called == target:
+            calls.add(call_id)
+        elif kind == "call_finished" and call_id in calls and isinstance(value, str):
+            values.append(value)
+    return values
 
 
 def load_python_version(connection: Connection, image: str) -> str:

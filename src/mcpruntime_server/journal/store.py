@@ -245,6 +245,12 @@ class Journal:
         """Return the Python version that sandboxes with that image had; "" if it is not known."""
         return await self.read(lambda rows: queries.load_python_version(rows, image))
 
+    async def load_call_texts(self, session_id: str, run_id: str, target: str) -> list[str]:
+        """Return the short texts that a run's successful calls of `target` have returned."""
+        return await self.read(
+            lambda rows: queries.load_call_texts(rows, session_id, run_id, target)
+        )
+
     async def list_runs(self, session_id: str) -> list[RunRow]:
         """Return the runs of a session, oldest first."""
         return await self.read(lambda rows: queries.list_runs(rows, session_id))
