@@ -152,7 +152,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
     package_changes = PackageChanges()
     with acquire_lease(folder) as lease:
         async with (
-            open_journal(folder, lease) as journal,
+            open_journal(folder, lease, config.journal.durability) as journal,
             open_tools(config, package_changes.record_change) as catalog,
             open_knowledge_providers(config, catalog) as providers,
             open_model_process(config.llm) as model_process,

@@ -1,4 +1,7 @@
-"""Servers for tests to kill: `child.py MODE DATA_DIR SESSION`; each printed line is a promise."""
+"""Servers for tests to kill: `child.py MODE DATA_DIR SESSION [DURABILITY]`.
+
+Each printed line is a promise.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
+from anyio import to_thread
 
 from mcpruntime_server.errors import JournalFailed, NotFound
-from mcpruntime_server.journal import Journal, open_journal
+from mcpruntime_server.journal import Durability, Journal, open_journal
 from mcpruntime_server.journal.archive import import_session
 from mcpruntime_server.journal.events import (
     CallFinished,
     Event,
+    FileEntry,
     FilesChanged,
     OutputWritten,
     RunFinished,
@@ -126,6 +131,39 @@ async def import_for_ever(journal: Journal, archive: str) -> None:
         print_line(number)
 
 
+async def end_runs_for_ever(journal: Journal, session: str) -> None:
+    """End runs that name two blobs each, and print their numbers once their ends are durable."""
+    await claim_session(journal, session)
+    first = len(await journal.list_runs(session))
+    for number in itertools.count(first):
+        run, parent = f"r_{number}", f"r_{number - 1}" if number else None
+        journal.append(session, RunStarted(run, parent, number, "1", "<step>", 1.0, seed="s"), run)
+        value = RunValue(kind="json", text=LARGE + run, type="str", cut=False)
+        journal.append(session, RunFinished("ok", value, flags=["files"]), run)
+        digests = await journal.put_blobs([f"{run} {name}".encode() for name in "ab"])
+        entries = {
+            digest: FileEntry(digest=digest, size=len(run) + 2, mode=0o644) for digest in digests
+        }
+        journal.append(session, FilesChanged(entries), run)
+        await journal.sync()
+        print_line(number)
+
+
+async def sync_until_killed(journal: Journal, session: str) -> None:
+    """Print that an event is safe, or why it is not; wait for a line before the next ones."""
+    await claim_session(journal, session)
+    for count in (1, 200, 1):  # ext4 has room for some more at the end of a file
+        for _ in range(count):
+            journal.append(session, OutputWritten("stdout", "x" * 10_000))
+        try:
+            await journal.sync()
+            print_line("safe")
+        except JournalFailed as exc:
+            print_line(exc)
+        await journal.flush()
+        await to_thread.run_sync(sys.stdin.readline)
+
+
 async def hold(journal: Journal, session: str) -> None:
     """Own a session until killed."""
     await claim_session(journal, session)
@@ -198,6 +236,8 @@ MODES: dict[str, Callable[[Journal, str], Awaitable[None]]] = {
     "wander_for_ever": wander_for_ever,
     "collect_for_ever": collect_for_ever,
     "import_for_ever": import_for_ever,
+    "end_runs_for_ever": end_runs_for_ever,
+    "sync_until_killed": sync_until_killed,
     "rewind_on_a_full_disk": rewind_on_a_full_disk,
     "hold": hold,
     "fill_with_rows": fill_with_rows,
@@ -205,10 +245,11 @@ MODES: dict[str, Callable[[Journal, str], Awaitable[None]]] = {
 }
 
 
-async def main(mode: str, data_dir: str, session: str) -> None:
-    async with open_journal(Path(data_dir)) as journal:
+async def main(mode: str, data_dir: str, session: str, durability: Durability) -> None:
+    async with open_journal(Path(data_dir), durability=durability) as journal:
         await MODES[mode](journal, session)
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3])
+    chosen: Durability = "disk" if sys.argv[4:] == ["disk"] else "process"
+    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3], chosen)

@@ -101,6 +101,13 @@ class ServerSettings(SettingsTable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JournalSettings(SettingsTable):
+    """`[journal]`: what is safe before anyone is told of it."""
+
+    durability: Literal["process", "disk"] = "process"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SandboxSettings(SettingsTable):
     """`[sandbox]`: the environment that code runs in, and its limits."""
 
@@ -296,6 +303,7 @@ class Config(SettingsTable):
     """All settings of one server; `load_config` makes it."""
 
     server: ServerSettings = ServerSettings()
+    journal: JournalSettings = JournalSettings()
     sandbox: SandboxSettings = SandboxSettings()
     policy: PolicySettings = PolicySettings()
     skills: SkillSettings = SkillSettings()
@@ -309,6 +317,7 @@ class Config(SettingsTable):
 
 SETTINGS_TABLES: Mapping[str, type[SettingsTable]] = {
     "server": ServerSettings,
+    "journal": JournalSettings,
     "sandbox": SandboxSettings,
     "policy": PolicySettings,
     "skills": SkillSettings,

@@ -6,11 +6,12 @@ from .blob_store import BlobStore, BlobWriter
 from .event_tail import EventTail
 from .rows import RunRow, SessionRow, StoredEvent
 from .server_lease import ServerLease
-from .store import Journal, open_journal
+from .store import Durability, Journal, open_journal
 
 __all__ = [
     "BlobStore",
     "BlobWriter",
+    "Durability",
     "EventTail",
     "Journal",
     "RunRow",

@@ -6,6 +6,8 @@ Rule 3: a blob is protected from `discard` for as long after it was put or refre
 of `discard` says.
 Rule 4: what is read is verified. A damaged blob is an error that names it, and storing the content
 again repairs it.
+Rule 5: with `is_synced`, a blob is on the disk before its digest is returned: an event never names
+what the loss of the machine could take away.
 This module is synchronous (call it from a worker thread) and does not know what the bytes mean.
 """
 
@@ -15,7 +17,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +26,10 @@ from typing import IO
 
 from mcpruntime_server.errors import JournalFailed, NotFound
 
+from .disk_sync import sync_file, sync_folder
+
 ABANDONED_DRAFT_AGE_S = 24 * 3600  # without a write: then a killed server has left the draft
+MAX_SYNCS = 8  # at once: a file system commits those that wait together
 READ_ATTEMPTS = 10  # on a blob that garbage collection has set aside for a moment
 SET_ASIDE_PREFIX = "aside-"  # of the name of a blob that is about to be discarded
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
@@ -32,10 +38,15 @@ DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 class BlobStore:
     """Blobs below one folder, as `ab/abcd...`; `tmp/` holds drafts."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, is_synced: bool = False) -> None:
         self.root = root
+        self.is_synced = is_synced
         drafts = root / "tmp"
         drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_synced:  # all folders at once: else each new blob would sync the root as well
+            for number in range(256):
+                (root / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+            sync_folder(root)
         for draft in drafts.iterdir():
             with suppress(FileNotFoundError):  # another server may do the same now
                 if draft.name.startswith(SET_ASIDE_PREFIX):
@@ -61,6 +72,13 @@ class BlobStore:
                 writer.write(data)
                 writer.commit()
         return digest
+
+    def put_all(self, contents: Collection[bytes]) -> list[str]:
+        """Store each of `contents` and return their digests."""
+        if not self.is_synced or len(contents) == 1:
+            return [self.put(data) for data in contents]
+        with ThreadPoolExecutor(MAX_SYNCS) as pool:
+            return list(pool.map(self.put, contents))
 
     def get(self, digest: str) -> bytes:
         """Return the content of a blob.
@@ -122,9 +140,11 @@ class BlobStore:
         path = self.blob_path(digest)
         try:
             os.utime(path)
-            return path.stat().st_size == size  # afterwards, so that a concurrent discard is seen
+            if path.stat().st_size != size:  # afterwards, so that a concurrent discard is seen
+                return False
         except FileNotFoundError:
             return False
+        return not self.is_synced or _sync_blob(path)
 
     def _read_file(self, path: Path) -> bytes:
         for _ in range(READ_ATTEMPTS):
@@ -164,5 +184,20 @@ class BlobWriter:
         digest = self._hash.hexdigest()
         path = self._store.blob_path(digest)
         path.parent.mkdir(mode=0o700, exist_ok=True)
+        if self._store.is_synced:
+            sync_file(self._file.fileno())
         os.replace(self._draft, path)
+        if self._store.is_synced:
+            sync_folder(path.parent)
         return digest
+
+
+def _sync_blob(path: Path) -> bool:
+    """Put a blob that another server may have stored on the disk; return False if that fails."""
+    try:
+        with path.open("rb") as file:
+            sync_file(file.fileno())
+        sync_folder(path.parent)
+    except OSError:
+        return False  # it is stored anew, from what the caller has
+    return True

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 
+from .events import RunFinished
 from .rows import StoredEvent
 
 MAX_BUFFERED_EVENTS = 256  # a tail that is further behind reads from the journal
@@ -22,11 +23,20 @@ ReadEvents = Callable[[int, int], Awaitable[list[StoredEvent]]]  # after this se
 class EventTail:
     """The events of one session after `last_sequence`, in order; ends when it is closed.
 
-    `is_behind` says that recorded events have to be read first.
+    The end of a run is passed on when `sync_ends` has returned. `is_behind` says that recorded
+    events have to be read first.
     """
 
-    def __init__(self, read: ReadEvents, last_sequence: int, *, is_behind: bool) -> None:
+    def __init__(
+        self,
+        read: ReadEvents,
+        sync_ends: Callable[[], Awaitable[None]],
+        last_sequence: int,
+        *,
+        is_behind: bool,
+    ) -> None:
         self._read = read
+        self._sync_ends = sync_ends
         self._last_sequence = last_sequence
         self._is_behind = is_behind
         self._buffer: deque[StoredEvent] = deque()
@@ -54,10 +64,14 @@ class EventTail:
     async def __anext__(self) -> StoredEvent:
         """Return the next event, waiting for it if necessary.
 
-        Raises `JournalFailed` if it cannot be read.
+        Raises `JournalFailed` if it cannot be read, or is an end that cannot be made durable.
         """
         while True:
             while self._buffer:
+                if isinstance(self._buffer[0].event, RunFinished):
+                    await self._sync_ends()
+                    if not self._buffer:  # meanwhile it has fallen behind
+                        break
                 stored = self._buffer.popleft()
                 if stored.sequence > self._last_sequence:
                     self._last_sequence = stored.sequence

@@ -33,7 +33,7 @@ import anyio
 
 from mcpruntime_server.errors import JournalFailed
 
-from .schema import journal_error
+from .schema import journal_error, restart_log
 
 MAX_LINGER_S = 0.01  # an event that nobody waits for is committed at most this much later
 CHECKPOINT_IDLE_S = 0.5  # without a commit before a checkpoint: longer than the gaps in a run
@@ -313,6 +313,7 @@ class JournalWriter:
         self._bytes_since_checkpoint = 0
         with suppress(sqlite3.Error):  # a checkpoint is never urgent: the next one does its work
             self._thread_connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            restart_log(self._thread_connection)
 
 
 @contextmanager

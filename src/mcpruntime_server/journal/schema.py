@@ -4,7 +4,7 @@ Rule 1: `MIGRATIONS` only grows; a migration that has been released is never edi
 Rule 2: rows of `events` are only added. `sessions` and `runs` summarise them and change in the
 same transaction.
 Rule 3: a commit survives the death of the process at any instant. The file is flushed to the disk
-at checkpoints only: a power failure may cost the last seconds, but never the file.
+at checkpoints and by `disk_sync` only: a power failure may cost the last seconds, never the file.
 """
 
 from __future__ import annotations
@@ -131,6 +131,15 @@ def configure_writes(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def restart_log(connection: sqlite3.Connection) -> None:
+    """Begin the write-ahead log anew if all of it is in the database; raises `sqlite3.Error`.
+
+    The first commit of a log waits for the disk, because SQLite syncs the header. This one changes
+    nothing and is made in a thread, so that the next one need not be.
+    """
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:

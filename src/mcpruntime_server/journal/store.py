@@ -3,10 +3,13 @@
 Rule 1: the tables are in `schema`, the statements that write rows in `mutations`, those that read
 them in `queries`.
 Rule 2: only the server that owns a session appends to it, so it numbers the events itself and
-`append` does not wait for the disk. An event is recorded when a later `flush` has returned.
+`append` does not wait for the disk. An event survives this process when a later `flush` has
+returned, and the loss of the machine when a later `sync` has, if the durability is "disk".
 Rule 3: all writes go through one `JournalWriter`. Reads use connections of their own in worker
 threads, and see everything that was appended before them.
 Rule 4: several servers may share the folder; any of them can claim a dead server's sessions.
+Rule 5: with the durability "disk", no read and no tail of this server shows the end of a run before
+the disk has it. Another process may see it some milliseconds earlier.
 It does not know sandboxes, tools or requests.
 """
 
@@ -15,12 +18,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from sqlite3 import Connection, Error
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -29,8 +32,9 @@ from mcpruntime_server.errors import JournalFailed, NotFound
 
 from . import mutations, queries
 from .blob_store import BlobStore
+from .disk_sync import LogSync, sync_folder
 from .event_tail import EventTail, push_to_all
-from .events import KIND_BY_CLASS, Event, FileEntry, event_to_json
+from .events import KIND_BY_CLASS, Event, FileEntry, RunFinished, event_to_json
 from .journal_writer import JournalWriter
 from .rows import (
     CallResult,
@@ -41,27 +45,37 @@ from .rows import (
     StoredEvent,
     SubmittedAnswer,
 )
-from .schema import connect_nonblocking, connect_reader, journal_error, open_for_writing
+from .schema import (
+    connect_nonblocking,
+    connect_reader,
+    journal_error,
+    open_for_writing,
+    restart_log,
+)
 from .server_lease import ServerLease, is_server_alive
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of events that wait for the disk; `append` refuses more
 EVENT_OVERHEAD_BYTES = 100  # of an event in memory, besides its text
 CLOSE_TIMEOUT_S = 5.0  # to commit the last events; a disk that takes longer will not recover
 
+Durability = Literal["process", "disk"]  # what a recorded event survives the loss of
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_journal(data_dir: Path, lease: ServerLease | None = None) -> AsyncIterator[Journal]:
+async def open_journal(
+    data_dir: Path, lease: ServerLease | None = None, durability: Durability = "process"
+) -> AsyncIterator[Journal]:
     """Open the journal in `data_dir`, created if necessary, as the server that holds `lease`.
 
     Without a lease it takes one of its own. Raises `JournalFailed` if the journal is damaged, not
     writable, or in another format.
     """
-    own, blobs, connection = await to_thread.run_sync(_open_files, data_dir, lease)
+    own, blobs, connection, log = await to_thread.run_sync(_open_files, data_dir, lease, durability)
     try:
-        journal = Journal(data_dir, own, blobs, connection)
+        journal = Journal(data_dir, own, blobs, connection, log)
         try:
             yield journal
         finally:
@@ -72,28 +86,56 @@ async def open_journal(data_dir: Path, lease: ServerLease | None = None) -> Asyn
 
 
 def _open_files(
-    data_dir: Path, lease: ServerLease | None
-) -> tuple[ServerLease, BlobStore, Connection]:
+    data_dir: Path, lease: ServerLease | None, durability: Durability
+) -> tuple[ServerLease, BlobStore, Connection, LogSync | None]:
     path = data_dir / "journal.db"
+    on_disk = durability == "disk"
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        blobs = BlobStore(data_dir / "blobs")
+        blobs = BlobStore(data_dir / "blobs", is_synced=on_disk)
         own = lease or ServerLease(data_dir)
     except OSError as exc:
         raise journal_error(exc, path) from exc
-    try:
-        return own, blobs, open_for_writing(path)
-    except BaseException:
+    with ExitStack() as opened:
         if lease is None:
-            own.close()
-        raise
+            opened.callback(own.close)
+        connection = open_for_writing(path)
+        opened.callback(connection.close)
+        log = _open_log(connection, path) if on_disk else None
+        opened.pop_all()
+    return own, blobs, connection, log
+
+
+def _open_log(connection: Connection, path: Path) -> LogSync:
+    """Put the journal on the disk as it is, and return what does so from now on.
+
+    Raises `JournalFailed`.
+    """
+    try:
+        # An earlier server may have failed to put the log on the disk, and a sync would not say so:
+        # what is in the log is written to the database, which is synced, and the log begins anew.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        restart_log(connection)
+        sync_folder(path.parent)
+        log = LogSync(path)
+    except (Error, OSError) as exc:
+        raise journal_error(exc, path) from exc
+    for folder in path.parent.absolute().parents:
+        with suppress(OSError):  # one that is closed to this process was not made by it
+            sync_folder(folder)
+    return log
 
 
 class Journal:
     """All sessions in one data folder, as one server sees them; made by `open_journal`."""
 
     def __init__(
-        self, data_dir: Path, lease: ServerLease, blobs: BlobStore, connection: Connection
+        self,
+        data_dir: Path,
+        lease: ServerLease,
+        blobs: BlobStore,
+        connection: Connection,
+        log: LogSync | None,
     ) -> None:
         self.data_dir = data_dir
         self.owner = lease.owner
@@ -103,6 +145,14 @@ class Journal:
         self._idle_readers: list[Connection] = []
         self._last_sequences: dict[str, int] = {}  # of the sessions that this server owns
         self._tails: defaultdict[str, set[EventTail]] = defaultdict(set)
+        self._log = log  # None: what is committed is durable enough
+        self._ends_appended = 0  # of runs
+        self._ends_synced = 0
+
+    @property
+    def survives_machine(self) -> bool:
+        """Whether what `sync` has returned for survives the loss of the machine."""
+        return self._log is not None
 
     # writing --------------------------------------------------------------------------------
 
@@ -127,6 +177,8 @@ class Journal:
         self._writer.enqueue(
             partial(self._insert_event, stored, text), len(text) + EVENT_OVERHEAD_BYTES
         )
+        if isinstance(event, RunFinished):
+            self._ends_appended += 1
         push_to_all(self._tails.get(session_id, ()), stored)
         return stored
 
@@ -136,6 +188,17 @@ class Journal:
         Raises `JournalFailed` if that fails; the events stay queued and are tried again.
         """
         await self._writer.flush().wait_for_result()
+
+    async def sync(self) -> None:
+        """Return when everything appended so far is durable, as the settings define it.
+
+        Raises `JournalFailed` if that fails.
+        """
+        ends = self._ends_appended
+        await self.flush()
+        if self._log is not None:
+            await self._log.sync()
+        self._ends_synced = max(self._ends_synced, ends)
 
     def start_flush(self) -> Callable[[], Awaitable[Any]]:
         """Start a flush, and return a function that waits for its result as `flush` does."""
@@ -372,6 +435,7 @@ class Journal:
         start = self._last_sequences.get(session_id, 0) if after is None else after
         tail = EventTail(
             lambda sequence, limit: self.load_events(session_id, after=sequence, limit=limit),
+            self._sync_ends,
             start,
             is_behind=after is not None,
         )
@@ -387,8 +451,13 @@ class Journal:
 
     async def put_blob(self, data: bytes) -> str:
         """Store `data` and return its digest; raises `JournalFailed` if there is no room."""
+        [digest] = await self.put_blobs([data])
+        return digest
+
+    async def put_blobs(self, contents: Collection[bytes]) -> list[str]:
+        """Store each of `contents` and return their digests; raises as `put_blob` does."""
         try:
-            return await to_thread.run_sync(self.blobs.put, data)
+            return await to_thread.run_sync(self.blobs.put_all, contents)
         except OSError as exc:
             raise journal_error(exc, self.blobs.root) from exc
 
@@ -400,7 +469,13 @@ class Journal:
         """Do `work` in a worker thread on a snapshot that has everything appended before."""
         with suppress(JournalFailed):  # a full disk must not prevent reading
             await self.flush()
+            await self._sync_ends()
         return await to_thread.run_sync(self._run_read, work)
+
+    async def _sync_ends(self) -> None:
+        """Wait until the end of every run that has ended is durable; raises `JournalFailed`."""
+        if self._log is not None and self._ends_synced < self._ends_appended:
+            await self.sync()
 
     def _run_read(self, work: Callable[[Connection], T]) -> T:
         try:
@@ -434,3 +509,5 @@ class Journal:
             while self._idle_readers:
                 self._idle_readers.pop().close()
             await self._writer.stop()
+            if self._log is not None:
+                await self._log.close()

@@ -183,7 +183,7 @@ class CallJournal:
     def record_gap(self) -> None:
         """Note that the code gets an answer that the journal does not have.
 
-        What it does from here on cannot be repeated after a crash, so `flush` fails.
+        What it does from here on cannot be repeated after a crash, so `sync` fails.
         """
         self._has_gap = True
 
@@ -203,14 +203,14 @@ class CallJournal:
         """Return whether the code has stopped waiting for a call."""
         return number in self._abandoned_numbers
 
-    async def flush(self) -> None:
-        """Wait until a crash cannot lose what the code has seen so far; raises `JournalFailed`."""
+    async def sync(self) -> None:
+        """Wait until what the code has seen so far is durable; raises `JournalFailed`."""
         if self._has_gap:
             raise JournalFailed(
                 "The answer to an earlier call of this run is not in the journal.",
                 remedy="Run the code again.",
             )
-        await self._journal.flush()
+        await self._journal.sync()
 
     def _append_end(self, event: CallFinished) -> None:
         if not self.is_abandoned(event.call_id):

@@ -51,6 +51,9 @@ class ChildSession:
         report_status("")
         if run.failure is not None:
             raise run.failure
+        note = await run.wait_until_recorded()
+        if note:
+            run.report.notes.append(note)
         return run.report
 
 

@@ -145,10 +145,13 @@ class Environment:
                 if not run.listener.file_receiver.is_complete:
                     self.link.fail("it did not send the files of its last run in time")
                 stored = await run.listener.store_files(self._journal)
-                if stored is not None:
+                if stored is None:
+                    run.lost_files = "The sandbox did not send them."
+                else:
                     self._record_stored_files(run, stored)
         except JournalFailed as exc:
             logger.error("the files of run %s were not saved: %s", run.id, exc)
+            run.lost_files = str(exc)
         finally:
             self._unsaved_runs.remove(run)
             run.files_stored.set()
@@ -319,8 +322,7 @@ class Environment:
             return
         restored.recovered_files[start.run_id] = {*rebuilt.files, *rebuilt.removed_files}
         if recording.session_id == run.report.session_id:
-            for _, data in rebuilt.files.values():
-                await self._journal.put_blob(data)
+            await self._journal.put_blobs([data for _, data in rebuilt.files.values()])
             entries = {path: entry for path, (entry, _) in rebuilt.files.items()}
             event = FilesChanged(entries, rebuilt.removed_files)
             self._journal.append(recording.session_id, event, start.run_id)

@@ -31,9 +31,11 @@ class FileReceiver:
 
     async def store_blobs(self, journal: Journal) -> dict[str, FileEntry]:
         """Move the received files into the journal's blob store; raises `JournalFailed`."""
-        stored = {}
-        for path, (mode, data) in self.received_files.items():
-            digest = await journal.put_blob(data)
-            stored[path] = FileEntry(digest=digest, size=len(data), mode=mode)
-        self.received_files.clear()
+        files = self.received_files
+        digests = await journal.put_blobs([data for _, data in files.values()])
+        stored = {
+            path: FileEntry(digest=digest, size=len(data), mode=mode)
+            for (path, (mode, data)), digest in zip(files.items(), digests, strict=True)
+        }
+        files.clear()
         return stored

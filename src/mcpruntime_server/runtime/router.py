@@ -240,7 +240,7 @@ class Router:
     async def _handle_call(self, active: ActiveCall, args: dict[str, Any]) -> Any:
         if self.leaves_trace(active.target):
             # The arguments may follow from answers before: all of them must survive a crash now.
-            await _flush_call_start(active)
+            await _sync_call_start(active)
         active.enter_scope()
         return await self._find_route(active.target).handle(active.target, args)
 
@@ -359,10 +359,10 @@ async def _start_call(call: Call, route: Route, call_journal: CallJournal) -> in
         raise _not_called(call.target, exc) from exc
 
 
-async def _flush_call_start(active: ActiveCall) -> None:
-    """Wait until a crash cannot lose the start of a call; raises `CallFailed`."""
+async def _sync_call_start(active: ActiveCall) -> None:
+    """Wait until the start of a call is durable; raises `CallFailed`."""
     try:
-        await active.journal.flush()
+        await active.journal.sync()
     except JournalFailed as exc:
         raise _not_called(active.target, exc) from exc
 

@@ -104,6 +104,7 @@ class Run:
         self.flags: set[str] = set()  # what is special about its end state, as in `RunFinished`
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.files_stored = anyio.Event()  # the changed files are in the journal, or lost
+        self.lost_files = ""  # why they are lost
         self.lifecycle = RunLifecycle()
         self.audience = Audience(is_detached=spec.starts_detached)
         self.control = RunControl(slot)
@@ -295,11 +296,15 @@ class Run:
             await self.wait_for_update()
 
     async def wait_until_recorded(self) -> str:
-        """Wait until a crash cannot lose its end; return a note for the client if one could."""
+        """Wait until its end is durable; return a note for the client if it cannot be."""
         try:
+            if self.services.journal.survives_machine:
+                await self.files_stored.wait()
             await self.journal.wait_until_durable()
         except JournalFailed as exc:
             return f"This run could not be recorded: {exc}"
+        if self.lost_files:
+            return f"The files of this run could not be recorded: {self.lost_files}"
         return ""
 
     # what its questions and its inputs need (`QuestionHost`, `StagingObserver`) -------------------

@@ -156,6 +156,8 @@ class RunJournal:
         await self._journal.flush()
 
     async def wait_until_durable(self) -> None:
-        """Wait until a crash cannot lose the end of the run; raises `JournalFailed`."""
+        """Wait until the end of the run is durable; raises `JournalFailed`."""
         if self._wait_for_end is not None:
             await self._wait_for_end()
+            if self._journal.survives_machine:
+                await self._journal.sync()

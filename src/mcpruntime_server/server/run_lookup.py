@@ -63,6 +63,7 @@ class RunLookup:
             while isinstance(found, RunReport) and found.status in UNDER_WAY:
                 await anyio.sleep(REMOTE_POLL_INTERVAL_S)
                 found = await self.find_run(report.run_id)
+        await self._journal.sync()  # the other server may be doing so still
         return found
 
     async def load_run_rows(self, run_id: str) -> tuple[RunRow, SessionRow]:
