@@ -1,0 +1,93 @@
+"""Forged reports about skills do not add up: one session has one vote, whatever it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mcpruntime_server.capabilities.skills.library import SkillLibrary
+from mcpruntime_server.capabilities.skills.store import SkillStore
+from mcpruntime_server.capabilities.skills.usage import MIN_FAILING_SESSIONS, count_uses
+from mcpruntime_server.journal.events import CallStarted, RunStarted
+from mcpruntime_server.journal.store import Journal, open_journal
+from tests.helpers.server_connection import connect_server, write_settings
+
+CODE = "text = 'word'\n[text.upper(), len(text)]"
+FORGE = """\
+import sys
+host = sys.modules['mcpruntime_sandbox.sandboxed.library.tools'].host
+for number in range(12):
+    report = {'skill': 'shout', 'version': 1, 'ok': False, 'error': 'X', 'KEY': number}
+    host.call('skills.used', report)
+"""
+FORGERIES = {
+    "another key": FORGE,
+    "another error": FORGE.replace("'X'", "f'X{number}'").replace("'KEY': number", ""),
+    "inputs": FORGE.replace("'KEY': number", "'inputs': {'n': number}"),
+    "threads": FORGE.replace("for number in range(12):", "def report_one(number):")
+    + "from concurrent.futures import ThreadPoolExecutor\n"
+    "list(ThreadPoolExecutor().map(report_one, range(12)))\n",
+}
+
+
+async def test_no_run_has_a_skill_retired(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0})
+    async with connect_server(settings) as server:
+        run = await server.run(CODE)
+        arguments = {"run": run.run, "name": "shout"}
+        saved = await server.client.call_tool("save_skill", arguments)
+        assert (saved.structured_content or {})["state"] == "active"
+        for name, code in FORGERIES.items():
+            forged = await server.run(code, name.replace(" ", "_"))
+            assert forged.status == "ok", forged.text
+        for _ in range(3):  # in one session
+            await server.run(FORGE, "another_key")
+        shown = await server.client.call_tool("list_skills", {"name": "shout"})
+        assert "runs that used it: 7, failed: 7." in getattr(shown.content[0], "text", "")
+    async with open_journal(tmp_path / "data") as journal:
+        library = SkillLibrary(SkillStore(tmp_path / "skills_store"), journal, lambda _: "")
+        record = (await library.usage_records())["shout", 1]
+        assert (record.uses, record.failing_sessions) == (7, len(FORGERIES))
+        assert await library.retire_unused() == []
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    async with open_journal(tmp_path) as opened:
+        yield opened
+
+
+async def report_failure(
+    journal: Journal, number: int, purpose: str = "", origin: str | None = None
+) -> str:
+    """Let a run of a new session report that a skill failed; return the run's id."""
+    session, run = f"s_{number}", f"r_{number}"
+    await journal.create_session(session, None, "local", None, purpose, origin)
+    journal.append(session, RunStarted(run, None, 1, "", "<step 1>", 10.0), run)
+    args = json.dumps({"ok": False, "skill": "shout", "version": 1})
+    journal.append(session, CallStarted(1, "skills.used", args, "read", 0), run)
+    await journal.flush()
+    return run
+
+
+@pytest.mark.parametrize("purpose", ["fork", "agent"])
+@pytest.mark.parametrize("is_chain", [True, False], ids=["of each other", "of one session"])
+async def test_sessions_made_of_one_session_share_its_vote(
+    journal: Journal, purpose: str, is_chain: bool
+) -> None:
+    origin = first = await report_failure(journal, 0)
+    for number in range(1, 12):
+        made = await report_failure(journal, number, purpose, origin)
+        origin = made if is_chain else first
+    record = count_uses(await journal.load_skill_uses())["shout", 1]
+    assert (record.uses, record.failing_sessions) == (12, 1)
+
+
+@pytest.mark.parametrize("purpose", ["import", "rerun"])
+async def test_imported_and_repeated_sessions_have_no_vote(journal: Journal, purpose: str) -> None:
+    for number in range(2 * MIN_FAILING_SESSIONS):
+        await report_failure(journal, number, purpose)
+    assert await journal.load_skill_uses() == []
