@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
@@ -39,6 +40,7 @@ from .capabilities.tools.input_resources import UpstreamResources
 from .capabilities.tools.resource_listing import list_resources, read_text_resource, upstream_digest
 from .capabilities.tools.upstream import open_upstreams
 from .config import Config, ServerSettings, Verdict
+from .config.file_modes import find_shared_folders, make_private
 from .config.shell_commands import format_command
 from .errors import McpRuntimeError, Unavailable
 from .journal import server_lease
@@ -148,6 +150,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
 
     With `resume_runs`, the unfinished runs of dead servers continue here.
     """
+    make_private(config)
     folder = config.server.data_dir
     package_changes = PackageChanges()
     with acquire_lease(folder) as lease:
@@ -409,6 +412,17 @@ async def run_checks(config: Config) -> list[HealthCheck]:
     checks = [check_data_folder(config.server.data_dir)]
     if not checks[0].is_ok:
         return checks
+    make_private(config)
+    checks += [
+        HealthCheck(
+            "file modes",
+            True,
+            f"Other users of this machine may enter {path}.",
+            f"If they should not: {shlex.join(['chmod', '700', str(path)])}",
+            is_warning=True,
+        )
+        for path in find_shared_folders(config)
+    ]
     with acquire_lease(config.server.data_dir) as held:
         async with open_backend(config, held.owner) as backend:
             checks += await backend.run_checks()

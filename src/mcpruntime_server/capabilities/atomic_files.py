@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` unless it is there already; a link is replaced, not followed.
 
-    A new file gets the permissions `mode`.
+    Only this user may read a new file.
     """
     if path.is_file() and not path.is_symlink() and path.read_bytes() == data:
         return
@@ -19,7 +19,6 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        Path(temporary).chmod(mode)
         Path(temporary).replace(path)
     except BaseException:  # remove the temporary file in every case
         Path(temporary).unlink(missing_ok=True)

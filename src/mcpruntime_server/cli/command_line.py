@@ -18,6 +18,7 @@ import click
 from click.shell_completion import shell_complete
 
 from .. import APP_NAME, __version__
+from ..config.file_modes import create_private_files
 from ..errors import McpRuntimeError
 from .options import ConfigSource
 from .terminal_text import print_text, print_traceback
@@ -27,6 +28,7 @@ E = TypeVar("E", bound=BaseException)
 INTERRUPTED_EXIT_CODE = 130  # what shells report for a process that SIGINT ended
 COMPLETION_VARIABLE = "_MCPRUNTIME_SERVER_COMPLETE"  # set by the shell, see README
 HELP_COLUMNS = 100
+SERVER_STARTERS = ("agent", "demo")  # their server is to find the user's umask
 COMMAND_MODULES = {
     "agent": ".agent",
     "approvals": ".approvals",
@@ -84,6 +86,8 @@ def command_line(
 ) -> int:
     """Run Python in a sandbox, as an MCP server."""
     context.obj = ConfigSource(file, data_dir, backend)
+    if context.invoked_subcommand not in SERVER_STARTERS:
+        context.with_resource(create_private_files())
     if context.invoked_subcommand is not None:
         if stdio:
             raise click.UsageError("--stdio cannot be combined with a command.", context)

@@ -24,6 +24,7 @@ EXCLUDED_PATHS = (
     *("var/cache/*", "var/lib/apt/lists/*", "var/log/*", "tmp/*"),
 )
 REPORTED_PHASES = ("Retrieving", "Validating", "Extracting", "Unpacking", "Configuring")
+SYSTEM_UMASK = 0o022  # everybody may read the files of an image
 MAX_TAIL_LINES = 12  # of a command's output, in an error
 
 ProgressReporter = Callable[[str], None]
@@ -128,6 +129,7 @@ def run_debootstrap(command: list[str], report: ProgressReporter) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        umask=SYSTEM_UMASK,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -23,6 +23,7 @@ from anyio.abc import Process, UNIXSocketStream
 from anyio.to_thread import run_sync
 
 from ..config import SandboxSettings
+from ..config.file_modes import user_umask
 from . import HealthCheck, ImageSummary, SandboxInfo
 from .stream import SandboxStream
 
@@ -119,6 +120,7 @@ class LocalBackend:
                 cwd=workspace,
                 env=self._make_environment(name, workspace),
                 start_new_session=True,
+                umask=user_umask(),
             )
         try:
             inputs = workspace.parent / "inputs"

@@ -191,7 +191,6 @@ class SkillStore:
         self._remove_old_staging()
         staged = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.folder))
         try:
-            staged.chmod(0o755)
             _write_files(staged, {**content, MANIFEST_FILE: encode_manifest(manifest)})
             (folder / VERSIONS_FOLDER).mkdir(parents=True, exist_ok=True)
             staged.rename(_version_folder(folder, number))

@@ -97,8 +97,7 @@ class CatalogueCache:
             logger.info("a tool list of %d bytes is not stored", len(data))
             return
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(path, data, mode=0o600)
+            write_atomically(path, data)
             os.utime(path, (catalogue.listed_at, catalogue.listed_at))
         except OSError as exc:
             logger.warning("could not store the tool list %s: %s", path, exc.strerror)

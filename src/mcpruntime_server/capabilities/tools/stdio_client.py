@@ -28,6 +28,7 @@ from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
 from mcp.types import jsonrpc_message_adapter
 
+from ...config.file_modes import user_umask
 from .direct_requests import DirectRequests
 
 READ_CHUNK_BYTES = 64 * 1024
@@ -259,6 +260,7 @@ def _start_process(
         env=env,
         bufsize=0,
         start_new_session=True,
+        umask=user_umask(),
     )
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
