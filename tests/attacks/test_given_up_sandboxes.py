@@ -10,19 +10,18 @@ from anyio import to_thread
 from docker.errors import NotFound
 
 from mcpruntime_server.sandbox.docker_engine import DockerEngine
-from tests.helpers.forged_messages import FORGE
+from tests.helpers.forged_messages import find_container, run_compromised, signal_supervisor
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
 from .bystander import observe
 
 WAIT_S = 60.0  # the bound asked for is 5 s after the limit; a loaded machine needs longer
-SPIN = "\nwhile True: pass"
-ATTACKS = {
-    "a broken protocol": f"{FORGE}say(frame('Call', b'[]'))\nsay_outside(b'\\xff' * 99){SPIN}",
-    "garbage": f"{FORGE}say_outside(b'\\xff' * 99){SPIN}",
-    "a stopped supervisor": "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)" + SPIN,
-    "a killed supervisor": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)" + SPIN,
+SPIN = "while True: pass"
+SAID = {
+    "a broken protocol": "say_outside(frame('Call', b'[]'))",
+    "garbage": "say_outside(b'\\xff' * 99)",
 }
+SIGNALS = {"a stopped supervisor": "SIGSTOP", "a killed supervisor": "SIGKILL"}
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +44,19 @@ async def is_there(container: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", [*SAID, *SIGNALS])
 async def test_the_container_is_gone_before_anybody_asks_for_it(
     server: ServerConnection, attack: str
 ) -> None:
-    container = await server.evaluate("open('/context/.here').read()", attack)
+    container = await find_container(server, attack)
     assert await is_there(container)
     async with observe(server):
-        answer = await server.run(ATTACKS[attack], attack, timeout_s=1)
+        if attack in SIGNALS:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(signal_supervisor, container, SIGNALS[attack])
+                answer = await server.run(SPIN, attack, timeout_s=1)
+        else:
+            answer = await run_compromised(server, attack, SAID[attack], SPIN, timeout_s=1)
         assert answer.status in ("timeout", "crashed"), answer.text
         with anyio.fail_after(WAIT_S):
             while await is_there(container):  # noqa: ASYNC110 - the engine sends no event here

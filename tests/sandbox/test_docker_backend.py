@@ -456,7 +456,7 @@ async def test_stderr_is_separate_and_explains_the_exit(home: Path) -> None:
 
 
 async def test_a_signal_is_named(home: Path) -> None:
-    code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    code = "import ctypes; ctypes.string_at(1)"  # init is only ended by faults of its own
     assert (await outcome(home, code))[1] == "it was killed by SIGSEGV."
 
 

@@ -22,6 +22,7 @@ from mcpruntime_server.sandbox.docker_backend import (
     parse_owner,
 )
 from mcpruntime_server.sandbox.shared_folders import SharedFolders
+from tests.helpers.forged_messages import signal_supervisor
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
 LOOK = """
@@ -117,7 +118,7 @@ async def test_the_folders_are_removed_with_their_sandboxes(server: ServerConnec
     await server.run("1", context=[{"text": "x"}])
     assert len(list((server.data_dir / "inputs").iterdir())) == 1
     [before] = os.listdir(server.data_dir / "inputs")
-    await server.run("import os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+    await signal_supervisor(before, "SIGKILL")
     assert (await server.run("CONTEXT.text")).value == "x"
     with anyio.fail_after(30):
         while before in os.listdir(server.data_dir / "inputs"):

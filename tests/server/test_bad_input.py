@@ -11,7 +11,12 @@ from typing import Any
 import anyio
 import pytest
 
-from ..helpers.forged_messages import FORGE
+from ..helpers.forged_messages import (
+    FORGE,
+    find_container,
+    run_compromised,
+    signal_supervisor,
+)
 from ..helpers.server_connection import ServerConnection, ToolAnswer, write_settings
 from ..helpers.server_connection import connect_server as connect_to
 
@@ -189,6 +194,7 @@ async def test_endless_code_is_stopped_at_its_time_limit(
         "import os\nfor fd in range(99, 999):\n    try: os.write(fd, b'?' * 9)\n"
         "    except OSError: pass\nwhile 1: 0",
         "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nwhile True: pass",
+        "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nwhile True: pass",
         "import os, signal\nos.kill(-1, signal.SIGKILL)",
         "import os, signal\nos.kill(1, signal.SIGTERM)",
     ],
@@ -203,12 +209,11 @@ async def test_code_that_attacks_its_surroundings_loses_its_variables_at_most(
 async def test_a_stopped_supervisor_costs_the_sandbox_and_not_the_session(
     server: ServerConnection,
 ) -> None:
-    answer, _ = await attack(
-        server,
-        "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nwhile True: pass",
-        timeout_s=0.5,
-    )
+    await server.run("open('file', 'w').write('kept')", "stopped")
+    await signal_supervisor(await find_container(server, "stopped"), "SIGSTOP")
+    answer = await server.run("while True: pass", "stopped", timeout_s=0.5)
     assert "did not react" in answer.text
+    assert await server.evaluate("open('file').read()", "stopped") == "kept"
 
 
 ODD = (
@@ -243,6 +248,8 @@ FORGERIES = {
     "one id a thousand times": "call = {'call_id': 1, 'run_number': 2, 'target': "
     "'catalog.servers', 'args': {}}\n"
     "say(frame('Call', call) * 1000)",
+}
+OUTSIDE_FORGERIES = {
     "garbage outside": "say_outside(b'\\xff' * 99)",
     "files outside": "say_outside(frame('FilesChanged', {'run_number': run, 'changed': "
     "['../x'], 'removed': ['y' * 99_999]})"
@@ -258,15 +265,20 @@ FORGERIES = {
 }
 
 
-@pytest.mark.parametrize("forgery", FORGERIES)
+@pytest.mark.parametrize("forgery", [*FORGERIES, *OUTSIDE_FORGERIES])
 async def test_forged_frames_cost_their_own_sandbox_at_most(
     server: ServerConnection, forgery: str
 ) -> None:
     session = f"forger {forgery.replace(chr(39), '')}"
     await server.run("open('file', 'w').write('kept')", session=session)
-    code = f"{FORGE}{FORGERIES[forgery]}\ntime.sleep(0.2)"
     with anyio.fail_after(60):
-        answer = await server.run(code, session=session, timeout_s=2)
+        if forgery in OUTSIDE_FORGERIES:
+            code = "import time\ntime.sleep(1)"
+            outside = OUTSIDE_FORGERIES[forgery]
+            answer = await run_compromised(server, session, outside, code, timeout_s=2)
+        else:
+            code = f"{FORGE}{FORGERIES[forgery]}\ntime.sleep(0.2)"
+            answer = await server.run(code, session=session, timeout_s=2)
         assert answer.status in STATUSES, answer.text
         assert len(answer.text) < 60_000
         await server.run(

@@ -125,7 +125,7 @@ def make_host_config(
         ],
         "IpcMode": "private",
         "CgroupnsMode": "private",
-        "Init": True,
+        "Init": False,  # the supervisor is: no signal from inside stops or ends it
         "LogConfig": {"Type": "none"},
         "Runtime": settings.runtime or None,
     }

@@ -20,16 +20,14 @@ import time
 
 from ...protocol import wire
 from . import processes
-from .forks import HELLO_BYTE, ORDER_BYTES
-from .worker_process import close_descriptors, unpack_descriptors
+from .forks import ORDER_BYTES
+from .hello import HELLO_TIMEOUT_S, ProcessMemory, await_hello, receive_hello
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Optional, Set, Tuple
 
-HELLO_TIMEOUT_S = 5.0  # a fork takes milliseconds even on a loaded machine
 INT_BYTES = 4
-ANCILLARY_BYTES = socket.CMSG_SPACE(3 * INT_BYTES)  # process, user and group of the sender
 MAX_STARTING_FORKS = 4  # that have not said hello; a worker makes one at a time
 MEASURE_IDLE_S = 0.05  # after a run, so that a run that follows at once does not wait
 MEASURE_BUSY_S = 0.2  # between two measurements during a run
@@ -111,6 +109,7 @@ class ParkedFork:
     def __init__(self, run_number: int, control_sock: socket.socket) -> None:
         self.run_number = run_number
         self.pid = 0
+        self.memory = ProcessMemory()
         self.control_sock = control_sock
         self.hello_deadline = time.perf_counter() + HELLO_TIMEOUT_S
 
@@ -128,13 +127,20 @@ class ParkedForks:
         self.max_forks = max_forks
         self.max_bytes = max_bytes
         self.worker_pid = 0
+        self.worker_memory = ProcessMemory()
         self.by_run: Dict[int, ParkedFork] = {}  # those that have said hello
         self.by_descriptor: Dict[int, ParkedFork] = {}  # all
         self.measure_at = 0.0  # when memory is measured next; 0: there is no need
         self._measure_not_before = 0.0
-        self._measurements: Dict[int, Tuple[int, int]] = {}  # by process, see `_anonymous_memory`
+        self._measurements: Dict[int, Tuple[int, int]] = {}  # by process, see `ProcessMemory`
         self._poller = poller
         self._send_to_host = send_to_host
+
+    def set_worker(self, pid: int, memory: ProcessMemory) -> None:
+        """Note which process is the worker now; 0 for none."""
+        self.worker_memory.close()
+        self.worker_pid, self.worker_memory = pid, memory
+        self._measurements.pop(pid, None)
 
     def pids(self) -> Set[int]:
         """Return the processes of the parked forks."""
@@ -175,13 +181,14 @@ class ParkedForks:
         """A fork says hello, once; anything else that it sends ends it."""
         fork = self.by_descriptor[descriptor]
         try:
-            pid = _receive_hello(fork.control_sock)
+            pid, memory = receive_hello(fork.control_sock)
         except BlockingIOError:
             return  # the descriptor belonged to another fork when it became readable
         if fork.pid or not self._is_new_child(pid):
+            memory.close()
             self.drop_fork(fork, "the fork did not start")
             return
-        fork.pid = pid
+        fork.pid, fork.memory = pid, memory
         self.by_run[fork.run_number] = fork
         self._send_to_host(wire.ForkParked(fork.run_number))
         while len(self.by_run) > self.max_forks:
@@ -193,6 +200,7 @@ class ParkedForks:
         self._poller.unregister(fork.control_sock)
         del self.by_descriptor[fork.control_sock.fileno()]
         fork.control_sock.close()
+        fork.memory.close()
         if fork.pid:
             processes.send_signal(fork.pid, signal.SIGKILL)
             self._measurements.pop(fork.pid, None)
@@ -213,9 +221,11 @@ class ParkedForks:
             self.drop_fork(fork)
 
     def close(self) -> None:
-        """Close all control sockets; a fork ends when no other process holds its socket."""
+        """Close all descriptors; a fork ends when no other process holds its control socket."""
+        self.worker_memory.close()
         for fork in self.by_descriptor.values():
             fork.control_sock.close()
+            fork.memory.close()
         self.by_descriptor.clear()
         self.by_run.clear()
 
@@ -266,17 +276,14 @@ class ParkedForks:
         self.drop_fork(fork)
         return None
 
-    def await_promoted(self, fork: ParkedFork) -> int:
+    def await_promoted(self, fork: ParkedFork) -> Tuple[int, ProcessMemory]:
         """Wait for the worker that a fork was told to make; return its process, or 0."""
-        select.select([fork.control_sock], [], [], HELLO_TIMEOUT_S)
-        try:
-            pid = _receive_hello(fork.control_sock)
-        except BlockingIOError:
-            pid = 0
+        pid, memory = await_hello(fork.control_sock)
         if self._is_new_child(pid):
-            return pid
+            return pid, memory
+        memory.close()
         self.drop_fork(fork)
-        return 0
+        return 0, ProcessMemory()
 
     # memory ---------------------------------------------------------------------------------------
 
@@ -288,15 +295,16 @@ class ParkedForks:
     def measure_memory(self) -> None:
         """Measure one more process; after the last one, drop a fork if they take too much."""
         started = time.perf_counter()
-        pids = [self.worker_pid, *self.pids()]
-        unmeasured = [pid for pid in pids if pid not in self._measurements]
+        memories = {fork.pid: fork.memory for fork in self.by_run.values()}
+        memories[self.worker_pid] = self.worker_memory
+        unmeasured = [pid for pid in memories if pid not in self._measurements]
         if unmeasured:
-            self._measurements[unmeasured[0]] = _anonymous_memory(unmeasured[0])
+            self._measurements[unmeasured[0]] = memories[unmeasured[0]].measure()
         pause_s = (time.perf_counter() - started) * MEASURE_SHARE
         self._measure_not_before = max(self._measure_not_before, started) + pause_s
         if len(unmeasured) > 1:
             return
-        proportional = sum(self._measurements[pid][0] for pid in pids)
+        proportional = sum(self._measurements[pid][0] for pid in memories)
         extra_bytes = proportional - self._measurements[self.worker_pid][1]
         self._measurements.clear()
         self.measure_at = 0.0
@@ -304,43 +312,3 @@ class ParkedForks:
             self.drop_oldest()
             self._measure_not_before = 0.0
             self.schedule_measurement(0.0)
-
-
-def _receive_hello(control: socket.socket) -> int:
-    """Return the process that said hello; 0 if it is gone or said something else.
-
-    Raises BlockingIOError if it has said nothing.
-    """
-    try:
-        data, ancillary, flags, _ = control.recvmsg(
-            len(HELLO_BYTE), ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-        )
-    except BlockingIOError:
-        raise
-    except OSError:
-        return 0
-    pid = 0
-    for _, kind, content in ancillary:
-        if kind == socket.SCM_CREDENTIALS:
-            pid = int.from_bytes(content[:INT_BYTES], sys.byteorder)
-        elif kind == socket.SCM_RIGHTS:
-            close_descriptors(unpack_descriptors(content))
-    is_hello = data == HELLO_BYTE and not flags & socket.MSG_CTRUNC
-    return pid if is_hello else 0
-
-
-def _anonymous_memory(pid: int) -> Tuple[int, int]:
-    """Return the anonymous memory of a process in bytes: its proportional share, and all of it.
-
-    (0, 0) if the system does not tell.
-    """
-    found = {b"Pss_Anon:": 0, b"Anonymous:": 0}
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                name, value = line.split(None, 2)[:2]
-                if name in found:
-                    found[name] = int(value) * 1024
-    except (OSError, ValueError):
-        return 0, 0
-    return found[b"Pss_Anon:"], found[b"Anonymous:"]

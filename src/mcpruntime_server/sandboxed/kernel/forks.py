@@ -66,7 +66,8 @@ TYPE_CHECKING = False  # importing `typing` would slow down the start of every s
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Set, Tuple
 
-HELLO_BYTE = b"\n"  # a fork sends it when it is ready
+HELLO_BYTE = b"\n"  # a process sends it when it is ready, with its MEMORY_FILE
+MEMORY_FILE = "/proc/self/smaps_rollup"  # only the process itself may open it, see `system_calls`
 ORDER_BYTES = 8  # the order to promote: the number of the new worker; its socket comes with it
 ALL_SIGNALS = [number for number in range(1, 65) if number not in (32, 33)]  # 32, 33: the C library
 KEPT_OPEN_FLAGS = O_ACCMODE | O_APPEND | O_NONBLOCK | O_SYNC
@@ -292,7 +293,7 @@ def _serve_parked_fork(control: socket, control_number: int, oom_score: int) -> 
         dup2(control.fileno(), control_number, False)
         control.close()
         control = socket(AF_UNIX, SOCK_STREAM, 0, control_number)
-        control.sendall(HELLO_BYTE)
+        say_hello(control)
         while True:
             generation, fd = _receive_order(control)
             if _fork_detached():
@@ -301,13 +302,25 @@ def _serve_parked_fork(control: socket, control_number: int, oom_score: int) -> 
             close(fd)
         setsid()
         set_oom_score(MAX_OOM_SCORE)
-        control.sendall(HELLO_BYTE)
+        say_hello(control)
         control.detach()
         dup2(fd, control_number, False)
         close(fd)
         return generation
     except BaseException:  # noqa: BLE001 - a parked fork that fails must not continue as the worker
         _exit(wire.BROKEN_EXIT_CODE)
+
+
+def say_hello(control: Any) -> None:
+    """Tell the supervisor that this process is ready, and let it measure the memory."""
+    try:
+        memory_file = open(MEMORY_FILE, os.O_RDONLY | O_CLOEXEC)
+    except OSError:  # no such file: the supervisor has none either
+        control.sendall(HELLO_BYTE)
+        return
+    rights = memory_file.to_bytes(4, sys.byteorder)
+    control.sendmsg([HELLO_BYTE], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+    close(memory_file)
 
 
 def _receive_order(control: socket) -> Tuple[int, int]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import sys
 import time
+
+from .system_calls import OwnProcFiles
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def read_oom_score() -> int:
 def set_oom_score(score: int) -> None:
     """Set how readily the OOM killer chooses this process."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
+        with OwnProcFiles(), open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(score))
     except OSError:
         pass  # not Linux
@@ -148,19 +149,6 @@ def descendant_pids() -> List[int]:
         found += level
         level = [child for pid in level for child in children.get(pid, [])]
     return found
-
-
-def become_subreaper() -> None:
-    """Become the parent of every orphan below this process, so that `descendant_pids` finds it."""
-    if sys.platform != "linux":
-        return
-    known = set(sys.modules)
-    import ctypes
-
-    pr_set_child_subreaper = 36
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
-    for name in set(sys.modules) - known:  # workers start with the same modules, whenever they do
-        del sys.modules[name]
 
 
 def apply_resource_limits(limits: Dict[str, Any]) -> None:

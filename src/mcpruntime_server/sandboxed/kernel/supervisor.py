@@ -1,11 +1,11 @@
 """The process that owns the link to the host and outlives the worker. It never runs user code.
 
-The process tree is `init` -> supervisor -> worker. The worker's fds 1 and 2 are pipes that the
-supervisor reads (`output`), so that output of child processes arrives like any other: in order,
-bounded, never lost. The supervisor forwards whole frames without reading them, notices the worker's
-death, starts the next one, and reports after each run which workspace files changed (`workspace`);
-no shared file system is needed. It keeps the parked forks of the worker and promotes one of them
-when the host asks for it (`checkpoints`).
+It is the init of its container: no signal from in there stops or ends it. It starts the worker,
+whose fds 1 and 2 are pipes that the supervisor reads (`output`), so that output of child processes
+arrives like any other: in order, bounded, never lost. The supervisor forwards whole frames without
+reading them, notices the worker's death, starts the next one, and reports after each run which
+workspace files changed (`workspace`); no shared file system is needed. It keeps the parked forks of
+the worker and promotes one of them when the host asks for it (`checkpoints`).
 
 Rule 1: one thread, one `poll` loop.
 Rule 2: nothing that the worker sends is trusted. Only what it may send at this moment is forwarded;
@@ -24,18 +24,21 @@ import time
 
 from ...protocol import wire
 from ...protocol.link_states import SANDBOX, LinkState
-from . import processes
+from . import processes, system_calls
 from .checkpoints import MEASURE_BUSY_S, ParkedForks, ParkSchedule
+from .forks import say_hello
+from .hello import ProcessMemory, await_hello, close_descriptors
 from .output import OutputStreams
-from .worker_process import WorkerProcess, close_descriptors
+from .worker_process import WorkerProcess
 from .workspace import FileTransfer, Workspace, read_inputs_marker
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import List, NoReturn, Optional, Tuple, Type
 
-# User code can make `init` forward these to the supervisor.
+# Anybody outside may send these, and user code where the supervisor is not init.
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+INIT_PID = 1
 INTERRUPT_REPEAT_S = 0.05
 WAKEUP_READ_BYTES = 4096  # what is left in the wake-up pipe wakes the loop again
 MAX_DRAIN_READS = 8  # of a dead worker's socket; its children may write into it for ever
@@ -160,22 +163,24 @@ class Supervisor:
 
     def start_worker(self) -> None:
         """Fork an interpreter with an empty namespace."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = connect_worker()
         pid = processes.fork_with_retry(self.reap_children)
         if not pid:
             ours.close()  # else the worker would never see that the supervisor is gone
             self._run_worker(theirs)
         theirs.close()
-        self.adopt_worker(pid, ours)
+        _, memory = await_hello(ours)
+        self.adopt_worker(pid, ours, memory)
 
-    def adopt_worker(self, pid: int, sock: socket.socket) -> None:
+    def adopt_worker(self, pid: int, sock: socket.socket, memory: ProcessMemory) -> None:
         """Make the process at the other end of `sock` the live interpreter."""
         self.worker = WorkerProcess(pid, sock, self.poller)
-        self.parked_forks.worker_pid = pid
+        self.parked_forks.set_worker(pid, memory)
 
     def _run_worker(self, sock: socket.socket) -> None:
         """Become the worker, in a child process; never returns."""
         try:
+            say_hello(sock)
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *IGNORED_SIGNALS):
                 signal.signal(number, signal.SIG_DFL)
@@ -244,7 +249,7 @@ class Supervisor:
     def _kill_remaining_processes(self) -> None:
         """Kill every process that the dead worker left behind, except parked forks."""
         self.parked_forks.await_hellos()
-        self.parked_forks.worker_pid = 0
+        self.parked_forks.set_worker(0, ProcessMemory())
         spared = self.parked_forks.pids()
         if self.setup.has_own_processes:
             processes.kill_others(spared)
@@ -262,12 +267,12 @@ class Supervisor:
             return False
         if data:
             self._route_worker_data(data, descriptors)
-        else:
+        elif data is not None:
             self.handle_worker_hangup()
         if descriptors:  # left over, so they were not asked for
             close_descriptors(descriptors)
             self.expel_worker()
-        return bool(data)
+        return data != b""
 
     def _route_worker_data(self, data: bytes, descriptors: List[int]) -> None:
         try:
@@ -372,14 +377,16 @@ class Supervisor:
         self.host.send(wire.Promoted(run_number, ok, changed, removed))
 
     def _wake_fork(self, run_number: int) -> bool:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = connect_worker()
         fork = self.parked_forks.order_promotion(run_number, self.generation, theirs)
         theirs.close()
-        pid = self.parked_forks.await_promoted(fork) if fork is not None else 0
+        pid, memory = 0, ProcessMemory()
+        if fork is not None:
+            pid, memory = self.parked_forks.await_promoted(fork)
         if not pid:
             ours.close()
             return False
-        self.adopt_worker(pid, ours)
+        self.adopt_worker(pid, ours, memory)
         return True
 
     # messages of the host -------------------------------------------------------------------------
@@ -454,8 +461,6 @@ class Supervisor:
             wire.PROTOCOL_VERSION, python_version, sys.platform, read_inputs_marker()
         )
         self.host.send(ready)
-        if self.setup.has_own_processes and self.setup.max_checkpoints:
-            processes.become_subreaper()  # it loads a library, so the host is answered first
         while True:
             self.handle_host_frames()  # those that arrived with `Setup`, or while this end sent
             for fd, events in self.poller.poll(self._poll_timeout_ms()):
@@ -527,6 +532,13 @@ class Supervisor:
         os._exit(0)
 
 
+def connect_worker() -> Tuple[socket.socket, socket.socket]:
+    """Return the supervisor's and the worker's end of a new socket; the first learns who writes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return ours, theirs
+
+
 def main() -> None:
     """Take over this process's stdin and stdout as the link, read `Setup`, and serve."""
     host = HostConnection(processes.move_fd_high(os.dup(0)), processes.move_fd_high(os.dup(1)))
@@ -548,6 +560,8 @@ def main() -> None:
             f"The host speaks protocol version {version}, this kernel {wire.PROTOCOL_VERSION}."
         )
     host.protocol.receive(setup)
-    if not setup.has_own_processes:
-        processes.become_subreaper()
+    if os.getpid() != INIT_PID:
+        system_calls.become_subreaper()
+    if setup.has_own_processes:
+        system_calls.close_memory()
     Supervisor(setup, host).serve()

@@ -26,6 +26,7 @@ from ...protocol import wire
 from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error
 from ..library import display, exports, guidance, knowledge, models, planned, skills, tools
 from . import determinism, forks
+from .system_calls import OwnProcFiles
 from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
@@ -392,20 +393,25 @@ class _UnreadableStdin(io.TextIOBase):
         return _refuse_input()
 
 
+def _open_clear_refs() -> int:
+    with OwnProcFiles():
+        return os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+
+
 class UsageMeter:
     """Measures what one run uses, from `start` to `measure_usage`."""
 
     def __init__(self) -> None:
         self.started_cpu_s = self.started_at = 0.0
         try:
-            self.clear_refs_fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            self.clear_refs_fd = _open_clear_refs()
         except OSError:
             self.clear_refs_fd = -1  # no such file: the peak is then that of all runs so far
 
     def reinitialize(self) -> None:
         """Let the descriptor refer to this process, which is a fork of the one that opened it."""
         if self.clear_refs_fd >= 0:
-            own = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            own = _open_clear_refs()
             os.dup2(own, self.clear_refs_fd, inheritable=False)
             os.close(own)
 

@@ -6,21 +6,24 @@ import os
 import select
 import signal
 import socket
-import sys
 
 from ...protocol import wire
+from .hello import CREDENTIALS_BYTES, INT_BYTES, close_descriptors, unpack_ancillary
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
-    from typing import List, Tuple
+    from typing import List, Optional, Tuple
 
 READ_BYTES = 256 * 1024
-FD_BYTES = 4
-ANCILLARY_BYTES = socket.CMSG_SPACE(2 * FD_BYTES)  # `ForkParked` comes with one descriptor
+# `ForkParked` comes with one descriptor
+ANCILLARY_BYTES = CREDENTIALS_BYTES + socket.CMSG_SPACE(2 * INT_BYTES)
 
 
 class WorkerProcess:
-    """Sends frames to the worker `pid` and receives bytes from it, without ever waiting for it."""
+    """Sends frames to the worker `pid` and receives bytes from it, without ever waiting for it.
+
+    Other processes may have inherited the worker's end of the socket. What they write is dropped.
+    """
 
     def __init__(self, pid: int, sock: socket.socket, poller: select.poll) -> None:
         self.pid = pid
@@ -49,15 +52,18 @@ class WorkerProcess:
         events = select.POLLIN | select.POLLOUT if self._outgoing else select.POLLIN
         self._poller.modify(self.sock, events)
 
-    def receive(self) -> Tuple[bytes, List[int]]:
-        """Return the next bytes (b"" at the end) and descriptors; raises OSError without any."""
+    def receive(self) -> Tuple[Optional[bytes], List[int]]:
+        """Return the next bytes and descriptors; raises OSError without any.
+
+        The bytes are b"" at the end, and None if another process has written them.
+        """
         data, ancillary, _, _ = self.sock.recvmsg(
             READ_BYTES, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
-        descriptors: List[int] = []
-        for _, kind, content in ancillary:
-            if kind == socket.SCM_RIGHTS:
-                descriptors += unpack_descriptors(content)
+        sender, descriptors = unpack_ancillary(ancillary)
+        if data and sender != self.pid:
+            close_descriptors(descriptors)
+            return None, []
         return data, descriptors
 
     def ignore(self) -> None:
@@ -79,15 +85,3 @@ class WorkerProcess:
         self._poller.unregister(self.sock)
         self.sock.close()
         return status
-
-
-def unpack_descriptors(content: bytes) -> List[int]:
-    """Return the descriptors in the ancillary data of one message."""
-    starts = range(0, len(content) - FD_BYTES + 1, FD_BYTES)
-    return [int.from_bytes(content[at : at + FD_BYTES], sys.byteorder) for at in starts]
-
-
-def close_descriptors(descriptors: List[int]) -> None:
-    """Close received descriptors that were not asked for."""
-    for descriptor in descriptors:
-        os.close(descriptor)

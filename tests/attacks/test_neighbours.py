@@ -1,0 +1,115 @@
+"""Processes of one sandbox do not reach each other: memory, signals, results and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from mcpruntime_server.sandbox.link import open_link
+from tests.helpers.forged_messages import FORGE
+from tests.sandbox.conftest import SandboxDriver, make_backend, make_setup
+
+WAIT_S = 60.0
+REACH = """
+import ctypes, os
+def others():
+    pids = [int(name) for name in os.listdir('/proc') if name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid()]
+def reach(pid):
+    found = []
+    for name in ('mem', 'maps', 'environ', 'fd/1', 'root', 'cwd', 'map_files'):
+        path = f'/proc/{pid}/{name}'
+        try:
+            os.close(os.open(path, os.O_RDONLY))
+            found.append(name)
+        except OSError: pass
+    for name in ('mem', 'oom_score_adj', 'clear_refs', 'coredump_filter'):
+        try:
+            os.close(os.open(f'/proc/{pid}/{name}', os.O_WRONLY))
+            found.append(name + ' to write')
+        except OSError: pass
+    libc, buffer = ctypes.CDLL(None), ctypes.create_string_buffer(8)
+    if libc.ptrace(16, pid, 0, 0) == 0: found.append('ptrace')
+    vector = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 8)
+    for call in (libc.process_vm_readv, libc.process_vm_writev):
+        remote = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 8)
+        if call(pid, vector, 1, remote, 1, 0) > 0: found.append(call.__name__)
+    return found
+"""
+
+
+@pytest.fixture
+async def run(tmp_path: Path) -> AsyncIterator[SandboxDriver]:
+    """A driver of a fresh container."""
+    backend = make_backend("docker", tmp_path)
+    async with open_link(backend, make_setup(backend)) as link:
+        yield SandboxDriver(link)
+
+
+async def park(run: SandboxDriver, code: str) -> int:
+    """Run `code` and return the number of its run once its state is parked."""
+    done = await run(code)
+    assert done.status == "ok", done.error
+    number = run.link.last_run_number
+    with anyio.fail_after(WAIT_S):
+        while number not in run.link.parked_runs:
+            assert number not in run.link.park_failures, run.link.park_failures
+            await anyio.sleep(0.01)
+    return number
+
+
+async def test_the_memory_of_the_supervisor_and_of_parked_copies_is_closed(
+    run: SandboxDriver,
+) -> None:
+    await park(run, "secret = 'kept'")
+    await park(run, REACH)
+    found = await run.evaluate("len(others()), [each for pid in others() for each in reach(pid)]")
+    assert found == "[3, []]"
+
+
+async def test_a_process_that_a_run_leaves_behind_does_not_reach_the_interpreter(
+    run: SandboxDriver,
+) -> None:
+    found = await run(
+        f"{REACH}\nimport subprocess, sys\n"
+        f"code = {REACH!r} + 'print(reach(os.getppid()))'\n"
+        "subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout"
+    )
+    assert found.value is not None
+    assert found.value["text"] == '"[]\\n"'
+
+
+LATER = (
+    FORGE
+    + """
+end = {'run_number': 2, 'status': 'ok', 'value': {'kind': 'json', 'text': '"forged"', 'type': 'str',
+       'cut': False}}
+call = {'call_id': 1, 'run_number': 2, 'target': 'test.echo', 'args': {}}
+for _ in range(1 + double):
+    if os.fork(): break
+    os.setsid()
+else:
+    while not os.path.exists('/tmp/go'): time.sleep(0.01)
+    say(frame('Call', call)); say(frame('RunDone', end)); open('/tmp/said', 'w').close()
+    os._exit(0)
+if os.getpid() != os.getsid(0): os._exit(0)
+"""
+)
+
+
+@pytest.mark.parametrize("forks", [1, 2])
+async def test_a_process_of_an_earlier_run_neither_ends_the_next_one_nor_calls_for_it(
+    run: SandboxDriver, forks: int
+) -> None:
+    await run(LATER.replace("1 + double", str(forks)), park=False)
+    done = await run(
+        "import os, time\nopen('/tmp/go', 'w').close()\n"
+        "while not os.path.exists('/tmp/said'): time.sleep(0.01)\ntime.sleep(0.2)\n'true'",
+        park=False,
+    )
+    assert done.value is not None, done.error
+    assert done.value["text"] == '"true"'
+    assert run.recorder.calls == []
