@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 WITHOUT_LOG_FLUSH = 2
 # The file system must not commit its log by itself before the test is over.
 MOUNT_OPTIONS = "loop,commit=300"
+UNMOUNT_INTERVAL_S, UNMOUNT_ATTEMPTS = 0.05, 600
 LOSSY_DISK_MB = 64
 THIN_DISK_MB = 16
 THIN_MEMORY_MB = 40
@@ -38,8 +40,13 @@ class LossyDisk:
         _run_or_skip(["mount", "-t", "ext4", "-o", MOUNT_OPTIONS, self._image, self.folder])
 
     def unmount(self) -> None:
-        """Unmount it; nothing may use it any more."""
-        subprocess.run(["umount", self.folder], check=True)
+        """Unmount it, as soon as killed processes are gone; no others may use it."""
+        for _ in range(UNMOUNT_ATTEMPTS):
+            done = subprocess.run(["umount", self.folder], capture_output=True, check=False)
+            if not done.returncode:
+                return
+            time.sleep(UNMOUNT_INTERVAL_S)
+        done.check_returncode()
 
     def cut_power(self) -> None:
         """Lose what is not on the disk; from now on, every write and fsync fails."""
@@ -50,7 +57,7 @@ class LossyDisk:
             os.close(descriptor)
 
     def restore_power(self) -> None:
-        """Mount it again with what is on the disk; nothing may use it any more."""
+        """Mount it again with what is on the disk."""
         self.unmount()
         self.mount()
 
