@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from mcpruntime_server.sandbox.link import open_link
 from tests.helpers.forged_messages import FORGE
+from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 from tests.sandbox.conftest import SandboxDriver, make_backend, make_setup
 
 WAIT_S = 60.0
@@ -113,3 +115,61 @@ async def test_a_process_of_an_earlier_run_neither_ends_the_next_one_nor_calls_f
     assert done.value is not None, done.error
     assert done.value["text"] == '"true"'
     assert run.recorder.calls == []
+
+
+# inputs -------------------------------------------------------------------------------------------
+
+LOOK = "import os\nsorted(open(f'/context/{name}').read() for name in os.listdir('/context'))"
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
+    """A server with Docker sandboxes; clients may pass the files in `files`."""
+    (tmp_path / "files").mkdir()
+    settings = write_settings(tmp_path, server={"context_roots": [str(tmp_path / "files")]})
+    async with connect_server(settings) as connection:
+        yield connection
+
+
+async def look(server: ServerConnection, session: str) -> list[str]:
+    """Return the inputs that code of a session can read."""
+    found: list[str] = await server.evaluate(LOOK, session)
+    return [text for text in found if not text.startswith("mcpruntime-")]
+
+
+async def test_sessions_that_share_a_sandbox_see_only_their_own_inputs(
+    server: ServerConnection,
+) -> None:
+    await server.run(
+        "import os; early = CONTEXT; open('/tmp/mark', 'w').close()", "s", context=[{"text": "a"}]
+    )
+    await anyio.sleep(0.1)  # the state is parked
+    await server.replay("fork", "s", name="fork")
+    await server.run("1", "fork", context=[{"text": "of the fork"}])
+    assert await server.evaluate("os.path.exists('/tmp/mark')", "fork")  # it is the same sandbox
+    assert await look(server, "fork") == ["a", "of the fork"]
+    await server.run("late = CONTEXT", "s", context=[{"text": "of s"}])
+    assert await look(server, "s") == ["a", "of s"]
+    assert await look(server, "fork") == ["a", "of the fork"]
+    assert await server.evaluate("early.text, CONTEXT.text", "fork") == ["a", "of the fork"]
+    assert await server.evaluate("early.text, late.text", "s") == ["a", "of s"]
+    await server.replay("rewind", "s", step=1)
+    assert await look(server, "s") == ["a"]
+
+
+async def test_an_input_cannot_be_locked_from_inside(
+    server: ServerConnection, tmp_path: Path
+) -> None:
+    path = tmp_path / "files" / "large"
+    path.write_bytes(b"x" * (17 << 20))  # more than is kept by content
+    path.chmod(0o644)
+    code = (
+        "import fcntl, os\n[name] = [each for each in os.listdir('/context') if each[0] != '.']\n"
+        "file = open('/context/' + name)\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "fcntl.lockf(file, fcntl.LOCK_SH)\nos.fstat(file.fileno()).st_size"
+    )
+    answer = await server.run(code, "locker", context=[f"file://{path}"])
+    assert answer.value == 17 << 20, answer.text
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -83,10 +83,10 @@ async def test_code_can_read_its_inputs_and_change_nothing_of_them(
     found = await server.run(LOOK, context=[str(large)])
     place, outcomes, names = found.value
     assert place == "/context"
-    assert set(outcomes.values()) <= {"EROFS", "EXDEV"}, outcomes
+    assert set(outcomes.values()) <= {"EROFS", "EXDEV", "EACCES"}, outcomes
     assert len(names) == 2
     [shared] = (server.data_dir / "inputs").glob("*/*.txt")
-    assert shared.samefile(large)
+    assert not shared.samefile(large)  # so that no lock of the code is one of the file
     after = large.stat()
     assert (before.st_mtime_ns, before.st_mode, before.st_size) == (
         after.st_mtime_ns,

@@ -195,18 +195,20 @@ class Environment:
             return Restored()
         await self.wait_for_files()
         restored = Restored(is_fresh=starts_fresh)
-        if not starts_fresh:
-            try:
-                lineage = await self._journal.load_lineage(tip)
+        try:
+            lineage = await self._journal.load_lineage(tip)
+            await self._input_staging.hide_others(row.id for row in lineage)
+            if not starts_fresh:
                 await self._restore_variables(lineage, run, restored)
-            except (RebuildFailed, JournalFailed) as exc:
-                if run.is_cancelled:
-                    self._current_run = UNSETTLED_STATE
-                    return restored
-                restored = self._discard_variables(tip, str(exc))
+        except (RebuildFailed, JournalFailed) as exc:
+            if run.is_cancelled:
+                self._current_run = UNSETTLED_STATE
+                return restored
+            restored = self._discard_variables(tip, str(exc))
         if restored.is_fresh:
             await self._promote_state(None)
         await self._restore_files(tip, restored)
+        await self._input_staging.show_own()
         self._current_run, self._executed_count = tip, self.link.last_run_number
         return restored
 
@@ -292,7 +294,7 @@ class Environment:
             return []
         is_given = run.spec.recording is not None or run.spec.context is not None
         return await self._input_staging.stage_inputs(
-            run.report.session_id, inputs, run, require_unchanged=is_given
+            run.report.session_id, run.id, inputs, run, require_unchanged=is_given
         )
 
     async def _stage_recorded_inputs(
@@ -301,7 +303,11 @@ class Environment:
         """Make the inputs of a step that is executed again readable; raises `RebuildFailed`."""
         try:
             return await self._input_staging.stage_inputs(
-                recording.session_id, recording.start.context, run, require_unchanged=True
+                recording.session_id,
+                recording.start.run_id,
+                recording.start.context,
+                run,
+                require_unchanged=True,
             )
         except McpRuntimeError as exc:
             message = f"Step {recording.start.step} cannot be executed again. {exc}"

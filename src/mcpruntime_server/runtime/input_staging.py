@@ -1,7 +1,7 @@
 """Makes the inputs of a run readable in its sandbox, and describes them to the worker.
 
-Rule 1: a file that was staged stays as long as the sandbox, so that slices from earlier steps can
-still be read.
+Rule 1: a file that was staged can be read by every later step, so that slices from earlier steps
+can still be read. Sessions that share a sandbox see only the inputs of their own lineage.
 Rule 2: an input that has changed is an error when a recording is executed again. When a session
 only continues, it is an error for the code that reads it.
 """
@@ -9,7 +9,7 @@ only continues, it is an error for the code that reads it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from anyio import from_thread
@@ -20,6 +20,7 @@ from ..journal.events import InputEntry
 from ..protocol.payloads import InputDescription
 from ..sandbox.hardening import WORKSPACE_FOLDER
 from ..sandbox.link import SandboxLink
+from ..sandbox.shared_folders import hide_file, show_file
 from .input_provider import InputProvider
 from .result_files import HIDDEN_FOLDER
 
@@ -54,13 +55,18 @@ class InputStaging:
         self._link = link
         self._inputs = inputs
         self._bytes_left = workspace_bytes // INPUT_WORKSPACE_SHARE
+        self._copied_bytes: dict[str, int] = {}  # by file name
         self._staged_files: dict[
             str, tuple[str, int]
         ] = {}  # path and modification time in ns, by file name
+        self._names_by_run: dict[str, set[str]] = {}
+        self._own_names: set[str] = set()  # of the inputs of the lineage that is restored
+        self._hidden_names: set[str] = set()
 
     async def stage_inputs(
         self,
         session: str,
+        run_id: str,
         inputs: Sequence[InputEntry],
         observer: StagingObserver,
         *,
@@ -72,6 +78,7 @@ class InputStaging:
         `Unavailable` and `InvalidRequest`.
         """
         self._inputs.remember_inputs(session, inputs)
+        self._names_by_run[run_id] = {self._inputs.file_name(entry) for entry in inputs}
         staged = []
         for entry in inputs:
             path, modified_ns, problem = "", 0, ""
@@ -97,10 +104,45 @@ class InputStaging:
             )
         return staged
 
+    async def hide_others(self, lineage: Iterable[str]) -> None:
+        """Hide the inputs that no run of a lineage has, which is about to be restored.
+
+        Processes that another session has left may still run, so `show_own` follows later.
+        """
+        self._own_names = set().union(*(self._names_by_run.get(run, ()) for run in lineage))
+        for name in self._staged_files.keys() - self._own_names - self._hidden_names:
+            await self._hide_file(name)
+
+    async def show_own(self) -> None:
+        """Show the inputs of the lineage that was restored."""
+        for name in self._own_names & self._hidden_names:
+            await self._show_file(name)
+
+    async def _hide_file(self, name: str) -> None:
+        folder = self._link.inputs_folder
+        if folder is not None:
+            await run_sync(hide_file, folder, name)
+            self._hidden_names.add(name)
+            return
+        path, _ = self._staged_files.pop(name)  # it is copied again when it is needed
+        self._bytes_left += self._copied_bytes.pop(name)
+        if self._link.info.takes_inputs:
+            await self._link.copy_input(name, b"")
+        else:
+            self._link.remove_file(path.removeprefix(f"{WORKSPACE_FOLDER}/"))
+
+    async def _show_file(self, name: str) -> None:
+        folder = self._link.inputs_folder
+        assert folder is not None, "other files are not hidden but removed"
+        await run_sync(show_file, folder, name)
+        self._hidden_names.remove(name)
+
     async def _stage_input(
         self, session: str, entry: InputEntry, observer: StagingObserver
     ) -> tuple[str, int]:
         name = self._inputs.file_name(entry)
+        if name in self._hidden_names:
+            await self._show_file(name)
         if name not in self._staged_files:
             try:
                 self._staged_files[name] = await self._place_file(name, entry, observer)
@@ -137,6 +179,7 @@ class InputStaging:
                 remedy="Use an engine on this machine, raise [sandbox] workspace_mb, or pass less.",
             )
         self._bytes_left -= entry["size"]
+        self._copied_bytes[name] = entry["size"]
         data = await run_sync(self._inputs.read_content, entry)
         if self._link.info.takes_inputs:
             await self._link.copy_input(name, data)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..protocol.wire import MARKER_FILE
 
+HIDDEN_SUFFIX = ".hidden"  # of the folder beside it with the files that its sandbox must not see
 FOLDER_MODE = 0o755  # the sandbox's user is another one than the server's
 READ_ONLY_MODE = 0o444
 
@@ -38,6 +39,7 @@ class SharedFolders:
     def remove_folder(self, sandbox: str) -> None:
         """Remove the folder of a sandbox that is gone."""
         shutil.rmtree(self.root / sandbox, ignore_errors=True)
+        shutil.rmtree(self.root / f"{sandbox}{HIDDEN_SUFFIX}", ignore_errors=True)
 
     def has_folder(self, sandbox: str) -> bool:
         """Return whether a sandbox has a folder: from before its start until it is given up."""
@@ -49,3 +51,16 @@ class SharedFolders:
         for name in names:
             if is_orphan(name):
                 self.remove_folder(name)
+
+
+def hide_file(folder: Path, name: str) -> None:
+    """Take a file out of the folder of a sandbox, and keep it beside the folder."""
+    hidden = folder.with_name(f"{folder.name}{HIDDEN_SUFFIX}")
+    hidden.mkdir(mode=0o700, exist_ok=True)
+    (folder / name).rename(hidden / name)
+
+
+def show_file(folder: Path, name: str) -> None:
+    """Put a hidden file back into the folder of its sandbox."""
+    hidden = folder.with_name(f"{folder.name}{HIDDEN_SUFFIX}")
+    (hidden / name).rename(folder / name)

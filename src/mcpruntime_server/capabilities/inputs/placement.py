@@ -1,8 +1,8 @@
-"""Puts the content of an input where a sandbox can see it: as a hard link, or else as a copy.
+"""Puts the content of an input where a sandbox can see it, as a copy.
 
-A link gives away the requested content and nothing else: neither the file's name nor the right to
-change it, because the sandbox sees the folder read-only. The owner can still change the file;
-a reader of the input notices that. This module is synchronous: call it from a worker thread.
+A hard link would be instant, but code in the sandbox could lock the file (`flock`) and so keep its
+owner from it. File systems that can share blocks between files make the copy as fast. This module
+is synchronous: call it from a worker thread.
 """
 
 from __future__ import annotations
@@ -19,27 +19,7 @@ COPY_BYTES = 8 << 20  # bytes of one read and write
 FICLONE = 0x40049409  # the ioctl that makes a file share the blocks of another
 # The sandbox's user is unknown on this machine, sees the folder read-only, and copies the mode.
 READABLE_MODE = 0o644
-LINKABLE_MODE = 0o204  # others may read the file, and the owner of a copy may write it
 ReportCopied = Callable[[int], None]  # gets the number of bytes copied so far; may raise
-
-
-def link_file(fd: int, target: Path) -> bool:
-    """Make `target` a hard link to the open file; return False if that is impossible.
-
-    It is also impossible if the sandbox could not read the file, or could not write its copies.
-    """
-    if os.fstat(fd).st_mode & LINKABLE_MODE != LINKABLE_MODE:
-        return False
-    try:
-        descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # `follow_symlinks` has an effect only together with a folder descriptor.
-            os.link(str(fd), target, src_dir_fd=descriptors, follow_symlinks=True)
-        finally:
-            os.close(descriptors)
-    except OSError:  # another device, another owner, or a file system without hard links
-        return False
-    return True
 
 
 def copy_file(fd: int, target: Path, report_copied: ReportCopied, digest: str = "") -> None:

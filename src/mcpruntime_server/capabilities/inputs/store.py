@@ -318,8 +318,7 @@ class InputStore:
         fd = self._open_content(entry)
         try:
             has_wal_mode = is_wal_database(files.read_range(fd, 0, HEADER_BYTES))
-            if entry["digest"] or has_wal_mode or not placement.link_file(fd, target):
-                placement.copy_file(fd, target, report_copied, entry["digest"])
+            placement.copy_file(fd, target, report_copied, entry["digest"])
             if has_wal_mode and not entry["digest"]:
                 remove_wal_mode(target)
             info = os.fstat(fd)
