@@ -123,10 +123,19 @@ class SandboxSettings(SettingsTable):
     workspace_mb: PositiveInt = 256
     output_mb: PositiveInt = 16
     timeout_s: Seconds = 120.0
+    max_timeout_s: Seconds = 3600.0  # also where a recorded run is executed again
     pool_size: Count = 1
     checkpoints: Count = 16
     checkpoint_mb: PositiveInt = 256
     mounts: tuple[str, ...] = ()  # "/host/folder:/sandbox/folder[:rw]"; read-only without rw
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` if the usual limit of a run exceeds the greatest one."""
+        if self.timeout_s > self.max_timeout_s:
+            raise ValueError(
+                f"`timeout_s` ({self.timeout_s:g}) exceeds `max_timeout_s` "
+                f"({self.max_timeout_s:g}): raise that, too"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

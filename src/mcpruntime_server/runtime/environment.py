@@ -80,6 +80,7 @@ class Environment:
         self._journal = journal
         self._router = router
         self._max_step_bytes = limits.max_file_bytes + FILE_OVERHEAD_BYTES
+        self._max_step_timeout_s = limits.max_timeout_s
         self._lost_states = lost_states  # run whose variables are lost -> why; of all environments
         self._link_runs: dict[str | None, int] = {None: 0}  # run -> the link's number for it
         self._current_run: str | None = None  # whose end state interpreter and workspace are in
@@ -270,6 +271,7 @@ class Environment:
                 recording,
                 self._router,
                 self._max_step_bytes,
+                self._max_step_timeout_s,
                 park=row is last,
                 inputs=inputs,
             )

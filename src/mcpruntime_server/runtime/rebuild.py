@@ -82,13 +82,15 @@ async def rebuild_step(
     recording: Recording,
     router: Router,
     max_bytes: int,
+    max_timeout_s: float,
     *,
     park: bool,
     inputs: Sequence[InputDescription] = (),
 ) -> RebuiltStep:
     """Execute a recorded step in the state that it started from; raises `SandboxFailed`.
 
-    Its output and its files may have `max_bytes` each.
+    Its output and its files may have `max_bytes` each. Its recorded time limit, which may come from
+    an archive, counts up to `max_timeout_s`.
     """
     start = recording.start
     replayer = Replayer(recording, router)
@@ -97,7 +99,7 @@ async def rebuild_step(
         start.code,
         start.name,
         listener,
-        start.timeout_s * REBUILD_TIMEOUT_FACTOR + REBUILD_EXTRA_S,
+        min(start.timeout_s, max_timeout_s) * REBUILD_TIMEOUT_FACTOR + REBUILD_EXTRA_S,
         start.stale_packages,
         seed=start.seed,
         clock_readings=dict(recording.clock_readings),

@@ -33,6 +33,7 @@ from .router import Router
 from .run_spec import RunSpec
 
 ORDER_TIMEOUT_S = 1.0  # for what came before an answer; threads may change the order, or drop it
+MAX_ORDER_TIMEOUT_S = 60.0  # whatever a recording says of how long a call took
 DIVERGED_ORDER_TIMEOUT_S = 0.05  # once something did not come: the code goes its own way
 CATCH_UP_TIMEOUT_S = 10.0  # for a thread on a loaded machine to repeat a call; then it has diverged
 MAX_ARGS_CHARS = 300  # of a call in a message
@@ -260,7 +261,8 @@ class ReplayOrder:
         self._waiting.add(call.call_id)
         while not released.is_set() and self._finish_positions[call.call_id] >= self._position:
             before = self._position
-            timeout_s = max(ORDER_TIMEOUT_S, 2 * call.duration_ms / 1e3)
+            recorded_s = min(2 * call.duration_ms / 1e3, MAX_ORDER_TIMEOUT_S)
+            timeout_s = max(ORDER_TIMEOUT_S, recorded_s)
             if self._has_diverged:
                 timeout_s = DIVERGED_ORDER_TIMEOUT_S
             with anyio.move_on_after(timeout_s):

@@ -181,7 +181,10 @@ class RunExecution:
         run, notes, restarts = self._run, self._run.report.notes, sandbox.link.restart_reasons
         if stopped == "timeout":
             limit_s = run.spec.timeout_s
-            notes.append(f"Stopped after {limit_s:g} s; pass a larger timeout_s if it needs more.")
+            remedy = "pass a larger timeout_s if it needs more"
+            if limit_s >= run.services.limits.max_timeout_s:
+                remedy = "no run may take longer ([sandbox] max_timeout_s)"
+            notes.append(f"Stopped after {limit_s:g} s; {remedy}.")
         if restarts:  # in this run or since the last one
             notes.append(f"The sandbox says: {truncate_text(restarts[-1], MAX_REASON_CHARS)[0]!r}.")
             restarts.clear()

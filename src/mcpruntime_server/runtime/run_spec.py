@@ -11,8 +11,9 @@ from ..journal.recording import Recording
 
 @dataclass(frozen=True)
 class RunLimits:
-    """How much a run may leave behind, and how long its questions stay open."""
+    """How long a run may take, how much it may leave behind, how long its questions stay open."""
 
+    max_timeout_s: float  # whatever its request or its recording says
     max_file_bytes: int
     max_output_bytes: int
     max_shown_chars: int  # of a field of its result, for a client

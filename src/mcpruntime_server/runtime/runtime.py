@@ -451,6 +451,7 @@ async def open_runtime(
         facts=dict(collect_facts(settings, sandbox, is_isolated=backend.is_isolated)),
     )
     limits = RunLimits(
+        max_timeout_s=sandbox.max_timeout_s,
         max_file_bytes=sandbox.workspace_mb * MB,
         max_output_bytes=sandbox.output_mb * MB,
         max_shown_chars=settings.result_chars,

@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -200,7 +201,8 @@ class Session:
         )
 
     def enqueue_run(self, spec: RunSpec) -> Run:
-        """Queue a run."""
+        """Queue a run, whose time limit is at most the greatest one of the settings."""
+        spec = replace(spec, timeout_s=min(spec.timeout_s, self._services.limits.max_timeout_s))
         slot = self._services.scheduler.create_slot(self.principal)
         run = Run(spec, self.id, self._run_services, slot, self.allowed_targets)
         self.queue.add_run(run)

@@ -94,6 +94,12 @@ class RunToolHandler:
                 await self._runtime.wait_for_files(found.id)
                 inputs = await resolve_context(self._inputs, context, found.tip)
         limit_s = timeout_s or self._config.sandbox.timeout_s
+        most_s = self._config.sandbox.max_timeout_s
+        if timeout_s is not None and timeout_s > most_s:
+            raise InvalidRequest(
+                f"A run may take at most {most_s:g} s, and {timeout_s:g} s were requested.",
+                remedy="Do it in several runs, or raise `max_timeout_s` under [sandbox].",
+            )
         run = found.start_run(
             code, limit_s, key, detached=background, dry_run=dry_run, context=inputs
         )
