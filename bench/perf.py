@@ -20,6 +20,7 @@ from typing import Any
 
 import anyio
 
+from durability_rows import DURABILITY_ROWS
 from harness import BenchmarkRow, start_bare_server, start_server
 from llm_rows import LLM_ROWS
 from restart_rows import RESTART_ROWS
@@ -31,6 +32,7 @@ MeasureRow = Callable[[BenchContext], Awaitable[BenchmarkRow | list[BenchmarkRow
 
 ALL_ROWS: Sequence[MeasureRow] = (
     *SERVER_ROWS,
+    *DURABILITY_ROWS,
     *RESTART_ROWS,
     *TIME_ROWS,
     *SKILL_ROWS,

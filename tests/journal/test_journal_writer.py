@@ -94,6 +94,25 @@ async def test_the_write_ahead_log_is_checkpointed_in_a_quiet_moment(
         await until(lambda: file.stat().st_size > before)
 
 
+async def test_a_commit_on_the_loop_does_not_begin_a_log_because_that_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_writer, "CHECKPOINT_IDLE_S", 0.05)
+
+    def read_salt() -> bytes:  # in the header of the log; each log has another one
+        return (tmp_path / "journal.db-wal").read_bytes()[16:24]
+
+    async with open_journal(tmp_path) as journal:
+        await journal.create_session("s_1", None, "me")
+        before = read_salt()
+        journal.append("s_1", OutputWritten("stdout", "x"))
+        await until(lambda: read_salt() != before)
+        after = read_salt()
+        journal.append("s_1", OutputWritten("stdout", "y"))
+        await journal.flush()
+        assert read_salt() == after
+
+
 async def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
