@@ -14,14 +14,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio import to_thread
 
 from mcpruntime_server.sandbox.docker_backend import DATA_FOLDER_LABEL, data_folder_digest
 from mcpruntime_server.sandbox.docker_engine import DockerEngine
-from tests.helpers.server_connection import ServerConnection
 
 IS_MEASURED = os.environ.get("ATTACKS", "0") not in ("", "0")
 MAX_P99_MS = 100.0
@@ -72,10 +71,25 @@ class Impact:
             assert self.p99_ms <= MAX_P99_MS, f"the bystander waited {self.p99_ms:.0f} ms"
 
 
+class Connection(Protocol):
+    """A client of the server that is attacked."""
+
+    @property
+    def data_dir(self) -> Path:
+        """The data folder of the server."""
+
+    @property
+    def server_pids(self) -> list[int]:
+        """The ids of its processes."""
+
+    async def evaluate(self, code: str, session: str, /) -> Any:
+        """Run code and return its value."""
+
+
 impacts: dict[str, Impact] = {}  # by the id of the test
 
 
-def resident_mb(server: ServerConnection) -> float:
+def resident_mb(server: Connection) -> float:
     """Return the resident memory of the server processes in MB."""
     pages = 0
     for pid in server.server_pids:
@@ -104,7 +118,7 @@ def count_sandboxes_left(data_dir: Path) -> int:
 
 
 @asynccontextmanager
-async def observe(server: ServerConnection) -> AsyncIterator[Impact]:
+async def observe(server: Connection) -> AsyncIterator[Impact]:
     """Let a bystander work during the block, and check what the block did to it."""
     impact = Impact()
     impacts[os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]] = impact

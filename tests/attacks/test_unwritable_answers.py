@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mcpruntime_server.server.stdio_transport import encode_message
 from tests.helpers.commands import run_command
 from tests.helpers.forged_messages import FORGE
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
+from tests.upstreams import own_server_entry
 
 from .bystander import observe
 
@@ -47,6 +49,17 @@ FORGED = {
     "an argument that is NaN": ("Call", CALL % (ECHO, b"[NaN,Infinity]")),
     "a report of a skill": ("Call", CALL % (b"skills.used", DEEP)),
 }
+
+
+@pytest.fixture(scope="module", params=["legacy", "auto"])
+async def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[ServerConnection]:
+    """A server with an upstream, used in the protocol of either era."""
+    upstreams = {"lively": own_server_entry("lively")}
+    settings = write_settings(tmp_path_factory.mktemp("server"), mcpServers=upstreams)
+    async with connect_server(settings, mode=request.param) as connection:
+        yield connection
 
 
 @pytest.mark.parametrize("forged", FORGED)

@@ -14,10 +14,10 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 
@@ -57,6 +57,10 @@ PATH_KEYS = {
     ("skills", "folder"),
 }
 PROVIDER_PATH_FIELDS = ("path", "sqlite", "python")
+MAX_NESTING = 20  # of tables and lists
+MAX_NUMBER = 1 << 63
+
+T = TypeVar("T")
 
 
 def _variable_name(key: SettingKey) -> str:
@@ -169,7 +173,7 @@ def _read_settings_file(path: Path) -> str:
 
 def _parse_toml(path: Path, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return check_plain_values(tomllib.loads(text))
     except tomllib.TOMLDecodeError as exc:
         reason, line, column = str(exc), text.count("\n") + 1, 1
         pattern = r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)"
@@ -179,6 +183,26 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
         raise ConfigError(
             f"The settings file {path} is not TOML: line {line}, column {column}: {reason}."
         ) from exc
+    except (ValueError, RecursionError) as exc:  # a number or nesting that Python refuses to read
+        raise ConfigError(f"The settings file {path} is not usable: {exc!s:.200}.") from exc
+
+
+def check_plain_values(tree: T) -> T:
+    """Return parsed settings; raises `ValueError` for nesting and numbers that none has."""
+    level: list[Any] = [tree]
+    for _ in range(MAX_NESTING):
+        level = [item for each in level for item in _iter_items(each)]
+        if any(type(item) is int and abs(item) > MAX_NUMBER for item in level):
+            raise ValueError("a number is too large")
+        if not level:
+            return tree
+    raise ValueError(f"it is nested more than {MAX_NESTING} deep")
+
+
+def _iter_items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _read_environment(environ: Mapping[str, str], problems: list[str]) -> dict[SettingKey, Any]:
@@ -219,8 +243,8 @@ def _parse_list(text: str) -> Any:
     if not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",") if item.strip()]
     try:
-        return json.loads(text)
-    except ValueError:
+        return check_plain_values(json.loads(text))
+    except (ValueError, RecursionError):
         return text
 
 

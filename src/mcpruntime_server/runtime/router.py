@@ -28,7 +28,7 @@ from ..journal.events import (
     canonical_json,
 )
 from ..protocol.library_names import PLANNED_RESULT_TEXT
-from ..protocol.wire import ABANDON_TARGET, Call, Reply
+from ..protocol.wire import ABANDON_TARGET, Call, Reply, escape_surrogates
 from .call_journal import CallJournal, LedgerEntry
 from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND
 from .plan import PLANNED_KIND, Plan, PlannedCall
@@ -384,7 +384,8 @@ def _elapsed_ms(started: float) -> float:
 def _describe_failure(target: str, exc: Exception) -> CallError:
     """Return `exc` as the error that code gets; the text of an unforeseen one stays here."""
     if isinstance(exc, CallFailed):
-        return {"kind": exc.kind, "message": str(exc), "data": _drop_invalid_json(exc.data)}
+        message = escape_surrogates(str(exc))  # it may quote an upstream
+        return {"kind": exc.kind, "message": message, "data": _drop_invalid_json(exc.data)}
     kind, message = "internal", f"{target} failed inside the server; its log says why."
     if isinstance(exc, JournalFailed):
         kind = "unavailable"

@@ -41,8 +41,9 @@ WRITE_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is writable takes so much wit
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one message; a client that sends more is broken
 MAX_REQUEST_ID_CHARS = 1_000
 MAX_REQUEST_NUMBER = 1 << 63
-JSON_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-JSON_BRACKETS = re.compile(rb"[\[\]{}]")
+# A text without an end is one token, too: else each quotation mark in it would be tried.
+JSON_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+REQUEST_ID = re.compile(rb'\s*:\s*(-?(?:0|[1-9]\d{0,18})|"[\w .-]{0,100}")\s*[,}]')
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +233,8 @@ def parse_message(line: bytes) -> SessionMessage | JSONRPCError:
     JSON can contain half of a surrogate pair, which the SDK refuses. Here it stays visible as an
     escape.
     """
+    if refusal := refuse_deep_line(line):
+        return refusal
     try:
         message = jsonrpc_message_adapter.validate_json(line, by_name=False)
     except ValidationError:
@@ -244,22 +247,26 @@ def parse_message(line: bytes) -> SessionMessage | JSONRPCError:
         except ValidationError:
             request_id = data.get("id") if isinstance(data, dict) else None
             return _error_response(request_id, INVALID_REQUEST, "A line is not JSON-RPC.")
-    if is_nested_too_deeply(line):
-        text = f"A line is nested more than {MAX_DATA_DEPTH} deep."
-        return _error_response(getattr(message, "id", None), INVALID_REQUEST, text)
     return SessionMessage(message)
 
 
-def is_nested_too_deeply(line: bytes) -> bool:
-    """Return whether JSON has more than `MAX_DATA_DEPTH` arrays and objects in each other."""
+def refuse_deep_line(line: bytes) -> JSONRPCError | None:
+    """Return the error that answers a line which is nested too deeply to be parsed."""
     if line.count(b"[") + line.count(b"{") <= MAX_DATA_DEPTH:
-        return False
-    depth = 0
-    for bracket in JSON_BRACKETS.finditer(JSON_TEXT.sub(b"", line)):
-        depth += 1 if bracket[0] in b"[{" else -1
+        return None
+    depth, request_id = 0, None
+    for found in JSON_TOKENS.finditer(line):
+        token = found[0]
+        if token in b"[{":
+            depth += 1
+        elif token in b"]}":
+            depth -= 1
+        elif token == b'"id"' and depth == 1 and (value := REQUEST_ID.match(line, found.end())):
+            request_id = json.loads(value[1])
         if depth > MAX_DATA_DEPTH:
-            return True
-    return False
+            text = f"A line is nested more than {MAX_DATA_DEPTH} deep."
+            return _error_response(request_id, INVALID_REQUEST, text)
+    return None
 
 
 def _error_response(request_id: Any, code: int, text: str) -> JSONRPCError:
