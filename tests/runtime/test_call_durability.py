@@ -15,7 +15,7 @@ import pytest
 from mcpruntime_server.capabilities.inputs.store import InputStore
 from mcpruntime_server.config import SandboxSettings, ServerSettings
 from mcpruntime_server.errors import CallFailed
-from mcpruntime_server.journal.store import Journal, open_journal
+from mcpruntime_server.journal.store import Durability, Journal, open_journal
 from mcpruntime_server.runtime.router import Route, Router
 from mcpruntime_server.runtime.run import Run
 from mcpruntime_server.runtime.runtime import Runtime, open_runtime
@@ -62,7 +62,9 @@ class Outside:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[tuple[Runtime, Outside]]:
+async def running(
+    folder: Path, durability: Durability = "process"
+) -> AsyncIterator[tuple[Runtime, Outside]]:
     backend = LocalBackend(
         SANDBOX, folder / "boxes", KERNEL_ARGV, KERNEL_ENV, "tester", lambda each: each == "tester"
     )
@@ -76,7 +78,7 @@ async def running(folder: Path) -> AsyncIterator[tuple[Runtime, Outside]]:
         }
     )
     async with (
-        open_journal(folder / "data") as journal,
+        open_journal(folder / "data", durability=durability) as journal,
         open_runtime(
             ServerSettings(), SANDBOX, journal, router, backend, InputStore(journal)
         ) as runtime,

@@ -139,6 +139,7 @@ class Environment:
 
     async def save_files(self, run: Run) -> None:
         """Journal the files that `run` changed when they have arrived; runs are saved in order."""
+        run.lost_files = "The sandbox did not send them in time."
         try:
             async with self._saving_lock:
                 with move_on_after(FILES_TIMEOUT_S):
@@ -146,9 +147,8 @@ class Environment:
                 if not run.listener.file_receiver.is_complete:
                     self.link.fail("it did not send the files of its last run in time")
                 stored = await run.listener.store_files(self._journal)
-                if stored is None:
-                    run.lost_files = "The sandbox did not send them."
-                else:
+                if stored is not None:
+                    run.lost_files = ""
                     self._record_stored_files(run, stored)
         except JournalFailed as exc:
             logger.error("the files of run %s were not saved: %s", run.id, exc)
