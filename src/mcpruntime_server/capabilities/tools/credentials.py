@@ -2,34 +2,58 @@
 
 They are replaced in answers, errors and logs before anything else sees these.
 
-Rule 1: what counts as one: every value of `env`, `headers`, `args` and the secret parts of a URL,
-if its name says so (`--token`, `API_KEY`) and it has six characters; and whatever its name, if it
-has eight and is not plain. Plain are numbers, paths, addresses without a password, and words of
-letters: replacing `production`, `8080` or `/home/me` in answers would falsify them.
-Rule 2: each is replaced as it is, escaped as JSON, percent-encoded, in hexadecimal and in base64,
-alone or as either half of a Basic authorization; a number also as a JSON number.
+Rule 1: what counts as one: every value of `env`, `headers`, `args` and the URL, and every part of
+it that is a value itself (`KEY=value`, JSON, a line, what follows "Bearer"), if its name says so
+(`--token`, `API_KEY`) and it has six characters; and whatever its name, if it has eight and is not
+plain. Plain are numbers, paths, words, addresses, and names of hosts, packages and languages:
+replacing `production`, `us-east-1` or `/home/me` in answers would falsify them.
+Rule 2: each is replaced as it is, escaped for JSON, Python or HTML, percent-encoded, in hexadecimal
+and in base64, alone or as either half of a Basic authorization; a number also as a JSON number;
+and where neighbours in a list have its parts.
+Rule 3: this is about upstreams that repeat what they were given. One that wants to tell it can
+spell it in endless ways.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
-from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...config import UpstreamSettings
-from ...config.credentials import is_credential_name
-from ..credential_forms import encode_base64_forms
+from ...config.credentials import find_known_credential, is_credential_name, is_random_text
+from ..credential_forms import MAX_END_CHARS, make_form_patterns
 
 MIN_NAMED_CHARS = 6
 MIN_UNNAMED_CHARS = 8  # shorter values occur by chance
+MAX_NUMBER_DIGITS = 300  # of a credential that is a number
+MAX_NESTED_VALUES = 5  # values within values, such as a URL in JSON in a variable
 REDACTED = "***"
-PATH = re.compile(r"[~.]{0,2}[/\\]|[A-Za-z]:[/\\]")
-WORDS = re.compile(r"[A-Z]?[a-z]+(?:[ ._:/-][A-Z]?[a-z]+)*|[A-Z]+(?:[ ._:-][A-Z]+)*")
-BASE64_END = r"[A-Za-z0-9+/]{0,4}={0,2}"  # which depends on what follows the value
-NUMBER = re.compile(r"[+-]?[0-9.,:_-]+")
+PLAIN_VALUES = tuple(
+    map(
+        re.compile,
+        (
+            r"[+-]?[0-9.,:_-]+(?:T[0-9.:]+Z?)?",  # a number, a date
+            r"(?:[~.]{0,2}[/\\]|[A-Za-z]:[/\\]).*",  # a path
+            # words, with one number or short ones among them: "us-east-1", "en_US.UTF-8"
+            r"(?=[^0-9]*[0-9]{0,4}[^0-9]*$|(?:[^0-9]*[0-9]{1,2}(?![0-9]))*[^0-9]*$)"
+            r"(?:[A-Z]?[a-z]+|[A-Z]+|[0-9]+)(?:[ ._:/-](?:[A-Z]?[a-z]+|[A-Z]+|[0-9]+))*",
+            r"[\w.+-]+@(?:[\w-]+\.)+[A-Za-z]{2,12}",  # a mail address
+            r"(?:(?:[a-z0-9-]+\.)+[a-z]{2,12}|localhost)(?::[0-9]+)?(?:/[a-z.-]*)*",  # a host
+            r"(?:@[a-z0-9-]+/[a-z0-9._-]+|[a-z-]+)(?:(?:@|==)[0-9a-z.^~]+)?",  # a package
+        ),
+    )
+)
+KEY_AND_VALUE = re.compile(r"([A-Za-z_][\w. -]{0,80})[=:]\s*(\"[^\"]*\"|'[^']*'|[^;&\s]+)")
+ASSIGNMENT = re.compile(r"-{0,2}([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer|token|apikey|key)\s+(\S+)")
+ADDRESS_SECRET = re.compile(r"[0-9a-fA-F-]{24,}|[A-Za-z0-9_~-]*[0-9][A-Za-z0-9_~-]*")
+MIN_ADDRESS_SECRET_CHARS = 16  # of a key that is a part of a URL's path
+QUOTES = "\"'"
 
 
 class Credentials:
@@ -38,12 +62,17 @@ class Credentials:
     def __init__(self, values: Iterable[str]) -> None:
         known = set(values)
         # The longest first, so that no rest remains of a form that contains another one.
-        forms = sorted({form for value in known for form in spell(value)}, key=len, reverse=True)
-        pattern = "|".join(forms)
+        forms = {form for value in known for form in make_form_patterns(value)}
+        pattern = "|".join(sorted(forms, key=len, reverse=True))
         self._pattern = re.compile(pattern) if forms else None
-        self._bytes_pattern = re.compile(pattern.encode())
-        self._numbers = {int(value) for value in known if value.isascii() and value.isdigit()}
+        self._bytes_pattern = re.compile(pattern.encode("utf-8", "surrogateescape"))
+        self._numbers = {
+            int(value)
+            for value in known
+            if value.isascii() and value.isdigit() and len(value) <= MAX_NUMBER_DIGITS
+        }
         self.max_form_bytes = max((len(form.encode()) for form in forms), default=0)
+        self.max_form_bytes += MAX_END_CHARS
 
     def __bool__(self) -> bool:
         return self._pattern is not None
@@ -53,12 +82,37 @@ class Credentials:
         if isinstance(value, str):
             return self.redact_text(value)
         if isinstance(value, list):
-            return [self.redact(item) for item in value]
+            return [self.redact(item) for item in self._redact_neighbours(value)]
         if isinstance(value, dict):
             return {self.redact_text(key): self.redact(item) for key, item in value.items()}
-        if self._numbers and type(value) is int and value in self._numbers:
+        if self._numbers and type(value) in (int, float) and value in self._numbers:
             return REDACTED
         return value
+
+    def _redact_neighbours(self, values: list[Any]) -> list[Any]:
+        """Return a list without the parts of a credential that are in texts beside each other."""
+        texts = [value for value in values if isinstance(value, str)]
+        if self._pattern is None or len(texts) < 2:
+            return values
+        whole = "".join(texts)
+        spans = [match.span() for match in self._pattern.finditer(whole)]
+        if not spans:
+            return values
+        found: list[Any] = []
+        start = 0
+        for value in values:
+            if not isinstance(value, str):
+                found.append(value)
+                continue
+            end = start + len(value)
+            kept, position = "", start
+            for first, last in spans:
+                if first < end and last > start:
+                    kept += whole[position : max(first, start)] + REDACTED
+                    position = min(last, end)
+            found.append(kept + whole[position:end])
+            start = end
+        return found
 
     def redact_text(self, text: str) -> str:
         """Return `text` with every known credential replaced."""
@@ -69,28 +123,18 @@ class Credentials:
         return self._bytes_pattern.sub(REDACTED.encode(), data) if self else data
 
 
-def spell(value: str) -> Iterator[str]:
-    """Yield patterns of the forms in which `value` may occur in a text."""
-    in_json = (json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False))
-    in_addresses = quote(value), quote(value, safe=""), quote_plus(value)
-    for form in (value, *in_json, *in_addresses, value.encode().hex()):
-        yield re.escape(form)
-    for form in encode_base64_forms(value):
-        yield re.escape(form) + BASE64_END
-
-
 def collect_credentials(settings: UpstreamSettings) -> Credentials:
     """Return the credentials in `settings`."""
     named = [(name, value.get_secret_value()) for name, value in settings.env.items()]
-    for name, header in settings.headers.items():
-        text = header.get_secret_value()
-        named += [("credentials", each) for each in text.split()[1:]]  # after "Bearer" or "Basic"
-        named.append((name, text))
+    named += [(name, value.get_secret_value()) for name, value in settings.headers.items()]
     named += _named_arguments(settings.args)
-    found = {value for name, value in named if is_credential(name, value)}
-    for text in (settings.url or "", *(value for _, value in named)):
-        found.update(_url_credentials(text))
-    return Credentials(found)
+    named.append(("", settings.url or ""))
+    return Credentials(
+        value
+        for name, text in named
+        for key, value in _split_value(name, text)
+        if is_credential(key, value)
+    )
 
 
 def is_credential(name: str, value: str) -> bool:
@@ -101,36 +145,103 @@ def is_credential(name: str, value: str) -> bool:
 
 
 def is_plain(value: str) -> bool:
-    """Return whether a value says nothing secret: a number, a path, an address, or words."""
-    if NUMBER.fullmatch(value) or WORDS.fullmatch(value) or PATH.match(value):
+    """Return whether a value says nothing secret."""
+    if find_known_credential(value):
+        return False
+    if any(pattern.fullmatch(value) for pattern in PLAIN_VALUES):
         return True
-    return "://" in value and not any(_url_credentials(value))
+    if assignment := ASSIGNMENT.fullmatch(value):
+        return not is_credential(assignment[1], assignment[2])
+    return "://" in value and not any(
+        is_credential(key, part) for key, part in _split_address(value)
+    )
 
 
 def _named_arguments(args: Sequence[str]) -> list[tuple[str, str]]:
     """Return the values among arguments, each with the name of its option, if it has one."""
     found = []
     for before, argument in zip_longest(("", *args), args, fillvalue=""):
-        option, is_joined, value = argument.partition("=")
-        if not argument.startswith("-"):
-            found.append((before.strip("-") if before.startswith("-") else "", argument))
-        elif is_joined:
-            found.append((option.strip("-"), value))
+        option = before.strip("-") if before.startswith("-") and "=" not in before else ""
+        if not argument.startswith("-") or is_credential_name(option):
+            found.append((option, argument))
+        elif "=" not in argument and not argument.startswith("--"):
+            found.append(("", argument[2:]))  # as in -pPASSWORD
+        else:
+            found.append(("", argument))
     return found
 
 
-def _url_credentials(text: str) -> list[str]:
-    """Return the password and the secret parameters of a URL; none if `text` is not one."""
+def _split_value(name: str, text: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield a value and the values in it, each with its name."""
+    if not text or depth > MAX_NESTED_VALUES:
+        return
+    assignment = ASSIGNMENT.fullmatch(text)
+    if not (assignment and is_plain(text)) and not text.startswith("--"):
+        yield name, text
+    inner = {("", text.strip()), ("", text.strip(QUOTES))} - {("", text)}
+    found = [(name, each) for _, each in inner]
+    if assignment:
+        found.append((assignment[1], assignment[2]))
+    found += [(name, line) for line in text.splitlines() if line != text and line[:5] != "-----"]
+    found += [(key.strip(), each.strip(QUOTES)) for key, each in KEY_AND_VALUE.findall(text)]
+    found += _split_json(name, text)
+    found += _split_address(text)
+    for scheme, credential in AUTHORIZATION.findall(text):
+        found.append(("credential", credential))
+        if scheme.lower() == "basic":
+            found += _split_basic(credential)
+    for key, each in found:
+        if each != text:
+            yield from _split_value(key, each, depth + 1)
+
+
+def _split_json(name: str, text: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts in JSON, each with its key."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return
     try:
-        url = urlsplit(text)
-        password = url.password or ""
+        remaining = [(name, json.loads(text))]
+    except (ValueError, RecursionError):
+        return
+    while remaining:
+        key, value = remaining.pop()
+        if isinstance(value, dict):
+            remaining += value.items()
+        elif isinstance(value, list):
+            remaining += [(key, each) for each in value]
+        elif isinstance(value, str):
+            yield key, value
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, str(value)
+
+
+def _split_basic(credential: str) -> list[tuple[str, str]]:
+    """Return the user and the password of a Basic authorization."""
+    try:
+        user, _, password = base64.b64decode(credential).decode().partition(":")
     except ValueError:
         return []
+    return [("", user), ("password", password)]
+
+
+def _split_address(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the parts of a URL that may be secret; none if `text` is not one."""
+    try:
+        url = urlsplit(text.removeprefix("jdbc:"))
+        user, password = url.username or "", url.password or ""
+    except ValueError:
+        return
     if not url.scheme or not url.netloc:
-        return []
-    named = [("password", password), ("password", unquote(password))]
-    named += [pair for pair in parse_qsl(url.query) if is_credential_name(pair[0])]
-    return [value for name, value in named if is_credential(name, value)]
+        return
+    for name, value in (("" if password else "credential", user), ("password", password)):
+        yield name, value
+        yield name, unquote(value)
+    yield from parse_qsl(url.query)
+    yield from parse_qsl(url.fragment)
+    for part in url.path.split("/"):
+        is_long = len(part) >= MIN_ADDRESS_SECRET_CHARS
+        if is_long and (ADDRESS_SECRET.fullmatch(part) or is_random_text(part)):
+            yield "credential", part
 
 
 def reveal_secrets(table: Mapping[str, Any]) -> dict[str, str]:

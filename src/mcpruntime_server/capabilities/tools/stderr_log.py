@@ -112,7 +112,8 @@ def _copy_lines(reader: int, path: Path, credentials: Credentials) -> None:
             lines, newline, pending = (pending + data).rpartition(b"\n")
             if len(pending) > MAX_LINE_BYTES:
                 # What may be the beginning of a credential waits for its end.
-                end = len(pending) - credentials.max_form_bytes
+                pending = credentials.redact_bytes(pending)
+                end = max(len(pending) - credentials.max_form_bytes, 0)
                 lines, newline, pending = lines + newline + pending[:end], b"\n", pending[end:]
             if lines:
                 _append_to_log(path, credentials.redact_bytes(lines + newline))

@@ -8,6 +8,7 @@ Rule 3: a text block that is a JSON object or array is parsed; every other text 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mcp import types
@@ -41,10 +42,14 @@ def to_json_data(result: types.CallToolResult, is_wrapped: bool) -> Any:
     return values or None
 
 
-def error_message(result: types.CallToolResult, limit: int) -> str:
-    """Return the text of a failed result, at most `limit` characters."""
-    texts = [block.text for block in result.content if isinstance(block, types.TextContent)]
-    return "\n".join(texts).strip()[:limit] or "the tool failed without a message"
+def error_texts(result: types.CallToolResult) -> list[str]:
+    """Return the text blocks of a failed result."""
+    return [block.text for block in result.content if isinstance(block, types.TextContent)]
+
+
+def error_message(texts: Sequence[str]) -> str:
+    """Return the message of a failed result that has these text blocks."""
+    return "\n".join(texts).strip() or "the tool failed without a message"
 
 
 def content_block_value(block: types.ContentBlock) -> Any:

@@ -37,11 +37,11 @@ from .catalogue_cache import (
     dump_tool,
     parse_tool,
 )
-from .credentials import collect_credentials
+from .credentials import Credentials, collect_credentials
 from .direct_requests import CLOSED_MESSAGE, DirectCalls
 from .output_checks import OutputChecks, ToolBounds, accept_result
 from .stderr_log import log_path, log_size, quote_last_lines
-from .tool_results import error_message, has_result_wrapper, to_json_data
+from .tool_results import error_message, error_texts, has_result_wrapper, to_json_data
 from .transport import TransportState, open_transport
 
 MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an error
@@ -242,9 +242,9 @@ class Upstream:
         async with self._call_slots:
             result = await self._send(tool, lambda to: self._call_checked(to, tool, arguments))
         if result.is_error:
-            message = self._credentials.redact_text(error_message(result, MAX_MESSAGE_CHARS))
+            message = error_message(self._credentials.redact(error_texts(result)))
             data = self._credentials.redact(result.structured_content)
-            raise CallFailed("tool_error", message, data=data)
+            raise CallFailed("tool_error", message[:MAX_MESSAGE_CHARS], data=data)
         value = to_json_data(result, tool in self._wrapped_tools)
         return self._credentials.redact(value) if self._credentials else value
 
@@ -378,14 +378,13 @@ class Upstream:
                 await self._run_connection(state, start_scope)
         except Exception as raised:  # noqa: BLE001 - the supervisor survives every kind of failure
             error = innermost_exception(raised)
-            problem = describe_connect_error(error, state.http_status)
+            problem = describe_connect_error(error, state.http_status, self._credentials)
             is_protocol_error = isinstance(error, ValidationError)
         was_ready = self._attempt is not attempt
         was_stable = anyio.current_time() - started_at > STABLE_CONNECTION_S
         self._failed_attempts = 0 if was_ready and was_stable else self._failed_attempts + 1
         self._retry_at = anyio.current_time() + self._retry_delay_s()
         if not was_ready:
-            problem = self._credentials.redact_text(problem)
             stderr = await self._quote_stderr()
             self._finish_attempt(self._build_connect_failure(problem, is_protocol_error, stderr))
 
@@ -492,7 +491,8 @@ class Upstream:
         if self._live_since is None:
             self._live_since = self.generation
         server = client.server_info
-        self._unsaved = Catalogue(tools, server.version if server else "", time.time())
+        version = self._credentials.redact_text(server.version) if server else ""
+        self._unsaved = Catalogue(tools, version, time.time())
         self._listed.set()
 
     def _set_tools(self, tools: tuple[types.Tool, ...]) -> None:
@@ -553,17 +553,19 @@ def innermost_exception(error: BaseException) -> BaseException:
     return error
 
 
-def describe_connect_error(error: BaseException, http_status: int) -> str:
+def describe_connect_error(error: BaseException, http_status: int, credentials: Credentials) -> str:
     """Return why a connection failed, without text that may contain a URL or a credential."""
     if http_status in (401, 403):
         return f"it refused the credentials (HTTP {http_status})"
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
-        return f"{error.filename!r}: {error.strerror}"
+        return f"{credentials.redact_text(str(error.filename))!r}: {error.strerror}"
     if isinstance(error, MCPError) and error.message == CLOSED_MESSAGE:
         return "it exited before it was ready"
     status = f" (HTTP {http_status})" if http_status else ""
     if isinstance(error, MCPError):
-        return f"it answered with error {error.code}, {error.message[:MAX_MESSAGE_CHARS]!r}{status}"
+        # It is redacted before it is cut, because a part of a credential would not be found.
+        message = credentials.redact_text(error.message)[:MAX_MESSAGE_CHARS]
+        return f"it answered with error {error.code}, {message!r}{status}"
     if isinstance(error, ValidationError):
         return f"its answer is not a valid {error.title}{status}"
     return f"the connection failed with {type(error).__name__}{status}"
