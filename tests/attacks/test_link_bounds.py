@@ -58,7 +58,7 @@ async def test_arguments_that_are_too_large_get_a_clear_error(server: ServerConn
         "from tools.lively import echo\n"
         "try: echo(text='x' * 9_000_000)\nexcept Exception as exc: said = str(exc)\nsaid"
     )
-    assert "the limit is 8,388,608" in await server.evaluate(code, "large")
+    assert "the limit is 4,194,304" in await server.evaluate(code, "large")
 
 
 async def test_many_large_calls_in_threads_get_their_own_answers(server: ServerConnection) -> None:

@@ -40,12 +40,21 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0
 PATHS = st.lists(NAMES.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map(
     "/".join
 )
-PATH_FIELDS = {"path": PATHS, "changed": st.lists(PATHS), "removed": st.lists(PATHS)}
+LIMITED_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "path": PATHS,
+    "changed": st.lists(PATHS),
+    "removed": st.lists(PATHS),
+    "unreadable": st.lists(PATHS),
+    "stream": st.sampled_from(wire.OUTPUT_STREAMS),
+    "dropped_bytes": st.integers(0, wire.MAX_DROPPED_BYTES),
+    "call_id": st.integers(0, wire.MAX_CALL_ID - 1),
+    "line": st.none() | st.integers(0, wire.MAX_LINE - 1),
+}
 
 
 def a_message(cls: type[wire.Message]) -> st.SearchStrategy[wire.Message]:
     parts = {name: FIELDS[str(annotation)] for name, annotation in cls.__annotations__.items()}
-    parts |= {name: paths for name, paths in PATH_FIELDS.items() if name in parts}
+    parts |= {name: limited for name, limited in LIMITED_FIELDS.items() if name in parts}
     return st.fixed_dictionaries(parts).map(lambda fields: cls(**fields))
 
 
@@ -173,3 +182,34 @@ def test_json_that_is_nested_too_deeply_is_an_error() -> None:
     body = bytes([wire.TYPE_CODES[wire.Reply]]) + head
     with pytest.raises(wire.WireError):
         wire.MessageDecoder().decode_messages(len(body).to_bytes(4, "big") + body)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Output(1, "other", 0, b""),
+        wire.Output(1, "stdout", -1, b""),
+        wire.Output(1, "stdout", 1 << 60, b""),
+        wire.Call(-1, 1, "tools.x", {}),
+        wire.Call(1 << 70, 1, "tools.x", {}),
+        wire.Call(1, 1, "tools.x", {}, 10**4000),
+        wire.Call(1, 1, "t" * 2_000, {}),
+        wire.FilesChanged(1, ["a//b"], []),
+        wire.FilesChanged(1, [], [""]),
+        wire.FilesChanged(1, [], ["ok", "../up"]),
+        wire.FilesChanged(1, ["x" * 5_000], []),
+        wire.FilesSaved(1, ["a/."]),
+    ],
+)
+def test_what_no_honest_sandbox_says_is_no_message(message: wire.Message) -> None:
+    fields = dict(vars(message))
+    payload = b"\n" + fields.pop("data") if "data" in fields else b""
+    body = bytes([wire.TYPE_CODES[type(message)]]) + json.dumps(fields).encode() + payload
+    with pytest.raises(wire.WireError):
+        wire.MessageDecoder().decode_messages(len(body).to_bytes(4, "big") + body)
+
+
+def test_many_paths_are_taken() -> None:
+    paths = [f"folder {n}/..x/.y/{n}.txt" for n in range(10_000)]
+    message = wire.FilesChanged(1, paths, ["a", "..."])
+    assert wire.MessageDecoder().decode_messages(wire.encode_message(message)) == [message]

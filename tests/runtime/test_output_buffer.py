@@ -78,7 +78,22 @@ def test_more_output_than_the_worker_lets_through_breaks_the_protocol() -> None:
         out.receive_output(output(bytes(2 * OUTPUT_OVERHEAD_BYTES + 1)))
 
 
-def test_an_unknown_stream_is_ignored() -> None:
-    out, events = buffer()
-    out.receive_output(output(b"x", stream="other"))
-    assert (events, out.positions()) == ([], {"stdout": 0, "stderr": 0})
+def test_a_flood_of_notes_on_dropped_bytes_leaves_few_in_text_and_journal() -> None:
+    out, events = buffer(max_bytes=1_000_000)
+    for _ in range(1_000):
+        out.receive_output(output(b"", dropped=1))
+    out.close()
+    assert "992 bytes of output dropped" in out.stream_text("stdout")
+    assert len(events) < 12
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 50_000, b"text " * 10_000])
+def test_output_beyond_the_limit_is_dropped_and_counted(data: bytes) -> None:
+    out, events = buffer(max_bytes=0)
+    for _ in range(40):
+        out.receive_output(output(data))
+    out.close()
+    text = out.stream_text("stdout")
+    assert len(text) <= OUTPUT_OVERHEAD_BYTES + 60
+    assert text.endswith("bytes of output dropped: limit reached]\n")
+    assert "".join(event.text for event in events) == text

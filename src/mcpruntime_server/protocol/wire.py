@@ -48,7 +48,14 @@ CHUNK_BYTES = 256 * 1024  # file content or output in one frame, so that other m
 MAX_CHUNK_BYTES = 1024 * 1024  # of a frame with such a chunk
 MAX_CONTROL_BYTES = 64 * 1024  # of a message that only says what has happened
 MAX_DATA_BYTES = 8 * 1024 * 1024  # of a message with data or names that code chooses
+MAX_CALL_JSON_BYTES = 4 * 1024 * 1024  # of a call without its payload
 MAX_ELEMENTS = 250_000  # of all arrays and objects in such a message together
+MAX_CALL_ELEMENTS = 100_000
+MAX_PATH_BYTES = 4096  # of the path of a file, as Linux has it
+MAX_CALL_ID = 1 << 63
+MAX_LINE = 1 << 31
+MAX_DROPPED_BYTES = 1 << 53
+OUTPUT_STREAMS = ("stdout", "stderr")
 MAX_TARGET_CHARS = 1_000  # of the name of what is called
 MAX_DATA_DEPTH = 100  # of nested arrays and objects in a message; no JSON reader refuses as much
 HEADER_BYTES = 5  # length and type code
@@ -64,7 +71,7 @@ TYPE_CHECKS: Dict[str, Callable[[Any], bool]] = {
     "str": lambda value: type(value) is str,
     "bytes": lambda value: type(value) is bytes,
     "Any": lambda value: True,
-    "List[str]": lambda value: type(value) is list and all(type(item) is str for item in value),
+    "List[str]": lambda value: type(value) is list and {str}.issuperset(map(type, value)),
     "Optional[List[Any]]": lambda value: value is None or type(value) is list,
     "Dict[str, Any]": lambda value: type(value) is dict,
     "Optional[int]": lambda value: value is None or type(value) is int,
@@ -92,6 +99,7 @@ class Message:
     HAS_PAYLOAD: ClassVar[bool] = False
     MAX_BYTES: ClassVar[int] = MAX_FRAME_BYTES
     MAX_ELEMENTS: ClassVar[int] = MAX_FRAME_BYTES
+    MAX_JSON_BYTES: ClassVar[int] = MAX_FRAME_BYTES  # of all fields without the payload
 
     def __init_subclass__(cls) -> None:
         cls.FIELDS = tuple((name, TYPE_CHECKS[kind]) for name, kind in cls.__annotations__.items())
@@ -229,19 +237,27 @@ class Ready(Message):
 class Output(Message):
     """What the run printed."""
 
-    MAX_BYTES = MAX_CHUNK_BYTES
+    MAX_BYTES = MAX_CONTROL_BYTES
 
     run_number: int
     stream: str  # "stdout" | "stderr"
     dropped_bytes: int  # left out before `data`, because of the limit
     data: bytes
 
+    def check(self) -> None:
+        """Raise `ValueError` if there is no such stream, or no such number of bytes."""
+        if self.stream not in OUTPUT_STREAMS:
+            raise ValueError(f"there is no stream {self.stream!r:.80}")
+        if not 0 <= self.dropped_bytes <= MAX_DROPPED_BYTES:
+            raise ValueError("its number of dropped bytes is impossible")
+
 
 class Call(Message):
     """Sandboxed code asks the host for something."""
 
-    MAX_BYTES = MAX_DATA_BYTES
-    MAX_ELEMENTS = MAX_ELEMENTS
+    MAX_BYTES = MAX_DATA_BYTES + MAX_CONTROL_BYTES
+    MAX_JSON_BYTES = MAX_CALL_JSON_BYTES
+    MAX_ELEMENTS = MAX_CALL_ELEMENTS
 
     call_id: int
     run_number: int
@@ -252,9 +268,11 @@ class Call(Message):
     data: bytes = b""  # for the handler: neither journaled nor compared by a replay
 
     def check(self) -> None:
-        """Raise `ValueError` if the target is longer than any name of a tool."""
+        """Raise `ValueError` if it is no call that our worker could make."""
         if len(self.target) > MAX_TARGET_CHARS:
             raise ValueError(f"its target has more than {MAX_TARGET_CHARS:,} characters")
+        if not 0 <= self.call_id < MAX_CALL_ID or not 0 <= (self.line or 0) < MAX_LINE:
+            raise ValueError("its id or its line is impossible")
 
 
 class FilesChanged(Message):
@@ -323,6 +341,10 @@ class FilesSaved(Message):
 
     run_number: int
     unreadable: List[str]  # paths whose content is missing
+
+    def check(self) -> None:
+        """Raise `ValueError` if it names what cannot be a file of the workspace."""
+        check_workspace_paths(self.unreadable)
 
 
 class ForkParked(Message):
@@ -404,7 +426,7 @@ def encode_message(message: Message) -> bytes:
     try:
         message.check()
         text = _dump_json(fields)
-        _check_elements(cls, text)
+        _check_size(cls, text)
         _check_depth(text, fields)
     except (TypeError, ValueError, RecursionError) as exc:
         raise WireError(f"{cls.__name__} cannot be sent: {exc}") from exc
@@ -427,7 +449,7 @@ def decode_message(type_code: int, body: bytes) -> Message:
         head, _, payload = body.partition(b"\n")
     try:
         text = head.decode("ascii")
-        _check_elements(cls, text)
+        _check_size(cls, text)
         fields = _load_json(text)
         _check_depth(text, fields)
         if "\\ud" in text or "\\uD" in text:
@@ -448,22 +470,32 @@ def decode_message(type_code: int, body: bytes) -> Message:
     return message
 
 
-def _check_elements(cls: Type[Message], text: str) -> None:
-    """Raise `ValueError` if JSON may have too many elements; commas in texts count, too."""
+def _check_size(cls: Type[Message], text: str) -> None:
+    """Raise `ValueError` if JSON is too long or may have too many elements.
+
+    Commas in texts count as elements, too.
+    """
+    if len(text) > cls.MAX_JSON_BYTES:
+        raise ValueError(f"it is {len(text):,} bytes; the limit is {cls.MAX_JSON_BYTES:,}")
     if text.count(",") > cls.MAX_ELEMENTS:
         raise ValueError(f"it has more than {cls.MAX_ELEMENTS:,} elements")
 
 
 def _check_depth(text: str, data: Any) -> None:
     """Raise `ValueError` if `data`, whose JSON is `text`, is nested too deeply."""
-    if text.count("[") + text.count("{") <= MAX_DATA_DEPTH:
-        return
-    level = [data]
-    for _ in range(MAX_DATA_DEPTH):
-        level = [item for each in level for item in _iter_containers(each)]
+    brackets = text.count("[") + text.count("{")
+    if brackets > MAX_DATA_DEPTH and is_nested_deeper(data, MAX_DATA_DEPTH):
+        raise ValueError(f"it is nested more than {MAX_DATA_DEPTH} deep")
+
+
+def is_nested_deeper(data: Any, max_depth: int) -> bool:
+    """Return whether JSON data has more than `max_depth` arrays and objects within each other."""
+    level = _iter_containers([data])
+    for _ in range(max_depth):
         if not level:
-            return
-    raise ValueError(f"it is nested more than {MAX_DATA_DEPTH} deep")
+            return False
+        level = [item for each in level for item in _iter_containers(each)]
+    return bool(level)
 
 
 def _iter_containers(value: Any) -> List[Any]:
@@ -478,8 +510,14 @@ def is_workspace_path(path: str) -> bool:
 
 def check_workspace_paths(paths: List[str]) -> None:
     """Raise `ValueError` if one of them cannot be the path of a file of a workspace."""
+    joined = "/\0/".join(["", *paths, ""])  # so that few searches check many paths
+    parts = ("//", "/./", "/../")
+    is_clean = joined.count("\0") == len(paths) + 1 and not any(part in joined for part in parts)
+    longest = max(map(len, paths), default=0)
+    if is_clean and longest <= MAX_PATH_BYTES // 4:
+        return
     for path in paths:
-        if not is_workspace_path(path):
+        if not is_workspace_path(path) or len(path.encode("utf-8", "replace")) > MAX_PATH_BYTES:
             raise ValueError(f"{path!r:.80} is not a path in the workspace")
 
 

@@ -31,7 +31,6 @@ from .input_staging import InputStaging
 from .rebuild import RebuiltStep, rebuild_step
 from .router import Router
 from .run import Run
-from .run_listener import FILE_OVERHEAD_BYTES
 from .run_spec import RunLimits
 from .sandbox_pool import SandboxSlot
 
@@ -79,8 +78,7 @@ class Environment:
         self._input_staging = InputStaging(self.link, inputs, limits.max_file_bytes)
         self._journal = journal
         self._router = router
-        self._max_step_bytes = limits.max_file_bytes + FILE_OVERHEAD_BYTES
-        self._max_step_timeout_s = limits.max_timeout_s
+        self._limits = limits
         self._lost_states = lost_states  # run whose variables are lost -> why; of all environments
         self._link_runs: dict[str | None, int] = {None: 0}  # run -> the link's number for it
         self._current_run: str | None = None  # whose end state interpreter and workspace are in
@@ -270,8 +268,7 @@ class Environment:
                 self.link,
                 recording,
                 self._router,
-                self._max_step_bytes,
-                self._max_step_timeout_s,
+                self._limits,
                 park=row is last,
                 inputs=inputs,
             )

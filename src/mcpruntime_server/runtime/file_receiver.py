@@ -6,6 +6,8 @@ from ..journal.events import FileEntry
 from ..journal.store import Journal
 from ..protocol import wire
 
+FILE_OVERHEAD_BYTES = 64 * 1024 * 1024  # of the files of a run, beyond the size of the workspace
+
 
 class FileReceiver:
     """Joins the chunks of files; a sandbox that sends more than `max_bytes` breaks the protocol."""

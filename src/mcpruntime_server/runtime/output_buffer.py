@@ -11,6 +11,7 @@ from ..protocol import wire
 
 OUTPUT_OVERHEAD_BYTES = 1024 * 1024  # beyond the limit that the worker itself keeps
 OUTPUT_STREAMS = ("stdout", "stderr")
+MAX_DROP_NOTES = 8  # in one stream; our worker sends at most two
 # Bytes that are not UTF-8, by how they are decoded. The codec that spells them out itself calls
 # Python code for each of them.
 ESCAPED_BYTES = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)}
@@ -21,25 +22,52 @@ class StreamBuffer:
 
     def __init__(self, max_chars: int) -> None:
         self.length = 0  # in characters
-        self.dropped_chars = 0  # beyond the limit
+        self.dropped_bytes = 0  # beyond the limit, and not noted in the text yet
         self._max_chars = max_chars
+        self._drop_note_count = 0
         self._chunks: list[str] = []
         self._ends: list[int] = []  # the length after each chunk
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
-    def decode(self, data: bytes, *, final: bool = False) -> str:
-        """Return bytes as text; a character that is split between calls comes with the last."""
-        text = self._decoder.decode(data, final=final)
-        return text if text.isascii() else text.translate(ESCAPED_BYTES)
+    def add_bytes(self, data: bytes, *, final: bool = False) -> str:
+        """Add as much of the output as there is room for, and return it as text.
 
-    def limit(self, text: str) -> str:
-        """Return as much of a chunk as there is room for, and count the rest."""
-        kept = text[: max(self._max_chars - self.length, 0)]
-        self.dropped_chars += len(text) - len(kept)
-        return kept
+        What finds no room is not even decoded. A character that is split between calls comes with
+        the last one.
+        """
+        room = self._max_chars - self.length
+        if room <= 0:
+            self.dropped_bytes += len(data)
+            return ""
+        text = _escape_bytes(self._decoder.decode(data, final=final))
+        if len(text) > room:
+            self.dropped_bytes += len(text) - room
+            text = text[:room]
+        self.append(text)
+        return text
+
+    def add_drop_note(self, dropped_bytes: int) -> str:
+        """Add and return a note on dropped bytes; without room they are noted at the end."""
+        note = dropped_output_note(dropped_bytes)
+        has_room = self.length + len(note) <= self._max_chars
+        if not has_room or self._drop_note_count >= MAX_DROP_NOTES:
+            self.dropped_bytes += dropped_bytes
+            return ""
+        self._drop_note_count += 1
+        self.append(note)
+        return note
+
+    def take_final_note(self) -> str:
+        """Add and return what stands at the end of output that was dropped and not noted yet."""
+        if not self.dropped_bytes:
+            return ""
+        note = dropped_output_note(self.dropped_bytes)
+        self.dropped_bytes = 0
+        self.append(note)
+        return note
 
     def append(self, text: str) -> None:
-        """Add a chunk."""
+        """Add a chunk, whatever room there is."""
         self.length += len(text)
         self._chunks.append(text)
         self._ends.append(self.length)
@@ -78,16 +106,16 @@ class OutputBuffer:
         if self._bytes_left < 0:
             raise wire.WireError("more output than its worker lets through")
         if message.dropped_bytes > 0:
-            note = stream.limit(dropped_output_note(message.dropped_bytes))
-            self._append_text(message.stream, note, message.dropped_bytes)
-        self._append_text(message.stream, stream.limit(stream.decode(message.data)), 0)
+            note = stream.add_drop_note(message.dropped_bytes)
+            self._journal_text(message.stream, note, message.dropped_bytes)
+        self._journal_text(message.stream, stream.add_bytes(message.data), 0)
 
     def close(self) -> None:
         """Add what is left of a character that was not written completely, and what is missing."""
         for name, stream in self._streams.items():
-            self._append_text(name, stream.limit(stream.decode(b"", final=True)), 0)
-            if stream.dropped_chars:
-                self._append_text(name, dropped_text_note(stream.dropped_chars), 0)
+            self._journal_text(name, stream.add_bytes(b"", final=True), 0)
+            dropped_bytes = stream.dropped_bytes
+            self._journal_text(name, stream.take_final_note(), dropped_bytes)
 
     def stream_text(self, stream: str) -> str:
         """Return everything that was written to a stream."""
@@ -107,10 +135,9 @@ class OutputBuffer:
         """Return whether a stream is longer than the given position."""
         return any(stream.length > positions.get(name, 0) for name, stream in self._streams.items())
 
-    def _append_text(self, stream: str, text: str, dropped_bytes: int) -> None:
+    def _journal_text(self, stream: str, text: str, dropped_bytes: int) -> None:
         if not text:
             return
-        self._streams[stream].append(text)
         recorded = self._recorded.get(stream, "")
         if recorded:
             if not recorded.startswith(text[: len(recorded)]):
@@ -122,11 +149,17 @@ class OutputBuffer:
             self._append_event(OutputWritten(stream, text, dropped_bytes))
 
 
-def dropped_text_note(count: int) -> str:
-    """Return what stands at the end of output that is longer as text than in bytes."""
-    return f"\n[{count:,} characters of output dropped: limit reached]\n"
+def _escape_bytes(text: str) -> str:
+    """Return decoded text with the bytes that are not UTF-8 spelled out."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.translate(ESCAPED_BYTES)
+    return text
 
 
 def dropped_output_note(count: int) -> str:
-    """Return what stands in the output where the worker has dropped bytes of it."""
+    """Return what stands in the output where bytes of it were dropped."""
     return f"\n[{count:,} bytes of output dropped: limit reached]\n"

@@ -16,11 +16,12 @@ from ..journal.recording import Recording
 from ..protocol import wire
 from ..protocol.payloads import InputDescription
 from ..sandbox.link import SandboxLink
-from .file_receiver import FileReceiver
-from .output_buffer import OUTPUT_STREAMS, dropped_output_note
+from .file_receiver import FILE_OVERHEAD_BYTES, FileReceiver
+from .output_buffer import OutputBuffer
 from .replayer import Replayer
 from .router import Router
 from .run_report import validate_error, validate_value
+from .run_spec import RunLimits
 
 REBUILD_TIMEOUT_FACTOR = 2.0  # of a step's time limit, plus `REBUILD_EXTRA_S`
 REBUILD_EXTRA_S = 10.0
@@ -42,23 +43,15 @@ class RebuiltStep:
 class RebuildListener:
     """Answers the calls of a step that is executed again, and keeps its output and files."""
 
-    def __init__(self, replayer: Replayer, max_bytes: int) -> None:
-        self.output = {name: bytearray() for name in OUTPUT_STREAMS}
+    def __init__(self, replayer: Replayer, limits: RunLimits) -> None:
+        self.output = OutputBuffer(lambda _: None, limits.max_output_bytes, {})
         self.removed_files: list[str] = []
-        self.file_receiver = FileReceiver(max_bytes)
+        self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES)
         self._replayer = replayer
-        self._max_bytes = max_bytes
 
     def on_output(self, message: wire.Output) -> None:
-        """Keep output, with the notes on dropped bytes that it had when it was recorded."""
-        stream = self.output.get(message.stream)
-        if stream is None:
-            return
-        if message.dropped_bytes > 0:
-            stream += dropped_output_note(message.dropped_bytes).encode()
-        stream += message.data
-        if len(stream) > self._max_bytes:
-            raise wire.WireError("more output than its worker lets through")
+        """Keep output as it was kept when it was recorded."""
+        self.output.receive_output(message)
 
     def on_files(self, message: wire.FilesChanged) -> None:
         """Note which files were removed; the content of the changed ones follows."""
@@ -81,25 +74,23 @@ async def rebuild_step(
     link: SandboxLink,
     recording: Recording,
     router: Router,
-    max_bytes: int,
-    max_timeout_s: float,
+    limits: RunLimits,
     *,
     park: bool,
     inputs: Sequence[InputDescription] = (),
 ) -> RebuiltStep:
     """Execute a recorded step in the state that it started from; raises `SandboxFailed`.
 
-    Its output and its files may have `max_bytes` each. Its recorded time limit, which may come from
-    an archive, counts up to `max_timeout_s`.
+    Its recorded time limit, which may come from an archive, counts up to that of the settings.
     """
     start = recording.start
     replayer = Replayer(recording, router)
-    listener = RebuildListener(replayer, max_bytes)
+    listener = RebuildListener(replayer, limits)
     done, stop_reason = await link.execute(
         start.code,
         start.name,
         listener,
-        min(start.timeout_s, max_timeout_s) * REBUILD_TIMEOUT_FACTOR + REBUILD_EXTRA_S,
+        min(start.timeout_s, limits.max_timeout_s) * REBUILD_TIMEOUT_FACTOR + REBUILD_EXTRA_S,
         start.stale_packages,
         seed=start.seed,
         clock_readings=dict(recording.clock_readings),
@@ -107,10 +98,8 @@ async def rebuild_step(
         inputs=inputs,
     )
     await link.wait_for_files()
-    output = {
-        name: bytes(data).decode("utf-8", "backslashreplace")
-        for name, data in listener.output.items()
-    }
+    listener.output.close()
+    output = listener.output.read_from({})
     rebuilt = RebuiltStep(
         find_differences(recording, done, output),
         replayer.divergence or replayer.find_missing_call(),

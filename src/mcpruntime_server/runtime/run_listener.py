@@ -11,14 +11,12 @@ from ..journal.events import FilesChanged
 from ..journal.store import Journal
 from ..protocol import wire
 from .call_journal import CallJournal
-from .file_receiver import FileReceiver
+from .file_receiver import FILE_OVERHEAD_BYTES, FileReceiver
 from .output_buffer import OutputBuffer
 from .router import CallHandler
 from .run_journal import RunJournal
 from .run_report import RunReport
 from .run_spec import RunLimits
-
-FILE_OVERHEAD_BYTES = 64 * 1024 * 1024  # of file content, beyond the size of the workspace
 
 
 class RunListener:

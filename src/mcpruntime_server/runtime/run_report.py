@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import McpRuntimeError
-from ..journal.events import MediaEntry, ModelRequest, RunError, RunValue
+from ..journal.events import MediaEntry, ModelRequest, RunError, RunValue, encode_json
 from ..protocol import wire
 from ..protocol.media import (
     MAX_ALL_MEDIA_BYTES,
@@ -22,7 +22,7 @@ from ..protocol.media import (
     identify_media,
 )
 from ..protocol.presentation import truncate_json, truncate_text
-from ..protocol.truncation import NotJsonData
+from ..protocol.truncation import MAX_DEPTH
 from .call_journal import LedgerEntry
 
 RunStatus = Literal[
@@ -35,6 +35,7 @@ MAX_CUT_EXCESS = 1.25  # of a value that the sandbox has cut; more is not by our
 MIN_BOUND_CHARS = 200
 MAX_READING = 1 << 63  # of a clock, in nanoseconds
 MAX_CLOCK_NAME_CHARS = 200  # with the thread that reads it
+MAX_VALUE_CHARS = 2 * 1024 * 1024  # of a value; the worker sends much less
 MAX_TYPE_CHARS = 200  # of the name of a value's type
 MAX_HINT_CHARS = 1_500
 MAX_ERROR_CHARS = 16_000  # of a message or traceback; the worker sends at most half of that
@@ -142,13 +143,13 @@ def validate_value(value: Mapping[str, Any] | None) -> RunValue | None:
     """Return what the sandbox says is the value of a run, of the right types."""
     if value is None:
         return None
-    text = str(value.get("text"))
-    is_json = value.get("kind") == "json" and _is_json_text(text)
+    text, is_cut = truncate_text(str(value.get("text")), MAX_VALUE_CHARS)
+    is_json = not is_cut and value.get("kind") == "json" and _is_json_text(text)
     return {
         "kind": "json" if is_json else "repr",
         "text": text,
         "type": str(value.get("type"))[:MAX_TYPE_CHARS],
-        "cut": bool(value.get("cut")),
+        "cut": is_cut or bool(value.get("cut")),
     }
 
 
@@ -188,11 +189,13 @@ def validate_media(claimed: Sequence[Any] | None) -> tuple[list[MediaEntry], str
 
 
 def _is_json_text(text: str) -> bool:
+    """Return whether `truncate_json` takes the data in `text`, which may be large."""
     try:
-        truncate_json(json.loads(text), len(text))
-    except (NotJsonData, ValueError, RecursionError):
+        data = json.loads(text)
+        encode_json(data)  # no number in it is infinite
+    except (ValueError, RecursionError):
         return False
-    return True
+    return not wire.is_nested_deeper(data, MAX_DEPTH)
 
 
 def validate_usage(usage: Mapping[str, Any] | None) -> dict[str, float]:

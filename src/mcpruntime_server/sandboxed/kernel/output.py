@@ -10,10 +10,11 @@ from . import processes
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Optional
+    from typing import Callable, Dict, Iterator
 
 COALESCE_S = 0.01  # output that follows within this time is sent together
 READ_BYTES = 64 * 1024
+MESSAGE_BYTES = 32 * 1024  # of output in one message: the host decodes it at once
 MAX_DRAIN_READS = 2  # enough for a full pipe; a child that prints on must not hold everything up
 MAX_IDLE_BYTES = 64 * 1024  # kept of what background threads print between two runs
 
@@ -45,14 +46,20 @@ class OutputPipe:
             if len(data) < READ_BYTES:
                 return
 
-    def take_message(self, run_number: int) -> Optional[wire.Output]:
-        """Return the buffered output as a message, if there is any, and empty the buffer."""
-        if not self.buffer and not self.dropped_bytes:
-            return None
-        message = wire.Output(run_number, self.name, self.dropped_bytes, bytes(self.buffer))
-        self.buffer.clear()
-        self.dropped_bytes = 0
-        return message
+    def take_messages(self, run_number: int, *, is_last: bool) -> Iterator[wire.Output]:
+        """Yield the buffered output as messages, and empty the buffer.
+
+        What is dropped is counted up to the last messages of a run, which say how much it was.
+        """
+        dropped_bytes = 0
+        if is_last or self.bytes_left > 0:  # else more will be dropped
+            dropped_bytes, self.dropped_bytes = self.dropped_bytes, 0
+        buffer, self.buffer = self.buffer, bytearray()
+        for start in range(0, len(buffer), MESSAGE_BYTES):
+            data = bytes(buffer[start : start + MESSAGE_BYTES])
+            yield wire.Output(run_number, self.name, 0, data)
+        if dropped_bytes:
+            yield wire.Output(run_number, self.name, dropped_bytes, b"")
 
 
 class OutputStreams:
@@ -90,18 +97,17 @@ class OutputStreams:
         elif not self.flush_at:
             self.flush_at = self._last_sent_at + COALESCE_S
 
-    def send_available(self) -> None:
-        """Send everything that has been printed up to now."""
+    def send_available(self, *, is_last: bool = False) -> None:
+        """Send everything that has been printed up to now; `is_last` at the end of a run."""
         for pipe in self.pipes:
             pipe.read_available(MAX_DRAIN_READS)
-        self.send_buffered()
+        self.send_buffered(is_last=is_last)
 
-    def send_buffered(self) -> None:
+    def send_buffered(self, *, is_last: bool = False) -> None:
         """Send everything that has been read."""
         self.flush_at = 0.0
         for pipe in self.pipes:
-            message = pipe.take_message(self.run_number)
-            if message is not None:
+            for message in pipe.take_messages(self.run_number, is_last=is_last):
                 self._last_sent_at = time.perf_counter()
                 self._send_to_host(message)
 

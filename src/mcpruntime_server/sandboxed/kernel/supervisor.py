@@ -218,7 +218,7 @@ class Supervisor:
         wall_ms = round((time.perf_counter() - self.run_started_at) * 1e3, 3)
         usage = {"wall_ms": wall_ms, "cpu_ms": 0.0, "peak_mb": 0.0}
         error = {"type": "InterpreterDied", "message": reason, "traceback": "", "line": None}
-        self.output.send_available()
+        self.output.send_available(is_last=True)
         self.host.send(wire.RunDone(run_number, "died", None, error, usage))
         self._end_run()
         if self.is_park_requested:
@@ -315,7 +315,7 @@ class Supervisor:
         if self.setup.max_processes and duration_s >= FORK_BOMB_MIN_S:
             spared = {self.worker.pid} | self.parked_forks.pids()
             processes.stop_fork_bomb(self.setup.max_processes, self.reap_children, spared)
-        self.output.send_available()
+        self.output.send_available(is_last=True)
         self.transfer.announce_changes(self.run_number)
         self.host.forward(wire.RunDone, done)
         if self.is_park_requested:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HIDDEN_FOLDERS = (".mcpruntime", "__pycache__")  # of the runtime, and a cache: not watched
 MAX_MARKER_CHARS = 200
 MAX_FILES = 50_000  # the rest is only counted, so that messages stay bounded
+MAX_PATHS_BYTES = 3_500_000  # of the paths of all files as JSON, for the same reason
 
 
 class Workspace:
@@ -29,7 +30,7 @@ class Workspace:
         self.root = root
         self.max_file_bytes = max_file_bytes
         self.skipped_count = (
-            0  # files beyond MAX_FILES, or named in invalid UTF-8, at the last scan
+            0  # files beyond the limits, or named in invalid UTF-8, at the last scan
         )
         self._known_stamps: Dict[str, FileStamp] = {}
         self._unsaved_paths: List[str] = []
@@ -49,7 +50,7 @@ class Workspace:
         found = dict(self._walk_files())
         known = self._known_stamps
         changed = sorted(path for path, stamp in found.items() if known.get(path) != stamp)
-        # A known file that was not found may still exist, beyond MAX_FILES.
+        # A known file that was not found may still exist, beyond the limits.
         missing = [path for path in known if path not in found]
         removed = sorted(path for path in missing if not self._is_file(path))
         self._known_stamps = found
@@ -68,7 +69,7 @@ class Workspace:
 
     def _walk_files(self) -> Iterator[Tuple[str, FileStamp]]:
         folders = [""]
-        count = 0
+        count = path_bytes = 0
         while folders:
             folder = folders.pop()
             try:
@@ -89,7 +90,8 @@ class Workspace:
                     folders.append(path + "/")
                 elif stat.S_ISREG(info.st_mode):
                     count += 1
-                    if count > MAX_FILES:
+                    path_bytes += _measure_path(path)
+                    if count > MAX_FILES or path_bytes > MAX_PATHS_BYTES:
                         self.skipped_count += 1
                         continue
                     yield path, _file_stamp(info)
@@ -219,6 +221,13 @@ class FileTransfer:
 
 def _file_stamp(info: os.stat_result) -> FileStamp:
     return info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode
+
+
+def _measure_path(path: str) -> int:
+    """Return how many bytes a path has as JSON, at most."""
+    if path.isascii() and path.isprintable():
+        return 2 * len(path)
+    return 3 * len(path.encode("utf-16-le"))
 
 
 def _is_folder(full: str) -> bool:
