@@ -117,6 +117,114 @@ async def test_a_process_of_an_earlier_run_neither_ends_the_next_one_nor_calls_f
     assert run.recorder.calls == []
 
 
+# signals and limits -------------------------------------------------------------------------------
+
+STRIKE = f"""{REACH}
+import fcntl, platform, resource, signal, socket
+column = 0 if platform.machine() == 'x86_64' else 1
+libc = ctypes.CDLL(None, use_errno=True)
+def call(numbers, *arguments):
+    if libc.syscall(numbers[column], *arguments) < 0:
+        raise OSError(ctypes.get_errno(), 'refused')
+def queue(*target):
+    info = (ctypes.c_int * 32)(9, 0, -1)
+    call((129, 138) if len(target) == 1 else (297, 240), *target, 9, info)
+def own(command, pid):
+    fcntl.fcntl(socket.socketpair()[0], command, pid)
+strikes = {{
+    'kill': lambda pid: os.kill(pid, 9),
+    'stop': lambda pid: os.kill(pid, signal.SIGSTOP),
+    'group': lambda pid: os.killpg(pid, 9),
+    'all': lambda pid: os.kill(-1, 9),
+    'thread': lambda pid: call((200, 130), pid, 9),
+    'thread of': lambda pid: call((234, 131), pid, pid, 9),
+    'queue': lambda pid: queue(pid),
+    'queue to thread': lambda pid: queue(pid, pid),
+    'descriptor': lambda pid: signal.pidfd_send_signal(os.pidfd_open(pid), 9),
+    'folder': lambda pid: signal.pidfd_send_signal(os.open(f'/proc/{{pid}}', os.O_RDONLY), 9),
+    'owner': lambda pid: own(fcntl.F_SETOWN, pid),
+    'signal of a descriptor': lambda pid: own(10, 9),
+    'ioctl': lambda pid: fcntl.ioctl(socket.socketpair()[0], 0x8901, pid.to_bytes(4, 'little')),
+    'limit': lambda pid: resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1)),
+    'priority': lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 19),
+    'priority of a group': lambda pid: os.setpriority(os.PRIO_PGRP, pid, 19),
+    'priority of all': lambda pid: os.setpriority(os.PRIO_USER, 0, 19),
+    'input and output': lambda pid: call((251, 30), 1, pid, 3 << 13),
+    'processors': lambda pid: os.sched_setaffinity(pid, {{0}}),
+    'scheduler': lambda pid: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)),
+}}
+def strike(pid):
+    landed = []
+    for name, function in strikes.items():
+        try: function(pid)
+        except OSError: continue
+        landed.append(name)
+    return landed
+"""
+
+
+async def test_no_signal_and_no_limit_reaches_the_supervisor_or_a_parked_copy(
+    run: SandboxDriver,
+) -> None:
+    numbers = [await park(run, "secret = 'kept'"), await park(run, STRIKE)]
+    found = await run.evaluate("len(others()), [each for pid in others() for each in strike(pid)]")
+    assert found == "[3, []]"
+    filtering = "try: call((317, 277), 99, 0, 0)\nexcept OSError as exc: found = exc.errno\nfound"
+    assert await run.evaluate(filtering) == "1"
+    for number in numbers:  # also where code has a parked copy of itself promoted
+        assert (await run.link.promote(number)).ok
+        assert await run.evaluate("secret") == '"kept"'
+    await run.link.promote(numbers[1])
+    found = await run.evaluate("len(others()), [each for pid in others() for each in strike(pid)]")
+    assert found == "[3, []]"
+
+
+async def test_a_program_that_code_starts_does_not_reach_them_either(run: SandboxDriver) -> None:
+    await park(run, "secret = 'kept'")
+    found = await run(
+        f"code = {STRIKE!r} + 'print([each for pid in others() if pid != os.getppid() '"
+        "'for each in strike(pid)])'\nimport subprocess, sys\n"
+        "subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout"
+    )
+    assert found.value is not None
+    assert found.value["text"] == '"[]\\n"'
+
+
+HONEST = """
+import ctypes, multiprocessing, os, resource, signal, subprocess, threading, time
+done = []
+def ended(child, number):
+    assert child.wait(30) == -number
+    done.append(number)
+child = subprocess.Popen(['sleep', '60']); child.terminate(); ended(child, 15)
+child = subprocess.Popen(['sleep', '60']); child.kill(); ended(child, 9)
+child = subprocess.Popen(['sleep', '60'], start_new_session=True)
+os.killpg(child.pid, 2); ended(child, 2)
+child = subprocess.Popen(['sh', '-c', 'kill -HUP $$']); ended(child, 1)
+child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+child.start(); child.terminate(); child.join(30)
+done.append(child.exitcode)
+signal.signal(signal.SIGUSR1, lambda *_: done.append('handled'))
+signal.raise_signal(signal.SIGUSR1)
+signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+os.kill(os.getpid(), 0); os.kill(0, 0)
+resource.prlimit(os.getpid(), resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+os.sched_setaffinity(0, os.sched_getaffinity(0)); os.nice(0)
+os.setpriority(os.PRIO_PROCESS, os.getpid(), 0)
+len(open('/proc/self/maps').read()) > 0 and len(os.listdir('/proc/self/fd')) > 2 and done
+"""
+
+
+@pytest.mark.parametrize("is_promoted", [False, True])
+async def test_honest_code_signals_its_own_processes(run: SandboxDriver, is_promoted: bool) -> None:
+    number = await park(run, "x = 1")
+    if is_promoted:
+        await run.link.promote(number)
+    found = await run.evaluate(HONEST)
+    assert found == '[15, 9, 2, 1, -15, "handled", "handled"]'
+
+
 # inputs -------------------------------------------------------------------------------------------
 
 LOOK = "import os\nsorted(open(f'/context/{name}').read() for name in os.listdir('/context'))"

@@ -28,6 +28,7 @@ from mcpruntime_server.sandbox.docker_backend import (
     AttachDecoder,
     DockerBackend,
     DockerChannel,
+    can_guard_processes,
     check_mounts,
     data_folder_digest,
     describe_exit,
@@ -318,7 +319,7 @@ async def test_dangerous_system_calls_are_refused(home: Path) -> None:
             "personality": (135, 92, (0x0040000,)), "shmget": (29, 194, (0, 4096, 0o600)),
             "mq_open": (240, 180, (b"a", 0o101, 0o600, 0)), "quotactl": (179, 60, (0, 0, 0, 0)),
             "pidfd_getfd": (438, 438, (-1, 0, 0)), "process_madvise": (440, 440, (-1, 0, 0, 0, 0)),
-            "seccomp": (317, 277, (0, 0, 0)), "syslog": (103, 116, (3, 0, 0)),
+            "pidfd_send_signal": (424, 424, (-1, 0, 0, 0)), "syslog": (103, 116, (3, 0, 0)),
             "fanotify_init": (300, 262, (0, 0)),
         }
         found = {}
@@ -708,6 +709,22 @@ def test_a_folder_of_the_administrator_is_reported(tmp_path: Path) -> None:
 def test_a_mount_that_makes_no_sense_is_a_config_error(tmp_path: Path, entry: str) -> None:
     with pytest.raises(ConfigError, match="mounts"):
         backend(tmp_path, ECHO, SandboxSettings(mounts=(entry,)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "runtime", "expected"),
+    [
+        ("5.4.0-26-generic", "", False),
+        ("5.5.0", "", True),
+        ("6.10.14-linuxkit", "", True),
+        ("6.1.0", "runsc", False),
+        ("", "", True),
+    ],
+)
+def test_a_kernel_without_seccomp_listeners_is_reported(
+    kernel: str, runtime: str, expected: bool
+) -> None:
+    assert can_guard_processes(kernel, runtime) is expected
 
 
 # figures in the engine's forms --------------------------------------------------------------------

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
+import re
 import secrets
 import signal
 import tarfile
@@ -55,6 +56,8 @@ HTTP_NOT_FOUND = 404
 HTTP_CONFLICT = 409
 MISSING_FOLDER_TEXT = "bind source path does not exist"  # the engine's words
 SUMMARY_TIMEOUT_S = 2.0  # for the engine to tell about the image; a client waits
+SECCOMP_LISTENER_KERNEL = (5, 5)  # whose listeners may let a call continue
+GVISOR_RUNTIME = "runsc"  # a kernel of its own, without seccomp listeners
 EXIT_STATE_TIMEOUT_S = 3  # for the engine to record how a container ended
 
 
@@ -452,6 +455,11 @@ def check_engine(engine_info: Mapping[str, Any], runtime: str) -> list[HealthChe
     remedy = "Use a kernel with CONFIG_SECCOMP_FILTER."
     checks.append(HealthCheck("seccomp", has_seccomp, detail, remedy))
 
+    if not can_guard_processes(engine_info.get("KernelVersion", ""), runtime):
+        detail = "code can end parked steps of its sandbox, which are then executed again"
+        remedy = "Use Linux 5.5 or newer, and a runtime that has seccomp listeners."
+        checks.append(HealthCheck("signals", True, detail, remedy, is_warning=True))
+
     enforced = {name.lower() for name, value in engine_info.items() if value}
     limits = ("MemoryLimit", "SwapLimit", "PidsLimit", "CpuCfsQuota")
     missing = [name for name in limits if name.lower() not in enforced]
@@ -468,6 +476,13 @@ def check_engine(engine_info: Mapping[str, Any], runtime: str) -> list[HealthChe
         detail = f"{runtime}; the engine has {', '.join(known)}"
         checks.append(HealthCheck("runtime", runtime in known, detail, "Install it."))
     return checks
+
+
+def can_guard_processes(kernel_version: str, runtime: str) -> bool:
+    """Return whether a kernel and a container runtime have what `process_guard` needs."""
+    found = re.match(r"(\d+)\.(\d+)", kernel_version)
+    is_too_old = found is not None and tuple(map(int, found.groups())) < SECCOMP_LISTENER_KERNEL
+    return not is_too_old and GVISOR_RUNTIME not in runtime
 
 
 def check_mounts(settings: SandboxSettings) -> list[HealthCheck]:

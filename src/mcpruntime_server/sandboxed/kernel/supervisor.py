@@ -29,12 +29,13 @@ from .checkpoints import MEASURE_BUSY_S, ParkedForks, ParkSchedule
 from .forks import say_hello
 from .hello import ProcessMemory, await_hello, close_descriptors
 from .output import OutputStreams
+from .process_guard import ProcessGuard, guard_worker
 from .worker_process import WorkerProcess
 from .workspace import FileTransfer, Workspace, read_inputs_marker
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
-    from typing import List, NoReturn, Optional, Tuple, Type
+    from typing import List, NoReturn, Optional, Set, Tuple, Type
 
 # Anybody outside may send these, and user code where the supervisor is not init.
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -142,6 +143,7 @@ class Supervisor:
         self.parked_forks = ParkedForks(
             setup.max_checkpoints, setup.max_checkpoint_bytes, self.poller, host.send
         )
+        self.guard = ProcessGuard(self.list_protected, self.poller)
         self.schedule = ParkSchedule()
         self.worker: WorkerProcess
         self.generation = 0  # the number of workers before this one
@@ -170,7 +172,13 @@ class Supervisor:
             self._run_worker(theirs)
         theirs.close()
         _, memory = await_hello(ours)
+        if self.setup.has_own_processes:
+            self.guard.receive_listener(ours)
         self.adopt_worker(pid, ours, memory)
+
+    def list_protected(self) -> Set[int]:
+        """Return the processes that user code may not change; -1, all, has the number of init."""
+        return {INIT_PID, os.getpid(), *self.parked_forks.pids()}
 
     def adopt_worker(self, pid: int, sock: socket.socket, memory: ProcessMemory) -> None:
         """Make the process at the other end of `sock` the live interpreter."""
@@ -181,6 +189,8 @@ class Supervisor:
         """Become the worker, in a child process; never returns."""
         try:
             say_hello(sock)
+            if self.setup.has_own_processes:
+                guard_worker(sock)
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *IGNORED_SIGNALS):
                 signal.signal(number, signal.SIG_DFL)
@@ -189,6 +199,7 @@ class Supervisor:
             for fd in self.output.by_descriptor:
                 os.close(fd)
             self.parked_forks.close()
+            self.guard.close()
             # The OOM killer takes the worker first, then parked forks, then the supervisor.
             parked_score = (processes.read_oom_score() + processes.MAX_OOM_SCORE) // 2
             processes.set_oom_score(processes.MAX_OOM_SCORE)
@@ -476,6 +487,8 @@ class Supervisor:
             self.output.handle_readable(fd)
         elif fd == self.wake_read:
             self.handle_child_exit()
+        elif fd in self.guard.listeners:
+            self.guard.handle_event(fd, events)
         elif fd in self.parked_forks.by_descriptor:
             self.parked_forks.handle_hello(fd)
         elif fd == self.worker.sock.fileno():
