@@ -111,6 +111,8 @@ HINTS: list[tuple[str, str]] = [
         "echo(...) returns its result at once. With await: `await echo.aio(...)`.",
     ),
     ("await tools.lively.echo('a')", "`await tools.lively.echo.aio(...)`"),
+    ("help(CONTEXT)", "This run has no input: run_code(code=..., context=[...]) gives it one."),
+    ('{"a": null}', "null is JSON; Python writes None."),
     (
         "o = {'items': [1]}\nfor each in o.items:\n    pass",
         'The key is reached by ["items"].',
@@ -120,9 +122,10 @@ HINTS: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("code", "hint"), HINTS)
 async def test_an_error_names_the_way_out(guided: ServerConnection, code: str, hint: str) -> None:
-    answer = await guided.run(code)
+    answer = await guided.run(code, "a session without input")
     assert answer.status == "error"
     assert hint in answer.error["hint"], answer.text
+    assert "Did you mean" not in answer.text
     assert f"hint: {answer.error['hint']}" in answer.text
 
 

@@ -109,7 +109,7 @@ async def test_requests_that_make_no_sense_say_what_would(
 ) -> None:
     (tmp_path / "files" / "out").symlink_to("/etc/passwd")
     for given, wrong in (
-        (["/etc/passwd"], "context[0], '/etc/passwd'"),
+        (["/etc/passwd"], "context[0]: '/etc/passwd' is not in a folder"),
         ([f"{tmp_path}/files/../server.toml"], "not in a folder"),
         ([f"{tmp_path}/files/out"], "not in a folder"),
         (["none.txt"], "has no file 'none.txt'"),

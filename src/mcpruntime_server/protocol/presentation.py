@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 MAX_NAME_CHARS = 200  # of a name in a call, and of a path
+INPUT_NAMES = ("CONTEXT", "CONTEXT_DATA")  # of a run that was given inputs
+JSON_WORDS = {"null": "None", "true": "True", "false": "False"}  # and what Python calls them
 SKILL_FILE_PREFIX = "<skills."  # of the file names of skills; their lines are not the step's
 
 
@@ -145,6 +147,8 @@ def _spelling_hint(exc: BaseException) -> str:
     name = getattr(exc, "name", None)
     if not isinstance(name, str) or "Did you mean" in str(exc):
         return ""
+    if isinstance(exc, NameError) and name in (*INPUT_NAMES, *JSON_WORDS):
+        return ""  # it is spelled right, and a hint says what to do
     known: List[str] = []
     if isinstance(exc, AttributeError):
         known = dir(exc.obj)  # type: ignore[attr-defined, unused-ignore]

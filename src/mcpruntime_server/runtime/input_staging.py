@@ -191,7 +191,10 @@ class InputStaging:
 
 def describe_inputs(inputs: Sequence[InputEntry]) -> str:
     """Return a note on the inputs that a client has passed: their sizes, and what code can call."""
-    named = [f"{each['name']!r} ({each['size']:,} bytes)" for each in inputs[:MAX_NAMED_INPUTS]]
+    named = [
+        f"{each['name']!r} ({each['size']:,} byte{'s' * (each['size'] != 1)})"
+        for each in inputs[:MAX_NAMED_INPUTS]
+    ]
     text = ", ".join(named)
     if len(inputs) > MAX_NAMED_INPUTS:
         text += f" and {len(inputs) - MAX_NAMED_INPUTS} more"

@@ -70,6 +70,11 @@ class RecordedRun:
         if files is not None:
             report.changed_files, report.removed_files = list(files.changed), list(files.removed)
         if finished is None:
+            asked = {question.call_id for question in self.open_questions}
+            listed = [call for call in self.calls if call.in_ledger]
+            for call, entry in zip(listed, report.calls, strict=True):
+                if call.call_id in asked:
+                    entry.status = "waiting"
             report.pending_questions = self.pending_questions
             report.status = "queued" if row.status == "queued" else "running"
             if report.pending_questions:

@@ -252,10 +252,11 @@ def next_step_notes(report: RunReport, shown_count: int, config: Config) -> list
             "The server died during this call, which may have taken effect. Find out, then answer "
             f"with {attach}, answers={{'{example}': 'again' | 'fail' | {{'result': ...}}}})."
         )
-    if "plan" in first_ids:
+    if example := first_ids.get("plan"):
         notes.append(
             f"Commit all with {attach}, answers={{'*': 'allow'}}), or some by their names; "
-            "{'c1': {'args': {...}}} changes one. Calls that are not named are not made."
+            f"{{'{example}': {{'args': {{...}}}}}} changes one. "
+            "Calls that are not named are not made."
         )
         asked = [each.id for each in report.pending_questions if each.needs_person]
         if asked and not model_approves:

@@ -48,9 +48,10 @@ async def resolve_context(
             found = await _resolve_input(store, source, tip, MAX_INPUTS - len(entries))
         except McpRuntimeError as exc:
             shown = source.get("source", "text") if isinstance(source, dict) else source
-            raise InvalidRequest(
-                f"context[{place}], {shown!r:.200}: {exc.message}", remedy=exc.remedy
-            ) from None
+            where = f"context[{place}]"
+            if not exc.message.startswith(repr(shown)):
+                where += f", {shown!r:.200}"
+            raise InvalidRequest(f"{where}: {exc.message}", remedy=exc.remedy) from None
         for entry in found:
             name = make_unique_name(entry["name"], [each["name"] for each in entries])
             entries.append({**entry, "name": name})

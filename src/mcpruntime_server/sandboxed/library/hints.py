@@ -11,6 +11,7 @@ import os
 import re
 import sys
 
+from ...protocol.presentation import INPUT_NAMES, JSON_WORDS
 from ...protocol.sandbox_facts import MAX_NAMED_PACKAGES, list_some
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
@@ -47,6 +48,8 @@ def find_hint(exc: BaseException, facts: SandboxFacts, read_line: Callable[[str,
         return _missing_module_hint(exc, facts)
     if isinstance(exc, FileNotFoundError):
         return _missing_file_hint(exc, facts)
+    if isinstance(exc, NameError):
+        return _missing_name_hint(exc)
     if facts["is_isolated"] and any(map(_is_network_error, _iter_chain(exc))):
         return _network_hint(facts)
     if isinstance(exc, (TypeError, AttributeError)):
@@ -74,6 +77,15 @@ def _missing_module_hint(exc: ModuleNotFoundError, facts: SandboxFacts) -> str:
     if facts["is_isolated"]:
         way_out = f"pip cannot reach anything from here. {way_out}"
     return f"{name[:MAX_NAME_CHARS]} is not installed. Installed: {installed}. {way_out}"
+
+
+def _missing_name_hint(exc: NameError) -> str:
+    name = getattr(exc, "name", None)  # Python >= 3.10
+    if name in INPUT_NAMES:
+        return "This run has no input: run_code(code=..., context=[...]) gives it one."
+    if name in JSON_WORDS:
+        return f"{name} is JSON; Python writes {JSON_WORDS[name]}."
+    return ""
 
 
 def _missing_file_hint(exc: FileNotFoundError, facts: SandboxFacts) -> str:
