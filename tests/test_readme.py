@@ -1,4 +1,4 @@
-"""README.md and ARCHITECTURE.md are true: commands parse, settings load, rooms exist."""
+"""README.md, SECURITY.md and ARCHITECTURE.md are true: settings load, limits hold, rooms exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from mcpruntime_server import APP_NAME, errors
 from mcpruntime_server.cli.command_line import COMMAND_MODULES, command_line
-from mcpruntime_server.config import load_config
+from mcpruntime_server.config import Config, load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -86,6 +86,17 @@ def test_make_targets_in_the_readme_exist() -> None:
     assert {
         target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)
     } == set()
+
+
+def test_the_limits_in_security_md_are_the_defaults() -> None:
+    security = (ROOT / "SECURITY.md").read_text("utf-8")
+    rows = re.findall(r"^\|[^|]*\|([^|]*`\[(\w+)\] [^|]*)\|([^|]*)\|$", security, re.MULTILINE)
+    assert rows
+    for names, section, defaults in rows:
+        for name in re.findall(r"(\w+)`", names):
+            value = getattr(getattr(Config(), section), name, None)
+            shown = f"{value:,g}" if isinstance(value, int | float) else str(value or "")
+            assert shown in defaults, (section, name)
 
 
 def test_every_room_in_architecture_md_exists() -> None:
