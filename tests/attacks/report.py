@@ -59,6 +59,10 @@ class AttackLog:
             terminal.write_line(f"{HEADER}  verdict")
             for promise, variants in groupby(members, key=lambda attack: attack.promise):
                 write_promise(terminal, promise, list(variants))
+        terminal.section("attacks by class", bold=True)
+        terminal.write_line(HEADER)
+        for _, group in groupby(attacks, key=lambda attack: attack.file):
+            write_class(terminal, list(group))
         terminal.write_line("")
         for line in summarize(attacks):
             terminal.write_line(line, bold=True)
@@ -92,6 +96,28 @@ def write_promise(terminal: pytest.TerminalReporter, promise: str, variants: lis
         terminal.write_line(line, red=bool(attack.failure))
 
 
+def write_class(terminal: pytest.TerminalReporter, attacks: list[Attack]) -> None:
+    """Write the worst figures of a class on one line."""
+    broken = sum(bool(attack.failure) for attack in attacks)
+    label = f"  {attacks[0].class_name}: {len(attacks)}"
+    figures = format_figures(find_worst(attacks))
+    verdict = f"{broken} BROKEN" if broken else "holds"
+    terminal.write_line(f"{label:<{NAME_COLUMNS}} {figures}  {verdict}", red=bool(broken))
+
+
+def find_worst(attacks: list[Attack]) -> Impact | None:
+    """Return an impact with the worst figure of each kind; None if none was measured."""
+    measured = [each.impact for each in attacks if each.impact and each.impact.latencies_ms]
+    if not measured:
+        return None
+    return Impact(
+        [max(impact.p99_ms for impact in measured)],
+        [0.0, max(impact.growth_mb for impact in measured)],
+        max(impact.kept_mb for impact in measured),
+        sum(impact.sandboxes_left for impact in measured),
+    )
+
+
 def shorten(text: str) -> str:
     """Return a text that fits into the first column."""
     return text if len(text) <= NAME_COLUMNS else f"{text[: NAME_COLUMNS - 1]}…"
@@ -114,16 +140,12 @@ def read_promise(file: Path) -> str:
 def summarize(cases: list[Attack]) -> Iterator[str]:
     """Yield the sentences that a person reads first."""
     attacks = [case for case in cases if case.file.stem != PEACE]
-    measured = [each.impact for each in attacks if each.impact and each.impact.latencies_ms]
     broken = sum(bool(attack.failure) for attack in attacks)
     yield f"{len(attacks)} attacks, {len(attacks) - broken} held, {broken} did not."
-    if not measured:
+    worst = find_worst(attacks)
+    if worst is None:
         return
-    slowest = max(impact.p99_ms for impact in measured)
-    largest = max(impact.growth_mb for impact in measured)
-    kept = max(impact.kept_mb for impact in measured)
-    left = sum(impact.sandboxes_left for impact in measured)
-    yield f"Longest p99 of another session's 1+1: {slowest:.0f} ms (at most {MAX_P99_MS:.0f})."
-    yield f"Largest growth of the server: {largest:.1f} MB (at most {MAX_GROWTH_MB:.0f})."
-    yield f"Most memory kept afterwards: {kept:.1f} MB (at most {MAX_KEPT_MB:.0f})."
-    yield f"Sandboxes left: {left} (at most 0)."
+    yield f"Longest p99 of another session's 1+1: {worst.p99_ms:.0f} ms (at most {MAX_P99_MS:.0f})."
+    yield f"Largest growth of the server: {worst.growth_mb:.1f} MB (at most {MAX_GROWTH_MB:.0f})."
+    yield f"Most memory kept afterwards: {worst.kept_mb:.1f} MB (at most {MAX_KEPT_MB:.0f})."
+    yield f"Sandboxes left: {worst.sandboxes_left} (at most 0)."

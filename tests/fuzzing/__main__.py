@@ -28,6 +28,7 @@ FINDS = Path(__file__).parent / "finds"
 MAX_MEMORY_BYTES = 3 << 30  # an input that needs more is a find
 MAX_STALL_S = 20.0  # of processor time; then the input is stopped
 MAX_OUTCOME_CHARS = 3_000
+MAX_CORPUS = 2_000
 MAX_FINDS = 20  # of one target
 
 
@@ -96,7 +97,8 @@ async def fuzz(
         outcome = name_outcome(text)
         if outcome not in progress.outcomes:
             progress.outcomes.add(outcome)
-            corpus.append(data)
+            if len(corpus) < MAX_CORPUS:
+                corpus.append(data)
     return progress
 
 

@@ -117,7 +117,7 @@ def parse_front_matter(text: str) -> dict[str, Any]:
         source = "\n".join(lines[1 : fences[1]])
         _check_plain_yaml(source)
         found = yaml.load(source, yaml.BaseLoader)  # noqa: S506 - it makes nothing but text
-    except (yaml.YAMLError, RecursionError, ValueError) as exc:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as exc:
         message = to_one_line(str(exc))[:MAX_MESSAGE_CHARS]
         raise SkillRefused(f"The front matter of {SKILL_FILE} is not YAML: {message}.") from None
     if not isinstance(found, dict):
