@@ -333,6 +333,8 @@ async def test_waiting_costs_no_time_and_no_place(tmp_path: Path) -> None:
         assert (
             await connection.run("import time; time.sleep(2.5); 'other'", session="b")
         ).value == "other"
+        shown = await connection.replay("show", run=told.run)
+        assert [line["status"] for line in shown.calls] == ["waiting"]
         told = await attach(connection.client, told.run, answers={"q1": "allow"})
         assert (told.status, told.value) == ("ok", 0)
 
@@ -448,6 +450,7 @@ async def test_a_plan_does_nothing_and_commits_what_was_planned(world: World) ->
         assert [
             (wait["id"], wait["kind"], wait["call"], wait["line"]) for wait in plan.waiting_for
         ] == [(f"c{i + 2}", "plan", f"counted.put(item='0 {i}')", 2) for i in range(3)]
+        assert "{'c2': {'args': {...}}} changes one" in plan.note
         assert "error" not in plan.data
         assert world.done == ["count x"]
         assert await connection.evaluate("[x, open('f').read()]") == [1, "old"]
