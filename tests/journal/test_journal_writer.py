@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import JournalFailed
-from mcpruntime_server.journal import Journal, journal_writer, open_journal
+from mcpruntime_server.journal import Journal, log_checkpoints, open_journal
 from mcpruntime_server.journal.events import OutputWritten
 
 
@@ -82,7 +82,7 @@ async def test_a_commit_of_another_process_does_not_block_the_loop(
 async def test_the_write_ahead_log_is_checkpointed_in_a_quiet_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_writer, "CHECKPOINT_IDLE_S", 0.05)
+    monkeypatch.setattr(log_checkpoints, "CHECKPOINT_IDLE_S", 0.05)
     file = tmp_path / "journal.db"
     async with open_journal(tmp_path) as journal:
         await journal.create_session("s_1", None, "me")
@@ -97,7 +97,7 @@ async def test_the_write_ahead_log_is_checkpointed_in_a_quiet_moment(
 async def test_a_commit_on_the_loop_does_not_begin_a_log_because_that_waits_for_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_writer, "CHECKPOINT_IDLE_S", 0.05)
+    monkeypatch.setattr(log_checkpoints, "CHECKPOINT_IDLE_S", 0.05)
 
     def read_salt() -> bytes:  # in the header of the log; each log has another one
         return (tmp_path / "journal.db-wal").read_bytes()[16:24]

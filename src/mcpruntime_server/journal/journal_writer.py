@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -33,12 +34,11 @@ import anyio
 
 from mcpruntime_server.errors import JournalFailed
 
-from .schema import journal_error, restart_log
+from .log_checkpoints import LogCheckpoints
+from .schema import journal_error
 
 MAX_LINGER_S = 0.01  # an event that nobody waits for is committed at most this much later
-CHECKPOINT_IDLE_S = 0.5  # without a commit before a checkpoint: longer than the gaps in a run
 RETRY_INTERVAL_S = 1.0  # while the disk refuses
-CHECKPOINT_BYTES = 32 * 1024 * 1024  # written since the last checkpoint: the next does not wait
 URGENT_BYTES = 1024 * 1024  # of waiting events: the thread is woken at once
 MAX_LOOP_COMMIT_BYTES = 12 * 1024  # in one commit on the event loop
 MAX_JOBS_PER_TRANSACTION = 1000  # so that other servers get their turn
@@ -82,15 +82,13 @@ class JournalWriter:
         self._linger_timer: asyncio.TimerHandle | None = None
         self._backlog_since = 0.0  # by the loop's clock: when the oldest waiting event came
         self._soon_handle: asyncio.Handle | None = None
-        self._checkpoint_timer: asyncio.TimerHandle | None = None
-        self._last_loop_commit = 0.0  # by the loop's clock
         self._wakes: SimpleQueue[bool] = SimpleQueue()  # for the thread; True: a quiet moment
+        self._checkpoints = LogCheckpoints(self._loop, partial(self._wakes.put, True))
         self._commit_lock = threading.Lock()  # held from taking jobs until they are committed
         self._unnotified: list[anyio.Event] = []  # of finished jobs; by the holder of the lock
         self._has_postponed = False  # the thread holds jobs that the disk refused
         self._bytes_in = 0  # counted by the loop
         self._bytes_out = 0  # counted by the holder of the lock
-        self._bytes_since_checkpoint = 0
         self._failed_event: Exception | None = None  # raised by the next flush
         self._is_stopping = False
         self._stopped = anyio.Event()
@@ -133,9 +131,9 @@ class JournalWriter:
     async def stop(self) -> None:
         """Commit what can be committed and end the thread."""
         self._is_stopping = True
-        for timer in (self._linger_timer, self._checkpoint_timer):
-            if timer is not None:
-                timer.cancel()
+        self._checkpoints.stop()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         self._wake_thread()
         await self._stopped.wait()
         self._thread.join()
@@ -177,22 +175,8 @@ class JournalWriter:
             waiters = self._take_waiters()
             self._commit_lock.release()
         _set_all(waiters)
-        self._last_loop_commit = self._loop.time()
-        self._schedule_checkpoint(CHECKPOINT_IDLE_S)
+        self._checkpoints.await_quiet()
         return True
-
-    def _schedule_checkpoint(self, delay_s: float) -> None:
-        if self._checkpoint_timer is None and not self._is_stopping:
-            self._checkpoint_timer = self._loop.call_later(delay_s, self._request_checkpoint)
-
-    def _request_checkpoint(self) -> None:
-        """Wake the thread for a checkpoint if there was no commit for a while."""
-        self._checkpoint_timer = None
-        remaining_s = self._last_loop_commit + CHECKPOINT_IDLE_S - self._loop.time()
-        if remaining_s > 0 and self._bytes_since_checkpoint <= CHECKPOINT_BYTES:
-            self._schedule_checkpoint(remaining_s)
-        else:
-            self._wakes.put(True)
 
     def _submit(self, work: Callable[[sqlite3.Connection], Any]) -> WriteJob:
         if self._is_stopping:
@@ -218,8 +202,8 @@ class JournalWriter:
             is_quiet = self._wait_for_wake(bool(postponed))
             if self._jobs or postponed:
                 postponed = self._commit_waiting(postponed)
-            if is_quiet or self._bytes_since_checkpoint > CHECKPOINT_BYTES:
-                self._write_checkpoint()
+            if is_quiet or self._checkpoints.is_overdue:
+                self._checkpoints.write(self._thread_connection)
             if self._is_stopping and not self._jobs:
                 break
         for connection in (self._thread_connection, self._loop_connection):
@@ -246,9 +230,7 @@ class JournalWriter:
         """Wait for jobs, a retry or a checkpoint; return whether the moment is quiet."""
         if len(self._jobs) >= MAX_JOBS_PER_TRANSACTION:
             return False
-        timeout_s = CHECKPOINT_IDLE_S if self._bytes_since_checkpoint else None
-        if has_postponed:
-            timeout_s = RETRY_INTERVAL_S
+        timeout_s = RETRY_INTERVAL_S if has_postponed else self._checkpoints.idle_timeout_s
         try:
             wakes = [self._wakes.get(timeout=timeout_s)]
         except Empty:
@@ -302,18 +284,12 @@ class JournalWriter:
     def _finish_jobs(self, jobs: Sequence[WriteJob]) -> None:
         size_bytes = sum(job.size_bytes for job in jobs)
         self._bytes_out += size_bytes
-        self._bytes_since_checkpoint += size_bytes + 1
+        self._checkpoints.count_commit(size_bytes)
         self._unnotified += [job.finished for job in jobs if job.finished is not None]
 
     def _take_waiters(self) -> list[anyio.Event]:
         waiters, self._unnotified = self._unnotified, []
         return waiters
-
-    def _write_checkpoint(self) -> None:
-        self._bytes_since_checkpoint = 0
-        with suppress(sqlite3.Error):  # a checkpoint is never urgent: the next one does its work
-            self._thread_connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            restart_log(self._thread_connection)
 
 
 @contextmanager
