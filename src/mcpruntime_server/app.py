@@ -46,7 +46,7 @@ from .errors import McpRuntimeError, Unavailable
 from .journal import server_lease
 from .journal.retention import collect_garbage
 from .journal.server_lease import ServerLease
-from .journal.store import Journal, open_journal
+from .journal.store import Journal, JournalLimits, open_journal
 from .protocol.payloads import ToolListing
 from .runtime.package_changes import PackageChanges
 from .runtime.router import Route, Router
@@ -153,9 +153,10 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
     make_private(config)
     folder = config.server.data_dir
     package_changes = PackageChanges()
+    limits = JournalLimits(config.journal.run_mb * MB, config.journal.session_mb * MB)
     with acquire_lease(folder) as lease:
         async with (
-            open_journal(folder, lease, config.journal.durability) as journal,
+            open_journal(folder, lease, config.journal.durability, limits) as journal,
             open_tools(config, package_changes.record_change) as catalog,
             open_knowledge_providers(config, catalog) as providers,
             open_model_process(config.llm) as model_process,

@@ -125,6 +125,13 @@ class JournalFailed(McpRuntimeError):
     code = "journal_failed"
 
 
+class JournalLimitReached(JournalFailed):
+    """A run or a session has written as much into the journal as the settings allow."""
+
+    code = "journal_limit"
+    http_status = 413
+
+
 class ReplayDiverged(McpRuntimeError):
     """Code that is executed again made another call than the recorded one."""
 

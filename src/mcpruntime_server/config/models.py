@@ -102,9 +102,11 @@ class ServerSettings(SettingsTable):
 
 @dataclass(frozen=True, kw_only=True)
 class JournalSettings(SettingsTable):
-    """`[journal]`: what is safe before anyone is told of it."""
+    """`[journal]`: what is safe before anyone is told of it, and how much sessions may record."""
 
     durability: Literal["process", "disk"] = "process"
+    run_mb: PositiveInt = 128
+    session_mb: PositiveInt = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

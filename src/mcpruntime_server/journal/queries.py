@@ -6,6 +6,7 @@ A session that is being imported or removed has the purpose `partial` and is inv
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from sqlite3 import Connection
@@ -121,6 +122,18 @@ def last_sequence(connection: Connection, session_id: str) -> int:
     query = "SELECT coalesce(max(sequence), 0) FROM events WHERE session_id = ?"
     last: int = connection.execute(query, (session_id,)).fetchone()[0]
     return last
+
+
+def measure_session(connection: Connection, blobs: BlobStore, session_id: str) -> int:
+    """Return about how many bytes the events of a session have, with their large fields."""
+    query = "SELECT length(body), large_fields FROM events WHERE session_id = ?"
+    size = 0
+    for body_chars, large_fields in connection.execute(query, (session_id,)):
+        size += body_chars
+        for digest in json.loads(large_fields).values() if large_fields else ():
+            with suppress(OSError):  # a missing blob is reported by who reads it
+                size += blobs.blob_path(digest).stat().st_size
+    return size
 
 
 # runs -------------------------------------------------------------------------------------------

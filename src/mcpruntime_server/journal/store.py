@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from sqlite3 import Connection, Error
@@ -28,13 +29,24 @@ from typing import Any, Literal, TypeVar
 import anyio
 from anyio import to_thread
 
-from mcpruntime_server.errors import JournalFailed, NotFound
+from mcpruntime_server.errors import JournalFailed, JournalLimitReached, NotFound
 
 from . import mutations, queries
 from .blob_store import BlobStore
 from .disk_sync import LogSync, sync_folder
 from .event_tail import EventTail, push_to_all
-from .events import KIND_BY_CLASS, Event, FileEntry, RunFinished, event_to_json
+from .events import (
+    KIND_BY_CLASS,
+    CallFinished,
+    CallStarted,
+    ClocksRead,
+    Event,
+    FileEntry,
+    OutputWritten,
+    QuestionAsked,
+    RunFinished,
+    event_to_json,
+)
 from .journal_writer import JournalWriter
 from .rows import (
     CallResult,
@@ -54,6 +66,7 @@ from .schema import (
 )
 from .server_lease import ServerLease, is_server_alive
 
+MB = 1024 * 1024
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of events that wait for the disk; `append` refuses more
 EVENT_OVERHEAD_BYTES = 100  # of an event in memory, besides its text
 CLOSE_TIMEOUT_S = 5.0  # to commit the last events; a disk that takes longer will not recover
@@ -64,9 +77,23 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class JournalLimits:
+    """How much the runs of a session may record: code, arguments, answers and output.
+
+    The files of a workspace do not count.
+    """
+
+    run_bytes: int
+    session_bytes: int
+
+
 @asynccontextmanager
 async def open_journal(
-    data_dir: Path, lease: ServerLease | None = None, durability: Durability = "process"
+    data_dir: Path,
+    lease: ServerLease | None = None,
+    durability: Durability = "process",
+    limits: JournalLimits | None = None,
 ) -> AsyncIterator[Journal]:
     """Open the journal in `data_dir`, created if necessary, as the server that holds `lease`.
 
@@ -75,7 +102,7 @@ async def open_journal(
     """
     own, blobs, connection, log = await to_thread.run_sync(_open_files, data_dir, lease, durability)
     try:
-        journal = Journal(data_dir, own, blobs, connection, log)
+        journal = Journal(data_dir, own, blobs, connection, log, limits)
         try:
             yield journal
         finally:
@@ -136,6 +163,7 @@ class Journal:
         blobs: BlobStore,
         connection: Connection,
         log: LogSync | None,
+        limits: JournalLimits | None,
     ) -> None:
         self.data_dir = data_dir
         self.owner = lease.owner
@@ -148,6 +176,9 @@ class Journal:
         self._log = log  # None: what is committed is durable enough
         self._ends_appended = 0  # of runs
         self._ends_synced = 0
+        self._limits = limits
+        self._session_bytes: Counter[str] = Counter()  # recorded, of the sessions owned here
+        self._run_bytes: Counter[str] = Counter()  # of the runs under way
 
     @property
     def survives_machine(self) -> bool:
@@ -160,7 +191,8 @@ class Journal:
         """Append `event` to the log of a session that this server owns, without waiting.
 
         Raises `ValueError` if the event holds something that is not JSON data, and `JournalFailed`
-        if the server does not own the session or too much waits for the disk.
+        if the server does not own the session or too much waits for the disk. What a run asks for,
+        gets or prints beyond the limits is refused with `JournalLimitReached`.
         """
         if session_id not in self._last_sequences:
             raise JournalFailed(
@@ -171,6 +203,7 @@ class Journal:
                 f"The journal {self._path} cannot keep up with the disk.", remedy="Free some space."
             )
         text = event_to_json(event)
+        self._count_bytes(session_id, run_id, event, len(text) + EVENT_OVERHEAD_BYTES)
         sequence = self._last_sequences[session_id] + 1
         self._last_sequences[session_id] = sequence
         stored = StoredEvent(session_id, sequence, run_id, time.time(), event)
@@ -181,6 +214,25 @@ class Journal:
             self._ends_appended += 1
         push_to_all(self._tails.get(session_id, ()), stored)
         return stored
+
+    def check_room(self, session_id: str) -> None:
+        """Raise `JournalLimitReached` if a session may record no more."""
+        limits = self._limits
+        if limits is not None and self._session_bytes[session_id] >= limits.session_bytes:
+            raise session_limit_error(limits)
+
+    def _count_bytes(self, session_id: str, run_id: str | None, event: Event, size: int) -> None:
+        """Count an event; raises `JournalLimitReached` for one that a run may do without."""
+        limits, run = self._limits, run_id or ""
+        if limits is not None and is_limited(event):
+            if self._run_bytes[run] + size > limits.run_bytes:
+                raise run_limit_error(limits)
+            if self._session_bytes[session_id] + size > limits.session_bytes:
+                raise session_limit_error(limits)
+        self._session_bytes[session_id] += size
+        self._run_bytes[run] += size
+        if isinstance(event, RunFinished):
+            del self._run_bytes[run]
 
     async def flush(self) -> None:
         """Return when everything appended so far is committed.
@@ -247,6 +299,10 @@ class Journal:
         row, last_sequence = await self.write(
             lambda rows: mutations.claim_session(rows, self.data_dir, self.owner, session_id)
         )
+        if self._limits is not None and session_id not in self._last_sequences:
+            self._session_bytes[session_id] = await self.read(
+                lambda rows: queries.measure_session(rows, self.blobs, session_id)
+            )
         self._last_sequences.setdefault(session_id, last_sequence)
         return row
 
@@ -511,3 +567,29 @@ class Journal:
             await self._writer.stop()
             if self._log is not None:
                 await self._log.close()
+
+
+def is_limited(event: Event) -> bool:
+    """Return whether an event is refused beyond the limits: the end of what has begun never is."""
+    if isinstance(event, CallFinished):
+        return event.error is None
+    return isinstance(event, CallStarted | OutputWritten | ClocksRead | QuestionAsked)
+
+
+def run_limit_error(limits: JournalLimits) -> JournalLimitReached:
+    """Return the error for a run that has recorded too much."""
+    return JournalLimitReached(
+        f"The run has recorded {limits.run_bytes // MB:,} MB of arguments, answers and output, "
+        "which is the limit.",
+        remedy="Split the work into several runs, let code keep large data in workspace files, "
+        "or raise the server's setting `[journal] run_mb`.",
+    )
+
+
+def session_limit_error(limits: JournalLimits) -> JournalLimitReached:
+    """Return the error for a session that has recorded too much."""
+    return JournalLimitReached(
+        f"The session has recorded {limits.session_bytes // MB:,} MB of code, arguments, answers "
+        "and output, which is the limit.",
+        remedy="Continue in another session, or raise the server's setting `[journal] session_mb`.",
+    )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import JournalFailed
+from ..errors import JournalFailed, JournalLimitReached
 from ..journal.events import CallError, CallFinished, CallStarted, CallSummary, canonical_json
 from ..journal.recording import RecordedCall
 from ..journal.store import Journal
@@ -89,6 +89,7 @@ class CallJournal:
         run_id: str,
         questions: PendingQuestions,
         plan: Plan | None = None,
+        on_limit: Callable[[JournalLimitReached], None] = lambda _: None,
     ) -> None:
         self.questions = questions
         self.plan = plan  # of a dry run
@@ -96,6 +97,7 @@ class CallJournal:
         self.session_id = session_id
         self.run_id = run_id
         self._journal = journal
+        self._on_limit = on_limit
         self._call_count = 0
         self._occurrences: Counter[tuple[str, str]] = Counter()  # by target and `digest_args`
         self._recorded_entries: dict[int, LedgerEntry] = {}  # by number
@@ -218,7 +220,11 @@ class CallJournal:
         self._open_keys.pop(event.call_id, None)
 
     def _append_event(self, event: CallStarted | CallFinished) -> None:
-        self._journal.append(self.session_id, event, self.run_id)
+        try:
+            self._journal.append(self.session_id, event, self.run_id)
+        except JournalLimitReached as exc:
+            self._on_limit(exc)
+            raise
 
 
 def digest_args(args: str) -> str:

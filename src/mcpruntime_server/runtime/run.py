@@ -108,7 +108,7 @@ class Run:
         self.lifecycle = RunLifecycle()
         self.audience = Audience(is_detached=spec.starts_detached)
         self.control = RunControl(slot)
-        self.journal = RunJournal(journal, session_id, self.id, spec, resumed)
+        self.journal = RunJournal(journal, session_id, self.id, spec, resumed, self._halt)
         self.questions = PendingQuestions(
             journal,
             session_id,
@@ -120,7 +120,7 @@ class Run:
             approvals_command=limits.approvals_command,
         )
         plan = Plan(spec.approvals) if spec.is_dry_run else None
-        self.calls = CallJournal(journal, session_id, self.id, self.questions, plan)
+        self.calls = CallJournal(journal, session_id, self.id, self.questions, plan, self._halt)
         if resumed:
             self._restore_recorded(resumed)
         self.replayer: Replayer | None = None
@@ -258,7 +258,7 @@ class Run:
 
     def _halt(self, reason: McpRuntimeError) -> None:
         """Stop it because the host cannot let it continue."""
-        if self.lifecycle.is_final:
+        if self.lifecycle.is_final or self.control.stop_request.failure is not None:
             return
         self.control.stop_request.failure = reason
         self.lifecycle.apply(RunEvent.STOP_REQUESTED)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import JournalFailed, McpRuntimeError, SandboxFailed
+from ..errors import JournalFailed, JournalLimitReached, McpRuntimeError, SandboxFailed
 from ..journal.events import InputEntry, RunFinished
 from ..journal.rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG
 from ..protocol import wire
@@ -243,7 +244,8 @@ class RunExecution:
         run, report = self._run, self._run.report
         if not run.journal.has_started:
             self._journal_start()
-        run.output.close()
+        with suppress(JournalLimitReached):  # then this is what the run ends with
+            run.output.close()
         if run.output.differs_from_recording:
             report.notes.append(
                 "After the crash of the server the code printed something else than before it."

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import JournalFailed
+from ..errors import JournalFailed, JournalLimitReached
 from ..journal.events import (
     ClocksRead,
     FilesChanged,
@@ -48,10 +48,12 @@ class RunJournal:
         run_id: str,
         spec: RunSpec,
         resumed: Recording | None,
+        on_limit: Callable[[JournalLimitReached], None] = lambda _: None,
     ) -> None:
         self.has_started = False
         self.seed = spec.recording.start.seed if spec.recording else secrets.token_hex(16)
         self._journal = journal
+        self._on_limit = on_limit
         self._session_id = session_id
         self._run_id = run_id
         self._spec = spec
@@ -67,7 +69,11 @@ class RunJournal:
 
     def append_event(self, event: RunEventRecord) -> None:
         """Append an event of this run."""
-        self._journal.append(self._session_id, event, self._run_id)
+        try:
+            self._journal.append(self._session_id, event, self._run_id)
+        except JournalLimitReached as exc:
+            self._on_limit(exc)
+            raise
 
     def journal_queued(self) -> None:
         """Record that the run exists, so that it survives the server though it has not started."""

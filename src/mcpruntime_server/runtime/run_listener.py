@@ -48,9 +48,13 @@ class RunListener:
 
     def on_output(self, message: wire.Output) -> None:
         """Keep a piece of output."""
-        if not self._is_closed:
+        if self._is_closed:
+            return
+        try:
             self.output.receive_output(message)
-            self._on_update()
+        except JournalFailed:
+            self._call_journal.record_gap()
+        self._on_update()
 
     def on_files(self, message: wire.FilesChanged) -> None:
         """Note which files changed; their content follows."""

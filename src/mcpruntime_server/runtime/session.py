@@ -160,6 +160,7 @@ class Session:
                 f"The code has {len(code):,} characters; the limit is {MAX_CODE_CHARS:,}.",
                 remedy="Let the code read large data from a file or a tool.",
             )
+        self._services.journal.check_room(self.id)
         spec = RunSpec(
             strip_fences(code),
             timeout_s,
