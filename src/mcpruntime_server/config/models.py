@@ -249,6 +249,12 @@ class UpstreamSettings(SettingsTable):
     timeout_s: Seconds = 60.0
     max_concurrency: PositiveInt = 64
     max_schema_parts: PositiveInt = 20_000  # of one schema of a tool; all have 20 times as many
+    answer_mb: PositiveInt = 8
+    answer_items: PositiveInt = 250_000
+    max_tools: Annotated[int, Bounds(above=0, at_most=10_000)] = 2_000
+    max_pages: PositiveInt = 200
+    tools_mb: PositiveInt = 4
+    messages_per_s: PositiveInt = 200
     disabled: bool = False
 
     def __post_init__(self) -> None:

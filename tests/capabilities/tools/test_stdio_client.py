@@ -14,14 +14,14 @@ from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCNotification
 
 from mcpruntime_server.capabilities.tools.direct_requests import DirectRequests
-from mcpruntime_server.capabilities.tools.stdio_client import (
-    MessageReader,
-    MessageWriter,
-    open_stdio_client,
-)
+from mcpruntime_server.capabilities.tools.message_limits import MessageLimits
+from mcpruntime_server.capabilities.tools.message_reader import MessageReader
+from mcpruntime_server.capabilities.tools.stdio_client import MessageWriter, open_stdio_client
+from mcpruntime_server.capabilities.tools.unrequested_messages import MessageFilter
 
 TIMEOUT_S = 30.0  # only a test that fails waits so long
-PIPE_OVERFLOW = 1 << 20  # characters; more than any pipe holds
+LIMITS = MessageLimits(message_bytes=4_000_000, values=10_000, listed=10, messages_per_s=1_000)
+PIPE_OVERFLOW = 200_000  # characters; more than a pipe holds, and still a small message
 
 Streams = tuple[MessageReader, MessageWriter]
 
@@ -30,16 +30,17 @@ Streams = tuple[MessageReader, MessageWriter]
 async def child(
     folder: Path, *command: str, ended: anyio.Event | None = None
 ) -> AsyncIterator[Streams]:
+    messages = MessageFilter(LIMITS)
     with (folder / "stderr").open("w") as errors, anyio.fail_after(TIMEOUT_S):
         async with open_stdio_client(
-            command, {}, folder, errors, ended or anyio.Event(), DirectRequests()
+            command, {}, folder, errors, ended or anyio.Event(), DirectRequests(), messages
         ) as streams:
             yield streams
 
 
 def message(text: str) -> SessionMessage:
     return SessionMessage(
-        JSONRPCNotification(jsonrpc="2.0", method="notifications/message", params={"text": text})
+        JSONRPCNotification(jsonrpc="2.0", method="notifications/said", params={"text": text})
     )
 
 
@@ -79,13 +80,13 @@ async def test_a_cancelled_sender_leaves_no_partial_message(tmp_path: Path) -> N
             assert text_of(await reader.receive()) == "next"
 
 
-async def test_a_line_that_is_no_message_is_an_error_and_an_empty_one_is_skipped(
+async def test_a_line_that_is_no_message_is_counted_and_an_empty_one_is_skipped(
     tmp_path: Path,
 ) -> None:
-    lines = 'print("hello"); print(); print("{")'
-    async with child(tmp_path, sys.executable, "-c", lines) as (reader, _):
-        received = [item async for item in reader]
-    assert [isinstance(item, ValueError) for item in received] == [True] * 2
+    lines = 'print("hello"); print(); print("{"); print("[1]")'
+    async with child(tmp_path, sys.executable, "-c", lines) as (reader, writer):
+        assert [item async for item in reader] == []
+    assert writer.messages.invalid_messages == 3
 
 
 async def test_the_end_of_the_process_ends_the_messages(tmp_path: Path) -> None:

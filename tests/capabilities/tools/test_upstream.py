@@ -226,10 +226,15 @@ class TestCalls:
             assert caught.value.kind == "tool_error"
 
     async def test_a_line_without_end_ends_the_connection(self, tmp_path: Path) -> None:
-        async with one(own_server("raw", "endless"), tmp_path) as upstream:
-            with pytest.raises(CallFailed, match="more than 67,108,864 bytes at once") as caught:
+        settings = own_server("raw", "endless", answer_mb=1)
+        async with one(settings, tmp_path) as upstream:
+            with pytest.raises(CallFailed, match="answered grow with more than 1 MB") as caught:
                 await upstream.call_tool("grow", {})
-            assert caught.value.kind == "unavailable"
+            assert caught.value.kind == "too_large"
+            assert "raise `answer_mb` under [mcpServers.up]" in caught.value.remedy
+            with anyio.fail_after(SOON):
+                while upstream.status.state == "ready":
+                    await anyio.lowlevel.checkpoint()
 
     async def test_a_call_that_takes_too_long_is_given_up_and_the_connection_kept(
         self, tmp_path: Path

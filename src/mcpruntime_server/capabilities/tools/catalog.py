@@ -33,6 +33,7 @@ from ...protocol.payloads import ToolDescription, ToolListing
 from ...protocol.suggestions import did_you_mean, find_misspelled
 from ..call_arguments import get_argument
 from .python_names import assign_names, describe_collisions
+from .repeatable_event import RepeatableEvent
 from .schema_annotations import SchemaDocument
 from .shim_generator import (
     RESERVED_NAMES,
@@ -45,7 +46,7 @@ from .shim_generator import (
 from .shim_store import ShimStore
 from .signatures import MAX_RECORD_CHARS, format_brief_signature, format_signature
 from .tool_index import ToolIndex, ToolRow
-from .upstream import RepeatableEvent, Upstream
+from .upstream import Upstream
 
 START_TIMEOUT_S = 20.0  # for an upstream to start for a search or a listing; else it is left out
 REFRESH_DELAY_S = 1.0  # after the start of the server, when a client is waiting
@@ -307,7 +308,7 @@ class Catalog:
         _, name, tool_name = (*target.split(".", 2), "", "")[:3]
         server = self._find_server(name)
         view = await self._load_live_view(server)
-        tool = view.tools.get(tool_name) or self._raise_unknown_tool(view, tool_name)
+        tool = view.tools.get(tool_name) or self._raise_unknown_tool(server, view, tool_name)
         tool.check_arguments(name, args)
         value = await server.upstream.call_tool(tool.upstream_name, args)
         if tool.learns_results and self._shims.observe_result(name, tool.upstream_name, value):
@@ -365,6 +366,9 @@ class Catalog:
             if server.upstream.known_tools is not None
         }
         views = {name: await self._load_view(server) for name, server in known.items()}
+        for name, server in known.items():
+            if note := server.upstream.listing_note:
+                problems.setdefault(name, note)
         return {"tools": build_listing(views), "problems": list(problems.values())}
 
     async def load_shim(self, server: str, fresh: bool = False) -> Shim:
@@ -399,7 +403,10 @@ class Catalog:
                 len(tools),
                 error,
                 remedy,
-                view.module.problems if view else (),
+                (
+                    *filter(None, [server.upstream.listing_note]),
+                    *(view.module.problems if view else ()),
+                ),
                 tuple(name for name, tool in tools.items() if not tool.declares_effect),
             )
 
@@ -421,11 +428,13 @@ class Catalog:
             )
         return server
 
-    def _raise_unknown_tool(self, view: ServerView, name: str) -> NoReturn:
+    def _raise_unknown_tool(self, server: CatalogServer, view: ServerView, name: str) -> NoReturn:
         listed = ", ".join(list(view.tools)[:MAX_SEARCH_RESULTS]) or "none"
         hint = did_you_mean(name, view.tools)
         raise CallFailed(
-            "unknown_tool", f"{view.module.name} has no tool {name[:80]!r}. {hint}Tools: {listed}."
+            "unknown_tool",
+            f"{view.module.name} has no tool {name[:80]!r}. {hint}Tools: {listed}.",
+            remedy=server.upstream.listing_note,
         )
 
     async def _load_views(
@@ -451,6 +460,8 @@ class Catalog:
                 if problem := await self._wait_for_tools(server, wait_s):
                     problems[server.name] = problem
                     return
+            if note := upstream.listing_note:
+                problems[server.name] = note
             views[server.name] = await self._load_view(server)
 
         async with anyio.create_task_group() as tasks:

@@ -32,7 +32,7 @@ from ..atomic_files import write_atomically
 from .credentials import collect_credentials
 
 FORMAT_VERSION = 1
-MAX_TOOLS = 2_000  # of one upstream; more is a mistake or an attack
+MAX_TOOLS = 10_000  # of one upstream; more is a mistake or an attack
 MAX_ENTRY_BYTES = 4 * 1024 * 1024  # a longer tool list is not stored
 MAX_VERSION_CHARS = 80
 MAX_ENTRIES = 256  # kept, those that were listed last

@@ -27,7 +27,7 @@ CANCEL_TIMEOUT_S = 1.0  # to tell a server that does not read that a request was
 CLOSED_MESSAGE = "Connection closed"  # the SDK's message if the connection has ended
 
 WriteLine = Callable[[bytes], Awaitable[None]]
-Answer = asyncio.Future[Mapping[str, Any] | Literal["closed", "timeout"]]
+Answer = asyncio.Future[Mapping[str, Any] | ValueError | Literal["closed", "timeout"]]
 
 
 class DirectRequests:
@@ -54,7 +54,10 @@ class DirectRequests:
                 answer.set_result("closed")
 
     async def send(self, method: str, params: Mapping[str, Any], timeout_s: float) -> Any:
-        """Return the result of a request; raises `MCPError`."""
+        """Return the result of a request.
+
+        Raises `MCPError`, and `ValueError` for an answer that could not be taken.
+        """
         self._last_id += 1
         request_id, answer = self._last_id, self._loop.create_future()
         self._answers[request_id] = answer
@@ -71,21 +74,35 @@ class DirectRequests:
             del self._answers[request_id]
         if found == "closed":
             raise MCPError(types.CONNECTION_CLOSED, CLOSED_MESSAGE)
+        if isinstance(found, ValueError):
+            raise found
         if found == "timeout":
             await self._cancel(request_id, f"timed out after {timeout_s:g} s")
             raise MCPError(types.REQUEST_TIMEOUT, f"The request {method} timed out.")
         return parse_answer(found)
 
     def take_answer(self, message: Any) -> bool:
-        """Return whether a message of the server is the answer to one of these requests."""
+        """Return whether a message is the answer that one of these requests waits for."""
         if not isinstance(message, dict) or "method" in message:
             return False
         request_id = message.get("id")
-        if type(request_id) is not int or not FIRST_REQUEST_ID < request_id <= self._last_id:
-            return False
+        return type(request_id) is int and self._resolve(request_id, message)
+
+    def fail(self, request_id: int, problem: ValueError) -> bool:
+        """End a request whose answer cannot be taken; return whether it was open."""
+        return self._resolve(request_id, problem)
+
+    @property
+    def oldest_request(self) -> int | None:
+        """The open request that has waited longest."""
+        waiting = (request_id for request_id, each in self._answers.items() if not each.done())
+        return next(waiting, None)
+
+    def _resolve(self, request_id: int, outcome: Mapping[str, Any] | ValueError) -> bool:
         answer = self._answers.get(request_id)
-        if answer is not None and not answer.done():
-            answer.set_result(message)
+        if answer is None or answer.done():
+            return False
+        answer.set_result(outcome)
         return True
 
     @staticmethod

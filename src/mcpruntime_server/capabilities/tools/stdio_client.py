@@ -1,8 +1,8 @@
 """An MCP server in a child process, reached over its stdin and stdout.
 
 The SDK's own stdio client passes every message through two tasks and two memory streams. These
-streams read and write the pipes directly, which saves four task switches in each call. They carry
-the messages of the SDK, and those of `DirectRequests`.
+streams (`message_reader` and the writer here) use the pipes directly, which saves four task
+switches in each call. They carry the messages of the SDK, and those of `DirectRequests`.
 
 Rule 1: a message is written whole, even if its sender is cancelled.
 Rule 2: leaving asks the process to exit, waits, then terminates and at last kills its process
@@ -11,8 +11,6 @@ group. Each wait is bounded.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -26,14 +24,13 @@ from typing import IO, Self
 import anyio
 from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
-from mcp.types import jsonrpc_message_adapter
+from mcp.types import JSONRPCRequest
 
 from ...config.file_modes import user_umask
 from .direct_requests import DirectRequests
+from .message_reader import READ_CHUNK_BYTES, MessageReader
+from .unrequested_messages import MessageFilter
 
-READ_CHUNK_BYTES = 64 * 1024
-MAX_LINE_BYTES = 64 * 1024 * 1024  # of one message; a sandbox cannot be sent more either
-MAX_WAITING_MESSAGES = 100  # for the SDK; then the process waits until it has read some
 EXIT_GRACE_S = 2.0  # for a process to exit by itself, then again after SIGTERM and after SIGKILL
 EXIT_POLL_S = 0.01  # `Popen.wait` would block, and pidfds do not exist on all platforms
 DRAIN_CHUNKS = (
@@ -41,133 +38,20 @@ DRAIN_CHUNKS = (
 )
 
 
-class MessageReader:
-    """The messages that a process writes to its stdout; sets `ended` when no more can come.
-
-    A line that is not a message is yielded as the error that says why. Answers to `requests` are
-    taken out as they arrive, in a callback of the event loop, which saves a task switch.
-    """
-
-    def __init__(self, stdout: int, ended: anyio.Event, requests: DirectRequests) -> None:
-        self._stdout = stdout
-        self._ended = ended
-        self._requests = requests
-        self._loop = asyncio.get_running_loop()
-        self._messages: deque[SessionMessage | Exception] = deque()  # for the SDK
-        self._has_message = anyio.Event()
-        self._unfinished: list[bytes] = []  # chunks of a line whose end has not arrived
-        self._unfinished_bytes = 0
-        self._is_reading = False
-        self._is_at_end = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        while not self._messages:
-            if self._is_at_end:
-                self._ended.set()
-                raise StopAsyncIteration
-            self._has_message = anyio.Event()
-            await self._has_message.wait()
-        message = self._messages.popleft()
-        if len(self._messages) < MAX_WAITING_MESSAGES:
-            self.start()
-        return message
-
-    async def receive(self) -> SessionMessage | Exception:
-        """Return the next message; raises `anyio.EndOfStream` after the last one."""
-        try:
-            return await self.__anext__()
-        except StopAsyncIteration:
-            raise anyio.EndOfStream from None
-
-    def start(self) -> None:
-        """Read what the process writes from here on."""
-        if not self._is_reading and not self._is_at_end:
-            self._is_reading = True
-            self._loop.add_reader(self._stdout, self._read_chunk)
-
-    def stop(self) -> None:
-        """Leave what the process writes in the pipe."""
-        if self._is_reading:
-            self._is_reading = False
-            self._loop.remove_reader(self._stdout)
-
-    def _read_chunk(self) -> None:
-        """Read what is in the pipe, and wake the SDK if there is a message for it."""
-        try:
-            chunk = os.read(self._stdout, READ_CHUNK_BYTES)
-        except BlockingIOError:  # a spurious wake-up
-            return
-        except OSError:
-            chunk = b""
-        if chunk:
-            for line in self._split_lines(chunk):
-                message = self._parse_line(line)
-                if message is not None:
-                    self._messages.append(message)
-        else:
-            self._end("its connection closed")
-        if self._unfinished_bytes > MAX_LINE_BYTES:
-            self._end(f"it sent more than {MAX_LINE_BYTES:,} bytes at once")
-        if self._is_at_end or len(self._messages) >= MAX_WAITING_MESSAGES:
-            self.stop()
-        if self._is_at_end or self._messages:
-            self._has_message.set()
-
-    def _end(self, reason: str) -> None:
-        """Read no more: `reason` is a clause for people."""
-        self._requests.close(reason)
-        self._is_at_end = True
-
-    def _split_lines(self, chunk: bytes) -> list[bytes]:
-        """Return the lines that `chunk` completes, without empty ones."""
-        first, *more = chunk.split(b"\n")
-        self._unfinished.append(first)
-        self._unfinished_bytes += len(first)
-        if not more:
-            return []
-        lines = [b"".join(self._unfinished), *more[:-1]]
-        self._unfinished, self._unfinished_bytes = [more[-1]], len(more[-1])
-        return [line for line in lines if line.strip()]
-
-    def _parse_line(self, line: bytes) -> SessionMessage | Exception | None:
-        """Return the SDK's message in `line`, or None for the answer to a direct request."""
-        try:
-            message = json.loads(line.decode("utf-8", "replace"))
-            if self._requests.take_answer(message):
-                return None
-            return SessionMessage(jsonrpc_message_adapter.validate_python(message, by_name=False))
-        except (ValueError, RecursionError) as exc:
-            return exc
-
-    async def aclose(self) -> None:
-        """Do nothing: the pipe belongs to `open_stdio_client`."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        cls: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
 class MessageWriter:
     """Writes messages to the stdin of a process."""
 
-    def __init__(self, stdin: int) -> None:
+    def __init__(self, stdin: int, messages: MessageFilter) -> None:
         self._stdin = stdin
+        self.messages = messages
         self._unsent: deque[memoryview] = deque()
         self._flushing = anyio.Lock(fast_acquire=True)
         self._is_closed = False
 
     async def send(self, message: SessionMessage) -> None:
         """Write `message`; raises what `send_line` raises."""
+        if isinstance(message.message, JSONRPCRequest):
+            self.messages.expect_answer(message.message.id)
         text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
         await self.send_line(text.encode("utf-8", "replace") + b"\n")
 
@@ -225,18 +109,19 @@ async def open_stdio_client(
     errors: IO[str],
     ended: anyio.Event,
     requests: DirectRequests,
+    messages: MessageFilter,
 ) -> AsyncIterator[tuple[MessageReader, MessageWriter]]:
     """Start `command` in `folder` and yield its streams; leaving stops the process.
 
     `env` is added to the SDK's minimal environment. The stderr of the process goes to `errors`.
-    `requests` use the streams as well.
+    `requests` use the streams as well. `messages` has the limits, and what else arrives.
     Raises `OSError` if the process cannot be started.
     """
     process = _start_process(command, get_default_environment() | dict(env), folder, errors)
     assert process.stdin is not None
     assert process.stdout is not None
-    writer = MessageWriter(process.stdin.fileno())
-    reader = MessageReader(process.stdout.fileno(), ended, requests)
+    writer = MessageWriter(process.stdin.fileno(), messages)
+    reader = MessageReader(process.stdout.fileno(), ended, requests, messages)
     try:
         requests.open(writer.send_line)
         reader.start()

@@ -23,6 +23,7 @@ from .credentials import Credentials, reveal_secrets
 from .direct_requests import DirectRequests
 from .stderr_log import open_stderr_log
 from .stdio_client import open_stdio_client
+from .unrequested_messages import MessageFilter
 
 CONNECT_TIMEOUT_S = 10.0  # for a TCP connection, TLS included
 SESSION_HEADER = "mcp-session-id"
@@ -35,9 +36,11 @@ class TransportState:
 
     `ended` is set when no more messages can arrive. `http_status` is that of the last refused
     request. `is_session_expired` means that an HTTP server no longer knows the session; the
-    protocol then requires a new one. A child process takes `direct_requests`.
+    protocol then requires a new one. A child process takes `direct_requests`. `messages` has the
+    limits of what the server sends.
     """
 
+    messages: MessageFilter
     ended: anyio.Event = field(default_factory=anyio.Event)
     http_status: int = 0
     is_session_expired: bool = False
@@ -75,7 +78,13 @@ async def _open_stdio(
     async with (
         open_stderr_log(log, credentials) as errors,
         open_stdio_client(
-            command, reveal_secrets(settings.env), folder, errors, state.ended, requests
+            command,
+            reveal_secrets(settings.env),
+            folder,
+            errors,
+            state.ended,
+            requests,
+            state.messages,
         ) as streams,
     ):
         yield streams

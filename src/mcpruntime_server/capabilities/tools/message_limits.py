@@ -1,0 +1,147 @@
+"""What one message of an upstream may be, and how it is parsed within these limits.
+
+An upstream is hostile: a message may be too long, have too many values, be nested too deep, or
+never end. Values are counted as the bytes arrive, so that what is refused is never built.
+
+Rule 1: parsing stops at a limit. It uses the parser of pydantic, which refuses deep nesting itself
+and takes a fifth of the time of `json`; a message within the default limits holds the interpreter's
+lock for some 50 ms at most.
+Rule 2: `LimitExceeded` names the limit and the setting that raises it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from ...config import UpstreamSettings
+
+MB = 1_000_000
+MAX_DEPTH = 200  # of nested containers in a message, as in the parser
+MAX_CONTENT_BLOCKS = 10_000  # in one result
+LARGE_BYTES = 256_000  # a longer message is counted as it arrives, and parsed in a thread
+LISTS = ("tools", "resources", "resourceTemplates", "prompts")
+LIMIT_ERROR_CODE = -32097  # in place of an answer that was refused here
+RECURSION_PROBLEM = "recursion limit exceeded"  # of the parser
+
+
+class LimitExceeded(ValueError):
+    """A message exceeds a limit; `limit` is a clause, `setting` what raises it, if anything."""
+
+    def __init__(self, limit: str, setting: str = "") -> None:
+        super().__init__(limit)
+        self.limit = limit
+        self.setting = setting
+
+
+@dataclass(frozen=True)
+class MessageLimits:
+    """The limits of what one upstream sends."""
+
+    message_bytes: int
+    values: int
+    listed: int  # in one page of a list
+    messages_per_s: float  # that nobody has asked for
+
+    @classmethod
+    def from_settings(cls, settings: UpstreamSettings) -> MessageLimits:
+        """Return the limits that the settings of an upstream give."""
+        return cls(
+            settings.answer_mb * MB,
+            settings.answer_items,
+            settings.max_tools,
+            settings.messages_per_s,
+        )
+
+    @property
+    def bytes_exceeded(self) -> LimitExceeded:
+        """The error of a message that is too long."""
+        return LimitExceeded(f"more than {self.message_bytes // MB:,} MB", "answer_mb")
+
+    @property
+    def values_exceeded(self) -> LimitExceeded:
+        """The error of a message with too many values."""
+        return LimitExceeded(f"more than {self.values:,} JSON values", "answer_items")
+
+
+class ValueCounter:
+    """Counts the values of a JSON text that arrives in pieces, without parsing it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._is_in_string = False
+        self._rest = b""  # a backslash whose pair has not arrived
+
+    def feed(self, data: bytes | bytearray) -> int:
+        """Count the values in the next piece, and return how many there are altogether."""
+        text = self._rest + data
+        backslashes = len(text) - len(text.rstrip(b"\\"))
+        self._rest = b"\\" if backslashes % 2 else b""
+        if backslashes % 2:
+            text = text[:-1]
+        if b"\\" in text:
+            text = text.replace(rb"\\", b"").replace(rb"\"", b"")
+        pieces = text.split(b'"')  # they are within strings and outside by turns
+        outside = b"".join(pieces[self._is_in_string :: 2])
+        self._is_in_string ^= len(pieces) % 2 == 0
+        # Each comma begins a value, and so does each container, or the first value in it.
+        self.count += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        return self.count
+
+
+def parse_message(line: bytes | bytearray) -> Any:
+    """Return the JSON data in `line`; raises `LimitExceeded`, or `ValueError` if it is not JSON.
+
+    Text that is not valid is mended: half a character becomes a replacement character.
+    """
+    try:
+        return from_json(line)
+    except ValueError as problem:
+        if RECURSION_PROBLEM in str(problem):
+            raise _depth_exceeded() from None
+    try:
+        return mend_text(json.loads(line.decode("utf-8", "replace")), MAX_DEPTH)
+    except RecursionError:
+        raise _depth_exceeded() from None
+
+
+def mend_text(value: Any, depth: int) -> Any:
+    """Return JSON data with replacement characters for halves of characters.
+
+    Raises `LimitExceeded` if it is nested more than `depth` levels deep.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+    if not isinstance(value, list | dict):
+        return value
+    if depth == 0:
+        raise _depth_exceeded()
+    if isinstance(value, list):
+        return [mend_text(each, depth - 1) for each in value]
+    return {mend_text(key, 0): mend_text(each, depth - 1) for key, each in value.items()}
+
+
+def _depth_exceeded() -> LimitExceeded:
+    return LimitExceeded(f"values nested more than {MAX_DEPTH} levels deep")
+
+
+def check_result(message: Any, limits: MessageLimits) -> None:
+    """Shorten the lists in a message to what may be listed and one more, in place.
+
+    Validating each entry takes the event loop long. Raises `LimitExceeded` for a result of too many
+    content blocks.
+    """
+    result = message.get("result") if isinstance(message, Mapping) else None
+    if not isinstance(result, dict):
+        return
+    for name in LISTS:
+        listed = result.get(name)
+        if isinstance(listed, list) and len(listed) > limits.listed:
+            del listed[limits.listed + 1 :]
+    content = result.get("content")
+    if isinstance(content, list) and len(content) > MAX_CONTENT_BLOCKS:
+        raise LimitExceeded(f"more than {MAX_CONTENT_BLOCKS:,} content blocks")
