@@ -7,6 +7,7 @@ silent     reads and never answers
 dies       exits before it is ready
 collapses  exits during a call
 stubborn   ignores the end of stdin and SIGTERM, like its child; writes their pids to argv[2]
+leaving    exits properly, but leaves a grandchild in its group; writes both pids to argv[2]
 asks       answers a call with a question
 endless    answers a call with a line that never ends
 shapeless  lists tools that are not valid
@@ -66,7 +67,24 @@ def refuse_to_end() -> None:
             file.write(f"{os.getpid()} {child}")
 
 
+def leave_grandchild() -> None:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    grandchild = os.fork()
+    if grandchild:
+        with open(sys.argv[2], "w") as file:
+            file.write(f"{os.getppid()} {grandchild}")
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        signal.pause()
+
+
 def main() -> None:
+    if mode == "leaving":
+        leave_grandchild()
     if mode == "dies":
         sys.exit("I cannot go on")
     if mode == "stubborn":

@@ -6,7 +6,7 @@ switches in each call. They carry the messages of the SDK, and those of `DirectR
 
 Rule 1: a message is written whole, even if its sender is cancelled.
 Rule 2: leaving asks the process to exit, waits, then terminates and at last kills its process
-group. Each wait is bounded.
+group. Each wait is bounded. If the server is killed before, the guardian does the same.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from mcp.types import JSONRPCRequest
 from ...config.file_modes import user_umask
 from .direct_requests import DirectRequests
 from .message_reader import READ_CHUNK_BYTES, MessageReader
+from .process_guardian import ProcessGuardian
 from .unrequested_messages import MessageFilter
 
 EXIT_GRACE_S = 2.0  # for a process to exit by itself, then again after SIGTERM and after SIGKILL
@@ -118,6 +119,7 @@ async def open_stdio_client(
     Raises `OSError` if the process cannot be started.
     """
     process = _start_process(command, get_default_environment() | dict(env), folder, errors)
+    guardian = ProcessGuardian(process.pid)
     assert process.stdin is not None
     assert process.stdout is not None
     writer = MessageWriter(process.stdin.fileno(), messages)
@@ -131,6 +133,7 @@ async def open_stdio_client(
         reader.stop()
         with anyio.CancelScope(shield=True):
             await stop_process(process)
+            guardian.dismiss()
 
 
 def _start_process(
@@ -159,7 +162,7 @@ async def stop_process(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
     with suppress(OSError):
         process.stdin.close()
-    if not await _wait_for_exit(process):
+    if not await _wait_for_exit(process) or _is_group_alive(process):
         _signal_group(process, signal.SIGTERM)
         if not await _wait_for_exit(process, whole_group=True):
             _signal_group(process, signal.SIGKILL)
