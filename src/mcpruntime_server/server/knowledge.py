@@ -38,8 +38,9 @@ class KnowledgeResources:
 
     scheme = URI_SCHEME
 
-    def __init__(self, providers: KnowledgeService) -> None:
+    def __init__(self, providers: KnowledgeService, max_chars: int) -> None:
         self._providers = providers
+        self._max_chars = max_chars  # of a text; the address of a part leads to the rest
 
     async def list_resources(self) -> Sequence[Resource]:
         """Return some documents of each provider."""
@@ -71,12 +72,18 @@ class KnowledgeResources:
         ]
 
     async def read_resource(self, uri: str) -> ReadResourceContents:
-        """Return a document or a passage; raises `NotFound`."""
+        """Return a document or a passage, as far as it fits; raises `NotFound`."""
         try:
-            part = await self._providers.get(uri)
+            part = await self._providers.get(uri, chars=self._max_chars)
         except CallFailed as exc:
             raise NotFound(exc.message, remedy=exc.remedy) from None
-        return ReadResourceContents(part["text"], text_mime_type(uri.partition("#")[0]))
+        address = uri.partition("#")[0]
+        text = part["text"]
+        if not part["is_whole"]:
+            first, end = part["span"]["chars"]
+            omitted = part["size"] - len(text)
+            text += f"\n[{omitted:,} more characters: {address}#C{end}-{first + part['size']}]"
+        return ReadResourceContents(text, text_mime_type(address))
 
 
 def text_mime_type(name: str) -> str:

@@ -149,7 +149,11 @@ def build_mcp_server(
     tools = [
         build_run_tool(runs, packages, package_tokens),
         build_replay_tool(replays, sessions, find_cursor),
-        *build_skill_tools(SkillToolHandler(library, saver, runtime.journal, LOCAL_PRINCIPAL)),
+        *build_skill_tools(
+            SkillToolHandler(
+                library, saver, runtime.journal, LOCAL_PRINCIPAL, config.server.result_chars
+            )
+        ),
     ]
     if has_ask:
         tools.append(build_ask_tool(AskToolHandler(config, runs)))
@@ -159,7 +163,7 @@ def build_mcp_server(
         (
             WorkspaceResources(runtime, LOCAL_PRINCIPAL),
             SkillResources(library),
-            KnowledgeResources(providers),
+            KnowledgeResources(providers, config.server.result_chars),
         ),
         version=__version__,
         instructions=instructions,

@@ -6,6 +6,7 @@ each file.
 
 from __future__ import annotations
 
+import json
 import mimetypes
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ from ..errors import InvalidRequest, McpRuntimeError, NotFound
 SKILL_SCHEME = "skill://"
 MAX_LISTED_RESOURCES = 100  # the template gives the addresses of the others
 SKILLS_PAGE_SIZE = 50
+MAX_PAGE_CHARS = 200_000  # of the skills of a page, but for the last one
+MAX_FILE_BYTES = 1 << 20  # of a file of a skill; whole, because a client compares its digest
 MARKDOWN_TYPE = "text/markdown"
 TEXT_TYPES = (MARKDOWN_TYPE, "text/", "application/json", "application/toml", "application/yaml")
 
@@ -97,6 +100,13 @@ class SkillResources:
                 f"The skill {name} has no file {path!r:.200}.",
                 remedy=f"It has {', '.join(content)}."[:500],
             )
+        folder, size = f"skills.{parse_skill_name(name)}.folder", len(content[path])
+        if size > MAX_FILE_BYTES:
+            raise InvalidRequest(
+                f"The file {path!r:.200} of the skill {name} has {size:,} bytes; a resource has "
+                f"at most {MAX_FILE_BYTES:,}.",
+                remedy=f"Read it in run_code, where it is in {folder}.",
+            )
         return to_resource_contents(path, content[path])
 
 
@@ -147,16 +157,20 @@ class SkillsExtension(Extension):
     ) -> dict[str, Any]:
         cursor = params.cursor or ""
         names = sorted(name for name in await self._library.available_names() if name > cursor)
-        page = names[:SKILLS_PAGE_SIZE]
-        skills = []
-        for name in page:
+        skills: list[dict[str, Any]] = []
+        remaining_chars = MAX_PAGE_CHARS
+        last = ""
+        for last in names[:SKILLS_PAGE_SIZE]:
             try:
-                skills.append(await self._describe_skill(name))
+                skills.append(await self._describe_skill(last))
             except McpRuntimeError:
                 continue  # removed meanwhile, or unreadable, which `doctor` reports
+            remaining_chars -= len(json.dumps(skills[-1]))
+            if remaining_chars < 0:
+                break
         result: dict[str, Any] = {"skills": skills}
-        if len(names) > SKILLS_PAGE_SIZE:
-            result["nextCursor"] = page[-1]
+        if names and last != names[-1]:
+            result["nextCursor"] = last
         return extension_result(result)
 
     async def _handle_get(

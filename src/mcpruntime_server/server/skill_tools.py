@@ -48,9 +48,15 @@ class SkillToolHandler:
     """Answers calls of `list_skills` and `save_skill`."""
 
     def __init__(
-        self, library: SkillLibrary, saver: SkillSaver, journal: Journal, principal: str
+        self,
+        library: SkillLibrary,
+        saver: SkillSaver,
+        journal: Journal,
+        principal: str,
+        max_chars: int,
     ) -> None:
         self._library = library
+        self._max_chars = max_chars  # of the text of a guide, and of the source of a skill
         self._saver = saver
         self._journal = journal
         self._principal = principal
@@ -75,10 +81,11 @@ class SkillToolHandler:
     async def _show_skill(self, name: str) -> CallToolResult:
         guides = await self._library.load_guides()
         if guide := guides.get(name.strip().replace("-", "_")):
-            return build_guide_result(guide)
+            return build_guide_result(guide, self._max_chars)
         skill = await self._library.get(name)
         records = await self._library.usage_records()
-        return build_skill_result(skill, records.get((skill.name, skill.version), UsageRecord()))
+        record = records.get((skill.name, skill.version), UsageRecord())
+        return build_skill_result(skill, record, self._max_chars)
 
     async def save_skill(
         self, run: str | None, code: str | None, name: str | None, description: str | None
@@ -109,13 +116,14 @@ class SkillToolHandler:
         return await find_run(self._journal, session, run)
 
 
-def build_guide_result(guide: Guide) -> CallToolResult:
+def build_guide_result(guide: Guide, max_chars: int) -> CallToolResult:
     """Return everything about a guide: the text that its author has written for agents."""
+    text = limit_text(guide.text, max_chars, f"print(skills.{guide.name}.__doc__[{max_chars}:])")
     lines = [
         f"{guide.name} is a guide. In code its files are in skills.{guide.name}.folder.",
-        guide.text,
+        text,
     ]
-    return text_call_result("\n".join(lines), {**listing_entry(guide), "source": guide.text})
+    return text_call_result("\n".join(lines), {**listing_entry(guide), "source": text})
 
 
 def usage_code(skill: Skill) -> str:
@@ -128,8 +136,18 @@ def usage_code(skill: Skill) -> str:
     return f"{exact}  # then save the run that calls run(...) with keywords, to test it"
 
 
-def build_skill_result(skill: Skill, record: UsageRecord) -> CallToolResult:
+def limit_text(text: str, max_chars: int, rest_code: str) -> str:
+    """Return at most so many characters of a text, and the code that prints the rest."""
+    omitted = len(text) - max_chars
+    if omitted <= 0:
+        return text
+    return f"{text[:max_chars]}\n[{omitted:,} more characters; in run_code: {rest_code}]"
+
+
+def build_skill_result(skill: Skill, record: UsageRecord, max_chars: int) -> CallToolResult:
     """Return everything about a skill."""
+    print_rest = f"print(inspect.getsource(skills.{skill.name}.v{skill.version})[{max_chars}:])"
+    source = limit_text(skill.source, max_chars, f"import inspect, skills; {print_rest}")
     targets = skill.call_targets
     lines = [
         f"{skill.id} is {describe_state(skill.state)}; recorded cases: {len(skill.cases)}; "
@@ -140,12 +158,12 @@ def build_skill_result(skill: Skill, record: UsageRecord) -> CallToolResult:
     ]
     if targets:
         lines.append(f"It uses {', '.join(targets)}.")
-    lines.append(skill.source)
+    lines.append(source)
     data = {
         **listing_entry(skill),
         "reasons": [*skill.reasons],
         "uses": targets,
-        "source": skill.source,
+        "source": source,
         "used": record.uses,
     }
     return text_call_result("\n".join(lines), data)

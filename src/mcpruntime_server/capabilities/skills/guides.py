@@ -21,6 +21,7 @@ from .skill_names import parse_skill_name
 from .version_files import SKILL_FILE
 
 MAX_GUIDES = 500  # in one folder
+MAX_SUMMARY_CHARS = 1_024  # the limit of the standard for a description
 MAX_GUIDE_TEXT_BYTES = 256_000  # of its SKILL.md
 MAX_GUIDE_FILES = 500
 MAX_GUIDE_BYTES = 16_000_000
@@ -98,7 +99,7 @@ def read_guide(folder: Path) -> Guide:
     name, summary = front_matter.get("name"), front_matter.get("description")
     if not isinstance(name, str) or not isinstance(summary, str):
         raise SkillRefused(f"The front matter of {SKILL_FILE} has no name and description.")
-    return Guide(parse_skill_name(name), to_one_line(summary), text, folder)
+    return Guide(parse_skill_name(name), to_one_line(summary)[:MAX_SUMMARY_CHARS], text, folder)
 
 
 def parse_front_matter(text: str) -> dict[str, Any]:
