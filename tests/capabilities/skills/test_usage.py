@@ -117,3 +117,9 @@ def test_a_skill_is_not_retired_on_the_word_of(uses: list[SkillUseRow]) -> None:
 def test_one_principal_cannot_retire_what_several_share() -> None:
     assert reason_for(failures_of_days(), is_shared=True) == ""
     assert reason_for(failures_of_days(("ann", "ben")), is_shared=True)
+
+
+def test_a_signed_skill_is_retired_by_a_person_or_because_nobody_uses_it() -> None:
+    failing = count_uses(failures_of_days())["tag", 2]
+    assert retirement_reason(failing, NOW, is_signed=True) == ""
+    assert retirement_reason(UsageRecord(), NOW - RETIRE_UNUSED_S - 1, is_signed=True)

@@ -29,6 +29,7 @@ from .guides import Guide, GuideFolders, read_guide_files
 from .model import Skill, SkillState
 from .search_index import SkillIndex
 from .selection import active_skills, content_identity, describe_state, listing_entry, pick_version
+from .signing import is_signed_by
 from .store import SkillStore
 from .usage import UsageRecord, UsageRecords, count_uses, retirement_reason
 from .version_files import FileContents, Manifest
@@ -178,7 +179,11 @@ class SkillLibrary:
         retired = []
         for skill in active_skills(await self.all_versions()).values():
             record = records.get((skill.name, skill.version), UsageRecord())
-            if reason := retirement_reason(record, skill.saved_at, is_shared=is_shared):
+            is_signed = is_signed_by(skill, {skill.signer_key})
+            reason = retirement_reason(
+                record, skill.saved_at, is_shared=is_shared, is_signed=is_signed
+            )
+            if reason:
                 retired.append(await self.set_state(skill, "retired", (reason,)))
         return retired
 

@@ -4,7 +4,7 @@ Rule 1: sandboxed code reports the uses, so a report may be false. A run counts 
 as a success if the version worked in it at all.
 Rule 2: no session decides alone. Each session has one vote, which its forks and its agents share.
 A skill is retired for failing only on the word of several sessions, of more than one day, and of
-more than one principal where several use skills.
+more than one principal where several use skills; a signed one is not, because that takes a person.
 """
 
 from __future__ import annotations
@@ -109,13 +109,16 @@ def _count_votes(outcomes: list[_RunOutcome], now: float) -> UsageRecord:
     )
 
 
-def retirement_reason(record: UsageRecord, active_since: float, *, is_shared: bool = False) -> str:
+def retirement_reason(
+    record: UsageRecord, active_since: float, *, is_shared: bool = False, is_signed: bool = False
+) -> str:
     """Return why a version should be retired; "" if it should not.
 
     With `is_shared`, several principals use the skills of this store.
     """
     is_judged = (
-        record.failing_sessions >= MIN_FAILING_SESSIONS
+        not is_signed
+        and record.failing_sessions >= MIN_FAILING_SESSIONS
         and record.failing_s >= MIN_FAILING_S
         and record.failing_principals >= (2 if is_shared else 1)
     )
