@@ -69,6 +69,8 @@ MAINTENANCE_DELAY_S = 60.0  # after the start of the server: none of it is urgen
 MAINTENANCE_INTERVAL_S = 3600.0
 MAX_NAMED_TOOLS = 40  # in one line of `doctor`
 MAX_NAMED_SKILLS = 5  # in the instructions for clients
+MAX_QUERY_CHARS = 100_000  # of a call that searches tools or knowledge
+MAX_TASK_CHARS = 1_000_000  # of a call that starts an agent or submits its answer
 GATE_PRINCIPAL = "gate"  # owns the sessions in which skills are tested
 UNUSED_RULE_REMEDY = "Rules use the Python names of servers: see `mcpruntime-server tools`."
 INDEXING_TIMEOUT_S = 60.0  # for `doctor` to index all knowledge providers
@@ -184,7 +186,12 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             router = Router(
                 {
                     "tools": build_tools_route(catalog, policy),
-                    "catalog": Route(catalog.handle_call, lambda _: "read", is_listed=False),
+                    "catalog": Route(
+                        catalog.handle_call,
+                        lambda _: "read",
+                        is_listed=False,
+                        max_args_chars=MAX_QUERY_CHARS,
+                    ),
                     FILES_PREFIX: Route(
                         exporter.handle_call,
                         lambda _: "idempotent",
@@ -199,6 +206,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                         providers.handle_call,
                         lambda _: "read",
                         is_listed=False,
+                        max_args_chars=MAX_QUERY_CHARS,
                         is_open_world=lambda _: True,
                     ),
                 }
@@ -227,7 +235,12 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     saver = SkillSaver(library, journal, packages, open_trial, describer)
                     open_session = partial(open_agent_run_session, runtime, config)
                     agents = SubAgents(models.open_agent_model, open_session, inputs)
-                    router.add_route("agent", Route(agents.handle_call, agents.call_effect))
+                    router.add_route(
+                        "agent",
+                        Route(
+                            agents.handle_call, agents.call_effect, max_args_chars=MAX_TASK_CHARS
+                        ),
+                    )
                     if resume_runs:
                         background.start_soon(resume_interrupted_runs, runtime)
                     yield App(

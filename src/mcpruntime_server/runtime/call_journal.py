@@ -62,7 +62,7 @@ class LedgerEntry:
 
     def forget_large_args(self) -> None:
         """Keep only what a client sees of large arguments: the journal has them."""
-        if self.target != SUBMIT_TARGET and measure(self.args, MAX_KEPT_CHARS) > MAX_KEPT_CHARS:
+        if measure(self.args, MAX_KEPT_CHARS) > MAX_KEPT_CHARS:
             self.shown, self.args = self.format(), {}
 
     def describe(self, args: dict[str, Any], outcome: str) -> None:
@@ -98,6 +98,7 @@ class CallJournal:
         self.run_id = run_id
         self._journal = journal
         self._on_limit = on_limit
+        self._submission: LedgerEntry | None = None  # that counts
         self._call_count = 0
         self._occurrences: Counter[tuple[str, str]] = Counter()  # by target and `digest_args`
         self._recorded_entries: dict[int, LedgerEntry] = {}  # by number
@@ -112,6 +113,13 @@ class CallJournal:
         entry = self._entries_by_id[call.call_id] = LedgerEntry(call.target, call.args)
         self.ledger.append(entry)
         return entry
+
+    def forget_large_args(self, entry: LedgerEntry) -> None:
+        """Keep only what a client sees of large arguments, and the first submitted value."""
+        if self._submission is None and entry.target == SUBMIT_TARGET and entry.status == "ok":
+            self._submission = entry
+        if entry is not self._submission:
+            entry.forget_large_args()
 
     def start_call(self, call: Call, effect: str, *, is_listed: bool) -> int:
         """Journal the start of `call`; return its number. Raises `ValueError` if it is not JSON."""

@@ -29,7 +29,7 @@ from ..journal.events import (
 )
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.wire import ABANDON_TARGET, Call, Reply, escape_surrogates
-from .call_journal import CallJournal, LedgerEntry
+from .call_journal import CallJournal, LedgerEntry, measure
 from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND
 from .plan import PLANNED_KIND, Plan, PlannedCall
 
@@ -55,6 +55,7 @@ class Route:
     handle: Callable[[str, dict[str, Any]], Awaitable[Any]]
     effect_of: Callable[[str], Effect]  # what a call may change, known when `prepare` has returned
     is_listed: bool = True  # in the ledger
+    max_args_chars: int | None = None  # of a call, roughly; None: as many as the link takes
     is_billed: bool = False  # somebody pays for a call, whatever it changes
     prepare: Callable[[str], Awaitable[None]] | None = None
     verdict_for: Callable[[str], Verdict] = allow_always
@@ -173,7 +174,7 @@ class Router:
         try:
             return await self._answer_listed_call(call, entry, call_journal)
         finally:
-            entry.forget_large_args()
+            call_journal.forget_large_args(entry)
 
     async def _answer_listed_call(
         self, call: Call, entry: LedgerEntry, call_journal: CallJournal
@@ -205,7 +206,7 @@ class Router:
         try:
             return await self._execute_call(active, in_doubt=in_doubt)
         finally:
-            entry.forget_large_args()
+            call_journal.forget_large_args(entry)
 
     async def _execute_call(self, active: ActiveCall, *, in_doubt: bool = False) -> Reply:
         call, entry, journal, number = active.call, active.entry, active.journal, active.number
@@ -348,6 +349,10 @@ async def _start_call(call: Call, route: Route, call_journal: CallJournal) -> in
     """Journal the start of `call` and return its number; raises `CallFailed`."""
     if route.prepare is not None:
         await route.prepare(call.target)
+    limit = route.max_args_chars
+    if limit is not None and measure(call.args, limit) > limit:
+        message = f"{call.target}: the arguments have more than {limit:,} characters."
+        raise CallFailed("too_large", message)
     effect = route.effect_of(call.target)
     try:
         return call_journal.start_call(call, effect, is_listed=route.is_listed)
