@@ -150,6 +150,15 @@ PLAIN: list[dict[str, Any]] = [
     )
 ]
 PLAIN += [
+    {
+        "env": {
+            "AUTH_MODE": "required",
+            "MAX_TOKENS": "100000",
+            "ABOUT": "uses the API key provided",
+        }
+    },
+]
+PLAIN += [
     {"args": ["-y", value]}
     for value in ("@modelcontextprotocol/server-github", "mcp-server-git@2025.1.14", "--verbose")
 ]
@@ -159,6 +168,11 @@ PLAIN += [
 def test_what_is_common_is_not_replaced(settings: dict[str, Any]) -> None:
     said = str(settings)
     assert redact(said, **settings) == said
+
+
+def test_what_is_common_in_json_is_not_replaced() -> None:
+    model = {"max_tokens": 1000000, "key_mode": "default"}
+    assert redact(model, env={"MODEL": json.dumps(model)}) == model
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,23 @@ PLAIN_VALUES = tuple(
             r"(?:[A-Z]?[a-z]+|[A-Z]+|[0-9]+)(?:[ ._:/-](?:[A-Z]?[a-z]+|[A-Z]+|[0-9]+))*",
             r"[\w.+-]+@(?:[\w-]+\.)+[A-Za-z]{2,12}",  # a mail address
             r"(?:(?:[a-z0-9-]+\.)+[a-z]{2,12}|localhost)(?::[0-9]+)?(?:/[a-z.-]*)*",  # a host
-            r"(?:@[a-z0-9-]+/[a-z0-9._-]+|[a-z-]+)(?:(?:@|==)[0-9a-z.^~]+)?",  # a package
+            # a package
+            r"(?:@[a-z0-9-]+/[a-z0-9._-]+|[a-z-]+)"
+            r"(?:(?:@|==)(?:latest|[~^v]?[0-9]+(?:\.[0-9a-z]+)+))?",
         ),
     )
 )
 KEY_AND_VALUE = re.compile(r"([A-Za-z_][\w. -]{0,80})[=:]\s*(\"[^\"]*\"|'[^']*'|[^;&\s]+)")
 ASSIGNMENT = re.compile(r"-{0,2}([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
-AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer|token|apikey|key)\s+(\S+)")
+COMMON_VALUE = re.compile(  # plain whatever its name is: AUTH_MODE=required
+    r"(?i)bearer|debug|default|development|disabled|enabled|external|internal|localhost|oauth2"
+    r"|optional|private|production|public|required|staging|testing|verbose|warning"
+)
+AMOUNT_NAME = re.compile(r"(?i)max|min|limit|budget|count|tokens$|size|timeout|ttl|port$|expir")
+AMOUNT = re.compile(r"[0-9]{1,9}")
+AUTHORIZATION = re.compile(
+    r"(?i)(?:^|[:=]\s*[\"']?)(basic|bearer|token|apikey)\s+([^\s\"']+)[\"']?\s*$"
+)
 ADDRESS_SECRET = re.compile(r"[0-9a-fA-F-]{24,}|[A-Za-z0-9_~-]*[0-9][A-Za-z0-9_~-]*")
 MIN_ADDRESS_SECRET_CHARS = 16  # of a key that is a part of a URL's path
 QUOTES = "\"'"
@@ -126,7 +136,11 @@ class Credentials:
 def collect_credentials(settings: UpstreamSettings) -> Credentials:
     """Return the credentials in `settings`."""
     named = [(name, value.get_secret_value()) for name, value in settings.env.items()]
-    named += [(name, value.get_secret_value()) for name, value in settings.headers.items()]
+    for name, header in settings.headers.items():
+        text = header.get_secret_value()
+        named.append((name, text))
+        if is_credential_name(name):
+            named += [(name, word) for word in text.split()[1:]]  # after the scheme
     named += _named_arguments(settings.args)
     named.append(("", settings.url or ""))
     return Credentials(
@@ -139,6 +153,8 @@ def collect_credentials(settings: UpstreamSettings) -> Credentials:
 
 def is_credential(name: str, value: str) -> bool:
     """Return whether a value of the settings is a credential."""
+    if COMMON_VALUE.fullmatch(value) or (AMOUNT_NAME.search(name) and AMOUNT.fullmatch(value)):
+        return False
     if is_credential_name(name):
         return len(value) >= MIN_NAMED_CHARS
     return len(value) >= MIN_UNNAMED_CHARS and not is_plain(value)
@@ -186,7 +202,8 @@ def _split_value(name: str, text: str, depth: int = 0) -> Iterator[tuple[str, st
     found += [(key.strip(), each.strip(QUOTES)) for key, each in KEY_AND_VALUE.findall(text)]
     found += _split_json(name, text)
     found += _split_address(text)
-    for scheme, credential in AUTHORIZATION.findall(text):
+    if authorization := AUTHORIZATION.search(text):
+        scheme, credential = authorization.groups()
         found.append(("credential", credential))
         if scheme.lower() == "basic":
             found += _split_basic(credential)
