@@ -145,7 +145,10 @@ def summarize(cases: list[Attack]) -> Iterator[str]:
     worst = find_worst(attacks)
     if worst is None:
         return
-    yield f"Longest p99 of another session's 1+1: {worst.p99_ms:.0f} ms (at most {MAX_P99_MS:.0f})."
+    peace = find_worst([case for case in cases if case.file.stem == PEACE])
+    compared = f", {peace.p99_ms:.0f} without an attack" if peace else ""
+    longest = f"{worst.p99_ms:.0f} ms (at most {MAX_P99_MS:.0f}{compared})"
+    yield f"Longest p99 of another session's 1+1: {longest}."
     yield f"Largest growth of the server: {worst.growth_mb:.1f} MB (at most {MAX_GROWTH_MB:.0f})."
     yield f"Most memory kept afterwards: {worst.kept_mb:.1f} MB (at most {MAX_KEPT_MB:.0f})."
     yield f"Sandboxes left: {worst.sandboxes_left} (at most 0)."
