@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,13 +17,14 @@ from anyio import to_thread
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 from tests.helpers.failing_disks import LossyDisk, open_lossy_disk, open_thin_disk
+from tests.helpers.sizes import choose_size
 
 from mcpruntime_server.errors import JournalFailed, McpRuntimeError
-from mcpruntime_server.journal import Durability, Journal, disk_sync, open_journal
+from mcpruntime_server.journal import Durability, Journal, blob_store, disk_sync, open_journal
 from mcpruntime_server.journal.events import OutputWritten, RunFinished, RunStarted
 
 CHILD = Path(__file__).with_name("child.py")
-POWER_CUTS = 5
+POWER_CUTS = choose_size("POWER_CUTS", short=3, long=50)
 RUNS_PER_CUT = 10  # at least, before the power is cut
 
 
@@ -137,7 +139,7 @@ async def test_a_blob_that_the_disk_does_not_take_is_refused(tmp_path: Path) -> 
 
 
 class HeldSyncs:
-    """The fsyncs of the log, which wait until they are released."""
+    """The fsyncs of the log and of blobs, which wait until they are released."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []
@@ -158,7 +160,8 @@ async def slow_journal(
     held = HeldSyncs()
     async with open_journal(tmp_path, durability="disk") as journal:
         await journal.create_session("s_1", None, "me")
-        monkeypatch.setattr(disk_sync, "sync_file", held.sync_file)
+        for module in (disk_sync, blob_store):
+            monkeypatch.setattr(module, "sync_file", held.sync_file)
         try:
             yield journal, held
         finally:
@@ -217,3 +220,20 @@ async def test_only_the_end_of_a_run_is_kept_from_readers_until_the_disk_has_it(
             assert heard == ["running", "OutputWritten"]
             held.released.set()
     assert sorted(heard[2:]) == ["RunFinished", "ok"]
+
+
+async def test_no_transaction_is_open_while_large_output_is_put_on_the_disk(
+    slow_journal: tuple[Journal, HeldSyncs],
+) -> None:
+    journal, held = slow_journal
+    for number in range(20):
+        journal.append("s_1", OutputWritten("stdout", f"{number}" * 20_000))
+    wait = journal.start_flush()
+    assert await to_thread.run_sync(held.started.wait, 30)
+    other = sqlite3.connect(journal.data_dir / "journal.db", timeout=0, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    held.released.set()
+    await wait()
+    assert len(set(held.threads)) > 1
+    assert len(await journal.load_events("s_1")) == 20

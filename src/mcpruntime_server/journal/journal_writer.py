@@ -23,6 +23,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -41,14 +42,19 @@ MAX_LINGER_S = 0.01  # an event that nobody waits for is committed at most this 
 RETRY_INTERVAL_S = 1.0  # while the disk refuses
 URGENT_BYTES = 1024 * 1024  # of waiting events: the thread is woken at once
 MAX_LOOP_COMMIT_BYTES = 12 * 1024  # in one commit on the event loop
+MAX_PREPARED_AT_ONCE = 8
 MAX_JOBS_PER_TRANSACTION = 1000  # so that other servers get their turn
 
 
 @dataclass(eq=False, slots=True)
 class WriteJob:
-    """Work to do inside a transaction; `size_bytes` is roughly what it holds in memory."""
+    """Work to do inside a transaction; `size_bytes` is roughly what it holds in memory.
+
+    `prepare` waits for the disk: it is called in the thread before each attempt, beside others.
+    """
 
     work: Callable[[sqlite3.Connection], Any]
+    prepare: Callable[[], None] | None = None
     is_event: bool = False
     size_bytes: int = 0
     finished: anyio.Event | None = None  # None: nobody waits
@@ -100,12 +106,17 @@ class JournalWriter:
         """The size of the events that are not committed yet."""
         return self._bytes_in - self._bytes_out
 
-    def enqueue(self, work: Callable[[sqlite3.Connection], Any], size_bytes: int) -> None:
-        """Queue an event, which must not be lost."""
+    def enqueue(
+        self,
+        work: Callable[[sqlite3.Connection], Any],
+        size_bytes: int,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        """Queue an event, which must not be lost; one with `prepare` is large."""
         if not self.backlog_bytes:
             self._backlog_since = self._loop.time()
         self._bytes_in += size_bytes
-        self._jobs.append(WriteJob(work, is_event=True, size_bytes=size_bytes))
+        self._jobs.append(WriteJob(work, prepare, is_event=True, size_bytes=size_bytes))
         if self.backlog_bytes > URGENT_BYTES:
             self._wake_thread()
         elif self._linger_timer is None:
@@ -157,7 +168,7 @@ class JournalWriter:
     def _commit_on_loop(self) -> bool:
         """Commit all jobs here if that takes microseconds; say whether it was done."""
         if self.backlog_bytes > MAX_LOOP_COMMIT_BYTES or self._failed_event is not None:
-            return False
+            return False  # no smaller job has anything to prepare
         if not self._commit_lock.acquire(blocking=False):
             return False
         try:
@@ -243,6 +254,7 @@ class JournalWriter:
     def _commit_jobs(self, jobs: list[WriteJob]) -> list[WriteJob]:
         """Do `jobs` in one transaction; return those to try again."""
         try:
+            _prepare_jobs(jobs)
             with transaction(self._thread_connection):
                 for job in jobs:
                     job.result = job.work(self._thread_connection)
@@ -290,6 +302,15 @@ class JournalWriter:
     def _take_waiters(self) -> list[anyio.Event]:
         waiters, self._unnotified = self._unnotified, []
         return waiters
+
+
+def _prepare_jobs(jobs: Sequence[WriteJob]) -> None:
+    """Prepare `jobs` side by side; raises what one of them raises."""
+    prepares = [job.prepare for job in jobs if job.prepare is not None]
+    if prepares:
+        with ThreadPoolExecutor(MAX_PREPARED_AT_ONCE) as pool:
+            for prepared in [pool.submit(prepare) for prepare in prepares]:
+                prepared.result()
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from sqlite3 import Connection, Error
 from typing import Any, Literal, TypeVar
@@ -207,9 +206,7 @@ class Journal:
         sequence = self._last_sequences[session_id] + 1
         self._last_sequences[session_id] = sequence
         stored = StoredEvent(session_id, sequence, run_id, time.time(), event)
-        self._writer.enqueue(
-            partial(self._insert_event, stored, text), len(text) + EVENT_OVERHEAD_BYTES
-        )
+        self._enqueue_event(stored, text)
         if isinstance(event, RunFinished):
             self._ends_appended += 1
         push_to_all(self._tails.get(session_id, ()), stored)
@@ -342,9 +339,21 @@ class Journal:
         result: T = await self._writer.execute(work)
         return result
 
-    def _insert_event(self, stored: StoredEvent, text: str, rows: Connection) -> None:
-        body, large_fields = mutations.split_large_fields(self.blobs, stored.event, text)
-        mutations.insert_event(rows, stored, body, large_fields)
+    def _enqueue_event(self, stored: StoredEvent, text: str) -> None:
+        size_bytes = len(text) + EVENT_OVERHEAD_BYTES
+        columns: list[tuple[str, str | None]] = []
+
+        def store_large_fields() -> None:
+            columns[:] = [mutations.split_large_fields(self.blobs, stored.event, text)]
+
+        def insert(rows: Connection) -> None:
+            if not columns:
+                store_large_fields()
+            mutations.insert_event(rows, stored, *columns[0])
+
+        # A transaction that waited for the disk for each blob would keep everybody else waiting.
+        waits_for_disk = self.survives_machine and len(text) > mutations.MAX_INLINE_CHARS
+        self._writer.enqueue(insert, size_bytes, store_large_fields if waits_for_disk else None)
 
     # sessions and runs ----------------------------------------------------------------------
 
