@@ -129,19 +129,22 @@ def _depth_exceeded() -> LimitExceeded:
     return LimitExceeded(f"values nested more than {MAX_DEPTH} levels deep")
 
 
-def check_result(message: Any, limits: MessageLimits) -> None:
-    """Shorten the lists in a message to what may be listed and one more, in place.
+def check_result(message: Any, limits: MessageLimits) -> bool:
+    """Shorten the lists in a message to what may be listed and one more; return whether one was.
 
     Validating each entry takes the event loop long. Raises `LimitExceeded` for a result of too many
     content blocks.
     """
     result = message.get("result") if isinstance(message, Mapping) else None
     if not isinstance(result, dict):
-        return
+        return False
+    is_shortened = False
     for name in LISTS:
         listed = result.get(name)
         if isinstance(listed, list) and len(listed) > limits.listed:
             del listed[limits.listed + 1 :]
+            is_shortened = True
     content = result.get("content")
     if isinstance(content, list) and len(content) > MAX_CONTENT_BLOCKS:
         raise LimitExceeded(f"more than {MAX_CONTENT_BLOCKS:,} content blocks")
+    return is_shortened

@@ -19,6 +19,7 @@ import httpx2
 from mcp.client.streamable_http import streamable_http_client
 
 from ...config import UpstreamSettings
+from .bounded_client import BODY_TIME_FACTOR, BoundedClient
 from .credentials import Credentials, reveal_secrets
 from .direct_requests import DirectRequests
 from .stderr_log import open_stderr_log
@@ -101,7 +102,9 @@ async def _open_http(
         if response.status_code == 404 and SESSION_HEADER in response.request.headers:
             state.is_session_expired = True
 
-    client = httpx2.AsyncClient(
+    client = BoundedClient(
+        state.messages,
+        BODY_TIME_FACTOR * settings.timeout_s,
         headers=reveal_secrets(settings.headers),
         timeout=httpx2.Timeout(CONNECT_TIMEOUT_S, read=settings.timeout_s + MAX_SILENCE_S),
         limits=httpx2.Limits(
@@ -109,5 +112,10 @@ async def _open_http(
         ),
         event_hooks={"response": [record_refusal]},
     )
-    async with client, streamable_http_client(str(settings.url), http_client=client) as streams:
+    opened = streamable_http_client(
+        str(settings.url),
+        http_client=client,
+        max_sse_event_size=2 * state.messages.limits.message_bytes,  # `client` is stricter
+    )
+    async with client, opened as streams:
         yield streams

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mcp import MCPError
+from mcp import MCPError, types
 
 from .message_limits import LARGE_BYTES, LIMIT_ERROR_CODE, MessageLimits
 from .repeatable_event import RepeatableEvent
@@ -36,6 +36,7 @@ UNUSED_METHODS = {
         "resources/updated",
     )
 }
+STREAM_FAILED_PREFIX = "SSE stream failed"  # of the SDK's message if reading a stream raises
 TOOLS_CHANGED = "notifications/tools/list_changed"
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class MessageFilter:
         self.tools_changed = RepeatableEvent()
         self.invalid_messages = 0
         self.last_problem: ValueError | None = None  # of an answer to the SDK that was refused
+        self.stream_problem: ValueError | None = None  # for which an event stream was ended here
         self._upstream = upstream
         self._open_requests: OrderedDict[int | str, None] = OrderedDict()
         self._is_logged = False
@@ -136,10 +138,13 @@ class MessageFilter:
 
     def find_problem(self, error: Exception) -> ValueError | None:
         """Return why an answer to the SDK was refused here, if that is what `error` says."""
-        if isinstance(error, MCPError) and error.code == LIMIT_ERROR_CODE:
-            problem = self.last_problem
-            return problem if problem is not None and str(problem) == error.message else None
-        return None
+        if not isinstance(error, MCPError):
+            return None
+        if error.code == types.CONNECTION_CLOSED and error.message.startswith(STREAM_FAILED_PREFIX):
+            return self.stream_problem
+        problem = self.last_problem
+        is_refusal = error.code == LIMIT_ERROR_CODE and str(problem) == error.message
+        return problem if is_refusal else None
 
     def wait_s(self) -> float:
         """Return the seconds until the upstream may be read again."""
