@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -270,6 +271,23 @@ async def test_namespaces_and_devices_are_the_sandbox_s_own(home: Path) -> None:
     assert theirs["host"] == "sandbox"
     assert theirs["interfaces"] == ["lo"]
     assert all(line.endswith(":/") for line in theirs["cgroup"])
+
+
+async def test_terminals_are_few_and_the_sandbox_s_own(home: Path) -> None:
+    opened = await inside(
+        home,
+        """
+        terminals = []
+        try:
+            while True:
+                terminals.append(os.openpty())
+        except OSError as exc:
+            error = exc.errno
+        os.write(terminals[0][0], b"typed\\n")
+        print(json.dumps([len(terminals), error, os.read(terminals[0][1], 99).decode()]))
+        """,
+    )
+    assert opened == [hardening.MAX_TERMINALS, errno.ENOSPC, "typed\n"]
 
 
 async def test_only_unix_sockets_can_be_made(home: Path) -> None:

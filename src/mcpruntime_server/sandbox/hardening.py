@@ -26,6 +26,8 @@ WORKSPACE_FOLDER = "/workspace"
 TMP_FOLDER = "/tmp"  # noqa: S108 - the sandbox's own
 BYTES_PER_INODE = 4096  # of a tmpfs; files cost kernel memory that its size limit does not count
 MAX_OPEN_FILES = 1024
+MAX_TERMINALS = 16  # pseudo terminals of one sandbox
+SHARED_KERNEL_RUNTIMES = ("", "runc", "crun")  # others have terminals of their own
 MAX_LOCKED_BYTES = 64 * 1024  # enough to keep secrets out of swap
 SPARE_PROCESSES = 2  # exist for a moment while a fork is parked or promoted
 OOM_SCORE = 500  # if the host runs out of memory, sandboxes die before its own processes
@@ -98,6 +100,8 @@ def make_host_config(
     workspace_options = f"exec,mode=0700,uid={uid},gid={uid}"
     mounts = [parse_mount(entry) for entry in settings.mounts]
     mounts.append(make_bind_mount(inputs, INPUTS_FOLDER) if inputs else make_inputs_volume())
+    if settings.runtime in SHARED_KERNEL_RUNTIMES:
+        mounts.append(make_terminal_mount())
     return {
         "NetworkMode": "none",
         "CapDrop": ["ALL"],
@@ -183,6 +187,24 @@ def make_bind_mount(source: str, target: str, *, writable: bool = False) -> dict
 def make_inputs_volume() -> dict[str, Any]:
     """Return the mount of an empty folder of root's, which is removed with its container."""
     return {"Type": "volume", "Target": INPUTS_FOLDER, "VolumeOptions": {"NoCopy": True}}
+
+
+def make_terminal_mount() -> dict[str, Any]:
+    """Return the mount of the sandbox's pseudo terminals.
+
+    The kernel has some thousands for all containers, and an engine's own mount has no limit, so
+    that one sandbox could take all of them. The engine removes the volume with the container.
+    """
+    options = f"newinstance,max={MAX_TERMINALS},ptmxmode=0666,mode=0620,nosuid,noexec"
+    driver_options = {"type": "devpts", "device": "devpts", "o": options}
+    return {
+        "Type": "volume",
+        "Target": "/dev/pts",
+        "VolumeOptions": {
+            "NoCopy": True,
+            "DriverConfig": {"Name": "local", "Options": driver_options},
+        },
+    }
 
 
 def choose_uid(settings: SandboxSettings, *, is_mapped: bool) -> int:
