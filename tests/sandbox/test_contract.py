@@ -190,6 +190,24 @@ async def test_what_a_thread_prints_between_runs_is_in_the_next(run: SandboxDriv
     )  # or it was printed before the second run was over
 
 
+async def test_a_background_process_outlives_its_run_and_prints_into_the_present_one(
+    run: SandboxDriver,
+) -> None:
+    await run(
+        "import os, subprocess, time\n"
+        "code = 'until [ -e go ]; do sleep 0.01; done; echo between; touch said; '\n"
+        "code += 'until [ -e stop ]; do sleep 0.01; done; echo during; touch ended'\n"
+        "child = subprocess.Popen(['sh', '-c', code], start_new_session=True)\n"
+        "def wait(name):\n    while not os.path.exists(name): time.sleep(0.01)",
+        park=False,
+    )
+    await run("subprocess.Popen(['sh', '-c', 'sleep 0.3; touch go'])", park=False)
+    early = run.recorder  # if the machine is slow, the run has not ended before the first line
+    await run("wait('said'); open('stop', 'w').close(); wait('ended')", park=False)
+    assert early.output_text() + run.recorder.output_text() == "between\nduring\n"
+    assert await run.evaluate("child.wait(30)") == "0"
+
+
 # calls --------------------------------------------------------------------------------------------
 
 CALL = "from mcpruntime_sandbox.sandboxed.library.tools import host, HostError\n"

@@ -19,7 +19,7 @@ import socket
 import struct
 import sys
 
-from .hello import INT_BYTES, close_descriptors, unpack_ancillary
+from .hello import CREDENTIALS_BYTES, INT_BYTES, close_descriptors, unpack_ancillary
 from .system_calls import call_libc
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
@@ -177,9 +177,13 @@ class ProcessGuard:
         """Take the listener of a worker that starts."""
         if not select.select([sock], [], [], LISTENER_TIMEOUT_S)[0]:
             return
-        data, ancillary, _, _ = sock.recvmsg(
-            len(LISTENER_BYTE), 2 * socket.CMSG_SPACE(3 * INT_BYTES), socket.MSG_CMSG_CLOEXEC
-        )
+        ancillary_bytes = CREDENTIALS_BYTES + socket.CMSG_SPACE(INT_BYTES)
+        try:
+            data, ancillary, _, _ = sock.recvmsg(
+                len(LISTENER_BYTE), ancillary_bytes, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError:
+            return  # it is dead, which the poll loop will notice
         _, descriptors = unpack_ancillary(ancillary)
         if data != LISTENER_BYTE or len(descriptors) != 1:
             close_descriptors(descriptors)
