@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
@@ -16,10 +17,12 @@ from contextlib import (
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
+from mcp.server import MCPServer
 
 from .capabilities.agent.sub_agents import SubAgents
 from .capabilities.file_exports import FileExporter, remove_old_drafts
@@ -45,6 +48,7 @@ from .config.shell_commands import format_command
 from .errors import McpRuntimeError, Unavailable
 from .journal import server_lease
 from .journal.retention import collect_garbage
+from .journal.rows import LOCAL_PRINCIPAL
 from .journal.server_lease import ServerLease
 from .journal.store import Journal, JournalLimits, open_journal
 from .protocol.payloads import ToolListing
@@ -56,8 +60,9 @@ from .sandbox import Backend, HealthCheck
 from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.docker_backend import DockerBackend
 from .sandbox.local_backend import LocalBackend
+from .server.access_tokens import TokenStore
 from .server.agent_runs import open_agent_run_session
-from .server.delivery import DeliveryCursor
+from .server.delivery import DeliveryCursor, FindCursor
 from .server.mcp_server import build_mcp_server
 from .server.question_pages import max_question_chars
 from .server.stdio_transport import open_stdio_streams
@@ -124,6 +129,24 @@ class App:
     backend: Backend
     inputs: InputStore
     runtime: Runtime
+
+    async def open_mcp_server(self, principal: str, find_cursor: FindCursor) -> MCPServer[Any]:
+        """Return the MCP server through which a principal uses this one."""
+        return build_mcp_server(
+            self.config,
+            self.runtime,
+            self.library,
+            self.saver,
+            self.providers,
+            self.catalog.package_names(),
+            self.inputs,
+            find_cursor,
+            principal=principal,
+            is_isolated=self.backend.is_isolated,
+            python=await self.runtime.name_python(),
+            signatures=await self.catalog.describe_briefly(),
+            skills_sentence=await skills_sentence(self.library),
+        )
 
 
 @asynccontextmanager
@@ -373,20 +396,7 @@ async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
     """Serve MCP on stdin and stdout until stdin ends or `is_stopping` is set."""
     async with open_app(config) as app:
         cursor = DeliveryCursor()  # over stdio there is one client
-        server = build_mcp_server(
-            config,
-            app.runtime,
-            app.library,
-            app.saver,
-            app.providers,
-            app.catalog.package_names(),
-            app.inputs,
-            lambda _: cursor,
-            is_isolated=app.backend.is_isolated,
-            python=await app.runtime.name_python(),
-            signatures=await app.catalog.describe_briefly(),
-            skills_sentence=await skills_sentence(app.library),
-        )
+        server = await app.open_mcp_server(LOCAL_PRINCIPAL, lambda _: cursor)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_when_set, is_stopping, tasks.cancel_scope)
             tasks.start_soon(app.catalog.refresh)
@@ -395,6 +405,18 @@ async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
                 lowlevel = server._lowlevel_server
                 await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
             tasks.cancel_scope.cancel()
+
+
+async def serve_http(
+    config: Config, is_stopping: anyio.Event, listener: socket.socket, tokens: TokenStore | None
+) -> None:
+    """Serve MCP over HTTP until `is_stopping` is set; without `tokens`, to everybody."""
+    from .server.http_server import serve_http as serve  # which stdio does not need
+
+    async with open_app(config) as app, anyio.create_task_group() as tasks:
+        tasks.start_soon(app.catalog.refresh)
+        await serve(app.open_mcp_server, config.http, listener, tokens, is_stopping)
+        tasks.cancel_scope.cancel()
 
 
 async def cancel_when_set(event: anyio.Event, scope: anyio.CancelScope) -> None:

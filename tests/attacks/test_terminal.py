@@ -97,8 +97,12 @@ COMMANDS: dict[tuple[str, ...], list[str]] = {
     ("skills", "list"): ["skills list --all"],
     ("skills", "promote"): ["skills promote shout"],
     ("skills", "retire"): ["skills retire shout@1"],
+    ("serve",): ["serve --host {hostile}"],
     ("skills", "show"): ["skills show shout", "skills show {hostile}"],
     ("skills", "sign"): ["skills sign shout --key {folder}/key"],
+    ("token", "create"): ["token create {hostile}", "token create ann"],
+    ("token", "list"): ["token list"],
+    ("token", "revoke"): ["token revoke {hostile}"],
     ("tools",): ["tools", "tools hostile", "tools {hostile}"],
 }
 SLOW = {"agent", "doctor", "image build", "replay fork", "replay rerun", "skills check", "tools"}

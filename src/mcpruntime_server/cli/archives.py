@@ -59,7 +59,7 @@ def export_command(
 def import_command(config: Config, *, file: Path, as_json: bool) -> int:
     """Import a session from a file that `export` wrote."""
     from ..journal.archive import import_session
-    from ..server.session_resolver import LOCAL_PRINCIPAL
+    from ..journal.rows import LOCAL_PRINCIPAL
 
     row = read_journal(config, lambda journal: import_session(journal, file, LOCAL_PRINCIPAL))
     if as_json:

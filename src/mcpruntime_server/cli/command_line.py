@@ -40,8 +40,10 @@ COMMAND_MODULES = {
     "image": ".installation",
     "replay": ".replay",
     "runs": ".replay",
+    "serve": ".serve",
     "sessions": ".replay",
     "skills": ".skills",
+    "token": ".tokens",
     "tools": ".installation",
 }
 

@@ -1,17 +1,30 @@
-"""Serving MCP: the option `--stdio`, and where the server logs to."""
+"""Serving MCP: the option `--stdio`, the command `serve`, and where the server logs to."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import logging.handlers
+import socket
 import sys
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
-from ..config import Config
-from ..errors import ConfigError
+import click
+
+from ..config import Config, HttpSettings
+from ..config.shell_commands import format_command
+from ..errors import ConfigError, InvalidRequest
+from .console import ConsoleWriter
+from .options import pass_config
 from .signals import serve_until_signal
 from .terminal_text import EscapingFormatter
 
+if TYPE_CHECKING:
+    from ..server.access_tokens import TokenStore
+
+BACKLOG = 128  # connections that wait to be accepted
 MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
 
 
@@ -26,6 +39,64 @@ def serve_stdio(config: Config) -> int:
     configure_logging(config)
     serve_until_signal(serve, config)
     return 0
+
+
+@click.command("serve")
+@click.option("--host", help="Address to listen on; by default only this machine can connect.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on.")
+@click.option("--no-auth", is_flag=True, help="Ask for no tokens; on loopback addresses only.")
+@pass_config
+def serve_command(config: Config, *, host: str | None, port: int | None, no_auth: bool) -> int:
+    """Serve MCP over HTTP at /mcp, until a signal comes.
+
+    Clients send a bearer token, which `token create NAME` makes. Each NAME has sessions of its
+    own. Other machines should connect through a proxy that adds TLS.
+    """
+    from ..app import serve_http
+    from ..server.access_tokens import TokenStore
+
+    http = replace(
+        config.http,
+        host=config.http.host if host is None else host,
+        port=config.http.port if port is None else port,
+    )
+    with bind_listener(http) as listener:
+        address, number = listener.getsockname()[:2]
+        if no_auth and not ip_address(address.partition("%")[0]).is_loopback:
+            raise InvalidRequest(
+                f"Without authentication, the server does not listen on {address}.",
+                remedy="Leave out --no-auth, or listen on 127.0.0.1.",
+            )
+        tokens = None if no_auth else TokenStore(config.server.data_dir)
+        configure_logging(config)
+        print_address(config, address, number, tokens)
+        serve_until_signal(serve_http, replace(config, http=http), listener, tokens)
+    return 0
+
+
+def print_address(config: Config, address: str, port: int, tokens: TokenStore | None) -> None:
+    """Print where clients find the server, and what they need."""
+    writer = ConsoleWriter(sys.stderr)
+    shown = f"[{address}]" if ":" in address else address
+    writer.write_line(f"MCP at http://{shown}:{port}/mcp")
+    if tokens is None:
+        writer.write_warning("no tokens: whoever can connect from this machine may run code")
+    elif not tokens.list_tokens():
+        command = format_command(config, "token", "create", "NAME")
+        writer.write_warning(f"nobody has a token yet; this makes one: {command}")
+
+
+def bind_listener(settings: HttpSettings) -> socket.socket:
+    """Return a listening socket; raises `ConfigError`."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", "") or "the name is not valid"
+        raise ConfigError(
+            f"The server cannot listen on {settings.host} port {settings.port}: {reason}.",
+            remedy="Choose another with --host and --port, or in [http].",
+        ) from exc
 
 
 def configure_logging(config: Config) -> None:

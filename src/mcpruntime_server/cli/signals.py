@@ -28,13 +28,15 @@ ArgumentsT = TypeVarTuple("ArgumentsT")
 
 
 def serve_until_signal(
-    serve: Callable[[Config, anyio.Event], Awaitable[None]], config: Config
+    serve: Callable[[Config, anyio.Event, *ArgumentsT], Awaitable[None]],
+    config: Config,
+    *args: *ArgumentsT,
 ) -> None:
     """Run a server; a signal sets the event that it gets."""
 
     async def work() -> None:
         is_stopping = anyio.Event()
-        await run_with_handler(lambda _: is_stopping.set(), serve, config, is_stopping)
+        await run_with_handler(lambda _: is_stopping.set(), serve, config, is_stopping, *args)
 
     anyio.run(work)
 

@@ -9,6 +9,7 @@ from .loader import load_config
 from .models import (
     BudgetLimits,
     Config,
+    HttpSettings,
     KnowledgeSettings,
     LlmSettings,
     PolicySettings,
@@ -23,6 +24,7 @@ from .validation import SecretText
 __all__ = [
     "BudgetLimits",
     "Config",
+    "HttpSettings",
     "KnowledgeSettings",
     "LlmSettings",
     "PolicySettings",

@@ -141,6 +141,16 @@ class SandboxSettings(SettingsTable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HttpSettings(SettingsTable):
+    """`[http]`: where `serve` listens, and how clients and web pages may address it."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Bounds(at_least=0, at_most=65_535)] = 8321
+    allowed_hosts: tuple[str, ...] = ()  # "name" or "name:port"; loopback names always may
+    allowed_origins: tuple[str, ...] = ()  # of web pages, "https://name"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicySettings(SettingsTable):
     """`[policy]`: which calls of the user's MCP servers code may make, and who approves."""
 
@@ -322,6 +332,7 @@ class Config(SettingsTable):
     server: ServerSettings = ServerSettings()
     journal: JournalSettings = JournalSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    http: HttpSettings = HttpSettings()
     policy: PolicySettings = PolicySettings()
     skills: SkillSettings = SkillSettings()
     llm: LlmSettings = LlmSettings()
@@ -336,6 +347,7 @@ SETTINGS_TABLES: Mapping[str, type[SettingsTable]] = {
     "server": ServerSettings,
     "journal": JournalSettings,
     "sandbox": SandboxSettings,
+    "http": HttpSettings,
     "policy": PolicySettings,
     "skills": SkillSettings,
     "llm": LlmSettings,

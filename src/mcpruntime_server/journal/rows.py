@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .events import Event
 
+LOCAL_PRINCIPAL = "local"  # the user who runs the server over stdio, and the command line
 AGENT_PURPOSE = "agent"  # of sessions in which the agent of a run works
 
 # flags of a finished run, as `RunFinished` explains them

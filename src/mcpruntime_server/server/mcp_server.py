@@ -37,6 +37,7 @@ from ..protocol.suggestions import did_you_mean
 from ..runtime.runtime import Runtime
 from ..runtime.sandbox_facts import collect_facts
 from .ask_tool import AskToolHandler, asks_other_model, build_ask_tool
+from .connections import find_client_name
 from .delivery import FindCursor
 from .knowledge import KnowledgeResources, build_grounded_prompt, knowledge_instructions
 from .replay_tool import REPLAY_DESCRIPTION as REPLAY
@@ -45,7 +46,7 @@ from .resources import ResourceSource, SkillResources, SkillsExtension
 from .result_format import RunResult, error_result, keep_media_visible
 from .run_progress import watch_run
 from .run_tool import RunToolHandler
-from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
+from .session_resolver import SessionResolver
 from .skill_tools import SkillToolHandler, build_skill_prompt, build_skill_tools
 from .tasks_extension import TasksExtension
 from .tool_schemas import add_signatures, build_tool, list_names, list_parameters
@@ -120,24 +121,25 @@ def build_mcp_server(
     inputs: InputStore,
     find_cursor: FindCursor,
     *,
+    principal: str,
     is_isolated: bool,
     python: str,
     signatures: Sequence[str] = (),
     skills_sentence: str = "",
 ) -> MCPServer[Any]:
-    """Return the MCP server over `runtime`.
+    """Return the MCP server through which `principal` uses the runtime.
 
     `find_cursor` returns the delivery cursor of the connection that a request came through;
     `python` names the interpreter of the sandboxes; `signatures` are those of all functions of the
     packages, if they are few; `skills_sentence` says which skills there are.
     """
-    sessions = SessionResolver(runtime)
-    replays = ReplayToolHandler(config, runtime, packages, LOCAL_PRINCIPAL)
+    sessions = SessionResolver(runtime, principal)
+    replays = ReplayToolHandler(config, runtime, packages, principal)
     auto_saver = None
     if config.skills.auto != "off":
         may_activate = config.skills.auto == "active-on-second-success"
         auto_saver = AutoSaver(saver, may_activate=may_activate)
-    runs = RunToolHandler(config, runtime, sessions, find_cursor, inputs, auto_saver)
+    runs = RunToolHandler(config, runtime, principal, sessions, find_cursor, inputs, auto_saver)
     instructions = SERVER_INSTRUCTIONS + ask_instructions(config.llm)
     instructions += f"\n{sandbox_instructions(config, python, is_isolated=is_isolated)}"
     instructions += SKILLS_INSTRUCTIONS.format(skills_sentence)
@@ -150,9 +152,7 @@ def build_mcp_server(
         build_run_tool(runs, packages, package_tokens),
         build_replay_tool(replays, sessions, find_cursor),
         *build_skill_tools(
-            SkillToolHandler(
-                library, saver, runtime.journal, LOCAL_PRINCIPAL, config.server.result_chars
-            )
+            SkillToolHandler(library, saver, runtime.journal, principal, config.server.result_chars)
         ),
     ]
     if has_ask:
@@ -161,7 +161,7 @@ def build_mcp_server(
     server = RuntimeMcpServer(
         "mcpruntime-server",
         (
-            WorkspaceResources(runtime, LOCAL_PRINCIPAL),
+            WorkspaceResources(runtime, principal),
             SkillResources(library),
             KnowledgeResources(providers, config.server.result_chars),
         ),
@@ -286,7 +286,7 @@ def build_replay_tool(
             elif action == "list":
                 return await handler.list_sessions()
             else:
-                handle = (await sessions.resolve_session(None)).handle
+                handle = (await sessions.resolve_session(None, ctx)).handle
             match action:
                 case "list":
                     return await handler.list_steps(handle)
@@ -309,12 +309,6 @@ def build_replay_tool(
         REPLAY,
         ToolAnnotations(title="Replay", destructive_hint=False, open_world_hint=True),
     )
-
-
-def find_client_name(ctx: Context[Any]) -> str:
-    """Return what a client calls itself; "" if it does not say."""
-    params = ctx.session.client_params
-    return "" if params is None or params.client_info is None else params.client_info.name
 
 
 class RuntimeMcpServer(MCPServer[Any]):

@@ -14,7 +14,6 @@ from ..runtime.run_history import load_report
 from ..runtime.run_report import RunReport
 from ..runtime.runtime import Runtime
 from ..runtime.session import Session
-from .session_resolver import LOCAL_PRINCIPAL
 
 REMOTE_POLL_INTERVAL_S = 0.5  # for a run that another server executes
 
@@ -24,9 +23,10 @@ FoundRun = tuple[Session, Run] | RunReport  # a run of this server, or what the 
 
 
 class RunLookup:
-    """Finds the runs of the local principal."""
+    """Finds the runs of one principal."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, principal: str) -> None:
+        self.principal = principal
         self._runtime = runtime
         self._journal = runtime.journal
 
@@ -41,13 +41,13 @@ class RunLookup:
         row, session = await self.load_run_rows(run_id)
         if not row.is_finished:
             with suppress(Unavailable):  # another server executes it
-                await self._runtime.open_session(session.id, LOCAL_PRINCIPAL)
+                await self._runtime.open_session(session.id, self.principal)
             active = self.find_active_run(run_id)
         return active or await load_report(self._journal, run_id)
 
     def find_active_run(self, run_id: str) -> tuple[Session, Run] | None:
         """Return a run that this server executes or has queued, with its session."""
-        return self._runtime.find_active_run(run_id, LOCAL_PRINCIPAL)
+        return self._runtime.find_active_run(run_id, self.principal)
 
     def agent_runs_of(self, run: Run) -> Iterator[Run]:
         """Yield the active runs of the agents that a run has started."""
@@ -70,7 +70,7 @@ class RunLookup:
         """Return the journal's rows of a run and its session; raises `NotFound`."""
         try:
             row = await self._journal.load_run(run_id)
-            return row, await self._journal.find_session(row.session_id, LOCAL_PRINCIPAL)
+            return row, await self._journal.find_session(row.session_id, self.principal)
         except NotFound:
             raise NotFound(
                 f"There is no run {run_id!r:.80}.",

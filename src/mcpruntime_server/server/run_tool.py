@@ -38,7 +38,7 @@ from .delivery import DeliveryCursor, FindCursor
 from .result_format import RunResult, build_run_result, run_call_result
 from .run_lookup import UNDER_WAY, RunLookup
 from .run_progress import register_watcher, wait_for_run, wants_progress
-from .session_resolver import LOCAL_PRINCIPAL, SessionResolver
+from .session_resolver import SessionResolver
 
 IDEMPOTENCY_KEY_META = "mcpruntime/idempotency-key"  # in `_meta`: names the request
 MAX_IDEMPOTENCY_KEY_CHARS = 200
@@ -55,13 +55,14 @@ class RunToolHandler:
         self,
         config: Config,
         runtime: Runtime,
+        principal: str,
         sessions: SessionResolver,
         find_cursor: FindCursor,
         inputs: InputStore,
         auto_saver: AutoSaver | None = None,
     ) -> None:
         self.find_cursor = find_cursor
-        self.lookup = RunLookup(runtime)
+        self.lookup = RunLookup(runtime, principal)
         self.questions = ClientQuestions(config, self.lookup, find_cursor)
         self._config = config
         self._runtime = runtime
@@ -83,11 +84,13 @@ class RunToolHandler:
     ) -> ToolResponse:
         """Start a run, or find the one that the same request has started, and wait for it."""
         key = idempotency_key(ctx)
+        found = await self._sessions.resolve_session(session, ctx)
+        handle = session or found.id
         if key is not None:
-            previous = await self._find_previous_result(session, key)
+            previous = await self._find_previous_result(ctx, handle, key)
             if previous is not None:
                 return previous
-        found = await self._sessions.resolve_session(session)
+        found = await self._sessions.resolve_session(handle, ctx)
         inputs = None
         if context is not None:
             with found.keep_open():
@@ -159,18 +162,20 @@ class RunToolHandler:
                 return await self.build_progress_result(self.find_cursor(ctx), session, run)
         return await self._watch_run(ctx, session, run, wait_s, is_owner=False, rounds=state.rounds)
 
-    async def _find_previous_result(self, session: str | None, key: str) -> CallToolResult | None:
+    async def _find_previous_result(
+        self, ctx: Context[Any], session: str, key: str
+    ) -> CallToolResult | None:
         """Return the result of the finished run that the same request has started.
 
         Nothing is awaited between the last look at the session and the return of None, so that the
         caller can start the run.
         """
         journal = self._runtime.journal
-        found = await self._sessions.resolve_session(session)
+        found = await self._sessions.resolve_session(session, ctx)
         run_id = found.queue.find_by_key(key)
         if run_id is None:
             row = await journal.find_run_by_key(found.id, key)
-            found = await self._sessions.resolve_session(session)
+            found = await self._sessions.resolve_session(session, ctx)
             run_id = found.queue.find_by_key(key)
             if run_id is None and row is not None and row.is_finished:
                 run_id = row.id
@@ -226,7 +231,7 @@ class RunToolHandler:
                 f"The plan of run {plan} was committed already.",
                 remedy=f"Attach to run {before.id}, which did so.",
             )
-        session = await self._runtime.find_session(owner.id, LOCAL_PRINCIPAL)
+        session = await self._runtime.find_session(owner.id, self.lookup.principal)
         if session.queue.find_by_key(commit_key(plan)) is not None:
             raise InvalidRequest(f"The plan of run {plan} is being committed already.")
         return session, session.commit_plan(recording, approvals, recording.start.timeout_s)

@@ -1,22 +1,26 @@
-"""Finds the session that a request is about; a client that names none gets a default session.
+"""Finds the session that a request is about; a connection that names none has a default session.
 
-The default session is new after each start of the server. Its first result names the session that
-was used last, which a client that has reconnected may want to continue.
+The default session is new for each connection. Its first result names the session that was used
+last, which a client that has reconnected may want to continue. Requests of the protocol's newer
+revisions over HTTP belong to no connection: each that names no session gets a new one.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from datetime import UTC, datetime
+from typing import Any
 
 import anyio
+from mcp.server.mcpserver import Context
 
 from ..journal.rows import SessionRow
 from ..journal.server_lease import is_server_alive
 from ..runtime.resume import FORK_PURPOSE
 from ..runtime.runtime import Runtime
 from ..runtime.session import Session
+from .connections import MAX_CONNECTIONS, find_connection_id
 
-LOCAL_PRINCIPAL = "local"  # the user who started the server over stdio
 CLIENT_PURPOSES = ("", FORK_PURPOSE)  # of sessions that clients work in
 NEW_DEFAULT_NOTE = (
     "This session is new. The one used last is {handle!r} ({time}): name it as `session` "
@@ -25,36 +29,47 @@ NEW_DEFAULT_NOTE = (
 
 
 class SessionResolver:
-    """Finds sessions by their handles; the default session lives as long as the process."""
+    """Finds the sessions of one principal by their handles, and the defaults of its connections."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, principal: str) -> None:
         self._runtime = runtime
-        self._default_handle: str | None = None
-        self._first_note = ""
+        self._principal = principal
+        self._default_ids: OrderedDict[str, str] = OrderedDict()  # by connection
+        self._first_notes: dict[str, str] = {}  # by the id of a default session without results
         self._lock = anyio.Lock()
 
-    async def resolve_session(self, handle: str | None) -> Session:
+    async def resolve_session(self, handle: str | None, ctx: Context[Any]) -> Session:
         """Return the session `handle`; without a handle the default, created at its first use."""
-        if handle is not None or self._default_handle is not None:
-            wanted = self._default_handle if handle is None else handle
-            return await self._runtime.open_session(wanted, LOCAL_PRINCIPAL)
+        if handle is not None:
+            return await self._runtime.open_session(handle, self._principal)
+        connection = find_connection_id(ctx)
+        if connection is None:
+            return await self._runtime.open_session(None, self._principal)
+        if connection in self._default_ids:
+            return await self._open_default(connection)
         async with self._lock:
-            if self._default_handle is None:
-                self._first_note = await self._describe_last_session()
-            session = await self._runtime.open_session(self._default_handle, LOCAL_PRINCIPAL)
-            self._default_handle = session.id
+            if connection in self._default_ids:
+                return await self._open_default(connection)
+            note = await self._describe_last_session()
+            session = await self._runtime.open_session(None, self._principal)
+            self._default_ids[connection] = session.id
+            self._first_notes[session.id] = note
+            if len(self._default_ids) > MAX_CONNECTIONS:
+                _, forgotten = self._default_ids.popitem(last=False)
+                self._first_notes.pop(forgotten, None)
             return session
 
+    async def _open_default(self, connection: str) -> Session:
+        self._default_ids.move_to_end(connection)
+        return await self._runtime.open_session(self._default_ids[connection], self._principal)
+
     def take_first_note(self, session: Session) -> str:
-        """Return the note for the first result of the default session, once; "" for others."""
-        if session.id != self._default_handle:
-            return ""
-        note, self._first_note = self._first_note, ""
-        return note
+        """Return the note for the first result of a default session, once; "" for others."""
+        return self._first_notes.pop(session.id, "")
 
     async def _describe_last_session(self) -> str:
         """Return a note that names the session used last; "" if there is none to continue."""
-        rows = await self._runtime.journal.list_sessions(LOCAL_PRINCIPAL)
+        rows = await self._runtime.journal.list_sessions(self._principal)
         last = next((row for row in rows if self._can_continue(row)), None)
         if last is None:
             return ""

@@ -1,0 +1,84 @@
+"""The command `token`: creates, lists and revokes the tokens of the server's users over HTTP."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from ..config import Config
+from .console import ConsoleWriter, format_duration, format_time
+from .options import json_option, pass_config
+from .terminal_text import print_json, print_text
+
+DAY_S = 86_400
+
+
+@click.group("token")
+def token_command() -> None:
+    """Create, list and revoke the tokens with which clients use `serve`."""
+
+
+@token_command.command("create")
+@click.argument("name")
+@click.option("--days", type=click.FloatRange(0, min_open=True), help="Days until it expires.")
+@pass_config
+def create_command(config: Config, *, name: str, days: float | None) -> int:
+    """Print a new token of NAME, once; only a digest of it is kept.
+
+    NAME is a person or a program. All tokens of a NAME see the same sessions, and no others do.
+    """
+    from ..server.access_tokens import TokenStore
+
+    token = TokenStore(config.server.data_dir).create_token(name, days and days * DAY_S)
+    print_text(token)
+    if sys.stdout.isatty():
+        ConsoleWriter(sys.stderr).write_note(
+            "It is not shown again. Clients send it as a bearer token."
+        )
+    return 0
+
+
+@token_command.command("list")
+@json_option
+@pass_config
+def list_command(config: Config, *, as_json: bool) -> int:
+    """List the tokens, without the tokens themselves."""
+    from ..server.access_tokens import TokenStore
+
+    tokens = TokenStore(config.server.data_dir).list_tokens()
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": each.id,
+                    "name": each.principal,
+                    "created": each.created_at,
+                    "expires": each.expires_at,
+                }
+                for each in tokens
+            ]
+        )
+        return 0
+    writer = ConsoleWriter()
+    for each in tokens:
+        left = "" if each.expires_at is None else format_duration(each.expires_at - time.time())
+        expiry = "expired" if each.is_expired else f"expires in {left}" if left else "never expires"
+        created = format_time(each.created_at)
+        writer.write_line(f"{each.id}  {each.principal:20}  {created}  {expiry}")
+    if not tokens:
+        writer.write_note("There are no tokens: `token create NAME` makes one.")
+    return 0
+
+
+@token_command.command("revoke")
+@click.argument("token_id", metavar="ID")
+@pass_config
+def revoke_command(config: Config, *, token_id: str) -> int:
+    """Revoke the token ID, as `list` shows it; a running server refuses it from now on."""
+    from ..server.access_tokens import TokenStore
+
+    revoked = TokenStore(config.server.data_dir).revoke_token(token_id)
+    ConsoleWriter().write_line(f"revoked {revoked.id} of {revoked.principal}")
+    return 0

@@ -1,0 +1,134 @@
+"""Bearer tokens of the people and programs that use the server over HTTP.
+
+A token is shown once, when it is created. The file has digests only, so that whoever reads it can
+use none of them. A running server sees at once what the command line creates and revokes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..capabilities.atomic_files import write_atomically
+from ..errors import InvalidRequest, NotFound, Unavailable
+
+TOKENS_FILE = "tokens.json"
+TOKEN_PREFIX = "mcprt"  # noqa: S105 - lets scanners of repositories recognise a token
+SECRET_BYTES = 32  # random ones: a digest needs no salt and no work factor
+ID_BYTES = 4
+MAX_TOKEN_CHARS = 200
+PRINCIPAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+@dataclass(frozen=True)
+class AccessToken:
+    """What is kept of a token; times are seconds since the epoch, `expires_at` None for never."""
+
+    id: str
+    principal: str
+    digest: str  # SHA-256 of the token, in hexadecimal digits
+    created_at: float
+    expires_at: float | None
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and self.expires_at <= time.time()
+
+
+class TokenStore:
+    """The tokens of a data folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / TOKENS_FILE
+        self._version: tuple[int, int, int] | None = None
+        self._tokens: dict[str, AccessToken] = {}  # by id
+
+    def list_tokens(self) -> list[AccessToken]:
+        """Return all tokens, expired ones included, oldest first; raises `Unavailable`."""
+        self._refresh()
+        return sorted(self._tokens.values(), key=lambda each: each.created_at)
+
+    def create_token(self, principal: str, lifetime_s: float | None = None) -> str:
+        """Return a new token of a principal; raises `InvalidRequest`, `Unavailable`."""
+        if not PRINCIPAL_NAME.fullmatch(principal):
+            raise InvalidRequest(
+                f"{principal!r:.80} cannot be the name of a principal.",
+                remedy="Use 1 to 64 letters, digits and . _ @ -, a letter or digit first.",
+            )
+        token_id = secrets.token_hex(ID_BYTES)
+        token = f"{TOKEN_PREFIX}_{token_id}_{secrets.token_urlsafe(SECRET_BYTES)}"
+        now = time.time()
+        expires_at = None if lifetime_s is None else now + lifetime_s
+        with self._change() as tokens:
+            tokens[token_id] = AccessToken(token_id, principal, digest(token), now, expires_at)
+        return token
+
+    def revoke_token(self, token_id: str) -> AccessToken:
+        """Remove a token and return what it was; raises `NotFound`, `Unavailable`."""
+        with self._change() as tokens:
+            if token_id not in tokens:
+                raise NotFound(
+                    f"There is no token {token_id!r:.80}.", remedy="`token list` shows them."
+                )
+            return tokens.pop(token_id)
+
+    def find_token(self, text: str) -> AccessToken | None:
+        """Return what is kept of a token that is valid now; raises `Unavailable`."""
+        self._refresh()
+        prefix, _, rest = text[:MAX_TOKEN_CHARS].partition("_")
+        known = self._tokens.get(rest.partition("_")[0])
+        is_same = hmac.compare_digest(digest(text), known.digest if known else digest(""))
+        if prefix != TOKEN_PREFIX or known is None or not is_same or known.is_expired:
+            return None
+        return known
+
+    def _refresh(self) -> None:
+        """Read the file again if it is another one."""
+        try:
+            status = self._path.stat()
+            version = status.st_mtime_ns, status.st_ino, status.st_size
+            if version != self._version:
+                rows = json.loads(self._path.read_bytes())
+                self._tokens = {row["id"]: AccessToken(**row) for row in rows}
+                self._version = version
+        except FileNotFoundError:
+            self._tokens, self._version = {}, None
+        except (OSError, ValueError, TypeError, KeyError) as exc:
+            raise Unavailable(
+                f"The tokens in {self._path} cannot be read: {exc}",
+                remedy="Restore the file, or remove it and create new tokens.",
+            ) from exc
+
+    @contextmanager
+    def _change(self) -> Iterator[dict[str, AccessToken]]:
+        """Yield the tokens and write them back; one process at a time."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as exc:
+            raise Unavailable(f"{self._path} cannot be written: {exc.strerror}.") from exc
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._refresh()
+            yield self._tokens
+            rows = [asdict(each) for each in self._tokens.values()]
+            write_atomically(self._path, json.dumps(rows, indent=1).encode())
+        finally:
+            self._version = None  # what failed half-way is read again
+            os.close(lock)
+
+
+def digest(token: str) -> str:
+    """Return what is kept instead of a token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,57 @@
+"""What is known of the connections of clients: over stdio one, over HTTP as many as there are.
+
+In the older revisions of the protocol a client opens a connection over HTTP and names it in each
+request (`Mcp-Session-Id`). In the newer ones each request stands for itself.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from mcp.server.mcpserver import Context
+from mcp.server.streamable_http import MCP_SESSION_ID_HEADER
+
+from .delivery import DeliveryCursor
+
+MAX_CONNECTIONS = 10_000  # that are remembered, the least recently used ones forgotten first
+STDIO_CONNECTION = "stdio"
+
+
+def find_connection_id(ctx: Any) -> str | None:
+    """Return the id of the connection that a request came through; None if it belongs to none."""
+    request = _find_http_request(ctx)
+    if request is None:
+        return STDIO_CONNECTION
+    header: str | None = request.headers.get(MCP_SESSION_ID_HEADER)
+    return header
+
+
+def _find_http_request(ctx: Any) -> Any:
+    return (ctx.request_context if isinstance(ctx, Context) else ctx).request
+
+
+class ConnectionCursors:
+    """The delivery cursors of one principal's connections.
+
+    Requests that belong to no connection share the cursor of their client's name.
+    """
+
+    def __init__(self) -> None:
+        self._cursors: OrderedDict[tuple[str, str], DeliveryCursor] = OrderedDict()
+
+    def find_cursor(self, ctx: Any) -> DeliveryCursor:
+        """Return the cursor of the connection that a request came through."""
+        connection = find_connection_id(ctx)
+        key = ("client", find_client_name(ctx)) if connection is None else ("", connection)
+        cursor = self._cursors.setdefault(key, DeliveryCursor())
+        self._cursors.move_to_end(key)
+        if len(self._cursors) > MAX_CONNECTIONS:
+            self._cursors.popitem(last=False)
+        return cursor
+
+
+def find_client_name(ctx: Any) -> str:
+    """Return what a client calls itself; "" if it does not say."""
+    params = ctx.session.client_params
+    return "" if params is None or params.client_info is None else params.client_info.name

@@ -1,0 +1,93 @@
+"""A real server process over HTTP, with clients that have tokens."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
+from mcp.client.client import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from .commands import run_command
+from .forking import forked_command
+from .server_connection import TEST_TIMEOUT_S, ServerConnection
+
+ADDRESS = re.compile(rb"MCP at (http://\S+/mcp)")
+
+
+class HttpService:
+    """A server that listens at `url`."""
+
+    def __init__(self, settings: Path, url: str, process: Process) -> None:
+        self.settings = settings
+        self.url = url
+        self.process = process
+
+    @property
+    def data_dir(self) -> Path:
+        return self.settings.parent / "data"
+
+    def create_token(self, name: str, *options: str) -> str:
+        done = run_command("--config", self.settings, "token", "create", name, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    @asynccontextmanager
+    async def http(self, token: str = "", **headers: str) -> AsyncIterator[httpx2.AsyncClient]:
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        async with httpx2.AsyncClient(headers=headers, timeout=TEST_TIMEOUT_S) as client:
+            yield client
+
+    @asynccontextmanager
+    async def connect(
+        self, token: str = "", mode: str = "auto", **options: Any
+    ) -> AsyncIterator[ServerConnection]:
+        """Be a client of the SDK, of the newest protocol or (`legacy`) of the older ones."""
+        async with self.http(token) as http:
+            transport = streamable_http_client(self.url, http_client=http)
+            async with Client(transport, mode=mode, **options) as client:
+                yield ServerConnection(client, self.data_dir)
+
+    def stop(self) -> None:
+        """Ask the server to stop."""
+        for path in (self.data_dir / "servers").glob("*.lock"):
+            os.kill(int(path.read_text()), signal.SIGTERM)
+
+
+@asynccontextmanager
+async def open_http_service(
+    settings: Path, *options: str, port: int = 0
+) -> AsyncIterator[HttpService]:
+    """Start `serve` and stop it afterwards."""
+    command = forked_command("--config", str(settings), "serve", "--port", str(port), *options)
+    async with await anyio.open_process(command) as process:
+        assert process.stderr is not None
+        log = BufferedByteReceiveStream(process.stderr)
+        with anyio.fail_after(TEST_TIMEOUT_S):
+            while not (found := ADDRESS.match(line := await log.receive_until(b"\n", 65_536))):
+                assert line
+        service = HttpService(settings, found[1].decode(), process)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drain, log)
+            try:
+                yield service
+            finally:
+                service.stop()
+                with anyio.fail_after(TEST_TIMEOUT_S, shield=True):
+                    await process.wait()
+
+
+async def drain(log: BufferedByteReceiveStream) -> None:
+    """Read what a server logs, which would stop when the pipe is full."""
+    async for _ in log:
+        pass
