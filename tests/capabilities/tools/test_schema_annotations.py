@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mcp.types import Tool
 from tests.upstreams.hostile import SCHEMAS, deep, wide
 
 from mcpruntime_server.capabilities.tools.schema_annotations import (
@@ -20,6 +21,7 @@ from mcpruntime_server.capabilities.tools.schema_annotations import (
     describe_constraints,
     describe_shape,
 )
+from mcpruntime_server.capabilities.tools.shim_generator import describe_module, render_module
 
 
 def annotation(schema: Any, types: AnnotationBuilder | None = None, root: Any = None) -> str:
@@ -232,3 +234,18 @@ def test_any_json_is_answered(schema: Any) -> None:
         isinstance(words, str)
         for words in describe_constraints(SchemaDocument(schema).flatten(schema))
     )
+
+
+def test_a_document_that_merges_large_schemas_again_and_again_ends_soon() -> None:
+    large: Any = {"properties": {f"k{n}": {} for n in range(2_500)}}
+    again = {"allOf": [{"$ref": "#/$defs/large", "title": "t"}] * 8}
+    root: dict[str, Any] = {
+        "$defs": {"large": large},
+        "properties": {f"p{n}": again for n in range(100)},
+    }
+    document = SchemaDocument(root)
+    first = document.object_schema(root["properties"]["p0"])
+    assert len(first.properties) == 100
+    assert document.flatten(root["properties"]["p99"]).get("properties", {}) == {}
+    tool = Tool(name="x", input_schema=root, output_schema=root)
+    assert "def x(" in render_module(describe_module("up", "up", [tool]))

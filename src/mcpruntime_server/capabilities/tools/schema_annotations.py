@@ -28,6 +28,7 @@ MAX_CHOICES = 50  # of a Literal
 MAX_ANNOTATION_CHARS = 400
 MAX_SHAPE_CHARS = 1_500
 MAX_REFERENCES = 16  # followed in a row
+MAX_MERGED_KEYS = 50_000  # of one document; what remains to be merged then is left out
 
 PYTHON_TYPES = {
     "string": "str",
@@ -119,6 +120,7 @@ class SchemaDocument:
 
     def __init__(self, root: Any) -> None:
         self.root = root if isinstance(root, dict) else {}
+        self._remaining_keys = MAX_MERGED_KEYS
 
     def flatten(self, schema: Any) -> dict[str, Any]:
         """Return `schema` with references resolved and `allOf` merged; {} if it is no schema."""
@@ -128,7 +130,7 @@ class SchemaDocument:
             return followed
         merged: dict[str, Any] = {}
         for part, _ in map(self.resolve, [followed, *parts[:MAX_BRANCHES]]):
-            merged = merge_schemas(merged, part)
+            merged = self._merge(merged, part)
         merged.pop("allOf", None)
         return merged
 
@@ -145,8 +147,17 @@ class SchemaDocument:
             name = reference.rpartition("/")[2]
             schema = self.resolve_pointer(reference)
             if siblings and isinstance(schema, dict):
-                schema = merge_schemas(schema, siblings)
+                schema = self._merge(schema, siblings)
         return {}, ""
+
+    def _merge(self, schema: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        """Return two schemas as one; only the first if this document has merged too much."""
+        for each in (schema, other):
+            lists = (each.get("properties"), each.get("required"))
+            self._remaining_keys -= len(each) + sum(
+                len(found) for found in lists if isinstance(found, dict | list)
+            )
+        return merge_schemas(schema, other) if self._remaining_keys > 0 else schema
 
     def resolve_pointer(self, reference: str) -> Any:
         """Return what a reference within this document points to, or {}."""
@@ -158,11 +169,8 @@ class SchemaDocument:
     def object_schema(self, schema: Any) -> ObjectSchema:
         """Return the keys of an object schema, those of its `anyOf` and `oneOf` included."""
         schema = self.flatten(schema)
-        properties = {
-            key: value
-            for key, value in as_dict(schema.get("properties")).items()
-            if isinstance(key, str)
-        }
+        considered = islice(as_dict(schema.get("properties")).items(), MAX_FIELDS + 1)
+        properties = {key: value for key, value in considered if isinstance(key, str)}
         required = [key for key in as_list(schema.get("required")) if isinstance(key, str)]
         branches = [
             branch
@@ -314,10 +322,12 @@ class AnnotationBuilder:
             return known[1]
         if len(self._named_schemas) >= MAX_TYPES:
             return "dict[str, Any]"
+        parts = document.object_schema(schema)
+        if not parts.properties:  # the document has merged too much
+            return "dict[str, Any]"
         name = self._unused_name(hint)
         self._named_schemas[id(schema)] = (schema, name)
         place = len(self.typed_dicts)
-        parts = document.object_schema(schema)
         fields = {
             key: self._annotate_field(
                 document, value, f"{name}{to_class_name(key)}", depth, key in parts.required
