@@ -12,7 +12,7 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 WITHOUT_LOG_FLUSH = 2
 # The file system must not commit its log by itself before the test is over.
 MOUNT_OPTIONS = "loop,commit=300"
-UNMOUNT_INTERVAL_S, UNMOUNT_ATTEMPTS = 0.05, 600
+RETRY_INTERVAL_S, RETRIES = 0.05, 600
 LOSSY_DISK_MB = 64
 THIN_DISK_MB = 16
 THIN_MEMORY_MB = 40
@@ -40,13 +40,13 @@ class LossyDisk:
         _run_or_skip(["mount", "-t", "ext4", "-o", MOUNT_OPTIONS, self._image, self.folder])
 
     def unmount(self) -> None:
-        """Unmount it, as soon as killed processes are gone; no others may use it."""
-        for _ in range(UNMOUNT_ATTEMPTS):
-            done = subprocess.run(["umount", self.folder], capture_output=True, check=False)
-            if not done.returncode:
-                return
-            time.sleep(UNMOUNT_INTERVAL_S)
-        done.check_returncode()
+        """Unmount it, as soon as killed processes are gone; no others may use it.
+
+        A container that starts meanwhile has a copy of each mount for a moment. The file system
+        lives as long, and mounting the image again would find it as it was left.
+        """
+        _retry(lambda: not _run(["umount", self.folder]).returncode)
+        _retry(lambda: not _run(["losetup", "--associated", self._image]).stdout)
 
     def cut_power(self) -> None:
         """Lose what is not on the disk; from now on, every write and fsync fails."""
@@ -133,8 +133,20 @@ def open_thin_disk(place: Path) -> Iterator[ThinDisk]:
         subprocess.run(["umount", "--lazy", memory], check=True)
 
 
+def _run(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _retry(attempt: Callable[[], bool]) -> None:
+    for _ in range(RETRIES):
+        if attempt():
+            return
+        time.sleep(RETRY_INTERVAL_S)
+    raise TimeoutError("A disk for tests is still in use.")
+
+
 def _run_or_skip(command: Sequence[str | Path]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _run(command)
     if done.returncode:
         pytest.skip(f"a disk that fails needs the right to mount one: {done.stderr.strip()}")
 
