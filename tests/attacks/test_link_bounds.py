@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from tests.helpers.forged_messages import FORGE
@@ -83,3 +84,19 @@ async def test_many_large_calls_in_tasks_get_their_own_answers(server: ServerCon
     )
     answer = await server.run(code, "many", timeout_s=60)
     assert answer.data.get("value") == [120, True], answer.text
+
+
+async def test_three_sessions_that_print_much_at_once_all_get_their_results(
+    server: ServerConnection,
+) -> None:
+    code = "import os\ndata = bytes(range(128, 256)) * 8192\n"
+    code += "for _ in range(60): os.write(1, data); os.write(2, data)\n'done'"
+    statuses = []
+
+    async def run(session: str) -> None:
+        statuses.append((await server.run(code, session, timeout_s=60)).status)
+
+    async with observe(server), anyio.create_task_group() as tasks:
+        for number in range(3):
+            tasks.start_soon(run, f"printer {number}")
+    assert statuses == ["ok"] * 3

@@ -67,6 +67,7 @@ from .server_lease import ServerLease, is_server_alive
 
 MB = 1024 * 1024
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of events that wait for the disk; `append` refuses more
+SLOW_BACKLOG_BYTES = 8 * 1024 * 1024  # of these events: calls of code wait until they are written
 EVENT_OVERHEAD_BYTES = 100  # of an event in memory, besides its text
 CLOSE_TIMEOUT_S = 5.0  # to commit the last events; a disk that takes longer will not recover
 
@@ -230,6 +231,11 @@ class Journal:
         self._run_bytes[run] += size
         if isinstance(event, RunFinished):
             del self._run_bytes[run]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits for the disk that nobody should add large events."""
+        return self._writer.backlog_bytes > SLOW_BACKLOG_BYTES
 
     async def flush(self) -> None:
         """Return when everything appended so far is committed.

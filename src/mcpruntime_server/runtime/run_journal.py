@@ -157,6 +157,11 @@ class RunJournal:
         self.append_event(event)
         self._wait_for_end = self._journal.start_flush()
 
+    async def catch_up(self) -> None:
+        """Wait for the disk if much waits for it; raises `JournalFailed`."""
+        if self._journal.is_behind:
+            await self._journal.flush()
+
     async def flush(self) -> None:
         """Wait until a crash cannot lose anything recorded so far; raises `JournalFailed`."""
         await self._journal.flush()

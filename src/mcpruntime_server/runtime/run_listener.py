@@ -80,6 +80,7 @@ class RunListener:
         if self._is_closed:
             await anyio.sleep_forever()  # until its sandbox is gone
         try:
+            await self._run_journal.catch_up()
             self._run_journal.journal_clock_readings(message.clock_readings)
             return await self._call_handler.answer_call(message, self._call_journal)
         except JournalFailed as exc:
