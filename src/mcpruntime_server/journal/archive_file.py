@@ -378,14 +378,23 @@ def _check_directory(raw: IO[bytes]) -> None:
 
 
 def _has_too_many_values(text: bytes) -> bool:
-    """Return whether JSON has more than `MAX_VALUES` values, before anything is made of them."""
-    if _count_marks(text) <= MAX_VALUES:
+    """Return whether JSON has more than `MAX_VALUES` values, before anything is made of them.
+
+    Commas and brackets in texts do not count, but a key and its value may be two texts.
+    """
+    if _count_marks(text, 0, len(text)) <= MAX_VALUES:
         return False
-    return _count_marks(JSON_TEXT.sub(b"", text)) > MAX_VALUES
+    marks = start = 0
+    for number, found in enumerate(JSON_TEXT.finditer(text)):
+        marks += _count_marks(text, start, found.start())
+        start = found.end()
+        if marks > MAX_VALUES or number > 2 * MAX_VALUES:
+            return True
+    return marks + _count_marks(text, start, len(text)) > MAX_VALUES
 
 
-def _count_marks(text: bytes) -> int:
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+def _count_marks(text: bytes, start: int, end: int) -> int:
+    return sum(text.count(mark, start, end) for mark in (b",", b"[", b"{"))
 
 
 def _is_too_deep(data: Any) -> bool:
