@@ -188,6 +188,8 @@ def main() -> None:
                 }
                 say(id=number, result=result)
             case "tools/list":
+                if not params.get("cursor"):
+                    pages = itertools.count(1)
                 say(id=number, result=listing(next(pages)))
             case "tools/call":
                 CALLS[params["name"]](number)
