@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from random import Random
 
@@ -22,6 +23,8 @@ def find_id(path: Path) -> str:
 @pytest.mark.parametrize("find", sorted(FINDS.glob("*/*")), ids=find_id)
 async def test_what_was_found_stays_mended(find: Path) -> None:
     data = await to_thread.run_sync(find.read_bytes)
+    if find.suffix == ".gz":
+        data = gzip.decompress(data)
     await execute(TARGETS[find.parent.name], data)
 
 

@@ -39,6 +39,7 @@ from ..protocol.wire import MAX_DATA_DEPTH, escape_json_surrogates
 READ_CHUNK_BYTES = 64 * 1024
 WRITE_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is writable takes so much without blocking
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one message; a client that sends more is broken
+MAX_QUICK_LINE_BYTES = 64 * 1024  # pydantic's parser can take seconds for a longer one
 MAX_REQUEST_ID_CHARS = 1_000
 MAX_REQUEST_NUMBER = 1 << 63
 # A text without an end is one token, too: else each quotation mark in it would be tried.
@@ -235,19 +236,18 @@ def parse_message(line: bytes) -> SessionMessage | JSONRPCError:
     """
     if refusal := refuse_deep_line(line):
         return refusal
+    if len(line) <= MAX_QUICK_LINE_BYTES:
+        with suppress(ValidationError):
+            return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
     try:
-        message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+        data = escape_json_surrogates(json.loads(line))
+    except (ValueError, RecursionError) as exc:
+        return _error_response(None, PARSE_ERROR, f"A line is not JSON: {exc}")
+    try:
+        return SessionMessage(jsonrpc_message_adapter.validate_python(data, by_name=False))
     except ValidationError:
-        try:
-            data = escape_json_surrogates(json.loads(line))
-        except (ValueError, RecursionError) as exc:
-            return _error_response(None, PARSE_ERROR, f"A line is not JSON: {exc}")
-        try:
-            message = jsonrpc_message_adapter.validate_python(data, by_name=False)
-        except ValidationError:
-            request_id = data.get("id") if isinstance(data, dict) else None
-            return _error_response(request_id, INVALID_REQUEST, "A line is not JSON-RPC.")
-    return SessionMessage(message)
+        request_id = data.get("id") if isinstance(data, dict) else None
+        return _error_response(request_id, INVALID_REQUEST, "A line is not JSON-RPC.")
 
 
 def refuse_deep_line(line: bytes) -> JSONRPCError | None:
