@@ -69,7 +69,7 @@ CALLED: dict[str, tuple[Schema, Any]] = {  # output schema and answer
     "referring_far": ({"$ref": "http://198.51.100.1/schema.json"}, {}),
     "referring_to_a_file": ({"$ref": "file:///etc/passwd"}, {}),
     "unique_items": (ITEMS, {"x": [{"a": n} for n in range(8_000)]}),
-    "many_allowed_values": ({"enum": [{"a": n} for n in range(200_000)]}, {"a": -1}),
+    "many_allowed_values": ({"enum": [{"a": n} for n in range(30_000)]}, {"a": -1}),
     "nested_deeply": (nest(150, {}), {}),
     "many_branches": ({"anyOf": [{"required": [f"f{n}"]} for n in range(4_000)]},
                       {"x": [0] * 20_000}),
