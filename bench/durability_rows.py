@@ -65,11 +65,7 @@ async def durability(bench: BenchContext) -> list[BenchmarkRow]:
 
 def _make_row(name: str, title: str) -> BenchmarkRow:
     return BenchmarkRow(
-        f"durability-{name}",
-        f'{title}, durability "disk"',
-        'the same with "process"',
-        "ratio",
-        None,
+        f"durability-{name}", f'{title}, "disk"', 'durability "process"', "ratio", None
     )
 
 
