@@ -17,6 +17,7 @@ FIGURES = "{:>8} {:>10} {:>8} {:>5}"  # milliseconds, MB, MB, sandboxes
 UNMEASURED = FIGURES.format(*"····")
 HEADER = f"{'attack':<{NAME_COLUMNS}} {FIGURES.format('p99 ms', 'growth MB', 'kept MB', 'left')}"
 PEACE = "test_peace"  # no attack
+MAX_FAILURE_CHARS = 100
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def describe_failure(report: pytest.TestReport) -> str:
     """Return why a test failed, in one line."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash else report.longrepr)
-    return text.removeprefix("AssertionError: ").partition("\n")[0]
+    return text.removeprefix("AssertionError: ").partition("\n")[0][:MAX_FAILURE_CHARS]
 
 
 def write_promise(terminal: pytest.TerminalReporter, promise: str, variants: list[Attack]) -> None:
