@@ -84,6 +84,7 @@ def play(backend: str, history: list[Action]) -> None:
 
 
 QUIET = list(HealthCheck)  # examples are slow, and there is nothing to be done about it
+LONG_HISTORIES = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 
 @settings(
@@ -91,6 +92,7 @@ QUIET = list(HealthCheck)  # examples are slow, and there is nothing to be done 
     suppress_health_check=QUIET,
     print_blob=True,
 )
+@LONG_HISTORIES
 @given(histories)
 def test_local_sessions_behave_like_a_simple_model(history: list[Action]) -> None:
     play("local", history)
@@ -102,6 +104,7 @@ def test_local_sessions_behave_like_a_simple_model(history: list[Action]) -> Non
     print_blob=True,
     phases=[Phase.generate],
 )
+@LONG_HISTORIES
 @given(histories)
 def test_contained_sessions_behave_like_a_simple_model(history: list[Action]) -> None:
     play("docker", history)

@@ -389,7 +389,7 @@ async def test_a_truncated_value_is_not_submitted(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
-        {"match": "Task:\nMuch", "reply": program_answer("SUBMIT(list(range(100_000)))")},
+        {"match": "Task:\nMuch", "reply": program_answer("SUBMIT(list(range(60_000)))")},
         {"match": "it was not submitted: submit less", "reply": program_answer("SUBMIT('less')")},
     )
     async with agent(tmp_path, model) as made:

@@ -222,7 +222,7 @@ async def test_an_error_names_the_input_that_is_wrong(journal: Journal, root: Pa
     for given, wrong in (
         ([f"{root}/*.none"], "No file matches"),
         ([f"{root.parent}/*"], "not in a folder"),
-        (["/etc/passwd"], r"context\[0\], '/etc/passwd': .*not in a folder"),
+        (["/etc/passwd"], r"context\[0\]: '/etc/passwd' .*not in a folder"),
         ([{"text": "x"}, {"txt": "y"}], r"context\[1\]"),
         ([{"text": 1}], "either `text` or `source`"),
         ([{"text": "x", "source": "y"}], "either `text` or `source`"),

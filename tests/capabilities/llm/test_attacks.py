@@ -193,20 +193,15 @@ async def test_invalid_json_is_requested_again(
     assert await server.evaluate(f"ask_llm({said[:20]!r}, schema={{}})") == 7
 
 
-async def test_a_number_that_no_schema_can_be_held_against_fails_alone(
+async def test_a_very_large_number_is_compared_like_any_other(
     server: ServerConnection, model: fake_llm.ModelServer
 ) -> None:
     model.set_script(
-        {"match": "huge|too large", "reply": "1" + "0" * 4000, "times": 2},
+        {"match": "huge", "reply": "1" + "0" * 4000},
         {"match": "small", "reply": "5"},
     )
-    code = (
-        "[s.ok or str(s.error) for s in ask_llm_batch(['huge', 'small'], schema={'multipleOf': "
-        "0.5})]"
-    )
-    told = await server.evaluate(code)
-    assert "it contains a number that is too large" in told[0]
-    assert told[1] is True
+    code = "[s.ok for s in ask_llm_batch(['huge', 'small'], schema={'multipleOf': 0.5})]"
+    assert await server.evaluate(code) == [True, True]
 
 
 async def test_an_answer_that_is_cut_off_is_an_error_and_not_half_an_answer(
@@ -281,7 +276,7 @@ HARMFUL = {
     "a base": "{'$id': 'http://127.0.0.1:9/x'}",
     "a pattern": "{'properties': {'a': {'pattern': '(a+)+$'}}}",
     "a square": "{'uniqueItems': True}",
-    "many values": "{'enum': [str(n) for n in range(100_000)]}",
+    "many values": "{'enum': [str(n) for n in range(90_000)]}",
 }
 
 
