@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from ..errors import McpRuntimeError
@@ -35,6 +36,7 @@ MAX_CUT_EXCESS = 1.25  # of a value that the sandbox has cut; more is not by our
 MIN_BOUND_CHARS = 200
 MAX_READING = 1 << 63  # of a clock, in nanoseconds
 MAX_CLOCK_NAME_CHARS = 200  # with the thread that reads it
+MAX_CLOCKS = 2_000  # with readings in one message; there are a few for each thread
 MAX_VALUE_CHARS = 2 * 1024 * 1024  # of a value; the worker sends much less
 MAX_TYPE_CHARS = 200  # of the name of a value's type
 MAX_HINT_CHARS = 1_500
@@ -212,7 +214,7 @@ def validate_readings(readings: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the clock readings of a sandbox that are numbers, by clock."""
     return {
         name: [value for value in values if _is_reading(value)]
-        for name, values in readings.items()
+        for name, values in islice(readings.items(), MAX_CLOCKS)
         if isinstance(values, list) and len(name) <= MAX_CLOCK_NAME_CHARS
     }
 

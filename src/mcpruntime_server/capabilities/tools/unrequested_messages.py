@@ -21,7 +21,7 @@ from .message_limits import LARGE_BYTES, LIMIT_ERROR_CODE, MessageLimits
 from .repeatable_event import RepeatableEvent
 
 BURST_S = 0.1  # an upstream that was silent may spend so much at once
-DROPPED_COST = 0.02  # messages; the SDK takes some fifty times as long as dropping one
+DROPPED_COST = 0.05  # messages; the SDK takes some fifty times as long as dropping one
 BYTES_PER_COST = 100_000
 MAX_OPEN_REQUESTS = 1_000  # of the SDK, whose answers are waited for
 MAX_ID_CHARS = 256
