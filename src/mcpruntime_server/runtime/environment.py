@@ -137,7 +137,7 @@ class Environment:
 
     async def save_files(self, run: Run) -> None:
         """Journal the files that `run` changed when they have arrived; runs are saved in order."""
-        run.lost_files = "The sandbox did not send them in time."
+        lost = "The sandbox did not send them in time."  # unless the rest is done
         try:
             async with self._saving_lock:
                 with move_on_after(FILES_TIMEOUT_S):
@@ -146,12 +146,13 @@ class Environment:
                     self.link.fail("it did not send the files of its last run in time")
                 stored = await run.listener.store_files(self._journal)
                 if stored is not None:
-                    run.lost_files = ""
+                    lost = ""
                     self._record_stored_files(run, stored)
         except JournalFailed as exc:
             logger.error("the files of run %s were not saved: %s", run.id, exc)
-            run.lost_files = str(exc)
+            lost = str(exc)
         finally:
+            run.lost_files = lost
             self._unsaved_runs.remove(run)
             run.files_stored.set()
 
