@@ -80,7 +80,7 @@ def print_address(config: Config, address: str, port: int, tokens: TokenStore | 
     shown = f"[{address}]" if ":" in address else address
     writer.write_line(f"MCP at http://{shown}:{port}/mcp")
     if tokens is None:
-        writer.write_warning("no tokens: whoever can connect from this machine may run code")
+        writer.write_warning("no tokens: every user of this machine can run code")
     elif not tokens.list_tokens():
         command = format_command(config, "token", "create", "NAME")
         writer.write_warning(f"nobody has a token yet; this makes one: {command}")

@@ -102,7 +102,7 @@ class ServerSettings(SettingsTable):
 
 @dataclass(frozen=True, kw_only=True)
 class JournalSettings(SettingsTable):
-    """`[journal]`: what is safe before anyone is told of it, and how much sessions may record."""
+    """`[journal]`: how durable results are, and how much runs and sessions may record."""
 
     durability: Literal["process", "disk"] = "process"
     run_mb: PositiveInt = 128

@@ -1,6 +1,6 @@
 """Put what was written on the disk, so that it survives the loss of the machine.
 
-Rule 1: whoever waits shares an fsync with all who began to wait before it started.
+Rule 1: one fsync serves everyone who began to wait before it started.
 Rule 2: it runs in a worker thread, never on the event loop.
 Rule 3: after an fsync of the log has failed, nothing is on the disk for certain until the journal
 is opened again: the system may forget what it could not write, and then report success.

@@ -23,7 +23,7 @@ class LogCheckpoints:
     def __init__(self, loop: asyncio.AbstractEventLoop, request: Callable[[], None]) -> None:
         self._loop = loop
         self._request = request
-        self._bytes_written = 0  # since the last checkpoint; counted by whoever commits
+        self._bytes_written = 0  # since the last checkpoint; counted with each commit
         self._last_commit = 0.0  # on the event loop, by its clock
         self._timer: asyncio.TimerHandle | None = None
         self._is_stopped = False

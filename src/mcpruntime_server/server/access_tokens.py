@@ -1,7 +1,7 @@
 """Bearer tokens of the people and programs that use the server over HTTP.
 
-A token is shown once, when it is created. The file has digests only, so that whoever reads it can
-use none of them. A running server sees at once what the command line creates and revokes.
+A token is shown once, when it is created. The file has digests only, so that reading it gives
+nobody a token. A running server sees at once what the command line creates and revokes.
 """
 
 from __future__ import annotations

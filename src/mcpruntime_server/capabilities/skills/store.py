@@ -9,7 +9,7 @@ all. Its content is never written again. Its manifest, which has its state, is r
 Rule 2: everything outside `versions/` is a copy. An edited copy becomes a new draft version; a copy
 that a dying process left incomplete is written again.
 Rule 3: several processes may use one store. A process that changes it holds its lock.
-Rule 4: whoever puts a version in use, the store asks whether a signed one may be replaced by it
+Rule 4: on every way into use, the store checks whether a version may replace a signed one
 (`signing`). Such a version takes older ones out of use that could not replace it.
 Rule 5: what cannot be read is reported in `problems`, and affects no other skill.
 """

@@ -1,7 +1,7 @@
 """The messages that a child process writes to its stdout, read within limits.
 
-Rule 1: an answer reaches whoever waits for it, or that one gets an error that names the limit. If
-a line does not say what it answers, the oldest open request gets the error: it would wait in vain.
+Rule 1: a request gets its answer, or an error that names the limit. If a line does not say which
+request it answers, the oldest open one gets the error: it would wait in vain.
 Rule 2: one turn of the event loop reads one chunk and works for a few milliseconds. A large line is
 parsed in a thread, and nothing is read meanwhile.
 Rule 3: reading stops while the SDK has many messages to handle, and while the process has sent more

@@ -4,7 +4,7 @@ All processes of a sandbox have one user id, so the Linux kernel would let code 
 parked forks, and with them what other sessions can go back to. A filter in the worker, which its
 children and forks inherit and cannot remove, passes each call that may change another process to
 the supervisor (a seccomp listener). The supervisor lets it continue unless its target is one of the
-runtime's processes. Arguments in memory are not looked at: whoever passes one could change it.
+runtime's processes. Arguments in memory are ignored: a caller could change them later.
 
 Rule: a call that names its target by a descriptor is forbidden, here or in `seccomp.json`.
 """
