@@ -36,10 +36,11 @@ TABLE: Mapping[str, frozenset[str]] = {
     "server": RECORDS
     | {"runtime", "capabilities"}
     | {"capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
-    "app": RECORDS | CAPABILITY_ROOMS | {"sandbox", "capabilities", "runtime", "server"},
+    "service": RECORDS | {"capabilities", "runtime", "server"},
+    "app": RECORDS | CAPABILITY_ROOMS | {"sandbox", "capabilities", "runtime", "server", "service"},
     "cli": RECORDS
     | {"sandbox", "capabilities", "capabilities.skills", "capabilities.agent", "capabilities.llm"}
-    | {"runtime", "server", "app"},
+    | {"runtime", "server", "service", "app"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

@@ -60,12 +60,12 @@ from .sandbox import Backend, HealthCheck
 from .sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from .sandbox.docker_backend import DockerBackend
 from .sandbox.local_backend import LocalBackend
-from .server.access_tokens import TokenStore
 from .server.agent_runs import open_agent_run_session
 from .server.delivery import DeliveryCursor, FindCursor
 from .server.mcp_server import build_mcp_server
 from .server.question_pages import max_question_chars
 from .server.stdio_transport import open_stdio_streams
+from .service.access_tokens import TokenStore
 
 FILES_PREFIX = "files"  # of calls that export files
 UPLOADS_PREFIX = "uploads"  # of calls that bring the content of such files
@@ -411,7 +411,7 @@ async def serve_http(
     config: Config, is_stopping: anyio.Event, listener: socket.socket, tokens: TokenStore | None
 ) -> None:
     """Serve MCP over HTTP until `is_stopping` is set; without `tokens`, to everybody."""
-    from .server.http_server import serve_http as serve  # which stdio does not need
+    from .service.http_service import serve_http as serve  # which stdio does not need
 
     async with open_app(config) as app, anyio.create_task_group() as tasks:
         tasks.start_soon(app.catalog.refresh)

@@ -22,7 +22,7 @@ from .signals import serve_until_signal
 from .terminal_text import EscapingFormatter
 
 if TYPE_CHECKING:
-    from ..server.access_tokens import TokenStore
+    from ..service.access_tokens import TokenStore
 
 BACKLOG = 128  # connections that wait to be accepted
 MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
@@ -53,7 +53,7 @@ def serve_command(config: Config, *, host: str | None, port: int | None, no_auth
     own. Other machines should connect through a proxy that adds TLS.
     """
     from ..app import serve_http
-    from ..server.access_tokens import TokenStore
+    from ..service.access_tokens import TokenStore
 
     http = replace(
         config.http,

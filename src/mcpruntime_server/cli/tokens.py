@@ -29,7 +29,7 @@ def create_command(config: Config, *, name: str, days: float | None) -> int:
 
     NAME is a person or a program. All tokens of a NAME see the same sessions, and no others do.
     """
-    from ..server.access_tokens import TokenStore
+    from ..service.access_tokens import TokenStore
 
     token = TokenStore(config.server.data_dir).create_token(name, days and days * DAY_S)
     print_text(token)
@@ -45,7 +45,7 @@ def create_command(config: Config, *, name: str, days: float | None) -> int:
 @pass_config
 def list_command(config: Config, *, as_json: bool) -> int:
     """List the tokens, without the tokens themselves."""
-    from ..server.access_tokens import TokenStore
+    from ..service.access_tokens import TokenStore
 
     tokens = TokenStore(config.server.data_dir).list_tokens()
     if as_json:
@@ -77,7 +77,7 @@ def list_command(config: Config, *, as_json: bool) -> int:
 @pass_config
 def revoke_command(config: Config, *, token_id: str) -> int:
     """Revoke the token ID, as `list` shows it; a running server refuses it from now on."""
-    from ..server.access_tokens import TokenStore
+    from ..service.access_tokens import TokenStore
 
     revoked = TokenStore(config.server.data_dir).revoke_token(token_id)
     ConsoleWriter().write_line(f"revoked {revoked.id} of {revoked.principal}")

@@ -14,8 +14,8 @@ from mcp import MCPError
 from ..helpers.commands import run_command
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, parse_answer, write_settings
-from .conftest import upstream_entry
-from .test_approvals import ASK, World, choose
+from ..server.conftest import upstream_entry
+from ..server.test_approvals import ASK, World, choose
 
 ERAS = ("auto", "legacy")
 INITIALIZE = {

@@ -1,0 +1,71 @@
+"""The HTTP server: its routes, its limits on connections, and how it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator, Sequence
+
+import anyio
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Route
+
+from ..config import HttpSettings
+from .access_tokens import TokenStore
+from .authentication import Authentication
+from .mcp_endpoint import McpEndpoint, OpenMcpServer, PrincipalServers, allowed_headers
+
+MCP_PATH = "/mcp"
+GRACE_S = 5  # for requests to end when the server stops
+KEEP_ALIVE_S = 60  # of an idle connection
+MAX_CONNECTIONS = 1_000  # at once; the next ones get 503
+
+
+def build_http_app(authentication: Authentication, mcp: McpEndpoint) -> Starlette:
+    """Return the application with all of its routes."""
+    routes: Sequence[BaseRoute] = [Route(MCP_PATH, authentication.protect(mcp))]
+    return Starlette(routes=routes, middleware=authentication.build_middleware())
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without handlers for signals: the command line has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+async def serve_http(
+    open_server: OpenMcpServer,
+    settings: HttpSettings,
+    listener: socket.socket,
+    tokens: TokenStore | None,
+    is_stopping: anyio.Event,
+) -> None:
+    """Serve until `is_stopping` is set; requests that are under way then have `GRACE_S`."""
+    async with anyio.create_task_group() as tasks:
+        servers = PrincipalServers(open_server, allowed_headers(settings), tasks)
+        server = HttpServer(
+            uvicorn.Config(
+                build_http_app(Authentication(tokens), McpEndpoint(servers)),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        tasks.start_soon(stop_when_set, is_stopping, server)
+        await server.serve(sockets=[listener])
+        tasks.cancel_scope.cancel()
+
+
+async def stop_when_set(event: anyio.Event, server: uvicorn.Server) -> None:
+    """Tell a server to stop when `event` is set."""
+    await event.wait()
+    server.should_exit = True

@@ -1,0 +1,1 @@
+"""The network service, with real clients over HTTP."""
