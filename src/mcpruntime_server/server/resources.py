@@ -28,7 +28,7 @@ from ..capabilities.skills.guides import Guide, parse_front_matter
 from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.skills.model import Skill
 from ..capabilities.skills.skill_names import parse_skill_name, to_slug
-from ..capabilities.skills.version_files import SKILL_FILE, compute_digest
+from ..capabilities.skills.version_files import SKILL_FILE, FileContents, compute_digest
 from ..errors import InvalidRequest, McpRuntimeError, NotFound
 
 SKILL_SCHEME = "skill://"
@@ -189,21 +189,23 @@ class SkillsExtension(Extension):
 
     async def _describe_skill(self, name: str) -> dict[str, Any]:
         content = await self._library.read_files(name)
-        files = await anyio.to_thread.run_sync(
-            lambda: [
-                {
-                    "uri": f"{SKILL_SCHEME}{to_slug(name)}/{path}",
-                    "digest": compute_digest(data),
-                    "size": len(data),
-                }
-                for path, data in content.items()
-            ]
-        )
-        return {
-            "uri": f"{SKILL_SCHEME}{to_slug(name)}/{SKILL_FILE}",
-            "frontmatter": parse_front_matter(content[SKILL_FILE].decode("utf-8", "replace")),
-            "resources": files,
-        }
+        return await anyio.to_thread.run_sync(describe_files, to_slug(name), content)
+
+
+def describe_files(slug: str, content: FileContents) -> dict[str, Any]:
+    """Return a skill as the extension shows it; raises `SkillRefused`."""
+    return {
+        "uri": f"{SKILL_SCHEME}{slug}/{SKILL_FILE}",
+        "frontmatter": parse_front_matter(content[SKILL_FILE].decode("utf-8", "replace")),
+        "resources": [
+            {
+                "uri": f"{SKILL_SCHEME}{slug}/{path}",
+                "digest": compute_digest(data),
+                "size": len(data),
+            }
+            for path, data in content.items()
+        ],
+    }
 
 
 def extension_result(data: Mapping[str, Any]) -> dict[str, Any]:

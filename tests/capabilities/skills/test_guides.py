@@ -48,6 +48,21 @@ def test_an_edit_is_seen_and_a_broken_guide_affects_no_other(tmp_path: Path) -> 
     assert guides.load_guides()["good"].summary == "Now another."
 
 
+def test_a_refused_guide_is_read_again_only_once_its_file_has_changed(tmp_path: Path) -> None:
+    file = make(tmp_path, "late") / "SKILL.md"
+    text = file.read_text()
+    file.write_text("x" * len(text))
+    os.utime(file, (1, 1))
+    guides = GuideFolders([tmp_path])
+    assert guides.load_guides() == {}
+    file.write_text(text)
+    os.utime(file, (1, 1))
+    assert guides.load_guides() == {}
+    assert "front matter" in guides.problems[str(file.parent)]
+    os.utime(file, (2, 2))
+    assert list(guides.load_guides()) == ["late"]
+
+
 def test_the_first_folder_wins_if_two_guides_share_a_name(tmp_path: Path) -> None:
     make(tmp_path / "a", "same", "first")
     make(tmp_path / "b", "same", "second")
