@@ -18,7 +18,7 @@ MAX_MODEL_REQUEST_CHARS = 60_000  # of one request to the client's model
 
 @dataclass(frozen=True)
 class CallScope:
-    """A run and its session, by their ids, and what a handler can do with the run.
+    """A run and its session, by their ids, their owner, and what a handler can do with the run.
 
     `ask_client_model` sends a request to the client's model and returns the answer. Inside
     `release_slot` the run's clock stands still and other runs may use its slot. `report_progress`
@@ -28,6 +28,7 @@ class CallScope:
 
     session_id: str
     run_id: str
+    principal: str
     ask_client_model: Callable[[ModelRequest], Awaitable[Any]]
     release_slot: Callable[[], AbstractAsyncContextManager[None]]
     report_progress: Callable[[str], None]

@@ -87,6 +87,7 @@ class CallJournal:
         journal: Journal,
         session_id: str,
         run_id: str,
+        principal: str,
         questions: PendingQuestions,
         plan: Plan | None = None,
         on_limit: Callable[[JournalLimitReached], None] = lambda _: None,
@@ -96,6 +97,7 @@ class CallJournal:
         self.ledger: list[LedgerEntry] = []
         self.session_id = session_id
         self.run_id = run_id
+        self.principal = principal  # who owns the session
         self._journal = journal
         self._on_limit = on_limit
         self._submission: LedgerEntry | None = None  # that counts

@@ -124,6 +124,7 @@ class ActiveCall:
             CallScope(
                 self.journal.session_id,
                 self.journal.run_id,
+                self.journal.principal,
                 self.ask_model,
                 partial(questions.pause_for_call, self.number),
                 questions.set_agent_question,

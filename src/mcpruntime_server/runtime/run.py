@@ -120,7 +120,9 @@ class Run:
             approvals_command=limits.approvals_command,
         )
         plan = Plan(spec.approvals) if spec.is_dry_run else None
-        self.calls = CallJournal(journal, session_id, self.id, self.questions, plan, self._halt)
+        self.calls = CallJournal(
+            journal, session_id, self.id, slot.principal, self.questions, plan, self._halt
+        )
         if resumed:
             self._restore_recorded(resumed)
         self.replayer: Replayer | None = None

@@ -321,7 +321,9 @@ async def test_slices_in_concurrent_calls_stay_within_the_memory_limit(
 
     async def ask(size: int) -> None:
         nonlocal held, most
-        enter_call_scope(CallScope("s_1", "r_1", refuse_request, nullcontext, print, print))
+        enter_call_scope(
+            CallScope("s_1", "r_1", "local", refuse_request, nullcontext, print, print)
+        )
         async with inputs.resolve_data(
             {"$slice": {"input": compute_input_id(whole), "start": 0, "end": size}}
         ) as text:
@@ -338,7 +340,7 @@ async def test_slices_in_concurrent_calls_stay_within_the_memory_limit(
     assert most <= 10
     with pytest.raises(CallFailed, match="at most 8 bytes, not 9"):
         await ask(9)
-    enter_call_scope(CallScope("s_1", "r_1", refuse_request, nullcontext, print, print))
+    enter_call_scope(CallScope("s_1", "r_1", "local", refuse_request, nullcontext, print, print))
     async with inputs.resolve_data({"a": 1}) as data:
         assert data == {"a": 1}
 

@@ -308,7 +308,9 @@ class TestRestart:
                 found: list[list[str]] = []
 
                 async def ask() -> None:
-                    scope = CallScope(session, "r_1", not_used, not_used, not_used, not_used)
+                    scope = CallScope(
+                        session, "r_1", "local", not_used, not_used, not_used, not_used
+                    )
                     enter_call_scope(scope)
                     found.append((await catalog.search_tools(query))["problems"])
 
