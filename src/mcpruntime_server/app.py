@@ -47,6 +47,7 @@ from .config.file_modes import find_shared_folders, make_private
 from .config.shell_commands import format_command
 from .errors import McpRuntimeError, Unavailable
 from .journal import server_lease
+from .journal.principals import GATE_PRINCIPAL
 from .journal.retention import collect_garbage
 from .journal.rows import LOCAL_PRINCIPAL
 from .journal.server_lease import ServerLease
@@ -76,7 +77,6 @@ MAX_NAMED_TOOLS = 40  # in one line of `doctor`
 MAX_NAMED_SKILLS = 5  # in the instructions for clients
 MAX_QUERY_CHARS = 100_000  # of a call that searches tools or knowledge
 MAX_TASK_CHARS = 3_000_000  # of a call that starts an agent or submits its answer
-GATE_PRINCIPAL = "gate"  # owns the sessions in which skills are tested
 UNUSED_RULE_REMEDY = "Rules use the Python names of servers: see `mcpruntime-server tools`."
 INDEXING_TIMEOUT_S = 60.0  # for `doctor` to index all knowledge providers
 FIRST_SWEEP_DELAY_S = 1.0  # after the start of the server, when a client is waiting

@@ -8,6 +8,7 @@ Rule 3: no message contains a credential.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 MODEL_SETUP_REMEDY = (
@@ -71,6 +72,37 @@ class Forbidden(McpRuntimeError):
     code = "forbidden"
     http_status = 403
     exit_code = 2
+
+
+class InvalidToken(McpRuntimeError):
+    """A request over HTTP has no access token, or one that is not valid here."""
+
+    code = "invalid_token"
+    http_status = 401
+    exit_code = 2
+
+
+class InsufficientScope(McpRuntimeError):
+    """An access token does not allow what the request asks for, which needs all of `scopes`."""
+
+    code = "insufficient_scope"
+    http_status = 403
+    exit_code = 2
+
+    def __init__(self, message: str, *, remedy: str = "", scopes: Sequence[str] = ()) -> None:
+        super().__init__(message, remedy=remedy)
+        self.scopes = scopes
+
+
+class RateLimited(McpRuntimeError):
+    """A principal or an address does something too often; it may try again after a while."""
+
+    code = "rate_limited"
+    http_status = 429
+
+    def __init__(self, message: str, *, remedy: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_s = retry_after_s
 
 
 class NoModelConfigured(McpRuntimeError):

@@ -8,6 +8,7 @@ import time
 import click
 
 from ..config import Config
+from ..config.scopes import DEFAULT_SCOPES, SCOPES
 from .console import ConsoleWriter, format_duration, format_time
 from .options import json_option, pass_config
 from .terminal_text import print_json, print_text
@@ -23,15 +24,28 @@ def token_command() -> None:
 @token_command.command("create")
 @click.argument("name")
 @click.option("--days", type=click.FloatRange(0, min_open=True), help="Days until it expires.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    help="What the token allows, repeatable; by default run, read and approve.",
+)
 @pass_config
-def create_command(config: Config, *, name: str, days: float | None) -> int:
+def create_command(
+    config: Config, *, name: str, days: float | None, scopes: tuple[str, ...]
+) -> int:
     """Print a new token of NAME, once; only a digest of it is kept.
 
     NAME is a person or a program. All tokens of a NAME see the same sessions, and no others do.
+
+    Scopes: `run` executes code and changes sessions, `read` shows sessions, skills and files,
+    `approve` answers what code may do, `admin` shows the state of the whole server.
     """
     from ..service.access_tokens import TokenStore
 
-    token = TokenStore(config.server.data_dir).create_token(name, days and days * DAY_S)
+    store = TokenStore(config.server.data_dir)
+    token = store.create_token(name, days and days * DAY_S, scopes or DEFAULT_SCOPES)
     print_text(token)
     if sys.stdout.isatty():
         ConsoleWriter(sys.stderr).write_note(
@@ -54,6 +68,7 @@ def list_command(config: Config, *, as_json: bool) -> int:
                 {
                     "id": each.id,
                     "name": each.principal,
+                    "scopes": each.scopes,
                     "created": each.created_at,
                     "expires": each.expires_at,
                 }
@@ -66,7 +81,9 @@ def list_command(config: Config, *, as_json: bool) -> int:
         left = "" if each.expires_at is None else format_duration(each.expires_at - time.time())
         expiry = "expired" if each.is_expired else f"expires in {left}" if left else "never expires"
         created = format_time(each.created_at)
-        writer.write_line(f"{each.id}  {each.principal:20}  {created}  {expiry}")
+        writer.write_line(
+            f"{each.id}  {each.principal:20}  {created}  {expiry:20}  {' '.join(each.scopes)}"
+        )
     if not tokens:
         writer.write_note("There are no tokens: `token create NAME` makes one.")
     return 0

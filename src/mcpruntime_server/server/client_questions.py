@@ -22,6 +22,7 @@ from ..runtime.run import Run
 from ..runtime.session import Session
 from . import elicitation, sampling
 from .delivery import FindCursor
+from .permissions import check_may_approve, may_approve
 from .run_lookup import RunLookup
 
 INPUT_REQUIRED_VERSION = "2026-07-28"  # the first protocol whose results can ask for input
@@ -81,7 +82,8 @@ class ClientQuestions:
 
     def _questions_for_client(self, ctx: Context[Any], run: Run) -> list[PendingQuestion]:
         questions: list[PendingQuestion] = []
-        if self.asks_person and elicitation.client_supports_forms(ctx):
+        may_ask = self.asks_person and may_approve(ctx)
+        if may_ask and elicitation.client_supports_forms(ctx):
             in_forms = self._find_cursor(ctx).questions_in_forms(run.id)
             approvals = elicitation.pending_approvals(run)
             questions += [each for each in approvals if each.id not in in_forms]
@@ -140,6 +142,7 @@ class ClientQuestions:
         questions = elicitation.questions_of_form(state.form_id, approvals)
         was_dismissed = False
         if questions and isinstance(result, ElicitResult):
+            check_may_approve(ctx)
             was_dismissed = not await self.receive_form(asking_run, questions, result)
         if sampling.receive_responses(asking_run, responses):
             await self.wait_until_received(asking_run)

@@ -20,14 +20,15 @@ STDIO_CONNECTION = "stdio"
 
 def find_connection_id(ctx: Any) -> str | None:
     """Return the id of the connection that a request came through; None if it belongs to none."""
-    request = _find_http_request(ctx)
+    request = find_http_request(ctx)
     if request is None:
         return STDIO_CONNECTION
     header: str | None = request.headers.get(MCP_SESSION_ID_HEADER)
     return header
 
 
-def _find_http_request(ctx: Any) -> Any:
+def find_http_request(ctx: Any) -> Any:
+    """Return the HTTP request that a message came in; None over stdio."""
     return (ctx.request_context if isinstance(ctx, Context) else ctx).request
 
 

@@ -35,6 +35,7 @@ from .client_questions import (
     supports_input_required,
 )
 from .delivery import DeliveryCursor, FindCursor
+from .permissions import may_approve
 from .result_format import RunResult, build_run_result, run_call_result
 from .run_lookup import UNDER_WAY, RunLookup
 from .run_progress import register_watcher, wait_for_run, wants_progress
@@ -139,7 +140,7 @@ class RunToolHandler:
             active.questions.answer_questions(
                 answers,
                 BY_MODEL,
-                may_approve=by_model,
+                may_approve=by_model and may_approve(ctx),
                 shown_ids=self.find_cursor(ctx).delivered_questions(run),
             )
             await self.questions.wait_until_received(active)
@@ -212,17 +213,20 @@ class RunToolHandler:
         has_plan = any(question.kind == "plan" for question in report.pending_questions)
         if report.status != "waiting" or not has_plan:
             raise InvalidRequest(f"Run {report.run_id} waits for no answer: {report.status}.")
-        session, run = await self._commit_plan(report.run_id, answers)
+        by_model = self._config.policy.approver == MODEL_APPROVER
+        session, run = await self._commit_plan(
+            report.run_id, answers, may_approve=by_model and may_approve(ctx)
+        )
         return await self._watch_run(ctx, session, run, wait_s)
 
-    async def _commit_plan(self, plan: str, answers: Mapping[str, Any]) -> tuple[Session, Run]:
+    async def _commit_plan(
+        self, plan: str, answers: Mapping[str, Any], *, may_approve: bool
+    ) -> tuple[Session, Run]:
         """Execute the code of a dry run again, making the approved calls of its plan."""
         row, owner = await self.lookup.load_run_rows(plan)
         journal, policy = self._runtime.journal, self._config.policy
         recording = await load_recording(journal, row)
-        approvals = decide_approvals(
-            recording, answers, for_person=policy.approver == MODEL_APPROVER
-        )
+        approvals = decide_approvals(recording, answers, for_person=may_approve)
         if row.finished_at is not None and time.time() - row.finished_at > policy.expires_s:
             raise InvalidRequest(f"The plan of run {plan} has expired.", remedy="Plan it again.")
         before = await journal.find_run_by_key(owner.id, commit_key(plan))

@@ -35,7 +35,7 @@ from mcp.types import (
 )
 from pydantic import ValidationError
 
-from ..errors import InvalidRequest, McpRuntimeError, NotFound
+from ..errors import InsufficientScope, InvalidRequest, McpRuntimeError, NotFound
 from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion
 from ..runtime.run import Run
 from ..runtime.run_report import RunReport
@@ -43,6 +43,7 @@ from ..runtime.session import Session
 from . import elicitation
 from .client_questions import INPUT_REQUIRED_VERSION
 from .delivery import DeliveryCursor
+from .permissions import check_may_approve, may_approve
 from .result_format import error_result
 from .run_progress import GATHER_QUESTIONS_S
 from .run_tool import RunToolHandler
@@ -109,7 +110,8 @@ class TasksExtension(Extension):
 
     def _can_ask(self, ctx: RequestContext) -> bool:
         """Return whether a person can be asked through the client."""
-        return self._runs.questions.asks_person and client_supports_forms(ctx)
+        may_ask = self._runs.questions.asks_person and may_approve(ctx)
+        return may_ask and client_supports_forms(ctx)
 
     def _is_supported_by(self, ctx: RequestContext) -> bool:
         capabilities = ctx.session.client_capabilities
@@ -133,6 +135,7 @@ class TasksExtension(Extension):
         """Take the forms that a person has filled in; a form that is not pending is skipped."""
         require_client_extension(ctx, self.identifier)
         with convert_errors():
+            check_may_approve(ctx)
             found = await self._runs.lookup.find_run(params.task_id)
             cursor = self._runs.find_cursor(ctx)
             for name, given in params.input_responses.items():
@@ -299,7 +302,7 @@ def convert_errors() -> Iterator[None]:
     """Turn our errors into errors of the protocol."""
     try:
         yield
-    except (NotFound, InvalidRequest) as exc:
+    except (NotFound, InvalidRequest, InsufficientScope) as exc:
         raise MCPError(INVALID_PARAMS, f"[{exc.code}] {exc}") from exc
     except McpRuntimeError as exc:
         raise MCPError(INTERNAL_ERROR, f"[{exc.code}] {exc}") from exc

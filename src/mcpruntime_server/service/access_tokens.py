@@ -11,23 +11,24 @@ import hashlib
 import hmac
 import json
 import os
-import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..capabilities.atomic_files import write_atomically
+from ..config.scopes import DEFAULT_SCOPES, SCOPES, Scope, order_scopes
 from ..errors import InvalidRequest, NotFound, Unavailable
+from ..journal.principals import is_token_name
 
 TOKENS_FILE = "tokens.json"
 TOKEN_PREFIX = "mcprt"  # noqa: S105 - lets scanners of repositories recognise a token
 SECRET_BYTES = 32  # random ones: a digest needs no salt and no work factor
 ID_BYTES = 4
 MAX_TOKEN_CHARS = 200
-PRINCIPAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class AccessToken:
     digest: str  # SHA-256 of the token, in hexadecimal digits
     created_at: float
     expires_at: float | None
+    scopes: tuple[Scope, ...] = DEFAULT_SCOPES
 
     @property
     def is_expired(self) -> bool:
@@ -59,19 +61,33 @@ class TokenStore:
         self._refresh()
         return sorted(self._tokens.values(), key=lambda each: each.created_at)
 
-    def create_token(self, principal: str, lifetime_s: float | None = None) -> str:
+    def create_token(
+        self,
+        principal: str,
+        lifetime_s: float | None = None,
+        scopes: Sequence[str] = DEFAULT_SCOPES,
+    ) -> str:
         """Return a new token of a principal; raises `InvalidRequest`, `Unavailable`."""
-        if not PRINCIPAL_NAME.fullmatch(principal):
+        if not is_token_name(principal):
             raise InvalidRequest(
                 f"{principal!r:.80} cannot be the name of a principal.",
-                remedy="Use 1 to 64 letters, digits and . _ @ -, a letter or digit first.",
+                remedy="Use 1 to 64 letters, digits and . _ @ -, a letter or digit first; "
+                "`local` and `gate` are the server's own.",
+            )
+        unknown = sorted(set(scopes) - set(SCOPES))
+        if unknown or not scopes:
+            raise InvalidRequest(
+                f"{unknown[0]!r:.80} is no scope." if unknown else "The token has no scope.",
+                remedy=f"The scopes are {', '.join(SCOPES)}.",
             )
         token_id = secrets.token_hex(ID_BYTES)
         token = f"{TOKEN_PREFIX}_{token_id}_{secrets.token_urlsafe(SECRET_BYTES)}"
         now = time.time()
         expires_at = None if lifetime_s is None else now + lifetime_s
         with self._change() as tokens:
-            tokens[token_id] = AccessToken(token_id, principal, digest(token), now, expires_at)
+            tokens[token_id] = AccessToken(
+                token_id, principal, digest(token), now, expires_at, order_scopes(scopes)
+            )
         return token
 
     def revoke_token(self, token_id: str) -> AccessToken:
@@ -91,6 +107,8 @@ class TokenStore:
         is_same = hmac.compare_digest(digest(text), known.digest if known else digest(""))
         if prefix != TOKEN_PREFIX or known is None or not is_same or known.is_expired:
             return None
+        if not is_token_name(known.principal):  # the file was edited by hand
+            return None
         return known
 
     def _refresh(self) -> None:
@@ -100,7 +118,7 @@ class TokenStore:
             version = status.st_mtime_ns, status.st_ino, status.st_size
             if version != self._version:
                 rows = json.loads(self._path.read_bytes())
-                self._tokens = {row["id"]: AccessToken(**row) for row in rows}
+                self._tokens = {row["id"]: read_token(row) for row in rows}
                 self._version = version
         except FileNotFoundError:
             self._tokens, self._version = {}, None
@@ -127,6 +145,12 @@ class TokenStore:
         finally:
             self._version = None  # what failed half-way is read again
             os.close(lock)
+
+
+def read_token(row: dict[str, Any]) -> AccessToken:
+    """Return a token as the file has it; a scope that is not known here grants nothing."""
+    scopes = order_scopes(row.get("scopes", DEFAULT_SCOPES))
+    return AccessToken(**{**row, "scopes": scopes})
 
 
 def digest(token: str) -> str:

@@ -1,45 +1,60 @@
-"""Who sends a request: the principal that its bearer token names."""
+"""Who sends a request, and what that allows: bearer tokens, scopes and limits.
+
+Every route is wrapped by `Authentication.protect`. The wrapped endpoint finds out who its caller
+is with `find_caller` or `find_principal`, which fail for a route that is not wrapped.
+
+Rule: the token of a client goes no further than this module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import anyio
-from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend, RequireAuthMiddleware
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken as SdkAccessToken
-from starlette.middleware import Middleware
-from starlette.middleware.authentication import AuthenticationMiddleware
-from starlette.types import ASGIApp, Scope
+from starlette.authentication import AuthCredentials
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import request_response
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as RequestScope
 
+from ..config.scopes import SCOPES, Scope, order_scopes
+from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited
 from ..journal.rows import LOCAL_PRINCIPAL
 from .access_tokens import TokenStore
 
+CALLER_KEY = "mcpruntime_server.caller"  # of the ASGI scope of a request
+BEARER = "bearer"
 
-def find_principal(scope: Scope) -> str:
-    """Return the principal of a request; without authentication it is the local user."""
-    user = scope.get("user")
-    return LOCAL_PRINCIPAL if user is None else str(user.access_token.subject)
+Endpoint = ASGIApp | Callable[[Request], Awaitable[Response]]
 
 
-class TokenVerifier:
-    """Lets the SDK's middleware check tokens."""
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request, and what the token allows."""
 
-    def __init__(self, tokens: TokenStore) -> None:
-        self._tokens = tokens
+    principal: str
+    scopes: frozenset[Scope]
+    expires_at: float | None = None  # seconds since the epoch
 
-    async def verify_token(self, token: str) -> SdkAccessToken | None:
-        """Return whose token it is; None if it is not valid."""
-        found = await anyio.to_thread.run_sync(self._tokens.find_token, token)
-        if found is None:
-            return None
-        expires_at = None if found.expires_at is None else int(found.expires_at)
-        return SdkAccessToken(
-            token="",  # nothing behind the middleware needs it
-            client_id=found.id,
-            scopes=[],
-            expires_at=expires_at,
-            subject=found.principal,
-        )
+
+LOCAL_CALLER = Caller(LOCAL_PRINCIPAL, frozenset(SCOPES))
+
+
+def find_caller(scope: RequestScope) -> Caller:
+    """Return who sends a request, for endpoints that `Authentication.protect` wraps."""
+    return cast("Caller", scope[CALLER_KEY])
+
+
+def find_principal(scope: RequestScope) -> str:
+    """Return the principal that sends a request; without authentication it is the local user."""
+    return find_caller(scope).principal
 
 
 class Authentication:
@@ -48,15 +63,104 @@ class Authentication:
     def __init__(self, tokens: TokenStore | None) -> None:
         self._tokens = tokens
 
-    def build_middleware(self) -> Sequence[Middleware]:
-        """Return what finds out who sends a request."""
-        if self._tokens is None:
-            return []
-        backend = BearerAuthBackend(TokenVerifier(self._tokens))
-        return [Middleware(AuthenticationMiddleware, backend=backend)]
+    def protect(self, endpoint: Endpoint, scopes: Sequence[Scope] = ()) -> ASGIApp:
+        """Return `endpoint` for those alone who have a valid token with all of `scopes`.
 
-    def protect(self, endpoint: ASGIApp) -> ASGIApp:
-        """Return `endpoint` for those alone who have a valid token."""
+        `endpoint` is an ASGI application, or a function from a request to a response.
+        """
+        if inspect.isfunction(endpoint) or inspect.ismethod(endpoint):
+            endpoint = request_response(endpoint)
+        return ProtectedEndpoint(self, cast("ASGIApp", endpoint), frozenset(scopes))
+
+    async def identify(self, scope: RequestScope) -> Caller:
+        """Return who sends a request; raises `InvalidToken`, `RateLimited`, `Unavailable`."""
         if self._tokens is None:
-            return endpoint
-        return RequireAuthMiddleware(endpoint, required_scopes=[])
+            return LOCAL_CALLER
+        token = read_bearer_token(scope)
+        found = await anyio.to_thread.run_sync(self._tokens.find_token, token)
+        if found is None:
+            raise InvalidToken("The access token is not valid here.")
+        return Caller(found.principal, frozenset(found.scopes), found.expires_at)
+
+    def refuse(self, error: McpRuntimeError) -> Response:
+        """Return the response for a request that is refused."""
+        headers = {}
+        if isinstance(error, InvalidToken | InsufficientScope):
+            headers["WWW-Authenticate"] = self._challenge(error)
+        if isinstance(error, RateLimited):
+            headers["Retry-After"] = str(max(1, round(error.retry_after_s + 0.5)))
+        body = {"error": error.code, "error_description": str(error)}
+        return JSONResponse(body, error.http_status, headers)
+
+    def _challenge(self, error: McpRuntimeError) -> str:
+        parts = [f'error="{error.code}"', f'error_description="{error.message}"']
+        if isinstance(error, InsufficientScope):
+            parts.append(f'scope="{" ".join(error.scopes)}"')
+        return f"Bearer {', '.join(parts)}"
+
+
+class ProtectedEndpoint:
+    """An endpoint that only those reach who may."""
+
+    def __init__(
+        self, authentication: Authentication, endpoint: ASGIApp, scopes: frozenset[Scope]
+    ) -> None:
+        self._authentication = authentication
+        self._endpoint = endpoint
+        self._scopes = scopes
+
+    async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or respond with the error that refuses it."""
+        has_started = False
+
+        async def send_message(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            caller = await self._authentication.identify(scope)
+            check_scopes(caller, self._scopes)
+            admit(caller, scope)
+            await self._endpoint(scope, receive, send_message)
+        except McpRuntimeError as exc:
+            if has_started:
+                raise
+            await self._authentication.refuse(exc)(scope, receive, send)
+
+
+def read_bearer_token(scope: RequestScope) -> str:
+    """Return the token in the headers of a request; raises `InvalidToken`."""
+    values = Headers(scope=scope).getlist("authorization")
+    if len(values) != 1:
+        raise InvalidToken("A bearer token is required.")
+    kind, _, token = values[0].partition(" ")
+    if kind.lower() != BEARER or not token.strip():
+        raise InvalidToken("A bearer token is required.")
+    return token.strip()
+
+
+def check_scopes(caller: Caller, scopes: frozenset[Scope]) -> None:
+    """Raise `InsufficientScope` unless a caller has all of `scopes`."""
+    if missing := order_scopes(scopes - caller.scopes):
+        raise InsufficientScope(
+            f"The access token lacks the scope {' '.join(missing)}.", scopes=order_scopes(scopes)
+        )
+
+
+def admit(caller: Caller, scope: RequestScope) -> None:
+    """Write into the scope of a request who sends it, for endpoints and for the MCP SDK.
+
+    The SDK binds connections and forms to the user: to the principal, so that they survive the
+    renewal of a token.
+    """
+    scope[CALLER_KEY] = caller
+    scope["auth"] = AuthCredentials(order_scopes(caller.scopes))
+    scope["user"] = AuthenticatedUser(
+        SdkAccessToken(
+            token="",  # nothing behind this module needs it
+            client_id=caller.principal,
+            scopes=list(order_scopes(caller.scopes)),
+            subject=caller.principal,
+        )
+    )

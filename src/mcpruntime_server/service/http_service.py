@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 
 import anyio
 import uvicorn
+from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 
 from ..config import HttpSettings
 from .access_tokens import TokenStore
 from .authentication import Authentication
-from .mcp_endpoint import McpEndpoint, OpenMcpServer, PrincipalServers, allowed_headers
+from .mcp_endpoint import McpEndpoint, OpenMcpServer, PrincipalServers
+from .request_checks import RequestChecks, allowed_headers
 
 MCP_PATH = "/mcp"
 GRACE_S = 5  # for requests to end when the server stops
@@ -22,10 +25,12 @@ KEEP_ALIVE_S = 60  # of an idle connection
 MAX_CONNECTIONS = 1_000  # at once; the next ones get 503
 
 
-def build_http_app(authentication: Authentication, mcp: McpEndpoint) -> Starlette:
+def build_http_app(
+    authentication: Authentication, mcp: McpEndpoint, security: TransportSecuritySettings
+) -> Starlette:
     """Return the application with all of its routes."""
     routes: Sequence[BaseRoute] = [Route(MCP_PATH, authentication.protect(mcp))]
-    return Starlette(routes=routes, middleware=authentication.build_middleware())
+    return Starlette(routes=routes, middleware=[Middleware(RequestChecks, security)])
 
 
 class HttpServer(uvicorn.Server):
@@ -46,10 +51,11 @@ async def serve_http(
 ) -> None:
     """Serve until `is_stopping` is set; requests that are under way then have `GRACE_S`."""
     async with anyio.create_task_group() as tasks:
-        servers = PrincipalServers(open_server, allowed_headers(settings), tasks)
+        security = allowed_headers(settings)
+        servers = PrincipalServers(open_server, security, tasks)
         server = HttpServer(
             uvicorn.Config(
-                build_http_app(Authentication(tokens), McpEndpoint(servers)),
+                build_http_app(Authentication(tokens), McpEndpoint(servers), security),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -8,6 +8,7 @@ Rule: this module knows neither sandboxes nor journals. Sessions may live in ano
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,25 +17,16 @@ from anyio.abc import TaskGroup, TaskStatus
 from mcp.server import MCPServer
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
 
-from ..config import HttpSettings
+from ..errors import InvalidRequest
 from ..server.connections import ConnectionCursors
 from ..server.delivery import FindCursor
-from .authentication import find_principal
-
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+from ..server.permissions import MCP_SCOPES, required_scopes
+from .authentication import check_scopes, find_caller
 
 OpenMcpServer = Callable[[str, FindCursor], Awaitable[MCPServer[Any]]]
-
-
-def allowed_headers(settings: HttpSettings) -> TransportSecuritySettings:
-    """Return what the headers Host and Origin may be, against rebinding of names."""
-    hosts = [f"{host}:*" for host in LOOPBACK_HOSTS]
-    return TransportSecuritySettings(
-        allowed_hosts=[*hosts, *LOOPBACK_HOSTS, *settings.allowed_hosts],
-        allowed_origins=[*(f"http://{host}" for host in hosts), *settings.allowed_origins],
-    )
 
 
 class PrincipalServers:
@@ -77,5 +69,40 @@ class McpEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that is authenticated."""
-        manager = await self._servers.find_manager(find_principal(scope))
+        caller = find_caller(scope)
+        if scope["method"] == "POST" and not caller.scopes >= MCP_SCOPES:
+            message = await read_message(Request(scope, receive))
+            check_scopes(caller, required_scopes(message))
+            scope, receive = replace_body(scope, receive, message)
+        manager = await self._servers.find_manager(caller.principal)
         await manager.handle_request(scope, receive, send)
+
+
+async def read_message(request: Request) -> Any:
+    """Return the JSON in the body of a request; raises `InvalidRequest`."""
+    try:
+        return json.loads(await request.body(), parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest("The body of the request is not JSON.") from exc
+
+
+def refuse_constant(name: str) -> Any:
+    """Raise `ValueError` for what Python reads and JSON does not have."""
+    raise ValueError(name)
+
+
+def replace_body(scope: Scope, receive: Receive, message: Any) -> tuple[Scope, Receive]:
+    """Return the scope of a request with a new body, and what receives it.
+
+    The MCP server reads what was checked, even where two parsers of JSON would disagree: about a
+    name that occurs twice, for example.
+    """
+    body = json.dumps(message, separators=(",", ":")).encode()
+    headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+    headers.append((b"content-length", str(len(body)).encode()))
+    parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_body() -> Message:
+        return parts.pop() if parts else await receive()
+
+    return {**scope, "headers": headers}, receive_body

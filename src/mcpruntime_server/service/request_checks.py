@@ -1,0 +1,67 @@
+"""What every request must fulfil, whatever its route: Host, Origin, and the size of its body.
+
+A web page can make a browser send requests to this machine, under a name that it controls (DNS
+rebinding). The headers Host and Origin say so.
+"""
+
+from __future__ import annotations
+
+from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..config import HttpSettings
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+MAX_BODY_BYTES = 4 << 20  # as the MCP SDK has it
+TOO_LARGE = f"A body has at most {MAX_BODY_BYTES:,} bytes."
+
+
+def allowed_headers(settings: HttpSettings) -> TransportSecuritySettings:
+    """Return what the headers Host and Origin may be, against rebinding of names."""
+    hosts = [f"{host}:*" for host in LOOPBACK_HOSTS]
+    return TransportSecuritySettings(
+        allowed_hosts=[*hosts, *LOOPBACK_HOSTS, *settings.allowed_hosts],
+        allowed_origins=[*(f"http://{host}" for host in hosts), *settings.allowed_origins],
+    )
+
+
+class RequestChecks:
+    """Refuses requests that no route should see."""
+
+    def __init__(self, app: ASGIApp, security: TransportSecuritySettings) -> None:
+        self._app = app
+        self._headers = TransportSecurityMiddleware(security)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"There are no routes for {scope['type']}.")
+        request = Request(scope)
+        refusal = await self._headers.validate_request(request)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, BoundedBody(receive, request).receive, send)
+
+
+class BoundedBody:
+    """The body of a request, which ends in an error when it is too large."""
+
+    def __init__(self, receive: Receive, request: Request) -> None:
+        self._receive = receive
+        declared = request.headers.get("content-length", "")
+        self._is_too_large = declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES
+        self._received = 0
+
+    async def receive(self) -> Message:
+        """Return the next part of the body; raises `HTTPException`."""
+        if self._is_too_large:  # the client need not send it
+            raise HTTPException(413, TOO_LARGE)
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY_BYTES:
+            self._is_too_large = True
+            raise HTTPException(413, TOO_LARGE)
+        return message
