@@ -8,11 +8,11 @@ import pytest
 from mcp.types import ToolAnnotations
 
 from mcpruntime_server.cli.demo.token_count import count_tokens
+from mcpruntime_server.server.token_estimates import estimate_tokens
 from mcpruntime_server.server.tool_schemas import (
     MAX_LIST_TOKENS,
     add_signatures,
     build_tool,
-    estimate_tokens,
 )
 
 SIGNATURES = [

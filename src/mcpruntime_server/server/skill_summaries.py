@@ -1,13 +1,10 @@
 """Summarises each skill in one line of fewer than 60 tokens.
 
-Rule: models pay for every token. The tokenizer of the client's model is unknown, so tokens are
-estimated, rather too many than too few.
+Rule: models pay for every token. Texts are cut by estimates.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypedDict
@@ -15,14 +12,11 @@ from typing import TypedDict
 from ..capabilities.skills.docstrings import to_one_line
 from ..capabilities.skills.guides import Guide
 from ..capabilities.skills.model import Parameter, Skill, format_signature
+from .token_estimates import estimate_tokens
 
 MAX_LINE_TOKENS = 56  # estimated
 MAX_SIGNATURE_TOKENS = 48  # of these, for name and signature
 MAX_DEFAULT_CHARS = 12  # of a default in a shortened signature
-VOWELS = frozenset("aeiouyAEIOUY")
-PUNCTUATION = r"[!-/:-@[-`{-~]"
-# A word includes the punctuation mark before it.
-TOKEN_PATTERN = re.compile(rf"{PUNCTUATION}?[A-Za-z]+|[0-9]+|{PUNCTUATION}+(?![A-Za-z])|[^!-~\s]")
 
 
 class SkillSummary(TypedDict):
@@ -97,20 +91,3 @@ def truncate_to_tokens(text: str, max_tokens: int) -> str:
     while end and estimate_tokens(text[:end]) + 1 > max_tokens:
         end -= 1
     return f"{text[:end]}..."
-
-
-def estimate_tokens(text: str) -> int:
-    """Return the estimated number of tokens of a text."""
-    return sum(map(_estimate_piece_tokens, TOKEN_PATTERN.findall(text)))
-
-
-def _estimate_piece_tokens(piece: str) -> int:
-    if not piece.isascii():
-        return len(piece.encode("utf-8", "replace")) - 1 or 1
-    if piece.isdigit():
-        return math.ceil(len(piece) / 3)
-    if not piece[-1].isalpha():
-        return math.ceil(len(piece) / 1.5)
-    if len(piece) > 14 or VOWELS.isdisjoint(piece):  # not a word
-        return math.ceil(len(piece) / 1.8)
-    return 1 if len(piece) <= 6 else math.ceil(len(piece) / 5)

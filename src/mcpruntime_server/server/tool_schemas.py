@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -16,12 +15,10 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp.types import ToolAnnotations
 
+from .token_estimates import estimate_tokens
+
 MAX_LIST_TOKENS = 750  # of all tools: names, descriptions and input schemas
 SIGNATURES_MARGIN = 1.2  # unusual names have more tokens than estimated
-TOKEN_PIECE = re.compile(r"[A-Za-z]+|\d+|_+|\s+|[^\w\s]+|\w")
-MAX_WORD_CHARS = 8  # of one token
-MAX_DIGITS = 3
-MAX_MARKS = 3
 BOUND_KEYWORDS = ("minimum", "maximum", "exclusiveMinimum", "additionalProperties")
 OMITTED_KEYWORDS = ("title", "default", "anyOf", *BOUND_KEYWORDS)
 FLAT_KEYWORDS = ("type", "description", "enum")
@@ -102,24 +99,6 @@ def list_names(names: Sequence[str], max_tokens: int) -> str:
         if math.ceil(SIGNATURES_MARGIN * estimate_tokens(text)) <= max_tokens:
             return text
     return f"{len(names)}; tools.list() names them" if names else ""
-
-
-def estimate_tokens(text: str) -> int:
-    """Return about how many tokens `text` has, rather too many; the tables are not at hand here."""
-    return sum(map(_estimate_piece, TOKEN_PIECE.findall(text)))
-
-
-def _estimate_piece(piece: str) -> int:
-    first = piece[0]
-    if not first.isascii():
-        return len(piece.encode("utf-8", "replace"))
-    if first.isalpha():
-        return math.ceil(len(piece) / MAX_WORD_CHARS)
-    if first.isdigit():
-        return math.ceil(len(piece) / MAX_DIGITS)
-    if first.isspace():
-        return 0 if piece == " " else 1
-    return math.ceil(len(piece) / MAX_MARKS)
 
 
 def list_parameters(tool: Tool) -> str:
