@@ -16,10 +16,10 @@ from mcpruntime_server.cli.console import (
     format_duration,
     format_size,
     pad_text,
-    truncate_text,
+    truncate_to_columns,
 )
 from mcpruntime_server.cli.terminal_text import escape_lines, escape_text
-from mcpruntime_server.cli.views import format_call
+from mcpruntime_server.protocol.presentation import format_stored_call
 
 ANY = st.text(st.characters())
 
@@ -32,7 +32,7 @@ def test_safe_text_prints_on_one_line(text: str) -> None:
 
 @given(ANY, st.integers(1, 40))
 def test_fitted_text_has_the_room_that_it_is_given(text: str, room: int) -> None:
-    assert cell_len(truncate_text(escape_text(text), room)) <= room
+    assert cell_len(truncate_to_columns(escape_text(text), room)) <= room
     assert cell_len(pad_text(escape_text(text), room)) == room
 
 
@@ -82,4 +82,4 @@ def test_durations_are_short(seconds: float | None, text: str) -> None:
     ],
 )
 def test_a_call_is_shown_as_python_has_it(args: str, text: str) -> None:
-    assert format_call("tools.t.f", args) == text
+    assert format_stored_call("tools.t.f", args, 200) == text

@@ -16,9 +16,8 @@ from mcpruntime_server.protocol.presentation import (
     describe_error,
     present_value,
     truncate_json,
-    truncate_text,
 )
-from mcpruntime_server.protocol.truncation import ELLIPSIS, PythonPresenter
+from mcpruntime_server.protocol.truncation import ELLIPSIS, PythonPresenter, truncate_text
 from mcpruntime_server.protocol.wire import escape_surrogates
 
 SLACK = 150  # characters beyond a limit that the notes about a cut may take

@@ -90,7 +90,7 @@ class ConsoleWriter:
 
     def write_heading(self, text: str, style: str = "bold") -> None:
         """Write a line that opens a section."""
-        title = truncate_text(escape_text(text), self.width - 7)
+        title = truncate_to_columns(escape_text(text), self.width - 7)
         rule = "─" * max(MIN_RULE_COLUMNS, self.width - cell_len(title) - 4)
         self.write_line(("── ", "dim"), (title, style), (f" {rule}", "dim"))
 
@@ -143,7 +143,7 @@ class ConsoleWriter:
         """Return a recorded text on one line, cut to so many columns unless all is shown."""
         if self.show_full:
             return escape_text(text)
-        return truncate_text(escape_text(text[: 8 * columns]), columns)
+        return truncate_to_columns(escape_text(text[: 8 * columns]), columns)
 
     def select_excerpt(self, lines: Sequence[T]) -> Iterator[T | Omission]:
         """Yield the lines; of many only the first and the last, with an `Omission` in between."""
@@ -202,7 +202,7 @@ class PlainTable(Table):
         self.add_row(*map(escape_cell, cells))
 
 
-def truncate_text(text: str, columns: int) -> str:
+def truncate_to_columns(text: str, columns: int) -> str:
     """Return the part of a text that fits into so many columns, with "…" at its end if cut."""
     shown = Text(text)
     shown.truncate(columns, overflow="ellipsis")

@@ -249,7 +249,7 @@ def show_run(writer: ConsoleWriter, run: RecordedRun, agents: Sequence[AgentTree
         title = f"value  {report.value.get('type', '')}"
         writer.write_block(title, format_run_value(report.value))
     if report.error is not None:
-        writer.write_block("error", format_error(report.error), "red")
+        writer.write_block("error", format_run_error(report.error), "red")
     if run.changed or report.removed_files:
         show_files(writer, run.changed, report.removed_files)
     for text in run.damage:
@@ -324,16 +324,8 @@ def show_files(
 def format_recorded_call(call: RecordedCall) -> str:
     """Return a call of a run in Python's notation, as the ledger shows it."""
     if call.summary is None:
-        return format_call(call.target, call.args)
+        return presentation.format_stored_call(call.target, call.args, MAX_CALL_CHARS)
     return presentation.format_call(call.target, call.summary["args"], MAX_CALL_CHARS)
-
-
-def format_call(target: str, args: str) -> str:
-    """Return a call in Python's notation; `args` is JSON."""
-    try:
-        return presentation.format_call(target, json.loads(args), MAX_CALL_CHARS)
-    except (ValueError, AttributeError, RecursionError):  # an archive may contain any text
-        return f"{target.removeprefix('tools.')}({args})"
 
 
 def format_json(value: Any) -> str:
@@ -348,7 +340,7 @@ def format_run_value(value: RunValue | None) -> str:
     return f"{value['text']}{' …' if value['cut'] else ''}"
 
 
-def format_error(error: RunError | None) -> str:
+def format_run_error(error: RunError | None) -> str:
     """Return a run's error as text."""
     if error is None:
         return "(none)"
@@ -392,7 +384,7 @@ def show_changes(writer: ConsoleWriter, diff: RunDiff) -> None:
         else:
             _show_call_change(writer, call)
     _show_change(writer, "value", diff.value, format_run_value)
-    _show_change(writer, "error", diff.error, format_error)
+    _show_change(writer, "error", diff.error, format_run_error)
     show_file_changes(writer, diff.files)
 
 
@@ -412,7 +404,10 @@ def _show_call_change(writer: ConsoleWriter, change: CallChange) -> None:
         mark = "-"
     elif change.a is None:
         mark = "+"
-    text = writer.truncate_line(format_call(change.target, change.args), writer.width - 8)
+    text = writer.truncate_line(
+        presentation.format_stored_call(change.target, change.args, MAX_CALL_CHARS),
+        writer.width - 8,
+    )
     writer.write_line(f"    {mark} {text}", style=DIFF_STYLES[mark])
     for side, outcome in (("-", change.a), ("+", change.b)):
         if outcome is not None:

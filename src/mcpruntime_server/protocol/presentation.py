@@ -8,6 +8,7 @@ how much is gone.
 from __future__ import annotations
 
 import builtins
+import json
 import sys
 
 from .suggestions import did_you_mean
@@ -18,8 +19,8 @@ from .truncation import (
     JsonPresenter,
     NotJsonData,
     PythonPresenter,
-    cut_text,
     safe_repr,
+    truncate_text,
     type_name,
 )
 
@@ -82,16 +83,23 @@ def truncate_json(value: Any, max_chars: int, max_items: Optional[int] = None) -
     return presenter.cut(value, max_chars), presenter.is_cut
 
 
-def truncate_text(text: str, max_chars: int) -> Tuple[str, bool]:
-    """Return head and tail of `text` with about `max_chars` characters, and whether it is cut."""
-    return cut_text(text, max_chars)
-
-
 def format_call(target: str, arguments: Mapping[str, Any], max_chars: int) -> str:
     """Return a call in Python's notation; its arguments have about `max_chars` characters."""
-    name = target[len("tools.") :] if target.startswith("tools.") else target
     named = {truncate_name(key): value for key, value in arguments.items()}
-    return truncate_name(name) + CallPresenter().cut(Arguments(named), max_chars)
+    return format_target(target) + CallPresenter().cut(Arguments(named), max_chars)
+
+
+def format_stored_call(target: str, arguments: str, max_chars: int) -> str:
+    """Return a call in Python's notation; `arguments` should be JSON, but may be any text."""
+    try:
+        return format_call(target, json.loads(arguments), max_chars)
+    except (ValueError, AttributeError, RecursionError):  # an archive may contain any text
+        return f"{format_target(target)}({truncate_text(arguments, max_chars)[0]})"
+
+
+def format_target(target: str) -> str:
+    """Return the name of a call's target as code writes it."""
+    return truncate_name(target[len("tools.") :] if target.startswith("tools.") else target)
 
 
 def truncate_name(name: str) -> str:

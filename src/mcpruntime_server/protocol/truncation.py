@@ -70,7 +70,9 @@ def safe_repr(value: Any) -> str:
 # texts --------------------------------------------------------------------------------------------
 
 
-def cut_text(text: str, max_chars: int, measure: Callable[[str], int] = len) -> Tuple[str, bool]:
+def truncate_text(
+    text: str, max_chars: int, measure: Callable[[str], int] = len
+) -> Tuple[str, bool]:
     """Return head and tail of `text`, and whether it is cut.
 
     What is returned has at most `max_chars` characters by `measure`, or just a mark's length more.
@@ -363,7 +365,7 @@ class JsonPresenter(Presenter):
 
     def cut_leaf(self, value: Any, max_chars: int) -> str:
         """Return a shortened text as JSON."""
-        text, is_cut = cut_text(value, max_chars - 2, lambda part: len(_dump_text(part)) - 2)
+        text, is_cut = truncate_text(value, max_chars - 2, lambda part: len(_dump_text(part)) - 2)
         self.is_cut |= is_cut
         return _dump_text(text)
 
@@ -408,7 +410,7 @@ class _ObjectParts:
                 raise NotJsonData
             text = key
             if max_prefix_chars is not None:
-                text, _ = cut_text(key, max_prefix_chars)
+                text, _ = truncate_text(key, max_prefix_chars)
                 if text in seen:
                     continue
                 seen.add(text)
@@ -465,12 +467,12 @@ class PythonPresenter(Presenter):
     def cut_leaf(self, value: Any, max_chars: int) -> str:
         """Return a shortened repr."""
         if has_repr_of(value, str):
-            text, is_cut = cut_text(value, max_chars - 2, lambda part: len(repr(part)) - 2)
+            text, is_cut = truncate_text(value, max_chars - 2, lambda part: len(repr(part)) - 2)
             self.is_cut |= is_cut
             return repr(text)
         if has_repr_of(value, bytes, bytearray):
             return self._cut_bytes(value, max_chars)
-        text, is_cut = cut_text(self._repr(value), max_chars)
+        text, is_cut = truncate_text(self._repr(value), max_chars)
         self.is_cut |= is_cut
         return text
 

@@ -25,7 +25,7 @@ import anyio
 from ..errors import McpRuntimeError, ReplayDiverged
 from ..journal.events import canonical_json
 from ..journal.recording import RecordedCall, Recording
-from ..protocol.presentation import truncate_text
+from ..protocol.presentation import format_stored_call
 from ..protocol.wire import ABANDON_TARGET, Call, Reply
 from .call_journal import CallJournal, LedgerEntry, abandoned_call_id, is_abandoned_error
 from .plan import is_planned
@@ -36,7 +36,7 @@ ORDER_TIMEOUT_S = 1.0  # for what came before an answer; threads may change the 
 MAX_ORDER_TIMEOUT_S = 60.0  # whatever a recording says of how long a call took
 DIVERGED_ORDER_TIMEOUT_S = 0.05  # once something did not come: the code goes its own way
 CATCH_UP_TIMEOUT_S = 10.0  # for a thread on a loaded machine to repeat a call; then it has diverged
-MAX_ARGS_CHARS = 300  # of a call in a message
+MAX_CALL_CHARS = 300  # of a call in a message
 
 
 class Replayer:
@@ -114,7 +114,9 @@ class Replayer:
         left = self.unrepeated_calls()
         if not left or self._is_resumed:
             return None
-        return self._make_divergence(format_recorded_call(left[0]), "the end of the code")
+        return self._make_divergence(
+            format_request(left[0].target, left[0].args), "the end of the code"
+        )
 
     def _is_live_call(self, target: str, args: dict[str, Any]) -> bool:
         prefix, _, rest = target.partition(".")
@@ -185,8 +187,8 @@ class Replayer:
         if self._is_commit or is_lookup:
             return await self._answer_live(call, call_journal)
         left = self.unrepeated_calls()
-        expected = format_recorded_call(left[0]) if left else "no further call"
-        divergence = self._make_divergence(expected, format_call(call.target, args))
+        expected = format_request(left[0].target, left[0].args) if left else "no further call"
+        divergence = self._make_divergence(expected, format_request(call.target, args))
         self.divergence = self.divergence or divergence
         error = {"kind": "diverged", "message": str(divergence), "data": None}
         return Reply(call.call_id, None, error)
@@ -198,8 +200,10 @@ class Replayer:
         waited_from = time.monotonic()
         while left := [each for each in self._order.unstarted_calls() if each.effect != "read"]:
             if time.monotonic() - waited_from > CATCH_UP_TIMEOUT_S:
-                got = format_call(call.target, args)
-                await self._halt_run(self._make_divergence(format_recorded_call(left[0]), got))
+                got = format_request(call.target, args)
+                await self._halt_run(
+                    self._make_divergence(format_request(left[0].target, left[0].args), got)
+                )
             await self._order.wait_for_update(CATCH_UP_TIMEOUT_S)
 
     def _make_divergence(self, expected: str, got: str) -> ReplayDiverged:
@@ -305,14 +309,9 @@ def was_never_made(recorded: RecordedCall, call_journal: CallJournal) -> bool:
     return approval is None or not approval["sent"]
 
 
-def format_recorded_call(call: RecordedCall) -> str:
-    """Return a recorded call as text for a message."""
-    return format_call(call.target, call.args)
-
-
-def format_call(target: str, args: str) -> str:
-    """Return a call as text for a message; `args` is JSON."""
-    return f"{target}({truncate_text(args, MAX_ARGS_CHARS)[0]})"
+def format_request(target: str, args: str) -> str:
+    """Return a call as text for a message."""
+    return format_stored_call(target, args, MAX_CALL_CHARS)
 
 
 def _recorded_reply(call: Call, recorded: RecordedCall, entry: LedgerEntry) -> Reply:

@@ -12,7 +12,7 @@ from ..errors import JournalFailed, JournalLimitReached, McpRuntimeError, Sandbo
 from ..journal.events import InputEntry, RunFinished
 from ..journal.rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG
 from ..protocol import wire
-from ..protocol.presentation import truncate_text
+from ..protocol.truncation import truncate_text
 from ..sandbox.link import SandboxLink
 from .run import Run
 from .run_history import planned_call_views

@@ -22,8 +22,8 @@ from ..protocol.media import (
     MAX_MEDIA_ITEMS,
     identify_media,
 )
-from ..protocol.presentation import truncate_json, truncate_text
-from ..protocol.truncation import MAX_DEPTH
+from ..protocol.presentation import truncate_json
+from ..protocol.truncation import MAX_DEPTH, truncate_text
 from .call_journal import LedgerEntry
 
 RunStatus = Literal[

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 
 from ..journal.call_scope import MAX_MODEL_REQUEST_CHARS
 from ..journal.events import ModelRequest
-from ..protocol.presentation import format_call, truncate_text
+from ..protocol.presentation import format_call
+from ..protocol.truncation import truncate_text
 from ..runtime.call_journal import MAX_CALL_CHARS
 from ..runtime.run_report import PendingQuestionView
 

@@ -11,7 +11,8 @@ from mcp.types import CallToolResult
 from ..config import Config
 from ..errors import InvalidRequest, NotFound
 from ..journal.rows import RunRow, SessionRow
-from ..protocol.presentation import truncate_json, truncate_text
+from ..protocol.presentation import truncate_json
+from ..protocol.truncation import truncate_text
 from ..runtime import run_history, time_travel
 from ..runtime.call_journal import LedgerEntry
 from ..runtime.run import Run

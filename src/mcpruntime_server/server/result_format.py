@@ -24,7 +24,8 @@ from ..config import Config
 from ..config.shell_commands import format_command
 from ..errors import McpRuntimeError
 from ..journal.events import MediaEntry, RunError
-from ..protocol.presentation import format_error, truncate_name, truncate_text
+from ..protocol.presentation import format_error, truncate_name
+from ..protocol.truncation import truncate_text
 from ..runtime.call_journal import (
     MAX_CALL_CHARS,
     SUBMIT_TARGET,

@@ -111,7 +111,7 @@ class TasksExtension(Extension):
     def _can_ask(self, ctx: RequestContext) -> bool:
         """Return whether a person can be asked through the client."""
         may_ask = self._runs.questions.asks_person and may_approve(ctx)
-        return may_ask and client_supports_forms(ctx)
+        return may_ask and elicitation.supports_forms(ctx.session.client_capabilities)
 
     def _is_supported_by(self, ctx: RequestContext) -> bool:
         capabilities = ctx.session.client_capabilities
@@ -290,11 +290,6 @@ def unfinished_run_id(result: HandlerResult, *, can_ask: bool) -> str | None:
         return None
     asks = can_ask and any(wait["kind"] == APPROVAL_KIND for wait in data.get("waiting_for", ()))
     return data["run"] if data["status"] in ("queued", "running") or asks else None
-
-
-def client_supports_forms(ctx: RequestContext) -> bool:
-    """Return whether the client can show a form to a person."""
-    return elicitation.supports_forms(ctx.session.client_capabilities)
 
 
 @contextmanager

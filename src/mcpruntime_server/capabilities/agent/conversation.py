@@ -28,7 +28,8 @@ from itertools import islice
 from string import Template
 from typing import Any
 
-from ...protocol.presentation import format_error, truncate_text
+from ...protocol.presentation import format_error
+from ...protocol.truncation import truncate_text
 from ..data_marks import mark_as_data
 from ..model_requests import Messages
 from .program_result import ProgramResult

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...protocol.presentation import truncate_text
+from ...protocol.truncation import truncate_text
 from ..data_marks import mark_as_data
 
 CONTEXT_NAME = "CONTEXT"

@@ -99,10 +99,10 @@ async def parse_completion(completion: Completion, request: ModelRequest) -> Any
         )
     if request.schema is None:
         return completion.text
-    return await parse_answer(completion.text, request.schema)
+    return await parse_structured_answer(completion.text, request.schema)
 
 
-async def parse_answer(answer: str, schema: Mapping[str, Any]) -> Any:
+async def parse_structured_answer(answer: str, schema: Mapping[str, Any]) -> Any:
     """Return the JSON value in an answer.
 
     Raises `ValueError`, whose message says how the answer violates the schema.

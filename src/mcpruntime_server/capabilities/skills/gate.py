@@ -30,7 +30,7 @@ import anyio
 from ...errors import ReplayDiverged
 from ...journal.events import InputEntry, RunStarted, RunValue
 from ...journal.recording import Recording
-from ...protocol.presentation import truncate_text
+from ...protocol.truncation import truncate_text
 from .lint import parse_source
 from .literals import literal_value
 from .model import (

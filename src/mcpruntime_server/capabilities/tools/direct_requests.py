@@ -79,7 +79,7 @@ class DirectRequests:
         if found == "timeout":
             await self._cancel(request_id, f"timed out after {timeout_s:g} s")
             raise MCPError(types.REQUEST_TIMEOUT, f"The request {method} timed out.")
-        return parse_answer(found)
+        return extract_result(found)
 
     def take_answer(self, message: Any) -> bool:
         """Return whether a message is the answer that one of these requests waits for."""
@@ -128,7 +128,7 @@ class DirectRequests:
             raise MCPError(types.CONNECTION_CLOSED, CLOSED_MESSAGE) from None
 
 
-def parse_answer(answer: Mapping[str, Any]) -> Any:
+def extract_result(answer: Mapping[str, Any]) -> Any:
     """Return the result in an answer; raises `MCPError`, or `ValueError` if it has none."""
     if "error" in answer:
         error = types.ErrorData.model_validate(answer["error"], by_name=False)

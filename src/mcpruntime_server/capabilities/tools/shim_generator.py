@@ -209,9 +209,7 @@ def describe_tool(
     returns = SourceText("Any")
     if tool.output_schema:
         returns = annotations.annotate(result, schema, f"{to_class_name(name)}Result")
-    text = inspect.cleandoc(
-        truncate_text(tool.description or tool.title or "", MAX_DESCRIPTION_CHARS)
-    )
+    text = inspect.cleandoc(cut_end(tool.description or tool.title or "", MAX_DESCRIPTION_CHARS))
     doc = "\n\n".join(
         filter(None, (text, format_parameters(parameters), format_result(tool, schema, observed)))
     )
@@ -306,7 +304,7 @@ def parameter_note(document: SchemaDocument, schema: dict[str, Any]) -> str:
     parts = []
     description = schema.get("description")
     if isinstance(description, str) and description.strip():
-        parts.append(truncate_text(" ".join(description.split()), MAX_NOTE_CHARS))
+        parts.append(cut_end(" ".join(description.split()), MAX_NOTE_CHARS))
     if constraints := "; ".join(describe_constraints(schema)):
         parts.append(f"[{constraints}]")
     shape = describe_shape(document, schema)
@@ -340,10 +338,10 @@ def first_sentence(text: str) -> str:
     """Return the first sentence of a description, in one line."""
     line = " ".join(text[: MAX_SUMMARY_CHARS * 4].split())
     end = line.find(". ")
-    return truncate_text(line[: end + 1] if end > 0 else line, MAX_SUMMARY_CHARS)
+    return cut_end(line[: end + 1] if end > 0 else line, MAX_SUMMARY_CHARS)
 
 
-def truncate_text(text: str, limit: int) -> str:
+def cut_end(text: str, limit: int) -> str:
     """Return `text`, cut to `limit` characters and marked if it is longer."""
     return text if len(text) <= limit else f"{text[:limit].rstrip()} ..."
 
