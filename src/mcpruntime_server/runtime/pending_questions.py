@@ -126,20 +126,81 @@ class Permissions:
             self._run_allowed.add(answer.target)
 
 
-@dataclass
-class EarlierQuestions:
-    """What a run asked on a server that died: it asks again, and finds what is here."""
+class QuestionHistory:
+    """What a run has asked so far, and the answers; on a server that died, too.
 
-    unanswered: dict[QuestionSubject, QuestionAsked] = field(default_factory=dict)
-    undelivered: dict[QuestionSubject, tuple[str, QuestionAnswered]] = field(
-        default_factory=dict
-    )  # the kind of the question, and an answer that the code may not have received
+    Code that is resumed asks again, and finds its earlier questions here.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._answers: dict[str, QuestionAnswered] = {}  # by question
+        self._unanswered: dict[QuestionSubject, QuestionAsked] = {}
+        # The kind of a question, and an answer that the code may not have received.
+        self._undelivered: dict[QuestionSubject, tuple[str, QuestionAnswered]] = {}
+
+    def restore(self, recording: Recording) -> None:
+        """Restore what was asked on a server that died."""
+        self._count = len(recording.questions)
+        self._answers = dict(recording.answers)
+        self._unanswered.update(recording.pending_questions)
+        for asked in recording.questions:
+            answer = recording.answers.get(asked.question_id)
+            if answer is not None and answer.decision not in ("allow", "again"):
+                self._undelivered[question_subject(asked)] = asked.kind, answer
+
+    def new_question_id(self) -> str:
+        """Return the id of the next question."""
+        self._count += 1
+        return f"q{self._count}"
 
     def kind_of(self, subject: QuestionSubject) -> str:
-        """Return the kind of the question about `subject`; "" if there was none."""
-        if subject in self.unanswered:
-            return self.unanswered[subject].kind
-        return self.undelivered[subject][0] if subject in self.undelivered else ""
+        """Return the kind of the earlier question about `subject`; "" if there was none."""
+        if subject in self._unanswered:
+            return self._unanswered[subject].kind
+        return self._undelivered[subject][0] if subject in self._undelivered else ""
+
+    def take_answer(self, subject: QuestionSubject) -> QuestionAnswered | None:
+        """Return the earlier answer about `subject`, once."""
+        _, answer = self._undelivered.pop(subject, ("", None))
+        return answer
+
+    def take_question(self, subject: QuestionSubject) -> QuestionAsked | None:
+        """Return the earlier question about `subject` that has no answer yet, once."""
+        return self._unanswered.pop(subject, None)
+
+    def find_answer(self, question_id: str) -> QuestionAnswered | None:
+        """Return what a question was answered with."""
+        return self._answers.get(question_id)
+
+    def record_answer(self, answer: QuestionAnswered) -> None:
+        """Remember an answer, to recognise a second one."""
+        self._answers[answer.question_id] = answer
+        if len(self._answers) > MAX_REMEMBERED_ANSWERS:
+            del self._answers[next(iter(self._answers))]
+
+
+class WaitingTimer:
+    """How long a run has waited for answers; it runs while any question is open."""
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0  # up to `_started_at`
+        self._started_at: float | None = None
+
+    def start(self) -> None:
+        """Count from now on, unless it does already."""
+        if self._started_at is None:
+            self._started_at = time.perf_counter()
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._waited_s, self._started_at = self.measure(), None
+
+    def measure(self) -> float:
+        """Return the seconds until now."""
+        if self._started_at is None:
+            return self._waited_s
+        return self._waited_s + time.perf_counter() - self._started_at
 
 
 class PendingQuestions:
@@ -158,7 +219,7 @@ class PendingQuestions:
         approvals_command: str,
     ) -> None:
         self.open_questions: dict[str, PendingQuestion] = {}
-        self.waited_s = 0.0  # for answers, up to `_waiting_since`
+        self.timer = WaitingTimer()
         self.agent_question = ""  # what the agents of the run wait for
         self.permissions = Permissions(allowed_targets)
         self.find_origin_hints = find_origin_hints
@@ -168,32 +229,22 @@ class PendingQuestions:
         self._host = host
         self._expires_s = expires_s
         self._approvals_command = approvals_command
-        self._count = 0
-        self._waiting_since = 0.0
         self._paused_calls: dict[int, anyio.CancelScope] = {}  # they wait, but for no answer
-        self._answered: dict[str, QuestionAnswered] = {}
-        self._earlier = EarlierQuestions()
+        self._history = QuestionHistory()
         self._early_answers: dict[str, tuple[Any, str]] = {}  # answer and author, by question
 
     def restore(self, recording: Recording) -> None:
         """Restore the questions of a run that another server has started."""
-        self._count = len(recording.questions)
-        self._answered = dict(recording.answers)
-        self._earlier.unanswered.update(recording.pending_questions)
-        for asked in recording.questions:
-            answer = recording.answers.get(asked.question_id)
-            if answer is None:
-                continue
+        self._history.restore(recording)
+        for answer in recording.answers.values():
             self.permissions.record_answer(answer)
-            if answer.decision not in ("allow", "again"):
-                self._earlier.undelivered[question_subject(asked)] = asked.kind, answer
 
     def was_never_made(self, recorded: RecordedCall) -> bool:
         """Return whether a recorded call without an end was certainly not made.
 
         That is so if a person had not allowed it yet, or had denied it.
         """
-        return self._earlier.kind_of((recorded.call_id, "")) == APPROVAL_KIND
+        return self._history.kind_of((recorded.call_id, "")) == APPROVAL_KIND
 
     async def ask(
         self,
@@ -207,10 +258,10 @@ class PendingQuestions:
     ) -> QuestionAnswered:
         """Ask whether a call may be made, or ask the model for it; return the answer."""
         subject = call_number, canonical_json(model_request) if model_request else ""
-        undelivered = self._earlier.undelivered.pop(subject, None)
-        if undelivered is not None:
-            return undelivered[1]
-        asked = self._earlier.unanswered.pop(subject, None)
+        answer = self._history.take_answer(subject)
+        if answer is not None:
+            return answer
+        asked = self._history.take_question(subject)
         if asked is None:
             if kind == APPROVAL_KIND and self.permissions.is_denied(target):
                 by = f"the server, as {MAX_DENIALS} calls of it in this run were refused"
@@ -220,8 +271,7 @@ class PendingQuestions:
             )
         question = PendingQuestion(self._run_id, asked, target, args, line)
         self._host.pause()
-        if not self.open_questions:
-            self._waiting_since = time.perf_counter()
+        self.timer.start()
         self.open_questions[question.id] = question
         try:
             if question.id in self._early_answers:
@@ -232,9 +282,9 @@ class PendingQuestions:
             if question.answer is None:
                 self._settle_question(question, QuestionAnswered(question.id, "expired"))
         finally:
-            self.waited_s = self.measure_waiting()
-            self._waiting_since = time.perf_counter()
             self.open_questions.pop(question.id, None)
+            if not self.open_questions:
+                self.timer.stop()
             self._host.notify_watchers()
         if not self.is_paused:
             await self._host.resume()
@@ -245,12 +295,6 @@ class PendingQuestions:
     def answer_command(self) -> str:
         """The command with which a person lists these questions, and answers them."""
         return f"{self._approvals_command} {self._run_id}"
-
-    def measure_waiting(self) -> float:
-        """Return for how many seconds in all the run has waited for answers."""
-        if not self.open_questions:
-            return self.waited_s
-        return self.waited_s + time.perf_counter() - self._waiting_since
 
     def asks_about(self, call_number: int) -> bool:
         """Return whether a question about call `call_number` is open."""
@@ -292,8 +336,8 @@ class PendingQuestions:
         covers: list[ApprovedCall],
         model_request: ModelRequest | None,
     ) -> QuestionAsked:
-        self._count += 1
-        question_id = f"q{self._count}"  # other questions may come while hints are searched for
+        # Before the search for hints, because other questions may come meanwhile.
+        question_id = self._history.new_question_id()
         hints = await self.find_origin_hints(args) if kind == APPROVAL_KIND else []
         expires_at = time.time() + self._expires_s
         asked = QuestionAsked(
@@ -380,7 +424,7 @@ class PendingQuestions:
         question = self.open_questions.get(question_id)
         if question is not None and question.answer is None:
             return question
-        known = self._answered.get(question_id)
+        known = self._history.find_answer(question_id)
         if known is not None:
             raise InvalidRequest(
                 f"Question {question_id} of run {self._run_id} was answered already: "
@@ -399,9 +443,7 @@ class PendingQuestions:
         self._journal.flush_soon()  # nobody is asked twice
         question.answer = answer
         self.permissions.record_answer(answer)
-        self._answered[question.id] = answer
-        if len(self._answered) > MAX_REMEMBERED_ANSWERS:
-            del self._answered[next(iter(self._answered))]
+        self._history.record_answer(answer)
         if answer.scope != "once":
             self._allow_same_target(answer)
         question.settled.set()

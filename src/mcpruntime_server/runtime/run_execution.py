@@ -155,7 +155,7 @@ class RunExecution:
         run, report, request = self._run, self._run.report, self._run.control.stop_request
         report.apply_done(done, stopped)
         if "wall_ms" in report.usage:  # the sandbox cannot tell who it waits for
-            waited_ms = run.questions.measure_waiting() * 1e3
+            waited_ms = run.questions.timer.measure() * 1e3
             report.usage["wall_ms"] = max(report.usage["wall_ms"] - waited_ms, 0.0)
         if request.failure is not None:
             report.apply_failure(
