@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
@@ -36,7 +38,6 @@ from .python_names import assign_names, describe_collisions
 from .repeatable_event import RepeatableEvent
 from .schema_annotations import SchemaDocument
 from .shim_generator import (
-    RESERVED_NAMES,
     ShimModule,
     ToolShim,
     describe_module,
@@ -111,12 +112,16 @@ class CatalogTool:
 
 @dataclass(frozen=True)
 class ServerView:
-    """One upstream's tools at one generation of its list and one revision of observed shapes."""
+    """One upstream's tools at one generation of its list and one revision of observed shapes.
+
+    `fetchers` are the names of tools that fetch from the network.
+    """
 
     generation: int
     revision: int
     tools: dict[str, CatalogTool]
     module: ShimModule
+    fetchers: tuple[str, ...]
 
 
 class CatalogServer:
@@ -170,6 +175,7 @@ class Catalog:
         }
         self._shims = shims
         self._index = ToolIndex()
+        self._index_lock = anyio.Lock()  # it is used by one thread at a time
         self._named_problems: dict[str, dict[str, str]] = {}  # by session, then by server
         self._observations_changed = RepeatableEvent()
         for server in self._servers.values():
@@ -204,13 +210,13 @@ class Catalog:
         return signatures if len(signatures) == len(found) else []
 
     def find_fetchers(self) -> list[str]:
-        """Return the known tools whose names say that they fetch from the network."""
-        found = []
-        for server in self._servers.values():
-            tools = server.upstream.known_tools or ()
-            names = assign_names((tool.name for tool in tools), "tool", RESERVED_NAMES)
-            found += [f"{server.name}.{name}" for name in names.values() if FETCHING.search(name)]
-        return found[:MAX_FETCHERS]
+        """Return the known tools whose names say that they fetch from the network.
+
+        Each run needs them, so nothing is computed here.
+        """
+        views = {name: server.view for name, server in self._servers.items() if server.view}
+        found = (f"{name}.{tool}" for name, view in views.items() for tool in view.fetchers)
+        return list(islice(found, MAX_FETCHERS))
 
     def find_idle_packages(self, code: str) -> list[str]:
         """Return the packages that `code` appears to use and that have not been started yet."""
@@ -338,9 +344,11 @@ class Catalog:
     async def search_tools(self, query: str, limit: int = 10) -> ToolListing:
         """Return the tools that match any word of `query`, best first."""
         _, problems = await self._load_views(self._servers)
-        found = self._index.search(query, max(1, min(limit, MAX_SEARCH_RESULTS)))
-        # The index has the tools of the latest views, which may be newer than those just loaded.
-        views = {name: server.view for name, server in self._servers.items() if server.view}
+        count = max(1, min(limit, MAX_SEARCH_RESULTS))
+        async with self._index_lock:
+            found = await anyio.to_thread.run_sync(self._index.search, query, count)
+            # The index has the tools of the latest views, which may be newer than those above.
+            views = {name: server.view for name, server in self._servers.items() if server.view}
         tools = [listing_entry(server, views[server].tools[tool]) for server, tool in found]
         for entry in tools[:MAX_DETAILED_RESULTS]:
             module = views[entry["server"]].module
@@ -531,14 +539,23 @@ class Catalog:
             view = server.view
             if view is None or (view.generation, view.revision) != (generation, revision):
                 tools = server.upstream.known_tools or tools
-                view = await anyio.to_thread.run_sync(
+                started = time.perf_counter()
+                built = await anyio.to_thread.run_sync(
                     self._build_view, server, tools, generation, revision
                 )
-                server.view = view
-                self._index.replace_server(
-                    server.name, [index_row(server.name, tool.shim) for tool in view.tools.values()]
-                )
+                async with self._index_lock:
+                    if view is None or view.generation != generation:
+                        await anyio.to_thread.run_sync(self._index_view, built)
+                    view = server.view = built
+                server.upstream.add_listing_cost(time.perf_counter() - started)
             return view
+
+    def _index_view(self, view: ServerView) -> None:
+        """Let searches find the tools of a view, in a thread: there may be thousands."""
+        name = view.module.name
+        self._index.replace_server(
+            name, [index_row(name, tool.shim) for tool in view.tools.values()]
+        )
 
     def _build_view(
         self, server: CatalogServer, tools: tuple[types.Tool, ...], generation: int, revision: int
@@ -559,13 +576,18 @@ class Catalog:
             )
             for tool, shim in zip(tools, module.tools, strict=True)
         }
-        return ServerView(generation, revision, by_name, module)
+        fetchers = (name for name in by_name if FETCHING.search(name))
+        return ServerView(
+            generation, revision, by_name, module, tuple(islice(fetchers, MAX_FETCHERS))
+        )
 
     async def _load_shim(self, server: CatalogServer, view: ServerView) -> Shim:
         """Return the module of a view, which is generated once."""
         async with server.lock:
             if server.shim is None or server.shim[0] is not view:
+                started = time.perf_counter()
                 server.shim = (view, await anyio.to_thread.run_sync(self._build_shim, view))
+                server.upstream.add_listing_cost(time.perf_counter() - started)
             return server.shim[1]
 
     def _build_shim(self, view: ServerView) -> Shim:

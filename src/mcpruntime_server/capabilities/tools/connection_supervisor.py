@@ -38,7 +38,7 @@ MIN_RETRY_DELAY_S = 0.2  # before the next connection after one that failed or d
 MAX_RETRY_DELAY_S = 30.0
 STABLE_CONNECTION_S = 10.0  # after a connection that lived so long, the next needs no delay
 MIN_LISTING_INTERVAL_S = 1.0  # between two listings that the upstream has caused
-IDLE_PER_LISTING = 4.0  # times as long as a listing takes, it is not caused again
+IDLE_PER_LISTING = 4.0  # times as long as a listing and its uses take, it is not caused again
 
 UpstreamState = Literal["idle", "connecting", "ready", "failed"]
 
@@ -114,6 +114,7 @@ class ConnectionSupervisor:
         self._failure: Callable[[], CallFailed] | None = None
         self._failed_attempts = 0  # connections in a row that failed or did not last
         self._retry_at = 0.0
+        self._listing_cost_s = 0.0  # of what has been made of the last list
 
     @property
     def status(self) -> UpstreamStatus:
@@ -164,6 +165,10 @@ class ConnectionSupervisor:
         """List the tools of a connected upstream again, before it announces a change."""
         if self._connection:
             await self._try_list_tools(self._connection.client)
+
+    def add_listing_cost(self, seconds: float) -> None:
+        """Count work that the last listing has caused: the next one has to wait the longer."""
+        self._listing_cost_s += seconds
 
     async def quote_stderr(self) -> str:
         """Return a sentence with what a process has written last, or only where its log is."""
@@ -302,8 +307,11 @@ class ConnectionSupervisor:
         """Fetch a list that has changed, and wait before the upstream may cause it again."""
         started_at = anyio.current_time()
         await self._try_list_tools(client)
-        taken_s = anyio.current_time() - started_at
+        taken_s, self._listing_cost_s = anyio.current_time() - started_at, 0.0
         await anyio.sleep(max(MIN_LISTING_INTERVAL_S, IDLE_PER_LISTING * taken_s))
+        while self._listing_cost_s:
+            taken_s, self._listing_cost_s = self._listing_cost_s, 0.0
+            await anyio.sleep(IDLE_PER_LISTING * taken_s)
 
     async def _follow_notifications(self, client: Client, changed: RepeatableEvent) -> None:
         """List the tools again after each notification, as older protocol revisions send them."""

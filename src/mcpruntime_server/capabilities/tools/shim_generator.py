@@ -20,7 +20,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mcp import types
 
@@ -42,9 +42,6 @@ from .schema_annotations import (
     describe_shape,
 )
 from .tool_results import has_result_wrapper
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 MAX_DESCRIPTION_CHARS = 4_000  # of a tool
 MAX_NOTE_CHARS = 600  # of a parameter
@@ -364,8 +361,8 @@ def checked_name(value: str) -> str:
 
 
 @functools.cache
-def load_template() -> Template:
-    """Return the template of a module; only the first shim imports Jinja, for a fast start."""
+def load_template() -> Any:
+    """Return the macros of the parts of a module; only the first shim imports Jinja."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(  # noqa: S701 - HTML escapes would be errors in Python source
@@ -376,29 +373,55 @@ def load_template() -> Template:
         keep_trailing_newline=True,
     )
     environment.filters = {"py": python_literal, "name": checked_name}
-    return environment.get_template("module.py.jinja")
+    return environment.get_template("module.py.jinja").module
 
 
 def render_module(module: ShimModule) -> str:
-    """Return the source of `module`; raises `ValueError` if it has unexpected statements."""
-    source = load_template().render(module=module)
+    """Return the source of `module`; raises `ValueError` if it has unexpected statements.
+
+    Each part is checked by itself: the parser holds the interpreter's lock, and takes a second for
+    the module of an upstream with many tools.
+    """
+    template = load_template()
+    header = str(template.header(module))
+    nodes = parse_part(module.name, header)
+    if [type(node) for node in nodes] != list(MODULE_HEADER) or get_doc(nodes) != module.doc:
+        raise ValueError(f"the shim of {module.name} has unexpected statements")
+    parts = [header]
+    for record in module.typed_dicts:
+        parts.append(str(template.record(record)))
+        expected = ast.ClassDef if record.fits_class_body else ast.Assign
+        if [type(node) for node in parse_part(module.name, parts[-1])] != [expected]:
+            raise ValueError(f"the shim of {module.name} has unexpected statements")
+    for tool in module.tools:
+        parts.append(str(template.function(module, tool)))
+        if not is_function(parse_part(module.name, parts[-1]), tool):
+            raise ValueError(f"the shim of {module.name}.{tool.name} has unexpected statements")
+    return "\n\n".join(parts)
+
+
+def parse_part(module: str, source: str) -> list[ast.stmt]:
+    """Return the statements of a part of a module; raises `ValueError` for invalid ones."""
     tree = ast.parse(source, feature_version=(3, 9))
     # The compiler finds errors that the parser accepts, such as a duplicate parameter.
-    compile(tree, f"<{module.name}>", "exec")
-    body = [ast.ClassDef if record.fits_class_body else ast.Assign for record in module.typed_dicts]
-    expected = [*MODULE_HEADER, *body, *[ast.FunctionDef] * len(module.tools)]
-    doc = ast.get_docstring(tree, clean=False)
-    if [type(node) for node in tree.body] != expected or doc != module.doc:
-        raise ValueError(f"the shim of {module.name} has unexpected statements")
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    for tool, function in zip(module.tools, functions, strict=True):
-        if (
-            function.name != tool.function_name
-            or len(function.body) != 1
-            or ast.get_docstring(function, clean=False) != tool.doc
-        ):
-            raise ValueError(f"the shim of {module.name}.{tool.name} has unexpected statements")
-    return source
+    compile(tree, f"<{module}>", "exec")
+    return tree.body
+
+
+def is_function(nodes: Sequence[ast.stmt], tool: ToolShim) -> bool:
+    """Return whether statements are only the function of `tool`, which has its docstring."""
+    match nodes:
+        case [ast.FunctionDef(name=name, body=[ast.Expr()] as body)]:
+            return name == tool.function_name and get_doc(body) == tool.doc
+    return False
+
+
+def get_doc(nodes: Sequence[ast.stmt]) -> str | None:
+    """Return the docstring at the beginning of statements."""
+    match nodes:
+        case [ast.Expr(value=ast.Constant(value=str() as doc)), *_]:
+            return doc
+    return None
 
 
 def source_digest(source: str) -> str:

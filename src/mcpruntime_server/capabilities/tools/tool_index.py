@@ -71,10 +71,10 @@ class IndexedTool:
 
 
 class ToolIndex:
-    """The known tools of all servers; used from one thread."""
+    """The known tools of all servers; used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._db = sqlite3.connect(":memory:")
+        self._db = sqlite3.connect(":memory:", check_same_thread=False)
         fields = ", ".join(FIELD_WEIGHTS)
         tokenizer = "tokenize = 'porter unicode61'"
         self._db.executescript(

@@ -125,6 +125,10 @@ class Upstream:
         """List the tools of a connected upstream again, before it announces a change."""
         await self._supervisor.refresh_tools()
 
+    def add_listing_cost(self, seconds: float) -> None:
+        """Count work that the last listing has caused: the next one has to wait the longer."""
+        self._supervisor.add_listing_cost(seconds)
+
     async def keep_stored(self, cache: CatalogueCache) -> None:
         """Store the tools after each listing; runs until it is cancelled."""
         await self._tool_list.keep_stored(cache, self.cache_key)
