@@ -415,6 +415,7 @@ async def serve_http(
 
     async with open_app(config) as app, anyio.create_task_group() as tasks:
         tasks.start_soon(app.catalog.refresh)
+        tasks.start_soon(release_when_set, is_stopping, app.runtime)
         await serve(app.open_mcp_server, config.http, listener, tokens, is_stopping)
         tasks.cancel_scope.cancel()
 
@@ -423,6 +424,12 @@ async def cancel_when_set(event: anyio.Event, scope: anyio.CancelScope) -> None:
     """Cancel `scope` when `event` is set."""
     await event.wait()
     scope.cancel()
+
+
+async def release_when_set(event: anyio.Event, runtime: Runtime) -> None:
+    """Let requests return what there is of their runs when `event` is set."""
+    await event.wait()
+    runtime.release_requests()
 
 
 async def skills_sentence(library: SkillLibrary) -> str:

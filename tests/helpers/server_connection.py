@@ -64,6 +64,10 @@ class ServerConnection:
         result = await self.client.call_tool("run_code", arguments, progress_callback=progress)
         return parse_answer(result)
 
+    async def run_request(self, run: str, **more: Any) -> ToolAnswer:
+        """Wait for a run, or answer it, and return the answer."""
+        return parse_answer(await self.client.call_tool("run_code", {"run": run, **more}))
+
     async def replay(self, action: str, session: str | None = None, **more: Any) -> ToolAnswer:
         """Use the tool `replay` and return the answer."""
         arguments = {"action": action, **({} if session is None else {"session": session}), **more}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx2
@@ -18,7 +19,7 @@ from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK, World, choose
 
 ERAS = ("auto", "legacy")
-INITIALIZE = {
+INITIALIZE: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,
     "method": "initialize",

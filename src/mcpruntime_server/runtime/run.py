@@ -58,6 +58,7 @@ class Audience:
 
     def __init__(self, *, is_detached: bool) -> None:
         self.is_detached = is_detached
+        self.is_released = False  # nobody is to wait any more: the server is stopping
         self._count = 0
 
     def join(self) -> None:
@@ -71,6 +72,10 @@ class Audience:
     def detach(self) -> None:
         """Let the run continue when nobody waits for it."""
         self.is_detached = True
+
+    def release(self) -> None:
+        """Let those who wait return what there is; the next server continues the run."""
+        self.is_detached = self.is_released = True
 
     @property
     def is_empty(self) -> bool:
@@ -246,6 +251,11 @@ class Run:
         self.journal.journal_end(RunFinished("cancelled", flags=[UNDONE_FLAG]))
         self.files_stored.set()
         self.lifecycle.apply(RunEvent.ENDED)
+
+    def release_requests(self) -> None:
+        """Let the requests that wait for it return what there is: its server is stopping."""
+        self.audience.release()
+        self.lifecycle.notify_watchers()
 
     def suspend(self) -> None:
         """Leave it in the journal as it is, where the next server finds and continues it."""

@@ -70,6 +70,7 @@ class Runtime:
         self._closing_sessions: dict[str, Session] = {}  # not ready to be opened again yet
         self._opening_lock = anyio.Lock()
         self._is_closing = False
+        self.is_stopping = False  # requests are not to wait for runs any more
 
     @property
     def journal(self) -> Journal:
@@ -381,6 +382,12 @@ class Runtime:
         """Close an idle session; it can be opened again."""
         self._forget_session(session)
         session.close()
+
+    def release_requests(self) -> None:
+        """Let all requests return what there is of their runs, which the next server continues."""
+        self.is_stopping = True
+        for session in self._sessions.values():
+            session.release_requests()
 
     async def close(self) -> None:
         """Stop all runs and save the files of all sessions, as far as there is time for it."""

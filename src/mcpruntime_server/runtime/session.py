@@ -29,6 +29,7 @@ from .environment_lease import EnvironmentLease
 from .input_staging import describe_inputs
 from .package_changes import StalePackages
 from .result_files import ResultFiles
+from .resume import NOT_RESUMABLE_REASONS
 from .run import Run, RunServices
 from .run_execution import PreparedSandbox, RunExecution
 from .run_queue import RunQueue
@@ -224,6 +225,16 @@ class Session:
                 journal.append(self.id, TipMoved(before[0], moved[0]))
                 self.tip, self.step = before
             raise
+
+    def skip_first_note(self) -> None:
+        """Do not say that it is new."""
+        self._next_note = ""
+
+    def release_requests(self) -> None:
+        """Let the requests that wait for its runs return what there is, if the runs are resumed."""
+        if self._row.purpose not in NOT_RESUMABLE_REASONS:
+            for run in self.queue.active_runs:
+                run.release_requests()
 
     async def cancel_all_runs(self) -> None:
         """Cancel every run and wait until all are finished."""

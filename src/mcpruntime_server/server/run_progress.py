@@ -96,8 +96,8 @@ async def send_heartbeats(ctx: Context[Any], activity: str) -> AsyncIterator[Non
 
 
 async def wait_until_reportable(run: Run, known_ids: Collection[str]) -> None:
-    """Wait until `run` is finished or asks something that is not in `known_ids`."""
-    while not run.finished.is_set():
+    """Wait until `run` is finished, asks something that is not in `known_ids`, or is released."""
+    while not run.finished.is_set() and not run.audience.is_released:
         if not run.pending_ids.difference(known_ids):
             await run.wait_for_update()
             continue

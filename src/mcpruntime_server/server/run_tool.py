@@ -43,6 +43,7 @@ from .session_resolver import SessionResolver
 
 IDEMPOTENCY_KEY_META = "mcpruntime/idempotency-key"  # in `_meta`: names the request
 MAX_IDEMPOTENCY_KEY_CHARS = 200
+STOPPING_NOTE = "This server is stopping; the next one continues the run."
 CANCEL_TIMEOUT_S = 30.0  # for a cancelled run to end: it is interrupted, then killed
 ANSWER_EXTRA_S = 1.0  # to wait after a person has answered, who may take longer than the request
 
@@ -107,6 +108,8 @@ class RunToolHandler:
         run = found.start_run(
             code, limit_s, key, detached=background, dry_run=dry_run, context=inputs
         )
+        if self._runtime.is_stopping:
+            run.release_requests()
         if first_note := self._sessions.take_first_note(found):
             run.report.notes.append(first_note)
         return await self._watch_run(ctx, found, run, 0.0 if background else wait_s)
@@ -277,7 +280,7 @@ class RunToolHandler:
                     limit_s = min(left_s, cursor.form_left_s())
                 await wait_for_run(run, ctx, cursor, limit_s, self._known_ids(ctx, cursor, run))
             asked = self.questions.find_askable(ctx, run)
-            if run.finished.is_set() or not left_s:
+            if run.finished.is_set() or run.audience.is_released or not left_s:
                 break
             if not asked.questions:
                 has_time = anyio.current_time() < until
@@ -349,6 +352,8 @@ class RunToolHandler:
         queue_note = describe_queue(session, run)
         if queue_note:
             report.notes.append(queue_note)
+        if run.audience.is_released:
+            report.notes.append(STOPPING_NOTE)
         result = self._build_run_result(report, session.handle)
         shown = {question.id for question in result.waiting_for}
         cursor.advance(snapshot, shown | (run.pending_ids - set(run.questions.open_questions)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 import anyio
@@ -19,8 +20,9 @@ from ..journal.server_lease import is_server_alive
 from ..runtime.resume import FORK_PURPOSE
 from ..runtime.runtime import Runtime
 from ..runtime.session import Session
-from .connections import MAX_CONNECTIONS, find_connection_id
+from .connections import MAX_CONNECTIONS, STDIO_CONNECTION, find_connection_id
 
+NAME_DIGITS = 12  # of the session of a connection
 CLIENT_PURPOSES = ("", FORK_PURPOSE)  # of sessions that clients work in
 NEW_DEFAULT_NOTE = (
     "This session is new. The one used last is {handle!r} ({time}): name it as `session` "
@@ -51,9 +53,12 @@ class SessionResolver:
             if connection in self._default_ids:
                 return await self._open_default(connection)
             note = await self._describe_last_session()
-            session = await self._runtime.open_session(None, self._principal)
+            name = default_session_name(connection)
+            session = await self._runtime.open_session(name, self._principal)
             self._default_ids[connection] = session.id
-            self._first_notes[session.id] = note
+            if session.tip is None:
+                session.skip_first_note()  # its client knows nothing of the name
+                self._first_notes[session.id] = note
             if len(self._default_ids) > MAX_CONNECTIONS:
                 _, forgotten = self._default_ids.popitem(last=False)
                 self._first_notes.pop(forgotten, None)
@@ -83,6 +88,16 @@ class SessionResolver:
             return False
         is_free = row.owner in (None, journal.owner)
         return is_free or not is_server_alive(journal.data_dir, str(row.owner))
+
+
+def default_session_name(connection: str) -> str | None:
+    """Return the name of a connection's default session; over stdio it needs none.
+
+    A server that opens a connection again finds its session by that.
+    """
+    if connection == STDIO_CONNECTION:
+        return None
+    return f"connection-{sha256(connection.encode()).hexdigest()[:NAME_DIGITS]}"
 
 
 def format_minute(seconds: float) -> str:

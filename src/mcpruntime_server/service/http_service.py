@@ -52,10 +52,10 @@ async def serve_http(
     """Serve until `is_stopping` is set; requests that are under way then have `GRACE_S`."""
     async with anyio.create_task_group() as tasks:
         security = allowed_headers(settings)
-        servers = PrincipalServers(open_server, security, tasks)
+        endpoint = McpEndpoint(PrincipalServers(open_server, security, tasks))
         server = HttpServer(
             uvicorn.Config(
-                build_http_app(Authentication(tokens), McpEndpoint(servers), security),
+                build_http_app(Authentication(tokens), endpoint, security),
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -66,12 +66,13 @@ async def serve_http(
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
-        tasks.start_soon(stop_when_set, is_stopping, server)
+        tasks.start_soon(stop_when_set, is_stopping, endpoint, server)
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
 
 
-async def stop_when_set(event: anyio.Event, server: uvicorn.Server) -> None:
+async def stop_when_set(event: anyio.Event, endpoint: McpEndpoint, server: uvicorn.Server) -> None:
     """Tell a server to stop when `event` is set."""
     await event.wait()
+    endpoint.end_streams()
     server.should_exit = True

@@ -15,7 +15,6 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from mcp.server import MCPServer
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
@@ -25,6 +24,9 @@ from ..server.connections import ConnectionCursors
 from ..server.delivery import FindCursor
 from ..server.permissions import MCP_SCOPES, required_scopes
 from .authentication import check_scopes, find_caller
+from .mcp_connections import ConnectionManager
+
+METHOD_HEADER, LISTEN = b"mcp-method", b"subscriptions/listen"
 
 OpenMcpServer = Callable[[str, FindCursor], Awaitable[MCPServer[Any]]]
 
@@ -38,24 +40,20 @@ class PrincipalServers:
         self._open_server = open_server
         self._security = security
         self._tasks = tasks
-        self._managers: dict[str, StreamableHTTPSessionManager] = {}
+        self._managers: dict[str, ConnectionManager] = {}
         self._starting = anyio.Lock()
 
-    async def find_manager(self, principal: str) -> StreamableHTTPSessionManager:
+    async def find_manager(self, principal: str) -> ConnectionManager:
         """Return what handles the requests of a principal."""
         async with self._starting:
             if principal not in self._managers:
                 self._managers[principal] = await self._tasks.start(self._serve, principal)
             return self._managers[principal]
 
-    async def _serve(
-        self, principal: str, *, task_status: TaskStatus[StreamableHTTPSessionManager]
-    ) -> None:
+    async def _serve(self, principal: str, *, task_status: TaskStatus[ConnectionManager]) -> None:
         server = await self._open_server(principal, ConnectionCursors().find_cursor)
         # The SDK's own application would check tokens and be one server for all of them.
-        manager = StreamableHTTPSessionManager(
-            server._lowlevel_server, security_settings=self._security
-        )
+        manager = ConnectionManager(server._lowlevel_server, self._security, principal)
         async with manager.run():
             task_status.started(manager)
             await anyio.sleep_forever()
@@ -66,6 +64,8 @@ class McpEndpoint:
 
     def __init__(self, servers: PrincipalServers) -> None:
         self._servers = servers
+        self._streams: set[anyio.CancelScope] = set()
+        self._is_stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that is authenticated."""
@@ -75,7 +75,44 @@ class McpEndpoint:
             check_scopes(caller, required_scopes(message))
             scope, receive = replace_body(scope, receive, message)
         manager = await self._servers.find_manager(caller.principal)
-        await manager.handle_request(scope, receive, send)
+        if opens_stream(scope):
+            await self._serve_stream(manager, scope, receive, send)
+        else:
+            await manager.handle_request(scope, receive, send)
+
+    async def _serve_stream(
+        self, manager: ConnectionManager, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve a stream that has no end of its own until its client leaves or the server stops."""
+        is_open = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_open
+            is_open = message["type"] == "http.response.start" or bool(message.get("more_body"))
+            await send(message)
+
+        with anyio.CancelScope() as stream:
+            self._streams.add(stream)
+            try:
+                if not self._is_stopping:
+                    await manager.handle_request(scope, receive, send_and_note)
+            finally:
+                self._streams.discard(stream)
+        if is_open:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def end_streams(self) -> None:
+        """End the streams that only listen: the server stops."""
+        self._is_stopping = True
+        for stream in self._streams:
+            stream.cancel()
+
+
+def opens_stream(scope: Scope) -> bool:
+    """Return whether a request only listens for notifications, in either era of the protocol."""
+    if scope["method"] == "GET":
+        return True
+    return any(name == METHOD_HEADER and value == LISTEN for name, value in scope["headers"])
 
 
 async def read_message(request: Request) -> Any:

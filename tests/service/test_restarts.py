@@ -1,0 +1,257 @@
+"""A server over HTTP that stops, dies or is replaced: connected clients do not notice."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+
+from mcpruntime_server.service.mcp_connections import (
+    MAX_ID_CHARS,
+    decode_connection_id,
+    encode_connection_id,
+    principal_digest,
+)
+
+from ..helpers.http_service import HttpService, open_http_service
+from ..helpers.server_connection import TEST_TIMEOUT_S, ServerConnection, write_settings
+from ..server.conftest import upstream_entry
+from ..server.test_approvals import ASK, choose
+from ..server.test_lifecycle import containers
+from .test_http import ACCEPT, ERAS, INITIALIZE, post
+
+ANNS = f"{'0' * 32}{principal_digest('ann', '0' * 32)}."
+SLOW = "import time\nfor n in range(30): print(n, flush=True); time.sleep(0.1)\n'end'"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    return write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0})
+
+
+def port_of(service: HttpService) -> int:
+    return urlsplit(service.url).port or 0
+
+
+@asynccontextmanager
+async def open_next(settings: Path, first: HttpService) -> AsyncIterator[HttpService]:
+    """Start the server that takes the place of one that is gone."""
+    async with open_http_service(settings, port=port_of(first)) as service:
+        yield service
+
+
+async def wait_until_gone(service: HttpService) -> None:
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        await service.process.wait()
+
+
+def kill(service: HttpService) -> None:
+    for path in (service.data_dir / "servers").glob("*.lock"):
+        os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+def session_for(era: str) -> str | None:
+    """Name a session, or none: only the older revisions have a default one per connection."""
+    return None if era == "legacy" else "work"
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_connected_client_continues_with_the_next_server(
+    settings: Path, era: str, end: str
+) -> None:
+    async with open_http_service(settings) as first:
+        token = first.create_token("ann")
+        async with first.connect(token, era) as client:
+            before = await client.run("x = 1", session_for(era))
+            first.stop() if end == "stopped" else kill(first)
+            await wait_until_gone(first)
+            async with open_next(settings, first):
+                after = await client.run("x + 1", session_for(era))
+                assert (after.value, after.step, after.session) == (2, 2, before.session)
+                assert (await client.run("x + 2", session_for(era))).value == 3
+
+
+async def test_a_connection_that_is_opened_again_can_still_ask_its_person(tmp_path: Path) -> None:
+    settings = write_settings(
+        tmp_path,
+        mcpServers={"counted": upstream_entry("counted", str(tmp_path / "done"))},
+        sandbox={"backend": "local", "pool_size": 0},
+        policy=ASK,
+    )
+    async with open_http_service(settings) as first:
+        token = first.create_token("ann")
+        async with first.connect(token, "legacy", elicitation_callback=choose("allow")) as client:
+            await client.run("1")
+            first.stop()
+            await wait_until_gone(first)
+            async with open_next(settings, first):
+                answer = await client.run("from tools.counted import add\nadd(item='x')")
+    assert answer.status == "ok", answer.text
+    assert "add x" in (tmp_path / "done").read_text()
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_requests_return_when_the_server_stops_and_the_next_one_finishes_their_runs(
+    tmp_path: Path, era: str
+) -> None:
+    settings = write_settings(tmp_path, sandbox={"pool_size": 0})
+    started = {}
+
+    async def run_slowly(client: ServerConnection, session: str) -> None:
+        async def stop_at_output(done: float, total: float | None, message: str | None) -> None:
+            if "2" in (message or ""):
+                first.stop()
+
+        started[session] = await client.run(SLOW, session, progress_callback=stop_at_output)
+
+    async with open_http_service(settings) as first:
+        token = first.create_token("ann")
+        async with first.connect(token, era) as client:
+            async with anyio.create_task_group() as tasks:
+                for session in ("a", "b", "c"):
+                    tasks.start_soon(run_slowly, client, session)
+            await wait_until_gone(first)
+            assert containers(settings) == []
+            for answer in started.values():
+                assert answer.status in ("queued", "running"), answer.text
+                assert "the next one continues the run" in answer.text
+            async with open_next(settings, first) as second:
+                for answer in started.values():
+                    result = await client.run_request(answer.run)
+                    assert (result.status, result.value) == ("ok", "end"), result.text
+                second.stop()
+                await wait_until_gone(second)
+    assert containers(settings) == []
+
+
+async def test_two_servers_on_one_data_folder_see_each_others_runs(settings: Path) -> None:
+    async with open_http_service(settings) as first, open_http_service(settings) as second:
+        token = first.create_token("ann")
+        async with first.connect(token) as one, second.connect(token) as other:
+            started = await one.run(SLOW, "work", background=True)
+            assert (await other.run_request(started.run)).value == "end"
+            assert "work" in (await other.replay("list")).text
+            refused = await other.run("1", "work")
+            assert "[unavailable]" in refused.text
+            assert (await other.run("1", "own")).value == 1
+
+
+async def test_a_connection_can_be_used_at_another_server(settings: Path) -> None:
+    async with open_http_service(settings) as first, open_http_service(settings) as second:
+        token = first.create_token("ann")
+        async with first.http(token) as http:
+            connection = (await post(http, first.url)).headers["Mcp-Session-Id"]
+            headers = {"Accept": ACCEPT, "Mcp-Session-Id": connection}
+            ping = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
+            for service in (second, first):
+                answer = await http.post(service.url, json=ping, headers=headers)
+                assert answer.status_code == 200
+
+
+# ids ----------------------------------------------------------------------------------------------
+
+
+def test_an_id_repeats_what_the_client_has_said() -> None:
+    params = {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {"elicitation": {}},
+        "clientInfo": {"name": "é", "version": "1"},
+    }
+    first, second = (encode_connection_id("ann", params) for _ in range(2))
+    assert first is not None
+    assert first != second
+    assert decode_connection_id("bob", first) is None
+    assert decode_connection_id("ann", first) == params
+    info = {"name": "a", "version": "1", "icons": ["x" * 9_000]}
+    short = encode_connection_id("ann", {**params, "clientInfo": info})
+    assert short is not None
+    assert decode_connection_id("ann", short) == {
+        **params,
+        "clientInfo": {"name": "a", "version": "1"},
+    }
+    assert (
+        encode_connection_id("ann", {**params, "capabilities": {"x": "y" * MAX_ID_CHARS}}) is None
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0" * 32,
+        "0" * 48 + ".e30",  # somebody else's
+        ANNS,
+        f"{ANNS}!!",
+        f"{ANNS}e30=",
+        f"{ANNS}bnVsbA",  # null
+        f"{ANNS}W10",  # []
+        ANNS + "W1tb" * 480,  # [[[[
+        ANNS + "A" * MAX_ID_CHARS,
+    ],
+)
+async def test_an_id_that_no_server_gave_is_unknown(
+    settings: Path, text: str, shared_service: HttpService
+) -> None:
+    assert decode_connection_id("ann", text) is None
+    async with shared_service.http(shared_service.create_token("ann")) as http:
+        if text:
+            refused = await post(http, shared_service.url, **{"Mcp-Session-Id": text})
+            assert refused.status_code == 404
+
+
+@pytest.fixture(scope="module")
+async def shared_service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
+    folder = tmp_path_factory.mktemp("http")
+    settings = write_settings(folder, sandbox={"backend": "local", "pool_size": 0})
+    async with open_http_service(settings) as service:
+        yield service
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"protocolVersion": 7},
+        {"protocolVersion": "2025-06-18", "capabilities": [], "clientInfo": {}},
+    ],
+)
+async def test_an_id_with_a_bad_opening_opens_nothing(
+    shared_service: HttpService, params: dict[str, object]
+) -> None:
+    forged = encode_connection_id("ann", params)
+    assert forged is not None
+    async with shared_service.http(shared_service.create_token("ann")) as http:
+        ping = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
+        headers = {"Accept": ACCEPT, "Mcp-Session-Id": forged}
+        refused = await http.post(shared_service.url, json=ping, headers=headers)
+        assert refused.status_code == 404
+
+
+async def test_a_connection_that_its_client_has_ended_stays_ended(
+    shared_service: HttpService,
+) -> None:
+    async with shared_service.http(shared_service.create_token("ann")) as http:
+        connection = (await post(http, shared_service.url)).headers["Mcp-Session-Id"]
+        headers = {"Accept": ACCEPT, "Mcp-Session-Id": connection}
+        assert (await http.delete(shared_service.url, headers=headers)).status_code == 200
+        ping = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
+        for _ in range(2):
+            gone = await http.post(shared_service.url, json=ping, headers=headers)
+            assert gone.status_code == 404
+
+
+async def test_a_long_opening_still_opens_a_connection(shared_service: HttpService) -> None:
+    opening = copy.deepcopy(INITIALIZE)
+    opening["params"]["more"] = "x" * 100_000
+    async with shared_service.http(shared_service.create_token("ann")) as http:
+        opened = await http.post(shared_service.url, json=opening, headers={"Accept": ACCEPT})
+        assert opened.status_code == 200
+        assert opened.headers["Mcp-Session-Id"]
