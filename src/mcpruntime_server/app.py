@@ -53,6 +53,7 @@ from .journal.rows import LOCAL_PRINCIPAL
 from .journal.server_lease import ServerLease
 from .journal.store import Journal, JournalLimits, open_journal
 from .protocol.payloads import ToolListing
+from .runtime.observer import Observers, RuntimeObserver
 from .runtime.package_changes import PackageChanges
 from .runtime.router import Route, Router
 from .runtime.runtime import Runtime, open_runtime
@@ -170,7 +171,12 @@ async def open_tools(
 
 
 @asynccontextmanager
-async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator[App]:
+async def open_app(
+    config: Config,
+    *,
+    resume_runs: bool = True,
+    create_observers: Callable[[Catalog], Sequence[RuntimeObserver]] = lambda _: (),
+) -> AsyncIterator[App]:
     """Start all parts; leaving stops them in reverse order, sandboxes included.
 
     With `resume_runs`, the unfinished runs of dead servers continue here.
@@ -186,13 +192,20 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
             open_knowledge_providers(config, catalog) as providers,
             open_model_process(config.llm) as model_process,
         ):
+            observers = Observers(create_observers(catalog))
             packages = None if config.sandbox.image else config.sandbox.packages
             policy = Policy(config.policy)
             resources = UpstreamResources(catalog.upstreams, policy.may_read_resources)
             inputs = InputStore(journal, config.server.context_roots, resources.read_resource)
             max_caller_chars = max_question_chars(config.server.result_chars)
             model_backend = select_backend(config.llm, model_process, max_caller_chars)
-            models = ModelService(config.llm, journal, model_backend, inputs.resolve_data)
+            models = ModelService(
+                config.llm,
+                journal,
+                model_backend,
+                inputs.resolve_data,
+                lambda model, used, ms: observers.on_model_request(model, vars(used), ms),
+            )
             exporter = FileExporter(
                 config.server.export_dir, journal, config.sandbox.workspace_mb * MB
             )
@@ -232,7 +245,8 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                         max_args_chars=MAX_QUERY_CHARS,
                         is_open_world=lambda _: True,
                     ),
-                }
+                },
+                observers,
             )
             async with (
                 open_backend(config, lease.owner) as backend,
@@ -253,6 +267,7 @@ async def open_app(config: Config, *, resume_runs: bool = True) -> AsyncIterator
                     question_expires_s=config.policy.expires_s,
                     approvals_command=format_command(config, "approvals"),
                     find_fetchers=catalog.find_fetchers,
+                    observers=observers,
                 ) as runtime:
                     open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
                     saver = SkillSaver(library, journal, packages, open_trial, describer)
@@ -412,11 +427,29 @@ async def serve_http(
 ) -> None:
     """Serve MCP over HTTP until `is_stopping` is set; without `tokens`, to everybody."""
     from .service.http_service import serve_http as serve  # which stdio does not need
+    from .service.metrics import RuntimeMetrics, create_registry
+    from .service.operations import Operations
 
-    async with open_app(config) as app, anyio.create_task_group() as tasks:
+    registry = create_registry()
+
+    def create_observers(catalog: Catalog) -> Sequence[RuntimeObserver]:
+        return [RuntimeMetrics(registry, catalog.name_target)]
+
+    async with (
+        open_app(config, create_observers=create_observers) as app,
+        anyio.create_task_group() as tasks,
+    ):
         tasks.start_soon(app.catalog.refresh)
         tasks.start_soon(release_when_set, is_stopping, app.runtime)
-        await serve(app.open_mcp_server, config.http, listener, tokens, is_stopping)
+        operations = Operations(
+            registry,
+            app.runtime,
+            app.journal,
+            app.backend.run_checks,
+            lambda: [each.status.state for each in app.catalog.upstreams.values()],
+            config.http.metrics_token.get_secret_value(),
+        )
+        await serve(app.open_mcp_server, config.http, listener, tokens, operations, is_stopping)
         tasks.cancel_scope.cancel()
 
 

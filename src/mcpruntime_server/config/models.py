@@ -148,6 +148,7 @@ class HttpSettings(SettingsTable):
     port: Annotated[int, Bounds(at_least=0, at_most=65_535)] = 8321
     allowed_hosts: tuple[str, ...] = ()  # "name" or "name:port"; loopback names always may
     allowed_origins: tuple[str, ...] = ()  # of web pages, "https://name"
+    metrics_token: SecretText = field(default=SecretText(""), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from ..journal.events import (
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.wire import ABANDON_TARGET, Call, Reply, escape_surrogates
 from .call_journal import CallJournal, LedgerEntry, measure
+from .observer import NO_OBSERVERS, ObservedCall, Observers
 from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND
 from .plan import PLANNED_KIND, Plan, PlannedCall
 
@@ -137,8 +138,9 @@ class ActiveCall:
 class Router:
     """Answers calls by their prefix."""
 
-    def __init__(self, routes: Mapping[str, Route]) -> None:
+    def __init__(self, routes: Mapping[str, Route], observers: Observers = NO_OBSERVERS) -> None:
         self._routes = dict(routes)
+        self._observers = observers
         # A call of an unknown target is journaled like any other, so that it can be replayed.
         self._unknown_route = Route(self._reject_unknown_target, lambda _: "read")
 
@@ -172,9 +174,12 @@ class Router:
             entry = call_journal.add_to_ledger(call)
         else:
             entry = LedgerEntry(call.target, call.args)
+        observed = ObservedCall(call_journal.run_id, self._find_prefix(call.target), entry)
+        self._observers.on_call_started(observed)
         try:
             return await self._answer_listed_call(call, entry, call_journal)
         finally:
+            self._observers.on_call_ended(observed)
             call_journal.forget_large_args(entry)
 
     async def _answer_listed_call(
@@ -204,9 +209,12 @@ class Router:
         A call that is `in_doubt` may have been made: somebody is asked before it is made again.
         """
         active = ActiveCall(call, entry, call_journal, number)
+        observed = ObservedCall(call_journal.run_id, self._find_prefix(call.target), entry)
+        self._observers.on_call_started(observed)
         try:
             return await self._execute_call(active, in_doubt=in_doubt)
         finally:
+            self._observers.on_call_ended(observed)
             call_journal.forget_large_args(entry)
 
     async def _execute_call(self, active: ActiveCall, *, in_doubt: bool = False) -> Reply:
@@ -337,8 +345,12 @@ class Router:
         return answer
 
     def _find_route(self, target: str) -> Route:
+        return self._routes.get(self._find_prefix(target), self._unknown_route)
+
+    def _find_prefix(self, target: str) -> str:
+        """Return the prefix that selects the route of a call; "" if there is none."""
         prefix, _, rest = target.partition(".")
-        return self._routes[prefix] if rest and prefix in self._routes else self._unknown_route
+        return prefix if rest and prefix in self._routes else ""
 
     async def _reject_unknown_target(self, target: str, args: dict[str, Any]) -> NoReturn:
         known = ", ".join(sorted(self._routes))

@@ -25,6 +25,7 @@ from ..journal.rows import UNDONE_FLAG
 from ..journal.store import Journal
 from ..sandbox.link import SandboxLink
 from .call_journal import CallJournal
+from .observer import ObservedRun, Observers, RunMode
 from .output_buffer import OutputBuffer
 from .pending_questions import PendingQuestion, PendingQuestions
 from .plan import Plan
@@ -51,6 +52,7 @@ class RunServices:
     result_files: ResultFiles
     get_spending: Callable[[str], Mapping[str, float]]  # what a run has paid models, as its usage
     find_origin_hints: Callable[[Mapping[str, Any]], Awaitable[list[str]]]
+    observers: Observers
 
 
 class Audience:
@@ -146,6 +148,8 @@ class Run:
             limits,
             on_update=self.lifecycle.notify_watchers,
         )
+        self._observed = ObservedRun(self.id, session_id, find_mode(spec))
+        services.observers.on_run_requested(self._observed)
 
     def _restore_recorded(self, recording: Recording) -> None:
         """Restore the calls, questions and plan of a run that another server has started."""
@@ -250,7 +254,14 @@ class Run:
         self.journal.journal_queued()
         self.journal.journal_end(RunFinished("cancelled", flags=[UNDONE_FLAG]))
         self.files_stored.set()
+        self.end()
+
+    def end(self) -> None:
+        """Wake everybody who waits for the report, which is complete."""
         self.lifecycle.apply(RunEvent.ENDED)
+        is_suspended = self.lifecycle.state is RunState.SUSPENDED
+        status = "suspended" if is_suspended else self.report.status
+        self.services.observers.on_run_ended(self._observed, status, self.report.usage)
 
     def release_requests(self) -> None:
         """Let the requests that wait for it return what there is: its server is stopping."""
@@ -344,3 +355,10 @@ class Run:
         has_resumed = await self.control.resume(lambda: self.questions.is_paused)
         if has_resumed and not self.lifecycle.is_final:
             self.lifecycle.apply(RunEvent.RESUMED)
+
+
+def find_mode(spec: RunSpec) -> RunMode:
+    """Return whether the calls of a run are made, planned, or answered from a recording."""
+    if spec.is_dry_run:
+        return "dry_run"
+    return "live" if spec.recording is None or spec.is_resumed else "replay"

@@ -227,7 +227,7 @@ class RunExecution:
         if run.is_undone or not run.listener.has_changed_files:
             run.files_stored.set()
         run.control.detach_link()
-        run.lifecycle.apply(RunEvent.ENDED)
+        run.end()
 
     def _settle_flags(self) -> None:
         """Set the flags that describe the state at the end of the run; an undone run has none."""

@@ -26,12 +26,14 @@ from ..protocol import wire
 from ..sandbox import Backend
 from .environment import Environment
 from .input_provider import InputProvider
+from .observer import NO_OBSERVERS, Observers
 from .package_changes import PackageChanges
 from .resume import FORK_PURPOSE, RERUN_PURPOSE, queued_spec, resumed_spec, why_not_resumable
 from .router import Router
 from .run import Run
 from .run_scheduler import RunScheduler
 from .run_spec import RunLimits
+from .run_state import FINAL_STATES, RunState
 from .sandbox_facts import collect_facts, name_python
 from .sandbox_pool import SandboxPool
 from .session import SAVE_TIMEOUT_S, SESSION_ID_PREFIX, Session, new_session_id
@@ -76,6 +78,25 @@ class Runtime:
     def journal(self) -> Journal:
         """Where everything that happens is recorded."""
         return self._services.journal
+
+    def count_sandboxes(self) -> dict[str, int]:
+        """Return how many sandboxes are starting, ready and in use, by these names."""
+        return self._services.pool.count_sandboxes()
+
+    def count_sessions(self) -> dict[str, int]:
+        """Return how many live sessions are idle and busy, by these names."""
+        idle = sum(session.is_idle for session in self._sessions.values())
+        return {"idle": idle, "busy": len(self._sessions) - idle}
+
+    def count_active_runs(self) -> dict[str, int]:
+        """Return how many unfinished runs are in each state, by the states' names."""
+        names = (state.name.lower() for state in RunState if state not in FINAL_STATES)
+        counts = dict.fromkeys(names, 0)
+        for session in self._sessions.values():
+            for run in session.queue.active_runs:
+                if not run.lifecycle.is_final:
+                    counts[run.lifecycle.state.name.lower()] += 1
+        return counts
 
     async def name_python(self) -> str:
         """Return the interpreter of new sandboxes, with its version if it is known."""
@@ -435,6 +456,7 @@ async def open_runtime(
     question_expires_s: float = DAY_S,
     approvals_command: str = "",
     find_fetchers: Callable[[], Sequence[str]] = tuple,
+    observers: Observers = NO_OBSERVERS,
 ) -> AsyncIterator[Runtime]:
     """Run sessions on `backend` until the context is left; then they are shut down.
 
@@ -467,7 +489,7 @@ async def open_runtime(
         approvals_command=approvals_command,
     )
     async with anyio.create_task_group() as pool_tasks:
-        pool = SandboxPool(backend, setup, sandbox.pool_size, pool_tasks)
+        pool = SandboxPool(backend, setup, sandbox.pool_size, pool_tasks, observers)
         pool_tasks.start_soon(pool.fill_after_delay)
         services = SessionServices(
             journal=journal,
@@ -480,6 +502,7 @@ async def open_runtime(
             get_spending=get_spending,
             announce_code=announce_code,
             find_fetchers=find_fetchers,
+            observers=observers,
         )
         try:
             async with anyio.create_task_group() as tasks:

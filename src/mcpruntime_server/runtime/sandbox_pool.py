@@ -16,6 +16,7 @@ from ..errors import McpRuntimeError, SandboxFailed
 from ..protocol import wire
 from ..sandbox import Backend
 from ..sandbox.link import SandboxLink, open_link
+from .observer import NO_OBSERVERS, Observers
 
 VERSION_TIMEOUT_S = 3.0  # for the first sandbox; a client waits, and some do not wait longer
 MAX_CONCURRENT_STARTS = 4  # more at a time only make each of them slower
@@ -56,13 +57,22 @@ class SandboxSlot:
 class SandboxPool:
     """Starts sandboxes and keeps `size` of them ready."""
 
-    def __init__(self, backend: Backend, setup: wire.Setup, size: int, tasks: TaskGroup) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        setup: wire.Setup,
+        size: int,
+        tasks: TaskGroup,
+        observers: Observers = NO_OBSERVERS,
+    ) -> None:
+        self._observers = observers
         self._backend = backend
         self._setup = setup
         self._size = size
         self._tasks = tasks
         self._ready: deque[SandboxSlot] = deque()
         self._starting = 0
+        self._open = 0  # ready or in use
         self._waiting = 0
         self._attempts = 0  # to start a sandbox, so far
         self._failures: deque[tuple[int, McpRuntimeError]] = deque()  # by attempt, for who waits
@@ -71,14 +81,21 @@ class SandboxPool:
     async def acquire(self) -> SandboxSlot:
         """Return a sandbox, preferably a ready one; raises `Unavailable` or `SandboxFailed`."""
         self._waiting += 1
+        was_ready = bool(self._ready)
         try:
             slot = await self._take_next_slot()
         finally:
             self._waiting -= 1
             if not self._waiting:
                 self._failures.clear()
+        self._observers.on_sandbox_acquired(was_ready=was_ready)
         self.fill()
         return slot
+
+    def count_sandboxes(self) -> dict[str, int]:
+        """Return how many sandboxes are starting, ready and in use, by these names."""
+        ready = len(self._ready)
+        return {"starting": self._starting, "ready": ready, "in_use": self._open - ready}
 
     async def _take_next_slot(self) -> SandboxSlot:
         before = self._attempts  # an earlier failure says nothing now: the engine may be back
@@ -130,6 +147,7 @@ class SandboxPool:
                 slot = SandboxSlot(link)
                 is_ready = True
                 self._starting -= 1
+                self._open += 1
                 self._ready.append(slot)
                 self._notify_waiters()
                 await slot.wait_until_unused()
@@ -140,7 +158,9 @@ class SandboxPool:
             failure = SandboxFailed("The sandbox failed inside the server; its log says why.")
             self._record_failure(attempt, failure, was_ready=is_ready)
         finally:
-            if not is_ready:
+            if is_ready:
+                self._open -= 1
+            else:
                 self._starting -= 1
                 self._notify_waiters()
 

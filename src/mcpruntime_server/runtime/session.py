@@ -384,6 +384,7 @@ def create_run_services(services: SessionServices, session_id: str) -> RunServic
         ResultFiles(limits.max_file_bytes, limits.max_shown_chars, limits.max_shown_items),
         services.get_spending,
         partial(find_origin_hints, services.journal, services.router, session_id),
+        services.observers,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..journal.store import Journal
 from .input_provider import InputProvider
+from .observer import NO_OBSERVERS, Observers
 from .package_changes import PackageChanges
 from .router import Router
 from .run_scheduler import RunScheduler
@@ -28,4 +29,5 @@ class SessionServices:
     get_spending: Callable[[str], Mapping[str, float]]  # what a run has paid models, as its usage
     announce_code: Callable[[str], None]  # called with the code of every run before it starts
     find_fetchers: Callable[[], Sequence[str]]  # tools that fetch, for code that seeks a network
+    observers: Observers = NO_OBSERVERS
     lost_states: dict[str, str] = field(default_factory=dict)  # run whose variables are lost -> why

@@ -17,6 +17,7 @@ from ..config import HttpSettings
 from .access_tokens import TokenStore
 from .authentication import Authentication
 from .mcp_endpoint import McpEndpoint, OpenMcpServer, PrincipalServers
+from .operations import Operations
 from .request_checks import RequestChecks, allowed_headers
 
 MCP_PATH = "/mcp"
@@ -26,10 +27,13 @@ MAX_CONNECTIONS = 1_000  # at once; the next ones get 503
 
 
 def build_http_app(
-    authentication: Authentication, mcp: McpEndpoint, security: TransportSecuritySettings
+    authentication: Authentication,
+    mcp: McpEndpoint,
+    operations: Sequence[BaseRoute],
+    security: TransportSecuritySettings,
 ) -> Starlette:
     """Return the application with all of its routes."""
-    routes: Sequence[BaseRoute] = [Route(MCP_PATH, authentication.protect(mcp))]
+    routes: Sequence[BaseRoute] = [Route(MCP_PATH, authentication.protect(mcp)), *operations]
     return Starlette(routes=routes, middleware=[Middleware(RequestChecks, security)])
 
 
@@ -47,15 +51,18 @@ async def serve_http(
     settings: HttpSettings,
     listener: socket.socket,
     tokens: TokenStore | None,
+    operations: Operations,
     is_stopping: anyio.Event,
 ) -> None:
     """Serve until `is_stopping` is set; requests that are under way then have `GRACE_S`."""
     async with anyio.create_task_group() as tasks:
         security = allowed_headers(settings)
         endpoint = McpEndpoint(PrincipalServers(open_server, security, tasks))
+        authentication = Authentication(tokens)
+        routes = operations.build_routes(authentication, tasks)
         server = HttpServer(
             uvicorn.Config(
-                build_http_app(Authentication(tokens), endpoint, security),
+                build_http_app(authentication, endpoint, routes, security),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -35,16 +35,29 @@ CONFIGURE_MODEL_REMEDY = (
 RecordUsage = Callable[[ModelUsage, float], None]  # the cost of one attempt, and its milliseconds
 
 
+ObserveRequest = Callable[[str, ModelUsage, float], None]  # the same, with the model's name
+
+
 def ignore_usage(used: ModelUsage, duration_ms: float) -> None:
     """Record nothing."""
+
+
+def ignore_request(model: str, used: ModelUsage, duration_ms: float) -> None:
+    """Observe nothing."""
 
 
 class BudgetedModel:
     """Sends messages to the configured model, or to another model of the same backend."""
 
-    def __init__(self, settings: LlmSettings, backend: ModelBackend | None) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        backend: ModelBackend | None,
+        observe_request: ObserveRequest = ignore_request,
+    ) -> None:
         self._settings = settings
         self._backend = backend
+        self._observe_request = observe_request
         self._token_prices: dict[str, TokenPrices] = {}
 
     @property
@@ -89,11 +102,16 @@ class BudgetedModel:
             timeout_s=self._settings.timeout_s,
             schema=schema,
         )
+
+        def record(used: ModelUsage, duration_ms: float) -> None:
+            record_usage(used, duration_ms)
+            self._observe_request(model, used, duration_ms)
+
         failed_usage = ModelUsage()
         async with nullcontext() if self.is_client_model else budget.request_slot():
             for attempt in range(self._settings.retries + 1):
                 try:
-                    completion = await self._complete_once(send, max_usage, budget, record_usage)
+                    completion = await self._complete_once(send, max_usage, budget, record)
                     return replace(completion, usage=failed_usage + completion.usage)
                 except ModelFailed as failure:
                     if attempt == self._settings.retries or not is_worth_retrying(failure):

@@ -21,7 +21,7 @@ from ...journal.store import Journal
 from ..json_schemas import check_schema
 from ..model_requests import Completion, Messages, ModelUsage, UsageData
 from .budget_accounts import AccountRegistry, BudgetAccount
-from .budgeted_model import BudgetedModel
+from .budgeted_model import BudgetedModel, ObserveRequest, ignore_request
 from .client_model import ClientModel
 from .model_backend import ModelBackend, ModelRequest, ModelResponse
 from .structured_answers import answer_request
@@ -122,10 +122,11 @@ class ModelService:
         journal: Journal,
         backend: ModelBackend | None,
         resolve_data: ResolveData = nullcontext,
+        observe_request: ObserveRequest = ignore_request,
     ) -> None:
         self._settings = settings
         self._resolve_data = resolve_data  # yields the data of a request, reads a reference
-        self._model = BudgetedModel(settings, backend)
+        self._model = BudgetedModel(settings, backend, observe_request)
         self._accounts = AccountRegistry(settings, journal)
 
     async def handle_call(self, target: str, args: dict[str, Any]) -> Any:

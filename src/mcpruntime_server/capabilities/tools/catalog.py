@@ -279,6 +279,12 @@ class Catalog:
         tool = self._find_known_tool(target)
         return tool is not None and tool.is_destructive
 
+    def name_target(self, target: str) -> tuple[str, str]:
+        """Return the server and the tool that `target` names, each "" if it is unknown."""
+        name = (*target.split(".", 2), "")[1]
+        tool = self._find_known_tool(target)
+        return name if name in self._servers else "", tool.shim.function_name if tool else ""
+
     def schema_digest(self, tool: str) -> str:
         """Return the digest of the schemas of a tool ("git.git_log"), or "" if it is unknown."""
         known = self._find_known_tool(f"tools.{tool}")
