@@ -66,6 +66,7 @@ from .server.agent_runs import open_agent_run_session
 from .server.delivery import DeliveryCursor, FindCursor
 from .server.mcp_server import build_mcp_server
 from .server.question_pages import max_question_chars
+from .server.run_starter import RunStarter
 from .server.stdio_transport import open_stdio_streams
 from .service.access_tokens import TokenStore
 
@@ -426,7 +427,8 @@ async def serve_http(
     config: Config, is_stopping: anyio.Event, listener: socket.socket, tokens: TokenStore | None
 ) -> None:
     """Serve MCP over HTTP until `is_stopping` is set; without `tokens`, to everybody."""
-    from .service.http_service import serve_http as serve  # which stdio does not need
+    from .service.api import Api  # which stdio does not need
+    from .service.http_service import serve_http as serve
     from .service.metrics import RuntimeMetrics, create_registry
     from .service.operations import Operations
 
@@ -449,7 +451,11 @@ async def serve_http(
             lambda: [each.status.state for each in app.catalog.upstreams.values()],
             config.http.metrics_token.get_secret_value(),
         )
-        await serve(app.open_mcp_server, config.http, listener, tokens, operations, is_stopping)
+        starter = RunStarter(config.sandbox, app.runtime, app.inputs)
+        api = Api(config, app.runtime, starter, is_stopping)
+        await serve(
+            app.open_mcp_server, api, config.http, listener, tokens, operations, is_stopping
+        )
         tasks.cancel_scope.cancel()
 
 

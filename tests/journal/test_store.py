@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
-from mcpruntime_server.journal import Journal, StoredEvent, open_journal, schema, store
+from mcpruntime_server.journal import Journal, open_journal, schema, store
 from mcpruntime_server.journal.events import (
     CallFinished,
     Event,
@@ -251,53 +251,23 @@ async def test_a_released_session_can_be_claimed_by_another_server(
 # watching -----------------------------------------------------------------------------------------
 
 
-async def test_a_tail_yields_new_events_as_they_are_appended(journal: Journal) -> None:
-    journal.append("s_1", OutputWritten("stdout", "earlier"))
-    with anyio.fail_after(5), journal.tail_events("s_1") as stream:
-        given = [journal.append("s_1", event) for event in printed("a", "b")]
-        assert [await anext(stream), await anext(stream)] == given
+async def test_an_appended_event_wakes_all_who_wait_for_a_change(journal: Journal) -> None:
+    first, second = journal.next_change("s_1"), journal.next_change("s_1")
+    assert first is second
+    assert not first.is_set()
+    journal.append("s_1", OutputWritten("stdout", "a"))
+    assert first.is_set()
+    assert not journal.next_change("s_1").is_set()
 
 
-async def test_a_tail_from_a_sequence_number_misses_and_repeats_nothing(journal: Journal) -> None:
-    seen: list[StoredEvent] = []
-
-    async def follow() -> None:
-        with journal.tail_events("s_1", after=0) as stream:
-            async for stored in stream:
-                seen.append(stored)
-                if stored.sequence == 2000:
-                    return
-
-    for number in range(1000):
-        journal.append("s_1", OutputWritten("stdout", str(number)))
-    with anyio.fail_after(30):
-        async with anyio.create_task_group() as group:
-            group.start_soon(follow)
-            for number in range(1000):
-                journal.append("s_1", OutputWritten("stdout", str(number)))
-                if number % 7 == 0:
-                    await anyio.lowlevel.checkpoint()
-    assert [stored.sequence for stored in seen] == list(range(1, 2001))
-
-
-async def test_a_tail_that_fell_behind_reads_what_it_missed(journal: Journal) -> None:
-    with anyio.fail_after(30), journal.tail_events("s_1") as stream:
-        given = [
-            journal.append("s_1", OutputWritten("stdout", str(number))) for number in range(3000)
-        ]
-        assert [await anext(stream) for _ in given] == given
-
-
-async def test_a_tail_ends_with_the_journal(tmp_path: Path) -> None:
-    seen = []
-    async with open_journal(tmp_path) as journal:
-        await journal.create_session("s_1", None, "me")
-        with journal.tail_events("s_1") as stream:
-            journal.append("s_1", OutputWritten("stdout", "last"))
-            await journal._close()
-            with anyio.fail_after(5):
-                seen = [stored.event async for stored in stream]
-    assert seen == printed("last")
+async def test_events_of_a_run_are_loaded_as_far_as_they_are_taken(journal: Journal) -> None:
+    journal.append("s_1", started("r_1"), "r_1")
+    for number in range(100):
+        journal.append("s_1", OutputWritten("stdout", str(number)), "r_1")
+    taken = await journal.scan_run_events(
+        "r_1", 10, lambda _, events: [next(events) for _ in range(3)]
+    )
+    assert [stored.sequence for stored in taken] == [11, 12, 13]
 
 
 # damage -------------------------------------------------------------------------------------------

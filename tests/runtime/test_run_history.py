@@ -11,7 +11,6 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import InvalidRequest, NotFound
-from mcpruntime_server.journal.events import CallStarted
 from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.runtime import run_history, time_travel
 from mcpruntime_server.runtime.call_journal import LedgerEntry
@@ -104,10 +103,9 @@ async def test_an_unfinished_run_is_reported_so_far(runtime: tuple[Runtime, Jour
     run = session.start_run(
         f"{CALL}print('so far', flush=True)\nhost.call('t.hang', {{'n': 1}})", 30
     )
-    with anyio.fail_after(30), runtime[1].tail_events(session.id, after=0) as watch:
-        async for stored in watch:
-            if isinstance(stored.event, CallStarted):
-                break
+    with anyio.fail_after(30):
+        while not run.calls.ledger:
+            await runtime[1].next_change(session.id).wait()
         while not run.output.stream_text("stdout"):
             await run.wait_for_update()
     found = await run_history.load_report(runtime[1], run.id)

@@ -95,7 +95,7 @@ async def test_a_request_needs_its_scope_and_no_other(service: HttpService, gran
             challenge = response.headers["WWW-Authenticate"]
             assert 'error="insufficient_scope"' in challenge
             assert f'scope="{needed}"' in challenge
-            assert response.json()["error"] == "insufficient_scope"
+            assert response.json()["code"] == "insufficient_scope"
 
 
 @pytest.mark.parametrize("era", ERAS)

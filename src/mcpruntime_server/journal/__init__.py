@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .blob_store import BlobStore, BlobWriter
-from .event_tail import EventTail
 from .rows import RunRow, SessionRow, StoredEvent
 from .server_lease import ServerLease
 from .store import Durability, Journal, open_journal
@@ -12,7 +11,6 @@ __all__ = [
     "BlobStore",
     "BlobWriter",
     "Durability",
-    "EventTail",
     "Journal",
     "RunRow",
     "ServerLease",

@@ -262,12 +262,22 @@ def load_events(
     values: tuple[Any, ...],
     damage: list[str] | None = None,
 ) -> list[StoredEvent]:
-    """Return the events that `query` selects.
+    """Return the events that `query` selects; raises as `iter_events` does."""
+    return list(iter_events(connection, blobs, query, values, damage))
+
+
+def iter_events(
+    connection: Connection,
+    blobs: BlobStore,
+    query: str,
+    values: tuple[Any, ...],
+    damage: list[str] | None = None,
+) -> Iterator[StoredEvent]:
+    """Yield the events that `query` selects.
 
     Raises `JournalFailed` if an event is damaged. With `damage`, the problem is added there
-    instead, and the event is returned with the fields that can be read, or left out.
+    instead, and the event is yielded with the fields that can be read, or left out.
     """
-    loaded = []
     for session_id, sequence, run_id, at, kind, body, large in connection.execute(query, values):
         where = f"Event {sequence} of session {session_id!r} in {blobs.root.parent}"
         try:
@@ -278,8 +288,7 @@ def load_events(
                 raise JournalFailed(message, remedy="The other events can still be read.") from exc
             damage.append(message)
         else:
-            loaded.append(StoredEvent(session_id, sequence, run_id, at, event))
-    return loaded
+            yield StoredEvent(session_id, sequence, run_id, at, event)
 
 
 def _join_large_fields(
@@ -359,6 +368,24 @@ def iter_call_results(
             continue
         if target is not None and fields.get("error") is None:
             yield CallResult(run_id, call_id, target, fields.get("value"))
+
+
+def load_open_calls(connection: Connection, run_id: str, until: int) -> dict[int, str]:
+    """Return the targets of the calls in a run's ledger that are open after event `until`."""
+    query = """
+        SELECT kind, json_extract(body, '$.call_id'), json_extract(body, '$.target'),
+            coalesce(json_extract(body, '$.in_ledger'), 1)
+        FROM runs JOIN events ON events.session_id = runs.session_id AND run_id = runs.id
+            AND sequence BETWEEN first_sequence AND ?2
+            AND kind IN ('call_started', 'call_finished')
+        WHERE runs.id = ?1 ORDER BY sequence"""
+    calls: dict[int, str] = {}
+    for kind, call_id, target, in_ledger in connection.execute(query, (run_id, until)):
+        if kind == "call_finished":
+            calls.pop(call_id, None)
+        elif in_ledger:
+            calls[call_id] = str(target)
+    return calls
 
 
 def load_call_texts(connection: Connection, session_id: str, run_id: str, target: str) -> list[str]:

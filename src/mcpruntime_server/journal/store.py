@@ -8,8 +8,8 @@ returned, and the loss of the machine when a later `sync` has, if the durability
 Rule 3: all writes go through one `JournalWriter`. Reads use connections of their own in worker
 threads, and see everything that was appended before them.
 Rule 4: several servers may share the folder; any of them can claim a dead server's sessions.
-Rule 5: with the durability "disk", no read and no tail of this server shows the end of a run before
-the disk has it. Another process may see it some milliseconds earlier.
+Rule 5: with the durability "disk", no read of this server shows the end of a run before the disk
+has it. Another process may see it some milliseconds earlier.
 It does not know sandboxes, tools or requests.
 """
 
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection, Error
 from typing import Any, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio import to_thread
@@ -33,7 +34,6 @@ from mcpruntime_server.errors import JournalFailed, JournalLimitReached, NotFoun
 from . import mutations, queries
 from .blob_store import BlobStore
 from .disk_sync import LogSync, sync_folder
-from .event_tail import EventTail, push_to_all
 from .events import (
     KIND_BY_CLASS,
     CallFinished,
@@ -172,7 +172,7 @@ class Journal:
         self._writer = JournalWriter(connection, connect_nonblocking(self._path), self._path)
         self._idle_readers: list[Connection] = []
         self._last_sequences: dict[str, int] = {}  # of the sessions that this server owns
-        self._tails: defaultdict[str, set[EventTail]] = defaultdict(set)
+        self._changes: WeakValueDictionary[str, anyio.Event] = WeakValueDictionary()
         self._log = log  # None: what is committed is durable enough
         self._ends_appended = 0  # of runs
         self._ends_synced = 0
@@ -210,7 +210,9 @@ class Journal:
         self._enqueue_event(stored, text)
         if isinstance(event, RunFinished):
             self._ends_appended += 1
-        push_to_all(self._tails.get(session_id, ()), stored)
+        changed = self._changes.pop(session_id, None)
+        if changed is not None:
+            changed.set()
         return stored
 
     def check_room(self, session_id: str) -> None:
@@ -497,26 +499,44 @@ class Journal:
         """Return what code reported about the skills that it used."""
         return await self.read(queries.load_skill_uses)
 
-    @contextmanager
-    def tail_events(self, session_id: str, after: int | None = None) -> Iterator[EventTail]:
-        """Follow the events of a session: the recorded ones above `after`, if given, then new ones.
+    async def scan_run_events(
+        self, run_id: str, after: int, work: Callable[[RunRow, Iterator[StoredEvent]], T]
+    ) -> T:
+        """Run `work` in a worker thread on a run and its events with numbers above `after`.
 
-        New events are seen only if this server owns the session.
+        The iterator loads no more than `work` takes. Damaged events are left out. Raises
+        `NotFound`.
         """
-        start = self._last_sequences.get(session_id, 0) if after is None else after
-        tail = EventTail(
-            lambda sequence, limit: self.load_events(session_id, after=sequence, limit=limit),
-            self._sync_ends,
-            start,
-            is_behind=after is not None,
-        )
-        self._tails[session_id].add(tail)
-        try:
-            yield tail
-        finally:
-            self._tails[session_id].discard(tail)
-            if not self._tails[session_id]:
-                del self._tails[session_id]
+
+        def scan(rows: Connection) -> T:
+            run = queries.load_run(rows, run_id)
+            values = (run.session_id, after, run_id, -1, None)
+            query = queries.SELECT_SESSION_EVENTS
+            return work(run, queries.iter_events(rows, self.blobs, query, values, []))
+
+        return await self.read(scan)
+
+    async def load_open_calls(self, run_id: str, until: int) -> dict[int, str]:
+        """Return the targets of the calls in a run's ledger that are open after event `until`."""
+        return await self.read(lambda rows: queries.load_open_calls(rows, run_id, until))
+
+    async def load_last_sequence(self, session_id: str) -> int:
+        """Return the number of the last event of a session, 0 if it has none."""
+        return await self.read(lambda rows: queries.last_sequence(rows, session_id))
+
+    def next_change(self, session_id: str) -> anyio.Event:
+        """Return what is set when this server appends the next event to a session.
+
+        Keep it while it is needed. Events that another server appends do not set it.
+        """
+        changed = self._changes.get(session_id)
+        if changed is None:
+            changed = self._changes[session_id] = anyio.Event()
+        return changed
+
+    def owns_session(self, session_id: str) -> bool:
+        """Return whether this server appends to a session."""
+        return session_id in self._last_sequences
 
     # blobs and connections ------------------------------------------------------------------
 
@@ -565,9 +585,6 @@ class Journal:
             raise NotFound("There is nothing of that name: it is not valid text.") from None
 
     async def _close(self) -> None:
-        for tails in self._tails.values():
-            for tail in tails:
-                tail.close()
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             for session_id in list(self._last_sequences):
                 try:

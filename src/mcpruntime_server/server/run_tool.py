@@ -15,7 +15,6 @@ import anyio
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, InputRequiredResult
 
-from ..capabilities.inputs.sources import resolve_context
 from ..capabilities.inputs.store import InputStore
 from ..capabilities.skills.auto_save import AutoSaver
 from ..config import Config
@@ -39,6 +38,7 @@ from .permissions import may_approve
 from .result_format import RunResult, build_run_result, run_call_result
 from .run_lookup import UNDER_WAY, RunLookup
 from .run_progress import register_watcher, wait_for_run, wants_progress
+from .run_starter import RunStarter
 from .session_resolver import SessionResolver
 
 IDEMPOTENCY_KEY_META = "mcpruntime/idempotency-key"  # in `_meta`: names the request
@@ -69,7 +69,7 @@ class RunToolHandler:
         self._config = config
         self._runtime = runtime
         self._sessions = sessions
-        self._inputs = inputs
+        self._starter = RunStarter(config.sandbox, runtime, inputs)
         self._auto_saver = auto_saver
 
     async def start_run(
@@ -93,20 +93,14 @@ class RunToolHandler:
             if previous is not None:
                 return previous
         found = await self._sessions.resolve_session(handle, ctx)
-        inputs = None
-        if context is not None:
-            with found.keep_open():
-                await self._runtime.wait_for_files(found.id)
-                inputs = await resolve_context(self._inputs, context, found.tip)
-        limit_s = timeout_s or self._config.sandbox.timeout_s
-        most_s = self._config.sandbox.max_timeout_s
-        if timeout_s is not None and timeout_s > most_s:
-            raise InvalidRequest(
-                f"A run may take at most {most_s:g} s, and {timeout_s:g} s were requested.",
-                remedy="Do it in several runs, or raise `max_timeout_s` under [sandbox].",
-            )
-        run = found.start_run(
-            code, limit_s, key, detached=background, dry_run=dry_run, context=inputs
+        run = await self._starter.start_run(
+            found,
+            code,
+            timeout_s,
+            key,
+            detached=background,
+            dry_run=dry_run,
+            context=context,
         )
         if self._runtime.is_stopping:
             run.release_requests()

@@ -19,7 +19,7 @@ from mcp.server.auth.provider import AccessToken as SdkAccessToken
 from starlette.authentication import AuthCredentials
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import request_response
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as RequestScope
@@ -28,6 +28,7 @@ from ..config.scopes import SCOPES, Scope, order_scopes
 from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited
 from ..journal.rows import LOCAL_PRINCIPAL
 from .access_tokens import TokenStore
+from .problems import build_problem, problem_response
 
 CALLER_KEY = "mcpruntime_server.caller"  # of the ASGI scope of a request
 BEARER = "bearer"
@@ -89,8 +90,7 @@ class Authentication:
             headers["WWW-Authenticate"] = self._challenge(error)
         if isinstance(error, RateLimited):
             headers["Retry-After"] = str(max(1, round(error.retry_after_s + 0.5)))
-        body = {"error": error.code, "error_description": str(error)}
-        return JSONResponse(body, error.http_status, headers)
+        return problem_response(build_problem(error), headers)
 
     def _challenge(self, error: McpRuntimeError) -> str:
         parts = [f'error="{error.code}"', f'error_description="{error.message}"']

@@ -10,14 +10,18 @@ import anyio
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 
 from ..config import HttpSettings
 from .access_tokens import TokenStore
+from .api import Api
+from .api_routes import build_api_routes
 from .authentication import Authentication
 from .mcp_endpoint import McpEndpoint, OpenMcpServer, PrincipalServers
 from .operations import Operations
+from .problems import handle_http_exception
 from .request_checks import RequestChecks, allowed_headers
 
 MCP_PATH = "/mcp"
@@ -29,12 +33,15 @@ MAX_CONNECTIONS = 1_000  # at once; the next ones get 503
 def build_http_app(
     authentication: Authentication,
     mcp: McpEndpoint,
-    operations: Sequence[BaseRoute],
+    others: Sequence[BaseRoute],
     security: TransportSecuritySettings,
 ) -> Starlette:
     """Return the application with all of its routes."""
-    routes: Sequence[BaseRoute] = [Route(MCP_PATH, authentication.protect(mcp)), *operations]
-    return Starlette(routes=routes, middleware=[Middleware(RequestChecks, security)])
+    return Starlette(
+        routes=[Route(MCP_PATH, authentication.protect(mcp)), *others],
+        middleware=[Middleware(RequestChecks, security)],
+        exception_handlers={HTTPException: handle_http_exception},
+    )
 
 
 class HttpServer(uvicorn.Server):
@@ -48,6 +55,7 @@ class HttpServer(uvicorn.Server):
 
 async def serve_http(
     open_server: OpenMcpServer,
+    api: Api,
     settings: HttpSettings,
     listener: socket.socket,
     tokens: TokenStore | None,
@@ -59,7 +67,10 @@ async def serve_http(
         security = allowed_headers(settings)
         endpoint = McpEndpoint(PrincipalServers(open_server, security, tasks))
         authentication = Authentication(tokens)
-        routes = operations.build_routes(authentication, tasks)
+        routes = [
+            *operations.build_routes(authentication, tasks),
+            *build_api_routes(api, authentication),
+        ]
         server = HttpServer(
             uvicorn.Config(
                 build_http_app(authentication, endpoint, routes, security),

@@ -1,0 +1,105 @@
+"""Server-sent events: the response that streams a run until its end.
+
+A client that stops reading stops its own stream: nothing is read for it until there is room in the
+buffers of its connection. A client that leaves ends its stream only; the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..errors import McpRuntimeError
+from .problems import build_problem
+from .run_events import EncodedEvent, format_event_id
+from .run_feed import RunFollower
+
+EVENT_STREAM_TYPE = "text/event-stream"
+HEARTBEAT_S = 15.0  # without an event; proxies close silent connections after 30 to 60 s
+RETRY_MS = 1_000  # before a client that has lost its connection comes back
+MAX_STREAM_S = 3_600.0  # then it comes back, and shows its token again
+STREAM_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx passes every event on at once
+    "X-Content-Type-Options": "nosniff",
+}
+HEARTBEAT = b": heartbeat\n\n"
+
+
+class EventStreamResponse(Response):
+    """Streams the events of run `run_id` until its end, or until the server stops."""
+
+    media_type = EVENT_STREAM_TYPE
+
+    def __init__(
+        self,
+        run_id: str,
+        follower: RunFollower,
+        is_stopping: anyio.Event,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(None, headers={**STREAM_HEADERS, **headers})
+        del self.headers["content-length"]
+        self._run_id = run_id
+        self._follower = follower
+        self._is_stopping = is_stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events as they happen."""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.cancel_scope.deadline = anyio.current_time() + MAX_STREAM_S
+            tasks.start_soon(self._cancel_when_left, receive, tasks.cancel_scope)
+            tasks.start_soon(self._cancel_when_stopping, tasks.cancel_scope)
+            await self._send_events(send)
+            tasks.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_events(self, send: Send) -> None:
+        await send_chunk(send, f"retry: {RETRY_MS}\n\n".encode())
+        while True:
+            with anyio.move_on_after(HEARTBEAT_S) as quiet:
+                try:
+                    events = await self._follower.next_events()
+                except McpRuntimeError as exc:
+                    problem = build_problem(exc).model_dump_json()
+                    await send_chunk(send, f"event: error\ndata: {problem}\n\n".encode())
+                    return
+            if quiet.cancelled_caught:
+                await send_chunk(send, HEARTBEAT)
+            elif events:
+                await send_chunk(send, encode_events(self._run_id, events))
+            else:
+                return
+
+    async def _cancel_when_left(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def _cancel_when_stopping(self, scope: anyio.CancelScope) -> None:
+        await self._is_stopping.wait()
+        scope.cancel()
+
+
+async def send_chunk(send: Send, body: bytes) -> None:
+    """Send a part of a stream; returns when there is room for the next one."""
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def encode_events(run_id: str, events: Iterable[EncodedEvent]) -> bytes:
+    """Return events in the format of a stream."""
+    return b"".join(
+        b"id: %s\nevent: %s\ndata: %s\n\n"
+        % (format_event_id(run_id, each.position).encode(), each.type.encode(), each.data)
+        for each in events
+    )
