@@ -7,7 +7,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -15,7 +15,7 @@ from contextlib import (
     redirect_stdout,
 )
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ from .capabilities.llm.model_service import ModelService, select_backend
 from .capabilities.policy import Policy
 from .capabilities.skills.descriptions import SkillDescriber
 from .capabilities.skills.guides import GuideFolders
-from .capabilities.skills.library import SkillLibrary
+from .capabilities.skills.library import SkillLibrary, retire_unused_skills
+from .capabilities.skills.model import Skill
 from .capabilities.skills.saving import SkillSaver
-from .capabilities.skills.store import SkillStore
+from .capabilities.skills.store_registry import StoreRegistry
 from .capabilities.tools.catalog import Catalog, UpstreamReport, open_catalog
 from .capabilities.tools.catalogue_cache import CatalogueCache
 from .capabilities.tools.input_resources import UpstreamResources
@@ -47,7 +48,7 @@ from .config.file_modes import find_shared_folders, make_private
 from .config.shell_commands import format_command
 from .errors import McpRuntimeError, Unavailable
 from .journal import server_lease
-from .journal.principals import GATE_PRINCIPAL
+from .journal.call_scope import current_call_scope
 from .journal.retention import collect_garbage
 from .journal.rows import LOCAL_PRINCIPAL
 from .journal.server_lease import ServerLease
@@ -125,8 +126,7 @@ class App:
     config: Config
     journal: Journal
     catalog: Catalog
-    library: SkillLibrary
-    saver: SkillSaver
+    find_saver: Callable[[str], SkillSaver]
     providers: KnowledgeService
     backend: Backend
     inputs: InputStore
@@ -134,11 +134,12 @@ class App:
 
     async def open_mcp_server(self, principal: str, find_cursor: FindCursor) -> MCPServer[Any]:
         """Return the MCP server through which a principal uses this one."""
+        saver = self.find_saver(principal)
         return build_mcp_server(
             self.config,
             self.runtime,
-            self.library,
-            self.saver,
+            saver.library,
+            saver,
             self.providers,
             self.catalog.package_names(),
             self.inputs,
@@ -147,7 +148,7 @@ class App:
             is_isolated=self.backend.is_isolated,
             python=await self.runtime.name_python(),
             signatures=await self.catalog.describe_briefly(),
-            skills_sentence=await skills_sentence(self.library),
+            skills_sentence=await skills_sentence(saver.library),
         )
 
 
@@ -211,12 +212,16 @@ async def open_app(
                 config.server.export_dir, journal, config.sandbox.workspace_mb * MB
             )
             guides = GuideFolders(config.skills.folders)
-            library = SkillLibrary(
-                SkillStore(config.skills.folder, config.skills.trusted_keys),
-                journal,
-                catalog.schema_digest,
-                guides,
-            )
+            stores = StoreRegistry(config.skills.folder, config.skills.trusted_keys)
+
+            @cache
+            def find_library(principal: str) -> SkillLibrary:
+                return SkillLibrary(principal, stores, journal, catalog.schema_digest, guides)
+
+            async def answer_skill_call(target: str, args: dict[str, Any]) -> Any:
+                library = find_library(current_call_scope().principal)
+                return await library.handle_call(target, args)
+
             describer = None
             if config.skills.describe == "model":
                 describer = SkillDescriber(models.ask_for_session, config.llm.model)
@@ -237,7 +242,7 @@ async def open_app(
                     UPLOADS_PREFIX: Route(
                         exporter.handle_upload, lambda _: "read", is_listed=False
                     ),
-                    "skills": Route(library.handle_call, lambda _: "read", is_listed=False),
+                    "skills": Route(answer_skill_call, lambda _: "read", is_listed=False),
                     "llm": Route(models.handle_call, lambda _: "read", is_billed=True),
                     "knowledge": Route(
                         providers.handle_call,
@@ -254,7 +259,8 @@ async def open_app(
                 anyio.create_task_group() as background,
             ):
                 background.start_soon(sweep_leftovers, backend, config.server.export_dir)
-                background.start_soon(maintain_stores, journal, library, config.server)
+                retire_skills = partial(retire_unused_skills, stores, find_library)
+                background.start_soon(maintain_stores, journal, retire_skills, config.server)
                 async with open_runtime(
                     config.server,
                     config.sandbox,
@@ -270,8 +276,13 @@ async def open_app(
                     find_fetchers=catalog.find_fetchers,
                     observers=observers,
                 ) as runtime:
-                    open_trial = partial(open_scratch_runner, runtime, GATE_PRINCIPAL)
-                    saver = SkillSaver(library, journal, packages, open_trial, describer)
+
+                    @cache
+                    def find_saver(principal: str) -> SkillSaver:
+                        open_trial = partial(open_scratch_runner, runtime, principal)
+                        library = find_library(principal)
+                        return SkillSaver(library, journal, packages, open_trial, describer)
+
                     open_session = partial(open_agent_run_session, runtime, config)
                     agents = SubAgents(models.open_agent_model, open_session, inputs)
                     router.add_route(
@@ -286,8 +297,7 @@ async def open_app(
                         config=config,
                         journal=journal,
                         catalog=catalog,
-                        library=library,
-                        saver=saver,
+                        find_saver=find_saver,
                         providers=providers,
                         backend=backend,
                         inputs=inputs,
@@ -371,7 +381,9 @@ async def resume_interrupted_runs(runtime: Runtime) -> None:
 
 
 async def maintain_stores(
-    journal: Journal, library: SkillLibrary, settings: ServerSettings
+    journal: Journal,
+    retire_skills: Callable[[], Awaitable[list[Skill]]],
+    settings: ServerSettings,
 ) -> None:
     """Keep the journal within its limits of age and size, and retire unused skills."""
     await anyio.sleep(MAINTENANCE_DELAY_S)
@@ -387,7 +399,7 @@ async def maintain_stores(
         except McpRuntimeError as exc:
             logger.warning("could not remove old sessions from the journal: %s", exc)
         try:
-            for skill in await library.retire_unused():
+            for skill in await retire_skills():
                 logger.info("retired the skill %s: %s", skill.id, " ".join(skill.reasons))
         except McpRuntimeError as exc:
             logger.warning("could not retire unused skills: %s", exc)
@@ -474,7 +486,7 @@ async def release_when_set(event: anyio.Event, runtime: Runtime) -> None:
 async def skills_sentence(library: SkillLibrary) -> str:
     """Return a sentence about the skills that exist, with the names of the best ones."""
     try:
-        count = await library.count_available()
+        count = len(await library.list_available())
         best = [skill.name for skill in await library.search("", MAX_NAMED_SKILLS)]
     except McpRuntimeError as exc:
         logger.warning("could not read the skills: %s", exc)

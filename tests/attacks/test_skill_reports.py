@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mcpruntime_server.capabilities.skills.guides import GuideFolders
 from mcpruntime_server.capabilities.skills.library import SkillLibrary
-from mcpruntime_server.capabilities.skills.store import SkillStore
+from mcpruntime_server.capabilities.skills.store_registry import StoreRegistry
 from mcpruntime_server.capabilities.skills.usage import MIN_FAILING_SESSIONS, count_uses
 from mcpruntime_server.journal.events import CallStarted, RunStarted
 from mcpruntime_server.journal.store import Journal, open_journal
@@ -48,8 +49,9 @@ async def test_no_run_has_a_skill_retired(tmp_path: Path) -> None:
         shown = await server.client.call_tool("list_skills", {"name": "shout"})
         assert "runs that used it: 7, failed: 7." in getattr(shown.content[0], "text", "")
     async with open_journal(tmp_path / "data") as journal:
-        library = SkillLibrary(SkillStore(tmp_path / "skills_store"), journal, lambda _: "")
-        record = (await library.usage_records())["shout", 1]
+        stores = StoreRegistry(tmp_path / "skills_store")
+        library = SkillLibrary("local", stores, journal, lambda _: "", GuideFolders())
+        record = await library.find_usage(await library.get("shout"))
         assert (record.uses, record.failing_sessions) == (7, len(FORGERIES))
         assert await library.retire_unused() == []
 
@@ -82,7 +84,8 @@ async def test_sessions_made_of_one_session_share_its_vote(
     for number in range(1, 12):
         made = await report_failure(journal, number, purpose, origin)
         origin = made if is_chain else first
-    record = count_uses(await journal.load_skill_uses())["shout", 1]
+    uses = await journal.load_skill_uses()
+    record = count_uses(uses, lambda principal, _: principal)["local", "shout", 1]
     assert (record.uses, record.failing_sessions) == (12, 1)
 
 

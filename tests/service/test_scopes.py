@@ -198,7 +198,7 @@ def test_a_token_has_only_scopes_that_exist(
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("name", ["local", "LOCAL", "gate"])
+@pytest.mark.parametrize("name", ["local", "LOCAL"])
 def test_a_token_cannot_be_the_local_user_or_a_part_of_the_server(
     service: HttpService, name: str
 ) -> None:

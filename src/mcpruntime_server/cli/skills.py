@@ -23,9 +23,12 @@ from ..capabilities.skills.signing import (
     load_or_create_key,
     public_key_hex,
 )
+from ..capabilities.skills.skill_names import parse_skill_name
 from ..capabilities.skills.store import SkillStore
+from ..capabilities.skills.store_registry import SHARED_FILE, StoreRegistry
 from ..config import Config
 from ..errors import InvalidRequest, Unavailable
+from ..journal.rows import LOCAL_PRINCIPAL
 from .console import ConsoleWriter, create_console, format_time
 from .options import ActionGroup, json_option, pass_config
 from .signals import run_until_signal
@@ -34,6 +37,13 @@ from .terminal_text import print_json, print_text
 RETIRED_REASON = "Retired by hand."
 
 name_argument = click.argument("name", metavar="NAME[@VERSION]")
+name_only_argument = click.argument("name", metavar="NAME")
+principal_option = click.option(
+    "--principal",
+    default=LOCAL_PRINCIPAL,
+    metavar="NAME",
+    help="Whose skills, if not those of the local user.",
+)
 
 
 @click.group("skills", cls=ActionGroup)
@@ -44,9 +54,19 @@ def skills_command() -> None:
     """
 
 
-def open_store(config: Config) -> SkillStore:
-    """Return the store of these settings."""
-    return SkillStore(config.skills.folder, config.skills.trusted_keys)
+def open_stores(config: Config) -> StoreRegistry:
+    """Return the stores of all principals."""
+    return StoreRegistry(config.skills.folder, config.skills.trusted_keys)
+
+
+def open_store(config: Config, principal: str) -> SkillStore:
+    """Return the store of a principal, with the skills that it may change."""
+    return open_stores(config).open_store(principal)
+
+
+def pick_own_version(config: Config, principal: str, name: str) -> Skill:
+    """Return a version that a principal may change; raises `NotFound`, `InvalidRequest`."""
+    return pick_version(open_store(config, principal).all_versions(), name)
 
 
 # reading ------------------------------------------------------------------------------------------
@@ -55,11 +75,13 @@ def open_store(config: Config) -> SkillStore:
 @skills_command.command("list")
 @click.option("--all", "show_all", is_flag=True, help="List drafts and old versions, too.")
 @json_option
+@principal_option
 @pass_config
-def list_command(config: Config, *, show_all: bool, as_json: bool) -> int:
-    """List the skills in use."""
-    store = open_store(config)
-    versions_by_name = store.all_versions()
+def list_command(config: Config, *, principal: str, show_all: bool, as_json: bool) -> int:
+    """List the skills in use, those that others share included."""
+    stores = open_stores(config)
+    versions_by_name = stores.visible_versions(principal)
+    shared = stores.shared_skills()
     listed = list(active_skills(versions_by_name).values())
     if show_all:
         listed = [skill for versions in versions_by_name.values() for skill in versions]
@@ -68,32 +90,44 @@ def list_command(config: Config, *, show_all: bool, as_json: bool) -> int:
     else:
         writer = ConsoleWriter()
         for skill in listed:
-            signature = format_signature(skill.signature)
-            writer.write_line((skill.id, "bold"), f"{signature}  {describe_state(skill.state)}")
+            signature, state = format_signature(skill.signature), describe_state(skill.state)
+            if skill.owner != principal:
+                state += f", shared by {skill.owner}"
+            elif shared.get(skill.name) == principal:
+                state += ", shared"
+            writer.write_line((skill.id, "bold"), f"{signature}  {state}")
             writer.write_line(f"    {skill.summary}")
         if not show_all:
             drafts = sum(versions[-1].state == "draft" for versions in versions_by_name.values())
             counts = f"{len(listed)} in use, drafts: {drafts}"
             writer.write_line(f"{counts}; `skills list --all` has everything.")
-    for folder, problem in store.problems.items():
-        print_text(f"problem: {folder}: {problem}", sys.stderr)
+    problems = {SHARED_FILE: stores.problem} if stores.problem else {}
+    for place, problem in {**stores.open_store(principal).problems, **problems}.items():
+        print_text(f"problem: {place}: {problem}", sys.stderr)
     return 0
 
 
 @skills_command.command("show")
 @name_argument
 @json_option
+@principal_option
 @pass_config
-def show_command(config: Config, *, name: str, as_json: bool) -> int:
+def show_command(config: Config, *, name: str, principal: str, as_json: bool) -> int:
     """Show one version: state, reasons, signature, code."""
-    skill = pick_version(open_store(config).all_versions(), name)
+    stores = open_stores(config)
+    skill = pick_version(stores.visible_versions(principal), name)
     if as_json:
         print_json({**serialize_skill(skill), "source": skill.source})
         return 0
     state, saved = describe_state(skill.state), format_time(skill.saved_at)
     uses = ", ".join(skill.call_targets) or "nothing"
     writer = ConsoleWriter(show_full=True)
-    writer.write_line((skill.id, "bold"), f" is {state}, saved {saved}, from {skill.origin}")
+    origin = f"from {skill.origin}"
+    if skill.owner != principal:
+        origin = f"shared by {skill.owner}"
+    elif stores.shared_skills().get(skill.name) == principal:
+        origin += ", shared"
+    writer.write_line((skill.id, "bold"), f" is {state}, saved {saved}, {origin}")
     for reason in skill.reasons:
         writer.write_line(f"  {reason}")
     writer.write_line(f"{skill.name}{format_signature(skill.signature)}")
@@ -107,10 +141,11 @@ def show_command(config: Config, *, name: str, as_json: bool) -> int:
 @skills_command.command("diff")
 @click.argument("a", metavar="NAME@VERSION")
 @click.argument("b", metavar="NAME@VERSION")
+@principal_option
 @pass_config
-def diff_command(config: Config, *, a: str, b: str) -> int:
+def diff_command(config: Config, *, a: str, b: str, principal: str) -> int:
     """Compare the code of two versions; exit with 1 if it differs."""
-    versions = open_store(config).all_versions()
+    versions = open_stores(config).visible_versions(principal)
     left, right = pick_version(versions, a), pick_version(versions, b)
     left_lines, right_lines = left.source.splitlines(), right.source.splitlines()
     diff = list(difflib.unified_diff(left_lines, right_lines, left.id, right.id, lineterm=""))
@@ -142,19 +177,20 @@ def serialize_skill(skill: Skill) -> dict[str, Any]:
 @skills_command.command("check")
 @click.argument("names", nargs=-1, metavar="[NAME[@VERSION]]...")
 @json_option
+@principal_option
 @pass_config
-def check_command(config: Config, *, names: tuple[str, ...], as_json: bool) -> int:
+def check_command(config: Config, *, names: tuple[str, ...], principal: str, as_json: bool) -> int:
     """Run the gate again, by default on all skills in use or quarantined.
 
     Exits with 1 if one does not pass.
     """
-    versions_by_name = open_store(config).all_versions()
+    versions_by_name = open_store(config, principal).all_versions()
     skills = [pick_version(versions_by_name, name) for name in names]
     if not names:
         newest = [versions[-1] for versions in versions_by_name.values()]
         quarantined = [skill for skill in newest if skill.state == "quarantined"]
         skills = [*active_skills(versions_by_name).values(), *quarantined]
-    checked = run_until_signal(check_versions, config, skills)
+    checked = run_until_signal(check_versions, config, principal, skills)
     if as_json:
         print_json([serialize_skill(skill) for skill in checked])
         return exit_code_of(checked)
@@ -164,24 +200,26 @@ def check_command(config: Config, *, names: tuple[str, ...], as_json: bool) -> i
 @skills_command.command("promote")
 @name_argument
 @click.option(REPLACE_OPTION, is_flag=True, help="Let it take the place of a signed version.")
+@principal_option
 @pass_config
-def promote_command(config: Config, *, name: str, replace_signed: bool) -> int:
+def promote_command(config: Config, *, name: str, principal: str, replace_signed: bool) -> int:
     """Put a draft or a retired version in use, if it passes the gate."""
-    skill = pick_version(open_store(config).all_versions(), name)
+    skill = pick_own_version(config, principal, name)
     if skill.state == "active":
         raise InvalidRequest(f"{skill.id} is in use already.")
     check = partial(
-        check_versions, config, [skill], may_revive=True, replaces_signed=replace_signed
+        check_versions, config, principal, [skill], may_revive=True, replaces_signed=replace_signed
     )
     return report_checked(run_until_signal(check))
 
 
 @skills_command.command("retire")
 @name_argument
+@principal_option
 @pass_config
-def retire_command(config: Config, *, name: str) -> int:
+def retire_command(config: Config, *, name: str, principal: str) -> int:
     """Take a version out of use; code can still import exactly this version."""
-    store = open_store(config)
+    store = open_store(config, principal)
     skill = pick_version(store.all_versions(), name)
     skill = store.set_state(skill, "retired", (RETIRED_REASON,))
     print_text(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} still imports it.")
@@ -194,6 +232,7 @@ def retire_command(config: Config, *, name: str) -> int:
 
 async def check_versions(
     config: Config,
+    principal: str,
     skills: list[Skill],
     *,
     may_revive: bool = False,
@@ -209,7 +248,8 @@ async def check_versions(
         await app.catalog.start_upstreams(servers & set(app.catalog.package_names()))
         console = create_console(sys.stderr)
         tracked = track(skills, "checking", console=console, disable=not console.is_terminal)
-        recheck = partial(app.saver.recheck, may_revive=may_revive, replaces_signed=replaces_signed)
+        saver = app.find_saver(principal)
+        recheck = partial(saver.recheck, may_revive=may_revive, replaces_signed=replaces_signed)
         return [await recheck(skill) for skill in tracked]
 
 
@@ -227,6 +267,39 @@ def exit_code_of(skills: list[Skill]) -> int:
     return 0 if all(skill.state == "active" for skill in skills) else 1
 
 
+# sharing ------------------------------------------------------------------------------------------
+
+
+@skills_command.command("share")
+@name_only_argument
+@principal_option
+@pass_config
+def share_command(config: Config, *, name: str, principal: str) -> int:
+    """Let all principals use a skill and read its code; nobody else can change it."""
+    stores = open_stores(config)
+    skill = pick_own_version(config, principal, name)
+    stores.share_skill(skill)
+    print_text(f"{skill.id} is shared: all principals can import it and read its code.")
+    values = ", ".join(
+        f"{each.name}={each.default}" for each in skill.signature.parameters if each.default
+    )
+    if values:
+        print_text(f"Its code has values of the run that it was made of: {values}.")
+    return 0
+
+
+@skills_command.command("unshare")
+@name_only_argument
+@principal_option
+@pass_config
+def unshare_command(config: Config, *, name: str, principal: str) -> int:
+    """Keep a skill to its owner again."""
+    name = parse_skill_name(name)
+    open_stores(config).unshare_skill(name, principal)
+    print_text(f"{name} is not shared any more. Sessions that have imported it keep it.")
+    return 0
+
+
 # exchange -----------------------------------------------------------------------------------------
 
 
@@ -234,10 +307,11 @@ def exit_code_of(skills: list[Skill]) -> int:
 @name_argument
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.zip")
 @click.option("--force", is_flag=True, help="Replace FILE.zip if it exists.")
+@principal_option
 @pass_config
-def export_command(config: Config, *, name: str, file: Path, force: bool) -> int:
+def export_command(config: Config, *, name: str, file: Path, principal: str, force: bool) -> int:
     """Write a version into a zip, which `skills import` reads elsewhere."""
-    store = open_store(config)
+    store = open_store(config, principal)
     skill = pick_version(store.all_versions(), name)
     try:
         data = pack_skill(skill, store.read_all_files(skill))
@@ -255,8 +329,9 @@ def export_command(config: Config, *, name: str, file: Path, force: bool) -> int
 @skills_command.command("import")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.zip")
 @click.option("--no-check", is_flag=True, help="Leave the skill a draft.")
+@principal_option
 @pass_config
-def import_command(config: Config, *, file: Path, no_check: bool) -> int:
+def import_command(config: Config, *, file: Path, principal: str, no_check: bool) -> int:
     """Import a skill from a zip as a draft, then run the gate on it."""
     try:
         with file.open("rb") as archive:
@@ -264,13 +339,13 @@ def import_command(config: Config, *, file: Path, no_check: bool) -> int:
     except OSError as exc:
         raise Unavailable(f"{file} cannot be read: {exc.strerror}.") from exc
     packages = None if config.sandbox.image else config.sandbox.packages
-    skill, is_known = import_archive(open_store(config), data, packages)
+    skill, is_known = import_archive(open_store(config, principal), data, packages)
     signature = describe_signature(skill, config.skills.trusted_keys)
     print_text(f"{skill.id}: {'here already' if is_known else 'imported'}, {signature}.")
     if no_check or skill.state != "draft":
         print_text(f"{skill.id} is {describe_state(skill.state)}.")
         return 0
-    return report_checked(run_until_signal(check_versions, config, [skill]))
+    return report_checked(run_until_signal(check_versions, config, principal, [skill]))
 
 
 @skills_command.command("sign")
@@ -283,10 +358,11 @@ def import_command(config: Config, *, file: Path, no_check: bool) -> int:
     metavar="FILE",
     help="File of the private key; created if it does not exist.",
 )
+@principal_option
 @pass_config
-def sign_command(config: Config, *, name: str, key_file: Path) -> int:
+def sign_command(config: Config, *, name: str, principal: str, key_file: Path) -> int:
     """Sign a version."""
-    store = open_store(config)
+    store = open_store(config, principal)
     skill = pick_version(store.all_versions(), name)
     key = load_or_create_key(key_file)
     skill = store.set_signature(skill, create_signature(skill, key), public_key_hex(key))

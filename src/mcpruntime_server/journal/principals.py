@@ -1,9 +1,9 @@
 """Principals: who owns sessions, runs and files, as one text that cannot be mistaken.
 
-There are three kinds, which differ in their form. The local user and the server's own parts have
-reserved names. A user with one of the server's own tokens is the name that the token was made for.
-A user of an OAuth issuer is `ISSUER#SUBJECT`, so that the "alice" of an issuer is not the "alice"
-of a token, nor that of another issuer.
+There are three kinds, which differ in their form. The local user has a reserved name. A user with
+one of the server's own tokens is the name that the token was made for. A user of an OAuth issuer is
+`ISSUER#SUBJECT`, so that the "alice" of an issuer is not the "alice" of a token, nor that of
+another issuer.
 
 A principal is safe to display: printable ASCII without spaces and quotes. It is not safe as the
 name of a file, because names differ in case only and subjects are long: use `principal_file_name`.
@@ -17,8 +17,7 @@ from urllib.parse import quote
 
 from .rows import LOCAL_PRINCIPAL
 
-GATE_PRINCIPAL = "gate"  # owns the sessions in which skills are tested
-RESERVED_NAMES = frozenset({LOCAL_PRINCIPAL, GATE_PRINCIPAL})  # compared without case
+RESERVED_NAMES = frozenset({LOCAL_PRINCIPAL})  # compared without case
 TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
 MAX_SUBJECT_CHARS = 255  # as OpenID Connect has it
 SUBJECT_SAFE = "@:/+=,!~"  # of a subject; the others are percent-encoded, "#" and "%" among them

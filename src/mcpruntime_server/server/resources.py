@@ -156,7 +156,7 @@ class SkillsExtension(Extension):
         self, ctx: ServerRequestContext[Any, Any], params: PaginatedRequestParams
     ) -> dict[str, Any]:
         cursor = params.cursor or ""
-        names = sorted(name for name in await self._library.available_names() if name > cursor)
+        names = sorted(name for name in await self._library.list_available() if name > cursor)
         skills: list[dict[str, Any]] = []
         remaining_chars = MAX_PAGE_CHARS
         last = ""

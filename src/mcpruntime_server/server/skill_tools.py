@@ -66,7 +66,7 @@ class SkillToolHandler:
         if name is not None:
             return await self._show_skill(name)
         found = await self._library.search(query or "", MAX_LISTED_SKILLS)
-        count = await self._library.count_available()
+        count = len(await self._library.list_available())
         lines = [skill_line(skill) for skill in found]
         if count == 0:
             lines = ["There are no skills yet."]
@@ -79,13 +79,11 @@ class SkillToolHandler:
         )
 
     async def _show_skill(self, name: str) -> CallToolResult:
-        guides = await self._library.load_guides()
-        if guide := guides.get(name.strip().replace("-", "_")):
+        if guide := await self._library.find_guide(name.strip().replace("-", "_")):
             return build_guide_result(guide, self._max_chars)
         skill = await self._library.get(name)
-        records = await self._library.usage_records()
-        record = records.get((skill.name, skill.version), UsageRecord())
-        return build_skill_result(skill, record, self._max_chars)
+        usage = await self._library.find_usage(skill)
+        return build_skill_result(skill, usage, self._principal, self._max_chars)
 
     async def save_skill(
         self, run: str | None, code: str | None, name: str | None, description: str | None
@@ -144,13 +142,18 @@ def limit_text(text: str, max_chars: int, rest_code: str) -> str:
     return f"{text[:max_chars]}\n[{omitted:,} more characters; in run_code: {rest_code}]"
 
 
-def build_skill_result(skill: Skill, record: UsageRecord, max_chars: int) -> CallToolResult:
-    """Return everything about a skill."""
+def build_skill_result(
+    skill: Skill, record: UsageRecord, principal: str, max_chars: int
+) -> CallToolResult:
+    """Return everything that a principal may know about a skill."""
     print_rest = f"print(inspect.getsource(skills.{skill.name}.v{skill.version})[{max_chars}:])"
     source = limit_text(skill.source, max_chars, f"import inspect, skills; {print_rest}")
     targets = skill.call_targets
+    cases = f"recorded cases: {len(skill.cases)}"
+    if skill.owner != principal:
+        cases = f"{skill.owner} shares it"
     lines = [
-        f"{skill.id} is {describe_state(skill.state)}; recorded cases: {len(skill.cases)}; "
+        f"{skill.id} is {describe_state(skill.state)}; {cases}; "
         f"runs that used it: {record.uses}, failed: {record.uses - record.successes}.",
         *skill.reasons,
         skill_line(skill),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from itertools import count
 
 import pytest
 
@@ -20,7 +20,7 @@ from mcpruntime_server.capabilities.skills.usage import (
 from mcpruntime_server.journal.rows import SkillUseRow
 
 NOW = time.time()
-numbers = count()
+numbers = itertools.count()
 
 
 def use(
@@ -45,12 +45,21 @@ def failures_of_days(principals: tuple[str, ...] = ("local",)) -> list[SkillUseR
     ]
 
 
+def count(uses: list[SkillUseRow], *, is_shared: bool = False) -> UsageRecord:
+    """Return the record of the skill `tag` of the local user."""
+    if is_shared:
+        found = count_uses(uses, lambda *_: "local", {("tag", "local")})
+    else:
+        found = count_uses(uses, lambda principal, _: principal)
+    return found["local", "tag", 2]
+
+
 def reason_for(uses: list[SkillUseRow], *, is_shared: bool = False) -> str:
-    return retirement_reason(count_uses(uses)["tag", 2], NOW, is_shared=is_shared)
+    return retirement_reason(count(uses, is_shared=is_shared), NOW)
 
 
 def test_recent_uses_count_most() -> None:
-    record = count_uses([use(ok=True), use(NOW - USE_HALF_LIFE_S, ok=False)])["tag", 2]
+    record = count([use(ok=True), use(NOW - USE_HALF_LIFE_S, ok=False)])
     assert (record.uses, record.successes) == (2, 1)
     assert record.decayed_votes == pytest.approx(1.5, abs=0.01)
     assert record.success_rate == pytest.approx(2 / 3.5, abs=0.01)
@@ -59,13 +68,13 @@ def test_recent_uses_count_most() -> None:
 
 def test_a_run_counts_once_whatever_it_reports() -> None:
     reports = [use(ok=False, run="r", family="s") for _ in range(12)]
-    assert count_uses(reports)["tag", 2].uses == 1
-    mixed = count_uses([*reports, use(ok=True, run="r", family="s")])["tag", 2]
+    assert count(reports).uses == 1
+    mixed = count([*reports, use(ok=True, run="r", family="s")])
     assert (mixed.uses, mixed.successes) == (1, 1)
 
 
 def test_the_runs_of_a_session_and_its_forks_share_one_vote() -> None:
-    many = count_uses([use(ok=True, family="s") for _ in range(100)])["tag", 2]
+    many = count([use(ok=True, family="s") for _ in range(100)])
     assert many.uses == 100
     assert many.decayed_votes == pytest.approx(1, abs=0.01)
 
@@ -86,7 +95,8 @@ def test_an_unknown_skill_has_the_mean_weight_in_searches() -> None:
     ],
 )
 def test_malformed_uses_are_skipped(arguments: str) -> None:
-    assert count_uses([SkillUseRow(arguments, 0.0, "r", "s", "local")]) == {}
+    uses = [SkillUseRow(arguments, 0.0, "r", "s", "local")]
+    assert count_uses(uses, lambda principal, _: principal) == {}
 
 
 def test_skills_that_fail_or_are_unused_are_retired() -> None:
@@ -119,7 +129,25 @@ def test_one_principal_cannot_retire_what_several_share() -> None:
     assert reason_for(failures_of_days(("ann", "ben")), is_shared=True)
 
 
+def test_each_principal_has_one_vote_on_a_shared_skill() -> None:
+    good = [use(ok=True, principal=name) for name in ("ann", "ben", "cid", "dan")]
+    bad = [use(NOW - day * 3600, ok=False, principal="eve") for day in range(40)]
+    bad.append(use(ok=False, principal="fay"))
+    record = count([*good, *bad], is_shared=True)
+    assert record.decayed_votes == pytest.approx(6, abs=0.1)
+    assert record.success_rate == pytest.approx(5 / 8, abs=0.02)
+    assert retirement_reason(record, NOW) == ""
+
+
+def test_uses_by_others_say_nothing_about_a_private_skill() -> None:
+    mine = use(ok=True, principal="local")
+    others = failures_of_days(("ann", "ben"))
+    found = count_uses([mine, *others], lambda principal, _: principal)
+    assert (found["local", "tag", 2].uses, found["local", "tag", 2].failing_sessions) == (1, 0)
+    assert found["ann", "tag", 2].failing_principals == 1
+
+
 def test_a_signed_skill_is_retired_by_a_person_or_because_nobody_uses_it() -> None:
-    failing = count_uses(failures_of_days())["tag", 2]
+    failing = count(failures_of_days())
     assert retirement_reason(failing, NOW, is_signed=True) == ""
     assert retirement_reason(UsageRecord(), NOW - RETIRE_UNUSED_S - 1, is_signed=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -51,16 +52,21 @@ class Guide:
 
 
 class GuideFolders:
-    """The guides in some folders. Its methods block; one worker thread at a time uses them."""
+    """The guides in some folders. Its methods block; any thread may use them."""
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         self.problems: dict[str, str] = {}  # by folder
         self._folders = folders
+        self._lock = threading.Lock()
         # A refusal is remembered, too: it may cost more time than a guide.
         self._cache: dict[Path, tuple[tuple[int, int, int], Guide | str]] = {}
 
     def load_guides(self) -> dict[str, Guide]:
         """Return the guides by name; of two with one name, the one in the first folder."""
+        with self._lock:
+            return self._load_guides()
+
+    def _load_guides(self) -> dict[str, Guide]:
         found: dict[str, Guide] = {}
         self.problems = {}
         for parent in self._folders:

@@ -1,8 +1,9 @@
-"""Find skills and guides, and give them to the code that imports them.
+"""Find skills and guides for a principal, and give them to the code that imports them.
 
 Rule 1: code gets only active skills by name. Any other version has to be imported by its exact
 version (`skills.weather_report.v2`).
 Rule 2: a version never changes. What is learned about it goes into its state.
+Rule 3: only the owner's work changes the state of a skill; the use of others counts as votes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import anyio
+from anyio import to_thread
 
 from ...errors import (
     CallFailed,
@@ -30,7 +33,7 @@ from .model import Skill, SkillState
 from .search_index import SkillIndex
 from .selection import active_skills, content_identity, describe_state, listing_entry, pick_version
 from .signing import is_signed_by
-from .store import SkillStore
+from .store_registry import StoreRegistry
 from .usage import UsageRecord, UsageRecords, count_uses, retirement_reason
 from .version_files import FileContents, Manifest
 
@@ -38,56 +41,67 @@ MAX_SEARCH_RESULTS = 50
 
 
 class SkillLibrary:
-    """The skills of one store, and the guides in some folders.
+    """The skills that a principal has or may use, and the guides.
 
     `tool_digest` returns the digest of a tool's schemas, "" if that is not known.
     """
 
     def __init__(
         self,
-        store: SkillStore,
+        principal: str,
+        stores: StoreRegistry,
         journal: Journal,
         tool_digest: Callable[[str], str],
-        guides: GuideFolders | None = None,
+        guides: GuideFolders,
     ) -> None:
-        self._store = store
+        self.principal = principal
+        self._stores = stores
+        self._store = stores.open_store(principal)
         self._journal = journal
         self._tool_digest = tool_digest
-        self._guides = guides or GuideFolders()
+        self._guides = guides
         self._index = SkillIndex()
+        self._index_lock = anyio.Lock()
         self._indexed: dict[str, str] = {}  # the content's identity, by name
         self._offered: dict[str, Skill] = {}  # by the id of the session that tests it
-        self._store_lock = anyio.Lock()
 
     # finding --------------------------------------------------------------------------------------
 
     async def all_versions(self) -> dict[str, tuple[Skill, ...]]:
         """Return the versions of every skill, by its name, oldest first; raises `Unavailable`."""
-        async with self._store_lock:
-            skills = await anyio.to_thread.run_sync(self._store.all_versions)
+        skills = await to_thread.run_sync(self._stores.visible_versions, self.principal)
         scope = find_call_scope()
         if scope is not None and (offered := self._offered.get(scope.session_id)) is not None:
             others = [
-                each for each in skills.get(offered.name, ()) if each.version != offered.version
+                each
+                for each in skills.get(offered.name, ())
+                if each.owner == self.principal and each.version != offered.version
             ]
             skills[offered.name] = (*others, offered)
         return skills
 
-    async def load_guides(self) -> dict[str, Guide]:
-        """Return the guides by name, except those whose name a skill has."""
+    async def own_versions(self, name: str) -> tuple[Skill, ...]:
+        """Return the versions of a skill of this principal, oldest first."""
+        return await to_thread.run_sync(self._store.versions, name)
+
+    async def find_guide(self, name: str) -> Guide | None:
+        """Return the guide of that name; None if there is none, or if a skill has the name."""
+        guide = (await self._load_guides()).get(name)
+        return None if guide is None or name in await self.all_versions() else guide
+
+    async def _load_guides(self) -> dict[str, Guide]:
+        return await to_thread.run_sync(self._guides.load_guides)
+
+    async def list_available(self) -> dict[str, Skill | Guide]:
+        """Return all active skills, and the guides whose name no skill has."""
         skills = await self.all_versions()
-        async with self._store_lock:
-            found = await anyio.to_thread.run_sync(self._guides.load_guides)
-        return {name: guide for name, guide in found.items() if name not in skills}
+        guides = await self._load_guides()
+        found: dict[str, Skill | Guide] = {**active_skills(skills)}
+        return found | {name: each for name, each in guides.items() if name not in skills}
 
-    async def usage_records(self) -> UsageRecords:
-        """Return the record of every version that was used; raises `JournalFailed`."""
-        return count_uses(await self._journal.load_skill_uses())
-
-    @property
-    def problems(self) -> Mapping[str, str]:
-        """What is wrong in the store and in the folders of guides, by skill or folder."""
-        return {**self._store.problems, **self._guides.problems}
+    async def taken_names(self) -> set[str]:
+        """Return the names of all skills and guides."""
+        return {*await self.all_versions(), *await self._load_guides()}
 
     async def get(self, name: str) -> Skill:
         """Return a skill by name, or an exact version ("weather_report@2").
@@ -96,59 +110,75 @@ class SkillLibrary:
         """
         return pick_version(await self.all_versions(), name)
 
-    async def available_names(self) -> list[str]:
-        """Return the names of all active skills and guides."""
-        return sorted({*active_skills(await self.all_versions()), *await self.load_guides()})
-
-    async def count_available(self) -> int:
-        """Return the number of active skills and guides."""
-        return len(await self.available_names())
-
     async def search(self, query: str, limit: int) -> list[Skill | Guide]:
         """Return the active skills and guides that match any word of `query`, best first.
 
         An empty query matches all.
         """
-        skills = active_skills(await self.all_versions())
-        found: dict[str, Skill | Guide] = {**await self.load_guides(), **skills}
-        records = await self.usage_records()
+        found = await self.list_available()
+        records = await self._load_records()
 
         def weight(name: str) -> float:
-            key = (name, skills[name].version) if name in skills else (name, 0)
-            return records.get(key, UsageRecord()).search_weight
+            return find_record(records, found[name]).search_weight
 
         if not query.strip():
             return sorted(found.values(), key=lambda each: (-weight(each.name), each.name))[:limit]
-        async with self._store_lock:
+        async with self._index_lock:
             identities = {name: content_identity(each) for name, each in found.items()}
             if identities != self._indexed:
-                await anyio.to_thread.run_sync(self._index.replace_all, list(found.values()))
+                await to_thread.run_sync(self._index.replace_all, list(found.values()))
                 self._indexed = identities
-            names = await anyio.to_thread.run_sync(self._index.search, query, limit, weight)
-        return [found[name] for name in names if name in found]
+            names = await to_thread.run_sync(self._index.search, query, limit, weight)
+        return [found[name] for name in names]
 
     async def read_files(self, name: str) -> FileContents:
         """Return the files of an active skill, or of a guide; raises `NotFound`, `Unavailable`."""
-        if guide := (await self.load_guides()).get(name):
-            read: Callable[[], FileContents] = partial(read_guide_files, guide)
-        elif skill := active_skills(await self.all_versions()).get(name):
-            read = partial(self._store.read_content_files, skill)
-        else:
+        found = (await self.list_available()).get(name)
+        if found is None:
             raise NotFound(
                 f"There is no active skill {name!r:.80}.", remedy="list_skills shows them."
             )
         try:
-            async with self._store_lock:
-                return await anyio.to_thread.run_sync(read)
+            if isinstance(found, Guide):
+                return await to_thread.run_sync(read_guide_files, found)
+            return await to_thread.run_sync(self._stores.read_files, self.principal, found)
         except (SkillRefused, OSError) as exc:
             raise Unavailable(f"The files of {name} cannot be read: {exc}") from None
+
+    # usage ----------------------------------------------------------------------------------------
+
+    async def find_usage(self, skill: Skill) -> UsageRecord:
+        """Return the record of a version; raises `JournalFailed`."""
+        return find_record(await self._load_records(), skill)
+
+    async def _load_records(self) -> UsageRecords:
+        """Return the record of every version that was used; raises `JournalFailed`."""
+        uses = await self._journal.load_skill_uses()
+
+        def count() -> UsageRecords:
+            shared = self._stores.shared_skills()
+            return count_uses(uses, cache(self._stores.find_owner), shared.items())
+
+        return await to_thread.run_sync(count)
+
+    async def retire_unused(self) -> list[Skill]:
+        """Retire and return the own skills that are no longer used, or that mostly fail."""
+        records = await self._load_records()
+        retired = []
+        for skill in active_skills(await self.all_versions()).values():
+            if skill.owner != self.principal:
+                continue
+            is_signed = is_signed_by(skill, {skill.signer_key})
+            record = find_record(records, skill)
+            if reason := retirement_reason(record, skill.saved_at, is_signed=is_signed):
+                retired.append(await self.set_state(skill, "retired", (reason,)))
+        return retired
 
     # changing -------------------------------------------------------------------------------------
 
     async def add_version(self, content: FileContents, manifest: Manifest) -> Skill:
         """Add a version of the skill that the manifest names, and return it."""
-        async with self._store_lock:
-            return await anyio.to_thread.run_sync(self._store.add_version, content, manifest)
+        return await to_thread.run_sync(self._store.add_version, content, manifest)
 
     async def set_state(
         self,
@@ -159,7 +189,7 @@ class SkillLibrary:
         *,
         replaces_signed: bool = False,
     ) -> Skill:
-        """Change the state of a version as the store allows, and return it."""
+        """Change the state of an own version as the store allows, and return it."""
         change = partial(
             self._store.set_state,
             skill,
@@ -168,24 +198,7 @@ class SkillLibrary:
             tool_digests,
             replaces_signed=replaces_signed,
         )
-        async with self._store_lock:
-            return await anyio.to_thread.run_sync(change)
-
-    async def retire_unused(self) -> list[Skill]:
-        """Retire and return the active skills that are no longer used, or that mostly fail."""
-        uses = await self._journal.load_skill_uses()
-        records = count_uses(uses)
-        is_shared = len({use.principal for use in uses}) > 1
-        retired = []
-        for skill in active_skills(await self.all_versions()).values():
-            record = records.get((skill.name, skill.version), UsageRecord())
-            is_signed = is_signed_by(skill, {skill.signer_key})
-            reason = retirement_reason(
-                record, skill.saved_at, is_shared=is_shared, is_signed=is_signed
-            )
-            if reason:
-                retired.append(await self.set_state(skill, "retired", (reason,)))
-        return retired
+        return await to_thread.run_sync(change)
 
     def tool_digest(self, tool: str) -> str:
         """Return the digest of a tool's schemas; "" if it is not known."""
@@ -200,8 +213,7 @@ class SkillLibrary:
 
     async def next_version(self, name: str) -> int:
         """Return the number that the next version of a skill will have."""
-        async with self._store_lock:
-            return await anyio.to_thread.run_sync(self._store.next_version, name)
+        return await to_thread.run_sync(self._store.next_version, name)
 
     @contextmanager
     def offer_skill(self, session_id: str, skill: Skill) -> Iterator[None]:
@@ -220,7 +232,7 @@ class SkillLibrary:
             case "skills.source":
                 return await self._handle_source(args.get("skill"), args.get("version"))
             case "skills.names":
-                return await self.available_names()
+                return sorted(await self.list_available())
             case "skills.files":
                 return await self._handle_files(args.get("skill"))
             case "skills.search":
@@ -243,7 +255,7 @@ class SkillLibrary:
         try:
             skill = await self.get(name if version is None else f"{name}@{version}")
         except (NotFound, InvalidRequest) as exc:
-            guide = (await self.load_guides()).get(name)
+            guide = await self.find_guide(name)
             if version is None and guide is not None:
                 return {**_source_answer(name, 0, "guide", ""), "guide": guide.text}
             raise CallFailed("unknown_skill", exc.message) from None
@@ -260,7 +272,7 @@ class SkillLibrary:
 
     async def _handle_files(self, name: Any) -> dict[str, str]:
         """Return the files of a guide in base 64."""
-        if not isinstance(name, str) or name not in await self.load_guides():
+        if not isinstance(name, str) or await self.find_guide(name) is None:
             raise CallFailed("unknown_skill", f"There is no guide {name!r:.80}.")
         try:
             content = await self.read_files(name)
@@ -282,7 +294,24 @@ class SkillLibrary:
             return skill
         command = f"`mcpruntime-server skills check {skill.name}`"
         reason = f"{', '.join(changed)} has changed since it was checked: {command}."
+        if skill.owner != self.principal:
+            return replace(skill, state="quarantined", reasons=(reason,))
         return await self.set_state(skill, "quarantined", (reason,))
+
+
+async def retire_unused_skills(
+    stores: StoreRegistry, find_library: Callable[[str], SkillLibrary]
+) -> list[Skill]:
+    """Retire and return what no principal uses any more, or what mostly fails."""
+    principals = await to_thread.run_sync(stores.list_principals)
+    return [skill for each in principals for skill in await find_library(each).retire_unused()]
+
+
+def find_record(records: UsageRecords, found: Skill | Guide) -> UsageRecord:
+    """Return the record of a version; an empty one if it was not used."""
+    if isinstance(found, Guide):
+        return UsageRecord()
+    return records.get((found.owner, found.name, found.version), UsageRecord())
 
 
 def _source_answer(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ...journal.events import RunValue
 from ...journal.recording import RecordedCall
+from ...journal.rows import LOCAL_PRINCIPAL
 
 ENTRY_FUNCTION = "run"  # of a skill's module
 TOOL_PREFIX, MODEL_PREFIX = "tools.", "llm."  # of the targets of calls
@@ -104,7 +105,7 @@ class Skill:
     that of all its files. `origin` is the id of the run that it was made of, or "code", "edit" or
     "import". `saved_at` is in seconds since the epoch. `described_by` is the model that found its
     words, if one did. `signature_hex` was made with the key `signer_key`; "" if it is unsigned.
-    `was_in_use` says whether it is or ever was active.
+    `was_in_use` says whether it is or ever was active. `owner` is the principal that saved it.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Skill:
     signature_hex: str = ""
     signer_key: str = ""
     was_in_use: bool = False
+    owner: str = LOCAL_PRINCIPAL
 
     @property
     def id(self) -> str:

@@ -99,7 +99,7 @@ class SkillSaver:
         open_trial: OpenTrial,
         describer: SkillDescriber | None = None,
     ) -> None:
-        self._library = library
+        self.library = library
         self._journal = journal
         self._packages = packages
         self._open_trial = open_trial
@@ -160,7 +160,7 @@ class SkillSaver:
         if case is None or not case.calls or not case.inputs:
             return None
         async with self._lock:
-            skills = await self._library.all_versions()
+            skills = await self.library.all_versions()
             name = find_duplicate(extracted, skills)
             if name:
                 duplicate = skills[name][-1]
@@ -184,14 +184,14 @@ class SkillSaver:
                 state = "quarantined" if skill.state == "active" else skill.state
                 is_edit = skill.origin == "edit" and bool(skill.cases)
                 reasons = (*verdict.reasons, EDIT_REMEDY) if is_edit else verdict.reasons
-                return await self._library.set_state(skill, state, reasons)
+                return await self.library.set_state(skill, state, reasons)
             if skill.state == "retired" and not may_revive:
                 return skill
             digests = {
-                tool: self._library.tool_digest(tool) or checked
+                tool: self.library.tool_digest(tool) or checked
                 for tool, checked in skill.tool_digests.items()
             }
-            return await self._library.set_state(
+            return await self.library.set_state(
                 skill, "active", (), digests, replaces_signed=replaces_signed
             )
 
@@ -199,7 +199,7 @@ class SkillSaver:
         """Return the verdict on a version that may be edited, or whose tools may have changed."""
         try:
             checked = await anyio.to_thread.run_sync(check_source, skill.source, self._packages)
-            check_dependency_cycle(skill.name, checked.skills, await self._library.all_versions())
+            check_dependency_cycle(skill.name, checked.skills, await self.library.all_versions())
             for case in skill.cases:
                 check_case(case)
         except SkillRefused as exc:
@@ -208,7 +208,7 @@ class SkillSaver:
 
     async def _test(self, skill: Skill) -> Verdict:
         return await run_gate(
-            skill, self._open_trial, self._library.offer_skill, self._journal.put_blob
+            skill, self._open_trial, self.library.offer_skill, self._journal.put_blob
         )
 
     async def _load_steps(self, run: RunRow) -> list[RecordedStep]:
@@ -252,7 +252,9 @@ class SkillSaver:
     async def _add_case(self, call: SkillCall) -> SaveResult:
         """Test a skill with one more case."""
         reference = call.name if call.version is None else f"{call.name}@{call.version}"
-        skill = await self._library.get(reference)
+        skill = await self.library.get(reference)
+        if skill.owner != self.library.principal:
+            return SaveResult(skill, already_existed=True)  # only its owner adds cases
         check_case(call.case)
         others = tuple(each for each in skill.cases if each.inputs != call.case.inputs)
         if len(others) < len(skill.cases) and skill.state == "active":
@@ -283,8 +285,8 @@ class SkillSaver:
         `others` are known cases. Without a `summary` and with a `session`, a model may describe the
         skill, and the session's owner pays.
         """
-        skills = await self._library.all_versions()
-        taken_names = {*skills, *await self._library.load_guides()}
+        skills = await self.library.all_versions()
+        taken_names = await self.library.taken_names()
         fixed: frozenset[str] = frozenset()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             candidate = await self._check(
@@ -295,8 +297,9 @@ class SkillSaver:
                 duplicate.state == "active" or is_held_back(duplicate)
             )
             if duplicate is not None and is_tested:
+                is_others = duplicate.owner != self.library.principal
                 is_known = not others and len(candidate.cases) == len(duplicate.cases)
-                if is_known:
+                if is_known or is_others:
                     note = "It keeps its description." if summary else ""
                     return SaveResult(duplicate, already_existed=True, note=note)
             if skips_gate:
@@ -310,7 +313,8 @@ class SkillSaver:
             if is_final or attempt == MAX_ATTEMPTS:
                 break
             fixed = removable  # extract it again, with literals in the places of these parameters
-        is_new = all(each.state != "active" for each in skills.get(candidate.name, ()))
+        versions = await self.library.own_versions(candidate.name)
+        is_new = all(each.state != "active" for each in versions)
         if session and is_new and not summary and not verdict.reasons:
             may_rename = not name and candidate.name not in skills
             names = taken_names if may_rename else None
@@ -335,10 +339,14 @@ class SkillSaver:
         checked = await anyio.to_thread.run_sync(check_source, extracted.source, self._packages)
         if extracted.case is not None:
             check_case(extracted.case)
-        name = name or find_duplicate(extracted, skills)
+        versions: Sequence[Skill] = ()
+        if name:
+            versions = await self.library.own_versions(name)
+        elif name := find_duplicate(extracted, skills):
+            versions = skills[name]  # maybe of another principal, who shares it
         name = name or choose_free_name(extracted.name, taken_names)
         check_dependency_cycle(name, checked.skills, skills)
-        merged = merge_cases(extracted, others, skills.get(name, ()))
+        merged = merge_cases(extracted, others, versions)
         if merged.source != extracted.source:
             signature = check_entry_signature(parse_source(merged.source))
             extracted = replace(extracted, source=merged.source, signature=signature)
@@ -354,7 +362,7 @@ class SkillSaver:
         description = candidate.description
         skill = Skill(
             name=description.name,
-            version=await self._library.next_version(description.name),
+            version=await self.library.next_version(description.name),
             state="active",
             summary=description.summary,
             source=description.source,
@@ -417,8 +425,8 @@ class SkillSaver:
             described_by=described_by,
             origin=origin,
             saved_at=time.time(),
-            tool_digests={tool: self._library.tool_digest(tool) for tool in sorted(tools)},
-            skill_digests={name: await self._library.skill_digest(name) for name in skills},
+            tool_digests={tool: self.library.tool_digest(tool) for tool in sorted(tools)},
+            skill_digests={name: await self.library.skill_digest(name) for name in skills},
         )
-        skill = await self._library.add_version(content, manifest)
+        skill = await self.library.add_version(content, manifest)
         return SaveResult(skill, note=description.note)

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import McpRuntimeError, NotFound, SkillRefused, Unavailable
+from ...journal.rows import LOCAL_PRINCIPAL
 from ..atomic_files import write_atomically
 from .lint import check_entry_signature, find_skill_names, find_tool_names, parse_source
 from .model import Skill, SkillState
@@ -55,6 +57,9 @@ from .version_files import (
 VERSIONS_FOLDER = "versions"
 VERSION_NUMBER = re.compile(r"[1-9][0-9]*")
 LOCK_FILE = ".lock"
+OWNER_FILE = "principal"  # with the name of the owner, unless that is the local user
+MAX_SKILLS = 2_000
+MAX_VERSIONS = 1_000
 STAGING_PREFIX = ".new-"
 STAGING_LIFETIME_S = 3600.0  # after which a folder that a dead process was writing is removed
 EDITED = (
@@ -63,21 +68,47 @@ EDITED = (
 )
 
 
-class SkillStore:
-    """All skills on disk. Its methods block; they are used from worker threads."""
+@contextmanager
+def hold_lock(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
+    """Create a folder and hold a lock in it; raises `Unavailable`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        handle = os.open(folder / name, flags, 0o600)
+    except OSError as exc:
+        raise Unavailable(
+            f"The skills in {folder} cannot be changed: {exc.strerror}.",
+            remedy="Make the folder writable, or set another one as [skills] folder.",
+        ) from exc
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    except OSError as exc:
+        raise Unavailable(f"The skills in {folder} cannot be changed: {exc.strerror}.") from exc
+    finally:
+        os.close(handle)
 
-    def __init__(self, folder: Path, trusted_keys: Collection[str] = ()) -> None:
+
+class SkillStore:
+    """The skills of one principal. Its methods block; any thread may use them."""
+
+    def __init__(
+        self, folder: Path, trusted_keys: Collection[str] = (), owner: str = LOCAL_PRINCIPAL
+    ) -> None:
         self.folder = folder
         self.trusted_keys = trusted_keys
+        self.owner = owner
         self.problems: dict[str, str] = {}  # by "name" or "name@version"
         self._cache: dict[str, tuple[tuple[object, ...], tuple[Skill, ...]]] = {}
+        self._cache_lock = threading.Lock()
 
     # reading --------------------------------------------------------------------------------------
 
     def all_versions(self) -> dict[str, tuple[Skill, ...]]:
         """Return the versions of every skill, by its name, oldest first; raises `Unavailable`."""
         found = {name: self.versions(name) for name in self._skill_names()}
-        self._cache = {name: each for name, each in self._cache.items() if name in found}
+        with self._cache_lock:
+            self._cache = {name: each for name, each in self._cache.items() if name in found}
         return {name: versions for name, versions in found.items() if versions}
 
     def _skill_names(self) -> list[str]:
@@ -96,6 +127,10 @@ class SkillStore:
 
     def versions(self, name: str) -> tuple[Skill, ...]:
         """Return the versions of a skill, oldest first; () if there is no such skill."""
+        with self._cache_lock:
+            return self._load_versions(name)
+
+    def _load_versions(self, name: str) -> tuple[Skill, ...]:
         folder = self.folder / to_slug(name)
         state = _file_state(folder)
         if name in self._cache and self._cache[name][0] == state:
@@ -141,7 +176,7 @@ class SkillStore:
                     raise SkillRefused(
                         f"{MANIFEST_FILE} of version {number} of {name} belongs to another version."
                     )
-                yield load_skill(content, manifest)
+                yield load_skill(content, manifest, self.owner)
             except (McpRuntimeError, OSError) as exc:
                 self.problems[f"{name}@{number}"] = str(exc)
 
@@ -150,23 +185,11 @@ class SkillStore:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Hold the lock of the store; raises `Unavailable`."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder / LOCK_FILE, flags, 0o600)
-        except OSError as exc:
-            raise Unavailable(
-                f"The skills in {self.folder} cannot be changed: {exc.strerror}.",
-                remedy="Make the folder writable, or set another one as [skills] folder.",
-            ) from exc
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with hold_lock(self.folder):
+            owner_file = self.folder / OWNER_FILE
+            if self.owner != LOCAL_PRINCIPAL and not owner_file.exists():
+                write_atomically(owner_file, self.owner.encode())
             yield
-        except OSError as exc:
-            message = f"The skills in {self.folder} cannot be changed: {exc.strerror}."
-            raise Unavailable(message) from exc
-        finally:
-            os.close(handle)
 
     def add_version(self, content: FileContents, manifest: Manifest) -> Skill:
         """Add a version of the skill that `manifest` names, with the next number, and return it."""
@@ -181,13 +204,18 @@ class SkillStore:
                 remedy="Replace it by a folder, or remove it.",
             )
         number = self.next_version(manifest.name)
+        if number > MAX_VERSIONS or (number == 1 and len(self._skill_names()) >= MAX_SKILLS):
+            raise SkillRefused(
+                f"A principal has at most {MAX_SKILLS:,} skills with {MAX_VERSIONS:,} versions.",
+                remedy=f"Remove folders that are no longer needed from {self.folder}.",
+            )
         digests = compute_file_digests(content)
         manifest = manifest.model_copy(update={"version": number, "file_digests": digests})
-        skill = load_skill(content, manifest)
+        skill = load_skill(content, manifest, self.owner)
         if skill.state == "active" and (problem := self._succession_problem(skill, folder)):
             changes = {"state": "draft", "reasons": (problem,)}
             manifest = manifest.model_copy(update=changes)
-            skill = load_skill(content, manifest)
+            skill = load_skill(content, manifest, self.owner)
         self._remove_old_staging()
         staged = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.folder))
         try:

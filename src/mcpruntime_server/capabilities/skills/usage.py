@@ -2,9 +2,12 @@
 
 Rule 1: sandboxed code reports the uses, so a report may be false. A run counts once for a version:
 as a success if the version worked in it at all.
-Rule 2: no session decides alone. Each session has one vote, which its forks and its agents share.
-A skill is retired for failing only on the word of several sessions, of more than one day, and of
-more than one principal where several use skills; a signed one is not, because that takes a person.
+Rule 2: a use counts for the skill that the principal of the run has under that name, so nobody
+else's use says anything about a skill that is not shared.
+Rule 3: no session decides alone. Each session has one vote, which its forks and its agents share;
+on a shared skill each principal has one. A skill is retired for failing only on the word of several
+sessions, of more than one day, and if it is shared of more than one principal; a signed one is not,
+because that takes a person.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ...journal.rows import SkillUseRow
+from .skill_names import name_problem
 
 USE_HALF_LIFE_S = 30 * 86_400.0
 RETIRE_UNUSED_S = 180 * 86_400.0
@@ -40,6 +44,7 @@ class UsageRecord:
     failing_sessions: int = 0
     failing_principals: int = 0
     failing_s: float = 0.0
+    is_shared: bool = False
 
     @property
     def success_rate(self) -> float:
@@ -52,7 +57,7 @@ class UsageRecord:
         return 0.7 + 0.6 * self.success_rate
 
 
-UsageRecords = Mapping[tuple[str, int], UsageRecord]  # by name and version
+UsageRecords = Mapping[tuple[str, str, int], UsageRecord]  # by owner, name and version
 
 
 @dataclass
@@ -63,10 +68,18 @@ class _RunOutcome:
     has_succeeded: bool = False
 
 
-def count_uses(uses: Iterable[SkillUseRow]) -> UsageRecords:
-    """Return the record of each version that was used."""
+def count_uses(
+    uses: Iterable[SkillUseRow],
+    find_owner: Callable[[str, str], str],
+    shared: Collection[tuple[str, str]] = (),
+) -> UsageRecords:
+    """Return the record of each version that was used.
+
+    `find_owner` returns whose skill a name is for a principal; `shared` are the skills that
+    everybody may use, as pairs of name and owner.
+    """
     now = time.time()
-    outcomes: dict[tuple[str, int], dict[str, _RunOutcome]] = defaultdict(dict)
+    outcomes: dict[tuple[str, str, int], dict[str, _RunOutcome]] = defaultdict(dict)
     for use in uses:
         try:
             report = json.loads(use.args)
@@ -74,28 +87,33 @@ def count_uses(uses: Iterable[SkillUseRow]) -> UsageRecords:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(name, str) and type(version) is int and isinstance(succeeded, bool):
-            outcome = outcomes[name, version].setdefault(use.run_id, _RunOutcome(use))
+            owner = find_owner(use.principal, name) if not name_problem(name) else use.principal
+            outcome = outcomes[owner, name, version].setdefault(use.run_id, _RunOutcome(use))
             outcome.has_succeeded |= succeeded
-    return {key: _count_votes(list(by_run.values()), now) for key, by_run in outcomes.items()}
+    return {
+        (owner, name, version): _count_votes(
+            list(by_run.values()), now, is_shared=(name, owner) in shared
+        )
+        for (owner, name, version), by_run in outcomes.items()
+    }
 
 
-def _count_votes(outcomes: list[_RunOutcome], now: float) -> UsageRecord:
+def _count_votes(outcomes: list[_RunOutcome], now: float, *, is_shared: bool) -> UsageRecord:
     """Return the record of one version, from the outcome of each run that used it."""
-    by_session: dict[str, list[_RunOutcome]] = defaultdict(list)
-    for outcome in outcomes:
-        by_session[outcome.use.family].append(outcome)
     votes = successes = 0.0
     failing: list[SkillUseRow] = []
     failing_sessions = 0
-    for runs in by_session.values():
-        share = sum(run.has_succeeded for run in runs) / len(runs)
-        age_s = max(now - max(run.use.recorded_at for run in runs), 0.0)
-        weight = 0.5 ** (age_s / USE_HALF_LIFE_S)
+    for sessions in _group_by_voter(outcomes, is_shared=is_shared):
+        shares = []
+        for runs in sessions:
+            shares.append(sum(run.has_succeeded for run in runs) / len(runs))
+            if shares[-1] < MIN_SUCCESS_RATE:
+                failing_sessions += 1
+                failing += [run.use for run in runs]
+        last_used_at = max(run.use.recorded_at for runs in sessions for run in runs)
+        weight = 0.5 ** (max(now - last_used_at, 0.0) / USE_HALF_LIFE_S)
         votes += weight
-        successes += weight * share
-        if share < MIN_SUCCESS_RATE:
-            failing_sessions += 1
-            failing += [run.use for run in runs]
+        successes += weight * sum(shares) / len(shares)
     times = [use.recorded_at for use in failing]
     return UsageRecord(
         uses=len(outcomes),
@@ -106,21 +124,31 @@ def _count_votes(outcomes: list[_RunOutcome], now: float) -> UsageRecord:
         failing_sessions=failing_sessions,
         failing_principals=len({use.principal for use in failing}),
         failing_s=max(times) - min(times) if times else 0.0,
+        is_shared=is_shared,
     )
 
 
-def retirement_reason(
-    record: UsageRecord, active_since: float, *, is_shared: bool = False, is_signed: bool = False
-) -> str:
-    """Return why a version should be retired; "" if it should not.
+def _group_by_voter(
+    outcomes: Iterable[_RunOutcome], *, is_shared: bool
+) -> list[list[list[_RunOutcome]]]:
+    """Return the sessions of each voter, and their runs.
 
-    With `is_shared`, several principals use the skills of this store.
+    A voter is a session, or of a shared skill a principal.
     """
+    by_voter: dict[str, dict[str, list[_RunOutcome]]] = defaultdict(lambda: defaultdict(list))
+    for outcome in outcomes:
+        voter = outcome.use.principal if is_shared else outcome.use.family
+        by_voter[voter][outcome.use.family].append(outcome)
+    return [list(by_session.values()) for by_session in by_voter.values()]
+
+
+def retirement_reason(record: UsageRecord, active_since: float, *, is_signed: bool = False) -> str:
+    """Return why a version should be retired; "" if it should not."""
     is_judged = (
         not is_signed
         and record.failing_sessions >= MIN_FAILING_SESSIONS
         and record.failing_s >= MIN_FAILING_S
-        and record.failing_principals >= (2 if is_shared else 1)
+        and record.failing_principals >= (2 if record.is_shared else 1)
     )
     if is_judged and record.success_rate < MIN_SUCCESS_RATE:
         failures = record.uses - record.successes

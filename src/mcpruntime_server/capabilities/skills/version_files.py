@@ -129,9 +129,10 @@ def render_version_files(
     skills: tuple[str, ...] = (),
 ) -> dict[str, bytes]:
     """Return the files of a version without its manifest; raises `SkillRefused`."""
-    examples = (
-        {key: _format_example(value) for key, value in cases[0].inputs.items()} if cases else {}
-    )
+    inputs = cases[0].inputs if cases else {}
+    examples = {key: _format_example(value) for key, value in inputs.items()}
+    required = [each.name for each in signature.parameters if each.default is None]
+    arguments = examples if cases else dict.fromkeys(required, "...")
     descriptions = parameter_descriptions(source)
     text = _skill_template().render(
         slug=to_slug(name),
@@ -139,12 +140,13 @@ def render_version_files(
         title=name.replace("_", " ").capitalize(),
         description=to_front_matter_line(summary, MAX_DESCRIPTION_CHARS),
         summary=to_one_line(summary),
-        call=f"({', '.join(f'{key}={value}' for key, value in examples.items())})",
+        call=f"({', '.join(f'{key}={value}' for key, value in arguments.items())})",
         signature=format_signature(signature),
         is_async=signature.is_async,
         parameters=[(key, value, descriptions.get(key, "")) for key, value in examples.items()],
         tools=tools,
         skills=skills,
+        has_cases=bool(cases),
         asks_model=any(is_model_request(call.target) for case in cases for call in case.calls),
     )
     content = {SKILL_FILE: text.encode(), SOURCE_FILE: source.encode()}
@@ -230,7 +232,7 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def load_skill(files: FileContents, manifest: Manifest) -> Skill:
+def load_skill(files: FileContents, manifest: Manifest, owner: str) -> Skill:
     """Return the version in files; raises `SkillRefused` if they are not what was saved."""
     content = without_manifest(files)
     digests = compute_file_digests(content)
@@ -255,6 +257,7 @@ def load_skill(files: FileContents, manifest: Manifest) -> Skill:
             if path.startswith(f"{CASES_FOLDER}/")
         ),
         digest=compute_version_digest(digests),
+        owner=owner,
     )
 
 
