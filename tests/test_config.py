@@ -24,7 +24,7 @@ from mcpruntime_server.config.models import (
     KnowledgeSettings,
     UpstreamSettings,
 )
-from mcpruntime_server.config.validation import setting_types
+from mcpruntime_server.config.validation import SettingsTable, setting_types
 from mcpruntime_server.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def test_server_toml_names_every_key_of_an_upstream_with_its_default() -> None:
 def leaves(settings: Any) -> list[Any]:
     """Return the settings of a table that are not None, those of nested tables included."""
     values = [getattr(settings, name) for name in setting_types(type(settings))]
-    inner = [value for value in values if isinstance(value, BudgetLimits)]
+    inner = [value for value in values if isinstance(value, SettingsTable)]
     return [value for value in values if value is not None and value not in inner] + [
         leaf for each in inner for leaf in leaves(each)
     ]

@@ -81,6 +81,8 @@ def print_address(config: Config, address: str, port: int, tokens: TokenStore | 
     writer.write_line(f"MCP at http://{shown}:{port}/mcp")
     if tokens is None:
         writer.write_warning("no tokens: every user of this machine can run code")
+    elif config.http.oauth.issuer:
+        writer.write_note(f"tokens of {config.http.oauth.issuer} are accepted, too")
     elif not tokens.list_tokens():
         command = format_command(config, "token", "create", "NAME")
         writer.write_warning(f"nobody has a token yet; this makes one: {command}")

@@ -17,8 +17,8 @@ from .credentials import is_credential_name, is_key_like
 from .diagnostics import SettingKey, dotted_key, find_table_origin
 from .interpolation import VARIABLE_REFERENCE
 from .loader import default_settings_file
-from .models import SETTINGS_TABLES, BudgetLimits, Config
-from .validation import SecretText, setting_types
+from .models import SETTINGS_TABLES, Config
+from .validation import SecretText, SettingsTable, setting_types
 
 MASK = "********"
 SHOWN_FIELDS = ("command", "cwd", "timeout_s", "max_concurrency", "disabled", "type")
@@ -112,7 +112,7 @@ def _render_toml(value: Any) -> str:
     match value:
         case SecretText():
             return _render_toml(MASK if value.get_secret_value() else "")
-        case BudgetLimits():
+        case SettingsTable():
             limits = {name: getattr(value, name) for name in setting_types(type(value))}
             return _render_toml(
                 {name: limit for name, limit in limits.items() if limit is not None}

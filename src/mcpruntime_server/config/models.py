@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from .diagnostics import SettingKey
+from .scopes import Scope
 from .validation import INTERNAL, Bounds, Check, SecretText, SettingsTable
 
 PositiveInt = Annotated[int, Bounds(above=0)]
@@ -70,11 +72,30 @@ def check_public_key(text: str) -> None:
         raise ValueError("a public key has 64 hexadecimal digits, as `skills sign` prints it")
 
 
+def is_secure_url(text: str) -> bool:
+    """Return whether an address uses TLS, or does not leave this machine."""
+    if not re.fullmatch(r"[!#-&(-;=?-\[\]-~]+", text):  # printable ASCII without quotes
+        return False
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    is_local = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    return (
+        bool(parts.hostname)
+        and "@" not in parts.netloc
+        and (parts.scheme == "https" or (parts.scheme == "http" and is_local))
+    )
+
+
 RuleName = Annotated[str, Check(check_rule_name)]
 RuleVerdict = Annotated[Verdict, Check(check_rule_verdict)]
 ProviderName = Annotated[str, Check(check_provider_name)]
 PathPattern = Annotated[str, Check(check_path_pattern)]
 PublicKey = Annotated[str, Check(check_public_key)]
+SignatureAlgorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]  # asymmetric ones: with a shared secret, a public key could be mistaken for one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +162,47 @@ class SandboxSettings(SettingsTable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OAuthSettings(SettingsTable):
+    """`[http.oauth]`: an identity provider whose access tokens are accepted, too."""
+
+    issuer: str = ""  # empty: none
+    resource: str = ""  # the address of /mcp that clients use; tokens are issued for it
+    audience: str = ""  # what `aud` of a token has; empty: `resource`
+    jwks_url: str = ""  # empty: the issuer's metadata says it
+    algorithms: tuple[SignatureAlgorithm, ...] = ("RS256", "PS256", "ES256", "EdDSA")
+    scopes: Mapping[Scope, str] = field(default_factory=dict)  # what the provider calls them
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` if tokens could not be verified, or not safely."""
+        if not self.issuer:
+            if self.non_default_values():
+                raise ValueError("the other settings need `issuer`, the identity provider")
+            return
+        if not self.resource:
+            raise ValueError(
+                "`issuer` needs `resource`, the address of /mcp that clients use: without it, "
+                "tokens that are meant for other services would be accepted"
+            )
+        for name in ("issuer", "resource", "jwks_url"):
+            value = getattr(self, name)
+            if value and (not is_secure_url(value) or "#" in value):
+                raise ValueError(
+                    f"`{name}` must begin with https:// (http:// on this machine alone) "
+                    "and contain no #, spaces or quotes"
+                )
+        if "?" in self.issuer:
+            raise ValueError("`issuer` must have no query")
+        if not self.algorithms:
+            raise ValueError("`algorithms` must name one at least")
+        if any(not name or name.split() != [name] for name in self.scopes.values()):
+            raise ValueError("the names in `scopes` must be words without spaces")
+
+    def scope_name(self, scope: Scope) -> str:
+        """Return what the provider calls a scope."""
+        return self.scopes.get(scope, scope)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HttpSettings(SettingsTable):
     """`[http]`: where `serve` listens, and how clients and web pages may address it."""
 
@@ -149,6 +211,7 @@ class HttpSettings(SettingsTable):
     allowed_hosts: tuple[str, ...] = ()  # "name" or "name:port"; loopback names always may
     allowed_origins: tuple[str, ...] = ()  # of web pages, "https://name"
     metrics_token: SecretText = field(default=SecretText(""), repr=False)
+    oauth: OAuthSettings = OAuthSettings()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,42 +10,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import anyio
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken as SdkAccessToken
+from mcp.server.auth.routes import (
+    build_resource_metadata_url,
+    create_protected_resource_routes,
+)
+from pydantic import AnyHttpUrl
 from starlette.authentication import AuthCredentials
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import request_response
+from starlette.routing import BaseRoute, Route, request_response
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as RequestScope
 
-from ..config.scopes import SCOPES, Scope, order_scopes
+from .. import APP_NAME
+from ..config import HttpSettings
+from ..config.scopes import DEFAULT_SCOPES, Scope, order_scopes
 from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited
-from ..journal.rows import LOCAL_PRINCIPAL
-from .access_tokens import TokenStore
+from .access_tokens import TOKEN_PREFIX, TokenStore
+from .callers import LOCAL_CALLER, Caller
+from .issuer_tokens import IssuerTokens
 from .problems import build_problem, problem_response
 
 CALLER_KEY = "mcpruntime_server.caller"  # of the ASGI scope of a request
 BEARER = "bearer"
+METADATA_PATH = "/.well-known/oauth-protected-resource"
 
 Endpoint = ASGIApp | Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who sends a request, and what the token allows."""
-
-    principal: str
-    scopes: frozenset[Scope]
-    expires_at: float | None = None  # seconds since the epoch
-
-
-LOCAL_CALLER = Caller(LOCAL_PRINCIPAL, frozenset(SCOPES))
 
 
 def find_caller(scope: RequestScope) -> Caller:
@@ -61,8 +57,28 @@ def find_principal(scope: RequestScope) -> str:
 class Authentication:
     """What stands between the network and the routes; without tokens nobody is asked."""
 
-    def __init__(self, tokens: TokenStore | None) -> None:
+    def __init__(self, tokens: TokenStore | None, settings: HttpSettings) -> None:
         self._tokens = tokens
+        self._oauth = settings.oauth
+        self._issuer_tokens = IssuerTokens(settings.oauth) if settings.oauth.issuer else None
+
+    def build_routes(self) -> Sequence[BaseRoute]:
+        """Return the routes that tell clients where to get tokens (RFC 9728)."""
+        oauth = self._oauth
+        if self._tokens is None or not oauth.issuer:
+            return ()
+        routes = create_protected_resource_routes(
+            AnyHttpUrl(oauth.resource),
+            [AnyHttpUrl(oauth.issuer)],
+            [oauth.scope_name(scope) for scope in DEFAULT_SCOPES],
+            APP_NAME,
+        )
+        at_root = (
+            Route(METADATA_PATH, each.endpoint, methods=["GET", "OPTIONS"])
+            for each in routes
+            if each.path != METADATA_PATH
+        )
+        return [*routes, *at_root]
 
     def protect(self, endpoint: Endpoint, scopes: Sequence[Scope] = ()) -> ASGIApp:
         """Return `endpoint` for those alone who have a valid token with all of `scopes`.
@@ -78,10 +94,12 @@ class Authentication:
         if self._tokens is None:
             return LOCAL_CALLER
         token = read_bearer_token(scope)
+        if self._issuer_tokens is not None and not token.startswith(f"{TOKEN_PREFIX}_"):
+            return await self._issuer_tokens.find_caller(token)
         found = await anyio.to_thread.run_sync(self._tokens.find_token, token)
         if found is None:
             raise InvalidToken("The access token is not valid here.")
-        return Caller(found.principal, frozenset(found.scopes), found.expires_at)
+        return Caller(found.principal, frozenset(found.scopes))
 
     def refuse(self, error: McpRuntimeError) -> Response:
         """Return the response for a request that is refused."""
@@ -93,9 +111,16 @@ class Authentication:
         return problem_response(build_problem(error), headers)
 
     def _challenge(self, error: McpRuntimeError) -> str:
-        parts = [f'error="{error.code}"', f'error_description="{error.message}"']
-        if isinstance(error, InsufficientScope):
-            parts.append(f'scope="{" ".join(error.scopes)}"')
+        needed = error.scopes if isinstance(error, InsufficientScope) else DEFAULT_SCOPES
+        names = " ".join(self._oauth.scope_name(scope) for scope in order_scopes(needed))
+        parts = [
+            f'error="{error.code}"',
+            f'error_description="{error.message}"',
+            f'scope="{names}"',
+        ]
+        if self._oauth.issuer:
+            metadata = build_resource_metadata_url(AnyHttpUrl(self._oauth.resource))
+            parts.append(f'resource_metadata="{metadata}"')
         return f"Bearer {', '.join(parts)}"
 
 

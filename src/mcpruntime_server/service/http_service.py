@@ -38,7 +38,11 @@ def build_http_app(
 ) -> Starlette:
     """Return the application with all of its routes."""
     return Starlette(
-        routes=[Route(MCP_PATH, authentication.protect(mcp)), *others],
+        routes=[
+            Route(MCP_PATH, authentication.protect(mcp)),
+            *authentication.build_routes(),
+            *others,
+        ],
         middleware=[Middleware(RequestChecks, security)],
         exception_handlers={HTTPException: handle_http_exception},
     )
@@ -66,7 +70,7 @@ async def serve_http(
     async with anyio.create_task_group() as tasks:
         security = allowed_headers(settings)
         endpoint = McpEndpoint(PrincipalServers(open_server, security, tasks))
-        authentication = Authentication(tokens)
+        authentication = Authentication(tokens, settings)
         routes = [
             *operations.build_routes(authentication, tasks),
             *build_api_routes(api, authentication),

@@ -6,6 +6,8 @@ rebinding). The headers Host and Origin say so.
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,8 +23,9 @@ TOO_LARGE = f"A body has at most {MAX_BODY_BYTES:,} bytes."
 def allowed_headers(settings: HttpSettings) -> TransportSecuritySettings:
     """Return what the headers Host and Origin may be, against rebinding of names."""
     hosts = [f"{host}:*" for host in LOOPBACK_HOSTS]
+    public = [host for host in (urlsplit(settings.oauth.resource).netloc,) if host]
     return TransportSecuritySettings(
-        allowed_hosts=[*hosts, *LOOPBACK_HOSTS, *settings.allowed_hosts],
+        allowed_hosts=[*hosts, *LOOPBACK_HOSTS, *public, *settings.allowed_hosts],
         allowed_origins=[*(f"http://{host}" for host in hosts), *settings.allowed_origins],
     )
 

@@ -1,0 +1,19 @@
+"""Who sends a request over HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config.scopes import SCOPES, Scope
+from ..journal.rows import LOCAL_PRINCIPAL
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request, and what the token allows."""
+
+    principal: str
+    scopes: frozenset[Scope]
+
+
+LOCAL_CALLER = Caller(LOCAL_PRINCIPAL, frozenset(SCOPES))  # where nobody is asked for a token
