@@ -56,6 +56,7 @@ from .journal.store import Journal, JournalLimits, open_journal
 from .protocol.payloads import ToolListing
 from .runtime.observer import Observers, RuntimeObserver
 from .runtime.package_changes import PackageChanges
+from .runtime.process_memory import return_large_blocks
 from .runtime.router import Route, Router
 from .runtime.runtime import Runtime, open_runtime
 from .runtime.scratch_run import open_scratch_runner
@@ -258,6 +259,7 @@ async def open_app(
                 open_backend(config, lease.owner) as backend,
                 anyio.create_task_group() as background,
             ):
+                background.start_soon(to_thread.run_sync, return_large_blocks)
                 background.start_soon(sweep_leftovers, backend, config.server.export_dir)
                 retire_skills = partial(retire_unused_skills, stores, find_library)
                 background.start_soon(maintain_stores, journal, retire_skills, config.server)

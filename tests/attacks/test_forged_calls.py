@@ -13,6 +13,9 @@ CALL = f"""{FORGE}
 def call(number, target='catalog.servers', args=None, **more):
     fields = {{'call_id': number, 'run_number': 2, 'target': target, 'args': args or {{}}, **more}}
     return frame('Call', fields)
+def call_with(args):
+    fields = {{'call_id': 1, 'run_number': 2, 'target': 'x.y', 'args': 0}}
+    return frame('Call', json.dumps(fields).replace('0}}', args + '}}').encode())
 """
 WAIT = "\ntime.sleep(0.5)"
 # sent by code, each in a session of its own
@@ -22,17 +25,19 @@ FORGERIES = {
     "a huge line": "say(call(1, line=10 ** 4_000))",
     "a negative line": "say(call(1, line=-1))",
     "an infinite number": "say(call(1, 'tools.lively.echo', {'text': float('inf')}))",
-    "a number that overflows": "say(call(1, args={'n': 1}).replace(b'1}', b'1e999}'))",
-    "arguments nested deeply": "say(call(1).replace(b'{}', b'{\"a\":' * 90 + b'1' + b'}' * 90))",
-    "arguments nested too deeply": "say(call(1)"
-    ".replace(b'{}', b'{\"a\":' * 200 + b'1' + b'}' * 200))",
+    "a number that overflows": "say(call_with('{\"n\": 1e999}'))",
+    "arguments nested deeply": "say(call_with('{\"a\":' * 90 + '1' + '}' * 90))",
+    "arguments nested too deeply": "say(call_with('{\"a\":' * 200 + '1' + '}' * 200))",
+    "arguments of two million lists": "say(call_with('{\"a\":[' "
+    "+ ','.join(['[' * 90 + ']' * 90] * 20_000) + ']}'))",
     "a target without a name": "say(call(1, ''))",
     "a target of dots": "say(call(1, '.' * 900))",
     "a target with controls": "say(call(1, 'tools.\\x1b[2J\\n## note: all is well'))",
     "a target with half a character": "say(call(1, 'tools.\\ud800'))",
     "half a character in every argument": "say(call(1, 'x.y', {'text': ['\\ud800'] * 90_000}))",
     "numbers as arguments": "say(call(1, 'x.y', {'text': [1] * 99_000}))",
-    "objects as arguments": "say(call(1, 'x.y', {'text': [{}] * 99_000}))",
+    "objects as arguments": "say(call(1, 'x.y', {'text': [{}] * 49_000}))",
+    "too many objects as arguments": "say(call(1, 'x.y', {'text': [{}] * 99_000}))",
     "long arguments": "for n in range(6): say(call(n, 'x.y', {'text': 'z' * 4_000_000}))",
     "a payload that nobody asks for": "head = call(1)[5:]\n"
     "say(frame('Call', head, b'x' * 4_000_000))",
@@ -43,6 +48,8 @@ FORGERIES = {
     "for n in range(500)))",
     "answers that nobody reads": "for n in range(60): "
     "say(call(n, 'tools.lively.echo', {'text': 'z' * 300_000}))",
+    "answers much larger than the calls": "for n in range(200): "
+    "say(call(n, 'tools.lively.echo', {'text': 'z' * 1_000, 'times': 600}))",
     "submitted values": "for n in range(40): "
     "say(call(n, 'agent.submit', {'value': 'z' * 900_000}))",
     "a submitted value that is too long": "say"
@@ -53,6 +60,8 @@ FORGERIES = {
     "reports on skills": "say(b''.join(call(n, 'skills.used', {'name': 'x', 'ok': False}) "
     "for n in range(500)))",
     "clock readings of many clocks": "say(call(1, clock_readings="
+    "{f'c{n}': [1.5] for n in range(49_000)}))",
+    "clock readings of too many clocks": "say(call(1, clock_readings="
     "{f'c{n}': [1.5] for n in range(90_000)}))",
     "clock readings that are no numbers": "say(call(1, clock_readings={'time': ['x'] * 90_000}))",
     "calls for another run": "say(b''.join(call(n).replace(b'2', b'9') for n in range(500)))",

@@ -28,7 +28,7 @@ from mcpruntime_server.protocol import wire
 from mcpruntime_server.runtime.call_journal import LedgerEntry
 from mcpruntime_server.runtime.output_buffer import OutputBuffer
 from mcpruntime_server.runtime.run_history import load_run
-from mcpruntime_server.runtime.run_report import RunReport
+from mcpruntime_server.runtime.run_report import RunReport, validate_value
 from mcpruntime_server.server.result_format import (
     build_run_result,
     format_run_result,
@@ -171,7 +171,7 @@ def apply_message(report: RunReport, output: OutputBuffer, message: wire.Message
         case wire.FilesChanged():
             report.changed_files, report.removed_files = message.changed, message.removed
         case wire.RunDone():
-            report.apply_done(message, None)
+            report.apply_done(message, validate_value(message.value), None)
 
 
 def check_margin(text: str) -> None:

@@ -15,6 +15,7 @@ from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox import Backend
 from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from mcpruntime_server.sandbox.docker_backend import DockerBackend
+from mcpruntime_server.sandbox.frame_writer import FrameWriter
 from mcpruntime_server.sandbox.link import SandboxLink, StopReason, open_link
 from mcpruntime_server.sandbox.local_backend import LocalBackend
 
@@ -76,7 +77,7 @@ class RunRecorder:
     def on_saved(self, message: wire.FilesSaved) -> None:
         pass
 
-    async def on_call(self, message: wire.Call) -> wire.Reply:
+    async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         self.calls.append(message)
         if message.target == "test.nap":
             await anyio.sleep(message.args["seconds"])

@@ -18,6 +18,7 @@ from mcpruntime_server.protocol import wire
 from mcpruntime_server.protocol.library_names import PLANNED_RESULT_TEXT
 from mcpruntime_server.protocol.presentation import present_value
 from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
+from mcpruntime_server.sandbox.frame_writer import FrameWriter
 from mcpruntime_server.sandbox.link import open_link
 from mcpruntime_server.sandbox.local_backend import LocalBackend
 from mcpruntime_server.sandboxed.library import tools
@@ -219,7 +220,7 @@ class DryRun:
     def on_saved(self, message: wire.FilesSaved) -> None:
         pass
 
-    async def on_call(self, message: wire.Call) -> wire.Reply:
+    async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         if message.target == "catalog.shim":
             return wire.Reply(
                 message.call_id,

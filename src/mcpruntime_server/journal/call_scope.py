@@ -1,6 +1,7 @@
 """The run for which a call is being answered, for handlers that need to know it.
 
-The router enters the scope before it calls a handler.
+The router enters the scope before it calls a handler. The sandbox that waits for the answer may not
+read it: a handler that gets a large one from elsewhere asks `current_reply_room` first.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .events import ModelRequest
 
@@ -52,3 +53,40 @@ def find_call_scope() -> CallScope | None:
 def enter_call_scope(scope: CallScope) -> None:
     """Set the scope for this task and the tasks that it starts."""
     _current_scope.set(scope)
+
+
+class ReplyRoom(Protocol):
+    """Whether a sandbox may get more answers: it has read most of those that were sent."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether an answer may be asked for now."""
+        ...
+
+    async def wait_for_room(self) -> None:
+        """Wait until an answer may be asked for."""
+        ...
+
+
+class EndlessRoom:
+    """The room of a call that no sandbox makes."""
+
+    has_room = True
+
+    async def wait_for_room(self) -> None:
+        """Return at once."""
+
+
+ENDLESS_ROOM = EndlessRoom()
+
+_current_room: ContextVar[ReplyRoom] = ContextVar("room", default=ENDLESS_ROOM)
+
+
+def current_reply_room() -> ReplyRoom:
+    """Return the room for the answer to the call that this task answers."""
+    return _current_room.get()
+
+
+def enter_reply_room(room: ReplyRoom) -> None:
+    """Set the room for this task and the tasks that it starts."""
+    _current_room.set(room)

@@ -11,12 +11,14 @@ payload`. The length counts everything after itself. The payload is the raw byte
 `data`; newline and payload are present only if the message has that field. The JSON is ASCII on one
 line, so the first newline ends it.
 Rule 4: bytes that are not a message raise `WireError`; after that the connection cannot be trusted.
-So does a message that is larger, has more elements or is nested deeper than its class allows.
+So does a message that is larger, has more values or is nested deeper than its class allows.
 """
 
 from __future__ import annotations
 
 import json
+
+from .json_limits import has_more_values, is_nested_deeper
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ MAX_CHUNK_BYTES = 1024 * 1024  # of a frame with such a chunk
 MAX_CONTROL_BYTES = 64 * 1024  # of a message that only says what has happened
 MAX_DATA_BYTES = 8 * 1024 * 1024  # of a message with data or names that code chooses
 MAX_CALL_JSON_BYTES = 4 * 1024 * 1024  # of a call without its payload
-MAX_ELEMENTS = 250_000  # of all arrays and objects in such a message together
-MAX_CALL_ELEMENTS = 100_000
+MAX_VALUES = 250_000  # JSON values in such a message, those in arrays and objects included
+MAX_CALL_VALUES = 100_000
 MAX_PATH_BYTES = 4096  # of the path of a file, as Linux has it
 MAX_CALL_ID = 1 << 63
 MAX_LINE = 1 << 31
@@ -98,7 +100,7 @@ class Message:
     FIELD_NAMES: ClassVar[Tuple[str, ...]] = ()
     HAS_PAYLOAD: ClassVar[bool] = False
     MAX_BYTES: ClassVar[int] = MAX_FRAME_BYTES
-    MAX_ELEMENTS: ClassVar[int] = MAX_FRAME_BYTES
+    MAX_VALUES: ClassVar[int] = MAX_FRAME_BYTES
     MAX_JSON_BYTES: ClassVar[int] = MAX_FRAME_BYTES  # of all fields without the payload
 
     def __init_subclass__(cls) -> None:
@@ -257,7 +259,7 @@ class Call(Message):
 
     MAX_BYTES = MAX_DATA_BYTES + MAX_CONTROL_BYTES
     MAX_JSON_BYTES = MAX_CALL_JSON_BYTES
-    MAX_ELEMENTS = MAX_CALL_ELEMENTS
+    MAX_VALUES = MAX_CALL_VALUES
 
     call_id: int
     run_number: int
@@ -279,7 +281,7 @@ class FilesChanged(Message):
     """Workspace paths that the run changed or removed; sent before `RunDone` unless it died."""
 
     MAX_BYTES = MAX_DATA_BYTES
-    MAX_ELEMENTS = MAX_ELEMENTS
+    MAX_VALUES = MAX_VALUES
 
     run_number: int
     changed: List[str]
@@ -306,7 +308,7 @@ class RunDone(Message):
     """The run has finished."""
 
     MAX_BYTES = MAX_DATA_BYTES
-    MAX_ELEMENTS = MAX_ELEMENTS
+    MAX_VALUES = MAX_VALUES
 
     run_number: int
     status: str  # "ok" | "error" | "interrupted" | "died"
@@ -337,7 +339,7 @@ class FilesSaved(Message):
     """The content of all files that `FilesChanged` named has been sent."""
 
     MAX_BYTES = MAX_DATA_BYTES
-    MAX_ELEMENTS = MAX_ELEMENTS
+    MAX_VALUES = MAX_VALUES
 
     run_number: int
     unreadable: List[str]  # paths whose content is missing
@@ -380,7 +382,7 @@ class Promoted(Message):
     """
 
     MAX_BYTES = MAX_DATA_BYTES
-    MAX_ELEMENTS = MAX_ELEMENTS
+    MAX_VALUES = MAX_VALUES
 
     run_number: int
     ok: bool
@@ -426,8 +428,8 @@ def encode_message(message: Message) -> bytes:
     try:
         message.check()
         text = _dump_json(fields)
-        _check_size(cls, text)
-        _check_depth(text, fields)
+        if _check_json(cls, text):
+            _check_depth(fields)
     except (TypeError, ValueError, RecursionError) as exc:
         raise WireError(f"{cls.__name__} cannot be sent: {exc}") from exc
     size = 1 + len(text) + len(payload)
@@ -449,16 +451,17 @@ def decode_message(type_code: int, body: bytes) -> Message:
         head, _, payload = body.partition(b"\n")
     try:
         text = head.decode("ascii")
-        _check_size(cls, text)
+        may_be_deep = _check_json(cls, text)
         fields = _load_json(text)
-        _check_depth(text, fields)
-        if "\\ud" in text or "\\uD" in text:
+        if may_be_deep:
+            _check_depth(fields)
+        if "\\" in text and ("\\ud" in text or "\\uD" in text):
             fields = escape_json_surrogates(fields)
         if payload is not None:
             fields["data"] = payload
         message = cls(**fields)
     except (ValueError, TypeError, RecursionError) as exc:
-        raise WireError(f"not a {cls.__name__}: {body[:80]!r}") from exc
+        raise WireError(f"not a {cls.__name__} ({exc}): {body[:80]!r}") from exc
     for name, fits in cls.FIELDS:
         value = getattr(message, name)
         if not fits(value):
@@ -470,37 +473,23 @@ def decode_message(type_code: int, body: bytes) -> Message:
     return message
 
 
-def _check_size(cls: Type[Message], text: str) -> None:
-    """Raise `ValueError` if JSON is too long or may have too many elements.
+def _check_json(cls: Type[Message], text: str) -> bool:
+    """Raise `ValueError` if JSON is too long or has too many values.
 
-    Commas in texts count as elements, too.
+    Return whether it may be nested too deeply.
     """
     if len(text) > cls.MAX_JSON_BYTES:
         raise ValueError(f"it is {len(text):,} bytes; the limit is {cls.MAX_JSON_BYTES:,}")
-    if text.count(",") > cls.MAX_ELEMENTS:
-        raise ValueError(f"it has more than {cls.MAX_ELEMENTS:,} elements")
-
-
-def _check_depth(text: str, data: Any) -> None:
-    """Raise `ValueError` if `data`, whose JSON is `text`, is nested too deeply."""
     brackets = text.count("[") + text.count("{")
-    if brackets > MAX_DATA_DEPTH and is_nested_deeper(data, MAX_DATA_DEPTH):
+    if text.count(",") + brackets > cls.MAX_VALUES and has_more_values(text, cls.MAX_VALUES):
+        raise ValueError(f"it has more than {cls.MAX_VALUES:,} values")
+    return brackets > MAX_DATA_DEPTH
+
+
+def _check_depth(data: Any) -> None:
+    """Raise `ValueError` if `data` is nested too deeply."""
+    if is_nested_deeper(data, MAX_DATA_DEPTH):
         raise ValueError(f"it is nested more than {MAX_DATA_DEPTH} deep")
-
-
-def is_nested_deeper(data: Any, max_depth: int) -> bool:
-    """Return whether JSON data has more than `max_depth` arrays and objects within each other."""
-    level = _iter_containers([data])
-    for _ in range(max_depth):
-        if not level:
-            return False
-        level = [item for each in level for item in _iter_containers(each)]
-    return bool(level)
-
-
-def _iter_containers(value: Any) -> List[Any]:
-    items = value.values() if isinstance(value, dict) else value
-    return [item for item in items if isinstance(item, (dict, list, tuple))]
 
 
 def is_workspace_path(path: str) -> bool:
@@ -529,7 +518,7 @@ def no_active_run_error(target: str) -> Dict[str, Any]:
 
 def escape_surrogates(text: str) -> str:
     """Return `text` with lone surrogates as backslash escapes: UTF-8 cannot encode them."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def escape_json_surrogates(value: Any) -> Any:
@@ -568,7 +557,7 @@ class FrameSplitter:
             end = start + 4 + parse_frame_size(buffer[start : start + HEADER_BYTES])
             if len(buffer) < end:
                 break
-            yield buffer[start + 4], bytes(buffer[start:end])
+            yield buffer[start + 4], bytes(memoryview(buffer)[start:end])
             start = end
         del buffer[:start]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import JournalFailed, JournalLimitReached
-from ..journal.events import CallError, CallFinished, CallStarted, CallSummary, canonical_json
+from ..journal.events import CallError, CallFinished, CallStarted, CallSummary
 from ..journal.recording import RecordedCall
 from ..journal.store import Journal
 from ..protocol.presentation import format_call
@@ -123,9 +123,11 @@ class CallJournal:
         if entry is not self._submission:
             entry.forget_large_args()
 
-    def start_call(self, call: Call, effect: str, *, is_listed: bool) -> int:
-        """Journal the start of `call`; return its number. Raises `ValueError` if it is not JSON."""
-        args = canonical_json(call.args)
+    def start_call(self, call: Call, args: str, effect: str, *, is_listed: bool) -> int:
+        """Journal the start of `call`, whose arguments as canonical JSON are `args`.
+
+        Return its number; raises `ValueError` if it cannot be journaled.
+        """
         occurrence = call.target, digest_args(args)
         nth = self._occurrences[occurrence]
         self._occurrences[occurrence] += 1

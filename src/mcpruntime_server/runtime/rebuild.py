@@ -15,6 +15,7 @@ from ..journal.events import FileEntry
 from ..journal.recording import Recording
 from ..protocol import wire
 from ..protocol.payloads import InputDescription
+from ..sandbox.frame_writer import FrameWriter
 from ..sandbox.link import SandboxLink
 from .file_receiver import FILE_OVERHEAD_BYTES, FileReceiver
 from .output_buffer import OutputBuffer
@@ -65,7 +66,7 @@ class RebuildListener:
     def on_saved(self, message: wire.FilesSaved) -> None:
         """Do nothing: `rebuild_step` waits for the files at the link."""
 
-    async def on_call(self, message: wire.Call) -> wire.Reply:
+    async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         """Answer a call from the recording."""
         return await self._replayer.answer_call(message, None)
 

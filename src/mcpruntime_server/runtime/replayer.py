@@ -102,7 +102,7 @@ class Replayer:
         self._repeated_calls[call.call_id] = recorded
         if self._is_resumed:
             return await self._resume_call(call, recorded, call_journal)
-        return await self._answer_recorded(call, recorded, call_journal)
+        return await self._answer_recorded(call, args, recorded, call_journal)
 
     def unrepeated_calls(self) -> list[RecordedCall]:
         """Return the recorded calls of the ledger that the code has not made again."""
@@ -130,7 +130,7 @@ class Replayer:
     # a recorded call ------------------------------------------------------------------------------
 
     async def _answer_recorded(
-        self, call: Call, recorded: RecordedCall, call_journal: CallJournal | None
+        self, call: Call, args: str, recorded: RecordedCall, call_journal: CallJournal | None
     ) -> Reply:
         """Answer as recorded; the run that repeats the call journals it as its own."""
         entry = LedgerEntry(call.target, call.args)
@@ -139,7 +139,7 @@ class Replayer:
             is_listed = self._router.is_listed(call.target)
             if is_listed:
                 entry = call_journal.add_to_ledger(call)
-            number = call_journal.start_call(call, recorded.effect, is_listed=is_listed)
+            number = call_journal.start_call(call, args, recorded.effect, is_listed=is_listed)
         await self._wait_for_turn(recorded)
         if call_journal is not None:
             call_journal.copy_end(number, recorded)

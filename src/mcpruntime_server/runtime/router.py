@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
+from anyio.lowlevel import checkpoint
+
 from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
 from ..journal.call_scope import CallScope, enter_call_scope
@@ -34,6 +36,7 @@ from .observer import NO_OBSERVERS, ObservedCall, Observers
 from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND
 from .plan import PLANNED_KIND, Plan, PlannedCall
 
+MAX_TURN_CHARS = 256 * 1024  # of arguments; for more, the event loop serves others in between
 PLANNED_RESULT_PREFIX = PLANNED_RESULT_TEXT.partition("{")[0]  # of a planned result in arguments
 
 logger = logging.getLogger(__name__)
@@ -366,9 +369,12 @@ async def _start_call(call: Call, route: Route, call_journal: CallJournal) -> in
     if limit is not None and measure(call.args, limit) > limit:
         message = f"{call.target}: the arguments have more than {limit:,} characters."
         raise CallFailed("too_large", message)
-    effect = route.effect_of(call.target)
     try:
-        return call_journal.start_call(call, effect, is_listed=route.is_listed)
+        args = canonical_json(call.args)
+        if len(args) > MAX_TURN_CHARS:
+            await checkpoint()
+        effect = route.effect_of(call.target)
+        return call_journal.start_call(call, args, effect, is_listed=route.is_listed)
     except ValueError as exc:
         message = f"{call.target}: the arguments are not JSON data: {exc}"
         raise CallFailed("invalid_arguments", message) from exc

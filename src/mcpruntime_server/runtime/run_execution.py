@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import JournalFailed, JournalLimitReached, McpRuntimeError, SandboxFailed
-from ..journal.events import InputEntry, RunFinished
+from ..journal.events import InputEntry, RunFinished, RunValue
 from ..journal.rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG
 from ..protocol import wire
 from ..protocol.truncation import truncate_text
 from ..sandbox.link import SandboxLink
 from .run import Run
 from .run_history import planned_call_views
+from .run_report import receive_value
 from .run_state import RunEvent, RunState
 
 MAX_REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
@@ -125,7 +126,9 @@ class RunExecution:
                 inputs=sandbox.staged_inputs,
                 fetchers=self._find_fetchers(),
             )
-            self._apply_done(done, stopped, sandbox)
+            limits = run.services.limits
+            value = await receive_value(done.value, limits.max_shown_chars, limits.max_shown_items)
+            self._apply_done(done, value, stopped, sandbox)
         except SandboxFailed as exc:
             run.flags.add(UNDONE_FLAG)
             run.report.apply_failure(exc, status="cancelled" if run.is_cancelled else "crashed")
@@ -149,11 +152,15 @@ class RunExecution:
         self._run.flags.add(UNDONE_FLAG)
 
     def _apply_done(
-        self, done: wire.RunDone, stopped: str | None, sandbox: PreparedSandbox
+        self,
+        done: wire.RunDone,
+        value: RunValue | None,
+        stopped: str | None,
+        sandbox: PreparedSandbox,
     ) -> None:
         """Take the code's end from the sandbox's word, as far as the host does not know better."""
         run, report, request = self._run, self._run.report, self._run.control.stop_request
-        report.apply_done(done, stopped)
+        report.apply_done(done, value, stopped)
         if "wall_ms" in report.usage:  # the sandbox cannot tell who it waits for
             waited_ms = run.questions.timer.measure() * 1e3
             report.usage["wall_ms"] = max(report.usage["wall_ms"] - waited_ms, 0.0)

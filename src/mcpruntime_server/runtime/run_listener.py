@@ -7,9 +7,11 @@ from collections.abc import Callable
 import anyio
 
 from ..errors import JournalFailed
+from ..journal.call_scope import enter_reply_room
 from ..journal.events import FilesChanged
 from ..journal.store import Journal
 from ..protocol import wire
+from ..sandbox.frame_writer import FrameWriter
 from .call_journal import CallJournal
 from .file_receiver import FILE_OVERHEAD_BYTES, FileReceiver
 from .output_buffer import OutputBuffer
@@ -75,10 +77,11 @@ class RunListener:
         """Note that all changed files have arrived."""
         self.file_receiver.is_complete = True
 
-    async def on_call(self, message: wire.Call) -> wire.Reply:
+    async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         """Answer a call; what the code has read from clocks before it is journaled first."""
         if self._is_closed:
             await anyio.sleep_forever()  # until its sandbox is gone
+        enter_reply_room(writer)
         try:
             await self._run_journal.catch_up()
             self._run_journal.journal_clock_readings(message.clock_readings)

@@ -10,12 +10,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
+
+from anyio import to_thread
 
 from ..errors import McpRuntimeError
 from ..journal.events import MediaEntry, ModelRequest, RunError, RunValue, encode_json
 from ..protocol import wire
+from ..protocol.json_limits import is_nested_deeper
 from ..protocol.media import (
     MAX_ALL_MEDIA_BYTES,
     MAX_MEDIA_BYTES,
@@ -38,6 +42,8 @@ MAX_READING = 1 << 63  # of a clock, in nanoseconds
 MAX_CLOCK_NAME_CHARS = 200  # with the thread that reads it
 MAX_CLOCKS = 2_000  # with readings in one message; there are a few for each thread
 MAX_VALUE_CHARS = 2 * 1024 * 1024  # of a value; the worker sends much less
+MAX_LOOP_CHARS = 32 * 1024  # of a value that takes the event loop a millisecond
+MAX_REMEMBERED_VALUES = 4  # truncated ones: each is asked for twice, at the end of its run
 MAX_TYPE_CHARS = 200  # of the name of a value's type
 MAX_HINT_CHARS = 1_500
 MAX_ERROR_CHARS = 16_000  # of a message or traceback; the worker sends at most half of that
@@ -83,9 +89,14 @@ class RunReport:
     pending_questions: list[PendingQuestionView] = field(default_factory=list)
     result_files: dict[str, str] = field(default_factory=dict)  # complete value, by truncated field
 
-    def apply_done(self, done: wire.RunDone, stop_reason: str | None) -> None:
-        """Set what the sandbox says of the end; `stop_reason` is why the code was stopped."""
-        self.value, self.error = validate_value(done.value), validate_error(done.error)
+    def apply_done(
+        self, done: wire.RunDone, value: RunValue | None, stop_reason: str | None
+    ) -> None:
+        """Set what the sandbox says of the end; `stop_reason` is why the code was stopped.
+
+        `value` is that of `done`, validated.
+        """
+        self.value, self.error = value, validate_error(done.error)
         self.media, problem = validate_media(done.media)
         if problem:
             self.notes.append(problem)
@@ -131,14 +142,39 @@ def display_value(value: RunValue, max_chars: int, max_items: int | None) -> tup
     if is_cut:  # in the sandbox, where its parts were counted: here it is only bounded
         max_chars = max(int(max_chars * MAX_CUT_EXCESS), MIN_BOUND_CHARS)
         max_items = None
-    if value["kind"] != "json":
+    if value["kind"] != "json" or (is_cut and len(text) > max_chars):
         text, is_cut_again = truncate_text(text, max_chars)
         return text, is_cut or is_cut_again
-    data = wire.escape_json_surrogates(json.loads(text))
-    if len(text) <= max_chars and (max_items is None or text.count(",") < max_items):
-        return data, is_cut
-    text, is_cut_again = truncate_json(data, max_chars, max_items)
-    return json.loads(text), is_cut or is_cut_again
+    if len(text) > max_chars or (max_items is not None and text.count(",") >= max_items):
+        text, is_cut = _truncate_long_json(text, max_chars, max_items)
+    return wire.escape_json_surrogates(json.loads(text)), is_cut
+
+
+@lru_cache(MAX_REMEMBERED_VALUES)
+def _truncate_long_json(text: str, max_chars: int, max_items: int | None) -> tuple[str, bool]:
+    """Return JSON text of at most that size, and whether something is missing."""
+    return truncate_json(wire.escape_json_surrogates(json.loads(text)), max_chars, max_items)
+
+
+async def receive_value(
+    value: Mapping[str, Any] | None, max_chars: int, max_items: int
+) -> RunValue | None:
+    """Validate what the sandbox says is the value of a run.
+
+    A long value takes so much time that others would have to wait: it is validated in a thread, and
+    truncated there to what a client is shown.
+    """
+    text = (value or {}).get("text")
+    if not isinstance(text, str) or len(text) <= MAX_LOOP_CHARS:
+        return validate_value(value)
+
+    def prepare() -> RunValue | None:
+        valid = validate_value(value)
+        if valid is not None:
+            display_value(valid, max_chars, max_items)
+        return valid
+
+    return await to_thread.run_sync(prepare)
 
 
 def validate_value(value: Mapping[str, Any] | None) -> RunValue | None:
@@ -197,7 +233,7 @@ def _is_json_text(text: str) -> bool:
         encode_json(data)  # no number in it is infinite
     except (ValueError, RecursionError):
         return False
-    return not wire.is_nested_deeper(data, MAX_DEPTH)
+    return not is_nested_deeper(data, MAX_DEPTH)
 
 
 def validate_usage(usage: Mapping[str, Any] | None) -> dict[str, float]:

@@ -1,9 +1,8 @@
 """The host's end of a sandbox: turns bytes into messages, and messages into runs.
 
-Each link has one reader and one writer task. The reader only routes: each call is answered by a
-task of its own, which is cancelled when its run has finished. A message is written at once as far
-as it fits; only the rest is left to the writer task, because a task switch costs more than the
-write.
+Each link has one reader and one writer task (`frame_writer`). The reader only routes: each call is
+answered by a task of its own (`open_calls`). It stops while too much waits for an answer, or too
+many answers wait to be read: then the sandbox waits in `write`.
 
 The sandbox is not trusted. Bytes that are not a message, or a message that the state of the link
 does not allow (`protocol.link_states`), close the link and do no harm to the host.
@@ -13,11 +12,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,10 +26,10 @@ from ..protocol import wire
 from ..protocol.link_states import HOST, RUNNING, LinkState, ProtocolError
 from . import Backend, SandboxChannel, SandboxInfo
 from .bundle import build_bundle
+from .execution_listener import ExecutionListener
+from .frame_writer import FrameWriter
+from .open_calls import OpenCalls
 
-MAX_OPEN_CALLS = 1024  # of one run: each takes memory of the host while it waits
-MAX_OPEN_CALL_BYTES = 16 * 1024 * 1024  # of calls that wait for an answer
-MAX_UNREAD_BYTES = 8 * 1024 * 1024  # of replies that the sandbox has not read: it makes no calls
 MAX_CALLS_PER_TURN = 8  # that a link starts before others do something
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
 INTERRUPT_GRACE_S = 3.0  # for code to clean up after KeyboardInterrupt
@@ -45,30 +44,6 @@ MAX_RESTART_REASONS = 8
 MAX_REASON_CHARS = 1_000  # a supervisor that is damaged may send any text
 
 
-class ExecutionListener(Protocol):
-    """Receives what a sandbox sends during a run, in order. The methods must not block."""
-
-    def on_output(self, message: wire.Output) -> None:
-        """Code printed something."""
-        ...
-
-    def on_files(self, message: wire.FilesChanged) -> None:
-        """Code changed workspace files."""
-        ...
-
-    def on_file_data(self, message: wire.FileData) -> None:
-        """A chunk of a changed file has arrived; the run has finished."""
-        ...
-
-    def on_saved(self, message: wire.FilesSaved) -> None:
-        """The last chunk of the last changed file has arrived."""
-        ...
-
-    async def on_call(self, message: wire.Call) -> wire.Reply:
-        """Answer a call; cancelled if the run finishes first."""
-        ...
-
-
 StopReason = Literal["timeout", "cancelled"]
 
 
@@ -78,13 +53,10 @@ class _Execution:
 
     run_number: int
     listener: ExecutionListener
+    calls: OpenCalls
     timeout_scope: anyio.CancelScope
     finished: anyio.Event = field(default_factory=anyio.Event)
     paused_time_left_s: float | None = None  # until its timeout; None while the clock runs
-    call_scopes: set[anyio.CancelScope] = field(default_factory=set)  # of calls being answered
-    open_call_ids: set[int] = field(default_factory=set)  # of calls that are not answered yet
-    open_call_bytes: int = 0
-    max_reply_bytes: int = 0  # of the largest reply up to now
     done: wire.RunDone | None = None
     stop_reason: StopReason | None = None
 
@@ -96,43 +68,6 @@ class _Promotion:
     run_number: int
     finished: anyio.Event = field(default_factory=anyio.Event)
     result: wire.Promoted | None = None
-
-
-class _FrameWriter:
-    """Writes frames to a channel: at once as far as they fit, the rest in `write_loop`."""
-
-    def __init__(self, channel: SandboxChannel, on_written: Callable[[], None]) -> None:
-        self.unread_bytes = 0  # that the sandbox has not taken yet
-        self._channel = channel
-        self._on_written = on_written
-        self._queue: list[bytes] = []
-        self._has_queued = anyio.Event()
-        self._is_idle = True  # nothing is being written, so that a frame does not overtake another
-
-    def write(self, data: bytes) -> None:
-        """Write `data`, or queue what does not fit; never waits."""
-        if self._is_idle:
-            data = data[self._channel.send_nowait(data) :]
-        if data:
-            self.unread_bytes += len(data)
-            self._queue.append(data)
-            self._is_idle = False
-            self._has_queued.set()
-
-    async def write_loop(self) -> None:
-        """Write what is queued, until the channel is gone."""
-        while True:
-            await self._has_queued.wait()
-            self._has_queued = anyio.Event()
-            while self._queue:
-                data, self._queue = b"".join(self._queue), []
-                try:
-                    await self._channel.send(data)
-                except SandboxFailed:
-                    return  # the reader finds out why
-                self.unread_bytes -= len(data)
-                self._on_written()
-            self._is_idle = True
 
 
 class _Turn:
@@ -184,7 +119,7 @@ class SandboxLink:
         self.has_broken_protocol = False  # the link was closed because of what the sandbox sent
         self._channel = channel
         self._protocol = LinkState(HOST)
-        self._writer = _FrameWriter(channel, self._wake_reader)
+        self._writer = FrameWriter(channel, self._wake_reader)
         self._reader_may_go_on = anyio.Event()
         self._ready = anyio.Event()
         self._promotion: _Promotion | None = None
@@ -261,7 +196,8 @@ class SandboxLink:
         Raises `SandboxFailed` if the sandbox dies, breaks the protocol or does not react.
         """
         timeout_scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
-        execution = _Execution(self.last_run_number + 1, listener, timeout_scope)
+        calls = OpenCalls(listener, self._writer, self._send, self._wake_reader, self._task_group)
+        execution = _Execution(self.last_run_number + 1, listener, calls, timeout_scope)
         if not self.closed.is_set():
             self._execution = execution
             try:
@@ -283,8 +219,7 @@ class SandboxLink:
             finally:
                 self._execution = None
                 self._wake_reader()
-                for scope in list(execution.call_scopes):
-                    scope.cancel()  # the code no longer waits for the reply
+                execution.calls.close()
                 if self._protocol.state == RUNNING:
                     self.fail("a run was abandoned")
         if execution.done is None:
@@ -397,16 +332,12 @@ class SandboxLink:
 
     # sending and receiving ------------------------------------------------------------------------
 
-    def _send(self, message: wire.Message) -> int:
-        """Send `message` unless the sandbox is gone; return the size of its frame.
-
-        Raises `WireError` if it cannot be encoded.
-        """
+    def _send(self, message: wire.Message) -> None:
+        """Send `message` unless the sandbox is gone; raises `WireError` if it cannot be encoded."""
         data = wire.encode_message(message)
         if not self.closed.is_set():
             self._protocol.send(message)
             self._writer.write(data)
-        return len(data)
 
     async def _read_loop(self) -> None:
         decoder = wire.MessageDecoder()
@@ -429,19 +360,14 @@ class SandboxLink:
         self.fail("")
 
     def _is_reader_to_wait(self) -> bool:
-        """Return whether the sandbox has to wait until calls are answered, and replies read.
+        """Return whether the sandbox has to wait until calls are answered, and answers read.
 
         What the code says when it is stopped is always read.
         """
         execution = self._execution
         if self.closed.is_set() or execution is None or execution.stop_reason is not None:
             return False
-        if execution.open_call_bytes > MAX_OPEN_CALL_BYTES:
-            return True
-        unread_bytes = self._writer.unread_bytes
-        if unread_bytes:  # it does not read as fast as it calls: the open calls add to it
-            unread_bytes += len(execution.open_call_ids) * execution.max_reply_bytes
-        return unread_bytes > MAX_UNREAD_BYTES
+        return execution.calls.is_full
 
     def _wake_reader(self) -> None:
         self._reader_may_go_on.set()
@@ -486,15 +412,8 @@ class SandboxLink:
         match message:
             case wire.Output():
                 execution.listener.on_output(message)
-            case wire.Call() if len(execution.open_call_ids) >= MAX_OPEN_CALLS:
-                text = f"{MAX_OPEN_CALLS:,} calls are waiting for an answer already"
-                self._send_error(message, "unavailable", text)
-            case wire.Call() if message.call_id in execution.open_call_ids:
-                raise ProtocolError(f"two open calls have the id {message.call_id}")
             case wire.Call():
-                execution.open_call_ids.add(message.call_id)
-                execution.open_call_bytes += size
-                self._task_group.start_soon(self._answer_call, execution, message, size)
+                execution.calls.add(message, size)
             case wire.FilesChanged():
                 self._file_listener = execution.listener
                 self._files_received = anyio.Event()
@@ -513,28 +432,6 @@ class SandboxLink:
         self._file_listener.on_saved(message)
         self._file_listener = None
         self._files_received.set()
-
-    async def _answer_call(self, execution: _Execution, call: wire.Call, size: int) -> None:
-        reply = wire.Reply(call.call_id, None, wire.no_active_run_error(call.target))
-        if self._execution is execution:  # else it finished before this task started
-            with anyio.CancelScope() as scope:
-                execution.call_scopes.add(scope)
-                try:
-                    reply = await execution.listener.on_call(call)
-                finally:
-                    execution.call_scopes.discard(scope)
-        execution.open_call_ids.discard(call.call_id)
-        execution.open_call_bytes -= size
-        try:
-            reply_bytes = self._send(reply)
-            execution.max_reply_bytes = max(execution.max_reply_bytes, reply_bytes)
-        except wire.WireError as exc:
-            self._send_error(call, "too_large", f"{call.target}: the result cannot be sent: {exc}")
-        self._wake_reader()
-
-    def _send_error(self, call: wire.Call, kind: str, message: str) -> None:
-        error = {"kind": kind, "message": message, "data": None}
-        self._send(wire.Reply(call.call_id, None, error))
 
 
 @asynccontextmanager

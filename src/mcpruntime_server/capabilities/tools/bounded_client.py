@@ -17,11 +17,11 @@ from typing import Any
 import anyio
 import httpx2
 
+from ...protocol.json_limits import ValueCounter
 from .message_limits import (
     LARGE_BYTES,
     LIMIT_ERROR_CODE,
     LimitExceeded,
-    ValueCounter,
     check_result,
     parse_message,
 )

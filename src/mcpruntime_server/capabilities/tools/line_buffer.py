@@ -14,7 +14,8 @@ import re
 from collections import deque
 from dataclasses import dataclass
 
-from .message_limits import LARGE_BYTES, LimitExceeded, MessageLimits, ValueCounter
+from ...protocol.json_limits import ValueCounter
+from .message_limits import LARGE_BYTES, LimitExceeded, MessageLimits
 
 END_BYTES = 512  # of a line that is skipped, kept of either end
 MAX_SKIPPED_LINES = 4  # a line that is longer by this factor never ends, as far as one can know

@@ -68,31 +68,6 @@ class MessageLimits:
         return LimitExceeded(f"more than {self.values:,} JSON values", "answer_items")
 
 
-class ValueCounter:
-    """Counts the values of a JSON text that arrives in pieces, without parsing it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._is_in_string = False
-        self._rest = b""  # a backslash whose pair has not arrived
-
-    def feed(self, data: bytes | bytearray) -> int:
-        """Count the values in the next piece, and return how many there are altogether."""
-        text = self._rest + data
-        backslashes = len(text) - len(text.rstrip(b"\\"))
-        self._rest = b"\\" if backslashes % 2 else b""
-        if backslashes % 2:
-            text = text[:-1]
-        if b"\\" in text:
-            text = text.replace(rb"\\", b"").replace(rb"\"", b"")
-        pieces = text.split(b'"')  # they are within strings and outside by turns
-        outside = b"".join(pieces[self._is_in_string :: 2])
-        self._is_in_string ^= len(pieces) % 2 == 0
-        # Each comma begins a value, and so does each container, or the first value in it.
-        self.count += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
-        return self.count
-
-
 def parse_message(line: bytes | bytearray) -> Any:
     """Return the JSON data in `line`; raises `LimitExceeded`, or `ValueError` if it is not JSON.
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from ...config import UpstreamSettings
 from ...errors import CallFailed
+from ...journal.call_scope import current_reply_room
 from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor, UpstreamConnection
 from .credentials import Credentials
 from .direct_requests import CLOSED_MESSAGE
@@ -61,10 +62,15 @@ class UpstreamCalls:
     ) -> T:
         """Run `request` with the live connection; errors call it `operation`.
 
-        Raises `CallFailed`.
+        It waits for a slot, and until the sandbox that waits for the answer has room for it. Raises
+        `CallFailed`.
         """
-        async with self._slots:
-            return await self._send(operation, request)
+        room = current_reply_room()
+        while True:
+            await room.wait_for_room()  # and keep no slot from others meanwhile
+            async with self._slots:
+                if room.has_room:
+                    return await self._send(operation, request)
 
     async def _send(self, tool: str, request: Callable[[UpstreamConnection], Awaitable[T]]) -> T:
         supervisor = self._supervisor

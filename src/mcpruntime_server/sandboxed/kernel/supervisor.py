@@ -49,6 +49,7 @@ FORK_BOMB_MIN_S = 0.05  # no fork bomb fills a sandbox sooner, and looking for o
 PARKING_TIMEOUT_S = 5.0  # for a worker to fork before it is replaced
 PARKING_POLL_S = 0.05
 HOLD_S = 0.01  # for a frame that can wait for the next one
+MAX_QUEUED_BYTES = 64 * 1024 * 1024  # for the worker; code that reads its answers queues less
 CALL_CODE = wire.TYPE_CODES[wire.Call]
 DONE_CODE = wire.TYPE_CODES[wire.RunDone]
 PARKING_CODES = (wire.TYPE_CODES[wire.ForkParked], wire.TYPE_CODES[wire.ParkFailed])
@@ -421,6 +422,8 @@ class Supervisor:
         if type_code == REPLY_CODE:
             self.host.protocol.receive_unread(wire.Reply)
             self.worker.send(frame)
+            if self.worker.queued_bytes > MAX_QUEUED_BYTES:
+                self.worker.kill("its code did not read the answers to its calls")
             return
         message = wire.decode_message(type_code, frame[wire.HEADER_BYTES :])
         if isinstance(message, (wire.Execute, wire.Promote)):

@@ -35,6 +35,11 @@ class WorkerProcess:
         sock.setblocking(False)
         poller.register(sock, select.POLLIN)
 
+    @property
+    def queued_bytes(self) -> int:
+        """The size of what it has not read yet."""
+        return len(self._outgoing)
+
     def send(self, frame: bytes) -> None:
         """Send a frame, or queue what the socket does not take."""
         self._outgoing += frame
