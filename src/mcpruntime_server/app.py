@@ -441,7 +441,7 @@ async def serve_http(
     config: Config, is_stopping: anyio.Event, listener: socket.socket, tokens: TokenStore | None
 ) -> None:
     """Serve MCP over HTTP until `is_stopping` is set; without `tokens`, to everybody."""
-    from .service.api import Api  # which stdio does not need
+    from .service.api_services import ApiServices  # which stdio does not need
     from .service.http_service import serve_http as serve
     from .service.metrics import RuntimeMetrics, create_registry
     from .service.operations import Operations
@@ -466,7 +466,7 @@ async def serve_http(
             config.http.metrics_token.get_secret_value(),
         )
         starter = RunStarter(config.sandbox, app.runtime, app.inputs)
-        api = Api(config, app.runtime, starter, is_stopping)
+        api = ApiServices(config, app.runtime, starter, app.catalog.package_names, is_stopping)
         await serve(
             app.open_mcp_server, api, config.http, listener, tokens, operations, is_stopping
         )

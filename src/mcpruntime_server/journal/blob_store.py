@@ -17,12 +17,12 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from mcpruntime_server.errors import JournalFailed, NotFound
 
@@ -33,6 +33,8 @@ MAX_SYNCS = 8  # at once: a file system commits those that wait together
 READ_ATTEMPTS = 10  # on a blob that garbage collection has set aside for a moment
 SET_ASIDE_PREFIX = "aside-"  # of the name of a blob that is about to be discarded
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
+
+T = TypeVar("T")
 
 
 class BlobStore:
@@ -80,24 +82,34 @@ class BlobStore:
         with ThreadPoolExecutor(MAX_SYNCS) as pool:
             return list(pool.map(self.put, contents))
 
+    def open_blob(self, digest: str) -> IO[bytes]:
+        """Open a blob for reading, however large it is; raises as `get` does."""
+        file = self._access(digest, lambda path: path.open("rb"))
+        try:
+            if file_digest(file, "sha256").hexdigest() != digest:
+                raise self._damage_error(digest, file.tell())
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
     def get(self, digest: str) -> bytes:
         """Return the content of a blob.
 
         Raises `NotFound`, or `JournalFailed` if it is damaged or unreadable.
         """
-        path = self.blob_path(digest)
-        try:
-            data = self._read_file(path)
-        except FileNotFoundError:
-            raise NotFound(f"The blob {digest} is not in {self.root}.") from None
-        except OSError as exc:
-            raise JournalFailed(f"The blob {path} cannot be read: {exc.strerror}.") from exc
+        data = self._access(digest, Path.read_bytes)
         if sha256(data).hexdigest() != digest:
-            raise JournalFailed(
-                f"The blob {path} is damaged: the digest of its {len(data)} bytes is not its name.",
-                remedy="Restore the file from a backup; everything that does not use it is intact.",
-            )
+            raise self._damage_error(digest, len(data))
         return data
+
+    def _damage_error(self, digest: str, size: int) -> JournalFailed:
+        path = self.blob_path(digest)
+        return JournalFailed(
+            f"The blob {path} is damaged: the digest of its {size} bytes is not its name.",
+            remedy="Restore the file from a backup; everything that does not use it is intact.",
+        )
 
     @contextmanager
     def open_writer(self) -> Iterator[BlobWriter]:
@@ -146,12 +158,19 @@ class BlobStore:
             return False
         return not self.is_synced or _sync_blob(path)
 
-    def _read_file(self, path: Path) -> bytes:
-        for _ in range(READ_ATTEMPTS):
-            with suppress(FileNotFoundError):
-                return path.read_bytes()
-            self._restore_set_aside(path)
-        return path.read_bytes()
+    def _access(self, digest: str, access: Callable[[Path], T]) -> T:
+        """Return what `access` does with the file of a blob, which may be set aside meanwhile."""
+        path = self.blob_path(digest)
+        try:
+            for _ in range(READ_ATTEMPTS):
+                with suppress(FileNotFoundError):
+                    return access(path)
+                self._restore_set_aside(path)
+            return access(path)
+        except FileNotFoundError:
+            raise NotFound(f"The blob {digest} is not in {self.root}.") from None
+        except OSError as exc:
+            raise JournalFailed(f"The blob {path} cannot be read: {exc.strerror}.") from exc
 
     def _restore_set_aside(self, path: Path) -> None:
         """Restore a blob that was set aside, unless it exists again."""

@@ -7,7 +7,7 @@ A session that is being imported or removed has the purpose `partial` and is inv
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from sqlite3 import Connection
 from typing import Any
@@ -115,6 +115,26 @@ def list_sessions(connection: Connection, principal: str | None) -> list[Session
     """Return the sessions of one principal, or of all, the last used first."""
     query = f"{SELECT_SESSIONS} AND (?1 IS NULL OR principal = ?1) ORDER BY last_used_at DESC"
     return [SessionRow(*row) for row in connection.execute(query, (principal,))]
+
+
+def page_sessions(
+    connection: Connection,
+    principal: str,
+    purposes: Sequence[str],
+    before: tuple[float, str] | None,
+    limit: int,
+) -> list[SessionRow]:
+    """Return sessions of one principal that have these purposes, the last used first.
+
+    `before` is when the last session of the page before was used, and its id.
+    """
+    marks = ", ".join("?" * len(purposes))
+    query = f"""{SELECT_SESSIONS} AND principal = ? AND purpose IN ({marks})
+        AND (? IS NULL OR (last_used_at, id) < (?, ?))
+        ORDER BY last_used_at DESC, id DESC LIMIT ?"""
+    time, session_id = before or (None, None)
+    values = (principal, *purposes, time, time, session_id, limit)
+    return [SessionRow(*row) for row in connection.execute(query, values)]
 
 
 def last_sequence(connection: Connection, session_id: str) -> int:

@@ -18,12 +18,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Sequence,
+)
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection, Error
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
@@ -377,6 +384,21 @@ class Journal:
         """Return the sessions of one principal, or of all, the last used first."""
         return await self.read(lambda rows: queries.list_sessions(rows, principal))
 
+    async def page_sessions(
+        self,
+        principal: str,
+        purposes: Sequence[str],
+        before: tuple[float, str] | None,
+        limit: int,
+    ) -> list[SessionRow]:
+        """Return sessions of one principal that have these purposes, the last used first.
+
+        `before` is when the last session of the page before was used, and its id.
+        """
+        return await self.read(
+            lambda rows: queries.page_sessions(rows, principal, purposes, before, limit)
+        )
+
     async def load_python_version(self, image: str) -> str:
         """Return the Python version that sandboxes with that image had; "" if it is not known."""
         return await self.read(lambda rows: queries.load_python_version(rows, image))
@@ -555,6 +577,10 @@ class Journal:
     async def get_blob(self, digest: str) -> bytes:
         """Return the content of a blob; raises `NotFound`, or `JournalFailed` if it is damaged."""
         return await to_thread.run_sync(self.blobs.get, digest)
+
+    async def open_blob(self, digest: str) -> IO[bytes]:
+        """Open a blob for reading, however large it is; raises as `get_blob` does."""
+        return await to_thread.run_sync(self.blobs.open_blob, digest)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in a worker thread on a snapshot that has everything appended before."""

@@ -7,7 +7,6 @@ journal does not have: another server can resume it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,14 +18,12 @@ from ..capabilities.inputs.store import InputStore
 from ..capabilities.skills.auto_save import AutoSaver
 from ..config import Config
 from ..errors import InvalidRequest
-from ..journal.recording import load_recording
 from ..runtime.pending_questions import BY_MODEL, MODEL_APPROVER
-from ..runtime.plan import decide_approvals
 from ..runtime.run import Run
 from ..runtime.run_history import load_report
 from ..runtime.run_report import RunReport
 from ..runtime.runtime import Runtime
-from ..runtime.session import Session, commit_key
+from ..runtime.session import Session
 from .client_questions import (
     MAX_QUESTION_ROUNDS,
     ClientQuestions,
@@ -35,6 +32,7 @@ from .client_questions import (
 )
 from .delivery import DeliveryCursor, FindCursor
 from .permissions import may_approve
+from .plan_commit import check_has_plan, commit_plan
 from .result_format import RunResult, build_run_result, run_call_result
 from .run_lookup import UNDER_WAY, RunLookup
 from .run_progress import register_watcher, wait_for_run, wants_progress
@@ -207,35 +205,17 @@ class RunToolHandler:
                 report = cursor.select_undelivered(report)
                 cursor.finish(report.run_id)
             return self.build_report_result(report, handle)
-        has_plan = any(question.kind == "plan" for question in report.pending_questions)
-        if report.status != "waiting" or not has_plan:
-            raise InvalidRequest(f"Run {report.run_id} waits for no answer: {report.status}.")
+        check_has_plan(report)
         by_model = self._config.policy.approver == MODEL_APPROVER
-        session, run = await self._commit_plan(
-            report.run_id, answers, may_approve=by_model and may_approve(ctx)
+        session, run = await commit_plan(
+            self._runtime,
+            self.lookup,
+            self._config.policy,
+            report.run_id,
+            answers,
+            may_approve=by_model and may_approve(ctx),
         )
         return await self._watch_run(ctx, session, run, wait_s)
-
-    async def _commit_plan(
-        self, plan: str, answers: Mapping[str, Any], *, may_approve: bool
-    ) -> tuple[Session, Run]:
-        """Execute the code of a dry run again, making the approved calls of its plan."""
-        row, owner = await self.lookup.load_run_rows(plan)
-        journal, policy = self._runtime.journal, self._config.policy
-        recording = await load_recording(journal, row)
-        approvals = decide_approvals(recording, answers, for_person=may_approve)
-        if row.finished_at is not None and time.time() - row.finished_at > policy.expires_s:
-            raise InvalidRequest(f"The plan of run {plan} has expired.", remedy="Plan it again.")
-        before = await journal.find_run_by_key(owner.id, commit_key(plan))
-        if before is not None:
-            raise InvalidRequest(
-                f"The plan of run {plan} was committed already.",
-                remedy=f"Attach to run {before.id}, which did so.",
-            )
-        session = await self._runtime.find_session(owner.id, self.lookup.principal)
-        if session.queue.find_by_key(commit_key(plan)) is not None:
-            raise InvalidRequest(f"The plan of run {plan} is being committed already.")
-        return session, session.commit_plan(recording, approvals, recording.start.timeout_s)
 
     # waiting --------------------------------------------------------------------------------------
 

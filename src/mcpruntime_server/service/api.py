@@ -1,127 +1,220 @@
-"""The HTTP API: runs, sessions and files for programs that are no MCP clients.
+"""The HTTP API for programs that are no MCP clients: its routes, in one table.
 
-Rule 1: a handler names sessions and runs by their ids, and what it returns comes from the journal,
-so that it does not matter which server executes a run.
-Rule 2: what belongs to another principal is answered as what does not exist.
-Rule 3: a client that leaves ends its request only. A run ends by itself or is cancelled.
+The application and the OpenAPI document are made from the table, so a route cannot be forgotten in
+one of them.
 """
 
 from __future__ import annotations
 
-import anyio
+from functools import partial
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
-from ..config import Config
-from ..errors import InvalidRequest
-from ..runtime.runtime import Runtime
-from ..server.run_lookup import RunLookup
-from ..server.run_starter import RunStarter
-from ..server.run_tool import MAX_IDEMPOTENCY_KEY_CHARS
-from .api_models import EventsQuery, ExecuteRequest
-from .authentication import find_principal
-from .event_stream import EventStreamResponse
-from .requests import read_body, read_query
-from .run_events import BEGINNING, EventPosition, parse_event_id
-from .run_feed import FollowedRun, RunFeeds
+from ..errors import InsufficientScope, McpRuntimeError
+from . import api_models as models
+from .api_services import ApiServices
+from .authentication import Authentication
+from .event_models import RunEvent
+from .openapi import ApiRoute, Handler, OpenApiDocument
+from .problems import build_problem, problem_response
+from .requests import BadRequest
+from .run_api import RunApi
+from .session_api import SessionApi
 
-LAST_EVENT_HEADER = "last-event-id"
-IDEMPOTENCY_KEY_HEADER = "idempotency-key"
+RUN_PATH = "/runs/{run_id}"
+SESSION_PATH = "/sessions/{session}"
+
+RUN_ROUTES: tuple[ApiRoute[RunApi], ...] = (
+    ApiRoute(
+        "POST",
+        "/execute",
+        "execute",
+        RunApi.execute,
+        ("run",),
+        {200: models.RunDocument, 202: models.RunDocument},
+        models.ExecuteRequest,
+        headers=["Idempotency-Key"],
+        errors=[400, 404, 413, 415, 503],
+        description="Execute code and wait for its end, or for its first question. With 202 "
+        "the run goes on: follow it, answer it, or cancel it.",
+    ),
+    ApiRoute(
+        "POST",
+        "/execute/stream",
+        "executeAndStream",
+        RunApi.execute_and_stream,
+        ("run",),
+        {200: RunEvent, 204: None},
+        models.StreamRequest,
+        headers=["Idempotency-Key", "Last-Event-ID"],
+        errors=[400, 404, 413, 415, 503],
+        description="Execute code and get everything that happens as server-sent events. A "
+        "client that leaves does not end the run: it sends the request again with "
+        "`Last-Event-ID`, which starts nothing and continues the stream, or it cancels the "
+        "run. Comment lines are signs of life.",
+    ),
+    ApiRoute(
+        "GET",
+        RUN_PATH,
+        "showRun",
+        RunApi.show_run,
+        ("read",),
+        {200: models.RunDocument},
+        errors=[404],
+        description="What is known of a run.",
+    ),
+    ApiRoute(
+        "GET",
+        f"{RUN_PATH}/events",
+        "followRun",
+        RunApi.stream_events,
+        ("read",),
+        {200: RunEvent, 204: None},
+        query=models.EventsQuery,
+        headers=["Last-Event-ID"],
+        errors=[400, 404],
+        description="Join a run, or read one that is finished, as server-sent events. 204: "
+        "there are no events after the one that is named, and none will come.",
+    ),
+    ApiRoute(
+        "POST",
+        f"{RUN_PATH}/answers",
+        "answerRun",
+        RunApi.answer_run,
+        (),
+        {200: models.RunDocument, 202: models.RunDocument},
+        models.AnswersRequest,
+        errors=[400, 403, 404, 413, 415, 503],
+        description="Answer what a run waits for. Approvals need the scope `approve`, other "
+        "answers `run`. For a dry run, the response is about the run that commits its plan.",
+    ),
+    ApiRoute(
+        "POST",
+        f"{RUN_PATH}/cancel",
+        "cancelRun",
+        RunApi.cancel_run,
+        ("run",),
+        {200: models.RunDocument, 202: models.RunDocument},
+        errors=[404, 503],
+        description="Cancel a run; one that is finished stays as it is.",
+    ),
+)
+SESSION_ROUTES: tuple[ApiRoute[SessionApi], ...] = (
+    ApiRoute(
+        "GET",
+        "/sessions",
+        "listSessions",
+        SessionApi.list_sessions,
+        ("read",),
+        {200: models.SessionPage},
+        query=models.SessionsQuery,
+        errors=[400],
+        description="The sessions, the last used first.",
+    ),
+    ApiRoute(
+        "GET",
+        SESSION_PATH,
+        "showSession",
+        SessionApi.show_session,
+        ("read",),
+        {200: models.SessionDocument},
+        errors=[404],
+        description="A session, by its id or its name, with its last RunApi.",
+    ),
+    ApiRoute(
+        "GET",
+        f"{SESSION_PATH}/files",
+        "listFiles",
+        SessionApi.list_files,
+        ("read",),
+        {200: models.FilePage},
+        query=models.FilesQuery,
+        errors=[400, 404],
+        description="The files in the workspace of a session.",
+    ),
+    ApiRoute(
+        "GET",
+        f"{SESSION_PATH}/files/{{path:path}}",
+        "readFile",
+        SessionApi.read_file,
+        ("read",),
+        {200: bytes, 206: bytes, 304: None, 416: None},
+        query=models.FileQuery,
+        headers=["Range", "If-None-Match", "If-Range"],
+        errors=[400, 404],
+        description="The content of a workspace file. Its ETag is the digest of the content.",
+    ),
+    ApiRoute(
+        "POST",
+        f"{SESSION_PATH}/rewind",
+        "rewindSession",
+        SessionApi.rewind_session,
+        ("run",),
+        {200: models.PositionDocument},
+        models.RewindRequest,
+        errors=[400, 404, 413, 415, 503],
+        description="Continue a session from another step. Calls are not undone.",
+    ),
+    ApiRoute(
+        "POST",
+        f"{SESSION_PATH}/fork",
+        "forkSession",
+        SessionApi.fork_session,
+        ("run",),
+        {201: models.PositionDocument},
+        models.ForkRequest,
+        errors=[400, 404, 413, 415, 503],
+        description="Create a session that starts from a step of this one.",
+    ),
+    ApiRoute(
+        "POST",
+        f"{SESSION_PATH}/rerun",
+        "rerunSession",
+        SessionApi.rerun_session,
+        ("run",),
+        {200: models.RerunDocument},
+        models.RerunRequest,
+        errors=[400, 404, 409, 413, 415, 503],
+        description="Execute a step again, or all of them, with recorded answers, in a "
+        "session of its own, and compare with the recording.",
+    ),
+)
+API_ROUTES: tuple[ApiRoute[Any], ...] = (*RUN_ROUTES, *SESSION_ROUTES)
 
 
-class Api:
-    """The handlers of the routes; see `api_routes`."""
-
-    def __init__(
-        self, config: Config, runtime: Runtime, starter: RunStarter, is_stopping: anyio.Event
-    ) -> None:
-        self._config = config
-        self._runtime = runtime
-        self._journal = runtime.journal
-        self._starter = starter
-        self._feeds = RunFeeds(runtime)
-        self._is_stopping = is_stopping
-
-    # runs -----------------------------------------------------------------------------------------
-
-    async def execute_and_stream(self, request: Request) -> Response:
-        """Start a run and stream its events; with `Last-Event-ID`, continue such a stream."""
-        body = await read_body(request, ExecuteRequest)
-        last_id = request.headers.get(LAST_EVENT_HEADER)
-        if last_id:
-            run_id, position = parse_event_id(last_id)
-            if run_id is None:
-                raise InvalidRequest(
-                    f"The id {last_id!r:.80} names no run.",
-                    remedy="Send back the id of the last event as it was received.",
-                )
-            return await self._stream_events(await self._find_run(request, run_id), position)
-        followed = await self._start_run(request, body)
-        return await self._stream_events(followed, BEGINNING)
-
-    async def stream_events(self, request: Request) -> Response:
-        """Stream the events of a run: recorded ones, then new ones until its end."""
-        run_id = request.path_params["run_id"]
-        last_id = request.headers.get(LAST_EVENT_HEADER) or read_query(request, EventsQuery).after
-        followed = await self._find_run(request, run_id)
-        position = BEGINNING
-        if last_id:
-            named, position = parse_event_id(last_id)
-            if named not in (None, run_id):
-                raise InvalidRequest(
-                    f"The event {last_id!r:.80} belongs to another run.",
-                    remedy=f"Ask for its run: GET /runs/{named}/events.",
-                )
-        return await self._stream_events(followed, position)
-
-    async def _start_run(self, request: Request, body: ExecuteRequest) -> FollowedRun:
-        """Start a run, or find the one that the same request has started before."""
-        principal, key = find_principal(request.scope), read_idempotency_key(request, body)
-        session = await self._runtime.open_session(body.session, principal)
-        with session.keep_open():
-            run_id = None if key is None else await self._find_by_key(session.id, key)
-            if run_id is None:
-                run = await self._starter.start_run(
-                    session,
-                    body.code,
-                    body.timeout_s,
-                    key,
-                    detached=True,
-                    dry_run=body.dry_run,
-                    context=body.context,
-                )
-                await run.announce()
-                run_id = run.id
-        return FollowedRun(run_id, session.id, principal)
-
-    async def _find_by_key(self, session_id: str, key: str) -> str | None:
-        row = await self._journal.find_run_by_key(session_id, key)
-        return None if row is None else row.id
-
-    async def _find_run(self, request: Request, run_id: str) -> FollowedRun:
-        """Return a run of the principal; raises `NotFound`."""
-        principal = find_principal(request.scope)
-        row, session = await RunLookup(self._runtime, principal).load_run_rows(run_id)
-        return FollowedRun(row.id, session.id, principal)
-
-    async def _stream_events(self, run: FollowedRun, after: EventPosition) -> Response:
-        follower = await self._feeds.follow_run(run, after)
-        headers = {"Location": f"/runs/{run.id}"}
-        return EventStreamResponse(run.id, follower, self._is_stopping, headers)
-
-
-def read_idempotency_key(request: Request, body: ExecuteRequest) -> str | None:
-    """Return the key that names a request, so that it starts one run however often it comes."""
-    key = request.headers.get(IDEMPOTENCY_KEY_HEADER)
-    if key is None:
-        return None
-    if body.session is None:
-        raise InvalidRequest(
-            "Idempotency-Key applies to a session.", remedy="Name one with `session`."
+def build_api_routes(services: ApiServices, authentication: Authentication) -> list[Route]:
+    """Return the routes for the application, each for those alone who may use it."""
+    document = OpenApiDocument(API_ROUTES)
+    bound: list[tuple[ApiRoute[Any], Handler]] = [
+        *((each, partial(each.handler, RunApi(services))) for each in RUN_ROUTES),
+        *((each, partial(each.handler, SessionApi(services))) for each in SESSION_ROUTES),
+        (document.route, partial(document.route.handler, document)),
+    ]
+    return [
+        Route(
+            each.path,
+            authentication.protect(answer_errors(handler), each.scopes),
+            methods=[each.method],
+            name=each.name,
         )
-    if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
-        raise InvalidRequest(
-            f"The Idempotency-Key has {len(key):,} characters.",
-            remedy=f"Use 1 to {MAX_IDEMPOTENCY_KEY_CHARS}.",
-        )
-    return key
+        for each, handler in bound
+    ]
+
+
+def answer_errors(handler: Handler) -> Handler:
+    """Return a handler whose typed errors become problem documents."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except InsufficientScope:
+            raise  # the authentication adds the header that names the scope
+        except McpRuntimeError as exc:
+            return problem_response(build_problem(exc))
+        except BadRequest as exc:
+            return problem_response(exc.problem)
+
+    return handle

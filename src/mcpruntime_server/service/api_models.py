@@ -1,21 +1,39 @@
-"""The bodies and the parameters of HTTP requests: they are validated with these models.
+"""The bodies and parameters of HTTP requests, and the documents in the responses.
 
-The OpenAPI document has their schemas, so that what is documented is what is checked.
+Requests are validated with these models, and the OpenAPI document has their schemas: so what is
+documented is what is checked.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..journal.events import Effect
+from ..runtime.call_journal import CallStatus
+from ..runtime.run_report import RunStatus
+from .event_models import CoveredCall, RunErrorInfo
 from .request_checks import MAX_BODY_BYTES
 
 MAX_HANDLE_CHARS = 80
+MAX_PATH_CHARS = 1_000
 MAX_TIMEOUT_S = 86_400
 MAX_CONTEXT_ITEMS = 1_000
+MAX_ANSWERS = 1_000
+MAX_LIVE_NAMES = 100
+MAX_PAGE_SIZE = 200
+PAGE_SIZE = 50
+MAX_STEP = 1_000_000
 
 Handle = Annotated[str, Field(min_length=1, max_length=MAX_HANDLE_CHARS)]
+Code = Annotated[str, Field(max_length=MAX_BODY_BYTES)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+PageSize = Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)]
+
+
+# requests -----------------------------------------------------------------------------------------
 
 
 class RequestModel(BaseModel):
@@ -24,15 +42,21 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ExecuteRequest(RequestModel):
+class StreamRequest(RequestModel):
     """Code to execute in a session."""
 
-    code: Annotated[str, Field(max_length=MAX_BODY_BYTES)]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"code": "print('hello')\n6 * 7", "session": "analysis"}],
+        }
+    )
+
+    code: Code
     session: Annotated[
         Handle | None,
         Field(
             description="The id of a session, or a name of your own, which starts a session at its "
-            "first use. Without it the code runs in a new session."
+            "first use. Without it, the code runs in a new session."
         ),
     ] = None
     timeout_s: Annotated[
@@ -45,7 +69,21 @@ class ExecuteRequest(RequestModel):
         list[str | dict[str, Any]] | None,
         Field(
             max_length=MAX_CONTEXT_ITEMS,
-            description="What `CONTEXT` is for the code: paths, URIs, or objects with `text`.",
+            description="What `CONTEXT` is for the code: paths, globs, URIs, or objects with "
+            "`text`.",
+        ),
+    ] = None
+
+
+class ExecuteRequest(StreamRequest):
+    """Code to execute in a session, and how long to wait for it."""
+
+    wait_s: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=MAX_TIMEOUT_S,
+            description="Then the response has what there is, and the run goes on.",
         ),
     ] = None
 
@@ -55,5 +93,256 @@ class EventsQuery(RequestModel):
 
     after: Annotated[
         str | None,
-        Field(max_length=100, description="The id of an event, or a number of the journal."),
+        Field(max_length=100, description="The id of the last event that is known."),
     ] = None
+
+
+class SessionsQuery(RequestModel):
+    """A page of sessions."""
+
+    limit: PageSize = PAGE_SIZE
+    cursor: Annotated[
+        str | None, Field(max_length=200, description="`next_cursor` of the page before.")
+    ] = None
+
+
+class FilesQuery(RequestModel):
+    """A page of the files in a workspace."""
+
+    limit: Annotated[int, Field(ge=1, le=1_000)] = 200
+    after: Annotated[
+        str | None, Field(max_length=MAX_PATH_CHARS, description="The last path of the page before")
+    ] = None
+    run: Annotated[
+        Handle | None, Field(description="As of the end of this run, and not of the last one.")
+    ] = None
+
+
+class FileQuery(RequestModel):
+    """Which version of a file."""
+
+    run: Annotated[
+        Handle | None, Field(description="As of the end of this run, and not of the last one.")
+    ] = None
+
+
+class AnswersRequest(RequestModel):
+    """Answers to what a run waits for, by the ids of its questions; `*` is for all others.
+
+    To an approval: "allow", "allow_run", "allow_session" or "deny". To a call in doubt: "again",
+    "fail" or {"result": ...}. To a question for the model: the answer. To the planned calls of a
+    dry run: "allow", "deny" or {"args": {...}}.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"answers": {"q1": "allow"}}]})
+
+    answers: Annotated[dict[str, Any], Field(min_length=1, max_length=MAX_ANSWERS)]
+
+
+class TargetRequest(RequestModel):
+    """A step of a session: its number, or the id of its run."""
+
+    step: Step | None = None
+    run: Handle | None = None
+
+    @model_validator(mode="after")
+    def check_target(self) -> Self:
+        """Refuse two targets."""
+        if self.step is not None and self.run is not None:
+            raise ValueError("`step` and `run` both name a step: give one of them")
+        return self
+
+
+class RewindRequest(TargetRequest):
+    """The step that a session continues from, 0 for its beginning."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2}]})
+
+    cancel: Annotated[bool, Field(description="Cancel the runs that are not finished.")] = False
+
+    @model_validator(mode="after")
+    def check_named(self) -> Self:
+        """Refuse a request that names no step."""
+        if self.step is None and self.run is None:
+            raise ValueError("`step` or `run` is required")
+        return self
+
+
+class ForkRequest(TargetRequest):
+    """The step that a new session starts from; the last one, if none is named."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2, "name": "attempt"}]})
+
+    name: Handle | None = None
+
+
+class RerunRequest(TargetRequest):
+    """The step to execute again; all steps, if none is named."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2}]})
+
+    code: Annotated[Code | None, Field(description="Instead of that of the step.")] = None
+    live: Annotated[
+        list[Handle],
+        Field(
+            max_length=MAX_LIVE_NAMES,
+            description="Servers and tools that are called; other calls get recorded answers.",
+        ),
+    ] = []
+
+
+# documents ----------------------------------------------------------------------------------------
+
+
+class Document(BaseModel):
+    """What a response has; clients ignore fields that they do not know."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class CallDocument(Document):
+    """A call that code has made, in Python's notation."""
+
+    call: str
+    target: str
+    status: CallStatus
+    effect: Effect
+    duration_ms: float
+    error: str | None
+
+
+class QuestionDocument(Document):
+    """What a run waits for; `kind` is as in the event `waiting`, or "plan" for a planned call."""
+
+    id: str
+    kind: Literal["approval", "in_doubt", "question", "plan"]
+    calls: list[CoveredCall]
+    prompt: str | None
+    answer_schema: Any
+    line: int | None
+    hints: list[str]
+    expires_at: datetime | None
+
+
+class MediaDocument(Document):
+    """An image or a sound that the code has shown."""
+
+    mime_type: str
+    data: str = Field(description="In base64.", json_schema_extra={"contentEncoding": "base64"})
+
+
+class RunDocument(Document):
+    """A run: what is known of it by now, or what has become of it."""
+
+    run: str
+    session: str
+    session_name: str | None
+    step: int
+    parent: str | None
+    status: RunStatus
+    dry_run: bool
+    undone: bool = Field(description="The session is in the state before it.")
+    started_at: datetime
+    finished_at: datetime | None
+    code: str
+    code_cut: bool
+    value: Any = Field(description="Of the last expression: JSON data, or its repr as text.")
+    value_cut: bool
+    stdout: str
+    stderr: str
+    output_cut: bool = Field(description="The events of the run have all of its output.")
+    error: RunErrorInfo | None
+    calls: list[CallDocument] = Field(description="The last ones; the events have all of them.")
+    call_count: int
+    waiting_for: list[QuestionDocument]
+    changed_files: list[str]
+    removed_files: list[str]
+    media: list[MediaDocument]
+    usage: dict[str, float]
+    notes: list[str]
+
+
+class SessionSummary(Document):
+    """A session in a list."""
+
+    session: str
+    name: str | None
+    run_count: int
+    created_at: datetime
+    last_used_at: datetime
+    forked_from: str | None = Field(description="The run that it was forked at.")
+
+
+class SessionPage(Document):
+    """Sessions, the last used first; without `next_cursor` there are no more."""
+
+    sessions: list[SessionSummary]
+    next_cursor: str | None
+
+
+class RunSummary(Document):
+    """A run in the list of its session."""
+
+    run: str
+    step: int
+    parent: str | None
+    status: str
+    undone: bool
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class SessionDocument(SessionSummary):
+    """A session, with its last runs, the oldest first."""
+
+    tip: str | None = Field(description="The run that the next one starts from.")
+    step: int = Field(description="Of the tip; 0 for an empty session.")
+    runs: list[RunSummary]
+
+
+class FileDocument(Document):
+    """A file in a workspace; `digest` is the SHA-256 of its content."""
+
+    path: str
+    size: int
+    digest: str
+    mime_type: str
+
+
+class FilePage(Document):
+    """Files of a workspace, by path; `next_after` is where the next page begins."""
+
+    session: str
+    run: str | None = Field(description="The files are as of the end of this run.")
+    files: list[FileDocument]
+    next_after: str | None
+    runs_with_lost_files: list[str]
+
+
+class PositionDocument(Document):
+    """Where a session continues; calls that may have written something are not undone."""
+
+    session: str
+    name: str | None
+    run: str | None
+    step: int
+    tier: Literal["parked", "rebuild", "files-only"] = Field(
+        description="How its variables are restored: from a parked fork, by executing the journal "
+        "again, or not for certain."
+    )
+    not_undone: list[str]
+
+
+class RerunComparison(Document):
+    """How a run that was executed again compares with its recording."""
+
+    run: str
+    differences: list[str] = Field(description="The names of what differs.")
+
+
+class RerunDocument(Document):
+    """Runs that were executed again, in a session of their own."""
+
+    session: str
+    runs: list[RunDocument]
+    comparisons: list[RerunComparison]

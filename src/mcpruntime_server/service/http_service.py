@@ -16,12 +16,12 @@ from starlette.routing import BaseRoute, Route
 
 from ..config import HttpSettings
 from .access_tokens import TokenStore
-from .api import Api
-from .api_routes import build_api_routes
+from .api import build_api_routes
+from .api_services import ApiServices
 from .authentication import Authentication
 from .mcp_endpoint import McpEndpoint, OpenMcpServer, PrincipalServers
 from .operations import Operations
-from .problems import handle_http_exception
+from .problems import handle_failure, handle_http_exception
 from .request_checks import RequestChecks, allowed_headers
 
 MCP_PATH = "/mcp"
@@ -44,7 +44,7 @@ def build_http_app(
             *others,
         ],
         middleware=[Middleware(RequestChecks, security)],
-        exception_handlers={HTTPException: handle_http_exception},
+        exception_handlers={HTTPException: handle_http_exception, Exception: handle_failure},
     )
 
 
@@ -59,7 +59,7 @@ class HttpServer(uvicorn.Server):
 
 async def serve_http(
     open_server: OpenMcpServer,
-    api: Api,
+    api: ApiServices,
     settings: HttpSettings,
     listener: socket.socket,
     tokens: TokenStore | None,

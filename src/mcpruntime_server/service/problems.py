@@ -17,6 +17,7 @@ PROBLEM_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:mcpruntime-server:"  # before the code of the error
 RETRY_AFTER_S = 1  # what is not available now may be so soon
 MAX_FIELD_PROBLEMS = 20
+LOG_REMEDY = "The log of the server says why."
 MAX_FIELD_CHARS = 200
 
 
@@ -103,3 +104,9 @@ async def handle_http_exception(_: Request, exc: Exception) -> Response:
     else:
         problem = make_problem(exc.status_code, "invalid_request", f"{exc.detail}.")
     return problem_response(problem, exc.headers)
+
+
+async def handle_failure(_: Request, __: Exception) -> Response:
+    """Return the response where the server has made a mistake, which its log describes."""
+    problem = make_problem(500, "internal", "The request failed inside the server.", LOG_REMEDY)
+    return problem_response(problem)

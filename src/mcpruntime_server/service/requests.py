@@ -1,13 +1,15 @@
-"""Read what clients send, which is checked against the models of the API."""
+"""Read what clients send, and write what they get, by the models of the API."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
+from starlette.responses import Response
 
-from .api_models import RequestModel
+from .api_models import Document, RequestModel
 from .problems import Problem, build_validation_problem, make_problem
 
 JSON_TYPE = "application/json"
@@ -47,3 +49,11 @@ def read_query(request: Request, model: type[Model]) -> Model:
         return model.model_validate(dict(request.query_params))
     except ValidationError as exc:
         raise BadRequest(build_validation_problem(exc)) from exc
+
+
+def document_response(
+    document: Document, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return the response that has a document."""
+    known = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})}
+    return Response(document.model_dump_json(), status, known, JSON_TYPE)

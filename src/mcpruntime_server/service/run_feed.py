@@ -36,6 +36,7 @@ from .run_events import (
 )
 
 IDLE_POLL_INTERVAL_S = 10.0  # for a run of this server, which says when there is something new
+END_CHECK_S = 1.0
 FILES_TIMEOUT_S = 60.0  # for the files of a finished run to come from another server
 MAX_KEPT_EVENTS = 1_000  # of a run that is followed, for those who are not ahead
 MAX_KEPT_BYTES = 1024 * 1024
@@ -220,6 +221,13 @@ class RunFollower:
             if feed.is_complete:
                 return ()
             await feed.advance(self.position)
+
+    async def has_ended(self) -> bool:
+        """Return whether a finished run has no more events; files are not waited for long."""
+        feed = await self._find_feed()
+        with anyio.move_on_after(END_CHECK_S):
+            await feed.advance(self.position)
+        return feed.is_complete and not feed.find_after(self.position)
 
     async def _find_feed(self) -> RunFeed:
         if self.position >= self._shared.start:

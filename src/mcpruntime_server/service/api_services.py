@@ -1,0 +1,23 @@
+"""What the handlers of the HTTP API work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import anyio
+
+from ..config import Config
+from ..runtime.runtime import Runtime
+from ..server.run_starter import RunStarter
+
+
+@dataclass(frozen=True)
+class ApiServices:
+    """What the handlers work with; `is_stopping` is set when the server stops."""
+
+    config: Config
+    runtime: Runtime
+    starter: RunStarter
+    package_names: Callable[[], Collection[str]]  # of the servers that code can call
+    is_stopping: anyio.Event

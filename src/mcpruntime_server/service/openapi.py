@@ -1,0 +1,276 @@
+"""The OpenAPI document: made of the table of routes and of the models that check requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .. import __version__
+from ..config.scopes import Scope
+from .event_models import RunEvent
+from .event_stream import EVENT_STREAM_TYPE
+from .problems import PROBLEM_TYPE, Problem
+from .requests import JSON_TYPE
+
+Handler = Callable[[Request], Awaitable[Response]]
+Owner = TypeVar("Owner")
+
+
+@dataclass(frozen=True)
+class ApiRoute(Generic[Owner]):
+    """A method of a path: what handles it, who may use it, and what it takes and returns.
+
+    `responses` has what a response is by its status: a document, events (`RunEvent`), the content
+    of a file (`bytes`) or nothing.
+    """
+
+    method: str
+    path: str
+    name: str
+    handler: Callable[[Owner, Request], Awaitable[Response]]  # a method of its owner
+    scopes: tuple[Scope, ...]
+    responses: Mapping[int, type | None]
+    body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
+    headers: Sequence[str] = ()
+    errors: Sequence[int] = ()
+    description: str = ""
+
+
+OPENAPI_PATH = "/openapi.json"
+OPENAPI_VERSION = "3.1.0"
+REF_TEMPLATE = "#/components/schemas/{model}"
+ANY_TYPE = "*/*"  # a file has the type that its name suggests
+SECURITY_SCHEME = "bearer"
+COMMON_ERRORS = (401, 429, 500)
+TITLE = "mcpruntime-server"
+DESCRIPTION = """\
+Execute Python in persistent sandboxed sessions, and follow, answer, cancel, rewind, fork and rerun
+what is executed. Sessions, runs and files belong to the principal of the access token; what belongs
+to others does not exist. Errors are problem documents (RFC 9457). Types of events and fields that
+a client does not know are to be ignored: more may come.
+"""
+STATUS_TEXTS = {
+    200: "It is done.",
+    201: "It is created.",
+    202: "The run is not finished.",
+    204: "There are no more events.",
+    206: "The part of the file that was asked for.",
+    304: "The client has this version.",
+    400: "The request is not valid, or does not apply to what it names.",
+    401: "There is no valid access token.",
+    403: "The access token lacks a scope, or a person has to decide.",
+    404: "What is named does not exist, or belongs to another principal.",
+    409: "What was executed again has diverged from its recording.",
+    413: "The body is too large, or so is what a run or a session would record.",
+    415: "The body is not JSON.",
+    416: "The file has no such part.",
+    429: "There are too many requests.",
+    500: "The server has failed.",
+    503: "Something is not available now, or another server has it.",
+}
+PATH_TEXTS = {
+    "run_id": "The id of a run.",
+    "session": "The id of a session, or its name.",
+    "path": "The path of a file in the workspace, with slashes.",
+}
+HEADER_TEXTS = {
+    "Idempotency-Key": "Names the request in its session: however often it comes, it starts one "
+    "run. It needs `session`.",
+    "Last-Event-ID": "The id of the last event that was received: the stream continues after it.",
+    "Range": "The bytes that are wanted, for example `bytes=0-99`.",
+    "If-None-Match": "The ETag of the version that the client has.",
+    "If-Range": "The ETag of the version that `Range` applies to.",
+}
+EVENT_EXAMPLE = (
+    "id: r_Xy3:7\nevent: output\n"
+    'data: {"id":"r_Xy3:7","run":"r_Xy3","session":"s_Ab1","at":"2026-01-01T00:00:00Z",'
+    '"type":"output","stream":"stdout","text":"hello\\n","dropped_bytes":0}\n\n'
+)
+
+
+class OpenApiDocument:
+    """The document about some routes, which has a route of its own."""
+
+    def __init__(self, routes: Sequence[ApiRoute[Any]]) -> None:
+        self.route = ApiRoute(
+            "GET",
+            OPENAPI_PATH,
+            "showOpenApi",
+            OpenApiDocument.show,
+            (),
+            {200: None},
+            description="This document.",
+        )
+        self._routes = routes
+
+    async def show(self, _: Request) -> Response:
+        """Return the document."""
+        return Response(self._text, media_type=JSON_TYPE)
+
+    @cached_property
+    def _text(self) -> str:
+        return json.dumps(build_openapi(self._routes), ensure_ascii=False)
+
+
+def build_openapi(routes: Sequence[ApiRoute[Any]]) -> dict[str, Any]:
+    """Return the document about some routes."""
+    requests = {each.body for each in routes} - {None}
+    documents = {
+        model for each in routes for model in each.responses.values() if is_document(model)
+    }
+    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        *((model, "validation") for model in sort_models(requests)),
+        *((model, "serialization") for model in sort_models({*documents, Problem})),
+    ]
+    _, schemas = models_json_schema(wanted, ref_template=REF_TEMPLATE)
+    paths: dict[str, dict[str, Any]] = {}
+    for each in routes:
+        path = each.path.replace(":path}", "}")
+        paths.setdefault(path, {})[each.method.lower()] = describe_route(each)
+    return {
+        "openapi": OPENAPI_VERSION,
+        "info": {"title": TITLE, "version": __version__, "description": DESCRIPTION},
+        "paths": paths,
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {
+                SECURITY_SCHEME: {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "`mcpruntime-server token create NAME` makes a token. A server "
+                    "without authentication asks for none.",
+                }
+            },
+        },
+    }
+
+
+def is_document(model: type | None) -> bool:
+    """Return whether a response is JSON, or events, by a model."""
+    return model is not None and issubclass(model, BaseModel)
+
+
+def sort_models(models: Any) -> list[type[BaseModel]]:
+    """Return models by their names, so that the document is always the same."""
+    return sorted(models, key=lambda model: model.__name__)
+
+
+def describe_route(route: ApiRoute[Any]) -> dict[str, Any]:
+    """Return what the document says of one method of a path."""
+    described: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.description.partition(". ")[0].rstrip("."),
+        "description": route.description,
+        "security": [{SECURITY_SCHEME: list(route.scopes)}],
+        "parameters": describe_parameters(route),
+        "responses": describe_responses(route),
+    }
+    if route.body is not None:
+        described["requestBody"] = {
+            "required": True,
+            "content": {JSON_TYPE: {"schema": reference(route.body)}},
+        }
+    return described
+
+
+def describe_parameters(route: ApiRoute[Any]) -> list[dict[str, Any]]:
+    """Return the parameters of a route: in its path, behind it, and in headers."""
+    names = [part.strip("{}").partition(":")[0] for part in route.path.split("/") if "{" in part]
+    parameters = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": PATH_TEXTS[name],
+            "schema": {"type": "string", "minLength": 1},
+        }
+        for name in names
+    ]
+    if route.query is not None:
+        for name, schema in route.query.model_json_schema()["properties"].items():
+            parameters.append(
+                {
+                    "name": name,
+                    "in": "query",
+                    "required": False,
+                    "description": schema.pop("description", ""),
+                    "schema": without_null(schema),
+                }
+            )
+    parameters += [
+        {
+            "name": name,
+            "in": "header",
+            "required": False,
+            "description": HEADER_TEXTS[name],
+            "schema": {"type": "string"},
+        }
+        for name in route.headers
+    ]
+    return parameters
+
+
+def without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter, which is left out and never null."""
+    plain = {name: value for name, value in schema.items() if name not in ("anyOf", "title")}
+    for option in schema.get("anyOf", ()):
+        if option.get("type") != "null":
+            plain |= option
+    if plain.get("default", ...) is None:
+        del plain["default"]
+    return plain
+
+
+def describe_responses(route: ApiRoute[Any]) -> dict[str, Any]:
+    """Return the responses of a route by their status."""
+    responses: dict[str, Any] = {}
+    for status, model in route.responses.items():
+        response: dict[str, Any] = {"description": STATUS_TEXTS[status]}
+        if content := describe_content(model):
+            response["content"] = content
+        responses[str(status)] = response
+    errors = {*route.errors, *COMMON_ERRORS, *((403,) if route.scopes else ())}
+    for status in sorted(errors):
+        responses[str(status)] = {
+            "description": STATUS_TEXTS[status],
+            "content": {PROBLEM_TYPE: {"schema": reference(Problem)}},
+        }
+    return responses
+
+
+def describe_content(model: type | None) -> dict[str, Any]:
+    """Return the content of a response."""
+    if model is RunEvent:
+        item = {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string"},
+                "event": {"type": "string"},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": JSON_TYPE,
+                    "contentSchema": reference(RunEvent),
+                },
+            },
+        }
+        stream = {"schema": {"type": "string"}, "example": EVENT_EXAMPLE, "x-itemSchema": item}
+        return {EVENT_STREAM_TYPE: stream}
+    if model is bytes:
+        return {ANY_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+    if model is not None and issubclass(model, BaseModel):
+        return {JSON_TYPE: {"schema": reference(model)}}
+    return {}
+
+
+def reference(model: type[BaseModel]) -> dict[str, str]:
+    """Return the reference to the schema of a model."""
+    return {"$ref": REF_TEMPLATE.format(model=model.__name__)}

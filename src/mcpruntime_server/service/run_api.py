@@ -1,0 +1,306 @@
+"""The routes that start runs, follow them, answer them and end them.
+
+Rule 1: a handler names sessions and runs by their ids, and what it returns comes from the journal,
+so that it does not matter which server executes a run.
+Rule 2: what belongs to another principal is answered as what does not exist.
+Rule 3: a client that leaves ends its request only. A run ends by itself or is cancelled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..errors import InsufficientScope, InvalidRequest, Unavailable
+from ..journal.rows import RunRow, SessionRow
+from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion, parse_answer
+from ..runtime.run import Run
+from ..runtime.run_history import load_run
+from ..runtime.run_report import RunReport
+from ..server.client_questions import RECEIPT_TIMEOUT_S
+from ..server.plan_commit import check_has_plan, commit_plan
+from ..server.run_lookup import RunLookup
+from ..server.run_tool import CANCEL_TIMEOUT_S, MAX_IDEMPOTENCY_KEY_CHARS
+from .api_models import AnswersRequest, EventsQuery, ExecuteRequest, RunDocument, StreamRequest
+from .api_services import ApiServices
+from .authentication import find_caller, find_principal
+from .documents import build_run_document
+from .event_stream import EventStreamResponse
+from .requests import document_response, read_body, read_query
+from .run_events import BEGINNING, EventPosition, parse_event_id
+from .run_feed import FollowedRun, RunFeeds, RunFollower
+
+LAST_EVENT_HEADER = "last-event-id"
+IDEMPOTENCY_KEY_HEADER = "idempotency-key"
+START_TIMEOUT_S = 30.0  # for a run that commits a plan to be in the journal
+ALL_OTHERS = "*"  # questions that answers do not name
+
+
+class RunApi:
+    """The handlers of the routes."""
+
+    def __init__(self, services: ApiServices) -> None:
+        self._config = services.config
+        self._runtime = services.runtime
+        self._journal = services.runtime.journal
+        self._starter = services.starter
+        self._is_stopping = services.is_stopping
+        self._feeds = RunFeeds(services.runtime)
+
+    # starting and following -----------------------------------------------------------------------
+
+    async def execute(self, request: Request) -> Response:
+        """Start a run and wait for its end, or for its first question."""
+        body = await read_body(request, ExecuteRequest)
+        followed, run = await self._start_run(request, body)
+        wait_s = self._config.server.wait_s if body.wait_s is None else body.wait_s
+        with anyio.move_on_after(wait_s):
+            await self._wait_until_reportable(await self._feeds.follow_run(followed))
+        return await self._respond(request, followed.id, run)
+
+    async def execute_and_stream(self, request: Request) -> Response:
+        """Start a run and stream its events; with `Last-Event-ID`, continue such a stream."""
+        body = await read_body(request, StreamRequest)
+        last_id = request.headers.get(LAST_EVENT_HEADER)
+        if not last_id:
+            followed, _ = await self._start_run(request, body)
+            return await self._stream_events(followed, BEGINNING, is_finished=False)
+        run_id, position = parse_event_id(last_id)
+        if run_id is None:
+            raise InvalidRequest(
+                f"The id {last_id!r:.80} names no run.",
+                remedy="Send back the id of the last event as it was received.",
+            )
+        return await self._join_run(request, run_id, position)
+
+    async def stream_events(self, request: Request) -> Response:
+        """Stream the events of a run: recorded ones, then new ones until its end."""
+        run_id = request.path_params["run_id"]
+        last_id = read_query(request, EventsQuery).after
+        last_id = request.headers.get(LAST_EVENT_HEADER) or last_id
+        named, position = parse_event_id(last_id) if last_id else (None, BEGINNING)
+        if named not in (None, run_id):
+            raise InvalidRequest(
+                f"The event {last_id!r:.80} belongs to another run.",
+                remedy=f"Ask for its run: GET /runs/{named}/events.",
+            )
+        return await self._join_run(request, run_id, position)
+
+    async def _start_run(
+        self, request: Request, body: StreamRequest
+    ) -> tuple[FollowedRun, Run | None]:
+        """Start a run, or find the one that the same request has started before."""
+        principal, key = find_principal(request.scope), read_idempotency_key(request, body)
+        session = await self._runtime.open_session(body.session, principal)
+        with session.keep_open():
+            if key is not None:
+                row = await self._journal.find_run_by_key(session.id, key)
+                if row is not None:
+                    return FollowedRun(row.id, session.id, principal), None
+            run = await self._starter.start_run(
+                session,
+                body.code,
+                body.timeout_s,
+                key,
+                detached=True,
+                dry_run=body.dry_run,
+                context=body.context,
+            )
+            await run.announce()
+            return FollowedRun(run.id, session.id, principal), run
+
+    async def _wait_until_reportable(self, follower: RunFollower) -> None:
+        """Wait for the end of a run, or until it asks something that has no answer yet."""
+        while events := await follower.next_events():
+            asked = [each.type for each in events if each.type in ("waiting", "answered")]
+            if asked and asked[-1] == "waiting":
+                return
+
+    async def _join_run(self, request: Request, run_id: str, after: EventPosition) -> Response:
+        """Stream the events of a run of the principal after a position; raises `NotFound`."""
+        lookup = self._lookup(request)
+        row, session = await lookup.load_run_rows(run_id)
+        followed = FollowedRun(row.id, session.id, lookup.principal)
+        return await self._stream_events(followed, after, is_finished=row.is_finished)
+
+    async def _stream_events(
+        self, run: FollowedRun, after: EventPosition, *, is_finished: bool
+    ) -> Response:
+        follower = await self._feeds.follow_run(run, after)
+        if is_finished and await follower.has_ended():
+            return Response(status_code=204)  # which tells browsers not to come back
+        headers = {"Location": f"/runs/{run.id}"}
+        return EventStreamResponse(run.id, follower, self._is_stopping, headers)
+
+    def _lookup(self, request: Request) -> RunLookup:
+        return RunLookup(self._runtime, find_principal(request.scope))
+
+    # what is known of a run -----------------------------------------------------------------------
+
+    async def show_run(self, request: Request) -> Response:
+        """Return what is known of a run."""
+        return await self._respond(request, request.path_params["run_id"])
+
+    async def _respond(self, request: Request, run_id: str, run: Run | None = None) -> Response:
+        """Return the document of a run: 200 when it is finished, else 202."""
+        document = await self._describe_run(request, run_id, run)
+        is_over = document.finished_at is not None
+        status = 200 if is_over or request.method == "GET" else 202
+        return document_response(document, status, {"Location": f"/runs/{run_id}"})
+
+    async def _describe_run(self, request: Request, run_id: str, run: Run | None) -> RunDocument:
+        """Return the document of a run; `run` is there if it was started by this request."""
+        lookup = self._lookup(request)
+        row, session = await lookup.load_run_rows(run_id)
+        active = lookup.find_active_run(run_id)
+        if run is None and active is not None:
+            run = active[1]
+        if run is not None and run.failure is None:
+            return build_run_document(row, session, run.snapshot_report(), run.spec.code)
+        recorded = await load_run(self._journal, row)
+        report = recorded.report
+        report.notes += recorded.damage
+        return build_run_document(row, session, report, recorded.code)
+
+    # what ends a run, or lets it go on ------------------------------------------------------------
+
+    async def cancel_run(self, request: Request) -> Response:
+        """Cancel a run; one that is finished stays as it is."""
+        run_id, lookup = request.path_params["run_id"], self._lookup(request)
+        row, session = await lookup.load_run_rows(run_id)
+        found = await lookup.find_run(run_id)
+        if isinstance(found, RunReport):
+            if not (await self._journal.load_run(run_id)).is_finished:
+                raise remote_run_error(row, session)
+            return await self._respond(request, run_id)
+        owner, run = found
+        owner.cancel_run(run)
+        with anyio.move_on_after(CANCEL_TIMEOUT_S):
+            await run.wait_until_finished()
+            await run.wait_until_recorded()
+        return await self._respond(request, run_id, run)
+
+    async def answer_run(self, request: Request) -> Response:
+        """Answer what a run waits for."""
+        run_id, lookup = request.path_params["run_id"], self._lookup(request)
+        await lookup.load_run_rows(run_id)
+        answers = (await read_body(request, AnswersRequest)).answers
+        found = await lookup.find_run(run_id)
+        if isinstance(found, RunReport):
+            if (await self._journal.load_run(run_id)).is_finished:
+                return await self._commit_plan(request, found, answers)
+            await self._answer_elsewhere(request, run_id, answers)
+            return await self._respond(request, run_id)
+        _, run = found
+        questions = run.questions.open_questions
+        self._check_scopes(request, select_named(questions, answers))
+        run.questions.answer_questions(answers, describe_caller(request), may_approve=True)
+        with anyio.move_on_after(RECEIPT_TIMEOUT_S):
+            await run.wait_for_receipt()
+        return await self._respond(request, run_id, run)
+
+    async def _commit_plan(
+        self, request: Request, report: RunReport, answers: Mapping[str, Any]
+    ) -> Response:
+        """Start the run that commits the plan of a dry run, and return its document."""
+        check_has_plan(report)
+        caller = find_caller(request.scope)
+        check_scope(request, "run")
+        _, run = await commit_plan(
+            self._runtime,
+            self._lookup(request),
+            self._config.policy,
+            report.run_id,
+            answers,
+            may_approve="approve" in caller.scopes,
+        )
+        run.audience.detach()
+        with anyio.move_on_after(START_TIMEOUT_S):
+            while not run.journal.has_started and not run.finished.is_set():
+                await run.wait_for_update()
+        await run.announce()
+        return await self._respond(request, run.id, run)
+
+    async def _answer_elsewhere(
+        self, request: Request, run_id: str, answers: Mapping[str, Any]
+    ) -> None:
+        """Leave answers in the journal, where the server that executes the run finds them."""
+        row = await self._journal.load_run(run_id)
+        recorded = await load_run(self._journal, row)
+        questions = {
+            asked.question_id: PendingQuestion(run_id, asked, "", {}, None)
+            for asked in recorded.open_questions
+        }
+        unknown = [name for name in answers if name != ALL_OTHERS and name not in questions]
+        if unknown or not questions:
+            name = unknown[0] if unknown else ALL_OTHERS
+            raise InvalidRequest(
+                f"Run {run_id} has no open question {name!r:.80}.",
+                remedy=f"It asks {', '.join(questions)}." if questions else "It asks nothing.",
+            )
+        named = select_named(questions, answers)
+        self._check_scopes(request, named)
+        by = describe_caller(request)
+        values = {name: answers.get(name, answers.get(ALL_OTHERS)) for name in named}
+        for name, value in values.items():
+            parse_answer(questions[name], value, by)
+        for name, value in values.items():
+            content = json.dumps({"answer": value, "by": by})
+            await self._journal.submit_answer(run_id, name, content)
+
+    def _check_scopes(self, request: Request, questions: Mapping[str, PendingQuestion]) -> None:
+        """Raise `InsufficientScope` unless a caller may answer these questions."""
+        kinds = {each.asked.kind for each in questions.values()}
+        if APPROVAL_KIND in kinds:
+            check_scope(request, "approve")
+        if kinds - {APPROVAL_KIND}:
+            check_scope(request, "run")
+
+
+def select_named(
+    questions: Mapping[str, PendingQuestion], answers: Mapping[str, Any]
+) -> dict[str, PendingQuestion]:
+    """Return the questions that answers apply to."""
+    is_for_all = ALL_OTHERS in answers
+    return {name: each for name, each in questions.items() if is_for_all or name in answers}
+
+
+def check_scope(request: Request, scope: str) -> None:
+    """Raise `InsufficientScope` unless the caller has a scope."""
+    if scope not in find_caller(request.scope).scopes:
+        raise InsufficientScope(f"The access token lacks the scope {scope}.", scopes=[scope])
+
+
+def describe_caller(request: Request) -> str:
+    """Return who has answered a question, for the journal."""
+    return f"{find_principal(request.scope)}, over HTTP"
+
+
+def remote_run_error(row: RunRow, session: SessionRow) -> Unavailable:
+    """Return the error for what only the server that executes a run can do."""
+    return Unavailable(
+        f"Another server executes run {row.id} of session {session.name or session.id}.",
+        remedy="Ask that server, or stop it: then this one continues the run.",
+    )
+
+
+def read_idempotency_key(request: Request, body: StreamRequest) -> str | None:
+    """Return the key that names a request, so that it starts one run however often it comes."""
+    key = request.headers.get(IDEMPOTENCY_KEY_HEADER)
+    if key is None:
+        return None
+    if body.session is None:
+        raise InvalidRequest(
+            "Idempotency-Key applies to a session.", remedy="Name one with `session`."
+        )
+    if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
+        raise InvalidRequest(
+            f"The Idempotency-Key has {len(key):,} characters.",
+            remedy=f"Use 1 to {MAX_IDEMPOTENCY_KEY_CHARS}.",
+        )
+    return key
