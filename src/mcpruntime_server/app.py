@@ -274,6 +274,7 @@ async def open_app(
                     get_spending=models.run_costs,
                     announce_code=partial(start_imported_upstreams, catalog, background),
                     question_expires_s=config.policy.expires_s,
+                    runs_per_minute=config.http.runs_per_minute,
                     approvals_command=format_command(config, "approvals"),
                     find_fetchers=catalog.find_fetchers,
                     observers=observers,

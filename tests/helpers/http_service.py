@@ -31,6 +31,7 @@ class HttpService:
         self.settings = settings
         self.url = url
         self.process = process
+        self.log = bytearray()  # what it has written to stderr since it listens
 
     @property
     def data_dir(self) -> Path:
@@ -78,7 +79,7 @@ async def open_http_service(
                 assert line
         service = HttpService(settings, found[1].decode(), process)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(drain, log)
+            tasks.start_soon(drain, log, service.log)
             try:
                 yield service
             finally:
@@ -87,7 +88,7 @@ async def open_http_service(
                     await process.wait()
 
 
-async def drain(log: BufferedByteReceiveStream) -> None:
+async def drain(log: BufferedByteReceiveStream, lines: bytearray) -> None:
     """Read what a server logs, which would stop when the pipe is full."""
-    async for _ in log:
-        pass
+    async for part in log:
+        lines += part

@@ -211,6 +211,11 @@ class HttpSettings(SettingsTable):
     allowed_hosts: tuple[str, ...] = ()  # "name" or "name:port"; loopback names always may
     allowed_origins: tuple[str, ...] = ()  # of web pages, "https://name"
     metrics_token: SecretText = field(default=SecretText(""), repr=False)
+    proxies: tuple[str, ...] = ()  # addresses of proxies, which say where a request comes from
+    requests_per_minute: Count = 3_000  # of one principal; 0 means no limit, as for the next three
+    concurrent_requests: Count = 400  # of one principal, streams included
+    runs_per_minute: Count = 600  # started by one principal
+    failures_per_minute: Count = 60  # invalid tokens from one address
     oauth: OAuthSettings = OAuthSettings()
 
 

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from .rows import LOCAL_PRINCIPAL
 
-RESERVED_NAMES = frozenset({LOCAL_PRINCIPAL})  # compared without case
+# "gate" owned the sessions in which skills were tested, which journals may still have.
+RESERVED_NAMES = frozenset({LOCAL_PRINCIPAL, "gate"})  # compared without case
 TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
 MAX_SUBJECT_CHARS = 255  # as OpenID Connect has it
 SUBJECT_SAFE = "@:/+=,!~"  # of a subject; the others are percent-encoded, "#" and "%" among them

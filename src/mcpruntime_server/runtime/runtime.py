@@ -28,6 +28,7 @@ from .environment import Environment
 from .input_provider import InputProvider
 from .observer import NO_OBSERVERS, Observers
 from .package_changes import PackageChanges
+from .rates import RunStarts
 from .resume import FORK_PURPOSE, RERUN_PURPOSE, queued_spec, resumed_spec, why_not_resumable
 from .router import Router
 from .run import Run
@@ -139,6 +140,10 @@ class Runtime:
                 for run in session.queue.active_runs:
                     yield run
                     yield from self.agent_runs(run.id)
+
+    def count_start(self, principal: str) -> None:
+        """Count runs that a request of a principal starts; raises `RateLimited`."""
+        self._services.run_starts.count(principal)
 
     def current_tier(self, run_id: str, recorded: str) -> str:
         """Return how the variables at the end of a run can be restored on this server now.
@@ -454,6 +459,7 @@ async def open_runtime(
     get_spending: Callable[[str], Mapping[str, float]] = lambda _: {},
     announce_code: Callable[[str], None] = lambda _: None,
     question_expires_s: float = DAY_S,
+    runs_per_minute: int = 0,
     approvals_command: str = "",
     find_fetchers: Callable[[], Sequence[str]] = tuple,
     observers: Observers = NO_OBSERVERS,
@@ -501,6 +507,7 @@ async def open_runtime(
             package_changes=package_changes or PackageChanges(),
             get_spending=get_spending,
             announce_code=announce_code,
+            run_starts=RunStarts(runs_per_minute),
             find_fetchers=find_fetchers,
             observers=observers,
         )

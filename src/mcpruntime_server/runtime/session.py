@@ -19,7 +19,7 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from ..errors import InvalidRequest, JournalFailed, SandboxFailed
+from ..errors import InvalidRequest, JournalFailed, RateLimited, SandboxFailed
 from ..journal.events import ApprovedCall, InputEntry, TipMoved
 from ..journal.recording import Recording
 from ..journal.rows import AGENT_PURPOSE, RunRow, SessionRow
@@ -38,6 +38,7 @@ from .session_services import SessionServices
 
 SAVE_TIMEOUT_S = 10.0  # for the files of the last run to arrive before a sandbox is given up
 MAX_CODE_CHARS = 16 * 1024 * 1024  # of one run; larger things are data, and belong in a file
+MAX_QUEUED_RUNS = 1_000  # of one session
 MAX_RESTORE_ATTEMPTS = 2  # something outside may kill one sandbox; the replay itself kills two
 CODE_FENCE = re.compile(
     r"\s*(?P<mark>```+|~~~+)[ \t]*(?:python|py|python3)?[ \t]*\n(?P<code>.*?)\n?(?P=mark)\s*",
@@ -170,7 +171,17 @@ class Session:
             starts_detached=detached,
             context=context,
         )
-        return self._find_same_run(spec) or self.enqueue_run(spec)
+        same = self._find_same_run(spec)
+        if same is not None:
+            return same
+        if len(self.queue.active_runs) >= MAX_QUEUED_RUNS:
+            raise RateLimited(
+                f"{MAX_QUEUED_RUNS} runs of the session {self.handle} are not finished.",
+                remedy="Wait for some of them, or use another session.",
+            )
+        if self.parent_run_id is None:  # else an agent's, whose requests to models are limited
+            self._services.run_starts.count(self.principal)
+        return self.enqueue_run(spec)
 
     def _find_same_run(self, spec: RunSpec) -> Run | None:
         """Return the active run that the same request has started."""
@@ -197,6 +208,7 @@ class Session:
                 remedy="Plan it again, or go back first with "
                 f"replay(action='rewind', step={start.step - 1}).",
             )
+        self._services.run_starts.count(self.principal)
         key = commit_key(start.run_id)
         return self.enqueue_run(
             RunSpec(start.code, timeout_s, key, plan, is_dry_run=True, approvals=tuple(approvals))

@@ -9,6 +9,7 @@ from ..journal.store import Journal
 from .input_provider import InputProvider
 from .observer import NO_OBSERVERS, Observers
 from .package_changes import PackageChanges
+from .rates import RunStarts
 from .router import Router
 from .run_scheduler import RunScheduler
 from .run_spec import RunLimits
@@ -28,6 +29,7 @@ class SessionServices:
     package_changes: PackageChanges
     get_spending: Callable[[str], Mapping[str, float]]  # what a run has paid models, as its usage
     announce_code: Callable[[str], None]  # called with the code of every run before it starts
+    run_starts: RunStarts
     find_fetchers: Callable[[], Sequence[str]]  # tools that fetch, for code that seeks a network
     observers: Observers = NO_OBSERVERS
     lost_states: dict[str, str] = field(default_factory=dict)  # run whose variables are lost -> why

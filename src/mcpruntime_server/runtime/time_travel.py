@@ -171,6 +171,7 @@ async def rerun_runs(
         await runtime.wait_for_files(session)
     journal = runtime.journal
     parent = await journal.load_run(targets[0].parent_id) if targets[0].parent_id else None
+    runtime.count_start(principal)
     rerun = Rerun(await runtime.open_scratch_session(parent, principal))
     try:
         for target in targets:

@@ -9,7 +9,9 @@ Rule: the token of a client goes no further than this module.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from math import ceil
 from typing import cast
 
 import anyio
@@ -32,13 +34,15 @@ from .. import APP_NAME
 from ..config import HttpSettings
 from ..config.scopes import DEFAULT_SCOPES, Scope, order_scopes
 from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited
-from .access_tokens import TOKEN_PREFIX, TokenStore
+from .access_tokens import TOKEN_PREFIX, TokenStore, digest
 from .callers import LOCAL_CALLER, Caller
 from .issuer_tokens import IssuerTokens
 from .problems import build_problem, problem_response
+from .rate_limits import RateLimits, client_address
 
 CALLER_KEY = "mcpruntime_server.caller"  # of the ASGI scope of a request
 BEARER = "bearer"
+MAX_KNOWN_TOKENS = 10_000
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 
 Endpoint = ASGIApp | Callable[[Request], Awaitable[Response]]
@@ -61,6 +65,8 @@ class Authentication:
         self._tokens = tokens
         self._oauth = settings.oauth
         self._issuer_tokens = IssuerTokens(settings.oauth) if settings.oauth.issuer else None
+        self._known_tokens: OrderedDict[str, None] = OrderedDict()  # digests of valid ones
+        self.limits = RateLimits(settings)
 
     def build_routes(self) -> Sequence[BaseRoute]:
         """Return the routes that tell clients where to get tokens (RFC 9728)."""
@@ -93,13 +99,32 @@ class Authentication:
         """Return who sends a request; raises `InvalidToken`, `RateLimited`, `Unavailable`."""
         if self._tokens is None:
             return LOCAL_CALLER
-        token = read_bearer_token(scope)
+        token, address = read_bearer_token(scope), client_address(scope)
+        known = digest(token)
+        if known not in self._known_tokens:  # who has been here may come back from any address
+            self.limits.check_address(address)
+        try:
+            caller = await self._find_caller(self._tokens, token)
+        except InvalidToken:
+            self.limits.count_failure(address)
+            raise
+        self._remember_token(known)
+        self.limits.count_request(caller.principal)
+        return caller
+
+    async def _find_caller(self, tokens: TokenStore, token: str) -> Caller:
         if self._issuer_tokens is not None and not token.startswith(f"{TOKEN_PREFIX}_"):
             return await self._issuer_tokens.find_caller(token)
-        found = await anyio.to_thread.run_sync(self._tokens.find_token, token)
+        found = await anyio.to_thread.run_sync(tokens.find_token, token)
         if found is None:
             raise InvalidToken("The access token is not valid here.")
         return Caller(found.principal, frozenset(found.scopes))
+
+    def _remember_token(self, known: str) -> None:
+        self._known_tokens[known] = None
+        self._known_tokens.move_to_end(known)
+        if len(self._known_tokens) > MAX_KNOWN_TOKENS:
+            self._known_tokens.popitem(last=False)
 
     def refuse(self, error: McpRuntimeError) -> Response:
         """Return the response for a request that is refused."""
@@ -107,7 +132,7 @@ class Authentication:
         if isinstance(error, InvalidToken | InsufficientScope):
             headers["WWW-Authenticate"] = self._challenge(error)
         if isinstance(error, RateLimited):
-            headers["Retry-After"] = str(max(1, round(error.retry_after_s + 0.5)))
+            headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
         return problem_response(build_problem(error), headers)
 
     def _challenge(self, error: McpRuntimeError) -> str:
@@ -147,7 +172,8 @@ class ProtectedEndpoint:
             caller = await self._authentication.identify(scope)
             check_scopes(caller, self._scopes)
             admit(caller, scope)
-            await self._endpoint(scope, receive, send_message)
+            with self._authentication.limits.serve(caller.principal):
+                await self._endpoint(scope, receive, send_message)
         except McpRuntimeError as exc:
             if has_started:
                 raise

@@ -19,15 +19,20 @@ from .access_tokens import TokenStore
 from .api import build_api_routes
 from .api_services import ApiServices
 from .authentication import Authentication
+from .http_connections import (
+    KEEP_ALIVE_S,
+    MAX_CONNECTIONS,
+    SPARE_CONNECTIONS,
+    HttpConnection,
+    allow_many_files,
+)
 from .mcp_endpoint import McpEndpoint, OpenMcpServer, PrincipalServers
 from .operations import Operations
 from .problems import handle_failure, handle_http_exception
-from .request_checks import RequestChecks, allowed_headers
+from .request_checks import MAX_HEADER_BYTES, RequestChecks, allowed_headers
 
 MCP_PATH = "/mcp"
 GRACE_S = 5  # for requests to end when the server stops
-KEEP_ALIVE_S = 60  # of an idle connection
-MAX_CONNECTIONS = 1_000  # at once; the next ones get 503
 
 
 def build_http_app(
@@ -67,6 +72,7 @@ async def serve_http(
     is_stopping: anyio.Event,
 ) -> None:
     """Serve until `is_stopping` is set; requests that are under way then have `GRACE_S`."""
+    allow_many_files()
     async with anyio.create_task_group() as tasks:
         security = allowed_headers(settings)
         endpoint = McpEndpoint(PrincipalServers(open_server, security, tasks))
@@ -82,8 +88,12 @@ async def serve_http(
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,
-                limit_concurrency=MAX_CONNECTIONS,
+                proxy_headers=bool(settings.proxies),
+                forwarded_allow_ips=list(settings.proxies),
+                http=HttpConnection,
+                ws="none",
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                limit_concurrency=MAX_CONNECTIONS + SPARE_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACE_S,
             )

@@ -11,12 +11,15 @@ from urllib.parse import urlsplit
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config import HttpSettings
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAX_BODY_BYTES = 4 << 20  # as the MCP SDK has it
+MAX_HEADER_BYTES = 32 * 1024  # of the first line and the headers; the token may take half of it
+MAX_HEADERS = 100
 TOO_LARGE = f"A body has at most {MAX_BODY_BYTES:,} bytes."
 
 
@@ -42,11 +45,22 @@ class RequestChecks:
         if scope["type"] != "http":
             raise RuntimeError(f"There are no routes for {scope['type']}.")
         request = Request(scope)
+        if not has_usual_headers(scope):
+            await Response("The headers are too large", 431)(scope, receive, send)
+            return
         refusal = await self._headers.validate_request(request)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
         await self._app(scope, BoundedBody(receive, request).receive, send)
+
+
+def has_usual_headers(scope: Scope) -> bool:
+    """Return whether the first line and the headers of a request are not too large, or too many."""
+    headers = scope["headers"]
+    size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in headers)
+    return len(headers) <= MAX_HEADERS and size <= MAX_HEADER_BYTES
 
 
 class BoundedBody:

@@ -1,0 +1,97 @@
+"""Connections of HTTP clients: many may be open, and none of them keeps others out.
+
+uvicorn lets a client take any time to send a request, and counts connections that do nothing. Here
+a request has to arrive in `RECEIVE_TIMEOUT_S`, and a new connection takes the place of the one that
+has been waiting for its client longest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Iterable
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_CONNECTIONS = 1_000
+SPARE_CONNECTIONS = 100  # when all others are busy with requests; the next ones get 503
+RECEIVE_TIMEOUT_S = 60.0  # for all of a request, the body included
+LINGER_S = 2.0  # for a client to read why its request was refused
+KEEP_ALIVE_S = 60  # of a connection between two requests
+MAX_FILES = 65_536  # that the process opens, connections included
+UNFINISHED = (h11.IDLE, h11.SEND_BODY)  # states of a client that has not sent all of a request
+
+
+class HttpConnection(H11Protocol):
+    """One connection; its client must send requests in time."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.waits_since = self.loop.time()  # for its client
+        self._deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the client has to send something, not the server."""
+        return self.conn.their_state in UNFINISHED
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to wait for the first request."""
+        super().connection_made(transport)
+        self._start_deadline()
+        if len(self.connections) > MAX_CONNECTIONS:
+            close_longest_waiting(self.connections)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client has sent."""
+        super().data_received(data)
+        if not self.is_waiting:
+            self._stop_deadline()
+        elif self._deadline is None and not self.transport.is_closing():
+            self._start_deadline()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request; a client that still sends a refused one has `LINGER_S`."""
+        self.waits_since = self.loop.time()
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._stop_deadline()
+            self._start_deadline(LINGER_S)
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self.transport.abort()
+
+    def _start_deadline(self, timeout_s: float = RECEIVE_TIMEOUT_S) -> None:
+        self._deadline = self.loop.call_later(timeout_s, self.abort)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def close_longest_waiting(connections: Iterable[Any]) -> None:
+    """Close the connection that has been waiting for its client longest, if any does."""
+    waiting = [
+        each
+        for each in connections
+        if isinstance(each, HttpConnection) and each.is_waiting and not each.transport.is_closing()
+    ]
+    if waiting:
+        min(waiting, key=lambda each: each.waits_since).abort()
+
+
+def allow_many_files() -> None:
+    """Raise the process's own limit on open files as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,77 @@
+"""How often a principal may send requests, how many at once, and how often an address may fail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address, ip_address
+
+from starlette.types import Scope
+
+from ..config import HttpSettings
+from ..errors import RateLimited
+from ..runtime.rates import Rate
+
+IPV6_PREFIX_BITS = 64  # what one subscriber has
+
+
+class RateLimits:
+    """The limits of one server."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._requests = Rate(settings.requests_per_minute)
+        self._failures = Rate(settings.failures_per_minute)
+        self._max_concurrent = settings.concurrent_requests
+        self._concurrent: Counter[str] = Counter()  # requests under way, by principal
+
+    def check_address(self, address: str) -> None:
+        """Raise `RateLimited` for an address that has sent too many invalid tokens."""
+        if self._failures.is_used_up(address):
+            raise RateLimited(
+                "Too many access tokens from this address were not valid.",
+                remedy="Try again in a minute.",
+                retry_after_s=60.0,
+            )
+
+    def count_failure(self, address: str) -> None:
+        """Count an invalid token from an address."""
+        self._failures.count(address)
+
+    def count_request(self, principal: str) -> None:
+        """Count a request; raises `RateLimited` if there are too many."""
+        if wait_s := self._requests.count(principal):
+            raise RateLimited(
+                "Too many requests in a minute.",
+                remedy="Send fewer, or raise `requests_per_minute` under [http].",
+                retry_after_s=wait_s,
+            )
+
+    @contextmanager
+    def serve(self, principal: str) -> Iterator[None]:
+        """Count a request as being under way; raises `RateLimited` if too many are."""
+        if self._max_concurrent and self._concurrent[principal] >= self._max_concurrent:
+            raise RateLimited(
+                f"{self._max_concurrent} requests are under way, which is the limit.",
+                remedy="Close some, or raise `concurrent_requests` under [http].",
+            )
+        self._concurrent[principal] += 1
+        try:
+            yield
+        finally:
+            self._concurrent[principal] -= 1
+            if not self._concurrent[principal]:
+                del self._concurrent[principal]
+
+
+def client_address(scope: Scope) -> str:
+    """Return where a request comes from; of an IPv6 address the network."""
+    client = scope.get("client")
+    text = client[0] if client else ""
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return text
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
+        return f"{IPv6Address(int(address) >> IPV6_PREFIX_BITS << IPV6_PREFIX_BITS)}/64"
+    return text
