@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents demo test test-all lint check attack fuzz coverage bench bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents conformance demo test test-all lint check attack fuzz coverage bench bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -26,10 +26,13 @@ upstreams: setup
 agents:
 	@scripts/test-agents
 
+conformance:
+	@scripts/test-conformance
+
 demo: image upstreams
 	@$(BIN)/mcpruntime-server demo
 
-test: image upstreams agents lint check
+test: image upstreams agents conformance lint check
 
 # The same tests, but the random and repeated ones are much longer.
 test-all: export LONG_TESTS = 1
@@ -57,7 +60,7 @@ MINUTES := 10
 fuzz: setup
 	$(BIN)/python -m tests.fuzzing --minutes $(MINUTES)
 
-coverage: image upstreams agents
+coverage: image upstreams agents conformance
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered
 

@@ -28,7 +28,7 @@ from ..server.test_lifecycle import containers
 from .test_http import ACCEPT, ERAS, INITIALIZE, post
 
 ANNS = f"{'0' * 32}{principal_digest('ann', '0' * 32)}."
-SLOW = "import time\nfor n in range(30): print(n, flush=True); time.sleep(0.1)\n'end'"
+SLOW = "import time\nfor n in range(99): print(n, flush=True); time.sleep(0.05)\n'end'"
 
 
 @pytest.fixture
@@ -103,20 +103,25 @@ async def test_requests_return_when_the_server_stops_and_the_next_one_finishes_t
     tmp_path: Path, era: str
 ) -> None:
     settings = write_settings(tmp_path, sandbox={"pool_size": 0})
+    sessions = ("a", "b", "c")
     started = {}
+    printing = set()
 
     async def run_slowly(client: ServerConnection, session: str) -> None:
         async def stop_at_output(done: float, total: float | None, message: str | None) -> None:
-            if "2" in (message or ""):
-                first.stop()
+            if "2" in (message or "") and session not in printing:
+                printing.add(session)
+                if printing == set(sessions):
+                    first.stop()
 
         started[session] = await client.run(SLOW, session, progress_callback=stop_at_output)
 
     async with open_http_service(settings) as first:
         token = first.create_token("ann")
         async with first.connect(token, era) as client:
+            await client.client.list_tools()  # else the client asks for schemas after a result
             async with anyio.create_task_group() as tasks:
-                for session in ("a", "b", "c"):
+                for session in sessions:
                     tasks.start_soon(run_slowly, client, session)
             await wait_until_gone(first)
             assert containers(settings) == []

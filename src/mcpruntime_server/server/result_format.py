@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcp.types import AudioContent, CallToolResult, ContentBlock, ImageContent, TextContent
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import BaseModel, Field, JsonValue, PrivateAttr
 
 from ..config import Config
 from ..config.shell_commands import format_command
@@ -66,6 +66,12 @@ class CallLine(BaseModel):
     error: str | None = None
 
 
+# Some clients refuse a schema without any type, others one with a list of types.
+ANY_TYPE: list[JsonValue] = [
+    {"type": name} for name in ("object", "array", "string", "number", "boolean", "null")
+]
+
+
 class ErrorInfo(BaseModel):
     """Why the code failed; the traceback shows only lines of the code, and not the message."""
 
@@ -85,7 +91,9 @@ class RunResult(BaseModel):
     status: RunStatus
     note: str = ""
     value: Any = Field(
-        None, description="Last expression or assignment: JSON data, or its repr as text."
+        None,
+        description="Last expression or assignment: JSON data, or its repr as text.",
+        json_schema_extra={"anyOf": ANY_TYPE},
     )
     stdout: str = ""
     stderr: str = ""

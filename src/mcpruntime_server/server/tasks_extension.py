@@ -25,6 +25,7 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.extension import Extension, MethodBinding
 from mcp.server.mcpserver import require_client_extension
 from mcp.types import (
+    HEADER_MISMATCH,
     INTERNAL_ERROR,
     INVALID_PARAMS,
     CallToolRequestParams,
@@ -53,6 +54,7 @@ POLL_INTERVAL_SHARE = 0.1  # of a run's age
 MIN_POLL_INTERVAL_S = 0.1
 MAX_POLL_INTERVAL_S = 5.0
 TASK_FORM_OPEN_S = 3 * MAX_POLL_INTERVAL_S  # after the last look at a task
+NAME_HEADER = "Mcp-Name"
 MS_PER_DAY = 86_400_000
 
 RequestContext = ServerRequestContext[Any, Any]
@@ -125,6 +127,7 @@ class TasksExtension(Extension):
     async def _handle_get(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
         """Return the state of a task."""
         require_client_extension(ctx, self.identifier)
+        check_name_header(ctx, params.task_id)
         with convert_errors():
             cursor, can_ask = self._runs.find_cursor(ctx), self._can_ask(ctx)
             status, more = await self._load_task_state(cursor, params.task_id, can_ask=can_ask)
@@ -134,6 +137,7 @@ class TasksExtension(Extension):
     async def _handle_update(self, ctx: RequestContext, params: TaskUpdateParams) -> HandlerResult:
         """Take the forms that a person has filled in; a form that is not pending is skipped."""
         require_client_extension(ctx, self.identifier)
+        check_name_header(ctx, params.task_id)
         with convert_errors():
             check_may_approve(ctx)
             found = await self._runs.lookup.find_run(params.task_id)
@@ -147,6 +151,7 @@ class TasksExtension(Extension):
     async def _handle_cancel(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
         """Cancel the run of a task, unless it is finished or another server executes it."""
         require_client_extension(ctx, self.identifier)
+        check_name_header(ctx, params.task_id)
         with convert_errors():
             found = await self._runs.lookup.find_run(params.task_id)
             if not isinstance(found, RunReport):
@@ -290,6 +295,16 @@ def unfinished_run_id(result: HandlerResult, *, can_ask: bool) -> str | None:
         return None
     asks = can_ask and any(wait["kind"] == APPROVAL_KIND for wait in data.get("waiting_for", ()))
     return data["run"] if data["status"] in ("queued", "running") or asks else None
+
+
+def check_name_header(ctx: RequestContext, task: str) -> None:
+    """Refuse a request over HTTP whose header names another task than its body.
+
+    What is between client and server routes by the header.
+    """
+    named = None if ctx.request is None else ctx.request.headers.get(NAME_HEADER)
+    if named is not None and named.strip() != task:
+        raise MCPError(HEADER_MISMATCH, f"The header {NAME_HEADER} names another task.")
 
 
 @contextmanager

@@ -74,7 +74,13 @@ def compact_schema(schema: Mapping[str, Any], *, nested: bool = True) -> dict[st
             if key not in OMITTED_KEYWORDS and value != {}
         }
         if not nested:
+            is_model = "$ref" in kept
             kept = {key: value for key, value in kept.items() if key in FLAT_KEYWORDS}
+            if is_model:
+                kept["type"] = "object"
+            elif len(alternatives) > 1:
+                kept["anyOf"] = details["anyOf"]
+                kept.pop("type", None)
         properties[name] = kept
     compact: dict[str, Any] = {"type": "object", "properties": properties}
     if required := schema.get("required"):
