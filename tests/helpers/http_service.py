@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,13 @@ class HttpService:
 
     def stop(self) -> None:
         """Ask the server to stop."""
+        self.signal(signal.SIGTERM)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the server, and to all others on its data folder."""
         for path in (self.data_dir / "servers").glob("*.lock"):
-            os.kill(int(path.read_text()), signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(int(path.read_text()), number)
 
 
 @asynccontextmanager

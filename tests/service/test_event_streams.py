@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import resource
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
+import httpx2
 import pytest
 
-from ..helpers.event_streams import ApiClient, ReceivedEvent, connect_api
+from mcpruntime_server.service import event_stream
+from mcpruntime_server.service.run_events import EncodedEvent
+
+from ..helpers.event_streams import ApiClient, ReceivedEvent, connect_api, parse_events
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
 from ..server.conftest import upstream_entry
@@ -29,15 +37,18 @@ print('x' * 70_000)
 """
 
 
-@pytest.fixture(scope="module")
-async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
-    folder = tmp_path_factory.mktemp("streams")
-    settings = write_settings(
+def write_local_settings(folder: Path) -> Path:
+    return write_settings(
         folder,
         mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
+        sandbox={"backend": "local", "pool_size": 0, "output_mb": 16},
         policy=ASK,
     )
+
+
+@pytest.fixture(scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
+    settings = write_local_settings(tmp_path_factory.mktemp("streams"))
     async with open_http_service(settings) as opened:
         yield opened
 
@@ -56,6 +67,32 @@ async def api(service: HttpService, ann: str) -> AsyncIterator[ApiClient]:
 
 def types(events: list[ReceivedEvent]) -> list[str]:
     return [event.type for event in events]
+
+
+def gated_code(folder: Path) -> str:
+    """Return code that calls a tool, and goes on when there is a file `go`."""
+    return f"""
+import os, time
+from tools.counted import count
+count(item='before')
+print('started', flush=True)
+while not os.path.exists({str(folder / "go")!r}):
+    time.sleep(0.01)
+count(item='after')
+open('made', 'w').write('x')
+print('went on')
+"""
+
+
+async def read_until(api: ApiClient, code: str, kind: str, **fields: Any) -> list[ReceivedEvent]:
+    """Execute code, and leave after the first event of a kind."""
+    seen: list[ReceivedEvent] = []
+    async with api.stream("POST", "/execute/stream", json={"code": code, **fields}) as events:
+        async for event in events:
+            seen.append(event)
+            if event.type == kind:
+                break
+    return seen
 
 
 def join_output(events: list[ReceivedEvent], stream: str = "stdout") -> str:
@@ -119,21 +156,173 @@ async def test_a_request_that_is_sent_again_with_its_key_starts_nothing(api: Api
 
 
 async def test_a_client_that_leaves_does_not_end_the_run(api: ApiClient, tmp_path: Path) -> None:
-    code = f"""
-import os, time
-print('started', flush=True)
-while not os.path.exists({str(tmp_path / "go")!r}):
-    time.sleep(0.01)
-print('went on')
-"""
-    seen: list[ReceivedEvent] = []
-    async with api.stream("POST", "/execute/stream", json={"code": code}) as events:
-        async for event in events:
-            seen.append(event)
-            if event.type == "output":
-                break
+    seen = await read_until(api, gated_code(tmp_path), "output")
     (tmp_path / "go").touch()
     rest = await api.read_events(seen[0].data["run"], seen[-1].id)
     assert join_output(rest) == "went on\n"
     assert rest[-1].data["status"] == "ok"
     assert await api.read_events(seen[0].data["run"]) == seen + rest
+
+
+# other servers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_the_next_server_continues_a_stream(tmp_path: Path, number: int) -> None:
+    settings = write_local_settings(tmp_path)
+    async with open_http_service(settings) as first:
+        token = first.create_token("ann")
+        async with connect_api(first, token) as api:
+            seen: list[ReceivedEvent] = []
+            with suppress(httpx2.RemoteProtocolError, httpx2.ReadError):  # the killed server
+                body = {"code": gated_code(tmp_path), "session": "moves"}
+                async with api.stream("POST", "/execute/stream", json=body) as events:
+                    async for event in events:
+                        seen.append(event)
+                        if event.type == "output":
+                            first.signal(number)
+            await first.process.wait()
+    run = seen[0].data["run"]
+    assert "run_finished" not in types(seen)
+    async with open_http_service(settings) as second, connect_api(second, token) as api:
+        (tmp_path / "go").touch()
+        rest = await api.read_events(run, seen[-1].id)
+        everything = await api.read_events(run)
+        assert everything == seen + rest
+        assert "run_resumed" in types(rest)
+        assert ("run_suspended" in types(everything)) == (number == signal.SIGTERM)
+        assert join_output(everything) == "started\nwent on\n"
+        calls = [each.data for each in everything if each.type == "call_started"]
+        assert [each["arguments"]["item"] for each in calls] == ["before", "after"]
+        finished = [each.data["call"] for each in everything if each.type == "call_finished"]
+        assert finished == [each["call"] for each in calls]
+        assert types(everything)[-2:] == ["file", "run_finished"]
+        for count, last in enumerate(everything, 1):
+            assert await api.read_events(run, last.id) == everything[count:], last.id
+
+
+async def test_a_run_of_another_server_is_joined_and_answered(tmp_path: Path) -> None:
+    settings = write_local_settings(tmp_path)
+    code = f"{gated_code(tmp_path)}\nfrom tools.counted import add\nadd(item='x')\n'end'"
+    async with (
+        open_http_service(settings) as first,
+        open_http_service(settings) as second,
+        connect_api(first, first.create_token("ann")) as here,
+        connect_api(second, first.create_token("ann")) as there,
+    ):
+        with anyio.fail_after(TEST_TIMEOUT_S):
+            seen = await read_until(here, code, "output")
+            run = seen[0].data["run"]
+            async with there.stream("GET", f"/runs/{run}/events") as events:
+                assert [await anext(events) for _ in seen] == seen
+                (tmp_path / "go").touch()
+                async for event in events:
+                    if event.type == "waiting":
+                        break
+            response = await there.post(f"/runs/{run}/cancel")
+            assert response.status_code == 503
+            assert "Another server" in response.json()["detail"]
+            path, answers = f"/runs/{run}/answers", {"answers": {"q1": "perhaps"}}
+            assert (await there.post(path, answers)).status_code == 400
+            answers = {"answers": {"q1": "allow"}}
+            assert (await there.post(path, answers)).status_code == 202
+            rest = await there.read_events(run)
+            assert rest[-1].data["value"] == "end"
+            assert rest == await here.read_events(run)
+
+
+# readers ------------------------------------------------------------------------------------------
+
+FLOOD = "for n in range(4_000): print(f'{n:06d}' + 'x' * 2_500)"
+
+
+async def test_a_client_that_stops_reading_stalls_nobody(
+    service: HttpService, api: ApiClient
+) -> None:
+    started = await api.execute("1", session="flood")
+    pid = int(next((service.data_dir / "servers").glob("*.lock")).read_text())
+    assert started
+    before = measure_memory(pid)
+    async with AsyncExitStack() as stalled:
+        body = {"code": FLOOD, "session": "flood"}
+        first = api.http.stream("POST", f"{api.base}/execute/stream", json=body)
+        response = await stalled.enter_async_context(first)
+        run = response.headers["Location"].rpartition("/")[2]
+        for _ in range(20):
+            other = api.http.stream("GET", f"{api.base}/runs/{run}/events")
+            await stalled.enter_async_context(other)
+        events = await api.read_events(run)
+        growth = measure_memory(pid) - before
+        text = join_output(events)
+        assert text == "".join(f"{n:06d}{'x' * 2_500}\n" for n in range(4_000))
+        assert events[-1].data["status"] == "ok"
+        assert growth < 100 << 20
+        lines = [line async for line in response.aiter_lines()]  # it reads on, and misses nothing
+        received = [event async for event in parse_events(iterate(lines))]
+        assert received == events
+
+
+async def iterate(lines: list[str]) -> AsyncIterator[str]:
+    for line in lines:
+        yield line
+
+
+def measure_memory(pid: int) -> int:
+    """Return the bytes of memory that a process has resident."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_a_hundred_readers_get_the_same(
+    service: HttpService, api: ApiClient, ann: str, tmp_path: Path
+) -> None:
+    seen = await read_until(api, gated_code(tmp_path), "output")
+    run = seen[0].data["run"]
+    received: list[list[ReceivedEvent]] = []
+    joined = 0
+
+    async def follow() -> None:
+        nonlocal joined
+        events: list[ReceivedEvent] = []
+        received.append(events)
+        async with (
+            connect_api(service, ann) as own,
+            own.stream("GET", f"/runs/{run}/events") as stream,
+        ):
+            async for event in stream:
+                events.append(event)
+                if len(events) == len(seen):
+                    joined += 1
+                    if joined == 100:
+                        (tmp_path / "go").touch()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(100):
+            tasks.start_soon(follow)
+    assert received == [await api.read_events(run)] * 100
+
+
+async def test_a_silent_run_shows_signs_of_life(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.01)
+    chunks: list[bytes] = []
+    is_stopping = anyio.Event()
+
+    class SilentRun:
+        async def next_events(self) -> Sequence[EncodedEvent]:
+            await anyio.sleep_forever()
+            return ()
+
+    async def receive() -> Any:
+        await anyio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        chunks.append(message.get("body", b""))
+        if chunks.count(event_stream.HEARTBEAT) == 3:
+            is_stopping.set()
+
+    response = event_stream.EventStreamResponse("r_1", SilentRun(), is_stopping, {})
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        await response({"type": "http"}, receive, send)
+    assert chunks.count(event_stream.HEARTBEAT) >= 3
+    assert chunks[-1] == b""

@@ -6,7 +6,8 @@ buffers of its connection. A client that leaves ends its stream only; the run go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import anyio
 from starlette.responses import Response
@@ -15,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 from ..errors import McpRuntimeError
 from .problems import build_problem
 from .run_events import EncodedEvent, format_event_id
-from .run_feed import RunFollower
 
 EVENT_STREAM_TYPE = "text/event-stream"
 HEARTBEAT_S = 15.0  # without an event; proxies close silent connections after 30 to 60 s
@@ -29,6 +29,14 @@ STREAM_HEADERS = {
 HEARTBEAT = b": heartbeat\n\n"
 
 
+class EventSource(Protocol):
+    """Where the events of a stream come from."""
+
+    async def next_events(self) -> Sequence[EncodedEvent]:
+        """Return the next events, waiting for one if necessary; none if there are no more."""
+        ...
+
+
 class EventStreamResponse(Response):
     """Streams the events of run `run_id` until its end, or until the server stops."""
 
@@ -37,14 +45,14 @@ class EventStreamResponse(Response):
     def __init__(
         self,
         run_id: str,
-        follower: RunFollower,
+        source: EventSource,
         is_stopping: anyio.Event,
         headers: Mapping[str, str],
     ) -> None:
         super().__init__(None, headers={**STREAM_HEADERS, **headers})
         del self.headers["content-length"]
         self._run_id = run_id
-        self._follower = follower
+        self._source = source
         self._is_stopping = is_stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +77,7 @@ class EventStreamResponse(Response):
         while True:
             with anyio.move_on_after(HEARTBEAT_S) as quiet:
                 try:
-                    events = await self._follower.next_events()
+                    events = await self._source.next_events()
                 except McpRuntimeError as exc:
                     problem = build_problem(exc).model_dump_json()
                     await send_chunk(send, f"event: error\ndata: {problem}\n\n".encode())
