@@ -22,7 +22,6 @@ from mcp import Client, StdioServerParameters
 
 sys.path.append(str(Path(__file__).parent))
 
-from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
 from mcpruntime_server.capabilities.skills.model import Skill
 from mcpruntime_server.capabilities.skills.search_index import SkillIndex
 from mcpruntime_server.capabilities.tools.catalog import index_row
@@ -58,18 +57,8 @@ def library_search() -> Search:
 
 def to_skill(entry: Entry) -> Skill:
     """Return an entry as a skill of the store."""
-    source = f"def run{entry.signature}:\n    return 0\n"
-    return Skill(
-        name=entry.name,
-        version=1,
-        state="active",
-        summary=entry.summary,
-        source=entry.body,
-        signature=check_entry_signature(parse_source(source)),
-        cases=(),
-        digest="",
-        saved_at=0.0,
-    )
+    source = f"{entry.body}\n\n\ndef run{entry.signature}:\n    return 0\n"
+    return Skill(entry.name, entry.summary, source, version=1, state="active")
 
 
 def tool_search(rows: Sequence[ToolRow]) -> Search:

@@ -32,7 +32,7 @@ from .capabilities.knowledge.service import KnowledgeService, format_skipped, op
 from .capabilities.llm.model_process import open_model_process
 from .capabilities.llm.model_service import ModelService, select_backend
 from .capabilities.policy import Policy
-from .capabilities.skills.descriptions import SkillDescriber
+from .capabilities.skills.descriptions import describe_skill
 from .capabilities.skills.guides import GuideFolders
 from .capabilities.skills.library import SkillLibrary, retire_unused_skills
 from .capabilities.skills.model import Skill
@@ -223,9 +223,9 @@ async def open_app(
                 library = find_library(current_call_scope().principal)
                 return await library.handle_call(target, args)
 
-            describer = None
+            describe = None
             if config.skills.describe == "model":
-                describer = SkillDescriber(models.ask_for_session, config.llm.model)
+                describe = partial(describe_skill, models.ask_for_session, config.llm.model)
             router = Router(
                 {
                     "tools": build_tools_route(catalog, policy),
@@ -284,7 +284,7 @@ async def open_app(
                     def find_saver(principal: str) -> SkillSaver:
                         open_trial = partial(open_scratch_runner, runtime, principal)
                         library = find_library(principal)
-                        return SkillSaver(library, journal, packages, open_trial, describer)
+                        return SkillSaver(library, journal, packages, open_trial, describe)
 
                     open_session = partial(open_agent_run_session, runtime, config)
                     agents = SubAgents(models.open_agent_model, open_session, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -10,16 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mcpruntime_server.capabilities.skills.archives import import_archive, pack_skill
-from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
 from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill, SkillState
 from mcpruntime_server.capabilities.skills.selection import active_skills
 from mcpruntime_server.capabilities.skills.signing import create_signature, public_key_hex
 from mcpruntime_server.capabilities.skills.store import SkillStore
 from mcpruntime_server.capabilities.skills.version_files import (
-    FileContents,
-    Manifest,
-    compute_file_digests,
-    compute_version_digest,
+    compute_content_digest,
     render_version_files,
 )
 from tests.helpers.commands import run_command
@@ -29,10 +26,9 @@ NAME = "greet_all"
 OWNER, TRUSTED, STRANGER = (Ed25519PrivateKey.generate() for _ in range(3))
 
 
-def render(text: str) -> FileContents:
+def make(text: str) -> Skill:
     source = f'def run(city: str = "Oslo") -> str:\n    """Greet."""\n    return city + "{text}"\n'
-    signature = check_entry_signature(parse_source(source))
-    return render_version_files(NAME, "Greet.", source, signature, (RecordedCase({"city": "x"}),))
+    return Skill(NAME, "Greet.", source, (RecordedCase({"city": "x"}),))
 
 
 def add(
@@ -43,13 +39,12 @@ def add(
     **forged: str,
 ) -> Skill:
     """Add a version in a state, signed with a key."""
-    content = render(text)
-    manifest = Manifest(name=NAME, version=0, state=state, summary="Greet.")
+    skill = replace(make(text), state=state, **forged)  # type: ignore[arg-type]
     if key is not None:
-        digest = compute_version_digest(compute_file_digests(content))
-        signed = create_signature(Skill(NAME, 0, "draft", "", "", None, (), digest, 0.0), key)  # type: ignore[arg-type]
-        forged = {"signature_hex": signed, "signer_key": public_key_hex(key)}
-    return store.add_version(content, manifest.model_copy(update=forged))
+        skill = replace(skill, digest=compute_content_digest(render_version_files(skill)))
+        signed = create_signature(skill, key)
+        skill = replace(skill, signature_hex=signed, signer_key=public_key_hex(key))
+    return store.add_version(skill)
 
 
 @pytest.fixture
@@ -112,7 +107,7 @@ def retire_it_and_promote_the_version_before(store: SkillStore) -> None:
 
 
 def edit_the_folder(store: SkillStore) -> None:
-    (store.folder / "greet-all" / "skill.py").write_bytes(render("mine")["skill.py"])
+    (store.folder / "greet-all" / "skill.py").write_text(make("mine").source)
     store.set_state(store.all_versions()[NAME][-1], "active")
 
 
@@ -153,11 +148,11 @@ REPLACEMENTS: list[Callable[[SkillStore], None]] = [
 ]
 
 
-@pytest.mark.parametrize("replace", REPLACEMENTS)
+@pytest.mark.parametrize("attack", REPLACEMENTS)
 def test_a_signed_skill_is_not_replaced(
-    store: SkillStore, replace: Callable[[SkillStore], None]
+    store: SkillStore, attack: Callable[[SkillStore], None]
 ) -> None:
-    replace(store)
+    attack(store)
     assert in_use(store) in (0, 2)
     held = store.all_versions()[NAME][-1]
     if held.version > 2 and held.state == "draft":

@@ -6,7 +6,12 @@ import random
 
 import pytest
 
-from mcpruntime_server.capabilities.skills.model import Parameter, Signature, Skill
+from mcpruntime_server.capabilities.skills.model import Skill
+from mcpruntime_server.capabilities.skills.signatures import (
+    Parameter,
+    Signature,
+    format_signature,
+)
 from mcpruntime_server.cli.demo.token_count import count_tokens
 from mcpruntime_server.server.skill_summaries import skill_line
 
@@ -21,7 +26,8 @@ SUMMARY = (
 def skill(
     name: str, parameters: list[Parameter], summary: str, returns: str = "list[dict[str, Any]]"
 ) -> Skill:
-    return Skill(name, 1, "active", summary, "", Signature(tuple(parameters), returns), (), "", 0.0)
+    signature = format_signature(Signature(tuple(parameters), returns))
+    return Skill(name, summary, f"def run{signature}:\n    return 1\n")
 
 
 def letters(count: int, alphabet: str = "abcdefghijklmnopqrstuvwxyz") -> str:

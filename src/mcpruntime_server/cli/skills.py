@@ -14,8 +14,9 @@ from typing import Any
 import click
 
 from ..capabilities.skills.archives import MAX_ARCHIVE_BYTES, import_archive, pack_skill
-from ..capabilities.skills.model import Skill, format_signature
+from ..capabilities.skills.model import Skill
 from ..capabilities.skills.selection import active_skills, describe_state, pick_version
+from ..capabilities.skills.signatures import format_signature
 from ..capabilities.skills.signing import (
     REPLACE_OPTION,
     create_signature,

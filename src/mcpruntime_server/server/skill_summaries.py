@@ -11,7 +11,8 @@ from typing import TypedDict
 
 from ..capabilities.skills.docstrings import to_one_line
 from ..capabilities.skills.guides import Guide
-from ..capabilities.skills.model import Parameter, Skill, format_signature
+from ..capabilities.skills.model import Skill
+from ..capabilities.skills.signatures import Parameter, format_signature
 from .token_estimates import estimate_tokens
 
 MAX_LINE_TOKENS = 56  # estimated

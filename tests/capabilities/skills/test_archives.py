@@ -15,7 +15,6 @@ from mcpruntime_server.capabilities.skills.archives import (
     pack_skill,
     unpack_archive,
 )
-from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
 from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill
 from mcpruntime_server.capabilities.skills.signing import (
     create_signature,
@@ -25,23 +24,14 @@ from mcpruntime_server.capabilities.skills.signing import (
     public_key_hex,
 )
 from mcpruntime_server.capabilities.skills.store import SkillStore
-from mcpruntime_server.capabilities.skills.version_files import Manifest, render_version_files
 from mcpruntime_server.errors import InvalidRequest, McpRuntimeError, SkillRefused, Unavailable
 
 SOURCE = '"""Double."""\n\n\ndef run(n: int) -> int:\n    return n * 2\n'
 
 
 def kept(store: SkillStore, source: str = SOURCE, name: str = "double") -> Skill:
-    content = render_version_files(
-        name,
-        "Double a number.",
-        source,
-        check_entry_signature(parse_source(source)),
-        (RecordedCase({"n": 2}),),
-    )
-    return store.add_version(
-        content, Manifest(name=name, version=0, state="active", summary="Double a number.")
-    )
+    cases = (RecordedCase({"n": 2}),)
+    return store.add_version(Skill(name, "Double a number.", source, cases, state="active"))
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from mcpruntime_server.capabilities.skills.docstrings import (
     to_docstring_line,
     to_front_matter_line,
 )
-from mcpruntime_server.capabilities.skills.duplicates import source_shape
 from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
-from mcpruntime_server.capabilities.skills.model import ExtractedSkill, RecordedStep
+from mcpruntime_server.capabilities.skills.model import RecordedStep, Skill
+from mcpruntime_server.capabilities.skills.selection import source_shape
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.recording import RecordedCall
 
@@ -52,7 +52,7 @@ TEXTS = [
 ]
 
 
-def extract(code: str, *calls: RecordedCall) -> ExtractedSkill:
+def extract(code: str, *calls: RecordedCall) -> Skill:
     return extract_skill(
         [
             RecordedStep(
@@ -127,8 +127,7 @@ def test_the_model_sees_no_recorded_values() -> None:
         "label = {'of': item, 'SECRET PEARS': len(found) > 4711}\nstr(label)"
     )
     made = extract(code, call)
-    assert made.case is not None
-    text = format_data(made.source, made, made.case)
+    text = format_data(made)
     assert "SECRET" not in text
     assert "4711" not in text
     assert "PEARS!" not in text
@@ -143,11 +142,9 @@ def test_code_that_is_too_long_is_not_shown() -> None:
         "word = 'pears'\n" + "".join(f"a{n} = word.upper()\n" for n in range(3000)) + "word + '!'"
     )
     long = extract("word = 'pears'\nrows = [" + "word.upper(), " * 9000 + "]\nrows")
-    assert made.case is not None
-    assert long.case is not None
-    assert format_data(made.source, made, made.case)
+    assert format_data(made)
     with pytest.raises(SkillRefused, match="at most"):
-        format_data(long.source, long, long.case)
+        format_data(long)
 
 
 def test_documented_functions_need_no_description() -> None:

@@ -16,15 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpruntime_server.capabilities.skills.duplicates import source_shape
 from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
 from mcpruntime_server.capabilities.skills.lint import check_source
 from mcpruntime_server.capabilities.skills.literals import annotation_of
-from mcpruntime_server.capabilities.skills.model import (
-    ExtractedSkill,
-    RecordedStep,
-    format_signature,
-)
+from mcpruntime_server.capabilities.skills.model import RecordedStep, Skill
+from mcpruntime_server.capabilities.skills.selection import source_shape
+from mcpruntime_server.capabilities.skills.signatures import format_signature
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.events import RunValue, canonical_json
 from mcpruntime_server.journal.recording import RecordedCall
@@ -120,12 +117,11 @@ def record(host: Recorder, *codes: str) -> list[RecordedStep]:
     return steps
 
 
-def call_skill(extracted: ExtractedSkill, **inputs: Any) -> Any:
+def call_skill(extracted: Skill, **inputs: Any) -> Any:
     """Return what the extracted function returns for the recorded inputs, but for these."""
     names: dict[str, Any] = {"__name__": "skill"}
     exec(compile(extracted.source, "<step skill>", "exec"), names)
-    assert extracted.case is not None
-    value = names["run"](**{**extracted.case.inputs, **inputs})
+    value = names["run"](**{**extracted.cases[0].inputs, **inputs})
     return asyncio.run(value) if asyncio.iscoroutine(value) else value
 
 
@@ -420,13 +416,11 @@ def test_a_skill_reproduces_the_session_and_follows_its_parameters(
     codes, inputs, others, expected = SESSIONS[name]
     steps = record(host, *codes)
     extracted = extract_skill(steps)
-    assert extracted.case is not None
-    assert dict(extracted.case.inputs) == inputs
+    assert dict(extracted.cases[0].inputs) == inputs
     assert steps[-1].result is not None
     assert json.loads(json.dumps(call_skill(extracted))) == json.loads(steps[-1].result["text"])
     assert call_skill(extracted, **others) == expected
-    checked = check_source(extracted.source, ["numpy"])
-    assert checked.signature == extracted.signature
+    check_source(extracted.source, ["numpy"])
     assert "/srv/repo" not in extracted.source.split('"""')[-1]
     assert "print(" not in extracted.source
     assert "unused" not in extracted.source
@@ -438,7 +432,7 @@ def test_calls_of_kept_statements_are_numbered_as_those_of_one_run(host: Recorde
         "from tools.git import log\nlog(repo_path='x')\na = log(repo_path='r')\nlog(repo_path='y')",
         "b = log(repo_path='r')\nlen(a) + len(b)",
     )
-    case = extract_skill(steps).case
+    case = extract_skill(steps).cases[0]
     assert case is not None
     assert [(call.call_id, call.args, call.nth) for call in case.calls] == [
         (1, '{"max_count":10,"repo_path":"r"}', 0),
@@ -453,16 +447,14 @@ def test_calls_that_write_are_kept_even_if_the_result_does_not_need_them(host: R
         host, "from tools.git import mark, log\nmark('v1')\nrows = log(repo_path='r')\nlen(rows)"
     )
     extracted = extract_skill(steps)
-    assert extracted.case is not None
-    assert [call.target for call in extracted.case.calls] == ["tools.git.mark", "tools.git.log"]
+    assert [call.target for call in extracted.cases[0].calls] == ["tools.git.mark", "tools.git.log"]
     assert "mark(key)" in extracted.source
 
 
 def test_a_printed_value_is_the_result(host: Recorder) -> None:
     steps = record(host, "from tools.git import log\nprint(f\"{len(log(repo_path='r'))} commits\")")
     extracted = extract_skill(steps)
-    assert extracted.case is not None
-    assert extracted.case.compares_stdout
+    assert extracted.cases[0].compares_stdout
     assert call_skill(extracted) == "3 commits"
 
 
@@ -529,8 +521,7 @@ def test_a_parameter_may_share_a_name_with_a_local_variable_of_an_unrelated_func
         "size('Ann') + longest(9)"
     )
     extracted = extract_skill(record(host, code))
-    assert extracted.case is not None
-    assert extracted.case.inputs == {
+    assert extracted.cases[0].inputs == {
         "repo_path": "/srv/repo",
         "max_count": 2,
         "author": "Ann",
@@ -576,8 +567,7 @@ def test_literals_from_the_task_become_parameters_with_telling_names(code: str) 
     model = RecordedCall(1, "llm.ask", "{}", 0, "read", 0, 1, line_number=1)
     call = model if "ask_llm" in code else tool
     extracted = extract_skill([RecordedStep("r", code, True, (call,))])
-    assert extracted.case is not None
-    assert extracted.case.inputs == LITERALS[code]
+    assert extracted.cases[0].inputs == LITERALS[code]
 
 
 UNTYPED = """\
@@ -613,7 +603,7 @@ def test_code_written_as_a_skill_stays_as_it_is() -> None:
         "    return re.findall('a', text)\n"
     )
     extracted = read_written_skill(code)
-    assert (extracted.name, extracted.summary, extracted.case) == ("find", "Find words.", None)
+    assert (extracted.name, extracted.summary, extracted.cases) == ("find", "Find words.", ())
     assert extracted.source == f"{code}\n\nrun = find\n"
     assert read_written_skill("def run(a):\n    return a\n").source == "def run(a):\n    return a\n"
 
@@ -633,8 +623,7 @@ def test_no_default_escapes_the_docstring(text: str) -> None:
         "ImportFrom",
         "FunctionDef",
     ]
-    assert extracted.case is not None
-    assert extracted.case.inputs == {"item": text}
+    assert extracted.cases[0].inputs == {"item": text}
 
 
 @pytest.mark.parametrize("depth", [300, 600, 990, 3000, 30_000])

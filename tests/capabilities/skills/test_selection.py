@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 
-from mcpruntime_server.capabilities.skills.duplicates import (
-    find_duplicate,
-    merge_cases,
-    source_shape,
-)
 from mcpruntime_server.capabilities.skills.extraction import read_written_skill
-from mcpruntime_server.capabilities.skills.model import RecordedCase, Signature, Skill
+from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill
 from mcpruntime_server.capabilities.skills.search_index import SkillIndex
 from mcpruntime_server.capabilities.skills.selection import (
     active_skills,
     check_case,
     check_dependency_cycle,
+    find_duplicate,
+    merge_cases,
     pick_version,
+    source_shape,
 )
 from mcpruntime_server.errors import NotFound, SkillRefused
 
@@ -27,7 +25,7 @@ SOURCE = 'def run(city: str = "Oslo") -> str:\n    """Greet."""\n    return city
 
 
 def skill(name: str = "greet", version: int = 1, **changes: Any) -> Skill:
-    made = Skill(name, version, "active", "Greet a city.", SOURCE, Signature(), (), "", 0.0)
+    made = Skill(name, "Greet a city.", SOURCE, version=version, state="active")
     return replace(made, **changes)
 
 
@@ -49,25 +47,24 @@ def test_sources_that_differ_in_docstrings_and_defaults_are_duplicates() -> None
     assert source_shape(other) == source_shape(SOURCE)
     assert source_shape(SOURCE.replace("upper", "lower")) != source_shape(SOURCE)
     extracted = read_written_skill(other)
-    assert find_duplicate(extracted, {"greet": (skill(),)}) == "greet"
-    assert find_duplicate(extracted, {"greet": (skill(state="retired"),)}) == ""
-    assert find_duplicate(extracted, {}) == ""
+    assert find_duplicate(extracted, {"greet": (skill(),)}) == skill()
+    assert find_duplicate(extracted, {"greet": (skill(state="retired"),)}) is None
+    assert find_duplicate(extracted, {}) is None
 
 
 def test_a_duplicate_gets_one_more_case() -> None:
     known, new = RecordedCase({"city": "Oslo"}), RecordedCase({"city": "Rome"})
-    extracted = replace(read_written_skill(SOURCE), case=new)
-    merged = merge_cases(extracted, (), (skill(cases=(known,)),))
-    assert merged.cases == (known, new)
-    assert merge_cases(extracted, (), (skill(cases=(new,)),)).cases == (new,)
-    assert merge_cases(extracted, (known,), ()).cases == (known, new)
+    extracted = replace(read_written_skill(SOURCE), cases=(new,))
+    assert merge_cases(extracted, (), skill(cases=(known,))).cases == (known, new)
+    assert merge_cases(extracted, (), skill(cases=(new,))).cases == (new,)
+    assert merge_cases(extracted, (known,), None).cases == (known, new)
 
 
 def test_an_edited_draft_keeps_only_the_case_that_was_recorded_with_it() -> None:
     known, new = RecordedCase({"city": "Oslo"}), RecordedCase({"city": "Rome"})
-    extracted = replace(read_written_skill(SOURCE), case=new)
+    extracted = replace(read_written_skill(SOURCE), cases=(new,))
     edited = skill(cases=(known,), origin="edit", state="draft")
-    assert merge_cases(extracted, (), (edited,)).cases == (new,)
+    assert merge_cases(extracted, (), edited).cases == (new,)
 
 
 def test_a_skill_must_not_use_itself_through_others() -> None:

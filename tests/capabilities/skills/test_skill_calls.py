@@ -9,11 +9,11 @@ from mcpruntime_server.capabilities.skills.skill_calls import find_skill_call
 from mcpruntime_server.journal.recording import RecordedCall
 
 CALLS = {
-    "from skills.tag import run\nrun(item='x')": ("tag", None),
-    "from skills.tag.v2 import run as tag\nresult = tag(item='x')": ("tag", 2),
-    "from skills.tag import run\nawait run(item='x')": ("tag", None),
-    "import skills\nskills.tag.v3.run(item='x')": ("tag", 3),
-    "import skills\nskills.tag.run(item='x')": ("tag", None),
+    "from skills.tag import run\nrun(item='x')": "tag",
+    "from skills.tag.v2 import run as tag\nresult = tag(item='x')": "tag@2",
+    "from skills.tag import run\nawait run(item='x')": "tag",
+    "import skills\nskills.tag.v3.run(item='x')": "tag@3",
+    "import skills\nskills.tag.run(item='x')": "tag",
 }
 
 
@@ -23,10 +23,11 @@ def test_a_run_that_only_calls_a_skill_is_a_case_of_it(code: str) -> None:
     tool = RecordedCall(7, "tools.git.log", "{}", 0, "read", 3, 4)
     found = find_skill_call(RecordedStep("r", code, True, (source, tool), stdout="out"))
     assert found is not None
-    assert (found.name, found.version) == CALLS[code]
-    assert found.case.inputs == {"item": "x"}
-    assert [(call.call_id, call.target) for call in found.case.calls] == [(2, "tools.git.log")]
-    assert found.case.stdout == "out"
+    reference, case = found
+    assert reference == CALLS[code]
+    assert case.inputs == {"item": "x"}
+    assert [(call.call_id, call.target) for call in case.calls] == [(2, "tools.git.log")]
+    assert case.stdout == "out"
 
 
 @pytest.mark.parametrize(

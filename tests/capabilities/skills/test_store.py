@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
 from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill, SkillState
 from mcpruntime_server.capabilities.skills.store import SkillStore
 from mcpruntime_server.capabilities.skills.version_files import (
     MAX_CASE_BYTES,
-    Manifest,
     encode_case,
-    render_version_files,
 )
 from mcpruntime_server.errors import NotFound, SkillRefused, Unavailable
 
@@ -31,14 +28,8 @@ def add(
     store: SkillStore, name: str = "greet_all", n: int = 1, state: SkillState = "active"
 ) -> Skill:
     source = SOURCE.replace("{n}", str(n))
-    content = render_version_files(
-        name,
-        "Greet.",
-        source,
-        check_entry_signature(parse_source(source)),
-        (RecordedCase({"city": "Oslo"}),),
-    )
-    return store.add_version(content, Manifest(name=name, version=0, state=state, summary="Greet."))
+    cases = (RecordedCase({"city": "Oslo"}),)
+    return store.add_version(Skill(name, "Greet.", source, cases, state=state))
 
 
 def test_versions_are_added_and_read_back(store: SkillStore) -> None:

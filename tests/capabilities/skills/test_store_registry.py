@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 from mcpruntime_server.capabilities.skills import store
-from mcpruntime_server.capabilities.skills.lint import check_entry_signature, parse_source
 from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill, SkillState
 from mcpruntime_server.capabilities.skills.selection import pick_version
 from mcpruntime_server.capabilities.skills.store_registry import StoreRegistry
 from mcpruntime_server.capabilities.skills.usage import count_uses
-from mcpruntime_server.capabilities.skills.version_files import Manifest, render_version_files
 from mcpruntime_server.errors import InvalidRequest, NotFound, SkillRefused, Unavailable
 from mcpruntime_server.journal.rows import SkillUseRow
 
@@ -34,18 +32,17 @@ def add(
     uses: str = "",
 ) -> Skill:
     source = SOURCE.replace("{n}", str(n))
-    signature = check_entry_signature(parse_source(source))
     case = RecordedCase({"city": SECRET}, stdout=SECRET)
-    manifest = Manifest(
-        name=name,
-        version=0,
+    skill = Skill(
+        name,
+        "Greet.",
+        source,
+        (case,),
         state=state,
-        summary="Greet.",
         origin="r_ann",
         skill_digests={uses: ""} if uses else {},
     )
-    content = render_version_files(name, "Greet.", source, signature, (case,))
-    return stores.open_store(owner).add_version(content, manifest)
+    return stores.open_store(owner).add_version(skill)
 
 
 def seen(stores: StoreRegistry, principal: str) -> dict[str, list[tuple[str, int]]]:

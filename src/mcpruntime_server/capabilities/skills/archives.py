@@ -1,7 +1,7 @@
 """Exchange skills between stores: a version as a zip with one folder of the Agent Skills standard.
 
 Rule 1: every export of a version produces the same bytes.
-Rule 2: an archive may come from an untrusted source. It is read within limits. Its digests and its
+Rule 2: an archive may come from an untrusted source. It is read within limits. Its digest and its
 signature must be right, and its state and statistics are ignored. It becomes a draft, which must
 pass the gate here. A trusted key changes what is said about a skill, not what is done with it.
 """
@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from ...errors import SkillRefused
 from .docstrings import to_one_line
 from .guides import parse_front_matter
-from .lint import check_source
+from .lint import check_source, find_skill_names
 from .model import Skill
 from .selection import check_case, check_dependency_cycle
 from .signing import is_signature_valid
@@ -30,15 +30,10 @@ from .version_files import (
     MANIFEST_FILE,
     MAX_FILE_BYTES,
     SKILL_FILE,
-    SOURCE_FILE,
     VERSION_FILES,
     FileContents,
-    Manifest,
-    compute_file_digests,
-    compute_version_digest,
-    decode_case,
-    decode_manifest,
     decode_text_file,
+    load_skill,
     without_manifest,
 )
 
@@ -78,55 +73,46 @@ def import_archive(
     `packages` are what sandboxes have installed, None if that is unknown. Raises `SkillRefused`.
     """
     slug, files = unpack_archive(data)
-    manifest = decode_manifest(files[MANIFEST_FILE])
+    theirs = load_skill(files, store.owner)
     content = without_manifest(files)
     front_matter = parse_front_matter(decode_text_file(content, SKILL_FILE))
-    if to_slug(manifest.name) != slug or front_matter.get("name") != slug:
+    if to_slug(theirs.name) != slug or front_matter.get("name") != slug:
         raise SkillRefused(
             f"The folder {slug}, {SKILL_FILE} and {MANIFEST_FILE} have different names."
         )
-    file_digests = compute_file_digests(content)
-    if dict(manifest.file_digests) != file_digests:
-        raise SkillRefused(
-            f"The digests in {MANIFEST_FILE} are not those of the files. "
-            "The archive is damaged, or was changed."
-        )
-    digest = compute_version_digest(file_digests)
-    signature, signer_key = manifest.signature_hex, manifest.signer_key
-    if signature and not is_signature_valid(manifest.name, digest, signature, signer_key):
+    signature, signer_key = theirs.signature_hex, theirs.signer_key
+    if signature and not is_signature_valid(theirs.name, theirs.digest, signature, signer_key):
         raise SkillRefused(
             "The signature is wrong: the skill was changed, or another one was signed."
         )
     skills = store.all_versions()
-    for known in skills.get(manifest.name, ()):
-        if known.digest == digest:
+    for known in skills.get(theirs.name, ()):
+        if known.digest == theirs.digest:
             if may_adopt_signature(known, signer_key, store.trusted_keys):
                 return store.set_signature(known, signature, signer_key), True
             return known, True
-    checked = check_source(decode_text_file(content, SOURCE_FILE), packages)
-    check_dependency_cycle(manifest.name, checked.skills, skills)
-    for path, case in content.items():
-        if path.startswith(f"{CASES_FOLDER}/"):
-            check_case(decode_case(case, path))
-    imported = Manifest(
-        name=manifest.name,
-        version=0,
+    check_source(theirs.source, packages)
+    used = find_skill_names(theirs.source)
+    check_dependency_cycle(theirs.name, used, skills)
+    for case in theirs.cases:
+        check_case(case)
+    imported = Skill(
+        name=theirs.name,
+        summary=theirs.summary[:MAX_SUMMARY_CHARS],
+        source=theirs.source,
         reasons=(IMPORTED,),
-        summary=to_one_line(manifest.summary)[:MAX_SUMMARY_CHARS],
         origin="import",
         saved_at=time.time(),
         tool_digests={
             tool: schemas
-            for tool, schemas in manifest.tool_digests.items()
+            for tool, schemas in theirs.tool_digests.items()
             if len(tool) <= MAX_TOOL_NAME_CHARS
         },
-        skill_digests={
-            name: manifest.skill_digests.get(name, "") for name in sorted(checked.skills)
-        },
+        skill_digests={name: theirs.skill_digests.get(name, "") for name in used},
         signature_hex=signature,
         signer_key=signer_key,
     )
-    return store.add_version(content, imported), False
+    return store.add_version(imported, content), False
 
 
 def may_adopt_signature(known: Skill, signer_key: str, trusted_keys: Collection[str]) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -22,11 +22,12 @@ import anyio
 from ...config.credentials import find_known_credential
 from ...errors import McpRuntimeError, SkillRefused, Unavailable
 from .docstrings import to_docstring_line, without_docstrings
-from .duplicates import source_shape
-from .lint import check_source, entry_of, parse_source
+from .lint import check_source
 from .literals import annotation_of, result_annotation
-from .model import TOOL_PREFIX, ExtractedSkill, RecordedCase
+from .model import TOOL_PREFIX, Skill
 from .module_source import INDENT, render_module
+from .selection import source_shape
+from .signatures import entry_of, parse_source
 from .skill_names import choose_free_name, name_problem
 
 ANSWER_TIMEOUT_S = 60.0  # for the model, and for its process to start
@@ -49,75 +50,49 @@ AskModel = Callable[
 ]  # session, prompt, data, schema
 
 
-@dataclass(frozen=True)
-class Description:
-    """A skill's name, summary, and source with its docstrings.
+# What to tell the caller of `save_skill` about the model.
+NAMED_BY = "It was named and described by {}."
+NOT_DESCRIBED = "A model was asked for a description, but the code's own words stay: {}"
 
-    They are the words of the model `author`. Where the model had a `problem`, or was not asked,
-    they come from the code.
+
+async def describe_skill(
+    ask_model: AskModel,
+    model: str,
+    skill: Skill,
+    session: str,
+    taken_names: Collection[str] | None,
+    test_s: float = 0.0,
+) -> tuple[Skill, str]:
+    """Return a skill with the words of a model, and what to tell the caller about it.
+
+    The owner of `session` pays. The name changes only if `taken_names` are given. Afterwards the
+    caller tests the skill with these words, which takes about `test_s` seconds.
     """
+    time_left_s = anyio.current_effective_deadline() - anyio.current_time()
+    timeout_s = min(ANSWER_TIMEOUT_S, time_left_s - SAVING_RESERVE_S - 2 * test_s)
 
-    name: str
-    summary: str
-    source: str
-    author: str = ""
-    problem: str = ""
-
-    @property
-    def note(self) -> str:
-        """What to tell the caller about the model; "" if none was asked."""
-        if self.problem:
-            return (
-                "A model was asked for a description, but the code's own words stay: "
-                f"{self.problem}"
-            )
-        return f"It was named and described by {self.author}." if self.author else ""
-
-
-class SkillDescriber:
-    """Asks a model for descriptions through `ask_model`; `model` is its name."""
-
-    def __init__(self, ask_model: AskModel, model: str) -> None:
-        self._ask_model = ask_model
-        self._model = model
-
-    async def describe_skill(
-        self,
-        own: Description,
-        extracted: ExtractedSkill,
-        case: RecordedCase,
-        session: str,
-        taken_names: Collection[str] | None,
-        test_s: float = 0.0,
-    ) -> Description:
-        """Return the model's description, or `own` with the problem; the owner of `session` pays.
-
-        The name changes only if `taken_names` are given. Afterwards the caller tests the skill with
-        these words, which takes about `test_s` seconds.
-        """
-        time_left_s = anyio.current_effective_deadline() - anyio.current_time()
-        timeout_s = min(ANSWER_TIMEOUT_S, time_left_s - SAVING_RESERVE_S - 2 * test_s)
-        try:
-            data = format_data(own.source, extracted, case)
-            with anyio.move_on_after(timeout_s):
-                answer = await self._ask_model(session, PROMPT, data, make_schema(extracted))
-                return await anyio.to_thread.run_sync(self._apply, own, answer, taken_names)
-            raise Unavailable(f"It did not answer within {max(timeout_s, 0.0):.0f} seconds.")
-        except McpRuntimeError as exc:
-            return replace(own, problem=exc.message)
-
-    def _apply(
-        self, own: Description, answer: Any, taken_names: Collection[str] | None
-    ) -> Description:
+    def apply(answer: Any) -> Skill:
         name, summary, parameters = read_answer(answer)
-        name = own.name if taken_names is None else choose_free_name(name, taken_names)
-        return Description(
-            name, summary, set_docstrings(own.source, summary, parameters), self._model
+        return replace(
+            skill,
+            name=skill.name if taken_names is None else choose_free_name(name, taken_names),
+            summary=summary,
+            source=set_docstrings(skill.source, summary, parameters),
+            described_by=model,
         )
 
+    try:
+        data = format_data(skill)
+        with anyio.move_on_after(timeout_s):
+            answer = await ask_model(session, PROMPT, data, make_schema(skill))
+            return await anyio.to_thread.run_sync(apply, answer), NAMED_BY.format(model)
+        raise Unavailable(f"It did not answer within {max(timeout_s, 0.0):.0f} seconds.")
+    except McpRuntimeError as exc:
+        return skill, NOT_DESCRIBED.format(exc.message)
 
-def apply_summary(own: Description, summary: str, *, is_hand_written: bool) -> Description:
-    """Return a description with the words of the person or model that saves the skill.
+
+def apply_summary(skill: Skill, summary: str) -> Skill:
+    """Return a skill with the words of the person or model that saves it.
 
     The docstring of code that somebody has written stays as it is.
 
@@ -129,25 +104,26 @@ def apply_summary(own: Description, summary: str, *, is_hand_written: bool) -> D
     if kind := find_known_credential(line):
         raise SkillRefused(f"The description holds what looks like {kind}.")
     line = f"{line}."
-    source = own.source if is_hand_written else set_docstrings(own.source, line, {})
-    return replace(own, summary=line, source=source)
+    source = skill.source if skill.is_hand_written else set_docstrings(skill.source, line, {})
+    return replace(skill, summary=line, source=source)
 
 
-def needs_description(extracted: ExtractedSkill) -> bool:
+def needs_description(skill: Skill) -> bool:
     """Return whether no author has described the code: it was generated, or has no docstring."""
-    entry = entry_of(parse_source(extracted.source))
-    return not extracted.is_hand_written or ast.get_docstring(entry) is None
+    entry = entry_of(parse_source(skill.source))
+    return not skill.is_hand_written or ast.get_docstring(entry) is None
 
 
 # the request --------------------------------------------------------------------------------------
 
 
-def format_data(source: str, extracted: ExtractedSkill, case: RecordedCase) -> str:
-    """Return the code and the types that the model sees, as JSON.
+def format_data(skill: Skill) -> str:
+    """Return the code and the types of the last case that the model sees, as JSON.
 
     Raises `SkillRefused` if that is too long.
     """
-    tree = without_docstrings(parse_source(source))
+    case = skill.cases[-1]
+    tree = without_docstrings(parse_source(skill.source))
     hidden = {text for text in find_texts(dict(case.inputs)) if len(text) >= MIN_HIDDEN_CHARS}
     for node in ast.walk(tree):
         if isinstance(node, ast.arguments):
@@ -166,7 +142,7 @@ def format_data(source: str, extracted: ExtractedSkill, case: RecordedCase) -> s
         "code": ast.unparse(tree),
         "parameters": {
             each.name: annotation_of(case.inputs.get(each.name))
-            for each in extracted.signature.parameters
+            for each in skill.signature.parameters
         },
         "returns": result_annotation(case) or "Any",
         "answers": dict(list(answers.items())[:MAX_SHOWN_TOOLS]),
@@ -191,9 +167,9 @@ def find_texts(value: Any) -> Iterator[str]:
             yield from (*find_texts(key), *find_texts(each))
 
 
-def make_schema(extracted: ExtractedSkill) -> dict[str, Any]:
+def make_schema(skill: Skill) -> dict[str, Any]:
     """Return the JSON schema of the model's answer."""
-    names = [each.name for each in extracted.signature.parameters]
+    names = [each.name for each in skill.signature.parameters]
     text = {"type": "string"}
     return _object_schema(
         {

@@ -10,7 +10,7 @@ import ast
 import re
 from typing import TypeVar
 
-from .lint import FunctionNode, check_entry_signature, entry_of, parse_source
+from .signatures import FunctionNode, entry_of, parse_source, signature_of
 
 Tree = TypeVar("Tree", bound=ast.AST)
 
@@ -52,10 +52,10 @@ def without_docstrings(tree: Tree) -> Tree:
 
 def parameter_descriptions(source: str) -> dict[str, str]:
     """Return what the docstring of a module's `run` says about each parameter, in one line."""
-    tree = parse_source(source)
-    names = {each.name for each in check_entry_signature(tree).parameters}
+    entry = entry_of(parse_source(source))
+    names = {each.name for each in signature_of(entry).parameters}
     found: dict[str, str] = {}
-    docstring = ast.get_docstring(entry_of(tree)) or ""
+    docstring = ast.get_docstring(entry) or ""
     for line in docstring.splitlines()[:MAX_DOCSTRING_LINES]:
         match = PARAMETER_LINE.match(line[:MAX_LINE_CHARS])
         if match and match[1] in names:

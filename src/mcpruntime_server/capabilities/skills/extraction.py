@@ -17,29 +17,19 @@ from dataclasses import dataclass, replace
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
 from ...journal.recording import RecordedCall
-from .lint import (
-    DEFINITIONS,
-    MODEL_PACKAGE,
-    PROVIDED_PACKAGES,
-    FunctionNode,
-    check_entry_signature,
-    dotted_name,
-    entry_of,
-    parse_source,
-    signature_of,
-)
+from .lint import MODEL_PACKAGE, PROVIDED_PACKAGES, dotted_name
 from .literals import annotation_of, literal_value, result_annotation
 from .model import (
     CONTEXT_NAME,
-    ENTRY_FUNCTION,
     TOOL_PREFIX,
-    ExtractedSkill,
     RecordedCase,
     RecordedStep,
+    Skill,
     is_model_request,
 )
 from .module_source import INDENT, render_module
 from .parameters import FoundParameter, find_parameters, replace_literals
+from .signatures import DEFINITIONS, ENTRY_FUNCTION, FunctionNode, entry_of, parse_source
 from .skill_names import choose_free_name
 from .slicing import (
     HOST_FUNCTIONS,
@@ -85,7 +75,7 @@ class Result:
 
 def extract_skill(
     steps: Sequence[RecordedStep], fixed: Collection[str] = frozenset(), *, name: str = ""
-) -> ExtractedSkill:
+) -> Skill:
     """Return the skill that the last of `steps` makes, with what it needs of the others.
 
     `fixed` are names of parameters that are to stay literals. `name` is that of the skill, if it
@@ -108,9 +98,10 @@ def extract_skill(
         )
         if all(each.step == len(steps) - 1 for each in kept):
             case = replace(case, seed=last.seed, clock_readings=last.clock_readings)
-        return keep_called_function(kept, result, case, name) or generate_function(
+        skill = keep_called_function(kept, result, case, name) or generate_function(
             kept, result, case, fixed, find_input(kept, steps)
         )
+        return replace(skill, origin=last.run_id)
     except RecursionError:
         raise SkillRefused("The code is nested too deeply.") from None
 
@@ -178,7 +169,7 @@ def _check_globals(kept: Sequence[Statement]) -> None:
 # code that was written as a skill -----------------------------------------------------------------
 
 
-def read_written_skill(code: str, name: str = "") -> ExtractedSkill:
+def read_written_skill(code: str, name: str = "") -> Skill:
     """Return the skill in code that defines `run`, or a single public function.
 
     Raises `SkillRefused`.
@@ -197,11 +188,11 @@ def read_written_skill(code: str, name: str = "") -> ExtractedSkill:
         missing = import_predefined({name for _, reads in names for name in reads} - bound)
         if missing:
             code = _insert_imports(code, tree, missing)
-        return ExtractedSkill(
+        return Skill(
             choose_free_name(entry.name, ()),
             summarize_function(entry, name or entry.name),
             code,
-            check_entry_signature(tree),
+            origin="code",
             is_hand_written=True,
         )
     except RecursionError:
@@ -235,7 +226,7 @@ def import_predefined(names: Collection[str]) -> list[ast.stmt]:
 
 def keep_called_function(
     kept: Sequence[Statement], result: Result, case: RecordedCase, name: str = ""
-) -> ExtractedSkill | None:
+) -> Skill | None:
     """Return the skill of a function whose call with plain values is the result, if any."""
     call = result.expression
     if isinstance(call, ast.Await):
@@ -270,12 +261,11 @@ def keep_called_function(
     if entry.name != ENTRY_FUNCTION:
         beside += ast.parse(f"{ENTRY_FUNCTION} = {entry.name}").body
     summary = summarize_function(entry, name or entry.name)
-    return ExtractedSkill(
+    return Skill(
         choose_free_name(entry.name, ()),
         summary,
         render_module(summary, beside),
-        signature_of(entry),
-        replace(case, inputs=inputs),
+        (replace(case, inputs=inputs),),
         is_hand_written=True,
     )
 
@@ -328,7 +318,7 @@ def generate_function(
     case: RecordedCase,
     fixed: Collection[str],
     context: Mapping[str, object] | None = None,
-) -> ExtractedSkill:
+) -> Skill:
     """Return the skill whose `run` has the kept statements as its body.
 
     If they read CONTEXT, which was `context`, the input is a parameter.
@@ -359,12 +349,11 @@ def generate_function(
     function = make_run(found, statements, summary, result_annotation(case), is_async=is_async)
     source = render_module(summary, [*beside, function])
     inputs = json.loads(canonical_json({each.name: each.value for each in found}))
-    return ExtractedSkill(
+    return Skill(
         choose_free_name(words.replace(" ", "_")[:40], ()),
         summary,
         source,
-        check_entry_signature(parse_source(source)),
-        replace(case, inputs=inputs),
+        (replace(case, inputs=inputs),),
     )
 
 

@@ -31,18 +31,16 @@ from ...errors import ReplayDiverged
 from ...journal.events import InputEntry, RunStarted, RunValue
 from ...journal.recording import Recording
 from ...protocol.truncation import truncate_text
-from .lint import parse_source
 from .literals import literal_value
 from .model import (
     CONTEXT_NAME,
-    ENTRY_FUNCTION,
     INPUT_KEY,
     RecordedCase,
-    Signature,
     Skill,
     is_input_value,
     make_input_value,
 )
+from .signatures import ENTRY_FUNCTION, Signature, parse_source
 
 TRIAL_TIMEOUT_S = 30.0  # of one execution
 GATE_TIMEOUT_S = 180.0  # of all executions

@@ -35,7 +35,7 @@ from .selection import active_skills, content_identity, describe_state, listing_
 from .signing import is_signed_by
 from .store_registry import StoreRegistry
 from .usage import UsageRecord, UsageRecords, count_uses, retirement_reason
-from .version_files import FileContents, Manifest
+from .version_files import FileContents
 
 MAX_SEARCH_RESULTS = 50
 
@@ -176,9 +176,9 @@ class SkillLibrary:
 
     # changing -------------------------------------------------------------------------------------
 
-    async def add_version(self, content: FileContents, manifest: Manifest) -> Skill:
-        """Add a version of the skill that the manifest names, and return it."""
-        return await to_thread.run_sync(self._store.add_version, content, manifest)
+    async def add_version(self, skill: Skill) -> Skill:
+        """Add a skill as the next version of its name, and return that."""
+        return await to_thread.run_sync(self._store.add_version, skill)
 
     async def set_state(
         self,

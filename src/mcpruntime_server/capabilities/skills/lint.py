@@ -1,6 +1,6 @@
 """Refuse source that cannot be a skill, and find what it depends on; no code is executed.
 
-Rule: a refusal names the line and what to do instead. Code is hostile and may be large.
+Rule: a refusal names the line and what to do instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 import tokenize
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from io import StringIO
 
 from ...config.credentials import find_credential
@@ -23,9 +22,8 @@ from ...protocol.library_names import (
     TOOLS_NAMES,
     TOOLS_PACKAGE,
 )
-from .model import ENTRY_FUNCTION, Parameter, Signature
+from .signatures import DEFINITIONS, entry_of, parse_source, signature_of
 
-MAX_SOURCE_CHARS = 200_000
 # sandboxed code has these packages also as names, and the functions of the last
 PROVIDED_PACKAGES = frozenset({TOOLS_PACKAGE, SKILLS_PACKAGE, KNOWLEDGE_MODULE})
 MODEL_PACKAGE = MODELS_MODULE
@@ -48,49 +46,10 @@ SYSTEM_FOLDER = re.compile(
 MAX_PATH_CHARS = 4096
 SYSTEM_MODULES = frozenset({"os", "posix", "nt"})
 ENVIRONMENT_NAMES = frozenset({"environ", "getenv", "environb"})  # of these modules
-# characters that reorder code for readers, but not for Python
-TEXT_DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
-FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
-DEFINITIONS = (
-    ast.FunctionDef,
-    ast.AsyncFunctionDef,
-    ast.ClassDef,
-    ast.Import,
-    ast.ImportFrom,
-)
 
 
-@dataclass(frozen=True)
-class CheckedSource:
-    """Source that may be a skill: its signature, and what it depends on."""
-
-    signature: Signature
-    tools: frozenset[str] = frozenset()  # "git.git_log", or "git" where only the server is known
-    skills: frozenset[str] = frozenset()  # "weather_report", or "weather_report@2"
-    packages: frozenset[str] = frozenset()
-
-
-def parse_source(source: str) -> ast.Module:
-    """Return the tree of `source`; raises `SkillRefused` where Python cannot parse it."""
-    if len(source) > MAX_SOURCE_CHARS:
-        raise SkillRefused(
-            f"The code has {len(source):,} characters.",
-            remedy=f"A skill may have {MAX_SOURCE_CHARS:,}.",
-        )
-    if match := TEXT_DIRECTION.search(source):
-        line = source.count("\n", 0, match.start()) + 1
-        raise SkillRefused(f"Line {line} has characters that change the direction of text.")
-    try:
-        return ast.parse(source)
-    except SyntaxError as exc:
-        message = f"The code cannot be parsed: line {exc.lineno}: {exc.msg}."
-        raise SkillRefused(message) from None
-    except (ValueError, RecursionError, MemoryError) as exc:
-        raise SkillRefused(f"The code cannot be parsed: {exc}.") from None
-
-
-def check_source(source: str, packages: Collection[str] | None) -> CheckedSource:
-    """Return what is known of a skill's source; raises `SkillRefused`.
+def check_source(source: str, packages: Collection[str] | None) -> None:
+    """Raise `SkillRefused` for source that cannot be a skill.
 
     `packages` are what sandboxes have installed, as installers name it; None if that is unknown.
     """
@@ -100,89 +59,11 @@ def check_source(source: str, packages: Collection[str] | None) -> CheckedSource
         _check_statements(tree)
         _check_texts(tree)
         _check_environment(tree)
-        entry = entry_of(tree)
-        imported = _find_imports(tree)
+        signature_of(entry_of(tree))
         if packages is not None:
-            _check_imports(imported, packages)
-        return CheckedSource(
-            signature_of(entry),
-            frozenset(find_tool_names(tree)),
-            frozenset(find_skill_names(tree)),
-            frozenset(imported) - sys.stdlib_module_names - PROVIDED_PACKAGES - {MODEL_PACKAGE},
-        )
+            _check_imports(_find_imports(tree), packages)
     except RecursionError:
         raise SkillRefused("The code is nested too deeply.") from None
-
-
-# the entry function -------------------------------------------------------------------------------
-
-
-def entry_of(tree: ast.Module) -> FunctionNode:
-    """Return the function `run` of a module, or the function that is assigned to `run`.
-
-    Raises `SkillRefused`.
-    """
-    functions = {node.name: node for node in tree.body if isinstance(node, FunctionNode)}
-    name = ENTRY_FUNCTION
-    for node in tree.body:
-        match node:
-            case ast.Assign([ast.Name(id=target)], ast.Name(id=source)) if target == ENTRY_FUNCTION:
-                name = source
-    entry = functions.get(name)
-    if entry is None:
-        raise SkillRefused(
-            "The code has no function `run`, and not a single public function.",
-            remedy="Put the code into `def run(...)`, and return the result.",
-        )
-    returns = (ast.Return, ast.Yield, ast.YieldFrom)
-    if not any(isinstance(node, returns) and node.value for node in _walk_own_nodes(entry)):
-        raise SkillRefused(
-            f"Line {entry.lineno}: {entry.name} returns nothing.",
-            remedy="Return the result instead of printing it.",
-        )
-    return entry
-
-
-def _walk_own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a function, except those of functions and classes within it."""
-    remaining = list(ast.iter_child_nodes(function))
-    while remaining:
-        node = remaining.pop()
-        yield node
-        if not isinstance(node, (*DEFINITIONS, ast.Lambda)):
-            remaining.extend(ast.iter_child_nodes(node))
-
-
-def check_entry_signature(tree: ast.Module) -> Signature:
-    """Return the signature of a module's `run`; raises `SkillRefused` if it has none."""
-    return signature_of(entry_of(tree))
-
-
-def signature_of(function: FunctionNode) -> Signature:
-    """Return what a function takes and returns, as written; raises `SkillRefused`."""
-    args = function.args
-    positional = [*args.posonlyargs, *args.args]
-    defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
-    try:
-        parameters = [
-            *(_to_parameter(*each) for each in zip(positional, defaults, strict=True)),
-            *(
-                _to_parameter(*each, is_keyword_only=True)
-                for each in zip(args.kwonlyargs, args.kw_defaults, strict=True)
-            ),
-        ]
-        annotation = ast.unparse(function.returns) if function.returns else ""
-    except RecursionError:
-        raise SkillRefused("The code is nested too deeply.") from None
-    return Signature(tuple(parameters), annotation, isinstance(function, ast.AsyncFunctionDef))
-
-
-def _to_parameter(
-    arg: ast.arg, default: ast.expr | None, *, is_keyword_only: bool = False
-) -> Parameter:
-    annotation = ast.unparse(arg.annotation) if arg.annotation else ""
-    source = None if default is None else ast.unparse(default)
-    return Parameter(arg.arg, annotation, source, is_keyword_only)
 
 
 # dependencies -------------------------------------------------------------------------------------
@@ -215,19 +96,20 @@ def _check_imports(imported: dict[str, tuple[str, int]], packages: Collection[st
             )
 
 
-def find_tool_names(tree: ast.AST) -> set[str]:
-    """Return the tools that code names ("git.git_log"), or only their servers ("git")."""
-    return _find_members(tree, TOOLS_PACKAGE, TOOLS_NAMES)
+def find_tool_names(source: str) -> list[str]:
+    """Return the tools that code names: ["git.git_log"]; raises `SkillRefused`."""
+    found = _find_members(parse_source(source), TOOLS_PACKAGE, TOOLS_NAMES)
+    return sorted(name for name in found if "." in name)  # others name a server only
 
 
-def find_skill_names(tree: ast.AST) -> set[str]:
-    """Return the skills that code names; an exact version is "name@2"."""
+def find_skill_names(source: str) -> list[str]:
+    """Return the skills that code names; an exact version is "name@2"; raises `SkillRefused`."""
     found = set()
-    for name in _find_members(tree, SKILLS_PACKAGE, {"search", "list", "load"}):
+    for name in _find_members(parse_source(source), SKILLS_PACKAGE, {"search", "list", "load"}):
         skill, _, member = name.partition(".")
         exact = re.match(r"v([0-9]+)(?:\.|$)", member)
         found.add(f"{skill}@{exact[1]}" if exact else skill)
-    return found
+    return sorted(found)
 
 
 def _find_members(tree: ast.AST, package: str, own_names: Collection[str]) -> set[str]:

@@ -1,20 +1,21 @@
-"""A skill as data: a function with a signature, its recorded cases, and its origin.
+"""A skill as data: the source of its function `run`, its recorded cases, and its origin.
 
-All of it is immutable. `version_files` writes and reads it, `library` finds it, and `saving` makes
-new versions.
+All of it is immutable. `extraction` and `saving` make skills, `store` keeps them, `library` finds
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from ...journal.events import RunValue
 from ...journal.recording import RecordedCall
 from ...journal.rows import LOCAL_PRINCIPAL
+from .signatures import Signature, entry_of, parse_source, signature_of
 
-ENTRY_FUNCTION = "run"  # of a skill's module
 TOOL_PREFIX, MODEL_PREFIX = "tools.", "llm."  # of the targets of calls
 
 CONTEXT_NAME = "CONTEXT"  # in code: the input of its run
@@ -22,25 +23,6 @@ MAX_INPUT_BYTES = 500_000  # of an input in a recorded case
 INPUT_KEY = "$input"  # of a recorded argument that is an input, with its name and text
 
 SkillState = Literal["draft", "active", "quarantined", "retired"]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a skill; `annotation` and `default` are Python source."""
-
-    name: str
-    annotation: str = ""
-    default: str | None = None  # None: the caller has to give it
-    is_keyword_only: bool = False
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a skill takes and returns; `return_annotation` is Python source, "" if unknown."""
-
-    parameters: tuple[Parameter, ...] = ()
-    return_annotation: str = ""
-    is_async: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,56 +63,48 @@ class RecordedStep:
 
 
 @dataclass(frozen=True)
-class ExtractedSkill:
-    """A skill as it was read from code, before the gate; `source` is its whole module.
-
-    `name` is made of what the code does. Code that was written as a skill, and not run, has no
-    `case`. The parameters of one that `is_hand_written` are its author's.
-    """
-
-    name: str
-    summary: str
-    source: str
-    signature: Signature
-    case: RecordedCase | None = None
-    is_hand_written: bool = False
-
-
-@dataclass(frozen=True)
 class Skill:
-    """One version of a skill in the store; `version` counts from 1.
+    """A skill, or one version of it in a store.
 
-    `reasons` say why it is not active. `tool_digests` has the digest of each tool's schemas when
-    the skill was last checked, `skill_digests` those of the skills that it uses, and `digest` is
-    that of all its files. `origin` is the id of the run that it was made of, or "code", "edit" or
-    "import". `saved_at` is in seconds since the epoch. `described_by` is the model that found its
-    words, if one did. `signature_hex` was made with the key `signer_key`; "" if it is unsigned.
-    `was_in_use` says whether it is or ever was active. `owner` is the principal that saved it.
+    In a store, `version` counts from 1, `digest` is that of all files, and `owner` is the principal
+    that saved it at `saved_at`, in seconds since the epoch. `reasons` say why it is not active, and
+    `was_in_use` whether it is or ever was. `origin` is the id of the run that it was made of, or
+    "code", "edit" or "import".
+
+    `tool_digests` has the digest of each tool's schemas when the skill was last checked, and
+    `skill_digests` those of the skills that it uses. `described_by` is the model that found its
+    words, if one did; the words and parameters of one that `is_hand_written` are its author's.
+    `signature_hex` was made with the key `signer_key`; "" if it is unsigned.
     """
 
     name: str
-    version: int
-    state: SkillState
     summary: str
-    source: str
-    signature: Signature
-    cases: tuple[RecordedCase, ...]
-    digest: str
-    saved_at: float
-    origin: str = ""
+    source: str  # of its whole module
+    cases: tuple[RecordedCase, ...] = ()
+    version: int = 0
+    state: SkillState = "draft"
     reasons: tuple[str, ...] = ()
+    origin: str = ""
+    saved_at: float = 0.0
     tool_digests: Mapping[str, str] = field(default_factory=dict)
     skill_digests: Mapping[str, str] = field(default_factory=dict)
     described_by: str = ""
+    is_hand_written: bool = False
     signature_hex: str = ""
     signer_key: str = ""
     was_in_use: bool = False
+    digest: str = ""
     owner: str = LOCAL_PRINCIPAL
 
     @property
     def id(self) -> str:
         """The exact version, as people write it: "weather_report@2"."""
         return f"{self.name}@{self.version}"
+
+    @cached_property
+    def signature(self) -> Signature:
+        """What its function `run` takes and returns; raises `SkillRefused` if it has none."""
+        return signature_of(entry_of(parse_source(self.source)))
 
     @property
     def call_targets(self) -> list[str]:
@@ -161,20 +135,3 @@ def is_input_value(value: Any) -> bool:
 def is_model_request(target: str) -> bool:
     """Return whether a call asks a model."""
     return target.startswith(MODEL_PREFIX)
-
-
-def format_signature(signature: Signature) -> str:
-    """Return a signature as Python writes it: `(city: str = "Oslo") -> dict`."""
-    parts: list[str] = []
-    for parameter in signature.parameters:
-        if parameter.is_keyword_only and "*" not in parts:
-            parts.append("*")
-        text = parameter.name
-        if parameter.annotation:
-            text += f": {parameter.annotation}"
-        if parameter.default is not None:
-            text += " = " if parameter.annotation else "="
-            text += parameter.default
-        parts.append(text)
-    returns = f" -> {signature.return_annotation}" if signature.return_annotation else ""
-    return f"({', '.join(parts)}){returns}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from .lint import FunctionNode, signature_of
-from .model import format_signature
+from .signatures import FunctionNode, format_signature, signature_of
 
 INDENT = " " * 4
 

@@ -23,16 +23,10 @@ from typing import Any
 
 from ...journal.recording import RecordedCall
 from ...protocol.library_names import SHOW_NAME
-from .lint import (
-    DEFINITIONS,
-    MODEL_PACKAGE,
-    PROVIDED_PACKAGES,
-    FunctionNode,
-    dotted_name,
-    is_absolute_path,
-)
+from .lint import MODEL_PACKAGE, PROVIDED_PACKAGES, dotted_name, is_absolute_path
 from .literals import SCALARS, annotation_of, literal_value
 from .model import CONTEXT_NAME
+from .signatures import DEFINITIONS, FunctionNode
 from .slicing import HOST_FUNCTIONS, Statement, find_changed_names
 
 MAX_PARAMETERS = 8

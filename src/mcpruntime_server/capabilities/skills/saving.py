@@ -11,7 +11,7 @@ Rule 4: what is saved holds no credentials, neither its code nor its recorded ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,26 +22,30 @@ from ...errors import InvalidRequest, NotFound, SkillRefused
 from ...journal.recording import Recording, load_recording
 from ...journal.rows import RunRow
 from ...journal.store import Journal
-from .descriptions import Description, SkillDescriber, apply_summary, needs_description
-from .duplicates import find_duplicate, merge_cases
+from .descriptions import NOT_DESCRIBED, apply_summary, needs_description
 from .gate import OpenTrial, Verdict, run_gate
 from .library import SkillLibrary
-from .lint import CheckedSource, check_entry_signature, check_source, parse_source
+from .lint import check_source, find_skill_names, find_tool_names
 from .model import (
     CONTEXT_NAME,
     MAX_INPUT_BYTES,
     TOOL_PREFIX,
-    ExtractedSkill,
     RecordedCase,
     RecordedStep,
     Skill,
     make_input_value,
 )
-from .selection import check_case, check_dependency_cycle
+from .selection import (
+    check_case,
+    check_dependency_cycle,
+    find_duplicate,
+    merge_cases,
+    source_shape,
+)
 from .signing import is_held_back
-from .skill_calls import SkillCall, find_skill_call
+from .skill_calls import find_skill_call
 from .skill_names import choose_free_name, parse_skill_name
-from .version_files import Manifest, compute_digest, render_version_files
+from .version_files import compute_digest
 
 MAX_STEPS = 200  # of a session, from which a skill is extracted
 MAX_ATTEMPTS = 3  # at the gate, each with fewer parameters
@@ -53,7 +57,9 @@ EDIT_REMEDY = (
     "and save that run."
 )
 
-Extract = Callable[[Collection[str]], ExtractedSkill]  # takes the parameters that stay literals
+Extract = Callable[[Collection[str]], Skill]  # takes the parameters that stay literals
+# takes the skill, the session whose owner pays, names that are taken, and seconds for a test
+DescribeSkill = Callable[[Skill, str, Collection[str] | None, float], Awaitable[tuple[Skill, str]]]
 
 
 @dataclass(frozen=True)
@@ -65,29 +71,10 @@ class SaveResult:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A skill before the gate, with its words and all its cases.
-
-    `duplicate` is the last version, if that does the same.
-    """
-
-    extracted: ExtractedSkill
-    checked: CheckedSource
-    description: Description
-    cases: tuple[RecordedCase, ...]
-    duplicate: Skill | None
-
-    @property
-    def name(self) -> str:
-        """What code will call it."""
-        return self.description.name
-
-
 class SkillSaver:
     """Adds skills to a library, one at a time.
 
-    `packages` are what sandboxes have installed, None if that is unknown. Without a `describer`,
+    `packages` are what sandboxes have installed, None if that is unknown. Without `describe`,
     skills are described by what their code says.
     """
 
@@ -97,19 +84,19 @@ class SkillSaver:
         journal: Journal,
         packages: Collection[str] | None,
         open_trial: OpenTrial,
-        describer: SkillDescriber | None = None,
+        describe: DescribeSkill | None = None,
     ) -> None:
         self.library = library
         self._journal = journal
         self._packages = packages
         self._open_trial = open_trial
-        self._describer = describer
+        self._describe = describe
         self._lock = anyio.Lock()
 
     @property
     def has_describer(self) -> bool:
         """Whether a save may ask a model."""
-        return self._describer is not None
+        return self._describe is not None
 
     async def save_run(self, run: RunRow, name: str = "", summary: str = "") -> SaveResult:
         """Save what a recorded run did as a skill, described by `summary` if that is given.
@@ -126,14 +113,9 @@ class SkillSaver:
         steps = await self._load_steps(run)
         async with self._lock:
             if call := await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
-                return await self._add_case(call)
-            return await self._save(
-                partial(extract_skill, steps, name=name),
-                run.id,
-                name,
-                session=run.session_id,
-                summary=summary,
-            )
+                return await self._add_case(*call)
+            extract = partial(extract_skill, steps, name=name)
+            return await self._save(extract, name, session=run.session_id, summary=summary)
 
     async def save_code(self, code: str, name: str = "", summary: str = "") -> SaveResult:
         """Save code that was written as a skill: a draft, until a run that uses it is saved."""
@@ -141,9 +123,7 @@ class SkillSaver:
 
         name = parse_skill_name(name) if name else ""
         async with self._lock:
-            return await self._save(
-                lambda _: read_written_skill(code, name), "code", name, summary=summary
-            )
+            return await self._save(lambda _: read_written_skill(code, name), name, summary=summary)
 
     async def propose_draft(self, run: RunRow, *, may_activate: bool) -> SaveResult | None:
         """Save a run that makes calls as a draft, without a check; None if it is not worth that.
@@ -156,19 +136,17 @@ class SkillSaver:
         if await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
             return None
         extracted = await anyio.to_thread.run_sync(extract_skill, steps)
-        case = extracted.case
-        if case is None or not case.calls or not case.inputs:
+        [case] = extracted.cases
+        if not case.calls or not case.inputs:
             return None
         async with self._lock:
-            skills = await self.library.all_versions()
-            name = find_duplicate(extracted, skills)
-            if name:
-                duplicate = skills[name][-1]
+            duplicate = find_duplicate(extracted, await self.library.all_versions())
+            if duplicate is not None:
                 is_same_case = any(each.inputs == case.inputs for each in duplicate.cases)
                 if duplicate.state != "draft" or not may_activate or is_same_case:
                     return SaveResult(duplicate, already_existed=True)
             extract = partial(extract_skill, steps)
-            return await self._save(extract, run.id, session=run.session_id, skips_gate=not name)
+            return await self._save(extract, session=run.session_id, skips_gate=duplicate is None)
 
     async def recheck(
         self, skill: Skill, *, may_revive: bool = False, replaces_signed: bool = False
@@ -198,18 +176,10 @@ class SkillSaver:
     async def _check_again(self, skill: Skill) -> Verdict:
         """Return the verdict on a version that may be edited, or whose tools may have changed."""
         try:
-            checked = await anyio.to_thread.run_sync(check_source, skill.source, self._packages)
-            check_dependency_cycle(skill.name, checked.skills, await self.library.all_versions())
-            for case in skill.cases:
-                check_case(case)
+            await self._check(skill)
         except SkillRefused as exc:
             return Verdict((str(exc),), skill.cases)
         return await self._test(skill)
-
-    async def _test(self, skill: Skill) -> Verdict:
-        return await run_gate(
-            skill, self._open_trial, self.library.offer_skill, self._journal.put_blob
-        )
 
     async def _load_steps(self, run: RunRow) -> list[RecordedStep]:
         """Return the recorded runs that led to a run, and that run."""
@@ -249,30 +219,29 @@ class SkillSaver:
             return None
         return make_input_value(entry["name"], text)
 
-    async def _add_case(self, call: SkillCall) -> SaveResult:
+    async def _add_case(self, reference: str, case: RecordedCase) -> SaveResult:
         """Test a skill with one more case."""
-        reference = call.name if call.version is None else f"{call.name}@{call.version}"
         skill = await self.library.get(reference)
         if skill.owner != self.library.principal:
             return SaveResult(skill, already_existed=True)  # only its owner adds cases
-        check_case(call.case)
-        others = tuple(each for each in skill.cases if each.inputs != call.case.inputs)
+        check_case(case)
+        others = tuple(each for each in skill.cases if each.inputs != case.inputs)
         if len(others) < len(skill.cases) and skill.state == "active":
             return SaveResult(skill, already_existed=True)
-        extracted = ExtractedSkill(
+        written = Skill(
             skill.name,
             skill.summary,
             skill.source,
-            skill.signature,
-            call.case,
+            (case,),
+            origin=skill.origin,
+            described_by=skill.described_by,
             is_hand_written=True,
         )
-        return await self._save(lambda _: extracted, skill.origin, skill.name, others=others)
+        return await self._save(lambda _: written, skill.name, others=others)
 
     async def _save(
         self,
         extract: Extract,
-        origin: str,
         name: str = "",
         *,
         others: tuple[RecordedCase, ...] = (),
@@ -285,148 +254,113 @@ class SkillSaver:
         `others` are known cases. Without a `summary` and with a `session`, a model may describe the
         skill, and the session's owner pays.
         """
-        skills = await self.library.all_versions()
-        taken_names = await self.library.taken_names()
         fixed: frozenset[str] = frozenset()
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            candidate = await self._check(
-                extract, fixed, name, others, skills, taken_names, summary
-            )
-            duplicate = candidate.duplicate
-            is_tested = duplicate is not None and (
-                duplicate.state == "active" or is_held_back(duplicate)
-            )
-            if duplicate is not None and is_tested:
-                is_others = duplicate.owner != self.library.principal
-                is_known = not others and len(candidate.cases) == len(duplicate.cases)
-                if is_known or is_others:
-                    note = "It keeps its description." if summary else ""
-                    return SaveResult(duplicate, already_existed=True, note=note)
+            extracted = await anyio.to_thread.run_sync(extract, fixed)
+            duplicate, candidate = await self._name_and_merge(extracted, name, others)
+            if duplicate is not None and self._is_known(duplicate, candidate, others):
+                note = "It keeps its description." if summary else ""
+                return SaveResult(duplicate, already_existed=True, note=note)
+            if summary:
+                candidate = apply_summary(candidate, summary)
             if skips_gate:
                 verdict = Verdict((NOT_CHECKED_YET,), candidate.cases)
                 break
             started = anyio.current_time()
-            verdict = await self._test_candidate(candidate)
+            verdict = await self._test(candidate)
             gate_s = anyio.current_time() - started
             removable = fixed.union(verdict.removable)
-            is_final = removable == fixed or candidate.extracted.is_hand_written
+            is_final = removable == fixed or candidate.is_hand_written
             if is_final or attempt == MAX_ATTEMPTS:
                 break
             fixed = removable  # extract it again, with literals in the places of these parameters
-        versions = await self.library.own_versions(candidate.name)
-        is_new = all(each.state != "active" for each in versions)
-        if session and is_new and not summary and not verdict.reasons:
-            may_rename = not name and candidate.name not in skills
-            names = taken_names if may_rename else None
-            candidate = await self._describe(candidate, verdict.cases[-1], session, names, gate_s)
-        return await self._add(candidate, verdict, origin)
+        candidate = replace(candidate, cases=verdict.cases)
+        note = ""
+        if session and not summary and not verdict.reasons:
+            candidate, note = await self._let_describe(
+                candidate, session, gate_s, may_rename=not name and duplicate is None
+            )
+        return SaveResult(await self._add(candidate, verdict.reasons), note=note)
 
-    async def _check(
-        self,
-        extract: Extract,
-        fixed: frozenset[str],
-        name: str,
-        others: tuple[RecordedCase, ...],
-        skills: Mapping[str, Sequence[Skill]],
-        taken_names: Collection[str],
-        summary: str,
-    ) -> _Candidate:
-        """Return what is to be tested at the gate.
+    async def _name_and_merge(
+        self, extracted: Skill, name: str, others: tuple[RecordedCase, ...]
+    ) -> tuple[Skill | None, Skill]:
+        """Return the last version that does the same, and what is to be tested at the gate.
 
         Raises `SkillRefused` if it cannot be a skill.
         """
-        extracted = await anyio.to_thread.run_sync(extract, fixed)
-        checked = await anyio.to_thread.run_sync(check_source, extracted.source, self._packages)
-        if extracted.case is not None:
-            check_case(extracted.case)
-        versions: Sequence[Skill] = ()
         if name:
             versions = await self.library.own_versions(name)
-        elif name := find_duplicate(extracted, skills):
-            versions = skills[name]  # maybe of another principal, who shares it
-        name = name or choose_free_name(extracted.name, taken_names)
-        check_dependency_cycle(name, checked.skills, skills)
-        merged = merge_cases(extracted, others, versions)
-        if merged.source != extracted.source:
-            signature = check_entry_signature(parse_source(merged.source))
-            extracted = replace(extracted, source=merged.source, signature=signature)
-        known_summary = merged.duplicate.summary if merged.duplicate else extracted.summary
-        description = Description(name, known_summary, extracted.source)
-        if summary:
-            is_hand_written = extracted.is_hand_written
-            description = apply_summary(description, summary, is_hand_written=is_hand_written)
-        return _Candidate(extracted, checked, description, merged.cases, merged.duplicate)
+            is_same = bool(versions) and source_shape(versions[-1].source) == source_shape(
+                extracted.source
+            )
+            last = versions[-1] if is_same else None
+        else:
+            last = find_duplicate(extracted, await self.library.all_versions())
+            name = last.name if last else ""
+        name = name or choose_free_name(extracted.name, await self.library.taken_names())
+        candidate = replace(extracted, name=name)
+        await self._check(candidate)
+        return last, merge_cases(candidate, others, last)
 
-    async def _test_candidate(self, candidate: _Candidate) -> Verdict:
-        """Test a candidate as the version that it will be."""
-        description = candidate.description
-        skill = Skill(
-            name=description.name,
-            version=await self.library.next_version(description.name),
-            state="active",
-            summary=description.summary,
-            source=description.source,
-            signature=candidate.extracted.signature,
-            cases=candidate.cases,
-            digest=compute_digest(description.source.encode()),
-            saved_at=time.time(),
-        )
-        return await self._test(skill)
+    async def _check(self, skill: Skill) -> None:
+        """Raise `SkillRefused` if code or cases cannot be those of a skill."""
+        await anyio.to_thread.run_sync(check_source, skill.source, self._packages)
+        used = find_skill_names(skill.source)
+        check_dependency_cycle(skill.name, used, await self.library.all_versions())
+        for case in skill.cases:
+            check_case(case)
 
-    async def _describe(
-        self,
-        candidate: _Candidate,
-        case: RecordedCase,
-        session: str,
-        taken_names: Collection[str] | None,
-        gate_s: float,
-    ) -> _Candidate:
-        """Return a candidate with a model's words, if it passes the gate with them, too."""
-        extracted = candidate.extracted
-        if self._describer is None or not needs_description(extracted):
-            return candidate
-        names = None if extracted.is_hand_written else taken_names
-        description = await self._describer.describe_skill(
-            candidate.description, extracted, case, session, names, gate_s
-        )
-        described = replace(candidate, description=description)
-        if description.author and (await self._test_candidate(described)).reasons:
-            problem = "With its words, the skill does not pass its test."
-            return replace(candidate, description=replace(candidate.description, problem=problem))
-        return described
+    def _is_known(
+        self, duplicate: Skill, candidate: Skill, others: tuple[RecordedCase, ...]
+    ) -> bool:
+        """Return whether a candidate says nothing new about a version that has been tested."""
+        is_tested = duplicate.state == "active" or is_held_back(duplicate)
+        has_new_case = bool(others) or len(candidate.cases) != len(duplicate.cases)
+        return is_tested and (duplicate.owner != self.library.principal or not has_new_case)
 
-    async def _add(self, candidate: _Candidate, verdict: Verdict, origin: str) -> SaveResult:
-        """Add a tested candidate to the store as a new version."""
-        description = candidate.description
-        targets = {call.target for case in verdict.cases for call in case.calls}
-        tools = {
-            target.removeprefix(TOOL_PREFIX) for target in targets if target.startswith(TOOL_PREFIX)
-        }
-        tools |= {tool for tool in candidate.checked.tools if "." in tool}
-        skills = sorted(candidate.checked.skills)
-        described_by = description.author
-        if not described_by and candidate.duplicate is not None:
-            described_by = candidate.duplicate.described_by
-        content = render_version_files(
-            description.name,
-            description.summary,
-            description.source,
-            check_entry_signature(parse_source(description.source)),
-            verdict.cases,
-            tools=tuple(sorted(tools)),
-            skills=tuple(skills),
+    async def _let_describe(
+        self, skill: Skill, session: str, gate_s: float, *, may_rename: bool
+    ) -> tuple[Skill, str]:
+        """Return a skill with a model's words if it passes the gate with them, and a note."""
+        versions = await self.library.own_versions(skill.name)
+        is_new = all(each.state != "active" for each in versions)
+        if self._describe is None or not is_new or not needs_description(skill):
+            return skill, ""
+        taken_names = None
+        if may_rename and not skill.is_hand_written:
+            taken_names = await self.library.taken_names()
+        described, note = await self._describe(skill, session, taken_names, gate_s)
+        if described != skill and (await self._test(described)).reasons:
+            return skill, NOT_DESCRIBED.format("With its words, the skill does not pass its test.")
+        return described, note
+
+    async def _test(self, skill: Skill) -> Verdict:
+        """Test a skill as the version that it is, or will be."""
+        if not skill.version:
+            version = await self.library.next_version(skill.name)
+            skill = replace(skill, version=version, digest=compute_digest(skill.source.encode()))
+        return await run_gate(
+            skill, self._open_trial, self.library.offer_skill, self._journal.put_blob
         )
-        manifest = Manifest(
-            name=description.name,
-            version=0,
-            state="draft" if verdict.reasons else "active",
-            reasons=verdict.reasons,
-            summary=description.summary,
-            described_by=described_by,
-            origin=origin,
+
+    async def _add(self, skill: Skill, reasons: tuple[str, ...]) -> Skill:
+        """Add a tested skill to the store as a new version."""
+        called = {call.target for case in skill.cases for call in case.calls}
+        tools = {each.removeprefix(TOOL_PREFIX) for each in called if each.startswith(TOOL_PREFIX)}
+        tools |= set(find_tool_names(skill.source))
+        skills = find_skill_names(skill.source)
+        saved = Skill(
+            name=skill.name,
+            summary=skill.summary,
+            source=skill.source,
+            cases=skill.cases,
+            state="draft" if reasons else "active",
+            reasons=reasons,
+            origin=skill.origin,
             saved_at=time.time(),
             tool_digests={tool: self.library.tool_digest(tool) for tool in sorted(tools)},
             skill_digests={name: await self.library.skill_digest(name) for name in skills},
+            described_by=skill.described_by,
         )
-        skill = await self.library.add_version(content, manifest)
-        return SaveResult(skill, note=description.note)
+        return await self.library.add_version(saved)

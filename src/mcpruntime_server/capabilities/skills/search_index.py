@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 
 from ..full_text import match_any, split_words
 from .guides import Guide
-from .model import Skill, format_signature
+from .model import Skill
+from .signatures import format_signature
 
 MAX_BODY_CHARS = 20_000  # of code, or of a guide's text
 MAX_RANKED = 50  # matches that are weighted by their usage

@@ -1,15 +1,21 @@
-"""Select versions of skills, list them, and check what a new version may contain."""
+"""Select versions of skills, find those that do the same, and check what a new one may contain."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
 from ...config.credentials import find_known_credential, find_named_credential
 from ...errors import NotFound, SkillRefused
 from ...protocol.suggestions import did_you_mean
+from .docstrings import without_docstrings
 from .guides import Guide
-from .model import RecordedCase, Skill, format_signature
+from .model import RecordedCase, Skill
+from .signatures import FunctionNode, format_signature
 from .skill_names import parse_version
 from .version_files import encode_case
 
@@ -98,3 +104,52 @@ def check_dependency_cycle(name: str, used: Collection[str], skills: VersionsByN
         if other not in seen:
             seen.add(other)
             remaining += [each for skill in skills.get(other, ()) for each in skill.skill_digests]
+
+
+# skills that do the same --------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2000)  # each save compares with every source in the store
+def source_shape(source: str) -> str:
+    """Return a digest of source without its docstrings, defaults and return types."""
+    try:
+        tree = without_docstrings(ast.parse(source))
+        for node in tree.body:
+            if isinstance(node, FunctionNode):
+                node.args.defaults = [ast.Constant(0) for _ in node.args.defaults]
+                node.args.kw_defaults = [each and ast.Constant(0) for each in node.args.kw_defaults]
+                node.returns = None
+        text = ast.dump(tree)
+    except RecursionError:  # code that somebody put into the store must not prevent a save
+        text = source
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def find_duplicate(skill: Skill, skills: VersionsByName) -> Skill | None:
+    """Return the last version of a skill that does the same; None if there is none."""
+    shape = source_shape(skill.source)
+    for versions in skills.values():
+        if versions[-1].state != "retired" and source_shape(versions[-1].source) == shape:
+            return versions[-1]
+    return None
+
+
+def merge_cases(skill: Skill, others: tuple[RecordedCase, ...], last: Skill | None) -> Skill:
+    """Return a new version of a skill, with the case just recorded behind those that are known.
+
+    `others` are known cases of other code, and `last` is the last version if that does the same.
+    """
+    if last is None:
+        return replace(skill, cases=(*others, *skill.cases))
+    known = last.cases
+    if skill.cases and last.origin == "edit" and last.state == "draft":
+        known = ()  # older cases were recorded with other code
+    inputs = [case.inputs for case in skill.cases]
+    known = tuple(case for case in known if case.inputs not in inputs)
+    return replace(
+        skill,
+        source=last.source,
+        summary=last.summary,
+        described_by=last.described_by,
+        cases=(*known, *skill.cases),
+    )

@@ -5,29 +5,23 @@ from __future__ import annotations
 import ast
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
-from .lint import dotted_name, parse_source
+from .lint import dotted_name
 from .literals import literal_value
-from .model import CONTEXT_NAME, ENTRY_FUNCTION, RecordedCase, RecordedStep
+from .model import CONTEXT_NAME, RecordedCase, RecordedStep
+from .signatures import ENTRY_FUNCTION, parse_source
 
 SKILL_MODULE = re.compile(r"skills\.(?P<name>[a-z0-9_]+?)(?:\.v(?P<version>[0-9]+))?")
 
 
-@dataclass(frozen=True)
-class SkillCall:
-    """A call of a skill as a case of it; without a `version`, it was the one in use."""
+def find_skill_call(step: RecordedStep) -> tuple[str, RecordedCase] | None:
+    """Return the skill that a run only calls ("weather_report@2"), with that use as a case of it.
 
-    name: str
-    version: int | None
-    case: RecordedCase
-
-
-def find_skill_call(step: RecordedStep) -> SkillCall | None:
-    """Return the call of a skill that a run consists of; None if it does more.
+    Return None if it does more.
 
     Positional arguments would need the skill's signature, which is not known here.
     """
@@ -71,8 +65,8 @@ def find_skill_call(step: RecordedStep) -> SkillCall | None:
         seed=step.seed,
         clock_readings=step.clock_readings,
     )
-    version = int(module["version"]) if module["version"] else None
-    return SkillCall(module["name"], version, case)
+    version = f"@{module['version']}" if module["version"] else ""
+    return module["name"] + version, case
 
 
 def read_argument(node: ast.expr, step: RecordedStep) -> Any:

@@ -25,8 +25,9 @@ from ...protocol.library_names import (
     SKILLS_PACKAGE,
     TOOLS_PACKAGE,
 )
-from .lint import DEFINITIONS, FunctionNode, dotted_name, parse_source
+from .lint import dotted_name
 from .model import CONTEXT_NAME, MAX_INPUT_BYTES, RecordedStep
+from .signatures import DEFINITIONS, FunctionNode, parse_source
 
 # sandboxed code has them without an import
 HOST_FUNCTIONS = frozenset((*MODEL_NAMES, EXPORT_NAME))

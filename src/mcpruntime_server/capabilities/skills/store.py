@@ -31,23 +31,22 @@ from pathlib import Path
 from ...errors import McpRuntimeError, NotFound, SkillRefused, Unavailable
 from ...journal.rows import LOCAL_PRINCIPAL
 from ..atomic_files import write_atomically
-from .lint import check_entry_signature, find_skill_names, find_tool_names, parse_source
+from .lint import find_skill_names, find_tool_names
 from .model import Skill, SkillState
 from .signing import is_signed_by, succession_problem
 from .skill_names import name_problem, to_slug
 from .version_files import (
     CASES_FOLDER,
+    MANIFEST_FIELDS,
     MANIFEST_FILE,
     SKILL_FILE,
     SOURCE_FILE,
     VERSION_FILES,
     FileContents,
-    Manifest,
-    compute_file_digests,
     decode_manifest,
-    decode_text_file,
     encode_manifest,
     load_skill,
+    make_skill,
     read_plain_file,
     read_version_files,
     render_version_files,
@@ -168,15 +167,11 @@ class SkillStore:
     def _read_versions(self, name: str, folder: Path) -> Iterator[Skill]:
         for number in _version_numbers(folder):
             try:
-                content = read_version_files(_version_folder(folder, number))
-                if MANIFEST_FILE not in content:
-                    raise SkillRefused(f"Version {number} of {name} has no {MANIFEST_FILE}.")
-                manifest = decode_manifest(content[MANIFEST_FILE])
-                if (manifest.name, manifest.version) != (name, number):
-                    raise SkillRefused(
-                        f"{MANIFEST_FILE} of version {number} of {name} belongs to another version."
-                    )
-                yield load_skill(content, manifest, self.owner)
+                files = read_version_files(_version_folder(folder, number))
+                skill = load_skill(files, self.owner)
+                if (skill.name, skill.version) != (name, number):
+                    raise SkillRefused(f"{MANIFEST_FILE} belongs to {skill.id}.")
+                yield skill
             except (McpRuntimeError, OSError) as exc:
                 self.problems[f"{name}@{number}"] = str(exc)
 
@@ -191,35 +186,37 @@ class SkillStore:
                 write_atomically(owner_file, self.owner.encode())
             yield
 
-    def add_version(self, content: FileContents, manifest: Manifest) -> Skill:
-        """Add a version of the skill that `manifest` names, with the next number, and return it."""
-        with self._lock():
-            return self._add(content, manifest)
+    def add_version(self, skill: Skill, content: FileContents | None = None) -> Skill:
+        """Add a skill as the next version of its name, and return that.
 
-    def _add(self, content: FileContents, manifest: Manifest) -> Skill:
-        folder = self.folder / to_slug(manifest.name)
+        `content` are its files, if they exist already. Raises `SkillRefused`, `Unavailable`.
+        """
+        with self._lock():
+            return self._add(skill, content or render_version_files(skill))
+
+    def _add(self, skill: Skill, content: FileContents) -> Skill:
+        folder = self.folder / to_slug(skill.name)
         if folder.is_symlink():
             raise SkillRefused(
-                f"The folder of {manifest.name} is a link.",
+                f"The folder of {skill.name} is a link.",
                 remedy="Replace it by a folder, or remove it.",
             )
-        number = self.next_version(manifest.name)
+        number = self.next_version(skill.name)
         if number > MAX_VERSIONS or (number == 1 and len(self._skill_names()) >= MAX_SKILLS):
             raise SkillRefused(
                 f"A principal has at most {MAX_SKILLS:,} skills with {MAX_VERSIONS:,} versions.",
                 remedy=f"Remove folders that are no longer needed from {self.folder}.",
             )
-        digests = compute_file_digests(content)
-        manifest = manifest.model_copy(update={"version": number, "file_digests": digests})
-        skill = load_skill(content, manifest, self.owner)
+        known = {name: getattr(skill, name) for name in MANIFEST_FIELDS}
+        known |= {"version": number, "owner": self.owner}
+        skill = make_skill(content, known)
         if skill.state == "active" and (problem := self._succession_problem(skill, folder)):
-            changes = {"state": "draft", "reasons": (problem,)}
-            manifest = manifest.model_copy(update=changes)
-            skill = load_skill(content, manifest, self.owner)
+            skill = replace(skill, state="draft", reasons=(problem,))
+        skill = replace(skill, was_in_use=skill.state == "active")
         self._remove_old_staging()
         staged = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.folder))
         try:
-            _write_files(staged, {**content, MANIFEST_FILE: encode_manifest(manifest)})
+            _write_files(staged, {**content, MANIFEST_FILE: encode_manifest(skill)})
             (folder / VERSIONS_FOLDER).mkdir(parents=True, exist_ok=True)
             staged.rename(_version_folder(folder, number))
         except BaseException:
@@ -249,37 +246,41 @@ class SkillStore:
         A version that may not be put in use keeps its state and gets the reason, unless a person
         said that it `replaces_signed` ones.
         """
-        changes: dict[str, object] = {"state": state, "reasons": reasons}
-        if tool_digests is not None:
-            changes["tool_digests"] = tool_digests
-        return self._change_manifest(skill, changes, replaces_signed=replaces_signed)
+        folder = self.folder / to_slug(skill.name)
+        with self._lock():
+            current = self._find_version(skill)
+            problem = ""
+            if state == "active" and current.state != "active" and not replaces_signed:
+                problem = self._succession_problem(current, folder)
+            if problem:
+                changed = replace(current, reasons=(problem,))
+            else:
+                digests = current.tool_digests if tool_digests is None else tool_digests
+                changed = replace(current, state=state, reasons=reasons, tool_digests=digests)
+            return self._replace_manifest(changed)
 
     def set_signature(self, skill: Skill, signature: str, signer_key: str) -> Skill:
         """Replace the signature of a version, and return it; raises `NotFound`."""
-        changes: dict[str, object] = {"signature_hex": signature, "signer_key": signer_key}
-        return self._change_manifest(skill, changes)
-
-    def _change_manifest(
-        self, skill: Skill, changes: dict[str, object], *, replaces_signed: bool = False
-    ) -> Skill:
-        """Change fields that a manifest and a skill share."""
-        folder = self.folder / to_slug(skill.name)
-        path = _version_folder(folder, skill.version) / MANIFEST_FILE
         with self._lock():
-            try:
-                manifest = decode_manifest(read_plain_file(path))
-            except FileNotFoundError:
-                raise NotFound(f"There is no skill {skill.id}.") from None
-            is_put_in_use = changes.get("state") == "active" and manifest.state != "active"
-            problem = self._succession_problem(skill, folder) if is_put_in_use else ""
-            if problem and not replaces_signed:
-                changes = {"state": manifest.state, "reasons": (problem,)}
-            changes["was_in_use"] = manifest.has_been_in_use or changes.get("state") == "active"
-            manifest = manifest.model_copy(update=changes)
-            write_atomically(path, encode_manifest(manifest))
-            changed: Skill = replace(skill, **changes)  # type: ignore[arg-type]
-            self._retire_replaced(changed, folder)
-            _publish(folder)
+            current = self._find_version(skill)
+            signed = replace(current, signature_hex=signature, signer_key=signer_key)
+            return self._replace_manifest(signed)
+
+    def _find_version(self, skill: Skill) -> Skill:
+        """Return a version as it is now; raises `NotFound`."""
+        for each in self._read_versions(skill.name, self.folder / to_slug(skill.name)):
+            if each.version == skill.version:
+                return each
+        raise NotFound(f"There is no skill {skill.id}.")
+
+    def _replace_manifest(self, changed: Skill) -> Skill:
+        """Write what is known of a version, and publish what is in use now; return the version."""
+        folder = self.folder / to_slug(changed.name)
+        changed = replace(changed, was_in_use=changed.was_in_use or changed.state == "active")
+        path = _version_folder(folder, changed.version) / MANIFEST_FILE
+        write_atomically(path, encode_manifest(changed))
+        self._retire_replaced(changed, folder)
+        _publish(folder)
         return changed
 
     def _succession_problem(self, skill: Skill, folder: Path) -> str:
@@ -296,9 +297,8 @@ class SkillStore:
             is_signed = is_signed_by(other, {skill.signer_key, *self.trusted_keys})
             if other.version < skill.version and other.state == "active" and not is_signed:
                 path = _version_folder(folder, other.version) / MANIFEST_FILE
-                changes = {"state": "retired", "reasons": reasons, "was_in_use": True}
-                manifest = decode_manifest(read_plain_file(path)).model_copy(update=changes)
-                write_atomically(path, encode_manifest(manifest))
+                retired = replace(other, state="retired", reasons=reasons)
+                write_atomically(path, encode_manifest(retired))
 
     # edits by people ------------------------------------------------------------------------------
 
@@ -320,28 +320,26 @@ class SkillStore:
         if _is_mixed_copy(folder, content):
             _publish(folder)
             return
-        before = Manifest(name=name, version=0)
-        if MANIFEST_FILE in found:
-            before = decode_manifest(found[MANIFEST_FILE])
-        source = decode_text_file(content, SOURCE_FILE)
-        tree = parse_source(source)
-        if SKILL_FILE not in content:
-            summary = before.summary or name
-            signature = check_entry_signature(tree)
-            content |= render_version_files(name, summary, source, signature, ())
-        tools = {tool for tool in find_tool_names(tree) if "." in tool}
-        skills = find_skill_names(tree)
-        manifest = Manifest(
+        before = decode_manifest(found[MANIFEST_FILE]) if MANIFEST_FILE in found else {}
+        edited = make_skill({SOURCE_FILE: b"", **content}, {**before, "name": name})
+        skill = Skill(
             name=name,
-            version=0,
+            summary=edited.summary or name,
+            source=edited.source,
             reasons=(EDITED,),
-            summary=before.summary,
             origin="edit",
             saved_at=time.time(),
-            tool_digests={**dict.fromkeys(sorted(tools), ""), **before.tool_digests},
-            skill_digests={used: before.skill_digests.get(used, "") for used in sorted(skills)},
+            tool_digests={
+                **dict.fromkeys(find_tool_names(edited.source), ""),
+                **edited.tool_digests,
+            },
+            skill_digests={
+                used: edited.skill_digests.get(used, "") for used in find_skill_names(edited.source)
+            },
         )
-        self._add(content, manifest)
+        if SKILL_FILE not in content:
+            content |= render_version_files(skill)
+        self._add(skill, content)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -367,7 +365,7 @@ def _published_number(folder: Path) -> int | None:
     for number in reversed(numbers):
         try:
             data = read_plain_file(_version_folder(folder, number) / MANIFEST_FILE)
-            if decode_manifest(data).state == "active":
+            if decode_manifest(data).get("state") == "active":
                 return number
         except (McpRuntimeError, OSError):
             continue

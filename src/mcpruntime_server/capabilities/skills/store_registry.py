@@ -96,15 +96,7 @@ class StoreRegistry:
         content = self.open_store(skill.owner).read_content_files(skill)
         if skill.owner == principal:
             return content
-        return render_version_files(
-            skill.name,
-            skill.summary,
-            skill.source,
-            skill.signature,
-            (),
-            tools=tuple(skill.tool_digests),
-            skills=tuple(skill.skill_digests),
-        )
+        return render_version_files(skill)
 
     # sharing --------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Write and read the files of a version: `SKILL.md`, `skill.py`, `cases/*.json`, `skill.toml`.
 
 Rule 1: all files but `skill.toml` are the version's content. They never change, and `skill.toml`
-has their digests.
+has their digest.
 Rule 2: anybody may have written these files. Sizes and types are checked before anything is used,
 links are refused, and no code is executed.
 """
@@ -13,28 +13,21 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
 from .docstrings import parameter_descriptions, to_front_matter_line, to_one_line
-from .lint import check_entry_signature, is_absolute_path, parse_source
-from .model import (
-    CONTEXT_NAME,
-    RecordedCase,
-    Signature,
-    Skill,
-    SkillState,
-    format_signature,
-    is_input_value,
-    is_model_request,
-)
+from .lint import is_absolute_path
+from .model import CONTEXT_NAME, RecordedCase, Skill, is_input_value, is_model_request
+from .signatures import format_signature
 from .skill_names import parse_skill_name, to_slug
 
 if TYPE_CHECKING:
@@ -52,48 +45,29 @@ MAX_EXAMPLE_CHARS = 80  # of a value in SKILL.md
 
 FileContents = Mapping[str, bytes]  # by relative path
 
+# of a skill; the others are in its content, or known from where it lies
+MANIFEST_FIELDS = {each.name for each in fields(Skill)} - {
+    "source",
+    "cases",
+    "is_hand_written",
+    "owner",
+}
+
 case_adapter = TypeAdapter(RecordedCase)
 
 
-class Manifest(BaseModel):
-    """The content of `skill.toml`; fields that `Skill` also has mean the same there."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    name: str
-    version: int
-    state: SkillState = "draft"
-    reasons: tuple[str, ...] = ()
-    summary: str = ""
-    origin: str = ""
-    saved_at: float = 0.0
-    tool_digests: Mapping[str, str] = {}
-    skill_digests: Mapping[str, str] = {}
-    file_digests: Mapping[str, str] = {}
-    described_by: str = ""
-    signature_hex: str = ""
-    signer_key: str = ""
-    was_in_use: bool = False
-
-    @property
-    def has_been_in_use(self) -> bool:
-        """Whether it is or ever was active; older manifests do not have `was_in_use`."""
-        return self.was_in_use or self.state in ("active", "quarantined")
+skill_adapter = TypeAdapter(Skill)
 
 
 def compute_digest(data: bytes) -> str:
-    """Return the digest of a file, as manifests have it."""
+    """Return the digest of a file."""
     return f"sha256:{sha256(data).hexdigest()}"
 
 
-def compute_file_digests(content: FileContents) -> dict[str, str]:
-    """Return the digests of a version's files, by path."""
-    return {path: compute_digest(data) for path, data in sorted(content.items())}
-
-
-def compute_version_digest(file_digests: Mapping[str, str]) -> str:
-    """Return the digest of a version's whole content."""
-    return compute_digest(canonical_json(dict(file_digests)).encode())
+def compute_content_digest(content: FileContents) -> str:
+    """Return the digest of a version, of all its files but the manifest."""
+    digests = {path: compute_digest(data) for path, data in content.items()}
+    return compute_digest(canonical_json(digests).encode())
 
 
 def without_manifest(files: FileContents) -> FileContents:
@@ -118,39 +92,31 @@ def _skill_template() -> Template:
     return environment.get_template("SKILL.md.jinja")
 
 
-def render_version_files(
-    name: str,
-    summary: str,
-    source: str,
-    signature: Signature,
-    cases: tuple[RecordedCase, ...],
-    *,
-    tools: tuple[str, ...] = (),
-    skills: tuple[str, ...] = (),
-) -> dict[str, bytes]:
+def render_version_files(skill: Skill) -> dict[str, bytes]:
     """Return the files of a version without its manifest; raises `SkillRefused`."""
+    cases = skill.cases[:MAX_CASES]
     inputs = cases[0].inputs if cases else {}
     examples = {key: _format_example(value) for key, value in inputs.items()}
-    required = [each.name for each in signature.parameters if each.default is None]
+    required = [each.name for each in skill.signature.parameters if each.default is None]
     arguments = examples if cases else dict.fromkeys(required, "...")
-    descriptions = parameter_descriptions(source)
+    descriptions = parameter_descriptions(skill.source)
     text = _skill_template().render(
-        slug=to_slug(name),
-        name=name,
-        title=name.replace("_", " ").capitalize(),
-        description=to_front_matter_line(summary, MAX_DESCRIPTION_CHARS),
-        summary=to_one_line(summary),
+        slug=to_slug(skill.name),
+        name=skill.name,
+        title=skill.name.replace("_", " ").capitalize(),
+        description=to_front_matter_line(skill.summary, MAX_DESCRIPTION_CHARS),
+        summary=to_one_line(skill.summary),
         call=f"({', '.join(f'{key}={value}' for key, value in arguments.items())})",
-        signature=format_signature(signature),
-        is_async=signature.is_async,
+        signature=format_signature(skill.signature),
+        is_async=skill.signature.is_async,
         parameters=[(key, value, descriptions.get(key, "")) for key, value in examples.items()],
-        tools=tools,
-        skills=skills,
+        tools=sorted(skill.tool_digests),
+        skills=sorted(skill.skill_digests),
         has_cases=bool(cases),
         asks_model=any(is_model_request(call.target) for case in cases for call in case.calls),
     )
-    content = {SKILL_FILE: text.encode(), SOURCE_FILE: source.encode()}
-    for number, case in enumerate(cases[:MAX_CASES], 1):
+    content = {SKILL_FILE: text.encode(), SOURCE_FILE: skill.source.encode()}
+    for number, case in enumerate(cases, 1):
         content[f"{CASES_FOLDER}/{number:04}.json"] = encode_case(case)
     return content
 
@@ -177,10 +143,11 @@ def encode_case(case: RecordedCase) -> bytes:
     return data
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the file of a manifest."""
-    plain = manifest.model_dump(exclude_defaults=True)
-    plain["reasons"] = list(manifest.reasons)
+def encode_manifest(skill: Skill) -> bytes:
+    """Return the file with all that is known of a version besides its content."""
+    plain = skill_adapter.dump_python(
+        skill, mode="json", include=MANIFEST_FIELDS, exclude_defaults=True
+    )
     return tomli_w.dumps(plain, multiline_strings=False).encode()
 
 
@@ -219,46 +186,46 @@ def read_plain_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def decode_manifest(data: bytes) -> Manifest:
-    """Return the manifest in a file; raises `SkillRefused`."""
+def decode_manifest(data: bytes) -> dict[str, Any]:
+    """Return the fields of a version in its manifest, unchecked; raises `SkillRefused`."""
     try:
-        manifest = Manifest.model_validate(tomllib.loads(data.decode()))
-        parse_skill_name(manifest.name)
-    except ValidationError as exc:
-        fields = ", ".join(".".join(map(str, each["loc"])) for each in exc.errors())
-        raise SkillRefused(f"{MANIFEST_FILE} has wrong values: {fields}.") from None
+        found = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as exc:
         raise SkillRefused(f"{MANIFEST_FILE} cannot be read: {exc}.") from None
-    return manifest
+    return {key: value for key, value in found.items() if key in MANIFEST_FIELDS}
 
 
-def load_skill(files: FileContents, manifest: Manifest, owner: str) -> Skill:
+def make_skill(content: FileContents, fields: Mapping[str, Any]) -> Skill:
+    """Return the skill that has this content, and these fields; raises `SkillRefused`."""
+    cases = [
+        decode_case(data, path)
+        for path, data in content.items()
+        if path.startswith(f"{CASES_FOLDER}/")
+    ]
+    known = {
+        "source": decode_text_file(content, SOURCE_FILE),
+        "cases": cases,
+        "digest": compute_content_digest(content),
+    }
+    try:
+        skill = skill_adapter.validate_python({"summary": "", **fields, **known})
+    except ValidationError as exc:
+        names = ", ".join(".".join(map(str, each["loc"])) for each in exc.errors())
+        raise SkillRefused(f"{MANIFEST_FILE} has wrong values: {names}.") from None
+    parse_skill_name(skill.name)
+    _ = skill.signature  # which must be readable
+    return replace(skill, summary=to_one_line(skill.summary))
+
+
+def load_skill(files: FileContents, owner: str) -> Skill:
     """Return the version in files; raises `SkillRefused` if they are not what was saved."""
-    content = without_manifest(files)
-    digests = compute_file_digests(content)
-    if digests != dict(manifest.file_digests):
-        differences = digests.items() ^ dict(manifest.file_digests).items()
-        changed = ", ".join(sorted({path for path, _ in differences}))
-        raise SkillRefused(
-            f"{changed} of {manifest.name} {manifest.version} is not what was saved."
-        )
-    source = decode_text_file(content, SOURCE_FILE)
-    return Skill(
-        **{
-            **manifest.model_dump(exclude={"file_digests"}),
-            "summary": to_one_line(manifest.summary),
-            "was_in_use": manifest.has_been_in_use,
-        },
-        source=source,
-        signature=check_entry_signature(parse_source(source)),
-        cases=tuple(
-            decode_case(data, path)
-            for path, data in content.items()
-            if path.startswith(f"{CASES_FOLDER}/")
-        ),
-        digest=compute_version_digest(digests),
-        owner=owner,
-    )
+    if MANIFEST_FILE not in files:
+        raise SkillRefused(f"There is no {MANIFEST_FILE}.")
+    fields = decode_manifest(files[MANIFEST_FILE])
+    skill = make_skill(without_manifest(files), {**fields, "owner": owner})
+    if skill.digest != fields.get("digest"):
+        raise SkillRefused(f"The content of {skill.id} is not what was saved.")
+    return skill
 
 
 def decode_text_file(content: FileContents, path: str) -> str:
