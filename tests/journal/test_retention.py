@@ -263,7 +263,7 @@ async def test_the_next_collection_completes_a_killed_removal_or_import(
 
 async def test_only_one_collection_runs_at_a_time(empty: Journal) -> None:
     with (
-        retention._collection_lock(empty.data_dir),
+        retention.collection_lock(empty.data_dir),
         pytest.raises(Unavailable, match="Another garbage collection of the journal is running"),
     ):
         await collect_garbage(empty, 1, 0)

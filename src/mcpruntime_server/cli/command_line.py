@@ -32,6 +32,7 @@ SERVER_STARTERS = ("agent", "demo")  # their server is to find the user's umask
 COMMAND_MODULES = {
     "agent": ".agent",
     "approvals": ".approvals",
+    "backup": ".backups",
     "config": ".installation",
     "demo": ".installation",
     "doctor": ".installation",
@@ -39,6 +40,7 @@ COMMAND_MODULES = {
     "gc": ".archives",
     "image": ".installation",
     "replay": ".replay",
+    "restore": ".backups",
     "runs": ".replay",
     "serve": ".serve",
     "sessions": ".replay",

@@ -120,21 +120,25 @@ async def collect_garbage(
     """
     at = time.time() if now is None else now
     try:
-        with _collection_lock(journal.data_dir):
+        with collection_lock(journal.data_dir):
             return await _run_collection(journal, keep_days, keep_mb, dry_run, at)
     except OSError as exc:
         raise journal_error(exc, journal.data_dir) from exc
 
 
 @contextmanager
-def _collection_lock(data_dir: Path) -> Iterator[None]:
-    """Exclude other collections; the operating system releases the lock when the process ends."""
+def collection_lock(data_dir: Path) -> Iterator[None]:
+    """Exclude other collections, and backups, which copy what a collection would remove.
+
+    The operating system releases the lock when the process ends. Raises `Unavailable`.
+    """
     with open(data_dir / "collect.lock", "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Unavailable(
-                "Another garbage collection of the journal is running.", remedy="Try again later."
+                "A garbage collection or a backup of the journal is running already.",
+                remedy="Try again later.",
             ) from None
         yield
 
