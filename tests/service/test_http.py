@@ -159,6 +159,14 @@ async def test_without_a_valid_token_nothing_is_answered(
     assert ann not in refused.text
 
 
+def test_the_first_token_is_made_once(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path)
+    options = ("--config", settings, "token", "create", "admin", "--if-none")
+    first, second = run_command(*options), run_command(*options)
+    assert first.stdout.startswith("mcprt_")
+    assert (second.returncode, second.stdout) == (0, "")
+
+
 async def test_a_token_ends_when_it_expires_and_when_it_is_revoked(service: HttpService) -> None:
     settings = ("--config", service.settings)
     short, other = service.create_token("eve", "--days", "0.00002"), service.create_token("eve")

@@ -31,9 +31,10 @@ def token_command() -> None:
     type=click.Choice(SCOPES),
     help="What the token allows, repeatable; by default run, read and approve.",
 )
+@click.option("--if-none", is_flag=True, help="Print nothing if there are tokens already.")
 @pass_config
 def create_command(
-    config: Config, *, name: str, days: float | None, scopes: tuple[str, ...]
+    config: Config, *, name: str, days: float | None, scopes: tuple[str, ...], if_none: bool
 ) -> int:
     """Print a new token of NAME, once; only a digest of it is kept.
 
@@ -45,6 +46,8 @@ def create_command(
     from ..service.access_tokens import TokenStore
 
     store = TokenStore(config.server.data_dir)
+    if if_none and store.list_tokens():
+        return 0
     token = store.create_token(name, days and days * DAY_S, scopes or DEFAULT_SCOPES)
     print_text(token)
     if sys.stdout.isatty():
