@@ -28,7 +28,7 @@ from ..runtime.run_history import load_run
 from ..runtime.run_report import PendingQuestionView
 from .console import ConsoleWriter, format_duration
 from .journal_access import read_journal
-from .options import json_option, pass_config
+from .options import json_option, pass_config, principal_option
 from .terminal_text import print_json, print_text
 
 ALL_APPROVALS = "all"
@@ -53,10 +53,17 @@ class OpenQuestion:
 @click.argument("run", required=False)
 @click.argument("question", required=False)
 @click.argument("answer", required=False)
+@principal_option
 @json_option
 @pass_config
 def approvals_command(
-    config: Config, *, run: str | None, question: str | None, answer: str | None, as_json: bool
+    config: Config,
+    *,
+    run: str | None,
+    question: str | None,
+    answer: str | None,
+    principal: str,
+    as_json: bool,
 ) -> int:
     """List what runs wait for, or a RUN, or answer a QUESTION of it.
 
@@ -66,21 +73,23 @@ def approvals_command(
     (in this session) or deny. If a server died during a call: again, or fail.
     """
     if run is None or question is None:
-        return list_open_questions(config, run, as_json=as_json)
+        return list_open_questions(config, principal, run, as_json=as_json)
     if answer is None:
         raise InvalidRequest(
             f"Question {question!r:.80} of run {run!r:.80} is given no answer.",
             remedy="Use `approvals RUN QUESTION ANSWER`; `approvals RUN` lists the questions.",
         )
-    return submit_answer(config, run, question, answer)
+    return submit_answer(config, principal, run, question, answer)
 
 
-async def load_open_questions(journal: Journal) -> list[OpenQuestion]:
-    """Return all questions that runs wait for, the oldest first."""
+async def load_open_questions(journal: Journal, principal: str) -> list[OpenQuestion]:
+    """Return the questions that runs of a principal wait for, the oldest first."""
     questions: list[OpenQuestion] = []
     for row in await journal.list_pending_questions():
-        run = await load_run(journal, await journal.load_run(row.run_id))
         session = await journal.load_session(row.session_id)
+        if session.principal != principal:
+            continue
+        run = await load_run(journal, await journal.load_run(row.run_id))
         views = [view for view in run.pending_questions if view.id == row.question_id]
         questions += [OpenQuestion(row, session, view) for view in views]
     return questions
@@ -89,11 +98,14 @@ async def load_open_questions(journal: Journal) -> list[OpenQuestion]:
 # answers ------------------------------------------------------------------------------------------
 
 
-def submit_answer(config: Config, run_id: str, question_id: str, answer: str) -> int:
+def submit_answer(
+    config: Config, principal: str, run_id: str, question_id: str, answer: str
+) -> int:
     """Leave an answer to one question, or to all approvals, in the journal."""
 
     async def submit(journal: Journal) -> tuple[int, bool]:
-        questions = select_questions(await load_open_questions(journal), run_id, question_id)
+        pending = await load_open_questions(journal, principal)
+        questions = select_questions(pending, run_id, question_id)
         for question in questions:
             check_answer(question, answer)
         content = json.dumps({"answer": answer, "by": ANSWERED_BY})
@@ -143,9 +155,11 @@ def check_answer(question: OpenQuestion, answer: str) -> None:
 # the list -----------------------------------------------------------------------------------------
 
 
-def list_open_questions(config: Config, run_id: str | None, *, as_json: bool) -> int:
+def list_open_questions(
+    config: Config, principal: str, run_id: str | None, *, as_json: bool
+) -> int:
     """Print everything that runs, or one run, wait for, with the complete arguments of calls."""
-    questions = read_journal(config, load_open_questions)
+    questions = read_journal(config, lambda journal: load_open_questions(journal, principal))
     if run_id is not None:
         questions = [question for question in questions if question.row.run_id == run_id]
     if as_json:

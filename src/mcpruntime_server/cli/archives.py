@@ -14,7 +14,7 @@ from ..journal.store import Journal
 from ..runtime.run_history import find_session, row_fields
 from .console import ConsoleWriter, format_count, format_size
 from .journal_access import read_journal, resolve_run
-from .options import json_option, pass_config
+from .options import json_option, pass_config, principal_option
 from .terminal_text import print_json
 
 if TYPE_CHECKING:
@@ -26,16 +26,24 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out what is damaged.")
+@principal_option
 @json_option
 @pass_config
 def export_command(
-    config: Config, *, session: str, file: Path, force: bool, skip_damaged: bool, as_json: bool
+    config: Config,
+    *,
+    session: str,
+    file: Path,
+    force: bool,
+    skip_damaged: bool,
+    principal: str,
+    as_json: bool,
 ) -> int:
     """Write a session into one self-contained file."""
     from ..journal.archive import export_session
 
     async def export(journal: Journal) -> ArchiveManifest:
-        row = await find_session(journal, session)
+        row = await find_session(journal, session, principal)
         return await export_session(journal, row.id, file, force=force, skip_damaged=skip_damaged)
 
     manifest = read_journal(config, export)
@@ -54,14 +62,16 @@ def export_command(
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
+@principal_option
 @json_option
 @pass_config
-def import_command(config: Config, *, file: Path, as_json: bool) -> int:
+def import_command(config: Config, *, file: Path, principal: str, as_json: bool) -> int:
     """Import a session from a file that `export` wrote."""
     from ..journal.archive import import_session
-    from ..journal.rows import LOCAL_PRINCIPAL
+    from ..journal.principals import check_principal
 
-    row = read_journal(config, lambda journal: import_session(journal, file, LOCAL_PRINCIPAL))
+    check_principal(principal)
+    row = read_journal(config, lambda journal: import_session(journal, file, principal))
     if as_json:
         print_json(row_fields(row))
     else:
@@ -73,13 +83,14 @@ def import_command(config: Config, *, file: Path, as_json: bool) -> int:
 @click.command("pin")
 @click.argument("run")
 @click.option("--reason", default="", metavar="TEXT", help="Shown by `replay list` and `gc`.")
+@principal_option
 @json_option
 @pass_config
-def pin_command(config: Config, *, run: str, reason: str, as_json: bool) -> int:
+def pin_command(config: Config, *, run: str, reason: str, principal: str, as_json: bool) -> int:
     """Keep RUN, an id (r_...) or SESSION:STEP, and its session from `gc`."""
 
     async def pin(journal: Journal) -> RunRow:
-        row = await resolve_run(journal, run)
+        row = await resolve_run(journal, run, principal)
         await journal.pin_run(row.id, reason)
         return row
 
@@ -93,13 +104,14 @@ def pin_command(config: Config, *, run: str, reason: str, as_json: bool) -> int:
 
 @click.command("unpin")
 @click.argument("run")
+@principal_option
 @json_option
 @pass_config
-def unpin_command(config: Config, *, run: str, as_json: bool) -> int:
+def unpin_command(config: Config, *, run: str, principal: str, as_json: bool) -> int:
     """Let `gc` remove RUN, an id (r_...) or SESSION:STEP, again."""
 
     async def unpin(journal: Journal) -> RunRow:
-        row = await resolve_run(journal, run)
+        row = await resolve_run(journal, run, principal)
         if row.id not in await journal.load_pins():
             raise NotFound(f"The run {row.id} is not pinned.")
         await journal.unpin_run(row.id)

@@ -19,7 +19,7 @@ from ..journal.store import Journal
 from ..runtime.run_history import find_session
 from .console import ConsoleWriter, format_count, format_size
 from .journal_access import read_journal
-from .options import json_option, pass_config
+from .options import json_option, pass_config, principal_option
 from .terminal_text import print_json
 
 GET_ACTION = "get"
@@ -29,22 +29,27 @@ MAX_NAMED_FILES = 10  # in an error
 @click.command("files")
 @click.argument("session")
 @click.argument("words", nargs=-1, metavar="[get PATH...]")
+@principal_option
 @json_option
 @pass_config
-def files_command(config: Config, *, session: str, words: tuple[str, ...], as_json: bool) -> int:
+def files_command(
+    config: Config, *, session: str, words: tuple[str, ...], principal: str, as_json: bool
+) -> int:
     """List the workspace files of SESSION, or copy some: `files SESSION get PATH...`.
 
     PATH is a file, a folder or a pattern in the workspace. Copies go into the folder `[server]
     export_dir`; a file whose name is taken gets a number.
     """
     if not words:
-        return list_files(config, session, as_json=as_json)
+        return list_files(config, principal, session, as_json=as_json)
     if words[0] != GET_ACTION or len(words) == 1:
         raise InvalidRequest(
             f"{' '.join(words)!r:.200} does not say what to do with the files of {session!r:.80}.",
             remedy="Write `files SESSION get PATH...`.",
         )
-    copies = read_journal(config, lambda journal: copy_files(config, journal, session, words[1:]))
+    copies = read_journal(
+        config, lambda journal: copy_files(config, journal, principal, session, words[1:])
+    )
     if as_json:
         print_json({path: str(copy) for path, copy in copies.items()})
         return 0
@@ -54,9 +59,9 @@ def files_command(config: Config, *, session: str, words: tuple[str, ...], as_js
     return 0
 
 
-def list_files(config: Config, session: str, *, as_json: bool) -> int:
+def list_files(config: Config, principal: str, session: str, *, as_json: bool) -> int:
     """Print the workspace files of a session."""
-    files = read_journal(config, lambda journal: load_files(journal, session))
+    files = read_journal(config, lambda journal: load_files(journal, principal, session))
     if as_json:
         print_json([{"path": path, "size": files[path]["size"]} for path in sorted(files)])
         return 0
@@ -67,18 +72,18 @@ def list_files(config: Config, session: str, *, as_json: bool) -> int:
     return 0
 
 
-async def load_files(journal: Journal, session: str) -> dict[str, FileEntry]:
+async def load_files(journal: Journal, principal: str, session: str) -> dict[str, FileEntry]:
     """Return the files at the end of a session's tip, by path; raises `NotFound`."""
-    row = await find_session(journal, session)
+    row = await find_session(journal, session, principal)
     files, _ = await journal.load_files_at(row.tip, [])
     return files
 
 
 async def copy_files(
-    config: Config, journal: Journal, session: str, wanted: Sequence[str]
+    config: Config, journal: Journal, principal: str, session: str, wanted: Sequence[str]
 ) -> dict[str, Path]:
     """Copy files into the export folder; return the path of each copy."""
-    files = await load_files(journal, session)
+    files = await load_files(journal, principal, session)
     paths = [path for each in wanted for path in match_files(files, each)]
     copies = {}
     for path in dict.fromkeys(paths):

@@ -26,24 +26,30 @@ def read_journal(config: Config, work: Callable[[Journal], Awaitable[T]]) -> T:
     return anyio.run(open_and_work)
 
 
-async def resolve_run(journal: Journal, name: str) -> RunRow:
-    """Return the run that a run id or SESSION:STEP names; raises `NotFound`."""
+async def resolve_run(journal: Journal, name: str, principal: str) -> RunRow:
+    """Return the run of a principal that a run id or SESSION:STEP names; raises `NotFound`."""
     session, colon, step = name.rpartition(":")
     if colon:
-        return await find_run(journal, await find_session(journal, session), step)
+        return await find_run(journal, await find_session(journal, session, principal), step)
     try:
-        return await journal.load_run(name)
-    except NotFound as exc:
-        remedy = "`mcpruntime-server replay list SESSION` shows the runs of a session."
-        raise NotFound(exc.message, remedy=remedy) from None
-
-
-async def resolve_run_or_session(journal: Journal, name: str) -> RunRow | SessionRow:
-    """Return the run or the session with this name; raises `NotFound`."""
-    try:
-        return await resolve_run(journal, name)
+        row = await journal.load_run(name)
+        await journal.find_session(row.session_id, principal)
     except NotFound:
-        session_names = {row.name for row in await journal.list_sessions()}
+        raise NotFound(
+            f"There is no run {name!r:.80}.",
+            remedy="`mcpruntime-server replay list SESSION` shows the runs of a session.",
+        ) from None
+    return row
+
+
+async def resolve_run_or_session(
+    journal: Journal, name: str, principal: str
+) -> RunRow | SessionRow:
+    """Return the run or the session of a principal with this name; raises `NotFound`."""
+    try:
+        return await resolve_run(journal, name, principal)
+    except NotFound:
+        session_names = {row.name for row in await journal.list_sessions(principal)}
         if ":" in name or (name.startswith("r_") and name not in session_names):
             raise
-    return await find_session(journal, name)
+    return await find_session(journal, name, principal)

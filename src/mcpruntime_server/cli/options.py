@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
+from ..journal.rows import LOCAL_PRINCIPAL
+
 if TYPE_CHECKING:
     from ..config import Config
 
@@ -18,6 +20,12 @@ R = TypeVar("R")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 full_option = click.option("--full", "show_full", is_flag=True, help="Cut nothing.")
+principal_option = click.option(
+    "--principal",
+    default=LOCAL_PRINCIPAL,
+    metavar="NAME",
+    help="Whose they are, if not the local user's: the name of a token, or ISSUER#SUBJECT.",
+)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The commands that read the journal: `sessions`, `runs`, and `replay` with its actions.
 
-A session is named by its id or name, whichever principal it belongs to; a run by its id, or by
-its step in the session's lineage. Nothing here needs a sandbox or the runtime.
+A session is named by its id or name, a run by its id, or by its step in the session's lineage. They
+are those of the local user, or of the principal that an option names. Nothing here needs a sandbox
+or the runtime.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ..runtime.run_history import (
 from .archives import export_command, import_command, pin_command, unpin_command
 from .console import ConsoleWriter, format_count, format_time
 from .journal_access import read_journal, resolve_run_or_session
-from .options import ActionGroup, full_option, json_option, pass_config
+from .options import ActionGroup, full_option, json_option, pass_config, principal_option
 from .terminal_text import print_json, print_text
 from .time_travel import fork_command, rerun_command, rewind_command
 
@@ -63,45 +64,60 @@ replay_command.add_actions(export_command, import_command, pin_command, unpin_co
 
 @click.command("sessions")
 @all_option
+@principal_option
 @json_option
 @pass_config
-def sessions_command(config: Config, *, show_all: bool, as_json: bool) -> int:
+def sessions_command(config: Config, *, show_all: bool, principal: str, as_json: bool) -> int:
     """List the sessions, the one used last on top; the same as `replay list`."""
-    return list_sessions(config, show_all=show_all, as_json=as_json)
+    return list_sessions(config, principal, show_all=show_all, as_json=as_json)
 
 
 @click.command("runs")
 @click.argument("session")
 @click.argument("run", required=False)
+@principal_option
 @json_option
 @pass_config
-def runs_command(config: Config, *, session: str, run: str | None, as_json: bool) -> int:
+def runs_command(
+    config: Config, *, session: str, run: str | None, principal: str, as_json: bool
+) -> int:
     """Draw the runs of SESSION, or show the journaled events of RUN, an id or a step."""
     if run is None:
-        return list_steps(config, session, as_json=as_json)
-    return show_events(config, session, run, as_json=as_json)
+        return list_steps(config, principal, session, as_json=as_json)
+    return show_events(config, principal, session, run, as_json=as_json)
 
 
 @replay_command.command("list")
 @click.argument("session", required=False)
 @all_option
+@principal_option
 @json_option
 @full_option
 @pass_config
 def list_command(
-    config: Config, *, session: str | None, show_all: bool, as_json: bool, show_full: bool
+    config: Config,
+    *,
+    session: str | None,
+    show_all: bool,
+    principal: str,
+    as_json: bool,
+    show_full: bool,
 ) -> int:
     """List the sessions, or draw the steps of one."""
     if session is None:
-        return list_sessions(config, show_all=show_all, as_json=as_json, show_full=show_full)
-    return list_steps(config, session, as_json=as_json, show_full=show_full)
+        return list_sessions(
+            config, principal, show_all=show_all, as_json=as_json, show_full=show_full
+        )
+    return list_steps(config, principal, session, as_json=as_json, show_full=show_full)
 
 
-def list_sessions(config: Config, *, show_all: bool, as_json: bool, show_full: bool = False) -> int:
+def list_sessions(
+    config: Config, principal: str, *, show_all: bool, as_json: bool, show_full: bool = False
+) -> int:
     """List the sessions, the one used last on top."""
 
     async def load(journal: Journal) -> tuple[list[SessionRow], dict[str, str]]:
-        rows = await journal.list_sessions()
+        rows = await journal.list_sessions(principal)
         labels = {row.id: row.name or row.id for row in rows}
         origins = {}
         for row in rows:
@@ -128,11 +144,13 @@ def list_sessions(config: Config, *, show_all: bool, as_json: bool, show_full: b
     return 0
 
 
-def list_steps(config: Config, name: str, *, as_json: bool, show_full: bool = False) -> int:
+def list_steps(
+    config: Config, principal: str, name: str, *, as_json: bool, show_full: bool = False
+) -> int:
     """Draw the steps of one session."""
 
     async def load(journal: Journal) -> tuple[SessionTree, dict[str, str]]:
-        tree = await load_tree(journal, await find_session(journal, name))
+        tree = await load_tree(journal, await find_session(journal, name, principal))
         return tree, await journal.load_pins()
 
     tree, pins = read_journal(config, load)
@@ -175,12 +193,12 @@ def serialize_tree(tree: SessionTree, pins: Mapping[str, str]) -> dict[str, Any]
 # events -------------------------------------------------------------------------------------------
 
 
-def show_events(config: Config, name: str, run: str, *, as_json: bool) -> int:
+def show_events(config: Config, principal: str, name: str, run: str, *, as_json: bool) -> int:
     """Print the events of one run; what is damaged is named on stderr."""
     damage: list[str] = []
 
     async def load(journal: Journal) -> list[StoredEvent]:
-        row = await find_run(journal, await find_session(journal, name), run)
+        row = await find_run(journal, await find_session(journal, name, principal), run)
         return await journal.load_events(row.session_id, run_id=row.id, damage=damage)
 
     events = read_journal(config, load)
@@ -219,17 +237,24 @@ def show_event(writer: ConsoleWriter, stored: StoredEvent) -> None:
 @replay_command.command("show")
 @click.argument("session")
 @click.argument("step", required=False)
+@principal_option
 @json_option
 @full_option
 @pass_config
 def show_command(
-    config: Config, *, session: str, step: str | None, as_json: bool, show_full: bool
+    config: Config,
+    *,
+    session: str,
+    step: str | None,
+    principal: str,
+    as_json: bool,
+    show_full: bool,
 ) -> int:
     """Show the steps of a session, or one of them: code, calls, output, value, files."""
     writer = ConsoleWriter(show_full=show_full)
 
     async def show(journal: Journal) -> None:
-        row = await find_session(journal, session)
+        row = await find_session(journal, session, principal)
         if step is None:
             rows = await journal.load_lineage(row.tip)
         else:
@@ -293,10 +318,13 @@ def serialize_agent(agent: AgentTree) -> dict[str, Any]:
 @replay_command.command("diff")
 @click.argument("a")
 @click.argument("b")
+@principal_option
 @json_option
 @full_option
 @pass_config
-def diff_command(config: Config, *, a: str, b: str, as_json: bool, show_full: bool) -> int:
+def diff_command(
+    config: Config, *, a: str, b: str, principal: str, as_json: bool, show_full: bool
+) -> int:
     """Compare two runs, or the lineages of two sessions; exit with 1 if they differ.
 
     A and B are run ids (r_...), SESSION:STEP, or sessions.
@@ -305,8 +333,8 @@ def diff_command(config: Config, *, a: str, b: str, as_json: bool, show_full: bo
     from . import views
 
     async def compare(journal: Journal) -> RunDiff | LineageDiff:
-        left = await resolve_run_or_session(journal, a)
-        right = await resolve_run_or_session(journal, b)
+        left = await resolve_run_or_session(journal, a, principal)
+        right = await resolve_run_or_session(journal, b, principal)
         if isinstance(left, RunRow) and isinstance(right, RunRow):
             return await diff_runs(journal, left, right)
         if isinstance(left, SessionRow) and isinstance(right, SessionRow):

@@ -29,9 +29,8 @@ from ..capabilities.skills.store import SkillStore
 from ..capabilities.skills.store_registry import SHARED_FILE, StoreRegistry
 from ..config import Config
 from ..errors import InvalidRequest, Unavailable
-from ..journal.rows import LOCAL_PRINCIPAL
 from .console import ConsoleWriter, create_console, format_time
-from .options import ActionGroup, json_option, pass_config
+from .options import ActionGroup, json_option, pass_config, principal_option
 from .signals import run_until_signal
 from .terminal_text import print_json, print_text
 
@@ -39,12 +38,6 @@ RETIRED_REASON = "Retired by hand."
 
 name_argument = click.argument("name", metavar="NAME[@VERSION]")
 name_only_argument = click.argument("name", metavar="NAME")
-principal_option = click.option(
-    "--principal",
-    default=LOCAL_PRINCIPAL,
-    metavar="NAME",
-    help="Whose skills, if not those of the local user.",
-)
 
 
 @click.group("skills", cls=ActionGroup)

@@ -20,7 +20,7 @@ from ..journal.store import Journal
 from ..protocol.presentation import format_call
 from ..runtime.run_history import find_session, is_step_number
 from .console import ConsoleWriter
-from .options import full_option, json_option, pass_config
+from .options import full_option, json_option, pass_config, principal_option
 from .signals import run_until_signal
 from .terminal_text import print_json
 
@@ -53,9 +53,12 @@ def parse_step_or_run(name: str | None) -> tuple[int | None, str | None]:
 @click.argument("session")
 @click.argument("step")
 @click.option("--cancel", is_flag=True, help="Cancel the run that is under way, if there is one.")
+@principal_option
 @json_option
 @pass_config
-def rewind_command(config: Config, *, session: str, step: str, cancel: bool, as_json: bool) -> int:
+def rewind_command(
+    config: Config, *, session: str, step: str, cancel: bool, principal: str, as_json: bool
+) -> int:
     """Let SESSION continue from an earlier STEP; nothing is deleted.
 
     STEP is a step of the session's lineage or a run id (r_...); 0 is the beginning.
@@ -64,7 +67,7 @@ def rewind_command(config: Config, *, session: str, step: str, cancel: bool, as_
 
     async def rewind() -> tuple[SessionRow, Rewound]:
         async with open_standalone_app(config) as app:
-            row = await find_session(app.journal, session)
+            row = await find_session(app.journal, session, principal)
             if not cancel:
                 await check_not_interrupted(app.journal, row)
             opened = await app.runtime.find_session(row.id, row.principal)
@@ -108,10 +111,17 @@ async def check_not_interrupted(journal: Journal, row: SessionRow) -> None:
 @click.argument("session")
 @click.argument("step", required=False)
 @click.option("--name", help="Name of the new session.")
+@principal_option
 @json_option
 @pass_config
 def fork_command(
-    config: Config, *, session: str, step: str | None, name: str | None, as_json: bool
+    config: Config,
+    *,
+    session: str,
+    step: str | None,
+    name: str | None,
+    principal: str,
+    as_json: bool,
 ) -> int:
     """Create a session that starts at the end of a STEP of SESSION, by default the last one.
 
@@ -121,7 +131,7 @@ def fork_command(
 
     async def fork() -> tuple[SessionRow, RunRow]:
         async with open_standalone_app(config) as app:
-            row = await find_session(app.journal, session)
+            row = await find_session(app.journal, session, principal)
             target = parse_step_or_run(step)
             made = await time_travel.fork_session(app.runtime, row, *target, name, row.principal)
             made_row = await find_session(app.journal, made.id)
@@ -152,6 +162,7 @@ def fork_command(
     metavar="SERVER",
     help="Call this server, or tool (server.tool), instead of the recording. May be repeated.",
 )
+@principal_option
 @json_option
 @full_option
 @pass_config
@@ -162,6 +173,7 @@ def rerun_command(
     step: str | None,
     code_file: Path | None,
     live: tuple[str, ...],
+    principal: str,
     as_json: bool,
     show_full: bool,
 ) -> int:
@@ -174,7 +186,7 @@ def rerun_command(
     from . import views
 
     code = load_code(code_file)
-    diffs = run_until_signal(rerun_session, config, session, step, code, live)
+    diffs = run_until_signal(rerun_session, config, principal, session, step, code, live)
     is_equal = all(diff.is_equal for diff, _ in diffs)
     if as_json:
         runs = [{"differs": fields, **diff_to_json(diff)} for diff, fields in diffs]
@@ -193,7 +205,12 @@ def rerun_command(
 
 
 async def rerun_session(
-    config: Config, name: str, target: str | None, code: str | None, live: tuple[str, ...]
+    config: Config,
+    principal: str,
+    name: str,
+    target: str | None,
+    code: str | None,
+    live: tuple[str, ...],
 ) -> list[tuple[RunDiff, list[str]]]:
     """Return how each run differs from its repetition, and the names of the fields that do."""
     from ..runtime import time_travel
@@ -202,7 +219,7 @@ async def rerun_session(
     async with open_standalone_app(config) as app:
         journal = app.journal
         time_travel.check_live_targets(live, app.catalog.package_names())
-        session = await find_session(journal, name)
+        session = await find_session(journal, name, principal)
         step, run = parse_step_or_run(target)
         originals = await time_travel.find_rerun_targets(
             journal, session, step, run, only_last=code is not None

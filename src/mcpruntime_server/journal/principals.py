@@ -15,6 +15,7 @@ import hashlib
 import re
 from urllib.parse import quote
 
+from ..errors import InvalidRequest
 from .rows import LOCAL_PRINCIPAL
 
 # "gate" owned the sessions in which skills were tested, which journals may still have.
@@ -39,6 +40,17 @@ def issuer_principal(issuer: str, subject: str) -> str:
     if not 0 < len(subject) <= MAX_SUBJECT_CHARS:
         raise ValueError(f"A subject has 1 to {MAX_SUBJECT_CHARS} characters.")
     return f"{issuer}#{quote(subject, safe=SUBJECT_SAFE)}"
+
+
+def check_principal(principal: str) -> None:
+    """Raise `InvalidRequest` for what cannot be a principal."""
+    issuer, mark, _ = principal.partition("#")
+    is_of_issuer = bool(mark and "://" in issuer and re.fullmatch("[!#-&(-~]+", principal))
+    if principal != LOCAL_PRINCIPAL and not is_token_name(principal) and not is_of_issuer:
+        raise InvalidRequest(
+            f"{principal!r:.80} is no principal.",
+            remedy="Give the name of a token, or ISSUER#SUBJECT.",
+        )
 
 
 def principal_file_name(principal: str) -> str:

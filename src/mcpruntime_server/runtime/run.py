@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
 import anyio
@@ -21,7 +22,7 @@ import anyio
 from ..errors import JournalFailed, McpRuntimeError
 from ..journal.events import RunFinished
 from ..journal.recording import Recording
-from ..journal.rows import UNDONE_FLAG
+from ..journal.rows import LOCAL_PRINCIPAL, UNDONE_FLAG
 from ..journal.store import Journal
 from ..sandbox.link import SandboxLink
 from .call_journal import CallJournal
@@ -53,6 +54,11 @@ class RunServices:
     get_spending: Callable[[str], Mapping[str, float]]  # what a run has paid models, as its usage
     find_origin_hints: Callable[[Mapping[str, Any]], Awaitable[list[str]]]
     observers: Observers
+
+
+def add_principal(command: str, principal: str) -> str:
+    """Return a command of the command line for the sessions of a principal."""
+    return command if principal == LOCAL_PRINCIPAL else f"{command} --principal {quote(principal)}"
 
 
 class Audience:
@@ -124,7 +130,7 @@ class Run:
             services.find_origin_hints,
             expires_s=limits.question_expires_s,
             allowed_targets=allowed_targets,
-            approvals_command=limits.approvals_command,
+            approvals_command=add_principal(limits.approvals_command, slot.principal),
         )
         plan = Plan(spec.approvals) if spec.is_dry_run else None
         self.calls = CallJournal(

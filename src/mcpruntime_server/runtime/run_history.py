@@ -31,6 +31,10 @@ from .run_report import PendingQuestionView, RunReport, RunStatus, validate_medi
 
 MAX_NAMED_SESSIONS = 5  # in an error
 MAX_STEP_DIGITS = 9
+NO_SESSIONS_REMEDY = (
+    "There are no sessions here yet; is this the right data folder? "
+    "`--principal NAME` shows those of a user of `serve`."
+)
 AGENT_RUN_TARGET = "agent.run"  # the call by which code starts an agent
 MAX_AGENT_DEPTH = 20  # of agents that agents have started, in a tree
 
@@ -347,7 +351,7 @@ async def find_session(journal: Journal, handle: str, principal: str | None = No
         found = [row for row in sessions if row.name == handle]
     if not found:
         known = ", ".join(row.name or row.id for row in sessions[:MAX_NAMED_SESSIONS])
-        remedy = "There are no sessions here yet; is this the right data folder?"
+        remedy = NO_SESSIONS_REMEDY
         if known:
             remedy = f"Last used: {known}."
         raise NotFound(f"There is no session {handle!r:.80}.", remedy=remedy)
