@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -25,6 +26,8 @@ from anyio.abc import TaskGroup
 from mcp.server import MCPServer
 
 from .capabilities.agent.sub_agents import SubAgents
+from .capabilities.credential_keys import load_keys
+from .capabilities.credential_store import CredentialStore
 from .capabilities.file_exports import FileExporter, remove_old_drafts
 from .capabilities.inputs.store import InputStore
 from .capabilities.knowledge.resource_provider import ListedResource, ResourceAccess
@@ -38,9 +41,10 @@ from .capabilities.skills.library import SkillLibrary, retire_unused_skills
 from .capabilities.skills.model import Skill
 from .capabilities.skills.saving import SkillSaver
 from .capabilities.skills.store_registry import StoreRegistry
-from .capabilities.tools.catalog import Catalog, UpstreamReport, open_catalog
+from .capabilities.tools.catalog import Catalog, ReportChange, UpstreamReport, open_catalog
 from .capabilities.tools.catalogue_cache import CatalogueCache
 from .capabilities.tools.input_resources import UpstreamResources
+from .capabilities.tools.principal_upstreams import CredentialVault, open_principal_upstreams
 from .capabilities.tools.resource_listing import list_resources, read_text_resource, upstream_digest
 from .capabilities.tools.upstream import open_upstreams
 from .config import Config, ServerSettings, Verdict
@@ -48,7 +52,7 @@ from .config.file_modes import find_shared_folders, make_private
 from .config.shell_commands import format_command
 from .errors import McpRuntimeError, Unavailable
 from .journal import server_lease
-from .journal.call_scope import current_call_scope
+from .journal.call_scope import act_for, current_call_scope
 from .journal.retention import collect_garbage
 from .journal.rows import LOCAL_PRINCIPAL
 from .journal.server_lease import ServerLease
@@ -135,6 +139,7 @@ class App:
 
     async def open_mcp_server(self, principal: str, find_cursor: FindCursor) -> MCPServer[Any]:
         """Return the MCP server through which a principal uses this one."""
+        act_for(principal)
         saver = self.find_saver(principal)
         return build_mcp_server(
             self.config,
@@ -155,19 +160,33 @@ class App:
 
 @asynccontextmanager
 async def open_tools(
-    config: Config, on_change: Callable[[str], None] = lambda _: None
+    config: Config, on_change: ReportChange = lambda *_: None
 ) -> AsyncIterator[Catalog]:
     """Yield the catalogue of the user's MCP servers, which start on first use.
 
-    `on_change` is called with the name of a package whose tools have changed.
+    `on_change` is called with the name of a package whose tools have changed, and with the
+    principal if it is its own.
     """
     base = config.sources.file.parent if config.sources.file else Path.cwd()
     data_dir = config.server.data_dir
+    log_dir = data_dir / "logs"
     cache = CatalogueCache(data_dir / "catalogues")
+    vault = CredentialVault(
+        CredentialStore(data_dir),
+        partial(load_keys, config.credentials, data_dir),
+        partial(format_command, config),
+    )
     async with (
-        open_upstreams(config.mcpServers, base, data_dir / "logs", cache) as upstreams,
+        open_upstreams(config.mcpServers, base, log_dir, cache) as upstreams,
+        open_principal_upstreams(
+            config.mcpServers, config.credentials, base, log_dir, vault, cache
+        ) as own,
         open_catalog(
-            upstreams, config.server.shims_dir, on_change, Policy(config.policy).declares_read
+            upstreams,
+            config.server.shims_dir,
+            on_change,
+            Policy(config.policy).declares_read,
+            own,
         ) as catalog,
     ):
         yield catalog
@@ -198,7 +217,7 @@ async def open_app(
             observers = Observers(create_observers(catalog))
             packages = None if config.sandbox.image else config.sandbox.packages
             policy = Policy(config.policy)
-            resources = UpstreamResources(catalog.upstreams, policy.may_read_resources)
+            resources = UpstreamResources(catalog.find_upstreams, policy.may_read_resources)
             inputs = InputStore(journal, config.server.context_roots, resources.read_resource)
             max_caller_chars = max_question_chars(config.server.result_chars)
             model_backend = select_backend(config.llm, model_process, max_caller_chars)
@@ -348,27 +367,31 @@ def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
     )
 
 
-def start_imported_upstreams(catalog: Catalog, background: TaskGroup, code: str) -> None:
+def start_imported_upstreams(
+    catalog: Catalog, background: TaskGroup, code: str, principal: str
+) -> None:
     """Start the upstreams that `code` will import, while it is sent to the sandbox.
 
     What is stored of all upstreams is prepared, too, for searches.
     """
     if "tools" in code:
-        background.start_soon(prepare_stored_tools, catalog, code)
+        background.start_soon(prepare_stored_tools, catalog, code, principal)
     if names := catalog.find_idle_packages(code):
-        background.start_soon(start_upstreams, catalog, names)
+        background.start_soon(start_upstreams, catalog, names, principal)
 
 
-async def prepare_stored_tools(catalog: Catalog, code: str) -> None:
+async def prepare_stored_tools(catalog: Catalog, code: str, principal: str) -> None:
     """Prepare stored tools before they are used; a failure is reported by what needs them."""
+    act_for(principal)
     try:
         await catalog.prepare_stored(code)
     except Exception:  # an optional preparation must not end the server
         logger.exception("could not prepare the stored tools")
 
 
-async def start_upstreams(catalog: Catalog, names: Sequence[str]) -> None:
+async def start_upstreams(catalog: Catalog, names: Sequence[str], principal: str) -> None:
     """Start upstreams before they are used; code that imports them gets their failures."""
+    act_for(principal)
     try:
         await catalog.start_upstreams(names)
     except Exception:  # an optional early start must not end the server
@@ -425,6 +448,7 @@ async def sweep_leftovers(backend: Backend, export_dir: Path) -> None:
 
 async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
     """Serve MCP on stdin and stdout until stdin ends or `is_stopping` is set."""
+    act_for(LOCAL_PRINCIPAL)
     async with open_app(config) as app:
         cursor = DeliveryCursor()  # over stdio there is one client
         server = await app.open_mcp_server(LOCAL_PRINCIPAL, lambda _: cursor)
@@ -553,7 +577,30 @@ async def run_checks(config: Config) -> list[HealthCheck]:
                 checks.append(check_declared_effects(report))
         with redirect_stdout_to_stderr():
             checks += await check_knowledge(config, catalog)
-    return checks
+    return checks + await to_thread.run_sync(check_credentials, config)
+
+
+def check_credentials(config: Config) -> list[HealthCheck]:
+    """Check the credentials of principals for the upstreams that need them."""
+    servers = [
+        name
+        for name, entry in config.mcpServers.items()
+        if entry.is_per_principal and not entry.disabled
+    ]
+    if not servers:
+        return []
+    try:
+        keys = load_keys(config.credentials, config.server.data_dir)
+        rows = CredentialStore(config.server.data_dir).list_credentials()
+        for row in rows:
+            row.decrypt(keys)
+    except McpRuntimeError as exc:
+        return [HealthCheck("credentials", False, exc.message, exc.remedy)]
+    counts = Counter(upstream for upstream, _ in {(row.upstream, row.principal) for row in rows})
+    return [
+        HealthCheck(f"upstream {name}", True, f"principals with credentials: {counts[name]}")
+        for name in servers
+    ]
 
 
 def check_declared_effects(report: UpstreamReport) -> HealthCheck:
@@ -615,12 +662,14 @@ def check_data_folder(folder: Path) -> HealthCheck:
 
 
 async def list_tools(config: Config) -> ToolListing:
-    """Start all upstreams and return their tools."""
+    """Start all upstreams and return their tools, as the local user has them."""
+    act_for(LOCAL_PRINCIPAL)
     async with open_tools(config) as catalog:
         return await catalog.list_live_tools()
 
 
 async def load_shim_source(config: Config, package: str) -> str:
-    """Return the source of one upstream's generated module."""
+    """Return the source of one upstream's generated module, as the local user has it."""
+    act_for(LOCAL_PRINCIPAL)
     async with open_tools(config) as catalog:
         return (await catalog.load_live_shim(package))["source"]

@@ -145,6 +145,14 @@ class Unavailable(McpRuntimeError):
     exit_code = 3
 
 
+class CredentialsUnusable(McpRuntimeError):
+    """The credentials of principals cannot be encrypted or decrypted; the message says why."""
+
+    code = "credentials_unusable"
+    http_status = 503
+    exit_code = 3
+
+
 class SandboxFailed(McpRuntimeError):
     """A sandbox could not start, died, or broke the protocol; the session gets a new one."""
 
@@ -193,7 +201,8 @@ class CallFailed(McpRuntimeError):
 
     `kind` is the reason, for programs: `tool_error` (the upstream reported an error),
     `unavailable`, `timeout`, `unknown_tool`, `invalid_arguments`, `protocol` (the upstream
-    violated its contract), `cancelled`, `internal` and others. `data` is JSON for the code.
+    violated its contract), `credential_missing` (of this principal, for this upstream),
+    `cancelled`, `internal` and others. `data` is JSON for the code.
     """
 
     code = "call_failed"

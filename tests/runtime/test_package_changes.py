@@ -7,7 +7,7 @@ from mcpruntime_server.runtime.package_changes import PackageChanges, StalePacka
 
 def test_a_changed_package_is_stale_once_for_each_session() -> None:
     changes = PackageChanges()
-    one, other = StalePackages(changes), StalePackages(changes)
+    one, other = StalePackages(changes, "ann"), StalePackages(changes, "bob")
     changes.record_change("b")
     changes.record_change("a")
     assert one.take() == ["a", "b"]
@@ -20,7 +20,7 @@ def test_a_changed_package_is_stale_once_for_each_session() -> None:
 def test_everything_that_changed_since_the_start_is_stale_in_a_restored_state() -> None:
     changes = PackageChanges()
     changes.record_change("a")
-    stale = StalePackages(changes)
+    stale = StalePackages(changes, "ann")
     assert stale.take() == ["a"]
     stale.reset()
     assert stale.take() == ["a"]

@@ -34,6 +34,7 @@ COMMAND_MODULES = {
     "approvals": ".approvals",
     "backup": ".backups",
     "config": ".installation",
+    "credentials": ".credentials",
     "demo": ".installation",
     "doctor": ".installation",
     "files": ".files",

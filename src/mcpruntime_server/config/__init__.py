@@ -9,6 +9,7 @@ from .loader import load_config
 from .models import (
     BudgetLimits,
     Config,
+    CredentialSettings,
     HttpSettings,
     KnowledgeSettings,
     LlmSettings,
@@ -25,6 +26,7 @@ from .validation import SecretText
 __all__ = [
     "BudgetLimits",
     "Config",
+    "CredentialSettings",
     "HttpSettings",
     "KnowledgeSettings",
     "LlmSettings",

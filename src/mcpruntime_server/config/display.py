@@ -21,7 +21,15 @@ from .models import SETTINGS_TABLES, Config
 from .validation import SecretText, SettingsTable, setting_types
 
 MASK = "********"
-SHOWN_FIELDS = ("command", "cwd", "timeout_s", "max_concurrency", "disabled", "type")
+SHOWN_FIELDS = (
+    "command",
+    "cwd",
+    "timeout_s",
+    "max_concurrency",
+    "credentials",
+    "disabled",
+    "type",
+)
 
 
 def render_config(config: Config) -> str:
@@ -76,9 +84,13 @@ def _mask_server_entry(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _mask_value(value: Any) -> str:
-    """Return only the references to variables in a value, whose names are not secret."""
-    names = [found["name"] for found in VARIABLE_REFERENCE.finditer(str(value)) if found["name"]]
-    return "".join(f"${{{name}}}" for name in names) or MASK
+    """Return only the references to variables and credentials, whose names are not secret."""
+    references = [
+        f"${{{found['name']}}}" if found["name"] else found[0]
+        for found in VARIABLE_REFERENCE.finditer(str(value))
+        if found["name"] or found["is_credential"]
+    ]
+    return "".join(references) or MASK
 
 
 def _mask_arguments(arguments: list[str]) -> Iterator[str]:

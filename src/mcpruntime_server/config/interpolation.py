@@ -1,7 +1,8 @@
 """Replace `${VARIABLES}` in the settings, so that no credential has to be written into a file.
 
 `${NAME}` is the value of the variable (also `${env:NAME}`), `${NAME:-text}` has a default, and
-`$${` stands for `${`.
+`$${` stands for `${`. `${credential}` and `${credential:NAME}` are filled in for each principal
+when a connection of its own is opened (see `placeholders`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from .diagnostics import ReportProblem, SettingKey
+from .placeholders import DEFAULT_NAME, PER_PRINCIPAL, PLACEHOLDER_FIELDS, mark_placeholder
 
 UPSTREAM_FIELDS = ("command", "args", "env", "url", "headers")
 LLM_FIELDS = ("api_key", "api_base")
 VARIABLE_REFERENCE = re.compile(
     r"""(?P<literal>\$\$\{)
+      | \$\{ (?P<is_credential>credential) (?: : (?P<credential>[A-Za-z][A-Za-z0-9_-]{0,39}) )? \}
       | \$\{ (?:env:)? (?P<name>[A-Za-z_][A-Za-z0-9_]*) (?: :- (?P<default>[^}]*) )? \}
       | (?P<malformed>\$\{ [^}]* \}?)""",
     re.VERBOSE,
@@ -28,7 +31,9 @@ def interpolate_upstream(
     """Return an entry of `mcpServers` with its variables replaced; a disabled one is unchanged."""
     if not isinstance(entry, dict) or entry.get("disabled"):
         return entry
-    return _interpolate_fields(entry, ("mcpServers", name), UPSTREAM_FIELDS, environ, report)
+    has_placeholders = entry.get("credentials") == PER_PRINCIPAL
+    table = ("mcpServers", name)
+    return _interpolate_fields(entry, table, UPSTREAM_FIELDS, environ, report, has_placeholders)
 
 
 def interpolate_llm(
@@ -44,9 +49,16 @@ def _interpolate_fields(
     names: tuple[str, ...],
     environ: Mapping[str, str],
     report: ReportProblem,
+    has_placeholders: bool = False,
 ) -> dict[str, Any]:
     interpolated = {
-        name: _interpolate_value(table[name], (*key, name), environ, report)
+        name: _interpolate_value(
+            table[name],
+            (*key, name),
+            environ,
+            report,
+            has_placeholders and name in PLACEHOLDER_FIELDS,
+        )
         for name in names
         if name in table
     }
@@ -54,30 +66,50 @@ def _interpolate_fields(
 
 
 def _interpolate_value(
-    value: Any, key: SettingKey, environ: Mapping[str, str], report: ReportProblem
+    value: Any,
+    key: SettingKey,
+    environ: Mapping[str, str],
+    report: ReportProblem,
+    has_placeholders: bool,
 ) -> Any:
     if isinstance(value, dict):
         return {
-            name: _interpolate_value(item, (*key, name), environ, report)
+            name: _interpolate_value(item, (*key, name), environ, report, has_placeholders)
             for name, item in value.items()
         }
     if isinstance(value, list):
         return [
-            _interpolate_value(item, (*key, index), environ, report)
+            _interpolate_value(item, (*key, index), environ, report, has_placeholders)
             for index, item in enumerate(value)
         ]
-    if isinstance(value, str):
-        return VARIABLE_REFERENCE.sub(
-            lambda found: _resolve_reference(found, key, environ, report), value
-        )
-    return value
+    if not isinstance(value, str):
+        return value
+    if "\0" in value:
+        report(key, "has a NUL character.")
+        return ""
+    return VARIABLE_REFERENCE.sub(
+        lambda found: _resolve_reference(found, key, environ, report, has_placeholders), value
+    )
 
 
 def _resolve_reference(
-    found: re.Match[str], key: SettingKey, environ: Mapping[str, str], report: ReportProblem
+    found: re.Match[str],
+    key: SettingKey,
+    environ: Mapping[str, str],
+    report: ReportProblem,
+    has_placeholders: bool,
 ) -> str:
     if found["literal"]:
         return "${"
+    if found["is_credential"]:
+        if has_placeholders:
+            return mark_placeholder(found["credential"] or DEFAULT_NAME)
+        report(
+            key,
+            f"has {found[0]!r}, the credential of a principal; it belongs into env, headers, args "
+            f'or url of a server with `credentials = "{PER_PRINCIPAL}"`.',
+        )
+        return ""
     if found["malformed"]:
         report(
             key,

@@ -34,10 +34,13 @@ from .diagnostics import (
 )
 from .interpolation import interpolate_llm, interpolate_upstream
 from .models import SETTINGS_TABLES, Config, SettingSources
-from .validation import iter_setting_keys, parse_table
+from .placeholders import PER_PRINCIPAL
+from .validation import SecretText, iter_setting_keys, parse_table
 
 ENV_PREFIX = "MCPRUNTIME_"
 CONFIG_FILE_VARIABLE = "MCPRUNTIME_CONFIG"
+CREDENTIALS_KEY_VARIABLE = "MCPRUNTIME_CREDENTIALS_KEY"
+OTHER_VARIABLES = (CONFIG_FILE_VARIABLE, CREDENTIALS_KEY_VARIABLE)  # that are no settings
 SETTINGS_REMEDY = (
     "(`server.toml` in the project's repository lists every setting with its default.)"
 )
@@ -55,6 +58,7 @@ PATH_KEYS = {
     ("server", "shims_dir"),
     ("server", "export_dir"),
     ("skills", "folder"),
+    ("credentials", "key_file"),
 }
 PROVIDER_PATH_FIELDS = ("path", "sqlite", "python")
 MAX_NESTING = 20  # of tables and lists
@@ -110,7 +114,9 @@ def load_config(
             "\n".join(("The settings are not usable:", *lines)), remedy=SETTINGS_REMEDY
         )
     sources = SettingSources(source, origins, servers_as_written or {})
-    return replace(_resolve_folders(config, source), sources=sources)
+    keys = SecretText(environ.get(CREDENTIALS_KEY_VARIABLE, ""))
+    credentials = replace(config.credentials, keys=keys)
+    return replace(_resolve_folders(config, source), sources=sources, credentials=credentials)
 
 
 def _interpolate_variables(
@@ -127,7 +133,7 @@ def _interpolate_variables(
 
 
 def _check_server_names(tree: Mapping[str, Any], report: ReportProblem) -> None:
-    """Report knowledge providers that name a server which is disabled or does not exist."""
+    """Report knowledge providers that name a server which everybody cannot use."""
     servers, providers = tree.get("mcpServers", {}), tree.get("knowledge", {})
     if not isinstance(servers, dict) or not isinstance(providers, dict):
         return
@@ -143,6 +149,12 @@ def _check_server_names(tree: Mapping[str, Any], report: ReportProblem) -> None:
             report(
                 ("knowledge", name, "server"),
                 f"is {server!r:.100}, which is not an enabled entry of mcpServers.{hint}",
+            )
+        elif isinstance(server, str) and servers[server].get("credentials") == PER_PRINCIPAL:
+            report(
+                ("knowledge", name, "server"),
+                f"is {server!r:.100}, whose credentials are per principal; everybody searches what "
+                "is indexed here.",
             )
 
 
@@ -208,7 +220,7 @@ def _iter_items(value: Any) -> Iterable[Any]:
 def _read_environment(environ: Mapping[str, str], problems: list[str]) -> dict[SettingKey, Any]:
     """Return the settings that variables give, and add the mistakes in them to `problems`."""
     names = sorted(
-        name for name in environ if name.startswith(ENV_PREFIX) and name != CONFIG_FILE_VARIABLE
+        name for name in environ if name.startswith(ENV_PREFIX) and name not in OTHER_VARIABLES
     )
     if not names:
         return {}
@@ -217,7 +229,7 @@ def _read_environment(environ: Mapping[str, str], problems: list[str]) -> dict[S
     for name in names:
         key = keys.get(name)
         if key is None:
-            hint = suggest_names(name, (*keys, CONFIG_FILE_VARIABLE))
+            hint = suggest_names(name, (*keys, *OTHER_VARIABLES))
             problems.append(f"environment: {name} is not a setting.{hint}")
         elif key in TABLE_KEYS:
             problems.append(

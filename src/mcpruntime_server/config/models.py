@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from .diagnostics import SettingKey
+from .placeholders import PER_PRINCIPAL, fill_text, fill_url, find_names, is_in_host
 from .scopes import Scope
 from .validation import INTERNAL, Bounds, Check, SecretText, SettingsTable
 
@@ -220,6 +221,18 @@ class HttpSettings(SettingsTable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CredentialSettings(SettingsTable):
+    """`[credentials]`: those of principals, and their own connections to MCP servers."""
+
+    key_file: Path = Path()  # empty: the variable MCPRUNTIME_CREDENTIALS_KEY has the keys
+    idle_s: Seconds = 600.0
+    max_connections: PositiveInt = 64
+    keys: SecretText = field(  # the value of that variable
+        default=SecretText(""), repr=False, metadata={INTERNAL: True}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicySettings(SettingsTable):
     """`[policy]`: which calls of the user's MCP servers code may make, and who approves."""
 
@@ -334,6 +347,7 @@ class UpstreamSettings(SettingsTable):
     max_pages: PositiveInt = 200
     tools_mb: PositiveInt = 4
     messages_per_s: PositiveInt = 200
+    credentials: Literal["shared", "per-principal"] = "shared"
     disabled: bool = False
 
     def __post_init__(self) -> None:
@@ -347,6 +361,52 @@ class UpstreamSettings(SettingsTable):
             raise ValueError(
                 "a `command` is not empty, and a `url` begins with http:// or https://"
             )
+        if self.is_per_principal and not self.disabled:
+            self._check_placeholders()
+
+    def _check_placeholders(self) -> None:
+        """Raise `ValueError` unless credentials have their places, none of them in the host."""
+        if not self.find_placeholders():
+            raise ValueError(
+                f'`credentials = "{PER_PRINCIPAL}"` needs a place for the credential: write '
+                "`${credential}` in `env`, `headers`, `args` or `url`"
+            )
+        if is_in_host(self.url or ""):
+            raise ValueError("a credential cannot be a part of the host in `url`")
+
+    @property
+    def is_per_principal(self) -> bool:
+        """Whether each principal has a connection of its own, with its own credentials."""
+        return self.credentials == PER_PRINCIPAL
+
+    def find_placeholders(self) -> dict[str, set[str]]:
+        """Return the names of the credentials that it needs, each with the fields it is in."""
+        texts = [("args", argument) for argument in self.args]
+        for name, table in (("env", self.env), ("headers", self.headers)):
+            texts += [(name, value.get_secret_value()) for value in table.values()]
+        found: dict[str, set[str]] = {}
+        for name, text in (*texts, ("url", self.url or "")):
+            for credential in find_names(text):
+                found.setdefault(credential, set()).add(name)
+        return found
+
+    def fill_placeholders(self, secrets: Mapping[str, str]) -> UpstreamSettings:
+        """Return the settings with the credentials of one principal, by name."""
+
+        def fill(table: Mapping[str, SecretText]) -> dict[str, SecretText]:
+            return {
+                name: SecretText(fill_text(value.get_secret_value(), secrets))
+                for name, value in table.items()
+            }
+
+        return replace(
+            self,
+            credentials="shared",
+            args=tuple(fill_text(argument, secrets) for argument in self.args),
+            env=fill(self.env),
+            url=None if self.url is None else fill_url(self.url, secrets),
+            headers=fill(self.headers),
+        )
 
     @classmethod
     def check_table(cls, values: Mapping[str, Any]) -> None:
@@ -402,6 +462,7 @@ class Config(SettingsTable):
     journal: JournalSettings = JournalSettings()
     sandbox: SandboxSettings = SandboxSettings()
     http: HttpSettings = HttpSettings()
+    credentials: CredentialSettings = CredentialSettings()
     policy: PolicySettings = PolicySettings()
     skills: SkillSettings = SkillSettings()
     llm: LlmSettings = LlmSettings()
@@ -417,6 +478,7 @@ SETTINGS_TABLES: Mapping[str, type[SettingsTable]] = {
     "journal": JournalSettings,
     "sandbox": SandboxSettings,
     "http": HttpSettings,
+    "credentials": CredentialSettings,
     "policy": PolicySettings,
     "skills": SkillSettings,
     "llm": LlmSettings,

@@ -1,7 +1,8 @@
-"""The run for which a call is being answered, for handlers that need to know it.
+"""For whom a task works: the principal, and the run whose call it answers.
 
-The router enters the scope before it calls a handler. The sandbox that waits for the answer may not
-read it: a handler that gets a large one from elsewhere asks `current_reply_room` first.
+The principal is set where a request or a call arrives. The router enters the scope of a call before
+it calls the handler. The sandbox that waits for the answer may not read it: a handler that gets a
+large one from elsewhere asks `current_reply_room` first.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class CallScope:
     data: bytes = b""  # that came with the call
 
 
+_principal: ContextVar[str | None] = ContextVar("principal", default=None)
 _current_scope: ContextVar[CallScope] = ContextVar("scope")
 
 
@@ -53,6 +55,16 @@ def find_call_scope() -> CallScope | None:
 def enter_call_scope(scope: CallScope) -> None:
     """Set the scope for this task and the tasks that it starts."""
     _current_scope.set(scope)
+
+
+def current_principal() -> str | None:
+    """Return the principal for whom this task works, or None if it works for nobody."""
+    return _principal.get()
+
+
+def act_for(principal: str) -> None:
+    """Let this task, and the tasks that it starts, work for a principal."""
+    _principal.set(principal)
 
 
 class ReplyRoom(Protocol):

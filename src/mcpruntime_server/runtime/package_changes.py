@@ -4,33 +4,44 @@ from __future__ import annotations
 
 
 class PackageChanges:
-    """The packages that have changed since the server started, by their last change."""
+    """The packages that have changed since the server started, by their last change.
+
+    Some are the own ones of a principal: other principals have other packages of that name.
+    """
 
     def __init__(self) -> None:
         self._count = 0
-        self._last_changes: dict[str, int] = {}  # by package: the number of its last change
+        self._last_changes: dict[tuple[str, str | None], int] = {}  # the number of the last change
 
-    def record_change(self, package: str) -> None:
-        """Note that the functions of a package are not what they were."""
+    def record_change(self, package: str, principal: str | None = None) -> None:
+        """Note that the functions of a package, or of a principal's own, are not what they were."""
         self._count += 1
-        self._last_changes[package] = self._count
+        self._last_changes[package, principal] = self._count
 
-    def names_since(self, number: int) -> tuple[list[str], int]:
-        """Return the packages that changed after change `number`, sorted, and the last number."""
-        names = [name for name, last in self._last_changes.items() if last > number]
+    def names_since(self, number: int, principal: str) -> tuple[list[str], int]:
+        """Return the packages that changed for a principal after change `number`, sorted.
+
+        The second value is the number of the last change.
+        """
+        names = {
+            name
+            for (name, owner), last in self._last_changes.items()
+            if last > number and owner in (None, principal)
+        }
         return sorted(names), self._count
 
 
 class StalePackages:
     """The packages that the interpreter of one session may have imported before they changed."""
 
-    def __init__(self, changes: PackageChanges) -> None:
+    def __init__(self, changes: PackageChanges, principal: str) -> None:
         self._changes = changes
+        self._principal = principal
         self._seen = 0  # the number of the last change that the interpreter knows
 
     def take(self) -> list[str]:
         """Return the stale packages, sorted; the caller has them imported again."""
-        names, self._seen = self._changes.names_since(self._seen)
+        names, self._seen = self._changes.names_since(self._seen, self._principal)
         return names
 
     def reset(self) -> None:

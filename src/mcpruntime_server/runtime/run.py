@@ -142,6 +142,7 @@ class Run:
         if recording is not None:
             self.replayer = Replayer(recording, services.router, spec, on_halt=self._halt)
         self.listener = RunListener(
+            slot.principal,
             self.report,
             self.journal,
             self.calls,

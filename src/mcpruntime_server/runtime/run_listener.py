@@ -7,7 +7,7 @@ from collections.abc import Callable
 import anyio
 
 from ..errors import JournalFailed
-from ..journal.call_scope import enter_reply_room
+from ..journal.call_scope import act_for, enter_reply_room
 from ..journal.events import FilesChanged
 from ..journal.store import Journal
 from ..protocol import wire
@@ -22,10 +22,14 @@ from .run_spec import RunLimits
 
 
 class RunListener:
-    """Receives the messages of one run; closed when another server continues the run."""
+    """Receives the messages of one run; closed when another server continues the run.
+
+    Its calls are answered for `principal`.
+    """
 
     def __init__(
         self,
+        principal: str,
         report: RunReport,
         run_journal: RunJournal,
         call_journal: CallJournal,
@@ -37,6 +41,7 @@ class RunListener:
         self.output = output
         self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES)
         self.has_changed_files = False
+        self._principal = principal
         self._is_closed = False
         self._report = report
         self._run_journal = run_journal
@@ -81,6 +86,7 @@ class RunListener:
         """Answer a call; what the code has read from clocks before it is journaled first."""
         if self._is_closed:
             await anyio.sleep_forever()  # until its sandbox is gone
+        act_for(self._principal)
         enter_reply_room(writer)
         try:
             await self._run_journal.catch_up()

@@ -457,7 +457,7 @@ async def open_runtime(
     *,
     package_changes: PackageChanges | None = None,
     get_spending: Callable[[str], Mapping[str, float]] = lambda _: {},
-    announce_code: Callable[[str], None] = lambda _: None,
+    announce_code: Callable[[str, str], None] = lambda *_: None,
     question_expires_s: float = DAY_S,
     runs_per_minute: int = 0,
     approvals_command: str = "",
@@ -467,9 +467,9 @@ async def open_runtime(
     """Run sessions on `backend` until the context is left; then they are shut down.
 
     `get_spending` returns what a run has paid models, by the names that its usage has;
-    `announce_code` is called with the code of every run before it starts. `approvals_command` is
-    named to people who have to answer, what `find_fetchers` returns to code that looks for a
-    network.
+    `announce_code` is called with code and principal of every run before it starts.
+    `approvals_command` is named to people who have to answer, what `find_fetchers` returns to code
+    that looks for a network.
     """
     setup = wire.Setup(
         version=wire.PROTOCOL_VERSION,

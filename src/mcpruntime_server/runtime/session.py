@@ -77,7 +77,7 @@ class Session:
         self._row = row
         self._services = services
         self._run_services = create_run_services(services, row.id)
-        self._stale_packages = StalePackages(services.package_changes)
+        self._stale_packages = StalePackages(services.package_changes, row.principal)
         self._next_note = first_note(row)  # for the report of the next run
         self._holder_count = 0  # requests during which it must not be closed for being idle
         self._last_inputs: tuple[str | None, Sequence[InputEntry]] = None, ()  # by run
@@ -220,7 +220,7 @@ class Session:
         slot = self._services.scheduler.create_slot(self.principal)
         run = Run(spec, self.id, self._run_services, slot, self.allowed_targets)
         self.queue.add_run(run)
-        self._services.announce_code(spec.code)
+        self._services.announce_code(spec.code, self.principal)
         return run
 
     async def move_tip(self, tip: RunRow | None) -> None:

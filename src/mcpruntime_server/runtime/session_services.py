@@ -28,7 +28,7 @@ class SessionServices:
     inputs: InputProvider
     package_changes: PackageChanges
     get_spending: Callable[[str], Mapping[str, float]]  # what a run has paid models, as its usage
-    announce_code: Callable[[str], None]  # called with the code of every run before it starts
+    announce_code: Callable[[str, str], None]  # code and principal of every run before it starts
     run_starts: RunStarts
     find_fetchers: Callable[[], Sequence[str]]  # tools that fetch, for code that seeks a network
     observers: Observers = NO_OBSERVERS

@@ -34,6 +34,7 @@ from .. import APP_NAME
 from ..config import HttpSettings
 from ..config.scopes import DEFAULT_SCOPES, Scope, order_scopes
 from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited
+from ..journal.call_scope import act_for
 from .access_tokens import TOKEN_PREFIX, TokenStore, digest
 from .callers import LOCAL_CALLER, Caller
 from .issuer_tokens import IssuerTokens
@@ -172,6 +173,7 @@ class ProtectedEndpoint:
             caller = await self._authentication.identify(scope)
             check_scopes(caller, self._scopes)
             admit(caller, scope)
+            act_for(caller.principal)
             with self._authentication.limits.serve(caller.principal):
                 await self._endpoint(scope, receive, send_message)
         except McpRuntimeError as exc:

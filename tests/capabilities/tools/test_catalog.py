@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from tests.upstreams import own_server
 from tests.upstreams.hinted import SAYS
 
-from mcpruntime_server.capabilities.tools.catalog import Catalog, open_catalog
+from mcpruntime_server.capabilities.tools.catalog import Catalog, ReportChange, open_catalog
 from mcpruntime_server.capabilities.tools.shim_generator import source_digest
 from mcpruntime_server.capabilities.tools.upstream import open_upstreams
 from mcpruntime_server.config import UpstreamSettings
@@ -22,7 +22,7 @@ from mcpruntime_server.errors import CallFailed
 
 @asynccontextmanager
 async def catalogue(
-    folder: Path, on_change: Callable[[str], None] = lambda _: None, /, **settings: UpstreamSettings
+    folder: Path, on_change: ReportChange = lambda *_: None, /, **settings: UpstreamSettings
 ) -> AsyncIterator[Catalog]:
     async with (
         open_upstreams(settings, folder, folder / "logs") as upstreams,
@@ -226,7 +226,7 @@ class TestFinding:
         reported = anyio.Event()
         changed: list[str] = []
 
-        def on_change(server: str) -> None:
+        def on_change(server: str, principal: str | None) -> None:
             changed.append(server)
             reported.set()
 

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from mcp import types
 from tests.upstreams import own_server
 
-from mcpruntime_server.capabilities.tools.catalog import Catalog, open_catalog
+from mcpruntime_server.capabilities.tools.catalog import Catalog, ReportChange, open_catalog
 from mcpruntime_server.capabilities.tools.catalogue_cache import (
     MAX_ENTRIES,
     MAX_ENTRY_AGE_S,
@@ -179,7 +179,7 @@ class TestKeys:
 
 @asynccontextmanager
 async def open_stored(
-    folder: Path, on_change: Callable[[str], None] = lambda _: None, /, **servers: UpstreamSettings
+    folder: Path, on_change: ReportChange = lambda *_: None, /, **servers: UpstreamSettings
 ) -> AsyncIterator[Catalog]:
     """Open the catalogue of `servers` as a server process does, without the early start."""
     cache = CatalogueCache(folder / "catalogues")
@@ -270,7 +270,7 @@ class TestRestart:
         (tmp_path / "open").unlink()
         monkeypatch.setattr("mcpruntime_server.capabilities.tools.catalog.START_TIMEOUT_S", 0.0)
         async with open_stored(tmp_path, mail=gated(tmp_path, "mail")) as catalog:
-            assert await catalog._load_live_views(catalog._servers) == {
+            assert await catalog._load_live_views(catalog._shared) == {
                 "mail": "mail is still starting. Try again in a moment."
             }
             assert named(await catalog.search_tools("grow")) == {"mail.grow"}
@@ -331,12 +331,16 @@ class TestRestart:
     ) -> None:
         changed: list[str] = []
         server = own_server("lively")
-        async with open_stored(tmp_path, changed.append, lively=server) as catalog:
+        async with open_stored(
+            tmp_path, lambda name, _: changed.append(name), lively=server
+        ) as catalog:
             before = await catalog.load_shim("lively")
         CatalogueCache(tmp_path / "catalogues").save(
             catalogue_key("lively", server, tmp_path), catalogue()
         )
-        async with open_stored(tmp_path, changed.append, lively=server) as catalog:
+        async with open_stored(
+            tmp_path, lambda name, _: changed.append(name), lively=server
+        ) as catalog:
             assert "def look" in (await catalog.load_shim("lively"))["source"]
             assert catalog.effect("tools.lively.look") == "write"
             assert await catalog.call_tool("tools.lively.echo", {"text": "a"}) == "a"
@@ -344,7 +348,9 @@ class TestRestart:
             assert await catalog.load_shim("lively") == before
             with pytest.raises(CallFailed, match="has no tool 'look'"):
                 await catalog.call_tool("tools.lively.look", {})
-        async with open_stored(tmp_path, changed.append, lively=server) as catalog:
+        async with open_stored(
+            tmp_path, lambda name, _: changed.append(name), lively=server
+        ) as catalog:
             assert await catalog.load_shim("lively") == before
         assert changed == ["lively"]
 

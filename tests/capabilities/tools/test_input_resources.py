@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.upstreams import own_server
 
 from mcpruntime_server.capabilities.tools.input_resources import UpstreamResources, matches_template
-from mcpruntime_server.capabilities.tools.upstream import open_upstreams
+from mcpruntime_server.capabilities.tools.upstream import Upstream, open_upstreams
 from mcpruntime_server.errors import CallFailed, InvalidRequest
 
 TOKEN = "a-token-that-nobody-may-see"
@@ -29,8 +29,12 @@ async def opened(folder: Path, denied: str = "") -> AsyncIterator[UpstreamResour
     }
     async with open_upstreams(settings, folder, folder / "logs") as upstreams:
         named = {name.replace("-", "_"): upstream for name, upstream in upstreams.items()}
+
+        async def find_upstreams() -> dict[str, Upstream]:
+            return named
+
         with anyio.fail_after(60):
-            yield UpstreamResources(named, lambda name: name != denied)
+            yield UpstreamResources(find_upstreams, lambda name: name != denied)
 
 
 async def test_resources_are_found_by_server_or_by_an_address_that_one_server_has(

@@ -4,7 +4,10 @@ Rule 1: an upstream that fails costs one line of an answer, never the whole answ
 Rule 2: a call with an unknown tool or parameter is refused here and does not reach an upstream.
 Rule 3: requests come from sandboxed code, so their arguments are checked. Answers are plain JSON
 data.
-Rule 4: what is only shown (searches, listings, modules) may come from the stored tool list of an
+Rule 4: an upstream with credentials of each principal is, for everything here, another one for each
+of them: its tools, modules, observed shapes and search results are found for the principal for
+whom the task works, and for nobody else.
+Rule 5: what is only shown (searches, listings, modules) may come from the stored tool list of an
 earlier process and waits for no upstream that has one. A call waits for its own upstream alone, and
 its effect follows from the list of this process.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -28,12 +32,13 @@ import anyio
 from mcp import types
 
 from ...errors import CallFailed
-from ...journal.call_scope import find_call_scope
+from ...journal.call_scope import current_principal, find_call_scope
 from ...journal.events import Effect, canonical_json
 from ...protocol.library_names import TOOLS_NAMES
 from ...protocol.payloads import ToolDescription, ToolListing
 from ...protocol.suggestions import did_you_mean, find_misspelled
 from ..call_arguments import get_argument
+from .principal_upstreams import PrincipalUpstreams
 from .python_names import assign_names, describe_collisions
 from .repeatable_event import RepeatableEvent
 from .schema_annotations import SchemaDocument
@@ -58,8 +63,12 @@ EFFECT_HINTS = ("read_only_hint", "destructive_hint", "idempotent_hint")
 MAX_NAMED_SESSIONS = 1_000  # whose last named problems are remembered
 FETCHING = re.compile(r"(?i)(?:^|_)(?:fetch|browse|navigate|crawl|scrape|download|http|url)(?:_|$)")
 MAX_FETCHERS = 5  # that a hint may name
+MAX_OWN_SERVERS = 1_000  # of all principals, with their views; the others are built again
+MAX_INDEXES = 100  # of principals that have servers of their own
 MAX_BRIEF_TOOLS = 16  # whose signatures might fit into the description of a tool
 SAVE_TIMEOUT_S = 2.0  # for the last observed shapes to reach the disk at shutdown
+
+ReportChange = Callable[[str, str | None], None]  # package, and the principal if it is its own
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +138,8 @@ class CatalogServer:
 
     def __init__(self, name: str, upstream: Upstream) -> None:
         self.name = name
+        owner = upstream.owner_file_name
+        self.file_name = f"{name}@{owner}" if owner else name  # of what is stored about it
         self.upstream = upstream
         self.view: ServerView | None = None
         self.shim: tuple[ServerView, Shim] | None = None  # the module of a view, once it is needed
@@ -163,41 +174,48 @@ class Catalog:
         self,
         upstreams: Mapping[str, Upstream],
         shims: ShimStore,
-        on_change: Callable[[str], None],
+        on_change: ReportChange,
         declares_read: Callable[[str], bool],
+        own: Mapping[str, PrincipalUpstreams],
     ) -> None:
-        names = assign_names(upstreams, "server", TOOLS_NAMES)
+        names = assign_names([*upstreams, *own], "server", TOOLS_NAMES)
         self.problems = tuple(describe_collisions(names, "server", TOOLS_NAMES))
         self._on_change = on_change
         self._declares_read = declares_read
-        self._servers = {
+        self._shared = {
             names[key]: CatalogServer(names[key], upstream) for key, upstream in upstreams.items()
         }
+        self._own = {names[key]: upstream for key, upstream in own.items()}
+        self._own_servers: OrderedDict[tuple[str, str | None], CatalogServer] = OrderedDict()
         self._shims = shims
-        self._index = ToolIndex()
-        self._index_lock = anyio.Lock()  # it is used by one thread at a time
+        self._indexes = IndexPool()
         self._named_problems: dict[str, dict[str, str]] = {}  # by session, then by server
         self._observations_changed = RepeatableEvent()
-        for server in self._servers.values():
-            server.upstream.add_change_listener(partial(self._report_change, server))
+        for server in self._shared.values():
+            server.upstream.add_change_listener(partial(self._report_change, server, None))
 
     # public interface -----------------------------------------------------------------------------
 
     @property
     def upstreams(self) -> dict[str, Upstream]:
-        """The upstreams by their Python names."""
-        return {name: server.upstream for name, server in self._servers.items()}
+        """The shared upstreams by their Python names."""
+        return {name: server.upstream for name, server in self._shared.items()}
+
+    async def find_upstreams(self) -> dict[str, Upstream]:
+        """Return the upstreams of the principal of this task by their Python names."""
+        return {name: server.upstream for name, server in (await self._load_servers()).items()}
 
     def package_names(self) -> list[str]:
         """Return the names under which upstreams are importable, without starting them."""
-        return list(self._servers)
+        return [*self._shared, *self._own]
 
     async def describe_briefly(self) -> list[str]:
         """Return the signatures of all tools if they are few and already known, else nothing.
 
         No upstream is started.
         """
-        known = {name: server.upstream.known_tools for name, server in self._servers.items()}
+        servers = await self._load_servers()
+        known = {name: server.upstream.known_tools for name, server in servers.items()}
         if sum(len(tools or ()) for tools in known.values()) > MAX_BRIEF_TOOLS:
             return []
         found: list[str | None] = []
@@ -214,14 +232,18 @@ class Catalog:
 
         Each run needs them, so nothing is computed here.
         """
-        views = {name: server.view for name, server in self._servers.items() if server.view}
+        servers = self._known_servers()
+        views = {name: server.view for name, server in servers.items() if server.view}
         found = (f"{name}.{tool}" for name, view in views.items() for tool in view.fetchers)
         return list(islice(found, MAX_FETCHERS))
 
     def find_idle_packages(self, code: str) -> list[str]:
         """Return the packages that `code` appears to use and that have not been started yet."""
+        servers = self._known_servers()
         idle = (
-            name for name, server in self._servers.items() if server.upstream.status.state == "idle"
+            name
+            for name, server in servers.items()
+            if name in self._own or server.upstream.status.state == "idle"
         )
         return [name for name in idle if self._is_named(name, code)]
 
@@ -233,18 +255,21 @@ class Catalog:
 
         A failure is reported when the package is imported or called.
         """
-        await self._load_live_views({name: self._servers[name] for name in names})
+        servers = await self._load_servers()
+        await self._load_live_views({name: servers[name] for name in names})
 
     async def prepare_stored(self, code: str) -> None:
         """Prepare what is known for searches, and the modules of the packages that `code` names."""
-        for server in list(self._servers.values()):
+        servers = await self._load_servers()
+        for server in servers.values():
             if server.upstream.known_tools is not None:
                 view = await self._load_view(server)
                 if self._is_named(server.name, code):
                     await self._load_shim(server, view)
+        await self._find_index().update(servers)
 
     async def refresh(self) -> None:
-        """Start every upstream to list its tools, soon after the start of the server.
+        """Start every shared upstream to list its tools, soon after the start of the server.
 
         Those without stored tools are started first. A failure is reported when it matters.
         """
@@ -262,7 +287,7 @@ class Catalog:
 
         async with anyio.create_task_group() as tasks:
             for server in sorted(
-                self._servers.values(), key=lambda each: each.upstream.known_tools is not None
+                self._shared.values(), key=lambda each: each.upstream.known_tools is not None
             ):
                 tasks.start_soon(start_one, server)
 
@@ -283,7 +308,10 @@ class Catalog:
         """Return the server and the tool that `target` names, each "" if it is unknown."""
         name = (*target.split(".", 2), "")[1]
         tool = self._find_known_tool(target)
-        return name if name in self._servers else "", tool.shim.function_name if tool else ""
+        return (
+            name if name in self._known_servers() else "",
+            tool.shim.function_name if tool else "",
+        )
 
     def schema_digest(self, tool: str) -> str:
         """Return the digest of the schemas of a tool ("git.git_log"), or "" if it is unknown."""
@@ -301,7 +329,8 @@ class Catalog:
     def _find_known_tool(self, target: str) -> CatalogTool | None:
         """Return a tool that its upstream has listed for this process."""
         _, name, tool = (*target.split(".", 2), "", "")[:3]
-        view = self._servers[name].live_view if name in self._servers else None
+        server = self._known_servers().get(name)
+        view = server.live_view if server else None
         if view is None:
             return None
         # Skills name a tool as they import it.
@@ -310,7 +339,7 @@ class Catalog:
 
     async def prepare_call(self, target: str) -> None:
         """Load the tool list, so that the effect of `target` is known; ignore failures."""
-        server = self._servers.get((*target.split(".", 2), "")[1])
+        server = await self._load_server((*target.split(".", 2), "")[1])
         if server is not None:
             with suppress(CallFailed):
                 await self._load_live_view(server)
@@ -318,12 +347,14 @@ class Catalog:
     async def call_tool(self, target: str, args: dict[str, Any]) -> Any:
         """Call the tool that `target` (`tools.<server>.<tool>`) names; raises `CallFailed`."""
         _, name, tool_name = (*target.split(".", 2), "", "")[:3]
-        server = self._find_server(name)
+        server = await self._find_server(name)
         view = await self._load_live_view(server)
         tool = view.tools.get(tool_name) or self._raise_unknown_tool(server, view, tool_name)
         tool.check_arguments(name, args)
         value = await server.upstream.call_tool(tool.upstream_name, args)
-        if tool.learns_results and self._shims.observe_result(name, tool.upstream_name, value):
+        if tool.learns_results and self._shims.observe_result(
+            server.file_name, tool.upstream_name, value
+        ):
             self._observations_changed.set()
         return value
 
@@ -349,23 +380,28 @@ class Catalog:
 
     async def search_tools(self, query: str, limit: int = 10) -> ToolListing:
         """Return the tools that match any word of `query`, best first."""
-        _, problems = await self._load_views(self._servers)
+        servers = await self._load_servers()
+        _, problems = await self._load_views(servers)
         count = max(1, min(limit, MAX_SEARCH_RESULTS))
-        async with self._index_lock:
-            found = await anyio.to_thread.run_sync(self._index.search, query, count)
-            # The index has the tools of the latest views, which may be newer than those above.
-            views = {name: server.view for name, server in self._servers.items() if server.view}
+        found, views = await self._find_index().search(servers, query, count)
         tools = [listing_entry(server, views[server].tools[tool]) for server, tool in found]
         for entry in tools[:MAX_DETAILED_RESULTS]:
             module = views[entry["server"]].module
             shim = views[entry["server"]].tools[entry["tool"]].shim
             entry["signature"] = format_signature(module, shim, MAX_RECORD_CHARS)
-        shown = self._select_problems(self._servers, problems, is_empty=not tools)
+        shown = self._select_problems(servers, problems, is_empty=not tools)
         return {"tools": tools, "problems": shown}
+
+    def _find_index(self) -> ViewIndex:
+        """Return the index of the principal of this task; where all have the same, of all."""
+        return self._indexes.find_index(current_principal() if self._own else None)
 
     async def list_tools(self, server: str | None = None) -> ToolListing:
         """Return all tools, or those of one server."""
-        names = self._servers if server is None else {server: self._find_server(server)}
+        if server is None:
+            names = await self._load_servers()
+        else:
+            names = {server: await self._find_server(server)}
         views, problems = await self._load_views(names)
         tools = build_listing(views)
         shown = self._select_problems(names, problems, is_empty=server is not None or not tools)
@@ -373,10 +409,11 @@ class Catalog:
 
     async def list_live_tools(self) -> ToolListing:
         """Start every upstream and return all tools; those of a broken one are the stored ones."""
-        problems = await self._load_live_views(self._servers)
+        servers = await self._load_servers()
+        problems = await self._load_live_views(servers)
         known = {
             name: server
-            for name, server in self._servers.items()
+            for name, server in servers.items()
             if server.upstream.known_tools is not None
         }
         views = {name: await self._load_view(server) for name, server in known.items()}
@@ -387,7 +424,7 @@ class Catalog:
 
     async def load_shim(self, server: str, fresh: bool = False) -> Shim:
         """Return one server's module, from a fresh tool list if `fresh`; raises `CallFailed`."""
-        found = self._find_server(server)
+        found = await self._find_server(server)
         if fresh:
             with suppress(CallFailed):  # the stored tools, if any, are all that is known
                 await found.upstream.list_tools()
@@ -396,7 +433,7 @@ class Catalog:
 
     async def load_live_shim(self, server: str) -> Shim:
         """Start a server, if needed, and return the module of its tools; raises `CallFailed`."""
-        found = self._find_server(server)
+        found = await self._find_server(server)
         return await self._load_shim(found, await self._load_live_view(found))
 
     async def examine_upstreams(self) -> list[UpstreamReport]:
@@ -425,17 +462,55 @@ class Catalog:
             )
 
         async with anyio.create_task_group() as tasks:
-            for server in self._servers.values():
+            for server in self._shared.values():
                 tasks.start_soon(examine_one, server)
-        return [reports[name] for name in self._servers]
+        return [reports[name] for name in self._shared]
 
-    # views ----------------------------------------------------------------------------------------
+    # servers --------------------------------------------------------------------------------------
 
-    def _find_server(self, name: str) -> CatalogServer:
-        server = self._servers.get(name)
+    async def _load_servers(self) -> dict[str, CatalogServer]:
+        """Return the servers of the principal of this task, as its credentials are now."""
+        principal = current_principal()
+        own = {name: await each.find(principal) for name, each in self._own.items()}
+        return self._shared | {
+            name: self._own_server(name, principal, upstream) for name, upstream in own.items()
+        }
+
+    async def _load_server(self, name: str) -> CatalogServer | None:
+        """Return one of the servers of the principal of this task; None if there is none."""
+        if name not in self._own:
+            return self._shared.get(name)
+        principal = current_principal()
+        return self._own_server(name, principal, await self._own[name].find(principal))
+
+    def _known_servers(self) -> dict[str, CatalogServer]:
+        """Return the servers of the principal of this task, as they were used last."""
+        principal = current_principal()
+        return self._shared | {
+            name: self._own_server(name, principal, each.peek(principal))
+            for name, each in self._own.items()
+        }
+
+    def _own_server(self, name: str, principal: str | None, upstream: Upstream) -> CatalogServer:
+        """Return a principal's own server; with another connection it is a new one."""
+        known = self._own_servers.get((name, principal))
+        server = known
+        if server is None or server.upstream is not upstream:
+            server = self._own_servers[name, principal] = CatalogServer(name, upstream)
+            upstream.add_change_listener(partial(self._report_change, server, principal))
+            if known is not None:
+                self._on_change(name, principal)
+        self._own_servers.move_to_end((name, principal))
+        if len(self._own_servers) > MAX_OWN_SERVERS:
+            self._own_servers.popitem(last=False)
+        return server
+
+    async def _find_server(self, name: str) -> CatalogServer:
+        server = await self._load_server(name)
         if server is None:
-            listed = ", ".join(list(self._servers)[:MAX_SEARCH_RESULTS]) or "none"
-            hint = did_you_mean(name, self._servers)
+            packages = self.package_names()
+            listed = ", ".join(packages[:MAX_SEARCH_RESULTS]) or "none"
+            hint = did_you_mean(name, packages)
             raise CallFailed(
                 "unknown_tool",
                 f"There is no MCP server {name[:80]!r}. {hint}Servers: {listed}.",
@@ -450,6 +525,8 @@ class Catalog:
             f"{view.module.name} has no tool {name[:80]!r}. {hint}Tools: {listed}.",
             remedy=server.upstream.listing_note,
         )
+
+    # views ----------------------------------------------------------------------------------------
 
     async def _load_views(
         self, names: Mapping[str, CatalogServer]
@@ -541,7 +618,7 @@ class Catalog:
             tools = await server.upstream.list_tools()
         async with server.lock:
             generation = server.upstream.generation
-            revision = self._shims.shapes_revision(server.name)
+            revision = self._shims.shapes_revision(server.file_name)
             view = server.view
             if view is None or (view.generation, view.revision) != (generation, revision):
                 tools = server.upstream.known_tools or tools
@@ -549,19 +626,9 @@ class Catalog:
                 built = await anyio.to_thread.run_sync(
                     self._build_view, server, tools, generation, revision
                 )
-                async with self._index_lock:
-                    if view is None or view.generation != generation:
-                        await anyio.to_thread.run_sync(self._index_view, built)
-                    view = server.view = built
+                server.view = view = built
                 server.upstream.add_listing_cost(time.perf_counter() - started)
             return view
-
-    def _index_view(self, view: ServerView) -> None:
-        """Let searches find the tools of a view, in a thread: there may be thousands."""
-        name = view.module.name
-        self._index.replace_server(
-            name, [index_row(name, tool.shim) for tool in view.tools.values()]
-        )
 
     def _build_view(
         self, server: CatalogServer, tools: tuple[types.Tool, ...], generation: int, revision: int
@@ -571,7 +638,7 @@ class Catalog:
         This runs in a thread, because a hostile tool list may take a while.
         """
         module = describe_module(
-            server.name, server.upstream.name, tools, self._shims.observed_shapes(server.name)
+            server.name, server.upstream.name, tools, self._shims.observed_shapes(server.file_name)
         )
         by_name = {
             shim.name: build_catalog_tool(
@@ -592,18 +659,19 @@ class Catalog:
         async with server.lock:
             if server.shim is None or server.shim[0] is not view:
                 started = time.perf_counter()
-                server.shim = (view, await anyio.to_thread.run_sync(self._build_shim, view))
+                built = await anyio.to_thread.run_sync(self._build_shim, server, view)
+                server.shim = (view, built)
                 server.upstream.add_listing_cost(time.perf_counter() - started)
             return server.shim[1]
 
-    def _build_shim(self, view: ServerView) -> Shim:
+    def _build_shim(self, server: CatalogServer, view: ServerView) -> Shim:
         name, source = view.module.name, render_module(view.module)
-        self._shims.save_shim(name, source)
+        self._shims.save_shim(server.file_name, source)
         return {"server": name, "source": source, "digest": source_digest(source)}
 
-    def _report_change(self, server: CatalogServer) -> None:
+    def _report_change(self, server: CatalogServer, principal: str | None) -> None:
         if server.upstream.generation > 1:  # code may have imported the first one
-            self._on_change(server.name)
+            self._on_change(server.name, principal)
 
     async def save_observations(self) -> None:
         """Save observed shapes whenever there are new ones; runs until it is cancelled."""
@@ -612,8 +680,80 @@ class Catalog:
             await anyio.to_thread.run_sync(self._shims.save_observed)
 
     def close(self) -> None:
-        """Close the search index."""
+        """Close the search indexes."""
+        self._indexes.close()
+
+
+class ViewIndex:
+    """The tools of the latest views of some servers, for searches; used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._index = ToolIndex()
+        self._indexed: dict[str, tuple[CatalogServer, ServerView]] = {}
+        self._lock = anyio.Lock()
+
+    async def update(self, servers: Mapping[str, CatalogServer]) -> None:
+        """Let searches find the tools of the latest views, and no others."""
+        async with self._lock:
+            await self._update(servers)
+
+    async def search(
+        self, servers: Mapping[str, CatalogServer], query: str, limit: int
+    ) -> tuple[list[tuple[str, str]], dict[str, ServerView]]:
+        """Return (server, tool) of the tools that match any word of `query`, best first.
+
+        The second value has the views in which they are.
+        """
+        async with self._lock:
+            await self._update(servers)
+            found = await anyio.to_thread.run_sync(self._index.search, query, limit)
+            return found, {name: view for name, (_, view) in self._indexed.items()}
+
+    async def _update(self, servers: Mapping[str, CatalogServer]) -> None:
+        latest = {name: (each, each.view) for name, each in servers.items() if each.view}
+        for name in self._indexed.keys() - latest.keys():
+            await anyio.to_thread.run_sync(self._index.replace_server, name, [])
+            del self._indexed[name]
+        for name, (server, view) in latest.items():
+            known = self._indexed.get(name)
+            is_listed = known and (known[0], known[1].generation) == (server, view.generation)
+            if not is_listed:
+                await anyio.to_thread.run_sync(self._index_view, name, view)
+            self._indexed[name] = server, view
+
+    def _index_view(self, name: str, view: ServerView) -> None:
+        """Index the tools of a view, in a thread: there may be thousands."""
+        rows = [index_row(name, tool.shim) for tool in view.tools.values()]
+        self._index.replace_server(name, rows)
+
+    def close(self) -> None:
+        """Close the index."""
         self._index.close()
+
+
+class IndexPool:
+    """An index for each principal that searched last.
+
+    What one principal's servers list must not change the ranks of another's.
+    """
+
+    def __init__(self) -> None:
+        self._indexes: OrderedDict[str | None, ViewIndex] = OrderedDict()
+
+    def find_index(self, principal: str | None) -> ViewIndex:
+        """Return the index of a principal; None stands for all, where all have the same tools."""
+        index = self._indexes.get(principal)
+        if index is None:
+            index = self._indexes[principal] = ViewIndex()
+        self._indexes.move_to_end(principal)
+        if len(self._indexes) > MAX_INDEXES:
+            self._indexes.popitem(last=False)[1].close()
+        return index
+
+    def close(self) -> None:
+        """Close all indexes."""
+        for each in self._indexes.values():
+            each.close()
 
 
 def build_catalog_tool(
@@ -697,18 +837,20 @@ def index_row(server: str, shim: ToolShim) -> ToolRow:
 async def open_catalog(
     upstreams: Mapping[str, Upstream],
     shims_dir: Path,
-    on_change: Callable[[str], None] = lambda _: None,
+    on_change: ReportChange = lambda *_: None,
     declares_read: Callable[[str], bool] = lambda _: False,
+    own: Mapping[str, PrincipalUpstreams] | None = None,
 ) -> AsyncIterator[Catalog]:
-    """Yield the catalogue of `upstreams`; shims and observed shapes are stored in `shims_dir`.
+    """Yield the catalogue of `upstreams`, and of those that each principal has of its `own`.
 
-    `on_change` is called with the package of a server whose tools have changed since they were
-    imported first. `declares_read` says of a tool ("git.git_log") whether the user has declared
+    Shims and observed shapes are stored in `shims_dir`. `on_change` is called with the package of
+    a server whose tools have changed since they were imported first, and with the principal if the
+    server is its own. `declares_read` says of a tool ("git.git_log") whether the user has declared
     that it only reads.
     """
     shims = ShimStore(shims_dir)
     await anyio.to_thread.run_sync(shims.load_observed)
-    catalog = Catalog(upstreams, shims, on_change, declares_read)
+    catalog = Catalog(upstreams, shims, on_change, declares_read, own or {})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(catalog.save_observations)
         try:

@@ -51,14 +51,17 @@ class Catalogue:
     listed_at: float
 
 
-def catalogue_key(name: str, settings: UpstreamSettings, base_dir: Path) -> str:
+def catalogue_key(
+    name: str, settings: UpstreamSettings, base_dir: Path, principal: str | None = None
+) -> str:
     """Return the digest that identifies an upstream, without its credentials.
 
     Two entries of the settings may start the same command with other values of variables, and offer
-    other tools, so the `name` counts, too. Paths in `settings` are relative to `base_dir`.
+    other tools, so the `name` counts, too. Paths in `settings` are relative to `base_dir`. With
+    `principal`, the connection is that principal's own, and so are its tools.
     """
     credentials = collect_credentials(settings)
-    identity = {
+    identity: dict[str, Any] = {
         "name": name,
         "command": settings.command,
         "args": [credentials.redact_text(each) for each in settings.args],
@@ -67,6 +70,8 @@ def catalogue_key(name: str, settings: UpstreamSettings, base_dir: Path) -> str:
         "env": sorted(settings.env),
         "headers": sorted(settings.headers),
     }
+    if principal is not None:
+        identity["principal"] = principal
     return sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()
 
 

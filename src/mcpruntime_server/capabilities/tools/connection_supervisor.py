@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +100,7 @@ class ConnectionSupervisor:
         log_file: Path,
         credentials: Credentials,
         tool_list: ToolList,
+        hold_slot: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._name = name
         self._settings = settings
@@ -107,6 +109,9 @@ class ConnectionSupervisor:
         self._log_start = 0  # where the stderr of the current process begins in the log
         self._credentials = credentials
         self._tool_list = tool_list
+        self._hold_slot = hold_slot  # of a limited number, for as long as a connection exists
+        self._is_closed = False
+        self._is_ended_here = False  # the current connection did not end by itself
         self._connection: UpstreamConnection | None = None
         self._attempt = ConnectAttempt()
         self._requested = anyio.Event()
@@ -146,7 +151,8 @@ class ConnectionSupervisor:
         """Return the live connection, which is opened if needed; raises `CallFailed`."""
         while self._connection is None:
             is_connecting = self._connecting_since is not None
-            if self._failure and not is_connecting and anyio.current_time() < self._retry_at:
+            must_wait = not is_connecting and anyio.current_time() < self._retry_at
+            if self._failure and (must_wait or self._is_closed):
                 raise self._failure()
             attempt = self._attempt
             self._requested.set()
@@ -160,6 +166,17 @@ class ConnectionSupervisor:
         connection.transport.ended.set()
         if self._connection is connection:
             self._connection = None
+
+    def refuse(self, failure: Callable[[], CallFailed]) -> None:
+        """Open no connection any more: whoever requests one gets the failure."""
+        self._is_closed = True
+        self._finish_attempt(failure)
+
+    def disconnect(self) -> None:
+        """End the connection, if there is one; the next caller requests a new one."""
+        if self._connection is not None:
+            self._is_ended_here = True
+            self.mark_disconnected(self._connection)
 
     async def refresh_tools(self) -> None:
         """List the tools of a connected upstream again, before it announces a change."""
@@ -193,15 +210,15 @@ class ConnectionSupervisor:
                 await anyio.sleep(max(0.0, self._retry_at - anyio.current_time()))
                 await self._hold_connection()
         finally:
-            self._finish_attempt(
-                lambda: CallFailed("unavailable", f"The upstream {self._name} is shutting down.")
-            )
+            message = f"The upstream {self._name} is shutting down."
+            self.refuse(lambda: CallFailed("unavailable", message))
 
     async def _hold_connection(self) -> None:
         """Connect, keep the tool list up to date, and return when the connection ends."""
         limits = MessageLimits.from_settings(self._settings)
         state = TransportState(MessageFilter(limits, self._name))
         attempt = self._attempt
+        self._is_ended_here = False
         started_at = anyio.current_time()
         problem = f"it was not ready within {self._settings.timeout_s:g} s"
         raised: Exception | None = None
@@ -214,9 +231,16 @@ class ConnectionSupervisor:
             problem = describe_connect_error(raised, state.http_status, self._credentials)
         was_ready = self._attempt is not attempt
         was_stable = anyio.current_time() - started_at > STABLE_CONNECTION_S
-        self._failed_attempts = 0 if was_ready and was_stable else self._failed_attempts + 1
+        is_refused = isinstance(raised, CallFailed)  # here, before the upstream was reached
+        if is_refused or (was_ready and (was_stable or self._is_ended_here)):
+            self._failed_attempts = 0
+        else:
+            self._failed_attempts += 1
         self._retry_at = anyio.current_time() + self._retry_delay_s()
         if not was_ready:
+            if isinstance(raised, CallFailed):
+                self._finish_attempt(partial(CallFailed, raised.kind, raised.message))
+                return
             stderr = await self.quote_stderr()
             self._finish_attempt(self._build_failure(problem, raised, state, stderr))
 
@@ -260,6 +284,7 @@ class ConnectionSupervisor:
         self._log_start = await anyio.to_thread.run_sync(log_size, self._log_file)
         closed = anyio.Event()
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._hold_slot())
             stack.callback(closed.set)
             transport = open_transport(
                 state, self._settings, self._base_dir, self._log_file, self._credentials

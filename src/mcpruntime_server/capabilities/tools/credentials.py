@@ -64,6 +64,11 @@ AUTHORIZATION = re.compile(
 ADDRESS_SECRET = re.compile(r"[0-9a-fA-F-]{24,}|[A-Za-z0-9_~-]*[0-9][A-Za-z0-9_~-]*")
 MIN_ADDRESS_SECRET_CHARS = 16  # of a key that is a part of a URL's path
 QUOTES = "\"'"
+FIRST_CHARACTER = re.compile(  # of a pattern, also if it is one of several: "[aA]"
+    r"(?:\\.|\[\w+\]|[^\\\[\](){}.*+?^$|])(?![*+?{])", re.DOTALL
+)
+MAX_UNGROUPED = 8  # alternatives that are not worth a group
+MAX_GROUP_DEPTH = 4
 
 
 class Credentials:
@@ -73,7 +78,7 @@ class Credentials:
         known = set(values)
         # The longest first, so that no rest remains of a form that contains another one.
         forms = {form for value in known for form in make_form_patterns(value)}
-        pattern = "|".join(sorted(forms, key=len, reverse=True))
+        pattern = join_alternatives(sorted(forms, key=len, reverse=True))
         self._pattern = re.compile(pattern) if forms else None
         self._bytes_pattern = re.compile(pattern.encode("utf-8", "surrogateescape"))
         self._numbers = {
@@ -133,8 +138,35 @@ class Credentials:
         return self._bytes_pattern.sub(REDACTED.encode(), data) if self else data
 
 
+def join_alternatives(patterns: Sequence[str], depth: int = MAX_GROUP_DEPTH) -> str:
+    """Return a pattern that matches any of `patterns`; of several that match, the first.
+
+    Those that begin with the same character are grouped, because `re` tries each alternative of a
+    group at every place of a text.
+    """
+    if len(patterns) <= MAX_UNGROUPED or not depth:
+        return "|".join(patterns)
+    groups: dict[str, list[str]] = {}
+    for pattern in patterns:
+        found = FIRST_CHARACTER.match(pattern)
+        head = found[0] if found else ""
+        groups.setdefault(head, []).append(pattern[len(head) :])
+    joined = []
+    for head, rests in groups.items():
+        if not head or len(rests) == 1:
+            joined += [head + rest for rest in rests]
+        else:
+            joined.append(f"{head}(?:{join_alternatives(rests, depth - 1)})")
+    return "|".join(joined)
+
+
 def collect_credentials(settings: UpstreamSettings) -> Credentials:
     """Return the credentials in `settings`."""
+    return Credentials(find_credentials(settings))
+
+
+def find_credentials(settings: UpstreamSettings, secrets: Iterable[str] = ()) -> set[str]:
+    """Return the values in `settings` that are credentials, and `secrets`, which all are."""
     named = [(name, value.get_secret_value()) for name, value in settings.env.items()]
     for name, header in settings.headers.items():
         text = header.get_secret_value()
@@ -143,12 +175,15 @@ def collect_credentials(settings: UpstreamSettings) -> Credentials:
             named += [(name, word) for word in text.split()[1:]]  # after the scheme
     named += _named_arguments(settings.args)
     named.append(("", settings.url or ""))
-    return Credentials(
+    whole = list(secrets)
+    named += [("credential", secret) for secret in whole]
+    found = {
         value
         for name, text in named
         for key, value in _split_value(name, text)
         if is_credential(key, value)
-    )
+    }
+    return found.union(whole)
 
 
 def is_credential(name: str, value: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 from mcp import Client, types
@@ -28,10 +28,17 @@ ADDRESS_REMEDY = "Name a resource as SERVER:ADDRESS."
 
 
 class UpstreamResources:
-    """Reads resources of `upstreams`, given by Python name; `may_read` applies the policy."""
+    """Reads resources of upstreams; `may_read` applies the policy.
 
-    def __init__(self, upstreams: Mapping[str, Upstream], may_read: Callable[[str], bool]) -> None:
-        self._upstreams = upstreams
+    `find_upstreams` returns those of the principal for whom the task works, by Python name.
+    """
+
+    def __init__(
+        self,
+        find_upstreams: Callable[[], Awaitable[Mapping[str, Upstream]]],
+        may_read: Callable[[str], bool],
+    ) -> None:
+        self._find_upstreams = find_upstreams
         self._may_read = may_read
 
     async def read_resource(self, reference: str) -> tuple[str, bytes]:
@@ -39,35 +46,29 @@ class UpstreamResources:
 
         Raises `InvalidRequest` and `CallFailed`.
         """
-        server, address = self._split_address(reference)
+        upstreams = await self._find_upstreams()
+        server, address = split_address(reference, upstreams)
         if len(address) > MAX_ADDRESS_CHARS:
             raise InvalidRequest(
                 f"The address has {len(address):,} characters; the limit is {MAX_ADDRESS_CHARS:,}."
             )
         if server is None:
-            server = await self._find_owner(address)
+            server = await self._find_owner(address, upstreams)
         if not self._may_read(server):
             raise InvalidRequest(f"The [policy] settings forbid reading resources of {server}.")
-        result = await self._upstreams[server].send_request(
+        result = await upstreams[server].send_request(
             "resources/read", lambda client: client.read_resource(address)
         )
-        return address, self._upstreams[server].redact_bytes(resource_bytes(result))
+        return address, upstreams[server].redact_bytes(resource_bytes(result))
 
-    def _split_address(self, place: str) -> tuple[str | None, str]:
-        head, _, rest = place.partition(":")
-        for name, upstream in self._upstreams.items():
-            if head in (name, upstream.name) and ":" in rest:
-                return name, rest
-        return None, place
-
-    async def _find_owner(self, address: str) -> str:
+    async def _find_owner(self, address: str, upstreams: Mapping[str, Upstream]) -> str:
         """Return the only server that has the resource."""
-        readable = [name for name in self._upstreams if self._may_read(name)]
+        readable = [name for name in upstreams if self._may_read(name)]
         found: list[str] = []
 
         async def check(name: str) -> None:
             with anyio.move_on_after(FIND_TIMEOUT_S):
-                if await self._has_resource(name, address):
+                if await has_resource(upstreams[name], address):
                     found.append(name)
 
         async with anyio.create_task_group() as tasks:
@@ -85,13 +86,24 @@ class UpstreamResources:
             "No server has this resource.", remedy=f"{ADDRESS_REMEDY} Servers: {listed}."
         )
 
-    async def _has_resource(self, name: str, address: str) -> bool:
-        try:
-            return await self._upstreams[name].send_request(
-                "resources/list", lambda client: lists_resource(client, address)
-            )
-        except CallFailed:
-            return False  # it has no resources, or cannot be reached
+
+def split_address(place: str, upstreams: Mapping[str, Upstream]) -> tuple[str | None, str]:
+    """Return server and address of `SERVER:ADDRESS`; no server if there is none of that name."""
+    head, _, rest = place.partition(":")
+    for name, upstream in upstreams.items():
+        if head in (name, upstream.name) and ":" in rest:
+            return name, rest
+    return None, place
+
+
+async def has_resource(upstream: Upstream, address: str) -> bool:
+    """Return whether an upstream has a resource."""
+    try:
+        return await upstream.send_request(
+            "resources/list", lambda client: lists_resource(client, address)
+        )
+    except CallFailed:
+        return False  # it has no resources, or cannot be reached
 
 
 async def lists_resource(client: Client, address: str) -> bool:

@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -37,12 +38,15 @@ LIKELY_CREDENTIALS = (
 DRAIN_TIMEOUT_S = 1.0  # for the last output; a surviving child may hold the pipe open for ever
 
 
-def log_path(folder: Path, upstream: str) -> Path:
-    """Return the log file of `upstream`; any name is allowed, and no two share a file."""
+def log_path(folder: Path, upstream: str, owner: str = "") -> Path:
+    """Return the log file of `upstream`; any name is allowed, and no two share a file.
+
+    `owner` is the file name of the principal whose own connection it is.
+    """
     name = re.sub(r"[^\w-]+", "_", upstream, flags=re.ASCII)[:60]
     if name != upstream:
         name = f"{name}-{zlib.crc32(upstream.encode(errors='surrogatepass')):08x}"
-    return folder / f"upstream-{name}.log"
+    return folder / (f"upstream-{name}@{owner}.log" if owner else f"upstream-{name}.log")
 
 
 @asynccontextmanager
@@ -125,5 +129,5 @@ def _append_to_log(path: Path, data: bytes) -> None:
     with suppress(OSError):  # a full disk must not stop the upstream
         if path.exists() and path.stat().st_size + len(data) > MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
-        with path.open("ab") as file:
+        with open(path, "ab", opener=partial(os.open, mode=0o600)) as file:
             file.write(data)

@@ -7,7 +7,9 @@ process may be shown before the upstream is connected, never called.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ from ...config import UpstreamSettings
 from ...errors import CallFailed
 from .catalogue_cache import Catalogue, CatalogueCache, catalogue_key
 from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor, UpstreamStatus
-from .credentials import collect_credentials
+from .credentials import Credentials, collect_credentials
 from .stderr_log import log_path
 from .tool_list import ToolList
 from .tool_results import error_message, error_texts, to_json_data
@@ -29,23 +31,56 @@ SAVE_TIMEOUT_S = 2.0  # for the last tool lists to reach the disk at shutdown
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class OwnConnection:
+    """What makes an upstream the own one of a principal.
+
+    Its credentials are in the settings and known as `credentials`. It connects while it holds a
+    slot, and calls `on_idle` when no request is under way any more.
+    """
+
+    principal: str
+    file_name: str  # stands for the principal in names of files
+    credentials: Credentials
+    hold_slot: Callable[[Upstream], AbstractAsyncContextManager[None]]
+    on_idle: Callable[[], None]
+
+
 class Upstream:
-    """One of the user's MCP servers."""
+    """One of the user's MCP servers, shared, or as one principal uses it."""
 
     def __init__(
-        self, name: str, settings: UpstreamSettings, base_dir: Path, log_dir: Path
+        self,
+        name: str,
+        settings: UpstreamSettings,
+        base_dir: Path,
+        log_dir: Path,
+        own: OwnConnection | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
-        self.log_file = log_path(log_dir, name)
-        self.cache_key = catalogue_key(name, settings, base_dir)
-        self._credentials = collect_credentials(settings)
+        self.owner_file_name = own.file_name if own else ""
+        self.log_file = log_path(log_dir, name, self.owner_file_name)
+        principal = own.principal if own else None
+        self.cache_key = catalogue_key(name, settings, base_dir, principal)
+        self._credentials = own.credentials if own else collect_credentials(settings)
         self._tool_list = ToolList(settings, self._credentials)
         self._supervisor = ConnectionSupervisor(
-            name, settings, base_dir, self.log_file, self._credentials, self._tool_list
+            name,
+            settings,
+            base_dir,
+            self.log_file,
+            self._credentials,
+            self._tool_list,
+            partial(own.hold_slot, self) if own else nullcontext,
         )
         self._calls = UpstreamCalls(
-            name, settings, self._credentials, self._supervisor, self._tool_list.output_checks
+            name,
+            settings,
+            self._credentials,
+            self._supervisor,
+            self._tool_list.output_checks,
+            own.on_idle if own else lambda: None,
         )
 
     # the connection -------------------------------------------------------------------------------
@@ -72,6 +107,22 @@ class Upstream:
     async def supervise(self) -> None:
         """Open the connection when a caller requests it; runs until it is cancelled."""
         await self._supervisor.run()
+
+    def refuse(self, failure: Callable[[], CallFailed]) -> None:
+        """Open no connection any more: whoever needs one gets the failure."""
+        self._supervisor.refuse(failure)
+
+    @property
+    def idle_s(self) -> float:
+        """The seconds since the last use of the connection; 0 while a request is under way."""
+        return self._calls.idle_s
+
+    def disconnect_idle(self) -> bool:
+        """End the connection unless a request is under way; return whether one was ended."""
+        if self._calls.is_active or self.status.state != "ready":
+            return False
+        self._supervisor.disconnect()
+        return True
 
     # the tools ------------------------------------------------------------------------------------
 
@@ -119,6 +170,7 @@ class Upstream:
         """
         if self._tool_list.live_since is None:
             await self._supervisor.connect()
+            self._calls.mark_used()
         return self._tool_list.tools or ()
 
     async def refresh_tools(self) -> None:
@@ -168,13 +220,16 @@ async def open_upstreams(
     log_dir: Path,
     cache: CatalogueCache | None = None,
 ) -> AsyncIterator[dict[str, Upstream]]:
-    """Yield the upstreams by name, not yet started; leaving ends all connections and processes.
+    """Yield the shared upstreams by name, not yet started; leaving ends all their connections.
 
     Paths in the settings are relative to `base_dir`. The stderr of each upstream goes to a file in
     `log_dir`. Until an upstream is connected, its tools are those in the `cache`.
     """
-    enabled = {name: entry for name, entry in settings.items() if not entry.disabled}
-    upstreams = {name: Upstream(name, entry, base_dir, log_dir) for name, entry in enabled.items()}
+    upstreams = {
+        name: Upstream(name, entry, base_dir, log_dir)
+        for name, entry in settings.items()
+        if not entry.disabled and not entry.is_per_principal
+    }
     if cache is not None:
         await anyio.to_thread.run_sync(preload_stored_tools, upstreams.values(), cache)
     try:

@@ -39,6 +39,7 @@ class UpstreamCalls:
         credentials: Credentials,
         supervisor: ConnectionSupervisor,
         output_checks: OutputChecks,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._settings = settings
@@ -46,6 +47,23 @@ class UpstreamCalls:
         self._supervisor = supervisor
         self._output_checks = output_checks
         self._slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
+        self._active = 0
+        self._used_at = 0.0
+        self._on_idle = on_idle  # called when no request is under way any more
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a request is under way, or waits for its turn."""
+        return self._active > 0
+
+    @property
+    def idle_s(self) -> float:
+        """The seconds since the last use; 0 while a request is under way."""
+        return 0.0 if self.is_active else anyio.current_time() - self._used_at
+
+    def mark_used(self) -> None:
+        """Count the idle time from now on."""
+        self._used_at = anyio.current_time()
 
     async def call_tool(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
         """Return the result of a call, with credentials still in it; raises `CallFailed`."""
@@ -65,6 +83,18 @@ class UpstreamCalls:
         It waits for a slot, and until the sandbox that waits for the answer has room for it. Raises
         `CallFailed`.
         """
+        self._active += 1
+        try:
+            return await self._send_in_turn(operation, request)
+        finally:
+            self._active -= 1
+            self.mark_used()
+            if not self._active:
+                self._on_idle()
+
+    async def _send_in_turn(
+        self, operation: str, request: Callable[[UpstreamConnection], Awaitable[T]]
+    ) -> T:
         room = current_reply_room()
         while True:
             await room.wait_for_room()  # and keep no slot from others meanwhile

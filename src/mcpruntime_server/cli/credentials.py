@@ -1,0 +1,184 @@
+"""The command `credentials`: what principals use MCP servers with, and the keys that encrypt it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..config import Config, UpstreamSettings
+from ..config.diagnostics import suggest_names
+from ..config.placeholders import (
+    DEFAULT_NAME,
+    MAX_CREDENTIAL_BYTES,
+    PER_PRINCIPAL,
+    check_credential,
+)
+from ..errors import InvalidRequest, NotFound
+from ..journal.rows import LOCAL_PRINCIPAL
+from .console import ConsoleWriter, format_time
+from .options import json_option, pass_config
+from .terminal_text import print_json, print_text
+
+principal_option = click.option(
+    "--principal",
+    default=LOCAL_PRINCIPAL,
+    show_default=True,
+    metavar="NAME",
+    help="Whose it is: the NAME of `token create`.",
+)
+
+
+@click.group("credentials")
+def credentials_command() -> None:
+    """Store what each person uses MCP servers with (`credentials = "per-principal"`)."""
+
+
+@credentials_command.command("set")
+@click.argument("server")
+@principal_option
+@click.option("--name", help="Which one, if the server needs several.")
+@pass_config
+def set_command(config: Config, *, server: str, principal: str, name: str | None) -> int:
+    """Store a credential for SERVER, an entry of mcpServers.
+
+    It is read from stdin, or asked for on a terminal, and stored encrypted. A running server uses
+    it at once.
+    """
+    from ..capabilities.credential_keys import load_keys
+    from ..capabilities.credential_store import CredentialStore, check_principal
+
+    needed = find_server(config, server).find_placeholders()
+    chosen = choose_name(server, name, list(needed))
+    check_principal(principal)
+    keys = load_keys(config.credentials, config.server.data_dir)
+    secret = read_secret(server, chosen)
+    if problem := check_credential(secret, needed[chosen]):
+        raise InvalidRequest(f"The credential is not stored: {problem}.")
+    store = CredentialStore(config.server.data_dir)
+    store.set_credential((server, principal, chosen), secret, keys)
+    named = "" if chosen == DEFAULT_NAME else f" ({chosen})"
+    ConsoleWriter().write_line(f"stored a credential of {principal} for {server}{named}")
+    return 0
+
+
+@credentials_command.command("list")
+@json_option
+@pass_config
+def list_command(config: Config, *, as_json: bool) -> int:
+    """List who has a credential for which server, without the credentials."""
+    from ..capabilities.credential_store import CredentialStore
+
+    rows = CredentialStore(config.server.data_dir).list_credentials()
+    if as_json:
+        print_json(
+            [
+                {
+                    "server": row.upstream,
+                    "principal": row.principal,
+                    "name": row.name,
+                    "changed": row.changed_at,
+                    "is_used": is_used(config, row.upstream, row.name),
+                }
+                for row in rows
+            ]
+        )
+        return 0
+    writer = ConsoleWriter()
+    for row in rows:
+        note = "" if is_used(config, row.upstream, row.name) else "  (no server uses it)"
+        changed = format_time(row.changed_at)
+        writer.write_line(f"{row.upstream:16}  {row.principal:20}  {row.name:12}  {changed}{note}")
+    if not rows:
+        writer.write_note("There are no credentials: `credentials set SERVER` stores one.")
+    return 0
+
+
+@credentials_command.command("remove")
+@click.argument("server")
+@principal_option
+@click.option("--name", help="Which one; by default all for SERVER.")
+@pass_config
+def remove_command(config: Config, *, server: str, principal: str, name: str | None) -> int:
+    """Remove a credential for SERVER; a running server ends the connection that uses it."""
+    from ..capabilities.credential_store import CredentialStore
+
+    store = CredentialStore(config.server.data_dir)
+    count = store.remove_credentials(server, principal, name)
+    what = "a credential" if count == 1 else f"{count} credentials"
+    ConsoleWriter().write_line(f"removed {what} of {principal} for {server}")
+    return 0
+
+
+@credentials_command.command("new-key")
+def new_key_command() -> int:
+    """Print a new key, which encrypts credentials.
+
+    Put it into the variable MCPRUNTIME_CREDENTIALS_KEY, or into a file that [credentials] key_file
+    names. In front of the keys that are there, it encrypts; the others still decrypt.
+    """
+    from ..capabilities.credential_keys import create_key
+
+    print_text(create_key())
+    return 0
+
+
+@credentials_command.command("encrypt-again")
+@pass_config
+def encrypt_again_command(config: Config) -> int:
+    """Encrypt all credentials with the first key; afterwards the other keys are not needed."""
+    from ..capabilities.credential_keys import load_keys
+    from ..capabilities.credential_store import CredentialStore
+
+    keys = load_keys(config.credentials, config.server.data_dir)
+    count = CredentialStore(config.server.data_dir).encrypt_again(keys)
+    ConsoleWriter().write_line(f"encrypted {count} credentials with the first key")
+    return 0
+
+
+def find_server(config: Config, name: str) -> UpstreamSettings:
+    """Return an entry of mcpServers whose credentials are per principal."""
+    entry = config.mcpServers.get(name)
+    if entry is None:
+        hint = suggest_names(name, config.mcpServers) if config.mcpServers else ""
+        raise NotFound(f"There is no entry {name!r:.80} in mcpServers.{hint}")
+    if not entry.is_per_principal:
+        raise InvalidRequest(
+            f"The credentials of {name} are shared: they are in the settings.",
+            remedy=f'Write `credentials = "{PER_PRINCIPAL}"` and `${{credential}}` into its entry.',
+        )
+    return entry
+
+
+def choose_name(server: str, name: str | None, names: list[str]) -> str:
+    """Return the name of the credential that is meant, one of `names`."""
+    listed = ", ".join(names)
+    if name is None and len(names) > 1:
+        raise InvalidRequest(f"{server} needs several credentials.", remedy=f"--name: {listed}.")
+    if name is not None and name not in names:
+        raise InvalidRequest(f"{server} uses no credential {name!r:.60}.", remedy=f"Use: {listed}.")
+    return names[0] if name is None else name
+
+
+def read_secret(server: str, name: str) -> str:
+    """Return what stdin has, without the newline at its end; on a terminal, what is typed."""
+    if sys.stdin.isatty():
+        named = "" if name == DEFAULT_NAME else f" ({name})"
+        prompt = f"Credential for {server}{named}"
+        secret: str = click.prompt(prompt, hide_input=True, err=True)
+        return secret
+    data = sys.stdin.buffer.read(MAX_CREDENTIAL_BYTES + 3)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        if len(data) > MAX_CREDENTIAL_BYTES:
+            text = "?" * len(data)  # which is refused for its size
+        else:
+            raise InvalidRequest("The credential is not stored: it is not UTF-8 text.") from None
+    return text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")
+
+
+def is_used(config: Config, server: str, name: str) -> bool:
+    """Return whether an entry of mcpServers needs a credential of this name."""
+    entry = config.mcpServers.get(server)
+    return entry is not None and entry.is_per_principal and name in entry.find_placeholders()
