@@ -157,7 +157,7 @@ def serialize_skill(skill: Skill) -> dict[str, Any]:
         "signature": format_signature(skill.signature),
         "summary": skill.summary,
         "tools": dict(skill.tool_digests),
-        "skills": dict(skill.skill_digests),
+        "skills": list(skill.used_skills),
         "cases": len(skill.cases),
         "origin": skill.origin,
         "at": skill.saved_at,

@@ -69,12 +69,13 @@ def test_an_edited_draft_keeps_only_the_case_that_was_recorded_with_it() -> None
 
 def test_a_skill_must_not_use_itself_through_others() -> None:
     skills = {
-        "one": (skill("one", skill_digests={"two": ""}),),
-        "two": (skill("two", skill_digests={"three@2": ""}),),
+        "one": (skill("one", source=f"from skills.two import run as two\n{SOURCE}"),),
+        "two": (skill("two", source=f"import skills.three.v2 as three\n{SOURCE}"),),
     }
-    check_dependency_cycle("four", ["one"], skills)
+    user = "import skills\ndef run():\n    return skills.one.v1()\n"
+    check_dependency_cycle(skill("four", source=user), skills)
     with pytest.raises(SkillRefused, match="three would use itself, through one, three, two"):
-        check_dependency_cycle("three", ["one@1"], skills)
+        check_dependency_cycle(skill("three", source=user), skills)
 
 
 def test_cases_with_credentials_are_refused() -> None:

@@ -83,6 +83,7 @@ def test_an_incomplete_copy_is_written_again(store: SkillStore) -> None:
     second = add(store, n=2)
     (folder / "skill.py").write_bytes((folder / "versions" / "1" / "skill.py").read_bytes())
     (folder / "SKILL.md").write_bytes(old)
+    (folder / "skill.toml").unlink()  # which is written last
     assert [each.version for each in SkillStore(store.folder).versions("greet_all")] == [1, 2]
     assert (folder / "skill.py").read_text() == second.source
 

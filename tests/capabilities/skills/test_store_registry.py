@@ -31,7 +31,9 @@ def add(
     state: SkillState = "active",
     uses: str = "",
 ) -> Skill:
-    source = SOURCE.replace("{n}", str(n))
+    source = f"import skills\n{SOURCE}".replace("{n}", str(n))
+    if uses:
+        source = source.replace("city +", f"skills.{uses}(city) +")
     case = RecordedCase({"city": SECRET}, stdout=SECRET)
     skill = Skill(
         name,
@@ -40,7 +42,6 @@ def add(
         (case,),
         state=state,
         origin="r_ann",
-        skill_digests={uses: ""} if uses else {},
     )
     return stores.open_store(owner).add_version(skill)
 
@@ -89,7 +90,7 @@ def test_of_a_shared_skill_others_get_the_code_and_nothing_else(stores: StoreReg
     add(stores, "ann", n=3, state="draft")
     assert seen(stores, "bob") == {"greet": [("ann", 1), ("ann", 2)]}
     skill = pick_version(stores.visible_versions("bob"), "greet")
-    assert (skill.version, skill.source) == (2, SOURCE.replace("{n}", "2"))
+    assert (skill.version, skill.source) == (2, f"import skills\n{SOURCE}".replace("{n}", "2"))
     files = stores.read_files("bob", skill)
     assert sorted(files) == ["SKILL.md", "skill.py"]
     assert SECRET not in f"{skill} {files}"
@@ -166,7 +167,7 @@ def test_one_principal_shares_a_name_until_it_unshares_it(stores: StoreRegistry)
 
 def test_what_a_shared_skill_uses_is_shared_first(stores: StoreRegistry) -> None:
     used = add(stores, "ann", "used")
-    user = add(stores, "ann", "user", uses="used@1")
+    user = add(stores, "ann", "user", uses="used.v1")
     with pytest.raises(InvalidRequest, match="user uses the skill used, which is not shared"):
         stores.share_skill(user)
     stores.share_skill(used)

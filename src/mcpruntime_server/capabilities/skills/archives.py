@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from ...errors import SkillRefused
 from .docstrings import to_one_line
 from .guides import parse_front_matter
-from .lint import check_source, find_skill_names
+from .lint import check_source
 from .model import Skill
 from .selection import check_case, check_dependency_cycle
 from .signing import is_signature_valid
@@ -92,8 +92,7 @@ def import_archive(
                 return store.set_signature(known, signature, signer_key), True
             return known, True
     check_source(theirs.source, packages)
-    used = find_skill_names(theirs.source)
-    check_dependency_cycle(theirs.name, used, skills)
+    check_dependency_cycle(theirs, skills)
     for case in theirs.cases:
         check_case(case)
     imported = Skill(
@@ -108,7 +107,6 @@ def import_archive(
             for tool, schemas in theirs.tool_digests.items()
             if len(tool) <= MAX_TOOL_NAME_CHARS
         },
-        skill_digests={name: theirs.skill_digests.get(name, "") for name in used},
         signature_hex=signature,
         signer_key=signer_key,
     )

@@ -204,13 +204,6 @@ class SkillLibrary:
         """Return the digest of a tool's schemas; "" if it is not known."""
         return self._tool_digest(tool)
 
-    async def skill_digest(self, name: str) -> str:
-        """Return the digest of a skill; "" if there is none of that name."""
-        try:
-            return (await self.get(name)).digest
-        except McpRuntimeError:
-            return ""
-
     async def next_version(self, name: str) -> int:
         """Return the number that the next version of a skill will have."""
         return await to_thread.run_sync(self._store.next_version, name)

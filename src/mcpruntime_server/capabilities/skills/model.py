@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ...journal.events import RunValue
 from ...journal.recording import RecordedCall
 from ...journal.rows import LOCAL_PRINCIPAL
+from .lint import find_skill_names
 from .signatures import Signature, entry_of, parse_source, signature_of
 
 TOOL_PREFIX, MODEL_PREFIX = "tools.", "llm."  # of the targets of calls
@@ -71,10 +72,10 @@ class Skill:
     `was_in_use` whether it is or ever was. `origin` is the id of the run that it was made of, or
     "code", "edit" or "import".
 
-    `tool_digests` has the digest of each tool's schemas when the skill was last checked, and
-    `skill_digests` those of the skills that it uses. `described_by` is the model that found its
-    words, if one did; the words and parameters of one that `is_hand_written` are its author's.
-    `signature_hex` was made with the key `signer_key`; "" if it is unsigned.
+    `tool_digests` has the digest of each tool's schemas when the skill was last checked.
+    `described_by` is the model that found its words, if one did; the words and parameters of one
+    that `is_hand_written` are its author's. `signature_hex` was made with the key `signer_key`; ""
+    if it is unsigned.
     """
 
     name: str
@@ -87,7 +88,6 @@ class Skill:
     origin: str = ""
     saved_at: float = 0.0
     tool_digests: Mapping[str, str] = field(default_factory=dict)
-    skill_digests: Mapping[str, str] = field(default_factory=dict)
     described_by: str = ""
     is_hand_written: bool = False
     signature_hex: str = ""
@@ -106,13 +106,18 @@ class Skill:
         """What its function `run` takes and returns; raises `SkillRefused` if it has none."""
         return signature_of(entry_of(parse_source(self.source)))
 
+    @cached_property
+    def used_skills(self) -> Sequence[str]:
+        """The skills that its code names; an exact version is "weather_report@2"."""
+        return find_skill_names(self.source)
+
     @property
     def call_targets(self) -> list[str]:
         """What it calls: tools, skills, and anything else that it asked the host for."""
         targets = {call.target for case in self.cases for call in case.calls}
         return [
             *(f"{TOOL_PREFIX}{tool}" for tool in self.tool_digests),
-            *(f"skills.{name}" for name in self.skill_digests),
+            *(f"skills.{name}" for name in self.used_skills),
             *sorted(target for target in targets if not target.startswith(TOOL_PREFIX)),
         ]
 

@@ -25,7 +25,7 @@ from ...journal.store import Journal
 from .descriptions import NOT_DESCRIBED, apply_summary, needs_description
 from .gate import OpenTrial, Verdict, run_gate
 from .library import SkillLibrary
-from .lint import check_source, find_skill_names, find_tool_names
+from .lint import check_source, find_tool_names
 from .model import (
     CONTEXT_NAME,
     MAX_INPUT_BYTES,
@@ -306,8 +306,7 @@ class SkillSaver:
     async def _check(self, skill: Skill) -> None:
         """Raise `SkillRefused` if code or cases cannot be those of a skill."""
         await anyio.to_thread.run_sync(check_source, skill.source, self._packages)
-        used = find_skill_names(skill.source)
-        check_dependency_cycle(skill.name, used, await self.library.all_versions())
+        check_dependency_cycle(skill, await self.library.all_versions())
         for case in skill.cases:
             check_case(case)
 
@@ -349,7 +348,6 @@ class SkillSaver:
         called = {call.target for case in skill.cases for call in case.calls}
         tools = {each.removeprefix(TOOL_PREFIX) for each in called if each.startswith(TOOL_PREFIX)}
         tools |= set(find_tool_names(skill.source))
-        skills = find_skill_names(skill.source)
         saved = Skill(
             name=skill.name,
             summary=skill.summary,
@@ -360,7 +358,6 @@ class SkillSaver:
             origin=skill.origin,
             saved_at=time.time(),
             tool_digests={tool: self.library.tool_digest(tool) for tool in sorted(tools)},
-            skill_digests={name: await self.library.skill_digest(name) for name in skills},
             described_by=skill.described_by,
         )
         return await self.library.add_version(saved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -91,9 +91,9 @@ def check_case(case: RecordedCase) -> None:
         )
 
 
-def check_dependency_cycle(name: str, used: Collection[str], skills: VersionsByName) -> None:
-    """Raise `SkillRefused` if a skill that uses the skills `used` would use itself."""
-    remaining, seen = list(used), set[str]()
+def check_dependency_cycle(skill: Skill, skills: VersionsByName) -> None:
+    """Raise `SkillRefused` if a skill would use itself, through others."""
+    name, remaining, seen = skill.name, list(skill.used_skills), set[str]()
     while remaining:
         other = remaining.pop().partition("@")[0]
         if other == name:
@@ -103,7 +103,7 @@ def check_dependency_cycle(name: str, used: Collection[str], skills: VersionsByN
             )
         if other not in seen:
             seen.add(other)
-            remaining += [each for skill in skills.get(other, ()) for each in skill.skill_digests]
+            remaining += [each for used in skills.get(other, ()) for each in used.used_skills]
 
 
 # skills that do the same --------------------------------------------------------------------------

@@ -7,7 +7,7 @@
 Rule 1: a version is written beside the store and renamed into it, so it exists completely or not at
 all. Its content is never written again. Its manifest, which has its state, is replaced as a whole.
 Rule 2: everything outside `versions/` is a copy. An edited copy becomes a new draft version; a copy
-that a dying process left incomplete is written again.
+without a manifest, which a dying process left, is written again.
 Rule 3: several processes may use one store. A process that changes it holds its lock.
 Rule 4: on every way into use, the store checks whether a version may replace a signed one
 (`signing`). Such a version takes older ones out of use that could not replace it.
@@ -31,7 +31,7 @@ from pathlib import Path
 from ...errors import McpRuntimeError, NotFound, SkillRefused, Unavailable
 from ...journal.rows import LOCAL_PRINCIPAL
 from ..atomic_files import write_atomically
-from .lint import find_skill_names, find_tool_names
+from .lint import find_tool_names
 from .model import Skill, SkillState
 from .signing import is_signed_by, succession_problem
 from .skill_names import name_problem, to_slug
@@ -43,6 +43,7 @@ from .version_files import (
     SOURCE_FILE,
     VERSION_FILES,
     FileContents,
+    compute_content_digest,
     decode_manifest,
     encode_manifest,
     load_skill,
@@ -305,23 +306,22 @@ class SkillStore:
     def _adopt_edits(self, name: str, folder: Path) -> None:
         """Add a draft version of a folder that somebody has edited or created."""
         try:
-            found = read_version_files(folder)
-            if SOURCE_FILE not in found or _is_published_copy(folder, found):
+            if not _needs_attention(folder, read_version_files(folder)):
                 return
             with self._lock():
-                if not _is_published_copy(folder, found):
-                    self._adopt(name, folder, found)
+                found = read_version_files(folder)  # again: it was perhaps being written
+                if MANIFEST_FILE not in found and _version_numbers(folder):
+                    _publish(folder)
+                elif _needs_attention(folder, found):
+                    self._adopt(name, found)
         except (McpRuntimeError, OSError, ValueError) as exc:
             self.problems[name] = str(exc)
 
-    def _adopt(self, name: str, folder: Path, found: FileContents) -> None:
-        """Add edited files as a draft version. A copy that is only incomplete is written again."""
+    def _adopt(self, name: str, found: FileContents) -> None:
+        """Add edited files as a draft version."""
         content = dict(without_manifest(found))
-        if _is_mixed_copy(folder, content):
-            _publish(folder)
-            return
         before = decode_manifest(found[MANIFEST_FILE]) if MANIFEST_FILE in found else {}
-        edited = make_skill({SOURCE_FILE: b"", **content}, {**before, "name": name})
+        edited = make_skill(content, {**before, "name": name})
         skill = Skill(
             name=name,
             summary=edited.summary or name,
@@ -332,9 +332,6 @@ class SkillStore:
             tool_digests={
                 **dict.fromkeys(find_tool_names(edited.source), ""),
                 **edited.tool_digests,
-            },
-            skill_digests={
-                used: edited.skill_digests.get(used, "") for used in find_skill_names(edited.source)
             },
         )
         if SKILL_FILE not in content:
@@ -361,45 +358,40 @@ def _version_numbers(folder: Path) -> list[int]:
 
 def _published_number(folder: Path) -> int | None:
     """Return the version that a skill's folder shows: the newest active one, or else the newest."""
-    numbers = _version_numbers(folder)
-    for number in reversed(numbers):
+    newest = None
+    for number in reversed(_version_numbers(folder)):
         try:
             data = read_plain_file(_version_folder(folder, number) / MANIFEST_FILE)
-            if decode_manifest(data).get("state") == "active":
-                return number
+            state = decode_manifest(data).get("state")
         except (McpRuntimeError, OSError):
             continue
-    return numbers[-1] if numbers else None
+        newest = newest or number
+        if state == "active":
+            return number
+    return newest
 
 
 def _publish(folder: Path) -> None:
-    """Copy the version that a skill's folder shows into the folder."""
+    """Copy the version that a skill's folder shows into the folder, the manifest last."""
     number = _published_number(folder)
     if number is None:
         return
     wanted = read_version_files(_version_folder(folder, number))
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
     for path in read_version_files(folder).keys() - wanted.keys():
         (folder / path).unlink()
-    _write_files(folder, wanted)
+    _write_files(folder, without_manifest(wanted))
+    _write_files(folder, {MANIFEST_FILE: wanted[MANIFEST_FILE]})
 
 
-def _is_published_copy(folder: Path, found: FileContents) -> bool:
-    """Return whether the files in a skill's folder are those of the version that it shows."""
-    number = _published_number(folder)
-    if number is None:
-        return False
-    wanted = without_manifest(read_version_files(_version_folder(folder, number)))
-    return all(found.get(path) == data for path, data in wanted.items())
-
-
-def _is_mixed_copy(folder: Path, content: FileContents) -> bool:
-    """Return whether each file is that of some version: then a copy is incomplete, not edited."""
-    versions = [
-        read_version_files(_version_folder(folder, number)) for number in _version_numbers(folder)
-    ]
-    return bool(versions) and all(
-        any(version.get(path) == data for version in versions) for path, data in content.items()
+def _needs_attention(folder: Path, found: FileContents) -> bool:
+    """Return whether the files in a skill's folder are not a whole copy of a version."""
+    if MANIFEST_FILE not in found:
+        return SOURCE_FILE in found or bool(_version_numbers(folder))
+    is_copy = decode_manifest(found[MANIFEST_FILE]).get("digest") == compute_content_digest(
+        without_manifest(found)
     )
+    return SOURCE_FILE in found and not is_copy
 
 
 def _file_state(folder: Path) -> tuple[object, ...]:

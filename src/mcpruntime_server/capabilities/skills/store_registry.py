@@ -128,7 +128,7 @@ class StoreRegistry:
                     f"{owner} shares a skill {skill.name} already.",
                     remedy=f"Save it under another name, or unshare that of {owner}.",
                 )
-            for reference in skill.skill_digests:
+            for reference in skill.used_skills:
                 used = reference.partition("@")[0]
                 if shared.get(used) != self.find_owner(skill.owner, used):
                     raise InvalidRequest(

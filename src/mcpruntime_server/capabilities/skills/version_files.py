@@ -111,7 +111,7 @@ def render_version_files(skill: Skill) -> dict[str, bytes]:
         is_async=skill.signature.is_async,
         parameters=[(key, value, descriptions.get(key, "")) for key, value in examples.items()],
         tools=sorted(skill.tool_digests),
-        skills=sorted(skill.skill_digests),
+        skills=skill.used_skills,
         has_cases=bool(cases),
         asks_model=any(is_model_request(call.target) for case in cases for call in case.calls),
     )
