@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents conformance deployment-tools demo test test-all lint check attack fuzz coverage bench bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents conformance deployment-tools demo test test-all lint check attack fuzz coverage bench load bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -69,6 +69,10 @@ coverage: image upstreams agents conformance deployment-tools
 
 bench: image upstreams
 	@$(BIN)/python bench/perf.py
+
+# Fifty clients for five minutes over HTTP: nothing else may work on the machine.
+load: image upstreams
+	@$(BIN)/python bench/load.py
 
 bench-llm: image
 	@$(BIN)/python bench/long_context.py

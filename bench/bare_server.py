@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import anyio
+import uvicorn
 from mcp.server import MCPServer
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel
@@ -44,4 +47,9 @@ async def nap(n: int, ms: int) -> NoopResult:
 
 
 if __name__ == "__main__":
-    server.run()
+    if sys.argv[1:]:  # a port: over HTTP, without the log of requests
+        uvicorn.run(
+            server.streamable_http_app(), port=int(sys.argv[1]), log_level="warning", lifespan="on"
+        )
+    else:
+        server.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import anyio
 import httpx2
 import pytest
 from mcp import MCPError
+
+from mcpruntime_server.cli.serve import bind_listener
+from mcpruntime_server.config import HttpSettings
 
 from ..helpers.commands import run_command
 from ..helpers.http_service import HttpService, open_http_service
@@ -285,6 +289,11 @@ async def test_clients_that_leave_and_clients_that_wait_harm_nobody(
         assert (await client.run("1 + 1")).value == 2
     for stream in idle:
         await stream.aclose()
+
+
+def test_small_parts_are_sent_at_once() -> None:
+    with bind_listener(HttpSettings(port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's algorithm on
 
 
 # who may start it ---------------------------------------------------------------------------------

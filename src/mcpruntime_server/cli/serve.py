@@ -92,7 +92,10 @@ def bind_listener(settings: HttpSettings) -> socket.socket:
     """Return a listening socket; raises `ConfigError`."""
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        address = (settings.host, settings.port)
+        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+        # A socket that knows its protocol: asyncio lets only such ones send small parts at once.
+        return socket.socket(fileno=listener.detach())
     except (OSError, UnicodeError) as exc:
         reason = getattr(exc, "strerror", "") or "the name is not valid"
         raise ConfigError(

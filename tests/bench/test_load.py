@@ -1,0 +1,30 @@
+"""The load is applied to real servers. Its figures depend on the machine and are not checked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+LOAD = Path(__file__).parents[2] / "bench" / "load.py"
+
+
+def test_a_little_load_is_measured_without_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "load.json"
+    options = ("--quick", "--clients", "2", "--duration", "3", "--json", str(file))
+    done = subprocess.run(
+        [sys.executable, str(LOAD), *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(file.read_text())
+    assert report["failures"] == {}
+    rows = report["rows"]
+    assert rows["load"]["ours"]["n"] == rows["load"]["baseline"]["n"] > 20
+    assert rows["load-errors"]["figure"] == rows["readers-missed"]["figure"] == 0
+    for row in rows.values():
+        assert row["title"] in done.stdout
