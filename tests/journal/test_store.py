@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from hashlib import sha256
@@ -14,11 +15,14 @@ from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
 from mcpruntime_server.journal import Journal, open_journal, schema, store
 from mcpruntime_server.journal.events import (
     CallFinished,
+    EncodedJson,
     Event,
     OutputWritten,
     RunFinished,
     RunStarted,
     UnknownEvent,
+    encode_json,
+    event_to_json,
 )
 
 
@@ -97,6 +101,22 @@ async def test_large_fields_are_blobs_and_equal_ones_are_stored_once(
     assert await journal.load_events("s_1") == given
     assert len([path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]) == 1
     assert (tmp_path / "journal.db-wal").stat().st_size < 500_000
+
+
+async def test_a_value_that_is_encoded_already_is_stored_as_it_is(
+    journal: Journal, tmp_path: Path
+) -> None:
+    long = ["ä" * 100_000]
+    encoded = EncodedJson(encode_json(long).encode("ascii"))
+    appended = journal.append("s_1", CallFinished(1, encoded, summary={"args": {}, "outcome": "x"}))
+    journal.append("s_1", CallFinished(2, long))
+    read = await journal.load_events("s_1")
+    assert [stored.event for stored in read] == [
+        CallFinished(1, long, summary={"args": {}, "outcome": "x"}),
+        CallFinished(2, long),
+    ]
+    assert len([path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]) == 1
+    assert json.loads(event_to_json(appended.event))["value"] == long
 
 
 async def test_an_event_that_is_not_json_is_rejected_at_once_and_leaves_no_gap(

@@ -213,3 +213,12 @@ def test_many_paths_are_taken() -> None:
     paths = [f"folder {n}/..x/.y/{n}.txt" for n in range(10_000)]
     message = wire.FilesChanged(1, paths, ["a", "..."])
     assert wire.MessageDecoder().decode_messages(wire.encode_message(message)) == [message]
+
+
+def test_a_value_that_is_encoded_already_is_sent_as_it_is() -> None:
+    value = {"a": [1, "\u20ac"]}
+    encoded = wire.EncodedValue(json.dumps(value).encode())
+    [reply] = wire.MessageDecoder().decode_messages(wire.encode_message(wire.Reply(7, encoded)))
+    assert reply == wire.Reply(7, value)
+    with pytest.raises(wire.WireError, match="the limit is"):
+        wire.encode_message(wire.Reply(7, wire.EncodedValue(b"1" * wire.MAX_FRAME_BYTES)))

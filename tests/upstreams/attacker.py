@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from threading import Timer
 from typing import Any
 
 MB = 1_000_000
@@ -69,6 +70,20 @@ def answer_twice(number: Any) -> None:
         tell(number, "done")
 
 
+def flood_with_large_lines(number: Any) -> None:
+    for _ in range(100):
+        write(notice("message", level="info", data="x" * MB))
+    tell(number, "done")
+
+
+def answer_others(number: Any) -> None:
+    """Answer two requests that nobody has made with large answers, then the right one."""
+    text = {"content": [{"type": "text", "text": "x" * MB}]}
+    say(id=number + 1_000, result=text)
+    write(json.dumps({"jsonrpc": "2.0", "result": text, "id": number + 2_000, "more": 1}) + "\n")
+    tell(number, "done")
+
+
 def ask_with_long_ids(number: Any) -> None:
     for count in range(30):
         say(id=str(count) + "i" * MB, method="ping")
@@ -80,10 +95,20 @@ FORM = {"message": "who?", "requestedSchema": SCHEMA}
 CALLS: dict[str, Callable[[Any], object]] = {
     "kind": lambda n: tell(n, "hello"),
     # answers that are just within the limits
-    "large_text": lambda n: tell(n, "x" * 15 * MB),
-    "large_escapes": lambda n: tell(n, "\n" * 7 * MB),
-    "large_wide_text": lambda n: write((HEAD % n) + '"' + "\u20ac" * 5 * MB + '"}}}\n'),
+    "large_text": lambda n: tell(n, "x" * (8 * MB - 100)),
+    "large_escapes": lambda n: tell(n, "\n" * (4 * MB - 50)),
+    "large_wide_text": lambda n: write((HEAD % n) + '"' + "\u20ac" * 2_600_000 + '"}}}\n'),
     "large_object": lambda n: write((HEAD % n) + "[" + "{}," * 120_000 + "{}]}}}\n"),
+    "large_numbers": lambda n: write((HEAD % n) + "[" + "1234567890.5," * 240_000 + "1]}}}\n"),
+    "large_json_text": lambda n: tell(n, json.dumps([{"a": "x" * 50}] * 100_000)),
+    "large_error": lambda n: say(
+        id=n, error={"code": -32000, "message": "failed" * 200_000, "data": ["d" * 5 * MB]}
+    ),
+    "large_failure": lambda n: say(
+        id=n, result={"isError": True, "content": [{"type": "text", "text": "failed" * MB}]}
+    ),
+    "large_log_line": flood_with_large_lines,
+    "other_answers": answer_others,
     "large_keys": lambda n: write(
         (HEAD % n) + "{" + ",".join(f'"{i}":0' for i in range(240_000)) + "}}}}\n"
     ),
@@ -154,12 +179,33 @@ def slow_page(count: int) -> dict[str, Any]:
     return page(count, [tool("kind"), tool(f"t{count}")])
 
 
+def described_tool(number: int) -> dict[str, Any]:
+    schema = {"type": "string", "description": "some words about it", "enum": ["a", "b", "c"]}
+    properties = {f"p{n}": schema for n in range(12)}
+    return {
+        "name": f"t{number}",
+        "description": "What this tool does. " * 20,
+        "inputSchema": {"type": "object", "properties": properties, "required": ["p1"]},
+        "outputSchema": {"type": "object", "properties": properties},
+    }
+
+
+def changing_page(count: int) -> dict[str, Any]:
+    """Return one page of other tools each time, and announce the next change."""
+    Timer(0.5, write, [notice("tools/list_changed")]).start()
+    names = (f"t{next(CHANGES)}_{n}" for n in range(1_000))
+    return {"tools": [tool("kind"), *(tool(each, description="words " * 50) for each in names)]}
+
+
+CHANGES = itertools.count()
 LISTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "calls": lambda _: {"tools": [tool(name) for name in CALLS]},
     "same_page": page,
     "same_cursor": lambda n: page(1, [tool("kind"), tool(f"t{n}")]),
     "new_pages": lambda n: page(n, [tool("kind"), tool(f"t{n}")]),
     "empty_pages": lambda n: {"tools": [tool("kind")] if n == 1 else [], "nextCursor": f"{n}"},
+    "large_tools": lambda _: {"tools": [tool("kind"), *map(described_tool, range(900))]},
+    "changing_tools": changing_page,
     "many_tools": lambda n: page(n, [tool("kind"), *(tool(f"t{n}_{i}") for i in range(1_000))]),
     "long_tools": lambda n: page(n, [tool("kind"), tool(f"t{n}", description="d" * 4 * MB)]),
     "long_cursors": lambda n: page(n, [tool("kind"), tool(f"t{n}")], size=4 * MB),

@@ -14,7 +14,7 @@ rises only when the meaning of an existing field changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -361,8 +361,30 @@ EVENT_FIELDS: Mapping[type[Event], Mapping[str, bool]] = {  # field -> whether i
     for cls in EVENT_CLASSES.values()
 }
 
-_encode_in_order = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-_encode_sorted = json.JSONEncoder(allow_nan=False, separators=(",", ":"), sort_keys=True).encode
+
+@dataclass(frozen=True)
+class EncodedJson:
+    """JSON data as the ASCII text in which it is written: large data need not be built to pass."""
+
+    data: bytes
+
+    def decode(self) -> Any:
+        """Return the data."""
+        return decode_json(self.data.decode("ascii"))
+
+
+def _decode_encoded(value: Any) -> Any:
+    if isinstance(value, EncodedJson):
+        return value.decode()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+_encode_in_order = json.JSONEncoder(
+    allow_nan=False, separators=(",", ":"), default=_decode_encoded
+).encode
+_encode_sorted = json.JSONEncoder(
+    allow_nan=False, separators=(",", ":"), sort_keys=True, default=_decode_encoded
+).encode
 
 
 def event_kind(event: Event) -> str:
@@ -422,10 +444,22 @@ def _encode_checked(encode: Callable[[Any], str], value: Any) -> str:
         raise ValueError(f"This is not JSON data: {exc}.") from exc
 
 
-def event_to_json(event: Event) -> str:
-    """Return the fields of `event` as a JSON object; raises `ValueError` if that is impossible."""
+def encoded_fields(event: Event) -> dict[str, bytes]:
+    """Return the fields of `event` that are encoded already."""
+    fields = event_fields(event).items()
+    return {name: value.data for name, value in fields if isinstance(value, EncodedJson)}
+
+
+def event_to_json(event: Event, left_out: Collection[str] = ()) -> str:
+    """Return the fields of `event` as a JSON object, but for those that are `left_out`.
+
+    Raises `ValueError` if that is impossible.
+    """
+    written = event_fields(event)
+    if left_out:
+        written = {name: value for name, value in written.items() if name not in left_out}
     try:
-        return encode_json(event_fields(event))
+        return encode_json(written)
     except ValueError as exc:
         raise ValueError(f"An event of kind {event_kind(event)} cannot be recorded. {exc}") from exc
 

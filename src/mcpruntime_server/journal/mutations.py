@@ -10,7 +10,7 @@ Text from outside is stored with its lone surrogates escaped, because SQLite rej
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from sqlite3 import Connection, IntegrityError
 
@@ -82,15 +82,19 @@ def insert_event(
             _move_tip(connection, stored, event)
 
 
-def split_large_fields(blobs: BlobStore, event: Event, text: str) -> tuple[str, str | None]:
+def split_large_fields(
+    blobs: BlobStore, event: Event, text: str, encoded_fields: Mapping[str, bytes]
+) -> tuple[str, str | None]:
     """Return the columns `body` and `large_fields` of an event; the latter become blobs.
 
-    `text` is the JSON of all its fields.
+    `text` is the JSON of all its fields but for those that are encoded already.
     """
+    digests = {name: blobs.put(data) for name, data in encoded_fields.items()}
     if len(text) <= MAX_INLINE_CHARS:
-        return text, None
-    fields = dict(event_fields(event))
-    digests = {}
+        return text, encode_json(digests) if digests else None
+    fields = {
+        name: value for name, value in event_fields(event).items() if name not in encoded_fields
+    }
     for name, value in list(fields.items()):
         encoded = encode_json(value)
         if len(encoded) > MAX_INLINE_CHARS:

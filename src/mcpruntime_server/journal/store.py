@@ -24,6 +24,7 @@ from collections.abc import (
     Callable,
     Collection,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -51,6 +52,7 @@ from .events import (
     OutputWritten,
     QuestionAsked,
     RunFinished,
+    encoded_fields,
     event_to_json,
 )
 from .journal_writer import JournalWriter
@@ -209,12 +211,14 @@ class Journal:
             raise JournalFailed(
                 f"The journal {self._path} cannot keep up with the disk.", remedy="Free some space."
             )
-        text = event_to_json(event)
-        self._count_bytes(session_id, run_id, event, len(text) + EVENT_OVERHEAD_BYTES)
+        encoded = encoded_fields(event)
+        text = event_to_json(event, encoded)
+        size_bytes = len(text) + sum(map(len, encoded.values())) + EVENT_OVERHEAD_BYTES
+        self._count_bytes(session_id, run_id, event, size_bytes)
         sequence = self._last_sequences[session_id] + 1
         self._last_sequences[session_id] = sequence
         stored = StoredEvent(session_id, sequence, run_id, time.time(), event)
-        self._enqueue_event(stored, text)
+        self._enqueue_event(stored, text, encoded, size_bytes)
         if isinstance(event, RunFinished):
             self._ends_appended += 1
         changed = self._changes.pop(session_id, None)
@@ -354,12 +358,13 @@ class Journal:
         result: T = await self._writer.execute(work)
         return result
 
-    def _enqueue_event(self, stored: StoredEvent, text: str) -> None:
-        size_bytes = len(text) + EVENT_OVERHEAD_BYTES
+    def _enqueue_event(
+        self, stored: StoredEvent, text: str, encoded: Mapping[str, bytes], size_bytes: int
+    ) -> None:
         columns: list[tuple[str, str | None]] = []
 
         def store_large_fields() -> None:
-            columns[:] = [mutations.split_large_fields(self.blobs, stored.event, text)]
+            columns[:] = [mutations.split_large_fields(self.blobs, stored.event, text, encoded)]
 
         def insert(rows: Connection) -> None:
             if not columns:
@@ -367,7 +372,8 @@ class Journal:
             mutations.insert_event(rows, stored, *columns[0])
 
         # A transaction that waited for the disk for each blob would keep everybody else waiting.
-        waits_for_disk = self.survives_machine and len(text) > mutations.MAX_INLINE_CHARS
+        is_large = bool(encoded) or len(text) > mutations.MAX_INLINE_CHARS
+        waits_for_disk = self.survives_machine and is_large
         self._writer.enqueue(insert, size_bytes, store_large_fields if waits_for_disk else None)
 
     # sessions and runs ----------------------------------------------------------------------

@@ -25,12 +25,13 @@ from ..journal.events import (
     ApprovedCall,
     CallError,
     Effect,
+    EncodedJson,
     ModelRequest,
     QuestionAnswered,
     canonical_json,
 )
 from ..protocol.library_names import PLANNED_RESULT_TEXT
-from ..protocol.wire import ABANDON_TARGET, Call, Reply, escape_surrogates
+from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply, escape_surrogates
 from .call_journal import CallJournal, LedgerEntry, measure
 from .observer import NO_OBSERVERS, ObservedCall, Observers
 from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND
@@ -248,6 +249,8 @@ class Router:
             return Reply(call.call_id, None, dict(error))
         if not journal.is_abandoned(number):
             entry.status = "ok"
+        if isinstance(value, EncodedJson):
+            return Reply(call.call_id, EncodedValue(value.data))
         return Reply(call.call_id, value)
 
     async def _handle_call(self, active: ActiveCall, args: dict[str, Any]) -> Any:

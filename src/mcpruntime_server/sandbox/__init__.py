@@ -46,7 +46,7 @@ class SandboxChannel(Protocol):
         """Write as much of `data` as possible without waiting; return the number of bytes."""
         ...
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | memoryview) -> None:
         """Write all of `data`; one sender at a time. Raises `SandboxFailed` if it is gone."""
         ...
 

@@ -23,18 +23,19 @@ class FrameWriter:
         self.unread_bytes = 0  # that the sandbox has not taken yet
         self._channel = channel
         self._on_written = on_written
-        self._queue: list[bytes] = []
+        self._queue: list[memoryview] = []
         self._has_queued = anyio.Event()
         self._has_written = anyio.Event()
         self._is_idle = True  # nothing is being written, so that a frame does not overtake another
 
     def write(self, data: bytes) -> None:
         """Write `data`, or queue what does not fit; never waits."""
+        rest = memoryview(data)
         if self._is_idle:
-            data = data[self._channel.send_nowait(data) :]
-        if data:
-            self.unread_bytes += len(data)
-            self._queue.append(data)
+            rest = rest[self._channel.send_nowait(data) :]
+        if rest:
+            self.unread_bytes += len(rest)
+            self._queue.append(rest)
             self._is_idle = False
             self._has_queued.set()
 

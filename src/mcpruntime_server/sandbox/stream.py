@@ -16,6 +16,7 @@ from anyio.lowlevel import checkpoint
 from ..errors import SandboxFailed
 
 RECEIVE_BYTES = 128 * 1024  # taken at once; a larger buffer would be mapped anew each time
+SEND_BYTES = 256 * 1024  # written at once, before others have their turn
 STREAM_ENDED_ERRORS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
@@ -46,17 +47,17 @@ class SandboxStream(AsyncResource):
         except OSError:  # it is full, or it is closed, which the next `send` reports
             return 0
 
-    async def send(self, data: bytes) -> None:
-        """Write all of `data`; raises `SandboxFailed` if the other end is gone."""
+    async def send(self, data: bytes | memoryview) -> None:
+        """Write all of `data`, by pieces; raises `SandboxFailed` if the other end is gone."""
         try:
             if self._socket is None:
-                await self._stream.send(data)
+                await self._stream.send(bytes(data))
                 return
-            await checkpoint()
             rest = memoryview(data)
             while rest:
+                await checkpoint()
                 try:
-                    rest = rest[self._socket.send(rest) :]
+                    rest = rest[self._socket.send(rest[:SEND_BYTES]) :]
                 except BlockingIOError:
                     await anyio.wait_writable(self._socket)
         except (*STREAM_ENDED_ERRORS, OSError) as exc:

@@ -110,7 +110,7 @@ class TestConnecting:
             ("dies", "unavailable", "it exited before it was ready"),
             ("silent", "unavailable", "it was not ready within 1 s"),
             ("garbage", "protocol", "lines that are not MCP messages"),
-            ("shapeless", "protocol", "not a valid ListToolsResult"),
+            ("shapeless", "protocol", "not a valid Tool"),
         ],
     )
     async def test_an_upstream_that_cannot_be_reached_says_why(

@@ -26,9 +26,9 @@ from ...config import UpstreamSettings
 from ...errors import CallFailed
 from .credentials import Credentials
 from .direct_requests import CLOSED_MESSAGE, DirectCalls
+from .large_answers import LargeAnswers, LargeResult, ListPage, PageBounds, ToolContract
 from .message_limits import LimitExceeded, MessageLimits
 from .output_checks import accept_result
-from .repeatable_event import RepeatableEvent
 from .stderr_log import log_size, quote_last_lines
 from .tool_list import ToolList
 from .transport import TransportState, open_transport
@@ -62,10 +62,24 @@ class UpstreamConnection:
     closed: anyio.Event  # set when the process has ended and its stderr is in the log
 
     async def call_tool(
-        self, tool: str, arguments: dict[str, Any], timeout_s: float
-    ) -> types.CallToolResult:
+        self, tool: str, arguments: dict[str, Any], timeout_s: float, contract: ToolContract
+    ) -> types.CallToolResult | LargeResult:
         """Return the result of a call; raises what the client raises."""
-        return await (self.direct_calls or self.client).call_tool(tool, arguments, timeout_s)
+        if self.direct_calls is None:
+            return await self.client.call_tool(tool, arguments, timeout_s)
+        return await self.direct_calls.call_tool(tool, arguments, timeout_s, contract)
+
+    async def fetch_page(
+        self, key: str, cursor: str | None, bounds: PageBounds, timeout_s: float
+    ) -> ListPage:
+        """Return a page of a list: "tools" or "resources"; raises what the client raises."""
+        if self.direct_calls is not None:
+            return await self.direct_calls.fetch_page(key, cursor, bounds, timeout_s)
+        if key == "tools":
+            tools = await self.client.list_tools(cursor=cursor)
+            return ListPage(tools.tools, tools.next_cursor)
+        resources = await self.client.list_resources(cursor=cursor)
+        return ListPage(resources.resources, resources.next_cursor)
 
     @property
     def close_reason(self) -> str:
@@ -181,7 +195,7 @@ class ConnectionSupervisor:
     async def refresh_tools(self) -> None:
         """List the tools of a connected upstream again, before it announces a change."""
         if self._connection:
-            await self._try_list_tools(self._connection.client)
+            await self._try_list_tools(self._connection)
 
     def add_listing_cost(self, seconds: float) -> None:
         """Count work that the last listing has caused: the next one has to wait the longer."""
@@ -258,7 +272,7 @@ class ConnectionSupervisor:
         """Return a factory of errors, because each caller needs an exception of its own."""
         message = f"The upstream {self._name} cannot be reached: {problem}."
         invalid = state.messages.invalid_messages
-        kind = "protocol" if invalid or isinstance(raised, ValidationError) else "unavailable"
+        kind = "protocol" if invalid or isinstance(raised, ValueError) else "unavailable"
         if invalid:
             message += f" It also sent {invalid} lines that are not MCP messages."
         remedy = f"Check [mcpServers.{self._name}] in the settings.{stderr}"
@@ -290,18 +304,21 @@ class ConnectionSupervisor:
                 state, self._settings, self._base_dir, self._log_file, self._credentials
             )
             stack.push_async_callback(self._tool_list.output_checks.close)
+            answers = LargeAnswers(self._credentials)
+            stack.push_async_callback(answers.close)
             client = await stack.enter_async_context(self._build_client(transport, state.messages))
             client.session.validate_tool_result = accept_result  # type: ignore[method-assign]
-            await self._tool_list.fetch(client)
-            start_scope.deadline = math.inf
             requests = state.direct_requests
-            direct_calls = DirectCalls(requests, client) if requests else None
-            connection = self._connection = UpstreamConnection(client, state, direct_calls, closed)
+            direct_calls = DirectCalls(requests, client, answers) if requests else None
+            connection = UpstreamConnection(client, state, direct_calls, closed)
+            await self._list_tools(connection)
+            start_scope.deadline = math.inf
+            self._connection = connection
             stack.callback(self.mark_disconnected, connection)
             self._finish_attempt(None)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._follow_notifications, client, state.messages.tools_changed)
-                tasks.start_soon(self._follow_subscription, client)
+                tasks.start_soon(self._follow_notifications, connection)
+                tasks.start_soon(self._follow_subscription, connection)
                 await state.ended.wait()
                 self.mark_disconnected(connection)
                 tasks.cancel_scope.cancel()
@@ -321,34 +338,41 @@ class ConnectionSupervisor:
 
     # changes of the tool list ---------------------------------------------------------------------
 
-    async def _try_list_tools(self, client: Client) -> None:
-        """Fetch the list again, and wait before the upstream may cause the next time."""
+    async def _list_tools(self, connection: UpstreamConnection) -> None:
+        async def fetch_page(cursor: str | None, bounds: PageBounds) -> ListPage:
+            return await connection.fetch_page("tools", cursor, bounds, self._settings.timeout_s)
+
+        await self._tool_list.fetch(connection.client, fetch_page)
+
+    async def _try_list_tools(self, connection: UpstreamConnection) -> None:
+        """Fetch the list again."""
         try:
-            await self._tool_list.fetch(client)
-        except (MCPError, ValidationError, RuntimeError):
+            await self._list_tools(connection)
+        except (MCPError, RuntimeError, ValueError):
             return  # keep the known list; a lost connection is reported by its transport
 
-    async def _list_changed_tools(self, client: Client) -> None:
+    async def _list_changed_tools(self, connection: UpstreamConnection) -> None:
         """Fetch a list that has changed, and wait before the upstream may cause it again."""
         started_at = anyio.current_time()
-        await self._try_list_tools(client)
+        await self._try_list_tools(connection)
         taken_s, self._listing_cost_s = anyio.current_time() - started_at, 0.0
         await anyio.sleep(max(MIN_LISTING_INTERVAL_S, IDLE_PER_LISTING * taken_s))
         while self._listing_cost_s:
             taken_s, self._listing_cost_s = self._listing_cost_s, 0.0
             await anyio.sleep(IDLE_PER_LISTING * taken_s)
 
-    async def _follow_notifications(self, client: Client, changed: RepeatableEvent) -> None:
+    async def _follow_notifications(self, connection: UpstreamConnection) -> None:
         """List the tools again after each notification, as older protocol revisions send them."""
         while True:
-            await changed.wait()
-            await self._list_changed_tools(client)
+            await connection.transport.messages.tools_changed.wait()
+            await self._list_changed_tools(connection)
 
-    async def _follow_subscription(self, client: Client) -> None:
+    async def _follow_subscription(self, connection: UpstreamConnection) -> None:
         """Subscribe to changes of the tool list, as protocol revision 2026-07-28 offers it.
 
         A subscription that ends is opened again.
         """
+        client = connection.client
         capability = client.server_capabilities.tools
         if capability is None or not capability.list_changed:
             return
@@ -357,9 +381,9 @@ class ConnectionSupervisor:
             try:
                 async with client.listen(tools_list_changed=True) as events:
                     delay = MIN_RETRY_DELAY_S
-                    await self._try_list_tools(client)  # it may have changed before
+                    await self._try_list_tools(connection)  # it may have changed before
                     async for _ in events:
-                        await self._list_changed_tools(client)
+                        await self._list_changed_tools(connection)
             except ListenNotSupportedError:
                 return
             except (SubscriptionLost, MCPError, TimeoutError):
@@ -392,4 +416,6 @@ def describe_connect_error(error: Exception, http_status: int, credentials: Cred
         return f"its answer is not a valid {error.title}{status}"
     if isinstance(error, LimitExceeded):
         return f"its answer has {error.limit}"
+    if isinstance(error, ValueError):  # in the words of this server
+        return str(error)[:MAX_MESSAGE_CHARS]
     return f"the connection failed with {type(error).__name__}{status}"

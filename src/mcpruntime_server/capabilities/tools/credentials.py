@@ -76,6 +76,7 @@ class Credentials:
 
     def __init__(self, values: Iterable[str]) -> None:
         known = set(values)
+        self.values = tuple(sorted(known))
         # The longest first, so that no rest remains of a form that contains another one.
         forms = {form for value in known for form in make_form_patterns(value)}
         pattern = join_alternatives(sorted(forms, key=len, reverse=True))

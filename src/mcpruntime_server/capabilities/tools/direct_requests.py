@@ -16,18 +16,62 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import anyio
 from mcp import Client, MCPError, types
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from .large_answers import (
+    LargeAnswers,
+    LargeResult,
+    ListPage,
+    OtherAnswer,
+    PageBounds,
+    ToolContract,
+    parse_page,
+)
+
 FIRST_REQUEST_ID = 2**30  # far from the SDK's ids, which count from 1, and still 32 bits
 CANCEL_TIMEOUT_S = 1.0  # to tell a server that does not read that a request was given up
 CLOSED_MESSAGE = "Connection closed"  # the SDK's message if the connection has ended
 
 WriteLine = Callable[[bytes], Awaitable[None]]
-Answer = asyncio.Future[Mapping[str, Any] | ValueError | Literal["closed", "timeout"]]
+ReadLarge = Callable[[int, bytes | bytearray], Awaitable[Any]]  # of a request, by its id
+
+
+class LargeLine:
+    """A line that is too large to be parsed here; nothing more is read until it is released."""
+
+    def __init__(self, data: bytes | bytearray, on_release: Callable[[], None]) -> None:
+        self.data = data
+        self._on_release: Callable[[], None] | None = on_release
+
+    def release(self) -> None:
+        """Let the connection go on; only the first call does anything."""
+        on_release, self._on_release = self._on_release, None
+        self.data = b""
+        if on_release is not None:
+            on_release()
+
+
+Outcome = Mapping[str, Any] | LargeLine | ValueError | Literal["closed", "timeout"]
+
+
+@dataclass
+class OpenRequest:
+    """A request that waits for its answer; `read_large` reads one that is large."""
+
+    answer: asyncio.Future[Outcome]
+    read_large: ReadLarge | None
+    is_expired: bool = False
+
+    def release_line(self) -> None:
+        """Release the line that nobody has read, if there is one."""
+        outcome = self.answer.result() if self.answer.done() else None
+        if isinstance(outcome, LargeLine):
+            outcome.release()
 
 
 class DirectRequests:
@@ -36,7 +80,7 @@ class DirectRequests:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._write_line: WriteLine | None = None
-        self._answers: dict[int, Answer] = {}  # of open requests, by id
+        self._open: dict[int, OpenRequest] = {}  # by id
         self._last_id = FIRST_REQUEST_ID
         self.close_reason = "its connection closed"  # a clause for people
 
@@ -49,29 +93,41 @@ class DirectRequests:
         if self._write_line is not None:
             self.close_reason = reason
         self._write_line = None
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_result("closed")
+        for request in self._open.values():
+            if not request.answer.done():
+                request.answer.set_result("closed")
 
-    async def send(self, method: str, params: Mapping[str, Any], timeout_s: float) -> Any:
-        """Return the result of a request.
+    async def send(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        timeout_s: float,
+        read_large: ReadLarge | None = None,
+    ) -> Any:
+        """Return the result of a request, or what `read_large` makes of a large answer.
 
         Raises `MCPError`, and `ValueError` for an answer that could not be taken.
         """
         self._last_id += 1
-        request_id, answer = self._last_id, self._loop.create_future()
-        self._answers[request_id] = answer
-        timer = self._loop.call_later(timeout_s, self._expire, answer)  # cheaper than a scope
+        request_id = self._last_id
+        request = self._open[request_id] = OpenRequest(self._loop.create_future(), read_large)
+        timer = self._loop.call_later(timeout_s, self._expire, request_id)  # cheaper than a scope
         try:
             await self._write({"id": request_id, "method": method, "params": params})
-            found = await answer
+            found = await request.answer
+            while isinstance(found, LargeLine):
+                try:
+                    return await self._read_large(request_id, request, found)
+                except OtherAnswer:
+                    found = await request.answer
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 await self._cancel(request_id, "the caller does not wait any more")
             raise
         finally:
             timer.cancel()
-            del self._answers[request_id]
+            del self._open[request_id]
+            request.release_line()
         if found == "closed":
             raise MCPError(types.CONNECTION_CLOSED, CLOSED_MESSAGE)
         if isinstance(found, ValueError):
@@ -80,6 +136,29 @@ class DirectRequests:
             await self._cancel(request_id, f"timed out after {timeout_s:g} s")
             raise MCPError(types.REQUEST_TIMEOUT, f"The request {method} timed out.")
         return extract_result(found)
+
+    async def _read_large(self, request_id: int, request: OpenRequest, line: LargeLine) -> Any:
+        """Return what a large line holds; if it answers something else, wait for another one."""
+        assert request.read_large is not None, "only such requests get large lines"
+        try:
+            return await request.read_large(request_id, line.data)
+        except OtherAnswer:
+            request.answer = self._loop.create_future()
+            if request.is_expired:
+                request.answer.set_result("timeout")
+            raise
+        finally:
+            line.release()
+
+    def take_large(self, request_id: int | None, line: LargeLine) -> bool:
+        """Hand over a large line; return whether its request, or the oldest one, waits for it."""
+        if request_id is None:
+            request_id = self.oldest_request
+        request = self._open.get(request_id) if request_id is not None else None
+        if request is None or request.answer.done() or request.read_large is None:
+            return False
+        request.answer.set_result(line)
+        return True
 
     def take_answer(self, message: Any) -> bool:
         """Return whether a message is the answer that one of these requests waits for."""
@@ -95,20 +174,23 @@ class DirectRequests:
     @property
     def oldest_request(self) -> int | None:
         """The open request that has waited longest."""
-        waiting = (request_id for request_id, each in self._answers.items() if not each.done())
+        waiting = (number for number, each in self._open.items() if not each.answer.done())
         return next(waiting, None)
 
     def _resolve(self, request_id: int, outcome: Mapping[str, Any] | ValueError) -> bool:
-        answer = self._answers.get(request_id)
-        if answer is None or answer.done():
+        request = self._open.get(request_id)
+        if request is None or request.answer.done():
             return False
-        answer.set_result(outcome)
+        request.answer.set_result(outcome)
         return True
 
-    @staticmethod
-    def _expire(answer: Answer) -> None:
-        if not answer.done():
-            answer.set_result("timeout")
+    def _expire(self, request_id: int) -> None:
+        request = self._open.get(request_id)
+        if request is None:
+            return
+        request.is_expired = True
+        if not request.answer.done():
+            request.answer.set_result("timeout")
 
     async def _cancel(self, request_id: int, reason: str) -> None:
         params = {"requestId": request_id, "reason": reason}
@@ -139,25 +221,44 @@ def extract_result(answer: Mapping[str, Any]) -> Any:
 
 
 class DirectCalls:
-    """Calls the tools of one connected upstream with `DirectRequests`."""
+    """Calls the tools of one connected upstream, and fetches its lists, with `DirectRequests`."""
 
-    def __init__(self, requests: DirectRequests, client: Client) -> None:
+    def __init__(self, requests: DirectRequests, client: Client, answers: LargeAnswers) -> None:
         self._requests = requests
+        self._answers = answers
         self._meta = build_request_meta(client)
 
     async def call_tool(
-        self, tool: str, arguments: Mapping[str, Any], timeout_s: float
-    ) -> types.CallToolResult:
-        """Return the result of a call, which the tool's own schema may not allow.
+        self, tool: str, arguments: Mapping[str, Any], timeout_s: float, contract: ToolContract
+    ) -> types.CallToolResult | LargeResult:
+        """Return the result of a call; only a large one is compared with the tool's `contract`.
 
-        Raises `MCPError`, and `ValueError` for a result that the protocol does not allow.
+        Raises `MCPError`, and `ValueError` for a result that is not allowed.
         """
+
+        async def read_large(request_id: int, answer: bytes | bytearray) -> LargeResult:
+            return await self._answers.read_result(request_id, answer, contract)
+
         params = {"name": tool, "arguments": arguments, **self._meta}
-        found = await self._requests.send("tools/call", params, timeout_s)
+        found = await self._requests.send("tools/call", params, timeout_s, read_large)
+        if isinstance(found, LargeResult):
+            return found
         if found.get("resultType") == "input_required":
             message = f"{tool} asks for input, which a call from code cannot give."
             raise MCPError(types.INVALID_REQUEST, message)
         return types.CallToolResult.model_validate(found, by_name=False)
+
+    async def fetch_page(
+        self, key: str, cursor: str | None, bounds: PageBounds, timeout_s: float
+    ) -> ListPage:
+        """Return a page of a list: "tools" or "resources". Raises what `call_tool` raises."""
+
+        async def read_large(request_id: int, answer: bytes | bytearray) -> ListPage:
+            return await self._answers.read_page(request_id, answer, key, bounds)
+
+        params = {**({} if cursor is None else {"cursor": cursor}), **self._meta}
+        found = await self._requests.send(f"{key}/list", params, timeout_s, read_large)
+        return found if isinstance(found, ListPage) else parse_page(found, key, bounds)
 
 
 def build_request_meta(client: Client) -> dict[str, Any]:

@@ -4,8 +4,8 @@ An upstream is hostile: a message may be too long, have too many values, be nest
 never end. Values are counted as the bytes arrive, so that what is refused is never built.
 
 Rule 1: parsing stops at a limit. It uses the parser of pydantic, which refuses deep nesting itself
-and takes a fifth of the time of `json`; a message within the default limits holds the interpreter's
-lock for some 50 ms at most.
+and takes a fifth of the time of `json`. Large messages are parsed in a process of their own: a
+thread would hold the interpreter's lock (`large_answers`).
 Rule 2: `LimitExceeded` names the limit and the setting that raises it.
 """
 
@@ -19,11 +19,13 @@ from typing import Any
 from pydantic_core import from_json
 
 from ...config import UpstreamSettings
+from ...protocol.json_limits import ValueCounter
 
 MB = 1_000_000
 MAX_DEPTH = 200  # of nested containers in a message, as in the parser
 MAX_CONTENT_BLOCKS = 10_000  # in one result
 LARGE_BYTES = 256_000  # a longer message is counted as it arrives, and parsed in a thread
+MAX_SDK_VALUES = 10_000  # in a large answer that the SDK gets
 LISTS = ("tools", "resources", "resourceTemplates", "prompts")
 LIMIT_ERROR_CODE = -32097  # in place of an answer that was refused here
 RECURSION_PROBLEM = "recursion limit exceeded"  # of the parser
@@ -84,6 +86,16 @@ def parse_message(line: bytes | bytearray) -> Any:
         raise _depth_exceeded() from None
 
 
+def parse_for_sdk(line: bytes | bytearray) -> Any:
+    """Return the JSON data in a large line that the SDK waits for; raises what the parser raises.
+
+    What the SDK asks for has one long text at most: with few values, this takes milliseconds.
+    """
+    if ValueCounter().feed(line) > MAX_SDK_VALUES:
+        raise LimitExceeded(f"more than {MAX_SDK_VALUES:,} JSON values in {LARGE_BYTES:,} bytes")
+    return parse_message(line)
+
+
 def mend_text(value: Any, depth: int) -> Any:
     """Return JSON data with replacement characters for halves of characters.
 
@@ -119,7 +131,12 @@ def check_result(message: Any, limits: MessageLimits) -> bool:
         if isinstance(listed, list) and len(listed) > limits.listed:
             del listed[limits.listed + 1 :]
             is_shortened = True
+    check_content(result)
+    return is_shortened
+
+
+def check_content(result: Mapping[str, Any]) -> None:
+    """Raise `LimitExceeded` for a result of too many content blocks."""
     content = result.get("content")
     if isinstance(content, list) and len(content) > MAX_CONTENT_BLOCKS:
         raise LimitExceeded(f"more than {MAX_CONTENT_BLOCKS:,} content blocks")
-    return is_shortened

@@ -3,7 +3,8 @@
 Rule 1: a request gets its answer, or an error that names the limit. If a line does not say which
 request it answers, the oldest open one gets the error: it would wait in vain.
 Rule 2: one turn of the event loop reads one chunk and works for a few milliseconds. A large line is
-parsed in a thread, and nothing is read meanwhile.
+handed to its request as it is (`large_answers`), and nothing is read meanwhile. The few that the
+SDK waits for are parsed in a thread, and have few values; nobody parses one that was not asked for.
 Rule 3: reading stops while the SDK has many messages to handle, and while the process has sent more
 than it may. Then the process waits in `write`; there is no queue here.
 """
@@ -22,7 +23,7 @@ import anyio
 from mcp.shared.message import SessionMessage
 from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
 
-from .direct_requests import DirectRequests
+from .direct_requests import DirectRequests, LargeLine
 from .line_buffer import LineBuffer, SkippedLine, find_request_id, is_request
 from .message_limits import (
     LARGE_BYTES,
@@ -30,6 +31,7 @@ from .message_limits import (
     MB,
     LimitExceeded,
     check_result,
+    parse_for_sdk,
     parse_message,
 )
 from .unrequested_messages import MessageFilter
@@ -60,6 +62,7 @@ class MessageReader:
         self._has_message = anyio.Event()
         self._is_reading = False
         self._parsing: asyncio.Future[Any] | None = None
+        self._is_lent = False  # a large line is being read by its request
         self._pause: asyncio.TimerHandle | asyncio.Handle | None = None
         self._is_stopped = False
         self._is_at_end = False
@@ -114,7 +117,7 @@ class MessageReader:
     def _continue(self) -> None:
         """Handle the lines that have arrived, as many as may be handled now, or else read more."""
         self._handle_lines()
-        is_waiting = self._parsing or self._pause or len(self._messages) >= MAX_WAITING_MESSAGES
+        is_waiting = self._is_busy or len(self._messages) >= MAX_WAITING_MESSAGES
         if is_waiting or self._is_at_end or self._is_stopped:
             self._stop_reading()
         elif not self._is_reading:
@@ -128,9 +131,14 @@ class MessageReader:
             self._is_reading = False
             self._loop.remove_reader(self._stdout)
 
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the next line has to wait."""
+        return self._parsing is not None or self._is_lent or self._pause is not None
+
     def _handle_lines(self) -> None:
         turn_ends_at = time.perf_counter() + MAX_TURN_S
-        while not (self._parsing or self._pause or self._is_at_end or self._is_stopped):
+        while not (self._is_busy or self._is_at_end or self._is_stopped):
             if wait_s := self._filter.wait_s():
                 self._pause = self._loop.call_later(wait_s, self._end_pause)
                 return
@@ -143,14 +151,33 @@ class MessageReader:
             if isinstance(line, SkippedLine):
                 self._take_skipped(line)
             elif len(line) > LARGE_BYTES:
-                self._parsing = self._loop.run_in_executor(None, parse_message, line)
-                self._parsing.add_done_callback(partial(self._end_parsing, line))
+                self._take_large(line)
             else:
                 self._take_line(line)
 
     def _end_pause(self) -> None:
         self._pause = None
         self._continue()
+
+    def _take_large(self, line: bytes | bytearray) -> None:
+        """Hand a large line to the request that it answers, or have it parsed for the SDK."""
+        first = line[:ID_BYTES]
+        request_id = find_request_id(first, line[-ID_BYTES:])
+        if is_request(first):
+            self._filter.refuse_line(len(line))
+        elif self._requests.take_large(request_id, LargeLine(line, self._end_loan)):
+            self._is_lent = True
+        elif request_id is None or not self._filter.expects_answer(request_id):
+            self._filter.refuse_line(len(line))
+        else:
+            self._parsing = self._loop.run_in_executor(None, parse_for_sdk, line)
+            self._parsing.add_done_callback(partial(self._end_parsing, line))
+
+    def _end_loan(self) -> None:
+        """Go on once the request has read its line."""
+        if self._is_lent:
+            self._is_lent = False
+            self._continue()
 
     def _end_parsing(self, line: bytes | bytearray, parsed: asyncio.Future[Any]) -> None:
         self._parsing = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mcp import types
+import mcp_types as types
 
 from ..schema_checks import PreparedSchema, SchemaChecker, SchemaCheckFailed
 from ..schema_cost import estimate_cost, find_excess, measure_size
@@ -90,6 +90,10 @@ class OutputChecks:
     def replace_schemas(self, schemas: Mapping[str, PreparedSchema]) -> None:
         """Compare with these output schemas, by tool, from now on."""
         self._schemas = schemas
+
+    def find_schema(self, tool: str) -> PreparedSchema | None:
+        """Return the output schema of a tool, if it has one."""
+        return self._schemas.get(tool)
 
     async def check(self, tool: str, result: types.CallToolResult) -> None:
         """Raise `ValueError` if a result does not follow the tool's output schema."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import write_atomically
+from .large_answers import LargeValue
 from .observed_shapes import MAX_RESULTS, Shape, infer_shape, merge_shapes
 
 OBSERVED_SUFFIX = ".observed.json"
@@ -69,7 +70,8 @@ class ShimStore:
         self._observed_counts[server, tool] = looked + 1
         with self._lock:
             known = self._shapes.setdefault(server, {})
-            found = merge_shapes(known.get(tool, {}), infer_shape(value))
+            shape = value.shape if isinstance(value, LargeValue) else infer_shape(value)
+            found = merge_shapes(known.get(tool, {}), shape)
             if found == known.get(tool, {}):
                 return False
             known[tool] = found

@@ -8,16 +8,21 @@ Rule 2: a new generation begins only when the tools are others than before.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 from mcp import Client, MCPError, types
 
 from ...config import UpstreamSettings
+from ..schema_checks import SLICE_S, PreparedSchema
 from .catalogue_cache import Catalogue, CatalogueCache, dump_tool, parse_tool
 from .credentials import Credentials
-from .message_limits import LIMIT_ERROR_CODE, MB
+from .large_answers import ListPage, PageBounds, ToolContract
+from .message_limits import LIMIT_ERROR_CODE, MB, LimitExceeded
 from .output_checks import OutputChecks, ToolBounds
 from .repeatable_event import RepeatableEvent
 from .tool_results import has_result_wrapper
@@ -50,24 +55,37 @@ class FetchedTools:
     cut: ListingCut | None = None
 
 
+@dataclass(frozen=True)
+class PreparedTools:
+    """Tools as the catalogue gets them, their output schemas, and whether they are new."""
+
+    tools: tuple[types.Tool, ...]
+    outputs: Mapping[str, PreparedSchema]
+    is_new: bool
+
+
+FetchPage = Callable[[str | None, PageBounds], Awaitable[ListPage]]  # that begins at a cursor
+
+
 class ToolPages:
     """The tools on the pages of one listing, as many as the settings allow."""
 
-    def __init__(self, settings: UpstreamSettings) -> None:
+    def __init__(self, settings: UpstreamSettings, fetch_page: FetchPage) -> None:
         self._settings = settings
+        self._fetch_page = fetch_page
         self._found: dict[str, types.Tool] = {}
         self._bytes = 0
 
-    async def fetch(self, client: Client) -> FetchedTools:
-        """Return the tools that a connected server lists; raises what the client raises."""
+    async def fetch(self) -> FetchedTools:
+        """Return the tools that a connected server lists; raises what its client raises."""
         limit_s = self._settings.timeout_s * LISTING_TIME_SHARE
         cut: ListingCut | None = ListingCut(f"it takes longer than {limit_s:g} s", "timeout_s")
-        cursor, first_cut = await self._fetch_page(client, None)
+        cursor, first_cut = await self._take_page(None)
         with anyio.move_on_after(limit_s):
-            cut = first_cut or await self._fetch_more(client, cursor)
+            cut = first_cut or await self._take_more(cursor)
         return FetchedTools(tuple(self._found.values()), cut)
 
-    async def _fetch_more(self, client: Client, cursor: str | None) -> ListingCut | None:
+    async def _take_more(self, cursor: str | None) -> ListingCut | None:
         for number in range(2, self._settings.max_pages + 1):
             if not cursor:
                 return None
@@ -75,12 +93,16 @@ class ToolPages:
                 return ListingCut(f"the address of page {number:,} is too long")
             known = len(self._found)
             try:
-                cursor, cut = await self._fetch_page(client, cursor)
+                cursor, cut = await self._take_page(cursor)
             except MCPError as error:
                 if error.code == types.CONNECTION_CLOSED:
                     raise
                 setting = "answer_mb" if error.code == LIMIT_ERROR_CODE else ""
                 return ListingCut(f"page {number:,} could not be read", setting)
+            except LimitExceeded as exc:
+                return ListingCut(f"page {number:,} could not be read", exc.setting)
+            except ValueError:
+                return ListingCut(f"page {number:,} could not be read")
             if cut is not None:
                 return cut
             if cursor and len(self._found) == known:
@@ -89,20 +111,37 @@ class ToolPages:
             return None
         return ListingCut(f"it has more than {self._settings.max_pages:,} pages", "max_pages")
 
-    async def _fetch_page(
-        self, client: Client, cursor: str | None
-    ) -> tuple[str | None, ListingCut | None]:
-        """Take in one page; return where the next one begins, and whether a bound is reached."""
-        page = await client.list_tools(cursor=cursor)
+    async def _take_page(self, cursor: str | None) -> tuple[str | None, ListingCut | None]:
+        """Take in one page; return where the next one begins, and whether a bound is reached.
+
+        Others have their turn in between: a page may have thousands of tools.
+        """
         settings = self._settings
-        for tool in page.tools:
+        bounds = PageBounds(
+            settings.max_tools + 1, settings.tools_mb * MB, settings.max_schema_parts
+        )
+        page = await self._fetch_page(cursor, bounds)
+        slice_end = perf_counter() + SLICE_S
+        for item in page.items:
+            tool, size = parse_item(item)
             if tool.name not in self._found and len(self._found) == settings.max_tools:
                 return None, ListingCut(f"it has more than {settings.max_tools:,}", "max_tools")
-            self._bytes += len(tool.model_dump_json(by_alias=True, exclude_unset=True))
+            self._bytes += size
             if self._bytes > settings.tools_mb * MB:
                 return None, ListingCut(f"it has more than {settings.tools_mb:,} MB", "tools_mb")
             self._found[tool.name] = tool
+            if perf_counter() > slice_end:
+                await checkpoint()
+                slice_end = perf_counter() + SLICE_S
         return page.next_cursor, None
+
+
+def parse_item(item: Any) -> tuple[types.Tool, int]:
+    """Return a tool as a page has it, and the length of its JSON; raises `ValueError`."""
+    if isinstance(item, bytes):
+        return types.Tool.model_validate_json(item, by_name=False), len(item)
+    tool = item if isinstance(item, types.Tool) else parse_tool(item)
+    return tool, len(tool.model_dump_json(by_alias=True, exclude_unset=True))
 
 
 class ToolList:
@@ -136,6 +175,10 @@ class ToolList:
         """Return whether the results of a tool are wrapped in an object."""
         return tool in self._wrapped_tools
 
+    def find_contract(self, tool: str) -> ToolContract:
+        """Return what a tool has declared of its results."""
+        return ToolContract(self.output_checks.find_schema(tool), self.has_wrapper(tool))
+
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the list changes."""
         self._listeners.append(listener)
@@ -145,22 +188,29 @@ class ToolList:
         self._preloaded_at = catalogue.listed_at
         self._replace(catalogue.tools)
 
-    async def fetch(self, client: Client) -> None:
-        """Fetch the list; another one starts a new generation. Raises what the client raises."""
-        fetched = await ToolPages(self._settings).fetch(client)
-        bounds = ToolBounds(self._settings.max_schema_parts)
-        bounded = await anyio.to_thread.run_sync(bounds.apply, fetched.tools)
-        self.output_checks.replace_schemas(bounded.outputs)
-        tools = tuple(map(self._redact_tool, bounded.tools))
+    async def fetch(self, client: Client, fetch_page: FetchPage) -> None:
+        """Fetch the list; another one starts a new generation. Raises what `fetch_page` raises."""
+        fetched = await ToolPages(self._settings, fetch_page).fetch()
+        prepared = await anyio.to_thread.run_sync(self._prepare, fetched.tools, self._tools)
+        self.output_checks.replace_schemas(prepared.outputs)
         self.cut = fetched.cut
-        if tools != self._tools:
-            self._replace(tools)
+        if prepared.is_new:
+            self._replace(prepared.tools)
         if self.live_since is None:
             self.live_since = self.generation
+        tools = prepared.tools
         server = client.server_info
         version = self._credentials.redact_text(server.version) if server else ""
         self._unsaved = Catalogue(tools, version, time.time())
         self._listed.set()
+
+    def _prepare(
+        self, listed: Sequence[types.Tool], known: tuple[types.Tool, ...] | None
+    ) -> PreparedTools:
+        """Return the listed tools within their bounds, in a thread: there may be thousands."""
+        bounded = ToolBounds(self._settings.max_schema_parts).apply(listed)
+        tools = tuple(map(self._redact_tool, bounded.tools))
+        return PreparedTools(tools, bounded.outputs, is_new=tools != known)
 
     def _replace(self, tools: tuple[types.Tool, ...]) -> None:
         self._tools = tools

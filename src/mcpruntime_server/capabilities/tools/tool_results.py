@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mcp import types
+import mcp_types as types
 
 FASTMCP_WRAPPER_KEY = (
     "x-fastmcp-wrap-result"  # how one server framework marks an output schema as a wrapper

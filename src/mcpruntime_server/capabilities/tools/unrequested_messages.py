@@ -101,6 +101,10 @@ class MessageFilter:
         """The request of the SDK that has waited longest."""
         return next(iter(self._open_requests), None)
 
+    def expects_answer(self, request_id: int | str) -> bool:
+        """Return whether a request of the SDK waits for an answer."""
+        return request_id in self._open_requests
+
     def takes_answer(self, request_id: Any) -> bool:
         """Return whether a request of the SDK waits for this answer, which is then the only one."""
         if isinstance(request_id, str) and request_id.isdecimal() and len(request_id) < 20:

@@ -21,6 +21,7 @@ from ...errors import CallFailed
 from .catalogue_cache import Catalogue, CatalogueCache, catalogue_key
 from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor, UpstreamStatus
 from .credentials import Credentials, collect_credentials
+from .large_answers import LargeResult
 from .stderr_log import log_path
 from .tool_list import ToolList
 from .tool_results import error_message, error_texts, to_json_data
@@ -79,7 +80,7 @@ class Upstream:
             settings,
             self._credentials,
             self._supervisor,
-            self._tool_list.output_checks,
+            self._tool_list,
             own.on_idle if own else lambda: None,
         )
 
@@ -192,8 +193,15 @@ class Upstream:
     # calls ----------------------------------------------------------------------------------------
 
     async def call_tool(self, tool: str, arguments: dict[str, Any]) -> Any:
-        """Call `tool`, by its upstream's own name, and return JSON data; raises `CallFailed`."""
+        """Call `tool`, by its upstream's own name, and return JSON data; raises `CallFailed`.
+
+        Large data are a `LargeValue`.
+        """
         result = await self._calls.call_tool(tool, arguments)
+        if isinstance(result, LargeResult):
+            if result.is_error:
+                raise CallFailed("tool_error", result.message, data=result.data)
+            return result.value
         if result.is_error:
             message = error_message(self._credentials.redact(error_texts(result)))
             data = self._credentials.redact(result.structured_content)

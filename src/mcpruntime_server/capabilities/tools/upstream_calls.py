@@ -20,8 +20,9 @@ from ...journal.call_scope import current_reply_room
 from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor, UpstreamConnection
 from .credentials import Credentials
 from .direct_requests import CLOSED_MESSAGE
+from .large_answers import LargeResult
 from .message_limits import LimitExceeded
-from .output_checks import OutputChecks
+from .tool_list import ToolList
 
 DRAIN_TIMEOUT_S = 2.0  # for the last stderr of a process that has died
 STREAM_LOST_PREFIX = "SSE stream"  # of the SDK's message if only the stream of this call has ended
@@ -38,14 +39,14 @@ class UpstreamCalls:
         settings: UpstreamSettings,
         credentials: Credentials,
         supervisor: ConnectionSupervisor,
-        output_checks: OutputChecks,
+        tool_list: ToolList,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._settings = settings
         self._credentials = credentials
         self._supervisor = supervisor
-        self._output_checks = output_checks
+        self._tool_list = tool_list
         self._slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
         self._active = 0
         self._used_at = 0.0
@@ -65,12 +66,19 @@ class UpstreamCalls:
         """Count the idle time from now on."""
         self._used_at = anyio.current_time()
 
-    async def call_tool(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
-        """Return the result of a call, with credentials still in it; raises `CallFailed`."""
+    async def call_tool(
+        self, tool: str, arguments: dict[str, Any]
+    ) -> types.CallToolResult | LargeResult:
+        """Return the result of a call; only a large one is without credentials already.
 
-        async def call(connection: UpstreamConnection) -> types.CallToolResult:
-            result = await connection.call_tool(tool, arguments, self._settings.timeout_s)
-            await self._output_checks.check(tool, result)
+        Raises `CallFailed`.
+        """
+        contract = self._tool_list.find_contract(tool)
+
+        async def call(connection: UpstreamConnection) -> types.CallToolResult | LargeResult:
+            result = await connection.call_tool(tool, arguments, self._settings.timeout_s, contract)
+            if not isinstance(result, LargeResult):
+                await self._tool_list.output_checks.check(tool, result)
             return result
 
         return await self.send(tool, call)

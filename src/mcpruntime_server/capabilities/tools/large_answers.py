@@ -1,0 +1,258 @@
+"""Reads the large answers of one upstream in a process of its own.
+
+Whatever an upstream sends past `LARGE_BYTES` is parsed, checked, freed of credentials and encoded
+there. The value of a call comes back as the text that is journaled and sent to the sandbox: this
+process never builds it. The items of a list come back one by one.
+
+The process starts when it is needed, and ends after a while without work. One answer is read at a
+time: meanwhile nothing more is taken from the upstream.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from anyio.abc import Process
+from mcp import MCPError, types
+
+from ...journal.events import EncodedJson, decode_json
+from ..schema_checks import EXIT_TIMEOUT_S, VARIABLES, PreparedSchema
+from .answer_protocol import (
+    MAX_HEAD_BYTES,
+    PREFIX,
+    AnswerReply,
+    PageRequest,
+    ResultRequest,
+    encode_frame,
+)
+from .credentials import Credentials
+from .message_limits import LimitExceeded
+from .observed_shapes import Shape
+
+WORKER_MODULE = "mcpruntime_server.capabilities.tools.answer_worker"
+READ_TIMEOUT_S = 20.0  # for one answer, on a machine that may be busy; honest ones take 0.2 s
+WRITE_BYTES = 128 * 1024  # written at once, before others have their turn
+MAX_INLINE_BYTES = 64 * 1024  # a shorter value is decoded here
+MAX_GROWTH = 8  # an answer in UTF-8 becomes so many times longer in ASCII, at most
+
+ENDED_ERRORS = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+
+class OtherAnswer(Exception):
+    """A line does not answer the request that it was read for."""
+
+
+@dataclass(frozen=True)
+class LargeValue(EncodedJson):
+    """The value of a call, and the schema that it follows."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class LargeResult:
+    """The result of a call without credentials: a `value`, or a `message` and `data` if it failed.
+
+    The value is JSON data if it is small.
+    """
+
+    is_error: bool
+    value: Any = None
+    message: str = ""
+    data: Any = None
+
+
+@dataclass(frozen=True)
+class ListPage:
+    """The items on a page of a list: JSON, or the data if the page was small."""
+
+    items: Sequence[Any]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class PageBounds:
+    """How many items and bytes of a page are of use, and how many parts a schema in it may have."""
+
+    max_items: int
+    max_bytes: int
+    max_parts: int
+
+
+@dataclass(frozen=True)
+class ToolContract:
+    """What a tool has declared of its results: a schema, and whether they are wrapped."""
+
+    schema: PreparedSchema | None
+    is_wrapped: bool
+
+
+class LargeAnswers:
+    """Reads the large answers of one upstream."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._process: Process | None = None
+        self._lock = anyio.Lock()
+        self._known: set[int] = set()  # numbers of the schemas that the process has
+        self._has_credentials = False
+
+    async def read_result(
+        self,
+        request_id: int,
+        answer: bytes | bytearray,
+        contract: ToolContract,
+    ) -> LargeResult:
+        """Return the result of a call, which follows the output schema of the tool.
+
+        Raises `OtherAnswer`, `MCPError`, and `ValueError` for an answer that cannot be used.
+        """
+        schema = contract.schema
+
+        def build_request() -> ResultRequest:
+            request: ResultRequest = {
+                "kind": "result",
+                "id": request_id,
+                "is_wrapped": contract.is_wrapped,
+                "schema": schema.number if schema else None,
+            }
+            if schema and schema.number not in self._known:
+                request["schema_body"] = schema.schema
+                self._known.add(schema.number)
+            if not self._has_credentials:
+                request["credentials"] = list(self._credentials.values)
+                self._has_credentials = True
+            return request
+
+        async with self._lock:
+            reply, body = await self._ask(build_request, answer)
+        raise_problem(reply)
+        if reply.get("asks_input"):
+            message = "The tool asks for input, which a call from code cannot give."
+            raise MCPError(types.INVALID_REQUEST, message)
+        if reply.get("is_error"):
+            return LargeResult(True, message=reply["message"], data=reply["data"])
+        if len(body) <= MAX_INLINE_BYTES:
+            return LargeResult(False, decode_json(body.decode("ascii")))
+        return LargeResult(False, LargeValue(body, reply["shape"]))
+
+    async def read_page(
+        self,
+        request_id: int,
+        answer: bytes | bytearray,
+        key: str,
+        bounds: PageBounds,
+    ) -> ListPage:
+        """Return a page of a list; raises what `read_result` raises."""
+        request: PageRequest = {
+            "kind": "page",
+            "id": request_id,
+            "key": key,
+            "max_items": bounds.max_items,
+            "max_bytes": bounds.max_bytes,
+            "max_parts": bounds.max_parts,
+        }
+        async with self._lock:
+            reply, body = await self._ask(lambda: request, answer)
+        raise_problem(reply)
+        return ListPage(body.split(b"\n") if body else (), reply["next_cursor"])
+
+    async def _ask(
+        self, build_request: Callable[[], Any], answer: bytes | bytearray
+    ) -> tuple[AnswerReply, bytes]:
+        """Return the reply of the process; raises `ValueError` if there is none."""
+        was_running = True
+        while was_running:  # one that had nothing to do may end at this moment
+            was_running = self._process is not None
+            try:
+                with anyio.fail_after(READ_TIMEOUT_S):
+                    process = await self._ensure_started()
+                    await _send(process, encode_frame(build_request(), len(answer)))
+                    await _send(process, answer)
+                    return await _receive(process, MAX_GROWTH * len(answer))
+            except TimeoutError:
+                await self.close()
+                raise ValueError(f"reading it takes more than {READ_TIMEOUT_S:g} s") from None
+            except ENDED_ERRORS:
+                await self.close()
+            except BaseException:
+                await self.close()
+                raise
+        raise ValueError("the process that reads it has ended")
+
+    async def _ensure_started(self) -> Process:
+        if self._process is None:
+            command = [sys.executable, "-P", "-m", WORKER_MODULE]  # -P: import nothing from the cwd
+            environ = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+            self._process = await anyio.open_process(
+                command, env=environ, stderr=subprocess.DEVNULL
+            )
+        return self._process
+
+    async def close(self) -> None:
+        """End the process, if there is one."""
+        process, self._process = self._process, None
+        self._known.clear()
+        self._has_credentials = False
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.kill()
+        with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):
+            await process.aclose()
+
+
+def raise_problem(reply: AnswerReply) -> None:
+    """Raise why an answer cannot be used, if that is so."""
+    if reply.get("is_other"):
+        raise OtherAnswer
+    if "limit" in reply:
+        raise LimitExceeded(reply["limit"], reply.get("setting", ""))
+    if "invalid" in reply:
+        raise ValueError(reply["invalid"])
+    if "error" in reply:
+        error: Mapping[str, Any] = reply["error"]
+        raise MCPError(error["code"], error["message"], error["data"])
+
+
+def parse_page(result: Mapping[str, Any], key: str, bounds: PageBounds) -> ListPage:
+    """Return the page in a result; raises `ValueError`."""
+    items, cursor = result.get(key), result.get("nextCursor")
+    if not isinstance(items, list) or not (cursor is None or isinstance(cursor, str)):
+        raise ValueError(f"its page has no list of {key}")
+    return ListPage(items[: bounds.max_items], cursor)
+
+
+async def _send(process: Process, data: bytes | bytearray) -> None:
+    assert process.stdin is not None
+    with memoryview(data) as whole:
+        for start in range(0, len(whole), WRITE_BYTES):
+            await process.stdin.send(bytes(whole[start : start + WRITE_BYTES]))
+
+
+async def _receive(process: Process, max_bytes: int) -> tuple[AnswerReply, bytes]:
+    """Return a reply with a body of at most `max_bytes`."""
+    assert process.stdout is not None
+    data = bytearray()
+
+    async def fill(size: int) -> None:
+        while len(data) < size:
+            data.extend(await process.stdout.receive())  # type: ignore[union-attr]
+
+    await fill(PREFIX.size)
+    head_bytes, body_bytes = PREFIX.unpack(data[: PREFIX.size])
+    if head_bytes > MAX_HEAD_BYTES or body_bytes > max_bytes:
+        raise OSError("the reply is too long")
+    await fill(PREFIX.size + head_bytes)
+    head: AnswerReply = json.loads(data[PREFIX.size : PREFIX.size + head_bytes])
+    del data[: PREFIX.size + head_bytes]
+    await fill(body_bytes)
+    return head, bytes(data)
