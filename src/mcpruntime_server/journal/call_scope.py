@@ -39,17 +39,19 @@ class CallScope:
 
 
 _principal: ContextVar[str | None] = ContextVar("principal", default=None)
-_current_scope: ContextVar[CallScope] = ContextVar("scope")
+_current_scope: ContextVar[CallScope | None] = ContextVar("scope", default=None)
 
 
 def current_call_scope() -> CallScope:
     """Return the scope of the call that this task answers."""
-    return _current_scope.get()
+    scope = _current_scope.get()
+    assert scope is not None, "this task answers no call"
+    return scope
 
 
 def find_call_scope() -> CallScope | None:
     """Return the scope of the call that this task answers, or None if it answers none."""
-    return _current_scope.get(None)
+    return _current_scope.get()
 
 
 def enter_call_scope(scope: CallScope) -> None:
@@ -99,6 +101,11 @@ def current_reply_room() -> ReplyRoom:
     return _current_room.get()
 
 
-def enter_reply_room(room: ReplyRoom) -> None:
-    """Set the room for this task and the tasks that it starts."""
+def begin_call(principal: str, room: ReplyRoom) -> None:
+    """Let this task work on a call, with room for its answer, before the scope is known.
+
+    The task may have worked on another call before.
+    """
+    act_for(principal)
     _current_room.set(room)
+    _current_scope.set(None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import anyio
 
 from ..errors import JournalFailed
-from ..journal.call_scope import act_for, enter_reply_room
+from ..journal.call_scope import begin_call
 from ..journal.events import FilesChanged
 from ..journal.store import Journal
 from ..protocol import wire
@@ -86,8 +86,7 @@ class RunListener:
         """Answer a call; what the code has read from clocks before it is journaled first."""
         if self._is_closed:
             await anyio.sleep_forever()  # until its sandbox is gone
-        act_for(self._principal)
-        enter_reply_room(writer)
+        begin_call(self._principal, writer)
         try:
             await self._run_journal.catch_up()
             self._run_journal.journal_clock_readings(message.clock_readings)

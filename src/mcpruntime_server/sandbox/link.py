@@ -29,6 +29,7 @@ from .bundle import build_bundle
 from .execution_listener import ExecutionListener
 from .frame_writer import FrameWriter
 from .open_calls import OpenCalls
+from .task_pool import TaskPool
 
 MAX_CALLS_PER_TURN = 8  # that a link starts before others do something
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
@@ -108,6 +109,7 @@ class SandboxLink:
         self, channel: SandboxChannel, max_checkpoints: int, task_group: TaskGroup
     ) -> None:
         self._task_group = task_group
+        self._call_tasks = TaskPool(task_group)
         self._max_checkpoints = max_checkpoints
         self.closed = anyio.Event()
         self.inputs_folder: Path | None = None  # the folder on this machine that the sandbox sees
@@ -196,7 +198,7 @@ class SandboxLink:
         Raises `SandboxFailed` if the sandbox dies, breaks the protocol or does not react.
         """
         timeout_scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
-        calls = OpenCalls(listener, self._writer, self._send, self._wake_reader, self._task_group)
+        calls = OpenCalls(listener, self._writer, self._send, self._wake_reader, self._call_tasks)
         execution = _Execution(self.last_run_number + 1, listener, calls, timeout_scope)
         if not self.closed.is_set():
             self._execution = execution

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-from anyio.abc import TaskGroup
 
 from ..protocol import wire
 from ..protocol.link_states import ProtocolError
 from .execution_listener import ExecutionListener
 from .frame_writer import FrameWriter
+from .task_pool import TaskPool
 
 MAX_OPEN_CALLS = 1024  # each takes memory of the host while it waits
 MAX_OPEN_CALL_BYTES = 4 * 1024 * 1024  # of calls that wait; the host has each about six times
@@ -29,13 +29,13 @@ class OpenCalls:
         writer: FrameWriter,
         send: Callable[[wire.Message], None],
         on_answered: Callable[[], None],
-        task_group: TaskGroup,
+        tasks: TaskPool,
     ) -> None:
         self._listener = listener
         self._writer = writer
         self._send = send
         self._on_answered = on_answered
-        self._task_group = task_group
+        self._tasks = tasks
         self._ids: set[int] = set()
         self._bytes = 0
         self._scopes: set[anyio.CancelScope] = set()  # of the tasks that answer
@@ -56,7 +56,7 @@ class OpenCalls:
             raise ProtocolError(f"two open calls have the id {call.call_id}")
         self._ids.add(call.call_id)
         self._bytes += size
-        self._task_group.start_soon(self._answer, call, size)
+        self._tasks.start_soon(self._answer, call, size)
 
     def close(self) -> None:
         """Answer no more: the execution has ended, and no code waits."""

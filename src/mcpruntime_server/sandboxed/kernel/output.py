@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import time
 
 from ...protocol import wire
@@ -72,6 +73,9 @@ class OutputStreams:
         self.flush_at = 0.0  # when buffered output is due; 0: there is none
         self._last_sent_at = 0.0
         self._send_to_host = send_to_host
+        self._poller = select.poll()  # asks both pipes at once
+        for descriptor in self.by_descriptor:
+            self._poller.register(descriptor, select.POLLIN)
 
     def start_run(self, run_number: int) -> None:
         """Attribute what is printed from now on to a run."""
@@ -99,14 +103,16 @@ class OutputStreams:
 
     def send_available(self, *, is_last: bool = False) -> None:
         """Send everything that has been printed up to now; `is_last` at the end of a run."""
-        for pipe in self.pipes:
-            pipe.read_available(MAX_DRAIN_READS)
+        for descriptor, _ in self._poller.poll(0):
+            self.by_descriptor[descriptor].read_available(MAX_DRAIN_READS)
         self.send_buffered(is_last=is_last)
 
     def send_buffered(self, *, is_last: bool = False) -> None:
         """Send everything that has been read."""
         self.flush_at = 0.0
         for pipe in self.pipes:
+            if not pipe.buffer and not pipe.dropped_bytes:
+                continue
             for message in pipe.take_messages(self.run_number, is_last=is_last):
                 self._last_sent_at = time.perf_counter()
                 self._send_to_host(message)

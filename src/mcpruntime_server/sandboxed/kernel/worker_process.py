@@ -31,6 +31,7 @@ class WorkerProcess:
         self.frames = wire.FrameSplitter()
         self.kill_reason = ""  # why the runtime killed it
         self._outgoing = bytearray()
+        self._is_full = False  # the socket, so that it is polled until it takes more
         self._poller = poller
         sock.setblocking(False)
         poller.register(sock, select.POLLIN)
@@ -43,7 +44,8 @@ class WorkerProcess:
     def send(self, frame: bytes) -> None:
         """Send a frame, or queue what the socket does not take."""
         self._outgoing += frame
-        self.flush()
+        if len(self._outgoing) == len(frame):  # else the socket is full
+            self.flush()
 
     def flush(self) -> None:
         """Send what is queued, as far as the socket takes it."""
@@ -54,8 +56,10 @@ class WorkerProcess:
         except OSError:
             self._outgoing.clear()  # the worker is dead, which the poll loop will notice
             return
-        events = select.POLLIN | select.POLLOUT if self._outgoing else select.POLLIN
-        self._poller.modify(self.sock, events)
+        is_full = bool(self._outgoing)
+        if is_full != self._is_full:
+            self._is_full = is_full
+            self._poller.modify(self.sock, select.POLLIN | select.POLLOUT * is_full)
 
     def receive(self) -> Tuple[Optional[bytes], List[int]]:
         """Return the next bytes and descriptors; raises OSError without any.
