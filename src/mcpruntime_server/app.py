@@ -206,7 +206,9 @@ async def open_app(
     make_private(config)
     folder = config.server.data_dir
     package_changes = PackageChanges()
-    limits = JournalLimits(config.journal.run_mb * MB, config.journal.session_mb * MB)
+    limits = JournalLimits(
+        config.journal.run_mb * MB, config.journal.session_mb * MB, config.journal.principal_mb * MB
+    )
     with acquire_lease(folder) as lease:
         async with (
             open_journal(folder, lease, config.journal.durability, limits) as journal,

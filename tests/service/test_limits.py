@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,16 @@ from mcpruntime_server.runtime.rates import Rate, RunStarts
 from mcpruntime_server.service.rate_limits import RateLimits, client_address
 
 from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
-from .test_http import INITIALIZE, post
+from ..helpers.server_connection import TEST_TIMEOUT_S, ServerConnection, write_settings
+from .test_http import post
 
 
 @asynccontextmanager
-async def serve(folder: Path, **http: Any) -> AsyncIterator[HttpService]:
-    settings = write_settings(folder, sandbox={"backend": "local", "pool_size": 0}, http=http)
+async def serve(
+    folder: Path, more: Mapping[str, Any] | None = None, **http: Any
+) -> AsyncIterator[HttpService]:
+    sandbox = {"backend": "local", "pool_size": 0}
+    settings = write_settings(folder, sandbox=sandbox, http=http, **(more or {}))
     async with open_http_service(settings) as service:
         yield service
 
@@ -110,9 +112,8 @@ async def test_a_principal_leaves_connections_to_others(tmp_path: Path) -> None:
             async with anyio.create_task_group() as tasks:
                 for _ in range(3):
                     await tasks.start(hold_request, service, ann)
-                with anyio.fail_after(TEST_TIMEOUT_S):
-                    while (response := await post(http, service.url)).status_code != 429:  # noqa: ASYNC110
-                        await anyio.sleep(0.05)
+                response = await post(http, service.url)
+                assert response.status_code == 429
                 assert "3 requests are under way" in response.json()["detail"]
                 async with service.http(bob) as other:
                     assert (await post(other, service.url)).status_code == 200
@@ -123,18 +124,62 @@ async def test_a_principal_leaves_connections_to_others(tmp_path: Path) -> None:
 
 
 async def hold_request(service: HttpService, token: str, *, task_status: TaskStatus[None]) -> None:
-    """Send half of a request, and wait."""
+    """Send the headers of a request, and wait once the server asks for the body."""
     url = httpx2.URL(service.url)
-    body = json.dumps(INITIALIZE).encode()
     async with await anyio.connect_tcp(url.host, url.port or 80) as stream:
         await stream.send(
             b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Accept: application/json, text/event-stream\r\n"
-            + f"Authorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            + body[:5]
+            b"Content-Length: 9\r\nExpect: 100-continue\r\n"
+            + f"Authorization: Bearer {token}\r\n\r\n".encode()
         )
+        assert b"100" in await stream.receive()
         task_status.started()
         await anyio.sleep_forever()
+
+
+async def test_a_principal_leaves_sessions_to_others(tmp_path: Path) -> None:
+    limits = {"server": {"max_sessions": 3, "max_sessions_per_principal": 2}}
+    async with serve(tmp_path, limits) as service:
+        ann, bob = service.create_token("ann"), service.create_token("bob")
+        async with service.connect(ann) as client, service.connect(bob) as other:
+            for name in ("one", "two"):
+                await client.run("import time; time.sleep(600)", name, background=True)
+            refused = await client.run("1", "three")
+            assert "[unavailable] All 2 sessions are busy." in refused.text
+            assert "max_sessions_per_principal" in refused.text
+            assert (await other.run("1 + 1")).value == 2
+            for name in ("one", "two"):
+                await client.replay("rewind", session=name, step=0, cancel=True)
+            assert (await client.run("1 + 2", "three")).value == 3  # an idle one makes room
+            assert (await other.run("1 + 1")).value == 2
+
+
+async def test_a_principal_that_fills_the_journal_records_no_more(tmp_path: Path) -> None:
+    limits = {"journal": {"principal_mb": 2}}
+    write = "import os; open('f', 'wb').write(os.urandom(3_000_000))"
+    async with serve(tmp_path, limits) as service:
+        ann, bob = service.create_token("ann"), service.create_token("bob")
+        async with service.connect(ann) as client, service.connect(bob) as other:
+            assert (await client.run(write, "full")).status == "ok"
+            assert await is_full(client, "full")
+            assert (await other.run("1 + 1")).value == 2
+    async with (  # the next server measures what there is
+        serve(tmp_path, limits) as service,
+        service.connect(ann) as client,
+        service.connect(bob) as other,
+    ):
+        assert await is_full(client, "full")
+        assert await is_full(client, "new")
+        assert (await other.run("1 + 1")).value == 2
+
+
+async def is_full(client: ServerConnection, session: str) -> bool:
+    """Return whether a session is refused because its principal has recorded too much."""
+    with anyio.fail_after(TEST_TIMEOUT_S):  # files are recorded after the result is sent
+        while "[journal_limit] Your sessions" not in (await client.run("1", session)).text:  # noqa: ASYNC110
+            await anyio.sleep(0.05)
+    return True
 
 
 # the parts ----------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ class ServerSettings(SettingsTable):
     max_runs: PositiveInt = 32
     max_runs_per_principal: PositiveInt = 16
     max_sessions: PositiveInt = 32
+    max_sessions_per_principal: PositiveInt = 24
     session_idle_s: Seconds = 900.0
     keep_days: Count = 90
     keep_mb: Count = 4096
@@ -129,6 +130,7 @@ class JournalSettings(SettingsTable):
     durability: Literal["process", "disk"] = "process"
     run_mb: PositiveInt = 128
     session_mb: PositiveInt = 1024
+    principal_mb: Count = 2048  # 0: no limit; the local user has none
 
 
 @dataclass(frozen=True, kw_only=True)

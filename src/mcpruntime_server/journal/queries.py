@@ -14,7 +14,14 @@ from typing import Any
 
 from ..errors import JournalFailed, NotFound
 from .blob_store import BlobStore
-from .events import FileEntry, FilesChanged, decode_json, escape_surrogates, event_from_fields
+from .events import (
+    KIND_BY_CLASS,
+    FileEntry,
+    FilesChanged,
+    decode_json,
+    escape_surrogates,
+    event_from_fields,
+)
 from .rows import (
     FILES_FLAG,
     UNDONE_FLAG,
@@ -154,6 +161,19 @@ def measure_session(connection: Connection, blobs: BlobStore, session_id: str) -
             with suppress(OSError):  # a missing blob is reported by who reads it
                 size += blobs.blob_path(digest).stat().st_size
     return size
+
+
+def measure_principal(connection: Connection, blobs: BlobStore, principal: str) -> int:
+    """Return about how many bytes all sessions of a principal have, with their workspace files."""
+    size, files = 0, dict[str, int]()
+    rows = connection.execute("SELECT id FROM sessions WHERE principal = ?", (principal,))
+    for (session_id,) in rows.fetchall():
+        size += measure_session(connection, blobs, session_id)
+        values = (session_id, 0, None, -1, KIND_BY_CLASS[FilesChanged])
+        for stored in iter_events(connection, blobs, SELECT_SESSION_EVENTS, values, []):
+            if isinstance(stored.event, FilesChanged):
+                files |= {each["digest"]: each["size"] for each in stored.event.changed.values()}
+    return size + sum(files.values())
 
 
 # runs -------------------------------------------------------------------------------------------

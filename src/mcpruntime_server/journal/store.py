@@ -49,6 +49,7 @@ from .events import (
     ClocksRead,
     Event,
     FileEntry,
+    FilesChanged,
     OutputWritten,
     QuestionAsked,
     RunFinished,
@@ -57,6 +58,7 @@ from .events import (
 )
 from .journal_writer import JournalWriter
 from .rows import (
+    LOCAL_PRINCIPAL,
     CallResult,
     QuestionRow,
     RunRow,
@@ -76,6 +78,7 @@ from .server_lease import ServerLease, is_server_alive
 
 MB = 1024 * 1024
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of events that wait for the disk; `append` refuses more
+MEASURE_INTERVAL_S = 60.0  # between two measurements of what a principal has recorded
 SLOW_BACKLOG_BYTES = 8 * 1024 * 1024  # of these events: calls of code wait until they are written
 EVENT_OVERHEAD_BYTES = 100  # of an event in memory, besides its text
 CLOSE_TIMEOUT_S = 5.0  # to commit the last events; a disk that takes longer will not recover
@@ -95,6 +98,7 @@ class JournalLimits:
 
     run_bytes: int
     session_bytes: int
+    principal_bytes: int = 0  # of each principal but the local user, files included; 0: no limit
 
 
 @asynccontextmanager
@@ -188,6 +192,9 @@ class Journal:
         self._limits = limits
         self._session_bytes: Counter[str] = Counter()  # recorded, of the sessions owned here
         self._run_bytes: Counter[str] = Counter()  # of the runs under way
+        self._principals: dict[str, str] = {}  # of the sessions owned here, if they are limited
+        self._principal_bytes: dict[str, int] = {}
+        self._measured_at: dict[str, float] = {}  # when a principal's bytes were last measured
 
     @property
     def survives_machine(self) -> bool:
@@ -229,8 +236,35 @@ class Journal:
     def check_room(self, session_id: str) -> None:
         """Raise `JournalLimitReached` if a session may record no more."""
         limits = self._limits
-        if limits is not None and self._session_bytes[session_id] >= limits.session_bytes:
-            raise session_limit_error(limits)
+        if limits is not None:
+            if self._session_bytes[session_id] >= limits.session_bytes:
+                raise session_limit_error(limits)
+            if self._is_principal_full(session_id, limits):
+                raise principal_limit_error(limits)
+
+    def _is_principal_full(self, session_id: str, limits: JournalLimits, more: int = 0) -> bool:
+        """Return whether the principal of a session may not record so many bytes more."""
+        principal = self._principals.get(session_id)
+        if principal is None:
+            return False
+        return self._principal_bytes[principal] + max(more, 1) > limits.principal_bytes
+
+    async def _register_principal(self, session_id: str, principal: str) -> None:
+        """Count what a principal has recorded, from now on; before, it is measured.
+
+        A principal at the limit is measured again after a while: sessions may have been removed.
+        """
+        limits = self._limits
+        if limits is None or not limits.principal_bytes or principal == LOCAL_PRINCIPAL:
+            return
+        size, now = self._principal_bytes.get(principal), time.monotonic()
+        is_due = now - self._measured_at.get(principal, now) > MEASURE_INTERVAL_S
+        if size is None or (is_due and size >= limits.principal_bytes):
+            self._measured_at[principal] = now
+            self._principal_bytes[principal] = await self.read(
+                lambda rows: queries.measure_principal(rows, self.blobs, principal)
+            )
+        self._principals[session_id] = principal
 
     def _count_bytes(self, session_id: str, run_id: str | None, event: Event, size: int) -> None:
         """Count an event; raises `JournalLimitReached` for one that a run may do without."""
@@ -240,6 +274,12 @@ class Journal:
                 raise run_limit_error(limits)
             if self._session_bytes[session_id] + size > limits.session_bytes:
                 raise session_limit_error(limits)
+            if self._is_principal_full(session_id, limits, size):
+                raise principal_limit_error(limits)
+        principal = self._principals.get(session_id)
+        if principal is not None:
+            files = event.changed.values() if isinstance(event, FilesChanged) else ()
+            self._principal_bytes[principal] += size + sum(file["size"] for file in files)
         self._session_bytes[session_id] += size
         self._run_bytes[run] += size
         if isinstance(event, RunFinished):
@@ -303,6 +343,7 @@ class Journal:
             origin=tip or origin,
             purpose=purpose,
         )
+        await self._register_principal(session_id, principal)
         await self.write(lambda rows: mutations.insert_session(rows, self.owner, row))
         self._last_sequences.setdefault(session_id, 0)
         return row
@@ -319,6 +360,7 @@ class Journal:
             self._session_bytes[session_id] = await self.read(
                 lambda rows: queries.measure_session(rows, self.blobs, session_id)
             )
+        await self._register_principal(session_id, row.principal)
         self._last_sequences.setdefault(session_id, last_sequence)
         return row
 
@@ -332,6 +374,7 @@ class Journal:
         except JournalFailed:
             self._last_sequences[session_id] = last_sequence
             raise
+        self._principals.pop(session_id, None)
 
     async def pin_run(self, run_id: str, reason: str) -> None:
         """Protect a run, and so its session, from garbage collection; raises `NotFound`."""
@@ -647,6 +690,15 @@ def run_limit_error(limits: JournalLimits) -> JournalLimitReached:
         "which is the limit.",
         remedy="Split the work into several runs, let code keep large data in workspace files, "
         "or raise the server's setting `[journal] run_mb`.",
+    )
+
+
+def principal_limit_error(limits: JournalLimits) -> JournalLimitReached:
+    """Return the error for a principal whose sessions have recorded too much."""
+    return JournalLimitReached(
+        f"Your sessions have recorded {limits.principal_bytes // MB:,} MB, which is the limit.",
+        remedy="Ask who runs the server to remove old sessions (`gc`), or to raise its setting "
+        "`[journal] principal_mb`.",
     )
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -193,7 +194,7 @@ class Runtime:
             ) from None
         row = await self.journal.claim_session(row.id)
         try:
-            await self._ensure_capacity()
+            await self._ensure_capacity(principal)
             session = await self._take_over(row)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -219,7 +220,7 @@ class Runtime:
     ) -> Session:
         """Create a session that starts from run `tip`, or an agent's for `parent_run_id`."""
         check_session_name(name)
-        await self._ensure_capacity()
+        await self._ensure_capacity(principal)
         session_id, tip_id = new_session_id(), tip.id if tip else None
         origin = parent_run_id or tip_id
         row = await self.journal.create_session(
@@ -310,7 +311,7 @@ class Runtime:
             try:
                 await self.open_session(row.id, row.principal)
             except Unavailable:
-                if not self._is_full:
+                if not self._is_full(row.principal):
                     raise
             else:
                 return
@@ -368,30 +369,42 @@ class Runtime:
         if self._sessions.pop(session.id, None) is not None:
             self._closing_sessions[session.id] = session
 
-    @property
-    def _is_full(self) -> bool:
-        """Whether the maximum number of sessions is live and all of them are busy."""
-        has_maximum = len(self._sessions) >= self._settings.max_sessions
-        return has_maximum and not any(each.is_idle for each in self._sessions.values())
+    def _is_full(self, principal: str) -> bool:
+        """Return whether the maximum number of sessions is live and all of them are busy."""
+        candidates = self._sessions_in_the_way(principal)
+        return bool(candidates) and not any(each.is_idle for each in candidates)
 
-    async def _ensure_capacity(self) -> None:
-        """Close the session that has been idle longest, if the maximum number is live.
+    async def _ensure_capacity(self, principal: str) -> None:
+        """Close an idle session, if the maximum number is live, of all or of a principal.
 
+        It is one of the principal that has most, and of these the one that has been idle longest.
         Raises `Unavailable` if none is idle.
         """
-        limit = self._settings.max_sessions
         if self._is_closing:
             raise Unavailable("The server is shutting down.", remedy="Ask the next one.")
-        if len(self._sessions) < limit:
+        candidates = self._sessions_in_the_way(principal)
+        if not candidates:
             return
-        idle = [session for session in self._sessions.values() if session.is_idle]
+        idle = [session for session in candidates if session.is_idle]
         if not idle:
+            is_shared = any(session.principal != principal for session in candidates)
+            setting = "max_sessions" if is_shared else "max_sessions_per_principal"
             raise Unavailable(
-                f"All {limit} sessions are busy.", remedy="Try again, or raise max_sessions."
+                f"All {len(candidates)} sessions are busy.",
+                remedy=f"Try again, or raise {setting}.",
             )
-        oldest = min(idle, key=lambda session: session.last_used)
+        counts = Counter(session.principal for session in self._sessions.values())
+        oldest = min(idle, key=lambda session: (-counts[session.principal], session.last_used))
         self.retire_session(oldest)
         await oldest.closed.wait()
+
+    def _sessions_in_the_way(self, principal: str) -> Sequence[Session]:
+        """Return the live sessions of which one must be closed before a principal gets another."""
+        sessions = tuple(self._sessions.values())
+        own = [session for session in sessions if session.principal == principal]
+        if len(own) >= self._settings.max_sessions_per_principal:
+            return own
+        return sessions if len(sessions) >= self._settings.max_sessions else ()
 
     async def retire_idle_sessions(self) -> None:
         """Close sessions that have been idle for too long, as long as the server runs."""
