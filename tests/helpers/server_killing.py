@@ -13,11 +13,11 @@ import random
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import Process
@@ -260,6 +260,14 @@ async def start_ready_server(settings: Path) -> AsyncIterator[KillableServer]:
         yield server
 
 
+class StartServer(Protocol):
+    """Starts a server and kills it afterwards."""
+
+    def __call__(
+        self, settings: Path, /, *, is_forked: bool
+    ) -> AbstractAsyncContextManager[KillableServer]: ...
+
+
 @dataclass
 class Step:
     """A step of a session, until the client knows its outcome."""
@@ -312,8 +320,11 @@ class SessionModel:
 class KillingClient:
     """Uses one data folder in several sessions at once, while its servers are killed."""
 
-    def __init__(self, settings: Path, upstream: Path, seed: str) -> None:
+    def __init__(
+        self, settings: Path, upstream: Path, seed: str, start: StartServer | None = None
+    ) -> None:
         self.settings = settings
+        self._start = start or start_server
         self.upstream = upstream
         self.random = random.Random(seed)
         self.lanes: list[list[SessionModel]] = [[] for _ in range(LANE_COUNT)]
@@ -334,7 +345,7 @@ class KillingClient:
         """Start a server, use it, and kill it at a random moment."""
         self._is_stopping = False
         async with (
-            start_server(self.settings, is_forked=False) as server,
+            self._start(self.settings, is_forked=False) as server,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(self._kill, server)
@@ -348,6 +359,13 @@ class KillingClient:
             assert self._is_stopping or server.process.returncode == -signal.SIGKILL
             self.kills += 1
             tasks.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def start_last_server(self) -> AsyncIterator[KillableServer]:
+        """Start a server that is not killed before the end."""
+        async with self._start(self.settings, is_forked=True) as server:
+            await server.initialize()
+            yield server
 
     async def _kill(self, server: KillableServer) -> None:
         draw = self.random.uniform

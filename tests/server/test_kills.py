@@ -62,6 +62,11 @@ async def test_killed_servers_repeat_no_call_and_lose_no_delivered_result(
     async with anyio.create_task_group() as tasks:
         for client in clients:
             tasks.start_soon(kill_and_check, client, -(-KILLS // AT_ONCE))
+    print_accounts(clients)
+
+
+def print_accounts(clients: Sequence[KillingClient]) -> None:
+    """Print what was killed, and what became of the steps."""
     ends = sum((client.endings for client in clients), Counter())
     moments = sum((client.kill_moments for client in clients), Counter())
     calls = sum(len(client.read_ledger()) for client in clients)
@@ -85,7 +90,7 @@ def make_client(folder: Path, number: int) -> KillingClient:
 async def kill_and_check(client: KillingClient, kills: int) -> None:
     while client.kills < kills:
         await client.run_until_killed()
-    async with start_ready_server(client.settings) as server:
+    async with client.start_last_server() as server:
         await client.finish_sessions(server)
         await server.close()
     assert containers(client.settings) == []
