@@ -37,13 +37,13 @@ from ..protocol.suggestions import did_you_mean
 from ..runtime.runtime import Runtime
 from ..runtime.sandbox_facts import collect_facts
 from .ask_tool import AskToolHandler, asks_other_model, build_ask_tool
-from .connections import find_client_name
+from .connections import find_client_name, find_http_request
 from .delivery import FindCursor
 from .knowledge import KnowledgeResources, build_grounded_prompt, knowledge_instructions
 from .replay_tool import REPLAY_DESCRIPTION as REPLAY
 from .replay_tool import ReplayAction, ReplayToolHandler
 from .resources import ResourceSource, SkillResources, SkillsExtension
-from .result_format import RunResult, error_result, keep_media_visible
+from .result_format import RunResult, error_result, fit_event, keep_media_visible
 from .run_progress import watch_run
 from .run_tool import RunToolHandler
 from .session_resolver import SessionResolver
@@ -366,5 +366,6 @@ class RuntimeMcpServer(MCPServer[Any]):
                 ) from exc
             raise
         if isinstance(result, CallToolResult) and context is not None:
-            return keep_media_visible(result, find_client_name(context))
+            visible = keep_media_visible(result, find_client_name(context))
+            return visible if find_http_request(context) is None else fit_event(visible)
         return result

@@ -50,6 +50,7 @@ FOLDABLE_STATUSES = ("ok", "queued", "running", "waiting")  # of runs that need 
 MAX_LISTED_WRITES = 10  # of one tool that went well, in a run that did; the others are counted
 MIN_SHOWN_MS = 1_000  # of a duration in the usage
 MIN_SHOWN_MEMORY_SHARE = 0.5  # of the memory limit
+MAX_EVENT_MEDIA_CHARS = 900_000  # base64; SDK clients refuse an event of 1 MiB, the answer with it
 DATA_ONLY_CLIENTS = ("codex",)  # first words of their names
 ESCAPED_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # in JSON
 INDENT = "  "  # before lines that are not the server's own
@@ -139,6 +140,25 @@ def keep_media_visible(result: CallToolResult, client_name: str) -> CallToolResu
     if has_media and client_name.startswith(DATA_ONLY_CLIENTS):
         return result.model_copy(update={"structured_content": None})
     return result
+
+
+def fit_event(result: CallToolResult) -> CallToolResult:
+    """Return a result that fits into an event of a stream; what is too large is named instead."""
+    content: list[ContentBlock] = []
+    number = size = 0
+    for block in result.content:
+        if not isinstance(block, ImageContent | AudioContent):
+            content.append(block)
+            continue
+        number += 1
+        if size + len(block.data) <= MAX_EVENT_MEDIA_CHARS:
+            size += len(block.data)
+            content.append(block)
+        else:
+            limit = f"{MAX_EVENT_MEDIA_CHARS * 3 / 4e6:.1f} MB"
+            text = f"[{block.type} {number} is left out: over HTTP, a result shows at most {limit}]"
+            content.append(TextContent(type="text", text=text))
+    return result.model_copy(update={"content": content})
 
 
 def build_media_content(media: MediaEntry) -> ContentBlock:
