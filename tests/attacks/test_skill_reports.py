@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from mcpruntime_server.capabilities.skills.guides import GuideFolders
 from mcpruntime_server.capabilities.skills.library import SkillLibrary
 from mcpruntime_server.capabilities.skills.store_registry import StoreRegistry
 from mcpruntime_server.capabilities.skills.usage import MIN_FAILING_SESSIONS, count_uses
+from mcpruntime_server.journal import queries
 from mcpruntime_server.journal.events import CallStarted, RunStarted
 from mcpruntime_server.journal.store import Journal, open_journal
 from tests.helpers.server_connection import connect_server, write_settings
@@ -62,17 +63,74 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
         yield opened
 
 
+REPORT = {"ok": False, "skill": "shout", "version": 1}
+
+
 async def report_failure(
-    journal: Journal, number: int, purpose: str = "", origin: str | None = None
+    journal: Journal,
+    number: int,
+    purpose: str = "",
+    origin: str | None = None,
+    principal: str = "local",
+    reports: Sequence[str] = (json.dumps(REPORT),),
 ) -> str:
     """Let a run of a new session report that a skill failed; return the run's id."""
     session, run = f"s_{number}", f"r_{number}"
-    await journal.create_session(session, None, "local", None, purpose, origin)
+    await journal.create_session(session, None, principal, None, purpose, origin)
     journal.append(session, RunStarted(run, None, 1, "", "<step 1>", 10.0), run)
-    args = json.dumps({"ok": False, "skill": "shout", "version": 1})
-    journal.append(session, CallStarted(1, "skills.used", args, "read", 0), run)
+    for each, args in enumerate(reports):
+        journal.append(session, CallStarted(each + 1, "skills.used", args, "read", 0), run)
     await journal.flush()
     return run
+
+
+async def load_uses(journal: Journal) -> list[tuple[str, int, bool, str]]:
+    found = await journal.load_skill_uses("local", ["open"])
+    return sorted((use.skill, use.version, use.has_succeeded, use.principal) for use in found)
+
+
+async def test_a_run_counts_once_whatever_it_reports(journal: Journal) -> None:
+    reports = [json.dumps({**REPORT, "error": str(number)}) for number in range(12)]
+    await report_failure(journal, 1, reports=reports)
+    assert await load_uses(journal) == [("shout", 1, False, "local")]
+    await report_failure(journal, 2, reports=[*reports, json.dumps({**REPORT, "ok": True})])
+    assert await load_uses(journal) == [("shout", 1, False, "local"), ("shout", 1, True, "local")]
+
+
+MALFORMED = [
+    "",
+    "[]",
+    "{}",
+    "[" * 5_000 + "]" * 5_000,
+    '{"skill": 1, "version": 2, "ok": true}',
+    '{"skill": "shout", "version": true, "ok": true}',
+    '{"skill": "shout", "version": 2, "ok": 1}',
+    '{"skill": ["shout"], "version": 2, "ok": true}',
+    '{"skill": "shout", "version": 2.5, "ok": true}',
+]
+
+
+async def test_malformed_reports_are_skipped(journal: Journal) -> None:
+    await report_failure(journal, 1, reports=[*MALFORMED, json.dumps(REPORT)])
+    assert await load_uses(journal) == [("shout", 1, False, "local")]
+
+
+async def test_what_others_report_counts_for_shared_skills_alone(journal: Journal) -> None:
+    reports = [json.dumps({**REPORT, "skill": name}) for name in ("shout", "open")]
+    await report_failure(journal, 1, principal="bob", reports=reports)
+    assert await load_uses(journal) == [("open", 1, False, "bob")]
+
+
+async def test_the_reports_of_a_principal_are_bounded_and_displace_no_other(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "MAX_USES_PER_PRINCIPAL", 3)
+    open_skill = {**REPORT, "skill": "open"}
+    await report_failure(journal, 1, reports=[json.dumps(open_skill)])
+    many = [json.dumps({**open_skill, "version": number}) for number in range(50)]
+    await report_failure(journal, 2, principal="bob", reports=many)
+    found = [principal for _, _, _, principal in await load_uses(journal)]
+    assert sorted(found) == ["bob", "bob", "bob", "local"]
 
 
 @pytest.mark.parametrize("purpose", ["fork", "agent"])
@@ -84,7 +142,7 @@ async def test_sessions_made_of_one_session_share_its_vote(
     for number in range(1, 12):
         made = await report_failure(journal, number, purpose, origin)
         origin = made if is_chain else first
-    uses = await journal.load_skill_uses()
+    uses = await journal.load_skill_uses("local", ())
     record = count_uses(uses, lambda principal, _: principal)["local", "shout", 1]
     assert (record.uses, record.failing_sessions) == (12, 1)
 
@@ -93,4 +151,4 @@ async def test_sessions_made_of_one_session_share_its_vote(
 async def test_imported_and_repeated_sessions_have_no_vote(journal: Journal, purpose: str) -> None:
     for number in range(2 * MIN_FAILING_SESSIONS):
         await report_failure(journal, number, purpose)
-    assert await journal.load_skill_uses() == []
+    assert await journal.load_skill_uses("local", ()) == []

@@ -7,7 +7,7 @@ A session that is being imported or removed has the purpose `partial` and is inv
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from sqlite3 import Connection
 from typing import Any
@@ -89,11 +89,33 @@ SELECT_VISITED_RUNS = """
     )
     SELECT runs.id, runs.session_id FROM visited JOIN runs ON runs.id = visited.id
     ORDER BY runs.rowid"""
+MAX_USES_PER_PRINCIPAL = 10_000  # the latest ones; sandboxed code may report any number
+# The arguments are text of sandboxed code. JSON that is nested too deeply for SQLite is left out.
 SELECT_SKILL_USES = """
-    SELECT body, recorded_at, run_id, session_id, principal
-    FROM events JOIN sessions ON sessions.id = events.session_id
-    WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0
-        AND purpose NOT IN ('rerun', 'partial', 'import')"""
+    WITH reports AS (
+        SELECT json_extract(body, '$.args') AS args, recorded_at, run_id, session_id, principal
+        FROM events JOIN sessions ON sessions.id = events.session_id
+        WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0
+            AND purpose NOT IN ('rerun', 'partial', 'import')
+            AND (principal = :principal
+                OR EXISTS (SELECT 1 FROM json_each(:shared) WHERE instr(body, value) > 0))
+    ), readable AS (
+        SELECT CASE WHEN json_valid(args) THEN args ELSE '{}' END AS args,
+            recorded_at, run_id, session_id, principal
+        FROM reports
+    ), uses AS (
+        SELECT json_extract(args, '$.skill') AS skill, json_extract(args, '$.version') AS version,
+            max(json_extract(args, '$.ok')) AS has_succeeded, max(recorded_at) AS recorded_at,
+            run_id, session_id, principal,
+            row_number() OVER (PARTITION BY principal ORDER BY max(recorded_at) DESC) AS place
+        FROM readable
+        WHERE json_type(args, '$.skill') = 'text' AND json_type(args, '$.version') = 'integer'
+            AND json_type(args, '$.ok') IN ('true', 'false')
+            AND (principal = :principal OR skill IN (SELECT value FROM json_each(:shared)))
+        GROUP BY run_id, skill, version
+    )
+    SELECT skill, version, has_succeeded, recorded_at, run_id, session_id, principal
+    FROM uses WHERE place <= :most"""
 SELECT_SESSION_ORIGINS = """
     SELECT sessions.id, runs.session_id FROM sessions JOIN runs ON runs.id = sessions.origin"""
 
@@ -461,19 +483,33 @@ def load_python_version(connection: Connection, image: str) -> str:
     return ""
 
 
-def load_skill_uses(connection: Connection) -> list[SkillUseRow]:
-    """Return what code reported about the skills that it used.
+def load_skill_uses(
+    connection: Connection, principal: str, shared: Collection[str]
+) -> list[SkillUseRow]:
+    """Return the runs of a principal that used skills, and those of all that used `shared` ones.
 
     Reruns are left out, and so are imported sessions, which may say anything.
     """
     origins = dict(connection.execute(SELECT_SESSION_ORIGINS).fetchall())
-    found = []
-    for body, recorded_at, run_id, session_id, principal in connection.execute(SELECT_SKILL_USES):
-        family = _find_first_session(session_id, origins)
-        with suppress(ValueError, KeyError, TypeError):
-            args = str(decode_json(body)["args"])
-            found.append(SkillUseRow(args, float(recorded_at), run_id, family, principal))
-    return found
+    arguments = {
+        "principal": principal,
+        "shared": json.dumps(list(shared)),
+        "most": MAX_USES_PER_PRINCIPAL,
+    }
+    return [
+        SkillUseRow(
+            skill,
+            version,
+            bool(succeeded),
+            recorded_at,
+            run_id,
+            _find_first_session(session_id, origins),
+            owner,
+        )
+        for skill, version, succeeded, recorded_at, run_id, session_id, owner in connection.execute(
+            SELECT_SKILL_USES, arguments
+        )
+    ]
 
 
 def _find_first_session(session_id: str, origins: Mapping[str, str]) -> str:

@@ -34,12 +34,14 @@ class RawEventRow(NamedTuple):
 
 
 class SkillUseRow(NamedTuple):
-    """A report of a run about a skill; `args` is canonical JSON that sandboxed code made.
+    """What a run reported about a version of a skill: that it worked, once at least, or did not.
 
     `family` is the session that the run's session comes from by forks and agents, or that session.
     """
 
-    args: str
+    skill: str
+    version: int
+    has_succeeded: bool
     recorded_at: float
     run_id: str
     family: str

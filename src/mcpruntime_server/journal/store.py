@@ -566,9 +566,11 @@ class Journal:
             lambda rows: work(queries.iter_call_results(rows, self.blobs, session_id, last))
         )
 
-    async def load_skill_uses(self) -> list[SkillUseRow]:
-        """Return what code reported about the skills that it used."""
-        return await self.read(queries.load_skill_uses)
+    async def load_skill_uses(self, principal: str, shared: Collection[str]) -> list[SkillUseRow]:
+        """Return the runs of a principal that used skills, and all runs that used `shared` ones."""
+        return await self.read(
+            lambda connection: queries.load_skill_uses(connection, principal, shared)
+        )
 
     async def scan_run_events(
         self, run_id: str, after: int, work: Callable[[RunRow, Iterator[StoredEvent]], T]

@@ -116,9 +116,9 @@ def test_versions_that_are_not_in_use_are_not_there_for_others(stores: StoreRegi
 
 
 def test_a_use_counts_for_the_skill_that_its_principal_has(stores: StoreRegistry) -> None:
-    args = '{"skill": "greet", "version": 1, "ok": false}'
     uses = [
-        SkillUseRow(args, 0.0, f"r_{name}", f"s_{name}", name) for name in ("ann", "bob", "cid")
+        SkillUseRow("greet", 1, False, 0.0, f"r_{name}", f"s_{name}", name)
+        for name in ("ann", "bob", "cid")
     ]
     private = add(stores, "ann")
     records = count_uses(uses, stores.find_owner, stores.shared_skills().items())

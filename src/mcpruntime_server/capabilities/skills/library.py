@@ -153,13 +153,10 @@ class SkillLibrary:
 
     async def _load_records(self) -> UsageRecords:
         """Return the record of every version that was used; raises `JournalFailed`."""
-        uses = await self._journal.load_skill_uses()
-
-        def count() -> UsageRecords:
-            shared = self._stores.shared_skills()
-            return count_uses(uses, cache(self._stores.find_owner), shared.items())
-
-        return await to_thread.run_sync(count)
+        shared = await to_thread.run_sync(self._stores.shared_skills)
+        uses = await self._journal.load_skill_uses(self.principal, shared)
+        find_owner = cache(self._stores.find_owner)
+        return await to_thread.run_sync(count_uses, uses, find_owner, shared.items())
 
     async def retire_unused(self) -> list[Skill]:
         """Retire and return the own skills that are no longer used, or that mostly fail."""

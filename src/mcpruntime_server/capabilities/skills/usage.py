@@ -12,10 +12,9 @@ because that takes a person.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...journal.rows import SkillUseRow
@@ -60,14 +59,6 @@ class UsageRecord:
 UsageRecords = Mapping[tuple[str, str, int], UsageRecord]  # by owner, name and version
 
 
-@dataclass
-class _RunOutcome:
-    """What one run reported about one version."""
-
-    use: SkillUseRow
-    has_succeeded: bool = False
-
-
 def count_uses(
     uses: Iterable[SkillUseRow],
     find_owner: Callable[[str, str], str],
@@ -79,46 +70,38 @@ def count_uses(
     everybody may use, as pairs of name and owner.
     """
     now = time.time()
-    outcomes: dict[tuple[str, str, int], dict[str, _RunOutcome]] = defaultdict(dict)
+    by_version: dict[tuple[str, str, int], list[SkillUseRow]] = defaultdict(list)
     for use in uses:
-        try:
-            report = json.loads(use.args)
-            name, version, succeeded = report["skill"], report["version"], report["ok"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if isinstance(name, str) and type(version) is int and isinstance(succeeded, bool):
-            owner = find_owner(use.principal, name) if not name_problem(name) else use.principal
-            outcome = outcomes[owner, name, version].setdefault(use.run_id, _RunOutcome(use))
-            outcome.has_succeeded |= succeeded
+        if not name_problem(use.skill):
+            owner = find_owner(use.principal, use.skill)
+            by_version[owner, use.skill, use.version].append(use)
     return {
-        (owner, name, version): _count_votes(
-            list(by_run.values()), now, is_shared=(name, owner) in shared
-        )
-        for (owner, name, version), by_run in outcomes.items()
+        (owner, name, version): _count_votes(found, now, is_shared=(name, owner) in shared)
+        for (owner, name, version), found in by_version.items()
     }
 
 
-def _count_votes(outcomes: list[_RunOutcome], now: float, *, is_shared: bool) -> UsageRecord:
-    """Return the record of one version, from the outcome of each run that used it."""
+def _count_votes(uses: Sequence[SkillUseRow], now: float, *, is_shared: bool) -> UsageRecord:
+    """Return the record of one version from the runs that used it."""
     votes = successes = 0.0
     failing: list[SkillUseRow] = []
     failing_sessions = 0
-    for sessions in _group_by_voter(outcomes, is_shared=is_shared):
+    for sessions in _group_by_voter(uses, is_shared=is_shared):
         shares = []
         for runs in sessions:
             shares.append(sum(run.has_succeeded for run in runs) / len(runs))
             if shares[-1] < MIN_SUCCESS_RATE:
                 failing_sessions += 1
-                failing += [run.use for run in runs]
-        last_used_at = max(run.use.recorded_at for runs in sessions for run in runs)
+                failing += runs
+        last_used_at = max(run.recorded_at for runs in sessions for run in runs)
         weight = 0.5 ** (max(now - last_used_at, 0.0) / USE_HALF_LIFE_S)
         votes += weight
         successes += weight * sum(shares) / len(shares)
     times = [use.recorded_at for use in failing]
     return UsageRecord(
-        uses=len(outcomes),
-        successes=sum(outcome.has_succeeded for outcome in outcomes),
-        last_used_at=max(outcome.use.recorded_at for outcome in outcomes),
+        uses=len(uses),
+        successes=sum(use.has_succeeded for use in uses),
+        last_used_at=max(use.recorded_at for use in uses),
         decayed_votes=votes,
         decayed_successes=successes,
         failing_sessions=failing_sessions,
@@ -129,16 +112,15 @@ def _count_votes(outcomes: list[_RunOutcome], now: float, *, is_shared: bool) ->
 
 
 def _group_by_voter(
-    outcomes: Iterable[_RunOutcome], *, is_shared: bool
-) -> list[list[list[_RunOutcome]]]:
+    uses: Iterable[SkillUseRow], *, is_shared: bool
+) -> list[list[list[SkillUseRow]]]:
     """Return the sessions of each voter, and their runs.
 
     A voter is a session, or of a shared skill a principal.
     """
-    by_voter: dict[str, dict[str, list[_RunOutcome]]] = defaultdict(lambda: defaultdict(list))
-    for outcome in outcomes:
-        voter = outcome.use.principal if is_shared else outcome.use.family
-        by_voter[voter][outcome.use.family].append(outcome)
+    by_voter: dict[str, dict[str, list[SkillUseRow]]] = defaultdict(lambda: defaultdict(list))
+    for use in uses:
+        by_voter[use.principal if is_shared else use.family][use.family].append(use)
     return [list(by_session.values()) for by_session in by_voter.values()]
 
 
