@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,27 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class RemoteServer:
+    """A server over HTTP."""
+
+    url: str
+    token: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that its clients send."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+Server = Sequence[str] | RemoteServer  # a command, or an address
+
+
+@dataclass(frozen=True)
 class CodingAgent:
     """An agent: its command, and how its settings are written for a server and a model."""
 
     name: str
-    prepare: Callable[[Path, list[str], ScriptedModel], Launch]
+    prepare: Callable[[Path, Server, ScriptedModel], Launch]
 
     @property
     def command(self) -> Path:
@@ -53,9 +69,13 @@ def write_json(path: Path, data: Any) -> Path:
     return path
 
 
-def prepare_claude(home: Path, server: list[str], model: ScriptedModel) -> Launch:
+def prepare_claude(home: Path, server: Server, model: ScriptedModel) -> Launch:
     """Claude Code: the server is named on the command line; its tools are loaded at once."""
-    entry = {"type": "stdio", "command": server[0], "args": server[1:]}
+    entry: dict[str, Any]
+    if isinstance(server, RemoteServer):
+        entry = {"type": "http", "url": server.url, "headers": server.headers}
+    else:
+        entry = {"type": "stdio", "command": server[0], "args": server[1:]}
     settings = write_json(home / "mcp.json", {"mcpServers": {SERVER: entry}})
     arguments = ["--print", PROMPT, "--mcp-config", str(settings), "--strict-mcp-config"]
     arguments += ["--allowedTools", f"mcp__{SERVER}", "--model", MODEL]
@@ -69,7 +89,7 @@ def prepare_claude(home: Path, server: list[str], model: ScriptedModel) -> Launc
     return Launch(arguments, env)
 
 
-def prepare_codex(home: Path, server: list[str], model: ScriptedModel) -> Launch:
+def prepare_codex(home: Path, server: Server, model: ScriptedModel) -> Launch:
     """Codex: settings in TOML, with a provider that speaks the Responses API."""
     provider = {
         "name": "scripted",
@@ -78,12 +98,13 @@ def prepare_codex(home: Path, server: list[str], model: ScriptedModel) -> Launch
         "wire_api": "responses",
     }
     # Codex starts without the tools of a server that is slow, unless the server is required.
-    entry = {
-        "command": server[0],
-        "args": server[1:],
-        "startup_timeout_sec": 60,
-        "required": True,
-    }
+    entry: dict[str, Any] = {"startup_timeout_sec": 60, "required": True}
+    env = {"SCRIPTED_API_KEY": API_KEY}
+    if isinstance(server, RemoteServer):
+        entry |= {"url": server.url, "bearer_token_env_var": "RUNTIME_TOKEN"}
+        env["RUNTIME_TOKEN"] = server.token
+    else:
+        entry |= {"command": server[0], "args": server[1:]}
     settings = {
         "model": MODEL,
         "model_provider": "scripted",
@@ -96,13 +117,18 @@ def prepare_codex(home: Path, server: list[str], model: ScriptedModel) -> Launch
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(tomli_w.dumps(settings))
     arguments = ["exec", "--skip-git-repo-check", PROMPT]
-    return Launch(arguments, {"CODEX_HOME": str(folder), "SCRIPTED_API_KEY": API_KEY})
+    return Launch(arguments, {"CODEX_HOME": str(folder), **env})
 
 
-def prepare_gemini(home: Path, server: list[str], model: ScriptedModel) -> Launch:
+def prepare_gemini(home: Path, server: Server, model: ScriptedModel) -> Launch:
     """Gemini CLI: settings in its folder of the home folder."""
+    entry: dict[str, Any] = {"trust": True}
+    if isinstance(server, RemoteServer):
+        entry |= {"httpUrl": server.url, "headers": server.headers}
+    else:
+        entry |= {"command": server[0], "args": server[1:]}
     settings = {
-        "mcpServers": {SERVER: {"command": server[0], "args": server[1:], "trust": True}},
+        "mcpServers": {SERVER: entry},
         "security": {"auth": {"selectedType": "gemini-api-key"}},
         "privacy": {"usageStatisticsEnabled": False},
         "general": {"disableAutoUpdate": True},
@@ -113,7 +139,7 @@ def prepare_gemini(home: Path, server: list[str], model: ScriptedModel) -> Launc
     return Launch(arguments, env)
 
 
-def prepare_opencode(home: Path, server: list[str], model: ScriptedModel) -> Launch:
+def prepare_opencode(home: Path, server: Server, model: ScriptedModel) -> Launch:
     """Opencode: settings in its configuration folder, with a provider that speaks chat."""
     entry = {
         "name": MODEL,
@@ -127,13 +153,16 @@ def prepare_opencode(home: Path, server: list[str], model: ScriptedModel) -> Lau
         "options": {"baseURL": f"{model.base_url}/v1", "apiKey": API_KEY},
         "models": {MODEL: entry},
     }
+    connection: dict[str, Any] = {"type": "local", "command": server}
+    if isinstance(server, RemoteServer):
+        connection = {"type": "remote", "url": server.url, "headers": server.headers}
     settings = {
         "autoupdate": False,
         "share": "disabled",
         "model": f"scripted/{MODEL}",
         "small_model": f"scripted/{MODEL}",
         "provider": {"scripted": provider},
-        "mcp": {SERVER: {"type": "local", "command": server, "enabled": True}},
+        "mcp": {SERVER: {"enabled": True, **connection}},
     }
     write_json(home / ".config" / "opencode" / "opencode.json", settings)
     env = {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_LSP_DOWNLOAD": "1"}
@@ -148,12 +177,16 @@ AGENTS = [
 ]
 
 
-async def run_agent(agent: CodingAgent, folder: Path, settings: Path, model: ScriptedModel) -> str:
+def stdio_server(settings: Path) -> Server:
+    """Return the command of a server with these settings."""
+    return [COMMAND, "--config", str(settings), "--stdio"]
+
+
+async def run_agent(agent: CodingAgent, folder: Path, server: Server, model: ScriptedModel) -> str:
     """Run an agent to its end with a home folder of its own, and return what it printed."""
     home, project = folder / "home", folder / "project"
     home.mkdir()
     project.mkdir()
-    server = [COMMAND, "--config", str(settings), "--stdio"]
     launch = agent.prepare(home, server, model)
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     env = {"PATH": path, "HOME": str(home), "NO_COLOR": "1", **launch.env}

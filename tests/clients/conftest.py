@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.server_connection import write_settings
 from tests.upstreams import own_server_entry
 
-from .agents import AGENTS, FOLDER, CodingAgent, run_agent
+from .agents import AGENTS, FOLDER, CodingAgent, run_agent, stdio_server
 from .scripted_model import Conversation, ToolResult, serve_model
 
 # What the scripted model asks for, turn by turn, under the name that the tests use.
@@ -43,7 +43,7 @@ async def play(agent: CodingAgent, folder: Path) -> Played:
     upstream = own_server_entry("counted", str(folder / "calls"))
     settings = write_settings(folder / "server", mcpServers={"ledger": upstream})
     async with serve_model(list(TURNS.values())) as model:
-        printed = await run_agent(agent, folder, settings, model)
+        printed = await run_agent(agent, folder, stdio_server(settings), model)
     assert model.requests, printed
     results = dict(zip(TURNS, model.results, strict=False))
     assert len(results) == len(TURNS), printed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,6 +57,7 @@ class ScriptedModel:
     """The arguments of `run_code` for each turn, and the requests of the conversation."""
 
     script: Sequence[dict[str, Any]]
+    before_turn: Callable[[int], Awaitable[None]]
     requests: list[Conversation] = field(default_factory=list)
     port: int = 0
 
@@ -70,13 +71,14 @@ class ScriptedModel:
         """The results that the last request of the conversation had."""
         return max((request.results for request in self.requests), key=len, default=())
 
-    def next_call(self, conversation: Conversation) -> tuple[str, dict[str, Any]] | None:
+    async def next_call(self, conversation: Conversation) -> tuple[str, dict[str, Any]] | None:
         """Return the tool and the arguments of the reply, or None if the reply is text."""
         name = next((name for name in conversation.tools if name.endswith(TOOL)), None)
         if name is None:
             return None
         self.requests.append(conversation)
         turn = len(conversation.results)
+        await self.before_turn(turn)
         return (name, self.script[turn]) if turn < len(self.script) else None
 
 
@@ -128,7 +130,7 @@ async def answer_messages(request: Request) -> Response:
     body = await request.json()
     model: ScriptedModel = request.app.state.model
     conversation = parse_messages(body)
-    call = model.next_call(conversation)
+    call = await model.next_call(conversation)
     number = len(conversation.results)
     if call is None:
         text = FINAL_TEXT if conversation.tools else SIDE_TEXT
@@ -196,7 +198,7 @@ async def answer_responses(request: Request) -> Response:
         if item.get("type") == "function_call_output"
     )
     conversation = Conversation(flatten_tools(tools), results, body.get("instructions") or "")
-    call = model.next_call(conversation)
+    call = await model.next_call(conversation)
     number = len(results)
     if call is None:
         part = {"type": "output_text", "text": FINAL_TEXT, "annotations": []}
@@ -259,7 +261,7 @@ async def answer_chat(request: Request) -> Response:
         if message["role"] == "system"
     )
     conversation = Conversation(tools, tuple(results), system)
-    call = model.next_call(conversation)
+    call = await model.next_call(conversation)
     if call is None:
         delta: dict[str, Any] = {"content": FINAL_TEXT if tools else SIDE_TEXT}
     else:
@@ -332,7 +334,7 @@ async def answer_gemini(request: Request) -> Response:
     body = await request.json()
     model: ScriptedModel = request.app.state.model
     conversation = parse_gemini(body)
-    call = model.next_call(conversation)
+    call = await model.next_call(conversation)
     if call is None:
         part: dict[str, Any] = {"text": FINAL_TEXT if conversation.tools else SIDE_TEXT}
     else:
@@ -372,10 +374,20 @@ def build_app(model: ScriptedModel) -> Starlette:
     return app
 
 
+async def start_turn(number: int) -> None:
+    """Start a turn at once."""
+
+
 @asynccontextmanager
-async def serve_model(script: Sequence[dict[str, Any]]) -> AsyncIterator[ScriptedModel]:
-    """Serve a model with this script on a free port of loopback."""
-    model = ScriptedModel(script)
+async def serve_model(
+    script: Sequence[dict[str, Any]],
+    before_turn: Callable[[int], Awaitable[None]] = start_turn,
+) -> AsyncIterator[ScriptedModel]:
+    """Serve a model with this script on a free port of loopback.
+
+    `before_turn` is awaited before each reply, with the number of the turn.
+    """
+    model = ScriptedModel(script, before_turn)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         model.port = listener.getsockname()[1]
         config = uvicorn.Config(build_app(model), log_level="warning", lifespan="off")
