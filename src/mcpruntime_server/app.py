@@ -30,7 +30,11 @@ from .capabilities.credential_keys import load_keys
 from .capabilities.credential_store import CredentialStore
 from .capabilities.file_exports import FileExporter, remove_old_drafts
 from .capabilities.inputs.store import InputStore
-from .capabilities.knowledge.resource_provider import ListedResource, ResourceAccess
+from .capabilities.knowledge.resource_provider import (
+    ListedResource,
+    ResourceAccess,
+    ResourceListing,
+)
 from .capabilities.knowledge.service import KnowledgeService, format_skipped, open_knowledge
 from .capabilities.llm.model_process import open_model_process
 from .capabilities.llm.model_service import ModelService, select_backend
@@ -338,11 +342,12 @@ def open_knowledge_providers(
     def access_server(server: str) -> ResourceAccess:
         upstream = next(each for each in catalog.upstreams.values() if each.name == server)
 
-        async def list_server() -> list[ListedResource]:
-            return [
-                ListedResource(each.uri, each.mime_type, each.version)
-                for each in await list_resources(upstream)
+        async def list_server() -> ResourceListing:
+            listed = await list_resources(upstream)
+            resources = [
+                ListedResource(each.uri, each.mime_type, each.version) for each in listed.resources
             ]
+            return ResourceListing(resources, listed.note)
 
         read = partial(read_text_resource, upstream)
         return ResourceAccess(upstream_digest(upstream), list_server, read)

@@ -348,6 +348,8 @@ class UpstreamSettings(SettingsTable):
     max_tools: Annotated[int, Bounds(above=0, at_most=10_000)] = 2_000
     max_pages: PositiveInt = 200
     tools_mb: PositiveInt = 4
+    max_resources: Annotated[int, Bounds(above=0, at_most=100_000)] = 10_000
+    resources_mb: PositiveInt = 8
     messages_per_s: PositiveInt = 200
     credentials: Literal["shared", "per-principal"] = "shared"
     disabled: bool = False

@@ -12,7 +12,7 @@ import pytest
 from tests.upstreams import own_server
 
 from mcpruntime_server.capabilities.tools.resource_listing import (
-    MAX_RESOURCES,
+    ResourceList,
     list_resources,
     read_text_resource,
     upstream_digest,
@@ -34,7 +34,7 @@ async def notes(folder: Path, mode: str, **more: Any) -> AsyncIterator[Upstream]
 
 async def test_all_pages_are_listed_and_texts_read(tmp_path: Path) -> None:
     async with notes(tmp_path, "fine") as upstream:
-        listed = {each.uri: each for each in await list_resources(upstream)}
+        listed = {each.uri: each for each in (await list_resources(upstream)).resources}
         assert len(listed) == 6
         assert listed["notes://a/travel%20rules.md"].mime_type == "text/markdown"
         assert listed["notes://count"].version
@@ -54,12 +54,27 @@ async def test_a_credential_of_the_upstream_does_not_come_back(tmp_path: Path) -
 
 async def test_a_list_without_end_has_one_here(tmp_path: Path) -> None:
     async with notes(tmp_path, "endless") as upstream:
-        assert len(await list_resources(upstream)) == MAX_RESOURCES
+        listed = await list_resources(upstream)
+    assert len(listed.resources) == 10_000
+    assert listed.note == (
+        "The list of resources of up is cut after 10,000: it has more than 10,000. "
+        "`max_resources` under [mcpServers.up] raises that."
+    )
+
+
+async def test_the_settings_bound_a_list(tmp_path: Path) -> None:
+    async with notes(tmp_path, "endless", max_resources=150) as upstream:
+        listed = await list_resources(upstream)
+    assert len(listed.resources) == 150
+    async with notes(tmp_path, "endless", max_pages=3) as upstream:
+        listed = await list_resources(upstream)
+    assert len(listed.resources) == 300
+    assert "it has more than 3 pages. `max_pages` under" in listed.note
 
 
 async def test_an_upstream_without_resources_has_none(tmp_path: Path) -> None:
     async with notes(tmp_path, "empty") as upstream:
-        assert await list_resources(upstream) == []
+        assert await list_resources(upstream) == ResourceList([], "")
 
 
 def test_another_server_under_the_same_name_is_another(tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ class ListedResource:
 
 
 @dataclass(frozen=True)
+class ResourceListing:
+    """The resources that a server lists; `note` says why they are not all, "" if they are."""
+
+    resources: Sequence[ListedResource]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class ResourceAccess:
     """How to list the resources of a server and to read one of them as text (None: it is not text).
 
@@ -55,7 +63,7 @@ class ResourceAccess:
     """
 
     identity: str
-    list: Callable[[], Coroutine[Any, Any, Sequence[ListedResource]]]
+    list: Callable[[], Coroutine[Any, Any, ResourceListing]]
     read: Callable[[str], Coroutine[Any, Any, str | None]]
 
 
@@ -71,11 +79,13 @@ class ResourceProvider:
         """Return the version of each resource; raises `Unavailable`."""
         self.skipped = SkippedDocuments()
         try:
-            resources = anyio.from_thread.run(self._access.list)
+            listing = anyio.from_thread.run(self._access.list)
         except CallFailed as exc:
             raise Unavailable(clean_line(exc.message, MAX_ERROR_CHARS), remedy=exc.remedy) from exc
         versions: dict[str, str] = {}
-        for resource in resources[:MAX_DOCUMENTS]:
+        if listing.note:
+            self.skipped.add(f"and more: {listing.note}", "...")
+        for resource in listing.resources[:MAX_DOCUMENTS]:
             if is_valid_name(resource.uri):
                 mime_type = resource.mime_type.partition(";")[0].strip().lower()
                 versions[resource.uri] = resource.version

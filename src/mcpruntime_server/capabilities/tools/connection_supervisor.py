@@ -29,6 +29,7 @@ from .direct_requests import CLOSED_MESSAGE, DirectCalls
 from .large_answers import LargeAnswers, LargeResult, ListPage, PageBounds, ToolContract
 from .message_limits import LimitExceeded, MessageLimits
 from .output_checks import accept_result
+from .paged_lists import RESOURCES, TOOLS
 from .stderr_log import log_size, quote_last_lines
 from .tool_list import ToolList
 from .transport import TransportState, open_transport
@@ -60,26 +61,28 @@ class UpstreamConnection:
     transport: TransportState
     direct_calls: DirectCalls | None  # faster than the client's, where the transport allows them
     closed: anyio.Event  # set when the process has ended and its stderr is in the log
+    timeout_s: float  # of a request
 
     async def call_tool(
-        self, tool: str, arguments: dict[str, Any], timeout_s: float, contract: ToolContract
+        self, tool: str, arguments: dict[str, Any], contract: ToolContract
     ) -> types.CallToolResult | LargeResult:
         """Return the result of a call; raises what the client raises."""
         if self.direct_calls is None:
-            return await self.client.call_tool(tool, arguments, timeout_s)
-        return await self.direct_calls.call_tool(tool, arguments, timeout_s, contract)
+            return await self.client.call_tool(tool, arguments, self.timeout_s)
+        return await self.direct_calls.call_tool(tool, arguments, self.timeout_s, contract)
 
-    async def fetch_page(
-        self, key: str, cursor: str | None, bounds: PageBounds, timeout_s: float
-    ) -> ListPage:
-        """Return a page of a list: "tools" or "resources"; raises what the client raises."""
+    async def fetch_page(self, key: str, cursor: str | None, bounds: PageBounds) -> ListPage:
+        """Return the page of a list (`ListKind.key`); raises what the client raises."""
         if self.direct_calls is not None:
-            return await self.direct_calls.fetch_page(key, cursor, bounds, timeout_s)
-        if key == "tools":
+            return await self.direct_calls.fetch_page(key, cursor, bounds, self.timeout_s)
+        if key == TOOLS.key:
             tools = await self.client.list_tools(cursor=cursor)
             return ListPage(tools.tools, tools.next_cursor)
-        resources = await self.client.list_resources(cursor=cursor)
-        return ListPage(resources.resources, resources.next_cursor)
+        if key == RESOURCES.key:
+            resources = await self.client.list_resources(cursor=cursor)
+            return ListPage(resources.resources, resources.next_cursor)
+        templates = await self.client.list_resource_templates(cursor=cursor)
+        return ListPage(templates.resource_templates, templates.next_cursor)
 
     @property
     def close_reason(self) -> str:
@@ -310,8 +313,10 @@ class ConnectionSupervisor:
             client.session.validate_tool_result = accept_result  # type: ignore[method-assign]
             requests = state.direct_requests
             direct_calls = DirectCalls(requests, client, answers) if requests else None
-            connection = UpstreamConnection(client, state, direct_calls, closed)
-            await self._list_tools(connection)
+            connection = UpstreamConnection(
+                client, state, direct_calls, closed, self._settings.timeout_s
+            )
+            await self._tool_list.fetch(client, connection.fetch_page)
             start_scope.deadline = math.inf
             self._connection = connection
             stack.callback(self.mark_disconnected, connection)
@@ -338,16 +343,10 @@ class ConnectionSupervisor:
 
     # changes of the tool list ---------------------------------------------------------------------
 
-    async def _list_tools(self, connection: UpstreamConnection) -> None:
-        async def fetch_page(cursor: str | None, bounds: PageBounds) -> ListPage:
-            return await connection.fetch_page("tools", cursor, bounds, self._settings.timeout_s)
-
-        await self._tool_list.fetch(connection.client, fetch_page)
-
     async def _try_list_tools(self, connection: UpstreamConnection) -> None:
         """Fetch the list again."""
         try:
-            await self._list_tools(connection)
+            await self._tool_list.fetch(connection.client, connection.fetch_page)
         except (MCPError, RuntimeError, ValueError):
             return  # keep the known list; a lost connection is reported by its transport
 

@@ -35,6 +35,11 @@ from .large_answers import (
 
 FIRST_REQUEST_ID = 2**30  # far from the SDK's ids, which count from 1, and still 32 bits
 CANCEL_TIMEOUT_S = 1.0  # to tell a server that does not read that a request was given up
+LIST_METHODS = {
+    "tools": "tools/list",
+    "resources": "resources/list",
+    "resourceTemplates": "resources/templates/list",
+}
 CLOSED_MESSAGE = "Connection closed"  # the SDK's message if the connection has ended
 
 WriteLine = Callable[[bytes], Awaitable[None]]
@@ -251,13 +256,13 @@ class DirectCalls:
     async def fetch_page(
         self, key: str, cursor: str | None, bounds: PageBounds, timeout_s: float
     ) -> ListPage:
-        """Return a page of a list: "tools" or "resources". Raises what `call_tool` raises."""
+        """Return a page of a list (`ListKind.key`); raises what `call_tool` raises."""
 
         async def read_large(request_id: int, answer: bytes | bytearray) -> ListPage:
             return await self._answers.read_page(request_id, answer, key, bounds)
 
         params = {**({} if cursor is None else {"cursor": cursor}), **self._meta}
-        found = await self._requests.send(f"{key}/list", params, timeout_s, read_large)
+        found = await self._requests.send(LIST_METHODS[key], params, timeout_s, read_large)
         return found if isinstance(found, ListPage) else parse_page(found, key, bounds)
 
 

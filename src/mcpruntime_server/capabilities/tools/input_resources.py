@@ -10,10 +10,10 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
-from mcp import Client, types
+from mcp import types
 
 from ...errors import CallFailed, InvalidRequest
-from .resource_listing import fetch_resources
+from .paged_lists import RESOURCES, TEMPLATES
 from .upstream import Upstream
 
 MAX_RESOURCE_BYTES = 64 << 20  # of one resource: it arrives in one message
@@ -65,10 +65,11 @@ class UpstreamResources:
         """Return the only server that has the resource."""
         readable = [name for name in upstreams if self._may_read(name)]
         found: list[str] = []
+        notes: list[str] = []
 
         async def check(name: str) -> None:
             with anyio.move_on_after(FIND_TIMEOUT_S):
-                if await has_resource(upstreams[name], address):
+                if await has_resource(upstreams[name], address, notes):
                     found.append(name)
 
         async with anyio.create_task_group() as tasks:
@@ -82,9 +83,8 @@ class UpstreamResources:
                 f"{len(found)} servers have this resource.", remedy=f"Say which: {listed}."
             )
         listed = ", ".join(readable) or "none"
-        raise InvalidRequest(
-            "No server has this resource.", remedy=f"{ADDRESS_REMEDY} Servers: {listed}."
-        )
+        remedy = " ".join([f"{ADDRESS_REMEDY} Servers: {listed}.", *sorted(notes)])
+        raise InvalidRequest("No server has this resource.", remedy=remedy)
 
 
 def split_address(place: str, upstreams: Mapping[str, Upstream]) -> tuple[str | None, str]:
@@ -96,25 +96,27 @@ def split_address(place: str, upstreams: Mapping[str, Upstream]) -> tuple[str | 
     return None, place
 
 
-async def has_resource(upstream: Upstream, address: str) -> bool:
-    """Return whether an upstream has a resource."""
+async def has_resource(upstream: Upstream, address: str, notes: list[str]) -> bool:
+    """Return whether an upstream lists a resource, or a template that its address matches.
+
+    `notes` gets a sentence for each list that is not whole, if there is no match.
+    """
     try:
-        return await upstream.send_request(
-            "resources/list", lambda client: lists_resource(client, address)
-        )
+        resources = await upstream.fetch_list(RESOURCES)
+        if any(str(each.uri) == address for each in resources.items):
+            return True
+        templates = await upstream.fetch_list(TEMPLATES)
     except CallFailed:
         return False  # it has no resources, or cannot be reached
-
-
-async def lists_resource(client: Client, address: str) -> bool:
-    """Return whether a server lists a resource, or a template that its address matches."""
-    if client.server_capabilities.resources is None:
-        return False
-    if any(str(each.uri) == address for each in await fetch_resources(client)):
+    considered = [each.uri_template for each in templates.items[:MAX_TEMPLATES]]
+    if any(matches_template(template, address) for template in considered):
         return True
-    listed = await client.list_resource_templates()
-    considered = listed.resource_templates[:MAX_TEMPLATES]
-    return any(matches_template(each.uri_template, address) for each in considered)
+    for kind, listed in ((RESOURCES, resources), (TEMPLATES, templates)):
+        if listed.cut:
+            notes.append(listed.cut.describe(kind.words, upstream.name, len(listed.items)))
+    if len(templates.items) > MAX_TEMPLATES:
+        notes.append(f"Of the templates of {upstream.name}, {MAX_TEMPLATES:,} were compared.")
+    return False
 
 
 def matches_template(template: str, address: str) -> bool:

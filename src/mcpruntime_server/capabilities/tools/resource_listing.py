@@ -5,17 +5,17 @@ Rule: an upstream may list without end, send too much, or answer with bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from mcp import Client, types
+from mcp import types
 
 from ...errors import CallFailed
 from ...journal.events import canonical_json
+from .paged_lists import RESOURCES
 from .upstream import Upstream
 
-MAX_RESOURCES = 10_000  # of one upstream
-MAX_PAGES = 200
 MAX_TEXT_CHARS = 4_000_000  # of one resource
 
 
@@ -35,28 +35,23 @@ def upstream_digest(upstream: Upstream) -> str:
     return sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-async def list_resources(upstream: Upstream) -> list[UpstreamResource]:
+@dataclass(frozen=True)
+class ResourceList:
+    """The resources of an upstream; `note` says why they are not all, "" if they are."""
+
+    resources: Sequence[UpstreamResource]
+    note: str
+
+
+async def list_resources(upstream: Upstream) -> ResourceList:
     """Return the resources of an upstream; raises `CallFailed`."""
-    listed = await upstream.send_request("resources/list", fetch_resources)
-    return [
+    listed = await upstream.fetch_list(RESOURCES)
+    resources = [
         UpstreamResource(str(each.uri), each.mime_type or "", _resource_version(each))
-        for each in listed
+        for each in listed.items
     ]
-
-
-async def fetch_resources(client: Client) -> list[types.Resource]:
-    """Return the resources that a connected server lists, within the limits of this module."""
-    if client.server_capabilities.resources is None:
-        return []
-    found: dict[str, types.Resource] = {}
-    cursor: str | None = None
-    for _ in range(MAX_PAGES):
-        page = await client.list_resources(cursor=cursor)
-        found |= {str(each.uri): each for each in page.resources}
-        cursor = page.next_cursor
-        if not cursor or not page.resources or len(found) > MAX_RESOURCES:
-            break
-    return list(found.values())[:MAX_RESOURCES]
+    note = listed.cut.describe(RESOURCES.words, upstream.name, len(resources)) if listed.cut else ""
+    return ResourceList(resources, note)
 
 
 def _resource_version(resource: types.Resource) -> str:

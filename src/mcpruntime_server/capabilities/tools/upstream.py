@@ -19,9 +19,15 @@ from mcp import Client, types
 from ...config import UpstreamSettings
 from ...errors import CallFailed
 from .catalogue_cache import Catalogue, CatalogueCache, catalogue_key
-from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor, UpstreamStatus
+from .connection_supervisor import (
+    MAX_MESSAGE_CHARS,
+    ConnectionSupervisor,
+    UpstreamConnection,
+    UpstreamStatus,
+)
 from .credentials import Credentials, collect_credentials
 from .large_answers import LargeResult
+from .paged_lists import FetchedList, ItemT, ListKind, PagedList
 from .stderr_log import log_path
 from .tool_list import ToolList
 from .tool_results import error_message, error_texts, to_json_data
@@ -154,7 +160,7 @@ class Upstream:
     def listing_note(self) -> str:
         """A sentence that says why the list of tools is not whole; "" if it is."""
         cut = self._tool_list.cut
-        return cut.describe(self.name, len(self._tool_list.tools or ())) if cut else ""
+        return cut.describe("tools", self.name, len(self._tool_list.tools or ())) if cut else ""
 
     def preload_tools(self, catalogue: Catalogue) -> None:
         """Use the tools of an earlier process until this one has listed them."""
@@ -215,6 +221,16 @@ class Upstream:
         Raises `CallFailed`.
         """
         return await self._calls.send(operation, lambda connection: request(connection.client))
+
+    async def fetch_list(self, kind: ListKind[ItemT]) -> FetchedList[ItemT]:
+        """Return what the connected server lists of resources or templates; raises `CallFailed`."""
+
+        async def fetch(connection: UpstreamConnection) -> FetchedList[ItemT]:
+            if connection.client.server_capabilities.resources is None:
+                return FetchedList(())
+            return await PagedList(kind, self.settings, connection.fetch_page).fetch()
+
+        return await self._calls.send(f"the list of {kind.words}", fetch)
 
     def redact_bytes(self, data: bytes) -> bytes:
         """Return `data` with the credentials of this upstream replaced."""

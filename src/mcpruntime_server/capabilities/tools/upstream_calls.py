@@ -76,7 +76,7 @@ class UpstreamCalls:
         contract = self._tool_list.find_contract(tool)
 
         async def call(connection: UpstreamConnection) -> types.CallToolResult | LargeResult:
-            result = await connection.call_tool(tool, arguments, self._settings.timeout_s, contract)
+            result = await connection.call_tool(tool, arguments, contract)
             if not isinstance(result, LargeResult):
                 await self._tool_list.output_checks.check(tool, result)
             return result

@@ -1,0 +1,169 @@
+"""What an upstream lists page by page: tools, resources, templates of resources.
+
+Rule: a list ends. It may have so many pages, items and bytes, and take so long; a page that has
+nothing new ends it. What was listed until then is kept, and `cut` says that more was left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Generic, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+from mcp import MCPError, types
+from pydantic import BaseModel
+
+from ...config import UpstreamSettings
+from ..schema_checks import SLICE_S
+from .large_answers import ListPage, PageBounds
+from .message_limits import LIMIT_ERROR_CODE, MB, LimitExceeded
+
+MAX_CURSOR_CHARS = 4_096  # a longer one is not a place in a list
+LISTING_TIME_SHARE = 0.5  # of the time that a call may take
+
+FetchPage = Callable[[str, str | None, PageBounds], Awaitable[ListPage]]  # of a list, at a cursor
+ItemT = TypeVar("ItemT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class ListKind(Generic[ItemT]):
+    """What is listed: `key` names it in a page, `words` for people.
+
+    `max_items` and `max_mb` name the settings that bound it.
+    """
+
+    key: str
+    words: str
+    item: type[ItemT]
+    find_key: Callable[[ItemT], str]  # of two items with one key, the last one counts
+    max_items: str
+    max_mb: str
+
+
+TOOLS = ListKind("tools", "tools", types.Tool, lambda tool: tool.name, "max_tools", "tools_mb")
+RESOURCES = ListKind(
+    "resources",
+    "resources",
+    types.Resource,
+    lambda resource: str(resource.uri),
+    "max_resources",
+    "resources_mb",
+)
+TEMPLATES = ListKind(
+    "resourceTemplates",
+    "resource templates",
+    types.ResourceTemplate,
+    lambda template: template.uri_template,
+    "max_resources",
+    "resources_mb",
+)
+
+
+@dataclass(frozen=True)
+class ListingCut:
+    """Why a list is not whole: the bound as a clause, and the setting that raises it."""
+
+    bound: str
+    setting: str = ""
+
+    def describe(self, words: str, upstream: str, kept: int) -> str:
+        """Return a note for people and for code; `words` say what is listed."""
+        note = f"The list of {words} of {upstream} is cut after {kept:,}: {self.bound}."
+        if not self.setting:
+            return note
+        return f"{note} `{self.setting}` under [mcpServers.{upstream}] raises that."
+
+
+@dataclass(frozen=True)
+class FetchedList(Generic[ItemT]):
+    """What an upstream has listed, and why there is no more if it had a next page."""
+
+    items: tuple[ItemT, ...]
+    cut: ListingCut | None = None
+
+
+class PagedList(Generic[ItemT]):
+    """The items on the pages of one listing, as many as the settings allow."""
+
+    def __init__(
+        self, kind: ListKind[ItemT], settings: UpstreamSettings, fetch_page: FetchPage
+    ) -> None:
+        self._kind = kind
+        self._settings = settings
+        self._fetch_page = fetch_page
+        self._max_items: int = getattr(settings, kind.max_items)
+        self._max_mb: int = getattr(settings, kind.max_mb)
+        self._found: dict[str, ItemT] = {}
+        self._bytes = 0
+
+    async def fetch(self) -> FetchedList[ItemT]:
+        """Return the items that a connected server lists; raises what its client raises."""
+        limit_s = self._settings.timeout_s * LISTING_TIME_SHARE
+        cut: ListingCut | None = ListingCut(f"it takes longer than {limit_s:g} s", "timeout_s")
+        cursor, first_cut = await self._take_page(None)
+        with anyio.move_on_after(limit_s):
+            cut = first_cut or await self._take_more(cursor)
+        return FetchedList(tuple(self._found.values()), cut)
+
+    async def _take_more(self, cursor: str | None) -> ListingCut | None:
+        for number in range(2, self._settings.max_pages + 1):
+            if not cursor:
+                return None
+            if len(cursor) > MAX_CURSOR_CHARS:
+                return ListingCut(f"the address of page {number:,} is too long")
+            known = len(self._found)
+            try:
+                cursor, cut = await self._take_page(cursor)
+            except MCPError as error:
+                if error.code == types.CONNECTION_CLOSED:
+                    raise
+                setting = "answer_mb" if error.code == LIMIT_ERROR_CODE else ""
+                return ListingCut(f"page {number:,} could not be read", setting)
+            except LimitExceeded as exc:
+                return ListingCut(f"page {number:,} could not be read", exc.setting)
+            except ValueError:
+                return ListingCut(f"page {number:,} could not be read")
+            if cut is not None:
+                return cut
+            if cursor and len(self._found) == known:
+                return ListingCut(f"page {number:,} has nothing new, and yet a next page")
+        if not cursor:
+            return None
+        return ListingCut(f"it has more than {self._settings.max_pages:,} pages", "max_pages")
+
+    async def _take_page(self, cursor: str | None) -> tuple[str | None, ListingCut | None]:
+        """Take in one page; return where the next one begins, and whether a bound is reached.
+
+        Others have their turn in between: a page may have thousands of items.
+        """
+        kind = self._kind
+        bounds = PageBounds(self._max_items + 1, self._max_mb * MB, self._settings.max_schema_parts)
+        page = await self._fetch_page(kind.key, cursor, bounds)
+        slice_end = perf_counter() + SLICE_S
+        for listed in page.items:
+            item, size = parse_item(kind.item, listed)
+            key = kind.find_key(item)
+            if key not in self._found and len(self._found) == self._max_items:
+                return None, ListingCut(f"it has more than {self._max_items:,}", kind.max_items)
+            self._bytes += size
+            if self._bytes > self._max_mb * MB:
+                return None, ListingCut(f"it has more than {self._max_mb:,} MB", kind.max_mb)
+            self._found[key] = item
+            if perf_counter() > slice_end:
+                await checkpoint()
+                slice_end = perf_counter() + SLICE_S
+        return page.next_cursor, None
+
+
+def parse_item(item_type: type[ItemT], listed: Any) -> tuple[ItemT, int]:
+    """Return an item as a page has it, and the length of its JSON; raises `ValueError`."""
+    if isinstance(listed, bytes):
+        return item_type.model_validate_json(listed, by_name=False), len(listed)
+    if isinstance(listed, item_type):
+        item = listed
+    else:
+        item = item_type.model_validate(listed, by_name=False)
+    return item, len(item.model_dump_json(by_alias=True, exclude_unset=True))
