@@ -30,7 +30,7 @@ async def wait_until_gone(pids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "closed"])
-@pytest.mark.parametrize("mode", ["stubborn", "leaving", "fine"])
+@pytest.mark.parametrize("mode", ["stubborn", "leaving", "daemon", "fine"])
 async def test_no_process_of_an_upstream_outlives_the_server(
     tmp_path: Path, mode: str, how: str
 ) -> None:

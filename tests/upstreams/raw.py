@@ -8,6 +8,7 @@ dies       exits before it is ready
 collapses  exits during a call
 stubborn   ignores the end of stdin and SIGTERM, like its child; writes their pids to argv[2]
 leaving    exits properly, but leaves a grandchild in its group; writes both pids to argv[2]
+daemon     exits properly, but leaves a grandchild in a session of its own; likewise
 asks       answers a call with a question
 endless    answers a call with a line that never ends
 shapeless  lists tools that are not valid
@@ -77,13 +78,15 @@ def leave_grandchild() -> None:
         with open(sys.argv[2], "w") as file:
             file.write(f"{os.getppid()} {grandchild}")
         os._exit(0)
+    if mode == "daemon":
+        os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         signal.pause()
 
 
 def main() -> None:
-    if mode == "leaving":
+    if mode in ("leaving", "daemon"):
         leave_grandchild()
     if mode == "dies":
         sys.exit("I cannot go on")

@@ -6,7 +6,8 @@ switches in each call. They carry the messages of the SDK, and those of `DirectR
 
 Rule 1: a message is written whole, even if its sender is cancelled.
 Rule 2: leaving asks the process to exit, waits, then terminates and at last kills its process
-group. Each wait is bounded. If the server is killed before, the guardian does the same.
+group. Each wait is bounded. The guardian ends what has left the group, and all if the server is
+killed before.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mcp.types import JSONRPCRequest
 from ...config.file_modes import user_umask
 from .direct_requests import DirectRequests
 from .message_reader import READ_CHUNK_BYTES, MessageReader
-from .process_guardian import ProcessGuardian
+from .process_guardian import ProcessGuardian, make_mark
 from .unrequested_messages import MessageFilter
 
 EXIT_GRACE_S = 2.0  # for a process to exit by itself, then again after SIGTERM and after SIGKILL
@@ -118,8 +119,10 @@ async def open_stdio_client(
     `requests` use the streams as well. `messages` has the limits, and what else arrives.
     Raises `OSError` if the process cannot be started.
     """
-    process = _start_process(command, get_default_environment() | dict(env), folder, errors)
-    guardian = ProcessGuardian(process.pid)
+    mark = make_mark()
+    environment = get_default_environment() | dict(env) | mark
+    process = _start_process(command, environment, folder, errors)
+    guardian = ProcessGuardian(process.pid, mark)
     assert process.stdin is not None
     assert process.stdout is not None
     writer = MessageWriter(process.stdin.fileno(), messages)
@@ -133,7 +136,7 @@ async def open_stdio_client(
         reader.stop()
         with anyio.CancelScope(shield=True):
             await stop_process(process)
-            guardian.dismiss()
+            await guardian.dismiss()
 
 
 def _start_process(
