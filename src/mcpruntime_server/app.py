@@ -520,8 +520,8 @@ async def release_when_set(event: anyio.Event, runtime: Runtime) -> None:
 async def skills_sentence(library: SkillLibrary) -> str:
     """Return a sentence about the skills that exist, with the names of the best ones."""
     try:
-        count = len(await library.list_available())
-        best = [skill.name for skill in await library.search("", MAX_NAMED_SKILLS)]
+        found, count = await library.search("", MAX_NAMED_SKILLS)
+        best = [skill.name for skill in found]
     except McpRuntimeError as exc:
         logger.warning("could not read the skills: %s", exc)
         return ""

@@ -92,7 +92,7 @@ SELECT_VISITED_RUNS = """
 MAX_USES_PER_PRINCIPAL = 10_000  # the latest ones; sandboxed code may report any number
 # The arguments are text of sandboxed code. JSON that is nested too deeply for SQLite is left out.
 SELECT_SKILL_USES = """
-    WITH reports AS (
+    WITH reports AS MATERIALIZED (
         SELECT json_extract(body, '$.args') AS args, recorded_at, run_id, session_id, principal
         FROM events JOIN sessions ON sessions.id = events.session_id
         WHERE kind = 'call_started' AND instr(body, '"target":"skills.used"') > 0

@@ -71,6 +71,7 @@ class SkillResources:
 
     async def list_resources(self) -> Sequence[Resource]:
         """Return the best skills."""
+        found, _ = await self._library.search("", MAX_LISTED_RESOURCES)
         return [
             Resource(
                 uri=skill_uri(each),
@@ -78,7 +79,7 @@ class SkillResources:
                 description=each.summary,
                 mime_type=MARKDOWN_TYPE,
             )
-            for each in await self._library.search("", MAX_LISTED_RESOURCES)
+            for each in found
         ]
 
     def list_templates(self) -> Sequence[ResourceTemplate]:

@@ -65,8 +65,7 @@ class SkillToolHandler:
         """Return the best matches for `query`, or everything about the skill `name`."""
         if name is not None:
             return await self._show_skill(name)
-        found = await self._library.search(query or "", MAX_LISTED_SKILLS)
-        count = len(await self._library.list_available())
+        found, count = await self._library.search(query or "", MAX_LISTED_SKILLS)
         lines = [skill_line(skill) for skill in found]
         if count == 0:
             lines = ["There are no skills yet."]
@@ -212,7 +211,7 @@ def build_skill_prompt(library: SkillLibrary) -> Prompt:
     """Return the prompt that adds matching skills to a task."""
 
     async def with_skills(task: Annotated[str, Field(description="What is to be done")]) -> str:
-        found = await library.search(task, MAX_PROMPT_SKILLS)
+        found, _ = await library.search(task, MAX_PROMPT_SKILLS)
         lines = [f"- {skill_line(skill)}" for skill in found]
         if not found:
             lines = ["- none: save what works with save_skill"]

@@ -60,7 +60,7 @@ class SkillLibrary:
         self._journal = journal
         self._tool_digest = tool_digest
         self._guides = guides
-        self._index = SkillIndex()
+        self._index: SkillIndex | None = None
         self._index_lock = anyio.Lock()
         self._indexed: dict[str, str] = {}  # the content's identity, by name
         self._offered: dict[str, Skill] = {}  # by the id of the session that tests it
@@ -110,10 +110,10 @@ class SkillLibrary:
         """
         return pick_version(await self.all_versions(), name)
 
-    async def search(self, query: str, limit: int) -> list[Skill | Guide]:
+    async def search(self, query: str, limit: int) -> tuple[list[Skill | Guide], int]:
         """Return the active skills and guides that match any word of `query`, best first.
 
-        An empty query matches all.
+        An empty query matches all. Return also how many there are that could match.
         """
         found = await self.list_available()
         records = await self._load_records()
@@ -122,14 +122,16 @@ class SkillLibrary:
             return find_record(records, found[name]).search_weight
 
         if not query.strip():
-            return sorted(found.values(), key=lambda each: (-weight(each.name), each.name))[:limit]
+            ranked = sorted(found.values(), key=lambda each: (-weight(each.name), each.name))
+            return ranked[:limit], len(found)
         async with self._index_lock:
             identities = {name: content_identity(each) for name, each in found.items()}
+            index = self._index = self._index or SkillIndex()
             if identities != self._indexed:
-                await to_thread.run_sync(self._index.replace_all, list(found.values()))
+                await to_thread.run_sync(index.replace_all, list(found.values()))
                 self._indexed = identities
-            names = await to_thread.run_sync(self._index.search, query, limit, weight)
-        return [found[name] for name in names]
+            names = await to_thread.run_sync(index.search, query, limit, weight)
+        return [found[name] for name in names], len(found)
 
     async def read_files(self, name: str) -> FileContents:
         """Return the files of an active skill, or of a guide; raises `NotFound`, `Unavailable`."""
@@ -234,7 +236,7 @@ class SkillLibrary:
     async def _handle_search(self, query: Any, limit: Any) -> dict[str, Any]:
         if not isinstance(query, str) or type(limit) is not int:
             raise CallFailed("invalid_arguments", "skills.search takes a text and a number.")
-        found = await self.search(query, max(1, min(limit, MAX_SEARCH_RESULTS)))
+        found, _ = await self.search(query, max(1, min(limit, MAX_SEARCH_RESULTS)))
         return {"skills": [listing_entry(skill) for skill in found]}
 
     async def _handle_source(self, name: Any, version: Any) -> dict[str, Any]:
