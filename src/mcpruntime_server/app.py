@@ -24,6 +24,7 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 from mcp.server import MCPServer
+from starlette.types import ASGIApp
 
 from .capabilities.agent.sub_agents import SubAgents
 from .capabilities.credential_keys import load_keys
@@ -54,7 +55,8 @@ from .capabilities.tools.upstream import open_upstreams
 from .config import Config, ServerSettings, Verdict
 from .config.file_modes import find_shared_folders, make_private
 from .config.shell_commands import format_command
-from .errors import McpRuntimeError, Unavailable
+from .config.telemetry import sends_traces
+from .errors import ConfigError, McpRuntimeError, Unavailable
 from .journal import server_lease
 from .journal.call_scope import act_for, current_call_scope
 from .journal.retention import collect_garbage
@@ -89,6 +91,7 @@ MAX_NAMED_TOOLS = 40  # in one line of `doctor`
 MAX_NAMED_SKILLS = 5  # in the instructions for clients
 MAX_QUERY_CHARS = 100_000  # of a call that searches tools or knowledge
 MAX_TASK_CHARS = 3_000_000  # of a call that starts an agent or submits its answer
+TRACES_REMEDY = "Install `mcpruntime-server[otel]`."
 UNUSED_RULE_REMEDY = "Rules use the Python names of servers: see `mcpruntime-server tools`."
 INDEXING_TIMEOUT_S = 60.0  # for `doctor` to index all knowledge providers
 FIRST_SWEEP_DELAY_S = 1.0  # after the start of the server, when a client is waiting
@@ -160,6 +163,15 @@ class App:
             signatures=await self.catalog.describe_briefly(),
             skills_sentence=await skills_sentence(saver.library),
         )
+
+
+@dataclass(frozen=True)
+class Traces:
+    """How traces are recorded: by default, not at all."""
+
+    create_observers: Callable[[Catalog], Sequence[RuntimeObserver]] = lambda _: ()
+    wrap_app: Callable[[ASGIApp], ASGIApp] = lambda app: app
+    read_context: Callable[[MCPServer[Any]], None] = lambda _: None
 
 
 @asynccontextmanager
@@ -456,9 +468,13 @@ async def sweep_leftovers(backend: Backend, export_dir: Path) -> None:
 async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
     """Serve MCP on stdin and stdout until stdin ends or `is_stopping` is set."""
     act_for(LOCAL_PRINCIPAL)
-    async with open_app(config) as app:
+    async with (
+        open_traces(config) as traces,
+        open_app(config, create_observers=traces.create_observers) as app,
+    ):
         cursor = DeliveryCursor()  # over stdio there is one client
         server = await app.open_mcp_server(LOCAL_PRINCIPAL, lambda _: cursor)
+        traces.read_context(server)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_when_set, is_stopping, tasks.cancel_scope)
             tasks.start_soon(app.catalog.refresh)
@@ -481,9 +497,16 @@ async def serve_http(
     registry = create_registry()
 
     def create_observers(catalog: Catalog) -> Sequence[RuntimeObserver]:
-        return [RuntimeMetrics(registry, catalog.name_target)]
+        metrics = RuntimeMetrics(registry, catalog.name_target)
+        return [metrics, *traces.create_observers(catalog)]
+
+    async def open_mcp_server(principal: str, find_cursor: FindCursor) -> MCPServer[Any]:
+        server = await app.open_mcp_server(principal, find_cursor)
+        traces.read_context(server)
+        return server
 
     async with (
+        open_traces(config) as traces,
         open_app(config, create_observers=create_observers) as app,
         anyio.create_task_group() as tasks,
     ):
@@ -496,13 +519,39 @@ async def serve_http(
             app.backend.run_checks,
             lambda: [each.status.state for each in app.catalog.upstreams.values()],
             config.http.metrics_token.get_secret_value(),
+            traces.wrap_app,
         )
         starter = RunStarter(config.sandbox, app.runtime, app.inputs)
         api = ApiServices(config, app.runtime, starter, app.catalog.package_names, is_stopping)
-        await serve(
-            app.open_mcp_server, api, config.http, listener, tokens, operations, is_stopping
-        )
+        await serve(open_mcp_server, api, config.http, listener, tokens, operations, is_stopping)
         tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_traces(config: Config) -> AsyncIterator[Traces]:
+    """Yield what records traces, which does nothing unless a collector is configured.
+
+    Raises `ConfigError` if the settings name one and the packages for it are not installed.
+    """
+    if not sends_traces(config.telemetry):
+        yield Traces()
+        return
+    try:
+        from .service.tracing import RequestContext, RuntimeTraces, open_tracer
+    except ImportError as exc:
+        if config.telemetry.traces_url:
+            raise ConfigError(f"No traces can be sent: {exc}.", remedy=TRACES_REMEDY) from exc
+        logger.warning("no traces are sent: %s. %s", exc, TRACES_REMEDY)
+        yield Traces()
+        return
+    models = frozenset(filter(None, (config.llm.model, *config.llm.models)))
+    context = RequestContext()
+    async with open_tracer(config.telemetry.traces_url) as tracer:
+        yield Traces(
+            lambda catalog: [RuntimeTraces(tracer, catalog.name_target, models)],
+            context.wrap_app,
+            lambda server: server._lowlevel_server.middleware.append(context.handle_mcp_request),
+        )
 
 
 async def cancel_when_set(event: anyio.Event, scope: anyio.CancelScope) -> None:

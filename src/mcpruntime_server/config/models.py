@@ -235,6 +235,13 @@ class CredentialSettings(SettingsTable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TelemetrySettings(SettingsTable):
+    """`[telemetry]`: where traces are sent."""
+
+    traces_url: str = field(default="", repr=False)  # may hold credentials
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicySettings(SettingsTable):
     """`[policy]`: which calls of the user's MCP servers code may make, and who approves."""
 
@@ -467,6 +474,7 @@ class Config(SettingsTable):
     sandbox: SandboxSettings = SandboxSettings()
     http: HttpSettings = HttpSettings()
     credentials: CredentialSettings = CredentialSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     policy: PolicySettings = PolicySettings()
     skills: SkillSettings = SkillSettings()
     llm: LlmSettings = LlmSettings()
@@ -483,6 +491,7 @@ SETTINGS_TABLES: Mapping[str, type[SettingsTable]] = {
     "sandbox": SandboxSettings,
     "http": HttpSettings,
     "credentials": CredentialSettings,
+    "telemetry": TelemetrySettings,
     "policy": PolicySettings,
     "skills": SkillSettings,
     "llm": LlmSettings,

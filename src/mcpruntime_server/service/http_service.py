@@ -83,7 +83,7 @@ async def serve_http(
         ]
         server = HttpServer(
             uvicorn.Config(
-                build_http_app(authentication, endpoint, routes, security),
+                operations.wrap_app(build_http_app(authentication, endpoint, routes, security)),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, request_response
+from starlette.types import ASGIApp
 
 from ..config.scopes import Scope
 from ..errors import JournalFailed, McpRuntimeError
@@ -43,6 +44,7 @@ class Operations:
     check_sandboxes: Callable[[], Awaitable[Sequence[Finding]]]  # engine, image, leftovers
     list_upstream_states: Callable[[], Sequence[str]]
     metrics_token: str = ""
+    wrap_app: Callable[[ASGIApp], ASGIApp] = lambda app: app  # around all routes
 
     def build_routes(self, authentication: Authentication, tasks: TaskGroup) -> list[BaseRoute]:
         """Return the routes; what they need while the service runs lives in `tasks`."""

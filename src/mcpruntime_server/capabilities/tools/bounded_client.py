@@ -18,6 +18,7 @@ import anyio
 import httpx2
 
 from ...protocol.json_limits import ValueCounter
+from ..trace_context import add_trace_context
 from .message_limits import (
     LARGE_BYTES,
     LIMIT_ERROR_CODE,
@@ -46,6 +47,7 @@ class BoundedClient(httpx2.AsyncClient):
         self, request: httpx2.Request, *, stream: bool = False, **options: Any
     ) -> httpx2.Response:
         """Send a request, and return a response within the limits."""
+        add_trace_context(request.headers)
         response = await super().send(request, stream=True, **options)
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:

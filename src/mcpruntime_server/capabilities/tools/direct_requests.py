@@ -23,6 +23,7 @@ import anyio
 from mcp import Client, MCPError, types
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from ..trace_context import add_trace_context
 from .large_answers import (
     LargeAnswers,
     LargeResult,
@@ -244,7 +245,7 @@ class DirectCalls:
         async def read_large(request_id: int, answer: bytes | bytearray) -> LargeResult:
             return await self._answers.read_result(request_id, answer, contract)
 
-        params = {"name": tool, "arguments": arguments, **self._meta}
+        params = {"name": tool, "arguments": arguments, **self._describe_request()}
         found = await self._requests.send("tools/call", params, timeout_s, read_large)
         if isinstance(found, LargeResult):
             return found
@@ -252,6 +253,12 @@ class DirectCalls:
             message = f"{tool} asks for input, which a call from code cannot give."
             raise MCPError(types.INVALID_REQUEST, message)
         return types.CallToolResult.model_validate(found, by_name=False)
+
+    def _describe_request(self) -> dict[str, Any]:
+        """Return the member `_meta` of a request, or nothing."""
+        meta = dict(self._meta)
+        add_trace_context(meta)
+        return {"_meta": meta} if meta else {}
 
     async def fetch_page(
         self, key: str, cursor: str | None, bounds: PageBounds, timeout_s: float
@@ -261,20 +268,18 @@ class DirectCalls:
         async def read_large(request_id: int, answer: bytes | bytearray) -> ListPage:
             return await self._answers.read_page(request_id, answer, key, bounds)
 
-        params = {**({} if cursor is None else {"cursor": cursor}), **self._meta}
+        params = {**({} if cursor is None else {"cursor": cursor}), **self._describe_request()}
         found = await self._requests.send(LIST_METHODS[key], params, timeout_s, read_large)
         return found if isinstance(found, ListPage) else parse_page(found, key, bounds)
 
 
 def build_request_meta(client: Client) -> dict[str, Any]:
-    """Return the member `_meta` that each request has, or nothing in older protocol revisions."""
+    """Return what `_meta` of each request has: nothing in older protocol revisions."""
     if client.protocol_version not in MODERN_PROTOCOL_VERSIONS:
         return {}
     info = client.client_info or types.Implementation(name="", version="")
     return {
-        "_meta": {
-            types.PROTOCOL_VERSION_META_KEY: client.protocol_version,
-            types.CLIENT_INFO_META_KEY: info.model_dump(by_alias=True, exclude_none=True),
-            types.CLIENT_CAPABILITIES_META_KEY: {},
-        }
+        types.PROTOCOL_VERSION_META_KEY: client.protocol_version,
+        types.CLIENT_INFO_META_KEY: info.model_dump(by_alias=True, exclude_none=True),
+        types.CLIENT_CAPABILITIES_META_KEY: {},
     }
