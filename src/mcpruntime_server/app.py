@@ -176,12 +176,12 @@ class Traces:
 
 @asynccontextmanager
 async def open_tools(
-    config: Config, on_change: ReportChange = lambda *_: None
+    config: Config, on_change: ReportChange = lambda *_: None, credentials_url: str = ""
 ) -> AsyncIterator[Catalog]:
     """Yield the catalogue of the user's MCP servers, which start on first use.
 
     `on_change` is called with the name of a package whose tools have changed, and with the
-    principal if it is its own.
+    principal if it is its own. Below `credentials_url`, if there is one, people store credentials.
     """
     base = config.sources.file.parent if config.sources.file else Path.cwd()
     data_dir = config.server.data_dir
@@ -191,6 +191,7 @@ async def open_tools(
         CredentialStore(data_dir),
         partial(load_keys, config.credentials, data_dir),
         partial(format_command, config),
+        credentials_url,
     )
     async with (
         open_upstreams(config.mcpServers, base, log_dir, cache) as upstreams,
@@ -214,10 +215,12 @@ async def open_app(
     *,
     resume_runs: bool = True,
     create_observers: Callable[[Catalog], Sequence[RuntimeObserver]] = lambda _: (),
+    credentials_url: str = "",
 ) -> AsyncIterator[App]:
     """Start all parts; leaving stops them in reverse order, sandboxes included.
 
-    With `resume_runs`, the unfinished runs of dead servers continue here.
+    With `resume_runs`, the unfinished runs of dead servers continue here. Below `credentials_url`,
+    if there is one, people store credentials.
     """
     make_private(config)
     folder = config.server.data_dir
@@ -228,7 +231,7 @@ async def open_app(
     with acquire_lease(folder) as lease:
         async with (
             open_journal(folder, lease, config.journal.durability, limits) as journal,
-            open_tools(config, package_changes.record_change) as catalog,
+            open_tools(config, package_changes.record_change, credentials_url) as catalog,
             open_knowledge_providers(config, catalog) as providers,
             open_model_process(config.llm) as model_process,
         ):
@@ -490,6 +493,7 @@ async def serve_http(
 ) -> None:
     """Serve MCP over HTTP until `is_stopping` is set; without `tokens`, to everybody."""
     from .service.api_services import ApiServices  # which stdio does not need
+    from .service.credential_pages import find_page_url
     from .service.http_service import serve_http as serve
     from .service.metrics import RuntimeMetrics, create_registry
     from .service.operations import Operations
@@ -507,7 +511,11 @@ async def serve_http(
 
     async with (
         open_traces(config) as traces,
-        open_app(config, create_observers=create_observers) as app,
+        open_app(
+            config,
+            create_observers=create_observers,
+            credentials_url=find_page_url(config.http, listener),
+        ) as app,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(app.catalog.refresh)

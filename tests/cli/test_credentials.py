@@ -101,7 +101,7 @@ def test_what_no_server_uses_any_more_is_marked_and_can_be_removed(settings: Pat
         (["tracker"], b"\xff\xfe-secret", b"not UTF-8"),
         (["tracker", "--principal", "a\nb"], b"secret-1", b"cannot be the name"),
         (["tracker", "--name", "key"], b"secret-1", b"uses no credential 'key'"),
-        (["mail"], b"secret-1", b"--name: user, key"),
+        (["mail"], b"secret-1", b"by its name: user, key"),
         (["shared"], b"secret-1", b"are shared"),
         (["trakcer"], b"secret-1", b"Did you mean tracker?"),
     ],

@@ -6,15 +6,12 @@ import sys
 
 import click
 
-from ..config import Config, UpstreamSettings
-from ..config.diagnostics import suggest_names
+from ..config import Config
 from ..config.placeholders import (
     DEFAULT_NAME,
     MAX_CREDENTIAL_BYTES,
-    PER_PRINCIPAL,
-    check_credential,
 )
-from ..errors import InvalidRequest, NotFound
+from ..errors import InvalidRequest
 from ..journal.rows import LOCAL_PRINCIPAL
 from .console import ConsoleWriter, format_time
 from .options import json_option, pass_config
@@ -45,19 +42,15 @@ def set_command(config: Config, *, server: str, principal: str, name: str | None
     It is read from stdin, or asked for on a terminal, and stored encrypted. A running server uses
     it at once.
     """
+    from ..capabilities.credential_entry import find_entry, store_credential
     from ..capabilities.credential_keys import load_keys
-    from ..capabilities.credential_store import CredentialStore, check_principal
+    from ..capabilities.credential_store import check_principal
 
-    needed = find_server(config, server).find_placeholders()
-    chosen = choose_name(server, name, list(needed))
+    entry = find_entry(config, server, name)
     check_principal(principal)
-    keys = load_keys(config.credentials, config.server.data_dir)
-    secret = read_secret(server, chosen)
-    if problem := check_credential(secret, needed[chosen]):
-        raise InvalidRequest(f"The credential is not stored: {problem}.")
-    store = CredentialStore(config.server.data_dir)
-    store.set_credential((server, principal, chosen), secret, keys)
-    named = "" if chosen == DEFAULT_NAME else f" ({chosen})"
+    load_keys(config.credentials, config.server.data_dir)  # before anybody types
+    store_credential(config, entry, principal, read_secret(server, entry.name))
+    named = "" if entry.name == DEFAULT_NAME else f" ({entry.name})"
     ConsoleWriter().write_line(f"stored a credential of {principal} for {server}{named}")
     return 0
 
@@ -134,30 +127,6 @@ def encrypt_again_command(config: Config) -> int:
     count = CredentialStore(config.server.data_dir).encrypt_again(keys)
     ConsoleWriter().write_line(f"encrypted {count} credentials with the first key")
     return 0
-
-
-def find_server(config: Config, name: str) -> UpstreamSettings:
-    """Return an entry of mcpServers whose credentials are per principal."""
-    entry = config.mcpServers.get(name)
-    if entry is None:
-        hint = suggest_names(name, config.mcpServers) if config.mcpServers else ""
-        raise NotFound(f"There is no entry {name!r:.80} in mcpServers.{hint}")
-    if not entry.is_per_principal:
-        raise InvalidRequest(
-            f"The credentials of {name} are shared: they are in the settings.",
-            remedy=f'Write `credentials = "{PER_PRINCIPAL}"` and `${{credential}}` into its entry.',
-        )
-    return entry
-
-
-def choose_name(server: str, name: str | None, names: list[str]) -> str:
-    """Return the name of the credential that is meant, one of `names`."""
-    listed = ", ".join(names)
-    if name is None and len(names) > 1:
-        raise InvalidRequest(f"{server} needs several credentials.", remedy=f"--name: {listed}.")
-    if name is not None and name not in names:
-        raise InvalidRequest(f"{server} uses no credential {name!r:.60}.", remedy=f"Use: {listed}.")
-    return names[0] if name is None else name
 
 
 def read_secret(server: str, name: str) -> str:

@@ -9,7 +9,7 @@ a part of the host, and one value of a header.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import quote
 
 PER_PRINCIPAL = "per-principal"
@@ -46,7 +46,7 @@ def fill_url(url: str, secrets: Mapping[str, str]) -> str:
     return PLACEHOLDER.sub(lambda found: quote(secrets[found[1]], safe=""), url)
 
 
-def check_credential(text: str, fields: set[str]) -> str:
+def check_credential(text: str, fields: Collection[str]) -> str:
     """Return why a credential cannot be used in these fields, as a clause; "" if it can."""
     if len(text.encode("utf-8", "replace")) > MAX_CREDENTIAL_BYTES:
         return f"it has more than {MAX_CREDENTIAL_BYTES:,} bytes"

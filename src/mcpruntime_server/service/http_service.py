@@ -19,6 +19,7 @@ from .access_tokens import TokenStore
 from .api import build_api_routes
 from .api_services import ApiServices
 from .authentication import Authentication
+from .credential_pages import CredentialPages
 from .http_connections import (
     KEEP_ALIVE_S,
     MAX_CONNECTIONS,
@@ -80,6 +81,9 @@ async def serve_http(
         routes = [
             *operations.build_routes(authentication, tasks),
             *build_api_routes(api, authentication),
+            *CredentialPages(
+                api.config, authentication, needs_token=tokens is not None
+            ).build_routes(),
         ]
         server = HttpServer(
             uvicorn.Config(

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 from anyio.abc import TaskGroup
@@ -229,17 +230,23 @@ class PrincipalUpstreams:
 
 
 class CredentialVault:
-    """Opens what principals have stored; `format_command` names commands to those who have not."""
+    """Opens what principals have stored.
+
+    Those who have stored nothing are told how: with a command of `format_command`, or on a page
+    below `page_url`, if there is one.
+    """
 
     def __init__(
         self,
         store: CredentialStore,
         load_keys: Callable[[], CredentialKeys],
         format_command: FormatCommand,
+        page_url: str = "",
     ) -> None:
         self._store = store
         self._load_keys = load_keys
         self._format_command = format_command
+        self._page_url = page_url
 
     def find_rows(self, upstream: str, principal: str) -> tuple[StoredCredential, ...]:
         """Return what a principal has stored for an upstream; raises `Unavailable`."""
@@ -262,7 +269,9 @@ class CredentialVault:
             words = ["credentials", "set", upstream, "--principal", principal]
             if len(needed) > 1:
                 words += ["--name", missing[0]]
-            raise missing_credential(upstream, principal, missing, self._format_command(*words))
+            page = f"{self._page_url}/{quote(upstream, safe='')}" if self._page_url else ""
+            command = self._format_command(*words)
+            raise missing_credential(upstream, principal, missing, command, page)
         try:
             keys = self._load_keys()
             secrets = {name: by_name[name].decrypt(keys) for name in needed}
@@ -286,7 +295,7 @@ class CredentialVault:
 
 
 def missing_credential(
-    upstream: str, principal: str | None, names: Sequence[str], command: str
+    upstream: str, principal: str | None, names: Sequence[str], command: str, page: str = ""
 ) -> CallFailed:
     """Return the error for a principal that has not stored what an upstream needs."""
     if principal is None:
@@ -296,7 +305,8 @@ def missing_credential(
     return CallFailed(
         MISSING_KIND,
         f"{upstream} needs a credential of {principal!r:.120}{named}, and none is stored.",
-        remedy=f"A person stores it where the server runs, with: {command}",
+        remedy=f"A person stores it {f'at {page}, or ' if page else ''}where the server runs, "
+        f"with: {command}",
     )
 
 
