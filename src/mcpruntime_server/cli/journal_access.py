@@ -11,9 +11,11 @@ from ..config import Config
 from ..errors import NotFound
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal, open_journal
-from ..runtime.run_history import find_run, find_session
+from ..runtime.run_history import find_own_run, find_run, find_session
 
 T = TypeVar("T")
+
+RUNS_REMEDY = "`mcpruntime-server replay list SESSION` shows the runs of a session."
 
 
 def read_journal(config: Config, work: Callable[[Journal], Awaitable[T]]) -> T:
@@ -31,14 +33,7 @@ async def resolve_run(journal: Journal, name: str, principal: str) -> RunRow:
     session, colon, step = name.rpartition(":")
     if colon:
         return await find_run(journal, await find_session(journal, session, principal), step)
-    try:
-        row = await journal.load_run(name)
-        await journal.find_session(row.session_id, principal)
-    except NotFound:
-        raise NotFound(
-            f"There is no run {name!r:.80}.",
-            remedy="`mcpruntime-server replay list SESSION` shows the runs of a session.",
-        ) from None
+    row, _ = await find_own_run(journal, name, principal, RUNS_REMEDY)
     return row
 
 

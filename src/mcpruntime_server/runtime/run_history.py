@@ -31,10 +31,6 @@ from .run_report import PendingQuestionView, RunReport, RunStatus, validate_medi
 
 MAX_NAMED_SESSIONS = 5  # in an error
 MAX_STEP_DIGITS = 9
-NO_SESSIONS_REMEDY = (
-    "There are no sessions here yet; is this the right data folder? "
-    "`--principal NAME` shows those of a user of `serve`."
-)
 AGENT_RUN_TARGET = "agent.run"  # the call by which code starts an agent
 MAX_AGENT_DEPTH = 20  # of agents that agents have started, in a tree
 
@@ -351,7 +347,7 @@ async def find_session(journal: Journal, handle: str, principal: str | None = No
         found = [row for row in sessions if row.name == handle]
     if not found:
         known = ", ".join(row.name or row.id for row in sessions[:MAX_NAMED_SESSIONS])
-        remedy = NO_SESSIONS_REMEDY
+        remedy = "There are no sessions here yet; is this the right data folder?"
         if known:
             remedy = f"Last used: {known}."
         raise NotFound(f"There is no session {handle!r:.80}.", remedy=remedy)
@@ -361,6 +357,20 @@ async def find_session(journal: Journal, handle: str, principal: str | None = No
             f"{len(found)} sessions are called {handle!r}.", remedy=f"Use an id: {ids}."
         )
     return found[0]
+
+
+async def find_own_run(
+    journal: Journal, run: str, principal: str, remedy: str
+) -> tuple[RunRow, SessionRow]:
+    """Return a run of a principal with its session.
+
+    Raises `NotFound`, in the same words for a run of somebody else and for one that never was.
+    """
+    try:
+        row = await journal.load_run(run)
+        return row, await journal.find_session(row.session_id, principal)
+    except NotFound:
+        raise NotFound(f"There is no run {run!r:.80}.", remedy=remedy) from None
 
 
 async def find_run(journal: Journal, session: SessionRow, which: str) -> RunRow:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mcp.types import CallToolResult
 
 from ..config import Config
-from ..errors import InvalidRequest, NotFound
+from ..errors import InvalidRequest
 from ..journal.rows import RunRow, SessionRow
 from ..protocol.presentation import truncate_json
 from ..protocol.truncation import truncate_text
@@ -62,13 +62,7 @@ class ReplayToolHandler:
 
     async def find_handle(self, run: str) -> str:
         """Return what a client calls the session of a run; raises `NotFound`."""
-        try:
-            row = await self._journal.load_run(run)
-            session = await self._journal.find_session(row.session_id, self._principal)
-        except NotFound:
-            raise NotFound(
-                f"There is no run {run!r:.80}.", remedy="replay(action='list') lists the sessions."
-            ) from None
+        _, session = await self._find_own_run(run)
         return session.name or session.id
 
     async def list_sessions(self) -> CallToolResult:
@@ -196,8 +190,8 @@ class ReplayToolHandler:
         if other is None:
             raise InvalidRequest("diff needs `other`: a run, or a session.")
         if other.startswith("r_"):
-            second = await self._journal.load_run(other)
-            await self._find_session(second.session_id)  # of the same principal
+            second, owner = await self._find_own_run(other)
+            await self._runtime.wait_for_files(owner.id)
             first = await self._find_run(handle, step, run)
             data = diff_to_json(await diff_runs(self._journal, first, second))
         else:
@@ -207,6 +201,10 @@ class ReplayToolHandler:
         settings = self._config.server
         text, is_truncated = truncate_json(data, settings.result_chars, settings.result_items)
         return text_call_result(text, json.loads(text) if is_truncated else data)
+
+    async def _find_own_run(self, run: str) -> tuple[RunRow, SessionRow]:
+        remedy = "replay(action='list') lists the sessions."
+        return await run_history.find_own_run(self._journal, run, self._principal, remedy)
 
     async def _find_session(self, handle: str) -> SessionRow:
         """Return a session of the principal, when the journal has the files of its runs."""

@@ -7,16 +7,17 @@ from contextlib import suppress
 
 import anyio
 
-from ..errors import NotFound, Unavailable
+from ..errors import Unavailable
 from ..journal.rows import RunRow, SessionRow
 from ..runtime.run import Run
-from ..runtime.run_history import load_report
+from ..runtime.run_history import find_own_run, load_report
 from ..runtime.run_report import RunReport
 from ..runtime.runtime import Runtime
 from ..runtime.session import Session
 
 REMOTE_POLL_INTERVAL_S = 0.5  # for a run that another server executes
 
+RUN_ID_REMEDY = "A run's id is in the result of the call that started it."
 UNDER_WAY = ("queued", "running")  # statuses of a run that another server may execute
 
 FoundRun = tuple[Session, Run] | RunReport  # a run of this server, or what the journal has of one
@@ -68,14 +69,7 @@ class RunLookup:
 
     async def load_run_rows(self, run_id: str) -> tuple[RunRow, SessionRow]:
         """Return the journal's rows of a run and its session; raises `NotFound`."""
-        try:
-            row = await self._journal.load_run(run_id)
-            return row, await self._journal.find_session(row.session_id, self.principal)
-        except NotFound:
-            raise NotFound(
-                f"There is no run {run_id!r:.80}.",
-                remedy="A run's id is in the result of the call that started it.",
-            ) from None
+        return await find_own_run(self._journal, run_id, self.principal, RUN_ID_REMEDY)
 
     async def load_request_time(self, row: RunRow) -> float:
         """Return when a run was asked for, in epoch seconds; it may have started later."""

@@ -20,8 +20,9 @@ from ..capabilities.skills.usage import UsageRecord
 from ..errors import InvalidRequest, McpRuntimeError
 from ..journal.rows import RunRow
 from ..journal.store import Journal
-from ..runtime.run_history import find_run, find_session
+from ..runtime.run_history import find_own_run
 from .result_format import error_result, text_call_result
+from .run_lookup import RUN_ID_REMEDY
 from .run_progress import send_heartbeats
 from .skill_summaries import skill_line, skill_summary
 from .tool_schemas import build_tool
@@ -108,9 +109,8 @@ class SkillToolHandler:
         return text_call_result("\n".join(lines), data)
 
     async def _find_run(self, run: str) -> RunRow:
-        row = await self._journal.load_run(run)
-        session = await find_session(self._journal, row.session_id, self._principal)
-        return await find_run(self._journal, session, run)
+        row, _ = await find_own_run(self._journal, run, self._principal, RUN_ID_REMEDY)
+        return row
 
 
 def build_guide_result(guide: Guide, max_chars: int) -> CallToolResult:
