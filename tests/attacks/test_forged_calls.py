@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.helpers.forged_messages import FORGE
 from tests.helpers.server_connection import ServerConnection
 
+from .archives import check_export
 from .bystander import observe
 
 CALL = f"""{FORGE}
@@ -98,7 +101,7 @@ ATTACKS = {**FORGERIES, **ENDS}
 
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_a_forged_message_costs_its_own_run_at_most(
-    server: ServerConnection, attack: str
+    server: ServerConnection, attack: str, tmp_path: Path
 ) -> None:
     await server.run("open('file', 'w').write('kept')", attack)
     async with observe(server):
@@ -110,3 +113,4 @@ async def test_a_forged_message_costs_its_own_run_at_most(
     shown = await server.replay("show", attack)
     assert not shown.is_error, shown.text
     assert len(shown.text) < 60_000
+    await check_export(server, attack, tmp_path)

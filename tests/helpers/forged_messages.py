@@ -33,11 +33,12 @@ def say(data):
         except OSError: pass
 """
 FORGE_OUTSIDE = f"""{FRAMES}
+def is_link(entry):
+    flags = open('/proc/1/fdinfo/' + entry).read().partition('flags:')[2].split()[0]
+    return int(entry) >= 200 and int(flags, 8) & os.O_WRONLY
 def say_outside(data):
-    for entry in os.listdir('/proc/1/fd'):
-        try:
-            if int(entry) >= 200: os.write(os.open('/proc/1/fd/' + entry, os.O_WRONLY), data)
-        except OSError: pass
+    link = next(filter(is_link, sorted(os.listdir('/proc/1/fd'), key=int)))
+    with open('/proc/1/fd/' + link, 'wb') as file: file.write(data)
 running = '/proc/1/root/tmp/running'
 while not os.path.exists(running): time.sleep(0.01)
 os.remove(running)

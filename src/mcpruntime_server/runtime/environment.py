@@ -124,6 +124,7 @@ class Environment:
         """Note the state that `run` has left behind."""
         if not run.is_undone:
             self._record_live_state(run.id)
+            run.report.removed_files = self._select_known(run.report.removed_files)
             self._forget_content(run.report.changed_files, run.report.removed_files)
             if not run.files_stored.is_set():
                 self._unsaved_runs.append(run)
@@ -169,6 +170,10 @@ class Environment:
         for path, entry in stored.changed.items():
             if path not in overwritten:
                 self._workspace_files[path] = entry
+
+    def _select_known(self, removed: Iterable[str]) -> list[str]:
+        """Return the paths that were in the workspace: a sandbox may claim to have removed any."""
+        return [path for path in dict.fromkeys(removed) if path in self._workspace_files]
 
     def _forget_content(self, changed: Iterable[str], removed: Iterable[str]) -> None:
         """Note that files were changed, without knowing what is in them, or removed."""
@@ -273,6 +278,7 @@ class Environment:
                 park=row is last,
                 inputs=inputs,
             )
+            rebuilt.removed_files = self._select_known(rebuilt.removed_files)
             self._forget_content((), rebuilt.removed_files)
             for path, (entry, _) in rebuilt.files.items():
                 self._workspace_files[path] = entry

@@ -67,7 +67,8 @@ class RunListener:
         """Note which files changed; their content follows."""
         self.has_changed_files = True
         self.file_receiver.expected_files = set(message.changed)
-        self._report.changed_files, self._report.removed_files = message.changed, message.removed
+        self._report.changed_files = list(dict.fromkeys(message.changed))
+        self._report.removed_files = message.removed
         if message.skipped_count > 0:
             self._report.notes.append(
                 f"{message.skipped_count:,} files in the workspace are not kept: too many, "
