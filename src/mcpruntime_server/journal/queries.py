@@ -7,6 +7,7 @@ A session that is being imported or removed has the purpose `partial` and is inv
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from sqlite3 import Connection
@@ -173,16 +174,23 @@ def last_sequence(connection: Connection, session_id: str) -> int:
     return last
 
 
-def measure_session(connection: Connection, blobs: BlobStore, session_id: str) -> int:
-    """Return about how many bytes the events of a session have, with their large fields."""
-    query = "SELECT length(body), large_fields FROM events WHERE session_id = ?"
-    size = 0
-    for body_chars, large_fields in connection.execute(query, (session_id,)):
-        size += body_chars
+def measure_session(
+    connection: Connection, blobs: BlobStore, session_id: str
+) -> tuple[int, dict[str, int]]:
+    """Return about how many bytes the events of a session have, and those of its unfinished runs.
+
+    Large fields are included.
+    """
+    by_run: Counter[str | None] = Counter()
+    query = "SELECT run_id, length(body), large_fields FROM events WHERE session_id = ?"
+    for run_id, body_chars, large_fields in connection.execute(query, (session_id,)):
+        by_run[run_id] += body_chars
         for digest in json.loads(large_fields).values() if large_fields else ():
             with suppress(OSError):  # a missing blob is reported by who reads it
-                size += blobs.blob_path(digest).stat().st_size
-    return size
+                by_run[run_id] += blobs.blob_path(digest).stat().st_size
+    query = f"{SELECT_RUNS} WHERE session_id = ? AND status IN ('running', 'queued')"
+    unfinished = [run.id for run in _query_runs(connection, query, session_id)]
+    return by_run.total(), {run_id: by_run[run_id] for run_id in unfinished}
 
 
 def measure_principal(connection: Connection, blobs: BlobStore, principal: str) -> int:
@@ -190,7 +198,7 @@ def measure_principal(connection: Connection, blobs: BlobStore, principal: str) 
     size, files = 0, dict[str, int]()
     rows = connection.execute("SELECT id FROM sessions WHERE principal = ?", (principal,))
     for (session_id,) in rows.fetchall():
-        size += measure_session(connection, blobs, session_id)
+        size += measure_session(connection, blobs, session_id)[0]
         values = (session_id, 0, None, -1, KIND_BY_CLASS[FilesChanged])
         for stored in iter_events(connection, blobs, SELECT_SESSION_EVENTS, values, []):
             if isinstance(stored.event, FilesChanged):

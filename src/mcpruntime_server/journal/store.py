@@ -357,9 +357,10 @@ class Journal:
             lambda rows: mutations.claim_session(rows, self.data_dir, self.owner, session_id)
         )
         if self._limits is not None and session_id not in self._last_sequences:
-            self._session_bytes[session_id] = await self.read(
+            self._session_bytes[session_id], of_runs = await self.read(
                 lambda rows: queries.measure_session(rows, self.blobs, session_id)
             )
+            self._run_bytes |= Counter(of_runs)  # a run that is resumed goes on counting
         await self._register_principal(session_id, row.principal)
         self._last_sequences.setdefault(session_id, last_sequence)
         return row
