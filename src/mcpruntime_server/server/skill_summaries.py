@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypedDict
 
-from ..capabilities.skills.docstrings import to_one_line
 from ..capabilities.skills.guides import Guide
 from ..capabilities.skills.model import Skill
+from ..capabilities.skills.module_source import to_one_line
 from ..capabilities.skills.signatures import Parameter, format_signature
 from .token_estimates import estimate_tokens
 

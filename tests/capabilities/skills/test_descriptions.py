@@ -13,13 +13,13 @@ from mcpruntime_server.capabilities.skills.descriptions import (
     read_answer,
     set_docstrings,
 )
-from mcpruntime_server.capabilities.skills.docstrings import (
+from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
+from mcpruntime_server.capabilities.skills.model import RecordedStep, Skill
+from mcpruntime_server.capabilities.skills.module_source import (
     parameter_descriptions,
     to_docstring_line,
     to_front_matter_line,
 )
-from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
-from mcpruntime_server.capabilities.skills.model import RecordedStep, Skill
 from mcpruntime_server.capabilities.skills.selection import source_shape
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.recording import RecordedCall

@@ -16,10 +16,10 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from ...errors import SkillRefused
-from .docstrings import to_one_line
 from .guides import parse_front_matter
 from .lint import check_source
 from .model import Skill
+from .module_source import to_one_line
 from .selection import check_case, check_dependency_cycle
 from .signing import is_signature_valid
 from .skill_names import to_slug

@@ -21,11 +21,10 @@ import anyio
 
 from ...config.credentials import find_known_credential
 from ...errors import McpRuntimeError, SkillRefused, Unavailable
-from .docstrings import to_docstring_line, without_docstrings
 from .lint import check_source
 from .literals import annotation_of, result_annotation
 from .model import TOOL_PREFIX, Skill
-from .module_source import INDENT, render_module
+from .module_source import INDENT, render_module, to_docstring_line, without_docstrings
 from .selection import source_shape
 from .signatures import entry_of, parse_source
 from .skill_names import choose_free_name, name_problem

@@ -8,7 +8,6 @@ Rule 2: links and hidden files are skipped, so that a guide exposes nothing outs
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import McpRuntimeError, SkillRefused
 from ...protocol.wire import escape_json_surrogates
-from .docstrings import to_one_line
+from .module_source import to_one_line
 from .skill_names import parse_skill_name
-from .version_files import SKILL_FILE
+from .version_files import SKILL_FILE, read_plain_file
 
 if TYPE_CHECKING:
     import yaml
@@ -115,7 +114,7 @@ def _find_guide_folders(folder: Path) -> list[Path]:
 
 def read_guide(folder: Path) -> Guide:
     """Return the guide in a folder; raises `SkillRefused`, `InvalidRequest`, `OSError`."""
-    text = _read_plain_file(folder / SKILL_FILE, MAX_GUIDE_TEXT_BYTES).decode("utf-8", "replace")
+    text = read_plain_file(folder / SKILL_FILE, MAX_GUIDE_TEXT_BYTES).decode("utf-8", "replace")
     front_matter = parse_front_matter(text)
     name, summary = front_matter.get("name"), front_matter.get("description")
     if not isinstance(name, str) or not isinstance(summary, str):
@@ -183,7 +182,7 @@ def read_guide_files(guide: Guide) -> Mapping[str, bytes]:
     for path in _find_files(guide.folder, 0):
         if len(content) == MAX_GUIDE_FILES:
             raise SkillRefused(f"The guide {guide.name} has more than {MAX_GUIDE_FILES} files.")
-        data = _read_plain_file(path, bytes_left)
+        data = read_plain_file(path, bytes_left)  # all together have at most `MAX_GUIDE_BYTES`
         bytes_left -= len(data)
         content[str(PurePosixPath(path.relative_to(guide.folder)))] = data
     return content
@@ -197,18 +196,3 @@ def _find_files(folder: Path, depth: int) -> Iterator[Path]:
             yield folder / entry.name
         elif entry.is_dir(follow_symlinks=False) and depth < MAX_FOLDER_DEPTH:
             yield from _find_files(folder / entry.name, depth + 1)
-
-
-def _read_plain_file(path: Path, max_bytes: int) -> bytes:
-    """Return the bytes of a plain file; raises `SkillRefused`, `OSError`."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise SkillRefused(f"{path.name} is not a plain file.")
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise SkillRefused(
-            f"{path.name} is too large: a guide may have {MAX_GUIDE_BYTES:,} bytes, "
-            f"and its {SKILL_FILE} {MAX_GUIDE_TEXT_BYTES:,}."
-        )
-    return data

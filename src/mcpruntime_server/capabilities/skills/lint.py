@@ -61,7 +61,7 @@ def check_source(source: str, packages: Collection[str] | None) -> None:
         _check_environment(tree)
         signature_of(entry_of(tree))
         if packages is not None:
-            _check_imports(_find_imports(tree), packages)
+            _check_imports(_find_import_lines(tree), packages)
     except RecursionError:
         raise SkillRefused("The code is nested too deeply.") from None
 
@@ -69,7 +69,7 @@ def check_source(source: str, packages: Collection[str] | None) -> None:
 # dependencies -------------------------------------------------------------------------------------
 
 
-def _find_imports(tree: ast.AST) -> dict[str, tuple[str, int]]:
+def _find_import_lines(tree: ast.AST) -> dict[str, tuple[str, int]]:
     """Return the modules that code imports anywhere and the line of each, by top-level package."""
     found: dict[str, tuple[str, int]] = {}
     for node in ast.walk(tree):
@@ -114,21 +114,9 @@ def find_skill_names(source: str) -> list[str]:
 
 def _find_members(tree: ast.AST, package: str, own_names: Collection[str]) -> set[str]:
     """Return what code names below a package, without its own names: {"git.git_log", "time"}."""
-    origins: dict[str, str] = {package: package}  # of names: {"log": "tools.git.git_log"}
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = {alias.asname or alias.name: alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names = {
-                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
-            }
-        else:
-            continue
-        for name, origin in names.items():
-            if origin.startswith(f"{package}."):
-                origins[name] = origin
-                found.add(origin)
+    imported = [each for each in find_imports(tree) if each[1].startswith(f"{package}.")]
+    origins = {**dict(imported), package: package}
+    found = {origin for _, origin in imported}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and (dotted := dotted_name(node)):
             root, _, rest = dotted.partition(".")
@@ -137,6 +125,16 @@ def _find_members(tree: ast.AST, package: str, own_names: Collection[str]) -> se
     members = {".".join(name.split(".")[1:3]) for name in found}
     members = {name for name in members if name.partition(".")[0] not in own_names}
     return {name for name in members if not any(other.startswith(f"{name}.") for other in members)}
+
+
+def find_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield names that code imports, and what they stand for: ("log", "tools.git.git_log")."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.asname or alias.name, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield alias.asname or alias.name, f"{node.module}.{alias.name}"
 
 
 def dotted_name(node: ast.expr) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from ...journal.recording import RecordedCall
 from ...protocol.library_names import SHOW_NAME
-from .lint import MODEL_PACKAGE, PROVIDED_PACKAGES, dotted_name, is_absolute_path
+from .lint import MODEL_PACKAGE, PROVIDED_PACKAGES, dotted_name, find_imports, is_absolute_path
 from .literals import SCALARS, annotation_of, literal_value
 from .model import CONTEXT_NAME
 from .signatures import DEFINITIONS, FunctionNode
@@ -430,23 +430,19 @@ class _LiteralFinder(ast.NodeVisitor):
 
 
 def _find_origins(kept: Sequence[Statement]) -> Mapping[str, str]:
-    """Return what names stand for in packages of the sandbox: {"log": "tools.git.git_log"}."""
+    """Return what names stand for in packages of the sandbox: {"log": "tools.git.log"}."""
     packages = PROVIDED_PACKAGES | {MODEL_PACKAGE}
-    found = {"tools": "tools", "skills": "skills"}
-    found |= {name: f"{MODEL_PACKAGE}.{name}" for name in HOST_FUNCTIONS}
-    for node in (part for each in kept for part in ast.walk(each.node)):
-        if isinstance(node, ast.ImportFrom):
-            names = {
-                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
-            }
-        elif isinstance(node, ast.Import):
-            names = {alias.asname: alias.name for alias in node.names if alias.asname}
-        else:
-            continue
-        found |= {
-            name: origin for name, origin in names.items() if origin.partition(".")[0] in packages
-        }
-    return found
+    imported = dict(pair for each in kept for pair in find_imports(each.node))
+    return {
+        "tools": "tools",
+        "skills": "skills",
+        **{name: f"{MODEL_PACKAGE}.{name}" for name in HOST_FUNCTIONS},
+        **{
+            name: origin
+            for name, origin in imported.items()
+            if origin.partition(".")[0] in packages and name != origin
+        },
+    }
 
 
 def _find_parameter_names(kept: Sequence[Statement]) -> Mapping[str, Sequence[str]]:

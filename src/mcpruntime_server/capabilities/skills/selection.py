@@ -12,9 +12,9 @@ from typing import Any
 from ...config.credentials import find_known_credential, find_named_credential
 from ...errors import NotFound, SkillRefused
 from ...protocol.suggestions import did_you_mean
-from .docstrings import without_docstrings
 from .guides import Guide
 from .model import RecordedCase, Skill
+from .module_source import without_docstrings
 from .signatures import FunctionNode, format_signature
 from .skill_names import parse_version
 from .version_files import encode_case

@@ -9,6 +9,7 @@ links are refused, and no code is executed.
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import tomllib
@@ -24,9 +25,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
-from .docstrings import parameter_descriptions, to_front_matter_line, to_one_line
 from .lint import is_absolute_path
 from .model import CONTEXT_NAME, RecordedCase, Skill, is_input_value, is_model_request
+from .module_source import parameter_descriptions, to_front_matter_line, to_one_line
 from .signatures import format_signature
 from .skill_names import parse_skill_name, to_slug
 
@@ -172,18 +173,19 @@ def read_version_files(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def read_plain_file(path: Path) -> bytes:
-    """Return the bytes of a plain file of at most `MAX_FILE_BYTES`.
-
-    Raises `SkillRefused`, `OSError`.
-    """
-    status = path.lstat()
+def read_plain_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the bytes of a plain file; raises `SkillRefused`, `OSError`."""
     name = f"{path.name} of {path.parent.name}"
-    if not stat.S_ISREG(status.st_mode):
-        raise SkillRefused(f"{name} is not a plain file.", remedy="Replace it by the file itself.")
-    if status.st_size > MAX_FILE_BYTES:
-        raise SkillRefused(f"{name} has {status.st_size:,} bytes; the limit is {MAX_FILE_BYTES:,}.")
-    return path.read_bytes()
+    if path.is_symlink():
+        raise SkillRefused(f"{name} is a link.", remedy="Replace it by the file itself.")
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise SkillRefused(f"{name} is not a plain file.")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise SkillRefused(f"{name} is too large: it may have {max_bytes:,} bytes.")
+    return data
 
 
 def decode_manifest(data: bytes) -> dict[str, Any]:
