@@ -1,4 +1,4 @@
-"""README.md, SECURITY.md and ARCHITECTURE.md are true: settings load, limits hold, rooms exist."""
+"""The documents are true: commands are understood, settings load, limits hold, rooms exist."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from mcpruntime_server.config import Config, load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+SERVICE = (ROOT / "docs/service.md").read_text("utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
-COMMANDS = sorted(set(re.findall(r"(?:^|`)(mcpruntime-server [^`#\n]+)", README, re.MULTILINE)))
+COMMAND = re.compile(r"(?:^|`)(mcpruntime-server [^`#\n]+)", re.MULTILINE)
+COMMANDS = sorted({*COMMAND.findall(README), *COMMAND.findall(SERVICE)})
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, document: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
 
 
 def parse_command(line: str) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def parse_command(line: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_in_the_readme_is_understood(command: str) -> None:
+def test_every_command_in_the_documents_is_understood(command: str) -> None:
     parse_command(command)
 
 
@@ -48,9 +50,9 @@ def test_every_command_is_in_the_readme() -> None:
     assert [name for name in COMMAND_MODULES if f"{APP_NAME} {name}" not in README] == []
 
 
-def test_the_settings_in_the_readme_load(tmp_path: Path) -> None:
+def test_the_settings_in_the_documents_load(tmp_path: Path) -> None:
     servers, providers = set(), set()
-    for number, text in enumerate(blocks("toml")):
+    for number, text in enumerate([*blocks("toml"), *blocks("toml", SERVICE)]):
         file = tmp_path / f"{number}.toml"
         file.write_text(text, "utf-8")
         config = load_config(file, environ={"TRACKER_TOKEN": "secret"})

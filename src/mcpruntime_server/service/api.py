@@ -122,7 +122,7 @@ SESSION_ROUTES: tuple[ApiRoute[SessionApi], ...] = (
         ("read",),
         {200: models.SessionDocument},
         errors=[404],
-        description="A session, by its id or its name, with its last RunApi.",
+        description="A session, by its id or its name, with its last runs.",
     ),
     ApiRoute(
         "GET",
