@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents conformance deployment-tools demo test test-all lint check attack fuzz coverage bench load bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents conformance openapi deployment-tools demo test test-all lint check attack fuzz coverage bench load bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -29,13 +29,16 @@ agents:
 conformance:
 	@scripts/test-conformance
 
+openapi: setup
+	@scripts/test-openapi
+
 deployment-tools:
 	@scripts/deployment-tools
 
 demo: image upstreams
 	@$(BIN)/mcpruntime-server demo
 
-test: image upstreams agents conformance deployment-tools lint check
+test: image upstreams agents conformance openapi deployment-tools lint check
 
 # The same tests, but the random and repeated ones are much longer.
 test-all: export LONG_TESTS = 1
@@ -63,7 +66,7 @@ MINUTES := 10
 fuzz: setup
 	$(BIN)/python -m tests.fuzzing --minutes $(MINUTES)
 
-coverage: image upstreams agents conformance deployment-tools
+coverage: image upstreams agents conformance openapi deployment-tools
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered
 

@@ -50,6 +50,15 @@ class InvalidRequest(McpRuntimeError):
     exit_code = 2
 
 
+class Conflict(InvalidRequest):
+    """A request is well-formed, but what it names is not in a state in which it applies.
+
+    It has the code of `InvalidRequest`: over HTTP alone, the two have different statuses.
+    """
+
+    http_status = 409
+
+
 class NotFound(McpRuntimeError):
     """A session, a run or another named object does not exist, or belongs to another principal."""
 

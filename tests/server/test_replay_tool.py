@@ -497,7 +497,7 @@ async def test_a_run_under_way_keeps_its_session_from_being_rewound_unless_it_is
         (
             "rerun",
             {"step": 1, "live": ["nowhere"]},
-            "[invalid_request] 'nowhere' is none of the servers that code can call.",
+            "[not_found] 'nowhere' is none of the servers that code can call.",
         ),
         ("rerun", {"step": 2}, "[invalid_request] Step 2 was interrupted"),
         ("rerun", {}, "[invalid_request] Step 2 was interrupted"),

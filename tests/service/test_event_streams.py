@@ -150,9 +150,10 @@ async def test_a_request_that_is_sent_again_with_the_last_id_starts_nothing(
 
 
 async def test_a_request_that_is_sent_again_with_its_key_starts_nothing(api: ApiClient) -> None:
-    key = {"Idempotency-Key": "k1"}
-    first = await api.execute("import random\nrandom.random()", key, session="keys")
-    assert await api.execute("import random\nrandom.random()", key, session="keys") == first
+    key, code = {"Idempotency-Key": "k1"}, "import random\nrandom.random()"
+    for fields in ({"session": "keys"}, {}):
+        first = await api.execute(code, key, **fields)
+        assert await api.execute(code, key, **fields) == first
 
 
 async def test_a_client_that_leaves_does_not_end_the_run(api: ApiClient, tmp_path: Path) -> None:

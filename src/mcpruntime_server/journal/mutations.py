@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from sqlite3 import Connection, IntegrityError
 
-from ..errors import InvalidRequest, JournalFailed, NotFound, Unavailable
+from ..errors import Conflict, InvalidRequest, JournalFailed, NotFound, Unavailable
 from .blob_store import BlobStore
 from .events import (
     EVENT_VERSION,
@@ -228,7 +228,7 @@ def insert_session(connection: Connection, owner: str, row: SessionRow) -> None:
             ),
         )
     except IntegrityError:
-        raise InvalidRequest(
+        raise Conflict(
             f"There is already a session {row.name or row.id!r}.",
             remedy="Use it, or choose another name.",
         ) from None
@@ -328,9 +328,7 @@ def store_answer(connection: Connection, run_id: str, question_id: str, answer_j
     if found is None:
         raise NotFound(f"Run {run_id!r:.80} does not wait for an answer to {question_id!r:.80}.")
     if found[0] is not None:
-        raise InvalidRequest(
-            f"The question {question_id!r} of run {run_id!r} has been answered already."
-        )
+        raise Conflict(f"The question {question_id!r} of run {run_id!r} has been answered already.")
     connection.execute(
         "UPDATE questions SET answer_json = ? WHERE run_id = ? AND question_id = ?",
         (answer_json, *key),

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from ..errors import CallFailed, Forbidden, InvalidRequest
+from ..errors import CallFailed, Conflict, Forbidden, InvalidRequest
 from ..journal.events import (
     ApprovedCall,
     ModelRequest,
@@ -402,11 +402,11 @@ class PendingQuestions:
     def _list_open(self, shown: Collection[str]) -> str:
         return ", ".join(name for name in self.open_questions if name in shown)
 
-    def _no_answers_error(self, shown: Collection[str]) -> InvalidRequest:
+    def _no_answers_error(self, shown: Collection[str]) -> Conflict:
         asked = "It asks nothing that was shown:" if self.open_questions else "It asks nothing:"
         if listed := self._list_open(shown):
             asked = f"It asks {listed}: name them, or"
-        return InvalidRequest(
+        return Conflict(
             f"Run {self._run_id} is given no answers.", remedy=f"{asked} attach without answers."
         )
 
@@ -426,16 +426,14 @@ class PendingQuestions:
             return question
         known = self._history.find_answer(question_id)
         if known is not None:
-            raise InvalidRequest(
+            raise Conflict(
                 f"Question {question_id} of run {self._run_id} was answered already: "
                 f"{known.decision}."
             )
         remedy = "It does not wait for an answer."
         if self.open_questions:
             remedy = f"Its questions are {', '.join(self.open_questions)}."
-        raise InvalidRequest(
-            f"Run {self._run_id} has no question {question_id!r:.80}.", remedy=remedy
-        )
+        raise Conflict(f"Run {self._run_id} has no question {question_id!r:.80}.", remedy=remedy)
 
     def _settle_question(self, question: PendingQuestion, answer: QuestionAnswered) -> None:
         """Journal the answer and wake the call that waits for it."""

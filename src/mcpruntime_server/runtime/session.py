@@ -19,7 +19,7 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from ..errors import InvalidRequest, JournalFailed, RateLimited, SandboxFailed
+from ..errors import Conflict, InvalidRequest, JournalFailed, RateLimited, SandboxFailed
 from ..journal.events import ApprovedCall, InputEntry, TipMoved
 from ..journal.recording import Recording
 from ..journal.rows import AGENT_PURPOSE, RunRow, SessionRow
@@ -199,11 +199,11 @@ class Session:
     ) -> Run:
         """Execute the code of a dry run again, and make the planned calls that are approved.
 
-        Raises `InvalidRequest` if the session has moved on since the plan was made.
+        Raises `Conflict` if the session has moved on since the plan was made.
         """
         start = plan.start
         if self.is_busy or self.tip != start.parent_id:
-            raise InvalidRequest(
+            raise Conflict(
                 f"The session {self.handle} has moved on since run {start.run_id} was planned.",
                 remedy="Plan it again, or go back first with "
                 f"replay(action='rewind', step={start.step - 1}).",

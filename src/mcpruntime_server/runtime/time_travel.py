@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import InvalidRequest
+from ..errors import Conflict, NotFound
 from ..journal.recording import Recording, load_recording
 from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, RunRow, SessionRow
 from ..journal.store import Journal
@@ -57,23 +57,21 @@ async def find_target(
 
 
 def check_end_state(run: RunRow | None) -> None:
-    """Raise `InvalidRequest` if a run has no end state that a session could start from."""
+    """Raise `Conflict` if a run has no end state that a session could start from."""
     if run is None:
         return
     check_finished(run)
     if UNDONE_FLAG in run.flags:
-        raise InvalidRequest(
+        raise Conflict(
             f"Run {run.id} has left no state: its interpreter died, and what it did was undone.",
             remedy=f"Use the step before it, {run.step - 1}.",
         )
 
 
 def check_finished(run: RunRow) -> None:
-    """Raise `InvalidRequest` if a run is not finished."""
+    """Raise `Conflict` if a run is not finished."""
     if not run.is_finished:
-        raise InvalidRequest(
-            f"Run {run.id} is not finished.", remedy="Wait for its end, or cancel it."
-        )
+        raise Conflict(f"Run {run.id} is not finished.", remedy="Wait for its end, or cancel it.")
 
 
 async def restore_tier(runtime: Runtime, run: RunRow) -> str:
@@ -87,11 +85,11 @@ async def rewind_session(
 ) -> Rewound:
     """Continue a session from another step, 0 for its beginning, or from an abandoned run.
 
-    With `cancel`, active runs are stopped first; without it, they are an `InvalidRequest`. Raises
+    With `cancel`, active runs are stopped first; without it, they are an `Conflict`. Raises
     `NotFound`.
     """
     if session.is_busy and not cancel:
-        raise InvalidRequest(
+        raise Conflict(
             f"The session {session.handle} has a run that is not finished.",
             remedy="Wait for its end, or rewind with cancel=true.",
         )
@@ -102,7 +100,7 @@ async def rewind_session(
         target = await find_target(runtime.journal, row, step, run)
         check_end_state(target)
         if session.is_busy:
-            raise InvalidRequest(
+            raise Conflict(
                 f"Another run of the session {session.handle} was started meanwhile.",
                 remedy="Try again.",
             )
@@ -141,10 +139,10 @@ async def fork_session(
     name: str | None,
     principal: str,
 ) -> Session:
-    """Create a session that starts from the end of a run; raises `NotFound`, `InvalidRequest`."""
+    """Create a session that starts from the end of a run; raises `NotFound`, `Conflict`."""
     target = await find_target(runtime.journal, session, step, run)
     if target is None:
-        raise InvalidRequest(
+        raise Conflict(
             "There is nothing to fork before the first step.", remedy="Start a new session instead."
         )
     check_end_state(target)
@@ -194,7 +192,7 @@ async def find_rerun_targets(
 ) -> list[RunRow]:
     """Return the runs that a rerun executes: the one at a step, or without one the whole session.
 
-    With `only_last`, the last step stands for the session. Raises `NotFound`, `InvalidRequest`.
+    With `only_last`, the last step stands for the session. Raises `NotFound`, `Conflict`.
     """
     if step is None and run is None and not only_last:
         targets = await journal.load_lineage(session.tip)
@@ -203,27 +201,27 @@ async def find_rerun_targets(
         targets = [] if target is None else [target]
     if not targets:
         handle = session.name or session.id
-        raise InvalidRequest(f"The session {handle} has no such step to execute.")
+        raise Conflict(f"The session {handle} has no such step to execute.")
     return targets
 
 
 def check_live_targets(live: Collection[str], packages: Collection[str]) -> None:
-    """Raise `InvalidRequest` if a name in `live` is neither a server nor a tool of one."""
+    """Raise `NotFound` if a name in `live` is neither a server nor a tool of one."""
     for name in live:
         if name.partition(".")[0] not in packages:
             known = ", ".join(sorted(packages)) or "none"
-            raise InvalidRequest(
+            raise NotFound(
                 f"{name!r:.80} is none of the servers that code can call.",
                 remedy=f"These are: {known}.",
             )
 
 
 def check_repeatable(targets: Sequence[RunRow]) -> None:
-    """Raise `InvalidRequest` if one of the runs cannot be executed again as it was."""
+    """Raise `Conflict` if one of the runs cannot be executed again as it was."""
     for row in targets:
         check_finished(row)
         if INTERRUPTED_FLAG in row.flags:
-            raise InvalidRequest(
+            raise Conflict(
                 f"Step {row.step} was interrupted, and cannot be interrupted at the same place.",
                 remedy="Execute another step again, or this one with code of your own.",
             )

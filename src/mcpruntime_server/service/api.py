@@ -37,7 +37,7 @@ RUN_ROUTES: tuple[ApiRoute[RunApi], ...] = (
         {200: models.RunDocument, 202: models.RunDocument},
         models.ExecuteRequest,
         headers=["Idempotency-Key"],
-        errors=[400, 404, 413, 415, 503],
+        errors=[400, 404, 409, 413, 415, 503],
         description="Execute code and wait for its end, or for its first question. With 202 "
         "the run goes on: follow it, answer it, or cancel it.",
     ),
@@ -50,7 +50,7 @@ RUN_ROUTES: tuple[ApiRoute[RunApi], ...] = (
         {200: RunEvent, 204: None},
         models.StreamRequest,
         headers=["Idempotency-Key", "Last-Event-ID"],
-        errors=[400, 404, 413, 415, 503],
+        errors=[400, 404, 409, 413, 415, 503],
         description="Execute code and get everything that happens as server-sent events. A "
         "client that leaves does not end the run: it sends the request again with "
         "`Last-Event-ID`, which starts nothing and continues the stream, or it cancels the "
@@ -87,7 +87,7 @@ RUN_ROUTES: tuple[ApiRoute[RunApi], ...] = (
         (),
         {200: models.RunDocument, 202: models.RunDocument},
         models.AnswersRequest,
-        errors=[400, 403, 404, 413, 415, 503],
+        errors=[400, 403, 404, 409, 413, 415, 503],
         description="Answer what a run waits for. Approvals need the scope `approve`, other "
         "answers `run`. For a dry run, the response is about the run that commits its plan.",
     ),
@@ -155,7 +155,7 @@ SESSION_ROUTES: tuple[ApiRoute[SessionApi], ...] = (
         ("run",),
         {200: models.PositionDocument},
         models.RewindRequest,
-        errors=[400, 404, 413, 415, 503],
+        errors=[400, 404, 409, 413, 415, 503],
         description="Continue a session from another step. Calls are not undone.",
     ),
     ApiRoute(
@@ -166,7 +166,7 @@ SESSION_ROUTES: tuple[ApiRoute[SessionApi], ...] = (
         ("run",),
         {201: models.PositionDocument},
         models.ForkRequest,
-        errors=[400, 404, 413, 415, 503],
+        errors=[400, 404, 409, 413, 415, 503],
         description="Create a session that starts from a step of this one.",
     ),
     ApiRoute(
@@ -187,7 +187,7 @@ API_ROUTES: tuple[ApiRoute[Any], ...] = (*RUN_ROUTES, *SESSION_ROUTES)
 
 def build_api_routes(services: ApiServices, authentication: Authentication) -> list[Route]:
     """Return the routes for the application, each for those alone who may use it."""
-    document = OpenApiDocument(API_ROUTES)
+    document = OpenApiDocument(API_ROUTES, services.config.sandbox.max_timeout_s)
     bound: list[tuple[ApiRoute[Any], Handler]] = [
         *((each, partial(each.handler, RunApi(services))) for each in RUN_ROUTES),
         *((each, partial(each.handler, SessionApi(services))) for each in SESSION_ROUTES),

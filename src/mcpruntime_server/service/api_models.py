@@ -9,16 +9,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..journal.events import Effect
 from ..runtime.call_journal import CallStatus
 from ..runtime.run_report import RunStatus
+from ..runtime.runtime import SESSION_NAME
 from .event_models import CoveredCall, RunErrorInfo
 from .request_checks import MAX_BODY_BYTES
+from .run_events import EVENT_ID_PATTERN
 
 MAX_HANDLE_CHARS = 80
 MAX_PATH_CHARS = 1_000
+MAX_NAME_CHARS = 200
 MAX_TIMEOUT_S = 86_400
 MAX_CONTEXT_ITEMS = 1_000
 MAX_ANSWERS = 1_000
@@ -27,9 +30,20 @@ MAX_PAGE_SIZE = 200
 PAGE_SIZE = 50
 MAX_STEP = 1_000_000
 
+STEP_TARGET: Any = {"required": ["step"], "properties": {"step": {"type": "integer"}}}
+RUN_TARGET: Any = {"required": ["run"], "properties": {"run": {"type": "string"}}}
+BOTH_TARGETS: Any = {"allOf": [STEP_TARGET, RUN_TARGET]}
+
+
+def to_integer(value: Any) -> Any:
+    """Return a number as an integer if it is one: JSON has no types for them."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+SessionName = Annotated[str, Field(pattern=f"^{SESSION_NAME.pattern}$")]
 Handle = Annotated[str, Field(min_length=1, max_length=MAX_HANDLE_CHARS)]
 Code = Annotated[str, Field(max_length=MAX_BODY_BYTES)]
-Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP), BeforeValidator(to_integer)]
 PageSize = Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)]
 
 
@@ -42,7 +56,27 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class StreamRequest(RequestModel):
+class BodyModel(RequestModel):
+    """The body of a request: JSON has types, so nothing is converted."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class ContextText(BodyModel):
+    """A text as an input."""
+
+    text: str
+    name: Annotated[str | None, Field(max_length=MAX_NAME_CHARS)] = None
+
+
+class ContextSource(BodyModel):
+    """A path, pattern or URI as an input with a name of its own."""
+
+    source: str
+    name: Annotated[str | None, Field(max_length=MAX_NAME_CHARS)] = None
+
+
+class StreamRequest(BodyModel):
     """Code to execute in a session."""
 
     model_config = ConfigDict(
@@ -53,7 +87,7 @@ class StreamRequest(RequestModel):
 
     code: Code
     session: Annotated[
-        Handle | None,
+        SessionName | None,
         Field(
             description="The id of a session, or a name of your own, which starts a session at its "
             "first use. Without it, the code runs in a new session."
@@ -66,11 +100,10 @@ class StreamRequest(RequestModel):
         bool, Field(description="Plan the calls that may write, instead of making them.")
     ] = False
     context: Annotated[
-        list[str | dict[str, Any]] | None,
+        list[str | ContextText | ContextSource] | None,
         Field(
             max_length=MAX_CONTEXT_ITEMS,
-            description="What `CONTEXT` is for the code: paths, globs, URIs, or objects with "
-            "`text`.",
+            description="What `CONTEXT` is for the code: paths, patterns, URIs, texts.",
         ),
     ] = None
 
@@ -93,7 +126,7 @@ class EventsQuery(RequestModel):
 
     after: Annotated[
         str | None,
-        Field(max_length=100, description="The id of the last event that is known."),
+        Field(pattern=EVENT_ID_PATTERN, description="The id of the last event that is known."),
     ] = None
 
 
@@ -102,7 +135,11 @@ class SessionsQuery(RequestModel):
 
     limit: PageSize = PAGE_SIZE
     cursor: Annotated[
-        str | None, Field(max_length=200, description="`next_cursor` of the page before.")
+        str | None,
+        Field(
+            pattern=r"^[0-9]{1,12}(\.[0-9]{1,20})?~s_[A-Za-z0-9_-]{1,64}$",
+            description="`next_cursor` of the page before.",
+        ),
     ] = None
 
 
@@ -126,7 +163,7 @@ class FileQuery(RequestModel):
     ] = None
 
 
-class AnswersRequest(RequestModel):
+class AnswersRequest(BodyModel):
     """Answers to what a run waits for, by the ids of its questions; `*` is for all others.
 
     To an approval: "allow", "allow_run", "allow_session" or "deny". To a call in doubt: "again",
@@ -139,8 +176,10 @@ class AnswersRequest(RequestModel):
     answers: Annotated[dict[str, Any], Field(min_length=1, max_length=MAX_ANSWERS)]
 
 
-class TargetRequest(RequestModel):
+class TargetRequest(BodyModel):
     """A step of a session: its number, or the id of its run."""
+
+    model_config = ConfigDict(json_schema_extra={"not": BOTH_TARGETS})
 
     step: Step | None = None
     run: Handle | None = None
@@ -156,7 +195,9 @@ class TargetRequest(RequestModel):
 class RewindRequest(TargetRequest):
     """The step that a session continues from, 0 for its beginning."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"step": 2}], "oneOf": [STEP_TARGET, RUN_TARGET]}
+    )
 
     cancel: Annotated[bool, Field(description="Cancel the runs that are not finished.")] = False
 
@@ -171,15 +212,17 @@ class RewindRequest(TargetRequest):
 class ForkRequest(TargetRequest):
     """The step that a new session starts from; the last one, if none is named."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2, "name": "attempt"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"step": 2, "name": "attempt"}], "not": BOTH_TARGETS}
+    )
 
-    name: Handle | None = None
+    name: SessionName | None = None
 
 
 class RerunRequest(TargetRequest):
     """The step to execute again; all steps, if none is named."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2}], "not": BOTH_TARGETS})
 
     code: Annotated[Code | None, Field(description="Instead of that of the step.")] = None
     live: Annotated[

@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
@@ -15,10 +15,13 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..config.scopes import Scope
-from .event_models import RunEvent
+from ..server.run_tool import MAX_IDEMPOTENCY_KEY_CHARS
+from .api_models import ExecuteRequest, StreamRequest
+from .event_models import PublicRunEvent, RunEvent
 from .event_stream import EVENT_STREAM_TYPE
 from .problems import PROBLEM_TYPE, Problem
 from .requests import JSON_TYPE
+from .run_events import EVENT_ID_PATTERN
 
 Handler = Callable[[Request], Awaitable[Response]]
 Owner = TypeVar("Owner")
@@ -69,7 +72,7 @@ STATUS_TEXTS = {
     401: "There is no valid access token.",
     403: "The access token lacks a scope, or a person has to decide.",
     404: "What is named does not exist, or belongs to another principal.",
-    409: "What was executed again has diverged from its recording.",
+    409: "What is named is not in a state in which the request applies.",
     413: "The body is too large, or so is what a run or a session would record.",
     415: "The body is not JSON.",
     416: "The file has no such part.",
@@ -84,12 +87,17 @@ PATH_TEXTS = {
 }
 HEADER_TEXTS = {
     "Idempotency-Key": "Names the request in its session: however often it comes, it starts one "
-    "run. It needs `session`.",
+    "run. Without `session`, the key has a session of its own.",
     "Last-Event-ID": "The id of the last event that was received: the stream continues after it.",
     "Range": "The bytes that are wanted, for example `bytes=0-99`.",
     "If-None-Match": "The ETag of the version that the client has.",
     "If-Range": "The ETag of the version that `Range` applies to.",
 }
+HEADER_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
+    "Idempotency-Key": {"minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY_CHARS},
+    "Last-Event-ID": {"pattern": EVENT_ID_PATTERN},
+}
+EVENT_NAMES = [*(each.model_fields["type"].default for each in get_args(PublicRunEvent)), "error"]
 EVENT_EXAMPLE = (
     "id: r_Xy3:7\nevent: output\n"
     'data: {"id":"r_Xy3:7","run":"r_Xy3","session":"s_Ab1","at":"2026-01-01T00:00:00Z",'
@@ -100,7 +108,7 @@ EVENT_EXAMPLE = (
 class OpenApiDocument:
     """The document about some routes, which has a route of its own."""
 
-    def __init__(self, routes: Sequence[ApiRoute[Any]]) -> None:
+    def __init__(self, routes: Sequence[ApiRoute[Any]], max_timeout_s: float) -> None:
         self.route = ApiRoute(
             "GET",
             OPENAPI_PATH,
@@ -111,6 +119,7 @@ class OpenApiDocument:
             description="This document.",
         )
         self._routes = routes
+        self._max_timeout_s = max_timeout_s
 
     async def show(self, _: Request) -> Response:
         """Return the document."""
@@ -118,11 +127,11 @@ class OpenApiDocument:
 
     @cached_property
     def _text(self) -> str:
-        return json.dumps(build_openapi(self._routes), ensure_ascii=False)
+        return json.dumps(build_openapi(self._routes, self._max_timeout_s), ensure_ascii=False)
 
 
-def build_openapi(routes: Sequence[ApiRoute[Any]]) -> dict[str, Any]:
-    """Return the document about some routes."""
+def build_openapi(routes: Sequence[ApiRoute[Any]], max_timeout_s: float) -> dict[str, Any]:
+    """Return the document about some routes of a server on which code may take so long."""
     requests = {each.body for each in routes} - {None}
     documents = {
         model for each in routes for model in each.responses.values() if is_document(model)
@@ -132,6 +141,9 @@ def build_openapi(routes: Sequence[ApiRoute[Any]]) -> dict[str, Any]:
         *((model, "serialization") for model in sort_models({*documents, Problem})),
     ]
     _, schemas = models_json_schema(wanted, ref_template=REF_TEMPLATE)
+    for request in (StreamRequest, ExecuteRequest):
+        fields = schemas["$defs"][request.__name__]["properties"]
+        fields["timeout_s"]["anyOf"][0]["maximum"] = max_timeout_s
     paths: dict[str, dict[str, Any]] = {}
     for each in routes:
         path = each.path.replace(":path}", "}")
@@ -212,11 +224,19 @@ def describe_parameters(route: ApiRoute[Any]) -> list[dict[str, Any]]:
             "in": "header",
             "required": False,
             "description": HEADER_TEXTS[name],
-            "schema": {"type": "string"},
+            "schema": describe_header(route, name),
         }
         for name in route.headers
     ]
     return parameters
+
+
+def describe_header(route: ApiRoute[Any], name: str) -> dict[str, Any]:
+    """Return the schema of a header; without a run in its path, an event has to name one."""
+    schema = {"type": "string", **HEADER_SCHEMAS.get(name, {})}
+    if name == "Last-Event-ID" and "{run_id}" not in route.path:
+        schema["pattern"] = EVENT_ID_PATTERN.replace(")?", ")", 1)
+    return schema
 
 
 def without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,11 +270,13 @@ def describe_responses(route: ApiRoute[Any]) -> dict[str, Any]:
 def describe_content(model: type | None) -> dict[str, Any]:
     """Return the content of a response."""
     if model is RunEvent:
-        item = {
+        item = {  # of each event, as the revision 3.2 says with `itemSchema`
             "type": "object",
+            "description": "One event of the stream; its name is in `event` and in the data.",
+            "required": ["id", "event", "data"],
             "properties": {
                 "id": {"type": "string"},
-                "event": {"type": "string"},
+                "event": {"enum": EVENT_NAMES},
                 "data": {
                     "type": "string",
                     "contentMediaType": JSON_TYPE,
@@ -262,8 +284,7 @@ def describe_content(model: type | None) -> dict[str, Any]:
                 },
             },
         }
-        stream = {"schema": {"type": "string"}, "example": EVENT_EXAMPLE, "x-itemSchema": item}
-        return {EVENT_STREAM_TYPE: stream}
+        return {EVENT_STREAM_TYPE: {"schema": item, "example": EVENT_EXAMPLE}}
     if model is bytes:
         return {ANY_TYPE: {"schema": {"type": "string", "format": "binary"}}}
     if model is not None and issubclass(model, BaseModel):

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import InsufficientScope, InvalidRequest, Unavailable
+from ..errors import Conflict, InsufficientScope, InvalidRequest, NotFound, Unavailable
 from ..journal.rows import RunRow, SessionRow
 from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion, parse_answer
 from ..runtime.run import Run
@@ -38,6 +39,7 @@ from .run_feed import FollowedRun, RunFeeds, RunFollower
 LAST_EVENT_HEADER = "last-event-id"
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
 START_TIMEOUT_S = 30.0  # for a run that commits a plan to be in the journal
+KEY_NAME_DIGITS = 24  # of the digest of a key
 ALL_OTHERS = "*"  # questions that answers do not name
 
 
@@ -67,7 +69,7 @@ class RunApi:
         """Start a run and stream its events; with `Last-Event-ID`, continue such a stream."""
         body = await read_body(request, StreamRequest)
         last_id = request.headers.get(LAST_EVENT_HEADER)
-        if not last_id:
+        if last_id is None:
             followed, _ = await self._start_run(request, body)
             return await self._stream_events(followed, BEGINNING, is_finished=False)
         run_id, position = parse_event_id(last_id)
@@ -81,13 +83,12 @@ class RunApi:
     async def stream_events(self, request: Request) -> Response:
         """Stream the events of a run: recorded ones, then new ones until its end."""
         run_id = request.path_params["run_id"]
-        last_id = read_query(request, EventsQuery).after
-        last_id = request.headers.get(LAST_EVENT_HEADER) or last_id
-        named, position = parse_event_id(last_id) if last_id else (None, BEGINNING)
+        last_id = request.headers.get(LAST_EVENT_HEADER, read_query(request, EventsQuery).after)
+        named, position = (None, BEGINNING) if last_id is None else parse_event_id(last_id)
         if named not in (None, run_id):
-            raise InvalidRequest(
-                f"The event {last_id!r:.80} belongs to another run.",
-                remedy=f"Ask for its run: GET /runs/{named}/events.",
+            raise NotFound(
+                f"Run {run_id} has no event {last_id!r:.80}: it belongs to another run.",
+                remedy=f"Ask for that one: GET /runs/{named}/events.",
             )
         return await self._join_run(request, run_id, position)
 
@@ -95,8 +96,11 @@ class RunApi:
         self, request: Request, body: StreamRequest
     ) -> tuple[FollowedRun, Run | None]:
         """Start a run, or find the one that the same request has started before."""
-        principal, key = find_principal(request.scope), read_idempotency_key(request, body)
-        session = await self._runtime.open_session(body.session, principal)
+        principal, key = find_principal(request.scope), read_idempotency_key(request)
+        handle = body.session
+        if handle is None and key is not None:
+            handle = name_keyed_session(key)
+        session = await self._runtime.open_session(handle, principal)
         with session.keep_open():
             if key is not None:
                 row = await self._journal.find_run_by_key(session.id, key)
@@ -109,7 +113,7 @@ class RunApi:
                 key,
                 detached=True,
                 dry_run=body.dry_run,
-                context=body.context,
+                context=read_context(body),
             )
             await run.announce()
             return FollowedRun(run.id, session.id, principal), run
@@ -239,7 +243,7 @@ class RunApi:
         unknown = [name for name in answers if name != ALL_OTHERS and name not in questions]
         if unknown or not questions:
             name = unknown[0] if unknown else ALL_OTHERS
-            raise InvalidRequest(
+            raise Conflict(
                 f"Run {run_id} has no open question {name!r:.80}.",
                 remedy=f"It asks {', '.join(questions)}." if questions else "It asks nothing.",
             )
@@ -289,18 +293,27 @@ def remote_run_error(row: RunRow, session: SessionRow) -> Unavailable:
     )
 
 
-def read_idempotency_key(request: Request, body: StreamRequest) -> str | None:
+def read_context(body: StreamRequest) -> list[str | dict[str, Any]] | None:
+    """Return the inputs that a request names, as JSON data."""
+    if body.context is None:
+        return None
+    return [
+        each if isinstance(each, str) else each.model_dump(exclude_none=True)
+        for each in body.context
+    ]
+
+
+def read_idempotency_key(request: Request) -> str | None:
     """Return the key that names a request, so that it starts one run however often it comes."""
     key = request.headers.get(IDEMPOTENCY_KEY_HEADER)
-    if key is None:
-        return None
-    if body.session is None:
-        raise InvalidRequest(
-            "Idempotency-Key applies to a session.", remedy="Name one with `session`."
-        )
-    if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
+    if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
         raise InvalidRequest(
             f"The Idempotency-Key has {len(key):,} characters.",
             remedy=f"Use 1 to {MAX_IDEMPOTENCY_KEY_CHARS}.",
         )
     return key
+
+
+def name_keyed_session(key: str) -> str:
+    """Return the name of the session of a request that has a key and names no session."""
+    return f"request {sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:KEY_NAME_DIGITS]}"

@@ -1,0 +1,78 @@
+"""The OpenAPI document is true: requests made from it are answered as it says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+import tomli_w
+
+from ..helpers.event_streams import connect_api
+from ..helpers.http_service import HttpService, open_http_service
+from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..helpers.sizes import choose_size
+from ..server.conftest import upstream_entry
+
+CHECKER = Path(__file__).resolve().parents[2] / ".venvs" / "schemathesis" / "bin" / "schemathesis"
+EXAMPLES = choose_size("OPENAPI_EXAMPLES", short=3, long=200)  # of each route, and kind of data
+CHECK_TIMEOUT_S = 60 * EXAMPLES
+ASK = "from tools.counted import add\nadd(item='x')"
+# Whether an input of code exists is not in a schema.
+NEEDS_INPUTS = {"checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", 400, "4xx"]}}}
+
+pytestmark = pytest.mark.skipif(not CHECKER.exists(), reason="scripts/test-openapi installs it")
+
+
+@pytest.fixture(scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
+    folder = tmp_path_factory.mktemp("openapi")
+    settings = write_settings(
+        folder,
+        mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
+        sandbox={"backend": "local", "pool_size": 1},
+        policy={"tools": {"counted.add": "ask"}},
+    )
+    async with open_http_service(settings) as opened:
+        yield opened
+
+
+async def test_requests_made_from_the_document_are_answered_as_it_says(
+    service: HttpService, tmp_path: Path
+) -> None:
+    token = service.create_token("ann")
+    async with connect_api(service, token) as api:
+        made = await api.post("/execute", {"code": "open('a', 'w').write('a')", "session": "made"})
+        asked = await api.post("/execute", {"code": ASK, "session": "asked"})
+        assert (made.status_code, asked.status_code) == (200, 202)
+        url = f"{api.base}/openapi.json"
+    known = [
+        {"include-name": "POST /execute", **NEEDS_INPUTS},
+        {"include-name": "POST /execute/stream", **NEEDS_INPUTS},
+        {
+            "include-name": "GET /sessions/{session}/files/{path}",
+            "parameters": {"path.session": "made", "path.path": "a"},
+        },
+        {
+            "include-name": "POST /runs/{run_id}/answers",
+            "parameters": {"path.run_id": asked.json()["run"]},
+        },
+    ]
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(tomli_w.dumps({"operations": known}))
+    command = [
+        str(CHECKER),
+        *("--config-file", str(config)),
+        *("run", url),
+        *("--header", f"Authorization: Bearer {token}"),
+        *("--checks", "all"),
+        *("--max-examples", str(EXAMPLES)),
+        *("--request-timeout", str(TEST_TIMEOUT_S)),
+        *("--seed", "1"),
+        "--continue-on-failure",
+        "--no-color",
+    ]
+    with anyio.fail_after(CHECK_TIMEOUT_S):
+        done = await anyio.run_process(command, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout.decode()
