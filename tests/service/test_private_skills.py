@@ -209,8 +209,10 @@ async def test_a_shared_skill_is_used_by_all_and_changed_by_its_owner_alone(
     assert await bob.evaluate("from skills.common import run\nrun('q')", "own") == "qmine"
     assert await ann.evaluate("from skills.common import run\nrun('q')", "own") == "q1"
 
-    assert "no skill" in await use_skills_cli(service, "retire", "common")
-    assert "no skill" in await use_skills_cli(service, "share", "common")
+    for verb in ("retire", "share", "promote", "check"):
+        refused = await use_skills_cli(service, verb, "common")
+        assert "ann shares common. Add --principal ann." in refused
+    assert "recorded cases" not in await use_skills_cli(service, "show", "common")
     await use_skills_cli(service, "unshare", "common", "--principal", "ann")
     assert "common" not in await use_skills_cli(service, "list")
 

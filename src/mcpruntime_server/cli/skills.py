@@ -60,7 +60,12 @@ def open_store(config: Config, principal: str) -> SkillStore:
 
 def pick_own_version(config: Config, principal: str, name: str) -> Skill:
     """Return a version that a principal may change; raises `NotFound`, `InvalidRequest`."""
-    return pick_version(open_store(config, principal).all_versions(), name)
+    skill = pick_version(open_stores(config).visible_versions(principal), name)
+    if skill.owner != principal:
+        raise InvalidRequest(
+            f"{skill.owner} shares {skill.name}.", remedy=f"Add --principal {skill.owner}."
+        )
+    return skill
 
 
 # reading ------------------------------------------------------------------------------------------
@@ -114,20 +119,23 @@ def show_command(config: Config, *, name: str, principal: str, as_json: bool) ->
         print_json({**serialize_skill(skill), "source": skill.source})
         return 0
     state, saved = describe_state(skill.state), format_time(skill.saved_at)
-    uses = ", ".join(skill.call_targets) or "nothing"
+    facts = [f"uses {', '.join(skill.call_targets) or 'nothing'}"]
     writer = ConsoleWriter(show_full=True)
     origin = f"from {skill.origin}"
     if skill.owner != principal:
         origin = f"shared by {skill.owner}"
-    elif stores.shared_skills().get(skill.name) == principal:
-        origin += ", shared"
+    else:
+        facts[0] += f"; recorded cases: {len(skill.cases)}; {skill.digest}"
+        facts.append(describe_signature(skill, config.skills.trusted_keys))
+        if stores.shared_skills().get(skill.name) == principal:
+            origin += ", shared"
     writer.write_line((skill.id, "bold"), f" is {state}, saved {saved}, {origin}")
     for reason in skill.reasons:
         writer.write_line(f"  {reason}")
     writer.write_line(f"{skill.name}{format_signature(skill.signature)}")
     writer.write_line(f"  {skill.summary}")
-    writer.write_line(f"  uses {uses}; recorded cases: {len(skill.cases)}; {skill.digest}")
-    writer.write_line(f"  {describe_signature(skill, config.skills.trusted_keys)}")
+    for fact in facts:
+        writer.write_line(f"  {fact}")
     writer.write_program(skill.source)
     return 0
 
@@ -162,6 +170,7 @@ def serialize_skill(skill: Skill) -> dict[str, Any]:
         "origin": skill.origin,
         "at": skill.saved_at,
         "digest": skill.digest,
+        "owner": skill.owner,
     }
 
 
@@ -179,7 +188,7 @@ def check_command(config: Config, *, names: tuple[str, ...], principal: str, as_
     Exits with 1 if one does not pass.
     """
     versions_by_name = open_store(config, principal).all_versions()
-    skills = [pick_version(versions_by_name, name) for name in names]
+    skills = [pick_own_version(config, principal, name) for name in names]
     if not names:
         newest = [versions[-1] for versions in versions_by_name.values()]
         quarantined = [skill for skill in newest if skill.state == "quarantined"]
@@ -214,7 +223,7 @@ def promote_command(config: Config, *, name: str, principal: str, replace_signed
 def retire_command(config: Config, *, name: str, principal: str) -> int:
     """Take a version out of use; code can still import exactly this version."""
     store = open_store(config, principal)
-    skill = pick_version(store.all_versions(), name)
+    skill = pick_own_version(config, principal, name)
     skill = store.set_state(skill, "retired", (RETIRED_REASON,))
     print_text(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} still imports it.")
     if other := active_skills(store.all_versions()).get(skill.name):
@@ -306,7 +315,7 @@ def unshare_command(config: Config, *, name: str, principal: str) -> int:
 def export_command(config: Config, *, name: str, file: Path, principal: str, force: bool) -> int:
     """Write a version into a zip, which `skills import` reads elsewhere."""
     store = open_store(config, principal)
-    skill = pick_version(store.all_versions(), name)
+    skill = pick_own_version(config, principal, name)
     try:
         data = pack_skill(skill, store.read_all_files(skill))
         with file.open("wb" if force else "xb") as out:
@@ -357,7 +366,7 @@ def import_command(config: Config, *, file: Path, principal: str, no_check: bool
 def sign_command(config: Config, *, name: str, principal: str, key_file: Path) -> int:
     """Sign a version."""
     store = open_store(config, principal)
-    skill = pick_version(store.all_versions(), name)
+    skill = pick_own_version(config, principal, name)
     key = load_or_create_key(key_file)
     skill = store.set_signature(skill, create_signature(skill, key), public_key_hex(key))
     print_text(
