@@ -34,7 +34,10 @@ def settings_in(folder: Path, **sections: object) -> Path:
 async def test_a_backup_of_a_working_server_restores_sessions_files_skills_and_tokens(
     tmp_path: Path,
 ) -> None:
-    old, new = settings_in(tmp_path / "old"), settings_in(tmp_path / "new")
+    old = settings_in(tmp_path / "old")
+    # the skills of the new server are in its data folder
+    inside = {"folder": str(tmp_path / "new" / "data" / "skills_store")}
+    new = write_settings(tmp_path / "new", sandbox=LOCAL, skills=inside)
     backup = tmp_path / "backup.tar.gz"
     async with open_http_service(old) as service:
         token = service.create_token("ann")
@@ -134,6 +137,7 @@ def test_only_what_lasts_is_in_a_backup(backup: Path) -> None:
     assert names[0] == "mcpruntime-backup.json"
     assert "data/journal.db" in names
     assert any(name.startswith("data/blobs/") for name in names)
+    assert {name.partition("/")[0] for name in names[1:]} == {"data"}  # there are no skills
     assert not any("servers" in name or "logs" in name or "-wal" in name for name in names)
 
 

@@ -78,9 +78,7 @@ def write_backup(data_dir: Path, skills_dir: Path, target: IO[bytes]) -> BackupS
         copy_database(data_dir / JOURNAL, snapshot)
         manifest = json.dumps({"format": FORMAT, "created_at": time.time()}).encode()
         tar.addfile(describe_file(MANIFEST, len(manifest)), io.BytesIO(manifest))
-        entries = [(f"{DATA}/{JOURNAL}", snapshot), *list_files(data_dir, DATA)]
-        if data_dir.resolve() not in skills_dir.resolve().parents:
-            entries += list_files(skills_dir, SKILLS)
+        entries = [(f"{DATA}/{JOURNAL}", snapshot), *list_state(data_dir, skills_dir)]
         for name, path in entries:
             with suppress(FileNotFoundError), path.open("rb") as file:  # it may be gone
                 size_bytes = os.fstat(file.fileno()).st_size
@@ -101,20 +99,28 @@ def copy_database(source: Path, target: Path) -> None:
         raise journal_error(exc, source) from exc
 
 
-def list_files(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a folder with their names in the backup; links are left out."""
-    for root, folders, files in os.walk(folder):
-        inner = Path(root).relative_to(folder)
-        if inner == Path() and name == DATA:
-            folders[:] = [each for each in folders if not TRANSIENT_NAME.fullmatch(each)]
-        if inner == Path(BLOBS):
-            folders[:] = [each for each in folders if each != "tmp"]
-        for each in files:
-            if inner == Path() and name == DATA and TRANSIENT_NAME.fullmatch(each):
-                continue
-            path = Path(root, each)
+def list_state(data_dir: Path, skills_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files to copy beside the journal, with their names in the backup.
+
+    The skills are apart, because another server may keep them in another place.
+    """
+    skills = skills_dir.resolve()
+    for name, path in list_files(data_dir):
+        parts = PurePosixPath(name).parts
+        is_draft = parts[:2] == (BLOBS, "tmp")
+        if not (TRANSIENT_NAME.fullmatch(parts[0]) or is_draft or skills in path.parents):
+            yield f"{DATA}/{name}", path
+    for name, path in list_files(skills):
+        yield f"{SKILLS}/{name}", path
+
+
+def list_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a folder by their relative names; links are left out."""
+    folder = folder.resolve()
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
             if path.is_file() and not path.is_symlink():
-                yield f"{name}/{(inner / each).as_posix()}", path
+                yield path.relative_to(folder).as_posix(), path
 
 
 def describe_file(name: str, size: int) -> tarfile.TarInfo:
