@@ -302,7 +302,16 @@ def test_small_parts_are_sent_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--no-auth", "--host", "0.0.0.0"), "--no-auth"),
+        *(
+            (("--no-auth", "--host", host), message)
+            for host, message in (
+                ("0.0.0.0", "does not listen on 0.0.0.0"),
+                ("0", "does not listen on 0.0.0.0"),
+                ("", "does not listen on 0.0.0.0"),
+                ("::", "listen on ::"),
+                ("::ffff:0.0.0.0", "listen on ::ffff:0.0.0.0"),
+            )
+        ),
         (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1"),
         (("--host", "no.such.name.invalid"), "cannot listen"),
     ],

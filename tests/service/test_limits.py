@@ -64,6 +64,19 @@ async def test_a_principal_that_starts_too_many_runs_is_told_when_to_go_on(tmp_p
             assert (await other.run("1")).status == "ok"
 
 
+async def test_a_program_that_starts_too_many_runs_is_told_when_to_go_on(tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path, runs_per_minute=2) as service,
+        service.http(service.create_token("ann")) as http,
+    ):
+        url = service.url.removesuffix("/mcp") + "/execute"
+        for code in "12":
+            assert (await http.post(url, json={"code": code})).status_code == 200
+        refused = await http.post(url, json={"code": "3"})
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+
+
 async def test_an_address_that_guesses_is_refused_and_those_known_there_are_not(
     tmp_path: Path,
 ) -> None:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..errors import InsufficientScope, McpRuntimeError
+from ..errors import InsufficientScope, McpRuntimeError, RateLimited
 from . import api_models as models
 from .api_services import ApiServices
 from .authentication import Authentication
@@ -210,8 +210,8 @@ def answer_errors(handler: Handler) -> Handler:
     async def handle(request: Request) -> Response:
         try:
             return await handler(request)
-        except InsufficientScope:
-            raise  # the authentication adds the header that names the scope
+        except (InsufficientScope, RateLimited):
+            raise  # the authentication adds the headers that name the scope and the time
         except McpRuntimeError as exc:
             return problem_response(build_problem(exc))
         except BadRequest as exc:

@@ -9,7 +9,10 @@ Rule: this module knows neither sandboxes nor journals. Sessions may live in ano
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -28,35 +31,73 @@ from .mcp_connections import ConnectionManager
 
 METHOD_HEADER, LISTEN = b"mcp-method", b"subscriptions/listen"
 
+MAX_SERVERS = 1_000  # of principals; each takes a quarter of a megabyte
+
 OpenMcpServer = Callable[[str, FindCursor], Awaitable[MCPServer[Any]]]
 
 
+@dataclass
+class PrincipalServer:
+    """The MCP server of one principal, and how many requests it handles now."""
+
+    manager: ConnectionManager
+    scope: anyio.CancelScope
+    requests: int = 0
+
+
 class PrincipalServers:
-    """The MCP servers of the principals; each starts with the first request of its principal."""
+    """The MCP servers of the principals; each starts with the first request of its principal.
+
+    There may be more principals than fit into memory. So the server that has been unused longest
+    stops when there are too many; the next request of its principal starts another.
+    """
 
     def __init__(
-        self, open_server: OpenMcpServer, security: TransportSecuritySettings, tasks: TaskGroup
+        self,
+        open_server: OpenMcpServer,
+        security: TransportSecuritySettings,
+        tasks: TaskGroup,
+        max_servers: int = MAX_SERVERS,
     ) -> None:
         self._open_server = open_server
         self._security = security
         self._tasks = tasks
-        self._managers: dict[str, ConnectionManager] = {}
+        self._max_servers = max_servers
+        self._servers: OrderedDict[str, PrincipalServer] = OrderedDict()  # last used last
         self._starting = anyio.Lock()
 
-    async def find_manager(self, principal: str) -> ConnectionManager:
-        """Return what handles the requests of a principal."""
+    @asynccontextmanager
+    async def use_manager(self, principal: str) -> AsyncIterator[ConnectionManager]:
+        """Yield what handles the requests of a principal, and keep it until it has done so."""
         async with self._starting:
-            if principal not in self._managers:
-                self._managers[principal] = await self._tasks.start(self._serve, principal)
-            return self._managers[principal]
+            if principal not in self._servers:
+                self._stop_unused()
+                self._servers[principal] = await self._tasks.start(self._serve, principal)
+            self._servers.move_to_end(principal)
+            server = self._servers[principal]
+            server.requests += 1
+        try:
+            yield server.manager
+        finally:
+            server.requests -= 1
 
-    async def _serve(self, principal: str, *, task_status: TaskStatus[ConnectionManager]) -> None:
+    def _stop_unused(self) -> None:
+        """Stop the server that has been unused longest, if there are too many."""
+        if len(self._servers) < self._max_servers:
+            return
+        unused = (name for name, server in self._servers.items() if not server.requests)
+        principal = next(unused, None)
+        if principal is not None:
+            self._servers.pop(principal).scope.cancel()
+
+    async def _serve(self, principal: str, *, task_status: TaskStatus[PrincipalServer]) -> None:
         server = await self._open_server(principal, ConnectionCursors().find_cursor)
         # The SDK's own application would check tokens and be one server for all of them.
         manager = ConnectionManager(server._lowlevel_server, self._security, principal)
-        async with manager.run():
-            task_status.started(manager)
-            await anyio.sleep_forever()
+        with anyio.CancelScope() as scope:
+            async with manager.run():
+                task_status.started(PrincipalServer(manager, scope))
+                await anyio.sleep_forever()
 
 
 class McpEndpoint:
@@ -74,11 +115,11 @@ class McpEndpoint:
             message = await read_message(Request(scope, receive))
             check_scopes(caller, required_scopes(message))
             scope, receive = replace_body(scope, receive, message)
-        manager = await self._servers.find_manager(caller.principal)
-        if opens_stream(scope):
-            await self._serve_stream(manager, scope, receive, send)
-        else:
-            await manager.handle_request(scope, receive, send)
+        async with self._servers.use_manager(caller.principal) as manager:
+            if opens_stream(scope):
+                await self._serve_stream(manager, scope, receive, send)
+            else:
+                await manager.handle_request(scope, receive, send)
 
     async def _serve_stream(
         self, manager: ConnectionManager, scope: Scope, receive: Receive, send: Send
