@@ -245,7 +245,9 @@ async def check_versions(
     from rich.progress import track
 
     from ..app import open_app
+    from ..journal.call_scope import act_for
 
+    act_for(principal)  # who may have upstreams of its own
     async with open_app(config, resume_runs=False) as app:
         servers = {tool.partition(".")[0] for skill in skills for tool in skill.tool_digests}
         await app.catalog.start_upstreams(servers & set(app.catalog.package_names()))
