@@ -41,6 +41,8 @@ def call_tool(name: str, text: str, credential: str, received: Mapping[str, Any]
             value: dict[str, Any] = {"digest": digest, "pid": os.getpid()}
         case "tell":
             value = dict(received)
+            if text:  # a large answer
+                value = {"all": [value] * int(text)}
         case "put":
             with Path(os.environ.get("KEYED_FILE", os.devnull)).open("a") as file:
                 file.write(f"{sha256(credential.encode()).hexdigest()[:12]} {text}\n")
@@ -89,6 +91,15 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         credential = self.headers.get("X-Key", "") or self.path.rpartition("/")[2]
         received = {"path": self.path, "headers": dict(self.headers.items())}
+        if "broken" in self.path:
+            self.send_error(500, "Internal Server Error")
+            return
+        if "elsewhere" in self.path:
+            self.send_response(307)
+            self.send_header("Location", f"http://localhost:{server.server_port}/x/mcp")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         reply = answer(json.loads(body), credential, received)
         data = b"" if reply is None else json.dumps(reply).encode()
         self.send_response(202 if reply is None else 200)

@@ -31,6 +31,7 @@ from mcpruntime_server.config import CredentialSettings, SecretText, UpstreamSet
 from mcpruntime_server.config.interpolation import interpolate_upstream
 from mcpruntime_server.errors import CallFailed
 from mcpruntime_server.journal.call_scope import act_for
+from mcpruntime_server.journal.events import EncodedJson
 
 SOON = 60.0  # seconds; only a test that fails waits so long
 KEYED = own_server_entry("keyed", env={"TOKEN": "${credential}"})
@@ -431,6 +432,18 @@ async def test_a_credential_comes_back_in_no_answer_and_no_log(tmp_path: Path, s
     assert "c1ient-s3cret" not in whole
 
 
+@pytest.mark.parametrize("secret", ["secret-of-ann", "12345678", "two\nlines of a key\n"])
+async def test_a_credential_comes_back_in_no_large_answer(tmp_path: Path, secret: str) -> None:
+    async with open_world(tmp_path, personal(**KEYED)) as world:
+        world.give("ann", secret)
+        answer = await world.call("ann", "tell", "3000")
+        data = answer.decode() if isinstance(answer, EncodedJson) else answer
+        text = json.dumps(data)
+    assert len(text) > 500_000
+    assert "***" in text
+    assert json.dumps(secret)[1:-1] not in text
+
+
 async def test_a_credential_in_a_header_and_in_an_address(tmp_path: Path, web_address: str) -> None:
     settings = personal(
         url=f"{web_address}/${{credential:place}}/mcp?q=${{credential:query}}",
@@ -444,6 +457,25 @@ async def test_a_credential_in_a_header_and_in_an_address(tmp_path: Path, web_ad
         told = await world.call("ann", "tell")
     assert told["path"] == "/***/mcp?q=***"
     assert told["headers"]["X-Key"] == "***"
+
+
+@pytest.mark.parametrize("place", ["broken", "elsewhere", "closed"])
+async def test_a_failure_to_connect_repeats_no_credential(
+    tmp_path: Path, web_address: str, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    address = "http://127.0.0.1:9" if place == "closed" else web_address
+    settings = personal(
+        url=f"{address}/{place}/${{credential}}/mcp", headers={"X-Key": "${credential}"}
+    )
+    async with open_world(tmp_path, settings) as world:
+        world.give("ann", "secret-of-ann/1")
+        with pytest.raises(CallFailed) as caught:
+            await world.call("ann")
+        problems = (await world.find_tools("ann"))[1]
+    logged = [each.getMessage() for each in caplog.records if each.levelname != "INFO"]
+    logged += [str(each.exc_info) for each in caplog.records]
+    for text in (str(caught.value), caplog.handler.stream.getvalue(), *problems, *logged):
+        assert "secret-of-ann" not in text
 
 
 async def test_a_principal_cannot_direct_a_request_elsewhere(

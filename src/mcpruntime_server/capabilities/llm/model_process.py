@@ -20,6 +20,7 @@ import anyio
 from anyio.abc import Process, TaskGroup, TaskStatus
 
 from ...config import LlmSettings
+from ...config.loader import CREDENTIALS_KEY_VARIABLE
 from ..model_requests import Completion, Messages, ModelUsage
 from .model_backend import ModelFailed, TokenPrices
 from .worker_protocol import (
@@ -188,6 +189,7 @@ class ModelProcess:
     async def _run_process(self, *, task_status: TaskStatus[Process]) -> None:
         """Run the process until it ends, then fail all pending commands."""
         environ = {**os.environ, API_KEY_VARIABLE: self._settings.api_key.get_secret_value()}
+        environ.pop(CREDENTIALS_KEY_VARIABLE, None)  # it sends no requests in anybody's name
         command = [sys.executable, "-P", "-m", WORKER_MODULE]  # -P: import nothing from the cwd
         process = await anyio.open_process(command, env=environ, stderr=subprocess.DEVNULL)
         try:

@@ -12,6 +12,7 @@ is idle, a new one waits.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -40,6 +41,8 @@ SLOT_TIMEOUT_S = 20.0  # for a connection of another principal to make room
 CHECK_INTERVAL_S = 1.0  # of idle connections, and of credentials that were changed or removed
 MAX_CREDENTIAL_PARTS = 150  # a key with its certificates has about 100 lines
 MAX_KNOWN_PRINCIPALS = 1_000  # of one upstream; those that used it longest ago are forgotten
+
+logger = logging.getLogger(__name__)
 
 FormatCommand = Callable[..., str]  # words -> a command for a person's shell
 
@@ -359,8 +362,11 @@ async def end_connections(
     """End connections that nobody uses, or whose credentials are others; runs until cancelled."""
     while True:
         await anyio.sleep(CHECK_INTERVAL_S)
-        for each in upstreams.values():
-            await each.end_stale()
+        try:
+            for each in upstreams.values():
+                await each.end_stale()
+        except Exception:  # the connections of the others still have to end
+            logger.exception("could not check the credentials of principals")
         for upstream in list(slots.connected):
             if upstream.idle_s >= idle_s:
                 upstream.disconnect_idle()
