@@ -1,4 +1,4 @@
-"""The folder of all skills: one folder a skill, which people may read, compare and edit.
+"""The skills of one principal: one folder a skill, which people may read, compare and edit.
 
     weather-report/            the version in use: a folder of the Agent Skills standard
         SKILL.md  skill.py  skill.toml  cases/0001.json

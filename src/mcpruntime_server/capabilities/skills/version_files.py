@@ -225,6 +225,8 @@ def load_skill(files: FileContents, owner: str) -> Skill:
         raise SkillRefused(f"There is no {MANIFEST_FILE}.")
     fields = decode_manifest(files[MANIFEST_FILE])
     skill = make_skill(without_manifest(files), {**fields, "owner": owner})
+    if "digest" not in fields:
+        raise SkillRefused(f"{MANIFEST_FILE} of {skill.id} has no digest of the content.")
     if skill.digest != fields.get("digest"):
         raise SkillRefused(f"The content of {skill.id} is not what was saved.")
     return skill
