@@ -7,19 +7,31 @@ costs more than the write. The supervisor reads at all times, also while its wor
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import anyio
 
 from ..errors import SandboxFailed
-from . import SandboxChannel
 
 MAX_UNREAD_BYTES = 8 * 1024 * 1024  # that a sandbox has not read: then it gets no more answers
+
+
+class ByteSink(Protocol):
+    """What frames are written to: a `SandboxChannel`, as far as it sends."""
+
+    def send_nowait(self, data: bytes) -> int:
+        """Write as much of `data` as possible without waiting; return the number of bytes."""
+        ...
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Write all of `data`; raises `SandboxFailed` if nobody can read it any more."""
+        ...
 
 
 class FrameWriter:
     """Writes frames to a channel: at once as far as they fit, the rest in `write_loop`."""
 
-    def __init__(self, channel: SandboxChannel, on_written: Callable[[], None]) -> None:
+    def __init__(self, channel: ByteSink, on_written: Callable[[], None]) -> None:
         self.unread_bytes = 0  # that the sandbox has not taken yet
         self._channel = channel
         self._on_written = on_written
