@@ -426,12 +426,15 @@ class KillingClient:
 
     async def _finish_step(self, server: KillableServer, model: SessionModel, step: Step) -> None:
         data = await server.run(step.code, model.session, step.tag)
+        is_partial = False
         while data["status"] in ("queued", "running", "waiting"):
             answers = {
                 wait["id"]: self._resolve_doubt(wait) for wait in data.get("waiting_for", ())
             }
-            await server.wait_run(data["run"], **({"answers": answers} if answers else {}))
-            data = await server.wait_run(data["run"])  # once it is finished: with its whole output
+            data = await server.wait_run(data["run"], **({"answers": answers} if answers else {}))
+            is_partial = True
+        if is_partial:
+            data = await server.wait_run(data["run"])  # with the output that it got before
         server.count_finished_step()
         self._check_report(model, step, data)
         model.pending = None

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from mcpruntime_server.service.mcp_connections import (
+    MAX_CONNECTIONS,
     MAX_ID_CHARS,
     decode_connection_id,
     encode_connection_id,
@@ -253,10 +254,22 @@ async def test_a_connection_that_its_client_has_ended_stays_ended(
             assert gone.status_code == 404
 
 
-async def test_a_long_opening_still_opens_a_connection(shared_service: HttpService) -> None:
+async def test_a_long_opening_is_refused(shared_service: HttpService) -> None:
     opening = copy.deepcopy(INITIALIZE)
     opening["params"]["more"] = "x" * 100_000
     async with shared_service.http(shared_service.create_token("ann")) as http:
-        opened = await http.post(shared_service.url, json=opening, headers={"Accept": ACCEPT})
-        assert opened.status_code == 200
-        assert opened.headers["Mcp-Session-Id"]
+        refused = await http.post(shared_service.url, json=opening, headers={"Accept": ACCEPT})
+        assert refused.status_code == 413
+
+
+async def test_many_connections_replace_idle_ones_which_can_be_used_again(
+    shared_service: HttpService,
+) -> None:
+    ping = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
+    async with shared_service.http(shared_service.create_token("many")) as http:
+        first = (await post(http, shared_service.url)).headers["Mcp-Session-Id"]
+        for _ in range(MAX_CONNECTIONS + 5):
+            assert (await post(http, shared_service.url)).status_code == 200
+        headers = {"Accept": ACCEPT, "Mcp-Session-Id": first}
+        again = await http.post(shared_service.url, json=ping, headers=headers)
+        assert again.status_code == 200

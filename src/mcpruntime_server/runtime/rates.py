@@ -29,11 +29,11 @@ class Rate:
                 store=MemoryStore(options={"MAX_SIZE": MAX_COUNTS}),
             )
 
-    def count(self, key: str) -> float:
-        """Count one time, and return the seconds to wait if that was too often, else 0."""
+    def count(self, key: str, times: int = 1) -> float:
+        """Count so many times, and return the seconds to wait if that was too often, else 0."""
         if self._limiter is None:
             return 0.0
-        result = self._limiter.limit(key)
+        result = self._limiter.limit(key, times)
         return result.state.retry_after if result.limited else 0.0
 
     def is_used_up(self, key: str) -> bool:

@@ -110,7 +110,7 @@ class Authentication:
             self.limits.count_failure(address)
             raise
         self._remember_token(known)
-        self.limits.count_request(caller.principal)
+        self.limits.count_request(caller.principal, scope)
         return caller
 
     async def _find_caller(self, tokens: TokenStore, token: str) -> Caller:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import uuid
 from collections import OrderedDict
@@ -22,23 +23,28 @@ from hashlib import sha256
 from typing import Any
 
 import anyio
+from mcp import MCPError
 from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http import MCP_SESSION_ID_HEADER, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.types import InitializeRequestParams
+from mcp.types import INVALID_PARAMS, InitializeRequestParams
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 MAX_CONNECTIONS = 500  # of one principal at once; idle ones make room and can be opened again
 IDLE_TIMEOUT_S = 300.0
 MAX_ENDED_CONNECTIONS = 10_000  # ids that their clients have ended, and which stay so
-MAX_OPENING_BYTES = 64 * 1024  # of a body that may be an `initialize`
+MAX_OPENING_BYTES = 64 * 1024  # of an `initialize`: only that opens a connection
+TOO_LONG_OPENING = f"A request that opens a connection has at most {MAX_OPENING_BYTES:,} bytes."
 MAX_ID_CHARS = 2_000  # proxies limit the size of headers
 PRINCIPAL_DIGITS = 16
 CONNECTION_ID = re.compile(r"([0-9a-f]{32})([0-9a-f]{16})\.([A-Za-z0-9_-]{2,})")
 ID_HEADER = MCP_SESSION_ID_HEADER.lower().encode()
+RESUME_HEADER = b"last-event-id"  # streams are not resumed: a new one takes the place of the old
 KEPT_HEADERS = (b"host", b"origin", b"user-agent")  # what the SDK checks, and what logs name
 
 opening_id: ContextVar[str | None] = ContextVar("opening_id", default=None)
@@ -96,6 +102,7 @@ class ConnectionManager(StreamableHTTPSessionManager):
             session_idle_timeout=IDLE_TIMEOUT_S,
             max_sessions=MAX_CONNECTIONS,
         )
+        server.middleware.append(refuse_long_opening)
         self._principal = principal
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._reopening = anyio.Lock()
@@ -105,10 +112,14 @@ class ConnectionManager(StreamableHTTPSessionManager):
         connection = Headers(scope=scope).get(MCP_SESSION_ID_HEADER)
         if connection is None:
             body, receive = await read_ahead(receive)
+            if len(body) > MAX_OPENING_BYTES:  # it would be kept as long as the connection
+                raise HTTPException(413, TOO_LONG_OPENING)
             await self._open(self._new_id(body), scope, receive, send)
             return
         if scope["method"] != "DELETE":
             await self._reopen(connection, scope)
+        headers = [each for each in scope["headers"] if each[0] != RESUME_HEADER]
+        scope = {**scope, "headers": headers}
         was_open = connection in self._server_instances
         await super()._handle_stateful_request(scope, receive, send)
         if was_open and scope["method"] == "DELETE" and connection not in self._server_instances:
@@ -151,6 +162,8 @@ class ConnectionManager(StreamableHTTPSessionManager):
         self, requestor: AuthorizationContext | None
     ) -> StreamableHTTPServerTransport | None:
         """Register a new connection under the id that it is to have."""
+        if len(self._server_instances) >= MAX_CONNECTIONS:
+            self._close_longest_idle()
         transport = super()._admit_session(requestor)
         wanted = opening_id.get()
         if transport is not None and wanted is not None:
@@ -162,6 +175,41 @@ class ConnectionManager(StreamableHTTPSessionManager):
             if requestor is not None:
                 self._session_owners[wanted] = requestor
         return transport
+
+    def _close_longest_idle(self) -> None:
+        """Close the connection that has been idle longest; its client can open it again."""
+        idle = [
+            (transport.idle_scope.deadline, name, transport.idle_scope)
+            for name, transport in self._server_instances.items()
+            if transport.idle_scope is not None and math.isfinite(transport.idle_scope.deadline)
+        ]
+        if idle:
+            _, name, idle_scope = min(idle, key=lambda each: each[:2])
+            del self._server_instances[name]
+            self._session_owners.pop(name, None)
+            idle_scope.cancel()
+
+    async def _discard_session(
+        self, session_id: str, transport: StreamableHTTPServerTransport
+    ) -> None:
+        """Forget a connection that has ended, unless it was opened again meanwhile."""
+        if self._server_instances.get(session_id, transport) is transport:
+            await super()._discard_session(session_id, transport)
+        elif not transport.is_terminated:
+            with anyio.CancelScope(shield=True):
+                await transport.terminate()
+
+
+async def refuse_long_opening(
+    ctx: ServerRequestContext[Any, Any], call_next: CallNext
+) -> HandlerResult:
+    """Refuse an `initialize` whose parameters are too long to be kept; raises `MCPError`.
+
+    One that comes on an open connection is a request like others.
+    """
+    if ctx.method == "initialize" and len(json.dumps(ctx.params)) > MAX_OPENING_BYTES:
+        raise MCPError(INVALID_PARAMS, TOO_LONG_OPENING)
+    return await call_next(ctx)
 
 
 class OwnRequest:
@@ -212,8 +260,6 @@ async def read_ahead(receive: Receive) -> tuple[bytes, Receive]:
 
 def find_opening(body: bytes) -> dict[str, Any] | None:
     """Return the parameters of the `initialize` in a body; None if it is something else."""
-    if len(body) > MAX_OPENING_BYTES:
-        return None
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
