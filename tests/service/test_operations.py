@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,10 @@ from mcpruntime_server.service.metrics import MAX_TOOL_LABELS, OTHER_TOOL, Runti
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
 from ..server.conftest import upstream_entry
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+import fake_llm
 
 SCRAPE_TOKEN = "scrape-only"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -199,6 +204,20 @@ async def test_runs_calls_and_sandboxes_are_counted(service: HttpService, ann: s
     assert value(after, "ready", check="journal") == 1
     assert value(after, "event_loop_lag_seconds_count") > 0
     assert after["process_resident_memory_bytes", frozenset()] > 0
+
+
+async def test_model_requests_are_counted_with_their_tokens(tmp_path: Path) -> None:
+    with fake_llm.start_model_server() as model:
+        llm = {"model": "echo", "api_base": model.url, "api_key": fake_llm.API_KEY}
+        settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0}, llm=llm)
+        async with open_http_service(settings, "--no-auth") as service:
+            async with service.connect() as client:
+                assert (await client.run("ask_llm('Say something')")).status == "ok"
+            samples = await scrape(service)
+    assert value(samples, "model_requests_total") == 1
+    assert value(samples, "model_tokens_total", direction="in") > 0
+    assert value(samples, "model_tokens_total", direction="out") > 0
+    assert value(samples, "model_request_duration_seconds_count") == 1
 
 
 async def test_strangers_cannot_make_labels(service: HttpService, ann: str) -> None:

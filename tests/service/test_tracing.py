@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,10 @@ from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, connect_server, parse_answer, write_settings
 from ..server.conftest import upstream_entry
 from ..upstreams import traced
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+import fake_llm
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 OTHER_TRACE = "1af7651916cd43dd8448eb211c80319c"
@@ -212,6 +217,26 @@ async def test_spans_have_neither_code_nor_values_nor_errors(
     everything = b"".join(collector.bodies)
     for text in (SECRET, "nonsense", "ValueError", "from tools", "user=ann", ann):
         assert text.encode() not in everything
+
+
+async def test_a_model_request_is_a_child_of_its_call(collector: Collector, tmp_path: Path) -> None:
+    with fake_llm.start_model_server() as model:
+        settings = write_settings(
+            tmp_path,
+            sandbox=LOCAL,
+            telemetry={"traces_url": collector.url},
+            llm={"model": "echo", "api_base": model.url, "api_key": fake_llm.API_KEY},
+        )
+        async with connect_server(settings, FAST) as client:
+            answer = await client.run(f"ask_llm({SECRET!r}); ask_llm('x', model={SECRET!r})")
+    run, *calls = await collector.wait_for_run(answer.run)
+    asked = {call.span_id for call in calls if call.name == "call llm"}
+    chats = [each for each in collector.spans if each.name.startswith("chat ")]
+    assert {each.parent_span_id for each in chats} <= asked
+    assert {each.name for each in chats} == {"chat echo", "chat unknown"}
+    assert attributes(chats[0])["gen_ai.usage.input_tokens"] > 0
+    assert SECRET.encode() not in b"".join(collector.bodies)
+    assert run.trace_id == chats[0].trace_id
 
 
 async def test_over_stdio_the_standard_variables_name_the_collector(

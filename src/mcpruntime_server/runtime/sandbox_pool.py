@@ -81,9 +81,8 @@ class SandboxPool:
     async def acquire(self) -> SandboxSlot:
         """Return a sandbox, preferably a ready one; raises `Unavailable` or `SandboxFailed`."""
         self._waiting += 1
-        was_ready = bool(self._ready)
         try:
-            slot = await self._take_next_slot()
+            slot, was_ready = await self._take_next_slot()
         finally:
             self._waiting -= 1
             if not self._waiting:
@@ -97,18 +96,21 @@ class SandboxPool:
         ready = len(self._ready)
         return {"starting": self._starting, "ready": ready, "in_use": self._open - ready}
 
-    async def _take_next_slot(self) -> SandboxSlot:
+    async def _take_next_slot(self) -> tuple[SandboxSlot, bool]:
+        """Return a sandbox, and whether nobody had to wait for it."""
+        was_ready = True
         before = self._attempts  # an earlier failure says nothing now: the engine may be back
         while True:
             self.fill()
             while self._ready:
                 slot = self._ready.popleft()
                 if not slot.link.closed.is_set():
-                    return slot
+                    return slot, was_ready
                 slot.release()
             failure = self._take_failure_after(before)
             if failure is not None:
                 raise failure
+            was_ready = False
             await self._update.wait()
 
     def _take_failure_after(self, attempt: int) -> McpRuntimeError | None:
