@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import anyio
 import httpx2
 import pytest
 
+from mcpruntime_server.errors import RateLimited
 from mcpruntime_server.service import event_stream
 from mcpruntime_server.service.run_events import EncodedEvent
 
@@ -322,8 +323,28 @@ async def test_a_silent_run_shows_signs_of_life(
         if chunks.count(event_stream.HEARTBEAT) == 3:
             is_stopping.set()
 
-    response = event_stream.EventStreamResponse("r_1", SilentRun(), is_stopping, {})
+    streams = event_stream.OpenStreams().admit("ann")
+    response = event_stream.EventStreamResponse("r_1", SilentRun(), is_stopping, {}, streams)
     with anyio.fail_after(TEST_TIMEOUT_S):
-        await response({"type": "http"}, receive, send)
+        await response({"type": "http", "method": "GET"}, receive, send)
     assert chunks.count(event_stream.HEARTBEAT) >= 3
     assert chunks[-1] == b""
+
+
+def test_a_principal_may_open_so_many_streams() -> None:
+    streams = event_stream.OpenStreams()
+    with ExitStack() as opened:
+        for _ in range(event_stream.MAX_STREAMS):
+            opened.enter_context(streams.admit("ann"))
+        with pytest.raises(RateLimited):
+            streams.admit("ann")
+        streams.admit("bob")
+    streams.admit("ann")
+
+
+async def test_the_head_of_a_stream_has_no_events(api: ApiClient, tmp_path: Path) -> None:
+    seen = await read_until(api, gated_code(tmp_path), "output")
+    path = f"/runs/{seen[0].data['run']}"
+    response = await api.http.head(f"{api.base}{path}/events")
+    assert (response.status_code, response.content) == (200, b"")
+    assert (await api.post(f"{path}/cancel")).json()["status"] == "cancelled"

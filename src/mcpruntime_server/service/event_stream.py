@@ -6,21 +6,24 @@ buffers of its connection. A client that leaves ends its stream only; the run go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import McpRuntimeError
+from ..errors import McpRuntimeError, RateLimited
 from .problems import build_problem
 from .run_events import EncodedEvent, format_event_id
 
 EVENT_STREAM_TYPE = "text/event-stream"
 HEARTBEAT_S = 15.0  # without an event; proxies close silent connections after 30 to 60 s
 RETRY_MS = 1_000  # before a client that has lost its connection comes back
-MAX_STREAM_S = 3_600.0  # then it comes back, and shows its token again
+MAX_STREAM_S = 900.0  # then it comes back, and shows its token again
+MAX_STREAMS = 300  # of one principal at once, so that others have connections
 STREAM_HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # nginx passes every event on at once
@@ -38,7 +41,10 @@ class EventSource(Protocol):
 
 
 class EventStreamResponse(Response):
-    """Streams the events of run `run_id` until its end, or until the server stops."""
+    """Streams the events of run `run_id` until its end, or until the server stops.
+
+    It lasts `MAX_STREAM_S` at most, and counts among the open `streams` meanwhile.
+    """
 
     media_type = EVENT_STREAM_TYPE
 
@@ -48,15 +54,21 @@ class EventStreamResponse(Response):
         source: EventSource,
         is_stopping: anyio.Event,
         headers: Mapping[str, str],
+        streams: AbstractContextManager[object],
     ) -> None:
         super().__init__(None, headers={**STREAM_HEADERS, **headers})
         del self.headers["content-length"]
         self._run_id = run_id
         self._source = source
         self._is_stopping = is_stopping
+        self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as they happen."""
+        with self._streams:
+            await self._send_stream(scope, receive, send)
+
+    async def _send_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(
             {
                 "type": "http.response.start",
@@ -64,12 +76,13 @@ class EventStreamResponse(Response):
                 "headers": self.raw_headers,
             }
         )
-        async with anyio.create_task_group() as tasks:
-            tasks.cancel_scope.deadline = anyio.current_time() + MAX_STREAM_S
-            tasks.start_soon(self._cancel_when_left, receive, tasks.cancel_scope)
-            tasks.start_soon(self._cancel_when_stopping, tasks.cancel_scope)
-            await self._send_events(send)
-            tasks.cancel_scope.cancel()
+        if scope["method"] != "HEAD":
+            async with anyio.create_task_group() as tasks:
+                tasks.cancel_scope.deadline = anyio.current_time() + MAX_STREAM_S
+                tasks.start_soon(cancel_when_left, receive, tasks.cancel_scope)
+                tasks.start_soon(cancel_when_set, self._is_stopping, tasks.cancel_scope)
+                await self._send_events(send)
+                tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})
 
     async def _send_events(self, send: Send) -> None:
@@ -89,14 +102,45 @@ class EventStreamResponse(Response):
             else:
                 return
 
-    async def _cancel_when_left(self, receive: Receive, scope: anyio.CancelScope) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        scope.cancel()
 
-    async def _cancel_when_stopping(self, scope: anyio.CancelScope) -> None:
-        await self._is_stopping.wait()
-        scope.cancel()
+async def cancel_when_left(receive: Receive, scope: anyio.CancelScope) -> None:
+    """Cancel `scope` when the client of a request has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def cancel_when_set(event: anyio.Event, scope: anyio.CancelScope) -> None:
+    """Cancel `scope` when `event` is set."""
+    await event.wait()
+    scope.cancel()
+
+
+class OpenStreams:
+    """Counts the streams that each principal has open."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def admit(self, principal: str) -> AbstractContextManager[None]:
+        """Return what counts another stream while it is entered; raises `RateLimited`."""
+        if self._counts[principal] >= MAX_STREAMS:
+            raise RateLimited(
+                f"{MAX_STREAMS} streams are open already.",
+                remedy="Close some: one stream of a run is enough.",
+                retry_after_s=HEARTBEAT_S,
+            )
+        return self._count(principal)
+
+    @contextmanager
+    def _count(self, principal: str) -> Iterator[None]:
+        self._counts[principal] += 1
+        try:
+            yield
+        finally:
+            self._counts[principal] -= 1
+            if not self._counts[principal]:
+                del self._counts[principal]
 
 
 async def send_chunk(send: Send, body: bytes) -> None:

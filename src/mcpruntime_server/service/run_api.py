@@ -31,7 +31,7 @@ from .api_models import AnswersRequest, EventsQuery, ExecuteRequest, RunDocument
 from .api_services import ApiServices
 from .authentication import find_caller, find_principal
 from .documents import build_run_document
-from .event_stream import EventStreamResponse
+from .event_stream import EventStreamResponse, OpenStreams, cancel_when_set
 from .requests import document_response, read_body, read_query
 from .run_events import BEGINNING, EventPosition, parse_event_id
 from .run_feed import FollowedRun, RunFeeds, RunFollower
@@ -53,6 +53,7 @@ class RunApi:
         self._starter = services.starter
         self._is_stopping = services.is_stopping
         self._feeds = RunFeeds(services.runtime)
+        self._streams = OpenStreams()
 
     # starting and following -----------------------------------------------------------------------
 
@@ -61,8 +62,11 @@ class RunApi:
         body = await read_body(request, ExecuteRequest)
         followed, run = await self._start_run(request, body)
         wait_s = self._config.server.wait_s if body.wait_s is None else body.wait_s
-        with anyio.move_on_after(wait_s):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel_when_set, self._is_stopping, tasks.cancel_scope)
+            tasks.cancel_scope.deadline = anyio.current_time() + wait_s
             await self._wait_until_reportable(await self._feeds.follow_run(followed))
+            tasks.cancel_scope.cancel()
         return await self._respond(request, followed.id, run)
 
     async def execute_and_stream(self, request: Request) -> Response:
@@ -139,7 +143,8 @@ class RunApi:
         if is_finished and await follower.has_ended():
             return Response(status_code=204)  # which tells browsers not to come back
         headers = {"Location": f"/runs/{run.id}"}
-        return EventStreamResponse(run.id, follower, self._is_stopping, headers)
+        streams = self._streams.admit(run.principal)
+        return EventStreamResponse(run.id, follower, self._is_stopping, headers, streams)
 
     def _lookup(self, request: Request) -> RunLookup:
         return RunLookup(self._runtime, find_principal(request.scope))
