@@ -21,6 +21,7 @@ from mcp.server.auth.routes import (
     build_resource_metadata_url,
     create_protected_resource_routes,
 )
+from mcp.shared.auth import ProtectedResourceMetadata
 from pydantic import AnyHttpUrl
 from starlette.authentication import AuthCredentials
 from starlette.datastructures import Headers
@@ -74,9 +75,13 @@ class Authentication:
         oauth = self._oauth
         if self._tokens is None or not oauth.issuer:
             return ()
+        # Clients compare the issuer as text: the model adds no slash, where the URLs would alone.
+        addresses = ProtectedResourceMetadata.model_validate(
+            {"resource": oauth.resource, "authorization_servers": [oauth.issuer]}
+        )
         routes = create_protected_resource_routes(
-            AnyHttpUrl(oauth.resource),
-            [AnyHttpUrl(oauth.issuer)],
+            addresses.resource,
+            addresses.authorization_servers,
             [oauth.scope_name(scope) for scope in DEFAULT_SCOPES],
             APP_NAME,
         )
