@@ -242,8 +242,7 @@ async def test_a_removed_credential_ends_the_connection_though_nobody_calls(tmp_
         world.give("ann", "secret-of-ann")
         pid = (await world.call("ann"))["pid"]
         world.store.remove_credentials("up", "ann")
-        await wait_until(lambda: not is_alive(pid))
-        assert world.connected == 0
+        await wait_until(lambda: not is_alive(pid) and world.connected == 0)
         with pytest.raises(CallFailed) as caught:
             await world.call("ann")
         assert caught.value.kind == "credential_missing"
@@ -274,11 +273,15 @@ async def test_a_changed_credential_ends_what_the_one_before_is_doing(tmp_path: 
 async def test_a_wrong_key_is_an_error_with_a_code(tmp_path: Path) -> None:
     async with open_world(tmp_path, personal(**KEYED)) as world:
         world.give("ann", "secret-of-ann")
+        key = (tmp_path / "key").read_text()
         (tmp_path / "key").write_text(create_key())
-        with pytest.raises(CallFailed, match="the key is another one") as caught:
-            await world.call("ann")
-        assert caught.value.kind == "credential_unusable"
-        assert "secret-of-ann" not in str(caught.value)
+        for _ in range(2):
+            with pytest.raises(CallFailed, match="the key is another one") as caught:
+                await world.call("ann")
+            assert caught.value.kind == "credential_unusable"
+            assert "secret-of-ann" not in str(caught.value)
+        (tmp_path / "key").write_text(key)
+        assert (await world.call("ann"))["digest"] == digest("secret-of-ann")
 
 
 async def test_several_credentials_all_have_to_be_there(tmp_path: Path) -> None:

@@ -191,6 +191,8 @@ class PrincipalUpstreams:
         except CallFailed as exc:
             failure = partial(CallFailed, exc.kind, exc.message, remedy=exc.remedy)
             known = KnownUpstream(self._make_refusing(failure), rows, scope)
+            if exc.kind != MISSING_KIND:  # the same credentials may be usable later: the key is new
+                return known
         else:
             known = KnownUpstream(self._make_own(principal, *opened), rows, scope)
             if self._cache is not None:
