@@ -10,6 +10,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from mcpruntime_server.capabilities.credential_keys import CredentialKeys
+from mcpruntime_server.capabilities.credential_store import CredentialStore
+
 from ..helpers.commands import run_command
 from ..helpers.http_service import open_http_service
 from ..helpers.server_connection import (
@@ -74,6 +77,18 @@ async def test_a_backup_of_a_working_server_restores_sessions_files_skills_and_t
         ]
         found = await client.evaluate("from skills import double\ndouble.run(n=4)", "x")
         assert found == 8
+
+
+def test_credentials_are_restored_encrypted(tmp_path: Path, backup: Path) -> None:
+    secret, keys = "s3cret-of-ann", CredentialKeys([b"k" * 32])
+    CredentialStore(backup.parent / "data").set_credential(("mail", "ann", "key"), secret, keys)
+    file, new = tmp_path / "with.tar", settings_in(tmp_path / "new")
+    settings = backup.parent / "server.toml"
+    assert run_command("--config", settings, "backup", file).returncode == 0
+    assert secret.encode() not in file.read_bytes()
+    assert run_command("--config", new, "restore", file).returncode == 0
+    [found] = CredentialStore(tmp_path / "new" / "data").find_credentials("mail", "ann")
+    assert found.decrypt(keys) == secret
 
 
 async def test_a_restored_run_that_had_not_ended_does_not_continue(tmp_path: Path) -> None:
