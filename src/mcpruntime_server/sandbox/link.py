@@ -27,7 +27,9 @@ from ..protocol.link_states import HOST, RUNNING, LinkState, ProtocolError
 from . import Backend, SandboxChannel, SandboxInfo
 from .bundle import build_bundle
 from .execution_listener import ExecutionListener
+from .file_reception import FileReception
 from .frame_writer import FrameWriter
+from .interpreter_state import InterpreterState
 from .open_calls import OpenCalls
 from .task_pool import TaskPool
 
@@ -40,9 +42,6 @@ MAX_TURN_S = 0.002  # that a link works on what it has received before others do
 LONG_TURN_S = 0.005  # one message took longer than a link may work at once
 REST_FACTOR = 3  # of the time of a long turn
 MAX_REST_S = 0.5
-MAX_PARK_FAILURES = 64  # remembered reasons; older ones are of no use
-MAX_RESTART_REASONS = 8
-MAX_REASON_CHARS = 1_000  # a supervisor that is damaged may send any text
 
 
 StopReason = Literal["timeout", "cancelled"]
@@ -115,9 +114,6 @@ class SandboxLink:
         self.inputs_folder: Path | None = None  # the folder on this machine that the sandbox sees
         self.python_version = ""
         self.platform = ""
-        self.restart_reasons: list[str] = []  # of interpreters that died
-        self.live_run = 0  # the run whose end state the interpreter is in; 0: it is empty
-        self.park_failures: dict[int, str] = {}  # run number -> why its end state is not parked
         self.has_broken_protocol = False  # the link was closed because of what the sandbox sent
         self._channel = channel
         self._protocol = LinkState(HOST)
@@ -126,9 +122,8 @@ class SandboxLink:
         self._ready = anyio.Event()
         self._promotion: _Promotion | None = None
         self._execution: _Execution | None = None
-        self._file_listener: ExecutionListener | None = None  # until all files have arrived
-        self._files_received = anyio.Event()
-        self._files_received.set()
+        self._files = FileReception()
+        self._interpreter = InterpreterState()
         self._failure_reason = ""
         self._explaining = anyio.Lock()
 
@@ -141,6 +136,21 @@ class SandboxLink:
     def last_run_number(self) -> int:
         """The number of the last execution; they count from 1."""
         return self._protocol.last_run
+
+    @property
+    def live_run(self) -> int:
+        """The run whose end state the interpreter is in; 0: it is empty."""
+        return self._interpreter.live_run
+
+    @property
+    def restart_reasons(self) -> list[str]:
+        """Why interpreters died, the last one at the end."""
+        return self._interpreter.restart_reasons
+
+    @property
+    def park_failures(self) -> dict[int, str]:
+        """Why the end states of runs are not parked, by run number."""
+        return self._interpreter.park_failures
 
     @property
     def parked_runs(self) -> set[int]:
@@ -310,7 +320,7 @@ class SandboxLink:
 
     async def wait_for_files(self) -> None:
         """Wait until the files of the last run have arrived, or the sandbox is gone."""
-        await self._files_received.wait()
+        await self._files.wait_until_finished()
 
     def fail(self, reason: str) -> None:
         """Give the sandbox up; what waits for it raises `SandboxFailed` with `reason`."""
@@ -319,7 +329,7 @@ class SandboxLink:
         self._failure_reason = reason
         self.closed.set()
         self._wake_reader()
-        self._files_received.set()
+        self._files.stop()
         self._ready.set()
         for waiting in (self._execution, self._promotion):
             if waiting is not None:
@@ -381,23 +391,19 @@ class SandboxLink:
                 if self._execution is not None:
                     self._route_to_execution(self._execution, message, size)
             case wire.FileData() | wire.FilesSaved():
-                self._route_files(message)
+                self._files.receive(message)
             case wire.ForkParked():
                 if len(self.parked_runs) > self._max_checkpoints + 1:  # the oldest goes afterwards
                     raise ProtocolError(f"more than {self._max_checkpoints} checkpoints")
             case wire.ParkFailed():
-                self.park_failures[message.run_number] = message.reason[:MAX_REASON_CHARS]
-                while len(self.park_failures) > MAX_PARK_FAILURES:
-                    del self.park_failures[next(iter(self.park_failures))]
+                self._interpreter.fail_parking(message)
             case wire.Promoted():
-                self.live_run = message.run_number if message.ok else 0
+                self._interpreter.promote(message)
                 if self._promotion is not None:
                     self._promotion.result = message
                     self._promotion.finished.set()
             case wire.WorkerRestarted():
-                self.restart_reasons.append(message.reason[:MAX_REASON_CHARS])
-                del self.restart_reasons[:-MAX_RESTART_REASONS]
-                self.live_run = 0
+                self._interpreter.restart(message)
             case wire.Ready():
                 self.python_version = message.python_version
                 self.platform = message.platform
@@ -417,23 +423,11 @@ class SandboxLink:
             case wire.Call():
                 execution.calls.add(message, size)
             case wire.FilesChanged():
-                self._file_listener = execution.listener
-                self._files_received = anyio.Event()
-                execution.listener.on_files(message)
+                self._files.start(execution.listener, message)
             case wire.RunDone():
                 execution.done = message
-                self.live_run = 0 if message.status == "died" else execution.run_number
+                self._interpreter.finish_run(message)
                 execution.finished.set()
-
-    def _route_files(self, message: wire.FileData | wire.FilesSaved) -> None:
-        if self._file_listener is None:
-            return
-        if isinstance(message, wire.FileData):
-            self._file_listener.on_file_data(message)
-            return
-        self._file_listener.on_saved(message)
-        self._file_listener = None
-        self._files_received.set()
 
 
 @asynccontextmanager
