@@ -216,6 +216,26 @@ async def test_who_sees_other_tools_has_them_alone(tmp_path: Path) -> None:
         assert world.connected == 0
 
 
+async def test_more_principals_search_at_once_than_have_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcpruntime_server.capabilities.tools.catalog.MAX_INDEXES", 2)
+    names = [f"user{number}" for number in range(6)]
+    found: dict[str, set[str]] = {}
+    async with open_world(tmp_path, personal(**KEYED)) as world:
+
+        async def search(name: str) -> None:
+            for _ in range(5):
+                found[name] = (await world.find_tools(name, "rule whoami"))[0]
+
+        for number, name in enumerate(names):
+            world.give(name, f"{'admin' if number % 2 else 'plain'}-secret-{number}")
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(search, name)
+    assert [("rule" in found[name]) for name in names] == [False, True] * 3
+
+
 async def effect_of(world: World, tool: str) -> str:
     return world.catalog.effect(f"tools.up.{tool}")
 

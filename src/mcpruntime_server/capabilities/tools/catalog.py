@@ -692,6 +692,11 @@ class ViewIndex:
         self._indexed: dict[str, tuple[CatalogServer, ServerView]] = {}
         self._lock = anyio.Lock()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread uses the index."""
+        return self._lock.locked()
+
     async def update(self, servers: Mapping[str, CatalogServer]) -> None:
         """Let searches find the tools of the latest views, and no others."""
         async with self._lock:
@@ -746,9 +751,17 @@ class IndexPool:
         if index is None:
             index = self._indexes[principal] = ViewIndex()
         self._indexes.move_to_end(principal)
-        if len(self._indexes) > MAX_INDEXES:
-            self._indexes.popitem(last=False)[1].close()
+        self._close_unused()
         return index
+
+    def _close_unused(self) -> None:
+        """Close the indexes that were used longest ago, if there are too many."""
+        for principal, index in list(self._indexes.items())[:-1]:
+            if len(self._indexes) <= MAX_INDEXES:
+                return
+            if not index.is_busy:
+                index.close()
+                del self._indexes[principal]
 
     def close(self) -> None:
         """Close all indexes."""
