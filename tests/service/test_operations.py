@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import docker
+import docker.errors
 import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from mcpruntime_server.config import load_config
 from mcpruntime_server.runtime.call_journal import LedgerEntry
 from mcpruntime_server.runtime.observer import ObservedCall
+from mcpruntime_server.sandbox.docker_backend import (
+    CONTAINER_PREFIX,
+    DATA_FOLDER_LABEL,
+    OWNER_LABEL,
+    data_folder_digest,
+)
+from mcpruntime_server.sandbox.image import choose_tag
 from mcpruntime_server.service.metrics import MAX_TOOL_LABELS, OTHER_TOOL, RuntimeMetrics
 
 from ..helpers.http_service import HttpService, open_http_service
@@ -152,6 +163,37 @@ async def test_an_engine_that_hangs_is_asked_once_and_delays_no_answer_for_long(
     assert [each.status_code for each in answers] == [503] * 20
     assert "no answer within" in answers[0].text
     assert asked <= 3  # by this, and by what sweeps up leftovers
+
+
+async def test_the_engine_the_image_and_what_servers_have_left_are_seen(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, sandbox={"pool_size": 0})
+    labels = {
+        OWNER_LABEL: "0" * 16,  # a server that is not alive
+        DATA_FOLDER_LABEL: data_folder_digest(tmp_path / "data"),
+    }
+    client = docker.APIClient(version="auto")
+    name = f"{CONTAINER_PREFIX}{'0' * 16}-{secrets.token_hex(6)}"
+    async with open_http_service(settings, "--no-auth") as service:
+        async with service.connect() as connection:
+            assert await connection.evaluate("1 + 1", "used") == 2
+        found = (await get(service, "/readyz")).json()
+        image = load_config(settings, environ={}).sandbox
+        try:
+            with anyio.fail_after(TEST_TIMEOUT_S):
+                while True:
+                    with suppress(docker.errors.APIError):  # it is there, unless it was swept up
+                        client.create_container(choose_tag(image), name=name, labels=labels)
+                    samples = await scrape(service)
+                    if value(samples, "sandboxes", state="left") == 1:
+                        break
+                    await anyio.sleep(0.3)
+        finally:
+            with suppress(docker.errors.NotFound):
+                client.remove_container(name, force=True)
+            client.close()
+    assert found["status"] == "ready"
+    assert {"engine", "image", "sandboxes", "journal"} <= {each["name"] for each in found["checks"]}
+    assert value(samples, "sandboxes", state="in_use") == 1
 
 
 # metrics ------------------------------------------------------------------------------------------
