@@ -226,6 +226,29 @@ async def test_a_cancelled_run_ends_and_may_be_cancelled_again(api: ApiClient) -
     assert (await api.read_events(started["run"]))[-1].data["status"] == "cancelled"
 
 
+async def test_text_that_is_not_unicode_is_escaped(api: ApiClient) -> None:
+    code = r"""
+from tools.counted import count, add
+bad = '\ud800'
+try:
+    count(item=bad)
+finally:
+    print(bad)
+    {bad: [bad, float('nan')]}
+    add(item=bad)
+"""
+    asked = await execute(api, code, 202)
+    assert asked["waiting_for"][0]["calls"][0]["arguments"] == {"item": "\\ud800"}
+    response = await api.post(f"/runs/{asked['run']}/answers", {"answers": {"*": "deny"}})
+    assert response.status_code in (200, 202), response.text
+    events = await api.read_events(asked["run"])
+    kinds = [each.type for each in events]
+    assert kinds.count("call_started") == kinds.count("call_finished") == 2
+    started = next(each.data for each in events if each.type == "call_started")
+    assert started["arguments"] == {"item": "\\ud800"}
+    assert (await api.get(f"/runs/{asked['run']}")).status_code == 200
+
+
 # answers ------------------------------------------------------------------------------------------
 
 

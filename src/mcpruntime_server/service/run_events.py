@@ -21,6 +21,7 @@ from ..journal import events as recorded
 from ..journal.rows import FILES_FLAG, UNDONE_FLAG, RunRow, StoredEvent
 from ..protocol.presentation import truncate_json
 from ..protocol.truncation import truncate_text
+from ..protocol.wire import escape_json_surrogates
 from ..runtime.plan import Plan
 from ..runtime.run_report import display_value
 from . import event_models as public
@@ -111,7 +112,12 @@ class EventEncoder:
             self._sequence = each.sequence
             try:
                 new = list(self._encode(each))
-            except ValueError as exc:  # an archive may contain anything
+            except (
+                ValueError,
+                TypeError,
+                KeyError,
+                RecursionError,
+            ) as exc:  # an archive may contain anything
                 logger.warning("event %s of %s is damaged: %s", each.sequence, each.session_id, exc)
                 continue
             page += new
@@ -321,9 +327,12 @@ def number_parts(stored: StoredEvent, count: int) -> Iterator[EventPosition]:
 
 
 def bound_data(data: Any) -> tuple[Any, bool]:
-    """Return JSON data with about `MAX_DATA_CHARS` at most, and whether parts are left out."""
+    """Return JSON data with about `MAX_DATA_CHARS` at most, and whether parts are left out.
+
+    Lone surrogates, which UTF-8 cannot encode, are escaped.
+    """
     text, is_cut = truncate_json(data, MAX_DATA_CHARS)
-    return (json.loads(text), True) if is_cut else (data, False)
+    return escape_json_surrogates(json.loads(text) if is_cut else data), is_cut
 
 
 def to_datetime(seconds: float) -> datetime:
