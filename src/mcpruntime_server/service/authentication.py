@@ -43,7 +43,7 @@ from .problems import build_problem, problem_response
 from .rate_limits import RateLimits, client_address
 
 CALLER_KEY = "mcpruntime_server.caller"  # of the ASGI scope of a request
-BEARER = "bearer"
+AUTHORIZATION, BEARER = b"authorization", "bearer"
 MAX_KNOWN_TOKENS = 10_000
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 
@@ -209,14 +209,15 @@ def check_scopes(caller: Caller, scopes: frozenset[Scope]) -> None:
 def admit(caller: Caller, scope: RequestScope) -> None:
     """Write into the scope of a request who sends it, for endpoints and for the MCP SDK.
 
-    The SDK binds connections and forms to the user: to the principal, so that they survive the
-    renewal of a token.
+    The token is removed, so that nothing behind this module can pass it on. The SDK binds
+    connections and forms to the user: to the principal, so that they survive a renewed token.
     """
+    scope["headers"] = [each for each in scope["headers"] if each[0] != AUTHORIZATION]
     scope[CALLER_KEY] = caller
     scope["auth"] = AuthCredentials(order_scopes(caller.scopes))
     scope["user"] = AuthenticatedUser(
         SdkAccessToken(
-            token="",  # nothing behind this module needs it
+            token="",
             client_id=caller.principal,
             scopes=list(order_scopes(caller.scopes)),
             subject=caller.principal,
