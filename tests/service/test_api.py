@@ -247,6 +247,10 @@ finally:
     started = next(each.data for each in events if each.type == "call_started")
     assert started["arguments"] == {"item": "\\ud800"}
     assert (await api.get(f"/runs/{asked['run']}")).status_code == 200
+    failed = await execute(api, r"raise ValueError('\ud800')")
+    assert failed["error"]["message"] == "\\ud800"
+    shown = await execute(api, r"import sys; sys.stderr.write('\udc80'); ['\ud800']")
+    assert shown["value"] == ["\\ud800"]
 
 
 # answers ------------------------------------------------------------------------------------------

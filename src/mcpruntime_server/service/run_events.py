@@ -32,6 +32,8 @@ MAX_ERROR_CHARS = 4_000
 MAX_COVERED_CALLS = 200
 MAX_PAGE_EVENTS = 200  # that are read at once
 MAX_PAGE_BYTES = 256 * 1024
+# What events raise that are not as they should be: an archive may contain anything.
+DAMAGE_ERRORS = (ValueError, TypeError, KeyError, RecursionError)
 WHOLE_EVENT = 1 << 31  # greater than the number of any part
 EVENT_ID_PATTERN = r"^(r_[A-Za-z0-9_-]{1,64}:)?[0-9]{1,15}(\.[0-9]{1,9})?$"
 
@@ -112,12 +114,7 @@ class EventEncoder:
             self._sequence = each.sequence
             try:
                 new = list(self._encode(each))
-            except (
-                ValueError,
-                TypeError,
-                KeyError,
-                RecursionError,
-            ) as exc:  # an archive may contain anything
+            except DAMAGE_ERRORS as exc:
                 logger.warning("event %s of %s is damaged: %s", each.sequence, each.session_id, exc)
                 continue
             page += new
