@@ -125,7 +125,6 @@ async def test_requests_return_when_the_server_stops_and_the_next_one_finishes_t
                 for session in sessions:
                     tasks.start_soon(run_slowly, client, session)
             await wait_until_gone(first)
-            assert containers(settings) == []
             for answer in started.values():
                 assert answer.status in ("queued", "running"), answer.text
                 assert "the next one continues the run" in answer.text

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from mcp.server import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import InvalidRequest
@@ -111,10 +111,16 @@ class McpEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that is authenticated."""
         caller = find_caller(scope)
-        if scope["method"] == "POST" and not caller.scopes >= MCP_SCOPES:
-            message = await read_message(Request(scope, receive))
-            check_scopes(caller, required_scopes(message))
-            scope, receive = replace_body(scope, receive, message)
+        if scope["method"] == "POST":
+            try:
+                body = await Request(scope, receive).body()
+            except ClientDisconnect:
+                return  # the SDK would log an error
+            if not caller.scopes >= MCP_SCOPES:
+                message = parse_message(body)
+                check_scopes(caller, required_scopes(message))
+                body = json.dumps(message, separators=(",", ":")).encode()
+            scope, receive = replace_body(scope, receive, body)
         async with self._servers.use_manager(caller.principal) as manager:
             if opens_stream(scope):
                 await self._serve_stream(manager, scope, receive, send)
@@ -156,10 +162,10 @@ def opens_stream(scope: Scope) -> bool:
     return any(name == METHOD_HEADER and value == LISTEN for name, value in scope["headers"])
 
 
-async def read_message(request: Request) -> Any:
-    """Return the JSON in the body of a request; raises `InvalidRequest`."""
+def parse_message(body: bytes) -> Any:
+    """Return the JSON in a body; raises `InvalidRequest`."""
     try:
-        return json.loads(await request.body(), parse_constant=refuse_constant)
+        return json.loads(body, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as exc:
         raise InvalidRequest("The body of the request is not JSON.") from exc
 
@@ -169,13 +175,12 @@ def refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-def replace_body(scope: Scope, receive: Receive, message: Any) -> tuple[Scope, Receive]:
+def replace_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
     """Return the scope of a request with a new body, and what receives it.
 
     The MCP server reads what was checked, even where two parsers of JSON would disagree: about a
     name that occurs twice, for example.
     """
-    body = json.dumps(message, separators=(",", ":")).encode()
     headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
     headers.append((b"content-length", str(len(body)).encode()))
     parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
