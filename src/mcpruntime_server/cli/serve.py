@@ -24,6 +24,7 @@ from .terminal_text import EscapingFormatter
 if TYPE_CHECKING:
     from ..service.access_tokens import TokenStore
 
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - what an empty one means; tokens are required there
 BACKLOG = 128  # connections that wait to be accepted
 MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
 
@@ -91,8 +92,8 @@ def print_address(config: Config, address: str, port: int, tokens: TokenStore | 
 def bind_listener(settings: HttpSettings) -> socket.socket:
     """Return a listening socket; raises `ConfigError`."""
     try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        address = (settings.host, settings.port)
+        address = (settings.host or EVERY_ADDRESS, settings.port)
+        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
         # A socket that knows its protocol: asyncio lets only such ones send small parts at once.
         return socket.socket(fileno=listener.detach())
