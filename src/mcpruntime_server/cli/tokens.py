@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 
 import click
 
 from ..config import Config
 from ..config.scopes import DEFAULT_SCOPES, SCOPES
-from .console import ConsoleWriter, format_duration, format_time
+from .console import ConsoleWriter, format_time
 from .options import json_option, pass_config
 from .terminal_text import print_json, print_text
 
@@ -81,11 +80,13 @@ def list_command(config: Config, *, as_json: bool) -> int:
         return 0
     writer = ConsoleWriter()
     for each in tokens:
-        left = "" if each.expires_at is None else format_duration(each.expires_at - time.time())
-        expiry = "expired" if each.is_expired else f"expires in {left}" if left else "never expires"
+        expiry = "never expires"
+        if each.expires_at is not None:
+            word = "expired" if each.is_expired else "expires"
+            expiry = f"{word} {format_time(each.expires_at)}"
         created = format_time(each.created_at)
         writer.write_line(
-            f"{each.id}  {each.principal:20}  {created}  {expiry:20}  {' '.join(each.scopes)}"
+            f"{each.id}  {each.principal:20}  {created}  {expiry:27}  {' '.join(each.scopes)}"
         )
     if not tokens:
         writer.write_note("There are no tokens: `token create NAME` makes one.")
