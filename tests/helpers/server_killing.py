@@ -379,9 +379,11 @@ class KillingClient:
             await server.requested.wait()
             await anyio.sleep(draw(0, 1.2))
         elif moment == "called":
+            await server.requested.wait()  # on a busy machine, starting takes long
             await self._wait_upstream_calls(self.random.randint(1, 30))
             await anyio.sleep(draw(0, 0.02))
         else:
+            await server.requested.wait()
             with anyio.move_on_after(10):
                 await server.wait_finished_steps(self.random.randint(1, 6))
             await anyio.sleep(draw(0, 0.05))
