@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha256
+from itertools import chain
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -32,6 +33,7 @@ ABANDONED_DRAFT_AGE_S = 24 * 3600  # without a write: then a killed server has l
 MAX_SYNCS = 8  # at once: a file system commits those that wait together
 READ_ATTEMPTS = 10  # on a blob that garbage collection has set aside for a moment
 SET_ASIDE_PREFIX = "aside-"  # of the name of a blob that is about to be discarded
+ReadChunks = Callable[[], Iterator[bytes]]
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ class BlobStore:
     def __init__(self, root: Path, *, is_synced: bool = False) -> None:
         self.root = root
         self.is_synced = is_synced
-        drafts = root / "tmp"
+        self.drafts = drafts = root / "tmp"
         drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
         if is_synced:  # all folders at once: else each new blob would sync the root as well
             for number in range(256):
@@ -93,6 +95,24 @@ class BlobStore:
             file.close()
             raise
         return file
+
+    def put_stream(self, read_chunks: ReadChunks) -> str:
+        """Store what `read_chunks` yields, chunk by chunk, and return its digest."""
+        chunks = read_chunks()
+        first, second = next(chunks, b""), next(chunks, None)
+        if second is None:
+            return self.put(first)
+        with self.open_writer() as writer:
+            for data in chain((first, second), chunks):
+                writer.write(data)
+            return writer.commit()
+
+    def put_streams(self, contents: Collection[ReadChunks]) -> list[str]:
+        """Store each of `contents` and return their digests."""
+        if not self.is_synced or len(contents) == 1:
+            return [self.put_stream(each) for each in contents]
+        with ThreadPoolExecutor(MAX_SYNCS) as pool:
+            return list(pool.map(self.put_stream, contents))
 
     def get(self, digest: str) -> bytes:
         """Return the content of a blob.

@@ -40,7 +40,7 @@ from anyio import to_thread
 from mcpruntime_server.errors import JournalFailed, JournalLimitReached, NotFound
 
 from . import mutations, queries
-from .blob_store import BlobStore
+from .blob_store import BlobStore, ReadChunks
 from .disk_sync import LogSync, sync_folder
 from .events import (
     KIND_BY_CLASS,
@@ -623,6 +623,13 @@ class Journal:
         """Store each of `contents` and return their digests; raises as `put_blob` does."""
         try:
             return await to_thread.run_sync(self.blobs.put_all, contents)
+        except OSError as exc:
+            raise journal_error(exc, self.blobs.root) from exc
+
+    async def put_streams(self, contents: Collection[ReadChunks]) -> list[str]:
+        """Store each of `contents`, chunk by chunk; raises as `put_blob` does."""
+        try:
+            return await to_thread.run_sync(self.blobs.put_streams, contents)
         except OSError as exc:
             raise journal_error(exc, self.blobs.root) from exc
 

@@ -275,6 +275,7 @@ class Environment:
                 recording,
                 self._router,
                 self._limits,
+                self._journal.blobs.drafts,
                 park=row is last,
                 inputs=inputs,
             )
@@ -334,7 +335,9 @@ class Environment:
             return
         restored.recovered_files[start.run_id] = {*rebuilt.files, *rebuilt.removed_files}
         if recording.session_id == run.report.session_id:
-            await self._journal.put_blobs([data for _, data in rebuilt.files.values()])
+            await self._journal.put_streams(
+                [file.read_chunks for _, file in rebuilt.files.values()]
+            )
             entries = {path: entry for path, (entry, _) in rebuilt.files.items()}
             event = FilesChanged(entries, rebuilt.removed_files)
             self._journal.append(recording.session_id, event, start.run_id)

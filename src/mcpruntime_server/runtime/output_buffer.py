@@ -72,6 +72,10 @@ class StreamBuffer:
         self._chunks.append(text)
         self._ends.append(self.length)
 
+    def compact(self) -> None:
+        """Join the chunks: whoever reads all of the text from here on shares it."""
+        self._chunks, self._ends = ["".join(self._chunks)], [self.length]
+
     def read_from(self, position: int) -> str:
         """Return the text from character `position` on."""
         if position >= self.length:
@@ -116,6 +120,7 @@ class OutputBuffer:
             self._journal_text(name, stream.add_bytes(b"", final=True), 0)
             dropped_bytes = stream.dropped_bytes
             self._journal_text(name, stream.take_final_note(), dropped_bytes)
+            stream.compact()
 
     def stream_text(self, stream: str) -> str:
         """Return everything that was written to a stream."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
+
+from anyio import to_thread
 
 from ..errors import ReplayDiverged
 from ..journal.events import FileEntry
@@ -17,7 +20,7 @@ from ..protocol import wire
 from ..protocol.payloads import InputDescription
 from ..sandbox.frame_writer import FrameWriter
 from ..sandbox.link import SandboxLink
-from .file_receiver import FILE_OVERHEAD_BYTES, FileReceiver
+from .file_receiver import FILE_OVERHEAD_BYTES, FileReceiver, ReceivedFile
 from .output_buffer import OutputBuffer
 from .replayer import Replayer
 from .router import Router
@@ -36,7 +39,7 @@ class RebuiltStep:
     differences: list[str] = field(default_factory=list)  # results that are not as recorded
     divergence: ReplayDiverged | None = None
     was_stopped: bool = False
-    files: dict[str, tuple[FileEntry, bytes]] = field(default_factory=dict)
+    files: dict[str, tuple[FileEntry, ReceivedFile]] = field(default_factory=dict)
     removed_files: list[str] = field(default_factory=list)
     output: dict[str, str] = field(default_factory=dict)  # by stream
 
@@ -44,10 +47,10 @@ class RebuiltStep:
 class RebuildListener:
     """Answers the calls of a step that is executed again, and keeps its output and files."""
 
-    def __init__(self, replayer: Replayer, limits: RunLimits) -> None:
+    def __init__(self, replayer: Replayer, limits: RunLimits, spool_folder: Path) -> None:
         self.output = OutputBuffer(lambda _: None, limits.max_output_bytes, {})
         self.removed_files: list[str] = []
-        self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES)
+        self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES, spool_folder)
         self._replayer = replayer
 
     def on_output(self, message: wire.Output) -> None:
@@ -76,6 +79,7 @@ async def rebuild_step(
     recording: Recording,
     router: Router,
     limits: RunLimits,
+    spool_folder: Path,
     *,
     park: bool,
     inputs: Sequence[InputDescription] = (),
@@ -86,7 +90,7 @@ async def rebuild_step(
     """
     start = recording.start
     replayer = Replayer(recording, router)
-    listener = RebuildListener(replayer, limits)
+    listener = RebuildListener(replayer, limits, spool_folder)
     done, stop_reason = await link.execute(
         start.code,
         start.name,
@@ -108,10 +112,24 @@ async def rebuild_step(
         removed_files=listener.removed_files,
         output=output,
     )
-    for path, (mode, data) in listener.file_receiver.received_files.items():
-        entry = FileEntry(digest=sha256(data).hexdigest(), size=len(data), mode=mode)
-        rebuilt.files[path] = entry, data
+    listener.file_receiver.check_complete()
+    received = listener.file_receiver.received_files
+    rebuilt.files = await to_thread.run_sync(describe_files, received)
     return rebuilt
+
+
+def describe_files(
+    received: Mapping[str, ReceivedFile],
+) -> dict[str, tuple[FileEntry, ReceivedFile]]:
+    """Return the entries of files; this blocks."""
+    described = {}
+    for path, file in received.items():
+        content = sha256()
+        for chunk in file.read_chunks():
+            content.update(chunk)
+        entry = FileEntry(digest=content.hexdigest(), size=file.size, mode=file.mode)
+        described[path] = entry, file
+    return described
 
 
 def find_differences(

@@ -11,9 +11,11 @@ What clients have been sent of a run is not its business: see `server/delivery`.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from shlex import quote
 from typing import Any
 
@@ -96,6 +98,15 @@ class Audience:
         return self._count == 1 and not self.is_detached
 
 
+def halt_run(lifecycle: RunLifecycle, control: RunControl, reason: McpRuntimeError) -> None:
+    """Stop a run because the host cannot let it continue."""
+    if lifecycle.is_final or control.stop_request.failure is not None:
+        return
+    control.stop_request.failure = reason
+    lifecycle.apply(RunEvent.STOP_REQUESTED)
+    control.stop_code()
+
+
 class Run:
     """Code that is to be executed in a session, and what became of it."""
 
@@ -121,12 +132,13 @@ class Run:
         self.lifecycle = RunLifecycle()
         self.audience = Audience(is_detached=spec.starts_detached)
         self.control = RunControl(slot)
-        self.journal = RunJournal(journal, session_id, self.id, spec, resumed, self._halt)
+        halt = partial(halt_run, self.lifecycle, self.control)
+        self.journal = RunJournal(journal, session_id, self.id, spec, resumed, halt)
         self.questions = PendingQuestions(
             journal,
             session_id,
             self.id,
-            self,
+            weakref.proxy(self),  # a finished run, with its output, is no garbage that has to wait
             services.find_origin_hints,
             expires_s=limits.question_expires_s,
             allowed_targets=allowed_targets,
@@ -134,13 +146,13 @@ class Run:
         )
         plan = Plan(spec.approvals) if spec.is_dry_run else None
         self.calls = CallJournal(
-            journal, session_id, self.id, slot.principal, self.questions, plan, self._halt
+            journal, session_id, self.id, slot.principal, self.questions, plan, halt
         )
         if resumed:
             self._restore_recorded(resumed)
         self.replayer: Replayer | None = None
         if recording is not None:
-            self.replayer = Replayer(recording, services.router, spec, on_halt=self._halt)
+            self.replayer = Replayer(recording, services.router, spec, on_halt=halt)
         self.listener = RunListener(
             slot.principal,
             self.report,
@@ -153,6 +165,7 @@ class Run:
             ),
             self.replayer or services.router,
             limits,
+            journal.blobs.drafts,
             on_update=self.lifecycle.notify_watchers,
         )
         self._observed = ObservedRun(self.id, session_id, find_mode(spec))
@@ -285,14 +298,6 @@ class Run:
         self.lifecycle.apply(RunEvent.SUSPEND_REQUESTED)
         self.listener.close()
         self.control.abandon_sandbox("its server ends, and the next one continues the run")
-
-    def _halt(self, reason: McpRuntimeError) -> None:
-        """Stop it because the host cannot let it continue."""
-        if self.lifecycle.is_final or self.control.stop_request.failure is not None:
-            return
-        self.control.stop_request.failure = reason
-        self.lifecycle.apply(RunEvent.STOP_REQUESTED)
-        self.control.stop_code()
 
     # waiting --------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 
@@ -36,10 +37,11 @@ class RunListener:
         output: OutputBuffer,
         call_handler: CallHandler,
         limits: RunLimits,
+        spool_folder: Path,
         on_update: Callable[[], None],
     ) -> None:
         self.output = output
-        self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES)
+        self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES, spool_folder)
         self.has_changed_files = False
         self._principal = principal
         self._is_closed = False

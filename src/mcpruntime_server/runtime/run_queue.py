@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import anyio
 
@@ -58,9 +59,12 @@ class RunQueue:
 
     async def take_runs(self) -> AsyncIterator[Run]:
         """Yield each run that is to be executed, until the queue is closed and empty."""
-        async for run in self._receive:
-            if not run.finished.is_set():  # else it was cancelled in the queue
-                yield run
+        with suppress(anyio.EndOfStream):
+            while True:
+                run = await self._receive.receive()
+                if not run.finished.is_set():  # else it was cancelled in the queue
+                    yield run
+                del run  # its output may be megabytes, and the next run may be far away
 
     def close(self) -> None:
         """Take no more runs."""

@@ -288,6 +288,7 @@ class Session:
             async with anyio.create_task_group() as savers:
                 async for run in self.queue.take_runs():
                     await self._execute_run(run, savers)
+                    del run  # see `take_runs`
                 with anyio.move_on_after(SAVE_TIMEOUT_S):
                     if self.environment is not None:
                         await self.environment.wait_for_files()
