@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
+from mcpruntime_server.capabilities.tools.large_answers import LargeValue
 from mcpruntime_server.capabilities.tools.upstream import open_upstreams
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed
@@ -45,6 +46,30 @@ Attack = tuple[str, str, Callable[[Any], Any]]  # headers, what the caller reads
 ATTACKS: dict[str, Attack] = {
     "good": (JSON, "", lambda n: [answer(n, "1")]),
     "good_event": (EVENTS, "", lambda n: [b"data: ", answer(n, "1"), b"\n\n"]),
+    "large_body": (JSON, "", lambda n: [answer(n, '"' + "x" * MB + '"')]),
+    "large_event": (EVENTS, "", lambda n: [b"data: ", answer(n, '"' + "x" * MB + '"'), b"\n\n"]),
+    "large_event_after_another": (
+        f"{EVENTS}",
+        "",
+        lambda n: [
+            *(b"data: ", answer(n + 1, '"' + "y" * MB + '"'), b"\r\n\r\n: a comment\n\n"),
+            *(b"id: 1\ndata: ", answer(n, '"' + "x" * MB + '"'), b"\n\n"),
+        ],
+    ),
+    "large_violation": (
+        JSON,
+        "in violation of its own contract: its result is not a valid CallToolResult",
+        lambda n: [answer(n, '"' + "x" * MB + '"').replace(b"[]", b"1")],
+    ),
+    "large_failure": (
+        JSON,
+        "failed",
+        lambda n: [
+            json.dumps(
+                {"jsonrpc": "2.0", "id": n, "error": {"code": -1, "message": "failed" * 100_000}}
+            ).encode()
+        ],
+    ),
     "long_body": (JSON, "more than 2 MB", lambda n: [answer(n, '"' + "x" * 9 * MB + '"')]),
     "endless_body": (JSON, "more than 2 MB", lambda n: repeat(b"x" * MB)),
     "many_values": (JSON, "10,000 JSON values", lambda n: [answer(n, "[" + "{}," * 99_999 + "1]")]),
@@ -129,14 +154,14 @@ async def serve(web: HostileWeb) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def connect(folder: Path) -> AsyncIterator[tuple[HostileWeb, Any]]:
+async def connect(folder: Path, timeout_s: float = 3) -> AsyncIterator[tuple[HostileWeb, Any]]:
     web = HostileWeb()
     async with serve(web) as url:
         settings = UpstreamSettings.from_mapping(
             {
                 "url": url,
                 "headers": {"authorization": f"Bearer {SECRET}"},
-                "timeout_s": 3,
+                "timeout_s": timeout_s,
                 "answer_mb": 2,
                 "answer_items": 10_000,
             }
@@ -149,10 +174,16 @@ async def connect(folder: Path) -> AsyncIterator[tuple[HostileWeb, Any]]:
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_a_call_gets_its_result_or_a_clear_error(tmp_path: Path, attack: str) -> None:
     words = ATTACKS[attack][1]
-    async with connect(tmp_path) as (_, upstream):
+    # A large answer is read by a process that has to start first.
+    timeout_s = 30 if attack.startswith("large") else 3
+    async with connect(tmp_path, timeout_s) as (_, upstream):
         if words:
             with pytest.raises(CallFailed, match=words):
                 await upstream.call_tool(attack, {})
+        elif attack.startswith("large"):
+            found = await upstream.call_tool(attack, {})
+            assert isinstance(found, LargeValue)
+            assert found.decode() == {"r": "x" * MB}
         assert await upstream.call_tool("good", {}) == {"r": 1}
         assert await upstream.call_tool("good_event", {}) == {"r": 1}
 

@@ -29,7 +29,8 @@ from .direct_requests import CLOSED_MESSAGE, DirectCalls
 from .large_answers import LargeAnswers, LargeResult, ListPage, PageBounds, ToolContract
 from .message_limits import LimitExceeded, MessageLimits
 from .output_checks import accept_result
-from .paged_lists import RESOURCES, TOOLS
+from .paged_lists import LIST_KINDS, RESOURCES, TOOLS, page_bounds
+from .stashed_answers import StashedAnswers
 from .stderr_log import log_size, quote_last_lines
 from .tool_list import ToolList
 from .transport import TransportState, open_transport
@@ -68,21 +69,27 @@ class UpstreamConnection:
     ) -> types.CallToolResult | LargeResult:
         """Return the result of a call; raises what the client raises."""
         if self.direct_calls is None:
-            return await self.client.call_tool(tool, arguments, self.timeout_s)
+            result = await self.client.call_tool(tool, arguments, self.timeout_s)
+            found = self.transport.stash.take(result.meta)
+            return found if isinstance(found, LargeResult) else result
         return await self.direct_calls.call_tool(tool, arguments, self.timeout_s, contract)
 
     async def fetch_page(self, key: str, cursor: str | None, bounds: PageBounds) -> ListPage:
         """Return the page of a list (`ListKind.key`); raises what the client raises."""
         if self.direct_calls is not None:
             return await self.direct_calls.fetch_page(key, cursor, bounds, self.timeout_s)
+        page: ListPage
         if key == TOOLS.key:
             tools = await self.client.list_tools(cursor=cursor)
-            return ListPage(tools.tools, tools.next_cursor)
-        if key == RESOURCES.key:
+            page, meta = ListPage(tools.tools, tools.next_cursor), tools.meta
+        elif key == RESOURCES.key:
             resources = await self.client.list_resources(cursor=cursor)
-            return ListPage(resources.resources, resources.next_cursor)
-        templates = await self.client.list_resource_templates(cursor=cursor)
-        return ListPage(templates.resource_templates, templates.next_cursor)
+            page, meta = ListPage(resources.resources, resources.next_cursor), resources.meta
+        else:
+            listed = await self.client.list_resource_templates(cursor=cursor)
+            page, meta = ListPage(listed.resource_templates, listed.next_cursor), listed.meta
+        found = self.transport.stash.take(meta)
+        return found if isinstance(found, ListPage) else page
 
     @property
     def close_reason(self) -> str:
@@ -233,7 +240,10 @@ class ConnectionSupervisor:
     async def _hold_connection(self) -> None:
         """Connect, keep the tool list up to date, and return when the connection ends."""
         limits = MessageLimits.from_settings(self._settings)
-        state = TransportState(MessageFilter(limits, self._name))
+        answers = LargeAnswers(self._credentials)
+        bounds = {kind.key: page_bounds(kind, self._settings) for kind in LIST_KINDS}
+        stash = StashedAnswers(answers, self._tool_list.find_contract, bounds)
+        state = TransportState(MessageFilter(limits, self._name), stash)
         attempt = self._attempt
         self._is_ended_here = False
         started_at = anyio.current_time()
@@ -241,7 +251,7 @@ class ConnectionSupervisor:
         raised: Exception | None = None
         try:
             with anyio.move_on_after(self._settings.timeout_s) as start_scope:
-                await self._run_connection(state, start_scope)
+                await self._run_connection(state, answers, start_scope)
         except Exception as caught:  # noqa: BLE001 - the supervisor survives every kind of failure
             raised = innermost_exception(caught)
             raised = state.messages.find_problem(raised) or raised
@@ -293,7 +303,9 @@ class ConnectionSupervisor:
         self._failure = attempt.failure = failure
         attempt.finished.set()
 
-    async def _run_connection(self, state: TransportState, start_scope: anyio.CancelScope) -> None:
+    async def _run_connection(
+        self, state: TransportState, answers: LargeAnswers, start_scope: anyio.CancelScope
+    ) -> None:
         """Connect and stay connected until the upstream disconnects.
 
         `start_scope` limits the time until the connection is ready.
@@ -307,7 +319,6 @@ class ConnectionSupervisor:
                 state, self._settings, self._base_dir, self._log_file, self._credentials
             )
             stack.push_async_callback(self._tool_list.output_checks.close)
-            answers = LargeAnswers(self._credentials)
             stack.push_async_callback(answers.close)
             client = await stack.enter_async_context(self._build_client(transport, state.messages))
             client.session.validate_tool_result = accept_result  # type: ignore[method-assign]

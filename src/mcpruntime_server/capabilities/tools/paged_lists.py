@@ -62,6 +62,15 @@ TEMPLATES = ListKind(
 )
 
 
+LIST_KINDS: tuple[ListKind[Any], ...] = (TOOLS, RESOURCES, TEMPLATES)
+
+
+def page_bounds(kind: ListKind[Any], settings: UpstreamSettings) -> PageBounds:
+    """Return what is of use on one page of a list: what shows that there is too much, at most."""
+    max_items, max_mb = getattr(settings, kind.max_items), getattr(settings, kind.max_mb)
+    return PageBounds(max_items + 1, max_mb * MB, settings.max_schema_parts)
+
+
 @dataclass(frozen=True)
 class ListingCut:
     """Why a list is not whole: the bound as a clause, and the setting that raises it."""
@@ -140,8 +149,7 @@ class PagedList(Generic[ItemT]):
         Others have their turn in between: a page may have thousands of items.
         """
         kind = self._kind
-        bounds = PageBounds(self._max_items + 1, self._max_mb * MB, self._settings.max_schema_parts)
-        page = await self._fetch_page(kind.key, cursor, bounds)
+        page = await self._fetch_page(kind.key, cursor, page_bounds(kind, self._settings))
         slice_end = perf_counter() + SLICE_S
         for listed in page.items:
             item, size = parse_item(kind.item, listed)

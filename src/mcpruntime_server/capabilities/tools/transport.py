@@ -22,6 +22,7 @@ from ...config import UpstreamSettings
 from .bounded_client import BODY_TIME_FACTOR, BoundedClient
 from .credentials import Credentials, reveal_secrets
 from .direct_requests import DirectRequests
+from .stashed_answers import StashedAnswers
 from .stderr_log import open_stderr_log
 from .stdio_client import open_stdio_client
 from .unrequested_messages import MessageFilter
@@ -37,11 +38,12 @@ class TransportState:
 
     `ended` is set when no more messages can arrive. `http_status` is that of the last refused
     request. `is_session_expired` means that an HTTP server no longer knows the session; the
-    protocol then requires a new one. A child process takes `direct_requests`. `messages` has the
-    limits of what the server sends.
+    protocol then requires a new one. A child process takes `direct_requests`; over HTTP, large
+    answers are in the `stash`. `messages` has the limits of what the server sends.
     """
 
     messages: MessageFilter
+    stash: StashedAnswers
     ended: anyio.Event = field(default_factory=anyio.Event)
     http_status: int = 0
     is_session_expired: bool = False
@@ -104,6 +106,7 @@ async def _open_http(
 
     client = BoundedClient(
         state.messages,
+        state.stash,
         BODY_TIME_FACTOR * settings.timeout_s,
         headers=reveal_secrets(settings.headers),
         timeout=httpx2.Timeout(CONNECT_TIMEOUT_S, read=settings.timeout_s + MAX_SILENCE_S),
