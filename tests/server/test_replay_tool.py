@@ -282,8 +282,8 @@ async def test_changed_code_that_makes_another_call_is_reported_where_it_diverge
     assert again.status == "error"
     assert again.error["type"].endswith("ToolError")
     told = again.error["message"]
-    assert 'Step 1, call 3: the recording expects tools.paced.nap({"ms":0,"name":"b"})' in told
-    assert 'the code reached tools.paced.nap({"ms":1,"name":"c"})' in told
+    assert "Step 1, call 3: the recording expects paced.nap(ms=0, name='b')" in told
+    assert "the code reached paced.nap(ms=1, name='c')" in told
     assert "Differs from the recording: step 1" in again.note
     assert "calls" in again.note
 
