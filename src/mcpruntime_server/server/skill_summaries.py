@@ -13,7 +13,7 @@ from ..capabilities.skills.guides import Guide
 from ..capabilities.skills.model import Skill
 from ..capabilities.skills.module_source import to_one_line
 from ..capabilities.skills.signatures import Parameter, format_signature
-from .token_estimates import estimate_tokens
+from .token_estimates import bound_tokens
 
 MAX_LINE_TOKENS = 56  # estimated
 MAX_SIGNATURE_TOKENS = 48  # of these, for name and signature
@@ -44,10 +44,10 @@ def skill_summary(skill: Skill | Guide) -> SkillSummary:
         fitting = (
             each
             for each in shrinking_signatures(skill)
-            if estimate_tokens(skill.name + each) <= MAX_SIGNATURE_TOKENS
+            if bound_tokens(skill.name + each) <= MAX_SIGNATURE_TOKENS
         )
         signature = next(fitting, "(...)")
-    remaining_tokens = MAX_LINE_TOKENS - estimate_tokens(f"{skill.name}{signature}  # ")
+    remaining_tokens = MAX_LINE_TOKENS - bound_tokens(f"{skill.name}{signature}  # ")
     return {
         "name": skill.name,
         "signature": signature,
@@ -81,14 +81,14 @@ def hide_long_default(parameter: Parameter) -> Parameter:
 
 def truncate_to_tokens(text: str, max_tokens: int) -> str:
     """Return as much of a text as fits, up to the end of a word."""
-    if estimate_tokens(text) <= max_tokens:
+    if bound_tokens(text) <= max_tokens:
         return text
     words = text[: max_tokens * 8].split(" ")
-    while words and estimate_tokens(" ".join(words)) + 1 > max_tokens:
+    while words and bound_tokens(" ".join(words)) + 1 > max_tokens:
         words.pop()
     if words:
         return f"{' '.join(words)}..."
     end = len(text[: max_tokens * 2])
-    while end and estimate_tokens(text[:end]) + 1 > max_tokens:
+    while end and bound_tokens(text[:end]) + 1 > max_tokens:
         end -= 1
     return f"{text[:end]}..."
