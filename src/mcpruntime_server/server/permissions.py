@@ -19,7 +19,7 @@ NOTHING: frozenset[Scope] = frozenset()
 RUN: frozenset[Scope] = frozenset({"run"})
 READ: frozenset[Scope] = frozenset({"read"})
 APPROVE: frozenset[Scope] = frozenset({"approve"})
-MCP_SCOPES = RUN | READ | APPROVE  # of whoever has these, MCP requests need not be looked at
+MCP_SCOPES = RUN | READ | APPROVE  # with these, no MCP request needs a check
 
 TOOL_SCOPES: Mapping[str, frozenset[Scope]] = {
     "run_code": RUN,  # answers that approve a call need `approve`, too: see `may_approve`

@@ -192,7 +192,7 @@ class ConnectionSupervisor:
             self._connection = None
 
     def refuse(self, failure: Callable[[], CallFailed]) -> None:
-        """Open no connection any more: whoever requests one gets the failure."""
+        """Refuse every connection from now on, with the failure as the reason."""
         self._is_closed = True
         self._finish_attempt(failure)
 

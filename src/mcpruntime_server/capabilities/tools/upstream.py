@@ -116,7 +116,7 @@ class Upstream:
         await self._supervisor.run()
 
     def refuse(self, failure: Callable[[], CallFailed]) -> None:
-        """Open no connection any more: whoever needs one gets the failure."""
+        """Refuse every connection from now on, with the failure as the reason."""
         self._supervisor.refuse(failure)
 
     @property
