@@ -1,7 +1,15 @@
-"""What an attack costs everybody else: latency, memory, and sandboxes that stay behind.
+"""What an attack costs everybody else: time, memory, and sandboxes that stay behind.
 
-`observe` measures all three around an attack and checks them. The bounds on latency, and on memory
+`observe` measures them around an attack and checks them. The bounds on time, and on memory
 afterwards, are only checked where nothing else works on the machine: in `make attack`.
+
+Time is judged by two figures. The longest stall is how long the server's event loop served nobody
+(`tests/helpers/loop_watch.py`); it leaves out the time in which the loop had no processor, so it is
+the server's own, and each round has to keep its bound. The p99 of the bystander's `1+1` is what a
+client notices. It includes that the processes of the attack want processors, too, and with some 50
+samples it is the greatest of them. So a round that exceeds its bound is repeated twice with a new
+server (`conftest.py`), and the median of the three counts. Beside each attack stands the p99 of the
+same loop immediately before it: the control.
 """
 
 from __future__ import annotations
@@ -21,21 +29,30 @@ from anyio import to_thread
 
 from mcpruntime_server.sandbox.docker_backend import DATA_FOLDER_LABEL, data_folder_digest
 from mcpruntime_server.sandbox.docker_engine import DockerEngine
+from tests.helpers.forking import stalls_file
+from tests.helpers.loop_watch import IS_MEASURED, read_stalls_s
 
-IS_MEASURED = os.environ.get("ATTACKS", "0") not in ("", "0")
 MAX_P99_MS = 100.0
+MAX_STALL_MS = 50.0  # of the event loop, without its waiting for a processor
 MAX_GROWTH_MB = 50.0
 MAX_KEPT_MB = 30.0  # what a session keeps of its output, and allocators for later
 SETTLE_S = 30.0  # for memory to fall back and for the engine to remove what was given up
 BYSTANDER = "bystander"
 PAUSE_S = 0.01
+CONTROL_S = 0.5 if IS_MEASURED else 0.0
+
+
+class BystanderWaited(AssertionError):
+    """The bystander was served too slowly, which other processes can cause as well."""
 
 
 @dataclass
 class Impact:
     """The milliseconds that each `1+1` of the bystander took, and the server's memory meanwhile."""
 
+    control_ms: list[float] = field(default_factory=list)  # the same immediately before the attack
     latencies_ms: list[float] = field(default_factory=list)
+    stalls_ms: list[float] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
     last_memory_mb: float = 0.0
     sandboxes_left: int = 0
@@ -43,8 +60,17 @@ class Impact:
     @property
     def p99_ms(self) -> float:
         """The 99th percentile of the latencies."""
-        ranked = sorted(self.latencies_ms)
-        return ranked[math.ceil(len(ranked) * 0.99) - 1]
+        return find_p99(self.latencies_ms)
+
+    @property
+    def control_p99_ms(self) -> float:
+        """The same without the attack."""
+        return find_p99(self.control_ms)
+
+    @property
+    def longest_stall_ms(self) -> float:
+        """For how long the event loop served nobody at most."""
+        return max(self.stalls_ms, default=0.0)
 
     @property
     def growth_mb(self) -> float:
@@ -68,7 +94,15 @@ class Impact:
         assert not self.sandboxes_left, f"{self.sandboxes_left} sandboxes are left"
         if IS_MEASURED:
             assert self.kept_mb <= MAX_KEPT_MB, f"the server kept {self.kept_mb:.0f} MB"
-            assert self.p99_ms <= MAX_P99_MS, f"the bystander waited {self.p99_ms:.0f} ms"
+            stall_ms = self.longest_stall_ms
+            assert stall_ms <= MAX_STALL_MS, f"the event loop was held for {stall_ms:.0f} ms"
+            if self.p99_ms > MAX_P99_MS:
+                raise BystanderWaited(f"the bystander waited {self.p99_ms:.0f} ms")
+
+
+def find_p99(values: list[float]) -> float:
+    """Return the 99th percentile: the greatest of up to 100 values; 0 of none."""
+    return sorted(values)[math.ceil(len(values) * 0.99) - 1] if values else 0.0
 
 
 class Connection(Protocol):
@@ -123,22 +157,27 @@ async def observe(server: Connection) -> AsyncIterator[Impact]:
     impact = Impact()
     impacts[os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]] = impact
     await server.evaluate("1+1", BYSTANDER)
-    impact.memory_mb.append(resident_mb(server))
 
-    async def work() -> None:
-        while True:
-            started = time.perf_counter()
+    async def work(latencies_ms: list[float], seconds: float) -> None:
+        begun = time.perf_counter()
+        while (started := time.perf_counter()) - begun < seconds:
             assert await server.evaluate("1+1", BYSTANDER) == 2
-            impact.latencies_ms.append((time.perf_counter() - started) * 1e3)
+            latencies_ms.append((time.perf_counter() - started) * 1e3)
             impact.memory_mb.append(resident_mb(server))
             await anyio.sleep(PAUSE_S)
 
+    await work(impact.control_ms, CONTROL_S)
+    impact.memory_mb = [resident_mb(server)]
+    started = time.perf_counter()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(work)
+        tasks.start_soon(work, impact.latencies_ms, math.inf)
         yield impact
         while not impact.latencies_ms:  # noqa: ASYNC110 - the bystander is served in the end
             await anyio.sleep(PAUSE_S)
         tasks.cancel_scope.cancel()
+    if IS_MEASURED:
+        for pid in server.server_pids:
+            impact.stalls_ms += [stall * 1e3 for stall in read_stalls_s(stalls_file(pid), started)]
     with anyio.move_on_after(SETTLE_S):
         while True:
             impact.last_memory_mb = resident_mb(server)

@@ -17,6 +17,7 @@ from tests.upstreams import own_server_entry
 
 from .bystander import IS_MEASURED
 from .report import AttackLog
+from .rounds import run_rounds
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # for its model server
 
@@ -68,6 +69,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in attacks:
         if not item.nodeid.startswith(tuple(FOLDER + each for each in CHOICE)):
             item.add_marker(skipped)
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run an attack in rounds where it is measured."""
+    if not IS_MEASURED or not item.nodeid.startswith(FOLDER):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in run_rounds(item, nextitem):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

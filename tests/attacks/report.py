@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from .bystander import MAX_GROWTH_MB, MAX_KEPT_MB, MAX_P99_MS, Impact, impacts
+from .bystander import MAX_GROWTH_MB, MAX_KEPT_MB, MAX_P99_MS, MAX_STALL_MS, Impact, impacts
 
 NAME_COLUMNS = 62
-FIGURES = "{:>8} {:>10} {:>8} {:>5}"  # milliseconds, MB, MB, sandboxes
-UNMEASURED = FIGURES.format(*"····")
-HEADER = f"{'attack':<{NAME_COLUMNS}} {FIGURES.format('p99 ms', 'growth MB', 'kept MB', 'left')}"
+FIGURES = "{:>9} {:>8} {:>8} {:>10} {:>8} {:>5}"  # milliseconds, MB, MB, sandboxes
+UNMEASURED = FIGURES.format(*"······")
+TITLES = FIGURES.format("before", "p99 ms", "stall ms", "growth MB", "kept MB", "left")
+HEADER = f"{'attack':<{NAME_COLUMNS}} {TITLES}"
 PEACE = "test_peace"  # no attack
 MAX_FAILURE_CHARS = 100
 
@@ -112,7 +113,9 @@ def find_worst(attacks: list[Attack]) -> Impact | None:
     if not measured:
         return None
     return Impact(
+        [max(impact.control_p99_ms for impact in measured)],
         [max(impact.p99_ms for impact in measured)],
+        [max(impact.longest_stall_ms for impact in measured)],
         [0.0, max(impact.growth_mb for impact in measured)],
         max(impact.kept_mb for impact in measured),
         sum(impact.sandboxes_left for impact in measured),
@@ -128,8 +131,9 @@ def format_figures(impact: Impact | None) -> str:
     """Return what the others noticed of an attack; dots if it concerns nobody else."""
     if impact is None or not impact.latencies_ms:
         return UNMEASURED
+    times = (impact.control_p99_ms, impact.p99_ms, impact.longest_stall_ms)
     growth, kept = f"{impact.growth_mb:.1f}", f"{impact.kept_mb:.1f}"
-    return FIGURES.format(f"{impact.p99_ms:.0f}", growth, kept, impact.sandboxes_left)
+    return FIGURES.format(*(f"{each:.0f}" for each in times), growth, kept, impact.sandboxes_left)
 
 
 def read_promise(file: Path) -> str:
@@ -150,6 +154,8 @@ def summarize(cases: list[Attack]) -> Iterator[str]:
     compared = f", {peace.p99_ms:.0f} without an attack" if peace else ""
     longest = f"{worst.p99_ms:.0f} ms (at most {MAX_P99_MS:.0f}{compared})"
     yield f"Longest p99 of another session's 1+1: {longest}."
+    stall = f"{worst.longest_stall_ms:.0f} ms (at most {MAX_STALL_MS:.0f})"
+    yield f"Longest stall of the server's event loop: {stall}."
     yield f"Largest growth of the server: {worst.growth_mb:.1f} MB (at most {MAX_GROWTH_MB:.0f})."
     yield f"Most memory kept afterwards: {worst.kept_mb:.1f} MB (at most {MAX_KEPT_MB:.0f})."
     yield f"Sandboxes left: {worst.sandboxes_left} (at most 0)."

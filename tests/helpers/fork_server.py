@@ -1,8 +1,9 @@
 """Starts Python processes in 30 ms instead of a second, by forking one that has imported the SDK.
 
-Started as `fork_server.py SOCKET`, it listens there until its stdin ends. `fork_client.py` is what
-tests start: it passes its file descriptors, arguments and environment, and lives as long as the
-process that is forked for it. That is a real process: it runs `mcpruntime-server`, or a script.
+Started as `python -m tests.helpers.fork_server SOCKET`, it listens there until its stdin ends.
+`fork_client.py` is what tests start: it passes its file descriptors, arguments and environment, and
+lives as long as the process that is forked for it. That is a real process: it runs
+`mcpruntime-server`, or a script.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from .loop_watch import IS_MEASURED, watch_main_loop
 
 REQUEST_BYTES = 1 << 20
 SCRIPT = "--script"
@@ -37,7 +41,7 @@ def main(path: str) -> None:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
-                serve(connection)
+                serve(connection, path)
             connection.close()
 
 
@@ -50,14 +54,14 @@ def import_everything() -> None:
     gc.freeze()
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, path: str) -> None:
     """Fork the process that a client asks for; send its id, and its exit status at the end."""
     request, descriptors = receive_request(connection)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
         connection.close()
-        become(request, descriptors)
+        become(request, descriptors, Path(f"{path}.{os.getpid()}.stalls"))
     for descriptor in descriptors:
         os.close(descriptor)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -83,8 +87,10 @@ def receive_request(connection: socket.socket) -> tuple[dict[str, Any], list[int
     return json.loads(data), list(descriptors)
 
 
-def become(request: dict[str, Any], descriptors: list[int]) -> None:
+def become(request: dict[str, Any], descriptors: list[int], stalls: Path) -> None:
     """Turn this process into the requested one, and run it to its end."""
+    if IS_MEASURED:
+        watch_main_loop(stalls)
     os.setsid()
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,9 @@ def fork_server_socket() -> str:
     folder = tempfile.TemporaryDirectory(prefix="fork-server-")
     path = str(Path(folder.name) / "socket")
     process = subprocess.Popen(
-        [sys.executable, HELPERS / "fork_server.py", path],
+        [sys.executable, "-m", "tests.helpers.fork_server", path],
+        cwd=HELPERS.parents[1],
+        env=fork_server_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -32,6 +35,17 @@ def fork_server_socket() -> str:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     return path
+
+
+def stalls_file(pid: int) -> Path:
+    """Return where a forked server records how long its event loop served nobody."""
+    return Path(f"{fork_server_socket()}.{pid}.stalls")
+
+
+def fork_server_environment() -> dict[str, str]:
+    """Return an environment in which the fork server imports the code that tests are to run."""
+    source = os.environ.get("ATTACKED_SOURCE")  # the `src` of an older version, say
+    return {**os.environ, **({"PYTHONPATH": source} if source else {})}
 
 
 def forked_command(*arguments: str) -> list[str]:
