@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.loop_watch import IS_MEASURED
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 from tests.upstreams import own_server_entry
 
-from .bystander import IS_MEASURED
 from .report import AttackLog
 from .rounds import run_rounds
 

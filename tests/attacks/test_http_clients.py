@@ -10,9 +10,10 @@ import anyio
 import pytest
 
 from ..helpers.http_service import HttpService, open_http_service
+from ..helpers.loop_watch import IS_MEASURED
 from ..helpers.server_connection import ServerConnection, write_settings
 from . import http_attacks
-from .bystander import IS_MEASURED, observe
+from .bystander import observe
 from .http_attacks import ATTACKS, PRINCIPAL
 
 SIZE = 600 if IS_MEASURED else 100

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 # `make attack` measures what attacks cost others; elsewhere, other tests load the machine.
 IS_MEASURED = os.environ.get("ATTACKS", "0") not in ("", "0") and sys.platform == "linux"
@@ -57,10 +56,10 @@ def watch_main_loop(path: Path) -> None:
     """Watch the loop that the main thread of this process runs, once it does."""
     run_forever = asyncio.BaseEventLoop.run_forever
 
-    def run_watched(loop: Any) -> None:
+    def run_watched(self: asyncio.BaseEventLoop) -> None:
         if threading.current_thread() is threading.main_thread():
-            LoopWatch(loop, path)
-        run_forever(loop)
+            LoopWatch(self, path)
+        run_forever(self)
 
     asyncio.BaseEventLoop.run_forever = run_watched  # type: ignore[method-assign]
 

@@ -1,7 +1,7 @@
 """The credentials that principals have for MCP servers: encrypted, in one file of the data folder.
 
-A running server sees at once what the command line or another server changes. Whoever reads the
-file learns who has a credential for which server, and not the credential.
+A running server sees at once what the command line or another server changes. A reader
+of the file learns who has a credential for which server, and not the credential.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a signal ends a server or a command: sandboxes are removed first, whatever else is sent.
 
 Rule: the handlers stay until everything is cleaned up, so that a second signal does not abort that.
-Whoever closes a terminal sends several: the shell and the kernel each send SIGHUP, and a client
+When a terminal is closed, several arrive: the shell and the kernel each send SIGHUP, and a client
 sends SIGTERM if its server does not end at once. All clean-ups have time limits of their own.
 """
 

@@ -224,7 +224,7 @@ class JournalWriter:
     def _commit_waiting(self, postponed: list[WriteJob]) -> list[WriteJob]:
         """Commit `postponed` and what is queued; return what the disk refused.
 
-        Whoever waits is woken when the lock is free again: the next commit may be the loop's.
+        Waiting tasks are woken when the lock is free again: the next commit may be the loop's.
         """
         with self._commit_lock:
             while self._jobs and len(postponed) < MAX_JOBS_PER_TRANSACTION:

@@ -181,7 +181,7 @@ class Execute(Message):
 
 
 class EncodedValue:
-    """A value as the ASCII JSON that it is sent as; whoever made it has checked its depth."""
+    """A value, already encoded as ASCII JSON and checked for its depth."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

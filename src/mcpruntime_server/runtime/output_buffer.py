@@ -73,7 +73,7 @@ class StreamBuffer:
         self._ends.append(self.length)
 
     def compact(self) -> None:
-        """Join the chunks: whoever reads all of the text from here on shares it."""
+        """Join the chunks, so that later reads of the whole text share one string."""
         self._chunks, self._ends = ["".join(self._chunks)], [self.length]
 
     def read_from(self, position: int) -> str:

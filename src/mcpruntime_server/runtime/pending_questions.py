@@ -367,7 +367,7 @@ class PendingQuestions:
     ) -> None:
         """Answer questions by their ids, all of `given` or none; `*` answers those not named.
 
-        Whoever answers has seen the questions `shown_ids`, all of them if that is None.
+        The answering client has seen the questions `shown_ids`, all of them if that is None.
 
         Raises `InvalidRequest` for a question that is not open or was not shown, or an answer that
         does not fit, and `Forbidden` where a person has to answer.

@@ -149,7 +149,7 @@ class PrincipalUpstreams:
     async def find(self, principal: str | None) -> Upstream:
         """Return the upstream of a principal, as its credentials are now.
 
-        If they cannot be used, whoever needs the connection gets the reason.
+        If they cannot be used, each caller that needs the connection gets the reason.
         """
         if principal is None:
             return self._nobodys

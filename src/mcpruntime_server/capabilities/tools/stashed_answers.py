@@ -1,6 +1,6 @@
 """Large answers over HTTP: the SDK takes every answer there, so it gets a small one in their place.
 
-The small answer has a name that nobody can guess. Whoever has made the request finds by it what
+The small answer has a name that nobody can guess. By it, the sender of the request finds what
 `LargeAnswers` has read.
 """
 
