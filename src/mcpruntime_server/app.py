@@ -8,9 +8,10 @@ import shlex
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
+    AsyncExitStack,
     asynccontextmanager,
     contextmanager,
     redirect_stdout,
@@ -67,6 +68,7 @@ from .protocol.payloads import ToolListing
 from .runtime.observer import Observers, RuntimeObserver
 from .runtime.package_changes import PackageChanges
 from .runtime.process_memory import return_large_blocks
+from .runtime.rates import Rate
 from .runtime.router import Route, Router
 from .runtime.runtime import Runtime, open_runtime
 from .runtime.scratch_run import open_scratch_runner
@@ -123,7 +125,13 @@ async def open_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
         yield LocalBackend(config.sandbox, root, KERNEL_ARGV, KERNEL_ENV, owner, is_alive)
         return
     docker = DockerBackend(
-        config.sandbox, config.server.data_dir, KERNEL_ARGV, KERNEL_ENV, owner, is_alive
+        config.sandbox,
+        config.server.data_dir,
+        KERNEL_ARGV,
+        KERNEL_ENV,
+        owner,
+        is_alive,
+        has_web=bool(config.network.rules),
     )
     try:
         yield docker
@@ -234,6 +242,7 @@ async def open_app(
             open_tools(config, package_changes.record_change, credentials_url) as catalog,
             open_knowledge_providers(config, catalog) as providers,
             open_model_process(config.llm) as model_process,
+            AsyncExitStack() as optional,
         ):
             observers = Observers(create_observers(catalog))
             packages = None if config.sandbox.image else config.sandbox.packages
@@ -278,7 +287,9 @@ async def open_app(
                     FILES_PREFIX: Route(
                         exporter.handle_call,
                         lambda _: "idempotent",
-                        verdict_for=partial(policy.decide, effect="idempotent", destructive=False),
+                        verdict_for=lambda target, _: policy.decide(
+                            target, effect="idempotent", destructive=False
+                        ),
                     ),
                     UPLOADS_PREFIX: Route(
                         exporter.handle_upload, lambda _: "read", is_listed=False
@@ -295,6 +306,8 @@ async def open_app(
                 },
                 observers,
             )
+            if config.network.rules:
+                await add_web_routes(config, journal, router, optional)
             async with (
                 open_backend(config, lease.owner) as backend,
                 anyio.create_task_group() as background,
@@ -317,6 +330,7 @@ async def open_app(
                     runs_per_minute=config.http.runs_per_minute,
                     approvals_command=format_command(config, "approvals"),
                     find_fetchers=catalog.find_fetchers,
+                    web_rules=config.network.rules,
                     observers=observers,
                 ) as runtime:
 
@@ -373,7 +387,7 @@ def open_knowledge_providers(
 def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
     """Return the route to the user's MCP servers, with the verdicts of `policy`."""
 
-    def decide(target: str) -> Verdict:
+    def decide(target: str, args: Mapping[str, Any]) -> Verdict:
         return policy.decide(
             target.removeprefix("tools."),
             effect=catalog.effect(target),
@@ -386,6 +400,31 @@ def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
         prepare=catalog.prepare_call,
         verdict_for=decide,
         is_open_world=catalog.is_open_world,
+    )
+
+
+async def add_web_routes(
+    config: Config, journal: Journal, router: Router, exit_stack: AsyncExitStack
+) -> None:
+    """Let code make web requests, for as long as `exit_stack` is open."""
+    from .capabilities.web.web_requests import open_web_requests  # slow, and seldom needed
+
+    rate = Rate(config.network.requests_per_minute)
+    web = await exit_stack.enter_async_context(
+        open_web_requests(config.network, journal, rate.count)
+    )
+    router.add_route(
+        "web",
+        Route(
+            web.handle_request,
+            web.effect_of,
+            verdict_for=web.decide,
+            is_open_world=lambda _: True,
+        ),
+    )
+    router.add_route(
+        "downloads",
+        Route(web.handle_download, lambda _: "read", is_listed=False, is_open_world=lambda _: True),
     )
 
 

@@ -51,6 +51,10 @@ LIST_KEYS = {
     ("sandbox", "packages"),
     ("policy", "reads"),
     ("skills", "trusted_keys"),
+    ("network", "allow"),
+    ("network", "ask"),
+    ("network", "reads"),
+    ("network", "private"),
     *PATH_LIST_KEYS,
 }
 PATH_KEYS = {
@@ -59,6 +63,7 @@ PATH_KEYS = {
     ("server", "export_dir"),
     ("skills", "folder"),
     ("credentials", "key_file"),
+    ("network", "ca_file"),
 }
 PROVIDER_PATH_FIELDS = ("path", "sqlite", "python")
 MAX_NESTING = 20  # of tables and lists

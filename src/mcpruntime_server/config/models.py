@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from .diagnostics import SettingKey
 from .placeholders import PER_PRINCIPAL, fill_text, fill_url, find_names, is_in_host
 from .scopes import Scope
 from .validation import INTERNAL, Bounds, Check, SecretText, SettingsTable
+from .web_rules import parse_host, parse_rule
 
 PositiveInt = Annotated[int, Bounds(above=0)]
 Count = Annotated[int, Bounds(at_least=0)]
@@ -89,11 +91,29 @@ def is_secure_url(text: str) -> bool:
     )
 
 
+def check_method(text: str) -> None:
+    """Raise `ValueError` unless `text` is an HTTP method."""
+    if not re.fullmatch("[A-Z]{1,20}", text):
+        raise ValueError("write an HTTP method in upper case")
+
+
+def check_network(text: str) -> None:
+    """Raise `ValueError` unless `text` is an IP address or a network of them."""
+    try:
+        ip_network(text)
+    except ValueError as exc:
+        raise ValueError(f"write an IP address or a network, e.g. 10.1.0.0/16: {exc}") from None
+
+
 RuleName = Annotated[str, Check(check_rule_name)]
 RuleVerdict = Annotated[Verdict, Check(check_rule_verdict)]
 ProviderName = Annotated[str, Check(check_provider_name)]
 PathPattern = Annotated[str, Check(check_path_pattern)]
 PublicKey = Annotated[str, Check(check_public_key)]
+WebRuleText = Annotated[str, Check(parse_rule)]
+HostName = Annotated[str, Check(parse_host)]
+Network = Annotated[str, Check(check_network)]
+HttpMethod = Annotated[str, Check(check_method)]
 SignatureAlgorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]  # asymmetric ones: with a shared secret, a public key could be mistaken for one
@@ -162,6 +182,25 @@ class SandboxSettings(SettingsTable):
                 f"`timeout_s` ({self.timeout_s:g}) exceeds `max_timeout_s` "
                 f"({self.max_timeout_s:g}): raise that, too"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings(SettingsTable):
+    """`[network]`: which web requests code may make; by default, none."""
+
+    allow: tuple[WebRuleText, ...] = ()
+    ask: tuple[WebRuleText, ...] = ()  # a person approves each; they count before `allow`
+    reads: tuple[HttpMethod, ...] = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
+    private: tuple[Network, ...] = ()  # addresses outside the internet that names may have
+    ca_file: Path = Path()  # empty: the authorities that Python knows
+    timeout_s: Seconds = 60.0  # to connect, and between two pieces of an answer
+    response_mb: PositiveInt = 1024
+    requests_per_minute: PositiveInt = 600  # of one session
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """All rules; without any, code may make no web request."""
+        return (*self.ask, *self.allow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,6 +511,7 @@ class Config(SettingsTable):
     server: ServerSettings = ServerSettings()
     journal: JournalSettings = JournalSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    network: NetworkSettings = NetworkSettings()
     http: HttpSettings = HttpSettings()
     credentials: CredentialSettings = CredentialSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -489,6 +529,7 @@ SETTINGS_TABLES: Mapping[str, type[SettingsTable]] = {
     "server": ServerSettings,
     "journal": JournalSettings,
     "sandbox": SandboxSettings,
+    "network": NetworkSettings,
     "http": HttpSettings,
     "credentials": CredentialSettings,
     "telemetry": TelemetrySettings,

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from .wire import (
     Call,
+    Certificate,
+    CertificateRequest,
     Execute,
     FileData,
     FilesChanged,
@@ -73,9 +75,10 @@ TRANSITIONS: Dict[str, Transitions] = {
             WriteFile: IDLE,
             RemoveFile: IDLE,
             Reply: IDLE,  # to a call of a run that has finished
+            Certificate: IDLE,
         },
-        RUNNING: {Reply: RUNNING, Interrupt: RUNNING, Kill: RUNNING},
-        PROMOTING: {Reply: PROMOTING},
+        RUNNING: {Reply: RUNNING, Certificate: RUNNING, Interrupt: RUNNING, Kill: RUNNING},
+        PROMOTING: {Reply: PROMOTING, Certificate: PROMOTING},
     },
     SANDBOX: {
         NEW: {},
@@ -84,6 +87,7 @@ TRANSITIONS: Dict[str, Transitions] = {
         RUNNING: {
             Output: RUNNING,
             Call: RUNNING,
+            CertificateRequest: RUNNING,
             FilesChanged: RUNNING,
             RunDone: IDLE,
             **dict.fromkeys(FORK_MESSAGES, RUNNING),

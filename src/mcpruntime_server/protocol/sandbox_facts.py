@@ -18,20 +18,32 @@ NO_FACTS: Dict[str, Any] = {
     "mounts": [],
     "export_dir": "",
     "fetchers": [],
+    "web_rules": [],
 }
 MAX_NAMED_FOLDERS = 5
 MAX_NAMED_PACKAGES = 25
+MAX_NAMED_RULES = 10
 
 
 def describe_sandbox(facts: SandboxFacts, python: str, packages: Sequence[str]) -> str:
     """Return three lines: interpreter and packages, the user's files, and the time limit."""
     installed = list_some(packages, MAX_NAMED_PACKAGES) or "the standard library alone"
-    place = "a container without network" if facts["is_isolated"] else "the user's own machine"
+    place = "the user's own machine"
+    if facts["is_isolated"]:
+        place = f"a container {describe_network(facts)}"
     return (
         f"{python} in {place}, with {installed}.\n"
         f"{describe_user_files(facts)}\n"
         f"A run may take {facts['timeout_s']:g} s (timeout_s)."
     )
+
+
+def describe_network(facts: SandboxFacts) -> str:
+    """Return what a container can reach."""
+    if not facts["web_rules"]:
+        return "without network"
+    rules = list_some(facts["web_rules"], MAX_NAMED_RULES)
+    return f"without network except for web requests ({rules})"
 
 
 def describe_user_files(facts: SandboxFacts) -> str:

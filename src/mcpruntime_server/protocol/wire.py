@@ -51,6 +51,7 @@ MAX_CHUNK_BYTES = 1024 * 1024  # of a frame with such a chunk
 MAX_CONTROL_BYTES = 64 * 1024  # of a message that only says what has happened
 MAX_DATA_BYTES = 8 * 1024 * 1024  # of a message with data or names that code chooses
 MAX_CALL_JSON_BYTES = 4 * 1024 * 1024  # of a call without its payload
+MAX_HOST_BYTES = 512  # of a message with the name of a host
 MAX_VALUES = 250_000  # JSON values in such a message, those in arrays and objects included
 MAX_CALL_VALUES = 100_000
 MAX_PATH_BYTES = 4096  # of the path of a file, as Linux has it
@@ -163,6 +164,7 @@ class Setup(Message):
     max_checkpoint_bytes: int  # memory of all parked forks together, beyond that of the worker
     resource_limits: Dict[str, Any]  # by name in the module `resource`; a container has its own
     facts: Optional[Dict[str, Any]] = None  # `SandboxFacts`, for `help()` and hints
+    web: Optional[Dict[str, Any]] = None  # code may make web requests: "authority" and "key" (PEM)
 
 
 class Execute(Message):
@@ -229,6 +231,13 @@ class Promote(Message):
     run_number: int
 
 
+class Certificate(Message):
+    """The answer to `CertificateRequest`: a certificate in PEM, or "" if there will be none."""
+
+    host: str
+    certificate: str
+
+
 # sandbox -> host ----------------------------------------------------------------------------------
 
 
@@ -282,6 +291,14 @@ class Call(Message):
             raise ValueError(f"its target has more than {MAX_TARGET_CHARS:,} characters")
         if not 0 <= self.call_id < MAX_CALL_ID or not 0 <= (self.line or 0) < MAX_LINE:
             raise ValueError("its id or its line is impossible")
+
+
+class CertificateRequest(Message):
+    """The proxy of a sandbox needs a certificate for a host that code connects to."""
+
+    MAX_BYTES = MAX_HOST_BYTES
+
+    host: str
 
 
 class FilesChanged(Message):
@@ -413,7 +430,7 @@ class Park(Message):
 MESSAGE_TYPES: Tuple[Type[Message], ...] = (
     Setup, Execute, Reply, Interrupt, Kill, WriteFile, RemoveFile, Promote,
     Ready, Output, Call, FilesChanged, RunDone, WorkerRestarted, FileData, FilesSaved,
-    ForkParked, ParkFailed, ForkDropped, Promoted, Park,
+    ForkParked, ParkFailed, ForkDropped, Promoted, Park, CertificateRequest, Certificate,
 )  # fmt: skip
 TYPE_CODES: Dict[Type[Message], int] = {cls: code for code, cls in enumerate(MESSAGE_TYPES)}
 

@@ -9,6 +9,7 @@ Rule: a call that may have reached an upstream is never sent again unless somebo
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -48,14 +49,17 @@ def is_never_open_world(target: str) -> bool:
     return False
 
 
-def allow_always(target: str) -> Verdict:
+def allow_always(target: str, args: Mapping[str, Any]) -> Verdict:
     """Return that the calls of a route are allowed."""
     return "allow"
 
 
 @dataclass(frozen=True)
 class Route:
-    """How the calls of one prefix are answered; each function gets the target."""
+    """How the calls of one prefix are answered; each function gets the target.
+
+    `verdict_for` gets the arguments, too; it may raise `CallFailed` to say why a call is refused.
+    """
 
     handle: Callable[[str, dict[str, Any]], Awaitable[Any]]
     effect_of: Callable[[str], Effect]  # what a call may change, known when `prepare` has returned
@@ -63,7 +67,7 @@ class Route:
     max_args_chars: int | None = None  # of a call, roughly; None: as many as the link takes
     is_billed: bool = False  # somebody pays for a call, whatever it changes
     prepare: Callable[[str], Awaitable[None]] | None = None
-    verdict_for: Callable[[str], Verdict] = allow_always
+    verdict_for: Callable[[str, Mapping[str, Any]], Verdict] = allow_always
     is_open_world: Callable[[str], bool] = is_never_open_world  # strangers may write its answers
 
 
@@ -264,17 +268,15 @@ class Router:
 
     async def _authorize_call(self, active: ActiveCall) -> dict[str, Any]:
         """Return the arguments that a call may be made with; raises `CallFailed` if it may not."""
-        target, route, plan = active.target, self._find_route(active.target), active.journal.plan
-        verdict = route.verdict_for(target)
-        if verdict == "deny":
-            remedy = "The settings of the server say so, under [policy]."
-            raise CallFailed("denied", f"{target} is not allowed here.", remedy=remedy)
+        route, plan = self._find_route(active.target), active.journal.plan
+        verdict = _check_verdict(active, route, active.call.args)
         args, is_approved = active.call.args, False
-        if plan is not None and route.effect_of(target) != "read":
+        if plan is not None and route.effect_of(active.target) != "read":
             needs_person = verdict == "ask" and not active.is_allowed_by_person
             approval = await self._require_approval(active, plan, needs_person=needs_person)
             args, is_approved = active.effective_args, approval["person"]
             active.entry.args = args  # that is the call that is made, or asked about
+            verdict = _check_verdict(active, route, args)
         if verdict == "ask" and not is_approved:
             await self._ask_person(active, args)
         return args
@@ -338,9 +340,16 @@ class Router:
             each
             for each in plan.approved_calls
             if not each["person"]
-            and self._find_route(each["target"]).verdict_for(each["target"]) == "ask"
+            and self._verdict_for_planned(each) == "ask"
             and (each["target"], each["args"], each["nth"]) != own_key
         ]
+
+    def _verdict_for_planned(self, approved: ApprovedCall) -> Verdict:
+        args = json.loads(approved["sent"])
+        try:
+            return self._find_route(approved["target"]).verdict_for(approved["target"], args)
+        except CallFailed:
+            return "deny"
 
     async def _resolve_doubt(self, active: ActiveCall) -> QuestionAnswered:
         """Ask what to do about a call that may have been made before the server died."""
@@ -362,6 +371,15 @@ class Router:
         known = ", ".join(sorted(self._routes))
         message = f"Nothing answers to {target!r:.80}; the prefixes are {known}."
         raise CallFailed("unknown_target", message)
+
+
+def _check_verdict(active: ActiveCall, route: Route, args: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on a call with these arguments; raises `CallFailed` if it is denied."""
+    verdict = route.verdict_for(active.target, args)
+    if verdict == "deny":
+        remedy = "The settings of the server say so, under [policy]."
+        raise CallFailed("denied", f"{active.target} is not allowed here.", remedy=remedy)
+    return verdict
 
 
 async def _start_call(call: Call, route: Route, call_journal: CallJournal) -> int:

@@ -475,6 +475,7 @@ async def open_runtime(
     runs_per_minute: int = 0,
     approvals_command: str = "",
     find_fetchers: Callable[[], Sequence[str]] = tuple,
+    web_rules: Sequence[str] = (),
     observers: Observers = NO_OBSERVERS,
 ) -> AsyncIterator[Runtime]:
     """Run sessions on `backend` until the context is left; then they are shut down.
@@ -482,7 +483,7 @@ async def open_runtime(
     `get_spending` returns what a run has paid models, by the names that its usage has;
     `announce_code` is called with code and principal of every run before it starts.
     `approvals_command` is named to people who have to answer, what `find_fetchers` returns to code
-    that looks for a network.
+    that looks for a network. With `web_rules`, code may make web requests.
     """
     setup = wire.Setup(
         version=wire.PROTOCOL_VERSION,
@@ -496,7 +497,8 @@ async def open_runtime(
         max_checkpoints=sandbox.checkpoints,
         max_checkpoint_bytes=sandbox.checkpoint_mb * MB,
         resource_limits=backend.resource_limits,
-        facts=dict(collect_facts(settings, sandbox, is_isolated=backend.is_isolated)),
+        facts=dict(collect_facts(settings, sandbox, web_rules, is_isolated=backend.is_isolated)),
+        web={} if web_rules else None,
     )
     limits = RunLimits(
         max_timeout_s=sandbox.max_timeout_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 from ..config import SandboxSettings, ServerSettings
 from ..journal.store import Journal
@@ -17,6 +18,7 @@ PYTHON_VERSION = re.compile(r"\d+\.\d+[\w.+-]{0,20}")  # journals may be of fore
 def collect_facts(
     settings: ServerSettings,
     sandbox: SandboxSettings,
+    web_rules: Sequence[str],
     *,
     is_isolated: bool,
 ) -> SandboxFacts:
@@ -28,6 +30,7 @@ def collect_facts(
         "mounts": list(map(describe_mount, sandbox.mounts)) if is_isolated else [],
         "export_dir": os.fspath(settings.export_dir),
         "fetchers": [],
+        "web_rules": list(web_rules),
     }
 
 

@@ -183,8 +183,11 @@ class DockerBackend:
         env: Mapping[str, str],
         owner: str,
         is_alive: Callable[[str], bool],
+        *,
+        has_web: bool = False,
     ) -> None:
         self._settings = settings
+        self._has_web = has_web
         self._argv = argv
         self._env = env
         self._labels = {OWNER_LABEL: owner, DATA_FOLDER_LABEL: data_folder_digest(data_folder)}
@@ -271,6 +274,7 @@ class DockerBackend:
             uid=hardening.choose_uid(self._settings, is_mapped=mapped),
             cpuset=",".join(map(str, self._pinned_cpus.get(name, ()))),
             inputs=str(self._shared_folders.root / name) if shares else "",
+            has_web=self._has_web,
         )
         try:
             await self._engine.call_api(

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import socket
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -29,6 +30,8 @@ MAX_OPEN_FILES = 1024
 MAX_TERMINALS = 16  # pseudo terminals of one sandbox
 SHARED_KERNEL_RUNTIMES = ("", "runc", "crun")  # others have terminals of their own
 MAX_LOCKED_BYTES = 64 * 1024  # enough to keep secrets out of swap
+WEB_PROXY_THREADS = 68  # one for each connection, and its own
+SOCKET_TYPE_MASK = 0xF  # without flags such as SOCK_CLOEXEC
 SPARE_PROCESSES = 2  # exist for a moment while a fork is parked or promoted
 OOM_SCORE = 500  # if the host runs out of memory, sandboxes die before its own processes
 UID_RANGE = range(0x7000_0000, 0x7FFF_0000)  # not used by distributions for users or containers
@@ -47,10 +50,12 @@ def make_container_config(
     uid: int,
     cpuset: str = "",
     inputs: str = "",
+    has_web: bool = False,
 ) -> dict[str, Any]:
     """Return the body of the request that creates a container, which sees the folder `inputs`.
 
-    Without one, it has a volume there that only the engine can write.
+    Without one, it has a volume there that only the engine can write. With `has_web`, its loopback
+    interface can be used, where the web proxy listens.
     """
     return {
         "Image": image,
@@ -67,8 +72,8 @@ def make_container_config(
         "AttachStderr": True,
         "OpenStdin": True,
         "StdinOnce": True,  # stdin ends with the server; then the supervisor exits
-        "NetworkDisabled": True,
-        "HostConfig": make_host_config(settings, uid, cpuset, inputs),
+        "NetworkDisabled": not has_web,  # then not even the loopback interface is up
+        "HostConfig": make_host_config(settings, uid, cpuset, inputs, has_web=has_web),
     }
 
 
@@ -86,7 +91,7 @@ def make_environment(settings: SandboxSettings) -> dict[str, str]:
 
 
 def make_host_config(
-    settings: SandboxSettings, uid: int, cpuset: str, inputs: str = ""
+    settings: SandboxSettings, uid: int, cpuset: str, inputs: str = "", *, has_web: bool = False
 ) -> dict[str, Any]:
     """Return the restrictions that the engine enforces on one sandbox."""
     memory_mb = settings.memory_mb + settings.workspace_mb + settings.tmp_mb
@@ -94,6 +99,8 @@ def make_host_config(
     if settings.checkpoints:
         memory_mb += settings.checkpoint_mb
         max_processes += settings.checkpoints + SPARE_PROCESSES
+    if has_web:
+        max_processes += WEB_PROXY_THREADS
     memory_bytes = memory_mb * BYTES_PER_MB
     largest_file = max(settings.workspace_mb, settings.tmp_mb) * BYTES_PER_MB
     shared_tmpfs = format_tmpfs_options(settings.tmp_mb, "noexec,mode=1777")
@@ -105,7 +112,10 @@ def make_host_config(
     return {
         "NetworkMode": "none",
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true", f"seccomp={load_seccomp_profile()}"],
+        "SecurityOpt": [
+            "no-new-privileges:true",
+            f"seccomp={load_seccomp_profile(has_web=has_web)}",
+        ],
         "ReadonlyRootfs": True,
         "Privileged": False,
         "Tmpfs": {
@@ -147,10 +157,31 @@ def format_ulimit(name: str, value: int) -> dict[str, Any]:
 
 
 @cache
-def load_seccomp_profile() -> str:
-    """Return the seccomp profile on one line, as the engine's API expects it."""
+def load_seccomp_profile(*, has_web: bool = False) -> str:
+    """Return the seccomp profile on one line, as the engine's API expects it.
+
+    With `has_web`, code may make TCP sockets, which lead nowhere but to the loopback interface.
+    """
     text = resources.files(__package__).joinpath("seccomp.json").read_text(encoding="utf-8")
-    return json.dumps(json.loads(text), separators=(",", ":"))
+    profile = json.loads(text)
+    if has_web:
+        profile["syscalls"] += [
+            {
+                "names": ["socket"],
+                "action": "SCMP_ACT_ALLOW",
+                "args": [
+                    {"index": 0, "value": family, "op": "SCMP_CMP_EQ"},
+                    {
+                        "index": 1,
+                        "value": SOCKET_TYPE_MASK,
+                        "valueTwo": socket.SOCK_STREAM,
+                        "op": "SCMP_CMP_MASKED_EQ",
+                    },
+                ],
+            }
+            for family in (socket.AF_INET, socket.AF_INET6)
+        ]
+    return json.dumps(profile, separators=(",", ":"))
 
 
 def parse_mount(entry: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -32,6 +32,9 @@ from .frame_writer import FrameWriter
 from .interpreter_state import InterpreterState
 from .open_calls import OpenCalls
 from .task_pool import TaskPool
+
+if TYPE_CHECKING:
+    from .certificate_authority import CertificateAuthority
 
 MAX_CALLS_PER_TURN = 8  # that a link starts before others do something
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
@@ -105,7 +108,11 @@ class SandboxLink:
     """A running sandbox. `closed` is set when it is gone."""
 
     def __init__(
-        self, channel: SandboxChannel, max_checkpoints: int, task_group: TaskGroup
+        self,
+        channel: SandboxChannel,
+        max_checkpoints: int,
+        task_group: TaskGroup,
+        authority: CertificateAuthority | None = None,
     ) -> None:
         self._task_group = task_group
         self._call_tasks = TaskPool(task_group)
@@ -122,6 +129,7 @@ class SandboxLink:
         self._ready = anyio.Event()
         self._promotion: _Promotion | None = None
         self._execution: _Execution | None = None
+        self._authority = authority
         self._files = FileReception()
         self._interpreter = InterpreterState()
         self._failure_reason = ""
@@ -390,6 +398,11 @@ class SandboxLink:
             case wire.Output() | wire.Call() | wire.FilesChanged() | wire.RunDone():
                 if self._execution is not None:
                     self._route_to_execution(self._execution, message, size)
+            case wire.CertificateRequest():
+                if self._authority is None:
+                    raise ProtocolError("a certificate is of no use here")
+                certificate = self._authority.issue_certificate(message.host)
+                self._send(wire.Certificate(message.host, certificate))
             case wire.FileData() | wire.FilesSaved():
                 self._files.receive(message)
             case wire.ForkParked():
@@ -436,12 +449,18 @@ async def open_link(backend: Backend, setup: wire.Setup) -> AsyncIterator[Sandbo
 
     Raises what `Backend.open_channel` raises, and `SandboxFailed`.
     """
+    authority = None
+    if setup.web is not None:
+        from .certificate_authority import CertificateAuthority  # slow, and seldom needed
+
+        authority = CertificateAuthority()
+        setup = setup.replace(web=authority.describe())
     first_bytes = build_bundle() + wire.encode_message(setup)
     async with (
         backend.open_channel(first_bytes) as channel,
         anyio.create_task_group() as task_group,
     ):
-        link = SandboxLink(channel, setup.max_checkpoints, task_group)
+        link = SandboxLink(channel, setup.max_checkpoints, task_group, authority)
         try:
             await link.start(setup)
             yield link

@@ -100,7 +100,9 @@ def sandbox_instructions(config: Config, python: str, *, is_isolated: bool) -> s
     packages: Sequence[str] = config.sandbox.packages
     if config.sandbox.image or not is_isolated:
         packages = ["what is installed there (help() lists it)"]
-    facts = collect_facts(config.server, config.sandbox, is_isolated=is_isolated)
+    facts = collect_facts(
+        config.server, config.sandbox, config.network.rules, is_isolated=is_isolated
+    )
     return describe_sandbox(facts, python, packages)
 
 

@@ -30,6 +30,7 @@ from .forks import say_hello
 from .hello import ProcessMemory, await_hello, close_descriptors
 from .output import OutputStreams
 from .process_guard import ProcessGuard, guard_worker
+from .web_proxy_process import WebProxyProcess, is_reply_to_proxy
 from .worker_process import WorkerProcess
 from .workspace import FileTransfer, Workspace, read_inputs_marker
 
@@ -54,6 +55,7 @@ CALL_CODE = wire.TYPE_CODES[wire.Call]
 DONE_CODE = wire.TYPE_CODES[wire.RunDone]
 PARKING_CODES = (wire.TYPE_CODES[wire.ForkParked], wire.TYPE_CODES[wire.ParkFailed])
 REPLY_CODE = wire.TYPE_CODES[wire.Reply]
+CERTIFICATE_CODE = wire.TYPE_CODES[wire.Certificate]
 
 
 class HostConnection:
@@ -146,6 +148,7 @@ class Supervisor:
         )
         self.guard = ProcessGuard(self.list_protected, self.poller)
         self.schedule = ParkSchedule()
+        self.web_proxy = WebProxyProcess(setup.web, self.poller) if setup.web else None
         self.worker: WorkerProcess
         self.generation = 0  # the number of workers before this one
         self.run_number = 0  # the active run; 0: none
@@ -179,7 +182,14 @@ class Supervisor:
 
     def list_protected(self) -> Set[int]:
         """Return the processes that user code may not change; -1, all, has the number of init."""
-        return {INIT_PID, os.getpid(), *self.parked_forks.pids()}
+        return {INIT_PID, os.getpid(), *self.list_spared()}
+
+    def list_spared(self) -> Set[int]:
+        """Return the processes that outlive a worker; user code may not change them."""
+        spared = self.parked_forks.pids()
+        if self.web_proxy is not None and self.web_proxy.pid:
+            spared.add(self.web_proxy.pid)
+        return spared
 
     def adopt_worker(self, pid: int, sock: socket.socket, memory: ProcessMemory) -> None:
         """Make the process at the other end of `sock` the live interpreter."""
@@ -195,12 +205,11 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *IGNORED_SIGNALS):
                 signal.signal(number, signal.SIG_DFL)
-            for fd in (self.host.read_end, self.host.write_end, self.wake_read, self.wake_write):
-                os.close(fd)
-            for fd in self.output.by_descriptor:
-                os.close(fd)
-            self.parked_forks.close()
-            self.guard.close()
+            self._close_descriptors()
+            if self.web_proxy is not None:
+                for fd in self.web_proxy.descriptors:
+                    os.close(fd)
+                os.environ.update(self.web_proxy.environment)
             # The OOM killer takes the worker first, then parked forks, then the supervisor.
             parked_score = (processes.read_oom_score() + processes.MAX_OOM_SCORE) // 2
             processes.set_oom_score(processes.MAX_OOM_SCORE)
@@ -213,6 +222,15 @@ class Supervisor:
             Worker(kept, out, err, self.setup, self.generation, parked_score).serve()
         finally:  # reached only by a bug; its traceback goes to the container's stderr
             os._exit(wire.BROKEN_EXIT_CODE)
+
+    def _close_descriptors(self) -> None:
+        """Close what belongs to the supervisor alone, in a child process."""
+        for fd in (self.host.read_end, self.host.write_end, self.wake_read, self.wake_write):
+            os.close(fd)
+        for fd in self.output.by_descriptor:
+            os.close(fd)
+        self.parked_forks.close()
+        self.guard.close()
 
     def replace_dead_worker(self) -> None:
         """Forward the last frames of the dead worker, report its death, and start the next one."""
@@ -247,7 +265,10 @@ class Supervisor:
 
     def reap_children(self) -> None:
         """Collect dead children except the worker, which `replace_dead_worker` collects."""
-        self.parked_forks.forget_dead(processes.reap_children(self.parked_forks.worker_pid))
+        reaped = processes.reap_children(self.parked_forks.worker_pid)
+        self.parked_forks.forget_dead(reaped)
+        if self.web_proxy is not None and self.web_proxy.pid in reaped:
+            self.web_proxy.forget_process()
 
     def handle_worker_hangup(self) -> None:
         """The worker's socket is closed: either it is dying, or user code closed the socket."""
@@ -262,7 +283,7 @@ class Supervisor:
         """Kill every process that the dead worker left behind, except parked forks."""
         self.parked_forks.await_hellos()
         self.parked_forks.set_worker(0, ProcessMemory())
-        spared = self.parked_forks.pids()
+        spared = self.list_spared()
         if self.setup.has_own_processes:
             processes.kill_others(spared)
         else:
@@ -311,13 +332,49 @@ class Supervisor:
             self.output.send_available()
             self.host.forward(wire.Call, frame)
             return
-        try:  # a background thread calls between two runs
-            call = wire.decode_message(CALL_CODE, frame[wire.HEADER_BYTES :])
-        except wire.WireError:
-            return
-        assert isinstance(call, wire.Call)
-        error = wire.no_active_run_error(call.target)
-        self.worker.send(wire.encode_message(wire.Reply(call.call_id, None, error)))
+        reply = refuse_call(frame)  # a background thread calls between two runs
+        if reply:
+            self.worker.send(reply)
+
+    # the web proxy --------------------------------------------------------------------------------
+
+    def start_web_proxy(self) -> None:
+        """Start the web proxy: code has connected to it."""
+        assert self.web_proxy is not None
+        signals = (signal.SIGCHLD, *IGNORED_SIGNALS)
+
+        def release() -> None:
+            signal.set_wakeup_fd(-1)
+            for number in signals:
+                signal.signal(number, signal.SIG_IGN)
+            self._close_descriptors()
+            self.worker.sock.close()
+
+        self.web_proxy.start(connect_worker, release, self.reap_children)
+
+    def _handle_proxy_event(self, proxy: WebProxyProcess, fd: int, events: int) -> bool:
+        """Handle an event if it is one of the proxy's; return whether it was."""
+        if fd == proxy.listener.fileno():
+            self.start_web_proxy()
+        elif not proxy.owns_descriptor(fd):
+            return False
+        else:
+            if events & select.POLLOUT:
+                proxy.flush()
+            if events & ~select.POLLOUT:
+                self._route_proxy_frames(proxy)
+        return True
+
+    def _route_proxy_frames(self, proxy: WebProxyProcess) -> None:
+        for type_code, frame in proxy.read_frames():
+            if self.run_number:
+                self.host.forward(wire.MESSAGE_TYPES[type_code], frame)
+            elif type_code == CALL_CODE:
+                proxy.send(refuse_call(frame))
+            else:
+                request = wire.decode_message(type_code, frame[wire.HEADER_BYTES :])
+                assert isinstance(request, wire.CertificateRequest)
+                proxy.send(wire.encode_message(wire.Certificate(request.host, "")))
 
     def _finish_run(self, done: bytes) -> None:
         """Send `RunDone` and what belongs before it; file content follows while idle."""
@@ -325,7 +382,7 @@ class Supervisor:
             return  # forged
         duration_s = time.perf_counter() - self.run_started_at
         if self.setup.max_processes and duration_s >= FORK_BOMB_MIN_S:
-            spared = {self.worker.pid} | self.parked_forks.pids()
+            spared = {self.worker.pid} | self.list_spared()
             processes.stop_fork_bomb(self.setup.max_processes, self.reap_children, spared)
         self.output.send_available(is_last=True)
         self.transfer.announce_changes(self.run_number)
@@ -421,9 +478,16 @@ class Supervisor:
         """Handle one frame of the host; replies are forwarded unread."""
         if type_code == REPLY_CODE:
             self.host.protocol.receive_unread(wire.Reply)
+            if self.web_proxy is not None and is_reply_to_proxy(frame):
+                self.web_proxy.send(frame)
+                return
             self.worker.send(frame)
             if self.worker.queued_bytes > MAX_QUEUED_BYTES:
                 self.worker.kill("its code did not read the answers to its calls")
+            return
+        if type_code == CERTIFICATE_CODE and self.web_proxy is not None:
+            self.host.protocol.receive_unread(wire.Certificate)
+            self.web_proxy.send(frame)
             return
         message = wire.decode_message(type_code, frame[wire.HEADER_BYTES :])
         if isinstance(message, (wire.Execute, wire.Promote)):
@@ -492,6 +556,8 @@ class Supervisor:
             self.handle_child_exit()
         elif fd in self.guard.listeners:
             self.guard.handle_event(fd, events)
+        elif self.web_proxy and self._handle_proxy_event(self.web_proxy, fd, events):
+            pass
         elif fd in self.parked_forks.by_descriptor:
             self.parked_forks.handle_hello(fd)
         elif fd == self.worker.sock.fileno():
@@ -544,8 +610,22 @@ class Supervisor:
         self.worker.kill("the host is gone")
         os.waitpid(self.worker.pid, 0)
         self.parked_forks.close()
+        if self.web_proxy is not None:
+            self.web_proxy.remove_files()
+            self.web_proxy = None
         self._kill_remaining_processes()
         os._exit(0)
+
+
+def refuse_call(frame: bytes) -> bytes:
+    """Return the frame that answers a call while no run is active; b"" if it is no call."""
+    try:
+        call = wire.decode_message(CALL_CODE, frame[wire.HEADER_BYTES :])
+    except wire.WireError:
+        return b""
+    assert isinstance(call, wire.Call)
+    error = wire.no_active_run_error(call.target)
+    return wire.encode_message(wire.Reply(call.call_id, None, error))
 
 
 def connect_worker() -> Tuple[socket.socket, socket.socket]:

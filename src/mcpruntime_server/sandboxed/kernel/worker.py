@@ -61,6 +61,8 @@ class Worker:
         self.interrupts = InterruptHandler()
         self.channel = WorkerChannel(sock, self.interrupts, generation, self.clocks)
         determinism.ImportHooks.run_after_import("asyncio", self.install_event_loop)
+        if setup.web is not None:
+            determinism.ImportHooks.run_after_import("aiohttp", use_web_proxy)
         self.pending_sources: Dict[str, Any] = {}  # entries for `linecache` until it is imported
         determinism.ImportHooks.run_after_import(
             "linecache", lambda module: module.cache.update(self.pending_sources)
@@ -374,6 +376,11 @@ def _is_same_file(fd: int, other: int) -> bool:
         return os.path.sameopenfile(fd, other)
     except OSError:
         return False
+
+
+def use_web_proxy(module: types.ModuleType) -> None:
+    """Let sessions of `aiohttp` use the web proxy, as those of other libraries do by default."""
+    module.ClientSession.__init__.__kwdefaults__["trust_env"] = True
 
 
 def _refuse_input(prompt: object = "") -> str:

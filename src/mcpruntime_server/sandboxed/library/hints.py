@@ -12,7 +12,7 @@ import re
 import sys
 
 from ...protocol.presentation import INPUT_NAMES, JSON_WORDS
-from ...protocol.sandbox_facts import MAX_NAMED_PACKAGES, list_some
+from ...protocol.sandbox_facts import MAX_NAMED_PACKAGES, MAX_NAMED_RULES, list_some
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ def _is_network_error(exc: BaseException) -> bool:
 
 
 def _network_hint(facts: SandboxFacts) -> str:
+    if facts["web_rules"]:
+        rules = list_some(facts["web_rules"], MAX_NAMED_RULES)
+        return f"Only web requests leave the sandbox, as the settings allow: {rules}."
     fetchers = list_some(facts["fetchers"], MAX_NAMED_FETCHERS)
     if fetchers:
         return f"There is no network here. Tools that can fetch: {fetchers}."

@@ -1,0 +1,131 @@
+"""Answers of which code has read only a part: the rest waits here until code asks for it.
+
+Rule: each is closed when it is read to its end, when it fails, or when nobody has asked for a piece
+of it for a minute. A session and the server have so many at most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import count
+
+import anyio
+from httpcore2 import Response
+
+from ...errors import CallFailed
+
+PIECE_BYTES = 256 * 1024
+MAX_IDLE_S = 60.0
+SWEEP_INTERVAL_S = 5.0
+MAX_OPEN = 256
+MAX_OPEN_PER_SESSION = 64
+CLOSE_TIMEOUT_S = 1.0
+
+
+@dataclass
+class OpenResponse:
+    """The rest of the body of an answer."""
+
+    session_id: str
+    response: Response
+    chunks: AsyncIterator[bytes]
+    left_bytes: int  # that it may still have
+    buffer: bytearray = field(default_factory=bytearray)
+    next_piece: int = 0  # of those after the first
+    used_at: float = field(default_factory=time.monotonic)
+    is_in_use: bool = False
+
+    async def read_piece(self) -> tuple[bytes, bool]:
+        """Return the next piece, and whether it is the last one; raises `CallFailed`."""
+        is_last = False
+        while len(self.buffer) < PIECE_BYTES:
+            chunk = await anext(self.chunks, None)
+            if chunk is None:
+                is_last = True
+                break
+            self.left_bytes -= len(chunk)
+            if self.left_bytes < 0:
+                raise CallFailed(
+                    "too_large",
+                    "The answer is larger than [network] response_mb allows.",
+                    remedy="Ask for a part of it, or raise the limit.",
+                )
+            self.buffer += chunk
+        piece = bytes(self.buffer[:PIECE_BYTES])
+        del self.buffer[:PIECE_BYTES]
+        return piece, is_last and not self.buffer
+
+    async def read_first(self) -> tuple[bytes, bool]:
+        """Return the first piece, and whether it is the last one; closes itself if it is."""
+        is_last = True
+        try:
+            piece, is_last = await self.read_piece()
+        finally:
+            if is_last:
+                await self.close()
+        return piece, is_last
+
+    async def close(self) -> None:
+        """Close the connection that it comes from, within a time limit."""
+        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            await self.response.aclose()
+
+
+class OpenResponses:
+    """All unfinished answers, by the id that their code has."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, OpenResponse] = {}
+        self._numbers = count(1)
+
+    def check_room(self, session_id: str) -> None:
+        """Raise `CallFailed` if there are too many unfinished answers for another one."""
+        own = sum(each.session_id == session_id for each in self._by_id.values())
+        if own >= MAX_OPEN_PER_SESSION or len(self._by_id) >= MAX_OPEN:
+            raise CallFailed(
+                "rate_limited",
+                f"{own} answers to web requests of this session are not read to their end.",
+                remedy="Read or close them first.",
+            )
+
+    def add(self, response: OpenResponse) -> str:
+        """Keep the rest of an answer; return its id."""
+        response_id = f"r{next(self._numbers)}"
+        self._by_id[response_id] = response
+        return response_id
+
+    async def read_piece(self, response_id: str, piece: int, session_id: str) -> tuple[bytes, bool]:
+        """Return a piece of an answer, and whether it is the last one; raises `CallFailed`."""
+        found = self._by_id.get(response_id)
+        if found is None or found.session_id != session_id:
+            raise CallFailed("unavailable", "The rest of this answer is not available any more.")
+        if found.is_in_use or piece != found.next_piece:
+            raise CallFailed("invalid_arguments", "The pieces of an answer are read in order.")
+        found.is_in_use = True
+        is_last = True
+        try:
+            data, is_last = await found.read_piece()
+        finally:
+            found.is_in_use = False
+            found.used_at = time.monotonic()
+            found.next_piece += 1
+            if is_last:
+                del self._by_id[response_id]
+                await found.close()
+        return data, is_last
+
+    async def close_idle(self) -> None:
+        """Close answers that nobody reads, for as long as the server runs."""
+        try:
+            while True:
+                await anyio.sleep(SWEEP_INTERVAL_S)
+                oldest = time.monotonic() - MAX_IDLE_S
+                for response_id, each in list(self._by_id.items()):
+                    if each.used_at < oldest and not each.is_in_use:
+                        del self._by_id[response_id]
+                        await each.close()
+        finally:
+            for each in self._by_id.values():
+                await each.close()
