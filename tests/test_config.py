@@ -587,8 +587,8 @@ def test_an_unknown_key_is_reported_with_its_place_and_a_suggestion(file: Path) 
     assert f"{file}, line 4: sandbox.memroy_mb is not a setting. Did you mean memory_mb?" in said
     assert "Did you mean mcpServers?" in refusal(file, '[mcpservers.x]\ncommand = "x"')
     assert (
-        "Allowed are: server, journal, sandbox, http, credentials, telemetry, policy, skills, llm, "
-        "mcpServers, knowledge." in refusal(file, "xyz = 1")
+        "Allowed are: server, journal, sandbox, network, http, credentials, telemetry, policy, "
+        "skills, llm, mcpServers, knowledge." in refusal(file, "xyz = 1")
     )
 
 

@@ -16,6 +16,7 @@ from .placeholders import DEFAULT_NAME, PER_PRINCIPAL, PLACEHOLDER_FIELDS, mark_
 
 UPSTREAM_FIELDS = ("command", "args", "env", "url", "headers")
 LLM_FIELDS = ("api_key", "api_base")
+NETWORK_FIELDS = ("value",)  # of a credential
 VARIABLE_REFERENCE = re.compile(
     r"""(?P<literal>\$\$\{)
       | \$\{ (?P<is_credential>credential) (?: : (?P<credential>[A-Za-z][A-Za-z0-9_-]{0,39}) )? \}
@@ -41,6 +42,24 @@ def interpolate_llm(
 ) -> dict[str, Any]:
     """Return the table `[llm]` with its variables replaced."""
     return _interpolate_fields(table, ("llm",), LLM_FIELDS, environ, report)
+
+
+def interpolate_network(
+    table: Mapping[str, Any], environ: Mapping[str, str], report: ReportProblem
+) -> dict[str, Any]:
+    """Return the table `[network]` with the variables of its credentials replaced."""
+    entries = table.get("credentials")
+    if not isinstance(entries, dict):
+        return dict(table)
+    credentials = {
+        host: _interpolate_fields(
+            entry, ("network", "credentials", host), NETWORK_FIELDS, environ, report
+        )
+        if isinstance(entry, dict)
+        else entry
+        for host, entry in entries.items()
+    }
+    return {**table, "credentials": credentials}
 
 
 def _interpolate_fields(

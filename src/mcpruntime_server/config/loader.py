@@ -32,7 +32,7 @@ from .diagnostics import (
     iter_leaves,
     suggest_names,
 )
-from .interpolation import interpolate_llm, interpolate_upstream
+from .interpolation import interpolate_llm, interpolate_network, interpolate_upstream
 from .models import SETTINGS_TABLES, Config, SettingSources
 from .placeholders import PER_PRINCIPAL
 from .validation import SecretText, iter_setting_keys, parse_table
@@ -45,7 +45,7 @@ SETTINGS_REMEDY = (
     "(`server.toml` in the project's repository lists every setting with its default.)"
 )
 
-TABLE_KEYS = {("policy", "tools")}  # a variable cannot hold these
+TABLE_KEYS = {("policy", "tools"), ("network", "credentials")}  # a variable cannot hold these
 PATH_LIST_KEYS = {("sandbox", "mounts"), ("skills", "folders"), ("server", "context_roots")}
 LIST_KEYS = {
     ("sandbox", "packages"),
@@ -127,7 +127,7 @@ def load_config(
 def _interpolate_variables(
     tree: dict[str, Any], environ: Mapping[str, str], report: ReportProblem
 ) -> None:
-    servers, llm = tree.get("mcpServers"), tree.get("llm")
+    servers, llm, network = tree.get("mcpServers"), tree.get("llm"), tree.get("network")
     if isinstance(servers, dict):
         tree["mcpServers"] = {
             name: interpolate_upstream(name, entry, environ, report)
@@ -135,6 +135,8 @@ def _interpolate_variables(
         }
     if isinstance(llm, dict):
         tree["llm"] = interpolate_llm(llm, environ, report)
+    if isinstance(network, dict):
+        tree["network"] = interpolate_network(network, environ, report)
 
 
 def _check_server_names(tree: Mapping[str, Any], report: ReportProblem) -> None:

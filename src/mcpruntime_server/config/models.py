@@ -19,7 +19,7 @@ from .diagnostics import SettingKey
 from .placeholders import PER_PRINCIPAL, fill_text, fill_url, find_names, is_in_host
 from .scopes import Scope
 from .validation import INTERNAL, Bounds, Check, SecretText, SettingsTable
-from .web_rules import parse_host, parse_rule
+from .web_rules import MAX_PORT, parse_host, parse_rule
 
 PositiveInt = Annotated[int, Bounds(above=0)]
 Count = Annotated[int, Bounds(at_least=0)]
@@ -97,6 +97,19 @@ def check_method(text: str) -> None:
         raise ValueError("write an HTTP method in upper case")
 
 
+def check_header_name(text: str) -> None:
+    """Raise `ValueError` unless a credential may be sent in a header of this name."""
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,99}", text):
+        raise ValueError("write the name of an HTTP header, such as Authorization")
+
+
+def check_host(text: str) -> None:
+    """Raise `ValueError` unless `text` is a host, or host:port, as addresses have it."""
+    host, colon, port = text.rpartition(":") if re.search(r":\d+$", text) else (text, "", "")
+    if parse_host(host) != host.strip("[]") or (colon and not 0 < int(port) <= MAX_PORT):
+        raise ValueError("write a host in lower case, with a port if it is not 443")
+
+
 def check_network(text: str) -> None:
     """Raise `ValueError` unless `text` is an IP address or a network of them."""
     try:
@@ -111,9 +124,10 @@ ProviderName = Annotated[str, Check(check_provider_name)]
 PathPattern = Annotated[str, Check(check_path_pattern)]
 PublicKey = Annotated[str, Check(check_public_key)]
 WebRuleText = Annotated[str, Check(parse_rule)]
-HostName = Annotated[str, Check(parse_host)]
+HostName = Annotated[str, Check(check_host)]
 Network = Annotated[str, Check(check_network)]
 HttpMethod = Annotated[str, Check(check_method)]
+HeaderName = Annotated[str, Check(check_header_name)]
 SignatureAlgorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]  # asymmetric ones: with a shared secret, a public key could be mistaken for one
@@ -185,6 +199,20 @@ class SandboxSettings(SettingsTable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WebCredential(SettingsTable):
+    """One entry of `network.credentials`: the header that requests to a host get."""
+
+    header: HeaderName = "Authorization"
+    value: SecretText = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` if the value cannot be that of a header."""
+        value = self.value.get_secret_value()
+        if not value.isascii() or not value.isprintable() or not value.strip():
+            raise ValueError("`value` must be printable ASCII text and not empty")
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkSettings(SettingsTable):
     """`[network]`: which web requests code may make; by default, none."""
 
@@ -196,6 +224,7 @@ class NetworkSettings(SettingsTable):
     timeout_s: Seconds = 60.0  # to connect, and between two pieces of an answer
     response_mb: PositiveInt = 1024
     requests_per_minute: PositiveInt = 600  # of one session
+    credentials: Mapping[HostName, WebCredential] = field(default_factory=dict)  # by host
 
     @property
     def rules(self) -> tuple[str, ...]:

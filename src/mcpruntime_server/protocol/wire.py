@@ -56,6 +56,7 @@ MAX_VALUES = 250_000  # JSON values in such a message, those in arrays and objec
 MAX_CALL_VALUES = 100_000
 MAX_PATH_BYTES = 4096  # of the path of a file, as Linux has it
 MAX_CALL_ID = 1 << 63
+FIRST_PROXY_CALL_ID = 1 << 62  # of the web proxy; above those of every worker
 MAX_LINE = 1 << 31
 MAX_DROPPED_BYTES = 1 << 53
 OUTPUT_STREAMS = ("stdout", "stderr")

@@ -9,11 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from mcpruntime_server.capabilities.tools.credentials import (
-    Credentials,
-    collect_credentials,
-    is_credential,
-)
+from mcpruntime_server.capabilities.redaction import Credentials
+from mcpruntime_server.capabilities.tools.credentials import collect_credentials, is_credential
 from mcpruntime_server.config import UpstreamSettings
 
 SECRET = 'k3y "with" ünicode/+'

@@ -12,8 +12,8 @@ import mcp_types as types
 import pytest
 from mcp import MCPError
 
+from mcpruntime_server.capabilities.redaction import Credentials
 from mcpruntime_server.capabilities.schema_checks import prepare_schema
-from mcpruntime_server.capabilities.tools.credentials import Credentials
 from mcpruntime_server.capabilities.tools.large_answers import (
     LargeAnswers,
     LargeResult,

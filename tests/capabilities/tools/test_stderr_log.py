@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 
-from mcpruntime_server.capabilities.tools.credentials import Credentials
+from mcpruntime_server.capabilities.redaction import Credentials
 from mcpruntime_server.capabilities.tools.stderr_log import (
     MAX_LINE_BYTES,
     MAX_LOG_BYTES,

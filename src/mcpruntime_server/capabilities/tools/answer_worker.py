@@ -20,9 +20,9 @@ from ...journal.events import encode_json
 from ...protocol.json_limits import is_nested_deeper
 from ...protocol.wire import MAX_DATA_DEPTH
 from ..json_schemas import compile_schema, find_violation
+from ..redaction import Credentials
 from ..schema_worker import limit_process, limit_processor_time
 from .answer_protocol import PREFIX, AnswerReply, PageRequest, ResultRequest, encode_frame
-from .credentials import Credentials
 from .message_limits import LARGE_BYTES, LimitExceeded, check_content, parse_message
 from .observed_shapes import infer_shape
 from .tool_results import error_message, error_texts, to_json_data

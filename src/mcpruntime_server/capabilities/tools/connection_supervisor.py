@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from ... import APP_NAME
 from ...config import UpstreamSettings
 from ...errors import CallFailed
-from .credentials import Credentials
+from ..redaction import Credentials
 from .direct_requests import CLOSED_MESSAGE, DirectCalls
 from .large_answers import LargeAnswers, LargeResult, ListPage, PageBounds, ToolContract
 from .message_limits import LimitExceeded, MessageLimits

@@ -7,10 +7,7 @@ it that is a value itself (`KEY=value`, JSON, a line, what follows "Bearer"), if
 (`--token`, `API_KEY`) and it has six characters; and whatever its name, if it has eight and is not
 plain. Plain are numbers, paths, words, addresses, and names of hosts, packages and languages:
 replacing `production`, `us-east-1` or `/home/me` in answers would falsify them.
-Rule 2: each is replaced as it is, escaped for JSON, Python or HTML, percent-encoded, in hexadecimal
-and in base64, alone or as either half of a Basic authorization; a number also as a JSON number;
-and where neighbours in a list have its parts.
-Rule 3: this is about upstreams that repeat what they were given. One that wants to tell it can
+Rule 2: this is about upstreams that repeat what they were given. One that wants to tell it can
 spell it in endless ways.
 """
 
@@ -26,13 +23,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...config import UpstreamSettings
 from ...config.credentials import find_known_credential, is_credential_name, is_random_text
-from ..credential_forms import MAX_END_CHARS, make_form_patterns
+from ..redaction import Credentials
 
 MIN_NAMED_CHARS = 6
 MIN_UNNAMED_CHARS = 8  # shorter values occur by chance
-MAX_NUMBER_DIGITS = 300  # of a credential that is a number
 MAX_NESTED_VALUES = 5  # values within values, such as a URL in JSON in a variable
-REDACTED = "***"
 PLAIN_VALUES = tuple(
     map(
         re.compile,
@@ -64,101 +59,6 @@ AUTHORIZATION = re.compile(
 ADDRESS_SECRET = re.compile(r"[0-9a-fA-F-]{24,}|[A-Za-z0-9_~-]*[0-9][A-Za-z0-9_~-]*")
 MIN_ADDRESS_SECRET_CHARS = 16  # of a key that is a part of a URL's path
 QUOTES = "\"'"
-FIRST_CHARACTER = re.compile(  # of a pattern, also if it is one of several: "[aA]"
-    r"(?:\\.|\[\w+\]|[^\\\[\](){}.*+?^$|])(?![*+?{])", re.DOTALL
-)
-MAX_UNGROUPED = 8  # alternatives that are not worth a group
-MAX_GROUP_DEPTH = 4
-
-
-class Credentials:
-    """The secret values that one upstream was given; replaces them in what it sends."""
-
-    def __init__(self, values: Iterable[str]) -> None:
-        known = set(values)
-        self.values = tuple(sorted(known))
-        # The longest first, so that no rest remains of a form that contains another one.
-        forms = {form for value in known for form in make_form_patterns(value)}
-        pattern = join_alternatives(sorted(forms, key=len, reverse=True))
-        self._pattern = re.compile(pattern) if forms else None
-        self._bytes_pattern = re.compile(pattern.encode("utf-8", "surrogateescape"))
-        self._numbers = {
-            int(value)
-            for value in known
-            if value.isascii() and value.isdigit() and len(value) <= MAX_NUMBER_DIGITS
-        }
-        self.max_form_bytes = max((len(form.encode()) for form in forms), default=0)
-        self.max_form_bytes += MAX_END_CHARS
-
-    def __bool__(self) -> bool:
-        return self._pattern is not None
-
-    def redact(self, value: Any) -> Any:
-        """Return JSON data with every known credential in it replaced."""
-        if isinstance(value, str):
-            return self.redact_text(value)
-        if isinstance(value, list):
-            return [self.redact(item) for item in self._redact_neighbours(value)]
-        if isinstance(value, dict):
-            return {self.redact_text(key): self.redact(item) for key, item in value.items()}
-        if self._numbers and type(value) in (int, float) and value in self._numbers:
-            return REDACTED
-        return value
-
-    def _redact_neighbours(self, values: list[Any]) -> list[Any]:
-        """Return a list without the parts of a credential that are in texts beside each other."""
-        texts = [value for value in values if isinstance(value, str)]
-        if self._pattern is None or len(texts) < 2:
-            return values
-        whole = "".join(texts)
-        spans = [match.span() for match in self._pattern.finditer(whole)]
-        if not spans:
-            return values
-        found: list[Any] = []
-        start = 0
-        for value in values:
-            if not isinstance(value, str):
-                found.append(value)
-                continue
-            end = start + len(value)
-            kept, position = "", start
-            for first, last in spans:
-                if first < end and last > start:
-                    kept += whole[position : max(first, start)] + REDACTED
-                    position = min(last, end)
-            found.append(kept + whole[position:end])
-            start = end
-        return found
-
-    def redact_text(self, text: str) -> str:
-        """Return `text` with every known credential replaced."""
-        return text if self._pattern is None else self._pattern.sub(REDACTED, text)
-
-    def redact_bytes(self, data: bytes) -> bytes:
-        """Return `data` with every known credential replaced."""
-        return self._bytes_pattern.sub(REDACTED.encode(), data) if self else data
-
-
-def join_alternatives(patterns: Sequence[str], depth: int = MAX_GROUP_DEPTH) -> str:
-    """Return a pattern that matches any of `patterns`; of several that match, the first.
-
-    Those that begin with the same character are grouped, because `re` tries each alternative of a
-    group at every place of a text.
-    """
-    if len(patterns) <= MAX_UNGROUPED or not depth:
-        return "|".join(patterns)
-    groups: dict[str, list[str]] = {}
-    for pattern in patterns:
-        found = FIRST_CHARACTER.match(pattern)
-        head = found[0] if found else ""
-        groups.setdefault(head, []).append(pattern[len(head) :])
-    joined = []
-    for head, rests in groups.items():
-        if not head or len(rests) == 1:
-            joined += [head + rest for rest in rests]
-        else:
-            joined.append(f"{head}(?:{join_alternatives(rests, depth - 1)})")
-    return "|".join(joined)
 
 
 def collect_credentials(settings: UpstreamSettings) -> Credentials:

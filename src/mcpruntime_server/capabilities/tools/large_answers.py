@@ -24,6 +24,7 @@ from anyio.abc import Process
 from mcp import MCPError, types
 
 from ...journal.events import EncodedJson, decode_json
+from ..redaction import Credentials
 from ..schema_checks import EXIT_TIMEOUT_S, VARIABLES, PreparedSchema
 from .answer_protocol import (
     MAX_HEAD_BYTES,
@@ -33,7 +34,6 @@ from .answer_protocol import (
     ResultRequest,
     encode_frame,
 )
-from .credentials import Credentials
 from .message_limits import LimitExceeded
 from .observed_shapes import Shape
 

@@ -31,8 +31,9 @@ from ...errors import CallFailed, CredentialsUnusable, Unavailable
 from ...journal.principals import principal_file_name
 from ..credential_keys import CredentialKeys
 from ..credential_store import CredentialStore, StoredCredential
+from ..redaction import Credentials
 from .catalogue_cache import CatalogueCache
-from .credentials import Credentials, find_credentials
+from .credentials import find_credentials
 from .upstream import OwnConnection, Upstream
 
 MISSING_KIND = "credential_missing"

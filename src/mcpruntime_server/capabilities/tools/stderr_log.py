@@ -19,7 +19,7 @@ from typing import TextIO
 
 import anyio
 
-from .credentials import REDACTED, Credentials
+from ..redaction import REDACTED, Credentials
 
 MAX_LOG_BYTES = 1024 * 1024  # one older file of the same size is kept
 MAX_LINE_BYTES = 64 * 1024  # buffered until the line ends

@@ -13,9 +13,9 @@ import anyio
 from mcp import Client, types
 
 from ...config import UpstreamSettings
+from ..redaction import Credentials
 from ..schema_checks import PreparedSchema
 from .catalogue_cache import Catalogue, CatalogueCache, dump_tool, parse_tool
-from .credentials import Credentials
 from .large_answers import ToolContract
 from .output_checks import OutputChecks, ToolBounds
 from .paged_lists import TOOLS, FetchPage, ListingCut, PagedList

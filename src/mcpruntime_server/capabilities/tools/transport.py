@@ -19,8 +19,9 @@ import httpx2
 from mcp.client.streamable_http import streamable_http_client
 
 from ...config import UpstreamSettings
+from ..redaction import Credentials
 from .bounded_client import BODY_TIME_FACTOR, BoundedClient
-from .credentials import Credentials, reveal_secrets
+from .credentials import reveal_secrets
 from .direct_requests import DirectRequests
 from .stashed_answers import StashedAnswers
 from .stderr_log import open_stderr_log

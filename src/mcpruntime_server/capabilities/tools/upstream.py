@@ -18,6 +18,7 @@ from mcp import Client, types
 
 from ...config import UpstreamSettings
 from ...errors import CallFailed
+from ..redaction import Credentials
 from .catalogue_cache import Catalogue, CatalogueCache, catalogue_key
 from .connection_supervisor import (
     MAX_MESSAGE_CHARS,
@@ -25,7 +26,7 @@ from .connection_supervisor import (
     UpstreamConnection,
     UpstreamStatus,
 )
-from .credentials import Credentials, collect_credentials
+from .credentials import collect_credentials
 from .large_answers import LargeResult
 from .paged_lists import FetchedList, ItemT, ListKind, PagedList
 from .stderr_log import log_path

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from ...config import UpstreamSettings
 from ...errors import CallFailed
 from ...journal.call_scope import current_reply_room
+from ..redaction import Credentials
 from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor, UpstreamConnection
-from .credentials import Credentials
 from .direct_requests import CLOSED_MESSAGE
 from .large_answers import LargeResult
 from .message_limits import LimitExceeded

@@ -30,6 +30,7 @@ from ...journal.events import Effect
 from ...journal.store import Journal
 from .addresses import AddressPolicy, CheckedBackend, make_tls_context
 from .open_responses import OpenResponse, OpenResponses
+from .web_credentials import HostCredentials
 
 TARGET = re.compile(r"web\.(?P<method>[A-Z]{1,20}) (?P<host>[!-~]{1,300})")
 DOWNLOAD_TARGET = "downloads.piece"
@@ -80,6 +81,7 @@ class WebRequests:
         self._count_request = count_request
         self._allow = [parse_rule(text) for text in settings.allow]
         self._ask = [parse_rule(text) for text in settings.ask]
+        self._credentials = HostCredentials(settings.credentials)
 
     def effect_of(self, target: str) -> Effect:
         """Return what a request may change, by its method."""
@@ -123,28 +125,38 @@ class WebRequests:
                 f"This session has sent more than {limit} web requests in a minute.",
                 remedy=f"Wait {ceil(wait_s)} s, or ask for more at once.",
             )
+        credential = self._credentials.find(address)
+        if credential is not None:
+            headers = credential.apply(headers)
         request = self._build_request(method, address, headers, content)
         with report_failures(address.host, self._settings.timeout_s):
             response = await self._send(request, is_read=self.effect_of(target) == "read")
-            rest = OpenResponse(
-                scope.session_id,
-                response,
-                aiter(response.aiter_stream()),
-                self._settings.response_mb * MB,
-            )
+            chunks = aiter(response.aiter_stream())
+            if credential is not None:
+                chunks = credential.redact_body(chunks)
+            limit = self._settings.response_mb * MB
+            rest = OpenResponse(scope.session_id, response, chunks, limit)
+            reason, shown_headers = read_reason(response), read_headers(response)
+            if credential is not None:
+                try:
+                    shown_headers = credential.redact_headers(shown_headers)
+                    reason = credential.redactor.redact_text(reason)
+                except CallFailed:
+                    await rest.close()
+                    raise
             piece, is_last = await rest.read_first()
         answer: dict[str, Any] = {
             "status": response.status,
-            "reason": read_reason(response),
-            "headers": read_headers(response),
+            "reason": reason,
+            "headers": shown_headers,
             "body": encode_body(piece),
         }
         size = f"{len(piece):,} bytes"
         if not is_last:
             answer["more"] = self._responses.add(rest)
-            answer["length"] = read_length(response)
+            answer["length"] = read_length(response) if credential is None else None
             size = f"more than {size}"
-        summary = f"{response.status} {answer['reason']}".strip()
+        summary = f"{response.status} {reason}".strip()
         scope.describe_call(summarize_request(address, args.get("body")), f"{summary}, {size}")
         return answer
 

@@ -23,7 +23,6 @@ import ssl
 import threading
 
 from ...protocol import wire
-from .web_proxy_process import FIRST_CALL_ID
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class ProxyChannel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._lock = threading.Lock()
-        self._last_call_id = FIRST_CALL_ID
+        self._last_call_id = wire.FIRST_PROXY_CALL_ID
         self._calls: Dict[int, Waiter] = {}
         self._certificates: Dict[str, List[Waiter]] = {}
 

@@ -29,7 +29,6 @@ AUTHORITY_VARIABLES = (
     "GIT_SSL_CAINFO",
     "NODE_EXTRA_CA_CERTS",
 )
-FIRST_CALL_ID = 1 << 62  # above those of every worker
 REPLY_START = b'{"call_id":'
 MAX_ID_DIGITS = 20
 CALL_CODE = wire.TYPE_CODES[wire.Call]
@@ -156,7 +155,7 @@ def is_allowed(item: Any) -> bool:
         return False
     assert isinstance(call, wire.Call)
     is_abandoned = call.target == wire.ABANDON_TARGET
-    return call.call_id > FIRST_CALL_ID and (
+    return call.call_id > wire.FIRST_PROXY_CALL_ID and (
         is_abandoned or call.target.startswith(ALLOWED_PREFIXES)
     )
 
@@ -165,4 +164,4 @@ def is_reply_to_proxy(frame: bytes) -> bool:
     """Return whether a `Reply` answers a call of the proxy's; the frame is not decoded."""
     start = wire.HEADER_BYTES + len(REPLY_START)
     digits = frame[start : start + MAX_ID_DIGITS].partition(b",")[0]
-    return digits.isdigit() and int(digits) > FIRST_CALL_ID
+    return digits.isdigit() and int(digits) > wire.FIRST_PROXY_CALL_ID

@@ -24,7 +24,17 @@ from time import perf_counter, process_time  # bound before `determinism` replac
 
 from ...protocol import wire
 from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error
-from ..library import display, exports, guidance, knowledge, models, planned, skills, tools
+from ..library import (
+    display,
+    exports,
+    guidance,
+    knowledge,
+    models,
+    planned,
+    skills,
+    tools,
+    web_libraries,
+)
 from . import determinism, forks
 from .system_calls import OwnProcFiles
 from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
@@ -62,7 +72,7 @@ class Worker:
         self.channel = WorkerChannel(sock, self.interrupts, generation, self.clocks)
         determinism.ImportHooks.run_after_import("asyncio", self.install_event_loop)
         if setup.web is not None:
-            determinism.ImportHooks.run_after_import("aiohttp", use_web_proxy)
+            web_libraries.install_web_libraries(determinism.ImportHooks.run_after_import)
         self.pending_sources: Dict[str, Any] = {}  # entries for `linecache` until it is imported
         determinism.ImportHooks.run_after_import(
             "linecache", lambda module: module.cache.update(self.pending_sources)
@@ -376,11 +386,6 @@ def _is_same_file(fd: int, other: int) -> bool:
         return os.path.sameopenfile(fd, other)
     except OSError:
         return False
-
-
-def use_web_proxy(module: types.ModuleType) -> None:
-    """Let sessions of `aiohttp` use the web proxy, as those of other libraries do by default."""
-    module.ClientSession.__init__.__kwdefaults__["trust_env"] = True
 
 
 def _refuse_input(prompt: object = "") -> str:

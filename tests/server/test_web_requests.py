@@ -1,0 +1,323 @@
+"""Web requests of sandboxed code, by the libraries that people use, to a real HTTPS server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpruntime_server.config import SandboxSettings
+from mcpruntime_server.sandbox import image
+
+from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from ..helpers.web_servers import LARGE_BYTES, WebServer, run_web_server
+
+pytestmark = pytest.mark.anyio
+
+PACKAGES = ("numpy", "pandas", "matplotlib", "requests", "httpx", "aiohttp")
+SECRET = "Kj3-secret-0f9a8b7c6d"
+PROGRAMS = {
+    "urllib": "import urllib.request\nurllib.request.urlopen(U + '/count').read()",
+    "urllib3": "import urllib3\nurllib3.PoolManager().request('GET', U + '/count').data",
+    "requests": """
+import requests
+session = requests.Session()
+[session.get(U + '/count').text for _ in range(3)]""",
+    "httpx": """
+import httpx
+with httpx.Client() as client:
+    found = [client.get(U + '/count').text for _ in range(3)]
+found""",
+    "httpx, async": """
+import asyncio, httpx
+async with httpx.AsyncClient() as client:
+    answers = await asyncio.gather(*(client.get(f'{U}/count?{n}') for n in range(8)))
+[each.text for each in answers]""",
+    "aiohttp": """
+import asyncio, aiohttp
+async def load(session, n):
+    async with session.get(f'{U}/count?{n}') as response:
+        return await response.text()
+async with aiohttp.ClientSession() as session:
+    found = await asyncio.gather(*(load(session, n) for n in range(8)))
+found""",
+    "pandas": "import pandas as pd\npd.read_csv(U + '/table.csv').people.sum()",
+    "threads": """
+import requests
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda n: requests.get(f'{U}/count?{n}').text, range(16)))
+found""",
+    "a redirect": "import requests\nr = requests.get(U + '/redirect')\nr.url, r.text",
+    "compression": "import requests\nrequests.get(U + '/gzip').text",
+    "chunks": "import urllib.request\nurllib.request.urlopen(U + '/chunked').readlines()",
+    "bytes": "import requests\nlist(requests.get(U + '/bytes').content[:300])",
+    "a status": "import requests\nr = requests.get(U + '/missing')\nr.status_code, r.text",
+    "a head": "import requests\nanswer = requests.head(U + '/large')\nanswer.text, answer.ok",
+    "JSON": "import requests\nrequests.post(U + '/echo', json={'a': 1}).json()['body']",
+    "a form with a file": """
+import requests
+data = bytes(range(256)) * 4000
+requests.post(U + '/echo', files={'f': ('a.bin', data)}).json()['size']""",
+    "chunks of its own": """
+import requests
+requests.put(U + '/echo', data=(b'x' * 1000 for _ in range(400))).json()['size']""",
+    "a large answer": """
+import requests, os
+with requests.get(U + '/large', stream=True) as answer, open('large.bin', 'wb') as file:
+    for chunk in answer.iter_content(65536):
+        file.write(chunk)
+os.path.getsize('large.bin')""",
+    "a timeout": """
+import requests
+try:
+    requests.get(U + '/slow', timeout=0.3)
+except requests.ReadTimeout as exc:
+    found = type(exc).__name__
+found""",
+}
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
+    """A server that code may ask."""
+    with run_web_server(tmp_path_factory.mktemp("web")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+async def connection(
+    web: WebServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[ServerConnection]:
+    """A server whose sandboxes have all libraries and may ask `web`."""
+    await image.build_image(SandboxSettings(packages=PACKAGES), print)
+    settings = write_web_settings(tmp_path_factory.mktemp("server"), web)
+    async with connect_server(settings) as server:
+        yield server
+
+
+def write_web_settings(folder: Path, web: WebServer, **network: Any) -> Path:
+    """Write settings with which code may ask `web`."""
+    rules = {"allow": [web.url], "ca_file": str(web.ca_file), **network}
+    return write_settings(folder, sandbox={"packages": list(PACKAGES)}, network=rules)
+
+
+def program(web: WebServer, code: str) -> str:
+    """Return code that knows the address of `web` as U."""
+    return f"U = {web.url!r}\n{code}"
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_a_program_runs_and_is_replayed_without_a_request(
+    connection: ServerConnection, web: WebServer, name: str
+) -> None:
+    session = f"replayed-{list(PROGRAMS).index(name)}"
+    run = await connection.run(program(web, PROGRAMS[name]), session)
+    assert run.status == "ok", run.text
+    sent = len(web.requests)
+    again = await connection.replay("rerun", session, run=run.run)
+    assert (again.status, again.value) == ("ok", run.value), again.text
+    assert len(web.requests) == sent
+
+
+async def test_a_large_answer_and_a_large_body_arrive_whole(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import hashlib, requests
+data = requests.get(U + '/large').content
+sent = requests.post(U + '/echo', data=data[:1_000_000]).json()['size']
+len(data), hashlib.sha256(data).hexdigest(), sent"""
+    size, digest, sent = await connection.evaluate(program(web, code), "large")
+    assert size == LARGE_BYTES
+    assert digest == hashlib.sha256(b"0123456789" * (LARGE_BYTES // 10)).hexdigest()
+    assert sent == 1_000_000
+
+
+async def test_the_ledger_counts_reads_by_host_and_lists_what_may_write(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = "import requests\n[requests.get(U + '/count') for _ in range(4)]\n"
+    run = await connection.run(program(web, code + "requests.post(U + '/x', data='hello')\n1"))
+    host = web.url.removeprefix("https://")
+    assert f"web.GET {host}(...) -> ok, 4 times" in run.text
+    assert f"web.POST {host}(url='{web.url}/x', body='hello') = 200 OK, 2 bytes" in run.text
+
+
+async def test_what_no_rule_names_is_refused_with_the_line_that_would_allow_it(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import requests
+answer = requests.get('https://elsewhere.example/path')
+answer.status_code, answer.text, answer.reason"""
+    status, text, reason = await connection.evaluate(program(web, code))
+    assert status == 403
+    assert "no rule of [network] names elsewhere.example" in text
+    assert '[network] allow = ["GET https://elsewhere.example"]' in text
+    assert "no rule of [network]" in reason
+
+
+async def test_a_redirect_to_a_host_without_a_rule_is_refused(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = "import requests\nanswer = requests.get(U + '/away')\nanswer.status_code, answer.url"
+    assert await connection.evaluate(program(web, code)) == [403, "https://elsewhere.example/"]
+
+
+async def test_a_broken_answer_is_an_error_that_names_the_host(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = "import requests\nanswer = requests.get(U + '/breaks')\nanswer.status_code, answer.text"
+    status, text = await connection.evaluate(program(web, code))
+    assert status == 502
+    assert text.startswith("127.0.0.1 ended the connection")
+
+
+async def test_other_protocols_are_refused_with_a_sentence(connection: ServerConnection) -> None:
+    code = """
+import os, socket
+def ask(text):
+    host, port = os.environ['https_proxy'].rpartition('/')[2].split(':')
+    with socket.create_connection((host, int(port)), 5) as sock:
+        sock.sendall(text)
+        data = b''
+        while chunk := sock.recv(65536):
+            data += chunk
+    return data.split(b'\\r\\n', 1)[0].decode()
+[ask(text) for text in TEXTS]"""
+    get, post = b"GET http://a.example/ HTTP/1.1\r\n", b"POST http://a.example/ HTTP/1.1\r\n"
+    chunked = post + b"Transfer-Encoding: chunked\r\n"
+    texts = {
+        b"GET / HTTP/1.1\r\n\r\n": "400",
+        get + b"Host: b.example\r\n\r\n": "400",
+        get + b"Host: a.example\r\nHost: b.example\r\n\r\n": "400",
+        get + b"Upgrade: websocket\r\n\r\n": "501",
+        get + b" X: folded\r\n\r\n": "400",
+        get + b"X : y\r\n\r\n": "400",
+        get + b"X: y\0\r\n\r\n": "400",
+        get + b"X: y\nZ: z\r\n\r\n": "400",
+        get + b"X: y\r\n" * 300 + b"\r\n": "431",
+        b"GET http://a.example/" + b"x" * 70_000: "431",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": "505",
+        b"CONNECT a.example HTTP/1.1\r\n\r\n": "400",
+        b"CONNECT a.example:443 HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n": "400",
+        b"CONNECT 127.1:443 HTTP/1.1\r\n\r\n": "400",
+        post + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab": "400",
+        post + b"Content-Length: +1\r\n\r\na": "400",
+        chunked + b"Content-Length: 4\r\n\r\n0\r\n\r\n": "400",
+        post + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n": "400",
+        chunked + b"\r\n-1\r\n\r\n": "400",
+        chunked + b"\r\n1\r\nab\r\n0\r\n\r\n": "400",
+        b"GET http://user@a.example/ HTTP/1.1\r\n\r\n": "400",
+        b"GET ftp://a.example/ HTTP/1.1\r\n\r\n": "400",
+    }
+    found = await connection.evaluate(f"TEXTS = {list(texts)!r}\n{code}", "raw")
+    assert [line[9:12] for line in found] == list(texts.values()), found
+
+
+async def test_nothing_but_the_proxy_can_be_reached(connection: ServerConnection) -> None:
+    code = """
+import errno, socket
+found = []
+for family, kind, address in [
+    (socket.AF_INET, socket.SOCK_STREAM, ('1.1.1.1', 80)),
+    (socket.AF_INET, socket.SOCK_STREAM, ('172.17.0.1', 80)),
+    (socket.AF_INET6, socket.SOCK_STREAM, ('2606:4700::1111', 80)),
+    (socket.AF_INET, socket.SOCK_DGRAM, ('1.1.1.1', 53)),
+    (socket.AF_INET, socket.SOCK_RAW, ('1.1.1.1', 0)),
+    (socket.AF_PACKET, socket.SOCK_RAW, ('lo', 0)),
+    (socket.AF_NETLINK, socket.SOCK_RAW, (0, 0)),
+]:
+    try:
+        socket.socket(family, kind).connect(address)
+        found.append('connected')
+    except OSError as exc:
+        found.append(errno.errorcode[exc.errno])
+found"""
+    found = await connection.evaluate(code, "sockets")
+    assert found == ["ENETUNREACH"] * 2 + ["EADDRNOTAVAIL"] + ["EPERM"] * 4
+
+
+async def test_code_cannot_end_the_proxy(connection: ServerConnection, web: WebServer) -> None:
+    code = """
+import os, signal, urllib.request
+urllib.request.urlopen(U + '/count').read()
+refused = []
+for pid in map(int, filter(str.isdigit, os.listdir('/proc'))):
+    if pid not in (os.getpid(), 1):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:
+            refused.append(pid)
+len(refused) > 0, urllib.request.urlopen(U + '/count').status"""
+    assert await connection.evaluate(program(web, code), "killer") == [True, 200]
+
+
+async def test_requests_work_in_a_fork_and_after_a_rewind(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = "import requests\nsession = requests.Session()\nfirst = session.get(U + '/count').text"
+    await connection.run(program(web, code), "branches")
+    await connection.run("second = session.get(U + '/count').text", "branches")
+    fork = await connection.replay("fork", "branches", step=1)
+    assert await connection.evaluate("session.get(U + '/echo').status_code", fork.session) == 200
+    await connection.replay("rewind", "branches", step=1)
+    assert await connection.evaluate("session.get(U + '/echo').status_code", "branches") == 200
+
+
+async def test_a_dry_run_plans_what_may_write_and_a_commit_sends_each_once(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import requests
+[requests.post(U + '/planned', json={'n': n}).status_code for n in range(3)]"""
+    plan = await connection.run(program(web, code), "planned", dry_run=True)
+    assert (plan.status, plan.value) == ("waiting", [202, 202, 202]), plan.text
+    assert web.count("/planned") == 0
+    done = await connection.run_request(plan.run, answers={"*": "allow"})
+    assert (done.status, done.value) == ("ok", [200, 200, 200]), done.text
+    assert web.count("/planned") == 3
+
+
+async def test_a_session_goes_on_in_another_server_when_the_web_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with run_web_server(folder) as web:
+        settings = write_web_settings(tmp_path, web)
+        async with connect_server(settings) as connection:
+            code = "import requests\ntable = requests.get(U + '/table.csv').text"
+            run = await connection.run(program(web, code), "kept")
+            await connection.run("more = requests.get(U + '/missing').status_code", "kept")
+    async with connect_server(settings) as connection:
+        assert await connection.evaluate("table[:4], more", "kept") == ["city", 404]
+        again = await connection.replay("rerun", "kept", run=run.run)
+        assert again.status == "ok", again.text
+
+
+async def test_a_credential_is_sent_and_never_comes_back(tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with run_web_server(folder) as web:
+        host = web.url.removeprefix("https://")
+        credentials = {host: {"value": "Bearer ${TEST_TOKEN}"}}
+        settings = write_web_settings(tmp_path, web, credentials=credentials)
+        async with connect_server(settings, {"TEST_TOKEN": SECRET}) as connection:
+            code = """
+import requests
+answer = requests.get(U + '/echo', headers={'Authorization': 'Bearer of-the-code'})
+answer.json()['headers']['Authorization'], answer.json()['headers']['Accept-Encoding']"""
+            shown = await connection.evaluate(program(web, code), "echo")
+            assert shown == ["***", "identity"]
+            refused = await connection.evaluate(
+                program(web, "answer = requests.get(U + '/gzip')\nanswer.status_code, answer.text"),
+                "echo",
+            )
+            assert refused[0] == 502
+            assert "compressed" in refused[1]
+        assert web.requests[0].headers["Authorization"] == f"Bearer {SECRET}"
+        kept = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+        assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
