@@ -16,7 +16,7 @@ PACKAGE = "mcpruntime_server"
 SOURCE = ROOT / "src" / PACKAGE
 
 RECORDS = frozenset({"errors", "protocol", "config", "journal"})
-CAPABILITIES = ("tools", "skills", "llm", "knowledge", "inputs", "agent")
+CAPABILITIES = ("tools", "skills", "llm", "knowledge", "inputs", "agent", "web")
 CAPABILITY_ROOMS = frozenset(f"capabilities.{name}" for name in CAPABILITIES)
 TABLE: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -32,6 +32,7 @@ TABLE: Mapping[str, frozenset[str]] = {
     "capabilities.knowledge": RECORDS | {"capabilities"},
     "capabilities.inputs": RECORDS | {"capabilities"},
     "capabilities.agent": RECORDS | {"capabilities"},
+    "capabilities.web": RECORDS | {"capabilities"},
     "runtime": RECORDS | {"sandbox"},
     "server": RECORDS
     | {"runtime", "capabilities"}
