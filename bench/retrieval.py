@@ -51,8 +51,8 @@ Queries = Sequence[tuple[str, str]]  # queries with the name of the right skill 
 def library_search() -> Search:
     """Return the search of the skill library over `SKILLS`, without usage data."""
     index = SkillIndex()
-    index.replace_all(map(to_skill, SKILLS))
-    return lambda query: index.search(query, RANKED_COUNT)
+    skills = {entry.name: to_skill(entry) for entry in SKILLS}
+    return lambda query: index.search(skills, query, RANKED_COUNT)
 
 
 def to_skill(entry: Entry) -> Skill:

@@ -11,8 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mcpruntime_server.capabilities.skills.archives import import_archive, pack_skill
-from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill, SkillState
-from mcpruntime_server.capabilities.skills.selection import active_skills
+from mcpruntime_server.capabilities.skills.model import (
+    RecordedCase,
+    Skill,
+    SkillState,
+    active_skills,
+)
 from mcpruntime_server.capabilities.skills.signing import create_signature, public_key_hex
 from mcpruntime_server.capabilities.skills.store import SkillStore
 from mcpruntime_server.capabilities.skills.version_files import (

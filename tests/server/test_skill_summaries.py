@@ -7,11 +7,6 @@ import random
 import pytest
 
 from mcpruntime_server.capabilities.skills.model import Skill
-from mcpruntime_server.capabilities.skills.signatures import (
-    Parameter,
-    Signature,
-    format_signature,
-)
 from mcpruntime_server.cli.demo.token_count import count_tokens
 from mcpruntime_server.server.skill_summaries import skill_line
 
@@ -24,10 +19,10 @@ SUMMARY = (
 
 
 def skill(
-    name: str, parameters: list[Parameter], summary: str, returns: str = "list[dict[str, Any]]"
+    name: str, parameters: list[str], summary: str, returns: str = "list[dict[str, Any]]"
 ) -> Skill:
-    signature = format_signature(Signature(tuple(parameters), returns))
-    return Skill(name, summary, f"def run{signature}:\n    return 1\n")
+    source = f"def run({', '.join(parameters)}) -> {returns}:\n    return 1\n"
+    return Skill(name, summary, source)
 
 
 def letters(count: int, alphabet: str = "abcdefghijklmnopqrstuvwxyz") -> str:
@@ -37,9 +32,9 @@ def letters(count: int, alphabet: str = "abcdefghijklmnopqrstuvwxyz") -> str:
 
 def test_a_typical_skill_is_shown_completely() -> None:
     parameters = [
-        Parameter("repo_path", "str"),
-        Parameter("status", "str", "'open'"),
-        Parameter("limit", "int", "5"),
+        "repo_path: str",
+        "status: str = 'open'",
+        "limit: int = 5",
     ]
     shown = skill_line(
         skill("orders_by_city", parameters, "Count the orders of each city in a shop.")
@@ -73,9 +68,7 @@ def test_a_typical_skill_is_shown_completely() -> None:
 )
 @pytest.mark.parametrize("count", [0, 1, 3, 8])
 def test_no_line_has_more_than_60_tokens(name: str, value: str, summary: str, count: int) -> None:
-    parameters = [
-        Parameter(f"{word}_parameter", "dict[str, list[str]]", value) for word in WORDS[:count]
-    ]
+    parameters = [f"{word}_parameter: dict[str, list[str]] = {value}" for word in WORDS[:count]]
     shown = skill_line(skill(name, parameters, summary))
     assert count_tokens(shown) < 60, shown
     assert shown.startswith(f"{name}(")
@@ -83,7 +76,7 @@ def test_no_line_has_more_than_60_tokens(name: str, value: str, summary: str, co
 
 
 def test_lines_are_truncated_at_words_and_marked() -> None:
-    parameters = [Parameter(f"{word}_parameter", "dict[str, list[str]]", "{}") for word in WORDS]
+    parameters = [f"{word}_parameter: dict[str, list[str]] = {{}}" for word in WORDS]
     shown = skill_line(skill(LONG_NAME, parameters, SUMMARY))
     assert shown.startswith(f"{LONG_NAME}(first_parameter")
     assert "..." in shown

@@ -14,9 +14,7 @@ from typing import Any
 import click
 
 from ..capabilities.skills.archives import MAX_ARCHIVE_BYTES, import_archive, pack_skill
-from ..capabilities.skills.model import Skill
-from ..capabilities.skills.selection import active_skills, describe_state, pick_version
-from ..capabilities.skills.signatures import format_signature
+from ..capabilities.skills.model import Skill, active_skills, pick_version
 from ..capabilities.skills.signing import (
     REPLACE_OPTION,
     create_signature,
@@ -89,7 +87,7 @@ def list_command(config: Config, *, principal: str, show_all: bool, as_json: boo
     else:
         writer = ConsoleWriter()
         for skill in listed:
-            signature, state = format_signature(skill.signature), describe_state(skill.state)
+            signature, state = str(skill.signature), skill.state_words
             if skill.owner != principal:
                 state += f", shared by {skill.owner}"
             elif shared.get(skill.name) == principal:
@@ -118,7 +116,7 @@ def show_command(config: Config, *, name: str, principal: str, as_json: bool) ->
     if as_json:
         print_json({**serialize_skill(skill), "source": skill.source})
         return 0
-    state, saved = describe_state(skill.state), format_time(skill.saved_at)
+    state, saved = skill.state_words, format_time(skill.saved_at)
     facts = [f"uses {', '.join(skill.call_targets) or 'nothing'}"]
     writer = ConsoleWriter(show_full=True)
     origin = f"from {skill.origin}"
@@ -132,7 +130,7 @@ def show_command(config: Config, *, name: str, principal: str, as_json: bool) ->
     writer.write_line((skill.id, "bold"), f" is {state}, saved {saved}, {origin}")
     for reason in skill.reasons:
         writer.write_line(f"  {reason}")
-    writer.write_line(f"{skill.name}{format_signature(skill.signature)}")
+    writer.write_line(f"{skill.name}{skill.signature}")
     writer.write_line(f"  {skill.summary}")
     for fact in facts:
         writer.write_line(f"  {fact}")
@@ -162,7 +160,7 @@ def serialize_skill(skill: Skill) -> dict[str, Any]:
         "version": skill.version,
         "state": skill.state,
         "reasons": list(skill.reasons),
-        "signature": format_signature(skill.signature),
+        "signature": str(skill.signature),
         "summary": skill.summary,
         "tools": dict(skill.tool_digests),
         "skills": list(skill.used_skills),
@@ -261,7 +259,7 @@ async def check_versions(
 def report_checked(skills: list[Skill]) -> int:
     """Print the states of checked versions with the reasons; return the exit code."""
     for skill in skills:
-        print_text(f"{skill.id} is {describe_state(skill.state)}.")
+        print_text(f"{skill.id} is {skill.state_words}.")
         for reason in skill.reasons:
             print_text(f"    {reason}")
     return exit_code_of(skills)
@@ -285,8 +283,9 @@ def share_command(config: Config, *, name: str, principal: str) -> int:
     skill = pick_own_version(config, principal, name)
     stores.share_skill(skill)
     print_text(f"{skill.id} is shared: all principals can import it and read its code.")
+    parameters = skill.signature.parameters.values()
     values = ", ".join(
-        f"{each.name}={each.default}" for each in skill.signature.parameters if each.default
+        f"{each.name}={each.default}" for each in parameters if each.default is not each.empty
     )
     if values:
         print_text(f"Its code has values of the run that it was made of: {values}.")
@@ -348,7 +347,7 @@ def import_command(config: Config, *, file: Path, principal: str, no_check: bool
     signature = describe_signature(skill, config.skills.trusted_keys)
     print_text(f"{skill.id}: {'here already' if is_known else 'imported'}, {signature}.")
     if no_check or skill.state != "draft":
-        print_text(f"{skill.id} is {describe_state(skill.state)}.")
+        print_text(f"{skill.id} is {skill.state_words}.")
         return 0
     return report_checked(run_until_signal(check_versions, config, principal, [skill]))
 

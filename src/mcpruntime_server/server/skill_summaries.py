@@ -6,13 +6,12 @@ Rule: models pay for every token. Texts are cut by estimates.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from inspect import Parameter, Signature
 from typing import TypedDict
 
 from ..capabilities.skills.guides import Guide
 from ..capabilities.skills.model import Skill
-from ..capabilities.skills.module_source import to_one_line
-from ..capabilities.skills.signatures import Parameter, format_signature
+from ..capabilities.skills.source import SourceText, to_one_line
 from .token_estimates import bound_tokens
 
 MAX_LINE_TOKENS = 56  # estimated
@@ -61,22 +60,23 @@ def shrinking_signatures(skill: Skill) -> Iterator[str]:
     Long defaults are hidden first, then the types, the defaults and the last parameters.
     """
     whole = skill.signature
-    yield format_signature(whole)
-    brief = replace(whole, parameters=tuple(map(hide_long_default, whole.parameters)))
-    yield format_signature(brief)
-    yield format_signature(replace(brief, return_annotation=""))
-    yield format_signature(
-        replace(whole, parameters=tuple(replace(each, annotation="") for each in brief.parameters))
-    )
-    names = [each.name for each in whole.parameters]
+    yield str(whole)
+    brief = whole.replace(parameters=[*map(hide_long_default, whole.parameters.values())])
+    yield str(brief)
+    yield str(brief.replace(return_annotation=Signature.empty))
+    untyped = [each.replace(annotation=Parameter.empty) for each in brief.parameters.values()]
+    yield str(whole.replace(parameters=untyped))
+    names = list(whole.parameters)
     for count in range(len(names), 0, -1):
         yield f"({', '.join(names[:count])}{', ...' if count < len(names) else ''})"
 
 
 def hide_long_default(parameter: Parameter) -> Parameter:
     """Return `parameter` with `...` in place of a long default."""
-    is_long = parameter.default is not None and len(parameter.default) > MAX_DEFAULT_CHARS
-    return replace(parameter, default="...") if is_long else parameter
+    has_default = parameter.default is not Parameter.empty
+    if has_default and len(parameter.default) > MAX_DEFAULT_CHARS:
+        return parameter.replace(default=SourceText("..."))
+    return parameter
 
 
 def truncate_to_tokens(text: str, max_tokens: int) -> str:

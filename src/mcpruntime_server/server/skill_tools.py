@@ -14,7 +14,6 @@ from ..capabilities.skills.guides import Guide
 from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.skills.model import Skill
 from ..capabilities.skills.saving import SkillSaver
-from ..capabilities.skills.selection import describe_state, listing_entry
 from ..capabilities.skills.signing import is_held_back
 from ..capabilities.skills.usage import UsageRecord
 from ..errors import InvalidRequest, McpRuntimeError
@@ -100,8 +99,8 @@ class SkillToolHandler:
             saved = await self._saver.save_code(code or "", name or "", description or "")
         skill = saved.skill
         already = " already" if saved.already_existed else ""
-        lines = [f"{skill.id} is {describe_state(skill.state)}{already}.", *skill.reasons]
-        data = {**listing_entry(skill), "reasons": [*skill.reasons]}
+        lines = [f"{skill.id} is {skill.state_words}{already}.", *skill.reasons]
+        data = {**skill.listing, "reasons": [*skill.reasons]}
         if saved.note:
             lines.append(saved.note)
             data["note"] = saved.note
@@ -115,12 +114,12 @@ class SkillToolHandler:
 
 def build_guide_result(guide: Guide, max_chars: int) -> CallToolResult:
     """Return everything about a guide: the text that its author has written for agents."""
-    text = limit_text(guide.text, max_chars, f"print(skills.{guide.name}.__doc__[{max_chars}:])")
+    text = limit_text(guide.body, max_chars, f"print(skills.{guide.name}.__doc__[{max_chars}:])")
     lines = [
         f"{guide.name} is a guide. In code its files are in skills.{guide.name}.folder.",
         text,
     ]
-    return text_call_result("\n".join(lines), {**listing_entry(guide), "source": text})
+    return text_call_result("\n".join(lines), {**guide.listing, "source": text})
 
 
 def usage_code(skill: Skill) -> str:
@@ -152,7 +151,7 @@ def build_skill_result(
     if skill.owner != principal:
         cases = f"{skill.owner} shares it"
     lines = [
-        f"{skill.id} is {describe_state(skill.state)}; {cases}; "
+        f"{skill.id} is {skill.state_words}; {cases}; "
         f"runs that used it: {record.uses}, failed: {record.uses - record.successes}.",
         *skill.reasons,
         skill_line(skill),
@@ -162,7 +161,7 @@ def build_skill_result(
         lines.append(f"It uses {', '.join(targets)}.")
     lines.append(source)
     data = {
-        **listing_entry(skill),
+        **skill.listing,
         "reasons": [*skill.reasons],
         "uses": targets,
         "source": source,

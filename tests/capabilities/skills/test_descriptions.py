@@ -14,13 +14,15 @@ from mcpruntime_server.capabilities.skills.descriptions import (
     set_docstrings,
 )
 from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
-from mcpruntime_server.capabilities.skills.model import RecordedStep, Skill
-from mcpruntime_server.capabilities.skills.module_source import (
+from mcpruntime_server.capabilities.skills.model import RecordedCase, RecordedStep, Skill
+from mcpruntime_server.capabilities.skills.source import (
+    entry_of,
     parameter_descriptions,
+    parse_source,
+    source_shape,
     to_docstring_line,
     to_front_matter_line,
 )
-from mcpruntime_server.capabilities.skills.selection import source_shape
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.recording import RecordedCall
 
@@ -58,9 +60,9 @@ def extract(code: str, *calls: RecordedCall) -> Skill:
             RecordedStep(
                 "r",
                 code,
-                True,
-                calls,
-                {"kind": "json", "type": "str", "text": '"PEARS!"', "cut": False},
+                RecordedCase(
+                    {}, calls, {"kind": "json", "type": "str", "text": '"PEARS!"', "cut": False}
+                ),
             )
         ]
     )
@@ -104,7 +106,7 @@ def test_a_description_changes_docstrings_only(text: str, documented_before: boo
     ]
     assert source_shape(worded) == source_shape(source)
     assert (ast.get_docstring(tree) or "") == summary
-    assert parameter_descriptions(worded) == {"word": about["word"]}
+    assert parameter_descriptions(entry_of(parse_source(worded))) == {"word": about["word"]}
     assert all(line.isprintable() and len(line) <= 120 for line in worded.splitlines())
     assert "---" not in to_front_matter_line(summary, 1000)
 
@@ -161,7 +163,12 @@ def test_parameter_descriptions_are_found_in_many_formats() -> None:
         "        b (int): two: three\n"
         "    - `c`: four\n    other: five\n    d:\n    '''\n    return a\n"
     )
-    assert parameter_descriptions(source) == {"a": "one", "b": "two: three", "c": "four"}
+    entry = entry_of(parse_source(source))
+    assert parameter_descriptions(entry) == {
+        "a": "one",
+        "b": "two: three",
+        "c": "four",
+    }
 
 
 def test_long_lines_are_truncated() -> None:

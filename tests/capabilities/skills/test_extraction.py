@@ -18,10 +18,8 @@ from hypothesis import strategies as st
 
 from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
 from mcpruntime_server.capabilities.skills.lint import check_source
-from mcpruntime_server.capabilities.skills.literals import annotation_of
-from mcpruntime_server.capabilities.skills.model import RecordedStep, Skill
-from mcpruntime_server.capabilities.skills.selection import source_shape
-from mcpruntime_server.capabilities.skills.signatures import format_signature
+from mcpruntime_server.capabilities.skills.model import RecordedCase, RecordedStep, Skill
+from mcpruntime_server.capabilities.skills.source import annotation_of, source_shape
 from mcpruntime_server.errors import SkillRefused
 from mcpruntime_server.journal.events import RunValue, canonical_json
 from mcpruntime_server.journal.recording import RecordedCall
@@ -112,9 +110,14 @@ def record(host: Recorder, *codes: str) -> list[RecordedStep]:
             "type": type(value).__name__,
             "cut": False,
         }
-        steps.append(RecordedStep(f"r{number}", code, ok, calls, shown))
+        steps.append(RecordedStep(f"r{number}", code, RecordedCase({}, calls, shown), ok))
     host.calls.clear()
     return steps
+
+
+def make_result(text: str) -> RunValue:
+    """Return a text, as JSON, as the value of a run."""
+    return {"kind": "json", "type": "str", "text": text, "cut": False}
 
 
 def call_skill(extracted: Skill, **inputs: Any) -> Any:
@@ -417,8 +420,10 @@ def test_a_skill_reproduces_the_session_and_follows_its_parameters(
     steps = record(host, *codes)
     extracted = extract_skill(steps)
     assert dict(extracted.cases[0].inputs) == inputs
-    assert steps[-1].result is not None
-    assert json.loads(json.dumps(call_skill(extracted))) == json.loads(steps[-1].result["text"])
+    assert steps[-1].case.result is not None
+    assert json.loads(json.dumps(call_skill(extracted))) == json.loads(
+        steps[-1].case.result["text"]
+    )
     assert call_skill(extracted, **others) == expected
     check_source(extracted.source, ["numpy"])
     assert "/srv/repo" not in extracted.source.split('"""')[-1]
@@ -462,11 +467,13 @@ def test_code_that_awaits_becomes_an_async_function() -> None:
     extracted = extract_skill(
         [
             RecordedStep(
-                "r", "import asyncio\ncity = 'Oslo'\nawait asyncio.sleep(0, result=city)", True
+                "r",
+                "import asyncio\ncity = 'Oslo'\nawait asyncio.sleep(0, result=city)",
+                RecordedCase({}),
             )
         ]
     )
-    assert extracted.signature.is_async
+    assert extracted.is_async
     assert call_skill(extracted) == "Oslo"
     assert call_skill(extracted, city="Rome") == "Rome"
 
@@ -484,7 +491,7 @@ REFUSED = {
 @pytest.mark.parametrize("code", REFUSED)
 def test_code_without_a_result_or_with_missing_names_is_refused(code: str) -> None:
     with pytest.raises(SkillRefused) as refused:
-        extract_skill([RecordedStep("r", code, True)])
+        extract_skill([RecordedStep("r", code, RecordedCase({}))])
     assert REFUSED[code] in str(refused.value)
 
 
@@ -532,7 +539,12 @@ def test_a_parameter_may_share_a_name_with_a_local_variable_of_an_unrelated_func
 
 def test_names_that_only_failed_code_defined_are_reported(host: Recorder) -> None:
     with pytest.raises(SkillRefused, match="only code that failed defines"):
-        extract_skill([RecordedStep("a", "x = 1\n1 / 0", False), RecordedStep("b", "x + 1", True)])
+        extract_skill(
+            [
+                RecordedStep("a", "x = 1\n1 / 0", RecordedCase({}), False),
+                RecordedStep("b", "x + 1", RecordedCase({})),
+            ]
+        )
 
 
 LITERALS: Mapping[str, dict[str, Any]] = {
@@ -566,7 +578,7 @@ def test_literals_from_the_task_become_parameters_with_telling_names(code: str) 
     tool = RecordedCall(1, "tools.git.log", "{}", 0, "read", 0, 1, line_number=2)
     model = RecordedCall(1, "llm.ask", "{}", 0, "read", 0, 1, line_number=1)
     call = model if "ask_llm" in code else tool
-    extracted = extract_skill([RecordedStep("r", code, True, (call,))])
+    extracted = extract_skill([RecordedStep("r", code, RecordedCase({}, (call,)))])
     assert extracted.cases[0].inputs == LITERALS[code]
 
 
@@ -578,7 +590,7 @@ primes(12)"""
 
 def test_an_untyped_function_gets_the_types_of_recorded_values(host: Recorder) -> None:
     extracted = extract_skill(record(host, UNTYPED), name="primes_below")
-    assert format_signature(extracted.signature) == "(n: int) -> list[int]"
+    assert str(extracted.signature) == "(n: int) -> list[int]"
     assert extracted.summary == "Return primes below n."
     assert call_skill(extracted, n=8) == [2, 3, 5, 7]
 
@@ -611,13 +623,7 @@ def test_code_written_as_a_skill_stays_as_it_is() -> None:
 @pytest.mark.parametrize("text", ['"""', 'a\'""" import os', "\\\\", "\x00", "\ud800", "it's"])
 def test_no_default_escapes_the_docstring(text: str) -> None:
     code = f"item = {text!r}\nitem + '!'"
-    extracted = extract_skill(
-        [
-            RecordedStep(
-                "r", code, True, (), {"kind": "json", "type": "str", "text": '"x"', "cut": False}
-            )
-        ]
-    )
+    extracted = extract_skill([RecordedStep("r", code, RecordedCase({}, (), make_result('"x"')))])
     assert [type(node).__name__ for node in ast.parse(extracted.source).body] == [
         "Expr",
         "ImportFrom",
@@ -667,13 +673,7 @@ def test_extracted_programs_return_the_same_value_each_time(lines: list[str], re
         exec(code, names)
     except Exception:  # noqa: BLE001 - only what works is saved
         return
-    extracted = extract_skill(
-        [
-            RecordedStep(
-                "r", code, True, result={"kind": "json", "text": '""', "type": "str", "cut": False}
-            )
-        ]
-    )
+    extracted = extract_skill([RecordedStep("r", code, RecordedCase({}, (), make_result('""')))])
     assert call_skill(extracted) == repr(names[result])
     skill: dict[str, Any] = {}
     exec(extracted.source, skill)

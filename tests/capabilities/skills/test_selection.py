@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 
 from mcpruntime_server.capabilities.skills.extraction import read_written_skill
-from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill
-from mcpruntime_server.capabilities.skills.search_index import SkillIndex
-from mcpruntime_server.capabilities.skills.selection import (
+from mcpruntime_server.capabilities.skills.lint import check_case, check_dependency_cycle
+from mcpruntime_server.capabilities.skills.model import (
+    RecordedCase,
+    Skill,
     active_skills,
-    check_case,
-    check_dependency_cycle,
-    find_duplicate,
-    merge_cases,
     pick_version,
-    source_shape,
 )
+from mcpruntime_server.capabilities.skills.saving import find_duplicate, merge_cases
+from mcpruntime_server.capabilities.skills.search_index import SkillIndex
+from mcpruntime_server.capabilities.skills.source import source_shape
 from mcpruntime_server.errors import NotFound, SkillRefused
 
 SOURCE = 'def run(city: str = "Oslo") -> str:\n    """Greet."""\n    return city.upper()\n'
@@ -88,9 +87,11 @@ def test_cases_with_credentials_are_refused() -> None:
 
 def test_a_search_ranks_by_score_and_weight() -> None:
     index = SkillIndex()
-    index.replace_all([skill("greet_city"), skill("city_totals", summary="Add up sales by city.")])
-    assert index.search("sales by city", 3) == ["city_totals", "greet_city"]
-    assert index.search("city", 1, lambda name: 2.0 if name == "greet_city" else 1.0) == [
+    totals = skill("city_totals", summary="Add up sales by city.")
+    skills = {"greet_city": skill("greet_city"), "city_totals": totals}
+    assert index.search(skills, "sales by city", 3) == ["city_totals", "greet_city"]
+    assert index.search(skills, "city", 1, lambda name: 2.0 if name == "greet_city" else 1.0) == [
         "greet_city"
     ]
-    assert index.search("'--", 3) == []
+    assert index.search(skills, "'--", 3) == []
+    assert index.search({"city_totals": totals}, "city", 3) == ["city_totals"]

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpruntime_server.capabilities.skills.lint import (
-    check_source,
-    find_skill_names,
-    find_tool_names,
-    is_absolute_path,
-)
+from mcpruntime_server.capabilities.skills.lint import check_source
 from mcpruntime_server.capabilities.skills.model import Skill
 from mcpruntime_server.capabilities.skills.skill_names import (
     choose_free_name,
@@ -17,6 +12,11 @@ from mcpruntime_server.capabilities.skills.skill_names import (
     parse_skill_name,
     parse_version,
     to_slug,
+)
+from mcpruntime_server.capabilities.skills.source import (
+    find_skill_names,
+    find_tool_names,
+    is_absolute_path,
 )
 from mcpruntime_server.config.credentials import find_credential, find_known_credential
 from mcpruntime_server.errors import InvalidRequest, SkillRefused
@@ -268,6 +268,8 @@ def test_dependencies_are_read_from_the_code() -> None:
         "time.now",
     ]
     assert find_skill_names(source) == ["other", "report@2", "top_authors"]
-    assert [each.annotation for each in Skill("x", "", source).signature.parameters] == ["str"]
+    assert [each.annotation for each in Skill("x", "", source).signature.parameters.values()] == [
+        "str"
+    ]
     check_source("import sklearn\n" + RUN, PACKAGES)
     check_source("import anything\n" + RUN, None)

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from mcpruntime_server.capabilities.skills import store
-from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill, SkillState
-from mcpruntime_server.capabilities.skills.selection import pick_version
+from mcpruntime_server.capabilities.skills.model import (
+    RecordedCase,
+    Skill,
+    SkillState,
+    pick_version,
+)
 from mcpruntime_server.capabilities.skills.store_registry import StoreRegistry
 from mcpruntime_server.capabilities.skills.usage import count_uses
 from mcpruntime_server.errors import InvalidRequest, NotFound, SkillRefused, Unavailable

@@ -17,12 +17,11 @@ from pathlib import PurePosixPath
 
 from ...errors import SkillRefused
 from .guides import parse_front_matter
-from .lint import check_source
+from .lint import check_skill
 from .model import Skill
-from .module_source import to_one_line
-from .selection import check_case, check_dependency_cycle
 from .signing import is_signature_valid
 from .skill_names import to_slug
+from .source import to_one_line
 from .store import SkillStore
 from .version_files import (
     CASE_FILE_NAME,
@@ -91,10 +90,7 @@ def import_archive(
             if may_adopt_signature(known, signer_key, store.trusted_keys):
                 return store.set_signature(known, signature, signer_key), True
             return known, True
-    check_source(theirs.source, packages)
-    check_dependency_cycle(theirs, skills)
-    for case in theirs.cases:
-        check_case(case)
+    check_skill(theirs, skills, packages)
     imported = Skill(
         name=theirs.name,
         summary=theirs.summary[:MAX_SUMMARY_CHARS],

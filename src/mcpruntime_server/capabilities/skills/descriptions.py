@@ -22,12 +22,19 @@ import anyio
 from ...config.credentials import find_known_credential
 from ...errors import McpRuntimeError, SkillRefused, Unavailable
 from .lint import check_source
-from .literals import annotation_of, result_annotation
 from .model import TOOL_PREFIX, Skill
-from .module_source import INDENT, render_module, to_docstring_line, without_docstrings
-from .selection import source_shape
-from .signatures import entry_of, parse_source
 from .skill_names import choose_free_name, name_problem
+from .source import (
+    INDENT,
+    annotation_of,
+    entry_of,
+    hide_defaults,
+    parse_source,
+    render_module,
+    source_shape,
+    to_docstring_line,
+    without_docstrings,
+)
 
 ANSWER_TIMEOUT_S = 60.0  # for the model, and for its process to start
 SAVING_RESERVE_S = 1.0  # of the caller's time, to save the skill
@@ -109,8 +116,7 @@ def apply_summary(skill: Skill, summary: str) -> Skill:
 
 def needs_description(skill: Skill) -> bool:
     """Return whether no author has described the code: it was generated, or has no docstring."""
-    entry = entry_of(parse_source(skill.source))
-    return not skill.is_hand_written or ast.get_docstring(entry) is None
+    return not skill.is_hand_written or ast.get_docstring(skill.entry) is None
 
 
 # the request --------------------------------------------------------------------------------------
@@ -126,8 +132,7 @@ def format_data(skill: Skill) -> str:
     hidden = {text for text in find_texts(dict(case.inputs)) if len(text) >= MIN_HIDDEN_CHARS}
     for node in ast.walk(tree):
         if isinstance(node, ast.arguments):
-            node.defaults = [ast.Constant(...) for _ in node.defaults]
-            node.kw_defaults = [each and ast.Constant(...) for each in node.kw_defaults]
+            hide_defaults(node)
         elif (
             isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in hidden
         ):
@@ -140,10 +145,9 @@ def format_data(skill: Skill) -> str:
     data = {
         "code": ast.unparse(tree),
         "parameters": {
-            each.name: annotation_of(case.inputs.get(each.name))
-            for each in skill.signature.parameters
+            name: annotation_of(case.inputs.get(name)) for name in skill.signature.parameters
         },
-        "returns": result_annotation(case) or "Any",
+        "returns": case.result_annotation or "Any",
         "answers": dict(list(answers.items())[:MAX_SHOWN_TOOLS]),
     }
     text = json.dumps(data, ensure_ascii=False, indent=1)
@@ -168,15 +172,9 @@ def find_texts(value: Any) -> Iterator[str]:
 
 def make_schema(skill: Skill) -> dict[str, Any]:
     """Return the JSON schema of the model's answer."""
-    names = [each.name for each in skill.signature.parameters]
     text = {"type": "string"}
-    return _object_schema(
-        {
-            "name": text,
-            "summary": text,
-            "parameters": _object_schema(dict.fromkeys(names, text)),
-        }
-    )
+    parameters = _object_schema(dict.fromkeys(skill.signature.parameters, text))
+    return _object_schema({"name": text, "summary": text, "parameters": parameters})
 
 
 def _object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
 from ...journal.recording import RecordedCall
-from .lint import MODEL_PACKAGE, PROVIDED_PACKAGES, dotted_name
-from .literals import annotation_of, literal_value, result_annotation
-from .model import (
-    CONTEXT_NAME,
-    TOOL_PREFIX,
-    RecordedCase,
-    RecordedStep,
-    Skill,
-    is_model_request,
-)
-from .module_source import INDENT, render_module
+from ...protocol.library_names import MODELS_MODULE
+from .model import CONTEXT_NAME, RecordedCase, RecordedStep, Skill
 from .parameters import FoundParameter, find_parameters, replace_literals
-from .signatures import DEFINITIONS, ENTRY_FUNCTION, FunctionNode, entry_of, parse_source
 from .skill_names import choose_free_name
 from .slicing import (
     HOST_FUNCTIONS,
@@ -39,6 +31,25 @@ from .slicing import (
     find_names,
     read_statements,
     select_statements,
+)
+from .source import (
+    DEFINITIONS,
+    ENTRY_FUNCTION,
+    INDENT,
+    PROVIDED_PACKAGES,
+    TOO_DEEP,
+    FunctionNode,
+    ImportNode,
+    annotation_of,
+    defaults_of,
+    dotted_name,
+    entry_of,
+    find_imports,
+    is_literal,
+    literal_value,
+    parse_source,
+    render_module,
+    walk_own_nodes,
 )
 
 VAGUE_NAMES = frozenset(
@@ -55,6 +66,7 @@ PREPOSITIONS = frozenset(
     {"above", "at", "below", "by", "for", "from", "in", "of", "on", "over", "per"}
 )
 CONSTANT_MAKERS = frozenset({"re.compile", "frozenset", "Decimal", "timedelta"})
+SKILL_MODULE = re.compile(r"skills\.(?P<name>[a-z0-9_]+?)(?:\.v(?P<version>[0-9]+))?")
 MAX_POSITIONAL = 3  # with more parameters, all but the first are given by name
 MAX_NAMED_TOOLS = 4  # in a summary
 INPUT_TEXT = "an input, as `context` of run_code gives it; pass CONTEXT"
@@ -91,24 +103,24 @@ def extract_skill(
             )
         kept = select_statements(statements, steps)
         _check_globals(kept)
-        result = find_result(kept[-1])
+        result = find_result(kept[-1].node)
         last = steps[-1]
-        case = RecordedCase(
-            {}, collect_calls(steps, kept), last.result, last.stdout, result.is_printed
+        case = replace(
+            last.case, calls=collect_calls(steps, kept), compares_stdout=result.is_printed
         )
-        if all(each.step == len(steps) - 1 for each in kept):
-            case = replace(case, seed=last.seed, clock_readings=last.clock_readings)
+        if any(each.step != len(steps) - 1 for each in kept):
+            case = replace(case, seed="", clock_readings={})
         skill = keep_called_function(kept, result, case, name) or generate_function(
             kept, result, case, fixed, find_input(kept, steps)
         )
         return replace(skill, origin=last.run_id)
     except RecursionError:
-        raise SkillRefused("The code is nested too deeply.") from None
+        raise SkillRefused(TOO_DEEP) from None
 
 
-def find_result(statement: Statement) -> Result:
+def find_result(statement: ast.stmt) -> Result:
     """Return what a run's last statement evaluates to; raises `SkillRefused` if that is nothing."""
-    match statement.node:
+    match statement:
         case ast.Expr(ast.Call(ast.Name("print"), arguments, keywords)):
             if len(arguments) == 1 and not keywords and not isinstance(arguments[0], ast.Starred):
                 return Result(arguments[0], is_printed=True)
@@ -121,7 +133,7 @@ def find_result(statement: Statement) -> Result:
         case ast.AugAssign(ast.Name(name)):
             return Result(ast.Name(name, ast.Load()), name)
     raise SkillRefused(
-        f"Line {statement.lines[0]}: the code has no result.",
+        f"Line {statement.lineno}: the code has no result.",
         remedy="End it with an expression, and save that run.",
     )
 
@@ -136,7 +148,7 @@ def collect_calls(
     offset = 0
     for number, step in enumerate(steps):
         last = 0
-        for call in step.calls:
+        for call in step.case.calls:
             last = max(last, call.started_sequence, call.finished_sequence or 0)
             if call.in_ledger and (call.line_number is None or (number, call.line_number) in lines):
                 key = call.target, call.args
@@ -164,6 +176,50 @@ def _check_globals(kept: Sequence[Statement]) -> None:
                 f"such as {part.names[0]}.",
                 remedy="Pass it to the function and return it, and save that run.",
             )
+
+
+# a run that only calls a skill: another case of that skill, not a new skill -----------------------
+
+
+def find_skill_call(step: RecordedStep) -> tuple[str, RecordedCase] | None:
+    """Return the skill that a run only calls ("weather_report@2"), with that use as a case of it.
+
+    Return None if it does more, or if it gives positional arguments: these would need the skill's
+    signature, which is not known here.
+    """
+    try:
+        statements = read_statements([step])
+        *others, last = (each.node for each in statements)
+        result = find_result(last)
+        call = result.expression
+        if isinstance(call, ast.Await):
+            call = call.value
+        if result.is_printed or not all(isinstance(each, ImportNode) for each in others):
+            return None
+        if not isinstance(call, ast.Call) or call.args:
+            return None
+        if any(each.arg is None for each in call.keywords):
+            return None
+        inputs = {str(each.arg): _read_argument(each.value, step) for each in call.keywords}
+    except (SkillRefused, ValueError, RecursionError):
+        return None
+    origins = {name: origin for node in others for name, origin, _ in find_imports(node)}
+    root, dot, rest = dotted_name(call.func).partition(".")
+    function = f"{origins.get(root, root)}{dot}{rest}"
+    module = SKILL_MODULE.fullmatch(function.removesuffix(f".{ENTRY_FUNCTION}"))
+    if module is None:
+        return None
+    version = f"@{module['version']}" if module["version"] else ""
+    calls = collect_calls([step], statements)
+    case = replace(step.case, inputs=json.loads(canonical_json(inputs)), calls=calls)
+    return module["name"] + version, case
+
+
+def _read_argument(node: ast.expr, step: RecordedStep) -> Any:
+    """Return a literal argument, or the input of the step; raises `ValueError` for others."""
+    if isinstance(node, ast.Name) and node.id == CONTEXT_NAME and step.input is not None:
+        return dict(step.input)
+    return literal_value(node)
 
 
 # code that was written as a skill -----------------------------------------------------------------
@@ -196,7 +252,7 @@ def read_written_skill(code: str, name: str = "") -> Skill:
             is_hand_written=True,
         )
     except RecursionError:
-        raise SkillRefused("The code is nested too deeply.") from None
+        raise SkillRefused(TOO_DEEP) from None
 
 
 def _insert_imports(code: str, tree: ast.Module, imports: Sequence[ast.stmt]) -> str:
@@ -217,7 +273,7 @@ def import_predefined(names: Collection[str]) -> list[ast.stmt]:
     imports: list[ast.stmt] = [ast.Import([ast.alias(package)]) for package in packages]
     if functions := sorted(HOST_FUNCTIONS.intersection(names)):
         aliases = [ast.alias(function) for function in functions]
-        imports.append(ast.ImportFrom(MODEL_PACKAGE, aliases, 0))
+        imports.append(ast.ImportFrom(MODELS_MODULE, aliases, 0))
     return imports
 
 
@@ -280,13 +336,7 @@ def find_arguments(call: ast.Call, function: FunctionNode) -> dict[str, ast.expr
     is_starred = any(isinstance(each, ast.Starred) for each in call.args)
     if len(call.args) > len(positional) or is_starred:
         raise ValueError("too many arguments")
-    found: dict[str, ast.expr] = {}
-    if args.defaults:
-        found |= dict(zip(positional[-len(args.defaults) :], args.defaults, strict=True))
-    for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        if default is not None:
-            found[arg.arg] = default
-    found |= dict(zip(positional, call.args, strict=False))
+    found = defaults_of(args) | dict(zip(positional, call.args, strict=False))
     for keyword in call.keywords:
         if keyword.arg is None:
             raise ValueError("arguments from a mapping")
@@ -301,7 +351,7 @@ def add_types(function: FunctionNode, inputs: Mapping[str, object], case: Record
         annotation = annotation_of(inputs.get(arg.arg))
         if arg.annotation is None and annotation not in ("None", "Any"):
             arg.annotation = _parse_expression(annotation)
-    if function.returns is None and (annotation := result_annotation(case)):
+    if function.returns is None and (annotation := case.result_annotation):
         function.returns = _parse_expression(annotation)
 
 
@@ -332,21 +382,14 @@ def generate_function(
     found = find_parameters(kept, case.calls, fixed, context)
     literals = {id(node) for each in found for node in each.nodes}
     beside, inside = split_statements(kept, literals=literals)
-    tools = sorted(
-        {
-            call.target.removeprefix(TOOL_PREFIX)
-            for call in case.calls
-            if call.target.startswith(TOOL_PREFIX)
-        }
-    )
-    words = _describe_result(kept, result, tools, found)
-    summary = _summarize_result(words, tools, case.calls)
+    words = _describe_result(kept, result, case.tools, found)
+    summary = _summarize_result(words, case)
     statements = list(replace_literals(inside, found))
     statements[-1:] = return_result(statements[-1], result)
     if any(each.needs_copy for each in found):
         beside.insert(0, *ast.parse("from copy import deepcopy").body)
     is_async = any(_awaits(node) for node in statements)
-    function = make_run(found, statements, summary, result_annotation(case), is_async=is_async)
+    function = make_run(found, statements, summary, case.result_annotation, is_async=is_async)
     source = render_module(summary, [*beside, function])
     inputs = json.loads(canonical_json({each.name: each.value for each in found}))
     return Skill(
@@ -371,7 +414,7 @@ def split_statements(
     origins = {
         (name, ast.unparse(each.node))
         for each in kept
-        if isinstance(each.node, (ast.Import, ast.ImportFrom))
+        if isinstance(each.node, ImportNode)
         for name in each.binds
     }
     meanings = Counter(name for name, _ in origins)
@@ -379,7 +422,7 @@ def split_statements(
     changed = {name for each in kept for name in each.changes}
 
     def is_import(each: Statement) -> bool:
-        return isinstance(each.node, (ast.Import, ast.ImportFrom)) and all(
+        return isinstance(each.node, ImportNode) and all(
             meanings[name] == 1 and name != ENTRY_FUNCTION for name in each.binds
         )
 
@@ -420,11 +463,7 @@ def _is_constant(node: ast.stmt, *, may_be_literal: bool) -> bool:
             is_known = dotted_name(function) in CONSTANT_MAKERS
             return is_known and all(isinstance(each, ast.Constant) for each in arguments)
         case ast.Assign([ast.Name(name)], value) if may_be_literal and name.isupper():
-            try:
-                literal_value(value)
-            except ValueError:
-                return False
-            return True
+            return is_literal(value)
     return False
 
 
@@ -467,15 +506,12 @@ def make_run(
 
 def _awaits(node: ast.stmt) -> bool:
     """Return whether a statement awaits something itself."""
-    remaining: list[ast.AST] = [node]
-    while remaining:
-        part = remaining.pop()
-        is_async = isinstance(part, (ast.Await, ast.AsyncFor, ast.AsyncWith))
-        if is_async or getattr(part, "is_async", False):
-            return True
-        if not isinstance(part, (*DEFINITIONS, ast.Lambda)):
-            remaining += ast.iter_child_nodes(part)
-    return False
+    if isinstance(node, DEFINITIONS):
+        return False
+    return any(
+        isinstance(part, (ast.Await, ast.AsyncFor, ast.AsyncWith)) or getattr(part, "is_async", 0)
+        for part in (node, *walk_own_nodes(node))
+    )
 
 
 # words --------------------------------------------------------------------------------------------
@@ -516,7 +552,7 @@ def _describe_result(
     }  # no names for a result
     inputs.add(CONTEXT_NAME)
     for each in kept:
-        if isinstance(each.node, (ast.Import, ast.ImportFrom)):
+        if isinstance(each.node, ImportNode):
             inputs |= each.binds
     parts = [each for each in ast.walk(expression) if isinstance(each, ast.Name)]
     loop_variables = {each.id for each in parts if isinstance(each.ctx, ast.Store)}
@@ -532,9 +568,9 @@ def _describe_result(
     return f"result of {found[0].name if found else 'code'}"
 
 
-def _summarize_result(words: str, tools: Sequence[str], calls: Sequence[RecordedCall]) -> str:
-    used = list(tools[:MAX_NAMED_TOOLS])
-    if any(is_model_request(call.target) for call in calls):
+def _summarize_result(words: str, case: RecordedCase) -> str:
+    used = case.tools[:MAX_NAMED_TOOLS]
+    if case.asks_model:
         used.append("a model")
     return f"Return {words}, with {', '.join(used)}." if used else f"Return {words}."
 

@@ -21,8 +21,8 @@ import ast
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import anyio
@@ -31,16 +31,23 @@ from ...errors import ReplayDiverged
 from ...journal.events import InputEntry, RunStarted, RunValue
 from ...journal.recording import Recording
 from ...protocol.truncation import truncate_text
-from .literals import literal_value
 from .model import (
     CONTEXT_NAME,
     INPUT_KEY,
     RecordedCase,
     Skill,
+    SkillState,
     is_input_value,
     make_input_value,
 )
-from .signatures import ENTRY_FUNCTION, Signature, parse_source
+from .source import (
+    ENTRY_FUNCTION,
+    FunctionNode,
+    defaults_of,
+    is_literal,
+    literal_value,
+    parse_source,
+)
 
 TRIAL_TIMEOUT_S = 30.0  # of one execution
 GATE_TIMEOUT_S = 180.0  # of all executions
@@ -61,7 +68,6 @@ IMPORT_HAS_EFFECTS = "Importing it calls, prints or writes something: move that 
 DEPENDS_ON_CHANCE = (
     "The result depends on randomness or on the time: make what it needs of them a parameter."
 )
-NO_CASE_REASON = "It has no recorded case: run it once, and save that run."
 IS_CONSTANT = (
     "It is a constant: it has no parameters and makes no calls. Assign what it works on to a "
     "variable, such as city = 'Oslo', or write it as a function with parameters."
@@ -89,76 +95,69 @@ class Trial(Protocol):
         """Execute code; its calls are answered from a recording."""
 
 
-OpenTrial = Callable[[], AbstractAsyncContextManager[Trial]]
-OfferSkill = Callable[[str, Skill], AbstractContextManager[None]]  # to the code of a session
 StoreBlob = Callable[[bytes], Awaitable[str]]  # returns the digest
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of the gate: `reasons` against a skill, and its `cases` with their actual calls.
+async def run_gate(
+    candidate: Skill, open_trial: AbstractAsyncContextManager[Trial], store_blob: StoreBlob
+) -> tuple[Skill, tuple[str, ...]]:
+    """Return a candidate as its cases show it: active or a draft, with reasons and actual calls.
 
-    `removable` are parameters that can be literals as well: they do not matter, or only their
+    Return also the parameters that can be literals as well: they do not matter, or only their
     recorded value works and there is no other parameter. If there are others, such a parameter
     selects from a table of answers.
+
+    The code of the trial's session has to find the candidate in use. `store_blob` keeps the content
+    of recorded inputs for the executions.
     """
-
-    reasons: tuple[str, ...]
-    cases: tuple[RecordedCase, ...]
-    removable: tuple[str, ...] = ()
-
-
-async def run_gate(
-    candidate: Skill, open_trial: OpenTrial, offer_skill: OfferSkill, store_blob: StoreBlob
-) -> Verdict:
-    """Test a skill against its cases.
-
-    `offer_skill` makes it the version in use for the code of one session. `store_blob` keeps the
-    content of recorded inputs for the executions.
-    """
-    if not candidate.cases:
-        return Verdict((NO_CASE_REASON,), ())
-    candidate = replace(candidate, state="active", reasons=())
     with anyio.move_on_after(GATE_TIMEOUT_S):
-        async with open_trial() as trial:
-            with offer_skill(trial.session_id, candidate):
-                return await _Gate(candidate, trial, store_blob).test(candidate.cases)
+        async with open_trial as trial:
+            gate = _Gate(candidate, trial, store_blob)
+            reasons = await gate.test()
+        state: SkillState = "draft" if reasons else "active"
+        cases = tuple(gate.tested) or candidate.cases
+        return replace(candidate, state=state, reasons=reasons, cases=cases), gate.removable
     reason = f"Its cases did not finish within {GATE_TIMEOUT_S:.0f} seconds."
-    return Verdict((reason,), candidate.cases)
+    return replace(candidate, state="draft", reasons=(reason,)), ()
 
 
 class _Gate:
     """The test of one skill, which the code of `trial` imports like any skill in use."""
 
     def __init__(self, candidate: Skill, trial: Trial, store_blob: StoreBlob) -> None:
+        self.tested: list[RecordedCase] = []  # with their actual calls; all of them or none
+        self.removable: tuple[str, ...] = ()
+        self._cases = candidate.cases
         self._module = f"skills.{candidate.name}"
         self._exact_module = f"{self._module}.v{candidate.version}"
-        self._signature = candidate.signature
+        self._parameters = candidate.signature.parameters
+        self._defaults = find_defaults(candidate.entry)
+        self._is_async = candidate.is_async
         self._tree = parse_source(candidate.source)
         self._trial = trial
         self._store_blob = store_blob
         self._reseeded_trials = RESEEDED_TRIALS if RANDOMNESS.search(candidate.source) else 1
         self._variant_timeout_s = MIN_VARIANT_TIMEOUT_S
 
-    async def test(self, cases: Sequence[RecordedCase]) -> Verdict:
+    async def test(self) -> tuple[str, ...]:
+        """Return the reasons against the skill."""
         if reason := await self._test_import():
-            return Verdict((reason,), tuple(cases))
-        tested: list[RecordedCase] = []
+            return (reason,)
         recordings: list[Recording] = []
-        for case in cases:
+        for case in self._cases:
             recording, reason = await self._reproduce(case)
             if reason:
-                return Verdict((reason,), tuple(cases))
+                return (reason,)
             recordings.append(recording)
-            tested.append(
-                replace(case, calls=tuple(each for each in recording.calls if each.in_ledger))
-            )
-        if not self._signature.parameters and not any(case.calls for case in tested):
-            return Verdict((IS_CONSTANT,), tuple(tested))
-        if await self._changes_default(tested[0]):
-            return Verdict((CHANGES_DEFAULT,), tuple(tested))
-        reasons, removable = await self._vary_parameters(tested, recordings)
-        return Verdict(tuple(reasons), tuple(tested), tuple(removable))
+        self.tested = [
+            replace(case, calls=tuple(call for call in recording.calls if call.in_ledger))
+            for case, recording in zip(self._cases, recordings, strict=True)
+        ]
+        if not self._parameters and not any(case.calls for case in self.tested):
+            return (IS_CONSTANT,)
+        if await self._changes_default(self.tested[0]):
+            return (CHANGES_DEFAULT,)
+        return await self._vary_parameters(recordings)
 
     async def _test_import(self) -> str:
         """Return what is wrong with importing it alone; "" if nothing is."""
@@ -198,8 +197,9 @@ class _Gate:
 
     async def _changes_default(self, case: RecordedCase) -> bool:
         """Return whether a call changes a default, and so the results of later calls."""
-        defaults = find_defaults(self._signature)
-        mutable = {name for name, value in defaults.items() if isinstance(value, (list, dict))}
+        mutable = {
+            name for name, value in self._defaults.items() if isinstance(value, (list, dict))
+        }
         if not mutable:
             return False
         inputs = {name: value for name, value in case.inputs.items() if name not in mutable}
@@ -212,38 +212,33 @@ class _Gate:
         recording, _ = await self._trial.execute(code, recording)
         return text_of_result(recording.outcome["value"]) == "false"
 
-    async def _vary_parameters(
-        self, cases: Sequence[RecordedCase], recordings: Sequence[Recording]
-    ) -> tuple[list[str], list[str]]:
-        """Return the reasons against parameters, and the removable ones.
-
-        A parameter has to matter in one case at least.
-        """
-        defaults = find_defaults(self._signature)
-        names = dict.fromkeys([*(name for case in cases for name in case.inputs), *defaults])
-        makes_calls = any(case.calls for case in cases)
-        idle: dict[str, str] = {}
-        broken: dict[str, str] = {}
+    async def _vary_parameters(self, recordings: Sequence[Recording]) -> tuple[str, ...]:
+        """Return the reasons against parameters; each has to matter in one case at least."""
+        inputs = [{**self._defaults, **case.inputs} for case in self.tested]
+        recorded_names = (name for case in self.tested for name in case.inputs)
+        names = dict.fromkeys([*recorded_names, *self._defaults])
+        makes_calls = any(case.calls for case in self.tested)
+        idle: list[str] = []
+        reasons: list[str] = []
         for name in names:
             results: list[TrialResult] = []
-            for case, recording in zip(cases, recordings, strict=True):
-                if not results and name in {**defaults, **case.inputs}:
-                    value = {**defaults, **case.inputs}[name]
-                    results = await self._try_other_values(case, recording, name, value)
-            failed = [
+            for case, recording, values in zip(self.tested, recordings, inputs, strict=True):
+                if not results and name in values:
+                    results = await self._try_other_values(case, recording, name, values[name])
+            has_failed = all(
                 not diverged and recording.outcome["status"] != "ok"
                 for recording, diverged in results
-            ]
+            )
             if not results:
-                idle[name] = f"Parameter `{name}` never reaches a call or the result."
-            elif all(failed) and not makes_calls:
+                idle.append(name)
+                reasons.append(f"Parameter `{name}` never reaches a call or the result.")
+            elif has_failed and not makes_calls:
                 error = describe_error(results[0][0])
-                broken[name] = (
+                reasons.append(
                     f"It works only for the recorded value of parameter `{name}`: {error}"
                 )
-        reasons = [{**idle, **broken}[name] for name in names if name in idle or name in broken]
-        removable = list(names) if len(reasons) == len(names) else list(idle)
-        return reasons, removable
+        self.removable = tuple(names if len(reasons) == len(names) else idle)
+        return tuple(reasons)
 
     async def _try_other_values(
         self, case: RecordedCase, recorded: Recording, name: str, value: Any
@@ -295,7 +290,7 @@ class _Gate:
             for name, value in inputs.items()
         ]
         call = f"{ENTRY_FUNCTION}({', '.join(arguments)})"
-        if self._signature.is_async:
+        if self._is_async:
             call = f"await {call}"
         return f"print({call})" if case.compares_stdout else call
 
@@ -378,14 +373,10 @@ def describe_error(recording: Recording) -> str:
 # other values -------------------------------------------------------------------------------------
 
 
-def find_defaults(signature: Signature) -> dict[str, Any]:
+def find_defaults(function: FunctionNode) -> dict[str, Any]:
     """Return the defaults of parameters that are literals."""
-    found = {}
-    for each in signature.parameters:
-        if each.default is not None:
-            with suppress(ValueError):
-                found[each.name] = literal_value(ast.parse(each.default, mode="eval").body)
-    return found
+    defaults = defaults_of(function.args)
+    return {name: literal_value(node) for name, node in defaults.items() if is_literal(node)}
 
 
 def make_variants(value: Any) -> Collection[Any]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import McpRuntimeError, SkillRefused
 from ...protocol.wire import escape_json_surrogates
-from .module_source import to_one_line
 from .skill_names import parse_skill_name
+from .source import to_one_line
 from .version_files import SKILL_FILE, read_plain_file
 
 if TYPE_CHECKING:
@@ -37,17 +37,28 @@ FENCE = "---"
 
 @dataclass(frozen=True)
 class Guide:
-    """An Agent Skill in a mounted folder; `name` is what code calls it, `text` its SKILL.md."""
+    """An Agent Skill in a mounted folder; `name` is what code calls it, `body` its SKILL.md."""
 
     name: str
     summary: str
-    text: str
+    body: str
     folder: Path
 
     @property
-    def id(self) -> str:
-        """Its name, because it has no versions."""
-        return self.name
+    def content_identity(self) -> str:
+        """A text that changes with its content."""
+        return str(hash(self.body))
+
+    @property
+    def listing(self) -> dict[str, Any]:
+        """The guide as listings of skills show it."""
+        return {
+            "name": self.name,
+            "version": 0,
+            "signature": "",
+            "summary": self.summary,
+            "state": "guide",
+        }
 
 
 class GuideFolders:

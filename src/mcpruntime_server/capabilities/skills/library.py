@@ -29,9 +29,8 @@ from ...errors import (
 from ...journal.call_scope import find_call_scope
 from ...journal.store import Journal
 from .guides import Guide, GuideFolders, read_guide_files
-from .model import Skill, SkillState
+from .model import Skill, SkillState, active_skills, pick_version
 from .search_index import SkillIndex
-from .selection import active_skills, content_identity, describe_state, listing_entry, pick_version
 from .signing import is_signed_by
 from .store_registry import StoreRegistry
 from .usage import UsageRecord, UsageRecords, count_uses, retirement_reason
@@ -55,14 +54,13 @@ class SkillLibrary:
         guides: GuideFolders,
     ) -> None:
         self.principal = principal
+        self.store = stores.open_store(principal)  # its methods block
         self._stores = stores
-        self._store = stores.open_store(principal)
         self._journal = journal
         self._tool_digest = tool_digest
         self._guides = guides
         self._index: SkillIndex | None = None
         self._index_lock = anyio.Lock()
-        self._indexed: dict[str, str] = {}  # the content's identity, by name
         self._offered: dict[str, Skill] = {}  # by the id of the session that tests it
 
     # finding --------------------------------------------------------------------------------------
@@ -79,10 +77,6 @@ class SkillLibrary:
             ]
             skills[offered.name] = (*others, offered)
         return skills
-
-    async def own_versions(self, name: str) -> tuple[Skill, ...]:
-        """Return the versions of a skill of this principal, oldest first."""
-        return await to_thread.run_sync(self._store.versions, name)
 
     async def find_guide(self, name: str) -> Guide | None:
         """Return the guide of that name; None if there is none, or if a skill has the name."""
@@ -125,12 +119,8 @@ class SkillLibrary:
             ranked = sorted(found.values(), key=lambda each: (-weight(each.name), each.name))
             return ranked[:limit], len(found)
         async with self._index_lock:
-            identities = {name: content_identity(each) for name, each in found.items()}
             index = self._index = self._index or SkillIndex()
-            if identities != self._indexed:
-                await to_thread.run_sync(index.replace_all, list(found.values()))
-                self._indexed = identities
-            names = await to_thread.run_sync(index.search, query, limit, weight)
+            names = await to_thread.run_sync(index.search, found, query, limit, weight)
         return [found[name] for name in names], len(found)
 
     async def read_files(self, name: str) -> FileContents:
@@ -175,10 +165,6 @@ class SkillLibrary:
 
     # changing -------------------------------------------------------------------------------------
 
-    async def add_version(self, skill: Skill) -> Skill:
-        """Add a skill as the next version of its name, and return that."""
-        return await to_thread.run_sync(self._store.add_version, skill)
-
     async def set_state(
         self,
         skill: Skill,
@@ -190,7 +176,7 @@ class SkillLibrary:
     ) -> Skill:
         """Change the state of an own version as the store allows, and return it."""
         change = partial(
-            self._store.set_state,
+            self.store.set_state,
             skill,
             state,
             reasons,
@@ -202,10 +188,6 @@ class SkillLibrary:
     def tool_digest(self, tool: str) -> str:
         """Return the digest of a tool's schemas; "" if it is not known."""
         return self._tool_digest(tool)
-
-    async def next_version(self, name: str) -> int:
-        """Return the number that the next version of a skill will have."""
-        return await to_thread.run_sync(self._store.next_version, name)
 
     @contextmanager
     def offer_skill(self, session_id: str, skill: Skill) -> Iterator[None]:
@@ -237,7 +219,7 @@ class SkillLibrary:
         if not isinstance(query, str) or type(limit) is not int:
             raise CallFailed("invalid_arguments", "skills.search takes a text and a number.")
         found, _ = await self.search(query, max(1, min(limit, MAX_SEARCH_RESULTS)))
-        return {"skills": [listing_entry(skill) for skill in found]}
+        return {"skills": [skill.listing for skill in found]}
 
     async def _handle_source(self, name: Any, version: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not (version is None or type(version) is int):
@@ -249,12 +231,12 @@ class SkillLibrary:
         except (NotFound, InvalidRequest) as exc:
             guide = await self.find_guide(name)
             if version is None and guide is not None:
-                return {**_source_answer(name, 0, "guide", ""), "guide": guide.text}
+                return {**_source_answer(name, 0, "guide", ""), "guide": guide.body}
             raise CallFailed("unknown_skill", exc.message) from None
         if version is None and skill.state == "active":
             skill = await self._quarantine_if_changed(skill)
         if version is None and skill.state != "active":
-            message = f"The skill {name} is not in use: it is {describe_state(skill.state)}."
+            message = f"The skill {name} is not in use: it is {skill.state_words}."
             raise CallFailed(
                 skill.state,
                 " ".join([message, *skill.reasons]),

@@ -1,6 +1,6 @@
-"""Refuse source that cannot be a skill, and find what it depends on; no code is executed.
+"""Refuse what cannot be a skill: code, recorded cases, and skills that use themselves.
 
-Rule: a refusal names the line and what to do instead.
+Rule: a refusal names the line or the value, and what to do instead. No code is executed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from io import StringIO
 
-from ...config.credentials import find_credential
+from ...config.credentials import find_credential, find_known_credential, find_named_credential
 from ...errors import SkillRefused
-from ...protocol.library_names import (
-    KNOWLEDGE_MODULE,
-    MODELS_MODULE,
-    SKILLS_PACKAGE,
-    TOOLS_NAMES,
-    TOOLS_PACKAGE,
+from ...protocol.library_names import MODELS_MODULE
+from .model import RecordedCase, Skill, VersionsByName
+from .source import (
+    DEFINITIONS,
+    PROVIDED_PACKAGES,
+    TOO_DEEP,
+    defaults_of,
+    entry_of,
+    find_imports,
+    find_references,
+    is_absolute_path,
+    parse_source,
+    signature_of,
 )
-from .signatures import DEFINITIONS, entry_of, parse_source, signature_of
+from .version_files import encode_case
 
-# sandboxed code has these packages also as names, and the functions of the last
-PROVIDED_PACKAGES = frozenset({TOOLS_PACKAGE, SKILLS_PACKAGE, KNOWLEDGE_MODULE})
-MODEL_PACKAGE = MODELS_MODULE
 IMPORTED_AS = {  # modules of packages that have another name, or that a package always brings along
     "pandas": ("dateutil", "pytz", "six"),
     "matplotlib": ("mpl_toolkits", "PIL", "dateutil"),
@@ -37,15 +41,8 @@ IMPORTED_AS = {  # modules of packages that have another name, or that a package
     "python_dateutil": ("dateutil",),
     "opencv_python": ("cv2",),
 }
-ABSOLUTE_PATH = re.compile(
-    r"(?:/(?:[^/\s]+/)+[^/\s]*|/[a-z0-9_.-]+|~/\S*|[A-Za-z]:[\\/]\S*|\\\\\w+\\\S*)", re.IGNORECASE
-)
-SYSTEM_FOLDER = re.compile(
-    r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
-)
-MAX_PATH_CHARS = 4096
 SYSTEM_MODULES = frozenset({"os", "posix", "nt"})
-ENVIRONMENT_NAMES = frozenset({"environ", "getenv", "environb"})  # of these modules
+ENVIRONMENT = re.compile(r"(?:os|posix|nt)\.(?:environ|getenv|environb)")
 
 
 def check_source(source: str, packages: Collection[str] | None) -> None:
@@ -61,92 +58,23 @@ def check_source(source: str, packages: Collection[str] | None) -> None:
         _check_environment(tree)
         signature_of(entry_of(tree))
         if packages is not None:
-            _check_imports(_find_import_lines(tree), packages)
+            _check_imports(tree, packages)
     except RecursionError:
-        raise SkillRefused("The code is nested too deeply.") from None
+        raise SkillRefused(TOO_DEEP) from None
 
 
-# dependencies -------------------------------------------------------------------------------------
-
-
-def _find_import_lines(tree: ast.AST) -> dict[str, tuple[str, int]]:
-    """Return the modules that code imports anywhere and the line of each, by top-level package."""
-    found: dict[str, tuple[str, int]] = {}
-    for node in ast.walk(tree):
-        modules: list[str] = []
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            modules = [node.module or "."]
-        for module in modules:
-            found.setdefault(module.partition(".")[0], (module, getattr(node, "lineno", 0)))
-    return found
-
-
-def _check_imports(imported: dict[str, tuple[str, int]], packages: Collection[str]) -> None:
+def _check_imports(tree: ast.Module, packages: Collection[str]) -> None:
+    """Raise `SkillRefused` for imports that sandboxes do not have."""
     names = {re.split(r"[^A-Za-z0-9_.-]", each, maxsplit=1)[0] for each in packages}
     names = {name.lower().replace("-", "_") for name in names}
     names = names.union(*(IMPORTED_AS.get(name, ()) for name in names))
-    allowed = sys.stdlib_module_names | PROVIDED_PACKAGES | {MODEL_PACKAGE} | names
-    for package, (module, line) in imported.items():
-        if package not in allowed:
+    allowed = sys.stdlib_module_names | PROVIDED_PACKAGES | {MODELS_MODULE} | names
+    for _, origin, line in find_imports(tree):
+        if origin.partition(".")[0] not in allowed:
             raise SkillRefused(
-                f"Line {line} imports {module!r:.80}, which sandboxes do not have.",
+                f"Line {line} imports {origin!r:.80}, which sandboxes do not have.",
                 remedy="Do without it, or add it to [sandbox] packages.",
             )
-
-
-def find_tool_names(source: str) -> list[str]:
-    """Return the tools that code names: ["git.git_log"]; raises `SkillRefused`."""
-    found = _find_members(parse_source(source), TOOLS_PACKAGE, TOOLS_NAMES)
-    return sorted(name for name in found if "." in name)  # others name a server only
-
-
-def find_skill_names(source: str) -> list[str]:
-    """Return the skills that code names; an exact version is "name@2"; raises `SkillRefused`."""
-    found = set()
-    for name in _find_members(parse_source(source), SKILLS_PACKAGE, {"search", "list", "load"}):
-        skill, _, member = name.partition(".")
-        exact = re.match(r"v([0-9]+)(?:\.|$)", member)
-        found.add(f"{skill}@{exact[1]}" if exact else skill)
-    return sorted(found)
-
-
-def _find_members(tree: ast.AST, package: str, own_names: Collection[str]) -> set[str]:
-    """Return what code names below a package, without its own names: {"git.git_log", "time"}."""
-    imported = [each for each in find_imports(tree) if each[1].startswith(f"{package}.")]
-    origins = {**dict(imported), package: package}
-    found = {origin for _, origin in imported}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and (dotted := dotted_name(node)):
-            root, _, rest = dotted.partition(".")
-            if root in origins:
-                found.add(f"{origins[root]}.{rest}")
-    members = {".".join(name.split(".")[1:3]) for name in found}
-    members = {name for name in members if name.partition(".")[0] not in own_names}
-    return {name for name in members if not any(other.startswith(f"{name}.") for other in members)}
-
-
-def find_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Yield names that code imports, and what they stand for: ("log", "tools.git.git_log")."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.asname or alias.name, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                yield alias.asname or alias.name, f"{node.module}.{alias.name}"
-
-
-def dotted_name(node: ast.expr) -> str:
-    """Return "a.b.c" for a name or an attribute of one; "" for anything else."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
-
-
-# refusals ---------------------------------------------------------------------------------------
 
 
 def _check_statements(tree: ast.Module) -> None:
@@ -210,52 +138,29 @@ def _check_texts(tree: ast.AST) -> None:
             )
 
 
-def is_absolute_path(text: str) -> bool:
-    """Return whether a text is an absolute path, and not a route, a pattern or a sentence."""
-    if len(text) > MAX_PATH_CHARS or "\n" in text or not ABSOLUTE_PATH.fullmatch(text):
-        return False
-    return not text.startswith("/") or bool(SYSTEM_FOLDER.match(text)) or text.count("/") > 2
-
-
 def _find_text_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield the ids of nodes that have a name, with it: by assignment, keyword, default or key."""
     for node in ast.walk(tree):
-        pairs: list[tuple[ast.AST | None, str]] = []
+        pairs: list[tuple[ast.expr | None, ast.expr | None]] = []
         match node:
             case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)):
-                pairs = [
-                    (value, _last_name(target))
-                    for target, value in zip(targets, values, strict=False)
-                ]
+                pairs = [*zip(targets, values, strict=False)]
             case ast.Assign(targets=targets, value=value):
-                pairs = [(value, _last_name(target)) for target in targets]
+                pairs = [(target, value) for target in targets]
             case ast.AnnAssign(target=target, value=value) | ast.NamedExpr(target, value):
-                pairs = [(value, _last_name(target))]
-            case ast.keyword(arg=str(name), value=value):
-                pairs = [(value, name)]
+                pairs = [(target, value)]
             case ast.Dict(keys=keys, values=values):
-                pairs = [
-                    (value, str(key.value))
-                    for key, value in zip(keys, values, strict=True)
-                    if isinstance(key, ast.Constant)
-                ]
+                pairs = [*zip(keys, values, strict=True)]
+            case ast.keyword(arg=str(name), value=value):
+                yield id(value), name
             case ast.arguments():
-                positional = [*node.posonlyargs, *node.args]
-                defaults = node.defaults
-                with_default = positional[len(positional) - len(defaults) :]
-                pairs = [
-                    (default, arg.arg)
-                    for arg, default in (
-                        *zip(with_default, defaults, strict=True),
-                        *zip(node.kwonlyargs, node.kw_defaults, strict=True),
-                    )
-                ]
-        yield from ((id(value), name) for value, name in pairs if value is not None)
+                yield from ((id(value), name) for name, value in defaults_of(node).items())
+        yield from ((id(value), _last_name(target)) for target, value in pairs)
 
 
-def _last_name(target: ast.expr) -> str:
+def _last_name(target: ast.expr | None) -> str:
     match target:
-        case ast.Subscript(slice=ast.Constant(value)):
+        case ast.Subscript(slice=ast.Constant(value)) | ast.Constant(value):
             return str(value)
         case ast.Name(name) | ast.Attribute(attr=name):
             return name
@@ -264,27 +169,45 @@ def _last_name(target: ast.expr) -> str:
 
 def _check_environment(tree: ast.AST) -> None:
     """Raise `SkillRefused` if code reads environment variables, which belong to the machine."""
-    modules, names = set(SYSTEM_MODULES), set[str]()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules |= {
-                alias.asname
-                for alias in node.names
-                if alias.name in SYSTEM_MODULES and alias.asname
-            }
-        elif isinstance(node, ast.ImportFrom) and node.module in SYSTEM_MODULES:
-            names |= {
-                alias.asname or alias.name
-                for alias in node.names
-                if alias.name in ENVIRONMENT_NAMES
-            }
-    for node in ast.walk(tree):
-        is_read = isinstance(node, ast.Name) and node.id in names
-        if isinstance(node, ast.Attribute):
-            module, _, name = dotted_name(node).partition(".")
-            is_read = module in modules and name in ENVIRONMENT_NAMES
-        if is_read:
+    for name, line in find_references(tree, SYSTEM_MODULES):
+        if ENVIRONMENT.fullmatch(name):
             raise SkillRefused(
-                f"Line {getattr(node, 'lineno', 0)} reads the environment.",
+                f"Line {line} reads the environment.",
                 remedy="Make what it needs a parameter of `run`.",
             )
+
+
+def check_case(case: RecordedCase) -> None:
+    """Raise `SkillRefused` if a recorded case is too large to be saved, or holds credentials."""
+    kinds = [find_known_credential(encode_case(case).decode("utf-8", "replace"))]
+    for name, value in case.inputs.items():
+        if isinstance(value, str):
+            kinds.append(find_named_credential(value, name))
+    if kind := next(filter(None, kinds), ""):
+        raise SkillRefused(
+            f"An input of the run, or an answer to one of its calls, holds what looks like {kind}.",
+            remedy="Recorded cases are saved, too: save a run that does not see credentials.",
+        )
+
+
+def check_skill(skill: Skill, skills: VersionsByName, packages: Collection[str] | None) -> None:
+    """Raise `SkillRefused` if code or cases cannot be those of a skill beside `skills`."""
+    check_source(skill.source, packages)
+    check_dependency_cycle(skill, skills)
+    for case in skill.cases:
+        check_case(case)
+
+
+def check_dependency_cycle(skill: Skill, skills: VersionsByName) -> None:
+    """Raise `SkillRefused` if a skill would use itself, through others."""
+    name, remaining, seen = skill.name, list(skill.used_skills), set[str]()
+    while remaining:
+        other = remaining.pop().partition("@")[0]
+        if other == name:
+            raise SkillRefused(
+                f"{name} would use itself, through {', '.join(sorted({*seen, other}))}.",
+                remedy="Give it another name, or do without that skill.",
+            )
+        if other not in seen:
+            seen.add(other)
+            remaining += [each for used in skills.get(other, ()) for each in used.used_skills]

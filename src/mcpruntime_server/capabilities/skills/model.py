@@ -1,21 +1,34 @@
 """A skill as data: the source of its function `run`, its recorded cases, and its origin.
 
 All of it is immutable. `extraction` and `saving` make skills, `store` keeps them, `library` finds
-them.
+them. A candidate is a skill without a version.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import Signature
 from typing import Any, Literal
 
+from ...errors import NotFound
 from ...journal.events import RunValue
 from ...journal.recording import RecordedCall
 from ...journal.rows import LOCAL_PRINCIPAL
-from .lint import find_skill_names
-from .signatures import Signature, entry_of, parse_source, signature_of
+from ...protocol.suggestions import did_you_mean
+from .skill_names import parse_version
+from .source import (
+    FunctionNode,
+    annotation_of,
+    entry_of,
+    find_skill_names,
+    find_tool_names,
+    parse_source,
+    signature_of,
+)
 
 TOOL_PREFIX, MODEL_PREFIX = "tools.", "llm."  # of the targets of calls
 
@@ -24,6 +37,7 @@ MAX_INPUT_BYTES = 500_000  # of an input in a recorded case
 INPUT_KEY = "$input"  # of a recorded argument that is an input, with its name and text
 
 SkillState = Literal["draft", "active", "quarantined", "retired"]
+STATE_WORDS = {"draft": "a draft", "active": "in use"}  # in sentences, where they differ
 
 
 @dataclass(frozen=True)
@@ -43,24 +57,40 @@ class RecordedCase:
     seed: str = ""
     clock_readings: Mapping[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def tools(self) -> list[str]:
+        """The tools that it calls: ["git.git_log"]."""
+        targets = {call.target for call in self.calls if call.target.startswith(TOOL_PREFIX)}
+        return sorted(target.removeprefix(TOOL_PREFIX) for target in targets)
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether it asks a model."""
+        return any(call.target.startswith(MODEL_PREFIX) for call in self.calls)
+
+    @property
+    def result_annotation(self) -> str:
+        """The type of its result, as Python source; "" if it is not known."""
+        result = self.result
+        if result is None or result["kind"] != "json" or result["cut"] or self.compares_stdout:
+            return ""
+        return annotation_of(json.loads(result["text"]))
+
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One recorded run that a skill may be made of.
+    """One recorded run that a skill may be made of, with what it observed as a case without inputs.
 
-    If it failed, the lines before `failed_line` are known to have run.
+    If it failed, the lines before `failed_line` are known to have run. `input` is what CONTEXT was,
+    as an argument of a case has it.
     """
 
     run_id: str
     code: str
-    succeeded: bool
-    calls: tuple[RecordedCall, ...] = ()
-    result: RunValue | None = None
-    stdout: str = ""
-    seed: str = ""
-    clock_readings: Mapping[str, list[float]] = field(default_factory=dict)
+    case: RecordedCase
+    succeeded: bool = True
     failed_line: int = 0
-    input: Mapping[str, Any] | None = None  # what CONTEXT was, as an argument of a case has it
+    input: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,10 +131,26 @@ class Skill:
         """The exact version, as people write it: "weather_report@2"."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def entry(self) -> FunctionNode:
+        """Its function `run`; raises `SkillRefused` if it has none."""
+        return entry_of(parse_source(self.source))
+
     @cached_property
     def signature(self) -> Signature:
         """What its function `run` takes and returns; raises `SkillRefused` if it has none."""
-        return signature_of(entry_of(parse_source(self.source)))
+        return signature_of(self.entry)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its function has to be awaited."""
+        return isinstance(self.entry, ast.AsyncFunctionDef)
+
+    @cached_property
+    def used_tools(self) -> Sequence[str]:
+        """The tools that its code names or its cases call: ["git.git_log"]."""
+        called = {tool for case in self.cases for tool in case.tools}
+        return sorted(called.union(find_tool_names(self.source)))
 
     @cached_property
     def used_skills(self) -> Sequence[str]:
@@ -121,6 +167,65 @@ class Skill:
             *sorted(target for target in targets if not target.startswith(TOOL_PREFIX)),
         ]
 
+    @property
+    def state_words(self) -> str:
+        """Its state, as a sentence has it."""
+        return STATE_WORDS.get(self.state, self.state)
+
+    @property
+    def body(self) -> str:
+        """What searches look through, besides name and words."""
+        return self.source
+
+    @property
+    def content_identity(self) -> str:
+        """A text that changes with its content."""
+        return self.id + self.digest
+
+    @property
+    def listing(self) -> dict[str, Any]:
+        """The skill as listings show it."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "signature": str(self.signature),
+            "summary": self.summary,
+            "state": self.state,
+        }
+
+
+VersionsByName = Mapping[str, Sequence[Skill]]  # oldest first
+
+
+def active_skills(skills: VersionsByName) -> dict[str, Skill]:
+    """Return the newest active version of every skill that has one."""
+    return {
+        version.name: version
+        for versions in skills.values()
+        for version in versions
+        if version.state == "active"
+    }
+
+
+def pick_version(skills: VersionsByName, reference: str) -> Skill:
+    """Return an exact version ("weather_report@2"), or a skill's active or else newest version.
+
+    Raises `NotFound`, `InvalidRequest`.
+    """
+    name, number = parse_version(reference)
+    if name not in skills:
+        hint = did_you_mean(name, skills)
+        message = f"There is no skill {name!r:.80}. {hint}".rstrip()
+        raise NotFound(message, remedy="list_skills shows them.")
+    versions = skills[name]
+    if number is None:
+        return active_skills({name: versions}).get(name, versions[-1])
+    for version in versions:
+        if version.version == number:
+            return version
+    newest = versions[-1].version
+    raise NotFound(f"There is no version {number} of the skill {name}; the newest is {newest}.")
+
 
 def make_input_value(name: str, text: str) -> dict[str, Any]:
     """Return an input as an argument of a recorded case has it."""
@@ -135,8 +240,3 @@ def is_input_value(value: Any) -> bool:
     return isinstance(found, Mapping) and all(
         isinstance(found.get(name), str) for name in ("name", "text")
     )
-
-
-def is_model_request(target: str) -> bool:
-    """Return whether a call asks a model."""
-    return target.startswith(MODEL_PREFIX)

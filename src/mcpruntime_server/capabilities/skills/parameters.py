@@ -22,12 +22,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...journal.recording import RecordedCall
-from ...protocol.library_names import SHOW_NAME
-from .lint import MODEL_PACKAGE, PROVIDED_PACKAGES, dotted_name, find_imports, is_absolute_path
-from .literals import SCALARS, annotation_of, literal_value
+from ...protocol.library_names import MODELS_MODULE, SHOW_NAME
 from .model import CONTEXT_NAME
-from .signatures import DEFINITIONS, FunctionNode
 from .slicing import HOST_FUNCTIONS, Statement, find_changed_names
+from .source import (
+    DEFINITIONS,
+    PROVIDED_PACKAGES,
+    SCALARS,
+    FunctionNode,
+    ImportNode,
+    annotation_of,
+    dotted_name,
+    find_imports,
+    is_absolute_path,
+    is_literal,
+    literal_value,
+)
 
 MAX_PARAMETERS = 8
 MAX_TEXT_CHARS = 120  # a longer text is code in another language, or data of the program
@@ -123,7 +133,7 @@ def _collect_parameters(
     seen = {id(part) for each in found for node in each.nodes for part in ast.walk(node)}
     finder = _LiteralFinder(kept, calls)
     for each in kept:
-        if not isinstance(each.node, (ast.Import, ast.ImportFrom)):
+        if not isinstance(each.node, ImportNode):
             finder.search(each)
     for name, node in (*finder.arguments, *finder.operands, *finder.paths):
         if id(node) in seen:
@@ -251,7 +261,7 @@ def _find_assigned(
                 literals = _inner_literals(node) if is_part else [node]
             case _:
                 continue
-        if len(literals) != 1 or not _is_literal(literals[0]) or variable in schemas:
+        if len(literals) != 1 or not is_literal(literals[0]) or variable in schemas:
             continue
         value = literal_value(literals[0])
         is_scalar = isinstance(value, SCALARS)
@@ -281,19 +291,11 @@ def _schema_names(kept: Sequence[Statement]) -> frozenset[str]:
 
 def _inner_literals(node: ast.expr) -> list[ast.expr]:
     """Return the largest literals within an expression, except those that all code has."""
-    if _is_literal(node):
+    if is_literal(node):
         value = literal_value(node)
         return [node] if value and value not in COMMON_LITERALS else []
     children = (each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr))
     return [literal for child in children for literal in _inner_literals(child)]
-
-
-def _is_literal(node: ast.expr) -> bool:
-    try:
-        literal_value(node)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_long(value: Any) -> bool:
@@ -338,7 +340,7 @@ class _LiteralFinder(ast.NodeVisitor):
 
     def _add_remote_arguments(self, origin: str, node: ast.Call) -> None:
         """Add the arguments of a tool, a skill, or a function that asks a model."""
-        if origin.startswith(f"{MODEL_PACKAGE}."):
+        if origin.startswith(f"{MODELS_MODULE}."):
             given = dict(zip(("prompt", "data"), node.args, strict=False))
             given |= {each.arg: each.value for each in node.keywords if each.arg}
             for name in ("data",) if "data" in given else ("prompt", "prompts"):
@@ -355,7 +357,7 @@ class _LiteralFinder(ast.NodeVisitor):
 
     def _recorded_name(self, target: str, argument: ast.expr, node: ast.Call) -> str:
         """Return the parameter that has the value of a positional argument in a recorded call."""
-        if not _is_literal(argument):
+        if not is_literal(argument):
             return ""
         value = literal_value(argument)
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
@@ -367,7 +369,7 @@ class _LiteralFinder(ast.NodeVisitor):
         return ""
 
     def _add_argument(self, name: str, node: ast.expr) -> None:
-        if not _is_literal(node):
+        if not is_literal(node):
             if isinstance(node, (ast.List, ast.Tuple)):
                 for each in node.elts:
                     if isinstance(each, ast.Constant):
@@ -407,7 +409,7 @@ class _LiteralFinder(ast.NodeVisitor):
         if (
             isinstance(items, ast.List)
             and items.elts
-            and _is_literal(items)
+            and is_literal(items)
             and not self._is_in_definition
         ):
             name = plural_of(target.id) if isinstance(target, ast.Name) else ITEMS
@@ -420,7 +422,7 @@ class _LiteralFinder(ast.NodeVisitor):
 
     def _add_operand(self, name: str, node: ast.expr) -> None:
         """Add a literal that says more than those which all code has."""
-        if self._is_in_definition or not _is_literal(node):
+        if self._is_in_definition or not is_literal(node):
             return
         value = literal_value(node)
         is_scalar = isinstance(value, (str, int, float)) and not isinstance(value, bool)
@@ -431,18 +433,19 @@ class _LiteralFinder(ast.NodeVisitor):
 
 def _find_origins(kept: Sequence[Statement]) -> Mapping[str, str]:
     """Return what names stand for in packages of the sandbox: {"log": "tools.git.log"}."""
-    packages = PROVIDED_PACKAGES | {MODEL_PACKAGE}
-    imported = dict(pair for each in kept for pair in find_imports(each.node))
-    return {
+    packages = PROVIDED_PACKAGES | {MODELS_MODULE}
+    imported = {
+        name: origin
+        for each in kept
+        for name, origin, _ in find_imports(each.node)
+        if origin.partition(".")[0] in packages and name != origin
+    }
+    own_names = {
         "tools": "tools",
         "skills": "skills",
-        **{name: f"{MODEL_PACKAGE}.{name}" for name in HOST_FUNCTIONS},
-        **{
-            name: origin
-            for name, origin in imported.items()
-            if origin.partition(".")[0] in packages and name != origin
-        },
+        **{name: f"{MODELS_MODULE}.{name}" for name in HOST_FUNCTIONS},
     }
+    return own_names | imported
 
 
 def _find_parameter_names(kept: Sequence[Statement]) -> Mapping[str, Sequence[str]]:

@@ -11,7 +11,8 @@ Rule 4: what is saved holds no credentials, neither its code nor its recorded ca
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,32 +24,26 @@ from ...journal.recording import Recording, load_recording
 from ...journal.rows import RunRow
 from ...journal.store import Journal
 from .descriptions import NOT_DESCRIBED, apply_summary, needs_description
-from .gate import OpenTrial, Verdict, run_gate
+from .gate import Trial, run_gate
 from .library import SkillLibrary
-from .lint import check_source, find_tool_names
+from .lint import check_case, check_skill
 from .model import (
     CONTEXT_NAME,
     MAX_INPUT_BYTES,
-    TOOL_PREFIX,
     RecordedCase,
     RecordedStep,
     Skill,
+    VersionsByName,
     make_input_value,
 )
-from .selection import (
-    check_case,
-    check_dependency_cycle,
-    find_duplicate,
-    merge_cases,
-    source_shape,
-)
 from .signing import is_held_back
-from .skill_calls import find_skill_call
 from .skill_names import choose_free_name, parse_skill_name
+from .source import source_shape
 from .version_files import compute_digest
 
 MAX_STEPS = 200  # of a session, from which a skill is extracted
 MAX_ATTEMPTS = 3  # at the gate, each with fewer parameters
+NO_CASE = "It has no recorded case: run it once, and save that run."
 NOT_CHECKED_YET = (
     "It has worked once and was not checked: a second run like it, or saving that run, checks it."
 )
@@ -58,6 +53,7 @@ EDIT_REMEDY = (
 )
 
 Extract = Callable[[Collection[str]], Skill]  # takes the parameters that stay literals
+OpenTrial = Callable[[], AbstractAsyncContextManager[Trial]]
 # takes the skill, the session whose owner pays, names that are taken, and seconds for a test
 DescribeSkill = Callable[[Skill, str, Collection[str] | None, float], Awaitable[tuple[Skill, str]]]
 
@@ -108,7 +104,7 @@ class SkillSaver:
             raise InvalidRequest(
                 f"Run {run.id} is {run.status}: only a run that succeeded can be saved."
             )
-        from .extraction import extract_skill  # expensive to import, and rarely needed
+        from .extraction import extract_skill, find_skill_call  # expensive, and rarely needed
 
         steps = await self._load_steps(run)
         async with self._lock:
@@ -130,7 +126,7 @@ class SkillSaver:
 
         If it `may_activate`, a second run like a draft is tested at the gate.
         """
-        from .extraction import extract_skill
+        from .extraction import extract_skill, find_skill_call
 
         steps = await self._load_steps(run)
         if await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
@@ -151,59 +147,56 @@ class SkillSaver:
     async def recheck(
         self, skill: Skill, *, may_revive: bool = False, replaces_signed: bool = False
     ) -> Skill:
-        """Test a version again, and return it with its new state.
+        """Test a version again, which may be edited or whose tools may have changed.
 
-        A retired version stays retired, unless it `may_revive`. `replaces_signed` is a person's
-        word that it may take the place of a signed version.
+        Return it with its new state. A retired version stays retired, unless it `may_revive`.
+        `replaces_signed` is a person's word that it may take the place of a signed version.
         """
         async with self._lock:
-            verdict = await self._check_again(skill)
-            if verdict.reasons:
+            try:
+                await self._check(skill)
+                checked, _ = await self._test(skill)
+                reasons = checked.reasons
+            except SkillRefused as exc:
+                reasons = (str(exc),)
+            if reasons:
                 state = "quarantined" if skill.state == "active" else skill.state
-                is_edit = skill.origin == "edit" and bool(skill.cases)
-                reasons = (*verdict.reasons, EDIT_REMEDY) if is_edit else verdict.reasons
+                if skill.origin == "edit" and skill.cases:
+                    reasons = (*reasons, EDIT_REMEDY)
                 return await self.library.set_state(skill, state, reasons)
             if skill.state == "retired" and not may_revive:
                 return skill
             digests = {
-                tool: self.library.tool_digest(tool) or checked
-                for tool, checked in skill.tool_digests.items()
+                tool: self.library.tool_digest(tool) or checked_digest
+                for tool, checked_digest in skill.tool_digests.items()
             }
             return await self.library.set_state(
                 skill, "active", (), digests, replaces_signed=replaces_signed
             )
 
-    async def _check_again(self, skill: Skill) -> Verdict:
-        """Return the verdict on a version that may be edited, or whose tools may have changed."""
-        try:
-            await self._check(skill)
-        except SkillRefused as exc:
-            return Verdict((str(exc),), skill.cases)
-        return await self._test(skill)
+    # steps and cases ------------------------------------------------------------------------------
 
     async def _load_steps(self, run: RunRow) -> list[RecordedStep]:
         """Return the recorded runs that led to a run, and that run."""
         steps = []
         for row in (await self._journal.load_lineage(run.id))[-MAX_STEPS:]:
             recording = await load_recording(self._journal, row)
-            # A function of an earlier step may read the input of the last one.
-            may_read = row.id == run.id or CONTEXT_NAME in recording.start.code
             outcome = recording.outcome
-            error = outcome["error"]
-            steps.append(
-                RecordedStep(
-                    row.id,
-                    recording.start.code,
-                    outcome["status"] == "ok",
-                    recording.calls,
-                    outcome["value"],
-                    outcome["stdout"],
-                    recording.start.seed,
-                    recording.clock_readings,
-                    (error and error["line"]) or 0,
-                    await self._load_input(recording) if may_read else None,
-                )
+            case = RecordedCase(
+                {},
+                recording.calls,
+                outcome["value"],
+                outcome["stdout"],
+                seed=recording.start.seed,
+                clock_readings=recording.clock_readings,
             )
+            code, error = recording.start.code, outcome["error"]
+            # A function of an earlier step may read the input of the last one.
+            may_read = row.id == run.id or CONTEXT_NAME in code
+            found = await self._load_input(recording) if may_read else None
+            failed_line = (error and error["line"]) or 0
+            succeeded = outcome["status"] == "ok"
+            steps.append(RecordedStep(row.id, code, case, succeeded, failed_line, found))
         return steps
 
     async def _load_input(self, recording: Recording) -> Mapping[str, Any] | None:
@@ -239,6 +232,8 @@ class SkillSaver:
         )
         return await self._save(lambda _: written, skill.name, others=others)
 
+    # saving ---------------------------------------------------------------------------------------
+
     async def _save(
         self,
         extract: Extract,
@@ -264,23 +259,23 @@ class SkillSaver:
             if summary:
                 candidate = apply_summary(candidate, summary)
             if skips_gate:
-                verdict = Verdict((NOT_CHECKED_YET,), candidate.cases)
-                break
+                return SaveResult(await self._add(replace(candidate, reasons=(NOT_CHECKED_YET,))))
             started = anyio.current_time()
-            verdict = await self._test(candidate)
+            candidate, removable = await self._test(candidate)
             gate_s = anyio.current_time() - started
-            removable = fixed.union(verdict.removable)
-            is_final = removable == fixed or candidate.is_hand_written
+            is_final = fixed.issuperset(removable) or candidate.is_hand_written
             if is_final or attempt == MAX_ATTEMPTS:
                 break
-            fixed = removable  # extract it again, with literals in the places of these parameters
-        candidate = replace(candidate, cases=verdict.cases)
+            fixed |= {*removable}  # extract it again, with literals in place of these parameters
         note = ""
-        if session and not summary and not verdict.reasons:
+        if session and not summary and candidate.state == "active":
             candidate, note = await self._let_describe(
                 candidate, session, gate_s, may_rename=not name and duplicate is None
             )
-        return SaveResult(await self._add(candidate, verdict.reasons), note=note)
+        return SaveResult(await self._add(candidate), note=note)
+
+    async def _load_own_versions(self, name: str) -> tuple[Skill, ...]:
+        return await anyio.to_thread.run_sync(self.library.store.versions, name)
 
     async def _name_and_merge(
         self, extracted: Skill, name: str, others: tuple[RecordedCase, ...]
@@ -290,11 +285,9 @@ class SkillSaver:
         Raises `SkillRefused` if it cannot be a skill.
         """
         if name:
-            versions = await self.library.own_versions(name)
-            is_same = bool(versions) and source_shape(versions[-1].source) == source_shape(
-                extracted.source
+            last = find_duplicate(
+                extracted, {name: await self._load_own_versions(name)}, may_be_retired=True
             )
-            last = versions[-1] if is_same else None
         else:
             last = find_duplicate(extracted, await self.library.all_versions())
             name = last.name if last else ""
@@ -305,10 +298,8 @@ class SkillSaver:
 
     async def _check(self, skill: Skill) -> None:
         """Raise `SkillRefused` if code or cases cannot be those of a skill."""
-        await anyio.to_thread.run_sync(check_source, skill.source, self._packages)
-        check_dependency_cycle(skill, await self.library.all_versions())
-        for case in skill.cases:
-            check_case(case)
+        skills = await self.library.all_versions()
+        await anyio.to_thread.run_sync(check_skill, skill, skills, self._packages)
 
     def _is_known(
         self, duplicate: Skill, candidate: Skill, others: tuple[RecordedCase, ...]
@@ -322,7 +313,7 @@ class SkillSaver:
         self, skill: Skill, session: str, gate_s: float, *, may_rename: bool
     ) -> tuple[Skill, str]:
         """Return a skill with a model's words if it passes the gate with them, and a note."""
-        versions = await self.library.own_versions(skill.name)
+        versions = await self._load_own_versions(skill.name)
         is_new = all(each.state != "active" for each in versions)
         if self._describe is None or not is_new or not needs_description(skill):
             return skill, ""
@@ -330,34 +321,71 @@ class SkillSaver:
         if may_rename and not skill.is_hand_written:
             taken_names = await self.library.taken_names()
         described, note = await self._describe(skill, session, taken_names, gate_s)
-        if described != skill and (await self._test(described)).reasons:
-            return skill, NOT_DESCRIBED.format("With its words, the skill does not pass its test.")
+        if described != skill:
+            tested, _ = await self._test(described)
+            if tested.reasons:
+                reason = "With its words, the skill does not pass its test."
+                return skill, NOT_DESCRIBED.format(reason)
         return described, note
 
-    async def _test(self, skill: Skill) -> Verdict:
-        """Test a skill as the version that it is, or will be."""
+    async def _test(self, skill: Skill) -> tuple[Skill, tuple[str, ...]]:
+        """Test a skill as the version that it is, or will be; return what the gate returns."""
+        if not skill.cases:
+            return replace(skill, state="draft", reasons=(NO_CASE,)), ()
+        offered = replace(skill, state="active", reasons=())
         if not skill.version:
-            version = await self.library.next_version(skill.name)
-            skill = replace(skill, version=version, digest=compute_digest(skill.source.encode()))
-        return await run_gate(
-            skill, self._open_trial, self.library.offer_skill, self._journal.put_blob
-        )
+            version = await anyio.to_thread.run_sync(self.library.store.next_version, skill.name)
+            digest = compute_digest(skill.source.encode())
+            offered = replace(offered, version=version, digest=digest)
+        open_trial = self._open_trial_of(offered)
+        tested, removable = await run_gate(offered, open_trial, self._journal.put_blob)
+        return replace(tested, version=skill.version, digest=skill.digest), removable
 
-    async def _add(self, skill: Skill, reasons: tuple[str, ...]) -> Skill:
+    @asynccontextmanager
+    async def _open_trial_of(self, skill: Skill) -> AsyncIterator[Trial]:
+        """Yield a trial whose code finds a skill in use, whatever the store has."""
+        async with self._open_trial() as trial:
+            with self.library.offer_skill(trial.session_id, skill):
+                yield trial
+
+    async def _add(self, skill: Skill) -> Skill:
         """Add a tested skill to the store as a new version."""
-        called = {call.target for case in skill.cases for call in case.calls}
-        tools = {each.removeprefix(TOOL_PREFIX) for each in called if each.startswith(TOOL_PREFIX)}
-        tools |= set(find_tool_names(skill.source))
-        saved = Skill(
-            name=skill.name,
-            summary=skill.summary,
-            source=skill.source,
-            cases=skill.cases,
-            state="draft" if reasons else "active",
-            reasons=reasons,
-            origin=skill.origin,
-            saved_at=time.time(),
-            tool_digests={tool: self.library.tool_digest(tool) for tool in sorted(tools)},
-            described_by=skill.described_by,
-        )
-        return await self.library.add_version(saved)
+        digests = {tool: self.library.tool_digest(tool) for tool in skill.used_tools}
+        saved = replace(skill, saved_at=time.time(), tool_digests=digests)
+        return await anyio.to_thread.run_sync(self.library.store.add_version, saved)
+
+
+# skills that do the same --------------------------------------------------------------------------
+
+
+def find_duplicate(
+    skill: Skill, skills: VersionsByName, *, may_be_retired: bool = False
+) -> Skill | None:
+    """Return the last version of a skill that does the same; None if there is none."""
+    shape = source_shape(skill.source)
+    for *_, last in filter(None, skills.values()):
+        is_candidate = may_be_retired or last.state != "retired"
+        if is_candidate and source_shape(last.source) == shape:
+            return last
+    return None
+
+
+def merge_cases(skill: Skill, others: tuple[RecordedCase, ...], last: Skill | None) -> Skill:
+    """Return a new version of a skill, with the case just recorded behind those that are known.
+
+    `others` are known cases of other code, and `last` is the last version if that does the same.
+    """
+    if last is None:
+        return replace(skill, cases=(*others, *skill.cases))
+    known = last.cases
+    if skill.cases and last.origin == "edit" and last.state == "draft":
+        known = ()  # older cases were recorded with other code
+    inputs = [case.inputs for case in skill.cases]
+    known = tuple(case for case in known if case.inputs not in inputs)
+    return replace(
+        skill,
+        source=last.source,
+        summary=last.summary,
+        described_by=last.described_by,
+        cases=(*known, *skill.cases),
+    )

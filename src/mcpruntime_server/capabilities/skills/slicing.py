@@ -25,9 +25,15 @@ from ...protocol.library_names import (
     SKILLS_PACKAGE,
     TOOLS_PACKAGE,
 )
-from .lint import dotted_name
 from .model import CONTEXT_NAME, MAX_INPUT_BYTES, RecordedStep
-from .signatures import DEFINITIONS, FunctionNode, parse_source
+from .source import (
+    DEFINITIONS,
+    FunctionNode,
+    dotted_name,
+    find_imports,
+    is_literal,
+    parse_source,
+)
 
 # sandboxed code has them without an import
 HOST_FUNCTIONS = frozenset((*MODEL_NAMES, EXPORT_NAME))
@@ -134,7 +140,7 @@ def normalise_statements(body: Sequence[ast.stmt]) -> list[ast.stmt]:
         match node:
             case ast.If(test=test) if ast.unparse(test) == "__name__ == '__main__'":
                 found += normalise_statements(node.body)
-            case ast.AnnAssign(ast.Name(), value=ast.expr() as value) if _is_literal(value):
+            case ast.AnnAssign(ast.Name(), value=ast.expr() as value) if is_literal(value):
                 found.append(ast.copy_location(ast.Assign([node.target], value), node))
             case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)) if _are_constants(
                 targets, values
@@ -146,11 +152,6 @@ def normalise_statements(body: Sequence[ast.stmt]) -> list[ast.stmt]:
             case _:
                 found.append(node)
     return found
-
-
-def _is_literal(node: ast.expr) -> bool:
-    parts = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp)
-    return all(isinstance(part, (*parts, ast.unaryop, ast.expr_context)) for part in ast.walk(node))
 
 
 def _are_constants(targets: Sequence[ast.expr], values: Sequence[ast.expr]) -> bool:
@@ -178,17 +179,19 @@ class _CalledNames:
             if isinstance(node, (FunctionNode, ast.ClassDef))
         }
         bound, imported, remote = set(local), set[str](), {*HOST_FUNCTIONS, *REMOTE_PACKAGES}
-        for node in (part for tree in trees for part in ast.walk(tree)):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                bound.add(node.id)
-            elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                names = {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-                imported |= names
-                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-                if (module or "").partition(".")[0] in REMOTE_PACKAGES:
-                    remote |= names
+        for tree in trees:
+            bound |= {
+                node.id
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
+            for name, origin, _ in find_imports(tree):
+                root = name.partition(".")[0]
+                imported.add(root)
+                if origin.partition(".")[0] in REMOTE_PACKAGES:
+                    remote.add(root)
                 else:
-                    remote -= names
+                    remote.discard(root)
         return cls(frozenset(local), frozenset(imported), frozenset(remote - bound))
 
 
@@ -369,7 +372,7 @@ def select_statements(
     writing_lines = {
         (number, call.line_number)
         for number, step in enumerate(steps)
-        for call in step.calls
+        for call in step.case.calls
         if call.effect != "read"
     }
     writing = [

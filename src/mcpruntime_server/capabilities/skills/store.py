@@ -31,7 +31,6 @@ from pathlib import Path
 from ...errors import McpRuntimeError, NotFound, SkillRefused, Unavailable
 from ...journal.rows import LOCAL_PRINCIPAL
 from ..atomic_files import write_atomically
-from .lint import find_tool_names
 from .model import Skill, SkillState
 from .signing import is_signed_by, succession_problem
 from .skill_names import name_problem, to_slug
@@ -329,10 +328,7 @@ class SkillStore:
             reasons=(EDITED,),
             origin="edit",
             saved_at=time.time(),
-            tool_digests={
-                **dict.fromkeys(find_tool_names(edited.source), ""),
-                **edited.tool_digests,
-            },
+            tool_digests={**dict.fromkeys(edited.used_tools, ""), **edited.tool_digests},
         )
         if SKILL_FILE not in content:
             content |= render_version_files(skill)

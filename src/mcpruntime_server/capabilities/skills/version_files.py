@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from hashlib import sha256
+from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
-from .lint import is_absolute_path
-from .model import CONTEXT_NAME, RecordedCase, Skill, is_input_value, is_model_request
-from .module_source import parameter_descriptions, to_front_matter_line, to_one_line
-from .signatures import format_signature
+from .model import CONTEXT_NAME, RecordedCase, Skill, is_input_value
 from .skill_names import parse_skill_name, to_slug
+from .source import (
+    is_absolute_path,
+    parameter_descriptions,
+    to_front_matter_line,
+    to_one_line,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -98,9 +102,10 @@ def render_version_files(skill: Skill) -> dict[str, bytes]:
     cases = skill.cases[:MAX_CASES]
     inputs = cases[0].inputs if cases else {}
     examples = {key: _format_example(value) for key, value in inputs.items()}
-    required = [each.name for each in skill.signature.parameters if each.default is None]
+    parameters = skill.signature.parameters.values()
+    required = [each.name for each in parameters if each.default is Parameter.empty]
     arguments = examples if cases else dict.fromkeys(required, "...")
-    descriptions = parameter_descriptions(skill.source)
+    descriptions = parameter_descriptions(skill.entry)
     text = _skill_template().render(
         slug=to_slug(skill.name),
         name=skill.name,
@@ -108,13 +113,13 @@ def render_version_files(skill: Skill) -> dict[str, bytes]:
         description=to_front_matter_line(skill.summary, MAX_DESCRIPTION_CHARS),
         summary=to_one_line(skill.summary),
         call=f"({', '.join(f'{key}={value}' for key, value in arguments.items())})",
-        signature=format_signature(skill.signature),
-        is_async=skill.signature.is_async,
+        signature=str(skill.signature),
+        is_async=skill.is_async,
         parameters=[(key, value, descriptions.get(key, "")) for key, value in examples.items()],
         tools=sorted(skill.tool_digests),
         skills=skill.used_skills,
         has_cases=bool(cases),
-        asks_model=any(is_model_request(call.target) for case in cases for call in case.calls),
+        asks_model=any(case.asks_model for case in cases),
     )
     content = {SKILL_FILE: text.encode(), SOURCE_FILE: skill.source.encode()}
     for number, case in enumerate(cases, 1):
