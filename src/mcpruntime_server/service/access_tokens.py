@@ -111,11 +111,22 @@ class TokenStore:
             return None
         return known
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is the one that was read last: then a token is found in microseconds."""
+        try:
+            return self._read_version() == self._version
+        except OSError:
+            return False
+
+    def _read_version(self) -> tuple[int, int, int]:
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_ino, status.st_size
+
     def _refresh(self) -> None:
         """Read the file again if it is another one."""
         try:
-            status = self._path.stat()
-            version = status.st_mtime_ns, status.st_ino, status.st_size
+            version = self._read_version()
             if version != self._version:
                 rows = json.loads(self._path.read_bytes())
                 self._tokens = {row["id"]: read_token(row) for row in rows}

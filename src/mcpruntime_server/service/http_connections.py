@@ -17,6 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 1_000
 SPARE_CONNECTIONS = 100  # when all others are busy with requests; the next ones get 503
+MAX_UNACCEPTED = 2_048  # connections that wait in the kernel
+MAX_ACCEPTED_PER_TURN = 4  # of the event loop; to accept one takes a quarter of a millisecond
 RECEIVE_TIMEOUT_S = 60.0  # for all of a request, the body included
 LINGER_S = 2.0  # for a client to read why its request was refused
 KEEP_ALIVE_S = 60  # of a connection between two requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 from collections.abc import Iterator, Sequence
 
@@ -22,7 +23,9 @@ from .authentication import Authentication
 from .credential_pages import CredentialPages
 from .http_connections import (
     KEEP_ALIVE_S,
+    MAX_ACCEPTED_PER_TURN,
     MAX_CONNECTIONS,
+    MAX_UNACCEPTED,
     SPARE_CONNECTIONS,
     HttpConnection,
     allow_many_files,
@@ -62,6 +65,14 @@ class HttpServer(uvicorn.Server):
         """Leave the signals alone."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections, a few in each turn of the event loop."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(MAX_UNACCEPTED)  # asyncio has made the queue as short as a turn
+        # What exists now stays. A garbage collection that examined it would take 0.1 s.
+        gc.freeze()
+
 
 async def serve_http(
     open_server: OpenMcpServer,
@@ -97,6 +108,7 @@ async def serve_http(
                 http=HttpConnection,
                 ws="none",
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                backlog=MAX_ACCEPTED_PER_TURN,
                 limit_concurrency=MAX_CONNECTIONS + SPARE_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACE_S,

@@ -15,12 +15,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config import HttpSettings
+from ..protocol.json_limits import ValueCounter
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAX_BODY_BYTES = 4 << 20  # as the MCP SDK has it
+MAX_BODY_VALUES = 20_000  # JSON values: the SDK parses and checks them in one turn of the loop
 MAX_HEADER_BYTES = 32 * 1024  # of the first line and the headers; the token may take half of it
 MAX_HEADERS = 100
 TOO_LARGE = f"A body has at most {MAX_BODY_BYTES:,} bytes."
+TOO_MANY = f"A body has at most {MAX_BODY_VALUES:,} JSON values; write large data as one text."
 
 
 def allowed_headers(settings: HttpSettings) -> TransportSecuritySettings:
@@ -64,21 +67,28 @@ def has_usual_headers(scope: Scope) -> bool:
 
 
 class BoundedBody:
-    """The body of a request, which ends in an error when it is too large."""
+    """The body of a request, which ends in an error when it is too large or has too many values."""
 
     def __init__(self, receive: Receive, request: Request) -> None:
         self._receive = receive
         declared = request.headers.get("content-length", "")
-        self._is_too_large = declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES
+        is_too_large = declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES
+        self._problem = TOO_LARGE if is_too_large else ""
         self._received = 0
+        self._values = ValueCounter()
 
     async def receive(self) -> Message:
         """Return the next part of the body; raises `HTTPException`."""
-        if self._is_too_large:  # the client need not send it
-            raise HTTPException(413, TOO_LARGE)
-        message = await self._receive()
-        self._received += len(message.get("body", b""))
-        if self._received > MAX_BODY_BYTES:
-            self._is_too_large = True
-            raise HTTPException(413, TOO_LARGE)
+        if not self._problem:  # else the client need not send it
+            message = await self._receive()
+            self._count(message.get("body", b""))
+        if self._problem:
+            raise HTTPException(413, self._problem)
         return message
+
+    def _count(self, part: bytes) -> None:
+        self._received += len(part)
+        if self._received > MAX_BODY_BYTES:
+            self._problem = TOO_LARGE
+        elif self._values.feed(part) > MAX_BODY_VALUES:
+            self._problem = TOO_MANY
