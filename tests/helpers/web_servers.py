@@ -38,6 +38,7 @@ class WebServer:
     ca_file: Path
     scheme: str = "https"
     requests: list[ReceivedRequest] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)  # answers below /held
 
     @property
     def url(self) -> str:
@@ -95,6 +96,9 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/slow":
             time.sleep(3.0)
             self._send(b"late", "text/plain")
+        elif path.startswith("/held"):
+            self.web.released.wait(60.0)
+            self._send(b"released", "text/plain")
         elif path == "/breaks":
             self.send_response(200)
             self.send_header("Content-Length", "1000000")
@@ -154,5 +158,6 @@ def run_web_server(folder: Path, *, scheme: str = "https") -> Iterator[WebServer
         try:
             yield web
         finally:
+            web.released.set()
             server.shutdown()
             thread.join()

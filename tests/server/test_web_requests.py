@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from mcpruntime_server.config import SandboxSettings
 from mcpruntime_server.sandbox import image
 
-from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from ..helpers.server_connection import (
+    TEST_TIMEOUT_S,
+    ServerConnection,
+    connect_server,
+    write_settings,
+)
+from ..helpers.server_killing import KillableServer, ServerKilled, start_ready_server
 from ..helpers.web_servers import LARGE_BYTES, WebServer, run_web_server
 
 pytestmark = pytest.mark.anyio
@@ -321,3 +328,48 @@ answer.json()['headers']['Authorization'], answer.json()['headers']['Accept-Enco
         assert web.requests[0].headers["Authorization"] == f"Bearer {SECRET}"
         kept = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
         assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_in_doubt"),
+    [("GET", "/held", False), ("PUT", "/held/put", False), ("POST", "/held/post", True)],
+)
+async def test_a_killed_server_sends_nothing_twice_that_may_write(
+    tmp_path: Path, method: str, path: str, is_in_doubt: bool
+) -> None:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with run_web_server(folder) as web:
+        settings = write_web_settings(tmp_path, web)
+        code = f"""
+import urllib.request
+def ask(method, path):
+    data = b'x' if method == 'POST' else None
+    request = urllib.request.Request(U + path, method=method, data=data)
+    return urllib.request.urlopen(request).read().decode()
+[ask('POST', '/first'), ask({method!r}, {path!r}), ask('POST', '/last')]"""
+        async with start_ready_server(settings) as server, anyio.create_task_group() as tasks:
+            tasks.start_soon(expect_death, server, program(web, code))
+            await wait_until(lambda: web.count(path) == 1)
+            server.kill()
+        web.released.set()
+        async with start_ready_server(settings) as server:
+            answer = await server.run(program(web, code), "s", "k")
+            if is_in_doubt:
+                assert answer["status"] == "waiting", answer
+                question = answer["waiting_for"][0]["id"]
+                answer = await server.wait_run(answer["run"], answers={question: "again"})
+            assert (answer["status"], answer["value"]) == ("ok", ["ok", "released", "ok"]), answer
+        assert [web.count(each) for each in ("/first", path, "/last")] == [1, 2, 1]
+
+
+async def expect_death(server: KillableServer, code: str) -> None:
+    with pytest.raises(ServerKilled):
+        await server.run(code, "s", "k")
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process does."""
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110 - no event signals it
+            await anyio.sleep(0.01)
