@@ -54,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
     """Answers by path."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 64 * 1024
     web: WebServer
 
     def log_message(self, format: str, *args: object) -> None:
@@ -104,6 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "1000000")
             self.end_headers()
             self.wfile.write(b"x" * 1000)
+            self.wfile.flush()
             self.close_connection = True
         else:
             self._send(b"ok", "text/plain")
@@ -131,6 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+        self.wfile.flush()
 
     def _send_chunks(self, chunks: list[bytes]) -> None:
         self.send_response(200)
@@ -138,6 +142,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for chunk in (*chunks, b""):
             self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+        self.wfile.flush()
+
+
+class QuickServer(ThreadingHTTPServer):
+    """A server with room for many clients that connect at once; one that leaves is no error."""
+
+    request_queue_size = 256
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Write nothing."""
 
 
 @contextmanager
@@ -147,7 +161,7 @@ def run_web_server(folder: Path, *, scheme: str = "https") -> Iterator[WebServer
     ca_file = folder / "web-authority.pem"
     authority.cert_pem.write_to_path(str(ca_file))
     handler = type("Handler", (Handler,), {})
-    with ThreadingHTTPServer((HOST, 0), handler) as server:
+    with QuickServer((HOST, 0), handler) as server:
         if scheme == "https":
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             authority.issue_cert(HOST).configure_cert(context)

@@ -459,12 +459,13 @@ class ClientConnection:
         headers = [(name, value) for name, value in answer["headers"]]
         if method == "HEAD" or status in BODILESS_STATUSES:
             self._send_head(status, answer["reason"], headers)
+            self._finish()
             return
         length = len(body) if more is None else answer.get("length")
         if length is not None:
             headers.append(("Content-Length", str(length)))
-        self._send_head(status, answer["reason"], headers)  # without a length: until it closes
-        self._sock.sendall(body)
+        # Without a length, the body goes on until the connection is closed.
+        self._send_head(status, answer["reason"], headers, body)
         piece = 0
         while more is not None:
             part = self._call(DOWNLOAD_TARGET, {"response": more, "piece": piece})
@@ -474,12 +475,15 @@ class ClientConnection:
                 break
         self._finish()
 
-    def _send_head(self, status: int, reason: str, headers: List[Tuple[str, str]]) -> None:
+    def _send_head(
+        self, status: int, reason: str, headers: List[Tuple[str, str]], body: bytes = b""
+    ) -> None:
+        """Send the head of an answer with the beginning of its body, in one piece."""
         lines = [f"HTTP/1.1 {status} {reason}"]
         lines += [f"{name}: {value}" for name, value in headers]
         lines += ["Connection: close", "", ""]
         self._has_answered = True
-        self._sock.sendall("\r\n".join(lines).encode("latin-1", "replace"))
+        self._sock.sendall("\r\n".join(lines).encode("latin-1", "replace") + body)
 
     def _send_failure(self, status: int, reason: str, text: str, kind: str = "refused") -> None:
         if self._has_answered:
@@ -493,8 +497,7 @@ class ClientConnection:
             ("X-Sandbox-Failure", kind),
         ]
         try:
-            self._send_head(status, f"{reason}: {shown}", headers)
-            self._sock.sendall(body)
+            self._send_head(status, f"{reason}: {shown}", headers, body)
             self._finish()
         except OSError:
             pass
@@ -544,6 +547,7 @@ def serve_proxy(listener: socket.socket, sock: socket.socket, key: str, folder: 
         while True:
             room.acquire()
             client, _ = listener.accept()
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=serve_client, args=(client,), daemon=True).start()
 
     threading.Thread(target=accept_clients, daemon=True).start()
