@@ -25,6 +25,16 @@ from .loop_watch import IS_MEASURED, watch_main_loop
 
 REQUEST_BYTES = 1 << 20
 SCRIPT = "--script"
+USED_MODULES = (
+    "anyio._backends._asyncio",
+    "anyio._core._subprocesses",
+    "jinja2",
+    "jsonschema_rs",
+    "mcp.server.mcpserver",
+    "mcpruntime_server.app",
+    "mcpruntime_server.cli.serve",
+    "rich.logging",
+)
 
 
 def main(path: str) -> None:
@@ -46,11 +56,14 @@ def main(path: str) -> None:
 
 
 def import_everything() -> None:
-    import mcp.server  # noqa: F401
+    """Do what servers do once: import modules, some of which they import late, and bundle code."""
+    import importlib
 
-    import mcpruntime_server.app
-    import mcpruntime_server.cli.serve  # noqa: F401
+    from mcpruntime_server.sandbox.bundle import build_bundle
 
+    for name in USED_MODULES:
+        importlib.import_module(name)
+    build_bundle()
     gc.freeze()
 
 
