@@ -9,8 +9,8 @@ lives as long as the process that is forked for it. That is a real process: it r
 from __future__ import annotations
 
 import array
+import ast
 import gc
-import json
 import os
 import runpy
 import select
@@ -28,6 +28,7 @@ SCRIPT = "--script"
 USED_MODULES = (
     "anyio._backends._asyncio",
     "anyio._core._subprocesses",
+    "docker",
     "jinja2",
     "jsonschema_rs",
     "mcp.server.mcpserver",
@@ -97,7 +98,7 @@ def receive_request(connection: socket.socket) -> tuple[dict[str, Any], list[int
     descriptors = array.array("i")
     for _, _, content in ancillary:
         descriptors.frombytes(content)
-    return json.loads(data), list(descriptors)
+    return ast.literal_eval(data.decode()), list(descriptors)
 
 
 def become(request: dict[str, Any], descriptors: list[int], stalls: Path) -> None:
