@@ -17,8 +17,8 @@ from mcpruntime_server.journal.store import open_journal
 from mcpruntime_server.runtime.run_history import load_report
 from tests.helpers.sizes import choose_size
 
+from ..helpers.commands import run_command
 from ..helpers.server_connection import (
-    COMMAND,
     TEST_TIMEOUT_S,
     ServerConnection,
     ToolAnswer,
@@ -812,8 +812,8 @@ async def test_a_form_is_closed_when_its_question_is_answered_elsewhere(world: W
             with anyio.fail_after(TEST_TIMEOUT_S):
                 await asked.wait()
                 [step] = (await connection.replay("list", "s")).steps
-                command = [COMMAND, "--config", str(world.settings), "approvals", step["run"]]
-                await anyio.run_process([*command, "all", "allow"])
+                words = ("approvals", step["run"], "all", "allow")
+                assert run_command("--config", world.settings, *words).returncode == 0
                 await closed.wait()
         assert answers[0].value == 0
     assert world.done == ["add a"]

@@ -18,6 +18,7 @@ import pytest
 
 from mcpruntime_server.sandbox.docker_backend import DATA_FOLDER_LABEL, data_folder_digest
 
+from ..helpers.forking import forked_command, forked_pid
 from ..helpers.server_connection import (
     COMMAND,
     TEST_TIMEOUT_S,
@@ -97,6 +98,13 @@ class Raw:
         """Ask for `code` to be run, with progress."""
         await self.say(run_request(code, number, **more))
 
+    async def kill(self) -> None:
+        """Kill the server, which was forked, and wait for its end."""
+        pid = forked_pid(self.process.pid)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await self.end()
+
     async def end(self) -> int:
         """Wait for the process to end; return its exit code."""
         with anyio.fail_after(END_S):
@@ -117,8 +125,9 @@ async def until_stopping(settings: Path) -> None:
 
 @asynccontextmanager
 async def raw_server(settings: Path, wrapper: Sequence[str] = ()) -> AsyncIterator[Raw]:
-    """Start a server whose sandboxes are up before anything else happens."""
-    command = [*wrapper, COMMAND, "--config", str(settings), "--stdio"]
+    """Start a server that has answered; with `wrapper`, the installed command behind it."""
+    options = ("--config", str(settings), "--stdio")
+    command = [*wrapper, COMMAND, *options] if wrapper else forked_command(*options)
     async with await anyio.open_process(command, stderr=subprocess.DEVNULL) as process:
         try:
             server = Raw(process)
@@ -156,7 +165,7 @@ async def test_a_stopped_server_leaves_no_container(settings: Path, how: str, co
 
 
 @pytest.mark.parametrize(
-    "signals", ["SIGHUP", "SIGTERM SIGTERM", "SIGINT SIGINT", "SIGHUP SIGTERM SIGHUP SIGINT"]
+    "signals", ["SIGTERM SIGTERM", "SIGINT SIGINT", "SIGHUP SIGTERM SIGHUP SIGINT"]
 )
 async def test_more_signals_do_not_disturb_a_server_that_stops(
     settings: Path, signals: str
@@ -250,8 +259,7 @@ async def test_containers_of_a_killed_server_are_gone_after_the_next_start(setti
     async with raw_server(settings) as server:
         await server.run(ENDLESS)
         await server.hear("looping")
-        server.process.kill()
-        await server.end()
+        await server.kill()
     async with connect_server(settings) as successor:
         await successor.run("1")
         with anyio.fail_after(
@@ -269,8 +277,7 @@ async def test_a_session_continues_at_the_next_step_after_its_server_was_killed(
         code = "print('looping', flush=True)\nwhile True: pass"
         await server.run(code, session="report", timeout_s=2)
         await server.hear("looping")
-        server.process.kill()
-        await server.end()
+        await server.kill()
     async with connect_server(settings) as successor:
         answer = await successor.run("1", session="report")
         assert (answer.status, answer.step) == ("ok", 2)

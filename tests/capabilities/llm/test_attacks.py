@@ -370,7 +370,7 @@ def test_the_start_imports_no_model_client() -> None:
 async def test_nothing_is_started_before_the_first_question(
     tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
-    async with connect_server(settings(tmp_path, model, model="openai/echo")) as server:
+    async with connect_server(settings(tmp_path, model, model="echo")) as server:
         await server.evaluate("1 + 1")
         [pid] = server.server_pids
         assert workers_of(pid) == []

@@ -11,8 +11,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.helpers.commands import run_command
 from tests.helpers.server_connection import (
-    COMMAND,
     ServerConnection,
     ToolAnswer,
     connect_server,
@@ -198,17 +198,17 @@ async def test_in_the_background_and_again_from_the_recording(server: ServerConn
 
 async def test_a_person_can_answer_on_the_command_line(server: ServerConnection) -> None:
     asked = await server.run("ask_llm('Which\\x1b[2J?', schema=int)")
-    listed = await command(server, "approvals")
+    listed = command(server, "approvals")
     assert "Which\\u001b[2J?" in listed
-    await command(server, "approvals", asked.run, "q1", '{"value": 3}')
+    command(server, "approvals", asked.run, "q1", '{"value": 3}')
     assert (await attach(server, asked.run, wait_s=20)).value == 3
 
 
-async def command(server: ServerConnection, *arguments: str) -> str:
+def command(server: ServerConnection, *arguments: str) -> str:
     """Run a command on the server's data folder; return what it prints."""
-    settings_file = server.data_dir.parent / "server.toml"
-    done = await anyio.run_process([COMMAND, "--config", str(settings_file), *arguments])
-    return done.stdout.decode()
+    done = run_command("--config", server.data_dir.parent / "server.toml", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # pages --------------------------------------------------------------------------------------------
