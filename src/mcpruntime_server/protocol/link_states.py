@@ -29,6 +29,7 @@ from .wire import (
     Kill,
     Output,
     ParkFailed,
+    ProbeHit,
     Promote,
     Promoted,
     Ready,
@@ -88,6 +89,7 @@ TRANSITIONS: Dict[str, Transitions] = {
             Output: RUNNING,
             Call: RUNNING,
             CertificateRequest: RUNNING,
+            ProbeHit: RUNNING,
             FilesChanged: RUNNING,
             RunDone: IDLE,
             **dict.fromkeys(FORK_MESSAGES, RUNNING),
@@ -183,7 +185,7 @@ class LinkState:
             self.unsettled_runs.add(message.run_number)
         return True
 
-    def _check_current(self, message: Union[Output, RunDone]) -> bool:
+    def _check_current(self, message: Union[Output, ProbeHit, RunDone]) -> bool:
         return message.run_number == self.last_run
 
     def _check_files_changed(self, message: FilesChanged) -> bool:
@@ -238,6 +240,7 @@ RUN_CHECKS: Dict[Type[Message], Callable[[LinkState, Any], bool]] = {
     Execute: LinkState._check_execute,
     Output: LinkState._check_current,
     FilesChanged: LinkState._check_files_changed,
+    ProbeHit: LinkState._check_current,
     RunDone: LinkState._check_current,
     FileData: LinkState._check_file_data,
     FilesSaved: LinkState._check_files_saved,

@@ -34,6 +34,45 @@ class InputDescription(TypedDict):
     end: Optional[int]  # None: up to the end of the file
 
 
+class ShownValue(TypedDict):
+    """A value as it is shown; `kind` is "json", "repr", or "error" if there is none."""
+
+    kind: str
+    text: str
+    type: str
+    cut: bool
+
+
+class Inspection(TypedDict, total=False):
+    """What is to be observed: in a run (`probe`), or in the state that a run starts from."""
+
+    kind: str  # "probe" | "variables"
+    max_chars: int  # of a value
+    max_items: int  # of a list or an object in it
+    expression: str  # a probe's
+    line: int
+    first_hit: int  # the executions of the line before this one are only counted
+    max_hits: int  # and so are those after so many
+
+
+class InspectionResult(TypedDict):
+    """What a probe has to say at the end of its run."""
+
+    line: int  # of the statement that was probed; 0 if there is none
+    hit_count: int
+    problem: str  # why values are missing; "" if none are
+
+
+class VariableData(TypedDict):
+    """A variable of the session, as the worker describes it."""
+
+    name: str
+    value: ShownValue
+    length: Optional[int]
+    shape: Optional[List[int]]
+    digest: str  # of its content
+
+
 class SliceBounds(TypedDict):
     """A part of an input, in bytes."""
 

@@ -181,6 +181,7 @@ class Execute(Message):
     keep_previous: bool = False  # park the present state first, even in a burst
     inputs: Optional[List[Any]] = None  # the items of `CONTEXT`, as `inputs.Input` takes them
     fetchers: Optional[List[Any]] = None  # tools that fetch from the network, as far as known
+    inspection: Optional[Dict[str, Any]] = None  # what is to be observed, see `payloads.Inspection`
 
 
 class EncodedValue:
@@ -342,6 +343,17 @@ class RunDone(Message):
     usage: Optional[Dict[str, float]] = None  # keys: wall_ms, cpu_ms, peak_mb
     clock_readings: Optional[Dict[str, Any]] = None  # since the last call, by clock
     media: Optional[List[Any]] = None  # what was shown, in order: {"mime_type", "data" in base64}
+    inspection: Optional[Dict[str, Any]] = None  # see `payloads.InspectionResult`
+
+
+class ProbeHit(Message):
+    """The value of a probed expression, just before its line was executed."""
+
+    MAX_BYTES = MAX_CONTROL_BYTES
+
+    run_number: int
+    number: int  # the executions of the line, counted from 1
+    value: Dict[str, Any]  # see `payloads.ShownValue`
 
 
 class FileData(Message):
@@ -432,6 +444,7 @@ MESSAGE_TYPES: Tuple[Type[Message], ...] = (
     Setup, Execute, Reply, Interrupt, Kill, WriteFile, RemoveFile, Promote,
     Ready, Output, Call, FilesChanged, RunDone, WorkerRestarted, FileData, FilesSaved,
     ForkParked, ParkFailed, ForkDropped, Promoted, Park, CertificateRequest, Certificate,
+    ProbeHit,
 )  # fmt: skip
 TYPE_CODES: Dict[Type[Message], int] = {cls: code for code, cls in enumerate(MESSAGE_TYPES)}
 

@@ -130,7 +130,8 @@ class Environment:
                 self._unsaved_runs.append(run)
             return
         killed_by_rebuild = self.is_closed and self._last_rebuilt_run == self._current_run
-        if self._current_run is not None and (self.link.has_broken_protocol or killed_by_rebuild):
+        was_fatal = self.link.has_broken_protocol or killed_by_rebuild
+        if self._current_run is not None and was_fatal and not run.spec.is_offline:
             self._lost_states[self._current_run] = "A sandbox does not survive it."
         if self.link.last_run_number != self._executed_count:
             self._current_run = UNSETTLED_STATE

@@ -69,6 +69,9 @@ class RebuildListener:
     def on_saved(self, message: wire.FilesSaved) -> None:
         """Do nothing: `rebuild_step` waits for the files at the link."""
 
+    def on_probe_hit(self, message: wire.ProbeHit) -> None:
+        """Do nothing: no probe was asked for."""
+
     async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         """Answer a call from the recording."""
         return await self._replayer.answer_call(message, None)

@@ -217,6 +217,17 @@ class Replayer:
         await anyio.sleep_forever()
 
 
+class OfflineCalls:
+    """Refuses every call of code that must not reach anything outside its sandbox."""
+
+    async def answer_call(self, call: Call, call_journal: CallJournal) -> Reply:
+        """Return the refusal of a call; it is not journaled, because nothing is called."""
+        if call.target == ABANDON_TARGET:
+            return Reply(call.call_id)
+        message = f"{call.target} was not called: a question about a state cannot call anything."
+        return Reply(call.call_id, None, {"kind": "denied", "message": message, "data": None})
+
+
 class ReplayOrder:
     """The recorded order in which calls started and ended, and how far it has been repeated.
 

@@ -26,20 +26,21 @@ from ..journal.events import RunFinished
 from ..journal.recording import Recording
 from ..journal.rows import LOCAL_PRINCIPAL, UNDONE_FLAG
 from ..journal.store import Journal
+from ..protocol.payloads import InspectionResult
 from ..sandbox.link import SandboxLink
 from .call_journal import CallJournal
 from .observer import ObservedRun, Observers, RunMode
 from .output_buffer import OutputBuffer
 from .pending_questions import PendingQuestion, PendingQuestions
 from .plan import Plan
-from .replayer import Replayer
+from .replayer import OfflineCalls, Replayer
 from .result_files import ResultFiles
 from .router import Router
 from .run_control import RunControl
 from .run_history import ledger_entry_of, pending_question_view
 from .run_journal import RunJournal
 from .run_listener import RunListener
-from .run_report import RunReport, RunStatus
+from .run_report import ProbedValue, RunReport, RunStatus
 from .run_scheduler import RunSlot
 from .run_spec import RunLimits, RunSpec, new_run_id
 from .run_state import RunEvent, RunLifecycle, RunState
@@ -129,6 +130,7 @@ class Run:
         self.failure: McpRuntimeError | None = None  # why there is nothing to report
         self.files_stored = anyio.Event()  # the changed files are in the journal, or lost
         self.lost_files = ""  # why they are lost
+        self.inspection_result: InspectionResult | None = None  # of a probe, at its end
         self.lifecycle = RunLifecycle()
         self.audience = Audience(is_detached=spec.starts_detached)
         self.control = RunControl(slot)
@@ -163,7 +165,7 @@ class Run:
                 limits.max_output_bytes,
                 resumed.output if resumed else {},
             ),
-            self.replayer or services.router,
+            self.replayer or (OfflineCalls() if spec.is_offline else services.router),
             limits,
             journal.blobs.drafts,
             on_update=self.lifecycle.notify_watchers,
@@ -191,6 +193,11 @@ class Run:
     def output(self) -> OutputBuffer:
         """What its code has written to stdout and stderr."""
         return self.listener.output
+
+    @property
+    def probe_hits(self) -> Sequence[ProbedValue]:
+        """The values of its probe."""
+        return self.listener.probe_hits
 
     @property
     def status(self) -> RunStatus:
@@ -373,4 +380,6 @@ def find_mode(spec: RunSpec) -> RunMode:
     """Return whether the calls of a run are made, planned, or answered from a recording."""
     if spec.is_dry_run:
         return "dry_run"
+    if spec.is_offline:
+        return "replay"
     return "live" if spec.recording is None or spec.is_resumed else "replay"

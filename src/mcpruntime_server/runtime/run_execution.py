@@ -16,7 +16,7 @@ from ..protocol.truncation import truncate_text
 from ..sandbox.link import SandboxLink
 from .run import Run
 from .run_history import planned_call_views
-from .run_report import receive_value
+from .run_report import receive_value, validate_inspection_result
 from .run_state import RunEvent, RunState
 
 MAX_REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
@@ -122,12 +122,15 @@ class RunExecution:
                 self._stale_packages,
                 seed=run.journal.seed,
                 clock_readings=readings,
-                keep_previous=sandbox.is_shared or spec.is_dry_run,
+                park=not spec.is_offline,
+                keep_previous=sandbox.is_shared or spec.is_dry_run or spec.is_offline,
                 inputs=sandbox.staged_inputs,
                 fetchers=self._find_fetchers(),
+                inspection=spec.inspection,
             )
             limits = run.services.limits
             value = await receive_value(done.value, limits.max_shown_chars, limits.max_shown_items)
+            run.inspection_result = validate_inspection_result(done.inspection)
             self._apply_done(done, value, stopped, sandbox)
         except SandboxFailed as exc:
             run.flags.add(UNDONE_FLAG)

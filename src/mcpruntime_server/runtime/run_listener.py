@@ -18,7 +18,7 @@ from .file_receiver import FILE_OVERHEAD_BYTES, FileReceiver
 from .output_buffer import OutputBuffer
 from .router import CallHandler
 from .run_journal import RunJournal
-from .run_report import RunReport
+from .run_report import MAX_PROBE_HITS, ProbedValue, RunReport, validate_probe_hit
 from .run_spec import RunLimits
 
 
@@ -43,6 +43,7 @@ class RunListener:
         self.output = output
         self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES, spool_folder)
         self.has_changed_files = False
+        self.probe_hits: list[ProbedValue] = []
         self._principal = principal
         self._is_closed = False
         self._report = report
@@ -84,6 +85,12 @@ class RunListener:
     def on_saved(self, message: wire.FilesSaved) -> None:
         """Note that all changed files have arrived."""
         self.file_receiver.is_complete = True
+
+    def on_probe_hit(self, message: wire.ProbeHit) -> None:
+        """Keep the value of a probed expression."""
+        hit = validate_probe_hit(message)
+        if hit is not None and len(self.probe_hits) < MAX_PROBE_HITS:
+            self.probe_hits.append(hit)
 
     async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         """Answer a call; what the code has read from clocks before it is journaled first."""

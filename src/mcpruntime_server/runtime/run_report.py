@@ -26,6 +26,7 @@ from ..protocol.media import (
     MAX_MEDIA_ITEMS,
     identify_media,
 )
+from ..protocol.payloads import InspectionResult, ShownValue
 from ..protocol.presentation import truncate_json
 from ..protocol.truncation import MAX_DEPTH, truncate_text
 from .call_journal import LedgerEntry
@@ -46,6 +47,10 @@ MAX_LOOP_CHARS = 32 * 1024  # of a value that takes the event loop a millisecond
 MAX_REMEMBERED_VALUES = 4  # truncated ones: each is asked for twice, at the end of its run
 MAX_TYPE_CHARS = 200  # of the name of a value's type
 MAX_HINT_CHARS = 1_500
+MAX_PROBE_HITS = 500  # of one probe
+MAX_PROBED_CHARS = 4_000  # of one value of a probe
+MAX_COUNT = 1 << 53
+VALUE_KINDS = ("json", "repr", "error")
 MAX_ERROR_CHARS = 16_000  # of a message or traceback; the worker sends at most half of that
 
 
@@ -65,6 +70,14 @@ class PendingQuestionView:
     hints: tuple[str, ...] = ()
     expires: float | None = None  # seconds since the epoch
     needs_person: bool = False  # a planned call that a person is asked about when it is committed
+
+
+@dataclass(frozen=True)
+class ProbedValue:
+    """The value of a probed expression; `number` counts the executions of its line from 1."""
+
+    number: int
+    value: ShownValue
 
 
 @dataclass
@@ -189,6 +202,38 @@ def validate_value(value: Mapping[str, Any] | None) -> RunValue | None:
         "type": str(value.get("type"))[:MAX_TYPE_CHARS],
         "cut": is_cut or bool(value.get("cut")),
     }
+
+
+def validate_presented(value: Mapping[str, Any], max_chars: int) -> ShownValue:
+    """Return what the sandbox shows of a value, bounded and of the right types."""
+    text, is_cut = truncate_text(str(value.get("text")), max_chars)
+    kind = value.get("kind")
+    return {
+        "kind": kind if kind in VALUE_KINDS else "repr",
+        "text": text,
+        "type": str(value.get("type"))[:MAX_TYPE_CHARS],
+        "cut": is_cut or bool(value.get("cut")),
+    }
+
+
+def validate_probe_hit(message: wire.ProbeHit) -> ProbedValue | None:
+    """Return a value of a probe; None if it cannot be one."""
+    if not 0 < message.number < MAX_COUNT:
+        return None
+    return ProbedValue(message.number, validate_presented(message.value, MAX_PROBED_CHARS))
+
+
+def validate_inspection_result(result: Mapping[str, Any] | None) -> InspectionResult | None:
+    """Return what the sandbox says at the end of a probe, of the right types."""
+    if result is None:
+        return None
+
+    def count(name: str) -> int:
+        value = result.get(name)
+        return value if type(value) is int and 0 <= value < MAX_COUNT else 0
+
+    problem = truncate_text(str(result.get("problem") or ""), MAX_HINT_CHARS)[0]
+    return {"line": count("line"), "hit_count": count("hit_count"), "problem": problem}
 
 
 def validate_media(claimed: Sequence[Any] | None) -> tuple[list[MediaEntry], str]:

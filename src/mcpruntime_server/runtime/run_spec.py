@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..journal.events import ApprovedCall, InputEntry
 from ..journal.recording import Recording
+from ..protocol.payloads import Inspection
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class RunSpec:
     starts_detached: bool = False  # it continues when nobody waits for it
     allow_lookups: bool = False  # unrecorded catalogue and module lookups go to the live handlers
     context: tuple[InputEntry, ...] | None = None  # None: of its recording, or of the run before it
+    is_offline: bool = False  # calls without a recorded answer are refused, and nothing is prepared
+    inspection: Inspection | None = None  # what is observed of it
 
     def is_same_request(self, other: RunSpec) -> bool:
         """Return whether a client that sends both means one run."""

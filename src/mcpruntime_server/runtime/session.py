@@ -220,7 +220,8 @@ class Session:
         slot = self._services.scheduler.create_slot(self.principal)
         run = Run(spec, self.id, self._run_services, slot, self.allowed_targets)
         self.queue.add_run(run)
-        self._services.announce_code(spec.code, self.principal)
+        if not spec.is_offline:
+            self._services.announce_code(spec.code, self.principal)
         return run
 
     async def move_tip(self, tip: RunRow | None) -> None:

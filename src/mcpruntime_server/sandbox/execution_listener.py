@@ -27,6 +27,10 @@ class ExecutionListener(Protocol):
         """The last chunk of the last changed file has arrived."""
         ...
 
+    def on_probe_hit(self, message: wire.ProbeHit) -> None:
+        """A probed line is about to be executed."""
+        ...
+
     async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         """Answer a call; cancelled if the run finishes first.
 

@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup
 from ..errors import SandboxFailed
 from ..protocol import wire
 from ..protocol.link_states import HOST, RUNNING, LinkState, ProtocolError
+from ..protocol.payloads import Inspection
 from . import Backend, SandboxChannel, SandboxInfo
 from .bundle import build_bundle
 from .execution_listener import ExecutionListener
@@ -202,6 +203,7 @@ class SandboxLink:
         keep_previous: bool = False,
         inputs: Sequence[Mapping[str, Any]] = (),
         fetchers: Sequence[str] = (),
+        inspection: Inspection | None = None,
     ) -> tuple[wire.RunDone, StopReason | None]:
         """Run `code`; return how it ended, and why it was stopped, if it was. One run at a time.
 
@@ -209,7 +211,7 @@ class SandboxLink:
         replayed to the code. `park` keeps the end state so that it can be promoted, or at least
         that of the last run of a burst. `keep_previous` keeps the present state, even in a burst.
         `inputs` are the items of `CONTEXT`, `fetchers` what a hint names to code that looks for a
-        network.
+        network. `inspection` says what is observed of the run.
 
         After `timeout_s` the code is interrupted; if that does not end it, its interpreter is
         killed.
@@ -233,6 +235,7 @@ class SandboxLink:
                         keep_previous,
                         [dict(item) for item in inputs] or None,
                         list(fetchers) or None,
+                        None if inspection is None else dict(inspection),
                     )
                 )
                 await self._wait_until_finished(execution)
@@ -395,7 +398,9 @@ class SandboxLink:
     def _route(self, message: wire.Message, size: int) -> None:
         self._protocol.receive(message)
         match message:
-            case wire.Output() | wire.Call() | wire.FilesChanged() | wire.RunDone():
+            case (
+                wire.Output() | wire.Call() | wire.ProbeHit() | wire.FilesChanged() | wire.RunDone()
+            ):
                 if self._execution is not None:
                     self._route_to_execution(self._execution, message, size)
             case wire.CertificateRequest():
@@ -427,7 +432,7 @@ class SandboxLink:
     def _route_to_execution(
         self,
         execution: _Execution,
-        message: wire.Output | wire.Call | wire.FilesChanged | wire.RunDone,
+        message: wire.Output | wire.Call | wire.ProbeHit | wire.FilesChanged | wire.RunDone,
         size: int,
     ) -> None:
         match message:
@@ -435,6 +440,8 @@ class SandboxLink:
                 execution.listener.on_output(message)
             case wire.Call():
                 execution.calls.add(message, size)
+            case wire.ProbeHit():
+                execution.listener.on_probe_hit(message)
             case wire.FilesChanged():
                 self._files.start(execution.listener, message)
             case wire.RunDone():

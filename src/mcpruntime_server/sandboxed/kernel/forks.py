@@ -28,6 +28,7 @@ from _socket import (
     socketpair,
 )
 from fcntl import F_GETFL, fcntl
+from itertools import islice
 from os import (
     O_ACCMODE,
     O_APPEND,
@@ -47,24 +48,37 @@ from os import (
     get_inheritable,
     getpid,
     getppid,
+    kill,
     listdir,
     lseek,
     open,
+    pipe,
     read,
     readlink,
     setsid,
     waitid,
     waitpid,
+    write,
 )
-from signal import SIG_IGN, SIG_SETMASK, SIGCHLD, getsignal, pthread_sigmask, set_wakeup_fd, signal
-from time import sleep
+from select import select
+from signal import (
+    SIG_IGN,
+    SIG_SETMASK,
+    SIGCHLD,
+    SIGKILL,
+    getsignal,
+    pthread_sigmask,
+    set_wakeup_fd,
+    signal,
+)
+from time import perf_counter, sleep
 
 from ...protocol import wire
 from .processes import MAX_OOM_SCORE, set_oom_score
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Set, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
 HELLO_BYTE = b"\n"  # a process sends it when it is ready, with its MEMORY_FILE
 MEMORY_FILE = "/proc/self/smaps_rollup"  # only the process itself may open it, see `system_calls`
@@ -72,6 +86,8 @@ ORDER_BYTES = 8  # the order to promote: the number of the new worker; its socke
 ALL_SIGNALS = [number for number in range(1, 65) if number not in (32, 33)]  # 32, 33: the C library
 KEPT_OPEN_FLAGS = O_ACCMODE | O_APPEND | O_NONBLOCK | O_SYNC
 ORPHAN_POLL_S = 0.0001
+LENGTH_BYTES = 4  # before each record of an observer
+MAX_RECORD_BYTES = 1 << 20
 
 # obstacles ----------------------------------------------------------------------------------------
 
@@ -329,6 +345,94 @@ def _receive_order(control: socket) -> Tuple[int, int]:
     if len(data) < ORDER_BYTES or not ancillary:
         _exit(0)
     return int.from_bytes(data, "big"), int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+
+
+# observers ----------------------------------------------------------------------------------------
+
+
+def observe_in_fork(
+    observe: Callable[[Callable[[bytes], None]], None], timeout_s: float, max_records: int
+) -> Iterator[bytes]:
+    """Yield at most so many records that `observe` writes in a fork of this process.
+
+    They end when it ends, or has written none for `timeout_s`; then it is killed. Whatever it does,
+    this process is as before. Raises OSError if it cannot be forked.
+    """
+    read_end, write_end = pipe()
+    collects = gc.isenabled()
+    gc.disable()
+    mask = pthread_sigmask(SIG_SETMASK, ALL_SIGNALS)
+    pid = 0
+    try:
+        _ForkState.is_forking = True
+        try:
+            pid = fork()
+        finally:
+            _ForkState.is_forking = False
+        if not pid:
+            _be_observer(observe, write_end)
+        close(write_end)
+        write_end = -1
+        yield from islice(_read_records(read_end, timeout_s), max_records)
+    finally:
+        if pid:
+            _end_child(pid)
+        for fd in (read_end, write_end):
+            if fd >= 0:
+                close(fd)
+        _drop_sigchld()
+        pthread_sigmask(SIG_SETMASK, mask)
+        if collects:
+            gc.enable()
+
+
+def _be_observer(observe: Callable[[Callable[[bytes], None]], None], write_end: int) -> None:
+    """Run `observe` in this fork, which has no output and no finalisers; never returns."""
+
+    def write_record(data: bytes) -> None:
+        view = memoryview(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+        while view:
+            view = view[write(write_end, view) :]
+
+    try:
+        null = open(os.devnull, os.O_RDWR)
+        for fd in (1, 2):
+            dup2(null, fd)
+        observe(write_record)
+    finally:
+        _exit(0)
+
+
+def _read_records(fd: int, timeout_s: float) -> Iterator[bytes]:
+    """Yield what an observer writes; it is not trusted."""
+    buffer = bytearray()
+    deadline = perf_counter() + timeout_s
+    while True:
+        left_s = deadline - perf_counter()
+        if left_s <= 0 or not select([fd], [], [], left_s)[0]:
+            return
+        data = read(fd, 1 << 16)
+        if not data:
+            return
+        buffer += data
+        while len(buffer) >= LENGTH_BYTES:
+            end = LENGTH_BYTES + int.from_bytes(buffer[:LENGTH_BYTES], "big")
+            if end > MAX_RECORD_BYTES:
+                return
+            if len(buffer) < end:
+                break
+            yield bytes(buffer[LENGTH_BYTES:end])
+            del buffer[:end]
+            deadline = perf_counter() + timeout_s
+
+
+def _end_child(pid: int) -> None:
+    """Kill a child and reap it."""
+    try:
+        kill(pid, SIGKILL)
+        waitpid(pid, 0)
+    except OSError:
+        pass  # user code ignores SIGCHLD, or waits for every child
 
 
 # after a promotion --------------------------------------------------------------------------------

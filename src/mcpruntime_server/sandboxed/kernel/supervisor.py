@@ -53,6 +53,7 @@ HOLD_S = 0.01  # for a frame that can wait for the next one
 MAX_QUEUED_BYTES = 64 * 1024 * 1024  # for the worker; code that reads its answers queues less
 CALL_CODE = wire.TYPE_CODES[wire.Call]
 DONE_CODE = wire.TYPE_CODES[wire.RunDone]
+HIT_CODE = wire.TYPE_CODES[wire.ProbeHit]
 PARKING_CODES = (wire.TYPE_CODES[wire.ForkParked], wire.TYPE_CODES[wire.ParkFailed])
 REPLY_CODE = wire.TYPE_CODES[wire.Reply]
 CERTIFICATE_CODE = wire.TYPE_CODES[wire.Certificate]
@@ -154,6 +155,7 @@ class Supervisor:
         self.run_number = 0  # the active run; 0: none
         self.run_started_at = 0.0
         self.is_park_requested = False  # by the active run
+        self.is_probed = False  # the active run
         self.next_interrupt_at = 0.0  # 0: the active run is not to be interrupted
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
@@ -318,6 +320,8 @@ class Supervisor:
                 self._handle_call(frame)
             elif type_code == DONE_CODE:
                 self._finish_run(frame)
+            elif type_code == HIT_CODE:
+                self._handle_probe_hit(frame)
             elif type_code not in PARKING_CODES or not self._handle_parking(frame, descriptors):
                 self.expel_worker()
                 return
@@ -376,6 +380,11 @@ class Supervisor:
                 assert isinstance(request, wire.CertificateRequest)
                 proxy.send(wire.encode_message(wire.Certificate(request.host, "")))
 
+    def _handle_probe_hit(self, frame: bytes) -> None:
+        if self.is_probed:  # else a background thread is late
+            self.output.send_available()
+            self.host.forward(wire.ProbeHit, frame)
+
     def _finish_run(self, done: bytes) -> None:
         """Send `RunDone` and what belongs before it; file content follows while idle."""
         if not self.run_number:
@@ -393,6 +402,7 @@ class Supervisor:
 
     def _end_run(self) -> None:
         self.run_number = 0
+        self.is_probed = False
         self.next_interrupt_at = 0.0
         self.output.finish_run()
 
@@ -516,6 +526,7 @@ class Supervisor:
             self.host.send_soon(wire.ParkFailed(skipped_run, "the next run followed at once"))
         self.run_number = message.run_number
         self.is_park_requested = message.park
+        self.is_probed = (message.inspection or {}).get("kind") == "probe"
         self.run_started_at = time.perf_counter()
         self.output.start_run(message.run_number)
         self.worker.send(frame)

@@ -91,6 +91,8 @@ class Worker:
         self.display = display.install_display(determinism.ImportHooks.run_after_import)
         exports.install_export()
         self.main_module.__dict__["knowledge"] = knowledge.install_knowledge()
+        self.initial_names = dict(self.main_module.__dict__)
+        self.probe: Any = None  # of the present run
         self.guide = guidance.Guide(setup.facts)
         builtins.help = self.guide.help  # type: ignore[assignment]
         builtins.input = _refuse_input
@@ -202,8 +204,10 @@ class Worker:
         self.display.start_run()
         self.randomness.reseed(message.seed)
         self.clocks.start_run(message.clock_readings)
+        self.prepare_probe(message.inspection)
         self.usage_meter.start()
         status, value, error = self.execute_code(message)
+        observed = self.probe and self.probe.finish()
         for stream in self.streams.values():
             try:
                 stream.flush()
@@ -219,7 +223,29 @@ class Worker:
             self.usage_meter.measure_usage(),
             self.clocks.take_readings(),
             self.display.take_media(),
+            observed,
         )
+
+    def prepare_probe(self, inspection: Optional[Dict[str, Any]]) -> None:
+        """Set the probe of the present run, if it is to have one."""
+        self.probe = None
+        if inspection is not None and inspection["kind"] == "probe":
+            from . import observation
+
+            self.probe = observation.Probe(inspection, self.channel)  # type: ignore[arg-type]
+
+    def execute_inspection(self, inspection: Dict[str, Any]) -> Dict[str, Any]:
+        """Return the `value` of a run that only looks at the state that it starts from."""
+        from json import dumps
+
+        from . import observation
+
+        found = observation.list_variables(
+            self.main_module.__dict__,
+            self.initial_names,
+            inspection,  # type: ignore[arg-type]
+        )
+        return {"kind": "json", "text": dumps(found), "type": "list", "cut": False}
 
     def provide_inputs(self, descriptions: List[Any]) -> None:
         """Set `CONTEXT`; its module is imported by the first run that has inputs."""
@@ -242,6 +268,8 @@ class Worker:
         try:
             try:
                 self.interrupts.is_armed = True
+                if message.inspection is not None and message.inspection["kind"] == "variables":
+                    return "ok", self.execute_inspection(message.inspection), None
                 value = self.evaluate_code(message.code, message.filename)
                 if models.Submitted.first_of_run is not None:
                     raise models.Submitted.first_of_run
@@ -290,6 +318,8 @@ class Worker:
     def evaluate_code(self, code: str, name: str) -> Any:
         """Run `code` and return the value of its last expression or last assignment."""
         tree = _parse_code(code, name)
+        if self.probe is not None and not self.probe.insert(tree):
+            return None  # there is nothing to observe
         last = _split_last_value(tree)
         parts = []
         if tree.body:
@@ -300,6 +330,8 @@ class Worker:
             parts.append(
                 compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
             )
+        if self.probe is not None:
+            parts = [self.probe.bind(part) for part in parts]
         if any(part.co_flags & CO_COROUTINE for part in parts):
             return self.run_in_event_loop(parts)
         value = None

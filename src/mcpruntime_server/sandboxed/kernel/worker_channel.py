@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 REPLY_CONSUMED_TIMEOUT_S = 1.0  # for a thread to take its reply; only a dead one does not
 MAX_BUSY_ROUNDS = 32  # of an event loop that always has work, before the next reply is read
 MAIN_THREAD_ID = threading.main_thread().ident
+FOREIGN_CALL_MESSAGE = (
+    "A forked process cannot call tools: call them in the main process, or use threads."
+)
 STEP_FILE_PREFIX = "<step "  # of the file names of executed code
 
 
@@ -167,6 +170,7 @@ class WorkerChannel:
     ) -> None:
         self.run_number = 0
         self.filename = ""  # of the code that is being executed
+        self.foreign_call_message = FOREIGN_CALL_MESSAGE
         self.sock = sock
         self._interrupts = interrupts
         self._recorded_clocks = clocks
@@ -332,9 +336,7 @@ class WorkerChannel:
         self, target: str, args: Dict[str, Any], pending: PendingCall, data: bytes = b""
     ) -> int:
         if os.getpid() != self._pid:
-            raise RuntimeError(
-                "A forked process cannot call tools: call them in the main process, or use threads."
-            )
+            raise RuntimeError(self.foreign_call_message)
         call_id = self._next_call_id()
         line = _calling_line(self.filename)
         readings = self._recorded_clocks.take_readings() or None
